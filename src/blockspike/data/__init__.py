@@ -1,0 +1,1 @@
+"""Data sets of spikes: file formats, preparation, batches and Lightning data modules."""

@@ -1,0 +1,227 @@
+"""What the Lightning data modules of event data sets share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+
+from blockspike.data.event_file import EventSplit, read_event_file
+from blockspike.data.loader import EpochSampler, EventDataset, PrefetchLoader, UnitMap, identity
+
+_COUNT_CHUNK = 256
+
+
+class EventDataModule(pl.LightningDataModule):
+    """Prepared events as Lightning loaders of ``(EventBatch (T, B, K), labels int64 [B])``.
+
+    A data set fills in ``config_name``, ``n_inputs``, ``n_classes`` and `_fetch`, `_convert`,
+    `_bin`. After `setup`: ``name`` (what the prepared file holds), the splits ``train`` and
+    ``test``, and ``train_indices`` and ``val_indices``, which divide ``train``.
+
+    The training order is a function of ``seed`` and the epoch alone. The test split is never
+    part of training or validation.
+    """
+
+    config_name: str
+    n_inputs: int
+    n_classes: int
+    train: EventSplit
+    test: EventSplit
+    train_indices: np.ndarray
+    val_indices: np.ndarray
+
+    def __init__(
+        self,
+        path: str | Path,
+        raw: str | Path | None,
+        download: bool,
+        dt_ms: float,
+        n_steps: int,
+        batch_size: int,
+        validation_fraction: float,
+        seed: int,
+    ) -> None:
+        super().__init__()
+        require(0 < dt_ms < float("inf"), "dt_ms", dt_ms, "a positive number of ms")
+        require(n_steps >= 1, "n_steps", n_steps, "at least 1")
+        require(batch_size >= 1, "batch_size", batch_size, "at least 1")
+        require(
+            0 < validation_fraction < 1, "validation_fraction", validation_fraction, "0 < x < 1"
+        )
+        require(seed >= 0, "seed", seed, "at least 0")
+        self.path = Path(path)
+        self.raw = Path(raw) if raw else self.path.parent / "raw" / self.config_name
+        self.download = download
+        self.dt_ms = dt_ms
+        self.n_steps = n_steps
+        self.batch_size = batch_size
+        self.validation_fraction = validation_fraction
+        self.seed = seed
+        self._is_open = False
+
+    def _fetch(self) -> None:
+        """Download the published files into the folder ``raw``."""
+        raise NotImplementedError
+
+    def _convert(self) -> None:
+        """Write the prepared file ``path`` from ``raw``."""
+        raise NotImplementedError
+
+    def _bin(self, time: np.ndarray) -> np.ndarray:
+        """Turn stored times ``[n]`` into time steps, int ``[n]``."""
+        raise NotImplementedError
+
+    def _unit_map(self, training: bool) -> UnitMap | None:
+        """Return what changes units on the way into a batch."""
+        return None
+
+    def _validation_indices(self, train: EventSplit) -> np.ndarray:
+        return stratified_subset(train.label, self.validation_fraction, self.seed)
+
+    def prepare(self) -> Path:
+        """Make the prepared file if it is missing: download if allowed, then convert.
+
+        Raises:
+            FileNotFoundError: no recordings, and ``download`` is False.
+        """
+        if not self.path.exists():
+            # An earlier download may be incomplete: fetching verifies what is there.
+            if self.download:
+                self._fetch()
+            elif not self.raw.exists():
+                raise FileNotFoundError(
+                    f"{self.raw}: no recordings; put them there, or download them with "
+                    f"`blockspike prepare data={self.config_name} data.download=true`"
+                )
+            self._convert()
+        return self.path
+
+    def prepare_data(self) -> None:
+        """Convert local recordings if the prepared file is missing; never downloads.
+
+        Raises:
+            FileNotFoundError: neither the prepared file nor recordings are there.
+        """
+        if self.path.exists():
+            return
+        if not self.raw.exists():
+            raise FileNotFoundError(
+                f"{self.path}: prepared data not found; run "
+                f"`blockspike prepare data={self.config_name}`"
+            )
+        self._convert()
+
+    def setup(self, stage: str | None = None) -> None:
+        """Open the prepared file and split the training data; the same for every stage.
+
+        Raises:
+            FileNotFoundError: no prepared file.
+            ValueError: the prepared file is damaged or holds another data set.
+        """
+        file = read_event_file(self.path)
+        if (file.n_units, file.n_classes) != self._stored_sizes():
+            raise ValueError(
+                f"{self.path}: holds {file.name} with {file.n_units} units and {file.n_classes} "
+                f"classes, expected {self._stored_sizes()}"
+            )
+        self.name = file.name
+        self.train, self.test = file.train, file.test
+        self.val_indices = self._validation_indices(file.train)
+        self.train_indices = np.setdiff1d(np.arange(len(file.train)), self.val_indices)
+        self._is_open = True
+
+    def _stored_sizes(self) -> tuple[int, int]:
+        """Units and classes that the prepared file must have."""
+        return self.n_inputs, self.n_classes
+
+    def _dataset(self, split: str, training: bool = False) -> EventDataset:
+        if not self._is_open:
+            raise RuntimeError("the data are not open: call setup() first")
+        parts = {
+            "train": (self.train, self.train_indices),
+            "val": (self.train, self.val_indices),
+            "test": (self.test, np.arange(len(self.test))),
+        }
+        require(split in parts, "split", split, "train, val or test")
+        events, indices = parts[split]
+        return EventDataset(
+            events, indices, self._bin, self.n_steps, self.n_inputs, self._unit_map(training)
+        )
+
+    def _loader(self, dataset: EventDataset, sampler: EpochSampler | None) -> PrefetchLoader:
+        return PrefetchLoader(
+            dataset,
+            batch_size=self.batch_size,
+            sampler=sampler,
+            collate_fn=identity,
+            # Its own generator: a DataLoader draws a number from the global one at each pass.
+            generator=torch.Generator().manual_seed(self.seed),
+        )
+
+    def train_dataloader(self) -> PrefetchLoader:
+        """Return shuffled training batches; the incomplete last batch is kept."""
+        dataset = self._dataset("train", training=True)
+        # Lightning leaves a DistributedSampler alone, so it must know the processes itself.
+        world, rank = (
+            (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
+        )
+        sampler = EpochSampler(dataset, world, rank, shuffle=True, seed=self.seed)
+        return self._loader(dataset, sampler)
+
+    def val_dataloader(self) -> PrefetchLoader:
+        """Return the held-out part of the training data, in order."""
+        return self._loader(self._dataset("val"), None)
+
+    def test_dataloader(self) -> PrefetchLoader:
+        """Return the test data, in order."""
+        return self._loader(self._dataset("test"), None)
+
+    def spike_counts(self, split: str) -> tuple[np.ndarray, np.ndarray]:
+        """Count the spikes of each input within the T steps: features for a linear baseline.
+
+        Args:
+            split: ``train``, ``val`` or ``test``.
+
+        Returns:
+            Counts float32 ``[n, n_inputs]`` and labels int64 ``[n]``.
+        """
+        dataset = self._dataset(split)
+        counts = np.zeros((len(dataset), self.n_inputs), np.float32)
+        for start in range(0, len(dataset), _COUNT_CHUNK):
+            positions = list(range(start, min(start + _COUNT_CHUNK, len(dataset))))
+            batch, _ = dataset.__getitems__(positions)
+            row = np.repeat(np.arange(len(batch.row_ptr) - 1), batch.row_ptr.diff().numpy())
+            sample = row % batch.batch_size
+            cell = sample * self.n_inputs + batch.unit.numpy()
+            size = batch.batch_size * self.n_inputs
+            counts[positions] = np.bincount(cell, minlength=size).reshape(-1, self.n_inputs)
+        return counts, dataset.split.label[dataset.indices]
+
+
+def stratified_subset(label: np.ndarray, fraction: float, seed: int) -> np.ndarray:
+    """Choose about ``fraction`` of each class, by ``seed`` alone.
+
+    A class keeps at least one sample on both sides where it has two.
+
+    Args:
+        label: int ``[n]``.
+
+    Returns:
+        Sorted indices into ``label``.
+    """
+    rng = np.random.default_rng(seed)
+    chosen = []
+    for value in np.unique(label):
+        members = rng.permutation(np.flatnonzero(label == value))
+        most = len(members) - 1
+        chosen.append(members[: min(max(round(fraction * len(members)), 1), most)])
+    return np.sort(np.concatenate(chosen))
+
+
+def require(valid: bool, name: str, given: object, expected: str) -> None:
+    """Raise ValueError naming the argument, what was given and what was expected."""
+    if not valid:
+        raise ValueError(f"{name}: got {given!r}, expected {expected}")

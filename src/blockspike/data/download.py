@@ -1,0 +1,129 @@
+"""Downloads of public data sets: addresses and checksums from tonic, transfer by pooch.
+
+tonic's own downloader leaves an unverified file under the final name, cannot resume and falls
+back from https to http, so only what it knows is used.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import pooch
+
+from blockspike.data.progress import progress
+
+_TIMEOUT_S = 60
+_BLOCK_BYTES = 1 << 16  # an interruption loses at most this much
+
+
+@dataclass(frozen=True)
+class RemoteFile:
+    """A file to fetch: its address, the name it gets here and its MD5 checksum."""
+
+    url: str
+    filename: str
+    md5: str
+
+
+def nmnist_files() -> list[RemoteFile]:
+    """Return N-MNIST's ``train.zip`` and ``test.zip``.
+
+    Raises:
+        ModuleNotFoundError: tonic is not installed.
+    """
+    known = _tonic_datasets().NMNIST
+    return [
+        RemoteFile(known.train_url, known.train_filename, known.train_md5),
+        RemoteFile(known.test_url, known.test_filename, known.test_md5),
+    ]
+
+
+def shd_files() -> list[RemoteFile]:
+    """Return the published SHD's ``shd_train.h5.zip`` and ``shd_test.h5.zip``.
+
+    Raises:
+        ModuleNotFoundError: tonic is not installed.
+    """
+    known = _tonic_datasets().SHD
+    return [
+        RemoteFile(known.base_url + known.train_zip, known.train_zip, known.train_md5),
+        RemoteFile(known.base_url + known.test_zip, known.test_zip, known.test_md5),
+    ]
+
+
+def _tonic_datasets() -> Any:
+    try:
+        return import_module("tonic.datasets")
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            f"downloading needs the package {error.name}: pip install 'blockspike[data]'"
+        ) from None
+
+
+def fetch(file: RemoteFile, folder: Path | str) -> Path:
+    """Download a file unless a good copy is there; continue an interrupted download.
+
+    The file appears under its name only after its checksum was found right.
+
+    Returns:
+        The path of the verified file in ``folder``.
+
+    Raises:
+        ConnectionError: the transfer failed; what arrived is kept and the next call continues it.
+        ValueError: the checksum is wrong; nothing is kept.
+    """
+    # Any: pooch's protocol names its arguments for another use of a downloader.
+    downloader: Any = _ResumingDownloader(Path(folder) / f"{file.filename}.part")
+    path = pooch.retrieve(
+        file.url,
+        known_hash=f"md5:{file.md5}",
+        fname=file.filename,
+        path=Path(folder),
+        downloader=downloader,
+    )
+    return Path(path)
+
+
+@dataclass(frozen=True)
+class _ResumingDownloader:
+    """A pooch downloader that keeps what arrived in ``partial`` and asks only for the rest."""
+
+    partial: Path
+
+    def __call__(self, url: str, output_file: str, pooch: Any) -> None:
+        import requests  # a dependency of pooch, slow to import
+
+        try:
+            self._transfer(url, requests)
+        except (requests.RequestException, OSError) as error:
+            raise ConnectionError(
+                f"{url}: download failed ({error}); the same command continues it"
+            ) from error
+        self.partial.replace(output_file)
+
+    def _transfer(self, url: str, requests: Any) -> None:
+        start = self.partial.stat().st_size if self.partial.exists() else 0
+        # "identity": a compressed transfer would make byte ranges meaningless.
+        headers = {"Accept-Encoding": "identity", "User-Agent": "blockspike"}
+        if start:
+            headers["Range"] = f"bytes={start}-"
+        with requests.get(url, headers=headers, stream=True, timeout=_TIMEOUT_S) as response:
+            if response.status_code == requests.codes.requested_range_not_satisfiable:
+                return  # everything had arrived; the checksum decides
+            response.raise_for_status()
+            resumed = response.status_code == requests.codes.partial_content
+            expected = int(response.headers.get("Content-Length", 0))
+            received = 0
+            with (
+                self.partial.open("ab" if resumed else "wb") as out,
+                progress(f"Downloading {self.partial.stem}", expected) as advance,
+            ):
+                for block in response.iter_content(_BLOCK_BYTES):
+                    out.write(block)
+                    received += len(block)
+                    advance(len(block))
+        if received < expected:
+            raise OSError(f"got {received} of {expected} bytes")

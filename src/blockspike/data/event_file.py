@@ -1,0 +1,276 @@
+"""The prepared file: spikes of a data set in one HDF5 file that is read by memory map.
+
+Root attributes: ``format``, ``version``, ``name``, ``source``, ``n_units``, ``n_classes``. Groups
+``train`` and ``test`` hold contiguous, uncompressed arrays: ``time`` (dtype of the source, in
+units of ``unit_s`` seconds, an attribute of the group), ``unit`` (uint16), ``offset`` (int64
+``[n + 1]``; sample ``i`` has the events ``offset[i]:offset[i + 1]``), ``label`` (int64 ``[n]``)
+and, where known, ``speaker`` (int64 ``[n]``).
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+FORMAT = "blockspike events"
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class EventSplit:
+    """One split of a prepared file, mapped, not loaded.
+
+    ``time`` ``[n_events]`` in ``unit_s`` seconds, ``unit`` uint16 ``[n_events]``, ``offset`` int64
+    ``[n + 1]``, ``label`` int64 ``[n]``, ``speaker`` int64 ``[n]`` or None.
+    """
+
+    time: np.ndarray
+    unit: np.ndarray
+    offset: np.ndarray
+    label: np.ndarray
+    speaker: np.ndarray | None
+    unit_s: float
+
+    def __len__(self) -> int:
+        return len(self.label)
+
+    def gather(self, samples: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Copy the events of some samples.
+
+        Args:
+            samples: int ``[B]``, indices into the split.
+
+        Returns:
+            time ``[n]``, unit ``[n]`` and offset int64 ``[B + 1]`` of the copied events.
+        """
+        slices = [slice(self.offset[i], self.offset[i + 1]) for i in samples]
+        offset = np.zeros(len(slices) + 1, np.int64)
+        np.cumsum([s.stop - s.start for s in slices], out=offset[1:])
+        time, unit = np.empty(offset[-1], self.time.dtype), np.empty(offset[-1], self.unit.dtype)
+        for start, stop, events in zip(offset[:-1], offset[1:], slices, strict=True):
+            time[start:stop] = self.time[events]
+            unit[start:stop] = self.unit[events]
+        return time, unit, offset
+
+
+@dataclass(frozen=True)
+class EventFile:
+    """A prepared data set: its name, sizes and the splits ``train`` and ``test``."""
+
+    path: Path
+    name: str
+    source: str
+    n_units: int
+    n_classes: int
+    train: EventSplit
+    test: EventSplit
+
+
+@dataclass(frozen=True)
+class SplitContent:
+    """What is written for one split; ``chunks`` yields (time, unit) arrays in sample order."""
+
+    n_events: np.ndarray  # int [n], events of each sample
+    label: np.ndarray  # int [n]
+    chunks: Iterable[tuple[np.ndarray, np.ndarray]]
+    time_dtype: np.dtype
+    unit_s: float
+    speaker: np.ndarray | None = None
+
+
+def write_event_file(
+    path: Path | str,
+    name: str,
+    source: str,
+    n_units: int,
+    n_classes: int,
+    train: SplitContent,
+    test: SplitContent,
+) -> None:
+    """Write a prepared file; it appears under its name only when complete.
+
+    Args:
+        path: the file to write; an existing one is replaced.
+        source: one line on where the spikes come from.
+
+    Raises:
+        ValueError: ``chunks`` yields another number of events than ``n_events`` promises.
+    """
+    with _atomic_path(Path(path)) as temporary, h5py.File(temporary, "w") as file:
+        file.attrs.update(
+            format=FORMAT,
+            version=VERSION,
+            name=name,
+            source=source,
+            n_units=n_units,
+            n_classes=n_classes,
+        )
+        for key, content in (("train", train), ("test", test)):
+            _write_split(file.create_group(key), content)
+
+
+def _write_split(group: h5py.Group, content: SplitContent) -> None:
+    offset = np.zeros(len(content.n_events) + 1, np.int64)
+    np.cumsum(content.n_events, out=offset[1:])
+    total = int(offset[-1])
+    time = group.create_dataset("time", (total,), content.time_dtype)
+    unit = group.create_dataset("unit", (total,), np.uint16)
+    done = 0
+    for chunk_time, chunk_unit in content.chunks:
+        end = done + len(chunk_time)
+        if len(chunk_unit) != len(chunk_time) or end > total:
+            raise ValueError(
+                f"chunks: got {len(chunk_time)} times and {len(chunk_unit)} units after {done} "
+                f"events, expected equal numbers and {total} events in all"
+            )
+        time[done:end] = chunk_time
+        unit[done:end] = chunk_unit
+        done = end
+    if done != total:
+        raise ValueError(f"chunks: got {done} events, expected {total}")
+    group.attrs["unit_s"] = content.unit_s
+    group.create_dataset("offset", data=offset)
+    group.create_dataset("label", data=np.asarray(content.label, np.int64))
+    if content.speaker is not None:
+        group.create_dataset("speaker", data=np.asarray(content.speaker, np.int64))
+
+
+@contextmanager
+def _atomic_path(path: Path) -> Iterator[Path]:
+    """Yield a temporary name beside ``path``; rename it to ``path`` if the body succeeds."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _remove_stale_temporaries(path)
+    temporary = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.part")
+    try:
+        yield temporary
+        _sync(temporary)
+        os.replace(temporary, path)
+        _sync(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _remove_stale_temporaries(path: Path) -> None:
+    """Remove what killed runs on this machine left behind."""
+    prefix = f".{path.name}.{socket.gethostname()}."
+    for found in path.parent.iterdir():
+        pid = found.name.removeprefix(prefix).removesuffix(".part")
+        if found.name == f"{prefix}{pid}.part" and pid.isdecimal() and not _is_running(int(pid)):
+            found.unlink(missing_ok=True)
+
+
+def _is_running(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def read_event_file(path: Path | str) -> EventFile:
+    """Open a prepared file; event arrays are memory-mapped, so any size opens at once.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: not a prepared file, another version, truncated, a missing array, or arrays
+            that contradict each other; names the file, what was found and what was expected.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file, expected a prepared data set")
+    try:
+        file = h5py.File(path, "r")
+    except OSError as error:
+        raise ValueError(f"{path}: not a complete HDF5 file ({error})") from error
+    with file:
+        found = (file.attrs.get("format"), file.attrs.get("version"))
+        if found != (FORMAT, VERSION):
+            raise ValueError(
+                f"{path}: found format and version {found}, expected {(FORMAT, VERSION)}; "
+                "delete the file and prepare it again"
+            )
+        return EventFile(
+            path=path,
+            name=str(_attribute(path, file, "name")),
+            source=str(_attribute(path, file, "source")),
+            n_units=int(_attribute(path, file, "n_units")),
+            n_classes=int(_attribute(path, file, "n_classes")),
+            train=_read_split(path, file, "train"),
+            test=_read_split(path, file, "test"),
+        )
+
+
+def _attribute(path: Path, group: h5py.Group, key: str) -> Any:
+    if key not in group.attrs:
+        raise ValueError(f"{path}: attribute {key!r} of {group.name} is missing")
+    return group.attrs[key]
+
+
+def _read_split(path: Path, file: h5py.File, key: str) -> EventSplit:
+    group = file.get(key)
+    if group is None or not isinstance(group, h5py.Group):
+        raise ValueError(f"{path}: group {key!r} is missing, expected groups train and test")
+    split = EventSplit(
+        time=_map(path, _array(path, group, "time")),
+        unit=_map(path, _array(path, group, "unit")),
+        offset=_array(path, group, "offset")[()],
+        label=_array(path, group, "label")[()],
+        speaker=_array(path, group, "speaker")[()] if "speaker" in group else None,
+        unit_s=float(_attribute(path, group, "unit_s")),
+    )
+    _check_split(f"{path}, {key}", split, int(_attribute(path, file, "n_classes")))
+    return split
+
+
+def _array(path: Path, group: h5py.Group, key: str) -> h5py.Dataset:
+    dataset = group.get(key)
+    if not isinstance(dataset, h5py.Dataset) or dataset.ndim != 1:
+        raise ValueError(f"{path}: array {key!r} of {group.name} is missing or not a vector")
+    return dataset
+
+
+def _map(path: Path, dataset: h5py.Dataset) -> np.ndarray:
+    """Map a contiguous dataset read-only, as a plain array (slicing a memmap is slow)."""
+    if dataset.size == 0:
+        return np.empty(0, dataset.dtype)
+    start = dataset.id.get_offset()
+    if start is None or start + dataset.nbytes > path.stat().st_size:
+        raise ValueError(f"{path}: {dataset.name} is not contiguous or runs past the end of file")
+    return np.asarray(np.memmap(path, dataset.dtype, "r", start, dataset.shape))
+
+
+def _check_split(where: str, split: EventSplit, n_classes: int) -> None:
+    n_samples, n_events = len(split.label), len(split.unit)
+    if len(split.time) != n_events:
+        raise ValueError(f"{where}: found {len(split.time)} times and {n_events} units")
+    if split.unit.dtype != np.uint16:
+        raise ValueError(f"{where}: found unit of {split.unit.dtype}, expected uint16")
+    offset = split.offset
+    if len(offset) != n_samples + 1:
+        raise ValueError(
+            f"{where}: found {len(offset)} offsets, expected one more than the {n_samples} labels"
+        )
+    if offset[0] != 0 or offset[-1] != n_events or (np.diff(offset) < 0).any():
+        raise ValueError(f"{where}: offsets do not rise from 0 to the {n_events} events")
+    if n_samples and (split.label.min() < 0 or split.label.max() >= n_classes):
+        raise ValueError(f"{where}: found labels outside 0 to {n_classes - 1}")
+    if split.speaker is not None and len(split.speaker) != n_samples:
+        raise ValueError(f"{where}: found {len(split.speaker)} speakers for {n_samples} labels")

@@ -1,0 +1,185 @@
+"""Spikes as sorted events: the sparse batch that layers and data loaders exchange."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numba import njit
+from torch import Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class EventBatch:
+    """Spikes of a batch as events sorted by (time step, sample).
+
+    Row ``r = t * B + b`` holds the spikes of sample ``b`` at step ``t``: the units
+    ``unit[row_ptr[r]:row_ptr[r + 1]]``. A unit that occurs twice in a row spiked twice.
+
+    Args:
+        row_ptr: int64 ``[T * B + 1]``, starts at 0 and never decreases.
+        unit: int32 ``[n_events]``, each in ``[0, K)``.
+        shape: ``(T, B, K)`` = time steps, batch, units.
+
+    Raises:
+        ValueError: a tensor has the wrong dtype, number of elements or device. The values are
+            not read on an accelerator, where that would wait for the device.
+    """
+
+    row_ptr: Tensor
+    unit: Tensor
+    shape: tuple[int, int, int]
+
+    def __post_init__(self) -> None:
+        if len(self.shape) != 3 or any(n < 0 for n in self.shape):
+            raise ValueError(f"shape: got {self.shape}, expected (T, B, K), each >= 0")
+        _require_vector("row_ptr", self.row_ptr, torch.int64)
+        _require_vector("unit", self.unit, torch.int32)
+        n_rows = self.shape[0] * self.shape[1]
+        if self.row_ptr.numel() != n_rows + 1:
+            raise ValueError(
+                f"row_ptr: got {self.row_ptr.numel()} elements, expected T * B + 1 = {n_rows + 1}"
+            )
+        if self.row_ptr.device != self.unit.device:
+            raise ValueError(
+                f"unit: got device {self.unit.device}, expected that of row_ptr, "
+                f"{self.row_ptr.device}"
+            )
+        if self.row_ptr.device.type == "cpu" and int(self.row_ptr[-1]) != self.unit.numel():
+            raise ValueError(
+                f"row_ptr: got last element {int(self.row_ptr[-1])}, expected the number of "
+                f"events in unit, {self.unit.numel()}"
+            )
+
+    @property
+    def n_steps(self) -> int:
+        """Time steps T."""
+        return self.shape[0]
+
+    @property
+    def batch_size(self) -> int:
+        """Samples B."""
+        return self.shape[1]
+
+    @property
+    def n_units(self) -> int:
+        """Units K."""
+        return self.shape[2]
+
+    @property
+    def device(self) -> torch.device:
+        """Where the events are stored."""
+        return self.unit.device
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> EventBatch:
+        """Return the batch on ``device``; ``non_blocking`` as in `torch.Tensor.to`."""
+        return EventBatch(
+            self.row_ptr.to(device, non_blocking=non_blocking),
+            self.unit.to(device, non_blocking=non_blocking),
+            self.shape,
+        )
+
+    def pin_memory(self) -> EventBatch:
+        """Return the batch in page-locked memory, from which copies to a GPU overlap."""
+        return EventBatch(self.row_ptr.pin_memory(), self.unit.pin_memory(), self.shape)
+
+    def dense(self, dtype: torch.dtype = torch.float32) -> Tensor:
+        """Return the number of spikes of each step, sample and unit: ``[T, B, K]`` of ``dtype``."""
+        n_steps, batch_size, n_units = self.shape
+        counts = torch.zeros(n_steps * batch_size * n_units, dtype=dtype, device=self.device)
+        row = torch.repeat_interleave(self.row_ptr.diff(), output_size=self.unit.numel())
+        counts.index_add_(0, row * n_units + self.unit, torch.ones_like(self.unit, dtype=dtype))
+        return counts.view(self.shape)
+
+    @classmethod
+    def from_dense(cls, spikes: Tensor) -> EventBatch:
+        """Collect the events of a dense array of spike counts.
+
+        Args:
+            spikes: ``[T, B, K]``, any dtype; each element a whole number >= 0.
+
+        Raises:
+            ValueError: not three-dimensional, or an element is negative, fractional or NaN.
+        """
+        if spikes.ndim != 3:
+            raise ValueError(f"spikes: got shape {tuple(spikes.shape)}, expected [T, B, K]")
+        counts = spikes.to(torch.int64)
+        wrong = (counts != spikes) | (counts < 0)
+        if bool(wrong.any()):
+            raise ValueError(f"spikes: got {spikes[wrong][0]}, expected whole numbers >= 0")
+        n_steps, batch_size, n_units = spikes.shape
+        row_ptr = torch.zeros(n_steps * batch_size + 1, dtype=torch.int64, device=spikes.device)
+        torch.cumsum(counts.sum(dim=2).view(-1), dim=0, out=row_ptr[1:])
+        where = counts.nonzero(as_tuple=True)
+        unit = torch.repeat_interleave(where[2], counts[where])
+        return cls(row_ptr, unit.to(torch.int32), (n_steps, batch_size, n_units))
+
+
+def _require_vector(name: str, tensor: Tensor, dtype: torch.dtype) -> None:
+    if tensor.ndim != 1 or tensor.dtype != dtype:
+        raise ValueError(
+            f"{name}: got shape {tuple(tensor.shape)} of {tensor.dtype}, expected one dimension "
+            f"of {dtype}"
+        )
+
+
+def assemble_batch(
+    step: np.ndarray,
+    unit: np.ndarray,
+    offset: np.ndarray,
+    samples: np.ndarray,
+    n_steps: int,
+    n_units: int,
+) -> EventBatch:
+    """Sort the events of chosen samples into a batch.
+
+    Args:
+        step: int ``[n]``, time step of each event; events outside ``[0, n_steps)`` are dropped.
+        unit: int ``[n]``, unit of each event.
+        offset: int ``[n_samples + 1]``; sample ``i`` has the events ``offset[i]:offset[i + 1]``.
+        samples: int ``[B]``, the samples of the batch in order.
+
+    Returns:
+        The batch ``(n_steps, B, n_units)``; events of one row keep their stored order.
+
+    Raises:
+        ValueError: a kept event has a unit outside ``[0, n_units)``.
+    """
+    chosen = np.ascontiguousarray(samples, dtype=np.int64)
+    steps, units = (np.ascontiguousarray(column, dtype=np.int32) for column in (step, unit))
+    bounds = np.ascontiguousarray(offset, dtype=np.int64)
+    row_ptr, sorted_unit, bad = _counting_sort(steps, units, bounds, chosen, n_steps, n_units)
+    if bad >= 0:
+        raise ValueError(
+            f"unit: event {bad} has unit {int(unit[bad])}, expected 0 to {n_units - 1}"
+        )
+    shape = (n_steps, len(chosen), n_units)
+    return EventBatch(torch.from_numpy(row_ptr), torch.from_numpy(sorted_unit), shape)
+
+
+# Serial on purpose: it runs in loader threads and forked workers, where a parallel Numba kernel
+# aborts the process.
+@njit(cache=True, nogil=True)
+def _counting_sort(step, unit, offset, samples, n_steps, n_units):  # pragma: no cover
+    n_samples = len(samples)
+    row_ptr = np.zeros(n_steps * n_samples + 1, np.int64)
+    for b in range(n_samples):
+        for e in range(offset[samples[b]], offset[samples[b] + 1]):
+            t = step[e]
+            if 0 <= t < n_steps:
+                if unit[e] < 0 or unit[e] >= n_units:
+                    return row_ptr, np.empty(0, np.int32), e
+                row_ptr[t * n_samples + b + 1] += 1
+    for r in range(n_steps * n_samples):
+        row_ptr[r + 1] += row_ptr[r]
+    cursor = row_ptr[:-1].copy()
+    sorted_unit = np.empty(row_ptr[-1], np.int32)
+    for b in range(n_samples):
+        for e in range(offset[samples[b]], offset[samples[b] + 1]):
+            t = step[e]
+            if 0 <= t < n_steps:
+                row = t * n_samples + b
+                sorted_unit[cursor[row]] = unit[e]
+                cursor[row] += 1
+    return row_ptr, sorted_unit, -1

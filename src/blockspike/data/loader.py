@@ -1,0 +1,106 @@
+"""Batches on a second thread, in an order that depends on seed and epoch only."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+from torch.utils.data.distributed import DistributedSampler
+
+from blockspike.data.event_file import EventSplit
+from blockspike.data.events import EventBatch, assemble_batch
+
+_PREFETCH_BATCHES = 2
+
+Binning = Callable[[np.ndarray], np.ndarray]
+"""Times ``[n]`` as stored -> time steps int ``[n]``."""
+
+UnitMap = Callable[[np.ndarray, np.ndarray, np.ndarray, int], tuple[np.ndarray, np.ndarray]]
+"""(unit ``[n]``, offset ``[B + 1]``, samples ``[B]``, epoch) -> unit int ``[n]``, keep bool ``[n]``.
+"""
+
+
+class EventDataset(Dataset):
+    """Chosen samples of a split, served as whole batches.
+
+    Args:
+        split: events.
+        indices: int ``[n]``, the samples of ``split`` that belong to this data set.
+        binning: turns stored times into steps.
+        unit_map: changes or drops units, or None.
+        n_steps, n_units: T and K of the batches.
+    """
+
+    def __init__(
+        self,
+        split: EventSplit,
+        indices: np.ndarray,
+        binning: Binning,
+        n_steps: int,
+        n_units: int,
+        unit_map: UnitMap | None = None,
+    ) -> None:
+        self.split = split
+        self.indices = indices
+        self.binning = binning
+        self.n_steps = n_steps
+        self.n_units = n_units
+        self.unit_map = unit_map
+        self.epoch = 0
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitems__(self, positions: list[int]) -> tuple[EventBatch, torch.Tensor]:
+        """Return the batch of some positions: events ``(T, B, K)`` and labels int64 ``[B]``."""
+        samples = self.indices[positions]
+        time, unit, offset = self.split.gather(samples)
+        # Clipped before the cast to int32, so that a far later event cannot wrap into the run.
+        step = np.minimum(self.binning(time), self.n_steps).astype(np.int32)
+        if self.unit_map is not None:
+            unit, keep = self.unit_map(unit, offset, samples, self.epoch)
+            step[~keep] = -1
+        order = np.arange(len(samples))
+        batch = assemble_batch(step, unit, offset, order, self.n_steps, self.n_units)
+        return batch, torch.from_numpy(self.split.label[samples])
+
+
+class EpochSampler(DistributedSampler):
+    """Shuffles by (seed, epoch) and tells the data set the epoch; Lightning calls `set_epoch`."""
+
+    dataset: EventDataset
+
+    def set_epoch(self, epoch: int) -> None:
+        """Set the epoch of the next pass."""
+        super().set_epoch(epoch)
+        self.dataset.epoch = epoch
+
+
+class PrefetchLoader(DataLoader):
+    """A DataLoader that makes its batches on one thread, two ahead of the consumer.
+
+    The thread starts with the first batch that is asked for, not with ``iter()``: Lightning calls
+    ``iter()`` before it sets the epoch of a resumed run. It ends with the pass, or when the
+    iterator is closed or dropped. Errors are raised where the batch is asked for.
+    """
+
+    def __iter__(self) -> Iterator[Any]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        source = super().__iter__()
+        pool = ThreadPoolExecutor(1, thread_name_prefix="blockspike-prefetch")
+        try:
+            ahead = deque(pool.submit(next, source, None) for _ in range(_PREFETCH_BATCHES))
+            while (batch := ahead.popleft().result()) is not None:
+                ahead.append(pool.submit(next, source, None))
+                yield batch
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def identity(batch: Any) -> Any:
+    """Collate nothing: the data set already returns whole batches."""
+    return batch

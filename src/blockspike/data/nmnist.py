@@ -1,0 +1,231 @@
+"""N-MNIST: reading, preparing and serving the recordings of Orchard et al. 2015.
+
+"Converting static image datasets to spiking neuromorphic datasets using saccades", Frontiers in
+Neuroscience 9:437. A 34 x 34 event camera; 60 000 training and 10 000 test recordings.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+from numba import njit
+
+from blockspike.data.datamodule import EventDataModule
+from blockspike.data.download import fetch, nmnist_files
+from blockspike.data.event_file import SplitContent, write_event_file
+from blockspike.data.nmnist_raw import RawRecording, open_raw
+from blockspike.data.progress import progress
+
+WIDTH = 34
+N_CLASSES = 10
+PUBLISHED_SIZES = (60_000, 10_000)
+_EVENT_BYTES = 5
+_CHUNK_RECORDINGS = 128
+
+
+@dataclass(frozen=True)
+class CameraEvents:
+    """Events of one recording, in time order; unpacks as ``x, y, polarity, t_us``.
+
+    ``x``, ``y`` uint8 0 to 33; ``polarity`` uint8, 1 = ON; ``t_us`` uint32, microseconds.
+    """
+
+    x: np.ndarray
+    y: np.ndarray
+    polarity: np.ndarray
+    t_us: np.ndarray
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        return iter((self.x, self.y, self.polarity, self.t_us))
+
+
+def read_events(source: Path | str | bytes) -> CameraEvents:
+    """Read one N-MNIST recording.
+
+    Five bytes an event: x, y, then one bit of polarity and 23 bits of microseconds, big-endian.
+
+    Args:
+        source: the path of a ``.bin`` file, or its bytes.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: empty, cut off within an event, or an event outside the 34 x 34 pixels; names
+            the file, what was found and what was expected.
+    """
+    if isinstance(source, bytes):
+        return parse_events(source, "recording")
+    return parse_events(Path(source).read_bytes(), str(source))
+
+
+def parse_events(content: bytes, name: str) -> CameraEvents:
+    """Decode the bytes of a recording as `read_events` does; errors call it ``name``."""
+    if not content:
+        raise ValueError(f"{name}: empty file, expected events of {_EVENT_BYTES} bytes")
+    if len(content) % _EVENT_BYTES:
+        raise ValueError(
+            f"{name}: found {len(content)} bytes, expected a multiple of {_EVENT_BYTES}; "
+            "the file is cut off or not an N-MNIST recording"
+        )
+    n_events = len(content) // _EVENT_BYTES
+    x, y, polarity = (np.empty(n_events, np.uint8) for _ in range(3))
+    t_us = np.empty(n_events, np.uint32)
+    outside, ordered = _decode_bytes(np.frombuffer(content, np.uint8), x, y, polarity, t_us)
+    if outside >= 0:
+        raise ValueError(
+            f"{name}: event {outside} is at x={x[outside]}, y={y[outside]}, "
+            f"expected 0 to {WIDTH - 1}"
+        )
+    events = CameraEvents(x, y, polarity, t_us)
+    if ordered:
+        return events
+    order = np.argsort(t_us, kind="stable")
+    return CameraEvents(*(column[order] for column in events))
+
+
+# Compiled and without the GIL, so that threads decode on all cores.
+@njit(cache=True, nogil=True)
+def _decode_bytes(raw, x, y, polarity, t_us):  # pragma: no cover
+    """Fill the columns; return the first event outside the camera, or -1, and "in time order"."""
+    outside = -1
+    ordered = True
+    for i in range(len(x)):
+        k = 5 * i
+        x[i] = raw[k]
+        y[i] = raw[k + 1]
+        polarity[i] = raw[k + 2] >> 7
+        t_us[i] = (np.uint32(raw[k + 2] & 0x7F) << 16) | (np.uint32(raw[k + 3]) << 8) | raw[k + 4]
+        if outside < 0 and (x[i] >= WIDTH or y[i] >= WIDTH):
+            outside = i
+        if i > 0 and t_us[i] < t_us[i - 1]:
+            ordered = False
+    return outside, ordered
+
+
+def prepare_nmnist(raw: Path | str, out: Path | str, n_workers: int | None = None) -> None:
+    """Convert N-MNIST recordings to a prepared file (`blockspike.data.event_file`).
+
+    Inputs are ``y * 34 + x``, ON and OFF events summed: 1156 units. The file calls itself
+    "N-MNIST" only if it holds as many recordings as the published set.
+
+    Args:
+        raw: a folder that holds ``Train/`` and ``Test/`` (or ``N-MNIST/Train`` ...), a ``.zip``
+            or ``.tar``/``.tar.xz``/``.tar.gz`` archive of that layout, or a folder that holds
+            ``train.zip`` and ``test.zip``. Archives are read, never extracted.
+        out: the file to write; it appears only when complete.
+        n_workers: threads; None = one for each CPU. Decoding and decompression release the GIL.
+
+    Raises:
+        FileNotFoundError: ``raw`` or one of its parts is missing.
+        ValueError: a digit folder is unknown or missing, or a recording is damaged.
+    """
+    with open_raw(Path(raw), Path(out).parent) as splits, ThreadPoolExecutor(n_workers) as pool:
+        sizes = tuple(len(recordings) for recordings in splits)
+        name = (
+            "N-MNIST" if sizes == PUBLISHED_SIZES else f"N-MNIST sample ({sum(sizes)} recordings)"
+        )
+        with progress(f"Preparing {name}", sum(sizes)) as advance:
+            train, test = (_content(recordings, pool, advance) for recordings in splits)
+            write_event_file(
+                out,
+                name=name,
+                source="N-MNIST, Orchard et al. 2015, CC BY-SA 4.0; ON and OFF events summed",
+                n_units=WIDTH * WIDTH,
+                n_classes=N_CLASSES,
+                train=train,
+                test=test,
+            )
+
+
+def _content(
+    recordings: list[RawRecording], pool: ThreadPoolExecutor, advance: Callable[[int], None]
+) -> SplitContent:
+    return SplitContent(
+        n_events=np.array([r.n_bytes // _EVENT_BYTES for r in recordings], np.int64),
+        label=np.array([r.label for r in recordings], np.int64),
+        chunks=_decoded_chunks(recordings, pool, advance),
+        time_dtype=np.dtype(np.uint32),
+        unit_s=1e-6,
+    )
+
+
+def _decoded_chunks(
+    recordings: list[RawRecording], pool: ThreadPoolExecutor, advance: Callable[[int], None]
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Decode on all threads, in order, with a bounded number of chunks in memory."""
+    chunks = [
+        recordings[i : i + _CHUNK_RECORDINGS] for i in range(0, len(recordings), _CHUNK_RECORDINGS)
+    ]
+    depth = 2 * (os.cpu_count() or 1)
+    running = deque(pool.submit(_decode, chunk) for chunk in chunks[:depth])
+    for i, chunk in enumerate(chunks):
+        decoded = running.popleft().result()
+        if i + depth < len(chunks):
+            running.append(pool.submit(_decode, chunks[i + depth]))
+        yield decoded
+        advance(len(chunk))
+
+
+def _decode(recordings: list[RawRecording]) -> tuple[np.ndarray, np.ndarray]:
+    times, units = [], []
+    for recording in recordings:
+        events = parse_events(recording.read(), recording.name)
+        times.append(events.t_us)
+        units.append(events.y.astype(np.uint16) * WIDTH + events.x)
+    return np.concatenate(times), np.concatenate(units)
+
+
+class NMNISTDataModule(EventDataModule):
+    """N-MNIST for Lightning: batches ``(EventBatch, labels)``; 1156 inputs, 10 classes.
+
+    Time bins are ``floor(t / dt)``, in exact integer arithmetic.
+
+    Args:
+        path: the prepared file.
+        raw: recordings to prepare it from, as `prepare_nmnist` takes them; None = the folder
+            ``raw/nmnist`` beside ``path``, where downloads go.
+        download: whether `prepare` may download.
+        dt_ms: length of a time step.
+        n_steps: steps T of a sample; later events are dropped.
+        validation_fraction: part of the training set held out, stratified by label.
+        seed: of the validation split and the training order.
+
+    Raises:
+        ValueError: an argument is out of range.
+    """
+
+    config_name = "nmnist"
+    n_inputs = WIDTH * WIDTH
+    n_classes = N_CLASSES
+
+    def __init__(
+        self,
+        path: str | Path,
+        raw: str | Path | None = None,
+        download: bool = False,
+        dt_ms: float = 1.0,
+        n_steps: int = 400,
+        batch_size: int = 64,
+        validation_fraction: float = 0.1,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(path, raw, download, dt_ms, n_steps, batch_size, validation_fraction, seed)
+        # repr() of a float is the shortest decimal that means it: 0.1 ms is 100 µs exactly.
+        self._dt_us = (Fraction(repr(float(dt_ms))) * 1000).limit_denominator(1_000_000)
+
+    def _fetch(self) -> None:
+        for file in nmnist_files():
+            fetch(file, self.raw)
+
+    def _convert(self) -> None:
+        prepare_nmnist(self.raw, self.path)
+
+    def _bin(self, time: np.ndarray) -> np.ndarray:
+        scaled = time.astype(np.int64) * self._dt_us.denominator
+        return scaled // self._dt_us.numerator

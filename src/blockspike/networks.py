@@ -1,0 +1,246 @@
+"""Layers and networks of ALIF neurons."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from blockspike.data.events import EventBatch
+from blockspike.neurons import Method, MultiGaussian, Surrogate, alif, leaky_integrate
+from blockspike.synapses import SynapseMode, synaptic_current
+
+Bounds = tuple[float, float]
+
+
+def decay(tau_ms: float, dt_ms: float) -> float:
+    """exp(−dt/τ): the decay per step of a time constant; both in ms and above 0."""
+    if not tau_ms > 0 or not dt_ms > 0:
+        raise ValueError(f"tau_ms, dt_ms: expected values > 0, got {tau_ms} and {dt_ms}")
+    return math.exp(-dt_ms / tau_ms)
+
+
+class BoundedParameters(nn.Module):
+    """Parameters that hold effective values and are put back into their bounds after each step.
+
+    Clamping inside the forward pass, as the published code does, would stop the gradient of a
+    parameter that has left its range, for good.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self._bounds: dict[str, Bounds] = {}
+
+    def add_bounded(
+        self, name: str, value: Tensor, bounds: Bounds, trainable: bool, argument: str
+    ) -> None:
+        """Register `value` [N] as the parameter `name`; ValueError names `argument` if outside."""
+        low, high = bounds
+        if not bool(((value >= low) & (value <= high)).all()):
+            raise ValueError(
+                f"{argument}: gives {name} = {value.flatten()[0].item():.6g}, "
+                f"expected {low} ≤ {name} ≤ {high}"
+            )
+        self.register_parameter(name, nn.Parameter(value, requires_grad=trainable))
+        self._bounds[name] = bounds
+
+    @torch.no_grad()
+    def project_(self) -> None:
+        """Put every bounded parameter back into its range, in place."""
+        for name, (low, high) in self._bounds.items():
+            self.get_parameter(name).clamp_(low, high)
+
+
+class SpikingLayer(BoundedParameters):
+    """Synapses and one population of ALIF neurons (SPEC sections 1 and 3).
+
+    Weights start as U(±1/√n_inputs), biases at 0, recurrent weights as the identity.
+
+    Args:
+        n_inputs: units that feed the layer.
+        n_units: neurons.
+        dt_ms: length of a step.
+        tau_membrane_ms: β starts at exp(−dt/τ) for every neuron.
+        tau_adaptation_ms: p likewise; None = no adaptation.
+        b: threshold raise per spike at the start.
+        arp_ms: absolute refractory period, rounded to steps.
+        recurrent: all-to-all recurrence with a delay of arp + 1 steps.
+        rf_len: temporal receptive field in steps: input at t − rf_len + 1 … t acts at t.
+        train_beta, train_p, train_b: whether the optimiser may change them.
+        beta_bounds, p_bounds, b_bounds: ranges they are kept in.
+        surrogate, detach_spikes, method: see `alif`.
+        synapses: see `synaptic_current`.
+
+    Raises:
+        ValueError: a value outside its range, naming the argument.
+    """
+
+    def __init__(
+        self,
+        n_inputs: int,
+        n_units: int,
+        *,
+        dt_ms: float,
+        tau_membrane_ms: float = 20.0,
+        tau_adaptation_ms: float | None = 150.0,
+        b: float = 1.0,
+        arp_ms: float = 0.0,
+        recurrent: bool = True,
+        rf_len: int = 1,
+        train_beta: bool = True,
+        train_p: bool = True,
+        train_b: bool = False,
+        beta_bounds: Bounds = (0.001, 0.999),
+        p_bounds: Bounds = (0.0, 0.999),
+        b_bounds: Bounds = (0.0, 1.0),
+        surrogate: Surrogate = MultiGaussian(),  # noqa: B008 (frozen)
+        detach_spikes: bool = True,
+        method: Method = "fused",
+        synapses: SynapseMode = "auto",
+    ):
+        super().__init__()
+        for name, value in (("n_inputs", n_inputs), ("n_units", n_units), ("rf_len", rf_len)):
+            if value < 1:
+                raise ValueError(f"{name}: expected an integer ≥ 1, got {value}")
+        if arp_ms < 0:
+            raise ValueError(f"arp_ms: expected a value ≥ 0, got {arp_ms}")
+        self.arp = round(arp_ms / dt_ms)
+        self.surrogate, self.detach_spikes = surrogate, detach_spikes
+        self.method: Method = method
+        self.synapses: SynapseMode = synapses
+
+        bound = 1 / math.sqrt(n_inputs)
+        self.weight = nn.Parameter(torch.empty(rf_len, n_units, n_inputs).uniform_(-bound, bound))
+        self.bias = nn.Parameter(torch.zeros(n_units))
+        self.recurrent_weight = nn.Parameter(torch.eye(n_units)) if recurrent else None
+        beta = torch.full((n_units,), decay(tau_membrane_ms, dt_ms))
+        self.add_bounded("beta", beta, beta_bounds, train_beta, "tau_membrane_ms")
+        self.p = self.b = None
+        if tau_adaptation_ms is not None:
+            del self.p, self.b
+            p = torch.full((n_units,), decay(tau_adaptation_ms, dt_ms))
+            self.add_bounded("p", p, p_bounds, train_p, "tau_adaptation_ms")
+            self.add_bounded("b", torch.full((n_units,), float(b)), b_bounds, train_b, "b")
+
+    def forward(self, x: EventBatch | Tensor, binary: bool = False) -> Tensor:
+        """Spikes [T, B, n_units] for input [T, B, n_inputs] (`binary`: x holds only 0 and 1)."""
+        current = synaptic_current(x, self.weight, self.bias, binary=binary, mode=self.synapses)
+        return alif(
+            current,
+            self.beta,
+            self.p,
+            self.b,
+            arp=self.arp,
+            recurrent_weight=self.recurrent_weight,
+            surrogate=self.surrogate,
+            detach_spikes=self.detach_spikes,
+            method=self.method,
+        ).spikes
+
+
+class LeakyReadout(BoundedParameters):
+    """Leaky integrators without spikes: V[t] = β V[t−1] + W S[t] + bias (SPEC section 1)."""
+
+    def __init__(
+        self,
+        n_inputs: int,
+        n_units: int,
+        *,
+        dt_ms: float,
+        tau_membrane_ms: float = 20.0,
+        train_beta: bool = True,
+        beta_bounds: Bounds = (0.001, 0.999),
+        synapses: SynapseMode = "auto",
+    ):
+        super().__init__()
+        self.synapses: SynapseMode = synapses
+        bound = 1 / math.sqrt(n_inputs)
+        self.weight = nn.Parameter(torch.empty(1, n_units, n_inputs).uniform_(-bound, bound))
+        self.bias = nn.Parameter(torch.zeros(n_units))
+        beta = torch.full((n_units,), decay(tau_membrane_ms, dt_ms))
+        self.add_bounded("beta", beta, beta_bounds, train_beta, "tau_membrane_ms")
+
+    def forward(self, spikes: Tensor) -> Tensor:
+        """Membrane [T, B, n_units] for binary spikes [T, B, n_inputs]."""
+        current = synaptic_current(
+            spikes, self.weight, self.bias, binary=True, mode=self.synapses
+        )
+        return leaky_integrate(current, self.beta)
+
+
+@dataclass(frozen=True)
+class ClassifierOutput:
+    """What a SpikingClassifier returns.
+
+    Attributes:
+        scores: [B, n_classes], over time the sum (or mean) of the readout's membrane.
+        spikes: per hidden layer, [T, B, n_hidden].
+        readout: membrane of the readout, [T, B, n_classes].
+    """
+
+    scores: Tensor
+    spikes: list[Tensor]
+    readout: Tensor
+
+
+class SpikingClassifier(nn.Module):
+    """n_inputs → hidden layers of ALIF neurons → leaky readout, as in the paper's E3 and E4.
+
+    Args:
+        n_inputs, n_classes: fixed by the data.
+        n_hidden: neurons of each hidden layer.
+        n_layers: hidden layers.
+        dt_ms: length of a step.
+        tau_membrane_ms, train_beta: of the hidden layers and of the readout.
+        mean_readout: scores are the mean over time instead of the sum.
+        synapses: see `synaptic_current`.
+        **neurons: further arguments of `SpikingLayer`.
+    """
+
+    def __init__(
+        self,
+        n_inputs: int,
+        n_classes: int,
+        n_hidden: int = 256,
+        n_layers: int = 2,
+        *,
+        dt_ms: float,
+        tau_membrane_ms: float = 20.0,
+        train_beta: bool = True,
+        mean_readout: bool = False,
+        synapses: SynapseMode = "auto",
+        **neurons,
+    ):
+        super().__init__()
+        if n_layers < 1:
+            raise ValueError(f"n_layers: expected an integer ≥ 1, got {n_layers}")
+        shared = {
+            "dt_ms": dt_ms,
+            "tau_membrane_ms": tau_membrane_ms,
+            "train_beta": train_beta,
+            "synapses": synapses,
+        }
+        sizes = [n_inputs] + [n_hidden] * n_layers
+        self.layers = nn.ModuleList(
+            SpikingLayer(n_in, n_out, **shared, **neurons)
+            for n_in, n_out in zip(sizes, sizes[1:], strict=False)
+        )
+        self.readout = LeakyReadout(n_hidden, n_classes, **shared)
+        self.mean_readout = mean_readout
+
+    def forward(self, x: EventBatch | Tensor) -> ClassifierOutput:
+        """Scores and activity for spikes [T, B, n_inputs], any T."""
+        spikes: list[Tensor] = []
+        for layer in self.layers:
+            x = layer(x, binary=len(spikes) > 0)
+            assert isinstance(x, Tensor)
+            spikes.append(x)
+        readout = self.readout(spikes[-1])
+        scores = readout.mean(0) if self.mean_readout else readout.sum(0)
+        return ClassifierOutput(scores, spikes, readout)
+
+    def project_(self) -> None:
+        """Put the neurons' parameters back into their ranges; call after each optimiser step."""
+        for module in self.modules():
+            if isinstance(module, BoundedParameters):
+                module.project_()

@@ -1,0 +1,6 @@
+"""Adaptive leaky integrate-and-fire neurons: one model, one file per method."""
+
+from blockspike.neurons.alif.dispatch import Method, alif
+from blockspike.neurons.alif.trace import ALIFTrace
+
+__all__ = ["ALIFTrace", "Method", "alif"]

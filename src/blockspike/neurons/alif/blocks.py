@@ -1,0 +1,110 @@
+"""ALIF by blocks of arp + 1 steps, as in Taylor, King & Harper (NeurIPS 2023), section 3.
+
+A neuron spikes at most once in a block, and recurrence is one whole block late, so T steps take
+T / (arp + 1) sequential stages. The gradient is the published one, not the standard gradient.
+Inside, arrays are [N, n, B] (n = steps of the block): one small matrix product per neuron.
+"""
+
+import torch
+from torch import Tensor
+
+from blockspike.neurons.alif.trace import ALIFTrace, check_finite, threshold_of
+from blockspike.neurons.surrogate import Surrogate, spike
+
+
+class _FirstSpike(torch.autograd.Function):
+    """S[t] = 1 at the first crossing only; its gradient is straight through z.
+
+    z[t] = Σ_{k≤t} (t−k+1) S̃[k] is 0 before the first crossing, exactly 1 at it, ≥ 2 after.
+    """
+
+    @staticmethod
+    def forward(ctx, crossings: Tensor) -> Tensor:  # [N, n, B]
+        z = crossings.cumsum(1).cumsum(1)
+        return (z == 1).to(crossings.dtype)
+
+    @staticmethod
+    def backward(ctx, *grads: Tensor):
+        return grads[0].flip(1).cumsum(1).cumsum(1).flip(1)  # Σ_{t≥k} (t−k+1) gS[t]
+
+
+def _decay_matrix(beta: Tensor, n: int) -> Tensor:
+    """β^(t−k) for k ≤ t, else 0: [N, n, n]."""
+    offset = torch.arange(n, device=beta.device)
+    lag = offset[:, None] - offset
+    return (beta[:, None, None] ** lag.clamp(min=0)).tril()
+
+
+def blocks(
+    current: Tensor,
+    beta: Tensor,
+    p: Tensor | None,
+    b: Tensor | None,
+    *,
+    arp: int,
+    recurrent_weight: Tensor | None,
+    surrogate: Surrogate,
+    detach_spikes: bool,
+) -> ALIFTrace:
+    """SPEC section 2, step by step; arguments as `alif`, already checked."""
+    n_steps, batch_size, n_neurons = current.shape
+    n = min(arp + 1, n_steps)
+    drive = current.permute(2, 0, 1).contiguous()  # [N, T, B]
+    offset = torch.arange(n, device=current.device)[:, None]  # [n, 1]
+    decay = _decay_matrix(beta, n)  # [N, n, n]
+    carry = beta[:, None, None] ** (offset + 1)  # β^(t+1) of the carried-in V0  [N, n, 1]
+    if p is not None and b is not None:
+        rate, raise_ = p[:, None, None], b[:, None, None]
+        fade = rate**offset  # p^t  [N, n, 1]
+        fade_to_end = fade.flip(1)  # p^(n−1−t)
+
+    start = drive.new_zeros(n_neurons, 1, batch_size)  # V0
+    adaptation = torch.zeros_like(start)  # a at the last step of the block before
+    open_ = drive.new_ones(n_neurons, n, batch_size)  # 0 where the current is masked
+    spikes: list[Tensor] = []
+    membranes: list[Tensor] = []
+
+    for block in drive.split(n, dim=1):
+        m = block.shape[1]  # n, or less in the last block
+        if spikes and recurrent_weight is not None:
+            before = spikes[-1].detach() if detach_spikes else spikes[-1]
+            block = block + (recurrent_weight @ before.flatten(1)).view_as(before)[:, :m]
+        # 1. the membrane as if nothing reset
+        free = torch.baddbmm(carry[:, :m] * start, decay[:, :m, :m], block * open_[:, :m])
+        # 2. crossings of the threshold as if nothing spiked in this block
+        if p is None or b is None:
+            crossings = spike(free - 1, surrogate)
+        else:
+            crossings = spike(free - (1 + raise_ * fade[:, :m] * adaptation), surrogate)
+        # 3., 4. only the first crossing is a spike
+        s: Tensor = _FirstSpike.apply(crossings)  # pyright: ignore[reportAssignmentType]
+        fixed = s.detach()
+        since = fixed.cumsum(1)  # 1 from the spike on
+        spiked = since[:, -1:]  # [N, 1, B]
+        spikes.append(s)
+        membranes.append(free.detach() * (1 - since + fixed))
+        # into the next block
+        start = free[:, -1:] * (1 - spiked)
+        if m == n:
+            open_ = since + (1 - spiked)  # arp steps of silence end where the spike was
+            if p is not None and b is not None:
+                counted = fixed if detach_spikes else s
+                at_spike = (counted * fade * rate * adaptation).sum(1, keepdim=True) + 1
+                after_spike = at_spike * (fixed * fade_to_end).sum(1, keepdim=True)
+                adaptation = torch.where(spiked > 0, after_spike, rate**n * adaptation)
+
+    check_finite(start.squeeze(1).T, current)
+    return _trace(spikes, membranes, p, b)
+
+
+def _trace(
+    spikes: list[Tensor], membranes: list[Tensor], p: Tensor | None, b: Tensor | None
+) -> ALIFTrace:
+    def time_first(blocks_: list[Tensor]) -> Tensor:
+        return torch.cat(blocks_, dim=1).permute(1, 2, 0).contiguous()
+
+    time_first_spikes = time_first(spikes)
+    return ALIFTrace(
+        time_first_spikes,
+        lambda: (time_first(membranes), threshold_of(time_first_spikes.detach(), p, b)),
+    )

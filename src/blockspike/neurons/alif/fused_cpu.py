@@ -1,0 +1,331 @@
+"""ALIF in one pass over time with the state in cache, forward and backward (Numba).
+
+Exactly the equations and the gradient of `standard.py`. Per neuron and step it keeps the spike that
+it returns and the margin V − θ; every CHUNK steps also (a, silent steps). Backward takes a chunk at
+a time: it replays adaptation and refractoriness from there, then runs the chunk in reverse.
+
+[T, B, N] is treated as T rows of B·N columns, a tile of columns at a time. With recurrence a tile
+holds whole samples, and each spike adds one row of weights arp + 1 steps later: no matrix product,
+and no cost that depends on arp.
+"""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from blockspike.neurons.alif.trace import ALIFTrace, check_finite, threshold_of
+from blockspike.neurons.events_cpu import add_row, event_weight_gradient, events_of
+from blockspike.neurons.kernels import kernel, kernel_with_fma, run
+from blockspike.neurons.surrogate import Surrogate
+from blockspike.neurons.surrogate_cpu import surrogate_code, surrogate_derivative
+
+CHUNK = 32  # steps between saved states
+_MAX_TILE = 1024  # neurons of a tile: a chunk of it stays in the L2 cache
+
+
+@kernel
+def _advance(drive, beta, p, b, arp, state, adaptation, silent, spikes, margin):
+    """One step of SPEC section 1 for one tile; every array is [tile]."""
+    real = drive.dtype.type
+    for i in range(drive.size):
+        open_ = real(1.0) if silent[i] == 0 else real(0.0)
+        membrane = beta[i] * state[i] + drive[i] * open_
+        threshold = real(1.0) + b[i] * adaptation[i]
+        s = real(1.0) if membrane > threshold else real(0.0)
+        margin[i] = membrane - threshold
+        spikes[i] = s
+        state[i] = membrane * (real(1.0) - s)
+        adaptation[i] = p[i] * adaptation[i] + s
+        silent[i] = arp if membrane > threshold else max(silent[i] - 1, 0)
+
+
+@kernel
+def _replay(k, margin, p, arp, adaptation, silent, margins, adaptations, opens):
+    """Repeat adaptation and refractoriness of step k of a chunk into the arrays [CHUNK, tile].
+
+    A spike is a margin above 0.
+    """
+    real = margin.dtype.type
+    for i in range(margin.size):
+        margins[k, i] = margin[i]
+        adaptations[k, i] = adaptation[i]
+        opens[k, i] = real(1.0) if silent[i] == 0 else real(0.0)
+        s = real(1.0) if margin[i] > real(0.0) else real(0.0)
+        adaptation[i] = p[i] * adaptation[i] + s
+        silent[i] = arp if margin[i] > real(0.0) else max(silent[i] - 1, 0)
+
+
+@kernel_with_fma
+def _reverse(
+    k, grad_spikes, margins, slopes, adaptations, opens, beta, p, b, attached, grad_membrane,
+    grad_adaptation, grad_current, sum_beta, sum_p, sum_b,
+):  # fmt: skip
+    """Backpropagation through step k of a chunk, for one tile.
+
+    On entry grad_membrane is dLoss/dV[t+1] and grad_adaptation is dLoss/da[t]; on return they are
+    one step earlier. `attached` is 1 if the spike in the reset carries gradient, else 0.
+    """
+    real = grad_spikes.dtype.type
+    for i in range(grad_spikes.size):
+        margin = margins[k, i]
+        adaptation_before = adaptations[k, i]
+        s = real(1.0) if margin > real(0.0) else real(0.0)
+        membrane = margin + (real(1.0) + b[i] * adaptation_before)
+        kept = real(1.0) - s
+        grad_state = beta[i] * grad_membrane[i]  # dLoss/dV⁺[t]
+        sum_beta[i] += grad_membrane[i] * membrane * kept
+        grad_s = grad_spikes[i] + grad_adaptation[i] - attached * membrane * grad_state
+        grad_margin = grad_s * slopes[k, i]
+        grad_membrane[i] = grad_state * kept + grad_margin
+        grad_current[i] = grad_membrane[i] * opens[k, i]
+        sum_p[i] += grad_adaptation[i] * adaptation_before
+        sum_b[i] -= grad_margin * adaptation_before
+        grad_adaptation[i] = p[i] * grad_adaptation[i] - b[i] * grad_margin
+
+
+@kernel
+def _add_recurrent(row, fired, n_fired, weight_t, drive):
+    """drive = row + weights of the neurons that fired; sample after sample, each [N] neurons."""
+    n_neurons = weight_t.shape[1]
+    for i in range(row.size):
+        drive[i] = row[i]
+    for sample in range(n_fired.size):
+        start = sample * n_neurons
+        total = drive[start : start + n_neurons]
+        for event in range(n_fired[sample]):
+            add_row(total, weight_t[fired[start + event]])
+
+
+@kernel
+def _list_spikes(spikes, n_neurons, fired, n_fired):
+    for sample in range(n_fired.size):
+        start = sample * n_neurons
+        count = 0
+        for i in range(n_neurons):
+            if spikes[start + i] != 0:
+                fired[start + count] = i
+                count += 1
+        n_fired[sample] = count
+
+
+@kernel
+def _add_feedback(grad_spikes, later, weight, out):
+    """out = grad_spikes + Wᵀ later: gradient that comes back through the recurrence."""
+    n_neurons = weight.shape[0]
+    for i in range(grad_spikes.size):
+        out[i] = grad_spikes[i]
+    for start in range(0, grad_spikes.size, n_neurons):
+        total = out[start : start + n_neurons]
+        for post in range(n_neurons):
+            g = later[start + post]
+            if g != 0:
+                row = weight[post]
+                for i in range(n_neurons):
+                    total[i] += g * row[i]
+
+
+@kernel
+def _forward(
+    first_tile, last_tile, current, beta, p, b, arp, weight_t, recurrent, tile, keep_margin,
+    spikes, margin, saved_adaptation, saved_silent, last_state,
+):  # fmt: skip
+    n_steps, n_columns = current.shape
+    for start in range(first_tile * tile, last_tile * tile, tile):
+        stop = min(n_columns, start + tile)
+        width = stop - start
+        beta_, p_, b_ = beta[start:stop], p[start:stop], b[start:stop]
+        state = np.zeros(width, current.dtype)
+        adaptation = np.zeros_like(state)
+        silent = np.zeros(width, np.int32)
+        drive = np.empty_like(state)
+        scratch = np.empty_like(state)
+        n_slots = arp + 1 if recurrent else 1
+        n_neurons = weight_t.shape[1] if recurrent else width
+        fired = np.empty((n_slots, width if recurrent else 1), np.int32)
+        n_fired = np.zeros((n_slots, width // n_neurons), np.int64)
+        for t in range(n_steps):
+            if keep_margin and t % CHUNK == 0:
+                saved_adaptation[t // CHUNK, start:stop] = adaptation
+                saved_silent[t // CHUNK, start:stop] = silent
+            row = current[t, start:stop]
+            s = spikes[t, start:stop]
+            u = margin[t, start:stop] if keep_margin else scratch
+            if recurrent:
+                slot = t % n_slots  # holds the spikes of step t − arp − 1
+                _add_recurrent(row, fired[slot], n_fired[slot], weight_t, drive)
+                _advance(drive, beta_, p_, b_, arp, state, adaptation, silent, s, u)
+                _list_spikes(s, n_neurons, fired[slot], n_fired[slot])
+            else:
+                _advance(row, beta_, p_, b_, arp, state, adaptation, silent, s, u)
+        last_state[start:stop] = state
+
+
+@kernel
+def _backward(
+    first_tile, last_tile, grad_spikes, margin, saved_adaptation, saved_silent, beta, p, b, arp,
+    weight, feedback, attached, surrogate, tile, grad_current, grad_beta, grad_p, grad_b,
+):  # fmt: skip
+    n_steps, n_columns = margin.shape
+    n_chunks = (n_steps + CHUNK - 1) // CHUNK
+    for start in range(first_tile * tile, last_tile * tile, tile):
+        stop = min(n_columns, start + tile)
+        width = stop - start
+        beta_, p_, b_ = beta[start:stop], p[start:stop], b[start:stop]
+        grad_membrane = np.zeros(width, margin.dtype)
+        grad_adaptation = np.zeros_like(grad_membrane)
+        grad_s = np.empty_like(grad_membrane)
+        silent = np.empty(width, np.int32)
+        adaptation = np.empty_like(grad_membrane)
+        margins = np.empty((CHUNK, width), margin.dtype)
+        adaptations = np.empty_like(margins)
+        opens = np.empty_like(margins)
+        slopes = np.empty_like(margins)
+        sum_beta = np.zeros_like(grad_membrane)
+        sum_p = np.zeros_like(grad_membrane)
+        sum_b = np.zeros_like(grad_membrane)
+        for chunk in range(n_chunks - 1, -1, -1):
+            first = chunk * CHUNK
+            last = min(n_steps, first + CHUNK)
+            adaptation[:] = saved_adaptation[chunk, start:stop]
+            silent[:] = saved_silent[chunk, start:stop]
+            for t in range(first, last):
+                u = margin[t, start:stop]
+                _replay(t - first, u, p_, arp, adaptation, silent, margins, adaptations, opens)
+            used = (last - first) * width
+            surrogate_derivative(surrogate, margins.ravel()[:used], slopes.ravel()[:used])
+            for t in range(last - 1, first - 1, -1):
+                g = grad_spikes[t, start:stop]
+                if feedback and t + arp + 1 < n_steps:
+                    _add_feedback(g, grad_current[t + arp + 1, start:stop], weight, grad_s)
+                    g = grad_s
+                _reverse(
+                    t - first, g, margins, slopes, adaptations, opens, beta_, p_, b_, attached,
+                    grad_membrane, grad_adaptation, grad_current[t, start:stop],
+                    sum_beta, sum_p, sum_b,
+                )  # fmt: skip
+            for i in range(width):  # in float64, so that long recordings lose nothing
+                grad_beta[start + i] += sum_beta[i]
+                grad_p[start + i] += sum_p[i]
+                grad_b[start + i] += sum_b[i]
+                sum_beta[i] = sum_p[i] = sum_b[i] = 0
+
+
+def _tile_width(n_columns: int, unit: int) -> int:
+    """Columns a thread takes at a time: whole units, enough tiles for all threads."""
+    per_thread = -(-n_columns // (unit * torch.get_num_threads())) * unit
+    return max(unit, min(per_thread, _MAX_TILE // unit * unit))
+
+
+def _columns(x: Tensor, batch_size: int) -> np.ndarray:
+    """[N] → [B·N], as the columns of the flattened arrays."""
+    return x.detach().repeat(batch_size).numpy()
+
+
+def _run(
+    current: Tensor, beta: Tensor, p: Tensor, b: Tensor, arp: int, weight: Tensor | None,
+    keep_margin: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """Spikes [T, B, N], margin [T, B·N] (or empty), saved adaptation and silent steps."""
+    n_steps, batch_size, n_neurons = current.shape
+    flat = current.detach().reshape(n_steps, -1)
+    n_columns = flat.shape[1]
+    weight_t = flat.new_empty(1, 1) if weight is None else weight.detach().T.contiguous()
+    spikes = torch.empty_like(flat)
+    margin = torch.empty_like(flat) if keep_margin else flat.new_empty(0, 0)
+    n_saved = -(-n_steps // CHUNK) if keep_margin else 0
+    saved_adaptation = flat.new_empty(n_saved, n_columns)
+    saved_silent = torch.empty_like(saved_adaptation, dtype=torch.int32)
+    last_state = flat.new_empty(n_columns)
+    tile = _tile_width(n_columns, 16 if weight is None else n_neurons)
+    run(
+        _forward, -(-n_columns // tile), flat.numpy(),
+        *(_columns(x, batch_size) for x in (beta, p, b)), np.int32(min(arp, n_steps)),
+        weight_t.numpy(), weight is not None, tile, keep_margin, spikes.numpy(), margin.numpy(),
+        saved_adaptation.numpy(), saved_silent.numpy(), last_state.numpy(),
+    )  # fmt: skip
+    check_finite(last_state.view(batch_size, n_neurons), current)
+    return spikes.view(current.shape), margin, saved_adaptation, saved_silent
+
+
+class _Fused(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, current, beta, p, b, weight, arp: int, surrogate: Surrogate, detach: bool):
+        spikes, *saved = _run(current, beta, p, b, arp, weight, keep_margin=True)
+        ctx.save_for_backward(*saved, beta, p, b, weight, None if weight is None else spikes)
+        ctx.arp, ctx.surrogate, ctx.detach, ctx.shape = arp, surrogate, detach, current.shape
+        margin = saved[0].view(current.shape)
+        ctx.mark_non_differentiable(margin)
+        ctx.set_materialize_grads(False)
+        return spikes, margin
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, *grads: Tensor):
+        if grads[0] is None:
+            return (None,) * 8
+        margin, saved_adaptation, saved_silent, beta, p, b, weight, spikes = ctx.saved_tensors
+        n_steps, batch_size, n_neurons = ctx.shape
+        recurrent = weight is not None
+        n_columns = margin.shape[1]
+        grad_spikes = grads[0].reshape(margin.shape).contiguous()
+        grad_current = torch.empty_like(margin)
+        sums = [torch.zeros(n_columns, dtype=torch.float64) for _ in range(3)]
+        tile = _tile_width(n_columns, n_neurons if recurrent else 16)
+        run(
+            _backward, -(-n_columns // tile), grad_spikes.numpy(), margin.numpy(),
+            saved_adaptation.numpy(), saved_silent.numpy(),
+            *(_columns(x, batch_size) for x in (beta, p, b)), np.int32(min(ctx.arp, n_steps)),
+            (weight.detach().contiguous() if recurrent else margin.new_empty(1, 1)).numpy(),
+            recurrent and not ctx.detach, margin.numpy().dtype.type(not ctx.detach),
+            surrogate_code(ctx.surrogate), tile, grad_current.numpy(),
+            *(x.numpy() for x in sums),
+        )  # fmt: skip
+        grad_current = grad_current.view(ctx.shape)
+        per_neuron = [x.view(batch_size, n_neurons).sum(0).to(margin.dtype) for x in sums]
+        grad_weight = None
+        if recurrent and ctx.needs_input_grad[4]:
+            grad_weight = _recurrent_weight_gradient(grad_current, spikes, ctx.arp)
+        return grad_current, *per_neuron, grad_weight, None, None, None
+
+
+def _recurrent_weight_gradient(grad_current: Tensor, spikes: Tensor, arp: int) -> Tensor:
+    """dLoss/dW[post, pre] = Σ gI[t, post] S[t − arp − 1, pre]."""
+    n = spikes.shape[2]
+    grad_t = grad_current.new_zeros(1, n, n)
+    if arp + 1 < len(spikes):
+        events = events_of(spikes[: -arp - 1].flatten(0, 1).numpy())
+        later = grad_current[arp + 1 :].flatten(0, 1)
+        event_weight_gradient(*events, later.numpy(), 0, grad_t.numpy())
+    return grad_t[0].T
+
+
+def fused_cpu(
+    current: Tensor,
+    beta: Tensor,
+    p: Tensor | None,
+    b: Tensor | None,
+    *,
+    arp: int,
+    recurrent_weight: Tensor | None,
+    surrogate: Surrogate,
+    detach_spikes: bool,
+) -> ALIFTrace:
+    """Spikes and gradient of `standard`, one pass; arguments as `alif`, already checked."""
+    p_ = torch.zeros_like(beta) if p is None else p
+    b_ = torch.zeros_like(beta) if b is None else b
+    inputs = (current, beta, p_, b_, recurrent_weight)
+    needs_grad = any(x is not None and x.requires_grad for x in inputs)
+    margin = None
+    if torch.is_grad_enabled() and needs_grad:
+        spikes, margin = _Fused.apply(*inputs, arp, surrogate, detach_spikes)  # pyright: ignore
+    else:
+        spikes = _run(current, beta, p_, b_, arp, recurrent_weight, keep_margin=False)[0]
+
+    def membrane_and_threshold() -> tuple[Tensor, Tensor]:
+        u = margin
+        if u is None:
+            u = _run(current, beta, p_, b_, arp, recurrent_weight, keep_margin=True)[1]
+        threshold = threshold_of(spikes.detach(), p, b)
+        return u.view(current.shape) + threshold, threshold
+
+    return ALIFTrace(spikes, membrane_and_threshold)

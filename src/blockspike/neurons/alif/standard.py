@@ -1,0 +1,56 @@
+"""ALIF by a loop over time: the text every other method is checked against."""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from blockspike.neurons.alif.trace import ALIFTrace, check_finite
+from blockspike.neurons.surrogate import Surrogate, spike
+
+
+def standard(
+    current: Tensor,
+    beta: Tensor,
+    p: Tensor | None,
+    b: Tensor | None,
+    *,
+    arp: int,
+    recurrent_weight: Tensor | None,
+    surrogate: Surrogate,
+    detach_spikes: bool,
+) -> ALIFTrace:
+    """SPEC section 1, line by line; arguments as `alif`, already checked."""
+    spikes: list[Tensor] = []
+    fed_back: list[Tensor] = []
+    membranes: list[Tensor] = []
+    thresholds: list[Tensor] = []
+    state = current.new_zeros(current.shape[1:])  # V⁺, after reset  [B, N]
+    adaptation = torch.zeros_like(state)  # a
+    threshold = torch.ones_like(state)  # θ
+    silent_steps = torch.zeros_like(state)  # refractory steps left
+    open_ = torch.ones_like(state)  # 0 while refractory
+
+    for t, drive in enumerate(current.unbind()):
+        if recurrent_weight is not None and t > arp:
+            drive = drive + F.linear(fed_back[t - arp - 1], recurrent_weight)
+        if arp > 0:
+            drive = drive * open_
+        membrane = beta * state + drive
+        s = spike(membrane - threshold, surrogate)
+        reset = s.detach() if detach_spikes else s
+        state = membrane * (1 - reset)
+
+        spikes.append(s)
+        fed_back.append(reset)
+        membranes.append(membrane.detach())
+        thresholds.append(threshold.detach())
+        if p is not None and b is not None:
+            adaptation = p * adaptation + s
+            threshold = 1 + b * adaptation
+        if arp > 0:
+            with torch.no_grad():
+                silent_steps = torch.where(s > 0, arp, silent_steps - 1)
+                open_ = (silent_steps <= 0).to(current.dtype)
+
+    check_finite(state, current)
+    return ALIFTrace(torch.stack(spikes), lambda: (torch.stack(membranes), torch.stack(thresholds)))

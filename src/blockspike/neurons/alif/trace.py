@@ -1,0 +1,67 @@
+"""What a simulation returns, and the check that it stayed finite."""
+
+from collections.abc import Callable
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from blockspike.neurons.readout import leaky_integrate
+
+
+class ALIFTrace:
+    """The result of `alif`. Time first: every array is [T, B, N].
+
+    Attributes:
+        spikes: 0 or 1, in the dtype of the current; differentiable.
+        membrane: V before reset; a value without gradient, computed when first read.
+        threshold: θ in force at each step; likewise.
+    """
+
+    def __init__(self, spikes: Tensor, values: Callable[[], tuple[Tensor, Tensor]]):
+        self.spikes = spikes
+        self._compute_values = values
+
+    @cached_property
+    def _values(self) -> tuple[Tensor, Tensor]:
+        with torch.no_grad():
+            return self._compute_values()
+
+    @property
+    def membrane(self) -> Tensor:
+        """V[t] before reset, [T, B, N], in threshold units (rest 0, base threshold 1)."""
+        return self._values[0]
+
+    @property
+    def threshold(self) -> Tensor:
+        """θ[t] in force at step t, [T, B, N]."""
+        return self._values[1]
+
+
+def threshold_of(spikes: Tensor, p: Tensor | None, b: Tensor | None) -> Tensor:
+    """θ[t+1] = 1 + b a[t] with a[t] = p a[t−1] + S[t]; spikes [T, B, N] → θ [T, B, N]."""
+    threshold = torch.ones_like(spikes)
+    if p is not None and b is not None:
+        threshold[1:] += b * leaky_integrate(spikes, p)[:-1]
+    return threshold
+
+
+def check_finite(last_state: Tensor, current: Tensor) -> None:
+    """Raise ValueError if a NaN or Inf went through the membrane.
+
+    Either one stays in the membrane once it is there, so the last state [B, N] tells; only then
+    is the current searched for the place.
+    """
+    if torch.isfinite(last_state).all():
+        return
+    bad = (~torch.isfinite(current)).nonzero()
+    if len(bad):
+        t, sample, neuron = bad[0].tolist()
+        raise ValueError(
+            f"current: expected finite values, got {current[t, sample, neuron].item()} "
+            f"at step {t}, sample {sample}, neuron {neuron} ({len(bad)} such values)"
+        )
+    raise ValueError(
+        "membrane: became NaN or Inf though every current is finite; "
+        "expected finite beta, p, b and recurrent_weight that do not overflow"
+    )

@@ -1,0 +1,70 @@
+"""What every Numba kernel of the package shares: how it is compiled, and how it is run in parallel.
+
+A kernel is a serial function of a range of work items that releases the GIL; `run` spreads the
+range over plain threads, as many as PyTorch uses. Numba's own `parallel=True` is avoided on
+purpose: its OpenMP pool next to PyTorch's made PyTorch's operations up to 25 times slower, it kills
+forked children, and its fallback pool aborts on concurrent calls.
+"""
+
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numba
+import torch
+
+_PIECES_PER_THREAD = 4  # so that threads with light pieces take more of them
+_pool: ThreadPoolExecutor | None = None
+
+
+def kernel(function: Callable) -> Callable:
+    """Compile `function` (kept in Numba's cache between processes) to run without the GIL.
+
+    Rounding is that of the operations as written, so that spikes equal those of PyTorch's.
+    """
+    return numba.njit(cache=True, error_model="numpy", nogil=True)(function)
+
+
+def kernel_with_fma(function: Callable) -> Callable:
+    """As `kernel`, for gradients: a·b + c may be one instruction, rounded once."""
+    return numba.njit(cache=True, error_model="numpy", nogil=True, fastmath={"contract"})(function)
+
+
+def run(compiled: Callable, n_items: int, *args: Any) -> None:
+    """Call `compiled(start, stop, *args)` on parts that cover range(n_items), in parallel.
+
+    Items must be independent; then the result does not depend on the number of threads.
+    """
+    n_threads = min(torch.get_num_threads(), n_items)
+    if n_threads <= 1:
+        compiled(0, n_items, *args)
+        return
+    n_pieces = min(n_items, _PIECES_PER_THREAD * n_threads)
+    bounds = [n_items * i // n_pieces for i in range(n_pieces + 1)]
+    pieces = iter(list(zip(bounds, bounds[1:], strict=False)))
+    others = [_threads().submit(_work, compiled, pieces, args) for _ in range(n_threads - 1)]
+    _work(compiled, pieces, args)
+    for other in others:
+        other.result()
+
+
+def _work(compiled: Callable, pieces: Iterator[tuple[int, int]], args: tuple) -> None:
+    for start, stop in pieces:  # a list iterator: each piece goes to one thread
+        compiled(start, stop, *args)
+
+
+def _threads() -> ThreadPoolExecutor:
+    global _pool
+    if _pool is None:
+        _pool = ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="blockspike")
+    return _pool
+
+
+def _forget_threads() -> None:
+    global _pool
+    _pool = None  # threads do not survive a fork
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_threads)

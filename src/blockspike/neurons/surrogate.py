@@ -1,0 +1,64 @@
+"""Surrogate derivatives dS/dV of the spike S = [V > θ], as functions of the margin u = V − θ."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+def _normal_density(x: Tensor, mean: float, std: float) -> Tensor:
+    return torch.exp(-0.5 * ((x - mean) / std) ** 2) / (std * math.sqrt(2 * math.pi))
+
+
+@dataclass(frozen=True)
+class FastSigmoid:
+    """1 / (10|u| + 1)², the derivative used by SuperSpike (Zenke & Ganguli 2018)."""
+
+    def derivative(self, margin: Tensor) -> Tensor:
+        """dS/dV at `margin` = V − θ (any shape, threshold units)."""
+        return 1 / (10 * margin.abs() + 1) ** 2
+
+
+@dataclass(frozen=True)
+class Boxcar:
+    """1 for −0.5 < u ≤ 0.5, else 0 (Kaiser, Mostafa & Neftci 2020)."""
+
+    def derivative(self, margin: Tensor) -> Tensor:
+        """dS/dV at `margin` = V − θ (any shape, threshold units)."""
+        return ((margin > -0.5) & (margin <= 0.5)).to(margin.dtype)
+
+
+@dataclass(frozen=True)
+class MultiGaussian:
+    """0.5·[1.15·N(u; 0, 0.5) − 0.15·N(u; 0.5, 3) − 0.15·N(u; −0.5, 3)] (Yin, Corradi & Bohté 2021).
+
+    N(u; μ, σ) is the normal density with mean μ and standard deviation σ.
+    """
+
+    def derivative(self, margin: Tensor) -> Tensor:
+        """dS/dV at `margin` = V − θ (any shape, threshold units)."""
+        centre = _normal_density(margin, 0.0, 0.5)
+        sides = _normal_density(margin, 0.5, 3.0) + _normal_density(margin, -0.5, 3.0)
+        return 0.5 * (1.15 * centre - 0.15 * sides)
+
+
+Surrogate = FastSigmoid | Boxcar | MultiGaussian
+
+
+class _Spike(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, margin: Tensor, surrogate: Surrogate) -> Tensor:
+        ctx.save_for_backward(margin)
+        ctx.surrogate = surrogate
+        return (margin > 0).to(margin.dtype)
+
+    @staticmethod
+    def backward(ctx, *grads: Tensor):
+        (margin,) = ctx.saved_tensors
+        return grads[0] * ctx.surrogate.derivative(margin), None
+
+
+def spike(margin: Tensor, surrogate: Surrogate) -> Tensor:
+    """1 where `margin` = V − θ > 0, else 0; its gradient is the surrogate's derivative."""
+    return _Spike.apply(margin, surrogate)  # pyright: ignore[reportReturnType]

@@ -1,0 +1,239 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import pytorch_lightning as pl
+import torch
+from conftest import make_shd
+
+from blockspike.data.datamodule import EventDataModule, stratified_subset
+from blockspike.data.loader import EpochSampler
+from blockspike.data.nmnist import NMNISTDataModule, read_events
+from blockspike.data.shd import SHDDataModule
+
+
+@pytest.fixture(scope="module")
+def prepared(nmnist_folder, tmp_path_factory):
+    path = tmp_path_factory.mktemp("prepared") / "nmnist.h5"
+    NMNISTDataModule(path, raw=nmnist_folder).prepare()
+    return path
+
+
+def opened(path, **changes) -> NMNISTDataModule:
+    module = NMNISTDataModule(path, **changes)
+    module.setup()
+    return module
+
+
+def train_order(module: EventDataModule, epoch: int) -> list[int]:
+    """Training samples in the order of an epoch, told apart by their spikes."""
+    loader = module.train_dataloader()
+    assert isinstance(loader.sampler, EpochSampler)
+    loader.sampler.set_epoch(epoch)
+    return [hash(batch.dense().numpy().tobytes()) for batch, _ in loader]
+
+
+def test_batches_equal_a_naive_binning(prepared, nmnist_folder):
+    module = opened(prepared, dt_ms=4.0, n_steps=60, batch_size=7)
+    files = sorted((nmnist_folder / "Test").glob("*/*.bin"))
+    seen = 0
+    for batch, labels in module.test_dataloader():
+        dense = batch.dense().numpy()
+        for b, label in enumerate(labels):
+            x, y, _, t_us = read_events(files[seen])
+            expected = np.zeros((60, 1156), np.float32)
+            step = t_us // 4000
+            inside = step < 60
+            np.add.at(expected, (step[inside], y[inside].astype(int) * 34 + x[inside]), 1)
+            assert (dense[:, b] == expected).all()
+            assert label == int(files[seen].parent.name)
+            seen += 1
+    assert seen == len(files)
+
+
+def test_facts_of_the_data_set(prepared):
+    module = opened(prepared)
+    assert (module.n_inputs, module.n_classes, module.dt_ms, module.n_steps) == (1156, 10, 1.0, 400)
+    assert module.name == "N-MNIST sample (100 recordings)"
+
+
+def test_incomplete_last_batch_is_kept(prepared):
+    module = opened(prepared, batch_size=64)
+    assert [len(labels) for _, labels in module.train_dataloader()] == [64, 6]
+    assert len(module.train_dataloader()) == 2
+
+
+def test_validation_is_a_stratified_part_of_training(prepared):
+    module = opened(prepared, validation_fraction=0.25)
+    everything = np.concatenate([module.train_indices, module.val_indices])
+    assert sorted(everything) == list(range(80))
+    assert (np.bincount(module.train.label[module.val_indices]) == 2).all()
+
+
+def test_test_recordings_are_never_trained_or_validated_on(prepared):
+    module = opened(prepared)
+    spikes = {}
+    for part in ("train", "val", "test"):
+        loader = getattr(module, f"{part}_dataloader")()
+        spikes[part] = {
+            batch.dense()[:, b].numpy().tobytes()
+            for batch, _ in loader
+            for b in range(batch.batch_size)
+        }
+    assert len(spikes["train"]) == 70 and len(spikes["val"]) == 10 and len(spikes["test"]) == 20
+    assert not spikes["test"] & (spikes["train"] | spikes["val"])
+    assert not spikes["train"] & spikes["val"]
+
+
+def test_the_split_is_a_function_of_the_seed(prepared):
+    first, other = opened(prepared, seed=1), opened(prepared, seed=2)
+    np.random.seed(77)
+    torch.manual_seed(77)
+    again = opened(prepared, seed=1)
+    again.setup("test")
+    assert np.array_equal(first.val_indices, again.val_indices)
+    assert not np.array_equal(first.val_indices, other.val_indices)
+
+
+def test_the_order_is_a_function_of_seed_and_epoch(prepared):
+    module, again = opened(prepared, seed=1, batch_size=5), opened(prepared, seed=1, batch_size=5)
+    first = train_order(module, 3)
+    torch.manual_seed(5)
+    assert train_order(module, 2) != first
+    assert train_order(again, 3) == first
+
+
+def test_loading_leaves_the_global_random_state_alone(prepared):
+    module = opened(prepared)
+    before = torch.get_rng_state()
+    list(module.train_dataloader())
+    assert torch.equal(before, torch.get_rng_state())
+
+
+class Recorder(pl.LightningModule):
+    """Trains nothing; records the batches of each epoch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(()))
+        self.seen: dict[int, list[int]] = {}
+
+    def training_step(self, batch, _):
+        events, labels = batch
+        assert events.batch_size == len(labels)
+        self.seen.setdefault(self.current_epoch, []).append(hash(events.unit.numpy().tobytes()))
+        return self.weight * 1.0
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+def fit(module, tmp_path, epochs, checkpoint=None) -> tuple[dict, pl.Trainer]:
+    recorder = Recorder()
+    trainer = pl.Trainer(
+        max_epochs=epochs,
+        accelerator="cpu",
+        devices=1,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        default_root_dir=tmp_path,
+    )
+    trainer.fit(recorder, datamodule=module, ckpt_path=checkpoint)
+    return recorder.seen, trainer
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("kind", ["nmnist", "shd with jitter"])
+def test_a_resumed_run_sees_the_batches_of_an_unbroken_one(prepared, tmp_path, kind):
+    def make():
+        if kind == "nmnist":
+            return NMNISTDataModule(prepared, batch_size=16)
+        if not (tmp_path / "train.h5").exists():
+            make_shd(tmp_path / "train.h5", n=80)
+            make_shd(tmp_path / "test.h5", n=40, seed=1)
+        return SHDDataModule(tmp_path / "a.h5", raw=tmp_path, channel_jitter=20, batch_size=16)
+
+    whole, _ = fit(make(), tmp_path, 4)
+    assert len({tuple(epoch) for epoch in whole.values()}) == 4
+    first, trainer = fit(make(), tmp_path, 2)
+    trainer.save_checkpoint(tmp_path / "half.ckpt")
+    second, _ = fit(make(), tmp_path, 4, tmp_path / "half.ckpt")
+    assert first | second == whole
+    assert sorted(second) == [2, 3]
+
+
+def test_each_process_trains_on_its_own_part(prepared):
+    class Attached:
+        world_size, global_rank = 2, 1
+
+    module = opened(prepared)
+    module.trainer = Attached()  # pyright: ignore[reportAttributeAccessIssue]
+    sampler = module.train_dataloader().sampler
+    assert isinstance(sampler, EpochSampler)
+    assert (sampler.num_replicas, sampler.rank, len(sampler)) == (2, 1, 35)
+
+
+def test_spike_counts_add_up_what_the_network_sees(prepared):
+    module = opened(prepared, n_steps=100, batch_size=30)
+    for part in ("train", "val", "test"):
+        counts, labels = module.spike_counts(part)
+        dataset = module._dataset(part)
+        events, expected_labels = dataset.__getitems__(list(range(len(dataset))))
+        assert np.array_equal(counts, events.dense().sum(0).numpy())
+        assert np.array_equal(labels, expected_labels)
+    with pytest.raises(ValueError, match="split: got 'all', expected train, val or test"):
+        module.spike_counts("all")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("dt_ms", 0),
+        ("dt_ms", -1.0),
+        ("dt_ms", float("nan")),
+        ("dt_ms", float("inf")),
+        ("n_steps", 0),
+        ("batch_size", 0),
+        ("validation_fraction", 0.0),
+        ("validation_fraction", 1.0),
+        ("seed", -1),
+    ],
+)
+def test_a_value_out_of_range_is_named(name, value):
+    for module in (NMNISTDataModule, SHDDataModule):
+        with pytest.raises(ValueError, match=f"{name}: got {value}, expected"):
+            module("a.h5", **{name: value})
+
+
+@pytest.mark.parametrize("module", [NMNISTDataModule, SHDDataModule])
+def test_missing_data_name_the_command(tmp_path, module):
+    with pytest.raises(FileNotFoundError) as caught:
+        module(tmp_path / "a.h5").prepare_data()
+    message = str(caught.value)
+    assert "\n" not in message
+    assert str(tmp_path / "a.h5") in message
+    assert f"`blockspike prepare data={module.config_name}`" in message
+
+
+def test_prepare_without_download_names_the_folder(tmp_path):
+    with pytest.raises(FileNotFoundError, match="raw/nmnist: no recordings"):
+        NMNISTDataModule(tmp_path / "a.h5").prepare()
+
+
+def test_setup_refuses_another_data_set(prepared):
+    with pytest.raises(ValueError, match=r"1156 units and 10 classes, expected \(700, 20\)"):
+        SHDDataModule(prepared).setup()
+
+
+def test_loaders_need_setup(prepared):
+    with pytest.raises(RuntimeError, match="setup"):
+        NMNISTDataModule(prepared).train_dataloader()
+
+
+def test_stratified_subset_of_small_classes():
+    label = np.array([0] * 40 + [1] * 2 + [2] * 5 + [3])
+    chosen = stratified_subset(label, 0.1, seed=0)
+    assert np.bincount(label[chosen], minlength=4).tolist() == [4, 1, 1, 0]
+    assert np.bincount(label[stratified_subset(label, 0.99, 0)]).tolist() == [39, 1, 4]

@@ -1,0 +1,185 @@
+from __future__ import annotations
+
+import hashlib
+import sys
+import threading
+import zipfile
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import h5py
+import pytest
+from conftest import make_nmnist, make_shd
+
+from blockspike.data.download import RemoteFile, fetch, nmnist_files, shd_files
+from blockspike.data.event_file import read_event_file
+from blockspike.data.nmnist import NMNISTDataModule
+from blockspike.data.shd import SHDDataModule
+
+
+class Server(ThreadingHTTPServer):
+    """Serves ``files`` from memory; cuts the next answers after ``cut_after`` bytes."""
+
+    def __init__(self, ranges: bool = True) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.files: dict[str, bytes] = {}
+        self.cut_after: int | None = None
+        self.ranges = ranges
+        self.requests: list[tuple[str, str | None]] = []
+
+    def url(self, name: str) -> str:
+        return f"http://127.0.0.1:{self.server_port}/{name}"
+
+
+class Handler(BaseHTTPRequestHandler):
+    server: Server  # pyright: ignore[reportIncompatibleVariableOverride]
+
+    def do_GET(self) -> None:
+        name, asked = self.path.lstrip("/"), self.headers["Range"]
+        self.server.requests.append((name, asked))
+        if name not in self.server.files:
+            self.send_error(404)
+            return
+        content = self.server.files[name]
+        start = int(asked.removeprefix("bytes=").rstrip("-")) if asked and self.server.ranges else 0
+        if start and start >= len(content):
+            self.send_error(416)
+            return
+        self.send_response(206 if start else 200)
+        self.send_header("Content-Length", str(len(content) - start))
+        self.end_headers()
+        self.wfile.write(content[start:][: self.server.cut_after])
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+@pytest.fixture(params=[True])
+def server(request):
+    with Server(ranges=request.param) as running:
+        thread = threading.Thread(target=running.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        yield running
+        running.shutdown()
+        thread.join()
+
+
+def md5(content: bytes) -> str:
+    return hashlib.md5(content).hexdigest()
+
+
+CONTENT = bytes(range(256)) * 1000
+
+
+def remote(server: Server, checksum: str | None = None) -> RemoteFile:
+    server.files["a.bin"] = CONTENT
+    return RemoteFile(server.url("a.bin"), "a.zip", checksum or md5(CONTENT))
+
+
+def test_a_file_is_fetched_once(server, tmp_path):
+    file = remote(server)
+    assert fetch(file, tmp_path).read_bytes() == CONTENT
+    fetch(file, tmp_path)
+    assert server.requests == [("a.bin", None)]
+    assert [p.name for p in tmp_path.iterdir()] == ["a.zip"]
+
+
+def test_a_wrong_checksum_keeps_nothing(server, tmp_path):
+    with pytest.raises(ValueError, match=r"a\.zip.*does not match"):
+        fetch(remote(server, md5(b"other")), tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_damaged_local_file_is_fetched_again(server, tmp_path):
+    (tmp_path / "a.zip").write_bytes(b"damaged")
+    assert fetch(remote(server), tmp_path).read_bytes() == CONTENT
+
+
+def test_an_interrupted_download_continues(server, tmp_path):
+    file = remote(server)
+    server.cut_after = 100_000
+    with pytest.raises(ConnectionError, match="download failed"):
+        fetch(file, tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == ["a.zip.part"]
+    server.cut_after = None
+    assert fetch(file, tmp_path).read_bytes() == CONTENT
+    arrived = int(server.requests[1][1].removeprefix("bytes=").rstrip("-"))
+    assert 0 < arrived <= 100_000
+    assert [p.name for p in tmp_path.iterdir()] == ["a.zip"]
+
+
+@pytest.mark.parametrize("server", [False], indirect=True)
+def test_a_server_that_ignores_ranges_starts_over(server, tmp_path):
+    (tmp_path / "a.zip.part").write_bytes(CONTENT[:777])
+    assert fetch(remote(server), tmp_path).read_bytes() == CONTENT
+
+
+def test_a_complete_partial_file_is_checked_and_used(server, tmp_path):
+    (tmp_path / "a.zip.part").write_bytes(CONTENT)
+    assert fetch(remote(server), tmp_path).read_bytes() == CONTENT
+
+
+def test_a_corrupt_partial_file_does_not_stay(server, tmp_path):
+    (tmp_path / "a.zip.part").write_bytes(b"x" * 777)
+    with pytest.raises(ValueError, match="does not match"):
+        fetch(remote(server), tmp_path)
+    assert fetch(remote(server), tmp_path).read_bytes() == CONTENT
+
+
+def test_a_missing_page_is_named(server, tmp_path):
+    with pytest.raises(ConnectionError, match=r"absent: download failed \(404"):
+        fetch(RemoteFile(server.url("absent"), "a.zip", md5(b"")), tmp_path)
+
+
+@pytest.mark.parametrize("files", [nmnist_files, shd_files])
+def test_without_tonic_one_line_says_what_to_install(monkeypatch, files):
+    monkeypatch.setitem(sys.modules, "tonic", None)
+    monkeypatch.delitem(sys.modules, "tonic.datasets", raising=False)
+    with pytest.raises(ModuleNotFoundError, match=r"pip install 'blockspike\[data\]'") as caught:
+        files()
+    assert "\n" not in str(caught.value)
+    assert caught.value.__suppress_context__
+
+
+def test_tonic_knows_addresses_and_checksums():
+    for file in (*nmnist_files(), *shd_files()):
+        assert file.url.startswith("https://")
+        assert file.filename.endswith(".zip")
+        assert len(file.md5) == 32
+
+
+def test_nmnist_from_the_address_to_the_prepared_file(server, tmp_path, monkeypatch):
+    folder = make_nmnist(tmp_path / "made", 2, 1)
+    for part in ("train", "test"):
+        path = tmp_path / f"{part}.zip"
+        with zipfile.ZipFile(path, "w") as archive:
+            for file in (folder / part.title()).rglob("*.bin"):
+                archive.write(file, file.relative_to(folder).as_posix())
+        server.files[part] = path.read_bytes()
+        known = "tonic.datasets.NMNIST."
+        monkeypatch.setattr(known + f"{part}_url", server.url(part))
+        monkeypatch.setattr(known + f"{part}_md5", md5(server.files[part]))
+    module = NMNISTDataModule(tmp_path / "data" / "a.h5", download=True)
+    file = read_event_file(module.prepare())
+    assert file.name == "N-MNIST sample (30 recordings)"
+    module.prepare()
+    assert [name for name, _ in server.requests] == ["train", "test"]
+
+
+def test_only_the_download_is_called_shd(server, tmp_path, monkeypatch):
+    known = "tonic.datasets.SHD."
+    monkeypatch.setattr(known + "base_url", server.url(""))
+    for seed, part in enumerate(("train", "test")):
+        h5 = make_shd(tmp_path / f"shd_{part}.h5", seed=seed)
+        with h5py.File(h5, "r+") as file:
+            file.attrs["name"] = "SHD"
+        name = f"shd_{part}.h5.zip"
+        with zipfile.ZipFile(tmp_path / name, "w") as archive:
+            archive.write(h5, h5.name)
+        server.files[name] = (tmp_path / name).read_bytes()
+        monkeypatch.setattr(known + f"{part}_md5", md5(server.files[name]))
+        h5.unlink()
+    fetched = SHDDataModule(tmp_path / "data" / "a.h5", download=True)
+    assert read_event_file(fetched.prepare()).name == "SHD"
+    monkeypatch.setattr(known + "train_md5", md5(b"other"))
+    local = SHDDataModule(tmp_path / "b.h5", raw=tmp_path)
+    assert read_event_file(local.prepare()).name == "SHD-layout data"

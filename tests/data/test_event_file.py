@@ -1,0 +1,269 @@
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import h5py
+import numpy as np
+import pytest
+
+from blockspike.data.event_file import SplitContent, read_event_file, write_event_file
+
+
+def content(n: int, seed: int, **changes) -> SplitContent:
+    rng = np.random.default_rng(seed)
+    n_events = rng.integers(1, 9, n)
+    chunks = [
+        (rng.integers(0, 99, c).astype(np.uint32), rng.integers(0, 7, c).astype(np.uint16))
+        for c in n_events
+    ]
+    values = {
+        "n_events": n_events,
+        "label": np.arange(n) % 3,
+        "chunks": chunks,
+        "time_dtype": np.dtype(np.uint32),
+        "unit_s": 1e-6,
+    }
+    return SplitContent(**(values | changes))
+
+
+def write(path, train=None, test=None):
+    train, test = train or content(6, 0), test or content(4, 1)
+    write_event_file(path, "name", "source", n_units=7, n_classes=3, train=train, test=test)
+    return path
+
+
+def test_what_is_written_is_read(tmp_path):
+    train, test = content(6, 0), content(4, 1, speaker=np.array([3, 1, 4, 1]))
+    file = read_event_file(write(tmp_path / "new" / "a.h5", train, test))
+    assert (file.name, file.source, file.n_units, file.n_classes) == ("name", "source", 7, 3)
+    for written, split in ((train, file.train), (test, file.test)):
+        chunks = list(written.chunks)
+        assert np.array_equal(split.time, np.concatenate([t for t, _ in chunks]))
+        assert np.array_equal(split.unit, np.concatenate([u for _, u in chunks]))
+        assert np.array_equal(np.diff(split.offset), written.n_events)
+        assert np.array_equal(split.label, written.label)
+        assert split.time.dtype == np.uint32
+        assert split.unit_s == 1e-6
+    assert file.train.speaker is None
+    assert file.test.speaker is not None and file.test.speaker.tolist() == [3, 1, 4, 1]
+
+
+def test_events_are_mapped_not_loaded(tmp_path):
+    split = read_event_file(write(tmp_path / "a.h5")).train
+    assert isinstance(split.time.base, np.memmap)
+    assert not split.time.flags.writeable
+
+
+def test_gather_copies_samples_in_the_order_asked(tmp_path):
+    train = content(6, 0)
+    split = read_event_file(write(tmp_path / "a.h5", train)).train
+    time_, unit, offset = split.gather(np.array([4, 0, 4]))
+    for k, sample in enumerate((4, 0, 4)):
+        assert np.array_equal(time_[offset[k] : offset[k + 1]], list(train.chunks)[sample][0])
+        assert np.array_equal(unit[offset[k] : offset[k + 1]], list(train.chunks)[sample][1])
+
+
+def test_a_split_without_events_is_read(tmp_path):
+    empty = content(2, 0, n_events=np.zeros(2, int), chunks=[])
+    split = read_event_file(write(tmp_path / "a.h5", empty)).train
+    assert len(split) == 2
+    assert split.gather(np.array([0, 1]))[2].tolist() == [0, 0, 0]
+
+
+def _sum_units(split, queue):
+    queue.put(int(split.unit.sum()))
+
+
+def test_reading_in_a_forked_child(tmp_path):
+    split = read_event_file(write(tmp_path / "a.h5")).train
+    context = multiprocessing.get_context("fork")
+    queue = context.Queue()
+    child = context.Process(target=_sum_units, args=(split, queue))
+    child.start()
+    assert queue.get(timeout=20) == int(split.unit.sum())
+    child.join()
+
+
+def test_equal_content_gives_equal_bytes(tmp_path):
+    first, second = write(tmp_path / "a.h5"), write(tmp_path / "b.h5")
+    assert first.read_bytes() == second.read_bytes()
+
+
+@pytest.mark.parametrize("change", ["fewer", "more", "ragged"])
+def test_chunks_that_break_the_promise_leave_nothing(tmp_path, change):
+    good = content(6, 0)
+    chunks = list(good.chunks)
+    one = np.zeros(1, np.uint32)
+    bad = {
+        "fewer": chunks[:-1],
+        "more": [*chunks, (one, one.astype(np.uint16))],
+        "ragged": [(np.zeros(2, np.uint32), np.zeros(1, np.uint16)), *chunks],
+    }[change]
+    with pytest.raises(ValueError, match="chunks: got"):
+        write(tmp_path / "a.h5", content(6, 0, chunks=bad))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_failed_write_keeps_the_earlier_file(tmp_path):
+    path = write(tmp_path / "a.h5")
+    before = path.read_bytes()
+    with pytest.raises(ValueError, match="chunks"):
+        write(path, content(6, 0, chunks=[]))
+    assert path.read_bytes() == before
+
+
+def test_leftovers_of_dead_runs_go_and_those_of_live_runs_stay(tmp_path):
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    stem = f".a.h5.{socket.gethostname()}."
+    gone, kept = tmp_path / f"{stem}{dead.pid}.part", tmp_path / f"{stem}{os.getppid()}.part"
+    other = tmp_path / f".a.h5.elsewhere.{dead.pid}.part"
+    for path in (gone, kept, other):
+        path.write_bytes(b"half")
+    write(tmp_path / "a.h5")
+    assert not gone.exists()
+    assert kept.exists() and other.exists()
+
+
+_SLOW_WRITE = """
+import sys, time
+import numpy as np
+from blockspike.data.event_file import SplitContent, write_event_file
+def chunks():
+    yield np.zeros(10, np.uint32), np.zeros(10, np.uint16)
+    print("half", flush=True)
+    time.sleep(60)
+part = SplitContent(np.array([10, 10]), np.zeros(2), chunks(), np.dtype(np.uint32), 1e-6)
+write_event_file(sys.argv[1], "n", "s", 7, 3, part, part)
+"""
+
+
+def test_a_killed_write_leaves_nothing_that_is_used(tmp_path):
+    path = tmp_path / "a.h5"
+    run = subprocess.Popen(
+        [sys.executable, "-c", _SLOW_WRITE, str(path)], stdout=subprocess.PIPE, text=True
+    )
+    assert run.stdout is not None and run.stdout.readline() == "half\n"
+    run.send_signal(signal.SIGKILL)
+    run.wait()
+    run.stdout.close()
+    assert [p.suffix for p in tmp_path.iterdir()] == [".part"]
+    with pytest.raises(FileNotFoundError):
+        read_event_file(path)
+    write(path)
+    assert list(tmp_path.iterdir()) == [path]
+    assert path.read_bytes() == write(tmp_path / "b.h5").read_bytes()
+
+
+def edit(path, change):
+    with h5py.File(path, "r+") as file:
+        change(file)
+
+
+def replace(key, values):
+    def change(file):
+        file.pop(key, None)
+        file[key] = values
+
+    return change
+
+
+def widen(key):
+    def change(file):
+        values = file[key][()].astype(np.int64)
+        del file[key]
+        file[key] = values
+
+    return change
+
+
+def drop(key):
+    def change(file):
+        del file[key]
+
+    return change
+
+
+def attribute(group, key, value):
+    def change(file):
+        if value is None:
+            del file[group].attrs[key]
+        else:
+            file[group].attrs[key] = value
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (drop("test"), "group 'test' is missing"),
+        (drop("train/time"), "array 'time' of /train is missing"),
+        (drop("train/label"), "array 'label' of /train is missing"),
+        (attribute("/", "format", "other"), "found format and version"),
+        (attribute("/", "version", 99), "prepare it again"),
+        (attribute("/", "n_units", None), "attribute 'n_units' of / is missing"),
+        (attribute("train", "unit_s", None), "attribute 'unit_s' of /train is missing"),
+        (replace("train/offset", [0, 5, 3, 5, 6, 7, 8]), "offsets do not rise"),
+        (replace("train/offset", [0, 1]), "found 2 offsets"),
+        (replace("train/label", [0, 1, 2, 3, 0, 0]), "labels outside 0 to 2"),
+        (replace("train/speaker", [1]), "found 1 speakers"),
+        (replace("train/time", np.zeros(3, np.uint32)), "found 3 times"),
+        (widen("train/unit"), "found unit of int64, expected uint16"),
+        (replace("train/time", np.zeros((2, 2))), "not a vector"),
+    ],
+)
+def test_damage_is_named(tmp_path, change, message):
+    path = write(tmp_path / "a.h5")
+    edit(path, change)
+    with pytest.raises(ValueError, match=message) as caught:
+        read_event_file(path)
+    assert str(path) in str(caught.value)
+
+
+def test_a_compressed_array_is_refused(tmp_path):
+    path = write(tmp_path / "a.h5")
+
+    def compress(file):
+        values = file["train/time"][()]
+        del file["train/time"]
+        file.create_dataset("train/time", data=values, compression="gzip")
+
+    edit(path, compress)
+    with pytest.raises(ValueError, match="not contiguous"):
+        read_event_file(path)
+
+
+@pytest.mark.parametrize("keep", [0, 100, 0.5, 0.99])
+def test_a_cut_off_file_is_named(tmp_path, keep):
+    path = write(tmp_path / "a.h5")
+    whole = path.read_bytes()
+    path.write_bytes(whole[: keep if isinstance(keep, int) else int(keep * len(whole))])
+    with pytest.raises(ValueError, match="not a complete HDF5 file"):
+        read_event_file(path)
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match="absent.h5"):
+        read_event_file(tmp_path / "absent.h5")
+
+
+def test_opening_takes_no_time_however_large(tmp_path):
+    n = 20_000_000
+    big = SplitContent(
+        np.array([n]),
+        np.zeros(1),
+        [(np.zeros(n, np.uint32), np.zeros(n, np.uint16))],
+        np.dtype(np.uint32),
+        1e-6,
+    )
+    path = write(tmp_path / "a.h5", big)
+    start = time.perf_counter()
+    read_event_file(path)
+    assert time.perf_counter() - start < 0.2

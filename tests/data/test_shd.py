@@ -1,0 +1,321 @@
+from __future__ import annotations
+
+import gzip
+import lzma
+import shutil
+import time
+import zipfile
+
+import h5py
+import numpy as np
+import pytest
+from conftest import SAMPLES, make_shd
+
+from blockspike.data.event_file import read_event_file
+from blockspike.data.loader import EpochSampler
+from blockspike.data.shd import (
+    ChannelMap,
+    SHDDataModule,
+    describe,
+    find_h5,
+    open_h5,
+    prepare_shd,
+    speaker_subset,
+)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    root = tmp_path_factory.mktemp("shd")
+    make_shd(root / "train.h5", n=80)
+    make_shd(root / "test.h5", n=40, seed=1)
+    return root
+
+
+@pytest.fixture(scope="module")
+def prepared(folder):
+    prepare_shd(folder / "train.h5", folder / "test.h5", folder / "a.h5", "some digits")
+    return folder / "a.h5"
+
+
+def opened(path, **changes) -> SHDDataModule:
+    module = SHDDataModule(path, **changes)
+    module.setup()
+    return module
+
+
+def packed(path, suffix):
+    target = path.with_name(path.name + suffix)
+    if suffix == ".gz":
+        target.write_bytes(gzip.compress(path.read_bytes()))
+    elif suffix == ".xz":
+        target.write_bytes(lzma.compress(path.read_bytes()))
+    elif suffix == ".zip":
+        with zipfile.ZipFile(target, "w") as archive:
+            archive.write(path, path.name)
+    return target
+
+
+def stored(file: h5py.File, key: str) -> np.ndarray:
+    dataset = file[key]
+    assert isinstance(dataset, h5py.Dataset)
+    return dataset[()]
+
+
+@pytest.mark.parametrize("suffix", ["", ".gz", ".xz", ".zip"])
+def test_a_file_is_read_however_packed(tmp_path, suffix):
+    plain = make_shd(tmp_path / "a.h5")
+    recordings = open_h5(packed(plain, suffix))
+    assert len(recordings) == 80
+    with h5py.File(plain) as file:
+        for i in (0, 33, 79):
+            times, units = recordings.sample(i)
+            assert np.array_equal(times, stored(file, "spikes/times")[i])
+            assert np.array_equal(units, stored(file, "spikes/units")[i])
+        assert np.array_equal(recordings.label, stored(file, "labels"))
+        assert np.array_equal(recordings.speaker, stored(file, "extra/speaker"))
+    assert recordings.time_s.dtype == np.float16
+    assert recordings.unit.dtype == np.uint16
+    assert recordings.keys == ("key",) * 20
+
+
+def times(*values: float, dtype: type = np.float32) -> list[np.ndarray]:
+    good = [np.array([0.1, 0.2, 0.2, 0.3], dtype)] * 3
+    return [*good, np.array(values, dtype)]
+
+
+def units(*values: int, dtype: type = np.int32) -> list[np.ndarray]:
+    return [*[np.array([0, 699, 5, 5], dtype)] * 3, np.array(values, dtype)]
+
+
+GOOD = {
+    "n": 4,
+    "spikes/times": times(0.1, 0.2, 0.3, 0.4),
+    "spikes/units": units(1, 2, 3, 4),
+    "labels": np.array([0, 19, 3, 4]),
+    "extra/speaker": np.zeros(4, int),
+}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"spikes/units": units(1, 700, 3, 4)}, "sample 3: found unit 700, expected .* 0 to 699"),
+        ({"spikes/units": units(1, -2, 3, 4)}, "sample 3: found unit -2"),
+        ({"spikes/units": units(1, 2, 3, 4, dtype=np.float32)}, "sample 0: found unit 0.0"),
+        ({"spikes/times": times(0.1, 0.3, 0.2, 0.4)}, "sample 3: found time 0.2.* after 0.3"),
+        ({"spikes/times": times(-0.1, 0.2, 0.3, 0.4)}, "sample 3: found time -0.1"),
+        ({"spikes/times": times(0.1, np.nan, 0.3, 0.4)}, "sample 3: found time nan"),
+        ({"spikes/times": times(0.1, 0.2, 0.3, np.inf)}, "sample 3: found time inf"),
+        ({"spikes/times": times(1, 2, 3, 4, dtype=np.int32)}, "found times of int32"),
+        ({"spikes/times": times(0.1, 0.2)}, "sample 3: found 2 times and 4 units"),
+        ({"labels": np.array([0, 20, 3, 4])}, "sample 1: found label 20, expected .* 0 to 19"),
+        ({"labels": np.array([0, -1, 3, 4])}, "sample 1: found label -1"),
+        ({"labels": np.array([0.0, 1.0, 3.0, 4.0])}, "sample 0: found label 0.0"),
+        ({"labels": np.array([0, 1, 2])}, "found 4 spikes/times, expected one a label, 3"),
+        ({"labels": None}, "labels is missing"),
+        ({"spikes/times": None}, "spikes/times is missing"),
+        ({"spikes/units": None}, "spikes/units is missing"),
+        ({"extra/speaker": None}, "extra/speaker is missing"),
+        ({"extra/speaker": np.zeros(3, int)}, "found 3 extra/speaker"),
+        ({"extra/keys": None}, "extra/keys is missing"),
+        ({"spikes/times": np.zeros((4, 2), np.float32)}, "spikes/times is missing or not one-dim"),
+        ({"spikes/times": np.zeros(4, np.float32)}, "expected a variable-length array"),
+    ],
+)
+def test_damage_is_named(tmp_path, changes, message):
+    path = tmp_path / "a.h5"
+    open_h5(make_shd(path, **GOOD))
+    make_shd(path, **(GOOD | changes))
+    with pytest.raises(ValueError, match=message) as caught:
+        open_h5(path)
+    assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize("suffix", ["", ".gz", ".xz", ".zip"])
+def test_a_cut_off_file_is_named(tmp_path, suffix):
+    path = packed(make_shd(tmp_path / "a.h5"), suffix)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(ValueError, match=r"a\.h5.*not a complete file"):
+        open_h5(path)
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match="absent.h5"):
+        open_h5(tmp_path / "absent.h5")
+
+
+def test_silent_recordings_are_read(tmp_path):
+    silent = [np.empty(0, np.float16), np.array([0.5], np.float16), np.empty(0, np.float16)]
+    channels = [np.empty(0, np.uint16), np.array([3], np.uint16), np.empty(0, np.uint16)]
+    changes = {"n": 3, "spikes/times": silent, "spikes/units": channels}
+    recordings = open_h5(make_shd(tmp_path / "a.h5", **changes))
+    assert recordings.offset.tolist() == [0, 0, 1, 1]
+
+
+def test_the_prepared_file_holds_every_event(folder, prepared):
+    file = read_event_file(prepared)
+    assert (file.name, file.n_units, file.n_classes) == ("some digits", 700, 20)
+    for split, name in ((file.train, "train.h5"), (file.test, "test.h5")):
+        recordings = open_h5(folder / name)
+        assert np.array_equal(split.time, recordings.time_s)
+        assert np.array_equal(split.unit, recordings.unit)
+        assert np.array_equal(split.offset, recordings.offset)
+        assert np.array_equal(split.label, recordings.label)
+        assert split.speaker is not None
+        assert np.array_equal(split.speaker, recordings.speaker)
+        assert split.time.dtype == np.float16
+        assert split.unit_s == 1.0
+
+
+@pytest.mark.parametrize("pooling", [1, 3, 700])
+def test_batches_equal_a_naive_binning(folder, prepared, pooling):
+    module = opened(prepared, dt_ms=20.0, n_steps=50, channel_pooling=pooling, channel_jitter=9)
+    assert module.n_inputs == -(-700 // pooling)
+    recordings = open_h5(folder / "test.h5")
+    batch, labels = next(iter(module.test_dataloader()))
+    dense = batch.dense().numpy()
+    assert dense.max() > 1 or pooling == 1  # several events in a bin add up
+    for b in range(len(labels)):
+        time_s, unit = recordings.sample(b)
+        expected = np.zeros((50, module.n_inputs), np.float32)
+        for t, u in zip(time_s, unit, strict=True):
+            step = round(float(t) / 0.02)  # rounds halves to even, as rint
+            if step < 50:
+                expected[step, u // pooling] += 1
+        assert (dense[:, b] == expected).all()
+
+
+def test_shift_is_a_function_of_seed_epoch_and_sample():
+    channel_map = ChannelMap(pooling=1, jitter=3, seed=5)
+    shifts = np.array([[channel_map.shift(e, i) for i in range(200)] for e in range(5)])
+    np.random.seed(0)
+    again = ChannelMap(pooling=1, jitter=3, seed=5)
+    assert shifts[3, 7] == again.shift(3, 7)
+    assert set(shifts.ravel()) == {-3, -2, -1, 0, 1, 2, 3}
+    assert abs(shifts.mean()) < 0.25
+    assert len({tuple(row) for row in shifts}) == 5
+    other = ChannelMap(pooling=1, jitter=3, seed=6)
+    assert [other.shift(0, i) for i in range(200)] != shifts[0].tolist()
+
+
+def test_jitter_shifts_all_channels_of_a_sample_and_drops_what_leaves():
+    channel_map = ChannelMap(pooling=2, jitter=50, seed=0)
+    unit = np.tile(np.array([0, 350, 699], np.uint16), 6)
+    offset, samples = np.arange(7) * 3, np.array([4, 9, 2, 4, 30, 31])
+    pooled, keep = channel_map(unit, offset, samples, epoch=1)
+    for b, sample in enumerate(samples):
+        shifted = np.array([0, 350, 699]) + channel_map.shift(1, int(sample))
+        inside = (shifted >= 0) & (shifted < 700)
+        assert keep[3 * b : 3 * b + 3].tolist() == inside.tolist()
+        assert pooled[3 * b : 3 * b + 3][inside].tolist() == (shifted // 2)[inside].tolist()
+
+
+def test_jitter_is_for_training_only_and_new_each_epoch(prepared):
+    plain, jittered = opened(prepared), opened(prepared, channel_jitter=30)
+    for part in ("val", "test"):
+        first, second = (next(iter(getattr(m, f"{part}_dataloader")())) for m in (plain, jittered))
+        assert np.array_equal(first[0].unit, second[0].unit)
+    loader = jittered.train_dataloader()
+    spikes = []
+    for epoch in (0, 1, 0):
+        sampler = loader.sampler
+        assert isinstance(sampler, EpochSampler)
+        sampler.set_epoch(epoch)
+        order = jittered.train_indices[list(sampler)]
+        batches = [b.dense().sum(0) for b, _ in loader]
+        counts = np.concatenate([b.numpy() for b in batches])
+        spikes.append(counts[np.argsort(order)])
+    assert np.array_equal(spikes[0], spikes[2])
+    assert not np.array_equal(spikes[0], spikes[1])
+    # Features for the linear baseline are never jittered.
+    assert np.array_equal(jittered.spike_counts("train")[0], plain.spike_counts("train")[0])
+
+
+def test_validation_on_speakers_holds_out_whole_speakers(prepared):
+    module = opened(prepared, validation="speaker", validation_fraction=0.3)
+    speaker = module.train.speaker
+    assert speaker is not None
+    held_out = set(speaker[module.val_indices])
+    assert len(held_out) == 2
+    assert not held_out & set(speaker[module.train_indices])
+    assert len(module.train_indices) + len(module.val_indices) == 80
+    again = opened(prepared, validation="speaker", validation_fraction=0.3)
+    assert np.array_equal(module.val_indices, again.val_indices)
+
+
+def test_speakers_must_leave_somebody_to_train_on():
+    with pytest.raises(ValueError, match="leaves a speaker for training"):
+        speaker_subset(np.array([1, 1, 2]), 0.99, 0)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("channel_pooling", 0),
+        ("channel_pooling", 701),
+        ("channel_jitter", -1),
+        ("channel_jitter", 700),
+        ("validation", "other"),
+    ],
+)
+def test_a_value_out_of_range_is_named(name, value):
+    with pytest.raises(ValueError, match=f"{name}: got {value!r}, expected"):
+        SHDDataModule("a.h5", **{name: value})
+
+
+def test_files_are_found_by_their_endings(folder, tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"no \*train\.h5"):
+        find_h5(tmp_path)
+    train, test = tmp_path / "my_train.h5", tmp_path / "my_test.h5.xz"
+    shutil.copy(folder / "train.h5", train)
+    test.write_bytes(lzma.compress((folder / "test.h5").read_bytes()))
+    assert find_h5(tmp_path) == (train, test)
+    shutil.copy(train, tmp_path / "other_train.h5")
+    with pytest.raises(ValueError, match="found my_train.h5, other_train.h5, expected one"):
+        find_h5(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("attributes", "name"),
+    [
+        ({}, "SHD-layout data"),
+        ({"name": "SHD"}, "SHD-layout data"),
+        ({"name": "My digits"}, "My digits"),
+        ({"note": "HD-Lauscher: NOT the published SHD."}, "HD-Lauscher"),
+        ({"note": "shd: the real one"}, "SHD-layout data"),
+        ({"note": "no colon"}, "SHD-layout data"),
+    ],
+)
+def test_only_what_is_published_is_called_shd(tmp_path, attributes, name):
+    for part in ("train", "test"):
+        with h5py.File(make_shd(tmp_path / f"shd_{part}.h5"), "r+") as file:
+            file.attrs.update(attributes)
+    assert describe(*find_h5(tmp_path)) == name
+
+
+def test_the_shipped_sample(tmp_path):
+    raw = SAMPLES / "hd_lauscher"
+    assert sum(p.stat().st_size for p in raw.iterdir()) < 6e6
+    module = SHDDataModule(tmp_path / "a.h5", raw=raw)
+    module.prepare_data()
+    module.setup()
+    assert module.name == "HD-Lauscher sample (660 recordings)"
+    assert len(module.train_indices) + len(module.val_indices) == 500
+    train, test = module.train, module.test
+    assert (np.bincount(train.label) == 25).all() and (np.bincount(test.label) == 8).all()
+    assert train.speaker is not None and test.speaker is not None
+    assert not {4, 5} & set(train.speaker)
+    assert {4, 5} <= set(test.speaker)
+    events, _ = next(iter(module.train_dataloader()))
+    assert events.shape == (600, 64, 700)
+
+
+def test_checking_ten_million_events_is_fast(tmp_path):
+    n, count = 1000, 10_000
+    time_s = [np.linspace(0, 1, count, dtype=np.float16)] * n
+    channels = [np.zeros(count, np.uint16)] * n
+    path = make_shd(tmp_path / "a.h5", n=n, **{"spikes/times": time_s, "spikes/units": channels})
+    start = time.perf_counter()
+    open_h5(path)
+    assert time.perf_counter() - start < 5  # a Python loop over the events takes minutes
