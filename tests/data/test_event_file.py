@@ -118,6 +118,17 @@ def test_a_failed_write_keeps_the_earlier_file(tmp_path):
     assert path.read_bytes() == before
 
 
+def test_a_file_in_use_is_replaced_not_overwritten(tmp_path):
+    path = write(tmp_path / "a.h5")
+    before = path.stat().st_ino
+    split = read_event_file(path).train
+    units = split.unit.copy()
+    write(path, content(6, 7))
+    assert np.array_equal(split.unit, units)
+    assert path.stat().st_ino != before
+    assert not np.array_equal(read_event_file(path).train.unit, units)
+
+
 def test_leftovers_of_dead_runs_go_and_those_of_live_runs_stay(tmp_path):
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()

@@ -125,11 +125,12 @@ def prepare_nmnist(raw: Path | str, out: Path | str, n_workers: int | None = Non
         FileNotFoundError: ``raw`` or one of its parts is missing.
         ValueError: a digit folder is unknown or missing, or a recording is damaged.
     """
-    with open_raw(Path(raw), Path(out).parent) as splits, ThreadPoolExecutor(n_workers) as pool:
+    with (
+        open_raw(Path(raw), Path(out).parent) as splits,
+        ThreadPoolExecutor(n_workers or os.cpu_count()) as pool,
+    ):
         sizes = tuple(len(recordings) for recordings in splits)
-        name = (
-            "N-MNIST" if sizes == PUBLISHED_SIZES else f"N-MNIST sample ({sum(sizes)} recordings)"
-        )
+        name = _name(sizes)
         with progress(f"Preparing {name}", sum(sizes)) as advance:
             train, test = (_content(recordings, pool, advance) for recordings in splits)
             write_event_file(
@@ -141,6 +142,12 @@ def prepare_nmnist(raw: Path | str, out: Path | str, n_workers: int | None = Non
                 train=train,
                 test=test,
             )
+
+
+def _name(sizes: tuple[int, ...]) -> str:
+    if sizes == PUBLISHED_SIZES:
+        return "N-MNIST"
+    return f"N-MNIST sample ({sum(sizes)} recordings)"
 
 
 def _content(

@@ -19,9 +19,8 @@ def poisson_events(
 ) -> EventBatch:
     """Draw Poisson spikes with one rate for each sample.
 
-    Sample ``b`` has a rate r ~ U(0, max_rate) in spikes per unit over the whole run; each unit
-    and step holds ``min(Poisson(r / n_steps), 1)`` spikes, drawn as the equal event "a uniform
-    number is below 1 - exp(-r / n_steps)".
+    Sample ``b`` has a rate r ~ U(0, max_rate) spikes per unit over the run; each unit and step has
+    ``min(Poisson(r / n_steps), 1)`` spikes: one with probability 1 - exp(-r / n_steps).
 
     Args:
         generator: a CPU generator; equal states give equal spikes.
@@ -32,10 +31,9 @@ def poisson_events(
     Raises:
         ValueError: a size below 1 or a negative ``max_rate``.
     """
-    if min(n_steps, batch_size, n_units) < 1:
-        raise ValueError(
-            f"n_steps, batch_size, n_units: got {(n_steps, batch_size, n_units)}, expected >= 1"
-        )
+    shape = (n_steps, batch_size, n_units)
+    if min(shape) < 1:
+        raise ValueError(f"n_steps, batch_size, n_units: got {shape}, expected >= 1")
     if not max_rate >= 0:
         raise ValueError(f"max_rate: got {max_rate}, expected >= 0 spikes per run")
     rate = max_rate * torch.rand(batch_size, 1, generator=generator)
@@ -48,4 +46,4 @@ def poisson_events(
         rows = slice(start * batch_size + 1, (start + steps) * batch_size + 1)
         row_ptr[rows] = spikes.sum(dim=2).view(-1)
         units.append(spikes.nonzero(as_tuple=True)[2].to(torch.int32))
-    return EventBatch(row_ptr.cumsum(0), torch.cat(units), (n_steps, batch_size, n_units))
+    return EventBatch(row_ptr.cumsum(0), torch.cat(units), shape)

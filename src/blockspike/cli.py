@@ -1,0 +1,91 @@
+"""`blockspike COMMAND [overrides]`."""
+
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+
+import hydra
+from hydra.errors import HydraException
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
+
+from blockspike.config import register_schemas
+from blockspike.memory import keep_freed_memory
+
+_IN_REPOSITORY = Path(__file__).parents[2] / "conf"
+_IN_PACKAGE = Path(__file__).parent / "conf"
+CONF = _IN_REPOSITORY if _IN_REPOSITORY.is_dir() else _IN_PACKAGE
+
+HELP = """blockspike: train and fit adaptive spiking neurons, exactly and fast
+
+usage: blockspike COMMAND [overrides]
+
+  prepare    recordings → one prepared file:    blockspike prepare data=nmnist_sample
+  train      one run, or a sweep with -m:       blockspike train data=nmnist_sample model=fused
+  evaluate   a finished run on its test data:   blockspike evaluate run=outputs/…
+  figures    pictures of a finished run:        blockspike figures run=outputs/…
+  collect    all finished runs → one table:     blockspike collect
+
+blockspike COMMAND --help lists a command's options, --cfg job prints its configuration,
+and `eval "$(blockspike train -sc install=bash)"` switches on tab completion.
+"""
+
+
+def _command(name: str) -> Callable[[DictConfig], object]:
+    from blockspike.commands import collect, evaluate, figures, prepare, train
+
+    commands: dict[str, Callable[[DictConfig], object]] = {
+        "prepare": prepare.prepare,
+        "train": train.train,
+        "evaluate": evaluate.evaluate,
+        "figures": figures.figures,
+        "collect": collect.collect,
+    }
+    if name not in commands:
+        raise ValueError(f"command: expected one of {', '.join(commands)}, got {name!r}")
+    return commands[name]
+
+
+def main() -> None:
+    """Entry point. Exit code 0, or 2 with one line that says what was wrong.
+
+    A traceback is printed for errors that are not the user's, and for all with
+    HYDRA_FULL_ERROR=1.
+    """
+    name = sys.argv[1] if len(sys.argv) > 1 else "--help"
+    if name in ("-h", "--help", "help"):
+        print(HELP)
+        return
+    full = os.environ.get("HYDRA_FULL_ERROR") == "1"
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises, we print
+    try:
+        function = _command(name)
+        sys.argv = [f"blockspike {name}", *sys.argv[2:]]
+        register_schemas()
+        keep_freed_memory()
+        hydra.main(version_base="1.3", config_path=str(CONF), config_name=name)(function)()
+    except KeyboardInterrupt:
+        sys.exit("interrupted; the same command again continues")
+    except (ValueError, FileNotFoundError, HydraException, OmegaConfBaseException) as error:
+        if full:
+            traceback.print_exc()
+        print(f"blockspike {name}: {one_line(error)}", file=sys.stderr)
+        sys.exit(2)
+
+
+def one_line(error: Exception) -> str:
+    """The error and, where Hydra hides it behind a general one, its cause, on one line."""
+    parts: list[str] = []
+    cause: BaseException | None = error
+    while cause is not None:
+        text = " ".join(str(cause).split())
+        if text and not any(text in part for part in parts):
+            parts.append(text)
+        cause = cause.__cause__
+    return ": ".join(parts) or type(error).__name__
+
+
+if __name__ == "__main__":
+    main()

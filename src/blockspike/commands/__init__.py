@@ -1,0 +1,1 @@
+"""What `blockspike COMMAND` runs, one file each."""

@@ -1,0 +1,14 @@
+"""`blockspike collect`: finished runs → one tidy table."""
+
+from pathlib import Path
+
+from omegaconf import DictConfig
+
+from blockspike.results import collect_runs
+
+
+def collect(cfg: DictConfig) -> None:
+    """Write `tables/runs.parquet` and `.csv` below the output folder."""
+    table = collect_runs(Path(cfg.output_dir))
+    folder = Path(cfg.output_dir) / "tables"
+    print(f"{folder / 'runs.parquet'}: {len(table)} runs")

@@ -1,0 +1,164 @@
+"""`blockspike train`: one run, from its configuration to `result.json`."""
+
+import logging
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytorch_lightning as pl
+import torch
+from omegaconf import DictConfig
+from pytorch_lightning.callbacks import Callback, ModelCheckpoint, RichProgressBar
+
+from blockspike.config import build_data, build_module, build_trainer, content_hash, content_of
+from blockspike.data.datamodule import EventDataModule
+from blockspike.runs import Run, flatten, provenance, remove_if_empty
+from blockspike.training.callbacks import EpochLines, Throughput
+from blockspike.training.checkpoint_io import PlainCheckpointIO, load_plain
+from blockspike.training.classification import ClassificationModule
+from blockspike.training.metrics_file import EpochCSVLogger
+
+
+def train(cfg: DictConfig) -> dict[str, Any]:
+    """Train, choose the model on validation data, test it once; resume or skip what is there.
+
+    Returns:
+        The run's row, as in `result.json`.
+
+    Raises:
+        ValueError: a bad configuration, or the folder holds a run with another one.
+        FileNotFoundError: the data are missing.
+    """
+    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
+    run = Run(Path(cfg.run_dir))
+    content = content_of(cfg)
+    try:
+        run.check_content(content)
+        row = run.result()
+        if row is not None:
+            print(f"{run.folder}: finished, skipped")
+            return row
+        use_threads(cfg.threads)
+        data, module = _build(cfg)
+    except BaseException:
+        remove_if_empty(run.folder, Path(cfg.output_dir))
+        raise
+    with run.recorded(cfg, content, content_hash(content)):
+        row = {**_identity(cfg, content, data), **_fit_and_test(cfg, run, data, module)}
+        run.write_result(row)
+    print(f"{run.folder}: {_summary(row)}")
+    return row
+
+
+def use_threads(threads: int | None) -> None:
+    """Set PyTorch's (and so the kernels') number of threads, if one is given."""
+    if threads is not None:
+        if threads < 1:
+            raise ValueError(f"threads: expected an integer ≥ 1, got {threads}")
+        torch.set_num_threads(threads)
+
+
+def _build(cfg: DictConfig) -> tuple[EventDataModule, ClassificationModule]:
+    pl.seed_everything(cfg.seed, workers=True, verbose=False)
+    data = build_data(cfg)
+    data.prepare_data()
+    data.setup()
+    return data, build_module(cfg, data)
+
+
+def _fit_and_test(
+    cfg: DictConfig, run: Run, data: EventDataModule, module: ClassificationModule
+) -> dict[str, Any]:
+    on_terminal = sys.stdout.isatty()
+    chosen = ModelCheckpoint(
+        run.best_checkpoint.parent,
+        filename=run.best_checkpoint.stem,
+        monitor=cfg.monitor,
+        mode="min" if cfg.monitor.endswith("loss") else "max",
+        save_last=True,
+        enable_version_counter=False,
+    )
+    callbacks: list[Callback] = [Throughput(), chosen]
+    if cfg.progress:
+        callbacks.append(RichProgressBar() if on_terminal else EpochLines())
+    trainer = build_trainer(
+        cfg,
+        callbacks,
+        plugins=[PlainCheckpointIO()],
+        enable_progress_bar=cfg.progress and on_terminal,
+        num_sanity_val_steps=0,
+        enable_model_summary=False,
+    )
+    trainer.loggers = [EpochCSVLogger(run.folder), *trainer.loggers]
+    resumed = run.last_checkpoint if run.last_checkpoint.is_file() else None
+    if resumed:
+        print(f"{run.folder}: continued after epoch {_epochs_done(resumed)}")
+    with warnings.catch_warnings():
+        # Batches are made by the kernels on a thread of their own; worker processes would be slower.
+        warnings.filterwarnings("ignore", ".*does not have many workers.*")
+        warnings.filterwarnings("ignore", ".*LeafSpec.*is deprecated.*")  # Lightning's own
+        loaders = [data.val_dataloader()]
+        if cfg.test_each_epoch:
+            loaders.append(data.test_dataloader())
+        data.trainer = trainer
+        trainer.fit(module, data.train_dataloader(), loaders, ckpt_path=resumed)
+        if not run.best_checkpoint.is_file():
+            raise ValueError(f"trainer: no epoch was finished (max_epochs {trainer.max_epochs})")
+        best = load_plain(run.best_checkpoint)
+        module.load_state_dict(best["state_dict"])
+        trainer.test(module, data.test_dataloader(), verbose=False)
+    return _scores(run, trainer, best["epoch"], module)
+
+
+def _epochs_done(checkpoint: Path) -> int:
+    return load_plain(checkpoint)["epoch"] + 1
+
+
+def _scores(
+    run: Run, trainer: pl.Trainer, best_epoch: int, module: ClassificationModule
+) -> dict[str, Any]:
+    history = pd.read_csv(run.folder / "metrics.csv").set_index("epoch")
+    chosen = history.loc[best_epoch]
+    row = {
+        "test_accuracy": float(trainer.callback_metrics["test/accuracy"]),
+        "val_accuracy": float(chosen["val/accuracy"]),
+        "train_accuracy": float(chosen["train/accuracy"]),
+        "chosen_epoch": best_epoch + 1,
+        "n_epochs": len(history),
+        "epoch_s": float(history["time/epoch_s"].median()),
+        "train_s": float(history["time/epoch_s"].sum()),
+        "n_parameters": sum(p.numel() for p in module.parameters() if p.requires_grad),
+    }
+    for name in history.columns:
+        if name.startswith("val/rate_"):
+            row[name.removeprefix("val/")] = float(chosen[name])
+    if "test_each_epoch/accuracy" in history:
+        row["best_test_accuracy"] = float(history["test_each_epoch/accuracy"].max())
+    return row
+
+
+def _identity(cfg: DictConfig, content: dict[str, Any], data: EventDataModule) -> dict[str, Any]:
+    made = provenance()
+    return {
+        "experiment": cfg.experiment_name,
+        "data_set": data.name,
+        "seed": cfg.seed,
+        "config_hash": content_hash(content),
+        "git_sha": made["git_sha"],
+        "git_dirty": made["git_dirty"],
+        "machine": made["machine"],
+        "n_threads": torch.get_num_threads(),
+        **{k: v for k, v in flatten(content).items() if k not in ("seed", "experiment_name")},
+    }
+
+
+def _summary(row: dict[str, Any]) -> str:
+    text = (
+        f"test accuracy {row['test_accuracy']:.2%} (model of epoch {row['chosen_epoch']}, "
+        f"chosen on validation: {row['val_accuracy']:.2%})"
+    )
+    if "best_test_accuracy" in row:
+        text += f"; best test accuracy of all epochs {row['best_test_accuracy']:.2%}"
+    return text

@@ -1,0 +1,200 @@
+"""From Hydra's configuration to objects; the only file that calls `instantiate`.
+
+The schema of what we own is read off the signatures of the classes it configures, so names, types
+and defaults are written once. Hydra checks every override against it: a wrong key or type is named.
+"""
+
+import dataclasses
+import hashlib
+import inspect
+import json
+import types
+import typing
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+from hydra.core.config_store import ConfigStore
+from hydra.utils import instantiate
+from omegaconf import MISSING, DictConfig, OmegaConf
+
+from blockspike.data.datamodule import EventDataModule
+from blockspike.data.nmnist import NMNISTDataModule
+from blockspike.data.shd import SHDDataModule
+from blockspike.networks import SpikingClassifier, SpikingLayer
+from blockspike.neurons import Boxcar, FastSigmoid, MultiGaussian, Surrogate
+from blockspike.training.classification import ClassificationModule
+
+SURROGATES: dict[str, type[Surrogate]] = {
+    "fast_sigmoid": FastSigmoid,
+    "boxcar": Boxcar,
+    "multi_gaussian": MultiGaussian,
+}
+_FROM_DATA = ("self", "n_inputs", "n_units", "n_classes", "dt_ms")
+# What may differ between two starts of the same run: where things lie and how they are shown.
+_NOT_CONTENT = ("output_dir", "data_dir", "run_dir", "logger", "progress", "threads")
+
+
+def schema(cls: type, skip: tuple[str, ...] = ("self",), **replace: Any) -> type:
+    """A dataclass with the arguments of `cls` as fields, for OmegaConf to check against.
+
+    Args:
+        cls: its __init__ gives names, types and defaults.
+        skip: arguments that do not come from the configuration.
+        **replace: fields whose configured type and default differ, as (type, default).
+    """
+    hints = typing.get_type_hints(cls.__init__)
+    fields: list[tuple[str, Any, Any]] = []
+    for name, parameter in inspect.signature(cls.__init__).parameters.items():
+        if name in skip or parameter.kind is parameter.VAR_KEYWORD:
+            continue
+        kind, default = hints[name], parameter.default
+        kind, default = replace.get(name, (_plain(kind), default))
+        default = MISSING if default is inspect.Parameter.empty else default
+        fields.append((name, kind, dataclasses.field(default=default)))
+    return dataclasses.make_dataclass(cls.__name__, fields)
+
+
+def _plain(kind: Any) -> Any:
+    """The type as OmegaConf knows it: a Literal or Path is a str, a tuple is a list."""
+    origin, options = typing.get_origin(kind), typing.get_args(kind)
+    if origin is typing.Literal or kind is Path:
+        return str
+    if origin in (typing.Union, types.UnionType):
+        plain = {_plain(option) for option in options}
+        inner = (plain - {type(None)}).pop()
+        return inner | None if type(None) in plain else inner
+    return kind
+
+
+@dataclasses.dataclass
+class TrainSchema:
+    """Top level of conf/train.yaml."""
+
+    experiment_name: str = MISSING
+    seed: int = MISSING
+    threads: int | None = None
+    progress: bool = True
+    test_each_epoch: bool = False
+    monitor: str = MISSING
+    output_dir: str = MISSING
+    data_dir: str = MISSING
+    run_dir: str = MISSING
+    model: Any = MISSING
+    network: Any = MISSING
+    data: Any = MISSING
+    optimizer: Any = MISSING
+    scheduler: Any = None
+    trainer: Any = MISSING
+    logger: Any = None
+    callbacks: Any = None
+
+
+@dataclasses.dataclass
+class PrepareSchema:
+    """Top level of conf/prepare.yaml."""
+
+    seed: int = 0
+    data_dir: str = MISSING
+    data: Any = MISSING
+
+
+@dataclasses.dataclass
+class RunSchema:
+    """Top level of conf/evaluate.yaml and conf/figures.yaml: a finished run."""
+
+    run: str = MISSING
+    threads: int | None = None
+
+
+@dataclasses.dataclass
+class CollectSchema:
+    """Top level of conf/collect.yaml."""
+
+    output_dir: str = MISSING
+
+
+def register_schemas() -> None:
+    """Tell Hydra the schemas and resolvers that conf/ refers to."""
+    store = ConfigStore.instance()
+    for name, node in (
+        ("train", TrainSchema),
+        ("prepare", PrepareSchema),
+        ("run", RunSchema),
+        ("collect", CollectSchema),
+    ):
+        store.store(name=f"{name}_schema", node=node)
+    neurons = schema(SpikingLayer, _FROM_DATA, surrogate=(str, "multi_gaussian"))
+    store.store(group="model", name="schema", node=neurons)
+    from_model = {f.name for f in dataclasses.fields(neurons)}
+    network = schema(SpikingClassifier, (*_FROM_DATA, *from_model))
+    store.store(group="network", name="schema", node=network)
+    target = ("_target_", str, dataclasses.field(default=MISSING))
+    for group_name, cls in (("nmnist_schema", NMNISTDataModule), ("shd_schema", SHDDataModule)):
+        node = dataclasses.make_dataclass(cls.__name__, [target], bases=(schema(cls),))
+        store.store(group="data", name=group_name, node=node)
+    OmegaConf.register_new_resolver("folder_name", _folder_name, replace=True)
+
+
+def _folder_name(choices: str) -> str:
+    """The overrides as one folder name: no slashes, not too long, never empty."""
+    name = (choices or "default").replace("/", "_")
+    if len(name) <= 150:
+        return name
+    return f"{name[:130]}~{hashlib.sha256(name.encode()).hexdigest()[:12]}"
+
+
+def content_of(cfg: DictConfig) -> dict[str, Any]:
+    """The resolved configuration less what does not change a result."""
+    content = typing.cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=True))
+    for key in _NOT_CONTENT:
+        content.pop(key, None)
+    for key in ("path", "raw", "download"):
+        content["data"].pop(key, None)
+    return content
+
+
+def content_hash(content: dict[str, Any]) -> str:
+    """12 hexadecimal digits that stand for a configuration."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def build_data(cfg: DictConfig) -> EventDataModule:
+    """The data module of `cfg.data`."""
+    return instantiate(cfg.data)
+
+
+def build_network(cfg: DictConfig, data: EventDataModule) -> SpikingClassifier:
+    """The classifier of `cfg.model` and `cfg.network`, sized for `data`.
+
+    Raises:
+        ValueError: a value outside its range, naming it.
+    """
+    neurons: dict[str, Any] = dict(cfg.model)
+    if neurons["surrogate"] not in SURROGATES:
+        raise ValueError(
+            f"model.surrogate: expected one of {', '.join(SURROGATES)}, "
+            f"got {neurons['surrogate']!r}"
+        )
+    neurons["surrogate"] = SURROGATES[neurons["surrogate"]]()
+    return SpikingClassifier(
+        data.n_inputs, data.n_classes, dt_ms=data.dt_ms, **neurons, **cfg.network
+    )
+
+
+def build_module(cfg: DictConfig, data: EventDataModule) -> ClassificationModule:
+    """The Lightning module: network, optimiser and scheduler."""
+    network = build_network(cfg, data)
+    scheduler = instantiate(cfg.scheduler) if cfg.scheduler else None
+    return ClassificationModule(
+        network, data.n_classes, data.dt_ms, instantiate(cfg.optimizer), scheduler
+    )
+
+
+def build_trainer(cfg: DictConfig, callbacks: list[pl.Callback], **options: Any) -> pl.Trainer:
+    """The trainer with the configured callbacks and loggers beside `callbacks`."""
+    configured = [instantiate(c) for c in (cfg.callbacks or {}).values() if c is not None]
+    loggers = [instantiate(logger) for logger in (cfg.logger or {}).values()]
+    return instantiate(
+        cfg.trainer, callbacks=[*configured, *callbacks], logger=loggers, **options
+    )

@@ -1,0 +1,165 @@
+"""A run and its folder: locked while it runs, refused to another configuration, resumable."""
+
+import fcntl
+import json
+import os
+import platform
+import subprocess
+import time
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+_PACKAGES = ("blockspike", "torch", "pytorch-lightning", "numpy", "numba")
+
+
+class Run:
+    """One run's folder.
+
+    Holds `config.yaml`, `content.json` (what the result depends on), `status.json`,
+    `checkpoints/{last,best}.ckpt`, `metrics.csv` and, when finished, `result.json`.
+    """
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+
+    @property
+    def last_checkpoint(self) -> Path:
+        """The state after the last whole epoch."""
+        return self.folder / "checkpoints" / "last.ckpt"
+
+    @property
+    def best_checkpoint(self) -> Path:
+        """The model chosen on the validation data."""
+        return self.folder / "checkpoints" / "best.ckpt"
+
+    def result(self) -> dict[str, Any] | None:
+        """The finished run's row, or None."""
+        path = self.folder / "result.json"
+        return json.loads(path.read_text()) if path.is_file() else None
+
+    def config(self) -> DictConfig:
+        """The configuration it was started with.
+
+        Raises:
+            FileNotFoundError: the folder holds no run.
+        """
+        path = self.folder / "config.yaml"
+        if not path.is_file():
+            raise FileNotFoundError(f"{self.folder}: no run here (expected {path.name})")
+        config = OmegaConf.load(path)
+        assert isinstance(config, DictConfig)
+        return config
+
+    def check_content(self, content: dict[str, Any]) -> None:
+        """Raise ValueError if the folder belongs to a run with another configuration."""
+        path = self.folder / "content.json"
+        if not path.is_file():
+            return
+        before, now = flatten(json.loads(path.read_text())), flatten(content)
+        changed = sorted(k for k in before | now if before.get(k) != now.get(k))
+        if changed:
+            changes = ", ".join(f"{k}: {before.get(k)!r} → {now.get(k)!r}" for k in changed[:4])
+            raise ValueError(
+                f"{self.folder}: holds a run with another configuration ({changes}); "
+                "choose another experiment_name, or delete the folder"
+            )
+
+    @contextmanager
+    def recorded(self, cfg: DictConfig, content: dict[str, Any], digest: str) -> Iterator[None]:
+        """Hold the folder for this process and keep `status.json` true while the run lasts.
+
+        Raises:
+            ValueError: another process runs here.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with (self.folder / ".lock").open("a+") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                holder = read_json(self.folder / "status.json").get("pid", "unknown")
+                raise ValueError(f"{self.folder}: already running as process {holder}") from None
+            write_text(self.folder / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
+            write_text(self.folder / "content.json", json.dumps(content, indent=1, sort_keys=True))
+            status = {"state": "running", "pid": os.getpid(), "started": _now(), **provenance()}
+            status["config_hash"] = digest
+            self._write_status(status)
+            try:
+                yield
+            except KeyboardInterrupt:
+                self._write_status({**status, "state": "interrupted", "ended": _now()})
+                raise
+            except Exception as error:
+                write_text(self.folder / "error.log", traceback.format_exc())
+                ended = {"state": "failed", "ended": _now(), "error": str(error)}
+                self._write_status({**status, **ended})
+                raise
+            (self.folder / "error.log").unlink(missing_ok=True)
+            self._write_status({**status, "state": "done", "ended": _now()})
+
+    def _write_status(self, status: dict[str, Any]) -> None:
+        write_text(self.folder / "status.json", json.dumps(status, indent=1))
+
+    def write_result(self, row: dict[str, Any]) -> None:
+        """Write the finished run's row."""
+        write_text(self.folder / "result.json", json.dumps(row, indent=1))
+
+
+def provenance() -> dict[str, Any]:
+    """Commit, whether the tree was dirty, package versions, machine."""
+
+    def git(*args: str) -> str:
+        command = ["git", "-C", str(Path(__file__).parent), *args]
+        return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+
+    return {
+        "git_sha": git("rev-parse", "HEAD") or None,
+        "git_dirty": bool(git("status", "--porcelain", "--untracked-files=no")),
+        "versions": {name: version(name) for name in _PACKAGES},
+        "python": platform.python_version(),
+        "machine": f"{platform.node()} {platform.machine()} {os.cpu_count()} cores",
+    }
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace the file at once, so that a killed process leaves the old one or the new one."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    with temporary.open("w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in the file, or an empty one if there is no file."""
+    return json.loads(path.read_text()) if path.is_file() else {}
+
+
+def remove_if_empty(folder: Path, root: Path) -> None:
+    """Remove `folder` and its parents below `root`, as far as they are empty."""
+    while folder != root and root in folder.parents:
+        try:
+            folder.rmdir()
+        except OSError:
+            return
+        folder = folder.parent
+
+
+def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
+    """{"model": {"b": 1}} → {"model.b": 1}."""
+    if not isinstance(value, dict):
+        return {prefix: value}
+    pairs: dict[str, Any] = {}
+    for key, item in value.items():
+        pairs.update(flatten(item, f"{prefix}.{key}" if prefix else str(key)))
+    return pairs
+
+
+def _now() -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S%z")

@@ -1,0 +1,120 @@
+"""Callbacks: the paper's schedule, timing, progress and the state of a run."""
+
+import time
+from copy import deepcopy
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import Callback
+
+
+class ReloadBestAtMilestone(Callback):
+    """The paper's schedule on SHD: once, lr × factor from the best model so far.
+
+    At the start of epoch `milestone` the weights of the epoch with the lowest training loss are
+    loaded and the optimiser starts afresh with its learning rate multiplied by `factor`.
+    """
+
+    def __init__(self, milestone: int = 15, factor: float = 0.1):
+        if milestone < 1:
+            raise ValueError(f"milestone: expected an epoch ≥ 1, got {milestone}")
+        self.milestone, self.factor = milestone, factor
+        self.best_loss = float("inf")
+        self.best_weights: dict[str, torch.Tensor] = {}
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """At the milestone, go back to the best weights with a fresh optimiser."""
+        if trainer.current_epoch != self.milestone or not self.best_weights:
+            return
+        pl_module.load_state_dict(self.best_weights)
+        for optimizer in trainer.optimizers:
+            optimizer.state.clear()
+            for group in optimizer.param_groups:
+                group["lr"] *= self.factor
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Remember the weights of the best epoch before the milestone."""
+        loss = float(trainer.callback_metrics["train/loss"])
+        if trainer.current_epoch < self.milestone and loss < self.best_loss:
+            self.best_loss = loss
+            self.best_weights = deepcopy(pl_module.state_dict())
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run needs."""
+        return {"best_loss": self.best_loss, "best_weights": self.best_weights}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take over the state of the interrupted run."""
+        self.best_loss = state_dict["best_loss"]
+        self.best_weights = state_dict["best_weights"]
+
+
+class Throughput(Callback):
+    """Logs where the time of an epoch goes: forward, backward, all of it, and samples per second.
+
+    Seconds are sums over the epoch's batches; validation is not in them.
+    """
+
+    def __init__(self):
+        self._mark = self._epoch_start = self._validation_start = 0.0
+        self._forward = self._backward = self._validation = 0.0
+        self._samples = 0
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Start the epoch's clock."""
+        self._epoch_start = time.perf_counter()
+        self._forward = self._backward = self._validation = 0.0
+        self._samples = 0
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx) -> None:
+        """Start of forward."""
+        self._samples += len(batch[1])
+        self._mark = _now(pl_module)
+
+    def on_before_backward(self, trainer, pl_module, loss) -> None:
+        """End of forward, start of backward."""
+        now = _now(pl_module)
+        self._forward += now - self._mark
+        self._mark = now
+
+    def on_after_backward(self, trainer, pl_module) -> None:
+        """End of backward."""
+        self._backward += _now(pl_module) - self._mark
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Log the sums."""
+        seconds = time.perf_counter() - self._epoch_start - self._validation
+        pl_module.log_dict(
+            {
+                "time/forward_s": self._forward,
+                "time/backward_s": self._backward,
+                "time/epoch_s": seconds,
+                "time/samples_per_s": self._samples / seconds,
+            }
+        )
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Validation begins inside Lightning's training epoch."""
+        self._validation_start = time.perf_counter()
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Its seconds are taken off the epoch's."""
+        self._validation += time.perf_counter() - self._validation_start
+
+
+def _now(pl_module: pl.LightningModule) -> float:
+    if pl_module.device.type == "cuda":
+        torch.cuda.synchronize(pl_module.device)
+    return time.perf_counter()
+
+
+class EpochLines(Callback):
+    """One plain line an epoch, for logs and pipes (a terminal gets Lightning's Rich bar)."""
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Print the epoch's metrics."""
+        metrics = trainer.callback_metrics
+        shown = ("train/loss", "train/accuracy", "val/loss", "val/accuracy", "time/epoch_s")
+        values = "  ".join(f"{name} {float(metrics[name]):.4g}" for name in shown if name in metrics)
+        print(f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}  {values}", flush=True)

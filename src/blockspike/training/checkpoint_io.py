@@ -1,0 +1,107 @@
+"""Checkpoints as plain tensors and JSON: nothing that is read is unpickled or evaluated.
+
+A checkpoint is one safetensors file. Its tensors are numbered; the nested structure around them
+(dicts, lists, tuples, numbers, strings) is JSON in the file's metadata.
+"""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from pytorch_lightning.plugins.io import CheckpointIO
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+_FORMAT = "blockspike-checkpoint-1"
+
+
+class PlainCheckpointIO(CheckpointIO):
+    """Reads and writes Lightning's checkpoints in the format above, each write atomic."""
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None
+    ) -> None:
+        """Write `checkpoint` to `path`; the file appears only when it is complete on disk."""
+        save_plain(checkpoint, Path(path))
+
+    def load_checkpoint(
+        self, path: str | Path, map_location: Any = None, weights_only: bool | None = None
+    ) -> dict[str, Any]:
+        """Read a checkpoint; tensors stay on the CPU until Lightning moves them."""
+        return load_plain(Path(path))
+
+    def remove_checkpoint(self, path: str | Path) -> None:
+        """Delete the file if it is there."""
+        Path(path).unlink(missing_ok=True)
+
+
+def save_plain(content: Any, path: Path) -> None:
+    """Write nested plain values and tensors to `path`, atomically.
+
+    Raises:
+        TypeError: a value that is neither plain nor a tensor, naming where it is.
+    """
+    tensors: dict[str, torch.Tensor] = {}
+    structure = json.dumps(_encode(content, tensors, "checkpoint"))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        save_file(tensors, temporary, metadata={"format": _FORMAT, "structure": structure})
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def load_plain(path: Path) -> Any:
+    """Read what `save_plain` wrote.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: not a checkpoint of this format, or damaged.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such checkpoint")
+    try:
+        with safe_open(path, framework="pt") as file:  # pyright: ignore[reportPrivateImportUsage]
+            metadata = file.metadata() or {}
+            if metadata.get("format") != _FORMAT:
+                raise ValueError(f"{path}: expected a checkpoint of format {_FORMAT}")
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        return _decode(json.loads(metadata["structure"]), tensors)
+    except (SafetensorError, KeyError, TypeError) as error:
+        raise ValueError(f"{path}: not a readable checkpoint ({error})") from error
+
+
+def _encode(value: Any, tensors: dict[str, torch.Tensor], where: str) -> Any:
+    if isinstance(value, torch.Tensor):
+        key = str(len(tensors))
+        tensors[key] = value.detach().cpu().clone(memory_format=torch.contiguous_format)
+        return {"tensor": key}
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, dict):
+        pairs = [[k, _encode(v, tensors, f"{where}.{k}")] for k, v in value.items()]
+        if all(isinstance(k, bool | int | float | str) for k, _ in pairs):
+            return {"dict": pairs}
+    if isinstance(value, list | tuple):
+        items = [_encode(v, tensors, f"{where}[{i}]") for i, v in enumerate(value)]
+        return {"tuple" if isinstance(value, tuple) else "list": items}
+    raise TypeError(f"{where}: expected plain values and tensors, got {type(value).__name__}")
+
+
+def _decode(value: Any, tensors: dict[str, torch.Tensor]) -> Any:
+    if not isinstance(value, dict):
+        return value
+    ((kind, content),) = value.items()
+    if kind == "tensor":
+        return tensors[content]
+    if kind == "dict":
+        return {key: _decode(item, tensors) for key, item in content}
+    items = [_decode(item, tensors) for item in content]
+    return tuple(items) if kind == "tuple" else items

@@ -1,0 +1,97 @@
+"""Training a spiking classifier."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.optim import Optimizer
+from torchmetrics.classification import MulticlassAccuracy
+
+from blockspike.data.events import EventBatch
+from blockspike.networks import ClassifierOutput, SpikingClassifier
+
+Batch = tuple[EventBatch, Tensor]
+
+
+class ClassificationModule(pl.LightningModule):
+    """Cross-entropy of the class scores, accuracy, and firing rate of every hidden layer.
+
+    Args:
+        network: the classifier.
+        n_classes: for the accuracy.
+        dt_ms: for firing rates in Hz.
+        optimizer: makes the optimiser from the parameters.
+        scheduler: makes a learning-rate scheduler, stepped once an epoch; None = constant.
+    """
+
+    def __init__(
+        self,
+        network: SpikingClassifier,
+        n_classes: int,
+        dt_ms: float,
+        optimizer: Callable[[Any], Optimizer],
+        scheduler: Callable[[Optimizer], Any] | None = None,
+    ):
+        super().__init__()
+        self.network = network
+        self.dt_ms = dt_ms
+        self.make_optimizer = optimizer
+        self.make_scheduler = scheduler
+        self.accuracy = torch.nn.ModuleDict(
+            {f"{s}_": MulticlassAccuracy(n_classes, average="micro") for s in _STAGES}
+        )
+
+    def forward(self, x: EventBatch | Tensor) -> ClassifierOutput:
+        """Scores and activity for spikes [T, B, n_inputs]."""
+        return self.network(x)
+
+    def _step(self, stage: str, batch: Batch) -> Tensor:
+        events, labels = batch
+        output = self.network(events)
+        loss = F.cross_entropy(output.scores, labels)
+        accuracy = self.accuracy[f"{stage}_"]
+        accuracy(output.scores, labels)  # pyright: ignore[reportCallIssue]
+        values: dict[str, Any] = {f"{stage}/loss": loss, f"{stage}/accuracy": accuracy}
+        for i, spikes in enumerate(output.spikes, start=1):
+            values[f"{stage}/rate_layer{i}_hz"] = spikes.detach().mean() * 1000 / self.dt_ms
+        self.log_dict(
+            values, on_step=False, on_epoch=True, batch_size=len(labels), add_dataloader_idx=False
+        )
+        return loss
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Loss of one training batch."""
+        return self._step("train", batch)
+
+    def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Metrics of a validation batch; a second loader is the test set, named as such."""
+        self._step("val" if dataloader_idx == 0 else "test_each_epoch", batch)
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        """Metrics of a test batch."""
+        self._step("test", batch)
+
+    def configure_optimizers(self) -> Any:
+        """The optimiser of the trainable parameters, and the scheduler if there is one."""
+        optimizer = self.make_optimizer([p for p in self.parameters() if p.requires_grad])
+        if self.make_scheduler is None:
+            return optimizer
+        return {"optimizer": optimizer, "lr_scheduler": self.make_scheduler(optimizer)}
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """Step, then put neuron parameters back into their ranges."""
+        super().optimizer_step(*args, **kwargs)
+        self.network.project_()
+
+    def transfer_batch_to_device(
+        self, batch: Batch, device: torch.device, dataloader_idx: int
+    ) -> Batch:
+        """Move events and labels; on the CPU nothing is copied."""
+        events, labels = batch
+        return events.to(device, non_blocking=True), labels.to(device, non_blocking=True)
+
+
+_STAGES = ("train", "val", "test", "test_each_epoch")

@@ -1,0 +1,82 @@
+"""Random inputs of `alif` and its gradients, shared by the tests of the neurons."""
+
+import torch
+from torch import Tensor
+
+from blockspike.neurons import Boxcar, FastSigmoid, Method, MultiGaussian, Surrogate, alif
+
+METHODS: list[Method] = ["standard", "blocks", "fused"]
+SURROGATES: list[Surrogate] = [FastSigmoid(), Boxcar(), MultiGaussian()]
+DTYPES = [torch.float32, torch.float64]
+GRID = 1 / 64  # currents and weights are multiples: their sums are exact in any order
+
+
+def on_grid(x: Tensor) -> Tensor:
+    """Round to multiples of GRID."""
+    return torch.round(x / GRID) * GRID
+
+
+def make_inputs(
+    shape: tuple[int, int, int] = (60, 2, 5),
+    *,
+    recurrent: bool = False,
+    adaptive: bool = True,
+    dtype: torch.dtype = torch.float64,
+    seed: int = 0,
+) -> dict[str, Tensor]:
+    """Tensor arguments of `alif` at which some 5-20 % of the steps have a spike."""
+    generator = torch.Generator().manual_seed(seed)
+    n = shape[2]
+
+    def uniform(low: float, high: float) -> Tensor:
+        return low + (high - low) * torch.rand(n, generator=generator, dtype=torch.float64)
+
+    noise = torch.randn(shape, generator=generator, dtype=torch.float64)
+    inputs = {"current": on_grid(0.15 + 0.6 * noise), "beta": uniform(0.3, 0.97)}
+    if adaptive:
+        inputs |= {"p": uniform(0.3, 0.97), "b": uniform(0.05, 0.6)}
+    if recurrent:
+        weight = torch.randn(n, n, generator=generator, dtype=torch.float64)
+        inputs["recurrent_weight"] = on_grid(weight * 0.5 / n**0.5)
+    return {name: value.to(dtype).requires_grad_() for name, value in inputs.items()}
+
+
+def cotangent(spikes: Tensor, seed: int = 1) -> Tensor:
+    """A random gradient of the loss with respect to `spikes`."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(spikes.shape, generator=generator, dtype=torch.float64).to(spikes.dtype)
+
+
+def run(inputs: dict[str, Tensor], *, seed: int = 1, **options) -> tuple[Tensor, dict[str, Tensor]]:
+    """Spikes, and the gradient to every input (zeros where nothing flows)."""
+    leaves = {name: value.detach().requires_grad_() for name, value in inputs.items()}
+    spikes = alif(**leaves, **options).spikes
+    spikes.backward(cotangent(spikes, seed))
+    grads = {
+        name: torch.zeros_like(leaf) if leaf.grad is None else leaf.grad
+        for name, leaf in leaves.items()
+    }
+    return spikes.detach(), grads
+
+
+def assert_close(
+    actual: Tensor, expected: Tensor, rtol: float, name: str, scale: float = 0.0
+) -> None:
+    """Equal within `rtol` of the largest expected value, or of `scale` if that is larger."""
+    assert torch.isfinite(actual).all(), f"{name}: not finite"
+    error = (actual - expected).abs().max().item()
+    scale = max(scale, expected.abs().max().item())
+    assert error <= rtol * scale, f"{name}: off by {error:.3g} at scale {scale:.3g}"
+
+
+def assert_same_result(actual, expected, rtol: float = 0.0) -> None:
+    """Equal spikes, and gradients within `rtol`, of two results of `run`.
+
+    The gradient of a parameter is a sum of terms as large as the gradient of the current; where
+    they cancel, the scale is theirs.
+    """
+    assert torch.equal(actual[0], expected[0])
+    assert actual[1].keys() == expected[1].keys()
+    scale = expected[1]["current"].abs().max().item()
+    for name, grad in expected[1].items():
+        assert_close(actual[1][name], grad, rtol, name, scale)

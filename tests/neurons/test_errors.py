@@ -1,0 +1,86 @@
+"""Bad arguments raise ValueError that names the argument, what was given and what was expected."""
+
+import re
+
+import pytest
+import torch
+from neuron_cases import METHODS, make_inputs
+
+from blockspike.neurons import alif
+
+INPUTS = make_inputs((9, 2, 5), recurrent=True)
+META = torch.device("meta")
+BAD = [
+    ({"current": torch.zeros(9, 5)}, "current", "[T, B, N]", "[9, 5]"),
+    ({"current": torch.zeros(0, 2, 5)}, "current", "non-empty", "[0, 2, 5]"),
+    ({"current": torch.zeros(9, 0, 5)}, "current", "non-empty", "[9, 0, 5]"),
+    ({"current": [1.0]}, "current", "tensor", "list"),
+    ({"current": torch.zeros(9, 2, 5).half()}, "current", "float32 or float64", "float16"),
+    ({"current": torch.zeros(9, 2, 5).long()}, "current", "float32 or float64", "int64"),
+    ({"beta": torch.zeros(4).double()}, "beta", "[5]", "[4]"),
+    ({"beta": torch.zeros(5, 1).double()}, "beta", "[5]", "[5, 1]"),
+    ({"beta": 0.9}, "beta", "tensor", "float"),
+    ({"beta": torch.zeros(5)}, "beta", "torch.float64", "torch.float32"),
+    ({"beta": torch.zeros(5, device=META).double()}, "beta", "cpu", "meta"),
+    ({"p": torch.zeros(()).double()}, "p", "[5]", "[]"),
+    ({"p": torch.zeros(5)}, "p", "torch.float64", "torch.float32"),
+    ({"p": None}, "p, b", "both or neither", "only b"),
+    ({"b": torch.zeros(6).double()}, "b", "[5]", "[6]"),
+    ({"b": torch.zeros(5, device=META).double()}, "b", "cpu", "meta"),
+    ({"b": None}, "p, b", "both or neither", "only p"),
+    ({"recurrent_weight": torch.zeros(5, 4).double()}, "recurrent_weight", "[5, 5]", "[5, 4]"),
+    ({"recurrent_weight": torch.zeros(5, 5)}, "recurrent_weight", "float64", "float32"),
+    ({"arp": -1}, "arp", "≥ 0", "-1"),
+    ({"arp": 1.0}, "arp", "int", "1.0"),
+    ({"arp": True}, "arp", "int", "True"),
+    ({"surrogate": "boxcar"}, "surrogate", "Boxcar", "'boxcar'"),
+    ({"method": "quick"}, "method", "standard, blocks, fused", "'quick'"),
+]
+
+
+@pytest.mark.parametrize(("change", "name", "expected", "given"), BAD)
+def test_bad_argument(change, name, expected, given):
+    for method in [change["method"]] if "method" in change else METHODS:
+        with pytest.raises(ValueError, match=f"^{name}: ") as error:
+            alif(**(INPUTS | change | {"method": method}))
+        assert re.search(f"expected .*{re.escape(expected)}.*got .*{re.escape(given)}", str(error.value))
+
+
+def test_fused_on_another_device_names_the_method():
+    inputs = {name: value.detach().to(META) for name, value in INPUTS.items()}
+    with pytest.raises(ValueError, match="^method: 'fused' .*cpu.*got current on meta"):
+        alif(**inputs, method="fused")
+
+
+@pytest.mark.parametrize("step", [0, 4, 5, 37, 39])
+@pytest.mark.parametrize("value", ["nan", "inf", "-inf"])
+@pytest.mark.parametrize("recurrent", [True, False])
+@pytest.mark.parametrize("method", METHODS)
+def test_current_that_is_not_finite(method, recurrent, value, step):
+    inputs = make_inputs((40, 3, 7), recurrent=recurrent)
+    current = inputs["current"].detach()
+    current[3, 1, 2] = 100.0  # a spike, so that steps 4 … 8 are refractory
+    current[step, 1, 2] = float(value)
+    with pytest.raises(ValueError, match="^current: expected finite") as error:
+        alif(**(inputs | {"current": current}), arp=5, method=method)
+    assert f"got {value} at step {step}, sample 1, neuron 2 (1 such values)" in str(error.value)
+
+
+@pytest.mark.parametrize("grad", [True, False])
+@pytest.mark.parametrize("value", ["nan", "inf"])
+@pytest.mark.parametrize("name", ["beta", "p", "b", "recurrent_weight"])
+@pytest.mark.parametrize("method", METHODS)
+def test_parameter_that_is_not_finite(method, name, value, grad):
+    inputs = make_inputs((40, 3, 7), recurrent=True)
+    inputs[name].data.flatten()[3] = float(value)
+    with torch.set_grad_enabled(grad), pytest.raises(ValueError, match=f"{name}.*finite|finite.*{name}"):
+        alif(**inputs, arp=2, method=method)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_membrane_that_overflows(method):
+    inputs = make_inputs((400, 1, 2), dtype=torch.float32)
+    current = torch.full((400, 1, 2), -1.0)
+    beta = torch.full((2,), 10.0)
+    with pytest.raises(ValueError, match="membrane: became NaN or Inf"):
+        alif(current, beta, inputs["p"], inputs["b"], method=method)

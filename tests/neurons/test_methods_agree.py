@@ -1,0 +1,142 @@
+"""The three methods against each other: spikes, membrane, threshold and gradients."""
+
+import pytest
+import torch
+from neuron_cases import (
+    DTYPES,
+    METHODS,
+    SURROGATES,
+    assert_close,
+    assert_same_result,
+    cotangent,
+    make_inputs,
+    run,
+)
+
+from blockspike.neurons import alif
+from blockspike.neurons.alif import fused_cpu
+
+RTOL = {torch.float32: 1e-4, torch.float64: 1e-9}
+
+
+def check_fused(inputs, **options):
+    expected = run(inputs, method="standard", **options)
+    assert expected[0].sum() > 0
+    assert_same_result(
+        run(inputs, method="fused", **options), expected, RTOL[inputs["current"].dtype]
+    )
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("detach_spikes", [True, False])
+@pytest.mark.parametrize("recurrent", [True, False])
+@pytest.mark.parametrize("n_neurons", [1, 17, 1030])
+@pytest.mark.parametrize("n_steps", [63, 64, 65])
+def test_fused_is_standard_at_odd_sizes(n_steps, n_neurons, recurrent, detach_spikes, dtype):
+    inputs = make_inputs((n_steps, 2, n_neurons), recurrent=recurrent, dtype=dtype)
+    check_fused(inputs, arp=3, detach_spikes=detach_spikes)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("detach_spikes", [True, False])
+@pytest.mark.parametrize("adaptive", [True, False])
+@pytest.mark.parametrize("recurrent", [True, False])
+@pytest.mark.parametrize("surrogate", SURROGATES, ids=lambda s: type(s).__name__)
+def test_fused_is_standard_for_every_option(surrogate, recurrent, adaptive, detach_spikes, dtype):
+    inputs = make_inputs((65, 3, 17), recurrent=recurrent, adaptive=adaptive, dtype=dtype)
+    check_fused(inputs, arp=2, detach_spikes=detach_spikes, surrogate=surrogate)
+
+
+@pytest.mark.parametrize("detach_spikes", [True, False])
+@pytest.mark.parametrize("recurrent", [True, False])
+@pytest.mark.parametrize("arp", [0, 1, 31, 32, 33, 64, 65, 66, 10**12])
+def test_fused_is_standard_at_every_arp(arp, recurrent, detach_spikes):
+    check_fused(make_inputs((65, 2, 7), recurrent=recurrent), arp=arp, detach_spikes=detach_spikes)
+
+
+@pytest.mark.parametrize("adaptive", [True, False])
+@pytest.mark.parametrize("recurrent", [True, False])
+@pytest.mark.parametrize("arp", [0, 1, 5, 63, 64, 65, 10**12])
+def test_blocks_have_the_spikes_of_standard(arp, recurrent, adaptive):
+    inputs = make_inputs((64, 3, 17), recurrent=recurrent, adaptive=adaptive)
+    expected = alif(**inputs, arp=arp, method="standard").spikes
+    assert expected.sum() > 0
+    assert torch.equal(alif(**inputs, arp=arp, method="blocks").spikes, expected)
+
+
+@pytest.mark.parametrize(("arp", "most"), [(5, 0.5), (20, 0.2)])
+def test_blocks_do_not_have_the_gradient_of_standard(arp, most):
+    # A claim of the documentation: nobody should take one for the other.
+    inputs = make_inputs((200, 3, 17))
+    published = run(inputs, method="blocks", arp=arp)[1]["current"].flatten()
+    standard = run(inputs, method="standard", arp=arp)[1]["current"].flatten()
+    assert torch.cosine_similarity(published, standard, dim=0) < most
+    assert published.norm() > 5 * standard.norm()
+
+
+def test_blocks_of_one_step_without_adaptation_are_standard():
+    inputs = make_inputs(adaptive=False)
+    expected = run(inputs, method="standard", arp=0)
+    assert_same_result(run(inputs, method="blocks", arp=0), expected, 1e-12)
+
+
+@pytest.mark.parametrize("with_grad", [True, False])
+@pytest.mark.parametrize("adaptive", [True, False])
+@pytest.mark.parametrize("recurrent", [True, False])
+@pytest.mark.parametrize("method", ["blocks", "fused"])
+def test_membrane_and_threshold_are_those_of_standard(method, recurrent, adaptive, with_grad):
+    inputs = make_inputs((65, 2, 7), recurrent=recurrent, adaptive=adaptive)
+    expected = alif(**inputs, arp=4, method="standard")
+    with torch.set_grad_enabled(with_grad):
+        trace = alif(**inputs, arp=4, method=method)
+    assert_close(trace.membrane, expected.membrane, 1e-12, "membrane")
+    assert_close(trace.threshold, expected.threshold, 1e-12, "threshold")
+    assert torch.equal((trace.membrane > trace.threshold).double(), trace.spikes)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_membrane_and_threshold_have_no_gradient(method):
+    trace = alif(**make_inputs(), method=method)
+    assert trace.spikes.requires_grad
+    assert not trace.membrane.requires_grad and not trace.threshold.requires_grad
+    assert trace.membrane.shape == trace.threshold.shape == trace.spikes.shape
+    assert trace.membrane is trace.membrane  # computed once
+
+
+@pytest.mark.parametrize("with_grad", [True, False])
+def test_fused_computes_membrane_and_threshold_only_when_asked(monkeypatch, with_grad):
+    calls = []
+
+    def spy(name):
+        original = getattr(fused_cpu, name)
+        monkeypatch.setattr(fused_cpu, name, lambda *a, **k: calls.append(name) or original(*a, **k))
+
+    spy("threshold_of")
+    spy("_run")
+    with torch.set_grad_enabled(with_grad):
+        trace = alif(**make_inputs(), method="fused")
+    assert calls == ["_run"]
+    _ = trace.membrane
+    assert calls == (["_run", "threshold_of"] if with_grad else ["_run", "_run", "threshold_of"])
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_without_gradient_the_spikes_are_the_same(method):
+    inputs = make_inputs(recurrent=True)
+    expected = alif(**inputs, arp=2, method=method).spikes
+    with torch.no_grad():
+        spikes = alif(**inputs, arp=2, method=method).spikes
+    assert torch.equal(spikes, expected) and not spikes.requires_grad
+
+
+@pytest.mark.parametrize("name", ["current", "beta", "p", "b", "recurrent_weight"])
+def test_one_differentiable_argument_is_enough(name):
+    inputs = {k: v.detach() for k, v in make_inputs(recurrent=True).items()}
+    expected = run(inputs, method="standard", arp=2)[1][name]
+    inputs[name].requires_grad_()
+    spikes = alif(**inputs, arp=2).spikes
+    spikes.backward(cotangent(spikes))
+    grad = inputs[name].grad
+    assert grad is not None
+    assert_close(grad, expected, 1e-9, name)
+
