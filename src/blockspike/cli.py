@@ -4,10 +4,11 @@ import os
 import sys
 import traceback
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 
 import hydra
-from hydra.errors import HydraException
+from hydra.errors import HydraException, InstantiationException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
@@ -17,6 +18,10 @@ from blockspike.memory import keep_freed_memory
 _IN_REPOSITORY = Path(__file__).parents[2] / "conf"
 _IN_PACKAGE = Path(__file__).parent / "conf"
 CONF = _IN_REPOSITORY if _IN_REPOSITORY.is_dir() else _IN_PACKAGE
+
+COMMANDS = ("prepare", "train", "evaluate", "figures", "collect")
+# Errors that say what was wrong with the input; anything else is a defect and keeps its traceback.
+EXPECTED = (ValueError, FileNotFoundError, HydraException, OmegaConfBaseException)
 
 HELP = """blockspike: train and fit adaptive spiking neurons, exactly and fast
 
@@ -34,18 +39,9 @@ and `eval "$(blockspike train -sc install=bash)"` switches on tab completion.
 
 
 def _command(name: str) -> Callable[[DictConfig], object]:
-    from blockspike.commands import collect, evaluate, figures, prepare, train
-
-    commands: dict[str, Callable[[DictConfig], object]] = {
-        "prepare": prepare.prepare,
-        "train": train.train,
-        "evaluate": evaluate.evaluate,
-        "figures": figures.figures,
-        "collect": collect.collect,
-    }
-    if name not in commands:
-        raise ValueError(f"command: expected one of {', '.join(commands)}, got {name!r}")
-    return commands[name]
+    if name not in COMMANDS:
+        raise ValueError(f"command: expected one of {', '.join(COMMANDS)}, got {name!r}")
+    return getattr(import_module(f"blockspike.commands.{name}"), name)
 
 
 def main() -> None:
@@ -65,20 +61,36 @@ def main() -> None:
         sys.argv = [f"blockspike {name}", *sys.argv[2:]]
         register_schemas()
         keep_freed_memory()
-        hydra.main(version_base="1.3", config_path=str(CONF), config_name=name)(function)()
+        failed: list[Exception] = []
+
+        def job(cfg: DictConfig) -> object:
+            try:  # here, since Hydra would print the job's overrides first and stop a sweep's exit
+                return function(cfg)
+            except EXPECTED as error:
+                _report(name, error, full)
+                failed.append(error)
+
+        hydra.main(version_base="1.3", config_path=str(CONF), config_name=name)(job)()
     except KeyboardInterrupt:
         sys.exit("interrupted; the same command again continues")
-    except (ValueError, FileNotFoundError, HydraException, OmegaConfBaseException) as error:
-        if full:
-            traceback.print_exc()
-        print(f"blockspike {name}: {one_line(error)}", file=sys.stderr)
+    except EXPECTED as error:
+        _report(name, error, full)
         sys.exit(2)
+    if failed:
+        sys.exit(2)
+
+
+def _report(name: str, error: Exception, full: bool) -> None:
+    if full:
+        traceback.print_exc()
+    print(f"blockspike {name}: {one_line(error)}", file=sys.stderr)
 
 
 def one_line(error: Exception) -> str:
     """The error and, where Hydra hides it behind a general one, its cause, on one line."""
     parts: list[str] = []
-    cause: BaseException | None = error
+    # Hydra's instantiation error only repeats its cause.
+    cause = error.__cause__ if isinstance(error, InstantiationException) else error
     while cause is not None:
         text = " ".join(str(cause).split())
         if text and not any(text in part for part in parts):

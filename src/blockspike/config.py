@@ -195,6 +195,4 @@ def build_trainer(cfg: DictConfig, callbacks: list[pl.Callback], **options: Any)
     """The trainer with the configured callbacks and loggers beside `callbacks`."""
     configured = [instantiate(c) for c in (cfg.callbacks or {}).values() if c is not None]
     loggers = [instantiate(logger) for logger in (cfg.logger or {}).values()]
-    return instantiate(
-        cfg.trainer, callbacks=[*configured, *callbacks], logger=loggers, **options
-    )
+    return instantiate(cfg.trainer, callbacks=[*configured, *callbacks], logger=loggers, **options)

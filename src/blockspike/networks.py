@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +19,12 @@ def decay(tau_ms: float, dt_ms: float) -> float:
     if not tau_ms > 0 or not dt_ms > 0:
         raise ValueError(f"tau_ms, dt_ms: expected values > 0, got {tau_ms} and {dt_ms}")
     return math.exp(-dt_ms / tau_ms)
+
+
+def _check_counts(**counts: int) -> None:
+    for name, value in counts.items():
+        if value < 1:
+            raise ValueError(f"{name}: expected an integer ≥ 1, got {value}")
 
 
 class BoundedParameters(nn.Module):
@@ -75,6 +82,10 @@ class SpikingLayer(BoundedParameters):
         ValueError: a value outside its range, naming the argument.
     """
 
+    beta: Tensor
+    p: Tensor | None
+    b: Tensor | None
+
     def __init__(
         self,
         n_inputs: int,
@@ -99,12 +110,9 @@ class SpikingLayer(BoundedParameters):
         synapses: SynapseMode = "auto",
     ):
         super().__init__()
-        for name, value in (("n_inputs", n_inputs), ("n_units", n_units), ("rf_len", rf_len)):
-            if value < 1:
-                raise ValueError(f"{name}: expected an integer ≥ 1, got {value}")
+        _check_counts(n_inputs=n_inputs, n_units=n_units, rf_len=rf_len)
         if arp_ms < 0:
             raise ValueError(f"arp_ms: expected a value ≥ 0, got {arp_ms}")
-        self.arp = round(arp_ms / dt_ms)
         self.surrogate, self.detach_spikes = surrogate, detach_spikes
         self.method: Method = method
         self.synapses: SynapseMode = synapses
@@ -115,9 +123,10 @@ class SpikingLayer(BoundedParameters):
         self.recurrent_weight = nn.Parameter(torch.eye(n_units)) if recurrent else None
         beta = torch.full((n_units,), decay(tau_membrane_ms, dt_ms))
         self.add_bounded("beta", beta, beta_bounds, train_beta, "tau_membrane_ms")
-        self.p = self.b = None
-        if tau_adaptation_ms is not None:
-            del self.p, self.b
+        self.arp = round(arp_ms / dt_ms)
+        if tau_adaptation_ms is None:
+            self.p = self.b = None
+        else:
             p = torch.full((n_units,), decay(tau_adaptation_ms, dt_ms))
             self.add_bounded("p", p, p_bounds, train_p, "tau_adaptation_ms")
             self.add_bounded("b", torch.full((n_units,), float(b)), b_bounds, train_b, "b")
@@ -141,6 +150,8 @@ class SpikingLayer(BoundedParameters):
 class LeakyReadout(BoundedParameters):
     """Leaky integrators without spikes: V[t] = β V[t−1] + W S[t] + bias (SPEC section 1)."""
 
+    beta: Tensor
+
     def __init__(
         self,
         n_inputs: int,
@@ -153,6 +164,7 @@ class LeakyReadout(BoundedParameters):
         synapses: SynapseMode = "auto",
     ):
         super().__init__()
+        _check_counts(n_inputs=n_inputs, n_units=n_units)
         self.synapses: SynapseMode = synapses
         bound = 1 / math.sqrt(n_inputs)
         self.weight = nn.Parameter(torch.empty(1, n_units, n_inputs).uniform_(-bound, bound))
@@ -162,9 +174,7 @@ class LeakyReadout(BoundedParameters):
 
     def forward(self, spikes: Tensor) -> Tensor:
         """Membrane [T, B, n_units] for binary spikes [T, B, n_inputs]."""
-        current = synaptic_current(
-            spikes, self.weight, self.bias, binary=True, mode=self.synapses
-        )
+        current = synaptic_current(spikes, self.weight, self.bias, binary=True, mode=self.synapses)
         return leaky_integrate(current, self.beta)
 
 
@@ -212,8 +222,7 @@ class SpikingClassifier(nn.Module):
         **neurons,
     ):
         super().__init__()
-        if n_layers < 1:
-            raise ValueError(f"n_layers: expected an integer ≥ 1, got {n_layers}")
+        _check_counts(n_inputs=n_inputs, n_classes=n_classes, n_hidden=n_hidden, n_layers=n_layers)
         shared = {
             "dt_ms": dt_ms,
             "tau_membrane_ms": tau_membrane_ms,
@@ -222,8 +231,7 @@ class SpikingClassifier(nn.Module):
         }
         sizes = [n_inputs] + [n_hidden] * n_layers
         self.layers = nn.ModuleList(
-            SpikingLayer(n_in, n_out, **shared, **neurons)
-            for n_in, n_out in zip(sizes, sizes[1:], strict=False)
+            SpikingLayer(n_in, n_out, **shared, **neurons) for n_in, n_out in pairwise(sizes)
         )
         self.readout = LeakyReadout(n_hidden, n_classes, **shared)
         self.mean_readout = mean_readout

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -19,16 +20,17 @@ def collect_runs(output_dir: Path) -> pd.DataFrame:
     if not files:
         raise FileNotFoundError(f"{output_dir}: no finished run (expected a result.json)")
     rows = [
-        {"run": str(file.parent.relative_to(output_dir)), **json.loads(file.read_text())}
+        {"run": str(file.parent.relative_to(output_dir)), **_as_cells(json.loads(file.read_text()))}
         for file in files
     ]
     table = pd.DataFrame(rows)
-    for column in table.columns[table.dtypes == object]:  # lists and mixed settings, as text
-        values = table[column]
-        if not values.map(lambda v: v is None or isinstance(v, str)).all():
-            table[column] = values.map(lambda v: v if v is None else json.dumps(v))
     folder = output_dir / "tables"
     folder.mkdir(exist_ok=True)
     table.to_parquet(folder / "runs.parquet", index=False)
     table.to_csv(folder / "runs.csv", index=False)
     return table
+
+
+def _as_cells(row: dict[str, Any]) -> dict[str, Any]:
+    """Lists as text, since a table's cell holds one value."""
+    return {k: json.dumps(v) if isinstance(v, list) else v for k, v in row.items()}

@@ -106,7 +106,7 @@ class _EventCurrents(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx, *grads: Tensor):
+    def backward(ctx, *grads: Tensor):  # pyright: ignore[reportIncompatibleMethodOverride]
         row_ptr, unit, weight = ctx.saved_tensors
         grad = grads[0].contiguous()
         grad_spikes = grad_weight = grad_bias = None

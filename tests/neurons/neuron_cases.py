@@ -1,5 +1,7 @@
 """Random inputs of `alif` and its gradients, shared by the tests of the neurons."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -23,7 +25,7 @@ def make_inputs(
     adaptive: bool = True,
     dtype: torch.dtype = torch.float64,
     seed: int = 0,
-) -> dict[str, Tensor]:
+) -> dict[str, Any]:
     """Tensor arguments of `alif` at which some 5-20 % of the steps have a spike."""
     generator = torch.Generator().manual_seed(seed)
     n = shape[2]
@@ -47,9 +49,11 @@ def cotangent(spikes: Tensor, seed: int = 1) -> Tensor:
     return torch.randn(spikes.shape, generator=generator, dtype=torch.float64).to(spikes.dtype)
 
 
-def run(inputs: dict[str, Tensor], *, seed: int = 1, **options) -> tuple[Tensor, dict[str, Tensor]]:
+def run(inputs: dict[str, Any], *, seed: int = 1, **options) -> tuple[Tensor, dict[str, Any]]:
     """Spikes, and the gradient to every input (zeros where nothing flows)."""
-    leaves = {name: value.detach().requires_grad_() for name, value in inputs.items()}
+    leaves: dict[str, Any] = {
+        name: value.detach().requires_grad_() for name, value in inputs.items()
+    }
     spikes = alif(**leaves, **options).spikes
     spikes.backward(cotangent(spikes, seed))
     grads = {

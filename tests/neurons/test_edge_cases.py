@@ -1,10 +1,13 @@
 """The ends of every range: p = 0, arp beyond T, one step, one neuron, odd memory layouts."""
 
+from typing import Any
+
 import pytest
 import torch
 from neuron_cases import DTYPES, METHODS, assert_close, assert_same_result, make_inputs, run
 
 from blockspike.neurons import alif
+from blockspike.neurons.alif import fused_cpu
 
 
 def simulate(current, beta, p, b, arp):
@@ -33,8 +36,8 @@ def test_against_plain_numbers(method, arp):
     trace = alif(**inputs, arp=arp, method=method)
     for sample in range(2):
         for i in range(3):
-            numbers = [inputs[name][i].item() for name in ("beta", "p", "b")]
-            expected = simulate(inputs["current"][:, sample, i].tolist(), *numbers, arp)
+            beta, p, b = (inputs[name][i].item() for name in ("beta", "p", "b"))
+            expected = simulate(inputs["current"][:, sample, i].tolist(), beta, p, b, arp)
             at = (slice(None), sample, i)
             assert trace.spikes[at].tolist() == expected[0]
             assert trace.membrane[at].tolist() == pytest.approx(expected[1], abs=1e-12)
@@ -114,6 +117,17 @@ def test_any_memory_layout(method, layout, batch_size):
     other["beta"] = torch.stack([inputs["beta"].detach(), torch.zeros(5).double()], 1)[:, 0]
     assert not other["beta"].is_contiguous()
     assert_same_result(run(other, arp=2, method=method), expected, 1e-12)
+
+
+@pytest.mark.parametrize("batch_size", [1, 2])
+def test_no_layout_makes_fused_compile_again(batch_size):
+    inputs = make_inputs((40, batch_size, 5), recurrent=True)
+    run(inputs, arp=2, method="fused")
+    kernels: list[Any] = [fused_cpu._forward, fused_cpu._backward]
+    before = [len(kernel.signatures) for kernel in kernels]
+    for current in layouts(inputs["current"].detach()).values():
+        run(inputs | {"current": current}, arp=2, method="fused")
+    assert [len(kernel.signatures) for kernel in kernels] == before
 
 
 @pytest.mark.parametrize("recurrent", [True, False])

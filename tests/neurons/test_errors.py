@@ -43,7 +43,8 @@ def test_bad_argument(change, name, expected, given):
     for method in [change["method"]] if "method" in change else METHODS:
         with pytest.raises(ValueError, match=f"^{name}: ") as error:
             alif(**(INPUTS | change | {"method": method}))
-        assert re.search(f"expected .*{re.escape(expected)}.*got .*{re.escape(given)}", str(error.value))
+        message = f"expected .*{re.escape(expected)}.*got .*{re.escape(given)}"
+        assert re.search(message, str(error.value))
 
 
 def test_fused_on_another_device_names_the_method():
@@ -73,8 +74,11 @@ def test_current_that_is_not_finite(method, recurrent, value, step):
 def test_parameter_that_is_not_finite(method, name, value, grad):
     inputs = make_inputs((40, 3, 7), recurrent=True)
     inputs[name].data.flatten()[3] = float(value)
-    with torch.set_grad_enabled(grad), pytest.raises(ValueError, match=f"{name}.*finite|finite.*{name}"):
+    if name == "recurrent_weight":
+        inputs["current"].data[:, :, 3] = 0  # the neuron of this weight is silent
+    with torch.set_grad_enabled(grad), pytest.raises(ValueError, match=f"^{name}: ") as error:
         alif(**inputs, arp=2, method=method)
+    assert f"expected finite values, got {value} (1 such values)" in str(error.value)
 
 
 @pytest.mark.parametrize("method", METHODS)

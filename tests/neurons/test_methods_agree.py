@@ -109,7 +109,9 @@ def test_fused_computes_membrane_and_threshold_only_when_asked(monkeypatch, with
 
     def spy(name):
         original = getattr(fused_cpu, name)
-        monkeypatch.setattr(fused_cpu, name, lambda *a, **k: calls.append(name) or original(*a, **k))
+        monkeypatch.setattr(
+            fused_cpu, name, lambda *a, **k: calls.append(name) or original(*a, **k)
+        )
 
     spy("threshold_of")
     spy("_run")
@@ -139,4 +141,3 @@ def test_one_differentiable_argument_is_enough(name):
     grad = inputs[name].grad
     assert grad is not None
     assert_close(grad, expected, 1e-9, name)
-

@@ -1,1 +1,98 @@
-def evaluate(cfg): ...
+"""`blockspike evaluate`: a finished run on its test data, beside a linear model."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from omegaconf import DictConfig, OmegaConf
+
+from blockspike.commands.train import use_threads
+from blockspike.config import build_data, build_network
+from blockspike.data.datamodule import EventDataModule
+from blockspike.networks import SpikingClassifier
+from blockspike.runs import Run, write_text
+from blockspike.training.checkpoint_io import load_plain
+from blockspike.training.linear_baseline import linear_baseline
+
+_SHOWN_SAMPLES = 3
+
+
+def evaluate(cfg: DictConfig) -> dict[str, Any]:
+    """Print and write `evaluation.json`, and `activity.npz` of a few samples for the figures.
+
+    Returns:
+        What `evaluation.json` holds: accuracies of the chosen model and of a linear model on
+        spike counts, and the confusion matrix [true class, predicted class].
+
+    Raises:
+        FileNotFoundError: no finished run in the folder.
+        ValueError: its best checkpoint is damaged.
+    """
+    run = Run(Path(cfg.run))
+    use_threads(cfg.threads)
+    data, network = load_run(run)
+    predicted, labels = _predict(network, data)
+    confusion = np.zeros((data.n_classes, data.n_classes), int)
+    np.add.at(confusion, (labels, predicted), 1)
+    baseline = linear_baseline(*(data.spike_counts(split) for split in ("train", "val", "test")))
+    scores = {
+        "data_set": data.name,
+        "n_test": len(labels),
+        "test_accuracy": float((predicted == labels).mean()),
+        "linear_model_test_accuracy": baseline,
+        "confusion": confusion.tolist(),
+    }
+    write_text(run.folder / "evaluation.json", json.dumps(scores, indent=1))
+    _write_activity(run.folder / "activity.npz", network, data)
+    print(
+        f"{data.name}: test accuracy {scores['test_accuracy']:.2%} of {len(labels)} "
+        f"(model chosen on validation); linear model on spike counts: {baseline:.2%}"
+    )
+    return scores
+
+
+def load_run(run: Run) -> tuple[EventDataModule, SpikingClassifier]:
+    """The data of a finished run, opened, and its network with the chosen weights.
+
+    Raises:
+        FileNotFoundError: no run, or no checkpoint, in the folder.
+    """
+    cfg = run.config()
+    OmegaConf.set_struct(cfg, True)
+    data = build_data(cfg)
+    data.prepare_data()
+    data.setup()
+    network = build_network(cfg, data)
+    weights = load_plain(run.best_checkpoint)["state_dict"]
+    own = {k.removeprefix("network."): v for k, v in weights.items() if k.startswith("network.")}
+    network.load_state_dict(own)
+    return data, network.eval()
+
+
+@torch.no_grad()
+def _predict(network: SpikingClassifier, data: EventDataModule) -> tuple[np.ndarray, np.ndarray]:
+    pairs = [(network(x).scores.argmax(1), y) for x, y in data.test_dataloader()]
+    predicted, labels = (torch.cat(column).numpy() for column in zip(*pairs, strict=True))
+    return predicted, labels
+
+
+@torch.no_grad()
+def _write_activity(path: Path, network: SpikingClassifier, data: EventDataModule) -> None:
+    """Events of input and layers, and readout, of the first test samples of different classes."""
+    events, labels = next(iter(data.test_dataloader()))
+    output = network(events)
+    _, first = np.unique(labels.numpy(), return_index=True)
+    dense = events.dense()
+    arrays: dict[str, np.ndarray] = {"dt_ms": np.array(data.dt_ms)}
+    for k, sample in enumerate(np.sort(first)[:_SHOWN_SAMPLES]):
+        layers = [dense, *output.spikes]
+        for i, spikes in enumerate(layers):
+            step, unit = np.nonzero(spikes[:, sample].numpy())
+            arrays[f"sample{k}_layer{i}"] = np.stack([step, unit]).astype(np.int32)
+            arrays[f"n_units_layer{i}"] = np.array(spikes.shape[2])
+        arrays[f"sample{k}_readout"] = output.readout[:, sample].numpy()
+        arrays[f"sample{k}_label"] = labels[sample].numpy()
+        arrays[f"sample{k}_predicted"] = output.scores[sample].argmax().numpy()
+    np.savez_compressed(path, **arrays)  # pyright: ignore[reportArgumentType]

@@ -10,6 +10,4 @@ def prepare(cfg: DictConfig) -> None:
     data = build_data(cfg)
     path = data.prepare()
     data.setup()
-    print(
-        f"{data.name}: {len(data.train)} training and {len(data.test)} test recordings in {path}"
-    )
+    print(f"{data.name}: {len(data.train)} training and {len(data.test)} test recordings in {path}")

@@ -6,11 +6,12 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import pytorch_lightning as pl
 import torch
+import wandb
 from omegaconf import DictConfig
 from pytorch_lightning.callbacks import Callback, ModelCheckpoint, RichProgressBar
+from pytorch_lightning.loggers import WandbLogger
 
 from blockspike.config import build_data, build_module, build_trainer, content_hash, content_of
 from blockspike.data.datamodule import EventDataModule
@@ -18,7 +19,7 @@ from blockspike.runs import Run, flatten, provenance, remove_if_empty
 from blockspike.training.callbacks import EpochLines, Throughput
 from blockspike.training.checkpoint_io import PlainCheckpointIO, load_plain
 from blockspike.training.classification import ClassificationModule
-from blockspike.training.metrics_file import EpochCSVLogger
+from blockspike.training.metrics_file import EpochCSVLogger, read_metrics
 
 
 def train(cfg: DictConfig) -> dict[str, Any]:
@@ -96,7 +97,7 @@ def _fit_and_test(
     if resumed:
         print(f"{run.folder}: continued after epoch {_epochs_done(resumed)}")
     with warnings.catch_warnings():
-        # Batches are made by the kernels on a thread of their own; worker processes would be slower.
+        # Batches are made on a thread of their own; worker processes would be slower.
         warnings.filterwarnings("ignore", ".*does not have many workers.*")
         warnings.filterwarnings("ignore", ".*LeafSpec.*is deprecated.*")  # Lightning's own
         loaders = [data.val_dataloader()]
@@ -109,6 +110,8 @@ def _fit_and_test(
         best = load_plain(run.best_checkpoint)
         module.load_state_dict(best["state_dict"])
         trainer.test(module, data.test_dataloader(), verbose=False)
+    if any(isinstance(logger, WandbLogger) for logger in trainer.loggers):
+        wandb.finish()  # the next run of a sweep starts its own
     return _scores(run, trainer, best["epoch"], module)
 
 
@@ -119,8 +122,8 @@ def _epochs_done(checkpoint: Path) -> int:
 def _scores(
     run: Run, trainer: pl.Trainer, best_epoch: int, module: ClassificationModule
 ) -> dict[str, Any]:
-    history = pd.read_csv(run.folder / "metrics.csv").set_index("epoch")
-    chosen = history.loc[best_epoch]
+    history = read_metrics(run.folder / "metrics.csv").set_index("epoch")
+    chosen: dict[str, float] = history.to_dict("index")[best_epoch]
     row = {
         "test_accuracy": float(trainer.callback_metrics["test/accuracy"]),
         "val_accuracy": float(chosen["val/accuracy"]),

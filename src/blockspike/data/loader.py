@@ -21,8 +21,7 @@ Binning = Callable[[np.ndarray], np.ndarray]
 """Times ``[n]`` as stored -> time steps int ``[n]``."""
 
 UnitMap = Callable[[np.ndarray, np.ndarray, np.ndarray, int], tuple[np.ndarray, np.ndarray]]
-"""(unit ``[n]``, offset ``[B + 1]``, samples ``[B]``, epoch) -> unit int ``[n]``, keep bool ``[n]``.
-"""
+"""(unit ``[n]``, offset ``[B + 1]``, samples ``[B]``, epoch) -> unit int ``[n]``, keep ``[n]``."""
 
 
 class EventDataset(Dataset):

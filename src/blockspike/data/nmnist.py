@@ -17,9 +17,10 @@ from pathlib import Path
 import numpy as np
 from numba import njit
 
-from blockspike.data.datamodule import EventDataModule
+from blockspike.data.datamodule import EventDataModule, require
 from blockspike.data.download import fetch, nmnist_files
 from blockspike.data.event_file import SplitContent, write_event_file
+from blockspike.data.loader import UnitMap
 from blockspike.data.nmnist_raw import RawRecording, open_raw
 from blockspike.data.progress import progress
 
@@ -200,6 +201,8 @@ class NMNISTDataModule(EventDataModule):
         download: whether `prepare` may download.
         dt_ms: length of a time step.
         n_steps: steps T of a sample; later events are dropped.
+        pixel_shift: training recordings are moved by up to this many pixels in x and in y, drawn
+            anew each epoch from (seed, epoch, sample); events moved off the camera are dropped.
         validation_fraction: part of the training set held out, stratified by label.
         seed: of the validation split and the training order.
 
@@ -218,11 +221,14 @@ class NMNISTDataModule(EventDataModule):
         download: bool = False,
         dt_ms: float = 1.0,
         n_steps: int = 400,
+        pixel_shift: int = 0,
         batch_size: int = 64,
         validation_fraction: float = 0.1,
         seed: int = 0,
     ) -> None:
         super().__init__(path, raw, download, dt_ms, n_steps, batch_size, validation_fraction, seed)
+        require(0 <= pixel_shift < WIDTH, "pixel_shift", pixel_shift, f"0 to {WIDTH - 1}")
+        self.pixel_shift = pixel_shift
         # repr() of a float is the shortest decimal that means it: 0.1 ms is 100 µs exactly.
         self._dt_us = (Fraction(repr(float(dt_ms))) * 1000).limit_denominator(1_000_000)
 
@@ -236,3 +242,31 @@ class NMNISTDataModule(EventDataModule):
     def _bin(self, time: np.ndarray) -> np.ndarray:
         scaled = time.astype(np.int64) * self._dt_us.denominator
         return scaled // self._dt_us.numerator
+
+    def _unit_map(self, training: bool) -> UnitMap | None:
+        return PixelShift(self.pixel_shift, self.seed) if training and self.pixel_shift else None
+
+
+@dataclass(frozen=True)
+class PixelShift:
+    """Moves each recording on the camera (see `NMNISTDataModule`)."""
+
+    largest: int
+    seed: int
+
+    def __call__(
+        self, unit: np.ndarray, offset: np.ndarray, samples: np.ndarray, epoch: int
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Return moved units int ``[n]`` and which events stay on the camera."""
+        n_events = np.diff(offset)
+        dx, dy = np.array([self.shift(epoch, i) for i in samples], np.int32).T
+        y, x = np.divmod(unit.astype(np.int32), WIDTH)
+        x += np.repeat(dx, n_events)
+        y += np.repeat(dy, n_events)
+        return y * WIDTH + x, (x >= 0) & (x < WIDTH) & (y >= 0) & (y < WIDTH)
+
+    def shift(self, epoch: int, sample: int) -> tuple[int, int]:
+        """Return the shift (x, y) of a recording, each uniform on -largest ... largest."""
+        rng = np.random.default_rng([self.seed, epoch, int(sample)])
+        dx, dy = rng.integers(-self.largest, self.largest, 2, endpoint=True)
+        return int(dx), int(dy)

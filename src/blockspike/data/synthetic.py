@@ -11,11 +11,7 @@ _CHUNK_STEPS = 64
 
 
 def poisson_events(
-    n_steps: int,
-    batch_size: int,
-    n_units: int,
-    generator: torch.Generator,
-    max_rate: float = 200.0,
+    n_steps: int, batch_size: int, n_units: int, generator: torch.Generator, max_rate: float = 200.0
 ) -> EventBatch:
     """Draw Poisson spikes with one rate for each sample.
 
@@ -43,7 +39,7 @@ def poisson_events(
     for start in range(0, n_steps, _CHUNK_STEPS):
         steps = min(_CHUNK_STEPS, n_steps - start)
         spikes = torch.rand(steps, batch_size, n_units, generator=generator) < chance
-        rows = slice(start * batch_size + 1, (start + steps) * batch_size + 1)
-        row_ptr[rows] = spikes.sum(dim=2).view(-1)
+        first = start * batch_size + 1
+        row_ptr[first : first + steps * batch_size] = spikes.sum(dim=2).view(-1)
         units.append(spikes.nonzero(as_tuple=True)[2].to(torch.int32))
     return EventBatch(row_ptr.cumsum(0), torch.cat(units), shape)

@@ -9,6 +9,7 @@ forked children, and its fallback pool aborts on concurrent calls.
 import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 from typing import Any
 
 import numba
@@ -42,7 +43,7 @@ def run(compiled: Callable, n_items: int, *args: Any) -> None:
         return
     n_pieces = min(n_items, _PIECES_PER_THREAD * n_threads)
     bounds = [n_items * i // n_pieces for i in range(n_pieces + 1)]
-    pieces = iter(list(zip(bounds, bounds[1:], strict=False)))
+    pieces = iter(list(pairwise(bounds)))
     others = [_threads().submit(_work, compiled, pieces, args) for _ in range(n_threads - 1)]
     _work(compiled, pieces, args)
     for other in others:

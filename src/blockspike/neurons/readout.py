@@ -39,7 +39,7 @@ class _LeakyIntegrate(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx, *grads: Tensor):
+    def backward(ctx, *grads: Tensor):  # pyright: ignore[reportIncompatibleMethodOverride]
         membrane, beta = ctx.saved_tensors
         grad_current = _scan(grads[0], beta, reverse=True)
         grad_beta = None

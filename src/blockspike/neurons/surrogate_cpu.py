@@ -62,7 +62,7 @@ def exp_negative(x):
     y = y * r + real(0.5)
     y = y * r + real(1.0)
     y = y * r + real(1.0)
-    return y * _power_of_two(k, x)
+    return y * _power_of_two(k, x)  # pyright: ignore[reportCallIssue]
 
 
 @kernel_with_fma

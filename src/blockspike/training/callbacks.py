@@ -116,5 +116,7 @@ class EpochLines(Callback):
         """Print the epoch's metrics."""
         metrics = trainer.callback_metrics
         shown = ("train/loss", "train/accuracy", "val/loss", "val/accuracy", "time/epoch_s")
-        values = "  ".join(f"{name} {float(metrics[name]):.4g}" for name in shown if name in metrics)
+        values = "  ".join(
+            f"{name} {float(metrics[name]):.4g}" for name in shown if name in metrics
+        )
         print(f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}  {values}", flush=True)

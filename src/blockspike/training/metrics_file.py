@@ -7,6 +7,11 @@ import pandas as pd
 from pytorch_lightning.loggers import Logger
 
 
+def read_metrics(path: Path) -> pd.DataFrame:
+    """`metrics.csv` with a row an epoch, every number exactly as it was written."""
+    return pd.read_csv(path, float_precision="round_trip")
+
+
 class EpochCSVLogger(Logger):
     """Writes `metrics.csv` into `folder`: a row an epoch, replaced whole after each epoch.
 
@@ -19,7 +24,7 @@ class EpochCSVLogger(Logger):
         self._path = Path(folder) / "metrics.csv"
         self._rows: dict[int, dict[str, float]] = {}
         if self._path.is_file():
-            for row in pd.read_csv(self._path).to_dict("records"):
+            for row in read_metrics(self._path).to_dict("records"):
                 self._rows[int(row["epoch"])] = {str(k): v for k, v in row.items()}
 
     @property

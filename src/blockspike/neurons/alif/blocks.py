@@ -53,10 +53,11 @@ def blocks(
     offset = torch.arange(n, device=current.device)[:, None]  # [n, 1]
     decay = _decay_matrix(beta, n)  # [N, n, n]
     carry = beta[:, None, None] ** (offset + 1)  # β^(t+1) of the carried-in V0  [N, n, 1]
-    if p is not None and b is not None:
-        rate, raise_ = p[:, None, None], b[:, None, None]
-        fade = rate**offset  # p^t  [N, n, 1]
-        fade_to_end = fade.flip(1)  # p^(n−1−t)
+    adapting = p is not None and b is not None
+    rate = (torch.zeros_like(beta) if p is None else p)[:, None, None]
+    raise_ = (torch.zeros_like(beta) if b is None else b)[:, None, None]
+    fade = rate**offset  # p^t  [N, n, 1]
+    fade_to_end = fade.flip(1)  # p^(n−1−t)
 
     start = drive.new_zeros(n_neurons, 1, batch_size)  # V0
     adaptation = torch.zeros_like(start)  # a at the last step of the block before
@@ -72,10 +73,8 @@ def blocks(
         # 1. the membrane as if nothing reset
         free = torch.baddbmm(carry[:, :m] * start, decay[:, :m, :m], block * open_[:, :m])
         # 2. crossings of the threshold as if nothing spiked in this block
-        if p is None or b is None:
-            crossings = spike(free - 1, surrogate)
-        else:
-            crossings = spike(free - (1 + raise_ * fade[:, :m] * adaptation), surrogate)
+        threshold = 1 + raise_ * fade[:, :m] * adaptation if adapting else 1.0
+        crossings = spike(free - threshold, surrogate)
         # 3., 4. only the first crossing is a spike
         s: Tensor = _FirstSpike.apply(crossings)  # pyright: ignore[reportAssignmentType]
         fixed = s.detach()
@@ -87,7 +86,7 @@ def blocks(
         start = free[:, -1:] * (1 - spiked)
         if m == n:
             open_ = since + (1 - spiked)  # arp steps of silence end where the spike was
-            if p is not None and b is not None:
+            if adapting:
                 counted = fixed if detach_spikes else s
                 at_spike = (counted * fade * rate * adaptation).sum(1, keepdim=True) + 1
                 after_spike = at_spike * (fixed * fade_to_end).sum(1, keepdim=True)

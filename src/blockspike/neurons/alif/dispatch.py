@@ -52,7 +52,7 @@ def alif(
         ALIFTrace with spikes, membrane and threshold, each [T, B, N].
 
     Raises:
-        ValueError: a bad argument, or a NaN or Inf in the current.
+        ValueError: a bad argument, or a NaN or Inf in any of them.
     """
     _check(current, beta, p, b, arp, recurrent_weight, surrogate, method)
     return _METHODS[method](
@@ -84,13 +84,16 @@ def _check(current, beta, p, b, arp, recurrent_weight, surrogate, method) -> Non
         raise ValueError("p, b: expected both or neither, got only " + ("b" if p is None else "p"))
     n = current.shape[2]
     _check_like("beta", beta, (n,), current)
-    for name, value, shape in (("p", p, (n,)), ("b", b, (n,)), ("recurrent_weight", recurrent_weight, (n, n))):
+    for name, value in (("p", p), ("b", b)):
         if value is not None:
-            _check_like(name, value, shape, current)
+            _check_like(name, value, (n,), current)
+    if recurrent_weight is not None:
+        _check_like("recurrent_weight", recurrent_weight, (n, n), current)
     if method == "fused" and current.device.type != "cpu":
         raise ValueError(
             f"method: 'fused' runs on cpu, got current on {current.device}; use 'blocks' there"
         )
+    _check_parameters_finite(beta=beta, p=p, b=b, recurrent_weight=recurrent_weight)
 
 
 def _check_like(name: str, value: object, shape: tuple[int, ...], current: Tensor) -> None:
@@ -102,3 +105,13 @@ def _check_like(name: str, value: object, shape: tuple[int, ...], current: Tenso
         raise ValueError(f"{name}: expected {current.dtype} like current, got {value.dtype}")
     if value.device != current.device:
         raise ValueError(f"{name}: expected device {current.device}, got {value.device}")
+
+
+def _check_parameters_finite(**parameters: Tensor | None) -> None:
+    """The membrane does not tell of these: a NaN in the threshold is just no spike."""
+    for name, value in parameters.items():
+        if value is not None and not torch.isfinite(value).all():
+            bad = value[~torch.isfinite(value)]
+            raise ValueError(
+                f"{name}: expected finite values, got {bad[0].item()} ({len(bad)} such values)"
+            )

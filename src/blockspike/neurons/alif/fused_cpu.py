@@ -227,7 +227,7 @@ def _run(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """Spikes [T, B, N], margin [T, B·N] (or empty), saved adaptation and silent steps."""
     n_steps, batch_size, n_neurons = current.shape
-    flat = current.detach().reshape(n_steps, -1)
+    flat = current.detach().reshape(n_steps, -1).contiguous()
     n_columns = flat.shape[1]
     weight_t = flat.new_empty(1, 1) if weight is None else weight.detach().T.contiguous()
     spikes = torch.empty_like(flat)
@@ -260,7 +260,7 @@ class _Fused(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx, *grads: Tensor):
+    def backward(ctx, *grads: Tensor):  # pyright: ignore[reportIncompatibleMethodOverride]
         if grads[0] is None:
             return (None,) * 8
         margin, saved_adaptation, saved_silent, beta, p, b, weight, spikes = ctx.saved_tensors

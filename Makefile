@@ -1,0 +1,40 @@
+# `make help` lists what there is. Everything runs in .venv, made by `make setup`.
+PYTHON ?= python3
+VENV ?= .venv
+BIN = $(VENV)/bin
+EXTRAS ?= dev,data,sweep,allen
+OUTPUTS ?= outputs
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint bench data-nmnist data-shd
+
+help: ## this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+
+setup: $(VENV)/.installed-$(EXTRAS) ## make .venv and install blockspike with its extras
+
+$(VENV)/.installed-$(EXTRAS): pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[$(EXTRAS)]'
+	@touch '$@'
+
+demo: setup ## train on the shipped real N-MNIST recordings (≤ 5 min); accuracy and pictures
+	$(BIN)/blockspike train experiment=demo output_dir=$(OUTPUTS)
+	$(BIN)/blockspike evaluate run=$(OUTPUTS)/demo/default/seed=0
+	$(BIN)/blockspike figures run=$(OUTPUTS)/demo/default/seed=0
+
+test: setup ## all tests, no network
+	$(BIN)/python -m pytest
+
+lint: setup ## format and lint with ruff, types with pyright
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright --pythonpath $(BIN)/python
+
+bench: setup ## ratios of the dynamics: fused, blocks, standard and two baselines, side by side
+	$(BIN)/python -m blockspike.benchmark.dynamics
+
+data-nmnist: setup ## download N-MNIST (1.2 GB) and prepare it
+	$(BIN)/blockspike prepare data=nmnist data.download=true
+
+data-shd: setup ## download SHD (0.2 GB) and prepare it
+	$(BIN)/blockspike prepare data=shd data.download=true

@@ -1,0 +1,1 @@
+"""Measurements of speed, each beside the claim that it supports."""

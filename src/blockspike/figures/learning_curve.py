@@ -1,0 +1,40 @@
+"""Learning curve of one run, from its `metrics.csv`."""
+
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import pandas as pd
+
+from blockspike.figures.style import BLUE, GREEN, GREY, ORANGE, save
+
+
+def learning_curve(
+    metrics: pd.DataFrame, scores: dict, chosen_epoch: int, test_accuracy: float, path: Path
+) -> Path:
+    """Loss and accuracy of training and validation against the epoch.
+
+    Args:
+        metrics: a row an epoch, as in `metrics.csv`.
+        scores: `evaluation.json`, for the linear model's accuracy and the data set's name.
+        chosen_epoch: the epoch (from 1) whose model was chosen on validation data.
+        test_accuracy: of that model.
+        path: where to write, PNG and SVG.
+    """
+    figure, (left, right) = plt.subplots(1, 2, figsize=(8, 3), layout="constrained")
+    epoch = metrics["epoch"] + 1
+    for axis, name in ((left, "loss"), (right, "accuracy")):
+        axis.plot(epoch, metrics[f"train/{name}"], color=GREY, ls="--", label="training")
+        axis.plot(epoch, metrics[f"val/{name}"], color=BLUE, label="validation")
+        axis.axvline(chosen_epoch, color=GREY, lw=0.8, ls=":")
+        axis.set(xlabel="epoch", ylabel="cross-entropy" if name == "loss" else name)
+    left.set_yscale("log")
+    left.annotate(
+        "chosen", (chosen_epoch, 0.97), xycoords=("data", "axes fraction"), ha="right", va="top",
+        rotation=90, fontsize=8,
+    )  # fmt: skip
+    right.plot(chosen_epoch, test_accuracy, "o", color=ORANGE, label=f"test {test_accuracy:.1%}")
+    linear = scores["linear_model_test_accuracy"]
+    right.axhline(linear, color=GREEN, lw=1, ls="-.", label=f"linear model, test {linear:.1%}")
+    right.legend(frameon=False, fontsize=8, loc="lower right")
+    figure.suptitle(scores["data_set"], fontsize=10)
+    return save(figure, path)

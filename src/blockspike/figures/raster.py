@@ -1,0 +1,56 @@
+"""Raster of input, hidden layers and readout of a few samples, from `activity.npz`."""
+
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+
+from blockspike.figures.style import BLUE, GREY, ORANGE, save
+
+
+def raster(activity: dict[str, np.ndarray], path: Path) -> Path:
+    """A column a sample: input spikes, a row each hidden layer, membrane of the readout.
+
+    Args:
+        activity: arrays of `activity.npz`: per sample the (step, unit) of the spikes of each
+            layer (0 = input), the readout [T, n_classes], the label and the predicted class.
+        path: where to write, PNG and SVG.
+    """
+    n_samples = sum(name.endswith("_label") for name in activity)
+    n_layers = sum(name.startswith("n_units_layer") for name in activity)
+    figure, axes = plt.subplots(
+        n_layers + 1, n_samples, sharex=True, sharey="row", squeeze=False,
+        figsize=(2.8 * n_samples + 0.8, 1.3 * (n_layers + 1) + 0.6), layout="constrained",
+        height_ratios=[1.4] + [1] * n_layers,
+    )  # fmt: skip
+    dt_ms = float(activity["dt_ms"])
+    for k in range(n_samples):
+        column = axes[:, k]
+        for i in range(n_layers):
+            step, unit = activity[f"sample{k}_layer{i}"]
+            size = 0.15 if i == 0 else 0.8
+            column[i].scatter(step * dt_ms, unit, s=size, c=GREY if i == 0 else BLUE, lw=0)
+            column[i].set_ylim(-1, int(activity[f"n_units_layer{i}"]))
+        _readout(column[-1], activity, k, dt_ms)
+        label, predicted = int(activity[f"sample{k}_label"]), int(activity[f"sample{k}_predicted"])
+        right = "✓" if label == predicted else "✗"
+        column[0].set_title(f"class {label}, read as {predicted} {right}", fontsize=9)
+        column[-1].set_xlabel("time (ms)")
+    names = ["input", *(f"hidden {i}" for i in range(1, n_layers)), "readout V"]
+    for axis, name in zip(axes[:, 0], names, strict=True):
+        axis.set_ylabel(name)
+    figure.align_ylabels(axes[:, 0])
+    return save(figure, path)
+
+
+def _readout(axis, activity: dict[str, np.ndarray], k: int, dt_ms: float) -> None:
+    readout = activity[f"sample{k}_readout"]
+    label = int(activity[f"sample{k}_label"])
+    time = np.arange(len(readout)) * dt_ms
+    for c in np.argsort(np.arange(readout.shape[1]) == label):  # the true class on top
+        true = c == label
+        axis.plot(
+            time, readout[:, c], color=ORANGE if true else "0.75", lw=1.4 if true else 0.7,
+            label=f"class {label}" if true else None,
+        )  # fmt: skip
+    axis.legend(frameon=False, fontsize=7, loc="upper left")

@@ -1,0 +1,220 @@
+"""`blockspike train` end to end: runs, sweeps, restarts, refusals."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from blockspike.training.metrics_file import read_metrics
+
+SMALL = (
+    "data=nmnist_sample",
+    "network.n_hidden=16",
+    "data.n_steps=100",
+    "data.dt_ms=4",
+    "threads=1",
+)
+SWEEP = (
+    "train", "-m", "model=standard,blocks,fused", "data=nmnist_sample", "network.n_hidden=8,16",
+    "trainer.max_epochs=1", "data.n_steps=40", "data.dt_ms=10", "threads=1",
+)  # fmt: skip
+# What a result must not depend on: when and where it was made.
+VOLATILE = ("time/", "epoch_s", "train_s")
+
+
+def one_run(folder: Path) -> Path:
+    (path,) = (folder / "outputs").rglob("result.json")
+    return path.parent
+
+
+def results(folder: Path) -> dict[str, dict]:
+    """Result and learning curve of every run, less the times."""
+    found = {}
+    for path in sorted((folder / "outputs").rglob("result.json")):
+        row = json.loads(path.read_text())
+        curve = read_metrics(path.parent / "metrics.csv")
+        curve = curve[[c for c in curve.columns if not c.startswith(VOLATILE)]]
+        row = {k: v for k, v in row.items() if not k.startswith(VOLATILE)}
+        key = str(path.parent.relative_to(folder / "outputs"))
+        found[key] = {"row": row, "curve": curve.to_dict("list")}
+    return found
+
+
+def test_a_run_leaves_result_metrics_status_and_checkpoints(blockspike, tmp_path):
+    blockspike("train", *SMALL, "trainer.max_epochs=2", "test_each_epoch=true")
+    run = one_run(tmp_path)
+    row = json.loads((run / "result.json").read_text())
+    status = json.loads((run / "status.json").read_text())
+    metrics = read_metrics(run / "metrics.csv")
+    assert status["state"] == "done"
+    assert status["config_hash"] == row["config_hash"]
+    assert list(metrics["epoch"]) == [0, 1]
+    assert row["data_set"] == "N-MNIST sample (1080 recordings)"
+    assert row["val_accuracy"] == metrics["val/accuracy"].max()
+    assert row["best_test_accuracy"] == metrics["test_each_epoch/accuracy"].max()
+    assert row["best_test_accuracy"] >= row["test_accuracy"]
+    assert metrics["time/forward_s"].gt(0).all()
+    assert metrics["time/samples_per_s"].gt(0).all()
+    assert {p.name for p in (run / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
+
+
+def test_a_finished_run_is_skipped_and_collected_once(blockspike, tmp_path):
+    blockspike("train", *SMALL, "trainer.max_epochs=1")
+    run = one_run(tmp_path)
+    before = {p: p.stat().st_mtime_ns for p in run.rglob("*")}
+    done = blockspike("train", *SMALL, "trainer.max_epochs=1")
+    assert "finished, skipped" in done.stdout
+    assert {p: p.stat().st_mtime_ns for p in run.rglob("*")} == before
+    blockspike("collect")
+    table = pd.read_parquet(tmp_path / "outputs" / "tables" / "runs.parquet")
+    assert list(table["model.method"]) == ["fused"]
+
+
+def kill_when(process: subprocess.Popen, condition, seconds: float = 90) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, "the process ended before it could be killed"
+        assert time.monotonic() < end, "the moment to kill did not come"
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+
+
+def start(folder: Path, data_dir: Path, *args: str) -> subprocess.Popen:
+    command = [sys.executable, "-m", "blockspike.cli", *args, f"data_dir={data_dir}"]
+    return subprocess.Popen(command, cwd=folder, stdout=subprocess.DEVNULL)
+
+
+def test_a_killed_run_continues_to_the_same_bits(blockspike, tmp_path, data_dir):
+    args = (*SMALL, "trainer.max_epochs=4", "data.pixel_shift=1", "scheduler=cosine")
+    args += ("callbacks=reload_best", "callbacks.reload_best.milestone=3")
+    killed, whole = tmp_path / "killed", tmp_path / "whole"
+    for folder in (killed, whole):
+        folder.mkdir()
+    process = start(killed, data_dir, "train", *args)
+    outputs = killed / "outputs"
+    kill_when(
+        process,
+        lambda: any(len(p.read_text().splitlines()) > 2 for p in outputs.rglob("metrics.csv")),
+    )
+    assert not list(outputs.rglob("result.json"))
+
+    again = subprocess.run(
+        [sys.executable, "-m", "blockspike.cli", "train", *args, f"data_dir={data_dir}"],
+        cwd=killed, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert "continued after epoch" in again.stdout
+    assert start(whole, data_dir, "train", *args).wait() == 0
+    assert results(killed) == results(whole)
+
+
+def test_a_killed_sweep_finishes_with_the_same_bits(tmp_path, data_dir):
+    killed, whole = tmp_path / "killed", tmp_path / "whole"
+    for folder in (killed, whole):
+        folder.mkdir()
+    process = start(killed, data_dir, *SWEEP)
+    kill_when(process, lambda: len(results(killed)) >= 2)
+    for folder in (killed, whole):
+        assert start(folder, data_dir, *SWEEP).wait() == 0
+    assert len(results(whole)) == 6
+    assert results(killed) == results(whole)
+
+
+def test_another_configuration_in_the_same_folder_is_refused(blockspike, tmp_path):
+    fixed = ("hydra.run.dir=outputs/here", "trainer.max_epochs=1", *SMALL)
+    blockspike("train", *fixed)
+    before = (tmp_path / "outputs" / "here" / "content.json").read_text()
+    done = blockspike("train", *fixed, "optimizer.lr=0.5", check=False)
+    assert done.returncode != 0
+    assert "optimizer.lr: 0.001 → 0.5" in done.stderr
+    assert (tmp_path / "outputs" / "here" / "content.json").read_text() == before
+
+
+def test_a_folder_in_use_is_refused(blockspike, tmp_path, data_dir):
+    args = (*SMALL, "trainer.max_epochs=1000")
+    process = start(tmp_path, data_dir, "train", *args)
+    try:
+        while not list((tmp_path / "outputs").rglob("last.ckpt")):
+            assert process.poll() is None
+            time.sleep(0.05)
+        done = blockspike("train", *args, check=False)
+        assert done.returncode != 0
+        assert f"already running as process {process.pid}" in done.stderr
+    finally:
+        process.kill()
+        process.wait()
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("network.n_hiden=3", ("n_hiden",)),
+        ("network.n_hidden=many", ("network.n_hidden", "many", "Integer")),
+        ("data=mnist", ("data/mnist", "nmnist_sample")),
+        ("data.path=nowhere.h5 data.raw=nowhere", ("nowhere.h5", "blockspike prepare")),
+        ("model.surrogate=relu", ("model.surrogate", "relu", "boxcar")),
+        ("model.method=magic", ("method", "magic", "fused")),
+        ("model.arp_ms=-1", ("arp_ms", "-1", "≥ 0")),
+        ("model.tau_membrane_ms=1e9", ("tau_membrane_ms", "0.999")),
+        ("data.batch_size=0", ("batch_size", "0", "at least 1")),
+        ("trainer.max_epoch=3", ("max_epoch",)),
+        ("threads=0", ("threads", "0")),
+        ("callbacks=nothing", ("callbacks/nothing",)),
+    ],
+)
+def test_bad_input_gives_one_line_and_writes_nothing(blockspike, tmp_path, override, words):
+    done = blockspike("train", *SMALL[:1], *override.split(), check=False)
+    assert done.returncode != 0
+    (line,) = done.stderr.strip().splitlines()
+    for word in words:
+        assert word in line
+    assert os.listdir(tmp_path) in ([], ["outputs"])
+    assert not [p for p in tmp_path.rglob("*") if p.is_file()]
+
+
+def test_unknown_command_is_named(blockspike):
+    done = blockspike("trian", check=False)
+    assert done.returncode != 0
+    assert "trian" in done.stderr
+    assert "train" in done.stderr
+
+
+@pytest.mark.parametrize("experiment", ["demo", "e3_nmnist"])
+def test_every_experiment_runs(blockspike, tmp_path, data_dir, experiment):
+    path = f"data.path={data_dir / 'nmnist_sample.h5'}"
+    blockspike("train", f"experiment={experiment}", "debug=fast", path, "network.n_hidden=8")
+    assert json.loads((one_run(tmp_path) / "status.json").read_text())["state"] == "done"
+
+
+@pytest.mark.parametrize("logger", ["wandb", "tensorboard", "many", "none"])
+def test_loggers(blockspike, tmp_path, logger):
+    blockspike("train", *SMALL, "debug=fast", f"logger={logger}", "model.recurrent=false")
+    run = one_run(tmp_path)
+    assert bool(list(run.rglob("*.wandb"))) == (logger in ("wandb", "many"))
+    assert bool(list(run.rglob("events.out.*"))) == (logger in ("tensorboard", "many"))
+
+
+def test_evaluate_and_figures(blockspike, tmp_path):
+    blockspike("train", *SMALL, "trainer.max_epochs=1")
+    run = one_run(tmp_path)
+    not_yet = blockspike("figures", f"run='{run}'", check=False)
+    assert not_yet.returncode != 0
+    assert "blockspike evaluate" in not_yet.stderr
+    done = blockspike("evaluate", f"run='{run}'")
+    assert "linear model" in done.stdout
+    scores = json.loads((run / "evaluation.json").read_text())
+    row = json.loads((run / "result.json").read_text())
+    assert scores["test_accuracy"] == pytest.approx(row["test_accuracy"])
+    assert sum(map(sum, scores["confusion"])) == scores["n_test"] == 80
+    blockspike("figures", f"run='{run}'")
+    made = {p.name for p in (run / "figures").iterdir()}
+    assert made == {f"{n}.{s}" for n in ("learning_curve", "raster") for s in ("png", "svg")}
+    nothing = blockspike("evaluate", "run=nothing", check=False)
+    assert nothing.returncode != 0
+    assert "nothing" in nothing.stderr

@@ -1,0 +1,59 @@
+"""Shared by all tests: the real recordings that the repository ships, prepared once."""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from hydra.core.global_hydra import GlobalHydra
+
+from blockspike.cli import main
+from blockspike.data.nmnist import prepare_nmnist
+
+ROOT = Path(__file__).parents[1]
+NMNIST_SAMPLE = ROOT / "data" / "samples" / "nmnist" / "nmnist_1080.tar.xz"
+
+
+@pytest.fixture(scope="session")
+def data_dir(tmp_path_factory) -> Path:
+    """A data folder with the prepared N-MNIST sample."""
+    folder = tmp_path_factory.mktemp("data")
+    prepare_nmnist(NMNIST_SAMPLE, folder / "nmnist_sample.h5")
+    return folder
+
+
+@dataclass
+class Finished:
+    """What a command left behind."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+@pytest.fixture
+def blockspike(monkeypatch, capsys, tmp_path, data_dir):
+    """Run `blockspike …` in an empty folder, as a user would but without a new interpreter."""
+
+    def run(*args: str, check: bool = True) -> Finished:
+        with_data = [f"data_dir={data_dir}"] if args[0] in ("train", "prepare") else []
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setenv("WANDB_MODE", "offline")
+        monkeypatch.setenv("HYDRA_FULL_ERROR", "0")
+        monkeypatch.setattr(sys, "argv", ["blockspike", *args, *with_data])
+        GlobalHydra.instance().clear()
+        threads = torch.get_num_threads()
+        capsys.readouterr()
+        code = 0
+        try:
+            main()
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+        finally:
+            torch.set_num_threads(threads)
+        shown = capsys.readouterr()
+        assert not check or code == 0, shown.err
+        return Finished(code, shown.out, shown.err)
+
+    return run

@@ -1,0 +1,154 @@
+"""What only the fused method promises: memory, threads, forks, no uninitialised memory read."""
+
+import multiprocessing
+import threading
+
+import numpy as np
+import pytest
+import torch
+from neuron_cases import assert_same_result, make_inputs, run
+from torch.autograd.graph import saved_tensors_hooks
+
+from blockspike.neurons import alif
+from blockspike.neurons.alif import fused_cpu
+
+
+@pytest.fixture
+def keep_num_threads():
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("recurrent", [True, False])
+def test_nine_bytes_per_neuron_step(recurrent):
+    inputs = make_inputs((1024, 3, 64), recurrent=recurrent, dtype=torch.float32)
+    given = {value.untyped_storage().data_ptr() for value in inputs.values()}
+    kept = {}
+
+    def keep(tensor):
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in given:
+            kept[storage.data_ptr()] = (tensor, storage.nbytes())
+        return tensor
+
+    with saved_tensors_hooks(keep, lambda tensor: tensor):
+        trace = alif(**inputs, arp=5)
+    storage = trace.spikes.untyped_storage()
+    kept[storage.data_ptr()] = (trace.spikes, storage.nbytes())
+    total = sum(n_bytes for _, n_bytes in kept.values())
+    assert 8 <= total / trace.spikes.numel() <= 9
+
+
+@pytest.mark.usefixtures("keep_num_threads")
+@pytest.mark.parametrize("detach_spikes", [True, False])
+@pytest.mark.parametrize("recurrent", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_bitwise_equal_with_any_number_of_threads(dtype, recurrent, detach_spikes):
+    inputs = make_inputs((65, 5, 67), recurrent=recurrent, dtype=dtype)
+    options = {"arp": 3, "detach_spikes": detach_spikes, "method": "fused"}
+    torch.set_num_threads(1)
+    expected = run(inputs, **options)
+    for n_threads in (2, 3, 7):
+        torch.set_num_threads(n_threads)
+        for _ in range(3):
+            assert_same_result(run(inputs, **options), expected)
+
+
+def _run_in_child(connection, inputs):
+    connection.send([run(inputs, arp=3, method="fused")[1]["current"].numpy()])
+    connection.close()
+
+
+@pytest.mark.usefixtures("keep_num_threads")
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+@pytest.mark.parametrize("recurrent", [True, False])
+def test_forked_child_after_use_in_the_parent(recurrent):
+    torch.set_num_threads(2)
+    inputs = make_inputs((65, 4, 17), recurrent=recurrent)
+    inputs = {name: value.detach() for name, value in inputs.items()}
+    expected = run(inputs, arp=3, method="fused")[1]["current"]
+    context = multiprocessing.get_context("fork")
+    receiver, sender = context.Pipe(duplex=False)
+    child = context.Process(target=_run_in_child, args=(sender, inputs), daemon=True)
+    child.start()
+    try:
+        assert receiver.poll(60), "the child hangs"
+        np.testing.assert_array_equal(receiver.recv()[0], expected.numpy())
+    finally:
+        child.kill()
+        child.join()
+
+
+@pytest.mark.usefixtures("keep_num_threads")
+def test_two_threads_at_once():
+    torch.set_num_threads(2)
+    inputs = [make_inputs((65, 4, 17), recurrent=True, seed=seed) for seed in (0, 1)]
+    expected = [run(x, arp=3, method="fused") for x in inputs]
+    barrier, failures = threading.Barrier(2), []
+
+    def work(i):
+        barrier.wait()
+        for _ in range(30):
+            try:
+                assert_same_result(run(inputs[i], arp=3, method="fused"), expected[i])
+            except BaseException as error:
+                failures.append(error)
+                return
+
+    threads = [threading.Thread(target=work, args=(i,), daemon=True) for i in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert not any(thread.is_alive() for thread in threads), "a thread hangs"
+    assert not failures
+
+
+def poison(monkeypatch, owner, name) -> list:
+    """Make an allocator return NaN, or −2³⁰ for integers; the list counts its calls."""
+    original, calls = getattr(owner, name), []
+
+    def poisoned(*args, **kwargs):
+        calls.append(name)
+        array = original(*args, **kwargs)
+        if isinstance(array, np.ndarray):
+            array.fill(np.nan if array.dtype.kind == "f" else -(2**30))
+        else:
+            array.fill_(float("nan") if array.is_floating_point() else -(2**30))
+        return array
+
+    monkeypatch.setattr(owner, name, poisoned)
+    return calls
+
+
+@pytest.mark.parametrize("arp", [0, 3, 100])
+@pytest.mark.parametrize("recurrent", [True, False])
+def test_uninitialised_tensors_are_not_read(monkeypatch, recurrent, arp):
+    inputs = make_inputs((65, 2, 17), recurrent=recurrent)
+    options = {"arp": arp, "detach_spikes": False, "method": "fused"}
+    expected = run(inputs, **options)
+    membrane = alif(**inputs, **options).membrane
+    calls = poison(monkeypatch, torch, "empty_like"), poison(monkeypatch, torch.Tensor, "new_empty")
+    poison(monkeypatch, np, "empty")
+    assert_same_result(run(inputs, **options), expected)
+    with torch.no_grad():
+        assert torch.equal(alif(**inputs, **options).spikes, expected[0])
+    assert torch.equal(alif(**inputs, **options).membrane, membrane)
+    assert all(calls)
+
+
+@pytest.mark.parametrize("arp", [0, 3, 100])
+@pytest.mark.parametrize("recurrent", [True, False])
+def test_uninitialised_scratch_of_the_kernels_is_not_read(monkeypatch, recurrent, arp):
+    # The kernels run as plain Python, where their allocations can be poisoned too.
+    inputs = make_inputs((35, 2, 3), recurrent=recurrent)
+    options = {"arp": arp, "detach_spikes": False, "method": "fused"}
+    expected = run(inputs, **options)
+    for name in ("_forward", "_backward"):
+        monkeypatch.setattr(fused_cpu, name, getattr(fused_cpu, name).py_func)
+    calls = [poison(monkeypatch, np, name) for name in ("empty", "empty_like")]
+    actual = run(inputs, **options)
+    monkeypatch.undo()
+    assert_same_result(actual, expected, 1e-12)
+    assert all(calls)

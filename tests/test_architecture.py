@@ -1,0 +1,153 @@
+"""The rules of the house: imports point one way, `instantiate` in one place, docstrings."""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import blockspike
+
+SOURCE = Path(blockspike.__file__).parent
+MODULES = {
+    ".".join(path.relative_to(SOURCE).with_suffix("").parts).removesuffix(".__init__"): path
+    for path in sorted(SOURCE.rglob("*.py"))
+}
+
+# package → what it may import of blockspike; one that is not listed has no rule
+ALLOWED = {
+    "neurons": {"neurons"},
+    "synapses": {"neurons", "data.events"},
+    "networks": {"neurons", "synapses", "data.events"},
+    "data": {"data"},
+    "metrics": set(),
+    "results": set(),
+    "memory": set(),
+    "figures": {"figures", "results"},
+}
+# package → what it may not import at all
+FORBIDDEN = {
+    "neurons": {"pytorch_lightning", "lightning", "hydra", "omegaconf", "h5py", "wandb", "pandas"},
+    "synapses": {"pytorch_lightning", "lightning", "hydra", "omegaconf", "h5py", "wandb"},
+    "networks": {"pytorch_lightning", "lightning", "hydra", "omegaconf", "h5py", "wandb"},
+    "training": {"blockspike.config", "blockspike.cli", "blockspike.figures", "hydra", "omegaconf"},
+    "data": {"hydra", "omegaconf", "wandb"},
+    "metrics": {"pytorch_lightning", "lightning", "hydra", "omegaconf"},
+}
+
+
+def within(name: str, packages: set[str]) -> bool:
+    """Whether a dotted name is one of `packages` or inside one."""
+    return any(name == package or name.startswith(package + ".") for package in packages)
+
+
+def modules_of(package: str) -> Iterator[tuple[str, ast.Module]]:
+    """Syntax trees of the package's modules; none if it does not exist yet."""
+    for name, path in MODULES.items():
+        if within(name, {package}):
+            yield name, ast.parse(path.read_text(encoding="utf-8"))
+
+
+def imports_of(tree: ast.AST, module: str, is_package: bool = False) -> set[str]:
+    """Absolute dotted names that a module imports, also inside functions."""
+    parts = f"blockspike.{module}".split(".")
+    names: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            base = [node.module] if node.module else []
+            if node.level:
+                up = node.level - 1 if is_package else node.level
+                base = parts[: len(parts) - up] + base
+            names |= {".".join([*base, alias.name]) for alias in node.names}
+    return names
+
+
+def imports(package: str) -> Iterator[tuple[str, str]]:
+    """(module, imported name) for every import in the package."""
+    for module, tree in modules_of(package):
+        is_package = MODULES[module].name == "__init__.py"
+        for name in sorted(imports_of(tree, module, is_package)):
+            yield module, name
+
+
+def calls_instantiate(tree: ast.AST) -> bool:
+    """Whether hydra's `instantiate` is imported or called, under whatever name."""
+    for node in ast.walk(tree):
+        match node:
+            case ast.ImportFrom(module=str(module)) if within(module, {"hydra"}):
+                if {alias.name for alias in node.names} & {"instantiate", "call"}:
+                    return True
+            case ast.Attribute(attr="instantiate"):
+                return True
+    return False
+
+
+def public_without_docstring(tree: ast.Module) -> list[str]:
+    """Functions and classes at module level, without a leading underscore or a docstring."""
+    kinds = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
+    return [
+        node.name
+        for node in tree.body
+        if isinstance(node, kinds) and not node.name.startswith("_") and not ast.get_docstring(node)
+    ]
+
+
+def test_the_modules_are_found():
+    assert {"neurons.alif.standard", "synapses", "networks", "data.events"} <= MODULES.keys()
+    assert len(list(imports("neurons"))) > 20
+
+
+@pytest.mark.parametrize("package", ALLOWED)
+def test_imports_point_one_way(package):
+    allowed = {f"blockspike.{name}" for name in ALLOWED[package]}
+    wrong = [
+        f"{module} imports {name}"
+        for module, name in imports(package)
+        if within(name, {"blockspike"}) and not within(name, allowed)
+    ]
+    assert not wrong
+
+
+@pytest.mark.parametrize("package", FORBIDDEN)
+def test_forbidden_imports(package):
+    wrong = [
+        f"{m} imports {name}" for m, name in imports(package) if within(name, FORBIDDEN[package])
+    ]
+    assert not wrong
+
+
+def test_only_config_instantiates():
+    wrong = [
+        name
+        for name, path in MODULES.items()
+        if name != "config" and calls_instantiate(ast.parse(path.read_text(encoding="utf-8")))
+    ]
+    assert not wrong
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_everything_public_has_a_docstring(module):
+    assert not public_without_docstring(ast.parse(MODULES[module].read_text(encoding="utf-8")))
+
+
+def test_the_checks_see_what_they_forbid():
+    tree = ast.parse(
+        "import h5py\n"
+        "from ..data import shd\n"
+        "def f():\n"
+        "    from blockspike.config import Schema\n"
+        "class C:\n"
+        "    pass\n"
+        "def _g(): pass\n"
+    )
+    names = imports_of(tree, "neurons.readout")
+    assert names == {"h5py", "blockspike.data.shd", "blockspike.config.Schema"}
+    assert imports_of(ast.parse("from . import a"), "neurons", True) == {"blockspike.neurons.a"}
+    assert within("h5py", FORBIDDEN["neurons"])
+    assert not within("blockspike.data.events2", {"blockspike.data.events"})
+    assert public_without_docstring(tree) == ["f", "C"]
+    assert calls_instantiate(ast.parse("import hydra\nhydra.utils.instantiate(x)"))
+    assert calls_instantiate(ast.parse("from hydra.utils import instantiate as make"))
+    assert not calls_instantiate(ast.parse("x = make_instantiate()"))

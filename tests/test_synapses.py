@@ -1,0 +1,184 @@
+"""Event-driven currents against the dense product."""
+
+import pytest
+import torch
+
+from blockspike import synapses
+from blockspike.data.events import EventBatch
+from blockspike.synapses import MAX_EVENT_DENSITY, synaptic_current
+
+DTYPES = [torch.float32, torch.float64]
+
+
+def make_spikes(shape=(20, 3, 70), density=0.05, most=1, dtype=torch.float64):
+    """Spike counts 0 … `most`, with some rows that are silent."""
+    generator = torch.Generator().manual_seed(0)
+    active = torch.rand(shape, generator=generator) < density
+    counts = torch.randint(1, most + 1, shape, generator=generator)
+    spikes = (active * counts).to(dtype)
+    spikes[shape[0] // 2] = 0
+    return spikes
+
+
+def make_parameters(rf_len=1, n_units=67, n_inputs=70, dtype=torch.float64):
+    generator = torch.Generator().manual_seed(1)
+    weight = torch.randn(rf_len, n_units, n_inputs, generator=generator, dtype=torch.float64)
+    bias = torch.randn(n_units, generator=generator, dtype=torch.float64)
+    return weight.to(dtype).requires_grad_(), bias.to(dtype).requires_grad_()
+
+
+def reference(spikes, weight, bias):
+    """I[t] = bias + Σ_k weight[k] spikes[t − k], as it is written."""
+    rows = []
+    for t in range(len(spikes)):
+        row = bias.expand(spikes.shape[1], -1)
+        for k in range(min(len(weight), t + 1)):
+            row = row + spikes[t - k] @ weight[k].T
+        rows.append(row)
+    return torch.stack(rows)
+
+
+def value_and_gradients(function, spikes, weight, bias, **options):
+    """Current, and the gradients to weight, bias and (dense) spikes."""
+    leaves = [x for x in (weight, bias, spikes) if isinstance(x, torch.Tensor)]
+    leaves = [leaf.detach().requires_grad_() for leaf in leaves]
+    given = leaves[2] if isinstance(spikes, torch.Tensor) else spikes
+    current = function(given, leaves[0], leaves[1], **options)
+    cotangent = torch.randn(current.shape, generator=torch.Generator().manual_seed(2))
+    grads = torch.autograd.grad(current, leaves, cotangent.to(current.dtype))
+    return [current.detach(), *grads]
+
+
+def assert_all_close(actual, expected, dtype):
+    rtol = 1e-5 if dtype == torch.float32 else 1e-12
+    for a, e in zip(actual, expected, strict=False):
+        torch.testing.assert_close(a, e, rtol=rtol, atol=rtol * e.abs().max().item())
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("rf_len", [1, 2, 5, 25])
+@pytest.mark.parametrize("mode", ["events", "dense", "auto"])
+def test_binary_spikes(mode, rf_len, dtype):
+    spikes, parameters = make_spikes(dtype=dtype), make_parameters(rf_len, dtype=dtype)
+    expected = value_and_gradients(reference, spikes, *parameters)
+    ours = value_and_gradients(synaptic_current, spikes, *parameters, binary=True, mode=mode)
+    assert len(ours) == 4 and spikes.sum() > 0
+    assert_all_close(ours, expected, dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("rf_len", [1, 2, 5, 25])
+@pytest.mark.parametrize("mode", ["events", "dense", "auto"])
+def test_event_batch_with_repeated_events(mode, rf_len, dtype):
+    spikes, parameters = make_spikes(most=3, dtype=dtype), make_parameters(rf_len, dtype=dtype)
+    assert spikes.max() == 3
+    expected = value_and_gradients(reference, spikes, *parameters)[:3]
+    events = EventBatch.from_dense(spikes)
+    ours = value_and_gradients(synaptic_current, events, *parameters, mode=mode)
+    assert len(ours) == 3
+    assert_all_close(ours, expected, dtype)
+
+
+def test_repeated_events_by_hand():
+    row_ptr, unit = torch.tensor([0, 3, 4, 4]), torch.tensor([1, 1, 0, 0], dtype=torch.int32)
+    weight = torch.tensor([[[2.0, 3.0]], [[20.0, 50.0]]])  # two taps, one neuron, two inputs
+    events = EventBatch(row_ptr, unit, (3, 1, 2))
+    for mode in ("events", "dense"):
+        current = synaptic_current(events, weight, torch.tensor([9.0]), mode=mode)
+        assert current.flatten().tolist() == [9 + 2 * 3 + 2, 9 + 2 + 2 * 50 + 20, 9 + 20]
+
+
+@pytest.mark.parametrize("binary", [True, False])
+@pytest.mark.parametrize("name", ["spikes", "weight", "bias"])
+def test_one_differentiable_argument_is_enough(name, binary):
+    weight, bias = make_parameters(2)
+    arguments = {"spikes": make_spikes(), "weight": weight.detach(), "bias": bias.detach()}
+    grads = []
+    for function, options in ((reference, {}), (synaptic_current, {"binary": binary})):
+        leaf = arguments[name].clone().requires_grad_()
+        function(**(arguments | {name: leaf}), **options).square().sum().backward()
+        grads.append(leaf.grad)
+    torch.testing.assert_close(grads[1], grads[0], rtol=1e-11, atol=1e-11)
+
+
+@pytest.mark.parametrize("density", [0.0, 0.1, 0.2, 1.0])
+@pytest.mark.parametrize("kind", ["events", "binary"])
+def test_auto_chooses_by_density(monkeypatch, kind, density):
+    chosen = []
+    for name in ("event_currents", "_dense"):
+        original = getattr(synapses, name)
+
+        def spy(*args, name=name, original=original):
+            chosen.append(name)
+            return original(*args)
+
+        monkeypatch.setattr(synapses, name, spy)
+    spikes = make_spikes((100, 1, 100), density)
+    spikes[50] = spikes[51]
+    given = EventBatch.from_dense(spikes) if kind == "events" else spikes
+    synaptic_current(given, *make_parameters(n_inputs=100), binary=kind == "binary")
+    assert chosen == ["_dense" if density > MAX_EVENT_DENSITY else "event_currents"]
+
+
+def test_dense_spikes_that_are_not_binary_keep_their_values():
+    spikes = make_spikes() * 0.5
+    weight, bias = make_parameters()
+    ours = synaptic_current(spikes, weight, bias)
+    torch.testing.assert_close(ours, reference(spikes, weight, bias))
+
+
+@pytest.mark.parametrize("mode", ["events", "dense"])
+def test_memory_layouts_and_nothing_modified(mode):
+    spikes, (weight, bias) = make_spikes(), make_parameters(2)
+    expected = value_and_gradients(reference, spikes, weight, bias)
+    other = spikes.permute(2, 0, 1).contiguous().permute(1, 2, 0)
+    weight = weight.detach().transpose(1, 2).contiguous().transpose(1, 2)
+    bias = torch.stack([bias.detach(), bias.detach() + 1], 1)[:, 0]
+    before = [x.clone() for x in (other, weight, bias)]
+    ours = value_and_gradients(synaptic_current, other, weight, bias, binary=True, mode=mode)
+    assert_all_close(ours, expected, torch.float64)
+    assert all(torch.equal(x, y) for x, y in zip((other, weight, bias), before, strict=True))
+
+
+@pytest.mark.parametrize("mode", ["events", "dense"])
+def test_bitwise_equal_with_any_number_of_threads(mode):
+    events, parameters = EventBatch.from_dense(make_spikes()), make_parameters(2)
+    before = torch.get_num_threads()
+    results = []
+    try:
+        for n_threads in (1, 2, 3):
+            torch.set_num_threads(n_threads)
+            results.append(value_and_gradients(synaptic_current, events, *parameters, mode=mode))
+    finally:
+        torch.set_num_threads(before)
+    exact = mode == "events"
+    for other in results[1:]:
+        for a, b in zip(other, results[0], strict=True):
+            assert torch.equal(a, b) if exact else torch.allclose(a, b)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"mode": "sparse"}, "^mode: expected 'auto', 'events' or 'dense', got 'sparse'"),
+        ({"mode": "events"}, "^mode: 'events' needs an EventBatch or binary spikes, got a dense"),
+        ({"weight": torch.zeros(4, 5)}, r"^weight, bias: expected .*got \[4, 5\] and \[4\]"),
+        ({"bias": torch.zeros(5)}, r"^weight, bias: expected .*got \[1, 4, 5\] and \[5\]"),
+        ({"spikes": torch.zeros(6, 2, 4)}, r"^spikes: expected \[T, B, 5\].*got \[6, 2, 4\]"),
+        ({"spikes": torch.zeros(6, 5)}, r"^spikes: expected \[T, B, 5\].*got \[6, 5\]"),
+    ],
+)
+def test_bad_arguments(change, message):
+    arguments = {
+        "spikes": torch.zeros(6, 2, 5),
+        "weight": torch.zeros(1, 4, 5),
+        "bias": torch.zeros(4),
+    }
+    with pytest.raises(ValueError, match=message):
+        synaptic_current(**(arguments | change))
+
+
+def test_events_on_another_device_are_refused():
+    events = EventBatch.from_dense(torch.ones(6, 2, 5)).to("meta")
+    with pytest.raises(ValueError, match="^mode: 'events' runs on cpu, got spikes on meta"):
+        synaptic_current(events, torch.zeros(1, 4, 5), torch.zeros(4), mode="events")
