@@ -3,6 +3,7 @@
 import math
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import get_args
 
 import torch
 from torch import Tensor, nn
@@ -111,6 +112,12 @@ class SpikingLayer(BoundedParameters):
     ):
         super().__init__()
         _check_counts(n_inputs=n_inputs, n_units=n_units, rf_len=rf_len)
+        for name, value, known in (
+            ("method", method, get_args(Method)),
+            ("synapses", synapses, get_args(SynapseMode)),
+        ):
+            if value not in known:
+                raise ValueError(f"{name}: expected one of {', '.join(known)}, got {value!r}")
         if arp_ms < 0:
             raise ValueError(f"arp_ms: expected a value ≥ 0, got {arp_ms}")
         self.surrogate, self.detach_spikes = surrogate, detach_spikes

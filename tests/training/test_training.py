@@ -1,0 +1,141 @@
+"""The Lightning module and callbacks on a tiny problem."""
+
+from functools import partial
+
+import pandas as pd
+import pytest
+import pytorch_lightning as pl
+import torch
+from torch.utils.data import DataLoader
+
+from blockspike.data.events import EventBatch
+from blockspike.networks import SpikingClassifier
+from blockspike.training.callbacks import EpochLines, ReloadBestAtMilestone, Throughput
+from blockspike.training.classification import ClassificationModule
+from blockspike.training.linear_baseline import linear_baseline
+from blockspike.training.metrics_file import EpochCSVLogger, read_metrics
+
+N_INPUTS, N_STEPS = 12, 20
+
+
+def batches(n: int = 3, size: int = 8) -> list:
+    """Two classes: the first or the second half of the inputs is active."""
+    generator = torch.Generator().manual_seed(0)
+    made = []
+    for _ in range(n):
+        labels = torch.randint(0, 2, (size,), generator=generator)
+        rates = torch.full((size, N_INPUTS), 0.05)
+        for row, label in zip(rates, labels, strict=True):
+            row[6 * int(label) : 6 * int(label) + 6] = 0.5
+        spikes = torch.rand(N_STEPS, size, N_INPUTS, generator=generator) < rates
+        made.append((EventBatch.from_dense(spikes.float()), labels))
+    return made
+
+
+def fit(callbacks=(), max_epochs: int = 8, lr: float = 0.02, folder=None, train_b: bool = True):
+    pl.seed_everything(0, verbose=False)
+    network = SpikingClassifier(N_INPUTS, 2, 16, 1, dt_ms=1.0, arp_ms=2.0, b=1.0, train_b=train_b)
+    module = ClassificationModule(network, 2, 1.0, partial(torch.optim.Adam, lr=lr))
+    trainer = pl.Trainer(
+        accelerator="cpu", max_epochs=max_epochs, callbacks=list(callbacks),
+        logger=EpochCSVLogger(folder) if folder else False, enable_checkpointing=False,
+        enable_progress_bar=False, enable_model_summary=False, log_every_n_steps=1,
+        num_sanity_val_steps=0,
+    )  # fmt: skip
+    data = batches()
+    loader = partial(DataLoader, data, batch_size=None, num_workers=0)
+    trainer.fit(module, loader(), [loader(), loader()])
+    return module, trainer
+
+
+def test_it_learns_and_reports(tmp_path):
+    fit([Throughput()], max_epochs=30, folder=tmp_path)
+    metrics = read_metrics(tmp_path / "metrics.csv")
+    assert metrics["train/loss"].iloc[-1] < 0.5 * metrics["train/loss"].iloc[0]
+    assert metrics["val/accuracy"].iloc[-1] == 1.0
+    assert metrics["val/rate_layer1_hz"].between(0, 1000 / 3).all()  # one spike in arp + 1 steps
+    parts = metrics["time/forward_s"] + metrics["time/backward_s"]
+    assert (parts < metrics["time/epoch_s"]).all()
+    pd.testing.assert_series_equal(
+        metrics["test_each_epoch/loss"], metrics["val/loss"], check_names=False
+    )
+
+
+def test_parameters_stay_in_bounds_while_they_learn():
+    module, _ = fit(max_epochs=5, lr=0.3)
+    layer = module.network.layers[0]
+    for name, low, high in (("beta", 0.001, 0.999), ("p", 0.0, 0.999), ("b", 0.0, 1.0)):
+        value = layer.get_parameter(name)
+        assert bool(((value >= low) & (value <= high)).all()), name
+        assert value.std() > 0, f"{name} did not learn"
+
+
+def test_what_is_not_trainable_does_not_move():
+    module, _ = fit(max_epochs=2, lr=0.3, train_b=False)
+    assert bool((module.network.layers[0].b == 1.0).all())
+
+
+class Record(pl.Callback):
+    """Weights after every epoch, and at the start of each."""
+
+    def __init__(self):
+        self.losses, self.after, self.start, self.lr = [], [], [], []
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        if batch_idx == 0:
+            self.start.append(pl_module.network.readout.weight.detach().clone())
+            self.lr.append(trainer.optimizers[0].param_groups[0]["lr"])
+            self.n_state = len(trainer.optimizers[0].state)
+            if trainer.current_epoch == 4:
+                self.state_at_milestone = self.n_state
+
+    def on_train_epoch_end(self, trainer, pl_module):
+        self.losses.append(float(trainer.callback_metrics["train/loss"]))
+        self.after.append(pl_module.network.readout.weight.detach().clone())
+
+
+def test_milestone_reloads_the_best_model_with_a_fresh_optimiser():
+    record = Record()
+    fit([ReloadBestAtMilestone(milestone=4, factor=0.1), record], lr=0.2)
+    best = min(range(4), key=lambda e: record.losses[e])
+    assert torch.equal(record.start[4], record.after[best])
+    assert record.state_at_milestone == 0
+    assert record.lr[:4] == [0.2] * 4
+    assert record.lr[4:] == pytest.approx([0.02] * 4)
+
+
+def test_milestone_must_be_an_epoch():
+    with pytest.raises(ValueError, match="milestone.*got 0"):
+        ReloadBestAtMilestone(milestone=0)
+
+
+def test_a_line_an_epoch(capsys):
+    fit([Throughput(), EpochLines()], max_epochs=2)
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("epoch ")]
+    assert len(lines) == 2
+    assert "val/accuracy" in lines[0]
+
+
+def test_metrics_file_keeps_earlier_rows_and_replaces_repeated_ones(tmp_path):
+    first = EpochCSVLogger(tmp_path)
+    for epoch in range(3):
+        first.log_metrics({"epoch": epoch, "train/loss": 0.1 + epoch})
+    first.save()
+    again = EpochCSVLogger(tmp_path)
+    again.log_metrics({"epoch": 2, "train/loss": 7.0, "test/accuracy": 1.0})
+    again.log_metrics({"epoch": 2, "val/loss": 8.0})
+    again.save()
+    table = read_metrics(tmp_path / "metrics.csv")
+    assert list(table["train/loss"]) == [0.1, 1.1, 7.0]
+    assert table["val/loss"].iloc[2] == 8.0
+    assert "test/accuracy" not in table
+
+
+def test_linear_baseline_solves_a_linear_problem_and_not_noise():
+    rng = torch.Generator().manual_seed(0)
+    labels = torch.randint(0, 3, (300,), generator=rng)
+    counts = torch.poisson(1 + 8 * torch.nn.functional.one_hot(labels, 3).float(), rng).numpy()
+    noise = torch.poisson(torch.full((300, 3), 4.0), rng).numpy()
+    parts = [slice(0, 200), slice(200, 250), slice(250, 300)]
+    assert linear_baseline(*((counts[s], labels[s].numpy()) for s in parts)) > 0.9
+    assert linear_baseline(*((noise[s], labels[s].numpy()) for s in parts)) < 0.6
