@@ -4,6 +4,8 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 EXTRAS ?= dev,data,sweep,allen
 OUTPUTS ?= outputs
+# Waiting threads leave the core to others.
+export OMP_WAIT_POLICY ?= PASSIVE
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test lint bench data-nmnist data-shd
 

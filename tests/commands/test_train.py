@@ -203,16 +203,16 @@ def test_loggers(blockspike, tmp_path, logger):
 def test_evaluate_and_figures(blockspike, tmp_path):
     blockspike("train", *SMALL, "trainer.max_epochs=1")
     run = one_run(tmp_path)
-    not_yet = blockspike("figures", f"run='{run}'", check=False)
+    not_yet = blockspike("figures", f"run={run}", check=False)
     assert not_yet.returncode != 0
     assert "blockspike evaluate" in not_yet.stderr
-    done = blockspike("evaluate", f"run='{run}'")
+    done = blockspike("evaluate", f"run={run}")
     assert "linear model" in done.stdout
     scores = json.loads((run / "evaluation.json").read_text())
     row = json.loads((run / "result.json").read_text())
     assert scores["test_accuracy"] == pytest.approx(row["test_accuracy"])
     assert sum(map(sum, scores["confusion"])) == scores["n_test"] == 80
-    blockspike("figures", f"run='{run}'")
+    blockspike("figures", f"run={run}")
     made = {p.name for p in (run / "figures").iterdir()}
     assert made == {f"{n}.{s}" for n in ("learning_curve", "raster") for s in ("png", "svg")}
     nothing = blockspike("evaluate", "run=nothing", check=False)
