@@ -67,7 +67,7 @@ def test_claims(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(
         dynamics,
         "measure",
-        lambda size, rounds: [Row(size, m, (s, 9 * s, s), 0) for m, s in seconds.items()],
+        lambda size, rounds: [Row(size, m, (s, s, s, s, 9 * s), 0) for m, s in seconds.items()],
     )
     rows = dynamics.main(["--json", str(tmp_path / "claims.jsonl")])
     assert dynamics.claims(rows) == [
@@ -81,6 +81,18 @@ def test_claims(monkeypatch, tmp_path, capsys):
     assert [line["met"] for line in lines] == [True, False, False, True, True]
     assert lines[0]["threads"] == torch.get_num_threads()
     assert "NO" in capsys.readouterr().out
+
+
+def test_no_claim_is_judged_by_unsteady_rounds():
+    unsteady = Row("layer", "standard", (60.0, 60.0, 600.0, 700.0), 0)
+    steady = [Row("layer", name, (2.0,) * 4, 0) for name in METHODS if name != "standard"]
+    assert not unsteady.steady and all(row.steady for row in steady)
+    met = {claim.claim: claim.met for claim in dynamics.claims([unsteady, *steady])}
+    assert met == {
+        "layer: standard / fused": None,
+        "layer: grouped convolution / blocks": False,
+        "layer: standard / plain loop": None,
+    }
 
 
 @pytest.mark.parametrize("fault", ["spikes", "gradients"])

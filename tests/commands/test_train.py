@@ -42,7 +42,7 @@ def results(folder: Path) -> dict[str, dict]:
         curve = curve[[c for c in curve.columns if not c.startswith(VOLATILE)]]
         row = {k: v for k, v in row.items() if not k.startswith(VOLATILE)}
         key = str(path.parent.relative_to(folder / "outputs"))
-        found[key] = {"row": row, "curve": curve.to_dict("list")}
+        found[key] = {"row": row, "curve": {str(c): curve[c].tolist() for c in curve}}
     return found
 
 

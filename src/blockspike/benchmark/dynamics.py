@@ -27,6 +27,7 @@ from blockspike.neurons import ALIFTrace, Method, MultiGaussian, alif
 from blockspike.neurons.surrogate import spike
 
 _ROUNDING = 1e-5  # |V − θ| at which blocks may round to the other side of the threshold
+_STEADY = 1.3  # third by first quartile; above, other work on the machine was measured too
 _SURROGATE = MultiGaussian()
 
 
@@ -68,15 +69,28 @@ class Row:
         low, median, high = statistics.quantiles(self.seconds, n=4, method="inclusive")
         return low, median, high
 
+    @property
+    def steady(self) -> bool:
+        """Whether the rounds agree well enough to judge a claim by them."""
+        low, _, high = self.quartiles
+        return high <= _STEADY * low
+
 
 @dataclass(frozen=True)
 class Claim:
-    """A sentence of the documentation, the ratio measured and the bound that it has to keep."""
+    """A ratio of times that the documentation claims.
+
+    Attributes:
+        claim: size and methods.
+        measured, needed: the ratio and the bound that it has to keep.
+        met: None where the rounds were too unsteady to tell. Two threads of PyTorch on a busy
+            machine wait for each other and can be 50 times slower, which flatters the others.
+    """
 
     claim: str
     measured: float
     needed: str
-    met: bool
+    met: bool | None
 
 
 def plain_loop(current: Tensor, beta: Tensor, p: Tensor, b: Tensor, arp: int) -> Tensor:
@@ -243,23 +257,26 @@ def ratio(rows: Sequence[Row], size: str, slow: str, fast: str) -> float:
     return statistics.median(a / b for a, b in zip(by_method[slow], by_method[fast], strict=True))
 
 
+_CLAIMS = [  # size, slow, fast, bound of slow / fast, whether it is the least or the most
+    ("layer", "standard", "fused", 25.0, "≥"),
+    ("recording", "standard", "fused", 1000.0, "≥"),
+    ("layer", "grouped convolution", "blocks", 3.0, "≥"),
+    ("layer", "standard", "plain loop", 1.5, "≤"),
+    ("recording", "standard", "plain loop", 1.5, "≤"),
+]
+
+
 def claims(rows: Sequence[Row]) -> list[Claim]:
     """What the documentation claims of the sizes that were measured."""
-    measured_sizes = {row.size for row in rows}
-    least = [
-        ("layer", "standard", "fused", 25),
-        ("recording", "standard", "fused", 1000),
-        ("layer", "grouped convolution", "blocks", 3),
-    ]
+    by_name = {(row.size, row.method): row for row in rows}
     found = []
-    for size, slow, fast, needed in least:
-        if size in measured_sizes:
-            x = ratio(rows, size, slow, fast)
-            found.append(Claim(f"{size}: {slow} / {fast}", x, f"≥ {needed}", x >= needed))
-    for size in ("layer", "recording"):
-        if size in measured_sizes:
-            x = ratio(rows, size, "standard", "plain loop")
-            found.append(Claim(f"{size}: standard / plain loop", x, "≤ 1.5", x <= 1.5))
+    for size, slow, fast, bound, sense in _CLAIMS:
+        if (size, slow) in by_name:
+            measured = ratio(rows, size, slow, fast)
+            met = measured >= bound if sense == "≥" else measured <= bound
+            steady = by_name[size, slow].steady and by_name[size, fast].steady
+            name = f"{size}: {slow} / {fast}"
+            found.append(Claim(name, measured, f"{sense} {bound:g}", met if steady else None))
     return found
 
 
@@ -283,7 +300,7 @@ def _print_rows(console: Console, rows: Sequence[Row]) -> None:
 def _print_claims(console: Console, found: Sequence[Claim]) -> None:
     table = Table("claim", "measured", "needed", "met", title="claims, median over the rounds")
     for claim in found:
-        met = "yes" if claim.met else "[bold]NO[/bold]"
+        met = {True: "yes", False: "[bold]NO[/bold]", None: "unsteady"}[claim.met]
         table.add_row(claim.claim, f"{claim.measured:.3g}", claim.needed, met)
     console.print(table)
 

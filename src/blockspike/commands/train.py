@@ -6,6 +6,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytorch_lightning as pl
 import torch
 import wandb
@@ -123,20 +124,22 @@ def _scores(
     run: Run, trainer: pl.Trainer, best_epoch: int, module: ClassificationModule
 ) -> dict[str, Any]:
     history = read_metrics(run.folder / "metrics.csv").set_index("epoch")
-    chosen: dict[str, float] = history.to_dict("index")[best_epoch]
+    values = history.loc[best_epoch].to_numpy(dtype=float)
+    chosen = dict(zip(map(str, history.columns), values.tolist(), strict=True))
+    epoch_s = history["time/epoch_s"].to_numpy(dtype=float)
     row = {
         "test_accuracy": float(trainer.callback_metrics["test/accuracy"]),
-        "val_accuracy": float(chosen["val/accuracy"]),
-        "train_accuracy": float(chosen["train/accuracy"]),
+        "val_accuracy": chosen["val/accuracy"],
+        "train_accuracy": chosen["train/accuracy"],
         "chosen_epoch": best_epoch + 1,
         "n_epochs": len(history),
-        "epoch_s": float(history["time/epoch_s"].median()),
-        "train_s": float(history["time/epoch_s"].sum()),
+        "epoch_s": float(np.median(epoch_s)),
+        "train_s": float(epoch_s.sum()),
         "n_parameters": sum(p.numel() for p in module.parameters() if p.requires_grad),
     }
-    for name in history.columns:
+    for name, value in chosen.items():
         if name.startswith("val/rate_"):
-            row[name.removeprefix("val/")] = float(chosen[name])
+            row[name.removeprefix("val/")] = value
     if "test_each_epoch/accuracy" in history:
         row["best_test_accuracy"] = float(history["test_each_epoch/accuracy"].max())
     return row

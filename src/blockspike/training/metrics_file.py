@@ -9,7 +9,7 @@ from pytorch_lightning.loggers import Logger
 
 def read_metrics(path: Path) -> pd.DataFrame:
     """`metrics.csv` with a row an epoch, every number exactly as it was written."""
-    return pd.read_csv(path, float_precision="round_trip")
+    return pd.read_csv(path, float_precision="round_trip")  # pyright: ignore
 
 
 class EpochCSVLogger(Logger):
