@@ -4,8 +4,8 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 EXTRAS ?= dev,data,sweep,allen
 OUTPUTS ?= outputs
-# Waiting threads leave the core to others.
-export OMP_WAIT_POLICY ?= PASSIVE
+# PyTorch's waiting threads spin for milliseconds otherwise, on a core that others want.
+export GOMP_SPINCOUNT ?= 3000
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test lint bench data-nmnist data-shd
 

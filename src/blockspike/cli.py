@@ -55,9 +55,9 @@ def main() -> None:
         return
     full = os.environ.get("HYDRA_FULL_ERROR") == "1"
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises, we print
-    # Before PyTorch starts: threads that spin while they wait made a step 7 times slower whenever
-    # another process shared the cores.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # Before PyTorch starts: its waiting threads spin for milliseconds otherwise, on a core that the
+    # kernels' threads or another process want.
+    os.environ.setdefault("GOMP_SPINCOUNT", "3000")
     try:
         function = _command(name)
         sys.argv = [f"blockspike {name}", *map(_quote_run, sys.argv[2:])]

@@ -66,7 +66,8 @@ def test_it_learns_and_reports(tmp_path):
     metrics = read_metrics(tmp_path / "metrics.csv")
     assert metrics["train/loss"].iloc[-1] < 0.5 * metrics["train/loss"].iloc[0]
     assert metrics["val/accuracy"].iloc[-1] == 1.0
-    assert metrics["val/rate_layer1_hz"].between(0, 1000 / 3).all()  # one spike in arp + 1 steps
+    rates = metrics["val/rate_layer1_hz"].to_numpy()
+    assert ((rates > 0) & (rates <= 1000 / 3)).all()  # at most one spike in arp + 1 steps
     parts = metrics["time/forward_s"] + metrics["time/backward_s"]
     assert (parts.to_numpy() < metrics["time/epoch_s"].to_numpy()).all()
     pd.testing.assert_series_equal(

@@ -141,7 +141,7 @@ def _scores(
         if name.startswith("val/rate_"):
             row[name.removeprefix("val/")] = value
     if "test_each_epoch/accuracy" in history:
-        row["best_test_accuracy"] = float(history["test_each_epoch/accuracy"].max())
+        row["best_test_accuracy"] = max(history["test_each_epoch/accuracy"].tolist())
     return row
 
 

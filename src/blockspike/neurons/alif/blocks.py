@@ -19,13 +19,30 @@ class _FirstSpike(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, crossings: Tensor) -> Tensor:  # [N, n, B]
-        z = crossings.cumsum(1).cumsum(1)
-        return (z == 1).to(crossings.dtype)
+    def forward(ctx, crossings: Tensor, ramp: Tensor) -> tuple[Tensor, Tensor]:
+        z = ramp @ crossings  # [N, n, B]
+        since = (z > 0).to(z.dtype)  # 1 from the spike on
+        ctx.save_for_backward(ramp)
+        ctx.mark_non_differentiable(since)
+        ctx.set_materialize_grads(False)
+        return (z == 1).to(z.dtype), since
+
+    @staticmethod
+    def backward(ctx, *grads: Tensor | None):
+        (ramp,) = ctx.saved_tensors
+        return None if grads[0] is None else ramp.T @ grads[0], None  # Σ_{t≥k} (t−k+1) gS[t]
+
+
+class _TimeFirst(torch.autograd.Function):
+    """[N, T, B] → [T, B, N], with memory in that order both ways: strided gradients are slow."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor) -> Tensor:
+        return x.permute(1, 2, 0).contiguous()
 
     @staticmethod
     def backward(ctx, *grads: Tensor):
-        return grads[0].flip(1).cumsum(1).cumsum(1).flip(1)  # Σ_{t≥k} (t−k+1) gS[t]
+        return grads[0].permute(2, 0, 1).contiguous()
 
 
 def _decay_matrix(beta: Tensor, n: int) -> Tensor:
@@ -56,6 +73,7 @@ def blocks(
     adapting = p is not None and b is not None
     rate = (torch.zeros_like(beta) if p is None else p)[:, None, None]
     raise_ = (torch.zeros_like(beta) if b is None else b)[:, None, None]
+    ramp = (offset - offset.T + 1).tril().to(beta.dtype)  # t − k + 1 for k ≤ t  [n, n]
     fade = rate**offset  # p^t  [N, n, 1]
     fade_to_end = fade.flip(1)  # p^(n−1−t)
 
@@ -63,7 +81,7 @@ def blocks(
     adaptation = torch.zeros_like(start)  # a at the last step of the block before
     open_ = drive.new_ones(n_neurons, n, batch_size)  # 0 where the current is masked
     spikes: list[Tensor] = []
-    membranes: list[Tensor] = []
+    free_membranes: list[Tensor] = []
 
     for block in drive.split(n, dim=1):
         m = block.shape[1]  # n, or less in the last block
@@ -76,12 +94,11 @@ def blocks(
         threshold = 1 + raise_ * fade[:, :m] * adaptation if adapting else 1.0
         crossings = spike(free - threshold, surrogate)
         # 3., 4. only the first crossing is a spike
-        s: Tensor = _FirstSpike.apply(crossings)  # pyright: ignore[reportAssignmentType]
+        s, since = _FirstSpike.apply(crossings, ramp[:m, :m])  # pyright: ignore
         fixed = s.detach()
-        since = fixed.cumsum(1)  # 1 from the spike on
         spiked = since[:, -1:]  # [N, 1, B]
         spikes.append(s)
-        membranes.append(free.detach() * (1 - since + fixed))
+        free_membranes.append(free.detach())
         # into the next block
         start = free[:, -1:] * (1 - spiked)
         if m == n:
@@ -93,17 +110,21 @@ def blocks(
                 adaptation = torch.where(spiked > 0, after_spike, rate**n * adaptation)
 
     check_finite(start.squeeze(1).T, current)
-    return _trace(spikes, membranes, p, b)
+    return _trace(spikes, free_membranes, p, b)
 
 
 def _trace(
-    spikes: list[Tensor], membranes: list[Tensor], p: Tensor | None, b: Tensor | None
+    spikes: list[Tensor], free_membranes: list[Tensor], p: Tensor | None, b: Tensor | None
 ) -> ALIFTrace:
+    def membranes() -> list[Tensor]:  # V is 0 after the spike of a block
+        fixed = [s.detach() for s in spikes]
+        return [v * (1 - s.cumsum(1) + s) for v, s in zip(free_membranes, fixed, strict=True)]
+
     def time_first(blocks_: list[Tensor]) -> Tensor:
-        return torch.cat(blocks_, dim=1).permute(1, 2, 0).contiguous()
+        return _TimeFirst.apply(torch.cat(blocks_, dim=1))  # pyright: ignore
 
     time_first_spikes = time_first(spikes)
     return ALIFTrace(
         time_first_spikes,
-        lambda: (time_first(membranes), threshold_of(time_first_spikes.detach(), p, b)),
+        lambda: (time_first(membranes()), threshold_of(time_first_spikes.detach(), p, b)),
     )

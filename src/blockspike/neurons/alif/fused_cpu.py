@@ -19,40 +19,114 @@ from blockspike.neurons.kernels import kernel, kernel_with_fma, run
 from blockspike.neurons.surrogate import Surrogate
 from blockspike.neurons.surrogate_cpu import surrogate_code, surrogate_derivative
 
-CHUNK = 32  # steps between saved states
+CHUNK = 16  # steps between saved states
+_NARROW = 8  # columns below which a loop over time beats one over columns
 _MAX_TILE = 1024  # neurons of a tile: a chunk of it stays in the L2 cache
 
 
 @kernel
+def _step(drive, beta, p, b, arp, state, adaptation, silent):
+    """One step of SPEC section 1: spike, margin, and the state after it."""
+    real = type(drive)
+    open_ = real(1.0) if silent == 0 else real(0.0)
+    membrane = beta * state + drive * open_
+    threshold = real(1.0) + b * adaptation
+    fires = membrane > threshold
+    s = real(1.0) if fires else real(0.0)
+    after = arp if fires else np.int32(max(silent - 1, 0))
+    return s, membrane - threshold, membrane * (real(1.0) - s), p * adaptation + s, after
+
+
+@kernel
 def _advance(drive, beta, p, b, arp, state, adaptation, silent, spikes, margin):
-    """One step of SPEC section 1 for one tile; every array is [tile]."""
-    real = drive.dtype.type
+    """One step for one tile; every array is [tile]."""
     for i in range(drive.size):
-        open_ = real(1.0) if silent[i] == 0 else real(0.0)
-        membrane = beta[i] * state[i] + drive[i] * open_
-        threshold = real(1.0) + b[i] * adaptation[i]
-        s = real(1.0) if membrane > threshold else real(0.0)
-        margin[i] = membrane - threshold
-        spikes[i] = s
-        state[i] = membrane * (real(1.0) - s)
-        adaptation[i] = p[i] * adaptation[i] + s
-        silent[i] = arp if membrane > threshold else max(silent[i] - 1, 0)
+        spikes[i], margin[i], state[i], adaptation[i], silent[i] = _step(
+            drive[i], beta[i], p[i], b[i], arp, state[i], adaptation[i], silent[i]
+        )
+
+
+@kernel
+def _advance_columns(
+    first, last, start, current, beta, p, b, arp, state, adaptation, silent, spikes, margin
+):
+    """The same for steps first … last − 1 of a narrow tile, a column at a time."""
+    keep_margin = margin.size > 0
+    for i in range(state.size):
+        v, a, left = state[i], adaptation[i], silent[i]
+        for t in range(first, last):
+            s, u, v, a, left = _step(current[t, start + i], beta[i], p[i], b[i], arp, v, a, left)
+            spikes[t, start + i] = s
+            if keep_margin:
+                margin[t, start + i] = u
+        state[i], adaptation[i], silent[i] = v, a, left
+
+
+@kernel
+def _replay_step(margin, p, arp, adaptation, silent):
+    """Adaptation and steps of silence after a step; a spike is a margin above 0."""
+    real = type(margin)
+    fires = margin > real(0.0)
+    s = real(1.0) if fires else real(0.0)
+    return p * adaptation + s, arp if fires else np.int32(max(silent - 1, 0))
 
 
 @kernel
 def _replay(k, margin, p, arp, adaptation, silent, margins, adaptations, opens):
-    """Repeat adaptation and refractoriness of step k of a chunk into the arrays [CHUNK, tile].
-
-    A spike is a margin above 0.
-    """
+    """Repeat adaptation and refractoriness of step k of a chunk into the arrays [CHUNK, tile]."""
     real = margin.dtype.type
     for i in range(margin.size):
         margins[k, i] = margin[i]
         adaptations[k, i] = adaptation[i]
         opens[k, i] = real(1.0) if silent[i] == 0 else real(0.0)
-        s = real(1.0) if margin[i] > real(0.0) else real(0.0)
-        adaptation[i] = p[i] * adaptation[i] + s
-        silent[i] = arp if margin[i] > real(0.0) else max(silent[i] - 1, 0)
+        adaptation[i], silent[i] = _replay_step(margin[i], p[i], arp, adaptation[i], silent[i])
+
+
+@kernel
+def _replay_columns(
+    first, last, start, margin, p, arp, adaptation, silent, margins, adaptations, opens
+):
+    """The same for a whole chunk of a narrow tile, a column at a time."""
+    real = margin.dtype.type
+    for i in range(adaptation.size):
+        a, left = adaptation[i], silent[i]
+        for t in range(first, last):
+            u = margin[t, start + i]
+            margins[t - first, i] = u
+            adaptations[t - first, i] = a
+            opens[t - first, i] = real(1.0) if left == 0 else real(0.0)
+            a, left = _replay_step(u, p[i], arp, a, left)
+
+
+@kernel_with_fma
+def _reverse_step(
+    grad_spike, margin, slope, adaptation_before, open_, beta, p, b, attached, grad_membrane,
+    grad_adaptation,
+):  # fmt: skip
+    """Backpropagation through one step.
+
+    Given dLoss/dV[t+1] and dLoss/da[t]. `attached` is 1 if the spike in the reset carries
+    gradient, else 0.
+
+    Returns:
+        dLoss/dV[t], dLoss/da[t−1], dLoss/dI[t], and what the step adds to dLoss/d(beta, p, b).
+    """
+    real = type(margin)
+    s = real(1.0) if margin > real(0.0) else real(0.0)
+    membrane = margin + (real(1.0) + b * adaptation_before)
+    kept = real(1.0) - s
+    grad_state = beta * grad_membrane  # dLoss/dV⁺[t]
+    grad_s = grad_spike + grad_adaptation - attached * membrane * grad_state
+    grad_margin = grad_s * slope
+    before = grad_state * kept + grad_margin
+    return (
+        before,
+        p * grad_adaptation - b * grad_margin,
+        before * open_,
+        grad_membrane * membrane * kept,
+        grad_adaptation * adaptation_before,
+        -grad_margin * adaptation_before,
+    )
 
 
 @kernel_with_fma
@@ -60,27 +134,36 @@ def _reverse(
     k, grad_spikes, margins, slopes, adaptations, opens, beta, p, b, attached, grad_membrane,
     grad_adaptation, grad_current, sum_beta, sum_p, sum_b,
 ):  # fmt: skip
-    """Backpropagation through step k of a chunk, for one tile.
-
-    On entry grad_membrane is dLoss/dV[t+1] and grad_adaptation is dLoss/da[t]; on return they are
-    one step earlier. `attached` is 1 if the spike in the reset carries gradient, else 0.
-    """
-    real = grad_spikes.dtype.type
+    """Backpropagation through step k of a chunk, for one tile."""
     for i in range(grad_spikes.size):
-        margin = margins[k, i]
-        adaptation_before = adaptations[k, i]
-        s = real(1.0) if margin > real(0.0) else real(0.0)
-        membrane = margin + (real(1.0) + b[i] * adaptation_before)
-        kept = real(1.0) - s
-        grad_state = beta[i] * grad_membrane[i]  # dLoss/dV⁺[t]
-        sum_beta[i] += grad_membrane[i] * membrane * kept
-        grad_s = grad_spikes[i] + grad_adaptation[i] - attached * membrane * grad_state
-        grad_margin = grad_s * slopes[k, i]
-        grad_membrane[i] = grad_state * kept + grad_margin
-        grad_current[i] = grad_membrane[i] * opens[k, i]
-        sum_p[i] += grad_adaptation[i] * adaptation_before
-        sum_b[i] -= grad_margin * adaptation_before
-        grad_adaptation[i] = p[i] * grad_adaptation[i] - b[i] * grad_margin
+        grad_membrane[i], grad_adaptation[i], grad_current[i], to_beta, to_p, to_b = _reverse_step(
+            grad_spikes[i], margins[k, i], slopes[k, i], adaptations[k, i], opens[k, i],
+            beta[i], p[i], b[i], attached, grad_membrane[i], grad_adaptation[i],
+        )  # fmt: skip
+        sum_beta[i] += to_beta
+        sum_p[i] += to_p
+        sum_b[i] += to_b
+
+
+@kernel_with_fma
+def _reverse_columns(
+    first, last, start, grad_spikes, margins, slopes, adaptations, opens, beta, p, b, attached,
+    grad_membrane, grad_adaptation, grad_current, sum_beta, sum_p, sum_b,
+):  # fmt: skip
+    """The same for a whole chunk of a narrow tile, a column at a time."""
+    for i in range(grad_membrane.size):
+        gv, ga = grad_membrane[i], grad_adaptation[i]
+        for t in range(last - 1, first - 1, -1):
+            k = t - first
+            gv, ga, gi, to_beta, to_p, to_b = _reverse_step(
+                grad_spikes[t, start + i], margins[k, i], slopes[k, i], adaptations[k, i],
+                opens[k, i], beta[i], p[i], b[i], attached, gv, ga,
+            )  # fmt: skip
+            grad_current[t, start + i] = gi
+            sum_beta[i] += to_beta
+            sum_p[i] += to_p
+            sum_b[i] += to_b
+        grad_membrane[i], grad_adaptation[i] = gv, ga
 
 
 @kernel
@@ -143,20 +226,28 @@ def _forward(
         n_neurons = weight_t.shape[1] if recurrent else width
         fired = np.empty((n_slots, width if recurrent else 1), np.int32)
         n_fired = np.zeros((n_slots, width // n_neurons), np.int64)
-        for t in range(n_steps):
-            if keep_margin and t % CHUNK == 0:
-                saved_adaptation[t // CHUNK, start:stop] = adaptation
-                saved_silent[t // CHUNK, start:stop] = silent
-            row = current[t, start:stop]
-            s = spikes[t, start:stop]
-            u = margin[t, start:stop] if keep_margin else scratch
-            if recurrent:
-                slot = t % n_slots  # holds the spikes of step t − arp − 1
-                _add_recurrent(row, fired[slot], n_fired[slot], weight_t, drive)
-                _advance(drive, beta_, p_, b_, arp, state, adaptation, silent, s, u)
-                _list_spikes(s, n_neurons, fired[slot], n_fired[slot])
-            else:
-                _advance(row, beta_, p_, b_, arp, state, adaptation, silent, s, u)
+        for first in range(0, n_steps, CHUNK):
+            last = min(n_steps, first + CHUNK)
+            if keep_margin:
+                saved_adaptation[first // CHUNK, start:stop] = adaptation
+                saved_silent[first // CHUNK, start:stop] = silent
+            if width < _NARROW and not recurrent:
+                _advance_columns(
+                    first, last, start, current, beta_, p_, b_, arp, state, adaptation, silent,
+                    spikes, margin,
+                )  # fmt: skip
+                continue
+            for t in range(first, last):
+                row = current[t, start:stop]
+                s = spikes[t, start:stop]
+                u = margin[t, start:stop] if keep_margin else scratch
+                if recurrent:
+                    slot = t % n_slots  # holds the spikes of step t − arp − 1
+                    _add_recurrent(row, fired[slot], n_fired[slot], weight_t, drive)
+                    _advance(drive, beta_, p_, b_, arp, state, adaptation, silent, s, u)
+                    _list_spikes(s, n_neurons, fired[slot], n_fired[slot])
+                else:
+                    _advance(row, beta_, p_, b_, arp, state, adaptation, silent, s, u)
         last_state[start:stop] = state
 
 
@@ -188,12 +279,25 @@ def _backward(
             last = min(n_steps, first + CHUNK)
             adaptation[:] = saved_adaptation[chunk, start:stop]
             silent[:] = saved_silent[chunk, start:stop]
-            for t in range(first, last):
-                u = margin[t, start:stop]
-                _replay(t - first, u, p_, arp, adaptation, silent, margins, adaptations, opens)
+            narrow = width < _NARROW and not feedback
+            if narrow:
+                _replay_columns(
+                    first, last, start, margin, p_, arp, adaptation, silent, margins, adaptations,
+                    opens,
+                )  # fmt: skip
+            else:
+                for t in range(first, last):
+                    u = margin[t, start:stop]
+                    _replay(t - first, u, p_, arp, adaptation, silent, margins, adaptations, opens)
             used = (last - first) * width
             surrogate_derivative(surrogate, margins.ravel()[:used], slopes.ravel()[:used])
-            for t in range(last - 1, first - 1, -1):
+            if narrow:
+                _reverse_columns(
+                    first, last, start, grad_spikes, margins, slopes, adaptations, opens, beta_,
+                    p_, b_, attached, grad_membrane, grad_adaptation, grad_current, sum_beta,
+                    sum_p, sum_b,
+                )  # fmt: skip
+            for t in range(last - 1, first - 1 if not narrow else last - 1, -1):
                 g = grad_spikes[t, start:stop]
                 if feedback and t + arp + 1 < n_steps:
                     _add_feedback(g, grad_current[t + arp + 1, start:stop], weight, grad_s)
