@@ -33,16 +33,38 @@ class _FirstSpike(torch.autograd.Function):
         return None if grads[0] is None else ramp.T @ grads[0], None  # Σ_{t≥k} (t−k+1) gS[t]
 
 
-class _TimeFirst(torch.autograd.Function):
-    """[N, T, B] → [T, B, N], with memory in that order both ways: strided gradients are slow."""
+def _neurons_first(x: Tensor) -> Tensor:
+    """[T, B, N] → [N, T, B] in memory; as a transposed matrix, which PyTorch copies by tiles."""
+    return x.flatten(0, 1).t().contiguous().view(x.shape[2], *x.shape[:2])
+
+
+def _time_first(x: Tensor) -> Tensor:
+    """[N, T, B] → [T, B, N] in memory."""
+    return x.flatten(1).t().contiguous().view(*x.shape[1:], x.shape[0])
+
+
+class _NeuronsFirst(torch.autograd.Function):
+    """`_neurons_first` whose gradient is laid out anew as well: strided gradients are slow."""
 
     @staticmethod
     def forward(ctx, x: Tensor) -> Tensor:
-        return x.permute(1, 2, 0).contiguous()
+        return _neurons_first(x)
 
     @staticmethod
     def backward(ctx, *grads: Tensor):
-        return grads[0].permute(2, 0, 1).contiguous()
+        return _time_first(grads[0])
+
+
+class _TimeFirst(torch.autograd.Function):
+    """The way back."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor) -> Tensor:
+        return _time_first(x)
+
+    @staticmethod
+    def backward(ctx, *grads: Tensor):
+        return _neurons_first(grads[0])
 
 
 def _decay_matrix(beta: Tensor, n: int) -> Tensor:
@@ -66,7 +88,7 @@ def blocks(
     """SPEC section 2, step by step; arguments as `alif`, already checked."""
     n_steps, batch_size, n_neurons = current.shape
     n = min(arp + 1, n_steps)
-    drive = current.permute(2, 0, 1).contiguous()  # [N, T, B]
+    drive: Tensor = _NeuronsFirst.apply(current)  # [N, T, B]  # pyright: ignore
     offset = torch.arange(n, device=current.device)[:, None]  # [n, 1]
     decay = _decay_matrix(beta, n)  # [N, n, n]
     carry = beta[:, None, None] ** (offset + 1)  # β^(t+1) of the carried-in V0  [N, n, 1]
@@ -120,11 +142,11 @@ def _trace(
         fixed = [s.detach() for s in spikes]
         return [v * (1 - s.cumsum(1) + s) for v, s in zip(free_membranes, fixed, strict=True)]
 
-    def time_first(blocks_: list[Tensor]) -> Tensor:
-        return _TimeFirst.apply(torch.cat(blocks_, dim=1))  # pyright: ignore
-
-    time_first_spikes = time_first(spikes)
+    whole: Tensor = _TimeFirst.apply(torch.cat(spikes, dim=1))  # pyright: ignore
     return ALIFTrace(
-        time_first_spikes,
-        lambda: (time_first(membranes()), threshold_of(time_first_spikes.detach(), p, b)),
+        whole,
+        lambda: (
+            _time_first(torch.cat(membranes(), dim=1)),
+            threshold_of(whole.detach(), p, b),
+        ),
     )
