@@ -28,8 +28,8 @@ test: setup ## all tests, no network
 	$(BIN)/python -m pytest
 
 lint: setup ## format and lint with ruff, types with pyright
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
+	$(BIN)/ruff check --no-cache .
+	$(BIN)/ruff format --no-cache --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
 bench: setup ## ratios of the dynamics: fused, blocks, standard and two baselines, side by side

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
-from conftest import make_shd
+from made_data import make_shd
 
 from blockspike.data.datamodule import EventDataModule, stratified_subset
 from blockspike.data.loader import EpochSampler

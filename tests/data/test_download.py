@@ -8,7 +8,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import h5py
 import pytest
-from conftest import make_nmnist, make_shd
+from made_data import make_nmnist, make_shd
 
 from blockspike.data.download import RemoteFile, fetch, nmnist_files, shd_files
 from blockspike.data.event_file import read_event_file

@@ -13,9 +13,9 @@ from typing import Literal
 
 import numpy as np
 import pytest
-from conftest import SAMPLES, encode_events, make_nmnist
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from made_data import SAMPLES, encode_events, make_nmnist
 
 from blockspike.data.event_file import read_event_file
 from blockspike.data.nmnist import NMNISTDataModule, prepare_nmnist, read_events

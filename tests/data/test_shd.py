@@ -9,7 +9,7 @@ import zipfile
 import h5py
 import numpy as np
 import pytest
-from conftest import SAMPLES, make_shd
+from made_data import SAMPLES, make_shd
 
 from blockspike.data.event_file import read_event_file
 from blockspike.data.loader import EpochSampler
