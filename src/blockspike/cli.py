@@ -14,9 +14,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from blockspike.memory import keep_freed_memory
 
-_IN_REPOSITORY = Path(__file__).parents[2] / "conf"
-_IN_PACKAGE = Path(__file__).parent / "conf"
-CONF = _IN_REPOSITORY if _IN_REPOSITORY.is_dir() else _IN_PACKAGE
+CONF = Path(__file__).parent / "conf"
 
 COMMANDS = ("prepare", "train", "evaluate", "figures", "collect")
 # Errors that say what was wrong with the input; anything else is a defect and keeps its traceback.
