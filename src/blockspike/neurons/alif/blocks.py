@@ -98,6 +98,7 @@ def blocks(
     ramp = (offset - offset.T + 1).tril().to(beta.dtype)  # t − k + 1 for k ≤ t  [n, n]
     fade = rate**offset  # p^t  [N, n, 1]
     fade_to_end = fade.flip(1)  # p^(n−1−t)
+    raised = raise_ * fade  # of θ by one unit of a, t steps into the block
 
     start = drive.new_zeros(n_neurons, 1, batch_size)  # V0
     adaptation = torch.zeros_like(start)  # a at the last step of the block before
@@ -111,10 +112,12 @@ def blocks(
             before = spikes[-1].detach() if detach_spikes else spikes[-1]
             block = block + (recurrent_weight @ before.flatten(1)).view_as(before)[:, :m]
         # 1. the membrane as if nothing reset
-        free = torch.baddbmm(carry[:, :m] * start, decay[:, :m, :m], block * open_[:, :m])
+        free = torch.baddbmm(carry[:, :m] @ start, decay[:, :m, :m], block * open_[:, :m])
         # 2. crossings of the threshold as if nothing spiked in this block
-        threshold = 1 + raise_ * fade[:, :m] * adaptation if adapting else 1.0
-        crossings = spike(free - threshold, surrogate)
+        margin = (
+            torch.baddbmm(free - 1, raised[:, :m], adaptation, alpha=-1) if adapting else free - 1
+        )
+        crossings = spike(margin, surrogate)
         # 3., 4. only the first crossing is a spike
         s, since = _FirstSpike.apply(crossings, ramp[:m, :m])  # pyright: ignore
         fixed = s.detach()
@@ -127,8 +130,8 @@ def blocks(
             open_ = since + (1 - spiked)  # arp steps of silence end where the spike was
             if adapting:
                 counted = fixed if detach_spikes else s
-                at_spike = (counted * fade * rate * adaptation).sum(1, keepdim=True) + 1
-                after_spike = at_spike * (fixed * fade_to_end).sum(1, keepdim=True)
+                at_spike = (fade * rate).mT @ counted * adaptation + 1
+                after_spike = at_spike * (fade_to_end.mT @ fixed)
                 adaptation = torch.where(spiked > 0, after_spike, rate**n * adaptation)
 
     check_finite(start.squeeze(1).T, current)
