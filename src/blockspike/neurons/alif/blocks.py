@@ -74,6 +74,15 @@ def _decay_matrix(beta: Tensor, n: int) -> Tensor:
     return (beta[:, None, None] ** lag.clamp(min=0)).tril()
 
 
+def _adaptation_after_spike(before: Tensor, spikes: Tensor, rate: Tensor, fade: Tensor) -> Tensor:
+    """(a just before the spike + 1)·p^(steps left in the block): a at the block's end [N, 1, B].
+
+    Of the two places where the spikes [N, n, B] stand, only the first carries their gradient.
+    """
+    at_spike = (fade * rate).mT @ spikes * before + 1
+    return at_spike * (fade.flip(1).mT @ spikes.detach())
+
+
 def blocks(
     current: Tensor,
     beta: Tensor,
@@ -97,7 +106,6 @@ def blocks(
     raise_ = (torch.zeros_like(beta) if b is None else b)[:, None, None]
     ramp = (offset - offset.T + 1).tril().to(beta.dtype)  # t − k + 1 for k ≤ t  [n, n]
     fade = rate**offset  # p^t  [N, n, 1]
-    fade_to_end = fade.flip(1)  # p^(n−1−t)
     raised = raise_ * fade  # of θ by one unit of a, t steps into the block
 
     start = drive.new_zeros(n_neurons, 1, batch_size)  # V0
@@ -130,8 +138,7 @@ def blocks(
             open_ = since + (1 - spiked)  # arp steps of silence end where the spike was
             if adapting:
                 counted = fixed if detach_spikes else s
-                at_spike = (fade * rate).mT @ counted * adaptation + 1
-                after_spike = at_spike * (fade_to_end.mT @ fixed)
+                after_spike = _adaptation_after_spike(adaptation, counted, rate, fade)
                 adaptation = torch.where(spiked > 0, after_spike, rate**n * adaptation)
 
     check_finite(start.squeeze(1).T, current)
