@@ -10,16 +10,20 @@ from hydra.core.global_hydra import GlobalHydra
 
 from blockspike.cli import main
 from blockspike.data.nmnist import prepare_nmnist
+from blockspike.data.shd import describe, find_h5, prepare_shd
 
 ROOT = Path(__file__).parents[1]
 NMNIST_SAMPLE = ROOT / "data" / "samples" / "nmnist" / "nmnist_1080.tar.xz"
+HD_LAUSCHER_SAMPLE = ROOT / "data" / "samples" / "hd_lauscher"
 
 
 @pytest.fixture(scope="session")
 def data_dir(tmp_path_factory) -> Path:
-    """A data folder with the prepared N-MNIST sample."""
+    """A data folder with the prepared samples."""
     folder = tmp_path_factory.mktemp("data")
     prepare_nmnist(NMNIST_SAMPLE, folder / "nmnist_sample.h5")
+    train, test = find_h5(HD_LAUSCHER_SAMPLE)
+    prepare_shd(train, test, folder / "hd_lauscher_sample.h5", describe(train, test))
     return folder
 
 

@@ -24,6 +24,7 @@ SWEEP = (
     "train", "-m", "model=standard,blocks,fused", "data=nmnist_sample", "network.n_hidden=8,16",
     "trainer.max_epochs=1", "data.n_steps=40", "data.dt_ms=10", "threads=1",
 )  # fmt: skip
+EXPERIMENTS = sorted(p.stem for p in (Path(__file__).parents[2] / "conf/experiment").iterdir())
 # What a result must not depend on: when and where it was made.
 VOLATILE = ("time/", "epoch_s", "train_s")
 
@@ -185,10 +186,12 @@ def test_unknown_command_is_named(blockspike):
     assert "train" in done.stderr
 
 
-@pytest.mark.parametrize("experiment", ["demo", "e3_nmnist"])
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
 def test_every_experiment_runs(blockspike, tmp_path, data_dir, experiment):
-    path = f"data.path={data_dir / 'nmnist_sample.h5'}"
-    blockspike("train", f"experiment={experiment}", "debug=fast", path, "network.n_hidden=8")
+    data = "nmnist_sample" if experiment in ("demo", "e3_nmnist") else "hd_lauscher_sample"
+    blockspike(
+        "train", f"experiment={experiment}", f"data={data}", "debug=fast", "network.n_hidden=8"
+    )
     assert json.loads((one_run(tmp_path) / "status.json").read_text())["state"] == "done"
 
 
