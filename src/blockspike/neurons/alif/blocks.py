@@ -3,84 +3,181 @@
 A neuron spikes at most once in a block, and recurrence is one whole block late, so T steps take
 T / (arp + 1) sequential stages. The gradient is the published one, not the standard gradient.
 Inside, arrays are [N, n, B] (n = steps of the block): one small matrix product per neuron.
+Forward and backward are written out step by step, since autograd would make twice the passes.
 """
+
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from blockspike.neurons.alif.trace import ALIFTrace, check_finite, threshold_of
-from blockspike.neurons.surrogate import Surrogate, spike
-
-
-class _FirstSpike(torch.autograd.Function):
-    """S[t] = 1 at the first crossing only; its gradient is straight through z.
-
-    z[t] = Σ_{k≤t} (t−k+1) S̃[k] is 0 before the first crossing, exactly 1 at it, ≥ 2 after.
-    """
-
-    @staticmethod
-    def forward(ctx, crossings: Tensor, ramp: Tensor) -> tuple[Tensor, Tensor]:
-        z = ramp @ crossings  # [N, n, B]
-        since = (z > 0).to(z.dtype)  # 1 from the spike on
-        ctx.save_for_backward(ramp)
-        ctx.mark_non_differentiable(since)
-        ctx.set_materialize_grads(False)
-        return (z == 1).to(z.dtype), since
-
-    @staticmethod
-    def backward(ctx, *grads: Tensor | None):
-        (ramp,) = ctx.saved_tensors
-        return None if grads[0] is None else ramp.T @ grads[0], None  # Σ_{t≥k} (t−k+1) gS[t]
+from blockspike.neurons.surrogate import Surrogate
 
 
 def _neurons_first(x: Tensor) -> Tensor:
-    """[T, B, N] → [N, T, B] in memory; as a transposed matrix, which PyTorch copies by tiles."""
-    return x.flatten(0, 1).t().contiguous().view(x.shape[2], *x.shape[:2])
+    """A copy [N, n, B] of x [n, B, N]; as a transposed matrix, which PyTorch copies by tiles."""
+    copy = x.flatten(0, 1).t().clone(memory_format=torch.contiguous_format)
+    return copy.view(x.shape[2], *x.shape[:2])
 
 
-def _time_first(x: Tensor) -> Tensor:
-    """[N, T, B] → [T, B, N] in memory."""
-    return x.flatten(1).t().contiguous().view(*x.shape[1:], x.shape[0])
+def _write_time_first(x: Tensor, out: Tensor) -> None:
+    """Write x [N, n, B] to out [n, B, N]."""
+    out.flatten(0, 1).copy_(x.flatten(1).t())
 
 
-class _NeuronsFirst(torch.autograd.Function):
-    """`_neurons_first` whose gradient is laid out anew as well: strided gradients are slow."""
-
-    @staticmethod
-    def forward(ctx, x: Tensor) -> Tensor:
-        return _neurons_first(x)
-
-    @staticmethod
-    def backward(ctx, *grads: Tensor):
-        return _time_first(grads[0])
-
-
-class _TimeFirst(torch.autograd.Function):
-    """The way back."""
-
-    @staticmethod
-    def forward(ctx, x: Tensor) -> Tensor:
-        return _time_first(x)
-
-    @staticmethod
-    def backward(ctx, *grads: Tensor):
-        return _neurons_first(grads[0])
-
-
-def _decay_matrix(beta: Tensor, n: int) -> Tensor:
-    """β^(t−k) for k ≤ t, else 0: [N, n, n]."""
+def _margin_matrix(beta: Tensor, powers: Tensor, b: Tensor) -> Tensor:
+    """V − θ of a block from its currents, a and 1: columns β^(t−k), −b p^t, −1  [N, n, n+2]."""
+    n = powers.shape[1] - 1
     offset = torch.arange(n, device=beta.device)
     lag = offset[:, None] - offset
-    return (beta[:, None, None] ** lag.clamp(min=0)).tril()
+    decay = (beta[:, None, None] ** lag.clamp(min=0)).tril()
+    raised = (b[:, None] * powers[:, :n])[:, :, None]
+    return torch.cat([decay, -raised, -torch.ones_like(raised)], dim=2)
 
 
-def _adaptation_after_spike(before: Tensor, spikes: Tensor, rate: Tensor, fade: Tensor) -> Tensor:
-    """(a just before the spike + 1)·p^(steps left in the block): a at the block's end [N, 1, B].
+def _ramp(n: int, like: Tensor) -> Tensor:
+    """t − k + 1 for k ≤ t, else 0, once for all neurons: [N, n, n]."""
+    offset = torch.arange(n, device=like.device)
+    return (offset[:, None] - offset + 1).tril().to(like.dtype).expand(like.shape[2], n, n)
 
-    Of the two places where the spikes [N, n, B] stand, only the first carries their gradient.
+
+def _first_columns(x: Tensor, m: int) -> Tensor:
+    """The first m steps of x [N, n, B] as a matrix [N, m·B], without a copy."""
+    return x.flatten(1)[:, : m * x.shape[2]]
+
+
+@dataclass
+class _Block:
+    """What backward needs of a block of m steps: [N, m, B], and [N, 1, B] where marked."""
+
+    x: Tensor  # currents, a and 1  [N, m+2, B]
+    start: Tensor  # V0  [N, 1, B]
+    margin: Tensor  # V − θ as if nothing spiked in the block
+    spikes: Tensor
+    resting: Tensor  # 1 where nothing spiked in the block  [N, 1, B]
+    open_: Tensor | None  # 0 where the current is masked; None = nowhere
+
+
+class _Blocks(torch.autograd.Function):
+    """SPEC section 2.
+
+    Inputs: current [T, B, N], recurrent_weight [N, N] or None, beta [N], powers p^0 … p^n
+    [N, n+1], and the margin matrix [N, n, n+2] made of them. Outputs: spikes [T, B, N], and per
+    block the margins V − θ as if nothing spiked in it [N, m, B], without gradient.
     """
-    at_spike = (fade * rate).mT @ spikes * before + 1
-    return at_spike * (fade.flip(1).mT @ spikes.detach())
+
+    @staticmethod
+    def forward(ctx, current, weight, beta, powers, matrix, surrogate, detach_spikes):
+        n = matrix.shape[1]
+        n_steps, batch_size, n_neurons = current.shape
+        ramp, count = _ramp(n, current), powers[:, :-1].flip(1)[:, None]
+        spikes = current.new_empty(current.shape)
+        start = current.new_zeros(n_neurons, 1, batch_size)  # V0
+        adaptation = torch.zeros_like(start)  # a at the last step of the block before
+        open_ = None
+        blocks: list[_Block] = []
+
+        for first in range(0, n_steps, n):
+            drive = _neurons_first(current[first : first + n])
+            m = drive.shape[1]  # n, or less in the last block
+            if weight is not None and blocks:
+                drive.flatten(1).addmm_(weight, _first_columns(blocks[-1].spikes, m))
+            x = drive.new_empty(n_neurons, m + 2, batch_size)
+            if open_ is None:
+                x[:, :m] = drive
+            else:
+                torch.mul(drive, open_[:, :m], out=x[:, :m])
+            x[:, :1] += beta[:, None, None] * start
+            x[:, m:-1] = adaptation
+            x[:, -1] = 1
+            # 1., 2. the membrane as if nothing reset, less the threshold
+            rows = _rows(matrix, m)
+            margin = torch.bmm(rows, x)
+            # 3. z = Σ_{k≤t} (t−k+1) [V > θ]: 0 before the first crossing, 1 at it, ≥ 2 after
+            crossings = torch.gt(margin, 0, out=torch.empty_like(margin))
+            z = torch.bmm(ramp[:, :m, :m], crossings)
+            # 4. only the first crossing is a spike
+            s = torch.eq(z, 1, out=crossings)
+            _write_time_first(s, spikes[first : first + n])
+            resting = (z[:, -1:] == 0).to(z.dtype)
+            blocks.append(_Block(x, start, margin, s, resting, open_))
+            # into the next block
+            start = (margin[:, -1:] + 1 - rows[:, -1:, m : m + 1] * adaptation) * resting
+            if m == n:
+                open_ = z.clamp_(max=1).add_(resting)  # arp steps of silence end where it spiked
+                adaptation = powers[:, -1:, None] * adaptation + torch.bmm(count, s)
+
+        check_finite(start.squeeze(1).T, current)
+        ctx.save_for_backward(weight, beta, powers, matrix)
+        ctx.blocks, ctx.surrogate, ctx.detach_spikes = blocks, surrogate, detach_spikes
+        margins = [block.margin for block in blocks]
+        ctx.mark_non_differentiable(*margins)
+        ctx.set_materialize_grads(False)
+        return spikes, *margins
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, *grads):  # pyright: ignore[reportIncompatibleMethodOverride]
+        grad_spikes = grads[0]
+        if grad_spikes is None:
+            return (None,) * 7
+        weight, beta, powers, matrix = ctx.saved_tensors
+        n, blocks = matrix.shape[1], ctx.blocks
+        ramp, count = _ramp(n, grad_spikes), powers[:, :-1].flip(1)[:, None]
+        grad_current = grad_spikes.new_empty(grad_spikes.shape)
+        grad_weight = None if weight is None else torch.zeros_like(weight)
+        grad_beta, grad_powers = torch.zeros_like(beta), torch.zeros_like(powers)
+        grad_matrix = torch.zeros_like(matrix)
+        grad_start = grad_adaptation = torch.zeros_like(blocks[0].start)
+        grad_drive = None  # of the block after
+
+        for i in reversed(range(len(blocks))):
+            block = blocks[i]
+            m, a = block.margin.shape[1], block.x[:, -2:-1]
+            steps = slice(i * n, i * n + m)
+            g = _neurons_first(grad_spikes[steps])  # of the spikes
+            # out of the next block
+            if grad_drive is not None:
+                if weight is not None and not ctx.detach_spikes:
+                    k = grad_drive.shape[1]
+                    _first_columns(g, k).addmm_(weight.T, grad_drive.flatten(1))
+                grad_powers[:, :-1] += torch.bmm(block.spikes, grad_adaptation.mT)[:, :, 0].flip(1)
+                grad_powers[:, -1] += (a * grad_adaptation).sum((1, 2))
+                if not ctx.detach_spikes:
+                    left = torch.bmm(count, block.spikes)  # p^(steps after the spike)
+                    g.baddbmm_(powers[:, 1:, None], a * left * grad_adaptation)
+            # 4., 3. straight through z: Σ_{t≥k} (t−k+1) gS[t]
+            g = torch.bmm(ramp[:, :m, :m].mT, g)
+            # 2., 1.
+            g *= ctx.surrogate.derivative(block.margin)
+            grad_last = grad_start * block.resting  # of the last V, which the next block starts at
+            g[:, -1:] += grad_last
+            rows = _rows(matrix, m)
+            grad_rows = torch.bmm(g, block.x.mT)
+            grad_rows[:, -1, m] -= (grad_last * a).sum((1, 2))  # that V has no θ in it
+            grad_matrix[:, :m, :m] += grad_rows[:, :, :m]
+            grad_matrix[:, :m, n:] += grad_rows[:, :, m:]
+            grad_x = torch.bmm(rows.mT, g)
+            grad_beta += (grad_x[:, :1] * block.start).sum((1, 2))
+            grad_start = beta[:, None, None] * grad_x[:, :1]
+            grad_adaptation = powers[:, -1:, None] * grad_adaptation + grad_x[:, m : m + 1]
+            grad_adaptation -= rows[:, -1:, m : m + 1] * grad_last
+            grad_drive = grad_x[:, :m].contiguous()
+            if block.open_ is not None:
+                grad_drive *= block.open_[:, :m]
+            _write_time_first(grad_drive, grad_current[steps])
+            if grad_weight is not None and i > 0:
+                before = _first_columns(blocks[i - 1].spikes, m)
+                grad_weight.addmm_(grad_drive.flatten(1), before.T)
+
+        return grad_current, grad_weight, grad_beta, grad_powers, grad_matrix, None, None
+
+
+def _rows(matrix: Tensor, m: int) -> Tensor:
+    """The margin matrix of a block of m ≤ n steps: [N, m, m+2]."""
+    n = matrix.shape[1]
+    return matrix if m == n else torch.cat([matrix[:, :m, :m], matrix[:, :m, n:]], dim=2)
 
 
 def blocks(
@@ -95,68 +192,29 @@ def blocks(
     detach_spikes: bool,
 ) -> ALIFTrace:
     """SPEC section 2, step by step; arguments as `alif`, already checked."""
-    n_steps, batch_size, n_neurons = current.shape
-    n = min(arp + 1, n_steps)
-    drive: Tensor = _NeuronsFirst.apply(current)  # [N, T, B]  # pyright: ignore
-    offset = torch.arange(n, device=current.device)[:, None]  # [n, 1]
-    decay = _decay_matrix(beta, n)  # [N, n, n]
-    carry = beta[:, None, None] ** (offset + 1)  # β^(t+1) of the carried-in V0  [N, n, 1]
-    adapting = p is not None and b is not None
-    rate = (torch.zeros_like(beta) if p is None else p)[:, None, None]
-    raise_ = (torch.zeros_like(beta) if b is None else b)[:, None, None]
-    ramp = (offset - offset.T + 1).tril().to(beta.dtype)  # t − k + 1 for k ≤ t  [n, n]
-    fade = rate**offset  # p^t  [N, n, 1]
-    raised = raise_ * fade  # of θ by one unit of a, t steps into the block
-
-    start = drive.new_zeros(n_neurons, 1, batch_size)  # V0
-    adaptation = torch.zeros_like(start)  # a at the last step of the block before
-    open_ = drive.new_ones(n_neurons, n, batch_size)  # 0 where the current is masked
-    spikes: list[Tensor] = []
-    free_membranes: list[Tensor] = []
-
-    for block in drive.split(n, dim=1):
-        m = block.shape[1]  # n, or less in the last block
-        if spikes and recurrent_weight is not None:
-            before = spikes[-1].detach() if detach_spikes else spikes[-1]
-            block = block + (recurrent_weight @ before.flatten(1)).view_as(before)[:, :m]
-        # 1. the membrane as if nothing reset
-        free = torch.baddbmm(carry[:, :m] @ start, decay[:, :m, :m], block * open_[:, :m])
-        # 2. crossings of the threshold as if nothing spiked in this block
-        margin = (
-            torch.baddbmm(free - 1, raised[:, :m], adaptation, alpha=-1) if adapting else free - 1
-        )
-        crossings = spike(margin, surrogate)
-        # 3., 4. only the first crossing is a spike
-        s, since = _FirstSpike.apply(crossings, ramp[:m, :m])  # pyright: ignore
-        fixed = s.detach()
-        spiked = since[:, -1:]  # [N, 1, B]
-        spikes.append(s)
-        free_membranes.append(free.detach())
-        # into the next block
-        start = free[:, -1:] * (1 - spiked)
-        if m == n:
-            open_ = since + (1 - spiked)  # arp steps of silence end where the spike was
-            if adapting:
-                counted = fixed if detach_spikes else s
-                after_spike = _adaptation_after_spike(adaptation, counted, rate, fade)
-                adaptation = torch.where(spiked > 0, after_spike, rate**n * adaptation)
-
-    check_finite(start.squeeze(1).T, current)
-    return _trace(spikes, free_membranes, p, b)
-
-
-def _trace(
-    spikes: list[Tensor], free_membranes: list[Tensor], p: Tensor | None, b: Tensor | None
-) -> ALIFTrace:
-    def membranes() -> list[Tensor]:  # V is 0 after the spike of a block
-        fixed = [s.detach() for s in spikes]
-        return [v * (1 - s.cumsum(1) + s) for v, s in zip(free_membranes, fixed, strict=True)]
-
-    whole: Tensor = _TimeFirst.apply(torch.cat(spikes, dim=1))  # pyright: ignore
-    return ALIFTrace(
-        whole,
-        lambda: (
-            _time_first(torch.cat(membranes(), dim=1)),
-            threshold_of(whole.detach(), p, b),
-        ),
+    n = min(arp + 1, len(current))
+    rate, raise_ = (torch.zeros_like(beta) if x is None else x for x in (p, b))
+    powers = rate[:, None] ** torch.arange(n + 1, device=current.device)  # p^0 … p^n  [N, n+1]
+    spikes, *margins = _Blocks.apply(  # pyright: ignore
+        current,
+        recurrent_weight,
+        beta,
+        powers,
+        _margin_matrix(beta, powers, raise_),
+        surrogate,
+        detach_spikes,
     )
+    return ALIFTrace(spikes, lambda: _values(spikes.detach(), margins, p, b))
+
+
+def _values(
+    spikes: Tensor, margins: list[Tensor], p: Tensor | None, b: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Membrane and threshold [T, B, N]; V is 0 after the spike of a block."""
+    n, threshold = margins[0].shape[1], threshold_of(spikes, p, b)
+    membrane = spikes.new_empty(spikes.shape)
+    parts = (x.split(n) for x in (spikes, threshold, membrane))
+    for margin, s, theta, v in zip(margins, *parts, strict=True):
+        _write_time_first(margin, v)
+        v.add_(theta).mul_(1 + s - s.cumsum(0))
+    return membrane, threshold
