@@ -109,7 +109,7 @@ class _Blocks(torch.autograd.Function):
                 adaptation = powers[:, -1:, None] * adaptation + torch.bmm(count, s)
 
         check_finite(start.squeeze(1).T, current)
-        ctx.save_for_backward(weight, beta, powers, matrix)
+        ctx.save_for_backward(spikes, weight, beta, powers, matrix)
         ctx.blocks, ctx.surrogate, ctx.detach_spikes = blocks, surrogate, detach_spikes
         margins = [block.margin for block in blocks]
         ctx.mark_non_differentiable(*margins)
@@ -122,11 +122,10 @@ class _Blocks(torch.autograd.Function):
         grad_spikes = grads[0]
         if grad_spikes is None:
             return (None,) * 7
-        weight, beta, powers, matrix = ctx.saved_tensors
+        spikes, weight, beta, powers, matrix = ctx.saved_tensors
         n, blocks = matrix.shape[1], ctx.blocks
         ramp, count = _ramp(n, grad_spikes), powers[:, :-1].flip(1)[:, None]
         grad_current = grad_spikes.new_empty(grad_spikes.shape)
-        grad_weight = None if weight is None else torch.zeros_like(weight)
         grad_beta, grad_powers = torch.zeros_like(beta), torch.zeros_like(powers)
         grad_matrix = torch.zeros_like(matrix)
         grad_start = grad_adaptation = torch.zeros_like(blocks[0].start)
@@ -163,14 +162,14 @@ class _Blocks(torch.autograd.Function):
             grad_start = beta[:, None, None] * grad_x[:, :1]
             grad_adaptation = powers[:, -1:, None] * grad_adaptation + grad_x[:, m : m + 1]
             grad_adaptation -= rows[:, -1:, m : m + 1] * grad_last
-            grad_drive = grad_x[:, :m].contiguous()
-            if block.open_ is not None:
-                grad_drive *= block.open_[:, :m]
+            grad_drive = grad_x[:, :m]
+            grad_drive = grad_drive.contiguous() if i == 0 else grad_drive * block.open_[:, :m]
             _write_time_first(grad_drive, grad_current[steps])
-            if grad_weight is not None and i > 0:
-                before = _first_columns(blocks[i - 1].spikes, m)
-                grad_weight.addmm_(grad_drive.flatten(1), before.T)
 
+        grad_weight = None
+        if ctx.needs_input_grad[1]:  # the spikes of one block earlier
+            before, after = (x.flatten(0, 1) for x in (spikes[:-n], grad_current[n:]))
+            grad_weight = after.T @ before
         return grad_current, grad_weight, grad_beta, grad_powers, grad_matrix, None, None
 
 
