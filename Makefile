@@ -4,13 +4,14 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 EXTRAS ?= dev,data,sweep,allen
 OUTPUTS ?= outputs
+TABLE ?= docs/results/classification.csv
 # PyTorch's waiting threads spin for milliseconds otherwise, on a core that others want.
 export GOMP_SPINCOUNT ?= 3000
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint bench data-nmnist data-shd
+.PHONY: help setup demo test lint bench data-nmnist data-shd fig-classification
 
 help: ## this list
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-18s %s\n", $$1, $$2}'
 
 setup: $(VENV)/.installed-$(EXTRAS) ## make .venv and install blockspike with its extras
 
@@ -40,3 +41,6 @@ data-nmnist: setup ## download N-MNIST (1.2 GB) and prepare it
 
 data-shd: setup ## download SHD (0.2 GB) and prepare it
 	$(BIN)/blockspike prepare data=shd data.download=true
+
+fig-classification: setup ## Figure 4 and its supplements from TABLE, published values beside
+	$(BIN)/blockspike figures figure=classification table=$(TABLE) output_dir=$(OUTPUTS)

@@ -101,10 +101,20 @@ class PrepareSchema:
 
 @dataclasses.dataclass
 class RunSchema:
-    """Top level of conf/evaluate.yaml and conf/figures.yaml: a finished run."""
+    """Top level of conf/evaluate.yaml: a finished run."""
 
     run: str = MISSING
     threads: int | None = None
+
+
+@dataclasses.dataclass
+class FiguresSchema:
+    """Top level of conf/figures.yaml: a finished run, or a figure of the paper from a table."""
+
+    run: str | None = None
+    figure: str | None = None
+    table: str = MISSING
+    output_dir: str = MISSING
 
 
 @dataclasses.dataclass
@@ -121,6 +131,7 @@ def register_schemas() -> None:
         ("train", TrainSchema),
         ("prepare", PrepareSchema),
         ("run", RunSchema),
+        ("figures", FiguresSchema),
         ("collect", CollectSchema),
     ):
         store.store(name=f"{name}_schema", node=node)

@@ -124,12 +124,12 @@ def test_a_time_beyond_int32_does_not_wrap_into_the_run():
     assert dataset.__getitems__([0])[0].unit.numel() == 0
 
 
-def test_a_unit_map_changes_and_drops():
-    def unit_map(unit, offset, samples, epoch):
+def test_an_event_map_moves_and_drops():
+    def event_map(time, unit, offset, samples, epoch):
         assert (offset.tolist(), samples.tolist(), epoch) == ([0, 3, 4], [0, 1], 5)
-        return unit.astype(int) - 1, unit > 0
+        return time, unit.astype(int) - 1, unit > 0
 
-    dataset = EventDataset(events(), np.arange(3), lambda t: t, 4, 3, unit_map)
+    dataset = EventDataset(events(), np.arange(3), lambda t: t, 4, 3, event_map)
     dataset.epoch = 5
     assert dataset.__getitems__([0, 1])[0].unit.tolist() == [0, 2]
 

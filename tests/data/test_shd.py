@@ -14,8 +14,8 @@ from made_data import SAMPLES, make_shd
 from blockspike.data.event_file import read_event_file
 from blockspike.data.loader import EpochSampler
 from blockspike.data.shd import (
-    ChannelMap,
     SHDDataModule,
+    SpeechMap,
     describe,
     find_h5,
     open_h5,
@@ -186,33 +186,40 @@ def test_batches_equal_a_naive_binning(folder, prepared, pooling):
         assert (dense[:, b] == expected).all()
 
 
-def test_shift_is_a_function_of_seed_epoch_and_sample():
-    channel_map = ChannelMap(pooling=1, jitter=3, seed=5)
-    shifts = np.array([[channel_map.shift(e, i) for i in range(200)] for e in range(5)])
+def test_what_is_drawn_is_a_function_of_seed_epoch_and_sample():
+    speech = SpeechMap(pooling=1, jitter=3, stretch=0.2, seed=5)
+    draws = np.array([[speech.draw(e, i) for i in range(200)] for e in range(5)])
     np.random.seed(0)
-    again = ChannelMap(pooling=1, jitter=3, seed=5)
-    assert shifts[3, 7] == again.shift(3, 7)
+    again = SpeechMap(pooling=1, jitter=3, stretch=0.2, seed=5)
+    assert draws[3, 7].tolist() == list(again.draw(3, 7))
+    shifts, factors = draws[..., 0], draws[..., 1]
     assert set(shifts.ravel()) == {-3, -2, -1, 0, 1, 2, 3}
     assert abs(shifts.mean()) < 0.25
-    assert len({tuple(row) for row in shifts}) == 5
-    other = ChannelMap(pooling=1, jitter=3, seed=6)
-    assert [other.shift(0, i) for i in range(200)] != shifts[0].tolist()
+    assert abs(np.log(factors)).max() <= 0.2 and abs(np.log(factors).mean()) < 0.02
+    assert np.log(factors).max() > 0.19 and np.log(factors).min() < -0.19
+    assert len({tuple(row.ravel()) for row in draws}) == 5
+    other = SpeechMap(pooling=1, jitter=3, stretch=0.2, seed=6)
+    assert [other.draw(0, i)[0] for i in range(200)] != shifts[0].tolist()
 
 
-def test_jitter_shifts_all_channels_of_a_sample_and_drops_what_leaves():
-    channel_map = ChannelMap(pooling=2, jitter=50, seed=0)
+def test_a_sample_is_shifted_and_stretched_as_a_whole():
+    speech = SpeechMap(pooling=2, jitter=50, stretch=0.3, seed=0)
     unit = np.tile(np.array([0, 350, 699], np.uint16), 6)
+    time = np.tile(np.array([0, 0.25, 0.5], np.float16), 6)
     offset, samples = np.arange(7) * 3, np.array([4, 9, 2, 4, 30, 31])
-    pooled, keep = channel_map(unit, offset, samples, epoch=1)
+    stretched, pooled, keep = speech(time, unit, offset, samples, epoch=1)
     for b, sample in enumerate(samples):
-        shifted = np.array([0, 350, 699]) + channel_map.shift(1, int(sample))
+        shift, factor = speech.draw(1, int(sample))
+        shifted = np.array([0, 350, 699]) + shift
         inside = (shifted >= 0) & (shifted < 700)
-        assert keep[3 * b : 3 * b + 3].tolist() == inside.tolist()
-        assert pooled[3 * b : 3 * b + 3][inside].tolist() == (shifted // 2)[inside].tolist()
+        own = slice(3 * b, 3 * b + 3)
+        assert keep[own].tolist() == inside.tolist()
+        assert pooled[own][inside].tolist() == (shifted // 2)[inside].tolist()
+        assert np.allclose(stretched[own], np.array([0, 0.25, 0.5]) * factor)
 
 
-def test_jitter_is_for_training_only_and_new_each_epoch(prepared):
-    plain, jittered = opened(prepared), opened(prepared, channel_jitter=30)
+def test_augmentation_is_for_training_only_and_new_each_epoch(prepared):
+    plain, jittered = opened(prepared), opened(prepared, channel_jitter=30, time_stretch=0.2)
     for part in ("val", "test"):
         first, second = (next(iter(getattr(m, f"{part}_dataloader")())) for m in (plain, jittered))
         assert np.array_equal(first[0].unit, second[0].unit)

@@ -7,14 +7,11 @@ ratio is the median over the rounds, so that other work on the machine hits all 
 """
 
 import argparse
-import json
 import os
-import statistics
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
 import torch
 from rich.console import Console
@@ -22,12 +19,20 @@ from rich.table import Table
 from torch import Tensor
 from torch.nn import functional as F
 
+from blockspike.benchmark.timing import (
+    Claim,
+    judge,
+    median_ratio,
+    parse,
+    quartiles,
+    report,
+    steady,
+)
 from blockspike.memory import keep_freed_memory
 from blockspike.neurons import ALIFTrace, Method, MultiGaussian, alif
 from blockspike.neurons.surrogate import spike
 
 _ROUNDING = 1e-5  # |V − θ| at which blocks may round to the other side of the threshold
-_STEADY = 1.3  # third by first quartile; above, other work on the machine was measured too
 _SURROGATE = MultiGaussian()
 
 
@@ -66,31 +71,12 @@ class Row:
     @property
     def quartiles(self) -> tuple[float, float, float]:
         """First quartile, median and third quartile of the seconds."""
-        low, median, high = statistics.quantiles(self.seconds, n=4, method="inclusive")
-        return low, median, high
+        return quartiles(self.seconds)
 
     @property
     def steady(self) -> bool:
         """Whether the rounds agree well enough to judge a claim by them."""
-        low, _, high = self.quartiles
-        return high <= _STEADY * low
-
-
-@dataclass(frozen=True)
-class Claim:
-    """A ratio of times that the documentation claims.
-
-    Attributes:
-        claim: size and methods.
-        measured, needed: the ratio and the bound that it has to keep.
-        met: None where the rounds were too unsteady to tell. Two threads of PyTorch on a busy
-            machine wait for each other and can be 50 times slower, which flatters the others.
-    """
-
-    claim: str
-    measured: float
-    needed: str
-    met: bool | None
+        return steady(self.seconds)
 
 
 def plain_loop(current: Tensor, beta: Tensor, p: Tensor, b: Tensor, arp: int) -> Tensor:
@@ -254,7 +240,7 @@ def measure(size_name: str, rounds: int = 5) -> list[Row]:
 def ratio(rows: Sequence[Row], size: str, slow: str, fast: str) -> float:
     """Median over the rounds of the time of `slow` by that of `fast`."""
     by_method = {row.method: row.seconds for row in rows if row.size == size}
-    return statistics.median(a / b for a, b in zip(by_method[slow], by_method[fast], strict=True))
+    return median_ratio(by_method[slow], by_method[fast])
 
 
 _CLAIMS = [  # size, slow, fast, bound of slow / fast, whether it is the least or the most
@@ -273,10 +259,8 @@ def claims(rows: Sequence[Row]) -> list[Claim]:
     for size, slow, fast, bound, sense in _CLAIMS:
         if (size, slow) in by_name:
             measured = ratio(rows, size, slow, fast)
-            met = measured >= bound if sense == "≥" else measured <= bound
-            steady = by_name[size, slow].steady and by_name[size, fast].steady
-            name = f"{size}: {slow} / {fast}"
-            found.append(Claim(name, measured, f"{sense} {bound:g}", met if steady else None))
+            seconds = [by_name[size, method].seconds for method in (slow, fast)]
+            found.append(judge(f"{size}: {slow} / {fast}", measured, sense, bound, seconds))
     return found
 
 
@@ -297,25 +281,13 @@ def _print_rows(console: Console, rows: Sequence[Row]) -> None:
     console.print(table)
 
 
-def _print_claims(console: Console, found: Sequence[Claim]) -> None:
-    table = Table("claim", "measured", "needed", "met", title="claims, median over the rounds")
-    for claim in found:
-        met = {True: "yes", False: "[bold]NO[/bold]", None: "unsteady"}[claim.met]
-        table.add_row(claim.claim, f"{claim.measured:.3g}", claim.needed, met)
-    console.print(table)
-
-
 def main(argv: Sequence[str] | None = None) -> list[Row]:
     """Measure, print the times and the claims, and return the rows."""
     parser = argparse.ArgumentParser(description="Time the neuron dynamics.")
     parser.add_argument(
         "--size", action="append", choices=list(SIZES), help="default: layer and recording"
     )
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--json", type=Path, help="write one claim a line to this file")
-    options = parser.parse_args(argv)
-    if options.rounds < 2:
-        parser.error(f"--rounds: expected at least 2, got {options.rounds}")
+    options = parse(parser, argv)
     console = Console()
     keep_freed_memory()
     load = os.getloadavg()[0]
@@ -325,15 +297,7 @@ def main(argv: Sequence[str] | None = None) -> list[Row]:
         measured = measure(name, options.rounds)
         _print_rows(console, measured)
         rows += measured
-    found = claims(rows)
-    if found:
-        _print_claims(console, found)
-    threads = torch.get_num_threads()
-    console.print(f"{options.rounds} rounds, {threads} threads, torch {torch.__version__}")
-    console.print(f"load average {load:.2f} before, {os.getloadavg()[0]:.2f} after")
-    if options.json:
-        lines = [json.dumps(asdict(c) | {"threads": threads, "load": load}) for c in found]
-        options.json.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+    report(console, claims(rows), options, load)
     return rows
 
 

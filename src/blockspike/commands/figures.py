@@ -1,4 +1,4 @@
-"""`blockspike figures`: pictures of a finished, evaluated run."""
+"""`blockspike figures`: pictures of a finished, evaluated run, or a figure of the paper."""
 
 from pathlib import Path
 
@@ -6,32 +6,61 @@ import numpy as np
 import pandas as pd
 from omegaconf import DictConfig
 
+from blockspike.figures.classification import classification
 from blockspike.figures.learning_curve import learning_curve
 from blockspike.figures.raster import raster
 from blockspike.figures.style import use_style
 from blockspike.runs import Run, read_json
 
+# figure of the paper → function of the table of runs and the folder to write to
+FIGURES = {"classification": classification}
+
 
 def figures(cfg: DictConfig) -> None:
-    """Draw the learning curve and a raster into the run's folder, PNG and SVG.
+    """Draw one run's pictures into its folder, or a figure of the paper from a table of runs.
 
     Raises:
-        FileNotFoundError: the run is not finished or not evaluated.
+        ValueError: not exactly one of run and figure is given, or there is no such figure.
+        FileNotFoundError: the run is not finished or not evaluated, or there is no table.
     """
-    run = Run(Path(cfg.run))
+    if (cfg.run is None) == (cfg.figure is None):
+        raise ValueError(
+            f"run, figure: expected exactly one of run=FOLDER and figure={'|'.join(FIGURES)}, "
+            f"got {'neither' if cfg.run is None else 'both'}"
+        )
+    use_style()
+    for path in _of_run(Run(Path(cfg.run))) if cfg.run is not None else _of_table(cfg):
+        print(path)
+
+
+def _of_run(run: Run) -> list[Path]:
     row, scores = run.result(), read_json(run.folder / "evaluation.json")
     if row is None or not scores:
         raise FileNotFoundError(
             f"{run.folder}: expected a finished run that was evaluated; "
             f"run `blockspike evaluate run={run.folder}`"
         )
-    use_style()
     metrics = pd.read_csv(run.folder / "metrics.csv")
     folder = run.folder / "figures"
-    print(
-        learning_curve(
-            metrics, scores, row["chosen_epoch"], row["test_accuracy"], folder / "learning_curve"
-        )
+    curve = learning_curve(
+        metrics, scores, row["chosen_epoch"], row["test_accuracy"], folder / "learning_curve"
     )
     with np.load(run.folder / "activity.npz") as activity:
-        print(raster(dict(activity), folder / "raster"))
+        return [curve, raster(dict(activity), folder / "raster")]
+
+
+def _of_table(cfg: DictConfig) -> list[Path]:
+    if cfg.figure not in FIGURES:
+        raise ValueError(f"figure: expected one of {', '.join(FIGURES)}, got {cfg.figure!r}")
+    return FIGURES[cfg.figure](_read(Path(cfg.table)), Path(cfg.output_dir) / "figures")
+
+
+def _read(table: Path) -> pd.DataFrame:
+    readers = {".parquet": pd.read_parquet, ".csv": pd.read_csv}
+    if table.suffix not in readers:
+        raise ValueError(f"table: expected a file {' or '.join(readers)}, got {table}")
+    if not table.is_file():
+        raise FileNotFoundError(
+            f"{table}: no table here; `blockspike collect` makes one of all runs"
+        )
+    return readers[table.suffix](table)

@@ -9,7 +9,7 @@ import pytorch_lightning as pl
 import torch
 
 from blockspike.data.event_file import EventSplit, read_event_file
-from blockspike.data.loader import EpochSampler, EventDataset, PrefetchLoader, UnitMap, identity
+from blockspike.data.loader import EpochSampler, EventDataset, EventMap, PrefetchLoader, identity
 
 _COUNT_CHUNK = 256
 
@@ -74,8 +74,8 @@ class EventDataModule(pl.LightningDataModule):
         """Turn stored times ``[n]`` into time steps, int ``[n]``."""
         raise NotImplementedError
 
-    def _unit_map(self, training: bool) -> UnitMap | None:
-        """Return what changes units on the way into a batch."""
+    def _event_map(self, training: bool) -> EventMap | None:
+        """Return what moves or drops events on the way into a batch."""
         return None
 
     def _validation_indices(self, train: EventSplit) -> np.ndarray:
@@ -148,7 +148,7 @@ class EventDataModule(pl.LightningDataModule):
         require(split in parts, "split", split, "train, val or test")
         events, indices = parts[split]
         return EventDataset(
-            events, indices, self._bin, self.n_steps, self.n_inputs, self._unit_map(training)
+            events, indices, self._bin, self.n_steps, self.n_inputs, self._event_map(training)
         )
 
     def _loader(self, dataset: EventDataset, sampler: EpochSampler | None) -> PrefetchLoader:

@@ -20,8 +20,12 @@ _PREFETCH_BATCHES = 2
 Binning = Callable[[np.ndarray], np.ndarray]
 """Times ``[n]`` as stored -> time steps int ``[n]``."""
 
-UnitMap = Callable[[np.ndarray, np.ndarray, np.ndarray, int], tuple[np.ndarray, np.ndarray]]
-"""(unit ``[n]``, offset ``[B + 1]``, samples ``[B]``, epoch) -> unit int ``[n]``, keep ``[n]``."""
+EventMap = Callable[
+    [np.ndarray, np.ndarray, np.ndarray, np.ndarray, int],
+    tuple[np.ndarray, np.ndarray, np.ndarray],
+]
+"""(time ``[n]``, unit ``[n]``, offset ``[B + 1]``, samples ``[B]``, epoch) -> time ``[n]``,
+unit int ``[n]``, keep ``[n]``."""
 
 
 class EventDataset(Dataset):
@@ -31,7 +35,7 @@ class EventDataset(Dataset):
         split: events.
         indices: int ``[n]``, the samples of ``split`` that belong to this data set.
         binning: turns stored times into steps.
-        unit_map: changes or drops units, or None.
+        event_map: moves or drops events, or None.
         n_steps, n_units: T and K of the batches.
     """
 
@@ -42,14 +46,14 @@ class EventDataset(Dataset):
         binning: Binning,
         n_steps: int,
         n_units: int,
-        unit_map: UnitMap | None = None,
+        event_map: EventMap | None = None,
     ) -> None:
         self.split = split
         self.indices = indices
         self.binning = binning
         self.n_steps = n_steps
         self.n_units = n_units
-        self.unit_map = unit_map
+        self.event_map = event_map
         self.epoch = 0
 
     def __len__(self) -> int:
@@ -59,10 +63,12 @@ class EventDataset(Dataset):
         """Return the batch of some positions: events ``(T, B, K)`` and labels int64 ``[B]``."""
         samples = self.indices[positions]
         time, unit, offset = self.split.gather(samples)
+        keep = None
+        if self.event_map is not None:
+            time, unit, keep = self.event_map(time, unit, offset, samples, self.epoch)
         # Clipped before the cast to int32, so that a far later event cannot wrap into the run.
         step = np.minimum(self.binning(time), self.n_steps).astype(np.int32)
-        if self.unit_map is not None:
-            unit, keep = self.unit_map(unit, offset, samples, self.epoch)
+        if keep is not None:
             step[~keep] = -1
         order = np.arange(len(samples))
         batch = assemble_batch(step, unit, offset, order, self.n_steps, self.n_units)

@@ -20,7 +20,7 @@ from numba import njit
 from blockspike.data.datamodule import EventDataModule, require
 from blockspike.data.download import fetch, nmnist_files
 from blockspike.data.event_file import SplitContent, write_event_file
-from blockspike.data.loader import UnitMap
+from blockspike.data.loader import EventMap
 from blockspike.data.nmnist_raw import RawRecording, open_raw
 from blockspike.data.progress import progress
 
@@ -243,7 +243,7 @@ class NMNISTDataModule(EventDataModule):
         scaled = time.astype(np.int64) * self._dt_us.denominator
         return scaled // self._dt_us.numerator
 
-    def _unit_map(self, training: bool) -> UnitMap | None:
+    def _event_map(self, training: bool) -> EventMap | None:
         return PixelShift(self.pixel_shift, self.seed) if training and self.pixel_shift else None
 
 
@@ -255,15 +255,20 @@ class PixelShift:
     seed: int
 
     def __call__(
-        self, unit: np.ndarray, offset: np.ndarray, samples: np.ndarray, epoch: int
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Return moved units int ``[n]`` and which events stay on the camera."""
+        self,
+        time: np.ndarray,
+        unit: np.ndarray,
+        offset: np.ndarray,
+        samples: np.ndarray,
+        epoch: int,
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return the times, moved units int ``[n]`` and which events stay on the camera."""
         n_events = np.diff(offset)
         dx, dy = np.array([self.shift(epoch, i) for i in samples], np.int32).T
         y, x = np.divmod(unit.astype(np.int32), WIDTH)
         x += np.repeat(dx, n_events)
         y += np.repeat(dy, n_events)
-        return y * WIDTH + x, (x >= 0) & (x < WIDTH) & (y >= 0) & (y < WIDTH)
+        return time, y * WIDTH + x, (x >= 0) & (x < WIDTH) & (y >= 0) & (y < WIDTH)
 
     def shift(self, epoch: int, sample: int) -> tuple[int, int]:
         """Return the shift (x, y) of a recording, each uniform on -largest ... largest."""

@@ -11,6 +11,7 @@ import gzip
 import hashlib
 import io
 import lzma
+import math
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -24,7 +25,7 @@ import numpy as np
 from blockspike.data.datamodule import EventDataModule, require
 from blockspike.data.download import fetch, shd_files
 from blockspike.data.event_file import EventSplit, SplitContent, write_event_file
-from blockspike.data.loader import UnitMap
+from blockspike.data.loader import EventMap
 from blockspike.data.progress import progress
 
 N_CHANNELS = 700
@@ -307,9 +308,11 @@ class SHDDataModule(EventDataModule):
         channel_pooling: neighbouring channels summed into one input.
         channel_jitter: largest shift of all channels of a training sample, drawn anew each epoch
             from (seed, epoch, sample); events shifted off the ends are dropped.
+        time_stretch: a training sample is spoken up to ``exp(time_stretch)`` times slower or
+            faster, drawn likewise (the logarithm of the factor is uniform).
         validation: what is held out: a part of each class, or whole speakers.
         validation_fraction: part of the training set held out (whole speakers until reached).
-        seed: of the validation split, the training order and the jitter.
+        seed: of the validation split, the training order, the jitter and the stretch.
 
     Raises:
         ValueError: an argument is out of range.
@@ -327,6 +330,7 @@ class SHDDataModule(EventDataModule):
         n_steps: int = 600,
         channel_pooling: int = 1,
         channel_jitter: int = 0,
+        time_stretch: float = 0.0,
         batch_size: int = 64,
         validation: Literal["stratified", "speaker"] = "stratified",
         validation_fraction: float = 0.1,
@@ -335,6 +339,7 @@ class SHDDataModule(EventDataModule):
         super().__init__(path, raw, download, dt_ms, n_steps, batch_size, validation_fraction, seed)
         require(1 <= channel_pooling <= N_CHANNELS, "channel_pooling", channel_pooling, "1 to 700")
         require(0 <= channel_jitter < N_CHANNELS, "channel_jitter", channel_jitter, "0 to 699")
+        require(0 <= time_stretch < 1, "time_stretch", time_stretch, "0 ≤ x < 1")
         require(
             validation in ("stratified", "speaker"),
             "validation",
@@ -343,6 +348,7 @@ class SHDDataModule(EventDataModule):
         )
         self.channel_pooling = channel_pooling
         self.channel_jitter = channel_jitter
+        self.time_stretch = time_stretch
         self.validation = validation
         self.n_inputs = -(-N_CHANNELS // channel_pooling)
 
@@ -367,33 +373,45 @@ class SHDDataModule(EventDataModule):
             raise ValueError(f"{self.path}: has no speakers, expected them for validation=speaker")
         return speaker_subset(train.speaker, self.validation_fraction, self.seed)
 
-    def _unit_map(self, training: bool) -> UnitMap:
-        jitter = self.channel_jitter if training else 0
-        return ChannelMap(self.channel_pooling, jitter, self.seed)
+    def _event_map(self, training: bool) -> EventMap:
+        if not training:
+            return SpeechMap(self.channel_pooling)
+        return SpeechMap(self.channel_pooling, self.channel_jitter, self.time_stretch, self.seed)
 
 
 @dataclass(frozen=True)
-class ChannelMap:
-    """Shifts the channels of each sample, then pools neighbours (see `SHDDataModule`)."""
+class SpeechMap:
+    """Shifts the channels and stretches the time of each sample, then pools neighbouring channels.
+
+    Args: see `SHDDataModule`.
+    """
 
     pooling: int
-    jitter: int
-    seed: int
+    jitter: int = 0
+    stretch: float = 0.0
+    seed: int = 0
 
     def __call__(
-        self, unit: np.ndarray, offset: np.ndarray, samples: np.ndarray, epoch: int
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Return pooled channels int ``[n]`` and which events stay on the 700 channels."""
-        channel = unit.astype(np.int32)
-        if self.jitter:
-            shift = np.array([self.shift(epoch, i) for i in samples], np.int32)
-            channel += np.repeat(shift, np.diff(offset))
-        return channel // self.pooling, (channel >= 0) & (channel < N_CHANNELS)
+        self,
+        time: np.ndarray,
+        unit: np.ndarray,
+        offset: np.ndarray,
+        samples: np.ndarray,
+        epoch: int,
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return times, pooled channels int ``[n]`` and which events stay on the 700 channels."""
+        channel, n_events = unit.astype(np.int32), np.diff(offset)
+        if self.jitter or self.stretch:
+            shift, factor = np.array([self.draw(epoch, i) for i in samples]).T
+            channel += np.repeat(shift.astype(np.int32), n_events)
+            time = time.astype(np.float64) * np.repeat(factor, n_events)
+        return time, channel // self.pooling, (channel >= 0) & (channel < N_CHANNELS)
 
-    def shift(self, epoch: int, sample: int) -> int:
-        """Return the shift of a sample, uniform on -jitter ... jitter."""
+    def draw(self, epoch: int, sample: int) -> tuple[int, float]:
+        """Return the shift in channels and the factor of the times of a sample."""
         rng = np.random.default_rng([self.seed, epoch, int(sample)])
-        return int(rng.integers(-self.jitter, self.jitter, endpoint=True))
+        shift = int(rng.integers(-self.jitter, self.jitter, endpoint=True))
+        return shift, math.exp(rng.uniform(-self.stretch, self.stretch))
 
 
 def speaker_subset(speaker: np.ndarray, fraction: float, seed: int) -> np.ndarray:

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-
 _DENSITY = 1 / math.sqrt(2 * math.pi)  # of the standard normal at 0
 
 

@@ -1,0 +1,187 @@
+"""Figure 4 and its supplements, from made tables: values, names, and what is refused."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.axes import Axes
+from matplotlib.collections import LineCollection
+from matplotlib.container import BarContainer
+
+from blockspike.figures.classification import classification_figures, mean_over_seeds
+from blockspike.figures.paper_numbers import paper_numbers
+
+HD = "HD-Lauscher"
+
+
+def run(experiment="e4_shd", data_set=HD, **columns) -> dict:
+    """A row as `blockspike collect` writes it, as far as the figures need it."""
+    row = {
+        "experiment": experiment, "data_set": data_set, "seed": 0, "n_threads": 1,
+        "model.method": "blocks", "model.arp_ms": 20.0, "model.surrogate": "multi_gaussian",
+        "model.detach_spikes": True, "trainer.accelerator": "cpu", "test_accuracy": 0.7,
+        "epoch_s": 50.0,
+    }  # fmt: skip
+    names = {name.rsplit(".", 1)[-1]: name for name in row}
+    return row | {names[name]: value for name, value in columns.items()}
+
+
+def figures(*rows: dict):
+    return classification_figures(pd.DataFrame(list(rows)))
+
+
+def lines(axis: Axes) -> dict[str, list[tuple[float, float]]]:
+    """Label → points, of the lines that the legend names."""
+    return {
+        str(line.get_label()): list(zip(*np.asarray(line.get_data()).tolist(), strict=True))
+        for line in axis.get_lines()
+        if not str(line.get_label()).startswith("_")
+    }
+
+
+def error_bars(axis: Axes) -> list[tuple[float, float, float]]:
+    """(x, lower end, upper end) of every error bar."""
+    bars = [c for c in axis.collections if isinstance(c, LineCollection)]
+    ends = [np.asarray(segment) for bar in bars for segment in bar.get_segments()]
+    return [(float(e[0, 0]), float(e[0, 1]), float(e[1, 1])) for e in ends]
+
+
+def test_lines_are_means_and_standard_errors_over_seeds():
+    accuracies = (0.6, 0.7, 0.74)
+    rows = [run(seed=s, test_accuracy=a, epoch_s=10 * a) for s, a in enumerate(accuracies)]
+    left, right = figures(*rows, run(arp_ms=40.0, test_accuracy=0.5))[
+        "classification_hd_lauscher"
+    ].axes
+    mean, error = sum(accuracies) / 3, float(np.std(accuracies, ddof=1)) / 3**0.5
+    label = "Blocks (published gradient), paper's recipe, 1–3 seeds"
+    np.testing.assert_allclose(lines(left)[label], [(20, 100 * mean), (40, 50.0)])
+    np.testing.assert_allclose(lines(right)[label], [(20, 10 * mean), (40, 50.0)])
+    # The point of one seed has none.
+    np.testing.assert_allclose(error_bars(left), [(20, 100 * (mean - error), 100 * (mean + error))])
+    assert right.get_yscale() == "log"
+    assert "chosen on validation" in left.get_ylabel()
+    assert "CPU, 1 thread" in right.get_ylabel()
+
+
+def test_a_line_for_each_recipe_and_method():
+    made = figures(
+        run(), run(method="fused", arp_ms=0.0), run("e4_shd_ours", method="fused"),
+        run("e4_shd_wide", method="standard"),
+    )  # fmt: skip
+    left, right = made["classification_hd_lauscher"].axes
+    for axis in (left, right):
+        assert set(lines(axis)) == {
+            "Blocks (published gradient), paper's recipe, 1 seed",
+            "fused (standard gradient), paper's recipe, 1 seed",
+            "fused (standard gradient), our recipe, 1 seed",
+            "standard, recipe wide, 1 seed",
+            "published, SHD, GPU: Blocks",
+            "published, SHD, GPU: standard",
+        }
+        assert not error_bars(axis)
+    assert lines(left)["published, SHD, GPU: Blocks"][-1] == (100, 81)
+    assert lines(right)["published, SHD, GPU: standard"] == [(0, 266)]
+
+
+def test_a_substitute_never_takes_the_data_sets_name():
+    sample = "N-MNIST sample (1080 recordings)"
+    made = figures(
+        run(), run(data_set="SHD", seed=1), run("e3_nmnist", sample), run("e5_surrogates")
+    )
+    assert {name: figure.get_suptitle() for name, figure in made.items()} == {
+        "classification_n_mnist_sample_1080_recordings": f"{sample}, not N-MNIST",
+        "classification_hd_lauscher": "HD-Lauscher, not SHD",
+        "classification_shd": "SHD",
+        "surrogates_hd_lauscher": "HD-Lauscher, not SHD",
+    }
+
+
+def test_panels_without_runs_show_the_command_and_the_published_values():
+    made = figures(run("e5_surrogates"))
+    left, right = made["classification_n_mnist_published_values_only"].axes
+    for axis in (left, right):
+        assert "experiment=e3_nmnist" in axis.get_title(loc="left")
+        assert set(lines(axis)) == {f"published, N-MNIST, GPU: {m}" for m in ("Blocks", "standard")}
+    assert made["classification_n_mnist_published_values_only"].get_suptitle() == (
+        "N-MNIST, published values only"
+    )
+    assert "experiment=e4_shd" in (
+        made["classification_shd_published_values_only"].axes[0].get_title(loc="left")
+    )
+    with_runs, without = made["surrogates_hd_lauscher"].axes
+    assert not with_runs.get_title(loc="left")
+    assert "blockspike train -m experiment=e6_detach" in without.get_title(loc="left")
+
+
+def test_surrogates_are_lines_with_the_published_beside():
+    rows = [run("e5_surrogates", surrogate="boxcar", arp_ms=a) for a in (60.0, 20.0)]
+    fused = run("e5_surrogates", surrogate="boxcar", method="fused")
+    left, _ = figures(*rows, fused)["surrogates_hd_lauscher"].axes
+    drawn = lines(left)
+    np.testing.assert_allclose(
+        drawn["boxcar, Blocks, paper's recipe, 1 seed"], [(20, 70), (60, 70)]
+    )
+    assert "boxcar, fused, paper's recipe, 1 seed" in drawn
+    for name in ("boxcar", "fast sigmoid", "multi-Gaussian"):
+        assert [x for x, _ in drawn[f"published, SHD: {name}"]] == [20, 40, 60, 80, 100]
+
+
+def test_attached_and_detached_are_bars_with_the_published_beside():
+    rows = [
+        run("e6_detach", surrogate=s, detach_spikes=d, arp_ms=60.0, test_accuracy=a, seed=seed)
+        for s, d, a in (("boxcar", True, 0.6), ("boxcar", False, 0.4), ("fast_sigmoid", True, 0.8))
+        for seed in range(1 + (s == "boxcar"))
+    ]
+    _, right = figures(*rows)["surrogates_hd_lauscher"].axes
+    heights = {
+        str(bars.get_label()): [bar.get_height() for bar in bars.patches]
+        for bars in right.containers
+        if isinstance(bars, BarContainer)
+    }
+    name = "Blocks, paper's recipe, ARP 60 ms"
+    expected = {
+        f"attached, {name}, 2 seeds": [np.nan, np.nan, 40],
+        f"detached, {name}, 1–2 seeds": [np.nan, 80, 60],
+        "attached, published, SHD, ARP 60 ms": [30.6, 71.8, 45],
+        "detached, published, SHD, ARP 60 ms": [85.2, 84.4, 67.8],
+    }
+    assert heights.keys() == expected.keys()
+    for label, values in expected.items():
+        np.testing.assert_allclose(heights[label], values)
+    assert len(error_bars(right)) == 2  # boxcar's
+
+
+def test_runs_that_differ_in_more_than_the_seed_are_refused():
+    with pytest.raises(ValueError, match=r"e4_shd.*method blocks, arp_ms 20\.0, seed 0"):
+        figures(run(), run(surrogate="boxcar"))
+
+
+@pytest.mark.parametrize(
+    ("table", "words"),
+    [
+        (pd.DataFrame(), "missing experiment, data_set"),
+        (pd.DataFrame([run()]).drop(columns="model.method"), "missing model.method"),
+        (pd.DataFrame([run("demo")]), "e3_, e4_, e5_ or e6_, got demo"),
+        (pd.DataFrame([run()])[:0], "e3_, e4_, e5_ or e6_, got none"),
+        (pd.DataFrame([run(method="magic")]), "method: expected fused, .* got 'magic'"),
+    ],
+)
+def test_a_table_that_cannot_be_drawn_is_refused(table, words):
+    with pytest.raises(ValueError, match=words):
+        classification_figures(table)
+
+
+def test_mean_over_seeds_of_one_seed_has_no_error():
+    runs = pd.DataFrame({"arp_ms": [20.0, 20.0, 40.0], "seed": [0, 1, 0], "accuracy": [1, 3, 5]})
+    points = mean_over_seeds(runs, ["arp_ms"], "accuracy")
+    assert list(points["mean"]) == [2, 5]
+    np.testing.assert_array_equal(points["error"], [1, np.nan])
+    assert list(points["n_seeds"]) == [2, 1]
+
+
+def test_paper_numbers_are_found_or_named():
+    fastest = paper_numbers(experiment="speed_length", quantity="speedup_total")["value"].max()
+    assert fastest == 53.3
+    with pytest.raises(ValueError, match="expected one of .*shd.*, got experiment='sdh'"):
+        paper_numbers(experiment="sdh")
+    with pytest.raises(ValueError, match=r"expected one of .*method.*, got methods='blocks'"):
+        paper_numbers(methods="blocks")
