@@ -116,11 +116,15 @@ class _EventCurrents(torch.autograd.Function):
                 grad_spikes[:-tap] += grad[tap:] @ weight[tap]
         rows = grad.flatten(0, 1)
         if ctx.needs_input_grad[1]:
-            grad_t = weight.new_zeros(weight.shape[0], weight.shape[2], weight.shape[1])
-            event_weight_gradient(
-                row_ptr.numpy(), unit.numpy(), rows.numpy(), ctx.batch_size, grad_t.numpy()
+            grad_t = event_weight_gradient(
+                row_ptr.numpy(),
+                unit.numpy(),
+                rows.numpy(),
+                len(weight),
+                ctx.batch_size,
+                weight.shape[2],
             )
-            grad_weight = grad_t.transpose(1, 2)
+            grad_weight = torch.from_numpy(grad_t).transpose(1, 2)
         if ctx.needs_input_grad[2]:
             grad_bias = rows.sum(0)
         return grad_spikes, grad_weight, grad_bias, None

@@ -14,14 +14,14 @@ import torch
 from torch import Tensor
 
 from blockspike.neurons.alif.trace import ALIFTrace, check_finite, threshold_of
-from blockspike.neurons.events_cpu import add_row, event_weight_gradient, events_of
+from blockspike.neurons.events_cpu import add_rows, event_weight_gradient, events_of, list_units
 from blockspike.neurons.kernels import kernel, kernel_with_fma, run
 from blockspike.neurons.surrogate import Surrogate
 from blockspike.neurons.surrogate_cpu import surrogate_code, surrogate_derivative
 
 CHUNK = 16  # steps between saved states
 _NARROW = 8  # columns below which a loop over time beats one over columns
-_MAX_TILE = 1024  # neurons of a tile: a chunk of it stays in the L2 cache
+_MAX_TILE = 2048  # neurons of a tile: a chunk of it stays in the L2 cache
 
 
 @kernel
@@ -175,20 +175,14 @@ def _add_recurrent(row, fired, n_fired, weight_t, drive):
     for sample in range(n_fired.size):
         start = sample * n_neurons
         total = drive[start : start + n_neurons]
-        for event in range(n_fired[sample]):
-            add_row(total, weight_t[fired[start + event]])
+        add_rows(total, weight_t, fired, start, start + n_fired[sample])
 
 
 @kernel
 def _list_spikes(spikes, n_neurons, fired, n_fired):
     for sample in range(n_fired.size):
-        start = sample * n_neurons
-        count = 0
-        for i in range(n_neurons):
-            if spikes[start + i] != 0:
-                fired[start + count] = i
-                count += 1
-        n_fired[sample] = count
+        own = slice(sample * n_neurons, (sample + 1) * n_neurons)
+        n_fired[sample] = list_units(spikes[own], fired[own])
 
 
 @kernel
@@ -395,12 +389,11 @@ class _Fused(torch.autograd.Function):
 def _recurrent_weight_gradient(grad_current: Tensor, spikes: Tensor, arp: int) -> Tensor:
     """dLoss/dW[post, pre] = Σ gI[t, post] S[t − arp − 1, pre]."""
     n = spikes.shape[2]
-    grad_t = grad_current.new_zeros(1, n, n)
-    if arp + 1 < len(spikes):
-        events = events_of(spikes[: -arp - 1].flatten(0, 1).numpy())
-        later = grad_current[arp + 1 :].flatten(0, 1)
-        event_weight_gradient(*events, later.numpy(), 0, grad_t.numpy())
-    return grad_t[0].T
+    if arp + 1 >= len(spikes):
+        return grad_current.new_zeros(n, n)
+    events = events_of(spikes[: -arp - 1].flatten(0, 1).numpy())
+    later = grad_current[arp + 1 :].flatten(0, 1).numpy()
+    return torch.from_numpy(event_weight_gradient(*events, later, 1, 0, n))[0].T
 
 
 def fused_cpu(
