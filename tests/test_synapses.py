@@ -20,6 +20,10 @@ def make_spikes(shape=(20, 3, 70), density=0.05, most=1, dtype=torch.float64):
     return spikes
 
 
+def as_bytes(spikes):
+    return spikes.to(torch.uint8)
+
+
 def make_parameters(rf_len=1, n_units=67, n_inputs=70, dtype=torch.float64):
     generator = torch.Generator().manual_seed(1)
     weight = torch.randn(rf_len, n_units, n_inputs, generator=generator, dtype=torch.float64)
@@ -61,7 +65,9 @@ def assert_all_close(actual, expected, dtype):
 def test_binary_spikes(mode, rf_len, dtype):
     spikes, parameters = make_spikes(dtype=dtype), make_parameters(rf_len, dtype=dtype)
     expected = value_and_gradients(reference, spikes, *parameters)
-    ours = value_and_gradients(synaptic_current, spikes, *parameters, binary=True, mode=mode)
+    ours = value_and_gradients(
+        synaptic_current, spikes, *parameters, fired=as_bytes(spikes), mode=mode
+    )
     assert len(ours) == 4 and spikes.sum() > 0
     assert_all_close(ours, expected, dtype)
 
@@ -94,9 +100,10 @@ def test_one_differentiable_argument_is_enough(name, binary):
     weight, bias = make_parameters(2)
     arguments = {"spikes": make_spikes(), "weight": weight.detach(), "bias": bias.detach()}
     grads = []
-    for function, options in ((reference, {}), (synaptic_current, {"binary": binary})):
+    fired = {"fired": as_bytes(arguments["spikes"])} if binary else {}
+    for function, options in ((reference, {}), (synaptic_current, fired)):
         leaf = arguments[name].clone().requires_grad_()
-        function(**(arguments | {name: leaf}), **options).square().sum().backward()
+        function(**(arguments | {name: leaf} | options)).square().sum().backward()
         grads.append(leaf.grad)
     torch.testing.assert_close(grads[1], grads[0], rtol=1e-11, atol=1e-11)
 
@@ -116,7 +123,8 @@ def test_auto_chooses_by_density(monkeypatch, kind, density):
     spikes = make_spikes((100, 1, 100), density)
     spikes[50] = spikes[51]
     given = EventBatch.from_dense(spikes) if kind == "events" else spikes
-    synaptic_current(given, *make_parameters(n_inputs=100), binary=kind == "binary")
+    fired = as_bytes(spikes) if kind == "binary" else None
+    synaptic_current(given, *make_parameters(n_inputs=100), fired=fired)
     assert chosen == ["_dense" if density > MAX_EVENT_DENSITY else "event_currents"]
 
 
@@ -135,7 +143,9 @@ def test_memory_layouts_and_nothing_modified(mode):
     weight = weight.detach().transpose(1, 2).contiguous().transpose(1, 2)
     bias = torch.stack([bias.detach(), bias.detach() + 1], 1)[:, 0]
     before = [x.clone() for x in (other, weight, bias)]
-    ours = value_and_gradients(synaptic_current, other, weight, bias, binary=True, mode=mode)
+    ours = value_and_gradients(
+        synaptic_current, other, weight, bias, fired=as_bytes(other), mode=mode
+    )
     assert_all_close(ours, expected, torch.float64)
     assert all(torch.equal(x, y) for x, y in zip((other, weight, bias), before, strict=True))
 
@@ -161,10 +171,11 @@ def test_bitwise_equal_with_any_number_of_threads(mode):
     ("change", "message"),
     [
         ({"mode": "sparse"}, "^mode: expected 'auto', 'events' or 'dense', got 'sparse'"),
-        ({"mode": "events"}, "^mode: 'events' needs an EventBatch or binary spikes, got a dense"),
+        ({"mode": "events"}, "^mode: 'events' needs an EventBatch or `fired`, got a dense"),
         ({"weight": torch.zeros(4, 5)}, r"^weight, bias: expected .*got \[4, 5\] and \[4\]"),
         ({"bias": torch.zeros(5)}, r"^weight, bias: expected .*got \[1, 4, 5\] and \[5\]"),
         ({"spikes": torch.zeros(6, 2, 4)}, r"^spikes: expected \[T, B, 5\].*got \[6, 2, 4\]"),
+        ({"fired": torch.zeros(6, 2, 5)}, r"^fired: expected uint8 \[6, 2, 5\].*got torch.float32"),
         ({"spikes": torch.zeros(6, 5)}, r"^spikes: expected \[T, B, 5\].*got \[6, 5\]"),
     ],
 )

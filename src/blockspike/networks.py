@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from blockspike.data.events import EventBatch
-from blockspike.neurons import Method, MultiGaussian, Surrogate, alif, leaky_integrate
+from blockspike.neurons import ALIFTrace, Method, MultiGaussian, Surrogate, alif, leaky_integrate
 from blockspike.synapses import SynapseMode, synaptic_current
 
 Bounds = tuple[float, float]
@@ -138,9 +138,13 @@ class SpikingLayer(BoundedParameters):
             self.add_bounded("p", p, p_bounds, train_p, "tau_adaptation_ms")
             self.add_bounded("b", torch.full((n_units,), float(b)), b_bounds, train_b, "b")
 
-    def forward(self, x: EventBatch | Tensor, binary: bool = False) -> Tensor:
-        """Spikes [T, B, n_units] for input [T, B, n_inputs] (`binary`: x holds only 0 and 1)."""
-        current = synaptic_current(x, self.weight, self.bias, binary=binary, mode=self.synapses)
+    def forward(self, x: EventBatch | Tensor) -> Tensor:
+        """Spikes [T, B, n_units] for input [T, B, n_inputs]."""
+        return self.trace(x).spikes
+
+    def trace(self, x: EventBatch | Tensor, fired: Tensor | None = None) -> ALIFTrace:
+        """The whole result for input [T, B, n_inputs]; `fired` as in `synaptic_current`."""
+        current = synaptic_current(x, self.weight, self.bias, fired=fired, mode=self.synapses)
         return alif(
             current,
             self.beta,
@@ -151,7 +155,7 @@ class SpikingLayer(BoundedParameters):
             surrogate=self.surrogate,
             detach_spikes=self.detach_spikes,
             method=self.method,
-        ).spikes
+        )
 
 
 class LeakyReadout(BoundedParameters):
@@ -179,9 +183,9 @@ class LeakyReadout(BoundedParameters):
         beta = torch.full((n_units,), decay(tau_membrane_ms, dt_ms))
         self.add_bounded("beta", beta, beta_bounds, train_beta, "tau_membrane_ms")
 
-    def forward(self, spikes: Tensor) -> Tensor:
-        """Membrane [T, B, n_units] for binary spikes [T, B, n_inputs]."""
-        current = synaptic_current(spikes, self.weight, self.bias, binary=True, mode=self.synapses)
+    def forward(self, spikes: Tensor, fired: Tensor | None = None) -> Tensor:
+        """Membrane [T, B, n_units] for spikes [T, B, n_inputs]; `fired`: see `synaptic_current`."""
+        current = synaptic_current(spikes, self.weight, self.bias, fired=fired, mode=self.synapses)
         return leaky_integrate(current, self.beta)
 
 
@@ -246,11 +250,13 @@ class SpikingClassifier(nn.Module):
     def forward(self, x: EventBatch | Tensor) -> ClassifierOutput:
         """Scores and activity for spikes [T, B, n_inputs], any T."""
         spikes: list[Tensor] = []
+        fired = None
         for layer in self.layers:
-            x = layer(x, binary=len(spikes) > 0)
-            assert isinstance(x, Tensor)
+            assert isinstance(layer, SpikingLayer)
+            trace = layer.trace(x, fired)
+            x, fired = trace.spikes, trace.fired
             spikes.append(x)
-        readout = self.readout(spikes[-1])
+        readout = self.readout(x, fired)
         scores = readout.mean(0) if self.mean_readout else readout.sum(0)
         return ClassifierOutput(scores, spikes, readout)
 

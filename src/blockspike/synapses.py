@@ -22,7 +22,7 @@ def synaptic_current(
     weight: Tensor,
     bias: Tensor,
     *,
-    binary: bool = False,
+    fired: Tensor | None = None,
     mode: SynapseMode = "auto",
 ) -> Tensor:
     """I[t] = bias + Σ_k weight[k] spikes[t − k].
@@ -31,7 +31,8 @@ def synaptic_current(
         spikes: EventBatch of shape (T, B, K), or a dense tensor [T, B, K].
         weight: [n_taps, N, K] (post, pre); tap k acts k steps later (the temporal receptive field).
         bias: [N].
-        binary: a dense `spikes` holds only 0 and 1, so it may be treated as events.
+        fired: the same as a dense `spikes`, as bytes (uint8), if those are only 0 and 1: they may
+            then be treated as events.
         mode: "events", "dense", or "auto": events on the CPU where they are sparse.
 
     Returns:
@@ -45,11 +46,16 @@ def synaptic_current(
         if _use_events(mode, spikes.device, len(spikes.unit), spikes.shape):
             return _EventCurrents.apply(None, weight, bias, spikes)  # pyright: ignore
         return _dense(spikes.dense(weight.dtype), weight, bias)
-    if mode == "events" and not binary:
-        raise ValueError("mode: 'events' needs an EventBatch or binary spikes, got a dense tensor")
-    if not binary or mode == "dense" or spikes.device.type != "cpu":
+    if mode == "events" and fired is None:
+        raise ValueError("mode: 'events' needs an EventBatch or `fired`, got a dense tensor")
+    if fired is None or mode == "dense" or spikes.device.type != "cpu":
         return _dense(spikes, weight, bias)
-    row_ptr, unit = events_of(spikes.detach().contiguous().flatten(0, 1).numpy())
+    if fired.shape != spikes.shape or fired.dtype != torch.uint8:
+        raise ValueError(
+            f"fired: expected uint8 {list(spikes.shape)} like spikes, "
+            f"got {fired.dtype} {list(fired.shape)}"
+        )
+    row_ptr, unit = events_of(fired.contiguous().flatten(0, 1).numpy())
     if not _use_events(mode, spikes.device, len(unit), spikes.shape):
         return _dense(spikes, weight, bias)
     shape = (spikes.shape[0], spikes.shape[1], spikes.shape[2])

@@ -9,51 +9,64 @@ import torch
 
 from blockspike.neurons.kernels import kernel, run
 
+_GROUP = 32  # bytes looked at together: most are 0
 _LEAST_COLUMNS, _MOST_COLUMNS = 32, 128  # of a weight gradient that a thread takes at a time
 
 
-def events_of(spikes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Events of a dense 0/1 array.
+def events_of(fired: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Events of spikes as bytes.
 
     Args:
-        spikes: [R, K] contiguous; every value but 0 is one event.
+        fired: uint8 [R, K] contiguous, each 0 or 1.
 
     Returns:
         row_ptr [R + 1] int64 and unit [n_events] int32.
     """
-    row_ptr = np.zeros(len(spikes) + 1, np.int64)
-    run(_count, len(spikes), spikes, row_ptr[1:])
+    row_ptr = np.zeros(len(fired) + 1, np.int64)
+    run(_count, len(fired), fired, row_ptr[1:])
     np.cumsum(row_ptr, out=row_ptr)
     unit = np.empty(row_ptr[-1], np.int32)
-    run(_fill, len(spikes), spikes, row_ptr, unit)
+    run(_fill, len(fired), fired, row_ptr, unit)
     return row_ptr, unit
 
 
 @kernel
-def _count(start, stop, spikes, count):
+def _count(start, stop, fired, count):
     for row in range(start, stop):
         total = np.int32(0)
-        for k in range(spikes.shape[1]):
-            total += np.int32(spikes[row, k] != 0)
+        for k in range(fired.shape[1]):
+            total += np.int32(fired[row, k])
         count[row] = total
 
 
 @kernel
-def _fill(start, stop, spikes, row_ptr, unit):
-    listed = np.empty(spikes.shape[1], np.int32)
+def _fill(start, stop, fired, row_ptr, unit):
+    listed = np.empty(fired.shape[1], np.int32)
     for row in range(start, stop):
         first = np.uintp(row_ptr[row])
-        for event in range(list_units(spikes[row], listed)):
+        for event in range(list_units(fired[row], listed)):
             unit[first + event] = listed[event]
 
 
 @kernel
-def list_units(spikes, unit):
-    """Write the units that spiked, of spikes [K], to the start of `unit` [K]; returns how many."""
+def list_units(fired, unit):
+    """Write the units that fired, of bytes [K], to the start of `unit` [K]; returns how many."""
     count = np.uintp(0)
-    for k in range(spikes.size):  # without a branch, which would often be guessed wrong
+    n_grouped = fired.size // _GROUP * _GROUP
+    for first in range(0, n_grouped, _GROUP):
+        any_ = np.uint8(0)
+        for k in range(_GROUP):
+            any_ |= fired[np.uintp(first + k)]
+        if any_ != 0:
+            count = _list_some(fired, first, first + _GROUP, unit, count)
+    return _list_some(fired, n_grouped, fired.size, unit, count)
+
+
+@kernel
+def _list_some(fired, first, last, unit, count):
+    for k in range(first, last):  # without a branch, which would often be guessed wrong
         unit[count] = k
-        count += np.uintp(spikes[k] != 0)
+        count += np.uintp(fired[np.uintp(k)])
     return count
 
 

@@ -1,8 +1,9 @@
 """ALIF in one pass over time with the state in cache, forward and backward (Numba).
 
-Exactly the equations and the gradient of `standard.py`. Per neuron and step it keeps the spike that
-it returns and the margin V − θ; every CHUNK steps also (a, silent steps). Backward takes a chunk at
-a time: it replays adaptation and refractoriness from there, then runs the chunk in reverse.
+Exactly the equations and the gradient of `standard.py`. Per neuron and step it keeps the margin
+V − θ and, for recurrence, the spike as a byte; every CHUNK steps also (a, silent steps). Backward
+takes a chunk at a time: it replays adaptation and refractoriness from there, then runs the chunk in
+reverse.
 
 [T, B, N] is treated as T rows of B·N columns, a tile of columns at a time. With recurrence a tile
 holds whole samples, and each spike adds one row of weights arp + 1 steps later: no matrix product,
@@ -38,17 +39,18 @@ def _step(drive, beta, p, b, arp, state, adaptation, silent):
 
 
 @kernel
-def _advance(drive, beta, p, b, arp, state, adaptation, silent, spikes, margin):
+def _advance(drive, beta, p, b, arp, state, adaptation, silent, spikes, fired, margin):
     """One step for one tile; every array is [tile]."""
     for i in range(drive.size):
         spikes[i], margin[i], state[i], adaptation[i], silent[i] = _step(
             drive[i], beta[i], p[i], b[i], arp, state[i], adaptation[i], silent[i]
         )
+        fired[i] = np.uint8(spikes[i])
 
 
 @kernel
 def _advance_columns(
-    first, last, start, current, beta, p, b, arp, state, adaptation, silent, spikes, margin
+    first, last, start, current, beta, p, b, arp, state, adaptation, silent, spikes, fired, margin
 ):
     """The same for steps first … last − 1 of a narrow tile, a column at a time."""
     keep_margin = margin.size > 0
@@ -57,6 +59,7 @@ def _advance_columns(
         for t in range(first, last):
             s, u, v, a, left = _step(current[t, start + i], beta[i], p[i], b[i], arp, v, a, left)
             spikes[t, start + i] = s
+            fired[t, start + i] = np.uint8(s)
             if keep_margin:
                 margin[t, start + i] = u
         state[i], adaptation[i], silent[i] = v, a, left
@@ -167,22 +170,22 @@ def _reverse_columns(
 
 
 @kernel
-def _add_recurrent(row, fired, n_fired, weight_t, drive):
-    """drive = row + weights of the neurons that fired; sample after sample, each [N] neurons."""
+def _add_recurrent(row, units, n_units, weight_t, drive):
+    """drive = row + weights of the listed units; sample after sample, each [N] neurons."""
     n_neurons = weight_t.shape[1]
     for i in range(row.size):
         drive[i] = row[i]
-    for sample in range(n_fired.size):
+    for sample in range(n_units.size):
         start = sample * n_neurons
         total = drive[start : start + n_neurons]
-        add_rows(total, weight_t, fired, start, start + n_fired[sample])
+        add_rows(total, weight_t, units, start, start + n_units[sample])
 
 
 @kernel
-def _list_spikes(spikes, n_neurons, fired, n_fired):
-    for sample in range(n_fired.size):
+def _list_spikes(fired, n_neurons, units, n_units):
+    for sample in range(n_units.size):
         own = slice(sample * n_neurons, (sample + 1) * n_neurons)
-        n_fired[sample] = list_units(spikes[own], fired[own])
+        n_units[sample] = list_units(fired[own], units[own])
 
 
 @kernel
@@ -204,7 +207,7 @@ def _add_feedback(grad_spikes, later, weight, out):
 @kernel
 def _forward(
     first_tile, last_tile, current, beta, p, b, arp, weight_t, recurrent, tile, keep_margin,
-    spikes, margin, saved_adaptation, saved_silent, last_state,
+    spikes, fired, margin, saved_adaptation, saved_silent, last_state,
 ):  # fmt: skip
     n_steps, n_columns = current.shape
     for start in range(first_tile * tile, last_tile * tile, tile):
@@ -218,8 +221,8 @@ def _forward(
         scratch = np.empty_like(state)
         n_slots = arp + 1 if recurrent else 1
         n_neurons = weight_t.shape[1] if recurrent else width
-        fired = np.empty((n_slots, width if recurrent else 1), np.int32)
-        n_fired = np.zeros((n_slots, width // n_neurons), np.int64)
+        units = np.empty((n_slots, width if recurrent else 1), np.int32)  # that fired
+        n_units = np.zeros((n_slots, width // n_neurons), np.int64)
         for first in range(0, n_steps, CHUNK):
             last = min(n_steps, first + CHUNK)
             if keep_margin:
@@ -228,20 +231,20 @@ def _forward(
             if width < _NARROW and not recurrent:
                 _advance_columns(
                     first, last, start, current, beta_, p_, b_, arp, state, adaptation, silent,
-                    spikes, margin,
+                    spikes, fired, margin,
                 )  # fmt: skip
                 continue
             for t in range(first, last):
                 row = current[t, start:stop]
-                s = spikes[t, start:stop]
+                s, f = spikes[t, start:stop], fired[t, start:stop]
                 u = margin[t, start:stop] if keep_margin else scratch
                 if recurrent:
                     slot = t % n_slots  # holds the spikes of step t − arp − 1
-                    _add_recurrent(row, fired[slot], n_fired[slot], weight_t, drive)
-                    _advance(drive, beta_, p_, b_, arp, state, adaptation, silent, s, u)
-                    _list_spikes(s, n_neurons, fired[slot], n_fired[slot])
+                    _add_recurrent(row, units[slot], n_units[slot], weight_t, drive)
+                    _advance(drive, beta_, p_, b_, arp, state, adaptation, silent, s, f, u)
+                    _list_spikes(f, n_neurons, units[slot], n_units[slot])
                 else:
-                    _advance(row, beta_, p_, b_, arp, state, adaptation, silent, s, u)
+                    _advance(row, beta_, p_, b_, arp, state, adaptation, silent, s, f, u)
         last_state[start:stop] = state
 
 
@@ -322,13 +325,14 @@ def _columns(x: Tensor, batch_size: int) -> np.ndarray:
 def _run(
     current: Tensor, beta: Tensor, p: Tensor, b: Tensor, arp: int, weight: Tensor | None,
     keep_margin: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """Spikes [T, B, N], margin [T, B·N] (or empty), saved adaptation and silent steps."""
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """Spikes [T, B, N], as bytes too, margin [T, B·N] or empty, saved adaptation and silence."""
     n_steps, batch_size, n_neurons = current.shape
     flat = current.detach().reshape(n_steps, -1).contiguous()
     n_columns = flat.shape[1]
     weight_t = flat.new_empty(1, 1) if weight is None else weight.detach().T.contiguous()
     spikes = torch.empty_like(flat)
+    fired = torch.empty_like(flat, dtype=torch.uint8)
     margin = torch.empty_like(flat) if keep_margin else flat.new_empty(0, 0)
     n_saved = -(-n_steps // CHUNK) if keep_margin else 0
     saved_adaptation = flat.new_empty(n_saved, n_columns)
@@ -338,30 +342,31 @@ def _run(
     run(
         _forward, -(-n_columns // tile), flat.numpy(),
         *(_columns(x, batch_size) for x in (beta, p, b)), np.int32(min(arp, n_steps)),
-        weight_t.numpy(), weight is not None, tile, keep_margin, spikes.numpy(), margin.numpy(),
-        saved_adaptation.numpy(), saved_silent.numpy(), last_state.numpy(),
+        weight_t.numpy(), weight is not None, tile, keep_margin, spikes.numpy(), fired.numpy(),
+        margin.numpy(), saved_adaptation.numpy(), saved_silent.numpy(), last_state.numpy(),
     )  # fmt: skip
     check_finite(last_state.view(batch_size, n_neurons), current)
-    return spikes.view(current.shape), margin, saved_adaptation, saved_silent
+    spikes, fired = spikes.view(current.shape), fired.view(current.shape)
+    return spikes, fired, margin, saved_adaptation, saved_silent
 
 
 class _Fused(torch.autograd.Function):
     @staticmethod
     def forward(ctx, current, beta, p, b, weight, arp: int, surrogate: Surrogate, detach: bool):
-        spikes, *saved = _run(current, beta, p, b, arp, weight, keep_margin=True)
-        ctx.save_for_backward(*saved, beta, p, b, weight, None if weight is None else spikes)
+        spikes, fired, *saved = _run(current, beta, p, b, arp, weight, keep_margin=True)
+        ctx.save_for_backward(*saved, beta, p, b, weight, None if weight is None else fired)
         ctx.arp, ctx.surrogate, ctx.detach, ctx.shape = arp, surrogate, detach, current.shape
         margin = saved[0].view(current.shape)
-        ctx.mark_non_differentiable(margin)
+        ctx.mark_non_differentiable(fired, margin)
         ctx.set_materialize_grads(False)
-        return spikes, margin
+        return spikes, fired, margin
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, *grads: Tensor):  # pyright: ignore[reportIncompatibleMethodOverride]
         if grads[0] is None:
             return (None,) * 8
-        margin, saved_adaptation, saved_silent, beta, p, b, weight, spikes = ctx.saved_tensors
+        margin, saved_adaptation, saved_silent, beta, p, b, weight, fired = ctx.saved_tensors
         n_steps, batch_size, n_neurons = ctx.shape
         recurrent = weight is not None
         n_columns = margin.shape[1]
@@ -382,16 +387,16 @@ class _Fused(torch.autograd.Function):
         per_neuron = [x.view(batch_size, n_neurons).sum(0).to(margin.dtype) for x in sums]
         grad_weight = None
         if recurrent and ctx.needs_input_grad[4]:
-            grad_weight = _recurrent_weight_gradient(grad_current, spikes, ctx.arp)
+            grad_weight = _recurrent_weight_gradient(grad_current, fired, ctx.arp)
         return grad_current, *per_neuron, grad_weight, None, None, None
 
 
-def _recurrent_weight_gradient(grad_current: Tensor, spikes: Tensor, arp: int) -> Tensor:
+def _recurrent_weight_gradient(grad_current: Tensor, fired: Tensor, arp: int) -> Tensor:
     """dLoss/dW[post, pre] = Σ gI[t, post] S[t − arp − 1, pre]."""
-    n = spikes.shape[2]
-    if arp + 1 >= len(spikes):
+    n = fired.shape[2]
+    if arp + 1 >= len(fired):
         return grad_current.new_zeros(n, n)
-    events = events_of(spikes[: -arp - 1].flatten(0, 1).numpy())
+    events = events_of(fired[: -arp - 1].flatten(0, 1).numpy())
     later = grad_current[arp + 1 :].flatten(0, 1).numpy()
     return torch.from_numpy(event_weight_gradient(*events, later, 1, 0, n))[0].T
 
@@ -414,15 +419,17 @@ def fused_cpu(
     needs_grad = any(x is not None and x.requires_grad for x in inputs)
     margin = None
     if torch.is_grad_enabled() and needs_grad:
-        spikes, margin = _Fused.apply(*inputs, arp, surrogate, detach_spikes)  # pyright: ignore
+        spikes, fired, margin = _Fused.apply(  # pyright: ignore
+            *inputs, arp, surrogate, detach_spikes
+        )
     else:
-        spikes = _run(current, beta, p_, b_, arp, recurrent_weight, keep_margin=False)[0]
+        spikes, fired, *_ = _run(current, beta, p_, b_, arp, recurrent_weight, keep_margin=False)
 
     def membrane_and_threshold() -> tuple[Tensor, Tensor]:
         u = margin
         if u is None:
-            u = _run(current, beta, p_, b_, arp, recurrent_weight, keep_margin=True)[1]
+            u = _run(current, beta, p_, b_, arp, recurrent_weight, keep_margin=True)[2]
         threshold = threshold_of(spikes.detach(), p, b)
         return u.view(current.shape) + threshold, threshold
 
-    return ALIFTrace(spikes, membrane_and_threshold)
+    return ALIFTrace(spikes, membrane_and_threshold, fired)

@@ -14,13 +14,25 @@ class ALIFTrace:
 
     Attributes:
         spikes: 0 or 1, in the dtype of the current; differentiable.
+        fired: the same as bytes (uint8), without gradient.
         membrane: V before reset; a value without gradient, computed when first read.
         threshold: θ in force at each step; likewise.
     """
 
-    def __init__(self, spikes: Tensor, values: Callable[[], tuple[Tensor, Tensor]]):
+    def __init__(
+        self,
+        spikes: Tensor,
+        values: Callable[[], tuple[Tensor, Tensor]],
+        fired: Tensor | None = None,
+    ):
         self.spikes = spikes
         self._compute_values = values
+        self._fired = fired
+
+    @cached_property
+    def fired(self) -> Tensor:
+        """The spikes as bytes, [T, B, N] uint8."""
+        return self.spikes.detach().to(torch.uint8) if self._fired is None else self._fired
 
     @cached_property
     def _values(self) -> tuple[Tensor, Tensor]:
