@@ -1,10 +1,13 @@
 """Event-driven currents against the dense product."""
 
+from functools import partial
+
 import pytest
 import torch
 
 from blockspike import synapses
 from blockspike.data.events import EventBatch
+from blockspike.neurons.events_cpu import Fired
 from blockspike.synapses import MAX_EVENT_DENSITY, synaptic_current
 
 DTYPES = [torch.float32, torch.float64]
@@ -20,8 +23,8 @@ def make_spikes(shape=(20, 3, 70), density=0.05, most=1, dtype=torch.float64):
     return spikes
 
 
-def as_bytes(spikes):
-    return spikes.to(torch.uint8)
+def fired_of(spikes):
+    return Fired(spikes.to(torch.uint8, memory_format=torch.contiguous_format))
 
 
 def make_parameters(rf_len=1, n_units=67, n_inputs=70, dtype=torch.float64):
@@ -66,7 +69,7 @@ def test_binary_spikes(mode, rf_len, dtype):
     spikes, parameters = make_spikes(dtype=dtype), make_parameters(rf_len, dtype=dtype)
     expected = value_and_gradients(reference, spikes, *parameters)
     ours = value_and_gradients(
-        synaptic_current, spikes, *parameters, fired=as_bytes(spikes), mode=mode
+        synaptic_current, spikes, *parameters, fired=fired_of(spikes), mode=mode
     )
     assert len(ours) == 4 and spikes.sum() > 0
     assert_all_close(ours, expected, dtype)
@@ -98,12 +101,13 @@ def test_repeated_events_by_hand():
 @pytest.mark.parametrize("name", ["spikes", "weight", "bias"])
 def test_one_differentiable_argument_is_enough(name, binary):
     weight, bias = make_parameters(2)
-    arguments = {"spikes": make_spikes(), "weight": weight.detach(), "bias": bias.detach()}
+    spikes = make_spikes()
+    arguments = {"spikes": spikes, "weight": weight.detach(), "bias": bias.detach()}
     grads = []
-    fired = {"fired": as_bytes(arguments["spikes"])} if binary else {}
-    for function, options in ((reference, {}), (synaptic_current, fired)):
+    fired = fired_of(spikes) if binary else None
+    for function in (reference, partial(synaptic_current, fired=fired)):
         leaf = arguments[name].clone().requires_grad_()
-        function(**(arguments | {name: leaf} | options)).square().sum().backward()
+        function(*(arguments | {name: leaf}).values()).square().sum().backward()
         grads.append(leaf.grad)
     torch.testing.assert_close(grads[1], grads[0], rtol=1e-11, atol=1e-11)
 
@@ -123,7 +127,7 @@ def test_auto_chooses_by_density(monkeypatch, kind, density):
     spikes = make_spikes((100, 1, 100), density)
     spikes[50] = spikes[51]
     given = EventBatch.from_dense(spikes) if kind == "events" else spikes
-    fired = as_bytes(spikes) if kind == "binary" else None
+    fired = fired_of(spikes) if kind == "binary" else None
     synaptic_current(given, *make_parameters(n_inputs=100), fired=fired)
     assert chosen == ["_dense" if density > MAX_EVENT_DENSITY else "event_currents"]
 
@@ -144,7 +148,7 @@ def test_memory_layouts_and_nothing_modified(mode):
     bias = torch.stack([bias.detach(), bias.detach() + 1], 1)[:, 0]
     before = [x.clone() for x in (other, weight, bias)]
     ours = value_and_gradients(
-        synaptic_current, other, weight, bias, fired=as_bytes(other), mode=mode
+        synaptic_current, other, weight, bias, fired=fired_of(other), mode=mode
     )
     assert_all_close(ours, expected, torch.float64)
     assert all(torch.equal(x, y) for x, y in zip((other, weight, bias), before, strict=True))
@@ -175,7 +179,7 @@ def test_bitwise_equal_with_any_number_of_threads(mode):
         ({"weight": torch.zeros(4, 5)}, r"^weight, bias: expected .*got \[4, 5\] and \[4\]"),
         ({"bias": torch.zeros(5)}, r"^weight, bias: expected .*got \[1, 4, 5\] and \[5\]"),
         ({"spikes": torch.zeros(6, 2, 4)}, r"^spikes: expected \[T, B, 5\].*got \[6, 2, 4\]"),
-        ({"fired": torch.zeros(6, 2, 5)}, r"^fired: expected uint8 \[6, 2, 5\].*got torch.float32"),
+        ({"fired": fired_of(torch.zeros(6, 2, 4))}, r"^fired: expected shape \[6, 2, 5\].*2, 4\]"),
         ({"spikes": torch.zeros(6, 5)}, r"^spikes: expected \[T, B, 5\].*got \[6, 5\]"),
     ],
 )

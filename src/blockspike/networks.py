@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from blockspike.data.events import EventBatch
 from blockspike.neurons import ALIFTrace, Method, MultiGaussian, Surrogate, alif, leaky_integrate
+from blockspike.neurons.events_cpu import Fired
 from blockspike.synapses import SynapseMode, synaptic_current
 
 Bounds = tuple[float, float]
@@ -142,7 +143,7 @@ class SpikingLayer(BoundedParameters):
         """Spikes [T, B, n_units] for input [T, B, n_inputs]."""
         return self.trace(x).spikes
 
-    def trace(self, x: EventBatch | Tensor, fired: Tensor | None = None) -> ALIFTrace:
+    def trace(self, x: EventBatch | Tensor, fired: Fired | None = None) -> ALIFTrace:
         """The whole result for input [T, B, n_inputs]; `fired` as in `synaptic_current`."""
         current = synaptic_current(x, self.weight, self.bias, fired=fired, mode=self.synapses)
         return alif(
@@ -183,7 +184,7 @@ class LeakyReadout(BoundedParameters):
         beta = torch.full((n_units,), decay(tau_membrane_ms, dt_ms))
         self.add_bounded("beta", beta, beta_bounds, train_beta, "tau_membrane_ms")
 
-    def forward(self, spikes: Tensor, fired: Tensor | None = None) -> Tensor:
+    def forward(self, spikes: Tensor, fired: Fired | None = None) -> Tensor:
         """Membrane [T, B, n_units] for spikes [T, B, n_inputs]; `fired`: see `synaptic_current`."""
         current = synaptic_current(spikes, self.weight, self.bias, fired=fired, mode=self.synapses)
         return leaky_integrate(current, self.beta)

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from blockspike.data.events import EventBatch
-from blockspike.neurons.events_cpu import event_currents, event_weight_gradient, events_of
+from blockspike.neurons.events_cpu import Fired, event_currents, event_weight_gradient
 
 SynapseMode = Literal["auto", "events", "dense"]
 MAX_EVENT_DENSITY = 0.15  # active share of (step, unit) pairs above which dense is chosen
@@ -22,7 +22,7 @@ def synaptic_current(
     weight: Tensor,
     bias: Tensor,
     *,
-    fired: Tensor | None = None,
+    fired: Fired | None = None,
     mode: SynapseMode = "auto",
 ) -> Tensor:
     """I[t] = bias + Σ_k weight[k] spikes[t − k].
@@ -31,8 +31,8 @@ def synaptic_current(
         spikes: EventBatch of shape (T, B, K), or a dense tensor [T, B, K].
         weight: [n_taps, N, K] (post, pre); tap k acts k steps later (the temporal receptive field).
         bias: [N].
-        fired: the same as a dense `spikes`, as bytes (uint8), if those are only 0 and 1: they may
-            then be treated as events.
+        fired: the same as a dense `spikes`, if those are only 0 and 1: they may then be treated
+            as events.
         mode: "events", "dense", or "auto": events on the CPU where they are sparse.
 
     Returns:
@@ -50,12 +50,11 @@ def synaptic_current(
         raise ValueError("mode: 'events' needs an EventBatch or `fired`, got a dense tensor")
     if fired is None or mode == "dense" or spikes.device.type != "cpu":
         return _dense(spikes, weight, bias)
-    if fired.shape != spikes.shape or fired.dtype != torch.uint8:
+    if fired.array.shape != spikes.shape:
         raise ValueError(
-            f"fired: expected uint8 {list(spikes.shape)} like spikes, "
-            f"got {fired.dtype} {list(fired.shape)}"
+            f"fired: expected shape {list(spikes.shape)} like spikes, got {list(fired.array.shape)}"
         )
-    row_ptr, unit = events_of(fired.contiguous().flatten(0, 1).numpy())
+    row_ptr, unit = fired.events
     if not _use_events(mode, spikes.device, len(unit), spikes.shape):
         return _dense(spikes, weight, bias)
     shape = (spikes.shape[0], spikes.shape[1], spikes.shape[2])

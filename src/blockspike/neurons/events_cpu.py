@@ -4,13 +4,32 @@ Events are `row_ptr` [R + 1] and `unit` [n_events]: the units that spiked in row
 `unit[row_ptr[r]:row_ptr[r + 1]]`. A unit listed twice in a row counts twice.
 """
 
+from dataclasses import dataclass
+from functools import cached_property
+
 import numpy as np
 import torch
+from torch import Tensor
 
 from blockspike.neurons.kernels import kernel, run
 
-_GROUP = 32  # bytes looked at together: most are 0
 _LEAST_COLUMNS, _MOST_COLUMNS = 32, 128  # of a weight gradient that a thread takes at a time
+
+
+@dataclass(frozen=True, eq=False)
+class Fired:
+    """Which neurons fired, as bytes and as events; who needs the events again has them already.
+
+    Attributes:
+        array: uint8 [T, B, N], each 0 or 1.
+    """
+
+    array: Tensor
+
+    @cached_property
+    def events(self) -> tuple[np.ndarray, np.ndarray]:
+        """row_ptr [T·B + 1] and unit [n_events]; on the CPU."""
+        return events_of(self.array.flatten(0, 1).numpy())
 
 
 def events_of(fired: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -52,13 +71,13 @@ def _fill(start, stop, fired, row_ptr, unit):
 def list_units(fired, unit):
     """Write the units that fired, of bytes [K], to the start of `unit` [K]; returns how many."""
     count = np.uintp(0)
-    n_grouped = fired.size // _GROUP * _GROUP
-    for first in range(0, n_grouped, _GROUP):
-        any_ = np.uint8(0)
-        for k in range(_GROUP):
-            any_ |= fired[np.uintp(first + k)]
-        if any_ != 0:
-            count = _list_some(fired, first, first + _GROUP, unit, count)
+    n_grouped = fired.size // 8 * 8
+    for first in range(0, n_grouped, 8):  # most groups are silent
+        some = np.uint8(0)
+        for k in range(8):
+            some |= fired[np.uintp(first + k)]
+        if some != 0:
+            count = _list_some(fired, first, first + 8, unit, count)
     return _list_some(fired, n_grouped, fired.size, unit, count)
 
 

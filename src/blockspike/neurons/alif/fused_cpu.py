@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from blockspike.neurons.alif.trace import ALIFTrace, check_finite, threshold_of
-from blockspike.neurons.events_cpu import add_rows, event_weight_gradient, events_of, list_units
+from blockspike.neurons.events_cpu import Fired, add_rows, event_weight_gradient, list_units
 from blockspike.neurons.kernels import kernel, kernel_with_fma, run
 from blockspike.neurons.surrogate import Surrogate
 from blockspike.neurons.surrogate_cpu import surrogate_code, surrogate_derivative
@@ -325,8 +325,8 @@ def _columns(x: Tensor, batch_size: int) -> np.ndarray:
 def _run(
     current: Tensor, beta: Tensor, p: Tensor, b: Tensor, arp: int, weight: Tensor | None,
     keep_margin: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """Spikes [T, B, N], as bytes too, margin [T, B·N] or empty, saved adaptation and silence."""
+) -> tuple[Tensor, Fired, Tensor, Tensor, Tensor]:  # fmt: skip
+    """Spikes [T, B, N], what fired, margin [T, B·N] or empty, saved adaptation and silence."""
     n_steps, batch_size, n_neurons = current.shape
     flat = current.detach().reshape(n_steps, -1).contiguous()
     n_columns = flat.shape[1]
@@ -347,26 +347,32 @@ def _run(
     )  # fmt: skip
     check_finite(last_state.view(batch_size, n_neurons), current)
     spikes, fired = spikes.view(current.shape), fired.view(current.shape)
-    return spikes, fired, margin, saved_adaptation, saved_silent
+    return spikes, Fired(fired), margin, saved_adaptation, saved_silent
 
 
 class _Fused(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, current, beta, p, b, weight, arp: int, surrogate: Surrogate, detach: bool):
+    def forward(
+        ctx, current, beta, p, b, weight, arp: int, surrogate: Surrogate, detach: bool,
+        firing: list[Fired],
+    ):  # fmt: skip
+        """Spikes and margin [T, B, N]; what fired is appended to `firing`."""
         spikes, fired, *saved = _run(current, beta, p, b, arp, weight, keep_margin=True)
-        ctx.save_for_backward(*saved, beta, p, b, weight, None if weight is None else fired)
+        firing.append(fired)
+        ctx.save_for_backward(*saved, beta, p, b, weight)
+        ctx.fired = fired if weight is not None else None
         ctx.arp, ctx.surrogate, ctx.detach, ctx.shape = arp, surrogate, detach, current.shape
         margin = saved[0].view(current.shape)
-        ctx.mark_non_differentiable(fired, margin)
+        ctx.mark_non_differentiable(margin)
         ctx.set_materialize_grads(False)
-        return spikes, fired, margin
+        return spikes, margin
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, *grads: Tensor):  # pyright: ignore[reportIncompatibleMethodOverride]
         if grads[0] is None:
-            return (None,) * 8
-        margin, saved_adaptation, saved_silent, beta, p, b, weight, fired = ctx.saved_tensors
+            return (None,) * 9
+        margin, saved_adaptation, saved_silent, beta, p, b, weight = ctx.saved_tensors
         n_steps, batch_size, n_neurons = ctx.shape
         recurrent = weight is not None
         n_columns = margin.shape[1]
@@ -387,18 +393,18 @@ class _Fused(torch.autograd.Function):
         per_neuron = [x.view(batch_size, n_neurons).sum(0).to(margin.dtype) for x in sums]
         grad_weight = None
         if recurrent and ctx.needs_input_grad[4]:
-            grad_weight = _recurrent_weight_gradient(grad_current, fired, ctx.arp)
-        return grad_current, *per_neuron, grad_weight, None, None, None
+            grad_weight = _recurrent_weight_gradient(grad_current, ctx.fired, ctx.arp)
+        return grad_current, *per_neuron, grad_weight, None, None, None, None
 
 
-def _recurrent_weight_gradient(grad_current: Tensor, fired: Tensor, arp: int) -> Tensor:
+def _recurrent_weight_gradient(grad_current: Tensor, fired: Fired, arp: int) -> Tensor:
     """dLoss/dW[post, pre] = Σ gI[t, post] S[t − arp − 1, pre]."""
-    n = fired.shape[2]
-    if arp + 1 >= len(fired):
+    n = grad_current.shape[2]
+    if arp + 1 >= len(grad_current):
         return grad_current.new_zeros(n, n)
-    events = events_of(fired[: -arp - 1].flatten(0, 1).numpy())
+    row_ptr, unit = fired.events
     later = grad_current[arp + 1 :].flatten(0, 1).numpy()
-    return torch.from_numpy(event_weight_gradient(*events, later, 1, 0, n))[0].T
+    return torch.from_numpy(event_weight_gradient(row_ptr, unit, later, 1, 0, n))[0].T
 
 
 def fused_cpu(
@@ -419,9 +425,11 @@ def fused_cpu(
     needs_grad = any(x is not None and x.requires_grad for x in inputs)
     margin = None
     if torch.is_grad_enabled() and needs_grad:
-        spikes, fired, margin = _Fused.apply(  # pyright: ignore
-            *inputs, arp, surrogate, detach_spikes
+        firing: list[Fired] = []
+        spikes, margin = _Fused.apply(  # pyright: ignore
+            *inputs, arp, surrogate, detach_spikes, firing
         )
+        fired = firing[0]
     else:
         spikes, fired, *_ = _run(current, beta, p_, b_, arp, recurrent_weight, keep_margin=False)
 

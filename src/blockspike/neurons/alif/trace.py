@@ -6,6 +6,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from blockspike.neurons.events_cpu import Fired
 from blockspike.neurons.readout import leaky_integrate
 
 
@@ -14,7 +15,7 @@ class ALIFTrace:
 
     Attributes:
         spikes: 0 or 1, in the dtype of the current; differentiable.
-        fired: the same as bytes (uint8), without gradient.
+        fired: the same as bytes and, once asked for, as events; without gradient.
         membrane: V before reset; a value without gradient, computed when first read.
         threshold: θ in force at each step; likewise.
     """
@@ -23,16 +24,18 @@ class ALIFTrace:
         self,
         spikes: Tensor,
         values: Callable[[], tuple[Tensor, Tensor]],
-        fired: Tensor | None = None,
+        fired: Fired | None = None,
     ):
         self.spikes = spikes
         self._compute_values = values
         self._fired = fired
 
     @cached_property
-    def fired(self) -> Tensor:
-        """The spikes as bytes, [T, B, N] uint8."""
-        return self.spikes.detach().to(torch.uint8) if self._fired is None else self._fired
+    def fired(self) -> Fired:
+        """Which neurons fired, [T, B, N]."""
+        if self._fired is not None:
+            return self._fired
+        return Fired(self.spikes.detach().to(torch.uint8, memory_format=torch.contiguous_format))
 
     @cached_property
     def _values(self) -> tuple[Tensor, Tensor]:
