@@ -28,6 +28,7 @@ usage: blockspike COMMAND [overrides]
   train      one run, or a sweep with -m:       blockspike train data=nmnist_sample model=fused
   evaluate   a finished run on its test data:   blockspike evaluate run=outputs/…
   figures    pictures of a finished run:        blockspike figures run=outputs/…
+             or of a table of runs:             blockspike figures figure=classification
   collect    all finished runs → one table:     blockspike collect
 
 blockspike COMMAND --help lists a command's options, --cfg job prints its configuration,
