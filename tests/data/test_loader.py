@@ -125,9 +125,13 @@ def test_a_time_beyond_int32_does_not_wrap_into_the_run():
 
 
 def test_an_event_map_moves_and_drops():
-    def event_map(time, unit, offset, samples, epoch):
-        assert (offset.tolist(), samples.tolist(), epoch) == ([0, 3, 4], [0, 1], 5)
-        return time, unit.astype(int) - 1, unit > 0
+    def event_map(given):
+        assert (given.offset.tolist(), given.samples.tolist(), given.epoch) == (
+            [0, 3, 4],
+            [0, 1],
+            5,
+        )
+        return given.time, given.unit.astype(int) - 1, given.unit > 0
 
     dataset = EventDataset(events(), np.arange(3), lambda t: t, 4, 3, event_map)
     dataset.epoch = 5

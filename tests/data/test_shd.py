@@ -12,7 +12,7 @@ import pytest
 from made_data import SAMPLES, make_shd
 
 from blockspike.data.event_file import read_event_file
-from blockspike.data.loader import EpochSampler
+from blockspike.data.loader import EpochSampler, Gathered
 from blockspike.data.shd import (
     SHDDataModule,
     SpeechMap,
@@ -207,7 +207,7 @@ def test_a_sample_is_shifted_and_stretched_as_a_whole():
     unit = np.tile(np.array([0, 350, 699], np.uint16), 6)
     time = np.tile(np.array([0, 0.25, 0.5], np.float16), 6)
     offset, samples = np.arange(7) * 3, np.array([4, 9, 2, 4, 30, 31])
-    stretched, pooled, keep = speech(time, unit, offset, samples, epoch=1)
+    stretched, pooled, keep = speech(Gathered(time, unit, offset, samples, epoch=1))
     for b, sample in enumerate(samples):
         shift, factor = speech.draw(1, int(sample))
         shifted = np.array([0, 350, 699]) + shift

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -20,12 +20,19 @@ _PREFETCH_BATCHES = 2
 Binning = Callable[[np.ndarray], np.ndarray]
 """Times ``[n]`` as stored -> time steps int ``[n]``."""
 
-EventMap = Callable[
-    [np.ndarray, np.ndarray, np.ndarray, np.ndarray, int],
-    tuple[np.ndarray, np.ndarray, np.ndarray],
-]
-"""(time ``[n]``, unit ``[n]``, offset ``[B + 1]``, samples ``[B]``, epoch) -> time ``[n]``,
-unit int ``[n]``, keep ``[n]``."""
+
+class Gathered(NamedTuple):
+    """The events of a batch as stored: those of sample b are offset[b] … offset[b + 1] − 1."""
+
+    time: np.ndarray  # [n]
+    unit: np.ndarray  # [n]
+    offset: np.ndarray  # [B + 1]
+    samples: np.ndarray  # [B], numbers of the samples
+    epoch: int
+
+
+EventMap = Callable[[Gathered], tuple[np.ndarray, np.ndarray, np.ndarray]]
+"""Events -> time ``[n]``, unit int ``[n]``, keep ``[n]``."""
 
 
 class EventDataset(Dataset):
@@ -65,7 +72,7 @@ class EventDataset(Dataset):
         time, unit, offset = self.split.gather(samples)
         keep = None
         if self.event_map is not None:
-            time, unit, keep = self.event_map(time, unit, offset, samples, self.epoch)
+            time, unit, keep = self.event_map(Gathered(time, unit, offset, samples, self.epoch))
         # Clipped before the cast to int32, so that a far later event cannot wrap into the run.
         step = np.minimum(self.binning(time), self.n_steps).astype(np.int32)
         if keep is not None:

@@ -20,7 +20,7 @@ from numba import njit
 from blockspike.data.datamodule import EventDataModule, require
 from blockspike.data.download import fetch, nmnist_files
 from blockspike.data.event_file import SplitContent, write_event_file
-from blockspike.data.loader import EventMap
+from blockspike.data.loader import EventMap, Gathered
 from blockspike.data.nmnist_raw import RawRecording, open_raw
 from blockspike.data.progress import progress
 
@@ -254,21 +254,14 @@ class PixelShift:
     largest: int
     seed: int
 
-    def __call__(
-        self,
-        time: np.ndarray,
-        unit: np.ndarray,
-        offset: np.ndarray,
-        samples: np.ndarray,
-        epoch: int,
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def __call__(self, events: Gathered) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Return the times, moved units int ``[n]`` and which events stay on the camera."""
-        n_events = np.diff(offset)
-        dx, dy = np.array([self.shift(epoch, i) for i in samples], np.int32).T
-        y, x = np.divmod(unit.astype(np.int32), WIDTH)
+        n_events = np.diff(events.offset)
+        dx, dy = np.array([self.shift(events.epoch, i) for i in events.samples], np.int32).T
+        y, x = np.divmod(events.unit.astype(np.int32), WIDTH)
         x += np.repeat(dx, n_events)
         y += np.repeat(dy, n_events)
-        return time, y * WIDTH + x, (x >= 0) & (x < WIDTH) & (y >= 0) & (y < WIDTH)
+        return events.time, y * WIDTH + x, (x >= 0) & (x < WIDTH) & (y >= 0) & (y < WIDTH)
 
     def shift(self, epoch: int, sample: int) -> tuple[int, int]:
         """Return the shift (x, y) of a recording, each uniform on -largest ... largest."""

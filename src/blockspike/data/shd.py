@@ -25,7 +25,7 @@ import numpy as np
 from blockspike.data.datamodule import EventDataModule, require
 from blockspike.data.download import fetch, shd_files
 from blockspike.data.event_file import EventSplit, SplitContent, write_event_file
-from blockspike.data.loader import EventMap
+from blockspike.data.loader import EventMap, Gathered
 from blockspike.data.progress import progress
 
 N_CHANNELS = 700
@@ -391,18 +391,12 @@ class SpeechMap:
     stretch: float = 0.0
     seed: int = 0
 
-    def __call__(
-        self,
-        time: np.ndarray,
-        unit: np.ndarray,
-        offset: np.ndarray,
-        samples: np.ndarray,
-        epoch: int,
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def __call__(self, events: Gathered) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Return times, pooled channels int ``[n]`` and which events stay on the 700 channels."""
-        channel, n_events = unit.astype(np.int32), np.diff(offset)
+        time, channel = events.time, events.unit.astype(np.int32)
         if self.jitter or self.stretch:
-            shift, factor = np.array([self.draw(epoch, i) for i in samples]).T
+            n_events = np.diff(events.offset)
+            shift, factor = np.array([self.draw(events.epoch, i) for i in events.samples]).T
             channel += np.repeat(shift.astype(np.int32), n_events)
             time = time.astype(np.float64) * np.repeat(factor, n_events)
         return time, channel // self.pooling, (channel >= 0) & (channel < N_CHANNELS)

@@ -18,10 +18,10 @@ _LEAST_COLUMNS, _MOST_COLUMNS = 32, 128  # of a weight gradient that a thread ta
 
 @dataclass(frozen=True, eq=False)
 class Fired:
-    """Which neurons fired, as bytes and as events; who needs the events again has them already.
+    """Which neurons fired, as events once asked for; who needs them again has them already.
 
     Attributes:
-        array: uint8 [T, B, N], each 0 or 1.
+        array: [T, B, N], each 0 or 1; bytes (uint8) or spikes of any type.
     """
 
     array: Tensor
@@ -29,7 +29,8 @@ class Fired:
     @cached_property
     def events(self) -> tuple[np.ndarray, np.ndarray]:
         """row_ptr [T·B + 1] and unit [n_events]; on the CPU."""
-        return events_of(self.array.flatten(0, 1).numpy())
+        fired = self.array.to(torch.uint8).flatten(0, 1).contiguous()  # not copied if it is that
+        return events_of(fired.numpy())
 
 
 def events_of(fired: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -15,7 +15,7 @@ class ALIFTrace:
 
     Attributes:
         spikes: 0 or 1, in the dtype of the current; differentiable.
-        fired: the same as bytes and, once asked for, as events; without gradient.
+        fired: the same, as events once asked for; without gradient.
         membrane: V before reset; a value without gradient, computed when first read.
         threshold: θ in force at each step; likewise.
     """
@@ -33,9 +33,7 @@ class ALIFTrace:
     @cached_property
     def fired(self) -> Fired:
         """Which neurons fired, [T, B, N]."""
-        if self._fired is not None:
-            return self._fired
-        return Fired(self.spikes.detach().to(torch.uint8, memory_format=torch.contiguous_format))
+        return Fired(self.spikes.detach()) if self._fired is None else self._fired
 
     @cached_property
     def _values(self) -> tuple[Tensor, Tensor]:
