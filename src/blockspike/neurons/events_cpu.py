@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from blockspike.neurons.kernels import kernel, run
+from blockspike.neurons.kernels import borrowed, kernel, run
 
 _LEAST_COLUMNS, _MOST_COLUMNS = 32, 128  # of a weight gradient that a thread takes at a time
 
@@ -61,7 +61,7 @@ def _count(start, stop, fired, count):
 
 @kernel
 def _fill(start, stop, fired, row_ptr, unit):
-    listed = np.empty(fired.shape[1], np.int32)
+    fired, listed = borrowed(fired), np.empty(fired.shape[1], np.int32)
     for row in range(start, stop):
         first = np.uintp(row_ptr[row])
         for event in range(list_units(fired[row], listed)):
@@ -73,12 +73,10 @@ def list_units(fired, unit):
     """Write the units that fired, of bytes [K], to the start of `unit` [K]; returns how many."""
     count = np.uintp(0)
     n_grouped = fired.size // 8 * 8
-    for first in range(0, n_grouped, 8):  # most groups are silent
-        some = np.uint8(0)
-        for k in range(8):
-            some |= fired[np.uintp(first + k)]
-        if some != 0:
-            count = _list_some(fired, first, first + 8, unit, count)
+    groups = fired[:n_grouped].view(np.uint64)
+    for group in range(groups.size):  # most are silent
+        if groups[np.uintp(group)] != 0:
+            count = _list_some(fired, 8 * group, 8 * group + 8, unit, count)
     return _list_some(fired, n_grouped, fired.size, unit, count)
 
 
@@ -129,6 +127,7 @@ def event_currents(
 
 @kernel
 def _event_currents(start, stop, row_ptr, unit, weight_t, bias, lag_rows, out):
+    out, weight_t = borrowed(out), borrowed(weight_t)
     for tap in range(weight_t.shape[0]):
         rows, lag = weight_t[tap], tap * lag_rows
         for row in range(start, stop):

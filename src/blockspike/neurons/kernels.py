@@ -14,6 +14,8 @@ from typing import Any
 
 import numba
 import torch
+from llvmlite.ir import Constant
+from numba.extending import intrinsic, overload
 
 _PIECES_PER_THREAD = 4  # so that threads with light pieces take more of them
 _pool: ThreadPoolExecutor | None = None
@@ -30,6 +32,29 @@ def kernel(function: Callable) -> Callable:
 def kernel_with_fma(function: Callable) -> Callable:
     """As `kernel`, for gradients: a·b + c may be one instruction, rounded once."""
     return numba.njit(cache=True, error_model="numpy", nogil=True, fastmath={"contract"})(function)
+
+
+def borrowed(array: Any) -> Any:
+    """The same array, which its caller keeps alive: in a kernel, slices of it count no references.
+
+    Counting is atomic, so threads that slice one array would wait for each other's counts.
+    """
+    return array
+
+
+@overload(borrowed)
+def _borrowed_overload(array):
+    return lambda array: _borrowed(array)
+
+
+@intrinsic
+def _borrowed(typingctx, array):  # pyright: ignore[reportUnusedParameter]
+    def codegen(context, builder, signature, args):
+        view = context.make_array(array)(context, builder, args[0])
+        view.meminfo = Constant(view.meminfo.type, None)
+        return view._getvalue()
+
+    return array(array), codegen
 
 
 def run(compiled: Callable, n_items: int, *args: Any) -> None:

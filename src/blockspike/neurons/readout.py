@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from blockspike.neurons.kernels import kernel, run
+from blockspike.neurons.kernels import borrowed, kernel, run
 
 _TILE = 256
 
@@ -69,6 +69,7 @@ def _scan_by_doubling(x: Tensor, beta: Tensor) -> Tensor:
 
 @kernel
 def _scan_cpu(first, last, x, beta, reverse, out):
+    x, beta, out = borrowed(x), borrowed(beta), borrowed(out)
     n_steps, _, n_units = x.shape
     n_tiles = (n_units + _TILE - 1) // _TILE
     for item in range(first, last):

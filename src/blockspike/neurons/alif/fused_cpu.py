@@ -16,7 +16,7 @@ from torch import Tensor
 
 from blockspike.neurons.alif.trace import ALIFTrace, check_finite, threshold_of
 from blockspike.neurons.events_cpu import Fired, add_rows, event_weight_gradient, list_units
-from blockspike.neurons.kernels import kernel, kernel_with_fma, run
+from blockspike.neurons.kernels import borrowed, kernel, kernel_with_fma, run
 from blockspike.neurons.surrogate import Surrogate
 from blockspike.neurons.surrogate_cpu import surrogate_code, surrogate_derivative
 
@@ -210,6 +210,8 @@ def _forward(
     spikes, fired, margin, saved_adaptation, saved_silent, last_state,
 ):  # fmt: skip
     n_steps, n_columns = current.shape
+    current, spikes, fired = borrowed(current), borrowed(spikes), borrowed(fired)
+    margin, weight_t = borrowed(margin), borrowed(weight_t)
     for start in range(first_tile * tile, last_tile * tile, tile):
         stop = min(n_columns, start + tile)
         width = stop - start
@@ -254,6 +256,8 @@ def _backward(
     weight, feedback, attached, surrogate, tile, grad_current, grad_beta, grad_p, grad_b,
 ):  # fmt: skip
     n_steps, n_columns = margin.shape
+    grad_spikes, grad_current = borrowed(grad_spikes), borrowed(grad_current)
+    margin, weight = borrowed(margin), borrowed(weight)
     n_chunks = (n_steps + CHUNK - 1) // CHUNK
     for start in range(first_tile * tile, last_tile * tile, tile):
         stop = min(n_columns, start + tile)
