@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from neuron_cases import assert_same_result, make_inputs, run
+from poison import poison
 from torch.autograd.graph import saved_tensors_hooks
 
 from blockspike.neurons import alif
@@ -102,26 +103,6 @@ def test_two_threads_at_once():
         thread.join(60)
     assert not any(thread.is_alive() for thread in threads), "a thread hangs"
     assert not failures
-
-
-def poison(monkeypatch, owner, name) -> list:
-    """Make an allocator return NaN, or for integers the least value; the list counts its calls."""
-    original, calls = getattr(owner, name), []
-
-    def poisoned(*args, **kwargs):
-        calls.append(name)
-        array = original(*args, **kwargs)
-        if isinstance(array, np.ndarray):
-            array.fill(np.nan if array.dtype.kind == "f" else np.iinfo(array.dtype).min)
-        else:
-            is_float = array.is_floating_point()
-            array.fill_(
-                float("nan") if is_float else 199 if array.dtype == torch.uint8 else -(2**30)
-            )
-        return array
-
-    monkeypatch.setattr(owner, name, poisoned)
-    return calls
 
 
 @pytest.mark.parametrize("arp", [0, 3, 100])

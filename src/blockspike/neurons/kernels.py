@@ -44,7 +44,7 @@ def borrowed(array: Any) -> Any:
 
 @overload(borrowed)
 def _borrowed_overload(array):
-    return lambda array: _borrowed(array)
+    return lambda array: _borrowed(array)  # pyright: ignore[reportCallIssue]
 
 
 @intrinsic

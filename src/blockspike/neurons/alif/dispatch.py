@@ -1,23 +1,20 @@
 """`alif`: one neuron model, three methods."""
 
-from collections.abc import Callable
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
 from blockspike.neurons.alif.blocks import blocks
+from blockspike.neurons.alif.blocks_cpu import blocks_cpu
 from blockspike.neurons.alif.fused_cpu import fused_cpu
 from blockspike.neurons.alif.standard import standard
 from blockspike.neurons.alif.trace import ALIFTrace
 from blockspike.neurons.surrogate import MultiGaussian, Surrogate
 
 Method = Literal["standard", "blocks", "fused"]
-_METHODS: dict[str, Callable[..., ALIFTrace]] = {
-    "standard": standard,
-    "blocks": blocks,
-    "fused": fused_cpu,
-}
+_ON_CPU = {"standard": standard, "blocks": blocks_cpu, "fused": fused_cpu}
+_ELSEWHERE = {"standard": standard, "blocks": blocks}
 
 
 def alif(
@@ -55,7 +52,8 @@ def alif(
         ValueError: a bad argument, or a NaN or Inf in any of them.
     """
     _check(current, beta, p, b, arp, recurrent_weight, surrogate, method)
-    return _METHODS[method](
+    methods = _ON_CPU if current.device.type == "cpu" else _ELSEWHERE
+    return methods[method](
         current,
         beta,
         p,
@@ -68,8 +66,8 @@ def alif(
 
 
 def _check(current, beta, p, b, arp, recurrent_weight, surrogate, method) -> None:
-    if method not in _METHODS:
-        raise ValueError(f"method: expected one of {', '.join(_METHODS)}, got {method!r}")
+    if method not in _ON_CPU:
+        raise ValueError(f"method: expected one of {', '.join(_ON_CPU)}, got {method!r}")
     if not isinstance(surrogate, get_args(Surrogate)):
         names = ", ".join(kind.__name__ for kind in get_args(Surrogate))
         raise ValueError(f"surrogate: expected one of {names}, got {surrogate!r}")
@@ -89,9 +87,9 @@ def _check(current, beta, p, b, arp, recurrent_weight, surrogate, method) -> Non
             _check_like(name, value, (n,), current)
     if recurrent_weight is not None:
         _check_like("recurrent_weight", recurrent_weight, (n, n), current)
-    if method == "fused" and current.device.type != "cpu":
+    if current.device.type != "cpu" and method not in _ELSEWHERE:
         raise ValueError(
-            f"method: 'fused' runs on cpu, got current on {current.device}; use 'blocks' there"
+            f"method: {method!r} runs on cpu, got current on {current.device}; use 'blocks' there"
         )
     _check_parameters_finite(beta=beta, p=p, b=b, recurrent_weight=recurrent_weight)
 

@@ -4,25 +4,28 @@ Exactly the equations and the gradient of `standard.py`. Per neuron and step it 
 V − θ and, for recurrence, the spike as a byte; every CHUNK steps also (a, silent steps). Backward
 takes a chunk at a time: it replays adaptation and refractoriness from there, then runs the chunk in
 reverse.
-
-[T, B, N] is treated as T rows of B·N columns, a tile of columns at a time. With recurrence a tile
-holds whole samples, and each spike adds one row of weights arp + 1 steps later: no matrix product,
-and no cost that depends on arp.
 """
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from blockspike.neurons.alif.tiles_cpu import (
+    CHUNK,
+    add_feedback,
+    add_recurrent,
+    columns,
+    list_spikes,
+    recurrent_weight_gradient,
+    tile_width,
+)
 from blockspike.neurons.alif.trace import ALIFTrace, check_finite, threshold_of
-from blockspike.neurons.events_cpu import Fired, add_rows, event_weight_gradient, list_units
+from blockspike.neurons.events_cpu import Fired
 from blockspike.neurons.kernels import borrowed, kernel, kernel_with_fma, run
 from blockspike.neurons.surrogate import Surrogate
 from blockspike.neurons.surrogate_cpu import surrogate_code, surrogate_derivative
 
-CHUNK = 16  # steps between saved states
 _NARROW = 8  # columns below which a loop over time beats one over columns
-_MAX_TILE = 2048  # neurons of a tile: a chunk of it stays in the L2 cache
 
 
 @kernel
@@ -170,41 +173,6 @@ def _reverse_columns(
 
 
 @kernel
-def _add_recurrent(row, units, n_units, weight_t, drive):
-    """drive = row + weights of the listed units; sample after sample, each [N] neurons."""
-    n_neurons = weight_t.shape[1]
-    for i in range(row.size):
-        drive[i] = row[i]
-    for sample in range(n_units.size):
-        start = sample * n_neurons
-        total = drive[start : start + n_neurons]
-        add_rows(total, weight_t, units, start, start + n_units[sample])
-
-
-@kernel
-def _list_spikes(fired, n_neurons, units, n_units):
-    for sample in range(n_units.size):
-        own = slice(sample * n_neurons, (sample + 1) * n_neurons)
-        n_units[sample] = list_units(fired[own], units[own])
-
-
-@kernel
-def _add_feedback(grad_spikes, later, weight, out):
-    """out = grad_spikes + Wᵀ later: gradient that comes back through the recurrence."""
-    n_neurons = weight.shape[0]
-    for i in range(grad_spikes.size):
-        out[i] = grad_spikes[i]
-    for start in range(0, grad_spikes.size, n_neurons):
-        total = out[start : start + n_neurons]
-        for post in range(n_neurons):
-            g = later[start + post]
-            if g != 0:
-                row = weight[post]
-                for i in range(n_neurons):
-                    total[i] += g * row[i]
-
-
-@kernel
 def _forward(
     first_tile, last_tile, current, beta, p, b, arp, weight_t, recurrent, tile, keep_margin,
     spikes, fired, margin, saved_adaptation, saved_silent, last_state,
@@ -242,9 +210,9 @@ def _forward(
                 u = margin[t, start:stop] if keep_margin else scratch
                 if recurrent:
                     slot = t % n_slots  # holds the spikes of step t − arp − 1
-                    _add_recurrent(row, units[slot], n_units[slot], weight_t, drive)
+                    add_recurrent(row, units[slot], n_units[slot], weight_t, drive)
                     _advance(drive, beta_, p_, b_, arp, state, adaptation, silent, s, f, u)
-                    _list_spikes(f, n_neurons, units[slot], n_units[slot])
+                    list_spikes(f, n_neurons, units[slot], n_units[slot])
                 else:
                     _advance(row, beta_, p_, b_, arp, state, adaptation, silent, s, f, u)
         last_state[start:stop] = state
@@ -301,7 +269,7 @@ def _backward(
             for t in range(last - 1, first - 1 if not narrow else last - 1, -1):
                 g = grad_spikes[t, start:stop]
                 if feedback and t + arp + 1 < n_steps:
-                    _add_feedback(g, grad_current[t + arp + 1, start:stop], weight, grad_s)
+                    add_feedback(g, grad_current[t + arp + 1, start:stop], weight, grad_s)
                     g = grad_s
                 _reverse(
                     t - first, g, margins, slopes, adaptations, opens, beta_, p_, b_, attached,
@@ -313,17 +281,6 @@ def _backward(
                 grad_p[start + i] += sum_p[i]
                 grad_b[start + i] += sum_b[i]
                 sum_beta[i] = sum_p[i] = sum_b[i] = 0
-
-
-def _tile_width(n_columns: int, unit: int) -> int:
-    """Columns a thread takes at a time: whole units, enough tiles for all threads."""
-    per_thread = -(-n_columns // (unit * torch.get_num_threads())) * unit
-    return max(unit, min(per_thread, _MAX_TILE // unit * unit))
-
-
-def _columns(x: Tensor, batch_size: int) -> np.ndarray:
-    """[N] → [B·N], as the columns of the flattened arrays."""
-    return x.detach().repeat(batch_size).numpy()
 
 
 def _run(
@@ -342,10 +299,10 @@ def _run(
     saved_adaptation = flat.new_empty(n_saved, n_columns)
     saved_silent = torch.empty_like(saved_adaptation, dtype=torch.int32)
     last_state = flat.new_empty(n_columns)
-    tile = _tile_width(n_columns, 16 if weight is None else n_neurons)
+    tile = tile_width(n_columns, 16 if weight is None else n_neurons)
     run(
         _forward, -(-n_columns // tile), flat.numpy(),
-        *(_columns(x, batch_size) for x in (beta, p, b)), np.int32(min(arp, n_steps)),
+        *(columns(x, batch_size) for x in (beta, p, b)), np.int32(min(arp, n_steps)),
         weight_t.numpy(), weight is not None, tile, keep_margin, spikes.numpy(), fired.numpy(),
         margin.numpy(), saved_adaptation.numpy(), saved_silent.numpy(), last_state.numpy(),
     )  # fmt: skip
@@ -383,11 +340,11 @@ class _Fused(torch.autograd.Function):
         grad_spikes = grads[0].reshape(margin.shape).contiguous()
         grad_current = torch.empty_like(margin)
         sums = [torch.zeros(n_columns, dtype=torch.float64) for _ in range(3)]
-        tile = _tile_width(n_columns, n_neurons if recurrent else 16)
+        tile = tile_width(n_columns, n_neurons if recurrent else 16)
         run(
             _backward, -(-n_columns // tile), grad_spikes.numpy(), margin.numpy(),
             saved_adaptation.numpy(), saved_silent.numpy(),
-            *(_columns(x, batch_size) for x in (beta, p, b)), np.int32(min(ctx.arp, n_steps)),
+            *(columns(x, batch_size) for x in (beta, p, b)), np.int32(min(ctx.arp, n_steps)),
             (weight.detach().contiguous() if recurrent else margin.new_empty(1, 1)).numpy(),
             recurrent and not ctx.detach, margin.numpy().dtype.type(not ctx.detach),
             surrogate_code(ctx.surrogate), tile, grad_current.numpy(),
@@ -397,18 +354,8 @@ class _Fused(torch.autograd.Function):
         per_neuron = [x.view(batch_size, n_neurons).sum(0).to(margin.dtype) for x in sums]
         grad_weight = None
         if recurrent and ctx.needs_input_grad[4]:
-            grad_weight = _recurrent_weight_gradient(grad_current, ctx.fired, ctx.arp)
+            grad_weight = recurrent_weight_gradient(grad_current, ctx.fired, ctx.arp)
         return grad_current, *per_neuron, grad_weight, None, None, None, None
-
-
-def _recurrent_weight_gradient(grad_current: Tensor, fired: Fired, arp: int) -> Tensor:
-    """dLoss/dW[post, pre] = Σ gI[t, post] S[t − arp − 1, pre]."""
-    n = grad_current.shape[2]
-    if arp + 1 >= len(grad_current):
-        return grad_current.new_zeros(n, n)
-    row_ptr, unit = fired.events
-    later = grad_current[arp + 1 :].flatten(0, 1).numpy()
-    return torch.from_numpy(event_weight_gradient(row_ptr, unit, later, 1, 0, n))[0].T
 
 
 def fused_cpu(

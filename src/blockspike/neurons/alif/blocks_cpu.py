@@ -1,0 +1,339 @@
+"""The Blocks method in one pass over time, forward and backward (Numba).
+
+Exactly the spikes of `standard.py` and the published gradient of `blocks.py`, without its matrix
+products: the cost does not depend on arp. Time is still cut into blocks of n = arp + 1 steps, since
+the gradient is. Within a block V runs on as if nothing reset, and θ as if nothing spiked.
+
+Per neuron and step the margin V − θ is kept, for recurrence also the spike as a byte, and every
+CHUNK steps the state. Backward takes a chunk at a time: it replays the state from there, then runs
+the chunk in reverse.
+"""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from blockspike.neurons.alif.fused_cpu import fused_cpu
+from blockspike.neurons.alif.tiles_cpu import (
+    CHUNK,
+    add_feedback,
+    add_recurrent,
+    columns,
+    list_spikes,
+    recurrent_weight_gradient,
+    tile_width,
+)
+from blockspike.neurons.alif.trace import ALIFTrace, check_finite, threshold_of
+from blockspike.neurons.events_cpu import Fired
+from blockspike.neurons.kernels import borrowed, kernel, kernel_with_fma, run
+from blockspike.neurons.surrogate import Surrogate
+from blockspike.neurons.surrogate_cpu import surrogate_code, surrogate_derivative
+
+
+@kernel
+def _enter_block(membrane, adaptation, fixed, closed, spiked):
+    """Carry the state of one tile into the next block; every array is [tile].
+
+    `spiked` is 1 + the step of the block in which a neuron spiked, or 0; `closed` is how many steps
+    of a block are masked; `fixed` is the adaptation that holds for θ within a block, which decays.
+    """
+    real = membrane.dtype.type
+    for i in range(membrane.size):
+        fixed[i] = adaptation[i]
+        closed[i] = max(spiked[i] - 1, 0)
+        membrane[i] *= real(1.0) if spiked[i] == 0 else real(0.0)  # NaN and Inf leave a NaN
+        spiked[i] = 0
+
+
+@kernel
+def _follow(margin, k, p, adaptation, fixed, spiked):
+    """After step k of a block: spike, adaptation, its fixed part, and `spiked`."""
+    real = type(margin)
+    fires = (margin > real(0.0)) & (spiked == 0)
+    s = real(1.0) if fires else real(0.0)
+    return s, p * adaptation + s, p * fixed, np.int32(k + 1) if fires else spiked
+
+
+@kernel
+def _advance(
+    k, drive, beta, p, b, membrane, adaptation, fixed, closed, spiked, spikes, fired, margin
+):
+    """Step k of a block for one tile."""
+    real = drive.dtype.type
+    for i in range(drive.size):
+        open_ = real(1.0) if k >= closed[i] else real(0.0)
+        membrane[i] = beta[i] * membrane[i] + drive[i] * open_
+        margin[i] = membrane[i] - (real(1.0) + b[i] * fixed[i])
+        spikes[i], adaptation[i], fixed[i], spiked[i] = _follow(
+            margin[i], k, p[i], adaptation[i], fixed[i], spiked[i]
+        )
+        fired[i] = np.uint8(spikes[i])
+
+
+@kernel
+def _forward(
+    first_tile, last_tile, current, beta, p, b, n, weight_t, recurrent, tile, spikes, fired,
+    margin, saved_state, saved_steps, last_state,
+):  # fmt: skip
+    n_steps, n_columns = current.shape
+    current, spikes, fired = borrowed(current), borrowed(spikes), borrowed(fired)
+    margin, weight_t = borrowed(margin), borrowed(weight_t)
+    for start in range(first_tile * tile, last_tile * tile, tile):
+        stop = min(n_columns, start + tile)
+        width = stop - start
+        beta_, p_, b_ = beta[start:stop], p[start:stop], b[start:stop]
+        membrane = np.zeros(width, current.dtype)
+        adaptation, fixed = np.zeros_like(membrane), np.zeros_like(membrane)
+        closed, spiked = np.zeros(width, np.int32), np.zeros(width, np.int32)
+        drive = np.empty_like(membrane)
+        n_neurons = weight_t.shape[1] if recurrent else width
+        units = np.empty((n, width if recurrent else 1), np.int32)  # that fired
+        n_units = np.zeros((n, width // n_neurons), np.int64)
+        for t in range(n_steps):
+            k = t % n
+            if k == 0:
+                _enter_block(membrane, adaptation, fixed, closed, spiked)
+            if t % CHUNK == 0:
+                saved_state[0, t // CHUNK, start:stop] = adaptation
+                saved_state[1, t // CHUNK, start:stop] = fixed
+                saved_steps[0, t // CHUNK, start:stop] = closed
+                saved_steps[1, t // CHUNK, start:stop] = spiked
+            row, u = current[t, start:stop], margin[t, start:stop]
+            s, f = spikes[t, start:stop], fired[t, start:stop]
+            if recurrent:  # units[k] are those that fired one block ago
+                add_recurrent(row, units[k], n_units[k], weight_t, drive)
+                row = drive
+            _advance(k, row, beta_, p_, b_, membrane, adaptation, fixed, closed, spiked, s, f, u)
+            if recurrent:
+                list_spikes(f, n_neurons, units[k], n_units[k])
+        last_state[start:stop] = membrane
+
+
+@kernel
+def _replay(k, margin, p, adaptation, fixed, closed, spiked, adaptations, fixeds, opens):
+    """Repeat step k of a block into the arrays [tile]; the state is that before the step."""
+    real = margin.dtype.type
+    for i in range(margin.size):
+        adaptations[i], fixeds[i] = adaptation[i], fixed[i]
+        opens[i] = real(1.0) if k >= closed[i] else real(0.0)
+        _, adaptation[i], fixed[i], spiked[i] = _follow(
+            margin[i], k, p[i], adaptation[i], fixed[i], spiked[i]
+        )
+
+
+@kernel
+def _leave_block(n, spiked, p, attached, rests, left):
+    """At the end of a block: who rested in it, and how far the spike in `adaptation` decayed."""
+    real = p.dtype.type
+    for i in range(spiked.size):
+        rests[i] = real(1.0) if spiked[i] == 0 else real(0.0)
+        left[i] = p[i] ** (n - spiked[i]) if attached and spiked[i] > 0 else real(0.0)
+
+
+@kernel_with_fma
+def _come_from_block(left, grad_fixed, grad_adaptation, pull, once, twice):
+    """Backward into the block before: both adaptations of the next block start as its last one."""
+    for i in range(left.size):
+        grad_adaptation[i] += grad_fixed[i]
+        grad_fixed[i] = 0
+        pull[i] = left[i] * grad_adaptation[i]
+        once[i] = twice[i] = 0
+
+
+@kernel_with_fma
+def _reverse(
+    grad_spikes, margin, slope, adaptation, fixed, open_, kept, beta, p, b, pull, once, twice,
+    grad_membrane, grad_adaptation, grad_fixed, grad_current, sum_beta, sum_p, sum_b,
+):  # fmt: skip
+    """Backpropagation through one step for one tile; every array is [tile].
+
+    `kept` is 1, or at the end of a block whether the membrane lives on. `once` and `twice` sum the
+    gradients of the spikes so that twice = Σ_{t≥k} (t−k+1) gS[t].
+    """
+    real = margin.dtype.type
+    for i in range(margin.size):
+        once[i] += grad_spikes[i] + p[i] * fixed[i] * pull[i]
+        twice[i] += once[i]
+        grad_margin = twice[i] * slope[i]
+        membrane = margin[i] + (real(1.0) + b[i] * fixed[i])
+        to_state = grad_membrane[i] * kept[i]
+        sum_beta[i] += to_state * membrane
+        sum_p[i] += grad_adaptation[i] * adaptation[i] + grad_fixed[i] * fixed[i]
+        sum_b[i] -= grad_margin * fixed[i]
+        grad_membrane[i] = beta[i] * to_state + grad_margin
+        grad_current[i] = grad_membrane[i] * open_[i]
+        grad_adaptation[i] = p[i] * grad_adaptation[i]
+        grad_fixed[i] = p[i] * grad_fixed[i] - b[i] * grad_margin
+
+
+@kernel
+def _backward(
+    first_tile, last_tile, grad_spikes, margin, saved_state, saved_steps, beta, p, b, n, weight,
+    feedback, attached, surrogate, tile, grad_current, grad_beta, grad_p, grad_b,
+):  # fmt: skip
+    n_steps, n_columns = margin.shape
+    grad_spikes, grad_current = borrowed(grad_spikes), borrowed(grad_current)
+    margin, weight = borrowed(margin), borrowed(weight)
+    for start in range(first_tile * tile, last_tile * tile, tile):
+        stop = min(n_columns, start + tile)
+        width = stop - start
+        beta_, p_, b_ = beta[start:stop], p[start:stop], b[start:stop]
+        grad_membrane = np.zeros(width, margin.dtype)
+        grad_adaptation, grad_fixed = np.zeros_like(grad_membrane), np.zeros_like(grad_membrane)
+        pull, grad_s = np.zeros_like(grad_membrane), np.empty_like(grad_membrane)
+        once, twice = np.zeros_like(grad_membrane), np.zeros_like(grad_membrane)
+        sum_beta, sum_p = np.zeros_like(grad_membrane), np.zeros_like(grad_membrane)
+        sum_b, always = np.zeros_like(grad_membrane), np.ones_like(grad_membrane)
+        adaptation, fixed = np.empty_like(grad_membrane), np.empty_like(grad_membrane)
+        closed, spiked = np.empty(width, np.int32), np.empty(width, np.int32)
+        adaptations = np.empty((CHUNK, width), margin.dtype)
+        fixeds, opens = np.empty_like(adaptations), np.empty_like(adaptations)
+        slopes, rests = np.empty_like(adaptations), np.empty_like(adaptations)
+        left = np.empty_like(adaptations)
+        no_membrane = np.zeros_like(grad_membrane)
+        for first in range((n_steps - 1) // CHUNK * CHUNK, -1, -CHUNK):
+            last = min(n_steps, first + CHUNK)
+            adaptation[:] = saved_state[0, first // CHUNK, start:stop]
+            fixed[:] = saved_state[1, first // CHUNK, start:stop]
+            closed[:] = saved_steps[0, first // CHUNK, start:stop]
+            spiked[:] = saved_steps[1, first // CHUNK, start:stop]
+            for t in range(first, last):
+                row, u = t - first, margin[t, start:stop]
+                if t % n == 0 and t > first:
+                    _enter_block(no_membrane, adaptation, fixed, closed, spiked)
+                _replay(
+                    t % n, u, p_, adaptation, fixed, closed, spiked, adaptations[row],
+                    fixeds[row], opens[row],
+                )  # fmt: skip
+                surrogate_derivative(surrogate, u, slopes[row])
+                if (t + 1) % n == 0:
+                    _leave_block(n, spiked, p_, attached, rests[row], left[row])
+            for t in range(last - 1, first - 1, -1):
+                row, kept = t - first, always
+                if (t + 1) % n == 0:
+                    kept = rests[row]
+                    _come_from_block(left[row], grad_fixed, grad_adaptation, pull, once, twice)
+                g = grad_spikes[t, start:stop]
+                if feedback and t + n < n_steps:
+                    add_feedback(g, grad_current[t + n, start:stop], weight, grad_s)
+                    g = grad_s
+                _reverse(
+                    g, margin[t, start:stop], slopes[row], adaptations[row], fixeds[row],
+                    opens[row], kept, beta_, p_, b_, pull, once, twice, grad_membrane,
+                    grad_adaptation, grad_fixed, grad_current[t, start:stop], sum_beta, sum_p,
+                    sum_b,
+                )  # fmt: skip
+            for i in range(width):  # in float64, so that long recordings lose nothing
+                grad_beta[start + i] += sum_beta[i]
+                grad_p[start + i] += sum_p[i]
+                grad_b[start + i] += sum_b[i]
+                sum_beta[i] = sum_p[i] = sum_b[i] = 0
+
+
+class _BlocksCPU(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx, current, beta, p, b, weight, n: int, surrogate: Surrogate, detach: bool,
+        firing: list[Fired],
+    ):  # fmt: skip
+        """Spikes and margin [T, B, N]; what fired is appended to `firing`."""
+        n_steps, batch_size, n_neurons = current.shape
+        flat = current.detach().reshape(n_steps, -1).contiguous()
+        n_columns = flat.shape[1]
+        weight_t = flat.new_empty(1, 1) if weight is None else weight.detach().T.contiguous()
+        spikes, margin = torch.empty_like(flat), torch.empty_like(flat)
+        fired = torch.empty_like(flat, dtype=torch.uint8)
+        saved_state = flat.new_empty(2, -(-n_steps // CHUNK), n_columns)
+        saved_steps = torch.empty_like(saved_state, dtype=torch.int32)
+        last_state = flat.new_empty(n_columns)
+        tile = tile_width(n_columns, 16 if weight is None else n_neurons)
+        run(
+            _forward, -(-n_columns // tile), flat.numpy(),
+            *(columns(x, batch_size) for x in (beta, p, b)), n, weight_t.numpy(),
+            weight is not None, tile, spikes.numpy(), fired.numpy(), margin.numpy(),
+            saved_state.numpy(), saved_steps.numpy(), last_state.numpy(),
+        )  # fmt: skip
+        check_finite(last_state.view(batch_size, n_neurons), current)
+        spikes, margin = spikes.view(current.shape), margin.view(current.shape)
+        firing.append(Fired(fired.view(current.shape)))
+        ctx.save_for_backward(margin, saved_state, saved_steps, beta, p, b, weight)
+        ctx.fired = firing[0] if weight is not None else None
+        ctx.n, ctx.surrogate, ctx.detach = n, surrogate, detach
+        ctx.mark_non_differentiable(margin)
+        ctx.set_materialize_grads(False)
+        return spikes, margin
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, *grads: Tensor):  # pyright: ignore[reportIncompatibleMethodOverride]
+        if grads[0] is None:
+            return (None,) * 9
+        margin, saved_state, saved_steps, beta, p, b, weight = ctx.saved_tensors
+        n_steps, batch_size, n_neurons = margin.shape
+        recurrent, flat = weight is not None, margin.view(n_steps, -1)
+        n_columns = flat.shape[1]
+        grad_spikes = grads[0].reshape(flat.shape).contiguous()
+        grad_current = torch.empty_like(flat)
+        sums = [torch.zeros(n_columns, dtype=torch.float64) for _ in range(3)]
+        tile = tile_width(n_columns, n_neurons if recurrent else 16)
+        run(
+            _backward, -(-n_columns // tile), grad_spikes.numpy(), flat.numpy(),
+            saved_state.numpy(), saved_steps.numpy(),
+            *(columns(x, batch_size) for x in (beta, p, b)), ctx.n,
+            (weight.detach().contiguous() if recurrent else flat.new_empty(1, 1)).numpy(),
+            recurrent and not ctx.detach, not ctx.detach, surrogate_code(ctx.surrogate), tile,
+            grad_current.numpy(), *(x.numpy() for x in sums),
+        )  # fmt: skip
+        grad_current = grad_current.view(margin.shape)
+        per_neuron = [x.view(batch_size, n_neurons).sum(0).to(margin.dtype) for x in sums]
+        grad_weight = None
+        if recurrent and ctx.needs_input_grad[4]:
+            grad_weight = recurrent_weight_gradient(grad_current, ctx.fired, ctx.n - 1)
+        return grad_current, *per_neuron, grad_weight, None, None, None, None
+
+
+def blocks_cpu(
+    current: Tensor,
+    beta: Tensor,
+    p: Tensor | None,
+    b: Tensor | None,
+    *,
+    arp: int,
+    recurrent_weight: Tensor | None,
+    surrogate: Surrogate,
+    detach_spikes: bool,
+) -> ALIFTrace:
+    """Spikes of `standard` and gradient of `blocks`; arguments as `alif`, already checked.
+
+    Without gradient there is nothing of Blocks' own to do.
+    """
+    p_ = torch.zeros_like(beta) if p is None else p
+    b_ = torch.zeros_like(beta) if b is None else b
+    inputs = (current, beta, p_, b_, recurrent_weight)
+    if not (torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in inputs)):
+        return fused_cpu(
+            current,
+            beta,
+            p,
+            b,
+            arp=arp,
+            recurrent_weight=recurrent_weight,
+            surrogate=surrogate,
+            detach_spikes=detach_spikes,
+        )
+    n = min(arp + 1, len(current))
+    firing: list[Fired] = []
+    spikes, margin = _BlocksCPU.apply(  # pyright: ignore
+        *inputs, n, surrogate, detach_spikes, firing
+    )
+
+    def membrane_and_threshold() -> tuple[Tensor, Tensor]:
+        """V is 0 after the spike of a block; before it, the margin is the true one."""
+        threshold = threshold_of(spikes.detach(), p, b)
+        membrane = margin + threshold
+        for start in range(0, len(membrane), n):
+            s = spikes[start : start + n]
+            membrane[start : start + n] *= 1 + s - s.cumsum(0)
+        return membrane, threshold
+
+    return ALIFTrace(spikes, membrane_and_threshold, firing[0])

@@ -1,0 +1,72 @@
+"""What the CPU kernels of a method share: tiles of columns, and recurrence event by event.
+
+[T, B, N] is treated as T rows of B·N columns, a tile of columns at a time. With recurrence a tile
+holds whole samples, and each spike adds one row of weights arp + 1 steps later: no matrix product,
+and no cost that depends on arp.
+"""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from blockspike.neurons.events_cpu import Fired, add_rows, event_weight_gradient, list_units
+from blockspike.neurons.kernels import kernel
+
+CHUNK = 16  # steps between saved states
+_MAX_TILE = 2048  # neurons of a tile: a chunk of it stays in the L2 cache
+
+
+@kernel
+def add_recurrent(row, units, n_units, weight_t, drive):
+    """drive = row + weights of the listed units; sample after sample, each [N] neurons."""
+    n_neurons = weight_t.shape[1]
+    for i in range(row.size):
+        drive[i] = row[i]
+    for sample in range(n_units.size):
+        start = sample * n_neurons
+        total = drive[start : start + n_neurons]
+        add_rows(total, weight_t, units, start, start + n_units[sample])
+
+
+@kernel
+def list_spikes(fired, n_neurons, units, n_units):
+    for sample in range(n_units.size):
+        own = slice(sample * n_neurons, (sample + 1) * n_neurons)
+        n_units[sample] = list_units(fired[own], units[own])
+
+
+@kernel
+def add_feedback(grad_spikes, later, weight, out):
+    """out = grad_spikes + Wᵀ later: gradient that comes back through the recurrence."""
+    n_neurons = weight.shape[0]
+    for i in range(grad_spikes.size):
+        out[i] = grad_spikes[i]
+    for start in range(0, grad_spikes.size, n_neurons):
+        total = out[start : start + n_neurons]
+        for post in range(n_neurons):
+            g = later[start + post]
+            if g != 0:
+                row = weight[post]
+                for i in range(n_neurons):
+                    total[i] += g * row[i]
+
+
+def tile_width(n_columns: int, unit: int) -> int:
+    """Columns a thread takes at a time: whole units, enough tiles for all threads."""
+    per_thread = -(-n_columns // (unit * torch.get_num_threads())) * unit
+    return max(unit, min(per_thread, _MAX_TILE // unit * unit))
+
+
+def columns(x: Tensor, batch_size: int) -> np.ndarray:
+    """[N] → [B·N], as the columns of the flattened arrays."""
+    return x.detach().repeat(batch_size).numpy()
+
+
+def recurrent_weight_gradient(grad_current: Tensor, fired: Fired, arp: int) -> Tensor:
+    """dLoss/dW[post, pre] = Σ gI[t, post] S[t − arp − 1, pre]."""
+    n = grad_current.shape[2]
+    if arp + 1 >= len(grad_current):
+        return grad_current.new_zeros(n, n)
+    row_ptr, unit = fired.events
+    later = grad_current[arp + 1 :].flatten(0, 1).numpy()
+    return torch.from_numpy(event_weight_gradient(row_ptr, unit, later, 1, 0, n))[0].T
