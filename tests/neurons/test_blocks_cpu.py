@@ -1,5 +1,7 @@
 """The kernel of Blocks against its readable twin, the matrix products of `blocks.py`."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -23,7 +25,7 @@ from blockspike.neurons.alif.blocks import blocks
 def run_twin(inputs, *, arp, surrogate=MultiGaussian(), detach_spikes=True):  # noqa: B008
     """As `run`, by `blocks.py`; and its trace."""
     leaves = {name: value.detach().requires_grad_() for name, value in inputs.items()}
-    arguments = dict.fromkeys(("p", "b", "recurrent_weight")) | leaves
+    arguments: dict[str, Any] = dict.fromkeys(("p", "b", "recurrent_weight")) | leaves
     trace = blocks(**arguments, arp=arp, surrogate=surrogate, detach_spikes=detach_spikes)
     trace.spikes.backward(cotangent(trace.spikes))
     zeros = {name: torch.zeros_like(leaf) for name, leaf in leaves.items()}

@@ -141,29 +141,37 @@ def _come_from_block(left, grad_fixed, grad_adaptation, pull, once, twice):
 
 
 @kernel_with_fma
+def _sum_ramp(grad_spikes, p, fixed, pull, once, twice, slope):
+    """Straight through z: Σ_{t≥k} (t−k+1) gS[t], and from `slope` the gradient of the margin.
+
+    A loop of its own: with more arrays, LLVM would not vectorise that of `_reverse`.
+    """
+    for i in range(grad_spikes.size):
+        once[i] += grad_spikes[i] + p[i] * fixed[i] * pull[i]
+        twice[i] += once[i]
+        slope[i] *= twice[i]
+
+
+@kernel_with_fma
 def _reverse(
-    grad_spikes, margin, slope, adaptation, fixed, open_, kept, beta, p, b, pull, once, twice,
-    grad_membrane, grad_adaptation, grad_fixed, grad_current, sum_beta, sum_p, sum_b,
+    grad_margin, margin, adaptation, fixed, open_, kept, beta, p, b, grad_membrane,
+    grad_adaptation, grad_fixed, grad_current, sum_beta, sum_p, sum_b,
 ):  # fmt: skip
     """Backpropagation through one step for one tile; every array is [tile].
 
-    `kept` is 1, or at the end of a block whether the membrane lives on. `once` and `twice` sum the
-    gradients of the spikes so that twice = Σ_{t≥k} (t−k+1) gS[t].
+    `kept` is 1, or at the end of a block whether the membrane lives on.
     """
     real = margin.dtype.type
     for i in range(margin.size):
-        once[i] += grad_spikes[i] + p[i] * fixed[i] * pull[i]
-        twice[i] += once[i]
-        grad_margin = twice[i] * slope[i]
         membrane = margin[i] + (real(1.0) + b[i] * fixed[i])
         to_state = grad_membrane[i] * kept[i]
         sum_beta[i] += to_state * membrane
         sum_p[i] += grad_adaptation[i] * adaptation[i] + grad_fixed[i] * fixed[i]
-        sum_b[i] -= grad_margin * fixed[i]
-        grad_membrane[i] = beta[i] * to_state + grad_margin
+        sum_b[i] -= grad_margin[i] * fixed[i]
+        grad_membrane[i] = beta[i] * to_state + grad_margin[i]
         grad_current[i] = grad_membrane[i] * open_[i]
         grad_adaptation[i] = p[i] * grad_adaptation[i]
-        grad_fixed[i] = p[i] * grad_fixed[i] - b[i] * grad_margin
+        grad_fixed[i] = p[i] * grad_fixed[i] - b[i] * grad_margin[i]
 
 
 @kernel
@@ -217,11 +225,11 @@ def _backward(
                 if feedback and t + n < n_steps:
                     add_feedback(g, grad_current[t + n, start:stop], weight, grad_s)
                     g = grad_s
+                _sum_ramp(g, p_, fixeds[row], pull, once, twice, slopes[row])
                 _reverse(
-                    g, margin[t, start:stop], slopes[row], adaptations[row], fixeds[row],
-                    opens[row], kept, beta_, p_, b_, pull, once, twice, grad_membrane,
-                    grad_adaptation, grad_fixed, grad_current[t, start:stop], sum_beta, sum_p,
-                    sum_b,
+                    slopes[row], margin[t, start:stop], adaptations[row], fixeds[row], opens[row],
+                    kept, beta_, p_, b_, grad_membrane, grad_adaptation, grad_fixed,
+                    grad_current[t, start:stop], sum_beta, sum_p, sum_b,
                 )  # fmt: skip
             for i in range(width):  # in float64, so that long recordings lose nothing
                 grad_beta[start + i] += sum_beta[i]
