@@ -20,7 +20,12 @@ def results(name: str, arp: int):
 
 @pytest.mark.parametrize("arp", ARPS)
 @pytest.mark.parametrize(
-    ("baseline", "twin"), [("plain loop", "standard"), ("grouped convolution", "blocks")]
+    ("baseline", "twin"),
+    [
+        ("plain loop", "standard"),
+        ("grouped convolution", "blocks"),
+        ("parallel blocks", "blocks"),
+    ],
 )
 def test_baseline_is_its_twin(baseline, twin, arp):
     spikes, grads = results(baseline, arp)
@@ -60,7 +65,8 @@ def test_claims(monkeypatch, tmp_path, capsys):
     seconds = {
         "standard": 60.0,
         "plain loop": 50.0,
-        "blocks": 5.0,
+        "blocks": 3.0,
+        "parallel blocks": 5.0,
         "grouped convolution": 10.0,
         "fused": 2.0,
     }
@@ -73,7 +79,7 @@ def test_claims(monkeypatch, tmp_path, capsys):
     assert dynamics.claims(rows) == [
         Claim("layer: standard / fused", 30.0, "≥ 25", True),
         Claim("recording: standard / fused", 30.0, "≥ 1000", False),
-        Claim("layer: grouped convolution / blocks", 2.0, "≥ 3", False),
+        Claim("layer: grouped convolution / parallel blocks", 2.0, "≥ 3", False),
         Claim("layer: standard / plain loop", 1.2, "≤ 1.5", True),
         Claim("recording: standard / plain loop", 1.2, "≤ 1.5", True),
     ]
@@ -90,7 +96,7 @@ def test_no_claim_is_judged_by_unsteady_rounds():
     met = {claim.claim: claim.met for claim in dynamics.claims([unsteady, *steady])}
     assert met == {
         "layer: standard / fused": None,
-        "layer: grouped convolution / blocks": False,
+        "layer: grouped convolution / parallel blocks": False,
         "layer: standard / plain loop": None,
     }
 
