@@ -77,6 +77,7 @@ class TrainSchema:
     progress: bool = True
     test_each_epoch: bool = False
     monitor: str = MISSING
+    label_smoothing: float = 0.0
     output_dir: str = MISSING
     data_dir: str = MISSING
     run_dir: str = MISSING
@@ -198,7 +199,12 @@ def build_module(cfg: DictConfig, data: EventDataModule) -> ClassificationModule
     network = build_network(cfg, data)
     scheduler = instantiate(cfg.scheduler) if cfg.scheduler else None
     return ClassificationModule(
-        network, data.n_classes, data.dt_ms, instantiate(cfg.optimizer), scheduler
+        network,
+        data.n_classes,
+        data.dt_ms,
+        instantiate(cfg.optimizer),
+        scheduler,
+        cfg.label_smoothing,
     )
 
 

@@ -153,3 +153,18 @@ def test_linear_baseline_solves_a_linear_problem_and_not_noise():
     parts = [slice(0, 200), slice(200, 250), slice(250, 300)]
     assert linear_baseline(*((counts[s], labels[s].numpy()) for s in parts)) > 0.9
     assert linear_baseline(*((noise[s], labels[s].numpy()) for s in parts)) < 0.6
+
+
+def test_labels_are_smoothed_in_training_only():
+    torch.manual_seed(0)
+    network = SpikingClassifier(N_INPUTS, 2, 16, 1, dt_ms=1.0)
+    events, labels = batches(1)[0]
+    module = ClassificationModule(network, 2, 1.0, torch.optim.Adam, label_smoothing=0.2)
+    module.log_dict = lambda *args, **kwargs: None  # pyright: ignore[reportAttributeAccessIssue]
+    log_p = network(events).scores.log_softmax(1)
+    plain = -log_p[torch.arange(len(labels)), labels].mean()
+    expected = 0.8 * plain - 0.2 * log_p.mean()
+    torch.testing.assert_close(module._step("train", (events, labels)), expected)
+    torch.testing.assert_close(module._step("val", (events, labels)), plain)
+    with pytest.raises(ValueError, match="label_smoothing: expected 0 ≤ x < 1, got 1"):
+        ClassificationModule(network, 2, 1.0, torch.optim.Adam, label_smoothing=1.0)

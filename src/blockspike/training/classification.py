@@ -25,6 +25,11 @@ class ClassificationModule(pl.LightningModule):
         dt_ms: for firing rates in Hz.
         optimizer: makes the optimiser from the parameters.
         scheduler: makes a learning-rate scheduler, stepped once an epoch; None = constant.
+        label_smoothing: share of each training target that is spread evenly over the classes;
+            losses on validation and test data are plain cross-entropies.
+
+    Raises:
+        ValueError: label_smoothing is not in [0, 1).
     """
 
     def __init__(
@@ -34,8 +39,12 @@ class ClassificationModule(pl.LightningModule):
         dt_ms: float,
         optimizer: Callable[[Any], Optimizer],
         scheduler: Callable[[Optimizer], Any] | None = None,
+        label_smoothing: float = 0.0,
     ):
         super().__init__()
+        if not 0 <= label_smoothing < 1:
+            raise ValueError(f"label_smoothing: expected 0 ≤ x < 1, got {label_smoothing}")
+        self.label_smoothing = label_smoothing
         self.network = network
         self.dt_ms = dt_ms
         self.make_optimizer = optimizer
@@ -51,7 +60,8 @@ class ClassificationModule(pl.LightningModule):
     def _step(self, stage: str, batch: Batch) -> Tensor:
         events, labels = batch
         output = self.network(events)
-        loss = F.cross_entropy(output.scores, labels)
+        smoothing = self.label_smoothing if stage == "train" else 0.0
+        loss = F.cross_entropy(output.scores, labels, label_smoothing=smoothing)
         accuracy = self.accuracy[f"{stage}_"]
         accuracy(output.scores, labels)  # pyright: ignore[reportCallIssue]
         values: dict[str, Any] = {f"{stage}/loss": loss, f"{stage}/accuracy": accuracy}
