@@ -33,7 +33,7 @@ lint: setup ## format and lint with ruff, types with pyright
 	$(BIN)/ruff format --no-cache --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
-bench: setup ## ratios of the dynamics: fused, blocks, standard and two baselines, side by side
+bench: setup ## ratios of the dynamics: fused, blocks, standard and three baselines, side by side
 	$(BIN)/python -m blockspike.benchmark.dynamics
 
 data-nmnist: setup ## download N-MNIST (1.2 GB) and prepare it

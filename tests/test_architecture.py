@@ -20,7 +20,7 @@ ALLOWED = {
     "synapses": {"neurons", "data.events"},
     "networks": {"neurons", "synapses", "data.events"},
     "data": {"data"},
-    "metrics": set(),
+    "metrics": {"neurons"},
     "results": set(),
     "memory": set(),
     "figures": {"figures", "results"},

@@ -204,7 +204,7 @@ def build_module(cfg: DictConfig, data: EventDataModule) -> ClassificationModule
         data.dt_ms,
         instantiate(cfg.optimizer),
         scheduler,
-        cfg.label_smoothing,
+        label_smoothing=cfg.label_smoothing,
     )
 
 

@@ -166,6 +166,7 @@ def test_a_folder_in_use_is_refused(blockspike, tmp_path, data_dir):
         ("data.batch_size=0", ("batch_size", "0", "at least 1")),
         ("trainer.max_epoch=3", ("max_epoch",)),
         ("threads=0", ("threads", "0")),
+        ("label_smoothing=1", ("label_smoothing", "1", "< 1")),
         ("callbacks=nothing", ("callbacks/nothing",)),
     ],
 )

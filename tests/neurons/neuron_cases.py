@@ -1,16 +1,28 @@
 """Random inputs of `alif` and its gradients, shared by the tests of the neurons."""
 
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor
 
-from blockspike.neurons import Boxcar, FastSigmoid, Method, MultiGaussian, Surrogate, alif
+from blockspike import neurons
+from blockspike.neurons import ALIFTrace, Boxcar, FastSigmoid, MultiGaussian, Surrogate
+from blockspike.neurons.alif import dispatch
+from blockspike.neurons.alif.blocks import blocks
 
-METHODS: list[Method] = ["standard", "blocks", "fused"]
+METHODS = ["standard", "blocks", "parallel blocks", "fused"]
 SURROGATES: list[Surrogate] = [FastSigmoid(), Boxcar(), MultiGaussian()]
 DTYPES = [torch.float32, torch.float64]
 GRID = 1 / 64  # currents and weights are multiples: their sums are exact in any order
+
+
+def alif(*args, method: Any = "fused", **options) -> ALIFTrace:
+    """As `neurons.alif`; "parallel blocks" is its "blocks" as it is where there is no kernel."""
+    if method != "parallel blocks":
+        return neurons.alif(*args, method=method, **options)
+    with patch.dict(dispatch._ON_CPU, blocks=blocks):
+        return neurons.alif(*args, method="blocks", **options)
 
 
 def on_grid(x: Tensor) -> Tensor:

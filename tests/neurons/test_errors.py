@@ -4,9 +4,7 @@ import re
 
 import pytest
 import torch
-from neuron_cases import METHODS, make_inputs
-
-from blockspike.neurons import alif
+from neuron_cases import METHODS, alif, make_inputs
 
 INPUTS = make_inputs((9, 2, 5), recurrent=True)
 META = torch.device("meta")

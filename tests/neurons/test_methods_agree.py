@@ -6,6 +6,7 @@ from neuron_cases import (
     DTYPES,
     METHODS,
     SURROGATES,
+    alif,
     assert_close,
     assert_same_result,
     cotangent,
@@ -13,7 +14,6 @@ from neuron_cases import (
     run,
 )
 
-from blockspike.neurons import alif
 from blockspike.neurons.alif import fused_cpu
 
 RTOL = {torch.float32: 1e-4, torch.float64: 1e-9}
@@ -61,7 +61,8 @@ def test_blocks_have_the_spikes_of_standard(arp, recurrent, adaptive):
     inputs = make_inputs((64, 3, 17), recurrent=recurrent, adaptive=adaptive)
     expected = alif(**inputs, arp=arp, method="standard").spikes
     assert expected.sum() > 0
-    assert torch.equal(alif(**inputs, arp=arp, method="blocks").spikes, expected)
+    for method in ("blocks", "parallel blocks"):
+        assert torch.equal(alif(**inputs, arp=arp, method=method).spikes, expected)
 
 
 @pytest.mark.parametrize(("arp", "most"), [(5, 0.5), (20, 0.2)])
@@ -83,7 +84,7 @@ def test_blocks_of_one_step_without_adaptation_are_standard():
 @pytest.mark.parametrize("with_grad", [True, False])
 @pytest.mark.parametrize("adaptive", [True, False])
 @pytest.mark.parametrize("recurrent", [True, False])
-@pytest.mark.parametrize("method", ["blocks", "fused"])
+@pytest.mark.parametrize("method", METHODS[1:])
 def test_membrane_and_threshold_are_those_of_standard(method, recurrent, adaptive, with_grad):
     inputs = make_inputs((65, 2, 7), recurrent=recurrent, adaptive=adaptive)
     expected = alif(**inputs, arp=4, method="standard")

@@ -4,9 +4,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from neuron_cases import METHODS, assert_close, make_inputs
-
-from blockspike.neurons import alif
+from neuron_cases import METHODS, alif, assert_close, make_inputs
 
 
 @st.composite

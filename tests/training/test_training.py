@@ -160,11 +160,13 @@ def test_labels_are_smoothed_in_training_only():
     network = SpikingClassifier(N_INPUTS, 2, 16, 1, dt_ms=1.0)
     events, labels = batches(1)[0]
     module = ClassificationModule(network, 2, 1.0, torch.optim.Adam, label_smoothing=0.2)
-    module.log_dict = lambda *args, **kwargs: None  # pyright: ignore[reportAttributeAccessIssue]
+    logged: dict[str, Any] = {}
+    module.log_dict = lambda dictionary, **_: logged.update(dict(dictionary))  # pyright: ignore
     log_p = network(events).scores.log_softmax(1)
     plain = -log_p[torch.arange(len(labels)), labels].mean()
     expected = 0.8 * plain - 0.2 * log_p.mean()
     torch.testing.assert_close(module._step("train", (events, labels)), expected)
     torch.testing.assert_close(module._step("val", (events, labels)), plain)
+    torch.testing.assert_close(logged["train/loss"], plain)
     with pytest.raises(ValueError, match="label_smoothing: expected 0 ≤ x < 1, got 1"):
         ClassificationModule(network, 2, 1.0, torch.optim.Adam, label_smoothing=1.0)

@@ -157,8 +157,16 @@ def _simulate(method: Method, current, beta, p, b, arp) -> Tensor:
 
 def parallel_blocks(current: Tensor, beta: Tensor, p: Tensor, b: Tensor, arp: int) -> Tensor:
     """The paper's Blocks by our matrix products, which `alif` uses where there is no kernel."""
-    options = {"recurrent_weight": None, "surrogate": _SURROGATE, "detach_spikes": True}
-    return blocks(current, beta, p, b, arp=arp, **options).spikes
+    return blocks(
+        current,
+        beta,
+        p,
+        b,
+        arp=arp,
+        recurrent_weight=None,
+        surrogate=_SURROGATE,
+        detach_spikes=True,
+    ).spikes
 
 
 METHODS: dict[str, Callable[..., Tensor]] = {

@@ -73,7 +73,7 @@ def list_units(fired, unit):
     """Write the units that fired, of bytes [K], to the start of `unit` [K]; returns how many."""
     count = np.uintp(0)
     n_grouped = fired.size // 8 * 8
-    groups = fired[:n_grouped].view(np.uint64)
+    groups = fired[:n_grouped].view(np.uint64)  # x86 and arm64 load them from any address
     for group in range(groups.size):  # most are silent
         if groups[np.uintp(group)] != 0:
             count = _list_some(fired, 8 * group, 8 * group + 8, unit, count)
@@ -92,8 +92,7 @@ def _list_some(fired, first, last, unit, count):
 def add_rows(total, rows, unit, first, last):
     """total [N] += rows[unit[e]] for e = first … last − 1, in this order; rows [K, N].
 
-    Rows are indexed, not sliced: a slice counts references, and threads that count the references
-    of one array wait for each other. Four rows at a time spare loads and stores of `total`.
+    Four rows at a time spare loads and stores of `total`.
     """
     event, end, four = np.uintp(first), np.uintp(last), np.uintp(4)
     while event + four <= end:

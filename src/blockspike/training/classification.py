@@ -26,7 +26,7 @@ class ClassificationModule(pl.LightningModule):
         optimizer: makes the optimiser from the parameters.
         scheduler: makes a learning-rate scheduler, stepped once an epoch; None = constant.
         label_smoothing: share of each training target that is spread evenly over the classes;
-            losses on validation and test data are plain cross-entropies.
+            the losses that are logged are plain cross-entropies.
 
     Raises:
         ValueError: label_smoothing is not in [0, 1).
@@ -60,8 +60,7 @@ class ClassificationModule(pl.LightningModule):
     def _step(self, stage: str, batch: Batch) -> Tensor:
         events, labels = batch
         output = self.network(events)
-        smoothing = self.label_smoothing if stage == "train" else 0.0
-        loss = F.cross_entropy(output.scores, labels, label_smoothing=smoothing)
+        loss = F.cross_entropy(output.scores, labels)
         accuracy = self.accuracy[f"{stage}_"]
         accuracy(output.scores, labels)  # pyright: ignore[reportCallIssue]
         values: dict[str, Any] = {f"{stage}/loss": loss, f"{stage}/accuracy": accuracy}
@@ -70,6 +69,8 @@ class ClassificationModule(pl.LightningModule):
         self.log_dict(
             values, on_step=False, on_epoch=True, batch_size=len(labels), add_dataloader_idx=False
         )
+        if stage == "train" and self.label_smoothing:
+            return F.cross_entropy(output.scores, labels, label_smoothing=self.label_smoothing)
         return loss
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:

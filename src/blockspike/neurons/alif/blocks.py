@@ -1,7 +1,8 @@
 """ALIF by blocks of arp + 1 steps, as in Taylor, King & Harper (NeurIPS 2023), section 3.
 
 A neuron spikes at most once in a block, and recurrence is one whole block late, so T steps take
-T / (arp + 1) sequential stages. The gradient is the published one, not the standard gradient.
+T / (arp + 1) sequential stages. The gradient is the published one, not the standard gradient. On a
+CPU, where few stages run at once, `blocks_cpu.py` does the same in one pass.
 Inside, arrays are [N, n, B] (n = steps of the block): one small matrix product per neuron.
 Forward and backward are written out step by step, since autograd would make twice the passes.
 """
@@ -11,7 +12,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from blockspike.neurons.alif.trace import ALIFTrace, check_finite, threshold_of
+from blockspike.neurons.alif.trace import (
+    ALIFTrace,
+    check_finite,
+    threshold_of,
+    zero_after_spike_,
+)
 from blockspike.neurons.surrogate import Surrogate
 
 
@@ -209,11 +215,10 @@ def blocks(
 def _values(
     spikes: Tensor, margins: list[Tensor], p: Tensor | None, b: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """Membrane and threshold [T, B, N]; V is 0 after the spike of a block."""
-    n, threshold = margins[0].shape[1], threshold_of(spikes, p, b)
-    membrane = spikes.new_empty(spikes.shape)
-    parts = (x.split(n) for x in (spikes, threshold, membrane))
-    for margin, s, theta, v in zip(margins, *parts, strict=True):
+    """Membrane and threshold [T, B, N]."""
+    threshold, membrane = threshold_of(spikes, p, b), torch.empty_like(spikes)
+    for margin, v in zip(margins, membrane.split(margins[0].shape[1]), strict=True):
         _write_time_first(margin, v)
-        v.add_(theta).mul_(1 + s - s.cumsum(0))
+    membrane += threshold  # up to the spike of a block
+    zero_after_spike_(membrane, spikes, margins[0].shape[1])
     return membrane, threshold

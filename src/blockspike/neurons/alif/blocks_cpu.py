@@ -1,7 +1,7 @@
 """The Blocks method in one pass over time, forward and backward (Numba).
 
-Exactly the spikes of `standard.py` and the published gradient of `blocks.py`, without its matrix
-products: the cost does not depend on arp. Time is still cut into blocks of n = arp + 1 steps, since
+The spikes of `standard.py` and the published gradient of `blocks.py`, without its matrix products:
+the cost hardly depends on arp. Time is still cut into blocks of n = arp + 1 steps, since
 the gradient is. Within a block V runs on as if nothing reset, and θ as if nothing spiked.
 
 Per neuron and step the margin V − θ is kept, for recurrence also the spike as a byte, and every
@@ -23,7 +23,12 @@ from blockspike.neurons.alif.tiles_cpu import (
     recurrent_weight_gradient,
     tile_width,
 )
-from blockspike.neurons.alif.trace import ALIFTrace, check_finite, threshold_of
+from blockspike.neurons.alif.trace import (
+    ALIFTrace,
+    check_finite,
+    threshold_of,
+    zero_after_spike_,
+)
 from blockspike.neurons.events_cpu import Fired
 from blockspike.neurons.kernels import borrowed, kernel, kernel_with_fma, run
 from blockspike.neurons.surrogate import Surrogate
@@ -31,41 +36,48 @@ from blockspike.neurons.surrogate_cpu import surrogate_code, surrogate_derivativ
 
 
 @kernel
-def _enter_block(membrane, adaptation, fixed, closed, spiked):
-    """Carry the state of one tile into the next block; every array is [tile].
-
-    `spiked` is 1 + the step of the block in which a neuron spiked, or 0; `closed` is how many steps
-    of a block are masked; `fixed` is the adaptation that holds for θ within a block, which decays.
-    """
+def _reset(membrane, spiked):
+    """V⁺ at the end of a block, where a neuron that spiked is still refractory."""
     real = membrane.dtype.type
     for i in range(membrane.size):
-        fixed[i] = adaptation[i]
-        closed[i] = max(spiked[i] - 1, 0)
         membrane[i] *= real(1.0) if spiked[i] == 0 else real(0.0)  # NaN and Inf leave a NaN
+
+
+@kernel
+def _enter_block(adaptation, base, n_closed, spiked):
+    """Carry the state of one tile into the next block; every array is [tile].
+
+    `spiked` is 1 + the step of the block at which a neuron spiked, or 0; `n_closed` is how many
+    steps of a block are masked because of the block before; `base` is the adaptation that the
+    block began with, which decays and makes its θ.
+    """
+    for i in range(spiked.size):
+        base[i] = adaptation[i]
+        n_closed[i] = max(spiked[i] - 1, 0)
         spiked[i] = 0
 
 
 @kernel
-def _follow(margin, k, p, adaptation, fixed, spiked):
-    """After step k of a block: spike, adaptation, its fixed part, and `spiked`."""
+def _follow(margin, k, p, adaptation, base, spiked):
+    """After step k of a block: spike, adaptation, what is left of `base`, and `spiked`."""
     real = type(margin)
     fires = (margin > real(0.0)) & (spiked == 0)
     s = real(1.0) if fires else real(0.0)
-    return s, p * adaptation + s, p * fixed, np.int32(k + 1) if fires else spiked
+    return s, p * adaptation + s, p * base, np.int32(k + 1) if fires else spiked
 
 
 @kernel
 def _advance(
-    k, drive, beta, p, b, membrane, adaptation, fixed, closed, spiked, spikes, fired, margin
+    k, drive, beta, p, b, membrane, adaptation, base, n_closed, spiked, spikes, fired, margin
 ):
     """Step k of a block for one tile."""
     real = drive.dtype.type
     for i in range(drive.size):
-        open_ = real(1.0) if k >= closed[i] else real(0.0)
+        open_ = real(1.0) if k >= n_closed[i] else real(0.0)
         membrane[i] = beta[i] * membrane[i] + drive[i] * open_
-        margin[i] = membrane[i] - (real(1.0) + b[i] * fixed[i])
-        spikes[i], adaptation[i], fixed[i], spiked[i] = _follow(
-            margin[i], k, p[i], adaptation[i], fixed[i], spiked[i]
+        margin[i] = membrane[i] - (real(1.0) + b[i] * base[i])
+        spikes[i], adaptation[i], base[i], spiked[i] = _follow(
+            margin[i], k, p[i], adaptation[i], base[i], spiked[i]
         )
         fired[i] = np.uint8(spikes[i])
 
@@ -83,8 +95,8 @@ def _forward(
         width = stop - start
         beta_, p_, b_ = beta[start:stop], p[start:stop], b[start:stop]
         membrane = np.zeros(width, current.dtype)
-        adaptation, fixed = np.zeros_like(membrane), np.zeros_like(membrane)
-        closed, spiked = np.zeros(width, np.int32), np.zeros(width, np.int32)
+        adaptation, base = np.zeros_like(membrane), np.zeros_like(membrane)
+        n_closed, spiked = np.zeros(width, np.int32), np.zeros(width, np.int32)
         drive = np.empty_like(membrane)
         n_neurons = weight_t.shape[1] if recurrent else width
         units = np.empty((n, width if recurrent else 1), np.int32)  # that fired
@@ -92,32 +104,33 @@ def _forward(
         for t in range(n_steps):
             k = t % n
             if k == 0:
-                _enter_block(membrane, adaptation, fixed, closed, spiked)
+                _reset(membrane, spiked)
+                _enter_block(adaptation, base, n_closed, spiked)
             if t % CHUNK == 0:
                 saved_state[0, t // CHUNK, start:stop] = adaptation
-                saved_state[1, t // CHUNK, start:stop] = fixed
-                saved_steps[0, t // CHUNK, start:stop] = closed
+                saved_state[1, t // CHUNK, start:stop] = base
+                saved_steps[0, t // CHUNK, start:stop] = n_closed
                 saved_steps[1, t // CHUNK, start:stop] = spiked
             row, u = current[t, start:stop], margin[t, start:stop]
             s, f = spikes[t, start:stop], fired[t, start:stop]
             if recurrent:  # units[k] are those that fired one block ago
                 add_recurrent(row, units[k], n_units[k], weight_t, drive)
                 row = drive
-            _advance(k, row, beta_, p_, b_, membrane, adaptation, fixed, closed, spiked, s, f, u)
+            _advance(k, row, beta_, p_, b_, membrane, adaptation, base, n_closed, spiked, s, f, u)
             if recurrent:
                 list_spikes(f, n_neurons, units[k], n_units[k])
         last_state[start:stop] = membrane
 
 
 @kernel
-def _replay(k, margin, p, adaptation, fixed, closed, spiked, adaptations, fixeds, opens):
+def _replay(k, margin, p, adaptation, base, n_closed, spiked, adaptations, bases, opens):
     """Repeat step k of a block into the arrays [tile]; the state is that before the step."""
     real = margin.dtype.type
     for i in range(margin.size):
-        adaptations[i], fixeds[i] = adaptation[i], fixed[i]
-        opens[i] = real(1.0) if k >= closed[i] else real(0.0)
-        _, adaptation[i], fixed[i], spiked[i] = _follow(
-            margin[i], k, p[i], adaptation[i], fixed[i], spiked[i]
+        adaptations[i], bases[i] = adaptation[i], base[i]
+        opens[i] = real(1.0) if k >= n_closed[i] else real(0.0)
+        _, adaptation[i], base[i], spiked[i] = _follow(
+            margin[i], k, p[i], adaptation[i], base[i], spiked[i]
         )
 
 
@@ -131,31 +144,34 @@ def _leave_block(n, spiked, p, attached, rests, left):
 
 
 @kernel_with_fma
-def _come_from_block(left, grad_fixed, grad_adaptation, pull, once, twice):
+def _come_from_block(left, grad_base, grad_adaptation, pull, once, twice):
     """Backward into the block before: both adaptations of the next block start as its last one."""
     for i in range(left.size):
-        grad_adaptation[i] += grad_fixed[i]
-        grad_fixed[i] = 0
+        grad_adaptation[i] += grad_base[i]
+        grad_base[i] = 0
         pull[i] = left[i] * grad_adaptation[i]
         once[i] = twice[i] = 0
 
 
 @kernel_with_fma
-def _sum_ramp(grad_spikes, p, fixed, pull, once, twice, slope):
+def _sum_ramp(grad_spikes, p, base, pull, once, twice, slope):
     """Straight through z: Σ_{t≥k} (t−k+1) gS[t], and from `slope` the gradient of the margin.
+
+    `once` sums gS, `twice` sums `once`, and that is the ramp. `pull` is what comes back through
+    "a at the spike", 0 where spikes are detached.
 
     A loop of its own: with more arrays, LLVM would not vectorise that of `_reverse`.
     """
     for i in range(grad_spikes.size):
-        once[i] += grad_spikes[i] + p[i] * fixed[i] * pull[i]
+        once[i] += grad_spikes[i] + p[i] * base[i] * pull[i]
         twice[i] += once[i]
         slope[i] *= twice[i]
 
 
 @kernel_with_fma
 def _reverse(
-    grad_margin, margin, adaptation, fixed, open_, kept, beta, p, b, grad_membrane,
-    grad_adaptation, grad_fixed, grad_current, sum_beta, sum_p, sum_b,
+    grad_margin, margin, adaptation, base, open_, kept, beta, p, b, grad_membrane,
+    grad_adaptation, grad_base, grad_current, sum_beta, sum_p, sum_b,
 ):  # fmt: skip
     """Backpropagation through one step for one tile; every array is [tile].
 
@@ -163,15 +179,15 @@ def _reverse(
     """
     real = margin.dtype.type
     for i in range(margin.size):
-        membrane = margin[i] + (real(1.0) + b[i] * fixed[i])
+        membrane = margin[i] + (real(1.0) + b[i] * base[i])
         to_state = grad_membrane[i] * kept[i]
         sum_beta[i] += to_state * membrane
-        sum_p[i] += grad_adaptation[i] * adaptation[i] + grad_fixed[i] * fixed[i]
-        sum_b[i] -= grad_margin[i] * fixed[i]
+        sum_p[i] += grad_adaptation[i] * adaptation[i] + grad_base[i] * base[i]
+        sum_b[i] -= grad_margin[i] * base[i]
         grad_membrane[i] = beta[i] * to_state + grad_margin[i]
         grad_current[i] = grad_membrane[i] * open_[i]
         grad_adaptation[i] = p[i] * grad_adaptation[i]
-        grad_fixed[i] = p[i] * grad_fixed[i] - b[i] * grad_margin[i]
+        grad_base[i] = p[i] * grad_base[i] - b[i] * grad_margin[i]
 
 
 @kernel
@@ -187,31 +203,30 @@ def _backward(
         width = stop - start
         beta_, p_, b_ = beta[start:stop], p[start:stop], b[start:stop]
         grad_membrane = np.zeros(width, margin.dtype)
-        grad_adaptation, grad_fixed = np.zeros_like(grad_membrane), np.zeros_like(grad_membrane)
+        grad_adaptation, grad_base = np.zeros_like(grad_membrane), np.zeros_like(grad_membrane)
         pull, grad_s = np.zeros_like(grad_membrane), np.empty_like(grad_membrane)
         once, twice = np.zeros_like(grad_membrane), np.zeros_like(grad_membrane)
         sum_beta, sum_p = np.zeros_like(grad_membrane), np.zeros_like(grad_membrane)
         sum_b, always = np.zeros_like(grad_membrane), np.ones_like(grad_membrane)
-        adaptation, fixed = np.empty_like(grad_membrane), np.empty_like(grad_membrane)
-        closed, spiked = np.empty(width, np.int32), np.empty(width, np.int32)
+        adaptation, base = np.empty_like(grad_membrane), np.empty_like(grad_membrane)
+        n_closed, spiked = np.empty(width, np.int32), np.empty(width, np.int32)
         adaptations = np.empty((CHUNK, width), margin.dtype)
-        fixeds, opens = np.empty_like(adaptations), np.empty_like(adaptations)
+        bases, opens = np.empty_like(adaptations), np.empty_like(adaptations)
         slopes, rests = np.empty_like(adaptations), np.empty_like(adaptations)
         left = np.empty_like(adaptations)
-        no_membrane = np.zeros_like(grad_membrane)
         for first in range((n_steps - 1) // CHUNK * CHUNK, -1, -CHUNK):
             last = min(n_steps, first + CHUNK)
             adaptation[:] = saved_state[0, first // CHUNK, start:stop]
-            fixed[:] = saved_state[1, first // CHUNK, start:stop]
-            closed[:] = saved_steps[0, first // CHUNK, start:stop]
+            base[:] = saved_state[1, first // CHUNK, start:stop]
+            n_closed[:] = saved_steps[0, first // CHUNK, start:stop]
             spiked[:] = saved_steps[1, first // CHUNK, start:stop]
             for t in range(first, last):
                 row, u = t - first, margin[t, start:stop]
                 if t % n == 0 and t > first:
-                    _enter_block(no_membrane, adaptation, fixed, closed, spiked)
+                    _enter_block(adaptation, base, n_closed, spiked)
                 _replay(
-                    t % n, u, p_, adaptation, fixed, closed, spiked, adaptations[row],
-                    fixeds[row], opens[row],
+                    t % n, u, p_, adaptation, base, n_closed, spiked, adaptations[row],
+                    bases[row], opens[row],
                 )  # fmt: skip
                 surrogate_derivative(surrogate, u, slopes[row])
                 if (t + 1) % n == 0:
@@ -220,15 +235,15 @@ def _backward(
                 row, kept = t - first, always
                 if (t + 1) % n == 0:
                     kept = rests[row]
-                    _come_from_block(left[row], grad_fixed, grad_adaptation, pull, once, twice)
+                    _come_from_block(left[row], grad_base, grad_adaptation, pull, once, twice)
                 g = grad_spikes[t, start:stop]
                 if feedback and t + n < n_steps:
                     add_feedback(g, grad_current[t + n, start:stop], weight, grad_s)
                     g = grad_s
-                _sum_ramp(g, p_, fixeds[row], pull, once, twice, slopes[row])
+                _sum_ramp(g, p_, bases[row], pull, once, twice, slopes[row])
                 _reverse(
-                    slopes[row], margin[t, start:stop], adaptations[row], fixeds[row], opens[row],
-                    kept, beta_, p_, b_, grad_membrane, grad_adaptation, grad_fixed,
+                    slopes[row], margin[t, start:stop], adaptations[row], bases[row], opens[row],
+                    kept, beta_, p_, b_, grad_membrane, grad_adaptation, grad_base,
                     grad_current[t, start:stop], sum_beta, sum_p, sum_b,
                 )  # fmt: skip
             for i in range(width):  # in float64, so that long recordings lose nothing
@@ -336,12 +351,9 @@ def blocks_cpu(
     )
 
     def membrane_and_threshold() -> tuple[Tensor, Tensor]:
-        """V is 0 after the spike of a block; before it, the margin is the true one."""
         threshold = threshold_of(spikes.detach(), p, b)
-        membrane = margin + threshold
-        for start in range(0, len(membrane), n):
-            s = spikes[start : start + n]
-            membrane[start : start + n] *= 1 + s - s.cumsum(0)
+        membrane = margin + threshold  # up to the spike of a block
+        zero_after_spike_(membrane, spikes.detach(), n)
         return membrane, threshold
 
     return ALIFTrace(spikes, membrane_and_threshold, firing[0])

@@ -30,6 +30,7 @@ def add_recurrent(row, units, n_units, weight_t, drive):
 
 @kernel
 def list_spikes(fired, n_neurons, units, n_units):
+    """Write the units that fired to `units` and their numbers to `n_units`, by sample."""
     for sample in range(n_units.size):
         own = slice(sample * n_neurons, (sample + 1) * n_neurons)
         n_units[sample] = list_units(fired[own], units[own])

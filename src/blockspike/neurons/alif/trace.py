@@ -59,6 +59,17 @@ def threshold_of(spikes: Tensor, p: Tensor | None, b: Tensor | None) -> Tensor:
     return threshold
 
 
+def zero_after_spike_(membrane: Tensor, spikes: Tensor, n: int) -> None:
+    """Set V to 0 after the spike of each block of n steps, in place; both [T, B, N]."""
+    if n == 1:
+        return
+    whole = len(spikes) // n * n
+    for steps, length in ((slice(0, whole), n), (slice(whole, None), len(spikes) - whole)):
+        if length:
+            s = spikes[steps].unflatten(0, (-1, length))
+            membrane[steps] *= (1 + s - s.cumsum(1)).flatten(0, 1)
+
+
 def check_finite(last_state: Tensor, current: Tensor) -> None:
     """Raise ValueError if a NaN or Inf went through the membrane.
 
