@@ -19,9 +19,11 @@ from blockspike.neurons.alif.tiles_cpu import (
     add_feedback,
     add_recurrent,
     columns,
+    flush_sums,
     list_spikes,
     recurrent_weight_gradient,
     tile_width,
+    weight_array,
 )
 from blockspike.neurons.alif.trace import (
     ALIFTrace,
@@ -246,11 +248,7 @@ def _backward(
                     kept, beta_, p_, b_, grad_membrane, grad_adaptation, grad_base,
                     grad_current[t, start:stop], sum_beta, sum_p, sum_b,
                 )  # fmt: skip
-            for i in range(width):  # in float64, so that long recordings lose nothing
-                grad_beta[start + i] += sum_beta[i]
-                grad_p[start + i] += sum_p[i]
-                grad_b[start + i] += sum_b[i]
-                sum_beta[i] = sum_p[i] = sum_b[i] = 0
+            flush_sums(start, sum_beta, sum_p, sum_b, grad_beta, grad_p, grad_b)
 
 
 class _BlocksCPU(torch.autograd.Function):
@@ -263,16 +261,16 @@ class _BlocksCPU(torch.autograd.Function):
         n_steps, batch_size, n_neurons = current.shape
         flat = current.detach().reshape(n_steps, -1).contiguous()
         n_columns = flat.shape[1]
-        weight_t = flat.new_empty(1, 1) if weight is None else weight.detach().T.contiguous()
+        weight_t = weight_array(None if weight is None else weight.T, flat)
         spikes, margin = torch.empty_like(flat), torch.empty_like(flat)
         fired = torch.empty_like(flat, dtype=torch.uint8)
         saved_state = flat.new_empty(2, -(-n_steps // CHUNK), n_columns)
         saved_steps = torch.empty_like(saved_state, dtype=torch.int32)
         last_state = flat.new_empty(n_columns)
-        tile = tile_width(n_columns, 16 if weight is None else n_neurons)
+        tile = tile_width(n_columns, weight)
         run(
             _forward, -(-n_columns // tile), flat.numpy(),
-            *(columns(x, batch_size) for x in (beta, p, b)), n, weight_t.numpy(),
+            *(columns(x, batch_size) for x in (beta, p, b)), n, weight_t,
             weight is not None, tile, spikes.numpy(), fired.numpy(), margin.numpy(),
             saved_state.numpy(), saved_steps.numpy(), last_state.numpy(),
         )  # fmt: skip
@@ -298,12 +296,12 @@ class _BlocksCPU(torch.autograd.Function):
         grad_spikes = grads[0].reshape(flat.shape).contiguous()
         grad_current = torch.empty_like(flat)
         sums = [torch.zeros(n_columns, dtype=torch.float64) for _ in range(3)]
-        tile = tile_width(n_columns, n_neurons if recurrent else 16)
+        tile = tile_width(n_columns, weight)
         run(
             _backward, -(-n_columns // tile), grad_spikes.numpy(), flat.numpy(),
             saved_state.numpy(), saved_steps.numpy(),
             *(columns(x, batch_size) for x in (beta, p, b)), ctx.n,
-            (weight.detach().contiguous() if recurrent else flat.new_empty(1, 1)).numpy(),
+            weight_array(weight, flat),
             recurrent and not ctx.detach, not ctx.detach, surrogate_code(ctx.surrogate), tile,
             grad_current.numpy(), *(x.numpy() for x in sums),
         )  # fmt: skip

@@ -15,9 +15,11 @@ from blockspike.neurons.alif.tiles_cpu import (
     add_feedback,
     add_recurrent,
     columns,
+    flush_sums,
     list_spikes,
     recurrent_weight_gradient,
     tile_width,
+    weight_array,
 )
 from blockspike.neurons.alif.trace import ALIFTrace, check_finite, threshold_of
 from blockspike.neurons.events_cpu import Fired
@@ -276,11 +278,7 @@ def _backward(
                     grad_membrane, grad_adaptation, grad_current[t, start:stop],
                     sum_beta, sum_p, sum_b,
                 )  # fmt: skip
-            for i in range(width):  # in float64, so that long recordings lose nothing
-                grad_beta[start + i] += sum_beta[i]
-                grad_p[start + i] += sum_p[i]
-                grad_b[start + i] += sum_b[i]
-                sum_beta[i] = sum_p[i] = sum_b[i] = 0
+            flush_sums(start, sum_beta, sum_p, sum_b, grad_beta, grad_p, grad_b)
 
 
 def _run(
@@ -291,7 +289,7 @@ def _run(
     n_steps, batch_size, n_neurons = current.shape
     flat = current.detach().reshape(n_steps, -1).contiguous()
     n_columns = flat.shape[1]
-    weight_t = flat.new_empty(1, 1) if weight is None else weight.detach().T.contiguous()
+    weight_t = weight_array(None if weight is None else weight.T, flat)
     spikes = torch.empty_like(flat)
     fired = torch.empty_like(flat, dtype=torch.uint8)
     margin = torch.empty_like(flat) if keep_margin else flat.new_empty(0, 0)
@@ -299,11 +297,11 @@ def _run(
     saved_adaptation = flat.new_empty(n_saved, n_columns)
     saved_silent = torch.empty_like(saved_adaptation, dtype=torch.int32)
     last_state = flat.new_empty(n_columns)
-    tile = tile_width(n_columns, 16 if weight is None else n_neurons)
+    tile = tile_width(n_columns, weight)
     run(
         _forward, -(-n_columns // tile), flat.numpy(),
         *(columns(x, batch_size) for x in (beta, p, b)), np.int32(min(arp, n_steps)),
-        weight_t.numpy(), weight is not None, tile, keep_margin, spikes.numpy(), fired.numpy(),
+        weight_t, weight is not None, tile, keep_margin, spikes.numpy(), fired.numpy(),
         margin.numpy(), saved_adaptation.numpy(), saved_silent.numpy(), last_state.numpy(),
     )  # fmt: skip
     check_finite(last_state.view(batch_size, n_neurons), current)
@@ -340,12 +338,12 @@ class _Fused(torch.autograd.Function):
         grad_spikes = grads[0].reshape(margin.shape).contiguous()
         grad_current = torch.empty_like(margin)
         sums = [torch.zeros(n_columns, dtype=torch.float64) for _ in range(3)]
-        tile = tile_width(n_columns, n_neurons if recurrent else 16)
+        tile = tile_width(n_columns, weight)
         run(
             _backward, -(-n_columns // tile), grad_spikes.numpy(), margin.numpy(),
             saved_adaptation.numpy(), saved_silent.numpy(),
             *(columns(x, batch_size) for x in (beta, p, b)), np.int32(min(ctx.arp, n_steps)),
-            (weight.detach().contiguous() if recurrent else margin.new_empty(1, 1)).numpy(),
+            weight_array(weight, margin),
             recurrent and not ctx.detach, margin.numpy().dtype.type(not ctx.detach),
             surrogate_code(ctx.surrogate), tile, grad_current.numpy(),
             *(x.numpy() for x in sums),

@@ -52,8 +52,24 @@ def add_feedback(grad_spikes, later, weight, out):
                     total[i] += g * row[i]
 
 
-def tile_width(n_columns: int, unit: int) -> int:
-    """Columns a thread takes at a time: whole units, enough tiles for all threads."""
+@kernel
+def flush_sums(start, sum_beta, sum_p, sum_b, grad_beta, grad_p, grad_b):
+    """Add a chunk's sums to the totals in float64, so that long recordings lose nothing."""
+    for i in range(sum_beta.size):
+        grad_beta[start + i] += sum_beta[i]
+        grad_p[start + i] += sum_p[i]
+        grad_b[start + i] += sum_b[i]
+        sum_beta[i] = sum_p[i] = sum_b[i] = 0
+
+
+def weight_array(weight: Tensor | None, like: Tensor) -> np.ndarray:
+    """Recurrent weights for a kernel; without recurrence something of the same type."""
+    return (like.new_empty(1, 1) if weight is None else weight.detach().contiguous()).numpy()
+
+
+def tile_width(n_columns: int, weight: Tensor | None) -> int:
+    """Columns a thread takes at a time: enough for all threads; whole samples if recurrent."""
+    unit = 16 if weight is None else len(weight)
     per_thread = -(-n_columns // (unit * torch.get_num_threads())) * unit
     return max(unit, min(per_thread, _MAX_TILE // unit * unit))
 
