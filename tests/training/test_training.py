@@ -11,12 +11,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from blockspike.data.events import EventBatch
 from blockspike.networks import SpikingClassifier
-from blockspike.training.callbacks import (
-    AverageWeights,
-    EpochLines,
-    ReloadBestAtMilestone,
-    Throughput,
-)
+from blockspike.training.callbacks import EpochLines, ReloadBestAtMilestone, Throughput
 from blockspike.training.classification import ClassificationModule
 from blockspike.training.linear_baseline import linear_baseline
 from blockspike.training.metrics_file import EpochCSVLogger, read_metrics
@@ -126,39 +121,6 @@ def test_milestone_reloads_the_best_model_with_a_fresh_optimiser():
 def test_milestone_must_be_an_epoch():
     with pytest.raises(ValueError, match="milestone.*got 0"):
         ReloadBestAtMilestone(milestone=0)
-
-
-class EachStep(pl.Callback):
-    """Weights after every step, and at every validation."""
-
-    def __init__(self):
-        self.steps, self.validated = [], []
-
-    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
-        self.steps.append(pl_module.get_parameter("network.readout.weight").detach().clone())
-
-    def on_validation_batch_start(self, trainer, pl_module, batch, batch_idx, dataloader_idx=0):
-        if batch_idx == dataloader_idx == 0:
-            weight = pl_module.get_parameter("network.readout.weight")
-            self.validated.append(weight.detach().clone())
-
-
-def test_validation_uses_the_mean_of_the_weights_from_its_start_on():
-    record = EachStep()
-    module, _ = fit([record, AverageWeights(start_epoch=2)], max_epochs=4)
-    n = len(record.steps) // 4
-    for epoch in (0, 1):
-        assert torch.equal(record.validated[epoch], record.steps[n * (epoch + 1) - 1])
-    for epoch in (2, 3):
-        # the last weights before the start are in the mean
-        mean = torch.stack(record.steps[2 * n - 1 : n * (epoch + 1)]).mean(0)
-        torch.testing.assert_close(record.validated[epoch], mean)
-    torch.testing.assert_close(module.network.readout.weight.detach(), mean)
-
-
-def test_start_epoch_must_be_an_epoch():
-    with pytest.raises(ValueError, match="start_epoch.*got -1"):
-        AverageWeights(start_epoch=-1)
 
 
 def test_a_line_an_epoch(capsys):

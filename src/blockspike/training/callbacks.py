@@ -6,7 +6,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import Callback, WeightAveraging
+from pytorch_lightning.callbacks import Callback
 
 
 class ReloadBestAtMilestone(Callback):
@@ -48,32 +48,6 @@ class ReloadBestAtMilestone(Callback):
         """Take over the state of the interrupted run."""
         self.best_loss = state_dict["best_loss"]
         self.best_weights = state_dict["best_weights"]
-
-
-class AverageWeights(WeightAveraging):
-    """Mean of the weights from the start of epoch `start_epoch` (counted from 0) on, step by step.
-
-    Validation, the checkpoints' `state_dict` and so the chosen model are of the mean; before
-    `start_epoch` they are of the weights themselves. Bounded parameters stay in their ranges, since
-    ranges are convex. Izmailov et al. 2018, "Averaging Weights Leads to Wider Optima and Better
-    Generalization".
-
-    Raises:
-        ValueError: start_epoch is below 0.
-    """
-
-    def __init__(self, start_epoch: int = 10):
-        if start_epoch < 0:
-            raise ValueError(f"start_epoch: expected an epoch ≥ 0, got {start_epoch}")
-        super().__init__()
-        self.start_epoch = start_epoch
-
-    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
-        """Take the weights into the mean, as its only ones until `start_epoch`."""
-        if trainer.current_epoch < self.start_epoch:
-            assert self._average_model is not None
-            self._average_model.n_averaged.zero_()
-        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
 
 
 class Throughput(Callback):
