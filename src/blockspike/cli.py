@@ -26,7 +26,9 @@ usage: blockspike COMMAND [overrides]
 
   prepare    recordings → one prepared file:    blockspike prepare data=nmnist_sample
   train      one run, or a sweep with -m:       blockspike train data=nmnist_sample model=fused
+             or neurons fitted to recordings:   blockspike train experiment=fit_my_recording …
   evaluate   a finished run on its test data:   blockspike evaluate run=outputs/…
+             a fitted neuron on a recording:    blockspike evaluate neuron=….json recording=…
   figures    pictures of a finished run:        blockspike figures run=outputs/…
              or of a table of runs:             blockspike figures figure=classification
   collect    all finished runs → one table:     blockspike collect
@@ -59,7 +61,7 @@ def main() -> None:
     os.environ.setdefault("GOMP_SPINCOUNT", "3000")
     try:
         function = _command(name)
-        sys.argv = [f"blockspike {name}", *map(_quote_run, sys.argv[2:])]
+        sys.argv = [f"blockspike {name}", *map(_quote_path, sys.argv[2:])]
         import_module("blockspike.config").register_schemas()
         keep_freed_memory()
         failed: list[Exception] = []
@@ -81,12 +83,12 @@ def main() -> None:
         sys.exit(2)
 
 
-def _quote_run(argument: str) -> str:
+def _quote_path(argument: str) -> str:
     """run=outputs/a=1,b=2 → run='outputs/a=1,b=2': for Hydra, = and , in a value want quotes."""
-    value = argument.removeprefix("run=")
-    if value == argument or value[:1] in ("'", '"', ""):
+    name, _, value = argument.partition("=")
+    if name not in ("run", "neuron", "recording", "data.path") or value[:1] in ("'", '"', ""):
         return argument
-    return f"run='{value}'"
+    return f"{name}='{value}'"
 
 
 def _report(name: str, error: Exception, full: bool) -> None:

@@ -18,17 +18,33 @@ from hydra.core.config_store import ConfigStore
 from hydra.utils import instantiate
 from omegaconf import MISSING, DictConfig, OmegaConf
 
+from blockspike.data.allen import AllenRecordings
 from blockspike.data.datamodule import EventDataModule
 from blockspike.data.nmnist import NMNISTDataModule
+from blockspike.data.recordings_datamodule import RecordingsDataModule
 from blockspike.data.shd import SHDDataModule
 from blockspike.networks import SpikingClassifier, SpikingLayer
 from blockspike.neurons import Boxcar, FastSigmoid, MultiGaussian, Surrogate
+from blockspike.population import NeuronPopulation, PhysicalPopulation, PublishedPopulation
+from blockspike.synthetic_cells import SyntheticCells
 from blockspike.training.classification import ClassificationModule
+from blockspike.training.neuron_fitting import NeuronFittingModule
 
 SURROGATES: dict[str, type[Surrogate]] = {
     "fast_sigmoid": FastSigmoid,
     "boxcar": Boxcar,
     "multi_gaussian": MultiGaussian,
+}
+_POPULATIONS: dict[str, type[NeuronPopulation]] = {
+    "physical": PhysicalPopulation,
+    "published": PublishedPopulation,
+}
+_DATA = {
+    "nmnist": NMNISTDataModule,
+    "shd": SHDDataModule,
+    "recordings": RecordingsDataModule,
+    "allen": AllenRecordings,
+    "synthetic_cells": SyntheticCells,
 }
 _FROM_DATA = ("self", "n_inputs", "n_units", "n_classes", "dt_ms")
 # What may differ between two starts of the same run: where things lie and how they are shown.
@@ -82,7 +98,8 @@ class TrainSchema:
     data_dir: str = MISSING
     run_dir: str = MISSING
     model: Any = MISSING
-    network: Any = MISSING
+    network: Any = None
+    fit: Any = None
     data: Any = MISSING
     optimizer: Any = MISSING
     scheduler: Any = None
@@ -102,9 +119,11 @@ class PrepareSchema:
 
 @dataclasses.dataclass
 class RunSchema:
-    """Top level of conf/evaluate.yaml: a finished run."""
+    """Top level of conf/evaluate.yaml: a finished run, or a fitted neuron and a recording."""
 
-    run: str = MISSING
+    run: str | None = None
+    neuron: str | None = None
+    recording: str | None = None
     threads: int | None = None
 
 
@@ -142,10 +161,18 @@ def register_schemas() -> None:
     network = schema(SpikingClassifier, (*_FROM_DATA, *from_model))
     store.store(group="network", name="schema", node=network)
     target = ("_target_", str, dataclasses.field(default=MISSING))
-    for group_name, cls in (("nmnist_schema", NMNISTDataModule), ("shd_schema", SHDDataModule)):
+    for name, cls in _DATA.items():
         node = dataclasses.make_dataclass(cls.__name__, [target], bases=(schema(cls),))
-        store.store(group="data", name=group_name, node=node)
+        store.store(group="data", name=f"{name}_schema", node=node)
+    for name, cls in _POPULATIONS.items():
+        skip = ("self", "n_cells", "dt_ms", "seed")
+        node = schema(cls, skip, surrogate=(str, "multi_gaussian"))
+        store.store(group="model", name=f"{name}_schema", node=node)
+    fit = schema(NeuronFittingModule, ("self", "population", "optimizer", "n_epochs", "seed"))
+    fit = dataclasses.make_dataclass("Fit", [("parameters", str, MISSING)], bases=(fit,))
+    store.store(group="fit", name="schema", node=fit)
     OmegaConf.register_new_resolver("folder_name", _folder_name, replace=True)
+    OmegaConf.register_new_resolver("stem", lambda path: Path(path).stem, replace=True)
 
 
 def _folder_name(choices: str) -> str:
@@ -158,12 +185,19 @@ def _folder_name(choices: str) -> str:
 
 def content_of(cfg: DictConfig) -> dict[str, Any]:
     """The resolved configuration less what does not change a result."""
-    content = typing.cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=True))
+    content = plain(cfg)
     for key in _NOT_CONTENT:
         content.pop(key, None)
-    for key in ("path", "raw", "download"):
-        content["data"].pop(key, None)
+    if not is_fit(cfg):  # where a known data set lies; but a recording is known by its path alone
+        for key in ("path", "raw", "download"):
+            content["data"].pop(key, None)
+        content.pop("fit", None)
     return content
+
+
+def is_fit(cfg: DictConfig) -> bool:
+    """Whether the configuration fits neurons to recordings (else it trains a classifier)."""
+    return cfg.get("fit") is not None
 
 
 def content_hash(content: dict[str, Any]) -> str:
@@ -171,9 +205,63 @@ def content_hash(content: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
 
 
-def build_data(cfg: DictConfig) -> EventDataModule:
+def build_data(cfg: DictConfig) -> EventDataModule | RecordingsDataModule:
     """The data module of `cfg.data`."""
-    return instantiate(cfg.data)
+    return instantiate(cfg.data, _convert_="all")
+
+
+def build_event_data(cfg: DictConfig) -> EventDataModule:
+    """The data module of `cfg.data`, which must be of events.
+
+    Raises:
+        ValueError: it is of recordings.
+    """
+    data = build_data(cfg)
+    if not isinstance(data, EventDataModule):
+        raise ValueError("data: expected events; recordings need fit=ours or fit=paper")
+    return data
+
+
+def build_recordings(cfg: DictConfig) -> RecordingsDataModule:
+    """The data module of `cfg.data`, which must be of recordings.
+
+    Raises:
+        ValueError: it is of events.
+    """
+    data = build_data(cfg)
+    if not isinstance(data, RecordingsDataModule):
+        raise ValueError("fit: expected data of recordings, got data of events")
+    return data
+
+
+def build_fit(cfg: DictConfig, n_cells: int, dt_ms: float) -> NeuronFittingModule:
+    """The population and how it is fitted.
+
+    Raises:
+        ValueError: a value outside its range, naming it.
+    """
+    recipe = plain(cfg.fit)
+    kind = recipe.pop("parameters")
+    neurons: dict[str, Any] = plain(cfg.model) | {"surrogate": _surrogate(cfg.model.surrogate)}
+    if kind == "physical":
+        neurons["seed"] = cfg.seed
+    make: Any = _POPULATIONS[kind]
+    population = make(n_cells, dt_ms=dt_ms, **neurons)
+    optimizer = instantiate(cfg.optimizer)
+    return NeuronFittingModule(
+        population, optimizer, cfg.trainer.max_epochs, seed=cfg.seed, **recipe
+    )
+
+
+def plain(cfg: DictConfig) -> dict[str, Any]:
+    """The resolved node as a dict."""
+    return typing.cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=True))
+
+
+def _surrogate(name: str) -> Surrogate:
+    if name not in SURROGATES:
+        raise ValueError(f"model.surrogate: expected one of {', '.join(SURROGATES)}, got {name!r}")
+    return SURROGATES[name]()
 
 
 def build_network(cfg: DictConfig, data: EventDataModule) -> SpikingClassifier:
@@ -182,13 +270,7 @@ def build_network(cfg: DictConfig, data: EventDataModule) -> SpikingClassifier:
     Raises:
         ValueError: a value outside its range, naming it.
     """
-    neurons: dict[str, Any] = dict(cfg.model)
-    if neurons["surrogate"] not in SURROGATES:
-        raise ValueError(
-            f"model.surrogate: expected one of {', '.join(SURROGATES)}, "
-            f"got {neurons['surrogate']!r}"
-        )
-    neurons["surrogate"] = SURROGATES[neurons["surrogate"]]()
+    neurons: dict[str, Any] = {**cfg.model, "surrogate": _surrogate(cfg.model.surrogate)}
     return SpikingClassifier(
         data.n_inputs, data.n_classes, dt_ms=data.dt_ms, **neurons, **cfg.network
     )

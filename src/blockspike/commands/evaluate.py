@@ -8,8 +8,9 @@ import numpy as np
 import torch
 from omegaconf import DictConfig, OmegaConf
 
+from blockspike.commands.fit import evaluate_neuron
 from blockspike.commands.train import use_threads
-from blockspike.config import build_data, build_network
+from blockspike.config import build_event_data, build_network, is_fit
 from blockspike.data.datamodule import EventDataModule
 from blockspike.networks import SpikingClassifier
 from blockspike.runs import Run, write_text
@@ -20,7 +21,9 @@ _SHOWN_SAMPLES = 3
 
 
 def evaluate(cfg: DictConfig) -> dict[str, Any]:
-    """Print and write `evaluation.json`, and `activity.npz` of a few samples for the figures.
+    """A finished run on its test data, or a fitted neuron on a recording.
+
+    Of a classifier, print and write `evaluation.json`, and `activity.npz` for the figures.
 
     Returns:
         What `evaluation.json` holds: accuracies of the chosen model and of a linear model on
@@ -28,10 +31,18 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: no finished run in the folder.
-        ValueError: its best checkpoint is damaged.
+        ValueError: its best checkpoint is damaged, or not exactly one of run, and neuron
+            with recording, is given.
     """
-    run = Run(Path(cfg.run))
     use_threads(cfg.threads)
+    if cfg.run is None and cfg.neuron is not None and cfg.recording is not None:
+        return evaluate_neuron(Path(cfg.neuron), Path(cfg.recording))
+    if cfg.run is None or cfg.neuron is not None or cfg.recording is not None:
+        raise ValueError(
+            f"run, neuron, recording: expected run=FOLDER, or neuron=FILE with recording=FILE, "
+            f"got run={cfg.run}, neuron={cfg.neuron}, recording={cfg.recording}"
+        )
+    run = Run(Path(cfg.run))
     data, network = load_run(run)
     predicted, labels = _predict(network, data)
     confusion = np.zeros((data.n_classes, data.n_classes), int)
@@ -61,7 +72,9 @@ def load_run(run: Run) -> tuple[EventDataModule, SpikingClassifier]:
     """
     cfg = run.config()
     OmegaConf.set_struct(cfg, True)
-    data = build_data(cfg)
+    if is_fit(cfg):
+        raise ValueError(f"{run.folder}: holds fitted neurons, scored already; see fits.csv there")
+    data = build_event_data(cfg)
     data.prepare_data()
     data.setup()
     network = build_network(cfg, data)

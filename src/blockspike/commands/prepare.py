@@ -1,13 +1,23 @@
-"""`blockspike prepare`: recordings → one prepared file, downloaded first if asked."""
+"""`blockspike prepare`: recordings, downloaded first if asked, checked and made ready."""
+
+import sys
 
 from omegaconf import DictConfig
 
 from blockspike.config import build_data
+from blockspike.data.recordings_datamodule import RecordingsDataModule
 
 
 def prepare(cfg: DictConfig) -> None:
-    """Make the prepared file of the data set and check it."""
+    """Make the prepared file of the data set and check it; of recordings, check each cell."""
     data = build_data(cfg)
+    if isinstance(data, RecordingsDataModule):
+        data.prepare()
+        data.setup()
+        for reason in data.failed.values():
+            print(f"left out: {reason}", file=sys.stderr)
+        print(f"{data.title}: {len(data.names)} cells can be fitted in {data.path}")
+        return
     path = data.prepare()
     data.setup()
     print(f"{data.name}: {len(data.train)} training and {len(data.test)} test recordings in {path}")

@@ -14,17 +14,27 @@ from omegaconf import DictConfig
 from pytorch_lightning.callbacks import Callback, ModelCheckpoint, RichProgressBar
 from pytorch_lightning.loggers import WandbLogger
 
-from blockspike.config import build_data, build_module, build_trainer, content_hash, content_of
+from blockspike.commands import fit
+from blockspike.config import (
+    build_event_data,
+    build_module,
+    build_trainer,
+    content_hash,
+    content_of,
+    is_fit,
+)
 from blockspike.data.datamodule import EventDataModule
+from blockspike.data.recordings_datamodule import RecordingsDataModule
 from blockspike.runs import Run, flatten, provenance, remove_if_empty
 from blockspike.training.callbacks import EpochLines, Throughput
 from blockspike.training.checkpoint_io import PlainCheckpointIO, load_plain
 from blockspike.training.classification import ClassificationModule
 from blockspike.training.metrics_file import EpochCSVLogger, read_metrics
+from blockspike.training.neuron_fitting import NeuronFittingModule
 
 
 def train(cfg: DictConfig) -> dict[str, Any]:
-    """Train, choose the model on validation data, test it once; resume or skip what is there.
+    """Train a classifier or fit neurons, test once; resume or skip what is there.
 
     Returns:
         The run's row, as in `result.json`.
@@ -43,14 +53,21 @@ def train(cfg: DictConfig) -> dict[str, Any]:
             print(f"{run.folder}: finished, skipped")
             return row
         use_threads(cfg.threads)
-        data, module = _build(cfg)
+        data, module = fit.build(cfg) if is_fit(cfg) else _build(cfg)
     except BaseException:
         remove_if_empty(run.folder, Path(cfg.output_dir))
         raise
     with run.recorded(cfg, content, content_hash(content)):
-        row = {**_identity(cfg, content, data), **_fit_and_test(cfg, run, data, module)}
+        title = data.title if isinstance(data, RecordingsDataModule) else str(data.name)
+        row = _identity(cfg, content, title)
+        if isinstance(data, RecordingsDataModule):
+            assert isinstance(module, NeuronFittingModule)
+            row |= fit.fit_and_score(cfg, run, data, module)
+        else:
+            assert isinstance(module, ClassificationModule)
+            row |= _fit_and_test(cfg, run, data, module)
         run.write_result(row)
-    print(f"{run.folder}: {_summary(row)}")
+    print(f"{run.folder}: {fit.summary_line(row) if is_fit(cfg) else _summary(row)}")
     return row
 
 
@@ -64,7 +81,7 @@ def use_threads(threads: int | None) -> None:
 
 def _build(cfg: DictConfig) -> tuple[EventDataModule, ClassificationModule]:
     pl.seed_everything(cfg.seed, workers=True, verbose=False)
-    data = build_data(cfg)
+    data = build_event_data(cfg)
     data.prepare_data()
     data.setup()
     return data, build_module(cfg, data)
@@ -145,11 +162,11 @@ def _scores(
     return row
 
 
-def _identity(cfg: DictConfig, content: dict[str, Any], data: EventDataModule) -> dict[str, Any]:
+def _identity(cfg: DictConfig, content: dict[str, Any], data_set: str) -> dict[str, Any]:
     made = provenance()
     return {
         "experiment": cfg.experiment_name,
-        "data_set": data.name,
+        "data_set": data_set,
         "seed": cfg.seed,
         "config_hash": content_hash(content),
         "git_sha": made["git_sha"],

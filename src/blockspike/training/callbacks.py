@@ -110,10 +110,16 @@ def _now(pl_module: pl.LightningModule) -> float:
 
 
 class EpochLines(Callback):
-    """One plain line an epoch, for logs and pipes (a terminal gets Lightning's Rich bar)."""
+    """One plain line every so many epochs, for logs and pipes (a terminal gets a Rich bar)."""
+
+    def __init__(self, every: int = 1):
+        self.every = every
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Print the epoch's metrics."""
+        done = trainer.current_epoch + 1
+        if done % self.every and done != trainer.max_epochs:
+            return
         metrics = trainer.callback_metrics
         shown = ("train/loss", "train/accuracy", "val/loss", "val/accuracy", "time/epoch_s")
         values = "  ".join(

@@ -1,0 +1,241 @@
+"""`blockspike train` on recordings: fits every cell at once, scores them, draws them."""
+
+import json
+import sys
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytorch_lightning as pl
+from omegaconf import DictConfig
+from pytorch_lightning.callbacks import Callback, ModelCheckpoint, RichProgressBar
+from torch.utils.data import DataLoader
+
+from blockspike.config import build_fit, build_recordings, build_trainer
+from blockspike.data.recordings import load_recording
+from blockspike.data.recordings_datamodule import Part, RecordingsDataModule
+from blockspike.figures.recording import recording_fit
+from blockspike.figures.style import use_style
+from blockspike.fitted_neuron import FittedNeuron, load_neuron
+from blockspike.metrics import explained_temporal_variance, gamma_coincidence
+from blockspike.neurons.spike_distance import Window
+from blockspike.population import NeuronParameters, simulate
+from blockspike.runs import Run, write_text
+from blockspike.training.callbacks import EpochLines
+from blockspike.training.checkpoint_io import PlainCheckpointIO
+from blockspike.training.metrics_file import EpochCSVLogger
+from blockspike.training.neuron_fitting import FittingBatch, NeuronFittingModule
+
+SIGMAS_MS = (5.0, 10.0, 15.0)
+_GAMMA_MS = 4.0
+_EPOCHS_A_LINE = 20
+_SHOWN_CELLS = 3
+
+
+def build(cfg: DictConfig) -> tuple[RecordingsDataModule, NeuronFittingModule]:
+    """Read the recordings and make the population that is fitted to them."""
+    pl.seed_everything(cfg.seed, workers=True, verbose=False)
+    data = build_recordings(cfg)
+    data.setup()
+    for reason in data.failed.values():
+        print(f"left out: {reason}", file=sys.stderr)
+    return data, build_fit(cfg, len(data.names), data.dt_ms)
+
+
+def fit_and_score(
+    cfg: DictConfig, run: Run, data: RecordingsDataModule, module: NeuronFittingModule
+) -> dict[str, Any]:
+    """Fit; write `fits.csv`, `fits/<cell>.json`, `traces.npz` and `figures/`.
+
+    Returns:
+        Medians over the cells for the run's row.
+    """
+    fit_s = _fit(cfg, run, data, module)
+    parameters, _ = module.chosen()
+    arp_ms = module.population.arp * data.dt_ms
+    table = _table(data, module, parameters, arp_ms)
+    table.to_csv(run.folder / "fits.csv", index=False)
+    _write_neurons(run.folder / "fits", data, parameters, arp_ms)
+    _write_traces(run.folder / "traces.npz", data, parameters, arp_ms, table)
+    use_style()
+    with np.load(run.folder / "traces.npz") as traces:
+        print(recording_fit(dict(traces), run.folder / "figures" / "recording"))
+    if data.failed:
+        write_text(run.folder / "failed.json", json.dumps(data.failed, indent=1))
+    return _summary(table, data, fit_s)
+
+
+def _fit(cfg, run: Run, data: RecordingsDataModule, module: NeuronFittingModule) -> float:
+    on_terminal = sys.stdout.isatty()
+    last = ModelCheckpoint(
+        run.last_checkpoint.parent, filename="last", every_n_epochs=_EPOCHS_A_LINE,
+        save_on_train_epoch_end=True, enable_version_counter=False,
+    )  # fmt: skip
+    callbacks: list[Callback] = [last]
+    if cfg.progress:
+        callbacks.append(RichProgressBar() if on_terminal else EpochLines(_EPOCHS_A_LINE))
+    trainer = build_trainer(
+        cfg, callbacks, plugins=[PlainCheckpointIO()], limit_val_batches=0,
+        enable_progress_bar=cfg.progress and on_terminal, enable_model_summary=False,
+    )  # fmt: skip
+    trainer.loggers = [EpochCSVLogger(run.folder), *trainer.loggers]
+    resumed = run.last_checkpoint if run.last_checkpoint.is_file() else None
+    current, target, window = data.batch()
+    loader = DataLoader([FittingBatch(current, target, Window(*window))], batch_size=None)  # pyright: ignore
+    start = time.perf_counter()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*does not have many workers.*")
+        warnings.filterwarnings("ignore", ".*LeafSpec.*is deprecated.*")
+        warnings.filterwarnings("ignore", ".*exists and is not empty.*")  # a resumed fit
+        trainer.fit(module, loader, ckpt_path=resumed)
+    return time.perf_counter() - start
+
+
+def scores(part: Part, parameters: NeuronParameters, arp_ms: float, dt_ms: float) -> pd.DataFrame:
+    """A row a cell: ETV raw and normalised at three σ, Γ at ± 4 ms, rates; means over segments."""
+    spikes = simulate(parameters, part.current, dt_ms, arp_ms)[part.first :].numpy()
+    rows = []
+    for cell, segments in enumerate(part.trains):
+        of_segments = [
+            _segment_scores(trains[:, part.first :], spikes[:, k, cell], dt_ms)
+            for k, trains in enumerate(segments)
+        ]
+        rows.append(pd.DataFrame(of_segments).mean())
+    return pd.DataFrame(rows)
+
+
+def _segment_scores(trains: np.ndarray, spikes: np.ndarray, dt_ms: float) -> dict[str, float]:
+    duration_s = len(spikes) * dt_ms / 1000
+    row = {"rate_hz": spikes.sum() / duration_s, "recorded_hz": trains.sum(1).mean() / duration_s}
+    for sigma in SIGMAS_MS:
+        for name, normalise in (("etv", True), ("raw_etv", False)):
+            value = explained_temporal_variance(trains, spikes, sigma, dt_ms, normalise)
+            row[f"{name}_{sigma:g}ms"] = value
+    try:
+        row["gamma_4ms"] = gamma_coincidence(trains, spikes, _GAMMA_MS, dt_ms)
+    except ValueError:  # fires in every window
+        row["gamma_4ms"] = float("nan")
+    return row
+
+
+def _table(
+    data: RecordingsDataModule,
+    module: NeuronFittingModule,
+    parameters: NeuronParameters,
+    arp_ms: float,
+) -> pd.DataFrame:
+    columns: dict[str, Any] = {"cell": data.names}
+    columns |= {name: x.numpy() for name, x in vars(parameters).items()}
+    columns["gain_per_pa"] = columns.pop("gain") / data.scale_pa
+    best = module.best_distance.argmin(1, keepdim=True)
+    columns |= {
+        "arp_ms": arp_ms,
+        "scale_pa": data.scale_pa,
+        "distance": module.best_distance.gather(1, best)[:, 0].numpy(),
+        "chosen_epoch": module.best_epoch.gather(1, best)[:, 0].numpy() + 1,
+    }
+    parts = [pd.DataFrame(columns)]
+    for name, part in (("train", data.train), ("test", data.test)):
+        parts.append(scores(part, parameters, arp_ms, data.dt_ms).add_prefix(f"{name}_"))
+    return pd.concat(parts, axis=1)
+
+
+def _write_neurons(
+    folder: Path, data: RecordingsDataModule, parameters: NeuronParameters, arp_ms: float
+) -> None:
+    for cell, name in enumerate(data.names):
+        own = {key: float(x[cell]) for key, x in vars(parameters).items()}
+        own["gain_per_pa"] = own.pop("gain") / float(data.scale_pa[cell])
+        neuron = FittedNeuron(name=name, arp_ms=arp_ms, dt_ms=data.dt_ms, **own)
+        neuron.save(folder / f"{name}.json")
+
+
+def _write_traces(
+    path: Path,
+    data: RecordingsDataModule,
+    parameters: NeuronParameters,
+    arp_ms: float,
+    table: pd.DataFrame,
+) -> None:
+    """Test current, recorded and simulated spikes of the best, middle and worst cell."""
+    order = np.argsort(-table["test_etv_15ms"].to_numpy())
+    shown = order[np.unique(np.linspace(0, len(order) - 1, _SHOWN_CELLS).astype(int))]
+    part = data.test
+    spikes = simulate(parameters, part.current, data.dt_ms, arp_ms)[part.first :].numpy()
+    arrays: dict[str, Any] = {"dt_ms": data.dt_ms}
+    for k, cell in enumerate(shown):
+        row = table.iloc[cell]
+        current = part.current[part.first :, 0, cell].numpy() * data.test_scale_pa[cell]
+        trains = part.trains[cell][0][:, part.first :]
+        arrays |= _shown(k, data.names[cell], current, trains, spikes[:, 0, cell], row, "test_")
+    np.savez_compressed(path, **arrays)
+
+
+def _shown(k: int, name: str, current_pa, trains, model, row, prefix: str) -> dict[str, Any]:
+    """The arrays that `recording_fit` draws as column k."""
+    return {
+        f"cell{k}_name": name,
+        f"cell{k}_current_pa": current_pa,
+        f"cell{k}_trains": trains.astype(np.uint8),
+        f"cell{k}_model": model.astype(np.uint8),
+        f"cell{k}_etv_15ms": row[f"{prefix}etv_15ms"],
+        f"cell{k}_gamma_4ms": row[f"{prefix}gamma_4ms"],
+    }
+
+
+def _summary(table: pd.DataFrame, data: RecordingsDataModule, fit_s: float) -> dict[str, Any]:
+    row: dict[str, Any] = {
+        "n_cells": len(table), "n_failed": len(data.failed), "fit_s": fit_s,
+        "fit_s_per_cell": fit_s / len(table),
+    }  # fmt: skip
+    for part in ("test", "train"):
+        for name in (*(f"etv_{s:g}ms" for s in SIGMAS_MS), "gamma_4ms"):
+            values = table[f"{part}_{name}"].dropna().to_numpy()
+            quartiles = np.percentile(values, (25, 50, 75)) if len(values) else [float("nan")] * 3
+            for label, value in zip(("q25", "median", "q75"), quartiles, strict=True):
+                row[f"{part}_{name}_{label}"] = float(value)
+    return row
+
+
+def summary_line(row: dict[str, Any]) -> str:
+    """What is printed of a finished fit."""
+    etv = ", ".join(f"{row[f'test_etv_{s:g}ms_median']:.3f} (σ {s:g} ms)" for s in SIGMAS_MS)
+    return (
+        f"{row['n_cells']} cells fitted in {row['fit_s']:.1f} s; on test, median normalised ETV "
+        f"{etv}, Γ ± 4 ms {row['test_gamma_4ms_median']:.3f}"
+    )
+
+
+def evaluate_neuron(fit: Path, recording_path: Path) -> dict[str, Any]:
+    """Simulate a fitted neuron on a recording's currents; print and write scores beside `fit`.
+
+    Returns:
+        Per stimulus the scores; `<fit>_on_<recording>.{json,png}` hold them.
+
+    Raises:
+        FileNotFoundError, ValueError: either file is missing or damaged.
+    """
+    neuron, recording = load_neuron(fit), load_recording(recording_path)
+    current = recording.current(neuron.dt_ms)
+    spikes = neuron.simulate(current)
+    result: dict[str, Any] = {}
+    arrays: dict[str, Any] = {"dt_ms": neuron.dt_ms}
+    for k, stimulus in enumerate(recording.stimuli):
+        trains = recording.spike_trains(k, neuron.dt_ms)
+        row = _segment_scores(trains, spikes[k], neuron.dt_ms)
+        name = f"{recording.name}, {stimulus}"
+        result[stimulus if len(set(recording.stimuli)) > k else f"{stimulus} ({k})"] = row
+        arrays |= _shown(k, name, current[k], trains, spikes[k], row, "")
+        print(
+            f"{neuron.name} on {name}: normalised ETV {row['etv_15ms']:.3f} (σ 15 ms), "
+            f"Γ ± 4 ms {row['gamma_4ms']:.3f}, {row['rate_hz']:.1f} Hz "
+            f"(recorded {row['recorded_hz']:.1f} Hz)"
+        )
+    out = fit.with_name(f"{fit.stem}_on_{recording.name}.json")
+    write_text(out, json.dumps(result, indent=1))
+    use_style()
+    print(recording_fit(arrays, out.with_suffix("")))
+    return result

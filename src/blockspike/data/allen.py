@@ -1,0 +1,334 @@
+"""Recordings of the Allen Cell Types Database for experiment E7, fetched by AllenSDK.
+
+Which cells: mouse, layer 4, no disease, at least four sweeps of the stimulus "Noise 2"; 146 in
+Taylor, King & Harper 2023, "Addressing the speed-accuracy simulation trade-off for adaptive spiking
+neurons".
+
+The recordings are © Allen Institute for Brain Science, Allen Cell Types Database, available from
+https://celltypes.brain-map.org. The Allen Institute's terms of use
+(https://alleninstitute.org/terms-of-use) allow non-commercial use and require this citation.
+
+The cache folder is that of AllenSDK's ``CellTypesCache``, which can go on using it::
+
+    manifest.json
+    cells.json
+    specimen_<id>/ephys_sweeps.json
+    specimen_<id>/ephys.nwb
+
+AllenSDK takes a file that an interruption cut short for complete, so each one is fetched under
+another name and renamed after it was read.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import socket
+import warnings
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+from urllib.error import HTTPError, URLError
+
+from blockspike.data.progress import progress
+from blockspike.data.recordings import load_recording
+from blockspike.data.recordings_datamodule import RecordingsDataModule, Segments
+
+STIMULI = ("Noise 1", "Noise 2")
+_SPECIES, _LAYER, _NO_DISEASE = "mus musculus", "4", ("", "no disease", None)
+_REPEATED, _MIN_REPEATS = "Noise 2", 4
+_TIMEOUT_S = 60
+_GIVE_UP_AFTER = 3  # cells without a connection in a row: it is the network, not the cells
+
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True)
+class Downloaded:
+    """Complete recordings, and why others are not there, by specimen id."""
+
+    paths: list[Path]
+    failed: dict[int, str]
+
+
+class AllenRecordings(RecordingsDataModule):
+    """Cells of the Allen Cell Types Database in AllenSDK's cache folder ``path``.
+
+    Args:
+        n_cells: `prepare` downloads the first so many; None = all.
+        path and the others: as `RecordingsDataModule`.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        n_cells: int | None = None,
+        dt_ms: float = 0.1,
+        train_stimulus: str | None = "Noise 1",
+        test_stimulus: str | None = "Noise 2",
+        train_s: Segments | None = None,
+        test_s: Segments | None = None,
+        held_out: float = 0.2,
+        warm_up_s: float = 1.0,
+        first_trial_only: bool = False,
+        scaling: Literal["deviation", "maximum"] = "deviation",
+        own_test_scale: bool = False,
+        name: str | None = "Allen Cell Types, mouse layer 4",
+    ):
+        super().__init__(
+            path, dt_ms, train_stimulus, test_stimulus, train_s, test_s, held_out, warm_up_s,
+            first_trial_only, scaling, own_test_scale, name,
+        )  # fmt: skip
+        self.n_cells = n_cells
+
+    def prepare(self) -> None:
+        """Download what is missing, with AllenSDK; cells that fail are put into ``failed``.
+
+        Raises:
+            ValueError, OSError: as `prepare_allen`.
+        """
+        failed = prepare_allen(self.path, self.n_cells).failed
+        self._not_there = {f"specimen_{cell}": reason for cell, reason in failed.items()}
+
+
+def prepare_allen(
+    cache_dir: Path | str, n_cells: int | None = None, base_uri: str | None = None
+) -> Downloaded:
+    """Select the cells of E7 and download their recordings; the same call continues.
+
+    Args:
+        cache_dir: folder of AllenSDK's cache, made if it does not exist.
+        n_cells: the first so many by specimen id; None = all.
+        base_uri: address of the server; None = the Allen Institute's.
+
+    Returns:
+        The recordings, and the cells whose sweeps or recording could not be had.
+
+    Raises:
+        ValueError: AllenSDK is missing, n_cells < 1, or AllenSDK cannot use ``cache_dir``.
+        OSError: no network, no list of cells, or the disk is full; what arrived is kept.
+    """
+    specimens, unknown = select_cells(cache_dir, n_cells, base_uri)
+    downloaded = download_cells(cache_dir, specimens, base_uri)
+    return Downloaded(downloaded.paths, unknown | downloaded.failed)
+
+
+def select_cells(
+    cache_dir: Path | str, n_cells: int | None = None, base_uri: str | None = None
+) -> tuple[list[int], dict[int, str]]:
+    """Select the cells of E7: mouse, layer 4, no disease, four or more sweeps of "Noise 2".
+
+    Asks for the sweeps cell by cell, until ``n_cells`` are found. Arguments and errors as those of
+    `prepare_allen`.
+
+    Returns:
+        Specimen ids in ascending order, and the reason for each cell whose sweeps are not known.
+    """
+    if n_cells is not None and n_cells < 1:
+        raise ValueError(f"n_cells: expected at least 1, got {n_cells}")
+    folder = _Folder(cache_dir, base_uri)
+    candidates = sorted(cell["specimen__id"] for cell in folder.cells() if _is_candidate(cell))
+    selected: list[int] = []
+    failed: dict[int, str] = {}
+    with closing(_tried("Selecting cells", candidates, folder.sweeps, failed)) as tried:
+        for specimen, sweeps in tried:
+            if sum(sweep["stimulus_name"] == _REPEATED for sweep in sweeps) >= _MIN_REPEATS:
+                selected.append(specimen)
+            if len(selected) == n_cells:
+                break
+    return selected, failed
+
+
+def download_cells(
+    cache_dir: Path | str, specimens: Sequence[int], base_uri: str | None = None
+) -> Downloaded:
+    """Download the recordings of cells, except those that are there and can be read.
+
+    A file that cannot be read is deleted and fetched again. A cell that fails does not stop the
+    others, and nothing of it is kept. Otherwise arguments and errors as those of `prepare_allen`.
+    """
+    folder = _Folder(cache_dir, base_uri)
+    failed: dict[int, str] = {}
+    done = dict(_tried("Downloading cells", specimens, folder.recording, failed))
+    return Downloaded(list(done.values()), failed)
+
+
+def _is_candidate(cell: dict[str, Any]) -> bool:
+    return (
+        str(cell["donor__species"]).lower() == _SPECIES
+        and cell["structure__layer"] == _LAYER
+        and cell["donor__disease_state"] in _NO_DISEASE
+    )
+
+
+def _tried(
+    description: str,
+    specimens: Sequence[int],
+    work: Callable[[int], _T],
+    failed: dict[int, str],
+) -> Generator[tuple[int, _T], None, None]:
+    """Yield (specimen, result) of those that work, write why the others do not into ``failed``.
+
+    Raises:
+        OSError: the network or this machine's disk fails, which would fail all others too.
+    """
+    unreached = 0
+    with progress(description, len(specimens)) as advance:
+        for specimen in specimens:
+            try:
+                result = work(specimen)
+            except (OSError, ValueError) as error:
+                unreached = unreached + 1 if isinstance(error, ConnectionError) else 0
+                if unreached == _GIVE_UP_AFTER or getattr(error, "errno", None):
+                    raise
+                failed[specimen] = str(error)
+            else:
+                unreached = 0
+                yield specimen, result
+            advance(1)
+
+
+class _Folder:
+    """A cache folder and the AllenSDK cache that fills it."""
+
+    def __init__(self, cache_dir: Path | str, base_uri: str | None) -> None:
+        self.path = Path(cache_dir)
+        self.cache = _cell_types_cache(self.path / "manifest.json", base_uri)
+
+    def cells(self) -> list[dict[str, Any]]:
+        """All cells of the database, as rows of ``ApiCellTypesSpecimenDetail``."""
+        keys = {"specimen__id", "donor__species", "structure__layer", "donor__disease_state"}
+        return _fetched(
+            self.path / "cells.json",
+            lambda partial: self.cache.get_cells(partial, simple=False),
+            lambda path: _rows(path, keys),
+        )
+
+    def sweeps(self, specimen: int) -> list[dict[str, Any]]:
+        """The sweeps of a cell, as rows of ``EphysSweep``."""
+        return _fetched(
+            self._of(specimen) / "ephys_sweeps.json",
+            lambda partial: self.cache.get_ephys_sweeps(specimen, partial),
+            lambda path: _rows(path, {"stimulus_name"}),
+        )
+
+    def recording(self, specimen: int) -> Path:
+        """The file of a cell's recording."""
+        path = self._of(specimen) / "ephys.nwb"
+        _fetched(
+            path,
+            lambda partial: self.cache.api.save_ephys_data(specimen, partial),
+            _check_recording,
+        )
+        return path
+
+    def _of(self, specimen: int) -> Path:
+        return self.path / f"specimen_{specimen}"
+
+
+def _cell_types_cache(manifest: Path, base_uri: str | None) -> Any:
+    """AllenSDK's `CellTypesCache`, which writes the manifest if it is not there."""
+    with _quiet_allensdk():
+        try:
+            module = import_module("allensdk.core.cell_types_cache")
+        except Exception as error:  # mismatched dependencies of its raise more than ImportError
+            raise ValueError(
+                f"recordings of the Allen Cell Types Database need AllenSDK ({error}): "
+                "pip install 'blockspike[allen]', which needs Python 3.11"
+            ) from error
+        try:
+            return module.CellTypesCache(manifest_file=str(manifest), base_uri=base_uri)
+        except Exception as error:  # AllenSDK has no error class for it
+            raise ValueError(f"{manifest}: AllenSDK cannot use it ({_one_line(error)})") from error
+
+
+def _fetched(path: Path, save: Callable[[str], object], check: Callable[[Path], _T]) -> _T:
+    """Return ``check(path)``; where there is no good file, ``save`` is asked for one first.
+
+    Raises:
+        ValueError: ``check`` refuses what arrived, which is not kept.
+        OSError: the download failed.
+    """
+    if path.exists():
+        with suppress(ValueError):
+            return check(path)
+        path.unlink()  # AllenSDK itself leaves files cut short under their name
+    partial = path.with_stem(f"{path.stem}.part")
+    partial.unlink(missing_ok=True)  # AllenSDK would not replace it
+    try:
+        _download(path, lambda: save(str(partial)))
+        result = check(partial)
+        partial.replace(path)
+    except ValueError as error:
+        raise ValueError(str(error).replace(str(partial), str(path))) from error
+    finally:
+        partial.unlink(missing_ok=True)
+    return result
+
+
+def _rows(path: Path, keys: set[str]) -> list[dict[str, Any]]:
+    """Read rows of a table of the database; every row must have ``keys``."""
+    try:
+        rows = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path}: damaged ({_one_line(error)})") from error
+    # The server answers a query that failed with a text in place of rows.
+    are_rows = isinstance(rows, list) and all(
+        isinstance(r, dict) and keys <= r.keys() for r in rows
+    )
+    if not are_rows or not rows:
+        raise ValueError(f"{path}: expected rows with {', '.join(sorted(keys))}, got {rows!r:.60}")
+    return rows
+
+
+def _check_recording(path: Path) -> None:
+    for stimulus in STIMULI:  # one by one: their lengths differ
+        load_recording(path, stimuli=(stimulus,))
+
+
+def _download(path: Path, save: Callable[[], object]) -> None:
+    """Have AllenSDK download a file; whatever it raises becomes an `OSError`.
+
+    Raises:
+        ConnectionError: no connection to the server.
+        OSError: the server refused or answered nonsense (``errno`` is None), or the disk is full.
+    """
+    from requests import exceptions  # a dependency of AllenSDK and pooch, slow to import
+
+    lost = (ConnectionError, TimeoutError, URLError, exceptions.ConnectionError, exceptions.Timeout)
+    try:
+        with _quiet_allensdk():
+            save()
+    except (HTTPError, exceptions.HTTPError) as error:
+        raise OSError(f"{path}: the server refused ({_one_line(error)})") from error
+    except lost as error:
+        raise ConnectionError(
+            f"{path}: no connection to the server ({_one_line(error)}); the same command continues"
+        ) from error
+    except Exception as error:  # AllenSDK raises plain ones, such as for a cell without a file
+        if isinstance(error, OSError) and error.errno:
+            raise OSError(error.errno, error.strerror, str(path)) from error
+        raise OSError(f"{path}: download failed ({_one_line(error)})") from error
+
+
+@contextmanager
+def _quiet_allensdk() -> Iterator[None]:
+    """Without AllenSDK's warnings and log, and with a limit where it waits for ever."""
+    log = logging.getLogger("allensdk.api.api.retrieve_file_over_http")
+    was_disabled, timeout_s = log.disabled, socket.getdefaulttimeout()
+    log.disabled = True
+    socket.setdefaulttimeout(_TIMEOUT_S)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        log.disabled = was_disabled
+        socket.setdefaulttimeout(timeout_s)
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split()) or type(error).__name__

@@ -1,0 +1,390 @@
+"""Current-clamp recordings that neuron models are fitted to: `.npz`, NWB 1 (Allen) and NWB 2."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from scipy.signal import find_peaks
+
+from blockspike.data.nwb import (
+    VOLTAGE_RANGE_MV,
+    Sweep,
+    check_current,
+    indices_of,
+    peak_of,
+    read_sweeps,
+)
+
+RECORDING_SUFFIXES = (".npz", ".nwb")
+_HDF5_SUFFIXES = (".nwb", ".h5")
+# A spike's peak, the least that it rises above both sides, how far these reach, and the least time
+# between peaks.
+_MIN_PEAK_MV = -20.0
+_MIN_RISE_MV = 20.0
+_REACH_MS = 5.0
+_MIN_INTERVAL_MS = 1.0
+
+
+@dataclass(frozen=True)
+class Recording:
+    """Responses of one neuron to S stimuli, each given up to R times.
+
+    ``name`` is the stem of the file; ``current_pa`` float64 ``[S, T]``, one sample every
+    ``dt_ms``; ``spike_times_s[r][s]`` float64 ``[n]``, sorted, seconds from the start of the
+    sweep, or None where stimulus ``s`` was not repeated so often; ``stimuli`` ``[S]`` names, which
+    need not differ, "stimulus 0" and so on where the file has none.
+    """
+
+    name: str
+    current_pa: np.ndarray
+    spike_times_s: list[list[np.ndarray | None]]
+    dt_ms: float
+    stimuli: tuple[str, ...]
+
+    def current(self, dt_ms: float) -> np.ndarray:
+        """Return the mean current of each step in pA, float64 ``[S, n_steps]``.
+
+        The recorded current, constant between samples, is integrated exactly: charge is conserved
+        at any ``dt_ms``. An incomplete last step is left out.
+
+        Raises:
+            ValueError: ``dt_ms`` is not above 0 or longer than the recording.
+        """
+        n_steps = self._n_steps(dt_ms)
+        edges = np.arange(n_steps + 1) * (dt_ms / self.dt_ms)  # in samples
+        samples = np.arange(self.current_pa.shape[1] + 1)
+        charge = np.cumsum(self.current_pa, axis=1, dtype=np.float64)
+        charge = np.pad(charge, ((0, 0), (1, 0)))  # [S, T + 1] pA·samples
+        at_edges = np.stack([np.interp(edges, samples, row) for row in charge])
+        return np.diff(at_edges, axis=1) * (self.dt_ms / dt_ms)
+
+    def spike_trains(self, stimulus: int, dt_ms: float) -> np.ndarray:
+        """Return spike counts of every repeat of one stimulus, float32 ``[R_s, n_steps]``.
+
+        Raises:
+            ValueError: as `current`, or no such stimulus.
+        """
+        if not 0 <= stimulus < len(self.stimuli):
+            raise ValueError(
+                f"stimulus: got {stimulus}, expected 0 to {len(self.stimuli) - 1} of {self.name}"
+            )
+        n_steps = self._n_steps(dt_ms)
+        repeats = [r[stimulus] for r in self.spike_times_s]
+        return np.stack([bin_spikes(t, dt_ms, n_steps) for t in repeats if t is not None])
+
+    def _n_steps(self, dt_ms: float) -> int:
+        duration_ms = self.current_pa.shape[1] * self.dt_ms
+        n_steps = int(duration_ms / dt_ms + 1e-9) if 0 < dt_ms < np.inf else 0
+        if n_steps < 1:
+            raise ValueError(
+                f"dt_ms: got {dt_ms}, expected > 0 and at most the {duration_ms:g} ms of "
+                f"{self.name}"
+            )
+        return n_steps
+
+
+def bin_spikes(times_s: np.ndarray, dt_ms: float, n_steps: int) -> np.ndarray:
+    """Count spikes in steps of ``dt_ms``, float32 ``[n_steps]``; later spikes are dropped.
+
+    Step k holds ``k·dt <= t < (k + 1)·dt``; times on the grid stay on it although floats round
+    them, because a spike less than 1e-6 of a step before an edge counts after it.
+
+    Raises:
+        ValueError: ``dt_ms`` is not above 0, or a time is NaN or negative.
+    """
+    if not 0 < dt_ms < np.inf:
+        raise ValueError(f"dt_ms: got {dt_ms}, expected > 0")
+    times_s = np.asarray(times_s, np.float64)
+    for t in times_s[~(times_s >= 0)][:1]:
+        raise ValueError(f"times_s: got {t}, expected seconds >= 0")
+    step = np.floor(times_s * 1e3 / dt_ms + 1e-6)
+    inside = step[step < n_steps].astype(np.int64)
+    return np.bincount(inside, minlength=n_steps).astype(np.float32)
+
+
+def detect_spikes(voltage_mv: np.ndarray, dt_ms: float) -> np.ndarray:
+    """Find the spikes of a membrane potential: its prominent peaks (`scipy.signal.find_peaks`).
+
+    A spike peaks above −20 mV, at least 20 mV above the lowest potential of the 5 ms on either
+    side. Its time is where the upstroke crosses half its height above these, interpolated, which is
+    within 0.5 ms of both its peak and its threshold. Spikes wider than about 5 ms are not found.
+
+    Args:
+        voltage_mv: ``[T]`` in mV.
+        dt_ms: between samples.
+
+    Returns:
+        Times in seconds from the first sample, float64 ``[n]``, sorted.
+    """
+    reach = max(1, round(_REACH_MS / dt_ms))
+    # The height is taken from the 5 ms around, so that neither an after-hyperpolarisation further
+    # off nor the step of a stimulus enters it.
+    _, found = find_peaks(
+        np.asarray(voltage_mv, np.float64),
+        height=_MIN_PEAK_MV,
+        distance=max(1, round(_MIN_INTERVAL_MS / dt_ms)),
+        prominence=_MIN_RISE_MV,
+        width=0,
+        rel_height=0.5,
+        wlen=2 * reach + 1,
+    )
+    return found["left_ips"] * (dt_ms * 1e-3)
+
+
+def load_recording(
+    path: Path | str,
+    stimuli: Sequence[str] | None = None,
+    sweeps: Sequence[int] | None = None,
+) -> Recording:
+    """Read and check a current-clamp recording.
+
+    ``.npz``: ``current_pa`` ``[T]`` or ``[S, T]``, ``dt_ms`` and at least one of
+
+    - ``spike_times_s`` ``[n]`` with ``spike_repeat`` and ``spike_stimulus`` ``[n]``, 0 if left out,
+    - ``voltage_mv``, ``[T]`` or ``[R, T]`` of one stimulus, else ``[R, S, T]``, all NaN where there
+      was no such repeat.
+
+    NWB: sweeps with the same name and equal current are repeats of one stimulus; stimuli come in
+    the order of their first sweeps. Spikes that are not stored are detected (`detect_spikes`).
+
+    Args:
+        path: ``.npz``, or ``.nwb`` or ``.h5`` of NWB 1 (Allen Cell Types Database) or NWB 2.
+        stimuli: names of the stimuli to read, upper or lower case; None = all.
+        sweeps: numbers of the NWB sweeps to read; None = all of current clamp.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: damaged file, missing key, sweep, stimulus, unit or spikes, a voltage-clamp
+            sweep, sweeps of different length, a current that is empty, NaN or infinite, magnitudes
+            that no neuron has, or a spike outside its sweep; names the file and the sweep, what was
+            found and what was expected.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{path}: no such file, expected a recording ({', '.join(RECORDING_SUFFIXES)})"
+        )
+    if path.suffix == ".npz":
+        return _load_npz(path, stimuli, sweeps)
+    if path.suffix in _HDF5_SUFFIXES:
+        return _load_nwb(path, stimuli, sweeps)
+    raise ValueError(
+        f"{path}: found a {path.suffix or 'file without suffix'}, expected "
+        f"{', '.join(RECORDING_SUFFIXES)}"
+    )
+
+
+def _check_times(where: str, times_s: np.ndarray, duration_s: float) -> np.ndarray:
+    # Comparisons with NaN are false, so this also finds NaN.
+    for t in times_s[~((times_s >= 0) & (times_s < duration_s))][:1]:
+        raise ValueError(
+            f"{where}: found a spike at {t:g} s, expected 0 to {duration_s:g} s, the length of the "
+            "sweep"
+        )
+    return np.sort(times_s)
+
+
+def _no_spikes(where: str) -> ValueError:
+    return ValueError(
+        f"{where}: found neither spike times nor a voltage, expected one of them to have spikes"
+    )
+
+
+# NWB
+
+
+def _load_nwb(path: Path, stimuli: Sequence[str] | None, sweeps: Sequence[int] | None) -> Recording:
+    kinds: list[Sweep] = []
+    trains: list[list[np.ndarray]] = []
+    for sweep in read_sweeps(path, stimuli, sweeps):
+        times_s = _sweep_times(f"{path}, sweep {sweep.number}", sweep)
+        if kinds:
+            _check_alike(path, kinds[0], sweep)
+        kind = next((i for i, other in enumerate(kinds) if _is_repeat(sweep, other)), len(kinds))
+        if kind == len(kinds):
+            kinds.append(replace(sweep, voltage_mv=None))
+            trains.append([])
+        trains[kind].append(times_s)
+    return Recording(
+        name=path.stem,
+        current_pa=np.stack([kind.current_pa for kind in kinds]),
+        spike_times_s=_by_repeat(trains),
+        dt_ms=kinds[0].dt_ms,
+        stimuli=tuple(kind.stimulus or f"stimulus {i}" for i, kind in enumerate(kinds)),
+    )
+
+
+def _sweep_times(where: str, sweep: Sweep) -> np.ndarray:
+    n_samples = len(sweep.current_pa)
+    if sweep.voltage_mv is not None and sweep.voltage_mv.shape != (n_samples,):
+        raise ValueError(
+            f"{where}: found a voltage of shape {sweep.voltage_mv.shape}, expected as many samples "
+            f"as the current, {n_samples}"
+        )
+    if sweep.spike_times_s is not None:
+        return _check_times(where, sweep.spike_times_s, n_samples * sweep.dt_ms * 1e-3)
+    if sweep.voltage_mv is None:
+        raise _no_spikes(where)
+    return detect_spikes(sweep.voltage_mv, sweep.dt_ms)
+
+
+def _check_alike(path: Path, first: Sweep, sweep: Sweep) -> None:
+    if len(sweep.current_pa) == len(first.current_pa) and np.isclose(sweep.dt_ms, first.dt_ms):
+        return
+    described = " and ".join(
+        f"sweep {s.number} ({s.stimulus or 'unnamed'}) of {len(s.current_pa)} samples at "
+        f"{s.dt_ms:g} ms"
+        for s in (first, sweep)
+    )
+    raise ValueError(
+        f"{path}: found {described}, expected one length and dt; choose with stimuli= or sweeps="
+    )
+
+
+def _is_repeat(sweep: Sweep, other: Sweep) -> bool:
+    same_name = sweep.stimulus.casefold() == other.stimulus.casefold()
+    may_be = same_name or not (sweep.is_shared_name or other.is_shared_name)
+    return may_be and np.allclose(sweep.current_pa, other.current_pa)
+
+
+def _by_repeat(trains: Sequence[Sequence[np.ndarray | None]]) -> list[list[np.ndarray | None]]:
+    """[S][R_s] to [R][S], None for the repeats that are not there."""
+    n_repeats = max(len(of_stimulus) for of_stimulus in trains)
+    return [[t[r] if r < len(t) else None for t in trains] for r in range(n_repeats)]
+
+
+# .npz
+
+
+def _load_npz(path: Path, stimuli: Sequence[str] | None, sweeps: Sequence[int] | None) -> Recording:
+    if sweeps is not None:
+        raise ValueError(f"{path}: an .npz has no sweeps, got sweeps={list(sweeps)}, expected None")
+    arrays = _arrays(path)
+    current = np.atleast_2d(_required(path, arrays, "current_pa"))
+    if current.ndim != 2 or not len(current):
+        raise ValueError(
+            f"{path}: found current_pa of shape {current.shape}, expected [T] or [S, T] with S >= 1"
+        )
+    for s, row in enumerate(current):
+        check_current(f"{path}, stimulus {s}", row)
+    names = tuple(f"stimulus {s}" for s in range(len(current)))
+    kept = range(len(names)) if stimuli is None else indices_of(path, names, stimuli)
+    if not kept:
+        raise ValueError(f"{path}: chose no stimulus, expected some of {', '.join(names)}")
+    dt_ms = _npz_dt_ms(path, arrays)
+    trains = _npz_trains(path, arrays, current.shape, dt_ms)
+    return Recording(
+        name=path.stem,
+        current_pa=current[list(kept)].astype(np.float64),
+        spike_times_s=_by_repeat([trains[s] for s in kept]),
+        dt_ms=dt_ms,
+        stimuli=tuple(names[s] for s in kept),
+    )
+
+
+def _arrays(path: Path) -> dict[str, np.ndarray]:
+    try:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
+            return {key: archive[key] for key in archive.files}
+    except Exception as error:  # damaged files raise whatever numpy and zipfile run into
+        raise ValueError(f"{path}: not a complete .npz of plain arrays ({error})") from error
+
+
+def _required(path: Path, arrays: dict[str, np.ndarray], key: str) -> np.ndarray:
+    if key not in arrays:
+        found = ", ".join(arrays) or "nothing"
+        raise ValueError(f"{path}: {key} is missing, found {found}, expected it in a recording")
+    return arrays[key]
+
+
+def _npz_dt_ms(path: Path, arrays: dict[str, np.ndarray]) -> float:
+    dt_ms = _required(path, arrays, "dt_ms")
+    if dt_ms.size != 1 or dt_ms.dtype.kind not in "fiu" or not 0 < dt_ms.item() < np.inf:
+        raise ValueError(f"{path}: found dt_ms {dt_ms.tolist()}, expected one number > 0")
+    return float(dt_ms.item())
+
+
+def _npz_trains(
+    path: Path, arrays: dict[str, np.ndarray], shape: tuple[int, ...], dt_ms: float
+) -> list[list[np.ndarray]]:
+    """Spike times [S][R_s]."""
+    voltage = _npz_voltage(path, arrays, shape)
+    if "spike_times_s" in arrays:
+        n_repeats = [max(1, len(of_stimulus)) for of_stimulus in voltage]
+        return _stored_trains(path, arrays, n_repeats, shape[1] * dt_ms * 1e-3)
+    for s, of_stimulus in enumerate(voltage):
+        if not of_stimulus:
+            raise _no_spikes(f"{path}, stimulus {s}")
+    return [[detect_spikes(v, dt_ms) for v in of_stimulus] for of_stimulus in voltage]
+
+
+def _npz_voltage(
+    path: Path, arrays: dict[str, np.ndarray], shape: tuple[int, ...]
+) -> list[list[np.ndarray]]:
+    """Voltages [S][R_s] of [T]."""
+    n_stimuli, n_samples = shape
+    if "voltage_mv" not in arrays:
+        return [[] for _ in range(n_stimuli)]
+    stored = arrays["voltage_mv"]
+    voltage = np.atleast_2d(stored)
+    if n_stimuli == 1 and voltage.ndim == 2:
+        voltage = voltage[:, None]
+    if voltage.ndim != 3 or voltage.shape[1:] != shape or stored.dtype.kind not in "fiu":
+        expected = "[T] or [R, T]" if n_stimuli == 1 else f"[R, {n_stimuli}, T]"
+        raise ValueError(
+            f"{path}: found voltage_mv of shape {stored.shape} and {stored.dtype}, expected "
+            f"numbers {expected} as long as the current, T = {n_samples}"
+        )
+    rows = [[v for v in voltage[:, s] if not np.isnan(v).all()] for s in range(n_stimuli)]
+    for s, row in enumerate(rows):
+        _check_magnitudes(f"{path}, stimulus {s}", row)
+    return rows
+
+
+def _check_magnitudes(where: str, voltages: list[np.ndarray]) -> None:
+    low, high = VOLTAGE_RANGE_MV
+    for peak in (peak_of(v) for v in voltages):
+        if not low <= peak <= high:
+            raise ValueError(
+                f"{where}: found a peak voltage of {peak:.3g} mV, expected {low:g} to {high:g} mV"
+            )
+
+
+def _stored_trains(
+    path: Path, arrays: dict[str, np.ndarray], n_repeats: list[int], duration_s: float
+) -> list[list[np.ndarray]]:
+    times_s = arrays["spike_times_s"]
+    if times_s.ndim != 1 or times_s.dtype.kind not in "fiu":
+        raise ValueError(
+            f"{path}: found spike_times_s of shape {times_s.shape} and {times_s.dtype}, expected "
+            "numbers [n]"
+        )
+    _check_times(str(path), times_s, duration_s)
+    repeat = _indices(path, arrays, "spike_repeat", np.inf)
+    stimulus = _indices(path, arrays, "spike_stimulus", len(n_repeats))
+    return [
+        list(_repeats_of(times_s[stimulus == s], repeat[stimulus == s], n))
+        for s, n in enumerate(n_repeats)
+    ]
+
+
+def _repeats_of(times_s: np.ndarray, repeat: np.ndarray, at_least: int) -> Iterator[np.ndarray]:
+    n_repeats = max(at_least, int(repeat.max()) + 1 if len(repeat) else 0)
+    for r in range(n_repeats):
+        yield np.sort(times_s[repeat == r].astype(np.float64))
+
+
+def _indices(path: Path, arrays: dict[str, np.ndarray], key: str, end: float) -> np.ndarray:
+    n_spikes = len(arrays["spike_times_s"])
+    index = arrays.get(key, np.zeros(n_spikes, np.int64))
+    if index.shape != (n_spikes,):
+        raise ValueError(f"{path}: found {index.size} {key}, expected one a spike, {n_spikes}")
+    integral = index.dtype.kind in "iu" or not n_spikes
+    wrong = (index < 0) | (index >= end) if integral else np.ones(n_spikes, bool)
+    for i in np.flatnonzero(wrong)[:1]:
+        below = "" if end == np.inf else f" below {end}"
+        raise ValueError(f"{path}: found {key} {index[i]}, expected integers >= 0{below}")
+    return index

@@ -1,0 +1,80 @@
+"""A fitted neuron as one small JSON file, to be simulated on any current."""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike
+
+from blockspike.population import NeuronParameters, simulate
+
+
+@dataclass(frozen=True)
+class FittedNeuron:
+    """One fitted ALIF neuron in physical units: τ_m dV/dt = −(V − rest) + gain · current.
+
+    Thresholds are the unit of V: it is reset to 0 and fires above 1 + the adaptation.
+
+    Attributes:
+        name: of the recorded cell.
+        tau_membrane_ms, tau_adaptation_ms: time constants.
+        b: raise of the threshold per spike.
+        gain_per_pa: thresholds per pA.
+        rest: resting potential.
+        arp_ms: absolute refractory period.
+        dt_ms: step of the fit; `simulate` uses it.
+    """
+
+    name: str
+    tau_membrane_ms: float
+    tau_adaptation_ms: float
+    b: float
+    gain_per_pa: float
+    rest: float
+    arp_ms: float
+    dt_ms: float
+
+    def simulate(self, current_pa: ArrayLike) -> np.ndarray:
+        """Spikes, 0 or 1, [T] or [S, T], for a current of that shape in steps of ``dt_ms``.
+
+        `Recording.current(dt_ms)` gives a recorded current in such steps.
+
+        Raises:
+            ValueError: the current is empty, has more dimensions or is not finite.
+        """
+        current = np.asarray(current_pa, float)
+        if current.ndim not in (1, 2) or not current.size:
+            raise ValueError(f"current_pa: expected [T] or [S, T], got {list(current.shape)}")
+        columns = torch.from_numpy(np.ascontiguousarray(np.atleast_2d(current).T)).unsqueeze(2)
+        names = ("tau_membrane_ms", "tau_adaptation_ms", "b", "gain_per_pa", "rest")
+        values = (torch.tensor([getattr(self, n)], dtype=torch.float64) for n in names)
+        spikes = simulate(NeuronParameters(*values), columns, self.dt_ms, self.arp_ms)
+        return spikes[:, :, 0].T.numpy().reshape(current.shape)
+
+    def save(self, path: Path) -> None:
+        """Write the JSON file."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(asdict(self), indent=1))
+
+
+def load_neuron(path: str | Path) -> FittedNeuron:
+    """Read what `FittedNeuron.save` wrote.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: not such a file; names what is missing, unknown or not a number.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no fitted neuron here")
+    try:
+        content = json.loads(path.read_text())
+        neuron = FittedNeuron(**content)
+    except (json.JSONDecodeError, UnicodeDecodeError, TypeError) as error:
+        raise ValueError(f"{path}: not a fitted neuron ({error})") from error
+    for name, value in asdict(neuron).items():
+        if name != "name" and not (isinstance(value, int | float) and np.isfinite(value)):
+            raise ValueError(f"{path}: expected a number for {name}, got {value!r}")
+    return neuron

@@ -1,0 +1,117 @@
+"""`blockspike train` on recordings: from file to figure, restarts, failures, evaluation."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from blockspike.data.recordings import Recording
+from blockspike.fitted_neuron import load_neuron
+from blockspike.synthetic_cells import SyntheticCells
+
+QUICK = ("trainer.max_epochs=30", "model.n_starts=16", "model.arp_ms=2", "threads=1")
+
+
+@pytest.fixture(scope="module")
+def cells() -> list[Recording]:
+    return SyntheticCells(n_cells=2, duration_s=5.0, trial_noise=0.0).load()
+
+
+def write(recording: Recording, path) -> None:
+    trials = [np.asarray(trial[0], float) for trial in recording.spike_times_s]
+    np.savez(
+        path, current_pa=recording.current_pa[0], dt_ms=recording.dt_ms,
+        spike_times_s=np.concatenate(trials),
+        spike_repeat=np.repeat(np.arange(len(trials)), [len(t) for t in trials]),
+    )  # fmt: skip
+
+
+def test_my_recording_from_file_to_figure(blockspike, tmp_path, cells):
+    write(cells[0], tmp_path / "my_cell.npz")
+    arguments = ("train", "experiment=fit_my_recording", "data.path=my_cell.npz", *QUICK)
+    done = blockspike(*arguments)
+    (result,) = (tmp_path / "outputs" / "fit" / "my_cell").rglob("result.json")
+    run, row = result.parent, json.loads(result.read_text())
+    assert "median normalised ETV" in done.stdout
+    assert row["data_set"] == "my_cell" and row["n_cells"] == 1
+    assert (run / "figures" / "recording.png").is_file()
+    table = pd.read_csv(run / "fits.csv")
+    assert table["test_etv_15ms"][0] == pytest.approx(row["test_etv_15ms_median"])
+    neuron = load_neuron(run / "fits" / "my_cell.json")
+    assert neuron.gain_per_pa == pytest.approx(table["gain_per_pa"][0])
+    # the file alone repeats what was fitted, on the whole recording
+    current = cells[0].current(neuron.dt_ms)[0]
+    spikes = neuron.simulate(current)
+    first = round(0.6 * len(current))
+    assert spikes[:first].sum() / 3 == pytest.approx(table["train_rate_hz"][0], abs=0.7)
+
+    assert "finished, skipped" in blockspike(*arguments).stdout
+    shown = blockspike(
+        "evaluate", f"neuron={run / 'fits' / 'my_cell.json'}", "recording=my_cell.npz"
+    ).stdout
+    assert "my_cell on my_cell, stimulus 0: normalised ETV" in shown
+    scores = json.loads((run / "fits" / "my_cell_on_my_cell.json").read_text())
+    assert set(scores) == {"stimulus 0"}
+    assert (run / "fits" / "my_cell_on_my_cell.png").is_file()
+
+
+def test_other_cells_finish_when_one_is_broken(blockspike, tmp_path, cells):
+    (tmp_path / "cells").mkdir()
+    for recording in cells:
+        write(recording, tmp_path / "cells" / f"{recording.name}.npz")
+    (tmp_path / "cells" / "torn.npz").write_bytes(b"PK\x03\x04")
+    done = blockspike("train", "experiment=fit_my_recording", "data.path=cells", *QUICK)
+    (run,) = (p.parent for p in (tmp_path / "outputs").rglob("result.json"))
+    assert "left out: " in done.stderr and "torn.npz" in done.stderr
+    assert list(json.loads((run / "failed.json").read_text())) == ["torn"]
+    assert list(pd.read_csv(run / "fits.csv")["cell"]) == [r.name for r in cells]
+    assert json.loads((run / "result.json").read_text())["n_failed"] == 1
+
+
+def test_an_interrupted_fit_continues_to_the_same_bits(blockspike, tmp_path, cells):
+    write(cells[0], tmp_path / "my_cell.npz")
+    arguments = ("train", "experiment=fit_my_recording", "data.path=my_cell.npz", *QUICK)
+    blockspike(*arguments, "output_dir=whole")
+    (whole,) = (tmp_path / "whole").rglob("fits.csv")
+    (run,) = (p.parent for p in (tmp_path / "whole").rglob("result.json"))
+    for name in ("result.json", "fits.csv"):  # as a run killed after its last checkpoint, epoch 20
+        (run / name).rename(tmp_path / name)
+    before = pd.read_csv(tmp_path / "fits.csv")
+    blockspike(*arguments, "output_dir=whole")
+    pd.testing.assert_frame_equal(before, pd.read_csv(whole))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("data.path=nothing.npz",), "no recording"),
+        (("data.path=text.npz",), "text.npz"),
+        (("data.path=text.npz", "data.scaling=best"), "scaling"),
+        (("data.path=text.npz", "data.train_s=[[0,1]]"), "both or neither"),
+        (("data.path=x.npz", "model.surrogate=x"), "no recording"),
+        (("data=nmnist_sample",), "fit: expected data of recordings"),
+    ],
+)
+def test_bad_input_is_one_line(blockspike, tmp_path, arguments, message):
+    (tmp_path / "text.npz").write_text("not an archive")
+    done = blockspike("train", "experiment=fit_my_recording", *arguments, check=False)
+    assert done.returncode == 2 and message in done.stderr
+    assert len(done.stderr.strip().splitlines()) <= 2
+
+
+def test_events_are_not_fitted_and_recordings_not_classified(blockspike, tmp_path):
+    done = blockspike("train", "data=recordings", "data.path=x.npz", check=False)
+    assert done.returncode == 2 and "fit=ours" in done.stderr
+
+
+@pytest.mark.parametrize("given", [(), ("neuron=a.json",), ("run=a", "recording=b.npz")])
+def test_evaluate_wants_one_thing(blockspike, given):
+    done = blockspike("evaluate", *given, check=False)
+    assert done.returncode == 2 and "run=FOLDER, or neuron=FILE with recording=FILE" in done.stderr
+
+
+def test_prepare_checks_recordings(blockspike, tmp_path, cells):
+    write(cells[0], tmp_path / "my_cell.npz")
+    shown = blockspike("prepare", "data=recordings", "data.path=my_cell.npz").stdout
+    assert "my_cell: 1 cells can be fitted" in shown

@@ -1,0 +1,154 @@
+"""NWB files of current-clamp sweeps and membrane potentials, made by the tests."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import h5py
+import numpy as np
+
+RATE_HZ = 50_000.0
+DT_MS = 1e3 / RATE_HZ
+
+
+@dataclass(frozen=True)
+class MadeSweep:
+    """What the tests write as one sweep; ``name`` None leaves out the stimulus's name."""
+
+    number: int
+    name: str | None
+    current_pa: np.ndarray
+    voltage_mv: np.ndarray | None
+    spike_times_s: np.ndarray | None = None
+
+
+def noise_pa(seed: int, n_samples: int = 5000) -> np.ndarray:
+    """A fluctuating current of some 100 pA, whole pA."""
+    return np.rint(100 * np.random.default_rng(seed).standard_normal(n_samples))
+
+
+def membrane_mv(
+    spikes_ms: Sequence[float], n_samples: int = 5000, dt_ms: float = DT_MS
+) -> np.ndarray:
+    """A potential at −70 mV with action potentials whose upstroke is at −20 mV at ``spikes_ms``.
+
+    They rise by 100 mV in 0.5 ms, fall in 1 ms to 10 mV below rest and recover within some 10 ms.
+    """
+    t = np.arange(n_samples) * dt_ms
+    voltage = np.full(n_samples, -70.0)
+    for spike in spikes_ms:
+        s = t - spike
+        shape = np.interp(s, [-0.25, 0.25, 1.25], [0.0, 100.0, -10.0])
+        voltage += np.where(s > 1.25, -10 * np.exp(-(s - 1.25) / 3), shape)
+    return voltage
+
+
+def make_nwb1(
+    path: Path,
+    sweeps: Sequence[MadeSweep],
+    text: type[bytes] | type[str] = bytes,
+    version: str | None = "1.1.0",
+    is_si: bool = False,
+) -> Path:
+    """Write the layout of the Allen Cell Types Database.
+
+    ``text`` is the type of every string. With ``is_si`` data are stored in SI beside a conversion
+    that is wrong, as the oldest pipelines did.
+    """
+
+    def string(value: str):
+        return value.encode() if text is bytes else value
+
+    with h5py.File(path, "w") as file:
+        file["nwb_version"] = string("NWB-1.0.5")
+        if version is not None:
+            words = ["pipeline", "aibs", "version", version]
+            dtype = h5py.string_dtype() if text is str else "S16"
+            file.create_dataset("general/generated_by", data=words, dtype=dtype)
+        for sweep in sweeps:
+            epoch = file.create_group(f"epochs/Sweep_{sweep.number}")
+            sides = [("stimulus", sweep.current_pa, 1e-12, "A")]
+            if sweep.voltage_mv is not None:
+                sides.append(("response", sweep.voltage_mv, 1e-3, "V"))
+            for side, values, conversion, unit in sides:
+                series = epoch.create_group(f"{side}/timeseries")
+                series["data"] = values * conversion if is_si else values.astype(np.float32)
+                series["data"].attrs["conversion"] = conversion
+                series["data"].attrs["unit"] = string(unit)
+                series["starting_time"] = 0.0
+                series["starting_time"].attrs["rate"] = RATE_HZ
+            if sweep.name is not None:
+                acquisition = f"acquisition/timeseries/Sweep_{sweep.number}"
+                file[f"{acquisition}/aibs_stimulus_name"] = string(sweep.name)
+            if sweep.spike_times_s is not None:
+                file[f"analysis/spike_times/Sweep_{sweep.number}"] = sweep.spike_times_s
+    return path
+
+
+def make_nwb2(
+    path: Path,
+    sweeps: Sequence[MadeSweep],
+    table: bool = True,
+    numbered: bool = True,
+    voltage_clamp: Sequence[int] = (),
+    stimulus_type: str | None = None,
+    conversion_pa: float = 1e-12,
+) -> Path:
+    """Write NWB 2 with pynwb.
+
+    Args:
+        table: write ``intracellular_recordings``.
+        numbered: write ``sweep_number``.
+        voltage_clamp: numbers of sweeps of voltage clamp.
+        stimulus_type: of all sweeps, in ``sequential_recordings``.
+        conversion_pa: of the currents; stored values have an offset of 5 pA and this factor.
+    """
+    # Imported by name: not everywhere installed, and its constructors are beyond pyright.
+    pynwb, icephys = (importlib.import_module(name) for name in ("pynwb", "pynwb.icephys"))
+    file = pynwb.NWBFile("made", "made", datetime(2024, 1, 1, tzinfo=UTC))
+    electrode = file.create_icephys_electrode(
+        name="electrode", description="-", device=file.create_device("amplifier")
+    )
+    for sweep in sweeps:
+        is_vc = sweep.number in voltage_clamp
+        response_class = icephys.VoltageClampSeries if is_vc else icephys.CurrentClampSeries
+        stimulus_class = (
+            icephys.VoltageClampStimulusSeries if is_vc else icephys.CurrentClampStimulusSeries
+        )
+        common = {
+            "electrode": electrode,
+            "rate": RATE_HZ,
+            "gain": 1.0,
+            "sweep_number": np.uint32(sweep.number) if numbered else None,
+            "stimulus_description": sweep.name or "N/A",
+        }
+        stimulus = stimulus_class(
+            name=f"stimulus_{sweep.number}",
+            data=sweep.current_pa - 5,
+            conversion=conversion_pa,
+            offset=5e-12,
+            **common,
+        )
+        file.add_stimulus(stimulus)
+        response = None
+        if sweep.voltage_mv is not None:
+            response = response_class(
+                name=f"response_{sweep.number}", data=sweep.voltage_mv, conversion=1e-3, **common
+            )
+            file.add_acquisition(response)
+        if table:
+            file.add_intracellular_recording(
+                electrode=electrode, stimulus=stimulus, response=response
+            )
+    if stimulus_type is not None:
+        rows = [file.add_icephys_simultaneous_recording([i]) for i in range(len(sweeps))]
+        file.add_icephys_sequential_recording(
+            simultaneous_recordings=rows, stimulus_type=stimulus_type
+        )
+    with pynwb.NWBHDF5IO(str(path), "w") as io:
+        io.write(file)
+    return path

@@ -1,0 +1,653 @@
+from __future__ import annotations
+
+import importlib
+import re
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from made_nwb import DT_MS, MadeSweep, make_nwb1, make_nwb2, membrane_mv, noise_pa
+
+from blockspike.data.recordings import (
+    RECORDING_SUFFIXES,
+    Recording,
+    bin_spikes,
+    detect_spikes,
+    load_recording,
+)
+
+EPHYS = Path(__file__).resolve().parents[3] / "shared" / "data" / "ephys"
+ALLEN = sorted(EPHYS.glob("allen_long_square/*.npz"))
+L5 = EPHYS / "l5_pyramidal_noise_9_repeats.npz"
+needs_ephys = pytest.mark.skipif(not EPHYS.is_dir(), reason="shared/data/ephys is not here")
+
+SWEEPS = (
+    MadeSweep(10, "Noise 2", noise_pa(2), membrane_mv([20, 50])),
+    MadeSweep(9, "Noise 1", noise_pa(1), membrane_mv([30])),
+    MadeSweep(11, "noise 2", noise_pa(2), membrane_mv([]), np.array([0.04, 0.03])),
+)
+N = len(SWEEPS[0].current_pa)
+
+
+def times_ms(recording: Recording, digits: int = 2) -> list[list[list[float] | None]]:
+    """Rounded spike times [S][R], None as in the recording."""
+    return [
+        [None if t is None else np.round(t * 1e3, digits).tolist() for t in of_stimulus]
+        for of_stimulus in zip(*recording.spike_times_s, strict=True)
+    ]
+
+
+def check_noise(recording: Recording, stored_spikes: bool = True) -> None:
+    """Check what is read of `SWEEPS`; without its stored spikes sweep 11 has none."""
+    assert recording.stimuli == ("Noise 1", "Noise 2")
+    assert recording.dt_ms == pytest.approx(DT_MS)
+    assert recording.current_pa.dtype == np.float64
+    np.testing.assert_allclose(recording.current_pa, [noise_pa(1), noise_pa(2)], atol=1e-9)
+    last = [30.0, 40.0] if stored_spikes else []
+    assert times_ms(recording) == [[[30.0], None], [[20.0, 50.0], last]]
+
+
+def failure(path: Path, **kwargs) -> str:
+    """The message of the ValueError that loading gives: one line that names the file."""
+    with pytest.raises(ValueError, match=f"^{re.escape(str(path))}.+$") as caught:
+        load_recording(path, **kwargs)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.fixture(scope="module")
+def pynwb():
+    return pytest.importorskip("pynwb")
+
+
+# Steps, charge and spikes
+
+
+@given(
+    dt_ms=st.sampled_from([0.05, 0.1, 0.5, 1, 2, 4, 8]),
+    k=st.integers(0, 400_000),
+    in_seconds=st.sampled_from([lambda k, dt: k * dt / 1e3, lambda k, dt: k * (dt * 1e-3)]),
+)
+def test_spikes_on_the_grid_stay_on_it(dt_ms, k, in_seconds):
+    counts = bin_spikes(np.array([in_seconds(k, dt_ms)]), dt_ms, 400_001)
+    assert counts.dtype == np.float32 and counts.sum() == 1
+    assert counts[k] == 1
+
+
+@pytest.mark.parametrize("dt_ms", [0.05, 0.1, 0.5, 1, 2, 4, 8])
+def test_every_step_of_the_grid(dt_ms):
+    k = np.arange(20_000)
+    for times in (k * dt_ms / 1e3, k * (dt_ms * 1e-3), np.cumsum(np.full(20_000, dt_ms)) / 1e3):
+        first = round(times[0] * 1e3 / dt_ms)
+        counts = bin_spikes(times, dt_ms, 20_001)
+        assert (counts[first : first + 20_000] == 1).all()
+
+
+def test_bins_count_and_drop_what_is_later():
+    counts = bin_spikes(np.array([0.0, 0.0019, 0.002, 0.0099, 0.01]), 2.0, 5)
+    assert counts.tolist() == [2, 1, 0, 0, 1]
+
+
+@pytest.mark.parametrize("time_s", [-0.001, np.nan])
+def test_bins_refuse_impossible_times(time_s):
+    with pytest.raises(ValueError, match="times_s: got"):
+        bin_spikes(np.array([time_s]), 1.0, 5)
+    with pytest.raises(ValueError, match="dt_ms: got 0"):
+        bin_spikes(np.array([0.1]), 0, 5)
+
+
+def recording_of(current_pa, dt_ms: float) -> Recording:
+    current = np.atleast_2d(np.asarray(current_pa, np.float64))
+    trains: list[list[np.ndarray | None]] = [[np.empty(0) for _ in current]]
+    return Recording("made", current, trains, dt_ms, tuple("abc"[: len(current)]))
+
+
+@given(
+    n_samples=st.integers(1, 300),
+    dt_ms=st.floats(0.01, 3),
+    factor=st.floats(0.2, 20),
+    seed=st.integers(0, 1000),
+)
+def test_any_step_conserves_charge(n_samples, dt_ms, factor, seed):
+    recorded = 500 * np.random.default_rng(seed).standard_normal((2, n_samples))
+    new_dt = min(dt_ms * factor, dt_ms * n_samples)
+    current = recording_of(recorded, dt_ms).current(new_dt)
+    n_steps = int(np.floor(n_samples * dt_ms / new_dt + 1e-9))
+    assert current.shape == (2, n_steps)
+    # The charge by hand: whole samples, then the part of the last one.
+    end = n_steps * new_dt / dt_ms
+    whole = min(int(end), n_samples)
+    charge = recorded[:, :whole].sum(1)
+    if whole < n_samples:
+        charge += (end - whole) * recorded[:, whole]
+    np.testing.assert_allclose(current.sum(1) * new_dt, charge * dt_ms, rtol=1e-9, atol=1e-6)
+
+
+def test_mean_of_samples_and_hold():
+    recording = recording_of([1.0, 3.0, 5.0, 7.0, 100.0], 0.1)
+    np.testing.assert_allclose(recording.current(0.2), [[2, 6]])
+    np.testing.assert_allclose(recording.current(0.15), [[5 / 3, 13 / 3, 38]])
+    np.testing.assert_allclose(recording.current(0.05)[:, :6], [[1, 1, 3, 3, 5, 5]])
+    np.testing.assert_allclose(recording.current(0.1), recording.current_pa)
+
+
+@pytest.mark.parametrize("dt_ms", [0, -1, np.nan, np.inf, 0.6])
+def test_impossible_steps(dt_ms):
+    with pytest.raises(ValueError, match=r"dt_ms: got .*the 0.5 ms of made"):
+        recording_of(np.ones(5), 0.1).current(dt_ms)
+
+
+def test_trains_of_one_stimulus_leave_out_missing_repeats(tmp_path):
+    recording = load_recording(make_nwb1(tmp_path / "a.nwb", SWEEPS))
+    assert recording.spike_trains(0, 1.0).shape == (1, 100)
+    trains = recording.spike_trains(1, 1.0)
+    assert trains.dtype == np.float32
+    # Spikes at half height are 2.75 µs before 20 ms.
+    assert [np.flatnonzero(t).tolist() for t in trains] == [[19, 49], [30, 40]]
+    with pytest.raises(ValueError, match=r"stimulus: got 2, expected 0 to 1"):
+        recording.spike_trains(2, 1.0)
+
+
+# Detection
+
+
+@pytest.mark.parametrize("dt_ms", [0.005, 0.02, 0.1, 0.2])
+def test_detects_upstrokes_at_half_height(dt_ms):
+    spikes = [12.0, 20.0, 24.03, 60.0, 91.37]
+    voltage = membrane_mv(spikes, round(100 / dt_ms), dt_ms)
+    noise = 0.3 * np.random.default_rng(0).standard_normal(len(voltage))
+    found = detect_spikes(voltage + noise, dt_ms) * 1e3
+    assert len(found) == len(spikes)
+    assert np.abs(found - spikes).max() < max(0.1, dt_ms)
+
+
+@pytest.mark.parametrize("step_mv", [25.0, -25.0, 40.0])
+def test_a_step_is_no_spike_and_moves_none(step_mv):
+    t = np.arange(5000) * DT_MS
+    step = np.where((t >= 29) & (t < 70), step_mv, 0.0)
+    found = detect_spikes(membrane_mv([30.0, 69.0]) + step, DT_MS) * 1e3
+    assert len(found) == 2 and np.abs(found - [30.0, 69.0]).max() < 0.5
+    assert len(detect_spikes(-70 + step, DT_MS)) == 0
+
+
+def test_a_peak_of_two_equal_samples_is_one_spike():
+    voltage = membrane_mv([30.0])
+    top = int(voltage.argmax())
+    voltage[top + 3] = voltage[top]
+    assert len(detect_spikes(voltage, DT_MS)) == 1
+
+
+def test_small_depolarisations_are_no_spikes():
+    voltage = -70 + (membrane_mv([30.0]) + 70) * 0.45  # to -25 mV
+    assert len(detect_spikes(voltage, DT_MS)) == 0
+    assert len(detect_spikes(np.full(100, -70.0), DT_MS)) == 0
+    assert len(detect_spikes(np.empty(0), DT_MS)) == 0
+
+
+# .npz
+
+
+def write_npz(path: Path, **changes) -> Path:
+    """One stimulus twice; ``changes`` replaces or, with None, leaves out arrays."""
+    arrays = {
+        "current_pa": noise_pa(0, 1000).astype(np.float32),
+        "dt_ms": 0.1,
+        "spike_times_s": np.array([0.05, 0.02, 0.03]),
+        "spike_repeat": np.array([0, 0, 1], np.int8),
+        **changes,
+    }
+    np.savez(path, **{key: value for key, value in arrays.items() if value is not None})
+    return path
+
+
+def test_npz_of_one_stimulus(tmp_path):
+    recording = load_recording(str(write_npz(tmp_path / "cell.npz")))
+    assert recording.name == "cell" and recording.dt_ms == 0.1
+    assert recording.stimuli == ("stimulus 0",)
+    np.testing.assert_array_equal(recording.current_pa, noise_pa(0, 1000)[None])
+    assert times_ms(recording) == [[[20.0, 50.0], [30.0]]]
+
+
+def test_npz_without_repeats_or_spikes(tmp_path):
+    assert times_ms(load_recording(write_npz(tmp_path / "a.npz", spike_repeat=None))) == [
+        [[20.0, 30.0, 50.0]]
+    ]
+    path = write_npz(tmp_path / "b.npz", spike_times_s=np.empty(0), spike_repeat=None)
+    assert times_ms(load_recording(path)) == [[[]]]
+
+
+def test_npz_of_several_stimuli(tmp_path):
+    path = write_npz(
+        tmp_path / "a.npz",
+        current_pa=np.stack([noise_pa(s, 1000) for s in range(3)]),
+        spike_stimulus=np.array([0, 0, 2]),
+    )
+    recording = load_recording(path)
+    assert times_ms(recording) == [[[20.0, 50.0], None], [[], None], [[], [30.0]]]
+    some = load_recording(path, stimuli=["STIMULUS 2", "stimulus 0"])
+    assert some.stimuli == ("stimulus 0", "stimulus 2")
+    np.testing.assert_array_equal(some.current_pa, recording.current_pa[[0, 2]])
+    assert times_ms(some) == [[[20.0, 50.0], None], [[], [30.0]]]
+    with pytest.raises(ValueError, match="'noise'.*'stimulus 0', 'stimulus 1'"):
+        load_recording(path, stimuli="noise")
+
+
+def test_npz_spikes_are_detected_where_not_stored(tmp_path):
+    a, b = (membrane_mv([t], 1000, 0.1) for t in (20.0, 40.0))
+    bare = {"spike_times_s": None, "spike_repeat": None}
+    one = load_recording(write_npz(tmp_path / "one.npz", voltage_mv=a, **bare))
+    assert times_ms(one, 0) == [[[20]]]
+    two = load_recording(write_npz(tmp_path / "two.npz", voltage_mv=np.stack([a, b]), **bare))
+    assert times_ms(two, 0) == [[[20], [40]]]
+    voltage = np.stack([[a, b], [b, np.full(1000, np.nan)]])
+    current = np.stack([noise_pa(0, 1000), noise_pa(1, 1000)])
+    path = write_npz(tmp_path / "many.npz", current_pa=current, voltage_mv=voltage, **bare)
+    assert times_ms(load_recording(path), 0) == [[[20], [40]], [[40], None]]
+
+
+def test_npz_stored_spikes_come_before_the_voltage(tmp_path):
+    voltage = np.stack([membrane_mv([20], 1000, 0.1)] * 3)
+    recording = load_recording(write_npz(tmp_path / "a.npz", voltage_mv=voltage))
+    assert times_ms(recording) == [[[20.0, 50.0], [30.0], []]]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"current_pa": None}, "current_pa is missing, found dt_ms, spike_times_s"),
+        ({"dt_ms": None}, "dt_ms is missing"),
+        ({"dt_ms": 0.0}, "dt_ms 0.0, expected one number > 0"),
+        ({"dt_ms": np.nan}, "dt_ms nan"),
+        ({"dt_ms": np.ones(2)}, "dt_ms"),
+        ({"current_pa": np.array([1.0, np.nan])}, "stimulus 0: found current nan in sample 1"),
+        ({"current_pa": np.array([[1.0], [np.inf]])}, "stimulus 1: found current inf"),
+        ({"current_pa": np.empty(0)}, "length 0"),
+        ({"current_pa": np.empty((0, 5))}, r"shape \(0, 5\)"),
+        ({"current_pa": np.array(["a"])}, "one number a sample"),
+        ({"current_pa": np.array([{}])}, "not a complete .npz of plain arrays"),
+        ({"spike_times_s": np.array([0.1] * 3)}, "spike at 0.1 s, expected 0 to 0.1 s"),
+        ({"spike_times_s": np.array([20.0, 50.0, 30.0])}, "spike at 20 s"),
+        ({"spike_times_s": np.array([0.01, -0.01, 0.03])}, "spike at -0.01 s"),
+        ({"spike_times_s": np.array([0.01, 0.02, np.nan])}, "spike at nan s"),
+        ({"spike_times_s": np.zeros((3, 1))}, r"spike_times_s of shape \(3, 1\)"),
+        ({"spike_repeat": np.array([0, 1])}, "found 2 spike_repeat, expected one a spike, 3"),
+        ({"spike_repeat": np.array([0, -1, 0])}, "spike_repeat -1"),
+        ({"spike_repeat": np.array([0, 0.5, 0])}, "spike_repeat 0.0, expected integers"),
+        ({"spike_stimulus": np.array([0, 1, 0])}, "spike_stimulus 1, expected .* below 1"),
+        ({"spike_times_s": None}, "neither spike times nor a voltage"),
+        ({"voltage_mv": np.full(999, -70.0)}, r"voltage_mv of shape \(999,\).*T = 1000"),
+        ({"voltage_mv": np.full((2, 2, 1000), -70.0)}, r"voltage_mv of shape \(2, 2, 1000\)"),
+        ({"voltage_mv": np.full(1000, -0.07)}, "peak voltage of 0.07 mV, expected 1 to 250 mV"),
+        ({"voltage_mv": np.full(1000, 251)}, "peak voltage of 251 mV"),
+    ],
+)
+def test_npz_errors(tmp_path, changes, message):
+    path = write_npz(tmp_path / "a.npz", **changes)
+    with pytest.raises(ValueError, match=message):
+        load_recording(path)
+    failure(path)
+
+
+def test_npz_selection_errors(tmp_path):
+    path = write_npz(tmp_path / "a.npz")
+    assert "sweeps=[3], expected None" in failure(path, sweeps=[3])
+    assert "chose no stimulus" in failure(path, stimuli=[])
+
+
+@pytest.mark.parametrize("suffix", [".npz", ".nwb", ".h5"])
+def test_damaged_and_missing_files(tmp_path, suffix):
+    make = write_npz if suffix == ".npz" else lambda path: make_nwb1(path, SWEEPS)
+    path = make(tmp_path / f"a{suffix}")
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) // 2])
+    assert "not a complete" in failure(path)
+    path.write_bytes(b"no recording")
+    assert "not a complete" in failure(path)
+    path.write_bytes(b"")
+    assert "not a complete" in failure(path)
+    path.unlink()
+    with pytest.raises(
+        FileNotFoundError, match=rf"a{suffix}: no such file.*{RECORDING_SUFFIXES[0]}"
+    ):
+        load_recording(path)
+
+
+def test_an_npy_or_a_flipped_byte_is_no_npz(tmp_path):
+    path = tmp_path / "a.npz"
+    with path.open("wb") as file:
+        np.save(file, np.ones(3))
+    assert "not a complete" in failure(path)
+    content = bytearray(write_npz(path).read_bytes())
+    content[300] ^= 0xFF
+    path.write_bytes(content)
+    assert "not a complete" in failure(path)
+
+
+def test_other_suffixes(tmp_path):
+    path = write_npz(tmp_path / "a.npz").rename(tmp_path / "a.abf")
+    assert "found a .abf, expected .npz, .nwb" in failure(path)
+
+
+# NWB 1
+
+
+@pytest.mark.parametrize("text", [bytes, str])
+@pytest.mark.parametrize("version", ["1.1.0", "2.0", None])
+def test_nwb1(tmp_path, text, version):
+    check_noise(load_recording(make_nwb1(tmp_path / "a.nwb", SWEEPS, text, version)))
+
+
+@pytest.mark.parametrize("text", [bytes, str])
+@pytest.mark.parametrize("version", ["1.0", "0.9.2", None])
+def test_nwb1_of_an_old_pipeline_holds_si(tmp_path, text, version):
+    path = make_nwb1(tmp_path / "a.nwb", SWEEPS, text, version, is_si=True)
+    check_noise(load_recording(path))
+
+
+@pytest.mark.parametrize("text", [bytes, str])
+def test_nwb1_of_a_later_pipeline_does_not(tmp_path, text):
+    message = failure(make_nwb1(tmp_path / "a.nwb", SWEEPS, text, "1.1", is_si=True))
+    assert "sweep 9: found a peak current of" in message
+    assert "expected 1 to 20000 pA; the conversion factor 1e-12 looks wrong" in message
+
+
+def test_nwb1_under_the_name_h5(tmp_path):
+    check_noise(load_recording(make_nwb1(tmp_path / "a.h5", SWEEPS)))
+
+
+def test_nwb1_choice_of_sweeps_and_stimuli(tmp_path):
+    path = make_nwb1(tmp_path / "a.nwb", SWEEPS)
+    assert load_recording(path, stimuli=["NOISE 2"]).stimuli == ("Noise 2",)
+    assert load_recording(path, stimuli="Noise 1").stimuli == ("Noise 1",)
+    assert times_ms(load_recording(path, sweeps=[11])) == [[[30.0, 40.0]]]
+    assert load_recording(path, sweeps=[11, 9]).stimuli == ("Noise 1", "noise 2")
+    assert times_ms(load_recording(path, ["noise 2"], [11, 9])) == [[[30.0, 40.0]]]
+    assert "has no sweep 4, expected one of [9, 10, 11]" in failure(path, sweeps=[9, 4])
+    assert "no stimulus 'Ramp', found 'Noise 1', 'Noise 2'" in failure(path, stimuli=["Ramp"])
+    assert "no sweep to read" in failure(path, sweeps=[])
+
+
+def test_nwb1_without_names_groups_by_current(tmp_path):
+    unnamed = [replace(sweep, name=None) for sweep in SWEEPS]
+    path = make_nwb1(tmp_path / "a.nwb", unnamed)
+    recording = load_recording(path)
+    assert recording.stimuli == ("stimulus 0", "stimulus 1")
+    assert times_ms(recording) == [[[30.0], None], [[20.0, 50.0], [30.0, 40.0]]]
+    assert "found unnamed ones only" in failure(path, stimuli=["Noise 1"])
+
+
+def test_nwb1_same_name_and_other_current_are_two_stimuli(tmp_path):
+    sweeps = [replace(SWEEPS[0], number=i, current_pa=noise_pa(0) * i) for i in (1, 2)]
+    recording = load_recording(make_nwb1(tmp_path / "a.nwb", sweeps))
+    assert recording.stimuli == ("Noise 2", "Noise 2") and len(recording.spike_times_s) == 1
+
+
+def test_nwb1_other_places_of_names_and_spikes(tmp_path):
+    path = make_nwb1(tmp_path / "a.nwb", SWEEPS)
+    with h5py.File(path, "r+") as file:
+        for sweep in SWEEPS:
+            name = f"Sweep_{sweep.number}/aibs_stimulus_name"
+            file.move(f"acquisition/timeseries/{name}", f"stimulus/presentation/{name}")
+        file.move("analysis/spike_times/Sweep_11", "analysis/aibs_spike_times/Sweep_11")
+        file["analysis/spike_times/Sweep_9"] = h5py.Empty("f8")
+    recording = load_recording(path)
+    assert recording.stimuli == ("Noise 1", "Noise 2")
+    assert times_ms(recording) == [[[], None], [[20.0, 50.0], [30.0, 40.0]]]
+
+
+STIMULUS = "epochs/Sweep_9/stimulus/timeseries"
+RESPONSE = "epochs/Sweep_9/response/timeseries"
+
+
+def changed(path: Path, key: str, attribute: str | None, value) -> Path:
+    """Replace a dataset of `SWEEPS`, or an attribute of one; None removes it."""
+    make_nwb1(path, SWEEPS)
+    with h5py.File(path, "r+") as file:
+        place = file if attribute is None else file[key].attrs
+        name = key if attribute is None else attribute
+        kept = {} if attribute is not None or name not in file else dict(file[name].attrs)
+        if name in place:
+            del place[name]
+        if value is not None:
+            place[name] = value
+            if attribute is None:
+                file[name].attrs.update(kept)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("key", "attribute", "value", "message"),
+    [
+        ("epochs", None, None, "epochs is missing"),
+        (f"{STIMULUS}/data", None, None, f"sweep 9: {STIMULUS}/data is missing"),
+        (f"{STIMULUS}/starting_time", None, None, "starting_time is missing"),
+        (f"{STIMULUS}/starting_time", "rate", None, "sampling rate is missing"),
+        (f"{STIMULUS}/starting_time", "rate", 0.0, "sampling rate of 0.0 Hz, expected > 0"),
+        (f"{STIMULUS}/starting_time", "rate", -1.0, "sampling rate of -1.0 Hz"),
+        (f"{STIMULUS}/data", "unit", None, "sweep 9: the unit of the stimulus is missing"),
+        (f"{RESPONSE}/data", "unit", None, "sweep 9: the unit of the response is missing"),
+        (f"{STIMULUS}/data", "unit", "pA", "unit 'pA' of the stimulus, expected A or V"),
+        (f"{RESPONSE}/data", "unit", b"Amps", "expected a response in volts"),
+        (f"{STIMULUS}/data", "conversion", 1.0, "current of .* conversion factor 1 looks wrong"),
+        (f"{STIMULUS}/data", "conversion", None, "conversion factor 1 looks wrong"),
+        (f"{RESPONSE}/data", "conversion", 1e-6, "voltage of .* factor 1e-06 looks wrong"),
+        (f"{RESPONSE}/data", "conversion", 1.0, "expected 1 to 250 mV"),
+        (f"{RESPONSE}/data", "conversion", np.nan, "factor nan looks wrong"),
+        (f"{STIMULUS}/data", None, np.zeros(N), "peak current of 0 pA"),
+        (f"{STIMULUS}/data", None, np.array([1, np.nan]), "current nan in sample 1"),
+        (f"{STIMULUS}/data", None, np.empty(0), "length 0"),
+        (f"{STIMULUS}/data", None, np.ones((5, 2)), r"shape \(5, 2\)"),
+        (f"{RESPONSE}/data", None, np.full(7, -70.0), r"voltage of shape \(7,\).*current, 5000"),
+        (RESPONSE, None, None, "sweep 9: found neither spike times nor a voltage"),
+        (
+            "analysis/spike_times/Sweep_9",
+            None,
+            np.array([0.2]),
+            "spike at 0.2 s, expected 0 to 0.1",
+        ),
+        ("analysis/spike_times/Sweep_9", None, np.array([-1.0]), "spike at -1 s"),
+        ("analysis/spike_times/Sweep_9", None, np.array([np.nan]), "spike at nan s"),
+    ],
+)
+def test_nwb1_errors(tmp_path, key, attribute, value, message):
+    path = changed(tmp_path / "a.nwb", key, attribute, value)
+    with pytest.raises(ValueError, match=message):
+        load_recording(path)
+    failure(path)
+    if key != "epochs":  # a fault of one sweep leaves the others readable
+        assert load_recording(path, sweeps=[10, 11]).stimuli == ("Noise 2",)
+
+
+@pytest.mark.parametrize("unit", [b"A", "Amps", "amperes", np.array([b"A"])])
+def test_nwb1_units(tmp_path, unit):
+    check_noise(load_recording(changed(tmp_path / "a.nwb", f"{STIMULUS}/data", "unit", unit)))
+
+
+@pytest.mark.parametrize("unit", [b"V", "Volts"])
+def test_nwb1_voltage_clamp(tmp_path, unit):
+    path = changed(tmp_path / "a.nwb", f"{STIMULUS}/data", "unit", unit)
+    assert load_recording(path).stimuli == ("Noise 2",)
+    for choice in ({"sweeps": [9]}, {"sweeps": [9, 10]}, {"stimuli": ["Noise 1"]}):
+        assert "sweep 9: found a voltage-clamp sweep" in failure(path, **choice)
+
+
+@pytest.mark.parametrize("n_samples", [100, N + 1])
+def test_nwb1_sweeps_of_different_length(tmp_path, n_samples):
+    ramp = MadeSweep(12, "Ramp", noise_pa(3, n_samples), membrane_mv([], n_samples))
+    path = make_nwb1(tmp_path / "a.nwb", [*SWEEPS, ramp])
+    message = failure(path)
+    assert "sweep 9 (Noise 1) of 5000 samples at 0.02 ms" in message
+    assert f"sweep 12 (Ramp) of {n_samples} samples" in message
+    assert "choose with stimuli= or sweeps=" in message
+    assert load_recording(path, sweeps=[12]).current_pa.shape == (1, n_samples)
+
+
+def test_nwb1_sweeps_of_different_rate(tmp_path):
+    path = changed(tmp_path / "a.nwb", f"{STIMULUS}/starting_time", "rate", 1e5)
+    assert "at 0.01 ms and sweep 10 (Noise 2) of 5000 samples at 0.02 ms" in failure(path)
+
+
+# NWB 2
+
+
+@pytest.mark.parametrize("table", [True, False])
+def test_nwb2(tmp_path, pynwb, table):
+    path = make_nwb2(tmp_path / "a.nwb", SWEEPS, table)
+    check_noise(load_recording(path), stored_spikes=False)
+    assert load_recording(path, stimuli=["NOISE 2"]).stimuli == ("Noise 2",)
+    assert "has no sweep 4, expected one of [9, 10, 11]" in failure(path, sweeps=[4])
+    assert "no stimulus 'Ramp', found 'Noise 1', 'Noise 2'" in failure(path, stimuli=["Ramp"])
+
+
+def test_nwb2_without_sweep_numbers(tmp_path, pynwb):
+    recording = load_recording(make_nwb2(tmp_path / "a.nwb", SWEEPS, numbered=False), sweeps=[0, 2])
+    assert times_ms(recording) == [[[20.0, 50.0], []]]
+    message = failure(make_nwb2(tmp_path / "b.nwb", SWEEPS, table=False, numbered=False))
+    assert "has no sweep_number" in message
+
+
+def test_nwb2_names(tmp_path, pynwb):
+    unnamed = [replace(sweep, name=None) for sweep in SWEEPS]
+    recording = load_recording(make_nwb2(tmp_path / "a.nwb", unnamed))
+    assert recording.stimuli == ("stimulus_9", "stimulus_10")
+    assert times_ms(recording) == [[[30.0], None], [[20.0, 50.0], []]]
+    typed = load_recording(make_nwb2(tmp_path / "b.nwb", unnamed, stimulus_type="Noise"))
+    assert typed.stimuli == ("Noise", "Noise")
+
+
+@pytest.mark.parametrize("table", [True, False])
+def test_nwb2_voltage_clamp(tmp_path, pynwb, table):
+    path = make_nwb2(tmp_path / "a.nwb", SWEEPS, table, voltage_clamp=[9])
+    assert load_recording(path).stimuli == ("Noise 2",)
+    for choice in ({"sweeps": [9]}, {"stimuli": ["Noise 1"]}):
+        assert "sweep 9: found a voltage-clamp sweep" in failure(path, **choice)
+
+
+def test_nwb2_parts_of_a_series(tmp_path, pynwb):
+    path = make_nwb2(tmp_path / "a.nwb", SWEEPS)
+    with h5py.File(path, "r+") as file:
+        for key in ("stimuli/stimulus", "responses/response"):
+            column = file[f"general/intracellular_ephys/intracellular_recordings/{key}"]
+            assert isinstance(column, h5py.Dataset)
+            rows = column[()]
+            rows["idx_start"], rows["count"] = 500, 3000
+            column[...] = rows
+    recording = load_recording(path)
+    np.testing.assert_allclose(recording.current_pa[0], noise_pa(1)[500:3500], atol=1e-9)
+    assert times_ms(recording) == [[[20.0], None], [[10.0, 40.0], []]]
+
+
+def test_nwb2_faults(tmp_path, pynwb):
+    path = tmp_path / "a.nwb"
+    short = replace(SWEEPS[1], voltage_mv=membrane_mv([])[:7])
+    assert "voltage of shape (7,)" in failure(make_nwb2(path, [short]))
+    mute = replace(SWEEPS[1], voltage_mv=None)
+    assert "sweep 9: found neither spike times" in failure(make_nwb2(path, [mute]))
+    wrong = make_nwb2(path, SWEEPS, conversion_pa=1.0)
+    assert "conversion factor 1 looks wrong" in failure(wrong)
+    nan = replace(SWEEPS[1], current_pa=np.full(N, np.nan))
+    assert "sweep 9: found current nan" in failure(make_nwb2(path, [nan]))
+    twice = [SWEEPS[0], replace(SWEEPS[0], number=9)]
+    make_nwb2(path, twice, table=False)
+    with h5py.File(path, "r+") as file:
+        for key in ("stimulus/presentation/stimulus_9", "acquisition/response_9"):
+            file[key].attrs["sweep_number"] = np.uint32(10)
+    assert "sweep 10: found 4 responses or stimuli, expected one" in failure(path)
+    del_stimulus = make_nwb2(path, SWEEPS, table=False)
+    with h5py.File(del_stimulus, "r+") as file:
+        del file["stimulus/presentation/stimulus_9"]
+    assert "sweep 9: the stimulus is missing" in failure(path, sweeps=[9])
+    with h5py.File(path, "r+") as file:
+        del file["session_start_time"]
+    assert "expected a complete NWB 2 file" in failure(path)
+
+
+def test_nwb2_without_pynwb(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pynwb", None)
+    path = tmp_path / "a.nwb"
+    with h5py.File(path, "w") as file:
+        file.attrs["nwb_version"] = "2.6.0"
+    assert "pip install 'blockspike[nwb]'" in failure(path)
+    check_noise(load_recording(make_nwb1(path, SWEEPS)))
+
+
+# Real recordings, which are not in the repository
+
+
+def upward_crossings_ms(voltage_mv: np.ndarray, dt_ms: float, level_mv: float) -> np.ndarray:
+    above = voltage_mv >= level_mv
+    return (np.flatnonzero(above[1:] & ~above[:-1]) + 1) * dt_ms
+
+
+def fast_upstrokes_ms(voltage_mv: np.ndarray, dt_ms: float) -> np.ndarray:
+    """First sample of each upstroke of at least 20 mV/ms that goes on above −20 mV."""
+    fast = np.diff(voltage_mv) >= 20 * dt_ms
+    starts = np.flatnonzero(fast & ~np.r_[False, fast[:-1]])
+    reach = round(1 / dt_ms)
+    starts = [i for i in starts if voltage_mv[i : i + reach].max() > -20 and voltage_mv[i] < -20]
+    # A noisy foot may be fast twice: its last start is the upstroke's.
+    return (
+        np.array([i for i, j in zip(starts, [*starts[1:], 1e9], strict=True) if j - i > reach])
+        * dt_ms
+    )
+
+
+def allen_features_ms(path: Path) -> dict[str, np.ndarray]:
+    extractor = importlib.import_module("allensdk.ephys.ephys_extractor")
+    with np.load(path) as data:
+        v, i = (data[key].astype(np.float64) for key in ("voltage_mv", "current_pa"))
+        t = np.arange(len(v)) * data["dt_ms"] * 1e-3
+    sweep = extractor.EphysSweepFeatureExtractor(t=t, v=v, i=i, filter=10)
+    sweep.process_spikes()
+    return {key: sweep.spike_feature(key) * 1e3 for key in ("threshold_t", "peak_t")}
+
+
+def largest_difference_ms(found_ms: np.ndarray, expected_ms: np.ndarray) -> float:
+    assert len(found_ms) == len(expected_ms) > 0
+    return float(np.abs(found_ms - expected_ms).max())
+
+
+@needs_ephys
+@pytest.mark.parametrize("path", ALLEN, ids=lambda path: path.stem)
+def test_allen_sweeps_and_crossings(path):
+    found = load_recording(path).spike_times_s[0][0]
+    assert found is not None
+    with np.load(path) as data:
+        voltage, dt_ms = data["voltage_mv"].astype(np.float64), float(data["dt_ms"])
+    crossings = [upward_crossings_ms(voltage, dt_ms, level) for level in (0.0, -20.0)]
+    for times in [*crossings, fast_upstrokes_ms(voltage, dt_ms)]:
+        assert largest_difference_ms(found * 1e3, times) < 0.5
+
+
+@needs_ephys
+@pytest.mark.filterwarnings("ignore")  # of allensdk's imports
+@pytest.mark.parametrize("path", ALLEN, ids=lambda path: path.stem)
+def test_allen_sweeps_and_allensdk(path):
+    pytest.importorskip("allensdk")
+    found = load_recording(path).spike_times_s[0][0]
+    assert found is not None
+    for times in allen_features_ms(path).values():
+        assert largest_difference_ms(found * 1e3, times) < 0.5
+
+
+@needs_ephys
+@pytest.mark.parametrize("repeat", [0, 1])
+def test_l5_voltage_gives_the_stored_spikes(repeat):
+    stored = load_recording(L5).spike_times_s[repeat][0]
+    assert stored is not None
+    with np.load(L5) as data:
+        found = detect_spikes(data["voltage_mv"][repeat], float(data["dt_ms"]))
+    assert largest_difference_ms(found * 1e3, stored * 1e3) < 0.5
+
+
+@needs_ephys
+def test_l5_has_nine_repeats():
+    recording = load_recording(L5)
+    assert recording.current_pa.shape == (1, 150_000)
+    assert recording.spike_trains(0, 0.1).shape == (9, 150_000)
+    assert recording.spike_trains(0, 0.1).sum() == 1582

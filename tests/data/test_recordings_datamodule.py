@@ -1,0 +1,124 @@
+"""Recordings cut into training and test parts."""
+
+import numpy as np
+import pytest
+import torch
+
+from blockspike.data.recordings_datamodule import RecordingsDataModule, find_recordings
+
+
+def write(path, seconds=2.0, dt_ms=0.1, seed=0, stimuli=1, repeats=2, scale=50.0):
+    rng = np.random.default_rng(seed)
+    n = round(seconds * 1000 / dt_ms)
+    current = scale * rng.standard_normal((stimuli, n))
+    times, repeat, stimulus = [], [], []
+    for r in range(repeats):
+        for s in range(stimuli):
+            own = np.sort(rng.choice(n, 20, replace=False)) * dt_ms / 1000
+            times.append(own)
+            repeat.append(np.full(20, r))
+            stimulus.append(np.full(20, s))
+    np.savez(
+        path, current_pa=current, dt_ms=dt_ms, spike_times_s=np.concatenate(times),
+        spike_repeat=np.concatenate(repeat), spike_stimulus=np.concatenate(stimulus),
+    )  # fmt: skip
+    return current, times
+
+
+def test_by_time_with_warm_up_and_held_out(tmp_path):
+    current, times = write(tmp_path / "a.npz")
+    data = RecordingsDataModule(
+        tmp_path / "a.npz", dt_ms=1.0, train_s=[[0, 1]], test_s=[[1, 2]], warm_up_s=0.25
+    )
+    data.setup()
+    mean = current[0].reshape(-1, 10).mean(1)
+    scale = mean[:1000].std()
+    assert data.names == ["a"] and data.scale_pa[0] == pytest.approx(scale)
+    x, target, (first, split, last) = data.batch()
+    assert x.shape == target.shape == (1000, 1, 1) and (first, split, last) == (0, 800, 1000)
+    np.testing.assert_allclose(x[:, 0, 0], mean[:1000] / scale, rtol=1e-5)
+    trial = np.bincount(np.floor(times[0] * 1000 + 1e-6).astype(int), minlength=2000)
+    other = np.bincount(np.floor(times[1] * 1000 + 1e-6).astype(int), minlength=2000)
+    np.testing.assert_allclose(target[:, 0, 0], (trial + other)[:1000] / 2)
+    assert data.test.first == 250 and data.test.current.shape == (1250, 1, 1)
+    np.testing.assert_allclose(data.test.current[:, 0, 0], mean[750:] / scale, rtol=1e-5)
+    np.testing.assert_array_equal(data.test.trains[0][0][0], trial[750:])
+
+
+def test_segments_are_the_first_part_and_the_rest_if_none_are_given(tmp_path):
+    write(tmp_path / "a.npz")
+    data = RecordingsDataModule(tmp_path, dt_ms=1.0, warm_up_s=0.5)
+    data.setup()
+    assert data.train.current.shape == (1200, 1, 1)
+    assert data.test.current.shape[0] - data.test.first == 800
+
+
+def test_by_stimulus_as_published(tmp_path):
+    current, _ = write(tmp_path / "a.npz", stimuli=2)
+    segments = [[0, 0.5], [1, 1.5]]
+    data = RecordingsDataModule(
+        tmp_path, dt_ms=0.1, train_stimulus="stimulus 0", test_stimulus="stimulus 1",
+        train_s=segments, test_s=segments, held_out=0.0, warm_up_s=0.0, first_trial_only=True,
+        scaling="maximum", own_test_scale=True,
+    )  # fmt: skip
+    data.setup()
+    assert data.train.current.shape == (5000, 2, 1)
+    own = current[:, [*range(5000), *range(10000, 15000)]]
+    assert data.scale_pa[0] == pytest.approx(100 * own[0].max())
+    assert data.test_scale_pa[0] == pytest.approx(100 * own[1].max())
+    np.testing.assert_allclose(
+        data.test.current[:, 1, 0], own[1, 5000:] / (100 * own[1].max()), rtol=1e-5
+    )
+    assert data.batch()[2] == (0, 5000, 5000)
+    assert [len(t) for t in data.train.trains[0]] == [1, 1]
+
+
+def test_cells_that_cannot_be_used_are_named_and_the_others_go_on(tmp_path):
+    for name in "abc":
+        write(tmp_path / f"{name}.npz", seed=ord(name))
+    write(tmp_path / "short.npz", seconds=1.0)
+    write(tmp_path / "silent_current.npz", scale=0.0)
+    (tmp_path / "broken.npz").write_bytes(b"PK\x03\x04 nothing")
+    data = RecordingsDataModule(tmp_path, dt_ms=1.0, train_s=[[0, 1]], test_s=[[1, 2]])
+    data.setup()
+    assert data.names == ["a", "b", "c"]
+    assert set(data.failed) == {"short", "silent_current", "broken"}
+    assert "lasts 1 s" in data.failed["short"]
+    assert "varies" in data.failed["silent_current"]
+    assert all(len(reason.splitlines()) == 1 for reason in data.failed.values())
+    data.setup()
+    assert len(data.failed) == 3
+    (batch,) = list(data.train_dataloader())
+    assert torch.equal(batch[0], data.train.current)
+
+
+def test_allensdks_cells_are_named_by_their_folder(tmp_path):
+    (tmp_path / "specimen_7").mkdir()
+    (tmp_path / "specimen_7" / "ephys.nwb").write_bytes(b"no")
+    data = RecordingsDataModule(tmp_path)
+    with pytest.raises(ValueError, match=r"ephys\.nwb"):
+        data.setup()
+    assert list(data.failed) == ["specimen_7"]
+
+
+def test_nothing_there(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no recording"):
+        find_recordings(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"dt_ms": 0.0}, "dt_ms"),
+        ({"held_out": 1.0}, "held_out"),
+        ({"warm_up_s": -1.0}, "warm_up_s"),
+        ({"scaling": "best"}, "scaling"),
+        ({"train_s": [[0, 1]]}, "both or neither"),
+        ({"train_s": [[0, 1]], "test_s": [[0.5, 1.5]]}, "do not overlap"),
+        ({"train_s": [[1, 0]], "test_s": [[2, 3]]}, "train_s"),
+        ({"train_s": [[0, 1], [1, 3]], "test_s": [[4, 5]]}, "of one length"),
+    ],
+)
+def test_bad_arguments_are_named(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        RecordingsDataModule("nowhere", **arguments)
