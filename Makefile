@@ -5,10 +5,12 @@ BIN = $(VENV)/bin
 EXTRAS ?= dev,data,sweep,allen
 OUTPUTS ?= outputs
 TABLE ?= docs/results/classification.csv
+FITS ?= docs/results/recordings.csv
 # PyTorch's waiting threads spin for milliseconds otherwise, on a core that others want.
 export GOMP_SPINCOUNT ?= 3000
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint bench data-nmnist data-shd fig-classification
+.PHONY: help setup demo test lint bench bench-fit data-nmnist data-shd data-ephys \
+	fig-classification fig-recordings
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-18s %s\n", $$1, $$2}'
@@ -36,11 +38,22 @@ lint: setup ## format and lint with ruff, types with pyright
 bench: setup ## ratios of the dynamics: fused, blocks, standard and three baselines, side by side
 	$(BIN)/python -m blockspike.benchmark.dynamics
 
+bench-fit: setup ## seconds to fit 146 cells, and the ratio to the standard loop
+	$(BIN)/python -m blockspike.benchmark.fitting
+
 data-nmnist: setup ## download N-MNIST (1.2 GB) and prepare it
 	$(BIN)/blockspike prepare data=nmnist data.download=true
 
 data-shd: setup ## download SHD (0.2 GB) and prepare it
 	$(BIN)/blockspike prepare data=shd data.download=true
 
+data-ephys: setup ## download the Allen Cell Types recordings of the paper (Python 3.11, extra allen)
+	$(BIN)/blockspike prepare data=allen
+
 fig-classification: setup ## Figure 4 and its supplements from TABLE, published values beside
 	$(BIN)/blockspike figures figure=classification table=$(TABLE) output_dir=$(OUTPUTS)
+
+fig-recordings: setup ## the figure on recordings from FITS, and traces of cells fitted on the spot
+	$(BIN)/blockspike figures figure=recordings table=$(FITS) output_dir=$(OUTPUTS)
+	$(BIN)/blockspike train experiment=recovery data.n_cells=3 output_dir=$(OUTPUTS)
+	$(BIN)/blockspike figures run=$(OUTPUTS)/recovery/data.n_cells=3/seed=0

@@ -16,8 +16,12 @@ QUICK = (
 )
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+FIT_COMMAND = "blockspike train experiment=fit_my_recording data.path=my_cell.npz"
+FIT_PAGE = (ROOT / "docs" / "fit_your_own_neuron.md").read_text()
+
+
+def blocks(language: str, text: str = README) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
 
 
 def test_python_blocks_run():
@@ -47,8 +51,22 @@ def test_blockspike_commands_run(blockspike):
             blockspike(name, *arguments)
 
 
+def test_the_page_on_fits_runs_from_file_to_neuron(blockspike, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for language, block in re.findall(r"```(python|bash)\n(.*?)```", FIT_PAGE, re.DOTALL):
+        if language == "python":
+            exec(compile(block, "fit_your_own_neuron.md", "exec"), {})
+            continue
+        _, name, *arguments = shlex.split(block)
+        if name == "train":  # the folder keeps the name that the page uses
+            arguments += ["trainer.max_epochs=4", "model.n_starts=4"]
+            arguments += ["hydra.run.dir='outputs/fit/my_cell/default/seed=0'"]
+        blockspike(name, *arguments)
+    assert FIT_COMMAND in README and FIT_COMMAND in FIT_PAGE
+
+
 def test_make_targets_exist():
-    named = set(re.findall(r"`?make ([a-z-]+)", README)) - {"one"}
+    named = set(re.findall(r"`?make ([a-z-]+)", README + FIT_PAGE)) - {"one"}
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     assert {"demo", "test", "help", "bench"} <= named
     assert named <= targets, named - targets

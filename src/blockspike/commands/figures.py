@@ -9,11 +9,13 @@ from omegaconf import DictConfig
 from blockspike.figures.classification import classification
 from blockspike.figures.learning_curve import learning_curve
 from blockspike.figures.raster import raster
+from blockspike.figures.recording import recording_fit
+from blockspike.figures.recordings import recordings
 from blockspike.figures.style import use_style
 from blockspike.runs import Run, read_json
 
 # figure of the paper → function of the table of runs and the folder to write to
-FIGURES = {"classification": classification}
+FIGURES = {"classification": classification, "recordings": recordings}
 
 
 def figures(cfg: DictConfig) -> None:
@@ -35,6 +37,9 @@ def figures(cfg: DictConfig) -> None:
 
 def _of_run(run: Run) -> list[Path]:
     row, scores = run.result(), read_json(run.folder / "evaluation.json")
+    if row is not None and "fit_s" in row:
+        with np.load(run.folder / "traces.npz") as traces:
+            return [recording_fit(dict(traces), run.folder / "figures" / "recording")]
     if row is None or not scores:
         raise FileNotFoundError(
             f"{run.folder}: expected a finished run that was evaluated; "

@@ -1,0 +1,142 @@
+"""The paper's figure on recordings: explained variance and time of fits, published beside."""
+
+import statistics
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+
+from blockspike.figures.paper_numbers import paper_numbers
+from blockspike.figures.style import BLUE, GREY, ORANGE, save
+
+_SCORE = "test_etv_15ms"
+_COLUMNS = (
+    "data_set", "n_cells", "data.dt_ms", "model.arp_ms", "model.method", "fit.parameters",
+    "model.n_starts", "fit_s_per_cell", f"{_SCORE}_median", f"{_SCORE}_q25", f"{_SCORE}_q75",
+)  # fmt: skip
+# fit.parameters → label, colour, marker
+_RECIPES = {
+    "physical": ("our recipe", BLUE, "o"),
+    "published": ("published recipe", ORANGE, "s"),
+}
+_ARP_PANEL_DT_MS = 0.1
+_SCALE: Any = {"ylim": (-0.4, 1), "yticks": (0, 0.2, 0.4, 0.6, 0.8, 1)}  # room for the legend
+_PUBLISHED = "published: 146 Allen cells"
+
+
+def recordings(table: pd.DataFrame, folder: Path) -> list[Path]:
+    """Draw one figure a data set: normalised ETV against dt and against ARP, seconds a cell.
+
+    Args:
+        table: a row per run, as `blockspike collect` writes; rows of other experiments are left
+            out. Points are means over seeds of the medians over cells; bars span the quartiles of
+            the cells. The dt panel holds the refractory period that most of a recipe's runs have.
+        folder: where to write.
+
+    Returns:
+        The PNGs' paths, `recordings_<data set>.png`.
+
+    Raises:
+        ValueError: columns are missing, or there is no fit in the table.
+    """
+    missing = [name for name in _COLUMNS if name not in table]
+    if missing:
+        raise ValueError(f"table: no column {', '.join(missing)}; are there fits in it?")
+    fits = pd.DataFrame(table[table["fit.parameters"].isin(list(_RECIPES))])
+    if fits.empty:
+        raise ValueError("table: no fit in it; `blockspike train experiment=recovery` makes one")
+    paths = []
+    for data_set, own in _groups(fits, "data_set"):
+        figure, axes = plt.subplots(1, 3, figsize=(10, 3.1), layout="constrained")
+        _against_dt(axes[0], own)
+        _against_arp(axes[1], own)
+        _seconds(axes[2], own)
+        n_cells = int(max(own["n_cells"].tolist()))
+        cells = f"{n_cells} cell" + ("s" if n_cells > 1 else "")
+        figure.suptitle(f"{data_set} ({cells}), not the Allen cells of the paper", fontsize=10)
+        slug = "".join(c if c.isalnum() else "_" for c in str(data_set).lower())
+        paths.append(save(figure, folder / f"recordings_{slug}"))
+    return paths
+
+
+def _groups(fits: pd.DataFrame, column: str) -> list[tuple[str, pd.DataFrame]]:
+    names = sorted({str(name) for name in fits[column]})
+    return [(name, pd.DataFrame(fits[fits[column] == name])) for name in names]
+
+
+def _against_dt(axis: Axes, fits: pd.DataFrame) -> None:
+    for recipe, own in _groups(fits, "fit.parameters"):
+        usual = statistics.mode(own["model.arp_ms"].tolist())
+        at_usual = pd.DataFrame(own[own["model.arp_ms"] == usual])
+        _line(axis, recipe, at_usual, "data.dt_ms", f", ARP {usual:g} ms")
+    _published_line(axis, "recordings_dt", "dt_ms")
+    axis.set(
+        xscale="log",
+        xlabel="time step (ms)",
+        ylabel="normalised ETV, σ 15 ms",
+        ylim=(-0.4, 1),
+        yticks=(0, 0.2, 0.4, 0.6, 0.8, 1),
+    )
+    axis.legend(frameon=False, fontsize=7, loc="lower left")
+
+
+def _against_arp(axis: Axes, fits: pd.DataFrame) -> None:
+    at_dt = pd.DataFrame(fits[np.isclose(fits["data.dt_ms"], _ARP_PANEL_DT_MS)])
+    for recipe, own in _groups(at_dt, "fit.parameters"):
+        _line(axis, recipe, own, "model.arp_ms", f", dt {_ARP_PANEL_DT_MS} ms")
+    _published_line(axis, "recordings_arp", "arp_ms")
+    axis.set(
+        xscale="log",
+        xlabel="absolute refractory period (ms)",
+        ylim=(-0.4, 1),
+        yticks=(0, 0.2, 0.4, 0.6, 0.8, 1),
+    )
+    axis.legend(frameon=False, fontsize=7, loc="lower left")
+
+
+def _line(axis: Axes, recipe: str, fits: pd.DataFrame, x: str, what: str) -> None:
+    if fits.empty:
+        return
+    label, colour, marker = _RECIPES[recipe]
+    mean = fits.groupby(x)[[f"{_SCORE}_{q}" for q in ("median", "q25", "q75")]].mean()
+    median, low, high = (mean.iloc[:, i].to_numpy(float) for i in range(3))
+    axis.errorbar(
+        mean.index.to_numpy(float), median, (median - low, high - median),
+        color=colour, marker=marker, ms=4, lw=1.2, label=label + what,
+    )  # fmt: skip
+
+
+def _published_line(axis: Axes, experiment: str, x: str) -> None:
+    numbers = paper_numbers(experiment=experiment, quantity="normalised_etv_median")
+    axis.plot(numbers[x], numbers["value"], color=GREY, ls="--", marker="x", ms=4, label=_PUBLISHED)
+
+
+def _seconds(axis: Axes, fits: pd.DataFrame) -> None:
+    """A bar each: published on a GPU, ours on this CPU, at the paper's dt where there is one."""
+    numbers = paper_numbers(experiment="recordings_method", quantity="fit_time_per_cell")
+    bars = [
+        (f"published, {row.method}, GPU", float(row.value), GREY)  # pyright: ignore
+        for row in numbers.itertuples()
+    ]
+    for recipe, own in _groups(fits, "fit.parameters"):
+        label, colour, _ = _RECIPES[recipe]
+        for dt_ms in sorted({_ARP_PANEL_DT_MS, statistics.mode(own["data.dt_ms"].tolist())}):
+            values = own["fit_s_per_cell"][own["data.dt_ms"] == dt_ms]
+            if len(values):
+                seconds = float(np.median(values))
+                starts = own["model.n_starts"].fillna(1).tolist()[0]
+                name = f"{label}, CPU, dt {dt_ms:g} ms, {starts:g} start" + "s" * (starts > 1)
+                bars.append((name, seconds, colour))
+    names, seconds, colours = zip(*bars, strict=True)
+    axis.barh(range(len(bars)), seconds, color=colours)
+    axis.set_yticks(range(len(bars)), names, fontsize=7)
+    axis.invert_yaxis()
+    axis.set(xscale="log", xlabel="fit time a cell (s)")
+    for i, value in enumerate(seconds):
+        axis.text(
+            value, i, f" {value:.0f}" if value > 9 else f" {value:.2g}", va="center", fontsize=7
+        )
+    axis.set_xlim(right=max(seconds) * 4)

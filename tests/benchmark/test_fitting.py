@@ -1,0 +1,29 @@
+"""The benchmark of fits runs, takes turns and judges."""
+
+import json
+
+from blockspike.benchmark import fitting
+
+
+def test_both_methods_are_timed_on_the_same_data():
+    batch = fitting.make_batch(2, 300)
+    assert batch.current.shape == (300, 3, 2) and batch.window == (0, 300, 300)
+    costs = fitting.measure(batch, n_epochs=2, rounds=2)
+    assert set(costs) == {"fused", "standard"}
+    assert all(len(values) == 2 and min(values) > 0 for values in costs.values())
+
+
+def test_claims():
+    good, bad = fitting.claims({"fused": [0.01] * 5, "standard": [1.1] * 5}), fitting.claims(
+        {"fused": [0.11] * 5, "standard": [1.1] * 5}
+    )  # fmt: skip
+    assert [claim.met for claim in good] == [True, True]
+    assert [claim.met for claim in bad] == [False, False]
+    assert good[0].measured == 2.0
+
+
+def test_only_the_papers_size_is_judged(tmp_path):
+    path = tmp_path / "claims.jsonl"
+    arguments = ["--cells", "2", "--steps", "200", "--epochs", "2", "--rounds", "2"]
+    assert fitting.main([*arguments, "--json", str(path)]) == 0
+    assert [json.loads(line) for line in path.read_text().splitlines()] == []

@@ -1,0 +1,74 @@
+"""The figure on recordings, from a table of fits."""
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+
+from blockspike.figures.recording import recording_fit
+from blockspike.figures.recordings import recordings
+from blockspike.figures.style import use_style
+
+
+def fits() -> pd.DataFrame:
+    rows = []
+    for kind, arp in (("physical", 0.5), ("published", 2.0)):
+        for dt_ms in (0.1, 0.5, 1.0):
+            rows.append((kind, arp, dt_ms))
+        rows.append((kind, 8.0, 0.1))
+    table = pd.DataFrame(rows, columns=["fit.parameters", "model.arp_ms", "data.dt_ms"])
+    scores = np.linspace(0.3, 0.9, len(table))
+    return table.assign(
+        **{
+            "data_set": "my cells", "n_cells": 4, "model.method": "fused", "fit_s_per_cell": 2.0,
+            "model.n_starts": 64.0, "test_etv_15ms_median": scores,
+            "test_etv_15ms_q25": scores - 0.1, "test_etv_15ms_q75": scores + 0.05,
+        }
+    )  # fmt: skip
+
+
+def test_points_are_those_of_the_table(tmp_path, monkeypatch):
+    use_style()
+    drawn = []
+    monkeypatch.setattr(
+        "blockspike.figures.recordings.save", lambda f, path: drawn.append(f) or path
+    )
+    (path,) = recordings(fits(), tmp_path)
+    assert path.name == "recordings_my_cells"
+    against_dt, against_arp, seconds = drawn[0].axes
+    lines = {line.get_label(): line for line in against_dt.containers}
+    ours = lines["our recipe, ARP 0.5 ms"][0]
+    table = fits()
+    np.testing.assert_allclose(ours.get_xdata(), [0.1, 0.5, 1.0])
+    np.testing.assert_allclose(ours.get_ydata(), table["test_etv_15ms_median"][:3])
+    np.testing.assert_allclose(against_arp.containers[0][0].get_xdata(), [0.5, 8.0])
+    assert "my cells (4 cells), not the Allen cells" in drawn[0].get_suptitle()
+    names = [label.get_text() for label in seconds.get_yticklabels()]
+    assert "our recipe, CPU, dt 0.1 ms, 64 starts" in names
+    assert sum("published" in name and "GPU" in name for name in names) == 2
+    plt.close("all")
+
+
+def test_tables_without_fits_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="no column"):
+        recordings(pd.DataFrame({"a": [1]}), tmp_path)
+    with pytest.raises(ValueError, match="no fit in it"):
+        recordings(fits().assign(**{"fit.parameters": None}), tmp_path)
+
+
+def test_a_column_a_cell(tmp_path):
+    use_style()
+    rng = np.random.default_rng(0)
+    traces = {"dt_ms": np.array(0.5)}
+    for k in range(2):
+        traces |= {
+            f"cell{k}_name": np.array(f"cell {k}"),
+            f"cell{k}_current_pa": rng.standard_normal(2000),
+            f"cell{k}_trains": (rng.random((3, 2000)) < 0.01).astype(np.uint8),
+            f"cell{k}_model": (rng.random(2000) < 0.01).astype(np.uint8),
+            f"cell{k}_etv_15ms": np.array(0.8),
+            f"cell{k}_gamma_4ms": np.array(0.7),
+        }
+    assert recording_fit(traces, tmp_path / "shown") == tmp_path / "shown.png"
+    assert (tmp_path / "shown.png").stat().st_size > 10_000
+    plt.close("all")
