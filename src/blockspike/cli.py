@@ -18,7 +18,7 @@ CONF = Path(__file__).parent / "conf"
 
 COMMANDS = ("prepare", "train", "evaluate", "figures", "collect")
 # Errors that say what was wrong with the input; anything else is a defect and keeps its traceback.
-EXPECTED = (ValueError, FileNotFoundError, HydraException, OmegaConfBaseException)
+EXPECTED = (ValueError, FileNotFoundError, ConnectionError, HydraException, OmegaConfBaseException)
 
 HELP = """blockspike: train and fit adaptive spiking neurons, exactly and fast
 

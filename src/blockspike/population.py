@@ -10,6 +10,8 @@ from torch import Tensor, nn
 
 from blockspike.networks import BoundedParameters, Bounds, decay
 from blockspike.neurons import Method, MultiGaussian, Surrogate, alif
+from blockspike.neurons.alif.fitting_cpu import fitting_distance
+from blockspike.neurons.spike_distance import Window, squared_distance
 
 
 class Coefficients(NamedTuple):
@@ -103,16 +105,40 @@ class NeuronPopulation(BoundedParameters):
 
     def forward(self, current: Tensor) -> Tensor:
         """Spikes [T, B, C · K] for the cells' currents [T, B, C]."""
-        if current.ndim != 3 or current.shape[2] != self.n_cells:
-            raise ValueError(
-                f"current: expected [T, B, {self.n_cells} cells], got {list(current.shape)}"
-            )
+        self._check(current)
         c = self.coefficients()
         weight, bias = (x.view(self.n_cells, self.n_starts) for x in (c.weight, c.bias))
         drive = torch.addcmul(bias, current.unsqueeze(-1), weight).flatten(2)
         return alif(
             drive, c.beta, c.p, c.b, arp=self.arp, surrogate=self.surrogate, method=self.method
         ).spikes
+
+    def _check(self, current: Tensor) -> None:
+        if current.ndim != 3 or current.shape[2] != self.n_cells:
+            raise ValueError(
+                f"current: expected [T, B, {self.n_cells} cells], got {list(current.shape)}"
+            )
+
+    def distance(
+        self, current: Tensor, target: Tensor, filter_decay: float, window: Window
+    ) -> tuple[Tensor, Tensor]:
+        """Squared distances to the recorded trains [T, B, C], as `squared_distance` gives them.
+
+        The fused method on a CPU does it in one pass, the others by `distance_in_steps`.
+        """
+        if self.method != "fused" or current.device.type != "cpu":
+            return self.distance_in_steps(current, target, filter_decay, window)
+        self._check(current)
+        return fitting_distance(
+            current, target, *self.coefficients(), arp=self.arp, surrogate=self.surrogate,
+            decay=filter_decay, window=window,
+        )  # fmt: skip
+
+    def distance_in_steps(
+        self, current: Tensor, target: Tensor, filter_decay: float, window: Window
+    ) -> tuple[Tensor, Tensor]:
+        """The same by simulating first and comparing then, with any method."""
+        return squared_distance(self(current), target, filter_decay, window)
 
 
 Range = tuple[float, float]

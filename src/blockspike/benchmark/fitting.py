@@ -40,6 +40,7 @@ def make_batch(n_cells: int, n_steps: int) -> FittingBatch:
         n_cells, n_trials=1, duration_s=(_SWEEPS + 1) * segment_s, dt_ms=_DT_MS,
         train_s=[[s, s + segment_s] for s in starts[:-1]],
         test_s=[[starts[-1], starts[-1] + segment_s]], held_out=0.0, scaling="maximum",
+        first_trial_only=True,
     )  # fmt: skip
     data.setup()
     current, target, window = data.batch()

@@ -224,13 +224,18 @@ class RecordingsDataModule(pl.LightningDataModule):
         return float(scale)
 
     def batch(self):
-        """Return (current, target, (first, split, last)) of the training part."""
+        """Return (current, target, (first, split, last)) of the training part.
+
+        The target is the mean of the trials, float32, or the counts of the first, uint8.
+        """
         current = self.train.current
         target = np.stack(
             [np.stack([t.mean(0) for t in trains], 1) for trains in self.train.trains], 2
         )
         n_steps = len(current)
         split = n_steps - round(self.held_out * n_steps)
+        if self.first_trial_only:
+            target = target.astype(np.uint8)  # counts: a quarter of the memory to read
         return current, torch.from_numpy(target), (self.train.first, split, n_steps)
 
     def train_dataloader(self) -> DataLoader:

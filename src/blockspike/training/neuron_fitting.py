@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from blockspike.neurons.spike_distance import Window, squared_distance
+from blockspike.neurons.spike_distance import Window
 from blockspike.population import NeuronParameters, NeuronPopulation
 
 
@@ -18,7 +18,7 @@ class FittingBatch(NamedTuple):
 
     Attributes:
         current: [T, B, C] scaled current of B segments of C cells.
-        target: [T, B, C] recorded spikes, a trial or the mean of the trials.
+        target: [T, B, C] recorded spikes, the counts of a trial or the mean of the trials.
         window: the steps fitted to, and those held out.
     """
 
@@ -109,9 +109,10 @@ class NeuronFittingModule(pl.LightningModule):
     def training_step(self, batch: FittingBatch, batch_idx: int) -> Tensor:
         """Sum of all starts' losses; keeps what is best so far."""
         tau_ms, dt_ms = self._tau_ms(), self.population.dt_ms
-        spikes = self.population(batch.current)
         scale = dt_ms / tau_ms
-        squares = squared_distance(spikes, batch.target, math.exp(-scale), batch.window)
+        squares = self.population.distance(
+            batch.current, batch.target, math.exp(-scale), batch.window
+        )
         fitted, held_out = (scale * x for x in squares)
         loss = _safe_root(fitted).mean(0) if self.root else fitted.sum(0)
         with torch.no_grad():
@@ -182,7 +183,7 @@ class NeuronFittingModule(pl.LightningModule):
         super().optimizer_step(*args, **kwargs)
         moving = self.active.repeat_interleave(self.population.n_starts)
         with torch.no_grad():
-            for name in self._names:
+            for name in self._names if not moving.all() else ():
                 parameter = self.population.get_parameter(name)
                 parameter.copy_(torch.where(moving, parameter, before[name]))
             if self.survival_every and (self.current_epoch + 1) % self.survival_every == 0:

@@ -1,0 +1,75 @@
+"""The one-pass distance of a population against simulating first and comparing then."""
+
+import math
+
+import pytest
+import torch
+
+from blockspike.neurons import Boxcar, FastSigmoid, MultiGaussian
+from blockspike.neurons.spike_distance import Window
+from blockspike.population import PhysicalPopulation
+
+DECAY = math.exp(-0.5 / 20)
+
+
+def case(n_cells: int, n_starts: int, n_steps: int, dtype=torch.float64, **options):
+    generator = torch.Generator().manual_seed(n_steps)
+    population = PhysicalPopulation(n_cells, n_starts, dt_ms=0.5, **options).to(dtype)
+    current = 1.5 * torch.randn(n_steps, 3, n_cells, generator=generator, dtype=dtype)
+    target = (torch.rand(n_steps, 3, n_cells, generator=generator) < 0.02).to(dtype) * 0.5
+    return population, current, target
+
+
+def results(compute, population, arrays, window):
+    current, target = arrays
+    fitted, held_out = compute(current, target, DECAY, window)
+    weight = torch.linspace(0.5, 2, fitted.numel(), dtype=fitted.dtype).view_as(fitted)
+    parameters = list(population.parameters())
+    return fitted, held_out, *torch.autograd.grad((fitted * weight).sum(), parameters)
+
+
+@pytest.mark.parametrize("surrogate", [MultiGaussian(), FastSigmoid(), Boxcar()])
+@pytest.mark.parametrize("arp_ms", [0.0, 0.5, 4.0])
+@pytest.mark.parametrize(
+    ("n_cells", "n_starts", "n_steps"), [(1, 1, 63), (5, 1, 2100), (2, 7, 300), (3, 150, 33)]
+)
+def test_equal_in_float64(surrogate, arp_ms, n_cells, n_starts, n_steps):
+    population, *arrays = case(n_cells, n_starts, n_steps, surrogate=surrogate, arp_ms=arp_ms)
+    for window in (Window(0, n_steps, n_steps), Window(5, n_steps // 2, n_steps - 3)):
+        fused = results(population.distance, population, arrays, window)
+        steps = results(population.distance_in_steps, population, arrays, window)
+        for ours, theirs in zip(fused, steps, strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9)
+    assert fused[0].sum() > 0
+    if n_steps > 100:  # else the boxcar sees nothing
+        assert all(g.abs().max() > 0 for g in fused[2:])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.uint8])
+def test_equal_in_float32(dtype):
+    population, current, target = case(4, 3, 1500, torch.float32)
+    arrays = current, (2 * target).to(dtype)
+    window = Window(0, 1200, 1500)
+    fused = results(population.distance, population, arrays, window)
+    steps = results(population.distance_in_steps, population, arrays, window)
+    for ours, theirs in zip(fused, steps, strict=True):
+        torch.testing.assert_close(
+            ours, theirs, rtol=1e-3, atol=1e-3 * float(theirs.detach().abs().max())
+        )
+
+
+def test_threads_change_nothing():
+    population, *arrays = case(3, 40, 200, torch.float32)
+    before, found = torch.get_num_threads(), []
+    for n in (1, 2):
+        torch.set_num_threads(n)
+        found.append(results(population.distance, population, arrays, Window(0, 200, 200)))
+    torch.set_num_threads(before)
+    assert all(torch.equal(x, y) for x, y in zip(*found, strict=True))
+
+
+def test_a_current_that_is_not_finite_is_named():
+    population, current, target = case(2, 2, 50)
+    current[7, 1, 1] = math.nan
+    with pytest.raises(ValueError, match="step 7, sample 1"):
+        population.distance(current, target, DECAY, Window(0, 50, 50))
