@@ -68,7 +68,11 @@ class SyntheticCells(RecordingsDataModule):
         self.n_cells, self.n_trials, self.duration_s = n_cells, n_trials, duration_s
         self.trial_noise, self.cell_arp_ms, self.seed = trial_noise, cell_arp_ms, seed
 
-    def load(self) -> list[Recording]:
+    def load(self) -> list[tuple[Recording, Recording]]:
+        """The cells; training and test are parts of one recording."""
+        return [(recording, recording) for recording in self.cells()]
+
+    def cells(self) -> list[Recording]:
         """Draw and simulate the cells."""
         n_steps = round(self.duration_s * 1000 / _DT_MS)
         generator = torch.Generator().manual_seed(self.seed)

@@ -15,7 +15,7 @@ QUICK = ("trainer.max_epochs=30", "model.n_starts=16", "model.arp_ms=2", "thread
 
 @pytest.fixture(scope="module")
 def cells() -> list[Recording]:
-    return SyntheticCells(n_cells=2, duration_s=5.0, trial_noise=0.0).load()
+    return SyntheticCells(n_cells=2, duration_s=5.0, trial_noise=0.0).cells()
 
 
 def write(recording: Recording, path) -> None:
@@ -115,3 +115,12 @@ def test_prepare_checks_recordings(blockspike, tmp_path, cells):
     write(cells[0], tmp_path / "my_cell.npz")
     shown = blockspike("prepare", "data=recordings", "data.path=my_cell.npz").stdout
     assert "my_cell: 1 cells can be fitted" in shown
+
+
+def test_recovery(blockspike, tmp_path):
+    quick = ("data.n_cells=2", "data.duration_s=3", "data.dt_ms=0.5", "model.n_starts=8")
+    blockspike("train", "experiment=recovery", *quick, "trainer.max_epochs=4", "threads=1")
+    (result,) = (tmp_path / "outputs" / "recovery").rglob("result.json")
+    row = json.loads(result.read_text())
+    assert row["data_set"] == "2 synthetic cells" and row["n_cells"] == 2
+    blockspike("figures", f"run={result.parent}")

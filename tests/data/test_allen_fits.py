@@ -11,11 +11,11 @@ from made_nwb import MadeSweep, make_nwb1, noise_pa
 @pytest.mark.parametrize("experiment", ["e7_recordings", "e7_recordings_ours"])
 def test_the_papers_experiment_on_a_folder_of_allensdk(blockspike, tmp_path, experiment):
     rng = np.random.default_rng(0)
-    n_samples = 50_000  # 1 s
+    n_samples = {"Noise 1": 50_000, "Noise 2": 60_000}  # 1 and 1.2 s
     for cell in (11, 12):
         folder = tmp_path / "allen" / f"specimen_{cell}"
         folder.mkdir(parents=True)
-        currents = {"Noise 1": noise_pa(cell, n_samples), "Noise 2": noise_pa(-cell % 7, n_samples)}
+        currents = {name: noise_pa(cell, n) for name, n in n_samples.items()}
         sweeps = [
             MadeSweep(number, name, currents[name], None, np.sort(rng.uniform(0, 1, 15)))
             for number, name in enumerate(["Noise 1", "Noise 2"] * 4)

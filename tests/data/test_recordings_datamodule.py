@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-import torch
 
 from blockspike.data.recordings_datamodule import RecordingsDataModule, find_recordings
 
@@ -70,7 +69,9 @@ def test_by_stimulus_as_published(tmp_path):
         data.test.current[:, 1, 0], own[1, 5000:] / (100 * own[1].max()), rtol=1e-5
     )
     assert data.batch()[2] == (0, 5000, 5000)
-    assert [len(t) for t in data.train.trains[0]] == [1, 1]
+    # fitted to the first trial, scored on all
+    assert [len(t) for t in data.test.trains[0]] == [2, 2]
+    np.testing.assert_array_equal(data.batch()[1][:, 1, 0], data.train.trains[0][1][0])
 
 
 def test_cells_that_cannot_be_used_are_named_and_the_others_go_on(tmp_path):
@@ -88,8 +89,6 @@ def test_cells_that_cannot_be_used_are_named_and_the_others_go_on(tmp_path):
     assert all(len(reason.splitlines()) == 1 for reason in data.failed.values())
     data.setup()
     assert len(data.failed) == 3
-    (batch,) = list(data.train_dataloader())
-    assert torch.equal(batch[0], data.train.current)
 
 
 def test_allensdks_cells_are_named_by_their_folder(tmp_path):
@@ -115,6 +114,10 @@ def test_nothing_there(tmp_path):
         ({"scaling": "best"}, "scaling"),
         ({"train_s": [[0, 1]]}, "both or neither"),
         ({"train_s": [[0, 1]], "test_s": [[0.5, 1.5]]}, "do not overlap"),
+        (
+            {"train_s": [[2, 3]], "test_s": [[2, 3]], "train_stimulus": "Noise 1"},
+            "do not overlap",
+        ),
         ({"train_s": [[1, 0]], "test_s": [[2, 3]]}, "train_s"),
         ({"train_s": [[0, 1], [1, 3]], "test_s": [[4, 5]]}, "of one length"),
     ],
@@ -122,3 +125,20 @@ def test_nothing_there(tmp_path):
 def test_bad_arguments_are_named(arguments, message):
     with pytest.raises(ValueError, match=message):
         RecordingsDataModule("nowhere", **arguments)
+
+
+def test_a_recording_shorter_than_the_warm_up(tmp_path):
+    write(tmp_path / "a.npz", seconds=0.9)
+    data = RecordingsDataModule(tmp_path, dt_ms=1.0, warm_up_s=1.0)
+    data.setup()
+    assert data.test.first == 540
+    assert data.test.current.shape[0] - data.test.first == 360
+
+
+def test_cells_of_one_stem_keep_apart(tmp_path):
+    for mouse in ("m1", "m2"):
+        (tmp_path / mouse).mkdir()
+        write(tmp_path / mouse / "cell.npz")
+    data = RecordingsDataModule(tmp_path, dt_ms=1.0)
+    data.setup()
+    assert data.names == ["m1_cell.npz", "m2_cell.npz"]

@@ -169,6 +169,7 @@ def test_a_start_that_is_not_finite_does_not_stop_the_others(cells):
     [
         ({"tau_ms": 0.0}, "tau_ms"),
         ({"survivors": 0.0}, "survivors"),
+        ({"perturbation": (0.3, 0.0)}, "perturbation"),
         ({"survival_every": 0}, "survival_every"),
         ({"patience": 0}, "patience"),
     ],
@@ -176,3 +177,10 @@ def test_a_start_that_is_not_finite_does_not_stop_the_others(cells):
 def test_bad_arguments_are_named(options, message):
     with pytest.raises(ValueError, match=message):
         published(**options)
+
+
+@pytest.mark.parametrize(("first", "last"), [(110.0, 30.0), (85.0, 30.0), (195.0, 50.0)])
+def test_tau_arrives(cells, first, last):
+    module = ours(n_starts=4, n_epochs=3, first_tau_ms=first, tau_ms=last)
+    fit(module, batch_of(cells), 3)
+    assert (module.best_epoch > 0).all()

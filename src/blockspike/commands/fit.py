@@ -227,7 +227,8 @@ def evaluate_neuron(fit: Path, recording_path: Path) -> dict[str, Any]:
         trains = recording.spike_trains(k, neuron.dt_ms)
         row = _segment_scores(trains, spikes[k], neuron.dt_ms)
         name = f"{recording.name}, {stimulus}"
-        result[stimulus if len(set(recording.stimuli)) > k else f"{stimulus} ({k})"] = row
+        once = recording.stimuli.count(stimulus) == 1
+        result[stimulus if once else f"{stimulus} ({k})"] = row
         arrays |= _shown(k, name, current[k], trains, spikes[k], row, "")
         print(
             f"{neuron.name} on {name}: normalised ETV {row['etv_15ms']:.3f} (σ 15 ms), "

@@ -11,7 +11,6 @@ import numpy as np
 import pytorch_lightning as pl
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from blockspike.data.datamodule import require
 from blockspike.data.progress import progress
@@ -36,6 +35,26 @@ class Part:
     first: int
 
 
+Segment = tuple[np.ndarray, list[np.ndarray]]
+
+
+@dataclass(frozen=True)
+class _Cell:
+    """One cell's parts, cut but not scaled."""
+
+    name: str
+    train: Segment
+    test: Segment
+    scale_pa: float
+    test_scale_pa: float
+    warm_up_steps: int
+
+    @property
+    def shape(self) -> tuple:
+        """What cells must share to be one batch."""
+        return self.train[0].shape, self.test[0].shape, self.warm_up_steps
+
+
 class RecordingsDataModule(pl.LightningDataModule):
     """Current-clamp recordings of C cells, split by time or by stimulus.
 
@@ -53,7 +72,7 @@ class RecordingsDataModule(pl.LightningDataModule):
         train_s, test_s: segments [[start, stop], …] in seconds; None = the first 60 % and the rest.
         held_out: share at the end of each training segment that chooses among starts.
         warm_up_s: of each test segment, simulated before it and not scored.
-        first_trial_only: fit to the first trial and not to the mean of all.
+        first_trial_only: fit to the first trial and not to the mean of all; all are scored.
         scaling: "deviation" or, as published, "maximum".
         own_test_scale: as published, the test current is divided by its own number.
         name: of the data set, for tables; None = the file's or folder's name.
@@ -86,7 +105,11 @@ class RecordingsDataModule(pl.LightningDataModule):
                 "both or neither")  # fmt: skip
         for key, segments in (("train_s", train_s), ("test_s", test_s)):
             _check_segments(key, segments)
-        if train_stimulus == test_stimulus and train_s is not None and test_s is not None:
+        if (
+            train_s is not None
+            and test_s is not None
+            and _may_be_same(train_stimulus, test_stimulus)
+        ):
             _check_apart(train_s, test_s)
         self.path, self.dt_ms = Path(path), dt_ms
         self.train_stimulus, self.test_stimulus = train_stimulus, test_stimulus
@@ -101,24 +124,24 @@ class RecordingsDataModule(pl.LightningDataModule):
     def prepare(self) -> None:
         """Recordings are read as they are."""
 
-    def load(self) -> list[Recording]:
-        """Read every cell; those that cannot be read are put into ``failed``.
+    def load(self) -> list[tuple[Recording, Recording]]:
+        """Read every cell's training and test stimuli; cells that fail are put into ``failed``.
 
         Raises:
             FileNotFoundError: nothing to read at ``path``.
         """
-        stimuli = [s for s in (self.train_stimulus, self.test_stimulus) if s is not None] or None
-        recordings = []
         files = find_recordings(self.path)
+        pairs = []
         with progress(f"Reading {self.title}", len(files)) as advance:
-            for file in files:
+            for name, file in zip(_cell_names(files, self.path), files, strict=True):
                 try:
-                    recording = load_recording(file, stimuli=stimuli)
-                    recordings.append(replace(recording, name=_cell_name(file)))
+                    train = _read(file, name, self.train_stimulus)
+                    same = self.train_stimulus == self.test_stimulus
+                    pairs.append((train, train if same else _read(file, name, self.test_stimulus)))
                 except (ValueError, OSError) as error:
-                    self.failed[_cell_name(file)] = str(error)
+                    self.failed[name] = str(error)
                 advance(1)
-        return recordings
+        return pairs
 
     def setup(self, stage: str | None = None) -> None:
         """Read, cut, bin and scale all cells; the same for every stage.
@@ -128,69 +151,47 @@ class RecordingsDataModule(pl.LightningDataModule):
             ValueError: no cell could be used; names the first reason.
         """
         self.failed = dict(self._not_there)
-        cut = []
-        for recording in self.load():
+        cells = []
+        for train, test in self.load():
             try:
-                train, test = self._cut(recording)
-                self._scale(train[0])
-                cut.append((recording, train, test))
+                cells.append(self._cut(train, test))
             except ValueError as error:
                 text = str(error)
-                own = text.startswith(recording.name)
-                self.failed[recording.name] = text if own else f"{recording.name}: {text}"
-        cut = self._of_one_shape(cut)
-        if not cut:
+                own = text.startswith(train.name)
+                self.failed[train.name] = text if own else f"{train.name}: {text}"
+        cells = self._of_one_shape(cells)
+        if not cells:
             reasons = list(self.failed.values())
             raise ValueError(reasons[0] if len(reasons) == 1 else
                 f"{self.path}: no recording could be used; the first reason of {len(reasons)}: "
                 f"{reasons[0]}")  # fmt: skip
-        self.recordings = [recording for recording, _, _ in cut]
-        self.names = [recording.name for recording in self.recordings]
-        trains, tests = [c[1] for c in cut], [c[2] for c in cut]
-        scale = np.array([self._scale(current) for current, _ in trains])
-        test_scale = scale
-        if self.own_test_scale:
-            test_scale = np.array([self._scale(current) for current, _ in tests])
-        self.scale_pa, self.test_scale_pa = scale, test_scale
-        self.train = _part(trains, scale, 0)
-        self.test = _part(tests, test_scale, self._warm_up_steps())
+        self.names = [cell.name for cell in cells]
+        self.scale_pa = np.array([cell.scale_pa for cell in cells])
+        self.test_scale_pa = np.array([cell.test_scale_pa for cell in cells])
+        self.train = _part([cell.train for cell in cells], self.scale_pa, 0)
+        self.test = _part([cell.test for cell in cells], self.test_scale_pa, cells[0].warm_up_steps)
 
-    def _warm_up_steps(self) -> int:
-        return round(self._warm_up_s() * 1000 / self.dt_ms)
-
-    def _warm_up_s(self) -> float:
-        """As long as every test segment has it before it."""
-        if self.test_s is None:
-            return self.warm_up_s
-        return min(self.warm_up_s, min(start for start, _ in self.test_s))
-
-    def _cut(self, recording: Recording):
-        """(currents [T, B], trains [B][R, T]) of the training and of the test part."""
-        duration_s = recording.current_pa.shape[1] * recording.dt_ms / 1000
-        middle = _TRAIN_SHARE * duration_s
-        train_s = self.train_s or [[0.0, middle]]
-        warm_up_s = self._warm_up_s()
-        test_s = self.test_s or [[max(middle, warm_up_s), duration_s]]
+    def _cut(self, train: Recording, test: Recording) -> _Cell:
+        train_s = self.train_s or [[0.0, _TRAIN_SHARE * _duration_s(train)]]
+        test_s = self.test_s or [[_TRAIN_SHARE * _duration_s(test), _duration_s(test)]]
+        # As long as every test segment has it before it.
+        warm_up_s = min(self.warm_up_s, min(start for start, _ in test_s))
         test_s = [[start - warm_up_s, stop] for start, stop in test_s]
-        return (
-            self._segments(recording, self.train_stimulus, train_s, duration_s),
-            self._segments(recording, self.test_stimulus, test_s, duration_s),
-        )
+        trained = self._segments(train, train_s)
+        tested = self._segments(test, test_s)
+        scale_pa = self._scale(trained[0])
+        return _Cell(
+            train.name, trained, tested, scale_pa,
+            self._scale(tested[0]) if self.own_test_scale else scale_pa,
+            round(warm_up_s * 1000 / self.dt_ms),
+        )  # fmt: skip
 
-    def _segments(self, recording, stimulus, segments_s, duration_s):
-        numbers = [
-            i for i, name in enumerate(recording.stimuli)
-            if stimulus is None or name.lower() == stimulus.lower()
-        ]  # fmt: skip
-        if not numbers:
-            raise ValueError(f"{recording.name}: no stimulus {stimulus!r}, found "
-                f"{', '.join(recording.stimuli)}")  # fmt: skip
+    def _segments(self, recording: Recording, segments_s: Segments) -> Segment:
+        """Currents [T, B] and trains [B][R, T], segment after segment of every stimulus."""
         currents, trains = [], []
-        current = recording.current(self.dt_ms)
-        for number in numbers:
+        current, duration_s = recording.current(self.dt_ms), _duration_s(recording)
+        for number in range(len(recording.stimuli)):
             spikes = recording.spike_trains(number, self.dt_ms)
-            if self.first_trial_only:
-                spikes = spikes[:1]
             for start, stop in segments_s:
                 if stop > duration_s + 1e-9:
                     raise ValueError(
@@ -203,25 +204,28 @@ class RecordingsDataModule(pl.LightningDataModule):
                 trains.append(spikes[:, first:last])
         return np.stack(currents, 1), trains
 
-    def _of_one_shape(self, cut: list) -> list:
+    def _of_one_shape(self, cells: list[_Cell]) -> list[_Cell]:
         """Cells of the most common lengths; the others are put into ``failed``."""
-        shapes = [(train[0].shape, test[0].shape) for _, train, test in cut]
+        shapes = [cell.shape for cell in cells]
         if not shapes:
-            return cut
-        usual = max(set(shapes), key=shapes.count)
-        for (recording, *_), shape in zip(cut, shapes, strict=True):
-            if shape != usual:
-                self.failed[recording.name] = (
-                    f"{recording.name}: segments of {shape[0][0]} and {shape[1][0]} steps × "
-                    f"{shape[0][1]} and {shape[1][1]}, expected {usual} as in most cells"
+            return cells
+        usual = max(shapes, key=shapes.count)  # the first of equally common ones
+        for cell in cells:
+            if cell.shape != usual:
+                self.failed[cell.name] = (
+                    f"{cell.name}: training and test parts of (steps, segments) {cell.shape[:2]}, "
+                    f"expected {usual[:2]} as in most cells; train_s and test_s cut all alike"
                 )
-        return [c for c, shape in zip(cut, shapes, strict=True) if shape == usual]
+        return [cell for cell in cells if cell.shape == usual]
 
     def _scale(self, current: np.ndarray) -> float:
         scale = current.std() if self.scaling == "deviation" else 100 * current.max()
         if not scale > 0:
             raise ValueError(f"current: expected one that varies, got {self.scaling} {scale:g} pA")
         return float(scale)
+
+    def _wanted(self, trains: np.ndarray) -> np.ndarray:
+        return trains[0] if self.first_trial_only else trains.mean(0)
 
     def batch(self):
         """Return (current, target, (first, split, last)) of the training part.
@@ -230,17 +234,13 @@ class RecordingsDataModule(pl.LightningDataModule):
         """
         current = self.train.current
         target = np.stack(
-            [np.stack([t.mean(0) for t in trains], 1) for trains in self.train.trains], 2
+            [np.stack([self._wanted(t) for t in trains], 1) for trains in self.train.trains], 2
         )
         n_steps = len(current)
         split = n_steps - round(self.held_out * n_steps)
         if self.first_trial_only:
             target = target.astype(np.uint8)  # counts: a quarter of the memory to read
         return current, torch.from_numpy(target), (self.train.first, split, n_steps)
-
-    def train_dataloader(self) -> DataLoader:
-        """Return all training data as the one batch of an epoch."""
-        return DataLoader([self.batch()], batch_size=None)  # pyright: ignore[reportArgumentType]
 
 
 def find_recordings(path: Path) -> list[Path]:
@@ -260,9 +260,24 @@ def find_recordings(path: Path) -> list[Path]:
     return files
 
 
-def _cell_name(file: Path) -> str:
-    """AllenSDK names each cell's folder and not its file."""
-    return file.parent.name if file.name == "ephys.nwb" else file.stem
+def _cell_names(files: list[Path], folder: Path) -> list[str]:
+    """Stems, or paths below the folder where stems are not unique.
+
+    AllenSDK names each cell's folder and not its file.
+    """
+    names = [f.parent.name if f.name == "ephys.nwb" else f.stem for f in files]
+    if len(set(names)) == len(names):
+        return names
+    return ["_".join(f.relative_to(folder).parts) for f in files]
+
+
+def _read(file: Path, name: str, stimulus: str | None) -> Recording:
+    stimuli = None if stimulus is None else [stimulus]
+    return replace(load_recording(file, stimuli=stimuli), name=name)
+
+
+def _duration_s(recording: Recording) -> float:
+    return recording.current_pa.shape[1] * recording.dt_ms / 1000
 
 
 def _check_segments(key: str, segments: Segments | None) -> None:
@@ -272,6 +287,12 @@ def _check_segments(key: str, segments: Segments | None) -> None:
     require(fine, key, segments, "[[start, stop], …] in seconds with 0 ≤ start < stop")
     lengths = {round(stop - start, 9) for start, stop in segments}
     require(len(lengths) == 1, key, segments, "segments of one length")
+
+
+def _may_be_same(train_stimulus: str | None, test_stimulus: str | None) -> bool:
+    if train_stimulus is None or test_stimulus is None:
+        return True
+    return train_stimulus.lower() == test_stimulus.lower()
 
 
 def _check_apart(train_s: Segments, test_s: Segments) -> None:

@@ -85,6 +85,8 @@ class NeuronFittingModule(pl.LightningModule):
                 raise ValueError(f"{name}: expected a time > 0 ms, got {value}")
         if not 0 < survivors <= 1:
             raise ValueError(f"survivors: expected a share in (0, 1], got {survivors}")
+        if not all(0 < x < math.inf for x in perturbation):
+            raise ValueError(f"perturbation: expected two numbers > 0, got {perturbation}")
         for name, count in (("survival_every", survival_every), ("patience", patience)):
             if count is not None and count < 1:
                 raise ValueError(f"{name}: expected an integer ≥ 1 or null, got {count}")
@@ -122,11 +124,13 @@ class NeuronFittingModule(pl.LightningModule):
         return loss.sum()
 
     def _tau_ms(self) -> float:
-        share = min(1.0, 2 * self.current_epoch / max(self.n_epochs - 1, 1))
+        if 2 * self.current_epoch >= self.n_epochs - 1:
+            return self.tau_ms
+        share = 2 * self.current_epoch / (self.n_epochs - 1)
         return self.first_tau_ms * (self.tau_ms / self.first_tau_ms) ** share
 
     def _keep_best(self, distance: Tensor, loss: Tensor) -> None:
-        if self._tau_ms() == self.tau_ms or self.first_tau_ms == self.tau_ms:
+        if self._tau_ms() == self.tau_ms:
             distance = distance.view_as(self.best_distance)
             better = distance < self.best_distance
             self.best_distance = torch.where(better, distance, self.best_distance)
@@ -160,7 +164,7 @@ class NeuronFittingModule(pl.LightningModule):
         return self.make_optimizer([x for x in self.population.parameters() if x.requires_grad])
 
     def on_train_epoch_start(self) -> None:
-        """Set the learning rate; end the fit when every cell has stopped."""
+        """Set the learning rate."""
         optimizer = self._optimizer()
         if self.decay_lr:
             share = self.current_epoch / max(self.n_epochs - 1, 1)
@@ -194,21 +198,23 @@ class NeuronFittingModule(pl.LightningModule):
 
     def _select(self) -> None:
         """The worst starts of each cell go on from its best ones, perturbed."""
+        device = self._loss.device
         n_cells, n_starts = self._loss.shape
         n_best = max(1, round(self.survivors * n_starts))
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.current_epoch)
         order = self._loss.nan_to_num(math.inf).argsort(1)
-        pick = torch.randint(n_best, (n_cells, n_starts - n_best), generator=generator)
-        first = torch.arange(n_cells).unsqueeze(1) * n_starts
+        pick = torch.randint(n_best, (n_cells, n_starts - n_best), generator=generator).to(device)
+        first = torch.arange(n_cells, device=device).unsqueeze(1) * n_starts
         source = (order.gather(1, pick) + first).flatten()
         target = (order[:, n_best:] + first).flatten()
         share = self.current_epoch / max(self.n_epochs - 1, 1)
         first_sd, last_sd = self.perturbation
         deviation = first_sd * (last_sd / first_sd) ** share
         state = self._optimizer().state
-        for name in self._names:
-            parameter = self.population.get_parameter(name)
-            noise = deviation * torch.randn(len(target), generator=generator)
+        for parameter in self.population.parameters():
+            if not parameter.requires_grad:
+                continue
+            noise = deviation * torch.randn(len(target), generator=generator).to(device)
             parameter[target] = parameter[source] + noise
             for value in state[parameter].values():
                 if value.shape == parameter.shape:
@@ -232,7 +238,7 @@ class NeuronFittingModule(pl.LightningModule):
     def chosen(self) -> tuple[NeuronParameters, Tensor]:
         """The parameters of each cell's best start, [C] each, and its number, [C]."""
         start = self.best_distance.argmin(1)
-        index = start + torch.arange(len(start)) * self.population.n_starts
+        index = start + torch.arange(len(start), device=start.device) * self.population.n_starts
         now = {n: self.population.get_parameter(n).detach().clone() for n in self._names}
         for name in self._names:
             self.population.get_parameter(name).copy_(getattr(self, f"best_{name}"))
