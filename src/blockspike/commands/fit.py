@@ -118,7 +118,7 @@ def _segment_scores(trains: np.ndarray, spikes: np.ndarray, dt_ms: float) -> dic
         row["gamma_4ms"] = gamma_coincidence(trains, spikes, _GAMMA_MS, dt_ms)
     except ValueError:  # fires in every window
         row["gamma_4ms"] = float("nan")
-    return row
+    return {name: float(value) for name, value in row.items()}  # plain numbers, for JSON
 
 
 def _table(
