@@ -46,9 +46,13 @@ _DATA = {
     "allen": AllenRecordings,
     "synthetic_cells": SyntheticCells,
 }
+_DATA_BASES = (RecordingsDataModule,)
 _FROM_DATA = ("self", "n_inputs", "n_units", "n_classes", "dt_ms")
 # What may differ between two starts of the same run: where things lie and how they are shown.
 _NOT_CONTENT = ("output_dir", "data_dir", "run_dir", "logger", "progress", "threads")
+
+
+_Data = typing.TypeVar("_Data", bound=pl.LightningDataModule)
 
 
 def schema(cls: type, skip: tuple[str, ...] = ("self",), **replace: Any) -> type:
@@ -61,14 +65,17 @@ def schema(cls: type, skip: tuple[str, ...] = ("self",), **replace: Any) -> type
     """
     hints = typing.get_type_hints(cls.__init__)
     fields: list[tuple[str, Any, Any]] = []
+    bases: tuple[type, ...] = ()
     for name, parameter in inspect.signature(cls.__init__).parameters.items():
+        if parameter.kind is parameter.VAR_KEYWORD and cls.__base__ in _DATA_BASES:
+            bases = (schema(cls.__base__, skip),)  # what it passes on
         if name in skip or parameter.kind is parameter.VAR_KEYWORD:
             continue
         kind, default = hints[name], parameter.default
         kind, default = replace.get(name, (_plain(kind), default))
         default = MISSING if default is inspect.Parameter.empty else default
         fields.append((name, kind, dataclasses.field(default=default)))
-    return dataclasses.make_dataclass(cls.__name__, fields)
+    return dataclasses.make_dataclass(cls.__name__, fields, bases=bases)
 
 
 def _plain(kind: Any) -> Any:
@@ -124,6 +131,7 @@ class RunSchema:
     run: str | None = None
     neuron: str | None = None
     recording: str | None = None
+    stimulus: str | None = None
     threads: int | None = None
 
 
@@ -162,7 +170,8 @@ def register_schemas() -> None:
     store.store(group="network", name="schema", node=network)
     target = ("_target_", str, dataclasses.field(default=MISSING))
     for name, cls in _DATA.items():
-        node = dataclasses.make_dataclass(cls.__name__, [target], bases=(schema(cls),))
+        skip = ("self", *getattr(cls, "fixed_arguments", ()))
+        node = dataclasses.make_dataclass(cls.__name__, [target], bases=(schema(cls, skip),))
         store.store(group="data", name=f"{name}_schema", node=node)
     for name, cls in _POPULATIONS.items():
         skip = ("self", "n_cells", "dt_ms", "seed")
@@ -205,32 +214,19 @@ def content_hash(content: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
 
 
-def build_data(cfg: DictConfig) -> EventDataModule | RecordingsDataModule:
-    """The data module of `cfg.data`."""
-    return instantiate(cfg.data, _convert_="all")
-
-
-def build_event_data(cfg: DictConfig) -> EventDataModule:
-    """The data module of `cfg.data`, which must be of events.
+def build_data(cfg: DictConfig, kind: type[_Data]) -> _Data:
+    """The data module of `cfg.data`, which must be a `kind`: of events or of recordings.
 
     Raises:
-        ValueError: it is of recordings.
+        ValueError: it is of the other kind.
     """
-    data = build_data(cfg)
-    if not isinstance(data, EventDataModule):
-        raise ValueError("data: expected events; recordings need fit=ours or fit=paper")
-    return data
-
-
-def build_recordings(cfg: DictConfig) -> RecordingsDataModule:
-    """The data module of `cfg.data`, which must be of recordings.
-
-    Raises:
-        ValueError: it is of events.
-    """
-    data = build_data(cfg)
-    if not isinstance(data, RecordingsDataModule):
-        raise ValueError("fit: expected data of recordings, got data of events")
+    data = instantiate(cfg.data, _convert_="all")
+    if not isinstance(data, kind):
+        raise ValueError(
+            "fit: expected data of recordings, got data of events"
+            if kind is RecordingsDataModule
+            else "data: expected events; recordings need fit=ours or fit=paper"
+        )
     return data
 
 

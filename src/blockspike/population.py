@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from blockspike.networks import BoundedParameters, Bounds, decay
 from blockspike.neurons import Method, MultiGaussian, Surrogate, alif
 from blockspike.neurons.alif.fitting_cpu import fitting_distance
-from blockspike.neurons.spike_distance import Window, squared_distance
+from blockspike.neurons.spike_distance import Window, check_target, squared_distance
 
 
 class Coefficients(NamedTuple):
@@ -129,6 +129,7 @@ class NeuronPopulation(BoundedParameters):
         if self.method != "fused" or current.device.type != "cpu":
             return self.distance_in_steps(current, target, filter_decay, window)
         self._check(current)
+        check_target(target, torch.Size((*current.shape[:2], self.n_cells * self.n_starts)), window)
         return fitting_distance(
             current, target, *self.coefficients(), arp=self.arp, surrogate=self.surrogate,
             decay=filter_decay, window=window,

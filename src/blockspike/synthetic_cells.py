@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from blockspike.data.recordings import Recording
-from blockspike.data.recordings_datamodule import RecordingsDataModule, Segments
+from blockspike.data.recordings_datamodule import RecordingsDataModule
 from blockspike.neurons import leaky_integrate
 from blockspike.population import NeuronParameters, simulate
 
@@ -39,9 +40,10 @@ class SyntheticCells(RecordingsDataModule):
         trial_noise: standard deviation of a trial's own current over that of the common one.
         cell_arp_ms: absolute refractory period of the cells.
         seed: of all draws.
-        dt_ms, train_s, test_s, held_out, warm_up_s, scaling: as `RecordingsDataModule`.
+        **recordings: as `RecordingsDataModule`, less `fixed_arguments`.
     """
 
+    fixed_arguments = ("path", "train_stimulus", "test_stimulus", "name")
     truth: NeuronParameters
 
     def __init__(
@@ -52,19 +54,9 @@ class SyntheticCells(RecordingsDataModule):
         trial_noise: float = 0.1,
         cell_arp_ms: float = 2.0,
         seed: int = 0,
-        dt_ms: float = 0.5,
-        train_s: Segments | None = None,
-        test_s: Segments | None = None,
-        held_out: float = 0.2,
-        warm_up_s: float = 1.0,
-        first_trial_only: bool = False,
-        scaling: str = "deviation",
-        own_test_scale: bool = False,
+        **recordings: Any,
     ):
-        super().__init__(
-            "synthetic", dt_ms, None, None, train_s, test_s, held_out, warm_up_s,
-            first_trial_only, scaling, own_test_scale, name=f"{n_cells} synthetic cells",  # pyright: ignore
-        )  # fmt: skip
+        super().__init__("synthetic", name=f"{n_cells} synthetic cells", **recordings)
         self.n_cells, self.n_trials, self.duration_s = n_cells, n_trials, duration_s
         self.trial_noise, self.cell_arp_ms, self.seed = trial_noise, cell_arp_ms, seed
 

@@ -9,6 +9,7 @@ import pytest
 from blockspike.data.recordings import Recording
 from blockspike.fitted_neuron import load_neuron
 from blockspike.synthetic_cells import SyntheticCells
+from blockspike.training.metrics_file import read_metrics
 
 QUICK = ("trainer.max_epochs=30", "model.n_starts=16", "model.arp_ms=2", "threads=1")
 
@@ -53,6 +54,11 @@ def test_my_recording_from_file_to_figure(blockspike, tmp_path, cells):
     assert "my_cell on my_cell, stimulus 0: normalised ETV" in shown
     scores = json.loads((run / "fits" / "my_cell_on_my_cell.json").read_text())
     assert set(scores) == {"stimulus 0"}
+    other = blockspike(
+        "evaluate", f"neuron={run / 'fits' / 'my_cell.json'}", "recording=my_cell.npz",
+        "stimulus=noise 9", check=False,
+    )  # fmt: skip
+    assert other.returncode == 2 and "no stimulus 'noise 9', found 'stimulus 0'" in other.stderr
     assert (run / "fits" / "my_cell_on_my_cell.png").is_file()
 
 
@@ -80,6 +86,10 @@ def test_an_interrupted_fit_continues_to_the_same_bits(blockspike, tmp_path, cel
     before = pd.read_csv(tmp_path / "fits.csv")
     blockspike(*arguments, "output_dir=whole")
     pd.testing.assert_frame_equal(before, pd.read_csv(whole))
+    # its seconds are those of all epochs, not of the last process alone
+    seconds = read_metrics(run / "metrics.csv")["time/epoch_s"]
+    row = json.loads((run / "result.json").read_text())
+    assert len(seconds) == 30 and row["fit_s"] == pytest.approx(seconds.sum())
 
 
 @pytest.mark.parametrize(

@@ -73,3 +73,12 @@ def test_a_current_that_is_not_finite_is_named():
     current[7, 1, 1] = math.nan
     with pytest.raises(ValueError, match="step 7, sample 1"):
         population.distance(current, target, DECAY, Window(0, 50, 50))
+
+
+def test_a_target_that_does_not_fit_is_refused():
+    population, current, target = case(2, 2, 50)
+    for bad in (target[:40], target[:, :2], target[:, :, [0, 0, 0]]):
+        with pytest.raises(ValueError, match="target"):
+            population.distance(current, bad, DECAY, Window(0, 40, 40))
+    with pytest.raises(ValueError, match="window"):
+        population.distance(current, target, DECAY, Window(0, 60, 60))

@@ -10,7 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from blockspike.commands.fit import evaluate_neuron
 from blockspike.commands.train import use_threads
-from blockspike.config import build_event_data, build_network, is_fit
+from blockspike.config import build_data, build_network, is_fit
 from blockspike.data.datamodule import EventDataModule
 from blockspike.networks import SpikingClassifier
 from blockspike.runs import Run, write_text
@@ -36,7 +36,7 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
     """
     use_threads(cfg.threads)
     if cfg.run is None and cfg.neuron is not None and cfg.recording is not None:
-        return evaluate_neuron(Path(cfg.neuron), Path(cfg.recording))
+        return evaluate_neuron(Path(cfg.neuron), Path(cfg.recording), cfg.stimulus)
     if cfg.run is None or cfg.neuron is not None or cfg.recording is not None:
         raise ValueError(
             f"run, neuron, recording: expected run=FOLDER, or neuron=FILE with recording=FILE, "
@@ -74,7 +74,7 @@ def load_run(run: Run) -> tuple[EventDataModule, SpikingClassifier]:
     OmegaConf.set_struct(cfg, True)
     if is_fit(cfg):
         raise ValueError(f"{run.folder}: holds fitted neurons, scored already; see fits.csv there")
-    data = build_event_data(cfg)
+    data = build_data(cfg, EventDataModule)
     data.prepare_data()
     data.setup()
     network = build_network(cfg, data)

@@ -2,8 +2,6 @@
 
 import json
 import sys
-import time
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +9,15 @@ import numpy as np
 import pandas as pd
 import pytorch_lightning as pl
 from omegaconf import DictConfig
-from pytorch_lightning.callbacks import Callback, ModelCheckpoint, RichProgressBar
+from pytorch_lightning.callbacks import ModelCheckpoint
 from torch.utils.data import DataLoader
 
-from blockspike.config import build_fit, build_recordings, build_trainer
+from blockspike.commands.trainer import (
+    last_checkpoint,
+    make_trainer,
+    without_known_warnings,
+)
+from blockspike.config import build_data, build_fit
 from blockspike.data.recordings import load_recording
 from blockspike.data.recordings_datamodule import Part, RecordingsDataModule
 from blockspike.figures.recording import recording_fit
@@ -24,9 +27,7 @@ from blockspike.metrics import explained_temporal_variance, gamma_coincidence
 from blockspike.neurons.spike_distance import Window
 from blockspike.population import NeuronParameters, simulate
 from blockspike.runs import Run, write_text
-from blockspike.training.callbacks import EpochLines
-from blockspike.training.checkpoint_io import PlainCheckpointIO
-from blockspike.training.metrics_file import EpochCSVLogger
+from blockspike.training.metrics_file import read_metrics
 from blockspike.training.neuron_fitting import FittingBatch, NeuronFittingModule
 
 SIGMAS_MS = (5.0, 10.0, 15.0)
@@ -38,7 +39,7 @@ _SHOWN_CELLS = 3
 def build(cfg: DictConfig) -> tuple[RecordingsDataModule, NeuronFittingModule]:
     """Read the recordings and make the population that is fitted to them."""
     pl.seed_everything(cfg.seed, workers=True, verbose=False)
-    data = build_recordings(cfg)
+    data = build_data(cfg, RecordingsDataModule)
     data.setup()
     for reason in data.failed.values():
         print(f"left out: {reason}", file=sys.stderr)
@@ -56,10 +57,20 @@ def fit_and_score(
     fit_s = _fit(cfg, run, data, module)
     parameters, _ = module.chosen()
     arp_ms = module.population.arp * data.dt_ms
-    table = _table(data, module, parameters, arp_ms)
+    train, test = (
+        _simulated(part, parameters, arp_ms, data.dt_ms) for part in (data.train, data.test)
+    )
+    table = pd.concat(
+        [
+            _parameter_columns(data, module, parameters, arp_ms),
+            _scores(data.train, train, data.dt_ms).add_prefix("train_"),
+            _scores(data.test, test, data.dt_ms).add_prefix("test_"),
+        ],
+        axis=1,
+    )
     table.to_csv(run.folder / "fits.csv", index=False)
     _write_neurons(run.folder / "fits", data, parameters, arp_ms)
-    _write_traces(run.folder / "traces.npz", data, parameters, arp_ms, table)
+    _write_traces(run.folder / "traces.npz", data, test, table)
     use_style()
     with np.load(run.folder / "traces.npz") as traces:
         print(recording_fit(dict(traces), run.folder / "figures" / "recording"))
@@ -69,34 +80,26 @@ def fit_and_score(
 
 
 def _fit(cfg, run: Run, data: RecordingsDataModule, module: NeuronFittingModule) -> float:
-    on_terminal = sys.stdout.isatty()
+    """Seconds of all its epochs, also of those before an interruption."""
     last = ModelCheckpoint(
         run.last_checkpoint.parent, filename="last", every_n_epochs=_EPOCHS_A_LINE,
         save_on_train_epoch_end=True, enable_version_counter=False,
     )  # fmt: skip
-    callbacks: list[Callback] = [last]
-    if cfg.progress:
-        callbacks.append(RichProgressBar() if on_terminal else EpochLines(_EPOCHS_A_LINE))
-    trainer = build_trainer(
-        cfg, callbacks, plugins=[PlainCheckpointIO()], limit_val_batches=0,
-        enable_progress_bar=cfg.progress and on_terminal, enable_model_summary=False,
-    )  # fmt: skip
-    trainer.loggers = [EpochCSVLogger(run.folder), *trainer.loggers]
-    resumed = run.last_checkpoint if run.last_checkpoint.is_file() else None
+    trainer = make_trainer(cfg, run, [last], _EPOCHS_A_LINE, limit_val_batches=0)
     current, target, window = data.batch()
     loader = DataLoader([FittingBatch(current, target, Window(*window))], batch_size=None)  # pyright: ignore
-    start = time.perf_counter()
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", ".*does not have many workers.*")
-        warnings.filterwarnings("ignore", ".*LeafSpec.*is deprecated.*")
-        warnings.filterwarnings("ignore", ".*exists and is not empty.*")  # a resumed fit
-        trainer.fit(module, loader, ckpt_path=resumed)
-    return time.perf_counter() - start
+    with without_known_warnings():
+        trainer.fit(module, loader, ckpt_path=last_checkpoint(run))
+    return float(read_metrics(run.folder / "metrics.csv")["time/epoch_s"].to_numpy(float).sum())
 
 
-def scores(part: Part, parameters: NeuronParameters, arp_ms: float, dt_ms: float) -> pd.DataFrame:
+def _simulated(part: Part, parameters: NeuronParameters, arp_ms: float, dt_ms: float) -> np.ndarray:
+    """Spikes [T, B, C] of the steps that count."""
+    return simulate(parameters, part.current, dt_ms, arp_ms)[part.first :].numpy()
+
+
+def _scores(part: Part, spikes: np.ndarray, dt_ms: float) -> pd.DataFrame:
     """A row a cell: ETV raw and normalised at three σ, Γ at ± 4 ms, rates; means over segments."""
-    spikes = simulate(parameters, part.current, dt_ms, arp_ms)[part.first :].numpy()
     rows = []
     for cell, segments in enumerate(part.trains):
         of_segments = [
@@ -121,7 +124,7 @@ def _segment_scores(trains: np.ndarray, spikes: np.ndarray, dt_ms: float) -> dic
     return {name: float(value) for name, value in row.items()}  # plain numbers, for JSON
 
 
-def _table(
+def _parameter_columns(
     data: RecordingsDataModule,
     module: NeuronFittingModule,
     parameters: NeuronParameters,
@@ -137,10 +140,7 @@ def _table(
         "distance": module.best_distance.gather(1, best)[:, 0].numpy(),
         "chosen_epoch": module.best_epoch.gather(1, best)[:, 0].numpy() + 1,
     }
-    parts = [pd.DataFrame(columns)]
-    for name, part in (("train", data.train), ("test", data.test)):
-        parts.append(scores(part, parameters, arp_ms, data.dt_ms).add_prefix(f"{name}_"))
-    return pd.concat(parts, axis=1)
+    return pd.DataFrame(columns)
 
 
 def _write_neurons(
@@ -154,17 +154,12 @@ def _write_neurons(
 
 
 def _write_traces(
-    path: Path,
-    data: RecordingsDataModule,
-    parameters: NeuronParameters,
-    arp_ms: float,
-    table: pd.DataFrame,
+    path: Path, data: RecordingsDataModule, spikes: np.ndarray, table: pd.DataFrame
 ) -> None:
     """Test current, recorded and simulated spikes of the best, middle and worst cell."""
     order = np.argsort(-table["test_etv_15ms"].to_numpy())
     shown = order[np.unique(np.linspace(0, len(order) - 1, _SHOWN_CELLS).astype(int))]
     part = data.test
-    spikes = simulate(parameters, part.current, data.dt_ms, arp_ms)[part.first :].numpy()
     arrays: dict[str, Any] = {"dt_ms": data.dt_ms}
     for k, cell in enumerate(shown):
         row = table.iloc[cell]
@@ -209,8 +204,10 @@ def summary_line(row: dict[str, Any]) -> str:
     )
 
 
-def evaluate_neuron(fit: Path, recording_path: Path) -> dict[str, Any]:
+def evaluate_neuron(fit: Path, recording_path: Path, stimulus: str | None) -> dict[str, Any]:
     """Simulate a fitted neuron on a recording's currents; print and write scores beside `fit`.
+
+    `stimulus` chooses one of the recording's by name; None = all.
 
     Returns:
         Per stimulus the scores; `<fit>_on_<recording>.{json,png}` hold them.
@@ -218,17 +215,18 @@ def evaluate_neuron(fit: Path, recording_path: Path) -> dict[str, Any]:
     Raises:
         FileNotFoundError, ValueError: either file is missing or damaged.
     """
-    neuron, recording = load_neuron(fit), load_recording(recording_path)
+    neuron = load_neuron(fit)
+    recording = load_recording(recording_path, stimuli=None if stimulus is None else [stimulus])
     current = recording.current(neuron.dt_ms)
     spikes = neuron.simulate(current)
     result: dict[str, Any] = {}
     arrays: dict[str, Any] = {"dt_ms": neuron.dt_ms}
-    for k, stimulus in enumerate(recording.stimuli):
+    for k, shown in enumerate(recording.stimuli):
         trains = recording.spike_trains(k, neuron.dt_ms)
         row = _segment_scores(trains, spikes[k], neuron.dt_ms)
-        name = f"{recording.name}, {stimulus}"
-        once = recording.stimuli.count(stimulus) == 1
-        result[stimulus if once else f"{stimulus} ({k})"] = row
+        name = f"{recording.name}, {shown}"
+        once = recording.stimuli.count(shown) == 1
+        result[shown if once else f"{shown} ({k})"] = row
         arrays |= _shown(k, name, current[k], trains, spikes[k], row, "")
         print(
             f"{neuron.name} on {name}: normalised ETV {row['etv_15ms']:.3f} (σ 15 ms), "

@@ -2,15 +2,17 @@
 
 import sys
 
+import pytorch_lightning as pl
 from omegaconf import DictConfig
 
 from blockspike.config import build_data
+from blockspike.data.datamodule import EventDataModule
 from blockspike.data.recordings_datamodule import RecordingsDataModule
 
 
 def prepare(cfg: DictConfig) -> None:
     """Make the prepared file of the data set and check it; of recordings, check each cell."""
-    data = build_data(cfg)
+    data = build_data(cfg, pl.LightningDataModule)
     if isinstance(data, RecordingsDataModule):
         data.prepare()
         data.setup()
@@ -18,6 +20,7 @@ def prepare(cfg: DictConfig) -> None:
             print(f"left out: {reason}", file=sys.stderr)
         print(f"{data.title}: {len(data.names)} cells can be fitted in {data.path}")
         return
+    assert isinstance(data, EventDataModule)
     path = data.prepare()
     data.setup()
     print(f"{data.name}: {len(data.train)} training and {len(data.test)} test recordings in {path}")

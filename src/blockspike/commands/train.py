@@ -1,8 +1,6 @@
 """`blockspike train`: one run, from its configuration to `result.json`."""
 
 import logging
-import sys
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +9,18 @@ import pytorch_lightning as pl
 import torch
 import wandb
 from omegaconf import DictConfig
-from pytorch_lightning.callbacks import Callback, ModelCheckpoint, RichProgressBar
+from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.loggers import WandbLogger
 
 from blockspike.commands import fit
+from blockspike.commands.trainer import (
+    last_checkpoint,
+    make_trainer,
+    without_known_warnings,
+)
 from blockspike.config import (
-    build_event_data,
+    build_data,
     build_module,
-    build_trainer,
     content_hash,
     content_of,
     is_fit,
@@ -26,10 +28,10 @@ from blockspike.config import (
 from blockspike.data.datamodule import EventDataModule
 from blockspike.data.recordings_datamodule import RecordingsDataModule
 from blockspike.runs import Run, flatten, provenance, remove_if_empty
-from blockspike.training.callbacks import EpochLines, Throughput
-from blockspike.training.checkpoint_io import PlainCheckpointIO, load_plain
+from blockspike.training.callbacks import Throughput
+from blockspike.training.checkpoint_io import load_plain
 from blockspike.training.classification import ClassificationModule
-from blockspike.training.metrics_file import EpochCSVLogger, read_metrics
+from blockspike.training.metrics_file import read_metrics
 from blockspike.training.neuron_fitting import NeuronFittingModule
 
 
@@ -81,7 +83,7 @@ def use_threads(threads: int | None) -> None:
 
 def _build(cfg: DictConfig) -> tuple[EventDataModule, ClassificationModule]:
     pl.seed_everything(cfg.seed, workers=True, verbose=False)
-    data = build_event_data(cfg)
+    data = build_data(cfg, EventDataModule)
     data.prepare_data()
     data.setup()
     return data, build_module(cfg, data)
@@ -90,7 +92,6 @@ def _build(cfg: DictConfig) -> tuple[EventDataModule, ClassificationModule]:
 def _fit_and_test(
     cfg: DictConfig, run: Run, data: EventDataModule, module: ClassificationModule
 ) -> dict[str, Any]:
-    on_terminal = sys.stdout.isatty()
     chosen = ModelCheckpoint(
         run.best_checkpoint.parent,
         filename=run.best_checkpoint.stem,
@@ -99,30 +100,13 @@ def _fit_and_test(
         save_last=True,
         enable_version_counter=False,
     )
-    callbacks: list[Callback] = [Throughput(), chosen]
-    if cfg.progress:
-        callbacks.append(RichProgressBar() if on_terminal else EpochLines())
-    trainer = build_trainer(
-        cfg,
-        callbacks,
-        plugins=[PlainCheckpointIO()],
-        enable_progress_bar=cfg.progress and on_terminal,
-        num_sanity_val_steps=0,
-        enable_model_summary=False,
-    )
-    trainer.loggers = [EpochCSVLogger(run.folder), *trainer.loggers]
-    resumed = run.last_checkpoint if run.last_checkpoint.is_file() else None
-    if resumed:
-        print(f"{run.folder}: continued after epoch {_epochs_done(resumed)}")
-    with warnings.catch_warnings():
-        # Batches are made on a thread of their own; worker processes would be slower.
-        warnings.filterwarnings("ignore", ".*does not have many workers.*")
-        warnings.filterwarnings("ignore", ".*LeafSpec.*is deprecated.*")  # Lightning's own
+    trainer = make_trainer(cfg, run, [Throughput(), chosen])
+    with without_known_warnings():
         loaders = [data.val_dataloader()]
         if cfg.test_each_epoch:
             loaders.append(data.test_dataloader())
         data.trainer = trainer
-        trainer.fit(module, data.train_dataloader(), loaders, ckpt_path=resumed)
+        trainer.fit(module, data.train_dataloader(), loaders, ckpt_path=last_checkpoint(run))
         if not run.best_checkpoint.is_file():
             raise ValueError(f"trainer: no epoch was finished (max_epochs {trainer.max_epochs})")
         best = load_plain(run.best_checkpoint)
@@ -131,10 +115,6 @@ def _fit_and_test(
     if any(isinstance(logger, WandbLogger) for logger in trainer.loggers):
         wandb.finish()  # the next run of a sweep starts its own
     return _scores(run, trainer, best["epoch"], module)
-
-
-def _epochs_done(checkpoint: Path) -> int:
-    return load_plain(checkpoint)["epoch"] + 1
 
 
 def _scores(

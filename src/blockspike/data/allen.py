@@ -30,12 +30,12 @@ from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 from urllib.error import HTTPError, URLError
 
 from blockspike.data.progress import progress
 from blockspike.data.recordings import load_recording
-from blockspike.data.recordings_datamodule import RecordingsDataModule, Segments
+from blockspike.data.recordings_datamodule import RecordingsDataModule
 
 STIMULI = ("Noise 1", "Noise 2")
 _SPECIES, _LAYER, _NO_DISEASE = "mus musculus", "4", ("", "no disease", None)
@@ -59,29 +59,11 @@ class AllenRecordings(RecordingsDataModule):
 
     Args:
         n_cells: `prepare` downloads the first so many; None = all.
-        path and the others: as `RecordingsDataModule`.
+        path, **recordings: as `RecordingsDataModule`.
     """
 
-    def __init__(
-        self,
-        path: str | Path,
-        n_cells: int | None = None,
-        dt_ms: float = 0.1,
-        train_stimulus: str | None = "Noise 1",
-        test_stimulus: str | None = "Noise 2",
-        train_s: Segments | None = None,
-        test_s: Segments | None = None,
-        held_out: float = 0.2,
-        warm_up_s: float = 1.0,
-        first_trial_only: bool = False,
-        scaling: Literal["deviation", "maximum"] = "deviation",
-        own_test_scale: bool = False,
-        name: str | None = "Allen Cell Types, mouse layer 4",
-    ):
-        super().__init__(
-            path, dt_ms, train_stimulus, test_stimulus, train_s, test_s, held_out, warm_up_s,
-            first_trial_only, scaling, own_test_scale, name,
-        )  # fmt: skip
+    def __init__(self, path: str | Path, n_cells: int | None = None, **recordings: Any):
+        super().__init__(path, **recordings)
         self.n_cells = n_cells
 
     def prepare(self) -> None:

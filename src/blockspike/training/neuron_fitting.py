@@ -1,6 +1,7 @@
 """Fitting populations of neurons to recorded spike trains."""
 
 import math
+import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -164,12 +165,17 @@ class NeuronFittingModule(pl.LightningModule):
         return self.make_optimizer([x for x in self.population.parameters() if x.requires_grad])
 
     def on_train_epoch_start(self) -> None:
-        """Set the learning rate."""
+        """Set the learning rate, start the epoch's clock."""
+        self._epoch_start = time.perf_counter()
         optimizer = self._optimizer()
         if self.decay_lr:
             share = self.current_epoch / max(self.n_epochs - 1, 1)
             for group in optimizer.param_groups:
                 group["lr"] = optimizer.defaults["lr"] * (1 - 0.9 * share)
+
+    def on_train_epoch_end(self) -> None:
+        """Log the epoch's seconds."""
+        self.log("time/epoch_s", time.perf_counter() - self._epoch_start)
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Limit each start's gradient; one that is not finite is left out."""

@@ -153,11 +153,8 @@ def _forward(
         beta_, p_, b_ = beta[start:stop], p[start:stop], b[start:stop]
         weight_, bias_ = weight[start:stop], bias[start:stop]
         state = np.zeros(width, margin.dtype)
-        adaptation, filtered, total = (
-            np.zeros_like(state),
-            np.zeros_like(state),
-            np.zeros_like(state),
-        )
+        adaptation, filtered = np.zeros_like(state), np.zeros_like(state)
+        total = np.zeros_like(state)
         silent = np.zeros(width, np.int32)
         values, targets = np.empty_like(state), np.empty(width, target.dtype)
         cell = _cells(start, n_starts, width)

@@ -1,0 +1,54 @@
+"""What training a classifier and fitting neurons share: a trainer that shows, logs and resumes."""
+
+import sys
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+from omegaconf import DictConfig
+from pytorch_lightning.callbacks import Callback, RichProgressBar
+
+from blockspike.config import build_trainer
+from blockspike.runs import Run
+from blockspike.training.callbacks import EpochLines
+from blockspike.training.checkpoint_io import PlainCheckpointIO, load_plain
+from blockspike.training.metrics_file import EpochCSVLogger
+
+
+def make_trainer(
+    cfg: DictConfig, run: Run, callbacks: Sequence[Callback], epochs_a_line: int = 1, **options: Any
+) -> pl.Trainer:
+    """The configured trainer, with progress, plain checkpoints and `metrics.csv` in the run."""
+    on_terminal = cfg.progress and sys.stdout.isatty()
+    callbacks = list(callbacks)
+    if cfg.progress:
+        callbacks.append(RichProgressBar() if on_terminal else EpochLines(epochs_a_line))
+    trainer = build_trainer(
+        cfg, callbacks, plugins=[PlainCheckpointIO()], enable_progress_bar=on_terminal,
+        num_sanity_val_steps=0, enable_model_summary=False, **options,
+    )  # fmt: skip
+    trainer.loggers = [EpochCSVLogger(run.folder), *trainer.loggers]
+    return trainer
+
+
+def last_checkpoint(run: Run) -> Path | None:
+    """Where the run continues, which is printed; None for a new run."""
+    if not run.last_checkpoint.is_file():
+        return None
+    epochs = load_plain(run.last_checkpoint)["epoch"] + 1
+    print(f"{run.folder}: continued after epoch {epochs}")
+    return run.last_checkpoint
+
+
+@contextmanager
+def without_known_warnings() -> Iterator[None]:
+    """Of Lightning, on what is meant to be so."""
+    with warnings.catch_warnings():
+        # Batches are made on a thread of their own; worker processes would be slower.
+        warnings.filterwarnings("ignore", ".*does not have many workers.*")
+        warnings.filterwarnings("ignore", ".*LeafSpec.*is deprecated.*")  # Lightning's own
+        warnings.filterwarnings("ignore", ".*exists and is not empty.*")  # a resumed run
+        yield
