@@ -70,10 +70,10 @@ def fit_and_score(
     )
     table.to_csv(run.folder / "fits.csv", index=False)
     _write_neurons(run.folder / "fits", data, parameters, arp_ms)
-    _write_traces(run.folder / "traces.npz", data, test, table)
+    traces = _traces(data, test, table)
+    np.savez_compressed(run.folder / "traces.npz", **traces)
     use_style()
-    with np.load(run.folder / "traces.npz") as traces:
-        print(recording_fit(dict(traces), run.folder / "figures" / "recording"))
+    print(recording_fit(traces, run.folder / "figures" / "recording"))
     if data.failed:
         write_text(run.folder / "failed.json", json.dumps(data.failed, indent=1))
     return _summary(table, data, fit_s)
@@ -153,9 +153,7 @@ def _write_neurons(
         neuron.save(folder / f"{name}.json")
 
 
-def _write_traces(
-    path: Path, data: RecordingsDataModule, spikes: np.ndarray, table: pd.DataFrame
-) -> None:
+def _traces(data: RecordingsDataModule, spikes: np.ndarray, table: pd.DataFrame) -> dict[str, Any]:
     """Test current, recorded and simulated spikes of the best, middle and worst cell."""
     order = np.argsort(-table["test_etv_15ms"].to_numpy())
     shown = order[np.unique(np.linspace(0, len(order) - 1, _SHOWN_CELLS).astype(int))]
@@ -166,7 +164,7 @@ def _write_traces(
         current = part.current[part.first :, 0, cell].numpy() * data.test_scale_pa[cell]
         trains = part.trains[cell][0][:, part.first :]
         arrays |= _shown(k, data.names[cell], current, trains, spikes[:, 0, cell], row, "test_")
-    np.savez_compressed(path, **arrays)
+    return arrays
 
 
 def _shown(k: int, name: str, current_pa, trains, model, row, prefix: str) -> dict[str, Any]:
