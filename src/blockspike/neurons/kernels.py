@@ -14,7 +14,8 @@ from typing import Any
 
 import numba
 import torch
-from llvmlite.ir import Constant
+from llvmlite import ir
+from numba import types
 from numba.extending import intrinsic, overload
 
 _PIECES_PER_THREAD = 4  # so that threads with light pieces take more of them
@@ -51,10 +52,36 @@ def _borrowed_overload(array):
 def _borrowed(typingctx, array):  # pyright: ignore[reportUnusedParameter]
     def codegen(context, builder, signature, args):
         view = context.make_array(array)(context, builder, args[0])
-        view.meminfo = Constant(view.meminfo.type, None)
+        view.meminfo = ir.Constant(view.meminfo.type, None)
         return view._getvalue()
 
     return array(array), codegen
+
+
+LINE_BYTES = 32  # that `stream_line` writes, and to which its target must be aligned
+
+
+@intrinsic
+def stream_line(typingctx, target, at, source, first):  # pyright: ignore[reportUnusedParameter]
+    """target[at …] = source[first …], LINE_BYTES of them, past the caches (a non-temporal store).
+
+    For large results that are not read soon: an ordinary store first reads what it overwrites.
+    """
+
+    def codegen(context, builder, signature, args):
+        def address(array, index):
+            data = context.make_array(signature.args[array])(context, builder, args[array]).data
+            return builder.bitcast(builder.gep(data, [args[index]]), line.as_pointer())
+
+        element = context.get_data_type(target.dtype)
+        line = ir.VectorType(element, LINE_BYTES // (target.dtype.bitwidth // 8))
+        values = builder.load(address(2, 3), align=target.dtype.bitwidth // 8)
+        store = builder.store(values, address(0, 1), align=LINE_BYTES)
+        flag = builder.module.add_metadata([ir.Constant(ir.IntType(32), 1)])
+        store.set_metadata("nontemporal", flag)
+        return context.get_dummy_value()
+
+    return types.void(target, types.uintp, source, types.uintp), codegen
 
 
 def run(compiled: Callable, n_items: int, *args: Any) -> None:

@@ -240,7 +240,8 @@ def _backward(
                     _come_from_block(left[row], grad_base, grad_adaptation, pull, once, twice)
                 g = grad_spikes[t, start:stop]
                 if feedback and t + n < n_steps:
-                    add_feedback(g, grad_current[t + n, start:stop], weight, grad_s)
+                    grad_s[:] = g
+                    add_feedback(grad_current[t + n, start:stop], weight, grad_s)
                     g = grad_s
                 _sum_ramp(g, p_, bases[row], pull, once, twice, slopes[row])
                 _reverse(

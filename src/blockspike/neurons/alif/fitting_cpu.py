@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from blockspike.neurons.alif.fused_cpu import _replay, _reverse, _step
+from blockspike.neurons.alif.fused_cpu import neuron_step, replay_step, reverse_step
 from blockspike.neurons.alif.tiles_cpu import CHUNK, columns, tile_width
 from blockspike.neurons.alif.trace import check_finite
 from blockspike.neurons.kernels import borrowed, kernel, kernel_with_fma, run
@@ -123,7 +123,7 @@ def _advance(
     real = type(decay)
     for i in range(state.size):
         drive = current[i] * weight[i] + bias[i]
-        s, margin[i], state[i], adaptation[i], silent[i] = _step(
+        s, margin[i], state[i], adaptation[i], silent[i] = neuron_step(
             drive, beta[i], p[i], b[i], arp, state[i], adaptation[i], silent[i]
         )
         f = decay * filtered[i] + (s - real(wanted[i]))
@@ -175,6 +175,17 @@ def _forward(
         last_state[start:stop] = state
 
 
+@kernel
+def _replay(k, margin, p, arp, adaptation, silent, margins, adaptations, opens):
+    """Repeat adaptation and refractoriness of step k of a chunk into the arrays [CHUNK, tile]."""
+    real = margin.dtype.type
+    for i in range(margin.size):
+        margins[k, i] = margin[i]
+        adaptations[k, i] = adaptation[i]
+        opens[k, i] = real(1.0) if silent[i] == 0 else real(0.0)
+        adaptation[i], silent[i] = replay_step(margin[i], p[i], arp, adaptation[i], silent[i])
+
+
 @kernel_with_fma
 def _replay_filter(k, margins, wanted, decay, filtered, out):
     """Repeat the filter of step k of a chunk; a spike is a margin above 0."""
@@ -183,6 +194,22 @@ def _replay_filter(k, margins, wanted, decay, filtered, out):
         s = real(1.0) if margins[k, i] > real(0.0) else real(0.0)
         filtered[i] = decay * filtered[i] + (s - real(wanted[i]))
         out[k, i] = filtered[i]
+
+
+@kernel_with_fma
+def _reverse(
+    k, grad_spikes, margins, slopes, adaptations, opens, beta, p, b, attached, grad_membrane,
+    grad_adaptation, grad_current, sum_beta, sum_p, sum_b,
+):  # fmt: skip
+    """Backpropagation through step k of a chunk, for one tile."""
+    for i in range(grad_spikes.size):
+        grad_membrane[i], grad_adaptation[i], grad_current[i], to_beta, to_p, to_b = reverse_step(
+            grad_spikes[i], margins[k, i], slopes[k, i], adaptations[k, i], opens[k, i],
+            beta[i], p[i], b[i], attached, grad_membrane[i], grad_adaptation[i],
+        )  # fmt: skip
+        sum_beta[i] += to_beta
+        sum_p[i] += to_p
+        sum_b[i] += to_b
 
 
 @kernel_with_fma

@@ -15,7 +15,6 @@ from blockspike.neurons.alif.tiles_cpu import (
     add_feedback,
     add_recurrent,
     columns,
-    flush_sums,
     list_spikes,
     recurrent_weight_gradient,
     tile_width,
@@ -23,91 +22,71 @@ from blockspike.neurons.alif.tiles_cpu import (
 )
 from blockspike.neurons.alif.trace import ALIFTrace, check_finite, threshold_of
 from blockspike.neurons.events_cpu import Fired
-from blockspike.neurons.kernels import borrowed, kernel, kernel_with_fma, run
+from blockspike.neurons.kernels import (
+    LINE_BYTES,
+    borrowed,
+    kernel,
+    kernel_with_fma,
+    run,
+    stream_line,
+)
 from blockspike.neurons.surrogate import Surrogate
-from blockspike.neurons.surrogate_cpu import surrogate_code, surrogate_derivative
+from blockspike.neurons.surrogate_cpu import (
+    BOXCAR,
+    FAST_SIGMOID,
+    boxcar,
+    fast_sigmoid,
+    multi_gaussian,
+    surrogate_code,
+)
 
+_STREAMED_BYTES = 2**23  # from here on results go past the caches, which would not keep them
 _NARROW = 8  # columns below which a loop over time beats one over columns
+_WIDEST_TILE = 4096  # without recurrence; memory likes long rows
+_WIDTH = 128  # columns of a strip, which take a chunk of steps together: their state stays in L1
+# The state of a strip, a row each. Kernels index flat arrays, and rows lie at constant distances:
+# so the loops over columns vectorise, with next to no check before each whether arrays overlap.
+_STRIP, _N_ROWS = np.uintp(_WIDTH), 11
+_BETA, _P, _B, _V, _A, _SILENT, _GRAD_V, _GRAD_A, _SUM_BETA, _SUM_P, _SUM_B = (
+    np.uintp(row) * _STRIP for row in range(_N_ROWS)
+)
+_SPIKES, _MARGIN = _GRAD_V, _GRAD_A  # forward and backward share the rows
+_STATE = np.uintp(_N_ROWS) * _STRIP
+# What backward replays of a chunk, [CHUNK, strip] each.
+_ADAPTATIONS, _OPENS, _SLOPES = (np.uintp(row * CHUNK) * _STRIP for row in range(3))
+_REPLAYED = np.uintp(3 * CHUNK * _WIDTH)
 
 
 @kernel
-def _step(drive, beta, p, b, arp, state, adaptation, silent):
+def _after_step(fires, arp, silent):
+    """Steps of silence left after a step; arp and silent are of one type, which is kept."""
+    return arp if fires else type(silent)(max(silent - type(silent)(1), type(silent)(0)))
+
+
+@kernel
+def neuron_step(drive, beta, p, b, arp, state, adaptation, silent):
     """One step of SPEC section 1: spike, margin, and the state after it."""
     real = type(drive)
-    open_ = real(1.0) if silent == 0 else real(0.0)
+    open_ = real(1.0) if silent == type(silent)(0) else real(0.0)
     membrane = beta * state + drive * open_
     threshold = real(1.0) + b * adaptation
     fires = membrane > threshold
     s = real(1.0) if fires else real(0.0)
-    after = arp if fires else np.int32(max(silent - 1, 0))
+    after = _after_step(fires, arp, silent)
     return s, membrane - threshold, membrane * (real(1.0) - s), p * adaptation + s, after
 
 
 @kernel
-def _advance(drive, beta, p, b, arp, state, adaptation, silent, spikes, fired, margin):
-    """One step for one tile; every array is [tile]."""
-    for i in range(drive.size):
-        spikes[i], margin[i], state[i], adaptation[i], silent[i] = _step(
-            drive[i], beta[i], p[i], b[i], arp, state[i], adaptation[i], silent[i]
-        )
-        fired[i] = np.uint8(spikes[i])
-
-
-@kernel
-def _advance_columns(
-    first, last, start, current, beta, p, b, arp, state, adaptation, silent, spikes, fired, margin
-):
-    """The same for steps first … last − 1 of a narrow tile, a column at a time."""
-    keep_margin = margin.size > 0
-    for i in range(state.size):
-        v, a, left = state[i], adaptation[i], silent[i]
-        for t in range(first, last):
-            s, u, v, a, left = _step(current[t, start + i], beta[i], p[i], b[i], arp, v, a, left)
-            spikes[t, start + i] = s
-            fired[t, start + i] = np.uint8(s)
-            if keep_margin:
-                margin[t, start + i] = u
-        state[i], adaptation[i], silent[i] = v, a, left
-
-
-@kernel
-def _replay_step(margin, p, arp, adaptation, silent):
+def replay_step(margin, p, arp, adaptation, silent):
     """Adaptation and steps of silence after a step; a spike is a margin above 0."""
     real = type(margin)
     fires = margin > real(0.0)
     s = real(1.0) if fires else real(0.0)
-    return p * adaptation + s, arp if fires else np.int32(max(silent - 1, 0))
-
-
-@kernel
-def _replay(k, margin, p, arp, adaptation, silent, margins, adaptations, opens):
-    """Repeat adaptation and refractoriness of step k of a chunk into the arrays [CHUNK, tile]."""
-    real = margin.dtype.type
-    for i in range(margin.size):
-        margins[k, i] = margin[i]
-        adaptations[k, i] = adaptation[i]
-        opens[k, i] = real(1.0) if silent[i] == 0 else real(0.0)
-        adaptation[i], silent[i] = _replay_step(margin[i], p[i], arp, adaptation[i], silent[i])
-
-
-@kernel
-def _replay_columns(
-    first, last, start, margin, p, arp, adaptation, silent, margins, adaptations, opens
-):
-    """The same for a whole chunk of a narrow tile, a column at a time."""
-    real = margin.dtype.type
-    for i in range(adaptation.size):
-        a, left = adaptation[i], silent[i]
-        for t in range(first, last):
-            u = margin[t, start + i]
-            margins[t - first, i] = u
-            adaptations[t - first, i] = a
-            opens[t - first, i] = real(1.0) if left == 0 else real(0.0)
-            a, left = _replay_step(u, p[i], arp, a, left)
+    return p * adaptation + s, _after_step(fires, arp, silent)
 
 
 @kernel_with_fma
-def _reverse_step(
+def reverse_step(
     grad_spike, margin, slope, adaptation_before, open_, beta, p, b, attached, grad_membrane,
     grad_adaptation,
 ):  # fmt: skip
@@ -137,87 +116,241 @@ def _reverse_step(
     )
 
 
+@kernel
+def _n_strips(start, stop):
+    return (stop - start + _WIDTH - 1) // _WIDTH
+
+
+@kernel
+def _new_state(start, stop, beta, p, b):
+    """State of the strips of columns start … stop − 1: parameters, and zeros."""
+    state = np.zeros(_n_strips(start, stop) * _N_ROWS * _WIDTH, beta.dtype)
+    for column in range(start, stop):
+        o = np.uintp((column - start) // _WIDTH) * _STATE + np.uintp((column - start) % _WIDTH)
+        state[o + _BETA], state[o + _P], state[o + _B] = beta[column], p[column], b[column]
+    return state
+
+
+@kernel
+def _copy_row(state, row, start, stop, values, to_state):
+    """A row of every strip's state to or from `values` of the columns start … stop − 1."""
+    for column in range(start, stop, _WIDTH):
+        o = np.uintp((column - start) // _WIDTH) * _STATE + row
+        own = values[column : min(column + _WIDTH, stop)]
+        for i in range(own.size):
+            if to_state:
+                state[o + np.uintp(i)] = own[i]
+            else:
+                own[i] = state[o + np.uintp(i)]
+
+
+@kernel
+def _store(target, at, source, first, n, stream):
+    """target[at …] = source[first …], n of them."""
+    done = np.uintp(0)
+    step = np.uintp(LINE_BYTES // target.itemsize)
+    if stream:
+        while done + step <= np.uintp(n):
+            stream_line(target, at + done, source, first + done)  # pyright: ignore
+            done += step
+    for i in range(done, np.uintp(n)):
+        target[at + np.uintp(i)] = source[first + np.uintp(i)]
+
+
+@kernel
+def _advance(
+    first, last, stride, start, stop, source, shift, arp, state, keep_margin, stream, spikes,
+    fired, margin,
+):  # fmt: skip
+    """Steps first … last − 1 of columns start … stop − 1, strip by strip.
+
+    Arrays are flat, step t of column c at t · stride + c; in `source` that less `shift`.
+    """
+    for column in range(start, stop, _WIDTH):
+        o = np.uintp((column - start) // _WIDTH) * _STATE
+        width = min(_WIDTH, stop - column)
+        for t in range(first, last):
+            x = np.uintp(t) * stride + np.uintp(column)
+            for i_ in range(width):
+                i = np.uintp(i_)
+                s, u, state[o + _V + i], state[o + _A + i], state[o + _SILENT + i] = neuron_step(
+                    source[x - shift + i], state[o + _BETA + i], state[o + _P + i],
+                    state[o + _B + i], arp, state[o + _V + i], state[o + _A + i],
+                    state[o + _SILENT + i],
+                )  # fmt: skip
+                state[o + _SPIKES + i] = s
+                state[o + _MARGIN + i] = u
+                fired[x + i] = np.uint8(s)
+            _store(spikes, x, state, o + _SPIKES, width, stream)
+            if keep_margin:
+                _store(margin, x, state, o + _MARGIN, width, stream)
+
+
+@kernel
+def _advance_narrow(
+    first, last, stride, start, stop, source, arp, state, keep_margin, spikes, fired, margin
+):
+    """The same for less than a strip, a column at a time with its state in registers."""
+    for column in range(start, stop):
+        i = np.uintp(column - start)
+        beta, p, b = state[_BETA + i], state[_P + i], state[_B + i]
+        v, a, silent = state[_V + i], state[_A + i], state[_SILENT + i]
+        for t in range(first, last):
+            x = np.uintp(t) * stride + np.uintp(column)
+            s, u, v, a, silent = neuron_step(source[x], beta, p, b, arp, v, a, silent)
+            spikes[x] = s
+            fired[x] = np.uint8(s)
+            if keep_margin:
+                margin[x] = u
+        state[_V + i], state[_A + i], state[_SILENT + i] = v, a, silent
+
+
+@kernel
+def _replay(first, last, stride, start, stop, margin, arp, state, o, replayed, r):
+    """Repeat adaptation and refractoriness of a chunk of one strip."""
+    real = margin.dtype.type
+    for t in range(first, last):
+        x = np.uintp(t) * stride + np.uintp(start)
+        k = r + np.uintp(t - first) * _STRIP
+        for i_ in range(stop - start):
+            i = np.uintp(i_)
+            a, silent = state[o + _A + i], state[o + _SILENT + i]
+            replayed[k + _ADAPTATIONS + i] = a
+            replayed[k + _OPENS + i] = real(1.0) if silent == real(0.0) else real(0.0)
+            state[o + _A + i], state[o + _SILENT + i] = replay_step(
+                margin[x + i], state[o + _P + i], arp, a, silent
+            )
+
+
+@kernel_with_fma
+def _evaluate_slopes(code, first, last, stride, start, stop, margin, replayed, r):
+    """Surrogate derivatives of a chunk of one strip."""
+    for t in range(first, last):
+        x = np.uintp(t) * stride + np.uintp(start)
+        k = r + np.uintp(t - first) * _STRIP + _SLOPES
+        if code == FAST_SIGMOID:
+            for i_ in range(stop - start):
+                i = np.uintp(i_)
+                replayed[k + i] = fast_sigmoid(margin[x + i])
+        elif code == BOXCAR:
+            for i_ in range(stop - start):
+                i = np.uintp(i_)
+                replayed[k + i] = boxcar(margin[x + i])
+        else:
+            for i_ in range(stop - start):
+                i = np.uintp(i_)
+                replayed[k + i] = multi_gaussian(margin[x + i])
+
+
 @kernel_with_fma
 def _reverse(
-    k, grad_spikes, margins, slopes, adaptations, opens, beta, p, b, attached, grad_membrane,
-    grad_adaptation, grad_current, sum_beta, sum_p, sum_b,
+    steps, first, stride, start, stop, grad_spikes, shift, margin, attached, state, o, replayed, r,
+    grad_current,
 ):  # fmt: skip
-    """Backpropagation through step k of a chunk, for one tile."""
-    for i in range(grad_spikes.size):
-        grad_membrane[i], grad_adaptation[i], grad_current[i], to_beta, to_p, to_b = _reverse_step(
-            grad_spikes[i], margins[k, i], slopes[k, i], adaptations[k, i], opens[k, i],
-            beta[i], p[i], b[i], attached, grad_membrane[i], grad_adaptation[i],
-        )  # fmt: skip
-        sum_beta[i] += to_beta
-        sum_p[i] += to_p
-        sum_b[i] += to_b
+    """Backpropagation through `steps` of the chunk that begins at `first`, for one strip.
+
+    The steps come as a list: inside a loop that counts down LLVM does not vectorise.
+    """
+    for step in steps:
+        x = (np.uintp(first) + step) * stride + np.uintp(start)
+        k = r + step * _STRIP
+        for i_ in range(stop - start):
+            i = np.uintp(i_)
+            before, adaptation, to_current, to_beta, to_p, to_b = reverse_step(
+                grad_spikes[x - shift + i], margin[x + i], replayed[k + _SLOPES + i],
+                replayed[k + _ADAPTATIONS + i], replayed[k + _OPENS + i], state[o + _BETA + i],
+                state[o + _P + i], state[o + _B + i], attached, state[o + _GRAD_V + i],
+                state[o + _GRAD_A + i],
+            )  # fmt: skip
+            state[o + _GRAD_V + i], state[o + _GRAD_A + i] = before, adaptation
+            grad_current[x + i] = to_current
+            state[o + _SUM_BETA + i] += to_beta
+            state[o + _SUM_P + i] += to_p
+            state[o + _SUM_B + i] += to_b
 
 
 @kernel_with_fma
-def _reverse_columns(
-    first, last, start, grad_spikes, margins, slopes, adaptations, opens, beta, p, b, attached,
-    grad_membrane, grad_adaptation, grad_current, sum_beta, sum_p, sum_b,
-):  # fmt: skip
-    """The same for a whole chunk of a narrow tile, a column at a time."""
-    for i in range(grad_membrane.size):
-        gv, ga = grad_membrane[i], grad_adaptation[i]
-        for t in range(last - 1, first - 1, -1):
-            k = t - first
-            gv, ga, gi, to_beta, to_p, to_b = _reverse_step(
-                grad_spikes[t, start + i], margins[k, i], slopes[k, i], adaptations[k, i],
-                opens[k, i], beta[i], p[i], b[i], attached, gv, ga,
+def _reverse_narrow(
+    steps, first, stride, start, stop, grad_spikes, margin, attached, state, replayed, grad_current
+):
+    """The same for less than a strip, a column at a time."""
+    for column in range(start, stop):
+        i = np.uintp(column - start)
+        beta, p, b = state[_BETA + i], state[_P + i], state[_B + i]
+        gv, ga = state[_GRAD_V + i], state[_GRAD_A + i]
+        for step in steps:
+            x = (np.uintp(first) + step) * stride + np.uintp(column)
+            k = step * _STRIP + i
+            gv, ga, grad_current[x], to_beta, to_p, to_b = reverse_step(
+                grad_spikes[x], margin[x], replayed[k + _SLOPES], replayed[k + _ADAPTATIONS],
+                replayed[k + _OPENS], beta, p, b, attached, gv, ga,
             )  # fmt: skip
-            grad_current[t, start + i] = gi
-            sum_beta[i] += to_beta
-            sum_p[i] += to_p
-            sum_b[i] += to_b
-        grad_membrane[i], grad_adaptation[i] = gv, ga
+            state[_SUM_BETA + i] += to_beta
+            state[_SUM_P + i] += to_p
+            state[_SUM_B + i] += to_b
+        state[_GRAD_V + i], state[_GRAD_A + i] = gv, ga
+
+
+@kernel
+def _flush_sums(start, stop, state, grad_beta, grad_p, grad_b):
+    """Add a chunk's sums to the totals in float64, so that long recordings lose nothing."""
+    zero = state.dtype.type(0.0)
+    for column in range(start, stop, _WIDTH):
+        o = np.uintp((column - start) // _WIDTH) * _STATE
+        for i_ in range(min(_WIDTH, stop - column)):
+            i = np.uintp(i_)
+            c = np.uintp(column) + i
+            grad_beta[c] += state[o + _SUM_BETA + i]
+            grad_p[c] += state[o + _SUM_P + i]
+            grad_b[c] += state[o + _SUM_B + i]
+            state[o + _SUM_BETA + i] = state[o + _SUM_P + i] = state[o + _SUM_B + i] = zero
 
 
 @kernel
 def _forward(
     first_tile, last_tile, current, beta, p, b, arp, weight_t, recurrent, tile, keep_margin,
-    spikes, fired, margin, saved_adaptation, saved_silent, last_state,
+    stream, spikes, fired, margin, saved_adaptation, saved_silent, last_state,
 ):  # fmt: skip
     n_steps, n_columns = current.shape
-    current, spikes, fired = borrowed(current), borrowed(spikes), borrowed(fired)
-    margin, weight_t = borrowed(margin), borrowed(weight_t)
+    current, fired = borrowed(current), borrowed(fired)
+    source, spikes, fires = current.ravel(), borrowed(spikes).ravel(), fired.ravel()
+    margin, weight_t = borrowed(margin).ravel(), borrowed(weight_t)
+    stride = np.uintp(n_columns)
     for start in range(first_tile * tile, last_tile * tile, tile):
         stop = min(n_columns, start + tile)
         width = stop - start
-        beta_, p_, b_ = beta[start:stop], p[start:stop], b[start:stop]
-        state = np.zeros(width, current.dtype)
-        adaptation = np.zeros_like(state)
-        silent = np.zeros(width, np.int32)
-        drive = np.empty_like(state)
-        scratch = np.empty_like(state)
-        n_slots = arp + 1 if recurrent else 1
+        state = _new_state(start, stop, beta, p, b)
+        drive = np.empty(width if recurrent else 1, current.dtype)
+        n_slots = int(arp) + 1 if recurrent else 1
         n_neurons = weight_t.shape[1] if recurrent else width
         units = np.empty((n_slots, width if recurrent else 1), np.int32)  # that fired
         n_units = np.zeros((n_slots, width // n_neurons), np.int64)
         for first in range(0, n_steps, CHUNK):
             last = min(n_steps, first + CHUNK)
             if keep_margin:
-                saved_adaptation[first // CHUNK, start:stop] = adaptation
-                saved_silent[first // CHUNK, start:stop] = silent
-            if width < _NARROW and not recurrent:
-                _advance_columns(
-                    first, last, start, current, beta_, p_, b_, arp, state, adaptation, silent,
-                    spikes, fired, margin,
+                _copy_row(state, _A, start, stop, saved_adaptation[first // CHUNK], False)
+                _copy_row(state, _SILENT, start, stop, saved_silent[first // CHUNK], False)
+            if not recurrent and width < _NARROW:
+                _advance_narrow(
+                    first, last, stride, start, stop, source, arp, state, keep_margin, spikes,
+                    fires, margin,
                 )  # fmt: skip
-                continue
-            for t in range(first, last):
+            elif not recurrent:
+                _advance(
+                    first, last, stride, start, stop, source, np.uintp(0), arp, state, keep_margin,
+                    stream, spikes, fires, margin,
+                )  # fmt: skip
+            for t in range(first, last if recurrent else first):
+                slot = t % n_slots  # holds the spikes of step t − arp − 1
                 row = current[t, start:stop]
-                s, f = spikes[t, start:stop], fired[t, start:stop]
-                u = margin[t, start:stop] if keep_margin else scratch
-                if recurrent:
-                    slot = t % n_slots  # holds the spikes of step t − arp − 1
-                    add_recurrent(row, units[slot], n_units[slot], weight_t, drive)
-                    _advance(drive, beta_, p_, b_, arp, state, adaptation, silent, s, f, u)
-                    list_spikes(f, n_neurons, units[slot], n_units[slot])
-                else:
-                    _advance(row, beta_, p_, b_, arp, state, adaptation, silent, s, f, u)
-        last_state[start:stop] = state
+                add_recurrent(row, units[slot], n_units[slot], weight_t, drive)
+                shift = np.uintp(t) * stride + np.uintp(start)
+                _advance(
+                    t, t + 1, stride, start, stop, drive, shift, arp, state, keep_margin, stream,
+                    spikes, fires, margin,
+                )  # fmt: skip
+                list_spikes(fired[t, start:stop], n_neurons, units[slot], n_units[slot])
+        _copy_row(state, _V, start, stop, last_state, False)
 
 
 @kernel
@@ -227,58 +360,58 @@ def _backward(
 ):  # fmt: skip
     n_steps, n_columns = margin.shape
     grad_spikes, grad_current = borrowed(grad_spikes), borrowed(grad_current)
-    margin, weight = borrowed(margin), borrowed(weight)
-    n_chunks = (n_steps + CHUNK - 1) // CHUNK
+    given, to_current = grad_spikes.ravel(), grad_current.ravel()
+    margin, weight = borrowed(margin).ravel(), borrowed(weight)
+    stride, none = np.uintp(n_columns), np.uintp(0)
+    down = np.empty(CHUNK, np.uintp)
+    for i in range(CHUNK):
+        down[i] = np.uintp(CHUNK - 1 - i)
     for start in range(first_tile * tile, last_tile * tile, tile):
         stop = min(n_columns, start + tile)
-        width = stop - start
-        beta_, p_, b_ = beta[start:stop], p[start:stop], b[start:stop]
-        grad_membrane = np.zeros(width, margin.dtype)
-        grad_adaptation = np.zeros_like(grad_membrane)
-        grad_s = np.empty_like(grad_membrane)
-        silent = np.empty(width, np.int32)
-        adaptation = np.empty_like(grad_membrane)
-        margins = np.empty((CHUNK, width), margin.dtype)
-        adaptations = np.empty_like(margins)
-        opens = np.empty_like(margins)
-        slopes = np.empty_like(margins)
-        sum_beta = np.zeros_like(grad_membrane)
-        sum_p = np.zeros_like(grad_membrane)
-        sum_b = np.zeros_like(grad_membrane)
-        for chunk in range(n_chunks - 1, -1, -1):
+        state = _new_state(start, stop, beta, p, b)
+        n_strips = _n_strips(start, stop)
+        replayed = np.empty((n_strips if feedback else 1) * 3 * CHUNK * _WIDTH, margin.dtype)
+        grad_s = np.empty(stop - start if feedback else 1, margin.dtype)
+        for chunk in range((n_steps - 1) // CHUNK, -1, -1):
             first = chunk * CHUNK
             last = min(n_steps, first + CHUNK)
-            adaptation[:] = saved_adaptation[chunk, start:stop]
-            silent[:] = saved_silent[chunk, start:stop]
-            narrow = width < _NARROW and not feedback
-            if narrow:
-                _replay_columns(
-                    first, last, start, margin, p_, arp, adaptation, silent, margins, adaptations,
-                    opens,
-                )  # fmt: skip
-            else:
-                for t in range(first, last):
-                    u = margin[t, start:stop]
-                    _replay(t - first, u, p_, arp, adaptation, silent, margins, adaptations, opens)
-            used = (last - first) * width
-            surrogate_derivative(surrogate, margins.ravel()[:used], slopes.ravel()[:used])
-            if narrow:
-                _reverse_columns(
-                    first, last, start, grad_spikes, margins, slopes, adaptations, opens, beta_,
-                    p_, b_, attached, grad_membrane, grad_adaptation, grad_current, sum_beta,
-                    sum_p, sum_b,
-                )  # fmt: skip
-            for t in range(last - 1, first - 1 if not narrow else last - 1, -1):
-                g = grad_spikes[t, start:stop]
-                if feedback and t + arp + 1 < n_steps:
-                    add_feedback(g, grad_current[t + arp + 1, start:stop], weight, grad_s)
-                    g = grad_s
-                _reverse(
-                    t - first, g, margins, slopes, adaptations, opens, beta_, p_, b_, attached,
-                    grad_membrane, grad_adaptation, grad_current[t, start:stop],
-                    sum_beta, sum_p, sum_b,
-                )  # fmt: skip
-            flush_sums(start, sum_beta, sum_p, sum_b, grad_beta, grad_p, grad_b)
+            steps = down[CHUNK - (last - first) :]
+            _copy_row(state, _A, start, stop, saved_adaptation[chunk], True)
+            _copy_row(state, _SILENT, start, stop, saved_silent[chunk], True)
+            for strip in range(n_strips):
+                left = start + strip * _WIDTH
+                right = min(stop, left + _WIDTH)
+                o = np.uintp(strip) * _STATE
+                r = np.uintp(strip) * _REPLAYED if feedback else none
+                _replay(first, last, stride, left, right, margin, arp, state, o, replayed, r)
+                _evaluate_slopes(surrogate, first, last, stride, left, right, margin, replayed, r)
+                if feedback:
+                    continue
+                if stop - start < _NARROW:
+                    _reverse_narrow(
+                        steps, first, stride, left, right, given, margin, attached, state,
+                        replayed, to_current,
+                    )  # fmt: skip
+                else:
+                    _reverse(
+                        steps, first, stride, left, right, given, none, margin, attached, state, o,
+                        replayed, r, to_current,
+                    )  # fmt: skip
+            for i in range(steps.size if feedback else 0):
+                t = last - 1 - i
+                later = t + int(arp) + 1  # hears of the spikes of step t
+                grad_s[:] = grad_spikes[t, start:stop]
+                if later < n_steps:
+                    add_feedback(grad_current[later, start:stop], weight, grad_s)
+                shift = np.uintp(t) * stride + np.uintp(start)
+                for strip in range(n_strips):
+                    left = start + strip * _WIDTH
+                    _reverse(
+                        steps[i : i + 1], first, stride, left, min(stop, left + _WIDTH),
+                        grad_s, shift, margin, attached, state, np.uintp(strip) * _STATE, replayed,
+                        np.uintp(strip) * _REPLAYED, to_current,
+                    )  # fmt: skip
+            _flush_sums(start, stop, state, grad_beta, grad_p, grad_b)
 
 
 def _run(
@@ -295,13 +428,15 @@ def _run(
     margin = torch.empty_like(flat) if keep_margin else flat.new_empty(0, 0)
     n_saved = -(-n_steps // CHUNK) if keep_margin else 0
     saved_adaptation = flat.new_empty(n_saved, n_columns)
-    saved_silent = torch.empty_like(saved_adaptation, dtype=torch.int32)
+    saved_silent = torch.empty_like(saved_adaptation)
     last_state = flat.new_empty(n_columns)
-    tile = tile_width(n_columns, weight)
+    tile = tile_width(n_columns, weight, _WIDEST_TILE)
+    in_lines = n_columns * flat.itemsize % LINE_BYTES == tile * flat.itemsize % LINE_BYTES == 0
+    stream = in_lines and spikes.nbytes >= _STREAMED_BYTES
     run(
         _forward, -(-n_columns // tile), flat.numpy(),
-        *(columns(x, batch_size) for x in (beta, p, b)), np.int32(min(arp, n_steps)),
-        weight_t, weight is not None, tile, keep_margin, spikes.numpy(), fired.numpy(),
+        *(columns(x, batch_size) for x in (beta, p, b)), flat.numpy().dtype.type(min(arp, n_steps)),
+        weight_t, weight is not None, tile, keep_margin, stream, spikes.numpy(), fired.numpy(),
         margin.numpy(), saved_adaptation.numpy(), saved_silent.numpy(), last_state.numpy(),
     )  # fmt: skip
     check_finite(last_state.view(batch_size, n_neurons), current)
@@ -338,11 +473,12 @@ class _Fused(torch.autograd.Function):
         grad_spikes = grads[0].reshape(margin.shape).contiguous()
         grad_current = torch.empty_like(margin)
         sums = [torch.zeros(n_columns, dtype=torch.float64) for _ in range(3)]
-        tile = tile_width(n_columns, weight)
+        tile = tile_width(n_columns, weight, _WIDEST_TILE)
         run(
             _backward, -(-n_columns // tile), grad_spikes.numpy(), margin.numpy(),
             saved_adaptation.numpy(), saved_silent.numpy(),
-            *(columns(x, batch_size) for x in (beta, p, b)), np.int32(min(ctx.arp, n_steps)),
+            *(columns(x, batch_size) for x in (beta, p, b)),
+            margin.numpy().dtype.type(min(ctx.arp, n_steps)),
             weight_array(weight, margin),
             recurrent and not ctx.detach, margin.numpy().dtype.type(not ctx.detach),
             surrogate_code(ctx.surrogate), tile, grad_current.numpy(),

@@ -13,7 +13,7 @@ from blockspike.neurons.events_cpu import Fired, add_rows, event_weight_gradient
 from blockspike.neurons.kernels import kernel
 
 CHUNK = 16  # steps between saved states
-_MAX_TILE = 2048  # neurons of a tile: a chunk of it stays in the L2 cache
+_WIDEST_TILE = 2048  # columns of a tile: a chunk of it stays in the L2 cache
 
 
 @kernel
@@ -37,13 +37,11 @@ def list_spikes(fired, n_neurons, units, n_units):
 
 
 @kernel
-def add_feedback(grad_spikes, later, weight, out):
-    """out = grad_spikes + Wᵀ later: gradient that comes back through the recurrence."""
+def add_feedback(later, weight, grad_spikes):
+    """grad_spikes += Wᵀ later: gradient that comes back through the recurrence."""
     n_neurons = weight.shape[0]
-    for i in range(grad_spikes.size):
-        out[i] = grad_spikes[i]
     for start in range(0, grad_spikes.size, n_neurons):
-        total = out[start : start + n_neurons]
+        total = grad_spikes[start : start + n_neurons]
         for post in range(n_neurons):
             g = later[start + post]
             if g != 0:
@@ -67,11 +65,12 @@ def weight_array(weight: Tensor | None, like: Tensor) -> np.ndarray:
     return (like.new_empty(1, 1) if weight is None else weight.detach().contiguous()).numpy()
 
 
-def tile_width(n_columns: int, weight: Tensor | None) -> int:
+def tile_width(n_columns: int, weight: Tensor | None, widest: int = _WIDEST_TILE) -> int:
     """Columns a thread takes at a time: enough for all threads; whole samples if recurrent."""
     unit = 16 if weight is None else len(weight)
+    widest = widest if weight is None else _WIDEST_TILE
     per_thread = -(-n_columns // (unit * torch.get_num_threads())) * unit
-    return max(unit, min(per_thread, _MAX_TILE // unit * unit))
+    return max(unit, min(per_thread, widest // unit * unit))
 
 
 def columns(x: Tensor, batch_size: int) -> np.ndarray:
