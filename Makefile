@@ -6,11 +6,12 @@ EXTRAS ?= dev,data,sweep,allen
 OUTPUTS ?= outputs
 TABLE ?= docs/results/classification.csv
 FITS ?= docs/results/recordings.csv
+SPEED ?= docs/results/speed.csv
 # PyTorch's waiting threads spin for milliseconds otherwise, on a core that others want.
 export GOMP_SPINCOUNT ?= 3000
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint bench bench-fit data-nmnist data-shd data-ephys \
-	fig-classification fig-recordings
+.PHONY: help setup demo test lint bench bench-check bench-dynamics bench-fit gpu-check data-nmnist data-shd data-ephys \
+	fig-classification fig-recordings fig-speed
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-18s %s\n", $$1, $$2}'
@@ -35,11 +36,20 @@ lint: setup ## format and lint with ruff, types with pyright
 	$(BIN)/ruff format --no-cache --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
-bench: setup ## ratios of the dynamics: fused, blocks, standard and three baselines, side by side
+bench: setup ## speed of methods and other libraries side by side (an hour; killed, it goes on)
+	$(BIN)/blockspike benchmark output_dir=$(OUTPUTS)
+
+bench-check: setup ## fails if a ratio of speed has fallen under its floor (half a minute)
+	$(BIN)/blockspike benchmark --check
+
+bench-dynamics: setup ## ratios of the neurons alone, without synapses, and what we claim of them
 	$(BIN)/python -m blockspike.benchmark.dynamics
 
 bench-fit: setup ## seconds to fit 146 cells, and the ratio to the standard loop
 	$(BIN)/python -m blockspike.benchmark.fitting
+
+gpu-check: setup ## on a CUDA GPU: test the GPU kernels, then time fused, standard and blocks
+	$(BIN)/python -m blockspike.benchmark.gpu_check
 
 data-nmnist: setup ## download N-MNIST (1.2 GB) and prepare it
 	$(BIN)/blockspike prepare data=nmnist data.download=true
@@ -52,6 +62,9 @@ data-ephys: setup ## download the Allen Cell Types recordings of the paper (Pyth
 
 fig-classification: setup ## Figure 4 and its supplements from TABLE, published values beside
 	$(BIN)/blockspike figures figure=classification table=$(TABLE) output_dir=$(OUTPUTS)
+
+fig-speed: setup ## the figure on speed, the trade-off and other libraries, from SPEED
+	$(BIN)/blockspike figures figure=speed table=$(SPEED) output_dir=$(OUTPUTS)
 
 fig-recordings: setup ## the figure on recordings from FITS, and traces of cells fitted on the spot
 	$(BIN)/blockspike figures figure=recordings table=$(FITS) output_dir=$(OUTPUTS)

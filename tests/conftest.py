@@ -1,5 +1,9 @@
 """Shared by all tests: the real recordings that the repository ships, prepared once."""
 
+import os
+
+os.environ.setdefault("TRITON_INTERPRET", "1")  # before anything imports Triton; see gpu_check.py
+
 import sys
 from dataclasses import dataclass
 from pathlib import Path

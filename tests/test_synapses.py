@@ -8,7 +8,7 @@ import torch
 from blockspike import synapses
 from blockspike.data.events import EventBatch
 from blockspike.neurons.events_cpu import Fired
-from blockspike.synapses import MAX_EVENT_DENSITY, synaptic_current
+from blockspike.synapses import MAX_EVENT_DENSITY, MAX_EVENT_DENSITY_OF_BATCH, synaptic_current
 
 DTYPES = [torch.float32, torch.float64]
 
@@ -112,9 +112,9 @@ def test_one_differentiable_argument_is_enough(name, binary):
     torch.testing.assert_close(grads[1], grads[0], rtol=1e-11, atol=1e-11)
 
 
-@pytest.mark.parametrize("density", [0.0, 0.1, 0.2, 1.0])
-@pytest.mark.parametrize("kind", ["events", "binary"])
-def test_auto_chooses_by_density(monkeypatch, kind, density):
+@pytest.fixture
+def chosen(monkeypatch):
+    """The functions that were used, in order."""
     chosen = []
     for name in ("event_currents", "_dense"):
         original = getattr(synapses, name)
@@ -124,12 +124,30 @@ def test_auto_chooses_by_density(monkeypatch, kind, density):
             return original(*args)
 
         monkeypatch.setattr(synapses, name, spy)
+    return chosen
+
+
+@pytest.mark.parametrize("density", [0.0, 0.1, 0.2, 0.3, 1.0])
+@pytest.mark.parametrize("kind", ["events", "binary"])
+def test_auto_chooses_by_density(chosen, kind, density):
     spikes = make_spikes((100, 1, 100), density)
     spikes[50] = spikes[51]
     given = EventBatch.from_dense(spikes) if kind == "events" else spikes
     fired = fired_of(spikes) if kind == "binary" else None
     synaptic_current(given, *make_parameters(n_inputs=100), fired=fired)
-    assert chosen == ["_dense" if density > MAX_EVENT_DENSITY else "event_currents"]
+    most = {"binary": MAX_EVENT_DENSITY, "events": MAX_EVENT_DENSITY_OF_BATCH}[kind]
+    assert chosen == ["_dense" if density > most else "event_currents"]
+
+
+@pytest.mark.parametrize("kind", ["events", "binary"])
+@pytest.mark.parametrize(("mode", "used"), [("dense", "_dense"), ("events", "event_currents")])
+def test_what_is_asked_for_is_used_at_any_density(chosen, mode, used, kind):
+    for density in (0.05, 0.9):
+        spikes = make_spikes((20, 1, 100), density)
+        given = EventBatch.from_dense(spikes) if kind == "events" else spikes
+        fired = fired_of(spikes) if kind == "binary" else None
+        synaptic_current(given, *make_parameters(n_inputs=100), fired=fired, mode=mode)
+    assert chosen == [used, used]
 
 
 def test_dense_spikes_that_are_not_binary_keep_their_values():
@@ -195,5 +213,5 @@ def test_bad_arguments(change, message):
 
 def test_events_on_another_device_are_refused():
     events = EventBatch.from_dense(torch.ones(6, 2, 5)).to("meta")
-    with pytest.raises(ValueError, match="^mode: 'events' runs on cpu, got spikes on meta"):
+    with pytest.raises(ValueError, match="^mode: 'events' runs on cpu, .*; got spikes on meta"):
         synaptic_current(events, torch.zeros(1, 4, 5), torch.zeros(4), mode="events")

@@ -16,7 +16,7 @@ from blockspike.memory import keep_freed_memory
 
 CONF = Path(__file__).parent / "conf"
 
-COMMANDS = ("prepare", "train", "evaluate", "figures", "collect")
+COMMANDS = ("prepare", "train", "evaluate", "figures", "benchmark", "collect")
 # Errors that say what was wrong with the input; anything else is a defect and keeps its traceback.
 EXPECTED = (ValueError, FileNotFoundError, ConnectionError, HydraException, OmegaConfBaseException)
 
@@ -31,6 +31,7 @@ usage: blockspike COMMAND [overrides]
              a fitted neuron on a recording:    blockspike evaluate neuron=….json recording=…
   figures    pictures of a finished run:        blockspike figures run=outputs/…
              or of a table of runs:             blockspike figures figure=classification
+  benchmark  speed, side by side:               blockspike benchmark study=length
   collect    all finished runs → one table:     blockspike collect
 
 blockspike COMMAND --help lists a command's options, --cfg job prints its configuration,
@@ -61,7 +62,7 @@ def main() -> None:
     os.environ.setdefault("GOMP_SPINCOUNT", "3000")
     try:
         function = _command(name)
-        sys.argv = [f"blockspike {name}", *map(_quote_path, sys.argv[2:])]
+        sys.argv = [f"blockspike {name}", *map(_as_override, sys.argv[2:])]
         import_module("blockspike.config").register_schemas()
         keep_freed_memory()
         failed: list[Exception] = []
@@ -83,9 +84,19 @@ def main() -> None:
         sys.exit(2)
 
 
-def _quote_path(argument: str) -> str:
-    """run=outputs/a=1,b=2 → run='outputs/a=1,b=2': for Hydra, = and , in a value want quotes."""
+_LISTS = ("study", "n_steps", "arp_steps", "batch_size", "n_units", "n_layers", "contenders")
+
+
+def _as_override(argument: str) -> str:
+    """What people write → what Hydra reads: paths in quotes, lists in brackets, --check.
+
+    run=outputs/a=1,b=2 → run='outputs/a=1,b=2'; study=length,layers → study=[length,layers].
+    """
     name, _, value = argument.partition("=")
+    if argument == "--check":
+        return "check=true"
+    if name in _LISTS and value and value[0] not in "[n":
+        return f"{name}=[{value}]"
     if name not in ("run", "neuron", "recording", "data.path") or value[:1] in ("'", '"', ""):
         return argument
     return f"{name}='{value}'"

@@ -146,6 +146,27 @@ class FiguresSchema:
 
 
 @dataclasses.dataclass
+class BenchmarkSchema:
+    """Top level of conf/benchmark.yaml; see `benchmark.studies.Options`."""
+
+    study: list[str] = MISSING
+    check: bool = False
+    n_steps: list[int] = MISSING
+    arp_steps: list[int] = MISSING
+    batch_size: list[int] = MISSING
+    n_units: list[int] = MISSING
+    n_layers: list[int] = MISSING
+    contenders: list[str] | None = None
+    simulated_s: float = MISSING
+    rounds: int = MISSING
+    longest_turn_s: float = MISSING
+    memory: bool = True
+    device: str = "cpu"
+    threads: int | None = None
+    output_dir: str = MISSING
+
+
+@dataclasses.dataclass
 class CollectSchema:
     """Top level of conf/collect.yaml."""
 
@@ -160,6 +181,7 @@ def register_schemas() -> None:
         ("prepare", PrepareSchema),
         ("run", RunSchema),
         ("figures", FiguresSchema),
+        ("benchmark", BenchmarkSchema),
         ("collect", CollectSchema),
     ):
         store.store(name=f"{name}_schema", node=node)

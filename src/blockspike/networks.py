@@ -143,11 +143,14 @@ class SpikingLayer(BoundedParameters):
         """Spikes [T, B, n_units] for input [T, B, n_inputs]."""
         return self.trace(x).spikes
 
+    def current(self, x: EventBatch | Tensor, fired: Fired | None = None) -> Tensor:
+        """Synaptic current [T, B, n_units] for input [T, B, n_inputs]; `fired`: as there."""
+        return synaptic_current(x, self.weight, self.bias, fired=fired, mode=self.synapses)
+
     def trace(self, x: EventBatch | Tensor, fired: Fired | None = None) -> ALIFTrace:
         """The whole result for input [T, B, n_inputs]; `fired` as in `synaptic_current`."""
-        current = synaptic_current(x, self.weight, self.bias, fired=fired, mode=self.synapses)
         return alif(
-            current,
+            self.current(x, fired),
             self.beta,
             self.p,
             self.b,

@@ -1,9 +1,10 @@
 """Input currents from spikes: a dense matrix product, or event-driven where spikes are sparse.
 
-At 1-6 % active units, adding one row of weights per event costs far less than the dense product,
-forward and for the weight gradient. The gradient to the spikes is dense either way.
+At 1-6 % active units, adding one row of weights per event costs far less on a CPU than the dense
+product, forward and for the weight gradient. The gradient to the spikes is dense either way.
 """
 
+import math
 from typing import Literal
 
 import torch
@@ -12,9 +13,15 @@ from torch.nn import functional as F
 
 from blockspike.data.events import EventBatch
 from blockspike.neurons.events_cpu import Fired, event_currents, event_weight_gradient
+from blockspike.neurons.gpu import has_triton, require_triton
 
 SynapseMode = Literal["auto", "events", "dense"]
-MAX_EVENT_DENSITY = 0.15  # active share of (step, unit) pairs above which dense is chosen
+# Active share of (step, unit) pairs above which dense is chosen. Of an EventBatch the dense tensor
+# has to be made first, so events pay longer.
+MAX_EVENT_DENSITY, MAX_EVENT_DENSITY_OF_BATCH = 0.15, 0.25
+# On a GPU; not measured. An event fetches a row of weights where the dense product computes from
+# registers: at 1 % that is 100 multiplications less for each weight fetched.
+MAX_EVENT_DENSITY_GPU = 0.01
 
 
 def synaptic_current(
@@ -33,7 +40,8 @@ def synaptic_current(
         bias: [N].
         fired: the same as a dense `spikes`, if those are only 0 and 1: they may then be treated
             as events.
-        mode: "events", "dense", or "auto": events on the CPU where they are sparse.
+        mode: "events", "dense", or "auto": events where they are sparse. On a GPU, dense tensors
+            stay so, since counting their spikes would make the CPU wait.
 
     Returns:
         Current [T, B, N], differentiable in weight, bias and dense spikes.
@@ -43,23 +51,28 @@ def synaptic_current(
     """
     _check(spikes, weight, bias, mode)
     if isinstance(spikes, EventBatch):
-        if _use_events(mode, spikes.device, len(spikes.unit), spikes.shape):
+        if _use_events(mode, spikes, MAX_EVENT_DENSITY_OF_BATCH):
             return _EventCurrents.apply(None, weight, bias, spikes)  # pyright: ignore
         return _dense(spikes.dense(weight.dtype), weight, bias)
     if mode == "events" and fired is None:
         raise ValueError("mode: 'events' needs an EventBatch or `fired`, got a dense tensor")
-    if fired is None or mode == "dense" or spikes.device.type != "cpu":
+    on_cpu = spikes.device.type == "cpu"
+    if fired is None or mode == "dense" or (mode == "auto" and not on_cpu):
         return _dense(spikes, weight, bias)
     if fired.array.shape != spikes.shape:
         raise ValueError(
             f"fired: expected shape {list(spikes.shape)} like spikes, got {list(fired.array.shape)}"
         )
-    row_ptr, unit = fired.events
-    if not _use_events(mode, spikes.device, len(unit), spikes.shape):
+    events = _events(fired) if on_cpu else EventBatch.from_dense(spikes.detach())
+    if not _use_events(mode, events, MAX_EVENT_DENSITY):
         return _dense(spikes, weight, bias)
-    shape = (spikes.shape[0], spikes.shape[1], spikes.shape[2])
-    events = EventBatch(torch.from_numpy(row_ptr), torch.from_numpy(unit), shape)
     return _EventCurrents.apply(spikes, weight, bias, events)  # pyright: ignore
+
+
+def _events(fired: Fired) -> EventBatch:
+    n_steps, batch_size, n_units = fired.array.shape
+    row_ptr, unit = (torch.from_numpy(x) for x in fired.events)
+    return EventBatch(row_ptr, unit, (n_steps, batch_size, n_units))
 
 
 def _check(spikes: EventBatch | Tensor, weight: Tensor, bias: Tensor, mode: str) -> None:
@@ -77,12 +90,17 @@ def _check(spikes: EventBatch | Tensor, weight: Tensor, bias: Tensor, mode: str)
         )
 
 
-def _use_events(mode: str, device: torch.device, n_events: int, shape: tuple[int, ...]) -> bool:
-    if device.type != "cpu":
-        if mode == "events":
-            raise ValueError(f"mode: 'events' runs on cpu, got spikes on {device}")
+def _use_events(mode: str, events: EventBatch, most_on_cpu: float) -> bool:
+    device = events.device
+    on_cpu = device.type == "cpu"
+    if mode == "events":
+        if not on_cpu:
+            require_triton("mode: 'events'", "spikes", device)
+        return True
+    if mode == "dense" or not (on_cpu or has_triton(device)):
         return False
-    return mode == "events" or n_events <= MAX_EVENT_DENSITY * shape[0] * shape[1] * shape[2]
+    most = most_on_cpu if on_cpu else MAX_EVENT_DENSITY_GPU
+    return len(events.unit) <= most * math.prod(events.shape)
 
 
 def _dense(spikes: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -92,22 +110,44 @@ def _dense(spikes: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return current
 
 
+def _add_events(events: EventBatch, weight_t: Tensor, bias: Tensor) -> Tensor:
+    """Current [T·B, N] of events, for weight_t [n_taps, K, N]."""
+    n_steps, batch_size, _ = events.shape
+    out = weight_t.new_empty(n_steps * batch_size, weight_t.shape[2])
+    row_ptr, unit, weight_t, bias = (
+        x.contiguous() for x in (events.row_ptr, events.unit, weight_t, bias)
+    )
+    if out.device.type == "cpu":
+        event_currents(
+            row_ptr.numpy(), unit.numpy(), weight_t.numpy(), bias.numpy(), batch_size, out.numpy()
+        )
+    else:
+        from blockspike.neurons import events_gpu  # only here is Triton needed
+
+        events_gpu.event_currents(row_ptr, unit, weight_t, bias, batch_size, out)
+    return out
+
+
+def _weight_gradient(
+    row_ptr: Tensor, unit: Tensor, grad: Tensor, n_taps: int, batch_size: int, n_units: int
+) -> Tensor:
+    """dLoss/dweight_t [n_taps, K, N] of events, for grad [T·B, N]."""
+    sizes = (n_taps, batch_size, n_units)
+    if grad.device.type == "cpu":
+        arrays = row_ptr.numpy(), unit.numpy(), grad.numpy()
+        return torch.from_numpy(event_weight_gradient(*arrays, *sizes))
+    from blockspike.neurons import events_gpu
+
+    return events_gpu.event_weight_gradient(row_ptr, unit, grad, *sizes)
+
+
 class _EventCurrents(torch.autograd.Function):
     @staticmethod
     def forward(ctx, spikes: Tensor | None, weight: Tensor, bias: Tensor, events: EventBatch):
-        n_steps, batch_size, _ = events.shape
-        out = weight.new_empty(n_steps * batch_size, weight.shape[1])
-        event_currents(
-            events.row_ptr.numpy(),
-            events.unit.numpy(),
-            weight.detach().transpose(1, 2).contiguous().numpy(),
-            bias.detach().numpy(),
-            batch_size,
-            out.numpy(),
-        )
         ctx.save_for_backward(events.row_ptr, events.unit, weight)
-        ctx.batch_size = batch_size
-        return out.view(n_steps, batch_size, -1)
+        ctx.batch_size = events.shape[1]
+        out = _add_events(events, weight.detach().transpose(1, 2), bias.detach())
+        return out.view(events.shape[0], events.shape[1], -1)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
@@ -121,15 +161,8 @@ class _EventCurrents(torch.autograd.Function):
                 grad_spikes[:-tap] += grad[tap:] @ weight[tap]
         rows = grad.flatten(0, 1)
         if ctx.needs_input_grad[1]:
-            grad_t = event_weight_gradient(
-                row_ptr.numpy(),
-                unit.numpy(),
-                rows.numpy(),
-                len(weight),
-                ctx.batch_size,
-                weight.shape[2],
-            )
-            grad_weight = torch.from_numpy(grad_t).transpose(1, 2)
+            sizes = (len(weight), ctx.batch_size, weight.shape[2])
+            grad_weight = _weight_gradient(row_ptr, unit, rows, *sizes).transpose(1, 2)
         if ctx.needs_input_grad[2]:
             grad_bias = rows.sum(0)
         return grad_spikes, grad_weight, grad_bias, None

@@ -58,7 +58,7 @@ def make_inputs(
 def cotangent(spikes: Tensor, seed: int = 1) -> Tensor:
     """A random gradient of the loss with respect to `spikes`."""
     generator = torch.Generator().manual_seed(seed)
-    return torch.randn(spikes.shape, generator=generator, dtype=torch.float64).to(spikes.dtype)
+    return torch.randn(spikes.shape, generator=generator, dtype=torch.float64).to(spikes)
 
 
 def run(inputs: dict[str, Any], *, seed: int = 1, **options) -> tuple[Tensor, dict[str, Any]]:

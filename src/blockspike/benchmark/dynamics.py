@@ -50,6 +50,7 @@ class Size:
 SIZES = {
     "layer": Size(1024, 32, 128, 40),
     "recording": Size(10_000, 3, 1, 20),
+    "guard": Size(512, 32, 64, 20),
     "small": Size(64, 2, 8, 5),
 }
 

@@ -1,16 +1,21 @@
 """What every benchmark shares: medians over rounds, claims, and the report of both."""
 
 import argparse
+import gc
 import json
 import os
+import platform
 import statistics
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
 from rich.table import Table
+from torch import Tensor
 
 _STEADY = 1.3  # third by first quartile; above, other work on the machine was measured too
 
@@ -30,6 +35,134 @@ class Claim:
     measured: float
     needed: str
     met: bool | None
+
+
+@dataclass(frozen=True)
+class Turn:
+    """Seconds of one forward and one backward pass."""
+
+    forward: float
+    backward: float
+
+    @property
+    def total(self) -> float:
+        """Of both."""
+        return self.forward + self.backward
+
+
+def synchronise(device: torch.device) -> None:
+    """Wait until everything that was started on the device is done."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def time_turn(forward: Callable[[], Tensor], device: torch.device) -> Turn:
+    """Time a function that returns a differentiable tensor, and the backward pass of its sum."""
+    synchronise(device)
+    started = time.perf_counter()
+    total = forward().sum()
+    synchronise(device)
+    forwarded = time.perf_counter()
+    total.backward()
+    del total  # and with it the graph, which takes a while for a loop over time
+    synchronise(device)
+    return Turn(forwarded - started, time.perf_counter() - forwarded)
+
+
+def take_turns(
+    contenders: Mapping[str, Callable[[], Turn]], rounds: int, longest_turn_s: float
+) -> dict[str, list[Turn] | str]:
+    """Run every contender once to warm up, then in turns, round by round.
+
+    Args:
+        contenders: each runs once and says how long it took.
+        rounds: after the one that warms up.
+        longest_turn_s: a contender that takes longer, when asked a second time, is left out.
+
+    Returns:
+        By contender the turns, or why there are none: what it raised, or that it is too slow.
+    """
+    found: dict[str, list[Turn] | str] = {}
+    for name, run in contenders.items():
+        try:
+            turn = run()  # compiles
+            if turn.total > longest_turn_s:
+                turn = run()
+        except Exception as error:  # other libraries raise what they like
+            found[name] = f"{type(error).__name__}: {' '.join(str(error).split())}"[:300]
+            continue
+        finally:
+            gc.collect()
+        slow = turn.total > longest_turn_s
+        found[name] = f"took {turn.total:.0f} s, longer than longest_turn_s" if slow else []
+    for _ in range(rounds):
+        for name, run in contenders.items():
+            turns = found[name]
+            if isinstance(turns, list):
+                turns.append(run())
+    return found
+
+
+def summary(turns: Sequence[Turn], by: Sequence[Turn] | None) -> dict[str, Any]:
+    """Quartiles in ms of forward, backward and both, and how many times slower than `by`."""
+    parts = {
+        "forward": [t.forward for t in turns],
+        "backward": [t.backward for t in turns],
+        "total": [t.total for t in turns],
+    }
+    row: dict[str, Any] = {"rounds": len(turns), "steady": steady(parts["total"])}
+    for part, seconds in parts.items():
+        for label, value in zip(("q25", "median", "q75"), quartiles(seconds), strict=True):
+            row[f"{part}_ms_{label}"] = round(1000 * value, 4)
+        if by is not None:
+            ratio = median_ratio(seconds, [getattr(t, part) for t in by])
+            row[f"{part}_by_fused"] = round(ratio, 4)
+    return row
+
+
+def machine(device: torch.device) -> dict[str, Any]:
+    """What the numbers depend on: processor, threads, memory, versions."""
+    cpu = next(
+        (
+            line.split(":", 1)[1].strip()
+            for line in _lines(Path("/proc/cpuinfo"))
+            if line.startswith("model name")
+        ),
+        platform.processor() or platform.machine(),
+    )
+    pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return {
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        "cpu": cpu,
+        "cores": os.cpu_count(),
+        "memory_gib": round(pages / 2**30, 1),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+    }
+
+
+def _lines(path: Path) -> list[str]:
+    return path.read_text().splitlines() if path.is_file() else []
+
+
+def peak_bytes(step: Callable[[], object]) -> int:
+    """Most memory of a function above what the process held before it. Linux only.
+
+    Run it in a fresh process: what was freed earlier would be used again without being counted.
+    """
+    Path("/proc/self/clear_refs").write_text("5")  # the peak restarts at what is held now
+    held = _resident_bytes("VmRSS")
+    step()
+    return _resident_bytes("VmHWM") - held
+
+
+def _resident_bytes(field: str) -> int:
+    """VmRSS or VmHWM, its peak; `ru_maxrss` would include the peak of the parent process."""
+    for line in _lines(Path("/proc/self/status")):
+        if line.startswith(field):
+            return 1024 * int(line.split()[1])
+    raise RuntimeError(f"/proc/self/status: no {field}")
 
 
 def quartiles(costs: Sequence[float]) -> tuple[float, float, float]:
@@ -80,7 +213,7 @@ def report(
         load: load average before the measurement.
     """
     if found:
-        _print_claims(console, found)
+        print_claims(console, found)
     threads = torch.get_num_threads()
     console.print(f"{options.rounds} rounds, {threads} threads, torch {torch.__version__}")
     console.print(f"load average {load:.2f} before, {os.getloadavg()[0]:.2f} after")
@@ -89,7 +222,8 @@ def report(
         options.json.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
 
 
-def _print_claims(console: Console, found: Sequence[Claim]) -> None:
+def print_claims(console: Console, found: Sequence[Claim]) -> None:
+    """Print each claim, what was measured and whether it is met."""
     table = Table("claim", "measured", "needed", "met", title="claims, median over the rounds")
     for claim in found:
         met = {True: "yes", False: "[bold]NO[/bold]", None: "unsteady"}[claim.met]

@@ -31,7 +31,15 @@ from rich.table import Table
 from torch import Tensor
 from torch.nn import functional as F
 
-from blockspike.benchmark.timing import Claim, judge, median_ratio, parse, quartiles, report
+from blockspike.benchmark.timing import (
+    Claim,
+    judge,
+    median_ratio,
+    parse,
+    peak_bytes,
+    quartiles,
+    report,
+)
 from blockspike.data.events import EventBatch
 from blockspike.data.shd import N_CHANNELS, N_CLASSES, SHDDataModule
 from blockspike.memory import keep_freed_memory
@@ -295,7 +303,7 @@ def measure_refractory(task: Task, console: Console) -> Costs:
     return costs
 
 
-def peak_bytes(name: str, data: Path, size: Size = PAPER) -> int:
+def step_peak_bytes(name: str, data: Path, size: Size = PAPER) -> int:
     """Most memory of the first step of a contender, above what the process held before it.
 
     Run it in a fresh process: what was freed earlier would be used again without being counted.
@@ -306,23 +314,12 @@ def peak_bytes(name: str, data: Path, size: Size = PAPER) -> int:
     tiny = Training(make_network(name, Size(n_hidden=8)))
     tiny.step((repeat_in_time(events, min(_WARM_UP, events.n_steps), 1), labels))
     training = Training(make_network(name, size))
-    Path("/proc/self/clear_refs").write_text("5")  # the peak restarts at what is held now
-    held = _resident_bytes("VmRSS")
-    training.step((events, labels))
-    return _resident_bytes("VmHWM") - held
-
-
-def _resident_bytes(field: str) -> int:
-    """VmRSS or VmHWM, its peak; `ru_maxrss` would include the peak of the parent process."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(field):
-            return 1024 * int(line.split()[1])
-    raise RuntimeError(f"/proc/self/status: no {field}")
+    return peak_bytes(lambda: training.step((events, labels)))
 
 
 def _peak_in_fresh_process(name: str, data: Path, size: Size) -> int:
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-        return pool.submit(peak_bytes, name, data, size).result()
+        return pool.submit(step_peak_bytes, name, data, size).result()
 
 
 def measure_memory(task: Task, console: Console) -> Costs:

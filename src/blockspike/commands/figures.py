@@ -11,11 +11,12 @@ from blockspike.figures.learning_curve import learning_curve
 from blockspike.figures.raster import raster
 from blockspike.figures.recording import recording_fit
 from blockspike.figures.recordings import recordings
+from blockspike.figures.speed import speed
 from blockspike.figures.style import use_style
 from blockspike.runs import Run, read_json
 
 # figure of the paper → function of the table of runs and the folder to write to
-FIGURES = {"classification": classification, "recordings": recordings}
+FIGURES = {"classification": classification, "recordings": recordings, "speed": speed}
 
 
 def figures(cfg: DictConfig) -> None:

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from blockspike.neurons.kernels import borrowed, kernel, run
 
-_TILE = 256
+_TILE = 1024  # columns whose state stays in the L1 cache
 
 
 def leaky_integrate(current: Tensor, beta: Tensor) -> Tensor:
@@ -51,9 +51,12 @@ class _LeakyIntegrate(torch.autograd.Function):
 def _scan(x: Tensor, beta: Tensor, reverse: bool) -> Tensor:
     if x.device.type == "cpu":
         out = torch.empty_like(x, memory_format=torch.contiguous_format)
-        n_items = x.shape[1] * -(-x.shape[2] // _TILE)
-        arrays = x.contiguous().numpy(), beta.contiguous().numpy()
-        run(_scan_cpu, n_items, *arrays, reverse, out.numpy())
+        n_columns = x.shape[1] * x.shape[2]
+        # A list, since inside a loop that counts down LLVM does not vectorise.
+        steps = np.arange(len(x), dtype=np.uintp)[:: -1 if reverse else 1].copy()
+        decay = beta.repeat(x.shape[1]).numpy()
+        flat = x.contiguous().view(-1).numpy(), decay, steps, out.view(-1).numpy()
+        run(_scan_cpu, -(-n_columns // _TILE), *flat)
         return out
     return _scan_by_doubling(x.flip(0), beta).flip(0) if reverse else _scan_by_doubling(x, beta)
 
@@ -68,18 +71,15 @@ def _scan_by_doubling(x: Tensor, beta: Tensor) -> Tensor:
 
 
 @kernel
-def _scan_cpu(first, last, x, beta, reverse, out):
-    x, beta, out = borrowed(x), borrowed(beta), borrowed(out)
-    n_steps, _, n_units = x.shape
-    n_tiles = (n_units + _TILE - 1) // _TILE
-    for item in range(first, last):
-        sample, start = item // n_tiles, (item % n_tiles) * _TILE
-        stop = min(n_units, start + _TILE)
-        state = np.zeros(stop - start, x.dtype)
-        decay = beta[start:stop]
-        for step in range(n_steps):
-            t = n_steps - 1 - step if reverse else step
-            row, out_row = x[t, sample, start:stop], out[t, sample, start:stop]
-            for i in range(row.size):
-                state[i] = decay[i] * state[i] + row[i]
-                out_row[i] = state[i]
+def _scan_cpu(first, last, x, beta, steps, out):
+    x, out = borrowed(x), borrowed(out)
+    n_columns = beta.size
+    for start in range(first * _TILE, last * _TILE, _TILE):
+        decay = beta[start : start + _TILE]
+        state = np.zeros(decay.size, x.dtype)
+        for step in steps:
+            row = step * np.uintp(n_columns) + np.uintp(start)
+            for i_ in range(state.size):
+                i = np.uintp(i_)
+                state[i] = decay[i] * state[i] + x[row + i]
+                out[row + i] = state[i]

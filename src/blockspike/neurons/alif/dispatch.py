@@ -10,11 +10,20 @@ from blockspike.neurons.alif.blocks_cpu import blocks_cpu
 from blockspike.neurons.alif.fused_cpu import fused_cpu
 from blockspike.neurons.alif.standard import standard
 from blockspike.neurons.alif.trace import ALIFTrace
+from blockspike.neurons.gpu import require_triton
 from blockspike.neurons.surrogate import MultiGaussian, Surrogate
 
 Method = Literal["standard", "blocks", "fused"]
 _ON_CPU = {"standard": standard, "blocks": blocks_cpu, "fused": fused_cpu}
-_ELSEWHERE = {"standard": standard, "blocks": blocks}
+
+
+def _fused_elsewhere(*args, **options) -> ALIFTrace:
+    from blockspike.neurons.alif.fused_gpu import fused_gpu  # only here is Triton needed
+
+    return fused_gpu(*args, **options)
+
+
+_ELSEWHERE = {"standard": standard, "blocks": blocks, "fused": _fused_elsewhere}
 
 
 def alif(
@@ -36,6 +45,8 @@ def alif(
 
     Args:
         current: [T, B, N] input current in threshold units, float32 or float64; never modified.
+            "fused" on a GPU also takes bfloat16 beside float32 parameters, and then gives spikes
+            (and the current's gradient) in bfloat16; the state is float32 all the same.
         beta: [N] membrane decay per step, exp(−dt/τ_m).
         p: [N] adaptation decay per step, exp(−dt/τ_a); None (with b) = no adaptation.
         b: [N] threshold raise per spike.
@@ -74,8 +85,7 @@ def _check(current, beta, p, b, arp, recurrent_weight, surrogate, method) -> Non
     if not isinstance(current, Tensor) or current.ndim != 3 or 0 in current.shape:
         got = list(current.shape) if isinstance(current, Tensor) else type(current).__name__
         raise ValueError(f"current: expected a non-empty tensor [T, B, N], got {got}")
-    if current.dtype not in (torch.float32, torch.float64):
-        raise ValueError(f"current: expected float32 or float64, got {current.dtype}")
+    _check_dtype(current, method)
     if isinstance(arp, bool) or not isinstance(arp, int) or arp < 0:
         raise ValueError(f"arp: expected an int ≥ 0 (steps), got {arp!r}")
     if (p is None) != (b is None):
@@ -87,11 +97,18 @@ def _check(current, beta, p, b, arp, recurrent_weight, surrogate, method) -> Non
             _check_like(name, value, (n,), current)
     if recurrent_weight is not None:
         _check_like("recurrent_weight", recurrent_weight, (n, n), current)
-    if current.device.type != "cpu" and method not in _ELSEWHERE:
-        raise ValueError(
-            f"method: {method!r} runs on cpu, got current on {current.device}; use 'blocks' there"
-        )
+    if current.device.type != "cpu" and method == "fused":
+        require_triton("method: 'fused'", "current", current.device)
     _check_parameters_finite(beta=beta, p=p, b=b, recurrent_weight=recurrent_weight)
+
+
+def _check_dtype(current: Tensor, method: str) -> None:
+    half = current.dtype == torch.bfloat16 and method == "fused" and current.device.type != "cpu"
+    if not half and current.dtype not in (torch.float32, torch.float64):
+        raise ValueError(
+            "current: expected float32 or float64, or bfloat16 for 'fused' on a GPU; "
+            f"got {current.dtype} for {method!r} on {current.device}"
+        )
 
 
 def _check_like(name: str, value: object, shape: tuple[int, ...], current: Tensor) -> None:
@@ -99,17 +116,23 @@ def _check_like(name: str, value: object, shape: tuple[int, ...], current: Tenso
         raise ValueError(f"{name}: expected a tensor {list(shape)}, got {type(value).__name__}")
     if tuple(value.shape) != shape:
         raise ValueError(f"{name}: expected shape {list(shape)}, got {list(value.shape)}")
-    if value.dtype != current.dtype:
-        raise ValueError(f"{name}: expected {current.dtype} like current, got {value.dtype}")
+    dtype = torch.float32 if current.dtype == torch.bfloat16 else current.dtype
+    if value.dtype != dtype:
+        raise ValueError(
+            f"{name}: expected {dtype} with current of {current.dtype}, got {value.dtype}"
+        )
     if value.device != current.device:
         raise ValueError(f"{name}: expected device {current.device}, got {value.device}")
 
 
 def _check_parameters_finite(**parameters: Tensor | None) -> None:
     """The membrane does not tell of these: a NaN in the threshold is just no spike."""
-    for name, value in parameters.items():
-        if value is not None and not torch.isfinite(value).all():
-            bad = value[~torch.isfinite(value)]
+    given = {name: value for name, value in parameters.items() if value is not None}
+    if torch.stack([torch.isfinite(value).all() for value in given.values()]).all():
+        return  # asked once: a GPU has to be waited for
+    for name, value in given.items():
+        bad = value[~torch.isfinite(value)]
+        if len(bad):
             raise ValueError(
                 f"{name}: expected finite values, got {bad[0].item()} ({len(bad)} such values)"
             )

@@ -1,0 +1,72 @@
+"""A small grid whose ratios must not fall: a change that makes a fast path slow is noticed."""
+
+import time
+from collections.abc import Callable
+from functools import partial
+
+import torch
+
+from blockspike.benchmark import dynamics
+from blockspike.benchmark.timing import Claim, judge, median_ratio
+from blockspike.data.events import EventBatch
+from blockspike.synapses import SynapseMode, synaptic_current
+
+# Slow / fast, about two thirds of what was measured when they were recorded: docs/performance.md.
+FLOORS = {
+    ("standard", "fused"): 15.0,
+    ("blocks", "fused"): 1.1,
+    ("dense synapses", "event-driven synapses"): 1.5,
+}
+_SHAPE, _N_NEURONS, _DENSITY = (256, 32, 700), 256, 0.03
+_TRIES = 3  # of a ratio that was too low, since other work may have been measured too
+
+
+def check_floors(rounds: int = 5) -> list[Claim]:
+    """Measure each ratio, again if it is too low, and judge it by its floor."""
+    found = []
+    for (slow, fast), floor in FLOORS.items():
+        claims = (_judge(slow, fast, floor, rounds) for _ in range(_TRIES))
+        claim = next(claims)
+        while claim.measured < floor:
+            again = next(claims, None)
+            if again is None:
+                break
+            claim = again
+        found.append(claim)
+    return found
+
+
+def _judge(slow: str, fast: str, floor: float, rounds: int) -> Claim:
+    measure = _measure_synapses if "synapses" in fast else _measure_neurons
+    seconds = measure(rounds)
+    costs = seconds[slow], seconds[fast]
+    return judge(f"{slow} / {fast}", median_ratio(*costs), "≥", floor, costs)
+
+
+def _measure_neurons(rounds: int) -> dict[str, tuple[float, ...]]:
+    return {row.method: row.seconds for row in dynamics.measure("guard", rounds)}
+
+
+def _measure_synapses(rounds: int) -> dict[str, tuple[float, ...]]:
+    """Seconds of the currents of an EventBatch and of their gradient to the weights."""
+    generator = torch.Generator().manual_seed(0)
+    events = EventBatch.from_dense((torch.rand(_SHAPE, generator=generator) < _DENSITY).float())
+    weight = torch.randn(1, _N_NEURONS, _SHAPE[2], generator=generator, requires_grad=True)
+    turns: dict[str, Callable[[], float]] = {
+        "event-driven synapses": partial(_synapse_s, events, weight, "events"),
+        "dense synapses": partial(_synapse_s, events, weight, "dense"),
+    }
+    for turn in turns.values():
+        turn()  # compiles
+    seconds: dict[str, list[float]] = {name: [] for name in turns}
+    for _ in range(rounds):
+        for name, turn in turns.items():
+            seconds[name].append(turn())
+    return {name: tuple(values) for name, values in seconds.items()}
+
+
+def _synapse_s(events: EventBatch, weight: torch.Tensor, mode: SynapseMode) -> float:
+    started = time.perf_counter()
+    current = synaptic_current(events, weight, weight.new_zeros(_N_NEURONS), mode=mode)
+    torch.autograd.grad(current.sum(), weight)
+    return time.perf_counter() - started

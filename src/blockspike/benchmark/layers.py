@@ -1,0 +1,254 @@
+"""What the benchmark of layers times: our methods, the published memory pattern, other libraries.
+
+A contender is a stack of layers, synapses and neurons. All take the same input: ours as events, the
+others as the dense tensor made of them (which is not timed).
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from itertools import pairwise
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from blockspike.benchmark.peers import PEERS, version
+from blockspike.data.events import EventBatch
+from blockspike.networks import SpikingLayer
+from blockspike.neurons import ALIFTrace
+from blockspike.neurons.alif.blocks import blocks
+from blockspike.neurons.events_cpu import Fired
+from blockspike.neurons.surrogate import spike
+
+_DECAY = 0.9  # β and p, per step
+_DT_MS = 1.0
+_TAU_MS = -_DT_MS / math.log(_DECAY)
+_MOST_EVENTS = 200  # per unit and sample; rates are uniform up to it
+_QUANTUM = 2.0**-12  # sums of few multiples of it are exact, in whatever order a method adds
+_LATER_GAIN = 3.0  # of later layers, with no weight below 0: they would be silent otherwise
+_CHECKED_STEPS = 256
+_TOLERANCE = 1e-4  # of gradients in float32, by the largest
+
+
+@dataclass(frozen=True)
+class Size:
+    """Of one measurement; the fields name the columns of the table."""
+
+    n_steps: int
+    batch_size: int
+    n_inputs: int
+    n_units: int
+    n_layers: int = 1
+    arp_steps: int = 0
+    recurrent: bool = True
+    inputs: Literal["poisson", "uniform"] = "poisson"
+
+
+class _Stack(nn.Module):
+    """Layers one after another, each as events for the next."""
+
+    def __init__(self, layers: list[SpikingLayer]):
+        super().__init__()
+        self.layers = nn.ModuleList(layers)
+
+    def forward(self, x: EventBatch | Tensor) -> Tensor:
+        fired = None
+        for layer in self.layers:
+            assert isinstance(layer, SpikingLayer)
+            trace = layer.trace(x, fired)
+            x, fired = trace.spikes, trace.fired
+        assert isinstance(x, Tensor)
+        return x
+
+
+class _ParallelBlocksLayer(SpikingLayer):
+    """The paper's Blocks by matrix products, on a CPU too."""
+
+    def trace(self, x: EventBatch | Tensor, fired: Fired | None = None) -> ALIFTrace:
+        return blocks(
+            self.current(x, fired), self.beta, self.p, self.b, arp=self.arp,
+            recurrent_weight=self.recurrent_weight, surrogate=self.surrogate,
+            detach_spikes=self.detach_spikes,
+        )  # fmt: skip
+
+
+class _ReferenceLayer(SpikingLayer):
+    """A loop with the memory pattern of the published code: slices of full-size tensors.
+
+    Every assignment of a step makes backward copy a whole [T, B, N] gradient: O(T²) traffic.
+    """
+
+    def trace(self, x: EventBatch | Tensor, fired: Fired | None = None) -> ALIFTrace:
+        current = self.current(x, fired)
+        assert self.p is not None and self.b is not None
+        spikes, state = torch.zeros_like(current), torch.zeros_like(current)
+        adaptation = torch.zeros_like(current[0])
+        silent_steps = torch.zeros_like(adaptation)
+        for t in range(len(current)):
+            drive = current[t]
+            if self.recurrent_weight is not None and t > self.arp:
+                fed_back = spikes[t - self.arp - 1].detach().clone()
+                drive = drive + F.linear(fed_back, self.recurrent_weight)
+            drive = drive * (silent_steps == 0)
+            membrane = drive if t == 0 else self.beta * state[t - 1].clone() + drive
+            s = spike(membrane - (1 + self.b * adaptation), self.surrogate)
+            spikes[t] = s
+            state[t] = membrane * (1 - s.detach())
+            adaptation = self.p * adaptation + s
+            silent_steps = torch.where(s > 0, self.arp, (silent_steps - 1).clamp(min=0))
+        return ALIFTrace(spikes, lambda: (state, state))
+
+
+@dataclass(frozen=True)
+class Contender:
+    """One way to compute the layers.
+
+    Attributes:
+        name: for the table.
+        package, version: distribution it comes from; version None if it is not installed.
+        neuron, differs: neuron model, and in what it differs from ours.
+        takes_events: whether its input is an EventBatch.
+        make: size → module, its weights the same for all of ours.
+        spikes, gradients: whether they must be those of `standard`.
+    """
+
+    name: str
+    package: str
+    version: str | None
+    neuron: str
+    differs: str
+    takes_events: bool
+    make: Callable[[Size], nn.Module]
+    spikes: bool = True
+    gradients: bool = True
+    devices: tuple[str, ...] = ("cpu", "cuda")
+
+
+def _make_ours(layer: Callable[..., SpikingLayer], size: Size) -> nn.Module:
+    units = [size.n_inputs] + [size.n_units] * size.n_layers
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(0)
+        layers = [
+            layer(
+                n_in, n_out, dt_ms=_DT_MS, tau_membrane_ms=_TAU_MS, tau_adaptation_ms=_TAU_MS,
+                arp_ms=size.arp_steps * _DT_MS, recurrent=size.recurrent, train_b=True,
+            )
+            for n_in, n_out in pairwise(units)
+        ]  # fmt: skip
+        for layer_below, one in enumerate(layers):
+            weight = one.weight if layer_below == 0 else _LATER_GAIN * one.weight.abs()
+            one.weight.copy_((weight / _QUANTUM).round() * _QUANTUM)
+    return _Stack(layers)
+
+
+def _make_peer(make: Callable[[int, int, bool], nn.Module], size: Size) -> nn.Module:
+    if size.n_layers != 1:
+        raise ValueError(f"n_layers: other libraries are measured with 1, got {size.n_layers}")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return make(size.n_inputs, size.n_units, size.recurrent)
+
+
+def _ours(name: str, differs: str, layer: Callable[..., SpikingLayer], **options) -> Contender:
+    own = {"takes_events": True, **options}
+    return Contender(
+        name, "blockspike", None, "ALIF", differs, make=partial(_make_ours, layer), **own
+    )
+
+
+OURS = (
+    _ours("fused", "", partial(SpikingLayer, method="fused")),
+    _ours(
+        "blocks", "published gradient", partial(SpikingLayer, method="blocks"), gradients=False
+    ),
+    _ours(
+        "parallel blocks", "published gradient; dense synapses",
+        partial(_ParallelBlocksLayer, synapses="dense"), spikes=False, gradients=False,
+    ),
+    _ours(
+        "standard", "dense synapses",
+        partial(SpikingLayer, method="standard", synapses="dense"), takes_events=False,
+    ),
+    _ours(
+        "standard reference", "dense synapses; assigns slices of full-size tensors",
+        partial(_ReferenceLayer, synapses="dense"), takes_events=False,
+    ),
+)  # fmt: skip
+CONTENDERS = {
+    contender.name: contender
+    for contender in (
+        *OURS,
+        *(
+            Contender(
+                peer.name, peer.package, version(peer), peer.neuron, peer.differs, False,
+                partial(_make_peer, peer.make), spikes=False, gradients=False,
+                devices=peer.devices,
+            )
+            for peer in PEERS
+        ),
+    )
+}  # fmt: skip
+
+
+def make_inputs(size: Size, device: torch.device) -> tuple[EventBatch | None, Tensor]:
+    """The input as events (None where it is no spikes) and as a dense tensor [T, B, n_inputs].
+
+    "poisson": SPEC E1, per sample a rate r ~ U(0, 200), each unit and step Poisson(r / T) clipped
+    at 1. "uniform": SPEC E2, U(0, 1).
+    """
+    generator = torch.Generator().manual_seed(0)
+    shape = (size.n_steps, size.batch_size, size.n_inputs)
+    if size.inputs == "uniform":
+        return None, torch.rand(shape, generator=generator).to(device)
+    rate = _MOST_EVENTS * torch.rand(size.batch_size, 1, generator=generator) / size.n_steps
+    dense = torch.poisson(rate.expand(shape), generator=generator).clamp_(max=1)
+    events = EventBatch.from_dense(dense)
+    return events.to(device), dense.to(device)
+
+
+def first_steps(x: EventBatch | Tensor, n_steps: int) -> EventBatch | Tensor:
+    """The first steps of an input [T, B, K]; all of it if it has no more."""
+    n_steps = min(n_steps, x.shape[0])
+    if isinstance(x, Tensor):
+        return x[:n_steps]
+    row_ptr = x.row_ptr[: n_steps * x.batch_size + 1]
+    return EventBatch(row_ptr, x.unit[: int(row_ptr[-1])], (n_steps, *x.shape[1:]))
+
+
+def check(
+    size: Size, modules: dict[str, nn.Module], inputs: dict[str, EventBatch | Tensor]
+) -> None:
+    """Compare spikes and gradients of our contenders with those of `standard`, over 256 steps.
+
+    Raises:
+        RuntimeError: they differ, or nothing fires and there is nothing to compare.
+    """
+    if "standard" not in modules:
+        return
+    inputs = {name: first_steps(x, _CHECKED_STEPS) for name, x in inputs.items()}
+    spikes, grads = _differentiate(modules["standard"], inputs["standard"])
+    if not spikes.any():
+        raise RuntimeError(f"{size}: no spikes: no time is reported")
+    for name in modules:
+        contender = CONTENDERS[name]
+        if not (contender.spikes or contender.gradients) or name == "standard":
+            continue
+        own_spikes, own_grads = _differentiate(modules[name], inputs[name])
+        # Sums of a dense input that is no spikes depend on the order in which they are added.
+        if size.inputs == "poisson" and not torch.equal(own_spikes, spikes):
+            raise RuntimeError(f"spikes of {name} differ: no time is reported")
+        if size.inputs == "poisson" and contender.gradients:
+            for key, grad in grads.items():
+                if not (own_grads[key] - grad).abs().max() <= _TOLERANCE * grad.abs().max():
+                    raise RuntimeError(f"gradients of {name} differ ({key}): no time is reported")
+
+
+def _differentiate(module: nn.Module, x: EventBatch | Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    spikes = module(x)
+    spikes.sum().backward()
+    grads = {n: g.grad for n, g in module.named_parameters() if g.grad is not None}
+    module.zero_grad(set_to_none=True)
+    return spikes.detach(), grads

@@ -1,0 +1,161 @@
+"""How near each kernel comes to the memory bandwidth that a plain copy reaches on this machine.
+
+Bytes are those that the algorithm has to move through memory, flops those of its formulas, both by
+count per neuron and step (or per event), not measured. What stays in caches counts nothing.
+"""
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from blockspike.benchmark.layers import Size, make_inputs
+from blockspike.benchmark.timing import Turn
+from blockspike.neurons import (
+    Boxcar,
+    FastSigmoid,
+    Method,
+    MultiGaussian,
+    Surrogate,
+    alif,
+    leaky_integrate,
+)
+from blockspike.neurons.alif.fitting_cpu import fitting_distance
+from blockspike.neurons.spike_distance import Window
+from blockspike.synapses import synaptic_current
+
+LAYER = Size(n_steps=2048, batch_size=64, n_inputs=256, n_units=128, arp_steps=10, recurrent=False)
+COPIED_BYTES = 2**28  # read, and as many written: more than caches hold
+_COPY: list[Tensor] = []
+_SURROGATE_FLOPS: dict[type[Surrogate], int] = {FastSigmoid: 4, Boxcar: 2, MultiGaussian: 37}
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """What a kernel moves and computes, forward and backward.
+
+    Attributes:
+        name: for the table.
+        bytes_moved, flops: of forward and of backward.
+        turn: times both.
+    """
+
+    name: str
+    bytes_moved: tuple[float, float]
+    flops: tuple[float, float]
+    turn: Callable[[], Turn]
+
+
+def copy_s() -> float:
+    """Seconds to copy an array that no cache holds; it moves COPIED_BYTES twice."""
+    if not _COPY:
+        source = torch.zeros(COPIED_BYTES // 4)
+        _COPY.extend((source, torch.ones_like(source)))
+    started = time.perf_counter()
+    _COPY[1].copy_(_COPY[0])
+    return time.perf_counter() - started
+
+
+def kernels() -> list[Kernel]:
+    """Every CPU kernel at the sizes of LAYER and of the paper's recordings."""
+    return [*_neurons(), _integrator(), _event_synapses(), _fitting()]
+
+
+def _neurons() -> list[Kernel]:
+    """Forward reads I and writes S, S as a byte and V − θ; backward reads V − θ and ∂S, writes ∂I.
+
+    Every 16 steps (a, silence), of blocks four values, are kept.
+    """
+    shape = (LAYER.n_steps, LAYER.batch_size, LAYER.n_units)
+    generator = torch.Generator().manual_seed(0)
+    current = (0.3 * torch.rand(shape, generator=generator)).requires_grad_()
+    gradient = torch.randn(shape, generator=generator)
+    parameters = [torch.full(shape[2:], x, requires_grad=True) for x in (0.9, 0.9, 0.5)]
+    inputs = [current, *parameters]
+    n = current.numel()
+    found = []
+    choices: list[tuple[Method, Surrogate, float, int, int]] = [
+        ("fused", FastSigmoid(), 2 * 4 / 16, 10, 25),
+        ("fused", Boxcar(), 2 * 4 / 16, 10, 25),
+        ("fused", MultiGaussian(), 2 * 4 / 16, 10, 25),
+        ("blocks", MultiGaussian(), 4 * 4 / 16, 11, 35),
+    ]
+    for method, surrogate, kept, flops, flops_back in choices:
+        simulate = partial(alif, *inputs, arp=LAYER.arp_steps, surrogate=surrogate, method=method)
+        found.append(
+            Kernel(
+                f"{method}, {type(surrogate).__name__}",
+                ((13 + kept) * n, (12 + kept) * n),
+                (flops * n, (flops_back + _SURROGATE_FLOPS[type(surrogate)]) * n),
+                partial(_turn, lambda simulate=simulate: simulate().spikes, inputs, gradient),
+            )
+        )
+    return found
+
+
+def _integrator() -> Kernel:
+    """Reads and writes a value, both ways."""
+    shape = (LAYER.n_steps, LAYER.batch_size, LAYER.n_units)
+    current = torch.rand(shape, requires_grad=True)
+    beta = torch.full(shape[2:], 0.9)
+    n = current.numel()
+    forward = partial(leaky_integrate, current, beta)
+    return Kernel(
+        "leaky integrator", (8 * n, 8 * n), (2 * n, 2 * n),
+        partial(_turn, forward, [current], torch.ones(shape)),
+    )  # fmt: skip
+
+
+def _event_synapses() -> Kernel:
+    """Forward reads events and writes currents; backward, to the weights, reads both.
+
+    The rows of weights that each event adds come from a cache.
+    """
+    events, _ = make_inputs(LAYER, torch.device("cpu"))
+    assert events is not None
+    weight = torch.rand(1, LAYER.n_units, LAYER.n_inputs, requires_grad=True)
+    bias = torch.zeros(LAYER.n_units)
+    shape = (LAYER.n_steps, LAYER.batch_size, LAYER.n_units)
+    moved = 4 * math.prod(shape) + 4 * len(events.unit) + 8 * len(events.row_ptr)
+    flops = len(events.unit) * LAYER.n_units
+    forward = partial(synaptic_current, events, weight, bias, mode="events")
+    return Kernel(
+        "event-driven synapses", (moved, moved), (flops, flops),
+        partial(_turn, forward, [weight], torch.ones(shape)),
+    )  # fmt: skip
+
+
+def _fitting() -> Kernel:
+    """Forward reads current and target and writes V − θ; backward reads all three."""
+    shape = (10_000, 3, 146)  # the paper's recordings
+    current = 0.2 * torch.rand(shape)
+    target = torch.zeros(shape, dtype=torch.uint8)
+    parameters = [
+        torch.full(shape[2:], x, requires_grad=True) for x in (0.995, 0.999, 0.1, 1.0, 0.0)
+    ]
+    n = current.numel()
+
+    def forward() -> Tensor:
+        return fitting_distance(
+            current, target, *parameters, arp=20, surrogate=MultiGaussian(), decay=0.99,
+            window=Window(0, shape[0], shape[0]),
+        )[0]  # fmt: skip
+
+    kept = 3 * 4 / 16
+    flops = (16 * n, (35 + _SURROGATE_FLOPS[MultiGaussian]) * n)
+    return Kernel(
+        "fit to recordings", ((9 + kept) * n, (9 + kept) * n), flops,
+        partial(_turn, forward, parameters, torch.ones(shape[1:])),
+    )  # fmt: skip
+
+
+def _turn(forward: Callable[[], Tensor], inputs: Sequence[Tensor], gradient: Tensor) -> Turn:
+    started = time.perf_counter()
+    out = forward()
+    forwarded = time.perf_counter()
+    torch.autograd.grad(out, inputs, gradient)
+    return Turn(forwarded - started, time.perf_counter() - forwarded)

@@ -1,0 +1,310 @@
+"""The studies of `blockspike benchmark`: what is measured, piece by piece, and its rows."""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from itertools import product
+from multiprocessing import get_context
+
+import torch
+from torch import Tensor, nn
+
+from blockspike.benchmark import roofline
+from blockspike.benchmark.layers import CONTENDERS, OURS, Size, check, first_steps, make_inputs
+from blockspike.benchmark.table import Row
+from blockspike.benchmark.timing import (
+    Turn,
+    median_ratio,
+    peak_bytes,
+    quartiles,
+    summary,
+    take_turns,
+    time_turn,
+)
+from blockspike.benchmark.tradeoff import METHODS, STEPS_MS, Neuron, noise, spike_time_error_ms
+from blockspike.data.events import EventBatch
+from blockspike.memory import keep_freed_memory
+from blockspike.neurons import Method
+
+_METHODS = tuple(contender.name for contender in OURS if contender.name != "standard reference")
+LeftOut = dict[tuple[str, Size], str]  # contender and size, whatever its arp_steps → why
+_FINEST_MS, _USUAL_MS = min(STEPS_MS), 1.0
+
+
+@dataclass(frozen=True)
+class Options:
+    """How much of the grid is measured, and how.
+
+    Attributes:
+        n_steps, arp_steps, batch_size: grid of the study `length`.
+        n_units, n_layers: grid of the study `layers`.
+        contenders: names in CONTENDERS; None = all.
+        simulated_s: length of the recording of the study `tradeoff`, per trial.
+        rounds: turns of each contender, at least 2.
+        longest_turn_s: slower contenders are left out, with a row that says so.
+        memory: whether peak memory is measured, in processes of their own.
+        device: of the studies of layers; the others run on the CPU.
+
+    Raises:
+        ValueError: a contender is not known, or fewer than 2 rounds.
+    """
+
+    n_steps: tuple[int, ...] = (512, 1024, 2048)
+    arp_steps: tuple[int, ...] = (10, 20, 30, 40, 50, 60, 70, 80, 90, 100)
+    batch_size: tuple[int, ...] = (32,)
+    n_units: tuple[int, ...] = (128, 256, 512)
+    n_layers: tuple[int, ...] = (1, 2, 3, 4, 5)
+    contenders: tuple[str, ...] | None = None
+    simulated_s: float = 2.0
+    rounds: int = 5
+    longest_turn_s: float = 10.0
+    memory: bool = True
+    device: str = "cpu"
+
+    def __post_init__(self):
+        unknown = sorted(set(self.contenders or ()) - set(CONTENDERS))
+        if unknown:
+            raise ValueError(
+                f"contenders: expected some of {', '.join(CONTENDERS)}, got {', '.join(unknown)}"
+            )
+        if self.rounds < 2:
+            raise ValueError(f"rounds: expected at least 2, got {self.rounds}")
+
+    def choose(self, names: Sequence[str]) -> list[str]:
+        """Those of `names` that were asked for and can run on the device."""
+        kind = torch.device(self.device).type
+        return [
+            name
+            for name in names
+            if (self.contenders is None or name in self.contenders)
+            and (name not in CONTENDERS or kind in CONTENDERS[name].devices)
+        ]
+
+
+@dataclass(frozen=True)
+class Piece:
+    """The least that is measured at once, side by side.
+
+    Attributes:
+        key: column → value, the same in all its rows and no other's.
+        contenders: of which there will be rows, if known.
+        measure: gives the rows, without the key.
+    """
+
+    key: Row
+    contenders: tuple[str, ...]
+    measure: Callable[[], list[Row]]
+
+
+def pieces(study: str, options: Options) -> Iterator[Piece]:
+    """The pieces of a study.
+
+    Raises:
+        ValueError: there is no such study.
+    """
+    if study not in STUDIES:
+        raise ValueError(f"study: expected some of {', '.join(STUDIES)}, got {study!r}")
+    yield from STUDIES[study](options)
+
+
+def _length(options: Options) -> Iterator[Piece]:
+    """SPEC E1: 1000 → 128 recurrent, steps × refractory period × batch."""
+    left_out: LeftOut = {}  # too slow at one refractory period, it is so at every other
+    for batch, n_steps, arp in product(options.batch_size, options.n_steps, options.arp_steps):
+        size = Size(n_steps, batch, 1000, 128, arp_steps=arp)
+        memory = options.memory and arp == options.arp_steps[0]
+        own = replace(options, memory=memory)
+        yield _layers_piece("length", size, list(CONTENDERS), own, left_out)
+
+
+def _layers(options: Options) -> Iterator[Piece]:
+    """SPEC E1: units × layers at T = 1024, batch 64, refractory period 40."""
+    for n_units, n_layers in product(options.n_units, options.n_layers):
+        size = Size(1024, 64, 1000, n_units, n_layers, arp_steps=40)
+        yield _layers_piece("layers", size, _METHODS, replace(options, memory=False))
+
+
+def _libraries(options: Options) -> Iterator[Piece]:
+    """SPEC E2: 200 → 100 without recurrence on numbers from U(0, 1)."""
+    size = Size(1000, 128, 200, 100, arp_steps=40, recurrent=False, inputs="uniform")
+    yield _layers_piece("libraries", size, list(CONTENDERS), options)
+
+
+def _layers_piece(
+    study: str, size: Size, names: Sequence[str], options: Options, left_out: LeftOut | None = None
+) -> Piece:
+    key = {"study": study, **asdict(size)}
+    chosen = options.choose(names)
+    left_out = {} if left_out is None else left_out
+    return Piece(key, tuple(chosen), partial(_measure_layers, size, chosen, options, left_out))
+
+
+def _measure_layers(
+    size: Size, names: Sequence[str], options: Options, left_out: LeftOut
+) -> list[Row]:
+    device = torch.device(options.device)
+    any_arp = replace(size, arp_steps=0)
+    events, dense = make_inputs(size, device)
+    modules: dict[str, nn.Module] = {}
+    inputs: dict[str, EventBatch | Tensor] = {}
+    failed = {name: left_out[name, any_arp] for name in names if (name, any_arp) in left_out}
+    for name in names:
+        if name in failed:
+            continue
+        try:
+            modules[name] = CONTENDERS[name].make(size).to(device)
+        except Exception as error:  # other libraries may lack, or fail in any way
+            failed[name] = f"{type(error).__name__}: {error}"[:300]
+            continue
+        inputs[name] = _input(name, events, dense)
+    check(size, modules, inputs)
+
+    def turn(name: str) -> Turn:
+        found = time_turn(partial(modules[name], inputs[name]), device)
+        modules[name].zero_grad(set_to_none=True)
+        return found
+
+    turns = take_turns(
+        {name: partial(turn, name) for name in modules}, options.rounds, options.longest_turn_s
+    )
+    rows = []
+    for name in names:
+        contender, found = CONTENDERS[name], turns.get(name, failed.get(name, ""))
+        row: Row = {
+            "contender": name,
+            "version": contender.version,
+            "neuron": contender.neuron,
+            "differs": contender.differs,
+        }
+        if isinstance(found, str):
+            left_out[name, any_arp] = found
+            rows.append(row | {"left_out": found})
+            continue
+        fused = turns.get("fused")
+        row |= summary(found, fused if isinstance(fused, list) else None)
+        if options.memory:
+            row["peak_mib"] = _peak_mib(name, size, options, partial(turn, name))
+        rows.append(row)
+    return rows
+
+
+def _input(name: str, events: EventBatch | None, dense: Tensor) -> EventBatch | Tensor:
+    return events if events is not None and CONTENDERS[name].takes_events else dense
+
+
+def _peak_mib(name: str, size: Size, options: Options, turn: Callable[[], object]) -> float | None:
+    device = torch.device(options.device)
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        held = torch.cuda.memory_allocated(device)
+        turn()
+        return round((torch.cuda.max_memory_allocated(device) - held) / 2**20, 1)
+    context = get_context("forkserver")
+    context.set_forkserver_preload(["blockspike.benchmark.studies"])
+    with ProcessPoolExecutor(1, mp_context=context) as pool:
+        peak = pool.submit(layer_peak_bytes, name, size, torch.get_num_threads()).result()
+    return round(peak / 2**20, 1)
+
+
+def layer_peak_bytes(name: str, size: Size, n_threads: int) -> int:
+    """Most memory of a contender's first turn, above what the process held; see `peak_bytes`.
+
+    Run it in a fresh process. A few steps compile every kernel before.
+    """
+    torch.set_num_threads(n_threads)
+    x = _input(name, *make_inputs(size, torch.device("cpu")))
+    keep_freed_memory()  # as the commands do; not before, so that the input leaves none
+    module = CONTENDERS[name].make(size)
+    module(first_steps(x, 20)).sum().backward()
+    module.zero_grad(set_to_none=True)
+    return peak_bytes(lambda: module(x).sum().backward())
+
+
+def _tradeoff(options: Options) -> Iterator[Piece]:
+    """One neuron at every step length, by every method."""
+    key = {"study": "tradeoff", "simulated_s": options.simulated_s}
+    chosen = options.choose(METHODS)
+    methods: list[Method] = [method for method in METHODS if method in chosen]
+    yield Piece(key, tuple(methods), partial(_measure_tradeoff, methods, options))
+
+
+def _measure_tradeoff(methods: Sequence[Method], options: Options) -> list[Row]:
+    current = noise(options.simulated_s)
+    neurons = {dt_ms: Neuron(current, dt_ms) for dt_ms in STEPS_MS}
+    # The spikes of all methods are equal at a step length (tested), so one method tells the error.
+    times = {dt_ms: neuron.spike_times_ms("fused") for dt_ms, neuron in neurons.items()}
+    turns = take_turns(
+        {
+            f"{method} {dt_ms}": partial(neuron.turn, method)
+            for method, (dt_ms, neuron) in product(methods, neurons.items())
+        },
+        options.rounds,
+        options.longest_turn_s,
+    )
+    usual = turns.get(f"standard {_USUAL_MS}")
+    rows = []
+    for method, dt_ms in product(methods, STEPS_MS):
+        found, fused = turns[f"{method} {dt_ms}"], turns.get(f"fused {dt_ms}")
+        row: Row = {
+            "contender": method,
+            "dt_ms": dt_ms,
+            "n_spikes": sum(map(len, times[dt_ms])),
+            "spike_time_error_ms": spike_time_error_ms(times[dt_ms], times[_FINEST_MS]),
+        }
+        if isinstance(found, str):
+            rows.append(row | {"left_out": found})
+            continue
+        row |= summary(found, fused if isinstance(fused, list) else None)
+        if isinstance(usual, list):
+            row["total_by_standard_at_1_ms"] = round(
+                median_ratio([t.total for t in found], [t.total for t in usual]), 5
+            )
+        rows.append(row)
+    return rows
+
+
+def _roofline(options: Options) -> Iterator[Piece]:
+    """Every CPU kernel against the bandwidth of a copy."""
+    yield Piece({"study": "roofline"}, (), partial(_measure_roofline, options))
+
+
+def _measure_roofline(options: Options) -> list[Row]:
+    measured = roofline.kernels()
+    copies: list[float] = []
+
+    def copy_turn() -> Turn:
+        copies.append(roofline.copy_s())
+        return Turn(copies[-1], 0.0)
+
+    turns = take_turns(
+        {"copy": copy_turn, **{kernel.name: kernel.turn for kernel in measured}},
+        options.rounds,
+        math.inf,
+    )
+    bandwidth = 2 * roofline.COPIED_BYTES / quartiles(copies[1:])[1]
+    rows: list[Row] = [{"contender": "copy", "gb_per_s": round(bandwidth / 1e9, 2)}]
+    for kernel in measured:
+        found = turns[kernel.name]
+        if isinstance(found, str):
+            raise RuntimeError(f"{kernel.name}: {found}")
+        row: Row = {"contender": kernel.name, **summary(found, None)}
+        for i, part in enumerate(("forward", "backward")):
+            seconds = row[f"{part}_ms_median"] / 1000
+            row[f"{part}_mb"] = round(kernel.bytes_moved[i] / 1e6, 1)
+            row[f"{part}_mflop"] = round(kernel.flops[i] / 1e6, 1)
+            row[f"{part}_gb_per_s"] = round(kernel.bytes_moved[i] / seconds / 1e9, 2)
+            row[f"{part}_gflop_per_s"] = round(kernel.flops[i] / seconds / 1e9, 1)
+            row[f"{part}_share_of_copy"] = round(kernel.bytes_moved[i] / seconds / bandwidth, 3)
+        rows.append(row)
+    return rows
+
+
+STUDIES: dict[str, Callable[[Options], Iterator[Piece]]] = {
+    "roofline": _roofline,
+    "tradeoff": _tradeoff,
+    "libraries": _libraries,
+    "length": _length,
+    "layers": _layers,
+}

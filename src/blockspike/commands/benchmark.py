@@ -1,0 +1,141 @@
+"""`blockspike benchmark`: speed side by side, piece by piece, into one table."""
+
+import os
+import sys
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from omegaconf import DictConfig
+from rich.console import Console
+from rich.table import Table
+
+from blockspike.benchmark.guard import check_floors
+from blockspike.benchmark.studies import Options, Piece, pieces
+from blockspike.benchmark.table import Row, RowFile
+from blockspike.benchmark.timing import machine, print_claims
+from blockspike.config import plain
+from blockspike.data.progress import progress
+from blockspike.runs import provenance
+
+_NOT_OPTIONS = ("study", "check", "threads", "output_dir")
+
+
+def benchmark(cfg: DictConfig) -> None:
+    """Measure what is not in the table yet, write it as CSV and print what it says.
+
+    Raises:
+        ValueError: a study, contender or device that is not known.
+        SystemExit: with `check`, a ratio is under its floor.
+    """
+    if cfg.threads:
+        torch.set_num_threads(cfg.threads)
+    console = Console()
+    if cfg.check:
+        _check(console, cfg.rounds)
+        return
+    chosen: dict[str, Any] = {
+        key: tuple(value) if isinstance(value, list) else value
+        for key, value in plain(cfg).items()
+        if key not in _NOT_OPTIONS
+    }
+    options = Options(**chosen)
+    about = _about(options)
+    file = RowFile(Path(cfg.output_dir) / "benchmark" / "rows.jsonl")
+    asked = [piece for study in cfg.study for piece in pieces(study, options)]
+    with progress("Benchmark", len(asked)) as advance:
+        for piece in asked:
+            if not _is_known(piece, file.find(piece.key | about)):
+                load = round(os.getloadavg()[0], 2)
+                rows = [{**piece.key, **row, **about, "load": load} for row in piece.measure()]
+                file.add(rows)
+                console.print(_one_line(piece, rows), highlight=False)
+            advance(1)
+    _print_summary(console, [row for piece in asked for row in file.find(piece.key | about)])
+    console.print(f"{file.write_csv()}", highlight=False)
+
+
+def _about(options: Options) -> Row:
+    """What a row depends on beside its piece: of another machine or commit it is another row."""
+    device = torch.device(options.device)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"device: expected cpu, as no CUDA device is here, got {options.device}")
+    source = provenance()
+    return {
+        **machine(device),
+        "rounds_asked": options.rounds,
+        "blockspike": version("blockspike"),
+        "git_sha": source["git_sha"],
+        "git_dirty": source["git_dirty"],
+    }
+
+
+def _is_known(piece: Piece, rows: Sequence[Row]) -> bool:
+    return bool(rows) and set(piece.contenders) <= {row["contender"] for row in rows}
+
+
+def _check(console: Console, rounds: int) -> None:
+    claims = check_floors(rounds)
+    print_claims(console, claims)
+    low = [claim.claim for claim in claims if claim.measured < float(claim.needed.split()[1])]
+    if low:
+        print(f"blockspike benchmark: under its floor: {', '.join(low)}", file=sys.stderr)
+        sys.exit(1)
+
+
+def _one_line(piece: Piece, rows: Sequence[Row]) -> str:
+    """The piece, what fused takes, and how many times slower the others are."""
+    size = ", ".join(f"{k} {v}" for k, v in piece.key.items() if k not in ("study", "inputs"))
+    shown = [f"{piece.key['study']}: {size}"]
+    for row in rows:
+        if row["contender"] == "fused" and "total_ms_median" in row and "dt_ms" not in row:
+            shown.append(f"fused {row['total_ms_median']:.1f} ms")
+        elif "total_by_fused" in row and "dt_ms" not in row:
+            shown.append(f"{row['contender']} × {row['total_by_fused']:.3g}")
+    return "; ".join(shown)
+
+
+def _print_summary(console: Console, rows: Sequence[Row]) -> None:
+    """By study and contender: times fused, least, median and most over the pieces."""
+    table = pd.DataFrame(rows)
+    if "total_by_fused" in table:
+        shown = Table(title="times as long as fused, forward + backward")
+        for column in ("study", "contender", "pieces", "least", "median", "most", "left out"):
+            shown.add_column(
+                column, justify="left" if column in ("study", "contender") else "right"
+            )
+        for study, name in dict.fromkeys(zip(table["study"], table["contender"], strict=True)):
+            of_both = (table["study"] == study) & (table["contender"] == name)
+            own = pd.DataFrame(table[of_both])
+            ratios = own["total_by_fused"].dropna()
+            if len(ratios) or "left_out" in own:
+                numbers = [f"{x:.3g}" for x in (ratios.min(), ratios.median(), ratios.max())]
+                left_out = int(own["left_out"].notna().sum()) if "left_out" in own else 0
+                shown.add_row(study, name, str(len(ratios)), *numbers, str(left_out))
+        console.print(shown)
+    if "forward_share_of_copy" in table:
+        console.print(_roofline_table(table))
+
+
+def _roofline_table(table: pd.DataFrame) -> Table:
+    own = pd.DataFrame(table[table["study"] == "roofline"])
+    copy = own["gb_per_s"].dropna().iloc[-1]
+    shown = Table(title=f"share of the bandwidth of a copy, {copy:.1f} GB/s")
+    shown.add_column("kernel")
+    for part in ("forward", "backward"):
+        for column in ("ms", "GB/s", "share", "GFlop/s"):
+            shown.add_column(f"{part} {column}", justify="right")
+    for row in own.dropna(subset="forward_mb").to_dict("records"):
+        cells: list[Any] = [row["contender"]]
+        for part in ("forward", "backward"):
+            cells += [
+                f"{row[f'{part}_ms_median']:.1f}",
+                f"{row[f'{part}_gb_per_s']:.1f}",
+                f"{row[f'{part}_share_of_copy']:.0%}",
+                f"{row[f'{part}_gflop_per_s']:.0f}",
+            ]
+        shown.add_row(*cells)
+    return shown

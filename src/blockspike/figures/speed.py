@@ -1,0 +1,182 @@
+"""The paper's figure on speed, the picture of its title, and other libraries, from a table."""
+
+import statistics
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+
+from blockspike.figures.paper_numbers import paper_numbers
+from blockspike.figures.style import BLUE, GREEN, GREY, METHOD_COLOURS, ORANGE, save
+
+_BATCHES = (32, 64, 128)
+_STEPS = {512: (BLUE, "o"), 1024: (ORANGE, "s"), 2048: (GREEN, "^")}
+_UNITS = {128: (BLUE, "o"), 256: (ORANGE, "s"), 512: (GREEN, "^")}
+_COLUMNS = ("study", "contender", "total_ms_median", "total_by_fused", "device", "cpu", "threads")
+_LABELS = {"standard": "step loop", "blocks": "blocks, one pass"}
+
+
+def speed(table: pd.DataFrame, folder: Path) -> list[Path]:
+    """Draw what the table holds of the studies length and layers, tradeoff, and other libraries.
+
+    Args:
+        table: rows of `blockspike benchmark`; ratios are medians over rounds, side by side.
+        folder: where to write.
+
+    Returns:
+        The PNGs' paths: `speed`, `tradeoff`, `libraries`.
+
+    Raises:
+        ValueError: columns are missing.
+    """
+    missing = [name for name in _COLUMNS if name not in table]
+    if missing:
+        raise ValueError(f"table: no column {', '.join(missing)}; expected rows of a benchmark")
+    drawn = [_speed(table, folder / "speed")]
+    studies = set(table["study"].tolist())
+    if "tradeoff" in studies:
+        drawn.append(_tradeoff(_of(table, study="tradeoff"), folder / "tradeoff"))
+    if studies & {"length", "libraries"}:
+        drawn.append(_libraries(table, folder / "libraries"))
+    return drawn
+
+
+def _of(table: pd.DataFrame, **values: object) -> pd.DataFrame:
+    for column, value in values.items():
+        table = pd.DataFrame(table[table[column] == value])
+    return table
+
+
+def _where(table: pd.DataFrame) -> str:
+    row = table.to_dict("records")[-1]
+    where = f"{row['cpu']}, {row['threads']:g} threads"
+    return where if row["device"] == "cpu" else str(row["device"])
+
+
+def _speed(table: pd.DataFrame, path: Path) -> Path:
+    """Step loop by fused: three panels over the refractory period, one over layers."""
+    figure, axes = plt.subplots(1, 4, figsize=(12.5, 3.5), layout="constrained", sharey=True)
+    length, layers = _of(table, study="length"), _of(table, study="layers")
+    for axis, batch in zip(axes, _BATCHES, strict=False):
+        published = paper_numbers(experiment="speed_length")
+        for n_steps, (colour, marker) in _STEPS.items():
+            own = _of(length, batch_size=batch, n_steps=n_steps)
+            _line(axis, own, "standard", "arp_steps", colour, marker, f"T = {n_steps}")
+            _line(axis, own, "standard reference", "arp_steps", colour, marker)
+            theirs = _of(published, batch=batch, t_len=n_steps)
+            axis.plot(theirs["arp_steps"], theirs["value"], color=colour, ls="--", lw=1)
+        axis.set(title=f"batch {batch}", xlabel="refractory period (steps)")
+        _say_if_empty(axis, length, f"study=length batch_size={batch}", batch_size=batch)
+    published = paper_numbers(experiment="speed_layers")
+    for n_units, (colour, marker) in _UNITS.items():
+        own = _of(layers, n_units=n_units)
+        _line(axes[3], own, "standard", "n_layers", colour, marker, f"{n_units} neurons")
+        theirs = _of(published, n_hidden=n_units)
+        axes[3].plot(theirs["n_layers"], theirs["value"], color=colour, ls="--", lw=1)
+    _say_if_empty(axes[3], layers, "study=layers")
+    axes[3].set(title="T = 1024, batch 64, 40 steps", xlabel="layers", xticks=range(1, 6))
+    axes[0].set(ylabel="times faster than a step loop", yscale="log")
+    axes[0].plot([], [], color=GREY, ls=":", label="than slices of full tensors")
+    for axis in (axes[0], axes[3]):
+        axis.plot([], [], color=GREY, ls="--", label="published: Blocks, GPU")
+        axis.legend(frameon=False, fontsize=7)
+    for axis in axes:
+        axis.grid(axis="y", lw=0.3)
+    figure.suptitle(
+        "fused against the step loop with dense synapses, forward and backward, "
+        f"whole layers: {_where(table)}",
+        fontsize=9,
+    )
+    return save(figure, path)
+
+
+def _line(
+    axis: Axes, own: pd.DataFrame, slow: str, x: str, colour: str, marker: str, label: str = ""
+) -> None:
+    own = _of(own, contender=slow).dropna(subset="total_by_fused").sort_values(x)
+    if len(own):
+        axis.plot(
+            own[x], own["total_by_fused"], color=colour, marker=marker, ms=4, label=label or None,
+            ls="-" if label else ":", mfc=colour if label else "none",
+        )  # fmt: skip
+
+
+def _say_if_empty(axis: Axes, table: pd.DataFrame, overrides: str, **values: object) -> None:
+    if _of(table, **values).empty:
+        axis.text(
+            0.5, 0.5, f"not measured:\nblockspike benchmark\n{overrides}", fontsize=7,
+            ha="center", va="center", transform=axis.transAxes, color=GREY,
+        )  # fmt: skip
+
+
+def _tradeoff(table: pd.DataFrame, path: Path) -> Path:
+    """Error of spike times against cost, a point a step length and a line a method."""
+    figure, axis = plt.subplots(figsize=(5.6, 3.8), layout="constrained")
+    finest = min(table["dt_ms"].tolist())
+    shown = table.dropna(subset="total_ms_median")
+    shown = pd.DataFrame(shown[np.isfinite(shown["spike_time_error_ms"])])
+    # The error of the finest step is 0 and drawn at the foot.
+    floor = min(x for x in shown["spike_time_error_ms"].tolist() if x > 0) / 4
+    seconds = float(table["simulated_s"].tolist()[-1])
+    for name, marker in (("fused", "o"), ("blocks", "s"), ("standard", "^")):
+        own = _of(shown, contender=name).sort_values("dt_ms")
+        cost = [ms / seconds for ms in own["total_ms_median"].tolist()]
+        error = [max(ms, floor) for ms in own["spike_time_error_ms"].tolist()]
+        axis.plot(
+            cost, error, color=METHOD_COLOURS[name], marker=marker, ms=5,
+            label=_LABELS.get(name, name),
+        )  # fmt: skip
+        if name == "blocks":
+            continue
+        for x, y, dt_ms in zip(cost, error, own["dt_ms"].tolist(), strict=True):
+            if name == "fused" or dt_ms in (8, 1, 0.1):
+                axis.annotate(
+                    f"{dt_ms:g} ms", (x, y), xytext=(-4, -3), textcoords="offset points",
+                    fontsize=7, ha="right", va="top", color=METHOD_COLOURS[name],
+                )  # fmt: skip
+    axis.axhline(floor * 1.6, color=GREY, lw=0.5, ls=":")
+    axis.text(
+        0.99, 0.02, f"below the line: {finest:g} ms, the reference", fontsize=7, color=GREY,
+        ha="right", transform=axis.transAxes,
+    )  # fmt: skip
+    axis.set(
+        xscale="log", yscale="log", ylim=(floor / 2, None),
+        xlabel="cost of 8 trials of one second, forward and backward (ms)",
+        ylabel="mean error of a spike time (ms)",
+    )  # fmt: skip
+    axis.legend(frameon=False, fontsize=8, title="time step at the points", title_fontsize=8)
+    figure.suptitle(f"One neuron driven by noise: {_where(table)}", fontsize=9)
+    return save(figure, path)
+
+
+def _libraries(table: pd.DataFrame, path: Path) -> Path:
+    """Times as long as fused: recurrent layers (E1, over its cells) and a feed-forward one (E2)."""
+    figure, axes = plt.subplots(1, 2, figsize=(10, 3.6), layout="constrained", sharey=True)
+    studies = {"length": "1000 → 128 recurrent, events in", "libraries": "200 → 100, numbers in"}
+    rows = pd.DataFrame(table[table["study"].isin(list(studies))]).dropna(subset="total_by_fused")
+    medians = rows.groupby("contender")["total_by_fused"].median().to_dict()
+    order = sorted((str(name) for name in medians), key=medians.__getitem__)
+    for axis, (study, title) in zip(axes, studies.items(), strict=True):
+        own = _of(rows, study=study)
+        for y, name in enumerate(order):
+            ratios = _of(own, contender=name)["total_by_fused"].tolist()
+            if ratios:
+                low, middle, high = min(ratios), statistics.median(ratios), max(ratios)
+                axis.plot([low, high], [y, y], color=_colour(name), lw=3, alpha=0.4)
+                axis.plot([middle], [y], "o", color=_colour(name), ms=6)
+                axis.text(high, y, f"  {middle:.3g}", va="center", fontsize=7)
+        axis.axvline(1, color=GREY, lw=0.6)
+        axis.set(xscale="log", xlabel="times as long as fused", title=f"{title}")
+        axis.set_xlim(right=axis.get_xlim()[1] * 2)
+    axes[0].set_yticks(range(len(order)), order, fontsize=8)
+    figure.suptitle(
+        f"Forward and backward, median and range over the measured sizes: {_where(table)}",
+        fontsize=9,
+    )
+    return save(figure, path)
+
+
+def _colour(name: str) -> str:
+    return METHOD_COLOURS.get(name.split()[-1], METHOD_COLOURS.get(name.split()[0], GREEN))

@@ -1,0 +1,128 @@
+"""What the Triton kernels share: where they run, and chains of launches replayed as one graph."""
+
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from functools import partial
+from importlib.util import find_spec
+from threading import Lock
+
+import torch
+from torch import Tensor
+
+TRITON_DEVICES = ("cuda", "xpu")  # "cuda" is also what AMD's GPUs are called
+
+Chain = Callable[..., tuple[Tensor, ...]]
+
+
+def has_triton(device: torch.device) -> bool:
+    """Whether our Triton kernels can run on `device`."""
+    return device.type in TRITON_DEVICES and find_spec("triton") is not None
+
+
+def require_triton(what: str, given: str, device: torch.device) -> None:
+    """Raise ValueError, which begins with `what`, if Triton kernels cannot run on `device`.
+
+    `given` says what is on that device.
+    """
+    if device.type not in TRITON_DEVICES:
+        places = ", ".join(("cpu", *TRITON_DEVICES))
+        raise ValueError(f"{what} runs on {places}; got {given} on {device}")
+    if not has_triton(device):
+        raise ValueError(
+            f"{what} needs Triton, got {given} on {device} without it; "
+            "expected the extra `gpu`: pip install 'blockspike[gpu]'"
+        )
+
+
+@contextmanager
+def launching_on(device: torch.device) -> Iterator[None]:
+    """Launch on this device, whichever is current, and multiply without autocast."""
+    on_cpu = device.type == "cpu"  # in Triton's interpreter
+    guard = nullcontext() if on_cpu else torch.get_device_module(device).device(device)
+    with guard, torch.autocast(device.type, enabled=False):
+        yield
+
+
+@dataclass(frozen=True)
+class Graph:
+    """A captured chain: `replay` reads `inputs` and writes `outputs`, always the same memory."""
+
+    inputs: Sequence[Tensor]
+    replay: Callable[[], None]
+    outputs: Sequence[Tensor]
+
+    def __call__(self, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """The chain's results for `tensors`, in memory of their own: the next call spares them."""
+        for fixed, tensor in zip(self.inputs, tensors, strict=True):
+            fixed.copy_(tensor)
+        self.replay()
+        return tuple(output.clone() for output in self.outputs)
+
+
+def capture_cuda(chain: Chain, tensors: Sequence[Tensor]) -> Graph:
+    """Capture `chain` as a CUDA graph, on copies of `tensors`."""
+    inputs = [x.clone(memory_format=torch.contiguous_format) for x in tensors]
+    chain(*inputs)  # compiles and loads what may not be loaded during the capture
+    graph = torch.cuda.CUDAGraph()
+    # Other threads, such as one that pins memory for a data loader, may go on meanwhile.
+    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+        outputs = chain(*inputs)
+    return Graph(inputs, graph.replay, outputs)
+
+
+def _may_capture(tensor: Tensor) -> bool:
+    return tensor.is_cuda and not torch.cuda.is_current_stream_capturing()
+
+
+def _stream(tensor: Tensor) -> int:
+    return torch.cuda.current_stream(tensor.device).cuda_stream if tensor.is_cuda else 0
+
+
+class Graphs:
+    """Runs chains of many small launches; those that come again with equal shapes as one graph.
+
+    A chain is run as it is when it comes for the first time, captured when it comes again, and
+    replayed from then on. The `size` last used are kept, since each holds memory for its inputs
+    and outputs.
+
+    Args:
+        capture: makes a Graph of a chain and its arguments.
+        may_capture: whether the device of a tensor has graphs, and they can be used now.
+        size: how many chains to remember.
+    """
+
+    def __init__(
+        self,
+        capture: Callable[[Chain, Sequence[Tensor]], Graph] = capture_cuda,
+        may_capture: Callable[[Tensor], bool] = _may_capture,
+        size: int = 8,
+    ):
+        self._capture, self._may_capture, self._size = capture, may_capture, size
+        self._known: OrderedDict[Hashable, Graph | None] = OrderedDict()  # None: came once
+        self._lock = Lock()  # backward comes from threads of autograd
+
+    def run(self, chain: Chain, *tensors: Tensor, **options: Hashable) -> tuple[Tensor, ...]:
+        """chain(*tensors, **options), which must read nothing else that changes."""
+        bound = partial(chain, **options)
+        if not self._may_capture(tensors[0]):
+            return bound(*tensors)
+        key = (
+            chain,
+            tuple(options.items()),
+            tuple((x.shape, x.dtype, x.device) for x in tensors),
+            _stream(tensors[0]),  # work on two streams must not share memory
+            torch.get_float32_matmul_precision(),
+        )
+        with self._lock:
+            comes_again = key in self._known
+            graph = self._known.pop(key, None)
+            if graph is None and comes_again:
+                graph = self._capture(bound, tensors)
+            self._known[key] = graph  # the last used is the last
+            if len(self._known) > self._size:
+                self._known.popitem(last=False)
+            if graph is not None:
+                return graph(tensors)
+        return bound(*tensors)

@@ -1,0 +1,179 @@
+"""The studies are complete and their rows true to what ran; no time is asserted."""
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from blockspike.benchmark import roofline, studies, tradeoff
+from blockspike.benchmark.layers import CONTENDERS, Size
+from blockspike.benchmark.studies import STUDIES, Options, pieces
+from blockspike.benchmark.timing import Turn, summary, take_turns
+from blockspike.benchmark.tradeoff import STEPS_MS, Neuron, noise, spike_time_error_ms
+
+SMALL = Options(n_steps=(30,), arp_steps=(2, 5), batch_size=(2,), rounds=2, memory=False)
+
+
+def test_grids_are_those_of_the_paper():
+    keys = [piece.key for piece in pieces("length", Options(batch_size=(32, 64, 128)))]
+    assert len(keys) == 90 and all(k["n_inputs"] == 1000 and k["n_units"] == 128 for k in keys)
+    assert {k["n_steps"] for k in keys} == {512, 1024, 2048}
+    assert len([*pieces("layers", Options())]) == 15
+    everything = [str(p.key) for study in STUDIES for p in pieces(study, Options())]
+    assert len(everything) == len(set(everything))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"contenders": ("fused", "fusd")}, "contenders: expected some of fused, .*, got fusd"),
+        ({"rounds": 1}, "rounds: expected at least 2, got 1"),
+    ],
+)
+def test_options_refuse(options, message):
+    with pytest.raises(ValueError, match=message):
+        Options(**options)
+
+
+def test_unknown_study():
+    with pytest.raises(ValueError, match="study: expected some of roofline, .* got 'speed'"):
+        next(pieces("speed", SMALL))
+
+
+def test_rows_of_layers():
+    options = replace(SMALL, contenders=("fused", "blocks", "standard"))
+    piece, _ = pieces("length", options)
+    rows = piece.measure()
+    assert [row["contender"] for row in rows] == ["fused", "blocks", "standard"]
+    for row in rows:
+        assert row["rounds"] == 2 and 0 < row["total_ms_q25"] <= row["total_ms_median"]
+        assert row["forward_ms_median"] < row["total_ms_q75"]
+    assert rows[0]["total_by_fused"] == 1
+
+
+def test_what_fails_or_is_slow_is_a_row(monkeypatch):
+    def fail(size: Size):
+        raise ImportError("no module named snntorch")
+
+    failing = replace(CONTENDERS["snnTorch"], make=fail)
+    monkeypatch.setitem(studies.CONTENDERS, "snnTorch", failing)
+    options = replace(SMALL, contenders=("fused", "standard", "snnTorch"), longest_turn_s=0.0)
+    first, second = pieces("length", options)
+    left_out = [{row["contender"]: row["left_out"] for row in p.measure()} for p in (first, second)]
+    assert left_out[0] == left_out[1]  # not tried again
+    assert left_out[0]["snnTorch"] == "ImportError: no module named snntorch"
+    assert "longer than longest_turn_s" in left_out[0]["standard"]
+
+
+def test_turns_are_taken_after_a_warm_up():
+    order = []
+
+    def run(name, seconds):
+        order.append(name)
+        return Turn(seconds, 2 * seconds)
+
+    def broken():
+        raise RuntimeError("no\nluck")
+
+    found = take_turns(
+        {"a": lambda: run("a", 1.0), "b": broken, "c": lambda: run("c", 9.0)}, 2, 10.0
+    )
+    assert order == ["a", "c", "c", "a", "a"]
+    assert found == {
+        "a": [Turn(1.0, 2.0)] * 2,
+        "b": "RuntimeError: no luck",
+        "c": "took 27 s, longer than longest_turn_s",
+    }
+
+
+def test_ratios_are_medians_of_rounds():
+    turns = [Turn(1.0, 2.0), Turn(2.0, 4.0), Turn(9.0, 9.0)]
+    row = summary(turns, [Turn(0.5, 1.0), Turn(2.0, 2.0), Turn(1.0, 9.0)])
+    assert row["forward_by_fused"] == 2.0 and row["backward_by_fused"] == 2.0
+    assert row["total_by_fused"] == 1.8 and row["total_ms_median"] == 6000
+    assert not row["steady"]
+
+
+@pytest.mark.parametrize("name", ["standard", "fused"])
+def test_memory_is_that_of_the_layer(name):
+    size = Size(1000, 8, 100, 64, arp_steps=10)
+    peak = studies._peak_mib(name, size, SMALL, lambda: None)
+    element = size.n_steps * size.batch_size * size.n_units * 4 / 2**20
+    assert peak is not None
+    assert (peak > 10 * element) == (name == "standard") and peak > 2 * element, peak / element
+
+
+def test_tradeoff(monkeypatch):
+    monkeypatch.setattr(studies, "STEPS_MS", STEPS_MS[:6])
+    monkeypatch.setattr(studies, "_FINEST_MS", 0.25)
+    piece = next(pieces("tradeoff", replace(SMALL, simulated_s=0.4)))
+    rows = piece.measure()
+    assert {(row["contender"], row["dt_ms"]) for row in rows} == {
+        (method, dt_ms) for method in tradeoff.METHODS for dt_ms in STEPS_MS[:6]
+    }
+    errors = {row["dt_ms"]: row["spike_time_error_ms"] for row in rows}
+    assert errors[0.25] == 0 < errors[0.5] < errors[1.0] < errors[8.0]
+    assert all(row["total_ms_median"] > 0 for row in rows)
+
+
+def test_every_method_has_the_spikes_of_fused_at_every_step_length():
+    current = noise(0.4)
+    for dt_ms in STEPS_MS:
+        neuron = Neuron(current, dt_ms)
+        expected = neuron.spike_times_ms("fused")
+        for method in tradeoff.METHODS:
+            for mine, wanted in zip(neuron.spike_times_ms(method), expected, strict=True):
+                np.testing.assert_array_equal(mine, wanted)
+
+
+def test_the_noise_is_the_same_at_every_step_length():
+    current = noise(0.4)
+    assert current.mean() == pytest.approx(0.9, abs=0.3) and 0.5 < current.std() < 1.3
+    for dt_ms in (1.0, 8.0):
+        neuron = Neuron(current, dt_ms)
+        gain = 1 - math.exp(-dt_ms / 20)
+        assert len(neuron.current) == 400 / dt_ms and neuron.arp == round(2 / dt_ms)
+        assert (neuron.current.mean() / gain).item() == pytest.approx(current.mean().item(), 1e-4)
+    with pytest.raises(ValueError, match=r"duration_s: expected a multiple of 0.008 s, got 0.4001"):
+        noise(0.4001)
+
+
+@pytest.mark.parametrize(
+    ("mine", "wanted", "error"),
+    [
+        ([1.0, 5.0], [1.0, 5.0], 0.0),
+        ([1.5], [1.0], 0.5),
+        ([1.0], [1.0, 4.0], 1.0),  # 0 one way, 0 and 3 the other
+        ([], [], 0.0),
+        ([], [1.0], math.inf),
+    ],
+)
+def test_spike_time_error(mine, wanted, error):
+    assert spike_time_error_ms([np.array(mine)], [np.array(wanted)]) == error
+    assert spike_time_error_ms([np.array(wanted)], [np.array(mine)]) == error
+
+
+def test_roofline(monkeypatch):
+    monkeypatch.setattr(roofline, "LAYER", Size(64, 2, 50, 8, arp_steps=3, recurrent=False))
+    monkeypatch.setattr(roofline, "COPIED_BYTES", 2**16)
+    monkeypatch.setattr(roofline, "_COPY", [])
+    rows = next(pieces("roofline", SMALL)).measure()
+    by_name = {row["contender"]: row for row in rows}
+    assert {"copy", "fused, FastSigmoid", "blocks, MultiGaussian", "leaky integrator"} <= set(
+        by_name
+    )
+    row = by_name["fused, FastSigmoid"]
+    elements = 64 * 2 * 8
+    assert row["forward_mb"] == round(13.5 * elements / 1e6, 1)
+    bandwidth = by_name["copy"]["gb_per_s"] * 1e9
+    share = 13.5 * elements / (row["forward_ms_median"] / 1000) / bandwidth
+    assert row["forward_share_of_copy"] == pytest.approx(share, rel=0.05, abs=2e-3)
+
+
+def test_tensors_of_the_copy_are_as_large_as_said(monkeypatch):
+    monkeypatch.setattr(roofline, "COPIED_BYTES", 2**16)
+    monkeypatch.setattr(roofline, "_COPY", [])
+    assert roofline.copy_s() > 0
+    assert all(x.nbytes == 2**16 and torch.equal(x, torch.zeros_like(x)) for x in roofline._COPY)

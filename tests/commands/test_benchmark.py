@@ -1,0 +1,70 @@
+"""`blockspike benchmark`: one table, gone on with, its errors, and the guard's exit code."""
+
+import pandas as pd
+import pytest
+
+from blockspike.benchmark import guard
+
+QUICK = (
+    "study=length,layers", "n_steps=20", "arp_steps=2,3", "batch_size=2", "n_units=8", "n_layers=1",
+    "contenders=fused,standard,sinabs", "rounds=2", "memory=false", "longest_turn_s=60",
+)  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def short_layers(monkeypatch):
+    from blockspike.benchmark import studies
+
+    sizes = studies.Size
+    monkeypatch.setattr(
+        studies, "Size", lambda *a, **k: sizes(min(a[0], 20), min(a[1], 2), *a[2:], **k)
+    )
+
+
+def test_one_table_that_is_gone_on_with(blockspike, tmp_path):
+    done = blockspike("benchmark", *QUICK)
+    file = tmp_path / "outputs" / "benchmark" / "rows.jsonl"
+    assert "times as long as fused" in done.stdout and "rows.csv" in done.stdout
+    lines = file.read_text().splitlines()
+    assert len(lines) == 3  # two refractory periods, one stack
+    table = pd.read_csv(file.with_suffix(".csv"))
+    assert table["study"].tolist() == ["length"] * 6 + ["layers"] * 2
+    assert {"cpu", "threads", "torch", "git_sha", "load", "differs"} <= set(table)
+    file.write_text("\n".join(lines[:1]) + "\n" + lines[1][:50])  # as a kill leaves it
+    blockspike("benchmark", *QUICK)
+    again = file.read_text().splitlines()
+    assert again[0] == lines[0] and len(again) == 3 and again[1] != lines[1]
+    assert not blockspike("benchmark", *QUICK).stdout.startswith("length")
+    assert file.read_text().splitlines() == again
+
+
+def test_with_other_rounds_it_is_measured_anew(blockspike, tmp_path):
+    blockspike("benchmark", *QUICK, "study=length")
+    blockspike("benchmark", *QUICK, "study=length", "rounds=3")
+    lines = (tmp_path / "outputs" / "benchmark" / "rows.jsonl").read_text().splitlines()
+    assert len(lines) == 4
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("study=speed", "study: expected some of roofline"),
+        ("contenders=fusd", "contenders: expected some of fused"),
+        ("rounds=1", "rounds: expected at least 2"),
+        ("device=cuda", "device: expected cpu, as no CUDA device is here"),
+        ("n_stepz=3", "n_stepz"),
+    ],
+)
+def test_bad_input_is_named(blockspike, override, message):
+    done = blockspike("benchmark", override, check=False)
+    assert done.returncode == 2 and message in done.stderr
+
+
+@pytest.mark.parametrize(("floor", "code"), [(1e-9, 0), (1e9, 1)])
+def test_the_guard_has_an_exit_code(blockspike, monkeypatch, floor, code):
+    monkeypatch.setattr(guard, "_SHAPE", (6, 2, 20))
+    monkeypatch.setattr(guard, "_TRIES", 1)
+    monkeypatch.setitem(guard.dynamics.SIZES, "guard", guard.dynamics.SIZES["small"])
+    monkeypatch.setattr(guard, "FLOORS", dict.fromkeys(guard.FLOORS, floor))
+    done = blockspike("benchmark", "--check", "rounds=2", check=False)
+    assert done.returncode == code and ("under its floor" in done.stderr) == bool(code)

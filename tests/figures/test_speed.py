@@ -1,0 +1,76 @@
+"""The figure on speed, from a table of a benchmark."""
+
+import pandas as pd
+import pytest
+
+from blockspike.figures.paper_numbers import paper_numbers
+from blockspike.figures.speed import speed
+from blockspike.figures.style import use_style
+
+ABOUT = {"device": "cpu", "cpu": "Some CPU", "threads": 2}
+
+
+def rows() -> pd.DataFrame:
+    made = []
+    for name, ratio in (("fused", 1.0), ("standard", 9.0), ("standard reference", 90.0)):
+        for arp in (10, 50):
+            size = {"n_steps": 512, "batch_size": 32, "arp_steps": arp, "n_units": 128}
+            made.append(
+                {"study": "length", "contender": name, "total_by_fused": ratio + arp} | size
+            )
+    made += [
+        {"study": "layers", "contender": "standard", "n_units": 256, "n_layers": n,
+         "total_by_fused": 10.0 + n} for n in (1, 2, 3)
+    ]  # fmt: skip
+    for name, cost in (("fused", 1.0), ("blocks", 2.0), ("standard", 100.0)):
+        made += [
+            {"study": "tradeoff", "contender": name, "dt_ms": dt_ms, "simulated_s": 2.0,
+             "total_ms_median": cost / dt_ms, "spike_time_error_ms": dt_ms - 0.1}
+            for dt_ms in (0.1, 1.0, 8.0)
+        ]  # fmt: skip
+    made.append({"study": "libraries", "contender": "sinabs", "total_by_fused": 30.0})
+    made.append({"study": "libraries", "contender": "Norse", "left_out": "ImportError"})
+    return pd.DataFrame([ABOUT | {"total_ms_median": 1.0} | row for row in made])
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    use_style()
+    figures = {}
+    monkeypatch.setattr(
+        "blockspike.figures.speed.save", lambda f, path: figures.update({path.name: f}) or path
+    )
+    return figures
+
+
+def test_points_are_those_of_the_table(tmp_path, drawn):
+    assert [p.name for p in speed(rows(), tmp_path)] == ["speed", "tradeoff", "libraries"]
+    first, second, _, layers = drawn["speed"].axes
+    lines = [(line.get_linestyle(), list(line.get_ydata())) for line in first.get_lines()]
+    assert ("-", [19.0, 59.0]) in lines and (":", [100.0, 140.0]) in lines
+    published = paper_numbers(experiment="speed_length")
+    own = published[(published["batch"] == 32) & (published["t_len"] == 512)]
+    assert ("--", own["value"].tolist()) in lines
+    assert "not measured" in second.texts[0].get_text()
+    assert "batch_size=64" in second.texts[0].get_text()
+    assert [11.0, 12.0, 13.0] in [list(line.get_ydata()) for line in layers.get_lines()]
+    costs = {line.get_label(): list(line.get_xdata()) for line in drawn["tradeoff"].axes[0].lines}
+    assert costs["fused"] == [5.0, 0.5, 0.0625] and costs["step loop"] == [500.0, 50.0, 6.25]
+    names = [label.get_text() for label in drawn["libraries"].axes[0].get_yticklabels()]
+    assert names == ["sinabs", "fused", "standard", "standard reference"] or "Norse" not in names
+
+
+def test_files_are_written(tmp_path):
+    use_style()
+    for path in speed(rows(), tmp_path):
+        assert path.is_file() and path.with_suffix(".svg").is_file()
+
+
+def test_without_a_study_its_picture_is_left_out(tmp_path, drawn):
+    table = rows()
+    assert [p.name for p in speed(table[table["study"] == "layers"], tmp_path)] == ["speed"]
+
+
+def test_another_table_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="table: no column study, contender"):
+        speed(pd.DataFrame({"test_accuracy": [1.0]}), tmp_path)

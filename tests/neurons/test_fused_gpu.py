@@ -1,0 +1,278 @@
+"""The Triton kernels against `standard`, on a GPU or (TRITON_INTERPRET=1) in Triton's interpreter.
+
+Bad arguments and properties that hold for any method are tested elsewhere.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from gpu_cases import (
+    DEVICE,
+    INTERPRETED,
+    WIDE,
+    make_gpu_inputs,
+    one_tile,  # noqa: F401
+    to_device,
+    triton_kernels,  # noqa: F401
+)
+from neuron_cases import (
+    SURROGATES,
+    alif,
+    assert_close,
+    assert_same_result,
+    cotangent,
+    run,
+)
+from test_golden import CASES, load
+from test_kernels_cpu import poison
+from torch.autograd.graph import saved_tensors_hooks
+
+from blockspike.neurons import MultiGaussian
+from blockspike.neurons.alif import dispatch, fused_gpu
+
+pytestmark = pytest.mark.usefixtures("triton_kernels")
+RTOL = {torch.float32: 1e-4, torch.float64: 1e-9}
+SHAPES = [(11, 1, 1), (1, 2, 5), (12, 2, 4), (13, 3, 3), *WIDE]
+MULTI_GAUSSIAN = MultiGaussian()
+FLOAT32_CASES = CASES[::3] if INTERPRETED else CASES
+
+
+def check(inputs, **options):
+    expected = run(inputs, method="standard", **options)
+    rtol = RTOL[inputs["beta"].dtype]
+    assert_same_result(run(inputs, method="fused", **options), expected, rtol)
+    return expected[0]
+
+
+@pytest.mark.parametrize("detach_spikes", [True, False])
+@pytest.mark.parametrize("recurrent", [True, False])
+@pytest.mark.parametrize(
+    ("surrogate", "adaptive"),
+    [*((surrogate, True) for surrogate in SURROGATES), (MULTI_GAUSSIAN, False)],
+    ids=["FastSigmoid", "Boxcar", "MultiGaussian", "no adaptation"],
+)
+def test_every_option(surrogate, adaptive, recurrent, detach_spikes):
+    inputs = make_gpu_inputs((13, 2, 5), recurrent=recurrent, adaptive=adaptive)
+    assert check(inputs, arp=2, detach_spikes=detach_spikes, surrogate=surrogate).sum() > 5
+
+
+@pytest.mark.parametrize(
+    ("shape", "dtype"),
+    [
+        *((shape, torch.float64) for shape in SHAPES),
+        *((shape, torch.float32) for shape in SHAPES[3:]),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("recurrent", [True, False])
+def test_odd_sizes(shape, recurrent, dtype):
+    check(make_gpu_inputs(shape, recurrent=recurrent, dtype=dtype), arp=4, detach_spikes=False)
+
+
+@pytest.mark.parametrize("recurrent", [True, False])
+@pytest.mark.parametrize("arp", [0, 1, 7, 8, 9, 10**12])
+def test_every_arp(arp, recurrent):
+    check(make_gpu_inputs((9, 1, 6), recurrent=recurrent), arp=arp, detach_spikes=False)
+
+
+@pytest.mark.parametrize("shape", [(30, 2, 3), *WIDE], ids=str)
+def test_detached_recurrence_needs_no_chain_in_backward(shape):
+    check(make_gpu_inputs(shape, recurrent=True), arp=5)
+
+
+def test_without_memory_of_spikes():
+    inputs = make_gpu_inputs((13, 2, 5))
+    for name, value in (("p", 0.0), ("b", 0.4)):
+        inputs[name].data.fill_(value)
+    assert check(inputs, arp=1).sum() > 5
+
+
+@pytest.mark.parametrize("with_grad", [True, False])
+@pytest.mark.parametrize("adaptive", [True, False])
+def test_membrane_and_threshold(adaptive, with_grad):
+    inputs = make_gpu_inputs((9, 2, 4), recurrent=True, adaptive=adaptive)
+    expected = alif(**inputs, arp=4, method="standard")
+    with torch.set_grad_enabled(with_grad):
+        trace = alif(**inputs, arp=4)
+    assert_close(trace.membrane, expected.membrane, 1e-12, "membrane")
+    assert_close(trace.threshold, expected.threshold, 1e-12, "threshold")
+    assert torch.equal((trace.membrane > trace.threshold).double(), trace.spikes)
+
+
+@pytest.mark.usefixtures("one_tile")
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case["file"][:-4])
+def test_golden(case):
+    arrays, inputs, options = load(case, torch.float64)
+    inputs = to_device(inputs)
+    trace = alif(**inputs, **options)
+    np.testing.assert_array_equal(trace.spikes.detach().cpu(), arrays["spikes"])
+    np.testing.assert_allclose(trace.membrane.cpu(), arrays["membrane"], rtol=1e-6, atol=1e-12)
+    np.testing.assert_allclose(trace.threshold.cpu(), arrays["threshold"], rtol=1e-6)
+    trace.spikes.backward(torch.tensor(arrays["cotangent"]).to(DEVICE))
+    for name, value in inputs.items():
+        expected = np.broadcast_to(arrays[f"standard_grad_{name}"], value.shape)
+        grad = torch.zeros_like(value) if value.grad is None else value.grad
+        atol = 1e-7 * np.abs(expected).max()
+        np.testing.assert_allclose(grad.cpu(), expected, rtol=1e-6, atol=atol, err_msg=name)
+
+
+@pytest.mark.usefixtures("one_tile")
+@pytest.mark.parametrize("case", FLOAT32_CASES, ids=lambda case: case["file"][:-4])
+def test_golden_spikes_float32(case):
+    arrays, inputs, options = load(case, torch.float32)
+    with torch.no_grad():
+        spikes = alif(**to_device(inputs), **options).spikes
+    np.testing.assert_array_equal(spikes.cpu(), arrays["spikes"])
+
+
+@pytest.mark.parametrize("detach_spikes", [True, False])
+@pytest.mark.parametrize("recurrent", [True, False])
+def test_bfloat16_current(recurrent, detach_spikes):
+    # Its values are multiples of 1/64 that bfloat16 holds exactly: only the results are rounded.
+    inputs = make_gpu_inputs((9, 2, 4), recurrent=recurrent, dtype=torch.float32)
+    inputs["current"].data.clamp_(-2, 2)
+    options: dict[str, Any] = {
+        "arp": 2,
+        "detach_spikes": detach_spikes,
+        "surrogate": MULTI_GAUSSIAN,
+        "recurrent_weight": inputs.get("recurrent_weight"),
+    }
+    results = []
+    for dtype in (torch.float32, torch.bfloat16):
+        leaves = [inputs["current"].detach().to(dtype).requires_grad_()]
+        leaves += [inputs[name] for name in inputs if name != "current"]
+        trace = fused_gpu.fused_gpu(*leaves[:4], **options)
+        gradient = cotangent(trace.spikes).bfloat16().to(dtype)
+        results.append((trace, torch.autograd.grad(trace.spikes, leaves, gradient)))
+    (expected, expected_grads), (half, grads) = results
+    assert half.spikes.dtype == grads[0].dtype == torch.bfloat16
+    assert torch.equal(half.spikes.float(), expected.spikes) and half.spikes.sum() > 5
+    assert torch.equal(half.membrane, expected.membrane)
+    for grad, reference in zip(grads, expected_grads, strict=True):
+        # The recurrence feeds back the current's gradient as it is kept, to 8 bits.
+        assert_close(grad.float(), reference, 1e-2, "gradient")
+    assert all(grad.dtype == torch.float32 for grad in grads[1:])
+
+
+def test_which_type_a_current_on_a_gpu_may_have():
+    half = torch.zeros(9, 2, 5, dtype=torch.bfloat16, device="meta")
+    beta = torch.zeros(5, device="meta")
+    for tensor, method, message in [
+        (half, "standard", "^current: expected .*got torch.bfloat16 for 'standard' on meta"),
+        (half.cpu, "fused", "^current: expected .*got torch.bfloat16 for 'fused' on cpu"),
+        (half, "fused", "^method: "),  # the type is fine, the device is none for Triton
+    ]:
+        current = torch.zeros(9, 2, 5, dtype=torch.bfloat16) if callable(tensor) else tensor
+        with pytest.raises(ValueError, match=message):
+            alif(current, beta, method=method)
+    with pytest.raises(ValueError, match=r"^beta: expected torch.float32 with .*got torch.bfloat"):
+        alif(half, beta.bfloat16())
+
+
+def test_a_gpu_gets_the_triton_kernels(monkeypatch):
+    monkeypatch.setattr(fused_gpu, "fused_gpu", lambda current, *args, **options: current)
+    assert dispatch._ELSEWHERE["fused"](7, arp=0) == 7
+
+
+@pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")  # the interpreter's
+@pytest.mark.parametrize("step", [3, 5, 11])
+@pytest.mark.parametrize("value", ["nan", "inf", "-inf"])
+def test_current_that_is_not_finite(value, step):
+    inputs = make_gpu_inputs((12, 2, 3), recurrent=step == 5)
+    inputs["current"].data[3, 1, 2] = 100.0  # a spike, so that steps 4 … 8 are refractory
+    inputs["current"].data[step, 1, 2] = float(value)
+    with pytest.raises(ValueError, match="^current: expected finite") as error:
+        alif(**inputs, arp=5)
+    assert f"got {value} at step {step}, sample 1, neuron 2 (1 such values)" in str(error.value)
+
+
+@pytest.mark.parametrize("recurrent", [True, False])
+def test_uninitialised_memory_is_not_read(monkeypatch, recurrent):
+    inputs = make_gpu_inputs((9, 2, 4), recurrent=recurrent)
+    options = {"arp": 3, "detach_spikes": False}
+    expected = run(inputs, **options)
+    membrane = alif(**inputs, **options).membrane
+    calls = poison(monkeypatch, torch, "empty_like"), poison(monkeypatch, torch.Tensor, "new_empty")
+    assert_same_result(run(inputs, **options), expected)
+    with torch.no_grad():
+        assert torch.equal(alif(**inputs, **options).membrane, membrane)
+    assert all(calls)
+
+
+def test_memory_layouts_and_nothing_modified():
+    inputs = make_gpu_inputs((9, 2, 4), recurrent=True)
+    expected = run(inputs, arp=2)
+    other = {name: value.detach().clone() for name, value in inputs.items()}
+    other["current"] = other["current"].permute(2, 0, 1).contiguous().permute(1, 2, 0)
+    other["recurrent_weight"] = other["recurrent_weight"].T.contiguous().T
+    other["beta"] = torch.stack([other["beta"], other["beta"]], 1)[:, 0]
+    before = {name: value.clone() for name, value in other.items()}
+    assert_same_result(run(other, arp=2), expected)
+    assert all(torch.equal(other[name], before[name]) for name in other)
+    grads = []
+    for gradient in (torch.ones_like(expected[0]), expected[0].new_ones(()).expand(9, 2, 4)):
+        trace = alif(**inputs, arp=2)
+        grads.append(torch.autograd.grad(trace.spikes, list(inputs.values()), gradient))
+    assert all(torch.equal(a, b) for a, b in zip(*grads, strict=True))
+
+
+@pytest.mark.parametrize("name", ["current", "beta", "p", "b", "recurrent_weight"])
+def test_one_differentiable_argument_is_enough(name):
+    inputs = {k: v.detach() for k, v in make_gpu_inputs((9, 1, 5), recurrent=True).items()}
+    expected = run(inputs, method="standard", arp=2)[1][name]
+    inputs[name].requires_grad_()
+    spikes = alif(**inputs, arp=2).spikes
+    spikes.backward(cotangent(spikes))
+    grad = inputs[name].grad
+    assert grad is not None
+    assert_close(grad, expected, 1e-9, name)
+
+
+def test_saved_bytes_per_neuron_step():
+    inputs = make_gpu_inputs((32, 2, 4), recurrent=True, dtype=torch.float32)
+    given = {value.untyped_storage().data_ptr() for value in inputs.values()}
+    kept = {}
+
+    def keep(tensor):
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in given:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with saved_tensors_hooks(keep, lambda tensor: tensor):
+        trace = alif(**inputs, arp=7)
+    assert trace.spikes.untyped_storage().data_ptr() not in kept  # yours to drop
+    assert sum(kept.values()) / trace.spikes.numel() == 4 + 8 / fused_gpu.CHUNK
+
+
+def test_recurrence_is_not_multiplied_in_half_precision():
+    inputs = make_gpu_inputs((9, 2, 4), recurrent=True, dtype=torch.float32)
+    inputs["recurrent_weight"].data.mul_(1.001)
+    expected = run(inputs, arp=1, detach_spikes=False)
+    with torch.autocast(DEVICE.type, torch.bfloat16):
+        assert_same_result(run(inputs, arp=1, detach_spikes=False), expected)
+
+
+def test_kernels_compile_without_a_gpu(tmp_path):
+    # The interpreter is Python and takes much that Triton's compiler refuses.
+    script = Path(__file__).with_name("compile_kernels.py")
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    done = subprocess.run(
+        [sys.executable, script, tmp_path], env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    kernels = [json.loads(line) for line in done.stdout.splitlines()]
+    assert {kernel["name"] for kernel in kernels} == {"forward", "backward", "sum_rows"}
+    for kernel in kernels:
+        assert kernel["stack_bytes"] == 0  # all is in registers
+        if kernel["name"] == "forward":
+            assert kernel["fused_multiply_adds"] == 0  # it rounds as the loop does
+        if kernel["name"] == "backward":
+            assert kernel["fused_multiply_adds"] > 0  # so they are counted

@@ -1,0 +1,126 @@
+"""Chains of launches as graphs: when they are captured, what is kept, and what a call returns."""
+
+from functools import partial
+
+import pytest
+import torch
+from gpu_cases import DEVICE, capture_by_copying, make_gpu_inputs, triton_kernels  # noqa: F401
+from neuron_cases import alif, assert_same_result, cotangent, run
+
+from blockspike.neurons import gpu
+from blockspike.neurons.alif import fused_gpu
+from blockspike.neurons.gpu import Graphs, has_triton, require_triton
+
+
+def chain(x, y, *, factor=1):
+    """Something with two results."""
+    return factor * x + y, x.sum()
+
+
+@pytest.fixture
+def captured() -> list:
+    """What was captured, in order."""
+    return []
+
+
+@pytest.fixture
+def graphs(captured) -> Graphs:
+    """Graphs that can be captured anywhere, at most three."""
+
+    def capture(bound, tensors):
+        captured.append((bound.keywords, tensors[0].shape))
+        return capture_by_copying(bound, tensors)
+
+    return Graphs(capture, lambda tensor: True, size=3)
+
+
+def test_captured_when_it_comes_again(graphs, captured):
+    numbers_captured = []
+    for i in range(4):
+        x, y = torch.full((3,), float(i)), torch.arange(3.0)
+        total, sum_x = graphs.run(chain, x, y, factor=2)
+        assert torch.equal(total, 2 * x + y) and sum_x == 3 * i
+        numbers_captured.append(len(captured))
+    assert numbers_captured == [0, 1, 1, 1]
+
+
+def test_results_of_earlier_calls_stay(graphs):
+    results = [graphs.run(chain, torch.full((3,), float(i)), torch.zeros(3)) for i in range(5)]
+    assert [result[0].tolist() for result in results] == [[float(i)] * 3 for i in range(5)]
+
+
+def test_each_shape_type_and_option_has_its_own(graphs, captured):
+    x = torch.ones(3)
+    graphs.run(chain, x, x, factor=2)
+    for tensors, factor in [
+        ((x[:2], x[:2]), 2),
+        ((x.double(), x), 2),
+        ((x, x.double()), 2),
+        ((x, x), 3),
+    ]:
+        Graphs.run(graphs, chain, *tensors, factor=factor)
+    assert not captured
+    graphs.run(chain, x, x, factor=3)
+    assert captured == [({"factor": 3}, (3,))]
+
+
+def test_another_precision_of_products_is_captured_anew(graphs, captured):
+    x = torch.ones(3)
+    before = torch.get_float32_matmul_precision()
+    try:
+        for precision in ("highest", "high", "highest", "high"):
+            torch.set_float32_matmul_precision(precision)
+            graphs.run(chain, x, x)
+    finally:
+        torch.set_float32_matmul_precision(before)
+    assert len(captured) == 2
+
+
+def test_the_least_recently_used_is_forgotten(graphs, captured):
+    def call(n):
+        graphs.run(chain, torch.ones(n), torch.ones(n))
+
+    for n in (1, 2, 3, 1, 4):  # 4 drives out 2
+        call(n)
+    assert captured == [({}, (1,))]
+    for n in (2, 1, 3):  # and 2 drives out 3
+        call(n)
+    assert len(captured) == 1 and len(graphs._known) == 3
+
+
+def test_where_there_are_no_graphs_the_chain_just_runs():
+    graphs = Graphs(capture_by_copying, lambda tensor: False)
+    x = torch.ones(3)
+    for _ in range(3):
+        assert graphs.run(chain, x, x)[1] == 3
+    assert not graphs._known
+
+
+@pytest.mark.usefixtures("triton_kernels")
+@pytest.mark.parametrize("detach_spikes", [True, False])
+def test_forward_several_times_before_backward(monkeypatch, graphs, captured, detach_spikes):
+    monkeypatch.setattr(fused_gpu, "_graphs", graphs if DEVICE.type == "cpu" else Graphs())
+    options = {"arp": 3, "detach_spikes": detach_spikes}
+    batches = [make_gpu_inputs((9, 2, 3), recurrent=True, seed=seed) for seed in range(3)]
+    traces = [alif(**inputs, **options) for inputs in batches]
+    for inputs, trace in zip(batches, traces, strict=True):
+        expected = run(inputs, method="standard", **options)
+        trace.spikes.backward(cotangent(trace.spikes))
+        grads = {name: value.grad for name, value in inputs.items()}
+        assert_same_result((trace.spikes.detach(), grads), expected, 1e-9)
+    n_chains = 1 if detach_spikes else 2  # forward, and backward through the recurrence
+    kept = fused_gpu._graphs._known.values()
+    assert len(kept) == n_chains and None not in kept
+
+
+def test_devices(monkeypatch):
+    cpu, cuda, meta = (torch.device(name) for name in ("cpu", "cuda", "meta"))
+    check = partial(require_triton, "method: 'fused'", "current")
+    assert has_triton(cuda) and not has_triton(meta) and not has_triton(cpu)
+    check(cuda)
+    with pytest.raises(ValueError, match="^method: 'fused' runs on cpu, cuda.*got current on meta"):
+        check(meta)
+    monkeypatch.setattr(gpu, "find_spec", lambda name: None)
+    assert not has_triton(cuda)
+    with pytest.raises(ValueError, match=r"^method: 'fused' needs Triton.*blockspike\[gpu\]"):
+        check(cuda)
