@@ -1,5 +1,8 @@
 """Event-driven currents by Triton, on a GPU or in Triton's interpreter, against what they mean."""
 
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 import torch
 from gpu_cases import DEVICE, INTERPRETED, triton_kernels  # noqa: F401
@@ -88,12 +91,16 @@ def test_output_is_overwritten_and_sums_have_one_order():
     assert torch.equal(grads[0], grads[1])
 
 
+def on_a_gpu(n_events: int) -> Any:
+    """What of an EventBatch the choice depends on: 1000 pairs of step and unit, on a GPU."""
+    return SimpleNamespace(device=torch.device("cuda"), unit=range(n_events), shape=(10, 1, 100))
+
+
 @pytest.mark.parametrize(("n_events", "chosen"), [(0, True), (10, True), (11, False)])
 def test_auto_on_a_gpu_chooses_by_density(monkeypatch, n_events, chosen):
-    cuda = torch.device("cuda")
-    assert synapses._use_events("auto", cuda, n_events, (10, 1, 100)) == chosen
+    assert synapses._use_events("auto", on_a_gpu(n_events), 0.25) == chosen
     monkeypatch.setattr(synapses, "has_triton", lambda device: False)
-    assert not synapses._use_events("auto", cuda, n_events, (10, 1, 100))
+    assert not synapses._use_events("auto", on_a_gpu(n_events), 0.25)
 
 
 def test_auto_does_not_count_the_spikes_of_a_dense_tensor_on_a_gpu():
@@ -103,6 +110,7 @@ def test_auto_does_not_count_the_spikes_of_a_dense_tensor_on_a_gpu():
 
 
 def test_events_without_triton(monkeypatch):
+    assert synapses._use_events("events", on_a_gpu(900), 0.25)
     monkeypatch.setattr("blockspike.neurons.gpu.find_spec", lambda name: None)
     with pytest.raises(ValueError, match="^mode: 'events' needs Triton, got spikes on cuda"):
-        synapses._use_events("events", torch.device("cuda"), 1, (10, 1, 100))
+        synapses._use_events("events", on_a_gpu(1), 0.25)

@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+from functools import partialmethod
 from pathlib import Path
 from typing import Any
 
@@ -204,6 +205,35 @@ def test_uninitialised_memory_is_not_read(monkeypatch, recurrent):
     with torch.no_grad():
         assert torch.equal(alif(**inputs, **options).membrane, membrane)
     assert all(calls)
+
+
+@pytest.mark.skipif(not INTERPRETED, reason="looks at what Triton's interpreter reads and writes")
+@pytest.mark.parametrize("recurrent", [True, False])
+def test_nothing_is_read_or_written_outside_of_the_tensors(monkeypatch, recurrent):
+    from triton.runtime.interpreter import InterpreterBuilder
+
+    given: list[tuple[int, int]] = []  # first and last byte + 1 of each tensor of a launch
+    n_checked = []
+
+    def launch(*args, original=fused_gpu._launch, **options):
+        tensors = [x for x in args if isinstance(x, torch.Tensor) and x.numel()]
+        given[:] = [(x.data_ptr(), x.data_ptr() + x.nbytes) for x in tensors]
+        original(*args, **options)
+
+    def check(builder, pointers, *args, original, n_before_mask):
+        at = pointers.data[args[n_before_mask].data]
+        inside = [(first <= at) & (at < last) for first, last in given]
+        assert np.logical_or.reduce(inside).all()
+        n_checked.append(at.size)
+        return original(builder, pointers, *args)
+
+    monkeypatch.setattr(fused_gpu, "_launch", launch)
+    for name, n_before_mask in (("create_masked_load", 0), ("create_masked_store", 1)):
+        original = getattr(InterpreterBuilder, name)
+        checked = partialmethod(check, original=original, n_before_mask=n_before_mask)
+        monkeypatch.setattr(InterpreterBuilder, name, checked)
+    run(make_gpu_inputs((9, 1, 5), recurrent=recurrent), arp=2, detach_spikes=False)
+    assert sum(n_checked) > 9 * 5 * 6
 
 
 def test_memory_layouts_and_nothing_modified():
