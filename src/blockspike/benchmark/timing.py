@@ -1,6 +1,7 @@
 """What every benchmark shares: medians over rounds, claims, and the report of both."""
 
 import argparse
+import ctypes
 import gc
 import json
 import os
@@ -10,6 +11,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import torch
@@ -95,11 +97,14 @@ def take_turns(
             gc.collect()
         slow = turn.total > longest_turn_s
         found[name] = f"took {turn.total:.0f} s, longer than longest_turn_s" if slow else []
+    order = list(contenders)
+    shuffle = Random(0).shuffle
     for _ in range(rounds):
-        for name, run in contenders.items():
+        shuffle(order)  # nobody always runs after the same one, in the caches that it left
+        for name in order:
             turns = found[name]
             if isinstance(turns, list):
-                turns.append(run())
+                turns.append(contenders[name]())
     return found
 
 
@@ -150,7 +155,10 @@ def peak_bytes(step: Callable[[], object]) -> int:
     """Most memory of a function above what the process held before it. Linux only.
 
     Run it in a fresh process: what was freed earlier would be used again without being counted.
+    What the C library holds of that is given back first.
     """
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5")  # the peak restarts at what is held now
     held = _resident_bytes("VmRSS")
     step()

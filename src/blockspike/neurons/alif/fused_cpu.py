@@ -159,22 +159,24 @@ def _store(target, at, source, first, n, stream):
 
 @kernel
 def _advance(
-    first, last, stride, start, stop, source, shift, arp, state, keep_margin, stream, spikes,
-    fired, margin,
+    first, last, stride, start, stop, source, source_stride, shift, arp, state, keep_margin,
+    stream, spikes, fired, margin,
 ):  # fmt: skip
     """Steps first … last − 1 of columns start … stop − 1, strip by strip.
 
-    Arrays are flat, step t of column c at t · stride + c; in `source` that less `shift`.
+    Arrays are flat: step t of column c lies at t · stride + c, in `source` at
+    t · source_stride + c − shift.
     """
     for column in range(start, stop, _WIDTH):
         o = np.uintp((column - start) // _WIDTH) * _STATE
         width = min(_WIDTH, stop - column)
         for t in range(first, last):
             x = np.uintp(t) * stride + np.uintp(column)
+            y = np.uintp(t) * source_stride + np.uintp(column) - shift
             for i_ in range(width):
                 i = np.uintp(i_)
                 s, u, state[o + _V + i], state[o + _A + i], state[o + _SILENT + i] = neuron_step(
-                    source[x - shift + i], state[o + _BETA + i], state[o + _P + i],
+                    source[y + i], state[o + _BETA + i], state[o + _P + i],
                     state[o + _B + i], arp, state[o + _V + i], state[o + _A + i],
                     state[o + _SILENT + i],
                 )  # fmt: skip
@@ -184,6 +186,35 @@ def _advance(
             _store(spikes, x, state, o + _SPIKES, width, stream)
             if keep_margin:
                 _store(margin, x, state, o + _MARGIN, width, stream)
+
+
+@kernel
+def _advance_recurrent(
+    first, last, stride, start, stop, current, arp, state, keep_margin, stream, spikes, fired,
+    margin, weight_t, units, n_units, drive,
+):  # fmt: skip
+    """The same with recurrence, as many steps at a time as its delay allows.
+
+    Slot t mod (arp + 1) of `units` and `n_units` holds what fired at step t − arp − 1, and then
+    at t. `drive` [steps at a time, tile] is scratch.
+    """
+    n_slots, width = units.shape
+    n_neurons = weight_t.shape[1]
+    drives, fires = drive.ravel(), fired.ravel()
+    for begin in range(first, last, drive.shape[0]):
+        end = min(last, begin + drive.shape[0])
+        for t in range(begin, end):
+            slot = t % n_slots
+            row = current[t, start:stop]
+            add_recurrent(row, units[slot], n_units[slot], weight_t, drive[t - begin])
+        shift = np.uintp(begin) * np.uintp(width) + np.uintp(start)
+        _advance(
+            begin, end, stride, start, stop, drives, np.uintp(width), shift, arp, state,
+            keep_margin, stream, spikes, fires, margin,
+        )  # fmt: skip
+        for t in range(begin, end):
+            slot = t % n_slots
+            list_spikes(fired[t, start:stop], n_neurons, units[slot], n_units[slot])
 
 
 @kernel
@@ -320,9 +351,9 @@ def _forward(
         stop = min(n_columns, start + tile)
         width = stop - start
         state = _new_state(start, stop, beta, p, b)
-        drive = np.empty(width if recurrent else 1, current.dtype)
         n_slots = int(arp) + 1 if recurrent else 1
         n_neurons = weight_t.shape[1] if recurrent else width
+        drive = np.empty((min(n_slots, CHUNK), width if recurrent else 1), current.dtype)
         units = np.empty((n_slots, width if recurrent else 1), np.int32)  # that fired
         n_units = np.zeros((n_slots, width // n_neurons), np.int64)
         for first in range(0, n_steps, CHUNK):
@@ -330,26 +361,21 @@ def _forward(
             if keep_margin:
                 _copy_row(state, _A, start, stop, saved_adaptation[first // CHUNK], False)
                 _copy_row(state, _SILENT, start, stop, saved_silent[first // CHUNK], False)
-            if not recurrent and width < _NARROW:
+            if recurrent:
+                _advance_recurrent(
+                    first, last, stride, start, stop, current, arp, state, keep_margin, stream,
+                    spikes, fired, margin, weight_t, units, n_units, drive,
+                )  # fmt: skip
+            elif width < _NARROW:
                 _advance_narrow(
                     first, last, stride, start, stop, source, arp, state, keep_margin, spikes,
                     fires, margin,
                 )  # fmt: skip
-            elif not recurrent:
+            else:
                 _advance(
-                    first, last, stride, start, stop, source, np.uintp(0), arp, state, keep_margin,
-                    stream, spikes, fires, margin,
+                    first, last, stride, start, stop, source, stride, np.uintp(0), arp, state,
+                    keep_margin, stream, spikes, fires, margin,
                 )  # fmt: skip
-            for t in range(first, last if recurrent else first):
-                slot = t % n_slots  # holds the spikes of step t − arp − 1
-                row = current[t, start:stop]
-                add_recurrent(row, units[slot], n_units[slot], weight_t, drive)
-                shift = np.uintp(t) * stride + np.uintp(start)
-                _advance(
-                    t, t + 1, stride, start, stop, drive, shift, arp, state, keep_margin, stream,
-                    spikes, fires, margin,
-                )  # fmt: skip
-                list_spikes(fired[t, start:stop], n_neurons, units[slot], n_units[slot])
         _copy_row(state, _V, start, stop, last_state, False)
 
 
