@@ -1,6 +1,5 @@
 """The benchmark's rows survive a kill: whole measurements or none."""
 
-import pandas as pd
 import pytest
 
 from blockspike.benchmark.table import RowFile
@@ -28,10 +27,3 @@ def test_what_a_kill_cut_short_is_left_out_and_written_over(file, n_bytes):
     assert file.rows() == [{"a": 1}]
     file.add([{"a": 4}])
     assert file.rows() == [{"a": 1}, {"a": 4}]
-
-
-def test_csv_holds_all_rows(file):
-    file.add([{"a": 1, "b": 0.5}])
-    file.add([{"a": 2}])
-    table = pd.read_csv(file.write_csv())
-    assert table["a"].tolist() == [1, 2] and table["b"].isna().tolist() == [False, True]

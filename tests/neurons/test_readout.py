@@ -87,3 +87,9 @@ def test_only_beta_or_only_current_differentiable():
 def test_bad_shapes(current_shape, beta_shape):
     with pytest.raises(ValueError, match="expected current .*got current .*beta"):
         leaky_integrate(torch.zeros(current_shape), torch.zeros(beta_shape))
+
+
+@pytest.mark.parametrize("n_steps", [1, 2])
+def test_scan_by_doubling_returns_memory_of_its_own(n_steps):
+    x, beta = inputs((n_steps, 2, 3))
+    assert _scan_by_doubling(x, beta).data_ptr() != x.data_ptr()

@@ -1,6 +1,7 @@
 """The studies of `blockspike benchmark`: what is measured, piece by piece, and its rows."""
 
 import math
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, replace
@@ -48,7 +49,7 @@ class Options:
         device: of the studies of layers; the others run on the CPU.
 
     Raises:
-        ValueError: a contender is not known, or fewer than 2 rounds.
+        ValueError: a contender or device is not known or not here, or fewer than 2 rounds.
     """
 
     n_steps: tuple[int, ...] = (512, 1024, 2048)
@@ -69,6 +70,10 @@ class Options:
             raise ValueError(
                 f"contenders: expected some of {', '.join(CONTENDERS)}, got {', '.join(unknown)}"
             )
+        if self.device not in ("cpu", "cuda"):
+            raise ValueError(f"device: expected cpu or cuda, got {self.device!r}")
+        if self.device == "cuda" and not torch.cuda.is_available():
+            raise ValueError("device: expected cpu, as PyTorch finds no CUDA device; got 'cuda'")
         if self.rounds < 2:
             raise ValueError(f"rounds: expected at least 2, got {self.rounds}")
 
@@ -90,11 +95,13 @@ class Piece:
     Attributes:
         key: column → value, the same in all its rows and no other's.
         contenders: of which there will be rows, if known.
+        device: where it is measured.
         measure: gives the rows, without the key.
     """
 
     key: Row
     contenders: tuple[str, ...]
+    device: torch.device
     measure: Callable[[], list[Row]]
 
 
@@ -106,7 +113,12 @@ def pieces(study: str, options: Options) -> Iterator[Piece]:
     """
     if study not in STUDIES:
         raise ValueError(f"study: expected some of {', '.join(STUDIES)}, got {study!r}")
-    yield from STUDIES[study](options)
+    for piece in STUDIES[study](options):
+        if not piece.contenders and study != "roofline":
+            raise ValueError(
+                f"contenders: none of {', '.join(options.contenders or ())} is in {study!r}"
+            )
+        yield piece
 
 
 def _length(options: Options) -> Iterator[Piece]:
@@ -138,7 +150,10 @@ def _layers_piece(
     key = {"study": study, **asdict(size)}
     chosen = options.choose(names)
     left_out = {} if left_out is None else left_out
-    return Piece(key, tuple(chosen), partial(_measure_layers, size, chosen, options, left_out))
+    device = torch.device(options.device)
+    return Piece(
+        key, tuple(chosen), device, partial(_measure_layers, size, chosen, options, left_out)
+    )
 
 
 def _measure_layers(
@@ -159,7 +174,8 @@ def _measure_layers(
             failed[name] = f"{type(error).__name__}: {error}"[:300]
             continue
         inputs[name] = _input(name, events, dense)
-    check(size, modules, inputs)
+    rates = check(size, modules, inputs)
+    density = round(dense.count_nonzero().item() / dense.numel(), 5)
 
     def turn(name: str) -> Turn:
         found = time_turn(partial(modules[name], inputs[name]), device)
@@ -177,9 +193,12 @@ def _measure_layers(
             "version": contender.version,
             "neuron": contender.neuron,
             "differs": contender.differs,
+            "input_density": density,
+            "firing_per_step": rates.get(name),
         }
         if isinstance(found, str):
-            left_out[name, any_arp] = found
+            if contender.any_arp_costs_the_same:
+                left_out[name, any_arp] = f"not run, at another refractory period: {found}"
             rows.append(row | {"left_out": found})
             continue
         fused = turns.get("fused")
@@ -201,11 +220,16 @@ def _peak_mib(name: str, size: Size, options: Options, turn: Callable[[], object
         held = torch.cuda.memory_allocated(device)
         turn()
         return round((torch.cuda.max_memory_allocated(device) - held) / 2**20, 1)
+    if sys.platform != "linux":
+        return None
     context = get_context("forkserver")
     context.set_forkserver_preload(["blockspike.benchmark.studies"])
     with ProcessPoolExecutor(1, mp_context=context) as pool:
-        peak = pool.submit(layer_peak_bytes, name, size, torch.get_num_threads()).result()
-    return round(peak / 2**20, 1)
+        peak = pool.submit(layer_peak_bytes, name, size, torch.get_num_threads())
+        try:
+            return round(peak.result() / 2**20, 1)
+        except Exception:  # killed for want of memory, or no such file in /proc here
+            return None
 
 
 def layer_peak_bytes(name: str, size: Size, n_threads: int) -> int:
@@ -227,14 +251,15 @@ def _tradeoff(options: Options) -> Iterator[Piece]:
     key = {"study": "tradeoff", "simulated_s": options.simulated_s}
     chosen = options.choose(METHODS)
     methods: list[Method] = [method for method in METHODS if method in chosen]
-    yield Piece(key, tuple(methods), partial(_measure_tradeoff, methods, options))
+    yield Piece(
+        key, tuple(methods), torch.device("cpu"), partial(_measure_tradeoff, methods, options)
+    )
 
 
 def _measure_tradeoff(methods: Sequence[Method], options: Options) -> list[Row]:
     current = noise(options.simulated_s)
     neurons = {dt_ms: Neuron(current, dt_ms) for dt_ms in STEPS_MS}
-    # The spikes of all methods are equal at a step length (tested), so one method tells the error.
-    times = {dt_ms: neuron.spike_times_ms("fused") for dt_ms, neuron in neurons.items()}
+    reference = neurons[_FINEST_MS].spike_times_ms("fused")
     turns = take_turns(
         {
             f"{method} {dt_ms}": partial(neuron.turn, method)
@@ -250,12 +275,13 @@ def _measure_tradeoff(methods: Sequence[Method], options: Options) -> list[Row]:
         row: Row = {
             "contender": method,
             "dt_ms": dt_ms,
-            "n_spikes": sum(map(len, times[dt_ms])),
-            "spike_time_error_ms": spike_time_error_ms(times[dt_ms], times[_FINEST_MS]),
         }
         if isinstance(found, str):
             rows.append(row | {"left_out": found})
             continue
+        times = neurons[dt_ms].spike_times_ms(method)
+        row["n_spikes"] = sum(map(len, times))
+        row["spike_time_error_ms"] = spike_time_error_ms(times, reference)
         row |= summary(found, fused if isinstance(fused, list) else None)
         if isinstance(usual, list):
             row["total_by_standard_at_1_ms"] = round(
@@ -267,24 +293,33 @@ def _measure_tradeoff(methods: Sequence[Method], options: Options) -> list[Row]:
 
 def _roofline(options: Options) -> Iterator[Piece]:
     """Every CPU kernel against the bandwidth of a copy."""
-    yield Piece({"study": "roofline"}, (), partial(_measure_roofline, options))
+    cpu = torch.device("cpu")
+    yield Piece({"study": "roofline"}, (), cpu, partial(_measure_roofline, options))
 
 
 def _measure_roofline(options: Options) -> list[Row]:
     measured = roofline.kernels()
-    copies: list[float] = []
+    copies: dict[str, bool] = {"copy": False, "copy past the caches": True}
 
-    def copy_turn() -> Turn:
-        copies.append(roofline.copy_s())
-        return Turn(copies[-1], 0.0)
+    def copy_turn(streaming: bool) -> Turn:
+        return Turn(roofline.copy_s(streaming), 0.0)
 
     turns = take_turns(
-        {"copy": copy_turn, **{kernel.name: kernel.turn for kernel in measured}},
+        {
+            **{name: partial(copy_turn, streaming) for name, streaming in copies.items()},
+            **{kernel.name: kernel.turn for kernel in measured},
+        },
         options.rounds,
         math.inf,
     )
-    bandwidth = 2 * roofline.COPIED_BYTES / quartiles(copies[1:])[1]
-    rows: list[Row] = [{"contender": "copy", "gb_per_s": round(bandwidth / 1e9, 2)}]
+    bandwidth: dict[str, float] = {}
+    rows: list[Row] = []
+    for name in copies:
+        found = turns[name]
+        if isinstance(found, str):
+            raise RuntimeError(f"{name}: {found}")
+        bandwidth[name] = 2 * roofline.COPIED_BYTES / quartiles([t.total for t in found])[1]
+        rows.append({"contender": name, "gb_per_s": round(bandwidth[name] / 1e9, 2)})
     for kernel in measured:
         found = turns[kernel.name]
         if isinstance(found, str):
@@ -296,7 +331,9 @@ def _measure_roofline(options: Options) -> list[Row]:
             row[f"{part}_mflop"] = round(kernel.flops[i] / 1e6, 1)
             row[f"{part}_gb_per_s"] = round(kernel.bytes_moved[i] / seconds / 1e9, 2)
             row[f"{part}_gflop_per_s"] = round(kernel.flops[i] / seconds / 1e9, 1)
-            row[f"{part}_share_of_copy"] = round(kernel.bytes_moved[i] / seconds / bandwidth, 3)
+            for name, bytes_per_s in bandwidth.items():
+                share = kernel.bytes_moved[i] / seconds / bytes_per_s
+                row[f"{part}_share_of_{name.replace(' ', '_')}"] = round(share, 3)
         rows.append(row)
     return rows
 

@@ -6,8 +6,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
-
 Row = dict[str, Any]
 
 
@@ -44,9 +42,3 @@ class RowFile:
             file.write(json.dumps(list(rows)).encode() + b"\n")
             file.flush()
             os.fsync(file.fileno())
-
-    def write_csv(self) -> Path:
-        """Write all rows as one table beside the file; returns its path."""
-        path = self.path.with_suffix(".csv")
-        pd.DataFrame(self.rows()).to_csv(path, index=False)
-        return path

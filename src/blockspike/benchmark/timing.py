@@ -10,6 +10,7 @@ import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from importlib.metadata import version
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -91,7 +92,7 @@ def take_turns(
             if turn.total > longest_turn_s:
                 turn = run()
         except Exception as error:  # other libraries raise what they like
-            found[name] = f"{type(error).__name__}: {' '.join(str(error).split())}"[:300]
+            found[name] = _reason(error)
             continue
         finally:
             gc.collect()
@@ -104,8 +105,15 @@ def take_turns(
         for name in order:
             turns = found[name]
             if isinstance(turns, list):
-                turns.append(contenders[name]())
+                try:
+                    turns.append(contenders[name]())
+                except Exception as error:
+                    found[name] = _reason(error)
     return found
+
+
+def _reason(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"[:300]
 
 
 def summary(turns: Sequence[Turn], by: Sequence[Turn] | None) -> dict[str, Any]:
@@ -143,7 +151,10 @@ def machine(device: torch.device) -> dict[str, Any]:
         "memory_gib": round(pages / 2**30, 1),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
+        "numba": version("numba"),
+        "numpy": version("numpy"),
         "python": platform.python_version(),
+        "gomp_spincount": os.environ.get("GOMP_SPINCOUNT"),
     }
 
 

@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from blockspike.benchmark.guard import check_floors
+from blockspike.benchmark.layers import CONTENDERS
 from blockspike.benchmark.studies import Options, Piece, pieces
 from blockspike.benchmark.table import Row, RowFile
 from blockspike.benchmark.timing import machine, print_claims
@@ -43,30 +44,32 @@ def benchmark(cfg: DictConfig) -> None:
         if key not in _NOT_OPTIONS
     }
     options = Options(**chosen)
-    about = _about(options)
     file = RowFile(Path(cfg.output_dir) / "benchmark" / "rows.jsonl")
-    asked = [piece for study in cfg.study for piece in pieces(study, options)]
+    asked = [(p, _about(p, options)) for study in cfg.study for p in pieces(study, options)]
     with progress("Benchmark", len(asked)) as advance:
-        for piece in asked:
-            if not _is_known(piece, file.find(piece.key | about)):
+        for piece, about in asked:
+            if not _is_known(piece, file.find(about)):
                 load = round(os.getloadavg()[0], 2)
-                rows = [{**piece.key, **row, **about, "load": load} for row in piece.measure()]
+                rows = [{**row, **about, "load": load} for row in piece.measure()]
                 file.add(rows)
                 console.print(_one_line(piece, rows), highlight=False)
             advance(1)
-    _print_summary(console, [row for piece in asked for row in file.find(piece.key | about)])
-    console.print(f"{file.write_csv()}", highlight=False)
+    rows = [row for _, about in asked for row in _last_of_each(file.find(about))]
+    _print_summary(console, rows)
+    path = file.path.with_suffix(".csv")
+    pd.DataFrame(rows).to_csv(path, index=False)
+    console.print(f"{path}: drawn by `blockspike figures figure=speed table={path}`")
 
 
-def _about(options: Options) -> Row:
-    """What a row depends on beside its piece: of another machine or commit it is another row."""
-    device = torch.device(options.device)
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"device: expected cpu, as no CUDA device is here, got {options.device}")
+def _about(piece: Piece, options: Options) -> Row:
+    """What a row depends on beside its contender; of anything else it is another row."""
     source = provenance()
     return {
-        **machine(device),
+        **piece.key,
+        **machine(piece.device),
         "rounds_asked": options.rounds,
+        "longest_turn_s": options.longest_turn_s,
+        "memory": options.memory,
         "blockspike": version("blockspike"),
         "git_sha": source["git_sha"],
         "git_dirty": source["git_dirty"],
@@ -74,7 +77,15 @@ def _about(options: Options) -> Row:
 
 
 def _is_known(piece: Piece, rows: Sequence[Row]) -> bool:
-    return bool(rows) and set(piece.contenders) <= {row["contender"] for row in rows}
+    """Whether each contender has its row, by the version that is installed now."""
+    versions = {row["contender"]: row.get("version") for row in _last_of_each(rows)}
+    return bool(rows) and all(
+        name in versions and versions[name] == CONTENDERS[name].version for name in piece.contenders
+    )
+
+
+def _last_of_each(rows: Sequence[Row]) -> list[Row]:
+    return list({(row["contender"], row.get("dt_ms")): row for row in rows}.values())
 
 
 def _check(console: Console, rounds: int) -> None:

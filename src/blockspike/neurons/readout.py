@@ -64,6 +64,7 @@ def _scan(x: Tensor, beta: Tensor, reverse: bool) -> Tensor:
 def _scan_by_doubling(x: Tensor, beta: Tensor) -> Tensor:
     """The scan in log2(T) whole-array steps, for devices where a loop over time is slow."""
     shift, decay = 1, beta
+    x = x.clone() if len(x) == 1 else x  # never the argument itself
     while shift < len(x):
         x = torch.cat([x[:shift], x[shift:] + decay * x[:-shift]])
         shift, decay = 2 * shift, decay * decay

@@ -440,6 +440,16 @@ def _backward(
             _flush_sums(start, stop, state, grad_beta, grad_p, grad_b)
 
 
+def _may_stream(tile: int, target: Tensor) -> bool:
+    """Whether tiles of `target` [T, B·N] are written past the caches: it is large, and in lines."""
+    in_lines = (
+        target.shape[1] * target.itemsize % LINE_BYTES == 0
+        and tile * target.itemsize % LINE_BYTES == 0
+        and target.data_ptr() % LINE_BYTES == 0
+    )
+    return in_lines and target.nbytes >= _STREAMED_BYTES
+
+
 def _run(
     current: Tensor, beta: Tensor, p: Tensor, b: Tensor, arp: int, weight: Tensor | None,
     keep_margin: bool,
@@ -457,8 +467,7 @@ def _run(
     saved_silent = torch.empty_like(saved_adaptation)
     last_state = flat.new_empty(n_columns)
     tile = tile_width(n_columns, weight, _WIDEST_TILE)
-    in_lines = n_columns * flat.itemsize % LINE_BYTES == tile * flat.itemsize % LINE_BYTES == 0
-    stream = in_lines and spikes.nbytes >= _STREAMED_BYTES
+    stream = _may_stream(tile, spikes) and _may_stream(tile, margin if keep_margin else spikes)
     run(
         _forward, -(-n_columns // tile), flat.numpy(),
         *(columns(x, batch_size) for x in (beta, p, b)), flat.numpy().dtype.type(min(arp, n_steps)),
