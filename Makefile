@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 EXTRAS ?= dev,data,sweep,allen
+PEERS_VENV ?= .venv-peers# the other libraries want a newer numpy than allen
 OUTPUTS ?= outputs
 TABLE ?= docs/results/classification.csv
 FITS ?= docs/results/recordings.csv
@@ -36,8 +37,9 @@ lint: setup ## format and lint with ruff, types with pyright
 	$(BIN)/ruff format --no-cache --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
-bench: setup ## speed of methods and other libraries side by side (an hour; killed, it goes on)
-	$(BIN)/blockspike benchmark output_dir=$(OUTPUTS)
+bench: ## speed of methods and other libraries side by side (an hour; killed, it goes on)
+	$(MAKE) setup VENV=$(PEERS_VENV) EXTRAS=peers
+	$(PEERS_VENV)/bin/blockspike benchmark output_dir=$(OUTPUTS)
 
 bench-check: setup ## fails if a ratio of speed has fallen under its floor (half a minute)
 	$(BIN)/blockspike benchmark --check

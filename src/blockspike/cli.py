@@ -62,7 +62,7 @@ def main() -> None:
     os.environ.setdefault("GOMP_SPINCOUNT", "3000")
     try:
         function = _command(name)
-        sys.argv = [f"blockspike {name}", *map(_as_override, sys.argv[2:])]
+        sys.argv = [f"blockspike {name}", *(_as_override(name, a) for a in sys.argv[2:])]
         import_module("blockspike.config").register_schemas()
         keep_freed_memory()
         failed: list[Exception] = []
@@ -87,16 +87,18 @@ def main() -> None:
 _LISTS = ("study", "n_steps", "arp_steps", "batch_size", "n_units", "n_layers", "contenders")
 
 
-def _as_override(argument: str) -> str:
+def _as_override(command: str, argument: str) -> str:
     """What people write → what Hydra reads: paths in quotes, lists in brackets, --check.
 
-    run=outputs/a=1,b=2 → run='outputs/a=1,b=2'; study=length,layers → study=[length,layers].
+    run=outputs/a=1,b=2 → run='outputs/a=1,b=2'; study=length,layers → study=['length','layers'].
     """
     name, _, value = argument.partition("=")
-    if argument == "--check":
-        return "check=true"
-    if name in _LISTS and value and value[0] not in "[n":
-        return f"{name}=[{value}]"
+    if command == "benchmark":
+        if argument == "--check":
+            return "check=true"
+        if name in _LISTS and value[:1] not in ("", "[") and value != "null":
+            items = (item if item.isdigit() else f"'{item}'" for item in value.split(","))
+            return f"{name}=[{','.join(items)}]"
     if name not in ("run", "neuron", "recording", "data.path") or value[:1] in ("'", '"', ""):
         return argument
     return f"{name}='{value}'"

@@ -38,6 +38,28 @@ def test_one_table_that_is_gone_on_with(blockspike, tmp_path):
     assert file.read_text().splitlines() == again
 
 
+def test_a_library_that_is_installed_later_is_measured_then(blockspike, tmp_path, monkeypatch):
+    from dataclasses import replace
+
+    from blockspike.benchmark.layers import CONTENDERS
+
+    file = tmp_path / "outputs" / "benchmark" / "rows.jsonl"
+    blockspike("benchmark", *QUICK, "study=length", "arp_steps=2")
+    installed = replace(CONTENDERS["sinabs"], version="9.9")
+    monkeypatch.setitem(CONTENDERS, "sinabs", installed)
+    blockspike("benchmark", *QUICK, "study=length", "arp_steps=2")
+    assert len(file.read_text().splitlines()) == 2
+    table = pd.read_csv(file.with_suffix(".csv"))
+    assert table["contender"].tolist() == ["fused", "standard", "sinabs"]
+    assert table["version"].tolist()[2] == 9.9
+
+
+def test_names_with_brackets_can_be_chosen(blockspike):
+    chosen = "contenders=fused,SpikingJelly (LIFNode),SpikingJelly (FlexSN)"
+    done = blockspike("benchmark", *QUICK, "study=length", "arp_steps=2", chosen)
+    assert "SpikingJelly" in done.stdout
+
+
 def test_with_other_rounds_it_is_measured_anew(blockspike, tmp_path):
     blockspike("benchmark", *QUICK, "study=length")
     blockspike("benchmark", *QUICK, "study=length", "rounds=3")
@@ -51,7 +73,7 @@ def test_with_other_rounds_it_is_measured_anew(blockspike, tmp_path):
         ("study=speed", "study: expected some of roofline"),
         ("contenders=fusd", "contenders: expected some of fused"),
         ("rounds=1", "rounds: expected at least 2"),
-        ("device=cuda", "device: expected cpu, as no CUDA device is here"),
+        ("device=cuda", "device: expected cpu, as PyTorch finds no CUDA device"),
         ("n_stepz=3", "n_stepz"),
     ],
 )

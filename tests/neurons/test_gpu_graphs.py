@@ -120,7 +120,21 @@ def test_devices(monkeypatch):
     check(cuda)
     with pytest.raises(ValueError, match="^method: 'fused' runs on cpu, cuda.*got current on meta"):
         check(meta)
-    monkeypatch.setattr(gpu, "find_spec", lambda name: None)
+    monkeypatch.setattr(gpu, "_triton_is_new_enough", lambda: False)
     assert not has_triton(cuda)
     with pytest.raises(ValueError, match=r"^method: 'fused' needs Triton.*blockspike\[gpu\]"):
         check(cuda)
+
+
+@pytest.mark.parametrize(
+    ("installed", "enough"),
+    [("3.3.0", True), ("3.10.1+git", True), ("3.2.0", False), (None, False)],
+)
+def test_triton_that_is_too_old(monkeypatch, installed, enough):
+    def version(name):
+        if installed is None:
+            raise gpu.PackageNotFoundError
+        return installed
+
+    monkeypatch.setattr(gpu, "version", version)
+    assert gpu._triton_is_new_enough.__wrapped__() == enough

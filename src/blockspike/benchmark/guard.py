@@ -5,11 +5,12 @@ from collections.abc import Callable
 from functools import partial
 
 import torch
+from torch import Tensor
 
 from blockspike.benchmark import dynamics
 from blockspike.benchmark.timing import Claim, judge, median_ratio
 from blockspike.data.events import EventBatch
-from blockspike.synapses import SynapseMode, synaptic_current
+from blockspike.synapses import synaptic_current
 
 # Slow / fast, about two thirds of what was measured when they were recorded: docs/performance.md.
 FLOORS = {
@@ -50,11 +51,11 @@ def _measure_neurons(rounds: int) -> dict[str, tuple[float, ...]]:
 def _measure_synapses(rounds: int) -> dict[str, tuple[float, ...]]:
     """Seconds of the currents of an EventBatch and of their gradient to the weights."""
     generator = torch.Generator().manual_seed(0)
-    events = EventBatch.from_dense((torch.rand(_SHAPE, generator=generator) < _DENSITY).float())
+    dense = (torch.rand(_SHAPE, generator=generator) < _DENSITY).float()
     weight = torch.randn(1, _N_NEURONS, _SHAPE[2], generator=generator, requires_grad=True)
     turns: dict[str, Callable[[], float]] = {
-        "event-driven synapses": partial(_synapse_s, events, weight, "events"),
-        "dense synapses": partial(_synapse_s, events, weight, "dense"),
+        "event-driven synapses": partial(_synapse_s, EventBatch.from_dense(dense), weight),
+        "dense synapses": partial(_synapse_s, dense, weight),
     }
     for turn in turns.values():
         turn()  # compiles
@@ -65,8 +66,8 @@ def _measure_synapses(rounds: int) -> dict[str, tuple[float, ...]]:
     return {name: tuple(values) for name, values in seconds.items()}
 
 
-def _synapse_s(events: EventBatch, weight: torch.Tensor, mode: SynapseMode) -> float:
+def _synapse_s(spikes: EventBatch | Tensor, weight: Tensor) -> float:
     started = time.perf_counter()
-    current = synaptic_current(events, weight, weight.new_zeros(_N_NEURONS), mode=mode)
+    current = synaptic_current(spikes, weight, weight.new_zeros(_N_NEURONS))
     torch.autograd.grad(current.sum(), weight)
     return time.perf_counter() - started

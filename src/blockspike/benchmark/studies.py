@@ -32,6 +32,7 @@ from blockspike.neurons import Method
 _METHODS = tuple(contender.name for contender in OURS if contender.name != "standard reference")
 LeftOut = dict[tuple[str, Size], str]  # contender and size, whatever its arp_steps → why
 _FINEST_MS, _USUAL_MS = min(STEPS_MS), 1.0
+_WARM_UPS = {"cpu": 1, "cuda": 3}  # on a GPU the second call captures a graph
 
 
 @dataclass(frozen=True)
@@ -183,7 +184,10 @@ def _measure_layers(
         return found
 
     turns = take_turns(
-        {name: partial(turn, name) for name in modules}, options.rounds, options.longest_turn_s
+        {name: partial(turn, name) for name in modules},
+        options.rounds,
+        options.longest_turn_s,
+        _WARM_UPS[device.type],
     )
     rows = []
     for name in names:
@@ -204,7 +208,7 @@ def _measure_layers(
         fused = turns.get("fused")
         row |= summary(found, fused if isinstance(fused, list) else None)
         if options.memory:
-            row["peak_mib"] = _peak_mib(name, size, options, partial(turn, name))
+            row["peak_mib"] = _peak_mib(name, size, options)
         rows.append(row)
     return rows
 
@@ -213,37 +217,41 @@ def _input(name: str, events: EventBatch | None, dense: Tensor) -> EventBatch | 
     return events if events is not None and CONTENDERS[name].takes_events else dense
 
 
-def _peak_mib(name: str, size: Size, options: Options, turn: Callable[[], object]) -> float | None:
-    device = torch.device(options.device)
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-        held = torch.cuda.memory_allocated(device)
-        turn()
-        return round((torch.cuda.max_memory_allocated(device) - held) / 2**20, 1)
-    if sys.platform != "linux":
+def _peak_mib(name: str, size: Size, options: Options) -> float | None:
+    if options.device == "cpu" and sys.platform != "linux":
         return None
     context = get_context("forkserver")
     context.set_forkserver_preload(["blockspike.benchmark.studies"])
     with ProcessPoolExecutor(1, mp_context=context) as pool:
-        peak = pool.submit(layer_peak_bytes, name, size, torch.get_num_threads())
+        task = layer_peak_bytes, name, size, options.device, torch.get_num_threads()
         try:
-            return round(peak.result() / 2**20, 1)
+            return round(pool.submit(*task).result() / 2**20, 1)
         except Exception:  # killed for want of memory, or no such file in /proc here
             return None
 
 
-def layer_peak_bytes(name: str, size: Size, n_threads: int) -> int:
-    """Most memory of a contender's first turn, above what the process held; see `peak_bytes`.
+def layer_peak_bytes(name: str, size: Size, device_name: str, n_threads: int) -> int:
+    """Most memory of a contender's turn, above its input and parameters; see `peak_bytes`.
 
     Run it in a fresh process. A few steps compile every kernel before.
     """
     torch.set_num_threads(n_threads)
-    x = _input(name, *make_inputs(size, torch.device("cpu")))
-    keep_freed_memory()  # as the commands do; not before, so that the input leaves none
-    module = CONTENDERS[name].make(size)
-    module(first_steps(x, 20)).sum().backward()
-    module.zero_grad(set_to_none=True)
-    return peak_bytes(lambda: module(x).sum().backward())
+    device = torch.device(device_name)
+    x = _input(name, *make_inputs(size, device))
+    keep_freed_memory()  # as the commands do
+    module = CONTENDERS[name].make(size).to(device)
+
+    def turn(x: EventBatch | Tensor) -> None:
+        module(x).sum().backward()
+        module.zero_grad(set_to_none=True)
+
+    turn(first_steps(x, 20))
+    if device.type == "cpu":
+        return peak_bytes(lambda: turn(x))
+    held = torch.cuda.memory_allocated(device)
+    for _ in range(_WARM_UPS["cuda"]):  # graphs that are captured count
+        turn(x)
+    return torch.cuda.max_memory_allocated(device) - held
 
 
 def _tradeoff(options: Options) -> Iterator[Piece]:

@@ -73,14 +73,18 @@ def time_turn(forward: Callable[[], Tensor], device: torch.device) -> Turn:
 
 
 def take_turns(
-    contenders: Mapping[str, Callable[[], Turn]], rounds: int, longest_turn_s: float
+    contenders: Mapping[str, Callable[[], Turn]],
+    rounds: int,
+    longest_turn_s: float,
+    warm_ups: int = 1,
 ) -> dict[str, list[Turn] | str]:
-    """Run every contender once to warm up, then in turns, round by round.
+    """Run every contender to warm up, then all in turns, round by round.
 
     Args:
         contenders: each runs once and says how long it took.
         rounds: after the one that warms up.
         longest_turn_s: a contender that takes longer, when asked a second time, is left out.
+        warm_ups: how many runs compile, or capture a graph, and are not counted.
 
     Returns:
         By contender the turns, or why there are none: what it raised, or that it is too slow.
@@ -88,7 +92,7 @@ def take_turns(
     found: dict[str, list[Turn] | str] = {}
     for name, run in contenders.items():
         try:
-            turn = run()  # compiles
+            turn = [run() for _ in range(warm_ups)][-1]
             if turn.total > longest_turn_s:
                 turn = run()
         except Exception as error:  # other libraries raise what they like

@@ -14,7 +14,10 @@ from blockspike.figures.style import BLUE, GREEN, GREY, METHOD_COLOURS, ORANGE, 
 _BATCHES = (32, 64, 128)
 _STEPS = {512: (BLUE, "o"), 1024: (ORANGE, "s"), 2048: (GREEN, "^")}
 _UNITS = {128: (BLUE, "o"), 256: (ORANGE, "s"), 512: (GREEN, "^")}
-_COLUMNS = ("study", "contender", "total_ms_median", "total_by_fused", "device", "cpu", "threads")
+_COLUMNS = (
+    "study", "contender", "total_ms_median", "total_by_fused",
+    "device", "cpu", "threads", "git_sha",
+)  # fmt: skip
 _LABELS = {"standard": "step loop", "blocks": "blocks, one pass"}
 
 
@@ -29,13 +32,17 @@ def speed(table: pd.DataFrame, folder: Path) -> list[Path]:
         The PNGs' paths: `speed`, `tradeoff`, `libraries`.
 
     Raises:
-        ValueError: columns are missing.
+        ValueError: columns are missing, or the rows are of several machines or commits.
     """
     missing = [name for name in _COLUMNS if name not in table]
     if missing:
         raise ValueError(f"table: no column {', '.join(missing)}; expected rows of a benchmark")
-    drawn = [_speed(table, folder / "speed")]
+    if len(table.groupby(["cpu", "threads", "git_sha"], dropna=False)) > 1:
+        raise ValueError("table: expected rows of one machine and commit, got several")
     studies = set(table["study"].tolist())
+    drawn = []
+    if studies & {"length", "layers"}:
+        drawn.append(_speed(table, folder / "speed"))
     if "tradeoff" in studies:
         drawn.append(_tradeoff(_of(table, study="tradeoff"), folder / "tradeoff"))
     if studies & {"length", "libraries"}:
@@ -49,8 +56,8 @@ def _of(table: pd.DataFrame, **values: object) -> pd.DataFrame:
     return table
 
 
-def _where(table: pd.DataFrame) -> str:
-    row = table.to_dict("records")[-1]
+def _where(table: pd.DataFrame, *studies: str) -> str:
+    row = pd.DataFrame(table[table["study"].isin(list(studies))]).to_dict("records")[-1]
     where = f"{row['cpu']}, {row['threads']:g} threads"
     return where if row["device"] == "cpu" else str(row["device"])
 
@@ -77,7 +84,7 @@ def _speed(table: pd.DataFrame, path: Path) -> Path:
         axes[3].plot(theirs["n_layers"], theirs["value"], color=colour, ls="--", lw=1)
     _say_if_empty(axes[3], layers, "study=layers")
     axes[3].set(title="T = 1024, batch 64, 40 steps", xlabel="layers", xticks=range(1, 6))
-    axes[0].set(ylabel="times faster than a step loop", yscale="log")
+    axes[0].set(ylabel="times faster than a step loop", yscale="log", ylim=(3, 400))
     axes[0].plot([], [], color=GREY, ls=":", label="than slices of full tensors")
     for axis in (axes[0], axes[3]):
         axis.plot([], [], color=GREY, ls="--", label="published: Blocks, GPU")
@@ -86,7 +93,7 @@ def _speed(table: pd.DataFrame, path: Path) -> Path:
         axis.grid(axis="y", lw=0.3)
     figure.suptitle(
         "fused against the step loop with dense synapses, forward and backward, "
-        f"whole layers: {_where(table)}",
+        f"whole layers: {_where(table, 'length', 'layers')}",
         fontsize=9,
     )
     return save(figure, path)
@@ -118,7 +125,7 @@ def _tradeoff(table: pd.DataFrame, path: Path) -> Path:
     shown = table.dropna(subset="total_ms_median")
     shown = pd.DataFrame(shown[np.isfinite(shown["spike_time_error_ms"])])
     # The error of the finest step is 0 and drawn at the foot.
-    floor = min(x for x in shown["spike_time_error_ms"].tolist() if x > 0) / 4
+    floor = min((x for x in shown["spike_time_error_ms"].tolist() if x > 0), default=1.0) / 4
     seconds = float(table["simulated_s"].tolist()[-1])
     for name, marker in (("fused", "o"), ("blocks", "s"), ("standard", "^")):
         own = _of(shown, contender=name).sort_values("dt_ms")
@@ -147,7 +154,7 @@ def _tradeoff(table: pd.DataFrame, path: Path) -> Path:
         ylabel="mean error of a spike time (ms)",
     )  # fmt: skip
     axis.legend(frameon=False, fontsize=8, title="time step at the points", title_fontsize=8)
-    figure.suptitle(f"One neuron driven by noise: {_where(table)}", fontsize=9)
+    figure.suptitle(f"One neuron driven by noise: {_where(table, 'tradeoff')}", fontsize=9)
     return save(figure, path)
 
 
@@ -160,6 +167,9 @@ def _libraries(table: pd.DataFrame, path: Path) -> Path:
     order = sorted((str(name) for name in medians), key=medians.__getitem__)
     for axis, (study, title) in zip(axes, studies.items(), strict=True):
         own = _of(rows, study=study)
+        own = _of(
+            own, batch_size=min(own["batch_size"].tolist(), default=0)
+        )  # larger batches: only our methods
         for y, name in enumerate(order):
             ratios = _of(own, contender=name)["total_by_fused"].tolist()
             if ratios:
@@ -172,7 +182,7 @@ def _libraries(table: pd.DataFrame, path: Path) -> Path:
         axis.set_xlim(right=axis.get_xlim()[1] * 2)
     axes[0].set_yticks(range(len(order)), order, fontsize=8)
     figure.suptitle(
-        f"Forward and backward, median and range over the measured sizes: {_where(table)}",
+        f"Forward and backward, median and range over sizes: {_where(table, *studies)}",
         fontsize=9,
     )
     return save(figure, path)

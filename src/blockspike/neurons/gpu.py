@@ -4,8 +4,8 @@ from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from functools import partial
-from importlib.util import find_spec
+from functools import cache, partial
+from importlib.metadata import PackageNotFoundError, version
 from threading import Lock
 
 import torch
@@ -13,12 +13,23 @@ from torch import Tensor
 
 TRITON_DEVICES = ("cuda", "xpu")  # "cuda" is also what AMD's GPUs are called
 
+_LEAST_TRITON = (3, 3)
+
 Chain = Callable[..., tuple[Tensor, ...]]
 
 
 def has_triton(device: torch.device) -> bool:
     """Whether our Triton kernels can run on `device`."""
-    return device.type in TRITON_DEVICES and find_spec("triton") is not None
+    return device.type in TRITON_DEVICES and _triton_is_new_enough()
+
+
+@cache
+def _triton_is_new_enough() -> bool:
+    try:
+        major, minor = version("triton").split(".")[:2]
+    except PackageNotFoundError:
+        return False
+    return (int(major), int(minor)) >= _LEAST_TRITON
 
 
 def require_triton(what: str, given: str, device: torch.device) -> None:
@@ -31,7 +42,8 @@ def require_triton(what: str, given: str, device: torch.device) -> None:
         raise ValueError(f"{what} runs on {places}; got {given} on {device}")
     if not has_triton(device):
         raise ValueError(
-            f"{what} needs Triton, got {given} on {device} without it; "
+            f"{what} needs Triton {'.'.join(map(str, _LEAST_TRITON))}, "
+            f"got {given} on {device} without it; "
             "expected the extra `gpu`: pip install 'blockspike[gpu]'"
         )
 
@@ -67,13 +79,21 @@ def capture_cuda(chain: Chain, tensors: Sequence[Tensor]) -> Graph:
     chain(*inputs)  # compiles and loads what may not be loaded during the capture
     graph = torch.cuda.CUDAGraph()
     # Other threads, such as one that pins memory for a data loader, may go on meanwhile.
-    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+    stream = torch.cuda.Stream(tensors[0].device)
+    with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
         outputs = chain(*inputs)
     return Graph(inputs, graph.replay, outputs)
 
 
 def _may_capture(tensor: Tensor) -> bool:
     return tensor.is_cuda and not torch.cuda.is_current_stream_capturing()
+
+
+def _matmul_precision() -> str:
+    """Of float32 products; PyTorch has two ways to set it and refuses to mix them."""
+    matmul = torch.backends.cuda.matmul
+    known = getattr(matmul, "fp32_precision", None)
+    return torch.get_float32_matmul_precision() if known is None else str(known)
 
 
 def _stream(tensor: Tensor) -> int:
@@ -113,7 +133,7 @@ class Graphs:
             tuple(options.items()),
             tuple((x.shape, x.dtype, x.device) for x in tensors),
             _stream(tensors[0]),  # work on two streams must not share memory
-            torch.get_float32_matmul_precision(),
+            _matmul_precision(),
         )
         with self._lock:
             comes_again = key in self._known
