@@ -16,7 +16,7 @@ from blockspike.synapses import synaptic_current
 FLOORS = {
     ("standard", "fused"): 15.0,
     ("blocks", "fused"): 1.1,
-    ("dense synapses", "event-driven synapses"): 1.5,
+    ("dense synapses", "event-driven synapses"): 2.5,
 }
 _SHAPE, _N_NEURONS, _DENSITY = (256, 32, 700), 256, 0.03
 _TRIES = 3  # of a ratio that was too low, since other work may have been measured too
