@@ -55,6 +55,18 @@ def make_inputs(
     return {name: value.to(dtype).requires_grad_() for name, value in inputs.items()}
 
 
+def assert_gradient_alone(simulate, inputs: dict[str, Any], name: str) -> None:
+    """The gradient of one input, the only one with a gradient, is the standard method's."""
+    inputs = {k: v.detach() for k, v in inputs.items()}
+    expected = run(inputs, method="standard", arp=2)[1][name]
+    inputs[name].requires_grad_()
+    spikes = simulate(**inputs, arp=2).spikes
+    spikes.backward(cotangent(spikes))
+    grad = inputs[name].grad
+    assert grad is not None
+    assert_close(grad, expected, 1e-9, name)
+
+
 def cotangent(spikes: Tensor, seed: int = 1) -> Tensor:
     """A random gradient of the loss with respect to `spikes`."""
     generator = torch.Generator().manual_seed(seed)

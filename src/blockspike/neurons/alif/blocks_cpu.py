@@ -28,6 +28,7 @@ from blockspike.neurons.alif.tiles_cpu import (
 from blockspike.neurons.alif.trace import (
     ALIFTrace,
     check_finite,
+    needs_gradient,
     threshold_of,
     zero_after_spike_,
 )
@@ -332,7 +333,7 @@ def blocks_cpu(
     p_ = torch.zeros_like(beta) if p is None else p
     b_ = torch.zeros_like(beta) if b is None else b
     inputs = (current, beta, p_, b_, recurrent_weight)
-    if not (torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in inputs)):
+    if not needs_gradient(*inputs):
         return fused_cpu(
             current,
             beta,

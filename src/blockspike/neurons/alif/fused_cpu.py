@@ -6,6 +6,8 @@ takes a chunk at a time: it replays adaptation and refractoriness from there, th
 reverse.
 """
 
+from functools import partial
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -20,7 +22,12 @@ from blockspike.neurons.alif.tiles_cpu import (
     tile_width,
     weight_array,
 )
-from blockspike.neurons.alif.trace import ALIFTrace, check_finite, threshold_of
+from blockspike.neurons.alif.trace import (
+    ALIFTrace,
+    check_finite,
+    needs_gradient,
+    trace_of_margin,
+)
 from blockspike.neurons.events_cpu import Fired
 from blockspike.neurons.kernels import (
     LINE_BYTES,
@@ -542,22 +549,14 @@ def fused_cpu(
     p_ = torch.zeros_like(beta) if p is None else p
     b_ = torch.zeros_like(beta) if b is None else b
     inputs = (current, beta, p_, b_, recurrent_weight)
-    needs_grad = any(x is not None and x.requires_grad for x in inputs)
+    simulate = partial(_run, current, beta, p_, b_, arp, recurrent_weight)
     margin = None
-    if torch.is_grad_enabled() and needs_grad:
+    if needs_gradient(*inputs):
         firing: list[Fired] = []
         spikes, margin = _Fused.apply(  # pyright: ignore
             *inputs, arp, surrogate, detach_spikes, firing
         )
         fired = firing[0]
     else:
-        spikes, fired, *_ = _run(current, beta, p_, b_, arp, recurrent_weight, keep_margin=False)
-
-    def membrane_and_threshold() -> tuple[Tensor, Tensor]:
-        u = margin
-        if u is None:
-            u = _run(current, beta, p_, b_, arp, recurrent_weight, keep_margin=True)[2]
-        threshold = threshold_of(spikes.detach(), p, b)
-        return u.view(current.shape) + threshold, threshold
-
-    return ALIFTrace(spikes, membrane_and_threshold, fired)
+        spikes, fired, *_ = simulate(keep_margin=False)
+    return trace_of_margin(spikes, margin, lambda: simulate(keep_margin=True)[2], p, b, fired)

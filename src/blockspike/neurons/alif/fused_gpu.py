@@ -6,6 +6,7 @@ a block of arp + 1 steps, and between two blocks is one matrix product. Kept for
 margin V − θ and, every CHUNK steps, (a, silent steps): 5 bytes per neuron and step.
 """
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,7 +14,12 @@ import triton
 from torch import Tensor
 
 from blockspike.neurons.alif import kernels_gpu
-from blockspike.neurons.alif.trace import ALIFTrace, check_finite, threshold_of
+from blockspike.neurons.alif.trace import (
+    ALIFTrace,
+    check_finite,
+    needs_gradient,
+    trace_of_margin,
+)
 from blockspike.neurons.gpu import Graphs, launching_on
 from blockspike.neurons.surrogate import Boxcar, FastSigmoid, MultiGaussian, Surrogate
 
@@ -175,20 +181,12 @@ def fused_gpu(
     p_ = torch.zeros_like(beta) if p is None else p
     b_ = torch.zeros_like(beta) if b is None else b
     inputs = (current, beta, p_, b_, recurrent_weight)
-    needs_grad = any(x is not None and x.requires_grad for x in inputs)
+    simulate = partial(_run, *inputs, arp=arp)
     margin = None
-    if torch.is_grad_enabled() and needs_grad:
+    if needs_gradient(*inputs):
         spikes, margin = _Fused.apply(  # pyright: ignore
             *inputs, arp, surrogate, detach_spikes
         )
     else:
-        spikes, *_ = _run(*inputs, arp=arp, keep_margin=False)
-
-    def membrane_and_threshold() -> tuple[Tensor, Tensor]:
-        u = margin
-        if u is None:
-            u = _run(*inputs, arp=arp, keep_margin=True)[1]
-        threshold = threshold_of(spikes.detach().to(beta.dtype), p, b)
-        return u.view(current.shape) + threshold, threshold
-
-    return ALIFTrace(spikes, membrane_and_threshold)
+        spikes, *_ = simulate(keep_margin=False)
+    return trace_of_margin(spikes, margin, lambda: simulate(keep_margin=True)[1], p, b)

@@ -19,6 +19,18 @@ _SCALARS = ["arp", "first", "last", "n_columns", "n_neurons"]  # one kernel for 
 
 
 @triton.jit
+def _own_columns(beta, p, b, n_columns, n_neurons, tile: tl.constexpr):
+    """The columns of a program, which of them exist, and their parameters."""
+    column = tl.program_id(0) * tile + tl.arange(0, tile)
+    inside = column < n_columns
+    neuron = column % n_neurons
+    beta_ = tl.load(beta + neuron, mask=inside, other=0.0)
+    p_ = tl.load(p + neuron, mask=inside, other=0.0)
+    b_ = tl.load(b + neuron, mask=inside, other=0.0)
+    return column, inside, beta_, p_, b_
+
+
+@triton.jit
 def _load_rows(x, origin, start, first, last, column, n_columns, chunk: tl.constexpr):
     """Rows start … start + chunk − 1 as a tuple of [tile]; 0 outside of first … last − 1.
 
@@ -64,12 +76,8 @@ def forward(
     keep_margin: tl.constexpr, tile: tl.constexpr, chunk: tl.constexpr,
 ):  # fmt: skip
     """Steps first … last − 1. `state` [2, B·N] (membrane, adaptation) and `silent` are updated."""
-    column = tl.program_id(0) * tile + tl.arange(0, tile)
-    inside = column < n_columns
+    column, inside, beta_, p_, b_ = _own_columns(beta, p, b, n_columns, n_neurons, tile)
     stride = n_columns.to(tl.int64)
-    beta_ = tl.load(beta + column % n_neurons, mask=inside, other=0.0)
-    p_ = tl.load(p + column % n_neurons, mask=inside, other=0.0)
-    b_ = tl.load(b + column % n_neurons, mask=inside, other=0.0)
     v = tl.load(state + column, mask=inside, other=0.0)
     a = tl.load(state + stride + column, mask=inside, other=0.0)
     left = tl.load(silent + column, mask=inside, other=0)
@@ -184,12 +192,8 @@ def backward(
 
     `sums` float64 [3, B·N] is what dLoss/d(beta, p, b) of every column is added to.
     """
-    column = tl.program_id(0) * tile + tl.arange(0, tile)
-    inside = column < n_columns
+    column, inside, beta_, p_, b_ = _own_columns(beta, p, b, n_columns, n_neurons, tile)
     stride = n_columns.to(tl.int64)
-    beta_ = tl.load(beta + column % n_neurons, mask=inside, other=0.0)
-    p_ = tl.load(p + column % n_neurons, mask=inside, other=0.0)
-    b_ = tl.load(b + column % n_neurons, mask=inside, other=0.0)
     gv = tl.load(carried + column, mask=inside, other=0.0)
     ga = tl.load(carried + stride + column, mask=inside, other=0.0)
     total_beta = tl.load(sums + column, mask=inside, other=0.0)

@@ -59,6 +59,32 @@ def threshold_of(spikes: Tensor, p: Tensor | None, b: Tensor | None) -> Tensor:
     return threshold
 
 
+def needs_gradient(*inputs: Tensor | None) -> bool:
+    """Whether autograd has to know of what is computed from these."""
+    return torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in inputs)
+
+
+def trace_of_margin(
+    spikes: Tensor,
+    margin: Tensor | None,
+    compute_margin: Callable[[], Tensor],
+    p: Tensor | None,
+    b: Tensor | None,
+    fired: Fired | None = None,
+) -> ALIFTrace:
+    """The trace of a kernel that gives spikes [T, B, N] and the margin V − θ.
+
+    `compute_margin` gives the margin once somebody asks, where none was kept.
+    """
+
+    def membrane_and_threshold() -> tuple[Tensor, Tensor]:
+        u = (compute_margin() if margin is None else margin).view(spikes.shape)
+        threshold = threshold_of(spikes.detach().to(u.dtype), p, b)
+        return u + threshold, threshold
+
+    return ALIFTrace(spikes, membrane_and_threshold, fired)
+
+
 def zero_after_spike_(membrane: Tensor, spikes: Tensor, n: int) -> None:
     """Set V to 0 after the spike of each block of n steps, in place; both [T, B, N]."""
     if n == 1:
