@@ -18,6 +18,7 @@ from hydra.core.config_store import ConfigStore
 from hydra.utils import instantiate
 from omegaconf import MISSING, DictConfig, OmegaConf
 
+from blockspike.benchmark.studies import Options
 from blockspike.data.allen import AllenRecordings
 from blockspike.data.datamodule import EventDataModule
 from blockspike.data.nmnist import NMNISTDataModule
@@ -146,22 +147,11 @@ class FiguresSchema:
 
 
 @dataclasses.dataclass
-class BenchmarkSchema:
-    """Top level of conf/benchmark.yaml; see `benchmark.studies.Options`."""
+class BenchmarkSchema(schema(Options)):
+    """Top level of conf/benchmark.yaml."""
 
     study: list[str] = MISSING
     check: bool = False
-    n_steps: list[int] = MISSING
-    arp_steps: list[int] = MISSING
-    batch_size: list[int] = MISSING
-    n_units: list[int] = MISSING
-    n_layers: list[int] = MISSING
-    contenders: list[str] | None = None
-    simulated_s: float = MISSING
-    rounds: int = MISSING
-    longest_turn_s: float = MISSING
-    memory: bool = True
-    device: str = "cpu"
     threads: int | None = None
     output_dir: str = MISSING
 

@@ -1,6 +1,7 @@
 """Layers and networks of ALIF neurons."""
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import get_args
@@ -162,6 +163,17 @@ class SpikingLayer(BoundedParameters):
         )
 
 
+def run_layers(layers: Iterable[nn.Module], x: EventBatch | Tensor) -> list[ALIFTrace]:
+    """The results of `SpikingLayer`s one after another, each as events for the next."""
+    traces: list[ALIFTrace] = []
+    fired = None
+    for layer in layers:
+        assert isinstance(layer, SpikingLayer)
+        traces.append(layer.trace(x, fired))
+        x, fired = traces[-1].spikes, traces[-1].fired
+    return traces
+
+
 class LeakyReadout(BoundedParameters):
     """Leaky integrators without spikes: V[t] = β V[t−1] + W S[t] + bias (SPEC section 1)."""
 
@@ -253,16 +265,10 @@ class SpikingClassifier(nn.Module):
 
     def forward(self, x: EventBatch | Tensor) -> ClassifierOutput:
         """Scores and activity for spikes [T, B, n_inputs], any T."""
-        spikes: list[Tensor] = []
-        fired = None
-        for layer in self.layers:
-            assert isinstance(layer, SpikingLayer)
-            trace = layer.trace(x, fired)
-            x, fired = trace.spikes, trace.fired
-            spikes.append(x)
-        readout = self.readout(x, fired)
+        traces = run_layers(self.layers, x)
+        readout = self.readout(traces[-1].spikes, traces[-1].fired)
         scores = readout.mean(0) if self.mean_readout else readout.sum(0)
-        return ClassifierOutput(scores, spikes, readout)
+        return ClassifierOutput(scores, [trace.spikes for trace in traces], readout)
 
     def project_(self) -> None:
         """Put the neurons' parameters back into their ranges; call after each optimiser step."""

@@ -3,6 +3,7 @@
 import json
 import re
 import subprocess
+from dataclasses import asdict
 
 import pytest
 import torch
@@ -10,7 +11,8 @@ from rich.console import Console
 
 from blockspike.benchmark import gpu_check
 from blockspike.benchmark.dynamics import Size
-from blockspike.benchmark.gpu_check import Row, measure, report
+from blockspike.benchmark.gpu_check import measure, report
+from blockspike.benchmark.timing import Turn, summary
 
 CPU = torch.device("cpu")
 SIZE = Size(n_steps=32, batch_size=2, n_neurons=4, arp=5)
@@ -54,10 +56,13 @@ def test_no_time_while_a_test_fails(monkeypatch, capsys):
 
 @pytest.mark.usefixtures("cuda")
 def test_every_method_at_every_size(monkeypatch, capsys):
-    def made_up(size, recurrent, method, device, rounds):
+    seconds = {"fused": (0.5, 1.5), "blocks": (4.0, 6.0), "standard": (10.0, 30.0)}
+
+    def made_up(size, recurrent, device, rounds, methods):
         assert device == torch.device("cuda", 0) and rounds == 3
-        times = {"fused": (0.5, 1.5), "blocks": (4.0, 6.0), "standard": (10.0, 30.0)}[method]
-        return Row(1024, size.batch_size, size.n_neurons, size.arp, recurrent, method, *times)
+        turns = {m: [Turn(*(ms / 1000 for ms in seconds[m]))] * rounds for m in methods}
+        work = {**asdict(size), "recurrent": recurrent}
+        return [work | {"method": m} | summary(turns[m], turns["fused"]) for m in methods]
 
     monkeypatch.setattr(gpu_check, "run_tests", lambda: True)
     monkeypatch.setattr(gpu_check, "measure", made_up)
@@ -73,9 +78,8 @@ def test_every_method_at_every_size(monkeypatch, capsys):
         assert re.search(rf"{method} .* {slower} │\n", printed)
 
 
-@pytest.mark.parametrize("method", ["standard", "blocks"])
 @pytest.mark.parametrize("recurrent", [True, False])
-def test_measure(monkeypatch, method, recurrent):
+def test_measure(monkeypatch, recurrent):
     calls = []
 
     def alif(*args, **options):
@@ -84,15 +88,24 @@ def test_measure(monkeypatch, method, recurrent):
 
     original = gpu_check.alif
     monkeypatch.setattr(gpu_check, "alif", alif)
-    row = measure(SIZE, recurrent, method, CPU, rounds=2)
-    assert row.method == method and row.recurrent == recurrent and row.n_neurons == 4
-    assert row.forward_ms > 0 and row.backward_ms > 0
-    assert row.total_ms == row.forward_ms + row.backward_ms
-    assert len(calls) == gpu_check._WARM_UP + 2
-    assert all((c["recurrent_weight"] is not None) == recurrent for c in calls)
-    assert all(c["method"] == method and c["arp"] == 5 for c in calls)
+    rows = measure(SIZE, recurrent, CPU, 2, ["standard", "blocks", "fused"])
+    assert [row["method"] for row in rows] == ["standard", "blocks", "fused"]
+    for row in rows:
+        assert row["recurrent"] == recurrent and row["n_neurons"] == 4 and row["rounds"] == 2
+        assert row["forward_ms_median"] > 0 and row["backward_ms_median"] > 0
+        own = [c for c in calls if c["method"] == row["method"]]
+        assert len(own) == gpu_check._WARM_UPS + 2
+        assert all((c["recurrent_weight"] is not None) == recurrent and c["arp"] == 5 for c in own)
+    assert rows[2]["total_by_fused"] == 1
 
 
 def test_report_without_fused(capsys):
-    report(Console(), [measure(SIZE, False, "standard", CPU, rounds=2)], CPU)
+    report(Console(), measure(SIZE, False, CPU, 2, ["standard"]), CPU)
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["device"] == "cpu"
+
+
+@pytest.mark.usefixtures("cuda")
+def test_too_few_rounds(capsys):
+    with pytest.raises(SystemExit):
+        gpu_check.main(["--rounds", "1"])
+    assert "--rounds: expected at least 2, got 1" in capsys.readouterr().err

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from blockspike.benchmark.peers import PEERS, version
 from blockspike.data.events import EventBatch
-from blockspike.networks import SpikingLayer
+from blockspike.networks import SpikingLayer, run_layers
 from blockspike.neurons import ALIFTrace
 from blockspike.neurons.alif.blocks import blocks
 from blockspike.neurons.events_cpu import Fired
@@ -57,13 +57,7 @@ class _Stack(nn.Module):
         self.layers = nn.ModuleList(layers)
 
     def forward(self, x: EventBatch | Tensor) -> Tensor:
-        fired = None
-        for layer in self.layers:
-            assert isinstance(layer, SpikingLayer)
-            trace = layer.trace(x, fired)
-            x, fired = trace.spikes, trace.fired
-        assert isinstance(x, Tensor)
-        return x
+        return run_layers(self.layers, x)[-1].spikes
 
 
 class _ParallelBlocksLayer(SpikingLayer):
@@ -101,7 +95,11 @@ class _ReferenceLayer(SpikingLayer):
             state[t] = membrane * (1 - s.detach())
             adaptation = self.p * adaptation + s
             silent_steps = torch.where(s > 0, self.arp, (silent_steps - 1).clamp(min=0))
-        return ALIFTrace(spikes, lambda: (state, state))
+        return ALIFTrace(spikes, self._no_values)
+
+    @staticmethod
+    def _no_values() -> tuple[Tensor, Tensor]:
+        raise NotImplementedError("this loop is only timed: it keeps no membrane and threshold")
 
 
 @dataclass(frozen=True)
@@ -142,8 +140,8 @@ def _make_ours(layer: Callable[..., SpikingLayer], size: Size) -> nn.Module:
             )
             for n_in, n_out in pairwise(units)
         ]  # fmt: skip
-        for layer_below, one in enumerate(layers):
-            weight = one.weight if layer_below == 0 else _LATER_GAIN * one.weight.abs()
+        for depth, one in enumerate(layers):
+            weight = one.weight if depth == 0 else _LATER_GAIN * one.weight.abs()
             one.weight.copy_((weight / _QUANTUM).round() * _QUANTUM)
     return _Stack(layers)
 

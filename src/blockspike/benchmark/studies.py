@@ -1,6 +1,5 @@
 """The studies of `blockspike benchmark`: what is measured, piece by piece, and its rows."""
 
-import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -17,9 +16,11 @@ from blockspike.benchmark.layers import CONTENDERS, OURS, Size, check, first_ste
 from blockspike.benchmark.table import Row
 from blockspike.benchmark.timing import (
     Turn,
+    all_turns,
     median_ratio,
     peak_bytes,
     quartiles,
+    reason,
     summary,
     take_turns,
     time_turn,
@@ -161,22 +162,12 @@ def _measure_layers(
     size: Size, names: Sequence[str], options: Options, left_out: LeftOut
 ) -> list[Row]:
     device = torch.device(options.device)
-    any_arp = replace(size, arp_steps=0)
     events, dense = make_inputs(size, device)
-    modules: dict[str, nn.Module] = {}
-    inputs: dict[str, EventBatch | Tensor] = {}
-    failed = {name: left_out[name, any_arp] for name in names if (name, any_arp) in left_out}
-    for name in names:
-        if name in failed:
-            continue
-        try:
-            modules[name] = CONTENDERS[name].make(size).to(device)
-        except Exception as error:  # other libraries may lack, or fail in any way
-            failed[name] = f"{type(error).__name__}: {error}"[:300]
-            continue
-        inputs[name] = _input(name, events, dense)
+    any_arp = replace(size, arp_steps=0)
+    reasons = {name: left_out[name, any_arp] for name in names if (name, any_arp) in left_out}
+    modules, failed = _make(size, [name for name in names if name not in reasons], device)
+    inputs = {name: _input(name, events, dense) for name in modules}
     rates = check(size, modules, inputs)
-    density = round(dense.count_nonzero().item() / dense.numel(), 5)
 
     def turn(name: str) -> Turn:
         found = time_turn(partial(modules[name], inputs[name]), device)
@@ -189,28 +180,45 @@ def _measure_layers(
         options.longest_turn_s,
         _WARM_UPS[device.type],
     )
+    for name, why in (failed | turns).items():
+        if isinstance(why, str) and CONTENDERS[name].any_arp_costs_the_same:
+            left_out[name, any_arp] = f"not run, at another refractory period: {why}"
+    density = round(dense.count_nonzero().item() / dense.numel(), 5)
+    found = reasons | failed | turns
     rows = []
     for name in names:
-        contender, found = CONTENDERS[name], turns.get(name, failed.get(name, ""))
-        row: Row = {
-            "contender": name,
-            "version": contender.version,
-            "neuron": contender.neuron,
-            "differs": contender.differs,
-            "input_density": density,
-            "firing_per_step": rates.get(name),
-        }
-        if isinstance(found, str):
-            if contender.any_arp_costs_the_same:
-                left_out[name, any_arp] = f"not run, at another refractory period: {found}"
-            rows.append(row | {"left_out": found})
-            continue
-        fused = turns.get("fused")
-        row |= summary(found, fused if isinstance(fused, list) else None)
-        if options.memory:
-            row["peak_mib"] = _peak_mib(name, size, options)
-        rows.append(row)
+        activity = {"input_density": density, "firing_per_step": rates.get(name)}
+        rows.append(_about(name) | activity | _cost(found[name], found.get("fused")))
+        if options.memory and "left_out" not in rows[-1]:
+            rows[-1]["peak_mib"] = _peak_mib(name, size, options)
     return rows
+
+
+def _make(
+    size: Size, names: Sequence[str], device: torch.device
+) -> tuple[dict[str, nn.Module], dict[str, str]]:
+    """The contenders' modules, and why there is none."""
+    modules: dict[str, nn.Module] = {}
+    failed: dict[str, str] = {}
+    for name in names:
+        try:
+            modules[name] = CONTENDERS[name].make(size).to(device)
+        except Exception as error:  # other libraries may lack, or fail in any way
+            failed[name] = reason(error)
+    return modules, failed
+
+
+def _about(name: str) -> Row:
+    contender = CONTENDERS[name]
+    about = ("version", "neuron", "differs")
+    return {"contender": name} | {key: getattr(contender, key) for key in about}
+
+
+def _cost(found: list[Turn] | str, fused: list[Turn] | str | None) -> Row:
+    """What was measured of a contender, or why it was left out."""
+    if isinstance(found, str):
+        return {"left_out": found}
+    return summary(found, fused if isinstance(fused, list) else None)
 
 
 def _input(name: str, events: EventBatch | None, dense: Tensor) -> EventBatch | Tensor:
@@ -285,12 +293,12 @@ def _measure_tradeoff(methods: Sequence[Method], options: Options) -> list[Row]:
             "dt_ms": dt_ms,
         }
         if isinstance(found, str):
-            rows.append(row | {"left_out": found})
+            rows.append(row | _cost(found, fused))
             continue
         times = neurons[dt_ms].spike_times_ms(method)
         row["n_spikes"] = sum(map(len, times))
         row["spike_time_error_ms"] = spike_time_error_ms(times, reference)
-        row |= summary(found, fused if isinstance(fused, list) else None)
+        row |= _cost(found, fused)
         if isinstance(usual, list):
             row["total_by_standard_at_1_ms"] = round(
                 median_ratio([t.total for t in found], [t.total for t in usual]), 5
@@ -312,27 +320,17 @@ def _measure_roofline(options: Options) -> list[Row]:
     def copy_turn(streaming: bool) -> Turn:
         return Turn(roofline.copy_s(streaming), 0.0)
 
-    turns = take_turns(
-        {
-            **{name: partial(copy_turn, streaming) for name, streaming in copies.items()},
-            **{kernel.name: kernel.turn for kernel in measured},
-        },
-        options.rounds,
-        math.inf,
-    )
+    contenders = {name: partial(copy_turn, streaming) for name, streaming in copies.items()}
+    contenders |= {kernel.name: kernel.turn for kernel in measured}
+    turns = all_turns(take_turns(contenders, options.rounds))
     bandwidth: dict[str, float] = {}
     rows: list[Row] = []
     for name in copies:
-        found = turns[name]
-        if isinstance(found, str):
-            raise RuntimeError(f"{name}: {found}")
-        bandwidth[name] = 2 * roofline.COPIED_BYTES / quartiles([t.total for t in found])[1]
+        seconds = quartiles([turn.total for turn in turns[name]])[1]
+        bandwidth[name] = 2 * roofline.COPIED_BYTES / seconds
         rows.append({"contender": name, "gb_per_s": round(bandwidth[name] / 1e9, 2)})
     for kernel in measured:
-        found = turns[kernel.name]
-        if isinstance(found, str):
-            raise RuntimeError(f"{kernel.name}: {found}")
-        row: Row = {"contender": kernel.name, **summary(found, None)}
+        row: Row = {"contender": kernel.name, **summary(turns[kernel.name], None)}
         for i, part in enumerate(("forward", "backward")):
             seconds = row[f"{part}_ms_median"] / 1000
             row[f"{part}_mb"] = round(kernel.bytes_moved[i] / 1e6, 1)

@@ -4,6 +4,7 @@ import argparse
 import ctypes
 import gc
 import json
+import math
 import os
 import platform
 import statistics
@@ -75,7 +76,7 @@ def time_turn(forward: Callable[[], Tensor], device: torch.device) -> Turn:
 def take_turns(
     contenders: Mapping[str, Callable[[], Turn]],
     rounds: int,
-    longest_turn_s: float,
+    longest_turn_s: float = math.inf,
     warm_ups: int = 1,
 ) -> dict[str, list[Turn] | str]:
     """Run every contender to warm up, then all in turns, round by round.
@@ -96,7 +97,7 @@ def take_turns(
             if turn.total > longest_turn_s:
                 turn = run()
         except Exception as error:  # other libraries raise what they like
-            found[name] = _reason(error)
+            found[name] = reason(error)
             continue
         finally:
             gc.collect()
@@ -112,11 +113,20 @@ def take_turns(
                 try:
                     turns.append(contenders[name]())
                 except Exception as error:
-                    found[name] = _reason(error)
+                    found[name] = reason(error)
     return found
 
 
-def _reason(error: Exception) -> str:
+def all_turns(found: Mapping[str, list[Turn] | str]) -> dict[str, list[Turn]]:
+    """What `take_turns` found, where nothing may fail; RuntimeError says what did."""
+    failed = [f"{name}: {why}" for name, why in found.items() if isinstance(why, str)]
+    if failed:
+        raise RuntimeError("; ".join(failed))
+    return {name: turns for name, turns in found.items() if isinstance(turns, list)}
+
+
+def reason(error: Exception) -> str:
+    """The error on one line, for a table."""
     return f"{type(error).__name__}: {' '.join(str(error).split())}"[:300]
 
 

@@ -45,7 +45,21 @@ def benchmark(cfg: DictConfig) -> None:
     }
     options = Options(**chosen)
     file = RowFile(Path(cfg.output_dir) / "benchmark" / "rows.jsonl")
-    asked = [(p, _about(p, options)) for study in cfg.study for p in pieces(study, options)]
+    source = provenance()
+    made = {
+        "rounds_asked": options.rounds,
+        "longest_turn_s": options.longest_turn_s,
+        "memory": options.memory,
+        "blockspike": version("blockspike"),
+        "git_sha": source["git_sha"],
+        "git_dirty": source["git_dirty"],
+    }
+    # What a row depends on beside its contender; of anything else it is another row.
+    asked = [
+        (piece, {**piece.key, **machine(piece.device), **made})
+        for study in cfg.study
+        for piece in pieces(study, options)
+    ]
     with progress("Benchmark", len(asked)) as advance:
         for piece, about in asked:
             if not _is_known(piece, file.find(about)):
@@ -59,21 +73,6 @@ def benchmark(cfg: DictConfig) -> None:
     path = file.path.with_suffix(".csv")
     pd.DataFrame(rows).to_csv(path, index=False)
     console.print(f"{path}: drawn by `blockspike figures figure=speed table={path}`")
-
-
-def _about(piece: Piece, options: Options) -> Row:
-    """What a row depends on beside its contender; of anything else it is another row."""
-    source = provenance()
-    return {
-        **piece.key,
-        **machine(piece.device),
-        "rounds_asked": options.rounds,
-        "longest_turn_s": options.longest_turn_s,
-        "memory": options.memory,
-        "blockspike": version("blockspike"),
-        "git_sha": source["git_sha"],
-        "git_dirty": source["git_dirty"],
-    }
 
 
 def _is_known(piece: Piece, rows: Sequence[Row]) -> bool:

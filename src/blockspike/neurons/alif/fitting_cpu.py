@@ -2,7 +2,7 @@
 
 What `alif(weight · current + bias)` and then `squared_distance` compute, spikes and gradients,
 without an array of drives, spikes or filtered differences: per neuron and step only the margin
-V − θ is kept. The pieces are those of `fused_cpu.py`; the readable twin is
+V − θ is kept. The single steps are those of `strips_cpu.py`; the readable twin is
 `NeuronPopulation.distance_in_steps`.
 """
 
@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from blockspike.neurons.alif.fused_cpu import neuron_step, replay_step, reverse_step
+from blockspike.neurons.alif.strips_cpu import neuron_step, replay_step, reverse_step
 from blockspike.neurons.alif.tiles_cpu import CHUNK, columns, tile_width
 from blockspike.neurons.alif.trace import check_finite
 from blockspike.neurons.kernels import borrowed, kernel, kernel_with_fma, run

@@ -182,6 +182,40 @@ def _reverse_step(
     )
 
 
+@triton.jit
+def _reverse_chunk(
+    grads, more, margins, adaptations, opens, beta, p, b, gv, ga, grad_current, start, first, last,
+    column, n_columns, has_feedback: tl.constexpr, attached: tl.constexpr,
+    surrogate: tl.constexpr, chunk: tl.constexpr,
+):  # fmt: skip
+    """Backpropagation through a chunk that begins at `start`; writes dLoss/dI.
+
+    Returns:
+        dLoss/dV and dLoss/da before the chunk, and its part of dLoss/d(beta, p, b).
+    """
+    stride = n_columns.to(tl.int64)
+    sum_beta = tl.zeros_like(gv)
+    sum_p = tl.zeros_like(gv)
+    sum_b = tl.zeros_like(gv)
+    for k in tl.static_range(chunk - 1, -1, -1):
+        grad_s = grads[k].to(gv.dtype)
+        if has_feedback:
+            grad_s += more[k].to(gv.dtype)
+        gv_, ga_, gi, to_beta, to_p, to_b = _reverse_step(
+            grad_s, margins[k], adaptations[k], opens[k], beta, p, b, gv, ga, attached, surrogate
+        )
+        t = start + k
+        live = column < tl.where((t >= first) & (t < last), n_columns, 0)
+        at = t * stride + column
+        tl.store(grad_current + at, gi.to(grad_current.dtype.element_ty), mask=live)
+        gv = tl.where(live, gv_, gv)
+        ga = tl.where(live, ga_, ga)
+        sum_beta += tl.where(live, to_beta, 0.0)
+        sum_p += tl.where(live, to_p, 0.0)
+        sum_b += tl.where(live, to_b, 0.0)
+    return gv, ga, sum_beta, sum_p, sum_b
+
+
 @triton.jit(do_not_specialize=_SCALARS)
 def backward(
     grad_spikes, feedback, margin, saved_adaptation, saved_silent, beta, p, b, carried,
@@ -218,26 +252,10 @@ def backward(
             margin, saved_adaptation, saved_silent, c - 1, last, column, n_columns, chunk
         )
         adaptations, opens = _replay(margins, a, left, p_, arp, chunk)
-        sum_beta = tl.zeros_like(gv)
-        sum_p = tl.zeros_like(gv)
-        sum_b = tl.zeros_like(gv)
-        for k in tl.static_range(chunk - 1, -1, -1):
-            grad_s = grads[k].to(gv.dtype)
-            if has_feedback:
-                grad_s += more[k].to(gv.dtype)
-            gv_, ga_, gi, to_beta, to_p, to_b = _reverse_step(
-                grad_s, margins[k], adaptations[k], opens[k], beta_, p_, b_, gv, ga,
-                attached, surrogate,
-            )  # fmt: skip
-            t = start + k
-            live = column < tl.where((t >= first) & (t < last), n_columns, 0)
-            at = t * stride + column
-            tl.store(grad_current + at, gi.to(grad_current.dtype.element_ty), mask=live)
-            gv = tl.where(live, gv_, gv)
-            ga = tl.where(live, ga_, ga)
-            sum_beta += tl.where(live, to_beta, 0.0)
-            sum_p += tl.where(live, to_p, 0.0)
-            sum_b += tl.where(live, to_b, 0.0)
+        gv, ga, sum_beta, sum_p, sum_b = _reverse_chunk(
+            grads, more, margins, adaptations, opens, beta_, p_, b_, gv, ga, grad_current, start,
+            first, last, column, n_columns, has_feedback, attached, surrogate, chunk,
+        )  # fmt: skip
         total_beta += sum_beta
         total_p += sum_p
         total_b += sum_b
