@@ -1,9 +1,12 @@
 """`blockspike benchmark`: one table, gone on with, its errors, and the guard's exit code."""
 
+import re
+
 import pandas as pd
 import pytest
 
-from blockspike.benchmark import guard
+from blockspike.benchmark import guard, roofline
+from blockspike.benchmark.layers import Size
 
 QUICK = (
     "study=length,layers", "n_steps=20", "arp_steps=2,3", "batch_size=2", "n_units=8", "n_layers=1",
@@ -87,6 +90,18 @@ def test_the_guard_has_an_exit_code(blockspike, monkeypatch, floor, code):
     monkeypatch.setattr(guard, "_SHAPE", (6, 2, 20))
     monkeypatch.setattr(guard, "_TRIES", 1)
     monkeypatch.setitem(guard.dynamics.SIZES, "guard", guard.dynamics.SIZES["small"])
-    monkeypatch.setattr(guard, "FLOORS", dict.fromkeys(guard.FLOORS, floor))
+    for pair in guard.FLOORS:
+        monkeypatch.setitem(guard.FLOORS, pair, floor)
     done = blockspike("benchmark", "--check", "rounds=2", check=False)
     assert done.returncode == code and ("under its floor" in done.stderr) == bool(code)
+
+
+def test_the_roofline_is_printed(blockspike, monkeypatch):
+    monkeypatch.setattr(roofline, "LAYER", Size(64, 2, 50, 8, arp_steps=3, recurrent=False))
+    monkeypatch.setattr(roofline, "COPIED_BYTES", 2**16)
+    monkeypatch.setattr(roofline, "_COPY", [])
+    monkeypatch.setenv("COLUMNS", "120")
+    printed = blockspike("benchmark", "study=roofline", "rounds=2").stdout
+    assert re.search(r"bandwidth of a copy, [\d.]+ GB/s \(the fastest [\d.]+\)", printed)
+    assert re.search(r"fused, FastSigmoid .* [\d.]+ .* \d+% \(\d+%\)", printed)
+    assert "nan" not in printed

@@ -167,9 +167,8 @@ def _libraries(table: pd.DataFrame, path: Path) -> Path:
     order = sorted((str(name) for name in medians), key=medians.__getitem__)
     for axis, (study, title) in zip(axes, studies.items(), strict=True):
         own = _of(rows, study=study)
-        own = _of(
-            own, batch_size=min(own["batch_size"].tolist(), default=0)
-        )  # larger batches: only our methods
+        smallest = min(own["batch_size"].tolist(), default=0)  # others hold our methods only
+        own = _of(own, batch_size=smallest)
         for y, name in enumerate(order):
             ratios = _of(own, contender=name)["total_by_fused"].tolist()
             if ratios:
