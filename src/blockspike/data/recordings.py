@@ -9,14 +9,8 @@ from pathlib import Path
 import numpy as np
 from scipy.signal import find_peaks
 
-from blockspike.data.nwb import (
-    VOLTAGE_RANGE_MV,
-    Sweep,
-    check_current,
-    indices_of,
-    peak_of,
-    read_sweeps,
-)
+from blockspike.data.nwb import read_sweeps
+from blockspike.data.sweeps import VOLTAGE_RANGE_MV, Sweep, check_current, indices_of, peak_of
 
 RECORDING_SUFFIXES = (".npz", ".nwb")
 _HDF5_SUFFIXES = (".nwb", ".h5")

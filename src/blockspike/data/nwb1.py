@@ -1,0 +1,130 @@
+"""NWB 1 as the Allen Cell Types Database writes it, by h5py.
+
+AllenSDK compares bytes with str under h5py 3, takes every file for one of its oldest and skips the
+conversion factor; here it is applied and the result checked.
+"""
+
+from __future__ import annotations
+
+import re
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+from blockspike.data.sweeps import Sweep, check_current, converted_to, dt_ms_of, text_of
+
+# AllenSDK's rule: files of earlier pipelines hold SI values and a conversion that is wrong.
+_FIRST_RIGHT_PIPELINE = (1, 1)
+_UNITS = {"A": re.compile(r"a|amps?|amperes?", re.I), "V": re.compile(r"v|volts?", re.I)}
+
+
+def allen_sweeps(path: Path, file: h5py.File) -> list[_AllenSweep]:
+    """Return the sweeps of an open file, not read yet.
+
+    Raises:
+        ValueError: the file has none.
+    """
+    epochs = file.get("epochs")
+    if not isinstance(epochs, h5py.Group):
+        raise ValueError(
+            f"{path}: epochs is missing, expected NWB 1 of the Allen Cell Types Database, or NWB 2"
+        )
+    numbers = [int(m[1]) for m in (re.fullmatch(r"Sweep_(\d+)", str(key)) for key in epochs) if m]
+    return [_AllenSweep(path, file, number) for number in numbers]
+
+
+class _AllenSweep:
+    def __init__(self, path: Path, file: h5py.File, number: int) -> None:
+        self.number = number
+        self.where = f"{path}, sweep {number}"
+        self.file = file
+        self.stimulus = self._name()
+
+    def is_voltage_clamp(self) -> bool:
+        return self._unit("stimulus") == "V"
+
+    def read(self) -> Sweep:
+        start = self._dataset("stimulus/timeseries/starting_time")
+        return Sweep(
+            number=self.number,
+            stimulus=self.stimulus,
+            is_shared_name=True,
+            dt_ms=dt_ms_of(self.where, start.attrs.get("rate")),
+            current_pa=self._current_pa(),
+            voltage_mv=self._voltage_mv(),
+            spike_times_s=self._spike_times_s(),
+        )
+
+    def _name(self) -> str:
+        for folder in ("acquisition/timeseries", "stimulus/presentation"):
+            dataset = self.file.get(f"{folder}/Sweep_{self.number}/aibs_stimulus_name")
+            if isinstance(dataset, h5py.Dataset):
+                return text_of(dataset[()]).strip()
+        return ""
+
+    def _current_pa(self) -> np.ndarray:
+        dataset = self._dataset("stimulus/timeseries/data")
+        raw = np.asarray(dataset[()])
+        check_current(self.where, raw)
+        return self._in_si(dataset, raw, "current")
+
+    def _voltage_mv(self) -> np.ndarray | None:
+        if self._get("response/timeseries/data") is None:
+            return None
+        if self._unit("response") != "V":
+            raise ValueError(
+                f"{self.where}: found a stimulus and a response in amperes, expected a response "
+                "in volts"
+            )
+        dataset = self._dataset("response/timeseries/data")
+        return self._in_si(dataset, np.asarray(dataset[()]), "voltage")
+
+    def _in_si(self, dataset: h5py.Dataset, raw: np.ndarray, quantity: str) -> np.ndarray:
+        conversion = float(np.asarray(dataset.attrs.get("conversion", 1.0)).reshape(-1)[0])
+        is_old = _pipeline_version(self.file) < _FIRST_RIGHT_PIPELINE
+        return converted_to(self.where, raw, quantity, conversion, may_be_si=is_old)
+
+    def _spike_times_s(self) -> np.ndarray | None:
+        for key in ("spike_times", "aibs_spike_times"):
+            dataset = self.file.get(f"analysis/{key}/Sweep_{self.number}")
+            if isinstance(dataset, h5py.Dataset):
+                # h5py gives an `Empty` for a dataset without a shape
+                stored = dataset[()] if dataset.shape is not None else []
+                return np.asarray(stored, np.float64).reshape(-1)
+        return None
+
+    def _unit(self, side: str) -> str:
+        unit = self._dataset(f"{side}/timeseries/data").attrs.get("unit")
+        if unit is None:
+            raise ValueError(f"{self.where}: the unit of the {side} is missing, expected A or V")
+        text = text_of(unit).strip()
+        for short, pattern in _UNITS.items():
+            if pattern.fullmatch(text):
+                return short
+        raise ValueError(f"{self.where}: found unit {text!r} of the {side}, expected A or V")
+
+    def _dataset(self, key: str) -> h5py.Dataset:
+        found = self._get(key)
+        if not isinstance(found, h5py.Dataset):
+            full = f"epochs/Sweep_{self.number}/{key}"
+            raise ValueError(f"{self.where}: {full} is missing, expected a dataset")
+        return found
+
+    def _get(self, key: str) -> Any:
+        return self.file.get(f"epochs/Sweep_{self.number}/{key}")
+
+
+def _pipeline_version(file: h5py.File) -> tuple[int, int]:
+    """Version of Allen's pipeline, (0, 0) if not given; ``generated_by`` lists keys and values."""
+    dataset = file.get("general/generated_by")
+    if not isinstance(dataset, h5py.Dataset):
+        return 0, 0
+    words = [text_of(word).strip() for word in np.asarray(dataset[()], object).reshape(-1)]
+    for key, value in pairwise(words):
+        match = re.match(r"(\d+)\.(\d+)", value)
+        if key == "version" and match:
+            return int(match[1]), int(match[2])
+    return 0, 0

@@ -1,0 +1,203 @@
+"""NWB 2, by pynwb.
+
+Rübel et al. 2022, "The Neurodata Without Borders ecosystem for neurophysiological data science",
+eLife 11:e78362.
+"""
+
+from __future__ import annotations
+
+import importlib
+import warnings
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from blockspike.data.sweeps import (
+    Sweep,
+    check_current,
+    choose,
+    converted_to,
+    dt_ms_of,
+    one_line,
+    text_of,
+)
+
+
+def read_nwb2(
+    path: Path, stimuli: Sequence[str] | None, sweeps: Sequence[int] | None
+) -> Iterator[Sweep]:
+    """Read sweeps one by one; arguments and errors as `nwb.read_sweeps`."""
+    with _open_nwb2(path) as io:
+        content = _content_of(path, io)
+        for stored in choose(path, _nwb2_sweeps(path, content), stimuli, sweeps):
+            yield stored.read()
+
+
+def _open_nwb2(path: Path) -> Any:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of older schemas, which pynwb still reads
+            pynwb = importlib.import_module("pynwb")
+            return pynwb.NWBHDF5IO(str(path), "r", load_namespaces=True)
+    except ModuleNotFoundError as error:
+        raise ValueError(
+            f"{path}: NWB 2 needs pynwb, expected `pip install 'blockspike[nwb]'`"
+        ) from error
+
+
+def _content_of(path: Path, io: Any) -> Any:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return io.read()
+    except Exception as error:  # pynwb has no error class of its own
+        raise ValueError(
+            f"{path}: pynwb cannot read it ({one_line(error)}), expected a complete NWB 2 file"
+        ) from error
+
+
+def _nwb2_sweeps(path: Path, content: Any) -> list[_Nwb2Sweep]:
+    table = content.intracellular_recordings
+    has_rows = table is not None and len(table)
+    rows = _table_pairs(content, table) if has_rows else _pairs(path, content)
+    found = [_Nwb2Sweep(path, *row) for row in rows]
+    for number, count in Counter(sweep.number for sweep in found).items():
+        if count > 1:
+            raise ValueError(
+                f"{path}, sweep {number}: found {count} responses or stimuli, expected one; files "
+                "with several electrodes are not read"
+            )
+    return found
+
+
+def _table_pairs(content: Any, table: Any) -> Iterator[tuple[int, str, _Part | None, _Part | None]]:
+    """(number, stimulus type, stimulus, response) of the rows of ``intracellular_recordings``."""
+    types = _stimulus_types(content)
+    for row in range(len(table)):
+        stimulus = _Part.of_reference(table["stimuli"]["stimulus"][row])
+        response = _Part.of_reference(table["responses"]["response"][row])
+        numbers = [p.series.sweep_number for p in (response, stimulus) if p is not None]
+        number = next((int(n) for n in numbers if n is not None), row)
+        yield number, types.get(row, ""), stimulus, response
+
+
+def _stimulus_types(content: Any) -> dict[int, str]:
+    """Type of the stimulus by row of ``intracellular_recordings``, where the file has it."""
+    sequential, simultaneous = (
+        content.icephys_sequential_recordings,
+        content.icephys_simultaneous_recordings,
+    )
+    if sequential is None or simultaneous is None:
+        return {}
+    return {
+        int(row): str(kind)
+        for i, kind in enumerate(sequential["stimulus_type"][:])
+        for group in _rows(sequential["simultaneous_recordings"], i)
+        for row in _rows(simultaneous["recordings"], int(group))
+    }
+
+
+def _rows(index: Any, i: int) -> Iterable[int]:
+    start = int(index.data[i - 1]) if i else 0
+    return index.target.data[start : int(index.data[i])]
+
+
+def _pairs(path: Path, content: Any) -> Iterator[tuple[int, str, _Part | None, _Part | None]]:
+    """(number, "", stimulus, response) by ``sweep_number``, which files without a table have."""
+    responses = _by_number(path, content.acquisition, "ClampSeries")
+    stimuli = _by_number(path, content.stimulus, "ClampStimulusSeries")
+    for number in sorted(responses.keys() | stimuli.keys()):
+        # Several of one number are several electrodes; pairing all lets the caller refuse them.
+        for response in responses.get(number, [None]):
+            for stimulus in stimuli.get(number, [None]):
+                yield number, "", stimulus, response
+
+
+def _by_number(path: Path, folder: Any, kind: str) -> dict[int, list[_Part]]:
+    found: dict[int, list[_Part]] = {}
+    for series in folder.values():
+        name = type(series).__name__
+        if not name.endswith(kind) or name.startswith("IZero"):  # the latter have no current
+            continue
+        if series.sweep_number is None:
+            raise ValueError(
+                f"{path}: {series.name} is in no row of intracellular_recordings and has no "
+                "sweep_number, expected one of them to pair stimulus and response"
+            )
+        found.setdefault(int(series.sweep_number), []).append(_Part(series))
+    return found
+
+
+@dataclass(frozen=True)
+class _Part:
+    """A pynwb series, or the samples of it that ``intracellular_recordings`` refers to."""
+
+    series: Any
+    samples: slice | None = None
+
+    @classmethod
+    def of_reference(cls, reference: Any) -> _Part | None:
+        # Older versions of pynwb give -1 where there is none, later ones None.
+        if reference is None or reference.timeseries is None or reference.idx_start < 0:
+            return None
+        start, count = int(reference.idx_start), int(reference.count)
+        return cls(reference.timeseries, slice(start, start + count))
+
+    def is_voltage_clamp(self) -> bool:
+        return type(self.series).__name__.startswith("VoltageClamp")
+
+    def raw(self) -> np.ndarray:
+        return np.asarray(self.series.data[self.samples or slice(None)])
+
+    def converted(self, where: str, quantity: str) -> np.ndarray:
+        conversion, offset = float(self.series.conversion), float(self.series.offset)
+        return converted_to(where, self.raw(), quantity, conversion, offset)
+
+
+class _Nwb2Sweep:
+    def __init__(
+        self,
+        path: Path,
+        number: int,
+        stimulus_type: str,
+        stimulus: _Part | None,
+        response: _Part | None,
+    ) -> None:
+        self.number = number
+        self.where = f"{path}, sweep {number}"
+        self.stimulus_part = stimulus
+        self.response_part = response
+        self.shared_name = _description(stimulus) or _description(response) or stimulus_type
+        self.stimulus = self.shared_name or (stimulus.series.name if stimulus else "")
+
+    def is_voltage_clamp(self) -> bool:
+        return any(p is not None and p.is_voltage_clamp() for p in self._parts())
+
+    def read(self) -> Sweep:
+        if self.stimulus_part is None:
+            raise ValueError(
+                f"{self.where}: the stimulus is missing, expected a CurrentClampStimulusSeries"
+            )
+        check_current(self.where, self.stimulus_part.raw())
+        response = self.response_part
+        return Sweep(
+            number=self.number,
+            stimulus=self.stimulus,
+            is_shared_name=bool(self.shared_name),
+            dt_ms=dt_ms_of(self.where, self.stimulus_part.series.rate),
+            current_pa=self.stimulus_part.converted(self.where, "current"),
+            voltage_mv=None if response is None else response.converted(self.where, "voltage"),
+            spike_times_s=None,
+        )
+
+    def _parts(self) -> tuple[_Part | None, _Part | None]:
+        return self.stimulus_part, self.response_part
+
+
+def _description(part: _Part | None) -> str:
+    text = text_of(getattr(part.series, "stimulus_description", "")).strip() if part else ""
+    return "" if text == "N/A" else text

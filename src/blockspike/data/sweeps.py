@@ -1,0 +1,190 @@
+"""Current-clamp sweeps, whatever file they lie in: which are read, and checks of their values."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+import numpy as np
+
+CURRENT_RANGE_PA = (1.0, 20_000.0)
+VOLTAGE_RANGE_MV = (1.0, 250.0)
+_PA_PER_A = 1e12
+_MV_PER_V = 1e3
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """One current-clamp sweep.
+
+    ``current_pa`` and ``voltage_mv`` float64 ``[T]``, the latter None where the file has none;
+    ``spike_times_s`` float64 ``[n]`` as stored, seconds from the start, None where not stored.
+    ``stimulus`` is "" where the file names none; ``is_shared_name`` says that sweeps with the same
+    stimulus have the same name, which names of NWB 2 series have not.
+    """
+
+    number: int
+    stimulus: str
+    is_shared_name: bool
+    dt_ms: float
+    current_pa: np.ndarray
+    voltage_mv: np.ndarray | None
+    spike_times_s: np.ndarray | None
+
+
+class Stored(Protocol):
+    """A sweep in a file, before it is read."""
+
+    number: int
+    stimulus: str
+
+    def is_voltage_clamp(self) -> bool:
+        """Whether its stimulus is in volts."""
+        ...
+
+    def read(self) -> Sweep:
+        """Read and check its values."""
+        ...
+
+
+AnyStored = TypeVar("AnyStored", bound=Stored)
+
+
+def choose(
+    path: Path,
+    stored: Iterable[AnyStored],
+    stimuli: Sequence[str] | None,
+    sweeps: Sequence[int] | None,
+) -> list[AnyStored]:
+    """Return those asked for, by name or number (None = all), in the order of their numbers.
+
+    Raises:
+        ValueError: one is not there, or is a voltage-clamp sweep; or nothing is left.
+    """
+    found = sorted(stored, key=lambda sweep: sweep.number)
+    if sweeps is not None:
+        found = _with_numbers(path, found, sweeps)
+    if stimuli is not None:
+        found = _with_names(path, found, stimuli)
+    if not found:
+        raise ValueError(f"{path}: found no sweep to read, expected a current-clamp sweep")
+    voltage_clamp = [sweep.number for sweep in found if sweep.is_voltage_clamp()]
+    if voltage_clamp and (sweeps is not None or len(voltage_clamp) == len(found)):
+        raise ValueError(
+            f"{path}, sweep {voltage_clamp[0]}: found a voltage-clamp sweep (its stimulus is in "
+            "volts), expected current clamp"
+        )
+    return [sweep for sweep in found if sweep.number not in voltage_clamp]
+
+
+def _with_numbers(path: Path, stored: list[AnyStored], sweeps: Sequence[int]) -> list[AnyStored]:
+    there = [sweep.number for sweep in stored]
+    for number in sweeps:
+        if number not in there:
+            raise ValueError(f"{path}: has no sweep {number}, expected one of {there}")
+    return [sweep for sweep in stored if sweep.number in set(sweeps)]
+
+
+def _with_names(path: Path, stored: list[AnyStored], names: Sequence[str]) -> list[AnyStored]:
+    there = [sweep.stimulus for sweep in stored]
+    return [stored[i] for i in indices_of(path, there, names)]
+
+
+def indices_of(path: Path, there: Sequence[str], names: Sequence[str] | str) -> list[int]:
+    """Return the places in ``there`` of stimulus names, upper or lower case.
+
+    Raises:
+        ValueError: a name is not there; lists those that are.
+    """
+    names = [names] if isinstance(names, str) else list(names)
+    wanted = [name.strip().casefold() for name in names]
+    folded = [name.strip().casefold() for name in there]
+    for name, key in zip(names, wanted, strict=True):
+        if key not in folded:
+            listed = ", ".join(dict.fromkeys(repr(x) for x in there if x)) or "unnamed ones only"
+            raise ValueError(f"{path}: has no stimulus {name!r}, found {listed}")
+    return [i for i, key in enumerate(folded) if key in wanted]
+
+
+def check_current(where: str, current: np.ndarray) -> None:
+    """Check that a current is ``[T]``, T >= 1, of finite numbers.
+
+    Raises:
+        ValueError: it is not; the message starts with ``where``.
+    """
+    if current.ndim != 1 or current.dtype.kind not in "fiu":
+        raise ValueError(
+            f"{where}: found a current of shape {current.shape} and {current.dtype}, expected one "
+            "number a sample"
+        )
+    if not len(current):
+        raise ValueError(f"{where}: found a current of length 0, expected samples")
+    for i in np.flatnonzero(~np.isfinite(current))[:1]:
+        raise ValueError(f"{where}: found current {current[i]} in sample {i}, expected finite ones")
+
+
+def peak_of(values: np.ndarray) -> float:
+    """Return the largest finite magnitude, 0 if there is none."""
+    magnitude = np.abs(values[np.isfinite(values)])
+    return float(magnitude.max()) if magnitude.size else 0.0
+
+
+def converted_to(
+    where: str,
+    raw: np.ndarray,
+    quantity: str,
+    conversion: float,
+    offset: float = 0.0,
+    may_be_si: bool = False,
+) -> np.ndarray:
+    """Return a current in pA or a voltage in mV, float64, of stored values × conversion + offset.
+
+    With `may_be_si` values that are right in SI units without the conversion are taken so.
+
+    Raises:
+        ValueError: the peak is none that a neuron has; the message starts with `where`.
+    """
+    per_si, unit, (low, high) = {
+        "current": (_PA_PER_A, "pA", CURRENT_RANGE_PA),
+        "voltage": (_MV_PER_V, "mV", VOLTAGE_RANGE_MV),
+    }[quantity]
+    converted = (raw.astype(np.float64) * conversion + offset) * per_si
+    peak = peak_of(converted)
+    if low * (1 - 1e-6) <= peak <= high:
+        return converted
+    if may_be_si and low * (1 - 1e-6) <= peak_of(raw * per_si) <= high:
+        return raw.astype(np.float64) * per_si
+    raise ValueError(
+        f"{where}: found a peak {quantity} of {peak:.3g} {unit}, expected {low:g} to {high:g} "
+        f"{unit}; the conversion factor {conversion:g} looks wrong"
+    )
+
+
+def dt_ms_of(where: str, rate: Any) -> float:
+    """Return the length of a step in ms for a sampling rate in Hz.
+
+    Raises:
+        ValueError: it is missing or not above 0; the message starts with `where`.
+    """
+    if rate is None:
+        raise ValueError(f"{where}: the sampling rate is missing, expected it in Hz")
+    rate = float(np.asarray(rate).reshape(-1)[0])
+    if not 0 < rate < np.inf:
+        raise ValueError(f"{where}: found a sampling rate of {rate} Hz, expected > 0")
+    return 1e3 / rate
+
+
+def text_of(value: Any) -> str:
+    """Return the text of an attribute or dataset, whichever of h5py's types it came as; else ""."""
+    if isinstance(value, np.ndarray) and value.size:
+        value = value.reshape(-1)[0]
+    if isinstance(value, bytes):
+        return value.decode(errors="replace")
+    return str(value) if isinstance(value, str) else ""
+
+
+def one_line(error: BaseException) -> str:
+    """Return the first line of an error, or its name."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
