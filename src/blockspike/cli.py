@@ -8,15 +8,19 @@ from importlib import import_module
 from pathlib import Path
 
 import hydra
+from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, InstantiationException
+from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from blockspike.memory import keep_freed_memory
+from blockspike.runs import Run
+from blockspike.sweeps import RecordSweep, run_states, sweep_summary
 
 CONF = Path(__file__).parent / "conf"
 
-COMMANDS = ("prepare", "train", "evaluate", "figures", "benchmark", "collect")
+COMMANDS = ("prepare", "train", "evaluate", "figures", "benchmark", "collect", "status")
 # Errors that say what was wrong with the input; anything else is a defect and keeps its traceback.
 EXPECTED = (ValueError, FileNotFoundError, ConnectionError, HydraException, OmegaConfBaseException)
 
@@ -32,6 +36,7 @@ usage: blockspike COMMAND [overrides]
   figures    pictures of a finished run:        blockspike figures run=outputs/…
              or of a table of runs:             blockspike figures figure=classification
   benchmark  speed, side by side:               blockspike benchmark study=length
+  status     how far the runs of sweeps are:    blockspike status
   collect    all finished runs → one table:     blockspike collect
 
 blockspike COMMAND --help lists a command's options, --cfg job prints its configuration,
@@ -60,19 +65,30 @@ def main() -> None:
     # Before PyTorch starts: its waiting threads spin for milliseconds otherwise, on a core that the
     # kernels' threads or another process want.
     os.environ.setdefault("GOMP_SPINCOUNT", "3000")
+    program = sys.argv[0]
+    RecordSweep.runs = None
+    failed: list[Exception] = []
     try:
         function = _command(name)
-        sys.argv = [f"blockspike {name}", *(_as_override(name, a) for a in sys.argv[2:])]
+        # Overrides last: Hydra's parser takes no flag between them.
+        arguments = sorted(sys.argv[2:], key=_is_override)
+        sys.argv = [f"blockspike {name}", *(_as_override(name, a) for a in arguments)]
         import_module("blockspike.config").register_schemas()
-        keep_freed_memory()
-        failed: list[Exception] = []
 
         def job(cfg: DictConfig) -> object:
+            keep_freed_memory()
+            # What Lightning starts its further processes with: this run alone, also in a sweep.
+            sys.argv = [program, name, *HydraConfig.get().overrides.task]
+            sweeps = HydraConfig.get().mode is RunMode.MULTIRUN
             try:  # here, since Hydra would print the job's overrides first and stop a sweep's exit
                 return function(cfg)
-            except EXPECTED as error:
+            except Exception as error:
+                if not sweeps and not isinstance(error, EXPECTED):
+                    raise
                 _report(name, error, full)
                 failed.append(error)
+                if sweeps and "run_dir" in cfg:
+                    Run(Path(cfg.run_dir)).write_error()
 
         hydra.main(version_base="1.3", config_path=str(CONF), config_name=name)(job)()
     except KeyboardInterrupt:
@@ -80,8 +96,22 @@ def main() -> None:
     except EXPECTED as error:
         _report(name, error, full)
         sys.exit(2)
-    if failed:
+    if not _sweep_is_done() or failed:
         sys.exit(2)
+
+
+def _sweep_is_done() -> bool:
+    """Print how a sweep ended, whatever process ran its jobs; True also if there was none."""
+    if RecordSweep.runs is None:
+        return True
+    states = run_states(RecordSweep.output_dir, RecordSweep.runs)
+    print(sweep_summary(states, RecordSweep.output_dir))
+    return bool((states["state"] == "done").all())
+
+
+def _is_override(argument: str) -> bool:
+    """Whether it is an override (key=value, ~key), not a flag or a flag's value."""
+    return argument.startswith("~") or ("=" in argument and not argument.startswith("-"))
 
 
 _LISTS = ("study", "n_steps", "arp_steps", "batch_size", "n_units", "n_layers", "contenders")

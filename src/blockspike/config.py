@@ -8,6 +8,7 @@ import dataclasses
 import hashlib
 import inspect
 import json
+import os
 import types
 import typing
 from pathlib import Path
@@ -97,7 +98,7 @@ class TrainSchema:
 
     experiment_name: str = MISSING
     seed: int = MISSING
-    threads: int | None = None
+    threads: int | None = None  # None = PyTorch's default
     progress: bool = True
     test_each_epoch: bool = False
     monitor: str = MISSING
@@ -157,6 +158,14 @@ class BenchmarkSchema(schema(Options)):
 
 
 @dataclasses.dataclass
+class StatusSchema:
+    """Top level of conf/status.yaml."""
+
+    experiment_name: str | None = None
+    output_dir: str = MISSING
+
+
+@dataclasses.dataclass
 class CollectSchema:
     """Top level of conf/collect.yaml."""
 
@@ -173,6 +182,7 @@ def register_schemas() -> None:
         ("figures", FiguresSchema),
         ("benchmark", BenchmarkSchema),
         ("collect", CollectSchema),
+        ("status", StatusSchema),
     ):
         store.store(name=f"{name}_schema", node=node)
     neurons = schema(SpikingLayer, _FROM_DATA, surrogate=(str, "multi_gaussian"))
@@ -193,7 +203,13 @@ def register_schemas() -> None:
     fit = dataclasses.make_dataclass("Fit", [("parameters", str, MISSING)], bases=(fit,))
     store.store(group="fit", name="schema", node=fit)
     OmegaConf.register_new_resolver("folder_name", _folder_name, replace=True)
+    OmegaConf.register_new_resolver("cores", _cores, replace=True)
     OmegaConf.register_new_resolver("stem", lambda path: Path(path).stem, replace=True)
+
+
+def _cores(n_jobs: int = 1) -> int:
+    """Cores of this machine, or of each of so many jobs that share them; at least one."""
+    return max((os.cpu_count() or 1) // n_jobs, 1)
 
 
 def _folder_name(choices: str) -> str:

@@ -6,6 +6,18 @@ from typing import Any
 
 import pandas as pd
 
+# What every row must have: column → type. A classifier's has `test_accuracy` too, a fit's `fit_s`.
+_COLUMNS: dict[str, tuple[type, ...]] = {
+    "experiment": (str,),
+    "data_set": (str,),
+    "seed": (int,),
+    "config_hash": (str,),
+    "git_sha": (str, type(None)),
+    "git_dirty": (bool,),
+    "machine": (str,),
+    "n_threads": (int,),
+}
+
 
 def collect_runs(output_dir: Path) -> pd.DataFrame:
     """Gather every `result.json` below `output_dir` into `tables/runs.parquet` and `.csv`.
@@ -15,15 +27,19 @@ def collect_runs(output_dir: Path) -> pd.DataFrame:
 
     Raises:
         FileNotFoundError: there is no finished run.
+        ValueError: a `result.json` is damaged or lacks what every run has, or two folders hold the
+            same run.
     """
     files = sorted(output_dir.rglob("result.json"))
     if not files:
         raise FileNotFoundError(f"{output_dir}: no finished run (expected a result.json)")
     rows = [
-        {"run": str(file.parent.relative_to(output_dir)), **_as_cells(json.loads(file.read_text()))}
+        {"run": str(file.parent.relative_to(output_dir)), **_as_cells(_read(file))}
         for file in files
     ]
     table = pd.DataFrame(rows)
+    table = pd.DataFrame(table.apply(_of_one_type))
+    _check_unique(table)
     folder = output_dir / "tables"
     folder.mkdir(exist_ok=True)
     table.to_parquet(folder / "runs.parquet", index=False)
@@ -31,6 +47,39 @@ def collect_runs(output_dir: Path) -> pd.DataFrame:
     return table
 
 
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        row = json.loads(file.read_text())
+    except ValueError as error:
+        raise ValueError(f"{file}: not a result ({error})") from error
+    if not isinstance(row, dict):
+        raise ValueError(f"{file}: found a {type(row).__name__}, expected an object")
+    for name, kinds in _COLUMNS.items():
+        if name not in row or type(row[name]) not in kinds:
+            found = f"{row[name]!r}" if name in row else "nothing"
+            raise ValueError(f"{file}: {name}: found {found}, expected a {kinds[0].__name__}")
+    accuracy = row.get("test_accuracy", row.get("fit_s"))
+    if not isinstance(accuracy, float) or ("test_accuracy" in row and not 0 <= accuracy <= 1):
+        raise ValueError(f"{file}: expected test_accuracy, 0 to 1, or fit_s; found {accuracy!r}")
+    return row
+
+
 def _as_cells(row: dict[str, Any]) -> dict[str, Any]:
     """Lists as text, since a table's cell holds one value."""
     return {k: json.dumps(v) if isinstance(v, list) else v for k, v in row.items()}
+
+
+def _of_one_type(column: pd.Series) -> pd.Series:
+    """The column as text if it holds texts beside numbers, which no file format takes."""
+    kinds = {type(value) for value in column.dropna()}
+    if str in kinds and len(kinds) > 1:
+        return column.map(str, na_action="ignore")
+    return column
+
+
+def _check_unique(table: pd.DataFrame) -> None:
+    for _, same in table.groupby("config_hash"):
+        if len(same) < 2:
+            continue
+        first, second = same["run"].tolist()[:2]
+        raise ValueError(f"{first} and {second} hold the same run; delete one of the folders")

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
+from pytorch_lightning.utilities import rank_zero_only
 
 _PACKAGES = ("blockspike", "torch", "pytorch-lightning", "numpy", "numba")
 
@@ -22,7 +23,8 @@ class Run:
     """One run's folder.
 
     Holds `config.yaml`, `content.json` (what the result depends on), `status.json`,
-    `checkpoints/{last,best}.ckpt`, `metrics.csv` and, when finished, `result.json`.
+    `checkpoints/{last,best}.ckpt`, `metrics.csv` and, when finished, `result.json`. `error.log` is
+    there if the last attempt failed. Where several processes share a run, the first one writes.
     """
 
     def __init__(self, folder: Path):
@@ -77,6 +79,9 @@ class Run:
         Raises:
             ValueError: another process runs here.
         """
+        if not is_first_process():
+            yield
+            return
         self.folder.mkdir(parents=True, exist_ok=True)
         with (self.folder / ".lock").open("a+") as lock:
             try:
@@ -84,30 +89,57 @@ class Run:
             except OSError:
                 holder = read_json(self.folder / "status.json").get("pid", "unknown")
                 raise ValueError(f"{self.folder}: already running as process {holder}") from None
+            self.clear_error()
             write_text(self.folder / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
             write_text(self.folder / "content.json", json.dumps(content, indent=1, sort_keys=True))
-            status = {"state": "running", "pid": os.getpid(), "started": _now(), **provenance()}
+            status = {"state": "running", "pid": os.getpid(), "started": now(), **provenance()}
             status["config_hash"] = digest
             self._write_status(status)
             try:
                 yield
             except KeyboardInterrupt:
-                self._write_status({**status, "state": "interrupted", "ended": _now()})
+                self._write_status({**status, "state": "interrupted", "ended": now()})
                 raise
             except Exception as error:
-                write_text(self.folder / "error.log", traceback.format_exc())
-                ended = {"state": "failed", "ended": _now(), "error": str(error)}
+                self.write_error()
+                ended = {"state": "failed", "ended": now(), "error": str(error)}
                 self._write_status({**status, **ended})
                 raise
-            (self.folder / "error.log").unlink(missing_ok=True)
-            self._write_status({**status, "state": "done", "ended": _now()})
+            self.clear_error()
+            self._write_status({**status, "state": "done", "ended": now()})
 
     def _write_status(self, status: dict[str, Any]) -> None:
         write_text(self.folder / "status.json", json.dumps(status, indent=1))
 
+    @rank_zero_only
     def write_result(self, row: dict[str, Any]) -> None:
         """Write the finished run's row."""
         write_text(self.folder / "result.json", json.dumps(row, indent=1))
+
+    def write_error(self) -> None:
+        """Write the exception that is being handled, its traceback first, to `error.log`."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write_text(self.folder / "error.log", traceback.format_exc())
+
+    def clear_error(self) -> None:
+        """Forget the failure of an earlier attempt."""
+        (self.folder / "error.log").unlink(missing_ok=True)
+
+    def is_held(self) -> bool:
+        """Whether a process runs here now."""
+        try:
+            with (self.folder / ".lock").open() as lock:
+                fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except FileNotFoundError:
+            return False
+        except OSError:
+            return True
+        return False
+
+
+def is_first_process() -> bool:
+    """Whether this is the only process of its run, or the first of those that share it."""
+    return not getattr(rank_zero_only, "rank", 0)
 
 
 def provenance() -> dict[str, Any]:
@@ -161,5 +193,6 @@ def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
     return pairs
 
 
-def _now() -> str:
+def now() -> str:
+    """The time, ISO 8601 with its zone."""
     return time.strftime("%Y-%m-%dT%H:%M:%S%z")

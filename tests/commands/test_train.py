@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from killed_sweep import VOLATILE, start
 
 from blockspike.runs import flatten
 from blockspike.training.metrics_file import read_metrics
@@ -21,18 +22,12 @@ SMALL = (
     "data.dt_ms=4",
     "threads=1",
 )
-SWEEP = (
-    "train", "-m", "model=standard,blocks,fused", "data=nmnist_sample", "network.n_hidden=8,16",
-    "trainer.max_epochs=1", "data.n_steps=40", "data.dt_ms=10", "threads=1",
-)  # fmt: skip
 # fits of neurons: test_fit.py and test_allen_fits.py
 EXPERIMENTS = sorted(
     p.stem
     for p in (Path(__file__).parents[2] / "conf/experiment").iterdir()
     if not p.stem.startswith(("e7_", "fit_", "recovery"))
 )
-# What a result must not depend on: when and where it was made.
-VOLATILE = ("time/", "epoch_s", "train_s")
 
 
 def one_run(folder: Path) -> Path:
@@ -100,17 +95,10 @@ def kill_when(process: subprocess.Popen, condition, seconds: float = 90) -> None
     process.wait()
 
 
-def start(folder: Path, data_dir: Path, *args: str) -> subprocess.Popen:
-    command = [sys.executable, "-m", "blockspike.cli", *args, f"data_dir={data_dir}"]
-    return subprocess.Popen(command, cwd=folder, stdout=subprocess.DEVNULL)
-
-
 def test_a_killed_run_continues_to_the_same_bits(blockspike, tmp_path, data_dir):
     args = (*SMALL, "trainer.max_epochs=4", "data.pixel_shift=1", "scheduler=cosine")
     args += ("callbacks=reload_best", "callbacks.reload_best.milestone=3")
     killed, whole = tmp_path / "killed", tmp_path / "whole"
-    for folder in (killed, whole):
-        folder.mkdir()
     process = start(killed, data_dir, "train", *args)
     outputs = killed / "outputs"
     kill_when(
@@ -125,18 +113,6 @@ def test_a_killed_run_continues_to_the_same_bits(blockspike, tmp_path, data_dir)
     )  # fmt: skip
     assert "continued after epoch" in again.stdout
     assert start(whole, data_dir, "train", *args).wait() == 0
-    assert not differences(results(killed), results(whole))
-
-
-def test_a_killed_sweep_finishes_with_the_same_bits(tmp_path, data_dir):
-    killed, whole = tmp_path / "killed", tmp_path / "whole"
-    for folder in (killed, whole):
-        folder.mkdir()
-    process = start(killed, data_dir, *SWEEP)
-    kill_when(process, lambda: len(results(killed)) >= 2)
-    for folder in (killed, whole):
-        assert start(folder, data_dir, *SWEEP).wait() == 0
-    assert len(results(whole)) == 6
     assert not differences(results(killed), results(whole))
 
 

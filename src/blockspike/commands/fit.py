@@ -86,6 +86,10 @@ def _fit(cfg, run: Run, data: RecordingsDataModule, module: NeuronFittingModule)
         save_on_train_epoch_end=True, enable_version_counter=False,
     )  # fmt: skip
     trainer = make_trainer(cfg, run, [last], _EPOCHS_A_LINE, limit_val_batches=0)
+    if trainer.world_size > 1:
+        raise ValueError(
+            f"trainer: expected one process, since all fits are one batch; got {trainer.world_size}"
+        )
     current, target, window = data.batch()
     loader = DataLoader([FittingBatch(current, target, Window(*window))], batch_size=None)  # pyright: ignore
     with without_known_warnings():

@@ -16,6 +16,7 @@ from blockspike.commands import fit
 from blockspike.commands.trainer import (
     last_checkpoint,
     make_trainer,
+    processes_of_one_run,
     without_known_warnings,
 )
 from blockspike.config import (
@@ -27,7 +28,7 @@ from blockspike.config import (
 )
 from blockspike.data.datamodule import EventDataModule
 from blockspike.data.recordings_datamodule import RecordingsDataModule
-from blockspike.runs import Run, flatten, provenance, remove_if_empty
+from blockspike.runs import Run, flatten, is_first_process, provenance, remove_if_empty
 from blockspike.training.callbacks import Throughput
 from blockspike.training.checkpoint_io import load_plain
 from blockspike.training.classification import ClassificationModule
@@ -52,6 +53,7 @@ def train(cfg: DictConfig) -> dict[str, Any]:
         run.check_content(content)
         row = run.result()
         if row is not None:
+            run.clear_error()
             print(f"{run.folder}: finished, skipped")
             return row
         use_threads(cfg.threads)
@@ -59,7 +61,7 @@ def train(cfg: DictConfig) -> dict[str, Any]:
     except BaseException:
         remove_if_empty(run.folder, Path(cfg.output_dir))
         raise
-    with run.recorded(cfg, content, content_hash(content)):
+    with run.recorded(cfg, content, content_hash(content)), processes_of_one_run():
         title = data.title if isinstance(data, RecordingsDataModule) else str(data.name)
         row = _identity(cfg, content, title)
         if isinstance(data, RecordingsDataModule):
@@ -69,7 +71,9 @@ def train(cfg: DictConfig) -> dict[str, Any]:
             assert isinstance(module, ClassificationModule)
             row |= _fit_and_test(cfg, run, data, module)
         run.write_result(row)
-    print(f"{run.folder}: {fit.summary_line(row) if is_fit(cfg) else _summary(row)}")
+    summary = fit.summary_line(row) if is_fit(cfg) else _summary(row)
+    if is_first_process():
+        print(f"{run.folder}: {summary}")
     return row
 
 
@@ -102,10 +106,10 @@ def _fit_and_test(
     )
     trainer = make_trainer(cfg, run, [Throughput(), chosen])
     with without_known_warnings():
+        data.trainer = trainer
         loaders = [data.val_dataloader()]
         if cfg.test_each_epoch:
             loaders.append(data.test_dataloader())
-        data.trainer = trainer
         trainer.fit(module, data.train_dataloader(), loaders, ckpt_path=last_checkpoint(run))
         if not run.best_checkpoint.is_file():
             raise ValueError(f"trainer: no epoch was finished (max_epochs {trainer.max_epochs})")
@@ -152,6 +156,8 @@ def _identity(cfg: DictConfig, content: dict[str, Any], data_set: str) -> dict[s
         "git_sha": made["git_sha"],
         "git_dirty": made["git_dirty"],
         "machine": made["machine"],
+        "python": made["python"],
+        **{f"version.{name}": number for name, number in made["versions"].items()},
         "n_threads": torch.get_num_threads(),
         **{k: v for k, v in flatten(content).items() if k not in ("seed", "experiment_name")},
     }

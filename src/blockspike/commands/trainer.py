@@ -1,5 +1,6 @@
 """What training a classifier and fitting neurons share: a trainer that shows, logs and resumes."""
 
+import os
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
@@ -8,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
+import torch.distributed as dist
 from omegaconf import DictConfig
 from pytorch_lightning.callbacks import Callback, RichProgressBar
 
@@ -32,6 +34,20 @@ def make_trainer(
     )  # fmt: skip
     trainer.loggers = [EpochCSVLogger(run.folder), *trainer.loggers]
     return trainer
+
+
+@contextmanager
+def processes_of_one_run() -> Iterator[None]:
+    """End the processes' group that Lightning made, so that a sweep's next run starts its own."""
+    before = dict(os.environ)
+    try:
+        yield
+    finally:
+        if dist.is_available() and dist.is_initialized():
+            dist.destroy_process_group()
+        for name in ("LOCAL_RANK", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT", "WORLD_SIZE"):
+            if name not in before:
+                os.environ.pop(name, None)
 
 
 def last_checkpoint(run: Run) -> Path | None:

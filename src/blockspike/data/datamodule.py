@@ -7,6 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.overrides.distributed import UnrepeatedDistributedSampler
+from torch.utils.data.distributed import DistributedSampler
 
 from blockspike.data.event_file import EventSplit, read_event_file
 from blockspike.data.loader import EpochSampler, EventDataset, EventMap, PrefetchLoader, identity
@@ -22,7 +24,9 @@ class EventDataModule(pl.LightningDataModule):
     ``test``, and ``train_indices`` and ``val_indices``, which divide ``train``.
 
     The training order is a function of ``seed`` and the epoch alone. The test split is never
-    part of training or validation.
+    part of training or validation. Where several processes train, ``batch_size`` is of all of them
+    together: they share the batches that one process would have. (If their number does not divide
+    the samples, the last training batch repeats a few.)
     """
 
     config_name: str
@@ -151,10 +155,21 @@ class EventDataModule(pl.LightningDataModule):
             events, indices, self._bin, self.n_steps, self.n_inputs, self._event_map(training)
         )
 
-    def _loader(self, dataset: EventDataset, sampler: EpochSampler | None) -> PrefetchLoader:
+    def _processes(self) -> tuple[int, int]:
+        """How many processes share the batches, and which of them this is."""
+        return (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
+
+    def _loader(self, dataset: EventDataset, sampler: DistributedSampler) -> PrefetchLoader:
+        n_processes = sampler.num_replicas
+        require(
+            self.batch_size % n_processes == 0,
+            "batch_size",
+            self.batch_size,
+            f"a multiple of the {n_processes} processes, which share each batch",
+        )
         return PrefetchLoader(
             dataset,
-            batch_size=self.batch_size,
+            batch_size=self.batch_size // n_processes,
             sampler=sampler,
             collate_fn=identity,
             # Its own generator: a DataLoader draws a number from the global one at each pass.
@@ -164,20 +179,22 @@ class EventDataModule(pl.LightningDataModule):
     def train_dataloader(self) -> PrefetchLoader:
         """Return shuffled training batches; the incomplete last batch is kept."""
         dataset = self._dataset("train", training=True)
-        # Lightning leaves a DistributedSampler alone, so it must know the processes itself.
-        world, rank = (
-            (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
+        return self._loader(
+            dataset, EpochSampler(dataset, *self._processes(), shuffle=True, seed=self.seed)
         )
-        sampler = EpochSampler(dataset, world, rank, shuffle=True, seed=self.seed)
+
+    def _in_order(self, split: str) -> PrefetchLoader:
+        dataset = self._dataset(split)
+        sampler = UnrepeatedDistributedSampler(dataset, *self._processes(), shuffle=False)
         return self._loader(dataset, sampler)
 
     def val_dataloader(self) -> PrefetchLoader:
         """Return the held-out part of the training data, in order."""
-        return self._loader(self._dataset("val"), None)
+        return self._in_order("val")
 
     def test_dataloader(self) -> PrefetchLoader:
         """Return the test data, in order."""
-        return self._loader(self._dataset("test"), None)
+        return self._in_order("test")
 
     def spike_counts(self, split: str) -> tuple[np.ndarray, np.ndarray]:
         """Count the spikes of each input within the T steps: features for a linear baseline.

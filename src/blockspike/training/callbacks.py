@@ -7,6 +7,7 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Callback
+from pytorch_lightning.utilities import rank_zero_only
 
 
 class ReloadBestAtMilestone(Callback):
@@ -90,8 +91,9 @@ class Throughput(Callback):
                 "time/forward_s": self._forward,
                 "time/backward_s": self._backward,
                 "time/epoch_s": seconds,
-                "time/samples_per_s": self._samples / seconds,
-            }
+                "time/samples_per_s": self._samples * trainer.world_size / seconds,
+            },
+            sync_dist=True,
         )
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -115,6 +117,7 @@ class EpochLines(Callback):
     def __init__(self, every: int = 1):
         self.every = every
 
+    @rank_zero_only
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Print the epoch's metrics."""
         done = trainer.current_epoch + 1

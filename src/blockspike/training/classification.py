@@ -67,8 +67,9 @@ class ClassificationModule(pl.LightningModule):
         for i, spikes in enumerate(output.spikes, start=1):
             values[f"{stage}/rate_layer{i}_hz"] = spikes.detach().mean() * 1000 / self.dt_ms
         self.log_dict(
-            values, on_step=False, on_epoch=True, batch_size=len(labels), add_dataloader_idx=False
-        )
+            values, on_step=False, on_epoch=True, batch_size=len(labels), add_dataloader_idx=False,
+            sync_dist=True,
+        )  # fmt: skip
         if stage == "train" and self.label_smoothing:
             return F.cross_entropy(output.scores, labels, label_smoothing=self.label_smoothing)
         return loss

@@ -6,6 +6,7 @@ from typing import Any
 
 import pandas as pd
 from pytorch_lightning.loggers import Logger
+from pytorch_lightning.utilities import rank_zero_only
 
 
 def read_metrics(path: Path) -> pd.DataFrame:
@@ -46,6 +47,7 @@ class EpochCSVLogger(Logger):
     def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
         """The run's folder holds its configuration already."""
 
+    @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
         """Add to the epoch's row; test metrics belong to the result, not to an epoch."""
         values = {k: float(v) for k, v in metrics.items() if not k.startswith("test/")}
@@ -53,6 +55,7 @@ class EpochCSVLogger(Logger):
         if epoch >= 0 and values:
             self._rows.setdefault(epoch, {"epoch": epoch}).update(values)
 
+    @rank_zero_only
     def save(self) -> None:
         """Write the file; Lightning calls this after each epoch's metrics."""
         if not self._rows:

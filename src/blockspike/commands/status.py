@@ -1,0 +1,46 @@
+"""`blockspike status`: how far the runs are."""
+
+import sys
+from pathlib import Path
+
+import pandas as pd
+from omegaconf import DictConfig
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from blockspike.sweeps import STATES, run_states
+
+_COLOURS = dict(zip(STATES, ("green", "cyan", "yellow", "red", "white"), strict=True))
+
+
+def status(cfg: DictConfig) -> None:
+    """Print a table of all runs below the output folder, also of those that a sweep still misses.
+
+    Raises:
+        FileNotFoundError: there are none.
+    """
+    states = run_states(Path(cfg.output_dir))
+    if cfg.experiment_name is not None:
+        states = pd.DataFrame(states[states["run"].str.startswith(f"{cfg.experiment_name}/")])
+    if states.empty:
+        raise FileNotFoundError(f"{cfg.output_dir}: no run here, and no sweep has planned one")
+    counts = [f"{n} {s}" for s in STATES if (n := int((states["state"] == s).sum()))]
+    table = Table(title=", ".join(counts), box=box.SIMPLE_HEAD)
+    table.add_column("run", overflow="fold")
+    for name in ("state", "epochs", "started", "took"):
+        table.add_column(name, no_wrap=True)
+    table.add_column("error", overflow="fold")
+    for row in states.to_dict("records"):
+        state = f"[{_COLOURS[row['state']]}]{row['state']}[/]"
+        took = "" if row["seconds"] != row["seconds"] else _duration(row["seconds"])
+        started = row["started"][:16].replace("T", " ")
+        table.add_row(row["run"], state, str(row["epochs"]), started, took, row["error"])
+    # a pipe has no width; folder names are long
+    Console(width=None if sys.stdout.isatty() else 200).print(table)
+
+
+def _duration(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}"
