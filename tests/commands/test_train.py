@@ -13,6 +13,8 @@ import pytest
 from killed_sweep import VOLATILE, start
 
 from blockspike.runs import flatten
+from blockspike.training import checkpoint_io
+from blockspike.training.checkpoint_io import load_plain, save_plain
 from blockspike.training.metrics_file import read_metrics
 
 SMALL = (
@@ -116,6 +118,25 @@ def test_a_killed_run_continues_to_the_same_bits(blockspike, tmp_path, data_dir)
     assert not differences(results(killed), results(whole))
 
 
+@pytest.mark.parametrize("file", ["best.ckpt", "last.ckpt"])
+def test_a_crash_between_an_epochs_files_loses_nothing(blockspike, tmp_path, monkeypatch, file):
+    args = ("train", *SMALL, "trainer.max_epochs=3", "scheduler=cosine", "monitor=val/loss")
+    blockspike(*args, "output_dir=whole/outputs")
+
+    def crash(content, path):
+        if path.name == file and content["epoch"] == 1:
+            raise OSError("no space left")
+        save_plain(content, path)
+
+    with monkeypatch.context() as broken:
+        broken.setattr(checkpoint_io, "save_plain", crash)
+        with pytest.raises(OSError, match="no space left"):
+            blockspike(*args, "output_dir=crashed/outputs")
+    again = blockspike(*args, "output_dir=crashed/outputs")
+    assert "continued after epoch 1" in again.stdout
+    assert not differences(results(tmp_path / "crashed"), results(tmp_path / "whole"))
+
+
 def test_another_configuration_in_the_same_folder_is_refused(blockspike, tmp_path):
     fixed = ("hydra.run.dir=outputs/here", "trainer.max_epochs=1", *SMALL)
     blockspike("train", *fixed)
@@ -212,3 +233,11 @@ def test_evaluate_and_figures(blockspike, tmp_path):
     nothing = blockspike("evaluate", "run=nothing", check=False)
     assert nothing.returncode != 0
     assert "nothing" in nothing.stderr
+
+
+def test_every_epoch_is_kept_whatever_was_chosen(blockspike, tmp_path):
+    """The first epoch is the best here, yet an interrupted run continues after the last one."""
+    blockspike("train", *SMALL, "trainer.max_epochs=3", "optimizer.lr=100")
+    run = one_run(tmp_path)
+    assert json.loads((run / "result.json").read_text())["chosen_epoch"] < 3
+    assert load_plain(run / "checkpoints" / "last.ckpt")["epoch"] == 2

@@ -14,7 +14,7 @@ from blockspike.networks import SpikingClassifier
 from blockspike.training.callbacks import EpochLines, ReloadBestAtMilestone, Throughput
 from blockspike.training.classification import ClassificationModule
 from blockspike.training.linear_baseline import linear_baseline
-from blockspike.training.metrics_file import EpochCSVLogger, read_metrics
+from blockspike.training.metrics_file import MetricsFile, read_metrics
 
 N_INPUTS, N_STEPS = 12, 20
 
@@ -51,8 +51,9 @@ def fit(callbacks=(), max_epochs: int = 8, lr: float = 0.02, folder=None, train_
     network = SpikingClassifier(N_INPUTS, 2, 16, 1, dt_ms=1.0, arp_ms=2.0, b=1.0, train_b=train_b)
     module = ClassificationModule(network, 2, 1.0, partial(torch.optim.Adam, lr=lr))
     trainer = pl.Trainer(
-        accelerator="cpu", max_epochs=max_epochs, callbacks=list(callbacks),
-        logger=EpochCSVLogger(folder) if folder else False, enable_checkpointing=False,
+        accelerator="cpu", max_epochs=max_epochs, logger=False,
+        callbacks=[*callbacks, *([MetricsFile(folder)] if folder else [])],
+        enable_checkpointing=folder is not None,
         enable_progress_bar=False, enable_model_summary=False, log_every_n_steps=1,
         num_sanity_val_steps=0,
     )  # fmt: skip
@@ -131,18 +132,13 @@ def test_a_line_an_epoch(capsys):
 
 
 def test_metrics_file_keeps_earlier_rows_and_replaces_repeated_ones(tmp_path):
-    first = EpochCSVLogger(tmp_path)
+    first = MetricsFile(tmp_path)
     for epoch in range(3):
-        first.log_metrics({"epoch": epoch, "train/loss": 0.1 + epoch})
-    first.save()
-    again = EpochCSVLogger(tmp_path)
-    again.log_metrics({"epoch": 2, "train/loss": 7.0, "test/accuracy": 1.0})
-    again.log_metrics({"epoch": 2, "val/loss": 8.0})
-    again.save()
+        first.write(epoch, {"train/loss": 0.1 + epoch})
+    MetricsFile(tmp_path).write(2, {"train/loss": 7.0, "val/loss": 8.0})
     table = read_metrics(tmp_path / "metrics.csv")
     assert list(table["train/loss"]) == [0.1, 1.1, 7.0]
     assert table["val/loss"].iloc[2] == 8.0
-    assert "test/accuracy" not in table
 
 
 def test_linear_baseline_solves_a_linear_problem_and_not_noise():

@@ -101,10 +101,16 @@ def _fit_and_test(
         filename=run.best_checkpoint.stem,
         monitor=cfg.monitor,
         mode="min" if cfg.monitor.endswith("loss") else "max",
-        save_last=True,
         enable_version_counter=False,
     )
-    trainer = make_trainer(cfg, run, [Throughput(), chosen])
+    # Lightning's save_last writes only when a model was chosen; a restart wants every epoch.
+    last = ModelCheckpoint(
+        run.last_checkpoint.parent,
+        filename=run.last_checkpoint.stem,
+        save_on_train_epoch_end=True,
+        enable_version_counter=False,
+    )
+    trainer = make_trainer(cfg, run, [Throughput(), chosen, last])
     with without_known_warnings():
         data.trainer = trainer
         loaders = [data.val_dataloader()]

@@ -17,7 +17,7 @@ from blockspike.config import build_trainer
 from blockspike.runs import Run
 from blockspike.training.callbacks import EpochLines
 from blockspike.training.checkpoint_io import PlainCheckpointIO, load_plain
-from blockspike.training.metrics_file import EpochCSVLogger
+from blockspike.training.metrics_file import MetricsFile
 
 
 def make_trainer(
@@ -25,15 +25,13 @@ def make_trainer(
 ) -> pl.Trainer:
     """The configured trainer, with progress, plain checkpoints and `metrics.csv` in the run."""
     on_terminal = cfg.progress and sys.stdout.isatty()
-    callbacks = list(callbacks)
+    callbacks = [MetricsFile(run.folder), *callbacks]
     if cfg.progress:
         callbacks.append(RichProgressBar() if on_terminal else EpochLines(epochs_a_line))
-    trainer = build_trainer(
+    return build_trainer(
         cfg, callbacks, plugins=[PlainCheckpointIO()], enable_progress_bar=on_terminal,
         num_sanity_val_steps=0, enable_model_summary=False, **options,
     )  # fmt: skip
-    trainer.loggers = [EpochCSVLogger(run.folder), *trainer.loggers]
-    return trainer
 
 
 @contextmanager
