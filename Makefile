@@ -5,14 +5,13 @@ BIN = $(VENV)/bin
 EXTRAS ?= dev,data,sweep,allen
 PEERS_VENV ?= .venv-peers# the other libraries want a newer numpy than allen
 OUTPUTS ?= outputs
-TABLE ?= docs/results/classification.csv
-FITS ?= docs/results/recordings.csv
-SPEED ?= docs/results/speed.csv
+# tables that the figures are drawn from: those kept here, or your own with RESULTS=outputs/tables
+RESULTS ?= docs/results
 # PyTorch's waiting threads spin for milliseconds otherwise, on a core that others want.
 export GOMP_SPINCOUNT ?= 3000
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test lint bench bench-check bench-dynamics bench-fit gpu-check data-nmnist data-shd data-ephys \
-	fig-classification fig-recordings fig-speed
+	fig-classification fig-surrogates fig-detach fig-recordings fig-speed fig-tradeoff figures
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-18s %s\n", $$1, $$2}'
@@ -62,13 +61,24 @@ data-shd: setup ## download SHD (0.2 GB) and prepare it
 data-ephys: setup ## download the Allen Cell Types recordings of the paper (Python 3.11, extra allen)
 	$(BIN)/blockspike prepare data=allen
 
-fig-classification: setup ## Figure 4 and its supplements from TABLE, published values beside
-	$(BIN)/blockspike figures figure=classification table=$(TABLE) output_dir=$(OUTPUTS)
+fig-classification: setup ## Figure 4: accuracy and seconds an epoch, published values beside
+	$(BIN)/blockspike figures figure=classification table=$(RESULTS)/runs.csv output_dir=$(OUTPUTS)
 
-fig-speed: setup ## the figure on speed, the trade-off and other libraries, from SPEED
-	$(BIN)/blockspike figures figure=speed table=$(SPEED) output_dir=$(OUTPUTS)
+fig-surrogates: setup ## accuracy with three surrogate gradients
+	$(BIN)/blockspike figures figure=surrogates table=$(RESULTS)/runs.csv output_dir=$(OUTPUTS)
 
-fig-recordings: setup ## the figure on recordings from FITS, and traces of cells fitted on the spot
-	$(BIN)/blockspike figures figure=recordings table=$(FITS) output_dir=$(OUTPUTS)
+fig-detach: setup ## accuracy with spikes attached and detached
+	$(BIN)/blockspike figures figure=detach table=$(RESULTS)/runs.csv output_dir=$(OUTPUTS)
+
+fig-speed: setup ## the figure on speed, and other libraries
+	$(BIN)/blockspike figures figure=speed table=$(RESULTS)/speed.csv output_dir=$(OUTPUTS)
+
+fig-tradeoff: setup ## error of spike times against cost
+	$(BIN)/blockspike figures figure=tradeoff table=$(RESULTS)/speed.csv output_dir=$(OUTPUTS)
+
+fig-recordings: setup ## the figure on recordings, and traces of cells fitted on the spot
+	$(BIN)/blockspike figures figure=recordings table=$(RESULTS)/runs.csv output_dir=$(OUTPUTS)
 	$(BIN)/blockspike train experiment=recovery data.n_cells=3 output_dir=$(OUTPUTS)
 	$(BIN)/blockspike figures run=$(OUTPUTS)/recovery/data.n_cells=3/seed=0
+
+figures: fig-classification fig-surrogates fig-detach fig-speed fig-tradeoff fig-recordings ## all

@@ -21,7 +21,6 @@ def test_runs_are_collected_and_drawn(blockspike, tmp_path):
     stems = (
         "classification_n_mnist_published_values_only",
         "classification_hd_lauscher_sample_660_recordings",
-        "surrogates_shd_published_values_only",
     )
     assert done.stdout.split() == [f"outputs/figures/{stem}.png" for stem in stems]
     made = {p.name for p in (tmp_path / "outputs" / "figures").iterdir()}

@@ -27,12 +27,18 @@ def fits() -> pd.DataFrame:
     )  # fmt: skip
 
 
-def test_points_are_those_of_the_table(tmp_path, monkeypatch):
+@pytest.fixture
+def drawn(monkeypatch):
     use_style()
-    drawn = []
+    figures = []
     monkeypatch.setattr(
-        "blockspike.figures.recordings.save", lambda f, path: drawn.append(f) or path
+        "blockspike.figures.recordings.save", lambda f, path: figures.append(f) or path
     )
+    yield figures
+    plt.close("all")
+
+
+def test_points_are_those_of_the_table(tmp_path, drawn):
     (path,) = recordings(fits(), tmp_path)
     assert path.name == "recordings_my_cells"
     against_dt, against_arp, seconds = drawn[0].axes
@@ -46,14 +52,22 @@ def test_points_are_those_of_the_table(tmp_path, monkeypatch):
     names = [label.get_text() for label in seconds.get_yticklabels()]
     assert "our recipe, CPU, dt 0.1 ms, 64 starts" in names
     assert sum("published" in name and "GPU" in name for name in names) == 2
-    plt.close("all")
 
 
-def test_tables_without_fits_are_refused(tmp_path):
-    with pytest.raises(ValueError, match="no column"):
-        recordings(pd.DataFrame({"a": [1]}), tmp_path)
-    with pytest.raises(ValueError, match="no fit in it"):
-        recordings(fits().assign(**{"fit.parameters": None}), tmp_path)
+def test_a_table_with_fits_but_not_their_scores_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="no column test_etv_15ms_median"):
+        recordings(fits().drop(columns="test_etv_15ms_median"), tmp_path)
+
+
+@pytest.mark.parametrize(
+    "table", [pd.DataFrame({"a": [1]}), fits().assign(**{"fit.parameters": None})]
+)
+def test_without_fits_the_published_values_and_the_command_are_shown(tmp_path, drawn, table):
+    (path,) = recordings(table, tmp_path)
+    assert path.name == "recordings_published_values_only"
+    against_dt, against_arp, _ = drawn[0].axes
+    for axis, override in ((against_dt, "data.dt_ms="), (against_arp, "model.arp_ms=")):
+        assert override in axis.get_title(loc="left") and len(axis.get_lines()) == 1
 
 
 def test_a_column_a_cell(tmp_path):

@@ -4,7 +4,7 @@ import pandas as pd
 import pytest
 
 from blockspike.figures.paper_numbers import paper_numbers
-from blockspike.figures.speed import speed
+from blockspike.figures.speed import speed, tradeoff
 from blockspike.figures.style import use_style
 
 ABOUT = {"device": "cpu", "cpu": "Some CPU", "threads": 2, "git_sha": "abc"}
@@ -46,7 +46,8 @@ def drawn(monkeypatch):
 
 
 def test_points_are_those_of_the_table(tmp_path, drawn):
-    assert [p.name for p in speed(rows(), tmp_path)] == ["speed", "tradeoff", "libraries"]
+    assert [p.name for p in speed(rows(), tmp_path)] == ["speed", "libraries"]
+    assert [p.name for p in tradeoff(rows(), tmp_path)] == ["tradeoff"]
     first, second, _, layers = drawn["speed"].axes
     lines = [(line.get_linestyle(), list(line.get_ydata())) for line in first.get_lines()]
     assert ("-", [19.0, 59.0]) in lines and (":", [100.0, 140.0]) in lines
@@ -68,10 +69,12 @@ def test_files_are_written(tmp_path):
         assert path.is_file() and path.with_suffix(".svg").is_file()
 
 
-def test_without_a_study_its_picture_is_left_out(tmp_path, drawn):
+def test_without_a_study_its_picture_is_left_out(tmp_path, drawn, capsys):
     table = rows()
     layers = pd.DataFrame(table[table["study"] == "layers"])
     assert [p.name for p in speed(layers, tmp_path)] == ["speed"]
+    assert tradeoff(layers, tmp_path) == []
+    assert "study=tradeoff" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(("column", "value"), [("git_sha", "def"), ("threads", 1), ("cpu", "B")])

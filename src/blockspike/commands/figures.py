@@ -11,12 +11,20 @@ from blockspike.figures.learning_curve import learning_curve
 from blockspike.figures.raster import raster
 from blockspike.figures.recording import recording_fit
 from blockspike.figures.recordings import recordings
-from blockspike.figures.speed import speed
+from blockspike.figures.speed import speed, tradeoff
 from blockspike.figures.style import use_style
+from blockspike.figures.surrogates import detach, surrogates
 from blockspike.runs import Run, read_json
 
 # figure of the paper → function of the table of runs and the folder to write to
-FIGURES = {"classification": classification, "recordings": recordings, "speed": speed}
+FIGURES = {
+    "classification": classification,
+    "surrogates": surrogates,
+    "detach": detach,
+    "recordings": recordings,
+    "speed": speed,
+    "tradeoff": tradeoff,
+}
 
 
 def figures(cfg: DictConfig) -> None:
@@ -67,6 +75,7 @@ def _read(table: Path) -> pd.DataFrame:
         raise ValueError(f"table: expected a file {' or '.join(readers)}, got {table}")
     if not table.is_file():
         raise FileNotFoundError(
-            f"{table}: no table here; `blockspike collect` makes one of all runs"
+            f"{table}: no table here; `blockspike collect` makes one of all runs, "
+            "`blockspike benchmark` one of speed"
         )
     return readers[table.suffix](table)

@@ -25,6 +25,7 @@ _RECIPES = {
 _ARP_PANEL_DT_MS = 0.1
 _SCALE: Any = {"ylim": (-0.4, 1), "yticks": (0, 0.2, 0.4, 0.6, 0.8, 1)}  # room for the legend
 _PUBLISHED = "published: 146 Allen cells"
+_NOBODY = "Published values only"
 
 
 def recordings(table: pd.DataFrame, folder: Path) -> list[Path]:
@@ -40,26 +41,33 @@ def recordings(table: pd.DataFrame, folder: Path) -> list[Path]:
         The PNGs' paths, `recordings_<data set>.png`.
 
     Raises:
-        ValueError: columns are missing, or there is no fit in the table.
+        ValueError: a table with fits lacks columns.
     """
+    fits = table.reindex(columns=table.columns.union(list(_COLUMNS)))
+    fits = pd.DataFrame(fits[fits["fit.parameters"].isin(list(_RECIPES))])
     missing = [name for name in _COLUMNS if name not in table]
-    if missing:
-        raise ValueError(f"table: no column {', '.join(missing)}; are there fits in it?")
-    fits = pd.DataFrame(table[table["fit.parameters"].isin(list(_RECIPES))])
-    if fits.empty:
-        raise ValueError("table: no fit in it; `blockspike train experiment=recovery` makes one")
+    if missing and len(fits):
+        raise ValueError(f"table: no column {', '.join(missing)}")
     paths = []
-    for data_set, own in _groups(fits, "data_set"):
+    for data_set, own in _groups(fits, "data_set") or [(_NOBODY, fits)]:
         figure, axes = plt.subplots(1, 3, figsize=(10, 3.1), layout="constrained")
         _against_dt(axes[0], own)
         _against_arp(axes[1], own)
         _seconds(axes[2], own)
-        n_cells = int(max(own["n_cells"].tolist()))
-        cells = f"{n_cells} cell" + ("s" if n_cells > 1 else "")
-        figure.suptitle(f"{data_set} ({cells}), not the Allen cells of the paper", fontsize=10)
+        figure.suptitle(_title(data_set, own), fontsize=10)
         slug = "".join(c if c.isalnum() else "_" for c in str(data_set).lower())
         paths.append(save(figure, folder / f"recordings_{slug}"))
     return paths
+
+
+def _title(data_set: str, fits: pd.DataFrame) -> str:
+    if fits.empty:
+        return data_set
+    n_cells = int(max(fits["n_cells"].tolist()))
+    cells = f"{n_cells} cell" + ("s" if n_cells > 1 else "")
+    return f"{data_set} ({cells})" + (
+        "" if "Allen" in data_set else ", not the Allen cells of the paper"
+    )
 
 
 def _groups(fits: pd.DataFrame, column: str) -> list[tuple[str, pd.DataFrame]]:
@@ -81,6 +89,14 @@ def _against_dt(axis: Axes, fits: pd.DataFrame) -> None:
         yticks=(0, 0.2, 0.4, 0.6, 0.8, 1),
     )
     axis.legend(frameon=False, fontsize=7, loc="lower left")
+    _say_how(axis, fits, "data.dt_ms=0.1,0.5,1,2,4,8")
+
+
+def _say_how(axis: Axes, fits: pd.DataFrame, overrides: str) -> None:
+    """Over a panel without fits, the command that makes them."""
+    if fits.empty:
+        command = f"no fits yet:\nblockspike train -m\nexperiment=e7_recordings_ours\n{overrides}"
+        axis.set_title(command, loc="left", fontsize=7, family="monospace")
 
 
 def _against_arp(axis: Axes, fits: pd.DataFrame) -> None:
@@ -95,6 +111,7 @@ def _against_arp(axis: Axes, fits: pd.DataFrame) -> None:
         yticks=(0, 0.2, 0.4, 0.6, 0.8, 1),
     )
     axis.legend(frameon=False, fontsize=7, loc="lower left")
+    _say_how(axis, at_dt, "data.dt_ms=0.1 model.arp_ms=1,2,4,6,8,16")
 
 
 def _line(axis: Axes, recipe: str, fits: pd.DataFrame, x: str, what: str) -> None:
@@ -116,10 +133,15 @@ def _published_line(axis: Axes, experiment: str, x: str) -> None:
 
 def _seconds(axis: Axes, fits: pd.DataFrame) -> None:
     """A bar each: published on a GPU, ours on this CPU, at the paper's dt where there is one."""
-    numbers = paper_numbers(experiment="recordings_method", quantity="fit_time_per_cell")
+    seconds, etv = (
+        paper_numbers(experiment="recordings_method", quantity=quantity).set_index("method")[
+            "value"
+        ]
+        for quantity in ("fit_time_per_cell", "normalised_etv_median")
+    )
     bars = [
-        (f"published, {row.method}, GPU", float(row.value), GREY)  # pyright: ignore
-        for row in numbers.itertuples()
+        (f"published, {name}, GPU (ETV {etv[name]:g})", float(s), GREY)
+        for name, s in seconds.items()
     ]
     for recipe, own in _groups(fits, "fit.parameters"):
         label, colour, _ = _RECIPES[recipe]

@@ -22,32 +22,44 @@ _LABELS = {"standard": "step loop", "blocks": "blocks, one pass"}
 
 
 def speed(table: pd.DataFrame, folder: Path) -> list[Path]:
-    """Draw what the table holds of the studies length and layers, tradeoff, and other libraries.
+    """Draw what the table holds of the studies length, layers and libraries.
 
     Args:
         table: rows of `blockspike benchmark`; ratios are medians over rounds, side by side.
         folder: where to write.
 
     Returns:
-        The PNGs' paths: `speed`, `tradeoff`, `libraries`.
+        The PNGs' paths: `speed` and `libraries`; a study that was not run has none.
 
     Raises:
         ValueError: columns are missing, or the rows are of several machines or commits.
     """
+    studies = _studies(table)
+    drawn = []
+    if studies & {"length", "layers"}:
+        drawn.append(_speed(table, folder / "speed"))
+    if studies & {"length", "libraries"}:
+        drawn.append(_libraries(table, folder / "libraries"))
+    if not drawn:
+        print("no figure: `make bench` measures what it shows")
+    return drawn
+
+
+def tradeoff(table: pd.DataFrame, folder: Path) -> list[Path]:
+    """Draw the study tradeoff, as `speed` does the others; none if it was not run."""
+    if "tradeoff" not in _studies(table):
+        print("no figure: `blockspike benchmark study=tradeoff` measures what it shows")
+        return []
+    return [_tradeoff(_of(table, study="tradeoff"), folder / "tradeoff")]
+
+
+def _studies(table: pd.DataFrame) -> set[str]:
     missing = [name for name in _COLUMNS if name not in table]
     if missing:
         raise ValueError(f"table: no column {', '.join(missing)}; expected rows of a benchmark")
     if len(table.groupby(["cpu", "threads", "git_sha"], dropna=False)) > 1:
         raise ValueError("table: expected rows of one machine and commit, got several")
-    studies = set(table["study"].tolist())
-    drawn = []
-    if studies & {"length", "layers"}:
-        drawn.append(_speed(table, folder / "speed"))
-    if "tradeoff" in studies:
-        drawn.append(_tradeoff(_of(table, study="tradeoff"), folder / "tradeoff"))
-    if studies & {"length", "libraries"}:
-        drawn.append(_libraries(table, folder / "libraries"))
-    return drawn
+    return set(table["study"].tolist())
 
 
 def _of(table: pd.DataFrame, **values: object) -> pd.DataFrame:
@@ -176,6 +188,8 @@ def _libraries(table: pd.DataFrame, path: Path) -> Path:
                 axis.plot([low, high], [y, y], color=_colour(name), lw=3, alpha=0.4)
                 axis.plot([middle], [y], "o", color=_colour(name), ms=6)
                 axis.text(high, y, f"  {middle:.3g}", va="center", fontsize=7)
+        if study == "libraries":
+            _published_libraries(axis, order)
         axis.axvline(1, color=GREY, lw=0.6)
         axis.set(xscale="log", xlabel="times as long as fused", title=f"{title}")
         axis.set_xlim(right=axis.get_xlim()[1] * 2)
@@ -185,6 +199,18 @@ def _libraries(table: pd.DataFrame, path: Path) -> Path:
         fontsize=9,
     )
     return save(figure, path)
+
+
+def _published_libraries(axis: Axes, order: list[str]) -> None:
+    """The paper's forward times of the same layer on a GPU, by that of its Blocks."""
+    numbers = paper_numbers(experiment="library_comparison").set_index("method")["value"]
+    label = "published: by Blocks, forward, GPU"
+    for method, value in numbers.items():
+        rows = [y for y, name in enumerate(order) if name.lower().startswith(str(method))]
+        for y in rows[:1]:
+            axis.plot([value / numbers["blocks"]], [y], "D", color=GREY, mfc="none", label=label)
+            label = None
+    axis.legend(frameon=False, fontsize=7, loc="lower right")
 
 
 def _colour(name: str) -> str:

@@ -1,0 +1,193 @@
+"""What the figures of training runs share: the runs of a panel, a figure a data set, the looks.
+
+Accuracies of ours are of the model chosen on validation data. A line is the mean over seeds with
+its standard error; a point of one seed has no error bar.
+"""
+
+import re
+import textwrap
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from blockspike.figures.style import save
+
+_CONF = Path(__file__).parents[1] / "conf" / "experiment"
+# column of the table → its name here
+_COLUMNS = {
+    "experiment": "experiment",
+    "data_set": "data_set",
+    "seed": "seed",
+    "model.method": "method",
+    "model.arp_ms": "arp_ms",
+    "model.surrogate": "surrogate",
+    "model.detach_spikes": "detached",
+    "trainer.accelerator": "accelerator",
+    "n_threads": "n_threads",
+    "test_accuracy": "accuracy",
+    "epoch_s": "epoch_s",
+}
+# name, name with its gradient, line style where colours say something else
+METHODS = {
+    "fused": ("fused", "fused (standard gradient)", "-."),
+    "blocks": ("Blocks", "Blocks (published gradient)", "-"),
+    "standard": ("standard", "standard", ":"),
+}
+# label, marker, line style
+_RECIPES = {"paper": ("paper's recipe", "o", "-"), "ours": ("our recipe", "^", "-.")}
+# label, colour, marker
+SURROGATES = {
+    "multi_gaussian": ("multi-Gaussian", "#009E73", "o"),
+    "fast_sigmoid": ("fast sigmoid", "#CC79A7", "s"),
+    "boxcar": ("boxcar", "#E69F00", "^"),
+}
+ACCURACY = "test accuracy (%)\nours: model chosen on validation"
+ARP = "absolute refractory period (ms)"
+
+
+def save_all(figures: dict[str, Figure], folder: Path) -> list[Path]:
+    """Write figures under their names; returns the PNGs' paths."""
+    return [save(figure, folder / name) for name, figure in figures.items()]
+
+
+def figures_of_data_sets(
+    table: pd.DataFrame,
+    stem: str,
+    published: str,
+    panel: str,
+    draw: Callable[[pd.DataFrame, str], Figure],
+) -> dict[str, Figure]:
+    """Draw a figure for each data set that has runs of a panel, titled truthfully.
+
+    Args:
+        table: as in `classification_figures`.
+        stem: start of the figures' names.
+        published: the data set of the published values.
+        panel: e3, e4, e5 or e6.
+        draw: makes the figure of some runs and the published data set's name.
+
+    Returns:
+        Name → figure; one with the published values alone if there are no runs.
+
+    Raises:
+        ValueError: columns are missing, or two runs of a point have one seed.
+    """
+    chosen = where(_tidy(table), "panel", [panel])
+    nobody = f"{published}, published values only"
+    figures: dict[str, Figure] = {}
+    for data_set in sorted(set(chosen["data_set"])) or [nobody]:
+        figure = draw(where(chosen, "data_set", [data_set]), published)
+        substitute = data_set not in (published, nobody)
+        title = f"{data_set}, not {published}" if substitute else data_set
+        figure.suptitle(title, fontsize=10)
+        slug = re.sub("[^a-z0-9]+", "_", data_set.lower()).strip("_")
+        figures[f"{stem}_{slug}"] = figure
+    return figures
+
+
+def mean_over_seeds(runs: pd.DataFrame, by: Sequence[str], value: str) -> pd.DataFrame:
+    """Mean, standard error and number of seeds of `value`, a row per combination of `by`.
+
+    The standard error is NaN for one seed.
+
+    Raises:
+        ValueError: two runs of a combination have the same seed, so they differ in something else.
+    """
+    twice = runs[runs.duplicated([*by, "seed"])]
+    if len(twice):
+        first = twice.iloc[0]
+        point = ", ".join(f"{name} {first[name]}" for name in ("experiment", *by, "seed"))
+        raise ValueError(
+            f"table: more than one run of {point}; give runs that differ in something else "
+            "an experiment_name of their own"
+        )
+    points = runs.groupby(list(by))[value]
+    parts = {"mean": points.mean(), "error": points.sem(), "n_seeds": points.count()}
+    return pd.DataFrame(parts).reset_index()
+
+
+def _tidy(table: pd.DataFrame) -> pd.DataFrame:
+    """The runs of e3 to e6, with short names, accuracy in % and the columns panel and recipe."""
+    missing = [name for name in _COLUMNS if name not in table]
+    if missing:
+        raise ValueError(
+            f"table: expected the columns that `blockspike collect` writes, "
+            f"missing {', '.join(missing)}"
+        )
+    runs = pd.DataFrame({name: table[column] for column, name in _COLUMNS.items()})
+    parts = pd.Series(runs["experiment"], dtype=str).str.extract("^(e[3-6])_[a-z]+_?(.*)$")
+    runs = runs.assign(
+        panel=parts[0],
+        recipe=parts[1].replace("", "paper"),
+        accuracy=100 * runs["accuracy"],
+    ).dropna(subset=["panel"])
+    for column, known in (("method", METHODS), ("surrogate", SURROGATES)):
+        unknown = sorted(set(map(str, runs[column])) - set(known))
+        if unknown:
+            raise ValueError(f"table: {column}: expected {', '.join(known)}, got {unknown[0]!r}")
+    return runs
+
+
+def draw_line(
+    axis: Axes, points: pd.DataFrame, label: str, colour: str, marker: str, style: str
+) -> None:
+    """Points in order with their error bars, as a line that the legend names."""
+    x, y = points["arp_ms"], points["mean"]
+    axis.plot(x, y, label=label, color=colour, marker=marker, ls=style, ms=5)
+    draw_errors(axis, points, "arp_ms", colour)
+
+
+def draw_errors(axis: Axes, points: pd.DataFrame, x: str, colour: str) -> None:
+    """Standard errors, where there are at least two seeds."""
+    several = points[points["n_seeds"] >= 2]
+    if len(several):
+        axis.errorbar(
+            several[x], several["mean"], several["error"], fmt="none", ecolor=colour,
+            elinewidth=1, capsize=2,
+        )  # fmt: skip
+
+
+def draw_published(axis: Axes, numbers: pd.DataFrame, label: str, colour: str, marker: str) -> None:
+    """The published points, dashed and open."""
+    x, y = numbers["arp_ms"], numbers["value"]
+    axis.plot(x, y, label=label, color=colour, marker=marker, ls="--", lw=1, ms=5, mfc="white")
+
+
+def say_how(axis: Axes, file: str, published: str) -> None:
+    """Write over a panel without runs the command that its configuration file begins with."""
+    command = (_CONF / f"{file}.yaml").read_text().splitlines()[1].removeprefix("# ")
+    lines = ["no runs yet:", *textwrap.wrap(command, 52, break_long_words=False)]
+    if published == "SHD":
+        lines.append("(where SHD cannot be had: data=hd_lauscher)")
+    axis.set_title("\n".join(lines), loc="left", fontsize=7, family="monospace")
+
+
+def recipe_look(name: str) -> tuple[str, str, str]:
+    """Label, marker and line style of a recipe."""
+    return _RECIPES.get(name, (f"recipe {name}", "v", ":"))
+
+
+def seeds(points: pd.DataFrame) -> str:
+    """How many seeds the points have."""
+    return plural_range(points["n_seeds"], "seed")
+
+
+def plural_range(values: Iterable[Any], word: str) -> str:
+    """`1 seed`, `3 seeds` or `1–3 seeds`."""
+    low, high = int(min(values)), int(max(values))
+    number = str(high) if low == high else f"{low}–{high}"
+    return f"{number} {word}{'' if high == 1 else 's'}"
+
+
+def where(table: pd.DataFrame, column: str, values: list[str]) -> pd.DataFrame:
+    """The rows whose `column` is one of `values`."""
+    return pd.DataFrame(table[table[column].isin(values)])
+
+
+def groups(table: pd.DataFrame, by: list[str]) -> list[tuple[Any, pd.DataFrame]]:
+    """Key and rows of every combination of `by`."""
+    return [(key, pd.DataFrame(rows)) for key, rows in table.groupby(by)]

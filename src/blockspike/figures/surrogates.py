@@ -1,0 +1,111 @@
+"""The supplements of Figure 4: three surrogate gradients, and spikes attached or detached."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from blockspike.figures.panels import (
+    ACCURACY,
+    ARP,
+    METHODS,
+    SURROGATES,
+    draw_errors,
+    draw_line,
+    draw_published,
+    figures_of_data_sets,
+    groups,
+    mean_over_seeds,
+    recipe_look,
+    save_all,
+    say_how,
+    seeds,
+    where,
+)
+from blockspike.figures.paper_numbers import paper_numbers
+from blockspike.figures.style import BLUE, ORANGE
+
+
+def surrogates(table: pd.DataFrame, folder: Path) -> list[Path]:
+    """Write accuracy with three surrogates against the refractory period (e5_…), as PNG and SVG."""
+    return save_all(surrogate_figures(table), folder)
+
+
+def detach(table: pd.DataFrame, folder: Path) -> list[Path]:
+    """Write accuracy with attached and detached spikes (e6_…), as PNG and SVG."""
+    return save_all(detach_figures(table), folder)
+
+
+def surrogate_figures(table: pd.DataFrame) -> dict[str, Figure]:
+    """As `classification_figures`, of experiments e5_…."""
+    return figures_of_data_sets(table, "surrogates", "SHD", "e5", _surrogates)
+
+
+def detach_figures(table: pd.DataFrame) -> dict[str, Figure]:
+    """As `classification_figures`, of experiments e6_…."""
+    return figures_of_data_sets(table, "detach", "SHD", "e6", _detach)
+
+
+def _axis() -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(4.6, 4.4), layout="constrained")
+    axis = figure.subplots()
+    axis.set_ylabel(ACCURACY)
+    return figure, axis
+
+
+def _finish(axis: Axes, runs: pd.DataFrame, file: str, published: str) -> None:
+    if runs.empty:
+        say_how(axis, file, published)
+    # Below the panel, where no data are.
+    axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.17), frameon=False, fontsize=8)
+
+
+def _surrogates(runs: pd.DataFrame, published: str) -> Figure:
+    figure, axis = _axis()
+    points = mean_over_seeds(runs, ["recipe", "method", "surrogate", "arp_ms"], "accuracy")
+    for surrogate, (name, colour, marker) in SURROGATES.items():
+        of_surrogate = where(points, "surrogate", [surrogate])
+        for (recipe, method), line in groups(of_surrogate, ["recipe", "method"]):
+            short, _, style = METHODS[method]
+            label = f"{name}, {short}, {recipe_look(recipe)[0]}, {seeds(line)}"
+            draw_line(axis, line, label, colour, marker, style)
+        numbers = paper_numbers(experiment="shd_surrogates", surrogate=surrogate)
+        draw_published(axis, numbers, f"published, {published}: {name}", colour, marker)
+    axis.set_xlabel(ARP)
+    _finish(axis, runs, "e5_surrogates", published)
+    return figure
+
+
+def _detach(runs: pd.DataFrame, published: str) -> Figure:
+    figure, axis = _axis()
+    keys = ["recipe", "method", "arp_ms", "detached"]
+    points = mean_over_seeds(runs, [*keys, "surrogate"], "accuracy")
+    bars: list[tuple[str, pd.DataFrame, dict[str, Any]]] = []
+    for (recipe, method, arp_ms, detached), rows in groups(points, keys):
+        name = f"{METHODS[method][0]}, {recipe_look(recipe)[0]}, ARP {arp_ms:g} ms"
+        look = {"color": BLUE if detached else ORANGE}
+        bars.append((f"{_spikes(detached)}, {name}, {seeds(rows)}", rows, look))
+    for detached in (False, True):
+        numbers = paper_numbers(experiment="shd_detach", spikes=_spikes(detached))
+        arp_ms = numbers["arp_steps"].iloc[0] * numbers["dt_ms"].iloc[0]
+        label = f"{_spikes(detached)}, published, {published}, ARP {arp_ms:g} ms"
+        look = {"color": "white", "edgecolor": BLUE if detached else ORANGE, "hatch": "///"}
+        rows = numbers.assign(mean=numbers["value"], error=np.nan, n_seeds=1)
+        bars.append((label, rows, look))
+    width = 0.8 / len(bars)
+    for i, (label, rows, look) in enumerate(bars):
+        rows = rows.set_index("surrogate").reindex(list(SURROGATES)).reset_index()
+        rows = rows.assign(x=np.arange(len(rows)) + (i - (len(bars) - 1) / 2) * width)
+        axis.bar(rows["x"], rows["mean"], 0.9 * width, label=label, **look)
+        draw_errors(axis, rows, "x", "black")
+    axis.set_xticks(range(len(SURROGATES)), [name for name, _, _ in SURROGATES.values()])
+    axis.set_xlabel("surrogate; spikes attached or detached")
+    _finish(axis, runs, "e6_detach", published)
+    return figure
+
+
+def _spikes(detached: bool) -> str:
+    return "detached" if detached else "attached"
