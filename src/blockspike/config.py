@@ -188,7 +188,7 @@ def register_schemas() -> None:
     neurons = schema(SpikingLayer, _FROM_DATA, surrogate=(str, "multi_gaussian"))
     store.store(group="model", name="schema", node=neurons)
     from_model = {f.name for f in dataclasses.fields(neurons)}
-    network = schema(SpikingClassifier, (*_FROM_DATA, *from_model))
+    network = schema(SpikingClassifier, (*_FROM_DATA, "layer", *from_model))
     store.store(group="network", name="schema", node=network)
     target = ("_target_", str, dataclasses.field(default=MISSING))
     for name, cls in _DATA.items():
@@ -291,10 +291,20 @@ def _surrogate(name: str) -> Surrogate:
 def build_network(cfg: DictConfig, data: EventDataModule) -> SpikingClassifier:
     """The classifier of `cfg.model` and `cfg.network`, sized for `data`.
 
+    A model with a `_target_` of its own makes the hidden layers (docs/extend.md).
+
     Raises:
         ValueError: a value outside its range, naming it.
     """
-    neurons: dict[str, Any] = {**cfg.model, "surrogate": _surrogate(cfg.model.surrogate)}
+    if "_target_" in cfg.model:
+        try:
+            return _classifier(cfg, data, {"layer": instantiate(cfg.model, _partial_=True)})
+        except TypeError as error:  # an argument that the class does not have
+            raise ValueError(f"model: {error}") from error
+    return _classifier(cfg, data, {**cfg.model, "surrogate": _surrogate(cfg.model.surrogate)})
+
+
+def _classifier(cfg: DictConfig, data: EventDataModule, neurons: dict) -> SpikingClassifier:
     return SpikingClassifier(
         data.n_inputs, data.n_classes, dt_ms=data.dt_ms, **neurons, **cfg.network
     )

@@ -1,10 +1,11 @@
 """Layers and networks of ALIF neurons."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
-from typing import get_args
+from typing import Any, Protocol, cast, get_args
 
 import torch
 from torch import Tensor, nn
@@ -163,13 +164,24 @@ class SpikingLayer(BoundedParameters):
         )
 
 
+class HiddenLayer(Protocol):
+    """What a network needs of a layer of neurons; `SpikingLayer` is one, yours can be another."""
+
+    def trace(self, x: EventBatch | Tensor, fired: Fired | None = None) -> ALIFTrace:
+        """Spikes, membrane and threshold [T, B, n_units] for input [T, B, n_inputs]."""
+        ...
+
+
+MakeLayer = Callable[..., nn.Module]
+"""(n_inputs, n_units, dt_ms=…) → a module that is a `HiddenLayer`."""
+
+
 def run_layers(layers: Iterable[nn.Module], x: EventBatch | Tensor) -> list[ALIFTrace]:
-    """The results of `SpikingLayer`s one after another, each as events for the next."""
+    """The results of `HiddenLayer`s one after another, each as events for the next."""
     traces: list[ALIFTrace] = []
     fired = None
     for layer in layers:
-        assert isinstance(layer, SpikingLayer)
-        traces.append(layer.trace(x, fired))
+        traces.append(cast(HiddenLayer, layer).trace(x, fired))
         x, fired = traces[-1].spikes, traces[-1].fired
     return traces
 
@@ -231,6 +243,8 @@ class SpikingClassifier(nn.Module):
         tau_membrane_ms, train_beta: of the hidden layers and of the readout.
         mean_readout: scores are the mean over time instead of the sum.
         synapses: see `synaptic_current`.
+        layer: makes the hidden layers, of any model; None = `SpikingLayer`s with the arguments
+            above and `neurons`.
         **neurons: further arguments of `SpikingLayer`.
     """
 
@@ -246,21 +260,24 @@ class SpikingClassifier(nn.Module):
         train_beta: bool = True,
         mean_readout: bool = False,
         synapses: SynapseMode = "auto",
+        layer: MakeLayer | None = None,
         **neurons,
     ):
         super().__init__()
         _check_counts(n_inputs=n_inputs, n_classes=n_classes, n_hidden=n_hidden, n_layers=n_layers)
-        shared = {
-            "dt_ms": dt_ms,
+        if layer is not None and neurons:
+            raise TypeError(f"layer: expected no {', '.join(neurons)} beside it")
+        shared: dict[str, Any] = {
             "tau_membrane_ms": tau_membrane_ms,
             "train_beta": train_beta,
             "synapses": synapses,
         }
+        make = layer or partial(SpikingLayer, **{**shared, **neurons})
         sizes = [n_inputs] + [n_hidden] * n_layers
         self.layers = nn.ModuleList(
-            SpikingLayer(n_in, n_out, **shared, **neurons) for n_in, n_out in pairwise(sizes)
+            make(n_in, n_out, dt_ms=dt_ms) for n_in, n_out in pairwise(sizes)
         )
-        self.readout = LeakyReadout(n_hidden, n_classes, **shared)
+        self.readout = LeakyReadout(n_hidden, n_classes, dt_ms=dt_ms, **shared)
         self.mean_readout = mean_readout
 
     def forward(self, x: EventBatch | Tensor) -> ClassifierOutput:
