@@ -7,11 +7,13 @@ PEERS_VENV ?= .venv-peers# the other libraries want a newer numpy than allen
 OUTPUTS ?= outputs
 # tables that the figures are drawn from: those kept here, or your own with RESULTS=outputs/tables
 RESULTS ?= docs/results
+# the run whose neurons the report shows
+RUN ?= $(wildcard $(OUTPUTS)/demo/default/seed=0)
 # PyTorch's waiting threads spin for milliseconds otherwise, on a core that others want.
 export GOMP_SPINCOUNT ?= 3000
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test lint bench bench-check bench-dynamics bench-fit gpu-check data-nmnist data-shd data-ephys \
-	fig-classification fig-surrogates fig-detach fig-recordings fig-speed fig-tradeoff figures
+	fig-classification fig-surrogates fig-detach fig-recordings fig-speed fig-tradeoff figures report
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-18s %s\n", $$1, $$2}'
@@ -82,3 +84,7 @@ fig-recordings: setup ## the figure on recordings, and traces of cells fitted on
 	$(BIN)/blockspike figures run=$(OUTPUTS)/recovery/data.n_cells=3/seed=0
 
 figures: fig-classification fig-surrogates fig-detach fig-speed fig-tradeoff fig-recordings ## all
+
+report: setup ## all there is on one page, OUTPUTS/report.html; RUN=FOLDER shows its neurons
+	$(BIN)/blockspike report output_dir=$(OUTPUTS) $(addprefix run=,$(RUN)) \
+		$(if $(wildcard $(OUTPUTS)/tables/runs.*),,table=$(RESULTS)/runs.csv)

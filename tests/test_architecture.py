@@ -24,6 +24,7 @@ ALLOWED = {
     "results": set(),
     "memory": set(),
     "figures": {"figures", "results"},
+    "report": {"report", "figures", "neurons"},
 }
 # package → what it may not import at all
 FORBIDDEN = {

@@ -20,7 +20,9 @@ from blockspike.sweeps import RecordSweep, run_states, sweep_summary
 
 CONF = Path(__file__).parent / "conf"
 
-COMMANDS = ("prepare", "train", "evaluate", "figures", "benchmark", "collect", "status")
+COMMANDS = (
+    "prepare", "train", "evaluate", "figures", "benchmark", "status", "collect", "report",
+)  # fmt: skip
 # Errors that say what was wrong with the input; anything else is a defect and keeps its traceback.
 EXPECTED = (ValueError, FileNotFoundError, ConnectionError, HydraException, OmegaConfBaseException)
 
@@ -38,6 +40,7 @@ usage: blockspike COMMAND [overrides]
   benchmark  speed, side by side:               blockspike benchmark study=length
   status     how far the runs of sweeps are:    blockspike status
   collect    all finished runs → one table:     blockspike collect
+  report     all there is on one page:          blockspike report run=outputs/…
 
 blockspike COMMAND --help lists a command's options, --cfg job prints its configuration,
 and `eval "$(blockspike train -sc install=bash)"` switches on tab completion.

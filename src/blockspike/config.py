@@ -172,6 +172,16 @@ class CollectSchema:
     output_dir: str = MISSING
 
 
+@dataclasses.dataclass
+class ReportSchema:
+    """Top level of conf/report.yaml."""
+
+    run: str | None = None
+    table: str | None = None
+    threads: int | None = None
+    output_dir: str = MISSING
+
+
 def register_schemas() -> None:
     """Tell Hydra the schemas and resolvers that conf/ refers to."""
     store = ConfigStore.instance()
@@ -183,6 +193,7 @@ def register_schemas() -> None:
         ("benchmark", BenchmarkSchema),
         ("collect", CollectSchema),
         ("status", StatusSchema),
+        ("report", ReportSchema),
     ):
         store.store(name=f"{name}_schema", node=node)
     neurons = schema(SpikingLayer, _FROM_DATA, surrogate=(str, "multi_gaussian"))

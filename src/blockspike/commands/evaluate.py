@@ -91,15 +91,20 @@ def _predict(network: SpikingClassifier, data: EventDataModule) -> tuple[np.ndar
     return predicted, labels
 
 
+def shown_samples(labels: torch.Tensor) -> np.ndarray:
+    """Positions of the first samples of different classes, three at most; labels [B]."""
+    _, first = np.unique(labels.numpy(), return_index=True)
+    return np.sort(first)[:_SHOWN_SAMPLES]
+
+
 @torch.no_grad()
 def _write_activity(path: Path, network: SpikingClassifier, data: EventDataModule) -> None:
     """Events of input and layers, and readout, of the first test samples of different classes."""
     events, labels = next(iter(data.test_dataloader()))
     output = network(events)
-    _, first = np.unique(labels.numpy(), return_index=True)
     dense = events.dense()
     arrays: dict[str, np.ndarray] = {"dt_ms": np.array(data.dt_ms)}
-    for k, sample in enumerate(np.sort(first)[:_SHOWN_SAMPLES]):
+    for k, sample in enumerate(shown_samples(labels)):
         layers = [dense, *output.spikes]
         for i, spikes in enumerate(layers):
             step, unit = np.nonzero(spikes[:, sample].numpy())

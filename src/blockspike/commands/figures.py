@@ -66,10 +66,16 @@ def _of_run(run: Run) -> list[Path]:
 def _of_table(cfg: DictConfig) -> list[Path]:
     if cfg.figure not in FIGURES:
         raise ValueError(f"figure: expected one of {', '.join(FIGURES)}, got {cfg.figure!r}")
-    return FIGURES[cfg.figure](_read(Path(cfg.table)), Path(cfg.output_dir) / "figures")
+    return FIGURES[cfg.figure](read_table(Path(cfg.table)), Path(cfg.output_dir) / "figures")
 
 
-def _read(table: Path) -> pd.DataFrame:
+def read_table(table: Path) -> pd.DataFrame:
+    """The table of runs in a .parquet or .csv file.
+
+    Raises:
+        ValueError: another kind of file.
+        FileNotFoundError: there is none.
+    """
     readers = {".parquet": pd.read_parquet, ".csv": pd.read_csv}
     if table.suffix not in readers:
         raise ValueError(f"table: expected a file {' or '.join(readers)}, got {table}")

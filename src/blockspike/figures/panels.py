@@ -76,7 +76,7 @@ def figures_of_data_sets(
     Raises:
         ValueError: columns are missing, or two runs of a point have one seed.
     """
-    chosen = where(_tidy(table), "panel", [panel])
+    chosen = where(tidy(table), "panel", [panel])
     nobody = f"{published}, published values only"
     figures: dict[str, Figure] = {}
     for data_set in sorted(set(chosen["data_set"])) or [nobody]:
@@ -110,8 +110,12 @@ def mean_over_seeds(runs: pd.DataFrame, by: Sequence[str], value: str) -> pd.Dat
     return pd.DataFrame(parts).reset_index()
 
 
-def _tidy(table: pd.DataFrame) -> pd.DataFrame:
-    """The runs of e3 to e6, with short names, accuracy in % and the columns panel and recipe."""
+def tidy(table: pd.DataFrame) -> pd.DataFrame:
+    """The runs of e3 to e6, with short names, accuracy in % and the columns panel and recipe.
+
+    Raises:
+        ValueError: columns are missing.
+    """
     missing = [name for name in _COLUMNS if name not in table]
     if missing:
         raise ValueError(
@@ -159,11 +163,20 @@ def draw_published(axis: Axes, numbers: pd.DataFrame, label: str, colour: str, m
 
 def say_how(axis: Axes, file: str, published: str) -> None:
     """Write over a panel without runs the command that its configuration file begins with."""
-    command = (_CONF / f"{file}.yaml").read_text().splitlines()[1].removeprefix("# ")
-    lines = ["no runs yet:", *textwrap.wrap(command, 52, break_long_words=False)]
+    lines = ["no runs yet:", *textwrap.wrap(command_of(file), 52, break_long_words=False)]
     if published == "SHD":
         lines.append("(where SHD cannot be had: data=hd_lauscher)")
     axis.set_title("\n".join(lines), loc="left", fontsize=7, family="monospace")
+
+
+def command_of(experiment: str) -> str:
+    """The command that makes an experiment's runs, which its configuration file begins with."""
+    return (_CONF / f"{experiment}.yaml").read_text().splitlines()[1].removeprefix("# ")
+
+
+def names_of(method: str, recipe: str) -> tuple[str, str]:
+    """Method with its gradient, and recipe, as legends and tables name them."""
+    return METHODS[method][1], recipe_look(recipe)[0]
 
 
 def recipe_look(name: str) -> tuple[str, str, str]:

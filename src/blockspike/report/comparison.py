@@ -1,0 +1,124 @@
+"""Published numbers beside ours, from the table of runs."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+
+from blockspike.figures.panels import command_of, mean_over_seeds, names_of, tidy
+from blockspike.figures.paper_numbers import paper_numbers
+
+_ACCURACY = ("test_accuracy", "accuracy", "test accuracy (%)")
+_EPOCH = ("epoch_duration", "epoch_s", "seconds an epoch (published: GPU, recipe of the paper)")
+# panel, title, published data set, rows of paper_numbers.csv, configuration file, what is varied
+# beside method and refractory period, quantity
+_PANELS = (
+    ("e3", "E3, Figure 4", "N-MNIST", "nmnist", "e3_nmnist", (), _ACCURACY),
+    ("e3", "E3, Figure 4", "N-MNIST", "nmnist", "e3_nmnist", (), _EPOCH),
+    ("e4", "E4, Figure 4", "SHD", "shd", "e4_shd", (), _ACCURACY),
+    ("e4", "E4, Figure 4", "SHD", "shd", "e4_shd", (), _EPOCH),
+    ("e5", "E5, surrogates", "SHD", "shd_surrogates", "e5_surrogates", ("surrogate",), _ACCURACY),
+    (
+        "e6", "E6, attached and detached spikes", "SHD", "shd_detach", "e6_detach",
+        ("surrogate", "spikes"), _ACCURACY,
+    ),
+)  # fmt: skip
+# Fused has the standard's spikes and gradients, so it is compared with the published standard.
+_COMPARED_WITH = {"fused": "standard", "standard": "standard", "blocks": "blocks"}
+_NOTHING = "–"
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One quantity of one experiment.
+
+    Attributes:
+        title: experiment.
+        quantity: what the numbers are, with its unit.
+        published_data_set: that the published values are of.
+        rows: text by column: `method`, `recipe`, `setting`, `arp_ms`, `published`, `data_set` (of
+            our runs), `ours` (mean ± standard error over seeds) and `n_seeds`; none without runs.
+        command: that makes the runs.
+    """
+
+    title: str
+    quantity: str
+    published_data_set: str
+    rows: list[dict[str, str]]
+    command: str
+
+
+def comparisons(table: pd.DataFrame | None) -> list[Comparison]:
+    """Published values beside means over seeds, for every experiment that the paper has numbers of.
+
+    Args:
+        table: a row per run and seed, as `blockspike collect` writes; None = there is none.
+
+    Raises:
+        ValueError: columns are missing, or two runs of a point have one seed.
+    """
+    runs = _runs(table)
+    return [_comparison(runs, *panel) for panel in _PANELS]
+
+
+def _runs(table: pd.DataFrame | None) -> pd.DataFrame:
+    """The runs of the experiments here; empty if there is none, which is no error in a report."""
+    if table is None or "experiment" not in table:
+        return pd.DataFrame({"panel": []})
+    names = table["experiment"].astype(str)
+    if not names.str.startswith(("e3_", "e4_", "e5_", "e6_")).any():
+        return pd.DataFrame({"panel": []})
+    runs = tidy(table)
+    spikes = ["detached" if detached else "attached" for detached in runs["detached"]]
+    return runs.assign(spikes=spikes)
+
+
+def _comparison(
+    runs: pd.DataFrame,
+    panel: str,
+    title: str,
+    data_set: str,
+    experiment: str,
+    file: str,
+    varied: tuple[str, ...],
+    quantity: tuple[str, str, str],
+) -> Comparison:
+    key, column, label = quantity
+    own = pd.DataFrame(runs[runs["panel"] == panel])
+    rows = []
+    if len(own):
+        points = _beside(own, paper_numbers(experiment=experiment, quantity=key), varied, column)
+        rows = [_row(point, varied) for point in points.to_dict("records")]
+    return Comparison(title, label, data_set, rows, command_of(file))
+
+
+def _beside(
+    runs: pd.DataFrame, numbers: pd.DataFrame, varied: tuple[str, ...], column: str
+) -> pd.DataFrame:
+    """Points of ours and of the paper, those of the same method and setting in one row."""
+    own = mean_over_seeds(runs, ["data_set", "recipe", "method", *varied, "arp_ms"], column)
+    own["compared"] = own["method"].map(_COMPARED_WITH)
+    arp_ms = numbers["arp_ms"].fillna(numbers["arp_steps"] * numbers["dt_ms"])
+    published = numbers.assign(compared=numbers["method"], arp_ms=arp_ms.astype(float))
+    keys = ["compared", *varied, "arp_ms"]
+    published = pd.DataFrame(published[[*keys, "value"]])
+    points = own.assign(arp_ms=own["arp_ms"].astype(float)).merge(published, on=keys, how="outer")
+    return points.sort_values(["data_set", "recipe", "method", *keys], ignore_index=True)
+
+
+def _row(point: dict[Any, Any], varied: tuple[str, ...]) -> dict[str, str]:
+    known = not pd.isna(point["value"])
+    other = f" ({point['compared']})" if point["method"] == "fused" else ""
+    row = {
+        "setting": ", ".join(str(point[name]).replace("_", " ") for name in varied),
+        "arp_ms": f"{point['arp_ms']:g}",
+        "published": f"{point['value']:.1f}{other}" if known else _NOTHING,
+    }
+    if pd.isna(point["mean"]):
+        method, _ = names_of(point["compared"], "paper")
+        nothing = dict.fromkeys(("recipe", "data_set", "ours"), _NOTHING)
+        return {"method": method, **row, **nothing, "n_seeds": "0"}
+    method, recipe = names_of(point["method"], point["recipe"])
+    error = "" if pd.isna(point["error"]) else f" ± {point['error']:.1f}"
+    own = {"data_set": str(point["data_set"]), "ours": f"{point['mean']:.1f}{error}"}
+    return {"method": method, "recipe": recipe, **row, **own, "n_seeds": f"{point['n_seeds']:.0f}"}

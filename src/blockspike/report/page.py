@@ -1,0 +1,125 @@
+"""The report's page: everything it shows is within the one file."""
+
+import base64
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from blockspike.report.comparison import Comparison
+
+_HERE = Path(__file__).parent
+_LARGEST_SVG_BYTES = 400_000
+# what the figures' file names begin with, the target of make that draws them, caption
+_KINDS = (
+    (
+        "classification", "fig-classification",
+        "Test accuracy and seconds an epoch against the absolute refractory period.",
+    ),
+    (
+        "surrogates", "fig-surrogates",
+        "Test accuracy with the three surrogate gradients.",
+    ),
+    ("detach", "fig-detach", "Test accuracy with attached and detached spikes."),
+    (
+        "recordings", "fig-recordings",
+        "Neurons fitted to recordings: explained variance against time step and refractory "
+        "period, and seconds to fit a cell.",
+    ),
+    ("speed", "fig-speed", "How many times faster than the step loop a layer is."),
+    ("libraries", "fig-speed", "How many times as long as fused other libraries take."),
+    ("tradeoff", "fig-tradeoff", "Error of spike times against the cost of the simulation."),
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class EmbeddedFigure:
+    """A figure as the page holds it: its file's name, a caption and a data: address."""
+
+    name: str
+    caption: str
+    source: str
+
+
+def found_figures(folder: Path) -> tuple[list[EmbeddedFigure], dict[str, str]]:
+    """The figures in a folder, and what is missing there.
+
+    Returns:
+        The figures, in the order of the paper, others after them; and of each kind that has none,
+        its name and the target of make that draws it.
+    """
+    stems = sorted({path.stem for path in folder.glob("*") if path.suffix in (".png", ".svg")})
+    figures: list[EmbeddedFigure] = []
+    missing: dict[str, str] = {}
+    for kind, target, caption in _KINDS:
+        own = [stem for stem in stems if stem.startswith(kind)]
+        figures += [_embedded(folder / stem, caption) for stem in own]
+        stems = [stem for stem in stems if stem not in own]
+        if not own:
+            missing[kind] = target
+    return figures + [_embedded(folder / stem, "") for stem in stems], missing
+
+
+def _embedded(stem: Path, caption: str) -> EmbeddedFigure:
+    """The SVG, which is sharp at any size, unless it has so many points that the PNG is lighter."""
+    svg, png = (stem.with_name(f"{stem.name}{suffix}") for suffix in (".svg", ".png"))
+    sharp = svg.is_file() and (not png.is_file() or svg.stat().st_size <= _LARGEST_SVG_BYTES)
+    data = base64.b64encode((svg if sharp else png).read_bytes()).decode()
+    kind = "svg+xml" if sharp else "png"
+    return EmbeddedFigure(stem.name, caption, f"data:image/{kind};base64,{data}")
+
+
+def render(
+    made_by: dict[str, Any],
+    figures: Sequence[EmbeddedFigure],
+    missing_figures: dict[str, str],
+    comparisons: Sequence[Comparison],
+    table_name: str | None,
+    states: pd.DataFrame,
+    traces: dict[str, Any] | None,
+    run_name: str | None,
+) -> str:
+    """The page as HTML that asks for nothing from anywhere.
+
+    Args:
+        made_by: commit, versions and machine, as `blockspike.runs.provenance` gives them.
+        figures, missing_figures: see `found_figures`.
+        comparisons: see `blockspike.report.comparison`.
+        table_name: the file that `comparisons` are of; None = there was none.
+        states: a row per run: run, state, epochs, started, seconds, error.
+        traces: see `blockspike.report.viewer`; None = no viewer.
+        run_name: the run that `traces` are of.
+    """
+    environment = Environment(
+        loader=FileSystemLoader(_HERE),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template("page.html.j2").render(
+        made=time.strftime("%Y-%m-%d %H:%M %z"),
+        made_by=made_by,
+        figures=figures,
+        missing_figures=missing_figures,
+        comparisons=comparisons,
+        table_name=table_name,
+        runs=[_texts(row) for row in states.to_dict("records")],
+        counts=states["state"].value_counts().to_dict(),
+        traces=traces,
+        run_name=run_name,
+        style=(_HERE / "style.css").read_text(),
+        script=(_HERE / "viewer.js").read_text(),
+    )
+
+
+def _texts(row: dict[Any, Any]) -> dict[str, str]:
+    """A run's row as it is shown: nothing for what is not known."""
+    known = {str(name): "" if pd.isna(value) else value for name, value in row.items()}
+    for name in ("epochs", "seconds"):
+        known[name] = known[name] if known[name] == "" else f"{known[name]:.0f}"
+    return {name: str(value) for name, value in known.items()}

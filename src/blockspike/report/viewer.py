@@ -1,0 +1,65 @@
+"""What the page's viewer shows of a network: its hidden layers' traces, packed as text."""
+
+import base64
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from blockspike.neurons import ALIFTrace
+
+_LARGEST = 32767  # of a signed 16-bit number
+_BYTES_A_VALUE = 16 / 3  # membrane and threshold, two bytes each, as base64
+_BUDGET_BYTES = 10_000_000
+
+
+def pack_traces(
+    traces: Sequence[ALIFTrace], samples: Sequence[int], titles: Sequence[str], dt_ms: float
+) -> dict[str, Any]:
+    """Spikes, membranes and thresholds of a few samples, to be written as JSON.
+
+    Args:
+        traces: of each hidden layer, arrays [T, B, N].
+        samples: positions in B; as many of the first as stay within 10 MB, at least one.
+        titles: what to call each sample.
+        dt_ms: length of a step.
+
+    Returns:
+        `dt_ms`, `n_steps` and `recordings`: each a `title` and its `layers`, of `n_units` N,
+        `spikes` (base64 of int32: unit · T + step) and `membrane` and `threshold` (see `pack`).
+    """
+    n_values = sum(trace.spikes[:, 0].numel() for trace in traces)
+    n_shown = max(1, int(_BUDGET_BYTES / (_BYTES_A_VALUE * n_values)))
+    return {
+        "dt_ms": dt_ms,
+        "n_steps": len(traces[0].spikes),
+        "recordings": [
+            {"title": title, "layers": [_layer(trace, sample) for trace in traces]}
+            for sample, title in list(zip(samples, titles, strict=True))[:n_shown]
+        ],
+    }
+
+
+def _layer(trace: ALIFTrace, sample: int) -> dict[str, Any]:
+    spikes = trace.spikes[:, sample].T.numpy()  # [N, T]
+    return {
+        "n_units": len(spikes),
+        "spikes": _text(np.flatnonzero(spikes).astype("<i4")),
+        "membrane": pack(trace.membrane[:, sample]),
+        "threshold": pack(trace.threshold[:, sample]),
+    }
+
+
+def pack(values: Tensor) -> dict[str, Any]:
+    """Values [T, N] → `scale` and `data`, base64 of int16 [N, T]; value = scale · number.
+
+    A value is off by half the scale at most.
+    """
+    units_first = values.T.double().numpy()
+    scale = float(np.abs(units_first).max()) / _LARGEST or 1.0
+    return {"scale": scale, "data": _text(np.round(units_first / scale).astype("<i2"))}
+
+
+def _text(numbers: np.ndarray) -> str:
+    return base64.b64encode(np.ascontiguousarray(numbers).tobytes()).decode()

@@ -1,0 +1,101 @@
+"""The report's table of published values beside ours."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from blockspike.report.comparison import Comparison, comparisons
+
+RESULTS = Path(__file__).parents[2] / "docs" / "results"
+
+
+def run(experiment="e4_shd", data_set="HD-Lauscher", **columns) -> dict:
+    """A row as `blockspike collect` writes it, as far as the comparison needs it."""
+    row = {
+        "experiment": experiment, "data_set": data_set, "seed": 0, "n_threads": 1,
+        "model.method": "blocks", "model.arp_ms": 20.0, "model.surrogate": "multi_gaussian",
+        "model.detach_spikes": True, "trainer.accelerator": "cpu", "test_accuracy": 0.7,
+        "epoch_s": 50.0,
+    }  # fmt: skip
+    names = {name.rsplit(".", 1)[-1]: name for name in row}
+    return row | {names[name]: value for name, value in columns.items()}
+
+
+def compared(*rows: dict) -> dict[str, Comparison]:
+    """Accuracies by the number of their experiment."""
+    made = comparisons(pd.DataFrame(list(rows)))
+    return {c.title[:2]: c for c in made if "accuracy" in c.quantity}
+
+
+def find(comparison: Comparison, **values: str) -> dict[str, str]:
+    (row,) = (r for r in comparison.rows if values.items() <= r.items())
+    return row
+
+
+def test_ours_is_the_mean_over_seeds_beside_the_published_value():
+    accuracies = (0.6, 0.7, 0.74)
+    shd = compared(*(run(seed=s, test_accuracy=a) for s, a in enumerate(accuracies)))["E4"]
+    error = 100 * np.std(accuracies, ddof=1) / 3**0.5
+    row = find(shd, arp_ms="20")
+    assert row["published"] == "86.0"
+    assert row["ours"] == f"68.0 ± {error:.1f}"
+    assert row["n_seeds"] == "3"
+    assert row["method"].startswith("Blocks")
+
+
+def test_data_sets_keep_their_own_names_and_rows():
+    sample = "N-MNIST sample (1080 recordings)"
+    made = compared(run(), run(data_set="SHD"), run("e3_nmnist", sample, arp_ms=10.0))
+    assert made["E4"].published_data_set == "SHD"
+    for name in ("HD-Lauscher", "SHD"):
+        assert find(made["E4"], data_set=name)["published"] == "86.0"
+    row = find(made["E3"], data_set=sample)
+    assert (made["E3"].published_data_set, row["published"]) == ("N-MNIST", "97.0")
+
+
+def test_fused_stands_beside_the_published_standard_and_says_so():
+    made = compared(run(method="fused", arp_ms=0.0), run(method="fused", arp_ms=20.0))["E4"]
+    assert find(made, arp_ms="0")["published"] == "87.3 (standard)"
+    row = find(made, arp_ms="20", n_seeds="1")
+    assert (row["published"], row["ours"]) == ("–", "70.0")
+
+
+def test_published_values_without_runs_say_that_nothing_was_run():
+    made = compared(run())
+    for arp_ms in ("40", "60", "80", "100"):
+        row = find(made["E4"], arp_ms=arp_ms)
+        assert (row["ours"], row["data_set"], row["n_seeds"]) == ("–", "–", "0")
+    assert made["E5"].rows == []
+    assert "experiment=e5_surrogates" in made["E5"].command
+
+
+def test_surrogates_and_attached_spikes_are_set_beside_their_own_numbers():
+    made = compared(
+        run("e5_surrogates", surrogate="boxcar"),
+        run("e6_detach", surrogate="boxcar", arp_ms=60.0, detach_spikes=False),
+        run("e6_detach", surrogate="boxcar", arp_ms=60.0),
+    )
+    assert find(made["E5"], setting="boxcar", arp_ms="20", n_seeds="1")["published"] == "81.2"
+    assert find(made["E6"], setting="boxcar, attached")["published"] == "45.0"
+    assert find(made["E6"], setting="boxcar, detached")["published"] == "67.8"
+
+
+@pytest.mark.parametrize("table", [None, pd.DataFrame([{"experiment": "demo"}]), pd.DataFrame()])
+def test_without_runs_of_the_paper_there_are_commands_and_no_rows(table):
+    made = comparisons(table)
+    assert len(made) == 6
+    assert not any(c.rows for c in made)
+    assert all(c.command.startswith("blockspike train -m experiment=") for c in made)
+
+
+def test_runs_that_cannot_be_told_apart_are_refused():
+    with pytest.raises(ValueError, match="more than one run of experiment e4_shd"):
+        comparisons(pd.DataFrame([run(), run()]))
+
+
+def test_the_results_kept_here_are_compared():
+    made = comparisons(pd.read_csv(RESULTS / "classification.csv"))
+    ours = find(made[2], recipe="our recipe")
+    assert (ours["ours"], ours["n_seeds"], ours["data_set"]) == ("89.7 ± 0.3", "3", "HD-Lauscher")

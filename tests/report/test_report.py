@@ -1,0 +1,284 @@
+"""`blockspike report`: the page as a browser shows it, and what is written into it."""
+
+import base64
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from selenium import webdriver
+from selenium.webdriver.chrome.service import Service
+from selenium.webdriver.common.action_chains import ActionChains
+from selenium.webdriver.common.by import By
+from selenium.webdriver.common.keys import Keys
+from selenium.webdriver.support.ui import Select
+
+from blockspike.commands.evaluate import load_run, shown_samples
+from blockspike.networks import run_layers
+from blockspike.neurons import ALIFTrace, alif
+from blockspike.report.comparison import comparisons
+from blockspike.report.page import found_figures, render
+from blockspike.report.viewer import pack, pack_traces
+from blockspike.runs import Run
+
+IMAGES = Path(__file__).parents[2] / "docs" / "images"
+SVG = '<svg xmlns="http://www.w3.org/2000/svg" width="40" height="30"><path d="M0 0h9"/></svg>'
+MADE_BY = {
+    "git_sha": "0123456789abcdef", "git_dirty": False, "machine": "box x86_64 2 cores",
+    "python": "3.11.2", "versions": {"torch": "2.9"},
+}  # fmt: skip
+STATES = pd.DataFrame(
+    {
+        "run": ["e4/a=1,b=2/seed=0", "e4/bad/seed=1"], "state": ["done", "failed"],
+        "epochs": [40, np.nan], "started": ["2026-01-02T03:04:05+0000", None],
+        "seconds": [61.4, np.nan], "error": [None, "<script>alert('x')</script> & more"],
+    }
+)  # fmt: skip
+
+
+def page(states: pd.DataFrame = STATES, traces: dict[str, Any] | None = None) -> str:
+    return render(
+        made_by=MADE_BY, figures=[], missing_figures={}, comparisons=comparisons(None),
+        table_name=None, states=states, traces=traces, run_name="a/run",
+    )  # fmt: skip
+
+
+@pytest.fixture
+def browser() -> Iterator[webdriver.Chrome]:
+    """A headless Chromium; a machine without one skips, but never in CI."""
+    chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
+    if not chromium or not driver:
+        how = "no chromium: `sudo apt-get install chromium chromium-driver` installs it"
+        if os.environ.get("CI") or os.environ.get("REQUIRE_CHROMIUM"):
+            pytest.fail(how)
+        pytest.skip(how)
+    options = webdriver.ChromeOptions()
+    options.binary_location = chromium
+    for argument in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage"):
+        options.add_argument(argument)
+    options.add_argument("--window-size=1200,900")
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    chrome = webdriver.Chrome(options, Service(driver))
+    yield chrome
+    chrome.quit()
+
+
+def trained(blockspike, folder: Path) -> tuple[Path, list[ALIFTrace], list[int]]:
+    """A small finished run, its hidden layers' traces on a test batch, and the shown samples."""
+    blockspike(
+        "train", "data=nmnist_sample", "network.n_hidden=16", "data.n_steps=100", "data.dt_ms=4",
+        "threads=1", "trainer.max_epochs=4", "optimizer.lr=0.02",
+    )  # fmt: skip
+    (result,) = (folder / "outputs").rglob("result.json")
+    data, network = load_run(Run(result.parent))
+    events, labels = next(iter(data.test_dataloader()))
+    with torch.no_grad():
+        traces = run_layers(network.layers, events)
+    return result.parent, traces, shown_samples(labels).tolist()
+
+
+def hover(browser: webdriver.Chrome, neuron: int, step: int, n_units: int, n_steps: int) -> None:
+    """Put the pointer on a neuron's row of the raster, at a time step."""
+    raster = browser.find_element(By.ID, "raster")
+    browser.execute_script("arguments[0].scrollIntoView({block: 'center'})", raster)
+    frame = raster.find_element(By.CSS_SELECTOR, "rect.axis")
+    left, top, width, height = (
+        float(str(frame.get_attribute(name))) for name in ("x", "y", "width", "height")
+    )
+    x = left + width * step / n_steps
+    y = top + height * (1 - (neuron + 0.5) / n_units)
+    size = raster.rect
+    move = ActionChains(browser, duration=0).move_to_element_with_offset
+    move(raster, round(x - size["width"] / 2), round(y - size["height"] / 2)).perform()
+
+
+def shown(browser: webdriver.Chrome) -> dict[str, str]:
+    """Neuron, step, V, θ and whether it fired, as the viewer gives them."""
+    return browser.execute_script("return {...document.getElementById('trace').dataset}")
+
+
+def drawn(browser: webdriver.Chrome, name: str) -> np.ndarray:
+    """Points [n, 2] of a line in the plot of one neuron, in pixels."""
+    path = browser.find_element(By.CSS_SELECTOR, f"#trace path.{name}").get_attribute("d")
+    pairs = re.findall(r"[ML]([-\d.]+) ([-\d.]+)", str(path))
+    return np.array(pairs, float).reshape(-1, 2)
+
+
+def check_shown(
+    browser: webdriver.Chrome, trace: ALIFTrace, sample: int, neuron: int, step: int
+) -> None:
+    """The numbers shown are the trace's within half a unit of its 16-bit numbers."""
+    values = shown(browser)
+    assert (values["neuron"], values["step"]) == (str(neuron), str(step))
+    for name, whole in (("membrane", trace.membrane), ("threshold", trace.threshold)):
+        half_unit = whole[:, sample].abs().max().item() / 32767 / 2
+        true = whole[step, sample, neuron].item()
+        assert float(values[name]) == pytest.approx(true, abs=1.01 * half_unit, rel=0)
+    fired = bool(trace.spikes[step, sample, neuron])
+    assert values["fired"] == str(fired).lower()
+    text = browser.find_element(By.ID, "readout").text
+    membrane = trace.membrane[step, sample, neuron].item()
+    assert f"Neuron {neuron}" in text and ("spike" in text.split("At")[1]) == fired
+    assert float(re.findall(r"V (−?[\d.]+)", text)[0].replace("−", "-")) == pytest.approx(
+        membrane, abs=2e-3
+    )
+
+
+def check_drawn(browser: webdriver.Chrome, trace: ALIFTrace, sample: int, neuron: int) -> None:
+    """V and θ are drawn to one linear scale, and each spike is a mark at its time."""
+    values = torch.cat([x[:, sample, neuron] for x in (trace.membrane, trace.threshold)]).numpy()
+    membrane, threshold = drawn(browser, "membrane"), drawn(browser, "threshold")
+    y = np.concatenate([membrane[:, 1], threshold[:, 1]])
+    slope, offset = np.polyfit(values, y, 1)
+    assert slope < 0
+    np.testing.assert_allclose(y, slope * values + offset, atol=0.15)
+    spikes = trace.spikes[:, sample, neuron].nonzero()[:, 0].numpy()
+    np.testing.assert_allclose(drawn(browser, "spikes")[:, 0], membrane[spikes, 0], atol=0.11)
+
+
+def test_the_page_of_a_run_in_a_browser(blockspike, browser, tmp_path):
+    run, traces, samples = trained(blockspike, tmp_path)
+    figures = tmp_path / "outputs" / "figures"
+    figures.mkdir()
+    shutil.copy(IMAGES / "speed.png", figures)
+    (figures / "classification_here.svg").write_text(SVG)
+    done = blockspike("report", f"run={run}", "threads=1")
+    assert "outputs/report.html" in done.stdout
+    browser.get((tmp_path / "outputs" / "report.html").as_uri())
+
+    loaded = browser.execute_script("return [...document.images].map((i) => i.naturalWidth)")
+    assert len(loaded) == 2 and min(loaded) > 0
+    options = Select(browser.find_element(By.ID, "recording")).options
+    assert len(options) == len(samples) == 3
+
+    n_steps, _, n_units = traces[0].spikes.shape
+    for layer, recording in ((0, 0), (1, 2)):
+        Select(browser.find_element(By.ID, "recording")).select_by_index(recording)
+        Select(browser.find_element(By.ID, "layer")).select_by_index(layer)
+        trace, sample = traces[layer], samples[recording]
+        fired = trace.spikes[:, sample].nonzero()
+        assert len(fired), "the test needs a spike to point at"
+        step, neuron = (int(i) for i in fired[len(fired) // 2])
+        for at_neuron, at_step in ((neuron, step), (0, 50), (n_units - 1, 99)):
+            hover(browser, at_neuron, at_step, n_units, n_steps)
+            check_shown(browser, trace, sample, at_neuron, at_step)
+            check_drawn(browser, trace, sample, at_neuron)
+
+    assert browser.get_log("browser") == []
+    resources = "return performance.getEntriesByType('resource').map((r) => r.name)"
+    assert all(name.startswith("data:") for name in browser.execute_script(resources))
+
+
+def made_traces(n_steps: int = 60, n_units: int = 5) -> dict[str, Any]:
+    torch.manual_seed(0)
+    current = torch.rand(n_steps, 2, n_units)
+    beta, p, b = (torch.full((n_units,), x) for x in (0.9, 0.95, 0.3))
+    return pack_traces([alif(current, beta, p, b, arp=2)] * 2, [0, 1], ["one", "two"], 2.0)
+
+
+def test_keys_move_the_neuron_and_a_click_holds_it(browser, tmp_path):
+    (tmp_path / "page.html").write_text(page(traces=made_traces()))
+    browser.get((tmp_path / "page.html").as_uri())
+    hover(browser, 2, 30, 5, 60)
+    raster = browser.find_element(By.ID, "raster")
+    browser.execute_script("arguments[0].focus()", raster)
+    for key, neuron, step in (
+        (Keys.ARROW_UP, "3", "30"), (Keys.ARROW_UP, "4", "30"), (Keys.ARROW_UP, "4", "30"),
+        (Keys.ARROW_DOWN, "3", "30"), (Keys.ARROW_RIGHT, "3", "31"), (Keys.ARROW_LEFT, "3", "30"),
+        (Keys.HOME, "0", "30"), (Keys.ARROW_DOWN, "0", "30"), (Keys.END, "4", "30"),
+        (Keys.PAGE_DOWN, "0", "30"), (Keys.PAGE_UP, "4", "30"),
+    ):  # fmt: skip
+        browser.switch_to.active_element.send_keys(key)
+        now = shown(browser)
+        assert (now["neuron"], now["step"]) == (neuron, step), key
+        assert raster.get_attribute("aria-valuenow") == neuron
+    hover(browser, 1, 10, 5, 60)
+    ActionChains(browser).click().perform()
+    hover(browser, 3, 20, 5, 60)
+    assert (shown(browser)["neuron"], shown(browser)["step"]) == ("1", "20")
+    ActionChains(browser).click().perform()
+    hover(browser, 4, 20, 5, 60)
+    assert shown(browser)["neuron"] == "4"
+    assert browser.get_log("browser") == []
+
+
+def test_packed_values_are_off_by_half_a_unit_at_most():
+    values = torch.linspace(-3.7, 12.1, 70).view(10, 7)  # [T, N]
+    packed = pack(values)
+    whole = np.frombuffer(base64.b64decode(packed["data"]), "<i2").reshape(7, 10)
+    np.testing.assert_allclose(whole.T * packed["scale"], values, atol=packed["scale"] / 2 * 1.001)
+    assert packed["scale"] == pytest.approx(12.1 / 32767)
+    assert pack(torch.zeros(3, 2))["scale"] == 1.0
+
+
+def test_a_large_network_shows_fewer_recordings():
+    silent = torch.zeros(1000, 3, 1200)
+    trace = ALIFTrace(silent, lambda: (silent, silent))
+    made = pack_traces([trace], [0, 1, 2], ["a", "b", "c"], 1.0)
+    assert [r["title"] for r in made["recordings"]] == ["a"]
+    assert len(made_traces()["recordings"]) == 2
+
+
+def test_what_a_run_says_is_shown_as_text():
+    html = page()
+    assert "<script>alert" not in html
+    assert "&lt;script&gt;alert(&#39;x&#39;)&lt;/script&gt; &amp; more" in html
+    traces = made_traces()
+    traces["recordings"][0]["title"] = "</script><script>alert(1)</script>"
+    assert "<script>alert" not in page(traces=traces)
+
+
+def test_runs_are_listed_and_what_is_not_known_is_left_out():
+    text = re.sub("<[^>]+>", "|", page())
+    assert "2 in all, 1 done, 1 failed." in text
+    assert "|61|" in text and "|40|" in text
+    assert "nan" not in text.lower() and "None" not in text
+    assert "make demo" in page(states=STATES.head(0))
+
+
+def test_figures_are_found_and_missing_ones_named(tmp_path):
+    for name in ("speed.png", "tradeoff.png"):
+        shutil.copy(IMAGES / name, tmp_path)
+    (tmp_path / "speed.svg").write_text(SVG)
+    (tmp_path / "tradeoff.svg").write_text(SVG.replace("</svg>", " " * 500_000 + "</svg>"))
+    (tmp_path / "mine.svg").write_text(SVG)
+    figures, missing = found_figures(tmp_path)
+    kinds = {figure.name: figure.source.split(";")[0] for figure in figures}
+    assert kinds == {
+        "speed": "data:image/svg+xml", "tradeoff": "data:image/png", "mine": "data:image/svg+xml",
+    }  # fmt: skip
+    assert missing == {
+        "classification": "fig-classification", "surrogates": "fig-surrogates",
+        "detach": "fig-detach", "recordings": "fig-recordings", "libraries": "fig-speed",
+    }  # fmt: skip
+
+
+def test_a_page_is_made_of_nothing_and_says_how_to_get_more(blockspike, tmp_path):
+    blockspike("report")
+    html = (tmp_path / "outputs" / "report.html").read_text()
+    for words in ("make fig-tradeoff", "blockspike collect", "make demo", "report run=FOLDER"):
+        assert words in html
+    assert 'id="raster"' not in html
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ("run=nothing", ("nothing", "no run here")),
+        ("table=nothing.csv", ("nothing.csv", "no table")),
+        ("tabel=x", ("tabel",)),
+    ],
+)
+def test_bad_input_gives_one_line_and_writes_nothing(blockspike, tmp_path, arguments, words):
+    done = blockspike("report", arguments, check=False)
+    assert done.returncode == 2
+    (line,) = done.stderr.strip().splitlines()
+    for word in words:
+        assert word in line
+    assert not list(tmp_path.iterdir())
