@@ -2,7 +2,7 @@
 (() => {
   const SVG = "http://www.w3.org/2000/svg";
   const LEFT = 64;
-  const RIGHT = 16;
+  const RIGHT = 24;
   const TOP = 12;
   const BOTTOM = 40;
   const TRACE_HEIGHT = 260;
