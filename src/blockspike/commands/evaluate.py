@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from omegaconf import DictConfig, OmegaConf
 
+from blockspike.commands.activity import activity
 from blockspike.commands.fit import evaluate_neuron
 from blockspike.commands.train import use_threads
 from blockspike.config import build_data, build_network, is_fit
@@ -16,8 +17,6 @@ from blockspike.networks import SpikingClassifier
 from blockspike.runs import Run, write_text
 from blockspike.training.checkpoint_io import load_plain
 from blockspike.training.linear_baseline import linear_baseline
-
-_SHOWN_SAMPLES = 3
 
 
 def evaluate(cfg: DictConfig) -> dict[str, Any]:
@@ -56,7 +55,10 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
         "confusion": confusion.tolist(),
     }
     write_text(run.folder / "evaluation.json", json.dumps(scores, indent=1))
-    _write_activity(run.folder / "activity.npz", network, data)
+    events, labels = next(iter(data.test_dataloader()))
+    with torch.no_grad():
+        shown = activity(network(events), events, labels, data.dt_ms)
+    np.savez_compressed(run.folder / "activity.npz", **shown)  # pyright: ignore[reportArgumentType]
     print(
         f"{data.name}: test accuracy {scores['test_accuracy']:.2%} of {len(labels)} "
         f"(model chosen on validation); linear model on spike counts: {baseline:.2%}"
@@ -89,28 +91,3 @@ def _predict(network: SpikingClassifier, data: EventDataModule) -> tuple[np.ndar
     pairs = [(network(x).scores.argmax(1), y) for x, y in data.test_dataloader()]
     predicted, labels = (torch.cat(column).numpy() for column in zip(*pairs, strict=True))
     return predicted, labels
-
-
-def shown_samples(labels: torch.Tensor) -> np.ndarray:
-    """Positions of the first samples of different classes, three at most; labels [B]."""
-    _, first = np.unique(labels.numpy(), return_index=True)
-    return np.sort(first)[:_SHOWN_SAMPLES]
-
-
-@torch.no_grad()
-def _write_activity(path: Path, network: SpikingClassifier, data: EventDataModule) -> None:
-    """Events of input and layers, and readout, of the first test samples of different classes."""
-    events, labels = next(iter(data.test_dataloader()))
-    output = network(events)
-    dense = events.dense()
-    arrays: dict[str, np.ndarray] = {"dt_ms": np.array(data.dt_ms)}
-    for k, sample in enumerate(shown_samples(labels)):
-        layers = [dense, *output.spikes]
-        for i, spikes in enumerate(layers):
-            step, unit = np.nonzero(spikes[:, sample].numpy())
-            arrays[f"sample{k}_layer{i}"] = np.stack([step, unit]).astype(np.int32)
-            arrays[f"n_units_layer{i}"] = np.array(spikes.shape[2])
-        arrays[f"sample{k}_readout"] = output.readout[:, sample].numpy()
-        arrays[f"sample{k}_label"] = labels[sample].numpy()
-        arrays[f"sample{k}_predicted"] = output.scores[sample].argmax().numpy()
-    np.savez_compressed(path, **arrays)  # pyright: ignore[reportArgumentType]

@@ -6,7 +6,8 @@ from typing import Any
 import torch
 from omegaconf import DictConfig
 
-from blockspike.commands.evaluate import load_run, shown_samples
+from blockspike.commands.activity import shown_samples
+from blockspike.commands.evaluate import load_run
 from blockspike.commands.figures import read_table
 from blockspike.commands.train import use_threads
 from blockspike.networks import run_layers

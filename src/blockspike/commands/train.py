@@ -7,10 +7,8 @@ from typing import Any
 import numpy as np
 import pytorch_lightning as pl
 import torch
-import wandb
 from omegaconf import DictConfig
 from pytorch_lightning.callbacks import ModelCheckpoint
-from pytorch_lightning.loggers import WandbLogger
 
 from blockspike.commands import fit
 from blockspike.commands.trainer import (
@@ -19,6 +17,7 @@ from blockspike.commands.trainer import (
     processes_of_one_run,
     without_known_warnings,
 )
+from blockspike.commands.wandb_run import log_result, wandb_closed
 from blockspike.config import (
     build_data,
     build_module,
@@ -61,7 +60,8 @@ def train(cfg: DictConfig) -> dict[str, Any]:
     except BaseException:
         remove_if_empty(run.folder, Path(cfg.output_dir))
         raise
-    with run.recorded(cfg, content, content_hash(content)), processes_of_one_run():
+    held = run.recorded(cfg, content, content_hash(content))
+    with held, processes_of_one_run(), wandb_closed():
         title = data.title if isinstance(data, RecordingsDataModule) else str(data.name)
         row = _identity(cfg, content, title)
         if isinstance(data, RecordingsDataModule):
@@ -71,6 +71,7 @@ def train(cfg: DictConfig) -> dict[str, Any]:
             assert isinstance(module, ClassificationModule)
             row |= _fit_and_test(cfg, run, data, module)
         run.write_result(row)
+        log_result(run, data, module)
     summary = fit.summary_line(row) if is_fit(cfg) else _summary(row)
     if is_first_process():
         print(f"{run.folder}: {summary}")
@@ -122,8 +123,6 @@ def _fit_and_test(
         best = load_plain(run.best_checkpoint)
         module.load_state_dict(best["state_dict"])
         trainer.test(module, data.test_dataloader(), verbose=False)
-    if any(isinstance(logger, WandbLogger) for logger in trainer.loggers):
-        wandb.finish()  # the next run of a sweep starts its own
     return _scores(run, trainer, best["epoch"], module)
 
 

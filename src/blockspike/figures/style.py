@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import matplotlib
+import matplotlib.pyplot as plt
 import seaborn as sns
 from matplotlib.figure import Figure
 
@@ -17,8 +18,9 @@ def use_style() -> None:
 
 
 def save(figure: Figure, path: Path) -> Path:
-    """Write the figure as PNG and SVG; returns the PNG's path."""
+    """Write the figure as PNG and SVG and close it; returns the PNG's path."""
     path.parent.mkdir(parents=True, exist_ok=True)
     for suffix in (".png", ".svg"):
         figure.savefig(path.with_suffix(suffix), dpi=200, bbox_inches="tight")
+    plt.close(figure)
     return path.with_suffix(".png")

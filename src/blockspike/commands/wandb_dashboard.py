@@ -1,0 +1,102 @@
+"""The dashboard of a project in Weights & Biases, made from code (extra `wandb`).
+
+    python -m blockspike.commands.wandb_dashboard ENTITY/PROJECT
+
+Needs `wandb login`; each call saves a new view and prints its address.
+"""
+
+import argparse
+
+import wandb_workspaces.reports.v2 as wr
+import wandb_workspaces.workspaces as ws
+
+_METHOD, _ARP_MS = "model.method", "model.arp_ms"
+
+
+def dashboard(entity: str, project: str) -> ws.Workspace:
+    """The workspace, not saved yet: runs grouped by experiment, method and refractory period.
+
+    A line or a bar is the mean of a group's runs, which differ in their seeds and in what else was
+    swept.
+    """
+    return ws.Workspace(
+        entity=entity,
+        project=project,
+        name="blockspike",
+        sections=[
+            _test(),
+            _curves("Accuracy", "val/accuracy", "train/accuracy"),
+            _curves("Loss", "val/loss", "train/loss"),
+            _rates(),
+            _media(),
+            _fits(),
+            _curves("Time", "time/epoch_s", "time/samples_per_s"),
+        ],
+        auto_generate_panels=True,  # histograms, and what else is logged
+        settings=ws.WorkspaceSettings(x_axis="epoch", max_runs=50),
+        runset_settings=ws.RunsetSettings(
+            groupby=[ws.Metric("Group"), ws.Config(_METHOD), ws.Config(_ARP_MS)]
+        ),
+    )
+
+
+def _test() -> ws.Section:
+    bars = [
+        _bar("test_accuracy", "test accuracy by experiment, method and ARP"),
+        _bar("test_accuracy", "test accuracy by method", wr.Config(_METHOD)),
+        _bar("test_accuracy", "test accuracy by ARP (ms)", wr.Config(_ARP_MS)),
+    ]
+    return ws.Section(name="Test accuracy", panels=bars, is_open=True)
+
+
+def _rates() -> ws.Section:
+    curves = [
+        wr.LinePlot(
+            title=f"firing rate of each hidden layer (Hz), {split}", x="epoch",
+            metric_regex=f"{split}/rate_layer[0-9]+_hz",
+        )
+        for split in ("val", "train")
+    ]  # fmt: skip
+    return ws.Section(name="Firing rates", panels=curves, is_open=True)
+
+
+def _media() -> ws.Section:
+    panels = [
+        wr.MediaBrowser(title="test recordings", media_keys=["media/raster"]),
+        wr.MediaBrowser(title="fits", media_keys=["media/recording", "media/fits"]),
+    ]
+    return ws.Section(name="Media", panels=panels, is_open=True)
+
+
+def _fits() -> ws.Section:
+    bars = [
+        _bar("test_etv_15ms_median", "median normalised ETV on test (σ 15 ms)"),
+        _bar("test_gamma_4ms_median", "median Γ on test (± 4 ms)"),
+    ]
+    return ws.Section(name="Fits of neurons", panels=bars, is_open=True)
+
+
+def _curves(name: str, *metrics: str) -> ws.Section:
+    """A line plot against the epoch for each metric."""
+    curves = [wr.LinePlot(title=metric, x="epoch", y=[metric]) for metric in metrics]
+    return ws.Section(name=name, panels=curves, is_open=True)
+
+
+def _bar(metric: str, title: str, groupby: wr.Config | None = None) -> wr.BarPlot:
+    """Means over the groups of the runset, or of one configuration key."""
+    return wr.BarPlot(title=title, metrics=[metric], groupby=groupby, groupby_aggfunc="mean")
+
+
+def main() -> None:
+    """Save the dashboard as a new view of the project."""
+    parser = argparse.ArgumentParser(description="Save blockspike's dashboard as a new view.")
+    parser.add_argument("project", metavar="ENTITY/PROJECT")
+    given = parser.parse_args().project
+    entity, _, project = given.partition("/")
+    if not entity or not project or "/" in project:
+        parser.error(f"expected ENTITY/PROJECT, got {given!r}")
+    dashboard(entity, project).save()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,151 @@
+"""`logger=wandb`, offline: what is logged is read back from wandb's own file."""
+
+import json
+import os
+import pickle
+import random
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import wandb
+from test_train import SMALL, differences, kill_when, one_run, results, start
+from wandb_file import LoggedRun, logged_runs
+
+from blockspike.commands.wandb_run import run_id
+from blockspike.config import plain
+from blockspike.runs import Run
+from blockspike.training.metrics_file import read_metrics
+
+QUICK = (*SMALL, "trainer.max_epochs=2", "data.batch_size=80")  # all of test in a batch
+CHOICES = ",".join(sorted(a for a in QUICK if not a.startswith("threads")))
+
+
+def random_states() -> list[bytes]:
+    states = (torch.get_rng_state().numpy(), np.random.get_state(), random.getstate())
+    return [pickle.dumps(state) for state in states]
+
+
+def by_epoch(path) -> dict[int, dict[str, float]]:
+    rows = read_metrics(path).set_index("epoch").to_dict("index")
+    return {int(epoch): {str(k): v for k, v in row.items()} for epoch, row in rows.items()}
+
+
+def check_result(logged: LoggedRun, run: Run) -> None:
+    """Configuration, learning curve and result are those of the run's folder."""
+    row = run.result()
+    assert row is not None
+    config = {k: v for k, v in logged.config.items() if k != "_wandb"}
+    assert config == json.loads(json.dumps(plain(run.config())))
+    assert logged.epochs() == by_epoch(run.folder / "metrics.csv")
+    assert {k: logged.summary[k] for k in row} == row
+    assert logged.exit_code == 0 and wandb.run is None
+
+
+def test_a_classifier_is_logged_whole_and_its_result_does_not_change(
+    blockspike, tmp_path, monkeypatch
+):
+    monkeypatch.delenv("WANDB_ERROR_REPORTING", raising=False)
+    states = []
+    for folder, logger in (("plain", "csv"), ("logged", "wandb")):
+        blockspike(
+            "train", *QUICK, f"logger={logger}", f"output_dir={folder}/outputs",
+            "experiment_name=mine",
+        )  # fmt: skip
+        states.append(random_states())
+    assert os.environ["WANDB_ERROR_REPORTING"] == "false"
+    assert not differences(results(tmp_path / "plain"), results(tmp_path / "logged"))
+    assert states[0] == states[1]
+    assert not logged_runs(tmp_path / "plain")
+
+    run = Run(one_run(tmp_path / "logged"))
+    (logged,) = logged_runs(run.folder)
+    check_result(logged, run)
+    assert logged.about.display_name == f"mine/{CHOICES}/seed=0"
+    assert (logged.about.run_group, logged.about.job_type) == ("mine", "train")
+    assert list(logged.about.tags) == ["fused", "nmnist_sample"]
+    for name in ("train/*", "val/*", "time/*", "test_each_epoch/*"):
+        assert logged.defined[name] == ("epoch", set())
+    assert logged.defined["val/accuracy"] == ("epoch", {"max"})
+    assert logged.defined["val/loss"] == ("epoch", {"min"})
+    check_media(logged, run)
+
+
+def check_media(logged: LoggedRun, run: Run) -> None:
+    picture = run.folder / "figures" / "raster.png"
+    assert logged.file("media/raster").read_bytes() == picture.read_bytes()
+    (tested,) = (row for row in logged.history if "test/rate_layer1_hz" in row)
+    for layer in (1, 2):
+        histogram = logged.media(f"media/rates_layer{layer}_hz")
+        edges, counts = np.array(histogram["bins"]), np.array(histogram["values"])
+        assert counts.sum() == 16  # hidden neurons
+        mean_hz = (counts * (edges[1:] + edges[:-1]) / 2).sum() / 16
+        width_hz = edges[1] - edges[0]
+        assert tested[f"test/rate_layer{layer}_hz"] == pytest.approx(mean_hz, abs=width_hz / 2)
+
+
+def test_fits_are_logged_with_their_picture_and_table(blockspike, tmp_path):
+    quick = ("data.n_cells=2", "data.duration_s=3", "data.dt_ms=0.5", "model.n_starts=8")
+    blockspike(
+        "train", "experiment=recovery", *quick, "trainer.max_epochs=4", "threads=1", "logger=wandb"
+    )
+    run = Run(one_run(tmp_path))
+    (logged,) = logged_runs(run.folder)
+    check_result(logged, run)
+    assert (logged.about.run_group, logged.about.job_type) == ("recovery", "fit")
+    assert list(logged.about.tags) == ["fused", "synthetic_cells"]
+    picture = run.folder / "figures" / "recording.png"
+    assert logged.file("media/recording").read_bytes() == picture.read_bytes()
+    stored = json.loads(logged.file("media/fits").read_text())
+    table = pd.DataFrame(stored["data"], columns=stored["columns"])
+    fits = pd.read_csv(run.folder / "fits.csv")
+    pd.testing.assert_frame_equal(table, fits, check_dtype=False)
+
+
+def test_a_killed_run_goes_on_under_its_id_and_misses_no_epoch(
+    blockspike, tmp_path, data_dir, monkeypatch
+):
+    monkeypatch.delenv("WANDB_SERVICE", raising=False)  # else the killed process shares ours
+    args = ("train", *SMALL, "trainer.max_epochs=4", "logger=wandb")
+    process = start(tmp_path, data_dir, *args)
+    outputs = tmp_path / "outputs"
+    kill_when(
+        process,
+        lambda: any(len(p.read_text().splitlines()) > 2 for p in outputs.rglob("metrics.csv")),
+    )
+    assert "continued after epoch" in blockspike(*args).stdout
+    run = Run(one_run(tmp_path))
+    killed, resumed = logged_runs(run.folder)
+    assert killed.folder.name.endswith(f"-{run_id(run)}") and killed.exit_code is None
+    assert resumed.about.run_id == run_id(run)
+    check_result(resumed, run)
+
+
+def test_an_equal_run_elsewhere_has_another_id(tmp_path):
+    ids = []
+    for name in ("here", "there"):
+        run = Run(tmp_path / name)
+        run.folder.mkdir()
+        (run.folder / "content.json").write_text('{"seed": 0}')
+        ids.append(run_id(run))
+        assert run_id(Run(run.folder)) == ids[-1]
+    assert ids[0] != ids[1]
+    assert ids[0].split("-")[0] == ids[1].split("-")[0]
+
+
+def test_a_failed_run_is_closed_as_failed_and_a_long_name_keeps_its_end(blockspike, tmp_path):
+    folder = "outputs/" + "a" * 150 + "/seed=3"
+    done = blockspike(
+        "train", *SMALL, "trainer.max_epochs=0", "logger=wandb", f"hydra.run.dir='{folder}'",
+        check=False,
+    )  # fmt: skip
+    assert done.returncode == 2 and "no epoch was finished" in done.stderr
+    (logged,) = logged_runs(tmp_path)
+    assert logged.exit_code == 1 and wandb.run is None
+    assert logged.about.display_name == "a" * 121 + "/seed=3"
+
+
+def test_wandb_can_be_disabled(blockspike, tmp_path):
+    blockspike("train", *SMALL, "debug=fast", "logger=wandb", "logger.wandb.mode=disabled")
+    assert one_run(tmp_path) and not logged_runs(tmp_path)
