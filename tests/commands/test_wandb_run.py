@@ -47,6 +47,7 @@ def test_a_classifier_is_logged_whole_and_its_result_does_not_change(
     blockspike, tmp_path, monkeypatch
 ):
     monkeypatch.delenv("WANDB_ERROR_REPORTING", raising=False)
+    monkeypatch.setenv("WANDB_PROJECT", "spikes")
     states = []
     for folder, logger in (("plain", "csv"), ("logged", "wandb")):
         blockspike(
@@ -62,6 +63,7 @@ def test_a_classifier_is_logged_whole_and_its_result_does_not_change(
     run = Run(one_run(tmp_path / "logged"))
     (logged,) = logged_runs(run.folder)
     check_result(logged, run)
+    assert logged.about.project == "spikes"
     assert logged.about.display_name == f"mine/{CHOICES}/seed=0"
     assert (logged.about.run_group, logged.about.job_type) == ("mine", "train")
     assert list(logged.about.tags) == ["fused", "nmnist_sample"]
