@@ -6,6 +6,7 @@ Needs `wandb login`; each call saves a new view and prints its address.
 """
 
 import argparse
+from typing import Any
 
 import wandb_workspaces.reports.v2 as wr
 import wandb_workspaces.workspaces as ws
@@ -41,7 +42,7 @@ def dashboard(entity: str, project: str) -> ws.Workspace:
 
 
 def _test() -> ws.Section:
-    bars = [
+    bars: list[Any] = [
         _bar("test_accuracy", "test accuracy by experiment, method and ARP"),
         _bar("test_accuracy", "test accuracy by method", wr.Config(_METHOD)),
         _bar("test_accuracy", "test accuracy by ARP (ms)", wr.Config(_ARP_MS)),
@@ -50,7 +51,7 @@ def _test() -> ws.Section:
 
 
 def _rates() -> ws.Section:
-    curves = [
+    curves: list[Any] = [
         wr.LinePlot(
             title=f"firing rate of each hidden layer (Hz), {split}", x="epoch",
             metric_regex=f"{split}/rate_layer[0-9]+_hz",
@@ -61,7 +62,7 @@ def _rates() -> ws.Section:
 
 
 def _media() -> ws.Section:
-    panels = [
+    panels: list[Any] = [
         wr.MediaBrowser(title="test recordings", media_keys=["media/raster"]),
         wr.MediaBrowser(title="fits", media_keys=["media/recording", "media/fits"]),
     ]
@@ -69,7 +70,7 @@ def _media() -> ws.Section:
 
 
 def _fits() -> ws.Section:
-    bars = [
+    bars: list[Any] = [
         _bar("test_etv_15ms_median", "median normalised ETV on test (σ 15 ms)"),
         _bar("test_gamma_4ms_median", "median Γ on test (± 4 ms)"),
     ]
@@ -78,7 +79,7 @@ def _fits() -> ws.Section:
 
 def _curves(name: str, *metrics: str) -> ws.Section:
     """A line plot against the epoch for each metric."""
-    curves = [wr.LinePlot(title=metric, x="epoch", y=[metric]) for metric in metrics]
+    curves: list[Any] = [wr.LinePlot(title=metric, x="epoch", y=[metric]) for metric in metrics]
     return ws.Section(name=name, panels=curves, is_open=True)
 
 
