@@ -2,19 +2,40 @@
 
 import re
 import shlex
+import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 
-DOCS = Path(__file__).parents[1] / "docs"
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+PAGES = [ROOT / "README.md", *sorted(DOCS.rglob("*.md")), *sorted((ROOT / "conf").rglob("*.yaml"))]
+COMMAND = re.compile(r"blockspike ((?:prepare|train|evaluate|benchmark|figures|status) [^`|\n]*)")
+# What cannot be composed without a file, a folder of one's own, or is a flag.
+NEEDS_MORE = ("--config-dir", "--help", "--check", "data.raw=<", "…")
 EXTEND = (DOCS / "extend.md").read_text()
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", EXTEND, re.DOTALL)
+def blocks(language: str, text: str = EXTEND) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
+
+
+def test_the_commands_on_sweeps_run(tmp_path, data_dir):
+    """Each in a process of its own: one of them starts another."""
+    lines = "".join(blocks("bash", (DOCS / "sweeps.md").read_text())).splitlines()
+    assert len(lines) == 4
+    for line in lines:
+        _, name, *arguments = shlex.split(line)
+        extra = (f"data_dir={data_dir}", "data.n_steps=20", "data.dt_ms=20")
+        command = [sys.executable, "-m", "blockspike.cli", name, *arguments]
+        command += extra if name == "train" else ()
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+    assert len(list(tmp_path.rglob("result.json"))) == 9
 
 
 @pytest.fixture
@@ -77,3 +98,32 @@ def test_a_wrong_argument_of_a_strangers_model_is_named(blockspike, my_lab):
     assert done.returncode == 2 and "tau" in done.stderr
     done = blockspike(*arguments, "model.tau_ms=-3", check=False)
     assert done.returncode == 2 and "tau_ms" in done.stderr
+
+
+def commands() -> list[str]:
+    """Every command in a page or at the head of a configuration file, once."""
+    found = {m.strip() for page in PAGES for m in COMMAND.findall(page.read_text())}
+    found = {part.partition("#")[0].strip() for f in found for part in f.split("&& blockspike ")}
+    return sorted(c for c in found if "=" in c and not any(x in c for x in NEEDS_MORE))
+
+
+@pytest.mark.parametrize("command", commands())
+def test_every_command_that_is_printed_has_a_configuration(blockspike, command):
+    """Those of README and pages also run, here or in test_readme.py, where they end in minutes."""
+    name, *overrides = shlex.split(command)
+    several = [o for o in overrides if o != "-m"]
+    first = [o.split(",")[0] if "[" not in o and name == "train" else o for o in several]
+    blockspike(name, "--cfg", "job", *first)
+
+
+def test_commands_are_found():
+    assert len(commands()) > 50
+
+
+def test_every_module_and_target_that_is_printed_exists():
+    text = "".join(page.read_text() for page in PAGES)
+    for module in set(re.findall(r"python -m\s+(blockspike[a-z_.]+)", text)):
+        assert find_spec(module.rstrip(".")), module
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    printed = set(re.findall(r"`make ([a-z-]+)", text))
+    assert "figures" in printed and printed <= targets, printed - targets
