@@ -7,7 +7,13 @@ import pytest
 import torch
 
 from blockspike.data.events import EventBatch
-from blockspike.networks import LeakyReadout, SpikingClassifier, SpikingLayer, decay
+from blockspike.networks import (
+    ClassifierOutput,
+    LeakyReadout,
+    SpikingClassifier,
+    SpikingLayer,
+    decay,
+)
 from blockspike.neurons import Boxcar, MultiGaussian
 
 METHODS = ["standard", "blocks", "fused"]
@@ -222,3 +228,10 @@ def test_bad_sizes_of_a_classifier(name):
     sizes[name] = 0
     with pytest.raises(ValueError, match=f"^{name}: expected an integer ≥ 1, got 0"):
         SpikingClassifier(**sizes, dt_ms=1.0)
+
+
+def test_scores_are_means_over_the_views_of_a_sample():
+    scores = torch.arange(12.0).reshape(6, 2)  # 2 samples × 3 views
+    output = ClassifierOutput(scores, [], scores)
+    assert torch.equal(output.scores_of(6), scores)
+    assert output.scores_of(2).tolist() == [[4.0, 5.0], [6.0, 7.0]]

@@ -231,6 +231,13 @@ class ClassifierOutput:
     spikes: list[Tensor]
     readout: Tensor
 
+    def scores_of(self, n_samples: int) -> Tensor:
+        """[n_samples, n_classes]: means over the views of each sample, if B holds several.
+
+        The batch is all samples, then all again, … (`EventDataset`).
+        """
+        return self.scores.unflatten(0, (-1, n_samples)).mean(0)
+
 
 class SpikingClassifier(nn.Module):
     """n_inputs → hidden layers of ALIF neurons → leaky readout, as in the paper's E3 and E4.

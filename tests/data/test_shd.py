@@ -9,6 +9,7 @@ import zipfile
 import h5py
 import numpy as np
 import pytest
+import torch
 from made_data import SAMPLES, make_shd
 
 from blockspike.data.event_file import read_event_file
@@ -326,3 +327,26 @@ def test_checking_ten_million_events_is_fast(tmp_path):
     start = time.perf_counter()
     open_h5(path)
     assert time.perf_counter() - start < 5  # a Python loop over the events takes minutes
+
+
+def test_a_test_recording_is_heard_under_every_shift_and_no_other_is(prepared):
+    plain, heard = (
+        opened(prepared, batch_size=4),
+        opened(prepared, batch_size=4, test_shifts=(0, 7)),
+    )
+    events, labels = next(iter(plain.test_dataloader()))
+    views, same_labels = next(iter(heard.test_dataloader()))
+    assert torch.equal(labels, same_labels) and views.batch_size == 2 * events.batch_size
+    first, second = views.dense().split(events.batch_size, dim=1)
+    assert torch.equal(first, events.dense())
+    assert torch.equal(second[..., 7:], events.dense()[..., :-7])
+    assert not second[..., :7].any()
+    for loader in ("train_dataloader", "val_dataloader"):
+        one, other = (next(iter(getattr(data, loader)()))[0] for data in (plain, heard))
+        assert torch.equal(one.dense(), other.dense())
+
+
+@pytest.mark.parametrize("shifts", [(), (0, 700)])
+def test_shifts_off_the_channels_are_refused(shifts):
+    with pytest.raises(ValueError, match="test_shifts"):
+        SHDDataModule("x.h5", test_shifts=shifts)

@@ -19,7 +19,8 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import Select
 
-from blockspike.commands.evaluate import load_run, shown_samples
+from blockspike.commands.activity import shown_samples
+from blockspike.commands.evaluate import load_run
 from blockspike.networks import run_layers
 from blockspike.neurons import ALIFTrace, alif
 from blockspike.report.comparison import comparisons

@@ -30,6 +30,7 @@ def activity(
         The arrays that `raster` draws; `activity.npz` holds them.
     """
     layers = [events.dense(), *output.spikes]
+    read_as = output.scores_of(len(labels)).argmax(1).numpy()
     arrays: dict[str, np.ndarray] = {"dt_ms": np.array(dt_ms)}
     for k, sample in enumerate(shown_samples(labels)):
         for i, spikes in enumerate(layers):
@@ -38,5 +39,5 @@ def activity(
             arrays[f"n_units_layer{i}"] = np.array(spikes.shape[2])
         arrays[f"sample{k}_readout"] = output.readout[:, sample].numpy()
         arrays[f"sample{k}_label"] = labels[sample].numpy()
-        arrays[f"sample{k}_predicted"] = output.scores[sample].argmax().numpy()
+        arrays[f"sample{k}_predicted"] = read_as[sample]
     return arrays

@@ -88,6 +88,6 @@ def load_run(run: Run) -> tuple[EventDataModule, SpikingClassifier]:
 
 @torch.no_grad()
 def _predict(network: SpikingClassifier, data: EventDataModule) -> tuple[np.ndarray, np.ndarray]:
-    pairs = [(network(x).scores.argmax(1), y) for x, y in data.test_dataloader()]
+    pairs = [(network(x).scores_of(len(y)).argmax(1), y) for x, y in data.test_dataloader()]
     predicted, labels = (torch.cat(column).numpy() for column in zip(*pairs, strict=True))
     return predicted, labels

@@ -65,7 +65,7 @@ def traces_of(run: Run) -> dict[str, Any]:
     """
     data, network = load_run(run)
     events, labels = next(iter(data.test_dataloader()))
-    read_as = network(events).scores.argmax(1)
+    read_as = network(events).scores_of(len(labels)).argmax(1)
     samples = shown_samples(labels).tolist()
     titles = [f"class {int(labels[i])}, read as {int(read_as[i])}" for i in samples]
     return pack_traces(run_layers(network.layers, events), samples, titles, data.dt_ms)

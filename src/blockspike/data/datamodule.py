@@ -183,18 +183,21 @@ class EventDataModule(pl.LightningDataModule):
             dataset, EpochSampler(dataset, *self._processes(), shuffle=True, seed=self.seed)
         )
 
-    def _in_order(self, split: str) -> PrefetchLoader:
-        dataset = self._dataset(split)
+    def _test_dataset(self) -> EventDataset:
+        """The test data as `test_dataloader` serves them."""
+        return self._dataset("test")
+
+    def _in_order(self, dataset: EventDataset) -> PrefetchLoader:
         sampler = UnrepeatedDistributedSampler(dataset, *self._processes(), shuffle=False)
         return self._loader(dataset, sampler)
 
     def val_dataloader(self) -> PrefetchLoader:
         """Return the held-out part of the training data, in order."""
-        return self._in_order("val")
+        return self._in_order(self._dataset("val"))
 
     def test_dataloader(self) -> PrefetchLoader:
         """Return the test data, in order."""
-        return self._in_order("test")
+        return self._in_order(self._test_dataset())
 
     def spike_counts(self, split: str) -> tuple[np.ndarray, np.ndarray]:
         """Count the spikes of each input within the T steps: features for a linear baseline.

@@ -44,6 +44,8 @@ class EventDataset(Dataset):
         binning: turns stored times into steps.
         event_map: moves or drops events, or None.
         n_steps, n_units: T and K of the batches.
+        n_views: how often a batch holds its samples: all of them, then all again, …, for an
+            `event_map` that shows them differently each time.
     """
 
     def __init__(
@@ -54,6 +56,7 @@ class EventDataset(Dataset):
         n_steps: int,
         n_units: int,
         event_map: EventMap | None = None,
+        n_views: int = 1,
     ) -> None:
         self.split = split
         self.indices = indices
@@ -61,14 +64,19 @@ class EventDataset(Dataset):
         self.n_steps = n_steps
         self.n_units = n_units
         self.event_map = event_map
+        self.n_views = n_views
         self.epoch = 0
 
     def __len__(self) -> int:
         return len(self.indices)
 
     def __getitems__(self, positions: list[int]) -> tuple[EventBatch, torch.Tensor]:
-        """Return the batch of some positions: events ``(T, B, K)`` and labels int64 ``[B]``."""
-        samples = self.indices[positions]
+        """Return the batch of some positions.
+
+        Returns:
+            Events ``(T, n_views · B, K)`` and labels int64 ``[B]``.
+        """
+        samples = np.tile(self.indices[positions], self.n_views)
         time, unit, offset = self.split.gather(samples)
         keep = None
         if self.event_map is not None:
@@ -79,7 +87,7 @@ class EventDataset(Dataset):
             step[~keep] = -1
         order = np.arange(len(samples))
         batch = assemble_batch(step, unit, offset, order, self.n_steps, self.n_units)
-        return batch, torch.from_numpy(self.split.label[samples])
+        return batch, torch.from_numpy(self.split.label[samples[: len(positions)]])
 
 
 class EpochSampler(DistributedSampler):

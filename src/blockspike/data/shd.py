@@ -25,7 +25,7 @@ import numpy as np
 from blockspike.data.datamodule import EventDataModule, require
 from blockspike.data.download import fetch, shd_files
 from blockspike.data.event_file import EventSplit, SplitContent, write_event_file
-from blockspike.data.loader import EventMap, Gathered
+from blockspike.data.loader import EventDataset, EventMap, Gathered
 from blockspike.data.progress import progress
 
 N_CHANNELS = 700
@@ -310,6 +310,8 @@ class SHDDataModule(EventDataModule):
             from (seed, epoch, sample); events shifted off the ends are dropped.
         time_stretch: a training sample is spoken up to ``exp(time_stretch)`` times slower or
             faster, drawn likewise (the logarithm of the factor is uniform).
+        test_shifts: shifts of all channels under which each test recording is heard; the scores of
+            these views are averaged. The first is the one that pictures show.
         validation: what is held out: a part of each class, or whole speakers.
         validation_fraction: part of the training set held out (whole speakers until reached).
         seed: of the validation split, the training order, the jitter and the stretch.
@@ -331,6 +333,7 @@ class SHDDataModule(EventDataModule):
         channel_pooling: int = 1,
         channel_jitter: int = 0,
         time_stretch: float = 0.0,
+        test_shifts: tuple[int, ...] = (0,),
         batch_size: int = 64,
         validation: Literal["stratified", "speaker"] = "stratified",
         validation_fraction: float = 0.1,
@@ -346,9 +349,16 @@ class SHDDataModule(EventDataModule):
             validation,
             "stratified or speaker",
         )
+        require(
+            len(test_shifts) > 0 and all(abs(s) < N_CHANNELS for s in test_shifts),
+            "test_shifts",
+            test_shifts,
+            "at least one shift, each of −699 to 699 channels",
+        )
         self.channel_pooling = channel_pooling
         self.channel_jitter = channel_jitter
         self.time_stretch = time_stretch
+        self.test_shifts = tuple(test_shifts)
         self.validation = validation
         self.n_inputs = -(-N_CHANNELS // channel_pooling)
 
@@ -377,6 +387,31 @@ class SHDDataModule(EventDataModule):
         if not training:
             return SpeechMap(self.channel_pooling)
         return SpeechMap(self.channel_pooling, self.channel_jitter, self.time_stretch, self.seed)
+
+    def _test_dataset(self) -> EventDataset:
+        dataset = super()._test_dataset()
+        dataset.event_map = ShiftedViews(self.channel_pooling, self.test_shifts)
+        dataset.n_views = len(self.test_shifts)
+        return dataset
+
+
+@dataclass(frozen=True)
+class ShiftedViews:
+    """Shifts the channels of each view of a batch, then pools neighbouring channels.
+
+    Args:
+        pooling: as `SHDDataModule`'s channel_pooling.
+        shifts: of the views, in channels.
+    """
+
+    pooling: int
+    shifts: tuple[int, ...]
+
+    def __call__(self, events: Gathered) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return times, pooled channels int ``[n]`` and which events stay on the 700 channels."""
+        shift = np.repeat(self.shifts, len(events.samples) // len(self.shifts))
+        channel = events.unit.astype(np.int32) + np.repeat(shift, np.diff(events.offset))
+        return events.time, channel // self.pooling, (channel >= 0) & (channel < N_CHANNELS)
 
 
 @dataclass(frozen=True)

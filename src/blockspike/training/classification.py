@@ -60,9 +60,10 @@ class ClassificationModule(pl.LightningModule):
     def _step(self, stage: str, batch: Batch) -> Tensor:
         events, labels = batch
         output = self.network(events)
-        loss = F.cross_entropy(output.scores, labels)
+        scores = output.scores_of(len(labels))
+        loss = F.cross_entropy(scores, labels)
         accuracy = self.accuracy[f"{stage}_"]
-        accuracy(output.scores, labels)  # pyright: ignore[reportCallIssue]
+        accuracy(scores, labels)  # pyright: ignore[reportCallIssue]
         values: dict[str, Any] = {f"{stage}/loss": loss, f"{stage}/accuracy": accuracy}
         for i, spikes in enumerate(output.spikes, start=1):
             values[f"{stage}/rate_layer{i}_hz"] = spikes.detach().mean() * 1000 / self.dt_ms
@@ -71,7 +72,7 @@ class ClassificationModule(pl.LightningModule):
             sync_dist=True,
         )  # fmt: skip
         if stage == "train" and self.label_smoothing:
-            return F.cross_entropy(output.scores, labels, label_smoothing=self.label_smoothing)
+            return F.cross_entropy(scores, labels, label_smoothing=self.label_smoothing)
         return loss
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
