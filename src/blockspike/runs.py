@@ -23,8 +23,8 @@ class Run:
     """One run's folder.
 
     Holds `config.yaml`, `content.json` (what the result depends on), `status.json`,
-    `checkpoints/{last,best}.ckpt`, `metrics.csv` and, when finished, `result.json`. `error.log` is
-    there if the last attempt failed. Where several processes share a run, the first one writes.
+    `checkpoints/{last,previous,best}.ckpt`, `metrics.csv` and, when finished, `result.json`;
+    `error.log` if the last attempt failed. Where several processes share a run, the first writes.
     """
 
     def __init__(self, folder: Path):
@@ -34,6 +34,11 @@ class Run:
     def last_checkpoint(self) -> Path:
         """The state after the last whole epoch."""
         return self.folder / "checkpoints" / "last.ckpt"
+
+    @property
+    def previous_checkpoint(self) -> Path:
+        """The state an epoch earlier, should that file be damaged."""
+        return self.folder / "checkpoints" / "previous.ckpt"
 
     @property
     def best_checkpoint(self) -> Path:

@@ -72,7 +72,8 @@ def test_a_run_leaves_result_metrics_status_and_checkpoints(blockspike, tmp_path
     assert row["best_test_accuracy"] >= row["test_accuracy"]
     assert metrics["time/forward_s"].gt(0).all()
     assert metrics["time/samples_per_s"].gt(0).all()
-    assert {p.name for p in (run / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
+    kept = {p.name for p in (run / "checkpoints").iterdir()}
+    assert kept == {"best.ckpt", "last.ckpt", "previous.ckpt"}
 
 
 def test_a_finished_run_is_skipped_and_collected_once(blockspike, tmp_path):
@@ -135,6 +136,28 @@ def test_a_crash_between_an_epochs_files_loses_nothing(blockspike, tmp_path, mon
     again = blockspike(*args, "output_dir=crashed/outputs")
     assert "continued after epoch 1" in again.stdout
     assert not differences(results(tmp_path / "crashed"), results(tmp_path / "whole"))
+
+
+@pytest.mark.parametrize("harm", ["truncated", "bit flipped"])
+def test_a_damaged_checkpoint_is_left_for_the_one_before(blockspike, tmp_path, harm):
+    args = ("train", *SMALL, "trainer.max_epochs=3")
+    blockspike(*args)
+    before = results(tmp_path)
+    run = one_run(tmp_path)
+    (run / "result.json").unlink()  # as if it had been killed after its last epoch
+    last = run / "checkpoints" / "last.ckpt"
+    content = bytearray(last.read_bytes())
+    content[-20] ^= 1
+    last.write_bytes(content[:-100] if harm == "truncated" else content)
+    again = blockspike(*args)
+    assert "last.ckpt" in again.stderr and "continued after epoch 2" in again.stdout
+    assert not differences(results(tmp_path), before)
+
+    (run / "result.json").unlink()
+    for name in ("last", "previous"):
+        (run / "checkpoints" / f"{name}.ckpt").write_bytes(b"nothing")
+    done = blockspike(*args, check=False)
+    assert done.returncode == 2 and "no checkpoint can be read" in done.stderr
 
 
 def test_another_configuration_in_the_same_folder_is_refused(blockspike, tmp_path):

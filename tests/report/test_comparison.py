@@ -100,6 +100,6 @@ def test_the_results_kept_here_are_compared():
     table = pd.read_csv(RESULTS / "runs.csv")
     made = comparisons(table)
     ours = find(made[2], recipe="our recipe")
-    own = 100 * table["test_accuracy"][table["experiment"] == "e4_shd_ours"]
+    own = 100 * pd.Series(table["test_accuracy"][table["experiment"] == "e4_shd_ours"])
     expected = (f"{own.mean():.1f} ± {own.sem():.1f}", str(len(own)), "HD-Lauscher")
     assert (ours["ours"], ours["n_seeds"], ours["data_set"]) == expected

@@ -49,12 +49,25 @@ def processes_of_one_run() -> Iterator[None]:
 
 
 def last_checkpoint(run: Run) -> Path | None:
-    """Where the run continues, which is printed; None for a new run."""
-    if not run.last_checkpoint.is_file():
-        return None
-    epochs = load_plain(run.last_checkpoint)["epoch"] + 1
-    print(f"{run.folder}: continued after epoch {epochs}")
-    return run.last_checkpoint
+    """Where the run continues, which is printed; None for a new run.
+
+    Raises:
+        ValueError: there are checkpoints, but none that can be read.
+    """
+    kept = [p for p in (run.last_checkpoint, run.previous_checkpoint) if p.is_file()]
+    for path in kept:
+        try:
+            epochs = load_plain(path)["epoch"] + 1
+        except ValueError as error:
+            print(f"{error}; left aside", file=sys.stderr)
+            continue
+        print(f"{run.folder}: continued after epoch {epochs}")
+        return path
+    if kept:
+        raise ValueError(
+            f"{run.folder}: no checkpoint can be read; delete the folder to start anew"
+        )
+    return None
 
 
 @contextmanager

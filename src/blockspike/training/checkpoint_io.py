@@ -1,11 +1,14 @@
 """Checkpoints as plain tensors and JSON: nothing that is read is unpickled or evaluated.
 
 A checkpoint is one safetensors file. Its tensors are numbered; the nested structure around them
-(dicts, lists, tuples, numbers, strings) is JSON in the file's metadata.
+(dicts, lists, tuples, numbers, strings) is JSON in the file's metadata, and so is the SHA-256 of
+both, since safetensors itself does not notice a flipped bit.
 """
 
+import hashlib
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +17,7 @@ from pytorch_lightning.plugins.io import CheckpointIO
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-_FORMAT = "blockspike-checkpoint-1"
+_FORMAT = "blockspike-checkpoint-2"
 
 
 class PlainCheckpointIO(CheckpointIO):
@@ -23,8 +26,16 @@ class PlainCheckpointIO(CheckpointIO):
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None
     ) -> None:
-        """Write `checkpoint` to `path`; the file appears only when it is complete on disk."""
-        save_plain(checkpoint, Path(path))
+        """Write `checkpoint` to `path`; the file appears only when it is complete on disk.
+
+        The `last.ckpt` before it stays as `previous.ckpt`.
+        """
+        path = Path(path)
+        if path.name == "last.ckpt" and path.is_file():
+            copy = path.with_name(f".previous.{os.getpid()}")
+            shutil.copyfile(path, copy)
+            copy.replace(path.with_name("previous.ckpt"))
+        save_plain(checkpoint, path)
 
     def load_checkpoint(
         self, path: str | Path, map_location: Any = None, weights_only: bool | None = None
@@ -48,7 +59,9 @@ def save_plain(content: Any, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        save_file(tensors, temporary, metadata={"format": _FORMAT, "structure": structure})
+        digest = _digest(structure, tensors)
+        about = {"format": _FORMAT, "structure": structure, "sha256": digest}
+        save_file(tensors, temporary, metadata=about)
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
         temporary.replace(path)
@@ -71,9 +84,19 @@ def load_plain(path: Path) -> Any:
             if metadata.get("format") != _FORMAT:
                 raise ValueError(f"{path}: expected a checkpoint of format {_FORMAT}")
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        if _digest(metadata["structure"], tensors) != metadata["sha256"]:
+            raise ValueError(f"{path}: damaged checkpoint, its checksum does not fit")
         return _decode(json.loads(metadata["structure"]), tensors)
     except (SafetensorError, KeyError, TypeError) as error:
         raise ValueError(f"{path}: not a readable checkpoint ({error})") from error
+
+
+def _digest(structure: str, tensors: dict[str, torch.Tensor]) -> str:
+    digest = hashlib.sha256(structure.encode())
+    for key in sorted(tensors):
+        digest.update(f"{key} {tensors[key].dtype} {list(tensors[key].shape)}".encode())
+        digest.update(tensors[key].reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _encode(value: Any, tensors: dict[str, torch.Tensor], where: str) -> Any:
