@@ -1,0 +1,130 @@
+"""The notebook runs, says what its prose claims, and is committed with the outputs of a run."""
+
+import json
+import re
+import sys
+from pathlib import Path
+
+import nbformat
+import pandas as pd
+import pytest
+from nbclient import NotebookClient
+from nbformat import NotebookNode
+from nbformat.v4 import new_code_cell
+
+ROOT = Path(__file__).parents[1]
+NOTEBOOK = ROOT / "notebooks" / "getting_started.ipynb"
+_RATIO = r"(.+): (blocks|fused) ([\d,.]+) times as fast"
+
+
+def committed() -> NotebookNode:
+    return nbformat.read(NOTEBOOK, as_version=4)
+
+
+def code_cells(notebook: NotebookNode) -> dict[str, NotebookNode]:
+    return {cell.id: cell for cell in notebook.cells if cell.cell_type == "code"}
+
+
+def files() -> set[Path]:
+    """What git could see, but for what a running checkout leaves in folders of its own."""
+    folders = ("data", "notebooks", "docs", "conf", "src")
+    found = [p for name in folders for p in (ROOT / name).rglob("*")]
+    return {p for p in found if "__pycache__" not in p.parts} | set(ROOT.iterdir())
+
+
+@pytest.fixture(scope="module")
+def this_interpreter(tmp_path_factory):
+    """A kernel `python3` that is the interpreter of the tests, with settings of no user."""
+    folder = tmp_path_factory.mktemp("jupyter")
+    spec = folder / "kernels" / "python3" / "kernel.json"
+    spec.parent.mkdir(parents=True)
+    argv = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
+    spec.write_text(json.dumps({"argv": argv, "display_name": "tests", "language": "python"}))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JUPYTER_PATH", str(folder))
+        for name in ("JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR", "JUPYTER_CONFIG_DIR", "IPYTHONDIR"):
+            patch.setenv(name, str(folder / name))
+        patch.delenv("PYTHONWARNINGS", raising=False)
+        yield
+
+
+@pytest.fixture(scope="module")
+def executed(this_interpreter) -> dict[str, NotebookNode]:
+    """The code cells after a run in a folder deep inside the repository, which stays as it was."""
+    notebook = committed()
+    for cell in code_cells(notebook).values():
+        cell.outputs = []
+    notebook.cells.append(new_code_cell("import sys\nprint(sys.executable)", id="interpreter"))
+    before = files()
+    folder = ROOT / "docs" / "images"
+    NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(folder)}}).execute()
+    assert files() == before
+    return code_cells(notebook)
+
+
+def printed(cell: NotebookNode, stream: str = "stdout") -> str:
+    return "".join(o.text for o in cell.outputs if o.get("name") == stream)
+
+
+def kinds(cell: NotebookNode) -> set[str]:
+    """Streams and kinds of data that the cell gave out."""
+    return {kind for o in cell.outputs for kind in o.get("data", {o.get("name"): None})}
+
+
+def test_it_runs_with_this_interpreter_and_without_complaints(executed):
+    assert printed(executed["interpreter"]).strip() == sys.executable
+    for name, cell in executed.items():
+        assert cell.outputs, name
+        assert not printed(cell, "stderr"), name
+
+
+def test_the_methods_agree_as_the_prose_says(executed):
+    lines = printed(executed["equality"]).splitlines()
+    header, *rows = [re.split(r"\s{2,}", line.strip()) for line in lines]
+    table = pd.DataFrame(rows, columns=header)
+    assert table["arp (steps)"].tolist() == ["0", "5", "20", "50"]
+    assert (table["spikes"].astype(int) > 100).all()
+    assert set(table["same spikes"]) == set(table["fused gradients equal"]) == {"True"}
+    assert set(table["blocks gradients equal"]) == {"False"}
+    assert float(table["cosine, blocks"].iloc[0]) > float(table["cosine, blocks"].iloc[-1]) + 0.5
+
+
+def test_the_order_of_the_methods_in_time(executed):
+    found = re.findall(_RATIO, printed(executed["timing"]))
+    ratios = {(size[:3], method): float(x.replace(",", "")) for size, method, x in found}
+    assert ratios["a l", "fused"] > 4 and ratios["one", "fused"] > 100
+    assert ratios["a l", "blocks"] > 2 and ratios["one", "blocks"] > 50
+
+
+def test_the_network_learns(executed):
+    """10 classes; the linear model reads 85 %, and a standard error is 3 %."""
+    validation, test = map(float, re.findall(r"accuracy ([\d.]+)%", printed(executed["test"])))
+    assert validation > 80 and test > 78
+
+
+def test_the_fit_predicts_the_cell(executed):
+    (etv,) = re.findall(
+        r"normalised ETV on the test current: ([\d.]+)", printed(executed["parameters"])
+    )
+    assert float(etv) > 0.8
+    assert "/tmp" not in printed(executed["fitting"])
+
+
+def test_it_is_committed_with_the_outputs_of_its_sources(executed):
+    cells = code_cells(committed())
+    assert [cell.execution_count for cell in cells.values()] == [*range(1, len(cells) + 1)]
+    for name, cell in cells.items():
+        assert kinds(cell) == kinds(executed[name]) != set(), name
+    assert printed(cells["equality"]) == printed(executed["equality"])
+    assert printed(cells["data"]) == printed(executed["data"])
+    assert printed(cells["cell"]) == printed(executed["cell"])
+    assert sum("image/png" in kinds(cell) for cell in cells.values()) == 5
+    assert NOTEBOOK.stat().st_size < 600_000
+
+
+def test_its_links_lead_somewhere():
+    text = "\n".join(cell.source for cell in committed().cells if cell.cell_type == "markdown")
+    links = re.findall(r"\]\(([^)]+)\)", text)
+    assert len(links) > 8
+    for link in links:
+        assert (NOTEBOOK.parent / link).exists(), link
