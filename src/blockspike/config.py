@@ -104,6 +104,7 @@ class TrainSchema:
     monitor: str = MISSING
     label_smoothing: float = 0.0
     output_dir: str = MISSING
+    data_config: str = MISSING
     data_dir: str = MISSING
     run_dir: str = MISSING
     model: Any = MISSING

@@ -147,6 +147,16 @@ def test_a_row_that_is_no_result_is_refused(blockspike, finished, change, words)
     assert words in done.stderr and "result.json" in done.stderr
 
 
+def test_one_recipe_on_two_data_sets_is_two_runs(blockspike, finished, tmp_path, data_dir):
+    """Also where the second one's file holds the same."""
+    same = ("data=nmnist", f"data.path={data_dir / 'nmnist_sample.h5'}", *SMALL[1:])
+    blockspike("train", *same, "network.n_hidden=8", "trainer.max_epochs=1")
+    blockspike("collect")
+    table = pd.read_csv(tmp_path / "outputs/tables/runs.csv")
+    assert sorted(table["data_config"]) == ["nmnist", "nmnist_sample"]
+    assert table["config_hash"].nunique() == 2
+
+
 def test_damaged_and_doubled_results_are_refused(blockspike, finished, tmp_path):
     path, row = finished
     copy = tmp_path / "outputs" / "copy" / "result.json"
