@@ -41,7 +41,7 @@ class Finished:
 
 
 @pytest.fixture
-def blockspike(monkeypatch, capsys, tmp_path, data_dir):
+def blockspike(monkeypatch, capfd, tmp_path, data_dir):
     """Run `blockspike …` in an empty folder, as a user would but without a new interpreter."""
 
     def run(*args: str, check: bool = True) -> Finished:
@@ -52,7 +52,7 @@ def blockspike(monkeypatch, capsys, tmp_path, data_dir):
         monkeypatch.setattr(sys, "argv", ["blockspike", *args, *with_data])
         GlobalHydra.instance().clear()
         threads = torch.get_num_threads()
-        capsys.readouterr()
+        capfd.readouterr()
         code = 0
         try:
             main()
@@ -60,7 +60,7 @@ def blockspike(monkeypatch, capsys, tmp_path, data_dir):
             code = int(stop.code or 0)
         finally:
             torch.set_num_threads(threads)
-        shown = capsys.readouterr()
+        shown = capfd.readouterr()
         assert not check or code == 0, shown.err
         return Finished(code, shown.out, shown.err)
 

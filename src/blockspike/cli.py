@@ -2,20 +2,17 @@
 
 import os
 import sys
-import traceback
-from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException, InstantiationException
+from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from blockspike.memory import keep_freed_memory
-from blockspike.runs import Run
+from blockspike.jobs import report, run_apart, run_here
 from blockspike.sweeps import RecordSweep, run_states, sweep_summary
 
 CONF = Path(__file__).parent / "conf"
@@ -47,12 +44,6 @@ and `eval "$(blockspike train -sc install=bash)"` switches on tab completion.
 """
 
 
-def _command(name: str) -> Callable[[DictConfig], object]:
-    if name not in COMMANDS:
-        raise ValueError(f"command: expected one of {', '.join(COMMANDS)}, got {name!r}")
-    return getattr(import_module(f"blockspike.commands.{name}"), name)
-
-
 def main() -> None:
     """Entry point. Exit code 0, or 2 with one line that says what was wrong.
 
@@ -68,46 +59,49 @@ def main() -> None:
     # Before PyTorch starts: its waiting threads spin for milliseconds otherwise, on a core that the
     # kernels' threads or another process want.
     os.environ.setdefault("GOMP_SPINCOUNT", "3000")
-    program = sys.argv[0]
-    RecordSweep.runs = None
-    failed: list[Exception] = []
+    RecordSweep.planned = None
+    failed = False
+
+    def job(cfg: DictConfig) -> None:
+        nonlocal failed
+        if HydraConfig.get().mode is RunMode.MULTIRUN:
+            failed |= not run_apart(name, cfg, full)
+            return
+        try:
+            run_here(name, cfg)
+        except EXPECTED as error:  # here, since Hydra would print its overrides first
+            report(name, error, full)
+            failed = True
+
     try:
-        function = _command(name)
+        if name not in COMMANDS:
+            raise ValueError(f"command: expected one of {', '.join(COMMANDS)}, got {name!r}")
         # Overrides last: Hydra's parser takes no flag between them.
         arguments = sorted(sys.argv[2:], key=_is_override)
         sys.argv = [f"blockspike {name}", *(_as_override(name, a) for a in arguments)]
         import_module("blockspike.config").register_schemas()
-
-        def job(cfg: DictConfig) -> object:
-            keep_freed_memory()
-            # What Lightning starts its further processes with: this run alone, also in a sweep.
-            sys.argv = [program, name, *HydraConfig.get().overrides.task]
-            sweeps = HydraConfig.get().mode is RunMode.MULTIRUN
-            try:  # here, since Hydra would print the job's overrides first and stop a sweep's exit
-                return function(cfg)
-            except Exception as error:
-                if not sweeps and not isinstance(error, EXPECTED):
-                    raise
-                _report(name, error, full)
-                failed.append(error)
-                if sweeps and "run_dir" in cfg:
-                    Run(Path(cfg.run_dir)).write_error()
-
         hydra.main(version_base="1.3", config_path=str(CONF), config_name=name)(job)()
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit) as stop:
+        if isinstance(stop, SystemExit) and stop.code in (0, None, 2):  # --help, a wrong flag
+            raise
         sys.exit("interrupted; the same command again continues")
-    except EXPECTED as error:
-        _report(name, error, full)
-        sys.exit(2)
+    except Exception as error:
+        if RecordSweep.planned is None and not isinstance(error, EXPECTED):
+            raise
+        report(name, error, full)  # in a sweep: its launcher failed, and runs may be missing
+        failed = True
     if not _sweep_is_done() or failed:
         sys.exit(2)
 
 
 def _sweep_is_done() -> bool:
     """Print how a sweep ended, whatever process ran its jobs; True also if there was none."""
-    if RecordSweep.runs is None:
+    if RecordSweep.planned is None:
         return True
-    states = run_states(RecordSweep.output_dir, RecordSweep.runs)
+    if not RecordSweep.planned:
+        print("blockspike train: which runs this sweep has is not known", file=sys.stderr)
+        return False
+    states = run_states(RecordSweep.output_dir, RecordSweep.planned)
     print(sweep_summary(states, RecordSweep.output_dir))
     return bool((states["state"] == "done").all())
 
@@ -135,25 +129,6 @@ def _as_override(command: str, argument: str) -> str:
     if name not in ("run", "neuron", "recording", "data.path") or value[:1] in ("'", '"', ""):
         return argument
     return f"{name}='{value}'"
-
-
-def _report(name: str, error: Exception, full: bool) -> None:
-    if full:
-        traceback.print_exc()
-    print(f"blockspike {name}: {one_line(error)}", file=sys.stderr)
-
-
-def one_line(error: Exception) -> str:
-    """The error and, where Hydra hides it behind a general one, its cause, on one line."""
-    parts: list[str] = []
-    # Hydra's instantiation error only repeats its cause.
-    cause = error.__cause__ if isinstance(error, InstantiationException) else error
-    while cause is not None:
-        text = " ".join(str(cause).split())
-        if text and not any(text in part for part in parts):
-            parts.append(text)
-        cause = cause.__cause__
-    return ": ".join(parts) or type(error).__name__
 
 
 if __name__ == "__main__":

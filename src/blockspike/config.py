@@ -220,8 +220,15 @@ def register_schemas() -> None:
 
 
 def _cores(n_jobs: int = 1) -> int:
-    """Cores of this machine, or of each of so many jobs that share them; at least one."""
-    return max((os.cpu_count() or 1) // n_jobs, 1)
+    """Cores that this process may use, or of each of so many jobs that share them; at least one.
+
+    As for joblib, n_jobs < 0 stands for as many jobs as there are cores.
+    """
+    if hasattr(os, "sched_getaffinity"):  # Linux: a container or a cluster may give fewer
+        n_cores = len(os.sched_getaffinity(0))
+    else:
+        n_cores = os.cpu_count() or 1
+    return max(n_cores // n_jobs, 1) if n_jobs > 0 else 1
 
 
 def _folder_name(choices: str) -> str:

@@ -11,12 +11,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
+from hydra.errors import InstantiationException
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.utilities import rank_zero_only
 
 _PACKAGES = ("blockspike", "torch", "pytorch-lightning", "numpy", "numba")
+_LOCK_TRIES, _LOCK_PAUSE_S = 20, 0.1  # who looks whether a run is held, holds it for a moment
+
+
+class RunRefusedError(ValueError):
+    """The folder is another run's: of another configuration, or of another process."""
 
 
 class Run:
@@ -64,7 +70,7 @@ class Run:
         return config
 
     def check_content(self, content: dict[str, Any]) -> None:
-        """Raise ValueError if the folder belongs to a run with another configuration."""
+        """Raise RunRefusedError if the folder belongs to a run with another configuration."""
         path = self.folder / "content.json"
         if not path.is_file():
             return
@@ -72,7 +78,7 @@ class Run:
         changed = sorted(k for k in before | now if before.get(k) != now.get(k))
         if changed:
             changes = ", ".join(f"{k}: {before.get(k)!r} → {now.get(k)!r}" for k in changed[:4])
-            raise ValueError(
+            raise RunRefusedError(
                 f"{self.folder}: holds a run with another configuration ({changes}); "
                 "choose another experiment_name, or delete the folder"
             )
@@ -82,19 +88,20 @@ class Run:
         """Hold the folder for this process and keep `status.json` true while the run lasts.
 
         Raises:
-            ValueError: another process runs here.
+            RunRefusedError: another process runs here.
         """
         if not is_first_process():
-            yield
+            try:
+                yield
+            except Exception as error:
+                self.write_error(error)
+                raise
             return
         self.folder.mkdir(parents=True, exist_ok=True)
         with (self.folder / ".lock").open("a+") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
+            if not _locked(lock):
                 holder = read_json(self.folder / "status.json").get("pid", "unknown")
-                raise ValueError(f"{self.folder}: already running as process {holder}") from None
-            self.clear_error()
+                raise RunRefusedError(f"{self.folder}: already running as process {holder}")
             write_text(self.folder / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
             write_text(self.folder / "content.json", json.dumps(content, indent=1, sort_keys=True))
             status = {"state": "running", "pid": os.getpid(), "started": now(), **provenance()}
@@ -102,15 +109,14 @@ class Run:
             self._write_status(status)
             try:
                 yield
-            except KeyboardInterrupt:
+            except (KeyboardInterrupt, SystemExit):  # Lightning makes the second of the first
                 self._write_status({**status, "state": "interrupted", "ended": now()})
                 raise
             except Exception as error:
-                self.write_error()
+                self.write_error(error)
                 ended = {"state": "failed", "ended": now(), "error": str(error)}
                 self._write_status({**status, **ended})
                 raise
-            self.clear_error()
             self._write_status({**status, "state": "done", "ended": now()})
 
     def _write_status(self, status: dict[str, Any]) -> None:
@@ -121,14 +127,23 @@ class Run:
         """Write the finished run's row."""
         write_text(self.folder / "result.json", json.dumps(row, indent=1))
 
-    def write_error(self) -> None:
-        """Write the exception that is being handled, its traceback first, to `error.log`."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        write_text(self.folder / "error.log", traceback.format_exc())
+    @property
+    def error_log(self) -> Path:
+        """Why the last attempt failed; what went wrong is the last line."""
+        return self.folder / "error.log"
 
+    def write_error(self, error: BaseException) -> None:
+        """Write an exception's traceback and what it says; an attempt's first is its cause."""
+        if self.error_log.is_file():
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        trace = "".join(traceback.format_exception(error))
+        write_text(self.error_log, f"{trace}\n{type(error).__name__}: {one_line(error)}\n")
+
+    @rank_zero_only
     def clear_error(self) -> None:
         """Forget the failure of an earlier attempt."""
-        (self.folder / "error.log").unlink(missing_ok=True)
+        self.error_log.unlink(missing_ok=True)
 
     def is_held(self) -> bool:
         """Whether a process runs here now."""
@@ -140,6 +155,29 @@ class Run:
         except OSError:
             return True
         return False
+
+
+def _locked(lock: IO[str]) -> bool:
+    for _ in range(_LOCK_TRIES):
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        except OSError:
+            time.sleep(_LOCK_PAUSE_S)
+    return False
+
+
+def one_line(error: BaseException) -> str:
+    """The error and, where Hydra hides it behind a general one, its cause, on one line."""
+    parts: list[str] = []
+    # Hydra's instantiation error only repeats its cause.
+    cause = error.__cause__ if isinstance(error, InstantiationException) else error
+    while cause is not None:
+        text = " ".join(str(cause).split())
+        if text and not any(text in part for part in parts):
+            parts.append(text)
+        cause = cause.__cause__
+    return ": ".join(parts) or type(error).__name__
 
 
 def is_first_process() -> bool:
@@ -200,4 +238,9 @@ def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
 
 def now() -> str:
     """The time, ISO 8601 with its zone."""
-    return time.strftime("%Y-%m-%dT%H:%M:%S%z")
+    return time_text(time.time())
+
+
+def time_text(seconds: float) -> str:
+    """Seconds since the epoch as ISO 8601 with the zone."""
+    return time.strftime("%Y-%m-%dT%H:%M:%S%z", time.localtime(seconds))

@@ -1,8 +1,8 @@
 """Which runs belong to a sweep, and how each of them stands."""
 
+import copy
 import hashlib
 import json
-from collections.abc import Iterable
 from datetime import datetime
 from pathlib import Path
 from typing import Any, ClassVar
@@ -14,10 +14,11 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
-from omegaconf import DictConfig
+from omegaconf import DictConfig, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 
-from blockspike.runs import Run, now, read_json, write_text
+from blockspike.config import content_hash, content_of
+from blockspike.runs import Run, now, read_json, time_text, write_text
 
 STATES = ("done", "running", "interrupted", "failed", "missing")
 
@@ -30,82 +31,108 @@ class RecordSweep(Callback):
     """
 
     output_dir: ClassVar[Path]
-    runs: ClassVar[list[str] | None] = None
+    planned: ClassVar[dict[str, str] | None] = None
+    """Run's folder below `output_dir` → hash of its configuration; None = no sweep was started."""
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Compose every job for its folder."""
+        RecordSweep.output_dir, RecordSweep.planned = Path(config.output_dir), {}
         try:
-            folders = _folders(config)
+            planned = _planned(config)
         except (HydraException, OmegaConfBaseException):
             return  # the sweep itself reports it
-        output_dir = Path(config.output_dir)
-        runs = sorted(str(f.relative_to(output_dir)) for f in folders)
-        RecordSweep.output_dir, RecordSweep.runs = output_dir, runs
-        name = hashlib.sha256("\n".join(runs).encode()).hexdigest()[:12]
-        plan = output_dir / "sweeps" / f"{name}.json"
+        RecordSweep.planned = planned
+        name = hashlib.sha256("\n".join(planned).encode()).hexdigest()[:12]
+        plan = RecordSweep.output_dir / "sweeps" / f"{name}.json"
         plan.parent.mkdir(parents=True, exist_ok=True)
         overrides = list(config.hydra.overrides.task)
-        write_text(plan, json.dumps({"overrides": overrides, "runs": runs}, indent=1))
+        write_text(plan, json.dumps({"overrides": overrides, "runs": planned}, indent=1))
 
 
-def _folders(config: DictConfig) -> list[Path]:
+def _planned(config: DictConfig) -> dict[str, str]:
     loader = GlobalHydra.instance().config_loader()
     parser = OverridesParser.create(config_loader=loader)
     overrides = parser.parse_overrides(list(config.hydra.overrides.task))
     (jobs,) = BasicSweeper.split_arguments(overrides, max_batch_size=None)
-    folders = []
-    for job in jobs:
-        composed = loader.load_sweep_config(config, job)
-        HydraConfig.instance().set_config(composed)  # what ${hydra:…} refers to
-        folders.append(Path(composed.hydra.sweep.dir) / composed.hydra.sweep.subdir)
-    HydraConfig.instance().set_config(config)
-    return folders
+    planned = {}
+    try:
+        for job in jobs:
+            composed = loader.load_sweep_config(config, job)
+            HydraConfig.instance().set_config(composed)  # what ${hydra:…} refers to
+            folder = Path(composed.hydra.sweep.dir) / composed.hydra.sweep.subdir
+            with read_write(composed.hydra.runtime), open_dict(composed.hydra.runtime):
+                composed.hydra.runtime.output_dir = str(folder)
+            HydraConfig.instance().set_config(composed)
+            task = copy.deepcopy(composed)
+            with open_dict(task):
+                del task["hydra"]
+            content = content_of(task)
+            planned[_name(folder, Path(config.output_dir))] = content_hash(content)
+    finally:
+        HydraConfig.instance().set_config(config)
+    return dict(sorted(planned.items()))
 
 
-def planned_runs(output_dir: Path) -> list[str]:
-    """Folders, relative to `output_dir`, of all runs that sweeps have planned there."""
-    plans = (read_json(path) for path in sorted((output_dir / "sweeps").glob("*.json")))
-    return sorted({run for plan in plans for run in plan["runs"]})
+def _name(folder: Path, output_dir: Path) -> str:
+    return str(
+        folder.relative_to(output_dir) if folder.is_relative_to(output_dir) else folder.absolute()
+    )
 
 
-def run_states(output_dir: Path, runs: Iterable[str] | None = None) -> pd.DataFrame:
+def planned_runs(output_dir: Path) -> dict[str, str]:
+    """All runs that sweeps have planned there, as `RecordSweep.planned`."""
+    plans = sorted((output_dir / "sweeps").glob("*.json"), key=lambda path: path.stat().st_mtime)
+    return {run: digest for path in plans for run, digest in read_json(path)["runs"].items()}
+
+
+def run_states(output_dir: Path, planned: dict[str, str] | None = None) -> pd.DataFrame:
     """How every run stands.
 
     Args:
         output_dir: where runs lie.
-        runs: their folders relative to it; None = all that are there or planned by a sweep.
+        planned: which, as `RecordSweep.planned`; None = all that are there or planned by a sweep.
 
     Returns:
         Columns `run`, `state` (one of `STATES`), `epochs` done, `started` (ISO 8601, the last
-        attempt), `seconds` of that attempt (so far, if it is running), `error` (one line).
+        attempt), `seconds` of that attempt (so far, if it is running; up to its last epoch, if it
+        was killed), `error` (one line).
     """
-    if runs is None:
+    if planned is None:
         there = {str(f.parent.relative_to(output_dir)) for f in output_dir.rglob(".lock")}
-        runs = sorted(there | set(planned_runs(output_dir)))
+        planned = dict(sorted({**dict.fromkeys(there, ""), **planned_runs(output_dir)}.items()))
     columns = ["run", "state", "epochs", "started", "seconds", "error"]
-    rows = [{"run": run, **_state(Run(output_dir / run))} for run in runs]
+    rows = [{"run": r, **_state(Run(output_dir / r), digest)} for r, digest in planned.items()]
     return pd.DataFrame(rows, columns=pd.Index(columns))
 
 
-def _state(run: Run) -> dict[str, Any]:
-    status, error = read_json(run.folder / "status.json"), run.folder / "error.log"
-    metrics = run.folder / "metrics.csv"
-    row = {"error": "", "started": status.get("started", ""), "seconds": _seconds(status)}
+def _state(run: Run, planned: str) -> dict[str, Any]:
+    status, metrics = read_json(run.folder / "status.json"), run.folder / "metrics.csv"
+    row = {"error": "", "started": status.get("started", "")}
     row["epochs"] = len(metrics.read_text().splitlines()) - 1 if metrics.is_file() else 0
     if run.is_held():
-        return row | {"state": "running", "seconds": _seconds({**status, "ended": now()})}
-    if error.is_file():
-        return row | {"state": "failed", "error": error.read_text().strip().splitlines()[-1]}
+        return row | {"state": "running", "seconds": _seconds(status, now())}
+    last_epoch = time_text(metrics.stat().st_mtime) if metrics.is_file() else None
+    row["seconds"] = _seconds(status, status.get("ended", last_epoch))
+    if planned and status.get("config_hash", planned) != planned:
+        return row | {
+            "state": "failed",
+            "error": "the folder holds a run with another configuration",
+        }
+    if run.error_log.is_file():
+        return row | {
+            "state": "failed",
+            "error": run.error_log.read_text().strip().splitlines()[-1],
+        }
     if run.result() is not None:
         return row | {"state": "done"}
     return row | {"state": "interrupted" if status else "missing"}
 
 
-def _seconds(status: dict[str, Any]) -> float:
-    if "started" not in status or "ended" not in status:
+def _seconds(status: dict[str, Any], ended: str | None) -> float:
+    if "started" not in status or ended is None:
         return float("nan")
-    began, ended = (datetime.fromisoformat(status[k]) for k in ("started", "ended"))
-    return (ended - began).total_seconds()
+    began, end = (datetime.fromisoformat(time) for time in (status["started"], ended))
+    return max((end - began).total_seconds(), 0.0)
 
 
 def sweep_summary(states: pd.DataFrame, output_dir: Path) -> str:
@@ -117,7 +144,9 @@ def sweep_summary(states: pd.DataFrame, output_dir: Path) -> str:
         folder = output_dir / row["run"]
         lines.append(f"  {row['state']}: {folder}")
         if row["error"]:
-            lines += [f"    {row['error']}", f"    log: {folder / 'error.log'}"]
+            lines.append(f"    {row['error']}")
+        if Run(folder).error_log.is_file():
+            lines.append(f"    log: {Run(folder).error_log}")
     if counts["done"] < len(states):
         lines.append("the same command again runs what is not done")
     return "\n".join(lines)

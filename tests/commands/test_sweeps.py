@@ -1,15 +1,55 @@
 """Sweeps: killed, under every launcher, with runs that fail; how they are listed and collected."""
 
+import fcntl
 import json
+import os
+import random
+import signal
 import subprocess
 import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
 
 import pandas as pd
 import pytest
-from killed_sweep import killed_and_restarted, runs_table, start
+from killed_sweep import interrupted, killed, n_epochs, runs_table, start
+from omegaconf import OmegaConf
+
+from blockspike.runs import Run, RunRefusedError, read_json
 
 SMALL = ("data=nmnist_sample", "data.n_steps=40", "data.dt_ms=10")
 FOUR = (*SMALL, "model=standard,fused", "network.n_hidden=8", "seed=0,1", "trainer.max_epochs=2")
+
+
+def wait_for(condition: Callable[[], object], process: subprocess.Popen | None = None) -> None:
+    end = time.monotonic() + 120
+    while not condition():
+        assert process is None or process.poll() is None, "it ended first"
+        assert time.monotonic() < end, "the moment did not come"
+        time.sleep(0.02)
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def pid_of(folder: Path, n_epochs: int) -> int:
+    """Process of the run with so many epochs to do, once it has done one."""
+    found: list[int] = []
+
+    def look() -> bool:
+        for path in folder.rglob("metrics.csv"):
+            if f"max_epochs={n_epochs}/" in str(path) and len(path.read_text().splitlines()) > 1:
+                found.append(read_json(path.parent / "status.json")["pid"])
+        return bool(found)
+
+    wait_for(look)
+    return found[0]
 
 
 @pytest.fixture(scope="module")
@@ -19,9 +59,17 @@ def undisturbed(tmp_path_factory, data_dir) -> pd.DataFrame:
     return runs_table(folder)
 
 
-def test_a_sweep_killed_at_random_moments_ends_in_the_same_table(tmp_path, data_dir, undisturbed):
-    sweep = ("threads=1", *FOUR)
-    assert killed_and_restarted(tmp_path, data_dir, sweep, n_kills=3, seed=1, longest_s=12) > 0
+def test_a_sweep_killed_again_and_again_ends_in_the_same_table(tmp_path, data_dir, undisturbed):
+    """Each time an epoch or two further, at a random moment after it."""
+    rng, amid = random.Random(1), set()
+    for _ in range(3):
+        process = start(tmp_path, data_dir, "train", "-m", "threads=1", *FOUR)
+        enough = n_epochs(tmp_path) + rng.randint(1, 2)
+        wait_for(lambda enough=enough: n_epochs(tmp_path) >= enough, process)
+        assert killed(process, rng.uniform(0, 0.2))
+        amid |= set(interrupted(tmp_path))
+    assert amid
+    assert start(tmp_path, data_dir, "train", "-m", "threads=1", *FOUR).wait() == 0
     pd.testing.assert_frame_equal(runs_table(tmp_path), undisturbed, check_exact=True)
 
 
@@ -57,34 +105,95 @@ def test_failed_runs_are_listed_and_the_others_finish(
     assert log.startswith("Traceback") and "FileNotFoundError" in log
 
     shown = blockspike("status").stdout
-    assert "1 done, 1 failed" in shown and "prepared data not found" in shown
+    assert "1 done, 1 failed" in shown
+    assert "prepared data not found" in " ".join(shown.split())
     assert json.loads((next(tmp_path.rglob("sweeps/*.json"))).read_text())["runs"]
 
 
-def test_status_knows_what_is_missing_interrupted_and_running(blockspike, tmp_path, data_dir):
-    sweep = ("-m", *SMALL, "seed=0,1", "network.n_hidden=8", "trainer.max_epochs=1000")
+@pytest.mark.parametrize("launcher", ["serial", "joblib"])
+def test_a_run_whose_process_is_killed_leaves_the_others(blockspike, tmp_path, data_dir, launcher):
+    args = (f"sweep={launcher}", *SMALL, "network.n_hidden=8", "trainer.max_epochs=1000,1")
+    process = start(tmp_path, data_dir, "train", "-m", *args)
+    os.kill(pid_of(tmp_path, 1000), signal.SIGKILL)
+    assert process.wait() == 2
+    shown = " ".join(blockspike("status").stdout.split())
+    assert "1 done, 1 failed" in shown and "process was killed (SIGKILL; out of memory?)" in shown
+
+
+def test_a_run_dies_with_its_sweep_which_knows_what_is_missing(blockspike, tmp_path, data_dir):
+    sweep = ("-m", *SMALL, "network.n_hidden=8", "trainer.max_epochs=1000,2000")
     process = start(tmp_path, data_dir, "train", *sweep)
-    try:
-        while not list(tmp_path.rglob("last.ckpt")):
-            assert process.poll() is None
-        shown = blockspike("status", "experiment_name=default").stdout
-        assert "1 running, 1 missing" in shown
-    finally:
-        process.kill()
-        process.wait()
+    pid = pid_of(tmp_path, 1000)
+    shown = blockspike("status", "experiment_name=default").stdout
+    assert "1 running, 1 missing" in shown
+    process.kill()
+    process.wait()
+    wait_for(lambda: not is_alive(pid))
     shown = blockspike("status").stdout
     assert "1 interrupted, 1 missing" in shown
     assert "no run here" in blockspike("status", "experiment_name=other", check=False).stderr
 
 
-def test_an_error_is_forgotten_once_the_run_succeeds(blockspike, tmp_path, data_dir):
-    sweep = ("train", "-m", *SMALL, "network.n_hidden=8", "trainer.max_epochs=1", "seed=0,1")
-    blockspike(*sweep, "hydra.sweep.subdir='s${seed}'")
-    wrong = blockspike(*sweep, "optimizer.lr=0.5", "hydra.sweep.subdir='s${seed}'", check=False)
-    assert "runs: 2 failed" in wrong.stdout and "another configuration" in wrong.stdout
-    again = blockspike(*sweep, "hydra.sweep.subdir='s${seed}'")
-    assert "runs: 2 done" in again.stdout
+@pytest.mark.parametrize("sweep", [(), ("-m",)])
+def test_control_c_is_an_interruption(blockspike, tmp_path, data_dir, sweep):
+    args = (*sweep, *SMALL, "network.n_hidden=8", "trainer.max_epochs=1000")
+    process = start(tmp_path, data_dir, "train", *args)
+    pid_of(tmp_path, 1000)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+    assert process.wait() == 1
+    assert "1 interrupted" in blockspike("status").stdout
     assert not list(tmp_path.rglob("error.log"))
+
+
+def test_a_folder_of_another_configuration_is_refused_and_left_alone(blockspike, tmp_path):
+    sweep = ("train", "-m", *SMALL, "network.n_hidden=8", "trainer.max_epochs=1", "seed=0,1")
+    sweep = (*sweep, "hydra.sweep.subdir='s${seed}'")
+    blockspike(*sweep)
+    wrong = blockspike(*sweep, "optimizer.lr=0.5", check=False)
+    assert "runs: 2 failed" in wrong.stdout and "another configuration" in wrong.stdout
+    assert "optimizer.lr: 0.001 → 0.5" in wrong.stderr
+    assert not list(tmp_path.rglob("error.log"))
+    assert "runs: 2 done" in blockspike(*sweep).stdout
+
+
+def test_an_error_is_forgotten_once_the_run_succeeds(blockspike, tmp_path, data_dir):
+    missing = tmp_path / "later.h5"
+    args = ("train", "-m", *SMALL, "network.n_hidden=8", "trainer.max_epochs=1")
+    args = (*args, f"data.path={missing}", f"data.raw={tmp_path / 'none'}")
+    assert "runs: 1 failed" in blockspike(*args, check=False).stdout
+    assert list(tmp_path.rglob("error.log"))
+    missing.symlink_to(data_dir / "nmnist_sample.h5")
+    assert "runs: 1 done" in blockspike(*args).stdout
+    assert not list(tmp_path.rglob("error.log"))
+
+
+def test_a_sweep_with_a_folder_elsewhere_knows_its_runs(blockspike, tmp_path):
+    args = ("train", "-m", "data=nmnist", f"hydra.sweep.dir={tmp_path / 'elsewhere'}", "seed=0,1")
+    done = blockspike(*args, check=False)
+    assert done.returncode == 2 and "runs: 2 failed" in done.stdout
+
+
+def test_a_run_starts_although_someone_looks_at_its_lock(tmp_path):
+    (tmp_path / ".lock").touch()
+    with (tmp_path / ".lock").open() as lock:
+        fcntl.flock(lock, fcntl.LOCK_SH)
+        with pytest.raises(RunRefusedError, match="already running"):
+            enter(tmp_path)
+        threading.Timer(0.5, fcntl.flock, (lock, fcntl.LOCK_UN)).start()
+        enter(tmp_path)
+
+
+def enter(folder: Path) -> None:
+    with Run(folder).recorded(OmegaConf.create(), {}, ""):
+        pass
+
+
+def test_brackets_in_names_and_errors_are_shown(blockspike, tmp_path):
+    run = Run(tmp_path / "outputs" / "[bold]mine")
+    run.write_error(ValueError("layers[/red]: expected [1, 2]"))
+    (run.folder / ".lock").touch()
+    shown = blockspike("status").stdout
+    assert "[bold]mine" in shown and "layers[/red]: expected [1, 2]" in shown
 
 
 def test_two_processes_train_as_one_does(tmp_path, data_dir):
@@ -105,6 +214,32 @@ def test_two_processes_train_as_one_does(tmp_path, data_dir):
     for run, loss in losses.items():
         other = run.replace("trainer=cpu", "trainer=ddp_cpu")
         assert loss == pytest.approx(losses[other], rel=1e-4)
+
+
+FAILS = """
+from pytorch_lightning import Callback
+class Fails(Callback):
+    def on_train_epoch_end(self, trainer, module):
+        if trainer.global_rank == {rank}:
+            raise RuntimeError("no more of this")
+"""
+
+
+@pytest.mark.parametrize(("launcher", "rank"), [("serial", 1), ("joblib", 0)])
+def test_a_run_of_two_processes_fails_alone(
+    blockspike, tmp_path, data_dir, monkeypatch, launcher, rank
+):
+    """Its processes know the configuration folder of a stranger, under every launcher."""
+    (tmp_path / "strange.py").write_text(FAILS.format(rank=rank))
+    folder = tmp_path / "my_conf" / "callbacks"
+    folder.mkdir(parents=True)
+    (folder / "fails.yaml").write_text("fails:\n  _target_: strange.Fails\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
+    args = ("--config-dir", "my_conf", "callbacks=fails,none", f"sweep={launcher}", *SMALL)
+    args = (*args, "trainer=ddp_cpu", "network.n_hidden=8", "trainer.max_epochs=1")
+    assert start(tmp_path, data_dir, "train", "-m", *args).wait() == 2
+    shown = " ".join(blockspike("status").stdout.split())
+    assert "1 done, 1 failed" in shown and "no more of this" in shown
 
 
 def test_a_batch_that_processes_cannot_share_is_refused(tmp_path, data_dir):

@@ -7,6 +7,7 @@ import pandas as pd
 from omegaconf import DictConfig
 from rich import box
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from blockspike.sweeps import STATES, run_states
@@ -35,7 +36,8 @@ def status(cfg: DictConfig) -> None:
         state = f"[{_COLOURS[row['state']]}]{row['state']}[/]"
         took = "" if row["seconds"] != row["seconds"] else _duration(row["seconds"])
         started = row["started"][:16].replace("T", " ")
-        table.add_row(row["run"], state, str(row["epochs"]), started, took, row["error"])
+        run, error = escape(row["run"]), escape(row["error"])
+        table.add_row(run, state, str(row["epochs"]), started, took, error)
     # a pipe has no width; folder names are long
     Console(width=None if sys.stdout.isatty() else 200).print(table)
 

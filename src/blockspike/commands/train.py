@@ -50,9 +50,9 @@ def train(cfg: DictConfig) -> dict[str, Any]:
     content = content_of(cfg)
     try:
         run.check_content(content)
+        run.clear_error()
         row = run.result()
         if row is not None:
-            run.clear_error()
             print(f"{run.folder}: finished, skipped")
             return row
         use_threads(cfg.threads)

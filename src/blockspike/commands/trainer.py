@@ -14,7 +14,7 @@ from omegaconf import DictConfig
 from pytorch_lightning.callbacks import Callback, RichProgressBar
 
 from blockspike.config import build_trainer
-from blockspike.runs import Run
+from blockspike.runs import Run, is_first_process
 from blockspike.training.callbacks import EpochLines
 from blockspike.training.checkpoint_io import PlainCheckpointIO, load_plain
 from blockspike.training.metrics_file import MetricsFile
@@ -61,7 +61,8 @@ def last_checkpoint(run: Run) -> Path | None:
         except ValueError as error:
             print(f"{error}; left aside", file=sys.stderr)
             continue
-        print(f"{run.folder}: continued after epoch {epochs}")
+        if is_first_process():
+            print(f"{run.folder}: continued after epoch {epochs}")
         return path
     if kept:
         raise ValueError(
