@@ -91,11 +91,7 @@ class Run:
             RunRefusedError: another process runs here.
         """
         if not is_first_process():
-            try:
-                yield
-            except Exception as error:
-                self.write_error(error)
-                raise
+            yield
             return
         self.folder.mkdir(parents=True, exist_ok=True)
         with (self.folder / ".lock").open("a+") as lock:

@@ -18,6 +18,7 @@ from killed_sweep import interrupted, killed, n_epochs, runs_table, start
 from omegaconf import OmegaConf
 
 from blockspike.runs import Run, RunRefusedError, read_json
+from blockspike.sweeps import run_states
 
 SMALL = ("data=nmnist_sample", "data.n_steps=40", "data.dt_ms=10")
 FOUR = (*SMALL, "model=standard,fused", "network.n_hidden=8", "seed=0,1", "trainer.max_epochs=2")
@@ -36,6 +37,12 @@ def is_alive(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except FileNotFoundError:
         return False
+
+
+def the_error(folder: Path) -> str:
+    """Of the one run that failed; `status` wraps it."""
+    (error,) = filter(None, run_states(folder / "outputs")["error"])
+    return error
 
 
 def pid_of(folder: Path, n_epochs: int) -> int:
@@ -106,7 +113,7 @@ def test_failed_runs_are_listed_and_the_others_finish(
 
     shown = blockspike("status").stdout
     assert "1 done, 1 failed" in shown
-    assert "prepared data not found" in " ".join(shown.split())
+    assert "prepared data not found" in the_error(tmp_path)
     assert json.loads((next(tmp_path.rglob("sweeps/*.json"))).read_text())["runs"]
 
 
@@ -116,8 +123,8 @@ def test_a_run_whose_process_is_killed_leaves_the_others(blockspike, tmp_path, d
     process = start(tmp_path, data_dir, "train", "-m", *args)
     os.kill(pid_of(tmp_path, 1000), signal.SIGKILL)
     assert process.wait() == 2
-    shown = " ".join(blockspike("status").stdout.split())
-    assert "1 done, 1 failed" in shown and "process was killed (SIGKILL; out of memory?)" in shown
+    assert "1 done, 1 failed" in blockspike("status").stdout
+    assert "process was killed (SIGKILL; out of memory?)" in the_error(tmp_path)
 
 
 def test_a_run_dies_with_its_sweep_which_knows_what_is_missing(blockspike, tmp_path, data_dir):
@@ -151,7 +158,6 @@ def test_a_folder_of_another_configuration_is_refused_and_left_alone(blockspike,
     blockspike(*sweep)
     wrong = blockspike(*sweep, "optimizer.lr=0.5", check=False)
     assert "runs: 2 failed" in wrong.stdout and "another configuration" in wrong.stdout
-    assert "optimizer.lr: 0.001 → 0.5" in wrong.stderr
     assert not list(tmp_path.rglob("error.log"))
     assert "runs: 2 done" in blockspike(*sweep).stdout
 
@@ -238,8 +244,8 @@ def test_a_run_of_two_processes_fails_alone(
     args = ("--config-dir", "my_conf", "callbacks=fails,none", f"sweep={launcher}", *SMALL)
     args = (*args, "trainer=ddp_cpu", "network.n_hidden=8", "trainer.max_epochs=1")
     assert start(tmp_path, data_dir, "train", "-m", *args).wait() == 2
-    shown = " ".join(blockspike("status").stdout.split())
-    assert "1 done, 1 failed" in shown and "no more of this" in shown
+    assert "1 done, 1 failed" in blockspike("status").stdout
+    assert "no more of this" in the_error(tmp_path)
 
 
 def test_a_batch_that_processes_cannot_share_is_refused(tmp_path, data_dir):

@@ -25,13 +25,26 @@ def make_trainer(
 ) -> pl.Trainer:
     """The configured trainer, with progress, plain checkpoints and `metrics.csv` in the run."""
     on_terminal = cfg.progress and sys.stdout.isatty()
-    callbacks = [MetricsFile(run.folder), *callbacks]
+    callbacks = [MetricsFile(run.folder), _FirstError(run), *callbacks]
     if cfg.progress:
         callbacks.append(RichProgressBar() if on_terminal else EpochLines(epochs_a_line))
     return build_trainer(
         cfg, callbacks, plugins=[PlainCheckpointIO()], enable_progress_bar=on_terminal,
         num_sanity_val_steps=0, enable_model_summary=False, **options,
     )  # fmt: skip
+
+
+class _FirstError(Callback):
+    """Writes down what went wrong before the run's other processes fail in turn."""
+
+    def __init__(self, run: Run):
+        self.run = run
+
+    def on_exception(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
+    ) -> None:
+        if isinstance(exception, Exception):
+            self.run.write_error(exception)
 
 
 @contextmanager
