@@ -10,7 +10,13 @@ import torch
 from torch.utils.data import Dataset
 
 from blockspike.data.event_file import EventSplit
-from blockspike.data.loader import EpochSampler, EventDataset, PrefetchLoader, identity
+from blockspike.data.loader import (
+    NO_LABEL,
+    EpochSampler,
+    EventDataset,
+    PrefetchLoader,
+    identity,
+)
 
 
 class Numbers(Dataset):
@@ -115,6 +121,38 @@ def test_a_batch_holds_the_samples_asked_for():
     assert torch.equal(batch.dense(), expected)
     assert labels.tolist() == [7, 9]
     assert labels.dtype == torch.int64
+
+
+def test_what_another_process_has_is_left_out_or_has_no_label():
+    dataset = EventDataset(events(), np.array([2, 0]), lambda t: t, n_steps=4, n_units=4)
+    batch, labels = dataset.__getitems__([1, ~0])
+    assert torch.equal(batch.dense(), dataset.__getitems__([1])[0].dense())
+    assert labels.tolist() == [7]
+    batch, labels = dataset.__getitems__([~0])
+    assert torch.equal(batch.dense(), dataset.__getitems__([0])[0].dense())
+    assert (labels.tolist(), labels.dtype) == ([NO_LABEL], torch.int64)
+
+
+@pytest.mark.parametrize("shuffle", [False, True])
+@pytest.mark.parametrize(
+    ("n", "n_processes", "batch_size"),
+    [(9, 2, 4), (9, 2, 6), (8, 2, 4), (10, 3, 3), (11, 4, 4), (1, 2, 2), (2, 3, 3)],
+)
+def test_processes_share_the_batches_of_one(n, n_processes, batch_size, shuffle):
+    split = EventSplit(
+        np.zeros(0, np.uint32), np.zeros(0, np.uint16), np.zeros(n + 1, int), np.arange(n), None, 1
+    )
+    dataset = EventDataset(split, np.arange(n), lambda t: t, n_steps=1, n_units=1)
+
+    def labels(processes: int, process: int) -> list[list[int]]:
+        sampler = EpochSampler(dataset, processes, process, shuffle, seed=3)
+        own = batch_size // processes
+        loaded = PrefetchLoader(dataset, batch_size=own, sampler=sampler, collate_fn=identity)
+        return [batch.tolist() for _, batch in loaded]
+
+    parts = zip(*(labels(n_processes, i) for i in range(n_processes)), strict=True)
+    shared = [[y for part in batch for y in part if y != NO_LABEL] for batch in parts]
+    assert [sorted(batch) for batch in shared] == [sorted(batch) for batch in labels(1, 0)]
 
 
 def test_a_time_beyond_int32_does_not_wrap_into_the_run():

@@ -7,8 +7,6 @@ from pathlib import Path
 import numpy as np
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.overrides.distributed import UnrepeatedDistributedSampler
-from torch.utils.data.distributed import DistributedSampler
 
 from blockspike.data.event_file import EventSplit, read_event_file
 from blockspike.data.loader import EpochSampler, EventDataset, EventMap, PrefetchLoader, identity
@@ -25,8 +23,8 @@ class EventDataModule(pl.LightningDataModule):
 
     The training order is a function of ``seed`` and the epoch alone. The test split is never
     part of training or validation. Where several processes train, ``batch_size`` is of all of them
-    together: they share the batches that one process would have. (If their number does not divide
-    the samples, the last training batch repeats a few.)
+    together: they share the batches that one process would have. One that has nothing of a last
+    batch gets a sample labelled `NO_LABEL`, which does not count.
     """
 
     config_name: str
@@ -159,8 +157,8 @@ class EventDataModule(pl.LightningDataModule):
         """How many processes share the batches, and which of them this is."""
         return (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
 
-    def _loader(self, dataset: EventDataset, sampler: DistributedSampler) -> PrefetchLoader:
-        n_processes = sampler.num_replicas
+    def _loader(self, dataset: EventDataset, shuffle: bool = False) -> PrefetchLoader:
+        n_processes, process = self._processes()
         require(
             self.batch_size % n_processes == 0,
             "batch_size",
@@ -170,7 +168,7 @@ class EventDataModule(pl.LightningDataModule):
         return PrefetchLoader(
             dataset,
             batch_size=self.batch_size // n_processes,
-            sampler=sampler,
+            sampler=EpochSampler(dataset, n_processes, process, shuffle, self.seed),
             collate_fn=identity,
             # Its own generator: a DataLoader draws a number from the global one at each pass.
             generator=torch.Generator().manual_seed(self.seed),
@@ -178,26 +176,19 @@ class EventDataModule(pl.LightningDataModule):
 
     def train_dataloader(self) -> PrefetchLoader:
         """Return shuffled training batches; the incomplete last batch is kept."""
-        dataset = self._dataset("train", training=True)
-        return self._loader(
-            dataset, EpochSampler(dataset, *self._processes(), shuffle=True, seed=self.seed)
-        )
+        return self._loader(self._dataset("train", training=True), shuffle=True)
 
     def _test_dataset(self) -> EventDataset:
         """The test data as `test_dataloader` serves them."""
         return self._dataset("test")
 
-    def _in_order(self, dataset: EventDataset) -> PrefetchLoader:
-        sampler = UnrepeatedDistributedSampler(dataset, *self._processes(), shuffle=False)
-        return self._loader(dataset, sampler)
-
     def val_dataloader(self) -> PrefetchLoader:
         """Return the held-out part of the training data, in order."""
-        return self._in_order(self._dataset("val"))
+        return self._loader(self._dataset("val"))
 
     def test_dataloader(self) -> PrefetchLoader:
         """Return the test data, in order."""
-        return self._in_order(self._test_dataset())
+        return self._loader(self._test_dataset())
 
     def spike_counts(self, split: str) -> tuple[np.ndarray, np.ndarray]:
         """Count the spikes of each input within the T steps: features for a linear baseline.

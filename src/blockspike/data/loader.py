@@ -15,6 +15,8 @@ from torch.utils.data.distributed import DistributedSampler
 from blockspike.data.event_file import EventSplit
 from blockspike.data.events import EventBatch, assemble_batch
 
+NO_LABEL = -100
+"""Label of a sample that does not count: a process has it where it would have an empty batch."""
 _PREFETCH_BATCHES = 2
 
 Binning = Callable[[np.ndarray], np.ndarray]
@@ -73,10 +75,17 @@ class EventDataset(Dataset):
     def __getitems__(self, positions: list[int]) -> tuple[EventBatch, torch.Tensor]:
         """Return the batch of some positions.
 
+        Args:
+            positions: a negative one, ~i, is left out. A batch of nothing else is sample i, and
+                its label `NO_LABEL`.
+
         Returns:
             Events ``(T, n_views · B, K)`` and labels int64 ``[B]``.
         """
-        samples = np.tile(self.indices[positions], self.n_views)
+        counted = [i for i in positions if i >= 0]
+        own = self.indices[counted or [~positions[0]]]
+        label = self.split.label[own] if counted else np.array([NO_LABEL])
+        samples = np.tile(own, self.n_views)
         time, unit, offset = self.split.gather(samples)
         keep = None
         if self.event_map is not None:
@@ -87,13 +96,24 @@ class EventDataset(Dataset):
             step[~keep] = -1
         order = np.arange(len(samples))
         batch = assemble_batch(step, unit, offset, order, self.n_steps, self.n_units)
-        return batch, torch.from_numpy(self.split.label[samples[: len(positions)]])
+        return batch, torch.from_numpy(label)
 
 
 class EpochSampler(DistributedSampler):
-    """Shuffles by (seed, epoch) and tells the data set the epoch; Lightning calls `set_epoch`."""
+    """Shuffles by (seed, epoch) and tells the data set the epoch; Lightning calls `set_epoch`.
+
+    Every process gets equally many positions. Where their number does not divide the samples, the
+    last position i of some is another's, too, and given as ~i, for the data set to leave out.
+    """
 
     dataset: EventDataset
+
+    def __iter__(self) -> Iterator[int]:
+        positions = list(super().__iter__())
+        last = self.rank + self.num_replicas * (self.num_samples - 1)  # its place in the order
+        if last >= len(self.dataset):
+            positions[-1] = ~positions[-1]
+        return iter(positions)
 
     def set_epoch(self, epoch: int) -> None:
         """Set the epoch of the next pass."""

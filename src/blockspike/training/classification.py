@@ -5,12 +5,14 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
+import torch.distributed as dist
 from torch import Tensor
 from torch.nn import functional as F
 from torch.optim import Optimizer
 from torchmetrics.classification import MulticlassAccuracy
 
 from blockspike.data.events import EventBatch
+from blockspike.data.loader import NO_LABEL
 from blockspike.networks import ClassifierOutput, SpikingClassifier
 
 Batch = tuple[EventBatch, Tensor]
@@ -18,6 +20,8 @@ Batch = tuple[EventBatch, Tensor]
 
 class ClassificationModule(pl.LightningModule):
     """Cross-entropy of the class scores, accuracy, and firing rate of every hidden layer.
+
+    Several processes that share a batch get the gradient and the logs that one would have.
 
     Args:
         network: the classifier.
@@ -50,7 +54,10 @@ class ClassificationModule(pl.LightningModule):
         self.make_optimizer = optimizer
         self.make_scheduler = scheduler
         self.accuracy = torch.nn.ModuleDict(
-            {f"{s}_": MulticlassAccuracy(n_classes, average="micro") for s in _STAGES}
+            {
+                f"{stage}_": MulticlassAccuracy(n_classes, average="micro", ignore_index=NO_LABEL)
+                for stage in _STAGES
+            }
         )
 
     def forward(self, x: EventBatch | Tensor) -> ClassifierOutput:
@@ -61,18 +68,21 @@ class ClassificationModule(pl.LightningModule):
         events, labels = batch
         output = self.network(events)
         scores = output.scores_of(len(labels))
-        loss = F.cross_entropy(scores, labels)
         accuracy = self.accuracy[f"{stage}_"]
         accuracy(scores, labels)  # pyright: ignore[reportCallIssue]
+        batch_size, weight = _counted(labels)
+        labels = labels.clamp(min=0)
+        loss = weight * F.cross_entropy(scores, labels)
         values: dict[str, Any] = {f"{stage}/loss": loss, f"{stage}/accuracy": accuracy}
         for i, spikes in enumerate(output.spikes, start=1):
-            values[f"{stage}/rate_layer{i}_hz"] = spikes.detach().mean() * 1000 / self.dt_ms
+            rate_hz = spikes.detach().mean() * 1000 / self.dt_ms
+            values[f"{stage}/rate_layer{i}_hz"] = weight * rate_hz
         self.log_dict(
-            values, on_step=False, on_epoch=True, batch_size=len(labels), add_dataloader_idx=False,
+            values, on_step=False, on_epoch=True, batch_size=batch_size, add_dataloader_idx=False,
             sync_dist=True,
         )  # fmt: skip
         if stage == "train" and self.label_smoothing:
-            return F.cross_entropy(scores, labels, label_smoothing=self.label_smoothing)
+            return weight * F.cross_entropy(scores, labels, label_smoothing=self.label_smoothing)
         return loss
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
@@ -108,3 +118,17 @@ class ClassificationModule(pl.LightningModule):
 
 
 _STAGES = ("train", "val", "test", "test_each_epoch")
+
+
+def _counted(labels: Tensor) -> tuple[int, float]:
+    """How many samples the batch has in all processes, and the weight of this one's means.
+
+    Gradients and logs are means over processes, which may have unequal parts: weighted so, they
+    are means over the samples.
+    """
+    if not (dist.is_available() and dist.is_initialized()):
+        return len(labels), 1.0
+    counted = (labels != NO_LABEL).sum()
+    of_all = counted.clone()
+    dist.all_reduce(of_all)
+    return int(of_all), dist.get_world_size() * int(counted) / int(of_all)
