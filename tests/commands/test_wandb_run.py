@@ -148,6 +148,30 @@ def test_a_failed_run_is_closed_as_failed_and_a_long_name_keeps_its_end(blockspi
     assert logged.about.display_name == "a" * 121 + "/seed=3"
 
 
+@pytest.mark.parametrize(
+    "failing", ["blockspike.commands.wandb_run._media", "blockspike.runs.Run.write_result"]
+)
+def test_a_run_that_is_finished_is_in_wandb(blockspike, tmp_path, monkeypatch, failing):
+    """What ends before its result is whole in wandb is finished by the same command."""
+
+    def stopped(*_):
+        raise RuntimeError("stopped")
+
+    args = ("train", *SMALL, "trainer.max_epochs=1", "logger=wandb")
+    with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="stopped"):
+        patch.setattr(failing, stopped)
+        blockspike(*args)
+    (path,) = tmp_path.rglob("metrics.csv")
+    run = Run(path.parent)
+    (logged,) = logged_runs(tmp_path)
+    in_wandb = "write_result" in failing
+    assert run.result() is None and wandb.run is None
+    assert logged.exit_code == (not in_wandb) and ("test_accuracy" in logged.summary) == in_wandb
+
+    blockspike(*args)
+    check_result(logged_runs(tmp_path)[-1], run)
+
+
 def test_wandb_can_be_disabled(blockspike, tmp_path):
     blockspike("train", *SMALL, "debug=fast", "logger=wandb", "logger.wandb.mode=disabled")
     assert one_run(tmp_path) and not logged_runs(tmp_path)

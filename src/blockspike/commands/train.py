@@ -70,8 +70,8 @@ def train(cfg: DictConfig) -> dict[str, Any]:
         else:
             assert isinstance(module, ClassificationModule)
             row |= _fit_and_test(cfg, run, data, module)
+        log_result(run, row, data, module)
         run.write_result(row)
-        log_result(run, data, module)
     summary = fit.summary_line(row) if is_fit(cfg) else _summary(row)
     if is_first_process():
         print(f"{run.folder}: {summary}")

@@ -91,24 +91,28 @@ def run_id(run: Run) -> str:
 
 @contextmanager
 def wandb_closed() -> Iterator[None]:
-    """However the block ends, no wandb run stays open: a sweep's next run starts its own."""
-    exit_code = 1
+    """A wandb run that the block leaves open has failed: a sweep's next run starts its own."""
     try:
         yield
-        exit_code = 0
     finally:
         if wandb.run is not None:
-            wandb.finish(exit_code=exit_code)
+            wandb.run.finish(exit_code=1)
 
 
-def log_result(run: Run, data: pl.LightningDataModule, module: pl.LightningModule) -> None:
-    """Log the row of `result.json` as the summary, and pictures; nothing if no wandb run is open.
+def log_result(
+    run: Run, row: dict[str, Any], data: pl.LightningDataModule, module: pl.LightningModule
+) -> None:
+    """Log the row as the summary, and pictures, and close the wandb run; nothing if none is open.
+
+    After that `result.json` may be written: a run that is killed before is not finished, and the
+    same command logs it again.
 
     Of a classifier the raster of a few test recordings and a histogram a layer of its neurons'
     firing rates; of fits their picture and table.
 
     Args:
-        run: with its result; fits with `fits.csv` and `figures/recording.png`, too.
+        run: of fits with `fits.csv` and `figures/recording.png`.
+        row: what `result.json` is to hold.
         data: rates are of the first test batch.
         module: holds the chosen model.
     """
@@ -118,7 +122,8 @@ def log_result(run: Run, data: pl.LightningDataModule, module: pl.LightningModul
         wandb.run.log(_media(run, module.network, data))
     else:
         wandb.run.log(_media_of_fits(run))
-    wandb.run.summary.update(run.result() or {})
+    wandb.run.summary.update(row)
+    wandb.run.finish()
 
 
 def _media(run: Run, network: SpikingClassifier, data: EventDataModule) -> dict[str, Any]:
