@@ -1,6 +1,8 @@
 """The rules of the house: imports point one way, `instantiate` in one place, docstrings."""
 
 import ast
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -126,6 +128,14 @@ def test_only_config_instantiates():
         if name != "config" and calls_instantiate(ast.parse(path.read_text(encoding="utf-8")))
     ]
     assert not wrong
+
+
+def test_training_loads_nothing_that_only_few_use():
+    """wandb is slow; tqdm.auto, which pooch loads, warns in a notebook."""
+    rare = {"wandb", "pooch", "tqdm.auto", "allensdk", "pynwb", "tonic"}
+    code = f"import sys, blockspike.commands.train; print({rare} & sys.modules.keys())"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "set()\n"
 
 
 @pytest.mark.parametrize("module", MODULES)

@@ -158,9 +158,10 @@ def test_a_run_that_is_finished_is_in_wandb(blockspike, tmp_path, monkeypatch, f
         raise RuntimeError("stopped")
 
     args = ("train", *SMALL, "trainer.max_epochs=1", "logger=wandb")
-    with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="stopped"):
+    with monkeypatch.context() as patch:
         patch.setattr(failing, stopped)
-        blockspike(*args)
+        with pytest.raises(RuntimeError, match="stopped"):
+            blockspike(*args)
     (path,) = tmp_path.rglob("metrics.csv")
     run = Run(path.parent)
     (logged,) = logged_runs(tmp_path)

@@ -11,8 +11,6 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-import pooch
-
 from blockspike.data.progress import progress
 
 _TIMEOUT_S = 60
@@ -75,6 +73,8 @@ def fetch(file: RemoteFile, folder: Path | str) -> Path:
         ConnectionError: the transfer failed; what arrived is kept and the next call continues it.
         ValueError: the checksum is wrong; nothing is kept.
     """
+    import pooch  # warns in a notebook without widgets
+
     # Any: pooch's protocol names its arguments for another use of a downloader.
     downloader: Any = _ResumingDownloader(Path(folder) / f"{file.filename}.part")
     path = pooch.retrieve(
