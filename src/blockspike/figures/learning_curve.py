@@ -25,16 +25,13 @@ def learning_curve(
     for axis, name in ((left, "loss"), (right, "accuracy")):
         axis.plot(epoch, metrics[f"train/{name}"], color=GREY, ls="--", label="training")
         axis.plot(epoch, metrics[f"val/{name}"], color=BLUE, label="validation")
-        axis.axvline(chosen_epoch, color=GREY, lw=0.8, ls=":")
+        axis.axvline(chosen_epoch, color=GREY, lw=0.8, ls=":", label="chosen epoch")
         axis.set(xlabel="epoch", ylabel="cross-entropy" if name == "loss" else name)
     left.set_yscale("log")
-    left.annotate(
-        "chosen", (chosen_epoch, 0.97), xycoords=("data", "axes fraction"), ha="right", va="top",
-        rotation=90, fontsize=8,
-    )  # fmt: skip
     right.plot(chosen_epoch, test_accuracy, "o", color=ORANGE, label=f"test {test_accuracy:.1%}")
     linear = scores["linear_model_test_accuracy"]
     right.axhline(linear, color=GREEN, lw=1, ls="-.", label=f"linear model, test {linear:.1%}")
-    right.legend(frameon=False, fontsize=8, loc="lower right")
+    handles, labels = right.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=5, frameon=False, fontsize=8)
     figure.suptitle(scores["data_set"], fontsize=10)
     return save(figure, path)
