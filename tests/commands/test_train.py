@@ -245,7 +245,7 @@ def test_evaluate_and_figures(blockspike, tmp_path):
     assert not_yet.returncode != 0
     assert "blockspike evaluate" in not_yet.stderr
     done = blockspike("evaluate", f"run={run}")
-    assert "linear model" in done.stdout
+    assert " of 80 (model chosen on validation); linear model" in done.stdout
     scores = json.loads((run / "evaluation.json").read_text())
     row = json.loads((run / "result.json").read_text())
     assert scores["test_accuracy"] == pytest.approx(row["test_accuracy"])

@@ -60,7 +60,7 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
         shown = activity(network(events), events, labels, data.dt_ms)
     np.savez_compressed(run.folder / "activity.npz", **shown)  # pyright: ignore[reportArgumentType]
     print(
-        f"{data.name}: test accuracy {scores['test_accuracy']:.2%} of {len(labels)} "
+        f"{data.name}: test accuracy {scores['test_accuracy']:.2%} of {scores['n_test']} "
         f"(model chosen on validation); linear model on spike counts: {baseline:.2%}"
     )
     return scores
