@@ -27,10 +27,10 @@ def short_layers(monkeypatch):
 def test_one_table_that_is_gone_on_with(blockspike, tmp_path):
     done = blockspike("benchmark", *QUICK)
     file = tmp_path / "outputs" / "benchmark" / "rows.jsonl"
-    assert "times as long as fused" in done.stdout and "rows.csv" in done.stdout
+    assert "times as long as fused" in done.stdout and "tables/speed.csv" in done.stdout
     lines = file.read_text().splitlines()
     assert len(lines) == 3  # two refractory periods, one stack
-    table = pd.read_csv(file.with_suffix(".csv"))
+    table = pd.read_csv(tmp_path / "outputs" / "tables" / "speed.csv")
     assert table["study"].tolist() == ["length"] * 6 + ["layers"] * 2
     assert {"cpu", "threads", "torch", "git_sha", "load", "differs"} <= set(table)
     file.write_text("\n".join(lines[:1]) + "\n" + lines[1][:50])  # as a kill leaves it
@@ -52,7 +52,7 @@ def test_a_library_that_is_installed_later_is_measured_then(blockspike, tmp_path
     monkeypatch.setitem(CONTENDERS, "sinabs", installed)
     blockspike("benchmark", *QUICK, "study=length", "arp_steps=2")
     assert len(file.read_text().splitlines()) == 2
-    table = pd.read_csv(file.with_suffix(".csv"))
+    table = pd.read_csv(tmp_path / "outputs" / "tables" / "speed.csv")
     assert table["contender"].tolist() == ["fused", "standard", "sinabs"]
     assert table["version"].tolist()[2] == 9.9
 

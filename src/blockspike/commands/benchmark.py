@@ -26,7 +26,7 @@ _NOT_OPTIONS = ("study", "check", "threads", "output_dir")
 
 
 def benchmark(cfg: DictConfig) -> None:
-    """Measure what is not in the table yet, write it as CSV and print what it says.
+    """Measure what is not known yet, write `tables/speed.csv` and print what it says.
 
     Raises:
         ValueError: a study, contender or device that is not known.
@@ -70,7 +70,8 @@ def benchmark(cfg: DictConfig) -> None:
             advance(1)
     rows = [row for _, about in asked for row in _last_of_each(file.find(about))]
     _print_summary(console, rows)
-    path = file.path.with_suffix(".csv")
+    path = Path(cfg.output_dir) / "tables" / "speed.csv"
+    path.parent.mkdir(parents=True, exist_ok=True)
     pd.DataFrame(rows).to_csv(path, index=False)
     console.print(f"{path}: drawn by `blockspike figures figure=speed table={path}`")
 

@@ -114,8 +114,12 @@ def tidy(table: pd.DataFrame) -> pd.DataFrame:
     """The runs of e3 to e6, with short names, accuracy in % and the columns panel and recipe.
 
     Raises:
-        ValueError: columns are missing.
+        ValueError: columns are missing; but not if there is no such run.
     """
+    if "experiment" in table:
+        table = pd.DataFrame(table[table["experiment"].astype(str).str.match("e[3-6]_[a-z]")])
+        if table.empty:
+            table = table.reindex(columns=list(_COLUMNS))
     missing = [name for name in _COLUMNS if name not in table]
     if missing:
         raise ValueError(
@@ -128,7 +132,7 @@ def tidy(table: pd.DataFrame) -> pd.DataFrame:
         panel=parts[0],
         recipe=parts[1].replace("", "paper"),
         accuracy=100 * runs["accuracy"],
-    ).dropna(subset=["panel"])
+    )
     for column, known in (("method", METHODS), ("surrogate", SURROGATES)):
         unknown = sorted(set(map(str, runs[column])) - set(known))
         if unknown:
