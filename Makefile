@@ -86,5 +86,4 @@ fig-recordings: setup ## the figure on recordings, and traces of cells fitted on
 figures: fig-classification fig-surrogates fig-detach fig-speed fig-tradeoff fig-recordings ## all
 
 report: setup ## all there is on one page, OUTPUTS/report.html; RUN=FOLDER shows its neurons
-	$(BIN)/blockspike report output_dir=$(OUTPUTS) $(addprefix run=,$(RUN)) \
-		$(if $(wildcard $(OUTPUTS)/tables/runs.*),,table=$(RESULTS)/runs.csv)
+	$(BIN)/blockspike report output_dir=$(OUTPUTS) $(addprefix run=,$(RUN))

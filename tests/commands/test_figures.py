@@ -24,7 +24,7 @@ def test_runs_are_collected_and_drawn(blockspike, tmp_path):
     )
     assert done.stdout.split() == [f"outputs/figures/{stem}.png" for stem in stems]
     made = {p.name for p in (tmp_path / "outputs" / "figures").iterdir()}
-    assert made == {f"{stem}.{suffix}" for stem in stems for suffix in ("png", "svg")}
+    assert made == {f"{stem}.{suffix}" for stem in stems for suffix in ("png", "svg", "json")}
 
 
 @pytest.mark.parametrize("suffix", ["csv", "parquet"])
@@ -44,7 +44,7 @@ def test_a_table_elsewhere_is_read_by_its_suffix(blockspike, tmp_path, suffix):
         ("", ("run=FOLDER", "figure=classification", "neither")),
         ("run=here figure=classification", ("run=FOLDER", "figure=classification", "both")),
         ("figure=speeed", ("classification", "speeed")),
-        ("figure=classification", ("outputs/tables/runs.parquet", "blockspike collect")),
+        ("figure=classification", ("outputs/tables/runs.csv", "blockspike collect")),
         ("figure=classification table=runs.txt", (".parquet", ".csv", "runs.txt")),
     ],
 )

@@ -29,6 +29,7 @@ from blockspike.report.viewer import pack, pack_traces
 from blockspike.runs import Run
 
 IMAGES = Path(__file__).parents[2] / "docs" / "images"
+RESULTS = Path(__file__).parents[2] / "docs" / "results"
 SVG = '<svg xmlns="http://www.w3.org/2000/svg" width="40" height="30"><path d="M0 0h9"/></svg>'
 MADE_BY = {
     "git_sha": "0123456789abcdef", "git_dirty": False, "machine": "box x86_64 2 cores",
@@ -46,7 +47,7 @@ STATES = pd.DataFrame(
 def page(states: pd.DataFrame = STATES, traces: dict[str, Any] | None = None) -> str:
     return render(
         made_by=MADE_BY, figures=[], missing_figures={}, comparisons=comparisons(None),
-        table_name=None, states=states, traces=traces, run_name="a/run",
+        table=None, states=states, traces=traces, run_name="a/run",
     )  # fmt: skip
 
 
@@ -250,7 +251,7 @@ def test_figures_are_found_and_missing_ones_named(tmp_path):
     (tmp_path / "tradeoff.svg").write_text(SVG.replace("</svg>", " " * 500_000 + "</svg>"))
     (tmp_path / "mine.svg").write_text(SVG)
     figures, missing = found_figures(tmp_path)
-    kinds = {figure.name: figure.source.split(";")[0] for figure in figures}
+    kinds = {figure.name: figure.address.split(";")[0] for figure in figures}
     assert kinds == {
         "speed": "data:image/svg+xml", "tradeoff": "data:image/png", "mine": "data:image/svg+xml",
     }  # fmt: skip
@@ -258,6 +259,57 @@ def test_figures_are_found_and_missing_ones_named(tmp_path):
         "classification": "fig-classification", "surrogates": "fig-surrogates",
         "detach": "fig-detach", "recordings": "fig-recordings", "libraries": "fig-speed",
     }  # fmt: skip
+
+
+def made_table(path: Path, data_set: str, n_seeds: int) -> None:
+    """A table of runs of one data set, as `blockspike collect` writes it."""
+    row = {
+        "experiment": "e4_shd", "data_set": data_set, "n_threads": 1, "model.method": "blocks",
+        "model.arp_ms": 20.0, "model.surrogate": "boxcar", "model.detach_spikes": True,
+        "trainer.accelerator": "cpu", "test_accuracy": 0.7, "epoch_s": 50.0,
+    }  # fmt: skip
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pd.DataFrame([{**row, "seed": seed} for seed in range(n_seeds)]).to_csv(path, index=False)
+
+
+def captions(folder: Path) -> dict[str, str]:
+    """Figure → what stands under it, without its name."""
+    html = (folder / "outputs" / "report.html").read_text()
+    found = re.findall(r"<figcaption><b>(.*?)</b>(.*?)</figcaption>", html)
+    return {name: re.sub("<[^>]+>", "", text) for name, text in found}
+
+
+def test_figures_of_runs_and_numbers_are_of_one_table(blockspike, tmp_path):
+    made_table(tmp_path / "kept" / "runs.csv", "Kept", 2)
+    made_table(tmp_path / "outputs" / "tables" / "runs.csv", "Own", 1)
+    speed = pd.read_csv(RESULTS / "speed.csv")
+    blockspike("figures", "figure=tradeoff", f"table={RESULTS / 'speed.csv'}")
+    blockspike("figures", "figure=classification", "table=kept/runs.csv")
+    assert "numbers from kept/runs.csv" in blockspike("report").stdout
+    html = (tmp_path / "outputs" / "report.html").read_text()
+    assert "<td>Kept</td>" in html and "<td>Own</td>" not in html
+    assert "from <code>kept/runs.csv</code>, 2 rows; the model" in html
+    shown = captions(tmp_path)
+    nobody = "classification_n_mnist_published_values_only"
+    assert set(shown) == {nobody, "classification_kept", "tradeoff"}
+    assert shown["classification_kept"].endswith("Drawn from kept/runs.csv, 2 rows.")
+    assert shown["tradeoff"].endswith(f"Drawn from {RESULTS / 'speed.csv'}, {len(speed)} rows.")
+
+    blockspike("figures", "figure=classification")  # from outputs/tables/runs.csv
+    assert "numbers from outputs/tables/runs.csv" in blockspike("report").stdout
+    html = (tmp_path / "outputs" / "report.html").read_text()
+    assert "<td>Own</td>" in html and "<td>Kept</td>" not in html
+    shown = captions(tmp_path)
+    assert shown["classification_own"].endswith("Drawn from outputs/tables/runs.csv, 1 row.")
+    assert "tradeoff" in shown and "classification_kept" not in shown
+    assert "classification_kept: <code>kept/runs.csv</code>, 2 rows" in html
+
+    blockspike("report", "table=kept/runs.csv")
+    assert "classification_own" not in captions(tmp_path)
+    assert "classification_kept" in captions(tmp_path)
+    made_table(tmp_path / "kept" / "runs.csv", "Kept", 3)  # drawn before it changed
+    blockspike("report", "table=kept/runs.csv")
+    assert set(captions(tmp_path)) == {"tradeoff"}
 
 
 def test_a_page_is_made_of_nothing_and_says_how_to_get_more(blockspike, tmp_path):

@@ -14,6 +14,7 @@ from blockspike.figures.recordings import recordings
 from blockspike.figures.speed import speed, tradeoff
 from blockspike.figures.style import use_style
 from blockspike.figures.surrogates import detach, surrogates
+from blockspike.figures.tables import read_table
 from blockspike.runs import Run, read_json
 
 # figure of the paper → function of the table of runs and the folder to write to
@@ -66,22 +67,8 @@ def _of_run(run: Run) -> list[Path]:
 def _of_table(cfg: DictConfig) -> list[Path]:
     if cfg.figure not in FIGURES:
         raise ValueError(f"figure: expected one of {', '.join(FIGURES)}, got {cfg.figure!r}")
-    return FIGURES[cfg.figure](read_table(Path(cfg.table)), Path(cfg.output_dir) / "figures")
-
-
-def read_table(table: Path) -> pd.DataFrame:
-    """The table of runs in a .parquet or .csv file.
-
-    Raises:
-        ValueError: another kind of file.
-        FileNotFoundError: there is none.
-    """
-    readers = {".parquet": pd.read_parquet, ".csv": pd.read_csv}
-    if table.suffix not in readers:
-        raise ValueError(f"table: expected a file {' or '.join(readers)}, got {table}")
-    if not table.is_file():
-        raise FileNotFoundError(
-            f"{table}: no table here; `blockspike collect` makes one of all runs, "
-            "`blockspike benchmark` one of speed"
-        )
-    return readers[table.suffix](table)
+    table, source = read_table(Path(cfg.table))
+    paths = FIGURES[cfg.figure](table, Path(cfg.output_dir) / "figures")
+    for path in paths:
+        source.write_beside(path)
+    return paths

@@ -1,5 +1,6 @@
 """`blockspike report`: one page of figures, numbers, runs and a look into a network."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,11 +9,11 @@ from omegaconf import DictConfig
 
 from blockspike.commands.activity import shown_samples
 from blockspike.commands.evaluate import load_run
-from blockspike.commands.figures import read_table
 from blockspike.commands.train import use_threads
+from blockspike.figures.tables import read_table
 from blockspike.networks import run_layers
 from blockspike.report.comparison import comparisons
-from blockspike.report.page import found_figures, render
+from blockspike.report.page import EmbeddedFigure, found_figures, render
 from blockspike.report.viewer import pack_traces
 from blockspike.runs import Run, provenance, write_text
 from blockspike.sweeps import run_states
@@ -27,14 +28,15 @@ def report(cfg: DictConfig) -> Path:
     """
     use_threads(cfg.threads)
     output_dir = Path(cfg.output_dir)
-    table = _table(cfg)
     figures, missing = found_figures(output_dir / "figures")
+    file = _table(cfg, figures)
+    table, source = (None, None) if file is None else read_table(file)
     page = render(
         made_by=provenance(),
         figures=figures,
         missing_figures=missing,
-        comparisons=comparisons(None if table is None else read_table(table)),
-        table_name=None if table is None else str(table),
+        comparisons=comparisons(table),
+        table=source,
         states=run_states(output_dir),
         traces=None if cfg.run is None else traces_of(Run(Path(cfg.run))),
         run_name=cfg.run,
@@ -42,16 +44,17 @@ def report(cfg: DictConfig) -> Path:
     output_dir.mkdir(parents=True, exist_ok=True)
     path = output_dir / "report.html"
     write_text(path, page)
-    print(f"{path}: {len(page) / 1e6:.1f} MB, {len(figures)} figures")
+    print(f"{path}: {len(page) / 1e6:.1f} MB, numbers from {file or 'no table'}")
     return path
 
 
-def _table(cfg: DictConfig) -> Path | None:
-    """The file that was asked for, or else the one that `collect` wrote, or None."""
+def _table(cfg: DictConfig, figures: Sequence[EmbeddedFigure]) -> Path | None:
+    """The file asked for, or else that of the newest figure of runs, or `collect`'s, or None."""
     if cfg.table is not None:
         return Path(cfg.table)
-    collected = Path(cfg.output_dir) / "tables" / "runs"
-    files = (collected.with_suffix(suffix) for suffix in (".parquet", ".csv"))
+    newest_first = sorted(figures, key=lambda figure: -figure.drawn_s)
+    files = [Path(f.table.path) for f in newest_first if f.is_of_runs and f.table is not None]
+    files.append(Path(cfg.output_dir) / "tables" / "runs.csv")
     return next((file for file in files if file.is_file()), None)
 
 

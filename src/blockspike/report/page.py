@@ -10,6 +10,7 @@ from typing import Any
 import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from blockspike.figures.tables import Source, source_beside
 from blockspike.report.comparison import Comparison
 
 _HERE = Path(__file__).parent
@@ -34,15 +35,28 @@ _KINDS = (
     ("libraries", "fig-speed", "How many times as long as fused other libraries take."),
     ("tradeoff", "fig-tradeoff", "Error of spike times against the cost of the simulation."),
 )  # fmt: skip
+_OF_RUNS = ("classification", "surrogates", "detach", "recordings")
 
 
 @dataclass(frozen=True)
 class EmbeddedFigure:
-    """A figure as the page holds it: its file's name, a caption and a data: address."""
+    """A figure as the page holds it.
+
+    Attributes:
+        name: of its file.
+        caption: what it shows.
+        address: the picture, as a data: address.
+        table: that it was drawn from; None = not known.
+        is_of_runs: whether that is a table of runs.
+        drawn_s: when it was written, in seconds of the file system.
+    """
 
     name: str
     caption: str
-    source: str
+    address: str
+    table: Source | None
+    is_of_runs: bool
+    drawn_s: float
 
 
 def found_figures(folder: Path) -> tuple[list[EmbeddedFigure], dict[str, str]]:
@@ -57,20 +71,27 @@ def found_figures(folder: Path) -> tuple[list[EmbeddedFigure], dict[str, str]]:
     missing: dict[str, str] = {}
     for kind, target, caption in _KINDS:
         own = [stem for stem in stems if stem.startswith(kind)]
-        figures += [_embedded(folder / stem, caption) for stem in own]
+        figures += [_embedded(folder / stem, caption, kind in _OF_RUNS) for stem in own]
         stems = [stem for stem in stems if stem not in own]
         if not own:
             missing[kind] = target
     return figures + [_embedded(folder / stem, "") for stem in stems], missing
 
 
-def _embedded(stem: Path, caption: str) -> EmbeddedFigure:
+def _embedded(stem: Path, caption: str, is_of_runs: bool = False) -> EmbeddedFigure:
     """The SVG, which is sharp at any size, unless it has so many points that the PNG is lighter."""
     svg, png = (stem.with_name(f"{stem.name}{suffix}") for suffix in (".svg", ".png"))
     sharp = svg.is_file() and (not png.is_file() or svg.stat().st_size <= _LARGEST_SVG_BYTES)
-    data = base64.b64encode((svg if sharp else png).read_bytes()).decode()
-    kind = "svg+xml" if sharp else "png"
-    return EmbeddedFigure(stem.name, caption, f"data:image/{kind};base64,{data}")
+    picture, kind = (svg, "svg+xml") if sharp else (png, "png")
+    data = base64.b64encode(picture.read_bytes()).decode()
+    return EmbeddedFigure(
+        name=stem.name,
+        caption=caption,
+        address=f"data:image/{kind};base64,{data}",
+        table=source_beside(png),
+        is_of_runs=is_of_runs,
+        drawn_s=picture.stat().st_mtime,
+    )
 
 
 def render(
@@ -78,7 +99,7 @@ def render(
     figures: Sequence[EmbeddedFigure],
     missing_figures: dict[str, str],
     comparisons: Sequence[Comparison],
-    table_name: str | None,
+    table: Source | None,
     states: pd.DataFrame,
     traces: dict[str, Any] | None,
     run_name: str | None,
@@ -89,7 +110,8 @@ def render(
         made_by: commit, versions and machine, as `blockspike.runs.provenance` gives them.
         figures, missing_figures: see `found_figures`.
         comparisons: see `blockspike.report.comparison`.
-        table_name: the file that `comparisons` are of; None = there was none.
+        table: that `comparisons` are of; None = there was none. Figures of runs that were drawn
+            from another are named, not shown.
         states: a row per run: run, state, epochs, started, seconds, error.
         traces: see `blockspike.report.viewer`; None = no viewer.
         run_name: the run that `traces` are of.
@@ -104,10 +126,11 @@ def render(
     return environment.get_template("page.html.j2").render(
         made=time.strftime("%Y-%m-%d %H:%M %z"),
         made_by=made_by,
-        figures=figures,
+        figures=[f for f in figures if not f.is_of_runs or f.table == table],
+        other_figures=[f for f in figures if f.is_of_runs and f.table != table],
         missing_figures=missing_figures,
         comparisons=comparisons,
-        table_name=table_name,
+        table=table,
         runs=[_texts(row) for row in states.to_dict("records")],
         counts=states["state"].value_counts().to_dict(),
         traces=traces,
