@@ -15,7 +15,25 @@ _COLUMNS: dict[str, tuple[type, ...]] = {
     "git_sha": (str, type(None)),
     "git_dirty": (bool,),
     "machine": (str,),
+    "python": (str,),
+    "version.blockspike": (str,),
+    "version.torch": (str,),
+    "version.pytorch-lightning": (str,),
+    "version.numpy": (str,),
+    "version.numba": (str,),
     "n_threads": (int,),
+    "data_config": (str,),
+}
+# What figures read, where a row has it: a fit has no network, a model of one's own other arguments.
+_READ_BY_FIGURES: dict[str, tuple[type, ...]] = {
+    "model.method": (str,),
+    "model.arp_ms": (float, int),
+    "model.surrogate": (str,),
+    "model.detach_spikes": (bool,),
+    "network.n_hidden": (int,),
+    "data.dt_ms": (float, int),
+    "trainer.accelerator": (str,),
+    "epoch_s": (float,),
 }
 
 
@@ -27,8 +45,8 @@ def collect_runs(output_dir: Path) -> pd.DataFrame:
 
     Raises:
         FileNotFoundError: there is no finished run.
-        ValueError: a `result.json` is damaged or lacks what every run has, or two folders hold the
-            same run.
+        ValueError: a `result.json` is damaged, lacks what every run has or has it of another type,
+            or two folders hold the same run.
     """
     files = sorted(output_dir.rglob("result.json"))
     if not files:
@@ -54,7 +72,8 @@ def _read(file: Path) -> dict[str, Any]:
         raise ValueError(f"{file}: not a result ({error})") from error
     if not isinstance(row, dict):
         raise ValueError(f"{file}: found a {type(row).__name__}, expected an object")
-    for name, kinds in _COLUMNS.items():
+    of_figures = {name: kinds for name, kinds in _READ_BY_FIGURES.items() if name in row}
+    for name, kinds in (_COLUMNS | of_figures).items():
         if name not in row or type(row[name]) not in kinds:
             found = f"{row[name]!r}" if name in row else "nothing"
             raise ValueError(f"{file}: {name}: found {found}, expected a {kinds[0].__name__}")
