@@ -1,9 +1,18 @@
-"""Every file and every command on the pages of docs/ that show how to do something works."""
+"""What README, CONTRIBUTING.md and docs/ print is true.
 
+The commands and Python blocks of a page run one after the other in one folder, as printed or, where
+that takes longer than seconds, in a short form: see `printed_commands.short`. `.ci/run` runs some
+targets of make as they are. What can run in neither stands in EXEMPT with its reason; of those,
+configurations are composed. So are those of the commands at the heads of configuration files, which
+are not run.
+"""
+
+import os
 import re
 import shlex
 import subprocess
 import sys
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -11,31 +20,193 @@ import numpy as np
 import pandas as pd
 import pytest
 
-ROOT = Path(__file__).parents[1]
+from blockspike.benchmark import guard, studies, training_step
+from blockspike.commands import evaluate
+from blockspike.synthetic_cells import SyntheticCells
+from printed_commands import (
+    MODULES,
+    PAGES,
+    ROOT,
+    composed,
+    parts,
+    python_and_commands,
+    run_by_ci,
+    short,
+)
+
 DOCS = ROOT / "docs"
-PAGES = [ROOT / "README.md", *sorted(DOCS.rglob("*.md")), *sorted((ROOT / "conf").rglob("*.yaml"))]
-COMMAND = re.compile(r"blockspike ((?:prepare|train|evaluate|benchmark|figures|status) [^`|\n]*)")
-# What cannot be composed without a file, a folder of one's own, or is a flag.
-NEEDS_MORE = ("--config-dir", "--help", "--check", "data.raw=<", "…")
 EXTEND = (DOCS / "extend.md").read_text()
+HEADS = [
+    line.removeprefix("# ")
+    for path in sorted((ROOT / "conf").rglob("*.yaml"))
+    for line in path.read_text().splitlines()
+    if line.startswith("# blockspike ")
+]
+_E7 = "data.dt_ms=0.05,0.1,0.5,1,2,4,8"
+EXEMPT = {
+    "source .venv/bin/activate": "changes the shell that it is typed into",
+    "make setup": "the first step of every target that CI runs",
+    ".venv/bin/pre-commit install": "changes the clone's git hooks",
+    ".venv/bin/jupyter-execute --inplace notebooks/getting_started.ipynb": (
+        "test_notebook.py runs the notebook, without writing it"
+    ),
+    "find src -name '*.nb?' -delete": "other tests use those kernels at the same time",
+    "python tests/commands/killed_sweep.py data": "minutes; test_sweeps.py runs its short form",
+    "pip install 'blockspike[gpu]'": "needs a package index that has blockspike",
+    "pip install 'blockspike[nwb]'": "needs a package index that has blockspike",
+    "pip install 'blockspike[wandb]'": "needs a package index that has blockspike",
+    "make data-nmnist": "downloads 1.2 GB; test_download.py has a small server",
+    "make data-shd": "downloads 0.2 GB; test_download.py has a small server",
+    "make data-ephys": "downloads 146 cells; test_allen.py has made-up ones",
+    f"blockspike train -m experiment=e7_recordings {_E7}": "needs those 146 cells",
+    f"blockspike train -m experiment=e7_recordings_ours {_E7}": "needs those 146 cells",
+    "make gpu-check": "needs a CUDA GPU; test_gpu_check.py runs its parts",
+    "blockspike benchmark device=cuda": "needs a CUDA GPU",
+    "blockspike train -m sweep=slurm hydra.launcher.partition=long "
+    "hydra.launcher.timeout_min=600 experiment=e4_shd seed=0,1,2": "needs a Slurm cluster",
+    "blockspike train -m sweep=slurm hydra.launcher.nodes=2 hydra.launcher.tasks_per_node=4 "
+    "hydra.launcher.gpus_per_node=4 trainer=ddp +trainer.num_nodes=2 trainer.devices=4 "
+    "experiment=e4_shd seed=0": "needs a Slurm cluster",
+    "wandb leet": "takes over the terminal",
+    "wandb login": "needs wandb's server",
+    "wandb sync outputs/*/*/seed=*/wandb/offline-run-*": "needs wandb's server",
+    "python -m blockspike.commands.wandb_dashboard ENTITY/PROJECT": (
+        "needs wandb's server; test_wandb_dashboard.py does without"
+    ),
+}
 
 
-def blocks(language: str, text: str = EXTEND) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
+def commands(page: Path) -> set[str]:
+    return {text for kind, text in python_and_commands(page) if kind == "command"}
 
 
-def test_the_commands_on_sweeps_run(tmp_path, data_dir):
-    """Each in a process of its own: one of them starts another."""
-    lines = "".join(blocks("bash", (DOCS / "sweeps.md").read_text())).splitlines()
-    assert len(lines) == 4
-    for line in lines:
-        _, name, *arguments = shlex.split(line)
-        extra = (f"data_dir={data_dir}", "data.n_steps=20", "data.dt_ms=20")
-        command = [sys.executable, "-m", "blockspike.cli", name, *arguments]
-        command += extra if name == "train" else ()
-        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
-    assert len(list(tmp_path.rglob("result.json"))) == 9
+def to_run(page: Path) -> list[tuple[str, str]]:
+    """What a page prints and nothing else runs, each once, in order."""
+    elsewhere = set(EXEMPT) | run_by_ci()
+    return [x for x in dict.fromkeys(python_and_commands(page)) if x[1] not in elsewhere]
+
+
+def printed() -> set[str]:
+    return {command for page in PAGES for command in commands(page)}
+
+
+@pytest.fixture
+def small(monkeypatch):
+    """What no option makes small."""
+    monkeypatch.setattr(evaluate, "linear_baseline", lambda train, val, test: 0.1)
+    monkeypatch.setattr(studies, "STEPS_MS", (8.0, 1.0, 0.0125))
+    monkeypatch.setattr(training_step, "PAPER", training_step.Size(8, 30, 16))
+    monkeypatch.setattr(guard, "_SHAPE", (6, 2, 20))
+    monkeypatch.setitem(guard.dynamics.SIZES, "guard", guard.dynamics.SIZES["small"])
+    for pair in guard.FLOORS:
+        monkeypatch.setitem(guard.FLOORS, pair, 1e-9)
+
+
+@pytest.fixture
+def my_cell(tmp_path):
+    """The recording that pages call my_cell.npz, as long as the longest of them asks for."""
+    (cell,) = SyntheticCells(n_cells=1, n_trials=2, duration_s=15.0).cells()
+    trials = [np.asarray(trial[0], float) for trial in cell.spike_times_s]
+    np.savez(
+        tmp_path / "my_cell.npz", current_pa=cell.current_pa, dt_ms=cell.dt_ms,
+        spike_times_s=np.concatenate(trials),
+        spike_repeat=np.repeat(np.arange(len(trials)), [len(t) for t in trials]),
+    )  # fmt: skip
+
+
+@pytest.mark.usefixtures("small", "my_cell", "my_lab")
+@pytest.mark.parametrize(
+    "page", [p for p in PAGES if to_run(p)], ids=lambda page: page.relative_to(ROOT).as_posix()
+)
+def test_a_page_runs_from_top_to_bottom(page, blockspike, tmp_path, data_dir, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for kind, text in to_run(page):
+        if kind == "python":
+            exec(compile(text, str(page), "exec"), {})
+        else:
+            run_shortly(text, blockspike, data_dir, tmp_path)
+
+
+def run_shortly(command: str, blockspike, data_dir: Path, folder: Path) -> None:
+    if command == "make help":
+        shown = subprocess.run(["make", "help"], cwd=ROOT, check=True, capture_output=True)
+        assert b"make demo" in shown.stdout
+        return
+    assert parts(command), f"{command}: runs nothing of blockspike; run it, or add it to EXEMPT"
+    for words in parts(command):
+        if words[0] == "blockspike" and "trainer=ddp_cpu" in words:  # starts its own file again
+            arguments = [*short(words, data_dir), f"data_dir={data_dir}"]
+            process = [sys.executable, "-m", "blockspike.cli", *arguments]
+            subprocess.run(process, cwd=folder, check=True)
+        elif words[0] == "blockspike":
+            blockspike(*short(words, data_dir))
+        else:
+            program, flag, module, *arguments = words
+            assert (program, flag, arguments) == ("python", "-m", []), command
+            data = ("--data", str(data_dir / "hd_lauscher_sample.h5"))
+            own = data if module.endswith("training_step") else ()
+            import_module(module).main([*MODULES[module], *own])
+
+
+def test_commands_are_found():
+    found = printed()
+    assert sum(command.startswith("blockspike ") for command in found) > 25
+    assert sum(command.startswith("make ") for command in found) > 15
+    assert run_by_ci() >= {"make test", "make lint", "make demo", "make figures", "make report"}
+    assert len(HEADS) > 40
+
+
+def test_variables_of_make_that_are_printed_exist():
+    words = [
+        word for command in printed() if command.startswith("make ") for word in command.split()
+    ]
+    names = {word.split("=")[0] for word in words if "=" in word}
+    makefile = (ROOT / "Makefile").read_text()
+    assert {"RUN", "RESULTS"} <= names <= set(re.findall(r"^([A-Z_]+) \?=", makefile, re.MULTILINE))
+
+
+def test_exempt_are_only_commands_that_are_printed():
+    assert not set(EXEMPT) - printed()
+    assert all(len(reason) > 10 for reason in EXEMPT.values())
+
+
+@pytest.mark.parametrize("command", sorted(EXEMPT))
+def test_what_is_exempt_is_at_least_there(blockspike, command):
+    for words in parts(command):
+        if words[0] == "blockspike":
+            blockspike(*composed(words))
+        if words[:2] == ["python", "-m"]:
+            assert find_spec(words[2]), command
+        for word in words:
+            if word.endswith((".py", ".ipynb")):
+                assert (ROOT / word).is_file(), command
+
+
+@pytest.mark.parametrize("command", sorted(set(HEADS)))
+def test_commands_at_the_heads_of_configuration_files_have_a_configuration(blockspike, command):
+    for part in command.split(" && "):
+        blockspike(*composed(shlex.split(part, comments=True)))
+
+
+def test_pages_inside_the_package_print_no_other_commands():
+    inside = [page for page in (ROOT / "src").rglob("*.md") if commands(page)]
+    assert inside
+    for page in inside:
+        assert commands(page) <= printed() | run_by_ci(), page
+
+
+def test_the_map_and_the_links_are_true():
+    for page in PAGES:
+        for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", page.read_text()):
+            assert (page.parent / target).exists(), f"{page}: {target}"
+    readme = (ROOT / "README.md").read_text()
+    for name in re.findall(r"^ {2,4}([a-z_]+(?:\.py|/))", readme, re.MULTILINE):
+        assert list((ROOT / "src" / "blockspike").rglob(name.rstrip("/"))), name
+
+
+def blocks(language: str) -> list[str]:
+    """Code blocks of docs/extend.md."""
+    return re.findall(rf"```{language}\n(.*?)```", EXTEND, re.DOTALL)
 
 
 @pytest.fixture
@@ -52,6 +223,8 @@ def my_lab(tmp_path, monkeypatch):
         (tmp_path / name).write_text(source)
     write_tones(tmp_path / "my_recordings")
     monkeypatch.syspath_prepend(tmp_path)
+    paths = [str(tmp_path), os.environ.get("PYTHONPATH", "")]
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, paths)))
     yield tmp_path
     for name in [n for n in sys.modules if n.split(".")[0] == "my_lab"]:
         del sys.modules[name]
@@ -73,23 +246,21 @@ def write_tones(folder: Path) -> None:
         )  # fmt: skip
 
 
-def test_a_strangers_model_and_data_set_train_sweep_and_are_collected(blockspike, my_lab):
-    for line in "".join(blocks("bash")).splitlines():
-        _, *arguments = shlex.split(line)
-        blockspike(*arguments)
-    table = pd.read_csv(my_lab / "outputs" / "tables" / "runs.csv")
-    assert set(table["data_set"]) == {"Two tones"}
-    assert set(table["model._target_"].dropna()) == {"my_lab.neurons.SoftResetLayer"}
+def test_a_strangers_model_learns_and_its_run_is_collected(blockspike, my_lab):
     blockspike(
         "train", "--config-dir", "my_conf", "model=soft_reset", "data=two_tones",
-        "network.n_hidden=32", "trainer.max_epochs=25", "optimizer.lr=0.01", "model.tau_ms=10",
-        "experiment_name=learns",
+        "network.n_hidden=32", "trainer.max_epochs=10", "optimizer.lr=0.02", "model.tau_ms=10",
+        "network.n_layers=1", "experiment_name=learns",
     )  # fmt: skip
     (run,) = (p.parent for p in (my_lab / "outputs" / "learns").rglob("result.json"))
     scores = blockspike("evaluate", f"run={run}")
     assert pd.read_json(run / "result.json", typ="series")["test_accuracy"] > 0.8, scores.stdout
     blockspike("figures", f"run={run}")
     assert (run / "figures" / "raster.png").is_file()
+    blockspike("collect")
+    (row,) = pd.read_csv(my_lab / "outputs" / "tables" / "runs.csv").to_dict("records")
+    assert row["data_set"] == "Two tones"
+    assert row["model._target_"] == "my_lab.neurons.SoftResetLayer"
 
 
 def test_a_wrong_argument_of_a_strangers_model_is_named(blockspike, my_lab):
@@ -98,32 +269,3 @@ def test_a_wrong_argument_of_a_strangers_model_is_named(blockspike, my_lab):
     assert done.returncode == 2 and "tau" in done.stderr
     done = blockspike(*arguments, "model.tau_ms=-3", check=False)
     assert done.returncode == 2 and "tau_ms" in done.stderr
-
-
-def commands() -> list[str]:
-    """Every command in a page or at the head of a configuration file, once."""
-    found = {m.strip() for page in PAGES for m in COMMAND.findall(page.read_text())}
-    found = {part.partition("#")[0].strip() for f in found for part in f.split("&& blockspike ")}
-    return sorted(c for c in found if "=" in c and not any(x in c for x in NEEDS_MORE))
-
-
-@pytest.mark.parametrize("command", commands())
-def test_every_command_that_is_printed_has_a_configuration(blockspike, command):
-    """Those of README and pages also run, here or in test_readme.py, where they end in minutes."""
-    name, *overrides = shlex.split(command)
-    several = [o for o in overrides if o != "-m"]
-    first = [o.split(",")[0] if "[" not in o and name == "train" else o for o in several]
-    blockspike(name, "--cfg", "job", *first)
-
-
-def test_commands_are_found():
-    assert len(commands()) > 50
-
-
-def test_every_module_and_target_that_is_printed_exists():
-    text = "".join(page.read_text() for page in PAGES)
-    for module in set(re.findall(r"python -m\s+(blockspike[a-z_.]+)", text)):
-        assert find_spec(module.rstrip(".")), module
-    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
-    printed = set(re.findall(r"`make ([a-z-]+)", text))
-    assert "figures" in printed and printed <= targets, printed - targets

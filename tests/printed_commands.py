@@ -1,0 +1,119 @@
+"""The commands that pages print, and of each a short form that a test can run."""
+
+import re
+import shlex
+import subprocess
+from pathlib import Path
+
+from omegaconf import OmegaConf
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+_CODE = re.compile(r"^```(\w*)\n(.*?)^```$|`([^`]+)`", re.DOTALL | re.MULTILINE)
+_PROGRAM = re.compile(r"(blockspike|make|python|pip|wandb|find|source|\.venv/bin/\S+) ")
+_NAMELESS = "hydra.job.config.override_dirname.exclude_keys"  # what does not name a run's folder
+
+_STEPS = "+trainer.max_steps"  # of the optimiser, in all epochs together
+_ONE_BATCH = {
+    _STEPS: "1", "trainer.limit_train_batches": "1", "trainer.limit_val_batches": "1",
+    "trainer.limit_test_batches": "1", "network.n_hidden": "8", "data.n_steps": "20",
+    "data.dt_ms": "20",
+}  # fmt: skip
+_FITS = {
+    "experiment=fit_my_recording": {_STEPS: "2", "model.n_starts": "4"},
+    "experiment=recovery": {
+        _STEPS: "2", "model.n_starts": "4", "data.n_cells": "1", "data.duration_s": "2",
+    },
+    "experiment=e7_recordings": {_STEPS: "2"},
+}  # fmt: skip
+_FEW_SIZES = {
+    "study": "length,tradeoff", "n_steps": "20", "arp_steps": "2", "batch_size": "2",
+    "contenders": "fused,blocks,standard", "rounds": "2", "memory": "false", "simulated_s": "0.016",
+}  # fmt: skip
+MODULES = {  # started as python -m …
+    "blockspike.benchmark.dynamics": ("--size", "small", "--rounds", "2"),
+    "blockspike.benchmark.fitting": (
+        "--cells", "2", "--steps", "200", "--epochs", "2", "--rounds", "2",
+    ),
+    "blockspike.benchmark.training_step": ("--only", "comparison", "--rounds", "2"),
+}  # fmt: skip
+
+
+def python_and_commands(page: Path) -> list[tuple[str, str]]:
+    """("python", source) and ("command", line) in the order in which a page prints them."""
+    found: list[tuple[str, str]] = []
+    for language, block, inline in _CODE.findall(page.read_text()):
+        if language == "python":
+            found.append(("python", block))
+            continue
+        for line in [inline] if inline else block.splitlines():
+            command = " ".join(line.partition(" #")[0].split())
+            if _PROGRAM.match(command):
+                found.append(("command", command))
+    return found
+
+
+def run_by_ci() -> set[str]:
+    """The commands of make that `.ci/run` runs as they are printed."""
+    text = (ROOT / ".ci" / "run").read_text()
+    lines = re.findall(r"^ *(?:[A-Z_]+=\S+ )?make ((?:[a-z-]+ )+)", text, re.MULTILINE)
+    return {f"make {target}" for line in lines for target in line.split()}
+
+
+def parts(command: str) -> list[list[str]]:
+    """The words of a command; of make, of every command of blockspike that it would run.
+
+    Raises:
+        CalledProcessError: make knows no such target.
+    """
+    if not command.startswith("make "):
+        return [shlex.split(command)]
+    make = ["make", "--dry-run", *shlex.split(command)[1:]]
+    shown = subprocess.run(make, cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    lines = [line for line in shown.splitlines() if re.search(r"/bin/blockspike|-m blocksp", line)]
+    words = [shlex.split(line) for line in lines]
+    return [[Path(first).name, *others] for first, *others in words]
+
+
+def composed(words: list[str]) -> list[str]:
+    """Arguments of blockspike that print a configuration, of a sweep that of its first run."""
+    _, name, *arguments = words
+    first = [a if "[" in a or name != "train" else a.split(",")[0] for a in arguments if a != "-m"]
+    return [name, "--cfg", "job", *first]
+
+
+def short(words: list[str], data_dir: Path) -> list[str]:
+    """Arguments of blockspike for the same with few steps, batches, cells, and two runs a sweep.
+
+    What is added does not name the run's folder, so that the next command finds it.
+    """
+    _, name, *arguments = words
+    arguments = ["data.path=my_cell.npz" if a == "data.path=FILE" else a for a in arguments]
+    values = dict(a.split("=", 1) for a in arguments if "=" in a)
+    flags = [a for a in arguments if "=" not in a]
+    if name == "benchmark":
+        values = _FEW_SIZES
+    if name == "train" and "--help" not in flags:
+        few = next((few for fit, few in _FITS.items() if fit in arguments), _ONE_BATCH)
+        if "data=hd_lauscher" in arguments:
+            few = {**few, "data.path": f"{data_dir / 'hd_lauscher_sample.h5'}"}
+        added = {key: value for key, value in few.items() if key not in values}
+        values = _two_runs(values) | added
+        nameless = [*_nameless(), *(key.removeprefix("+") for key in added)]
+        values[_NAMELESS] = f"[{','.join(nameless)}]"
+    return [name, *flags, *(f"{key}={value}" for key, value in values.items())]
+
+
+def _two_runs(overrides: dict[str, str]) -> dict[str, str]:
+    """Two values of the first choice that has several, and one of the others."""
+    n_values, chosen = 2, {}
+    for key, value in overrides.items():
+        chosen[key] = value
+        if "," in value and "[" not in value:
+            chosen[key] = ",".join(value.split(",")[:n_values])
+            n_values = 1
+    return chosen
+
+
+def _nameless() -> list[str]:
+    return list(OmegaConf.select(OmegaConf.load(ROOT / "conf" / "train.yaml"), _NAMELESS))
