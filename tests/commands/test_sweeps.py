@@ -202,26 +202,6 @@ def test_brackets_in_names_and_errors_are_shown(blockspike, tmp_path):
     assert "[bold]mine" in shown and "layers[/red]: expected [1, 2]" in shown
 
 
-def test_two_processes_train_as_one_does(tmp_path, data_dir):
-    """The same batches, shared: equal losses and weights but for the order of sums."""
-    args = ("-m", *SMALL, "seed=0,1", "network.n_hidden=8", "trainer.max_epochs=1")
-    for trainer in ("cpu", "ddp_cpu"):
-        process = start(tmp_path, data_dir, "train", f"trainer={trainer}", *args)
-        assert process.wait() == 0
-    table = runs_table(tmp_path).set_index("seed").sort_index()
-    one, two = (table[table["trainer.devices"] == n] for n in (1, 2))
-    assert len(one) == len(two) == 2
-    for column in ("test_accuracy", "val_accuracy", "train_accuracy", "rate_layer1_hz"):
-        assert one[column].tolist() == pytest.approx(two[column].tolist(), rel=1e-4), column
-    losses = {}
-    for path in tmp_path.rglob("metrics.csv"):
-        losses[path.parent.relative_to(tmp_path).as_posix()] = pd.read_csv(path)["val/loss"][0]
-    assert len(set(losses)) == 4
-    for run, loss in losses.items():
-        other = run.replace("trainer=cpu", "trainer=ddp_cpu")
-        assert loss == pytest.approx(losses[other], rel=1e-4)
-
-
 FAILS = """
 from pytorch_lightning import Callback
 class Fails(Callback):
