@@ -77,6 +77,12 @@ def test_without_a_study_its_picture_is_left_out(tmp_path, drawn, capsys):
     assert "study=tradeoff" in capsys.readouterr().out
 
 
+def test_without_a_published_contender_there_is_no_legend(tmp_path, drawn):
+    table = rows()
+    speed(pd.DataFrame(table[table["contender"] == "fused"]), tmp_path)
+    assert drawn["libraries"].axes[1].get_legend() is None
+
+
 @pytest.mark.parametrize(("column", "value"), [("git_sha", "def"), ("threads", 1), ("cpu", "B")])
 def test_rows_of_two_runs_are_refused(tmp_path, column, value):
     table = rows()

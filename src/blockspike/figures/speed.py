@@ -210,7 +210,8 @@ def _published_libraries(axis: Axes, order: list[str]) -> None:
         for y in rows[:1]:
             axis.plot([value / numbers["blocks"]], [y], "D", color=GREY, mfc="none", label=label)
             label = None
-    axis.legend(frameon=False, fontsize=7, loc="lower right")
+    if label is None:
+        axis.legend(frameon=False, fontsize=7, loc="lower right")
 
 
 def _colour(name: str) -> str:
