@@ -81,9 +81,7 @@ def main() -> None:
         sys.argv = [f"blockspike {name}", *(_as_override(name, a) for a in arguments)]
         import_module("blockspike.config").register_schemas()
         hydra.main(version_base="1.3", config_path=str(CONF), config_name=name)(job)()
-    except (KeyboardInterrupt, SystemExit) as stop:
-        if isinstance(stop, SystemExit) and stop.code in (0, None, 2):  # --help, a wrong flag
-            raise
+    except KeyboardInterrupt:
         sys.exit("interrupted; the same command again continues")
     except Exception as error:
         if RecordSweep.planned is None and not isinstance(error, EXPECTED):

@@ -78,7 +78,7 @@ def _job(name: str, plain: dict[str, Any], command_line: list[str], full: bool) 
     cfg = OmegaConf.create(plain)
     try:
         _call(name, cfg, command_line)
-    except (KeyboardInterrupt, SystemExit):  # Lightning makes the second of the first
+    except KeyboardInterrupt:
         sys.exit(_INTERRUPTED)
     except Exception as error:
         _report(name, cfg, error, full)

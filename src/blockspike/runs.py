@@ -89,6 +89,7 @@ class Run:
 
         Raises:
             RunRefusedError: another process runs here.
+            KeyboardInterrupt: the run was interrupted.
         """
         if not is_first_process():
             yield
@@ -107,7 +108,7 @@ class Run:
                 yield
             except (KeyboardInterrupt, SystemExit):  # Lightning makes the second of the first
                 self._write_status({**status, "state": "interrupted", "ended": now()})
-                raise
+                raise KeyboardInterrupt from None
             except Exception as error:
                 self.write_error(error)
                 ended = {"state": "failed", "ended": now(), "error": str(error)}

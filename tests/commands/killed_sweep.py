@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from blockspike.results import collect_runs
 from blockspike.sweeps import run_states
 
 # What a result must not depend on: when and how fast it was made.
@@ -31,9 +32,7 @@ def start(folder: Path, data_dir: Path, *args: str) -> subprocess.Popen:
 
 def runs_table(folder: Path) -> pd.DataFrame:
     """The table that `blockspike collect` makes, less what depends on the moment."""
-    collect = [sys.executable, "-m", "blockspike.cli", "collect"]
-    subprocess.run(collect, cwd=folder, check=True, stdout=subprocess.DEVNULL)
-    table = pd.read_parquet(folder / "outputs" / "tables" / "runs.parquet")
+    table = collect_runs(folder / "outputs")
     return table.drop(columns=[c for c in table if str(c).startswith(VOLATILE)])
 
 
