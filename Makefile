@@ -31,7 +31,7 @@ demo: setup ## train on the shipped real N-MNIST recordings (≤ 5 min); accurac
 	$(BIN)/blockspike figures run=$(OUTPUTS)/demo/default/seed=0
 
 test: setup ## all tests, no network
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(TESTS)
 
 lint: setup ## format and lint with ruff, types with pyright
 	$(BIN)/ruff check --no-cache .
