@@ -8,6 +8,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -20,17 +21,19 @@ from blockspike.memory import keep_freed_memory
 from blockspike.runs import Run, RunRefusedError, is_first_process, one_line
 
 _FAILED, _INTERRUPTED = 2, 130  # exit codes
+_FIRST = "BLOCKSPIKE_FIRST_PROCESS"  # its pid, for those that Lightning starts
+_TO_STOP_S = 5.0
 
 
 def run_here(name: str, cfg: DictConfig) -> None:
     """Run the command `name` in this process; raises what the command raises."""
     if not is_first_process():  # one of those that Lightning started for a run
-        _watch(_wait_for_end_of, os.getppid())
+        _watch(_wait_for_end_of, int(os.environ.get(_FIRST, os.getppid())))
     _call(name, cfg, _command_line(name, cfg))
 
 
 def run_apart(name: str, cfg: DictConfig, full: bool) -> bool:
-    """Run a job of a sweep in a process of its own; False if it failed, which is printed.
+    """Run a job of a sweep in a process of its own; False if it did not finish, which is printed.
 
     A failure, also that the process was killed, is written to the run's `error.log`, but not where
     the folder is another run's.
@@ -41,7 +44,7 @@ def run_apart(name: str, cfg: DictConfig, full: bool) -> bool:
         full: whether to print tracebacks.
 
     Raises:
-        KeyboardInterrupt: the job was interrupted.
+        KeyboardInterrupt: this process was interrupted.
     """
     # Not a fork of this process: it may have threads, which a fork does not survive.
     multiprocessing.set_start_method("forkserver", force=True)  # joblib's workers have their own
@@ -53,12 +56,15 @@ def run_apart(name: str, cfg: DictConfig, full: bool) -> bool:
     try:
         process.join()
     except KeyboardInterrupt:
-        process.join()  # it was told too, and writes down how far it is
+        process.join(_TO_STOP_S)  # a terminal told it too; it writes down how far it is
+        if process.is_alive():
+            os.kill(process.pid or 0, signal.SIGINT)
+            process.join()
         raise
     code = process.exitcode or 0
     if code == _INTERRUPTED:
-        raise KeyboardInterrupt
-    if code not in (0, _FAILED):
+        print(f"blockspike {name}: interrupted, the sweep goes on", file=sys.stderr)
+    elif code not in (0, _FAILED):
         _report(name, cfg, ChildProcessError(_end_of(code)), full)
     return code == 0
 
@@ -87,6 +93,8 @@ def _job(name: str, plain: dict[str, Any], command_line: list[str], full: bool) 
 
 def _call(name: str, cfg: DictConfig, command_line: list[str]) -> None:
     keep_freed_memory()
+    if is_first_process():
+        os.environ[_FIRST] = str(os.getpid())
     # What Lightning starts the further processes of a run with, whatever program this one is.
     sys.argv = command_line
     sys.modules["__main__"].__spec__ = find_spec("blockspike.cli")
@@ -111,7 +119,8 @@ def _command_line(name: str, cfg: DictConfig) -> list[str]:
 def _report(name: str, cfg: DictConfig, error: Exception, full: bool) -> None:
     report(name, error, full)
     if "run_dir" in cfg and not isinstance(error, RunRefusedError):
-        Run(Path(cfg.run_dir)).write_error(error)
+        with suppress(OSError):  # a folder that cannot be written may be what is wrong
+            Run(Path(cfg.run_dir)).write_error(error)
 
 
 def report(name: str, error: Exception, full: bool) -> None:

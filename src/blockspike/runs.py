@@ -88,7 +88,8 @@ class Run:
         """Hold the folder for this process and keep `status.json` true while the run lasts.
 
         Raises:
-            RunRefusedError: another process runs here.
+            RunRefusedError: another process runs or ran here.
+            ValueError: the file system has no locks.
             KeyboardInterrupt: the run was interrupted.
         """
         if not is_first_process():
@@ -96,9 +97,18 @@ class Run:
             return
         self.folder.mkdir(parents=True, exist_ok=True)
         with (self.folder / ".lock").open("a+") as lock:
-            if not _locked(lock):
+            try:
+                held = _locked(lock)
+            except OSError as error:
+                raise ValueError(
+                    f"{self.folder}: no lock; is flock missing there? ({error})"
+                ) from error
+            if not held:
                 holder = read_json(self.folder / "status.json").get("pid", "unknown")
                 raise RunRefusedError(f"{self.folder}: already running as process {holder}")
+            self.check_content(content)  # another may have been here since
+            if self.result() is not None:
+                raise RunRefusedError(f"{self.folder}: another process has finished it meanwhile")
             write_text(self.folder / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
             write_text(self.folder / "content.json", json.dumps(content, indent=1, sort_keys=True))
             status = {"state": "running", "pid": os.getpid(), "started": now(), **provenance()}
@@ -147,10 +157,10 @@ class Run:
         try:
             with (self.folder / ".lock").open() as lock:
                 fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except FileNotFoundError:
-            return False
-        except OSError:
+        except BlockingIOError:
             return True
+        except OSError:  # there is none, or the file system has no locks
+            return False
         return False
 
 
@@ -159,7 +169,7 @@ def _locked(lock: IO[str]) -> bool:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             return True
-        except OSError:
+        except BlockingIOError:
             time.sleep(_LOCK_PAUSE_S)
     return False
 

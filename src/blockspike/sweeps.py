@@ -52,7 +52,8 @@ class RecordSweep(Callback):
 def _planned(config: DictConfig) -> dict[str, str]:
     loader = GlobalHydra.instance().config_loader()
     parser = OverridesParser.create(config_loader=loader)
-    overrides = parser.parse_overrides(list(config.hydra.overrides.task))
+    swept = [f"{k}={v}" for k, v in (config.hydra.sweeper.get("params") or {}).items()]
+    overrides = parser.parse_overrides([*swept, *config.hydra.overrides.task])
     (jobs,) = BasicSweeper.split_arguments(overrides, max_batch_size=None)
     planned = {}
     try:
@@ -79,10 +80,11 @@ def _name(folder: Path, output_dir: Path) -> str:
     )
 
 
-def planned_runs(output_dir: Path) -> dict[str, str]:
-    """All runs that sweeps have planned there, as `RecordSweep.planned`."""
-    plans = sorted((output_dir / "sweeps").glob("*.json"), key=lambda path: path.stat().st_mtime)
-    return {run: digest for path in plans for run, digest in read_json(path)["runs"].items()}
+def planned_runs(output_dir: Path) -> set[str]:
+    """Folders of all runs that sweeps have planned there."""
+    return {
+        run for path in (output_dir / "sweeps").glob("*.json") for run in read_json(path)["runs"]
+    }
 
 
 def run_states(output_dir: Path, planned: dict[str, str] | None = None) -> pd.DataFrame:
@@ -90,7 +92,8 @@ def run_states(output_dir: Path, planned: dict[str, str] | None = None) -> pd.Da
 
     Args:
         output_dir: where runs lie.
-        planned: which, as `RecordSweep.planned`; None = all that are there or planned by a sweep.
+        planned: which, as `RecordSweep.planned`; None = all that are there or planned by a sweep,
+            of whatever configuration.
 
     Returns:
         Columns `run`, `state` (one of `STATES`), `epochs` done, `started` (ISO 8601, the last
@@ -99,7 +102,7 @@ def run_states(output_dir: Path, planned: dict[str, str] | None = None) -> pd.Da
     """
     if planned is None:
         there = {str(f.parent.relative_to(output_dir)) for f in output_dir.rglob(".lock")}
-        planned = dict(sorted({**dict.fromkeys(there, ""), **planned_runs(output_dir)}.items()))
+        planned = dict.fromkeys(sorted(there | planned_runs(output_dir)), "")
     columns = ["run", "state", "epochs", "started", "seconds", "error"]
     rows = [{"run": r, **_state(Run(output_dir / r), digest)} for r, digest in planned.items()]
     return pd.DataFrame(rows, columns=pd.Index(columns))

@@ -127,6 +127,42 @@ def test_a_run_whose_process_is_killed_leaves_the_others(blockspike, tmp_path, d
     assert "process was killed (SIGKILL; out of memory?)" in the_error(tmp_path)
 
 
+def test_a_run_that_is_told_to_end_leaves_the_others(blockspike, tmp_path, data_dir):
+    args = (*SMALL, "network.n_hidden=8", "trainer.max_epochs=1000,1")
+    process = start(tmp_path, data_dir, "train", "-m", *args)
+    os.kill(pid_of(tmp_path, 1000), signal.SIGTERM)
+    assert process.wait() == 2
+    assert "1 done, 1 interrupted" in blockspike("status").stdout
+
+
+def test_a_run_whose_folder_cannot_be_leaves_the_others(blockspike, tmp_path):
+    args = ("train", "-m", *SMALL, "network.n_hidden=8", "trainer.max_epochs=1", "seed=1,2")
+    (tmp_path / "outputs" / "default" / "s1" / "error.log").mkdir(parents=True)
+    done = blockspike(*args, "hydra.sweep.subdir='s${seed}'", check=False)
+    assert done.returncode == 2
+    assert "runs: 1 done, 1 missing" in done.stdout
+
+
+def test_a_sweep_written_in_an_experiment_is_planned(blockspike, tmp_path):
+    folder = tmp_path / "my_conf" / "experiment"
+    folder.mkdir(parents=True)
+    (folder / "many.yaml").write_text(
+        "# @package _global_\nhydra:\n  sweeper:\n    params:\n      seed: 0,1\n"
+    )
+    args = ("-m", "--config-dir", str(tmp_path / "my_conf"), "experiment=many", *SMALL)
+    done = blockspike("train", *args, "network.n_hidden=8", "trainer.max_epochs=1")
+    assert "runs: 2 done" in done.stdout
+
+
+def test_a_run_that_another_process_finished_meanwhile_is_refused(tmp_path):
+    enter(tmp_path)
+    with pytest.raises(RunRefusedError, match="another configuration"):
+        enter(tmp_path, {"x": 1})
+    Run(tmp_path).write_result({})
+    with pytest.raises(RunRefusedError, match="finished it meanwhile"):
+        enter(tmp_path)
+
+
 def test_a_run_dies_with_its_sweep_which_knows_what_is_missing(blockspike, tmp_path, data_dir):
     sweep = ("-m", *SMALL, "network.n_hidden=8", "trainer.max_epochs=1000,2000")
     process = start(tmp_path, data_dir, "train", *sweep)
@@ -189,8 +225,8 @@ def test_a_run_starts_although_someone_looks_at_its_lock(tmp_path):
         enter(tmp_path)
 
 
-def enter(folder: Path) -> None:
-    with Run(folder).recorded(OmegaConf.create(), {}, ""):
+def enter(folder: Path, content: dict | None = None) -> None:
+    with Run(folder).recorded(OmegaConf.create(), content or {}, ""):
         pass
 
 

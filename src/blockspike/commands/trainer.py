@@ -2,6 +2,7 @@
 
 import os
 import sys
+import time
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -34,6 +35,9 @@ def make_trainer(
     )  # fmt: skip
 
 
+_TO_FAIL_FIRST_S = 1.0
+
+
 class _FirstError(Callback):
     """Writes down what went wrong before the run's other processes fail in turn."""
 
@@ -43,6 +47,8 @@ class _FirstError(Callback):
     def on_exception(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
     ) -> None:
+        if not is_first_process():
+            time.sleep(_TO_FAIL_FIRST_S)  # or to be ended, if the first is gone
         if isinstance(exception, Exception):
             self.run.write_error(exception)
 
