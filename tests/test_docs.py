@@ -185,7 +185,8 @@ def test_what_is_exempt_is_at_least_there(blockspike, command):
 @pytest.mark.parametrize("command", sorted(set(HEADS)))
 def test_commands_at_the_heads_of_configuration_files_have_a_configuration(blockspike, command):
     for part in command.split(" && "):
-        blockspike(*composed(shlex.split(part, comments=True)))
+        shown = blockspike(*composed(shlex.split(part, comments=True)))
+        assert ": " in shown.stdout
 
 
 def test_pages_inside_the_package_print_no_other_commands():

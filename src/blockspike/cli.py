@@ -79,6 +79,8 @@ def main() -> None:
         # Overrides last: Hydra's parser takes no flag between them.
         arguments = sorted(sys.argv[2:], key=_is_override)
         sys.argv = [f"blockspike {name}", *(_as_override(name, a) for a in arguments)]
+        if name != "train" and {"-m", "--multirun"} & set(arguments):
+            raise ValueError("-m: sweeps are of train")
         import_module("blockspike.config").register_schemas()
         hydra.main(version_base="1.3", config_path=str(CONF), config_name=name)(job)()
     except KeyboardInterrupt:

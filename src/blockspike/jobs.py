@@ -46,8 +46,10 @@ def run_apart(name: str, cfg: DictConfig, full: bool) -> bool:
     Raises:
         KeyboardInterrupt: this process was interrupted.
     """
-    # Not a fork of this process: it may have threads, which a fork does not survive.
-    multiprocessing.set_start_method("forkserver", force=True)  # joblib's workers have their own
+    # Not a fork of this process: it may have threads, which a fork does not survive. On macOS not
+    # even a fork of one that has loaded PyTorch. Forced, since joblib's workers have their own.
+    method = "spawn" if sys.platform == "darwin" else "forkserver"
+    multiprocessing.set_start_method(method, force=True)
     multiprocessing.set_forkserver_preload([f"blockspike.commands.{name}"])
     plain = OmegaConf.to_container(cfg, resolve=True)
     arguments = (name, plain, _command_line(name, cfg), full)

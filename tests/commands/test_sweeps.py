@@ -163,6 +163,12 @@ def test_a_run_that_another_process_finished_meanwhile_is_refused(tmp_path):
         enter(tmp_path)
 
 
+def test_only_training_sweeps(blockspike, tmp_path):
+    done = blockspike("evaluate", "-m", "run=a,b", check=False)
+    assert done.returncode == 2 and "sweeps are of train" in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_run_dies_with_its_sweep_which_knows_what_is_missing(blockspike, tmp_path, data_dir):
     sweep = ("-m", *SMALL, "network.n_hidden=8", "trainer.max_epochs=1000,2000")
     process = start(tmp_path, data_dir, "train", *sweep)

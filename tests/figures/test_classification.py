@@ -11,20 +11,9 @@ from blockspike.figures.classification import classification_figures
 from blockspike.figures.panels import mean_over_seeds
 from blockspike.figures.paper_numbers import paper_numbers
 from blockspike.figures.surrogates import detach_figures, surrogate_figures
+from made_runs import run
 
 HD = "HD-Lauscher"
-
-
-def run(experiment="e4_shd", data_set=HD, **columns) -> dict:
-    """A row as `blockspike collect` writes it, as far as the figures need it."""
-    row = {
-        "experiment": experiment, "data_set": data_set, "seed": 0, "n_threads": 1,
-        "model.method": "blocks", "model.arp_ms": 20.0, "model.surrogate": "multi_gaussian",
-        "model.detach_spikes": True, "trainer.accelerator": "cpu", "test_accuracy": 0.7,
-        "epoch_s": 50.0,
-    }  # fmt: skip
-    names = {name.rsplit(".", 1)[-1]: name for name in row}
-    return row | {names[name]: value for name, value in columns.items()}
 
 
 def figures(*rows: dict):

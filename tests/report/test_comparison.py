@@ -7,20 +7,9 @@ import pandas as pd
 import pytest
 
 from blockspike.report.comparison import Comparison, comparisons
+from made_runs import run
 
 RESULTS = Path(__file__).parents[2] / "docs" / "results"
-
-
-def run(experiment="e4_shd", data_set="HD-Lauscher", **columns) -> dict:
-    """A row as `blockspike collect` writes it, as far as the comparison needs it."""
-    row = {
-        "experiment": experiment, "data_set": data_set, "seed": 0, "n_threads": 1,
-        "model.method": "blocks", "model.arp_ms": 20.0, "model.surrogate": "multi_gaussian",
-        "model.detach_spikes": True, "trainer.accelerator": "cpu", "test_accuracy": 0.7,
-        "epoch_s": 50.0,
-    }  # fmt: skip
-    names = {name.rsplit(".", 1)[-1]: name for name in row}
-    return row | {names[name]: value for name, value in columns.items()}
 
 
 def compared(*rows: dict) -> dict[str, Comparison]:

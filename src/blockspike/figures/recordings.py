@@ -85,8 +85,7 @@ def _against_dt(axis: Axes, fits: pd.DataFrame) -> None:
         xscale="log",
         xlabel="time step (ms)",
         ylabel="normalised ETV, σ 15 ms",
-        ylim=(-0.4, 1),
-        yticks=(0, 0.2, 0.4, 0.6, 0.8, 1),
+        **_SCALE,
     )
     axis.legend(frameon=False, fontsize=7, loc="lower left")
     _say_how(axis, fits, "data.dt_ms=0.1,0.5,1,2,4,8")
@@ -107,8 +106,7 @@ def _against_arp(axis: Axes, fits: pd.DataFrame) -> None:
     axis.set(
         xscale="log",
         xlabel="absolute refractory period (ms)",
-        ylim=(-0.4, 1),
-        yticks=(0, 0.2, 0.4, 0.6, 0.8, 1),
+        **_SCALE,
     )
     axis.legend(frameon=False, fontsize=7, loc="lower left")
     _say_how(axis, at_dt, "data.dt_ms=0.1 model.arp_ms=1,2,4,6,8,16")

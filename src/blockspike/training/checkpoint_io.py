@@ -95,7 +95,7 @@ def _digest(structure: str, tensors: dict[str, torch.Tensor]) -> str:
     digest = hashlib.sha256(structure.encode())
     for key in sorted(tensors):
         digest.update(f"{key} {tensors[key].dtype} {list(tensors[key].shape)}".encode())
-        digest.update(tensors[key].reshape(-1).view(torch.uint8).numpy().tobytes())
+        digest.update(tensors[key].reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
