@@ -3,6 +3,7 @@
 import copy
 import hashlib
 import json
+import sys
 from datetime import datetime
 from pathlib import Path
 from typing import Any, ClassVar
@@ -12,6 +13,7 @@ from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.utils import JobReturn, JobStatus
 from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, open_dict, read_write
@@ -36,6 +38,8 @@ class RecordSweep(Callback):
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Compose every job for its folder."""
+        if "submitit" in config.hydra.launcher._target_:
+            _outlast_lost_jobs()
         RecordSweep.output_dir, RecordSweep.planned = Path(config.output_dir), {}
         try:
             planned = _planned(config)
@@ -47,6 +51,23 @@ class RecordSweep(Callback):
         plan.parent.mkdir(parents=True, exist_ok=True)
         overrides = list(config.hydra.overrides.task)
         write_text(plan, json.dumps({"overrides": overrides, "runs": planned}, indent=1))
+
+
+def _outlast_lost_jobs() -> None:
+    """Make submitit's launchers go on after a job that was lost, where they would raise."""
+    from submitit import Job  # of the extra `sweep`
+    from submitit.core.utils import UncompletedJobError
+
+    results = Job.results
+
+    def results_or_none(self: Job[Any]) -> list[Any]:
+        try:
+            return results(self)
+        except UncompletedJobError as error:  # time limit, dead node
+            print(f"blockspike train: {str(error).splitlines()[0]}", file=sys.stderr)
+            return [JobReturn(status=JobStatus.COMPLETED)]
+
+    Job.results = results_or_none
 
 
 def _planned(config: DictConfig) -> dict[str, str]:

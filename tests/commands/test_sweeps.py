@@ -39,6 +39,10 @@ def is_alive(pid: int) -> bool:
         return False
 
 
+def parent_of(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+
+
 def the_error(folder: Path) -> str:
     """Of the one run that failed; `status` wraps it."""
     (error,) = filter(None, run_states(folder / "outputs")["error"])
@@ -125,6 +129,18 @@ def test_a_run_whose_process_is_killed_leaves_the_others(blockspike, tmp_path, d
     assert process.wait() == 2
     assert "1 done, 1 failed" in blockspike("status").stdout
     assert "process was killed (SIGKILL; out of memory?)" in the_error(tmp_path)
+
+
+def test_a_job_that_the_cluster_loses_leaves_the_others(blockspike, tmp_path, data_dir):
+    """Also those that start after it was lost."""
+    args = ("sweep=submitit_local", *SMALL, "network.n_hidden=8", "trainer.max_epochs=1000,1")
+    process = start(tmp_path, data_dir, "train", "-m", "hydra.sweeper.max_batch_size=1", *args)
+    run = pid_of(tmp_path, 1000)
+    job = parent_of(parent_of(run))  # between them is the server of forks
+    os.kill(job, signal.SIGKILL)
+    assert process.wait() == 2
+    wait_for(lambda: not is_alive(run))
+    assert "1 done, 1 interrupted" in blockspike("status").stdout
 
 
 def test_a_run_that_is_told_to_end_leaves_the_others(blockspike, tmp_path, data_dir):
