@@ -226,6 +226,8 @@ def my_lab(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     paths = [str(tmp_path), os.environ.get("PYTHONPATH", "")]
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, paths)))
+    (allowed,) = re.findall(r"^export BLOCKSPIKE_ALLOW=(\w+)$", EXTEND, re.MULTILINE)
+    monkeypatch.setenv("BLOCKSPIKE_ALLOW", allowed)
     yield tmp_path
     for name in [n for n in sys.modules if n.split(".")[0] == "my_lab"]:
         del sys.modules[name]

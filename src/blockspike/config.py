@@ -29,6 +29,7 @@ from blockspike.networks import SpikingClassifier, SpikingLayer
 from blockspike.neurons import Boxcar, FastSigmoid, MultiGaussian, Surrogate
 from blockspike.population import NeuronPopulation, PhysicalPopulation, PublishedPopulation
 from blockspike.synthetic_cells import SyntheticCells
+from blockspike.targets import checked_targets
 from blockspike.training.classification import ClassificationModule
 from blockspike.training.neuron_fitting import NeuronFittingModule
 
@@ -267,7 +268,7 @@ def build_data(cfg: DictConfig, kind: type[_Data]) -> _Data:
     Raises:
         ValueError: it is of the other kind.
     """
-    data = instantiate(cfg.data, _convert_="all")
+    data = _instantiate(cfg.data, "data", _convert_="all")
     if not isinstance(data, kind):
         raise ValueError(
             "fit: expected data of recordings, got data of events"
@@ -290,7 +291,7 @@ def build_fit(cfg: DictConfig, n_cells: int, dt_ms: float) -> NeuronFittingModul
         neurons["seed"] = cfg.seed
     make: Any = _POPULATIONS[kind]
     population = make(n_cells, dt_ms=dt_ms, **neurons)
-    optimizer = instantiate(cfg.optimizer)
+    optimizer = _instantiate(cfg.optimizer, "optimizer")
     return NeuronFittingModule(
         population, optimizer, cfg.trainer.max_epochs, seed=cfg.seed, **recipe
     )
@@ -317,7 +318,8 @@ def build_network(cfg: DictConfig, data: EventDataModule) -> SpikingClassifier:
     """
     if "_target_" in cfg.model:
         try:
-            return _classifier(cfg, data, {"layer": instantiate(cfg.model, _partial_=True)})
+            layer = _instantiate(cfg.model, "model", _partial_=True)
+            return _classifier(cfg, data, {"layer": layer})
         except TypeError as error:  # an argument that the class does not have
             raise ValueError(f"model: {error}") from error
     return _classifier(cfg, data, {**cfg.model, "surrogate": _surrogate(cfg.model.surrogate)})
@@ -332,12 +334,12 @@ def _classifier(cfg: DictConfig, data: EventDataModule, neurons: dict) -> Spikin
 def build_module(cfg: DictConfig, data: EventDataModule) -> ClassificationModule:
     """The Lightning module: network, optimiser and scheduler."""
     network = build_network(cfg, data)
-    scheduler = instantiate(cfg.scheduler) if cfg.scheduler else None
+    scheduler = _instantiate(cfg.scheduler, "scheduler") if cfg.scheduler else None
     return ClassificationModule(
         network,
         data.n_classes,
         data.dt_ms,
-        instantiate(cfg.optimizer),
+        _instantiate(cfg.optimizer, "optimizer"),
         scheduler,
         label_smoothing=cfg.label_smoothing,
     )
@@ -345,6 +347,21 @@ def build_module(cfg: DictConfig, data: EventDataModule) -> ClassificationModule
 
 def build_trainer(cfg: DictConfig, callbacks: list[pl.Callback], **options: Any) -> pl.Trainer:
     """The trainer with the configured callbacks and loggers beside `callbacks`."""
-    configured = [instantiate(c) for c in (cfg.callbacks or {}).values() if c is not None]
-    loggers = [instantiate(logger) for logger in (cfg.logger or {}).values()]
-    return instantiate(cfg.trainer, callbacks=[*configured, *callbacks], logger=loggers, **options)
+    callbacks = [*_instantiate_all(cfg.callbacks, "callbacks"), *callbacks]
+    loggers = _instantiate_all(cfg.logger, "logger")
+    return _instantiate(cfg.trainer, "trainer", callbacks=callbacks, logger=loggers, **options)
+
+
+def _instantiate_all(nodes: DictConfig | None, key: str) -> list[Any]:
+    """What a group of named nodes stands for, without those that are null."""
+    named = (nodes or {}).items()
+    return [_instantiate(node, f"{key}.{name}") for name, node in named if node is not None]
+
+
+def _instantiate(node: DictConfig, key: str, **options: Any) -> Any:
+    """What the node's `_target_` makes, if that and all below it may be called.
+
+    Raises:
+        ValueError: a `_target_` that is not allowed (`blockspike.targets`); names its key.
+    """
+    return instantiate(checked_targets(plain(node), key), **options)

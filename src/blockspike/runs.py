@@ -17,6 +17,8 @@ from hydra.errors import InstantiationException
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.utilities import rank_zero_only
 
+from blockspike.plain_yaml import read_plain_yaml
+
 _PACKAGES = ("blockspike", "torch", "pytorch-lightning", "numpy", "numba")
 _LOCK_TRIES, _LOCK_PAUSE_S = 20, 0.1  # who looks whether a run is held, holds it for a moment
 
@@ -57,17 +59,16 @@ class Run:
         return json.loads(path.read_text()) if path.is_file() else None
 
     def config(self) -> DictConfig:
-        """The configuration it was started with.
+        """The configuration it was started with, which may be another person's: plain values only.
 
         Raises:
             FileNotFoundError: the folder holds no run.
+            ValueError: not a configuration as a run writes it.
         """
         path = self.folder / "config.yaml"
         if not path.is_file():
             raise FileNotFoundError(f"{self.folder}: no run here (expected {path.name})")
-        config = OmegaConf.load(path)
-        assert isinstance(config, DictConfig)
-        return config
+        return read_plain_yaml(path)
 
     def check_content(self, content: dict[str, Any]) -> None:
         """Raise RunRefusedError if the folder belongs to a run with another configuration."""

@@ -279,6 +279,7 @@ def test_a_run_of_two_processes_fails_alone(
     folder.mkdir(parents=True)
     (folder / "fails.yaml").write_text("fails:\n  _target_: strange.Fails\n")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.setenv("BLOCKSPIKE_ALLOW", "strange")
     args = ("--config-dir", "my_conf", "callbacks=fails,none", f"sweep={launcher}", *SMALL)
     args = (*args, "trainer=ddp_cpu", "network.n_hidden=8", "trainer.max_epochs=1")
     assert start(tmp_path, data_dir, "train", "-m", *args).wait() == 2

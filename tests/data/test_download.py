@@ -1,10 +1,13 @@
 from __future__ import annotations
 
 import hashlib
+import ssl
 import sys
 import threading
 import zipfile
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import h5py
 import pytest
@@ -15,19 +18,30 @@ from blockspike.data.event_file import read_event_file
 from blockspike.data.nmnist import NMNISTDataModule
 from blockspike.data.shd import SHDDataModule
 
+# A key and a certificate of its own for 127.0.0.1, trusted by these tests alone:
+# openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 36500
+#   -subj /CN=localhost -addext subjectAltName=DNS:localhost,IP:127.0.0.1
+CERTIFICATE = Path(__file__).with_name("localhost.pem")
+
 
 class Server(ThreadingHTTPServer):
     """Serves ``files`` from memory; cuts the next answers after ``cut_after`` bytes."""
 
-    def __init__(self, ranges: bool = True) -> None:
+    def __init__(self, ranges: bool = True, scheme: str = "https") -> None:
         super().__init__(("127.0.0.1", 0), Handler)
+        self.scheme = scheme
+        if scheme == "https":
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            context.load_cert_chain(CERTIFICATE)
+            self.socket = context.wrap_socket(self.socket, server_side=True)
+        self.redirects: dict[str, str] = {}
         self.files: dict[str, bytes] = {}
         self.cut_after: int | None = None
         self.ranges = ranges
         self.requests: list[tuple[str, str | None]] = []
 
     def url(self, name: str) -> str:
-        return f"http://127.0.0.1:{self.server_port}/{name}"
+        return f"{self.scheme}://127.0.0.1:{self.server_port}/{name}"
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -36,6 +50,11 @@ class Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         name, asked = self.path.lstrip("/"), self.headers["Range"]
         self.server.requests.append((name, asked))
+        if name in self.server.redirects:
+            self.send_response(302)
+            self.send_header("Location", self.server.redirects[name])
+            self.end_headers()
+            return
         if name not in self.server.files:
             self.send_error(404)
             return
@@ -53,14 +72,21 @@ class Handler(BaseHTTPRequestHandler):
         pass
 
 
-@pytest.fixture(params=[True])
-def server(request):
-    with Server(ranges=request.param) as running:
+@contextmanager
+def serving(**options):
+    with Server(**options) as running:
         thread = threading.Thread(target=running.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
         yield running
         running.shutdown()
         thread.join()
+
+
+@pytest.fixture(params=[True])
+def server(request, monkeypatch):
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(CERTIFICATE))
+    with serving(ranges=request.param) as running:
+        yield running
 
 
 def md5(content: bytes) -> str:
@@ -123,6 +149,37 @@ def test_a_corrupt_partial_file_does_not_stay(server, tmp_path):
     with pytest.raises(ValueError, match="does not match"):
         fetch(remote(server), tmp_path)
     assert fetch(remote(server), tmp_path).read_bytes() == CONTENT
+
+
+def test_what_is_not_https_is_not_asked(tmp_path):
+    with serving(scheme="http") as plain:
+        with pytest.raises(ValueError, match=r"http://.*expected an address .* https"):
+            fetch(remote(plain), tmp_path)
+        assert not plain.requests and not list(tmp_path.iterdir())
+
+
+def test_a_redirect_to_http_is_not_followed(server, tmp_path):
+    with serving(scheme="http") as plain:
+        file = remote(plain)
+        server.redirects["start"] = file.url
+        file = RemoteFile(server.url("start"), file.filename, file.md5)
+        with pytest.raises(ValueError, match=r"https://.*leads to another scheme, expected https"):
+            fetch(file, tmp_path)
+        assert not plain.requests and not list(tmp_path.iterdir())
+
+
+def test_a_redirect_to_https_is_followed(server, tmp_path):
+    file = remote(server)
+    server.redirects["start"] = file.url
+    fetched = fetch(RemoteFile(server.url("start"), "a.zip", file.md5), tmp_path)
+    assert fetched.read_bytes() == CONTENT
+
+
+def test_a_server_that_nobody_vouches_for_is_refused(server, tmp_path, monkeypatch):
+    monkeypatch.delenv("REQUESTS_CA_BUNDLE")
+    with pytest.raises(ConnectionError, match="certificate"):
+        fetch(remote(server), tmp_path)
+    assert not server.requests and not list(tmp_path.iterdir())
 
 
 def test_a_missing_page_is_named(server, tmp_path):

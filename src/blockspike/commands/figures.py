@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 from omegaconf import DictConfig
 
+from blockspike.data.limits import read_npz
 from blockspike.figures.classification import classification
 from blockspike.figures.learning_curve import learning_curve
 from blockspike.figures.raster import raster
@@ -48,8 +48,8 @@ def figures(cfg: DictConfig) -> None:
 def _of_run(run: Run) -> list[Path]:
     row, scores = run.result(), read_json(run.folder / "evaluation.json")
     if row is not None and "fit_s" in row:
-        with np.load(run.folder / "traces.npz") as traces:
-            return [recording_fit(dict(traces), run.folder / "figures" / "recording")]
+        traces = read_npz(run.folder / "traces.npz")
+        return [recording_fit(traces, run.folder / "figures" / "recording")]
     if row is None or not scores:
         raise FileNotFoundError(
             f"{run.folder}: expected a finished run that was evaluated; "
@@ -60,8 +60,7 @@ def _of_run(run: Run) -> list[Path]:
     curve = learning_curve(
         metrics, scores, row["chosen_epoch"], row["test_accuracy"], folder / "learning_curve"
     )
-    with np.load(run.folder / "activity.npz") as activity:
-        return [curve, raster(dict(activity), folder / "raster")]
+    return [curve, raster(read_npz(run.folder / "activity.npz"), folder / "raster")]
 
 
 def _of_table(cfg: DictConfig) -> list[Path]:

@@ -40,6 +40,7 @@ from blockspike.data.recordings_datamodule import RecordingsDataModule
 STIMULI = ("Noise 1", "Noise 2")
 _SPECIES, _LAYER, _NO_DISEASE = "mus musculus", "4", ("", "no disease", None)
 _REPEATED, _MIN_REPEATS = "Noise 2", 4
+_ADDRESS = "https://api.brain-map.org"  # AllenSDK's own default is http
 _TIMEOUT_S = 60
 _GIVE_UP_AFTER = 3  # cells without a connection in a row: it is the network, not the cells
 
@@ -222,7 +223,7 @@ def _cell_types_cache(manifest: Path, base_uri: str | None) -> Any:
                 "pip install 'blockspike[allen]', which needs Python 3.11"
             ) from error
         try:
-            return module.CellTypesCache(manifest_file=str(manifest), base_uri=base_uri)
+            return module.CellTypesCache(manifest_file=str(manifest), base_uri=base_uri or _ADDRESS)
         except Exception as error:  # AllenSDK has no error class for it
             raise ValueError(f"{manifest}: AllenSDK cannot use it ({_one_line(error)})") from error
 

@@ -1,4 +1,4 @@
-"""Downloads of public data sets: addresses and checksums from tonic, transfer by pooch.
+"""Downloads of public data sets by https: addresses and checksums from tonic, transfer by pooch.
 
 tonic's own downloader leaves an unverified file under the final name, cannot resume and falls
 back from https to http, so only what it knows is used.
@@ -71,8 +71,11 @@ def fetch(file: RemoteFile, folder: Path | str) -> Path:
 
     Raises:
         ConnectionError: the transfer failed; what arrived is kept and the next call continues it.
-        ValueError: the checksum is wrong; nothing is kept.
+        ValueError: the checksum is wrong, and nothing is kept; or the address is not https or leads
+            elsewhere, which is not asked.
     """
+    if not file.url.startswith("https://"):
+        raise ValueError(f"{file.url}: expected an address that starts with https://")
     import pooch  # warns in a notebook without widgets
 
     # Any: pooch's protocol names its arguments for another use of a downloader.
@@ -97,20 +100,24 @@ class _ResumingDownloader:
         import requests  # a dependency of pooch, slow to import
 
         try:
-            self._transfer(url, requests)
+            with requests.Session() as session:
+                session.adapters.pop("http://")  # nor may the server lead there
+                self._transfer(url, requests, session)
+        except requests.exceptions.InvalidSchema as error:
+            raise ValueError(f"{url}: leads to another scheme, expected https ({error})") from error
         except (requests.RequestException, OSError) as error:
             raise ConnectionError(
                 f"{url}: download failed ({error}); the same command continues it"
             ) from error
         self.partial.replace(output_file)
 
-    def _transfer(self, url: str, requests: Any) -> None:
+    def _transfer(self, url: str, requests: Any, session: Any) -> None:
         start = self.partial.stat().st_size if self.partial.exists() else 0
         # "identity": a compressed transfer would make byte ranges meaningless.
         headers = {"Accept-Encoding": "identity", "User-Agent": "blockspike"}
         if start:
             headers["Range"] = f"bytes={start}-"
-        with requests.get(url, headers=headers, stream=True, timeout=_TIMEOUT_S) as response:
+        with session.get(url, headers=headers, stream=True, timeout=_TIMEOUT_S) as response:
             if response.status_code == requests.codes.requested_range_not_satisfiable:
                 return  # everything had arrived; the checksum decides
             response.raise_for_status()

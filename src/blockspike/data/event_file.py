@@ -230,20 +230,27 @@ def _read_split(path: Path, file: h5py.File, key: str) -> EventSplit:
         raise ValueError(f"{path}: group {key!r} is missing, expected groups train and test")
     split = EventSplit(
         time=_map(path, _array(path, group, "time")),
-        unit=_map(path, _array(path, group, "unit")),
-        offset=_array(path, group, "offset")[()],
-        label=_array(path, group, "label")[()],
-        speaker=_array(path, group, "speaker")[()] if "speaker" in group else None,
+        unit=_map(path, _array(path, group, "unit", np.uint16)),
+        offset=_map(path, _array(path, group, "offset", np.int64)).copy(),
+        label=_map(path, _array(path, group, "label", np.int64)).copy(),
+        speaker=_map(path, _array(path, group, "speaker", np.int64)).copy()
+        if "speaker" in group
+        else None,
         unit_s=float(_attribute(path, group, "unit_s")),
     )
     _check_split(f"{path}, {key}", split, int(_attribute(path, file, "n_classes")))
     return split
 
 
-def _array(path: Path, group: h5py.Group, key: str) -> h5py.Dataset:
+def _array(path: Path, group: h5py.Group, key: str, dtype: type | None = None) -> h5py.Dataset:
     dataset = group.get(key)
     if not isinstance(dataset, h5py.Dataset) or dataset.ndim != 1:
         raise ValueError(f"{path}: array {key!r} of {group.name} is missing or not a vector")
+    # Mapped as they lie there: pointers to elsewhere in the file would be taken for addresses.
+    if dataset.dtype != dtype if dtype else dataset.dtype.kind not in "fiu":
+        expected = np.dtype(dtype).name if dtype else "numbers"
+        where = f"{path}, {str(group.name).strip('/')}"
+        raise ValueError(f"{where}: found {key} of {dataset.dtype}, expected {expected}")
     return dataset
 
 
@@ -261,8 +268,6 @@ def _check_split(where: str, split: EventSplit, n_classes: int) -> None:
     n_samples, n_events = len(split.label), len(split.unit)
     if len(split.time) != n_events:
         raise ValueError(f"{where}: found {len(split.time)} times and {n_events} units")
-    if split.unit.dtype != np.uint16:
-        raise ValueError(f"{where}: found unit of {split.unit.dtype}, expected uint16")
     offset = split.offset
     if len(offset) != n_samples + 1:
         raise ValueError(

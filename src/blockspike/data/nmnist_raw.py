@@ -16,9 +16,12 @@ from pathlib import Path
 from typing import IO
 from zlib import error as ZlibError
 
+from blockspike.data.limits import ReadLimit, check_zip_member, open_unpacked
+
 _DIGITS = tuple("0123456789")
 _MEMBER = re.compile(r"(?:^|/)(train|test)/([^/]+)/([^/.][^/]*\.bin)$", re.IGNORECASE)
 _ARCHIVE_ERRORS = (zipfile.BadZipFile, tarfile.TarError, LZMAError, EOFError, ZlibError)
+_MOST_MEMBERS = 200_000
 _EXPECTED = (
     "expected Train/ and Test/, each with digit folders 0 to 9 of .bin files, or an archive of them"
 )
@@ -104,10 +107,15 @@ def _list(source: Path, spool: IO[bytes], stack: ExitStack) -> Iterable[_Found]:
     if source.is_dir():
         return _list_folder(source)
     try:
+        limit = ReadLimit(source)
         if zipfile.is_zipfile(source):
-            return _list_zip(stack.enter_context(zipfile.ZipFile(source)))
-        with tarfile.open(source) as archive:
-            return _spool_tar(archive, spool)
+            return _list_zip(stack.enter_context(zipfile.ZipFile(source)), limit)
+        # As a stream: members are read in the order of the file, whatever offsets they declare.
+        with (
+            open_unpacked(source, limit) as stream,
+            tarfile.open(fileobj=stream, mode="r|") as archive,
+        ):
+            return _spool_tar(archive, spool, limit)
     except _ARCHIVE_ERRORS as error:
         raise ValueError(f"{source}: not a complete .zip or .tar archive ({error})") from error
 
@@ -121,26 +129,34 @@ def _list_folder(folder: Path) -> Iterator[_Found]:
                 yield _Found(member, path.stat().st_size, path.read_bytes)
 
 
-def _list_zip(archive: zipfile.ZipFile) -> list[_Found]:
-    return [
-        _Found(info.filename, info.file_size, partial(archive.read, info))
-        for info in archive.infolist()
-    ]
+def _list_zip(archive: zipfile.ZipFile, limit: ReadLimit) -> list[_Found]:
+    members = [info for info in archive.infolist() if _MEMBER.search(info.filename)]
+    _check_number(limit.path, len(members))
+    for info in members:
+        check_zip_member(info, limit)
+    return [_Found(info.filename, info.file_size, partial(archive.read, info)) for info in members]
 
 
-def _spool_tar(archive: tarfile.TarFile, spool: IO[bytes]) -> list[_Found]:
+def _spool_tar(archive: tarfile.TarFile, spool: IO[bytes], limit: ReadLimit) -> list[_Found]:
     """Copy the members one after another: a tar has no index and xz cannot seek.
 
-    No name from the archive reaches the file system.
+    No name from the archive reaches the file system; links are passed over.
     """
     found, start = [], 0
     for member in archive:
         stream = archive.extractfile(member) if member.isfile() else None
         if stream is None or not _MEMBER.search(member.name):
             continue
+        limit.take(member.size, repr(member.name))  # a sparse one may declare anything
         spool.write(stream.read())
         read = partial(os.pread, spool.fileno(), member.size, start)
         found.append(_Found(member.name, member.size, read))
+        _check_number(limit.path, len(found))
         start += member.size
     spool.flush()
     return found
+
+
+def _check_number(path: Path, n_members: int) -> None:
+    if n_members > _MOST_MEMBERS:
+        raise ValueError(f"{path}: holds over {_MOST_MEMBERS} recordings, N-MNIST has 70 000")

@@ -14,6 +14,7 @@ from typing import Any
 import h5py
 import numpy as np
 
+from blockspike.data.limits import DatasetReader, ReadLimit
 from blockspike.data.sweeps import Sweep, check_current, converted_to, dt_ms_of, text_of
 
 # AllenSDK's rule: files of earlier pipelines hold SI values and a conversion that is wrong.
@@ -33,14 +34,16 @@ def allen_sweeps(path: Path, file: h5py.File) -> list[_AllenSweep]:
             f"{path}: epochs is missing, expected NWB 1 of the Allen Cell Types Database, or NWB 2"
         )
     numbers = [int(m[1]) for m in (re.fullmatch(r"Sweep_(\d+)", str(key)) for key in epochs) if m]
-    return [_AllenSweep(path, file, number) for number in numbers]
+    reader = DatasetReader(file, ReadLimit(path))
+    return [_AllenSweep(path, file, reader, number) for number in numbers]
 
 
 class _AllenSweep:
-    def __init__(self, path: Path, file: h5py.File, number: int) -> None:
+    def __init__(self, path: Path, file: h5py.File, reader: DatasetReader, number: int) -> None:
         self.number = number
         self.where = f"{path}, sweep {number}"
         self.file = file
+        self.reader = reader
         self.stimulus = self._name()
 
     def is_voltage_clamp(self) -> bool:
@@ -62,12 +65,12 @@ class _AllenSweep:
         for folder in ("acquisition/timeseries", "stimulus/presentation"):
             dataset = self.file.get(f"{folder}/Sweep_{self.number}/aibs_stimulus_name")
             if isinstance(dataset, h5py.Dataset):
-                return text_of(dataset[()]).strip()
+                return text_of(self.reader.read(dataset)).strip()
         return ""
 
     def _current_pa(self) -> np.ndarray:
         dataset = self._dataset("stimulus/timeseries/data")
-        raw = np.asarray(dataset[()])
+        raw = self.reader.read(dataset)
         check_current(self.where, raw)
         return self._in_si(dataset, raw, "current")
 
@@ -80,20 +83,18 @@ class _AllenSweep:
                 "in volts"
             )
         dataset = self._dataset("response/timeseries/data")
-        return self._in_si(dataset, np.asarray(dataset[()]), "voltage")
+        return self._in_si(dataset, self.reader.read(dataset), "voltage")
 
     def _in_si(self, dataset: h5py.Dataset, raw: np.ndarray, quantity: str) -> np.ndarray:
         conversion = float(np.asarray(dataset.attrs.get("conversion", 1.0)).reshape(-1)[0])
-        is_old = _pipeline_version(self.file) < _FIRST_RIGHT_PIPELINE
+        is_old = _pipeline_version(self.file, self.reader) < _FIRST_RIGHT_PIPELINE
         return converted_to(self.where, raw, quantity, conversion, may_be_si=is_old)
 
     def _spike_times_s(self) -> np.ndarray | None:
         for key in ("spike_times", "aibs_spike_times"):
             dataset = self.file.get(f"analysis/{key}/Sweep_{self.number}")
             if isinstance(dataset, h5py.Dataset):
-                # h5py gives an `Empty` for a dataset without a shape
-                stored = dataset[()] if dataset.shape is not None else []
-                return np.asarray(stored, np.float64).reshape(-1)
+                return np.asarray(self.reader.read(dataset), np.float64).reshape(-1)
         return None
 
     def _unit(self, side: str) -> str:
@@ -117,12 +118,12 @@ class _AllenSweep:
         return self.file.get(f"epochs/Sweep_{self.number}/{key}")
 
 
-def _pipeline_version(file: h5py.File) -> tuple[int, int]:
+def _pipeline_version(file: h5py.File, reader: DatasetReader) -> tuple[int, int]:
     """Version of Allen's pipeline, (0, 0) if not given; ``generated_by`` lists keys and values."""
     dataset = file.get("general/generated_by")
     if not isinstance(dataset, h5py.Dataset):
         return 0, 0
-    words = [text_of(word).strip() for word in np.asarray(dataset[()], object).reshape(-1)]
+    words = [text_of(word).strip() for word in np.asarray(reader.read(dataset), object).reshape(-1)]
     for key, value in pairwise(words):
         match = re.match(r"(\d+)\.(\d+)", value)
         if key == "version" and match:

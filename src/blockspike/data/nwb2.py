@@ -14,8 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 
+from blockspike.data.limits import ReadLimit, check_tree
 from blockspike.data.sweeps import (
     Sweep,
     check_current,
@@ -31,6 +33,7 @@ def read_nwb2(
     path: Path, stimuli: Sequence[str] | None, sweeps: Sequence[int] | None
 ) -> Iterator[Sweep]:
     """Read sweeps one by one; arguments and errors as `nwb.read_sweeps`."""
+    check_tree(path)
     with _open_nwb2(path) as io:
         content = _content_of(path, io)
         for stored in choose(path, _nwb2_sweeps(path, content), stimuli, sweeps):
@@ -64,7 +67,8 @@ def _nwb2_sweeps(path: Path, content: Any) -> list[_Nwb2Sweep]:
     table = content.intracellular_recordings
     has_rows = table is not None and len(table)
     rows = _table_pairs(content, table) if has_rows else _pairs(path, content)
-    found = [_Nwb2Sweep(path, *row) for row in rows]
+    limit = ReadLimit(path)
+    found = [_Nwb2Sweep(path, limit, *row) for row in rows]
     for number, count in Counter(sweep.number for sweep in found).items():
         if count > 1:
             raise ValueError(
@@ -150,18 +154,22 @@ class _Part:
     def is_voltage_clamp(self) -> bool:
         return type(self.series).__name__.startswith("VoltageClamp")
 
-    def raw(self) -> np.ndarray:
-        return np.asarray(self.series.data[self.samples or slice(None)])
+    def raw(self, limit: ReadLimit) -> np.ndarray:
+        data = self.series.data
+        if isinstance(data, h5py.Dataset):  # many series may share one
+            limit.take(data.nbytes, str(data.name))
+        return np.asarray(data[self.samples or slice(None)])
 
-    def converted(self, where: str, quantity: str) -> np.ndarray:
+    def converted(self, where: str, raw: np.ndarray, quantity: str) -> np.ndarray:
         conversion, offset = float(self.series.conversion), float(self.series.offset)
-        return converted_to(where, self.raw(), quantity, conversion, offset)
+        return converted_to(where, raw, quantity, conversion, offset)
 
 
 class _Nwb2Sweep:
     def __init__(
         self,
         path: Path,
+        limit: ReadLimit,
         number: int,
         stimulus_type: str,
         stimulus: _Part | None,
@@ -169,6 +177,7 @@ class _Nwb2Sweep:
     ) -> None:
         self.number = number
         self.where = f"{path}, sweep {number}"
+        self.limit = limit
         self.stimulus_part = stimulus
         self.response_part = response
         self.shared_name = _description(stimulus) or _description(response) or stimulus_type
@@ -182,15 +191,19 @@ class _Nwb2Sweep:
             raise ValueError(
                 f"{self.where}: the stimulus is missing, expected a CurrentClampStimulusSeries"
             )
-        check_current(self.where, self.stimulus_part.raw())
+        current = self.stimulus_part.raw(self.limit)
+        check_current(self.where, current)
         response = self.response_part
+        voltage = None if response is None else response.raw(self.limit)
         return Sweep(
             number=self.number,
             stimulus=self.stimulus,
             is_shared_name=bool(self.shared_name),
             dt_ms=dt_ms_of(self.where, self.stimulus_part.series.rate),
-            current_pa=self.stimulus_part.converted(self.where, "current"),
-            voltage_mv=None if response is None else response.converted(self.where, "voltage"),
+            current_pa=self.stimulus_part.converted(self.where, current, "current"),
+            voltage_mv=None
+            if response is None or voltage is None
+            else response.converted(self.where, voltage, "voltage"),
             spike_times_s=None,
         )
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from scipy.signal import find_peaks
 
+from blockspike.data.limits import read_npz
 from blockspike.data.nwb import read_sweeps
 from blockspike.data.sweeps import VOLTAGE_RANGE_MV, Sweep, check_current, indices_of, peak_of
 
@@ -256,7 +257,7 @@ def _by_repeat(trains: Sequence[Sequence[np.ndarray | None]]) -> list[list[np.nd
 def _load_npz(path: Path, stimuli: Sequence[str] | None, sweeps: Sequence[int] | None) -> Recording:
     if sweeps is not None:
         raise ValueError(f"{path}: an .npz has no sweeps, got sweeps={list(sweeps)}, expected None")
-    arrays = _arrays(path)
+    arrays = read_npz(path)
     current = np.atleast_2d(_required(path, arrays, "current_pa"))
     if current.ndim != 2 or not len(current):
         raise ValueError(
@@ -277,14 +278,6 @@ def _load_npz(path: Path, stimuli: Sequence[str] | None, sweeps: Sequence[int] |
         dt_ms=dt_ms,
         stimuli=tuple(names[s] for s in kept),
     )
-
-
-def _arrays(path: Path) -> dict[str, np.ndarray]:
-    try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
-            return {key: archive[key] for key in archive.files}
-    except Exception as error:  # damaged files raise whatever numpy and zipfile run into
-        raise ValueError(f"{path}: not a complete .npz of plain arrays ({error})") from error
 
 
 def _required(path: Path, arrays: dict[str, np.ndarray], key: str) -> np.ndarray:

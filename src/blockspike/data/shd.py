@@ -7,7 +7,6 @@ and German (10 to 19) through an inner-ear model with 700 channels.
 
 from __future__ import annotations
 
-import gzip
 import hashlib
 import io
 import lzma
@@ -16,6 +15,7 @@ import zipfile
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -25,6 +25,7 @@ import numpy as np
 from blockspike.data.datamodule import EventDataModule, require
 from blockspike.data.download import fetch, shd_files
 from blockspike.data.event_file import EventSplit, SplitContent, write_event_file
+from blockspike.data.limits import DatasetReader, ReadLimit, open_unpacked, read_zip_member
 from blockspike.data.loader import EventDataset, EventMap, Gathered
 from blockspike.data.progress import progress
 
@@ -81,31 +82,32 @@ def open_h5(path: Path | str) -> SHDRecordings:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file, expected SHD data ({', '.join(_SUFFIXES)})")
     try:
-        with h5py.File(_unpacked(path), "r") as file:
-            return _read(path, file)
+        limit = ReadLimit(path)
+        with h5py.File(_unpacked(path, limit), "r") as file:
+            return _read(path, file, DatasetReader(file, limit))
     except _READ_ERRORS as error:
         raise ValueError(f"{path}: not a complete file of SHD's layout ({error})") from error
 
 
-def _unpacked(path: Path) -> Path | io.BytesIO:
-    if path.name.endswith(".gz"):
-        return io.BytesIO(gzip.decompress(path.read_bytes()))
-    if path.name.endswith(".xz"):
-        return io.BytesIO(lzma.decompress(path.read_bytes()))
+def _unpacked(path: Path, limit: ReadLimit) -> Path | io.BytesIO:
+    if path.name.endswith((".gz", ".xz")):
+        with open_unpacked(path, limit) as file:
+            return io.BytesIO(file.read())
     if path.name.endswith(".zip"):
         with zipfile.ZipFile(path) as archive:
-            members = [name for name in archive.namelist() if name.endswith(".h5")]
+            members = [member for member in archive.infolist() if member.filename.endswith(".h5")]
             if len(members) != 1:
                 raise ValueError(f"{path}: found {len(members)} .h5 files, expected one")
-            return io.BytesIO(archive.read(members[0]))
+            return io.BytesIO(read_zip_member(archive, members[0], limit))
     return path
 
 
-def _read(path: Path, file: h5py.File) -> SHDRecordings:
-    label = _column(path, file, "labels")
+def _read(path: Path, file: h5py.File, reader: DatasetReader) -> SHDRecordings:
+    column = partial(_column, path, file, reader)
+    label = column("labels")
     n_samples = len(label)
-    times = _ragged(path, _column(path, file, "spikes/times", n_samples), "times")
-    units = _ragged(path, _column(path, file, "spikes/units", n_samples), "units")
+    times = _ragged(path, column("spikes/times", n_samples), "times")
+    units = _ragged(path, column("spikes/units", n_samples), "units")
     n_times, n_units = (np.array([len(x) for x in ragged]) for ragged in (times, units))
     for i in np.flatnonzero(n_times != n_units)[:1]:
         raise ValueError(
@@ -117,25 +119,26 @@ def _read(path: Path, file: h5py.File) -> SHDRecordings:
     _check_labels(path, label)
     _check_units(path, unit, offset)
     _check_times(path, time_s, offset)
-    sources = file.get("extra/source_file")
     return SHDRecordings(
         time_s=time_s,
         unit=unit.astype(np.uint16),
         offset=offset,
         label=label.astype(np.int64),
-        speaker=_column(path, file, "extra/speaker", n_samples).astype(np.int64),
-        keys=_strings(_column(path, file, "extra/keys")),
-        source_file=_strings(sources[()]) if isinstance(sources, h5py.Dataset) else (),
+        speaker=column("extra/speaker", n_samples).astype(np.int64),
+        keys=_strings(column("extra/keys")),
+        source_file=_strings(column("extra/source_file")) if "extra/source_file" in file else (),
     )
 
 
-def _column(path: Path, file: h5py.File, key: str, length: int | None = None) -> np.ndarray:
+def _column(
+    path: Path, file: h5py.File, reader: DatasetReader, key: str, length: int | None = None
+) -> np.ndarray:
     dataset = file.get(key)
     if not isinstance(dataset, h5py.Dataset) or dataset.ndim != 1:
         raise ValueError(f"{path}: {key} is missing or not one-dimensional, expected SHD's layout")
     if length is not None and len(dataset) != length:
         raise ValueError(f"{path}: found {len(dataset)} {key}, expected one a label, {length}")
-    return dataset[()]
+    return reader.read(dataset)
 
 
 def _ragged(path: Path, column: np.ndarray, key: str) -> np.ndarray:
@@ -273,7 +276,7 @@ def describe(train_h5: Path, test_h5: Path) -> str:
     """
     if train_h5.suffix == test_h5.suffix == ".zip" and _are_published(train_h5, test_h5):
         return "SHD"
-    with h5py.File(_unpacked(train_h5), "r") as file:
+    with h5py.File(_unpacked(train_h5, ReadLimit(train_h5)), "r") as file:
         note, colon, _ = str(file.attrs.get("note", "")).partition(":")
         own = str(file.attrs.get("name", note if colon else "SHD-layout data"))
     return "SHD-layout data" if own.strip().upper() == "SHD" else own

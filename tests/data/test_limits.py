@@ -1,0 +1,281 @@
+"""Files of others write nothing outside their folder, and small ones stay small in memory."""
+
+import gzip
+import io
+import json
+import lzma
+import shutil
+import tarfile
+import zipfile
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+import torch
+from made_data import make_nmnist, make_shd
+
+from blockspike.data import limits
+from blockspike.data.event_file import read_event_file
+from blockspike.data.limits import read_npz
+from blockspike.data.nmnist import prepare_nmnist
+from blockspike.data.recordings import load_recording
+from blockspike.data.shd import open_h5
+from blockspike.training.checkpoint_io import load_plain, save_plain
+
+
+def recordings(folder: Path) -> dict[str, bytes]:
+    """Name in an archive → content of N-MNIST's smallest."""
+    root = make_nmnist(folder / "made", 1, 1, n_events=5)
+    return {p.relative_to(root).as_posix(): p.read_bytes() for p in sorted(root.rglob("*.bin"))}
+
+
+def zipped(path: Path, members: dict[str, bytes]) -> Path:
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in members.items():
+            archive.writestr(name, content)
+    return path
+
+
+def tarred(path: Path, members: dict[str, bytes], *others: tarfile.TarInfo) -> Path:
+    with tarfile.open(path, "w:gz") as archive:
+        for name, content in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            archive.addfile(info, io.BytesIO(content))
+        for info in others:
+            archive.addfile(info)
+    return path
+
+
+@pytest.mark.parametrize("pack", [zipped, tarred])
+def test_an_archive_writes_nothing_but_the_prepared_file(tmp_path, pack):
+    members, outside = recordings(tmp_path), tmp_path / "outside"
+    content = next(iter(members.values()))
+    for name in ("../../outside", "../outside", str(outside)):
+        members[f"{name}/Train/0/a.bin"] = content
+    folder = tmp_path / "in" / "here"
+    folder.mkdir(parents=True)
+    path = pack(tmp_path / "a.archive", members)
+    prepare_nmnist(path, folder / "a.h5")
+    assert [p.name for p in folder.iterdir()] == ["a.h5"]
+    assert not outside.exists() and not (tmp_path / "in" / "outside").exists()
+
+
+def test_links_in_an_archive_are_passed_over(tmp_path):
+    (tmp_path / "secret").write_bytes(bytes(5))
+    links = []
+    for kind in (tarfile.SYMTYPE, tarfile.LNKTYPE):
+        link = tarfile.TarInfo(f"Train/0/{kind.decode()}.bin")
+        link.type, link.linkname = kind, str(tmp_path / "secret")
+        links.append(link)
+    members = recordings(tmp_path)
+    prepare_nmnist(tarred(tmp_path / "a.tar.gz", members, *links), tmp_path / "a.h5")
+    assert len(read_event_file(tmp_path / "a.h5").train) == 10
+
+
+ZEROS = bytes(80 << 20)
+SHORT = "holds .* bytes, expected at most 67108864"
+
+
+@pytest.mark.parametrize("pack", [zipped, tarred])
+def test_a_bomb_of_recordings_is_refused(tmp_path, pack):
+    path = pack(tmp_path / "a.archive", recordings(tmp_path) | {"Train/0/b.bin": ZEROS})
+    assert path.stat().st_size < 1 << 20
+    with pytest.raises(ValueError, match=SHORT):
+        prepare_nmnist(path, tmp_path / "a.h5")
+    assert not (tmp_path / "a.h5").exists()
+
+
+def test_a_sparse_tar_declares_what_it_does_not_hold(tmp_path):
+    header = tarfile.TarInfo("Train/0/b.bin")
+    header.pax_headers = {"GNU.sparse.major": "0", "GNU.sparse.size": str(1 << 40)}
+    header.pax_headers |= {"GNU.sparse.map": "0,0", "GNU.sparse.name": header.name}
+    path = tarred(tmp_path / "a.tar.gz", recordings(tmp_path), header)
+    with pytest.raises(ValueError, match=f"{1 << 40} bytes"):
+        prepare_nmnist(path, tmp_path / "a.h5")
+
+
+def test_too_many_members_are_refused(tmp_path, monkeypatch):
+    members = recordings(tmp_path)
+    monkeypatch.setattr("blockspike.data.nmnist_raw._MOST_MEMBERS", len(members) - 1)
+    for pack in (zipped, tarred):
+        with pytest.raises(ValueError, match="holds over 19 recordings"):
+            prepare_nmnist(pack(tmp_path / "a.archive", members), tmp_path / "a.h5")
+
+
+def test_a_zip_that_lies_about_a_size_is_damaged(tmp_path):
+    path = zipped(tmp_path / "a.zip", recordings(tmp_path) | {"Train/0/b.bin": ZEROS})
+    content = path.read_bytes()
+    assert content.count(len(ZEROS).to_bytes(4, "little")) == 2
+    path.write_bytes(content.replace(len(ZEROS).to_bytes(4, "little"), (100).to_bytes(4, "little")))
+    with pytest.raises(ValueError, match=r"Train/0/b\.bin: cannot be read"):
+        prepare_nmnist(path, tmp_path / "a.h5")
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_LZMA, zipfile.ZIP_BZIP2])
+def test_packing_that_asks_for_memory_is_refused(tmp_path, method):
+    with zipfile.ZipFile(tmp_path / "a.zip", "w", method) as archive:
+        for name, content in recordings(tmp_path).items():
+            archive.writestr(name, content)
+    with pytest.raises(ValueError, match="is not stored or deflated"):
+        prepare_nmnist(tmp_path / "a.zip", tmp_path / "a.h5")
+
+
+def test_an_xz_that_asks_for_memory_is_refused(tmp_path, monkeypatch):
+    make_shd(tmp_path / "a.h5", 3)
+    packed = tmp_path / "a.h5.xz"
+    packed.write_bytes(lzma.compress((tmp_path / "a.h5").read_bytes(), preset=6))
+    assert len(open_h5(packed)) == 3
+    monkeypatch.setattr(limits, "_XZ_MEMORY_BYTES", 1 << 20)
+    with pytest.raises(ValueError, match="Memory usage limit exceeded"):
+        open_h5(packed)
+
+
+def test_an_xz_of_several_streams_is_read_whole(tmp_path):
+    make_shd(tmp_path / "a.h5", 3)
+    content, packed = (tmp_path / "a.h5").read_bytes(), tmp_path / "b.h5.xz"
+    packed.write_bytes(lzma.compress(content[:1000]) + lzma.compress(content[1000:]) + bytes(8))
+    assert len(open_h5(packed)) == 3
+    packed.write_bytes(packed.read_bytes()[:-100])
+    with pytest.raises(ValueError, match="not a complete file"):
+        open_h5(packed)
+
+
+@pytest.mark.parametrize("suffix", ["gz", "xz", "zip"])
+def test_a_bomb_of_shd_is_refused(tmp_path, suffix):
+    path = tmp_path / f"a.h5.{suffix}"
+    if suffix == "zip":
+        zipped(path, {"a.h5": ZEROS})
+    else:
+        path.write_bytes({"gz": gzip, "xz": lzma}[suffix].compress(ZEROS))
+    with pytest.raises(ValueError, match=SHORT):
+        open_h5(path)
+
+
+def declared(file: h5py.File, key: str, n: int, **options) -> None:
+    """A dataset of zeros that takes next to nothing in the file."""
+    file.create_dataset(key, (n,), chunks=(1 << 20,), compression="gzip", **options)
+
+
+LARGE = 1 << 34
+
+
+def test_an_shd_file_that_declares_much_is_refused(tmp_path):
+    path = make_shd(tmp_path / "a.h5", 3, labels=None)
+    with h5py.File(path, "r+") as file:
+        declared(file, "labels", LARGE, dtype="u2")
+    with pytest.raises(ValueError, match=f"labels holds {2 * LARGE} bytes, expected at most"):
+        open_h5(path)
+
+
+def test_one_array_in_many_places_is_refused(tmp_path, monkeypatch):
+    """A reference takes 16 bytes, what it stands for has 4000, and 900 of them are equal."""
+    monkeypatch.setattr(limits, "SMALL_BYTES", 1 << 20)
+    path = make_shd(tmp_path / "a.h5", 900)
+    with h5py.File(path, "r+") as file:
+        dataset = file["spikes/times"]
+        assert isinstance(dataset, h5py.Dataset)
+        dataset[0] = np.zeros(2000, np.float16)
+        offset = dataset.id.get_offset()
+    content = bytearray(path.read_bytes())
+    for i in range(1, 900):
+        content[offset + 16 * i : offset + 16 * (i + 1)] = content[offset : offset + 16]
+    path.write_bytes(content)
+    assert 50 * len(content) > 900 * 4000  # so that only the other limit is in the way
+    monkeypatch.setattr(limits, "LARGEST_RATIO", 1)
+    with pytest.raises(ValueError, match="/spikes/times holds .* bytes, expected at most"):
+        open_h5(path)
+
+
+def test_a_chunk_larger_than_its_dataset_is_refused(tmp_path):
+    path = make_shd(tmp_path / "a.h5", 3, labels=None)
+    with h5py.File(path, "r+") as file:
+        file.create_dataset("labels", (3,), "u2", chunks=(1 << 30,), maxshape=(None,))
+    with pytest.raises(ValueError, match="labels: found chunks of 2147483648 bytes"):
+        open_h5(path)
+
+
+def foreign(path: Path, kind: str) -> None:
+    """Make ``labels`` of an SHD file the bytes of another file."""
+    secret = path.with_name("secret")
+    with h5py.File(path, "r+") as file:
+        del file["labels"]
+        if kind == "raw":
+            secret.write_bytes(bytes(6))
+            file.create_dataset("labels", (3,), "u2", external=[(str(secret), 0, 6)])
+            return
+        make_shd(secret, 3)
+        if kind == "link":
+            file["labels"] = h5py.ExternalLink(str(secret), "labels")
+        else:
+            layout = h5py.VirtualLayout((3,), "u2")
+            layout[:] = h5py.VirtualSource(str(secret), "labels", (3,))
+            file.create_virtual_dataset("labels", layout)
+
+
+@pytest.mark.parametrize("kind", ["raw", "link", "virtual"])
+def test_hdf5_does_not_reach_into_another_file(tmp_path, kind):
+    path = make_shd(tmp_path / "a.h5", 3)
+    foreign(path, kind)
+    words = "is put together" if kind == "virtual" else "lies in another file"
+    with pytest.raises(ValueError, match=f"labels {words}"):
+        open_h5(path)
+
+
+def test_nwb_that_declares_much_or_reaches_out_is_refused(tmp_path):
+    path = tmp_path / "a.nwb"
+    for version, data in (("2.6.0", "x"), ("1.0", "epochs/Sweep_1/stimulus/timeseries/data")):
+        with h5py.File(path, "w") as file:
+            file.attrs["nwb_version"] = version
+            declared(file, data, LARGE, dtype="f4")
+            file[data].attrs["unit"] = "A"
+            file["epochs/Sweep_1/stimulus/timeseries/starting_time"] = 0.0
+            file["epochs/Sweep_1/stimulus/timeseries/starting_time"].attrs["rate"] = 1e4
+        with pytest.raises(ValueError, match=f"{data} holds {4 * LARGE} bytes"):
+            load_recording(path)
+    with h5py.File(path, "w") as file:
+        file.attrs["nwb_version"] = "2.6.0"
+        file["there"] = h5py.ExternalLink("other.nwb", "x")
+    with pytest.raises(ValueError, match="/there is a link to another file"):
+        load_recording(path)
+
+
+def test_a_prepared_file_of_pointers_is_not_mapped(tmp_path, data_dir):
+    path = tmp_path / "a.h5"
+    shutil.copy(data_dir / "nmnist_sample.h5", path)
+    with h5py.File(path, "r+") as file:
+        del file["train/time"]
+        time = file.create_dataset("train/time", (10,), h5py.vlen_dtype(np.float32))
+        time[0] = [1.0]
+    with pytest.raises(ValueError, match="train: found time of object, expected numbers"):
+        read_event_file(path)
+
+
+def test_an_npz_that_declares_much_is_refused(tmp_path):
+    path = zipped(tmp_path / "zeros.npz", {"x.npy": ZEROS})
+    with pytest.raises(ValueError, match=SHORT):
+        read_npz(path)
+    stream = io.BytesIO()
+    header = {"descr": "<f8", "fortran_order": False, "shape": (1 << 40,)}
+    np.lib.format.write_array_header_1_0(stream, header)
+    with pytest.raises(ValueError, match="found 80 bytes of an array of"):
+        read_npz(zipped(path, {"x.npy": stream.getvalue() + bytes(80)}))
+    stream = io.BytesIO(b"\x93NUMPY\x02\x00" + (1 << 20).to_bytes(4, "little") + b" " * (1 << 20))
+    with pytest.raises(ValueError, match="header has more than 10000 bytes"):
+        read_npz(zipped(path, {"x.npy": stream.getvalue()}))
+
+
+def test_a_checkpoint_that_declares_much_is_refused(tmp_path):
+    save_plain({"x": torch.zeros(10)}, tmp_path / "a.ckpt")
+    content = (tmp_path / "a.ckpt").read_bytes()
+    n_header = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + n_header])
+    (name,) = header.keys() - {"__metadata__"}
+    header[name] |= {"shape": [1 << 36], "data_offsets": [0, 4 << 36]}
+    changed = json.dumps(header).encode()
+    (tmp_path / "a.ckpt").write_bytes(
+        len(changed).to_bytes(8, "little") + changed + content[8 + n_header :]
+    )
+    with pytest.raises(ValueError, match="not a readable checkpoint"):
+        load_plain(tmp_path / "a.ckpt")

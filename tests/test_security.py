@@ -1,0 +1,221 @@
+"""What others made is read, never run: folders of runs, configurations, recordings."""
+
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+
+from blockspike.cli import CONF
+from blockspike.config import build_trainer, register_schemas
+from blockspike.data.recordings import load_recording
+from blockspike.runs import Run
+from blockspike.targets import checked_targets
+
+SMALL = (
+    "data=nmnist_sample", "data.n_steps=20", "data.dt_ms=20", "network.n_hidden=8",
+    "trainer.max_epochs=1", "trainer.limit_train_batches=1", "trainer.limit_val_batches=1",
+    "trainer.limit_test_batches=1",
+)  # fmt: skip
+
+
+class Malicious:
+    """Leaves a file behind when it is unpickled."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
+@pytest.fixture
+def marker(tmp_path):
+    """What a payload makes; it must not be there in the end."""
+    path = tmp_path / "the_payload_ran"
+    pickle.loads(pickle.dumps(Malicious(path)))
+    assert path.exists()  # the payload works
+    path.unlink()
+    yield path
+    assert not path.exists()
+
+
+@pytest.fixture
+def finished(blockspike, tmp_path) -> Path:
+    blockspike("train", *SMALL)
+    (result,) = tmp_path.rglob("result.json")
+    return result.parent
+
+
+def refused(done) -> str:
+    """The one line with which a command ended."""
+    assert done.returncode == 2
+    (line,) = done.stderr.strip().splitlines()
+    return line
+
+
+# A run's folder
+
+
+@pytest.mark.parametrize("save", [torch.save, lambda x, path: path.write_bytes(pickle.dumps(x))])
+def test_a_checkpoint_is_not_unpickled(blockspike, finished, marker, save):
+    save({"state_dict": Malicious(marker)}, finished / "checkpoints" / "best.ckpt")
+    line = refused(blockspike("evaluate", f"run={finished}", check=False))
+    assert "best.ckpt: not a readable checkpoint" in line
+    (finished / "result.json").unlink()
+    for name in ("last", "previous"):
+        save(
+            {"epoch": 0, "state_dict": Malicious(marker)}, finished / "checkpoints" / f"{name}.ckpt"
+        )
+    done = blockspike("train", *SMALL, check=False)
+    assert done.returncode == 2 and "no checkpoint can be read" in done.stderr
+
+
+PAYLOADS = {
+    "tag": ('x: !!python/object/apply:pathlib.Path.touch ["{marker}"]', "expected no tags"),
+    "target": (
+        "data:\n  _target_: pathlib.Path.touch\n  self: {marker}",
+        "data._target_: pathlib.Path.touch is not allowed",
+    ),
+    "nested": (
+        "trainer:\n  plugins:\n  - _target_: os.system\n    command: touch {marker}",
+        "trainer.plugins.0._target_: os.system is not allowed",
+    ),
+    "interpolation": ("x: ${{oc.env:HOME}}", "expected no interpolations"),
+    "escaped": ('x: "\\x24{{oc.env:HOME}}"', "expected no interpolations"),
+    "in a key": ('"${{oc.env:HOME}}": 1', "expected no interpolations"),
+    "bomb": ("a: &a [x, x, x]\nb: &b [*a, *a, *a]\nc: [*b, *b, *b]", "expected no aliases"),
+    "large": ("x: " + "x" * 70_000, "expected at most 65536 bytes"),
+    "many": ("x: [" + "1, " * 3000 + "]", "expected at most 2000 values"),
+    "deep": ("x: " + "[" * 30 + "]" * 30, "in 20 levels"),
+    "no keys": ("- 1", "expected keys and values"),
+}
+
+
+@pytest.mark.parametrize("payload", PAYLOADS)
+def test_a_runs_configuration_is_not_run(blockspike, finished, marker, payload):
+    text, words = PAYLOADS[payload]
+    path = finished / "config.yaml"
+    config = OmegaConf.load(path)
+    text = text.format(marker=marker)
+    if payload in ("target", "nested"):
+        text = OmegaConf.to_yaml(OmegaConf.merge(config, OmegaConf.create(text)))
+    path.write_text(text)
+    if payload == "nested":
+        with pytest.raises(ValueError, match="os.system is not allowed"):
+            build_trainer(Run(finished).config(), [])
+    else:
+        line = refused(blockspike("evaluate", f"run={finished}", check=False))
+        assert words in line and (payload == "target" or str(path) in line)
+
+
+def test_an_npz_of_a_run_is_not_unpickled(blockspike, finished, marker):
+    blockspike("evaluate", f"run={finished}")
+    np.savez(finished / "activity.npz", spikes=np.array([Malicious(marker)], object))
+    line = refused(blockspike("figures", f"run={finished}", check=False))
+    assert "activity.npz: not a complete .npz" in line and "unpickled" in line
+
+
+def test_a_recording_is_not_unpickled(tmp_path, marker):
+    np.savez(tmp_path / "cell.npz", current_pa=np.array([Malicious(marker)], object), dt_ms=0.1)
+    with pytest.raises(ValueError, match=r"cell\.npz.*unpickled"):
+        load_recording(tmp_path / "cell.npz")
+
+
+# `_target_`
+
+BAD_TARGETS = {
+    "os.system": "not allowed",
+    "builtins.eval": "not allowed",
+    "torch.load": "not allowed",
+    "torch.hub.load": "not allowed",
+    "torch.optimist.Adam": "not allowed",
+    "hydra.utils.get_method": "not allowed",
+    "blockspike.cli.os.system": "cannot import",
+    "blockspike.cli.import_module": "not allowed",
+    "blockspike.cli.main": "not allowed",
+    "blockspike.runs.write_text": "not allowed",
+    "blockspike.runs.Run": "not allowed",
+    "blockspike.data.shd.SHDDataModule.load_from_checkpoint": "cannot import",
+    "blockspike.commands.trainer.PlainCheckpointIO": "not allowed",
+    "pytorch_lightning.loggers.WandbLogger": "not allowed",
+    "pytorch_lightning.Trainer.from_argparse_args": "cannot import",
+    "torch.optim.optimizer.torch.load": "cannot import",
+    "torch.optim.Nothing": "cannot import",
+    "": "expected package.module.Class",
+    "Adam": "expected package.module.Class",
+}
+
+
+@pytest.mark.parametrize("target", BAD_TARGETS)
+def test_a_target_that_is_not_allowed_is_named(target):
+    for node, key in (
+        ({"_target_": target}, "optimizer._target_"),
+        ({"lr": [{"x": {"_target_": target}}]}, r"optimizer\.lr\.0\.x\._target_"),
+    ):
+        with pytest.raises(ValueError, match=f"^{key}: .*{BAD_TARGETS[target]}"):
+            checked_targets(node, "optimizer")
+
+
+def test_every_name_is_checked_before_the_first_import(tmp_path, monkeypatch):
+    (tmp_path / "trusted.py").write_text(f"open({str(tmp_path / 'imported')!r}, 'w')")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("BLOCKSPIKE_ALLOW", "trusted")
+    node = {"_target_": "trusted.X", "argument": {"_target_": "os.system"}}
+    with pytest.raises(ValueError, match=r"argument\._target_: os\.system"):
+        checked_targets(node, "data")
+    assert not (tmp_path / "imported").exists()
+
+
+def test_arguments_without_a_name_are_refused():
+    with pytest.raises(ValueError, match=r"optimizer\._args_"):
+        checked_targets({"_target_": "torch.optim.Adam", "_args_": [1]}, "optimizer")
+
+
+def test_what_conf_names_is_allowed():
+    found = []
+    for path in CONF.glob("*/*.yaml"):
+        config = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
+        found += [line for line in path.read_text().splitlines() if "_target_:" in line]
+        checked_targets(config, path.stem)
+    assert len(found) > 10
+
+
+def test_a_user_allows_packages_on_purpose(tmp_path, monkeypatch):
+    (tmp_path / "their_lab.py").write_text("import os\nfrom os import system\nclass Mine: pass\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    mine = {"_target_": "their_lab.Mine"}
+    with pytest.raises(ValueError, match=r"their_lab\.Mine.*set BLOCKSPIKE_ALLOW=their_lab$"):
+        checked_targets(mine, "model")
+    monkeypatch.setenv("BLOCKSPIKE_ALLOW", "their, other_pkg ,their_lab")
+    assert checked_targets(mine, "model") == mine
+    for target in ("their_lab.system", "their_lab.os.system", "their_lab_2.Mine"):
+        with pytest.raises(ValueError, match=r"model\._target_"):
+            checked_targets({"_target_": target}, "model")
+
+
+def test_an_override_is_checked_too(blockspike, marker):
+    for key in ("+optimizer.betas", "+trainer.plugins", "+callbacks.mine"):
+        payload = f"{{_target_: os.system, command: 'touch {marker}'}}"
+        line = refused(blockspike("train", *SMALL, f"{key}={payload}", check=False))
+        assert f"{key[1:]}._target_: os.system is not allowed" in line
+
+
+# wandb
+
+
+@pytest.mark.parametrize("logger", ["wandb", "many"])
+def test_wandb_is_offline_unless_asked(monkeypatch, logger):
+    register_schemas()
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    with initialize_config_dir(str(CONF.resolve()), version_base="1.3"):
+        overrides = [f"logger={logger}", *SMALL]
+        cfg = compose("train", overrides)
+        assert cfg.logger.wandb.mode == "offline"
+        monkeypatch.setenv("WANDB_MODE", "online")
+        assert cfg.logger.wandb.mode == "online"
+        for other in ("csv", "tensorboard", "none"):
+            assert "wandb" not in (compose("train", [f"logger={other}", *SMALL]).logger or {})
