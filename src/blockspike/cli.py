@@ -126,7 +126,11 @@ def _as_override(command: str, argument: str) -> str:
         if name in _LISTS and value[:1] not in ("", "[") and value != "null":
             items = (item if item.isdigit() else f"'{item}'" for item in value.split(","))
             return f"{name}=[{','.join(items)}]"
-    if name not in ("run", "neuron", "recording", "data.path") or value[:1] in ("'", '"', ""):
+    if name not in ("run", "neuron", "recording", "data.path", "replay") or value[:1] in (
+        "'",
+        '"',
+        "",
+    ):
         return argument
     return f"{name}='{value}'"
 

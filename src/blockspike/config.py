@@ -52,7 +52,7 @@ _DATA = {
 _DATA_BASES = (RecordingsDataModule,)
 _FROM_DATA = ("self", "n_inputs", "n_units", "n_classes", "dt_ms")
 # What may differ between two starts of the same run: where things lie and how they are shown.
-_NOT_CONTENT = ("output_dir", "data_dir", "run_dir", "logger", "progress", "threads")
+_NOT_CONTENT = ("output_dir", "data_dir", "run_dir", "logger", "progress", "threads", "replay")
 
 
 _Data = typing.TypeVar("_Data", bound=pl.LightningDataModule)
@@ -101,6 +101,7 @@ class TrainSchema:
     seed: int = MISSING
     threads: int | None = None  # None = PyTorch's default
     progress: bool = True
+    replay: str | None = None
     test_each_epoch: bool = False
     monitor: str = MISSING
     label_smoothing: float = 0.0

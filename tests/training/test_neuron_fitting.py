@@ -138,7 +138,9 @@ def test_the_best_is_kept_from_the_end_of_the_falling_tau(cells):
 def test_selection_copies_only_within_a_cell(cells):
     module = ours(n_starts=8, survival_every=None, n_epochs=2)
     fit(module, batch_of(cells), 1)
-    module._loss = torch.arange(24.0).view(3, 8).flip(1)  # the last two starts are the best
+    module.loss_of_starts = (
+        torch.arange(24.0).view(3, 8).flip(1)
+    )  # the last two starts are the best
     module.perturbation = (1e-6, 1e-6)
     before = module.population.get_parameter("log_b").detach().clone().view(3, 8)
     with torch.no_grad():

@@ -27,6 +27,7 @@ from blockspike.metrics import explained_temporal_variance, gamma_coincidence
 from blockspike.neurons.spike_distance import Window
 from blockspike.population import NeuronParameters, simulate
 from blockspike.runs import Run, write_text
+from blockspike.training.guards import FitGuard
 from blockspike.training.metrics_file import read_metrics
 from blockspike.training.neuron_fitting import FittingBatch, NeuronFittingModule
 
@@ -85,7 +86,8 @@ def _fit(cfg, run: Run, data: RecordingsDataModule, module: NeuronFittingModule)
         run.last_checkpoint.parent, filename="last", every_n_epochs=_EPOCHS_A_LINE,
         save_on_train_epoch_end=True, enable_version_counter=False,
     )  # fmt: skip
-    trainer = make_trainer(cfg, run, [last], _EPOCHS_A_LINE, limit_val_batches=0)
+    guard = FitGuard(run.folder / "bad_batch.ckpt", data.names)
+    trainer = make_trainer(cfg, run, [guard, last], _EPOCHS_A_LINE, limit_val_batches=0)
     if trainer.world_size > 1:
         raise ValueError(
             f"trainer: expected one process, since all fits are one batch; got {trainer.world_size}"

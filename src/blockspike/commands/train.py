@@ -21,6 +21,7 @@ from blockspike.commands.wandb_run import log_result, wandb_closed
 from blockspike.config import (
     build_data,
     build_module,
+    build_trainer,
     content_hash,
     content_of,
     is_fit,
@@ -31,6 +32,7 @@ from blockspike.runs import Run, flatten, is_first_process, provenance, remove_i
 from blockspike.training.callbacks import Throughput
 from blockspike.training.checkpoint_io import load_plain
 from blockspike.training.classification import ClassificationModule
+from blockspike.training.guards import FitGuard, NumberGuard
 from blockspike.training.metrics_file import read_metrics
 from blockspike.training.neuron_fitting import NeuronFittingModule
 
@@ -38,8 +40,10 @@ from blockspike.training.neuron_fitting import NeuronFittingModule
 def train(cfg: DictConfig) -> dict[str, Any]:
     """Train a classifier or fit neurons, test once; resume or skip what is there.
 
+    With `replay`, run only the batch in that file, which a stopped run left, and write nothing.
+
     Returns:
-        The run's row, as in `result.json`.
+        The run's row, as in `result.json`; of a replay, nothing.
 
     Raises:
         ValueError: a bad configuration, or the folder holds a run with another one.
@@ -47,6 +51,9 @@ def train(cfg: DictConfig) -> dict[str, Any]:
     """
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
     run = Run(Path(cfg.run_dir))
+    if cfg.replay is not None:
+        _replay(cfg, run)
+        return {}
     content = content_of(cfg)
     try:
         run.check_content(content)
@@ -76,6 +83,24 @@ def train(cfg: DictConfig) -> dict[str, Any]:
     if is_first_process():
         print(f"{run.folder}: {summary}")
     return row
+
+
+def _replay(cfg: DictConfig, run: Run) -> None:
+    try:
+        use_threads(cfg.threads)
+        file = Path(cfg.replay)
+        if is_fit(cfg):
+            recordings, module = fit.build(cfg)
+            guard = FitGuard(file, recordings.names)
+        else:
+            _, module = _build(cfg)
+            guard = NumberGuard(file)
+        silent = cfg.copy()
+        silent.logger = silent.callbacks = None
+        trainer = build_trainer(silent, [], enable_progress_bar=False, enable_checkpointing=False)
+        print(guard.replay(file, module, trainer))
+    finally:
+        remove_if_empty(run.folder, Path(cfg.output_dir))
 
 
 def use_threads(threads: int | None) -> None:
@@ -111,7 +136,8 @@ def _fit_and_test(
         save_on_train_epoch_end=True,
         enable_version_counter=False,
     )
-    trainer = make_trainer(cfg, run, [Throughput(), chosen, last])
+    guard = NumberGuard(run.folder / "bad_batch.ckpt")
+    trainer = make_trainer(cfg, run, [Throughput(), guard, chosen, last])
     with without_known_warnings():
         data.trainer = trainer
         loaders = [data.val_dataloader()]

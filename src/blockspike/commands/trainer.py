@@ -26,7 +26,7 @@ def make_trainer(
 ) -> pl.Trainer:
     """The configured trainer, with progress, plain checkpoints and `metrics.csv` in the run."""
     on_terminal = cfg.progress and sys.stdout.isatty()
-    callbacks = [MetricsFile(run.folder), _FirstError(run), *callbacks]
+    callbacks = [MetricsFile(run.folder), *callbacks, _FirstError(run)]
     if cfg.progress:
         callbacks.append(RichProgressBar() if on_terminal else EpochLines(epochs_a_line))
     return build_trainer(

@@ -1,6 +1,6 @@
 """Spiking neurons as pure functions on tensors [T, B, N] = time steps, batch, neurons."""
 
-from blockspike.neurons.alif import ALIFTrace, Method, alif
+from blockspike.neurons.alif import ALIFTrace, Method, NotFiniteError, alif
 from blockspike.neurons.readout import leaky_integrate
 from blockspike.neurons.surrogate import Boxcar, FastSigmoid, MultiGaussian, Surrogate
 
@@ -10,6 +10,7 @@ __all__ = [
     "FastSigmoid",
     "Method",
     "MultiGaussian",
+    "NotFiniteError",
     "Surrogate",
     "alif",
     "leaky_integrate",

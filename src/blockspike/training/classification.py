@@ -14,6 +14,7 @@ from torchmetrics.classification import MulticlassAccuracy
 from blockspike.data.events import EventBatch
 from blockspike.data.loader import NO_LABEL
 from blockspike.networks import ClassifierOutput, SpikingClassifier
+from blockspike.neurons import NotFiniteError
 
 Batch = tuple[EventBatch, Tensor]
 
@@ -66,13 +67,18 @@ class ClassificationModule(pl.LightningModule):
 
     def _step(self, stage: str, batch: Batch) -> Tensor:
         events, labels = batch
-        output = self.network(events)
+        output, failed = None, None
+        try:
+            output = self.network(events)
+        except NotFiniteError as error:
+            failed = error
+        batch_size, weight = _counted(labels, failed)
+        assert output is not None
         scores = output.scores_of(len(labels))
+        self.scores = scores.detach()
         accuracy = self.accuracy[f"{stage}_"]
         accuracy(scores, labels)  # pyright: ignore[reportCallIssue]
-        batch_size, weight = _counted(labels)
-        labels = labels.clamp(min=0)
-        loss = weight * F.cross_entropy(scores, labels)
+        loss = weight * F.cross_entropy(scores, labels.clamp(min=0))
         values: dict[str, Any] = {f"{stage}/loss": loss, f"{stage}/accuracy": accuracy}
         for i, spikes in enumerate(output.spikes, start=1):
             rate_hz = spikes.detach().mean() * 1000 / self.dt_ms
@@ -82,8 +88,12 @@ class ClassificationModule(pl.LightningModule):
             sync_dist=True,
         )  # fmt: skip
         if stage == "train" and self.label_smoothing:
-            return weight * F.cross_entropy(scores, labels, label_smoothing=self.label_smoothing)
+            return weight * self.training_loss(scores, labels)
         return loss
+
+    def training_loss(self, scores: Tensor, labels: Tensor) -> Tensor:
+        """What is minimised, for scores [B, n_classes] and labels [B]."""
+        return F.cross_entropy(scores, labels.clamp(min=0), label_smoothing=self.label_smoothing)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Loss of one training batch."""
@@ -120,15 +130,23 @@ class ClassificationModule(pl.LightningModule):
 _STAGES = ("train", "val", "test", "test_each_epoch")
 
 
-def _counted(labels: Tensor) -> tuple[int, float]:
+def _counted(labels: Tensor, failed: NotFiniteError | None) -> tuple[int, float]:
     """How many samples the batch has in all processes, and the weight of this one's means.
 
     Gradients and logs are means over processes, which may have unequal parts: weighted so, they
     are means over the samples.
+
+    Raises:
+        NotFiniteError: in every process, what one of them met.
     """
     if not (dist.is_available() and dist.is_initialized()):
+        if failed is not None:
+            raise failed
         return len(labels), 1.0
     counted = (labels != NO_LABEL).sum()
-    of_all = counted.clone()
+    of_all = torch.stack([counted, torch.full_like(counted, failed is not None)])
     dist.all_reduce(of_all)
-    return int(of_all), dist.get_world_size() * int(counted) / int(of_all)
+    n_samples, n_failed = of_all.tolist()
+    if n_failed:
+        raise failed or NotFiniteError("another process of this run met a NaN or Inf")
+    return n_samples, dist.get_world_size() * int(counted) / n_samples

@@ -111,18 +111,22 @@ class NeuronFittingModule(pl.LightningModule):
 
     def training_step(self, batch: FittingBatch, batch_idx: int) -> Tensor:
         """Sum of all starts' losses; keeps what is best so far."""
-        tau_ms, dt_ms = self._tau_ms(), self.population.dt_ms
-        scale = dt_ms / tau_ms
+        loss, fitted, held_out = self.losses(batch)
+        with torch.no_grad():
+            self._keep_best((fitted + held_out).sum(0), loss)
+            self._log(loss, held_out.sum(0))
+        self.loss_of_starts = loss.detach().view_as(self.best_distance)
+        return loss.sum()
+
+    def losses(self, batch: FittingBatch) -> tuple[Tensor, Tensor, Tensor]:
+        """What each start minimises, [N]; squared distances over fitted, held-out steps, [B, N]."""
+        scale = self.population.dt_ms / self._tau_ms()
         squares = self.population.distance(
             batch.current, batch.target, math.exp(-scale), batch.window
         )
         fitted, held_out = (scale * x for x in squares)
         loss = _safe_root(fitted).mean(0) if self.root else fitted.sum(0)
-        with torch.no_grad():
-            self._keep_best((fitted + held_out).sum(0), loss)
-            self._log(loss, held_out.sum(0))
-        self._loss = loss.detach().view_as(self.best_distance)
-        return loss.sum()
+        return loss, fitted, held_out
 
     def _tau_ms(self) -> float:
         if 2 * self.current_epoch >= self.n_epochs - 1:
@@ -139,13 +143,13 @@ class NeuronFittingModule(pl.LightningModule):
             for name in self._names:
                 now, kept = self.population.get_parameter(name), getattr(self, f"best_{name}")
                 kept.copy_(torch.where(better.flatten(), now, kept))
-        cell_loss = loss.view_as(self.best_distance).min(1).values
+        cell_loss = _ranked(loss.view_as(self.best_distance)).min(1).values
         self.stale = torch.where(cell_loss < self.lowest, 0, self.stale + 1)
         self.lowest = torch.minimum(cell_loss, self.lowest)
 
     def _log(self, loss: Tensor, held_out: Tensor) -> None:
         fitted, held_out = (x.view_as(self.best_distance) for x in (loss, held_out))
-        best = fitted.argmin(1, keepdim=True)
+        best = _ranked(fitted).argmin(1, keepdim=True)
         values = {
             "train/loss": fitted.gather(1, best).mean(),
             "val/loss": held_out.gather(1, best).mean(),
@@ -178,7 +182,7 @@ class NeuronFittingModule(pl.LightningModule):
         self.log("time/epoch_s", time.perf_counter() - self._epoch_start)
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
-        """Limit each start's gradient; one that is not finite is left out."""
+        """Limit each start's gradient; one that is not finite is left out (see `FitGuard`)."""
         gradients = [x.grad for x in self.population.parameters() if x.grad is not None]
         for gradient in gradients:
             gradient.nan_to_num_(0.0, 0.0, 0.0)
@@ -204,11 +208,11 @@ class NeuronFittingModule(pl.LightningModule):
 
     def _select(self) -> None:
         """The worst starts of each cell go on from its best ones, perturbed."""
-        device = self._loss.device
-        n_cells, n_starts = self._loss.shape
+        device = self.loss_of_starts.device
+        n_cells, n_starts = self.loss_of_starts.shape
         n_best = max(1, round(self.survivors * n_starts))
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.current_epoch)
-        order = self._loss.nan_to_num(math.inf).argsort(1)
+        order = _ranked(self.loss_of_starts).argsort(1)
         pick = torch.randint(n_best, (n_cells, n_starts - n_best), generator=generator).to(device)
         first = torch.arange(n_cells, device=device).unsqueeze(1) * n_starts
         source = (order.gather(1, pick) + first).flatten()
@@ -255,6 +259,11 @@ class NeuronFittingModule(pl.LightningModule):
 
 
 def _safe_root(square: Tensor) -> Tensor:
-    """√ with gradient 0 at 0."""
-    apart = square > 0
+    """√ with gradient 0 at 0; NaN stays."""
+    apart = square != 0
     return torch.where(apart, torch.where(apart, square, 1).sqrt(), 0)
+
+
+def _ranked(loss: Tensor) -> Tensor:
+    """The losses with NaN last."""
+    return loss.nan_to_num(math.inf, math.inf)

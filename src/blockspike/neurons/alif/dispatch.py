@@ -9,7 +9,7 @@ from blockspike.neurons.alif.blocks import blocks
 from blockspike.neurons.alif.blocks_cpu import blocks_cpu
 from blockspike.neurons.alif.fused_cpu import fused_cpu
 from blockspike.neurons.alif.standard import standard
-from blockspike.neurons.alif.trace import ALIFTrace
+from blockspike.neurons.alif.trace import ALIFTrace, NotFiniteError
 from blockspike.neurons.gpu import require_triton
 from blockspike.neurons.surrogate import MultiGaussian, Surrogate
 
@@ -60,7 +60,7 @@ def alif(
         ALIFTrace with spikes, membrane and threshold, each [T, B, N].
 
     Raises:
-        ValueError: a bad argument, or a NaN or Inf in any of them.
+        ValueError: a bad argument; NotFiniteError, which is one, a NaN or Inf in any of them.
     """
     _check(current, beta, p, b, arp, recurrent_weight, surrogate, method)
     methods = _ON_CPU if current.device.type == "cpu" else _ELSEWHERE
@@ -133,6 +133,6 @@ def _check_parameters_finite(**parameters: Tensor | None) -> None:
     for name, value in given.items():
         bad = value[~torch.isfinite(value)]
         if len(bad):
-            raise ValueError(
+            raise NotFiniteError(
                 f"{name}: expected finite values, got {bad[0].item()} ({len(bad)} such values)"
             )

@@ -96,8 +96,16 @@ def zero_after_spike_(membrane: Tensor, spikes: Tensor, n: int) -> None:
             membrane[steps] *= (1 + s - s.cumsum(1)).flatten(0, 1)
 
 
+class NotFiniteError(ValueError):
+    """A NaN or Inf where numbers are expected; `neuron` is the first that has one, if known."""
+
+    def __init__(self, message: str, neuron: int | None = None):
+        super().__init__(message)
+        self.neuron = neuron
+
+
 def check_finite(last_state: Tensor, current: Tensor) -> None:
-    """Raise ValueError if a NaN or Inf went through the membrane.
+    """Raise NotFiniteError if a NaN or Inf went through the membrane.
 
     Either one stays in the membrane once it is there, so the last state [B, N] tells; only then
     is the current searched for the place.
@@ -107,11 +115,13 @@ def check_finite(last_state: Tensor, current: Tensor) -> None:
     bad = (~torch.isfinite(current)).nonzero()
     if len(bad):
         t, sample, neuron = bad[0].tolist()
-        raise ValueError(
+        raise NotFiniteError(
             f"current: expected finite values, got {current[t, sample, neuron].item()} "
-            f"at step {t}, sample {sample}, neuron {neuron} ({len(bad)} such values)"
+            f"at step {t}, sample {sample}, neuron {neuron} ({len(bad)} such values)",
+            neuron,
         )
-    raise ValueError(
+    raise NotFiniteError(
         "membrane: became NaN or Inf though every current is finite; "
-        "expected finite beta, p, b and recurrent_weight that do not overflow"
+        "expected finite beta, p, b and recurrent_weight that do not overflow",
+        int((~torch.isfinite(last_state)).nonzero()[0, -1]),
     )

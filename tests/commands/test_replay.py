@@ -1,0 +1,189 @@
+"""`blockspike train` whose numbers go wrong: it stops, loses nothing, and `replay=` shows it."""
+
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from test_train import SMALL, differences, results
+
+from blockspike.synthetic_cells import SyntheticCells
+from blockspike.training.classification import ClassificationModule
+from blockspike.training.neuron_fitting import NeuronFittingModule
+
+EPOCHS = ("trainer.max_epochs=4", "data.batch_size=300")
+WEIGHT = "layers.1: recurrent_weight is nan at [3, 5] (1 of 256 values)"
+GRADIENT = "layers.0: gradient of bias is inf at [2] (1 of 16 values)"
+PLACE = "epoch 3, step 8, batch 2"  # of three batches each
+
+
+def harm_weight(module) -> None:
+    with torch.no_grad():
+        module.network.layers[1].recurrent_weight[3, 5] = math.nan
+
+
+def harm_gradient(module) -> None:
+    def hook(gradient):
+        gradient = gradient.clone()
+        gradient[2] = math.inf
+        return gradient
+
+    module.network.layers[0].bias.register_hook(hook)
+
+
+def harmed(monkeypatch, harm, epoch=2, batch=1, of=ClassificationModule) -> dict[str, bytes]:
+    """Do `harm` before one training batch; returns the checkpoints as they were then, by name."""
+    before: dict[str, bytes] = {}
+
+    def start(self, _, batch_idx):
+        if (self.current_epoch, batch_idx) == (epoch, batch):
+            folder = Path(self.trainer.checkpoint_callbacks[-1].dirpath)
+            before.update({p.name: p.read_bytes() for p in folder.iterdir()})
+            harm(self)
+
+    monkeypatch.setattr(of, "on_train_batch_start", start)
+    return before
+
+
+def one_bad_batch(folder: Path) -> Path:
+    (path,) = (folder / "outputs").rglob("bad_batch.ckpt")
+    return path
+
+
+def last_line(done) -> str:
+    return done.stderr.splitlines()[-1]
+
+
+def checkpoints(run: Path) -> dict[str, bytes]:
+    return {p.name: p.read_bytes() for p in (run / "checkpoints").iterdir()}
+
+
+@pytest.mark.parametrize("method", ["fused", "blocks", "standard"])
+def test_it_stops_replays_and_goes_on(blockspike, tmp_path, method):
+    args = ("train", *SMALL, *EPOCHS, f"model={method}", "scheduler=cosine")
+    blockspike(*args, "output_dir=whole/outputs")
+    with pytest.MonkeyPatch.context() as broken:
+        before = harmed(broken, harm_weight)
+        done = blockspike(*args, check=False)
+    file = one_bad_batch(tmp_path)
+    run = file.parent
+    said = f"{WEIGHT}; {PLACE}; this batch: {file}"
+    assert done.returncode == 2
+    assert last_line(done) == f"blockspike train: {said}"
+    assert set(before) == {"best.ckpt", "last.ckpt", "previous.ckpt"}
+    assert checkpoints(run) == before
+    assert (run / "error.log").read_text().splitlines()[-1] == f"NotFiniteError: {said}"
+    status = json.loads((run / "status.json").read_text())
+    assert status["state"] == "failed" and status["error"] == said
+
+    kept = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
+    again = blockspike(*args, f"replay={file}", check=False)
+    assert again.returncode == 2 and last_line(again) == last_line(done)
+    assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == kept
+
+    mended = blockspike(*args)
+    assert "continued after epoch 2" in mended.stdout
+    file.unlink()
+    assert not differences(results(tmp_path), results(tmp_path / "whole"))
+
+
+def test_a_gradient_that_is_well_when_run_again(blockspike, tmp_path, monkeypatch):
+    args = ("train", *SMALL, *EPOCHS)
+    with monkeypatch.context() as broken:
+        before = harmed(broken, harm_gradient)
+        done = blockspike(*args, check=False)
+    file = one_bad_batch(tmp_path)
+    assert f"{GRADIENT}; {PLACE}" in done.stderr
+    assert checkpoints(file.parent) == before
+    other = tmp_path / "elsewhere"
+    again = blockspike(*args, f"replay={file}", f"output_dir={other}", "logger=wandb")
+    assert again.stdout == f"{file}: every number is finite here; it was: {GRADIENT}; {PLACE}\n"
+    assert not other.exists() or not list(other.iterdir())
+
+
+def test_bad_files_to_replay(blockspike, tmp_path):
+    done = blockspike("train", *SMALL, "replay=nothing.ckpt", check=False)
+    assert done.returncode == 2 and "nothing.ckpt: no such checkpoint" in done.stderr
+    (tmp_path / "a=b.ckpt").write_bytes(b"nothing")
+    done = blockspike("train", *SMALL, "replay=a=b.ckpt", check=False)
+    assert done.returncode == 2 and "a=b.ckpt: not a readable checkpoint" in done.stderr
+
+
+def test_a_fit_stops_replays_and_goes_on(blockspike, tmp_path, monkeypatch):
+    (cell,) = SyntheticCells(n_cells=1, duration_s=5.0, trial_noise=0.0).cells()
+    trial = np.asarray(cell.spike_times_s[0][0], float)
+    np.savez(
+        tmp_path / "my_cell.npz", current_pa=cell.current_pa[0], dt_ms=cell.dt_ms,
+        spike_times_s=trial,
+    )  # fmt: skip
+    args = (
+        "train", "experiment=fit_my_recording", "data.path=my_cell.npz", "trainer.max_epochs=30",
+        "model.n_starts=8", "threads=1",
+    )  # fmt: skip
+
+    def harm(module):
+        with torch.no_grad():
+            module.population.rest[3] = math.nan
+
+    with monkeypatch.context() as broken:
+        before = harmed(broken, harm, 25, 0, NeuronFittingModule)
+        done = blockspike(*args, check=False)
+    file = one_bad_batch(tmp_path)
+    words = "my_cell, start 4: rest is nan; epoch 26, step 26, batch 1; this batch: "
+    assert done.returncode == 2 and last_line(done).startswith(f"blockspike train: {words}")
+    assert set(before) == {"last.ckpt"} and checkpoints(file.parent) == before
+    again = blockspike(*args, f"replay={file}", check=False)
+    assert again.returncode == 2 and last_line(again) == last_line(done)
+    assert "continued after epoch 20" in blockspike(*args).stdout
+
+
+# Lightning starts the second process by itself, so each is harmed as Python starts.
+_HARM = """
+import torch
+from blockspike.training.classification import ClassificationModule
+
+def start(self, _, batch_idx):
+    if (self.current_epoch, batch_idx, self.global_rank) == (1, 1, 1):
+        with torch.no_grad():
+            {harm}
+
+ClassificationModule.on_train_batch_start = start
+"""
+_HARMS = {
+    # noticed by the neurons in one process, which the other must be told
+    "forward": (
+        "self.network.layers[1].bias[3] = float('nan')",
+        "layers.1: bias is nan at [3] (1 of 8 values)",
+    ),
+    # noticed by the check: only this process has such a score
+    "check": (
+        "self.network.readout.bias[1] = -3e38",
+        "readout: membrane is -inf at [1, 0, 1]",
+    ),
+}
+
+
+@pytest.mark.parametrize("harm", _HARMS)
+def test_processes_that_share_a_run_all_stop(tmp_path, data_dir, harm):
+    code, words = _HARMS[harm]
+    (tmp_path / "sitecustomize.py").write_text(_HARM.format(harm=code))
+    path = os.pathsep.join((str(tmp_path), os.environ.get("PYTHONPATH", "")))
+    args = (
+        "train", "data=nmnist_sample", "data.n_steps=40", "data.dt_ms=10", "network.n_hidden=8",
+        "trainer=ddp_cpu", "trainer.max_epochs=3", "data.batch_size=400", "threads=1",
+        f"data_dir={data_dir}",
+    )  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-m", "blockspike.cli", *args], cwd=tmp_path, capture_output=True,
+        text=True, timeout=120, check=False, env={**os.environ, "PYTHONPATH": path},
+    )  # fmt: skip
+    file = one_bad_batch(tmp_path)
+    assert done.returncode == 2
+    (line,) = {x for x in done.stderr.splitlines() if x.startswith("blockspike train: ")}
+    assert words in line and "; epoch 2, step 5, batch 2 of process 1; this batch: " in line
+    assert words in (file.parent / "error.log").read_text().splitlines()[-1]
