@@ -51,6 +51,12 @@ EXEMPT = {
         "test_notebook.py runs the notebook, without writing it"
     ),
     "find src -name '*.nb?' -delete": "other tests use those kernels at the same time",
+    **{
+        f"blockspike train data=nmnist_sample network.n_hidden=32 optimizer.lr=1e30 "
+        f"hydra.run.dir=outputs/wrong{replay}": "goes wrong, as it should; test_replay.py runs it"
+        for replay in ("", " replay=outputs/wrong/bad_batch.ckpt")
+    },
+    "python tests/training/guard_cost.py": "needs the whole of HD-Lauscher, and minutes",
     "python tests/commands/killed_sweep.py data": "minutes; test_sweeps.py runs its short form",
     "pip install 'blockspike[gpu]'": "downloads packages",
     "pip install 'blockspike[nwb]'": "downloads packages",

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from test_train import SMALL, differences, results
 from blockspike.synthetic_cells import SyntheticCells
 from blockspike.training.classification import ClassificationModule
 from blockspike.training.neuron_fitting import NeuronFittingModule
+from printed_commands import ROOT
 
 EPOCHS = ("trainer.max_epochs=4", "data.batch_size=300")
 WEIGHT = "layers.1: recurrent_weight is nan at [3, 5] (1 of 256 values)"
@@ -36,7 +38,7 @@ def harm_gradient(module) -> None:
     module.network.layers[0].bias.register_hook(hook)
 
 
-def harmed(monkeypatch, harm, epoch=2, batch=1, of=ClassificationModule) -> dict[str, bytes]:
+def harmed(monkeypatch, harm, epoch=2, batch=1, of: Any = ClassificationModule) -> dict[str, bytes]:
     """Do `harm` before one training batch; returns the checkpoints as they were then, by name."""
     before: dict[str, bytes] = {}
 
@@ -61,6 +63,18 @@ def last_line(done) -> str:
 
 def checkpoints(run: Path) -> dict[str, bytes]:
     return {p.name: p.read_bytes() for p in (run / "checkpoints").iterdir()}
+
+
+def test_the_page_shows_what_is_said(blockspike):
+    page = ROOT / "docs" / "numbers_that_go_wrong.md"
+    lines = page.read_text().splitlines()
+    stop, replay = (x.split() for x in lines if x.startswith("blockspike train data=nmnist"))
+    (shown,) = (x for x in lines if x.startswith("blockspike train: "))
+    _, place, file = shown.split("; ")  # which number is the first depends on the processor
+    for command in (stop, replay):
+        done = blockspike(*command[1:], check=False)
+        assert done.returncode == 2 and f"; {place}; this batch: " in last_line(done)
+        assert last_line(done).endswith(file.partition("…/")[2])
 
 
 @pytest.mark.parametrize("method", ["fused", "blocks", "standard"])
