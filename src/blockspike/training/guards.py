@@ -339,13 +339,14 @@ class FitGuard(_Guard):
         if n_lost:
             raise NotFiniteError(self._lost_cell(loss) or "")
         self._n_left_out += n_wrong
+        epoch = trainer.current_epoch + 1
         for cell in wrong.any(1).nonzero()[:, 0].tolist() if n_wrong else ():
             if cell not in self._warned:
                 self._warned.add(cell)
                 starts = ", ".join(str(k + 1) for k in wrong[cell].nonzero()[:5, 0].tolist())
                 print(
-                    f"warning: {self.names[cell]}: gradient of {int(wrong[cell].sum())} of "
-                    f"{wrong.shape[1]} starts is not finite in epoch {trainer.current_epoch + 1} "
+                    f"warning: {self.names[cell]}: loss or gradient of {int(wrong[cell].sum())} "
+                    f"of {wrong.shape[1]} starts is not finite in epoch {epoch} "
                     f"(start {starts}); left out of this step",
                     file=sys.stderr,
                 )
@@ -359,7 +360,7 @@ class FitGuard(_Guard):
         if self._n_left_out:
             print(
                 f"warning: {self._n_left_out} times a start of {len(self._warned)} cells was left "
-                "out of a step, its gradient not being finite",
+                "out of a step, its loss or gradient not being finite",
                 file=sys.stderr,
             )
 
