@@ -132,7 +132,7 @@ def run_states(output_dir: Path, planned: dict[str, str] | None = None) -> pd.Da
 def _state(run: Run, planned: str) -> dict[str, Any]:
     status, metrics = read_json(run.folder / "status.json"), run.folder / "metrics.csv"
     row = {"error": "", "started": status.get("started", "")}
-    row["epochs"] = len(metrics.read_text().splitlines()) - 1 if metrics.is_file() else 0
+    row["epochs"] = metrics.read_bytes().count(b"\n") - 1 if metrics.is_file() else 0
     if run.is_held():
         return row | {"state": "running", "seconds": _seconds(status, now())}
     last_epoch = time_text(metrics.stat().st_mtime) if metrics.is_file() else None

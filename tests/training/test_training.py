@@ -141,6 +141,48 @@ def test_metrics_file_keeps_earlier_rows_and_replaces_repeated_ones(tmp_path):
     assert table["val/loss"].iloc[2] == 8.0
 
 
+def test_metrics_file_of_a_run_that_goes_back_some_epochs(tmp_path):
+    first = MetricsFile(tmp_path)
+    for epoch in range(5):
+        first.write(epoch, {"train/loss": 0.1 + epoch})
+    again = MetricsFile(tmp_path)
+    for epoch in range(2, 6):
+        again.write(epoch, {"train/loss": 7.0 + epoch})
+    table = read_metrics(tmp_path / "metrics.csv")
+    assert list(table["epoch"]) == [0, 1, 2, 3, 4, 5]
+    assert list(table["train/loss"]) == [0.1, 1.1, 9.0, 10.0, 11.0, 12.0]
+
+
+def test_metrics_file_appends_and_every_number_comes_back(tmp_path):
+    path, file = tmp_path / "metrics.csv", MetricsFile(tmp_path)
+    values = [1 / 3, float("nan"), float("inf"), 1e-300]
+    file.write(0, {"train/loss": values[0], "val/loss": 1.0})
+    with path.open() as same_file:
+        assert len(same_file.readlines()) == 2
+        for epoch, value in enumerate(values[1:], start=1):
+            file.write(epoch, {"val/loss": 1.0, "train/loss": value})  # in whatever order
+        file.write(4, {"val/loss": 2.0})  # and without one
+        assert len(same_file.readlines()) == 4
+    assert list(read_metrics(path)["train/loss"]) == pytest.approx(
+        [*values, float("nan")], abs=0, rel=0, nan_ok=True
+    )
+    file.write(5, {"train/loss": 3.0, "val/loss": 2.0, "more": 5.0})
+    table = read_metrics(path)
+    assert list(table["val/loss"]) == [1.0] * 4 + [2.0] * 2 and table["more"].iloc[5] == 5.0
+
+
+def test_metrics_file_with_a_torn_last_row(tmp_path):
+    path, file = tmp_path / "metrics.csv", MetricsFile(tmp_path)
+    for epoch in range(2):
+        file.write(epoch, {"train/loss": 0.5 + epoch, "val/loss": 1.25})
+    whole = path.read_bytes()
+    for n in range(1, len(b"1,1.5,1.25\n")):
+        path.write_bytes(whole[:-n])
+        assert list(read_metrics(path)["epoch"]) == [0]
+        MetricsFile(tmp_path).write(1, {"train/loss": 1.5, "val/loss": 1.25})
+        assert path.read_bytes() == whole
+
+
 def test_linear_baseline_solves_a_linear_problem_and_not_noise():
     rng = torch.Generator().manual_seed(0)
     labels = torch.randint(0, 3, (300,), generator=rng)

@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-import pandas as pd
 from omegaconf import DictConfig
 
 from blockspike.data.limits import read_npz
@@ -16,6 +15,7 @@ from blockspike.figures.style import use_style
 from blockspike.figures.surrogates import detach, surrogates
 from blockspike.figures.tables import read_table
 from blockspike.runs import Run, read_json
+from blockspike.training.metrics_file import read_metrics
 
 # figure of the paper → function of the table of runs and the folder to write to
 FIGURES = {
@@ -55,7 +55,7 @@ def _of_run(run: Run) -> list[Path]:
             f"{run.folder}: expected a finished run that was evaluated; "
             f"run `blockspike evaluate run={run.folder}`"
         )
-    metrics = pd.read_csv(run.folder / "metrics.csv")
+    metrics = read_metrics(run.folder / "metrics.csv")
     folder = run.folder / "figures"
     curve = learning_curve(
         metrics, scores, row["chosen_epoch"], row["test_accuracy"], folder / "learning_curve"
