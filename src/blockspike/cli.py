@@ -59,6 +59,8 @@ def main() -> None:
     # Before PyTorch starts: its waiting threads spin for milliseconds otherwise, on a core that the
     # kernels' threads or another process want.
     os.environ.setdefault("GOMP_SPINCOUNT", "3000")
+    # MKL's sums in an order that does not depend on how many threads share them.
+    os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")
     RecordSweep.planned = None
     failed = False
 
