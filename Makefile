@@ -12,7 +12,7 @@ RUN ?= $(wildcard $(OUTPUTS)/demo/default/seed=0)
 # PyTorch's waiting threads spin for milliseconds otherwise, on a core that others want.
 export GOMP_SPINCOUNT ?= 3000
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint bench bench-check bench-dynamics bench-fit gpu-check data-nmnist data-shd data-ephys \
+.PHONY: help setup demo test endurance lint bench bench-check bench-dynamics bench-fit gpu-check data-nmnist data-shd data-ephys \
 	fig-classification fig-surrogates fig-detach fig-recordings fig-speed fig-tradeoff figures report
 
 help: ## this list
@@ -32,6 +32,11 @@ demo: setup ## train on the shipped real N-MNIST recordings (≤ 5 min); accurac
 
 test: setup ## all tests, no network
 	$(BIN)/python -m pytest $(TESTS)
+
+endurance: setup ## runs of 2,000 epochs, a million steps, arrays of over 2³¹ elements (half an hour, 14 GiB)
+	$(BIN)/blockspike prepare data=nmnist_sample
+	$(BIN)/python tests/endurance/sizes.py
+	$(BIN)/python tests/endurance/long_runs.py data
 
 lint: setup ## format and lint with ruff, types with pyright
 	$(BIN)/ruff check --no-cache .

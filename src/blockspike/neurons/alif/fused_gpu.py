@@ -32,6 +32,7 @@ _CODES = {
 }
 FORWARD_OPTIONS = {"num_warps": 1, "enable_fp_fusion": False}  # rounds as a PyTorch loop does
 BACKWARD_OPTIONS = {"num_warps": 1, "enable_fp_fusion": True}
+_MOST_COLUMNS = 2**31 - 2**10  # a tile beyond the last is still a number of 32 bits
 _graphs = Graphs()
 
 
@@ -177,7 +178,15 @@ def fused_gpu(
 
     `current` may be bfloat16 beside float32 parameters: then spikes and the current's gradient
     are too, and everything in between is float32.
+
+    Raises:
+        ValueError: B·N is too large for the kernels' numbers of columns, which are of 32 bits.
     """
+    if current.shape[1] * current.shape[2] > _MOST_COLUMNS:
+        raise ValueError(
+            f"current: expected B·N ≤ {_MOST_COLUMNS} for 'fused' on a GPU, "
+            f"got {current.shape[1]} · {current.shape[2]}"
+        )
     p_ = torch.zeros_like(beta) if p is None else p
     b_ = torch.zeros_like(beta) if b is None else b
     inputs = (current, beta, p_, b_, recurrent_weight)
