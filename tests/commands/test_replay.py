@@ -93,6 +93,7 @@ def test_it_stops_replays_and_goes_on(blockspike, tmp_path, method):
     assert checkpoints(run) == before
     assert (run / "error.log").read_text().splitlines()[-1] == f"NotFiniteError: {said}"
     status = json.loads((run / "status.json").read_text())
+    assert "replay" not in json.loads((run / "content.json").read_text())  # so hashes stay
     assert status["state"] == "failed" and status["error"] == said
 
     kept = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}

@@ -320,13 +320,6 @@ class FitGuard(_Guard):
         self._warned: set[int] = set()
         self._n_left_out = 0
 
-    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: Any, batch, batch_idx) -> None:
-        """The data, once; raises NotFiniteError."""
-        first = self._batch is None
-        super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
-        if first and (wrong := self._wrong_data(batch)):
-            raise NotFiniteError(wrong)
-
     def on_after_backward(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Count and name the starts that are left out; raises NotFiniteError for a whole cell."""
         loss = pl_module.loss_of_starts  # [C, K]
