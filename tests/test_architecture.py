@@ -21,11 +21,12 @@ ALLOWED = {
     "neurons": {"neurons"},
     "synapses": {"neurons", "data.events"},
     "networks": {"neurons", "synapses", "data.events"},
-    "data": {"data"},
+    "data": {"data", "files"},
     "metrics": {"neurons"},
-    "results": set(),
+    "results": {"files"},
+    "files": set(),
     "memory": set(),
-    "figures": {"figures", "results"},
+    "figures": {"figures", "results", "files"},
     "report": {"report", "figures", "neurons"},
 }
 # package → what it may not import at all

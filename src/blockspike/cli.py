@@ -21,7 +21,7 @@ COMMANDS = (
     "prepare", "train", "evaluate", "figures", "benchmark", "status", "collect", "report",
 )  # fmt: skip
 # Errors that say what was wrong with the input; anything else is a defect and keeps its traceback.
-EXPECTED = (ValueError, FileNotFoundError, ConnectionError, HydraException, OmegaConfBaseException)
+EXPECTED = (ValueError, OSError, HydraException, OmegaConfBaseException)
 
 HELP = """blockspike: train and fit adaptive spiking neurons, exactly and fast
 

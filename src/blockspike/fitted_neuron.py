@@ -1,6 +1,5 @@
 """A fitted neuron as one small JSON file, to be simulated on any current."""
 
-import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -8,6 +7,7 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike
 
+from blockspike.files import read_json, write_json
 from blockspike.population import NeuronParameters, simulate
 
 
@@ -55,8 +55,7 @@ class FittedNeuron:
 
     def save(self, path: Path) -> None:
         """Write the JSON file."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(asdict(self), indent=1))
+        write_json(path, asdict(self))
 
 
 def load_neuron(path: str | Path) -> FittedNeuron:
@@ -70,9 +69,8 @@ def load_neuron(path: str | Path) -> FittedNeuron:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no fitted neuron here")
     try:
-        content = json.loads(path.read_text())
-        neuron = FittedNeuron(**content)
-    except (json.JSONDecodeError, UnicodeDecodeError, TypeError) as error:
+        neuron = FittedNeuron(**read_json(path))
+    except (ValueError, TypeError) as error:
         raise ValueError(f"{path}: not a fitted neuron ({error})") from error
     for name, value in asdict(neuron).items():
         if name != "name" and not (isinstance(value, int | float) and np.isfinite(value)):

@@ -6,6 +6,8 @@ from typing import Any
 
 import pandas as pd
 
+from blockspike.files import read_json, whole_file
+
 # What every row must have: column → type. A classifier's has `test_accuracy` too, a fit's `fit_s`.
 _COLUMNS: dict[str, tuple[type, ...]] = {
     "experiment": (str,),
@@ -59,19 +61,15 @@ def collect_runs(output_dir: Path) -> pd.DataFrame:
     table = pd.DataFrame(table.apply(_of_one_type))
     _check_unique(table)
     folder = output_dir / "tables"
-    folder.mkdir(exist_ok=True)
-    table.to_parquet(folder / "runs.parquet", index=False)
-    table.to_csv(folder / "runs.csv", index=False)
+    with whole_file(folder / "runs.parquet") as file:
+        table.to_parquet(file, index=False)
+    with whole_file(folder / "runs.csv") as file:
+        table.to_csv(file, index=False)
     return table
 
 
 def _read(file: Path) -> dict[str, Any]:
-    try:
-        row = json.loads(file.read_text())
-    except ValueError as error:
-        raise ValueError(f"{file}: not a result ({error})") from error
-    if not isinstance(row, dict):
-        raise ValueError(f"{file}: found a {type(row).__name__}, expected an object")
+    row = read_json(file)
     of_figures = {name: kinds for name, kinds in _READ_BY_FIGURES.items() if name in row}
     for name, kinds in (_COLUMNS | of_figures).items():
         if name not in row or type(row[name]) not in kinds:

@@ -1,7 +1,6 @@
 """A run and its folder: locked while it runs, refused to another configuration, resumable."""
 
 import fcntl
-import json
 import os
 import platform
 import subprocess
@@ -17,6 +16,7 @@ from hydra.errors import InstantiationException
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.utilities import rank_zero_only
 
+from blockspike.files import read_json, write_json, write_text
 from blockspike.plain_yaml import read_plain_yaml
 
 _PACKAGES = ("blockspike", "torch", "pytorch-lightning", "numpy", "numba")
@@ -30,7 +30,8 @@ class RunRefusedError(ValueError):
 class Run:
     """One run's folder.
 
-    Holds `config.yaml`, `content.json` (what the result depends on), `status.json`,
+    Holds `config.yaml`, `content.json` (what the result depends on), `data.json` (the data's hash),
+    `status.json`,
     `checkpoints/{last,previous,best}.ckpt`, `metrics.csv` and, when finished, `result.json`;
     `error.log` if the last attempt failed. Where several processes share a run, the first writes.
     """
@@ -54,9 +55,12 @@ class Run:
         return self.folder / "checkpoints" / "best.ckpt"
 
     def result(self) -> dict[str, Any] | None:
-        """The finished run's row, or None."""
-        path = self.folder / "result.json"
-        return json.loads(path.read_text()) if path.is_file() else None
+        """The finished run's row, or None.
+
+        Raises:
+            ValueError: it is damaged.
+        """
+        return read_json(self.folder / "result.json") or None
 
     def config(self) -> DictConfig:
         """The configuration it was started with, which may be another person's: plain values only.
@@ -75,7 +79,7 @@ class Run:
         path = self.folder / "content.json"
         if not path.is_file():
             return
-        before, now = flatten(json.loads(path.read_text())), flatten(content)
+        before, now = flatten(read_json(path)), flatten(content)
         changed = sorted(k for k in before | now if before.get(k) != now.get(k))
         if changed:
             changes = ", ".join(f"{k}: {before.get(k)!r} → {now.get(k)!r}" for k in changed[:4])
@@ -84,12 +88,23 @@ class Run:
                 "choose another experiment_name, or delete the folder"
             )
 
+    def check_data(self, sha256: str | None) -> None:
+        """Raise RunRefusedError if the run has read data with another hash; None fits all."""
+        before = read_json(self.folder / "data.json").get("data_sha256")
+        if None not in (before, sha256) and before != sha256:
+            raise RunRefusedError(
+                f"{self.folder}: the data have changed since the run started (SHA-256 {before} → "
+                f"{sha256}); bring them back, or delete the folder"
+            )
+
     @contextmanager
-    def recorded(self, cfg: DictConfig, content: dict[str, Any], digest: str) -> Iterator[None]:
+    def recorded(
+        self, cfg: DictConfig, content: dict[str, Any], digest: str, data_sha256: str | None = None
+    ) -> Iterator[None]:
         """Hold the folder for this process and keep `status.json` true while the run lasts.
 
         Raises:
-            RunRefusedError: another process runs or ran here.
+            RunRefusedError: another process runs or ran here, or it was with other data.
             ValueError: the file system has no locks.
             KeyboardInterrupt: the run was interrupted.
         """
@@ -105,13 +120,15 @@ class Run:
                     f"{self.folder}: no lock; is flock missing there? ({error})"
                 ) from error
             if not held:
-                holder = read_json(self.folder / "status.json").get("pid", "unknown")
-                raise RunRefusedError(f"{self.folder}: already running as process {holder}")
+                raise RunRefusedError(f"{self.folder}: already running as process {self._pid()}")
             self.check_content(content)  # another may have been here since
+            self.check_data(data_sha256)
             if self.result() is not None:
                 raise RunRefusedError(f"{self.folder}: another process has finished it meanwhile")
             write_text(self.folder / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
-            write_text(self.folder / "content.json", json.dumps(content, indent=1, sort_keys=True))
+            write_json(self.folder / "content.json", content)
+            if data_sha256 is not None:
+                write_json(self.folder / "data.json", {"data_sha256": data_sha256})
             status = {"state": "running", "pid": os.getpid(), "started": now(), **provenance()}
             status["config_hash"] = digest
             self._write_status(status)
@@ -128,12 +145,18 @@ class Run:
             self._write_status({**status, "state": "done", "ended": now()})
 
     def _write_status(self, status: dict[str, Any]) -> None:
-        write_text(self.folder / "status.json", json.dumps(status, indent=1))
+        write_json(self.folder / "status.json", status)
+
+    def _pid(self) -> int | str:
+        try:
+            return read_json(self.folder / "status.json").get("pid", "unknown")
+        except ValueError:  # damaged
+            return "unknown"
 
     @rank_zero_only
     def write_result(self, row: dict[str, Any]) -> None:
         """Write the finished run's row."""
-        write_text(self.folder / "result.json", json.dumps(row, indent=1))
+        write_json(self.folder / "result.json", row)
 
     @property
     def error_log(self) -> Path:
@@ -207,21 +230,6 @@ def provenance() -> dict[str, Any]:
         "python": platform.python_version(),
         "machine": f"{platform.node()} {platform.machine()} {os.cpu_count()} cores",
     }
-
-
-def write_text(path: Path, text: str) -> None:
-    """Replace the file at once, so that a killed process leaves the old one or the new one."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with temporary.open("w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The object in the file, or an empty one if there is no file."""
-    return json.loads(path.read_text()) if path.is_file() else {}
 
 
 def remove_if_empty(folder: Path, root: Path) -> None:

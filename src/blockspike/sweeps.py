@@ -2,7 +2,6 @@
 
 import copy
 import hashlib
-import json
 import sys
 from datetime import datetime
 from pathlib import Path
@@ -20,7 +19,8 @@ from omegaconf import DictConfig, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 
 from blockspike.config import content_hash, content_of
-from blockspike.runs import Run, now, read_json, time_text, write_text
+from blockspike.files import read_json, write_json
+from blockspike.runs import Run, now, time_text
 
 STATES = ("done", "running", "interrupted", "failed", "missing")
 
@@ -48,9 +48,8 @@ class RecordSweep(Callback):
         RecordSweep.planned = planned
         name = hashlib.sha256("\n".join(planned).encode()).hexdigest()[:12]
         plan = RecordSweep.output_dir / "sweeps" / f"{name}.json"
-        plan.parent.mkdir(parents=True, exist_ok=True)
         overrides = list(config.hydra.overrides.task)
-        write_text(plan, json.dumps({"overrides": overrides, "runs": planned}, indent=1))
+        write_json(plan, {"overrides": overrides, "runs": planned})
 
 
 def _outlast_lost_jobs() -> None:
@@ -104,7 +103,9 @@ def _name(folder: Path, output_dir: Path) -> str:
 def planned_runs(output_dir: Path) -> set[str]:
     """Folders of all runs that sweeps have planned there."""
     return {
-        run for path in (output_dir / "sweeps").glob("*.json") for run in read_json(path)["runs"]
+        run
+        for path in (output_dir / "sweeps").glob("*.json")
+        for run in read_json(path).get("runs", ())
     }
 
 
@@ -130,9 +131,17 @@ def run_states(output_dir: Path, planned: dict[str, str] | None = None) -> pd.Da
 
 
 def _state(run: Run, planned: str) -> dict[str, Any]:
+    try:
+        return _state_of_whole(run, planned)
+    except ValueError as error:  # a damaged file
+        nothing = {"epochs": 0, "started": "", "seconds": float("nan")}
+        return {**nothing, "state": "failed", "error": " ".join(str(error).split())}
+
+
+def _state_of_whole(run: Run, planned: str) -> dict[str, Any]:
     status, metrics = read_json(run.folder / "status.json"), run.folder / "metrics.csv"
     row = {"error": "", "started": status.get("started", "")}
-    row["epochs"] = metrics.read_bytes().count(b"\n") - 1 if metrics.is_file() else 0
+    row["epochs"] = max(metrics.read_bytes().count(b"\n") - 1, 0) if metrics.is_file() else 0
     if run.is_held():
         return row | {"state": "running", "seconds": _seconds(status, now())}
     last_epoch = time_text(metrics.stat().st_mtime) if metrics.is_file() else None

@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 
 from blockspike.data.recordings import Recording
+from blockspike.files import read_json
 from blockspike.fitted_neuron import load_neuron
 from blockspike.synthetic_cells import SyntheticCells
 from blockspike.training.metrics_file import read_metrics
@@ -33,7 +34,7 @@ def test_my_recording_from_file_to_figure(blockspike, tmp_path, cells):
     arguments = ("train", "experiment=fit_my_recording", "data.path=my_cell.npz", *QUICK)
     done = blockspike(*arguments)
     (result,) = (tmp_path / "outputs" / "fit" / "my_cell").rglob("result.json")
-    run, row = result.parent, json.loads(result.read_text())
+    run, row = result.parent, read_json(result)
     assert "median normalised ETV" in done.stdout
     assert row["data_set"] == "my_cell" and row["n_cells"] == 1
     assert (run / "figures" / "recording.png").is_file()
@@ -72,7 +73,7 @@ def test_other_cells_finish_when_one_is_broken(blockspike, tmp_path, cells):
     assert "left out: " in done.stderr and "torn.npz" in done.stderr
     assert list(json.loads((run / "failed.json").read_text())) == ["torn"]
     assert list(pd.read_csv(run / "fits.csv")["cell"]) == [r.name for r in cells]
-    assert json.loads((run / "result.json").read_text())["n_failed"] == 1
+    assert read_json(run / "result.json")["n_failed"] == 1
 
 
 def test_an_interrupted_fit_continues_to_the_same_bits(blockspike, tmp_path, cells):
@@ -88,7 +89,7 @@ def test_an_interrupted_fit_continues_to_the_same_bits(blockspike, tmp_path, cel
     pd.testing.assert_frame_equal(before, pd.read_csv(whole))
     # its seconds are those of all epochs, not of the last process alone
     seconds = read_metrics(run / "metrics.csv")["time/epoch_s"]
-    row = json.loads((run / "result.json").read_text())
+    row = read_json(run / "result.json")
     assert len(seconds) == 30 and row["fit_s"] == pytest.approx(seconds.sum())
 
 
@@ -131,6 +132,6 @@ def test_recovery(blockspike, tmp_path):
     quick = ("data.n_cells=2", "data.duration_s=3", "data.dt_ms=0.5", "model.n_starts=8")
     blockspike("train", "experiment=recovery", *quick, "trainer.max_epochs=4", "threads=1")
     (result,) = (tmp_path / "outputs" / "recovery").rglob("result.json")
-    row = json.loads(result.read_text())
+    row = read_json(result)
     assert row["data_set"] == "2 synthetic cells" and row["n_cells"] == 2
     blockspike("figures", f"run={result.parent}")

@@ -17,7 +17,8 @@ import pytest
 from killed_sweep import interrupted, killed, n_epochs, runs_table, start
 from omegaconf import OmegaConf
 
-from blockspike.runs import Run, RunRefusedError, read_json
+from blockspike.files import read_json
+from blockspike.runs import Run, RunRefusedError
 from blockspike.sweeps import run_states
 
 SMALL = ("data=nmnist_sample", "data.n_steps=40", "data.dt_ms=10")
@@ -299,7 +300,7 @@ def test_a_batch_that_processes_cannot_share_is_refused(tmp_path, data_dir):
 def finished(blockspike, tmp_path):
     blockspike("train", *SMALL, "network.n_hidden=8", "trainer.max_epochs=1")
     (path,) = tmp_path.rglob("result.json")
-    return path, json.loads(path.read_text())
+    return path, read_json(path)
 
 
 def test_collected_rows_know_where_they_come_from(blockspike, finished, tmp_path):
@@ -344,7 +345,7 @@ def test_damaged_and_doubled_results_are_refused(blockspike, finished, tmp_path)
     copy.write_text(json.dumps(row))
     assert "hold the same run" in blockspike("collect", check=False).stderr
     copy.write_text(path.read_text()[:50])
-    assert "copy/result.json: not a result" in blockspike("collect", check=False).stderr
+    assert "copy/result.json: damaged" in blockspike("collect", check=False).stderr
 
 
 def test_numbers_and_words_in_one_column_make_a_table(blockspike, finished, tmp_path):

@@ -91,7 +91,7 @@ def test_a_failed_write_keeps_the_old_file(tmp_path, monkeypatch):
     def full_disk(*args, **kwargs):
         raise OSError("no space left")
 
-    monkeypatch.setattr("blockspike.training.checkpoint_io.os.fsync", full_disk)
+    monkeypatch.setattr("blockspike.files.os.fsync", full_disk)
     with pytest.raises(OSError, match="no space"):
         io.save_checkpoint({"epoch": 2}, path)
     assert io.load_checkpoint(path) == {"epoch": 1}

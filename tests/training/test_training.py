@@ -135,7 +135,10 @@ def test_metrics_file_keeps_earlier_rows_and_replaces_repeated_ones(tmp_path):
     first = MetricsFile(tmp_path)
     for epoch in range(3):
         first.write(epoch, {"train/loss": 0.1 + epoch})
-    MetricsFile(tmp_path).write(2, {"train/loss": 7.0, "val/loss": 8.0})
+    (tmp_path / "metrics.csv").write_text("damaged")  # the rows are the checkpoint's
+    second = MetricsFile(tmp_path)
+    second.load_state_dict(first.state_dict())
+    second.write(2, {"train/loss": 7.0, "val/loss": 8.0})
     table = read_metrics(tmp_path / "metrics.csv")
     assert list(table["train/loss"]) == [0.1, 1.1, 7.0]
     assert table["val/loss"].iloc[2] == 8.0

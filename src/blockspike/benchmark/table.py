@@ -24,8 +24,14 @@ class RowFile:
         if not self.path.is_file():
             return []
         rows: list[Row] = []
-        for line in self.path.read_text(encoding="utf-8").split("\n")[:-1]:
-            rows += json.loads(line)
+        for number, line in enumerate(self.path.read_bytes().split(b"\n")[:-1], start=1):
+            try:
+                rows += json.loads(line)
+            except (ValueError, TypeError) as error:
+                raise ValueError(
+                    f"{self.path}: line {number} is damaged ({error}); delete the line, "
+                    "and it is measured again"
+                ) from error
         return rows
 
     def find(self, wanted: Mapping[str, Any]) -> list[Row]:

@@ -20,6 +20,7 @@ from blockspike.benchmark.table import Row, RowFile
 from blockspike.benchmark.timing import machine, print_claims
 from blockspike.config import plain
 from blockspike.data.progress import progress
+from blockspike.files import whole_file
 from blockspike.runs import provenance
 
 _NOT_OPTIONS = ("study", "check", "threads", "output_dir")
@@ -71,8 +72,8 @@ def benchmark(cfg: DictConfig) -> None:
     rows = [row for _, about in asked for row in _last_of_each(file.find(about))]
     _print_summary(console, rows)
     path = Path(cfg.output_dir) / "tables" / "speed.csv"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    pd.DataFrame(rows).to_csv(path, index=False)
+    with whole_file(path) as file_path:
+        pd.DataFrame(rows).to_csv(file_path, index=False)
     console.print(f"{path}: drawn by `blockspike figures figure=speed table={path}`")
 
 

@@ -1,6 +1,5 @@
 """`blockspike evaluate`: a finished run on its test data, beside a linear model."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +10,11 @@ from omegaconf import DictConfig, OmegaConf
 from blockspike.commands.activity import activity
 from blockspike.commands.fit import evaluate_neuron
 from blockspike.commands.train import use_threads
-from blockspike.config import build_data, build_network, is_fit
+from blockspike.config import build_data, build_network, content_of, is_fit
 from blockspike.data.datamodule import EventDataModule
+from blockspike.files import whole_file, write_json
 from blockspike.networks import SpikingClassifier
-from blockspike.runs import Run, write_text
+from blockspike.runs import Run
 from blockspike.training.checkpoint_io import load_plain
 from blockspike.training.linear_baseline import linear_baseline
 
@@ -54,11 +54,12 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
         "linear_model_test_accuracy": baseline,
         "confusion": confusion.tolist(),
     }
-    write_text(run.folder / "evaluation.json", json.dumps(scores, indent=1))
+    write_json(run.folder / "evaluation.json", scores)
     events, labels = next(iter(data.test_dataloader()))
     with torch.no_grad():
         shown = activity(network(events), events, labels, data.dt_ms)
-    np.savez_compressed(run.folder / "activity.npz", **shown)  # pyright: ignore[reportArgumentType]
+    with whole_file(run.folder / "activity.npz") as path, path.open("wb") as file:
+        np.savez_compressed(file, **shown)  # pyright: ignore[reportArgumentType]
     print(
         f"{data.name}: test accuracy {scores['test_accuracy']:.2%} of {scores['n_test']} "
         f"(model chosen on validation); linear model on spike counts: {baseline:.2%}"
@@ -71,14 +72,17 @@ def load_run(run: Run) -> tuple[EventDataModule, SpikingClassifier]:
 
     Raises:
         FileNotFoundError: no run, or no checkpoint, in the folder.
+        ValueError: one of its files is damaged, or the data have changed.
     """
     cfg = run.config()
     OmegaConf.set_struct(cfg, True)
+    run.check_content(content_of(cfg))  # a damaged or edited file
     if is_fit(cfg):
         raise ValueError(f"{run.folder}: holds fitted neurons, scored already; see fits.csv there")
     data = build_data(cfg, EventDataModule)
     data.prepare_data()
     data.setup()
+    run.check_data(data.sha256)
     network = build_network(cfg, data)
     weights = load_plain(run.best_checkpoint)["state_dict"]
     own = {k.removeprefix("network."): v for k, v in weights.items() if k.startswith("network.")}

@@ -9,10 +9,10 @@ import numpy as np
 import pandas as pd
 import pytorch_lightning as pl
 from omegaconf import DictConfig
-from pytorch_lightning.callbacks import ModelCheckpoint
 from torch.utils.data import DataLoader
 
 from blockspike.commands.trainer import (
+    EpochCheckpoint,
     last_checkpoint,
     make_trainer,
     without_known_warnings,
@@ -22,11 +22,12 @@ from blockspike.data.recordings import load_recording
 from blockspike.data.recordings_datamodule import Part, RecordingsDataModule
 from blockspike.figures.recording import recording_fit
 from blockspike.figures.style import use_style
+from blockspike.files import whole_file, write_text
 from blockspike.fitted_neuron import FittedNeuron, load_neuron
 from blockspike.metrics import explained_temporal_variance, gamma_coincidence
 from blockspike.neurons.spike_distance import Window
 from blockspike.population import NeuronParameters, simulate
-from blockspike.runs import Run, write_text
+from blockspike.runs import Run
 from blockspike.training.guards import FitGuard
 from blockspike.training.metrics_file import read_metrics
 from blockspike.training.neuron_fitting import FittingBatch, NeuronFittingModule
@@ -69,10 +70,12 @@ def fit_and_score(
         ],
         axis=1,
     )
-    table.to_csv(run.folder / "fits.csv", index=False)
+    with whole_file(run.folder / "fits.csv") as path:
+        table.to_csv(path, index=False)
     _write_neurons(run.folder / "fits", data, parameters, arp_ms)
     traces = _traces(data, test, table)
-    np.savez_compressed(run.folder / "traces.npz", **traces)
+    with whole_file(run.folder / "traces.npz") as path, path.open("wb") as file:
+        np.savez_compressed(file, **traces)
     use_style()
     print(recording_fit(traces, run.folder / "figures" / "recording"))
     if data.failed:
@@ -82,7 +85,7 @@ def fit_and_score(
 
 def _fit(cfg, run: Run, data: RecordingsDataModule, module: NeuronFittingModule) -> float:
     """Seconds of all its epochs, also of those before an interruption."""
-    last = ModelCheckpoint(
+    last = EpochCheckpoint(
         run.last_checkpoint.parent, filename="last", every_n_epochs=_EPOCHS_A_LINE,
         save_on_train_epoch_end=True, enable_version_counter=False,
     )  # fmt: skip

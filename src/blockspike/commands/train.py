@@ -8,11 +8,12 @@ import numpy as np
 import pytorch_lightning as pl
 import torch
 from omegaconf import DictConfig
-from pytorch_lightning.callbacks import ModelCheckpoint
 
 from blockspike.commands import fit
 from blockspike.commands.trainer import (
+    EpochCheckpoint,
     last_checkpoint,
+    load_best,
     make_trainer,
     processes_of_one_run,
     without_known_warnings,
@@ -30,7 +31,6 @@ from blockspike.data.datamodule import EventDataModule
 from blockspike.data.recordings_datamodule import RecordingsDataModule
 from blockspike.runs import Run, flatten, is_first_process, provenance, remove_if_empty
 from blockspike.training.callbacks import Throughput
-from blockspike.training.checkpoint_io import load_plain
 from blockspike.training.classification import ClassificationModule
 from blockspike.training.guards import FitGuard, NumberGuard
 from blockspike.training.metrics_file import read_metrics
@@ -67,10 +67,10 @@ def train(cfg: DictConfig) -> dict[str, Any]:
     except BaseException:
         remove_if_empty(run.folder, Path(cfg.output_dir))
         raise
-    held = run.recorded(cfg, content, content_hash(content))
+    held = run.recorded(cfg, content, content_hash(content), data.sha256)
     with held, processes_of_one_run(), wandb_closed():
         title = data.title if isinstance(data, RecordingsDataModule) else str(data.name)
-        row = _identity(cfg, content, title)
+        row = _identity(cfg, content, title) | {"data_sha256": data.sha256}
         if isinstance(data, RecordingsDataModule):
             assert isinstance(module, NeuronFittingModule)
             row |= fit.fit_and_score(cfg, run, data, module)
@@ -122,7 +122,7 @@ def _build(cfg: DictConfig) -> tuple[EventDataModule, ClassificationModule]:
 def _fit_and_test(
     cfg: DictConfig, run: Run, data: EventDataModule, module: ClassificationModule
 ) -> dict[str, Any]:
-    chosen = ModelCheckpoint(
+    chosen = EpochCheckpoint(
         run.best_checkpoint.parent,
         filename=run.best_checkpoint.stem,
         monitor=cfg.monitor,
@@ -130,7 +130,7 @@ def _fit_and_test(
         enable_version_counter=False,
     )
     # Lightning's save_last writes only when a model was chosen; a restart wants every epoch.
-    last = ModelCheckpoint(
+    last = EpochCheckpoint(
         run.last_checkpoint.parent,
         filename=run.last_checkpoint.stem,
         save_on_train_epoch_end=True,
@@ -146,7 +146,7 @@ def _fit_and_test(
         trainer.fit(module, data.train_dataloader(), loaders, ckpt_path=last_checkpoint(run))
         if not run.best_checkpoint.is_file():
             raise ValueError(f"trainer: no epoch was finished (max_epochs {trainer.max_epochs})")
-        best = load_plain(run.best_checkpoint)
+        best = load_best(run)
         module.load_state_dict(best["state_dict"])
         trainer.test(module, data.test_dataloader(), verbose=False)
     return _scores(run, trainer, best["epoch"], module)

@@ -12,7 +12,7 @@ from typing import Any
 import pytorch_lightning as pl
 import torch.distributed as dist
 from omegaconf import DictConfig
-from pytorch_lightning.callbacks import Callback, RichProgressBar
+from pytorch_lightning.callbacks import Callback, ModelCheckpoint, RichProgressBar
 
 from blockspike.config import build_trainer
 from blockspike.runs import Run, is_first_process
@@ -33,6 +33,27 @@ def make_trainer(
         cfg, callbacks, plugins=[PlainCheckpointIO()], enable_progress_bar=on_terminal,
         num_sanity_val_steps=0, enable_model_summary=False, **options,
     )  # fmt: skip
+
+
+class EpochCheckpoint(ModelCheckpoint):
+    """Goes on also where the run's folder was moved; Lightning would forget the best score then."""
+
+    @property
+    def state_key(self) -> str:
+        """As of its base, which wrote the checkpoints of earlier versions."""
+        return super().state_key.replace(type(self).__qualname__, ModelCheckpoint.__qualname__, 1)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take the state with its paths as they are now."""
+
+        def here(value: Any) -> Any:
+            if isinstance(value, dict):  # of paths
+                return {here(path): score for path, score in value.items()}
+            is_path = isinstance(value, str) and value
+            return str(Path(self.dirpath or "", Path(value).name)) if is_path else value
+
+        moved = {k: here(v) for k, v in state_dict.items()}
+        super().load_state_dict(moved | {"dirpath": self.dirpath})
 
 
 _TO_FAIL_FIRST_S = 1.0
@@ -71,8 +92,10 @@ def last_checkpoint(run: Run) -> Path | None:
     """Where the run continues, which is printed; None for a new run.
 
     Raises:
-        ValueError: there are checkpoints, but none that can be read.
+        ValueError: there are checkpoints, but none that can be read, or the best one is damaged.
     """
+    if run.best_checkpoint.is_file():
+        load_best(run)  # or days of training end without it
     kept = [p for p in (run.last_checkpoint, run.previous_checkpoint) if p.is_file()]
     for path in kept:
         try:
@@ -88,6 +111,18 @@ def last_checkpoint(run: Run) -> Path | None:
             f"{run.folder}: no checkpoint can be read; delete the folder to start anew"
         )
     return None
+
+
+def load_best(run: Run) -> dict[str, Any]:
+    """Read the checkpoint chosen on the validation data.
+
+    Raises:
+        ValueError: it is damaged.
+    """
+    try:
+        return load_plain(run.best_checkpoint)
+    except ValueError as error:
+        raise ValueError(f"{error}; delete {run.folder} to start anew") from error
 
 
 @contextmanager

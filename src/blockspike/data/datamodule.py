@@ -18,8 +18,8 @@ class EventDataModule(pl.LightningDataModule):
     """Prepared events as Lightning loaders of ``(EventBatch (T, B, K), labels int64 [B])``.
 
     A data set fills in ``config_name``, ``n_inputs``, ``n_classes`` and `_fetch`, `_convert`,
-    `_bin`. After `setup`: ``name`` (what the prepared file holds), the splits ``train`` and
-    ``test``, and ``train_indices`` and ``val_indices``, which divide ``train``.
+    `_bin`. After `setup`: ``name`` (what the prepared file holds), its ``sha256``, the splits
+    ``train`` and ``test``, and ``train_indices`` and ``val_indices``, which divide ``train``.
 
     The training order is a function of ``seed`` and the epoch alone. The test split is never
     part of training or validation. Where several processes train, ``batch_size`` is of all of them
@@ -30,6 +30,7 @@ class EventDataModule(pl.LightningDataModule):
     config_name: str
     n_inputs: int
     n_classes: int
+    sha256: str
     train: EventSplit
     test: EventSplit
     train_indices: np.ndarray
@@ -129,7 +130,7 @@ class EventDataModule(pl.LightningDataModule):
                 f"{self.path}: holds {file.name} with {file.n_units} units and {file.n_classes} "
                 f"classes, expected {self._stored_sizes()}"
             )
-        self.name = file.name
+        self.name, self.sha256 = file.name, file.verified_sha256()
         self.train, self.test = file.train, file.test
         self.val_indices = self._validation_indices(file.train)
         self.train_indices = np.setdiff1d(np.arange(len(file.train)), self.val_indices)

@@ -1,24 +1,25 @@
 """The prepared file: spikes of a data set in one HDF5 file that is read by memory map.
 
-Root attributes: ``format``, ``version``, ``name``, ``source``, ``n_units``, ``n_classes``. Groups
-``train`` and ``test`` hold contiguous, uncompressed arrays: ``time`` (dtype of the source, in
-units of ``unit_s`` seconds, an attribute of the group), ``unit`` (uint16), ``offset`` (int64
-``[n + 1]``; sample ``i`` has the events ``offset[i]:offset[i + 1]``), ``label`` (int64 ``[n]``)
-and, where known, ``speaker`` (int64 ``[n]``).
+Root attributes: ``format``, ``version``, ``name``, ``source``, ``n_units``, ``n_classes`` and
+``sha256`` of all the rest, as `EventFile.sha256` has it. Groups ``train`` and ``test`` hold
+contiguous, uncompressed arrays: ``time`` (dtype of the source, in units of ``unit_s`` seconds, an
+attribute of the group), ``unit`` (uint16), ``offset`` (int64 ``[n + 1]``; sample ``i`` has the
+events ``offset[i]:offset[i + 1]``), ``label`` (int64 ``[n]``) and, where known, ``speaker``
+(int64 ``[n]``).
 """
 
 from __future__ import annotations
 
-import os
-import socket
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+import hashlib
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import h5py
 import numpy as np
+
+from blockspike.files import whole_file
 
 FORMAT = "blockspike events"
 VERSION = 1
@@ -72,6 +73,33 @@ class EventFile:
     n_classes: int
     train: EventSplit
     test: EventSplit
+    stored_sha256: str | None  # None: prepared by an earlier version
+
+    def sha256(self) -> str:
+        """Hash all that it holds, at about 1 GB/s."""
+        about = (self.name, self.source, self.n_units, self.n_classes)
+        digest = hashlib.sha256(repr(about).encode())
+        for split in (self.train, self.test):
+            digest.update(repr(split.unit_s).encode())
+            for array in (split.time, split.unit, split.offset, split.label, split.speaker):
+                if array is not None:
+                    digest.update(f"{array.dtype.str} {array.shape}".encode())
+                    digest.update(np.ascontiguousarray(array).data)
+        return digest.hexdigest()
+
+    def verified_sha256(self) -> str:
+        """`sha256`, compared with that of the day it was prepared.
+
+        Raises:
+            ValueError: they differ.
+        """
+        found = self.sha256()
+        if self.stored_sha256 not in (None, found):
+            raise ValueError(
+                f"{self.path}: damaged, found SHA-256 {found}, expected {self.stored_sha256}; "
+                "delete the file and prepare it again"
+            )
+        return found
 
 
 @dataclass(frozen=True)
@@ -103,18 +131,27 @@ def write_event_file(
 
     Raises:
         ValueError: ``chunks`` yields another number of events than ``n_events`` promises.
+        OSError: it cannot be written; an existing file is kept.
     """
-    with _atomic_path(Path(path)) as temporary, h5py.File(temporary, "w") as file:
-        file.attrs.update(
-            format=FORMAT,
-            version=VERSION,
-            name=name,
-            source=source,
-            n_units=n_units,
-            n_classes=n_classes,
-        )
-        for key, content in (("train", train), ("test", test)):
-            _write_split(file.create_group(key), content)
+    path = Path(path)
+    with whole_file(path) as temporary:
+        try:
+            with h5py.File(temporary, "w") as file:
+                file.attrs.update(
+                    format=FORMAT,
+                    version=VERSION,
+                    name=name,
+                    source=source,
+                    n_units=n_units,
+                    n_classes=n_classes,
+                )
+                for key, content in (("train", train), ("test", test)):
+                    _write_split(file.create_group(key), content)
+            digest = read_event_file(temporary).sha256()
+            with h5py.File(temporary, "r+") as file:
+                file.attrs["sha256"] = digest
+        except RuntimeError as error:  # h5py of a full disk, where it is not an OSError
+            raise OSError(f"{path}: cannot be written ({error})") from error
 
 
 def _write_split(group: h5py.Group, content: SplitContent) -> None:
@@ -141,48 +178,6 @@ def _write_split(group: h5py.Group, content: SplitContent) -> None:
     group.create_dataset("label", data=np.asarray(content.label, np.int64))
     if content.speaker is not None:
         group.create_dataset("speaker", data=np.asarray(content.speaker, np.int64))
-
-
-@contextmanager
-def _atomic_path(path: Path) -> Iterator[Path]:
-    """Yield a temporary name beside ``path``; rename it to ``path`` if the body succeeds."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    _remove_stale_temporaries(path)
-    temporary = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.part")
-    try:
-        yield temporary
-        _sync(temporary)
-        os.replace(temporary, path)
-        _sync(path.parent)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _remove_stale_temporaries(path: Path) -> None:
-    """Remove what killed runs on this machine left behind."""
-    prefix = f".{path.name}.{socket.gethostname()}."
-    for found in path.parent.iterdir():
-        pid = found.name.removeprefix(prefix).removesuffix(".part")
-        if found.name == f"{prefix}{pid}.part" and pid.isdecimal() and not _is_running(int(pid)):
-            found.unlink(missing_ok=True)
-
-
-def _is_running(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def read_event_file(path: Path | str) -> EventFile:
@@ -215,6 +210,7 @@ def read_event_file(path: Path | str) -> EventFile:
             n_classes=int(_attribute(path, file, "n_classes")),
             train=_read_split(path, file, "train"),
             test=_read_split(path, file, "test"),
+            stored_sha256=file.attrs.get("sha256"),
         )
 
 

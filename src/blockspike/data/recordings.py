@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -69,6 +70,14 @@ class Recording:
         n_steps = self._n_steps(dt_ms)
         repeats = [r[stimulus] for r in self.spike_times_s]
         return np.stack([bin_spikes(t, dt_ms, n_steps) for t in repeats if t is not None])
+
+    def sha256(self) -> str:
+        """Hash of name, currents and spike times, as they were read."""
+        digest = hashlib.sha256(repr((self.name, self.dt_ms, self.stimuli)).encode())
+        for array in (self.current_pa, *(t for repeat in self.spike_times_s for t in repeat)):
+            digest.update(b"none" if array is None else f"{array.shape}".encode())
+            digest.update(b"" if array is None else np.ascontiguousarray(array, "<f8").data)
+        return digest.hexdigest()
 
     def _n_steps(self, dt_ms: float) -> int:
         duration_ms = self.current_pa.shape[1] * self.dt_ms

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -60,7 +61,8 @@ class RecordingsDataModule(pl.LightningDataModule):
 
     Segments of a part have one length. A cell that cannot be read, or does not have the segments,
     is left out and named in ``failed``; the others go on. ``title`` names the data set; after
-    `setup` there are ``names``, ``scale_pa``, ``train`` and ``test``.
+    `setup` there are ``names``, ``scale_pa``, ``train``, ``test`` and ``sha256``, of the recordings
+    as they were read (None: made, not read).
 
     Currents are divided by a number per cell, ``scale_pa``, that is stored with its fit: the
     standard deviation of its training current, or, for the paper's recipe, 100 times its maximum.
@@ -151,8 +153,9 @@ class RecordingsDataModule(pl.LightningDataModule):
             ValueError: no cell could be used; names the first reason.
         """
         self.failed = dict(self._not_there)
-        cells = []
-        for train, test in self.load():
+        cells, pairs = [], self.load()
+        self.sha256 = self._sha256(pairs)
+        for train, test in pairs:
             try:
                 cells.append(self._cut(train, test))
             except ValueError as error:
@@ -170,6 +173,10 @@ class RecordingsDataModule(pl.LightningDataModule):
         self.test_scale_pa = np.array([cell.test_scale_pa for cell in cells])
         self.train = _part([cell.train for cell in cells], self.scale_pa, 0)
         self.test = _part([cell.test for cell in cells], self.test_scale_pa, cells[0].warm_up_steps)
+
+    def _sha256(self, pairs: list[tuple[Recording, Recording]]) -> str | None:
+        hashes = [x.sha256() for a, b in pairs for x in ((a,) if a is b else (a, b))]
+        return hashlib.sha256("".join(hashes).encode()).hexdigest()
 
     def _cut(self, train: Recording, test: Recording) -> _Cell:
         train_s = self.train_s or [[0.0, _TRAIN_SHARE * _duration_s(train)]]

@@ -7,6 +7,8 @@ import matplotlib.pyplot as plt
 import seaborn as sns
 from matplotlib.figure import Figure
 
+from blockspike.files import whole_file
+
 METHOD_COLOURS = {"fused": "#0072B2", "blocks": "#D55E00", "standard": "#555555"}
 BLUE, ORANGE, GREY, GREEN = "#0072B2", "#D55E00", "#555555", "#009E73"
 
@@ -19,8 +21,8 @@ def use_style() -> None:
 
 def save(figure: Figure, path: Path) -> Path:
     """Write the figure as PNG and SVG and close it; returns the PNG's path."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     for suffix in (".png", ".svg"):
-        figure.savefig(path.with_suffix(suffix), dpi=200, bbox_inches="tight")
+        with whole_file(path.with_suffix(suffix)) as file:
+            figure.savefig(file, format=suffix[1:], dpi=200, bbox_inches="tight")
     plt.close(figure)
     return path.with_suffix(".png")

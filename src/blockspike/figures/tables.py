@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pandas as pd
 
+from blockspike.files import write_text
+
 
 @dataclass(frozen=True)
 class Source:
@@ -24,7 +26,7 @@ class Source:
 
     def write_beside(self, picture: Path) -> None:
         """Say in a .json file of the picture's name that it was drawn from this table."""
-        picture.with_suffix(".json").write_text(json.dumps(asdict(self), indent=1))
+        write_text(picture.with_suffix(".json"), json.dumps(asdict(self), indent=1))
 
 
 def source_beside(picture: Path) -> Source | None:

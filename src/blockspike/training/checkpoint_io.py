@@ -7,7 +7,6 @@ both, since safetensors itself does not notice a flipped bit.
 
 import hashlib
 import json
-import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,8 @@ import torch
 from pytorch_lightning.plugins.io import CheckpointIO
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+
+from blockspike.files import whole_file
 
 _FORMAT = "blockspike-checkpoint-2"
 
@@ -32,9 +33,8 @@ class PlainCheckpointIO(CheckpointIO):
         """
         path = Path(path)
         if path.name == "last.ckpt" and path.is_file():
-            copy = path.with_name(f".previous.{os.getpid()}")
-            shutil.copyfile(path, copy)
-            copy.replace(path.with_name("previous.ckpt"))
+            with whole_file(path.with_name("previous.ckpt")) as copy:
+                shutil.copyfile(path, copy)
         save_plain(checkpoint, path)
 
     def load_checkpoint(
@@ -56,17 +56,12 @@ def save_plain(content: Any, path: Path) -> None:
     """
     tensors: dict[str, torch.Tensor] = {}
     structure = json.dumps(_encode(content, tensors, "checkpoint"))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        digest = _digest(structure, tensors)
-        about = {"format": _FORMAT, "structure": structure, "sha256": digest}
-        save_file(tensors, temporary, metadata=about)
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    about = {"format": _FORMAT, "structure": structure, "sha256": _digest(structure, tensors)}
+    with whole_file(path) as temporary:
+        try:
+            save_file(tensors, temporary, metadata=about)
+        except SafetensorError as error:  # a full disk
+            raise OSError(f"{path}: cannot be written ({error})") from error
 
 
 def load_plain(path: Path) -> Any:

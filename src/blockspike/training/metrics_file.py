@@ -7,8 +7,11 @@ from typing import Any, TextIO
 
 import pandas as pd
 import pytorch_lightning as pl
+import torch
 from pytorch_lightning.callbacks import Checkpoint
 from pytorch_lightning.utilities import rank_zero_only
+
+from blockspike.files import whole_file
 
 
 def read_metrics(path: Path) -> pd.DataFrame:
@@ -16,27 +19,42 @@ def read_metrics(path: Path) -> pd.DataFrame:
 
     (The fast parser of older pandas is off by one unit in the last place.) A last row without its
     end of line, which a process was killed in, is left out.
+
+    Raises:
+        ValueError: it is damaged.
     """
-    whole_lines = path.read_text().rpartition("\n")[0].splitlines()
-    rows = [{k: float(v or "nan") for k, v in row.items()} for row in csv.DictReader(whole_lines)]
-    return pd.DataFrame(rows).astype({"epoch": int})
+    try:
+        whole_lines = path.read_text().rpartition("\n")[0].splitlines()
+        rows = [
+            {k: float(v or "nan") for k, v in row.items()} for row in csv.DictReader(whole_lines)
+        ]
+        return pd.DataFrame(rows).astype({"epoch": int})
+    except (ValueError, TypeError, KeyError, csv.Error) as error:
+        raise ValueError(f"{path}: damaged ({error})") from error
 
 
 class MetricsFile(Checkpoint):
     """Writes `metrics.csv` into `folder`: a row an epoch, on disk after each.
 
-    A resumed run finds its earlier rows there and goes on; an epoch that is run again replaces
-    its row. (Lightning's CSVLogger deletes the file of an interrupted run.) Rows are appended, so
-    that the last epoch takes no longer than the first; the file is replaced whole only for the
-    first row of a process and for new columns. It is a `Checkpoint` for its turn, after all that
-    log and, if it is listed first, before the epoch's checkpoint: a run that is killed between them
-    repeats the epoch rather than lack its row.
+    The rows are part of the checkpoint, too, from which a resumed run takes them; an epoch that is
+    run again replaces its row. (Lightning's CSVLogger deletes the file of an interrupted run.) Rows
+    are appended, so that the last epoch takes no longer than the first; the file is replaced whole
+    only for the first row of a process and for new columns. It is a `Checkpoint` for its turn,
+    after all that log and, if it is listed first, before the epoch's checkpoint: a run that is
+    killed between them repeats the epoch rather than lack its row.
     """
 
     def __init__(self, folder: str | Path):
         self._path = Path(folder) / "metrics.csv"
+        self._rows: dict[int, dict[str, float]] = {}
         self._columns: list[str] = []  # of the file, once this process has written it
-        self._last_epoch = -1
+
+    @rank_zero_only
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Of a checkpoint without the rows, as earlier versions wrote it, take the file's."""
+        if trainer.ckpt_path is not None and not self._rows:
+            rows = read_metrics(self._path).to_dict("records")
+            self._rows = {int(r["epoch"]): {str(k): v for k, v in r.items()} for r in rows}
 
     @rank_zero_only
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -47,27 +65,39 @@ class MetricsFile(Checkpoint):
     def write(self, epoch: int, values: dict[str, float]) -> None:
         """Put a row in, on disk."""
         row = {"epoch": epoch, **values}
-        if epoch > self._last_epoch and row.keys() <= set(self._columns):
+        is_next = epoch > max(self._rows, default=-1)
+        self._rows[epoch] = row
+        if is_next and row.keys() <= set(self._columns):
             with self._path.open("a", newline="") as file:
                 self._write_rows(file, [row])
-            self._last_epoch = epoch
+                os.fsync(file.fileno())
         else:
-            self._replace(row)
+            self._replace()
 
-    def _replace(self, row: dict[str, Any]) -> None:
-        """Write the file anew with this row in it."""
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        earlier = read_metrics(self._path).to_dict("records") if self._path.is_file() else []
-        of_epoch = {int(r["epoch"]): {str(k): v for k, v in r.items()} for r in [*earlier, row]}
-        rows = [of_epoch[epoch] for epoch in sorted(of_epoch)]
-        self._columns = list(dict.fromkeys(column for r in rows for column in r))
-        self._last_epoch = max(of_epoch)
-        temporary = self._path.with_name(".metrics.csv.new")
-        with temporary.open("w", newline="") as file:
-            self._write_rows(file, [dict(zip(self._columns, self._columns, strict=True)), *rows])
-        temporary.replace(self._path)
+    def state_dict(self) -> dict[str, Any]:
+        """The rows, for the checkpoint, whose checksum notices damage."""
+        columns = list(dict.fromkeys(c for row in self._rows.values() for c in row))
+        nan = float("nan")
+        values = [[row.get(c, nan) for c in columns] for row in self._rows.values()]
+        return {"columns": columns, "rows": torch.tensor(values, dtype=torch.float64)}
+
+    @rank_zero_only
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from the checkpoint's rows, whatever has become of the file."""
+        for values in state_dict["rows"].tolist():
+            row = dict(zip(state_dict["columns"], values, strict=True))
+            epoch = int(row["epoch"])
+            self._rows[epoch] = row | {"epoch": epoch}
+        self._replace()
+
+    def _replace(self) -> None:
+        """Write the file anew."""
+        rows = [self._rows[epoch] for epoch in sorted(self._rows)]
+        self._columns = list(dict.fromkeys(column for row in rows for column in row))
+        header = dict(zip(self._columns, self._columns, strict=True))
+        with whole_file(self._path) as temporary, temporary.open("w", newline="") as file:
+            self._write_rows(file, [header, *rows])
 
     def _write_rows(self, file: TextIO, rows: list[dict[str, Any]]) -> None:
         csv.DictWriter(file, self._columns, lineterminator="\n").writerows(rows)
         file.flush()
-        os.fsync(file.fileno())

@@ -1,0 +1,98 @@
+"""Files that are whole or not there, and JSON that notices damage."""
+
+import hashlib
+import json
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """Yield a temporary name beside `path`, made with its folder; rename it if the body succeeds.
+
+    A killed process leaves the old file or the new one, which is on disk. What it leaves of the
+    temporary one goes at the next write on the same machine.
+
+    Raises:
+        OSError: it cannot be written; names `path`.
+    """
+    temporary = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _remove_stale_temporaries(path)
+        yield temporary
+        _sync(temporary)
+        temporary.replace(path)
+        _sync(path.parent)
+    except OSError as error:
+        if error.errno is None or error.filename not in (None, str(temporary)):
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace the file at once."""
+    with whole_file(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Write an object; the file's `sha256` is of the rest."""
+    write_text(path, json.dumps({**content, "sha256": _digest(content)}, indent=1))
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in the file, less its `sha256`, or an empty one if there is no file.
+
+    Raises:
+        ValueError: no object, or its checksum does not fit; one without is taken as it is.
+    """
+    if not path.is_file():
+        return {}
+    try:
+        content = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: damaged, not JSON ({error})") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: found a {type(content).__name__}, expected an object")
+    expected = content.pop("sha256", None)
+    if expected is not None and expected != _digest(content):
+        raise ValueError(f"{path}: damaged or changed by hand, its sha256 does not fit")
+    return content
+
+
+def _digest(content: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _remove_stale_temporaries(path: Path) -> None:
+    """Remove what killed processes on this machine left behind."""
+    prefix = f".{path.name}.{socket.gethostname()}."
+    for found in path.parent.iterdir():
+        pid = found.name.removeprefix(prefix).removesuffix(".part")
+        if found.name == f"{prefix}{pid}.part" and pid.isdecimal() and not _is_running(int(pid)):
+            found.unlink(missing_ok=True)
+
+
+def _is_running(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
