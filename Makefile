@@ -9,10 +9,15 @@ OUTPUTS ?= outputs
 RESULTS ?= docs/results
 # the run whose neurons the report shows
 RUN ?= $(wildcard $(OUTPUTS)/demo/default/seed=0)
+FAULT_SEED ?= 0
 # PyTorch's waiting threads spin for milliseconds otherwise, on a core that others want.
 export GOMP_SPINCOUNT ?= 3000
 .DEFAULT_GOAL := help
+<<<<<<< ours
 .PHONY: help setup demo test endurance lint bench bench-check bench-dynamics bench-fit gpu-check data-nmnist data-shd data-ephys \
+=======
+.PHONY: help setup demo test lint faults bench bench-check bench-dynamics bench-fit gpu-check data-nmnist data-shd data-ephys \
+>>>>>>> theirs
 	fig-classification fig-surrogates fig-detach fig-recordings fig-speed fig-tradeoff figures report
 
 help: ## this list
@@ -42,6 +47,9 @@ lint: setup ## format and lint with ruff, types with pyright
 	$(BIN)/ruff check --no-cache .
 	$(BIN)/ruff format --no-cache --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
+
+faults: setup ## inject ≥ 200 faults into all commands (25 min); FAULT_SEED=0 chooses them
+	FAULT_SEED=$(FAULT_SEED) $(BIN)/python tests/faults/faults.py
 
 bench: ## speed of methods and other libraries side by side (an hour; killed, it goes on)
 	$(MAKE) setup VENV=$(PEERS_VENV) EXTRAS=peers

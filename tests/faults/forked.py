@@ -20,6 +20,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import requests  # noqa: F401  # lazily imported ones, which nobody may not read
+import tonic.datasets  # noqa: F401
+
 import blockspike.commands.benchmark
 import blockspike.commands.collect
 import blockspike.commands.evaluate

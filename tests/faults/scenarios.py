@@ -186,7 +186,8 @@ def _content(path: Path) -> Any:
             assert path.read_text().rstrip().endswith("</html>")
             return True
         case ".jsonl":
-            rows = [row for line in path.read_text().splitlines() for row in json.loads(line)]
+            whole_lines = path.read_text().split("\n")[:-1]  # a cut-off one is left out
+            rows = [row for line in whole_lines for row in json.loads(line)]
             return sorted((row["study"], row["n_steps"], row["contender"]) for row in rows)
     return _hash(path.read_bytes())
 
@@ -215,17 +216,11 @@ def _of_checkpoint(checkpoint: dict[str, Any]) -> dict[str, Any]:
 class Server:
     """Serves a folder over https, slowly enough to be interrupted; a process of its own."""
 
-    def __init__(self, folder: Path, root: Path):
-        certificate, key = root / "cert.pem", root / "key.pem"
-        subprocess.run(
-            ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj",
-             "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1", "-keyout", str(key),
-             "-out", str(certificate)],
-            check=True, capture_output=True,
-        )  # fmt: skip
+    def __init__(self, folder: Path):
+        certificate = Path(__file__).parents[1] / "data" / "localhost.pem"
         program = str(Path(__file__).with_name("served.py"))
         self._process = subprocess.Popen(
-            [sys.executable, program, "--serve", str(folder), str(certificate), str(key)],
+            [sys.executable, program, "--serve", str(folder), str(certificate)],
             stdout=subprocess.PIPE, text=True,
         )  # fmt: skip
         assert self._process.stdout is not None

@@ -39,12 +39,12 @@ class _Server(ThreadingHTTPServer):
         pass  # who is killed, hangs up
 
 
-def serve(folder: Path, certificate: str, key: str) -> None:
+def serve(folder: Path, certificate: str) -> None:
     """Serve the folder's files; prints the port."""
     _Handler.folder = folder
     with _Server(("127.0.0.1", 0), _Handler) as server:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        context.load_cert_chain(certificate, key)
+        context.load_cert_chain(certificate)
         server.socket = context.wrap_socket(server.socket, server_side=True)
         print(server.server_port, flush=True)
         server.serve_forever()

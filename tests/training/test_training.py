@@ -131,14 +131,19 @@ def test_a_line_an_epoch(capsys):
     assert "val/accuracy" in lines[0]
 
 
+def resumed(before: MetricsFile) -> MetricsFile:
+    """That of another process, which has the rows from the checkpoint."""
+    after = MetricsFile(before._path.parent)
+    after.load_state_dict(before.state_dict())
+    return after
+
+
 def test_metrics_file_keeps_earlier_rows_and_replaces_repeated_ones(tmp_path):
     first = MetricsFile(tmp_path)
     for epoch in range(3):
         first.write(epoch, {"train/loss": 0.1 + epoch})
     (tmp_path / "metrics.csv").write_text("damaged")  # the rows are the checkpoint's
-    second = MetricsFile(tmp_path)
-    second.load_state_dict(first.state_dict())
-    second.write(2, {"train/loss": 7.0, "val/loss": 8.0})
+    resumed(first).write(2, {"train/loss": 7.0, "val/loss": 8.0})
     table = read_metrics(tmp_path / "metrics.csv")
     assert list(table["train/loss"]) == [0.1, 1.1, 7.0]
     assert table["val/loss"].iloc[2] == 8.0
@@ -148,7 +153,7 @@ def test_metrics_file_of_a_run_that_goes_back_some_epochs(tmp_path):
     first = MetricsFile(tmp_path)
     for epoch in range(5):
         first.write(epoch, {"train/loss": 0.1 + epoch})
-    again = MetricsFile(tmp_path)
+    again = resumed(first)
     for epoch in range(2, 6):
         again.write(epoch, {"train/loss": 7.0 + epoch})
     table = read_metrics(tmp_path / "metrics.csv")
@@ -182,7 +187,7 @@ def test_metrics_file_with_a_torn_last_row(tmp_path):
     for n in range(1, len(b"1,1.5,1.25\n")):
         path.write_bytes(whole[:-n])
         assert list(read_metrics(path)["epoch"]) == [0]
-        MetricsFile(tmp_path).write(1, {"train/loss": 1.5, "val/loss": 1.25})
+        resumed(file).write(1, {"train/loss": 1.5, "val/loss": 1.25})
         assert path.read_bytes() == whole
 
 

@@ -279,7 +279,7 @@ def _download(path: Path, save: Callable[[], object]) -> None:
         ConnectionError: no connection to the server.
         OSError: the server refused or answered nonsense (``errno`` is None), or the disk is full.
     """
-    from requests import exceptions  # a dependency of AllenSDK and pooch, slow to import
+    from requests import exceptions  # a dependency of AllenSDK, slow to import
 
     lost = (ConnectionError, TimeoutError, URLError, exceptions.ConnectionError, exceptions.Timeout)
     try:

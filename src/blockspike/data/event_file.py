@@ -11,6 +11,7 @@ events ``offset[i]:offset[i + 1]``), ``label`` (int64 ``[n]``) and, where known,
 from __future__ import annotations
 
 import hashlib
+import io
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -134,24 +135,48 @@ def write_event_file(
         OSError: it cannot be written; an existing file is kept.
     """
     path = Path(path)
-    with whole_file(path) as temporary:
+    with whole_file(path) as temporary, _QuietFile(temporary, "w+b") as raw:
+        with h5py.File(raw, "w") as file:
+            file.attrs.update(
+                format=FORMAT,
+                version=VERSION,
+                name=name,
+                source=source,
+                n_units=n_units,
+                n_classes=n_classes,
+            )
+            for key, content in (("train", train), ("test", test)):
+                _write_split(file.create_group(key), content)
+        raw.check()
+        digest = read_event_file(temporary).sha256()
+        with h5py.File(raw, "r+") as file:
+            file.attrs["sha256"] = digest
+        raw.check()
+
+
+class _QuietFile(io.FileIO):
+    """Keeps what went wrong with a write for `check`: HDF5 crashes if it is told while it closes.
+
+    From then on nothing is written.
+    """
+
+    error: OSError | None = None
+
+    def write(self, data: Any) -> int:
+        """Write all, or pretend to."""
+        view = memoryview(data).cast("B")
+        done = 0
         try:
-            with h5py.File(temporary, "w") as file:
-                file.attrs.update(
-                    format=FORMAT,
-                    version=VERSION,
-                    name=name,
-                    source=source,
-                    n_units=n_units,
-                    n_classes=n_classes,
-                )
-                for key, content in (("train", train), ("test", test)):
-                    _write_split(file.create_group(key), content)
-            digest = read_event_file(temporary).sha256()
-            with h5py.File(temporary, "r+") as file:
-                file.attrs["sha256"] = digest
-        except RuntimeError as error:  # h5py of a full disk, where it is not an OSError
-            raise OSError(f"{path}: cannot be written ({error})") from error
+            while self.error is None and done < len(view):
+                done += super().write(view[done:])
+        except OSError as error:
+            self.error = error
+        return len(view)
+
+    def check(self) -> None:
+        """Raise what went wrong."""
+        if self.error is not None:
+            raise self.error
 
 
 def _write_split(group: h5py.Group, content: SplitContent) -> None:

@@ -46,7 +46,7 @@ class MetricsFile(Checkpoint):
 
     def __init__(self, folder: str | Path):
         self._path = Path(folder) / "metrics.csv"
-        self._rows: dict[int, dict[str, float]] = {}
+        self._rows: dict[int, dict[str, Any]] = {}
         self._columns: list[str] = []  # of the file, once this process has written it
 
     @rank_zero_only
@@ -64,7 +64,7 @@ class MetricsFile(Checkpoint):
 
     def write(self, epoch: int, values: dict[str, float]) -> None:
         """Put a row in, on disk."""
-        row = {"epoch": epoch, **values}
+        row: dict[str, Any] = {"epoch": epoch, **values}
         is_next = epoch > max(self._rows, default=-1)
         self._rows[epoch] = row
         if is_next and row.keys() <= set(self._columns):
