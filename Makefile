@@ -13,12 +13,8 @@ FAULT_SEED ?= 0
 # PyTorch's waiting threads spin for milliseconds otherwise, on a core that others want.
 export GOMP_SPINCOUNT ?= 3000
 .DEFAULT_GOAL := help
-<<<<<<< ours
-.PHONY: help setup demo test endurance lint bench bench-check bench-dynamics bench-fit gpu-check data-nmnist data-shd data-ephys \
-=======
-.PHONY: help setup demo test lint faults bench bench-check bench-dynamics bench-fit gpu-check data-nmnist data-shd data-ephys \
->>>>>>> theirs
-	fig-classification fig-surrogates fig-detach fig-recordings fig-speed fig-tradeoff figures report
+.PHONY: help setup demo test faults endurance lint bench bench-check bench-dynamics bench-fit gpu-check data-nmnist data-shd \
+	data-ephys fig-classification fig-surrogates fig-detach fig-recordings fig-speed fig-tradeoff figures report
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-18s %s\n", $$1, $$2}'
