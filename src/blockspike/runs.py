@@ -144,6 +144,13 @@ class Run:
                 raise
             self._write_status({**status, "state": "done", "ended": now()})
 
+    @rank_zero_only
+    def mark_done(self) -> None:
+        """Mend the status of a process that was killed right after it had written its result."""
+        status = read_json(self.folder / "status.json")
+        if status.get("state") == "running":
+            self._write_status({**status, "state": "done"})
+
     def _write_status(self, status: dict[str, Any]) -> None:
         write_json(self.folder / "status.json", status)
 

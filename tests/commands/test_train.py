@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 from killed_sweep import VOLATILE, start
 
-from blockspike.files import read_json
+from blockspike.files import read_json, write_json
 from blockspike.runs import flatten
 from blockspike.training import checkpoint_io
 from blockspike.training.checkpoint_io import load_plain, save_plain
@@ -86,6 +86,10 @@ def test_a_finished_run_is_skipped_and_collected_once(blockspike, tmp_path):
     blockspike("collect")
     table = pd.read_parquet(tmp_path / "outputs" / "tables" / "runs.parquet")
     assert list(table["model.method"]) == ["fused"]
+    status = read_json(run / "status.json")  # as if killed right after the result was written
+    write_json(run / "status.json", {**status, "state": "running"})
+    blockspike("train", *SMALL, "trainer.max_epochs=1")
+    assert read_json(run / "status.json")["state"] == "done"
 
 
 def kill_when(process: subprocess.Popen, condition, seconds: float = 90) -> None:

@@ -60,6 +60,7 @@ def train(cfg: DictConfig) -> dict[str, Any]:
         run.clear_error()
         row = run.result()
         if row is not None:
+            run.mark_done()
             print(f"{run.folder}: finished, skipped")
             return row
         use_threads(cfg.threads)
