@@ -69,7 +69,7 @@ def test_the_page_shows_what_is_said(blockspike):
     page = ROOT / "docs" / "numbers_that_go_wrong.md"
     lines = page.read_text().splitlines()
     stop, replay = (x.split() for x in lines if x.startswith("blockspike train data=nmnist"))
-    (shown,) = (x for x in lines if x.startswith("blockspike train: "))
+    (shown,) = (x for x in lines if x.startswith("readout: "))
     _, place, file = shown.split("; ")  # which number is the first depends on the processor
     for command in (stop, replay):
         done = blockspike(*command[1:], check=False)
