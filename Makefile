@@ -5,6 +5,7 @@ BIN = $(VENV)/bin
 EXTRAS ?= dev,data,sweep,allen
 PEERS_VENV ?= .venv-peers# the other libraries want a newer numpy than allen
 OUTPUTS ?= outputs
+SEED ?= 0
 # tables that the figures are drawn from: those kept here, or your own with RESULTS=outputs/tables
 RESULTS ?= docs/results
 # the run whose neurons the report shows
@@ -38,6 +39,9 @@ endurance: setup ## runs of 2,000 epochs, a million steps, arrays of over 2³¹ 
 	$(BIN)/blockspike prepare data=nmnist_sample
 	$(BIN)/python tests/endurance/sizes.py
 	$(BIN)/python tests/endurance/long_runs.py data
+
+fuzz: setup ## a million broken inputs into all that reads (an hour and a half); SEED=0
+	$(BIN)/python tests/faults/fuzz.py all --seed $(SEED)
 
 lint: setup ## format and lint with ruff, types with pyright
 	$(BIN)/ruff check --no-cache .

@@ -122,6 +122,8 @@ def _as_override(command: str, argument: str) -> str:
     run=outputs/a=1,b=2 → run='outputs/a=1,b=2'; study=length,layers → study=['length','layers'].
     """
     name, _, value = argument.partition("=")
+    if not name.strip("+~@ "):
+        raise ValueError(f"expected key=value, got {argument:.80}")
     if command == "benchmark":
         if argument == "--check":
             return "check=true"

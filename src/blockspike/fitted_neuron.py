@@ -1,5 +1,6 @@
 """A fitted neuron as one small JSON file, to be simulated on any current."""
 
+import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -9,6 +10,8 @@ from numpy.typing import ArrayLike
 
 from blockspike.files import read_json, write_json
 from blockspike.population import NeuronParameters, simulate
+
+_RANGES_MS = {"dt_ms": (1e-4, 1e3), "arp_ms": (0.0, 1e3)}
 
 
 @dataclass(frozen=True)
@@ -73,6 +76,11 @@ def load_neuron(path: str | Path) -> FittedNeuron:
     except (ValueError, TypeError) as error:
         raise ValueError(f"{path}: not a fitted neuron ({error})") from error
     for name, value in asdict(neuron).items():
-        if name != "name" and not (isinstance(value, int | float) and np.isfinite(value)):
-            raise ValueError(f"{path}: expected a number for {name}, got {value!r}")
+        if name == "name":
+            continue
+        if type(value) not in (int, float) or not abs(value) < 1e300:
+            raise ValueError(f"{path}: expected a number for {name}, got {value!r:.80}")
+        low, high = _RANGES_MS.get(name, (-math.inf, math.inf))
+        if not low <= value <= high:
+            raise ValueError(f"{path}: expected {name} from {low:g} to {high:g}, got {value:g}")
     return neuron

@@ -102,11 +102,14 @@ def _name(folder: Path, output_dir: Path) -> str:
 
 def planned_runs(output_dir: Path) -> set[str]:
     """Folders of all runs that sweeps have planned there."""
-    return {
-        run
-        for path in (output_dir / "sweeps").glob("*.json")
-        for run in read_json(path).get("runs", ())
-    }
+    return {run for path in (output_dir / "sweeps").glob("*.json") for run in _runs_of(path)}
+
+
+def _runs_of(plan: Path) -> dict[str, str]:
+    runs = read_json(plan).get("runs", {})
+    if not isinstance(runs, dict):
+        raise ValueError(f"{plan}: expected folders of runs and their hashes, got {runs!r:.60}")
+    return runs
 
 
 def run_states(output_dir: Path, planned: dict[str, str] | None = None) -> pd.DataFrame:
@@ -162,10 +165,11 @@ def _state_of_whole(run: Run, planned: str) -> dict[str, Any]:
 
 
 def _seconds(status: dict[str, Any], ended: str | None) -> float:
-    if "started" not in status or ended is None:
+    try:
+        began, end = (datetime.fromisoformat(str(time)) for time in (status["started"], ended))
+        return max((end - began).total_seconds(), 0.0)
+    except (KeyError, ValueError, TypeError):  # not there, or not as we write it
         return float("nan")
-    began, end = (datetime.fromisoformat(time) for time in (status["started"], ended))
-    return max((end - began).total_seconds(), 0.0)
 
 
 def sweep_summary(states: pd.DataFrame, output_dir: Path) -> str:

@@ -188,6 +188,40 @@ def test_one_array_in_many_places_is_refused(tmp_path, monkeypatch):
         open_h5(path)
 
 
+def test_chunks_that_are_not_there_are_not_read(tmp_path):
+    """Each would be looked for, which takes seconds."""
+    path = make_shd(tmp_path / "a.h5", 3, labels=None)
+    with h5py.File(path, "r+") as file:
+        file.create_dataset("labels", (1 << 24,), "u2", chunks=(64,))
+    with pytest.raises(ValueError, match="labels: found more chunks than the file has room for"):
+        open_h5(path)
+
+
+def test_a_heap_without_an_end_is_refused(tmp_path):
+    """HDF5 2.0 goes round for ever in it."""
+    path = make_shd(tmp_path / "a.h5", 3)
+    content = bytearray(path.read_bytes())
+    start = content.find(b"GCOL")
+    at = start + 16
+    while content[at]:  # objects up to the free space, which is object 0
+        at += 16 + -(-int.from_bytes(content[at + 8 : at + 16], "little") // 8) * 8
+    content[at + 8 : at + 16] = bytes(8)
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=f"damaged heap at byte {at}"):
+        open_h5(path)
+
+
+def test_a_zip_member_larger_than_the_archive_is_refused(tmp_path):
+    """zipfile would make room for as much as the directory says."""
+    path = zipped(tmp_path / "a.npz", {"x.npy": b"x"})
+    with zipfile.ZipFile(path, "a") as archive:
+        member = archive.infolist()[0]
+        member.compress_size = member.file_size = 1 << 25
+        archive._didModify = True  # the directory is written anew  # pyright: ignore
+    with pytest.raises(ValueError, match="does not lie within the file"):
+        read_npz(path)
+
+
 def test_a_chunk_larger_than_its_dataset_is_refused(tmp_path):
     path = make_shd(tmp_path / "a.h5", 3, labels=None)
     with h5py.File(path, "r+") as file:

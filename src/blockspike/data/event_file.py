@@ -20,6 +20,8 @@ from typing import Any
 import h5py
 import numpy as np
 
+from blockspike.data.hdf5 import HDF5_ERRORS, open_hdf5
+from blockspike.data.limits import SMALL_BYTES
 from blockspike.files import whole_file
 
 FORMAT = "blockspike events"
@@ -217,26 +219,32 @@ def read_event_file(path: Path | str) -> EventFile:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file, expected a prepared data set")
     try:
-        file = h5py.File(path, "r")
-    except OSError as error:
+        # Its texts are written first; to look through gigabytes of events would take seconds.
+        with open_hdf5(path, SMALL_BYTES) as file:
+            return _read(path, file)
+    except (*HDF5_ERRORS, ValueError) as error:
+        if str(error).startswith(str(path)):
+            raise
         raise ValueError(f"{path}: not a complete HDF5 file ({error})") from error
-    with file:
-        found = (file.attrs.get("format"), file.attrs.get("version"))
-        if found != (FORMAT, VERSION):
-            raise ValueError(
-                f"{path}: found format and version {found}, expected {(FORMAT, VERSION)}; "
-                "delete the file and prepare it again"
-            )
-        return EventFile(
-            path=path,
-            name=str(_attribute(path, file, "name")),
-            source=str(_attribute(path, file, "source")),
-            n_units=int(_attribute(path, file, "n_units")),
-            n_classes=int(_attribute(path, file, "n_classes")),
-            train=_read_split(path, file, "train"),
-            test=_read_split(path, file, "test"),
-            stored_sha256=file.attrs.get("sha256"),
+
+
+def _read(path: Path, file: h5py.File) -> EventFile:
+    found = (file.attrs.get("format"), file.attrs.get("version"))
+    if [str(x) for x in found] != [FORMAT, str(VERSION)]:
+        raise ValueError(
+            f"{path}: found format and version {found}, expected {(FORMAT, VERSION)}; "
+            "delete the file and prepare it again"
         )
+    return EventFile(
+        path=path,
+        name=str(_attribute(path, file, "name")),
+        source=str(_attribute(path, file, "source")),
+        n_units=int(_attribute(path, file, "n_units")),
+        n_classes=int(_attribute(path, file, "n_classes")),
+        train=_read_split(path, file, "train"),
+        test=_read_split(path, file, "test"),
+        stored_sha256=file.attrs.get("sha256"),
+    )
 
 
 def _attribute(path: Path, group: h5py.Group, key: str) -> Any:

@@ -8,19 +8,20 @@ import io
 import lzma
 import math
 import zipfile
+import zlib
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
-import h5py
 import numpy as np
-from h5py import h5o  # pyright: ignore[reportAttributeAccessIssue]
+
+# What zipfile runs into in damaged files, beside `ValueError`.
+ZIP_ERRORS = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError)
 
 SMALL_BYTES = 64 << 20
 LARGEST_RATIO = 50  # of unpacked to packed bytes; the recordings shipped here reach 2 to 3
 _XZ_MEMORY_BYTES = 256 << 20  # xz -9 needs 65 MiB
 _BLOCK_BYTES = 1 << 16
 _NPY_HEADER_BYTES = 10_000  # of which numpy itself reads no more, from 1.24 on
-_KINDS = "biufSU"
 
 
 class ReadLimit:
@@ -71,7 +72,12 @@ class _Counted(io.RawIOBase):
         return True
 
     def readinto(self, buffer: Any) -> int:
-        content = self.packed.read(len(buffer))
+        try:
+            content = self.packed.read(len(buffer))
+        except OSError as error:
+            if error.errno is not None:  # not what gzip and bzip2 say of damage
+                raise
+            raise ValueError(f"{self.limit.path}: damaged ({error})") from error
         self.limit.take(len(content), "what is packed there")
         buffer[: len(content)] = content
         return len(content)
@@ -128,6 +134,8 @@ def check_zip_member(member: zipfile.ZipInfo, limit: ReadLimit) -> None:
     """
     if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         raise ValueError(f"{limit.path}: {member.filename!r} is not stored or deflated")
+    if member.header_offset < 0 or member.compress_size > limit.n_file_bytes:
+        raise ValueError(f"{limit.path}: {member.filename!r} does not lie within the file")
     if member.flag_bits & 1:
         raise ValueError(f"{limit.path}: {member.filename!r} is encrypted")
     limit.take(member.file_size, repr(member.filename))
@@ -171,84 +179,3 @@ def _array(content: bytes) -> np.ndarray:
     if len(values) != n_bytes or min(shape, default=0) < 0:
         raise ValueError(f"found {len(values)} bytes of an array of {shape} {dtype}")
     return values.view(dtype).reshape(shape, order="F" if is_fortran else "C").copy()
-
-
-# HDF5
-
-
-class DatasetReader:
-    """Reads datasets of an HDF5 file that others made, none of which may lie in another file."""
-
-    def __init__(self, file: h5py.File, limit: ReadLimit):
-        self.limit = limit
-        self.number = _file_number(file)
-
-    def read(self, dataset: h5py.Dataset) -> np.ndarray:
-        """Return the values: numbers or texts, or a variable-length array of numbers each.
-
-        Raises:
-            ValueError: a dataset of another kind, in another file or too large.
-        """
-        self.check(dataset)
-        base = h5py.check_vlen_dtype(dataset.dtype)
-        is_text = h5py.check_string_dtype(dataset.dtype) is not None
-        kind = dataset.dtype.kind if base is None or is_text else np.dtype(base).kind
-        if kind not in _KINDS and not is_text:
-            where = f"{self.limit.path}: {dataset.name}"
-            raise ValueError(f"{where}: found {dataset.dtype}, expected numbers or texts")
-        if dataset.shape is None:
-            return np.empty(0)
-        if dataset.dtype.kind in _KINDS or dataset.ndim == 0:
-            return np.asarray(dataset[()])
-        values = np.empty(dataset.shape, object)
-        at_once = max(1, self.limit.left // max(1, self.limit.n_file_bytes))
-        for start in range(0, len(values), at_once):
-            rows = slice(start, start + at_once)
-            values[rows] = dataset[rows]
-            # Each is in the file, but many may be one and the same.
-            self.limit.take(sum(map(_n_bytes, values[rows].flat)), str(dataset.name))
-        return values
-
-    def check(self, dataset: h5py.Dataset) -> None:
-        """Count a dataset that is about to be read; errors as `read`."""
-        where = f"{self.limit.path}: {dataset.name}"
-        if _file_number(dataset) != self.number or dataset.external:
-            raise ValueError(f"{where} lies in another file, expected it in this one")
-        if dataset.is_virtual:
-            raise ValueError(f"{where} is put together from other datasets, expected plain values")
-        n_items = math.prod(dataset.shape or (0,))
-        itemsize = dataset.dtype.itemsize
-        n_chunk_bytes = math.prod(dataset.chunks or (0,)) * itemsize
-        if n_chunk_bytes > self.limit.left:
-            raise ValueError(f"{where}: found chunks of {n_chunk_bytes} bytes")
-        self.limit.take(n_items * itemsize, str(dataset.name))
-
-
-def _file_number(item: h5py.File | h5py.Dataset) -> int:
-    return h5o.get_info(item.id).fileno
-
-
-def _n_bytes(value: Any) -> int:
-    return value.nbytes if isinstance(value, np.ndarray) else len(value)
-
-
-def check_tree(path: Path) -> None:
-    """Check what a library will read that knows no limits: every dataset and link of the file.
-
-    Raises:
-        ValueError: as `DatasetReader.read`, or a link to another file.
-        OSError: not HDF5.
-    """
-    with h5py.File(path, "r") as file:
-        reader = DatasetReader(file, ReadLimit(path))
-
-        def check(name: str, found: h5py.Group | h5py.Dataset) -> None:
-            if isinstance(found, h5py.Dataset):
-                reader.check(found)
-                return
-            for key in found:
-                if isinstance(found.get(key, getlink=True), h5py.ExternalLink):
-                    raise ValueError(f"{path}: {name}/{key} is a link to another file")
-
-        check("", file)
-        file.visititems(check)

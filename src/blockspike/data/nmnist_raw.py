@@ -14,13 +14,12 @@ from functools import partial
 from lzma import LZMAError
 from pathlib import Path
 from typing import IO
-from zlib import error as ZlibError
 
-from blockspike.data.limits import ReadLimit, check_zip_member, open_unpacked
+from blockspike.data.limits import ZIP_ERRORS, ReadLimit, check_zip_member, open_unpacked
 
 _DIGITS = tuple("0123456789")
 _MEMBER = re.compile(r"(?:^|/)(train|test)/([^/]+)/([^/.][^/]*\.bin)$", re.IGNORECASE)
-_ARCHIVE_ERRORS = (zipfile.BadZipFile, tarfile.TarError, LZMAError, EOFError, ZlibError)
+_ARCHIVE_ERRORS = (*ZIP_ERRORS, tarfile.TarError, LZMAError)
 _MOST_MEMBERS = 200_000
 _EXPECTED = (
     "expected Train/ and Test/, each with digit folders 0 to 9 of .bin files, or an archive of them"

@@ -5,13 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import h5py
-
+from blockspike.data.hdf5 import HDF5_ERRORS, open_hdf5
 from blockspike.data.nwb1 import allen_sweeps
 from blockspike.data.nwb2 import read_nwb2
 from blockspike.data.sweeps import Sweep, choose, one_line, text_of
-
-_READ_ERRORS = (OSError, RuntimeError, KeyError)
 
 
 def read_sweeps(
@@ -31,12 +28,14 @@ def read_sweeps(
             pynwb is missing; names the file and the sweep.
     """
     try:
-        with h5py.File(path, "r") as file:
+        with open_hdf5(path) as file:
             is_nwb2 = text_of(file.attrs.get("nwb_version", "")).startswith("2")
             if not is_nwb2:
                 for stored in choose(path, allen_sweeps(path, file), stimuli, sweeps):
                     yield stored.read()
         if is_nwb2:
             yield from read_nwb2(path, stimuli, sweeps)
-    except _READ_ERRORS as error:
+    except (*HDF5_ERRORS, ValueError) as error:
+        if str(error).startswith(str(path)):
+            raise
         raise ValueError(f"{path}: not a complete NWB file ({one_line(error)})") from error

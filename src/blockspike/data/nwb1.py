@@ -14,7 +14,8 @@ from typing import Any
 import h5py
 import numpy as np
 
-from blockspike.data.limits import DatasetReader, ReadLimit
+from blockspike.data.hdf5 import DatasetReader
+from blockspike.data.limits import ReadLimit
 from blockspike.data.sweeps import Sweep, check_current, converted_to, dt_ms_of, text_of
 
 # AllenSDK's rule: files of earlier pipelines hold SI values and a conversion that is wrong.

@@ -17,7 +17,8 @@ from typing import Any
 import h5py
 import numpy as np
 
-from blockspike.data.limits import ReadLimit, check_tree
+from blockspike.data.hdf5 import check_tree
+from blockspike.data.limits import ReadLimit
 from blockspike.data.sweeps import (
     Sweep,
     check_current,
@@ -34,10 +35,23 @@ def read_nwb2(
 ) -> Iterator[Sweep]:
     """Read sweeps one by one; arguments and errors as `nwb.read_sweeps`."""
     check_tree(path)
-    with _open_nwb2(path) as io:
-        content = _content_of(path, io)
-        for stored in choose(path, _nwb2_sweeps(path, content), stimuli, sweeps):
-            yield stored.read()
+    try:
+        with _open_nwb2(path) as io, warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            for stored in choose(path, _nwb2_sweeps(path, io.read()), stimuli, sweeps):
+                yield stored.read()
+    except ValueError as error:
+        if str(error).startswith(str(path)):
+            raise
+        raise _unreadable(path, error) from error
+    except Exception as error:  # pynwb has no error class of its own
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: Path, error: Exception) -> ValueError:
+    return ValueError(
+        f"{path}: pynwb cannot read it ({one_line(error)}), expected a complete NWB 2 file"
+    )
 
 
 def _open_nwb2(path: Path) -> Any:
@@ -49,17 +63,6 @@ def _open_nwb2(path: Path) -> Any:
     except ModuleNotFoundError as error:
         raise ValueError(
             f"{path}: NWB 2 needs pynwb, expected `pip install 'blockspike[nwb]'`"
-        ) from error
-
-
-def _content_of(path: Path, io: Any) -> Any:
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return io.read()
-    except Exception as error:  # pynwb has no error class of its own
-        raise ValueError(
-            f"{path}: pynwb cannot read it ({one_line(error)}), expected a complete NWB 2 file"
         ) from error
 
 

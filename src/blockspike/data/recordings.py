@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -12,7 +12,14 @@ from scipy.signal import find_peaks
 
 from blockspike.data.limits import read_npz
 from blockspike.data.nwb import read_sweeps
-from blockspike.data.sweeps import VOLTAGE_RANGE_MV, Sweep, check_current, indices_of, peak_of
+from blockspike.data.sweeps import (
+    DT_RANGE_MS,
+    VOLTAGE_RANGE_MV,
+    Sweep,
+    check_current,
+    indices_of,
+    peak_of,
+)
 
 RECORDING_SUFFIXES = (".npz", ".nwb")
 _HDF5_SUFFIXES = (".nwb", ".h5")
@@ -22,6 +29,7 @@ _MIN_PEAK_MV = -20.0
 _MIN_RISE_MV = 20.0
 _REACH_MS = 5.0
 _MIN_INTERVAL_MS = 1.0
+_MOST_REPEATS = 10_000
 
 
 @dataclass(frozen=True)
@@ -298,8 +306,11 @@ def _required(path: Path, arrays: dict[str, np.ndarray], key: str) -> np.ndarray
 
 def _npz_dt_ms(path: Path, arrays: dict[str, np.ndarray]) -> float:
     dt_ms = _required(path, arrays, "dt_ms")
-    if dt_ms.size != 1 or dt_ms.dtype.kind not in "fiu" or not 0 < dt_ms.item() < np.inf:
-        raise ValueError(f"{path}: found dt_ms {dt_ms.tolist()}, expected one number > 0")
+    low, high = DT_RANGE_MS
+    if dt_ms.size != 1 or dt_ms.dtype.kind not in "fiu" or not low <= dt_ms.item() <= high:
+        found = dt_ms.item() if dt_ms.size == 1 else f"of shape {dt_ms.shape}"
+        expected = f"one number > 0, {low:g} to {high:g}"
+        raise ValueError(f"{path}: found dt_ms {found}, expected {expected}")
     return float(dt_ms.item())
 
 
@@ -359,21 +370,22 @@ def _stored_trains(
             "numbers [n]"
         )
     _check_times(str(path), times_s, duration_s)
-    repeat = _indices(path, arrays, "spike_repeat", np.inf)
+    repeat = _indices(path, arrays, "spike_repeat", _MOST_REPEATS)
     stimulus = _indices(path, arrays, "spike_stimulus", len(n_repeats))
     return [
-        list(_repeats_of(times_s[stimulus == s], repeat[stimulus == s], n))
+        _repeats_of(times_s[stimulus == s], repeat[stimulus == s], n)
         for s, n in enumerate(n_repeats)
     ]
 
 
-def _repeats_of(times_s: np.ndarray, repeat: np.ndarray, at_least: int) -> Iterator[np.ndarray]:
+def _repeats_of(times_s: np.ndarray, repeat: np.ndarray, at_least: int) -> list[np.ndarray]:
     n_repeats = max(at_least, int(repeat.max()) + 1 if len(repeat) else 0)
-    for r in range(n_repeats):
-        yield np.sort(times_s[repeat == r].astype(np.float64))
+    order = np.lexsort((times_s, repeat))
+    starts = np.searchsorted(repeat[order], np.arange(1, n_repeats))
+    return np.split(times_s[order].astype(np.float64), starts)
 
 
-def _indices(path: Path, arrays: dict[str, np.ndarray], key: str, end: float) -> np.ndarray:
+def _indices(path: Path, arrays: dict[str, np.ndarray], key: str, end: int) -> np.ndarray:
     n_spikes = len(arrays["spike_times_s"])
     index = arrays.get(key, np.zeros(n_spikes, np.int64))
     if index.shape != (n_spikes,):
@@ -381,6 +393,5 @@ def _indices(path: Path, arrays: dict[str, np.ndarray], key: str, end: float) ->
     integral = index.dtype.kind in "iu" or not n_spikes
     wrong = (index < 0) | (index >= end) if integral else np.ones(n_spikes, bool)
     for i in np.flatnonzero(wrong)[:1]:
-        below = "" if end == np.inf else f" below {end}"
-        raise ValueError(f"{path}: found {key} {index[i]}, expected integers >= 0{below}")
+        raise ValueError(f"{path}: found {key} {index[i]}, expected integers >= 0 below {end}")
     return index

@@ -12,7 +12,6 @@ import io
 import lzma
 import math
 import zipfile
-import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -25,7 +24,8 @@ import numpy as np
 from blockspike.data.datamodule import EventDataModule, require
 from blockspike.data.download import fetch, shd_files
 from blockspike.data.event_file import EventSplit, SplitContent, write_event_file
-from blockspike.data.limits import DatasetReader, ReadLimit, open_unpacked, read_zip_member
+from blockspike.data.hdf5 import HDF5_ERRORS, DatasetReader, open_hdf5
+from blockspike.data.limits import ZIP_ERRORS, ReadLimit, open_unpacked, read_zip_member
 from blockspike.data.loader import EventDataset, EventMap, Gathered
 from blockspike.data.progress import progress
 
@@ -33,7 +33,7 @@ N_CHANNELS = 700
 N_CLASSES = 20
 _SUFFIXES = (".h5", ".h5.gz", ".h5.xz", ".h5.zip")
 _CHUNK_SAMPLES = 256
-_READ_ERRORS = (OSError, EOFError, lzma.LZMAError, zipfile.BadZipFile, zlib.error)
+_READ_ERRORS = (*ZIP_ERRORS, *HDF5_ERRORS, lzma.LZMAError)
 
 
 @dataclass(frozen=True)
@@ -83,9 +83,11 @@ def open_h5(path: Path | str) -> SHDRecordings:
         raise FileNotFoundError(f"{path}: no such file, expected SHD data ({', '.join(_SUFFIXES)})")
     try:
         limit = ReadLimit(path)
-        with h5py.File(_unpacked(path, limit), "r") as file:
+        with open_hdf5(_unpacked(path, limit)) as file:
             return _read(path, file, DatasetReader(file, limit))
-    except _READ_ERRORS as error:
+    except (*_READ_ERRORS, ValueError) as error:
+        if str(error).startswith(str(path)):
+            raise
         raise ValueError(f"{path}: not a complete file of SHD's layout ({error})") from error
 
 
@@ -276,7 +278,7 @@ def describe(train_h5: Path, test_h5: Path) -> str:
     """
     if train_h5.suffix == test_h5.suffix == ".zip" and _are_published(train_h5, test_h5):
         return "SHD"
-    with h5py.File(_unpacked(train_h5, ReadLimit(train_h5)), "r") as file:
+    with open_hdf5(_unpacked(train_h5, ReadLimit(train_h5))) as file:
         note, colon, _ = str(file.attrs.get("note", "")).partition(":")
         own = str(file.attrs.get("name", note if colon else "SHD-layout data"))
     return "SHD-layout data" if own.strip().upper() == "SHD" else own

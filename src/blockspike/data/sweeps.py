@@ -11,6 +11,7 @@ import numpy as np
 
 CURRENT_RANGE_PA = (1.0, 20_000.0)
 VOLTAGE_RANGE_MV = (1.0, 250.0)
+DT_RANGE_MS = (1e-4, 1e3)
 _PA_PER_A = 1e12
 _MV_PER_V = 1e3
 
@@ -166,14 +167,18 @@ def dt_ms_of(where: str, rate: Any) -> float:
     """Return the length of a step in ms for a sampling rate in Hz.
 
     Raises:
-        ValueError: it is missing or not above 0; the message starts with `where`.
+        ValueError: it is missing or none that a recording has; the message starts with `where`.
     """
     if rate is None:
         raise ValueError(f"{where}: the sampling rate is missing, expected it in Hz")
-    rate = float(np.asarray(rate).reshape(-1)[0])
-    if not 0 < rate < np.inf:
-        raise ValueError(f"{where}: found a sampling rate of {rate} Hz, expected > 0")
-    return 1e3 / rate
+    rate = np.asarray(rate).reshape(-1)
+    low, high = 1e3 / DT_RANGE_MS[1], 1e3 / DT_RANGE_MS[0]
+    if rate.size != 1 or rate.dtype.kind not in "fiu" or not low <= rate[0] <= high:
+        found = rate[0] if rate.size == 1 else f"{rate.size} values"
+        raise ValueError(
+            f"{where}: found a sampling rate of {found} Hz, expected > 0, {low:g} to {high:g} Hz"
+        )
+    return 1e3 / float(rate[0])
 
 
 def text_of(value: Any) -> str:

@@ -1,0 +1,140 @@
+"""HDF5 files that others made: what is read of them is plain, in the file and within limits."""
+
+from __future__ import annotations
+
+import io
+import math
+import mmap
+import struct
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+from h5py import h5o  # pyright: ignore[reportAttributeAccessIssue]
+
+from blockspike.data.limits import ReadLimit
+
+# What h5py runs into in damaged files, beside `ValueError`.
+HDF5_ERRORS = (OSError, RuntimeError, KeyError, TypeError, OverflowError)
+_KINDS = "biufSU"
+_FEW_CHUNKS = 1000
+_CHUNK_ENTRY_BYTES = 8  # of a chunk's place, at least; those that are not there read as zeros
+_HEAP = b"GCOL\1\0\0\0"
+
+
+def open_hdf5(source: Path | io.BytesIO, n_bytes: int = 0) -> h5py.File:
+    """Open a file for reading.
+
+    Args:
+        n_bytes: looked through for damaged heaps, from the start; 0 = all.
+
+    Raises:
+        OSError: not HDF5.
+        ValueError: a heap of texts or variable-length arrays at which the HDF5 library hangs.
+    """
+    if isinstance(source, io.BytesIO):
+        _check_heaps(source.getvalue())
+    elif source.stat().st_size:
+        n_bytes = min(n_bytes, source.stat().st_size)
+        with (
+            source.open("rb") as file,
+            mmap.mmap(file.fileno(), n_bytes, access=mmap.ACCESS_READ) as content,
+        ):
+            _check_heaps(content)
+    return h5py.File(source, "r")
+
+
+def _check_heaps(content: bytes | mmap.mmap) -> None:
+    """HDF5 2.0 goes on by the size of object 0, the free space, for ever if that is 0.
+
+    Format: "Level 1E, Global Heap" of the HDF5 file format specification.
+    """
+    start = content.find(_HEAP)
+    while start >= 0:
+        n_bytes, at = int.from_bytes(content[start + 8 : start + 16], "little"), 16
+        while at + 16 <= min(n_bytes, len(content) - start):
+            index, n = struct.unpack("<H6xQ", content[start + at : start + at + 16])
+            if index == n == 0:
+                raise ValueError(f"damaged heap at byte {start + at}")
+            at += n if index == 0 else 16 + -(-n // 8) * 8
+        start = content.find(_HEAP, start + 8)
+
+
+class DatasetReader:
+    """Reads datasets of an HDF5 file that others made, none of which may lie in another file."""
+
+    def __init__(self, file: h5py.File, limit: ReadLimit):
+        self.limit = limit
+        self.number = _file_number(file)
+
+    def read(self, dataset: h5py.Dataset) -> np.ndarray:
+        """Return the values: numbers or texts, or a variable-length array of numbers each.
+
+        Raises:
+            ValueError: a dataset of another kind, in another file or too large.
+        """
+        self.check(dataset)
+        base = h5py.check_vlen_dtype(dataset.dtype)
+        is_text = h5py.check_string_dtype(dataset.dtype) is not None
+        kind = dataset.dtype.kind if base is None or is_text else np.dtype(base).kind
+        if kind not in _KINDS and not is_text:
+            where = f"{self.limit.path}: {dataset.name}"
+            raise ValueError(f"{where}: found {dataset.dtype}, expected numbers or texts")
+        if dataset.shape is None:
+            return np.empty(0)
+        if dataset.dtype.kind in _KINDS or dataset.ndim == 0:
+            return np.asarray(dataset[()])
+        values = np.empty(dataset.shape, object)
+        at_once = max(1, self.limit.left // max(1, self.limit.n_file_bytes))
+        for start in range(0, len(values), at_once):
+            rows = slice(start, start + at_once)
+            values[rows] = dataset[rows]
+            # Each is in the file, but many may be one and the same.
+            self.limit.take(sum(map(_n_bytes, values[rows].flat)), str(dataset.name))
+        return values
+
+    def check(self, dataset: h5py.Dataset) -> None:
+        """Count a dataset that is about to be read; errors as `read`."""
+        where = f"{self.limit.path}: {dataset.name}"
+        if _file_number(dataset) != self.number or dataset.external:
+            raise ValueError(f"{where} lies in another file, expected it in this one")
+        if dataset.is_virtual:
+            raise ValueError(f"{where} is put together from other datasets, expected plain values")
+        n_items, itemsize = math.prod(dataset.shape or (0,)), dataset.dtype.itemsize
+        n_in_chunk = math.prod(dataset.chunks or (n_items,))
+        if n_in_chunk * itemsize > self.limit.left:
+            raise ValueError(f"{where}: found chunks of {n_in_chunk * itemsize} bytes")
+        self.limit.take(n_items * itemsize, str(dataset.name))
+        if n_items > n_in_chunk * max(_FEW_CHUNKS, self.limit.n_file_bytes // _CHUNK_ENTRY_BYTES):
+            raise ValueError(f"{where}: found more chunks than the file has room for")
+
+
+def _file_number(item: h5py.File | h5py.Dataset) -> int:
+    return h5o.get_info(item.id).fileno
+
+
+def _n_bytes(value: Any) -> int:
+    return value.nbytes if isinstance(value, np.ndarray) else len(value)
+
+
+def check_tree(path: Path) -> None:
+    """Check what a library will read that knows no limits: every dataset and link of the file.
+
+    Raises:
+        ValueError: as `DatasetReader.read`, or a link to another file.
+        OSError: not HDF5.
+    """
+    with open_hdf5(path) as file:
+        reader = DatasetReader(file, ReadLimit(path))
+
+        def check(name: str, found: h5py.Group | h5py.Dataset) -> None:
+            if isinstance(found, h5py.Dataset):
+                reader.check(found)
+                return
+            for key in found:
+                if isinstance(found.get(key, getlink=True), h5py.ExternalLink):
+                    raise ValueError(f"{path}: {name}/{key} is a link to another file")
+
+        check("", file)
+        file.visititems(check)
