@@ -20,6 +20,7 @@ from omegaconf import OmegaConf
 from blockspike.data.event_file import read_event_file
 from blockspike.data.nmnist import prepare_nmnist
 from blockspike.files import read_json
+from blockspike.sweeps import run_states
 from blockspike.synthetic_cells import SyntheticCells
 from blockspike.training.checkpoint_io import load_plain
 from blockspike.training.metrics_file import read_metrics
@@ -138,20 +139,26 @@ def make_later_scenarios(finished: Path, evaluated: Path, collected: Path) -> di
 def outcome(folder: Path) -> dict[str, Any]:
     """Each file's content, less what depends on the moment; damaged files raise.
 
-    Of pictures in SVG only that they are whole, since Matplotlib numbers their parts at random.
+    Of pictures in SVG only that they are whole, since Matplotlib numbers their parts at random. Of
+    runs also their state, as `blockspike status` shows it: a run that was killed after its result
+    and before its last status stays as it is.
     """
-    files = sorted(p for p in folder.rglob("*") if p.is_file())
-    return {str(p.relative_to(folder)): _content(p) for p in files if p.name not in _PASSING}
+    files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name not in _PASSING)
+    files = [p for p in files if not p.name.startswith((".status.json.", "status.json"))]
+    found = {str(p.relative_to(folder)): _content(p) for p in files}
+    states = run_states(folder / "outputs")[["run", "state", "epochs", "error"]]
+    return found | {"states": states.to_numpy().tolist()}
 
 
-_PASSING = (".lock", "sha256")
+_PASSING = (".lock", "multirun.yaml")  # the second is Hydra's note, which nothing reads
 
 
 def damaged(folder: Path) -> list[str]:
     """Files under their final names that cannot be read."""
     found = []
     for path in folder.rglob("*"):
-        if path.is_file() and not path.name.startswith(".") and path.suffix != ".part":
+        is_final = not path.name.startswith(".") and path.suffix != ".part"
+        if path.is_file() and is_final and path.name not in _PASSING:
             try:
                 _content(path)
             except Exception as error:

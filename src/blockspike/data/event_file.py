@@ -175,6 +175,14 @@ class _QuietFile(io.FileIO):
             self.error = error
         return len(view)
 
+    def truncate(self, size: int | None = None) -> int:
+        """Set the size, or pretend to."""
+        try:
+            return super().truncate(size)
+        except OSError as error:
+            self.error = self.error or error
+            return size or 0
+
     def check(self) -> None:
         """Raise what went wrong."""
         if self.error is not None:

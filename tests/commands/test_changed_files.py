@@ -1,0 +1,145 @@
+"""Files that were changed or damaged between two starts: refused in a line, or made anew."""
+
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+
+from blockspike.data.event_file import read_event_file
+from blockspike.files import read_json, write_json
+from blockspike.sweeps import run_states
+
+ARGS = (
+    "train", "data=nmnist_sample", "data.n_steps=40", "data.dt_ms=10", "network.n_hidden=8",
+    "trainer.max_epochs=2", "data.path=events.h5", "threads=1",
+)  # fmt: skip
+FIT = (
+    "train", "experiment=fit_my_recording", "data.path=cell.npz", "trainer.max_epochs=5",
+    "model.n_starts=4", "model.arp_ms=2", "threads=1",
+)  # fmt: skip
+
+
+@pytest.fixture
+def run(blockspike, tmp_path, data_dir) -> Path:
+    """A finished run on a copy of the sample."""
+    (tmp_path / "events.h5").write_bytes((data_dir / "nmnist_sample.h5").read_bytes())
+    blockspike(*ARGS)
+    (result,) = tmp_path.rglob("result.json")
+    return result.parent
+
+
+def flip(path: Path, place: float = 0.5) -> None:
+    content = bytearray(path.read_bytes())
+    content[int(place * len(content))] ^= 1
+    path.write_bytes(content)
+
+
+def other_labels(path: Path) -> None:
+    """Another good file of the same data set's sizes."""
+    with h5py.File(path, "r+") as file:
+        label: Any = file["train/label"]
+        label[:] = np.roll(label[()], 1)
+        del file.attrs["sha256"]
+    digest = read_event_file(path).sha256()
+    with h5py.File(path, "r+") as file:
+        file.attrs["sha256"] = digest
+
+
+def test_changed_data_are_refused_with_both_hashes(blockspike, tmp_path, run):
+    path, before = tmp_path / "events.h5", (tmp_path / "events.h5").read_bytes()
+    row = read_json(run / "result.json")
+    assert row["data_sha256"] == read_event_file(path).sha256()
+    (run / "result.json").unlink()
+    other_labels(path)
+    now = read_event_file(path).sha256()
+    for args in (ARGS, ("evaluate", f"run={run}"), ("report", f"run={run}")):
+        done = blockspike(*args, check=False)
+        assert done.returncode == 2 and "the data have changed" in done.stderr
+        assert f"{row['data_sha256']} → {now}" in done.stderr
+    assert not list(tmp_path.rglob("error.log"))
+    path.write_bytes(before)
+    blockspike(*ARGS)
+    again = read_json(run / "result.json")
+    assert again["test_accuracy"] == row["test_accuracy"]
+
+
+def test_a_flipped_bit_in_a_prepared_file_is_refused(blockspike, tmp_path, run):
+    (run / "result.json").unlink()
+    flip(tmp_path / "events.h5", 0.3)
+    for args in (ARGS, ("evaluate", f"run={run}"), ("prepare", *ARGS[1:2], "data.path=events.h5")):
+        done = blockspike(*args, check=False)
+        assert done.returncode == 2
+        assert (
+            "events.h5: damaged, found SHA-256" in done.stderr and "prepare it again" in done.stderr
+        )
+
+
+def test_a_file_without_a_checksum_is_taken(blockspike, tmp_path, data_dir):
+    """As earlier versions prepared it."""
+    path = tmp_path / "events.h5"
+    path.write_bytes((data_dir / "nmnist_sample.h5").read_bytes())
+    with h5py.File(path, "r+") as file:
+        del file.attrs["sha256"]
+    blockspike(*ARGS)
+    (result,) = tmp_path.rglob("result.json")
+    assert read_json(result)["data_sha256"] == read_event_file(path).sha256()
+
+
+def test_a_changed_recording_is_refused(blockspike, tmp_path):
+    def write(seed: int) -> None:
+        rng = np.random.default_rng(seed)
+        times = np.sort(rng.uniform(0, 3, 30))
+        np.savez(
+            tmp_path / "cell.npz", current_pa=rng.normal(0, 50, 30_000), dt_ms=0.1,
+            spike_times_s=times,
+        )  # fmt: skip
+
+    write(0)
+    blockspike(*FIT)
+    (result,) = tmp_path.rglob("result.json")
+    row = read_json(result)
+    result.unlink()
+    write(1)
+    done = blockspike(*FIT, check=False)
+    assert done.returncode == 2 and "the data have changed" in done.stderr
+    assert row["data_sha256"] in done.stderr
+    write(0)
+    blockspike(*FIT)
+    assert read_json(result)["test_etv_15ms_median"] == row["test_etv_15ms_median"]
+
+
+def test_a_damaged_best_model_stops_the_run_before_it_goes_on(blockspike, run):
+    (run / "result.json").unlink()
+    flip(run / "checkpoints" / "best.ckpt")
+    done = blockspike(*ARGS, check=False)
+    assert done.returncode == 2
+    assert "best.ckpt" in done.stderr and "to start anew" in done.stderr
+    assert "continued" not in done.stdout
+
+
+def test_evaluate_refuses_an_edited_configuration(blockspike, run):
+    path = run / "config.yaml"
+    path.write_text(path.read_text().replace("dt_ms: 10.0", "dt_ms: 20.0"))
+    done = blockspike("evaluate", f"run={run}", check=False)
+    assert done.returncode == 2 and "data.dt_ms: 10.0 → 20.0" in done.stderr
+
+
+def test_damaged_results_are_named(blockspike, tmp_path, run):
+    path = run / "result.json"
+    text = path.read_text()
+    accuracy = read_json(path)["test_accuracy"]
+    path.write_text(text.replace(f'"test_accuracy": {accuracy}', '"test_accuracy": 0.99'))
+    for args in (("collect",), ARGS):
+        done = blockspike(*args, check=False)
+        assert done.returncode == 2 and f"{path.name}: damaged or changed by hand" in done.stderr
+    (row,) = run_states(tmp_path / "outputs").to_dict("records")
+    assert row["state"] == "failed" and "damaged or changed by hand" in row["error"]
+
+
+def test_no_seconds_are_negative_if_the_clock_was_set_back(tmp_path, run):
+    status = read_json(run / "status.json")
+    write_json(run / "status.json", {**status, "started": "2999-01-01T00:00:00+0000"})
+    (row,) = run_states(tmp_path / "outputs").to_dict("records")
+    assert row["state"] == "done" and row["seconds"] == 0

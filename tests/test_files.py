@@ -1,0 +1,83 @@
+"""Files are whole or not there; JSON notices damage; a full disk is told in a line."""
+
+import errno
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from blockspike.files import read_json, whole_file, write_json, write_text
+
+
+def test_json_comes_back_and_every_flipped_bit_is_noticed_or_changes_nothing(tmp_path):
+    path, content = tmp_path / "a.json", {"x": 0.1, "n": 3, "nan": [float("inf")], "é": None}
+    write_json(path, content)
+    assert read_json(path) == content
+    whole, refused = path.read_bytes(), 0
+    for i in range(8 * len(whole)):
+        damaged = bytearray(whole)
+        damaged[i // 8] ^= 1 << (i % 8)
+        path.write_bytes(damaged)
+        try:
+            found = read_json(path)
+        except ValueError:
+            refused += 1
+            continue
+        assert {k: found[k] for k in content} == content  # white space, or the name "sha256"
+    assert refused > 7 * len(whole)
+
+
+def test_json_without_a_checksum_is_taken(tmp_path):
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps({"x": 1}))
+    assert read_json(path) == {"x": 1}
+    assert read_json(tmp_path / "absent.json") == {}
+
+
+def test_a_failed_write_names_the_file_and_keeps_the_old_one(tmp_path, monkeypatch):
+    path = tmp_path / "a.txt"
+    write_text(path, "old")
+
+    def full_disk(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("blockspike.files.os.fsync", full_disk)
+    with pytest.raises(OSError, match=f"No space left on device: '{path}'"):
+        write_text(path, "new")
+    assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
+
+
+def test_the_file_is_on_disk_before_it_has_its_name(tmp_path, monkeypatch):
+    calls, path = [], tmp_path / "a.txt"
+    real = os.fsync
+    monkeypatch.setattr(
+        "blockspike.files.os.fsync", lambda d: calls.append(path.exists()) or real(d)
+    )
+    with whole_file(path) as temporary:
+        temporary.write_text("x")
+    assert calls == [False, True]  # the file, then its folder
+
+
+@pytest.mark.parametrize("n_bytes", [10, 900, 4_000, 12_000])
+def test_a_full_disk_neither_crashes_hdf5_nor_leaves_a_file(tmp_path, n_bytes):
+    """In a process of its own, which a limit of the size of files can be set for."""
+    code = f"""
+import resource, signal, sys
+import numpy as np
+from blockspike.data.event_file import SplitContent, write_event_file
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, ({n_bytes}, {n_bytes}))
+zeros = [(np.zeros(1000, np.uint32), np.zeros(1000, np.uint16))]
+part = SplitContent(np.array([1000]), np.zeros(1), zeros, np.dtype(np.uint32), 1e-6)
+try:
+    write_event_file(sys.argv[1], "n", "s", 7, 3, part, part)
+except OSError as error:
+    print(error)
+"""
+    command = [sys.executable, "-c", code, str(tmp_path / "a.h5")]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0 and not done.stderr
+    assert done.stdout == f"[Errno 27] File too large: '{tmp_path / 'a.h5'}'\n"
+    assert not list(tmp_path.iterdir())
