@@ -21,11 +21,12 @@ import h5py
 import numpy as np
 
 from blockspike.data.hdf5 import HDF5_ERRORS, open_hdf5
-from blockspike.data.limits import SMALL_BYTES
 from blockspike.files import whole_file
 
 FORMAT = "blockspike events"
 VERSION = 1
+# Where its texts are, which are written first; to look through gigabytes of events takes seconds.
+_TEXTS_BYTES = 8 << 20
 
 
 @dataclass(frozen=True)
@@ -227,8 +228,7 @@ def read_event_file(path: Path | str) -> EventFile:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file, expected a prepared data set")
     try:
-        # Its texts are written first; to look through gigabytes of events would take seconds.
-        with open_hdf5(path, SMALL_BYTES) as file:
+        with open_hdf5(path, _TEXTS_BYTES) as file:
             return _read(path, file)
     except (*HDF5_ERRORS, ValueError) as error:
         if str(error).startswith(str(path)):
