@@ -137,6 +137,7 @@ def guided(name: str, seed: int, n_runs: int) -> None:
     """In a process of its own: by coverage of our code, with the same changes to inputs."""
     import atheris  # pyright: ignore
 
+    os.environ["NUMBA_DISABLE_JIT"] = "1"  # it cannot compile what is instrumented
     with atheris.instrument_imports(include=["blockspike"]):  # pyright: ignore
         from parsers import PARSERS
     parser = PARSERS[name]

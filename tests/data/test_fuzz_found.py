@@ -1,0 +1,121 @@
+"""What `tests/faults/fuzz.py` found, each by itself."""
+
+import json
+import zipfile
+
+import h5py
+import numpy as np
+import pytest
+from made_data import make_shd
+from made_nwb import MadeSweep, make_nwb1, membrane_mv, noise_pa
+
+from blockspike.cli import _as_override
+from blockspike.data.event_file import SplitContent, read_event_file, write_event_file
+from blockspike.data.nmnist import prepare_nmnist
+from blockspike.data.recordings import load_recording
+from blockspike.data.shd import open_h5
+from blockspike.fitted_neuron import FittedNeuron, load_neuron
+from blockspike.sweeps import planned_runs, run_states
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"spike_repeat": np.array([0, 1 << 60])}, "expected integers >= 0 below 10000"),
+        ({"dt_ms": 1e300}, "dt_ms 1e.300, expected one number > 0"),
+        ({"dt_ms": 1e-310}, "dt_ms 1e-310, expected one number > 0"),
+    ],
+)
+def test_recordings_with_numbers_that_never_end(tmp_path, change, words):
+    arrays = {"current_pa": noise_pa(1, 100), "dt_ms": 0.1, "spike_times_s": np.array([0.001] * 2)}
+    np.savez(tmp_path / "a.npz", **(arrays | change))
+    with pytest.raises(ValueError, match=words):
+        load_recording(tmp_path / "a.npz")
+
+
+def test_spikes_come_back_by_repeat_and_in_order(tmp_path):
+    times_s, repeat = np.array([0.003, 0.001, 0.002, 0.004]), np.array([3, 1, 3, 1])
+    arrays = {"current_pa": noise_pa(1, 100), "dt_ms": 0.1, "spike_times_s": times_s}
+    np.savez(tmp_path / "a.npz", **arrays, spike_repeat=repeat)
+    found = load_recording(tmp_path / "a.npz").spike_times_s
+    expected = [[], [0.001, 0.004], [], [0.002, 0.003]]
+    assert [np.asarray(train[0]).tolist() for train in found] == expected
+
+
+@pytest.mark.parametrize("rate", [1e-300, 1e300, np.array([1.0, 2.0]), "fast"])
+def test_nwb_with_an_impossible_rate(tmp_path, rate):
+    sweep = MadeSweep(9, "Noise", noise_pa(1, 600), membrane_mv([3], 600))
+    path = make_nwb1(tmp_path / "a.nwb", [sweep])
+    with h5py.File(path, "r+") as file:
+        file["epochs/Sweep_9/stimulus/timeseries/starting_time"].attrs["rate"] = rate
+    with pytest.raises(ValueError, match="sweep 9: found a sampling rate"):
+        load_recording(path)
+
+
+def test_links_in_a_circle_are_damage(tmp_path):
+    path = make_shd(tmp_path / "a.h5", 3, labels=None)
+    with h5py.File(path, "r+") as file:
+        file["labels"] = h5py.SoftLink("/labels")
+    with pytest.raises(ValueError, match=r"a\.h5: "):
+        open_h5(path)
+
+
+@pytest.mark.parametrize("value", [np.array([1, 2]), np.inf])
+def test_prepared_file_with_another_kind_of_attribute(tmp_path, value):
+    part = SplitContent(
+        np.array([1]), np.array([0]), [(np.zeros(1, "f4"), np.zeros(1, "u2"))], np.dtype("f4"), 1.0
+    )
+    write_event_file(tmp_path / "a.h5", "x", "y", 2, 2, part, part)
+    with h5py.File(tmp_path / "a.h5", "r+") as file:
+        file.attrs["n_units"] = value
+    with pytest.raises(ValueError, match=r"a\.h5: not a complete HDF5 file"):
+        read_event_file(tmp_path / "a.h5")
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"rest": 10**400}, "expected a number for rest"),
+        ({"arp_ms": -1.0}, "expected arp_ms from 0 to 1000, got -1"),
+        ({"dt_ms": 1e-300}, "expected dt_ms from 0.0001 to 1000"),
+        ({"b": True}, "expected a number for b, got True"),
+    ],
+)
+def test_neurons_that_cannot_be_simulated(tmp_path, change, words):
+    path = tmp_path / "a.json"
+    FittedNeuron("x", 20.0, 100.0, 0.1, 0.01, 0.0, 2.0, 0.1).save(path)
+    content = json.loads(path.read_text())
+    content.pop("sha256", None)
+    path.write_text(json.dumps(content | change))
+    with pytest.raises(ValueError, match=words):
+        load_neuron(path)
+
+
+def test_plans_and_states_that_are_not_ours(tmp_path):
+    (tmp_path / "sweeps").mkdir()
+    (tmp_path / "sweeps" / "a.json").write_text('{"runs": 1.5}')
+    with pytest.raises(ValueError, match=r"a\.json: expected folders of runs"):
+        planned_runs(tmp_path)
+    (tmp_path / "sweeps" / "a.json").write_text('{"runs": {"run": "ab"}}')
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "status.json").write_text('{"started": 5, "ended": [], "state": "done"}')
+    (state,) = run_states(tmp_path).to_dict("records")
+    assert state["state"] == "interrupted" and np.isnan(state["seconds"])
+
+
+@pytest.mark.parametrize("argument", ["=1", "+=1", "~"])
+def test_an_override_without_a_key(argument):
+    with pytest.raises(ValueError, match="expected key=value"):
+        _as_override("train", argument)
+
+
+def test_zip_of_a_later_version_is_damage(tmp_path):
+    path = tmp_path / "a.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        for split in ("Train", "Test"):
+            for digit in range(10):
+                archive.writestr(f"{split}/{digit}/a.bin", bytes(5))
+    content = path.read_bytes()
+    path.write_bytes(content.replace(b"PK\1\2\x14\x03\x14", b"PK\1\2\x14\x03\xff"))
+    with pytest.raises(ValueError, match=r"a\.zip: not a complete .* archive"):
+        prepare_nmnist(path, tmp_path / "a.h5")
