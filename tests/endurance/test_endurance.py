@@ -2,16 +2,20 @@
 
 from pathlib import Path
 
+import numpy as np
 import sizes
-from long_runs import TINY, growth, watch
+from long_runs import TINY, watch
 
 
 def test_nothing_grows_in_sixty_epochs(tmp_path: Path, data_dir: Path):
     samples = watch(tmp_path / "run", data_dir, *TINY, "trainer.max_epochs=60")
-    grown = growth(samples, 60)
-    assert grown.epochs >= 59 and len(samples) >= 20
-    assert grown.memory <= 0.05  # it still warms up; 1 MB an epoch would be 0.06
-    assert grown.handles <= 0 and grown.threads <= 0
+    assert samples["epoch"].to_numpy().max() >= 59
+    during = samples["epoch"].to_numpy() < 60
+    third = during.sum() // 3
+    assert third >= 3
+    for column, ratio in (("memory_mb", 1.05), ("handles", 1), ("threads", 1)):  # it still warms up
+        values = samples[column].to_numpy()[during]
+        assert np.median(values[-third:]) <= ratio * np.median(values[third:-third]), column
 
 
 def test_long_runs_wide_layers_and_arrays_with_silent_columns():
