@@ -31,9 +31,9 @@ class Run:
     """One run's folder.
 
     Holds `config.yaml`, `content.json` (what the result depends on), `data.json` (the data's hash),
-    `status.json`,
-    `checkpoints/{last,previous,best}.ckpt`, `metrics.csv` and, when finished, `result.json`;
-    `error.log` if the last attempt failed. Where several processes share a run, the first writes.
+    `status.json`, `checkpoints/{last,previous,best}.ckpt`, `metrics.csv` and, when finished,
+    `result.json`; `error.log` if the last attempt failed, with `bad_batch.ckpt` if that was for a
+    number that is not finite. Where several processes share a run, the first writes.
     """
 
     def __init__(self, folder: Path):

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from blockspike.files import read_json
 from blockspike.training.checkpoint_io import load_plain
 from blockspike.training.metrics_file import read_metrics
 
@@ -46,7 +47,7 @@ for number, arguments in enumerate(json.loads(sys.argv[1])):
 def left_by(folder: Path) -> dict:
     """Everything that a run leaves and that is not a time: numbers and tensors."""
     (path,) = folder.rglob("result.json")
-    row, table = json.loads(path.read_text()), read_metrics(path.parent / "metrics.csv")
+    row, table = read_json(path), read_metrics(path.parent / "metrics.csv")
     found = {key: value for key, value in row.items() if not key.startswith(TIMES)}
     found |= {str(c): table[c].tolist() for c in table if not str(c).startswith(TIMES)}
     for checkpoint in sorted((path.parent / "checkpoints").iterdir()):
