@@ -52,7 +52,8 @@ def run_apart(name: str, cfg: DictConfig, full: bool) -> bool:
     multiprocessing.set_start_method(method, force=True)
     multiprocessing.set_forkserver_preload([f"blockspike.commands.{name}"])
     plain = OmegaConf.to_container(cfg, resolve=True)
-    arguments = (name, plain, _command_line(name, cfg), full)
+    # With today's environment: the server of forks may be older.
+    arguments = (name, plain, _command_line(name, cfg), full, dict(os.environ))
     process = multiprocessing.Process(target=_job, args=arguments)
     process.start()
     try:
@@ -79,7 +80,14 @@ def _end_of(code: int) -> str:
     return f"the run's process was killed ({name}{hint})"
 
 
-def _job(name: str, plain: dict[str, Any], command_line: list[str], full: bool) -> None:
+def _job(
+    name: str,
+    plain: dict[str, Any],
+    command_line: list[str],
+    full: bool,
+    environment: dict[str, str],
+) -> None:
+    os.environ.update(environment)
     sweep = multiprocessing.parent_process()
     assert sweep is not None
     _watch(sweep.join)
