@@ -175,7 +175,7 @@ def test_a_run_that_another_process_finished_meanwhile_is_refused(tmp_path):
     enter(tmp_path)
     with pytest.raises(RunRefusedError, match="another configuration"):
         enter(tmp_path, {"x": 1})
-    Run(tmp_path).write_result({})
+    Run(tmp_path).write_result({"seed": 0})
     with pytest.raises(RunRefusedError, match="finished it meanwhile"):
         enter(tmp_path)
 
