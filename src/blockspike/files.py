@@ -1,6 +1,7 @@
 """Files that are whole or not there, and JSON that notices damage."""
 
 import hashlib
+import io
 import json
 import os
 import socket
@@ -8,6 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 
 @contextmanager
@@ -40,6 +43,14 @@ def write_text(path: Path, text: str) -> None:
     """Replace the file at once."""
     with whole_file(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def write_npz(path: Path, arrays: dict[str, np.ndarray]) -> None:
+    """Write arrays, made in memory: on a full disk, zipfile complains once more when it is gone."""
+    content = io.BytesIO()
+    np.savez_compressed(content, **arrays)  # pyright: ignore[reportArgumentType]
+    with whole_file(path) as temporary:
+        temporary.write_bytes(content.getvalue())
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:

@@ -12,7 +12,7 @@ from blockspike.commands.fit import evaluate_neuron
 from blockspike.commands.train import use_threads
 from blockspike.config import build_data, build_network, content_of, is_fit
 from blockspike.data.datamodule import EventDataModule
-from blockspike.files import whole_file, write_json
+from blockspike.files import write_json, write_npz
 from blockspike.networks import SpikingClassifier
 from blockspike.runs import Run
 from blockspike.training.checkpoint_io import load_plain
@@ -58,8 +58,7 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
     events, labels = next(iter(data.test_dataloader()))
     with torch.no_grad():
         shown = activity(network(events), events, labels, data.dt_ms)
-    with whole_file(run.folder / "activity.npz") as path, path.open("wb") as file:
-        np.savez_compressed(file, **shown)  # pyright: ignore[reportArgumentType]
+    write_npz(run.folder / "activity.npz", shown)
     print(
         f"{data.name}: test accuracy {scores['test_accuracy']:.2%} of {scores['n_test']} "
         f"(model chosen on validation); linear model on spike counts: {baseline:.2%}"

@@ -22,7 +22,7 @@ from blockspike.data.recordings import load_recording
 from blockspike.data.recordings_datamodule import Part, RecordingsDataModule
 from blockspike.figures.recording import recording_fit
 from blockspike.figures.style import use_style
-from blockspike.files import whole_file, write_text
+from blockspike.files import whole_file, write_npz, write_text
 from blockspike.fitted_neuron import FittedNeuron, load_neuron
 from blockspike.metrics import explained_temporal_variance, gamma_coincidence
 from blockspike.neurons.spike_distance import Window
@@ -74,8 +74,7 @@ def fit_and_score(
         table.to_csv(path, index=False)
     _write_neurons(run.folder / "fits", data, parameters, arp_ms)
     traces = _traces(data, test, table)
-    with whole_file(run.folder / "traces.npz") as path, path.open("wb") as file:
-        np.savez_compressed(file, **traces)
+    write_npz(run.folder / "traces.npz", traces)
     use_style()
     print(recording_fit(traces, run.folder / "figures" / "recording"))
     if data.failed:
