@@ -81,3 +81,23 @@ except OSError as error:
     assert done.returncode == 0 and not done.stderr
     assert done.stdout == f"[Errno 27] File too large: '{tmp_path / 'a.h5'}'\n"
     assert not list(tmp_path.iterdir())
+
+
+def test_a_full_disk_amid_arrays_is_one_line(tmp_path):
+    code = """
+import resource, signal, sys
+from pathlib import Path
+import numpy as np
+from blockspike.files import write_npz
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (900, 900))
+try:
+    write_npz(Path(sys.argv[1]), {"x": np.random.default_rng(0).random(1000)})
+except OSError as error:
+    print(error)
+"""
+    command = [sys.executable, "-c", code, str(tmp_path / "a.npz")]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0 and not done.stderr
+    assert done.stdout == f"[Errno 27] File too large: '{tmp_path / 'a.npz'}'\n"
+    assert not list(tmp_path.iterdir())

@@ -126,6 +126,15 @@ def test_evaluate_refuses_an_edited_configuration(blockspike, run):
     assert done.returncode == 2 and "data.dt_ms: 10.0 → 20.0" in done.stderr
 
 
+@pytest.mark.parametrize("end", ["", "\ndata:"])
+def test_evaluate_refuses_a_cut_off_configuration(blockspike, run, end):
+    path = run / "config.yaml"
+    text = path.read_text()
+    path.write_text(text[: text.index(end) + len(end)])
+    done = blockspike("evaluate", f"run={run}", check=False)
+    assert done.returncode == 2 and "config.yaml: damaged" in done.stderr
+
+
 def test_damaged_results_are_named(blockspike, tmp_path, run):
     path = run / "result.json"
     text = path.read_text()

@@ -5,6 +5,7 @@ process itself starts no thread, so that a fork of it is whole.
 """
 
 import builtins
+import codecs
 import errno
 import fcntl
 import io
@@ -33,6 +34,7 @@ import blockspike.commands.status
 import blockspike.commands.train  # noqa: F401
 from blockspike.cli import main
 
+codecs.lookup("unicode-escape")  # Jinja's: nobody may not read the interpreter's folder, either
 _LONGEST_S = 120.0
 _PIPE_BYTES = 1 << 20
 NOBODY = 65534

@@ -75,7 +75,11 @@ def load_run(run: Run) -> tuple[EventDataModule, SpikingClassifier]:
     """
     cfg = run.config()
     OmegaConf.set_struct(cfg, True)
-    run.check_content(content_of(cfg))  # a damaged or edited file
+    try:
+        content = content_of(cfg)
+    except (KeyError, AttributeError) as error:  # no data, or nothing in them
+        raise ValueError(f"{run.folder / 'config.yaml'}: damaged, lacks {error}") from error
+    run.check_content(content)  # the file may have been edited, or a bit flipped
     if is_fit(cfg):
         raise ValueError(f"{run.folder}: holds fitted neurons, scored already; see fits.csv there")
     data = build_data(cfg, EventDataModule)
