@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -60,44 +61,41 @@ def test_the_file_is_on_disk_before_it_has_its_name(tmp_path, monkeypatch):
     assert calls == [False, True]  # the file, then its folder
 
 
-@pytest.mark.parametrize("n_bytes", [10, 900, 4_000, 12_000])
-def test_a_full_disk_neither_crashes_hdf5_nor_leaves_a_file(tmp_path, n_bytes):
-    """In a process of its own, which a limit of the size of files can be set for."""
-    code = f"""
+def is_told_in_a_line(code: str, path: Path, n_bytes: int) -> None:
+    """Of code that writes to `path`, in a process of its own, which a limit can be set for."""
+    limited = f"""
 import resource, signal, sys
+from pathlib import Path
 import numpy as np
-from blockspike.data.event_file import SplitContent, write_event_file
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, ({n_bytes}, {n_bytes}))
-zeros = [(np.zeros(1000, np.uint32), np.zeros(1000, np.uint16))]
-part = SplitContent(np.array([1000]), np.zeros(1), zeros, np.dtype(np.uint32), 1e-6)
+path = Path(sys.argv[1])
 try:
-    write_event_file(sys.argv[1], "n", "s", 7, 3, part, part)
+    {code}
 except OSError as error:
     print(error)
 """
-    command = [sys.executable, "-c", code, str(tmp_path / "a.h5")]
+    command = [sys.executable, "-c", limited, str(path)]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0 and not done.stderr
-    assert done.stdout == f"[Errno 27] File too large: '{tmp_path / 'a.h5'}'\n"
-    assert not list(tmp_path.iterdir())
+    assert done.stdout == f"[Errno 27] File too large: '{path}'\n"
+    assert not list(path.parent.iterdir())
+
+
+@pytest.mark.parametrize("n_bytes", [10, 900, 4_000, 12_000])
+def test_a_full_disk_neither_crashes_hdf5_nor_leaves_a_file(tmp_path, n_bytes):
+    code = """
+    from blockspike.data.event_file import SplitContent, write_event_file
+    zeros = [(np.zeros(1000, np.uint32), np.zeros(1000, np.uint16))]
+    part = SplitContent(np.array([1000]), np.zeros(1), zeros, np.dtype(np.uint32), 1e-6)
+    write_event_file(path, "n", "s", 7, 3, part, part)
+"""
+    is_told_in_a_line(code, tmp_path / "a.h5", n_bytes)
 
 
 def test_a_full_disk_amid_arrays_is_one_line(tmp_path):
     code = """
-import resource, signal, sys
-from pathlib import Path
-import numpy as np
-from blockspike.files import write_npz
-signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-resource.setrlimit(resource.RLIMIT_FSIZE, (900, 900))
-try:
-    write_npz(Path(sys.argv[1]), {"x": np.random.default_rng(0).random(1000)})
-except OSError as error:
-    print(error)
+    from blockspike.files import write_npz
+    write_npz(path, {"x": np.random.default_rng(0).random(1000)})
 """
-    command = [sys.executable, "-c", code, str(tmp_path / "a.npz")]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0 and not done.stderr
-    assert done.stdout == f"[Errno 27] File too large: '{tmp_path / 'a.npz'}'\n"
-    assert not list(tmp_path.iterdir())
+    is_told_in_a_line(code, tmp_path / "a.npz", 900)

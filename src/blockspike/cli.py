@@ -113,6 +113,7 @@ def _is_override(argument: str) -> bool:
     return argument.startswith("~") or ("=" in argument and not argument.startswith("-"))
 
 
+_PATHS = ("run", "neuron", "recording", "data.path", "replay")
 _LISTS = ("study", "n_steps", "arp_steps", "batch_size", "n_units", "n_layers", "contenders")
 
 
@@ -130,11 +131,7 @@ def _as_override(command: str, argument: str) -> str:
         if name in _LISTS and value[:1] not in ("", "[") and value != "null":
             items = (item if item.isdigit() else f"'{item}'" for item in value.split(","))
             return f"{name}=[{','.join(items)}]"
-    if name not in ("run", "neuron", "recording", "data.path", "replay") or value[:1] in (
-        "'",
-        '"',
-        "",
-    ):
+    if name not in _PATHS or value[:1] in ("'", '"', ""):
         return argument
     return f"{name}='{value}'"
 

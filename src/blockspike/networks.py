@@ -1,7 +1,7 @@
 """Layers and networks of ALIF neurons."""
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
@@ -176,14 +176,13 @@ MakeLayer = Callable[..., nn.Module]
 """(n_inputs, n_units, dt_ms=…) → a module that is a `HiddenLayer`."""
 
 
-def run_layers(layers: Iterable[nn.Module], x: EventBatch | Tensor) -> list[ALIFTrace]:
+def run_layers(layers: Iterable[nn.Module], x: EventBatch | Tensor) -> Iterator[ALIFTrace]:
     """The results of `HiddenLayer`s one after another, each as events for the next."""
-    traces: list[ALIFTrace] = []
     fired = None
     for layer in layers:
-        traces.append(cast(HiddenLayer, layer).trace(x, fired))
-        x, fired = traces[-1].spikes, traces[-1].fired
-    return traces
+        trace = cast(HiddenLayer, layer).trace(x, fired)
+        yield trace
+        x, fired = trace.spikes, trace.fired
 
 
 class LeakyReadout(BoundedParameters):
@@ -289,7 +288,10 @@ class SpikingClassifier(nn.Module):
 
     def forward(self, x: EventBatch | Tensor) -> ClassifierOutput:
         """Scores and activity for spikes [T, B, n_inputs], any T."""
-        traces = run_layers(self.layers, x)
+        return self.read(list(run_layers(self.layers, x)))
+
+    def read(self, traces: list[ALIFTrace]) -> ClassifierOutput:
+        """What the readout makes of the hidden layers' results."""
         readout = self.readout(traces[-1].spikes, traces[-1].fired)
         scores = readout.mean(0) if self.mean_readout else readout.sum(0)
         return ClassifierOutput(scores, [trace.spikes for trace in traces], readout)

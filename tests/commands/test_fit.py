@@ -2,7 +2,6 @@
 
 import json
 
-import numpy as np
 import pandas as pd
 import pytest
 
@@ -11,6 +10,7 @@ from blockspike.files import read_json
 from blockspike.fitted_neuron import load_neuron
 from blockspike.synthetic_cells import SyntheticCells
 from blockspike.training.metrics_file import read_metrics
+from made_recordings import write_recording
 
 QUICK = ("trainer.max_epochs=30", "model.n_starts=16", "model.arp_ms=2", "threads=1")
 
@@ -20,17 +20,8 @@ def cells() -> list[Recording]:
     return SyntheticCells(n_cells=2, duration_s=5.0, trial_noise=0.0).cells()
 
 
-def write(recording: Recording, path) -> None:
-    trials = [np.asarray(trial[0], float) for trial in recording.spike_times_s]
-    np.savez(
-        path, current_pa=recording.current_pa[0], dt_ms=recording.dt_ms,
-        spike_times_s=np.concatenate(trials),
-        spike_repeat=np.repeat(np.arange(len(trials)), [len(t) for t in trials]),
-    )  # fmt: skip
-
-
 def test_my_recording_from_file_to_figure(blockspike, tmp_path, cells):
-    write(cells[0], tmp_path / "my_cell.npz")
+    write_recording(cells[0], tmp_path / "my_cell.npz")
     arguments = ("train", "experiment=fit_my_recording", "data.path=my_cell.npz", *QUICK)
     done = blockspike(*arguments)
     (result,) = (tmp_path / "outputs" / "fit" / "my_cell").rglob("result.json")
@@ -66,7 +57,7 @@ def test_my_recording_from_file_to_figure(blockspike, tmp_path, cells):
 def test_other_cells_finish_when_one_is_broken(blockspike, tmp_path, cells):
     (tmp_path / "cells").mkdir()
     for recording in cells:
-        write(recording, tmp_path / "cells" / f"{recording.name}.npz")
+        write_recording(recording, tmp_path / "cells" / f"{recording.name}.npz")
     (tmp_path / "cells" / "torn.npz").write_bytes(b"PK\x03\x04")
     done = blockspike("train", "experiment=fit_my_recording", "data.path=cells", *QUICK)
     (run,) = (p.parent for p in (tmp_path / "outputs").rglob("result.json"))
@@ -77,7 +68,7 @@ def test_other_cells_finish_when_one_is_broken(blockspike, tmp_path, cells):
 
 
 def test_an_interrupted_fit_continues_to_the_same_bits(blockspike, tmp_path, cells):
-    write(cells[0], tmp_path / "my_cell.npz")
+    write_recording(cells[0], tmp_path / "my_cell.npz")
     arguments = ("train", "experiment=fit_my_recording", "data.path=my_cell.npz", *QUICK)
     blockspike(*arguments, "output_dir=whole")
     (whole,) = (tmp_path / "whole").rglob("fits.csv")
@@ -123,7 +114,7 @@ def test_evaluate_wants_one_thing(blockspike, given):
 
 
 def test_prepare_checks_recordings(blockspike, tmp_path, cells):
-    write(cells[0], tmp_path / "my_cell.npz")
+    write_recording(cells[0], tmp_path / "my_cell.npz")
     shown = blockspike("prepare", "data=recordings", "data.path=my_cell.npz").stdout
     assert "my_cell: 1 cells can be fitted" in shown
 

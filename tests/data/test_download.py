@@ -6,7 +6,7 @@ import sys
 import threading
 import zipfile
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import ThreadingHTTPServer
 from pathlib import Path
 
 import h5py
@@ -17,6 +17,7 @@ from blockspike.data.download import RemoteFile, fetch, nmnist_files, shd_files
 from blockspike.data.event_file import read_event_file
 from blockspike.data.nmnist import NMNISTDataModule
 from blockspike.data.shd import SHDDataModule
+from range_requests import RangeHandler
 
 # A key and a certificate of its own for 127.0.0.1, trusted by these tests alone:
 # openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 36500
@@ -44,11 +45,10 @@ class Server(ThreadingHTTPServer):
         return f"{self.scheme}://127.0.0.1:{self.server_port}/{name}"
 
 
-class Handler(BaseHTTPRequestHandler):
+class Handler(RangeHandler):
     server: Server  # pyright: ignore[reportIncompatibleVariableOverride]
 
-    def do_GET(self) -> None:
-        name, asked = self.path.lstrip("/"), self.headers["Range"]
+    def answer(self, name: str, asked: str | None) -> None:
         self.server.requests.append((name, asked))
         if name in self.server.redirects:
             self.send_response(302)
@@ -58,18 +58,8 @@ class Handler(BaseHTTPRequestHandler):
         if name not in self.server.files:
             self.send_error(404)
             return
-        content = self.server.files[name]
-        start = int(asked.removeprefix("bytes=").rstrip("-")) if asked and self.server.ranges else 0
-        if start and start >= len(content):
-            self.send_error(416)
-            return
-        self.send_response(206 if start else 200)
-        self.send_header("Content-Length", str(len(content) - start))
-        self.end_headers()
-        self.wfile.write(content[start:][: self.server.cut_after])
-
-    def log_message(self, format: str, *args: object) -> None:
-        pass
+        rest = self.send_head(self.server.files[name], asked if self.server.ranges else None)
+        self.wfile.write(rest[: self.server.cut_after])
 
 
 @contextmanager

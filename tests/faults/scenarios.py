@@ -25,8 +25,10 @@ from blockspike.synthetic_cells import SyntheticCells
 from blockspike.training.checkpoint_io import load_plain
 from blockspike.training.metrics_file import read_metrics
 
-sys.path.append(str(Path(__file__).parents[1] / "data"))
+sys.path += [str(Path(__file__).parents[1]), str(Path(__file__).parents[1] / "data")]
 from made_data import make_nmnist, make_shd  # pyright: ignore[reportMissingImports]
+
+from made_recordings import write_recording
 
 # What a result must not depend on: when, where and how fast it was made.
 _VOLATILE = re.compile(r"time/|epoch_s|train_s|fit_s|git_|pid|started|ended|version|machine|load")
@@ -84,12 +86,7 @@ def make_bases(root: Path) -> dict[str, Path]:
 def write_cell(path: Path, seed: int) -> None:
     """A made recording."""
     (cell,) = SyntheticCells(n_cells=1, duration_s=3.0, seed=seed).cells()
-    trials = [np.asarray(trial[0], float) for trial in cell.spike_times_s]
-    np.savez(
-        path, current_pa=cell.current_pa[0], dt_ms=cell.dt_ms,
-        spike_times_s=np.concatenate(trials),
-        spike_repeat=np.repeat(np.arange(len(trials)), [len(t) for t in trials]),
-    )  # fmt: skip
+    write_recording(cell, path)
 
 
 def make_scenarios(bases: dict[str, Path]) -> dict[str, Scenario]:

@@ -5,31 +5,23 @@ import os
 import ssl
 import sys
 import time
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import ThreadingHTTPServer
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from range_requests import RangeHandler
 
 _BLOCK_BYTES, _PAUSE_S = 4096, 0.01
 
 
-class _Handler(BaseHTTPRequestHandler):
+class _Handler(RangeHandler):
     folder: Path
 
-    def do_GET(self) -> None:
-        content = (self.folder / self.path.lstrip("/")).read_bytes()
-        asked = self.headers["Range"]
-        start = int(asked.removeprefix("bytes=").rstrip("-")) if asked else 0
-        if start and start >= len(content):
-            self.send_error(416)
-            return
-        self.send_response(206 if start else 200)
-        self.send_header("Content-Length", str(len(content) - start))
-        self.end_headers()
-        for i in range(start, len(content), _BLOCK_BYTES):
-            self.wfile.write(content[i : i + _BLOCK_BYTES])
+    def answer(self, name: str, asked: str | None) -> None:
+        rest = self.send_head((self.folder / name).read_bytes(), asked)
+        for i in range(0, len(rest), _BLOCK_BYTES):
+            self.wfile.write(rest[i : i + _BLOCK_BYTES])
             time.sleep(_PAUSE_S)
-
-    def log_message(self, format: str, *args: object) -> None:
-        pass
 
 
 class _Server(ThreadingHTTPServer):

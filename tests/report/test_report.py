@@ -81,7 +81,7 @@ def trained(blockspike, folder: Path) -> tuple[Path, list[ALIFTrace], list[int]]
     data, network = load_run(Run(result.parent))
     events, labels = next(iter(data.test_dataloader()))
     with torch.no_grad():
-        traces = run_layers(network.layers, events)
+        traces = list(run_layers(network.layers, events))
     return result.parent, traces, shown_samples(labels).tolist()
 
 

@@ -57,7 +57,7 @@ class _Stack(nn.Module):
         self.layers = nn.ModuleList(layers)
 
     def forward(self, x: EventBatch | Tensor) -> Tensor:
-        return run_layers(self.layers, x)[-1].spikes
+        return list(run_layers(self.layers, x))[-1].spikes
 
 
 class _ParallelBlocksLayer(SpikingLayer):

@@ -71,4 +71,5 @@ def traces_of(run: Run) -> dict[str, Any]:
     read_as = network(events).scores_of(len(labels)).argmax(1)
     samples = shown_samples(labels).tolist()
     titles = [f"class {int(labels[i])}, read as {int(read_as[i])}" for i in samples]
-    return pack_traces(run_layers(network.layers, events), samples, titles, data.dt_ms)
+    traces = list(run_layers(network.layers, events))
+    return pack_traces(traces, samples, titles, data.dt_ms)

@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 
 from blockspike.data.events import EventBatch
-from blockspike.networks import ClassifierOutput
-from blockspike.neurons import NotFiniteError
+from blockspike.networks import run_layers
+from blockspike.neurons import ALIFTrace, NotFiniteError
 from blockspike.neurons.spike_distance import Window
 from blockspike.training.checkpoint_io import load_plain, save_plain
 from blockspike.training.classification import Batch, ClassificationModule
@@ -237,30 +237,27 @@ class NumberGuard(_Guard):
         if isinstance(events, Tensor) and (wrong := _not_finite(events)):
             return f"data: input {wrong}"
         with torch.enable_grad():
-            outputs: list[tuple[str, nn.Module, Tensor]] = []
-            x, fired = events, None
-            for i, layer in enumerate(network.layers):
-                try:
-                    trace = layer.trace(x, fired)  # pyright: ignore[reportCallIssue]
-                except NotFiniteError as error:
-                    return f"layers.{i}: {error}"
-                for part in ("spikes", "membrane", "threshold"):
-                    if wrong := _not_finite(getattr(trace, part)):
-                        return f"layers.{i}: {part} {wrong}"
-                x, fired = trace.spikes, trace.fired
-                outputs.append((f"layers.{i}", layer, x))
-            membrane = network.readout(x, fired)
-            if wrong := _not_finite(membrane):
+            traces: list[ALIFTrace] = []
+            try:
+                for trace in run_layers(network.layers, events):
+                    for part in ("spikes", "membrane", "threshold"):
+                        if wrong := _not_finite(getattr(trace, part)):
+                            return f"layers.{len(traces)}: {part} {wrong}"
+                    traces.append(trace)
+            except NotFiniteError as error:
+                return f"layers.{len(traces)}: {error}"
+            output = network.read(traces)
+            if wrong := _not_finite(output.readout):
                 return f"readout: membrane {wrong}"
-            outputs.append(("readout", network.readout, membrane))
-            scores = membrane.mean(0) if network.mean_readout else membrane.sum(0)
-            scores = ClassifierOutput(scores, [], membrane).scores_of(len(labels))
+            scores = output.scores_of(len(labels))
             if wrong := _not_finite(scores):
                 return f"readout: score {wrong}"
             loss = module.training_loss(scores, labels)
             if wrong := _not_finite(loss):
                 return f"loss: {wrong}"
-            return _wrong_gradient(loss, outputs)
+            layers = [(f"layers.{i}", layer) for i, layer in enumerate(network.layers)]
+            layers.append(("readout", network.readout))
+            return _wrong_gradient(loss, layers, [*output.spikes, output.readout])
 
     def _seen(self, module: ClassificationModule) -> str | None:
         for name, value in reversed(list(module.network.named_parameters())):
@@ -283,12 +280,14 @@ class NumberGuard(_Guard):
         return events, plain["labels"]
 
 
-def _wrong_gradient(loss: Tensor, outputs: Sequence[tuple[str, nn.Module, Tensor]]) -> str | None:
+def _wrong_gradient(
+    loss: Tensor, layers: list[tuple[str, nn.Module]], outputs: list[Tensor]
+) -> str | None:
     """The first gradient that is not finite on the way back from the loss."""
     words: list[str] = []
     values: list[Tensor] = []
     after = "loss"
-    for name, layer, output in reversed(outputs):
+    for (name, layer), output in zip(reversed(layers), reversed(outputs), strict=True):
         words.append(f"{after}: gradient of its input")
         values.append(output)
         for own, value in layer.named_parameters():
