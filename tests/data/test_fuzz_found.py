@@ -1,6 +1,8 @@
 """What `tests/faults/fuzz.py` found, each by itself."""
 
+import gzip
 import json
+import tarfile
 import zipfile
 
 import h5py
@@ -119,3 +121,13 @@ def test_zip_of_a_later_version_is_damage(tmp_path):
     path.write_bytes(content.replace(b"PK\1\2\x14\x03\x14", b"PK\1\2\x14\x03\xff"))
     with pytest.raises(ValueError, match=r"a\.zip: not a complete .* archive"):
         prepare_nmnist(path, tmp_path / "a.h5")
+
+
+def test_an_archive_is_not_read_on_behind_its_end(tmp_path):
+    """Also for a member that is passed over."""
+    member = tarfile.TarInfo("Train/0/note.txt")
+    member.size = 1 << 38
+    with gzip.open(tmp_path / "a.tar.gz", "wb") as file:
+        file.write(member.tobuf(tarfile.GNU_FORMAT))
+    with pytest.raises(ValueError, match="note.txt' holds 274877906944 bytes, expected at most"):
+        prepare_nmnist(tmp_path / "a.tar.gz", tmp_path / "a.h5")

@@ -29,10 +29,8 @@ from typing import Any
 
 import pandas as pd
 from forked import (
-    NOBODY,
     Done,
     Forked,
-    as_nobody,
     at_each_write,
     at_write,
     clock_off,
@@ -41,6 +39,7 @@ from forked import (
     in_fork,
     run,
     small_files,
+    without_override,
 )
 from scenarios import (
     RUN,
@@ -374,15 +373,13 @@ def _can_mount(h: Harness) -> bool:
 
 
 def read_only(h: Harness, names: tuple[str, ...]) -> Iterator[Fault]:
-    """A folder that may not be written, for the user nobody where this is root."""
+    """A folder that may not be written."""
 
     def disturb(folder: Path, s: Scenario) -> Done:
         folders = [folder, *(p for p in folder.rglob("*") if p.is_dir())]
         for path in folders:
             path.chmod(0o555)
-        for path in folder.rglob("*.ckpt"):  # others may not read them
-            path.chmod(0o444)
-        return run(s.args, folder, _both(h.server_of(s), as_nobody))
+        return run(s.args, folder, _both(h.server_of(s), without_override))
 
     def repair(folder: Path) -> None:
         for path in [folder, *(p for p in folder.rglob("*") if p.is_dir())]:
@@ -391,9 +388,8 @@ def read_only(h: Harness, names: tuple[str, ...]) -> Iterator[Fault]:
     for name in names:
         scenario = h.scenarios[name]
         yield Fault(
-            scenario, "read-only folder", f"as user {NOBODY}" if os.geteuid() == 0 else "",
-            lambda folder, s=scenario: disturb(folder, s), repair, must_refuse=True,
-            words="Permission denied",
+            scenario, "read-only folder", "", lambda folder, s=scenario: disturb(folder, s), repair,
+            must_refuse=True, words="Permission denied",
         )  # fmt: skip
 
 
@@ -611,7 +607,6 @@ def main() -> None:
     seed = int(os.environ.get("FAULT_SEED", "0"))
     began, rows = time.monotonic(), []
     with tempfile.TemporaryDirectory(prefix="faults") as temporary:
-        Path(temporary).chmod(0o755)
         server = None
         h = Harness(Path(temporary).resolve(), random.Random(seed))
         try:

@@ -143,10 +143,11 @@ def _spool_tar(archive: tarfile.TarFile, spool: IO[bytes], limit: ReadLimit) -> 
     """
     found, start = [], 0
     for member in archive:
+        # What it declares, before more is read: a seek there goes on behind the end of the file.
+        limit.take(member.size, repr(member.name))
         stream = archive.extractfile(member) if member.isfile() else None
         if stream is None or not _MEMBER.search(member.name):
             continue
-        limit.take(member.size, repr(member.name))  # a sparse one may declare anything
         spool.write(stream.read())
         read = partial(os.pread, spool.fileno(), member.size, start)
         found.append(_Found(member.name, member.size, read))
