@@ -4,15 +4,19 @@ import gzip
 import json
 import tarfile
 import zipfile
+from typing import Any
 
 import h5py
 import numpy as np
 import pytest
+from h5py import h5a, h5s, h5t  # pyright: ignore[reportAttributeAccessIssue]
 from made_data import make_shd
 from made_nwb import MadeSweep, make_nwb1, membrane_mv, noise_pa
 
 from blockspike.cli import _as_override
 from blockspike.data.event_file import SplitContent, read_event_file, write_event_file
+from blockspike.data.hdf5 import DatasetReader, attribute
+from blockspike.data.limits import ReadLimit
 from blockspike.data.nmnist import prepare_nmnist
 from blockspike.data.recordings import load_recording
 from blockspike.data.shd import open_h5
@@ -127,7 +131,20 @@ def test_an_archive_is_not_read_on_behind_its_end(tmp_path):
     """Also for a member that is passed over."""
     member = tarfile.TarInfo("Train/0/note.txt")
     member.size = 1 << 38
-    with gzip.open(tmp_path / "a.tar.gz", "wb") as file:
+    with gzip.GzipFile(tmp_path / "a.tar.gz", "wb") as file:
         file.write(member.tobuf(tarfile.GNU_FORMAT))
     with pytest.raises(ValueError, match="note.txt' holds 274877906944 bytes, expected at most"):
         prepare_nmnist(tmp_path / "a.tar.gz", tmp_path / "a.h5")
+
+
+def test_single_arrays_of_variable_length_are_not_read(tmp_path):
+    """A flipped bit makes them of texts, and h5py crashes."""
+    kind = h5py.vlen_dtype(np.uint8)
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        dataset = file.create_dataset("x", (), kind)
+        name: Any = b"y"
+        h5a.create(file.id, name, h5t.py_create(kind, logical=True), h5s.create(h5s.SCALAR))
+        with pytest.raises(ValueError, match="x: found object, expected numbers or texts"):
+            DatasetReader(file, ReadLimit(tmp_path / "a.h5")).read(dataset)
+        with pytest.raises(ValueError, match="'y' of /: found object, expected numbers or texts"):
+            attribute(file, "y")

@@ -20,7 +20,7 @@ from typing import Any
 import h5py
 import numpy as np
 
-from blockspike.data.hdf5 import HDF5_ERRORS, open_hdf5
+from blockspike.data.hdf5 import HDF5_ERRORS, attribute, open_hdf5
 from blockspike.files import whole_file
 
 FORMAT = "blockspike events"
@@ -237,7 +237,7 @@ def read_event_file(path: Path | str) -> EventFile:
 
 
 def _read(path: Path, file: h5py.File) -> EventFile:
-    found = (file.attrs.get("format"), file.attrs.get("version"))
+    found = (attribute(file, "format"), attribute(file, "version"))
     if [str(x) for x in found] != [FORMAT, str(VERSION)]:
         raise ValueError(
             f"{path}: found format and version {found}, expected {(FORMAT, VERSION)}; "
@@ -251,14 +251,15 @@ def _read(path: Path, file: h5py.File) -> EventFile:
         n_classes=int(_attribute(path, file, "n_classes")),
         train=_read_split(path, file, "train"),
         test=_read_split(path, file, "test"),
-        stored_sha256=file.attrs.get("sha256"),
+        stored_sha256=attribute(file, "sha256"),
     )
 
 
 def _attribute(path: Path, group: h5py.Group, key: str) -> Any:
-    if key not in group.attrs:
+    value = attribute(group, key)
+    if value is None:
         raise ValueError(f"{path}: attribute {key!r} of {group.name} is missing")
-    return group.attrs[key]
+    return value
 
 
 def _read_split(path: Path, file: h5py.File, key: str) -> EventSplit:

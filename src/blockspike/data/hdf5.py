@@ -61,6 +61,23 @@ def _check_heaps(content: bytes | mmap.mmap) -> None:
         start = content.find(_HEAP, start + 8)
 
 
+def attribute(item: h5py.Group | h5py.Dataset, name: str, default: Any = None) -> Any:
+    """Return an attribute, if it is there.
+
+    Raises:
+        ValueError: it holds neither numbers nor texts; h5py crashes at some others.
+    """
+    if name not in item.attrs:
+        return default
+    _check_kind(item.attrs.get_id(name).dtype, f"attribute {name!r} of {item.name}")
+    return item.attrs[name]
+
+
+def _check_kind(dtype: np.dtype, where: str) -> None:
+    if dtype.kind not in _KINDS and h5py.check_string_dtype(dtype) is None:
+        raise ValueError(f"{where}: found {dtype}, expected numbers or texts")
+
+
 class DatasetReader:
     """Reads datasets of an HDF5 file that others made, none of which may lie in another file."""
 
@@ -76,11 +93,9 @@ class DatasetReader:
         """
         self.check(dataset)
         base = h5py.check_vlen_dtype(dataset.dtype)
-        is_text = h5py.check_string_dtype(dataset.dtype) is not None
-        kind = dataset.dtype.kind if base is None or is_text else np.dtype(base).kind
-        if kind not in _KINDS and not is_text:
-            where = f"{self.limit.path}: {dataset.name}"
-            raise ValueError(f"{where}: found {dataset.dtype}, expected numbers or texts")
+        # h5py crashes at some single arrays of variable length.
+        dtype = dataset.dtype if base is None or dataset.ndim == 0 else np.dtype(base)
+        _check_kind(dtype, f"{self.limit.path}: {dataset.name}")
         if dataset.shape is None:
             return np.empty(0)
         if dataset.dtype.kind in _KINDS or dataset.ndim == 0:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from blockspike.data.hdf5 import HDF5_ERRORS, open_hdf5
+from blockspike.data.hdf5 import HDF5_ERRORS, attribute, open_hdf5
 from blockspike.data.nwb1 import allen_sweeps
 from blockspike.data.nwb2 import read_nwb2
 from blockspike.data.sweeps import Sweep, choose, one_line, text_of
@@ -29,7 +29,7 @@ def read_sweeps(
     """
     try:
         with open_hdf5(path) as file:
-            is_nwb2 = text_of(file.attrs.get("nwb_version", "")).startswith("2")
+            is_nwb2 = text_of(attribute(file, "nwb_version", "")).startswith("2")
             if not is_nwb2:
                 for stored in choose(path, allen_sweeps(path, file), stimuli, sweeps):
                     yield stored.read()

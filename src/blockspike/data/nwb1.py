@@ -14,7 +14,7 @@ from typing import Any
 import h5py
 import numpy as np
 
-from blockspike.data.hdf5 import DatasetReader
+from blockspike.data.hdf5 import DatasetReader, attribute
 from blockspike.data.limits import ReadLimit
 from blockspike.data.sweeps import Sweep, check_current, converted_to, dt_ms_of, text_of
 
@@ -56,7 +56,7 @@ class _AllenSweep:
             number=self.number,
             stimulus=self.stimulus,
             is_shared_name=True,
-            dt_ms=dt_ms_of(self.where, start.attrs.get("rate")),
+            dt_ms=dt_ms_of(self.where, attribute(start, "rate")),
             current_pa=self._current_pa(),
             voltage_mv=self._voltage_mv(),
             spike_times_s=self._spike_times_s(),
@@ -87,7 +87,7 @@ class _AllenSweep:
         return self._in_si(dataset, self.reader.read(dataset), "voltage")
 
     def _in_si(self, dataset: h5py.Dataset, raw: np.ndarray, quantity: str) -> np.ndarray:
-        conversion = float(np.asarray(dataset.attrs.get("conversion", 1.0)).reshape(-1)[0])
+        conversion = float(np.asarray(attribute(dataset, "conversion", 1.0)).reshape(-1)[0])
         is_old = _pipeline_version(self.file, self.reader) < _FIRST_RIGHT_PIPELINE
         return converted_to(self.where, raw, quantity, conversion, may_be_si=is_old)
 
@@ -99,7 +99,7 @@ class _AllenSweep:
         return None
 
     def _unit(self, side: str) -> str:
-        unit = self._dataset(f"{side}/timeseries/data").attrs.get("unit")
+        unit = attribute(self._dataset(f"{side}/timeseries/data"), "unit")
         if unit is None:
             raise ValueError(f"{self.where}: the unit of the {side} is missing, expected A or V")
         text = text_of(unit).strip()

@@ -24,7 +24,7 @@ import numpy as np
 from blockspike.data.datamodule import EventDataModule, require
 from blockspike.data.download import fetch, shd_files
 from blockspike.data.event_file import EventSplit, SplitContent, write_event_file
-from blockspike.data.hdf5 import HDF5_ERRORS, DatasetReader, open_hdf5
+from blockspike.data.hdf5 import HDF5_ERRORS, DatasetReader, attribute, open_hdf5
 from blockspike.data.limits import ZIP_ERRORS, ReadLimit, open_unpacked, read_zip_member
 from blockspike.data.loader import EventDataset, EventMap, Gathered
 from blockspike.data.progress import progress
@@ -279,8 +279,8 @@ def describe(train_h5: Path, test_h5: Path) -> str:
     if train_h5.suffix == test_h5.suffix == ".zip" and _are_published(train_h5, test_h5):
         return "SHD"
     with open_hdf5(_unpacked(train_h5, ReadLimit(train_h5))) as file:
-        note, colon, _ = str(file.attrs.get("note", "")).partition(":")
-        own = str(file.attrs.get("name", note if colon else "SHD-layout data"))
+        note, colon, _ = str(attribute(file, "note", "")).partition(":")
+        own = str(attribute(file, "name", note if colon else "SHD-layout data"))
     return "SHD-layout data" if own.strip().upper() == "SHD" else own
 
 
