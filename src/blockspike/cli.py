@@ -22,6 +22,8 @@ COMMANDS = (
 )  # fmt: skip
 # Errors that say what was wrong with the input; anything else is a defect and keeps its traceback.
 EXPECTED = (ValueError, OSError, HydraException, OmegaConfBaseException)
+# What else Hydra raises for overrides: 3,000 digits, 500 brackets.
+OF_OVERRIDES = (*EXPECTED, OverflowError, RecursionError)
 
 HELP = """blockspike: train and fit adaptive spiking neurons, exactly and fast
 
@@ -62,10 +64,11 @@ def main() -> None:
     # MKL's sums in an order that does not depend on how many threads share them.
     os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")
     RecordSweep.planned = None
-    failed = False
+    failed = composed = False
 
     def job(cfg: DictConfig) -> None:
-        nonlocal failed
+        nonlocal failed, composed
+        composed = True
         if HydraConfig.get().mode is RunMode.MULTIRUN:
             failed |= not run_apart(name, cfg, full)
             return
@@ -88,7 +91,8 @@ def main() -> None:
     except KeyboardInterrupt:
         sys.exit("interrupted; the same command again continues")
     except Exception as error:
-        if RecordSweep.planned is None and not isinstance(error, EXPECTED):
+        expected = EXPECTED if composed else OF_OVERRIDES
+        if RecordSweep.planned is None and not isinstance(error, expected):
             raise
         report(name, error, full)  # in a sweep: its launcher failed, and runs may be missing
         failed = True

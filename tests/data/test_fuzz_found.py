@@ -148,3 +148,12 @@ def test_single_arrays_of_variable_length_are_not_read(tmp_path):
             DatasetReader(file, ReadLimit(tmp_path / "a.h5")).read(dataset)
         with pytest.raises(ValueError, match="'y' of /: found object, expected numbers or texts"):
             attribute(file, "y")
+
+
+@pytest.mark.parametrize(
+    "override", [f"model.arp_ms={10**3000}", f"seed=${{oc.env:{'[' * 500}A,3}}"]
+)
+def test_what_hydra_cannot_read_is_one_line(blockspike, override):
+    done = blockspike("train", "data=nmnist_sample", override, check=False)
+    assert done.returncode == 2
+    assert len(done.stderr.splitlines()) == 1 and done.stderr.startswith("blockspike train: ")

@@ -25,7 +25,7 @@ from made_nwb import MadeSweep, make_nwb1, make_nwb2, membrane_mv, noise_pa  # p
 from omegaconf import OmegaConf
 from safetensors.torch import save
 
-from blockspike.cli import CONF
+from blockspike.cli import CONF, OF_OVERRIDES, _as_override
 from blockspike.config import content_of, plain, register_schemas
 from blockspike.data.event_file import SplitContent, read_event_file, write_event_file
 from blockspike.data.nmnist import parse_events
@@ -447,8 +447,11 @@ def train_config(*overrides: str) -> Any:
 
 def read_overrides(content: bytes) -> None:
     """One override, as from the command line; the configuration and its hash if it is right."""
-    text = content.decode(errors="replace")
-    content_of(train_config(text))
+    try:
+        cfg = train_config(_as_override("train", content.decode(errors="replace")))
+    except OF_OVERRIDES as error:
+        raise ValueError from error
+    content_of(cfg)
 
 
 OVERRIDES = [
