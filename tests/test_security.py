@@ -189,14 +189,19 @@ def test_what_conf_names_is_allowed():
 
 
 def test_a_user_allows_packages_on_purpose(tmp_path, monkeypatch):
-    (tmp_path / "their_lab.py").write_text("import os\nfrom os import system\nclass Mine: pass\n")
+    (tmp_path / "their_lab.py").write_text(
+        "import os\nfrom os import system\nclass Mine: pass\nOther = type('Mine', (), {})\n"
+    )
     monkeypatch.syspath_prepend(tmp_path)
     mine = {"_target_": "their_lab.Mine"}
     with pytest.raises(ValueError, match=r"their_lab\.Mine.*set BLOCKSPIKE_ALLOW=their_lab$"):
         checked_targets(mine, "model")
     monkeypatch.setenv("BLOCKSPIKE_ALLOW", "their, other_pkg ,their_lab")
     assert checked_targets(mine, "model") == mine
-    for target in ("their_lab.system", "their_lab.os.system", "their_lab_2.Mine"):
+    for target in (
+        "their_lab.system", "their_lab.os.system", "their_lab_2.Mine",
+        "their_lab.Other",  # is not what its name stands for
+    ):  # fmt: skip
         with pytest.raises(ValueError, match=r"model\._target_"):
             checked_targets({"_target_": target}, "model")
 

@@ -149,6 +149,18 @@ def test_metrics_file_keeps_earlier_rows_and_replaces_repeated_ones(tmp_path):
     assert table["val/loss"].iloc[2] == 8.0
 
 
+def test_rows_of_a_checkpoint_seldom_change_their_size(tmp_path):
+    """Else memory is fragmented over thousands of epochs."""
+    file, sizes = MetricsFile(tmp_path), set()
+    resumed(file)  # without rows
+    for epoch in range(300):
+        file.write(epoch, {"train/loss": 0.1 + epoch})
+        sizes.add(len(file.state_dict()["rows"]))
+    assert sizes == {2**n for n in range(1, 10)}
+    resumed(file)
+    assert list(read_metrics(tmp_path / "metrics.csv")["epoch"]) == list(range(300))
+
+
 def test_metrics_file_of_a_run_that_goes_back_some_epochs(tmp_path):
     first = MetricsFile(tmp_path)
     for epoch in range(5):
