@@ -122,6 +122,15 @@ def test_packing_that_asks_for_memory_is_refused(tmp_path, method):
         prepare_nmnist(tmp_path / "a.zip", tmp_path / "a.h5")
 
 
+def test_an_encrypted_zip_is_refused(tmp_path):
+    path = zipped(tmp_path / "a.zip", recordings(tmp_path))
+    content, entry = path.read_bytes(), b"PK\1\2\x14\3\x14\0"
+    assert entry + b"\0" in content
+    path.write_bytes(content.replace(entry + b"\0", entry + b"\1"))
+    with pytest.raises(ValueError, match="is encrypted"):
+        prepare_nmnist(path, tmp_path / "a.h5")
+
+
 def test_an_xz_that_asks_for_memory_is_refused(tmp_path, monkeypatch):
     make_shd(tmp_path / "a.h5", 3)
     packed = tmp_path / "a.h5.xz"

@@ -275,7 +275,7 @@ def change_hdf5(content: bytes, rng: random.Random) -> bytes:
                 file[name] = other
             case 8:
                 if item.dtype.kind == "O":
-                    if h5py.check_string_dtype(item.dtype) is None:
+                    if h5py.check_vlen_dtype(item.dtype) not in (None, str, bytes):
                         item[rng.randrange(len(item))] = np.arange(rng.randrange(3)) * 0.5
                 else:
                     values = item[()]
