@@ -7,8 +7,10 @@ configurations are composed. So are those of the commands at the heads of config
 are not run.
 """
 
+import linecache
 import os
 import re
+import runpy
 import shlex
 import subprocess
 import sys
@@ -228,7 +230,7 @@ def my_lab(tmp_path, monkeypatch):
         path.parent.mkdir(exist_ok=True)
         path.write_text(source)
     names = re.findall(r"`(my_conf/[a-z_/]+\.yaml)`", EXTEND)
-    assert len(names) == len(blocks("yaml")) == len(blocks("python")) == 2
+    assert len(names) == len(blocks("yaml")) == 2 and len(blocks("python")) == 3
     for name, source in zip(names, blocks("yaml"), strict=True):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(source)
@@ -274,6 +276,20 @@ def test_a_strangers_model_learns_and_its_run_is_collected(blockspike, my_lab):
     (row,) = pd.read_csv(my_lab / "outputs" / "tables" / "runs.csv").to_dict("records")
     assert row["data_set"] == "Two tones"
     assert row["model._target_"] == "my_lab.neurons.SoftResetLayer"
+
+
+def test_a_strangers_model_is_small_and_its_derivative_right(my_lab):
+    assert len((my_lab / "my_lab" / "neurons.py").read_text().splitlines()) <= 60
+    runpy.run_path(str(my_lab / "my_lab" / "check.py"))
+    source = (my_lab / "my_lab" / "neurons.py").read_text()
+    wrong = source.replace("(beta * grad_before,)", "(grad_before,)")
+    assert wrong != source
+    (my_lab / "my_lab" / "neurons.py").write_text(wrong)
+    for name in ("my_lab.neurons", "my_lab"):
+        del sys.modules[name]
+    linecache.clearcache()
+    with pytest.raises(AssertionError, match="not close"):  # nor is the old kernel taken
+        runpy.run_path(str(my_lab / "my_lab" / "check.py"))
 
 
 def test_a_wrong_argument_of_a_strangers_model_is_named(blockspike, my_lab):

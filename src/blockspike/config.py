@@ -11,6 +11,7 @@ import json
 import os
 import types
 import typing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from blockspike.data.datamodule import EventDataModule
 from blockspike.data.nmnist import NMNISTDataModule
 from blockspike.data.recordings_datamodule import RecordingsDataModule
 from blockspike.data.shd import SHDDataModule
-from blockspike.networks import SpikingClassifier, SpikingLayer
+from blockspike.networks import AdLIFLayer, SpikingClassifier, SpikingLayer
 from blockspike.neurons import Boxcar, FastSigmoid, MultiGaussian, Surrogate
 from blockspike.population import NeuronPopulation, PhysicalPopulation, PublishedPopulation
 from blockspike.synthetic_cells import SyntheticCells
@@ -50,6 +51,7 @@ _DATA = {
     "synthetic_cells": SyntheticCells,
 }
 _DATA_BASES = (RecordingsDataModule,)
+_TARGET = ("_target_", str, dataclasses.field(default=MISSING))
 _FROM_DATA = ("self", "n_inputs", "n_units", "n_classes", "dt_ms")
 # What may differ between two starts of the same run: where things lie and how they are shown.
 _NOT_CONTENT = ("output_dir", "data_dir", "run_dir", "logger", "progress", "threads", "replay")
@@ -202,12 +204,14 @@ def register_schemas() -> None:
     neurons = schema(SpikingLayer, _FROM_DATA, surrogate=(str, "multi_gaussian"))
     store.store(group="model", name="schema", node=neurons)
     from_model = {f.name for f in dataclasses.fields(neurons)}
+    adlif = schema(AdLIFLayer, _FROM_DATA, surrogate=(str, "multi_gaussian"))
+    adlif = dataclasses.make_dataclass("AdLIF", [_TARGET], bases=(adlif,))
+    store.store(group="model", name="adlif_schema", node=adlif)
     network = schema(SpikingClassifier, (*_FROM_DATA, "layer", *from_model))
     store.store(group="network", name="schema", node=network)
-    target = ("_target_", str, dataclasses.field(default=MISSING))
     for name, cls in _DATA.items():
         skip = ("self", *getattr(cls, "fixed_arguments", ()))
-        node = dataclasses.make_dataclass(cls.__name__, [target], bases=(schema(cls, skip),))
+        node = dataclasses.make_dataclass(cls.__name__, [_TARGET], bases=(schema(cls, skip),))
         store.store(group="data", name=f"{name}_schema", node=node)
     for name, cls in _POPULATIONS.items():
         skip = ("self", "n_cells", "dt_ms", "seed")
@@ -320,6 +324,8 @@ def build_network(cfg: DictConfig, data: EventDataModule) -> SpikingClassifier:
     if "_target_" in cfg.model:
         try:
             layer = _instantiate(cfg.model, "model", _partial_=True)
+            if "surrogate" in cfg.model:
+                layer = partial(layer, surrogate=_surrogate(cfg.model.surrogate))
             return _classifier(cfg, data, {"layer": layer})
         except TypeError as error:  # an argument that the class does not have
             raise ValueError(f"model: {error}") from error

@@ -12,7 +12,10 @@ from torch import Tensor, nn
 
 from blockspike.data.events import EventBatch
 from blockspike.neurons import ALIFTrace, Method, MultiGaussian, Surrogate, alif, leaky_integrate
+from blockspike.neurons.adlif import adlif
+from blockspike.neurons.adlif.step import Euler
 from blockspike.neurons.events_cpu import Fired
+from blockspike.neurons.simulate import LoopOrFused
 from blockspike.synapses import SynapseMode, synaptic_current
 
 Bounds = tuple[float, float]
@@ -62,7 +65,69 @@ class BoundedParameters(nn.Module):
             self.get_parameter(name).clamp_(low, high)
 
 
-class SpikingLayer(BoundedParameters):
+class NeuronLayer(BoundedParameters):
+    """Synapses onto one population of neurons; a model's layer adds its parameters and `trace`.
+
+    Weights start as U(±1/√n_inputs), biases at 0, recurrent weights as the identity.
+
+    Args:
+        n_inputs: units that feed the layer.
+        n_units: neurons.
+        recurrent: all-to-all recurrence.
+        rf_len: temporal receptive field in steps: input at t − rf_len + 1 … t acts at t.
+        surrogate, detach_spikes: see `alif`.
+        method: one of `methods`.
+        synapses: see `synaptic_current`.
+        methods: those that the model has.
+
+    Raises:
+        ValueError: a value outside its range, naming the argument.
+    """
+
+    def __init__(
+        self,
+        n_inputs: int,
+        n_units: int,
+        *,
+        recurrent: bool = True,
+        rf_len: int = 1,
+        surrogate: Surrogate = MultiGaussian(),  # noqa: B008 (frozen)
+        detach_spikes: bool = True,
+        method: str = "fused",
+        synapses: SynapseMode = "auto",
+        methods: tuple[str, ...] = get_args(LoopOrFused),
+    ):
+        super().__init__()
+        _check_counts(n_inputs=n_inputs, n_units=n_units, rf_len=rf_len)
+        for name, value, known in (
+            ("method", method, methods),
+            ("synapses", synapses, get_args(SynapseMode)),
+        ):
+            if value not in known:
+                raise ValueError(f"{name}: expected one of {', '.join(known)}, got {value!r}")
+        self.surrogate, self.detach_spikes = surrogate, detach_spikes
+        self.method: Any = method
+        self.synapses: SynapseMode = synapses
+
+        bound = 1 / math.sqrt(n_inputs)
+        self.weight = nn.Parameter(torch.empty(rf_len, n_units, n_inputs).uniform_(-bound, bound))
+        self.bias = nn.Parameter(torch.zeros(n_units))
+        self.recurrent_weight = nn.Parameter(torch.eye(n_units)) if recurrent else None
+
+    def forward(self, x: EventBatch | Tensor) -> Tensor:
+        """Spikes [T, B, n_units] for input [T, B, n_inputs]."""
+        return self.trace(x).spikes
+
+    def current(self, x: EventBatch | Tensor, fired: Fired | None = None) -> Tensor:
+        """Synaptic current [T, B, n_units] for input [T, B, n_inputs]; `fired`: as there."""
+        return synaptic_current(x, self.weight, self.bias, fired=fired, mode=self.synapses)
+
+    def trace(self, x: EventBatch | Tensor, fired: Fired | None = None) -> ALIFTrace:
+        """The whole result for input [T, B, n_inputs]; `fired` as in `synaptic_current`."""
+        raise NotImplementedError
+
+
+class SpikingLayer(NeuronLayer):
     """Synapses and one population of ALIF neurons (SPEC sections 1 and 3).
 
     Weights start as U(±1/√n_inputs), biases at 0, recurrent weights as the identity.
@@ -113,24 +178,19 @@ class SpikingLayer(BoundedParameters):
         method: Method = "fused",
         synapses: SynapseMode = "auto",
     ):
-        super().__init__()
-        _check_counts(n_inputs=n_inputs, n_units=n_units, rf_len=rf_len)
-        for name, value, known in (
-            ("method", method, get_args(Method)),
-            ("synapses", synapses, get_args(SynapseMode)),
-        ):
-            if value not in known:
-                raise ValueError(f"{name}: expected one of {', '.join(known)}, got {value!r}")
+        super().__init__(
+            n_inputs,
+            n_units,
+            recurrent=recurrent,
+            rf_len=rf_len,
+            surrogate=surrogate,
+            detach_spikes=detach_spikes,
+            method=method,
+            synapses=synapses,
+            methods=get_args(Method),
+        )
         if arp_ms < 0:
             raise ValueError(f"arp_ms: expected a value ≥ 0, got {arp_ms}")
-        self.surrogate, self.detach_spikes = surrogate, detach_spikes
-        self.method: Method = method
-        self.synapses: SynapseMode = synapses
-
-        bound = 1 / math.sqrt(n_inputs)
-        self.weight = nn.Parameter(torch.empty(rf_len, n_units, n_inputs).uniform_(-bound, bound))
-        self.bias = nn.Parameter(torch.zeros(n_units))
-        self.recurrent_weight = nn.Parameter(torch.eye(n_units)) if recurrent else None
         beta = torch.full((n_units,), decay(tau_membrane_ms, dt_ms))
         self.add_bounded("beta", beta, beta_bounds, train_beta, "tau_membrane_ms")
         self.arp = round(arp_ms / dt_ms)
@@ -141,14 +201,6 @@ class SpikingLayer(BoundedParameters):
             self.add_bounded("p", p, p_bounds, train_p, "tau_adaptation_ms")
             self.add_bounded("b", torch.full((n_units,), float(b)), b_bounds, train_b, "b")
 
-    def forward(self, x: EventBatch | Tensor) -> Tensor:
-        """Spikes [T, B, n_units] for input [T, B, n_inputs]."""
-        return self.trace(x).spikes
-
-    def current(self, x: EventBatch | Tensor, fired: Fired | None = None) -> Tensor:
-        """Synaptic current [T, B, n_units] for input [T, B, n_inputs]; `fired`: as there."""
-        return synaptic_current(x, self.weight, self.bias, fired=fired, mode=self.synapses)
-
     def trace(self, x: EventBatch | Tensor, fired: Fired | None = None) -> ALIFTrace:
         """The whole result for input [T, B, n_inputs]; `fired` as in `synaptic_current`."""
         return alif(
@@ -158,6 +210,105 @@ class SpikingLayer(BoundedParameters):
             self.b,
             arp=self.arp,
             recurrent_weight=self.recurrent_weight,
+            surrogate=self.surrogate,
+            detach_spikes=self.detach_spikes,
+            method=self.method,
+        )
+
+
+class AdLIFLayer(NeuronLayer):
+    """Synapses and one population of adLIF or SE-adLIF neurons (neurons/adlif/README.md).
+
+    Parameters start evenly spread over their ranges, in an order drawn for each, recurrent weights
+    orthogonal, weights as U(±1/√n_inputs) / (1 − α), to make up for the factor of the input.
+
+    Args:
+        n_inputs, n_units, rf_len, surrogate, detach_spikes, synapses: see `NeuronLayer`.
+        dt_ms: length of a step.
+        euler: "symplectic" for SE-adLIF, "forward" for adLIF.
+        tau_membrane_ms, tau_adaptation_ms: ranges of τ_u and τ_w.
+        a, b: ranges of the couplings to membrane and spike.
+        q: scale of both.
+        recurrent: all-to-all recurrence.
+        recurrent_delay: of it, in steps.
+        method: "fused" or "standard".
+
+    Raises:
+        ValueError: a value outside its range, naming the argument.
+    """
+
+    alpha: Tensor
+    beta: Tensor
+    a: Tensor
+    b: Tensor
+
+    def __init__(
+        self,
+        n_inputs: int,
+        n_units: int,
+        *,
+        dt_ms: float,
+        euler: Euler = "symplectic",
+        tau_membrane_ms: Bounds = (5.0, 25.0),
+        tau_adaptation_ms: Bounds = (60.0, 300.0),
+        a: Bounds = (0.0, 1.0),
+        b: Bounds = (0.0, 2.0),
+        q: float = 120.0,
+        recurrent: bool = True,
+        recurrent_delay: int = 1,
+        rf_len: int = 1,
+        surrogate: Surrogate = MultiGaussian(),  # noqa: B008 (frozen)
+        detach_spikes: bool = False,
+        method: LoopOrFused = "fused",
+        synapses: SynapseMode = "auto",
+    ):
+        super().__init__(
+            n_inputs,
+            n_units,
+            recurrent=recurrent,
+            rf_len=rf_len,
+            surrogate=surrogate,
+            detach_spikes=detach_spikes,
+            method=method,
+            synapses=synapses,
+        )
+        if euler not in get_args(Euler):
+            known = ", ".join(get_args(Euler))
+            raise ValueError(f"euler: expected one of {known}, got {euler!r}")
+        _check_counts(recurrent_delay=recurrent_delay)
+        self.euler: Euler = euler
+        self.q, self.recurrent_delay = q, recurrent_delay
+        if self.recurrent_weight is not None:
+            nn.init.orthogonal_(self.recurrent_weight)
+        for name, argument, (low, high) in (
+            ("alpha", "tau_membrane_ms", tau_membrane_ms),
+            ("beta", "tau_adaptation_ms", tau_adaptation_ms),
+            ("a", "a", a),
+            ("b", "b", b),
+        ):
+            if low > high:
+                raise ValueError(f"{argument}: expected [least, most], got [{low}, {high}]")
+            values = torch.linspace(low, high, n_units)[torch.randperm(n_units)]
+            bounds = (float(low), float(high))
+            if argument.startswith("tau"):
+                bounds = (decay(low, dt_ms), decay(high, dt_ms))
+                values = torch.exp(-dt_ms / values).clamp(*bounds)
+            self.add_bounded(name, values, bounds, True, argument)
+        with torch.no_grad():
+            self.weight /= 1 - self.alpha[:, None]
+
+    def trace(self, x: EventBatch | Tensor, fired: Fired | None = None) -> ALIFTrace:
+        """The whole result for input [T, B, n_inputs]; `fired` as in `synaptic_current`."""
+        return adlif(
+            self.current(x, fired),
+            self.alpha,
+            self.beta,
+            self.a,
+            self.b,
+            q=self.q,
+            euler=self.euler,
+            recurrent_weight=self.recurrent_weight,
+            recurrent_delay=self.recurrent_delay,
             surrogate=self.surrogate,
             detach_spikes=self.detach_spikes,
             method=self.method,

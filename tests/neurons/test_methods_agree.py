@@ -14,7 +14,7 @@ from neuron_cases import (
     run,
 )
 
-from blockspike.neurons.alif import fused_cpu, trace
+from blockspike.neurons import fused_cpu
 
 RTOL = {torch.float32: 1e-4, torch.float64: 1e-9}
 
@@ -52,6 +52,24 @@ def test_fused_is_standard_for_every_option(surrogate, recurrent, adaptive, deta
 @pytest.mark.parametrize("arp", [0, 1, 31, 32, 33, 64, 65, 66, 10**12])
 def test_fused_is_standard_at_every_arp(arp, recurrent, detach_spikes):
     check_fused(make_inputs((65, 2, 7), recurrent=recurrent), arp=arp, detach_spikes=detach_spikes)
+
+
+@pytest.mark.parametrize("detach_spikes", [True, False])
+@pytest.mark.parametrize("arp", [0, 3])
+@pytest.mark.parametrize("delay", [1, 2, 9, 64, 65, 10**12])
+def test_fused_is_standard_at_every_delay_of_recurrence(delay, arp, detach_spikes):
+    inputs = make_inputs((65, 2, 7), recurrent=True)
+    check_fused(inputs, arp=arp, recurrent_delay=delay, detach_spikes=detach_spikes)
+    if delay == arp + 1:
+        assert_same_result(run(inputs, arp=arp, recurrent_delay=delay), run(inputs, arp=arp))
+
+
+@pytest.mark.parametrize("method", ["blocks", "parallel blocks"])
+def test_blocks_have_one_delay(method):
+    inputs = make_inputs(recurrent=True)
+    assert alif(**inputs, arp=3, recurrent_delay=4, method=method).spikes.sum() > 0
+    with pytest.raises(ValueError, match="recurrent_delay: expected arp .* 4 for 'blocks'"):
+        alif(**inputs, arp=3, recurrent_delay=3, method=method)
 
 
 @pytest.mark.parametrize("adaptive", [True, False])
@@ -106,19 +124,14 @@ def test_membrane_and_threshold_have_no_gradient(method):
 
 @pytest.mark.parametrize("with_grad", [True, False])
 def test_fused_computes_membrane_and_threshold_only_when_asked(monkeypatch, with_grad):
-    calls = []
-
-    def spy(module, name):
-        original = getattr(module, name)
-        monkeypatch.setattr(module, name, lambda *a, **k: calls.append(name) or original(*a, **k))
-
-    spy(trace, "threshold_of")
-    spy(fused_cpu, "_run")
+    runs = []
+    original = fused_cpu._run
+    monkeypatch.setattr(fused_cpu, "_run", lambda *a, **k: runs.append(k) or original(*a, **k))
     with torch.set_grad_enabled(with_grad):
         result = alif(**make_inputs(), method="fused")
-    assert calls == ["_run"]
-    _ = result.membrane
-    assert calls == (["_run", "threshold_of"] if with_grad else ["_run", "_run", "threshold_of"])
+    assert runs == [{"for_backward": with_grad}]
+    assert result.membrane is result.membrane and result.threshold is not None
+    assert runs[1:] == [{"for_backward": False, "keep_margin": True}]
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -12,13 +12,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from blockspike.neurons.alif.trace import (
+from blockspike.neurons.surrogate import Surrogate
+from blockspike.neurons.trace import (
     ALIFTrace,
     check_finite,
     threshold_of,
     zero_after_spike_,
 )
-from blockspike.neurons.surrogate import Surrogate
 
 
 def _neurons_first(x: Tensor) -> Tensor:

@@ -13,29 +13,28 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from blockspike.neurons.alif.fused_cpu import fused_cpu
-from blockspike.neurons.alif.tiles_cpu import (
+from blockspike.neurons.alif.step import fused_alif
+from blockspike.neurons.events_cpu import Fired
+from blockspike.neurons.kernels import borrowed, kernel, kernel_with_fma, run
+from blockspike.neurons.surrogate import Surrogate
+from blockspike.neurons.surrogate_cpu import surrogate_code, surrogate_derivative
+from blockspike.neurons.tiles_cpu import (
     CHUNK,
     add_feedback,
     add_recurrent,
     columns,
-    flush_sums,
     list_spikes,
     recurrent_weight_gradient,
     tile_width,
     weight_array,
 )
-from blockspike.neurons.alif.trace import (
+from blockspike.neurons.trace import (
     ALIFTrace,
     check_finite,
     needs_gradient,
     threshold_of,
     zero_after_spike_,
 )
-from blockspike.neurons.events_cpu import Fired
-from blockspike.neurons.kernels import borrowed, kernel, kernel_with_fma, run
-from blockspike.neurons.surrogate import Surrogate
-from blockspike.neurons.surrogate_cpu import surrogate_code, surrogate_derivative
 
 
 @kernel
@@ -194,6 +193,16 @@ def _reverse(
 
 
 @kernel
+def _flush_sums(start, sum_beta, sum_p, sum_b, grad_beta, grad_p, grad_b):
+    """Add a chunk's sums to the totals in float64, so that long recordings lose nothing."""
+    for i in range(sum_beta.size):
+        grad_beta[start + i] += sum_beta[i]
+        grad_p[start + i] += sum_p[i]
+        grad_b[start + i] += sum_b[i]
+        sum_beta[i] = sum_p[i] = sum_b[i] = 0
+
+
+@kernel
 def _backward(
     first_tile, last_tile, grad_spikes, margin, saved_state, saved_steps, beta, p, b, n, weight,
     feedback, attached, surrogate, tile, grad_current, grad_beta, grad_p, grad_b,
@@ -250,7 +259,7 @@ def _backward(
                     kept, beta_, p_, b_, grad_membrane, grad_adaptation, grad_base,
                     grad_current[t, start:stop], sum_beta, sum_p, sum_b,
                 )  # fmt: skip
-            flush_sums(start, sum_beta, sum_p, sum_b, grad_beta, grad_p, grad_b)
+            _flush_sums(start, sum_beta, sum_p, sum_b, grad_beta, grad_p, grad_b)
 
 
 class _BlocksCPU(torch.autograd.Function):
@@ -311,7 +320,7 @@ class _BlocksCPU(torch.autograd.Function):
         per_neuron = [x.view(batch_size, n_neurons).sum(0).to(margin.dtype) for x in sums]
         grad_weight = None
         if recurrent and ctx.needs_input_grad[4]:
-            grad_weight = recurrent_weight_gradient(grad_current, ctx.fired, ctx.n - 1)
+            grad_weight = recurrent_weight_gradient(grad_current, ctx.fired, ctx.n)
         return grad_current, *per_neuron, grad_weight, None, None, None, None
 
 
@@ -334,13 +343,14 @@ def blocks_cpu(
     b_ = torch.zeros_like(beta) if b is None else b
     inputs = (current, beta, p_, b_, recurrent_weight)
     if not needs_gradient(*inputs):
-        return fused_cpu(
+        return fused_alif(
             current,
             beta,
             p,
             b,
             arp=arp,
             recurrent_weight=recurrent_weight,
+            recurrent_delay=arp + 1,
             surrogate=surrogate,
             detach_spikes=detach_spikes,
         )

@@ -1,20 +1,26 @@
 """`alif`: one neuron model, three methods."""
 
-from typing import Literal, get_args
+from collections.abc import Callable
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from blockspike.neurons.alif.blocks import blocks
 from blockspike.neurons.alif.blocks_cpu import blocks_cpu
-from blockspike.neurons.alif.fused_cpu import fused_cpu
 from blockspike.neurons.alif.standard import standard
-from blockspike.neurons.alif.trace import ALIFTrace, NotFiniteError
+from blockspike.neurons.alif.step import fused_alif
 from blockspike.neurons.gpu import require_triton
+from blockspike.neurons.simulate import (
+    check_current,
+    check_options,
+    check_parameters_finite,
+)
 from blockspike.neurons.surrogate import MultiGaussian, Surrogate
+from blockspike.neurons.trace import ALIFTrace
 
 Method = Literal["standard", "blocks", "fused"]
-_ON_CPU = {"standard": standard, "blocks": blocks_cpu, "fused": fused_cpu}
+_ON_CPU = {"standard": standard, "blocks": blocks_cpu, "fused": fused_alif}
 
 
 def _fused_elsewhere(*args, **options) -> ALIFTrace:
@@ -24,6 +30,7 @@ def _fused_elsewhere(*args, **options) -> ALIFTrace:
 
 
 _ELSEWHERE = {"standard": standard, "blocks": blocks, "fused": _fused_elsewhere}
+_OF_ANY_DELAY = (standard, fused_alif)
 
 
 def alif(
@@ -34,6 +41,7 @@ def alif(
     *,
     arp: int = 0,
     recurrent_weight: Tensor | None = None,
+    recurrent_delay: int | None = None,
     surrogate: Surrogate = MultiGaussian(),  # noqa: B008 (frozen)
     detach_spikes: bool = True,
     method: Method = "fused",
@@ -51,7 +59,9 @@ def alif(
         p: [N] adaptation decay per step, exp(−dt/τ_a); None (with b) = no adaptation.
         b: [N] threshold raise per spike.
         arp: absolute refractory period in steps, ≥ 0.
-        recurrent_weight: [N, N] (post, pre); these synapses have a delay of arp + 1 steps.
+        recurrent_weight: [N, N] (post, pre).
+        recurrent_delay: of these synapses, in steps ≥ 1; None = arp + 1, the only one that "blocks"
+            and, up to now, "fused" on a GPU have.
         surrogate: the derivative of the spike with respect to V − θ.
         detach_spikes: no gradient through the spike in the reset and in the recurrence.
         method: "standard", "blocks" or "fused".
@@ -62,9 +72,18 @@ def alif(
     Raises:
         ValueError: a bad argument; NotFiniteError, which is one, a NaN or Inf in any of them.
     """
-    _check(current, beta, p, b, arp, recurrent_weight, surrogate, method)
+    _check(current, beta, p, b, arp, recurrent_weight, recurrent_delay, surrogate, method)
     methods = _ON_CPU if current.device.type == "cpu" else _ELSEWHERE
-    return methods[method](
+    simulate: Callable[..., ALIFTrace] = methods[method]
+    delay: dict[str, int] = {}
+    if simulate in _OF_ANY_DELAY:
+        delay["recurrent_delay"] = arp + 1 if recurrent_delay is None else recurrent_delay
+    elif recurrent_delay not in (None, arp + 1):
+        raise ValueError(
+            f"recurrent_delay: expected arp + 1 = {arp + 1} for {method!r} on {current.device}, "
+            f"got {recurrent_delay}"
+        )
+    return simulate(
         current,
         beta,
         p,
@@ -73,66 +92,21 @@ def alif(
         recurrent_weight=recurrent_weight,
         surrogate=surrogate,
         detach_spikes=detach_spikes,
+        **delay,
     )
 
 
-def _check(current, beta, p, b, arp, recurrent_weight, surrogate, method) -> None:
+def _check(current, beta, p, b, arp, recurrent_weight, recurrent_delay, surrogate, method) -> None:
     if method not in _ON_CPU:
         raise ValueError(f"method: expected one of {', '.join(_ON_CPU)}, got {method!r}")
-    if not isinstance(surrogate, get_args(Surrogate)):
-        names = ", ".join(kind.__name__ for kind in get_args(Surrogate))
-        raise ValueError(f"surrogate: expected one of {names}, got {surrogate!r}")
-    if not isinstance(current, Tensor) or current.ndim != 3 or 0 in current.shape:
-        got = list(current.shape) if isinstance(current, Tensor) else type(current).__name__
-        raise ValueError(f"current: expected a non-empty tensor [T, B, N], got {got}")
-    _check_dtype(current, method)
+    on_gpu = isinstance(current, Tensor) and current.device.type != "cpu"
+    check_current(current, method, *([torch.bfloat16] if on_gpu and method == "fused" else []))
     if isinstance(arp, bool) or not isinstance(arp, int) or arp < 0:
         raise ValueError(f"arp: expected an int ≥ 0 (steps), got {arp!r}")
     if (p is None) != (b is None):
         raise ValueError("p, b: expected both or neither, got only " + ("b" if p is None else "p"))
-    n = current.shape[2]
-    _check_like("beta", beta, (n,), current)
-    for name, value in (("p", p), ("b", b)):
-        if value is not None:
-            _check_like(name, value, (n,), current)
-    if recurrent_weight is not None:
-        _check_like("recurrent_weight", recurrent_weight, (n, n), current)
-    if current.device.type != "cpu" and method == "fused":
+    parameters = {"beta": beta} | ({} if p is None else {"p": p, "b": b})
+    check_options(current, parameters, recurrent_weight, recurrent_delay, surrogate)
+    if on_gpu and method == "fused":
         require_triton("method: 'fused'", "current", current.device)
-    _check_parameters_finite(beta=beta, p=p, b=b, recurrent_weight=recurrent_weight)
-
-
-def _check_dtype(current: Tensor, method: str) -> None:
-    half = current.dtype == torch.bfloat16 and method == "fused" and current.device.type != "cpu"
-    if not half and current.dtype not in (torch.float32, torch.float64):
-        raise ValueError(
-            "current: expected float32 or float64, or bfloat16 for 'fused' on a GPU; "
-            f"got {current.dtype} for {method!r} on {current.device}"
-        )
-
-
-def _check_like(name: str, value: object, shape: tuple[int, ...], current: Tensor) -> None:
-    if not isinstance(value, Tensor):
-        raise ValueError(f"{name}: expected a tensor {list(shape)}, got {type(value).__name__}")
-    if tuple(value.shape) != shape:
-        raise ValueError(f"{name}: expected shape {list(shape)}, got {list(value.shape)}")
-    dtype = torch.float32 if current.dtype == torch.bfloat16 else current.dtype
-    if value.dtype != dtype:
-        raise ValueError(
-            f"{name}: expected {dtype} with current of {current.dtype}, got {value.dtype}"
-        )
-    if value.device != current.device:
-        raise ValueError(f"{name}: expected device {current.device}, got {value.device}")
-
-
-def _check_parameters_finite(**parameters: Tensor | None) -> None:
-    """The membrane does not tell of these: a NaN in the threshold is just no spike."""
-    given = {name: value for name, value in parameters.items() if value is not None}
-    if torch.stack([torch.isfinite(value).all() for value in given.values()]).all():
-        return  # asked once: a GPU has to be waited for
-    for name, value in given.items():
-        bad = value[~torch.isfinite(value)]
-        if len(bad):
-            raise NotFiniteError(
-                f"{name}: expected finite values, got {bad[0].item()} ({len(bad)} such values)"
-            )
+    check_parameters_finite(parameters, recurrent_weight)

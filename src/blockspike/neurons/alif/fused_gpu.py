@@ -1,6 +1,6 @@
 """ALIF in one pass over time with the state in registers, forward and backward (Triton).
 
-The same contract, equations and gradient as `fused_cpu.py`. [T, B, N] is T rows of B·N columns, and
+The contract, equations and gradient of `../fused_cpu.py`. [T, B, N] is T rows of B·N columns, and
 a program of `kernels_gpu.py` takes a tile of columns through all of time. With recurrence it takes
 a block of arp + 1 steps, and between two blocks is one matrix product. Kept for backward are the
 margin V − θ and, every CHUNK steps, (a, silent steps): 5 bytes per neuron and step.
@@ -14,14 +14,15 @@ import triton
 from torch import Tensor
 
 from blockspike.neurons.alif import kernels_gpu
-from blockspike.neurons.alif.trace import (
+from blockspike.neurons.gpu import Graphs, launching_on
+from blockspike.neurons.surrogate import Boxcar, FastSigmoid, MultiGaussian, Surrogate
+from blockspike.neurons.trace import (
     ALIFTrace,
     check_finite,
     needs_gradient,
+    threshold_of,
     trace_of_margin,
 )
-from blockspike.neurons.gpu import Graphs, launching_on
-from blockspike.neurons.surrogate import Boxcar, FastSigmoid, MultiGaussian, Surrogate
 
 CHUNK = 8  # steps between saved states; 16 take too many registers
 TILE = 32  # columns of a program: one warp, since few columns must fill many processors
@@ -198,4 +199,8 @@ def fused_gpu(
         )
     else:
         spikes, *_ = simulate(keep_margin=False)
-    return trace_of_margin(spikes, margin, lambda: simulate(keep_margin=True)[1], p, b)
+    return trace_of_margin(
+        spikes,
+        lambda: simulate(keep_margin=True)[1] if margin is None else margin,
+        partial(threshold_of, p=p, b=b),
+    )

@@ -4,8 +4,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from blockspike.neurons.alif.trace import ALIFTrace, check_finite
 from blockspike.neurons.surrogate import Surrogate, spike
+from blockspike.neurons.trace import ALIFTrace, check_finite
 
 
 def standard(
@@ -16,6 +16,7 @@ def standard(
     *,
     arp: int,
     recurrent_weight: Tensor | None,
+    recurrent_delay: int,
     surrogate: Surrogate,
     detach_spikes: bool,
 ) -> ALIFTrace:
@@ -31,8 +32,8 @@ def standard(
     open_ = torch.ones_like(state)  # 0 while refractory
 
     for t, drive in enumerate(current.unbind()):
-        if recurrent_weight is not None and t > arp:
-            drive = drive + F.linear(fed_back[t - arp - 1], recurrent_weight)
+        if recurrent_weight is not None and t >= recurrent_delay:
+            drive = drive + F.linear(fed_back[t - recurrent_delay], recurrent_weight)
         if arp > 0:
             drive = drive * open_
         membrane = beta * state + drive

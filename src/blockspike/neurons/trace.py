@@ -66,21 +66,19 @@ def needs_gradient(*inputs: Tensor | None) -> bool:
 
 def trace_of_margin(
     spikes: Tensor,
-    margin: Tensor | None,
     compute_margin: Callable[[], Tensor],
-    p: Tensor | None,
-    b: Tensor | None,
+    threshold_of: Callable[[Tensor], Tensor],
     fired: Fired | None = None,
 ) -> ALIFTrace:
-    """The trace of a kernel that gives spikes [T, B, N] and the margin V − θ.
+    """The trace of a kernel that gives spikes [T, B, N].
 
-    `compute_margin` gives the margin once somebody asks, where none was kept.
+    Once somebody asks, `compute_margin` gives V − θ and `threshold_of` the θ of spikes.
     """
 
     def membrane_and_threshold() -> tuple[Tensor, Tensor]:
-        u = (compute_margin() if margin is None else margin).view(spikes.shape)
-        threshold = threshold_of(spikes.detach().to(u.dtype), p, b)
-        return u + threshold, threshold
+        margin = compute_margin().view(spikes.shape)
+        threshold = threshold_of(spikes.detach().to(margin.dtype))
+        return margin + threshold, threshold
 
     return ALIFTrace(spikes, membrane_and_threshold, fired)
 

@@ -1,8 +1,8 @@
 """What the CPU kernels of a method share: tiles of columns, and recurrence event by event.
 
 [T, B, N] is treated as T rows of B·N columns, a tile of columns at a time. With recurrence a tile
-holds whole samples, and each spike adds one row of weights arp + 1 steps later: no matrix product,
-and no cost that depends on arp.
+holds whole samples, and each spike adds one row of weights after the delay: no matrix product,
+and no cost that depends on the delay.
 """
 
 import numpy as np
@@ -50,16 +50,6 @@ def add_feedback(later, weight, grad_spikes):
                     total[i] += g * row[i]
 
 
-@kernel
-def flush_sums(start, sum_beta, sum_p, sum_b, grad_beta, grad_p, grad_b):
-    """Add a chunk's sums to the totals in float64, so that long recordings lose nothing."""
-    for i in range(sum_beta.size):
-        grad_beta[start + i] += sum_beta[i]
-        grad_p[start + i] += sum_p[i]
-        grad_b[start + i] += sum_b[i]
-        sum_beta[i] = sum_p[i] = sum_b[i] = 0
-
-
 def weight_array(weight: Tensor | None, like: Tensor) -> np.ndarray:
     """Recurrent weights for a kernel; without recurrence something of the same type."""
     return (like.new_empty(1, 1) if weight is None else weight.detach().contiguous()).numpy()
@@ -78,11 +68,11 @@ def columns(x: Tensor, batch_size: int) -> np.ndarray:
     return x.detach().repeat(batch_size).numpy()
 
 
-def recurrent_weight_gradient(grad_current: Tensor, fired: Fired, arp: int) -> Tensor:
-    """dLoss/dW[post, pre] = Σ gI[t, post] S[t − arp − 1, pre]."""
+def recurrent_weight_gradient(grad_current: Tensor, fired: Fired, delay: int) -> Tensor:
+    """dLoss/dW[post, pre] = Σ gI[t, post] S[t − delay, pre]."""
     n = grad_current.shape[2]
-    if arp + 1 >= len(grad_current):
+    if delay >= len(grad_current):
         return grad_current.new_zeros(n, n)
     row_ptr, unit = fired.events
-    later = grad_current[arp + 1 :].flatten(0, 1).numpy()
+    later = grad_current[delay:].flatten(0, 1).numpy()
     return torch.from_numpy(event_weight_gradient(row_ptr, unit, later, 1, 0, n))[0].T

@@ -1,0 +1,164 @@
+"""One step of adLIF and of SE-adLIF, their derivatives, and `adlif`; equations in README.md."""
+
+from typing import Literal
+
+from torch import Tensor
+
+from blockspike.neurons.model import NeuronModel, where
+from blockspike.neurons.simulate import LoopOrFused, simulate
+from blockspike.neurons.surrogate import MultiGaussian, Surrogate
+from blockspike.neurons.trace import ALIFTrace
+
+Euler = Literal["symplectic", "forward"]
+
+
+def step_symplectic(drive, parameters, constants, state, fire):
+    """SE-adLIF: adaptation follows the membrane and spike of the same step."""
+    alpha, beta, a, b = parameters
+    _, one, q = constants
+    membrane, adaptation = state
+    before = alpha * membrane + (one - alpha) * (drive - adaptation)
+    margin = before - one
+    spike, kept = fire(margin)
+    membrane = before * kept
+    adaptation = beta * adaptation + (one - beta) * q * (a * membrane + b * spike)
+    return spike, margin, (membrane, adaptation)
+
+
+def reverse_step_symplectic(
+    drive, parameters, constants, state, margin, slope, grad_spike, attached, grad_state
+):
+    """Backpropagation through `step_symplectic`, see `NeuronModel`."""
+    alpha, beta, a, b = parameters
+    zero, one, q = constants
+    membrane, adaptation = state
+    grad_membrane, grad_adaptation = grad_state
+    spike = where(margin > zero, one, zero)
+    kept, before = one - spike, margin + one
+    after = before * kept
+    scaled = (one - beta) * q * grad_adaptation
+    grad_membrane = grad_membrane + a * scaled
+    grad_spike = grad_spike + b * scaled - attached * before * grad_membrane
+    grad_before = grad_membrane * kept + grad_spike * slope
+    to_drive = (one - alpha) * grad_before
+    return (
+        to_drive,
+        (
+            grad_before * (membrane - (drive - adaptation)),
+            grad_adaptation * (adaptation - q * (a * after + b * spike)),
+            scaled * after,
+            scaled * spike,
+        ),
+        (alpha * grad_before, beta * grad_adaptation - to_drive),
+    )
+
+
+def step_forward(drive, parameters, constants, state, fire):
+    """adLIF: adaptation follows the membrane and spike of the step before."""
+    alpha, beta, a, b = parameters
+    _, one, q = constants
+    membrane, last_spike, adaptation = state
+    before = alpha * membrane + (one - alpha) * (drive - adaptation)
+    margin = before - one
+    spike, kept = fire(margin)
+    adaptation = beta * adaptation + (one - beta) * q * (a * membrane + b * last_spike)
+    return spike, margin, (before * kept, spike, adaptation)
+
+
+def reverse_step_forward(
+    drive, parameters, constants, state, margin, slope, grad_spike, attached, grad_state
+):
+    """Backpropagation through `step_forward`, see `NeuronModel`."""
+    alpha, beta, a, b = parameters
+    zero, one, q = constants
+    membrane, last_spike, adaptation = state
+    grad_membrane, grad_last, grad_adaptation = grad_state
+    before = margin + one
+    kept = where(margin > zero, zero, one)
+    grad_spike = grad_spike + grad_last - attached * before * grad_membrane
+    grad_before = grad_membrane * kept + grad_spike * slope
+    scaled = (one - beta) * q * grad_adaptation
+    to_drive = (one - alpha) * grad_before
+    return (
+        to_drive,
+        (
+            grad_before * (membrane - (drive - adaptation)),
+            grad_adaptation * (adaptation - q * (a * membrane + b * last_spike)),
+            scaled * membrane,
+            scaled * last_spike,
+        ),
+        (
+            alpha * grad_before + a * scaled,
+            b * scaled,
+            beta * grad_adaptation - to_drive,
+        ),
+    )
+
+
+_PARAMETERS = ("alpha", "beta", "a", "b")
+SE_ADLIF = NeuronModel(
+    "SE-adLIF",
+    parameters=_PARAMETERS,
+    states=("membrane", "adaptation"),
+    step=step_symplectic,
+    reverse_step=reverse_step_symplectic,
+)
+ADLIF = NeuronModel(
+    "adLIF",
+    parameters=_PARAMETERS,
+    states=("membrane", "last_spike", "adaptation"),
+    step=step_forward,
+    reverse_step=reverse_step_forward,
+)
+
+
+def adlif(
+    current: Tensor,
+    alpha: Tensor,
+    beta: Tensor,
+    a: Tensor,
+    b: Tensor,
+    *,
+    q: float = 120.0,
+    euler: Euler = "symplectic",
+    recurrent_weight: Tensor | None = None,
+    recurrent_delay: int = 1,
+    surrogate: Surrogate = MultiGaussian(),  # noqa: B008 (frozen)
+    detach_spikes: bool = True,
+    method: LoopOrFused = "fused",
+) -> ALIFTrace:
+    """Simulate neurons whose adaptation couples to the membrane, with a threshold of 1.
+
+    Adaptive LIF by forward Euler (Bittar & Garner 2022) or, at the same cost, by symplectic Euler
+    (Baronig et al. 2025).
+
+    Args:
+        current: [T, B, N] input current in threshold units, float32 or float64; never modified.
+        alpha: [N] membrane decay per step, exp(−dt/τ_u).
+        beta: [N] adaptation decay per step, exp(−dt/τ_w).
+        a: [N] coupling to the membrane.
+        b: [N] coupling to the spike.
+        q: scale of both.
+        euler: "symplectic" or "forward".
+        recurrent_weight, recurrent_delay, surrogate, detach_spikes, method: see `simulate`.
+
+    Returns:
+        ALIFTrace with spikes, membrane before reset and threshold, each [T, B, N].
+
+    Raises:
+        ValueError: a bad argument; NotFiniteError, which is one, a NaN or Inf in any of them.
+    """
+    models = {"symplectic": SE_ADLIF, "forward": ADLIF}
+    if euler not in models:
+        raise ValueError(f"euler: expected one of {', '.join(models)}, got {euler!r}")
+    return simulate(
+        models[euler],
+        current,
+        {"alpha": alpha, "beta": beta, "a": a, "b": b},
+        (float(q),),
+        recurrent_weight=recurrent_weight,
+        recurrent_delay=recurrent_delay,
+        surrogate=surrogate,
+        detach_spikes=detach_spikes,
+        method=method,
+    )

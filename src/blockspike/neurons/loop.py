@@ -1,0 +1,50 @@
+"""Any model by a loop over time: what its kernels are checked against."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from blockspike.neurons.model import NeuronModel
+from blockspike.neurons.surrogate import Surrogate, spike
+from blockspike.neurons.trace import ALIFTrace, check_finite
+
+
+def loop(
+    model: NeuronModel,
+    current: Tensor,
+    parameters: Sequence[Tensor],
+    constants: tuple[float, ...] = (),
+    *,
+    recurrent_weight: Tensor | None,
+    recurrent_delay: int,
+    surrogate: Surrogate,
+    detach_spikes: bool,
+) -> ALIFTrace:
+    """The model's steps one after another; arguments as `fused_cpu`, already checked."""
+    spikes: list[Tensor] = []
+    fed_back: list[Tensor] = []
+    margins: list[Tensor] = []
+    state = (torch.zeros_like(current[0]),) * (len(model.states) + len(model.counters))
+    numbers = (0.0, 1.0, *constants)
+
+    def fire(margin: Tensor) -> tuple[Tensor, Tensor]:
+        s = spike(margin, surrogate)
+        return s, 1 - (s.detach() if detach_spikes else s)
+
+    for t, drive in enumerate(current.unbind()):
+        if recurrent_weight is not None and t >= recurrent_delay:
+            drive = drive + F.linear(fed_back[t - recurrent_delay], recurrent_weight)
+        s, margin, state = model.step(drive, parameters, numbers, state, fire)
+        spikes.append(s)
+        fed_back.append(s.detach() if detach_spikes else s)
+        margins.append(margin.detach())
+
+    check_finite(state[0], current)
+
+    def membrane_and_threshold() -> tuple[Tensor, Tensor]:
+        threshold = torch.ones_like(current.detach())
+        return torch.stack(margins) + threshold, threshold
+
+    return ALIFTrace(torch.stack(spikes), membrane_and_threshold)

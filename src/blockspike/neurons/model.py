@@ -1,0 +1,54 @@
+"""What a neuron model consists of: parameters, state, one step, and the derivative of that step.
+
+All else (loop over time, recurrence, kernels, what is kept for backward) serves every model. The
+text of a step is read twice: with tensors by the loop in PyTorch (`loop.py`), with single numbers
+by the kernels (`fused_cpu.py`).
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+
+@dataclass(frozen=True)
+class NeuronModel:
+    """A model of spiking neurons.
+
+    `step` and `reverse_step` are plain functions of a module, of arithmetic, `where` and `maximum`
+    alone. Numbers come to them in `constants`, which begin with 0 and 1: a literal would make a
+    kernel calculate in float64.
+
+    Attributes:
+        name: as in messages.
+        parameters: names of what each neuron has one value of.
+        states: names of what a step hands on to the next, each 0 in the beginning. The first is the
+            membrane, in which NaN and Inf must stay once they are there.
+        counters: names of further states, through which no gradient flows.
+        step: (drive, parameters, constants, state, fire) → spike, margin, state after the step.
+            `fire(margin)` gives the spike, 1 if the margin V − θ is above 0, and 1 − spike for a
+            reset, whose gradient can be switched off.
+        reverse_step: (drive, parameters, constants, state, margin, slope, grad_spike, attached,
+            grad_state) → gradients of drive, parameters and the states before the step. Given are
+            what the step was given, its margin and the surrogate's derivative there, the loss's
+            gradient of its spike and of the states after it; `attached` is 1 if the 1 − spike of a
+            reset carries gradient, else 0.
+    """
+
+    name: str
+    parameters: tuple[str, ...]
+    states: tuple[str, ...]
+    step: Callable[..., Any]
+    reverse_step: Callable[..., Any]
+    counters: tuple[str, ...] = ()
+
+
+def where(condition: Any, x: Any, y: Any) -> Any:
+    """x where the condition holds, else y."""
+    return torch.where(condition, x, y)
+
+
+def maximum(x: Any, least: float) -> Any:
+    """x, but at least `least`."""
+    return x.clamp(min=least)

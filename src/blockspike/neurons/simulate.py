@@ -1,0 +1,140 @@
+"""`simulate`: any neuron model, by its loop or its kernels; and the checks of its arguments."""
+
+from collections.abc import Mapping
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from blockspike.neurons.fused_cpu import fused_cpu
+from blockspike.neurons.loop import loop
+from blockspike.neurons.model import NeuronModel
+from blockspike.neurons.surrogate import MultiGaussian, Surrogate
+from blockspike.neurons.trace import ALIFTrace, NotFiniteError
+
+LoopOrFused = Literal["standard", "fused"]
+
+
+def simulate(
+    model: NeuronModel,
+    current: Tensor,
+    parameters: Mapping[str, Tensor],
+    constants: tuple[float, ...] = (),
+    *,
+    recurrent_weight: Tensor | None = None,
+    recurrent_delay: int = 1,
+    surrogate: Surrogate = MultiGaussian(),  # noqa: B008 (frozen)
+    detach_spikes: bool = True,
+    method: LoopOrFused = "fused",
+) -> ALIFTrace:
+    """Simulate neurons of any model whose threshold is 1.
+
+    Args:
+        model: what a step does.
+        current: [T, B, N] input current, float32 or float64; never modified.
+        parameters: [N] each, by the model's names.
+        constants: what `model.step` gets of numbers behind its 0 and 1.
+        recurrent_weight: [N, N] (post, pre).
+        recurrent_delay: of these synapses, in steps ≥ 1.
+        surrogate: the derivative of the spike with respect to V − 1.
+        detach_spikes: no gradient through the spike in the reset and in the recurrence.
+        method: "standard", the loop over time, or "fused", one pass with the same spikes and
+            gradients (on a CPU).
+
+    Returns:
+        ALIFTrace with spikes, membrane and threshold, each [T, B, N].
+
+    Raises:
+        ValueError: a bad argument; NotFiniteError, which is one, a NaN or Inf in any of them.
+    """
+    known = get_args(LoopOrFused)
+    if method not in known:
+        raise ValueError(f"method: expected one of {', '.join(known)}, got {method!r}")
+    if set(parameters) != set(model.parameters):
+        expected = ", ".join(model.parameters)
+        raise ValueError(f"parameters: expected {expected}, got {', '.join(parameters)}")
+    check_current(current, method)
+    check_options(current, parameters, recurrent_weight, recurrent_delay, surrogate)
+    if method == "fused" and current.device.type != "cpu":
+        raise ValueError(
+            f"method: {model.name} has no 'fused' on {current.device} yet, expected 'standard'"
+        )
+    check_parameters_finite(parameters, recurrent_weight)
+    run = loop if method == "standard" else fused_cpu
+    return run(
+        model,
+        current,
+        [parameters[name] for name in model.parameters],
+        constants,
+        recurrent_weight=recurrent_weight,
+        recurrent_delay=recurrent_delay,
+        surrogate=surrogate,
+        detach_spikes=detach_spikes,
+    )
+
+
+def check_current(current: Tensor, method: str, *more_dtypes: torch.dtype) -> None:
+    """ValueError unless it is a tensor [T, B, N] of float32, float64 or another type given."""
+    if not isinstance(current, Tensor) or current.ndim != 3 or 0 in current.shape:
+        got = list(current.shape) if isinstance(current, Tensor) else type(current).__name__
+        raise ValueError(f"current: expected a non-empty tensor [T, B, N], got {got}")
+    if current.dtype not in (torch.float32, torch.float64, *more_dtypes):
+        raise ValueError(
+            "current: expected float32 or float64, or bfloat16 for 'fused' of ALIF on a GPU; "
+            f"got {current.dtype} for {method!r} on {current.device}"
+        )
+
+
+def check_options(
+    current: Tensor,
+    parameters: Mapping[str, Tensor],
+    recurrent_weight: Tensor | None,
+    recurrent_delay: int | None,
+    surrogate: Surrogate,
+) -> None:
+    """ValueError for what does not go with the current or has no sense; named."""
+    if not isinstance(surrogate, get_args(Surrogate)):
+        names = ", ".join(kind.__name__ for kind in get_args(Surrogate))
+        raise ValueError(f"surrogate: expected one of {names}, got {surrogate!r}")
+    if recurrent_delay is not None and (
+        isinstance(recurrent_delay, bool)
+        or not isinstance(recurrent_delay, int)
+        or recurrent_delay < 1
+    ):
+        raise ValueError(f"recurrent_delay: expected an int ≥ 1 (steps), got {recurrent_delay!r}")
+    n = current.shape[2]
+    for name, value in parameters.items():
+        _check_like(name, value, (n,), current)
+    if recurrent_weight is not None:
+        _check_like("recurrent_weight", recurrent_weight, (n, n), current)
+
+
+def _check_like(name: str, value: object, shape: tuple[int, ...], current: Tensor) -> None:
+    if not isinstance(value, Tensor):
+        raise ValueError(f"{name}: expected a tensor {list(shape)}, got {type(value).__name__}")
+    if tuple(value.shape) != shape:
+        raise ValueError(f"{name}: expected shape {list(shape)}, got {list(value.shape)}")
+    dtype = torch.float32 if current.dtype == torch.bfloat16 else current.dtype
+    if value.dtype != dtype:
+        raise ValueError(
+            f"{name}: expected {dtype} with current of {current.dtype}, got {value.dtype}"
+        )
+    if value.device != current.device:
+        raise ValueError(f"{name}: expected device {current.device}, got {value.device}")
+
+
+def check_parameters_finite(
+    parameters: Mapping[str, Tensor], recurrent_weight: Tensor | None
+) -> None:
+    """The membrane does not tell of these: a NaN in the threshold is just no spike."""
+    given = dict(parameters)
+    if recurrent_weight is not None:
+        given["recurrent_weight"] = recurrent_weight
+    if torch.stack([torch.isfinite(value).all() for value in given.values()]).all():
+        return  # asked once: a GPU has to be waited for
+    for name, value in given.items():
+        bad = value[~torch.isfinite(value)]
+        if len(bad):
+            raise NotFiniteError(
+                f"{name}: expected finite values, got {bad[0].item()} ({len(bad)} such values)"
+            )
