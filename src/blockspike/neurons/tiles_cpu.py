@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from blockspike.neurons.events_cpu import Fired, add_rows, event_weight_gradient, list_units
-from blockspike.neurons.kernels import kernel
+from blockspike.neurons.kernels import kernel, kernel_with_fma
 
 CHUNK = 16  # steps between saved states
 _WIDEST_TILE = 2048  # columns of a tile: a chunk of it stays in the L2 cache
@@ -36,18 +36,35 @@ def list_spikes(fired, n_neurons, units, n_units):
         n_units[sample] = list_units(fired[own], units[own])
 
 
-@kernel
+@kernel_with_fma
 def add_feedback(later, weight, grad_spikes):
-    """grad_spikes += Wᵀ later: gradient that comes back through the recurrence."""
-    n_neurons = weight.shape[0]
-    for start in range(0, grad_spikes.size, n_neurons):
-        total = grad_spikes[start : start + n_neurons]
-        for post in range(n_neurons):
-            g = later[start + post]
-            if g != 0:
-                row = weight[post]
-                for i in range(n_neurons):
-                    total[i] += g * row[i]
+    """grad_spikes += Wᵀ later: gradient that comes back through the recurrence.
+
+    Two samples and four rows of weights at a time, which are then read half as often, and sums a
+    quarter. An odd sample goes with itself: all are summed alike, whatever tile they are in.
+    """
+    n = weight.shape[0]
+    spare = np.empty(n, grad_spikes.dtype)
+    for first in range(0, grad_spikes.size, 2 * n):
+        second = first + n
+        total_1, total_2 = grad_spikes[first : first + n], spare
+        if second < grad_spikes.size:
+            total_2 = grad_spikes[second : second + n]
+        else:
+            second = first
+        g, h = later[first : first + n], later[second : second + n]
+        for post in range(0, n - 3, 4):
+            g0, g1, g2, g3 = g[post], g[post + 1], g[post + 2], g[post + 3]
+            h0, h1, h2, h3 = h[post], h[post + 1], h[post + 2], h[post + 3]
+            w0, w1, w2, w3 = weight[post], weight[post + 1], weight[post + 2], weight[post + 3]
+            for i in range(n):
+                total_1[i] += g0 * w0[i] + g1 * w1[i] + (g2 * w2[i] + g3 * w3[i])
+                total_2[i] += h0 * w0[i] + h1 * w1[i] + (h2 * w2[i] + h3 * w3[i])
+        for post in range(n - n % 4, n):
+            row = weight[post]
+            for i in range(n):
+                total_1[i] += g[post] * row[i]
+                total_2[i] += h[post] * row[i]
 
 
 def weight_array(weight: Tensor | None, like: Tensor) -> np.ndarray:
