@@ -60,6 +60,7 @@ bench-check: setup ## fails if a ratio of speed has fallen under its floor (half
 
 bench-dynamics: setup ## ratios of the neurons alone, without synapses, and what we claim of them
 	$(BIN)/python -m blockspike.benchmark.dynamics
+	$(BIN)/python -m blockspike.benchmark.models
 
 bench-fit: setup ## seconds to fit 146 cells, and the ratio to the standard loop
 	$(BIN)/python -m blockspike.benchmark.fitting

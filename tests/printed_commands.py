@@ -32,6 +32,7 @@ _FEW_SIZES = {
 }  # fmt: skip
 MODULES = {  # started as python -m …
     "blockspike.benchmark.dynamics": ("--size", "small", "--rounds", "2"),
+    "blockspike.benchmark.models": ("--shape", "40", "2", "8", "--rounds", "2"),
     "blockspike.benchmark.fitting": (
         "--cells", "2", "--steps", "200", "--epochs", "2", "--rounds", "2",
     ),

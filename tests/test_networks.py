@@ -1,5 +1,6 @@
 """Layers and the classifier: initial values, bounds, errors, and that the methods agree."""
 
+import json
 import math
 from typing import Any
 
@@ -8,6 +9,7 @@ import torch
 
 from blockspike.data.events import EventBatch
 from blockspike.networks import (
+    AdLIFLayer,
     ClassifierOutput,
     LeakyReadout,
     SpikingClassifier,
@@ -15,6 +17,7 @@ from blockspike.networks import (
     decay,
 )
 from blockspike.neurons import Boxcar, MultiGaussian
+from blockspike.neurons.adlif import adlif
 
 METHODS = ["standard", "blocks", "fused"]
 
@@ -235,3 +238,84 @@ def test_scores_are_means_over_the_views_of_a_sample():
     output = ClassifierOutput(scores, [], scores)
     assert torch.equal(output.scores_of(6), scores)
     assert output.scores_of(2).tolist() == [[4.0, 5.0], [6.0, 7.0]]
+
+
+def test_an_adlif_layer_starts_spread_over_its_ranges():
+    torch.manual_seed(0)
+    layer = AdLIFLayer(20, 50, dt_ms=1.0, tau_membrane_ms=(5.0, 25.0), b=(0.5, 2.0))
+    tau_ms = -1 / torch.log(layer.alpha)
+    assert tau_ms.min().item() == pytest.approx(5, rel=1e-4)
+    assert tau_ms.max().item() == pytest.approx(25, rel=1e-4)
+    assert layer.b.min() == 0.5 and layer.b.max() == 2.0
+    assert not torch.equal(layer.alpha.argsort(), layer.b.argsort())
+    scaled = layer.weight[0] * (1 - layer.alpha[:, None])
+    assert 0.9 / 20**0.5 < scaled.abs().max() <= 1.0001 / 20**0.5
+    w = layer.recurrent_weight
+    assert w is not None and torch.allclose(w @ w.T, torch.eye(50), atol=1e-5)
+
+
+@pytest.mark.parametrize("euler", ["symplectic", "forward"])
+def test_an_adlif_layer_is_its_function(euler):
+    torch.manual_seed(0)
+    layer = AdLIFLayer(20, 50, dt_ms=1.0, euler=euler, recurrent_delay=3, q=12.0)
+    x = (torch.rand(40, 2, 20) < 0.3).float()
+    expected = adlif(
+        layer.current(x), layer.alpha, layer.beta, layer.a, layer.b, q=12.0, euler=euler,
+        recurrent_weight=layer.recurrent_weight, recurrent_delay=3, detach_spikes=False,
+        method="standard",
+    ).spikes  # fmt: skip
+    assert expected.sum() > 0
+    spikes = layer(x)
+    assert (spikes != expected).sum() <= 0.01 * expected.sum()  # sums round otherwise
+    spikes.sum().backward()
+    assert all(p.grad is not None for p in layer.parameters())
+    with torch.no_grad():
+        layer.alpha += 1
+    layer.project_()
+    assert layer.alpha.max().item() == pytest.approx(decay(25.0, 1.0))
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"euler": "backward"}, "euler: expected one of"),
+        ({"tau_membrane_ms": (25.0, 5.0)}, "tau_membrane_ms: expected .least, most."),
+        ({"a": (1.0,)}, "^a: expected .least, most."),
+        ({"tau_adaptation_ms": (0.0, 5.0)}, "tau_ms, dt_ms: expected values > 0"),
+        ({"recurrent_delay": 0}, "recurrent_delay: expected an integer ≥ 1"),
+        ({"method": "blocks"}, "method: expected one of standard, fused"),
+        ({"surrogate": "boxcar"}, "surrogate: expected a surrogate"),
+    ],
+)
+def test_a_bad_argument_of_an_adlif_layer_is_named(options, words):
+    with pytest.raises(ValueError, match=words):
+        AdLIFLayer(20, 50, dt_ms=1.0, **options)
+
+
+@pytest.mark.parametrize("model", ["se_adlif", "adlif"])
+def test_adlif_from_the_command_line(blockspike, tmp_path, model):
+    small = (
+        "data=nmnist_sample", "data.n_steps=20", "data.dt_ms=15", "network.n_hidden=16",
+        "trainer.max_epochs=1", "trainer.limit_train_batches=2", "trainer.limit_val_batches=1",
+        "model.tau_membrane_ms=[75,375]", "model.tau_adaptation_ms=[900,4500]",
+    )  # fmt: skip
+    blockspike("train", *small, f"model={model}", "model.surrogate=fast_sigmoid")
+    (result,) = tmp_path.rglob("result.json")
+    row = json.loads(result.read_text())
+    assert row["model.euler"] == {"se_adlif": "symplectic", "adlif": "forward"}[model]
+    done = blockspike("train", *small, f"model={model}", "model.surrogate=step", check=False)
+    assert done.returncode == 2 and "surrogate: expected" in done.stderr
+    done = blockspike("train", *small, f"model={model}", "model.tau=3", check=False)
+    assert done.returncode == 2 and "tau" in done.stderr
+    blockspike("evaluate", f"run={result.parent}")
+
+
+def test_recurrence_of_any_delay_in_a_layer():
+    torch.manual_seed(0)
+    layer = SpikingLayer(20, 50, dt_ms=1.0, arp_ms=2.0, recurrent_delay=1)
+    x = 3 * (torch.rand(40, 2, 20) < 0.5).float()
+    spikes = layer(x)
+    layer.recurrent_delay = 3
+    assert not torch.equal(layer(x), spikes) and spikes.sum() > 0
+    with pytest.raises(ValueError, match="recurrent_delay"):
+        SpikingLayer(20, 50, dt_ms=1.0, recurrent_delay=0)

@@ -324,7 +324,7 @@ def build_network(cfg: DictConfig, data: EventDataModule) -> SpikingClassifier:
     if "_target_" in cfg.model:
         try:
             layer = _instantiate(cfg.model, "model", _partial_=True)
-            if "surrogate" in cfg.model:
+            if cfg.model.get("surrogate") in SURROGATES:
                 layer = partial(layer, surrogate=_surrogate(cfg.model.surrogate))
             return _classifier(cfg, data, {"layer": layer})
         except TypeError as error:  # an argument that the class does not have

@@ -99,6 +99,8 @@ class NeuronLayer(BoundedParameters):
     ):
         super().__init__()
         _check_counts(n_inputs=n_inputs, n_units=n_units, rf_len=rf_len)
+        if not isinstance(surrogate, get_args(Surrogate)):
+            raise ValueError(f"surrogate: expected a surrogate derivative, got {surrogate!r}")
         for name, value, known in (
             ("method", method, methods),
             ("synapses", synapses, get_args(SynapseMode)),
@@ -140,7 +142,8 @@ class SpikingLayer(NeuronLayer):
         tau_adaptation_ms: p likewise; None = no adaptation.
         b: threshold raise per spike at the start.
         arp_ms: absolute refractory period, rounded to steps.
-        recurrent: all-to-all recurrence with a delay of arp + 1 steps.
+        recurrent: all-to-all recurrence.
+        recurrent_delay: of it, in steps; None = arp + 1.
         rf_len: temporal receptive field in steps: input at t − rf_len + 1 … t acts at t.
         train_beta, train_p, train_b: whether the optimiser may change them.
         beta_bounds, p_bounds, b_bounds: ranges they are kept in.
@@ -166,6 +169,7 @@ class SpikingLayer(NeuronLayer):
         b: float = 1.0,
         arp_ms: float = 0.0,
         recurrent: bool = True,
+        recurrent_delay: int | None = None,
         rf_len: int = 1,
         train_beta: bool = True,
         train_p: bool = True,
@@ -191,6 +195,9 @@ class SpikingLayer(NeuronLayer):
         )
         if arp_ms < 0:
             raise ValueError(f"arp_ms: expected a value ≥ 0, got {arp_ms}")
+        if recurrent_delay is not None:
+            _check_counts(recurrent_delay=recurrent_delay)
+        self.recurrent_delay = recurrent_delay
         beta = torch.full((n_units,), decay(tau_membrane_ms, dt_ms))
         self.add_bounded("beta", beta, beta_bounds, train_beta, "tau_membrane_ms")
         self.arp = round(arp_ms / dt_ms)
@@ -210,6 +217,7 @@ class SpikingLayer(NeuronLayer):
             self.b,
             arp=self.arp,
             recurrent_weight=self.recurrent_weight,
+            recurrent_delay=self.recurrent_delay,
             surrogate=self.surrogate,
             detach_spikes=self.detach_spikes,
             method=self.method,
@@ -223,7 +231,7 @@ class AdLIFLayer(NeuronLayer):
     orthogonal, weights as U(±1/√n_inputs) / (1 − α), to make up for the factor of the input.
 
     Args:
-        n_inputs, n_units, rf_len, surrogate, detach_spikes, synapses: see `NeuronLayer`.
+        n_inputs, n_units, rf_len, surrogate, synapses: see `NeuronLayer`.
         dt_ms: length of a step.
         euler: "symplectic" for SE-adLIF, "forward" for adLIF.
         tau_membrane_ms, tau_adaptation_ms: ranges of τ_u and τ_w.
@@ -231,6 +239,7 @@ class AdLIFLayer(NeuronLayer):
         q: scale of both.
         recurrent: all-to-all recurrence.
         recurrent_delay: of it, in steps.
+        detach_spikes: see `alif`; here the recurrence learns best with the whole gradient.
         method: "fused" or "standard".
 
     Raises:
@@ -280,14 +289,15 @@ class AdLIFLayer(NeuronLayer):
         self.q, self.recurrent_delay = q, recurrent_delay
         if self.recurrent_weight is not None:
             nn.init.orthogonal_(self.recurrent_weight)
-        for name, argument, (low, high) in (
+        for name, argument, limits in (
             ("alpha", "tau_membrane_ms", tau_membrane_ms),
             ("beta", "tau_adaptation_ms", tau_adaptation_ms),
             ("a", "a", a),
             ("b", "b", b),
         ):
-            if low > high:
-                raise ValueError(f"{argument}: expected [least, most], got [{low}, {high}]")
+            if len(limits) != 2 or not 0 <= limits[0] <= limits[1]:
+                raise ValueError(f"{argument}: expected [least, most] ≥ 0, got {list(limits)}")
+            low, high = limits
             values = torch.linspace(low, high, n_units)[torch.randperm(n_units)]
             bounds = (float(low), float(high))
             if argument.startswith("tau"):
@@ -390,7 +400,7 @@ class ClassifierOutput:
 
 
 class SpikingClassifier(nn.Module):
-    """n_inputs → hidden layers of ALIF neurons → leaky readout, as in the paper's E3 and E4.
+    """n_inputs → hidden layers of spiking neurons → leaky readout, as in the paper's E3 and E4.
 
     Args:
         n_inputs, n_classes: fixed by the data.

@@ -74,9 +74,12 @@ def test_results_that_go_past_the_caches(monkeypatch, n_neurons, recurrent, dtyp
 @pytest.mark.parametrize("detach_spikes", [True, False])
 @pytest.mark.parametrize("recurrent", [True, False])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("n_neurons", [67, 7])  # 7: a last tile of 3 columns
 @pytest.mark.parametrize("method", MODULES)
-def test_bitwise_equal_with_any_number_of_threads(method, dtype, recurrent, detach_spikes):
-    inputs = make_inputs((65, 5, 67), recurrent=recurrent, dtype=dtype)
+def test_bitwise_equal_with_any_number_of_threads(
+    method, n_neurons, dtype, recurrent, detach_spikes
+):
+    inputs = make_inputs((65, 5, n_neurons), recurrent=recurrent, dtype=dtype)
     options = {"arp": 3, "detach_spikes": detach_spikes, "method": method}
     torch.set_num_threads(1)
     expected = run(inputs, **options)

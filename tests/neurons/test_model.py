@@ -1,5 +1,6 @@
 """Models that somebody else writes: what is said of one that is not right."""
 
+import dataclasses
 import pickle
 from typing import Any
 
@@ -49,6 +50,7 @@ def test_a_literal_in_a_step_is_named():
 @pytest.mark.parametrize(
     ("changed", "words"),
     [
+        ({"constants": (float("nan"),)}, "constants: expected finite numbers"),
         ({"parameters": {}}, "parameters: expected beta, got $"),
         ({"parameters": {"alpha": BETA["beta"]}}, "parameters: expected beta, got alpha"),
         ({"parameters": {"beta": torch.full((9,), float("inf"))}}, "beta: expected finite"),
@@ -62,9 +64,35 @@ def test_a_bad_argument_is_named(changed: dict[str, Any], words):
         simulate(MODELS[step], **arguments)
 
 
+def test_a_model_that_cannot_be_one_is_named():
+    factor = 2.0
+
+    def made_within(drive, parameters, constants, state, fire):
+        return fire(factor * drive)[0], drive, state
+
+    bad: list[tuple[dict[str, Any], str]] = [
+        ({"step": made_within}, "made_within: expected a function of a module"),
+        ({"parameters": ()}, "parameters: expected a tuple of at least one name"),
+        ({"states": "v"}, "states: expected a tuple"),
+    ]
+    for changed, words in bad:
+        with pytest.raises(ValueError, match=words):
+            dataclasses.replace(MODELS[step], **changed)
+
+
+def test_a_membrane_that_is_read_too_late():
+    beta = BETA["beta"].clone()
+    trace = simulate(MODELS[step], CURRENT, {"beta": beta})
+    beta.mul_(0.5)
+    with pytest.raises(RuntimeError, match="was changed in place"):
+        _ = trace.membrane
+
+
 def test_models_in_the_cache_of_kernels():
     kind, other = (numba.typeof(model) for model in MODELS.values())
     assert kind != other
+    assert numba.typeof(dataclasses.replace(MODELS[step])) is kind
+    assert numba.typeof(dataclasses.replace(MODELS[step], name="other")) is not kind
     assert pickle.loads(pickle.dumps(kind)) is kind
     digest = kind.name[-33:-1].encode()
     elsewhere = pickle.loads(pickle.dumps(kind).replace(digest, b"0" * 32))  # of a model not here

@@ -17,23 +17,27 @@ class NeuronModel:
     """A model of spiking neurons.
 
     `step` and `reverse_step` are plain functions of a module, of arithmetic, `where` and `maximum`
-    alone. Numbers come to them in `constants`, which begin with 0 and 1: a literal would make a
-    kernel calculate in float64.
+    alone. Parameters, states and drive come to them as tensors [B, N] (parameters [N]) in the loop,
+    as single numbers in the kernels. Numbers come in `constants`, which begin with 0 and 1: a
+    literal would make a kernel calculate in float64.
 
     Attributes:
         name: as in messages.
         parameters: names of what each neuron has one value of.
         states: names of what a step hands on to the next, each 0 in the beginning. The first is the
             membrane, in which NaN and Inf must stay once they are there.
-        counters: names of further states, through which no gradient flows.
-        step: (drive, parameters, constants, state, fire) → spike, margin, state after the step.
-            `fire(margin)` gives the spike, 1 if the margin V − θ is above 0, and 1 − spike for a
-            reset, whose gradient can be switched off.
+        step: (drive, parameters, constants, state, fire) → spike, margin, state after the step;
+            `state` is the states, then the counters. `fire(margin)` gives the spike, 1 if the
+            margin V − θ is above 0, and 1 − spike for a reset, whose gradient can be switched off.
         reverse_step: (drive, parameters, constants, state, margin, slope, grad_spike, attached,
             grad_state) → gradients of drive, parameters and the states before the step. Given are
             what the step was given, its margin and the surrogate's derivative there, the loss's
             gradient of its spike and of the states after it; `attached` is 1 if the 1 − spike of a
             reset carries gradient, else 0.
+        counters: names of further states, through which no gradient flows.
+
+    Raises:
+        ValueError: no parameters or states, or a function that is made within another one.
     """
 
     name: str
@@ -42,6 +46,17 @@ class NeuronModel:
     step: Callable[..., Any]
     reverse_step: Callable[..., Any]
     counters: tuple[str, ...] = ()
+
+    def __post_init__(self):
+        for name, value in (("parameters", self.parameters), ("states", self.states)):
+            if not value or not isinstance(value, tuple):
+                raise ValueError(f"{name}: expected a tuple of at least one name, got {value!r}")
+        for function in (self.step, self.reverse_step):
+            if function.__closure__:  # two of them would look alike to the cache of kernels
+                raise ValueError(
+                    f"{function.__qualname__}: expected a function of a module, got one that is "
+                    "made within another; numbers can come from `constants`"
+                )
 
 
 def where(condition: Any, x: Any, y: Any) -> Any:

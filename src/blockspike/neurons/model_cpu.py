@@ -2,7 +2,10 @@
 
 import hashlib
 import inspect
+import marshal
 from collections.abc import Callable
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numba
@@ -28,15 +31,17 @@ WIDTH = 128  # columns of a strip; a row of its state has as many numbers
 class _ModelType(types.Type):
     """A model as an argument of a kernel: for each the kernel is compiled once more.
 
-    Its name tells models apart also in Numba's cache between processes, and has a hash of the
-    modules that define the step, so that the cache notices a change.
+    Its name tells models apart also in Numba's cache between processes, and has a hash of the step
+    and of all that is compiled with it, so that the cache notices a change: Numba itself looks at
+    the file of the outermost function only.
     """
 
     def __init__(self, model: NeuronModel):
         self.model = model
-        content = [model.name, model.parameters, model.states, model.counters]
+        content = [model.name, model.parameters, model.states, model.counters, _kernels()]
         for function in (model.step, model.reverse_step):
-            content += [function.__module__, function.__qualname__, _source(function)]
+            code = marshal.dumps(function.__code__, 2)  # the source may be newer
+            content += [function.__module__, function.__qualname__, code, _source(function)]
         digest = hashlib.sha256(repr(content).encode()).hexdigest()
         super().__init__(f"NeuronModel({model.name}, {digest[:32]})")
 
@@ -56,21 +61,29 @@ def _known_or_bare(name: str) -> _ModelType:
 def _source(function: Callable) -> str:
     try:
         return inspect.getsource(inspect.getmodule(function) or function)
-    except OSError:  # typed in somewhere
-        return repr((function.__code__.co_code, function.__code__.co_consts))
+    except (OSError, TypeError):  # typed in somewhere
+        return ""
+
+
+@cache
+def _kernels() -> bytes:
+    folder = Path(__file__).parent
+    return b"".join(
+        p.read_bytes() for p in sorted([*folder.glob("*_cpu.py"), folder / "kernels.py"])
+    )
 
 
 register_model(_ModelType)(models.OpaqueModel)
-_types: dict[int, _ModelType] = {}
+_types: dict[NeuronModel, _ModelType] = {}
 _by_name: dict[str, _ModelType] = {}
 
 
 @typeof_impl.register(NeuronModel)
 def _typeof(model, c):  # pyright: ignore[reportUnusedParameter]
-    if id(model) not in _types:
-        known = _types[id(model)] = _ModelType(model)  # holds the model, whose id stays its own
+    if model not in _types:
+        known = _types[model] = _ModelType(model)
         _by_name[known.name] = known
-    return _types[id(model)]
+    return _types[model]
 
 
 @unbox(_ModelType)

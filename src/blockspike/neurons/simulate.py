@@ -1,5 +1,6 @@
 """`simulate`: any neuron model, by its loop or its kernels; and the checks of its arguments."""
 
+import math
 from collections.abc import Mapping
 from typing import Literal, get_args
 
@@ -50,6 +51,8 @@ def simulate(
     known = get_args(LoopOrFused)
     if method not in known:
         raise ValueError(f"method: expected one of {', '.join(known)}, got {method!r}")
+    if not all(map(math.isfinite, constants)):
+        raise NotFiniteError(f"constants: expected finite numbers, got {constants}")
     if set(parameters) != set(model.parameters):
         expected = ", ".join(model.parameters)
         raise ValueError(f"parameters: expected {expected}, got {', '.join(parameters)}")

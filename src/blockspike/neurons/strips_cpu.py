@@ -183,13 +183,7 @@ def replay(
     model, first, last, stride, start, stop, drives, constants, kept, state, o, replayed, r
 ):  # fmt: skip
     """Repeat a chunk of one strip from the states kept: margins, and the states before a step."""
-    size = replayed_size(model)
-    for row in range(kept.shape[0]):
-        k = r + _BEFORE + np.uintp(row) * _STRIP
-        own = kept[row, start:stop]
-        for i in range(own.size):
-            replayed[k + np.uintp(i)] = own[i]
-    states, _, _, _ = places(model)
+    size, states = replayed_size(model), places(model)[0]
     for row in range(kept.shape[0]):
         k = o + states + np.uintp(row) * _STRIP
         own = kept[row, start:stop]

@@ -44,7 +44,7 @@ def add_feedback(later, weight, grad_spikes):
     quarter. An odd sample goes with itself: all are summed alike, whatever tile they are in.
     """
     n = weight.shape[0]
-    spare = np.empty(n, grad_spikes.dtype)
+    spare = np.zeros(n, grad_spikes.dtype)
     for first in range(0, grad_spikes.size, 2 * n):
         second = first + n
         total_1, total_2 = grad_spikes[first : first + n], spare

@@ -11,7 +11,7 @@ from blockspike.neurons.readout import leaky_integrate
 
 
 class ALIFTrace:
-    """The result of `alif`. Time first: every array is [T, B, N].
+    """The result of `alif` and of every other model. Time first: every array is [T, B, N].
 
     Attributes:
         spikes: 0 or 1, in the dtype of the current; differentiable.
@@ -120,6 +120,6 @@ def check_finite(last_state: Tensor, current: Tensor) -> None:
         )
     raise NotFiniteError(
         "membrane: became NaN or Inf though every current is finite; "
-        "expected finite beta, p, b and recurrent_weight that do not overflow",
+        "expected finite parameters and recurrent_weight that do not overflow",
         int((~torch.isfinite(last_state)).nonzero()[0, -1]),
     )

@@ -78,7 +78,7 @@ def alif(
     delay: dict[str, int] = {}
     if simulate in _OF_ANY_DELAY:
         delay["recurrent_delay"] = arp + 1 if recurrent_delay is None else recurrent_delay
-    elif recurrent_delay not in (None, arp + 1):
+    elif recurrent_weight is not None and recurrent_delay not in (None, arp + 1):
         raise ValueError(
             f"recurrent_delay: expected arp + 1 = {arp + 1} for {method!r} on {current.device}, "
             f"got {recurrent_delay}"
