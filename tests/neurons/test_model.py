@@ -94,6 +94,7 @@ def test_models_in_the_cache_of_kernels():
     assert numba.typeof(dataclasses.replace(MODELS[step])) is kind
     assert numba.typeof(dataclasses.replace(MODELS[step], name="other")) is not kind
     assert pickle.loads(pickle.dumps(kind)) is kind
+    assert step.__module__.encode() not in pickle.dumps(kind)  # others have no such module
     digest = kind.name[-33:-1].encode()
     elsewhere = pickle.loads(pickle.dumps(kind).replace(digest, b"0" * 32))  # of a model not here
     assert elsewhere != kind and {kind: 1}.get(elsewhere) is None
