@@ -74,6 +74,7 @@ class NeuronLayer(BoundedParameters):
         n_inputs: units that feed the layer.
         n_units: neurons.
         recurrent: all-to-all recurrence.
+        recurrent_delay: of it, in steps; None = the model's own.
         rf_len: temporal receptive field in steps: input at t − rf_len + 1 … t acts at t.
         surrogate, detach_spikes: see `alif`.
         method: one of `methods`.
@@ -90,6 +91,7 @@ class NeuronLayer(BoundedParameters):
         n_units: int,
         *,
         recurrent: bool = True,
+        recurrent_delay: int | None = 1,
         rf_len: int = 1,
         surrogate: Surrogate = MultiGaussian(),  # noqa: B008 (frozen)
         detach_spikes: bool = True,
@@ -107,14 +109,28 @@ class NeuronLayer(BoundedParameters):
         ):
             if value not in known:
                 raise ValueError(f"{name}: expected one of {', '.join(known)}, got {value!r}")
+        if recurrent_delay is not None:
+            _check_counts(recurrent_delay=recurrent_delay)
+        self.recurrent_delay = recurrent_delay
         self.surrogate, self.detach_spikes = surrogate, detach_spikes
-        self.method: Any = method
+        self.method = method
         self.synapses: SynapseMode = synapses
 
         bound = 1 / math.sqrt(n_inputs)
         self.weight = nn.Parameter(torch.empty(rf_len, n_units, n_inputs).uniform_(-bound, bound))
         self.bias = nn.Parameter(torch.zeros(n_units))
         self.recurrent_weight = nn.Parameter(torch.eye(n_units)) if recurrent else None
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """What simulating any model takes beside the current and the model's parameters."""
+        return {
+            "recurrent_weight": self.recurrent_weight,
+            "recurrent_delay": self.recurrent_delay,
+            "surrogate": self.surrogate,
+            "detach_spikes": self.detach_spikes,
+            "method": self.method,
+        }
 
     def forward(self, x: EventBatch | Tensor) -> Tensor:
         """Spikes [T, B, n_units] for input [T, B, n_inputs]."""
@@ -186,6 +202,7 @@ class SpikingLayer(NeuronLayer):
             n_inputs,
             n_units,
             recurrent=recurrent,
+            recurrent_delay=recurrent_delay,
             rf_len=rf_len,
             surrogate=surrogate,
             detach_spikes=detach_spikes,
@@ -195,9 +212,6 @@ class SpikingLayer(NeuronLayer):
         )
         if arp_ms < 0:
             raise ValueError(f"arp_ms: expected a value ≥ 0, got {arp_ms}")
-        if recurrent_delay is not None:
-            _check_counts(recurrent_delay=recurrent_delay)
-        self.recurrent_delay = recurrent_delay
         beta = torch.full((n_units,), decay(tau_membrane_ms, dt_ms))
         self.add_bounded("beta", beta, beta_bounds, train_beta, "tau_membrane_ms")
         self.arp = round(arp_ms / dt_ms)
@@ -210,18 +224,8 @@ class SpikingLayer(NeuronLayer):
 
     def trace(self, x: EventBatch | Tensor, fired: Fired | None = None) -> ALIFTrace:
         """The whole result for input [T, B, n_inputs]; `fired` as in `synaptic_current`."""
-        return alif(
-            self.current(x, fired),
-            self.beta,
-            self.p,
-            self.b,
-            arp=self.arp,
-            recurrent_weight=self.recurrent_weight,
-            recurrent_delay=self.recurrent_delay,
-            surrogate=self.surrogate,
-            detach_spikes=self.detach_spikes,
-            method=self.method,
-        )
+        current = self.current(x, fired)
+        return alif(current, self.beta, self.p, self.b, arp=self.arp, **self.options)
 
 
 class AdLIFLayer(NeuronLayer):
@@ -275,6 +279,7 @@ class AdLIFLayer(NeuronLayer):
             n_inputs,
             n_units,
             recurrent=recurrent,
+            recurrent_delay=recurrent_delay,
             rf_len=rf_len,
             surrogate=surrogate,
             detach_spikes=detach_spikes,
@@ -284,9 +289,8 @@ class AdLIFLayer(NeuronLayer):
         if euler not in get_args(Euler):
             known = ", ".join(get_args(Euler))
             raise ValueError(f"euler: expected one of {known}, got {euler!r}")
-        _check_counts(recurrent_delay=recurrent_delay)
         self.euler: Euler = euler
-        self.q, self.recurrent_delay = q, recurrent_delay
+        self.q = q
         if self.recurrent_weight is not None:
             nn.init.orthogonal_(self.recurrent_weight)
         for name, argument, limits in (
@@ -309,20 +313,9 @@ class AdLIFLayer(NeuronLayer):
 
     def trace(self, x: EventBatch | Tensor, fired: Fired | None = None) -> ALIFTrace:
         """The whole result for input [T, B, n_inputs]; `fired` as in `synaptic_current`."""
-        return adlif(
-            self.current(x, fired),
-            self.alpha,
-            self.beta,
-            self.a,
-            self.b,
-            q=self.q,
-            euler=self.euler,
-            recurrent_weight=self.recurrent_weight,
-            recurrent_delay=self.recurrent_delay,
-            surrogate=self.surrogate,
-            detach_spikes=self.detach_spikes,
-            method=self.method,
-        )
+        parameters = (self.alpha, self.beta, self.a, self.b)
+        current = self.current(x, fired)
+        return adlif(current, *parameters, q=self.q, euler=self.euler, **self.options)
 
 
 class HiddenLayer(Protocol):

@@ -16,7 +16,7 @@ from torch import Tensor
 from blockspike.neurons.events_cpu import Fired
 from blockspike.neurons.kernels import LINE_BYTES, borrowed, kernel, run
 from blockspike.neurons.model import NeuronModel
-from blockspike.neurons.model_cpu import WIDTH, columns_of
+from blockspike.neurons.model_cpu import WIDTH, numbers
 from blockspike.neurons.strips_cpu import (
     CHUNK,
     advance,
@@ -32,11 +32,12 @@ from blockspike.neurons.strips_cpu import (
     replayed_size,
     reverse,
     reverse_narrow,
+    reverse_recurrent,
 )
 from blockspike.neurons.surrogate import Surrogate
 from blockspike.neurons.surrogate_cpu import surrogate_code
 from blockspike.neurons.tiles_cpu import (
-    add_feedback,
+    columns,
     recurrent_weight_gradient,
     tile_width,
     weight_array,
@@ -51,7 +52,7 @@ _WIDEST_TILE = 4096  # without recurrence; memory likes long rows
 @kernel
 def _forward(
     first_tile, last_tile, current, parameters, model, constants, delay, weight_t, recurrent, tile,
-    for_backward, keep_margin, stream, spikes, fired, margin, drives, saved, last_state,
+    for_backward, keep_margin, stream, spikes, fired, margin, drives, saved, last_membrane,
 ):  # fmt: skip
     n_steps, n_columns = current.shape
     current, fired = borrowed(current), borrowed(fired)
@@ -86,7 +87,7 @@ def _forward(
                     model, first, last, stride, start, stop, source, stride, np.uintp(0),
                     constants, state, keep_margin, stream, spikes, fires, margin,
                 )  # fmt: skip
-        keep_states(model, state, start, stop, last_state)
+        keep_states(model, state, start, stop, last_membrane)
 
 
 @kernel
@@ -136,20 +137,11 @@ def _backward(
                         model, steps, first, stride, left, right, given, none, drives, constants,
                         attached, state, o, replayed, r, to_current,
                     )  # fmt: skip
-            for i in range(steps.size if feedback else 0):
-                t = last - 1 - i
-                later = t + delay  # hears of the spikes of step t
-                grad_s[:] = grad_spikes[t, start:stop]
-                if later < n_steps:
-                    add_feedback(grad_current[later, start:stop], weight, grad_s)
-                shift = np.uintp(t) * stride + np.uintp(start)
-                for strip in range(n_strips):
-                    left = start + strip * WIDTH
-                    reverse(
-                        model, steps[i : i + 1], first, stride, left, min(stop, left + WIDTH),
-                        grad_s, shift, drives, constants, attached, state, np.uintp(strip) * size,
-                        replayed, np.uintp(strip) * chunk_size, to_current,
-                    )  # fmt: skip
+            if feedback:
+                reverse_recurrent(
+                    model, steps, first, stride, start, stop, grad_spikes, drives, constants,
+                    attached, state, replayed, delay, weight, grad_s, grad_current,
+                )  # fmt: skip
             flush_strips(model, start, stop, state, sums)
 
 
@@ -184,10 +176,9 @@ class _Result(NamedTuple):
     saved: Tensor
 
 
-def _numbers(options: _Options, like: Tensor) -> tuple:
-    """The constants of the kernels, in the type of the arrays."""
-    real = like.detach().numpy().dtype.type
-    return tuple(real(x) for x in (0.0, 1.0, *options.constants))
+def _columns(parameters: Sequence[Tensor], batch_size: int) -> np.ndarray:
+    """K tensors [N] → [K, B·N]."""
+    return np.stack([columns(x, batch_size) for x in parameters])
 
 
 def _run(
@@ -207,17 +198,17 @@ def _run(
     model = options.model
     n_states = len(model.states) + len(model.counters)
     saved = flat.new_empty(-(-n_steps // CHUNK) if for_backward else 0, n_states, n_columns)
-    last_state = flat.new_empty(n_states, n_columns)
+    last_membrane = flat.new_empty(1, n_columns)
     tile = tile_width(n_columns, weight, _WIDEST_TILE)
     written = [x for x in (spikes, margin, drives) if x.numel()]
     stream = all(_may_stream(tile, x) for x in written)
     run(
-        _forward, -(-n_columns // tile), flat.numpy(), columns_of(parameters, batch_size), model,
-        _numbers(options, flat), min(options.delay, n_steps), weight_t, weight is not None, tile,
-        for_backward, keep_margin, stream, spikes.numpy(), fired.numpy(), margin.numpy(),
-        drives.numpy(), saved.numpy(), last_state.numpy(),
+        _forward, -(-n_columns // tile), flat.numpy(), _columns(parameters, batch_size), model,
+        numbers(options.constants, flat.numpy()), min(options.delay, n_steps), weight_t,
+        weight is not None, tile, for_backward, keep_margin, stream, spikes.numpy(),
+        fired.numpy(), margin.numpy(), drives.numpy(), saved.numpy(), last_membrane.numpy(),
     )  # fmt: skip
-    check_finite(last_state[0].view(batch_size, n_neurons), current)
+    check_finite(last_membrane.view(batch_size, n_neurons), current)
     spikes, fired = spikes.view(current.shape), fired.view(current.shape)
     return _Result(spikes, Fired(fired), margin, drives if keep_drives else flat, saved)
 
@@ -249,9 +240,9 @@ class _Fused(torch.autograd.Function):
         tile = tile_width(n_columns, weight, _WIDEST_TILE)
         run(
             _backward, -(-n_columns // tile), grad_spikes.numpy(), drives.numpy(), saved.numpy(),
-            columns_of(parameters, batch_size), options.model, _numbers(options, drives),
-            min(options.delay, n_steps), weight_array(weight, drives),
-            recurrent and not options.detach_spikes,
+            _columns(parameters, batch_size), options.model,
+            numbers(options.constants, drives.numpy()), min(options.delay, n_steps),
+            weight_array(weight, drives), recurrent and not options.detach_spikes,
             drives.numpy().dtype.type(not options.detach_spikes),
             surrogate_code(options.surrogate), tile, grad_current.numpy(), sums.numpy(),
         )  # fmt: skip

@@ -130,13 +130,15 @@ def _reverse_step(
     model, drive, parameters, constants, state, margin, slope, grad_spike, attached, grad_state
 ):
     own = numba.njit(**_WITH_FMA)(model.model.reverse_step)
-    return (
-        lambda model, drive, parameters, constants, state, margin, slope, grad_spike, attached, grad_state: (  # noqa: E501
-            own(
-                drive, parameters, constants, state, margin, slope, grad_spike, attached, grad_state
-            )
+
+    def call(
+        model, drive, parameters, constants, state, margin, slope, grad_spike, attached, grad_state
+    ):
+        return own(
+            drive, parameters, constants, state, margin, slope, grad_spike, attached, grad_state
         )
-    )
+
+    return call
 
 
 @overload(where)
@@ -218,6 +220,7 @@ store_grads = _storer(lambda m: len(m.states))
 add_to_sums = _storer(lambda m: len(m.parameters), add=True)
 
 
-def columns_of(values: Any, batch_size: int) -> np.ndarray:
-    """K tensors [N] → [K, B·N], as the columns of the flattened arrays."""
-    return np.stack([value.detach().repeat(batch_size).numpy() for value in values])
+def numbers(constants: tuple[float, ...], like: np.ndarray) -> tuple:
+    """What a step gets as `constants`, in the type of the arrays: 0, 1, then the model's own."""
+    real = like.dtype.type
+    return tuple(real(x) for x in (0.0, 1.0, *constants))

@@ -92,18 +92,15 @@ def check_options(
     current: Tensor,
     parameters: Mapping[str, Tensor],
     recurrent_weight: Tensor | None,
-    recurrent_delay: int | None,
+    recurrent_delay: int,
     surrogate: Surrogate,
 ) -> None:
     """ValueError for what does not go with the current or has no sense; named."""
     if not isinstance(surrogate, get_args(Surrogate)):
         names = ", ".join(kind.__name__ for kind in get_args(Surrogate))
         raise ValueError(f"surrogate: expected one of {names}, got {surrogate!r}")
-    if recurrent_delay is not None and (
-        isinstance(recurrent_delay, bool)
-        or not isinstance(recurrent_delay, int)
-        or recurrent_delay < 1
-    ):
+    is_int = isinstance(recurrent_delay, int) and not isinstance(recurrent_delay, bool)
+    if not is_int or recurrent_delay < 1:
         raise ValueError(f"recurrent_delay: expected an int ≥ 1 (steps), got {recurrent_delay!r}")
     n = current.shape[2]
     for name, value in parameters.items():

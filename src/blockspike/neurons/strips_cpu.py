@@ -21,7 +21,7 @@ from blockspike.neurons.model_cpu import (
     store_states,
 )
 from blockspike.neurons.surrogate_cpu import surrogate_derivative
-from blockspike.neurons.tiles_cpu import add_recurrent, list_spikes
+from blockspike.neurons.tiles_cpu import add_feedback, add_recurrent, list_spikes
 
 CHUNK = 8  # steps between saved states; what backward replays of them stays in the L1 cache
 
@@ -262,6 +262,34 @@ def reverse_narrow(
             )  # fmt: skip
             add_to_sums(model, state, sums + i, to_parameters)
         store_grads(model, state, grads + i, now)
+
+
+@kernel
+def reverse_recurrent(
+    model, steps, first, stride, start, stop, grad_spikes, drives, constants, attached, state,
+    replayed, delay, weight, grad_s, grad_current,
+):  # fmt: skip
+    """The same for a tile whose spikes carry gradient into the recurrence, step by step.
+
+    What is replayed is that of all strips, one after another; `grad_s` [tile] is scratch.
+    """
+    n_steps = grad_spikes.shape[0]
+    size, chunk_size = places(model)[3], np.uintp(CHUNK) * np.uintp(replayed_size(model))
+    to_current = grad_current.ravel()
+    for i in range(steps.size):
+        t = first + int(steps[i])
+        later = t + delay  # hears of the spikes of step t
+        grad_s[:] = grad_spikes[t, start:stop]
+        if later < n_steps:
+            add_feedback(grad_current[later, start:stop], weight, grad_s)
+        shift = np.uintp(t) * stride + np.uintp(start)
+        for strip in range(count_strips(start, stop)):
+            left = start + strip * WIDTH
+            reverse(
+                model, steps[i : i + 1], first, stride, left, min(stop, left + WIDTH), grad_s,
+                shift, drives, constants, attached, state, np.uintp(strip) * np.uintp(size),
+                replayed, np.uintp(strip) * chunk_size, to_current,
+            )  # fmt: skip
 
 
 @kernel

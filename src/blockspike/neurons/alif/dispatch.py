@@ -72,31 +72,27 @@ def alif(
     Raises:
         ValueError: a bad argument; NotFiniteError, which is one, a NaN or Inf in any of them.
     """
-    _check(current, beta, p, b, arp, recurrent_weight, recurrent_delay, surrogate, method)
+    delay = _check(current, beta, p, b, arp, recurrent_weight, recurrent_delay, surrogate, method)
     methods = _ON_CPU if current.device.type == "cpu" else _ELSEWHERE
     simulate: Callable[..., ALIFTrace] = methods[method]
-    delay: dict[str, int] = {}
+    options = {
+        "arp": arp,
+        "recurrent_weight": recurrent_weight,
+        "surrogate": surrogate,
+        "detach_spikes": detach_spikes,
+    }
     if simulate in _OF_ANY_DELAY:
-        delay["recurrent_delay"] = arp + 1 if recurrent_delay is None else recurrent_delay
-    elif recurrent_weight is not None and recurrent_delay not in (None, arp + 1):
+        options["recurrent_delay"] = delay
+    elif recurrent_weight is not None and delay != arp + 1:
         raise ValueError(
             f"recurrent_delay: expected arp + 1 = {arp + 1} for {method!r} on {current.device}, "
-            f"got {recurrent_delay}"
+            f"got {delay}"
         )
-    return simulate(
-        current,
-        beta,
-        p,
-        b,
-        arp=arp,
-        recurrent_weight=recurrent_weight,
-        surrogate=surrogate,
-        detach_spikes=detach_spikes,
-        **delay,
-    )
+    return simulate(current, beta, p, b, **options)
 
 
-def _check(current, beta, p, b, arp, recurrent_weight, recurrent_delay, surrogate, method) -> None:
+def _check(current, beta, p, b, arp, recurrent_weight, recurrent_delay, surrogate, method) -> int:
+    """The delay of the recurrence in steps, if all is right."""
     if method not in _ON_CPU:
         raise ValueError(f"method: expected one of {', '.join(_ON_CPU)}, got {method!r}")
     on_gpu = isinstance(current, Tensor) and current.device.type != "cpu"
@@ -106,7 +102,9 @@ def _check(current, beta, p, b, arp, recurrent_weight, recurrent_delay, surrogat
     if (p is None) != (b is None):
         raise ValueError("p, b: expected both or neither, got only " + ("b" if p is None else "p"))
     parameters = {"beta": beta} | ({} if p is None else {"p": p, "b": b})
-    check_options(current, parameters, recurrent_weight, recurrent_delay, surrogate)
+    delay = arp + 1 if recurrent_delay is None else recurrent_delay
+    check_options(current, parameters, recurrent_weight, delay, surrogate)
     if on_gpu and method == "fused":
         require_triton("method: 'fused'", "current", current.device)
     check_parameters_finite(parameters, recurrent_weight)
+    return delay

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from blockspike.neurons.alif.step import ALIF
 from blockspike.neurons.kernels import borrowed, kernel, kernel_with_fma, run
-from blockspike.neurons.model_cpu import reverse_step, step
+from blockspike.neurons.model_cpu import numbers, reverse_step, step
 from blockspike.neurons.spike_distance import Window
 from blockspike.neurons.surrogate import Surrogate
 from blockspike.neurons.surrogate_cpu import surrogate_code, surrogate_derivative
@@ -65,11 +65,11 @@ class _FittingDistance(torch.autograd.Function):
         saved = beta.new_empty(4, -(-n_steps // CHUNK), n_columns)
         sums = torch.zeros(2, n_columns, dtype=torch.float64)
         last_state = beta.new_empty(n_columns)
-        real = rows[0].numpy().dtype.type
+        drive = rows[0].numpy()
         ctx.arguments = (
             len(beta) // n_cells,
             *(columns(x, batch_size) for x in (beta, p, b, weight, bias)),
-            ALIF, (real(0.0), real(1.0), real(min(arp, n_steps))), real(decay), *window,
+            ALIF, numbers((min(arp, n_steps),), drive), drive.dtype.type(decay), *window,
             tile_width(n_columns, None),
         )  # fmt: skip
         run(

@@ -1,13 +1,13 @@
 """One step of ALIF and its derivative, and what makes it a model for the kernels."""
 
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from blockspike.neurons.fused_cpu import fused_cpu
 from blockspike.neurons.model import NeuronModel, maximum, where
-from blockspike.neurons.surrogate import Surrogate
 from blockspike.neurons.trace import ALIFTrace, threshold_of
 
 
@@ -62,21 +62,10 @@ def fused_alif(
     b: Tensor | None,
     *,
     arp: int,
-    recurrent_weight: Tensor | None,
-    recurrent_delay: int,
-    surrogate: Surrogate,
-    detach_spikes: bool,
+    **options: Any,
 ) -> ALIFTrace:
     """Spikes and gradient of `standard`, in one pass; arguments as `alif`, already checked."""
     parameters = [beta, *(torch.zeros_like(beta) if x is None else x for x in (p, b))]
-    return fused_cpu(
-        ALIF,
-        current,
-        parameters,
-        (float(min(arp, len(current))),),
-        recurrent_weight=recurrent_weight,
-        recurrent_delay=recurrent_delay,
-        surrogate=surrogate,
-        detach_spikes=detach_spikes,
-        threshold_of=partial(threshold_of, p=p, b=b),
-    )
+    arps = (float(min(arp, len(current))),)
+    raised = partial(threshold_of, p=p, b=b)
+    return fused_cpu(ALIF, current, parameters, arps, threshold_of=raised, **options)
