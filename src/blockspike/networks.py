@@ -243,7 +243,7 @@ class AdLIFLayer(NeuronLayer):
         q: scale of both.
         recurrent: all-to-all recurrence.
         recurrent_delay: of it, in steps.
-        detach_spikes: see `alif`; here the recurrence learns best with the whole gradient.
+        detach_spikes: see `alif`; by default gradient flows through reset and recurrence.
         method: "fused" or "standard".
 
     Raises:
