@@ -15,6 +15,7 @@ from blockspike.networks import (
     SpikingClassifier,
     SpikingLayer,
     decay,
+    drop_spikes,
 )
 from blockspike.neurons import Boxcar, MultiGaussian
 from blockspike.neurons.adlif import adlif
@@ -120,9 +121,45 @@ def test_events_and_dense_give_the_same_network(synapses):
 def test_scores_are_the_sum_of_the_readout_or_its_mean():
     spikes = make_spikes()
     summed = make_classifier()(spikes)
-    mean = make_classifier(mean_readout=True)(spikes)
+    mean = make_classifier(scores="mean")(spikes)
     assert torch.equal(summed.scores, summed.readout.sum(0))
     torch.testing.assert_close(mean.scores, summed.scores / len(spikes))
+
+
+def test_scores_from_a_softmax_at_each_step():
+    output = make_classifier(scores="softmax")(make_spikes())
+    assert torch.equal(output.scores, output.readout.softmax(-1).sum(0))
+    assert output.scores.sum(-1).tolist() == pytest.approx([50.0] * 3)
+
+
+def test_dropout_leaves_out_spikes_in_training_only():
+    net, spikes = make_classifier(dropout=0.4), make_spikes(1000, density=0.4)
+    trace = next(net.run_layers(spikes))
+    x, fired = drop_spikes(trace, 0.4)
+    assert x.unique().tolist() == pytest.approx([0, 1 / 0.6])
+    assert not x[trace.spikes == 0].any()
+    share = (x.count_nonzero() / trace.spikes.sum()).item()
+    assert trace.spikes.sum() > 1000 and share == pytest.approx(0.6, abs=0.06)
+    torch.testing.assert_close(fired.scale * fired.array.float(), x.detach())
+    expected = make_classifier()(spikes)
+    assert not torch.equal(net(spikes).scores, expected.scores)
+    assert torch.equal(net.eval()(spikes).scores, expected.scores)
+
+
+def test_dropped_spikes_as_events_and_dense():
+    """The same values and gradients, through both layers and the readout."""
+    found = []
+    for synapses in ("events", "dense"):
+        net = make_classifier(dropout=0.3, synapses=synapses).double()
+        torch.manual_seed(3)
+        output = net(EventBatch.from_dense(make_spikes(200)))
+        output.scores.square().sum().backward()
+        found.append(
+            [output.scores.detach(), *(p.grad for p in net.parameters() if p.requires_grad)]
+        )
+    for x, expected in zip(*found, strict=True):
+        assert expected.any()
+        torch.testing.assert_close(x, expected, rtol=1e-9, atol=1e-9)
 
 
 def test_readout_is_a_leaky_integrator():
@@ -209,6 +246,7 @@ def test_checkpoint_round_trip():
     [
         ({"n_inputs": 0}, "^n_inputs: expected an integer ≥ 1, got 0"),
         ({"n_units": -1}, "^n_units: expected an integer ≥ 1, got -1"),
+        ({"max_delay": -1}, "^max_delay: expected an integer ≥ 0"),
         ({"rf_len": 0}, "^rf_len: expected an integer ≥ 1, got 0"),
         ({"arp_ms": -1.0}, "^arp_ms: expected a value ≥ 0, got -1.0"),
         ({"dt_ms": 0.0}, "dt_ms: expected values > 0, got .*0.0"),

@@ -349,6 +349,7 @@ def build_module(cfg: DictConfig, data: EventDataModule) -> ClassificationModule
         _instantiate(cfg.optimizer, "optimizer"),
         scheduler,
         label_smoothing=cfg.label_smoothing,
+        seed=cfg.seed,
     )
 
 

@@ -5,12 +5,15 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
-from typing import Any, Protocol, cast, get_args
+from typing import Any, Literal, Protocol, cast, get_args
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
+from blockspike.bounded import BoundedParameters, Bounds
 from blockspike.data.events import EventBatch
+from blockspike.delays import Delays
 from blockspike.neurons import ALIFTrace, Method, MultiGaussian, Surrogate, alif, leaky_integrate
 from blockspike.neurons.adlif import adlif
 from blockspike.neurons.adlif.step import Euler
@@ -18,7 +21,7 @@ from blockspike.neurons.events_cpu import Fired
 from blockspike.neurons.simulate import LoopOrFused
 from blockspike.synapses import SynapseMode, synaptic_current
 
-Bounds = tuple[float, float]
+Scores = Literal["sum", "mean", "softmax"]
 
 
 def decay(tau_ms: float, dt_ms: float) -> float:
@@ -34,37 +37,6 @@ def _check_counts(**counts: int) -> None:
             raise ValueError(f"{name}: expected an integer ≥ 1, got {value}")
 
 
-class BoundedParameters(nn.Module):
-    """Parameters that hold effective values and are put back into their bounds after each step.
-
-    Clamping inside the forward pass, as the published code does, would stop the gradient of a
-    parameter that has left its range, for good.
-    """
-
-    def __init__(self):
-        super().__init__()
-        self._bounds: dict[str, Bounds] = {}
-
-    def add_bounded(
-        self, name: str, value: Tensor, bounds: Bounds, trainable: bool, argument: str
-    ) -> None:
-        """Register `value` [N] as the parameter `name`; ValueError names `argument` if outside."""
-        low, high = bounds
-        if not bool(((value >= low) & (value <= high)).all()):
-            raise ValueError(
-                f"{argument}: gives {name} = {value.flatten()[0].item():.6g}, "
-                f"expected {low} ≤ {name} ≤ {high}"
-            )
-        self.register_parameter(name, nn.Parameter(value, requires_grad=trainable))
-        self._bounds[name] = bounds
-
-    @torch.no_grad()
-    def project_(self) -> None:
-        """Put every bounded parameter back into its range, in place."""
-        for name, (low, high) in self._bounds.items():
-            self.get_parameter(name).clamp_(low, high)
-
-
 class NeuronLayer(BoundedParameters):
     """Synapses onto one population of neurons; a model's layer adds its parameters and `trace`.
 
@@ -76,6 +48,7 @@ class NeuronLayer(BoundedParameters):
         recurrent: all-to-all recurrence.
         recurrent_delay: of it, in steps; None = the model's own.
         rf_len: temporal receptive field in steps: input at t − rf_len + 1 … t acts at t.
+        max_delay: longest delay of synapses from inputs, in steps; above 0, each learns its own.
         surrogate, detach_spikes: see `alif`.
         method: one of `methods`.
         synapses: see `synaptic_current`.
@@ -93,6 +66,7 @@ class NeuronLayer(BoundedParameters):
         recurrent: bool = True,
         recurrent_delay: int | None = 1,
         rf_len: int = 1,
+        max_delay: int = 0,
         surrogate: Surrogate = MultiGaussian(),  # noqa: B008 (frozen)
         detach_spikes: bool = True,
         method: str = "fused",
@@ -111,6 +85,10 @@ class NeuronLayer(BoundedParameters):
                 raise ValueError(f"{name}: expected one of {', '.join(known)}, got {value!r}")
         if recurrent_delay is not None:
             _check_counts(recurrent_delay=recurrent_delay)
+        if max_delay < 0 or (max_delay and rf_len > 1):
+            raise ValueError(
+                f"max_delay: expected an integer ≥ 0, and 0 with rf_len > 1, got {max_delay}"
+            )
         self.recurrent_delay = recurrent_delay
         self.surrogate, self.detach_spikes = surrogate, detach_spikes
         self.method = method
@@ -119,6 +97,7 @@ class NeuronLayer(BoundedParameters):
         bound = 1 / math.sqrt(n_inputs)
         self.weight = nn.Parameter(torch.empty(rf_len, n_units, n_inputs).uniform_(-bound, bound))
         self.bias = nn.Parameter(torch.zeros(n_units))
+        self.delays = Delays(n_units, n_inputs, max_delay) if max_delay else None
         self.recurrent_weight = nn.Parameter(torch.eye(n_units)) if recurrent else None
 
     @property
@@ -138,6 +117,8 @@ class NeuronLayer(BoundedParameters):
 
     def current(self, x: EventBatch | Tensor, fired: Fired | None = None) -> Tensor:
         """Synaptic current [T, B, n_units] for input [T, B, n_inputs]; `fired`: as there."""
+        if self.delays is not None:
+            return self.delays.current(x, self.weight[0], self.bias, fired, self.synapses)
         return synaptic_current(x, self.weight, self.bias, fired=fired, mode=self.synapses)
 
     def trace(self, x: EventBatch | Tensor, fired: Fired | None = None) -> ALIFTrace:
@@ -161,6 +142,7 @@ class SpikingLayer(NeuronLayer):
         recurrent: all-to-all recurrence.
         recurrent_delay: of it, in steps; None = arp + 1.
         rf_len: temporal receptive field in steps: input at t − rf_len + 1 … t acts at t.
+        max_delay: see `NeuronLayer`.
         train_beta, train_p, train_b: whether the optimiser may change them.
         beta_bounds, p_bounds, b_bounds: ranges they are kept in.
         surrogate, detach_spikes, method: see `alif`.
@@ -187,6 +169,7 @@ class SpikingLayer(NeuronLayer):
         recurrent: bool = True,
         recurrent_delay: int | None = None,
         rf_len: int = 1,
+        max_delay: int = 0,
         train_beta: bool = True,
         train_p: bool = True,
         train_b: bool = False,
@@ -204,6 +187,7 @@ class SpikingLayer(NeuronLayer):
             recurrent=recurrent,
             recurrent_delay=recurrent_delay,
             rf_len=rf_len,
+            max_delay=max_delay,
             surrogate=surrogate,
             detach_spikes=detach_spikes,
             method=method,
@@ -235,7 +219,7 @@ class AdLIFLayer(NeuronLayer):
     orthogonal, weights as U(±1/√n_inputs) / (1 − α), to make up for the factor of the input.
 
     Args:
-        n_inputs, n_units, rf_len, surrogate, synapses: see `NeuronLayer`.
+        n_inputs, n_units, rf_len, max_delay, surrogate, synapses: see `NeuronLayer`.
         dt_ms: length of a step.
         euler: "symplectic" for SE-adLIF, "forward" for adLIF.
         tau_membrane_ms, tau_adaptation_ms: ranges of τ_u and τ_w.
@@ -270,6 +254,7 @@ class AdLIFLayer(NeuronLayer):
         recurrent: bool = True,
         recurrent_delay: int = 1,
         rf_len: int = 1,
+        max_delay: int = 0,
         surrogate: Surrogate = MultiGaussian(),  # noqa: B008 (frozen)
         detach_spikes: bool = False,
         method: LoopOrFused = "fused",
@@ -281,6 +266,7 @@ class AdLIFLayer(NeuronLayer):
             recurrent=recurrent,
             recurrent_delay=recurrent_delay,
             rf_len=rf_len,
+            max_delay=max_delay,
             surrogate=surrogate,
             detach_spikes=detach_spikes,
             method=method,
@@ -330,13 +316,29 @@ MakeLayer = Callable[..., nn.Module]
 """(n_inputs, n_units, dt_ms=…) → a module that is a `HiddenLayer`."""
 
 
-def run_layers(layers: Iterable[nn.Module], x: EventBatch | Tensor) -> Iterator[ALIFTrace]:
-    """The results of `HiddenLayer`s one after another, each as events for the next."""
+def run_layers(
+    layers: Iterable[nn.Module], x: EventBatch | Tensor, dropout: float = 0.0
+) -> Iterator[ALIFTrace]:
+    """The results of `HiddenLayer`s one after another, each as events for the next.
+
+    `dropout`: share of a layer's spikes that the next one does not get.
+    """
     fired = None
     for layer in layers:
         trace = cast(HiddenLayer, layer).trace(x, fired)
         yield trace
-        x, fired = trace.spikes, trace.fired
+        x, fired = drop_spikes(trace, dropout)
+
+
+def drop_spikes(trace: ALIFTrace, share: float) -> tuple[Tensor, Fired]:
+    """Spikes [T, B, N] and the same as events: each left out at random, the others scaled up.
+
+    Scaled by 1 / (1 − share), which keeps their mean (Srivastava et al. 2014).
+    """
+    if share == 0:
+        return trace.spikes, trace.fired
+    kept = F.dropout(trace.spikes, share)
+    return kept, Fired((kept.detach() != 0).view(torch.uint8), 1 / (1 - share))
 
 
 class LeakyReadout(BoundedParameters):
@@ -375,7 +377,8 @@ class ClassifierOutput:
     """What a SpikingClassifier returns.
 
     Attributes:
-        scores: [B, n_classes], over time the sum (or mean) of the readout's membrane.
+        scores: [B, n_classes], over time the sum (or mean) of the readout's membrane, or
+            of its softmax over classes.
         spikes: per hidden layer, [T, B, n_hidden].
         readout: membrane of the readout, [T, B, n_classes].
     """
@@ -401,7 +404,9 @@ class SpikingClassifier(nn.Module):
         n_layers: hidden layers.
         dt_ms: length of a step.
         tau_membrane_ms, train_beta: of the hidden layers and of the readout.
-        mean_readout: scores are the mean over time instead of the sum.
+        scores: what is made of the readout's membrane: its sum over time, its mean, or the sum of
+            its softmax over classes at each step (Bittar & Garner 2022).
+        dropout: share of the hidden spikes that the next layer does not get in training.
         synapses: see `synaptic_current`.
         layer: makes the hidden layers, of any model; None = `SpikingLayer`s with the arguments
             above and `neurons`.
@@ -418,13 +423,19 @@ class SpikingClassifier(nn.Module):
         dt_ms: float,
         tau_membrane_ms: float = 20.0,
         train_beta: bool = True,
-        mean_readout: bool = False,
+        scores: Scores = "sum",
+        dropout: float = 0.0,
         synapses: SynapseMode = "auto",
         layer: MakeLayer | None = None,
         **neurons,
     ):
         super().__init__()
         _check_counts(n_inputs=n_inputs, n_classes=n_classes, n_hidden=n_hidden, n_layers=n_layers)
+        if scores not in get_args(Scores):
+            known = ", ".join(get_args(Scores))
+            raise ValueError(f"scores: expected one of {known}, got {scores!r}")
+        if not 0 <= dropout < 1:
+            raise ValueError(f"dropout: expected 0 ≤ x < 1, got {dropout}")
         if layer is not None and neurons:
             raise TypeError(f"layer: expected no {', '.join(neurons)} beside it")
         shared: dict[str, Any] = {
@@ -438,17 +449,32 @@ class SpikingClassifier(nn.Module):
             make(n_in, n_out, dt_ms=dt_ms) for n_in, n_out in pairwise(sizes)
         )
         self.readout = LeakyReadout(n_hidden, n_classes, dt_ms=dt_ms, **shared)
-        self.mean_readout = mean_readout
+        self.scores: Scores = scores
+        self.dropout = dropout
 
     def forward(self, x: EventBatch | Tensor) -> ClassifierOutput:
         """Scores and activity for spikes [T, B, n_inputs], any T."""
-        return self.read(list(run_layers(self.layers, x)))
+        return self.read(list(self.run_layers(x)))
+
+    def run_layers(self, x: EventBatch | Tensor) -> Iterator[ALIFTrace]:
+        """The hidden layers' results, one after another."""
+        return run_layers(self.layers, x, self.dropout if self.training else 0.0)
 
     def read(self, traces: list[ALIFTrace]) -> ClassifierOutput:
         """What the readout makes of the hidden layers' results."""
-        readout = self.readout(traces[-1].spikes, traces[-1].fired)
-        scores = readout.mean(0) if self.mean_readout else readout.sum(0)
+        last = drop_spikes(traces[-1], self.dropout if self.training else 0.0)
+        readout = self.readout(*last)
+        if self.scores == "mean":
+            scores = readout.mean(0)
+        else:
+            scores = (readout.softmax(-1) if self.scores == "softmax" else readout).sum(0)
         return ClassifierOutput(scores, [trace.spikes for trace in traces], readout)
+
+    def anneal_(self, progress: float) -> None:
+        """Sharpen the learned delays for this share of the training, 0 to 1."""
+        for module in self.modules():
+            if isinstance(module, Delays):
+                module.anneal_(progress)
 
     def project_(self) -> None:
         """Put the neurons' parameters back into their ranges; call after each optimiser step."""

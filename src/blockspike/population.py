@@ -8,7 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from blockspike.networks import BoundedParameters, Bounds, decay
+from blockspike.bounded import BoundedParameters, Bounds
+from blockspike.networks import decay
 from blockspike.neurons import Method, MultiGaussian, Surrogate, alif
 from blockspike.neurons.alif.fitting_cpu import fitting_distance
 from blockspike.neurons.spike_distance import Window, check_target, squared_distance

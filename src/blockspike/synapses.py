@@ -38,8 +38,8 @@ def synaptic_current(
         spikes: EventBatch of shape (T, B, K), or a dense tensor [T, B, K].
         weight: [n_taps, N, K] (post, pre); tap k acts k steps later (the temporal receptive field).
         bias: [N].
-        fired: the same as a dense `spikes`, if those are only 0 and 1: they may then be treated
-            as events.
+        fired: the same as a dense `spikes`, if those are only 0 and `fired.scale`: they may then
+            be treated as events.
         mode: "events", "dense", or "auto": events where they are sparse. On a GPU, dense tensors
             stay so, since counting their spikes would make the CPU wait.
 
@@ -52,7 +52,7 @@ def synaptic_current(
     _check(spikes, weight, bias, mode)
     if isinstance(spikes, EventBatch):
         if _use_events(mode, spikes, MAX_EVENT_DENSITY_OF_BATCH):
-            return _EventCurrents.apply(None, weight, bias, spikes)  # pyright: ignore
+            return _EventCurrents.apply(None, weight, bias, spikes, 1.0)  # pyright: ignore
         return _dense(spikes.dense(weight.dtype), weight, bias)
     if mode == "events" and fired is None:
         raise ValueError("mode: 'events' needs an EventBatch or `fired`, got a dense tensor")
@@ -63,13 +63,14 @@ def synaptic_current(
         raise ValueError(
             f"fired: expected shape {list(spikes.shape)} like spikes, got {list(fired.array.shape)}"
         )
-    events = _events(fired) if on_cpu else EventBatch.from_dense(spikes.detach())
+    events = events_of_spikes(fired) if on_cpu else EventBatch.from_dense(spikes.detach())
     if not _use_events(mode, events, MAX_EVENT_DENSITY):
         return _dense(spikes, weight, bias)
-    return _EventCurrents.apply(spikes, weight, bias, events)  # pyright: ignore
+    return _EventCurrents.apply(spikes, weight, bias, events, fired.scale)  # pyright: ignore
 
 
-def _events(fired: Fired) -> EventBatch:
+def events_of_spikes(fired: Fired) -> EventBatch:
+    """The same as sorted events, on the CPU."""
     n_steps, batch_size, n_units = fired.array.shape
     row_ptr, unit = (torch.from_numpy(x) for x in fired.events)
     return EventBatch(row_ptr, unit, (n_steps, batch_size, n_units))
@@ -104,10 +105,10 @@ def _use_events(mode: str, events: EventBatch, most_on_cpu: float) -> bool:
 
 
 def _dense(spikes: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    current = F.linear(spikes, weight[0], bias)
-    for tap in range(1, min(len(weight), len(spikes))):
-        current[tap:] += F.linear(spikes[:-tap], weight[tap])
-    return current
+    if len(weight) == 1:
+        return F.linear(spikes, weight[0], bias)
+    past = F.pad(spikes.permute(1, 2, 0), (len(weight) - 1, 0))  # [B, K, taps − 1 + T]
+    return F.conv1d(past, weight.flip(0).permute(1, 2, 0), bias).permute(2, 0, 1).contiguous()
 
 
 def _add_events(events: EventBatch, weight_t: Tensor, bias: Tensor) -> Tensor:
@@ -143,10 +144,14 @@ def _weight_gradient(
 
 class _EventCurrents(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, spikes: Tensor | None, weight: Tensor, bias: Tensor, events: EventBatch):
+    def forward(
+        ctx, spikes: Tensor | None, weight: Tensor, bias: Tensor, events: EventBatch, scale: float
+    ):
         ctx.save_for_backward(events.row_ptr, events.unit, weight)
         ctx.batch_size = events.shape[1]
-        out = _add_events(events, weight.detach().transpose(1, 2), bias.detach())
+        ctx.scale = scale
+        weight_t = weight.detach().transpose(1, 2)
+        out = _add_events(events, weight_t if scale == 1 else scale * weight_t, bias.detach())
         return out.view(events.shape[0], events.shape[1], -1)
 
     @staticmethod
@@ -163,6 +168,8 @@ class _EventCurrents(torch.autograd.Function):
         if ctx.needs_input_grad[1]:
             sizes = (len(weight), ctx.batch_size, weight.shape[2])
             grad_weight = _weight_gradient(row_ptr, unit, rows, *sizes).transpose(1, 2)
+            if ctx.scale != 1:
+                grad_weight = ctx.scale * grad_weight
         if ctx.needs_input_grad[2]:
             grad_bias = rows.sum(0)
-        return grad_spikes, grad_weight, grad_bias, None
+        return grad_spikes, grad_weight, grad_bias, None, None

@@ -105,6 +105,7 @@ def kill_when(process: subprocess.Popen, condition, seconds: float = 90) -> None
 def test_a_killed_run_continues_to_the_same_bits(blockspike, tmp_path, data_dir):
     args = (*SMALL, "trainer.max_epochs=4", "data.pixel_shift=1", "scheduler=cosine")
     args += ("callbacks=reload_best", "callbacks.reload_best.milestone=3")
+    args += ("network.dropout=0.2", "model.max_delay=3")
     killed, whole = tmp_path / "killed", tmp_path / "whole"
     process = start(killed, data_dir, "train", *args)
     outputs = killed / "outputs"
@@ -125,7 +126,7 @@ def test_a_killed_run_continues_to_the_same_bits(blockspike, tmp_path, data_dir)
 
 @pytest.mark.parametrize("file", ["best.ckpt", "last.ckpt"])
 def test_a_crash_between_an_epochs_files_loses_nothing(blockspike, tmp_path, monkeypatch, file):
-    args = ("train", *SMALL, "trainer.max_epochs=3", "scheduler=cosine", "monitor=val/loss")
+    args = ("train", *SMALL, "trainer.max_epochs=3", "scheduler=one_cycle", "monitor=val/loss")
     blockspike(*args, "output_dir=whole/outputs")
 
     def crash(content, path):

@@ -162,7 +162,7 @@ def test_parameters_and_outputs(tmp_path, method, harm, words):
 def test_every_part_of_the_scores_is_looked_at(tmp_path):
     """With labels of one class, a score of −Inf for the other spoils neither loss nor gradient."""
     made = [(events, torch.zeros_like(labels)) for events, labels in batches()]
-    net = network(mean_readout=True, train_beta=False)
+    net = network(scores="mean", train_beta=False)
     module = module_of(net, in_score)
     assert stopped(module, tmp_path, made).startswith("readout: membrane is -inf")
     assert all(torch.isfinite(p.grad).all() for p in net.parameters() if p.grad is not None)

@@ -11,7 +11,6 @@ from blockspike.commands.activity import shown_samples
 from blockspike.commands.evaluate import load_run
 from blockspike.commands.train import use_threads
 from blockspike.figures.tables import read_table
-from blockspike.networks import run_layers
 from blockspike.report.comparison import comparisons
 from blockspike.report.page import EmbeddedFigure, found_figures, render
 from blockspike.report.viewer import pack_traces
@@ -71,5 +70,5 @@ def traces_of(run: Run) -> dict[str, Any]:
     read_as = network(events).scores_of(len(labels)).argmax(1)
     samples = shown_samples(labels).tolist()
     titles = [f"class {int(labels[i])}, read as {int(read_as[i])}" for i in samples]
-    traces = list(run_layers(network.layers, events))
+    traces = list(network.run_layers(events))
     return pack_traces(traces, samples, titles, data.dt_ms)

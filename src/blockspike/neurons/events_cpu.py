@@ -21,10 +21,12 @@ class Fired:
     """Which neurons fired, as events once asked for; who needs them again has them already.
 
     Attributes:
-        array: [T, B, N], each 0 or 1; bytes (uint8) or spikes of any type.
+        array: [T, B, N], each 0 or not; bytes (uint8) or spikes of any type.
+        scale: what each spike counts.
     """
 
     array: Tensor
+    scale: float = 1.0
 
     @cached_property
     def events(self) -> tuple[np.ndarray, np.ndarray]:
@@ -135,6 +137,45 @@ def _event_currents(start, stop, row_ptr, unit, weight_t, bias, lag_rows, out):
                 total[:] = bias
             if row >= lag:
                 add_rows(total, rows, unit, row_ptr[row - lag], row_ptr[row - lag + 1])
+
+
+def delayed_event_currents(
+    row_ptr: np.ndarray,
+    unit: np.ndarray,
+    weight_t: np.ndarray,
+    delay_t: np.ndarray,
+    bias: np.ndarray,
+    out: np.ndarray,
+) -> None:
+    """out[t + delay_t[k, n], b, n] += weight_t[k, n] for each event of unit k at (t, b), and bias.
+
+    Args:
+        row_ptr, unit: the events, T·B rows.
+        weight_t: [K, N].
+        delay_t: int64 [K, N] in steps, ≥ 0.
+        bias: [N].
+        out: [T, B, N], overwritten.
+    """
+    offset = (delay_t * len(bias) + np.arange(len(bias))).astype(np.uint64)
+    reach = int(delay_t.max(initial=0)) + 1
+    run(_delayed, out.shape[1], row_ptr, unit, weight_t, offset, bias, reach, out)
+
+
+@kernel
+def _delayed(first, last, row_ptr, unit, weight_t, offset, bias, reach, out):
+    n_steps, batch_size, n_units = out.shape
+    coming = np.empty((n_steps + reach) * n_units, out.dtype)  # what arrives at each step
+    for sample in range(first, last):
+        coming[:] = 0
+        for t in range(n_steps):
+            row = t * batch_size + sample
+            now = coming[t * n_units :]
+            for event in range(row_ptr[row], row_ptr[row + 1]):
+                k = unit[event]
+                for i in range(n_units):
+                    now[offset[k, i]] += weight_t[k, i]
+            for i in range(n_units):
+                out[t, sample, i] = bias[i] + now[i]
 
 
 def event_weight_gradient(

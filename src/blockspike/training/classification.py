@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytorch_lightning as pl
 import torch
 import torch.distributed as dist
@@ -32,6 +33,7 @@ class ClassificationModule(pl.LightningModule):
         scheduler: makes a learning-rate scheduler, stepped once an epoch; None = constant.
         label_smoothing: share of each training target that is spread evenly over the classes;
             the losses that are logged are plain cross-entropies.
+        seed: of the spikes that dropout leaves out, with epoch and process.
 
     Raises:
         ValueError: label_smoothing is not in [0, 1).
@@ -45,11 +47,13 @@ class ClassificationModule(pl.LightningModule):
         optimizer: Callable[[Any], Optimizer],
         scheduler: Callable[[Optimizer], Any] | None = None,
         label_smoothing: float = 0.0,
+        seed: int = 0,
     ):
         super().__init__()
         if not 0 <= label_smoothing < 1:
             raise ValueError(f"label_smoothing: expected 0 ≤ x < 1, got {label_smoothing}")
         self.label_smoothing = label_smoothing
+        self.seed = seed
         self.network = network
         self.dt_ms = dt_ms
         self.make_optimizer = optimizer
@@ -94,6 +98,12 @@ class ClassificationModule(pl.LightningModule):
     def training_loss(self, scores: Tensor, labels: Tensor) -> Tensor:
         """What is minimised, for scores [B, n_classes] and labels [B]."""
         return F.cross_entropy(scores, labels.clamp(min=0), label_smoothing=self.label_smoothing)
+
+    def on_train_epoch_start(self) -> None:
+        """Seed what is drawn within the epoch, so that a resumed run draws the same; delays."""
+        self.network.anneal_(self.current_epoch / max(self.trainer.max_epochs or 1, 1))
+        draw = np.random.SeedSequence([self.seed, self.current_epoch, self.global_rank])
+        torch.manual_seed(int(draw.generate_state(1)[0]))
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Loss of one training batch."""

@@ -20,7 +20,6 @@ from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 
 from blockspike.data.events import EventBatch
-from blockspike.networks import run_layers
 from blockspike.neurons import ALIFTrace, NotFiniteError
 from blockspike.neurons.spike_distance import Window
 from blockspike.training.checkpoint_io import load_plain, save_plain
@@ -239,7 +238,7 @@ class NumberGuard(_Guard):
         with torch.enable_grad():
             traces: list[ALIFTrace] = []
             try:
-                for trace in run_layers(network.layers, events):
+                for trace in network.run_layers(events):
                     for part in ("spikes", "membrane", "threshold"):
                         if wrong := _not_finite(getattr(trace, part)):
                             return f"layers.{len(traces)}: {part} {wrong}"

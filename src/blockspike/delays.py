@@ -1,0 +1,123 @@
+"""Learned delays: each synapse from an input has a delay of its own beside its weight.
+
+In training the weight is spread over all delays as a Gaussian around the learned one, which gives
+that a gradient; the Gaussian narrows as training goes on. In evaluation delays are whole steps
+(dilated convolution with learnable spacings, Hammouamri et al., ICLR 2024).
+"""
+
+import torch
+from torch import Tensor
+
+from blockspike.bounded import BoundedParameters
+from blockspike.data.events import EventBatch
+from blockspike.neurons.events_cpu import Fired, delayed_event_currents
+from blockspike.neurons.trace import needs_gradient
+from blockspike.synapses import SynapseMode, events_of_spikes, synaptic_current
+
+LAST_SIGMA = 0.5
+"""σ of the Gaussian in steps once it is narrow."""
+ANNEALED = 0.5
+"""Share of the training after which it is."""
+
+
+class Delays(BoundedParameters):
+    """The delays of synapses from n_inputs units onto n_units; they start anywhere in the range.
+
+    Attributes:
+        delay: [n_units, n_inputs], learned, as a share of `max_delay`, 0 to 1.
+        sigma: of the Gaussian, in steps; starts at half the longest delay.
+
+    Args:
+        n_units, n_inputs: post- and presynaptic units.
+        max_delay: the longest, in steps.
+    """
+
+    delay: Tensor
+    sigma: Tensor
+
+    def __init__(self, n_units: int, n_inputs: int, max_delay: int):
+        super().__init__()
+        self.max_delay = max_delay
+        self.add_bounded("delay", torch.rand(n_units, n_inputs), (0.0, 1.0), True, "max_delay")
+        self.register_buffer("sigma", torch.tensor(max(max_delay / 2, LAST_SIGMA)))
+
+    def anneal_(self, progress: float) -> None:
+        """Narrow the Gaussian: exponentially, until `ANNEALED` of the training, to `LAST_SIGMA`."""
+        first = max(self.max_delay / 2, LAST_SIGMA)
+        share = min(progress / ANNEALED, 1.0)
+        self.sigma.fill_(first ** (1 - share) * LAST_SIGMA**share)
+
+    def steps(self) -> Tensor:
+        """The delays as whole steps, int64 [n_units, n_inputs]."""
+        return (self.delay.detach() * self.max_delay).round().long()
+
+    def kernel(self) -> Tensor:
+        """Shares of each weight by delay, [max_delay + 1, n_units, n_inputs]; they add up to 1."""
+        steps = torch.arange(self.max_delay + 1, device=self.delay.device)[:, None, None]
+        if not self.training:
+            return (steps == self.steps()).to(self.delay.dtype)
+        return (-0.5 * ((steps - self.max_delay * self.delay) / self.sigma) ** 2).softmax(0)
+
+    def current(
+        self,
+        spikes: EventBatch | Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        fired: Fired | None = None,
+        mode: SynapseMode = "auto",
+    ) -> Tensor:
+        """I[t, n] = bias[n] + Σ_k Σ_d weight[n, k] kernel[d, n, k] spikes[t − d, k].
+
+        In evaluation on the CPU, where nobody needs a gradient, event by event.
+
+        Args:
+            spikes, bias, fired, mode: see `synaptic_current`.
+            weight: [n_units, n_inputs].
+        """
+        is_sparse = isinstance(spikes, EventBatch) or fired is not None
+        dense = None if isinstance(spikes, EventBatch) else spikes
+        if (
+            self.training
+            or not is_sparse
+            or mode == "dense"
+            or weight.device.type != "cpu"
+            or needs_gradient(dense, weight, bias)
+        ):
+            kernel = weight * self.kernel()
+            return synaptic_current(spikes, kernel, bias, fired=fired, mode=mode)
+        return delayed_current(spikes, weight, bias, self.steps(), fired)
+
+
+def delayed_current(
+    spikes: EventBatch | Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    delay: Tensor,
+    fired: Fired | None = None,
+) -> Tensor:
+    """I[t, n] = bias[n] + Σ_k weight[n, k] spikes[t − delay[n, k], k], event by event on the CPU.
+
+    Args:
+        spikes: EventBatch of shape (T, B, K), or a dense tensor [T, B, K] with its `fired`.
+        weight: [N, K].
+        bias: [N].
+        delay: int64 [N, K] in steps, ≥ 0.
+        fired: see `synaptic_current`.
+
+    Returns:
+        Current [T, B, N], without gradient.
+
+    Raises:
+        ValueError: a dense tensor without `fired`.
+    """
+    if isinstance(spikes, EventBatch):
+        events, scale = spikes, 1.0
+    elif fired is None:
+        raise ValueError("spikes: expected an EventBatch or `fired`, got a dense tensor")
+    else:
+        events, scale = events_of_spikes(fired), fired.scale
+    n_steps, batch_size, _ = events.shape
+    out = weight.new_empty(n_steps, batch_size, len(bias), requires_grad=False)
+    inputs = (events.row_ptr, events.unit, scale * weight.T, delay.T, bias, out)
+    delayed_event_currents(*(x.detach().contiguous().numpy() for x in inputs))
+    return out

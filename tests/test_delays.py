@@ -1,0 +1,164 @@
+"""Learned delays against a causal convolution written out, and that they are learned."""
+
+import math
+
+import pytest
+import torch
+
+from blockspike.data.events import EventBatch
+from blockspike.delays import LAST_SIGMA, Delays, delayed_current
+from blockspike.networks import AdLIFLayer, SpikingClassifier, SpikingLayer
+from blockspike.neurons.events_cpu import Fired
+
+N_STEPS, BATCH, N_INPUTS, N_UNITS, MAX_DELAY = 40, 3, 30, 20, 9
+
+
+def made(dtype=torch.float64, most=1):
+    torch.manual_seed(0)
+    counts = torch.randint(0, most + 1, (N_STEPS, BATCH, N_INPUTS))
+    spikes = (counts * (torch.rand(counts.shape) < 0.2)).to(dtype)
+    weight, bias = torch.randn(N_UNITS, N_INPUTS).to(dtype), torch.randn(N_UNITS).to(dtype)
+    return Delays(N_UNITS, N_INPUTS, MAX_DELAY).to(dtype), spikes, weight, bias
+
+
+def convolution(spikes, kernel, bias):
+    """I[t, n] = bias[n] + Σ_d Σ_k kernel[d, n, k] spikes[t − d, k], as it is written."""
+    current = bias.expand(*spikes.shape[:2], -1).clone()
+    for t in range(len(spikes)):
+        for d in range(min(len(kernel), t + 1)):
+            current[t] += spikes[t - d] @ kernel[d].T
+    return current
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("given", ["events", "fired", "dense"])
+def test_whole_steps_are_a_causal_convolution(given, dtype):
+    delays, spikes, weight, bias = made(dtype, most=3 if given == "events" else 1)
+    delays.eval()
+    steps = delays.steps()
+    assert steps.min() == 0 and steps.max() == MAX_DELAY
+    kernel = weight * torch.stack([(steps == d).to(dtype) for d in range(MAX_DELAY + 1)])
+    fired = Fired(spikes.to(torch.uint8)) if given == "fired" else None
+    x = EventBatch.from_dense(spikes) if given == "events" else spikes
+    tolerance = 1e-12 if dtype == torch.float64 else 1e-5
+    current = delays.current(x, weight, bias, fired)
+    expected = convolution(spikes, kernel, bias)
+    torch.testing.assert_close(current, expected, rtol=tolerance, atol=tolerance)
+    if given != "dense":  # with a gradient, the same by another way
+        assert torch.equal(current, delayed_current(x, weight, bias, steps, fired))
+        weight.requires_grad_()
+        by_taps = delays.current(x, weight, bias, fired)
+        assert by_taps.requires_grad and not current.requires_grad
+        torch.testing.assert_close(by_taps.detach(), current, rtol=tolerance, atol=tolerance)
+
+
+def test_a_scale_counts():
+    """Spikes that dropout has scaled up, as events."""
+    delays, spikes, weight, bias = made()
+    steps = delays.steps()
+    half = Fired(spikes.to(torch.uint8), scale=0.5)
+    current = delayed_current(0.5 * spikes, weight, bias, steps, half)
+    torch.testing.assert_close(current, delays.eval().current(0.5 * spikes, weight, bias))
+
+
+def test_delays_beyond_the_end_are_silent():
+    spikes = torch.zeros(3, 1, 1)
+    spikes[1] = 1
+    delay = torch.tensor([[0], [1], [5]])
+    current = delayed_current(
+        EventBatch.from_dense(spikes), torch.tensor([[2.0], [3.0], [4.0]]), torch.zeros(3), delay
+    )
+    assert current[:, 0].tolist() == [[0, 0, 0], [2, 0, 0], [0, 3, 0]]
+
+
+def test_in_training_a_gaussian_around_each_delay():
+    delays, spikes, weight, bias = made()
+    kernel = delays.kernel()
+    for n, k in ((0, 0), (5, 7)):
+        mean = delays.delay[n, k].item() * MAX_DELAY
+        sigma = MAX_DELAY / 2
+        gaussian = [math.exp(-0.5 * ((d - mean) / sigma) ** 2) for d in range(MAX_DELAY + 1)]
+        expected = [g / sum(gaussian) for g in gaussian]
+        assert kernel[:, n, k].tolist() == pytest.approx(expected, rel=1e-6)
+    current = delays.current(spikes, weight, bias)
+    torch.testing.assert_close(current, convolution(spikes, weight * kernel, bias))
+
+
+def test_gradients_by_differences():
+    _, spikes, weight, bias = made()
+    small = Delays(2, 4, MAX_DELAY).double()
+    small.anneal_(0.3)
+    weight, bias = weight[:2, :4].clone(), bias[:2].clone()
+    kernel_inputs = [x.requires_grad_() for x in (weight, bias)]
+    gradients = torch.autograd.grad(
+        small.current(spikes[:12, :1, :4], weight, bias).square().sum(),
+        [*kernel_inputs, small.delay],
+    )
+    for x, gradient in zip((weight, bias, small.delay), gradients, strict=True):
+        for place in ((0,) * x.ndim, (1,) * x.ndim):
+            losses = []
+            for change in (1e-6, -1e-6):
+                with torch.no_grad():
+                    x[place] += change
+                    losses.append(small.current(spikes[:12, :1, :4], weight, bias).square().sum())
+                    x[place] -= change
+            assert (losses[0] - losses[1]).item() / 2e-6 == pytest.approx(
+                gradient[place].item(), rel=1e-5, abs=1e-8
+            )
+
+
+def test_the_gaussian_narrows():
+    delays = Delays(2, 2, 20)
+    sigmas = []
+    for progress in (0, 0.25, 0.5, 0.9):
+        delays.anneal_(progress)
+        sigmas.append(float(delays.sigma))
+    assert sigmas == pytest.approx([10, math.sqrt(10 * LAST_SIGMA), LAST_SIGMA, LAST_SIGMA])
+
+
+def test_a_delay_is_learned():
+    """A spike that is to arrive 4 steps later, from a delay of 11."""
+    torch.manual_seed(0)
+    delays = Delays(1, 1, 12)
+    with torch.no_grad():
+        delays.delay.fill_(0.9)
+    spikes = torch.zeros(20, 1, 1)
+    spikes[2] = 1
+    wanted = torch.zeros(20, 1, 1)
+    wanted[2 + 4] = 1
+    weight, bias = torch.ones(1, 1), torch.zeros(1)
+    optimizer = torch.optim.Adam(delays.parameters(), lr=0.02)
+    for step in range(200):
+        delays.anneal_(step / 200)
+        optimizer.zero_grad()
+        (delays.current(spikes, weight, bias) - wanted).square().sum().backward()
+        optimizer.step()
+        delays.project_()
+    delays.eval()
+    assert torch.equal(delays.current(spikes, weight, bias), wanted)
+
+
+@pytest.mark.parametrize("kind", [SpikingLayer, AdLIFLayer])
+def test_layers_with_delays(kind):
+    torch.manual_seed(0)
+    layer = kind(30, 8, dt_ms=1.0, max_delay=5).double()
+    spikes = (torch.rand(50, 2, 30) < 0.3).double()
+    layer(spikes).sum().backward()
+    assert layer.delays.delay.grad.any()
+    network = SpikingClassifier(30, 4, 8, dt_ms=1.0, max_delay=5)
+    network.anneal_(1)
+    assert [float(layer.delays.sigma) for layer in network.layers] == [LAST_SIGMA] * 2  # pyright: ignore
+    layer.delays.delay.data += 2
+    layer.delays.project_()
+    assert layer.delays.delay.max() == 1
+
+
+@pytest.mark.parametrize("options", [{"max_delay": -1}, {"max_delay": 3, "rf_len": 2}])
+def test_bad_delays(options):
+    with pytest.raises(ValueError, match="^max_delay: expected an integer ≥ 0, and 0 with rf_len"):
+        SpikingLayer(3, 2, dt_ms=1.0, **options)
+
+
+def test_events_are_needed():
+    with pytest.raises(ValueError, match="^spikes: expected an EventBatch or `fired`, got a dense"):
+        delayed_current(torch.zeros(3, 1, 2), torch.zeros(4, 2), torch.zeros(4), torch.zeros(4, 2))
