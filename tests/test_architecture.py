@@ -20,7 +20,9 @@ MODULES = {
 ALLOWED = {
     "neurons": {"neurons"},
     "synapses": {"neurons", "data.events"},
-    "networks": {"neurons", "synapses", "data.events"},
+    "bounded": set(),
+    "delays": {"bounded", "neurons", "synapses", "data.events"},
+    "networks": {"bounded", "delays", "neurons", "synapses", "data.events"},
     "data": {"data", "files"},
     "metrics": {"neurons"},
     "results": {"files"},
@@ -33,6 +35,7 @@ ALLOWED = {
 FORBIDDEN = {
     "neurons": {"pytorch_lightning", "lightning", "hydra", "omegaconf", "h5py", "wandb", "pandas"},
     "synapses": {"pytorch_lightning", "lightning", "hydra", "omegaconf", "h5py", "wandb"},
+    "delays": {"pytorch_lightning", "lightning", "hydra", "omegaconf", "h5py", "wandb"},
     "networks": {"pytorch_lightning", "lightning", "hydra", "omegaconf", "h5py", "wandb"},
     "training": {"blockspike.config", "blockspike.cli", "blockspike.figures", "hydra", "omegaconf"},
     "data": {"hydra", "omegaconf", "wandb"},
