@@ -18,7 +18,8 @@ from blockspike.sweeps import RecordSweep, run_states, sweep_summary
 CONF = Path(__file__).parent / "conf"
 
 COMMANDS = (
-    "prepare", "train", "evaluate", "figures", "benchmark", "status", "collect", "report",
+    "prepare", "train", "evaluate", "publish", "figures", "benchmark", "status", "collect",
+    "report",
 )  # fmt: skip
 # Errors that say what was wrong with the input; anything else is a defect and keeps its traceback.
 EXPECTED = (ValueError, OSError, HydraException, OmegaConfBaseException)
@@ -34,6 +35,7 @@ usage: blockspike COMMAND [overrides]
              or neurons fitted to recordings:   blockspike train experiment=fit_my_recording …
   evaluate   a finished run on its test data:   blockspike evaluate run=outputs/…
              a fitted neuron on a recording:    blockspike evaluate neuron=….json recording=…
+  publish    its network as a file with a card: blockspike publish run=outputs/… name=…
   figures    pictures of a finished run:        blockspike figures run=outputs/…
              or of a table of runs:             blockspike figures figure=classification
   benchmark  speed, side by side:               blockspike benchmark study=length

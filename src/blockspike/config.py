@@ -143,6 +143,15 @@ class RunSchema:
 
 
 @dataclasses.dataclass
+class PublishSchema:
+    """Top level of conf/publish.yaml."""
+
+    run: str = MISSING
+    name: str = MISSING
+    output_dir: str = MISSING
+
+
+@dataclasses.dataclass
 class FiguresSchema:
     """Top level of conf/figures.yaml: a finished run, or a figure of the paper from a table."""
 
@@ -194,6 +203,7 @@ def register_schemas() -> None:
         ("train", TrainSchema),
         ("prepare", PrepareSchema),
         ("run", RunSchema),
+        ("publish", PublishSchema),
         ("figures", FiguresSchema),
         ("benchmark", BenchmarkSchema),
         ("collect", CollectSchema),
@@ -313,7 +323,18 @@ def _surrogate(name: str) -> Surrogate:
     return SURROGATES[name]()
 
 
-def build_network(cfg: DictConfig, data: EventDataModule) -> SpikingClassifier:
+class Sizes(typing.Protocol):
+    """What a network has to know of its data."""
+
+    @property
+    def n_inputs(self) -> int: ...
+    @property
+    def n_classes(self) -> int: ...
+    @property
+    def dt_ms(self) -> float: ...
+
+
+def build_network(cfg: DictConfig, data: Sizes) -> SpikingClassifier:
     """The classifier of `cfg.model` and `cfg.network`, sized for `data`.
 
     A model with a `_target_` of its own makes the hidden layers (docs/extend.md).
@@ -332,7 +353,7 @@ def build_network(cfg: DictConfig, data: EventDataModule) -> SpikingClassifier:
     return _classifier(cfg, data, {**cfg.model, "surrogate": _surrogate(cfg.model.surrogate)})
 
 
-def _classifier(cfg: DictConfig, data: EventDataModule, neurons: dict) -> SpikingClassifier:
+def _classifier(cfg: DictConfig, data: Sizes, neurons: dict) -> SpikingClassifier:
     return SpikingClassifier(
         data.n_inputs, data.n_classes, dt_ms=data.dt_ms, **neurons, **cfg.network
     )

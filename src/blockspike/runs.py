@@ -4,6 +4,7 @@ import fcntl
 import os
 import platform
 import subprocess
+import sys
 import time
 import traceback
 from collections.abc import Iterator
@@ -130,7 +131,7 @@ class Run:
             if data_sha256 is not None:
                 write_json(self.folder / "data.json", {"data_sha256": data_sha256})
             status = {"state": "running", "pid": os.getpid(), "started": now(), **provenance()}
-            status["config_hash"] = digest
+            status |= {"config_hash": digest, "arguments": sys.argv[1:]}
             self._write_status(status)
             try:
                 yield
@@ -143,6 +144,12 @@ class Run:
                 self._write_status({**status, **ended})
                 raise
             self._write_status({**status, "state": "done", "ended": now()})
+
+    def arguments(self) -> list[str]:
+        """Command and overrides that it was started with last, less where things lie."""
+        given = read_json(self.folder / "status.json").get("arguments", [])
+        of_place = ("run_dir", "output_dir", "data_dir", "progress", "threads", "hydra.")
+        return [argument for argument in given if not argument.startswith(of_place)]
 
     @rank_zero_only
     def mark_done(self) -> None:

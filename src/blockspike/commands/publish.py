@@ -1,0 +1,96 @@
+"""`blockspike publish`: a finished run's network as one file with a card, to give away."""
+
+import shlex
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+
+from blockspike.commands.evaluate import load_run
+from blockspike.config import content_of
+from blockspike.files import write_text
+from blockspike.pretrained import NetworkFile, save_pretrained
+from blockspike.runs import Run
+
+_CARD = """# {name}
+
+{model} trained on {data_set}; {n_parameters:,} parameters.
+
+| | |
+|---|---|
+| test accuracy | {test_accuracy:.2%} |
+| validation accuracy, by which epoch {chosen_epoch} of {n_epochs} was chosen | {val_accuracy:.2%} |
+| training accuracy of that epoch | {train_accuracy:.2%} |
+| spikes of a validation recording | {spikes} |
+| minutes of training | {minutes:.0f} on {n_threads} threads of {machine} |
+| seed | {seed} |
+| commit | {git_sha}{dirty} |
+| data, SHA-256 of the prepared file's content | {data_sha256} |
+
+Repeat: at that commit,
+
+```
+{command}
+```
+
+Use: `blockspike.pretrained.load_pretrained("{name}")`, which takes events [T, B, {n_inputs}] in
+steps of {dt_ms:g} ms. How recordings become such events is `about_pretrained("{name}").data`.
+"""
+
+
+def publish(cfg: DictConfig) -> Path:
+    """Write `NAME.safetensors` and `NAME.md` into `output_dir/published`.
+
+    Returns:
+        The first.
+
+    Raises:
+        FileNotFoundError: no finished run in the folder.
+        ValueError: bad name, or the run's files are damaged.
+    """
+    if not str(cfg.name).replace("_", "").isalnum():
+        raise ValueError(f"name: expected letters, digits and _, got {cfg.name!r}")
+    run = Run(Path(cfg.run))
+    data, network = load_run(run)
+    row = run.result()
+    if row is None:
+        raise FileNotFoundError(f"{run.folder}: the run is not finished, no {'result.json'}")
+    content = content_of(run.config())
+    card = _card(cfg.name, run, row, content, data.n_steps)
+    about = NetworkFile(
+        data.n_inputs, data.n_classes, data.dt_ms,
+        content["model"], content["network"], content["data"], card,
+    )  # fmt: skip
+    folder = Path(cfg.output_dir) / "published"
+    path = folder / f"{cfg.name}.safetensors"
+    save_pretrained(path, network, about)
+    text = _CARD.format(**card, n_inputs=data.n_inputs, dt_ms=data.dt_ms)
+    write_text(folder / f"{cfg.name}.md", text)
+    print(f"{path}: {path.stat().st_size / 1e6:.2f} MB, with its card {cfg.name}.md")
+    return path
+
+
+def _card(
+    name: str, run: Run, row: dict[str, Any], content: dict[str, Any], n_steps: int
+) -> dict[str, Any]:
+    keys = (
+        "data_set", "n_parameters", "test_accuracy", "val_accuracy", "train_accuracy",
+        "chosen_epoch", "n_epochs", "n_threads", "machine", "seed", "git_sha", "data_sha256",
+    )  # fmt: skip
+    model = content["model"]
+    kind = str(model.get("_target_", "SpikingLayer")).rpartition(".")[2]
+    if "euler" in model:
+        kind = {"symplectic": "SE-adLIF", "forward": "adLIF"}[model["euler"]]
+    elif kind == "SpikingLayer":
+        kind = "ALIF"
+    steps_s = n_steps * content["data"]["dt_ms"] / 1000
+    layers = sorted(key for key in row if key.startswith("rate_layer"))
+    spikes = sum(row[key] for key in layers) * steps_s * content["network"]["n_hidden"]
+    return {key: row[key] for key in keys} | {
+        "name": name,
+        "model": kind,
+        "dirty": " and changes" if row["git_dirty"] else "",
+        "minutes": row["train_s"] / 60,
+        "spikes": round(spikes),
+        "command": shlex.join(["blockspike", *run.arguments()]),
+    }

@@ -1,0 +1,107 @@
+"""Trained networks: those that come with blockspike, by name, and your own, one file each.
+
+A file is safetensors: the network's parameters by name and, as JSON in its metadata, what it is
+made of and how it was trained. Nothing in it is unpickled or evaluated.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import OmegaConf
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from blockspike.config import build_network
+from blockspike.files import whole_file
+from blockspike.networks import SpikingClassifier
+
+_FORMAT = "blockspike-network-1"
+_FOLDER = Path(__file__).parent
+
+
+@dataclass(frozen=True)
+class NetworkFile:
+    """What a file holds beside the parameters.
+
+    Attributes:
+        n_inputs, n_classes: sizes of the network.
+        dt_ms: length of a step.
+        model, network: as in the configuration.
+        data: configuration of the data that it was trained on, which says how they become input.
+        card: data set, commit, scores and the like, by name.
+    """
+
+    n_inputs: int
+    n_classes: int
+    dt_ms: float
+    model: dict[str, Any]
+    network: dict[str, Any]
+    data: dict[str, Any]
+    card: dict[str, Any]
+
+
+def pretrained_names() -> list[str]:
+    """The networks that come with blockspike; each has a card, `pretrained/NAME.md`."""
+    return sorted(path.stem for path in _FOLDER.glob("*.safetensors"))
+
+
+def load_pretrained(name: str | Path) -> SpikingClassifier:
+    """A trained network, ready to be used: `load_pretrained(name)(events).scores`.
+
+    Args:
+        name: one of `pretrained_names`, or the path of a file that `blockspike publish` wrote.
+
+    Raises:
+        FileNotFoundError: no such network.
+        ValueError: not such a file, or damaged.
+    """
+    path = _path(name)
+    about, tensors = _read(path)
+    try:
+        network = build_network(OmegaConf.create(vars(about)), about)
+        network.load_state_dict(tensors)
+    except (ValueError, TypeError, RuntimeError) as error:
+        text = " ".join(str(error).split())
+        raise ValueError(f"{path}: does not make a network ({text})") from error
+    return network.eval()
+
+
+def about_pretrained(name: str | Path) -> NetworkFile:
+    """What the file of a trained network says of it; arguments and errors as `load_pretrained`."""
+    return _read(_path(name))[0]
+
+
+def save_pretrained(path: Path, network: SpikingClassifier, about: NetworkFile) -> None:
+    """Write a network for `load_pretrained`; the file appears under its name when complete."""
+    tensors = {k: v.detach().cpu().contiguous() for k, v in network.state_dict().items()}
+    metadata = {"format": _FORMAT, "about": json.dumps(vars(about))}
+    with whole_file(path) as temporary:
+        save_file(tensors, temporary, metadata=metadata)
+
+
+def _path(name: str | Path) -> Path:
+    path = Path(name)
+    if path.suffix != ".safetensors":
+        path = _FOLDER / f"{name}.safetensors"
+    if not path.is_file():
+        names = ", ".join(pretrained_names())
+        raise FileNotFoundError(f"{name}: expected a .safetensors file or one of {names}")
+    return path
+
+
+def _read(path: Path) -> tuple[NetworkFile, dict[str, torch.Tensor]]:
+    try:
+        with safe_open(path, framework="pt") as file:  # pyright: ignore[reportPrivateImportUsage]
+            metadata = file.metadata() or {}
+            if metadata.get("format") != _FORMAT:
+                raise ValueError(f"expected format {_FORMAT}, got {metadata.get('format')}")
+            about = NetworkFile(**json.loads(metadata["about"]))
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    except (SafetensorError, ValueError, TypeError, KeyError, RecursionError) as error:
+        raise ValueError(f"{path}: not a trained network ({error})") from error
+    if not all(torch.isfinite(tensor).all() for tensor in tensors.values()):
+        raise ValueError(f"{path}: not a trained network (holds a NaN or Inf)")
+    return about, tensors

@@ -1,0 +1,178 @@
+"""Networks as files: those that are shipped, and `blockspike publish`."""
+
+import json
+import struct
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import blockspike.pretrained
+from blockspike.commands.evaluate import load_run
+from blockspike.data.events import EventBatch
+from blockspike.data.nmnist import NMNISTDataModule
+from blockspike.data.shd import SHDDataModule
+from blockspike.pretrained import about_pretrained, load_pretrained, pretrained_names
+from blockspike.runs import Run
+
+FOLDER = Path(blockspike.pretrained.__file__).parent
+SMALL = ("data=nmnist_sample", "network.n_hidden=16", "data.n_steps=60", "data.dt_ms=6")
+
+
+@pytest.fixture
+def published(blockspike, tmp_path) -> tuple[Path, Path]:
+    """A run and its file."""
+    blockspike("train", *SMALL, "model=se_adlif", "trainer.max_epochs=1", "threads=1")
+    (result,) = (tmp_path / "outputs").rglob("result.json")
+    blockspike("publish", f"run={result.parent.relative_to(tmp_path)}", "name=mine")
+    return result.parent, tmp_path / "outputs" / "published" / "mine.safetensors"
+
+
+def test_a_run_is_published_with_its_card(published, tmp_path, monkeypatch):
+    folder, path = published
+    monkeypatch.chdir(tmp_path)
+    data, network = load_run(Run(folder))
+    events, _ = next(iter(data.test_dataloader()))
+    assert torch.equal(load_pretrained(path)(events).scores, network(events).scores)
+    about, row = about_pretrained(path), json.loads((folder / "result.json").read_text())
+    assert (about.n_inputs, about.n_classes, about.dt_ms) == (data.n_inputs, 10, 6.0)
+    assert about.card["test_accuracy"] == row["test_accuracy"]
+    card = path.with_suffix(".md").read_text()
+    assert card.startswith("# mine\n\nSE-adLIF trained on N-MNIST sample (1080 recordings);")
+    assert f"| test accuracy | {row['test_accuracy']:.2%} |" in card
+    choices = "model=se_adlif trainer.max_epochs=1"
+    assert f"\nblockspike train {' '.join(SMALL)} {choices}\n" in card
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("name=my/name",), "name: expected letters, digits and _, got 'my/name'"),
+        (("run=nowhere",), "nowhere: no run here"),
+    ],
+)
+def test_what_cannot_be_published(blockspike, arguments, message):
+    given = {"run": "run=nowhere", "name": "name=mine"}
+    given |= {a.partition("=")[0]: a for a in arguments}
+    failed = blockspike("publish", *given.values(), check=False)
+    assert failed.returncode == 2 and message in failed.stderr
+
+
+def test_names_of_what_is_not_there():
+    with pytest.raises(
+        FileNotFoundError, match=r"^nobody: expected a \.safetensors file or one of"
+    ):
+        load_pretrained("nobody")
+    with pytest.raises(FileNotFoundError, match="expected a .safetensors file"):
+        load_pretrained("nowhere/mine.safetensors")
+
+
+def edited(path: Path, change) -> Path:
+    """The file with other tensors or metadata."""
+    length = struct.unpack("<Q", path.read_bytes()[:8])[0]
+    metadata = json.loads(path.read_bytes()[8 : 8 + length])["__metadata__"]
+    about, tensors = json.loads(metadata["about"]), load_file(path)
+    metadata = change(about, tensors) or {**metadata, "about": json.dumps(about)}
+    other = path.with_name("other.safetensors")
+    save_file(tensors, other, metadata=metadata)
+    return other
+
+
+def spoil_weight(about, tensors):
+    tensors["readout.bias"][0] = torch.nan
+
+
+def drop_weight(about, tensors):
+    del tensors["readout.bias"]
+
+
+def other_format(about, tensors):
+    return {"format": "another"}
+
+
+def evil_target(about, tensors):
+    about["model"]["_target_"] = "os.system"
+
+
+def unknown_argument(about, tensors):
+    about["network"]["n_moons"] = 2
+
+
+def less_about(about, tensors):
+    del about["dt_ms"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (spoil_weight, "holds a NaN or Inf"),
+        (drop_weight, "does not make a network .*readout.bias"),
+        (other_format, "expected format blockspike-network-1, got another"),
+        (evil_target, "os.system is not allowed"),
+        (unknown_argument, "does not make a network .*n_moons"),
+        (less_about, "dt_ms"),
+    ],
+)
+def test_files_that_are_refused(published, change, message):
+    with pytest.raises(ValueError, match=message):
+        load_pretrained(edited(published[1], change))
+
+
+def test_a_torn_file_is_refused(published):
+    path = published[1]
+    whole = path.read_bytes()
+    for n in (0, 4, 100, len(whole) - 1):
+        path.write_bytes(whole[:n])
+        with pytest.raises(ValueError, match="not a trained network"):
+            load_pretrained(path)
+
+
+# ---- what is shipped
+
+
+def test_a_network_of_each_kind_is_shipped():
+    of_data = {"nmnist_sample", "hd_lauscher"}
+    kinds = {"alif", "adlif", "se_adlif"}
+    assert set(pretrained_names()) == {f"{data}_{kind}" for data in of_data for kind in kinds}
+
+
+@pytest.mark.parametrize("name", pretrained_names())
+def test_shipped_files(name):
+    path = FOLDER / f"{name}.safetensors"
+    assert path.stat().st_size < 2e6
+    about, card = about_pretrained(name), path.with_suffix(".md").read_text()
+    assert f"| test accuracy | {about.card['test_accuracy']:.2%} |" in card
+    assert f"| commit | {about.card['git_sha']} |" in card  # of a clean tree
+    network = load_pretrained(name)
+    assert not network.training
+    spikes = (torch.rand(30, 2, about.n_inputs) < 0.1).float()
+    assert network(EventBatch.from_dense(spikes)).scores.shape == (2, about.n_classes)
+
+
+def accuracy(network, data) -> float:
+    data.setup()
+    with torch.no_grad():
+        right = [network(x).scores_of(len(y)).argmax(1) == y for x, y in data.test_dataloader()]
+    return torch.cat(right).float().mean().item()
+
+
+def options_of(about) -> dict:
+    return {k: v for k, v in about.data.items() if k != "_target_"}
+
+
+@pytest.mark.parametrize("name", [n for n in pretrained_names() if n.startswith("nmnist")])
+def test_the_card_tells_the_accuracy_on_the_shipped_sample(name, data_dir):
+    about = about_pretrained(name)
+    data = NMNISTDataModule(data_dir / "nmnist_sample.h5", **options_of(about))
+    found = accuracy(load_pretrained(name), data)
+    assert found == pytest.approx(about.card["test_accuracy"], abs=1.5 / 80)
+
+
+@pytest.mark.parametrize("name", [n for n in pretrained_names() if n.startswith("hd_lauscher")])
+def test_digits_of_the_shipped_sample_are_read(name, data_dir):
+    """Recordings of the same speech as their test data: these may be drawn otherwise."""
+    about = about_pretrained(name)
+    data = SHDDataModule(data_dir / "hd_lauscher_sample.h5", **options_of(about))
+    found = accuracy(load_pretrained(name), data)
+    assert found == pytest.approx(about.card["test_accuracy"], abs=0.06)
