@@ -59,6 +59,11 @@ def test_a_scale_counts():
     half = Fired(spikes.to(torch.uint8), scale=0.5)
     current = delayed_current(0.5 * spikes, weight, bias, steps, half)
     torch.testing.assert_close(current, delays.eval().current(0.5 * spikes, weight, bias))
+    scaled = EventBatch.from_dense(spikes).scaled_to(50.0)
+    dense = scaled.dense(torch.float64)
+    torch.testing.assert_close(
+        delays.current(scaled, weight, bias), delays.current(dense, weight, bias)
+    )
 
 
 def test_delays_beyond_the_end_are_silent():

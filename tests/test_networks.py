@@ -162,6 +162,20 @@ def test_dropped_spikes_as_events_and_dense():
         torch.testing.assert_close(x, expected, rtol=1e-9, atol=1e-9)
 
 
+def test_loud_and_soft_recordings_count_the_same():
+    """With input_events, events given twice are as those given once; either kind of input."""
+    spikes = make_spikes().double()
+    silent = spikes.clone()
+    silent[:, 1] = 0
+    net = make_classifier(input_events=300.0, max_delay=3).double()
+    for mode in (net, net.eval()):
+        once = mode(EventBatch.from_dense(spikes)).scores
+        torch.testing.assert_close(mode(EventBatch.from_dense(2 * spikes)).scores, once)
+        torch.testing.assert_close(mode(3 * spikes).scores, once)
+        assert torch.isfinite(mode(EventBatch.from_dense(silent)).scores).all()
+    assert not torch.equal(net(spikes).scores, make_classifier(max_delay=3).double()(spikes).scores)
+
+
 def test_readout_is_a_leaky_integrator():
     torch.manual_seed(0)
     readout = LeakyReadout(16, 4, dt_ms=1.0).double()
@@ -261,6 +275,19 @@ def test_checkpoint_round_trip():
 def test_bad_arguments_of_a_layer(options, message):
     with pytest.raises(ValueError, match=message):
         SpikingLayer(**({"n_inputs": 3, "n_units": 2, "dt_ms": 1.0} | options))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"scores": "max"}, "^scores: expected one of sum, mean, softmax, got 'max'"),
+        ({"dropout": 1.0}, "^dropout: expected 0 ≤ x < 1, got 1.0"),
+        ({"input_events": 0}, "^input_events: expected a number > 0 or null, got 0"),
+    ],
+)
+def test_bad_options_of_a_classifier(options, message):
+    with pytest.raises(ValueError, match=message):
+        SpikingClassifier(3, 2, 4, dt_ms=1.0, **options)
 
 
 @pytest.mark.parametrize("name", ["n_inputs", "n_classes", "n_hidden", "n_layers"])

@@ -88,6 +88,16 @@ def test_event_batch_with_repeated_events(mode, rf_len, dtype):
     assert_all_close(ours, expected, dtype)
 
 
+@pytest.mark.parametrize("mode", ["events", "dense", "auto"])
+def test_events_with_a_scale(mode):
+    spikes, parameters = make_spikes(most=3), make_parameters(2)
+    events = EventBatch.from_dense(spikes).scaled_to(100.0)
+    expected = value_and_gradients(reference, events.dense(torch.float64), *parameters)[:3]
+    ours = value_and_gradients(synaptic_current, events, *parameters, mode=mode)
+    assert_all_close(ours, expected, torch.float32)  # the scale is one
+    assert not torch.allclose(ours[0], value_and_gradients(reference, spikes, *parameters)[0])
+
+
 def test_repeated_events_by_hand():
     row_ptr, unit = torch.tensor([0, 3, 4, 4]), torch.tensor([1, 1, 0, 0], dtype=torch.int32)
     weight = torch.tensor([[[2.0, 3.0]], [[20.0, 50.0]]])  # two taps, one neuron, two inputs

@@ -111,13 +111,14 @@ def delayed_current(
         ValueError: a dense tensor without `fired`.
     """
     if isinstance(spikes, EventBatch):
-        events, scale = spikes, 1.0
+        events, scale, of_sample = spikes, 1.0, spikes.scale
     elif fired is None:
         raise ValueError("spikes: expected an EventBatch or `fired`, got a dense tensor")
     else:
-        events, scale = events_of_spikes(fired), fired.scale
+        events, scale, of_sample = events_of_spikes(fired), fired.scale, None
     n_steps, batch_size, _ = events.shape
     out = weight.new_empty(n_steps, batch_size, len(bias), requires_grad=False)
-    inputs = (events.row_ptr, events.unit, scale * weight.T, delay.T, bias, out)
+    given = bias if of_sample is None else torch.zeros_like(bias)
+    inputs = (events.row_ptr, events.unit, scale * weight.T, delay.T, given, out)
     delayed_event_currents(*(x.detach().contiguous().numpy() for x in inputs))
-    return out
+    return out if of_sample is None else out * of_sample[:, None].to(out.dtype) + bias.detach()

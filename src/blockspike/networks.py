@@ -407,6 +407,8 @@ class SpikingClassifier(nn.Module):
         scores: what is made of the readout's membrane: its sum over time, its mean, or the sum of
             its softmax over classes at each step (Bittar & Garner 2022).
         dropout: share of the hidden spikes that the next layer does not get in training.
+        input_events: events of a recording count so that they add up to this, however loud it is;
+            None = as they are.
         synapses: see `synaptic_current`.
         layer: makes the hidden layers, of any model; None = `SpikingLayer`s with the arguments
             above and `neurons`.
@@ -425,6 +427,7 @@ class SpikingClassifier(nn.Module):
         train_beta: bool = True,
         scores: Scores = "sum",
         dropout: float = 0.0,
+        input_events: float | None = None,
         synapses: SynapseMode = "auto",
         layer: MakeLayer | None = None,
         **neurons,
@@ -436,6 +439,8 @@ class SpikingClassifier(nn.Module):
             raise ValueError(f"scores: expected one of {known}, got {scores!r}")
         if not 0 <= dropout < 1:
             raise ValueError(f"dropout: expected 0 ≤ x < 1, got {dropout}")
+        if input_events is not None and not input_events > 0:
+            raise ValueError(f"input_events: expected a number > 0 or null, got {input_events}")
         if layer is not None and neurons:
             raise TypeError(f"layer: expected no {', '.join(neurons)} beside it")
         shared: dict[str, Any] = {
@@ -451,6 +456,7 @@ class SpikingClassifier(nn.Module):
         self.readout = LeakyReadout(n_hidden, n_classes, dt_ms=dt_ms, **shared)
         self.scores: Scores = scores
         self.dropout = dropout
+        self.input_events = input_events
 
     def forward(self, x: EventBatch | Tensor) -> ClassifierOutput:
         """Scores and activity for spikes [T, B, n_inputs], any T."""
@@ -458,6 +464,11 @@ class SpikingClassifier(nn.Module):
 
     def run_layers(self, x: EventBatch | Tensor) -> Iterator[ALIFTrace]:
         """The hidden layers' results, one after another."""
+        if self.input_events is not None:
+            if isinstance(x, EventBatch):
+                x = x.scaled_to(self.input_events)
+            else:
+                x = x * (self.input_events / x.sum((0, 2)).clamp(min=1))[:, None]
         return run_layers(self.layers, x, self.dropout if self.training else 0.0)
 
     def read(self, traces: list[ALIFTrace]) -> ClassifierOutput:

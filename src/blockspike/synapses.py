@@ -5,6 +5,7 @@ product, forward and for the weight gradient. The gradient to the spikes is dens
 """
 
 import math
+from dataclasses import replace
 from typing import Literal
 
 import torch
@@ -51,6 +52,10 @@ def synaptic_current(
     """
     _check(spikes, weight, bias, mode)
     if isinstance(spikes, EventBatch):
+        if spikes.scale is not None:
+            whole = replace(spikes, scale=None)
+            current = synaptic_current(whole, weight, torch.zeros_like(bias), mode=mode)
+            return current * spikes.scale[:, None].to(current.dtype) + bias
         if _use_events(mode, spikes, MAX_EVENT_DENSITY_OF_BATCH):
             return _EventCurrents.apply(None, weight, bias, spikes, 1.0)  # pyright: ignore
         return _dense(spikes.dense(weight.dtype), weight, bias)

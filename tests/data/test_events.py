@@ -127,3 +127,15 @@ def test_from_dense_refuses_what_is_no_count(value):
 def test_from_dense_refuses_two_dimensions():
     with pytest.raises(ValueError, match=r"got shape \(2, 3\)"):
         EventBatch.from_dense(torch.zeros(2, 3))
+
+
+def test_events_that_count_differently_in_each_sample():
+    spikes = torch.tensor([[[1, 2], [0, 0]], [[0, 1], [3, 3]]])  # 4 and 6 events
+    events = EventBatch.from_dense(spikes)
+    scaled = events.scaled_to(12)
+    assert scaled.scale is not None and scaled.scale.tolist() == [3, 2]
+    assert torch.equal(scaled.dense(), spikes * torch.tensor([3, 2])[:, None])
+    assert torch.equal(scaled.to("cpu").dense(), scaled.dense())
+    assert scaled.to("meta").scale is not None and events.to("meta").scale is None
+    with pytest.raises(ValueError, match=r"^scale: got shape \(3,\), expected \[B\]"):
+        EventBatch(events.row_ptr, events.unit, events.shape, torch.ones(3))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,6 +22,7 @@ class EventBatch:
         row_ptr: int64 ``[T * B + 1]``, starts at 0 and never decreases.
         unit: int32 ``[n_events]``, each in ``[0, K)``.
         shape: ``(T, B, K)`` = time steps, batch, units.
+        scale: ``[B]``, what an event of each sample counts; None = 1.
 
     Raises:
         ValueError: a tensor has the wrong dtype, number of elements or device. The values are
@@ -30,6 +32,7 @@ class EventBatch:
     row_ptr: Tensor
     unit: Tensor
     shape: tuple[int, int, int]
+    scale: Tensor | None = None
 
     def __post_init__(self) -> None:
         if len(self.shape) != 3 or any(n < 0 for n in self.shape):
@@ -41,6 +44,8 @@ class EventBatch:
             raise ValueError(
                 f"row_ptr: got {self.row_ptr.numel()} elements, expected T * B + 1 = {n_rows + 1}"
             )
+        if self.scale is not None and self.scale.shape != (self.shape[1],):
+            raise ValueError(f"scale: got shape {tuple(self.scale.shape)}, expected [B]")
         if self.row_ptr.device != self.unit.device:
             raise ValueError(
                 f"unit: got device {self.unit.device}, expected that of row_ptr, "
@@ -74,23 +79,30 @@ class EventBatch:
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> EventBatch:
         """Return the batch on ``device``; ``non_blocking`` as in `torch.Tensor.to`."""
-        return EventBatch(
-            self.row_ptr.to(device, non_blocking=non_blocking),
-            self.unit.to(device, non_blocking=non_blocking),
-            self.shape,
-        )
+        return self._each(lambda x: x.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> EventBatch:
         """Return the batch in page-locked memory, from which copies to a GPU overlap."""
-        return EventBatch(self.row_ptr.pin_memory(), self.unit.pin_memory(), self.shape)
+        return self._each(lambda x: x.pin_memory())
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> EventBatch:
+        scale = None if self.scale is None else change(self.scale)
+        return EventBatch(change(self.row_ptr), change(self.unit), self.shape, scale)
+
+    def scaled_to(self, n_events: float) -> EventBatch:
+        """Return the batch with events that count as ``n_events`` in total for each sample."""
+        n_steps, batch_size, _ = self.shape
+        own = self.row_ptr.diff().view(n_steps, batch_size).sum(0)
+        return EventBatch(self.row_ptr, self.unit, self.shape, n_events / own.clamp(min=1))
 
     def dense(self, dtype: torch.dtype = torch.float32) -> Tensor:
-        """Return the number of spikes of each step, sample and unit: ``[T, B, K]`` of ``dtype``."""
+        """Return what each step, sample and unit's events count: ``[T, B, K]`` of ``dtype``."""
         n_steps, batch_size, n_units = self.shape
         counts = torch.zeros(n_steps * batch_size * n_units, dtype=dtype, device=self.device)
         row = torch.repeat_interleave(self.row_ptr.diff(), output_size=self.unit.numel())
         counts.index_add_(0, row * n_units + self.unit, torch.ones_like(self.unit, dtype=dtype))
-        return counts.view(self.shape)
+        counts = counts.view(self.shape)
+        return counts if self.scale is None else counts * self.scale[:, None].to(dtype)
 
     @classmethod
     def from_dense(cls, spikes: Tensor) -> EventBatch:
