@@ -41,8 +41,23 @@ def test_a_run_is_published_with_its_card(published, tmp_path, monkeypatch):
     card = path.with_suffix(".md").read_text()
     assert card.startswith("# mine\n\nSE-adLIF trained on N-MNIST sample (1080 recordings);")
     assert f"| test accuracy | {row['test_accuracy']:.2%} |" in card
+    assert "Test again: `blockspike evaluate pretrained=mine`." in card
     choices = "model=se_adlif trainer.max_epochs=1"
     assert f"\nblockspike train {' '.join(SMALL)} {choices}\n" in card
+
+
+def test_a_file_is_evaluated_on_its_data(published, blockspike, data_dir):
+    folder, path = published
+    row = json.loads((folder / "result.json").read_text())
+    shown = blockspike("evaluate", f"pretrained={path}", f"data_dir={data_dir}").stdout
+    accuracy = f"{row['test_accuracy']:.2%}"
+    assert f"test accuracy {accuracy} of 80; its card says {accuracy}" in shown
+    other = edited(path, lambda about, tensors: about.update(data_config="../data/shd"))
+    failed = blockspike("evaluate", f"pretrained={other}", check=False)
+    assert failed.returncode == 2 and "shd.h5: prepared data not found" in failed.stderr
+    other = edited(path, lambda about, tensors: about.update(data_config="theirs"))
+    failed = blockspike("evaluate", f"pretrained={other}", check=False)
+    assert failed.returncode == 2 and "its data, theirs, are not known here" in failed.stderr
 
 
 @pytest.mark.parametrize(

@@ -9,10 +9,10 @@ import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from blockspike.cli import CONF
 from blockspike.config import build_data, build_trainer, register_schemas
 from blockspike.data.datamodule import EventDataModule
 from blockspike.data.recordings import load_recording
+from blockspike.files import CONF
 from blockspike.runs import Run
 from blockspike.targets import checked_targets
 

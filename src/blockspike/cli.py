@@ -3,7 +3,6 @@
 import os
 import sys
 from importlib import import_module
-from pathlib import Path
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -12,10 +11,9 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
+from blockspike.files import CONF
 from blockspike.jobs import report, run_apart, run_here
 from blockspike.sweeps import RecordSweep, run_states, sweep_summary
-
-CONF = Path(__file__).parent / "conf"
 
 COMMANDS = (
     "prepare", "train", "evaluate", "publish", "figures", "benchmark", "status", "collect",
@@ -34,6 +32,7 @@ usage: blockspike COMMAND [overrides]
   train      one run, or a sweep with -m:       blockspike train data=nmnist_sample model=fused
              or neurons fitted to recordings:   blockspike train experiment=fit_my_recording …
   evaluate   a finished run on its test data:   blockspike evaluate run=outputs/…
+             a trained network that is shipped: blockspike evaluate pretrained=nmnist_sample_alif
              a fitted neuron on a recording:    blockspike evaluate neuron=….json recording=…
   publish    its network as a file with a card: blockspike publish run=outputs/… name=…
   figures    pictures of a finished run:        blockspike figures run=outputs/…
@@ -119,7 +118,7 @@ def _is_override(argument: str) -> bool:
     return argument.startswith("~") or ("=" in argument and not argument.startswith("-"))
 
 
-_PATHS = ("run", "neuron", "recording", "data.path", "replay")
+_PATHS = ("run", "pretrained", "neuron", "recording", "data.path", "replay")
 _LISTS = ("study", "n_steps", "arp_steps", "batch_size", "n_units", "n_layers", "contenders")
 
 

@@ -133,13 +133,15 @@ class PrepareSchema:
 
 @dataclasses.dataclass
 class RunSchema:
-    """Top level of conf/evaluate.yaml: a finished run, or a fitted neuron and a recording."""
+    """Top level of conf/evaluate.yaml: a run, a trained network, or a neuron and a recording."""
 
     run: str | None = None
+    pretrained: str | None = None
     neuron: str | None = None
     recording: str | None = None
     stimulus: str | None = None
     threads: int | None = None
+    data_dir: str = MISSING
 
 
 @dataclasses.dataclass

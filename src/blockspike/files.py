@@ -12,6 +12,9 @@ from typing import Any
 
 import numpy as np
 
+CONF = Path(__file__).parent / "conf"
+"""The Hydra tree."""
+
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:

@@ -1,7 +1,7 @@
 """`blockspike evaluate`: a finished run on its test data, beside a linear model."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -12,15 +12,16 @@ from blockspike.commands.fit import evaluate_neuron
 from blockspike.commands.train import use_threads
 from blockspike.config import build_data, build_network, content_of, is_fit
 from blockspike.data.datamodule import EventDataModule
-from blockspike.files import write_json, write_npz
+from blockspike.files import CONF, write_json, write_npz
 from blockspike.networks import SpikingClassifier
+from blockspike.pretrained import about_pretrained, load_pretrained
 from blockspike.runs import Run
 from blockspike.training.checkpoint_io import load_plain
 from blockspike.training.linear_baseline import linear_baseline
 
 
 def evaluate(cfg: DictConfig) -> dict[str, Any]:
-    """A finished run on its test data, or a fitted neuron on a recording.
+    """A finished run or a trained network on its test data, or a fitted neuron on a recording.
 
     Of a classifier, print and write `evaluation.json`, and `activity.npz` for the figures.
 
@@ -30,16 +31,18 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: no finished run in the folder.
-        ValueError: its best checkpoint is damaged, or not exactly one of run, and neuron
-            with recording, is given.
+        ValueError: its best checkpoint is damaged, or not exactly one of run, pretrained, and
+            neuron with recording, is given.
     """
     use_threads(cfg.threads)
+    if cfg.pretrained is not None and cfg.run is None and cfg.neuron is None:
+        return _evaluate_pretrained(cfg)
     if cfg.run is None and cfg.neuron is not None and cfg.recording is not None:
         return evaluate_neuron(Path(cfg.neuron), Path(cfg.recording), cfg.stimulus)
     if cfg.run is None or cfg.neuron is not None or cfg.recording is not None:
         raise ValueError(
-            f"run, neuron, recording: expected run=FOLDER, or neuron=FILE with recording=FILE, "
-            f"got run={cfg.run}, neuron={cfg.neuron}, recording={cfg.recording}"
+            "run, neuron, recording: expected run=FOLDER, or pretrained=NAME, or neuron=FILE with "
+            f"recording=FILE, got run={cfg.run}, neuron={cfg.neuron}, recording={cfg.recording}"
         )
     run = Run(Path(cfg.run))
     data, network = load_run(run)
@@ -64,6 +67,26 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
         f"(model chosen on validation); linear model on spike counts: {baseline:.2%}"
     )
     return scores
+
+
+def _evaluate_pretrained(cfg: DictConfig) -> dict[str, Any]:
+    """A trained network on the test data of its kind, as they are prepared here."""
+    about, network = about_pretrained(cfg.pretrained), load_pretrained(cfg.pretrained)
+    files = CONF / "data" / f"{Path(about.data_config).name}.yaml"
+    if not files.is_file():
+        raise ValueError(f"{cfg.pretrained}: its data, {about.data_config}, are not known here")
+    places = OmegaConf.masked_copy(cast(DictConfig, OmegaConf.load(files)), ["path", "raw"])
+    whole = OmegaConf.merge({"data_dir": cfg.data_dir, "data": about.data}, {"data": places})
+    data = build_data(cast(DictConfig, whole), EventDataModule)
+    data.prepare_data()
+    data.setup()
+    predicted, labels = _predict(network, data)
+    accuracy = float((predicted == labels).mean())
+    print(
+        f"{data.name}: test accuracy {accuracy:.2%} of {len(labels)}; "
+        f"its card says {about.card['test_accuracy']:.2%}"
+    )
+    return {"data_set": data.name, "n_test": len(labels), "test_accuracy": accuracy}
 
 
 def load_run(run: Run) -> tuple[EventDataModule, SpikingClassifier]:

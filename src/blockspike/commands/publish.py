@@ -33,6 +33,8 @@ Repeat: at that commit,
 {command}
 ```
 
+Test again: `blockspike evaluate pretrained={name}`.
+
 Use: `blockspike.pretrained.load_pretrained("{name}")`, which takes events [T, B, {n_inputs}] in
 steps of {dt_ms:g} ms. How recordings become such events is `about_pretrained("{name}").data`.
 """
@@ -59,7 +61,8 @@ def publish(cfg: DictConfig) -> Path:
     card = _card(cfg.name, run, row, content, data.n_steps)
     about = NetworkFile(
         data.n_inputs, data.n_classes, data.dt_ms,
-        content["model"], content["network"], content["data"], card,
+        content["model"], content["network"], content["data"],
+        content["data_config"], card,
     )  # fmt: skip
     folder = Path(cfg.output_dir) / "published"
     path = folder / f"{cfg.name}.safetensors"

@@ -15,8 +15,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from blockspike.figures.style import save
+from blockspike.files import CONF
 
-_CONF = Path(__file__).parents[1] / "conf" / "experiment"
 # column of the table → its name here
 _COLUMNS = {
     "experiment": "experiment",
@@ -175,7 +175,8 @@ def say_how(axis: Axes, file: str, published: str) -> None:
 
 def command_of(experiment: str) -> str:
     """The command that makes an experiment's runs, which its configuration file begins with."""
-    return (_CONF / f"{experiment}.yaml").read_text().splitlines()[1].removeprefix("# ")
+    head = (CONF / "experiment" / f"{experiment}.yaml").read_text().splitlines()[1]
+    return head.removeprefix("# ")
 
 
 def names_of(method: str, recipe: str) -> tuple[str, str]:

@@ -31,6 +31,7 @@ class NetworkFile:
         dt_ms: length of a step.
         model, network: as in the configuration.
         data: configuration of the data that it was trained on, which says how they become input.
+        data_config: the name of that configuration.
         card: data set, commit, scores and the like, by name.
     """
 
@@ -40,6 +41,7 @@ class NetworkFile:
     model: dict[str, Any]
     network: dict[str, Any]
     data: dict[str, Any]
+    data_config: str
     card: dict[str, Any]
 
 
