@@ -66,6 +66,7 @@ EXEMPT = {
     "python tests/commands/killed_sweep.py data": "minutes; test_sweeps.py runs its short form",
     "pip install 'blockspike[gpu]'": "downloads packages",
     "pip install 'blockspike[nwb]'": "downloads packages",
+    "pip install 'blockspike[nir]'": "downloads packages",
     "pip install 'blockspike[wandb]'": "downloads packages",
     "make data-nmnist": "downloads 1.2 GB; test_download.py has a small server",
     "make data-shd": "downloads 0.2 GB; test_download.py has a small server",

@@ -8,7 +8,6 @@ import math
 from collections import Counter
 from collections.abc import Collection
 from importlib import import_module
-from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,7 +19,13 @@ from blockspike.networks import LeakyReadout, SpikingClassifier, SpikingLayer
 if TYPE_CHECKING:
     import nir
 
-LOSABLE = ("adaptation", "refractory period", "recurrent delay", "synaptic delays")
+LOSABLE = (
+    "adaptation",
+    "refractory period",
+    "recurrent delay",
+    "synaptic delays",
+    "input scaling",
+)
 """What `lose` may name."""
 BETA_BOUNDS = (0.001, 0.999)
 """Of the layers that `from_nir` makes."""
@@ -103,23 +108,21 @@ def from_nir(graph: "nir.NIRGraph", dt_ms: float) -> SpikingClassifier:
     nodes: dict[str, Any] = graph.nodes
     chain, loops = _chain(nodes, [(a, b) for a, b in graph.edges])
     first, *inner, last = chain
-    synapses = [*inner[::2], *loops.values()]
-    is_double = all(np.asarray(nodes[name].weight).dtype == np.float64 for name in synapses)
+    weights = [np.asarray(nodes[name].weight) for name in (*inner[::2], *loops.values())]
+    is_double = all(_is_dtype(weight, np.float64) for weight in weights)
     dtype = torch.float64 if is_double else torch.float32
 
-    n_inputs = n_units = _size(first, nodes[first].input_type["input"])
-    layers: list[SpikingLayer | LeakyReadout] = []
-    for name, neurons in zip(inner[::2], inner[1::2], strict=True):
-        state = _state(nodes, name, neurons, loops.get(neurons), n_units, dt_ms)
+    sizes = [_size(first, nodes[first].input_type["input"])]
+    layers = []
+    for synapses, neurons in zip(inner[::2], inner[1::2], strict=True):
+        state = _state(nodes, synapses, neurons, loops.get(neurons), sizes[-1], dt_ms)
         layers.append(_layer(neurons, state, dtype, is_readout=neurons == inner[-1]))
-        n_units = len(state["bias"])
-    if _size(last, nodes[last].output_type["output"]) != n_units:
-        raise ValueError(f"node {last!r}: expected shape [{n_units}] like node {inner[-1]!r}")
+        sizes.append(len(state["bias"]))
+    if (found := _size(last, nodes[last].output_type["output"])) != sizes[-1]:
+        raise ValueError(f"node {last!r}: expected a shape [{sizes[-1]}], got [{found}]")
 
-    options: dict[str, Any] = {"tau_adaptation_ms": None, "recurrent": False}
-    network = SpikingClassifier(
-        n_inputs, n_units, 1, 1, dt_ms=dt_ms, tau_membrane_ms=dt_ms, **options
-    )
+    options: dict[str, Any] = {"tau_membrane_ms": dt_ms, "tau_adaptation_ms": None}
+    network = SpikingClassifier(sizes[0], sizes[-1], 1, 1, dt_ms=dt_ms, **options)
     *hidden, network.readout = layers
     network.layers = torch.nn.ModuleList(hidden)
     return network
@@ -141,11 +144,13 @@ def _check_dt(dt_ms: float) -> None:
 
 def _check_network(network: SpikingClassifier, lose: Collection[str]) -> None:
     known = ", ".join(LOSABLE)
-    if isinstance(lose, str) or not set(lose) <= set(LOSABLE):
+    if not set(lose) <= set(LOSABLE):
         raise ValueError(f"lose: expected a collection of names out of {known}, got {lose!r}")
     if not isinstance(network, SpikingClassifier):
         raise ValueError(f"network: expected a SpikingClassifier, got {type(network).__name__}")
     problems = []
+    if network.input_events is not None and "input scaling" not in lose:
+        problems.append("network: expected what NIR can say, got input scaling")
     for name, layer in _named_layers(network):
         if type(layer) is not SpikingLayer:
             problems.append(f"{name}: expected a SpikingLayer, got {type(layer).__name__}")
@@ -197,8 +202,8 @@ def _chain(nodes: dict[str, Any], edges: list[tuple[str, str]]) -> tuple[list[st
     kind = {name: type(node).__name__ for name, node in nodes.items()}
     after, before = _neighbours(kind, edges)
     inputs = [name for name in nodes if kind[name] == "Input"]
-    if len(inputs) != 1 or before[inputs[0]]:
-        raise ValueError(f"graph: expected one Input, no edge into it, got Input nodes {inputs}")
+    if len(inputs) != 1:
+        raise ValueError(f"graph: expected one Input, got {inputs}")
     chain, loops = inputs, {}
     while kind[chain[-1]] != "Output":
         name = chain[-1]
@@ -208,7 +213,7 @@ def _chain(nodes: dict[str, Any], edges: list[tuple[str, str]]) -> tuple[list[st
         ahead = [x for x in after[name] if x not in back]
         expected = " or ".join(_NEXT[kind[name]])
         if len(ahead) != 1:
-            raise ValueError(f"node {name!r}: expected one edge to {expected}, got it to {ahead}")
+            raise ValueError(f"node {name!r}: expected one edge to {expected}, got {ahead}")
         (following,) = ahead
         if kind[following] not in _NEXT[kind[name]]:
             raise ValueError(
@@ -216,13 +221,13 @@ def _chain(nodes: dict[str, Any], edges: list[tuple[str, str]]) -> tuple[list[st
             )
         into = [x for x in before[following] if x == name or x not in after[following]]
         if into != [name]:
-            raise ValueError(f"node {following!r}: expected an edge from {name!r}, got {into}")
+            raise ValueError(f"node {following!r}: expected edges from [{name!r}], got {into}")
         chain.append(following)
     if "LIF" not in (kind[name] for name in chain):
         raise ValueError(f"node {chain[-2]!r}: expected a LIF between {chain[0]!r} and it")
     for name in nodes:
         if name not in chain and name not in loops.values():
-            raise ValueError(f"node {name!r}: expected one chain of nodes, got it beside that")
+            raise ValueError(f"node {name!r}: expected one chain of nodes, got one beside it")
     return chain, loops
 
 
@@ -299,7 +304,7 @@ def _beta_and_gain(name: str, node: Any, n_units: int, dt_ms: float) -> tuple[Te
 
     steps = 1e-3 * dt_ms / tau_s.double()
     beta = torch.exp(-steps)
-    low, high = BETA_BOUNDS[0] * (1 - 1e-6), BETA_BOUNDS[1] * (1 + 1e-6)  # of rounded numbers
+    low, high = BETA_BOUNDS[0] * (1 - 1e-6), BETA_BOUNDS[1] * (1 + 1e-6)  # τ is rounded
     outside = ~((beta >= low) & (beta <= high))
     if outside.any():
         least_s, most_s = (-1e-3 * dt_ms / math.log(bound) for bound in BETA_BOUNDS)
@@ -313,7 +318,7 @@ def _beta_and_gain(name: str, node: Any, n_units: int, dt_ms: float) -> tuple[Te
 
 
 def _numbers(name: str, node: Any, key: str, *shape: int | None) -> Tensor:
-    """A parameter of a node, finite, of this shape (None = any), in float32 if it is, or float64."""
+    """A parameter of a node, finite, of this shape (None = any), in float32 or else float64."""
     array = np.asarray(getattr(node, key))
     sizes = ", ".join("n" if n is None else str(n) for n in shape)
     fits = array.ndim == len(shape) and all(
@@ -326,11 +331,16 @@ def _numbers(name: str, node: Any, key: str, *shape: int | None) -> Tensor:
     if array.dtype.kind not in "fiu":
         raise ValueError(f"node {name!r}: expected {key} of numbers, got {array.dtype}")
     with np.errstate(over="ignore"):
-        dtype = np.float32 if array.dtype == np.float32 else np.float64
+        dtype = np.float32 if _is_dtype(array, np.float32) else np.float64
         values = torch.from_numpy(np.array(array, dtype, order="C"))
     if not values.isfinite().all():
         raise ValueError(f"node {name!r}: expected finite numbers, got {key} with NaN or Inf")
     return values
+
+
+def _is_dtype(array: np.ndarray, dtype: type) -> bool:
+    """In any order of bytes."""
+    return array.dtype.newbyteorder("=") == dtype
 
 
 def _size(name: str, shape: Any) -> int:
@@ -341,9 +351,7 @@ def _size(name: str, shape: Any) -> int:
     return int(array[0])
 
 
-def _layer(
-    name: str, state: dict[str, Tensor], dtype: torch.dtype, is_readout: bool
-) -> SpikingLayer | LeakyReadout:
+def _layer(name: str, state: dict[str, Tensor], dtype: torch.dtype, is_readout: bool) -> Any:
     """A layer with these parameters, at first made with others."""
     state = {key: value.to(dtype) for key, value in state.items()}
     for key, value in state.items():
