@@ -46,9 +46,17 @@ class Batches(Dataset):
         return self.made[index]
 
 
-def fit(callbacks=(), max_epochs: int = 8, lr: float = 0.02, folder=None, train_b: bool = True):
+def fit(
+    callbacks=(),
+    max_epochs: int = 8,
+    lr: float = 0.02,
+    folder=None,
+    train_b: bool = True,
+    max_delay: int = 0,
+):
     pl.seed_everything(0, verbose=False)
-    network = SpikingClassifier(N_INPUTS, 2, 16, 1, dt_ms=1.0, arp_ms=2.0, b=1.0, train_b=train_b)
+    neurons: dict[str, Any] = {"b": 1.0, "train_b": train_b, "max_delay": max_delay}
+    network = SpikingClassifier(N_INPUTS, 2, 16, 1, dt_ms=1.0, arp_ms=2.0, **neurons)
     module = ClassificationModule(network, 2, 1.0, partial(torch.optim.Adam, lr=lr))
     trainer = pl.Trainer(
         accelerator="cpu", max_epochs=max_epochs, logger=False,
@@ -201,6 +209,17 @@ def test_metrics_file_with_a_torn_last_row(tmp_path):
         assert list(read_metrics(path)["epoch"]) == [0]
         resumed(file).write(1, {"train/loss": 1.5, "val/loss": 1.25})
         assert path.read_bytes() == whole
+
+
+def test_delays_sharpen_over_the_first_half_of_the_epochs():
+    class Sigmas(pl.Callback):
+        seen: list[float] = []  # noqa: RUF012
+
+        def on_train_epoch_end(self, trainer, pl_module):
+            self.seen.append(float(pl_module.network.layers[0].delays.sigma))
+
+    fit([Sigmas()], max_epochs=4, max_delay=4)
+    assert Sigmas.seen == pytest.approx([2.0, 1.0, 0.5, 0.5])
 
 
 def test_linear_baseline_solves_a_linear_problem_and_not_noise():
