@@ -52,12 +52,13 @@ def test_a_file_is_evaluated_on_its_data(published, blockspike, data_dir):
     shown = blockspike("evaluate", f"pretrained={path}", f"data_dir={data_dir}").stdout
     accuracy = f"{row['test_accuracy']:.2%}"
     assert f"test accuracy {accuracy} of 80; its card says {accuracy}" in shown
-    other = edited(path, lambda about, tensors: about.update(data_config="../data/shd"))
+    other = edited(path, lambda about, tensors: about.update(data_config="shd"))
     failed = blockspike("evaluate", f"pretrained={other}", check=False)
-    assert failed.returncode == 2 and "shd.h5: prepared data not found" in failed.stderr
-    other = edited(path, lambda about, tensors: about.update(data_config="theirs"))
-    failed = blockspike("evaluate", f"pretrained={other}", check=False)
-    assert failed.returncode == 2 and "its data, theirs, are not known here" in failed.stderr
+    assert failed.returncode == 2
+    for unknown in ("theirs", "../experiment/demo"):
+        other = edited(path, lambda about, _, name=unknown: about.update(data_config=name))
+        failed = blockspike("evaluate", f"pretrained={other}", check=False)
+        assert failed.returncode == 2 and f"its data, {unknown}, are not known" in failed.stderr
 
 
 @pytest.mark.parametrize(
