@@ -44,6 +44,7 @@ HEADS = [
     for line in path.read_text().splitlines()
     if line.startswith("# blockspike ")
 ]
+CARDS = sorted((ROOT / "src" / "blockspike" / "pretrained").glob("*_*.md"))
 _E7 = "data.dt_ms=0.05,0.1,0.5,1,2,4,8"
 EXEMPT = {
     "source .venv/bin/activate": "changes the shell that it is typed into",
@@ -204,9 +205,18 @@ def test_commands_at_the_heads_of_configuration_files_have_a_configuration(block
 
 def test_pages_inside_the_package_print_no_other_commands():
     inside = [page for page in (ROOT / "src").rglob("*.md") if commands(page)]
-    assert inside
-    for page in inside:
+    others = [page for page in inside if page not in CARDS]
+    assert others
+    for page in others:
         assert commands(page) <= printed() | run_by_ci(), page
+
+
+@pytest.mark.parametrize("card", CARDS, ids=lambda card: card.stem)
+def test_commands_on_the_cards_of_trained_networks_have_a_configuration(blockspike, card):
+    found = commands(card)
+    assert {command.split()[1] for command in found} == {"train", "evaluate"}
+    for command in found:
+        assert ": " in blockspike(*composed(shlex.split(command))).stdout
 
 
 def test_the_map_and_the_links_are_true():

@@ -22,7 +22,7 @@ _CARD = """# {name}
 | validation accuracy, by which epoch {chosen_epoch} of {n_epochs} was chosen | {val_accuracy:.2%} |
 | training accuracy of that epoch | {train_accuracy:.2%} |
 | spikes of a validation recording | {spikes} |
-| minutes of training | {minutes:.0f} on {n_threads} threads of {machine} |
+| minutes of training | {minutes:.1f} (CPU threads: {n_threads}) |
 | seed | {seed} |
 | commit | {git_sha}{dirty} |
 | data, SHA-256 of the prepared file's content | {data_sha256} |
@@ -78,7 +78,7 @@ def _card(
 ) -> dict[str, Any]:
     keys = (
         "data_set", "n_parameters", "test_accuracy", "val_accuracy", "train_accuracy",
-        "chosen_epoch", "n_epochs", "n_threads", "machine", "seed", "git_sha", "data_sha256",
+        "chosen_epoch", "n_epochs", "n_threads", "seed", "git_sha", "data_sha256",
     )  # fmt: skip
     model = content["model"]
     kind = str(model.get("_target_", "SpikingLayer")).rpartition(".")[2]
