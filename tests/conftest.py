@@ -45,7 +45,8 @@ def blockspike(monkeypatch, capfd, tmp_path, data_dir):
     """Run `blockspike …` in an empty folder, as a user would but without a new interpreter."""
 
     def run(*args: str, check: bool = True) -> Finished:
-        with_data = [f"data_dir={data_dir}"] if args[0] in ("train", "prepare") else []
+        needs_data = args[0] in ("train", "prepare") or "pretrained=" in " ".join(args)
+        with_data = [f"data_dir={data_dir}"] if needs_data else []
         monkeypatch.chdir(tmp_path)
         monkeypatch.setenv("WANDB_MODE", "offline")
         monkeypatch.setenv("HYDRA_FULL_ERROR", "0")

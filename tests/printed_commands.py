@@ -96,7 +96,7 @@ def short(words: list[str], data_dir: Path) -> list[str]:
         values = _FEW_SIZES
     if name == "train" and "--help" not in flags:
         few = next((few for fit, few in _FITS.items() if fit in arguments), _ONE_BATCH)
-        if "data=hd_lauscher" in arguments:
+        if {"data=hd_lauscher", "experiment=digits", "experiment=se_adlif"} & set(arguments):
             few = {**few, "data.path": f"{data_dir / 'hd_lauscher_sample.h5'}"}
         added = {key: value for key, value in few.items() if key not in values}
         values = _two_runs(values) | added

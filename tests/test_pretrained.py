@@ -46,10 +46,10 @@ def test_a_run_is_published_with_its_card(published, tmp_path, monkeypatch):
     assert f"\nblockspike train {' '.join(SMALL)} {choices}\n" in card
 
 
-def test_a_file_is_evaluated_on_its_data(published, blockspike, data_dir):
+def test_a_file_is_evaluated_on_its_data(published, blockspike):
     folder, path = published
     row = json.loads((folder / "result.json").read_text())
-    shown = blockspike("evaluate", f"pretrained={path}", f"data_dir={data_dir}").stdout
+    shown = blockspike("evaluate", f"pretrained={path}").stdout
     accuracy = f"{row['test_accuracy']:.2%}"
     assert f"test accuracy {accuracy} of 80; its card says {accuracy}" in shown
     other = edited(path, lambda about, tensors: about.update(data_config="shd"))
