@@ -215,7 +215,7 @@ def test_delays_sharpen_over_the_first_half_of_the_epochs():
     class Sigmas(pl.Callback):
         seen: list[float] = []  # noqa: RUF012
 
-        def on_train_epoch_end(self, trainer, pl_module):
+        def on_train_epoch_end(self, trainer, pl_module: Any):
             self.seen.append(float(pl_module.network.layers[0].delays.sigma))
 
     fit([Sigmas()], max_epochs=4, max_delay=4)
