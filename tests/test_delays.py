@@ -167,3 +167,24 @@ def test_bad_delays(options):
 def test_events_are_needed():
     with pytest.raises(ValueError, match="^spikes: expected an EventBatch or `fired`, got a dense"):
         delayed_current(torch.zeros(3, 1, 2), torch.zeros(4, 2), torch.zeros(4), torch.zeros(4, 2))
+
+
+def test_what_does_not_fit_is_refused_before_the_kernel():
+    events = EventBatch.from_dense(torch.ones(3, 1, 5))
+    weight, bias, delay = torch.zeros(4, 2), torch.zeros(4), torch.zeros(4, 2, dtype=torch.int64)
+    with pytest.raises(ValueError, match=r"^spikes: expected \[T, B, 2\]"):
+        delayed_current(events, weight, bias, delay)
+    wide = torch.zeros(4, 5)
+    for bad in (delay, torch.full((4, 5), -1)):
+        with pytest.raises(ValueError, match="^delay: expected steps ≥ 0"):
+            delayed_current(events, wide, bias, bad)
+    spikes = torch.zeros(3, 1, 5)
+    with pytest.raises(ValueError, match="^fired: expected shape"):
+        delayed_current(spikes, wide, bias, torch.zeros(4, 5).long(), Fired(torch.zeros(3, 1, 4)))
+
+
+@pytest.mark.parametrize("value", [-1e6, 1e15, float("nan")])
+def test_delays_outside_their_range_are_put_back(value):
+    delays = Delays(2, 3, MAX_DELAY)
+    delays.delay.data[:] = value
+    assert delays.steps().min() >= 0 and delays.steps().max() <= MAX_DELAY

@@ -41,7 +41,7 @@ def test_a_run_is_published_with_its_card(published, tmp_path, monkeypatch):
     card = path.with_suffix(".md").read_text()
     assert card.startswith("# mine\n\nSE-adLIF trained on N-MNIST sample (1080 recordings);")
     assert f"| test accuracy | {row['test_accuracy']:.2%} |" in card
-    assert "Test again: `blockspike evaluate pretrained=mine`." in card
+    assert "`blockspike evaluate pretrained=mine`" in card
     choices = "model=se_adlif trainer.max_epochs=1"
     assert f"\nblockspike train {' '.join(SMALL)} {choices}\n" in card
 
@@ -55,6 +55,9 @@ def test_a_file_is_evaluated_on_its_data(published, blockspike):
     other = edited(path, lambda about, tensors: about.update(data_config="shd"))
     failed = blockspike("evaluate", f"pretrained={other}", check=False)
     assert failed.returncode == 2
+    other = edited(path, lambda about, tensors: about.update(data_config="synthetic_cells"))
+    failed = blockspike("evaluate", f"pretrained={other}", check=False)
+    assert failed.returncode == 2 and "are not of events" in failed.stderr
     for unknown in ("theirs", "../experiment/demo"):
         other = edited(path, lambda about, _, name=unknown: about.update(data_config=name))
         failed = blockspike("evaluate", f"pretrained={other}", check=False)
@@ -115,6 +118,18 @@ def unknown_argument(about, tensors):
     about["network"]["n_moons"] = 2
 
 
+def interpolation(about, tensors):
+    about["model"]["surrogate"] = "${oc.env:HOME}"
+
+
+def huge(about, tensors):
+    about["network"]["n_hidden"] = 10**6
+
+
+def no_number(about, tensors):
+    about["card"]["test_accuracy"] = "much"
+
+
 def less_about(about, tensors):
     del about["dt_ms"]
 
@@ -128,6 +143,9 @@ def less_about(about, tensors):
         (evil_target, "os.system is not allowed"),
         (unknown_argument, "does not make a network .*n_moons"),
         (less_about, "dt_ms"),
+        (interpolation, "no interpolations"),
+        (huge, "sizes of the network are not those of its parameters"),
+        (no_number, "expected card.test_accuracy as a number"),
     ],
 )
 def test_files_that_are_refused(published, change, message):

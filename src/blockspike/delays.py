@@ -12,7 +12,12 @@ from blockspike.bounded import BoundedParameters
 from blockspike.data.events import EventBatch
 from blockspike.neurons.events_cpu import Fired, delayed_event_currents
 from blockspike.neurons.trace import needs_gradient
-from blockspike.synapses import SynapseMode, events_of_spikes, synaptic_current
+from blockspike.synapses import (
+    SynapseMode,
+    check_synapses,
+    events_of_spikes,
+    synaptic_current,
+)
 
 LAST_SIGMA = 0.5
 """σ of the Gaussian in steps once it is narrow."""
@@ -49,7 +54,8 @@ class Delays(BoundedParameters):
 
     def steps(self) -> Tensor:
         """The delays as whole steps, int64 [n_units, n_inputs]."""
-        return (self.delay.detach() * self.max_delay).round().long()
+        steps = (self.delay.detach() * self.max_delay).round().long()
+        return steps.clamp(0, self.max_delay)  # after long(), which makes a NaN a number
 
     def kernel(self) -> Tensor:
         """Shares of each weight by delay, [max_delay + 1, n_units, n_inputs]; they add up to 1."""
@@ -108,13 +114,18 @@ def delayed_current(
         Current [T, B, N], without gradient.
 
     Raises:
-        ValueError: a dense tensor without `fired`.
+        ValueError: a dense tensor without `fired`; shapes do not match; a delay below 0.
     """
+    check_synapses(spikes, weight[None], bias)
+    if delay.shape != weight.shape or bool((delay < 0).any()):
+        raise ValueError(f"delay: expected steps ≥ 0, {list(weight.shape)}, got {delay}")
     if isinstance(spikes, EventBatch):
         events, scale, of_sample = spikes, 1.0, spikes.scale
     elif fired is None:
         raise ValueError("spikes: expected an EventBatch or `fired`, got a dense tensor")
     else:
+        if fired.array.shape != spikes.shape:
+            raise ValueError(f"fired: expected shape {list(spikes.shape)} like spikes")
         events, scale, of_sample = events_of_spikes(fired), fired.scale, None
     n_steps, batch_size, _ = events.shape
     out = weight.new_empty(n_steps, batch_size, len(bias), requires_grad=False)

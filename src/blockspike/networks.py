@@ -323,11 +323,11 @@ def run_layers(
 
     `dropout`: share of a layer's spikes that the next one does not get.
     """
-    fired = None
+    trace = None
     for layer in layers:
-        trace = cast(HiddenLayer, layer).trace(x, fired)
+        given = (x, None) if trace is None else drop_spikes(trace, dropout)
+        trace = cast(HiddenLayer, layer).trace(*given)
         yield trace
-        x, fired = drop_spikes(trace, dropout)
 
 
 def drop_spikes(trace: ALIFTrace, share: float) -> tuple[Tensor, Fired]:

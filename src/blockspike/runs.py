@@ -148,8 +148,9 @@ class Run:
     def arguments(self) -> list[str]:
         """Command and overrides that it was started with last, less where things lie."""
         given = read_json(self.folder / "status.json").get("arguments", [])
-        of_place = ("run_dir", "output_dir", "data_dir", "progress", "threads", "hydra.")
-        return [argument for argument in given if not argument.startswith(of_place)]
+        of_place = ("run_dir", "output_dir", "data_dir", "progress", "threads", "hydra.", "logger")
+        of_place += ("data.path", "data.raw", "data.download", "sweep", "/", "-")
+        return [argument for argument in given if not argument.lstrip("+~").startswith(of_place)]
 
     @rank_zero_only
     def mark_done(self) -> None:

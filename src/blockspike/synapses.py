@@ -50,7 +50,7 @@ def synaptic_current(
     Raises:
         ValueError: shapes do not match, or events are asked for where they cannot be had.
     """
-    _check(spikes, weight, bias, mode)
+    check_synapses(spikes, weight, bias, mode)
     if isinstance(spikes, EventBatch):
         if spikes.scale is not None:
             whole = replace(spikes, scale=None)
@@ -68,7 +68,7 @@ def synaptic_current(
         raise ValueError(
             f"fired: expected shape {list(spikes.shape)} like spikes, got {list(fired.array.shape)}"
         )
-    events = events_of_spikes(fired) if on_cpu else EventBatch.from_dense(spikes.detach())
+    events = events_of_spikes(fired) if on_cpu else EventBatch.from_dense(fired.array)
     if not _use_events(mode, events, MAX_EVENT_DENSITY):
         return _dense(spikes, weight, bias)
     return _EventCurrents.apply(spikes, weight, bias, events, fired.scale)  # pyright: ignore
@@ -81,7 +81,10 @@ def events_of_spikes(fired: Fired) -> EventBatch:
     return EventBatch(row_ptr, unit, (n_steps, batch_size, n_units))
 
 
-def _check(spikes: EventBatch | Tensor, weight: Tensor, bias: Tensor, mode: str) -> None:
+def check_synapses(
+    spikes: EventBatch | Tensor, weight: Tensor, bias: Tensor, mode: str = "auto"
+) -> None:
+    """Raise ValueError if arguments of `synaptic_current` do not fit each other."""
     if mode not in ("auto", "events", "dense"):
         raise ValueError(f"mode: expected 'auto', 'events' or 'dense', got {mode!r}")
     if weight.ndim != 3 or bias.shape != weight.shape[1:2]:
@@ -110,10 +113,11 @@ def _use_events(mode: str, events: EventBatch, most_on_cpu: float) -> bool:
 
 
 def _dense(spikes: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    if len(weight) == 1:
-        return F.linear(spikes, weight[0], bias)
-    past = F.pad(spikes.permute(1, 2, 0), (len(weight) - 1, 0))  # [B, K, taps − 1 + T]
-    return F.conv1d(past, weight.flip(0).permute(1, 2, 0), bias).permute(2, 0, 1).contiguous()
+    # Not conv1d, whose weight gradient has other bits with another number of threads.
+    current = F.linear(spikes, weight[0], bias)
+    for tap in range(1, min(len(weight), len(spikes))):
+        current[tap:] += F.linear(spikes[:-tap], weight[tap])
+    return current
 
 
 def _add_events(events: EventBatch, weight_t: Tensor, bias: Tensor) -> Tensor:

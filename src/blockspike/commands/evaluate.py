@@ -76,7 +76,10 @@ def _evaluate_pretrained(cfg: DictConfig) -> dict[str, Any]:
     if not files.is_file():
         raise ValueError(f"{cfg.pretrained}: its data, {about.data_config}, are not known here")
     places = OmegaConf.masked_copy(cast(DictConfig, OmegaConf.load(files)), ["path", "raw"])
-    whole = OmegaConf.merge({"data_dir": cfg.data_dir, "data": about.data}, {"data": places})
+    if set(places) != {"path", "raw"}:
+        raise ValueError(f"{cfg.pretrained}: its data, {about.data_config}, are not of events")
+    own = {k: v for k, v in about.data.items() if k not in ("path", "raw", "download")}
+    whole = OmegaConf.merge({"data_dir": cfg.data_dir, "data": own}, {"data": places})
     data = build_data(cast(DictConfig, whole), EventDataModule)
     data.prepare_data()
     data.setup()

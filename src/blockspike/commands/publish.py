@@ -33,10 +33,10 @@ Repeat: at that commit,
 {command}
 ```
 
-Test again: `blockspike evaluate pretrained={name}`.
-
-Use: `blockspike.pretrained.load_pretrained("{name}")`, which takes events [T, B, {n_inputs}] in
-steps of {dt_ms:g} ms. How recordings become such events is `about_pretrained("{name}").data`.
+Use: `blockspike.pretrained.load_pretrained("{name}.safetensors")`, with the path of the file beside
+this card; of those that come with blockspike the name will do, as in
+`blockspike evaluate pretrained={name}`, which tests it again. It takes events [T, B, {n_inputs}]
+in steps of {dt_ms:g} ms; how recordings become such is `about_pretrained("{name}.safetensors").data`.
 """
 
 
@@ -56,7 +56,7 @@ def publish(cfg: DictConfig) -> Path:
     data, network = load_run(run)
     row = run.result()
     if row is None:
-        raise FileNotFoundError(f"{run.folder}: the run is not finished, no {'result.json'}")
+        raise FileNotFoundError(f"{run.folder}: the run is not finished, no result.json")
     content = content_of(run.config())
     card = _card(cfg.name, run, row, content, data.n_steps)
     about = NetworkFile(

@@ -93,7 +93,7 @@ class EventBatch:
         """Return the batch with events that count as ``n_events`` in total for each sample."""
         n_steps, batch_size, _ = self.shape
         own = self.row_ptr.diff().view(n_steps, batch_size).sum(0)
-        return EventBatch(self.row_ptr, self.unit, self.shape, n_events / own.clamp(min=1))
+        return EventBatch(self.row_ptr, self.unit, self.shape, n_events / own.clamp(min=1).double())
 
     def dense(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """Return what each step, sample and unit's events count: ``[T, B, K]`` of ``dtype``."""

@@ -21,7 +21,7 @@ class Fired:
     """Which neurons fired, as events once asked for; who needs them again has them already.
 
     Attributes:
-        array: [T, B, N], each 0 or not; bytes (uint8) or spikes of any type.
+        array: [T, B, N], each 0 or 1; bytes (uint8) or spikes of any type.
         scale: what each spike counts.
     """
 

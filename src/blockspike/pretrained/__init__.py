@@ -20,6 +20,7 @@ from blockspike.networks import SpikingClassifier
 
 _FORMAT = "blockspike-network-1"
 _FOLDER = Path(__file__).parent
+_MOST_CHARACTERS = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,7 @@ def load_pretrained(name: str | Path) -> SpikingClassifier:
     try:
         network = build_network(OmegaConf.create(vars(about)), about)
         network.load_state_dict(tensors)
+        network.project_()
     except (ValueError, TypeError, RuntimeError) as error:
         text = " ".join(str(error).split())
         raise ValueError(f"{path}: does not make a network ({text})") from error
@@ -94,15 +96,42 @@ def _path(name: str | Path) -> Path:
     return path
 
 
+def _checked(text: str) -> NetworkFile:
+    """What the metadata say, which may be a stranger's."""
+    if len(text) > _MOST_CHARACTERS or "${" in text:
+        raise ValueError(f"expected at most {_MOST_CHARACTERS} characters and no interpolations")
+    about = NetworkFile(**json.loads(text))
+    nodes = (about.model, about.network, about.data, about.card)
+    sizes = (about.n_inputs, about.n_classes, about.network["n_hidden"], about.network["n_layers"])
+    if not all(type(node) is dict for node in nodes) or not all(type(n) is int for n in sizes):
+        raise ValueError("expected model, network, data and card by name, sizes as integers")
+    if type(about.card["test_accuracy"]) is not float or type(about.data_config) is not str:
+        raise ValueError("expected card.test_accuracy as a number, data_config as a name")
+    return about
+
+
+def _check_sizes(about: NetworkFile, tensors: dict[str, torch.Tensor]) -> None:
+    """Before anything is made of these sizes."""
+    largest = max((n for tensor in tensors.values() for n in tensor.shape), default=0)
+    n_layers = sum(key.startswith("layers.") and key.endswith(".bias") for key in tensors)
+    sizes = (about.n_inputs, about.n_classes, about.network["n_hidden"])
+    if max(sizes) > largest or about.network["n_layers"] != n_layers:
+        raise ValueError("sizes of the network are not those of its parameters")
+
+
 def _read(path: Path) -> tuple[NetworkFile, dict[str, torch.Tensor]]:
     try:
         with safe_open(path, framework="pt") as file:  # pyright: ignore[reportPrivateImportUsage]
             metadata = file.metadata() or {}
             if metadata.get("format") != _FORMAT:
                 raise ValueError(f"expected format {_FORMAT}, got {metadata.get('format')}")
-            about = NetworkFile(**json.loads(metadata["about"]))
+            about = _checked(metadata["about"])
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
     except (SafetensorError, ValueError, TypeError, KeyError, RecursionError) as error:
+        raise ValueError(f"{path}: not a trained network ({error})") from error
+    try:
+        _check_sizes(about, tensors)
+    except ValueError as error:
         raise ValueError(f"{path}: not a trained network ({error})") from error
     if not all(torch.isfinite(tensor).all() for tensor in tensors.values()):
         raise ValueError(f"{path}: not a trained network (holds a NaN or Inf)")

@@ -23,7 +23,8 @@ Batch = tuple[EventBatch, Tensor]
 class ClassificationModule(pl.LightningModule):
     """Cross-entropy of the class scores, accuracy, and firing rate of every hidden layer.
 
-    Several processes that share a batch get the gradient and the logs that one would have.
+    Several processes that share a batch get the gradient and the logs that one would have, but
+    that each draws its own spikes for dropout.
 
     Args:
         network: the classifier.

@@ -97,7 +97,8 @@ class _Guard(Callback):
         if process == trainer.global_rank:
             content = {
                 "kind": _KIND, "error": text, "place": self._place, "epoch": self._epoch,
-                "process": process, "random": self._random, "batch": batch,
+                "training": pl_module.training, "process": process, "random": self._random,
+                "batch": batch,
                 "state_dict": pl_module.state_dict(),
                 "optimizers": [optimizer.state_dict() for optimizer in trainer.optimizers],
             }  # fmt: skip
@@ -130,7 +131,7 @@ class _Guard(Callback):
         except RuntimeError as error:
             raise ValueError(f"{file}: holds the batch of another network ({error})") from error
         device = trainer.strategy.root_device
-        module.to(device)
+        module.to(device).train(kept.get("training", True))
         module.trainer = trainer
         progress: Any = trainer.fit_loop.epoch_progress.current
         progress.processed = kept["epoch"]
@@ -271,7 +272,9 @@ class NumberGuard(_Guard):
         events, labels = batch
         if isinstance(events, EventBatch):
             own = {"row_ptr": events.row_ptr.clone(), "unit": events.unit.clone()}
-            return {"events": own | {"shape": events.shape}, "labels": labels.clone()}
+            scale = None if events.scale is None else events.scale.clone()
+            own |= {"shape": events.shape, "scale": scale}
+            return {"events": own, "labels": labels.clone()}
         return {"dense": events.clone(), "labels": labels.clone()}
 
     def _unpacked(self, plain: dict[str, Any]) -> Batch:
