@@ -36,7 +36,8 @@ Repeat: at that commit,
 Use: `blockspike.pretrained.load_pretrained("{name}.safetensors")`, with the path of the file beside
 this card; of those that come with blockspike the name will do, as in
 `blockspike evaluate pretrained={name}`, which tests it again. It takes events [T, B, {n_inputs}]
-in steps of {dt_ms:g} ms; how recordings become such is `about_pretrained("{name}.safetensors").data`.
+in steps of {dt_ms:g} ms; how recordings become such is
+`about_pretrained("{name}.safetensors").data`.
 """
 
 
