@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
-EXTRAS ?= dev,data,sweep,allen
+EXTRAS ?= dev,data,sweep,nir,allen
 PEERS_VENV ?= .venv-peers# the other libraries want a newer numpy than allen
 OUTPUTS ?= outputs
 SEED ?= 0

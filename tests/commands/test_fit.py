@@ -107,7 +107,9 @@ def test_events_are_not_fitted_and_recordings_not_classified(blockspike, tmp_pat
     assert done.returncode == 2 and "fit=ours" in done.stderr
 
 
-@pytest.mark.parametrize("given", [(), ("neuron=a.json",), ("run=a", "recording=b.npz")])
+@pytest.mark.parametrize(
+    "given", [(), ("neuron=a.json",), ("run=a", "recording=b.npz"), ("run=a", "pretrained=b")]
+)
 def test_evaluate_wants_one_thing(blockspike, given):
     done = blockspike("evaluate", *given, check=False)
     assert done.returncode == 2 and "run=FOLDER, or neuron=FILE with recording=FILE" in done.stderr

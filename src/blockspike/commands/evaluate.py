@@ -35,14 +35,15 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
             neuron with recording, is given.
     """
     use_threads(cfg.threads)
-    if cfg.pretrained is not None and cfg.run is None and cfg.neuron is None:
+    given = {k for k in ("run", "pretrained", "neuron", "recording") if cfg[k] is not None}
+    if given == {"pretrained"}:
         return _evaluate_pretrained(cfg)
-    if cfg.run is None and cfg.neuron is not None and cfg.recording is not None:
+    if given == {"neuron", "recording"}:
         return evaluate_neuron(Path(cfg.neuron), Path(cfg.recording), cfg.stimulus)
-    if cfg.run is None or cfg.neuron is not None or cfg.recording is not None:
+    if given != {"run"}:
         raise ValueError(
-            "run, neuron, recording: expected run=FOLDER, or pretrained=NAME, or neuron=FILE with "
-            f"recording=FILE, got run={cfg.run}, neuron={cfg.neuron}, recording={cfg.recording}"
+            "run, pretrained, neuron, recording: expected run=FOLDER, or neuron=FILE with "
+            f"recording=FILE, or pretrained=NAME, got {', '.join(sorted(given)) or 'none of them'}"
         )
     run = Run(Path(cfg.run))
     data, network = load_run(run)
