@@ -51,7 +51,9 @@ def test_a_file_is_evaluated_on_its_data(published, blockspike):
     row = json.loads((folder / "result.json").read_text())
     shown = blockspike("evaluate", f"pretrained={path}").stdout
     accuracy = f"{row['test_accuracy']:.2%}"
-    assert f"test accuracy {accuracy} of 80; its card says {accuracy}" in shown
+    assert f"test accuracy {accuracy} of 80; its card says {accuracy}\n" in shown
+    another = edited(path, lambda about, tensors: about["card"].update(data_sha256="00"))
+    assert " of other data\n" in blockspike("evaluate", f"pretrained={another}").stdout
     other = edited(path, lambda about, tensors: about.update(data_config="shd"))
     failed = blockspike("evaluate", f"pretrained={other}", check=False)
     assert failed.returncode == 2

@@ -5,6 +5,8 @@ that a gradient; the Gaussian narrows as training goes on. In evaluation delays 
 (dilated convolution with learnable spacings, Hammouamri et al., ICLR 2024).
 """
 
+from functools import partial
+
 import torch
 from torch import Tensor
 
@@ -15,6 +17,7 @@ from blockspike.neurons.trace import needs_gradient
 from blockspike.synapses import (
     SynapseMode,
     check_synapses,
+    current_of_batch,
     events_of_spikes,
     synaptic_current,
 )
@@ -116,20 +119,19 @@ def delayed_current(
     Raises:
         ValueError: a dense tensor without `fired`; shapes do not match; a delay below 0.
     """
-    check_synapses(spikes, weight[None], bias)
+    check_synapses(spikes, weight[None], bias, fired=fired)
     if delay.shape != weight.shape or bool((delay < 0).any()):
         raise ValueError(f"delay: expected steps ≥ 0, {list(weight.shape)}, got {delay}")
     if isinstance(spikes, EventBatch):
-        events, scale, of_sample = spikes, 1.0, spikes.scale
-    elif fired is None:
+        return current_of_batch(spikes, bias.detach(), partial(_delayed, weight, delay))
+    if fired is None:
         raise ValueError("spikes: expected an EventBatch or `fired`, got a dense tensor")
-    else:
-        if fired.array.shape != spikes.shape:
-            raise ValueError(f"fired: expected shape {list(spikes.shape)} like spikes")
-        events, scale, of_sample = events_of_spikes(fired), fired.scale, None
+    return _delayed(fired.scale * weight, delay, events_of_spikes(fired), bias)
+
+
+def _delayed(weight: Tensor, delay: Tensor, events: EventBatch, bias: Tensor) -> Tensor:
     n_steps, batch_size, _ = events.shape
     out = weight.new_empty(n_steps, batch_size, len(bias), requires_grad=False)
-    given = bias if of_sample is None else torch.zeros_like(bias)
-    inputs = (events.row_ptr, events.unit, scale * weight.T, delay.T, given, out)
-    delayed_event_currents(*(x.detach().contiguous().numpy() for x in inputs))
-    return out if of_sample is None else out * of_sample[:, None].to(out.dtype) + bias.detach()
+    arrays = (events.row_ptr, events.unit, weight.T, delay.T, bias, out)
+    delayed_event_currents(*(x.detach().contiguous().numpy() for x in arrays))
+    return out

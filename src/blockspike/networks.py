@@ -469,11 +469,15 @@ class SpikingClassifier(nn.Module):
                 x = x.scaled_to(self.input_events)
             else:
                 x = x * (self.input_events / x.sum((0, 2)).clamp(min=1))[:, None]
-        return run_layers(self.layers, x, self.dropout if self.training else 0.0)
+        return run_layers(self.layers, x, self._dropout_now)
+
+    @property
+    def _dropout_now(self) -> float:
+        return self.dropout if self.training else 0.0
 
     def read(self, traces: list[ALIFTrace]) -> ClassifierOutput:
         """What the readout makes of the hidden layers' results."""
-        last = drop_spikes(traces[-1], self.dropout if self.training else 0.0)
+        last = drop_spikes(traces[-1], self._dropout_now)
         readout = self.readout(*last)
         if self.scores == "mean":
             scores = readout.mean(0)

@@ -5,7 +5,9 @@ product, forward and for the weight gradient. The gradient to the spikes is dens
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Literal
 
 import torch
@@ -50,28 +52,34 @@ def synaptic_current(
     Raises:
         ValueError: shapes do not match, or events are asked for where they cannot be had.
     """
-    check_synapses(spikes, weight, bias, mode)
+    check_synapses(spikes, weight, bias, mode, fired)
     if isinstance(spikes, EventBatch):
-        if spikes.scale is not None:
-            whole = replace(spikes, scale=None)
-            current = synaptic_current(whole, weight, torch.zeros_like(bias), mode=mode)
-            return current * spikes.scale[:, None].to(current.dtype) + bias
-        if _use_events(mode, spikes, MAX_EVENT_DENSITY_OF_BATCH):
-            return _EventCurrents.apply(None, weight, bias, spikes, 1.0)  # pyright: ignore
-        return _dense(spikes.dense(weight.dtype), weight, bias)
+        return current_of_batch(spikes, bias, partial(_of_events, weight=weight, mode=mode))
     if mode == "events" and fired is None:
         raise ValueError("mode: 'events' needs an EventBatch or `fired`, got a dense tensor")
     on_cpu = spikes.device.type == "cpu"
     if fired is None or mode == "dense" or (mode == "auto" and not on_cpu):
         return _dense(spikes, weight, bias)
-    if fired.array.shape != spikes.shape:
-        raise ValueError(
-            f"fired: expected shape {list(spikes.shape)} like spikes, got {list(fired.array.shape)}"
-        )
     events = events_of_spikes(fired) if on_cpu else EventBatch.from_dense(fired.array)
     if not _use_events(mode, events, MAX_EVENT_DENSITY):
         return _dense(spikes, weight, bias)
     return _EventCurrents.apply(spikes, weight, bias, events, fired.scale)  # pyright: ignore
+
+
+def current_of_batch(
+    events: EventBatch, bias: Tensor, current_of: Callable[[EventBatch, Tensor], Tensor]
+) -> Tensor:
+    """`current_of(events, bias)` [T, B, N], with what `events.scale` makes them count."""
+    if events.scale is None:
+        return current_of(events, bias)
+    current = current_of(replace(events, scale=None), torch.zeros_like(bias))
+    return torch.addcmul(bias, current, events.scale[:, None].to(current.dtype))
+
+
+def _of_events(events: EventBatch, bias: Tensor, *, weight: Tensor, mode: str) -> Tensor:
+    if _use_events(mode, events, MAX_EVENT_DENSITY_OF_BATCH):
+        return _EventCurrents.apply(None, weight, bias, events, 1.0)  # pyright: ignore
+    return _dense(events.dense(weight.dtype), weight, bias)
 
 
 def events_of_spikes(fired: Fired) -> EventBatch:
@@ -82,7 +90,11 @@ def events_of_spikes(fired: Fired) -> EventBatch:
 
 
 def check_synapses(
-    spikes: EventBatch | Tensor, weight: Tensor, bias: Tensor, mode: str = "auto"
+    spikes: EventBatch | Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    mode: str = "auto",
+    fired: Fired | None = None,
 ) -> None:
     """Raise ValueError if arguments of `synaptic_current` do not fit each other."""
     if mode not in ("auto", "events", "dense"):
@@ -96,6 +108,10 @@ def check_synapses(
         raise ValueError(
             f"spikes: expected [T, B, {weight.shape[2]}] to fit the weight, "
             f"got {list(spikes.shape)}"
+        )
+    if fired is not None and fired.array.shape != spikes.shape:
+        raise ValueError(
+            f"fired: expected shape {list(spikes.shape)} like spikes, got {list(fired.array.shape)}"
         )
 
 

@@ -14,7 +14,7 @@ from blockspike.config import build_data, build_network, content_of, is_fit
 from blockspike.data.datamodule import EventDataModule
 from blockspike.files import CONF, write_json, write_npz
 from blockspike.networks import SpikingClassifier
-from blockspike.pretrained import about_pretrained, load_pretrained
+from blockspike.pretrained import read_network
 from blockspike.runs import Run
 from blockspike.training.checkpoint_io import load_plain
 from blockspike.training.linear_baseline import linear_baseline
@@ -72,7 +72,7 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
 
 def _evaluate_pretrained(cfg: DictConfig) -> dict[str, Any]:
     """A trained network on the test data of its kind, as they are prepared here."""
-    about, network = about_pretrained(cfg.pretrained), load_pretrained(cfg.pretrained)
+    about, network = read_network(cfg.pretrained)
     files = CONF / "data" / f"{Path(about.data_config).name}.yaml"
     if not files.is_file():
         raise ValueError(f"{cfg.pretrained}: its data, {about.data_config}, are not known here")
@@ -86,9 +86,10 @@ def _evaluate_pretrained(cfg: DictConfig) -> dict[str, Any]:
     data.setup()
     predicted, labels = _predict(network, data)
     accuracy = float((predicted == labels).mean())
+    same = "" if about.card.get("data_sha256") == data.sha256 else " of other data"
     print(
         f"{data.name}: test accuracy {accuracy:.2%} of {len(labels)}; "
-        f"its card says {about.card['test_accuracy']:.2%}"
+        f"its card says {about.card['test_accuracy']:.2%}{same}"
     )
     return {"data_set": data.name, "n_test": len(labels), "test_accuracy": accuracy}
 

@@ -61,6 +61,16 @@ def load_pretrained(name: str | Path) -> SpikingClassifier:
         FileNotFoundError: no such network.
         ValueError: not such a file, or damaged.
     """
+    return read_network(name)[1]
+
+
+def about_pretrained(name: str | Path) -> NetworkFile:
+    """What the file of a trained network says of it; arguments and errors as `load_pretrained`."""
+    return _read(_path(name))[0]
+
+
+def read_network(name: str | Path) -> tuple[NetworkFile, SpikingClassifier]:
+    """Both of one file; arguments and errors as `load_pretrained`."""
     path = _path(name)
     about, tensors = _read(path)
     try:
@@ -70,12 +80,7 @@ def load_pretrained(name: str | Path) -> SpikingClassifier:
     except (ValueError, TypeError, RuntimeError) as error:
         text = " ".join(str(error).split())
         raise ValueError(f"{path}: does not make a network ({text})") from error
-    return network.eval()
-
-
-def about_pretrained(name: str | Path) -> NetworkFile:
-    """What the file of a trained network says of it; arguments and errors as `load_pretrained`."""
-    return _read(_path(name))[0]
+    return about, network.eval()
 
 
 def save_pretrained(path: Path, network: SpikingClassifier, about: NetworkFile) -> None:
@@ -110,13 +115,15 @@ def _checked(text: str) -> NetworkFile:
     return about
 
 
-def _check_sizes(about: NetworkFile, tensors: dict[str, torch.Tensor]) -> None:
-    """Before anything is made of these sizes."""
+def _check(about: NetworkFile, tensors: dict[str, torch.Tensor]) -> None:
+    """Numbers, and sizes before anything is made of them."""
     largest = max((n for tensor in tensors.values() for n in tensor.shape), default=0)
-    n_layers = sum(key.startswith("layers.") and key.endswith(".bias") for key in tensors)
+    layers = {key.split(".")[1] for key in tensors if key.startswith("layers.")}
     sizes = (about.n_inputs, about.n_classes, about.network["n_hidden"])
-    if max(sizes) > largest or about.network["n_layers"] != n_layers:
+    if max(sizes) > largest or about.network["n_layers"] != len(layers):
         raise ValueError("sizes of the network are not those of its parameters")
+    if not all(torch.isfinite(tensor).all() for tensor in tensors.values()):
+        raise ValueError("holds a NaN or Inf")
 
 
 def _read(path: Path) -> tuple[NetworkFile, dict[str, torch.Tensor]]:
@@ -127,12 +134,7 @@ def _read(path: Path) -> tuple[NetworkFile, dict[str, torch.Tensor]]:
                 raise ValueError(f"expected format {_FORMAT}, got {metadata.get('format')}")
             about = _checked(metadata["about"])
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        _check(about, tensors)
     except (SafetensorError, ValueError, TypeError, KeyError, RecursionError) as error:
         raise ValueError(f"{path}: not a trained network ({error})") from error
-    try:
-        _check_sizes(about, tensors)
-    except ValueError as error:
-        raise ValueError(f"{path}: not a trained network ({error})") from error
-    if not all(torch.isfinite(tensor).all() for tensor in tensors.values()):
-        raise ValueError(f"{path}: not a trained network (holds a NaN or Inf)")
     return about, tensors

@@ -101,7 +101,7 @@ class ClassificationModule(pl.LightningModule):
         return F.cross_entropy(scores, labels.clamp(min=0), label_smoothing=self.label_smoothing)
 
     def on_train_epoch_start(self) -> None:
-        """Seed what is drawn within the epoch, so that a resumed run draws the same; delays."""
+        """Sharpen delays; seed what the epoch draws, so that a resumed run draws the same."""
         self.network.anneal_(self.current_epoch / max(self.trainer.max_epochs or 1, 1))
         draw = np.random.SeedSequence([self.seed, self.current_epoch, self.global_rank])
         torch.manual_seed(int(draw.generate_state(1)[0]))
