@@ -140,7 +140,7 @@ def test_a_delay_is_learned():
         optimizer.step()
         delays.project_()
     delays.eval()
-    assert torch.equal(delays.current(spikes, weight, bias), wanted)
+    torch.testing.assert_close(delays.current(spikes, weight, bias), wanted)
 
 
 @pytest.mark.parametrize("kind", [SpikingLayer, AdLIFLayer])

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from blockspike.bounded import BoundedParameters
+from blockspike.convolution import causal_convolution
 from blockspike.data.events import EventBatch
 from blockspike.neurons.events_cpu import Fired, delayed_event_currents
 from blockspike.neurons.trace import needs_gradient
@@ -77,7 +78,8 @@ class Delays(BoundedParameters):
     ) -> Tensor:
         """I[t, n] = bias[n] + Σ_k Σ_d weight[n, k] kernel[d, n, k] spikes[t − d, k].
 
-        In evaluation on the CPU, where nobody needs a gradient, event by event.
+        In evaluation on the CPU, where nobody needs a gradient, event by event; else as a
+        convolution, unless `mode` is "events".
 
         Args:
             spikes, bias, fired, mode: see `synaptic_current`.
@@ -93,7 +95,11 @@ class Delays(BoundedParameters):
             or needs_gradient(dense, weight, bias)
         ):
             kernel = weight * self.kernel()
-            return synaptic_current(spikes, kernel, bias, fired=fired, mode=mode)
+            if mode == "events":
+                return synaptic_current(spikes, kernel, bias, fired=fired, mode=mode)
+            check_synapses(spikes, kernel, bias, mode, fired)
+            dense = spikes.dense(weight.dtype) if isinstance(spikes, EventBatch) else spikes
+            return causal_convolution(dense, kernel) + bias
         return delayed_current(spikes, weight, bias, self.steps(), fired)
 
 
