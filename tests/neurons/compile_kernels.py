@@ -16,15 +16,19 @@ from typing import Any
 os.environ["TRITON_CACHE_DIR"] = sys.argv[1]
 
 import triton
+from neuron_cases import LEAST
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from blockspike.neurons import events_gpu
-from blockspike.neurons.alif import fused_gpu, kernels_gpu
+from blockspike.neurons import events_gpu, fused_gpu, kernels_gpu
+from blockspike.neurons.adlif.step import ADLIF, SE_ADLIF
+from blockspike.neurons.alif.step import ALIF
+from blockspike.neurons.kernels_gpu import in_triton
+from blockspike.neurons.model import NeuronModel
 
 CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
-TYPES = {"silent": "*i32", "saved_silent": "*i32", "sums": "*fp64", "row_ptr": "*i64"}
-INTEGERS = ("arp", "first", "last", "n_columns", "n_neurons", "n_table", "start_stride")
+TYPES = {"sums": "*fp64", "row_ptr": "*i64"}
+INTEGERS = ("first", "last", "n_columns", "n_neurons", "n_table", "start_stride")
 TYPES |= dict.fromkeys(INTEGERS, "i32")
 PASSED = ("current", "spikes", "grad_spikes", "grad_current")  # in the type of the current
 
@@ -58,22 +62,32 @@ def dump(what: str, binary: Path) -> str:
     ).stdout
 
 
+def compile_model(
+    model: NeuronModel, n_constants: int, real: str, passed: str, size: dict, chained: bool
+) -> None:
+    """Forward and backward of a model."""
+    shared = {"step": in_triton(model.step), **fused_gpu.sizes(model, n_constants)}
+    simulate = {"has_recurrent": chained, "keep_margin": True, "keep_drives": chained}
+    simulate |= {"keep_states": True} | shared | SHORT
+    differentiate = {"has_feedback": chained, "attached": float(chained), "surrogate": 2}
+    differentiate |= {"n_carried": len(model.states)} | shared | size
+    differentiate["reverse_step"] = in_triton(model.reverse_step)
+    for kernel, constants in (
+        (kernels_gpu.forward, simulate),
+        (kernels_gpu.backward, differentiate),
+    ):
+        done = compile_one(kernel, real, passed, constants, **fused_gpu.OPTIONS)
+        print(json.dumps({"model": model.name, "real": real, **done}))
+
+
 def main() -> None:
-    """Compile what `alif` and `synaptic_current` launch."""
-    forward, backward = kernels_gpu.forward, kernels_gpu.backward
-    for real, passed, size, chained in [
-        ("fp32", "fp32", AS_RUN, True),
-        ("fp32", "bf16", SHORT, False),
-        ("fp64", "fp64", SHORT, True),
-    ]:
-        simulate = {"has_recurrent": chained, "keep_margin": True} | SHORT
-        print(json.dumps(compile_one(
-            forward, real, passed, simulate, **fused_gpu.FORWARD_OPTIONS
-        )))  # fmt: skip
-        differentiate = {"has_feedback": chained, "attached": chained, "surrogate": 2} | size
-        print(json.dumps(compile_one(
-            backward, real, passed, differentiate, **fused_gpu.BACKWARD_OPTIONS
-        )))  # fmt: skip
+    """Compile what `simulate`, `alif` and `synaptic_current` launch."""
+    compile_model(ALIF, 3, "fp32", "fp32", AS_RUN, True)
+    compile_model(ALIF, 3, "fp32", "bf16", SHORT, False)
+    compile_model(ALIF, 3, "fp64", "fp64", SHORT, True)
+    compile_model(SE_ADLIF, 3, "fp32", "fp32", AS_RUN, True)
+    compile_model(ADLIF, 3, "fp32", "fp32", AS_RUN, True)
+    compile_model(LEAST, 2, "fp32", "fp32", SHORT, False)
     for index in ("*i32", "*i64"):
         print(json.dumps(compile_one(
             events_gpu.sum_rows, "fp32", "fp32", EVENTS, index, **events_gpu.OPTIONS

@@ -9,8 +9,7 @@ from neuron_cases import make_inputs
 
 pytest.importorskip("triton", reason="our dev environment has Triton on Linux only")
 
-from blockspike.neurons import events_gpu
-from blockspike.neurons.alif import dispatch, fused_gpu
+from blockspike.neurons import events_gpu, fused_gpu, simulate
 from blockspike.neurons.gpu import Graph
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -20,9 +19,9 @@ WIDE = [] if INTERPRETED else [(403, 5, 70)]  # the interpreter takes 2 ms a ste
 
 @pytest.fixture
 def triton_kernels(monkeypatch):
-    """`alif` with method "fused" uses the Triton kernels; when interpreted, with small tiles."""
+    """Method "fused" of every model uses the Triton kernels; when interpreted, with small tiles."""
     if DEVICE.type == "cpu":
-        monkeypatch.setitem(dispatch._ON_CPU, "fused", fused_gpu.fused_gpu)
+        monkeypatch.setitem(simulate._FUSED, "cpu", fused_gpu.fused_gpu)
         for module, name, value in [
             (fused_gpu, "CHUNK", 2),
             (fused_gpu, "TILE", 8),

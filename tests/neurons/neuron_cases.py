@@ -10,6 +10,7 @@ from blockspike import neurons
 from blockspike.neurons import ALIFTrace, Boxcar, FastSigmoid, MultiGaussian, Surrogate
 from blockspike.neurons.alif import dispatch
 from blockspike.neurons.alif.blocks import blocks
+from blockspike.neurons.model import NeuronModel, where
 
 METHODS = ["standard", "blocks", "parallel blocks", "fused"]
 SURROGATES: list[Surrogate] = [FastSigmoid(), Boxcar(), MultiGaussian()]
@@ -108,3 +109,27 @@ def assert_same_result(actual, expected, rtol: float = 0.0) -> None:
     scale = expected[1]["current"].abs().max().item()
     for name, grad in expected[1].items():
         assert_close(actual[1][name], grad, rtol, name, scale)
+
+
+def least_step(drive, parameters, constants, state, fire):
+    """Of the smallest model: one parameter, one state."""
+    (beta,) = parameters
+    _, one = constants
+    (membrane,) = state
+    membrane = beta * membrane + drive
+    spike, kept = fire(membrane - one)
+    return spike, membrane - one, (membrane * kept,)
+
+
+def reverse_least_step(
+    drive, parameters, constants, state, margin, slope, grad_spike, attached, grad_state
+):
+    """Its derivative, spikes detached."""
+    (beta,) = parameters
+    zero, one = constants
+    (membrane,) = state
+    grad_before = grad_state[0] * where(margin > zero, zero, one) + grad_spike * slope
+    return grad_before, (grad_before * membrane,), (beta * grad_before,)
+
+
+LEAST = NeuronModel("least", ("beta",), ("membrane",), least_step, reverse_least_step)

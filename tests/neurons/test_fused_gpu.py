@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import test_adlif
 import torch
 from gpu_cases import (
     DEVICE,
@@ -24,6 +25,7 @@ from gpu_cases import (
     triton_kernels,  # noqa: F401
 )
 from neuron_cases import (
+    LEAST,
     SURROGATES,
     alif,
     assert_close,
@@ -36,8 +38,10 @@ from test_golden import CASES, load
 from test_kernels_cpu import poison
 from torch.autograd.graph import saved_tensors_hooks
 
-from blockspike.neurons import MultiGaussian
-from blockspike.neurons.alif import dispatch, fused_gpu
+from blockspike.neurons import MultiGaussian, fused_gpu
+from blockspike.neurons.adlif.step import SE_ADLIF
+from blockspike.neurons.alif.step import fused_alif
+from blockspike.neurons.simulate import fused, simulate
 
 pytestmark = pytest.mark.usefixtures("triton_kernels")
 RTOL = {torch.float32: 1e-4, torch.float64: 1e-9}
@@ -87,6 +91,48 @@ def test_every_arp(arp, recurrent):
 @pytest.mark.parametrize("shape", [(30, 2, 3), *WIDE], ids=str)
 def test_detached_recurrence_needs_no_chain_in_backward(shape):
     check(make_gpu_inputs(shape, recurrent=True), arp=5)
+
+
+@pytest.mark.parametrize("detach_spikes", [True, False])
+@pytest.mark.parametrize("delay", [1, 4, 8, 30])
+def test_every_recurrent_delay(delay, detach_spikes):
+    inputs = make_gpu_inputs((13, 2, 5), recurrent=True)
+    options = {"arp": 1, "recurrent_delay": delay, "detach_spikes": detach_spikes}
+    assert check(inputs, **options).sum() > 5
+
+
+@pytest.mark.parametrize("detach_spikes", [True, False])
+@pytest.mark.parametrize("delay", [0, 1, 3])  # 0: without recurrence
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+@pytest.mark.parametrize("euler", test_adlif.EULERS)
+def test_another_model(euler, dtype, delay, detach_spikes):
+    inputs = test_adlif.make_inputs((13, 2, 5), recurrent=delay > 0, dtype=dtype)
+    inputs = {name: value.to(DEVICE) for name, value in inputs.items()}
+    test_adlif.check(
+        inputs, RTOL[dtype], euler=euler, recurrent_delay=max(delay, 1),
+        detach_spikes=detach_spikes, q=12.0,
+    )  # fmt: skip
+
+
+def test_the_smallest_model():
+    model, beta = LEAST, torch.linspace(0.3, 0.9, 5).double().to(DEVICE)
+    current = make_gpu_inputs((13, 2, 5))["current"]
+    found = []
+    for method in ("standard", "fused"):
+        leaves = [x.detach().requires_grad_() for x in (current, beta)]
+        trace = simulate(model, leaves[0], {"beta": leaves[1]}, method=method)
+        found.append([trace.spikes, *torch.autograd.grad(trace.spikes.sum(), leaves)])
+    assert found[0][0].sum() > 5
+    torch.testing.assert_close(*found, rtol=1e-9, atol=1e-12)
+
+
+def test_membrane_of_inputs_that_have_changed():
+    inputs = make_gpu_inputs((9, 2, 4), recurrent=True)
+    trace = alif(**inputs, arp=2)
+    with torch.no_grad():
+        inputs["recurrent_weight"].mul_(2)
+    with pytest.raises(RuntimeError, match="^membrane: an argument of the simulation was changed"):
+        _ = trace.membrane
 
 
 def test_without_memory_of_spikes():
@@ -142,6 +188,7 @@ def test_bfloat16_current(recurrent, detach_spikes):
     inputs["current"].data.clamp_(-2, 2)
     options: dict[str, Any] = {
         "arp": 2,
+        "recurrent_delay": 3,
         "detach_spikes": detach_spikes,
         "surrogate": MULTI_GAUSSIAN,
         "recurrent_weight": inputs.get("recurrent_weight"),
@@ -150,7 +197,7 @@ def test_bfloat16_current(recurrent, detach_spikes):
     for dtype in (torch.float32, torch.bfloat16):
         leaves = [inputs["current"].detach().to(dtype).requires_grad_()]
         leaves += [inputs[name] for name in inputs if name != "current"]
-        trace = fused_gpu.fused_gpu(*leaves[:4], **options)
+        trace = fused_alif(*leaves[:4], **options)
         gradient = cotangent(trace.spikes).bfloat16().to(dtype)
         results.append((trace, torch.autograd.grad(trace.spikes, leaves, gradient)))
     (expected, expected_grads), (half, grads) = results
@@ -179,8 +226,8 @@ def test_which_type_a_current_on_a_gpu_may_have():
 
 
 def test_a_gpu_gets_the_triton_kernels(monkeypatch):
-    monkeypatch.setattr(fused_gpu, "fused_gpu", lambda current, *args, **options: current)
-    assert dispatch._ELSEWHERE["fused"](7, arp=0) == 7
+    monkeypatch.setattr(fused_gpu, "fused_gpu", lambda model, current, **options: options)
+    assert fused(SE_ADLIF, torch.zeros(3, 2, 1, device="meta"), answer=7) == {"answer": 7}
 
 
 @pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")  # the interpreter's
@@ -273,7 +320,9 @@ def test_saved_bytes_per_neuron_step():
     with saved_tensors_hooks(keep, lambda tensor: tensor):
         trace = alif(**inputs, arp=7)
     assert trace.spikes.untyped_storage().data_ptr() not in kept  # yours to drop
-    assert sum(kept.values()) / trace.spikes.numel() == 4 + 8 / fused_gpu.CHUNK
+    of_neurons = 3 * 4 * 4 + 3 * 4  # parameters and constants
+    per_step = (sum(kept.values()) - of_neurons) / trace.spikes.numel()
+    assert per_step == 4 + 1 + 3 * 4 / fused_gpu.CHUNK
 
 
 def test_recurrence_is_not_multiplied_in_half_precision():
@@ -294,9 +343,15 @@ def test_kernels_compile_without_a_gpu(tmp_path):
     assert done.returncode == 0, done.stderr
     kernels = [json.loads(line) for line in done.stdout.splitlines()]
     assert {kernel["name"] for kernel in kernels} == {"forward", "backward", "sum_rows"}
+    assert {kernel.get("model") for kernel in kernels} == {
+        None,
+        "alif",
+        "SE-adLIF",
+        "adLIF",
+        "least",
+    }
     for kernel in kernels:
         assert kernel["stack_bytes"] == 0  # all is in registers
-        if kernel["name"] == "forward":
-            assert kernel["fused_multiply_adds"] == 0  # it rounds as the loop does
-        if kernel["name"] == "backward":
-            assert kernel["fused_multiply_adds"] > 0  # so they are counted
+        if kernel["name"] == "forward" or kernel.get("real") == "fp32":
+            assert kernel["fused_multiply_adds"] == 0  # steps round as in the loop
+    assert any(kernel["fused_multiply_adds"] for kernel in kernels)  # exp in fp64: they are counted

@@ -8,8 +8,10 @@ from neuron_cases import alif, make_inputs
 from test_large_index import sparse  # noqa: F401
 from torch import Tensor
 
-from blockspike.neurons.alif import fused_gpu, kernels_gpu
+from blockspike.neurons import fused_gpu, kernels_gpu
+from blockspike.neurons.alif.step import ALIF
 from blockspike.neurons.events_gpu import _sum_rows
+from blockspike.neurons.kernels_gpu import in_triton
 
 pytestmark = [
     pytest.mark.usefixtures("triton_kernels"),
@@ -34,33 +36,34 @@ def tall(sparse):  # noqa: F811
 
 def test_neurons(tall):
     inputs = make_inputs((8, 1, N_COLUMNS), dtype=torch.float32)
-    current, beta, p, b = (x.detach() for x in inputs.values())
-    current = current[:, 0]
+    current, *parameters = (x.detach() for x in inputs.values())
+    current, parameters = current[:, 0], torch.stack(parameters)
+    constants = torch.tensor([0.0, 1.0, 2.0])
+    step, reverse_step = in_triton(ALIF.step), in_triton(ALIF.reverse_step)
     grad_spikes = torch.randn(current.shape, generator=torch.Generator().manual_seed(0))
-    found = []
+    counts, found = fused_gpu.sizes(ALIF, 3), []
     for place in (lambda x: x, tall):
         rows, n_rows = place(current), N_STEPS if place is tall else 8
-        spikes, margin = place(torch.zeros_like(current)), place(torch.zeros_like(current))
-        chunks = torch.zeros(8 // fused_gpu.CHUNK, N_COLUMNS)
-        saved_a, saved_silent = chunks, chunks.to(torch.int32)
+        spikes, margin, drives = (place(torch.zeros_like(current)) for _ in range(3))
+        saved = torch.zeros(8 // fused_gpu.CHUNK * 3, N_COLUMNS)
         if place is tall:
-            saved_a, saved_silent = (
-                tall(x, n_rows // fused_gpu.CHUNK) for x in (saved_a, saved_silent)
-            )
-        state, silent = torch.zeros(2, N_COLUMNS), torch.zeros(N_COLUMNS, dtype=torch.int32)
+            saved = tall(saved, n_rows // fused_gpu.CHUNK * 3)
+        state = torch.zeros(3, N_COLUMNS)
         fused_gpu._launch(
-            kernels_gpu.forward, N_COLUMNS, rows, rows, beta, p, b, state, silent, spikes, margin,
-            saved_a, saved_silent, 2, n_rows - 8, n_rows, N_COLUMNS, N_COLUMNS,
-            has_recurrent=False, keep_margin=True, **fused_gpu.FORWARD_OPTIONS,
+            kernels_gpu.forward, N_COLUMNS, rows, rows, parameters, constants, state, spikes,
+            margin, drives, saved, n_rows - 8, n_rows, N_COLUMNS, N_COLUMNS, step=step, **counts,
+            has_recurrent=False, keep_margin=True, keep_drives=True, keep_states=True,
         )  # fmt: skip
         grads, grad_current = place(grad_spikes), place(torch.zeros_like(current))
         carried, sums = torch.zeros(2, N_COLUMNS), torch.zeros(3, N_COLUMNS, dtype=torch.float64)
         fused_gpu._launch(
-            kernels_gpu.backward, N_COLUMNS, grads, grads, margin, saved_a, saved_silent, beta, p,
-            b, carried, grad_current, sums, 2, n_rows - 8, n_rows, N_COLUMNS, N_COLUMNS,
-            has_feedback=False, attached=True, surrogate=2, **fused_gpu.BACKWARD_OPTIONS,
+            kernels_gpu.backward, N_COLUMNS, grads, grads, drives, saved, parameters, constants,
+            carried, grad_current, sums, n_rows - 8, n_rows, N_COLUMNS, N_COLUMNS, step=step,
+            reverse_step=reverse_step, **counts, n_carried=2, has_feedback=False, attached=1.0,
+            surrogate=2,
         )  # fmt: skip
-        found.append([x[-8:].clone() for x in (spikes, margin, grad_current, sums, state)])
+        results = (spikes, margin, drives, grad_current, sums, state)
+        found.append([x[-8:].clone() for x in results])
     for ours, theirs in zip(*found, strict=True):
         assert torch.equal(ours, theirs)
     assert found[0][0].sum() > 20

@@ -287,19 +287,5 @@ def fused_cpu(
         fired = firing[0]
     else:
         spikes, fired, *_ = simulate(for_backward=False)
-    versions = _versions(inputs)
-
-    def margin() -> Tensor:
-        if versions != _versions(inputs):
-            raise RuntimeError(
-                "membrane: an argument of the simulation was changed in place (by an optimiser?) "
-                "before the membrane was read for the first time"
-            )
-        return simulate(for_backward=False, keep_margin=True).margin
-
-    return trace_of_margin(spikes, margin, threshold_of, fired)
-
-
-def _versions(inputs: Sequence[Tensor | None]) -> list[int]:
-    """How often each was changed in place, where PyTorch counts it."""
-    return [x._version for x in inputs if x is not None and not x.is_inference()]
+    margin = partial(simulate, for_backward=False, keep_margin=True)
+    return trace_of_margin(spikes, lambda: margin().margin, threshold_of, inputs, fired)

@@ -1,8 +1,8 @@
 """What a neuron model consists of: parameters, state, one step, and the derivative of that step.
 
 All else (loop over time, recurrence, kernels, what is kept for backward) serves every model. The
-text of a step is read twice: with tensors by the loop in PyTorch (`loop.py`), with single numbers
-by the kernels (`fused_cpu.py`).
+text of a step is read by each: with tensors by the loop in PyTorch (`loop.py`), with single numbers
+by the kernels on a CPU (`fused_cpu.py`), with a tile of them by those on a GPU (`fused_gpu.py`).
 """
 
 from collections.abc import Callable

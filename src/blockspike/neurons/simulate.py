@@ -2,18 +2,28 @@
 
 import math
 from collections.abc import Mapping
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 
 from blockspike.neurons.fused_cpu import fused_cpu
+from blockspike.neurons.gpu import require_triton
 from blockspike.neurons.loop import loop
 from blockspike.neurons.model import NeuronModel
 from blockspike.neurons.surrogate import MultiGaussian, Surrogate
 from blockspike.neurons.trace import ALIFTrace, NotFiniteError
 
 LoopOrFused = Literal["standard", "fused"]
+_FUSED = {"cpu": fused_cpu}
+
+
+def fused(model: NeuronModel, current: Tensor, *args: Any, **options: Any) -> ALIFTrace:
+    """The model by the kernels of the current's device; arguments as `fused_cpu`."""
+    run = _FUSED.get(current.device.type)
+    if run is None:
+        from blockspike.neurons.fused_gpu import fused_gpu as run  # only here is Triton needed
+    return run(model, current, *args, **options)
 
 
 def simulate(
@@ -32,7 +42,9 @@ def simulate(
 
     Args:
         model: what a step does.
-        current: [T, B, N] input current, float32 or float64; never modified.
+        current: [T, B, N] input current, float32 or float64; never modified. "fused" on a GPU also
+            takes bfloat16 beside float32 parameters, and then gives spikes (and the current's
+            gradient) in bfloat16; the state is float32 all the same.
         parameters: [N] each, by the model's names.
         constants: what `model.step` gets of numbers behind its 0 and 1.
         recurrent_weight: [N, N] (post, pre).
@@ -40,7 +52,7 @@ def simulate(
         surrogate: the derivative of the spike with respect to V − 1.
         detach_spikes: no gradient through the spike in the reset and in the recurrence.
         method: "standard", the loop over time, or "fused", one pass with the same spikes and
-            gradients (on a CPU).
+            gradients.
 
     Returns:
         ALIFTrace with spikes, membrane and threshold, each [T, B, N].
@@ -57,13 +69,9 @@ def simulate(
         expected = ", ".join(model.parameters)
         raise ValueError(f"parameters: expected {expected}, got {', '.join(parameters)}")
     check_current(current, method)
-    check_options(current, parameters, recurrent_weight, recurrent_delay, surrogate)
-    if method == "fused" and current.device.type != "cpu":
-        raise ValueError(
-            f"method: {model.name} has no 'fused' on {current.device} yet, expected 'standard'"
-        )
+    check_options(current, parameters, recurrent_weight, recurrent_delay, surrogate, method)
     check_parameters_finite(parameters, recurrent_weight)
-    run = loop if method == "standard" else fused_cpu
+    run = loop if method == "standard" else fused
     return run(
         model,
         current,
@@ -76,14 +84,15 @@ def simulate(
     )
 
 
-def check_current(current: Tensor, method: str, *more_dtypes: torch.dtype) -> None:
-    """ValueError unless it is a tensor [T, B, N] of float32, float64 or another type given."""
+def check_current(current: Tensor, method: str) -> None:
+    """ValueError unless it is a tensor [T, B, N] of a type that the method takes."""
     if not isinstance(current, Tensor) or current.ndim != 3 or 0 in current.shape:
         got = list(current.shape) if isinstance(current, Tensor) else type(current).__name__
         raise ValueError(f"current: expected a non-empty tensor [T, B, N], got {got}")
-    if current.dtype not in (torch.float32, torch.float64, *more_dtypes):
+    half = [torch.bfloat16] if method == "fused" and current.device.type != "cpu" else []
+    if current.dtype not in (torch.float32, torch.float64, *half):
         raise ValueError(
-            "current: expected float32 or float64, or bfloat16 for 'fused' of ALIF on a GPU; "
+            "current: expected float32 or float64, or bfloat16 for 'fused' on a GPU; "
             f"got {current.dtype} for {method!r} on {current.device}"
         )
 
@@ -94,6 +103,7 @@ def check_options(
     recurrent_weight: Tensor | None,
     recurrent_delay: int,
     surrogate: Surrogate,
+    method: str,
 ) -> None:
     """ValueError for what does not go with the current or has no sense; named."""
     if not isinstance(surrogate, get_args(Surrogate)):
@@ -107,6 +117,8 @@ def check_options(
         _check_like(name, value, (n,), current)
     if recurrent_weight is not None:
         _check_like("recurrent_weight", recurrent_weight, (n, n), current)
+    if method == "fused" and current.device.type != "cpu":
+        require_triton("method: 'fused'", "current", current.device)
 
 
 def _check_like(name: str, value: object, shape: tuple[int, ...], current: Tensor) -> None:

@@ -1,6 +1,6 @@
 """What a simulation returns, and the check that it stayed finite."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cached_property
 
 import torch
@@ -68,19 +68,32 @@ def trace_of_margin(
     spikes: Tensor,
     compute_margin: Callable[[], Tensor],
     threshold_of: Callable[[Tensor], Tensor],
+    inputs: Sequence[Tensor | None],
     fired: Fired | None = None,
 ) -> ALIFTrace:
     """The trace of a kernel that gives spikes [T, B, N].
 
-    Once somebody asks, `compute_margin` gives V − θ and `threshold_of` the θ of spikes.
+    Once somebody asks, `compute_margin` gives V − θ from `inputs`, and `threshold_of` the θ of
+    spikes.
     """
+    versions = _versions(inputs)
 
     def membrane_and_threshold() -> tuple[Tensor, Tensor]:
+        if versions != _versions(inputs):
+            raise RuntimeError(
+                "membrane: an argument of the simulation was changed in place (by an optimiser?) "
+                "before the membrane was read for the first time"
+            )
         margin = compute_margin().view(spikes.shape)
         threshold = threshold_of(spikes.detach().to(margin.dtype))
         return margin + threshold, threshold
 
     return ALIFTrace(spikes, membrane_and_threshold, fired)
+
+
+def _versions(inputs: Sequence[Tensor | None]) -> list[int]:
+    """How often each was changed in place, where PyTorch counts it."""
+    return [x._version for x in inputs if x is not None and not x.is_inference()]
 
 
 def zero_after_spike_(membrane: Tensor, spikes: Tensor, n: int) -> None:

@@ -3,14 +3,12 @@
 from collections.abc import Callable
 from typing import Literal
 
-import torch
 from torch import Tensor
 
 from blockspike.neurons.alif.blocks import blocks
 from blockspike.neurons.alif.blocks_cpu import blocks_cpu
 from blockspike.neurons.alif.standard import standard
 from blockspike.neurons.alif.step import fused_alif
-from blockspike.neurons.gpu import require_triton
 from blockspike.neurons.simulate import (
     check_current,
     check_options,
@@ -21,15 +19,7 @@ from blockspike.neurons.trace import ALIFTrace
 
 Method = Literal["standard", "blocks", "fused"]
 _ON_CPU = {"standard": standard, "blocks": blocks_cpu, "fused": fused_alif}
-
-
-def _fused_elsewhere(*args, **options) -> ALIFTrace:
-    from blockspike.neurons.alif.fused_gpu import fused_gpu  # only here is Triton needed
-
-    return fused_gpu(*args, **options)
-
-
-_ELSEWHERE = {"standard": standard, "blocks": blocks, "fused": _fused_elsewhere}
+_ELSEWHERE = {"standard": standard, "blocks": blocks, "fused": fused_alif}
 _OF_ANY_DELAY = (standard, fused_alif)
 
 
@@ -61,7 +51,7 @@ def alif(
         arp: absolute refractory period in steps, ≥ 0.
         recurrent_weight: [N, N] (post, pre).
         recurrent_delay: of these synapses, in steps ≥ 1; None = arp + 1, the only one that "blocks"
-            and, up to now, "fused" on a GPU have.
+            has.
         surrogate: the derivative of the spike with respect to V − θ.
         detach_spikes: no gradient through the spike in the reset and in the recurrence.
         method: "standard", "blocks" or "fused".
@@ -85,8 +75,7 @@ def alif(
         options["recurrent_delay"] = delay
     elif recurrent_weight is not None and delay != arp + 1:
         raise ValueError(
-            f"recurrent_delay: expected arp + 1 = {arp + 1} for {method!r} on {current.device}, "
-            f"got {delay}"
+            f"recurrent_delay: expected arp + 1 = {arp + 1} for {method!r}, got {delay}"
         )
     return simulate(current, beta, p, b, **options)
 
@@ -95,16 +84,13 @@ def _check(current, beta, p, b, arp, recurrent_weight, recurrent_delay, surrogat
     """The delay of the recurrence in steps, if all is right."""
     if method not in _ON_CPU:
         raise ValueError(f"method: expected one of {', '.join(_ON_CPU)}, got {method!r}")
-    on_gpu = isinstance(current, Tensor) and current.device.type != "cpu"
-    check_current(current, method, *([torch.bfloat16] if on_gpu and method == "fused" else []))
+    check_current(current, method)
     if isinstance(arp, bool) or not isinstance(arp, int) or arp < 0:
         raise ValueError(f"arp: expected an int ≥ 0 (steps), got {arp!r}")
     if (p is None) != (b is None):
         raise ValueError("p, b: expected both or neither, got only " + ("b" if p is None else "p"))
     parameters = {"beta": beta} | ({} if p is None else {"p": p, "b": b})
     delay = arp + 1 if recurrent_delay is None else recurrent_delay
-    check_options(current, parameters, recurrent_weight, delay, surrogate)
-    if on_gpu and method == "fused":
-        require_triton("method: 'fused'", "current", current.device)
+    check_options(current, parameters, recurrent_weight, delay, surrogate, method)
     check_parameters_finite(parameters, recurrent_weight)
     return delay

@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from blockspike.neurons.fused_cpu import fused_cpu
 from blockspike.neurons.model import NeuronModel, maximum, where
+from blockspike.neurons.simulate import fused
 from blockspike.neurons.trace import ALIFTrace, threshold_of
 
 
@@ -68,4 +68,4 @@ def fused_alif(
     parameters = [beta, *(torch.zeros_like(beta) if x is None else x for x in (p, b))]
     arps = (float(min(arp, len(current))),)
     raised = partial(threshold_of, p=p, b=b)
-    return fused_cpu(ALIF, current, parameters, arps, threshold_of=raised, **options)
+    return fused(ALIF, current, parameters, arps, threshold_of=raised, **options)
