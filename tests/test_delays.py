@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from blockspike import delays as delays_module
 from blockspike.data.events import EventBatch
 from blockspike.delays import LAST_SIGMA, Delays, delayed_current
 from blockspike.networks import AdLIFLayer, SpikingClassifier, SpikingLayer
@@ -89,6 +90,55 @@ def test_in_training_a_gaussian_around_each_delay():
     torch.testing.assert_close(current, convolution(spikes, weight * kernel, bias))
 
 
+@pytest.mark.parametrize("given", ["events", "sparse events", "fired", "dense"])
+@pytest.mark.parametrize("max_delay", [2, MAX_DELAY])
+def test_every_way_of_training(given, max_delay):
+    _, spikes, weight, bias = made()
+    if given == "sparse events":
+        spikes[torch.rand(spikes.shape) < 0.8] = 0
+    delays = Delays(N_UNITS, N_INPUTS, max_delay).double()
+    fired = Fired(spikes.to(torch.uint8)) if given == "fired" else None
+    x = EventBatch.from_dense(spikes) if "events" in given else spikes
+    results = []
+    for mode in ("auto", "dense", *(["events"] if given != "dense" else [])):
+        leaves = [v.clone().requires_grad_() for v in (weight, bias)] + [delays.delay]
+        current = delays.current(x, *leaves[:2], fired, mode)
+        results.append([current, *torch.autograd.grad(current.square().sum(), leaves)])
+    expected = convolution(spikes, weight * delays.kernel(), bias)
+    for result in results:
+        torch.testing.assert_close(result[0], expected, rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(result, results[0], rtol=1e-9, atol=1e-12)
+
+
+def test_which_way_is_chosen(monkeypatch):
+    """A convolution where it pays: not for few taps, nor for sparse events, nor in evaluation."""
+    calls = []
+    convolve = delays_module.causal_convolution
+    monkeypatch.setattr(
+        delays_module, "causal_convolution", lambda *args: calls.append(0) or convolve(*args)
+    )
+    delays, spikes, weight, bias = made()
+    sparse = spikes * (torch.rand(spikes.shape) < 0.1)
+    few = Delays(N_UNITS, N_INPUTS, 5).double()
+    for layer, x, mode, expected in [
+        (delays, EventBatch.from_dense(spikes), "auto", 0),  # 0.1 × 10 taps
+        (delays, EventBatch.from_dense(torch.ones_like(spikes)), "auto", 1),
+        (delays, EventBatch.from_dense(sparse), "dense", 1),
+        (delays, sparse, "auto", 1),
+        (few, spikes, "auto", 0),
+        (made()[0].eval(), spikes, "auto", 0),
+    ]:
+        calls.clear()
+        layer.current(x, weight, bias, mode=mode)
+        assert len(calls) == expected
+
+
+def test_a_batch_of_nothing_is_the_neurons_to_refuse():
+    layer = SpikingLayer(30, 8, dt_ms=1.0, max_delay=9)
+    with pytest.raises(ValueError, match="^current: expected a non-empty tensor"):
+        layer(torch.zeros(0, 2, 30))
+
+
 def test_gradients_by_differences():
     _, spikes, weight, bias = made()
     small = Delays(2, 4, MAX_DELAY).double()
@@ -140,7 +190,7 @@ def test_a_delay_is_learned():
         optimizer.step()
         delays.project_()
     delays.eval()
-    torch.testing.assert_close(delays.current(spikes, weight, bias), wanted)
+    assert torch.equal(delays.current(spikes, weight, bias), wanted)
 
 
 @pytest.mark.parametrize("kind", [SpikingLayer, AdLIFLayer])

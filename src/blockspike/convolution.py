@@ -18,7 +18,8 @@ memory; shorter, and more of each transform is tail."""
 def causal_convolution(x: Tensor, kernel: Tensor) -> Tensor:
     """y[t, b, n] = Σ_d Σ_k kernel[d, n, k] x[t − d, b, k], within rounding, differentiable in both.
 
-    Steps after t count in y[t] as rounding errors (about 1e-7 of the largest in float32).
+    What comes after t, and before its kernel, counts in y[t] as a rounding error: about 1e-7 of
+    the block's largest value in float32, and all of it if that is NaN.
 
     Args:
         x: [T, B, K].
@@ -70,6 +71,6 @@ def causal_convolution(x: Tensor, kernel: Tensor) -> Tensor:
 
 def _waves(length: int, like: Tensor) -> Tensor:
     """cos and sin of each frequency at each step, [length // 2 + 1, 2, length]."""
-    steps = torch.arange(length, device=like.device)
+    steps = torch.arange(length)  # on the CPU: not every device has float64
     angle = 2 * math.pi / length * (steps[: length // 2 + 1, None] * steps % length).double()
-    return torch.stack((angle.cos(), angle.sin()), 1).to(like.dtype)
+    return torch.stack((angle.cos(), angle.sin()), 1).to(like)

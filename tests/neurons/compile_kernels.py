@@ -22,7 +22,7 @@ from triton.compiler import ASTSource
 
 from blockspike.neurons import events_gpu, fused_gpu, kernels_gpu
 from blockspike.neurons.adlif.step import ADLIF, SE_ADLIF
-from blockspike.neurons.alif.step import ALIF
+from blockspike.neurons.alif.step import ALIF, ALIF_ALWAYS_OPEN
 from blockspike.neurons.kernels_gpu import in_triton
 from blockspike.neurons.model import NeuronModel
 
@@ -68,7 +68,7 @@ def compile_model(
     """Forward and backward of a model."""
     shared = {"step": in_triton(model.step), **fused_gpu.sizes(model, n_constants)}
     simulate = {"has_recurrent": chained, "keep_margin": True, "keep_drives": chained}
-    simulate |= {"keep_states": True} | shared | SHORT
+    simulate |= {"keep_states": True} | shared | size
     differentiate = {"has_feedback": chained, "attached": float(chained), "surrogate": 2}
     differentiate |= {"n_carried": len(model.states)} | shared | size
     differentiate["reverse_step"] = in_triton(model.reverse_step)
@@ -84,6 +84,7 @@ def main() -> None:
     """Compile what `simulate`, `alif` and `synaptic_current` launch."""
     compile_model(ALIF, 3, "fp32", "fp32", AS_RUN, True)
     compile_model(ALIF, 3, "fp32", "bf16", SHORT, False)
+    compile_model(ALIF_ALWAYS_OPEN, 2, "fp32", "fp32", AS_RUN, True)
     compile_model(ALIF, 3, "fp64", "fp64", SHORT, True)
     compile_model(SE_ADLIF, 3, "fp32", "fp32", AS_RUN, True)
     compile_model(ADLIF, 3, "fp32", "fp32", AS_RUN, True)

@@ -126,11 +126,12 @@ def test_the_smallest_model():
     torch.testing.assert_close(*found, rtol=1e-9, atol=1e-12)
 
 
-def test_membrane_of_inputs_that_have_changed():
+@pytest.mark.parametrize("name", ["current", "beta", "p", "b", "recurrent_weight"])
+def test_membrane_of_inputs_that_have_changed(name):
     inputs = make_gpu_inputs((9, 2, 4), recurrent=True)
     trace = alif(**inputs, arp=2)
     with torch.no_grad():
-        inputs["recurrent_weight"].mul_(2)
+        inputs[name].mul_(0.5)
     with pytest.raises(RuntimeError, match="^membrane: an argument of the simulation was changed"):
         _ = trace.membrane
 
@@ -346,6 +347,7 @@ def test_kernels_compile_without_a_gpu(tmp_path):
     assert {kernel.get("model") for kernel in kernels} == {
         None,
         "alif",
+        "alif, refractory period 0",
         "SE-adLIF",
         "adLIF",
         "least",

@@ -70,13 +70,13 @@ def _launch(kernel: Any, n_columns: int, *args: Tensor | int, **options: Any) ->
 
 def _simulate(
     current: Tensor, parameters: Tensor, constants: Tensor, weight: Tensor | None = None, *,
-    options: _Options, for_backward: bool, keep_margin: bool,
+    model: NeuronModel, delay: int, for_backward: bool, keep_margin: bool,
 ) -> _Result:  # fmt: skip
     """From current [T, B, N], parameters [P, N] and constants [C], 0 and 1 first."""
     n_steps, _, n_neurons = current.shape
     rows = current.reshape(n_steps, -1)
     n_columns = rows.shape[1]
-    counts = sizes(options.model, len(constants))
+    counts = sizes(model, len(constants))
     spikes, nothing = torch.empty_like(rows), parameters.new_empty(0, 0)
     margin = parameters.new_empty(rows.shape) if keep_margin else nothing
     keep_drives = for_backward and weight is not None
@@ -84,7 +84,7 @@ def _simulate(
     n_saved = -(-n_steps // CHUNK) if for_backward else 0
     saved = parameters.new_empty(n_saved, counts["n_states"], n_columns)
     state = parameters.new_zeros(counts["n_states"], n_columns)
-    block = n_steps if weight is None else options.delay
+    block = n_steps if weight is None else delay
     for first in range(0, n_steps, block):
         last = min(n_steps, first + block)
         recurrent = None
@@ -94,7 +94,7 @@ def _simulate(
         _launch(
             kernels_gpu.forward, n_columns, rows, rows if recurrent is None else recurrent,
             parameters, constants, state, spikes, margin, drives, saved, first, last, n_columns,
-            n_neurons, step=in_triton(options.model.step), **counts,
+            n_neurons, step=in_triton(model.step), **counts,
             has_recurrent=recurrent is not None, keep_margin=keep_margin,
             keep_drives=keep_drives, keep_states=for_backward,
         )  # fmt: skip
@@ -135,14 +135,14 @@ def _run(
     options: _Options, for_backward: bool, keep_margin: bool = False,
 ) -> _Result:  # fmt: skip
     tensors = [x.detach().contiguous() for x in (current, parameters, constants)]
-    kept: dict[str, Any] = {"for_backward": for_backward, "keep_margin": keep_margin}
-    options = options._replace(delay=min(options.delay, len(current)))
+    asked: dict[str, Any] = {"for_backward": for_backward, "keep_margin": keep_margin}
+    asked |= {"model": options.model, "delay": min(options.delay, len(current))}
     with launching_on(current.device):
         if weight is None:
-            result = _simulate(*tensors, options=options, **kept)
+            result = _simulate(*tensors, **asked)
         else:
             tensors.append(weight.detach().contiguous())
-            result = _Result(*_graphs.run(_simulate, *tensors, options=options, **kept))
+            result = _Result(*_graphs.run(_simulate, *tensors, **asked))
     check_finite(result.state[0].view(current.shape[1:]), current)
     return result
 
@@ -216,7 +216,8 @@ def fused_gpu(
             f"got {current.shape[1]} · {current.shape[2]}"
         )
     together = torch.stack(list(parameters))
-    numbers = together.new_tensor((0.0, 1.0, *constants))
+    # filled there: a copy from the CPU would have to be waited for
+    numbers = torch.stack([together.new_full((), x) for x in (0.0, 1.0, *constants)])
     inputs = (current, together, numbers, recurrent_weight)
     options = _Options(model, recurrent_delay, surrogate, detach_spikes)
     simulate = partial(_run, *inputs, options)
@@ -225,4 +226,5 @@ def fused_gpu(
     else:
         spikes = simulate(for_backward=False).spikes.view(current.shape)
     margin = partial(simulate, for_backward=False, keep_margin=True)
-    return trace_of_margin(spikes, lambda: margin().margin, threshold_of, inputs)
+    watched = (current, recurrent_weight, *parameters)
+    return trace_of_margin(spikes, lambda: margin().margin, threshold_of, watched)

@@ -84,7 +84,8 @@ def _own_columns(
     """The columns of a program, which of them exist, their parameters, and the constants."""
     column = tl.program_id(0) * tile + tl.arange(0, tile)
     inside = column < n_columns
-    own = _load_each(parameters, column % n_neurons, inside, n_neurons, n_parameters)
+    stride = n_neurons.to(tl.int64)
+    own = _load_each(parameters, column % n_neurons, inside, stride, n_parameters)
     numbers = ()
     for k in tl.static_range(n_constants):
         numbers += (tl.load(constants + k),)

@@ -133,7 +133,7 @@ def adlif(
     (Baronig et al. 2025).
 
     Args:
-        current: [T, B, N] input current in threshold units, float32 or float64; never modified.
+        current: [T, B, N] input current in threshold units, see `simulate`; never modified.
         alpha: [N] membrane decay per step, exp(−dt/τ_u).
         beta: [N] adaptation decay per step, exp(−dt/τ_w).
         a: [N] coupling to the membrane.
