@@ -101,9 +101,10 @@ def test_every_way_of_training(given, max_delay):
     x = EventBatch.from_dense(spikes) if "events" in given else spikes
     results = []
     for mode in ("auto", "dense", *(["events"] if given != "dense" else [])):
-        leaves = [v.clone().requires_grad_() for v in (weight, bias)] + [delays.delay]
-        current = delays.current(x, *leaves[:2], fired, mode)
-        results.append([current, *torch.autograd.grad(current.square().sum(), leaves)])
+        leaves = weight.clone().requires_grad_(), bias.clone().requires_grad_()
+        current = delays.current(x, leaves[0], leaves[1], fired, mode)
+        grads = torch.autograd.grad(current.square().sum(), (*leaves, delays.delay))
+        results.append([current, *grads])
     expected = convolution(spikes, weight * delays.kernel(), bias)
     for result in results:
         torch.testing.assert_close(result[0], expected, rtol=1e-12, atol=1e-12)
