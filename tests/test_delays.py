@@ -10,6 +10,7 @@ from blockspike.data.events import EventBatch
 from blockspike.delays import LAST_SIGMA, Delays, delayed_current
 from blockspike.networks import AdLIFLayer, SpikingClassifier, SpikingLayer
 from blockspike.neurons.events_cpu import Fired
+from blockspike.synapses import SynapseMode
 
 N_STEPS, BATCH, N_INPUTS, N_UNITS, MAX_DELAY = 40, 3, 30, 20, 9
 
@@ -100,7 +101,10 @@ def test_every_way_of_training(given, max_delay):
     fired = Fired(spikes.to(torch.uint8)) if given == "fired" else None
     x = EventBatch.from_dense(spikes) if "events" in given else spikes
     results = []
-    for mode in ("auto", "dense", *(["events"] if given != "dense" else [])):
+    modes: list[SynapseMode] = (
+        ["auto", "dense"] if given == "dense" else ["auto", "dense", "events"]
+    )
+    for mode in modes:
         leaves = weight.clone().requires_grad_(), bias.clone().requires_grad_()
         current = delays.current(x, leaves[0], leaves[1], fired, mode)
         grads = torch.autograd.grad(current.square().sum(), (*leaves, delays.delay))
