@@ -175,18 +175,6 @@ def _load_saved(
 
 
 @triton.jit
-def _replay(drives, state, own, numbers, step: tl.constexpr, chunk: tl.constexpr):
-    """The states before each step of a chunk, and its margins, each a tuple."""
-    states = ()
-    margins = ()
-    for k in tl.static_range(chunk):
-        states += (state,)
-        _, margin, state = step(drives[k].to(state[0].dtype), own, numbers, state, _fire)
-        margins += (margin,)
-    return states, margins
-
-
-@triton.jit
 def _slope(u, surrogate: tl.constexpr):
     """The surrogate derivative at the margin u, by its code; formulas as in `surrogate.py`."""
     if surrogate == FAST_SIGMOID:
@@ -234,7 +222,12 @@ def backward(
         next_rows, next_state = _load_saved(
             drives, saved, c - 1, last, column, n_columns, n_states, chunk
         )
-        states, margins = _replay(rows, state, own, numbers, step, chunk)
+        states = ()
+        margins = ()
+        for k in tl.static_range(chunk):  # not a function: Triton 3.3 returns no tuples of tuples
+            states += (state,)
+            _, margin, state = step(rows[k].to(state[0].dtype), own, numbers, state, _fire)
+            margins += (margin,)
         of_chunk = _zeros_like(own, n_parameters)
         for k in tl.static_range(chunk - 1, -1, -1):
             grad_s = grads[k].to(margins[k].dtype)
