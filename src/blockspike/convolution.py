@@ -47,7 +47,7 @@ def causal_convolution(x: Tensor, kernel: Tensor) -> Tensor:
     block = -(-n_steps // n_blocks)
     rows, length = n_blocks * batch_size, block + n_taps - 1
     x = torch.cat((x, x.new_zeros(n_blocks * block - n_steps, batch_size, n_inputs)))
-    x = x.view(n_blocks, block, rows // n_blocks * n_inputs).transpose(0, 1).flatten(1)
+    x = x.view(n_blocks, block, batch_size * n_inputs).transpose(0, 1).flatten(1)
 
     waves = _waves(length, x)  # real and imaginary parts go side by side: [n_frequencies, 2, …]
     x = waves[..., :block].flatten(0, 1) @ x

@@ -41,6 +41,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from blockspike.neurons import MultiGaussian, fused_gpu
 from blockspike.neurons.adlif.step import SE_ADLIF
 from blockspike.neurons.alif.step import fused_alif
+from blockspike.neurons.model import Simulation
 from blockspike.neurons.simulate import fused, simulate
 
 pytestmark = pytest.mark.usefixtures("triton_kernels")
@@ -227,8 +228,9 @@ def test_which_type_a_current_on_a_gpu_may_have():
 
 
 def test_a_gpu_gets_the_triton_kernels(monkeypatch):
-    monkeypatch.setattr(fused_gpu, "fused_gpu", lambda model, current, **options: options)
-    assert fused(SE_ADLIF, torch.zeros(3, 2, 1, device="meta"), answer=7) == {"answer": 7}
+    monkeypatch.setattr(fused_gpu, "fused_gpu", lambda what, current, **options: options)
+    what = Simulation(SE_ADLIF, (12.0,), 1, MULTI_GAUSSIAN, True)
+    assert fused(what, torch.zeros(3, 2, 1, device="meta"), answer=7) == {"answer": 7}
 
 
 @pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")  # the interpreter's

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from blockspike.neurons.events_cpu import Fired
 from blockspike.neurons.kernels import LINE_BYTES, borrowed, kernel, run
-from blockspike.neurons.model import NeuronModel
+from blockspike.neurons.model import Simulation
 from blockspike.neurons.model_cpu import WIDTH, numbers
 from blockspike.neurons.strips_cpu import (
     CHUNK,
@@ -34,7 +34,6 @@ from blockspike.neurons.strips_cpu import (
     reverse_narrow,
     reverse_recurrent,
 )
-from blockspike.neurons.surrogate import Surrogate
 from blockspike.neurons.surrogate_cpu import surrogate_code
 from blockspike.neurons.tiles_cpu import (
     columns,
@@ -155,14 +154,6 @@ def _may_stream(tile: int, target: Tensor) -> bool:
     return in_lines and target.nbytes >= _STREAMED_BYTES
 
 
-class _Options(NamedTuple):
-    model: NeuronModel
-    constants: tuple[float, ...]
-    delay: int
-    surrogate: Surrogate
-    detach_spikes: bool
-
-
 class _Result(NamedTuple):
     """Spikes [T, B, N]; of each step and column [T, B·N] the input and, if asked for, the margin.
 
@@ -182,7 +173,7 @@ def _columns(parameters: Sequence[Tensor], batch_size: int) -> np.ndarray:
 
 
 def _run(
-    current: Tensor, parameters: Sequence[Tensor], weight: Tensor | None, options: _Options,
+    current: Tensor, parameters: Sequence[Tensor], weight: Tensor | None, what: Simulation,
     for_backward: bool, keep_margin: bool = False,
 ) -> _Result:  # fmt: skip
     n_steps, batch_size, n_neurons = current.shape
@@ -195,7 +186,7 @@ def _run(
     margin = torch.empty_like(flat) if keep_margin else nothing
     keep_drives = for_backward and weight is not None
     drives = torch.empty_like(flat) if keep_drives else nothing
-    model = options.model
+    model = what.model
     n_states = len(model.states) + len(model.counters)
     saved = flat.new_empty(-(-n_steps // CHUNK) if for_backward else 0, n_states, n_columns)
     last_membrane = flat.new_empty(1, n_columns)
@@ -204,7 +195,7 @@ def _run(
     stream = all(_may_stream(tile, x) for x in written)
     run(
         _forward, -(-n_columns // tile), flat.numpy(), _columns(parameters, batch_size), model,
-        numbers(options.constants, flat.numpy()), min(options.delay, n_steps), weight_t,
+        numbers(what.constants, flat.numpy()), min(what.recurrent_delay, n_steps), weight_t,
         weight is not None, tile, for_backward, keep_margin, stream, spikes.numpy(),
         fired.numpy(), margin.numpy(), drives.numpy(), saved.numpy(), last_membrane.numpy(),
     )  # fmt: skip
@@ -216,21 +207,21 @@ def _run(
 class _Fused(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx, current, weight, options: _Options, firing: list[Fired], *parameters: Tensor
+        ctx, current, weight, what: Simulation, firing: list[Fired], *parameters: Tensor
     ):  # fmt: skip
         """Spikes [T, B, N]; what fired is appended to `firing`."""
-        result = _run(current, parameters, weight, options, for_backward=True)
+        result = _run(current, parameters, weight, what, for_backward=True)
         firing.append(result.fired)
         ctx.save_for_backward(result.drives, result.saved, weight, *parameters)
         ctx.fired = result.fired if weight is not None else None
-        ctx.options, ctx.shape = options, current.shape
+        ctx.what, ctx.shape = what, current.shape
         return result.spikes
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, *grads: Tensor):  # pyright: ignore[reportIncompatibleMethodOverride]
         drives, saved, weight, *parameters = ctx.saved_tensors
-        options: _Options = ctx.options
+        what: Simulation = ctx.what
         n_steps, batch_size, n_neurons = ctx.shape
         recurrent = weight is not None
         n_columns = drives.shape[1]
@@ -240,49 +231,42 @@ class _Fused(torch.autograd.Function):
         tile = tile_width(n_columns, weight, _WIDEST_TILE)
         run(
             _backward, -(-n_columns // tile), grad_spikes.numpy(), drives.numpy(), saved.numpy(),
-            _columns(parameters, batch_size), options.model,
-            numbers(options.constants, drives.numpy()), min(options.delay, n_steps),
-            weight_array(weight, drives), recurrent and not options.detach_spikes,
-            drives.numpy().dtype.type(not options.detach_spikes),
-            surrogate_code(options.surrogate), tile, grad_current.numpy(), sums.numpy(),
+            _columns(parameters, batch_size), what.model,
+            numbers(what.constants, drives.numpy()), min(what.recurrent_delay, n_steps),
+            weight_array(weight, drives), recurrent and not what.detach_spikes,
+            drives.numpy().dtype.type(not what.detach_spikes),
+            surrogate_code(what.surrogate), tile, grad_current.numpy(), sums.numpy(),
         )  # fmt: skip
         grad_current = grad_current.view(ctx.shape)
         per_neuron = sums.view(-1, batch_size, n_neurons).sum(1).to(drives.dtype)
         grad_weight = None
         if recurrent and ctx.needs_input_grad[1]:
-            grad_weight = recurrent_weight_gradient(grad_current, ctx.fired, options.delay)
+            grad_weight = recurrent_weight_gradient(grad_current, ctx.fired, what.recurrent_delay)
         return grad_current, grad_weight, None, None, *per_neuron
 
 
 def fused_cpu(
-    model: NeuronModel,
+    what: Simulation,
     current: Tensor,
     parameters: Sequence[Tensor],
-    constants: tuple[float, ...] = (),
-    *,
     recurrent_weight: Tensor | None,
-    recurrent_delay: int,
-    surrogate: Surrogate,
-    detach_spikes: bool,
     threshold_of: Callable[[Tensor], Tensor] = torch.ones_like,
 ) -> ALIFTrace:
     """Spikes and gradient of the model's loop, in one pass; arguments already checked.
 
     Args:
-        model: what a step does.
+        what: the model, and what its neurons have in common.
         current: [T, B, N].
         parameters: [N] each, in the model's order.
-        constants: what `model.step` gets of numbers, without the 0 and 1 in front.
-        recurrent_weight, recurrent_delay, surrogate, detach_spikes: see `alif`.
+        recurrent_weight: [N, N] (post, pre), or None.
         threshold_of: θ [T, B, N] of the spikes.
     """
     inputs = (current, recurrent_weight, *parameters)
-    options = _Options(model, constants, recurrent_delay, surrogate, detach_spikes)
-    simulate = partial(_run, current, parameters, recurrent_weight, options)
+    simulate = partial(_run, current, parameters, recurrent_weight, what)
     if needs_gradient(*inputs):
         firing: list[Fired] = []
         spikes = _Fused.apply(  # pyright: ignore
-            current, recurrent_weight, options, firing, *parameters
+            current, recurrent_weight, what, firing, *parameters
         )
         fired = firing[0]
     else:

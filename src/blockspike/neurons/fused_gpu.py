@@ -17,8 +17,8 @@ from torch import Tensor
 from blockspike.neurons import kernels_gpu
 from blockspike.neurons.gpu import Graphs, launching_on
 from blockspike.neurons.kernels_gpu import in_triton
-from blockspike.neurons.model import NeuronModel
-from blockspike.neurons.surrogate import Boxcar, FastSigmoid, MultiGaussian, Surrogate
+from blockspike.neurons.model import NeuronModel, Simulation
+from blockspike.neurons.surrogate import Boxcar, FastSigmoid, MultiGaussian
 from blockspike.neurons.trace import ALIFTrace, check_finite, needs_gradient, trace_of_margin
 
 CHUNK = 8  # steps between saved states; 16 take too many registers
@@ -31,13 +31,6 @@ _CODES = {
 OPTIONS = {"num_warps": 1, "enable_fp_fusion": False}  # steps round as a PyTorch loop does
 _MOST_COLUMNS = 2**31 - 2**10  # a tile beyond the last is still a number of 32 bits
 _graphs = Graphs()
-
-
-class _Options(NamedTuple):
-    model: NeuronModel
-    delay: int
-    surrogate: Surrogate
-    detach_spikes: bool
 
 
 class _Result(NamedTuple):
@@ -103,15 +96,15 @@ def _simulate(
 
 def _differentiate(
     grad_spikes: Tensor, drives: Tensor, saved: Tensor, parameters: Tensor, constants: Tensor,
-    weight: Tensor | None = None, *, options: _Options,
+    weight: Tensor | None = None, *, what: Simulation,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """dLoss/dI [T, B·N], float64 dLoss/dparameters [P, B·N]; `weight` if it takes part."""
-    model = options.model
+    model = what.model
     n_steps, n_columns = drives.shape
     grad_current = torch.empty_like(grad_spikes)
     carried = parameters.new_zeros(len(model.states), n_columns)
     sums = parameters.new_zeros(len(parameters), n_columns, dtype=torch.float64)
-    block = n_steps if weight is None else options.delay
+    block = n_steps if weight is None else what.recurrent_delay
     for last in range(n_steps, 0, -block):
         first = max(0, last - block)
         feedback = None
@@ -124,19 +117,19 @@ def _differentiate(
             carried, grad_current, sums, first, last, n_columns, parameters.shape[1],
             step=in_triton(model.step), reverse_step=in_triton(model.reverse_step),
             **sizes(model, len(constants)), n_carried=len(model.states),
-            has_feedback=feedback is not None, attached=0.0 if options.detach_spikes else 1.0,
-            surrogate=_CODES[type(options.surrogate)],
+            has_feedback=feedback is not None, attached=0.0 if what.detach_spikes else 1.0,
+            surrogate=_CODES[type(what.surrogate)],
         )  # fmt: skip
     return grad_current, sums
 
 
 def _run(
     current: Tensor, parameters: Tensor, constants: Tensor, weight: Tensor | None,
-    options: _Options, for_backward: bool, keep_margin: bool = False,
+    what: Simulation, for_backward: bool, keep_margin: bool = False,
 ) -> _Result:  # fmt: skip
     tensors = [x.detach().contiguous() for x in (current, parameters, constants)]
     asked: dict[str, Any] = {"for_backward": for_backward, "keep_margin": keep_margin}
-    asked |= {"model": options.model, "delay": min(options.delay, len(current))}
+    asked |= {"model": what.model, "delay": min(what.recurrent_delay, len(current))}
     with launching_on(current.device):
         if weight is None:
             result = _simulate(*tensors, **asked)
@@ -158,48 +151,42 @@ def _recurrent_weight_gradient(
 
 class _Fused(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, current, parameters, constants, weight, options: _Options):
+    def forward(ctx, current, parameters, constants, weight, what: Simulation):
         """Spikes [T, B, N]."""
-        result = _run(current, parameters, constants, weight, options, for_backward=True)
+        result = _run(current, parameters, constants, weight, what, for_backward=True)
         spikes = result.spikes.view(current.shape)
         fired = None if weight is None else spikes.to(torch.uint8)
         ctx.save_for_backward(result.drives, result.saved, parameters, constants, weight, fired)
-        ctx.options, ctx.shape = options, current.shape
+        ctx.what, ctx.shape = what, current.shape
         return spikes
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, *grads: Tensor):  # pyright: ignore[reportIncompatibleMethodOverride]
         drives, saved, parameters, constants, weight, fired = ctx.saved_tensors
-        options: _Options = ctx.options._replace(delay=min(ctx.options.delay, ctx.shape[0]))
+        delay = min(ctx.what.recurrent_delay, ctx.shape[0])
+        what: Simulation = ctx.what._replace(recurrent_delay=delay)
         tensors = [grads[0].reshape(drives.shape).contiguous(), drives, saved]
         tensors += [parameters.contiguous(), constants]
         grad_weight = None
         with launching_on(drives.device):
-            if weight is None or options.detach_spikes:
-                grad_current, sums = _differentiate(*tensors, options=options)
+            if weight is None or what.detach_spikes:
+                grad_current, sums = _differentiate(*tensors, what=what)
             else:
                 tensors.append(weight.contiguous())
-                grad_current, sums = _graphs.run(_differentiate, *tensors, options=options)
+                grad_current, sums = _graphs.run(_differentiate, *tensors, what=what)
             grad_current = grad_current.view(ctx.shape)
             if weight is not None and ctx.needs_input_grad[3]:
-                grad_weight = _recurrent_weight_gradient(
-                    grad_current, fired, options.delay, weight.dtype
-                )
+                grad_weight = _recurrent_weight_gradient(grad_current, fired, delay, weight.dtype)
         per_neuron = sums.view(len(parameters), -1, ctx.shape[2]).sum(1).to(parameters.dtype)
         return grad_current, per_neuron, None, grad_weight, None
 
 
 def fused_gpu(
-    model: NeuronModel,
+    what: Simulation,
     current: Tensor,
     parameters: Sequence[Tensor],
-    constants: tuple[float, ...] = (),
-    *,
     recurrent_weight: Tensor | None,
-    recurrent_delay: int,
-    surrogate: Surrogate,
-    detach_spikes: bool,
     threshold_of: Callable[[Tensor], Tensor] = torch.ones_like,
 ) -> ALIFTrace:
     """Spikes and gradient of the model's loop by Triton kernels; arguments as `fused_cpu`.
@@ -217,12 +204,11 @@ def fused_gpu(
         )
     together = torch.stack(list(parameters))
     # filled there: a copy from the CPU would have to be waited for
-    numbers = torch.stack([together.new_full((), x) for x in (0.0, 1.0, *constants)])
+    numbers = torch.stack([together.new_full((), x) for x in (0.0, 1.0, *what.constants)])
     inputs = (current, together, numbers, recurrent_weight)
-    options = _Options(model, recurrent_delay, surrogate, detach_spikes)
-    simulate = partial(_run, *inputs, options)
+    simulate = partial(_run, *inputs, what)
     if needs_gradient(*inputs):
-        spikes = _Fused.apply(*inputs, options)  # pyright: ignore
+        spikes = _Fused.apply(*inputs, what)  # pyright: ignore
     else:
         spikes = simulate(for_backward=False).spikes.view(current.shape)
     margin = partial(simulate, for_backward=False, keep_margin=True)

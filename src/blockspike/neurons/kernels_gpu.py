@@ -12,13 +12,12 @@ are not asked for are computed and dropped: then the mask `live` of the columns 
 import math
 from collections.abc import Callable
 from functools import cache
-from types import FunctionType
 from typing import Any
 
 import triton
 import triton.language as tl
 
-from blockspike.neurons import model
+from blockspike.neurons.model import maximum, translated, where
 
 FAST_SIGMOID, BOXCAR, MULTI_GAUSSIAN = (tl.constexpr(code) for code in range(3))
 _CENTRE = tl.constexpr(0.5 * 1.15 / (0.5 * math.sqrt(2 * math.pi)))
@@ -36,14 +35,17 @@ def _maximum(x, least):
     return tl.maximum(x, least)
 
 
+_OF_TRITON = {where: _where, maximum: _maximum}
+
+
 @cache
 def in_triton(function: Callable[..., Any]) -> Any:
-    """A model's `step` or `reverse_step` for these kernels: `where` and `maximum` are Triton's."""
-    translated = {model.where: _where, model.maximum: _maximum}
-    names = {"tl": tl}
-    for name, value in function.__globals__.items():
-        names[name] = translated.get(value, value) if isinstance(value, FunctionType) else value
-    return triton.jit(FunctionType(function.__code__, names, function.__name__))
+    """A model's `step` or `reverse_step` for these kernels, with what it calls."""
+    if function in _OF_TRITON:
+        return _OF_TRITON[function]
+    own = translated(function, in_triton)
+    own.__globals__["tl"] = tl  # the interpreter looks for it
+    return triton.jit(own)
 
 
 @triton.jit

@@ -6,23 +6,19 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from blockspike.neurons.model import NeuronModel
-from blockspike.neurons.surrogate import Surrogate, spike
+from blockspike.neurons.model import Simulation
+from blockspike.neurons.surrogate import spike
 from blockspike.neurons.trace import ALIFTrace, check_finite
 
 
 def loop(
-    model: NeuronModel,
+    what: Simulation,
     current: Tensor,
     parameters: Sequence[Tensor],
-    constants: tuple[float, ...] = (),
-    *,
     recurrent_weight: Tensor | None,
-    recurrent_delay: int,
-    surrogate: Surrogate,
-    detach_spikes: bool,
 ) -> ALIFTrace:
     """The model's steps one after another; arguments as `fused_cpu`, already checked."""
+    model, constants, delay, surrogate, detach_spikes = what
     spikes: list[Tensor] = []
     fed_back: list[Tensor] = []
     margins: list[Tensor] = []
@@ -34,8 +30,8 @@ def loop(
         return s, 1 - (s.detach() if detach_spikes else s)
 
     for t, drive in enumerate(current.unbind()):
-        if recurrent_weight is not None and t >= recurrent_delay:
-            drive = drive + F.linear(fed_back[t - recurrent_delay], recurrent_weight)
+        if recurrent_weight is not None and t >= delay:
+            drive = drive + F.linear(fed_back[t - delay], recurrent_weight)
         s, margin, state = model.step(drive, parameters, numbers, state, fire)
         spikes.append(s)
         fed_back.append(s.detach() if detach_spikes else s)

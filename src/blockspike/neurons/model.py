@@ -7,19 +7,22 @@ by the kernels on a CPU (`fused_cpu.py`), with a tile of them by those on a GPU 
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from types import FunctionType
+from typing import Any, NamedTuple
 
 import torch
+
+from blockspike.neurons.surrogate import Surrogate
 
 
 @dataclass(frozen=True)
 class NeuronModel:
     """A model of spiking neurons.
 
-    `step` and `reverse_step` are plain functions of a module, of arithmetic, `where` and `maximum`
-    alone. Parameters, states and drive come to them as tensors [B, N] (parameters [N]) in the loop,
-    as single numbers in the kernels. Numbers come in `constants`, which begin with 0 and 1: a
-    literal would make a kernel calculate in float64.
+    `step` and `reverse_step` are plain functions of a module, of arithmetic, `where`, `maximum` and
+    other such functions, called by name. Parameters, states and drive come to them as tensors
+    [B, N] (parameters [N]) in the loop, as single numbers in the kernels. Numbers come in
+    `constants`, which begin with 0 and 1: a literal would make a kernel calculate in float64.
 
     Attributes:
         name: as in messages.
@@ -57,6 +60,34 @@ class NeuronModel:
                     f"{function.__qualname__}: expected a function of a module, got one that is "
                     "made within another; numbers can come from `constants`"
                 )
+
+
+class Simulation(NamedTuple):
+    """What every neuron of a simulation has in common.
+
+    Attributes:
+        model: what a step does.
+        constants: what `model.step` gets of numbers, without the 0 and 1 in front.
+        recurrent_delay, surrogate, detach_spikes: see `simulate`.
+    """
+
+    model: NeuronModel
+    constants: tuple[float, ...]
+    recurrent_delay: int
+    surrogate: Surrogate
+    detach_spikes: bool
+
+
+def translated(function: Callable[..., Any], translate: Callable[..., Any]) -> FunctionType:
+    """A copy of a model's function, for a compiler, that calls what `translate` makes of others.
+
+    These are the functions written in Python that it names: `where`, `maximum`, its module's own.
+    """
+    names = dict(function.__globals__)
+    for name in function.__code__.co_names:
+        if isinstance(names.get(name), FunctionType):
+            names[name] = translate(names[name])
+    return FunctionType(function.__code__, names, function.__name__)
 
 
 def where(condition: Any, x: Any, y: Any) -> Any:

@@ -4,7 +4,7 @@ import hashlib
 import inspect
 import marshal
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from numba.extending import (
 )
 
 from blockspike.neurons.kernels import kernel
-from blockspike.neurons.model import NeuronModel, maximum, where
+from blockspike.neurons.model import NeuronModel, maximum, translated, where
 
 WIDTH = 128  # columns of a strip; a row of its state has as many numbers
 
@@ -117,9 +117,16 @@ def _fire(margin):
     return spike, real(1.0) - spike
 
 
+def _compiled(function: Callable, options: dict[str, Any]) -> Any:
+    """With what it calls, but for `where` and `maximum`: these are below."""
+    if function in (where, maximum):
+        return function
+    return numba.njit(**options)(translated(function, partial(_compiled, options=options)))
+
+
 @overload(step, jit_options=_EXACT)
 def _step(model, drive, parameters, constants, state):
-    own = numba.njit(**_EXACT)(model.model.step)
+    own = _compiled(model.model.step, _EXACT)
     return lambda model, drive, parameters, constants, state: own(
         drive, parameters, constants, state, _fire
     )
@@ -129,7 +136,7 @@ def _step(model, drive, parameters, constants, state):
 def _reverse_step(
     model, drive, parameters, constants, state, margin, slope, grad_spike, attached, grad_state
 ):
-    own = numba.njit(**_WITH_FMA)(model.model.reverse_step)
+    own = _compiled(model.model.reverse_step, _WITH_FMA)
 
     def call(
         model, drive, parameters, constants, state, margin, slope, grad_spike, attached, grad_state

@@ -10,7 +10,7 @@ from torch import Tensor
 from blockspike.neurons.fused_cpu import fused_cpu
 from blockspike.neurons.gpu import require_triton
 from blockspike.neurons.loop import loop
-from blockspike.neurons.model import NeuronModel
+from blockspike.neurons.model import NeuronModel, Simulation
 from blockspike.neurons.surrogate import MultiGaussian, Surrogate
 from blockspike.neurons.trace import ALIFTrace, NotFiniteError
 
@@ -18,12 +18,12 @@ LoopOrFused = Literal["standard", "fused"]
 _FUSED = {"cpu": fused_cpu}
 
 
-def fused(model: NeuronModel, current: Tensor, *args: Any, **options: Any) -> ALIFTrace:
+def fused(what: Simulation, current: Tensor, *args: Any, **options: Any) -> ALIFTrace:
     """The model by the kernels of the current's device; arguments as `fused_cpu`."""
     run = _FUSED.get(current.device.type)
     if run is None:
         from blockspike.neurons.fused_gpu import fused_gpu as run  # only here is Triton needed
-    return run(model, current, *args, **options)
+    return run(what, current, *args, **options)
 
 
 def simulate(
@@ -72,16 +72,8 @@ def simulate(
     check_options(current, parameters, recurrent_weight, recurrent_delay, surrogate, method)
     check_parameters_finite(parameters, recurrent_weight)
     run = loop if method == "standard" else fused
-    return run(
-        model,
-        current,
-        [parameters[name] for name in model.parameters],
-        constants,
-        recurrent_weight=recurrent_weight,
-        recurrent_delay=recurrent_delay,
-        surrogate=surrogate,
-        detach_spikes=detach_spikes,
-    )
+    what = Simulation(model, constants, recurrent_delay, surrogate, detach_spikes)
+    return run(what, current, [parameters[name] for name in model.parameters], recurrent_weight)
 
 
 def check_current(current: Tensor, method: str) -> None:
