@@ -1,11 +1,13 @@
 """Populations of neurons: parameters in physical units, at every dt the same neuron."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
+from blockspike.files import write_json
 from blockspike.fitted_neuron import FittedNeuron, load_neuron
 from blockspike.neurons import MultiGaussian, alif
 from blockspike.population import (
@@ -20,7 +22,7 @@ NEURON = FittedNeuron("cell", 15.0, 120.0, 0.3, 0.02, 0.4, arp_ms=2.0, dt_ms=0.1
 
 
 def parameters(n: int = 3) -> NeuronParameters:
-    rows = [(15.0, 120.0, 0.3, 1.2, 0.4)] * n
+    rows = [(15.0, 120.0, 0.3, 1.2, 0.4, 0.1)] * n
     return NeuronParameters(*torch.tensor(rows, dtype=torch.float64).T)
 
 
@@ -44,6 +46,37 @@ def test_membrane_settles_at_rest_plus_gain_times_current_at_every_dt():
         current = torch.full((round(400 / dt_ms), 1, 1), 0.4, dtype=torch.float64)
         trace = alif(c.weight * current + c.bias, c.beta, c.p, c.b)
         assert float(trace.membrane[-1]) == pytest.approx(0.4 + 1.2 * 0.4)
+
+
+def test_noise_is_the_deviation_of_a_silent_membrane_at_every_dt():
+    for dt_ms in (0.1, 1.0):
+        c = parameters(200).coefficients(dt_ms)
+        draws = torch.randn(round(300 / dt_ms), 1, 200, generator=torch.Generator().manual_seed(0))
+        membrane = alif(c.noise * draws, c.beta, c.p, c.b).membrane
+        assert float(membrane[-1].std()) == pytest.approx(0.1, rel=0.15)
+
+
+def test_trials_have_noise_of_their_own_and_their_mean_is_what_a_population_gives():
+    population = PhysicalPopulation(2, 3, dt_ms=0.5, n_trials=4)
+    current = torch.randn(500, 3, 2) * 2
+    draws = population.draw(500, 3, seed=7)
+    again = population.draw(500, 3, seed=7)
+    assert draws is not None and again is not None and torch.equal(draws, again)
+    mean = population(current, draws)
+    each = current.repeat_interleave(3, 2)
+    trials = simulate(population.physical(), each, 0.5, 0.5, draws)
+    assert trials.shape == (500, 3, 4, 6)
+    assert (trials[:, :, 0] != trials[:, :, 1]).any()
+    assert (mean - trials.mean(2)).abs().mean() < 1e-3  # float32, now and then a spike elsewhere
+    alone = simulate(population.physical(), each[:, 1:2], 0.5, 0.5, draws[:, 1:2, 2:3])
+    assert torch.equal(alone[:, 0, 0], trials[:, 1, 2])
+
+
+def test_without_trials_there_is_no_noise():
+    population = PhysicalPopulation(1, 3, dt_ms=0.5, n_trials=0)
+    assert population.draw(10, 1, seed=0) is None
+    assert population.physical().noise.abs().sum() == 0
+    assert not population.get_parameter("log_noise").requires_grad
 
 
 def test_a_neuron_fires_alike_at_every_dt():
@@ -94,6 +127,8 @@ def test_published_start(dt_ms, p_trains):
 def test_bad_arguments_are_named():
     with pytest.raises(ValueError, match="n_starts"):
         PhysicalPopulation(1, 0, dt_ms=1.0)
+    with pytest.raises(ValueError, match="n_trials"):
+        PhysicalPopulation(1, 1, dt_ms=1.0, n_trials=-1)
     with pytest.raises(ValueError, match="arp_ms"):
         PublishedPopulation(1, dt_ms=1.0, arp_ms=-1.0)
     with pytest.raises(ValueError, match=r"current.*2 cells"):
@@ -111,6 +146,26 @@ def test_a_fitted_neuron_survives_its_file_and_simulates(tmp_path):
     assert spikes.shape == current.shape and spikes.sum() > 10
     assert np.array_equal(again.simulate(current[1]), spikes[1])
     assert np.diff(np.flatnonzero(spikes[0])).min() > 20
+
+
+def test_a_fitted_neuron_with_noise_gives_trials():
+    current = 60 + 40 * np.random.default_rng(0).standard_normal((2, 9000))
+    noisy = replace(NEURON, noise=0.05)
+    trials = noisy.simulate(current, n_trials=3, seed=1)
+    assert trials.shape == (2, 3, 9000) and set(np.unique(trials)) == {0, 1}
+    assert (trials[0, 0] != trials[0, 1]).any()
+    assert np.array_equal(trials, noisy.simulate(current, n_trials=3, seed=1))
+    assert not np.array_equal(trials, noisy.simulate(current, n_trials=3, seed=2))
+    assert np.array_equal(noisy.simulate(current), NEURON.simulate(current))
+    silent = NEURON.simulate(current[1], n_trials=2)
+    assert np.array_equal(silent, np.stack([NEURON.simulate(current[1])] * 2))
+    with pytest.raises(ValueError, match="n_trials"):
+        noisy.simulate(current, n_trials=0)
+
+
+def test_a_neuron_of_before_noise_is_read(tmp_path):
+    write_json(tmp_path / "cell.json", {k: v for k, v in vars(NEURON).items() if k != "noise"})
+    assert load_neuron(tmp_path / "cell.json") == NEURON
 
 
 @pytest.mark.parametrize(

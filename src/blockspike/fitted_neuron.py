@@ -26,6 +26,7 @@ class FittedNeuron:
         b: raise of the threshold per spike.
         gain_per_pa: thresholds per pA.
         rest: resting potential.
+        noise: standard deviation that white current of the neuron's own gives its membrane.
         arp_ms: absolute refractory period.
         dt_ms: step of the fit; `simulate` uses it.
     """
@@ -38,23 +39,41 @@ class FittedNeuron:
     rest: float
     arp_ms: float
     dt_ms: float
+    noise: float = 0.0
 
-    def simulate(self, current_pa: ArrayLike) -> np.ndarray:
+    def simulate(
+        self, current_pa: ArrayLike, n_trials: int | None = None, seed: int = 0
+    ) -> np.ndarray:
         """Spikes, 0 or 1, [T] or [S, T], for a current of that shape in steps of ``dt_ms``.
 
         `Recording.current(dt_ms)` gives a recorded current in such steps.
 
+        Args:
+            current_pa: [T] or [S, T].
+            n_trials: None = without noise; R trials with it, [R, T] or [S, R, T]: their mean over R
+                predicts how probable a spike is in each step.
+            seed: of the noise.
+
         Raises:
-            ValueError: the current is empty, has more dimensions or is not finite.
+            ValueError: the current is empty, has more dimensions or is not finite, or n_trials < 1.
         """
+        if n_trials is not None and n_trials < 1:
+            raise ValueError(f"n_trials: expected an integer ≥ 1 or None, got {n_trials}")
         current = np.asarray(current_pa, float)
         if current.ndim not in (1, 2) or not current.size:
             raise ValueError(f"current_pa: expected [T] or [S, T], got {list(current.shape)}")
         columns = torch.from_numpy(np.ascontiguousarray(np.atleast_2d(current).T)).unsqueeze(2)
-        names = ("tau_membrane_ms", "tau_adaptation_ms", "b", "gain_per_pa", "rest")
-        values = (torch.tensor([getattr(self, n)], dtype=torch.float64) for n in names)
-        spikes = simulate(NeuronParameters(*values), columns, self.dt_ms, self.arp_ms)
-        return spikes[:, :, 0].T.numpy().reshape(current.shape)
+        names = ("tau_membrane_ms", "tau_adaptation_ms", "b", "gain_per_pa", "rest", "noise")
+        parameters = NeuronParameters(
+            *(torch.tensor([getattr(self, n)], dtype=torch.float64) for n in names)
+        )
+        if n_trials is None:
+            spikes = simulate(parameters, columns, self.dt_ms, self.arp_ms)
+            return spikes[:, :, 0].T.numpy().reshape(current.shape)
+        generator = torch.Generator().manual_seed(seed)
+        draws = torch.randn(*columns.shape[:2], n_trials, generator=generator)
+        spikes = simulate(parameters, columns, self.dt_ms, self.arp_ms, draws)[..., 0]
+        return spikes.permute(1, 2, 0).numpy().reshape(*current.shape[:-1], n_trials, -1)
 
     def save(self, path: Path) -> None:
         """Write the JSON file."""

@@ -16,13 +16,17 @@ from blockspike.neurons.spike_distance import Window, check_target, squared_dist
 
 
 class Coefficients(NamedTuple):
-    """What a simulation at one dt needs, [N] each: I[t] = weight · current[t] + bias."""
+    """What a simulation at one dt needs, [N] each.
+
+    I[t] = weight · current[t] + bias + noise · ξ[t]; ξ are standard normal draws, new for each trial.
+    """
 
     beta: Tensor
     p: Tensor
     b: Tensor
     weight: Tensor
     bias: Tensor
+    noise: Tensor
 
 
 @dataclass(frozen=True)
@@ -37,6 +41,8 @@ class NeuronParameters:
         b: raise of the threshold per spike, in thresholds.
         gain: thresholds per unit of current.
         rest: resting potential in thresholds, 0 = where a spike resets to.
+        noise: standard deviation, in thresholds, that white current of the neuron's own gives its
+            membrane where it does not fire.
     """
 
     tau_membrane_ms: Tensor
@@ -44,11 +50,16 @@ class NeuronParameters:
     b: Tensor
     gain: Tensor
     rest: Tensor
+    noise: Tensor
 
     def coefficients(self, dt_ms: float) -> Coefficients:
-        """Per step of dt_ms; β = exp(−dt/τ_m), weight = (1 − β) gain, bias = (1 − β) rest."""
+        """Per step of dt_ms: β = exp(−dt/τ_m), weight = (1 − β) gain, bias = (1 − β) rest.
+
+        The noise of a step is √(1 − β²) noise, so that the membrane's does not depend on dt.
+        """
         beta, p = (torch.exp(-dt_ms / x) for x in (self.tau_membrane_ms, self.tau_adaptation_ms))
-        return Coefficients(beta, p, self.b, (1 - beta) * self.gain, (1 - beta) * self.rest)
+        share, own = 1 - beta, torch.sqrt(1 - beta * beta) * self.noise
+        return Coefficients(beta, p, self.b, share * self.gain, share * self.rest, own)
 
 
 def of_coefficients(c: Coefficients, dt_ms: float) -> NeuronParameters:
@@ -56,8 +67,9 @@ def of_coefficients(c: Coefficients, dt_ms: float) -> NeuronParameters:
     tau_membrane_ms, tau_adaptation_ms = (-dt_ms / torch.log(x) for x in (c.beta, c.p))
     share = 1 - c.beta
     return NeuronParameters(
-        tau_membrane_ms, tau_adaptation_ms, c.b, c.weight / share, c.bias / share
-    )
+        tau_membrane_ms, tau_adaptation_ms, c.b, c.weight / share, c.bias / share,
+        c.noise / torch.sqrt(1 - c.beta * c.beta),
+    )  # fmt: skip
 
 
 class NeuronPopulation(BoundedParameters):
@@ -68,6 +80,8 @@ class NeuronPopulation(BoundedParameters):
         dt_ms: length of a step.
         arp_ms: absolute refractory period, rounded to steps.
         surrogate, method: see `alif`; spikes in the reset are detached.
+        n_trials: simulated with noise of their own, whose mean is compared to the recording; 0 =
+            one without noise.
 
     Raises:
         ValueError: a value outside its range, naming the argument.
@@ -82,14 +96,18 @@ class NeuronPopulation(BoundedParameters):
         arp_ms: float,
         surrogate: Surrogate,
         method: Method,
+        n_trials: int = 0,
     ):
         super().__init__()
+        if n_trials < 0:
+            raise ValueError(f"n_trials: expected an integer ≥ 0, got {n_trials}")
         for name, value in (("n_cells", n_cells), ("n_starts", n_starts)):
             if value < 1:
                 raise ValueError(f"{name}: expected an integer ≥ 1, got {value}")
         if arp_ms < 0:
             raise ValueError(f"arp_ms: expected a value ≥ 0, got {arp_ms}")
         self.n_cells, self.n_starts, self.dt_ms = n_cells, n_starts, dt_ms
+        self.n_trials = n_trials
         self.arp = round(arp_ms / dt_ms)
         self.surrogate = surrogate
         self.method: Method = method
@@ -104,15 +122,28 @@ class NeuronPopulation(BoundedParameters):
         c = Coefficients(*(x.double() for x in self.coefficients()))
         return of_coefficients(c, self.dt_ms)
 
-    def forward(self, current: Tensor) -> Tensor:
-        """Spikes [T, B, C · K] for the cells' currents [T, B, C]."""
+    def forward(self, current: Tensor, draws: Tensor | None = None) -> Tensor:
+        """Spikes [T, B, C · K] for the cells' currents [T, B, C].
+
+        With draws [T, B, R], as `draw` makes them, the mean over R trials with noise.
+        """
         self._check(current)
         c = self.coefficients()
         weight, bias = (x.view(self.n_cells, self.n_starts) for x in (c.weight, c.bias))
         drive = torch.addcmul(bias, current.unsqueeze(-1), weight).flatten(2)
-        return alif(
+        if draws is not None:
+            drive = _with_noise(drive, c.noise, draws)
+        spikes = alif(
             drive, c.beta, c.p, c.b, arp=self.arp, surrogate=self.surrogate, method=self.method
         ).spikes
+        return spikes if draws is None else spikes.unflatten(1, draws.shape[1:]).mean(2)
+
+    def draw(self, n_steps: int, n_segments: int, seed: int) -> Tensor | None:
+        """What `n_trials` trials add to each step of each segment, [T, B, R], for all neurons."""
+        if not self.n_trials:
+            return None
+        generator = torch.Generator().manual_seed(seed)
+        return torch.randn(n_steps, n_segments, self.n_trials, generator=generator)
 
     def _check(self, current: Tensor) -> None:
         if current.ndim != 3 or current.shape[2] != self.n_cells:
@@ -121,46 +152,62 @@ class NeuronPopulation(BoundedParameters):
             )
 
     def distance(
-        self, current: Tensor, target: Tensor, filter_decay: float, window: Window
+        self,
+        current: Tensor,
+        target: Tensor,
+        filter_decay: float,
+        window: Window,
+        draws: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Squared distances to the recorded trains [T, B, C], as `squared_distance` gives them.
 
         The fused method on a CPU does it in one pass, the others by `distance_in_steps`.
         """
         if self.method != "fused" or current.device.type != "cpu":
-            return self.distance_in_steps(current, target, filter_decay, window)
+            return self.distance_in_steps(current, target, filter_decay, window, draws)
         self._check(current)
         check_target(target, torch.Size((*current.shape[:2], self.n_cells * self.n_starts)), window)
         return fitting_distance(
-            current, target, *self.coefficients(), arp=self.arp, surrogate=self.surrogate,
-            decay=filter_decay, window=window,
+            current, target, *self.coefficients(), draws=draws, arp=self.arp,
+            surrogate=self.surrogate, decay=filter_decay, window=window,
         )  # fmt: skip
 
     def distance_in_steps(
-        self, current: Tensor, target: Tensor, filter_decay: float, window: Window
+        self,
+        current: Tensor,
+        target: Tensor,
+        filter_decay: float,
+        window: Window,
+        draws: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """The same by simulating first and comparing then, with any method."""
-        return squared_distance(self(current), target, filter_decay, window)
+        return squared_distance(self(current, draws), target, filter_decay, window)
+
+
+def _with_noise(drive: Tensor, noise: Tensor, draws: Tensor) -> Tensor:
+    """Drives [T, B · R, N] of R trials with draws [T, B, R] for drives [T, B, N]."""
+    return torch.addcmul(drive.unsqueeze(2), draws.to(drive).unsqueeze(3), noise).flatten(1, 2)
 
 
 Range = tuple[float, float]
 
 
 class PhysicalPopulation(NeuronPopulation):
-    """Our parameters: logarithms of τ_m, τ_a, b and gain, and rest; the same at every dt.
+    """Our parameters: logarithms of τ_m, τ_a, b, gain and noise, and rest; the same at every dt.
 
     Each start draws each logarithm, and rest, uniformly from its range.
 
     Args:
-        n_cells, n_starts, dt_ms, arp_ms, surrogate, method: as `NeuronPopulation`.
-        tau_membrane_ms, tau_adaptation_ms, b, gain, rest: ranges of the starts. Currents are in
-            standard deviations of the cell's training current (see `RecordingsDataModule`).
+        n_cells, n_starts, dt_ms, arp_ms, surrogate, method, n_trials: as `NeuronPopulation`.
+        tau_membrane_ms, tau_adaptation_ms, b, gain, rest, noise: ranges of the starts. Currents are
+            in standard deviations of the cell's training current (see `RecordingsDataModule`).
+            Without trials there is no noise.
         seed: of the draw.
     """
 
-    NAMES = ("log_tau_membrane", "log_tau_adaptation", "log_b", "log_gain", "rest")
+    NAMES = ("log_tau_membrane", "log_tau_adaptation", "log_b", "log_gain", "rest", "log_noise")
     # Wide: only to keep a start that runs off from overflowing.
-    _BOUNDS: tuple[Bounds, ...] = ((-1, 7), (-1, 10), (-10, 3), (-7, 5), (-9, 9))
+    _BOUNDS: tuple[Bounds, ...] = ((-1, 7), (-1, 10), (-10, 3), (-7, 5), (-9, 9), (-7, 2))
 
     def __init__(
         self,
@@ -174,24 +221,30 @@ class PhysicalPopulation(NeuronPopulation):
         b: Range = (0.02, 1.0),
         gain: Range = (0.25, 2.5),
         rest: Range = (-0.5, 0.8),
+        noise: Range = (0.05, 0.3),
+        n_trials: int = 6,
         surrogate: Surrogate = MultiGaussian(),  # noqa: B008 (frozen)
         method: Method = "fused",
         seed: int = 0,
     ):
         super().__init__(
-            n_cells, n_starts, dt_ms=dt_ms, arp_ms=arp_ms, surrogate=surrogate, method=method
-        )
+            n_cells, n_starts, dt_ms=dt_ms, arp_ms=arp_ms, surrogate=surrogate, method=method,
+            n_trials=n_trials,
+        )  # fmt: skip
         draw = torch.Generator().manual_seed(seed)
-        logs = (tau_membrane_ms, tau_adaptation_ms, b, gain)
-        ranges = [tuple(math.log(x) for x in pair) for pair in logs] + [tuple(rest)]
+        ranges = (tau_membrane_ms, tau_adaptation_ms, b, gain, rest, noise)
         for name, (low, high), bounds in zip(self.NAMES, ranges, self._BOUNDS, strict=True):
+            if name.startswith("log_"):
+                low, high = math.log(low), math.log(high)
             value = low + (high - low) * torch.rand(n_cells * n_starts, generator=draw)
-            self.add_bounded(name, value, bounds, True, name.removeprefix("log_"))
+            trained = n_trials > 0 or name != "log_noise"
+            self.add_bounded(name, value, bounds, trained, name.removeprefix("log_"))
 
     def coefficients(self) -> Coefficients:
         """[N] each, differentiable."""
-        tau_m, tau_a, b, gain, rest = (self.get_parameter(name) for name in self.NAMES)
-        parameters = NeuronParameters(tau_m.exp(), tau_a.exp(), b.exp(), gain.exp(), rest)
+        tau_m, tau_a, b, gain, rest, noise = (self.get_parameter(name) for name in self.NAMES)
+        noise = noise.exp() if self.n_trials else torch.zeros_like(rest)
+        parameters = NeuronParameters(tau_m.exp(), tau_a.exp(), b.exp(), gain.exp(), rest, noise)
         return parameters.coefficients(self.dt_ms)
 
 
@@ -232,12 +285,25 @@ class PublishedPopulation(NeuronPopulation):
         self.bias = nn.Parameter(torch.zeros(n_cells))
 
     def coefficients(self) -> Coefficients:
-        """[N] each, differentiable."""
-        return Coefficients(*(self.get_parameter(name) for name in self.NAMES))
+        """[N] each, differentiable; without noise."""
+        values = [self.get_parameter(name) for name in self.NAMES]
+        return Coefficients(*[*values, torch.zeros_like(self.bias)])
 
 
-def simulate(parameters: NeuronParameters, current: Tensor, dt_ms: float, arp_ms: float) -> Tensor:
-    """Spikes [T, B, N] of neurons driven each by its own current [T, B, N], in float64."""
+def simulate(
+    parameters: NeuronParameters,
+    current: Tensor,
+    dt_ms: float,
+    arp_ms: float,
+    draws: Tensor | None = None,
+) -> Tensor:
+    """Spikes [T, B, N] of neurons driven each by its own current [T, B, N], in float64.
+
+    With standard normal draws [T, B, R] those of R trials with noise, [T, B, R, N].
+    """
     c = parameters.coefficients(dt_ms)
     drive = c.weight * current.double() + c.bias
-    return alif(drive, c.beta, c.p, c.b, arp=round(arp_ms / dt_ms)).spikes
+    if draws is not None:
+        drive = _with_noise(drive, c.noise, draws)
+    spikes = alif(drive, c.beta, c.p, c.b, arp=round(arp_ms / dt_ms)).spikes
+    return spikes if draws is None else spikes.unflatten(1, draws.shape[1:])

@@ -33,7 +33,7 @@ class SyntheticCells(RecordingsDataModule):
 
     τ_m, τ_a, b, gain and rest are uniform in `RANGES`; cells that fire at less than 3 or more than
     30 Hz are drawn again. Each trial has its own extra noise current. After `setup`, `truth` holds
-    the parameters.
+    the parameters (their noise is 0: that of the trials has a colour of its own).
 
     Args:
         n_cells, n_trials, duration_s: how much there is.
@@ -98,7 +98,7 @@ def _draw(n: int, generator: torch.Generator) -> NeuronParameters:
         low + (high - low) * torch.rand(n, generator=generator, dtype=torch.float64)
         for low, high in RANGES.values()
     ]
-    return NeuronParameters(*values)
+    return NeuronParameters(*[*values, torch.zeros_like(values[0])])
 
 
 def _noise(n_steps: int, batch: int, n: int, generator: torch.Generator) -> Tensor:

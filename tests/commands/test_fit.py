@@ -35,9 +35,11 @@ def test_my_recording_from_file_to_figure(blockspike, tmp_path, cells):
     assert neuron.gain_per_pa == pytest.approx(table["gain_per_pa"][0])
     # the file alone repeats what was fitted, on the whole recording
     current = cells[0].current(neuron.dt_ms)[0]
-    spikes = neuron.simulate(current)
+    spikes = neuron.simulate(current, n_trials=20).mean(0)
     first = round(0.6 * len(current))
     assert spikes[:first].sum() / 3 == pytest.approx(table["train_rate_hz"][0], abs=0.7)
+    assert neuron.noise == pytest.approx(table["noise"][0]) and neuron.noise > 0
+    assert table["test_etv_15ms"][0] > table["test_trial_etv_15ms"][0] > 0
 
     assert "finished, skipped" in blockspike(*arguments).stdout
     shown = blockspike(
@@ -52,6 +54,18 @@ def test_my_recording_from_file_to_figure(blockspike, tmp_path, cells):
     )  # fmt: skip
     assert other.returncode == 2 and "no stimulus 'noise 9', found 'stimulus 0'" in other.stderr
     assert (run / "fits" / "my_cell_on_my_cell.png").is_file()
+
+
+def test_a_fit_without_noise_predicts_one_train(blockspike, tmp_path, cells):
+    write_recording(cells[0], tmp_path / "my_cell.npz")
+    blockspike(
+        "train", "experiment=fit_my_recording", "data.path=my_cell.npz", "model.n_trials=0", *QUICK
+    )
+    (path,) = (tmp_path / "outputs").rglob("fits.csv")
+    row = pd.read_csv(path).iloc[0]
+    assert row["noise"] == 0
+    assert row["test_etv_15ms"] == row["test_trial_etv_15ms"] == row["test_noiseless_etv_15ms"] > 0
+    assert load_neuron(path.parent / "fits" / "my_cell.json").noise == 0
 
 
 def test_other_cells_finish_when_one_is_broken(blockspike, tmp_path, cells):

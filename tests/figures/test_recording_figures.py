@@ -79,7 +79,8 @@ def test_a_column_a_cell(tmp_path):
             f"cell{k}_name": np.array(f"cell {k}"),
             f"cell{k}_current_pa": rng.standard_normal(2000),
             f"cell{k}_trains": (rng.random((3, 2000)) < 0.01).astype(np.uint8),
-            f"cell{k}_model": (rng.random(2000) < 0.01).astype(np.uint8),
+            f"cell{k}_model": (rng.random((4, 2000)) < 0.01).astype(np.uint8),
+            f"cell{k}_predicted": rng.random(2000) * 0.02,
             f"cell{k}_etv_15ms": np.array(0.8),
             f"cell{k}_gamma_4ms": np.array(0.7),
         }

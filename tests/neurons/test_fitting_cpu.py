@@ -12,8 +12,9 @@ from blockspike.population import PhysicalPopulation
 DECAY = math.exp(-0.5 / 20)
 
 
-def case(n_cells: int, n_starts: int, n_steps: int, dtype=torch.float64, **options):
+def case(n_cells: int, n_starts: int, n_steps: int, dtype=torch.float64, n_trials=0, **options):
     generator = torch.Generator().manual_seed(n_steps)
+    options["n_trials"] = n_trials
     population = PhysicalPopulation(n_cells, n_starts, dt_ms=0.5, **options).to(dtype)
     current = 1.5 * torch.randn(n_steps, 3, n_cells, generator=generator, dtype=dtype)
     target = (torch.rand(n_steps, 3, n_cells, generator=generator) < 0.02).to(dtype) * 0.5
@@ -22,9 +23,11 @@ def case(n_cells: int, n_starts: int, n_steps: int, dtype=torch.float64, **optio
 
 def results(compute, population, arrays, window):
     current, target = arrays
-    fitted, held_out = compute(current, target, DECAY, window)
+    draws = population.draw(*current.shape[:2], seed=1)
+    fitted, held_out = compute(current, target, DECAY, window, draws)
     weight = torch.linspace(0.5, 2, fitted.numel(), dtype=fitted.dtype).view_as(fitted)
-    parameters = list(population.parameters())
+    parameters = [x for x in population.parameters() if x.requires_grad]
+    assert len(parameters) == (6 if population.n_trials else 5)
     return fitted, held_out, *torch.autograd.grad((fitted * weight).sum(), parameters)
 
 
@@ -33,8 +36,11 @@ def results(compute, population, arrays, window):
 @pytest.mark.parametrize(
     ("n_cells", "n_starts", "n_steps"), [(1, 1, 63), (5, 1, 2100), (2, 7, 300), (3, 150, 33)]
 )
-def test_equal_in_float64(surrogate, arp_ms, n_cells, n_starts, n_steps):
-    population, *arrays = case(n_cells, n_starts, n_steps, surrogate=surrogate, arp_ms=arp_ms)
+@pytest.mark.parametrize("n_trials", [0, 1, 5])
+def test_equal_in_float64(surrogate, arp_ms, n_cells, n_starts, n_steps, n_trials):
+    population, *arrays = case(
+        n_cells, n_starts, n_steps, surrogate=surrogate, arp_ms=arp_ms, n_trials=n_trials
+    )
     for window in (Window(0, n_steps, n_steps), Window(5, n_steps // 2, n_steps - 3)):
         fused = results(population.distance, population, arrays, window)
         steps = results(population.distance_in_steps, population, arrays, window)
@@ -45,9 +51,10 @@ def test_equal_in_float64(surrogate, arp_ms, n_cells, n_starts, n_steps):
         assert all(g.abs().max() > 0 for g in fused[2:])
 
 
+@pytest.mark.parametrize("n_trials", [0, 4])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.uint8])
-def test_equal_in_float32(dtype):
-    population, current, target = case(4, 3, 1500, torch.float32)
+def test_equal_in_float32(dtype, n_trials):
+    population, current, target = case(4, 3, 1500, torch.float32, n_trials)
     arrays = current, (2 * target).to(dtype)
     window = Window(0, 1200, 1500)
     fused = results(population.distance, population, arrays, window)
@@ -58,8 +65,9 @@ def test_equal_in_float32(dtype):
         )
 
 
-def test_threads_change_nothing():
-    population, *arrays = case(3, 40, 200, torch.float32)
+@pytest.mark.parametrize("n_trials", [0, 3])
+def test_threads_change_nothing(n_trials):
+    population, *arrays = case(3, 40, 200, torch.float32, n_trials)
     before, found = torch.get_num_threads(), []
     for n in (1, 2):
         torch.set_num_threads(n)

@@ -115,6 +115,7 @@ def test_fitting(request):
     )
     parameters = [inputs[name] for name in ("beta", "p", "b")]
     parameters += [torch.ones(WIDTH, requires_grad=True), torch.zeros(WIDTH, requires_grad=True)]
+    parameters.append(torch.full((WIDTH,), 0.1, requires_grad=True))
 
     def both() -> list[torch.Tensor]:
         fitted, held_out = fitting_cpu.fitting_distance(

@@ -551,7 +551,7 @@ def test_a_step_that_spoils_a_parameter_is_noticed_before_the_checkpoint(tmp_pat
 
     module = fit_module(harm)
     module.on_train_epoch_end = lambda: ended.append(module.current_epoch)
-    assert fit_stopped(module, tmp_path).startswith("ann, start 1: ")
+    assert fit_stopped(module, tmp_path).startswith("ann, start ")
     assert ended == [0]
 
 

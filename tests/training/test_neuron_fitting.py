@@ -111,10 +111,12 @@ def test_our_recipe_finds_neurons_that_predict_new_current(cells):
     fit(module, batch_of(cells), 80)
     parameters, start = module.chosen()
     assert start.shape == (3,)
-    spikes = simulate(parameters, cells.test.current, DT_MS, 2.0)[cells.test.first :]
+    current = cells.test.current
+    draws = torch.randn(*current.shape[:2], 40, generator=torch.Generator().manual_seed(0))
+    predicted = simulate(parameters, current, DT_MS, 2.0, draws)[cells.test.first :].mean(2)
     scores = [
         explained_temporal_variance(
-            cells.test.trains[i][0][:, cells.test.first :], spikes[:, 0, i].numpy(), 15.0, DT_MS
+            cells.test.trains[i][0][:, cells.test.first :], predicted[:, 0, i].numpy(), 15.0, DT_MS
         )
         for i in range(3)
     ]
@@ -126,11 +128,16 @@ def test_the_best_is_kept_from_the_end_of_the_falling_tau(cells):
     fit(module, batch_of(cells), 40)
     assert (module.best_epoch >= 20).all()
     assert module._tau_ms() == 30.0
-    # what is kept has the distance that is kept
+    # what is kept has the distance that is kept, with the noise of its epoch
     parameters, start = module.chosen()
-    spikes = simulate(parameters, cells.train.current, DT_MS, 2.0)
-    target = batch_of(cells).target
-    expected = van_rossum_distance(spikes, target.double(), 30.0, DT_MS)[0].square()
+    epochs = module.best_epoch.gather(1, start.unsqueeze(1))[:, 0].tolist()
+    current, target, _ = batch_of(cells)
+    trials = [
+        simulate(parameters, current, DT_MS, 2.0, module.population.draw(len(current), 1, e))
+        for e in epochs  # of seed 0
+    ]
+    predicted = torch.stack([trials[i].mean(2)[:, :, i] for i in range(3)], 2)
+    expected = van_rossum_distance(predicted, target.double(), 30.0, DT_MS)[0].square()
     kept = module.best_distance.gather(1, start.unsqueeze(1))[:, 0]
     torch.testing.assert_close(kept.double(), expected, rtol=0.05, atol=0.2)
 
@@ -186,3 +193,16 @@ def test_tau_arrives(cells, first, last):
     module = ours(n_starts=4, n_epochs=3, first_tau_ms=first, tau_ms=last)
     fit(module, batch_of(cells), 3)
     assert (module.best_epoch > 0).all()
+
+
+def test_noise_is_found_in_cells_that_have_it():
+    found = []
+    for trial_noise in (0.0, 0.5):
+        data = SyntheticCells(
+            n_cells=3, n_trials=6, duration_s=6.0, dt_ms=DT_MS, trial_noise=trial_noise
+        )
+        data.setup()
+        module = ours(n_starts=24, n_epochs=60)
+        fit(module, batch_of(data), 60)
+        found.append(module.chosen()[0].noise)
+    assert found[1].mean() > 1.4 * found[0].mean(), found

@@ -157,7 +157,7 @@ def _fitting() -> Kernel:
     current = 0.2 * torch.rand(shape)
     target = torch.zeros(shape, dtype=torch.uint8)
     parameters = [
-        torch.full(shape[2:], x, requires_grad=True) for x in (0.995, 0.999, 0.1, 1.0, 0.0)
+        torch.full(shape[2:], x, requires_grad=True) for x in (0.995, 0.999, 0.1, 1.0, 0.0, 0.0)
     ]
     n = current.numel()
 

@@ -3,7 +3,7 @@
 import json
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -26,7 +26,7 @@ from blockspike.files import whole_file, write_npz, write_text
 from blockspike.fitted_neuron import FittedNeuron, load_neuron
 from blockspike.metrics import explained_temporal_variance, gamma_coincidence
 from blockspike.neurons.spike_distance import Window
-from blockspike.population import NeuronParameters, simulate
+from blockspike.population import NeuronParameters
 from blockspike.runs import Run
 from blockspike.training.guards import FitGuard
 from blockspike.training.metrics_file import read_metrics
@@ -34,6 +34,8 @@ from blockspike.training.neuron_fitting import FittingBatch, NeuronFittingModule
 
 SIGMAS_MS = (5.0, 10.0, 15.0)
 _GAMMA_MS = 4.0
+_PREDICTING_TRIALS = 100  # simulated trials whose mean predicts, of a neuron with noise
+_SCORED_TRIALS = 10  # of them, that are also scored and shown one by one
 _EPOCHS_A_LINE = 20
 _SHOWN_CELLS = 3
 
@@ -59,9 +61,11 @@ def fit_and_score(
     fit_s = _fit(cfg, run, data, module)
     parameters, _ = module.chosen()
     arp_ms = module.population.arp * data.dt_ms
-    train, test = (
-        _simulated(part, parameters, arp_ms, data.dt_ms) for part in (data.train, data.test)
-    )
+    neurons = _neurons(data, parameters, arp_ms)
+    for neuron in neurons:
+        neuron.save(run.folder / "fits" / f"{neuron.name}.json")
+    train = _predictions(neurons, data.train, data.scale_pa)
+    test = _predictions(neurons, data.test, data.test_scale_pa)
     table = pd.concat(
         [
             _parameter_columns(data, module, parameters, arp_ms),
@@ -72,7 +76,6 @@ def fit_and_score(
     )
     with whole_file(run.folder / "fits.csv") as path:
         table.to_csv(path, index=False)
-    _write_neurons(run.folder / "fits", data, parameters, arp_ms)
     traces = _traces(data, test, table)
     write_npz(run.folder / "traces.npz", traces)
     use_style()
@@ -101,32 +104,70 @@ def _fit(cfg, run: Run, data: RecordingsDataModule, module: NeuronFittingModule)
     return float(read_metrics(run.folder / "metrics.csv")["time/epoch_s"].to_numpy(float).sum())
 
 
-def _simulated(part: Part, parameters: NeuronParameters, arp_ms: float, dt_ms: float) -> np.ndarray:
-    """Spikes [T, B, C] of the steps that count."""
-    return simulate(parameters, part.current, dt_ms, arp_ms)[part.first :].numpy()
+class Prediction(NamedTuple):
+    """What a neuron does on one current.
+
+    Attributes:
+        trials: spikes [R, T] of R trials with its noise; [1, T] where it has none.
+        noiseless: spikes [T] without noise.
+    """
+
+    trials: np.ndarray
+    noiseless: np.ndarray
 
 
-def _scores(part: Part, spikes: np.ndarray, dt_ms: float) -> pd.DataFrame:
-    """A row a cell: ETV raw and normalised at three σ, Γ at ± 4 ms, rates; means over segments."""
+def _predict(neuron: FittedNeuron, current_pa: np.ndarray) -> Prediction:
+    noiseless = neuron.simulate(current_pa)
+    if not neuron.noise:
+        return Prediction(noiseless[None], noiseless)
+    return Prediction(neuron.simulate(current_pa, _PREDICTING_TRIALS), noiseless)
+
+
+def _predictions(
+    neurons: list[FittedNeuron], part: Part, scale_pa: np.ndarray
+) -> list[list[Prediction]]:
+    """Of each cell and segment, for the steps that count."""
+    return [
+        [
+            Prediction(*(x[..., part.first :] for x in _predict(neuron, current * scale)))
+            for current in part.current[:, :, cell].double().numpy().T
+        ]
+        for cell, (neuron, scale) in enumerate(zip(neurons, scale_pa, strict=True))
+    ]
+
+
+def _scores(part: Part, predictions: list[list[Prediction]], dt_ms: float) -> pd.DataFrame:
+    """A row a cell: scores of `_segment_scores`, means over segments."""
     rows = []
-    for cell, segments in enumerate(part.trains):
+    for segments, predicted in zip(part.trains, predictions, strict=True):
         of_segments = [
-            _segment_scores(trains[:, part.first :], spikes[:, k, cell], dt_ms)
-            for k, trains in enumerate(segments)
+            _segment_scores(trains[:, part.first :], x, dt_ms)
+            for trains, x in zip(segments, predicted, strict=True)
         ]
         rows.append(pd.DataFrame(of_segments).mean())
     return pd.DataFrame(rows)
 
 
-def _segment_scores(trains: np.ndarray, spikes: np.ndarray, dt_ms: float) -> dict[str, float]:
-    duration_s = len(spikes) * dt_ms / 1000
-    row = {"rate_hz": spikes.sum() / duration_s, "recorded_hz": trains.sum(1).mean() / duration_s}
+def _segment_scores(trains: np.ndarray, predicted: Prediction, dt_ms: float) -> dict[str, float]:
+    """ETV raw and normalised at three σ of the trials' mean; Γ ± 4 ms of trials; rates.
+
+    Also the normalised ETV at 15 ms of single trials, and without noise.
+    """
+    duration_s, mean = trains.shape[1] * dt_ms / 1000, predicted.trials.mean(0)
+    row = {"rate_hz": mean.sum() / duration_s, "recorded_hz": trains.sum(1).mean() / duration_s}
     for sigma in SIGMAS_MS:
         for name, normalise in (("etv", True), ("raw_etv", False)):
-            value = explained_temporal_variance(trains, spikes, sigma, dt_ms, normalise)
+            value = explained_temporal_variance(trains, mean, sigma, dt_ms, normalise)
             row[f"{name}_{sigma:g}ms"] = value
+    single = predicted.trials[:_SCORED_TRIALS]
+    row["trial_etv_15ms"] = np.mean(
+        [explained_temporal_variance(trains, x, 15.0, dt_ms) for x in single]
+    )
+    row["noiseless_etv_15ms"] = explained_temporal_variance(
+        trains, predicted.noiseless, 15.0, dt_ms
+    )
     try:
-        row["gamma_4ms"] = gamma_coincidence(trains, spikes, _GAMMA_MS, dt_ms)
+        row["gamma_4ms"] = np.mean([gamma_coincidence(trains, x, _GAMMA_MS, dt_ms) for x in single])
     except ValueError:  # fires in every window
         row["gamma_4ms"] = float("nan")
     return {name: float(value) for name, value in row.items()}  # plain numbers, for JSON
@@ -151,17 +192,20 @@ def _parameter_columns(
     return pd.DataFrame(columns)
 
 
-def _write_neurons(
-    folder: Path, data: RecordingsDataModule, parameters: NeuronParameters, arp_ms: float
-) -> None:
+def _neurons(
+    data: RecordingsDataModule, parameters: NeuronParameters, arp_ms: float
+) -> list[FittedNeuron]:
+    neurons = []
     for cell, name in enumerate(data.names):
         own = {key: float(x[cell]) for key, x in vars(parameters).items()}
         own["gain_per_pa"] = own.pop("gain") / float(data.scale_pa[cell])
-        neuron = FittedNeuron(name=name, arp_ms=arp_ms, dt_ms=data.dt_ms, **own)
-        neuron.save(folder / f"{name}.json")
+        neurons.append(FittedNeuron(name=name, arp_ms=arp_ms, dt_ms=data.dt_ms, **own))
+    return neurons
 
 
-def _traces(data: RecordingsDataModule, spikes: np.ndarray, table: pd.DataFrame) -> dict[str, Any]:
+def _traces(
+    data: RecordingsDataModule, predictions: list[list[Prediction]], table: pd.DataFrame
+) -> dict[str, Any]:
     """Test current, recorded and simulated spikes of the best, middle and worst cell."""
     order = np.argsort(-table["test_etv_15ms"].to_numpy())
     shown = order[np.unique(np.linspace(0, len(order) - 1, _SHOWN_CELLS).astype(int))]
@@ -171,17 +215,20 @@ def _traces(data: RecordingsDataModule, spikes: np.ndarray, table: pd.DataFrame)
         row = table.iloc[cell]
         current = part.current[part.first :, 0, cell].numpy() * data.test_scale_pa[cell]
         trains = part.trains[cell][0][:, part.first :]
-        arrays |= _shown(k, data.names[cell], current, trains, spikes[:, 0, cell], row, "test_")
+        arrays |= _shown(k, data.names[cell], current, trains, predictions[cell][0], row, "test_")
     return arrays
 
 
-def _shown(k: int, name: str, current_pa, trains, model, row, prefix: str) -> dict[str, Any]:
+def _shown(
+    k: int, name: str, current_pa, trains, predicted: Prediction, row, prefix: str
+) -> dict[str, Any]:
     """The arrays that `recording_fit` draws as column k."""
     return {
         f"cell{k}_name": name,
         f"cell{k}_current_pa": current_pa,
         f"cell{k}_trains": trains.astype(np.uint8),
-        f"cell{k}_model": model.astype(np.uint8),
+        f"cell{k}_model": predicted.trials[:_SCORED_TRIALS].astype(np.uint8),
+        f"cell{k}_predicted": predicted.trials.mean(0).astype(np.float32),
         f"cell{k}_etv_15ms": row[f"{prefix}etv_15ms"],
         f"cell{k}_gamma_4ms": row[f"{prefix}gamma_4ms"],
     }
@@ -224,16 +271,16 @@ def evaluate_neuron(fit: Path, recording_path: Path, stimulus: str | None) -> di
     neuron = load_neuron(fit)
     recording = load_recording(recording_path, stimuli=None if stimulus is None else [stimulus])
     current = recording.current(neuron.dt_ms)
-    spikes = neuron.simulate(current)
     result: dict[str, Any] = {}
     arrays: dict[str, Any] = {"dt_ms": neuron.dt_ms}
     for k, shown in enumerate(recording.stimuli):
         trains = recording.spike_trains(k, neuron.dt_ms)
-        row = _segment_scores(trains, spikes[k], neuron.dt_ms)
+        predicted = _predict(neuron, current[k])
+        row = _segment_scores(trains, predicted, neuron.dt_ms)
         name = f"{recording.name}, {shown}"
         once = recording.stimuli.count(shown) == 1
         result[shown if once else f"{shown} ({k})"] = row
-        arrays |= _shown(k, name, current[k], trains, spikes[k], row, "")
+        arrays |= _shown(k, name, current[k], trains, predicted, row, "")
         print(
             f"{neuron.name} on {name}: normalised ETV {row['etv_15ms']:.3f} (σ 15 ms), "
             f"Γ ± 4 ms {row['gamma_4ms']:.3f}, {row['rate_hz']:.1f} Hz "

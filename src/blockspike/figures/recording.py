@@ -17,7 +17,7 @@ def recording_fit(traces: dict[str, np.ndarray], path: Path) -> Path:
 
     Args:
         traces: arrays of `traces.npz`: per cell its name, current [T] in pA, trains [R, T], the
-            model's train [T], and scores on all of its test data.
+            model's trials [M, T] and what they predict [T], and scores on all of its test data.
         path: where to write, PNG and SVG. The first 3 s are shown.
     """
     n_cells = sum(key.endswith("_name") for key in traces)
@@ -40,23 +40,25 @@ def recording_fit(traces: dict[str, np.ndarray], path: Path) -> Path:
 
 
 def _column(axes, own: dict[str, np.ndarray], dt_ms: float) -> None:
-    n_steps = min(len(own["model"]), round(_SHOWN_S * 1000 / dt_ms))
+    n_steps = min(len(own["predicted"]), round(_SHOWN_S * 1000 / dt_ms))
     time_s = np.arange(n_steps) * dt_ms / 1000
     axes[0].plot(time_s, own["current_pa"][:n_steps], color=GREY, lw=0.5)
     axes[0].set_title(
         f"{own['name']}: ETV {float(own['etv_15ms']):.2f}, Γ {float(own['gamma_4ms']):.2f}",
         fontsize=9,
     )
-    trains, model = own["trains"].astype(float), own["model"].astype(float)
-    rows = [np.flatnonzero(train[:n_steps]) * dt_ms / 1000 for train in (*trains, model)]
-    offsets = [*range(1, len(trains) + 1), len(trains) + 2]
-    colours = [GREY] * len(trains) + [ORANGE]
-    axes[1].eventplot(rows, lineoffsets=offsets, linelengths=0.8, colors=colours, lw=0.9)
-    axes[1].set_yticks([(1 + len(trains)) / 2, len(trains) + 2], [f"1–{len(trains)}", "model"])
+    trains, model = own["trains"].astype(float), own["model"]
+    n, m = len(trains), len(model)
+    rows = [np.flatnonzero(train[:n_steps]) * dt_ms / 1000 for train in (*trains, *model)]
+    offsets = [*range(1, n + 1), *range(n + 2, n + m + 2)]
+    axes[1].eventplot(
+        rows, lineoffsets=offsets, linelengths=0.8, colors=[GREY] * n + [ORANGE] * m, lw=0.9
+    )
+    axes[1].set_yticks([(1 + n) / 2, n + (3 + m) / 2], [f"1–{n}", "model"])
     axes[1].invert_yaxis()
-    lines = ((np.mean(trains, 0), GREY, "recorded"), (model, ORANGE, "model"))
+    lines = ((np.mean(trains, 0), GREY, "recorded"), (own["predicted"], ORANGE, "model"))
     for train, colour, name in lines:
-        smooth = np.asarray(gaussian_filter1d(train, _SIGMA_MS / dt_ms), float)
+        smooth = np.asarray(gaussian_filter1d(train.astype(float), _SIGMA_MS / dt_ms), float)
         rate = smooth * (1000 / dt_ms)
         axes[2].plot(time_s, rate[:n_steps], color=colour, lw=1, label=name)
     axes[2].set_xlabel("time (s)")

@@ -13,7 +13,7 @@ from blockspike.neurons.events_cpu import Fired, add_rows, event_weight_gradient
 from blockspike.neurons.kernels import kernel, kernel_with_fma
 
 CHUNK = 16  # steps between saved states
-_WIDEST_TILE = 2048  # columns of a tile: a chunk of it stays in the L2 cache
+WIDEST_TILE = 2048  # columns of a tile: a chunk of it stays in the L2 cache
 
 
 @kernel
@@ -72,10 +72,10 @@ def weight_array(weight: Tensor | None, like: Tensor) -> np.ndarray:
     return (like.new_empty(1, 1) if weight is None else weight.detach().contiguous()).numpy()
 
 
-def tile_width(n_columns: int, weight: Tensor | None, widest: int = _WIDEST_TILE) -> int:
+def tile_width(n_columns: int, weight: Tensor | None, widest: int = WIDEST_TILE) -> int:
     """Columns a thread takes at a time: enough for all threads; whole samples if recurrent."""
     unit = 16 if weight is None else len(weight)
-    widest = widest if weight is None else _WIDEST_TILE
+    widest = widest if weight is None else WIDEST_TILE
     per_thread = -(-n_columns // (unit * torch.get_num_threads())) * unit
     return max(unit, min(per_thread, widest // unit * unit))
 

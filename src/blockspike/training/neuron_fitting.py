@@ -121,12 +121,19 @@ class NeuronFittingModule(pl.LightningModule):
     def losses(self, batch: FittingBatch) -> tuple[Tensor, Tensor, Tensor]:
         """What each start minimises, [N]; squared distances over fitted, held-out steps, [B, N]."""
         scale = self.population.dt_ms / self._tau_ms()
+        n_steps, n_segments, _ = batch.current.shape
+        draws = self.population.draw(n_steps, n_segments, self._epoch_seed())
         squares = self.population.distance(
-            batch.current, batch.target, math.exp(-scale), batch.window
-        )
+            batch.current, batch.target, math.exp(-scale), batch.window,
+            None if draws is None else draws.to(batch.current),
+        )  # fmt: skip
         fitted, held_out = (scale * x for x in squares)
         loss = _safe_root(fitted).mean(0) if self.root else fitted.sum(0)
         return loss, fitted, held_out
+
+    def _epoch_seed(self) -> int:
+        """Of what is drawn in this epoch, alike if a killed run goes on."""
+        return self.seed * 1_000_003 + self.current_epoch
 
     def _tau_ms(self) -> float:
         if 2 * self.current_epoch >= self.n_epochs - 1:
@@ -211,7 +218,7 @@ class NeuronFittingModule(pl.LightningModule):
         device = self.loss_of_starts.device
         n_cells, n_starts = self.loss_of_starts.shape
         n_best = max(1, round(self.survivors * n_starts))
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.current_epoch)
+        generator = torch.Generator().manual_seed(self._epoch_seed())
         order = _ranked(self.loss_of_starts).argsort(1)
         pick = torch.randint(n_best, (n_cells, n_starts - n_best), generator=generator).to(device)
         first = torch.arange(n_cells, device=device).unsqueeze(1) * n_starts

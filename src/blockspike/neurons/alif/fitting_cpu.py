@@ -1,9 +1,9 @@
 """Drive, ALIF neurons without recurrence and van Rossum distance in one pass (Numba).
 
-What `alif(weight · current + bias)` and then `squared_distance` compute, spikes and gradients,
-without an array of drives, spikes or filtered differences: the state every CHUNK steps is all that
-is kept, from which backward repeats them. The steps are those of `step.py`; the readable twin is
-`NeuronPopulation.distance_in_steps`.
+What `alif(weight · current + bias + noise · draws)`, its mean over trials and then
+`squared_distance` compute, spikes and gradients, without an array of drives, spikes or filtered
+differences: the state every CHUNK steps is all that is kept, from which backward repeats them. The
+steps are those of `step.py`; the readable twin is `NeuronPopulation.distance_in_steps`.
 """
 
 import numpy as np
@@ -16,7 +16,7 @@ from blockspike.neurons.model_cpu import numbers, reverse_step, step
 from blockspike.neurons.spike_distance import Window
 from blockspike.neurons.surrogate import Surrogate
 from blockspike.neurons.surrogate_cpu import surrogate_code, surrogate_derivative
-from blockspike.neurons.tiles_cpu import CHUNK, columns, tile_width
+from blockspike.neurons.tiles_cpu import CHUNK, WIDEST_TILE, columns, tile_width
 from blockspike.neurons.trace import check_finite
 
 
@@ -28,7 +28,9 @@ def fitting_distance(
     b: Tensor,
     weight: Tensor,
     bias: Tensor,
+    noise: Tensor,
     *,
+    draws: Tensor | None = None,
     arp: int,
     surrogate: Surrogate,
     decay: float,
@@ -38,8 +40,9 @@ def fitting_distance(
 
     Args:
         current, target: [T, B, C] of C cells; counts of one trial as uint8 are read faster.
-        beta, p, b, weight, bias: [N], N = C · K, K starts after another for each cell. The fitted
-            sum is differentiable in these.
+        beta, p, b, weight, bias, noise: [N], N = C · K, K starts after another for each cell. The
+            fitted sum is differentiable in these.
+        draws: [T, B, R], the noise of R trials, whose mean is compared; None = one without noise.
         arp: refractory period in steps.
         surrogate: the derivative of the spike; that in the reset carries no gradient.
         decay, window: as `squared_distance`.
@@ -48,7 +51,7 @@ def fitting_distance(
         ValueError: the membrane did not stay finite.
     """
     fitted, held_out = _FittingDistance.apply(  # pyright: ignore
-        current, target, beta, p, b, weight, bias, arp, surrogate, decay, window
+        current, target, beta, p, b, weight, bias, noise, draws, arp, surrogate, decay, window
     )
     return fitted, held_out
 
@@ -56,21 +59,26 @@ def fitting_distance(
 class _FittingDistance(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx, current, target, beta, p, b, weight, bias, arp: int, surrogate, decay, window
+        ctx, current, target, beta, p, b, weight, bias, noise, draws, arp: int, surrogate, decay,
+        window,
     ):  # fmt: skip
         n_steps, batch_size, n_cells = current.shape
         n_columns = batch_size * len(beta)
         rows = [x.reshape(n_steps, -1).contiguous() for x in (current.to(beta.dtype), target)]
-        # membrane, adaptation, silent steps, filter
-        saved = beta.new_empty(4, -(-n_steps // CHUNK), n_columns)
+        if draws is None:
+            draws = beta.new_empty(n_steps, batch_size, 0)
+        rows.append(draws.to(beta.dtype).transpose(1, 2).contiguous())  # [T, R, B]
+        n_trials = max(1, draws.shape[2])
+        # membranes, adaptations and silent steps of the trials, filter
+        saved = beta.new_empty(3 * n_trials + 1, -(-n_steps // CHUNK), n_columns)
         sums = torch.zeros(2, n_columns, dtype=torch.float64)
         last_state = beta.new_empty(n_columns)
         drive = rows[0].numpy()
         ctx.arguments = (
-            len(beta) // n_cells,
-            *(columns(x, batch_size) for x in (beta, p, b, weight, bias)),
+            len(beta) // n_cells, len(beta),
+            *(columns(x, batch_size) for x in (beta, p, b, weight, bias, noise)),
             ALIF, numbers((min(arp, n_steps),), drive), drive.dtype.type(decay), *window,
-            tile_width(n_columns, None),
+            tile_width(n_columns, None, WIDEST_TILE // n_trials),
         )  # fmt: skip
         run(
             _forward, -(-n_columns // ctx.arguments[-1]), *(x.numpy() for x in rows),
@@ -88,47 +96,51 @@ class _FittingDistance(torch.autograd.Function):
     def backward(ctx, *grads: Tensor):  # pyright: ignore[reportIncompatibleMethodOverride]
         *rows, saved = ctx.saved_tensors
         scale = 2 * grads[0].reshape(-1).contiguous()
-        sums = torch.zeros(5, len(scale), dtype=torch.float64)
+        sums = torch.zeros(6, len(scale), dtype=torch.float64)
         run(
             _backward, -(-len(scale) // ctx.arguments[-1]), *(x.numpy() for x in rows),
             *ctx.arguments, saved.numpy(), scale.numpy(), surrogate_code(ctx.surrogate),
             sums.numpy(),
         )  # fmt: skip
-        per_neuron = sums.view(5, ctx.batch_size, -1).sum(1).to(saved.dtype)
-        return None, None, *per_neuron, None, None, None, None
+        per_neuron = sums.view(6, ctx.batch_size, -1).sum(1).to(saved.dtype)
+        return None, None, *per_neuron, None, None, None, None, None
 
 
 @kernel
-def _cells(start, n_starts, width):
-    """The cell of each column of a tile."""
-    return (np.arange(start, start + width) // n_starts).astype(np.int32)
+def _of_column(start, width, n_each):
+    """Which group of n_each columns each column of a tile is in: its cell, or its segment."""
+    return (np.arange(start, start + width) // n_each).astype(np.int32)
 
 
 @kernel
-def _cell_values(row, start, n_starts, cell, out):
-    """The values of each column's cell; with one start each, the row itself."""
-    if n_starts == 1:
-        return row[start : start + cell.size]
-    for i in range(cell.size):
-        out[i] = row[cell[i]]
-    return out
+def _spread(row, group, out):
+    """The value of each column's group."""
+    for i in range(group.size):
+        out[i] = row[group[i]]
 
 
 @kernel
 def _advance(
-    current, wanted, weight, bias, beta, p, b, model, constants, decay, counts, membrane,
-    adaptation, silent, filtered, total,
+    trial, current, draw, weight, bias, noise, beta, p, b, model, constants, membrane, adaptation,
+    silent, n_spikes,
 ):  # fmt: skip
-    """One step of one tile: drive, neuron, filter and, where it counts, the square."""
-    real = type(decay)
-    for i in range(membrane.size):
-        drive = current[i] * weight[i] + bias[i]
+    """One step of one trial of one tile: drive and neuron."""
+    for i in range(n_spikes.size):
+        drive = current[i] * weight[i] + bias[i] + draw[i] * noise[i]
         s, _, after = step(
             model, drive, (beta[i], p[i], b[i]), constants,
-            (membrane[i], adaptation[i], silent[i]),
+            (membrane[trial, i], adaptation[trial, i], silent[trial, i]),
         )  # fmt: skip
-        membrane[i], adaptation[i], silent[i] = after
-        f = decay * filtered[i] + (s - real(wanted[i]))
+        membrane[trial, i], adaptation[trial, i], silent[trial, i] = after
+        n_spikes[i] = s if trial == 0 else n_spikes[i] + s
+
+
+@kernel
+def _compare(n_spikes, share, wanted, decay, counts, filtered, total):
+    """Filter the difference of a step and, where it counts, add its square."""
+    real = type(decay)
+    for i in range(filtered.size):
+        f = decay * filtered[i] + (n_spikes[i] * share - real(wanted[i]))
         filtered[i] = f
         total[i] += counts * f * f
 
@@ -143,149 +155,173 @@ def _flush(total, out):
 
 @kernel
 def _forward(
-    first_tile, last_tile, current, target, n_starts, beta, p, b, weight, bias, model, constants,
-    decay, first, split, last, tile, saved, sums, last_state,
+    first_tile, last_tile, current, target, draws, n_starts, n_neurons, beta, p, b, weight, bias,
+    noise, model, constants, decay, first, split, last, tile, saved, sums, last_state,
 ):  # fmt: skip
     n_steps, n_columns = len(current), sums.shape[1]
-    current, target = borrowed(current), borrowed(target)
+    n_trials = max(1, draws.shape[1])
+    current, target, draws = borrowed(current), borrowed(target), borrowed(draws)
     real = saved.dtype.type
+    share = real(1.0 / n_trials)
     for start in range(first_tile * tile, min(n_columns, last_tile * tile), tile):
         stop = min(n_columns, start + tile)
         width = stop - start
         beta_, p_, b_ = beta[start:stop], p[start:stop], b[start:stop]
-        weight_, bias_ = weight[start:stop], bias[start:stop]
-        membrane, adaptation = np.zeros(width, saved.dtype), np.zeros(width, saved.dtype)
-        silent, filtered = np.zeros_like(membrane), np.zeros_like(membrane)
-        total = np.zeros_like(membrane)
-        values, targets = np.empty_like(membrane), np.empty(width, target.dtype)
-        cell = _cells(start, n_starts, width)
+        weight_, bias_, noise_ = weight[start:stop], bias[start:stop], noise[start:stop]
+        membrane = np.zeros((n_trials, width), saved.dtype)
+        adaptation, silent = np.zeros_like(membrane), np.zeros_like(membrane)
+        filtered, total = np.zeros(width, saved.dtype), np.zeros(width, saved.dtype)
+        driven_by, draw = np.empty_like(total), np.zeros_like(total)
+        n_spikes, wanted = np.empty_like(total), np.empty(width, target.dtype)
+        cell, segment = _of_column(start, width, n_starts), _of_column(start, width, n_neurons)
         for t in range(n_steps):
             if t % CHUNK == 0:
-                saved[0, t // CHUNK, start:stop] = membrane
-                saved[1, t // CHUNK, start:stop] = adaptation
-                saved[2, t // CHUNK, start:stop] = silent
-                saved[3, t // CHUNK, start:stop] = filtered
-            driven_by = _cell_values(current[t], start, n_starts, cell, values)
-            wanted = _cell_values(target[t], start, n_starts, cell, targets)
+                saved[:n_trials, t // CHUNK, start:stop] = membrane
+                saved[n_trials : 2 * n_trials, t // CHUNK, start:stop] = adaptation
+                saved[2 * n_trials : -1, t // CHUNK, start:stop] = silent
+                saved[-1, t // CHUNK, start:stop] = filtered
+            _spread(current[t], cell, driven_by)
+            for trial in range(n_trials):
+                if draws.shape[1] > 0:
+                    _spread(draws[t, trial], segment, draw)
+                _advance(
+                    trial, driven_by, draw, weight_, bias_, noise_, beta_, p_, b_, model,
+                    constants, membrane, adaptation, silent, n_spikes,
+                )  # fmt: skip
+            _spread(target[t], cell, wanted)
             counts = real(1.0) if first <= t < last else real(0.0)
-            _advance(
-                driven_by, wanted, weight_, bias_, beta_, p_, b_, model, constants, decay, counts,
-                membrane, adaptation, silent, filtered, total,
-            )  # fmt: skip
+            _compare(n_spikes, share, wanted, decay, counts, filtered, total)
             if (t + 1) % 1024 == 0 or t + 1 == split or t + 1 == n_steps:
                 _flush(total, sums[0 if t < split else 1, start:stop])
-        last_state[start:stop] = membrane
+        for i in range(width):
+            last_state[start + i] = membrane[:, i].sum()
 
 
 @kernel
 def _replay(
-    k, current, weight, bias, beta, p, b, model, constants, membrane, adaptation, silent,
-    membranes, adaptations, silents, margins,
+    trial, k, current, draw, weight, bias, noise, beta, p, b, model, constants, membrane,
+    adaptation, silent, membranes, adaptations, silents, margins, n_spikes,
 ):  # fmt: skip
-    """Repeat step k of a chunk; its margin and the state before it go to arrays [CHUNK, tile]."""
-    for i in range(membrane.size):
-        before = (membrane[i], adaptation[i], silent[i])
-        membranes[k, i], adaptations[k, i], silents[k, i] = before
-        drive = current[i] * weight[i] + bias[i]
-        _, margins[k, i], after = step(model, drive, (beta[i], p[i], b[i]), constants, before)
-        membrane[i], adaptation[i], silent[i] = after
+    """Repeat step k of a chunk; its margin and the state before it go to [R, CHUNK, tile]."""
+    none, one = n_spikes.dtype.type(0.0), n_spikes.dtype.type(1.0)
+    for i in range(n_spikes.size):
+        before = (membrane[trial, i], adaptation[trial, i], silent[trial, i])
+        membranes[trial, k, i], adaptations[trial, k, i], silents[trial, k, i] = before
+        drive = current[i] * weight[i] + bias[i] + draw[i] * noise[i]
+        _, margin, after = step(model, drive, (beta[i], p[i], b[i]), constants, before)
+        margins[trial, k, i] = margin
+        membrane[trial, i], adaptation[trial, i], silent[trial, i] = after
+        s = one if margin > none else none
+        n_spikes[i] = s if trial == 0 else n_spikes[i] + s
 
 
 @kernel_with_fma
-def _replay_filter(k, margins, wanted, decay, filtered, out):
-    """Repeat the filter of step k of a chunk; a spike is a margin above 0."""
+def _replay_comparison(k, n_spikes, share, wanted, decay, filtered, out):
+    """Repeat the filter of step k of a chunk."""
     real = filtered.dtype.type
     for i in range(filtered.size):
-        s = real(1.0) if margins[k, i] > real(0.0) else real(0.0)
-        filtered[i] = decay * filtered[i] + (s - real(wanted[i]))
+        filtered[i] = decay * filtered[i] + (n_spikes[i] * share - real(wanted[i]))
         out[k, i] = filtered[i]
 
 
 @kernel_with_fma
+def _adjoint(k, filters, scale, decay, counts, state):
+    """The gradient to the spikes of step k, which replaces its filtered difference."""
+    for i in range(state.size):
+        state[i] = decay * state[i] + counts * scale[i] * filters[k, i]
+        filters[k, i] = state[i]
+
+
+@kernel_with_fma
 def _reverse(
-    k, grad_spikes, margins, slopes, membranes, adaptations, silents, beta, p, b, model, constants,
-    grad_membrane, grad_adaptation, grad_current, sum_beta, sum_p, sum_b,
+    trial, k, grad_spikes, margins, slopes, membranes, adaptations, silents, beta, p, b, model,
+    constants, grad_membrane, grad_adaptation, grad_current, sum_beta, sum_p, sum_b,
 ):  # fmt: skip
     """Backpropagation through step k of a chunk, for one tile; ALIF's does not need the drive."""
-    none = grad_spikes.dtype.type(0.0)
-    for i in range(grad_spikes.size):
+    none = grad_current.dtype.type(0.0)
+    for i in range(grad_current.size):
         grad_current[i], to_parameters, to_states = reverse_step(
             model, none, (beta[i], p[i], b[i]), constants,
-            (membranes[k, i], adaptations[k, i], silents[k, i]), margins[k, i], slopes[k, i],
-            grad_spikes[i], none, (grad_membrane[i], grad_adaptation[i]),
+            (membranes[trial, k, i], adaptations[trial, k, i], silents[trial, k, i]),
+            margins[trial, k, i], slopes[trial, k, i], grad_spikes[k, i], none,
+            (grad_membrane[trial, i], grad_adaptation[trial, i]),
         )  # fmt: skip
-        grad_membrane[i], grad_adaptation[i] = to_states
+        grad_membrane[trial, i], grad_adaptation[trial, i] = to_states
         sum_beta[i] += to_parameters[0]
         sum_p[i] += to_parameters[1]
         sum_b[i] += to_parameters[2]
 
 
 @kernel_with_fma
-def _adjoint(filtered, scale, decay, counts, state):
-    for i in range(state.size):
-        state[i] = decay * state[i] + counts * scale[i] * filtered[i]
-
-
-@kernel_with_fma
-def _add_drive_gradient(grad_drive, values, sum_weight, sum_bias):
+def _add_drive_gradient(grad_drive, current, draw, sum_weight, sum_bias, sum_noise):
     for i in range(grad_drive.size):
-        sum_weight[i] += grad_drive[i] * values[i]
+        sum_weight[i] += grad_drive[i] * current[i]
         sum_bias[i] += grad_drive[i]
+        sum_noise[i] += grad_drive[i] * draw[i]
 
 
 @kernel
 def _backward(
-    first_tile, last_tile, current, target, n_starts, beta, p, b, weight, bias, model, constants,
-    decay, first, split, last, tile, saved, scale, surrogate, sums,
+    first_tile, last_tile, current, target, draws, n_starts, n_neurons, beta, p, b, weight, bias,
+    noise, model, constants, decay, first, split, last, tile, saved, scale, surrogate, sums,
 ):  # fmt: skip
     n_steps, n_columns = len(current), sums.shape[1]
-    current, target = borrowed(current), borrowed(target)
+    n_trials = max(1, draws.shape[1])
+    current, target, draws = borrowed(current), borrowed(target), borrowed(draws)
     real = saved.dtype.type
+    share = real(1.0 / n_trials)
     for start in range(first_tile * tile, min(n_columns, last_tile * tile), tile):
         stop = min(n_columns, start + tile)
         width = stop - start
-        beta_, p_, b_, scale_ = beta[start:stop], p[start:stop], b[start:stop], scale[start:stop]
-        weight_, bias_ = weight[start:stop], bias[start:stop]
-        grad_membrane = np.zeros(width, saved.dtype)
-        grad_adaptation, grad_spikes = np.zeros_like(grad_membrane), np.zeros_like(grad_membrane)
-        grad_drive, values = np.empty_like(grad_membrane), np.empty_like(grad_membrane)
-        membrane, adaptation = np.empty_like(grad_membrane), np.empty_like(grad_membrane)
-        silent, filtered = np.empty_like(grad_membrane), np.empty_like(grad_membrane)
-        cell = _cells(start, n_starts, width)
-        targets = np.empty(width, target.dtype)
-        margins = np.empty((CHUNK, width), saved.dtype)
+        beta_, p_, b_ = beta[start:stop], p[start:stop], b[start:stop]
+        weight_, bias_, noise_ = weight[start:stop], bias[start:stop], noise[start:stop]
+        scale_ = scale[start:stop] * share  # of a spike of one trial
+        membrane = np.empty((n_trials, width), saved.dtype)
+        adaptation, silent = np.empty_like(membrane), np.empty_like(membrane)
+        grad_membrane, grad_adaptation = np.zeros_like(membrane), np.zeros_like(membrane)
+        filtered, grad_filtered = np.empty(width, saved.dtype), np.zeros(width, saved.dtype)
+        grad_drive, driven_by = np.empty_like(filtered), np.empty_like(filtered)
+        draw, n_spikes = np.zeros_like(filtered), np.empty_like(filtered)
+        wanted = np.empty(width, target.dtype)
+        cell, segment = _of_column(start, width, n_starts), _of_column(start, width, n_neurons)
+        margins = np.zeros((n_trials, CHUNK, width), saved.dtype)
         membranes, adaptations = np.empty_like(margins), np.empty_like(margins)
-        silents, slopes, filters = (
-            np.empty_like(margins), np.empty_like(margins), np.empty_like(margins),
-        )  # fmt: skip
-        own = np.zeros((5, width), saved.dtype)  # sums of a chunk
+        silents, slopes = np.empty_like(margins), np.empty_like(margins)
+        filters = np.empty((CHUNK, width), saved.dtype)  # then gradients to spikes
+        own = np.zeros((6, width), saved.dtype)  # sums of a chunk
         for chunk in range((n_steps - 1) // CHUNK, -1, -1):
             begin, end = chunk * CHUNK, min(n_steps, chunk * CHUNK + CHUNK)
-            membrane[:] = saved[0, chunk, start:stop]
-            adaptation[:] = saved[1, chunk, start:stop]
-            silent[:] = saved[2, chunk, start:stop]
-            filtered[:] = saved[3, chunk, start:stop]
+            membrane[:] = saved[:n_trials, chunk, start:stop]
+            adaptation[:] = saved[n_trials : 2 * n_trials, chunk, start:stop]
+            silent[:] = saved[2 * n_trials : -1, chunk, start:stop]
+            filtered[:] = saved[-1, chunk, start:stop]
             for t in range(begin, end):
                 k = t - begin
-                driven_by = _cell_values(current[t], start, n_starts, cell, values)
-                _replay(
-                    k, driven_by, weight_, bias_, beta_, p_, b_, model, constants, membrane,
-                    adaptation, silent, membranes, adaptations, silents, margins,
-                )  # fmt: skip
-                wanted = _cell_values(target[t], start, n_starts, cell, targets)
-                _replay_filter(k, margins, wanted, decay, filtered, filters)
-            used = (end - begin) * width
-            surrogate_derivative(surrogate, margins.ravel()[:used], slopes.ravel()[:used])
+                _spread(current[t], cell, driven_by)
+                for trial in range(n_trials):
+                    if draws.shape[1] > 0:
+                        _spread(draws[t, trial], segment, draw)
+                    _replay(
+                        trial, k, driven_by, draw, weight_, bias_, noise_, beta_, p_, b_, model,
+                        constants, membrane, adaptation, silent, membranes, adaptations, silents,
+                        margins, n_spikes,
+                    )  # fmt: skip
+                _spread(target[t], cell, wanted)
+                _replay_comparison(k, n_spikes, share, wanted, decay, filtered, filters)
+            surrogate_derivative(surrogate, margins.ravel(), slopes.ravel())
             for t in range(end - 1, begin - 1, -1):
                 k = t - begin
                 counts = real(1.0) if first <= t < split else real(0.0)
-                _adjoint(filters[k], scale_, decay, counts, grad_spikes)
-                _reverse(
-                    k, grad_spikes, margins, slopes, membranes, adaptations, silents, beta_, p_,
-                    b_, model, constants, grad_membrane, grad_adaptation, grad_drive, own[0],
-                    own[1], own[2],
-                )  # fmt: skip
-                driven_by = _cell_values(current[t], start, n_starts, cell, values)
-                _add_drive_gradient(grad_drive, driven_by, own[3], own[4])
-            for j in range(5):
+                _adjoint(k, filters, scale_, decay, counts, grad_filtered)
+                _spread(current[t], cell, driven_by)
+                for trial in range(n_trials):
+                    if draws.shape[1] > 0:
+                        _spread(draws[t, trial], segment, draw)
+                    _reverse(
+                        trial, k, filters, margins, slopes, membranes, adaptations, silents,
+                        beta_, p_, b_, model, constants, grad_membrane, grad_adaptation,
+                        grad_drive, own[0], own[1], own[2],
+                    )  # fmt: skip
+                    _add_drive_gradient(grad_drive, driven_by, draw, own[3], own[4], own[5])
+            for j in range(6):
                 _flush(own[j], sums[j, start:stop])
