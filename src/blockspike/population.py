@@ -18,7 +18,7 @@ from blockspike.neurons.spike_distance import Window, check_target, squared_dist
 class Coefficients(NamedTuple):
     """What a simulation at one dt needs, [N] each.
 
-    I[t] = weight · current[t] + bias + noise · ξ[t]; ξ are standard normal draws, new for each trial.
+    I[t] = weight · current[t] + bias + noise · ξ[t] with standard normal ξ, new for each trial.
     """
 
     beta: Tensor

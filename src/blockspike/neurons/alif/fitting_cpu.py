@@ -65,17 +65,16 @@ class _FittingDistance(torch.autograd.Function):
         n_steps, batch_size, n_cells = current.shape
         n_columns = batch_size * len(beta)
         rows = [x.reshape(n_steps, -1).contiguous() for x in (current.to(beta.dtype), target)]
-        if draws is None:
-            draws = beta.new_empty(n_steps, batch_size, 0)
-        rows.append(draws.to(beta.dtype).transpose(1, 2).contiguous())  # [T, R, B]
-        n_trials = max(1, draws.shape[2])
+        if draws is not None:
+            draws = draws.to(beta.dtype).transpose(1, 2).contiguous()  # [T, R, B]
+        n_trials = 1 if draws is None else draws.shape[1]
         # membranes, adaptations and silent steps of the trials, filter
         saved = beta.new_empty(3 * n_trials + 1, -(-n_steps // CHUNK), n_columns)
         sums = torch.zeros(2, n_columns, dtype=torch.float64)
         last_state = beta.new_empty(n_columns)
         drive = rows[0].numpy()
         ctx.arguments = (
-            len(beta) // n_cells, len(beta),
+            None if draws is None else draws.numpy(), len(beta) // n_cells, len(beta),
             *(columns(x, batch_size) for x in (beta, p, b, weight, bias, noise)),
             ALIF, numbers((min(arp, n_steps),), drive), drive.dtype.type(decay), *window,
             tile_width(n_columns, None, WIDEST_TILE // n_trials),
@@ -113,10 +112,27 @@ def _of_column(start, width, n_each):
 
 
 @kernel
-def _spread(row, group, out):
-    """The value of each column's group."""
+def _spread(row, start, n_each, group, out):
+    """The value of each column's group; where each is a group of its own, the row itself."""
+    if n_each == 1:
+        return row[start : start + group.size]
     for i in range(group.size):
         out[i] = row[group[i]]
+    return out
+
+
+@kernel
+def _draw(draws, t, trial, start, n_neurons, segment, out):
+    """What a trial adds to step t of each column's segment; None without noise."""
+    if draws is None:
+        return None
+    return _spread(draws[t, trial], start, n_neurons, segment, out)
+
+
+@kernel
+def _drive(i, current, draw, weight, bias, noise):
+    drive = current[i] * weight[i] + bias[i]
+    return drive if draw is None else drive + draw[i] * noise[i]
 
 
 @kernel
@@ -126,7 +142,7 @@ def _advance(
 ):  # fmt: skip
     """One step of one trial of one tile: drive and neuron."""
     for i in range(n_spikes.size):
-        drive = current[i] * weight[i] + bias[i] + draw[i] * noise[i]
+        drive = _drive(i, current, draw, weight, bias, noise)
         s, _, after = step(
             model, drive, (beta[i], p[i], b[i]), constants,
             (membrane[trial, i], adaptation[trial, i], silent[trial, i]),
@@ -159,8 +175,8 @@ def _forward(
     noise, model, constants, decay, first, split, last, tile, saved, sums, last_state,
 ):  # fmt: skip
     n_steps, n_columns = len(current), sums.shape[1]
-    n_trials = max(1, draws.shape[1])
-    current, target, draws = borrowed(current), borrowed(target), borrowed(draws)
+    n_trials = 1 if draws is None else draws.shape[1]
+    current, target = borrowed(current), borrowed(target)
     real = saved.dtype.type
     share = real(1.0 / n_trials)
     for start in range(first_tile * tile, min(n_columns, last_tile * tile), tile):
@@ -171,8 +187,10 @@ def _forward(
         membrane = np.zeros((n_trials, width), saved.dtype)
         adaptation, silent = np.zeros_like(membrane), np.zeros_like(membrane)
         filtered, total = np.zeros(width, saved.dtype), np.zeros(width, saved.dtype)
-        driven_by, draw = np.empty_like(total), np.zeros_like(total)
-        n_spikes, wanted = np.empty_like(total), np.empty(width, target.dtype)
+        values, own_draw, n_spikes = (
+            np.empty_like(total), np.empty_like(total), np.empty_like(total),
+        )  # fmt: skip
+        targets = np.empty(width, target.dtype)
         cell, segment = _of_column(start, width, n_starts), _of_column(start, width, n_neurons)
         for t in range(n_steps):
             if t % CHUNK == 0:
@@ -180,15 +198,14 @@ def _forward(
                 saved[n_trials : 2 * n_trials, t // CHUNK, start:stop] = adaptation
                 saved[2 * n_trials : -1, t // CHUNK, start:stop] = silent
                 saved[-1, t // CHUNK, start:stop] = filtered
-            _spread(current[t], cell, driven_by)
+            driven_by = _spread(current[t], start, n_starts, cell, values)
             for trial in range(n_trials):
-                if draws.shape[1] > 0:
-                    _spread(draws[t, trial], segment, draw)
+                draw = _draw(draws, t, trial, start, n_neurons, segment, own_draw)
                 _advance(
                     trial, driven_by, draw, weight_, bias_, noise_, beta_, p_, b_, model,
                     constants, membrane, adaptation, silent, n_spikes,
                 )  # fmt: skip
-            _spread(target[t], cell, wanted)
+            wanted = _spread(target[t], start, n_starts, cell, targets)
             counts = real(1.0) if first <= t < last else real(0.0)
             _compare(n_spikes, share, wanted, decay, counts, filtered, total)
             if (t + 1) % 1024 == 0 or t + 1 == split or t + 1 == n_steps:
@@ -200,25 +217,27 @@ def _forward(
 @kernel
 def _replay(
     trial, k, current, draw, weight, bias, noise, beta, p, b, model, constants, membrane,
-    adaptation, silent, membranes, adaptations, silents, margins, n_spikes,
+    adaptation, silent, membranes, adaptations, silents, margins,
 ):  # fmt: skip
     """Repeat step k of a chunk; its margin and the state before it go to [R, CHUNK, tile]."""
-    none, one = n_spikes.dtype.type(0.0), n_spikes.dtype.type(1.0)
-    for i in range(n_spikes.size):
+    for i in range(current.size):
         before = (membrane[trial, i], adaptation[trial, i], silent[trial, i])
         membranes[trial, k, i], adaptations[trial, k, i], silents[trial, k, i] = before
-        drive = current[i] * weight[i] + bias[i] + draw[i] * noise[i]
-        _, margin, after = step(model, drive, (beta[i], p[i], b[i]), constants, before)
-        margins[trial, k, i] = margin
+        drive = _drive(i, current, draw, weight, bias, noise)
+        _, margins[trial, k, i], after = step(
+            model, drive, (beta[i], p[i], b[i]), constants, before
+        )
         membrane[trial, i], adaptation[trial, i], silent[trial, i] = after
-        s = one if margin > none else none
-        n_spikes[i] = s if trial == 0 else n_spikes[i] + s
 
 
 @kernel_with_fma
-def _replay_comparison(k, n_spikes, share, wanted, decay, filtered, out):
-    """Repeat the filter of step k of a chunk."""
+def _replay_comparison(k, margins, n_spikes, share, wanted, decay, filtered, out):
+    """Repeat the filter of step k of a chunk; a spike is a margin above 0."""
     real = filtered.dtype.type
+    n_spikes[:] = 0
+    for trial in range(len(margins)):
+        for i in range(filtered.size):
+            n_spikes[i] += real(1.0) if margins[trial, k, i] > real(0.0) else real(0.0)
     for i in range(filtered.size):
         filtered[i] = decay * filtered[i] + (n_spikes[i] * share - real(wanted[i]))
         out[k, i] = filtered[i]
@@ -257,7 +276,8 @@ def _add_drive_gradient(grad_drive, current, draw, sum_weight, sum_bias, sum_noi
     for i in range(grad_drive.size):
         sum_weight[i] += grad_drive[i] * current[i]
         sum_bias[i] += grad_drive[i]
-        sum_noise[i] += grad_drive[i] * draw[i]
+        if draw is not None:
+            sum_noise[i] += grad_drive[i] * draw[i]
 
 
 @kernel
@@ -266,8 +286,8 @@ def _backward(
     noise, model, constants, decay, first, split, last, tile, saved, scale, surrogate, sums,
 ):  # fmt: skip
     n_steps, n_columns = len(current), sums.shape[1]
-    n_trials = max(1, draws.shape[1])
-    current, target, draws = borrowed(current), borrowed(target), borrowed(draws)
+    n_trials = 1 if draws is None else draws.shape[1]
+    current, target = borrowed(current), borrowed(target)
     real = saved.dtype.type
     share = real(1.0 / n_trials)
     for start in range(first_tile * tile, min(n_columns, last_tile * tile), tile):
@@ -280,9 +300,9 @@ def _backward(
         adaptation, silent = np.empty_like(membrane), np.empty_like(membrane)
         grad_membrane, grad_adaptation = np.zeros_like(membrane), np.zeros_like(membrane)
         filtered, grad_filtered = np.empty(width, saved.dtype), np.zeros(width, saved.dtype)
-        grad_drive, driven_by = np.empty_like(filtered), np.empty_like(filtered)
-        draw, n_spikes = np.zeros_like(filtered), np.empty_like(filtered)
-        wanted = np.empty(width, target.dtype)
+        grad_drive, values = np.empty_like(filtered), np.empty_like(filtered)
+        own_draw, n_spikes = np.empty_like(filtered), np.empty_like(filtered)
+        targets = np.empty(width, target.dtype)
         cell, segment = _of_column(start, width, n_starts), _of_column(start, width, n_neurons)
         margins = np.zeros((n_trials, CHUNK, width), saved.dtype)
         membranes, adaptations = np.empty_like(margins), np.empty_like(margins)
@@ -297,26 +317,24 @@ def _backward(
             filtered[:] = saved[-1, chunk, start:stop]
             for t in range(begin, end):
                 k = t - begin
-                _spread(current[t], cell, driven_by)
+                driven_by = _spread(current[t], start, n_starts, cell, values)
                 for trial in range(n_trials):
-                    if draws.shape[1] > 0:
-                        _spread(draws[t, trial], segment, draw)
+                    draw = _draw(draws, t, trial, start, n_neurons, segment, own_draw)
                     _replay(
                         trial, k, driven_by, draw, weight_, bias_, noise_, beta_, p_, b_, model,
                         constants, membrane, adaptation, silent, membranes, adaptations, silents,
-                        margins, n_spikes,
+                        margins,
                     )  # fmt: skip
-                _spread(target[t], cell, wanted)
-                _replay_comparison(k, n_spikes, share, wanted, decay, filtered, filters)
+                wanted = _spread(target[t], start, n_starts, cell, targets)
+                _replay_comparison(k, margins, n_spikes, share, wanted, decay, filtered, filters)
             surrogate_derivative(surrogate, margins.ravel(), slopes.ravel())
             for t in range(end - 1, begin - 1, -1):
                 k = t - begin
                 counts = real(1.0) if first <= t < split else real(0.0)
                 _adjoint(k, filters, scale_, decay, counts, grad_filtered)
-                _spread(current[t], cell, driven_by)
+                driven_by = _spread(current[t], start, n_starts, cell, values)
                 for trial in range(n_trials):
-                    if draws.shape[1] > 0:
-                        _spread(draws[t, trial], segment, draw)
+                    draw = _draw(draws, t, trial, start, n_neurons, segment, own_draw)
                     _reverse(
                         trial, k, filters, margins, slopes, membranes, adaptations, silents,
                         beta_, p_, b_, model, constants, grad_membrane, grad_adaptation,
