@@ -130,21 +130,20 @@ def _draw(draws, t, trial, start, n_neurons, segment, out):
 
 
 @kernel
-def _drive(i, current, draw, weight, bias, noise):
-    drive = current[i] * weight[i] + bias[i]
-    return drive if draw is None else drive + draw[i] * noise[i]
+def _drive(current, draw, weight, bias, noise, out):
+    for i in range(out.size):
+        out[i] = current[i] * weight[i] + bias[i]
+    if draw is not None:
+        for i in range(out.size):
+            out[i] += draw[i] * noise[i]
 
 
 @kernel
-def _advance(
-    trial, current, draw, weight, bias, noise, beta, p, b, model, constants, membrane, adaptation,
-    silent, n_spikes,
-):  # fmt: skip
-    """One step of one trial of one tile: drive and neuron."""
+def _advance(trial, drive, beta, p, b, model, constants, membrane, adaptation, silent, n_spikes):
+    """One step of one trial of one tile."""
     for i in range(n_spikes.size):
-        drive = _drive(i, current, draw, weight, bias, noise)
         s, _, after = step(
-            model, drive, (beta[i], p[i], b[i]), constants,
+            model, drive[i], (beta[i], p[i], b[i]), constants,
             (membrane[trial, i], adaptation[trial, i], silent[trial, i]),
         )  # fmt: skip
         membrane[trial, i], adaptation[trial, i], silent[trial, i] = after
@@ -187,9 +186,8 @@ def _forward(
         membrane = np.zeros((n_trials, width), saved.dtype)
         adaptation, silent = np.zeros_like(membrane), np.zeros_like(membrane)
         filtered, total = np.zeros(width, saved.dtype), np.zeros(width, saved.dtype)
-        values, own_draw, n_spikes = (
-            np.empty_like(total), np.empty_like(total), np.empty_like(total),
-        )  # fmt: skip
+        values, own_draw = np.empty_like(total), np.empty_like(total)
+        drive, n_spikes = np.empty_like(total), np.empty_like(total)
         targets = np.empty(width, target.dtype)
         cell, segment = _of_column(start, width, n_starts), _of_column(start, width, n_neurons)
         for t in range(n_steps):
@@ -201,9 +199,10 @@ def _forward(
             driven_by = _spread(current[t], start, n_starts, cell, values)
             for trial in range(n_trials):
                 draw = _draw(draws, t, trial, start, n_neurons, segment, own_draw)
+                _drive(driven_by, draw, weight_, bias_, noise_, drive)
                 _advance(
-                    trial, driven_by, draw, weight_, bias_, noise_, beta_, p_, b_, model,
-                    constants, membrane, adaptation, silent, n_spikes,
+                    trial, drive, beta_, p_, b_, model, constants, membrane, adaptation, silent,
+                    n_spikes,
                 )  # fmt: skip
             wanted = _spread(target[t], start, n_starts, cell, targets)
             counts = real(1.0) if first <= t < last else real(0.0)
@@ -216,30 +215,32 @@ def _forward(
 
 @kernel
 def _replay(
-    trial, k, current, draw, weight, bias, noise, beta, p, b, model, constants, membrane,
-    adaptation, silent, membranes, adaptations, silents, margins,
+    trial, row, drive, beta, p, b, model, constants, membrane, adaptation, silent, membranes,
+    adaptations, silents, margins,
 ):  # fmt: skip
-    """Repeat step k of a chunk; its margin and the state before it go to [R, CHUNK, tile]."""
-    for i in range(current.size):
+    """Repeat a step of a trial; its margin and the state before it go to a row of arrays."""
+    for i in range(drive.size):
         before = (membrane[trial, i], adaptation[trial, i], silent[trial, i])
-        membranes[trial, k, i], adaptations[trial, k, i], silents[trial, k, i] = before
-        drive = _drive(i, current, draw, weight, bias, noise)
-        _, margins[trial, k, i], after = step(
-            model, drive, (beta[i], p[i], b[i]), constants, before
-        )
+        membranes[row, i], adaptations[row, i], silents[row, i] = before
+        _, margins[row, i], after = step(model, drive[i], (beta[i], p[i], b[i]), constants, before)
         membrane[trial, i], adaptation[trial, i], silent[trial, i] = after
 
 
 @kernel_with_fma
-def _replay_comparison(k, margins, n_spikes, share, wanted, decay, filtered, out):
-    """Repeat the filter of step k of a chunk; a spike is a margin above 0."""
+def _replay_comparison(k, margins, others, share, wanted, decay, filtered, out):
+    """Repeat the filter of step k of a chunk; a spike is a margin above 0.
+
+    `others` is zeros, and is used for the spikes of all trials but the first.
+    """
     real = filtered.dtype.type
-    n_spikes[:] = 0
-    for trial in range(len(margins)):
+    none, one = real(0.0), real(1.0)
+    for row in range(CHUNK + k, len(margins), CHUNK):
         for i in range(filtered.size):
-            n_spikes[i] += real(1.0) if margins[trial, k, i] > real(0.0) else real(0.0)
+            others[i] += one if margins[row, i] > none else none
     for i in range(filtered.size):
-        filtered[i] = decay * filtered[i] + (n_spikes[i] * share - real(wanted[i]))
+        n_spikes = others[i] + (one if margins[k, i] > none else none)
+        others[i] = none
+        filtered[i] = decay * filtered[i] + (n_spikes * share - real(wanted[i]))
         out[k, i] = filtered[i]
 
 
@@ -253,16 +254,16 @@ def _adjoint(k, filters, scale, decay, counts, state):
 
 @kernel_with_fma
 def _reverse(
-    trial, k, grad_spikes, margins, slopes, membranes, adaptations, silents, beta, p, b, model,
+    trial, row, k, grad_spikes, margins, slopes, membranes, adaptations, silents, beta, p, b, model,
     constants, grad_membrane, grad_adaptation, grad_current, sum_beta, sum_p, sum_b,
 ):  # fmt: skip
-    """Backpropagation through step k of a chunk, for one tile; ALIF's does not need the drive."""
+    """Backpropagation through step k of a chunk, of one trial; ALIF's does not need the drive."""
     none = grad_current.dtype.type(0.0)
     for i in range(grad_current.size):
         grad_current[i], to_parameters, to_states = reverse_step(
             model, none, (beta[i], p[i], b[i]), constants,
-            (membranes[trial, k, i], adaptations[trial, k, i], silents[trial, k, i]),
-            margins[trial, k, i], slopes[trial, k, i], grad_spikes[k, i], none,
+            (membranes[row, i], adaptations[row, i], silents[row, i]),
+            margins[row, i], slopes[row, i], grad_spikes[k, i], none,
             (grad_membrane[trial, i], grad_adaptation[trial, i]),
         )  # fmt: skip
         grad_membrane[trial, i], grad_adaptation[trial, i] = to_states
@@ -300,11 +301,12 @@ def _backward(
         adaptation, silent = np.empty_like(membrane), np.empty_like(membrane)
         grad_membrane, grad_adaptation = np.zeros_like(membrane), np.zeros_like(membrane)
         filtered, grad_filtered = np.empty(width, saved.dtype), np.zeros(width, saved.dtype)
-        grad_drive, values = np.empty_like(filtered), np.empty_like(filtered)
-        own_draw, n_spikes = np.empty_like(filtered), np.empty_like(filtered)
+        drive, grad_drive = np.empty_like(filtered), np.empty_like(filtered)
+        values, own_draw = np.empty_like(filtered), np.empty_like(filtered)
+        others = np.zeros_like(filtered)
         targets = np.empty(width, target.dtype)
         cell, segment = _of_column(start, width, n_starts), _of_column(start, width, n_neurons)
-        margins = np.zeros((n_trials, CHUNK, width), saved.dtype)
+        margins = np.zeros((n_trials * CHUNK, width), saved.dtype)  # of each trial
         membranes, adaptations = np.empty_like(margins), np.empty_like(margins)
         silents, slopes = np.empty_like(margins), np.empty_like(margins)
         filters = np.empty((CHUNK, width), saved.dtype)  # then gradients to spikes
@@ -320,13 +322,13 @@ def _backward(
                 driven_by = _spread(current[t], start, n_starts, cell, values)
                 for trial in range(n_trials):
                     draw = _draw(draws, t, trial, start, n_neurons, segment, own_draw)
+                    _drive(driven_by, draw, weight_, bias_, noise_, drive)
                     _replay(
-                        trial, k, driven_by, draw, weight_, bias_, noise_, beta_, p_, b_, model,
-                        constants, membrane, adaptation, silent, membranes, adaptations, silents,
-                        margins,
+                        trial, trial * CHUNK + k, drive, beta_, p_, b_, model, constants,
+                        membrane, adaptation, silent, membranes, adaptations, silents, margins,
                     )  # fmt: skip
                 wanted = _spread(target[t], start, n_starts, cell, targets)
-                _replay_comparison(k, margins, n_spikes, share, wanted, decay, filtered, filters)
+                _replay_comparison(k, margins, others, share, wanted, decay, filtered, filters)
             surrogate_derivative(surrogate, margins.ravel(), slopes.ravel())
             for t in range(end - 1, begin - 1, -1):
                 k = t - begin
@@ -336,9 +338,9 @@ def _backward(
                 for trial in range(n_trials):
                     draw = _draw(draws, t, trial, start, n_neurons, segment, own_draw)
                     _reverse(
-                        trial, k, filters, margins, slopes, membranes, adaptations, silents,
-                        beta_, p_, b_, model, constants, grad_membrane, grad_adaptation,
-                        grad_drive, own[0], own[1], own[2],
+                        trial, trial * CHUNK + k, k, filters, margins, slopes, membranes,
+                        adaptations, silents, beta_, p_, b_, model, constants, grad_membrane,
+                        grad_adaptation, grad_drive, own[0], own[1], own[2],
                     )  # fmt: skip
                     _add_drive_gradient(grad_drive, driven_by, draw, own[3], own[4], own[5])
             for j in range(6):
