@@ -245,16 +245,15 @@ def _replay_comparison(k, margins, others, share, wanted, decay, filtered, out):
 
 
 @kernel_with_fma
-def _adjoint(k, filters, scale, decay, counts, state):
-    """The gradient to the spikes of step k, which replaces its filtered difference."""
+def _adjoint(filtered, scale, decay, counts, state):
+    """The gradient to the spikes of a step, of whichever trial."""
     for i in range(state.size):
-        state[i] = decay * state[i] + counts * scale[i] * filters[k, i]
-        filters[k, i] = state[i]
+        state[i] = decay * state[i] + counts * scale[i] * filtered[i]
 
 
 @kernel_with_fma
 def _reverse(
-    trial, row, k, grad_spikes, margins, slopes, membranes, adaptations, silents, beta, p, b, model,
+    trial, row, grad_spikes, margins, slopes, membranes, adaptations, silents, beta, p, b, model,
     constants, grad_membrane, grad_adaptation, grad_current, sum_beta, sum_p, sum_b,
 ):  # fmt: skip
     """Backpropagation through step k of a chunk, of one trial; ALIF's does not need the drive."""
@@ -263,7 +262,7 @@ def _reverse(
         grad_current[i], to_parameters, to_states = reverse_step(
             model, none, (beta[i], p[i], b[i]), constants,
             (membranes[row, i], adaptations[row, i], silents[row, i]),
-            margins[row, i], slopes[row, i], grad_spikes[k, i], none,
+            margins[row, i], slopes[row, i], grad_spikes[i], none,
             (grad_membrane[trial, i], grad_adaptation[trial, i]),
         )  # fmt: skip
         grad_membrane[trial, i], grad_adaptation[trial, i] = to_states
@@ -300,7 +299,7 @@ def _backward(
         membrane = np.empty((n_trials, width), saved.dtype)
         adaptation, silent = np.empty_like(membrane), np.empty_like(membrane)
         grad_membrane, grad_adaptation = np.zeros_like(membrane), np.zeros_like(membrane)
-        filtered, grad_filtered = np.empty(width, saved.dtype), np.zeros(width, saved.dtype)
+        filtered, grad_spikes = np.empty(width, saved.dtype), np.zeros(width, saved.dtype)
         drive, grad_drive = np.empty_like(filtered), np.empty_like(filtered)
         values, own_draw = np.empty_like(filtered), np.empty_like(filtered)
         others = np.zeros_like(filtered)
@@ -309,7 +308,7 @@ def _backward(
         margins = np.zeros((n_trials * CHUNK, width), saved.dtype)  # of each trial
         membranes, adaptations = np.empty_like(margins), np.empty_like(margins)
         silents, slopes = np.empty_like(margins), np.empty_like(margins)
-        filters = np.empty((CHUNK, width), saved.dtype)  # then gradients to spikes
+        filters = np.empty((CHUNK, width), saved.dtype)
         own = np.zeros((6, width), saved.dtype)  # sums of a chunk
         for chunk in range((n_steps - 1) // CHUNK, -1, -1):
             begin, end = chunk * CHUNK, min(n_steps, chunk * CHUNK + CHUNK)
@@ -333,12 +332,12 @@ def _backward(
             for t in range(end - 1, begin - 1, -1):
                 k = t - begin
                 counts = real(1.0) if first <= t < split else real(0.0)
-                _adjoint(k, filters, scale_, decay, counts, grad_filtered)
+                _adjoint(filters[k], scale_, decay, counts, grad_spikes)
                 driven_by = _spread(current[t], start, n_starts, cell, values)
                 for trial in range(n_trials):
                     draw = _draw(draws, t, trial, start, n_neurons, segment, own_draw)
                     _reverse(
-                        trial, trial * CHUNK + k, k, filters, margins, slopes, membranes,
+                        trial, trial * CHUNK + k, grad_spikes, margins, slopes, membranes,
                         adaptations, silents, beta_, p_, b_, model, constants, grad_membrane,
                         grad_adaptation, grad_drive, own[0], own[1], own[2],
                     )  # fmt: skip
