@@ -35,7 +35,9 @@ def recording_fit(traces: dict[str, np.ndarray], path: Path) -> Path:
     for axis, label in zip(axes[:, 0], ("current (pA)", "trial", "rate (Hz)"), strict=True):
         axis.set_ylabel(label)
     figure.align_ylabels(axes[:, 0])
-    axes[2, -1].legend(frameon=False, fontsize=7, loc="upper right")
+    axes[2, -1].legend(
+        frameon=False, fontsize=7, loc="lower right", bbox_to_anchor=(1, 0.95), ncols=2
+    )
     return save(figure, path)
 
 

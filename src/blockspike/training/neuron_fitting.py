@@ -160,8 +160,9 @@ class NeuronFittingModule(pl.LightningModule):
         values = {
             "train/loss": fitted.gather(1, best).mean(),
             "val/loss": held_out.gather(1, best).mean(),
-            "train/n_cells": self.active.float().sum(),
         }
+        if self.patience is not None:
+            values["train/n_cells"] = self.active.float().sum()
         self.log_dict(values, on_step=False, on_epoch=True, batch_size=1)
 
     @property
