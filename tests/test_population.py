@@ -133,6 +133,8 @@ def test_bad_arguments_are_named():
         PublishedPopulation(1, dt_ms=1.0, arp_ms=-1.0)
     with pytest.raises(ValueError, match=r"current.*2 cells"):
         PhysicalPopulation(2, 1, dt_ms=1.0)(torch.zeros(5, 1, 3))
+    with pytest.raises(ValueError, match=r"noise: expected a range above 0, got \(0"):
+        PhysicalPopulation(1, 1, dt_ms=1.0, noise=(0.0, 0.1))
     with pytest.raises(ValueError, match="tau_membrane"):
         PhysicalPopulation(1, 1, dt_ms=1.0, tau_membrane_ms=(2000.0, 3000.0))
 
@@ -159,6 +161,9 @@ def test_a_fitted_neuron_with_noise_gives_trials():
     assert np.array_equal(noisy.simulate(current), NEURON.simulate(current))
     silent = NEURON.simulate(current[1], n_trials=2)
     assert np.array_equal(silent, np.stack([NEURON.simulate(current[1])] * 2))
+    many = noisy.simulate(current[0], n_trials=23)  # more than at once
+    assert len(np.unique(many.argmax(1))) > 1 and (many[10] != many[0]).any()
+    assert (many.sum(1) > 0).all()
     with pytest.raises(ValueError, match="n_trials"):
         noisy.simulate(current, n_trials=0)
 
@@ -176,6 +181,7 @@ def test_a_neuron_of_before_noise_is_read(tmp_path):
         ('{"name": "x"}', "missing"),
         (json.dumps({**vars(NEURON), "colour": 1}), "colour"),
         (json.dumps({**vars(NEURON), "b": "big"}), "a number for b"),
+        (json.dumps({**vars(NEURON), "noise": -0.1}), "noise from 0 to inf"),
         (json.dumps({**vars(NEURON), "b": float("nan")}), "a number for b"),
     ],
 )

@@ -11,7 +11,8 @@ from numpy.typing import ArrayLike
 from blockspike.files import read_json, write_json
 from blockspike.population import NeuronParameters, simulate
 
-_RANGES_MS = {"dt_ms": (1e-4, 1e3), "arp_ms": (0.0, 1e3)}
+_RANGES = {"dt_ms": (1e-4, 1e3), "arp_ms": (0.0, 1e3), "noise": (0.0, math.inf)}
+_TRIALS_AT_ONCE = 10  # bounds the memory of a long current
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,8 @@ class FittedNeuron:
         b: raise of the threshold per spike.
         gain_per_pa: thresholds per pA.
         rest: resting potential.
-        noise: standard deviation that white current of the neuron's own gives its membrane.
+        noise: standard deviation, in thresholds, that white current of the neuron's own gives its
+            membrane where it does not fire.
         arp_ms: absolute refractory period.
         dt_ms: step of the fit; `simulate` uses it.
     """
@@ -72,8 +74,12 @@ class FittedNeuron:
             return spikes[:, :, 0].T.numpy().reshape(current.shape)
         generator = torch.Generator().manual_seed(seed)
         draws = torch.randn(*columns.shape[:2], n_trials, generator=generator)
-        spikes = simulate(parameters, columns, self.dt_ms, self.arp_ms, draws)[..., 0]
-        return spikes.permute(1, 2, 0).numpy().reshape(*current.shape[:-1], n_trials, -1)
+        trials = np.empty((columns.shape[1], n_trials, len(columns)), np.uint8)
+        for first in range(0, n_trials, _TRIALS_AT_ONCE):
+            part = slice(first, first + _TRIALS_AT_ONCE)
+            spikes = simulate(parameters, columns, self.dt_ms, self.arp_ms, draws[:, :, part])
+            trials[:, part] = spikes[..., 0].permute(1, 2, 0).numpy()
+        return trials.reshape(*current.shape[:-1], n_trials, -1)
 
     def save(self, path: Path) -> None:
         """Write the JSON file."""
@@ -99,7 +105,7 @@ def load_neuron(path: str | Path) -> FittedNeuron:
             continue
         if type(value) not in (int, float) or not abs(value) < 1e300:
             raise ValueError(f"{path}: expected a number for {name}, got {value!r:.80}")
-        low, high = _RANGES_MS.get(name, (-math.inf, math.inf))
+        low, high = _RANGES.get(name, (-math.inf, math.inf))
         if not low <= value <= high:
             raise ValueError(f"{path}: expected {name} from {low:g} to {high:g}, got {value:g}")
     return neuron

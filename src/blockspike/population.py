@@ -126,8 +126,11 @@ class NeuronPopulation(BoundedParameters):
         """Spikes [T, B, C · K] for the cells' currents [T, B, C].
 
         With draws [T, B, R], as `draw` makes them, the mean over R trials with noise.
+
+        Raises:
+            ValueError: the current or the draws have another shape.
         """
-        self._check(current)
+        self._check(current, draws)
         c = self.coefficients()
         weight, bias = (x.view(self.n_cells, self.n_starts) for x in (c.weight, c.bias))
         drive = torch.addcmul(bias, current.unsqueeze(-1), weight).flatten(2)
@@ -139,16 +142,24 @@ class NeuronPopulation(BoundedParameters):
         return spikes if draws is None else spikes.unflatten(1, draws.shape[1:]).mean(2)
 
     def draw(self, n_steps: int, n_segments: int, seed: int) -> Tensor | None:
-        """What `n_trials` trials add to each step of each segment, [T, B, R], for all neurons."""
+        """Standard normal draws of `n_trials` trials, [T, B, R] float32, the same for all neurons.
+
+        None without trials. The noise of a step is `Coefficients.noise` times its draw.
+        """
         if not self.n_trials:
             return None
         generator = torch.Generator().manual_seed(seed)
         return torch.randn(n_steps, n_segments, self.n_trials, generator=generator)
 
-    def _check(self, current: Tensor) -> None:
+    def _check(self, current: Tensor, draws: Tensor | None) -> None:
         if current.ndim != 3 or current.shape[2] != self.n_cells:
             raise ValueError(
                 f"current: expected [T, B, {self.n_cells} cells], got {list(current.shape)}"
+            )
+        shape = current.shape[:2]
+        if draws is not None and (draws.shape[:2] != shape or draws.ndim != 3 or not draws.numel()):
+            raise ValueError(
+                f"draws: expected [{shape[0]}, {shape[1]}, trials], got {list(draws.shape)}"
             )
 
     def distance(
@@ -161,11 +172,12 @@ class NeuronPopulation(BoundedParameters):
     ) -> tuple[Tensor, Tensor]:
         """Squared distances to the recorded trains [T, B, C], as `squared_distance` gives them.
 
-        The fused method on a CPU does it in one pass, the others by `distance_in_steps`.
+        With draws [T, B, R] those of the mean over R trials, whose own variance over R is part of
+        them. The fused method on a CPU does it in one pass, the others by `distance_in_steps`.
         """
         if self.method != "fused" or current.device.type != "cpu":
             return self.distance_in_steps(current, target, filter_decay, window, draws)
-        self._check(current)
+        self._check(current, draws)
         check_target(target, torch.Size((*current.shape[:2], self.n_cells * self.n_starts)), window)
         return fitting_distance(
             current, target, *self.coefficients(), draws=draws, arp=self.arp,
@@ -235,6 +247,10 @@ class PhysicalPopulation(NeuronPopulation):
         ranges = (tau_membrane_ms, tau_adaptation_ms, b, gain, rest, noise)
         for name, (low, high), bounds in zip(self.NAMES, ranges, self._BOUNDS, strict=True):
             if name.startswith("log_"):
+                if not 0 < low <= high:
+                    raise ValueError(
+                        f"{name.removeprefix('log_')}: expected a range above 0, got {(low, high)}"
+                    )
                 low, high = math.log(low), math.log(high)
             value = low + (high - low) * torch.rand(n_cells * n_starts, generator=draw)
             trained = n_trials > 0 or name != "log_noise"

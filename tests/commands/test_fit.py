@@ -2,12 +2,16 @@
 
 import json
 
+import numpy as np
 import pandas as pd
 import pytest
+import torch
 
+from blockspike.commands import fit
 from blockspike.data.recordings import Recording
 from blockspike.files import read_json
 from blockspike.fitted_neuron import load_neuron
+from blockspike.population import NeuronParameters, simulate
 from blockspike.synthetic_cells import SyntheticCells
 from blockspike.training.metrics_file import read_metrics
 from made_recordings import write_recording
@@ -142,3 +146,19 @@ def test_recovery(blockspike, tmp_path):
     row = read_json(result)
     assert row["data_set"] == "2 synthetic cells" and row["n_cells"] == 2
     blockspike("figures", f"run={result.parent}")
+
+
+def test_a_test_current_with_a_scale_of_its_own_is_simulated_so():
+    data = SyntheticCells(
+        n_cells=2, duration_s=4.0, dt_ms=0.5, scaling="maximum", own_test_scale=True
+    )
+    data.setup()
+    assert data.scale_pa[1] != data.test_scale_pa[1]
+    values = ([15.0] * 2, [120.0] * 2, [0.2] * 2, [300.0] * 2, [0.5] * 2, [0.0] * 2)
+    parameters = NeuronParameters(*[torch.tensor(x, dtype=torch.float64) for x in values])
+    neurons = fit._neurons(data, parameters, arp_ms=2.0)
+    predicted = fit._predictions(neurons, data.test, data.scale_pa)
+    expected = simulate(parameters, data.test.current, 0.5, 2.0)[data.test.first :]
+    for cell in range(2):
+        assert predicted[cell][0].noiseless.sum() > 3
+        assert np.array_equal(predicted[cell][0].noiseless, expected[:, 0, cell].numpy())

@@ -86,4 +86,8 @@ def test_a_column_a_cell(tmp_path):
         }
     assert recording_fit(traces, tmp_path / "shown") == tmp_path / "shown.png"
     assert (tmp_path / "shown.png").stat().st_size > 10_000
+    del traces["cell0_predicted"]  # as of a run of before there were trials
+    traces["cell0_model"] = traces["cell0_model"][0]
+    recording_fit(traces, tmp_path / "old")
+    assert (tmp_path / "old.png").stat().st_size > 10_000
     plt.close("all")

@@ -83,6 +83,14 @@ def test_a_current_that_is_not_finite_is_named():
         population.distance(current, target, DECAY, Window(0, 50, 50))
 
 
+def test_draws_that_do_not_fit_are_refused():
+    population, current, target = case(2, 2, 50, n_trials=4)
+    for shape in ((50, 2, 4), (40, 3, 4), (50, 3), (50, 3, 0)):
+        for compute in (population.distance, population.distance_in_steps):
+            with pytest.raises(ValueError, match="draws"):
+                compute(current, target, DECAY, Window(0, 50, 50), torch.zeros(shape))
+
+
 def test_a_target_that_does_not_fit_is_refused():
     population, current, target = case(2, 2, 50)
     for bad in (target[:40], target[:, :2], target[:, :, [0, 0, 0]]):

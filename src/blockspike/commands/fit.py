@@ -64,8 +64,7 @@ def fit_and_score(
     neurons = _neurons(data, parameters, arp_ms)
     for neuron in neurons:
         neuron.save(run.folder / "fits" / f"{neuron.name}.json")
-    train = _predictions(neurons, data.train, data.scale_pa)
-    test = _predictions(neurons, data.test, data.test_scale_pa)
+    train, test = (_predictions(neurons, part, data.scale_pa) for part in (data.train, data.test))
     table = pd.concat(
         [
             _parameter_columns(data, module, parameters, arp_ms),
@@ -108,28 +107,35 @@ class Prediction(NamedTuple):
     """What a neuron does on one current.
 
     Attributes:
-        trials: spikes [R, T] of R trials with its noise; [1, T] where it has none.
+        mean: of the spikes of all trials with its noise, [T].
+        trials: the spikes of the first of them, [R, T]; [1, T] where it has no noise.
         noiseless: spikes [T] without noise.
     """
 
+    mean: np.ndarray
     trials: np.ndarray
     noiseless: np.ndarray
 
 
-def _predict(neuron: FittedNeuron, current_pa: np.ndarray) -> Prediction:
-    noiseless = neuron.simulate(current_pa)
-    if not neuron.noise:
-        return Prediction(noiseless[None], noiseless)
-    return Prediction(neuron.simulate(current_pa, _PREDICTING_TRIALS), noiseless)
+def _predict(neuron: FittedNeuron, current_pa: np.ndarray, first: int = 0) -> Prediction:
+    """From step `first` on; nothing of the rest is kept."""
+    noiseless = neuron.simulate(current_pa)[first:].astype(np.uint8)
+    trials = noiseless[None]
+    if neuron.noise:
+        trials = neuron.simulate(current_pa, _PREDICTING_TRIALS)[:, first:]
+    return Prediction(trials.mean(0, dtype=np.float32), trials[:_SCORED_TRIALS].copy(), noiseless)
 
 
 def _predictions(
     neurons: list[FittedNeuron], part: Part, scale_pa: np.ndarray
 ) -> list[list[Prediction]]:
-    """Of each cell and segment, for the steps that count."""
+    """Of each cell and segment, for the steps that count.
+
+    `scale_pa` is that of the training current, by which a neuron's gain was divided.
+    """
     return [
         [
-            Prediction(*(x[..., part.first :] for x in _predict(neuron, current * scale)))
+            _predict(neuron, current * scale, part.first)
             for current in part.current[:, :, cell].double().numpy().T
         ]
         for cell, (neuron, scale) in enumerate(zip(neurons, scale_pa, strict=True))
@@ -153,22 +159,26 @@ def _segment_scores(trains: np.ndarray, predicted: Prediction, dt_ms: float) -> 
 
     Also the normalised ETV at 15 ms of single trials, and without noise.
     """
-    duration_s, mean = trains.shape[1] * dt_ms / 1000, predicted.trials.mean(0)
-    row = {"rate_hz": mean.sum() / duration_s, "recorded_hz": trains.sum(1).mean() / duration_s}
+    duration_s, mean = trains.shape[1] * dt_ms / 1000, predicted.mean
+    row = {
+        "rate_hz": mean.sum(dtype=float) / duration_s,
+        "recorded_hz": trains.sum(1).mean() / duration_s,
+    }
     for sigma in SIGMAS_MS:
         for name, normalise in (("etv", True), ("raw_etv", False)):
             value = explained_temporal_variance(trains, mean, sigma, dt_ms, normalise)
             row[f"{name}_{sigma:g}ms"] = value
-    single = predicted.trials[:_SCORED_TRIALS]
     row["trial_etv_15ms"] = np.mean(
-        [explained_temporal_variance(trains, x, 15.0, dt_ms) for x in single]
+        [explained_temporal_variance(trains, x, 15.0, dt_ms) for x in predicted.trials]
     )
     row["noiseless_etv_15ms"] = explained_temporal_variance(
         trains, predicted.noiseless, 15.0, dt_ms
     )
     try:
-        row["gamma_4ms"] = np.mean([gamma_coincidence(trains, x, _GAMMA_MS, dt_ms) for x in single])
-    except ValueError:  # fires in every window
+        row["gamma_4ms"] = np.mean(
+            [gamma_coincidence(trains, x, _GAMMA_MS, dt_ms) for x in predicted.trials]
+        )
+    except ValueError:  # a trial that fires in every window
         row["gamma_4ms"] = float("nan")
     return {name: float(value) for name, value in row.items()}  # plain numbers, for JSON
 
@@ -227,8 +237,8 @@ def _shown(
         f"cell{k}_name": name,
         f"cell{k}_current_pa": current_pa,
         f"cell{k}_trains": trains.astype(np.uint8),
-        f"cell{k}_model": predicted.trials[:_SCORED_TRIALS].astype(np.uint8),
-        f"cell{k}_predicted": predicted.trials.mean(0).astype(np.float32),
+        f"cell{k}_model": predicted.trials,
+        f"cell{k}_predicted": predicted.mean,
         f"cell{k}_etv_15ms": row[f"{prefix}etv_15ms"],
         f"cell{k}_gamma_4ms": row[f"{prefix}gamma_4ms"],
     }

@@ -42,14 +42,16 @@ def recording_fit(traces: dict[str, np.ndarray], path: Path) -> Path:
 
 
 def _column(axes, own: dict[str, np.ndarray], dt_ms: float) -> None:
-    n_steps = min(len(own["predicted"]), round(_SHOWN_S * 1000 / dt_ms))
+    model = np.atleast_2d(own["model"])  # one train in runs of before there were trials
+    predicted = own["predicted"] if "predicted" in own else model[0]
+    n_steps = min(len(predicted), round(_SHOWN_S * 1000 / dt_ms))
     time_s = np.arange(n_steps) * dt_ms / 1000
     axes[0].plot(time_s, own["current_pa"][:n_steps], color=GREY, lw=0.5)
     axes[0].set_title(
         f"{own['name']}: ETV {float(own['etv_15ms']):.2f}, Γ {float(own['gamma_4ms']):.2f}",
         fontsize=9,
     )
-    trains, model = own["trains"].astype(float), own["model"]
+    trains = own["trains"].astype(float)
     n, m = len(trains), len(model)
     rows = [np.flatnonzero(train[:n_steps]) * dt_ms / 1000 for train in (*trains, *model)]
     offsets = [*range(1, n + 1), *range(n + 2, n + m + 2)]
@@ -58,7 +60,7 @@ def _column(axes, own: dict[str, np.ndarray], dt_ms: float) -> None:
     )
     axes[1].set_yticks([(1 + n) / 2, n + (3 + m) / 2], [f"1–{n}", "model"])
     axes[1].invert_yaxis()
-    lines = ((np.mean(trains, 0), GREY, "recorded"), (own["predicted"], ORANGE, "model"))
+    lines = ((np.mean(trains, 0), GREY, "recorded"), (predicted, ORANGE, "model"))
     for train, colour, name in lines:
         smooth = np.asarray(gaussian_filter1d(train.astype(float), _SIGMA_MS / dt_ms), float)
         rate = smooth * (1000 / dt_ms)

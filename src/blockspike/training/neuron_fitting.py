@@ -37,7 +37,8 @@ class NeuronFittingModule(pl.LightningModule):
     and selection alone finds parameters that fit only the data at hand.
 
     The result of a cell is the parameters, of any start and epoch, with the smallest distance over
-    fitted and held-out steps together (epochs before τ has reached `tau_ms` do not count).
+    fitted and held-out steps together (epochs before τ has reached `tau_ms` do not count). With
+    noise, which is drawn anew in each epoch, that smallest distance is partly luck.
 
     Args:
         population: the neurons.
@@ -52,7 +53,7 @@ class NeuronFittingModule(pl.LightningModule):
         gradient_clip: largest norm of a start's gradient; None = no limit.
         patience: a cell stops after so many epochs without a smaller loss; None = never.
         decay_lr: whether the learning rate falls.
-        seed: of the selections.
+        seed: of the selections and of the trials' noise.
 
     Raises:
         ValueError: a value outside its range, naming the argument.

@@ -227,20 +227,25 @@ def _replay(
 
 
 @kernel_with_fma
-def _replay_comparison(k, margins, others, share, wanted, decay, filtered, out):
+def _replay_comparison(k, margins, n_spikes, share, wanted, decay, filtered, out):
     """Repeat the filter of step k of a chunk; a spike is a margin above 0.
 
-    `others` is zeros, and is used for the spikes of all trials but the first.
+    `n_spikes` is used for those of several trials.
     """
     real = filtered.dtype.type
     none, one = real(0.0), real(1.0)
-    for row in range(CHUNK + k, len(margins), CHUNK):
+    if len(margins) == CHUNK:  # one trial
         for i in range(filtered.size):
-            others[i] += one if margins[row, i] > none else none
+            s = one if margins[k, i] > none else none
+            filtered[i] = decay * filtered[i] + (s - real(wanted[i]))
+            out[k, i] = filtered[i]
+        return
+    n_spikes[:] = 0
+    for row in range(k, len(margins), CHUNK):
+        for i in range(filtered.size):
+            n_spikes[i] += one if margins[row, i] > none else none
     for i in range(filtered.size):
-        n_spikes = others[i] + (one if margins[k, i] > none else none)
-        others[i] = none
-        filtered[i] = decay * filtered[i] + (n_spikes * share - real(wanted[i]))
+        filtered[i] = decay * filtered[i] + (n_spikes[i] * share - real(wanted[i]))
         out[k, i] = filtered[i]
 
 
@@ -302,7 +307,7 @@ def _backward(
         filtered, grad_spikes = np.empty(width, saved.dtype), np.zeros(width, saved.dtype)
         drive, grad_drive = np.empty_like(filtered), np.empty_like(filtered)
         values, own_draw = np.empty_like(filtered), np.empty_like(filtered)
-        others = np.zeros_like(filtered)
+        n_spikes = np.empty_like(filtered)
         targets = np.empty(width, target.dtype)
         cell, segment = _of_column(start, width, n_starts), _of_column(start, width, n_neurons)
         margins = np.zeros((n_trials * CHUNK, width), saved.dtype)  # of each trial
@@ -327,7 +332,7 @@ def _backward(
                         membrane, adaptation, silent, membranes, adaptations, silents, margins,
                     )  # fmt: skip
                 wanted = _spread(target[t], start, n_starts, cell, targets)
-                _replay_comparison(k, margins, others, share, wanted, decay, filtered, filters)
+                _replay_comparison(k, margins, n_spikes, share, wanted, decay, filtered, filters)
             surrogate_derivative(surrogate, margins.ravel(), slopes.ravel())
             for t in range(end - 1, begin - 1, -1):
                 k = t - begin
@@ -342,5 +347,5 @@ def _backward(
                         grad_adaptation, grad_drive, own[0], own[1], own[2],
                     )  # fmt: skip
                     _add_drive_gradient(grad_drive, driven_by, draw, own[3], own[4], own[5])
-            for j in range(6):
+            for j in range(5 if draws is None else 6):
                 _flush(own[j], sums[j, start:stop])
