@@ -173,27 +173,20 @@ class NeuronPopulation(BoundedParameters):
         """Squared distances to the recorded trains [T, B, C], as `squared_distance` gives them.
 
         With draws [T, B, R] those of the mean over R trials, whose own variance over R is part of
-        them. The fused method on a CPU does it in one pass, the others by `distance_in_steps`.
+        them. The fused method on a CPU does it in one pass, the others simulate first and compare
+        then.
+
+        Raises:
+            ValueError: a shape or the window does not fit.
         """
         if self.method != "fused" or current.device.type != "cpu":
-            return self.distance_in_steps(current, target, filter_decay, window, draws)
+            return squared_distance(self(current, draws), target, filter_decay, window)
         self._check(current, draws)
         check_target(target, torch.Size((*current.shape[:2], self.n_cells * self.n_starts)), window)
         return fitting_distance(
             current, target, *self.coefficients(), draws=draws, arp=self.arp,
             surrogate=self.surrogate, decay=filter_decay, window=window,
         )  # fmt: skip
-
-    def distance_in_steps(
-        self,
-        current: Tensor,
-        target: Tensor,
-        filter_decay: float,
-        window: Window,
-        draws: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor]:
-        """The same by simulating first and comparing then, with any method."""
-        return squared_distance(self(current, draws), target, filter_decay, window)
 
 
 def _with_noise(drive: Tensor, noise: Tensor, draws: Tensor) -> Tensor:

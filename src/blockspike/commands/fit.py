@@ -67,7 +67,7 @@ def fit_and_score(
     train, test = (_predictions(neurons, part, data.scale_pa) for part in (data.train, data.test))
     table = pd.concat(
         [
-            _parameter_columns(data, module, parameters, arp_ms),
+            _parameter_columns(neurons, data, module),
             _scores(data.train, train, data.dt_ms).add_prefix("train_"),
             _scores(data.test, test, data.dt_ms).add_prefix("test_"),
         ],
@@ -184,22 +184,14 @@ def _segment_scores(trains: np.ndarray, predicted: Prediction, dt_ms: float) -> 
 
 
 def _parameter_columns(
-    data: RecordingsDataModule,
-    module: NeuronFittingModule,
-    parameters: NeuronParameters,
-    arp_ms: float,
+    neurons: list[FittedNeuron], data: RecordingsDataModule, module: NeuronFittingModule
 ) -> pd.DataFrame:
-    columns: dict[str, Any] = {"cell": data.names}
-    columns |= {name: x.numpy() for name, x in vars(parameters).items()}
-    columns["gain_per_pa"] = columns.pop("gain") / data.scale_pa
     best = module.best_distance.argmin(1, keepdim=True)
-    columns |= {
-        "arp_ms": arp_ms,
-        "scale_pa": data.scale_pa,
-        "distance": module.best_distance.gather(1, best)[:, 0].numpy(),
-        "chosen_epoch": module.best_epoch.gather(1, best)[:, 0].numpy() + 1,
-    }
-    return pd.DataFrame(columns)
+    return pd.DataFrame(neurons).rename(columns={"name": "cell"}).assign(
+        scale_pa=data.scale_pa,
+        distance=module.best_distance.gather(1, best)[:, 0].numpy(),
+        chosen_epoch=module.best_epoch.gather(1, best)[:, 0].numpy() + 1,
+    )  # fmt: skip
 
 
 def _neurons(

@@ -3,7 +3,7 @@
 What `alif(weight · current + bias + noise · draws)`, its mean over trials and then
 `squared_distance` compute, spikes and gradients, without an array of drives, spikes or filtered
 differences: the state every CHUNK steps is all that is kept, from which backward repeats them. The
-steps are those of `step.py`; the readable twin is `NeuronPopulation.distance_in_steps`.
+steps are those of `step.py`; the readable twin is what `NeuronPopulation.distance` does elsewhere.
 """
 
 import numpy as np
@@ -176,6 +176,8 @@ def _forward(
     n_steps, n_columns = len(current), sums.shape[1]
     n_trials = 1 if draws is None else draws.shape[1]
     current, target = borrowed(current), borrowed(target)
+    if draws is not None:
+        draws = borrowed(draws)
     real = saved.dtype.type
     share = real(1.0 / n_trials)
     for start in range(first_tile * tile, min(n_columns, last_tile * tile), tile):
@@ -293,6 +295,8 @@ def _backward(
     n_steps, n_columns = len(current), sums.shape[1]
     n_trials = 1 if draws is None else draws.shape[1]
     current, target = borrowed(current), borrowed(target)
+    if draws is not None:
+        draws = borrowed(draws)
     real = saved.dtype.type
     share = real(1.0 / n_trials)
     for start in range(first_tile * tile, min(n_columns, last_tile * tile), tile):
