@@ -472,11 +472,6 @@ class SpikingClassifier(nn.Module):
         return run_layers(self.layers, x, self._dropout_now)
 
     @property
-    def n_parameters(self) -> int:
-        """Numbers that training changes."""
-        return sum(p.numel() for p in self.parameters() if p.requires_grad)
-
-    @property
     def _dropout_now(self) -> float:
         return self.dropout if self.training else 0.0
 

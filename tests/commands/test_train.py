@@ -9,12 +9,10 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-import torch
 from killed_sweep import VOLATILE, start
 
-from blockspike.commands.evaluate import load_run
 from blockspike.files import read_json, write_json
-from blockspike.runs import Run, flatten
+from blockspike.runs import flatten
 from blockspike.training import checkpoint_io
 from blockspike.training.checkpoint_io import load_plain, save_plain
 from blockspike.training.metrics_file import read_metrics
@@ -264,38 +262,6 @@ def test_evaluate_and_figures(blockspike, tmp_path):
     nothing = blockspike("evaluate", "run=nothing", check=False)
     assert nothing.returncode != 0
     assert "nothing" in nothing.stderr
-
-
-def test_networks_that_are_evaluated_together(blockspike, tmp_path):
-    blockspike("train", "-m", *SMALL, "trainer.max_epochs=2", "seed=0,1,2")
-    folders = sorted(path.parent for path in (tmp_path / "outputs").rglob("result.json"))
-    data, _ = load_run(Run(folders[0]))
-    labels = torch.cat([y for _, y in data.test_dataloader()])
-    networks = [load_run(Run(folder))[1] for folder in folders[1:]]
-    with torch.no_grad():
-        scores = [torch.cat([n(x).scores for x, _ in data.test_dataloader()]) for n in networks]
-    probabilities = torch.stack([own.softmax(1) for own in scores]).mean(0)
-    alone, together = (
-        [f"{(read.argmax(1) == labels).double().mean():.2%}" for read in some]
-        for some in (scores, [probabilities])
-    )
-    n_parameters = sum(read_json(folder / "result.json")["n_parameters"] for folder in folders[1:])
-    done = blockspike("evaluate", f"run={folders[0].parent}/seed=[12]").stdout
-    lines = done.splitlines()[-3:]
-    own = [f"{folder}: test accuracy {x}" for folder, x in zip(folders[1:], alone, strict=True)]
-    assert lines[:2] == own
-    assert lines[2].endswith(
-        f": test accuracy {together[0]} of 80 by 2 networks together, {n_parameters:,} parameters"
-    )
-    # A pattern that fits one run is that run.
-    blockspike("evaluate", f"run={folders[0].parent}/seed=[0]")
-    assert (folders[0] / "evaluation.json").is_file()
-    assert not (folders[1] / "evaluation.json").exists()
-    # A folder of just this name comes first.
-    bracketed = folders[0].rename(folders[0].parent / "seed=[12]")
-    assert "together" not in blockspike("evaluate", f"run={bracketed}").stdout
-    none = blockspike("evaluate", f"run={folders[0].parent}/seed=[89]", check=False)
-    assert none.returncode == 2 and "seed=[89]" in none.stderr
 
 
 def test_every_epoch_is_kept_whatever_was_chosen(blockspike, tmp_path):

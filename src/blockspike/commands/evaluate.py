@@ -1,7 +1,5 @@
-"""`blockspike evaluate`: finished runs on their test data, fitted neurons on recordings."""
+"""`blockspike evaluate`: a finished run on its test data, beside a linear model."""
 
-from collections.abc import Sequence
-from glob import glob
 from pathlib import Path
 from typing import Any, cast
 
@@ -23,20 +21,18 @@ from blockspike.training.linear_baseline import linear_baseline
 
 
 def evaluate(cfg: DictConfig) -> dict[str, Any]:
-    """Finished runs or a trained network on its test data, or a fitted neuron on a recording.
+    """A finished run or a trained network on its test data, or a fitted neuron on a recording.
 
-    Of one run, print and write `evaluation.json`, and `activity.npz` for the figures. A pattern
-    (seed=*) that several run folders match asks for what their networks read together.
+    Of a classifier, print and write `evaluation.json`, and `activity.npz` for the figures.
 
     Returns:
         What `evaluation.json` holds: accuracies of the chosen model and of a linear model on
-        spike counts, and the confusion matrix [true class, predicted class]; of several runs,
-        the accuracies together and alone.
+        spike counts, and the confusion matrix [true class, predicted class].
 
     Raises:
         FileNotFoundError: no finished run in the folder.
-        ValueError: its best checkpoint is damaged, several runs have other test data, or not
-            exactly one of run, pretrained, and neuron with recording, is given.
+        ValueError: its best checkpoint is damaged, or not exactly one of run, pretrained, and
+            neuron with recording, is given.
     """
     use_threads(cfg.threads)
     given = {k for k in ("run", "pretrained", "neuron", "recording") if cfg[k] is not None}
@@ -49,60 +45,29 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
             "run, pretrained, neuron, recording: expected run=FOLDER, or neuron=FILE with "
             f"recording=FILE, or pretrained=NAME, got {', '.join(sorted(given)) or 'none of them'}"
         )
-    matching = [] if Path(cfg.run).exists() else sorted(glob(cfg.run))
-    run, *others = (Run(Path(folder)) for folder in matching or [cfg.run])
-    if others:
-        return _evaluate_together([run, *others])
+    run = Run(Path(cfg.run))
     data, network = load_run(run)
-    scores, labels = _read(network, data)
-    predicted = scores.argmax(1)
+    predicted, labels = _predict(network, data)
     confusion = np.zeros((data.n_classes, data.n_classes), int)
     np.add.at(confusion, (labels, predicted), 1)
     baseline = linear_baseline(*(data.spike_counts(split) for split in ("train", "val", "test")))
-    evaluation = {
+    scores = {
         "data_set": data.name,
         "n_test": len(labels),
         "test_accuracy": float((predicted == labels).mean()),
         "linear_model_test_accuracy": baseline,
         "confusion": confusion.tolist(),
     }
-    write_json(run.folder / "evaluation.json", evaluation)
+    write_json(run.folder / "evaluation.json", scores)
     events, labels = next(iter(data.test_dataloader()))
     with torch.no_grad():
         shown = activity(network(events), events, labels, data.dt_ms)
     write_npz(run.folder / "activity.npz", shown)
     print(
-        f"{data.name}: test accuracy {evaluation['test_accuracy']:.2%} of {evaluation['n_test']} "
+        f"{data.name}: test accuracy {scores['test_accuracy']:.2%} of {scores['n_test']} "
         f"(model chosen on validation); linear model on spike counts: {baseline:.2%}"
     )
-    return evaluation
-
-
-def _evaluate_together(runs: Sequence[Run]) -> dict[str, Any]:
-    """Several networks that read each test recording by the mean of their probabilities."""
-    opened = [load_run(run) for run in runs]
-    for run, (data, _) in zip(runs, opened, strict=True):
-        if data.sha256 != opened[0][0].sha256:
-            raise ValueError(f"{run.folder}: of other data than {runs[0].folder}")
-    scores, labels = zip(*(_read(network, data) for data, network in opened), strict=True)
-    probabilities = [torch.from_numpy(own).double().softmax(1) for own in scores]
-    predicted = torch.stack(probabilities).mean(0).argmax(1).numpy()
-    alone = [float((own.argmax(1) == labels[0]).mean()) for own in scores]
-    evaluation = {
-        "data_set": opened[0][0].name,
-        "n_test": len(predicted),
-        "test_accuracy": float((predicted == labels[0]).mean()),
-        "test_accuracies_alone": alone,
-        "n_parameters": sum(network.n_parameters for _, network in opened),
-    }
-    for run, accuracy in zip(runs, alone, strict=True):
-        print(f"{run.folder}: test accuracy {accuracy:.2%}")
-    print(
-        f"{evaluation['data_set']}: test accuracy {evaluation['test_accuracy']:.2%} of "
-        f"{len(predicted)} by {len(runs)} networks together, {evaluation['n_parameters']:,} "
-        "parameters"
-    )
-    return evaluation
+    return scores
 
 
 def _evaluate_pretrained(cfg: DictConfig) -> dict[str, Any]:
@@ -119,8 +84,8 @@ def _evaluate_pretrained(cfg: DictConfig) -> dict[str, Any]:
     data = build_data(cast(DictConfig, whole), EventDataModule)
     data.prepare_data()
     data.setup()
-    scores, labels = _read(network, data)
-    accuracy = float((scores.argmax(1) == labels).mean())
+    predicted, labels = _predict(network, data)
+    accuracy = float((predicted == labels).mean())
     same = "" if about.card.get("data_sha256") == data.sha256 else " of other data"
     print(
         f"{data.name}: test accuracy {accuracy:.2%} of {len(labels)}; "
@@ -157,8 +122,7 @@ def load_run(run: Run) -> tuple[EventDataModule, SpikingClassifier]:
 
 
 @torch.no_grad()
-def _read(network: SpikingClassifier, data: EventDataModule) -> tuple[np.ndarray, np.ndarray]:
-    """Scores [n, classes] of the test recordings and their labels [n]."""
-    pairs = [(network(x).scores_of(len(y)), y) for x, y in data.test_dataloader()]
-    scores, labels = (torch.cat(column).numpy() for column in zip(*pairs, strict=True))
-    return scores, labels
+def _predict(network: SpikingClassifier, data: EventDataModule) -> tuple[np.ndarray, np.ndarray]:
+    pairs = [(network(x).scores_of(len(y)).argmax(1), y) for x, y in data.test_dataloader()]
+    predicted, labels = (torch.cat(column).numpy() for column in zip(*pairs, strict=True))
+    return predicted, labels

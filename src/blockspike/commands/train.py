@@ -168,7 +168,7 @@ def _scores(
         "n_epochs": len(history),
         "epoch_s": float(np.median(epoch_s)),
         "train_s": float(epoch_s.sum()),
-        "n_parameters": module.network.n_parameters,
+        "n_parameters": sum(p.numel() for p in module.parameters() if p.requires_grad),
     }
     for name, value in chosen.items():
         if name.startswith("val/rate_"):
