@@ -169,7 +169,7 @@ def test_an_event_map_moves_and_drops():
             [0, 1],
             5,
         )
-        return given._replace(unit=given.unit.astype(int) - 1, keep=given.unit > 0)
+        return given.time, given.unit.astype(int) - 1, given.unit > 0
 
     dataset = EventDataset(events(), np.arange(3), lambda t: t, 4, 3, event_map)
     dataset.epoch = 5

@@ -12,10 +12,9 @@ import pytest
 import torch
 from made_data import SAMPLES, make_shd
 
-from blockspike.data.event_file import EventSplit, read_event_file
+from blockspike.data.event_file import read_event_file
 from blockspike.data.loader import EpochSampler, Gathered
 from blockspike.data.shd import (
-    Blend,
     SHDDataModule,
     SpeechMap,
     describe,
@@ -209,9 +208,7 @@ def test_a_sample_is_shifted_and_stretched_as_a_whole():
     unit = np.tile(np.array([0, 350, 699], np.uint16), 6)
     time = np.tile(np.array([0, 0.25, 0.5], np.float16), 6)
     offset, samples = np.arange(7) * 3, np.array([4, 9, 2, 4, 30, 31])
-    moved = speech(Gathered(time, unit, offset, samples, epoch=1))
-    stretched, pooled, keep = moved.time, moved.unit, moved.keep
-    assert keep is not None
+    stretched, pooled, keep = speech(Gathered(time, unit, offset, samples, epoch=1))
     for b, sample in enumerate(samples):
         shift, factor = speech.draw(1, int(sample))
         shifted = np.array([0, 350, 699]) + shift
@@ -222,66 +219,8 @@ def test_a_sample_is_shifted_and_stretched_as_a_whole():
         assert np.allclose(stretched[own], np.array([0, 0.25, 0.5]) * factor)
 
 
-def two_speakers():
-    """Recordings of class 0: three by speaker 0 on channels 0 to 9, two by speaker 1 on 500 up."""
-    rng = np.random.default_rng(0)
-    n, speaker = np.array([400, 300, 200, 500, 100]), np.array([0, 0, 0, 1, 1])
-    offset = np.concatenate([[0], np.cumsum(n)])
-    time = np.concatenate([np.sort(rng.uniform(0.1, 0.2 + 0.1 * i, n[i])) for i in range(5)])
-    unit = np.repeat(500 * speaker, n) + rng.integers(0, 10, n.sum())
-    return EventSplit(
-        time.astype(np.float16), unit.astype(np.uint16), offset, np.zeros(5, int), speaker, 1.0
-    )
-
-
-def test_blending_keeps_half_of_two_recordings_laid_over_each_other():
-    split, samples = two_speakers(), np.array([0, 3, 0])
-    assert split.speaker is not None
-    given = Gathered(*split.gather(samples), samples, epoch=2)
-    mixed = Blend(split, np.arange(5), share=1.0, seed=0)(given)
-    for b, sample in enumerate(samples):
-        before, after = (slice(events.offset[b], events.offset[b + 1]) for events in (given, mixed))
-        own = (mixed.unit[after] < 500) == (split.speaker[sample] == 0)
-        n_before = before.stop - before.start
-        assert 0.35 * n_before < own.sum() < 0.65 * n_before
-        assert (~own).sum() > 20  # nearly half of 100 at least
-        kept = list(zip(mixed.time[after][own], mixed.unit[after][own], strict=True))
-        stored = list(zip(given.time[before].astype(float), given.unit[before], strict=True))
-        assert set(kept) <= set(stored)
-        came = mixed.time[after][~own]
-        recorded = given.time[before].astype(float)
-        assert abs(came.mean() - recorded.mean()) < 0.4 * recorded.std()
-        assert abs(came.std() / recorded.std() - 1) < 0.3
-    n = np.diff(mixed.offset)
-    assert n[0] == n[2] and len(mixed.time) == len(mixed.unit) == mixed.offset[-1]
-
-
-def test_only_a_share_is_blended_and_only_with_what_may_be():
-    split, samples = two_speakers(), np.repeat(0, 1)
-    given = Gathered(*split.gather(samples), samples, epoch=0)
-    n_mixed, partners = 0, set()
-    for epoch in range(200):
-        mixed = Blend(split, np.array([0, 1, 4]), share=0.3, seed=1)(given._replace(epoch=epoch))
-        if len(mixed.time) == 400 and np.array_equal(mixed.unit, given.unit):
-            continue
-        n_mixed += 1
-        partners.add(int((mixed.unit >= 500).sum() > 70))
-    assert 40 < n_mixed < 80
-    assert partners == {0}  # of 100 events, never of the 500 of a recording that is held out
-    alone = Blend(split, np.array([0, 1]), share=1.0, seed=1)(given)
-    assert (alone.unit < 500).all() and not np.array_equal(alone.unit, given.unit)
-
-
-def test_a_recording_without_events_is_not_blended():
-    split, samples = two_speakers(), np.array([0])
-    empty = Gathered(np.empty(0, np.float16), np.empty(0, np.uint16), np.array([0, 0]), samples, 0)
-    mixed = Blend(split, np.arange(5), share=1.0, seed=0)(empty)
-    assert len(mixed.time) == 0 and mixed.offset.tolist() == [0, 0]
-
-
 def test_augmentation_is_for_training_only_and_new_each_epoch(prepared):
-    plain = opened(prepared)
-    jittered = opened(prepared, channel_jitter=30, time_stretch=0.2, blend=0.5)
+    plain, jittered = opened(prepared), opened(prepared, channel_jitter=30, time_stretch=0.2)
     for part in ("val", "test"):
         first, second = (next(iter(getattr(m, f"{part}_dataloader")())) for m in (plain, jittered))
         assert np.array_equal(first[0].unit, second[0].unit)
@@ -325,8 +264,6 @@ def test_speakers_must_leave_somebody_to_train_on():
         ("channel_pooling", 701),
         ("channel_jitter", -1),
         ("channel_jitter", 700),
-        ("blend", 1.5),
-        ("blend", -0.1),
         ("validation", "other"),
     ],
 )

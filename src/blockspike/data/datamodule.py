@@ -78,7 +78,7 @@ class EventDataModule(pl.LightningDataModule):
         raise NotImplementedError
 
     def _event_map(self, training: bool) -> EventMap | None:
-        """Return what moves, adds or drops events on the way into a batch."""
+        """Return what moves or drops events on the way into a batch."""
         return None
 
     def _validation_indices(self, train: EventSplit) -> np.ndarray:

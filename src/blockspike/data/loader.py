@@ -24,18 +24,17 @@ Binning = Callable[[np.ndarray], np.ndarray]
 
 
 class Gathered(NamedTuple):
-    """The events of a batch: those of sample b are offset[b] … offset[b + 1] − 1."""
+    """The events of a batch as stored: those of sample b are offset[b] … offset[b + 1] − 1."""
 
-    time: np.ndarray  # [n], as stored
+    time: np.ndarray  # [n]
     unit: np.ndarray  # [n]
     offset: np.ndarray  # [B + 1]
     samples: np.ndarray  # [B], numbers of the samples
     epoch: int
-    keep: np.ndarray | None = None  # [n], which events count; None = all
 
 
-EventMap = Callable[[Gathered], Gathered]
-"""Moves, adds or drops the events of a batch."""
+EventMap = Callable[[Gathered], tuple[np.ndarray, np.ndarray, np.ndarray]]
+"""Events -> time ``[n]``, unit int ``[n]``, keep ``[n]``."""
 
 
 class EventDataset(Dataset):
@@ -45,7 +44,7 @@ class EventDataset(Dataset):
         split: events.
         indices: int ``[n]``, the samples of ``split`` that belong to this data set.
         binning: turns stored times into steps.
-        event_map: moves, adds or drops events, or None.
+        event_map: moves or drops events, or None.
         n_steps, n_units: T and K of the batches.
         n_views: how often a batch holds its samples: all of them, then all again, …, for an
             `event_map` that shows them differently each time.
@@ -87,15 +86,16 @@ class EventDataset(Dataset):
         own = self.indices[counted or [~positions[0]]]
         label = self.split.label[own] if counted else np.array([NO_LABEL])
         samples = np.tile(own, self.n_views)
-        events = Gathered(*self.split.gather(samples), samples, self.epoch)
+        time, unit, offset = self.split.gather(samples)
+        keep = None
         if self.event_map is not None:
-            events = self.event_map(events)
+            time, unit, keep = self.event_map(Gathered(time, unit, offset, samples, self.epoch))
         # Clipped before the cast to int32, so that a far later event cannot wrap into the run.
-        step = np.minimum(self.binning(events.time), self.n_steps).astype(np.int32)
-        if events.keep is not None:
-            step[~events.keep] = -1
+        step = np.minimum(self.binning(time), self.n_steps).astype(np.int32)
+        if keep is not None:
+            step[~keep] = -1
         order = np.arange(len(samples))
-        batch = assemble_batch(step, events.unit, events.offset, order, self.n_steps, self.n_units)
+        batch = assemble_batch(step, unit, offset, order, self.n_steps, self.n_units)
         return batch, torch.from_numpy(label)
 
 

@@ -254,15 +254,14 @@ class PixelShift:
     largest: int
     seed: int
 
-    def __call__(self, events: Gathered) -> Gathered:
-        """Return the events at moved units, those that stay on the camera to be kept."""
+    def __call__(self, events: Gathered) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return the times, moved units int ``[n]`` and which events stay on the camera."""
         n_events = np.diff(events.offset)
         dx, dy = np.array([self.shift(events.epoch, i) for i in events.samples], np.int32).T
         y, x = np.divmod(events.unit.astype(np.int32), WIDTH)
         x += np.repeat(dx, n_events)
         y += np.repeat(dy, n_events)
-        on_camera = (x >= 0) & (x < WIDTH) & (y >= 0) & (y < WIDTH)
-        return events._replace(unit=y * WIDTH + x, keep=on_camera)
+        return events.time, y * WIDTH + x, (x >= 0) & (x < WIDTH) & (y >= 0) & (y < WIDTH)
 
     def shift(self, epoch: int, sample: int) -> tuple[int, int]:
         """Return the shift (x, y) of a recording, each uniform on -largest ... largest."""

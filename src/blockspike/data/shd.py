@@ -315,13 +315,11 @@ class SHDDataModule(EventDataModule):
             from (seed, epoch, sample); events shifted off the ends are dropped.
         time_stretch: a training sample is spoken up to ``exp(time_stretch)`` times slower or
             faster, drawn likewise (the logarithm of the factor is uniform).
-        blend: part of the training samples, drawn likewise, that are mixed with a recording of
-            the same class by another speaker (`Blend`).
         test_shifts: shifts of all channels under which each test recording is heard; the scores of
             these views are averaged. The first is the one that pictures show.
         validation: what is held out: a part of each class, or whole speakers.
         validation_fraction: part of the training set held out (whole speakers until reached).
-        seed: of the validation split, the training order and all that is drawn.
+        seed: of the validation split, the training order, the jitter and the stretch.
 
     Raises:
         ValueError: an argument is out of range.
@@ -340,7 +338,6 @@ class SHDDataModule(EventDataModule):
         channel_pooling: int = 1,
         channel_jitter: int = 0,
         time_stretch: float = 0.0,
-        blend: float = 0.0,
         test_shifts: tuple[int, ...] = (0,),
         batch_size: int = 64,
         validation: Literal["stratified", "speaker"] = "stratified",
@@ -351,7 +348,6 @@ class SHDDataModule(EventDataModule):
         require(1 <= channel_pooling <= N_CHANNELS, "channel_pooling", channel_pooling, "1 to 700")
         require(0 <= channel_jitter < N_CHANNELS, "channel_jitter", channel_jitter, "0 to 699")
         require(0 <= time_stretch < 1, "time_stretch", time_stretch, "0 ≤ x < 1")
-        require(0 <= blend <= 1, "blend", blend, "0 ≤ x ≤ 1")
         require(
             validation in ("stratified", "speaker"),
             "validation",
@@ -367,7 +363,6 @@ class SHDDataModule(EventDataModule):
         self.channel_pooling = channel_pooling
         self.channel_jitter = channel_jitter
         self.time_stretch = time_stretch
-        self.blend = blend
         self.test_shifts = tuple(test_shifts)
         self.validation = validation
         self.n_inputs = -(-N_CHANNELS // channel_pooling)
@@ -396,10 +391,7 @@ class SHDDataModule(EventDataModule):
     def _event_map(self, training: bool) -> EventMap:
         if not training:
             return SpeechMap(self.channel_pooling)
-        blend = Blend(self.train, self.train_indices, self.blend, self.seed) if self.blend else None
-        return SpeechMap(
-            self.channel_pooling, self.channel_jitter, self.time_stretch, self.seed, blend
-        )
+        return SpeechMap(self.channel_pooling, self.channel_jitter, self.time_stretch, self.seed)
 
     def _test_dataset(self) -> EventDataset:
         dataset = super()._test_dataset()
@@ -420,107 +412,34 @@ class ShiftedViews:
     pooling: int
     shifts: tuple[int, ...]
 
-    def __call__(self, events: Gathered) -> Gathered:
-        """Return the events at pooled channels, those that stay on the 700 channels to be kept."""
+    def __call__(self, events: Gathered) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return times, pooled channels int ``[n]`` and which events stay on the 700 channels."""
         shift = np.repeat(self.shifts, len(events.samples) // len(self.shifts))
         channel = events.unit.astype(np.int32) + np.repeat(shift, np.diff(events.offset))
-        return _pooled(events, channel, self.pooling)
-
-
-def _pooled(events: Gathered, channel: np.ndarray, pooling: int) -> Gathered:
-    on_cochlea = (channel >= 0) & (channel < N_CHANNELS)
-    return events._replace(unit=channel // pooling, keep=on_cochlea)
-
-
-@dataclass(frozen=True)
-class Blend:
-    """Mixes recordings with others of their class: of the events of both, half are kept.
-
-    The other recording is drawn from those by other speakers, where there are any, and its times
-    are moved and stretched to the mean and standard deviation of the first one's. After the blend
-    of Nowotny, Turner & Knight 2024, "Loss shaping enhances exact gradient learning with Eventprop
-    in spiking neural networks", arXiv:2212.01232v3.
-
-    Args:
-        split: where the recordings are.
-        indices: int ``[n]``, those that may be mixed in.
-        share: part of the recordings that are mixed.
-        seed: which recordings are mixed, with which, and the events kept are drawn from (seed,
-            epoch, sample).
-    """
-
-    split: EventSplit
-    indices: np.ndarray
-    share: float
-    seed: int
-
-    def __call__(self, events: Gathered) -> Gathered:
-        """Return the mixed events; times are float64."""
-        times, units = [], []
-        for b, sample in enumerate(events.samples):
-            own = slice(events.offset[b], events.offset[b + 1])
-            time, unit = events.time[own].astype(np.float64), events.unit[own]
-            rng = np.random.default_rng([self.seed, events.epoch, int(sample), 1])
-            if rng.random() < self.share:
-                time, unit = self._mixed(time, unit, self._partners(sample), rng)
-            times.append(time)
-            units.append(unit)
-        offset = np.cumsum([0, *(len(time) for time in times)])
-        return events._replace(
-            time=np.concatenate(times), unit=np.concatenate(units), offset=offset
-        )
-
-    def _partners(self, sample: int) -> np.ndarray:
-        """The recordings of the sample's class, by other speakers if there are any."""
-        label, speaker = self.split.label, self.split.speaker
-        alike = self.indices[label[self.indices] == label[sample]]
-        if speaker is None:
-            return alike
-        others = alike[speaker[alike] != speaker[sample]]
-        return others if len(others) else alike
-
-    def _mixed(
-        self, time: np.ndarray, unit: np.ndarray, partners: np.ndarray, rng: np.random.Generator
-    ) -> tuple[np.ndarray, np.ndarray]:
-        other_time, other_unit, _ = self.split.gather(rng.choice(partners, 1))
-        if len(time) == 0 or len(other_time) == 0:
-            return time, unit
-        other_time = other_time.astype(np.float64)
-        spread = other_time.std()
-        stretch = time.std() / spread if spread > 0 else 1.0
-        other_time = (other_time - other_time.mean()) * stretch + time.mean()
-        kept, came = rng.random(len(time)) < 0.5, rng.random(len(other_time)) < 0.5
-        came &= other_time >= 0
-        return (
-            np.concatenate([time[kept], other_time[came]]),
-            np.concatenate([unit[kept], other_unit[came]]),
-        )
+        return events.time, channel // self.pooling, (channel >= 0) & (channel < N_CHANNELS)
 
 
 @dataclass(frozen=True)
 class SpeechMap:
     """Shifts the channels and stretches the time of each sample, then pools neighbouring channels.
 
-    Args: see `SHDDataModule`; blend: applied first.
+    Args: see `SHDDataModule`.
     """
 
     pooling: int
     jitter: int = 0
     stretch: float = 0.0
     seed: int = 0
-    blend: Blend | None = None
 
-    def __call__(self, events: Gathered) -> Gathered:
-        """Return the events at pooled channels, those that stay on the 700 channels to be kept."""
-        if self.blend is not None:
-            events = self.blend(events)
+    def __call__(self, events: Gathered) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return times, pooled channels int ``[n]`` and which events stay on the 700 channels."""
         time, channel = events.time, events.unit.astype(np.int32)
         if self.jitter or self.stretch:
             n_events = np.diff(events.offset)
             shift, factor = np.array([self.draw(events.epoch, i) for i in events.samples]).T
             channel += np.repeat(shift.astype(np.int32), n_events)
             time = time.astype(np.float64) * np.repeat(factor, n_events)
-        return _pooled(events._replace(time=time), channel, self.pooling)
+        return time, channel // self.pooling, (channel >= 0) & (channel < N_CHANNELS)
 
     def draw(self, epoch: int, sample: int) -> tuple[int, float]:
         """Return the shift in channels and the factor of the times of a sample."""
