@@ -15,7 +15,7 @@ FAULT_SEED ?= 0
 export GOMP_SPINCOUNT ?= 3000
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test faults endurance lint bench bench-check bench-dynamics bench-fit gpu-check data-nmnist data-shd \
-	data-ephys fig-classification fig-surrogates fig-detach fig-recordings fig-speed fig-tradeoff figures report
+	data-ephys fig-classification fig-surrogates fig-detach fig-neurons fig-recordings fig-speed fig-tradeoff figures report
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-18s %s\n", $$1, $$2}'
@@ -86,6 +86,9 @@ fig-surrogates: setup ## accuracy with three surrogate gradients
 fig-detach: setup ## accuracy with spikes attached and detached
 	$(BIN)/blockspike figures figure=detach table=$(RESULTS)/runs.csv output_dir=$(OUTPUTS)
 
+fig-neurons: setup ## beyond the paper: accuracy against spikes, every neuron model
+	$(BIN)/blockspike figures figure=neurons table=$(RESULTS)/runs.csv output_dir=$(OUTPUTS)
+
 fig-speed: setup ## the figure on speed, and other libraries
 	$(BIN)/blockspike figures figure=speed table=$(RESULTS)/speed.csv output_dir=$(OUTPUTS)
 
@@ -97,7 +100,7 @@ fig-recordings: setup ## the figure on recordings, and traces of cells fitted on
 	$(BIN)/blockspike train experiment=recovery data.n_cells=3 output_dir=$(OUTPUTS)
 	$(BIN)/blockspike figures run=$(OUTPUTS)/recovery/data.n_cells=3/seed=0
 
-figures: fig-classification fig-surrogates fig-detach fig-speed fig-tradeoff fig-recordings ## all
+figures: fig-classification fig-surrogates fig-detach fig-neurons fig-speed fig-tradeoff fig-recordings ## all
 
 report: setup ## all there is on one page, OUTPUTS/report.html; RUN=FOLDER shows its neurons
 	$(BIN)/blockspike report output_dir=$(OUTPUTS) $(addprefix run=,$(RUN))

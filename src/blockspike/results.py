@@ -34,8 +34,11 @@ _READ_BY_FIGURES: dict[str, tuple[type, ...]] = {
     "model.detach_spikes": (bool,),
     "network.n_hidden": (int,),
     "data.dt_ms": (float, int),
+    "data.n_steps": (int,),
     "trainer.accelerator": (str,),
     "epoch_s": (float,),
+    "n_epochs": (int,),
+    "n_parameters": (int,),
 }
 
 

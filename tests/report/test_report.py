@@ -257,7 +257,8 @@ def test_figures_are_found_and_missing_ones_named(tmp_path):
     }  # fmt: skip
     assert missing == {
         "classification": "fig-classification", "surrogates": "fig-surrogates",
-        "detach": "fig-detach", "recordings": "fig-recordings", "libraries": "fig-speed",
+        "detach": "fig-detach", "neurons": "fig-neurons",
+        "recordings": "fig-recordings", "libraries": "fig-speed",
     }  # fmt: skip
 
 

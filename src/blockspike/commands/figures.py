@@ -7,6 +7,7 @@ from omegaconf import DictConfig
 from blockspike.data.limits import read_npz
 from blockspike.figures.classification import classification
 from blockspike.figures.learning_curve import learning_curve
+from blockspike.figures.neurons import neurons
 from blockspike.figures.raster import raster
 from blockspike.figures.recording import recording_fit
 from blockspike.figures.recordings import recordings
@@ -23,6 +24,7 @@ FIGURES = {
     "classification": classification,
     "surrogates": surrogates,
     "detach": detach,
+    "neurons": neurons,
     "recordings": recordings,
     "speed": speed,
     "tradeoff": tradeoff,

@@ -84,9 +84,13 @@ def figures_of_data_sets(
         substitute = data_set not in (published, nobody)
         title = f"{data_set}, not {published}" if substitute else data_set
         figure.suptitle(title, fontsize=10)
-        slug = re.sub("[^a-z0-9]+", "_", data_set.lower()).strip("_")
-        figures[f"{stem}_{slug}"] = figure
+        figures[f"{stem}_{slug(data_set)}"] = figure
     return figures
+
+
+def slug(data_set: str) -> str:
+    """A data set's name as a part of a file's name."""
+    return re.sub("[^a-z0-9]+", "_", data_set.lower()).strip("_")
 
 
 def mean_over_seeds(runs: pd.DataFrame, by: Sequence[str], value: str) -> pd.DataFrame:

@@ -27,6 +27,10 @@ _KINDS = (
     ),
     ("detach", "fig-detach", "Test accuracy with attached and detached spikes."),
     (
+        "neurons", "fig-neurons",
+        "Test accuracy of every neuron model against the spikes of its hidden neurons.",
+    ),
+    (
         "recordings", "fig-recordings",
         "Neurons fitted to recordings: explained variance against time step and refractory "
         "period, and seconds to fit a cell.",
@@ -35,7 +39,7 @@ _KINDS = (
     ("libraries", "fig-speed", "How many times as long as fused other libraries take."),
     ("tradeoff", "fig-tradeoff", "Error of spike times against the cost of the simulation."),
 )  # fmt: skip
-_OF_RUNS = ("classification", "surrogates", "detach", "recordings")
+_OF_RUNS = ("classification", "surrogates", "detach", "neurons", "recordings")
 
 
 @dataclass(frozen=True)

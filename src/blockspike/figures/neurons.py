@@ -1,0 +1,121 @@
+"""Beyond the paper: test accuracy against spikes, of every neuron model and recipe."""
+
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from blockspike.figures.panels import (
+    ACCURACY,
+    plural_range,
+    save_all,
+    say_how,
+    slug,
+    where,
+)
+from blockspike.figures.style import BLUE, GREEN, GREY, ORANGE
+
+EXPERIMENTS = ("digits", "se_adlif")
+# what a row must have, and what ALIF's rows may lack
+_COLUMNS = (
+    "run", "data_set", "test_accuracy", "n_parameters", "n_epochs", "rate_layer1_hz",
+    "network.n_hidden", "data.n_steps", "data.dt_ms",
+)  # fmt: skip
+_OPTIONAL = ("model._target_", "model.euler", "model.q", "model.max_delay")
+_ADLIF = {"symplectic": "SE-adLIF", "forward": "adLIF"}
+_COLOURS = {"SE-adLIF": BLUE, "adLIF": ORANGE, "ALIF": GREEN}
+_MARKERS = "os^vDP*X"
+
+
+def neurons(table: pd.DataFrame, folder: Path) -> list[Path]:
+    """Write accuracy against spikes a recording, one figure a data set; returns the PNGs' paths."""
+    return save_all(neuron_figures(table), folder)
+
+
+def neuron_figures(table: pd.DataFrame) -> dict[str, Figure]:
+    """Draw the runs of `EXPERIMENTS`: a mark for each, and their mean with its standard error.
+
+    Spikes are those of all hidden neurons in a validation recording.
+
+    Args:
+        table: a row per run and seed, as `blockspike collect` writes.
+
+    Returns:
+        Name → figure; an empty one that names the command if there are no such runs.
+
+    Raises:
+        ValueError: columns are missing.
+    """
+    if "experiment" not in table:
+        raise ValueError("table: expected the columns that `blockspike collect` writes")
+    chosen = where(table, "experiment", list(EXPERIMENTS))
+    missing = [] if chosen.empty else [name for name in _COLUMNS if name not in chosen]
+    if missing:
+        raise ValueError(f"table: expected a run of {EXPERIMENTS} to have {', '.join(missing)}")
+    if chosen.empty:
+        return {"neurons": _figure(None, "no runs")}
+    runs = chosen.reindex(columns=[*_COLUMNS, *_OPTIONAL])
+    rates_hz = chosen.filter(regex="^rate_layer[0-9]+_hz$").sum(axis=1)
+    duration_s = runs["data.n_steps"] * runs["data.dt_ms"] / 1000
+    runs = runs.assign(
+        recipe=runs["run"].str.replace("/seed=[0-9]+$", "", regex=True),
+        accuracy=100 * runs["test_accuracy"],
+        spikes=rates_hz * runs["network.n_hidden"] * duration_s,
+    )
+    return {
+        f"neurons_{slug(data_set)}": _figure(where(runs, "data_set", [data_set]), data_set)
+        for data_set in sorted(set(runs["data_set"]))
+    }
+
+
+def _figure(runs: pd.DataFrame | None, title: str) -> Figure:
+    figure = Figure(figsize=(9, 4.2), layout="constrained")
+    axis = figure.subplots()
+    axis.set(xlabel="spikes of all hidden neurons, a recording", ylabel=ACCURACY)
+    if runs is None:
+        say_how(axis, "se_adlif", "HD-Lauscher")
+        return figure
+    axis.set_title(title, fontsize=10)
+    recipes = [where(runs, "recipe", [name]) for name in runs["recipe"].unique()]
+    drawn: dict[str, int] = {}
+    for rows in sorted(recipes, key=lambda rows: -rows["accuracy"].mean()):
+        neuron = _neuron(rows.iloc[0])
+        number = drawn[neuron] = drawn.get(neuron, -1) + 1
+        _draw(axis, rows, neuron, _MARKERS[number % len(_MARKERS)])
+    axis.legend(
+        loc="center left", bbox_to_anchor=(1, 0.5), frameon=False, fontsize=8, alignment="left",
+        title="parameters, epochs, seeds; open: with learned delays", title_fontsize=8,
+    )  # fmt: skip
+    return figure
+
+
+def _draw(axis: Axes, rows: pd.DataFrame, neuron: str, marker: str) -> None:
+    """The runs of a recipe, small and pale, and their mean."""
+    first, colour = rows.iloc[0], _COLOURS.get(neuron, GREY)
+    axis.scatter(rows["spikes"], rows["accuracy"], s=9, color=colour, marker=marker, alpha=0.4)
+    has_delays = first["model.max_delay"] > 0
+    axis.errorbar(
+        rows["spikes"].mean(), rows["accuracy"].mean(),
+        rows["accuracy"].sem() if len(rows) > 1 else None,
+label=f"{neuron}{_choices(first)}, {plural_range([len(rows)], 'seed')}",
+        color=colour, marker=marker, mfc="white" if has_delays else colour, ms=7, ls="none",
+        elinewidth=1, capsize=2,
+    )  # fmt: skip
+
+
+def _neuron(row: Any) -> str:
+    if isinstance(row["model.euler"], str):
+        return _ADLIF.get(row["model.euler"], "adLIF")
+    target = row["model._target_"]
+    return target.rsplit(".", 1)[-1] if isinstance(target, str) else "ALIF"
+
+
+def _choices(row: Any) -> str:
+    """What a legend says of a recipe beside the neuron."""
+    words = [f"q = {row['model.q']:g}"] if row["model.q"] > 0 else []
+    if row["model.max_delay"] > 0:
+        words.append(f"delays ≤ {row['model.max_delay']:g} steps")
+    words += [f"{row['n_parameters'] / 1000:.0f} k", f"{row['n_epochs']:.0f} epochs"]
+    return "".join(f", {word}" for word in words)

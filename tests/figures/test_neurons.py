@@ -1,0 +1,89 @@
+"""Accuracy against spikes, from made tables: means, names, and what is refused."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.axes import Axes
+from matplotlib.container import ErrorbarContainer
+
+from blockspike.figures.neurons import neuron_figures
+
+ALIF = {
+    "run": "digits/model.arp_ms=0", "experiment": "digits", "data_set": "HD-Lauscher",
+    "test_accuracy": 0.9, "n_parameters": 239656, "n_epochs": 60, "rate_layer1_hz": 4.0,
+    "rate_layer2_hz": 6.0, "network.n_hidden": 256, "data.n_steps": 120, "data.dt_ms": 10.0,
+}  # fmt: skip
+SE = ALIF | {
+    "run": "se_adlif/default", "experiment": "se_adlif", "model._target_": "a.b.AdLIFLayer",
+    "model.euler": "symplectic", "model.q": 120.0, "model.max_delay": 0,
+}  # fmt: skip
+
+
+def table(*rows: dict) -> pd.DataFrame:
+    """Rows of runs; the n-th is of seed n."""
+    return pd.DataFrame([row | {"run": f"{row['run']}/seed={n}"} for n, row in enumerate(rows)])
+
+
+def marks(axis: Axes) -> dict[str, tuple[float, float, float | None, str]]:
+    """Label → spikes, accuracy, half of the error bar, colour of the mark's face."""
+    found = {}
+    for mark in axis.containers:
+        assert isinstance(mark, ErrorbarContainer)
+        line, _, bars = mark.lines
+        half = None
+        if bars:
+            ends = np.asarray(bars[0].get_segments()[0])
+            half = float(ends[1, 1] - ends[0, 1]) / 2
+        x, y = (float(values[0]) for values in np.asarray(line.get_data()))
+        found[str(mark.get_label())] = (x, y, half, str(line.get_markerfacecolor()))
+    return found
+
+
+def test_a_mark_is_the_mean_of_a_recipes_seeds():
+    rows = [SE | {"test_accuracy": a, "rate_layer1_hz": f} for a, f in ((0.93, 10), (0.95, 14))]
+    ((name, figure),) = neuron_figures(table(*rows, ALIF)).items()
+    assert name == "neurons_hd_lauscher" and figure.axes[0].get_title() == "HD-Lauscher"
+    drawn = marks(figure.axes[0])
+    assert list(drawn) == [
+        "SE-adLIF, q = 120, 240 k, 60 epochs, 2 seeds",
+        "ALIF, 240 k, 60 epochs, 1 seed",
+    ]
+    mean, alone = drawn.values()
+    assert mean[:3] == pytest.approx((18 * 256 * 1.2, 94.0, 1.0))
+    assert alone[:2] == pytest.approx((10 * 256 * 1.2, 90.0)) and alone[2] is None
+    dots = np.concatenate([np.asarray(c.get_offsets()) for c in figure.axes[0].collections[::2]])
+    assert {tuple(np.round(dot)) for dot in dots} >= {(4915, 93), (6144, 95), (3072, 90)}
+
+
+def test_recipes_delays_and_models_of_ones_own_are_told_apart():
+    delayed = SE | {"run": "se_adlif/model.max_delay=20", "model.max_delay": 20}
+    forward = SE | {"run": "se_adlif/model=adlif", "model.euler": "forward", "model.q": 24}
+    own = ALIF | {"run": "digits/model=mine", "model._target_": "mine.SoftReset"}
+    ((_, figure),) = neuron_figures(table(SE, delayed, forward, own)).items()
+    drawn = marks(figure.axes[0])
+    assert set(drawn) == {
+        "SE-adLIF, q = 120, 240 k, 60 epochs, 1 seed",
+        "SE-adLIF, q = 120, delays ≤ 20 steps, 240 k, 60 epochs, 1 seed",
+        "adLIF, q = 24, 240 k, 60 epochs, 1 seed",
+        "SoftReset, 240 k, 60 epochs, 1 seed",
+    }
+    open_ = {label for label, mark in drawn.items() if mark[3] == "white"}
+    assert open_ == {"SE-adLIF, q = 120, delays ≤ 20 steps, 240 k, 60 epochs, 1 seed"}
+
+
+def test_data_sets_are_never_drawn_together():
+    made = neuron_figures(table(ALIF, ALIF | {"data_set": "HD-Lauscher (660 recordings)"}))
+    assert set(made) == {"neurons_hd_lauscher", "neurons_hd_lauscher_660_recordings"}
+
+
+def test_without_runs_the_command_is_shown():
+    for rows in (table(ALIF | {"experiment": "e4_shd"}), table(ALIF).head(0)):
+        (figure,) = neuron_figures(rows).values()
+        assert "blockspike train -m experiment=se_adlif" in figure.axes[0].get_title(loc="left")
+
+
+def test_what_is_missing_is_named():
+    with pytest.raises(ValueError, match="to have n_epochs"):
+        neuron_figures(table(ALIF).drop(columns="n_epochs"))
+    with pytest.raises(ValueError, match="blockspike collect"):
+        neuron_figures(pd.DataFrame({"run": ["a"]}))
