@@ -36,6 +36,7 @@ from blockspike.neurons.strips_cpu import (
 )
 from blockspike.neurons.surrogate_cpu import surrogate_code
 from blockspike.neurons.tiles_cpu import (
+    WIDEST_TILE,
     columns,
     recurrent_weight_gradient,
     tile_width,
@@ -45,7 +46,7 @@ from blockspike.neurons.trace import ALIFTrace, check_finite, needs_gradient, tr
 
 _STREAMED_BYTES = 2**23  # from here on results go past the caches, which would not keep them
 _NARROW = 8  # columns below which a loop over time beats one over columns
-_WIDEST_TILE = 4096  # without recurrence; memory likes long rows
+_WIDEST_TILE = 4096  # without gradient through recurrence; memory likes long rows
 
 
 @kernel
@@ -228,12 +229,13 @@ class _Fused(torch.autograd.Function):
         grad_spikes = grads[0].reshape(drives.shape).contiguous()
         grad_current = torch.empty_like(drives)
         sums = torch.zeros(len(parameters), n_columns, dtype=torch.float64)
-        tile = tile_width(n_columns, weight, _WIDEST_TILE)
+        feedback = recurrent and not what.detach_spikes
+        tile = tile_width(n_columns, weight, WIDEST_TILE if feedback else _WIDEST_TILE)
         run(
             _backward, -(-n_columns // tile), grad_spikes.numpy(), drives.numpy(), saved.numpy(),
             _columns(parameters, batch_size), what.model,
             numbers(what.constants, drives.numpy()), min(what.recurrent_delay, n_steps),
-            weight_array(weight, drives), recurrent and not what.detach_spikes,
+            weight_array(weight, drives), feedback,
             drives.numpy().dtype.type(not what.detach_spikes),
             surrogate_code(what.surrogate), tile, grad_current.numpy(), sums.numpy(),
         )  # fmt: skip

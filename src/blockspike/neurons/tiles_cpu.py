@@ -75,7 +75,6 @@ def weight_array(weight: Tensor | None, like: Tensor) -> np.ndarray:
 def tile_width(n_columns: int, weight: Tensor | None, widest: int = WIDEST_TILE) -> int:
     """Columns a thread takes at a time: enough for all threads; whole samples if recurrent."""
     unit = 16 if weight is None else len(weight)
-    widest = widest if weight is None else WIDEST_TILE
     per_thread = -(-n_columns // (unit * torch.get_num_threads())) * unit
     return max(unit, min(per_thread, widest // unit * unit))
 
