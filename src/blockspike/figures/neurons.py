@@ -9,9 +9,11 @@ from matplotlib.figure import Figure
 
 from blockspike.figures.panels import (
     ACCURACY,
-    plural_range,
+    draw_errors,
+    mean_over_seeds,
     save_all,
     say_how,
+    seeds,
     slug,
     where,
 )
@@ -20,8 +22,8 @@ from blockspike.figures.style import BLUE, GREEN, GREY, ORANGE
 EXPERIMENTS = ("digits", "se_adlif")
 # what a row must have, and what ALIF's rows may lack
 _COLUMNS = (
-    "run", "data_set", "test_accuracy", "n_parameters", "n_epochs", "rate_layer1_hz",
-    "network.n_hidden", "data.n_steps", "data.dt_ms",
+    "run", "experiment", "data_set", "seed", "test_accuracy", "n_parameters", "n_epochs",
+    "rate_layer1_hz", "network.n_hidden", "data.n_steps", "data.dt_ms",
 )  # fmt: skip
 _OPTIONAL = ("model._target_", "model.euler", "model.q", "model.max_delay")
 _ADLIF = {"symplectic": "SE-adLIF", "forward": "adLIF"}
@@ -46,7 +48,7 @@ def neuron_figures(table: pd.DataFrame) -> dict[str, Figure]:
         Name → figure; an empty one that names the command if there are no such runs.
 
     Raises:
-        ValueError: columns are missing.
+        ValueError: columns are missing, or two runs of a recipe have one seed.
     """
     if "experiment" not in table:
         raise ValueError("table: expected the columns that `blockspike collect` writes")
@@ -78,12 +80,14 @@ def _figure(runs: pd.DataFrame | None, title: str) -> Figure:
         say_how(axis, "se_adlif", "HD-Lauscher")
         return figure
     axis.set_title(title, fontsize=10)
-    recipes = [where(runs, "recipe", [name]) for name in runs["recipe"].unique()]
+    points = mean_over_seeds(runs, ["recipe"], "accuracy").set_index("recipe")
+    points = points.assign(spikes=runs.groupby("recipe")["spikes"].mean())
     drawn: dict[str, int] = {}
-    for rows in sorted(recipes, key=lambda rows: -rows["accuracy"].mean()):
-        neuron = _neuron(rows.iloc[0])
+    for recipe in points.sort_values("mean", ascending=False).index:
+        neuron = _neuron(runs[runs["recipe"] == recipe].iloc[0])
         number = drawn[neuron] = drawn.get(neuron, -1) + 1
-        _draw(axis, rows, neuron, _MARKERS[number % len(_MARKERS)])
+        marker = _MARKERS[number % len(_MARKERS)]
+        _draw(axis, where(runs, "recipe", [recipe]), points.loc[[recipe]], neuron, marker)
     axis.legend(
         loc="center left", bbox_to_anchor=(1, 0.5), frameon=False, fontsize=8, alignment="left",
         title="parameters, epochs, seeds; open: with learned delays", title_fontsize=8,
@@ -91,18 +95,17 @@ def _figure(runs: pd.DataFrame | None, title: str) -> Figure:
     return figure
 
 
-def _draw(axis: Axes, rows: pd.DataFrame, neuron: str, marker: str) -> None:
+def _draw(axis: Axes, rows: pd.DataFrame, point: pd.DataFrame, neuron: str, marker: str) -> None:
     """The runs of a recipe, small and pale, and their mean."""
     first, colour = rows.iloc[0], _COLOURS.get(neuron, GREY)
     axis.scatter(rows["spikes"], rows["accuracy"], s=9, color=colour, marker=marker, alpha=0.4)
-    has_delays = first["model.max_delay"] > 0
-    axis.errorbar(
-        rows["spikes"].mean(), rows["accuracy"].mean(),
-        rows["accuracy"].sem() if len(rows) > 1 else None,
-label=f"{neuron}{_choices(first)}, {plural_range([len(rows)], 'seed')}",
-        color=colour, marker=marker, mfc="white" if has_delays else colour, ms=7, ls="none",
-        elinewidth=1, capsize=2,
+    face = "white" if first["model.max_delay"] > 0 else colour
+    label = f"{neuron}{_choices(first)}, {seeds(point)}"
+    axis.plot(
+        point["spikes"], point["mean"], label=label, color=colour, marker=marker, mfc=face, ms=7,
+        ls="none", zorder=3,
     )  # fmt: skip
+    draw_errors(axis, point, "spikes", colour)
 
 
 def _neuron(row: Any) -> str:
