@@ -17,7 +17,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 from hydra.core.config_store import ConfigStore
-from hydra.utils import instantiate
+from hydra.utils import get_object, instantiate
 from omegaconf import MISSING, DictConfig, OmegaConf
 
 from blockspike.benchmark.studies import Options
@@ -52,6 +52,7 @@ _DATA = {
 }
 _DATA_BASES = (RecordingsDataModule,)
 _TARGET = ("_target_", str, dataclasses.field(default=MISSING))
+_OF_HYDRA = ("_target_", "_partial_", "_convert_", "_recursive_")
 _FROM_DATA = ("self", "n_inputs", "n_units", "n_classes", "dt_ms")
 # What may differ between two starts of the same run: where things lie and how they are shown.
 _NOT_CONTENT = ("output_dir", "data_dir", "run_dir", "logger", "progress", "threads", "replay")
@@ -393,6 +394,33 @@ def _instantiate(node: DictConfig, key: str, **options: Any) -> Any:
     """What the node's `_target_` makes, if that and all below it may be called.
 
     Raises:
-        ValueError: a `_target_` that is not allowed (`blockspike.targets`); names its key.
+        ValueError: a `_target_` that is not allowed (`blockspike.targets`), or an argument that it
+            does not take; names its key.
     """
-    return instantiate(checked_targets(plain(node), key), **options)
+    found = checked_targets(plain(node), key)
+    _check_arguments(found, key)
+    return instantiate(found, **options)
+
+
+def _check_arguments(node: dict[str, Any], key: str) -> None:
+    """Raise ValueError for arguments that the node's `_target_` does not take, or still lacks.
+
+    Hydra would notice where the object is made, which for an optimiser is long after this.
+    """
+    target = get_object(node["_target_"])
+    parameters = inspect.signature(target).parameters
+    open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    later = list(parameters)[:1] if node.get("_partial_") else []  # what a partial is called with
+    known = [name for name in parameters if name not in later]
+    for name in node:
+        if name not in _OF_HYDRA and name not in known and not open_ended:
+            raise ValueError(
+                f"{key}.{name}: expected an argument of {target.__name__} ({', '.join(known)}), "
+                f"got {name}; ~{key}.{name} leaves it out"
+            )
+    for name in known if node.get("_partial_") and not open_ended else ():
+        if name not in node and parameters[name].default is inspect.Parameter.empty:
+            raise ValueError(
+                f"{key}.{name}: expected a value, which {target.__name__} needs, got nothing; "
+                f"+{key}.{name}=… gives it one"
+            )
