@@ -14,7 +14,7 @@ FAULT_SEED ?= 0
 # PyTorch's waiting threads spin for milliseconds otherwise, on a core that others want.
 export GOMP_SPINCOUNT ?= 3000
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test faults endurance lint bench bench-check bench-dynamics bench-fit gpu-check data-nmnist data-shd \
+.PHONY: help setup setup-locked lock demo test faults endurance lint bench bench-check bench-dynamics bench-fit gpu-check data-nmnist data-shd \
 	data-ephys fig-classification fig-surrogates fig-detach fig-neurons fig-recordings fig-speed fig-tradeoff figures report
 
 help: ## this list
@@ -26,6 +26,18 @@ $(VENV)/.installed-$(EXTRAS): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[$(EXTRAS)]'
 	@touch '$@'
+
+setup-locked: ## make .venv with the very versions of requirements.lock, their hashes verified
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+	@touch '$(VENV)/.installed-$(EXTRAS)'
+
+lock: ## refresh requirements.lock: the newest versions, for every Python and system
+	$(PYTHON) -m venv .venv-lock
+	.venv-lock/bin/python -m pip install --quiet --disable-pip-version-check uv
+	.venv-lock/bin/uv pip compile pyproject.toml --quiet --upgrade --universal --python-version 3.11 \
+		--generate-hashes $(addprefix --extra ,dev data sweep nir) --no-header -o requirements.lock
 
 demo: setup ## train on the shipped real N-MNIST recordings (≤ 5 min); accuracy and pictures
 	$(BIN)/blockspike train experiment=demo output_dir=$(OUTPUTS)
