@@ -3,6 +3,7 @@
 import os
 import sys
 from importlib import import_module
+from pathlib import Path
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -78,6 +79,12 @@ def main() -> None:
         except EXPECTED as error:  # here, since Hydra would print its overrides first
             report(name, error, full)
             failed = True
+        finally:
+            if name == "train":  # Hydra makes the run's folder before the run may have one
+                from blockspike.runs import remove_if_empty
+
+                made = Path(HydraConfig.get().runtime.output_dir)
+                remove_if_empty(made, Path(cfg.output_dir))
 
     try:
         if name not in COMMANDS:
