@@ -87,7 +87,7 @@ data-shd: setup ## download SHD (0.2 GB) and prepare it
 	$(BIN)/blockspike prepare data=shd data.download=true
 
 data-ephys: setup ## download the Allen Cell Types recordings of the paper (Python 3.11, extra allen)
-	$(BIN)/blockspike prepare data=allen
+	$(BIN)/blockspike prepare data=allen data.download=true
 
 fig-classification: setup ## Figure 4: accuracy and seconds an epoch, published values beside
 	$(BIN)/blockspike figures figure=classification table=$(RESULTS)/runs.csv output_dir=$(OUTPUTS)

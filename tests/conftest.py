@@ -15,10 +15,10 @@ from hydra.core.global_hydra import GlobalHydra
 from blockspike.cli import main
 from blockspike.data.nmnist import prepare_nmnist
 from blockspike.data.shd import describe, find_h5, prepare_shd
+from blockspike.files import SAMPLES
 
-ROOT = Path(__file__).parents[1]
-NMNIST_SAMPLE = ROOT / "data" / "samples" / "nmnist" / "nmnist_1080.tar.xz"
-HD_LAUSCHER_SAMPLE = ROOT / "data" / "samples" / "hd_lauscher"
+NMNIST_SAMPLE = SAMPLES / "nmnist" / "nmnist_1080.tar.xz"
+HD_LAUSCHER_SAMPLE = SAMPLES / "hd_lauscher"
 
 
 @pytest.fixture(scope="session")

@@ -6,6 +6,7 @@ What loads PyTorch is imported once a command is to run: `--help` and tab comple
 import os
 import sys
 from importlib import import_module
+from pathlib import Path
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -88,6 +89,12 @@ def main() -> None:
         except EXPECTED as error:  # here, since Hydra would print its overrides first
             report(name, error, full)
             failed = True
+        finally:
+            if name == "train":  # Hydra makes the run's folder before the run may have one
+                from blockspike.runs import remove_if_empty
+
+                made = Path(HydraConfig.get().runtime.output_dir)
+                remove_if_empty(made, Path(cfg.output_dir))
 
     try:
         if name not in COMMANDS:

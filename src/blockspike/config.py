@@ -263,8 +263,9 @@ def content_of(cfg: DictConfig) -> dict[str, Any]:
     content = plain(cfg)
     for key in _NOT_CONTENT:
         content.pop(key, None)
+    content["data"].pop("download", None)
     if not is_fit(cfg):  # where a known data set lies; but a recording is known by its path alone
-        for key in ("path", "raw", "download"):
+        for key in ("path", "raw"):
             content["data"].pop(key, None)
         content.pop("fit", None)
     return content
@@ -284,8 +285,10 @@ def build_data(cfg: DictConfig, kind: type[_Data]) -> _Data:
     """The data module of `cfg.data`, which must be a `kind`: of events or of recordings.
 
     Raises:
-        ValueError: it is of the other kind.
+        ValueError: it is of the other kind, or a value that it needs is missing.
     """
+    for key in sorted(OmegaConf.missing_keys(cfg.data)):
+        raise ValueError(f"data.{key}: expected a value, got nothing; data.{key}=… gives it one")
     data = _instantiate(cfg.data, "data", _convert_="all")
     if not isinstance(data, kind):
         raise ValueError(

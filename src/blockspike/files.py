@@ -14,6 +14,8 @@ import numpy as np
 
 CONF = Path(__file__).parent / "conf"
 """The Hydra tree."""
+SAMPLES = Path(__file__).parent / "data" / "samples"
+"""Recordings that come with blockspike, each folder with its source and licence."""
 
 
 @contextmanager

@@ -284,13 +284,20 @@ def _unfinished_last(status: Path) -> tuple[bool, Path]:
 
 
 def remove_if_empty(folder: Path, root: Path) -> None:
-    """Remove `folder` and its parents below `root`, as far as they are empty."""
-    while folder != root and root in folder.parents:
+    """Remove `folder` and its parents, as far as they are empty, up to `root` or the working folder.
+
+    The working folder itself stays.
+    """
+    folder, root, here = folder.absolute(), root.absolute(), Path.cwd()
+    for path in (folder, *folder.parents):
+        if path == here or path in here.parents:
+            return
         try:
-            folder.rmdir()
+            path.rmdir()
         except OSError:
             return
-        folder = folder.parent
+        if not {root, here} & set(path.parents):
+            return
 
 
 def flatten(value: Any, prefix: str = "") -> dict[str, Any]:

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from blockspike.data.datamodule import require
 from blockspike.data.recordings import Recording
 from blockspike.data.recordings_datamodule import RecordingsDataModule
 from blockspike.neurons import leaky_integrate
@@ -41,6 +42,9 @@ class SyntheticCells(RecordingsDataModule):
         cell_arp_ms: absolute refractory period of the cells.
         seed: of all draws.
         **recordings: as `RecordingsDataModule`, less `fixed_arguments`.
+
+    Raises:
+        ValueError: an argument is out of range.
     """
 
     fixed_arguments = ("path", "train_stimulus", "test_stimulus", "name")
@@ -56,6 +60,9 @@ class SyntheticCells(RecordingsDataModule):
         seed: int = 0,
         **recordings: Any,
     ):
+        require(n_cells >= 1, "n_cells", n_cells, "at least 1")
+        require(n_trials >= 1, "n_trials", n_trials, "at least 1")
+        require(0 < duration_s < math.inf, "duration_s", duration_s, "a positive number of s")
         super().__init__("synthetic", name=f"{n_cells} synthetic cells", **recordings)
         self.n_cells, self.n_trials, self.duration_s = n_cells, n_trials, duration_s
         self.trial_noise, self.cell_arp_ms, self.seed = trial_noise, cell_arp_ms, seed

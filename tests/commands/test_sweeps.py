@@ -112,13 +112,13 @@ def test_failed_runs_are_listed_and_the_others_finish(
     failed = "outputs/default/data.dt_ms=10,data.n_steps=40,data=nmnist,network.n_hidden=8,"
     failed += "trainer.max_epochs=1/seed=0"
     assert f"failed: {failed}" in done.stdout.replace(f"{tmp_path}/", "")
-    assert "nmnist.h5: prepared data not found" in done.stdout
+    assert "nmnist.h5: expected prepared data" in done.stdout
     log = (tmp_path / failed / "error.log").read_text()
     assert log.startswith("Traceback") and "FileNotFoundError" in log
 
     shown = blockspike("status").stdout
     assert "1 done, 1 failed" in shown
-    assert "prepared data not found" in the_error(tmp_path)
+    assert "expected prepared data" in the_error(tmp_path)
     assert json.loads((next(tmp_path.rglob("sweeps/*.json"))).read_text())["runs"]
 
 

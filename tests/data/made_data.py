@@ -7,7 +7,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-SAMPLES = Path(__file__).parents[2] / "data" / "samples"
+from blockspike.files import SAMPLES
 
 
 def encode_events(x, y, polarity, t_us) -> bytes:

@@ -16,7 +16,13 @@ import numpy as np
 import pytest
 
 from blockspike.data import allen
-from blockspike.data.allen import download_cells, prepare_allen, select_cells
+from blockspike.data.allen import (
+    AllenRecordings,
+    Downloaded,
+    download_cells,
+    prepare_allen,
+    select_cells,
+)
 from blockspike.data.recordings import load_recording
 
 pytest.importorskip("allensdk")
@@ -196,10 +202,10 @@ def test_everything_arrives_once(server, tmp_path, capfd, caplog):
     assert sorted(server.requests) == sorted(["cells", *requests])
     out, err = capfd.readouterr()
     assert out == "" and caplog.records == []
-    assert {line.split(":")[0] for line in err.splitlines()} == {
-        "Selecting cells",
-        "Downloading cells",
-    }
+    announced = f"Downloading 3 recordings from {server.uri} to {tmp_path}, except those"
+    (first,) = [line for line in err.splitlines() if line.startswith(announced)]
+    progress = [line.split(":")[0] for line in err.splitlines() if line != first]
+    assert set(progress) == {"Selecting cells", "Downloading cells"}
 
     server.requests.clear()
     assert prepare_allen(tmp_path, base_uri=server.uri) == done
@@ -371,6 +377,18 @@ def test_a_query_that_fails_is_no_list_of_cells(server, tmp_path):
 def closed_port() -> str:
     with socket.create_server(("127.0.0.1", 0)) as once:
         return f"http://127.0.0.1:{once.getsockname()[1]}"
+
+
+def test_nothing_is_downloaded_unless_that_is_allowed(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(allen, "prepare_allen", lambda *a: asked.append(a) or Downloaded([], {}))
+    refused = AllenRecordings(tmp_path / "allen")
+    refused.prepare()
+    with pytest.raises(FileNotFoundError, match="data=allen data.download=true` downloads them"):
+        refused.setup()
+    assert not asked and not list(tmp_path.iterdir())
+    AllenRecordings(tmp_path / "allen", download=True).prepare()
+    assert asked == [(tmp_path / "allen", None)]
 
 
 def test_no_network_is_one_error(server, tmp_path):

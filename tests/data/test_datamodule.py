@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import pytorch_lightning as pl
@@ -10,6 +12,7 @@ from blockspike.data.datamodule import EventDataModule, stratified_subset
 from blockspike.data.loader import EpochSampler
 from blockspike.data.nmnist import NMNISTDataModule, read_events
 from blockspike.data.shd import SHDDataModule
+from blockspike.files import SAMPLES
 
 
 @pytest.fixture(scope="module")
@@ -207,19 +210,49 @@ def test_a_value_out_of_range_is_named(name, value):
             module("a.h5", **{name: value})
 
 
-@pytest.mark.parametrize("module", [NMNISTDataModule, SHDDataModule])
-def test_missing_data_name_the_command(tmp_path, module):
-    with pytest.raises(FileNotFoundError) as caught:
-        module(tmp_path / "a.h5").prepare_data()
-    message = str(caught.value)
-    assert "\n" not in message
-    assert str(tmp_path / "a.h5") in message
-    assert f"`blockspike prepare data={module.config_name}`" in message
+@pytest.mark.parametrize("method", ["prepare", "prepare_data"])
+@pytest.mark.parametrize(("module", "gb"), [(NMNISTDataModule, 1.2), (SHDDataModule, 0.2)])
+def test_missing_data_name_the_command(tmp_path, module, gb, method):
+    name = module.config_name
+    for path, place in (
+        (Path("data") / f"{name}.h5", ""),
+        (tmp_path / f"{name}.h5", f" data_dir={tmp_path}"),
+        (tmp_path / "a.h5", f" data.path={tmp_path / 'a.h5'}"),
+    ):
+        with pytest.raises(FileNotFoundError) as caught:
+            getattr(module(path), method)()
+        message = str(caught.value)
+        assert message.startswith(f"{path}: expected prepared data, or recordings in ")
+        assert "\n" not in message
+        command = f"`blockspike prepare data={name} data.download=true{place}`"
+        assert f"{command} downloads them ({gb} GB)" in message
+        assert not list(tmp_path.iterdir())
 
 
-def test_prepare_without_download_names_the_folder(tmp_path):
-    with pytest.raises(FileNotFoundError, match="raw/nmnist: no recordings"):
-        NMNISTDataModule(tmp_path / "a.h5").prepare()
+def test_recordings_of_ones_own_that_are_missing_are_not_downloaded(tmp_path):
+    with pytest.raises(FileNotFoundError, match=f"{tmp_path / 'mine'}, got neither") as caught:
+        SHDDataModule(tmp_path / "a.h5", raw=tmp_path / "mine").prepare_data()
+    assert "download" not in str(caught.value)
+    assert "data=hd_lauscher_sample comes with blockspike" in str(caught.value)
+
+
+@pytest.mark.parametrize(("module", "n_recordings"), [(NMNISTDataModule, 1080), (SHDDataModule, 660)])
+def test_the_sample_comes_with_the_package(tmp_path, module, n_recordings, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    data = module("data/sample.h5", raw="sample")
+    data.prepare_data()
+    data.setup()
+    assert f"sample ({n_recordings} recordings)" in data.name
+    with pytest.raises(ValueError, match="download: got True, expected False for a sample"):
+        module("data/sample.h5", raw="sample", download=True)
+
+
+def test_every_sample_has_its_licence_beside_it():
+    folders = [path for path in SAMPLES.iterdir() if path.is_dir()]
+    assert len(folders) == 2
+    for folder in folders:
+        text = (folder / "README.md").read_text()
+        assert "Licence: " in text and "https://creativecommons.org/licenses/" in text
 
 
 def test_setup_refuses_another_data_set(prepared):

@@ -99,6 +99,28 @@ def test_a_file_is_fetched_once(server, tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["a.zip"]
 
 
+def test_what_comes_is_announced(server, tmp_path, capsys):
+    file = remote(server)
+    server.cut_after = 100_000
+    with pytest.raises(ConnectionError):
+        fetch(file, tmp_path)
+    place = f"to {tmp_path / 'a.zip'}"
+    first = capsys.readouterr().err.splitlines()[0]
+    assert first == f"Downloading {file.url} (0.3 MB) {place}"
+    arrived = (tmp_path / "a.zip.part").stat().st_size
+    server.cut_after = None
+    fetch(file, tmp_path)
+    first = capsys.readouterr().err.splitlines()[0]
+    kept = f"{arrived / 1e6:.1f} MB of it here already"
+    assert first == f"Downloading {file.url} (0.3 MB, {kept}) {place}"
+
+
+def test_without_a_connection_no_folder_is_left(server, tmp_path):
+    with pytest.raises(ConnectionError, match="404"):
+        fetch(RemoteFile(server.url("absent"), "a.zip", md5(b"")), tmp_path / "raw" / "shd")
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_wrong_checksum_keeps_nothing(server, tmp_path):
     with pytest.raises(ValueError, match=r"a\.zip.*does not match"):
         fetch(remote(server, md5(b"other")), tmp_path)
@@ -181,7 +203,7 @@ def test_a_missing_page_is_named(server, tmp_path):
 def test_without_tonic_one_line_says_what_to_install(monkeypatch, files):
     monkeypatch.setitem(sys.modules, "tonic", None)
     monkeypatch.delitem(sys.modules, "tonic.datasets", raising=False)
-    with pytest.raises(ModuleNotFoundError, match=r"pip install 'blockspike\[data\]'") as caught:
+    with pytest.raises(ValueError, match=r"tonic.*pip install 'blockspike\[data\]'") as caught:
         files()
     assert "\n" not in str(caught.value)
     assert caught.value.__suppress_context__

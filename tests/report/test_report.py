@@ -241,7 +241,7 @@ def test_runs_are_listed_and_what_is_not_known_is_left_out():
     assert "2 in all, 1 done, 1 failed." in text
     assert "|61|" in text and "|40|" in text
     assert "nan" not in text.lower() and "None" not in text
-    assert "make demo" in page(states=STATES.head(0))
+    assert "blockspike train experiment=demo" in page(states=STATES.head(0))
 
 
 def test_figures_are_found_and_missing_ones_named(tmp_path):
@@ -255,11 +255,14 @@ def test_figures_are_found_and_missing_ones_named(tmp_path):
     assert kinds == {
         "speed": "data:image/svg+xml", "tradeoff": "data:image/png", "mine": "data:image/svg+xml",
     }  # fmt: skip
+    place = f"output_dir={tmp_path.parent}"
+    of_runs = ("classification", "surrogates", "detach", "neurons", "recordings")
     assert missing == {
-        "classification": "fig-classification", "surrogates": "fig-surrogates",
-        "detach": "fig-detach", "neurons": "fig-neurons",
-        "recordings": "fig-recordings", "libraries": "fig-speed",
-    }  # fmt: skip
+        **{name: f"blockspike figures figure={name} {place}" for name in of_runs},
+        "libraries": (
+            f"blockspike figures figure=speed table={tmp_path.parent}/tables/speed.csv {place}"
+        ),
+    }
 
 
 def made_table(path: Path, data_set: str, n_seeds: int) -> None:
@@ -304,6 +307,8 @@ def test_figures_of_runs_and_numbers_are_of_one_table(blockspike, tmp_path):
     assert shown["classification_own"].endswith("Drawn from outputs/tables/runs.csv, 1 row.")
     assert "tradeoff" in shown and "classification_kept" not in shown
     assert "classification_kept: <code>kept/runs.csv</code>, 2 rows" in html
+    again = "blockspike figures figure=classification table=outputs/tables/runs.csv"
+    assert f"<code>{again}</code>" in html
 
     blockspike("report", "table=kept/runs.csv")
     assert "classification_own" not in captions(tmp_path)
@@ -316,8 +321,10 @@ def test_figures_of_runs_and_numbers_are_of_one_table(blockspike, tmp_path):
 def test_a_page_is_made_of_nothing_and_says_how_to_get_more(blockspike, tmp_path):
     blockspike("report")
     html = (tmp_path / "outputs" / "report.html").read_text()
-    for words in ("make fig-tradeoff", "blockspike collect", "make demo", "report run=FOLDER"):
-        assert words in html
+    commands = ("figures figure=tradeoff table=outputs/tables/speed.csv", "collect",
+                "train experiment=demo", "report run=FOLDER")  # fmt: skip
+    for command in commands:
+        assert f"<code>blockspike {command}</code>" in html
     assert 'id="raster"' not in html
 
 

@@ -114,8 +114,9 @@ def read_batches(path: Path, size: Size, n: int) -> list[Batch]:
     """
     if not path.exists():
         raise FileNotFoundError(
-            f"{path}: no prepared file; make it with `blockspike prepare data=hd_lauscher "
-            "data.raw=<folder of hd_lauscher_train.h5 and hd_lauscher_test.h5>`"
+            f"{path}: expected prepared recordings, got none; `blockspike prepare "
+            "data=hd_lauscher_sample` and --data data/hd_lauscher_sample.h5 take those that come "
+            "with blockspike"
         )
     data = SHDDataModule(path, dt_ms=_DT_MS, n_steps=size.n_steps, batch_size=size.batch_size)
     data.setup()

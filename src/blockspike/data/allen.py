@@ -24,6 +24,7 @@ from __future__ import annotations
 import json
 import logging
 import socket
+import sys
 import warnings
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
@@ -34,7 +35,7 @@ from typing import Any, TypeVar
 from urllib.error import HTTPError, URLError
 
 from blockspike.data.progress import progress
-from blockspike.data.recordings import load_recording
+from blockspike.data.recordings import Recording, load_recording
 from blockspike.data.recordings_datamodule import RecordingsDataModule
 
 STIMULI = ("Noise 1", "Noise 2")
@@ -60,19 +61,42 @@ class AllenRecordings(RecordingsDataModule):
 
     Args:
         n_cells: `prepare` downloads the first so many; None = all.
+        download: whether `prepare` may download; else it takes the cells that are there.
         path, **recordings: as `RecordingsDataModule`.
     """
 
-    def __init__(self, path: str | Path, n_cells: int | None = None, **recordings: Any):
+    def __init__(
+        self,
+        path: str | Path,
+        n_cells: int | None = None,
+        download: bool = False,
+        **recordings: Any,
+    ):
         super().__init__(path, **recordings)
-        self.n_cells = n_cells
+        self.n_cells, self.download = n_cells, download
+
+    def load(self) -> list[tuple[Recording, Recording]]:
+        """Read every cell, as `RecordingsDataModule.load`.
+
+        Raises:
+            FileNotFoundError: no recording at ``path``; names the command that downloads them.
+        """
+        try:
+            return super().load()
+        except FileNotFoundError as error:
+            raise FileNotFoundError(
+                f"{error}; `blockspike prepare data=allen data.download=true` downloads them "
+                "(146 cells; Python 3.11 and pip install 'blockspike[allen]')"
+            ) from None
 
     def prepare(self) -> None:
-        """Download what is missing, with AllenSDK; cells that fail are put into ``failed``.
+        """If allowed, download what is missing; cells that fail are put into ``failed``.
 
         Raises:
             ValueError, OSError: as `prepare_allen`.
         """
+        if not self.download:
+            return
         failed = prepare_allen(self.path, self.n_cells).failed
         self._not_there = {f"specimen_{cell}": reason for cell, reason in failed.items()}
 
@@ -134,6 +158,12 @@ def download_cells(
     others, and nothing of it is kept. Otherwise arguments and errors as those of `prepare_allen`.
     """
     folder = _Folder(cache_dir, base_uri)
+    print(
+        f"Downloading {len(specimens)} recordings from {base_uri or _ADDRESS} to {cache_dir}, "
+        "except those that are there; the server does not give their size",
+        file=sys.stderr,
+        flush=True,
+    )
     failed: dict[int, str] = {}
     done = dict(_tried("Downloading cells", specimens, folder.recording, failed))
     return Downloaded(list(done.values()), failed)

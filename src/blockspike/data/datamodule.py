@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ import torch
 
 from blockspike.data.event_file import EventSplit, read_event_file
 from blockspike.data.loader import EpochSampler, EventDataset, EventMap, PrefetchLoader, identity
+from blockspike.files import SAMPLES
 
 _COUNT_CHUNK = 256
 
@@ -18,7 +20,8 @@ class EventDataModule(pl.LightningDataModule):
     """Prepared events as Lightning loaders of ``(EventBatch (T, B, K), labels int64 [B])``.
 
     A data set fills in ``config_name``, ``n_inputs``, ``n_classes`` and `_fetch`, `_convert`,
-    `_bin`. After `setup`: ``name`` (what the prepared file holds), its ``sha256``, the splits
+    `_bin`; ``download_gb`` where `_fetch` downloads something; ``sample``, a path below `SAMPLES`,
+    where recordings of it come with blockspike, which ``raw="sample"`` chooses. After `setup`: ``name`` (what the prepared file holds), its ``sha256``, the splits
     ``train`` and ``test``, and ``train_indices`` and ``val_indices``, which divide ``train``.
 
     The training order is a function of ``seed`` and the epoch alone. The test split is never
@@ -30,6 +33,8 @@ class EventDataModule(pl.LightningDataModule):
     config_name: str
     n_inputs: int
     n_classes: int
+    download_gb: float | None = None
+    sample: str | None = None
     sha256: str
     train: EventSplit
     test: EventSplit
@@ -56,7 +61,13 @@ class EventDataModule(pl.LightningDataModule):
         )
         require(seed >= 0, "seed", seed, "at least 0")
         self.path = Path(path)
-        self.raw = Path(raw) if raw else self.path.parent / "raw" / self.config_name
+        self.raw = self._raw(raw)
+        require(
+            not (download and raw == "sample"),
+            "download",
+            download,
+            f"False for a sample that comes with blockspike; data={self.config_name} is the whole",
+        )
         self.download = download
         self.dt_ms = dt_ms
         self.n_steps = n_steps
@@ -64,6 +75,12 @@ class EventDataModule(pl.LightningDataModule):
         self.validation_fraction = validation_fraction
         self.seed = seed
         self._is_open = False
+
+    def _raw(self, raw: str | Path | None) -> Path:
+        if raw == "sample":
+            require(self.sample is not None, "raw", raw, "a folder; no sample comes with blockspike")
+            return SAMPLES / str(self.sample)
+        return Path(raw) if raw else self.path.parent / "raw" / self.config_name
 
     def _fetch(self) -> None:
         """Download the published files into the folder ``raw``."""
@@ -95,10 +112,7 @@ class EventDataModule(pl.LightningDataModule):
             if self.download:
                 self._fetch()
             elif not self.raw.exists():
-                raise FileNotFoundError(
-                    f"{self.raw}: no recordings; put them there, or download them with "
-                    f"`blockspike prepare data={self.config_name} data.download=true`"
-                )
+                raise self._missing()
             self._convert()
         return self.path
 
@@ -111,11 +125,27 @@ class EventDataModule(pl.LightningDataModule):
         if self.path.exists():
             return
         if not self.raw.exists():
-            raise FileNotFoundError(
-                f"{self.path}: prepared data not found; run "
-                f"`blockspike prepare data={self.config_name}`"
-            )
+            raise self._missing()
         self._convert()
+
+    def _missing(self) -> FileNotFoundError:
+        """The error that says where data were expected and how to get them."""
+        advice = []
+        if self.download_gb and self.raw.parts[-2:] == ("raw", self.config_name):
+            command = ["blockspike", "prepare", f"data={self.config_name}", "data.download=true"]
+            if self.path.name != f"{self.config_name}.h5":
+                command.append(f"data.path={self.path}")
+            elif self.path.parent != Path("data"):
+                command.append(f"data_dir={self.path.parent}")
+            advice.append(f"`{shlex.join(command)}` downloads them ({self.download_gb} GB)")
+        else:
+            advice.append("put recordings there")
+        if self.sample:
+            advice.append(f"data={Path(self.sample).parts[0]}_sample comes with blockspike")
+        return FileNotFoundError(
+            f"{self.path}: expected prepared data, or recordings in {self.raw}, got neither; "
+            + ", or ".join(advice)
+        )
 
     def setup(self, stage: str | None = None) -> None:
         """Open the prepared file and split the training data; the same for every stage.

@@ -7,6 +7,7 @@ back from https to http, so only what it knows is used.
 from __future__ import annotations
 
 import hashlib
+import sys
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -31,7 +32,7 @@ def nmnist_files() -> list[RemoteFile]:
     """Return N-MNIST's ``train.zip`` and ``test.zip``.
 
     Raises:
-        ModuleNotFoundError: tonic is not installed.
+        ValueError: tonic is not installed.
     """
     known = _tonic_datasets().NMNIST
     return [
@@ -44,7 +45,7 @@ def shd_files() -> list[RemoteFile]:
     """Return the published SHD's ``shd_train.h5.zip`` and ``shd_test.h5.zip``.
 
     Raises:
-        ModuleNotFoundError: tonic is not installed.
+        ValueError: tonic is not installed.
     """
     known = _tonic_datasets().SHD
     return [
@@ -57,14 +58,15 @@ def _tonic_datasets() -> Any:
     try:
         return import_module("tonic.datasets")
     except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            f"downloading needs the package {error.name}: pip install 'blockspike[data]'"
+        raise ValueError(
+            f"download: expected the package {error.name}, got none; pip install 'blockspike[data]'"
         ) from None
 
 
 def fetch(file: RemoteFile, folder: Path | str) -> Path:
     """Download a file unless a good copy is there; continue an interrupted download.
 
+    Before the transfer starts, a line on stderr says what comes, how large it is and where it goes.
     The file appears under its name only after its checksum was found right.
 
     Returns:
@@ -80,7 +82,6 @@ def fetch(file: RemoteFile, folder: Path | str) -> Path:
     path = Path(folder) / file.filename
     if path.is_file() and _md5(path) == file.md5:
         return path
-    path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{path.name}.part")
     _Download(partial).continue_from(file.url)
     found = _md5(partial)
@@ -133,6 +134,8 @@ class _Download:
             resumed = response.status_code == requests.codes.partial_content
             expected = int(response.headers.get("Content-Length", 0))
             received = 0
+            self._announce(url, expected, start if resumed else 0)
+            self.partial.parent.mkdir(parents=True, exist_ok=True)
             with (
                 self.partial.open("ab" if resumed else "wb") as out,
                 progress(f"Downloading {self.partial.stem}", expected) as advance,
@@ -143,3 +146,13 @@ class _Download:
                     advance(len(block))
         if received < expected:
             raise OSError(f"got {received} of {expected} bytes")
+
+    def _announce(self, url: str, n_bytes: int, n_before: int) -> None:
+        size = _size(n_before + n_bytes) if n_bytes else "size not known"
+        kept = f", {_size(n_before)} of it here already" if n_before else ""
+        path = self.partial.with_suffix("")
+        print(f"Downloading {url} ({size}{kept}) to {path}", file=sys.stderr, flush=True)
+
+
+def _size(n_bytes: int) -> str:
+    return f"{n_bytes / 1e9:.2f} GB" if n_bytes >= 1e9 else f"{n_bytes / 1e6:.1f} MB"

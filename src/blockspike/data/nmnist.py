@@ -197,7 +197,8 @@ class NMNISTDataModule(EventDataModule):
     Args:
         path: the prepared file.
         raw: recordings to prepare it from, as `prepare_nmnist` takes them; None = the folder
-            ``raw/nmnist`` beside ``path``, where downloads go.
+            ``raw/nmnist`` beside ``path``, where downloads go; "sample" = 1080 recordings that come
+            with blockspike.
         download: whether `prepare` may download.
         dt_ms: length of a time step.
         n_steps: steps T of a sample; later events are dropped.
@@ -211,6 +212,8 @@ class NMNISTDataModule(EventDataModule):
     """
 
     config_name = "nmnist"
+    download_gb = 1.2
+    sample = "nmnist/nmnist_1080.tar.xz"
     n_inputs = WIDTH * WIDTH
     n_classes = N_CLASSES
 

@@ -287,7 +287,7 @@ def describe(train_h5: Path, test_h5: Path) -> str:
 def _are_published(train_h5: Path, test_h5: Path) -> bool:
     try:
         published = [file.md5 for file in shd_files()]
-    except ModuleNotFoundError:
+    except ValueError:  # tonic is not installed
         return False
     return [_md5(train_h5), _md5(test_h5)] == published
 
@@ -306,7 +306,7 @@ class SHDDataModule(EventDataModule):
         path: the prepared file.
         raw: folder of the files to prepare it from, one ``*train.h5`` and one ``*test.h5``, each
             possibly ``.gz``, ``.xz`` or ``.zip``; None = ``raw/shd`` beside ``path``, where
-            downloads go.
+            downloads go; "sample" = 660 recordings of HD-Lauscher that come with blockspike.
         download: whether `prepare` may download the published SHD.
         dt_ms: length of a time step.
         n_steps: steps T of a sample; later events are dropped.
@@ -326,6 +326,8 @@ class SHDDataModule(EventDataModule):
     """
 
     config_name = "shd"
+    download_gb = 0.2
+    sample = "hd_lauscher"
     n_classes = N_CLASSES
 
     def __init__(

@@ -41,7 +41,7 @@ def speed(table: pd.DataFrame, folder: Path) -> list[Path]:
     if studies & {"length", "libraries"}:
         drawn.append(_libraries(table, folder / "libraries"))
     if not drawn:
-        print("no figure: `make bench` measures what it shows")
+        print("no figure: `blockspike benchmark` measures what it shows")
     return drawn
 
 

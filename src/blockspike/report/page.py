@@ -1,6 +1,7 @@
 """The report's page: everything it shows is within the one file."""
 
 import base64
+import shlex
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,29 +16,29 @@ from blockspike.report.comparison import Comparison
 
 _HERE = Path(__file__).parent
 _LARGEST_SVG_BYTES = 400_000
-# what the figures' file names begin with, the target of make that draws them, caption
+# what the figures' file names begin with, the figure as `blockspike figures` knows it, caption
 _KINDS = (
     (
-        "classification", "fig-classification",
+        "classification", "classification",
         "Test accuracy and seconds an epoch against the absolute refractory period.",
     ),
     (
-        "surrogates", "fig-surrogates",
+        "surrogates", "surrogates",
         "Test accuracy with the three surrogate gradients.",
     ),
-    ("detach", "fig-detach", "Test accuracy with attached and detached spikes."),
+    ("detach", "detach", "Test accuracy with attached and detached spikes."),
     (
-        "neurons", "fig-neurons",
+        "neurons", "neurons",
         "Test accuracy of every neuron model against the spikes of its hidden neurons.",
     ),
     (
-        "recordings", "fig-recordings",
+        "recordings", "recordings",
         "Neurons fitted to recordings: explained variance against time step and refractory "
         "period, and seconds to fit a cell.",
     ),
-    ("speed", "fig-speed", "How many times faster than the step loop a layer is."),
-    ("libraries", "fig-speed", "How many times as long as fused other libraries take."),
-    ("tradeoff", "fig-tradeoff", "Error of spike times against the cost of the simulation."),
+    ("speed", "speed", "How many times faster than the step loop a layer is."),
+    ("libraries", "speed", "How many times as long as fused other libraries take."),
+    ("tradeoff", "tradeoff", "Error of spike times against the cost of the simulation."),
 )  # fmt: skip
 _OF_RUNS = ("classification", "surrogates", "detach", "neurons", "recordings")
 
@@ -48,6 +49,7 @@ class EmbeddedFigure:
 
     Attributes:
         name: of its file.
+        figure: as `blockspike figures` knows it; None = not one of ours.
         caption: what it shows.
         address: the picture, as a data: address.
         table: that it was drawn from; None = not known.
@@ -56,6 +58,7 @@ class EmbeddedFigure:
     """
 
     name: str
+    figure: str | None
     caption: str
     address: str
     table: Source | None
@@ -68,21 +71,33 @@ def found_figures(folder: Path) -> tuple[list[EmbeddedFigure], dict[str, str]]:
 
     Returns:
         The figures, in the order of the paper, others after them; and of each kind that has none,
-        its name and the target of make that draws it.
+        its name and the command that draws it.
     """
     stems = sorted({path.stem for path in folder.glob("*") if path.suffix in (".png", ".svg")})
     figures: list[EmbeddedFigure] = []
     missing: dict[str, str] = {}
-    for kind, target, caption in _KINDS:
+    for kind, figure, caption in _KINDS:
         own = [stem for stem in stems if stem.startswith(kind)]
-        figures += [_embedded(folder / stem, caption, kind in _OF_RUNS) for stem in own]
+        figures += [_embedded(folder / stem, figure, caption, kind in _OF_RUNS) for stem in own]
         stems = [stem for stem in stems if stem not in own]
         if not own:
-            missing[kind] = target
-    return figures + [_embedded(folder / stem, "") for stem in stems], missing
+            missing[kind] = _command(figure, folder.parent, kind in _OF_RUNS)
+    return figures + [_embedded(folder / stem, None, "") for stem in stems], missing
 
 
-def _embedded(stem: Path, caption: str, is_of_runs: bool = False) -> EmbeddedFigure:
+def _command(figure: str, output_dir: Path, is_of_runs: bool) -> str:
+    """The command that draws a figure from the tables of this output folder."""
+    words = ["blockspike", "figures", f"figure={figure}"]
+    if not is_of_runs:
+        words.append(f"table={output_dir / 'tables' / 'speed.csv'}")
+    if output_dir != Path("outputs"):
+        words.append(f"output_dir={output_dir}")
+    return shlex.join(words)
+
+
+def _embedded(
+    stem: Path, figure: str | None, caption: str, is_of_runs: bool = False
+) -> EmbeddedFigure:
     """The SVG, which is sharp at any size, unless it has so many points that the PNG is lighter."""
     svg, png = (stem.with_name(f"{stem.name}{suffix}") for suffix in (".svg", ".png"))
     sharp = svg.is_file() and (not png.is_file() or svg.stat().st_size <= _LARGEST_SVG_BYTES)
@@ -90,6 +105,7 @@ def _embedded(stem: Path, caption: str, is_of_runs: bool = False) -> EmbeddedFig
     data = base64.b64encode(picture.read_bytes()).decode()
     return EmbeddedFigure(
         name=stem.name,
+        figure=figure,
         caption=caption,
         address=f"data:image/{kind};base64,{data}",
         table=source_beside(png),

@@ -1,0 +1,82 @@
+"""A command that is refused, or fails before it has anything to keep, leaves no folder behind."""
+
+import sys
+
+import pytest
+from hydra.core.global_hydra import GlobalHydra
+
+from blockspike.cli import main
+
+SHD = "`blockspike prepare data=shd data.download=true` downloads them (0.2 GB)"
+ALLEN = "`blockspike prepare data=allen data.download=true` downloads them"
+
+
+def refused(monkeypatch, capfd, folder, command: str) -> str:
+    """Run a command in a folder, as a user would; return the one line that it prints."""
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "0")
+    monkeypatch.setattr(sys, "argv", ["blockspike", *command.split()])
+    GlobalHydra.instance().clear()
+    capfd.readouterr()
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    assert stopped.value.code == 2
+    (line,) = capfd.readouterr().err.splitlines()
+    return line
+
+
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        ("train data=shd", SHD),
+        ("train data=shd data_dir=mine", "data=shd data.download=true data_dir=mine` downloads"),
+        ("train data=nmnist output_dir=results", "(1.2 GB)"),
+        ("train data=hd_lauscher", "data/raw/hd_lauscher, got neither; put recordings there, or"),
+        ("train data=shd hydra.run.dir=elsewhere/wrong", SHD),
+        ("train data=shd replay=nothing.ckpt", SHD),
+        ("train model.surrogate=relu data=shd", SHD),
+        ("train data=recordings model=neurons fit=ours", "data.path"),
+        ("train experiment=fit_my_recording data.path=nothing.npz", "nothing.npz"),
+        ("train experiment=e7_recordings", ALLEN),
+        ("train experiment=recovery data.n_cells=0", "n_cells"),
+        ("prepare data=shd", SHD),
+        ("prepare data=nmnist_sample data.download=true", "data=nmnist is the whole"),
+        ("prepare data=allen", ALLEN),
+        ("evaluate run=outputs/nothing", "outputs/nothing"),
+        ("evaluate pretrained=hd_lauscher_alif", "data/raw/hd_lauscher"),
+        ("evaluate neuron=nothing.json recording=nothing.npz", "nothing.json"),
+        ("publish run=outputs/nothing name=mine", "outputs/nothing"),
+        ("figures run=outputs/nothing", "outputs/nothing"),
+        ("figures figure=classification", "blockspike collect"),
+        ("collect", "outputs"),
+        ("status", "outputs"),
+        ("report run=outputs/nothing", "outputs/nothing"),
+        ("report table=nothing.csv", "nothing.csv"),
+        ("benchmark study=nothing", "nothing"),
+        ("benchmark contenders=nothing", "nothing"),
+    ],
+)
+def test_it_says_why_on_one_line_and_leaves_nothing(monkeypatch, capfd, tmp_path, command, words):
+    assert words in refused(monkeypatch, capfd, tmp_path, command)
+    assert not list(tmp_path.iterdir())
+
+
+def test_folders_of_others_stay(monkeypatch, capfd, tmp_path):
+    (tmp_path / "outputs" / "mine").mkdir(parents=True)
+    refused(monkeypatch, capfd, tmp_path, "train data=shd")
+    assert [p.name for p in (tmp_path / "outputs").rglob("*")] == ["mine"]
+    (tmp_path / "empty").mkdir()
+    refused(monkeypatch, capfd, tmp_path / "empty", "train data=shd output_dir=.")
+    assert (tmp_path / "empty").is_dir()
+
+
+@pytest.mark.parametrize(("choice", "n_logs"), [("seed=0,1", 2), ("model=fused,nothing", 0)])
+def test_a_sweep_keeps_why_its_runs_failed(monkeypatch, capfd, tmp_path, choice, n_logs):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["blockspike", "train", "-m", "data=shd", choice])
+    GlobalHydra.instance().clear()
+    with pytest.raises(SystemExit):
+        main()
+    assert (SHD if n_logs else "model/nothing") in capfd.readouterr().err
+    assert len(list(tmp_path.rglob("error.log"))) == n_logs
+    assert not [p for p in tmp_path.rglob("*") if p.is_dir() and not list(p.iterdir())]
