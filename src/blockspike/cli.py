@@ -68,7 +68,14 @@ def main() -> None:
     os.environ.setdefault("GOMP_SPINCOUNT", "3000")
     # MKL's sums in an order that does not depend on how many threads share them.
     os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")
+    if not _succeeds(name):
+        sys.exit(2)
+
+
+def _succeeds(name: str) -> bool:
+    """Run the command, once or for each run of a sweep; print what was wrong."""
     from blockspike.jobs import report, run_apart, run_here
+    from blockspike.runs import remove_if_empty
     from blockspike.sweeps import RecordSweep, run_folder, sweep_is_done
 
     full = os.environ.get("HYDRA_FULL_ERROR") == "1"
@@ -91,8 +98,6 @@ def main() -> None:
             failed = True
         finally:
             if name == "train":  # Hydra makes the run's folder before the run may have one
-                from blockspike.runs import remove_if_empty
-
                 made = Path(HydraConfig.get().runtime.output_dir)
                 remove_if_empty(made, Path(cfg.output_dir))
 
@@ -114,8 +119,7 @@ def main() -> None:
             raise
         report(name, error, full)  # in a sweep: its launcher failed, and runs may be missing
         failed = True
-    if not sweep_is_done() or failed:
-        sys.exit(2)
+    return sweep_is_done() and not failed
 
 
 def _completion(arguments: list[str]) -> None:

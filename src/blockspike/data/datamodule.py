@@ -78,7 +78,9 @@ class EventDataModule(pl.LightningDataModule):
 
     def _raw(self, raw: str | Path | None) -> Path:
         if raw == "sample":
-            require(self.sample is not None, "raw", raw, "a folder; no sample comes with blockspike")
+            require(
+                self.sample is not None, "raw", raw, "a folder; no sample comes with blockspike"
+            )
             return SAMPLES / str(self.sample)
         return Path(raw) if raw else self.path.parent / "raw" / self.config_name
 
