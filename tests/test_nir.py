@@ -265,7 +265,8 @@ def test_a_file_keeps_another_reset(tmp_path):
     graph = parameter("z", "v_reset", -0.1)()
     before = graph.nodes["z"].v_reset.copy()
     write(tmp_path / "graph.nir", graph)
-    np.testing.assert_array_equal(nir.read(tmp_path / "graph.nir").nodes["z"].v_reset, before)
+    back: Any = nir.read(tmp_path / "graph.nir")
+    np.testing.assert_array_equal(back.nodes["z"].v_reset, before)
     np.testing.assert_array_equal(graph.nodes["A.lif"].v_reset, np.zeros(7))
 
 
