@@ -4,6 +4,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 EXTRAS ?= dev,data,sweep,nir,allen
 PEERS_VENV ?= .venv-peers# the other libraries want a newer numpy than allen
+NIR_PEERS ?= .venv-nir-peers# an environment for each simulator
 OUTPUTS ?= outputs
 SEED ?= 0
 # tables that the figures are drawn from: those kept here, or your own with RESULTS=outputs/tables
@@ -14,7 +15,8 @@ FAULT_SEED ?= 0
 # PyTorch's waiting threads spin for milliseconds otherwise, on a core that others want.
 export GOMP_SPINCOUNT ?= 3000
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-locked lock demo test faults endurance lint bench bench-check bench-dynamics bench-fit gpu-check data-nmnist data-shd \
+.PHONY: help setup setup-locked lock demo test faults endurance lint bench bench-check bench-dynamics bench-fit gpu-check nir-peers \
+	data-nmnist data-shd \
 	data-ephys fig-classification fig-surrogates fig-detach fig-neurons fig-recordings fig-speed fig-tradeoff figures report
 
 help: ## this list
@@ -79,6 +81,9 @@ bench-fit: setup ## seconds to fit 146 cells, and the ratio to the standard loop
 
 gpu-check: setup ## on a CUDA GPU: test the GPU kernels, then time fused, standard and blocks
 	$(BIN)/python -m blockspike.benchmark.gpu_check
+
+nir-peers: setup ## run NIR graphs in four simulators (4 GB); fails where docs/nir.md says otherwise
+	$(BIN)/python tools/nir_peers.py --cache $(NIR_PEERS)
 
 data-nmnist: setup ## download N-MNIST (1.2 GB) and prepare it
 	$(BIN)/blockspike prepare data=nmnist data.download=true

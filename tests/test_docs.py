@@ -75,6 +75,7 @@ EXEMPT = {
     f"blockspike train -m experiment=e7_recordings {_E7}": "needs those 146 cells",
     f"blockspike train -m experiment=e7_recordings_ours {_E7}": "needs those 146 cells",
     "make gpu-check": "needs a CUDA GPU; test_gpu_check.py runs its parts",
+    "make nir-peers": "downloads four simulators; test_nir_peers.py does without them",
     "blockspike benchmark device=cuda": "needs a CUDA GPU",
     "blockspike train -m sweep=slurm hydra.launcher.partition=long "
     "hydra.launcher.timeout_min=600 experiment=e4_shd seed=0,1,2": "needs a Slurm cluster",
