@@ -11,6 +11,7 @@ import json
 import os
 import types
 import typing
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ from blockspike.data.shd import SHDDataModule
 from blockspike.networks import AdLIFLayer, SpikingClassifier, SpikingLayer
 from blockspike.neurons import Boxcar, FastSigmoid, MultiGaussian, Surrogate
 from blockspike.population import NeuronPopulation, PhysicalPopulation, PublishedPopulation
+from blockspike.processes import cluster_environment
 from blockspike.synthetic_cells import SyntheticCells
 from blockspike.targets import checked_targets
 from blockspike.training.classification import ClassificationModule
@@ -380,11 +382,14 @@ def build_module(cfg: DictConfig, data: EventDataModule) -> ClassificationModule
     )
 
 
-def build_trainer(cfg: DictConfig, callbacks: list[pl.Callback], **options: Any) -> pl.Trainer:
+def build_trainer(
+    cfg: DictConfig, callbacks: list[pl.Callback], plugins: Sequence[Any] = (), **options: Any
+) -> pl.Trainer:
     """The trainer with the configured callbacks and loggers beside `callbacks`."""
-    callbacks = [*_instantiate_all(cfg.callbacks, "callbacks"), *callbacks]
-    loggers = _instantiate_all(cfg.logger, "logger")
-    return _instantiate(cfg.trainer, "trainer", callbacks=callbacks, logger=loggers, **options)
+    options["callbacks"] = [*_instantiate_all(cfg.callbacks, "callbacks"), *callbacks]
+    options["logger"] = _instantiate_all(cfg.logger, "logger")
+    options["plugins"] = [*plugins, cluster_environment(cfg.trainer)]
+    return _instantiate(cfg.trainer, "trainer", **options)
 
 
 def _instantiate_all(nodes: DictConfig | None, key: str) -> list[Any]:

@@ -20,6 +20,7 @@ from pytorch_lightning.utilities import rank_zero_only
 
 from blockspike.files import read_json, write_json, write_text
 from blockspike.plain_yaml import read_plain_yaml
+from blockspike.processes import is_first_process
 
 _PACKAGES = ("blockspike", "torch", "pytorch-lightning", "numpy", "numba")
 _LOCK_TRIES, _LOCK_PAUSE_S = 20, 0.1  # who looks whether a run is held, holds it for a moment
@@ -225,11 +226,6 @@ def one_line(error: BaseException) -> str:
             parts.append(text)
         cause = cause.__cause__
     return ": ".join(parts) or type(error).__name__
-
-
-def is_first_process() -> bool:
-    """Whether this is the only process of its run, or the first of those that share it."""
-    return not getattr(rank_zero_only, "rank", 0)
 
 
 def provenance() -> dict[str, Any]:

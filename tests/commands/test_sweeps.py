@@ -200,8 +200,16 @@ def test_a_run_dies_with_its_sweep_which_knows_what_is_missing(blockspike, tmp_p
     assert "no run here" in blockspike("status", "experiment_name=other", check=False).stderr
 
 
+@pytest.fixture
+def control_c():
+    """Commands hear SIGINT, also where these tests run in the background, which ignore it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.parametrize("sweep", [(), ("-m",)])
-def test_control_c_is_an_interruption(blockspike, tmp_path, data_dir, sweep):
+def test_control_c_is_an_interruption(blockspike, tmp_path, data_dir, control_c, sweep):
     args = (*sweep, *SMALL, "network.n_hidden=8", "trainer.max_epochs=1000")
     process = start(tmp_path, data_dir, "train", *args)
     pid_of(tmp_path, 1000)
