@@ -16,8 +16,7 @@ FAULT_SEED ?= 0
 export GOMP_SPINCOUNT ?= 3000
 .DEFAULT_GOAL := help
 .PHONY: help setup setup-locked lock demo test faults endurance lint bench bench-check bench-dynamics bench-fit gpu-check nir-peers \
-	data-nmnist data-shd \
-	data-ephys fig-classification fig-surrogates fig-detach fig-neurons fig-recordings fig-speed fig-tradeoff figures report
+	data-nmnist data-shd data-ephys fig-classification fig-surrogates fig-detach fig-neurons fig-recordings fig-speed fig-tradeoff figures report
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-18s %s\n", $$1, $$2}'
