@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from blockspike.neurons.alif.step import ALIF
+from blockspike.neurons.autograd import differentiable_once
 from blockspike.neurons.kernels import borrowed, kernel, kernel_with_fma, run
 from blockspike.neurons.model_cpu import numbers, reverse_step, step
 from blockspike.neurons.spike_distance import Window
@@ -91,7 +92,7 @@ class _FittingDistance(torch.autograd.Function):
         return fitted, held_out
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @differentiable_once("fitting with method='fused'", instead="method='standard'")
     def backward(ctx, *grads: Tensor):  # pyright: ignore[reportIncompatibleMethodOverride]
         *rows, saved = ctx.saved_tensors
         scale = 2 * grads[0].reshape(-1).contiguous()
