@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from blockspike.neurons.alif.step import ALIF
+from blockspike.neurons.alif.step import ALIF, check_arp
 from blockspike.neurons.autograd import differentiable_once
 from blockspike.neurons.kernels import borrowed, kernel, kernel_with_fma, run
 from blockspike.neurons.model_cpu import numbers, reverse_step, step
@@ -49,8 +49,9 @@ def fitting_distance(
         decay, window: as `squared_distance`.
 
     Raises:
-        ValueError: the membrane did not stay finite.
+        ValueError: arp as in `alif`; the membrane did not stay finite.
     """
+    check_arp(arp, len(current), beta.dtype)
     fitted, held_out = _FittingDistance.apply(  # pyright: ignore
         current, target, beta, p, b, weight, bias, noise, draws, arp, surrogate, decay, window
     )
