@@ -196,6 +196,9 @@ class SpikingLayer(NeuronLayer):
         )
         if arp_ms < 0:
             raise ValueError(f"arp_ms: expected a value ≥ 0, got {arp_ms}")
+        for name, (low, high) in (("p_bounds", p_bounds), ("b_bounds", b_bounds)):
+            if method == "blocks" and low < 0:
+                raise ValueError(f"{name}: expected bounds ≥ 0 for 'blocks', got {[low, high]}")
         beta = torch.full((n_units,), decay(tau_membrane_ms, dt_ms))
         self.add_bounded("beta", beta, beta_bounds, train_beta, "tau_membrane_ms")
         self.arp = round(arp_ms / dt_ms)

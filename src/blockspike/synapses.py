@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from blockspike.data.events import EventBatch
+from blockspike.neurons.autograd import differentiable_once
 from blockspike.neurons.events_cpu import Fired, event_currents, event_weight_gradient
 from blockspike.neurons.gpu import has_triton, require_triton
 
@@ -180,7 +181,7 @@ class _EventCurrents(torch.autograd.Function):
         return out.view(events.shape[0], events.shape[1], -1)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @differentiable_once("event-driven synapses", instead="synapses='dense'")
     def backward(ctx, *grads: Tensor):  # pyright: ignore[reportIncompatibleMethodOverride]
         row_ptr, unit, weight = ctx.saved_tensors
         grad = grads[0].contiguous()

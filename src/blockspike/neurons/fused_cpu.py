@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from blockspike.neurons.autograd import differentiable_once
 from blockspike.neurons.events_cpu import Fired
 from blockspike.neurons.kernels import LINE_BYTES, borrowed, kernel, run
 from blockspike.neurons.model import Simulation
@@ -219,7 +220,7 @@ class _Fused(torch.autograd.Function):
         return result.spikes
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @differentiable_once("method='fused'", instead="method='standard'")
     def backward(ctx, *grads: Tensor):  # pyright: ignore[reportIncompatibleMethodOverride]
         drives, saved, weight, *parameters = ctx.saved_tensors
         what: Simulation = ctx.what

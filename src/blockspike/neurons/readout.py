@@ -1,5 +1,7 @@
 """The leaky integrator: V[t] = β V[t−1] + I[t], no spike. Readout, spike filter, adaptation."""
 
+from typing import Any
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -27,25 +29,31 @@ def leaky_integrate(current: Tensor, beta: Tensor) -> Tensor:
             f"leaky_integrate: expected current [T, B, N] and beta [N], "
             f"got current {list(current.shape)} and beta {list(beta.shape)}"
         )
-    return _LeakyIntegrate.apply(current, beta)  # pyright: ignore[reportReturnType]
+    return _LeakyIntegrate.apply(current, beta, False)  # pyright: ignore[reportReturnType]
 
 
 class _LeakyIntegrate(torch.autograd.Function):
+    """V[t] = β V[t∓1] + I[t], from the last step if `reverse`; differentiable any number of times.
+
+    Each direction is the other's derivative.
+    """
+
     @staticmethod
-    def forward(ctx, current: Tensor, beta: Tensor) -> Tensor:
-        membrane = _scan(current.detach(), beta.detach(), reverse=False)
+    def forward(ctx, current: Tensor, beta: Tensor, reverse: bool) -> Tensor:
+        membrane = _scan(current.detach(), beta.detach(), reverse)
         ctx.save_for_backward(membrane, beta)
+        ctx.reverse = reverse
         return membrane
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx, *grads: Tensor):  # pyright: ignore[reportIncompatibleMethodOverride]
+    def backward(ctx, *grads: Tensor):
         membrane, beta = ctx.saved_tensors
-        grad_current = _scan(grads[0], beta, reverse=True)
+        grad_current: Any = _LeakyIntegrate.apply(grads[0], beta, not ctx.reverse)
         grad_beta = None
         if ctx.needs_input_grad[1]:
-            grad_beta = (grad_current[1:] * membrane[:-1]).sum(dim=(0, 1))
-        return grad_current, grad_beta
+            earlier, later = (grad_current, membrane) if ctx.reverse else (membrane, grad_current)
+            grad_beta = (later[1:] * earlier[:-1]).sum(dim=(0, 1))
+        return grad_current, grad_beta, None
 
 
 def _scan(x: Tensor, beta: Tensor, reverse: bool) -> Tensor:
