@@ -105,4 +105,4 @@ def _unique(table: pd.DataFrame) -> pd.DataFrame:
             kept, *left_out = same["run"]
             warning = f"{kept}: the same run (config_hash {digest}) is in {', '.join(left_out)} too"
             print(f"blockspike collect: {warning}; only the first is in the table", file=sys.stderr)
-    return table.drop_duplicates("config_hash")
+    return pd.DataFrame(table.drop_duplicates("config_hash"))
