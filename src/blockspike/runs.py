@@ -248,9 +248,9 @@ def provenance() -> dict[str, Any]:
 
 
 def remove_if_empty(folder: Path, root: Path) -> None:
-    """Remove `folder` and its parents, as far as they are empty, up to `root` or the working folder.
+    """Remove `folder` and its parents, as far as they are empty, up to `root`.
 
-    The working folder itself stays.
+    The working folder stays, and with it what is above.
     """
     folder, root, here = folder.absolute(), root.absolute(), Path.cwd()
     for path in (folder, *folder.parents):

@@ -197,7 +197,10 @@ def test_a_folder_in_use_is_refused(blockspike, tmp_path, data_dir):
         ("network.n_hiden=3", ("n_hiden",)),
         ("network.n_hidden=many", ("network.n_hidden", "many", "Integer")),
         ("data=mnist", ("data/mnist", "nmnist_sample")),
-        ("data.path=nowhere.h5 data.raw=nowhere", ("nowhere.h5", "data=nmnist_sample comes with blockspike")),
+        (
+            "data.path=nowhere.h5 data.raw=nowhere",
+            ("nowhere.h5", "data=nmnist_sample comes with blockspike"),
+        ),
         ("model.surrogate=relu", ("model.surrogate", "relu", "boxcar")),
         ("model.method=magic", ("method", "magic", "fused")),
         ("model.arp_ms=-1", ("arp_ms", "-1", "≥ 0")),

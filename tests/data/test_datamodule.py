@@ -236,7 +236,9 @@ def test_recordings_of_ones_own_that_are_missing_are_not_downloaded(tmp_path):
     assert "data=hd_lauscher_sample comes with blockspike" in str(caught.value)
 
 
-@pytest.mark.parametrize(("module", "n_recordings"), [(NMNISTDataModule, 1080), (SHDDataModule, 660)])
+@pytest.mark.parametrize(
+    ("module", "n_recordings"), [(NMNISTDataModule, 1080), (SHDDataModule, 660)]
+)
 def test_the_sample_comes_with_the_package(tmp_path, module, n_recordings, monkeypatch):
     monkeypatch.chdir(tmp_path)
     data = module("data/sample.h5", raw="sample")
