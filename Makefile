@@ -15,8 +15,9 @@ FAULT_SEED ?= 0
 # PyTorch's waiting threads spin for milliseconds otherwise, on a core that others want.
 export GOMP_SPINCOUNT ?= 3000
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-locked lock demo test faults endurance lint bench bench-check bench-dynamics bench-fit gpu-check nir-peers \
-	data-nmnist data-shd data-ephys fig-classification fig-surrogates fig-detach fig-neurons fig-recordings fig-speed fig-tradeoff figures report
+.PHONY: help setup setup-locked lock demo test wheel-check faults endurance lint bench bench-check bench-dynamics bench-fit gpu-check \
+	nir-peers data-nmnist data-shd data-ephys fig-classification fig-surrogates fig-detach fig-neurons fig-recordings fig-speed fig-tradeoff \
+	figures report
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-18s %s\n", $$1, $$2}'
@@ -47,6 +48,9 @@ demo: setup ## train on the shipped real N-MNIST recordings (≤ 5 min); accurac
 
 test: setup ## all tests, no network
 	$(BIN)/python -m pytest $(TESTS)
+
+wheel-check: setup ## install the wheel in a fresh environment and run what README and docs print (10 min)
+	$(BIN)/python tools/wheel_check.py
 
 endurance: setup ## runs of 2,000 epochs, a million steps, arrays of over 2³¹ elements (half an hour, 14 GiB)
 	$(BIN)/blockspike prepare data=nmnist_sample

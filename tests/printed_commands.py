@@ -40,6 +40,65 @@ MODULES = {  # started as python -m …
 }  # fmt: skip
 
 
+_E7 = "data.dt_ms=0.05,0.1,0.5,1,2,4,8"
+EXEMPT = {
+    "source .venv/bin/activate": "changes the shell that it is typed into",
+    "make setup": "the first step of every target that CI runs",
+    ".venv/bin/pre-commit install": "changes the clone's git hooks",
+    ".venv/bin/jupyter-execute --inplace notebooks/getting_started.ipynb": (
+        "test_notebook.py runs the notebook, without writing it"
+    ),
+    "find src -name '*.nb?' -delete": "other tests use those kernels at the same time",
+    **{
+        f"blockspike train data=nmnist_sample network.n_hidden=32 optimizer.lr=1e30 "
+        f"hydra.run.dir=outputs/wrong{replay}": "goes wrong, as it should; test_replay.py runs it"
+        for replay in ("", " replay=outputs/wrong/bad_batch.ckpt")
+    },
+    "python tests/training/guard_cost.py": "needs the whole of HD-Lauscher, and minutes",
+    "make faults": "half an hour; test_faults.py runs its short form",
+    "make fuzz": "hours; test_fuzz.py runs its short form",
+    "python tests/faults/fuzz.py npz --runs 20000": "minutes; test_fuzz.py runs its short form",
+    "make endurance": "an hour and 14 GiB; test_endurance.py runs its short form",
+    "python tests/commands/killed_sweep.py data": "minutes; test_sweeps.py runs its short form",
+    "pip install 'blockspike[gpu]'": "downloads packages",
+    "pip install 'blockspike[sweep]'": "downloads packages",
+    "pip install 'blockspike[nwb]'": "downloads packages",
+    "pip install 'blockspike[nir]'": "downloads packages",
+    "pip install 'blockspike[wandb]'": "downloads packages",
+    "pip install 'blockspike[data]'": "downloads packages",
+    "pip install blockspike-*.whl": "tools/wheel_check.py starts with it",
+    "blockspike prepare data=nmnist data.download=true": (
+        "downloads 1.2 GB; test_download.py has a small server"
+    ),
+    "blockspike prepare data=shd data.download=true": (
+        "downloads 0.2 GB; test_download.py has a small server"
+    ),
+    "blockspike prepare data=allen data.download=true": (
+        "downloads 146 cells; test_allen.py has made-up ones"
+    ),
+    f"blockspike train -m experiment=e7_recordings {_E7}": "needs those 146 cells",
+    f"blockspike train -m experiment=e7_recordings_ours {_E7}": "needs those 146 cells",
+    "make nir-peers": "downloads four simulators; test_nir_peers.py does without them",
+    "make setup-locked": "downloads 3 GB; test_lock.py compares the file with pyproject.toml",
+    "make lock": "changes requirements.lock",
+    "pip install --require-hashes -r requirements.lock": "downloads 3 GB",
+    "make gpu-check": "needs a CUDA GPU; test_gpu_check.py runs its parts",
+    "blockspike benchmark device=cuda": "needs a CUDA GPU",
+    "blockspike train -m sweep=slurm hydra.launcher.partition=long "
+    "hydra.launcher.timeout_min=600 experiment=e4_shd seed=0,1,2": "needs a Slurm cluster",
+    "blockspike train -m sweep=slurm hydra.launcher.nodes=2 hydra.launcher.tasks_per_node=4 "
+    "hydra.launcher.gpus_per_node=4 trainer=ddp +trainer.num_nodes=2 trainer.devices=4 "
+    "experiment=e4_shd seed=0": "needs a Slurm cluster",
+    "wandb leet": "takes over the terminal",
+    "wandb login": "needs wandb's server",
+    "wandb sync outputs/*/*/seed=*/wandb/offline-run-*": "needs wandb's server",
+    "python -m blockspike.commands.wandb_dashboard ENTITY/PROJECT": (
+        "needs wandb's server; test_wandb_dashboard.py does without"
+    ),
+}
+_OF_CHECKOUT = re.compile(r"make |\.venv/|source |find |python tests/")
+
+
 def python_and_commands(page: Path) -> list[tuple[str, str]]:
     """("python", source) and ("command", line) in the order in which a page prints them."""
     found: list[tuple[str, str]] = []
@@ -59,6 +118,22 @@ def run_by_ci() -> set[str]:
     text = (ROOT / ".ci" / "run").read_text()
     lines = re.findall(r"^ *(?:[A-Z_]+=\S+ )?make ((?:[a-z-]+ )+)", text, re.MULTILINE)
     return {f"make {target}" for line in lines for target in line.split()}
+
+
+def commands(page: Path) -> set[str]:
+    """The commands that a page prints."""
+    return {text for kind, text in python_and_commands(page) if kind == "command"}
+
+
+def to_run(page: Path) -> list[tuple[str, str]]:
+    """What a page prints and nothing else runs, each once, in order."""
+    elsewhere = set(EXEMPT) | run_by_ci()
+    return [x for x in dict.fromkeys(python_and_commands(page)) if x[1] not in elsewhere]
+
+
+def is_of_checkout(command: str) -> bool:
+    """Whether a command is for a checkout of the source and not for an installed package."""
+    return bool(_OF_CHECKOUT.match(command))
 
 
 def parts(command: str) -> list[list[str]]:
@@ -103,6 +178,15 @@ def short(words: list[str], data_dir: Path) -> list[str]:
         nameless = [*_nameless(), *(key.removeprefix("+") for key in added)]
         values[_NAMELESS] = f"[{','.join(nameless)}]"
     return [name, *flags, *(f"{key}={value}" for key, value in values.items())]
+
+
+def module_arguments(words: list[str], data_dir: Path) -> list[str]:
+    """Arguments of `python -m MODULE …` for the same with few rounds and small sizes."""
+    _, _, module, *arguments = words
+    sample = str(data_dir / "hd_lauscher_sample.h5")
+    if module.endswith("training_step"):
+        arguments = ["--data", sample]
+    return [*MODULES[module], *arguments]
 
 
 def _two_runs(overrides: dict[str, str]) -> dict[str, str]:

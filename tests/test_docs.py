@@ -8,7 +8,6 @@ are not run.
 """
 
 import linecache
-import os
 import re
 import runpy
 import shlex
@@ -18,26 +17,25 @@ from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import pytest
 
 from blockspike.benchmark import guard, studies, training_step
 from blockspike.commands import evaluate
-from blockspike.synthetic_cells import SyntheticCells
+from page_files import write_cell, write_lab
 from printed_commands import (
-    MODULES,
+    EXEMPT,
     PAGES,
     ROOT,
+    commands,
     composed,
+    module_arguments,
     parts,
-    python_and_commands,
     run_by_ci,
     short,
+    to_run,
 )
 
-DOCS = ROOT / "docs"
-EXTEND = (DOCS / "extend.md").read_text()
 HEADS = [
     line.removeprefix("# ")
     for path in sorted((ROOT / "conf").rglob("*.yaml"))
@@ -45,60 +43,6 @@ HEADS = [
     if line.startswith("# blockspike ")
 ]
 CARDS = sorted((ROOT / "src" / "blockspike" / "pretrained").glob("*_*.md"))
-_E7 = "data.dt_ms=0.05,0.1,0.5,1,2,4,8"
-EXEMPT = {
-    "source .venv/bin/activate": "changes the shell that it is typed into",
-    "make setup": "the first step of every target that CI runs",
-    ".venv/bin/pre-commit install": "changes the clone's git hooks",
-    ".venv/bin/jupyter-execute --inplace notebooks/getting_started.ipynb": (
-        "test_notebook.py runs the notebook, without writing it"
-    ),
-    "find src -name '*.nb?' -delete": "other tests use those kernels at the same time",
-    **{
-        f"blockspike train data=nmnist_sample network.n_hidden=32 optimizer.lr=1e30 "
-        f"hydra.run.dir=outputs/wrong{replay}": "goes wrong, as it should; test_replay.py runs it"
-        for replay in ("", " replay=outputs/wrong/bad_batch.ckpt")
-    },
-    "python tests/training/guard_cost.py": "needs the whole of HD-Lauscher, and minutes",
-    "make faults": "half an hour; test_faults.py runs its short form",
-    "make fuzz": "hours; test_fuzz.py runs its short form",
-    "python tests/faults/fuzz.py npz --runs 20000": "minutes; test_fuzz.py runs its short form",
-    "make endurance": "an hour and 14 GiB; test_endurance.py runs its short form",
-    "python tests/commands/killed_sweep.py data": "minutes; test_sweeps.py runs its short form",
-    "pip install 'blockspike[gpu]'": "downloads packages",
-    "pip install 'blockspike[nwb]'": "downloads packages",
-    "pip install 'blockspike[nir]'": "downloads packages",
-    "pip install 'blockspike[wandb]'": "downloads packages",
-    "make data-nmnist": "downloads 1.2 GB; test_download.py has a small server",
-    "make data-shd": "downloads 0.2 GB; test_download.py has a small server",
-    "make data-ephys": "downloads 146 cells; test_allen.py has made-up ones",
-    f"blockspike train -m experiment=e7_recordings {_E7}": "needs those 146 cells",
-    f"blockspike train -m experiment=e7_recordings_ours {_E7}": "needs those 146 cells",
-    "make gpu-check": "needs a CUDA GPU; test_gpu_check.py runs its parts",
-    "make nir-peers": "downloads four simulators; test_nir_peers.py does without them",
-    "blockspike benchmark device=cuda": "needs a CUDA GPU",
-    "blockspike train -m sweep=slurm hydra.launcher.partition=long "
-    "hydra.launcher.timeout_min=600 experiment=e4_shd seed=0,1,2": "needs a Slurm cluster",
-    "blockspike train -m sweep=slurm hydra.launcher.nodes=2 hydra.launcher.tasks_per_node=4 "
-    "hydra.launcher.gpus_per_node=4 trainer=ddp +trainer.num_nodes=2 trainer.devices=4 "
-    "experiment=e4_shd seed=0": "needs a Slurm cluster",
-    "wandb leet": "takes over the terminal",
-    "wandb login": "needs wandb's server",
-    "wandb sync outputs/*/*/seed=*/wandb/offline-run-*": "needs wandb's server",
-    "python -m blockspike.commands.wandb_dashboard ENTITY/PROJECT": (
-        "needs wandb's server; test_wandb_dashboard.py does without"
-    ),
-}
-
-
-def commands(page: Path) -> set[str]:
-    return {text for kind, text in python_and_commands(page) if kind == "command"}
-
-
-def to_run(page: Path) -> list[tuple[str, str]]:
-    """What a page prints and nothing else runs, each once, in order."""
-    elsewhere = set(EXEMPT) | run_by_ci()
-    return [x for x in dict.fromkeys(python_and_commands(page)) if x[1] not in elsewhere]
 
 
 def printed() -> set[str]:
@@ -119,14 +63,7 @@ def small(monkeypatch):
 
 @pytest.fixture
 def my_cell(tmp_path):
-    """The recording that pages call my_cell.npz, as long as the longest of them asks for."""
-    (cell,) = SyntheticCells(n_cells=1, n_trials=2, duration_s=15.0).cells()
-    trials = [np.asarray(trial[0], float) for trial in cell.spike_times_s]
-    np.savez(
-        tmp_path / "my_cell.npz", current_pa=cell.current_pa, dt_ms=cell.dt_ms,
-        spike_times_s=np.concatenate(trials),
-        spike_repeat=np.repeat(np.arange(len(trials)), [len(t) for t in trials]),
-    )  # fmt: skip
+    write_cell(tmp_path / "my_cell.npz")
 
 
 @pytest.mark.usefixtures("small", "my_cell", "my_lab")
@@ -156,11 +93,8 @@ def run_shortly(command: str, blockspike, data_dir: Path, folder: Path) -> None:
         elif words[0] == "blockspike":
             blockspike(*short(words, data_dir))
         else:
-            program, flag, module, *arguments = words
-            assert (program, flag, arguments) == ("python", "-m", []), command
-            data = ("--data", str(data_dir / "hd_lauscher_sample.h5"))
-            own = data if module.endswith("training_step") else ()
-            import_module(module).main([*MODULES[module], *own])
+            assert words[:2] == ["python", "-m"], command
+            import_module(words[2]).main(module_arguments(words, data_dir))
 
 
 def test_commands_are_found():
@@ -177,7 +111,7 @@ def test_variables_of_make_that_are_printed_exist():
     ]
     names = {word.split("=")[0] for word in words if "=" in word}
     makefile = (ROOT / "Makefile").read_text()
-    assert {"RUN", "RESULTS"} <= names <= set(re.findall(r"^([A-Z_]+) \?=", makefile, re.MULTILINE))
+    assert {"RESULTS"} <= names <= set(re.findall(r"^([A-Z_]+) \?=", makefile, re.MULTILINE))
 
 
 def test_exempt_are_only_commands_that_are_printed():
@@ -229,48 +163,15 @@ def test_the_map_and_the_links_are_true():
         assert list((ROOT / "src" / "blockspike").rglob(name.rstrip("/"))), name
 
 
-def blocks(language: str) -> list[str]:
-    """Code blocks of docs/extend.md."""
-    return re.findall(rf"```{language}\n(.*?)```", EXTEND, re.DOTALL)
-
-
 @pytest.fixture
 def my_lab(tmp_path, monkeypatch):
     """A stranger's folder with exactly the files that docs/extend.md shows."""
-    for source in blocks("python"):
-        path = tmp_path / source.splitlines()[0].removeprefix("# ")
-        path.parent.mkdir(exist_ok=True)
-        path.write_text(source)
-    names = re.findall(r"`(my_conf/[a-z_/]+\.yaml)`", EXTEND)
-    assert len(names) == len(blocks("yaml")) == 2 and len(blocks("python")) == 3
-    for name, source in zip(names, blocks("yaml"), strict=True):
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_text(source)
-    write_tones(tmp_path / "my_recordings")
+    for name, value in write_lab(tmp_path).items():
+        monkeypatch.setenv(name, value)
     monkeypatch.syspath_prepend(tmp_path)
-    paths = [str(tmp_path), os.environ.get("PYTHONPATH", "")]
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, paths)))
-    (allowed,) = re.findall(r"^export BLOCKSPIKE_ALLOW=(\w+)$", EXTEND, re.MULTILINE)
-    monkeypatch.setenv("BLOCKSPIKE_ALLOW", allowed)
     yield tmp_path
     for name in [n for n in sys.modules if n.split(".")[0] == "my_lab"]:
         del sys.modules[name]
-
-
-def write_tones(folder: Path) -> None:
-    """Spikes that walk up or down 20 channels in 50 ms, with noise."""
-    rng = np.random.default_rng(0)
-    folder.mkdir()
-    for split, n_samples in (("train", 200), ("test", 40)):
-        label = rng.integers(0, 2, n_samples)
-        channel = np.tile(np.arange(20), n_samples)
-        falls = np.repeat(label, 20) == 1
-        time_ms = 2.5 * np.where(falls, 19 - channel, channel) + rng.uniform(0, 2, len(channel))
-        order = np.lexsort((time_ms, np.repeat(np.arange(n_samples), 20)))
-        np.savez(
-            folder / f"{split}.npz", time_ms=time_ms[order], channel=channel[order],
-            n_events=np.full(n_samples, 20), label=label,
-        )  # fmt: skip
 
 
 def test_a_strangers_model_learns_and_its_run_is_collected(blockspike, my_lab):

@@ -6,6 +6,7 @@ What loads PyTorch is imported once a command is to run: `--help` and tab comple
 import os
 import sys
 from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import hydra
@@ -141,6 +142,11 @@ def _is_override(argument: str) -> bool:
 
 
 _PATHS = ("run", "pretrained", "neuron", "recording", "data.path", "replay")
+_LAUNCHERS = {  # of `sweep=`: the package, of the extra `sweep`
+    "joblib": "hydra-joblib-launcher",
+    "slurm": "hydra-submitit-launcher",
+    "submitit_local": "hydra-submitit-launcher",
+}
 _LISTS = ("study", "n_steps", "arp_steps", "batch_size", "n_units", "n_layers", "contenders")
 
 
@@ -152,6 +158,8 @@ def _as_override(command: str, argument: str) -> str:
     name, _, value = argument.partition("=")
     if not name.strip("+~@ "):
         raise ValueError(f"expected key=value, got {argument:.80}")
+    if name == "sweep" and value in _LAUNCHERS:
+        _check_launcher(value)
     if command == "benchmark":
         if argument == "--check":
             return "check=true"
@@ -161,6 +169,17 @@ def _as_override(command: str, argument: str) -> str:
     if name not in _PATHS or value[:1] in ("'", '"', ""):
         return argument
     return f"{name}='{value}'"
+
+
+def _check_launcher(name: str) -> None:
+    """Raise ValueError if the launcher is not installed: Hydra only says that it knows no such."""
+    try:
+        version(_LAUNCHERS[name])
+    except PackageNotFoundError:
+        raise ValueError(
+            f"sweep: expected serial, since no launcher of {name} is installed, got {name}; "
+            "pip install 'blockspike[sweep]' brings it"
+        ) from None
 
 
 if __name__ == "__main__":

@@ -280,9 +280,9 @@ def _unfinished_last(status: Path) -> tuple[bool, Path]:
 
 
 def remove_if_empty(folder: Path, root: Path) -> None:
-    """Remove `folder` and its parents, as far as they are empty, up to `root` or the working folder.
+    """Remove `folder` and its parents, as far as they are empty, up to `root`.
 
-    The working folder itself stays.
+    The working folder stays, and with it what is above.
     """
     folder, root, here = folder.absolute(), root.absolute(), Path.cwd()
     for path in (folder, *folder.parents):

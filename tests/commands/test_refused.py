@@ -1,6 +1,7 @@
 """A command that is refused, or fails before it has anything to keep, leaves no folder behind."""
 
 import sys
+from importlib.metadata import PackageNotFoundError
 
 import pytest
 from hydra.core.global_hydra import GlobalHydra
@@ -58,6 +59,17 @@ def refused(monkeypatch, capfd, folder, command: str) -> str:
 )
 def test_it_says_why_on_one_line_and_leaves_nothing(monkeypatch, capfd, tmp_path, command, words):
     assert words in refused(monkeypatch, capfd, tmp_path, command)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["joblib", "slurm", "submitit_local"])
+def test_a_launcher_that_is_not_installed_is_named(monkeypatch, capfd, tmp_path, name):
+    def missing(package):
+        raise PackageNotFoundError(package)
+
+    monkeypatch.setattr("blockspike.cli.version", missing)
+    line = refused(monkeypatch, capfd, tmp_path, f"train -m sweep={name} seed=0,1")
+    assert f"got {name}; pip install 'blockspike[sweep]' brings it" in line
     assert not list(tmp_path.iterdir())
 
 

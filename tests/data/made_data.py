@@ -7,8 +7,6 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from blockspike.files import SAMPLES
-
 
 def encode_events(x, y, polarity, t_us) -> bytes:
     """Encode N-MNIST events, written apart from the reader that is tested with it."""

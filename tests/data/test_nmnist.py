@@ -15,10 +15,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from made_data import SAMPLES, encode_events, make_nmnist
+from made_data import encode_events, make_nmnist
 
 from blockspike.data.event_file import read_event_file
 from blockspike.data.nmnist import NMNISTDataModule, prepare_nmnist, read_events
+from blockspike.files import SAMPLES
 
 event = st.tuples(
     st.integers(0, 33), st.integers(0, 33), st.integers(0, 1), st.integers(0, 2**23 - 1)

@@ -10,7 +10,7 @@ import h5py
 import numpy as np
 import pytest
 import torch
-from made_data import SAMPLES, make_shd
+from made_data import make_shd
 
 from blockspike.data.event_file import read_event_file
 from blockspike.data.loader import EpochSampler, Gathered
@@ -23,6 +23,7 @@ from blockspike.data.shd import (
     prepare_shd,
     speaker_subset,
 )
+from blockspike.files import SAMPLES
 
 
 @pytest.fixture(scope="module")

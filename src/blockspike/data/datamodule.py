@@ -21,8 +21,9 @@ class EventDataModule(pl.LightningDataModule):
 
     A data set fills in ``config_name``, ``n_inputs``, ``n_classes`` and `_fetch`, `_convert`,
     `_bin`; ``download_gb`` where `_fetch` downloads something; ``sample``, a path below `SAMPLES`,
-    where recordings of it come with blockspike, which ``raw="sample"`` chooses. After `setup`: ``name`` (what the prepared file holds), its ``sha256``, the splits
-    ``train`` and ``test``, and ``train_indices`` and ``val_indices``, which divide ``train``.
+    where recordings of it come with blockspike, which ``raw="sample"`` chooses. After `setup`:
+    ``name`` (what the prepared file holds), its ``sha256``, the splits ``train`` and ``test``, and
+    ``train_indices`` and ``val_indices``, which divide ``train``.
 
     The training order is a function of ``seed`` and the epoch alone. The test split is never
     part of training or validation. Where several processes train, ``batch_size`` is of all of them

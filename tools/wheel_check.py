@@ -1,0 +1,269 @@
+"""Install blockspike's wheel in a fresh environment and run what README and docs print there.
+
+    python tools/wheel_check.py [--wheel FILE] [--venv FOLDER] [--jobs 2] [--page PAGE ...]
+
+The wheel is built twice, from the tracked files and from the sdist of them, and both must hold the
+same. It is installed in a new virtual environment. There each page's commands and Python blocks run
+one after the other, in an empty folder of the page's own outside any checkout, in the short forms
+of `tests/printed_commands.py`, whose list says what is not run and why. The notebook runs last.
+Only pip needs the network. Exit code 1 after a list of what failed.
+
+With --wheel nothing is built, with --venv nothing is installed but what the pages themselves
+install. Started by a Python that has blockspike's own requirements, as the files that pages ask for
+are made with them.
+"""
+
+import argparse
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import zipfile
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "tests"))
+
+from page_files import write_lab  # noqa: E402
+from printed_commands import (  # noqa: E402
+    EXEMPT,
+    PAGES,
+    is_of_checkout,
+    module_arguments,
+    python_and_commands,
+    short,
+)
+
+NOTEBOOK = ROOT / "notebooks" / "getting_started.ipynb"
+_LONGEST_S = 600
+_SHOWN_LINES = 15  # of the output of what failed
+_EXTRA = re.compile(r"pip install '?blockspike\[\w+\]'?$")
+_OF_CONTRIBUTORS = ROOT / "CONTRIBUTING.md"
+
+
+@dataclass(frozen=True)
+class Step:
+    """Something that a page prints: what is shown of it, and the words to run, or why not."""
+
+    text: str
+    words: tuple[str, ...] = ()
+    skipped: str = ""
+
+    @property
+    def changes_environment(self) -> bool:
+        """Whether nothing else may run meanwhile."""
+        return self.words[:1] == ("pip",)
+
+
+@dataclass(frozen=True)
+class Result:
+    """How a step ended, and the end of its output if it failed."""
+
+    page: str
+    text: str
+    output: str = ""
+
+
+NOTEBOOK_STEPS = (
+    Step("pip install nbclient ipykernel", ("pip", "install", "--quiet", "nbclient", "ipykernel")),
+    Step(f"jupyter-execute {NOTEBOOK.name}", ("jupyter-execute", NOTEBOOK.name)),
+)
+
+
+def steps_of(page: Path, data_dir: Path) -> list[Step]:
+    """What a page prints, each once, in order; `data_dir` holds the prepared HD-Lauscher sample."""
+    return [_step(kind, text, data_dir) for kind, text in dict.fromkeys(python_and_commands(page))]
+
+
+def _step(kind: str, text: str, data_dir: Path) -> Step:
+    if kind == "python":
+        title = next(line for line in text.splitlines() if line.strip())
+        return Step(f"python: {title}", ("python", "-c", text))
+    if is_of_checkout(text):
+        return Step(text, skipped="of a checkout")
+    if _EXTRA.match(text):
+        return Step(text, ("pip", "install", "--quiet", text.split()[2].strip("'")))
+    if text in EXEMPT:
+        return Step(text, skipped=EXEMPT[text])
+    words = shlex.split(text)
+    if words[:2] == ["python", "-m"]:
+        return Step(text, ("python", "-m", words[2], *module_arguments(words, data_dir)))
+    if words[0] == "blockspike":
+        return Step(text, ("blockspike", *short(words, data_dir)))
+    return Step(text, tuple(words))
+
+
+class Environment:
+    """A virtual environment in which steps run, several at a time unless one changes it."""
+
+    def __init__(self, folder: Path):
+        self.bin = folder / "bin"
+        self._free = threading.Condition()
+        self._running, self._changing = 0, False
+
+    def run(self, words: Sequence[str], cwd: Path, **variables: str) -> str | None:
+        """Run a program of the environment; return what it printed if it failed."""
+        kept = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "VIRTUAL_ENV")}
+        path = os.pathsep.join([str(self.bin), os.environ.get("PATH", "")])
+        environment = {**kept, "PATH": path, "WANDB_MODE": "offline", **variables}
+        environment.setdefault("GOMP_SPINCOUNT", "3000")
+        command = [str(self.bin / words[0]), *words[1:]]
+        try:
+            done = subprocess.run(
+                command, cwd=cwd, env=environment, timeout=_LONGEST_S, text=True,
+                stdout=subprocess.PIPE, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
+                check=False,
+            )  # fmt: skip
+        except subprocess.TimeoutExpired:
+            return f"still running after {_LONGEST_S} s"
+        return f"exit code {done.returncode}\n{done.stdout}" if done.returncode else None
+
+    @contextmanager
+    def use(self, alone: bool) -> Iterator[None]:
+        """Hold the environment: shared, or alone once nobody else runs."""
+        with self._free:
+            self._free.wait_for(lambda: not self._changing and not (alone and self._running))
+            self._running, self._changing = self._running + 1, alone
+        try:
+            yield
+        finally:
+            with self._free:
+                self._running, self._changing = self._running - 1, False
+                self._free.notify_all()
+
+
+def build(folder: Path) -> Path:
+    """Build the sdist and from it the wheel, and compare it with one of the files themselves.
+
+    Raises:
+        SystemExit: they differ.
+    """
+    source, builder = folder / "source", folder / "builder"
+    tracked = subprocess.run(
+        ["git", "ls-files", "-z"], cwd=ROOT, check=True, capture_output=True, text=True
+    ).stdout
+    for name in filter(None, tracked.split("\0")):
+        if (ROOT / name).exists():
+            (source / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, source / name, follow_symlinks=False)
+    subprocess.run([sys.executable, "-m", "venv", str(builder)], check=True)
+    python = str(builder / "bin" / "python")
+    subprocess.run([python, "-m", "pip", "install", "--quiet", "build"], check=True)
+    wheels = []
+    for kind, options in (("sdist", []), ("files", ["--wheel"])):
+        command = [python, "-m", "build", *options, "--outdir", str(folder / kind), str(source)]
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+        wheels += (folder / kind).glob("*.whl")
+    contents = [_content(wheel) for wheel in wheels]
+    if contents[0] != contents[1]:
+        names = sorted({name for name, _ in contents[0].items() ^ contents[1].items()})
+        sys.exit(f"the wheel of the sdist is another than that of the files: {', '.join(names)}")
+    return wheels[0]
+
+
+def _content(wheel: Path) -> dict[str, bytes]:
+    with zipfile.ZipFile(wheel) as archive:
+        return {name: archive.read(name) for name in archive.namelist()}
+
+
+def run_page(page: Path, environment: Environment, data_dir: Path, folder: Path) -> list[Result]:
+    """Run a page's steps in an empty folder; print a line for each, return all that ran."""
+    name = str(page.relative_to(ROOT)) if page.is_relative_to(ROOT) else page.name
+    here = folder / name.replace("/", "_")
+    here.mkdir()
+    shutil.copy(data_dir / "my_cell.npz", here)
+    variables = write_lab(here) if page.stem == "extend" else {}
+    if page == NOTEBOOK:
+        shutil.copy(page, here)
+    results = []
+    for step in NOTEBOOK_STEPS if page == NOTEBOOK else steps_of(page, data_dir):
+        if step.skipped:
+            print(f"{name}: not run    {step.text} ({step.skipped})", flush=True)
+        else:
+            results.append(_run(name, step, environment, here, variables))
+    return results
+
+
+def _run(
+    page: str, step: Step, environment: Environment, folder: Path, variables: dict[str, str]
+) -> Result:
+    with environment.use(alone=step.changes_environment):
+        start = time.monotonic()
+        output = environment.run(step.words, folder, **variables)
+    how = "ok" if output is None else "FAILED"
+    print(f"{page}: {how} {time.monotonic() - start:4.0f} s  {step.text}", flush=True)
+    return Result(page, step.text, output or "")
+
+
+def prepare(environment: Environment, folder: Path) -> Path:
+    """Make a folder with what several pages need: the prepared sample and a cell's recording.
+
+    Raises:
+        SystemExit: that failed, and with it the installation.
+    """
+    data_dir = folder / "data"
+    data_dir.mkdir()
+    write_cell = "from page_files import write_cell; write_cell('my_cell.npz')"
+    for words, variables in (
+        (("blockspike", "prepare", "data=hd_lauscher_sample", "data_dir=."), {}),
+        (("python", "-c", write_cell), {"PYTHONPATH": str(ROOT / "tests")}),
+    ):
+        output = environment.run(words, data_dir, **variables)
+        if output is not None:
+            sys.exit(f"{' '.join(words)}: {output}")
+    return data_dir
+
+
+def install(folder: Path, wheel: Path) -> Path:
+    """Make a virtual environment with the wheel and what it requires; return its folder."""
+    venv = folder / "venv"
+    subprocess.run([sys.executable, "-m", "venv", str(venv)], check=True)
+    subprocess.run([str(venv / "bin" / "pip"), "install", "--quiet", str(wheel)], check=True)
+    return venv
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Build, install, run the pages; return the exit code."""
+    parser = argparse.ArgumentParser(description=str(__doc__).partition("\n")[0])
+    parser.add_argument("--wheel", type=Path, help="install this one instead of building it")
+    parser.add_argument("--venv", type=Path, help="use this environment as it is")
+    parser.add_argument("--jobs", type=int, default=2, help="pages that run at a time")
+    parser.add_argument("--page", type=Path, nargs="+", help="only these")
+    options = parser.parse_args(arguments)
+    pages = [page for page in PAGES if page != _OF_CONTRIBUTORS] + [NOTEBOOK]
+    pages = [page.resolve() for page in options.page] if options.page else pages
+    with tempfile.TemporaryDirectory(prefix="blockspike-wheel-") as name:
+        folder = Path(name)
+        venv = options.venv
+        if venv is None:
+            wheel = options.wheel or build(folder)
+            print(f"{wheel.name}: {wheel.stat().st_size / 1e6:.1f} MB", flush=True)
+            venv = install(folder, wheel.resolve())
+        environment = Environment(venv.absolute())
+        data_dir = prepare(environment, folder)
+        with ThreadPoolExecutor(options.jobs) as pool:
+            runs = [pool.submit(run_page, p, environment, data_dir, folder) for p in pages]
+            results = [result for run in runs for result in run.result()]
+    return _report(results)
+
+
+def _report(results: Sequence[Result]) -> int:
+    failed = [result for result in results if result.output]
+    print(f"{len(results)} commands ran, {len(failed)} failed")
+    for result in failed:
+        end = "\n    ".join(result.output.strip().splitlines()[-_SHOWN_LINES:])
+        print(f"{result.page}: {result.text}\n    {end}")
+    return 1 if failed or not results else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
