@@ -462,11 +462,13 @@ class SpikingClassifier(nn.Module):
         self.input_events = input_events
 
     def forward(self, x: EventBatch | Tensor) -> ClassifierOutput:
-        """Scores and activity for spikes [T, B, n_inputs], any T."""
+        """Scores and activity for spikes [T, B, n_inputs], any T; see `synaptic_current`."""
         return self.read(list(self.run_layers(x)))
 
     def run_layers(self, x: EventBatch | Tensor) -> Iterator[ALIFTrace]:
         """The hidden layers' results, one after another."""
+        if isinstance(x, Tensor) and not x.is_floating_point():
+            x = x.to(self.readout.weight.dtype)
         if self.input_events is not None:
             if isinstance(x, EventBatch):
                 x = x.scaled_to(self.input_events)

@@ -73,7 +73,7 @@ def _first_fault(spec: Simulation, dtype: torch.dtype) -> str | None:
         except (NumbaError, TypeError) as error:
             return f"{name}: expected a function that Numba compiles, got {_cause(error)}"
         got: Any = compiled.overloads[arguments].signature.return_type
-        found = tuple(got) if isinstance(got, types.BaseTuple) else ()
+        found = tuple(got) if isinstance(got, types.BaseTuple) else ()  # pyright: ignore
         alike = len(found) == 3 and all(
             a == b or (isinstance(a, types.Float) and isinstance(b, types.Float))
             for a, b in zip(found, returns, strict=True)

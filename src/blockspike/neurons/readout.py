@@ -6,28 +6,35 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from blockspike.neurons.autograd import in_full_precision
 from blockspike.neurons.kernels import borrowed, kernel, run
 
 _TILE = 1024  # columns whose state stays in the L1 cache
 
 
+@in_full_precision
 def leaky_integrate(current: Tensor, beta: Tensor) -> Tensor:
     """V[t] = β V[t−1] + I[t] from V[−1] = 0 (SPEC section 1, leaky readout).
 
     Args:
-        current: [T, B, N] float32 or float64.
-        beta: [N] decay per step.
+        current: [T, B, N] float32 or float64; under autocast half precision becomes float32.
+        beta: [N] decay per step, of the type of the current.
 
     Returns:
         V [T, B, N], differentiable in both arguments.
 
     Raises:
-        ValueError: shapes do not match.
+        ValueError: shapes or types do not match.
     """
     if current.ndim != 3 or beta.shape != current.shape[2:]:
         raise ValueError(
             f"leaky_integrate: expected current [T, B, N] and beta [N], "
             f"got current {list(current.shape)} and beta {list(beta.shape)}"
+        )
+    if current.dtype not in (torch.float32, torch.float64) or beta.dtype != current.dtype:
+        raise ValueError(
+            "leaky_integrate: expected current and beta of one type, float32 or float64, "
+            f"got {current.dtype} and {beta.dtype}"
         )
     return _LeakyIntegrate.apply(current, beta, False)  # pyright: ignore[reportReturnType]
 

@@ -9,6 +9,7 @@ from blockspike.neurons.alif.blocks import blocks
 from blockspike.neurons.alif.blocks_cpu import blocks_cpu
 from blockspike.neurons.alif.standard import standard
 from blockspike.neurons.alif.step import check_arp, fused_alif
+from blockspike.neurons.autograd import in_full_precision
 from blockspike.neurons.simulate import (
     check_current,
     check_options,
@@ -23,6 +24,7 @@ _ELSEWHERE = {"standard": standard, "blocks": blocks, "fused": fused_alif}
 _OF_ANY_DELAY = (standard, fused_alif)
 
 
+@in_full_precision
 def alif(
     current: Tensor,
     beta: Tensor,
@@ -44,7 +46,8 @@ def alif(
     Args:
         current: [T, B, N] input current in threshold units, float32 or float64; never modified.
             "fused" on a GPU also takes bfloat16 beside float32 parameters, and then gives spikes
-            (and the current's gradient) in bfloat16; the state is float32 all the same.
+            (and the current's gradient) in bfloat16; the state is float32 all the same. Under
+            autocast a current of half precision is simulated in float32.
         beta: [N] membrane decay per step, exp(−dt/τ_m).
         p: [N] adaptation decay per step, exp(−dt/τ_a); None (with b) = no adaptation.
         b: [N] threshold raise per spike. "blocks" needs p, b ≥ 0: below, a neuron may spike within

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from blockspike.neurons.alif.step import ALIF, check_arp
-from blockspike.neurons.autograd import differentiable_once
+from blockspike.neurons.autograd import differentiable_once, in_full_precision
 from blockspike.neurons.kernels import borrowed, kernel, kernel_with_fma, run
 from blockspike.neurons.model_cpu import numbers, reverse_step, step
 from blockspike.neurons.spike_distance import Window
@@ -21,6 +21,7 @@ from blockspike.neurons.tiles_cpu import CHUNK, WIDEST_TILE, columns, tile_width
 from blockspike.neurons.trace import check_finite
 
 
+@in_full_precision
 def fitting_distance(
     current: Tensor,
     target: Tensor,
