@@ -158,8 +158,8 @@ def composed(words: list[str]) -> list[str]:
     return [name, "--cfg", "job", *first]
 
 
-def short(words: list[str], data_dir: Path) -> list[str]:
-    """Arguments of blockspike for the same with few steps, batches, cells, and two runs a sweep.
+def short(words: list[str], data_dir: Path, n_runs: int = 2) -> list[str]:
+    """Arguments of blockspike for the same with few steps, batches, cells, and runs of a sweep.
 
     What is added does not name the run's folder, so that the next command finds it.
     """
@@ -174,7 +174,7 @@ def short(words: list[str], data_dir: Path) -> list[str]:
         if {"data=hd_lauscher", "experiment=digits", "experiment=se_adlif"} & set(arguments):
             few = {**few, "data.path": f"{data_dir / 'hd_lauscher_sample.h5'}"}
         added = {key: value for key, value in few.items() if key not in values}
-        values = _two_runs(values) | added
+        values = _few_runs(values, n_runs) | added
         nameless = [*_nameless(), *(key.removeprefix("+") for key in added)]
         values[_NAMELESS] = f"[{','.join(nameless)}]"
     return [name, *flags, *(f"{key}={value}" for key, value in values.items())]
@@ -189,9 +189,9 @@ def module_arguments(words: list[str], data_dir: Path) -> list[str]:
     return [*MODULES[module], *arguments]
 
 
-def _two_runs(overrides: dict[str, str]) -> dict[str, str]:
-    """Two values of the first choice that has several, and one of the others."""
-    n_values, chosen = 2, {}
+def _few_runs(overrides: dict[str, str], n_values: int) -> dict[str, str]:
+    """So many values of the first choice that has several, and one of the others."""
+    chosen = {}
     for key, value in overrides.items():
         chosen[key] = value
         if "," in value and "[" not in value:

@@ -5,7 +5,8 @@
 The wheel is built twice, from the tracked files and from the sdist of them, and both must hold the
 same. It is installed in a new virtual environment. There each page's commands and Python blocks run
 one after the other, in an empty folder of the page's own outside any checkout, in the short forms
-of `tests/printed_commands.py`, whose list says what is not run and why. The notebook runs last.
+of `tests/printed_commands.py`, a sweep with one run; its list says what is not run and why. The
+notebook runs last.
 Only pip needs the network. Exit code 1 after a list of what failed.
 
 With --wheel nothing is built, with --venv nothing is installed but what the pages themselves
@@ -98,7 +99,7 @@ def _step(kind: str, text: str, data_dir: Path) -> Step:
     if words[:2] == ["python", "-m"]:
         return Step(text, ("python", "-m", words[2], *module_arguments(words, data_dir)))
     if words[0] == "blockspike":
-        return Step(text, ("blockspike", *short(words, data_dir)))
+        return Step(text, ("blockspike", *short(words, data_dir, n_runs=1)))
     return Step(text, tuple(words))
 
 

@@ -232,8 +232,7 @@ def test_bad_input_gives_one_line_and_writes_nothing(blockspike, tmp_path, overr
     (line,) = done.stderr.strip().splitlines()
     for word in words:
         assert word in line
-    assert os.listdir(tmp_path) in ([], ["outputs"])
-    assert not [p for p in tmp_path.rglob("*") if p.is_file()]
+    assert not os.listdir(tmp_path)
 
 
 @pytest.mark.parametrize(
