@@ -7,6 +7,7 @@ FOLDER holds input.npy [T, B, n_inputs] and cases.json, {case: {"graph": file, "
 (its spikes) and of the readout (its membrane), or CASE/error, with what the simulator raised.
 """
 
+# pyright: reportMissingImports=false
 import contextlib
 import io
 import json

@@ -194,7 +194,7 @@ class SpikingLayer(NeuronLayer):
             synapses=synapses,
             methods=get_args(Method),
         )
-        if arp_ms < 0:
+        if not 0 <= arp_ms < math.inf:
             raise ValueError(f"arp_ms: expected a value ≥ 0, got {arp_ms}")
         for name, (low, high) in (("p_bounds", p_bounds), ("b_bounds", b_bounds)):
             if method == "blocks" and low < 0:

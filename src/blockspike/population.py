@@ -104,7 +104,7 @@ class NeuronPopulation(BoundedParameters):
         for name, value in (("n_cells", n_cells), ("n_starts", n_starts)):
             if value < 1:
                 raise ValueError(f"{name}: expected an integer ≥ 1, got {value}")
-        if arp_ms < 0:
+        if not 0 <= arp_ms < math.inf:
             raise ValueError(f"arp_ms: expected a value ≥ 0, got {arp_ms}")
         self.n_cells, self.n_starts, self.dt_ms = n_cells, n_starts, dt_ms
         self.n_trials = n_trials

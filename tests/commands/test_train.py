@@ -204,6 +204,8 @@ def test_a_folder_in_use_is_refused(blockspike, tmp_path, data_dir):
         ("model.surrogate=relu", ("model.surrogate", "relu", "boxcar")),
         ("model.method=magic", ("method", "magic", "fused")),
         ("model.arp_ms=-1", ("arp_ms", "-1", "≥ 0")),
+        ("model.arp_ms=nan", ("arp_ms", "nan", "≥ 0")),
+        ("model.arp_ms=inf", ("arp_ms", "inf", "≥ 0")),
         ("model.tau_membrane_ms=1e9", ("tau_membrane_ms", "0.999")),
         ("data.batch_size=0", ("batch_size", "0", "at least 1")),
         ("trainer.max_epoch=3", ("max_epoch",)),
