@@ -4,6 +4,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 EXTRAS ?= dev,data,sweep,nir,allen
 PEERS_VENV ?= .venv-peers# the other libraries want a newer numpy than allen
+NIR_PEERS ?= .venv-nir-peers# an environment for each simulator
 OUTPUTS ?= outputs
 SEED ?= 0
 # tables that the figures are drawn from: those kept here, or your own with RESULTS=outputs/tables
@@ -14,8 +15,9 @@ FAULT_SEED ?= 0
 # PyTorch's waiting threads spin for milliseconds otherwise, on a core that others want.
 export GOMP_SPINCOUNT ?= 3000
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test wheel-check faults endurance lint bench bench-check bench-dynamics bench-fit gpu-check data-nmnist data-shd \
-	data-ephys fig-classification fig-surrogates fig-detach fig-neurons fig-recordings fig-speed fig-tradeoff figures report
+.PHONY: help setup setup-locked lock demo test wheel-check faults endurance lint bench bench-check bench-dynamics bench-fit gpu-check \
+	nir-peers data-nmnist data-shd data-ephys fig-classification fig-surrogates fig-detach fig-neurons fig-recordings fig-speed fig-tradeoff \
+	figures report
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-18s %s\n", $$1, $$2}'
@@ -26,6 +28,18 @@ $(VENV)/.installed-$(EXTRAS): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[$(EXTRAS)]'
 	@touch '$@'
+
+setup-locked: ## make .venv with the very versions of requirements.lock, their hashes verified
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+	@touch '$(VENV)/.installed-$(EXTRAS)'
+
+lock: ## refresh requirements.lock: the newest versions, for every Python and system
+	$(PYTHON) -m venv .venv-lock
+	.venv-lock/bin/python -m pip install --quiet --disable-pip-version-check uv
+	.venv-lock/bin/uv pip compile pyproject.toml --quiet --upgrade --universal --python-version 3.11 \
+		--generate-hashes $(addprefix --extra ,dev data sweep nir) --no-header -o requirements.lock
 
 demo: setup ## train on the shipped real N-MNIST recordings (≤ 5 min); accuracy and pictures
 	$(BIN)/blockspike train experiment=demo output_dir=$(OUTPUTS)
@@ -70,6 +84,9 @@ bench-fit: setup ## seconds to fit 146 cells, and the ratio to the standard loop
 
 gpu-check: setup ## on a CUDA GPU: test the GPU kernels, then time fused, standard and blocks
 	$(BIN)/python -m blockspike.benchmark.gpu_check
+
+nir-peers: setup ## run NIR graphs in four simulators (4 GB); fails where docs/nir.md says otherwise
+	$(BIN)/python tools/nir_peers.py --cache $(NIR_PEERS)
 
 data-nmnist: setup ## download N-MNIST (1.2 GB) and prepare it
 	$(BIN)/blockspike prepare data=nmnist data.download=true

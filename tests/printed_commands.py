@@ -78,6 +78,10 @@ EXEMPT = {
     ),
     f"blockspike train -m experiment=e7_recordings {_E7}": "needs those 146 cells",
     f"blockspike train -m experiment=e7_recordings_ours {_E7}": "needs those 146 cells",
+    "make nir-peers": "downloads four simulators; test_nir_peers.py does without them",
+    "make setup-locked": "downloads 3 GB; test_lock.py compares the file with pyproject.toml",
+    "make lock": "changes requirements.lock",
+    "pip install --require-hashes -r requirements.lock": "downloads 3 GB",
     "make gpu-check": "needs a CUDA GPU; test_gpu_check.py runs its parts",
     "blockspike benchmark device=cuda": "needs a CUDA GPU",
     "blockspike train -m sweep=slurm hydra.launcher.partition=long "

@@ -21,7 +21,7 @@ ALLOWED = {
     "neurons": {"neurons"},
     "synapses": {"neurons", "data.events"},
     "bounded": set(),
-    "convolution": set(),
+    "convolution": {"neurons.autograd"},
     "delays": {"bounded", "convolution", "neurons", "synapses", "data.events"},
     "networks": {"bounded", "delays", "neurons", "synapses", "data.events"},
     "nir": {"networks"},

@@ -2,18 +2,22 @@
 
 import math
 import warnings
+from typing import Any
 
 import numpy as np
 import pytest
+import scipy.sparse
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.sparse.csgraph import maximum_bipartite_matching
 
 from blockspike.metrics import (
     explained_temporal_variance,
     gamma_coincidence,
     van_rossum_distance,
 )
+from blockspike.neurons.spike_distance import Window, squared_distance
 
 DT_MS = 0.1
 
@@ -107,24 +111,52 @@ def test_explained_temporal_variance_of_perfect_unrelated_and_silent_predictions
     assert math.isnan(explained_temporal_variance(np.zeros((2, 50)), np.zeros(50), 5.0, 1.0))
 
 
-def brute_force_gamma(recorded, model, window_ms, dt_ms):
-    t_model = np.flatnonzero(model) * dt_ms
-    by_chance = 2 * window_ms * len(t_model) / (len(model) * dt_ms)
+def spike_times(train, dt_ms):
+    """Of a train of counts, each spike by itself."""
+    return np.repeat(np.arange(len(train)), train.astype(int)) * dt_ms
+
+
+def most_coincidences(x, y, window_ms, dt_ms):
+    """As a matching of the graph of all pairs that are near enough."""
+    apart = np.abs(spike_times(x, dt_ms)[:, None] - spike_times(y, dt_ms))
+    near = scipy.sparse.csr_matrix(apart <= window_ms + 1e-6)
+    return (maximum_bipartite_matching(near) >= 0).sum()
+
+
+def gamma_by_matching(recorded, model, window_ms, dt_ms):
+    n_model = model.sum()
+    by_chance = 2 * window_ms * n_model / (len(model) * dt_ms)
     scores = []
     for trial in recorded:
-        t = np.flatnonzero(trial) * dt_ms
-        n = sum(np.any(np.abs(t_model - s) <= window_ms + 1e-6) for s in t)
-        scores.append((n - by_chance * len(t)) / (0.5 * (len(t) + len(t_model)) * (1 - by_chance)))
+        n, n_trial = most_coincidences(trial, model, window_ms, dt_ms), trial.sum()
+        scores.append((n - by_chance * n_trial) / (0.5 * (n_trial + n_model) * (1 - by_chance)))
     return np.mean(scores)
 
 
-@settings(max_examples=50, deadline=None)
-@given(st.integers(0, 10**6), st.sampled_from([0.1, 0.3, 0.5, 1.0]))
-def test_gamma_coincidence_is_its_formula(seed, window_ms):
-    recorded, model = trains(3, 500, seed=seed), trains(500, seed=seed + 1)
+@settings(max_examples=100, deadline=None)
+@given(
+    st.integers(0, 10**6), st.sampled_from([0.1, 0.3, 0.5, 1.0]), st.sampled_from([0.02, 0.3, 1.2])
+)
+def test_gamma_coincidence_is_its_formula_one_to_one(seed, window_ms, rate):
+    """With bursts, and several spikes a step, in which each spike still counts once."""
+    draw = np.random.default_rng(seed)
+    recorded, model = draw.poisson(rate, (3, 500)), draw.poisson(0.02, 500)
     recorded[:, 0] = 1  # none is silent
     found = gamma_coincidence(recorded, model, window_ms, DT_MS)
-    assert found == pytest.approx(brute_force_gamma(recorded, model, window_ms, DT_MS), abs=1e-9)
+    assert found == pytest.approx(gamma_by_matching(recorded, model, window_ms, DT_MS), abs=1e-9)
+    assert found <= 1
+
+
+def test_a_burst_coincides_with_one_predicted_spike_once():
+    recorded, model = np.zeros((1, 200)), np.zeros(200)
+    recorded[0, 50:55] = 1
+    model[52] = 1
+    by_chance = 2 * 2 / 200
+    expected = (1 - 5 * by_chance) / (0.5 * 6 * (1 - by_chance))
+    assert gamma_coincidence(recorded, model, 2.0, 1.0) == pytest.approx(expected)
+    model[54] = 1  # the pairs that leave most: 50-52 and 52-54, not 52-52 alone
+    recorded[0, 53:] = recorded[0, 51] = 0
+    assert gamma_coincidence(recorded, model, 2.0, 1.0) == pytest.approx(1)
 
 
 def test_gamma_coincidence_of_perfect_unrelated_and_silent_predictions():
@@ -135,11 +167,71 @@ def test_gamma_coincidence_of_perfect_unrelated_and_silent_predictions():
     assert math.isnan(gamma_coincidence(np.zeros((2, 50)), np.zeros(50), 4.0, 1.0))
 
 
+COUNTS = trains(60, rate=0.3), trains(60, rate=0.3, seed=1)
+KINDS = {
+    "list": lambda train: train.astype(int).tolist(),
+    "list of floats": lambda train: train.tolist(),
+    "bool array": lambda train: train > 0,
+    "uint8 array": lambda train: train.astype(np.uint8),
+    "big-endian array": lambda train: train.astype(">i4"),
+    "float16 array": lambda train: train.astype(np.float16),
+    "reversed view": lambda train: train[..., ::-1].copy()[..., ::-1],
+    "read-only array": lambda train: np.broadcast_to(train, train.shape),
+    "bool tensor": lambda train: torch.from_numpy(train > 0),
+    "int tensor": lambda train: torch.from_numpy(train).int(),
+    "float tensor": lambda train: torch.from_numpy(train).float(),
+    "bfloat16 tensor": lambda train: torch.from_numpy(train).bfloat16(),
+    "differentiable tensor": lambda train: torch.from_numpy(train).requires_grad_(),
+}
+METRICS = {
+    "van Rossum": lambda x, y: van_rossum_distance(x, y, 5.0, 1.0),
+    "ETV": lambda x, y: explained_temporal_variance(x, y, 5.0, 1.0, False),
+    "gamma": lambda x, y: gamma_coincidence(x, y, 0.5, 1.0),
+    "squared": lambda x, y: squared_distance(x, y, 0.9, Window(3, 40, 60))[0],
+}
+
+
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_trains_of_any_kind(kind, metric):
+    shapes = {"ETV": ((1, -1), (-1,)), "gamma": ((1, -1), (-1,)), "squared": ((-1, 1, 1),) * 2}
+    x, y = (
+        train.reshape(shape)
+        for train, shape in zip(COUNTS, shapes.get(metric, ((-1,), (-1,))), strict=True)
+    )
+    expected = METRICS[metric](x, y)
+    is_tensor = metric == "squared" or (metric == "van Rossum" and "tensor" in kind)
+    to = KINDS[kind]
+    for pair in ((to(x), y), (x, to(y)), (to(x), to(y))):
+        found: Any = METRICS[metric](*pair)
+        assert isinstance(found, torch.Tensor if is_tensor else (float, np.floating))
+        found = found.detach() if is_tensor else found  # pyright: ignore
+        assert float(found) == pytest.approx(float(expected), rel=1e-6) and float(expected) != 0
+
+
+def test_the_type_of_a_van_rossum_distance():
+    x, y = (train.reshape(6, 5, 2) for train in COUNTS)
+    assert isinstance(van_rossum_distance(x, y, 5.0, 1.0), np.ndarray)
+    assert van_rossum_distance(x.astype(np.float32), y > 0, 5.0, 1.0).dtype == np.float32
+    assert van_rossum_distance(x.astype(np.float32), y, 5.0, 1.0).dtype == np.float64
+    assert van_rossum_distance(torch.from_numpy(x).float(), y, 5.0, 1.0).dtype == torch.float64
+    assert van_rossum_distance(torch.from_numpy(x).half(), y > 0, 5, 1).dtype == torch.float32
+    tensor = torch.from_numpy(x).requires_grad_()
+    van_rossum_distance(tensor, y, 5.0, 1.0).sum().backward()
+    assert tensor.grad is not None and tensor.grad.any()
+
+
 @pytest.mark.parametrize(
     ("call", "words"),
     [
         (lambda: van_rossum_distance(torch.zeros(3), torch.zeros(4), 1.0, 1.0), "x, y: .*3.*4"),
         (lambda: van_rossum_distance(torch.zeros(3), torch.zeros(3), 0.0, 1.0), "tau_ms: .* 0.0"),
+        (lambda: van_rossum_distance([0.0], [math.nan], 1.0, 1.0), "y: expected finite.*NaN"),
+        (lambda: van_rossum_distance([[0.0], [1, 2]], [1], 1.0, 1.0), "x: expected real numbers"),
+        (lambda: van_rossum_distance([0], ["a"], 1.0, 1.0), r"y: expected real.*got \['a'\]"),
+        (lambda: van_rossum_distance([0], torch.zeros(1) * 1j, 1.0, 1.0), "y: expected real"),
+        (lambda: gamma_coincidence([[0.5]], [0.0], 1.0, 1.0), "trials: expected whole .*got 0.5"),
+        (lambda: gamma_coincidence([[1]], [-1], 1.0, 1.0), "prediction: expected whole .*got -1"),
         (lambda: explained_temporal_variance(np.zeros(5), np.zeros(5), 1.0, 1.0), r"trials.*\[5\]"),
         (lambda: explained_temporal_variance(np.zeros((1, 5)), np.zeros(4), 1, 1), r"\[1, 5\].*4"),
         (lambda: explained_temporal_variance([[math.nan]], [0.0], 1.0, 1.0), "trials: .*NaN"),

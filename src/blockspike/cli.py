@@ -1,4 +1,7 @@
-"""`blockspike COMMAND [overrides]`."""
+"""`blockspike COMMAND [overrides]`.
+
+What loads PyTorch is imported once a command is to run: `--help` and tab completion are quick.
+"""
 
 import os
 import sys
@@ -13,9 +16,8 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
+from blockspike.completion import SCRIPTS, candidates
 from blockspike.files import CONF
-from blockspike.jobs import report, run_apart, run_here
-from blockspike.sweeps import RecordSweep, run_states, sweep_summary
 
 COMMANDS = (
     "prepare", "train", "evaluate", "publish", "figures", "benchmark", "status", "collect",
@@ -45,7 +47,7 @@ usage: blockspike COMMAND [overrides]
   report     all there is on one page:          blockspike report run=outputs/…
 
 blockspike COMMAND --help lists a command's options, --cfg job prints its configuration,
-and `eval "$(blockspike train -sc install=bash)"` switches on tab completion.
+and `eval "$(blockspike completion bash)"` (or zsh) switches on tab completion.
 """
 
 
@@ -59,31 +61,44 @@ def main() -> None:
     if name in ("-h", "--help", "help"):
         print(HELP)
         return
-    full = os.environ.get("HYDRA_FULL_ERROR") == "1"
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises, we print
+    if name == "completion":
+        _completion(sys.argv[2:])
+        return
     # Before PyTorch starts: its waiting threads spin for milliseconds otherwise, on a core that the
     # kernels' threads or another process want.
     os.environ.setdefault("GOMP_SPINCOUNT", "3000")
     # MKL's sums in an order that does not depend on how many threads share them.
     os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")
+    if not _succeeds(name):
+        sys.exit(2)
+
+
+def _succeeds(name: str) -> bool:
+    """Run the command, once or for each run of a sweep; print what was wrong."""
+    from blockspike.jobs import report, run_apart, run_here
+    from blockspike.runs import remove_if_empty
+    from blockspike.sweeps import RecordSweep, run_folder, sweep_is_done
+
+    full = os.environ.get("HYDRA_FULL_ERROR") == "1"
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises, we print
     RecordSweep.planned = None
     failed = composed = False
 
     def job(cfg: DictConfig) -> None:
         nonlocal failed, composed
         composed = True
-        if HydraConfig.get().mode is RunMode.MULTIRUN:
-            failed |= not run_apart(name, cfg, full)
-            return
         try:
-            run_here(name, cfg)
+            if name == "train":
+                cfg.run_dir = str(run_folder(cfg))
+            if HydraConfig.get().mode is RunMode.MULTIRUN:
+                run_apart(name, cfg, full)  # the sweep's states tell how it ended
+            else:
+                run_here(name, cfg)
         except EXPECTED as error:  # here, since Hydra would print its overrides first
             report(name, error, full)
             failed = True
         finally:
             if name == "train":  # Hydra makes the run's folder before the run may have one
-                from blockspike.runs import remove_if_empty
-
                 made = Path(HydraConfig.get().runtime.output_dir)
                 remove_if_empty(made, Path(cfg.output_dir))
 
@@ -105,20 +120,20 @@ def main() -> None:
             raise
         report(name, error, full)  # in a sweep: its launcher failed, and runs may be missing
         failed = True
-    if not _sweep_is_done() or failed:
+    return sweep_is_done() and not failed
+
+
+def _completion(arguments: list[str]) -> None:
+    """Print a shell's completion script, or what may complete a line of it."""
+    kind = arguments[0] if arguments else "none"
+    if kind == "query":
+        print("\n".join(candidates(COMMANDS, " ".join(arguments[1:]))))
+    elif kind in SCRIPTS:
+        print(SCRIPTS[kind])
+    else:
+        shells = " or ".join(SCRIPTS)
+        print(f"blockspike completion: expected {shells}, got {kind}", file=sys.stderr)
         sys.exit(2)
-
-
-def _sweep_is_done() -> bool:
-    """Print how a sweep ended, whatever process ran its jobs; True also if there was none."""
-    if RecordSweep.planned is None:
-        return True
-    if not RecordSweep.planned:
-        print("blockspike train: which runs this sweep has is not known", file=sys.stderr)
-        return False
-    states = run_states(RecordSweep.output_dir, RecordSweep.planned)
-    print(sweep_summary(states, RecordSweep.output_dir))
-    return bool((states["state"] == "done").all())
 
 
 def _is_override(argument: str) -> bool:

@@ -11,13 +11,14 @@ import json
 import os
 import types
 import typing
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 from hydra.core.config_store import ConfigStore
-from hydra.utils import instantiate
+from hydra.utils import get_object, instantiate
 from omegaconf import MISSING, DictConfig, OmegaConf
 
 from blockspike.benchmark.studies import Options
@@ -29,6 +30,7 @@ from blockspike.data.shd import SHDDataModule
 from blockspike.networks import AdLIFLayer, SpikingClassifier, SpikingLayer
 from blockspike.neurons import Boxcar, FastSigmoid, MultiGaussian, Surrogate
 from blockspike.population import NeuronPopulation, PhysicalPopulation, PublishedPopulation
+from blockspike.processes import cluster_environment
 from blockspike.synthetic_cells import SyntheticCells
 from blockspike.targets import checked_targets
 from blockspike.training.classification import ClassificationModule
@@ -52,6 +54,7 @@ _DATA = {
 }
 _DATA_BASES = (RecordingsDataModule,)
 _TARGET = ("_target_", str, dataclasses.field(default=MISSING))
+_OF_HYDRA = ("_target_", "_partial_", "_convert_", "_recursive_")
 _FROM_DATA = ("self", "n_inputs", "n_units", "n_classes", "dt_ms")
 # What may differ between two starts of the same run: where things lie and how they are shown.
 _NOT_CONTENT = ("output_dir", "data_dir", "run_dir", "logger", "progress", "threads", "replay")
@@ -379,11 +382,14 @@ def build_module(cfg: DictConfig, data: EventDataModule) -> ClassificationModule
     )
 
 
-def build_trainer(cfg: DictConfig, callbacks: list[pl.Callback], **options: Any) -> pl.Trainer:
+def build_trainer(
+    cfg: DictConfig, callbacks: list[pl.Callback], plugins: Sequence[Any] = (), **options: Any
+) -> pl.Trainer:
     """The trainer with the configured callbacks and loggers beside `callbacks`."""
-    callbacks = [*_instantiate_all(cfg.callbacks, "callbacks"), *callbacks]
-    loggers = _instantiate_all(cfg.logger, "logger")
-    return _instantiate(cfg.trainer, "trainer", callbacks=callbacks, logger=loggers, **options)
+    options["callbacks"] = [*_instantiate_all(cfg.callbacks, "callbacks"), *callbacks]
+    options["logger"] = _instantiate_all(cfg.logger, "logger")
+    options["plugins"] = [*plugins, cluster_environment(cfg.trainer)]
+    return _instantiate(cfg.trainer, "trainer", **options)
 
 
 def _instantiate_all(nodes: DictConfig | None, key: str) -> list[Any]:
@@ -396,6 +402,33 @@ def _instantiate(node: DictConfig, key: str, **options: Any) -> Any:
     """What the node's `_target_` makes, if that and all below it may be called.
 
     Raises:
-        ValueError: a `_target_` that is not allowed (`blockspike.targets`); names its key.
+        ValueError: a `_target_` that is not allowed (`blockspike.targets`), or an argument that it
+            does not take; names its key.
     """
-    return instantiate(checked_targets(plain(node), key), **options)
+    found = checked_targets(plain(node), key)
+    _check_arguments(found, key)
+    return instantiate(found, **options)
+
+
+def _check_arguments(node: dict[str, Any], key: str) -> None:
+    """Raise ValueError for arguments that the node's `_target_` does not take, or still lacks.
+
+    Hydra would notice where the object is made, which for an optimiser is long after this.
+    """
+    target = get_object(node["_target_"])
+    parameters = inspect.signature(target).parameters
+    open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    later = list(parameters)[:1] if node.get("_partial_") else []  # what a partial is called with
+    known = [name for name in parameters if name not in later]
+    for name in node:
+        if name not in _OF_HYDRA and name not in known and not open_ended:
+            raise ValueError(
+                f"{key}.{name}: expected an argument of {target.__name__} ({', '.join(known)}), "
+                f"got {name}; ~{key}.{name} leaves it out"
+            )
+    for name in known if node.get("_partial_") and not open_ended else ():
+        if name not in node and parameters[name].default is inspect.Parameter.empty:
+            raise ValueError(
+                f"{key}.{name}: expected a value, which {target.__name__} needs, got nothing; "
+                f"+{key}.{name}=… gives it one"
+            )

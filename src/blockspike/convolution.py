@@ -10,11 +10,14 @@ import math
 import torch
 from torch import Tensor
 
+from blockspike.neurons.autograd import in_full_precision
+
 _BLOCK_OF_TAPS = 4
 """Steps that are transformed together, in lengths of the kernel: longer, and the kernel takes more
 memory; shorter, and more of each transform is tail."""
 
 
+@in_full_precision
 def causal_convolution(x: Tensor, kernel: Tensor) -> Tensor:
     """y[t, b, n] = Σ_d Σ_k kernel[d, n, k] x[t − d, b, k], within rounding, differentiable in both.
 

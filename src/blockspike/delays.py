@@ -22,6 +22,7 @@ from blockspike.synapses import (
     current_of_batch,
     events_of_spikes,
     synaptic_current,
+    with_type_of,
 )
 
 LAST_SIGMA = 0.5
@@ -90,6 +91,8 @@ class Delays(BoundedParameters):
             spikes, bias, fired, mode: see `synaptic_current`.
             weight: [n_units, n_inputs].
         """
+        check_synapses(spikes, weight[None], bias, mode, fired)
+        spikes = with_type_of(weight, spikes)
         is_sparse = isinstance(spikes, EventBatch) or fired is not None
         dense = None if isinstance(spikes, EventBatch) else spikes
         if (
@@ -100,7 +103,6 @@ class Delays(BoundedParameters):
             or needs_gradient(dense, weight, bias)
         ):
             kernel = weight * self.kernel()
-            check_synapses(spikes, kernel, bias, mode, fired)
             if not self.training or mode == "events" or _tap_by_tap(spikes, len(kernel), mode):
                 return synaptic_current(spikes, kernel, bias, fired=fired, mode=mode)
             dense = spikes.dense(weight.dtype) if isinstance(spikes, EventBatch) else spikes
@@ -140,6 +142,7 @@ def delayed_current(
         ValueError: a dense tensor without `fired`; shapes do not match; a delay below 0.
     """
     check_synapses(spikes, weight[None], bias, fired=fired)
+    spikes = with_type_of(weight, spikes)
     if delay.shape != weight.shape or bool((delay < 0).any()):
         raise ValueError(f"delay: expected steps ≥ 0, {list(weight.shape)}, got {delay}")
     if isinstance(spikes, EventBatch):

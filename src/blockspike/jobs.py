@@ -18,7 +18,8 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from blockspike.memory import keep_freed_memory
-from blockspike.runs import Run, RunRefusedError, is_first_process, one_line
+from blockspike.processes import is_first_process, take_rank
+from blockspike.runs import Run, RunRefusedError, one_line
 
 _FAILED, _INTERRUPTED = 2, 130  # exit codes
 _FIRST = "BLOCKSPIKE_FIRST_PROCESS"  # its pid, for those that Lightning starts
@@ -27,8 +28,6 @@ _TO_STOP_S = 5.0
 
 def run_here(name: str, cfg: DictConfig) -> None:
     """Run the command `name` in this process; raises what the command raises."""
-    if not is_first_process():  # one of those that Lightning started for a run
-        _watch(_wait_for_end_of, int(os.environ.get(_FIRST, os.getppid())))
     _call(name, cfg, _command_line(name, cfg))
 
 
@@ -103,12 +102,18 @@ def _job(
 
 def _call(name: str, cfg: DictConfig, command_line: list[str]) -> None:
     keep_freed_memory()
+    take_rank(cfg.get("trainer"))
     if is_first_process():
         os.environ[_FIRST] = str(os.getpid())
+    else:
+        _watch(_wait_for_end_of, int(os.environ.get(_FIRST, os.getppid())))
     # What Lightning starts the further processes of a run with, whatever program this one is.
     sys.argv = command_line
     sys.modules["__main__"].__spec__ = find_spec("blockspike.cli")
-    getattr(import_module(f"blockspike.commands.{name}"), name)(cfg)
+    try:
+        getattr(import_module(f"blockspike.commands.{name}"), name)(cfg)
+    finally:
+        os.environ.pop(_FIRST, None)
 
 
 def _command_line(name: str, cfg: DictConfig) -> list[str]:

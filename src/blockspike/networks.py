@@ -196,6 +196,9 @@ class SpikingLayer(NeuronLayer):
         )
         if arp_ms < 0:
             raise ValueError(f"arp_ms: expected a value ≥ 0, got {arp_ms}")
+        for name, (low, high) in (("p_bounds", p_bounds), ("b_bounds", b_bounds)):
+            if method == "blocks" and low < 0:
+                raise ValueError(f"{name}: expected bounds ≥ 0 for 'blocks', got {[low, high]}")
         beta = torch.full((n_units,), decay(tau_membrane_ms, dt_ms))
         self.add_bounded("beta", beta, beta_bounds, train_beta, "tau_membrane_ms")
         self.arp = round(arp_ms / dt_ms)
@@ -459,11 +462,13 @@ class SpikingClassifier(nn.Module):
         self.input_events = input_events
 
     def forward(self, x: EventBatch | Tensor) -> ClassifierOutput:
-        """Scores and activity for spikes [T, B, n_inputs], any T."""
+        """Scores and activity for spikes [T, B, n_inputs], any T; see `synaptic_current`."""
         return self.read(list(self.run_layers(x)))
 
     def run_layers(self, x: EventBatch | Tensor) -> Iterator[ALIFTrace]:
         """The hidden layers' results, one after another."""
+        if isinstance(x, Tensor) and not x.is_floating_point():
+            x = x.to(self.readout.weight.dtype)
         if self.input_events is not None:
             if isinstance(x, EventBatch):
                 x = x.scaled_to(self.input_events)

@@ -149,7 +149,8 @@ class NeuronPopulation(BoundedParameters):
         if not self.n_trials:
             return None
         generator = torch.Generator().manual_seed(seed)
-        return torch.randn(n_steps, n_segments, self.n_trials, generator=generator)
+        shape = (n_steps, n_segments, self.n_trials)
+        return torch.randn(shape, generator=generator, dtype=torch.float32)  # also for 64-true
 
     def _check(self, current: Tensor, draws: Tensor | None) -> None:
         if current.ndim != 3 or current.shape[2] != self.n_cells:

@@ -1,6 +1,7 @@
 """outputs/ → one tidy table, a row per run and seed."""
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -46,12 +47,12 @@ def collect_runs(output_dir: Path) -> pd.DataFrame:
     """Gather every `result.json` below `output_dir` into `tables/runs.parquet` and `.csv`.
 
     Returns:
-        A row per finished run, sorted by its folder; the column `run` names it.
+        A row per finished run, sorted by its folder; the column `run` names it. Where two folders
+        hold the same run, the first, with a warning on stderr.
 
     Raises:
         FileNotFoundError: there is no finished run.
-        ValueError: a `result.json` is damaged, lacks what every run has or has it of another type,
-            or two folders hold the same run.
+        ValueError: a `result.json` is damaged, lacks what every run has or has it of another type.
     """
     files = sorted(output_dir.rglob("result.json"))
     if not files:
@@ -62,7 +63,7 @@ def collect_runs(output_dir: Path) -> pd.DataFrame:
     ]
     table = pd.DataFrame(rows)
     table = pd.DataFrame(table.apply(_of_one_type))
-    _check_unique(table)
+    table = _unique(table)
     folder = output_dir / "tables"
     with whole_file(folder / "runs.parquet") as file:
         table.to_parquet(file, index=False)
@@ -97,9 +98,11 @@ def _of_one_type(column: pd.Series) -> pd.Series:
     return column
 
 
-def _check_unique(table: pd.DataFrame) -> None:
-    for _, same in table.groupby("config_hash"):
-        if len(same) < 2:
-            continue
-        first, second = same["run"].tolist()[:2]
-        raise ValueError(f"{first} and {second} hold the same run; delete one of the folders")
+def _unique(table: pd.DataFrame) -> pd.DataFrame:
+    """The table with one row per run: other spellings of an override make a second folder."""
+    for digest, same in table.groupby("config_hash", sort=False):
+        if len(same) > 1:
+            kept, *left_out = same["run"]
+            warning = f"{kept}: the same run (config_hash {digest}) is in {', '.join(left_out)} too"
+            print(f"blockspike collect: {warning}; only the first is in the table", file=sys.stderr)
+    return pd.DataFrame(table.drop_duplicates("config_hash"))

@@ -6,9 +6,10 @@ import platform
 import subprocess
 import sys
 import time
+import tomllib
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import IO, Any
@@ -19,6 +20,7 @@ from pytorch_lightning.utilities import rank_zero_only
 
 from blockspike.files import read_json, write_json, write_text
 from blockspike.plain_yaml import read_plain_yaml
+from blockspike.processes import is_first_process
 
 _PACKAGES = ("blockspike", "torch", "pytorch-lightning", "numpy", "numba")
 _LOCK_TRIES, _LOCK_PAUSE_S = 20, 0.1  # who looks whether a run is held, holds it for a moment
@@ -226,25 +228,55 @@ def one_line(error: BaseException) -> str:
     return ": ".join(parts) or type(error).__name__
 
 
-def is_first_process() -> bool:
-    """Whether this is the only process of its run, or the first of those that share it."""
-    return not getattr(rank_zero_only, "rank", 0)
-
-
 def provenance() -> dict[str, Any]:
-    """Commit, whether the tree was dirty, package versions, machine."""
+    """Package versions and machine; of a checkout of blockspike also its commit and its state.
 
-    def git(*args: str) -> str:
-        command = ["git", "-C", str(Path(__file__).parent), *args]
-        return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
-
+    Installed, or copied into another project, it has no commit: that repository's is not its own.
+    """
+    own = _is_checkout()
     return {
-        "git_sha": git("rev-parse", "HEAD") or None,
-        "git_dirty": bool(git("status", "--porcelain", "--untracked-files=no")),
+        "git_sha": (own and _git("rev-parse", "HEAD")) or None,
+        "git_dirty": own and bool(_git("status", "--porcelain", "--untracked-files=no")),
         "versions": {name: version(name) for name in _PACKAGES},
         "python": platform.python_version(),
         "machine": f"{platform.node()} {platform.machine()} {os.cpu_count()} cores",
     }
+
+
+def _is_checkout() -> bool:
+    root = Path(__file__).resolve().parents[2]
+    if _git("rev-parse", "--show-toplevel") != str(root) or not (root / "pyproject.toml").is_file():
+        return False
+    project = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))
+    return project.get("project", {}).get("name") == "blockspike"
+
+
+def _git(*args: str) -> str:
+    """What git prints in the folder of this package; nothing where there is no git."""
+    command = ["git", "-C", str(Path(__file__).parent), *args]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+    except OSError:
+        return ""
+
+
+def run_folders(output_dir: Path) -> dict[str, Path]:
+    """Hash of a run's configuration → its folder, of all runs below `output_dir`.
+
+    Of several with one hash, which other spellings of the same overrides make, the first that is
+    finished, else the first.
+    """
+    found: dict[str, Path] = {}
+    for file in sorted(output_dir.rglob("status.json"), key=_unfinished_last):
+        with suppress(ValueError):  # a damaged file; `status` names it
+            digest = read_json(file).get("config_hash")
+            if isinstance(digest, str):
+                found.setdefault(digest, file.parent)
+    return found
+
+
+def _unfinished_last(status: Path) -> tuple[bool, Path]:
+    return not (status.parent / "result.json").is_file(), status
 
 
 def remove_if_empty(folder: Path, root: Path) -> None:

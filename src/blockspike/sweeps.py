@@ -20,7 +20,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from blockspike.config import content_hash, content_of
 from blockspike.files import read_json, write_json
-from blockspike.runs import Run, now, time_text
+from blockspike.runs import Run, now, run_folders, time_text
 
 STATES = ("done", "running", "interrupted", "failed", "missing")
 
@@ -100,14 +100,27 @@ def _name(folder: Path, output_dir: Path) -> str:
     )
 
 
-def planned_runs(output_dir: Path) -> set[str]:
-    """Folders of all runs that sweeps have planned there."""
-    return {run for path in (output_dir / "sweeps").glob("*.json") for run in _runs_of(path)}
+def run_folder(cfg: DictConfig) -> Path:
+    """The run's folder: `cfg.run_dir`, or where it was started with its overrides spelt otherwise.
+
+    `optimizer.lr=1e-3` and `optimizer.lr=0.001` name two folders of one run.
+    """
+    own = Path(cfg.run_dir)
+    if (own / "content.json").is_file():
+        return own
+    same = run_folders(Path(cfg.output_dir) / cfg.experiment_name)
+    return same.get(content_hash(content_of(cfg)), own)
+
+
+def planned_runs(output_dir: Path) -> dict[str, str]:
+    """Folders of all runs that sweeps have planned there, and the hashes of their content."""
+    plans = sorted((output_dir / "sweeps").glob("*.json"))
+    return {run: digest for path in plans for run, digest in _runs_of(path).items()}
 
 
 def _runs_of(plan: Path) -> dict[str, str]:
     runs = read_json(plan).get("runs", {})
-    if not isinstance(runs, dict):
+    if not isinstance(runs, dict) or not all(isinstance(x, str) for x in runs.values()):
         raise ValueError(f"{plan}: expected folders of runs and their hashes, got {runs!r:.60}")
     return runs
 
@@ -125,11 +138,18 @@ def run_states(output_dir: Path, planned: dict[str, str] | None = None) -> pd.Da
         attempt), `seconds` of that attempt (so far, if it is running; up to its last epoch, if it
         was killed), `error` (one line).
     """
+    folders = run_folders(output_dir)
     if planned is None:
         there = {str(f.parent.relative_to(output_dir)) for f in output_dir.rglob(".lock")}
-        planned = dict.fromkeys(sorted(there | planned_runs(output_dir)), "")
+        absent = {r for r, digest in planned_runs(output_dir).items() if digest not in folders}
+        planned = dict.fromkeys(sorted(there | absent), "")
     columns = ["run", "state", "epochs", "started", "seconds", "error"]
-    rows = [{"run": r, **_state(Run(output_dir / r), digest)} for r, digest in planned.items()]
+    rows = []
+    for run, digest in planned.items():
+        folder = output_dir / run
+        if not (folder / "status.json").is_file():
+            folder = folders.get(digest, folder)  # the same run, its overrides spelt otherwise
+        rows.append({"run": run, **_state(Run(folder), digest)})
     return pd.DataFrame(rows, columns=pd.Index(columns))
 
 
@@ -187,3 +207,15 @@ def sweep_summary(states: pd.DataFrame, output_dir: Path) -> str:
     if counts["done"] < len(states):
         lines.append("the same command again runs what is not done")
     return "\n".join(lines)
+
+
+def sweep_is_done() -> bool:
+    """Print how a sweep ended, whatever process ran its jobs; True also if there was none."""
+    if RecordSweep.planned is None:
+        return True
+    if not RecordSweep.planned:
+        print("blockspike train: which runs this sweep has is not known", file=sys.stderr)
+        return False
+    states = run_states(RecordSweep.output_dir, RecordSweep.planned)
+    print(sweep_summary(states, RecordSweep.output_dir))
+    return bool((states["state"] == "done").all())

@@ -8,16 +8,18 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from typing import Literal
+from typing import Literal, TypeVar
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from blockspike.data.events import EventBatch
+from blockspike.neurons.autograd import differentiable_once, in_full_precision
 from blockspike.neurons.events_cpu import Fired, event_currents, event_weight_gradient
 from blockspike.neurons.gpu import has_triton, require_triton
 
+SpikesT = TypeVar("SpikesT", EventBatch, Tensor, EventBatch | Tensor)
 SynapseMode = Literal["auto", "events", "dense"]
 # Active share of (step, unit) pairs above which dense is chosen. Of an EventBatch the dense tensor
 # has to be made first, so events pay longer.
@@ -38,8 +40,10 @@ def synaptic_current(
     """I[t] = bias + Σ_k weight[k] spikes[t − k].
 
     Args:
-        spikes: EventBatch of shape (T, B, K), or a dense tensor [T, B, K].
+        spikes: EventBatch of shape (T, B, K), or a dense tensor [T, B, K] of the type of the weight
+            or of whole numbers (bool, int), which are converted to it.
         weight: [n_taps, N, K] (post, pre); tap k acts k steps later (the temporal receptive field).
+            float32 or float64; on a GPU, dense, also half precision.
         bias: [N].
         fired: the same as a dense `spikes`, if those are only 0 and `fired.scale`: they may then
             be treated as events.
@@ -47,12 +51,14 @@ def synaptic_current(
             stay so, since counting their spikes would make the CPU wait.
 
     Returns:
-        Current [T, B, N], differentiable in weight, bias and dense spikes.
+        Current [T, B, N], differentiable in weight, bias and dense spikes. Under autocast dense
+        products are in half precision and all else is in float32, which the current is too.
 
     Raises:
-        ValueError: shapes do not match, or events are asked for where they cannot be had.
+        ValueError: shapes or types do not match, or events are asked for where they cannot be had.
     """
     check_synapses(spikes, weight, bias, mode, fired)
+    spikes = with_type_of(weight, spikes)
     if isinstance(spikes, EventBatch):
         return current_of_batch(spikes, bias, partial(_of_events, weight=weight, mode=mode))
     if mode == "events" and fired is None:
@@ -63,7 +69,15 @@ def synaptic_current(
     events = events_of_spikes(fired) if on_cpu else EventBatch.from_dense(fired.array)
     if not _use_events(mode, events, MAX_EVENT_DENSITY):
         return _dense(spikes, weight, bias)
-    return _EventCurrents.apply(spikes, weight, bias, events, fired.scale)  # pyright: ignore
+    return _of_sparse(spikes, weight, bias, events, fired.scale)
+
+
+@in_full_precision
+def _of_sparse(
+    spikes: Tensor | None, weight: Tensor, bias: Tensor, events: EventBatch, scale: float
+) -> Tensor:
+    """Current of events that are the same as `spikes`, which only gets a gradient."""
+    return _EventCurrents.apply(spikes, weight, bias, events, scale)  # pyright: ignore
 
 
 def current_of_batch(
@@ -78,7 +92,7 @@ def current_of_batch(
 
 def _of_events(events: EventBatch, bias: Tensor, *, weight: Tensor, mode: str) -> Tensor:
     if _use_events(mode, events, MAX_EVENT_DENSITY_OF_BATCH):
-        return _EventCurrents.apply(None, weight, bias, events, 1.0)  # pyright: ignore
+        return _of_sparse(None, weight, bias, events, 1.0)
     return _dense(events.dense(weight.dtype), weight, bias)
 
 
@@ -97,6 +111,9 @@ def check_synapses(
     fired: Fired | None = None,
 ) -> None:
     """Raise ValueError if arguments of `synaptic_current` do not fit each other."""
+    if not isinstance(spikes, EventBatch | Tensor):
+        got = type(spikes).__name__
+        raise ValueError(f"spikes: expected an EventBatch or a tensor [T, B, K], got {got}")
     if mode not in ("auto", "events", "dense"):
         raise ValueError(f"mode: expected 'auto', 'events' or 'dense', got {mode!r}")
     if weight.ndim != 3 or bias.shape != weight.shape[1:2]:
@@ -115,6 +132,26 @@ def check_synapses(
         )
 
 
+def with_type_of(weight: Tensor, spikes: SpikesT) -> SpikesT:
+    """Spikes as synapses with this weight take them: of its type, if they are whole numbers.
+
+    Raises:
+        ValueError: the weight is of half precision on a CPU; spikes are of another type.
+    """
+    if weight.device.type == "cpu" and weight.dtype not in (torch.float32, torch.float64):
+        raise ValueError(f"weight: expected float32 or float64 on a CPU, got {weight.dtype}")
+    if isinstance(spikes, EventBatch) or spikes.dtype == weight.dtype:
+        return spikes
+    if not (spikes.is_floating_point() or spikes.is_complex()):
+        return spikes.to(weight.dtype)
+    if not torch.is_autocast_enabled(spikes.device.type):
+        raise ValueError(
+            f"spikes: expected {weight.dtype} like the weight, or whole numbers (bool, int), "
+            f"got {spikes.dtype}"
+        )
+    return spikes
+
+
 def _use_events(mode: str, events: EventBatch, most_on_cpu: float) -> bool:
     device = events.device
     on_cpu = device.type == "cpu"
@@ -130,7 +167,7 @@ def _use_events(mode: str, events: EventBatch, most_on_cpu: float) -> bool:
 
 def _dense(spikes: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     # Not conv1d, whose weight gradient has other bits with another number of threads.
-    current = F.linear(spikes, weight[0], bias)
+    current = F.linear(spikes, weight[0], bias).to(weight.dtype)  # autocast makes it half precision
     for tap in range(1, min(len(weight), len(spikes))):
         current[tap:] += F.linear(spikes[:-tap], weight[tap])
     return current
@@ -180,7 +217,7 @@ class _EventCurrents(torch.autograd.Function):
         return out.view(events.shape[0], events.shape[1], -1)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @differentiable_once("event-driven synapses", instead="synapses='dense'")
     def backward(ctx, *grads: Tensor):  # pyright: ignore[reportIncompatibleMethodOverride]
         row_ptr, unit, weight = ctx.saved_tensors
         grad = grads[0].contiguous()

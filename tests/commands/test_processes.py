@@ -1,10 +1,24 @@
-"""Several processes that share a run, against one."""
+"""Several processes that share a run, against one; which one is first; a run beside others."""
 
+import fcntl
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from killed_sweep import start
+from lightning_fabric.plugins.environments.lightning import LightningEnvironment
+from lightning_fabric.plugins.environments.torchelastic import TorchElasticEnvironment
+from pytorch_lightning.utilities import rank_zero_only
 
+from blockspike.processes import (
+    OneProcess,
+    SlurmStep,
+    cluster_environment,
+    is_first_process,
+    take_rank,
+)
 from blockspike.runs import Run
 from blockspike.training.checkpoint_io import load_plain
 from blockspike.training.metrics_file import read_metrics
@@ -50,3 +64,154 @@ def test_processes_that_do_not_divide_the_samples_train_as_one_does(tmp_path: Pa
                 other = states[1]["state_dict"][name]
                 error = (other - weights).norm()
                 assert error <= 1e-5 * weights.norm(), f"batch_size {batch_size}, {name}: {error}"
+
+
+TINY = (
+    "data=nmnist_sample", "data.n_steps=40", "data.dt_ms=10", "network.n_hidden=8",
+    "trainer.max_epochs=1", "threads=1",
+)  # fmt: skip
+RANKS = (
+    "RANK", "LOCAL_RANK", "GROUP_RANK", "NODE_RANK", "WORLD_SIZE", "TORCHELASTIC_RUN_ID",
+    "SLURM_JOB_ID", "SLURM_JOB_NAME", "SLURM_PROCID", "SLURM_LOCALID", "SLURM_NODEID",
+    "SLURM_NTASKS", "SLURM_NTASKS_PER_NODE", "SLURM_STEP_ID", "SLURM_STEP_NUM_TASKS",
+    "SLURM_STEP_NUM_NODES", "SLURM_STEP_NODELIST",
+)  # fmt: skip
+
+
+def step(n_tasks: int, task: int, n_nodes: int = 1, name: str = "train") -> dict[str, str]:
+    """What `srun` sets for a task."""
+    node, local = divmod(task, n_tasks // n_nodes)
+    return {
+        "SLURM_JOB_ID": "12345", "SLURM_JOB_NAME": name, "SLURM_NTASKS": str(n_tasks),
+        "SLURM_PROCID": str(task), "SLURM_LOCALID": str(local), "SLURM_NODEID": str(node),
+        "SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": str(n_tasks),
+        "SLURM_STEP_NUM_NODES": str(n_nodes), "SLURM_STEP_NODELIST": "node[03-04]",
+    }  # fmt: skip
+
+
+BATCH = {"SLURM_JOB_ID": "12345", "SLURM_NTASKS": "2", "SLURM_PROCID": "0", "SLURM_LOCALID": "0"}
+ELASTIC = {"TORCHELASTIC_RUN_ID": "a", "RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2"}
+LAUNCHED = {"LOCAL_RANK": "1", "NODE_RANK": "0", "WORLD_SIZE": "2"}
+
+
+def rank() -> int:
+    """What Lightning's own decorator asks for."""
+    return rank_zero_only.rank  # pyright: ignore[reportFunctionMemberAccess]
+
+
+def outcome(folder: Path, data_dir: Path, *args: str) -> subprocess.CompletedProcess:
+    """A small run in a process of its own, with what it printed."""
+    command = [sys.executable, "-m", "blockspike.cli", "train", f"data_dir={data_dir}", *TINY]
+    return subprocess.run([*command, *args], cwd=folder, capture_output=True, text=True)
+
+
+@pytest.fixture
+def environment(monkeypatch):
+    """Set these variables and none of the others that give a process a rank."""
+    before = rank()
+
+    def set_to(variables: dict[str, str]) -> None:
+        for name in RANKS:
+            monkeypatch.delenv(name, raising=False)
+        for name, value in variables.items():
+            monkeypatch.setenv(name, value)
+
+    yield set_to
+    rank_zero_only.rank = before  # pyright: ignore[reportFunctionMemberAccess]
+
+
+@pytest.mark.parametrize(
+    ("variables", "trainer", "kind", "expected"),
+    [
+        ({}, {"devices": 1}, OneProcess, 0),
+        (step(2, 1), {"devices": 1}, OneProcess, 0),
+        (step(2, 1), {"devices": "auto", "accelerator": "cpu"}, OneProcess, 0),
+        (ELASTIC, {"devices": [0]}, OneProcess, 0),
+        (LAUNCHED, {"devices": 1}, OneProcess, 0),
+        (step(2, 1), {"devices": 2}, SlurmStep, 1),
+        (step(2, 1, name="bash"), {"devices": "0,1"}, SlurmStep, 1),
+        (step(2, 1, n_nodes=2), {"devices": 1, "num_nodes": 2}, SlurmStep, 1),
+        (step(2, 1, n_nodes=2), {"devices": 2}, LightningEnvironment, 0),
+        (step(4, 3), {"devices": 2}, LightningEnvironment, 0),
+        (BATCH, {"devices": 2}, LightningEnvironment, 0),
+        (ELASTIC | step(1, 0), {"devices": 2}, TorchElasticEnvironment, 1),
+        (LAUNCHED, {"devices": 2}, LightningEnvironment, 1),
+        ({"NODE_RANK": "1"}, {"devices": 4, "num_nodes": 2}, LightningEnvironment, 4),
+    ],
+)
+def test_who_gives_a_process_its_rank(environment, variables, trainer, kind, expected):
+    environment(variables)
+    assert type(cluster_environment(trainer)) is kind
+    take_rank(trainer)
+    assert rank() == expected
+    assert is_first_process() == (expected == 0)
+
+
+def test_a_command_that_trains_nothing_is_first(environment):
+    environment(step(2, 1))
+    take_rank(None)
+    assert is_first_process()
+
+
+def test_tasks_of_a_step_meet_on_its_first_node(environment):
+    environment(step(4, 3, n_nodes=2))
+    last = cluster_environment({"devices": 2, "num_nodes": 2})
+    assert (last.world_size(), last.global_rank(), last.local_rank(), last.node_rank()) == (
+        4,
+        3,
+        1,
+        1,
+    )
+    assert last.main_address == "node03"
+    ports = [last.main_port]
+    environment(step(4, 0, n_nodes=2) | {"SLURM_STEP_ID": "1"})
+    ports.append(cluster_environment({"devices": 2, "num_nodes": 2}).main_port)
+    assert ports[0] != ports[1] and all(1024 < port < 32768 for port in ports)
+
+
+@pytest.mark.parametrize(
+    "variables", [step(2, 1), ELASTIC, LAUNCHED], ids=["step", "elastic", "rank"]
+)
+def test_a_run_of_one_process_is_a_run_of_its_own(tmp_path, data_dir, environment, variables):
+    """It has a lock, a status and a result, whatever rank its environment has."""
+    environment(variables)
+    assert start(tmp_path, data_dir, "train", *TINY).wait() == 0
+    (result,) = tmp_path.rglob("result.json")
+    run = Run(result.parent)
+    assert (run.folder / ".lock").is_file() and (run.folder / "metrics.csv").is_file()
+    assert run.arguments() and '"done"' in (run.folder / "status.json").read_text()
+
+
+def test_a_task_whose_folder_another_one_holds_is_refused(tmp_path, data_dir, environment):
+    (tmp_path / "run").mkdir()
+    with (tmp_path / "run" / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        environment(step(2, 1))
+        done = outcome(tmp_path, data_dir, "run_dir=run")
+    assert done.returncode == 2 and "already running" in done.stderr
+
+
+@pytest.fixture
+def with_srun(tmp_path, monkeypatch) -> None:
+    """There is a command `srun`, as on a cluster's login node."""
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "srun").write_text("#!/bin/sh\nexit 1\n")
+    (tmp_path / "bin" / "srun").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"), prepend=os.pathsep)
+
+
+@pytest.mark.parametrize("sweep", [(), ("-m", "seed=0,1")])
+def test_where_slurm_is_installed_nobody_is_told_to_use_it(
+    tmp_path, data_dir, environment, with_srun, sweep
+):
+    environment({})
+    done = outcome(tmp_path, data_dir, *sweep)
+    assert done.returncode == 0
+    assert "srun" not in done.stdout + done.stderr
+
+
+def test_a_task_resumes_no_file_that_lies_around(tmp_path, data_dir, environment):
+    """In a Slurm step Lightning looks for `hpc_ckpt_*.ckpt` in its default folder."""
+    environment(step(1, 0))
+    (tmp_path / "hpc_ckpt_1.ckpt").write_text("another project's")
+    assert start(tmp_path, data_dir, "train", *TINY).wait() == 0

@@ -200,8 +200,16 @@ def test_a_run_dies_with_its_sweep_which_knows_what_is_missing(blockspike, tmp_p
     assert "no run here" in blockspike("status", "experiment_name=other", check=False).stderr
 
 
+@pytest.fixture
+def control_c():
+    """Commands hear SIGINT, also where these tests run in the background, which ignore it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.parametrize("sweep", [(), ("-m",)])
-def test_control_c_is_an_interruption(blockspike, tmp_path, data_dir, sweep):
+def test_control_c_is_an_interruption(blockspike, tmp_path, data_dir, control_c, sweep):
     args = (*sweep, *SMALL, "network.n_hidden=8", "trainer.max_epochs=1000")
     process = start(tmp_path, data_dir, "train", *args)
     pid_of(tmp_path, 1000)
@@ -338,14 +346,52 @@ def test_one_recipe_on_two_data_sets_is_two_runs(blockspike, finished, tmp_path,
     assert table["config_hash"].nunique() == 2
 
 
-def test_damaged_and_doubled_results_are_refused(blockspike, finished, tmp_path):
-    path, row = finished
+def test_of_two_folders_with_one_run_the_first_is_collected_with_a_warning(
+    blockspike, finished, tmp_path
+):
+    _, row = finished
+    for name in ("copy", "zcopy"):
+        (tmp_path / "outputs" / name).mkdir()
+        (tmp_path / "outputs" / name / "result.json").write_text(json.dumps(row))
+    done = blockspike("collect")
+    (line,) = done.stderr.splitlines()
+    assert "copy: the same run" in line and row["config_hash"] in line and "zcopy" in line
+    (collected,) = pd.read_csv(tmp_path / "outputs/tables/runs.csv").to_dict("records")
+    assert collected["run"] == "copy"
+
+
+def test_a_damaged_result_is_refused(blockspike, finished, tmp_path):
+    path, _ = finished
     copy = tmp_path / "outputs" / "copy" / "result.json"
     copy.parent.mkdir()
-    copy.write_text(json.dumps(row))
-    assert "hold the same run" in blockspike("collect", check=False).stderr
     copy.write_text(path.read_text()[:50])
     assert "copy/result.json: damaged" in blockspike("collect", check=False).stderr
+
+
+def test_other_spellings_of_a_run_are_that_run(blockspike, tmp_path):
+    """`model=fused` is the default, and 0.001 is 1e-3: one folder, one row, nothing is missing."""
+    run = ("train", *SMALL, "network.n_hidden=8", "trainer.max_epochs=1")
+    blockspike(*run, "optimizer.lr=1e-3")
+    (path,) = tmp_path.rglob("result.json")
+    again = blockspike(*run, "model=fused", "optimizer.lr=0.001")
+    assert f"{path.parent.relative_to(tmp_path)}: finished, skipped" in again.stdout
+    swept = blockspike(*run, "-m", "model=fused", "optimizer.lr=0.001,1e-3")
+    assert swept.stdout.count("finished, skipped") == 2
+    assert "runs: 1 done" in swept.stdout  # Hydra writes both as 0.001
+    assert list(tmp_path.rglob("result.json")) == [path]
+    assert "1 done" in blockspike("status").stdout
+    blockspike("collect")
+    assert len(pd.read_csv(tmp_path / "outputs/tables/runs.csv")) == 1
+
+
+def test_an_interrupted_run_continues_under_another_spelling(blockspike, tmp_path):
+    run = ("train", *SMALL, "network.n_hidden=8", "trainer.max_epochs=2")
+    blockspike(*run, "optimizer.lr=1e-3")
+    (path,) = tmp_path.rglob("result.json")
+    path.unlink()  # as if it had been killed after its last epoch
+    again = blockspike(*run, "optimizer.lr=0.001")
+    assert "continued after epoch 2" in again.stdout
+    assert list(tmp_path.rglob("result.json")) == [path]
 
 
 def test_numbers_and_words_in_one_column_make_a_table(blockspike, finished, tmp_path):

@@ -210,6 +210,20 @@ def test_a_folder_in_use_is_refused(blockspike, tmp_path, data_dir):
         ("threads=0", ("threads", "0")),
         ("label_smoothing=1", ("label_smoothing", "1", "< 1")),
         ("callbacks=nothing", ("callbacks/nothing",)),
+        ("seed=-1", ("seed: expected", "-1")),
+        ("seed=4294967296", ("seed: expected", "4294967295")),
+        ("trainer.max_epochs=-1", ("trainer.max_epochs: expected", "≥ 1", "-1")),
+        ("trainer.max_epochs=null", ("trainer.max_epochs: expected", "None")),
+        ("monitor=val/acc", ("monitor: expected val/accuracy or val/loss", "val/acc")),
+        ("monitor=train/accuracy", ("monitor: expected val/accuracy", "train/accuracy")),
+        ("monitor=test_each_epoch/accuracy test_each_epoch=true", ("monitor: expected", "test_")),
+        (
+            "+callbacks.stop._target_=pytorch_lightning.callbacks.EarlyStopping "
+            "+callbacks.stop.monitor=test_each_epoch/loss",
+            ("callbacks.stop.monitor: expected", "test_each_epoch/loss"),
+        ),
+        ("trainer.precision=16-mixed", ("trainer.precision: expected 32-true", "16-mixed")),
+        ("trainer.precision=bf16-true", ("trainer.precision: expected 32-true", "bf16-true")),
     ],
 )
 def test_bad_input_gives_one_line_and_writes_nothing(blockspike, tmp_path, override, words):
@@ -219,6 +233,39 @@ def test_bad_input_gives_one_line_and_writes_nothing(blockspike, tmp_path, overr
     for word in words:
         assert word in line
     assert not os.listdir(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        (
+            "optimizer._target_=torch.optim.SGD",
+            "optimizer.eps: expected an argument of SGD (lr, momentum,",
+        ),
+        ("optimizer.lr=-1", "Invalid learning rate"),
+        ("scheduler=step ~scheduler.step_size", "scheduler.step_size: expected a value"),
+        (
+            "+callbacks.reload._target_=blockspike.training.callbacks.ReloadBestAtMilestone "
+            "+callbacks.reload.mile=3",
+            "callbacks.reload.mile: expected an argument of ReloadBestAtMilestone (milestone,",
+        ),
+    ],
+)
+def test_an_argument_that_an_object_does_not_take_is_named_in_one_line(blockspike, override, words):
+    done = blockspike("train", *SMALL, "trainer.max_epochs=1", *override.split(), check=False)
+    (line,) = done.stderr.strip().splitlines()
+    assert done.returncode == 2 and words in line
+
+
+def test_a_scheduler_that_waits_for_a_plateau_is_given_the_validation_loss(blockspike, tmp_path):
+    plateau = "scheduler._target_=torch.optim.lr_scheduler.ReduceLROnPlateau"
+    blockspike(
+        "train", *SMALL, "trainer.max_epochs=3", "scheduler=step", "~scheduler.step_size",
+        "~scheduler.gamma", plateau, "+scheduler.patience=0", "+scheduler.threshold=1e9",
+        "+scheduler.threshold_mode=abs",
+    )  # fmt: skip
+    (scheduler,) = load_plain(one_run(tmp_path) / "checkpoints/last.ckpt")["lr_schedulers"]
+    assert scheduler["_last_lr"][0] < 1e-3
 
 
 def test_unknown_command_is_named(blockspike):

@@ -139,8 +139,8 @@ def test_an_equal_run_elsewhere_has_another_id(tmp_path):
 def test_a_failed_run_is_closed_as_failed_and_a_long_name_keeps_its_end(blockspike, tmp_path):
     folder = "outputs/" + "a" * 150 + "/seed=3"
     done = blockspike(
-        "train", *SMALL, "trainer.max_epochs=0", "logger=wandb", f"hydra.run.dir='{folder}'",
-        check=False,
+        "train", *SMALL, "trainer.limit_train_batches=0", "logger=wandb",
+        f"hydra.run.dir='{folder}'", check=False,
     )  # fmt: skip
     assert done.returncode == 2 and "no epoch was finished" in done.stderr
     (logged,) = logged_runs(tmp_path)

@@ -45,6 +45,42 @@ def test_bad_argument(change, name, expected, given):
         assert re.search(message, str(error.value))
 
 
+@pytest.mark.parametrize(("name", "value"), [("p", -0.75), ("b", -1.5)])
+def test_blocks_refuse_a_threshold_that_may_fall_below_rest(name, value):
+    """They have one spike a block, where the equations have more within the refractory period."""
+    inputs = make_inputs((60, 2, 5))
+    inputs["b"].data += 1.5
+    inputs[name].data[2] = value
+    loop, fused = (alif(**inputs, arp=3, method=method).spikes for method in ("standard", "fused"))
+    assert torch.equal(loop, fused)
+    assert (loop[:, :, 2].unfold(0, 4, 1).sum(-1) > 1).any()
+    for method in ("blocks", "parallel blocks"):
+        for grad in (True, False):
+            message = f"^{name}: expected values ≥ 0 for 'blocks', got {value}$"
+            with torch.set_grad_enabled(grad), pytest.raises(ValueError, match=message):
+                alif(**inputs, arp=3, method=method)
+
+
+MOST = 2**24
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_refractory_period_that_float32_cannot_count(method):
+    current = torch.zeros(1, 1, 1).expand(MOST + 1, 1, 1)
+    beta = torch.zeros(1)
+    with pytest.raises(ValueError, match=f"^arp: expected at most {MOST} steps.*got {MOST + 1}$"):
+        alif(current, beta, arp=MOST + 1, method=method)
+    alif(current[:9], beta, arp=MOST + 1, method=method)  # nothing to count
+
+
+def test_the_longest_refractory_period_is_counted():
+    current = torch.full((1, 1, 1), 9.0).expand(MOST + 3, 1, 1)
+    spikes = alif(current, torch.zeros(1), arp=MOST).spikes
+    assert spikes.flatten().nonzero().flatten().tolist() == [0, MOST + 1]
+    spikes = alif(current.double(), torch.zeros(1).double(), arp=MOST + 1).spikes
+    assert spikes.flatten().nonzero().flatten().tolist() == [0, MOST + 2]
+
+
 def test_fused_on_another_device_names_the_method():
     inputs = {name: value.detach().to(META) for name, value in INPUTS.items()}
     with pytest.raises(ValueError, match="^method: 'fused' .*cpu.*got current on meta"):

@@ -336,6 +336,13 @@ def test_recurrence_is_not_multiplied_in_half_precision():
         assert_same_result(run(inputs, arp=1, detach_spikes=False), expected)
 
 
+def test_a_graph_of_the_backward_is_refused():
+    inputs = make_gpu_inputs((9, 2, 4))
+    spikes = alif(**inputs).spikes
+    with pytest.raises(RuntimeError, match="^method='fused': no second derivative.*'standard'$"):
+        torch.autograd.grad(spikes.sum(), inputs["current"], create_graph=True)
+
+
 def test_kernels_compile_without_a_gpu(tmp_path):
     # The interpreter is Python and takes much that Triton's compiler refuses.
     script = Path(__file__).with_name("compile_kernels.py")

@@ -7,7 +7,6 @@ from typing import Any
 import numba
 import pytest
 import torch
-from numba.core.errors import TypingError
 
 from blockspike.neurons.model import NeuronModel
 from blockspike.neurons.simulate import simulate
@@ -43,8 +42,63 @@ BETA = {"beta": torch.full((9,), 0.9)}
 def test_a_literal_in_a_step_is_named():
     loop = simulate(MODELS[step_with_a_literal], CURRENT, BETA, method="standard")
     assert loop.spikes.sum() > 0
-    with pytest.raises(TypingError, match="mine: a step gives .*float64.*, expected 1 of float32"):
+    message = "^step_with_a_literal: expected it to return .*float32.*, got .*float64.*`constants`$"
+    with pytest.raises(ValueError, match=message):
         simulate(MODELS[step_with_a_literal], CURRENT, BETA)
+
+
+def with_torch(drive, parameters, constants, state, fire):
+    return step(torch.tanh(drive), parameters, constants, state, fire)
+
+
+def with_what_it_calls(drive, parameters, constants, state, fire):
+    return with_torch(drive, parameters, constants, state, fire)
+
+
+def without_margin(drive, parameters, constants, state, fire):
+    return fire(drive)[0], state
+
+
+def with_too_few_arguments(drive, parameters, constants, state):
+    return drive, drive, state
+
+
+def with_another_number_of_parameters(drive, parameters, constants, state, fire):
+    beta, p = parameters
+    return step(p * drive, (beta,), constants, state, fire)
+
+
+def reverse_with_torch(
+    drive, parameters, constants, state, margin, slope, grad_spike, attached, grad_state
+):
+    return torch.tanh(drive), parameters, state
+
+
+def reverse_without_states(
+    drive, parameters, constants, state, margin, slope, grad_spike, attached, grad_state
+):
+    return drive, parameters
+
+
+@pytest.mark.parametrize(
+    ("functions", "words"),
+    [
+        ((with_torch, reverse_step), r"Numba compiles, got .*'tanh'.*torch \(test_model.py, line "),
+        ((with_what_it_calls, reverse_step), r"Numba compiles, got .*'tanh'.*test_model.py, line"),
+        ((without_margin, reverse_step), r"to return \(spike, margin, .*, got Tuple\("),
+        ((with_too_few_arguments, reverse_step), "Numba compiles, got .*5 argument.*takes 4"),
+        ((with_another_number_of_parameters, reverse_step), "got .*parameters: expected 2, got 1"),
+        ((step, reverse_with_torch), "Numba compiles, got .*'tanh'"),
+        ((step, reverse_without_states), "to return gradients .*, got "),
+    ],
+)
+def test_a_function_that_cannot_be_compiled_is_named_in_one_line(functions, words):
+    model = NeuronModel("mine", ("beta",), ("membrane",), *functions)
+    beta = torch.full((9,), 0.9, requires_grad=True)
+    wrong = functions[0] if functions[0] is not step else functions[1]
+    with pytest.raises(ValueError, match=f"^{wrong.__name__}: expected .*{words}") as error:
+        simulate(model, CURRENT, {"beta": beta}).spikes.sum().backward()
+    assert "\n" not in str(error.value) and error.value.__suppress_context__
 
 
 @pytest.mark.parametrize(
@@ -74,6 +128,8 @@ def test_a_model_that_cannot_be_one_is_named():
         ({"step": made_within}, "made_within: expected a function of a module"),
         ({"parameters": ()}, "parameters: expected a tuple of at least one name"),
         ({"states": "v"}, "states: expected a tuple"),
+        ({"reverse_step": None}, "^reverse_step: expected a function of a module, got None$"),
+        ({"step": torch.exp}, "^step: expected a function of a module, got <built-in"),
     ]
     for changed, words in bad:
         with pytest.raises(ValueError, match=words):

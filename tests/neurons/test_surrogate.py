@@ -7,7 +7,7 @@ import pytest
 import torch
 from neuron_cases import DTYPES, SURROGATES
 
-from blockspike.neurons import Boxcar, FastSigmoid, MultiGaussian
+from blockspike.neurons import Boxcar, FastSigmoid, MultiGaussian, alif
 from blockspike.neurons.surrogate import spike
 from blockspike.neurons.surrogate_cpu import exp2_negative, surrogate_code, surrogate_derivative
 
@@ -108,4 +108,23 @@ def test_exp2_negative(dtype):
     ours = np.array([exp2_negative(value) for value in x])
     rtol = 4 * EPS[dtype] if dtype == np.float32 else 1e-12
     np.testing.assert_allclose(ours, np.exp2(x.astype(float)), rtol=rtol)
-    assert exp2_negative(dtype(-1e30)) == exp2_negative(dtype(-126)) == 2.0**-126
+    assert exp2_negative(dtype(-126)) == 2.0**-126
+    assert exp2_negative(np.nextafter(dtype(-126), dtype(-127))) == 0
+    assert exp2_negative(dtype(-1e30)) == exp2_negative(dtype(-np.inf)) == 0
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_far_from_threshold_the_multi_gaussian_is_0(dtype):
+    huge = np.finfo(dtype).max
+    u = np.array([40.0, 1e3, 1e30, huge], dtype)
+    assert not kernel_derivative(MultiGaussian(), np.concatenate([u, -u])).any()
+
+
+@pytest.mark.parametrize("method", ["fused", "blocks"])
+def test_huge_currents_have_the_gradient_of_the_loop(method):
+    found = []
+    for m in ("standard", method):
+        current = torch.full((20, 2, 3), -1e300, dtype=torch.float64)
+        beta = torch.full((3,), 0.9, dtype=torch.float64, requires_grad=True)
+        found += torch.autograd.grad(alif(current, beta, method=m).spikes.sum(), beta)
+    assert torch.equal(*found) and not found[0].any()

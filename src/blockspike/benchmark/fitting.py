@@ -24,6 +24,7 @@ from blockspike.memory import keep_freed_memory
 from blockspike.neurons import Method
 from blockspike.neurons.spike_distance import Window
 from blockspike.population import PublishedPopulation
+from blockspike.processes import OneProcess
 from blockspike.synthetic_cells import SyntheticCells
 from blockspike.training.neuron_fitting import FittingBatch, NeuronFittingModule
 
@@ -55,6 +56,7 @@ def epoch_s(method: Method, batch: FittingBatch, n_epochs: int) -> float:
     trainer = pl.Trainer(
         accelerator="cpu", max_epochs=n_epochs, logger=False, enable_checkpointing=False,
         enable_progress_bar=False, enable_model_summary=False, log_every_n_steps=1,
+        plugins=[OneProcess()],
     )  # fmt: skip
     loader = DataLoader([batch], batch_size=None)  # pyright: ignore[reportArgumentType]
     start = time.perf_counter()

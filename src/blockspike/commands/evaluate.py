@@ -47,7 +47,7 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
         )
     run = Run(Path(cfg.run))
     data, network = load_run(run)
-    predicted, labels = _predict(network, data)
+    predicted, labels = _predict(network, data, run.config().trainer.get("precision", "32-true"))
     confusion = np.zeros((data.n_classes, data.n_classes), int)
     np.add.at(confusion, (labels, predicted), 1)
     baseline = linear_baseline(*(data.spike_counts(split) for split in ("train", "val", "test")))
@@ -117,12 +117,16 @@ def load_run(run: Run) -> tuple[EventDataModule, SpikingClassifier]:
     network = build_network(cfg, data)
     weights = load_plain(run.best_checkpoint)["state_dict"]
     own = {k.removeprefix("network."): v for k, v in weights.items() if k.startswith("network.")}
+    network.to(next(x.dtype for x in own.values() if x.is_floating_point()))
     network.load_state_dict(own)
     return data, network.eval()
 
 
 @torch.no_grad()
-def _predict(network: SpikingClassifier, data: EventDataModule) -> tuple[np.ndarray, np.ndarray]:
-    pairs = [(network(x).scores_of(len(y)).argmax(1), y) for x, y in data.test_dataloader()]
+def _predict(
+    network: SpikingClassifier, data: EventDataModule, precision: str = "32-true"
+) -> tuple[np.ndarray, np.ndarray]:
+    with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16-mixed"):
+        pairs = [(network(x).scores_of(len(y)).argmax(1), y) for x, y in data.test_dataloader()]
     predicted, labels = (torch.cat(column).numpy() for column in zip(*pairs, strict=True))
     return predicted, labels

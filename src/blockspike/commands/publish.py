@@ -24,10 +24,10 @@ _CARD = """# {name}
 | spikes of a validation recording | {spikes} |
 | minutes of training | {minutes:.1f} (CPU threads: {n_threads}) |
 | seed | {seed} |
-| commit | {git_sha}{dirty} |
+| blockspike | {source} |
 | data, SHA-256 of the prepared file's content | {data_sha256} |
 
-Repeat: at that commit,
+Repeat, with that version:
 
 ```
 {command}
@@ -93,8 +93,14 @@ def _card(
     return {key: row[key] for key in keys} | {
         "name": name,
         "model": kind,
-        "dirty": " and changes" if row["git_dirty"] else "",
+        "source": _source(row),
         "minutes": row["train_s"] / 60,
         "spikes": round(spikes),
         "command": shlex.join(["blockspike", *run.arguments()]),
     }
+
+
+def _source(row: dict[str, Any]) -> str:
+    """The version that trained it and, of a checkout, the commit."""
+    commit = f", commit {row['git_sha']}" if row["git_sha"] else ""
+    return f"{row['version.blockspike']}{commit}{' and changes' if row['git_dirty'] else ''}"

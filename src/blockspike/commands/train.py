@@ -10,6 +10,7 @@ import torch
 from omegaconf import DictConfig
 
 from blockspike.commands import fit
+from blockspike.commands.checks import check_training
 from blockspike.commands.trainer import (
     EpochCheckpoint,
     last_checkpoint,
@@ -56,6 +57,7 @@ def train(cfg: DictConfig) -> dict[str, Any]:
         return {}
     content = content_of(cfg)
     try:
+        check_training(cfg)
         run.check_content(content)
         run.clear_error()
         row = run.result()
@@ -88,6 +90,7 @@ def train(cfg: DictConfig) -> dict[str, Any]:
 
 def _replay(cfg: DictConfig, run: Run) -> None:
     try:
+        check_training(cfg)
         use_threads(cfg.threads)
         file = Path(cfg.replay)
         if is_fit(cfg):

@@ -15,7 +15,8 @@ from omegaconf import DictConfig
 from pytorch_lightning.callbacks import Callback, ModelCheckpoint, RichProgressBar
 
 from blockspike.config import build_trainer
-from blockspike.runs import Run, is_first_process
+from blockspike.processes import is_first_process
+from blockspike.runs import Run
 from blockspike.training.callbacks import EpochLines
 from blockspike.training.checkpoint_io import PlainCheckpointIO, load_plain
 from blockspike.training.metrics_file import MetricsFile
@@ -31,7 +32,9 @@ def make_trainer(
         callbacks.append(RichProgressBar() if on_terminal else EpochLines(epochs_a_line))
     return build_trainer(
         cfg, callbacks, plugins=[PlainCheckpointIO()], enable_progress_bar=on_terminal,
-        num_sanity_val_steps=0, enable_model_summary=False, **options,
+        num_sanity_val_steps=0, enable_model_summary=False,
+        default_root_dir=str(run.folder),  # or, in a Slurm step, it resumes a file of this folder
+        **options,
     )  # fmt: skip
 
 
@@ -133,4 +136,6 @@ def without_known_warnings() -> Iterator[None]:
         warnings.filterwarnings("ignore", ".*does not have many workers.*")
         warnings.filterwarnings("ignore", ".*LeafSpec.*is deprecated.*")  # Lightning's own
         warnings.filterwarnings("ignore", ".*exists and is not empty.*")  # a resumed run
+        # Asked again for every fit and test; `build_trainer` has decided it.
+        warnings.filterwarnings("ignore", ".*`srun` command is available.*")
         yield

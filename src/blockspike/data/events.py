@@ -11,7 +11,7 @@ from numba import njit
 from torch import Tensor
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)  # not frozen: Lightning refuses to convert frozen ones to another precision
 class EventBatch:
     """Spikes of a batch as events sorted by (time step, sample).
 

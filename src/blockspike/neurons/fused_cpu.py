@@ -13,10 +13,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from blockspike.neurons.autograd import differentiable_once
 from blockspike.neurons.events_cpu import Fired
 from blockspike.neurons.kernels import LINE_BYTES, borrowed, kernel, run
 from blockspike.neurons.model import Simulation
 from blockspike.neurons.model_cpu import WIDTH, numbers
+from blockspike.neurons.model_errors_cpu import errors_of_model
 from blockspike.neurons.strips_cpu import (
     CHUNK,
     advance,
@@ -194,12 +196,13 @@ def _run(
     tile = tile_width(n_columns, weight, _WIDEST_TILE)
     written = [x for x in (spikes, margin, drives) if x.numel()]
     stream = all(_may_stream(tile, x) for x in written)
-    run(
-        _forward, -(-n_columns // tile), flat.numpy(), _columns(parameters, batch_size), model,
-        numbers(what.constants, flat.numpy()), min(what.recurrent_delay, n_steps), weight_t,
-        weight is not None, tile, for_backward, keep_margin, stream, spikes.numpy(),
-        fired.numpy(), margin.numpy(), drives.numpy(), saved.numpy(), last_membrane.numpy(),
-    )  # fmt: skip
+    with errors_of_model(what, flat.dtype):
+        run(
+            _forward, -(-n_columns // tile), flat.numpy(), _columns(parameters, batch_size), model,
+            numbers(what.constants, flat.numpy()), min(what.recurrent_delay, n_steps), weight_t,
+            weight is not None, tile, for_backward, keep_margin, stream, spikes.numpy(),
+            fired.numpy(), margin.numpy(), drives.numpy(), saved.numpy(), last_membrane.numpy(),
+        )  # fmt: skip
     check_finite(last_membrane.view(batch_size, n_neurons), current)
     spikes, fired = spikes.view(current.shape), fired.view(current.shape)
     return _Result(spikes, Fired(fired), margin, drives if keep_drives else flat, saved)
@@ -219,7 +222,7 @@ class _Fused(torch.autograd.Function):
         return result.spikes
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @differentiable_once("method='fused'", instead="method='standard'")
     def backward(ctx, *grads: Tensor):  # pyright: ignore[reportIncompatibleMethodOverride]
         drives, saved, weight, *parameters = ctx.saved_tensors
         what: Simulation = ctx.what
@@ -231,14 +234,15 @@ class _Fused(torch.autograd.Function):
         sums = torch.zeros(len(parameters), n_columns, dtype=torch.float64)
         feedback = recurrent and not what.detach_spikes
         tile = tile_width(n_columns, weight, WIDEST_TILE if feedback else _WIDEST_TILE)
-        run(
-            _backward, -(-n_columns // tile), grad_spikes.numpy(), drives.numpy(), saved.numpy(),
-            _columns(parameters, batch_size), what.model,
-            numbers(what.constants, drives.numpy()), min(what.recurrent_delay, n_steps),
-            weight_array(weight, drives), feedback,
-            drives.numpy().dtype.type(not what.detach_spikes),
-            surrogate_code(what.surrogate), tile, grad_current.numpy(), sums.numpy(),
-        )  # fmt: skip
+        with errors_of_model(what, drives.dtype):
+            run(
+                _backward, -(-n_columns // tile), grad_spikes.numpy(), drives.numpy(),
+                saved.numpy(), _columns(parameters, batch_size), what.model,
+                numbers(what.constants, drives.numpy()), min(what.recurrent_delay, n_steps),
+                weight_array(weight, drives), feedback,
+                drives.numpy().dtype.type(not what.detach_spikes),
+                surrogate_code(what.surrogate), tile, grad_current.numpy(), sums.numpy(),
+            )  # fmt: skip
         grad_current = grad_current.view(ctx.shape)
         per_neuron = sums.view(-1, batch_size, n_neurons).sum(1).to(drives.dtype)
         grad_weight = None

@@ -15,6 +15,7 @@ import triton
 from torch import Tensor
 
 from blockspike.neurons import kernels_gpu
+from blockspike.neurons.autograd import differentiable_once
 from blockspike.neurons.gpu import Graphs, launching_on
 from blockspike.neurons.kernels_gpu import in_triton
 from blockspike.neurons.model import NeuronModel, Simulation
@@ -161,7 +162,7 @@ class _Fused(torch.autograd.Function):
         return spikes
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @differentiable_once("method='fused'", instead="method='standard'")
     def backward(ctx, *grads: Tensor):  # pyright: ignore[reportIncompatibleMethodOverride]
         drives, saved, parameters, constants, weight, fired = ctx.saved_tensors
         delay = min(ctx.what.recurrent_delay, ctx.shape[0])

@@ -40,7 +40,7 @@ class NeuronModel:
         counters: names of further states, through which no gradient flows.
 
     Raises:
-        ValueError: no parameters or states, or a function that is made within another one.
+        ValueError: no parameters or states, or something else than a function of a module.
     """
 
     name: str
@@ -54,7 +54,9 @@ class NeuronModel:
         for name, value in (("parameters", self.parameters), ("states", self.states)):
             if not value or not isinstance(value, tuple):
                 raise ValueError(f"{name}: expected a tuple of at least one name, got {value!r}")
-        for function in (self.step, self.reverse_step):
+        for name, function in (("step", self.step), ("reverse_step", self.reverse_step)):
+            if not isinstance(function, FunctionType):
+                raise ValueError(f"{name}: expected a function of a module, got {function!r}")
             if function.__closure__:  # two of them would look alike to the cache of kernels
                 raise ValueError(
                     f"{function.__qualname__}: expected a function of a module, got one that is "

@@ -111,7 +111,8 @@ def reverse_step(
 
 
 @kernel
-def _fire(margin):
+def fire(margin):
+    """Spike of a margin, and 1 − spike; within kernels."""
     real = type(margin)
     spike = real(1.0) if margin > real(0.0) else real(0.0)
     return spike, real(1.0) - spike
@@ -124,11 +125,16 @@ def _compiled(function: Callable, options: dict[str, Any]) -> Any:
     return numba.njit(**options)(translated(function, partial(_compiled, options=options)))
 
 
+def compiled_function(function: Callable) -> Any:
+    """A model's function for Numba, not compiled yet."""
+    return _compiled(function, _EXACT)
+
+
 @overload(step, jit_options=_EXACT)
 def _step(model, drive, parameters, constants, state):
-    own = _compiled(model.model.step, _EXACT)
+    own = compiled_function(model.model.step)
     return lambda model, drive, parameters, constants, state: own(
-        drive, parameters, constants, state, _fire
+        drive, parameters, constants, state, fire
     )
 
 
@@ -196,10 +202,7 @@ def _storer(numbers: Callable[[NeuronModel], int], add: bool = False) -> Any:
         """array[at], array[at + WIDTH], … = (or +=) values."""
         n = numbers(model.model)
         if values != types.UniTuple(array.dtype, n):
-            raise TypingError(
-                f"{model.model.name}: a step gives {values}, expected {n} of {array.dtype}; "
-                "numbers are to come from `constants`"
-            )
+            raise TypingError(f"expected {n} of {array.dtype}, got {values}")
 
         def codegen(context, builder, signature, args):
             data = context.make_array(array)(context, builder, args[1]).data

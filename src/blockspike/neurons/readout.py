@@ -1,51 +1,66 @@
 """The leaky integrator: V[t] = β V[t−1] + I[t], no spike. Readout, spike filter, adaptation."""
 
+from typing import Any
+
 import numpy as np
 import torch
 from torch import Tensor
 
+from blockspike.neurons.autograd import in_full_precision
 from blockspike.neurons.kernels import borrowed, kernel, run
 
 _TILE = 1024  # columns whose state stays in the L1 cache
 
 
+@in_full_precision
 def leaky_integrate(current: Tensor, beta: Tensor) -> Tensor:
     """V[t] = β V[t−1] + I[t] from V[−1] = 0 (SPEC section 1, leaky readout).
 
     Args:
-        current: [T, B, N] float32 or float64.
-        beta: [N] decay per step.
+        current: [T, B, N] float32 or float64; under autocast half precision becomes float32.
+        beta: [N] decay per step, of the type of the current.
 
     Returns:
         V [T, B, N], differentiable in both arguments.
 
     Raises:
-        ValueError: shapes do not match.
+        ValueError: shapes or types do not match.
     """
     if current.ndim != 3 or beta.shape != current.shape[2:]:
         raise ValueError(
             f"leaky_integrate: expected current [T, B, N] and beta [N], "
             f"got current {list(current.shape)} and beta {list(beta.shape)}"
         )
-    return _LeakyIntegrate.apply(current, beta)  # pyright: ignore[reportReturnType]
+    if current.dtype not in (torch.float32, torch.float64) or beta.dtype != current.dtype:
+        raise ValueError(
+            "leaky_integrate: expected current and beta of one type, float32 or float64, "
+            f"got {current.dtype} and {beta.dtype}"
+        )
+    return _LeakyIntegrate.apply(current, beta, False)  # pyright: ignore[reportReturnType]
 
 
 class _LeakyIntegrate(torch.autograd.Function):
+    """V[t] = β V[t∓1] + I[t], from the last step if `reverse`; differentiable any number of times.
+
+    Each direction is the other's derivative.
+    """
+
     @staticmethod
-    def forward(ctx, current: Tensor, beta: Tensor) -> Tensor:
-        membrane = _scan(current.detach(), beta.detach(), reverse=False)
+    def forward(ctx, current: Tensor, beta: Tensor, reverse: bool) -> Tensor:
+        membrane = _scan(current.detach(), beta.detach(), reverse)
         ctx.save_for_backward(membrane, beta)
+        ctx.reverse = reverse
         return membrane
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx, *grads: Tensor):  # pyright: ignore[reportIncompatibleMethodOverride]
+    def backward(ctx, *grads: Tensor):
         membrane, beta = ctx.saved_tensors
-        grad_current = _scan(grads[0], beta, reverse=True)
+        grad_current: Any = _LeakyIntegrate.apply(grads[0], beta, not ctx.reverse)
         grad_beta = None
         if ctx.needs_input_grad[1]:
-            grad_beta = (grad_current[1:] * membrane[:-1]).sum(dim=(0, 1))
-        return grad_current, grad_beta
+            earlier, later = (grad_current, membrane) if ctx.reverse else (membrane, grad_current)
+            grad_beta = (later[1:] * earlier[:-1]).sum(dim=(0, 1))
+        return grad_current, grad_beta, None
 
 
 def _scan(x: Tensor, beta: Tensor, reverse: bool) -> Tensor:

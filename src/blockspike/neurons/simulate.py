@@ -7,6 +7,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
+from blockspike.neurons.autograd import in_full_precision
 from blockspike.neurons.fused_cpu import fused_cpu
 from blockspike.neurons.gpu import require_triton
 from blockspike.neurons.loop import loop
@@ -26,6 +27,7 @@ def fused(what: Simulation, current: Tensor, *args: Any, **options: Any) -> ALIF
     return run(what, current, *args, **options)
 
 
+@in_full_precision
 def simulate(
     model: NeuronModel,
     current: Tensor,
@@ -44,7 +46,8 @@ def simulate(
         model: what a step does.
         current: [T, B, N] input current, float32 or float64; never modified. "fused" on a GPU also
             takes bfloat16 beside float32 parameters, and then gives spikes (and the current's
-            gradient) in bfloat16; the state is float32 all the same.
+            gradient) in bfloat16; the state is float32 all the same. Under autocast a current of
+            half precision is simulated in float32.
         parameters: [N] each, by the model's names.
         constants: what `model.step` gets of numbers behind its 0 and 1.
         recurrent_weight: [N, N] (post, pre).

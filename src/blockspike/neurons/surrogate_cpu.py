@@ -55,8 +55,9 @@ def _is_single_overload(x):
 
 @kernel_with_fma
 def exp2_negative(t):
-    """2^t for t ≤ 0, to a few ulp (float64: to 1e−12); below 2^−126 it stays there."""
+    """2^t for t ≤ 0, to a few ulp (float64: to 1e−12); 0 below 2^−126."""
     real = type(t)
+    underflows = t < real(-126.0)
     t = max(t, real(-126.0))
     k = np.int32(t - real(0.5))  # truncation rounds to nearest, since t ≤ 0
     r = (t - real(k)) * real(_LN2)  # |r| ≤ ln2/2; exp(r) by its series
@@ -74,7 +75,8 @@ def exp2_negative(t):
     y = y * r + real(0.5)
     y = y * r + real(1.0)
     y = y * r + real(1.0)
-    return y * _power_of_two(k, t)  # pyright: ignore[reportCallIssue]
+    y *= _power_of_two(k, t)  # pyright: ignore[reportCallIssue]
+    return real(0.0) if underflows else y
 
 
 @kernel_with_fma
@@ -92,7 +94,7 @@ def multi_gaussian(u):
     e32 = e4 * e4
     e32 = e32 * e32
     e32 = e32 * e32
-    w = min(square, real(1600.0)) * real(1 / 324)  # (u/18)²; e underflows beyond |u| = 40
+    w = min(square, real(1600.0)) * real(1 / 324)  # (u/18)²; e is 0 beyond |u| = 39.7
     cosh = real(1 / 40320)
     if not _is_single(u):
         cosh = real(1 / 3628800) * w + real(1 / 40320)

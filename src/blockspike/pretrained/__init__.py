@@ -75,9 +75,10 @@ def read_network(name: str | Path) -> tuple[NetworkFile, SpikingClassifier]:
     about, tensors = _read(path)
     try:
         network = build_network(OmegaConf.create(vars(about)), about)
+        network.to(next(x.dtype for x in tensors.values() if x.is_floating_point()))
         network.load_state_dict(tensors)
         network.project_()
-    except (ValueError, TypeError, RuntimeError) as error:
+    except (ValueError, TypeError, RuntimeError, StopIteration) as error:
         text = " ".join(str(error).split())
         raise ValueError(f"{path}: does not make a network ({text})") from error
     return about, network.eval()

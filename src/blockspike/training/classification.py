@@ -123,7 +123,9 @@ class ClassificationModule(pl.LightningModule):
         optimizer = self.make_optimizer([p for p in self.parameters() if p.requires_grad])
         if self.make_scheduler is None:
             return optimizer
-        return {"optimizer": optimizer, "lr_scheduler": self.make_scheduler(optimizer)}
+        scheduler = self.make_scheduler(optimizer)
+        # the monitor is for schedulers that wait for a plateau
+        return {"optimizer": optimizer, "lr_scheduler": scheduler, "monitor": "val/loss"}
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """Step, then put neuron parameters back into their ranges."""

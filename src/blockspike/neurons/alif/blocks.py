@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from blockspike.neurons.autograd import differentiable_once
 from blockspike.neurons.surrogate import Surrogate
 from blockspike.neurons.trace import (
     ALIFTrace,
@@ -123,7 +124,7 @@ class _Blocks(torch.autograd.Function):
         return spikes, *margins
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @differentiable_once("method='blocks'", instead="method='standard'")
     def backward(ctx, *grads):  # pyright: ignore[reportIncompatibleMethodOverride]
         grad_spikes = grads[0]
         if grad_spikes is None:

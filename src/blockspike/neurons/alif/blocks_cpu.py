@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from blockspike.neurons.alif.step import fused_alif
+from blockspike.neurons.autograd import differentiable_once
 from blockspike.neurons.events_cpu import Fired
 from blockspike.neurons.kernels import borrowed, kernel, kernel_with_fma, run
 from blockspike.neurons.surrogate import Surrogate
@@ -296,7 +297,7 @@ class _BlocksCPU(torch.autograd.Function):
         return spikes, margin
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @differentiable_once("method='blocks'", instead="method='standard'")
     def backward(ctx, *grads: Tensor):  # pyright: ignore[reportIncompatibleMethodOverride]
         if grads[0] is None:
             return (None,) * 9

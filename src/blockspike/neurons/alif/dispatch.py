@@ -8,7 +8,8 @@ from torch import Tensor
 from blockspike.neurons.alif.blocks import blocks
 from blockspike.neurons.alif.blocks_cpu import blocks_cpu
 from blockspike.neurons.alif.standard import standard
-from blockspike.neurons.alif.step import fused_alif
+from blockspike.neurons.alif.step import check_arp, fused_alif
+from blockspike.neurons.autograd import in_full_precision
 from blockspike.neurons.simulate import (
     check_current,
     check_options,
@@ -23,6 +24,7 @@ _ELSEWHERE = {"standard": standard, "blocks": blocks, "fused": fused_alif}
 _OF_ANY_DELAY = (standard, fused_alif)
 
 
+@in_full_precision
 def alif(
     current: Tensor,
     beta: Tensor,
@@ -44,11 +46,14 @@ def alif(
     Args:
         current: [T, B, N] input current in threshold units, float32 or float64; never modified.
             "fused" on a GPU also takes bfloat16 beside float32 parameters, and then gives spikes
-            (and the current's gradient) in bfloat16; the state is float32 all the same.
+            (and the current's gradient) in bfloat16; the state is float32 all the same. Under
+            autocast a current of half precision is simulated in float32.
         beta: [N] membrane decay per step, exp(−dt/τ_m).
         p: [N] adaptation decay per step, exp(−dt/τ_a); None (with b) = no adaptation.
-        b: [N] threshold raise per spike.
-        arp: absolute refractory period in steps, ≥ 0.
+        b: [N] threshold raise per spike. "blocks" needs p, b ≥ 0: below, a neuron may spike within
+            its refractory period, which a block cannot show.
+        arp: absolute refractory period in steps, ≥ 0; in float32 at most 2²⁴ unless the simulation
+            is shorter.
         recurrent_weight: [N, N] (post, pre).
         recurrent_delay: of these synapses, in steps ≥ 1; None = arp + 1, the only one that "blocks"
             has.
@@ -77,6 +82,8 @@ def alif(
         raise ValueError(
             f"recurrent_delay: expected arp + 1 = {arp + 1} for {method!r}, got {delay}"
         )
+    if method == "blocks":
+        _check_not_negative(p=p, b=b)
     return simulate(current, beta, p, b, **options)
 
 
@@ -85,8 +92,7 @@ def _check(current, beta, p, b, arp, recurrent_weight, recurrent_delay, surrogat
     if method not in _ON_CPU:
         raise ValueError(f"method: expected one of {', '.join(_ON_CPU)}, got {method!r}")
     check_current(current, method)
-    if isinstance(arp, bool) or not isinstance(arp, int) or arp < 0:
-        raise ValueError(f"arp: expected an int ≥ 0 (steps), got {arp!r}")
+    check_arp(arp, len(current), current.dtype)
     if (p is None) != (b is None):
         raise ValueError("p, b: expected both or neither, got only " + ("b" if p is None else "p"))
     parameters = {"beta": beta} | ({} if p is None else {"p": p, "b": b})
@@ -94,3 +100,9 @@ def _check(current, beta, p, b, arp, recurrent_weight, recurrent_delay, surrogat
     check_options(current, parameters, recurrent_weight, delay, surrogate, method)
     check_parameters_finite(parameters, recurrent_weight)
     return delay
+
+
+def _check_not_negative(**parameters: Tensor | None) -> None:
+    for name, value in parameters.items():
+        if value is not None and bool((value < 0).any()):
+            raise ValueError(f"{name}: expected values ≥ 0 for 'blocks', got {value.min().item()}")

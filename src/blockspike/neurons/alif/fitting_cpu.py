@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from blockspike.neurons.alif.step import ALIF
+from blockspike.neurons.alif.step import ALIF, check_arp
+from blockspike.neurons.autograd import differentiable_once, in_full_precision
 from blockspike.neurons.kernels import borrowed, kernel, kernel_with_fma, run
 from blockspike.neurons.model_cpu import numbers, reverse_step, step
 from blockspike.neurons.spike_distance import Window
@@ -20,6 +21,7 @@ from blockspike.neurons.tiles_cpu import CHUNK, WIDEST_TILE, columns, tile_width
 from blockspike.neurons.trace import check_finite
 
 
+@in_full_precision
 def fitting_distance(
     current: Tensor,
     target: Tensor,
@@ -48,8 +50,9 @@ def fitting_distance(
         decay, window: as `squared_distance`.
 
     Raises:
-        ValueError: the membrane did not stay finite.
+        ValueError: arp as in `alif`; the membrane did not stay finite.
     """
+    check_arp(arp, len(current), beta.dtype)
     fitted, held_out = _FittingDistance.apply(  # pyright: ignore
         current, target, beta, p, b, weight, bias, noise, draws, arp, surrogate, decay, window
     )
@@ -91,7 +94,7 @@ class _FittingDistance(torch.autograd.Function):
         return fitted, held_out
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @differentiable_once("fitting with method='fused'", instead="method='standard'")
     def backward(ctx, *grads: Tensor):  # pyright: ignore[reportIncompatibleMethodOverride]
         *rows, saved = ctx.saved_tensors
         scale = 2 * grads[0].reshape(-1).contiguous()

@@ -1,0 +1,48 @@
+"""Settings that are refused before a run starts, since they fail or mislead hours later."""
+
+from omegaconf import DictConfig
+
+from blockspike.config import is_fit
+
+MONITORS = ("val/accuracy", "val/loss")
+PRECISIONS = ("32-true", "64-true", "bf16-mixed")
+_LARGEST_SEED = 2**32 - 1  # NumPy's
+
+
+def check_training(cfg: DictConfig) -> None:
+    """Check what a run trains with.
+
+    Raises:
+        ValueError: a seed or number of epochs outside its range; a precision that not every path
+            supports; a model that would be chosen, or training that would be stopped, on test data.
+            Names the key.
+    """
+    if not 0 <= cfg.seed <= _LARGEST_SEED:
+        raise ValueError(f"seed: expected an integer from 0 to {_LARGEST_SEED}, got {cfg.seed}")
+    epochs = cfg.trainer.max_epochs
+    if not isinstance(epochs, int) or epochs < 1:
+        raise ValueError(f"trainer.max_epochs: expected an integer ≥ 1, got {epochs}")
+    _check_precision(cfg)
+    if not is_fit(cfg) and cfg.monitor not in MONITORS:
+        raise ValueError(
+            f"monitor: expected {' or '.join(MONITORS)}, since a model is chosen on validation "
+            f"data, got {cfg.monitor!r}"
+        )
+    for name, callback in (cfg.callbacks or {}).items():
+        if callback and str(callback.get("monitor")).startswith("test"):
+            raise ValueError(
+                f"callbacks.{name}.monitor: expected a metric of training or validation, "
+                f"got {callback.monitor!r}"
+            )
+
+
+def _check_precision(cfg: DictConfig) -> None:
+    precision = cfg.trainer.get("precision", "32-true")
+    supported = PRECISIONS[:2] if is_fit(cfg) else PRECISIONS
+    if precision not in supported:
+        kind = "a fit" if is_fit(cfg) else "a classifier"
+        raise ValueError(
+            f"trainer.precision: expected {', '.join(supported)} for {kind}, got {precision!r}"
+        )
+    if precision == "64-true" and cfg.trainer.accelerator == "mps":
+        raise ValueError("trainer.precision: expected 32-true or bf16-mixed on mps, got '64-true'")

@@ -1,0 +1,70 @@
+"""What the package's autograd functions have in common: one derivative, in full precision."""
+
+from collections.abc import Callable, Mapping
+from functools import wraps
+from typing import Any, ParamSpec, TypeVar
+
+import torch
+from torch import Tensor
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def in_full_precision(function: Callable[P, R]) -> Callable[P, R]:
+    """Decorate a function of tensors whose result autocast must not round.
+
+    Under autocast it runs without, and arguments of half precision come to it as float32. Without
+    autocast nothing is converted.
+    """
+
+    @wraps(function)
+    def without_autocast(*args: P.args, **kwargs: P.kwargs) -> R:
+        devices = {x.device.type for x in (*args, *kwargs.values()) if isinstance(x, Tensor)}
+        device = next(filter(torch.is_autocast_enabled, sorted(devices)), None)
+        if device is None:
+            return function(*args, **kwargs)
+        with torch.autocast(device, enabled=False):
+            own = {name: _single_at_least(x) for name, x in kwargs.items()}
+            return function(*map(_single_at_least, args), **own)  # pyright: ignore
+
+    return without_autocast
+
+
+def _single_at_least(x: Any) -> Any:
+    if isinstance(x, Mapping):
+        return {name: _single_at_least(value) for name, value in x.items()}
+    is_half = isinstance(x, Tensor) and x.dtype in (torch.float16, torch.bfloat16)
+    return x.float() if is_half else x
+
+
+def differentiable_once(operation: str, instead: str) -> Callable[[Callable], Callable]:
+    """Decorate the `backward` of an autograd function that autograd cannot differentiate.
+
+    PyTorch's `once_differentiable` complains only if the incoming gradient itself requires one;
+    otherwise it hands out gradients that a second derivative silently takes for constants. The
+    `backward` runs without autocast, as the forward does.
+
+    Args:
+        operation: what the function computes, for the message.
+        instead: what has a second derivative.
+
+    Raises:
+        RuntimeError: from `backward`, if a graph of it is asked for (`create_graph=True`).
+    """
+
+    def decorate(backward: Callable) -> Callable:
+        @wraps(backward)
+        def guarded(ctx: Any, *grads: Tensor | None) -> Any:
+            if torch.is_grad_enabled():  # in a backward pass only with create_graph=True
+                raise RuntimeError(
+                    f"{operation}: no second derivative, which create_graph=True asks for; "
+                    f"use {instead}"
+                )
+            device = next((grad.device.type for grad in grads if grad is not None), "cpu")
+            with torch.autocast(device, enabled=False):
+                return backward(ctx, *grads)
+
+        return guarded
+
+    return decorate

@@ -1,0 +1,248 @@
+"""Second derivatives: right where there are some, refused by name everywhere else."""
+
+import ast
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from neuron_cases import SURROGATES, assert_close, make_inputs
+
+import blockspike
+from blockspike import networks
+from blockspike.convolution import causal_convolution
+from blockspike.data.events import EventBatch
+from blockspike.delays import Delays
+from blockspike.metrics import van_rossum_distance
+from blockspike.networks import SpikingClassifier
+from blockspike.neurons import Boxcar, FastSigmoid, alif, leaky_integrate, loop
+from blockspike.neurons.adlif import adlif
+from blockspike.neurons.alif import standard
+from blockspike.neurons.alif.blocks import blocks
+from blockspike.neurons.alif.fitting_cpu import fitting_distance
+from blockspike.neurons.events_cpu import Fired
+from blockspike.neurons.spike_distance import Window, squared_distance
+from blockspike.neurons.surrogate import MultiGaussian, Surrogate
+from blockspike.synapses import synaptic_current
+
+
+def integral(margin, surrogate: Surrogate):
+    """∫ of the surrogate derivative, in functions that PyTorch differentiates to any order."""
+    if isinstance(surrogate, FastSigmoid):
+        return margin / (1 + 10 * margin.abs())
+    if isinstance(surrogate, Boxcar):
+        return margin.clamp(-0.5, 0.5)
+
+    def normal(mean, std):
+        return 0.5 * torch.erf((margin - mean) / (std * math.sqrt(2)))
+
+    return 0.5 * (1.15 * normal(0, 0.5) - 0.15 * (normal(0.5, 3) + normal(-0.5, 3)))
+
+
+def straight_through(margin, surrogate: Surrogate):
+    """A spike whose derivatives of all orders are those of `integral`."""
+    smooth = integral(margin, surrogate)
+    return (margin > 0).to(margin.dtype) + smooth - smooth.detach()
+
+
+def integrate_by_a_loop(current, beta):
+    """`leaky_integrate` in PyTorch's own operations."""
+    state, out = torch.zeros_like(current[0]), []
+    for row in current:
+        state = beta * state + row
+        out.append(state)
+    return torch.stack(out)
+
+
+def second_derivatives(function, inputs: dict[str, Any]) -> dict[str, torch.Tensor]:
+    """Gradients of Σ |first gradient|² to every input, of a random sum of function(**inputs)."""
+    leaves = {name: value.detach().clone().requires_grad_() for name, value in inputs.items()}
+    out = function(**leaves)
+    generator = torch.Generator().manual_seed(3)
+    weights = torch.randn(out.shape, generator=generator, dtype=out.dtype)
+    first = torch.autograd.grad(
+        (weights * out).sum(), list(leaves.values()), create_graph=True, allow_unused=True
+    )
+    penalty = sum(g.square().sum() for g in first if g is not None)
+    assert isinstance(penalty, torch.Tensor) and penalty > 0
+    second = torch.autograd.grad(
+        penalty, list(leaves.values()), allow_unused=True, materialize_grads=True
+    )
+    return dict(zip(leaves, second, strict=True))
+
+
+def assert_second_derivatives(found, expected) -> None:
+    assert any(value.any() for value in expected.values())
+    for name, value in expected.items():
+        assert_close(found[name], value, 1e-9, name, scale=1.0)
+
+
+@pytest.mark.parametrize("recurrent", [True, False])
+@pytest.mark.parametrize("detach_spikes", [True, False])
+@pytest.mark.parametrize("surrogate", SURROGATES, ids=lambda s: type(s).__name__)
+def test_alif_by_its_loop(surrogate, detach_spikes, recurrent, monkeypatch):
+    inputs = make_inputs((30, 2, 4), recurrent=recurrent)
+
+    def spikes(**inputs):
+        options: dict[str, Any] = {"surrogate": surrogate, "detach_spikes": detach_spikes}
+        return alif(**inputs, **options, arp=2, method="standard").spikes
+
+    found = second_derivatives(spikes, inputs)
+    monkeypatch.setattr(standard, "spike", straight_through)
+    assert_second_derivatives(found, second_derivatives(spikes, inputs))
+
+
+@pytest.mark.parametrize("euler", ["symplectic", "forward"])
+def test_adlif_by_its_loop(euler, monkeypatch):
+    generator = torch.Generator().manual_seed(0)
+    inputs = {"current": 2 + 8 * torch.randn(30, 2, 4, generator=generator).double()}
+    for name in ("alpha", "beta", "a", "b"):
+        inputs[name] = 0.2 + 0.6 * torch.rand(4, generator=generator).double()
+
+    def spikes(**inputs):
+        options: dict[str, Any] = {"euler": euler, "method": "standard", "q": 3.0}
+        return adlif(**inputs, **options, detach_spikes=False).spikes
+
+    found = second_derivatives(spikes, inputs)
+    monkeypatch.setattr(loop, "spike", straight_through)
+    assert_second_derivatives(found, second_derivatives(spikes, inputs))
+
+
+def random(*shape: int) -> torch.Tensor:
+    return torch.rand(shape, generator=torch.Generator().manual_seed(sum(shape))).double()
+
+
+def test_leaky_integrator_and_what_is_made_of_it():
+    assert torch.autograd.gradgradcheck(
+        leaky_integrate, (random(5, 2, 3).requires_grad_(), random(3).requires_grad_())
+    )
+    x, y = random(6, 1, 4).requires_grad_(), random(6, 1, 2)
+    assert torch.autograd.gradgradcheck(lambda x: van_rossum_distance(x[..., :2], y, 3.0, 1.0), x)
+    assert torch.autograd.gradgradcheck(
+        lambda x: squared_distance(x, y, 0.7, Window(1, 5, 6))[0], x
+    )
+
+
+def test_dense_synapses_convolution_and_delays():
+    x, weight, bias = random(6, 2, 3), random(2, 4, 3), random(4)
+    inputs = [value.requires_grad_() for value in (x, weight, bias)]
+    assert torch.autograd.gradgradcheck(synaptic_current, inputs)
+    assert torch.autograd.gradgradcheck(causal_convolution, inputs[:2])
+    torch.manual_seed(0)
+    delays = Delays(4, 3, 8).double()
+    inputs[1] = random(4, 3).requires_grad_()
+    assert torch.autograd.gradgradcheck(delays.current, inputs)
+
+
+def make_network(**options) -> Any:
+    torch.manual_seed(0)
+    net: Any = SpikingClassifier(10, 3, 8, dt_ms=1.0, arp_ms=2.0, **options).double()
+    with torch.no_grad():
+        for layer in net.layers:
+            layer.weight.mul_(4)
+    return net
+
+
+def test_a_gradient_penalty_of_a_whole_network(monkeypatch):
+    net = make_network(method="standard", synapses="dense")
+    spikes = (random(25, 2, 10) < 0.3).double()
+
+    def scores(x, **parameters):
+        return torch.func.functional_call(net, parameters, (x,)).scores
+
+    inputs = {"x": spikes} | dict(net.named_parameters())
+    found = second_derivatives(scores, inputs)
+    monkeypatch.setattr(standard, "spike", straight_through)
+    monkeypatch.setattr(networks, "leaky_integrate", integrate_by_a_loop)
+    expected = second_derivatives(scores, inputs)
+    assert_second_derivatives(found, expected)
+    assert all(value.any() for name, value in expected.items() if "weight" in name)
+
+
+def fused_alif():
+    inputs = make_inputs((9, 2, 4), recurrent=True)
+    return alif(**inputs).spikes, inputs["current"]
+
+
+def fused_adlif():
+    current = random(9, 2, 4).requires_grad_()
+    return adlif(current, *random(4, 4)).spikes, current
+
+
+def blocks_by_their_kernel():
+    inputs = make_inputs((9, 2, 4))
+    return alif(**inputs, arp=1, method="blocks").spikes, inputs["current"]
+
+
+def parallel_blocks():
+    inputs = make_inputs((9, 2, 4))
+    options: dict[str, Any] = {"surrogate": MultiGaussian(), "detach_spikes": True}
+    return blocks(**inputs, arp=1, recurrent_weight=None, **options).spikes, inputs["current"]
+
+
+def fitting():
+    current, target, beta = random(9, 2, 4), random(9, 2, 4).round(), random(4).requires_grad_()
+    values = (beta, *random(5, 4))
+    options: dict[str, Any] = {"surrogate": MultiGaussian(), "decay": 0.9, "arp": 1}
+    return fitting_distance(current, target, *values, window=Window(0, 9, 9), **options)[0], beta
+
+
+def events():
+    weight = random(1, 4, 3).requires_grad_()
+    batch = EventBatch.from_dense((random(9, 2, 3) < 0.2).long())
+    return synaptic_current(batch, weight, random(4), mode="events"), weight
+
+
+def fired_spikes():
+    spikes, weight = (random(9, 2, 3) < 0.1).double().requires_grad_(), random(1, 4, 3)
+    return synaptic_current(spikes, weight, random(4), fired=Fired(spikes.detach())), spikes
+
+
+REFUSED = {
+    fused_alif: r"^method='fused': no second derivative.*create_graph=True.*method='standard'$",
+    fused_adlif: r"^method='fused': no second derivative.*create_graph=True.*method='standard'$",
+    blocks_by_their_kernel: r"^method='blocks': no second derivative.*method='standard'$",
+    parallel_blocks: r"^method='blocks': no second derivative.*method='standard'$",
+    fitting: r"^fitting with method='fused': no second derivative.*method='standard'$",
+    events: r"^event-driven synapses: no second derivative.*synapses='dense'$",
+    fired_spikes: r"^event-driven synapses: no second derivative.*synapses='dense'$",
+}
+
+
+@pytest.mark.parametrize("operation", REFUSED, ids=lambda function: function.__name__)
+def test_kernels_refuse_a_graph_of_their_backward(operation):
+    out, leaf = operation()
+    assert torch.autograd.grad(out.sum(), leaf)[0].any()
+    out, leaf = operation()
+    with pytest.raises(RuntimeError, match=REFUSED[operation]):
+        torch.autograd.grad(out.sum(), leaf, create_graph=True)
+    out, leaf = operation()
+    with pytest.raises(RuntimeError, match=REFUSED[operation]):
+        out.sum().backward(create_graph=True)
+
+
+def test_a_gradient_penalty_is_not_silently_wrong():
+    """With the options that a network has by default, whatever of them meets the graph first."""
+    net = make_network()
+    x = (random(25, 2, 10) < 0.3).double().requires_grad_()
+    with pytest.raises(RuntimeError, match="no second derivative"):
+        torch.autograd.grad(net(x).scores.sum(), x, create_graph=True)
+
+
+# Composed of PyTorch's own operations or of themselves: tested above, or straight through.
+DIFFERENTIABLE = {"_Spike", "_LeakyIntegrate", "_SpikeWhereOne"}
+
+
+def test_every_autograd_function_is_guarded_or_differentiable():
+    guarded, others = set(), set()
+    for path in Path(blockspike.__file__).parent.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            bases = map(ast.unparse, node.bases) if isinstance(node, ast.ClassDef) else ()
+            if any(base.endswith("Function") for base in bases):
+                backward = next(x for x in node.body if getattr(x, "name", "") == "backward")  # pyright: ignore
+                decorators = [ast.unparse(d) for d in backward.decorator_list]  # pyright: ignore
+                is_guarded = any(d.startswith("differentiable_once(") for d in decorators)
+                (guarded if is_guarded else others).add(node.name)  # pyright: ignore
+    assert others == DIFFERENTIABLE
+    assert guarded == {"_Fused", "_Blocks", "_BlocksCPU", "_FittingDistance", "_EventCurrents"}
