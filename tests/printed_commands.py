@@ -96,7 +96,7 @@ EXEMPT = {
         "needs wandb's server; test_wandb_dashboard.py does without"
     ),
 }
-_OF_CHECKOUT = re.compile(r"make |\.venv/|source |find |python tests/")
+_OF_CHECKOUT = re.compile(r"make |\.venv/|source |find |python (tests|tools)/")
 
 
 def python_and_commands(page: Path) -> list[tuple[str, str]]:

@@ -5,8 +5,8 @@
 The wheel is built twice, from the tracked files and from the sdist of them, and both must hold the
 same. It is installed in a new virtual environment. There each page's commands and Python blocks run
 one after the other, in an empty folder of the page's own outside any checkout, in the short forms
-of `tests/printed_commands.py`, a sweep with one run; its list says what is not run and why. The
-notebook runs last.
+of `tests/printed_commands.py`, a sweep with one run; its list says what is not run and why. So does
+the notebook.
 Only pip needs the network. Exit code 1 after a list of what failed.
 
 With --wheel nothing is built, with --venv nothing is installed but what the pages themselves
@@ -156,13 +156,12 @@ def build(folder: Path) -> Path:
         if (ROOT / name).exists():
             (source / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(ROOT / name, source / name, follow_symlinks=False)
-    subprocess.run([sys.executable, "-m", "venv", str(builder)], check=True)
-    python = str(builder / "bin" / "python")
-    subprocess.run([python, "-m", "pip", "install", "--quiet", "build"], check=True)
+    _call(sys.executable, "-m", "venv", builder)
+    python = builder / "bin" / "python"
+    _call(python, "-m", "pip", "install", "--quiet", "build")
     wheels = []
     for kind, options in (("sdist", []), ("files", ["--wheel"])):
-        command = [python, "-m", "build", *options, "--outdir", str(folder / kind), str(source)]
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+        _call(python, "-m", "build", *options, "--outdir", folder / kind, source)
         wheels += (folder / kind).glob("*.whl")
     contents = [_content(wheel) for wheel in wheels]
     if contents[0] != contents[1]:
@@ -227,9 +226,17 @@ def prepare(environment: Environment, folder: Path) -> Path:
 def install(folder: Path, wheel: Path) -> Path:
     """Make a virtual environment with the wheel and what it requires; return its folder."""
     venv = folder / "venv"
-    subprocess.run([sys.executable, "-m", "venv", str(venv)], check=True)
-    subprocess.run([str(venv / "bin" / "pip"), "install", "--quiet", str(wheel)], check=True)
+    _call(sys.executable, "-m", "venv", venv)
+    _call(venv / "bin" / "pip", "install", "--quiet", wheel)
     return venv
+
+
+def _call(*words: str | Path) -> None:
+    """Run a program; if it fails, end with what it printed."""
+    command = [str(word) for word in words]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        sys.exit(f"{shlex.join(command)}: exit code {done.returncode}\n{done.stdout}{done.stderr}")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -240,7 +247,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--jobs", type=int, default=2, help="pages that run at a time")
     parser.add_argument("--page", type=Path, nargs="+", help="only these")
     options = parser.parse_args(arguments)
-    pages = [page for page in PAGES if page != _OF_CONTRIBUTORS] + [NOTEBOOK]
+    pages = [page for page in PAGES if page != _OF_CONTRIBUTORS]
+    pages.insert(1, NOTEBOOK)  # early, as it takes longest; after the README, which has no Jupyter
     pages = [page.resolve() for page in options.page] if options.page else pages
     with tempfile.TemporaryDirectory(prefix="blockspike-wheel-") as name:
         folder = Path(name)
