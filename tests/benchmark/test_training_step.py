@@ -236,5 +236,5 @@ def test_missing_file_is_one_clear_error(tmp_path, capsys):
     with pytest.raises(SystemExit):
         training_step.main(["--data", str(tmp_path / "none.h5")])
     message = capsys.readouterr().err
-    assert "none.h5: no prepared file" in message
+    assert "none.h5" in message and "blockspike prepare data=hd_lauscher_sample" in message
     assert "blockspike prepare data=hd_lauscher" in message
