@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from blockspike.data.events import EventBatch
-from blockspike.neurons.autograd import differentiable_once, in_full_precision
+from blockspike.neurons.autograd import differentiable_once, in_full_precision, is_autocast_on
 from blockspike.neurons.events_cpu import Fired, event_currents, event_weight_gradient
 from blockspike.neurons.gpu import has_triton, require_triton
 
@@ -144,7 +144,7 @@ def with_type_of(weight: Tensor, spikes: SpikesT) -> SpikesT:
         return spikes
     if not (spikes.is_floating_point() or spikes.is_complex()):
         return spikes.to(weight.dtype)
-    if not torch.is_autocast_enabled(spikes.device.type):
+    if not is_autocast_on(spikes.device.type):
         raise ValueError(
             f"spikes: expected {weight.dtype} like the weight, or whole numbers (bool, int), "
             f"got {spikes.dtype}"

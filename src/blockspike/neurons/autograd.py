@@ -1,6 +1,6 @@
 """What the package's autograd functions have in common: one derivative, in full precision."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import wraps
 from typing import Any, ParamSpec, TypeVar
 
@@ -20,15 +20,24 @@ def in_full_precision(function: Callable[P, R]) -> Callable[P, R]:
 
     @wraps(function)
     def without_autocast(*args: P.args, **kwargs: P.kwargs) -> R:
-        devices = {x.device.type for x in (*args, *kwargs.values()) if isinstance(x, Tensor)}
-        device = next(filter(torch.is_autocast_enabled, sorted(devices)), None)
-        if device is None:
+        device = _device_type((*args, *kwargs.values()))
+        if not is_autocast_on(device):
             return function(*args, **kwargs)
         with torch.autocast(device, enabled=False):
             own = {name: _single_at_least(x) for name, x in kwargs.items()}
             return function(*map(_single_at_least, args), **own)  # pyright: ignore
 
     return without_autocast
+
+
+def is_autocast_on(device_type: str) -> bool:
+    """Whether autocast is on for this type of device, which need not have any."""
+    return torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type)
+
+
+def _device_type(values: Iterable[Any]) -> str:
+    """Of the first tensor."""
+    return next((x.device.type for x in values if isinstance(x, Tensor)), "cpu")
 
 
 def _single_at_least(x: Any) -> Any:
@@ -61,7 +70,9 @@ def differentiable_once(operation: str, instead: str) -> Callable[[Callable], Ca
                     f"{operation}: no second derivative, which create_graph=True asks for; "
                     f"use {instead}"
                 )
-            device = next((grad.device.type for grad in grads if grad is not None), "cpu")
+            device = _device_type(grads)
+            if not is_autocast_on(device):
+                return backward(ctx, *grads)
             with torch.autocast(device, enabled=False):
                 return backward(ctx, *grads)
 

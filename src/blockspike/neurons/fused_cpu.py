@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from numba.core.errors import NumbaError
 from torch import Tensor
 
 from blockspike.neurons.autograd import differentiable_once
@@ -18,7 +19,7 @@ from blockspike.neurons.events_cpu import Fired
 from blockspike.neurons.kernels import LINE_BYTES, borrowed, kernel, run
 from blockspike.neurons.model import Simulation
 from blockspike.neurons.model_cpu import WIDTH, numbers
-from blockspike.neurons.model_errors_cpu import errors_of_model
+from blockspike.neurons.model_errors_cpu import error_of_model
 from blockspike.neurons.strips_cpu import (
     CHUNK,
     advance,
@@ -196,13 +197,15 @@ def _run(
     tile = tile_width(n_columns, weight, _WIDEST_TILE)
     written = [x for x in (spikes, margin, drives) if x.numel()]
     stream = all(_may_stream(tile, x) for x in written)
-    with errors_of_model(what, flat.dtype):
+    try:
         run(
             _forward, -(-n_columns // tile), flat.numpy(), _columns(parameters, batch_size), model,
             numbers(what.constants, flat.numpy()), min(what.recurrent_delay, n_steps), weight_t,
             weight is not None, tile, for_backward, keep_margin, stream, spikes.numpy(),
             fired.numpy(), margin.numpy(), drives.numpy(), saved.numpy(), last_membrane.numpy(),
         )  # fmt: skip
+    except NumbaError as error:
+        raise error_of_model(what, flat.dtype, error) from None
     check_finite(last_membrane.view(batch_size, n_neurons), current)
     spikes, fired = spikes.view(current.shape), fired.view(current.shape)
     return _Result(spikes, Fired(fired), margin, drives if keep_drives else flat, saved)
@@ -234,7 +237,7 @@ class _Fused(torch.autograd.Function):
         sums = torch.zeros(len(parameters), n_columns, dtype=torch.float64)
         feedback = recurrent and not what.detach_spikes
         tile = tile_width(n_columns, weight, WIDEST_TILE if feedback else _WIDEST_TILE)
-        with errors_of_model(what, drives.dtype):
+        try:
             run(
                 _backward, -(-n_columns // tile), grad_spikes.numpy(), drives.numpy(),
                 saved.numpy(), _columns(parameters, batch_size), what.model,
@@ -243,6 +246,8 @@ class _Fused(torch.autograd.Function):
                 drives.numpy().dtype.type(not what.detach_spikes),
                 surrogate_code(what.surrogate), tile, grad_current.numpy(), sums.numpy(),
             )  # fmt: skip
+        except NumbaError as error:
+            raise error_of_model(what, drives.dtype, error) from None
         grad_current = grad_current.view(ctx.shape)
         per_neuron = sums.view(-1, batch_size, n_neurons).sum(1).to(drives.dtype)
         grad_weight = None

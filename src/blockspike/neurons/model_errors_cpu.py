@@ -1,8 +1,7 @@
 """What to say of a model that Numba cannot compile: its function, and the first cause."""
 
 import re
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -13,19 +12,13 @@ from blockspike.neurons.model import NeuronModel, Simulation
 from blockspike.neurons.model_cpu import compiled_function, fire
 
 
-@contextmanager
-def errors_of_model(spec: Simulation, dtype: torch.dtype) -> Iterator[None]:
-    """Around kernels of a model: ValueError of one line where Numba has pages.
+def error_of_model(spec: Simulation, dtype: torch.dtype, error: NumbaError) -> ValueError:
+    """Of one line, where Numba has pages.
 
-    Raises:
-        ValueError: Numba cannot compile `step` or `reverse_step`, or they return something else
-            than the kernels store.
+    It says that Numba cannot compile `step` or `reverse_step`, or that they return something else
+    than the kernels store.
     """
-    try:
-        yield
-    except NumbaError as error:
-        message = _first_fault(spec, dtype) or f"{spec.model.name}: {_cause(error)}"
-        raise ValueError(message) from None
+    return ValueError(_first_fault(spec, dtype) or f"{spec.model.name}: {_cause(error)}")
 
 
 class _Signature(NamedTuple):

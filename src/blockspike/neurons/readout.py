@@ -55,7 +55,8 @@ class _LeakyIntegrate(torch.autograd.Function):
     @staticmethod
     def backward(ctx, *grads: Tensor):
         membrane, beta = ctx.saved_tensors
-        grad_current: Any = _LeakyIntegrate.apply(grads[0], beta, not ctx.reverse)
+        scan: Any = _LeakyIntegrate.apply if torch.is_grad_enabled() else _scan
+        grad_current = scan(grads[0], beta, not ctx.reverse)
         grad_beta = None
         if ctx.needs_input_grad[1]:
             earlier, later = (grad_current, membrane) if ctx.reverse else (membrane, grad_current)
