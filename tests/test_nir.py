@@ -522,7 +522,7 @@ class OtherReadout(LeakyReadout):
 
 def with_other_readout():
     net = made()
-    net.readout = OtherReadout(10, 4, dt_ms=DT_MS)
+    net.readout = OtherReadout(10, 4, dt_ms=DT_MS).double()
     return net
 
 
