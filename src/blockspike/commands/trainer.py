@@ -1,6 +1,7 @@
 """What training a classifier and fitting neurons share: a trainer that shows, logs and resumes."""
 
 import os
+import signal
 import sys
 import time
 import warnings
@@ -27,7 +28,7 @@ def make_trainer(
 ) -> pl.Trainer:
     """The configured trainer, with progress, plain checkpoints and `metrics.csv` in the run."""
     on_terminal = cfg.progress and sys.stdout.isatty()
-    callbacks = [MetricsFile(run.folder), *callbacks, _FirstError(run)]
+    callbacks = [MetricsFile(run.folder), *callbacks, _FirstError(run), _EndOnSigterm()]
     if cfg.progress:
         callbacks.append(RichProgressBar() if on_terminal else EpochLines(epochs_a_line))
     return build_trainer(
@@ -75,6 +76,20 @@ class _FirstError(Callback):
             time.sleep(_TO_FAIL_FIRST_S)  # or to be ended, if the first is gone
         if isinstance(exception, Exception):
             self.run.write_error(exception)
+
+
+class _EndOnSigterm(Callback):
+    """Takes SIGTERM as Ctrl-C is taken.
+
+    In Lightning's handler a run's processes tell each other; where each of them gets the signal,
+    as from Slurm, they wait for each other for ever.
+    """
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+
+    def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
 @contextmanager
