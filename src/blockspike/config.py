@@ -266,6 +266,8 @@ def content_of(cfg: DictConfig) -> dict[str, Any]:
     for key in _NOT_CONTENT:
         content.pop(key, None)
     content["data"].pop("download", None)
+    if content["trainer"].get("precision") == "32-true":  # as in runs that did not name it
+        del content["trainer"]["precision"]
     if not is_fit(cfg):  # where a known data set lies; but a recording is known by its path alone
         for key in ("path", "raw"):
             content["data"].pop(key, None)
@@ -405,6 +407,8 @@ def _instantiate(node: DictConfig, key: str, **options: Any) -> Any:
         ValueError: a `_target_` that is not allowed (`blockspike.targets`), or an argument that it
             does not take; names its key.
     """
+    if not isinstance(node, DictConfig) or "_target_" not in node:
+        raise ValueError(f"{key}: expected a node with a _target_, got {node}")
     found = checked_targets(plain(node), key)
     _check_arguments(found, key)
     return instantiate(found, **options)

@@ -270,7 +270,7 @@ def run_folders(output_dir: Path) -> dict[str, Path]:
     """
     found: dict[str, Path] = {}
     for file in sorted(output_dir.rglob("status.json"), key=_unfinished_last):
-        with suppress(ValueError):  # a damaged file; `status` names it
+        with suppress(ValueError, OSError):  # damaged, or another user's; `status` names it
             digest = read_json(file).get("config_hash")
             if isinstance(digest, str):
                 found.setdefault(digest, file.parent)

@@ -29,10 +29,11 @@ def check_training(cfg: DictConfig) -> None:
             f"data, got {cfg.monitor!r}"
         )
     for name, callback in (cfg.callbacks or {}).items():
-        if callback and str(callback.get("monitor")).startswith("test"):
+        monitor = callback.get("monitor") if isinstance(callback, DictConfig) else None
+        if str(monitor).startswith("test"):
             raise ValueError(
                 f"callbacks.{name}.monitor: expected a metric of training or validation, "
-                f"got {callback.monitor!r}"
+                f"got {monitor!r}"
             )
 
 

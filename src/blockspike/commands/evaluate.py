@@ -14,7 +14,7 @@ from blockspike.config import build_data, build_network, content_of, is_fit
 from blockspike.data.datamodule import EventDataModule
 from blockspike.files import CONF, write_json, write_npz
 from blockspike.networks import SpikingClassifier
-from blockspike.pretrained import read_network
+from blockspike.pretrained import read_network, weights_dtype
 from blockspike.runs import Run
 from blockspike.training.checkpoint_io import load_plain
 from blockspike.training.linear_baseline import linear_baseline
@@ -47,7 +47,8 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
         )
     run = Run(Path(cfg.run))
     data, network = load_run(run)
-    predicted, labels = _predict(network, data, run.config().trainer.get("precision", "32-true"))
+    precision = run.config().trainer.get("precision", "32-true")
+    predicted, labels = _predict(network, data, precision)
     confusion = np.zeros((data.n_classes, data.n_classes), int)
     np.add.at(confusion, (labels, predicted), 1)
     baseline = linear_baseline(*(data.spike_counts(split) for split in ("train", "val", "test")))
@@ -60,7 +61,7 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
     }
     write_json(run.folder / "evaluation.json", scores)
     events, labels = next(iter(data.test_dataloader()))
-    with torch.no_grad():
+    with torch.no_grad(), _as_trained(precision):
         shown = activity(network(events), events, labels, data.dt_ms)
     write_npz(run.folder / "activity.npz", shown)
     print(
@@ -84,7 +85,7 @@ def _evaluate_pretrained(cfg: DictConfig) -> dict[str, Any]:
     data = build_data(cast(DictConfig, whole), EventDataModule)
     data.prepare_data()
     data.setup()
-    predicted, labels = _predict(network, data)
+    predicted, labels = _predict(network, data, about.card.get("precision", "32-true"))
     accuracy = float((predicted == labels).mean())
     same = "" if about.card.get("data_sha256") == data.sha256 else " of other data"
     print(
@@ -117,16 +118,21 @@ def load_run(run: Run) -> tuple[EventDataModule, SpikingClassifier]:
     network = build_network(cfg, data)
     weights = load_plain(run.best_checkpoint)["state_dict"]
     own = {k.removeprefix("network."): v for k, v in weights.items() if k.startswith("network.")}
-    network.to(next(x.dtype for x in own.values() if x.is_floating_point()))
+    network.to(weights_dtype(own))
     network.load_state_dict(own)
     return data, network.eval()
 
 
+def _as_trained(precision: str) -> torch.autocast:
+    """The context in which a run of this `trainer.precision` computes."""
+    return torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16-mixed")
+
+
 @torch.no_grad()
 def _predict(
-    network: SpikingClassifier, data: EventDataModule, precision: str = "32-true"
+    network: SpikingClassifier, data: EventDataModule, precision: str
 ) -> tuple[np.ndarray, np.ndarray]:
-    with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16-mixed"):
+    with _as_trained(precision):
         pairs = [(network(x).scores_of(len(y)).argmax(1), y) for x, y in data.test_dataloader()]
     predicted, labels = (torch.cat(column).numpy() for column in zip(*pairs, strict=True))
     return predicted, labels

@@ -94,6 +94,7 @@ def _card(
         "name": name,
         "model": kind,
         "source": _source(row),
+        "precision": row.get("trainer.precision", "32-true"),
         "minutes": row["train_s"] / 60,
         "spikes": round(spikes),
         "command": shlex.join(["blockspike", *run.arguments()]),

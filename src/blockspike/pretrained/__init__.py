@@ -75,10 +75,10 @@ def read_network(name: str | Path) -> tuple[NetworkFile, SpikingClassifier]:
     about, tensors = _read(path)
     try:
         network = build_network(OmegaConf.create(vars(about)), about)
-        network.to(next(x.dtype for x in tensors.values() if x.is_floating_point()))
+        network.to(weights_dtype(tensors))
         network.load_state_dict(tensors)
         network.project_()
-    except (ValueError, TypeError, RuntimeError, StopIteration) as error:
+    except (ValueError, TypeError, RuntimeError) as error:
         text = " ".join(str(error).split())
         raise ValueError(f"{path}: does not make a network ({text})") from error
     return about, network.eval()
@@ -90,6 +90,11 @@ def save_pretrained(path: Path, network: SpikingClassifier, about: NetworkFile) 
     metadata = {"format": _FORMAT, "about": json.dumps(vars(about))}
     with whole_file(path) as temporary:
         save_file(tensors, temporary, metadata=metadata)
+
+
+def weights_dtype(tensors: dict[str, torch.Tensor]) -> torch.dtype:
+    """The floating dtype of a network's parameters; float32 if there are none."""
+    return next((x.dtype for x in tensors.values() if x.is_floating_point()), torch.float32)
 
 
 def _path(name: str | Path) -> Path:
