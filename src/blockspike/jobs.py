@@ -46,8 +46,10 @@ def run_apart(name: str, cfg: DictConfig, full: bool) -> bool:
         KeyboardInterrupt: this process was interrupted.
     """
     # Not a fork of this process: it may have threads, which a fork does not survive. On macOS not
-    # even a fork of one that has loaded PyTorch. Forced, since joblib's workers have their own.
-    method = "spawn" if sys.platform == "darwin" else "forkserver"
+    # even a fork of one that has loaded PyTorch; nor in a job of submitit, which has one run only
+    # and whose signals would end the server of forks. Forced: joblib's workers have their own.
+    alone = sys.platform == "darwin" or "SUBMITIT_EXECUTOR" in os.environ
+    method = "spawn" if alone else "forkserver"
     multiprocessing.set_start_method(method, force=True)
     multiprocessing.set_forkserver_preload([f"blockspike.commands.{name}"])
     plain = OmegaConf.to_container(cfg, resolve=True)
@@ -64,7 +66,7 @@ def run_apart(name: str, cfg: DictConfig, full: bool) -> bool:
             process.join()
         raise
     code = process.exitcode or 0
-    if code == _INTERRUPTED:
+    if code in (_INTERRUPTED, -signal.SIGTERM):
         print(f"blockspike {name}: interrupted, the sweep goes on", file=sys.stderr)
     elif code not in (0, _FAILED):
         _report(name, cfg, ChildProcessError(_end_of(code)), full)
@@ -87,6 +89,9 @@ def _job(
     environment: dict[str, str],
 ) -> None:
     os.environ.update(environment)
+    # Submitit's warning that a job's time is nearly up, which goes to all of its processes: the
+    # job itself hears it, and is queued again or not.
+    signal.signal(signal.SIGUSR2, signal.SIG_IGN)
     sweep = multiprocessing.parent_process()
     assert sweep is not None
     _watch(sweep.join)

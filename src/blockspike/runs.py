@@ -20,6 +20,7 @@ from pytorch_lightning.utilities import rank_zero_only
 from blockspike.files import read_json, write_json, write_text
 from blockspike.plain_yaml import read_plain_yaml
 from blockspike.processes import is_first_process
+from blockspike.slurm import own_job_id
 
 _PACKAGES = ("blockspike", "torch", "pytorch-lightning", "numpy", "numba")
 _LOCK_TRIES, _LOCK_PAUSE_S = 20, 0.1  # who looks whether a run is held, holds it for a moment
@@ -133,6 +134,7 @@ class Run:
                 write_json(self.folder / "data.json", {"data_sha256": data_sha256})
             status = {"state": "running", "pid": os.getpid(), "started": now(), **provenance()}
             status |= {"config_hash": digest, "arguments": sys.argv[1:]}
+            status |= {"slurm_job": own_job_id()}
             self._write_status(status)
             try:
                 yield

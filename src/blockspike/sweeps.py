@@ -21,6 +21,15 @@ from omegaconf.errors import OmegaConfBaseException
 from blockspike.config import content_hash, content_of
 from blockspike.files import read_json, write_json
 from blockspike.runs import Run, now, time_text
+from blockspike.slurm import (
+    FORGOTTEN,
+    LOST,
+    Job,
+    check_launcher,
+    is_queued,
+    job_states,
+    submitted_jobs,
+)
 
 STATES = ("done", "running", "interrupted", "failed", "missing")
 
@@ -38,8 +47,13 @@ class RecordSweep(Callback):
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Compose every job for its folder."""
-        if "submitit" in config.hydra.launcher._target_:
+        if "LocalLauncher" in config.hydra.launcher._target_:
             _outlast_lost_jobs()
+        if "SlurmLauncher" in config.hydra.launcher._target_:
+            try:
+                check_launcher(config.hydra.launcher)
+            except ValueError:
+                return  # the launcher itself reports it, before it submits anything
         RecordSweep.output_dir, RecordSweep.planned = Path(config.output_dir), {}
         try:
             planned = _planned(config)
@@ -53,7 +67,7 @@ class RecordSweep(Callback):
 
 
 def _outlast_lost_jobs() -> None:
-    """Make submitit's launchers go on after a job that was lost, where they would raise."""
+    """Make submitit's launcher go on after a job that was lost, where it would raise."""
     from submitit import Job  # of the extra `sweep`
     from submitit.core.utils import UncompletedJobError
 
@@ -75,23 +89,30 @@ def _planned(config: DictConfig) -> dict[str, str]:
     swept = [f"{k}={v}" for k, v in (config.hydra.sweeper.get("params") or {}).items()]
     overrides = parser.parse_overrides([*swept, *config.hydra.overrides.task])
     (jobs,) = BasicSweeper.split_arguments(overrides, max_batch_size=None)
-    planned = {}
+    return dict(sorted(planned_run(config, job) for job in jobs))
+
+
+def planned_run(config: DictConfig, overrides: list[str]) -> tuple[str, str]:
+    """A job of a sweep: its run's folder below the output folder, and its configuration's hash.
+
+    Args:
+        config: the sweep's configuration with Hydra's own node.
+        overrides: the job's.
+    """
+    loader = GlobalHydra.instance().config_loader()
+    composed = loader.load_sweep_config(config, overrides)
     try:
-        for job in jobs:
-            composed = loader.load_sweep_config(config, job)
-            HydraConfig.instance().set_config(composed)  # what ${hydra:…} refers to
-            folder = Path(composed.hydra.sweep.dir) / composed.hydra.sweep.subdir
-            with read_write(composed.hydra.runtime), open_dict(composed.hydra.runtime):
-                composed.hydra.runtime.output_dir = str(folder)
-            HydraConfig.instance().set_config(composed)
-            task = copy.deepcopy(composed)
-            with open_dict(task):
-                del task["hydra"]
-            content = content_of(task)
-            planned[_name(folder, Path(config.output_dir))] = content_hash(content)
+        HydraConfig.instance().set_config(composed)  # what ${hydra:…} refers to
+        folder = Path(composed.hydra.sweep.dir) / composed.hydra.sweep.subdir
+        with read_write(composed.hydra.runtime), open_dict(composed.hydra.runtime):
+            composed.hydra.runtime.output_dir = str(folder)
+        HydraConfig.instance().set_config(composed)
+        task = copy.deepcopy(composed)
+        with open_dict(task):
+            del task["hydra"]
+        return _name(folder, Path(config.output_dir)), content_hash(content_of(task))
     finally:
         HydraConfig.instance().set_config(config)
-    return dict(sorted(planned.items()))
 
 
 def _name(folder: Path, output_dir: Path) -> str:
@@ -130,7 +151,67 @@ def run_states(output_dir: Path, planned: dict[str, str] | None = None) -> pd.Da
         planned = dict.fromkeys(sorted(there | planned_runs(output_dir)), "")
     columns = ["run", "state", "epochs", "started", "seconds", "error"]
     rows = [{"run": r, **_state(Run(output_dir / r), digest)} for r, digest in planned.items()]
+    _add_slurms_word(output_dir, [r for r in rows if r["state"] not in ("done", "running")])
     return pd.DataFrame(rows, columns=pd.Index(columns))
+
+
+def _add_slurms_word(output_dir: Path, rows: list[dict[str, Any]]) -> None:
+    """Add what became of a run's last attempt if that was a Slurm job, where Slurm says it."""
+    submitted = submitted_jobs(output_dir)
+    jobs = {r["run"]: _last_job(Run(output_dir / r["run"]), submitted.get(r["run"])) for r in rows}
+    states = job_states({job.id for job in jobs.values() if job and not job.ended}) or {}
+    for row in rows:
+        job = jobs[row["run"]]
+        word = (job.ended or states.get(job.id, FORGOTTEN)) if job else FORGOTTEN
+        if job is None or word == FORGOTTEN or (row["state"] == "failed" and word not in LOST):
+            continue
+        logs = f"; its logs: {job.logs}" if word == "FAILED" and job.logs else ""
+        row["error"] = f"Slurm job {job.id}: {word}{logs}"
+        if word in LOST and row["state"] == "failed":  # since Slurm ended its processes
+            row["state"] = "interrupted"
+
+
+def _last_job(run: Run, submitted: Job | None) -> Job | None:
+    """The job of the last attempt; None if that was none, or elsewhere."""
+    try:
+        status = read_json(run.folder / "status.json")
+        began = datetime.fromisoformat(status["started"]).timestamp()
+    except (KeyError, ValueError, TypeError):  # not started, or damaged
+        return submitted
+    own = status.get("slurm_job")
+    if submitted is not None and (own == submitted.id or began < submitted.submitted):
+        return submitted
+    return None if own is None else Job(own, began)
+
+
+def runs_to_submit(output_dir: Path, planned: dict[str, str]) -> tuple[set[str], dict[str, str]]:
+    """Which runs of a sweep need a Slurm job; what becomes of the others is printed.
+
+    Args:
+        output_dir: where the runs are.
+        planned: as `RecordSweep.planned`.
+
+    Returns:
+        The runs, and run → id of the job for those that have one in the queue.
+
+    Raises:
+        OSError: Slurm does not answer.
+    """
+    state = run_states(output_dir, planned).set_index("run")["state"].to_dict()
+    jobs = {run: job for run, job in submitted_jobs(output_dir).items() if run in planned}
+    states = job_states({job.id for job in jobs.values() if not job.ended})
+    if states is None:
+        raise OSError("sweep=slurm: Slurm does not answer (squeue)")
+    queued = {r: j.id for r, j in jobs.items() if is_queued(states.get(j.id, FORGOTTEN))}
+    done = {run for run in planned if state[run] == "done"}
+    running = {run for run in planned if state[run] == "running"} - queued.keys()
+    for run, job in queued.items():
+        print(f"Slurm job {job}: {output_dir / run}, {states[job]}: not submitted again")
+    for run in sorted(running):
+        print(f"{output_dir / run}: running, not submitted")
+    if done:
+        print(f"{len(done)} of {len(planned)} runs are finished and not submitted")
+    return planned.keys() - done - running - queued.keys(), queued
 
 
 def _state(run: Run, planned: str) -> dict[str, Any]:

@@ -2,8 +2,11 @@
 
 import fcntl
 import os
+import signal
 import subprocess
 import sys
+import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -12,6 +15,7 @@ from lightning_fabric.plugins.environments.lightning import LightningEnvironment
 from lightning_fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from pytorch_lightning.utilities import rank_zero_only
 
+from blockspike.files import read_json
 from blockspike.processes import (
     OneProcess,
     SlurmStep,
@@ -189,6 +193,24 @@ def test_a_task_whose_folder_another_one_holds_is_refused(tmp_path, data_dir, en
         environment(step(2, 1))
         done = outcome(tmp_path, data_dir, "run_dir=run")
     assert done.returncode == 2 and "already running" in done.stderr
+
+
+def test_processes_that_are_all_told_to_end_do(tmp_path, data_dir):
+    """As Slurm does it when a job is cancelled or its time is up."""
+    args = (*TINY, "trainer=ddp_cpu", "trainer.max_epochs=100000", "run_dir=run")
+    process = start(tmp_path, data_dir, "train", *args)
+    run = Run(tmp_path / "run")
+    while not (run.folder / "metrics.csv").is_file():
+        assert process.poll() is None
+        time.sleep(0.1)
+    os.killpg(process.pid, signal.SIGTERM)
+    try:
+        process.wait(60)
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+    assert read_json(run.folder / "status.json")["state"] == "interrupted"
+    assert not run.is_held() and not run.error_log.exists()
 
 
 @pytest.fixture

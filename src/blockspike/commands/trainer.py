@@ -1,6 +1,7 @@
 """What training a classifier and fitting neurons share: a trainer that shows, logs and resumes."""
 
 import os
+import signal
 import sys
 import time
 import warnings
@@ -27,7 +28,7 @@ def make_trainer(
 ) -> pl.Trainer:
     """The configured trainer, with progress, plain checkpoints and `metrics.csv` in the run."""
     on_terminal = cfg.progress and sys.stdout.isatty()
-    callbacks = [MetricsFile(run.folder), *callbacks, _FirstError(run)]
+    callbacks = [MetricsFile(run.folder), *callbacks, _FirstError(run), _EndTogether()]
     if cfg.progress:
         callbacks.append(RichProgressBar() if on_terminal else EpochLines(epochs_a_line))
     return build_trainer(
@@ -75,6 +76,22 @@ class _FirstError(Callback):
             time.sleep(_TO_FAIL_FIRST_S)  # or to be ended, if the first is gone
         if isinstance(exception, Exception):
             self.run.write_error(exception)
+
+
+class _EndTogether(Callback):
+    """SIGTERM is taken as Ctrl-C is, and both by the first process alone, which ends the others.
+
+    Slurm and a terminal tell all processes of a run. In Lightning's handler they would then wait
+    for each other, often for ever; or the first would fail for want of another that ended sooner.
+    """
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        first = is_first_process()
+        signal.signal(signal.SIGTERM, signal.default_int_handler if first else signal.SIG_IGN)
+        if not first:
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+    on_test_start = on_train_start
 
 
 @contextmanager
