@@ -18,7 +18,7 @@ LOST = {
 """Slurm's words for a job that ended before its run did."""
 ENDED = LOST | {"COMPLETED", "FAILED"}
 FORGOTTEN = "no longer known to Slurm"
-_PAUSE_S = 30.0
+_PAUSE_S = 15.0
 _ANSWER_S = 20.0  # without a configuration, Slurm's commands look for one for a minute
 
 

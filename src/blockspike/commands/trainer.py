@@ -28,7 +28,7 @@ def make_trainer(
 ) -> pl.Trainer:
     """The configured trainer, with progress, plain checkpoints and `metrics.csv` in the run."""
     on_terminal = cfg.progress and sys.stdout.isatty()
-    callbacks = [MetricsFile(run.folder), *callbacks, _FirstError(run), _EndOnSigterm()]
+    callbacks = [MetricsFile(run.folder), *callbacks, _FirstError(run), _EndTogether()]
     if cfg.progress:
         callbacks.append(RichProgressBar() if on_terminal else EpochLines(epochs_a_line))
     return build_trainer(
@@ -78,18 +78,20 @@ class _FirstError(Callback):
             self.run.write_error(exception)
 
 
-class _EndOnSigterm(Callback):
-    """Takes SIGTERM as Ctrl-C is taken.
+class _EndTogether(Callback):
+    """SIGTERM is taken as Ctrl-C is, and both by the first process alone, which ends the others.
 
-    In Lightning's handler a run's processes tell each other; where each of them gets the signal,
-    as from Slurm, they wait for each other for ever.
+    Slurm and a terminal tell all processes of a run. In Lightning's handler they would then wait
+    for each other, often for ever; or the first would fail for want of another that ended sooner.
     """
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        first = is_first_process()
+        signal.signal(signal.SIGTERM, signal.default_int_handler if first else signal.SIG_IGN)
+        if not first:
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
 
-    def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
+    on_test_start = on_train_start
 
 
 @contextmanager
