@@ -1,6 +1,7 @@
 """What is made of Slurm's answers; `tests/commands/test_slurm_jobs.py` asks a real one."""
 
 import os
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from blockspike.slurm import (
     is_queued,
     job_states,
     own_job_id,
+    rename_job,
     submitted_jobs,
     wait_for_jobs,
     write_jobs,
@@ -113,6 +115,24 @@ def test_an_error_of_the_runs_own_stays(tmp_path, slurm):
     attempt(run, 1e9, "13", "no such file")
     slurm("13|COMPLETED|None\n")
     assert state(run.parent) == ("failed", "ValueError: no such file")
+
+
+def test_a_run_that_failed_before_its_job_was_ended_has_failed(tmp_path, slurm):
+    """As one of several in a job."""
+    run = tmp_path / "outputs" / "a"
+    attempt(run, 1e9, "13", "NaN in layer 1")
+    status = read_json(run / "status.json")
+    write_json(run / "status.json", status | {"state": "failed", "ended": time_text(1e9 + 9)})
+    slurm("13|TIMEOUT|None\n")
+    assert state(run.parent) == ("failed", "ValueError: NaN in layer 1")
+
+
+def test_a_name_that_slurm_does_not_take_in_time_is_no_error(monkeypatch):
+    def too_long(*args, **kwargs):
+        raise subprocess.TimeoutExpired("scontrol", 20)
+
+    monkeypatch.setattr(subprocess, "run", too_long)
+    rename_job("12", "mine")
 
 
 def test_of_several_attempts_the_last_one_counts(tmp_path, slurm):

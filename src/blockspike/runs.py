@@ -25,6 +25,7 @@ from blockspike.slurm import own_job_id
 
 _PACKAGES = ("blockspike", "torch", "pytorch-lightning", "numpy", "numba")
 _LOCK_TRIES, _LOCK_PAUSE_S = 20, 0.1  # who looks whether a run is held, holds it for a moment
+_FIRST_TRIES = 600  # a minute, for the run's first process to begin
 
 
 class RunRefusedError(ValueError):
@@ -113,6 +114,7 @@ class Run:
             KeyboardInterrupt: the run was interrupted.
         """
         if not is_first_process():
+            self._wait_for_first(content)
             yield
             return
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -148,6 +150,23 @@ class Run:
                 self._write_status({**status, **ended})
                 raise
             self._write_status({**status, "state": "done", "ended": now()})
+
+    def _wait_for_first(self, content: dict[str, Any]) -> None:
+        """Raise RunRefusedError unless the first of this run's processes runs here, too.
+
+        Tasks of a Slurm step with as many devices are taken for one run, which `seed=$SLURM_PROCID`
+        would make several.
+        """
+        for _ in range(_FIRST_TRIES):
+            if self.is_held() and flatten(read_json(self.folder / "content.json")) == flatten(
+                content
+            ):
+                return
+            time.sleep(_LOCK_PAUSE_S)
+        raise RunRefusedError(
+            f"{self.folder}: expected the first process of this run here, got none; tasks of one "
+            "step share one run, so runs of their own need one device each (trainer.devices=1)"
+        )
 
     def arguments(self) -> list[str]:
         """Command and overrides that it was started with last, less where things lie."""

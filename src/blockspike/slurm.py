@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import time
 from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -142,7 +143,8 @@ def _rows(command: list[str]) -> list[list[str]] | None:
 def rename_job(job: str, name: str) -> None:
     """Give a job of an array a name of its own in the queue; it is no error if that fails."""
     command = ["scontrol", "update", f"JobId={job}", f"JobName={name}"]
-    subprocess.run(command, capture_output=True, timeout=_ANSWER_S, check=False)
+    with suppress(OSError, subprocess.SubprocessError):
+        subprocess.run(command, capture_output=True, timeout=_ANSWER_S, check=False)
 
 
 def cancelling(jobs: Iterable[str]) -> str:

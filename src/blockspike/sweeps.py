@@ -47,9 +47,10 @@ class RecordSweep(Callback):
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Compose every job for its folder."""
-        if "LocalLauncher" in config.hydra.launcher._target_:
+        launcher = config.hydra.launcher._target_
+        if "hydra_submitit_launcher" in launcher:
             _outlast_lost_jobs()
-        if "SlurmLauncher" in config.hydra.launcher._target_:
+        if "blockspike_launcher" in launcher:
             try:
                 check_launcher(config.hydra.launcher)
             except ValueError:
@@ -124,10 +125,14 @@ def _name(folder: Path, output_dir: Path) -> str:
 def run_folder(cfg: DictConfig) -> Path:
     """The run's folder: `cfg.run_dir`, or where it was started with its overrides spelt otherwise.
 
-    `optimizer.lr=1e-3` and `optimizer.lr=0.001` name two folders of one run.
+    `optimizer.lr=1e-3` and `optimizer.lr=0.001` name two folders of one run. A folder that the
+    command names itself is taken, so that a run can be repeated.
     """
     own = Path(cfg.run_dir)
-    if (own / "content.json").is_file():
+    overrides = HydraConfig.get().overrides
+    given = [o.lstrip("+") for o in (*overrides.task, *overrides.hydra)]
+    is_named = any(o.startswith(("run_dir=", "hydra.run.", "hydra.sweep.")) for o in given)
+    if is_named or (own / "content.json").is_file():
         return own
     same = run_folders(Path(cfg.output_dir) / cfg.experiment_name)
     return same.get(content_hash(content_of(cfg)), own)
@@ -157,20 +162,21 @@ def run_states(output_dir: Path, planned: dict[str, str] | None = None) -> pd.Da
     Returns:
         Columns `run`, `state` (one of `STATES`), `epochs` done, `started` (ISO 8601, the last
         attempt), `seconds` of that attempt (so far, if it is running; up to its last epoch, if it
-        was killed), `error` (one line).
+        was killed), `error` (one line), `folder`: where it is, another than `run` names if its
+        overrides were spelt otherwise then.
     """
     folders = run_folders(output_dir)
     if planned is None:
         there = {str(f.parent.relative_to(output_dir)) for f in output_dir.rglob(".lock")}
         absent = {r for r, digest in planned_runs(output_dir).items() if digest not in folders}
         planned = dict.fromkeys(sorted(there | absent), "")
-    columns = ["run", "state", "epochs", "started", "seconds", "error"]
+    columns = ["run", "state", "epochs", "started", "seconds", "error", "folder"]
     rows = []
     for run, digest in planned.items():
         folder = output_dir / run
         if not (folder / "status.json").is_file():
-            folder = folders.get(digest, folder)  # the same run, its overrides spelt otherwise
-        rows.append({"run": run, **_state(Run(folder), digest)})
+            folder = folders.get(digest, folder)
+        rows.append({"run": run, "folder": folder, **_state(Run(folder), digest)})
     _add_slurms_word(output_dir, [r for r in rows if r["state"] not in ("done", "running")])
     return pd.DataFrame(rows, columns=pd.Index(columns))
 
@@ -178,17 +184,27 @@ def run_states(output_dir: Path, planned: dict[str, str] | None = None) -> pd.Da
 def _add_slurms_word(output_dir: Path, rows: list[dict[str, Any]]) -> None:
     """Add what became of a run's last attempt if that was a Slurm job, where Slurm says it."""
     submitted = submitted_jobs(output_dir)
-    jobs = {r["run"]: _last_job(Run(output_dir / r["run"]), submitted.get(r["run"])) for r in rows}
+    jobs = {r["run"]: _last_job(Run(r["folder"]), submitted.get(r["run"])) for r in rows}
     states = job_states({job.id for job in jobs.values() if job and not job.ended}) or {}
     for row in rows:
         job = jobs[row["run"]]
         word = (job.ended or states.get(job.id, FORGOTTEN)) if job else FORGOTTEN
-        if job is None or word == FORGOTTEN or (row["state"] == "failed" and word not in LOST):
+        if job is None or word == FORGOTTEN:
+            continue
+        if row["state"] == "failed" and (word not in LOST or _has_failed(Run(row["folder"]))):
             continue
         logs = f"; its logs: {job.logs}" if word == "FAILED" and job.logs else ""
         row["error"] = f"Slurm job {job.id}: {word}{logs}"
-        if word in LOST and row["state"] == "failed":  # since Slurm ended its processes
+        if row["state"] == "failed":  # since Slurm ended its processes
             row["state"] = "interrupted"
+
+
+def _has_failed(run: Run) -> bool:
+    """Whether the run itself wrote down that it failed: its job may have ended hours later."""
+    try:
+        return read_json(run.folder / "status.json").get("state") == "failed"
+    except ValueError:  # damaged
+        return True
 
 
 def _last_job(run: Run, submitted: Job | None) -> Job | None:
@@ -273,13 +289,13 @@ def _seconds(status: dict[str, Any], ended: str | None) -> float:
         return float("nan")
 
 
-def sweep_summary(states: pd.DataFrame, output_dir: Path) -> str:
+def sweep_summary(states: pd.DataFrame) -> str:
     """How many runs are in which state, then those that are not done, each with its error."""
     counts = {s: int((states["state"] == s).sum()) for s in STATES}
     lines = ["runs: " + ", ".join(f"{n} {s}" for s, n in counts.items() if n)]
     not_done = pd.DataFrame(states[states["state"] != "done"])
     for row in not_done.to_dict("records"):
-        folder = output_dir / row["run"]
+        folder = Path(row["folder"])
         lines.append(f"  {row['state']}: {folder}")
         if row["error"]:
             lines.append(f"    {row['error']}")
@@ -298,5 +314,5 @@ def sweep_is_done() -> bool:
         print("blockspike train: which runs this sweep has is not known", file=sys.stderr)
         return False
     states = run_states(RecordSweep.output_dir, RecordSweep.planned)
-    print(sweep_summary(states, RecordSweep.output_dir))
+    print(sweep_summary(states))
     return bool((states["state"] == "done").all())

@@ -13,8 +13,10 @@ import pytest
 from killed_sweep import start
 from lightning_fabric.plugins.environments.lightning import LightningEnvironment
 from lightning_fabric.plugins.environments.torchelastic import TorchElasticEnvironment
+from omegaconf import OmegaConf
 from pytorch_lightning.utilities import rank_zero_only
 
+from blockspike import runs
 from blockspike.files import read_json
 from blockspike.processes import (
     OneProcess,
@@ -23,7 +25,7 @@ from blockspike.processes import (
     is_first_process,
     take_rank,
 )
-from blockspike.runs import Run
+from blockspike.runs import Run, RunRefusedError
 from blockspike.training.checkpoint_io import load_plain
 from blockspike.training.metrics_file import read_metrics
 
@@ -34,6 +36,19 @@ ODD = (
     "network.n_hidden=8", "trainer.max_epochs=1", "label_smoothing=0.1", "threads=1",
     "optimizer._target_=torch.optim.SGD", "~optimizer.eps", "optimizer.lr=1e-3",
 )  # fmt: skip
+
+
+def test_a_further_process_of_another_run_than_the_first_is_refused(tmp_path, monkeypatch):
+    """`srun -n2 … trainer=ddp_cpu seed=$SLURM_PROCID`: one step, one run, but two seeds."""
+    monkeypatch.setattr(runs, "_FIRST_TRIES", 2)
+    first = Run(tmp_path / "seed=0")
+    with first.recorded(OmegaConf.create({"seed": 0}), {"seed": 0}, "0"):
+        monkeypatch.setattr(runs, "is_first_process", lambda: False)
+        with first.recorded(OmegaConf.create({"seed": 0}), {"seed": 0}, "0"):
+            assert first.is_held()
+        other = Run(tmp_path / "seed=1").recorded(OmegaConf.create({"seed": 1}), {"seed": 1}, "1")
+        with pytest.raises(RunRefusedError, match="expected the first process of this run"), other:
+            pytest.fail("it trains")
 
 
 def scores(run: Run) -> dict[str, list[float]]:

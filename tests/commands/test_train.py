@@ -176,6 +176,22 @@ def test_another_configuration_in_the_same_folder_is_refused(blockspike, tmp_pat
     assert (tmp_path / "outputs" / "here" / "content.json").read_text() == before
 
 
+def test_a_run_that_did_not_name_its_precision_is_the_same_run(blockspike, tmp_path):
+    blockspike("train", *SMALL, "trainer.max_epochs=1")
+    content = read_json(one_run(tmp_path) / "content.json")
+    assert "precision" not in content["trainer"]
+    blockspike("train", *SMALL, "trainer.max_epochs=1", "trainer.precision=64-true")
+    (other,) = (tmp_path / "outputs").rglob("*precision=64-true/seed=0/content.json")
+    assert read_json(other)["trainer"]["precision"] == "64-true"
+
+
+def test_a_run_is_repeated_in_a_folder_that_is_named(blockspike, tmp_path):
+    blockspike("train", *SMALL, "trainer.max_epochs=1")
+    again = blockspike("train", *SMALL, "trainer.max_epochs=1", "hydra.run.dir=outputs/again")
+    assert "skipped" not in again.stdout
+    assert len(list(tmp_path.rglob("result.json"))) == 2
+
+
 def test_a_folder_in_use_is_refused(blockspike, tmp_path, data_dir):
     args = (*SMALL, "trainer.max_epochs=1000")
     process = start(tmp_path, data_dir, "train", *args)
@@ -245,6 +261,8 @@ def test_bad_input_gives_one_line_and_writes_nothing(blockspike, tmp_path, overr
             "optimizer.eps: expected an argument of SGD (lr, momentum,",
         ),
         ("optimizer.lr=-1", "Invalid learning rate"),
+        ("+callbacks.mine=true", "callbacks.mine: expected a node with a _target_, got True"),
+        ("+callbacks.mine.patience=3", "callbacks.mine: expected a node with a _target_, got {"),
         ("scheduler=step ~scheduler.step_size", "scheduler.step_size: expected a value"),
         (
             "+callbacks.reload._target_=blockspike.training.callbacks.ReloadBestAtMilestone "

@@ -47,16 +47,16 @@ with contextlib.suppress(ImportError):  # of the extra `sweep`
             check_launcher(self.params)
             assert self.config is not None
             output_dir = Path(self.config.output_dir)
-            runs = dict(planned_run(self.config, list(overrides)) for overrides in job_overrides)
-            to_submit, jobs = runs_to_submit(output_dir, runs)
+            runs = [planned_run(self.config, list(overrides)) for overrides in job_overrides]
+            to_submit, jobs = runs_to_submit(output_dir, dict(runs))
             chosen = {
                 run: (list(overrides), initial_job_idx + k)
-                for k, (run, overrides) in enumerate(zip(runs, job_overrides, strict=True))
+                for k, ((run, _), overrides) in enumerate(zip(runs, job_overrides, strict=True))
                 if run in to_submit
             }
-            if chosen:
-                jobs |= self._submit(output_dir, chosen)
             try:
+                if chosen:
+                    jobs |= self._submit(output_dir, chosen)
                 wait_for_jobs(output_dir, jobs.values())
             except KeyboardInterrupt:
                 print(f"the jobs go on; this ends them: {cancelling(jobs.values())}")
@@ -92,5 +92,6 @@ with contextlib.suppress(ImportError):  # of the extra `sweep`
             write_jobs(output_dir, Path(folder).parent, jobs)
             for run, job in jobs.items():
                 print(f"Slurm job {job}: {output_dir / run}", flush=True)
+            for run, job in jobs.items():
                 rename_job(job, run)
             return jobs
