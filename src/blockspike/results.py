@@ -101,9 +101,9 @@ def _of_one_type(column: pd.Series) -> pd.Series:
 def _unique(table: pd.DataFrame) -> pd.DataFrame:
     """The table with one row per run: other spellings of an override make a second folder."""
     same_run = [c for c in ("config_hash", "data_sha256") if c in table]
-    for (digest, *_), same in table.groupby(same_run, sort=False, dropna=False):
+    for _, same in table.groupby(same_run, sort=False, dropna=False):
         if len(same) > 1:
-            kept, *left_out = same["run"]
+            (kept, *left_out), digest = same["run"].tolist(), same["config_hash"].iloc[0]
             warning = f"{kept}: the same run (config_hash {digest}) is in {', '.join(left_out)} too"
             print(f"blockspike collect: {warning}; only the first is in the table", file=sys.stderr)
     return pd.DataFrame(table.drop_duplicates(same_run))

@@ -105,8 +105,8 @@ def test_jobs_end_in_the_table_of_a_serial_sweep(tmp_path, data_dir):
     for name, job in jobs.items():
         assert f"Slurm job {job.id}: outputs/{name}\n" in printed
         assert squeue("%j", job.id) == name and name.startswith("mine/")
-    tables = [runs_table(tmp_path / name) for name in ("serial", "slurm")]
-    pd.testing.assert_frame_equal(*tables, check_exact=True)
+    serial, slurm = (runs_table(tmp_path / name) for name in ("serial", "slurm"))
+    pd.testing.assert_frame_equal(serial, slurm, check_exact=True)
 
     printed = run(tmp_path / "slurm", *line)
     assert "2 of 2 runs are finished and not submitted" in printed
