@@ -163,7 +163,7 @@ def test_a_job_whose_time_is_nearly_up_is_queued_again(tmp_path, data_dir):
 def test_jobs_outlive_the_command_that_submitted_them(tmp_path, data_dir):
     """The same command again waits for them, and submits none a second time."""
     one_by_one = "hydra.launcher.array_parallelism=1"
-    line = (*SWEEP, "trainer.max_epochs=20", one_by_one, "seed=0,1")
+    line = (*SWEEP, "trainer.max_epochs=8", one_by_one, "seed=0,1")
     sweep = start(tmp_path, data_dir, "train", *line)
     wait_for(lambda: n_rows(tmp_path) > 1)
     sweep.kill()
@@ -172,7 +172,7 @@ def test_jobs_outlive_the_command_that_submitted_them(tmp_path, data_dir):
     printed = run(tmp_path, *command(data_dir, *line))
     assert all(f"Slurm job {job}: outputs/" in printed for job in jobs)
     assert printed.count("not submitted again") == 2 and "runs: 2 done" in printed
-    assert jobs_of(tmp_path) == jobs and n_rows(tmp_path) == 40
+    assert jobs_of(tmp_path) == jobs and n_rows(tmp_path) == 16
 
 
 def test_a_batch_job_that_is_cancelled_says_so(tmp_path, data_dir):
