@@ -247,6 +247,7 @@ def runs_to_submit(output_dir: Path, planned: dict[str, str]) -> tuple[set[str],
         print(f"{output_dir / run}: running, not submitted")
     if done:
         print(f"{len(done)} of {len(planned)} runs are finished and not submitted")
+    sys.stdout.flush()  # also into a file: what follows is a long wait
     return planned.keys() - done - running - queued.keys(), queued
 
 

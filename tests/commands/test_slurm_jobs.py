@@ -162,17 +162,24 @@ def test_a_job_whose_time_is_nearly_up_is_queued_again(tmp_path, data_dir):
 
 def test_jobs_outlive_the_command_that_submitted_them(tmp_path, data_dir):
     """The same command again waits for them, and submits none a second time."""
-    one_by_one = "hydra.launcher.array_parallelism=1"
-    line = (*SWEEP, "trainer.max_epochs=8", one_by_one, "seed=0,1")
-    sweep = start(tmp_path, data_dir, "train", *line)
-    wait_for(lambda: n_rows(tmp_path) > 1)
+    line = (*SWEEP, "trainer.max_epochs=2", "seed=0,1")
+    sweep = start(tmp_path, data_dir, "train", *line, "hydra.launcher.array_parallelism=1")
+    wait_for(lambda: len(jobs_of(tmp_path)) == 2)
     sweep.kill()
     sweep.wait()
-    jobs = jobs_of(tmp_path)
-    printed = run(tmp_path, *command(data_dir, *line))
-    assert all(f"Slurm job {job}: outputs/" in printed for job in jobs)
-    assert printed.count("not submitted again") == 2 and "runs: 2 done" in printed
-    assert jobs_of(tmp_path) == jobs and n_rows(tmp_path) == 16
+    first, second = jobs_of(tmp_path)
+    run(tmp_path, "scontrol", "hold", second)
+    wait_for(lambda: squeue("%T", first) == "COMPLETED")
+    with (tmp_path / "printed").open("w") as printed:
+        again = subprocess.Popen(command(data_dir, *line), cwd=tmp_path, stdout=printed)
+    wait_for(lambda: "not submitted again" in (tmp_path / "printed").read_text())
+    assert again.poll() is None
+    run(tmp_path, "scontrol", "release", second)
+    assert again.wait() == 0
+    text = (tmp_path / "printed").read_text()
+    assert f"Slurm job {second}: outputs/" in text and f"Slurm job {first}: " not in text
+    assert "1 of 2 runs are finished and not submitted" in text and "runs: 2 done" in text
+    assert jobs_of(tmp_path) == [first, second]
 
 
 def test_a_batch_job_that_is_cancelled_says_so(tmp_path, data_dir):
