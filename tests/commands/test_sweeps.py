@@ -112,13 +112,13 @@ def test_failed_runs_are_listed_and_the_others_finish(
     failed = "outputs/default/data.dt_ms=10,data.n_steps=40,data=nmnist,network.n_hidden=8,"
     failed += "trainer.max_epochs=1/seed=0"
     assert f"failed: {failed}" in done.stdout.replace(f"{tmp_path}/", "")
-    assert "nmnist.h5: prepared data not found" in done.stdout
+    assert "nmnist.h5: expected prepared data" in done.stdout
     log = (tmp_path / failed / "error.log").read_text()
     assert log.startswith("Traceback") and "FileNotFoundError" in log
 
     shown = blockspike("status").stdout
     assert "1 done, 1 failed" in shown
-    assert "prepared data not found" in the_error(tmp_path)
+    assert "expected prepared data" in the_error(tmp_path)
     assert json.loads((next(tmp_path.rglob("sweeps/*.json"))).read_text())["runs"]
 
 
@@ -137,7 +137,8 @@ def test_a_job_that_the_cluster_loses_leaves_the_others(blockspike, tmp_path, da
     args = ("sweep=submitit_local", *SMALL, "network.n_hidden=8", "trainer.max_epochs=1000,1")
     process = start(tmp_path, data_dir, "train", "-m", "hydra.sweeper.max_batch_size=1", *args)
     run = pid_of(tmp_path, 1000)
-    os.kill(parent_of(run), signal.SIGKILL)
+    job = parent_of(run)
+    os.kill(job, signal.SIGKILL)
     assert process.wait() == 2
     wait_for(lambda: not is_alive(run))
     assert "1 done, 1 interrupted" in blockspike("status").stdout
@@ -345,14 +346,52 @@ def test_one_recipe_on_two_data_sets_is_two_runs(blockspike, finished, tmp_path,
     assert table["config_hash"].nunique() == 2
 
 
-def test_damaged_and_doubled_results_are_refused(blockspike, finished, tmp_path):
-    path, row = finished
+def test_of_two_folders_with_one_run_the_first_is_collected_with_a_warning(
+    blockspike, finished, tmp_path
+):
+    _, row = finished
+    for name in ("copy", "zcopy"):
+        (tmp_path / "outputs" / name).mkdir()
+        (tmp_path / "outputs" / name / "result.json").write_text(json.dumps(row))
+    done = blockspike("collect")
+    (line,) = done.stderr.splitlines()
+    assert "copy: the same run" in line and row["config_hash"] in line and "zcopy" in line
+    (collected,) = pd.read_csv(tmp_path / "outputs/tables/runs.csv").to_dict("records")
+    assert collected["run"] == "copy"
+
+
+def test_a_damaged_result_is_refused(blockspike, finished, tmp_path):
+    path, _ = finished
     copy = tmp_path / "outputs" / "copy" / "result.json"
     copy.parent.mkdir()
-    copy.write_text(json.dumps(row))
-    assert "hold the same run" in blockspike("collect", check=False).stderr
     copy.write_text(path.read_text()[:50])
     assert "copy/result.json: damaged" in blockspike("collect", check=False).stderr
+
+
+def test_other_spellings_of_a_run_are_that_run(blockspike, tmp_path):
+    """`model=fused` is the default, and 0.001 is 1e-3: one folder, one row, nothing is missing."""
+    run = ("train", *SMALL, "network.n_hidden=8", "trainer.max_epochs=1")
+    blockspike(*run, "optimizer.lr=1e-3")
+    (path,) = tmp_path.rglob("result.json")
+    again = blockspike(*run, "model=fused", "optimizer.lr=0.001")
+    assert f"{path.parent.relative_to(tmp_path)}: finished, skipped" in again.stdout
+    swept = blockspike(*run, "-m", "model=fused", "optimizer.lr=0.001,1e-3")
+    assert swept.stdout.count("finished, skipped") == 2
+    assert "runs: 1 done" in swept.stdout  # Hydra writes both as 0.001
+    assert list(tmp_path.rglob("result.json")) == [path]
+    assert "1 done" in blockspike("status").stdout
+    blockspike("collect")
+    assert len(pd.read_csv(tmp_path / "outputs/tables/runs.csv")) == 1
+
+
+def test_an_interrupted_run_continues_under_another_spelling(blockspike, tmp_path):
+    run = ("train", *SMALL, "network.n_hidden=8", "trainer.max_epochs=2")
+    blockspike(*run, "optimizer.lr=1e-3")
+    (path,) = tmp_path.rglob("result.json")
+    path.unlink()  # as if it had been killed after its last epoch
+    again = blockspike(*run, "optimizer.lr=0.001")
+    assert "continued after epoch 2" in again.stdout
+    assert list(tmp_path.rglob("result.json")) == [path]
 
 
 def test_numbers_and_words_in_one_column_make_a_table(blockspike, finished, tmp_path):
