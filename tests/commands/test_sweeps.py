@@ -376,7 +376,6 @@ def test_other_spellings_of_a_run_are_that_run(blockspike, tmp_path):
     again = blockspike(*run, "model=fused", "optimizer.lr=0.001")
     assert f"{path.parent.relative_to(tmp_path)}: finished, skipped" in again.stdout
     swept = blockspike(*run, "-m", "model=fused", "optimizer.lr=0.001,1e-3")
-    assert swept.stdout.count("finished, skipped") == 2
     assert "runs: 1 done" in swept.stdout  # Hydra writes both as 0.001
     assert list(tmp_path.rglob("result.json")) == [path]
     assert "1 done" in blockspike("status").stdout
