@@ -31,8 +31,8 @@ def run_here(name: str, cfg: DictConfig) -> None:
     _call(name, cfg, _command_line(name, cfg))
 
 
-def run_apart(name: str, cfg: DictConfig, full: bool) -> bool:
-    """Run a job of a sweep in a process of its own; False if it did not finish, which is printed.
+def run_apart(name: str, cfg: DictConfig, full: bool) -> None:
+    """Run a job of a sweep in a process of its own; print it if the job does not finish.
 
     A failure, also that the process was killed, is written to the run's `error.log`, but not where
     the folder is another run's.
@@ -70,7 +70,6 @@ def run_apart(name: str, cfg: DictConfig, full: bool) -> bool:
         print(f"blockspike {name}: interrupted, the sweep goes on", file=sys.stderr)
     elif code not in (0, _FAILED):
         _report(name, cfg, ChildProcessError(_end_of(code)), full)
-    return code == 0
 
 
 def _end_of(code: int) -> str:

@@ -30,7 +30,7 @@ from blockspike.config import (
 )
 from blockspike.data.datamodule import EventDataModule
 from blockspike.data.recordings_datamodule import RecordingsDataModule
-from blockspike.runs import Run, flatten, is_first_process, provenance, remove_if_empty
+from blockspike.runs import Run, flatten, is_first_process, provenance
 from blockspike.training.callbacks import Throughput
 from blockspike.training.classification import ClassificationModule
 from blockspike.training.guards import FitGuard, NumberGuard
@@ -53,23 +53,19 @@ def train(cfg: DictConfig) -> dict[str, Any]:
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
     run = Run(Path(cfg.run_dir))
     if cfg.replay is not None:
-        _replay(cfg, run)
+        _replay(cfg)
         return {}
     content = content_of(cfg)
-    try:
-        check_training(cfg)
-        run.check_content(content)
-        run.clear_error()
-        row = run.result()
-        if row is not None:
-            run.mark_done()
-            print(f"{run.folder}: finished, skipped")
-            return row
-        use_threads(cfg.threads)
-        data, module = fit.build(cfg) if is_fit(cfg) else _build(cfg)
-    except BaseException:
-        remove_if_empty(run.folder, Path(cfg.output_dir))
-        raise
+    check_training(cfg)
+    run.check_content(content)
+    run.clear_error()
+    row = run.result()
+    if row is not None:
+        run.mark_done()
+        print(f"{run.folder}: finished, skipped")
+        return row
+    use_threads(cfg.threads)
+    data, module = fit.build(cfg) if is_fit(cfg) else _build(cfg)
     held = run.recorded(cfg, content, content_hash(content), data.sha256)
     with held, processes_of_one_run(), wandb_closed():
         title = data.title if isinstance(data, RecordingsDataModule) else str(data.name)
@@ -88,23 +84,20 @@ def train(cfg: DictConfig) -> dict[str, Any]:
     return row
 
 
-def _replay(cfg: DictConfig, run: Run) -> None:
-    try:
-        check_training(cfg)
-        use_threads(cfg.threads)
-        file = Path(cfg.replay)
-        if is_fit(cfg):
-            recordings, module = fit.build(cfg)
-            guard = FitGuard(file, recordings.names)
-        else:
-            _, module = _build(cfg)
-            guard = NumberGuard(file)
-        silent = cfg.copy()
-        silent.logger = silent.callbacks = None
-        trainer = build_trainer(silent, [], enable_progress_bar=False, enable_checkpointing=False)
-        print(guard.replay(file, module, trainer))
-    finally:
-        remove_if_empty(run.folder, Path(cfg.output_dir))
+def _replay(cfg: DictConfig) -> None:
+    check_training(cfg)
+    use_threads(cfg.threads)
+    file = Path(cfg.replay)
+    if is_fit(cfg):
+        recordings, module = fit.build(cfg)
+        guard = FitGuard(file, recordings.names)
+    else:
+        _, module = _build(cfg)
+        guard = NumberGuard(file)
+    silent = cfg.copy()
+    silent.logger = silent.callbacks = None
+    trainer = build_trainer(silent, [], enable_progress_bar=False, enable_checkpointing=False)
+    print(guard.replay(file, module, trainer))
 
 
 def use_threads(threads: int | None) -> None:
