@@ -31,6 +31,12 @@ def data_dir(tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.fixture(autouse=True)
+def no_full_error(monkeypatch) -> None:
+    """Errors are one line, whatever the environment or a test before says."""
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "0")
+
+
 @dataclass
 class Finished:
     """What a command left behind."""
@@ -49,7 +55,6 @@ def blockspike(monkeypatch, capfd, tmp_path, data_dir):
         with_data = [f"data_dir={data_dir}"] if needs_data else []
         monkeypatch.chdir(tmp_path)
         monkeypatch.setenv("WANDB_MODE", "offline")
-        monkeypatch.setenv("HYDRA_FULL_ERROR", "0")
         monkeypatch.setattr(sys, "argv", ["blockspike", *args, *with_data])
         GlobalHydra.instance().clear()
         threads = torch.get_num_threads()

@@ -101,7 +101,8 @@ def _of_one_type(column: pd.Series) -> pd.Series:
 def _unique(table: pd.DataFrame) -> pd.DataFrame:
     """The table with one row per run: other spellings of an override make a second folder."""
     same_run = [c for c in ("config_hash", "data_sha256") if c in table]
-    for _, same in table.groupby(same_run, sort=False, dropna=False):
+    number = table.groupby(same_run, sort=False, dropna=False).ngroup()
+    for _, same in table.groupby(number):
         if len(same) > 1:
             (kept, *left_out), digest = same["run"].tolist(), same["config_hash"].iloc[0]
             warning = f"{kept}: the same run (config_hash {digest}) is in {', '.join(left_out)} too"

@@ -15,7 +15,6 @@ ALLEN = "`blockspike prepare data=allen data.download=true` downloads them"
 def refused(monkeypatch, capfd, folder, command: str) -> str:
     """Run a command in a folder, as a user would; return the one line that it prints."""
     monkeypatch.chdir(folder)
-    monkeypatch.setenv("HYDRA_FULL_ERROR", "0")
     monkeypatch.setattr(sys, "argv", ["blockspike", *command.split()])
     GlobalHydra.instance().clear()
     capfd.readouterr()
