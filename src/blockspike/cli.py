@@ -79,7 +79,8 @@ def _succeeds(name: str) -> bool:
     from blockspike.runs import remove_if_empty
     from blockspike.sweeps import RecordSweep, run_folder, sweep_is_done
 
-    full = os.environ.get("HYDRA_FULL_ERROR") == "1"
+    wished = os.environ.get("HYDRA_FULL_ERROR", "0")
+    full = wished == "1"
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises, we print
     RecordSweep.planned = None
     failed = composed = False
@@ -120,6 +121,8 @@ def _succeeds(name: str) -> bool:
             raise
         report(name, error, full)  # in a sweep: its launcher failed, and runs may be missing
         failed = True
+    finally:
+        os.environ["HYDRA_FULL_ERROR"] = wished
     return sweep_is_done() and not failed
 
 
