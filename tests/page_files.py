@@ -11,7 +11,7 @@ from printed_commands import ROOT
 
 def write_cell(path: Path) -> None:
     """Write the recording that pages call my_cell.npz, as long as the longest of them asks for."""
-    from blockspike.synthetic_cells import SyntheticCells
+    from blockspike.fitting.synthetic_cells import SyntheticCells
 
     (cell,) = SyntheticCells(n_cells=1, n_trials=2, duration_s=15.0).cells()
     trials = [np.asarray(trial[0], float) for trial in cell.spike_times_s]

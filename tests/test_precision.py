@@ -13,16 +13,16 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
-from blockspike.convolution import causal_convolution
-from blockspike.data.events import EventBatch
-from blockspike.delays import Delays
-from blockspike.networks import AdLIFLayer, LeakyReadout, SpikingClassifier, SpikingLayer
+from blockspike.fitting.distance import Window, squared_distance
+from blockspike.fitting.distance_cpu import fitting_distance
+from blockspike.fitting.population import PhysicalPopulation
+from blockspike.networks.convolution import causal_convolution
+from blockspike.networks.delays import Delays
+from blockspike.networks.layers import AdLIFLayer, LeakyReadout, SpikingClassifier, SpikingLayer
+from blockspike.networks.synapses import synaptic_current
 from blockspike.neurons import alif, leaky_integrate
-from blockspike.neurons.alif.fitting_cpu import fitting_distance
-from blockspike.neurons.spike_distance import Window, squared_distance
+from blockspike.neurons.events import EventBatch
 from blockspike.neurons.surrogate import MultiGaussian
-from blockspike.population import PhysicalPopulation
-from blockspike.synapses import synaptic_current
 from blockspike.training.classification import ClassificationModule
 
 LAYERS: dict[str, Callable[..., Any]] = {

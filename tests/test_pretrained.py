@@ -10,11 +10,11 @@ from safetensors.torch import load_file, save_file
 
 import blockspike.pretrained
 from blockspike.commands.evaluate import load_run
-from blockspike.data.events import EventBatch
 from blockspike.data.nmnist import NMNISTDataModule
 from blockspike.data.shd import SHDDataModule
+from blockspike.neurons.events import EventBatch
 from blockspike.pretrained import about_pretrained, load_pretrained, pretrained_names
-from blockspike.runs import Run
+from blockspike.runs.run import Run
 
 FOLDER = Path(blockspike.pretrained.__file__).parent
 SMALL = ("data=nmnist_sample", "network.n_hidden=16", "data.n_steps=60", "data.dt_ms=6")

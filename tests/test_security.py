@@ -9,12 +9,12 @@ import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from blockspike.config import build_data, build_trainer, register_schemas
+from blockspike.config.build import build_data, build_trainer, register_schemas
+from blockspike.config.targets import checked_targets
 from blockspike.data.datamodule import EventDataModule
 from blockspike.data.recordings import load_recording
 from blockspike.files import CONF
-from blockspike.runs import Run
-from blockspike.targets import checked_targets
+from blockspike.runs.run import Run
 
 SMALL = (
     "data=nmnist_sample", "data.n_steps=20", "data.dt_ms=20", "network.n_hidden=8",
@@ -141,8 +141,8 @@ BAD_TARGETS = {
     "blockspike.cli.os.system": "cannot import",
     "blockspike.cli.import_module": "not allowed",
     "blockspike.cli.main": "not allowed",
-    "blockspike.runs.write_text": "not allowed",
-    "blockspike.runs.Run": "not allowed",
+    "blockspike.runs.run.write_text": "not allowed",
+    "blockspike.runs.run.Run": "not allowed",
     "blockspike.data.shd.SHDDataModule.load_from_checkpoint": "cannot import",
     "blockspike.commands.trainer.PlainCheckpointIO": "not allowed",
     "pytorch_lightning.loggers.WandbLogger": "not allowed",

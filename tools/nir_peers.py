@@ -20,8 +20,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from blockspike.networks import SpikingClassifier
-from blockspike.nir import Readout, to_nir, write
+from blockspike.networks.layers import SpikingClassifier
+from blockspike.networks.nir import Readout, to_nir, write
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "nir.md"

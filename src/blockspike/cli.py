@@ -16,7 +16,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from blockspike.completion import SCRIPTS, candidates
+from blockspike.commands.completion import SCRIPTS, candidates
 from blockspike.files import CONF
 
 COMMANDS = (
@@ -75,9 +75,9 @@ def main() -> None:
 
 def _succeeds(name: str) -> bool:
     """Run the command, once or for each run of a sweep; print what was wrong."""
-    from blockspike.jobs import report, run_apart, run_here
-    from blockspike.runs import remove_if_empty
-    from blockspike.sweeps import RecordSweep, run_folder, sweep_is_done
+    from blockspike.runs.jobs import report, run_apart, run_here
+    from blockspike.runs.run import remove_if_empty
+    from blockspike.runs.sweeps import RecordSweep, run_folder, sweep_is_done
 
     wished = os.environ.get("HYDRA_FULL_ERROR", "0")
     full = wished == "1"
@@ -111,7 +111,7 @@ def _succeeds(name: str) -> bool:
         sys.argv = [f"blockspike {name}", *(_as_override(name, a) for a in arguments)]
         if name != "train" and {"-m", "--multirun"} & set(arguments):
             raise ValueError("-m: sweeps are of train")
-        import_module("blockspike.config").register_schemas()
+        import_module("blockspike.config.build").register_schemas()
         hydra.main(version_base="1.3", config_path=str(CONF), config_name=name)(job)()
     except KeyboardInterrupt:
         sys.exit("interrupted; the same command again continues")

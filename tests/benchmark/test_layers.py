@@ -9,7 +9,7 @@ from torch import Tensor
 
 from blockspike.benchmark import layers
 from blockspike.benchmark.layers import CONTENDERS, OURS, Size, check, first_steps, make_inputs
-from blockspike.data.events import EventBatch
+from blockspike.neurons.events import EventBatch
 
 CPU = torch.device("cpu")
 SIZE = Size(n_steps=40, batch_size=3, n_inputs=300, n_units=9, arp_steps=4)

@@ -10,7 +10,7 @@ from rich.console import Console
 from blockspike.benchmark import training_step
 from blockspike.benchmark.timing import Claim
 from blockspike.benchmark.training_step import METHODS, PARTS, Size, Task, Training, make_network
-from blockspike.data.events import EventBatch
+from blockspike.neurons.events import EventBatch
 
 SMALL = Size(n_hidden=24, n_steps=240, batch_size=4)
 

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from blockspike.results import collect_runs
-from blockspike.sweeps import run_states
+from blockspike.runs.results import collect_runs
+from blockspike.runs.sweeps import run_states
 
 # What a result must not depend on: when and how fast it was made.
 VOLATILE = ("time/", "epoch_s", "train_s")

@@ -9,7 +9,7 @@ import pytest
 
 from blockspike.data.event_file import read_event_file
 from blockspike.files import read_json, write_json
-from blockspike.sweeps import run_states
+from blockspike.runs.sweeps import run_states
 
 ARGS = (
     "train", "data=nmnist_sample", "data.n_steps=40", "data.dt_ms=10", "network.n_hidden=8",

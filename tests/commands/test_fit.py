@@ -10,9 +10,9 @@ import torch
 from blockspike.commands import fit
 from blockspike.data.recordings import Recording
 from blockspike.files import read_json
-from blockspike.fitted_neuron import load_neuron
-from blockspike.population import NeuronParameters, simulate
-from blockspike.synthetic_cells import SyntheticCells
+from blockspike.fitting.fitted_neuron import load_neuron
+from blockspike.fitting.population import NeuronParameters, simulate
+from blockspike.fitting.synthetic_cells import SyntheticCells
 from blockspike.training.metrics_file import read_metrics
 from made_recordings import write_recording
 

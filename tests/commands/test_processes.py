@@ -16,16 +16,16 @@ from lightning_fabric.plugins.environments.torchelastic import TorchElasticEnvir
 from omegaconf import OmegaConf
 from pytorch_lightning.utilities import rank_zero_only
 
-from blockspike import runs
 from blockspike.files import read_json
-from blockspike.processes import (
+from blockspike.runs import run as runs
+from blockspike.runs.processes import (
     OneProcess,
     SlurmStep,
     cluster_environment,
     is_first_process,
     take_rank,
 )
-from blockspike.runs import Run, RunRefusedError
+from blockspike.runs.run import Run, RunRefusedError
 from blockspike.training.checkpoint_io import load_plain
 from blockspike.training.metrics_file import read_metrics
 

@@ -13,9 +13,9 @@ import pytest
 import torch
 from test_train import SMALL, differences, results
 
-from blockspike.synthetic_cells import SyntheticCells
+from blockspike.fitting.module import NeuronFittingModule
+from blockspike.fitting.synthetic_cells import SyntheticCells
 from blockspike.training.classification import ClassificationModule
-from blockspike.training.neuron_fitting import NeuronFittingModule
 from printed_commands import ROOT
 
 EPOCHS = ("trainer.max_epochs=4", "data.batch_size=300")

@@ -12,7 +12,7 @@ import pytest
 from killed_sweep import VOLATILE, start
 
 from blockspike.files import read_json, write_json
-from blockspike.runs import flatten
+from blockspike.runs.run import flatten
 from blockspike.training import checkpoint_io
 from blockspike.training.checkpoint_io import load_plain, save_plain
 from blockspike.training.metrics_file import read_metrics

@@ -14,8 +14,8 @@ from test_train import SMALL, differences, kill_when, one_run, results, start
 from wandb_file import LoggedRun, logged_runs
 
 from blockspike.commands.wandb_run import run_id
-from blockspike.config import plain
-from blockspike.runs import Run
+from blockspike.config.build import plain
+from blockspike.runs.run import Run
 from blockspike.training.metrics_file import read_metrics
 
 QUICK = (*SMALL, "trainer.max_epochs=2", "data.batch_size=80")  # all of test in a batch
@@ -149,7 +149,7 @@ def test_a_failed_run_is_closed_as_failed_and_a_long_name_keeps_its_end(blockspi
 
 
 @pytest.mark.parametrize(
-    "failing", ["blockspike.commands.wandb_run._media", "blockspike.runs.Run.write_result"]
+    "failing", ["blockspike.commands.wandb_run._media", "blockspike.runs.run.Run.write_result"]
 )
 def test_a_run_that_is_finished_is_in_wandb(blockspike, tmp_path, monkeypatch, failing):
     """What ends before its result is whole in wandb is finished by the same command."""

@@ -20,8 +20,8 @@ from blockspike.data.limits import ReadLimit
 from blockspike.data.nmnist import prepare_nmnist
 from blockspike.data.recordings import load_recording
 from blockspike.data.shd import open_h5
-from blockspike.fitted_neuron import FittedNeuron, load_neuron
-from blockspike.sweeps import planned_runs, run_states
+from blockspike.fitting.fitted_neuron import FittedNeuron, load_neuron
+from blockspike.runs.sweeps import planned_runs, run_states
 
 
 @pytest.mark.parametrize(

@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
-from blockspike.data.events import EventBatch
+from blockspike.networks.synapses import synaptic_current
 from blockspike.neurons import alif
 from blockspike.neurons.alif import dispatch
 from blockspike.neurons.alif.blocks import blocks
-from blockspike.neurons.events_cpu import events_of
-from blockspike.synapses import synaptic_current
+from blockspike.neurons.cpu.events import events_of
+from blockspike.neurons.events import EventBatch
 
 ARP = 20
 TWINS = {"fused": "standard", "blocks": "parallel blocks"}

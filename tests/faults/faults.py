@@ -55,7 +55,7 @@ from scenarios import (
 from served import use_server
 
 from blockspike.files import read_json
-from blockspike.sweeps import run_states
+from blockspike.runs.sweeps import run_states
 
 Kill = signal.Signals
 _KILLS = (Kill.SIGKILL, Kill.SIGTERM, Kill.SIGINT)

@@ -26,16 +26,16 @@ from omegaconf import OmegaConf
 from safetensors.torch import save
 
 from blockspike.cli import CONF, OF_OVERRIDES, _as_override
-from blockspike.config import content_of, plain, register_schemas
+from blockspike.config.build import content_of, plain, register_schemas
+from blockspike.config.targets import checked_targets
 from blockspike.data.event_file import SplitContent, read_event_file, write_event_file
 from blockspike.data.nmnist import parse_events
 from blockspike.data.nmnist_raw import open_raw
 from blockspike.data.recordings import load_recording
 from blockspike.data.shd import describe, open_h5
-from blockspike.fitted_neuron import FittedNeuron, load_neuron
-from blockspike.runs import Run, RunRefusedError
-from blockspike.sweeps import planned_runs, run_states
-from blockspike.targets import checked_targets
+from blockspike.fitting.fitted_neuron import FittedNeuron, load_neuron
+from blockspike.runs.run import Run, RunRefusedError
+from blockspike.runs.sweeps import planned_runs, run_states
 from blockspike.training import checkpoint_io
 
 # In memory, and of this process alone.

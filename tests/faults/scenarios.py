@@ -20,8 +20,8 @@ from omegaconf import OmegaConf
 from blockspike.data.event_file import read_event_file
 from blockspike.data.nmnist import prepare_nmnist
 from blockspike.files import read_json
-from blockspike.sweeps import run_states
-from blockspike.synthetic_cells import SyntheticCells
+from blockspike.fitting.synthetic_cells import SyntheticCells
+from blockspike.runs.sweeps import run_states
 from blockspike.training.checkpoint_io import load_plain
 from blockspike.training.metrics_file import read_metrics
 

@@ -20,10 +20,12 @@ from neuron_cases import LEAST
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from blockspike.neurons import events_gpu, fused_gpu, kernels_gpu
 from blockspike.neurons.adlif.step import ADLIF, SE_ADLIF
 from blockspike.neurons.alif.step import ALIF, ALIF_ALWAYS_OPEN
-from blockspike.neurons.kernels_gpu import in_triton
+from blockspike.neurons.gpu import events as events_gpu
+from blockspike.neurons.gpu import fused as fused_gpu
+from blockspike.neurons.gpu import kernels as kernels_gpu
+from blockspike.neurons.gpu.kernels import in_triton
 from blockspike.neurons.model import NeuronModel
 
 CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"

@@ -9,8 +9,10 @@ from neuron_cases import make_inputs
 
 pytest.importorskip("triton", reason="our dev environment has Triton on Linux only")
 
-from blockspike.neurons import events_gpu, fused_gpu, simulate
-from blockspike.neurons.gpu import Graph
+from blockspike.neurons import simulate
+from blockspike.neurons.gpu import events as events_gpu
+from blockspike.neurons.gpu import fused as fused_gpu
+from blockspike.neurons.gpu.graphs import Graph
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE = torch.device("cpu" if INTERPRETED or not torch.cuda.is_available() else "cuda")

@@ -10,21 +10,21 @@ import torch
 from neuron_cases import SURROGATES, assert_close, make_inputs
 
 import blockspike
-from blockspike import networks
-from blockspike.convolution import causal_convolution
-from blockspike.data.events import EventBatch
-from blockspike.delays import Delays
-from blockspike.metrics import van_rossum_distance
-from blockspike.networks import SpikingClassifier
+from blockspike.fitting.distance import Window, squared_distance
+from blockspike.fitting.distance_cpu import fitting_distance
+from blockspike.fitting.metrics import van_rossum_distance
+from blockspike.networks import layers as networks
+from blockspike.networks.convolution import causal_convolution
+from blockspike.networks.delays import Delays
+from blockspike.networks.layers import SpikingClassifier
+from blockspike.networks.synapses import synaptic_current
 from blockspike.neurons import Boxcar, FastSigmoid, alif, leaky_integrate, loop
 from blockspike.neurons.adlif import adlif
 from blockspike.neurons.alif import standard
 from blockspike.neurons.alif.blocks import blocks
-from blockspike.neurons.alif.fitting_cpu import fitting_distance
-from blockspike.neurons.events_cpu import Fired
-from blockspike.neurons.spike_distance import Window, squared_distance
+from blockspike.neurons.cpu.events import Fired
+from blockspike.neurons.events import EventBatch
 from blockspike.neurons.surrogate import MultiGaussian, Surrogate
-from blockspike.synapses import synaptic_current
 
 
 def integral(margin, surrogate: Surrogate):

@@ -6,7 +6,7 @@ import pytest
 import torch
 from neuron_cases import DTYPES, METHODS, alif, assert_close, assert_same_result, make_inputs, run
 
-from blockspike.neurons import fused_cpu
+from blockspike.neurons.cpu import fused as fused_cpu
 
 
 def simulate(current, beta, p, b, arp):

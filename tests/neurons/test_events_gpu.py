@@ -6,12 +6,7 @@ from typing import Any
 import pytest
 import torch
 from gpu_cases import DEVICE, INTERPRETED, triton_kernels  # noqa: F401
-
-from blockspike import synapses
-from blockspike.data.events import EventBatch
-from blockspike.neurons import events_gpu
-from blockspike.neurons.events_cpu import Fired
-from test_synapses import (
+from synapse_cases import (
     assert_all_close,
     fired_of,
     make_parameters,
@@ -19,6 +14,11 @@ from test_synapses import (
     reference,
     value_and_gradients,
 )
+
+from blockspike.networks import synapses
+from blockspike.neurons.cpu.events import Fired
+from blockspike.neurons.events import EventBatch
+from blockspike.neurons.gpu import events as events_gpu
 
 pytestmark = pytest.mark.usefixtures("triton_kernels")
 SHAPE = (7, 2, 20) if INTERPRETED else (70, 12, 200)
@@ -111,6 +111,6 @@ def test_auto_does_not_count_the_spikes_of_a_dense_tensor_on_a_gpu():
 
 def test_events_without_triton(monkeypatch):
     assert synapses._use_events("events", on_a_gpu(900), 0.25)
-    monkeypatch.setattr("blockspike.neurons.gpu._triton_is_new_enough", lambda: False)
+    monkeypatch.setattr("blockspike.neurons.gpu.graphs._triton_is_new_enough", lambda: False)
     with pytest.raises(ValueError, match="^mode: 'events' needs Triton 3.3, got spikes on cuda"):
         synapses._use_events("events", on_a_gpu(1), 0.25)

@@ -38,9 +38,10 @@ from test_golden import CASES, load
 from test_kernels_cpu import poison
 from torch.autograd.graph import saved_tensors_hooks
 
-from blockspike.neurons import MultiGaussian, fused_gpu
+from blockspike.neurons import MultiGaussian
 from blockspike.neurons.adlif.step import SE_ADLIF
 from blockspike.neurons.alif.step import fused_alif
+from blockspike.neurons.gpu import fused as fused_gpu
 from blockspike.neurons.model import Simulation
 from blockspike.neurons.simulate import fused, simulate
 

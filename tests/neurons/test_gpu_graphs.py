@@ -7,8 +7,9 @@ import torch
 from gpu_cases import DEVICE, capture_by_copying, make_gpu_inputs, triton_kernels  # noqa: F401
 from neuron_cases import alif, assert_same_result, cotangent, run
 
-from blockspike.neurons import fused_gpu, gpu
-from blockspike.neurons.gpu import Graphs, has_triton, require_triton
+from blockspike.neurons.gpu import fused as fused_gpu
+from blockspike.neurons.gpu import graphs as gpu
+from blockspike.neurons.gpu.graphs import Graphs, has_triton, require_triton
 
 
 def chain(x, y, *, factor=1):

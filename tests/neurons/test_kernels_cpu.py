@@ -9,8 +9,8 @@ import torch
 from neuron_cases import alif, assert_same_result, make_inputs, run
 from torch.autograd.graph import saved_tensors_hooks
 
-from blockspike.neurons import fused_cpu
 from blockspike.neurons.alif import blocks_cpu
+from blockspike.neurons.cpu import fused as fused_cpu
 
 _STREAM = 10  # place among the arguments of fused_cpu._forward, less the range of tiles
 MODULES = {"fused": fused_cpu, "blocks": blocks_cpu}

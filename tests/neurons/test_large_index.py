@@ -13,12 +13,15 @@ import pytest
 import torch
 from neuron_cases import assert_same_result, make_inputs, run
 
-from blockspike.neurons import events_cpu, fused_cpu, leaky_integrate, readout
-from blockspike.neurons.alif import blocks_cpu, fitting_cpu
-from blockspike.neurons.events_cpu import event_currents, event_weight_gradient, events_of
-from blockspike.neurons.spike_distance import Window
+from blockspike.fitting import distance_cpu as fitting_cpu
+from blockspike.fitting.distance import Window
+from blockspike.neurons import leaky_integrate, readout
+from blockspike.neurons.alif import blocks_cpu
+from blockspike.neurons.cpu import events as events_cpu
+from blockspike.neurons.cpu import fused as fused_cpu
+from blockspike.neurons.cpu.events import event_currents, event_weight_gradient, events_of
+from blockspike.neurons.cpu.tiles import add_feedback, add_recurrent
 from blockspike.neurons.surrogate import MultiGaussian
-from blockspike.neurons.tiles_cpu import add_feedback, add_recurrent
 
 WIDTH, N_STEPS = 1024, 33
 N_COLUMNS = 2**27 + WIDTH  # of N_STEPS rows of these the last 18 are over 2³¹

@@ -8,10 +8,11 @@ from neuron_cases import alif, make_inputs
 from test_large_index import sparse  # noqa: F401
 from torch import Tensor
 
-from blockspike.neurons import fused_gpu, kernels_gpu
 from blockspike.neurons.alif.step import ALIF
-from blockspike.neurons.events_gpu import _sum_rows
-from blockspike.neurons.kernels_gpu import in_triton
+from blockspike.neurons.gpu import fused as fused_gpu
+from blockspike.neurons.gpu import kernels as kernels_gpu
+from blockspike.neurons.gpu.events import _sum_rows
+from blockspike.neurons.gpu.kernels import in_triton
 
 pytestmark = [
     pytest.mark.usefixtures("triton_kernels"),

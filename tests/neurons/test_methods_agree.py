@@ -14,7 +14,7 @@ from neuron_cases import (
     run,
 )
 
-from blockspike.neurons import fused_cpu
+from blockspike.neurons.cpu import fused as fused_cpu
 
 RTOL = {torch.float32: 1e-4, torch.float64: 1e-9}
 

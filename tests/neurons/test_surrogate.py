@@ -8,8 +8,8 @@ import torch
 from neuron_cases import DTYPES, SURROGATES
 
 from blockspike.neurons import Boxcar, FastSigmoid, MultiGaussian, alif
+from blockspike.neurons.cpu.surrogate import exp2_negative, surrogate_code, surrogate_derivative
 from blockspike.neurons.surrogate import spike
-from blockspike.neurons.surrogate_cpu import exp2_negative, surrogate_code, surrogate_derivative
 
 EPS = {np.float32: 2.0**-23, np.float64: 2.0**-52}
 

@@ -21,12 +21,12 @@ from selenium.webdriver.support.ui import Select
 
 from blockspike.commands.activity import shown_samples
 from blockspike.commands.evaluate import load_run
-from blockspike.networks import run_layers
+from blockspike.networks.layers import run_layers
 from blockspike.neurons import ALIFTrace, alif
 from blockspike.report.comparison import comparisons
 from blockspike.report.page import found_figures, render
 from blockspike.report.viewer import pack, pack_traces
-from blockspike.runs import Run
+from blockspike.runs.run import Run
 
 IMAGES = Path(__file__).parents[2] / "docs" / "images"
 RESULTS = Path(__file__).parents[2] / "docs" / "results"

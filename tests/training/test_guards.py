@@ -13,16 +13,16 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from blockspike.data.events import EventBatch
-from blockspike.networks import SpikingClassifier
+from blockspike.fitting.distance import Window
+from blockspike.fitting.module import FittingBatch, NeuronFittingModule
+from blockspike.fitting.population import PhysicalPopulation
+from blockspike.networks.layers import SpikingClassifier
 from blockspike.neurons import ALIFTrace, NotFiniteError
-from blockspike.neurons.spike_distance import Window
-from blockspike.population import PhysicalPopulation
+from blockspike.neurons.events import EventBatch
 from blockspike.training import classification
 from blockspike.training.checkpoint_io import load_plain, save_plain
 from blockspike.training.classification import ClassificationModule
 from blockspike.training.guards import SATURATED, FitGuard, NumberGuard
-from blockspike.training.neuron_fitting import FittingBatch, NeuronFittingModule
 
 pytestmark = pytest.mark.filterwarnings("ignore:You defined a `validation_step`")
 

@@ -9,8 +9,8 @@ import pytorch_lightning as pl
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from blockspike.data.events import EventBatch
-from blockspike.networks import SpikingClassifier
+from blockspike.networks.layers import SpikingClassifier
+from blockspike.neurons.events import EventBatch
 from blockspike.training.callbacks import EpochLines, ReloadBestAtMilestone, Throughput
 from blockspike.training.classification import ClassificationModule
 from blockspike.training.linear_baseline import linear_baseline

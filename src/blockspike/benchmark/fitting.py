@@ -20,13 +20,13 @@ from rich.console import Console
 from torch.utils.data import DataLoader
 
 from blockspike.benchmark.timing import Claim, judge, median_ratio, parse, report
+from blockspike.fitting.distance import Window
+from blockspike.fitting.module import FittingBatch, NeuronFittingModule
+from blockspike.fitting.population import PublishedPopulation
+from blockspike.fitting.synthetic_cells import SyntheticCells
 from blockspike.memory import keep_freed_memory
 from blockspike.neurons import Method
-from blockspike.neurons.spike_distance import Window
-from blockspike.population import PublishedPopulation
-from blockspike.processes import OneProcess
-from blockspike.synthetic_cells import SyntheticCells
-from blockspike.training.neuron_fitting import FittingBatch, NeuronFittingModule
+from blockspike.runs.processes import OneProcess
 
 _DT_MS = 0.1
 _SWEEPS = 3

@@ -13,8 +13,8 @@ from blockspike.benchmark.timing import (
     take_turns,
     time_turn,
 )
-from blockspike.data.events import EventBatch
-from blockspike.synapses import synaptic_current
+from blockspike.networks.synapses import synaptic_current
+from blockspike.neurons.events import EventBatch
 
 # Slow / fast, about two thirds of what was measured when they were recorded: docs/performance.md.
 FLOORS = {

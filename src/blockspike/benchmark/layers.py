@@ -16,11 +16,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from blockspike.benchmark.peers import PEERS, version
-from blockspike.data.events import EventBatch
-from blockspike.networks import SpikingLayer, run_layers
+from blockspike.networks.layers import SpikingLayer, run_layers
 from blockspike.neurons import ALIFTrace
 from blockspike.neurons.alif.blocks import blocks
-from blockspike.neurons.events_cpu import Fired
+from blockspike.neurons.cpu.events import Fired
+from blockspike.neurons.events import EventBatch
 from blockspike.neurons.surrogate import spike
 
 _DECAY = 0.9  # β and p, per step

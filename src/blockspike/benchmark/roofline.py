@@ -16,6 +16,9 @@ from torch import Tensor
 
 from blockspike.benchmark.layers import Size, make_inputs
 from blockspike.benchmark.timing import Turn
+from blockspike.fitting.distance import Window
+from blockspike.fitting.distance_cpu import fitting_distance
+from blockspike.networks.synapses import synaptic_current
 from blockspike.neurons import (
     Boxcar,
     FastSigmoid,
@@ -25,10 +28,7 @@ from blockspike.neurons import (
     alif,
     leaky_integrate,
 )
-from blockspike.neurons.alif.fitting_cpu import fitting_distance
-from blockspike.neurons.kernels import LINE_BYTES, kernel, run, stream_line
-from blockspike.neurons.spike_distance import Window
-from blockspike.synapses import synaptic_current
+from blockspike.neurons.cpu.kernels import LINE_BYTES, kernel, run, stream_line
 
 LAYER = Size(n_steps=2048, batch_size=64, n_inputs=256, n_units=128, arp_steps=10, recurrent=False)
 COPIED_BYTES = 2**28  # read, and as many written: more than caches hold

@@ -26,9 +26,9 @@ from blockspike.benchmark.timing import (
     time_turn,
 )
 from blockspike.benchmark.tradeoff import METHODS, STEPS_MS, Neuron, noise, spike_time_error_ms
-from blockspike.data.events import EventBatch
 from blockspike.memory import keep_freed_memory
 from blockspike.neurons import Method
+from blockspike.neurons.events import EventBatch
 
 _METHODS = tuple(contender.name for contender in OURS if contender.name != "standard reference")
 LeftOut = dict[tuple[str, Size], str]  # contender and size, whatever its arp_steps → why

@@ -40,12 +40,12 @@ from blockspike.benchmark.timing import (
     quartiles,
     report,
 )
-from blockspike.data.events import EventBatch
 from blockspike.data.shd import N_CHANNELS, N_CLASSES, SHDDataModule
 from blockspike.memory import keep_freed_memory
-from blockspike.networks import SpikingClassifier
+from blockspike.networks.layers import SpikingClassifier
+from blockspike.networks.synapses import SynapseMode
 from blockspike.neurons import Method
-from blockspike.synapses import SynapseMode
+from blockspike.neurons.events import EventBatch
 
 Batch = tuple[EventBatch, Tensor]
 Costs = dict[str, tuple[float, ...]]  # contender → what a step cost, one value per round

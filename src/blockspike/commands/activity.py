@@ -3,8 +3,8 @@
 import numpy as np
 from torch import Tensor
 
-from blockspike.data.events import EventBatch
-from blockspike.networks import ClassifierOutput
+from blockspike.networks.layers import ClassifierOutput
+from blockspike.neurons.events import EventBatch
 
 _SHOWN_SAMPLES = 3
 

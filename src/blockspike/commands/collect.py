@@ -4,7 +4,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from blockspike.results import collect_runs
+from blockspike.runs.results import collect_runs
 
 
 def collect(cfg: DictConfig) -> None:

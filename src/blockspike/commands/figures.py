@@ -16,7 +16,7 @@ from blockspike.figures.style import use_style
 from blockspike.figures.surrogates import detach, surrogates
 from blockspike.figures.tables import read_table
 from blockspike.files import read_json
-from blockspike.runs import Run
+from blockspike.runs.run import Run
 from blockspike.training.metrics_file import read_metrics
 
 # figure of the paper → function of the table of runs and the folder to write to

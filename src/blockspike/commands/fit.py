@@ -17,20 +17,20 @@ from blockspike.commands.trainer import (
     make_trainer,
     without_known_warnings,
 )
-from blockspike.config import build_data, build_fit
+from blockspike.config.build import build_data, build_fit
 from blockspike.data.recordings import load_recording
 from blockspike.data.recordings_datamodule import Part, RecordingsDataModule
 from blockspike.figures.recording import recording_fit
 from blockspike.figures.style import use_style
 from blockspike.files import whole_file, write_npz, write_text
-from blockspike.fitted_neuron import FittedNeuron, load_neuron
-from blockspike.metrics import explained_temporal_variance, gamma_coincidence
-from blockspike.neurons.spike_distance import Window
-from blockspike.population import NeuronParameters
-from blockspike.runs import Run
+from blockspike.fitting.distance import Window
+from blockspike.fitting.fitted_neuron import FittedNeuron, load_neuron
+from blockspike.fitting.metrics import explained_temporal_variance, gamma_coincidence
+from blockspike.fitting.module import FittingBatch, NeuronFittingModule
+from blockspike.fitting.population import NeuronParameters
+from blockspike.runs.run import Run
 from blockspike.training.guards import FitGuard
 from blockspike.training.metrics_file import read_metrics
-from blockspike.training.neuron_fitting import FittingBatch, NeuronFittingModule
 
 SIGMAS_MS = (5.0, 10.0, 15.0)
 _GAMMA_MS = 4.0

@@ -5,7 +5,7 @@ import sys
 import pytorch_lightning as pl
 from omegaconf import DictConfig
 
-from blockspike.config import build_data
+from blockspike.config.build import build_data
 from blockspike.data.datamodule import EventDataModule
 from blockspike.data.recordings_datamodule import RecordingsDataModule
 

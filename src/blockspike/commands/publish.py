@@ -7,10 +7,10 @@ from typing import Any
 from omegaconf import DictConfig
 
 from blockspike.commands.evaluate import load_run
-from blockspike.config import content_of
+from blockspike.config.build import content_of
 from blockspike.files import write_text
 from blockspike.pretrained import NetworkFile, save_pretrained
-from blockspike.runs import Run
+from blockspike.runs.run import Run
 
 _CARD = """# {name}
 

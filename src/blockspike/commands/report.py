@@ -14,8 +14,8 @@ from blockspike.figures.tables import read_table
 from blockspike.report.comparison import comparisons
 from blockspike.report.page import EmbeddedFigure, found_figures, render
 from blockspike.report.viewer import pack_traces
-from blockspike.runs import Run, provenance, write_text
-from blockspike.sweeps import run_states
+from blockspike.runs.run import Run, provenance, write_text
+from blockspike.runs.sweeps import run_states
 
 
 def report(cfg: DictConfig) -> Path:

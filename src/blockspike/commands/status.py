@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from blockspike.sweeps import STATES, run_states
+from blockspike.runs.sweeps import STATES, run_states
 
 _COLOURS = dict(zip(STATES, ("green", "cyan", "yellow", "red", "white"), strict=True))
 

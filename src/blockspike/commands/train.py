@@ -20,7 +20,7 @@ from blockspike.commands.trainer import (
     without_known_warnings,
 )
 from blockspike.commands.wandb_run import log_result, wandb_closed
-from blockspike.config import (
+from blockspike.config.build import (
     build_data,
     build_module,
     build_trainer,
@@ -30,12 +30,12 @@ from blockspike.config import (
 )
 from blockspike.data.datamodule import EventDataModule
 from blockspike.data.recordings_datamodule import RecordingsDataModule
-from blockspike.runs import Run, flatten, is_first_process, provenance
+from blockspike.fitting.module import NeuronFittingModule
+from blockspike.runs.run import Run, flatten, is_first_process, provenance
 from blockspike.training.callbacks import Throughput
 from blockspike.training.classification import ClassificationModule
 from blockspike.training.guards import FitGuard, NumberGuard
 from blockspike.training.metrics_file import read_metrics
-from blockspike.training.neuron_fitting import NeuronFittingModule
 
 
 def train(cfg: DictConfig) -> dict[str, Any]:

@@ -15,9 +15,9 @@ import torch.distributed as dist
 from omegaconf import DictConfig
 from pytorch_lightning.callbacks import Callback, ModelCheckpoint, RichProgressBar
 
-from blockspike.config import build_trainer
-from blockspike.processes import is_first_process
-from blockspike.runs import Run
+from blockspike.config.build import build_trainer
+from blockspike.runs.processes import is_first_process
+from blockspike.runs.run import Run
 from blockspike.training.callbacks import EpochLines
 from blockspike.training.checkpoint_io import PlainCheckpointIO, load_plain
 from blockspike.training.metrics_file import MetricsFile

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 from torch.utils.data.distributed import DistributedSampler
 
 from blockspike.data.event_file import EventSplit
-from blockspike.data.events import EventBatch, assemble_batch
+from blockspike.neurons.events import EventBatch, assemble_batch
 
 NO_LABEL = -100
 """Label of a sample that does not count: a process has it where it would have an empty batch."""

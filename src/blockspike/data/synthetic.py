@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from blockspike.data.events import EventBatch
+from blockspike.neurons.events import EventBatch
 
 # Steps drawn at once: bounds the memory of the uniform draws.
 _CHUNK_STEPS = 64

@@ -2,7 +2,7 @@
 
 All else (loop over time, recurrence, kernels, what is kept for backward) serves every model. The
 text of a step is read by each: with tensors by the loop in PyTorch (`loop.py`), with single numbers
-by the kernels on a CPU (`fused_cpu.py`), with a tile of them by those on a GPU (`fused_gpu.py`).
+by the kernels on a CPU (`cpu/fused.py`), with a tile of them by those on a GPU (`gpu/fused.py`).
 """
 
 from collections.abc import Callable

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from blockspike.neurons.autograd import in_full_precision
-from blockspike.neurons.kernels import borrowed, kernel, run
+from blockspike.neurons.cpu.kernels import borrowed, kernel, run
 
 _TILE = 1024  # columns whose state stays in the L1 cache
 

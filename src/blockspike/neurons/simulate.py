@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from blockspike.neurons.autograd import in_full_precision
-from blockspike.neurons.fused_cpu import fused_cpu
-from blockspike.neurons.gpu import require_triton
+from blockspike.neurons.cpu.fused import fused_cpu
+from blockspike.neurons.gpu.graphs import require_triton
 from blockspike.neurons.loop import loop
 from blockspike.neurons.model import NeuronModel, Simulation
 from blockspike.neurons.surrogate import MultiGaussian, Surrogate
@@ -23,7 +23,7 @@ def fused(what: Simulation, current: Tensor, *args: Any, **options: Any) -> ALIF
     """The model by the kernels of the current's device; arguments as `fused_cpu`."""
     run = _FUSED.get(current.device.type)
     if run is None:
-        from blockspike.neurons.fused_gpu import fused_gpu as run  # only here is Triton needed
+        from blockspike.neurons.gpu.fused import fused_gpu as run  # only here is Triton needed
     return run(what, current, *args, **options)
 
 

@@ -6,7 +6,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from blockspike.neurons.events_cpu import Fired
+from blockspike.neurons.cpu.events import Fired
 from blockspike.neurons.readout import leaky_integrate
 
 

@@ -14,9 +14,9 @@ from omegaconf import OmegaConf
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from blockspike.config import build_network
+from blockspike.config.build import build_network
 from blockspike.files import whole_file
-from blockspike.networks import SpikingClassifier
+from blockspike.networks.layers import SpikingClassifier
 
 _FORMAT = "blockspike-network-1"
 _FOLDER = Path(__file__).parent

@@ -127,7 +127,7 @@ def render(
     """The page as HTML that asks for nothing from anywhere.
 
     Args:
-        made_by: commit, versions and machine, as `blockspike.runs.provenance` gives them.
+        made_by: commit, versions and machine, as `blockspike.runs.run.provenance` gives them.
         figures, missing_figures: see `found_figures`.
         comparisons: see `blockspike.report.comparison`.
         table: that `comparisons` are of; None = there was none. Figures of runs that were drawn

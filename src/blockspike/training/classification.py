@@ -12,10 +12,10 @@ from torch.nn import functional as F
 from torch.optim import Optimizer
 from torchmetrics.classification import MulticlassAccuracy
 
-from blockspike.data.events import EventBatch
 from blockspike.data.loader import NO_LABEL
-from blockspike.networks import ClassifierOutput, SpikingClassifier
+from blockspike.networks.layers import ClassifierOutput, SpikingClassifier
 from blockspike.neurons import NotFiniteError
+from blockspike.neurons.events import EventBatch
 
 Batch = tuple[EventBatch, Tensor]
 

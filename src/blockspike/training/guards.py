@@ -19,12 +19,12 @@ from pytorch_lightning.callbacks import Callback
 from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 
-from blockspike.data.events import EventBatch
+from blockspike.fitting.distance import Window
+from blockspike.fitting.module import FittingBatch, NeuronFittingModule
 from blockspike.neurons import ALIFTrace, NotFiniteError
-from blockspike.neurons.spike_distance import Window
+from blockspike.neurons.events import EventBatch
 from blockspike.training.checkpoint_io import load_plain, save_plain
 from blockspike.training.classification import Batch, ClassificationModule
-from blockspike.training.neuron_fitting import FittingBatch, NeuronFittingModule
 
 SATURATED = 0.9
 """Share of the spikes that its refractory period allows, above which a layer is saturated."""

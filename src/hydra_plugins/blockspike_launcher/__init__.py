@@ -41,8 +41,8 @@ with contextlib.suppress(ImportError):  # of the extra `sweep`
             Raises:
                 ValueError: a time limit that is too short, or no Slurm here.
             """
-            from blockspike.slurm import cancelling, check_launcher, wait_for_jobs
-            from blockspike.sweeps import planned_run, runs_to_submit
+            from blockspike.runs.slurm import cancelling, check_launcher, wait_for_jobs
+            from blockspike.runs.sweeps import planned_run, runs_to_submit
 
             check_launcher(self.params)
             assert self.config is not None
@@ -69,7 +69,7 @@ with contextlib.suppress(ImportError):  # of the extra `sweep`
             """One job for each run; run → id of its job, which is also written and printed."""
             import submitit
 
-            from blockspike.slurm import rename_job, write_jobs
+            from blockspike.runs.slurm import rename_job, write_jobs
 
             given = dict(self.params)
             folder, n_timeouts = given.pop("submitit_folder"), given.pop("max_num_timeout")

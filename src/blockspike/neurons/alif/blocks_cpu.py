@@ -15,11 +15,10 @@ from torch import Tensor
 
 from blockspike.neurons.alif.step import fused_alif
 from blockspike.neurons.autograd import differentiable_once
-from blockspike.neurons.events_cpu import Fired
-from blockspike.neurons.kernels import borrowed, kernel, kernel_with_fma, run
-from blockspike.neurons.surrogate import Surrogate
-from blockspike.neurons.surrogate_cpu import surrogate_code, surrogate_derivative
-from blockspike.neurons.tiles_cpu import (
+from blockspike.neurons.cpu.events import Fired
+from blockspike.neurons.cpu.kernels import borrowed, kernel, kernel_with_fma, run
+from blockspike.neurons.cpu.surrogate import surrogate_code, surrogate_derivative
+from blockspike.neurons.cpu.tiles import (
     CHUNK,
     add_feedback,
     add_recurrent,
@@ -29,6 +28,7 @@ from blockspike.neurons.tiles_cpu import (
     tile_width,
     weight_array,
 )
+from blockspike.neurons.surrogate import Surrogate
 from blockspike.neurons.trace import (
     ALIFTrace,
     check_finite,

@@ -1,0 +1,1 @@
+"""Neurons fitted to recordings."""

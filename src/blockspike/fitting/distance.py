@@ -1,0 +1,110 @@
+"""Squared van Rossum distance of many simulated trains to a few recorded ones.
+
+van Rossum 2001, "A novel spike distance". `distance_cpu.py` computes the same in one pass with
+the neurons; this is what it is checked against.
+"""
+
+import warnings
+from functools import reduce
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike
+from torch import Tensor
+
+from blockspike.neurons.readout import leaky_integrate
+
+Trains = Tensor | ArrayLike
+"""Spike trains as a tensor, an array or nested lists, of any real type."""
+
+
+class Window(NamedTuple):
+    """Steps that count: first … split − 1 are fitted to, split … last − 1 are held out."""
+
+    first: int
+    split: int
+    last: int
+
+
+def squared_distance(
+    spikes: Trains, target: Trains, decay: float, window: Window
+) -> tuple[Tensor, Tensor]:
+    """Σ f[t]² with f[t] = decay · f[t−1] + spikes[t] − target[t], from f = 0.
+
+    Times dt/τ, with decay = exp(−dt/τ), it is the square of the van Rossum distance. The target
+    may be the mean over trials: the mean over trials of the squared distance differs from that by
+    a constant.
+
+    Args:
+        spikes: [T, B, N], N = C · K: K simulated trains after another for each of C targets.
+        target: [T, B, C] recorded trains.
+        decay: of the filter, per step.
+        window: 0 ≤ first ≤ split ≤ last ≤ T.
+
+    Returns:
+        Sums over the fitted and over the held-out steps, tensors [B, N]. Only the first carries
+        gradient, and only to the spikes.
+
+    Raises:
+        ValueError: shapes or the window do not fit.
+    """
+    spikes, target = float_tensors(spikes=spikes, target=target)
+    check_target(target, spikes.shape, window)
+    n_cells = target.shape[2]
+    difference = (spikes.unflatten(2, (n_cells, -1)) - target.unsqueeze(3)).flatten(2)
+    f = leaky_integrate(difference, difference.new_full(difference.shape[2:], decay))
+    fitted = f[window.first : window.split].square().sum(0)
+    return fitted, f.detach()[window.split : window.last].square().sum(0)
+
+
+def check_target(target: Tensor, shape: torch.Size, window: Window) -> None:
+    """Raise ValueError unless `target` and `window` fit simulated trains of `shape` [T, B, N]."""
+    if len(shape) != 3:
+        raise ValueError(f"spikes: expected [T, B, N], got {list(shape)}")
+    n_steps, batch_size, n = shape
+    if target.ndim != 3 or target.shape[:2] != shape[:2] or n % max(target.shape[2], 1):
+        raise ValueError(
+            f"target: expected [{n_steps}, {batch_size}, a divisor of {n}], "
+            f"got {list(target.shape)}"
+        )
+    if not 0 <= window.first <= window.split <= window.last <= n_steps:
+        raise ValueError(f"window: expected 0 ≤ first ≤ split ≤ last ≤ {n_steps}, got {window}")
+
+
+def float_tensors(**trains: Trains) -> list[Tensor]:
+    """Trains as tensors of one type, float32 or float64, on the device of those that are tensors.
+
+    Whole numbers and bools take the type of the others, float64 if all are.
+
+    Raises:
+        ValueError: something else than real numbers, or lists of unequal lengths; by name.
+    """
+    tensors = [_real_tensor(name, train) for name, train in trains.items()]
+    dtype = reduce(torch.promote_types, (x.dtype for x in tensors))
+    if not dtype.is_floating_point:
+        dtype = torch.float64
+    dtype = torch.promote_types(dtype, torch.float32)  # half precision: too little for sums
+    devices = [x.device for x in trains.values() if isinstance(x, Tensor)]
+    return [x.to(devices[0] if devices else "cpu", dtype) for x in tensors]
+
+
+def _real_tensor(name: str, train: Trains) -> Tensor:
+    if isinstance(train, Tensor) and not train.is_complex():
+        return train
+    array = _array(train)
+    if array.dtype.kind not in "biuf":
+        raise ValueError(f"{name}: expected real numbers, all rows alike, got {train!r:.80}")
+    wide = np.float64 if array.itemsize > 4 else np.float32
+    dtype = wide if array.dtype.kind == "f" else np.int64
+    return torch.from_numpy(np.array(array, dtype, order="C"))  # a copy: it may be read-only
+
+
+def _array(train: Trains) -> np.ndarray:
+    """As NumPy makes it; of objects where lengths differ, of which versions warn or raise."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return np.asarray(train)
+    except ValueError:
+        return np.array(None)

@@ -1,0 +1,111 @@
+"""A fitted neuron as one small JSON file, to be simulated on any current."""
+
+import math
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike
+
+from blockspike.files import read_json, write_json
+from blockspike.fitting.population import NeuronParameters, simulate
+
+_RANGES = {"dt_ms": (1e-4, 1e3), "arp_ms": (0.0, 1e3), "noise": (0.0, math.inf)}
+_TRIALS_AT_ONCE = 10  # bounds the memory of a long current
+
+
+@dataclass(frozen=True)
+class FittedNeuron:
+    """One fitted ALIF neuron in physical units: τ_m dV/dt = −(V − rest) + gain · current.
+
+    Thresholds are the unit of V: it is reset to 0 and fires above 1 + the adaptation.
+
+    Attributes:
+        name: of the recorded cell.
+        tau_membrane_ms, tau_adaptation_ms: time constants.
+        b: raise of the threshold per spike.
+        gain_per_pa: thresholds per pA.
+        rest: resting potential.
+        noise: standard deviation, in thresholds, that white current of the neuron's own gives its
+            membrane where it does not fire.
+        arp_ms: absolute refractory period.
+        dt_ms: step of the fit; `simulate` uses it.
+    """
+
+    name: str
+    tau_membrane_ms: float
+    tau_adaptation_ms: float
+    b: float
+    gain_per_pa: float
+    rest: float
+    arp_ms: float
+    dt_ms: float
+    noise: float = 0.0
+
+    def simulate(
+        self, current_pa: ArrayLike, n_trials: int | None = None, seed: int = 0
+    ) -> np.ndarray:
+        """Spikes, 0 or 1, [T] or [S, T], for a current of that shape in steps of ``dt_ms``.
+
+        `Recording.current(dt_ms)` gives a recorded current in such steps.
+
+        Args:
+            current_pa: [T] or [S, T].
+            n_trials: None = without noise; R trials with it, [R, T] or [S, R, T]: their mean over R
+                predicts how probable a spike is in each step.
+            seed: of the noise.
+
+        Raises:
+            ValueError: the current is empty, has more dimensions or is not finite, or n_trials < 1.
+        """
+        if n_trials is not None and n_trials < 1:
+            raise ValueError(f"n_trials: expected an integer ≥ 1 or None, got {n_trials}")
+        current = np.asarray(current_pa, float)
+        if current.ndim not in (1, 2) or not current.size:
+            raise ValueError(f"current_pa: expected [T] or [S, T], got {list(current.shape)}")
+        columns = torch.from_numpy(np.ascontiguousarray(np.atleast_2d(current).T)).unsqueeze(2)
+        names = ("tau_membrane_ms", "tau_adaptation_ms", "b", "gain_per_pa", "rest", "noise")
+        parameters = NeuronParameters(
+            *(torch.tensor([getattr(self, n)], dtype=torch.float64) for n in names)
+        )
+        if n_trials is None:
+            spikes = simulate(parameters, columns, self.dt_ms, self.arp_ms)
+            return spikes[:, :, 0].T.numpy().reshape(current.shape)
+        generator = torch.Generator().manual_seed(seed)
+        draws = torch.randn(*columns.shape[:2], n_trials, generator=generator)
+        trials = np.empty((columns.shape[1], n_trials, len(columns)), np.uint8)
+        for first in range(0, n_trials, _TRIALS_AT_ONCE):
+            part = slice(first, first + _TRIALS_AT_ONCE)
+            spikes = simulate(parameters, columns, self.dt_ms, self.arp_ms, draws[:, :, part])
+            trials[:, part] = spikes[..., 0].permute(1, 2, 0).numpy()
+        return trials.reshape(*current.shape[:-1], n_trials, -1)
+
+    def save(self, path: Path) -> None:
+        """Write the JSON file."""
+        write_json(path, asdict(self))
+
+
+def load_neuron(path: str | Path) -> FittedNeuron:
+    """Read what `FittedNeuron.save` wrote.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: not such a file; names what is missing, unknown or not a number.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no fitted neuron here")
+    try:
+        neuron = FittedNeuron(**read_json(path))
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{path}: not a fitted neuron ({error})") from error
+    for name, value in asdict(neuron).items():
+        if name == "name":
+            continue
+        if type(value) not in (int, float) or not abs(value) < 1e300:
+            raise ValueError(f"{path}: expected a number for {name}, got {value!r:.80}")
+        low, high = _RANGES.get(name, (-math.inf, math.inf))
+        if not low <= value <= high:
+            raise ValueError(f"{path}: expected {name} from {low:g} to {high:g}, got {value:g}")
+    return neuron

@@ -1,0 +1,185 @@
+"""How alike spike trains are: van Rossum distance, explained temporal variance, gamma coincidence.
+
+A spike train is steps, 0 or 1 (or counts), time first: an array, a list or a tensor of any type.
+"""
+
+import math
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.ndimage import gaussian_filter1d
+from torch import Tensor
+
+from blockspike.fitting.distance import Trains, float_tensors
+from blockspike.neurons import leaky_integrate
+
+
+def van_rossum_distance(x: Trains, y: Trains, tau_ms: float, dt_ms: float) -> Any:
+    """√(dt/τ · Σ_t f[t]²), f the difference of the trains filtered by exp(−t/τ).
+
+    van Rossum 2001, "A novel spike distance", without its factor of 2: a spike that the other
+    train lacks alone gives √½ (for dt ≪ τ).
+
+    Args:
+        x, y: trains [T, ...] of one shape.
+        tau_ms, dt_ms: time constant of the filter and length of a step.
+
+    Returns:
+        Distances [...]. A tensor if either train is one, differentiable in both; at distance 0 the
+        gradient is 0. Else an array, or a number for trains [T]. In float64, or in float32 if no
+        train is wider.
+
+    Raises:
+        ValueError: shapes differ, a value is not a finite number, or a time is not above 0.
+    """
+    a, b = float_tensors(x=x, y=y)
+    if a.shape != b.shape or a.ndim == 0:
+        raise ValueError(
+            f"x, y: expected trains [T, ...] of one shape, got {list(a.shape)} and {list(b.shape)}"
+        )
+    for name, train in (("x", a), ("y", b)):
+        _require_finite(name, bool(torch.isfinite(train).all()))
+    _require_positive(tau_ms=tau_ms, dt_ms=dt_ms)
+    distance = _filtered_distance(a, b, tau_ms, dt_ms)
+    are_tensors = isinstance(x, Tensor) or isinstance(y, Tensor)
+    return distance if are_tensors else distance.numpy()[()]  # of no dimension: a number
+
+
+def _filtered_distance(x: Tensor, y: Tensor, tau_ms: float, dt_ms: float) -> Tensor:
+    difference = (x - y).reshape(len(x), 1, -1)
+    decay = difference.new_full(difference.shape[2:], math.exp(-dt_ms / tau_ms))
+    square = leaky_integrate(difference, decay).square().sum((0, 1)) * (dt_ms / tau_ms)
+    apart = square > 0
+    distance = torch.where(apart, square, 1).sqrt()  # √ has no gradient at 0
+    return torch.where(apart, distance, 0).view(x.shape[1:])
+
+
+def explained_temporal_variance(
+    trials: Trains,
+    prediction: Trains,
+    sigma_ms: float,
+    dt_ms: float,
+    normalise: bool = True,
+) -> float:
+    """How much of the variance over time of smoothed recorded trains a prediction explains.
+
+    ETV(x, y) = (var x + var y − var(x − y)) / (var x + var y), trains smoothed by a Gaussian of
+    `sigma_ms` (Taylor, King & Harper 2023, after the Allen Cell Types Database). The score is the
+    mean of ETV(trial, prediction) over trials; normalised, it is divided by the mean of
+    ETV(trial, mean of the trials), the best that a model without noise can reach.
+
+    Args:
+        trials: recorded trains [R, T].
+        prediction: the model's train [T].
+        sigma_ms, dt_ms: width of the Gaussian and length of a step.
+
+    Returns:
+        1 for a perfect prediction; NaN where neither train has a spike.
+
+    Raises:
+        ValueError: shapes do not fit, a value is not finite, or a time is not above 0.
+    """
+    recorded, model = _trains(trials, prediction)
+    _require_positive(sigma_ms=sigma_ms, dt_ms=dt_ms)
+    smoothed = gaussian_filter1d(recorded, sigma_ms / dt_ms, axis=1, mode="constant")
+    score = _etv(smoothed, gaussian_filter1d(model, sigma_ms / dt_ms, mode="constant"))
+    return score / _etv(smoothed, smoothed.mean(0)) if normalise else score
+
+
+def _etv(trials: np.ndarray, prediction: np.ndarray) -> float:
+    """Mean over smoothed trials [R, T] of the share of variance that `prediction` [T] explains."""
+    total = trials.var(axis=1) + prediction.var()
+    if not total.all():
+        return math.nan
+    return float(np.mean((total - (trials - prediction).var(axis=1)) / total))
+
+
+def gamma_coincidence(trials: Trains, prediction: Trains, window_ms: float, dt_ms: float) -> float:
+    """Coincidences of recorded and predicted spikes beyond chance, as a mean over trials.
+
+    Γ = (N_coinc − 2νΔ N_trial) / (½ (N_trial + N_model) (1 − 2νΔ)), where N_coinc is the number
+    of coincidences and ν the rate of the prediction (Kistler, Gerstner & van Hemmen 1997; Jolivet
+    et al. 2008). A recorded and a predicted spike at most Δ apart coincide, one to one: each spike
+    takes part in one coincidence, and N_coinc is the most pairs that can be formed. It is the same
+    with the two trains exchanged, and Γ never exceeds 1.
+
+    Args:
+        trials: recorded trains [R, T], whole numbers of spikes.
+        prediction: the model's train [T], likewise.
+        window_ms: Δ, half the width of the window; usually 2 to 4.
+        dt_ms: length of a step.
+
+    Returns:
+        1 for equal trains, about 0 for trains that have nothing to do with each other; NaN where
+        neither has a spike.
+
+    Raises:
+        ValueError: shapes do not fit, a value is not a whole number ≥ 0, a time is not above 0, or
+            spikes are so frequent that every spike coincides by chance (2νΔ ≥ 1).
+    """
+    recorded, model = _trains(trials, prediction)
+    for name, values in (("trials", recorded), ("prediction", model)):
+        wrong = values[(values < 0) | (values % 1 != 0)]
+        if wrong.size:
+            raise ValueError(f"{name}: expected whole numbers of spikes ≥ 0, got {wrong[0]}")
+    _require_positive(window_ms=window_ms, dt_ms=dt_ms)
+    half_width = int(window_ms / dt_ms + 1e-9)
+    by_chance = 2 * window_ms * model.sum() / (len(model) * dt_ms)
+    if by_chance >= 1:
+        raise ValueError(
+            f"window_ms: expected less than half the mean interval of the prediction, "
+            f"got {window_ms} at {model.sum():g} spikes in {len(model) * dt_ms:g} ms"
+        )
+    predicted = _spike_steps(model)
+    found = np.array([_coincidences(_spike_steps(x), predicted, half_width) for x in recorded])
+    either = (recorded.sum(1) + model.sum()) / 2
+    if not either.all():
+        return math.nan
+    beyond_chance = found - by_chance * recorded.sum(1)
+    return float(np.mean(beyond_chance / (either * (1 - by_chance))))
+
+
+def _spike_steps(train: np.ndarray) -> list[int]:
+    """The step of each spike of a train [T] of counts, in order."""
+    return np.repeat(np.arange(len(train)), train.astype(int)).tolist()
+
+
+def _coincidences(x: list[int], y: list[int], half_width: int) -> int:
+    """The most pairs, one to one, of spikes of two trains at most `half_width` steps apart.
+
+    The earliest spikes left are paired if they can be, else the earlier one has no partner at all;
+    with windows of one width no other way finds more.
+    """
+    i = j = n_pairs = 0
+    while i < len(x) and j < len(y):
+        apart = x[i] - y[j]
+        n_pairs += abs(apart) <= half_width
+        i += apart <= half_width
+        j += apart >= -half_width
+    return n_pairs
+
+
+def _trains(trials: Trains, prediction: Trains) -> tuple[np.ndarray, np.ndarray]:
+    """Trains [R, T] and [T] as float64 arrays."""
+    tensors = float_tensors(trials=trials, prediction=prediction)
+    recorded, model = (x.detach().cpu().double().numpy() for x in tensors)
+    if recorded.ndim != 2 or model.shape != recorded.shape[1:] or not recorded.size:
+        raise ValueError(
+            f"trials, prediction: expected [R, T] and [T], got {list(recorded.shape)} and "
+            f"{list(model.shape)}"
+        )
+    for name, values in (("trials", recorded), ("prediction", model)):
+        _require_finite(name, bool(np.isfinite(values).all()))
+    return recorded, model
+
+
+def _require_finite(name: str, is_finite: bool) -> None:
+    if not is_finite:
+        raise ValueError(f"{name}: expected finite values, got NaN or Inf")
+
+
+def _require_positive(**values: float) -> None:
+    for name, value in values.items():
+        if not 0 < value < math.inf:
+            raise ValueError(f"{name}: expected a number > 0, got {value}")

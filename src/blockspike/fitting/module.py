@@ -1,0 +1,278 @@
+"""Fitting populations of neurons to recorded spike trains."""
+
+import math
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from blockspike.fitting.distance import Window
+from blockspike.fitting.population import NeuronParameters, NeuronPopulation
+
+
+class FittingBatch(NamedTuple):
+    """All that a fit sees: every segment of every cell at once.
+
+    Attributes:
+        current: [T, B, C] scaled current of B segments of C cells.
+        target: [T, B, C] recorded spikes, the counts of a trial or the mean of the trials.
+        window: the steps fitted to, and those held out.
+    """
+
+    current: Tensor
+    target: Tensor
+    window: Window
+
+
+class NeuronFittingModule(pl.LightningModule):
+    """Fits every start of every cell at once by the van Rossum distance; one epoch = one step.
+
+    Each start descends its own gradient. With `survival_every`, every so many epochs the starts of
+    a cell that are furthest from its recording go on from those that are nearest, with perturbed
+    parameters: descent alone is caught by the roughness of a deterministic spike train's distance,
+    and selection alone finds parameters that fit only the data at hand.
+
+    The result of a cell is the parameters, of any start and epoch, with the smallest distance over
+    fitted and held-out steps together (epochs before τ has reached `tau_ms` do not count). With
+    noise, which is drawn anew in each epoch, that smallest distance is partly luck.
+
+    Args:
+        population: the neurons.
+        optimizer: makes the optimiser; its learning rate falls linearly to a tenth in our recipe.
+        n_epochs: length of the schedules.
+        tau_ms: of the van Rossum distance.
+        first_tau_ms: τ falls from here to `tau_ms` over the first half of the epochs.
+        root: True: the distance itself is minimised, as published; False: its square.
+        survival_every: epochs between selections; None = starts stay apart.
+        survivors: share of a cell's starts that the others go on from.
+        perturbation: (first, last) standard deviation of the change of those others' parameters.
+        gradient_clip: largest norm of a start's gradient; None = no limit.
+        patience: a cell stops after so many epochs without a smaller loss; None = never.
+        decay_lr: whether the learning rate falls.
+        seed: of the selections and of the trials' noise.
+
+    Raises:
+        ValueError: a value outside its range, naming the argument.
+    """
+
+    best_distance: Tensor
+    best_epoch: Tensor
+    stale: Tensor
+    lowest: Tensor
+
+    def __init__(
+        self,
+        population: NeuronPopulation,
+        optimizer: Callable[[Any], Optimizer],
+        n_epochs: int,
+        *,
+        tau_ms: float = 10.0,
+        first_tau_ms: float | None = None,
+        root: bool = True,
+        survival_every: int | None = None,
+        survivors: float = 0.25,
+        perturbation: tuple[float, float] = (0.3, 0.02),
+        gradient_clip: float | None = None,
+        patience: int | None = 5,
+        decay_lr: bool = False,
+        seed: int = 0,
+    ):
+        super().__init__()
+        for name, value in (("tau_ms", tau_ms), ("first_tau_ms", first_tau_ms or tau_ms)):
+            if not 0 < value < math.inf:
+                raise ValueError(f"{name}: expected a time > 0 ms, got {value}")
+        if not 0 < survivors <= 1:
+            raise ValueError(f"survivors: expected a share in (0, 1], got {survivors}")
+        if not all(0 < x < math.inf for x in perturbation):
+            raise ValueError(f"perturbation: expected two numbers > 0, got {perturbation}")
+        for name, count in (("survival_every", survival_every), ("patience", patience)):
+            if count is not None and count < 1:
+                raise ValueError(f"{name}: expected an integer ≥ 1 or null, got {count}")
+        self.population = population
+        self.make_optimizer = optimizer
+        self.n_epochs, self.root = n_epochs, root
+        self.tau_ms, self.first_tau_ms = tau_ms, first_tau_ms or tau_ms
+        self.survival_every, self.survivors = survival_every, survivors
+        self.perturbation, self.gradient_clip = tuple(perturbation), gradient_clip
+        self.patience, self.decay_lr, self.seed = patience, decay_lr, seed
+        shape = (population.n_cells, population.n_starts)
+        self._names = [name for name, _ in population.named_parameters()]
+        self.register_buffer("best_distance", torch.full(shape, math.inf))
+        self.register_buffer("best_epoch", torch.full(shape, -1))
+        self.register_buffer("stale", torch.zeros(shape[0], dtype=torch.int64))
+        self.register_buffer("lowest", torch.full(shape[:1], math.inf))
+        for name in self._names:
+            self.register_buffer(f"best_{name}", population.get_parameter(name).detach().clone())
+
+    # ---- what is minimised
+
+    def training_step(self, batch: FittingBatch, batch_idx: int) -> Tensor:
+        """Sum of all starts' losses; keeps what is best so far."""
+        loss, fitted, held_out = self.losses(batch)
+        with torch.no_grad():
+            self._keep_best((fitted + held_out).sum(0), loss)
+            self._log(loss, held_out.sum(0))
+        self.loss_of_starts = loss.detach().view_as(self.best_distance)
+        return loss.sum()
+
+    def losses(self, batch: FittingBatch) -> tuple[Tensor, Tensor, Tensor]:
+        """What each start minimises, [N]; squared distances over fitted, held-out steps, [B, N]."""
+        scale = self.population.dt_ms / self._tau_ms()
+        n_steps, n_segments, _ = batch.current.shape
+        draws = self.population.draw(n_steps, n_segments, self._epoch_seed())
+        squares = self.population.distance(
+            batch.current, batch.target, math.exp(-scale), batch.window,
+            None if draws is None else draws.to(batch.current),
+        )  # fmt: skip
+        fitted, held_out = (scale * x for x in squares)
+        loss = _safe_root(fitted).mean(0) if self.root else fitted.sum(0)
+        return loss, fitted, held_out
+
+    def _epoch_seed(self) -> int:
+        """Of what is drawn in this epoch, alike if a killed run goes on."""
+        return self.seed * 1_000_003 + self.current_epoch
+
+    def _tau_ms(self) -> float:
+        if 2 * self.current_epoch >= self.n_epochs - 1:
+            return self.tau_ms
+        share = 2 * self.current_epoch / (self.n_epochs - 1)
+        return self.first_tau_ms * (self.tau_ms / self.first_tau_ms) ** share
+
+    def _keep_best(self, distance: Tensor, loss: Tensor) -> None:
+        if self._tau_ms() == self.tau_ms:
+            distance = distance.view_as(self.best_distance)
+            better = distance < self.best_distance
+            self.best_distance = torch.where(better, distance, self.best_distance)
+            self.best_epoch = torch.where(better, self.current_epoch, self.best_epoch)
+            for name in self._names:
+                now, kept = self.population.get_parameter(name), getattr(self, f"best_{name}")
+                kept.copy_(torch.where(better.flatten(), now, kept))
+        cell_loss = _ranked(loss.view_as(self.best_distance)).min(1).values
+        self.stale = torch.where(cell_loss < self.lowest, 0, self.stale + 1)
+        self.lowest = torch.minimum(cell_loss, self.lowest)
+
+    def _log(self, loss: Tensor, held_out: Tensor) -> None:
+        fitted, held_out = (x.view_as(self.best_distance) for x in (loss, held_out))
+        best = _ranked(fitted).argmin(1, keepdim=True)
+        values = {
+            "train/loss": fitted.gather(1, best).mean(),
+            "val/loss": held_out.gather(1, best).mean(),
+        }
+        if self.patience is not None:
+            values["train/n_cells"] = self.active.float().sum()
+        self.log_dict(values, on_step=False, on_epoch=True, batch_size=1)
+
+    @property
+    def active(self) -> Tensor:
+        """[C]: cells that have not stopped."""
+        return self.stale < (math.inf if self.patience is None else self.patience)
+
+    # ---- the step
+
+    def configure_optimizers(self) -> Optimizer:
+        """The optimiser of the trainable parameters."""
+        return self.make_optimizer([x for x in self.population.parameters() if x.requires_grad])
+
+    def on_train_epoch_start(self) -> None:
+        """Set the learning rate, start the epoch's clock."""
+        self._epoch_start = time.perf_counter()
+        optimizer = self._optimizer()
+        if self.decay_lr:
+            share = self.current_epoch / max(self.n_epochs - 1, 1)
+            for group in optimizer.param_groups:
+                group["lr"] = optimizer.defaults["lr"] * (1 - 0.9 * share)
+
+    def on_train_epoch_end(self) -> None:
+        """Log the epoch's seconds."""
+        self.log("time/epoch_s", time.perf_counter() - self._epoch_start)
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        """Limit each start's gradient; one that is not finite is left out (see `FitGuard`)."""
+        gradients = [x.grad for x in self.population.parameters() if x.grad is not None]
+        for gradient in gradients:
+            gradient.nan_to_num_(0.0, 0.0, 0.0)
+        if self.gradient_clip is not None:
+            norm = torch.stack(gradients).norm(dim=0).clamp(min=1e-12)
+            for gradient in gradients:
+                gradient.mul_((self.gradient_clip / norm).clamp(max=1.0))
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """Step, keep stopped cells as they were, select, put parameters into their ranges."""
+        before = {n: self.population.get_parameter(n).detach().clone() for n in self._names}
+        super().optimizer_step(*args, **kwargs)
+        moving = self.active.repeat_interleave(self.population.n_starts)
+        with torch.no_grad():
+            for name in self._names if not moving.all() else ():
+                parameter = self.population.get_parameter(name)
+                parameter.copy_(torch.where(moving, parameter, before[name]))
+            if self.survival_every and (self.current_epoch + 1) % self.survival_every == 0:
+                self._select()
+        self.population.project_()
+        if not self.active.any():
+            self.trainer.should_stop = True
+
+    def _select(self) -> None:
+        """The worst starts of each cell go on from its best ones, perturbed."""
+        device = self.loss_of_starts.device
+        n_cells, n_starts = self.loss_of_starts.shape
+        n_best = max(1, round(self.survivors * n_starts))
+        generator = torch.Generator().manual_seed(self._epoch_seed())
+        order = _ranked(self.loss_of_starts).argsort(1)
+        pick = torch.randint(n_best, (n_cells, n_starts - n_best), generator=generator).to(device)
+        first = torch.arange(n_cells, device=device).unsqueeze(1) * n_starts
+        source = (order.gather(1, pick) + first).flatten()
+        target = (order[:, n_best:] + first).flatten()
+        share = self.current_epoch / max(self.n_epochs - 1, 1)
+        first_sd, last_sd = self.perturbation
+        deviation = first_sd * (last_sd / first_sd) ** share
+        state = self._optimizer().state
+        for parameter in self.population.parameters():
+            if not parameter.requires_grad:
+                continue
+            noise = deviation * torch.randn(len(target), generator=generator).to(device)
+            parameter[target] = parameter[source] + noise
+            for value in state[parameter].values():
+                if value.shape == parameter.shape:
+                    value[target] = value[source]
+
+    def _optimizer(self) -> Optimizer:
+        optimizer = self.optimizers(use_pl_optimizer=False)
+        assert isinstance(optimizer, Optimizer)
+        return optimizer
+
+    def transfer_batch_to_device(
+        self, batch: FittingBatch, device: torch.device, dataloader_idx: int
+    ) -> FittingBatch:
+        """Move the arrays."""
+        current, target, window = batch
+        return FittingBatch(current.to(device), target.to(device), window)
+
+    # ---- the result
+
+    @torch.no_grad()
+    def chosen(self) -> tuple[NeuronParameters, Tensor]:
+        """The parameters of each cell's best start, [C] each, and its number, [C]."""
+        start = self.best_distance.argmin(1)
+        index = start + torch.arange(len(start), device=start.device) * self.population.n_starts
+        now = {n: self.population.get_parameter(n).detach().clone() for n in self._names}
+        for name in self._names:
+            self.population.get_parameter(name).copy_(getattr(self, f"best_{name}"))
+        physical = self.population.physical()
+        for name in self._names:
+            self.population.get_parameter(name).copy_(now[name])
+        return NeuronParameters(*(x[index] for x in vars(physical).values())), start
+
+
+def _safe_root(square: Tensor) -> Tensor:
+    """√ with gradient 0 at 0; NaN stays."""
+    apart = square != 0
+    return torch.where(apart, torch.where(apart, square, 1).sqrt(), 0)
+
+
+def _ranked(loss: Tensor) -> Tensor:
+    """The losses with NaN last."""
+    return loss.nan_to_num(math.inf, math.inf)

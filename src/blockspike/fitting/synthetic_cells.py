@@ -1,0 +1,124 @@
+"""Made-up cells with known parameters, as recordings: to test fits, and how fast they are."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from blockspike.data.datamodule import require
+from blockspike.data.recordings import Recording
+from blockspike.data.recordings_datamodule import RecordingsDataModule
+from blockspike.fitting.population import NeuronParameters, simulate
+from blockspike.neurons import leaky_integrate
+
+_DT_MS = 0.1
+_UNIT_PA = 100.0  # standard deviation of the current
+_NOISE_TAU_MS = 3.0
+# Plausible for cortical pyramidal cells; gain and rest in thresholds, for a current of _UNIT_PA.
+RANGES = {
+    "tau_membrane_ms": (8.0, 30.0),
+    "tau_adaptation_ms": (50.0, 300.0),
+    "b": (0.05, 0.6),
+    "gain": (0.6, 1.5),
+    "rest": (-0.3, 0.7),
+}
+_RATE_HZ = (3.0, 30.0)
+
+
+class SyntheticCells(RecordingsDataModule):
+    """Cells drawn from plausible ranges, each driven by its own frozen noise at 0.1 ms.
+
+    τ_m, τ_a, b, gain and rest are uniform in `RANGES`; cells that fire at less than 3 or more than
+    30 Hz are drawn again. Each trial has its own extra noise current. After `setup`, `truth` holds
+    the parameters (their noise is 0: that of the trials has a colour of its own).
+
+    Args:
+        n_cells, n_trials, duration_s: how much there is.
+        trial_noise: standard deviation of a trial's own current over that of the common one.
+        cell_arp_ms: absolute refractory period of the cells.
+        seed: of all draws.
+        **recordings: as `RecordingsDataModule`, less `fixed_arguments`.
+
+    Raises:
+        ValueError: an argument is out of range.
+    """
+
+    fixed_arguments = ("path", "train_stimulus", "test_stimulus", "name")
+    truth: NeuronParameters
+
+    def __init__(
+        self,
+        n_cells: int = 50,
+        n_trials: int = 2,
+        duration_s: float = 10.0,
+        trial_noise: float = 0.1,
+        cell_arp_ms: float = 2.0,
+        seed: int = 0,
+        **recordings: Any,
+    ):
+        require(n_cells >= 1, "n_cells", n_cells, "at least 1")
+        require(n_trials >= 1, "n_trials", n_trials, "at least 1")
+        require(0 < duration_s < math.inf, "duration_s", duration_s, "a positive number of s")
+        super().__init__("synthetic", name=f"{n_cells} synthetic cells", **recordings)
+        self.n_cells, self.n_trials, self.duration_s = n_cells, n_trials, duration_s
+        self.trial_noise, self.cell_arp_ms, self.seed = trial_noise, cell_arp_ms, seed
+
+    def load(self) -> list[tuple[Recording, Recording]]:
+        """The cells; training and test are parts of one recording."""
+        return [(recording, recording) for recording in self.cells()]
+
+    def _sha256(self, pairs: list[tuple[Recording, Recording]]) -> None:
+        """There is no file that could change."""
+
+    def cells(self) -> list[Recording]:
+        """Draw and simulate the cells."""
+        n_steps = round(self.duration_s * 1000 / _DT_MS)
+        generator = torch.Generator().manual_seed(self.seed)
+        current, spikes, parameters = [], [], []
+        n_left = self.n_cells
+        while n_left:
+            drawn = _draw(2 * n_left, generator)
+            drive = _noise(n_steps, 1, 2 * n_left, generator)
+            own = self.trial_noise * _noise(n_steps, self.n_trials, 2 * n_left, generator)
+            fired = simulate(drawn, drive + own, _DT_MS, self.cell_arp_ms)
+            rate = fired.sum(0).mean(0) / self.duration_s
+            fit = ((rate > _RATE_HZ[0]) & (rate < _RATE_HZ[1])).nonzero().flatten()[:n_left]
+            current.append(drive[:, 0, fit])
+            spikes.append(fired[:, :, fit])
+            parameters.append(torch.stack([x[fit] for x in vars(drawn).values()]))
+            n_left -= len(fit)
+        self.truth = NeuronParameters(*torch.cat(parameters, 1))
+        return [
+            _recording(f"cell_{i:03d}", x, s)
+            for i, (x, s) in enumerate(
+                zip(torch.cat(current, 1).T, torch.cat(spikes, 2).permute(2, 1, 0), strict=True)
+            )
+        ]
+
+
+def _draw(n: int, generator: torch.Generator) -> NeuronParameters:
+    values = [
+        low + (high - low) * torch.rand(n, generator=generator, dtype=torch.float64)
+        for low, high in RANGES.values()
+    ]
+    return NeuronParameters(*[*values, torch.zeros_like(values[0])])
+
+
+def _noise(n_steps: int, batch: int, n: int, generator: torch.Generator) -> Tensor:
+    """Ornstein-Uhlenbeck noise [T, B, n] of standard deviation 1."""
+    keep = math.exp(-_DT_MS / _NOISE_TAU_MS)
+    white = torch.randn(n_steps, batch, n, generator=generator, dtype=torch.float64)
+    white *= math.sqrt(1 - keep * keep)
+    return leaky_integrate(white, torch.full((n,), keep, dtype=torch.float64))
+
+
+def _recording(name: str, current: Tensor, spikes: Tensor) -> Recording:
+    # In the middle of its step: a time on the grid would be ambiguous at coarser steps.
+    times: list[list[np.ndarray | None]] = [
+        [(np.flatnonzero(trial) + 0.5) * _DT_MS / 1000] for trial in spikes.numpy()
+    ]
+    return Recording(name, _UNIT_PA * current.numpy()[None], times, _DT_MS, ("noise",))

@@ -1,0 +1,160 @@
+"""Learned delays: each synapse from an input has a delay of its own beside its weight.
+
+In training the weight is spread over all delays as a Gaussian around the learned one, which gives
+that a gradient; the Gaussian narrows as training goes on. In evaluation delays are whole steps
+(dilated convolution with learnable spacings, Hammouamri et al., ICLR 2024).
+"""
+
+import math
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from blockspike.networks.bounded import BoundedParameters
+from blockspike.networks.convolution import causal_convolution
+from blockspike.networks.synapses import (
+    SynapseMode,
+    check_synapses,
+    current_of_batch,
+    events_of_spikes,
+    synaptic_current,
+    with_type_of,
+)
+from blockspike.neurons.cpu.events import Fired, delayed_event_currents
+from blockspike.neurons.events import EventBatch
+from blockspike.neurons.trace import needs_gradient
+
+LAST_SIGMA = 0.5
+"""σ of the Gaussian in steps once it is narrow."""
+ANNEALED = 0.5
+"""Share of the training after which it is."""
+MOST_TAPS, MOST_EVENT_TAPS = 6, 2.0
+"""Up to so many taps, or events × taps of an input and step, a sum over taps is faster than the
+convolution (one thread, 70 to 700 inputs, 128 to 256 units, batches of 16 to 64)."""
+
+
+class Delays(BoundedParameters):
+    """The delays of synapses from n_inputs units onto n_units; they start anywhere in the range.
+
+    Attributes:
+        delay: [n_units, n_inputs], learned, as a share of `max_delay`, 0 to 1.
+        sigma: of the Gaussian, in steps; starts at half the longest delay.
+
+    Args:
+        n_units, n_inputs: post- and presynaptic units.
+        max_delay: the longest, in steps.
+    """
+
+    delay: Tensor
+    sigma: Tensor
+
+    def __init__(self, n_units: int, n_inputs: int, max_delay: int):
+        super().__init__()
+        self.max_delay = max_delay
+        self.add_bounded("delay", torch.rand(n_units, n_inputs), (0.0, 1.0), True, "max_delay")
+        self.register_buffer("sigma", torch.tensor(max(max_delay / 2, LAST_SIGMA)))
+
+    def anneal_(self, progress: float) -> None:
+        """Narrow the Gaussian: exponentially, until `ANNEALED` of the training, to `LAST_SIGMA`."""
+        first = max(self.max_delay / 2, LAST_SIGMA)
+        share = min(progress / ANNEALED, 1.0)
+        self.sigma.fill_(first ** (1 - share) * LAST_SIGMA**share)
+
+    def steps(self) -> Tensor:
+        """The delays as whole steps, int64 [n_units, n_inputs]."""
+        steps = (self.delay.detach() * self.max_delay).round().long()
+        return steps.clamp(0, self.max_delay)  # after long(), which makes a NaN a number
+
+    def kernel(self) -> Tensor:
+        """Shares of each weight by delay, [max_delay + 1, n_units, n_inputs]; they add up to 1."""
+        steps = torch.arange(self.max_delay + 1, device=self.delay.device)[:, None, None]
+        if not self.training:
+            return (steps == self.steps()).to(self.delay.dtype)
+        return (-0.5 * ((steps - self.max_delay * self.delay) / self.sigma) ** 2).softmax(0)
+
+    def current(
+        self,
+        spikes: EventBatch | Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        fired: Fired | None = None,
+        mode: SynapseMode = "auto",
+    ) -> Tensor:
+        """I[t, n] = bias[n] + Σ_k Σ_d weight[n, k] kernel[d, n, k] spikes[t − d, k].
+
+        In evaluation on the CPU, where nobody needs a gradient, event by event. In training as a
+        convolution by way of frequencies, unless `mode` is "events", or few or sparse taps are
+        cheaper one by one.
+
+        Args:
+            spikes, bias, fired, mode: see `synaptic_current`.
+            weight: [n_units, n_inputs].
+        """
+        check_synapses(spikes, weight[None], bias, mode, fired)
+        spikes = with_type_of(weight, spikes)
+        is_sparse = isinstance(spikes, EventBatch) or fired is not None
+        dense = None if isinstance(spikes, EventBatch) else spikes
+        if (
+            self.training
+            or not is_sparse
+            or mode == "dense"
+            or weight.device.type != "cpu"
+            or needs_gradient(dense, weight, bias)
+        ):
+            kernel = weight * self.kernel()
+            if not self.training or mode == "events" or _tap_by_tap(spikes, len(kernel), mode):
+                return synaptic_current(spikes, kernel, bias, fired=fired, mode=mode)
+            dense = spikes.dense(weight.dtype) if isinstance(spikes, EventBatch) else spikes
+            return causal_convolution(dense, kernel) + bias
+        return delayed_current(spikes, weight, bias, self.steps(), fired)
+
+
+def _tap_by_tap(spikes: EventBatch | Tensor, n_taps: int, mode: SynapseMode) -> bool:
+    """Whether a sum over taps takes less time than a convolution, or is to fail as it does."""
+    if n_taps <= MOST_TAPS or 0 in spikes.shape:
+        return True
+    if mode == "dense" or not isinstance(spikes, EventBatch) or spikes.device.type != "cpu":
+        return False
+    return len(spikes.unit) * n_taps <= MOST_EVENT_TAPS * math.prod(spikes.shape)
+
+
+def delayed_current(
+    spikes: EventBatch | Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    delay: Tensor,
+    fired: Fired | None = None,
+) -> Tensor:
+    """I[t, n] = bias[n] + Σ_k weight[n, k] spikes[t − delay[n, k], k], event by event on the CPU.
+
+    Args:
+        spikes: EventBatch of shape (T, B, K), or a dense tensor [T, B, K] with its `fired`.
+        weight: [N, K].
+        bias: [N].
+        delay: int64 [N, K] in steps, ≥ 0.
+        fired: see `synaptic_current`.
+
+    Returns:
+        Current [T, B, N], without gradient.
+
+    Raises:
+        ValueError: a dense tensor without `fired`; shapes do not match; a delay below 0.
+    """
+    check_synapses(spikes, weight[None], bias, fired=fired)
+    spikes = with_type_of(weight, spikes)
+    if delay.shape != weight.shape or bool((delay < 0).any()):
+        raise ValueError(f"delay: expected steps ≥ 0, {list(weight.shape)}, got {delay}")
+    if isinstance(spikes, EventBatch):
+        return current_of_batch(spikes, bias.detach(), partial(_delayed, weight, delay))
+    if fired is None:
+        raise ValueError("spikes: expected an EventBatch or `fired`, got a dense tensor")
+    return _delayed(fired.scale * weight, delay, events_of_spikes(fired), bias)
+
+
+def _delayed(weight: Tensor, delay: Tensor, events: EventBatch, bias: Tensor) -> Tensor:
+    n_steps, batch_size, _ = events.shape
+    out = weight.new_empty(n_steps, batch_size, len(bias), requires_grad=False)
+    arrays = (events.row_ptr, events.unit, weight.T, delay.T, bias, out)
+    delayed_event_currents(*(x.detach().contiguous().numpy() for x in arrays))
+    return out

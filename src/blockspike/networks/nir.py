@@ -1,0 +1,616 @@
+"""Networks to and from NIR, the Neuromorphic Intermediate Representation.
+
+What it can say, what is lost, and how its equations map to ours: docs/nir.md. The format is that of
+Pedersen et al., Nature Communications 15, 8122 (2024). Nothing here depends on a graph's metadata.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Collection
+from dataclasses import dataclass, replace
+from importlib import import_module
+from os import PathLike
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, Literal, cast, get_args
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from blockspike.networks.layers import LeakyReadout, SpikingClassifier, SpikingLayer
+
+if TYPE_CHECKING:
+    import nir
+
+LOSABLE = (
+    "adaptation",
+    "refractory period",
+    "recurrent delay",
+    "synaptic delays",
+    "input scaling",
+)
+"""What `lose` may name."""
+BETA_BOUNDS = (0.001, 0.999)
+"""Of the layers that `from_nir` makes."""
+NEVER = float(np.finfo(np.float32).max)
+"""Threshold of a LIF that cannot spike: finite, so that 0 spikes × threshold is 0."""
+
+Decay = Literal["exact", "euler"]
+Gain = Literal["weights", "r", "none"]
+Readout = Literal["li", "lif", "none"]
+
+
+@dataclass(frozen=True)
+class Dialect:
+    """How a simulator steps NIR's LIF and LI: V[t] = β V[t−1] + g I[t].
+
+    `to_nir` chooses τ, r and the factor of the weights so that a step of the simulator is a step
+    of the network; `from_nir` does the reverse.
+
+    Attributes:
+        decay: β is exp(−dt/τ) ("exact") or 1 − dt/τ ("euler").
+        gain: what makes up for g: "weights" that are divided by 1 − β, with r = 1, where g is
+            r (1 − β) or 1 − β; "r" = 1 / (1 − β) where g is r (1 − β); or "none", with r = 1, where
+            g is 1.
+        step_ms: dt, where the simulator has only this one; None = the network's.
+        nested: write a recurrent layer as a graph inside the graph.
+        readout: write the readout as a leaky integrator ("li"), as a LIF of threshold `NEVER`
+            ("lif"), or not at all ("none"), so that the graph ends with the last hidden layer.
+
+    Raises:
+        ValueError: a value outside its range, naming the attribute.
+    """
+
+    decay: Decay = "exact"
+    gain: Gain = "weights"
+    step_ms: float | None = None
+    nested: bool = False
+    readout: Readout = "li"
+
+    def __post_init__(self):
+        for name, kind in (("decay", Decay), ("gain", Gain), ("readout", Readout)):
+            if (value := getattr(self, name)) not in get_args(kind):
+                known = ", ".join(get_args(kind))
+                raise ValueError(f"{name}: expected one of {known}, got {value!r}")
+        if self.step_ms is not None and not 0 < self.step_ms < math.inf:
+            raise ValueError(f"step_ms: expected a finite value > 0, got {self.step_ms}")
+
+
+DIALECTS = {
+    "nir": Dialect(),
+    "norse": Dialect("euler", readout="lif"),
+    "sinabs": Dialect(gain="none", step_ms=1000.0),  # it takes τ in steps
+    "snntorch": Dialect("euler", "r", step_ms=0.1, nested=True, readout="lif"),
+    "spyx": Dialect("euler", "none", readout="lif"),
+}
+"""NIR's own equations, and simulators as docs/nir.md compares them, by name."""
+_NEXT = {
+    "Input": ("Affine", "Linear"),
+    "Affine": ("LIF", "LI"),
+    "Linear": ("LIF", "LI"),
+    "LIF": ("Affine", "Linear", "Output"),
+    "LI": ("Output",),
+    "Output": (),
+}
+"""Which node may follow which in a chain, by class."""
+
+
+def to_nir(
+    network: SpikingClassifier,
+    dt_ms: float,
+    lose: Collection[str] = (),
+    *,
+    dialect: str | Dialect = "nir",
+    readout: Readout | None = None,
+) -> "nir.NIRGraph":
+    """The graph of a network, to be written by `write`; a copy of its numbers.
+
+    Nodes are named layer_0_affine, layer_0_lif, layer_0_recurrent, layer_1_affine, …,
+    readout_affine, readout_membrane. Arrays are in the dtype of the network, τ in seconds (of which
+    a dialect may count one per step). The recurrent edges of a graph have no delay in
+    continuous time; in steps it is one, like our `recurrent_delay = 1`. The graph ends with the
+    readout's membrane: how scores are made of it, dropout and surrogate are not in it.
+
+    Args:
+        network: of `SpikingLayer`s and a `LeakyReadout`.
+        dt_ms: length of the step that the network was made for.
+        lose: what to leave out where NIR has no words for it, of `LOSABLE`.
+        dialect: who is to read the graph: a name of `DIALECTS`, or a `Dialect`.
+        readout: as in `Dialect`, in place of the dialect's own.
+
+    Raises:
+        ValueError: a bad argument, or something would be lost that `lose` does not name.
+        ModuleNotFoundError: nir is not installed.
+    """
+    nir = _nir()
+    _check_dt(dt_ms)
+    form = _dialect(dialect, dt_ms)
+    if readout is not None:
+        form = replace(form, readout=readout)
+    _check_network(network, lose, form)
+    layers: list[tuple[str, Any]] = [*_named_layers(network), ("readout", network.readout)]
+    if form.readout == "none":
+        del layers[-1]
+    n_inputs = layers[0][1].weight.shape[2]
+    nodes, edges = {"input": nir.Input({"input": np.array([n_inputs])})}, []
+    last = "input"
+    for i, (name, layer) in enumerate(layers):
+        synapses, neurons, loop = _names(i, len(network.layers))
+        nodes[synapses], nodes[neurons], recurrent = _nodes(nir, name, layer, form)
+        edges += [(last, synapses), (synapses, neurons)]
+        if recurrent is not None and form.nested:
+            nodes[neurons] = _recurrent_graph(nir, nodes[neurons], recurrent)
+        elif recurrent is not None:
+            nodes[loop] = recurrent
+            edges += [(neurons, loop), (loop, neurons)]
+        last = neurons
+    nodes["output"] = nir.Output({"output": np.array([len(layers[-1][1].bias)])})
+    return nir.NIRGraph(nodes, [*edges, (last, "output")], metadata={"dt_ms": float(dt_ms)})
+
+
+def write(path: str | PathLike[str], graph: "nir.NIRGraph") -> None:
+    """Write a graph to a file that every version of nir can read, by `nir.read`.
+
+    `nir.write` puts into the file the v_reset = 0 that nir 1.0.6 and later take for granted, and
+    earlier versions, to which sinabs is bound, refuse as unknown.
+
+    Raises:
+        ModuleNotFoundError: nir is not installed.
+    """
+    content = graph.to_dict()
+    _remove_zero_resets(content)
+    _nir().write(path, SimpleNamespace(to_dict=lambda: content))
+
+
+def from_nir(
+    graph: "nir.NIRGraph", dt_ms: float, *, dialect: str | Dialect = "nir"
+) -> SpikingClassifier:
+    """The network of a graph, as of `nir.read(path)`, in steps of dt_ms; a copy of its numbers.
+
+    The graph is one chain Input → (Affine or Linear → LIF) once or more → Affine or Linear → LI →
+    Output, of any sizes and names; a Linear or Affine may lead from a LIF back to it, also in a
+    graph of its own, and gets the delay of one step that such an edge has once time is in steps.
+    The last node may also be a LIF. If none of its thresholds is below `NEVER`, it is the readout.
+    If it spikes, it is a hidden layer, and the readout's membrane is a copy of its spikes.
+    Time constants are in seconds. The network is in float64 if all weights are, else in float32;
+    its scores are sums over time.
+
+    Args:
+        graph: to be checked, by node, before anything is made of it.
+        dt_ms: length of a step; the input is taken as constant within one. Of no effect in a
+            dialect with a step of its own, where a step of ours is one of the simulator.
+        dialect: by whose rule to take the graph: a name of `DIALECTS`, or a `Dialect`.
+
+    Raises:
+        ValueError: a bad argument, or the graph is anything else; names the node and what was
+            expected there: shapes, finite numbers, v_leak = v_reset = 0, v_threshold > 0 and a
+            tau of `BETA_BOUNDS`.
+        ModuleNotFoundError: nir is not installed.
+    """
+    nir = _nir()
+    _check_dt(dt_ms)
+    form = _dialect(dialect, dt_ms)
+    if not isinstance(graph, nir.NIRGraph):
+        raise ValueError(f"graph: expected a nir.NIRGraph, got {type(graph).__name__}")
+    nodes, edges = _unnested(graph)
+    chain, loops = _chain(nodes, edges)
+    first, *inner, last = chain
+    weights = [np.asarray(nodes[name].weight) for name in (*inner[::2], *loops.values())]
+    is_double = all(_is_dtype(weight, np.float64) for weight in weights)
+    dtype = torch.float64 if is_double else torch.float32
+
+    sizes = [_size(first, nodes[first].input_type["input"])]
+    layers = []
+    for synapses, neurons in zip(inner[::2], inner[1::2], strict=True):
+        is_readout = neurons == inner[-1] and _never_spikes(nodes[neurons])
+        if is_readout and (loop := loops.get(neurons)):
+            raise ValueError(f"node {loop!r}: expected a LIF that can spike before it")
+        names = (synapses, neurons, loops.get(neurons))
+        state = _state(nodes, names, sizes[-1], form, is_readout)
+        layers.append(_layer(neurons, state, dtype, is_readout))
+        sizes.append(len(state["bias"]))
+    if (found := _size(last, nodes[last].output_type["output"])) != sizes[-1]:
+        raise ValueError(f"node {last!r}: expected a shape [{sizes[-1]}], got [{found}]")
+    if not isinstance(layers[-1], LeakyReadout):
+        layers.append(_copy_of_spikes(sizes[-1], dtype))
+    return _network(layers, dt_ms)
+
+
+def _nir() -> Any:
+    try:
+        return import_module("nir")
+    except ModuleNotFoundError:
+        raise ModuleNotFoundError(
+            "graphs of NIR need the package nir: pip install 'blockspike[nir]'"
+        ) from None
+
+
+def _check_dt(dt_ms: float) -> None:
+    if not 0 < dt_ms < math.inf:
+        raise ValueError(f"dt_ms: expected a finite value > 0, got {dt_ms}")
+
+
+def _dialect(dialect: str | Dialect, dt_ms: float) -> Dialect:
+    """With a step_ms."""
+    form = DIALECTS.get(dialect) if isinstance(dialect, str) else dialect
+    if not isinstance(form, Dialect):
+        known = ", ".join(DIALECTS)
+        raise ValueError(f"dialect: expected one of {known}, or a Dialect, got {dialect!r}")
+    return form if form.step_ms is not None else replace(form, step_ms=dt_ms)
+
+
+def _check_network(network: SpikingClassifier, lose: Collection[str], form: Dialect) -> None:
+    known = ", ".join(LOSABLE)
+    if not set(lose) <= set(LOSABLE):
+        raise ValueError(f"lose: expected a collection of names out of {known}, got {lose!r}")
+    if not isinstance(network, SpikingClassifier):
+        raise ValueError(f"network: expected a SpikingClassifier, got {type(network).__name__}")
+    problems = []
+    if network.input_events is not None and "input scaling" not in lose:
+        problems.append("network: expected what NIR can say, got input scaling")
+    for name, layer in _named_layers(network):
+        if type(layer) is not SpikingLayer:
+            problems.append(f"{name}: expected a SpikingLayer, got {type(layer).__name__}")
+        elif lost := [x for x in _lost(layer) if x not in lose]:
+            problems.append(f"{name}: expected what NIR can say, got {', '.join(lost)}")
+    if form.readout != "none" and type(network.readout) is not LeakyReadout:
+        kind = type(network.readout).__name__
+        problems.append(f"readout: expected a LeakyReadout, got {kind}")
+    if problems:
+        raise ValueError("; ".join(problems) + f" (`lose` may name {known})")
+
+
+def _named_layers(network: SpikingClassifier) -> list[tuple[str, Any]]:
+    return [(f"layers.{i}", layer) for i, layer in enumerate(network.layers)]
+
+
+def _names(i: int, n_layers: int) -> tuple[str, str, str]:
+    """Of the synapses, neurons and recurrent synapses of a layer; the readout is the last.
+
+    A file has its nodes in alphabetical order, and snnTorch needs them in the order of the chain.
+    """
+    if i == n_layers:
+        return "readout_affine", "readout_membrane", ""
+    label = f"layer_{i:0{len(str(n_layers - 1))}}"
+    return f"{label}_affine", f"{label}_lif", f"{label}_recurrent"
+
+
+def _lost(layer: SpikingLayer) -> list[str]:
+    """What a graph would not have of a layer."""
+    delay = layer.arp + 1 if layer.recurrent_delay is None else layer.recurrent_delay
+    lost = {
+        "adaptation": layer.b is not None and bool((layer.b != 0).any()),
+        "refractory period": layer.arp > 0,
+        "recurrent delay": layer.recurrent_weight is not None and delay != 1,
+        "synaptic delays": layer.delays is not None,
+        "temporal receptive field": len(layer.weight) > 1,
+    }
+    return [name for name, is_lost in lost.items() if is_lost]
+
+
+def _nodes(nir: Any, name: str, layer: Any, form: Dialect) -> tuple[Any, Any, Any]:
+    """Synapses, neurons, and the recurrent synapses or None."""
+    tau_s, r, gain = _neuron_numbers(name, layer.beta, form)
+    weight = _array(name, "weight", layer.weight, gain[:, None])[0]
+    bias = _array(name, "bias", layer.bias, gain)
+    recurrent = None
+    if name == "readout" and form.readout == "li":
+        neurons = nir.LI(tau_s, r, v_leak=0 * r)
+    else:
+        threshold = np.full_like(r, NEVER if name == "readout" else 1)
+        neurons = nir.LIF(tau_s, r, 0 * r, threshold, **_no_reset(nir, r))
+    if getattr(layer, "recurrent_weight", None) is not None:
+        loop = _array(name, "recurrent_weight", layer.recurrent_weight, gain[:, None])
+        recurrent = nir.Affine(loop, 0 * r)  # sinabs leaves out a Linear without a word
+    return nir.Affine(weight, bias), neurons, recurrent
+
+
+def _no_reset(nir: Any, like: np.ndarray) -> dict[str, np.ndarray]:
+    """The argument v_reset = 0 of a LIF, which nir before 1.0.6 does not have."""
+    return {"v_reset": 0 * like} if "v_reset" in nir.LIF.__dataclass_fields__ else {}
+
+
+def _recurrent_graph(nir: Any, neurons: Any, synapses: Any) -> Any:
+    """A LIF and its recurrent synapses as one node."""
+    shape = np.array(neurons.tau.shape)
+    nodes = {
+        "input": nir.Input({"input": shape}),
+        "lif": neurons,
+        "w_rec": synapses,
+        "output": nir.Output({"output": shape}),
+    }
+    edges = [("input", "lif"), ("lif", "w_rec"), ("w_rec", "lif"), ("lif", "output")]
+    return nir.NIRGraph(nodes, edges)
+
+
+def _array(layer: str, name: str, parameter: Tensor, gain: np.ndarray | float = 1.0) -> np.ndarray:
+    """A copy, so that a graph stays as it is when training goes on, × gain in the same dtype."""
+    array = parameter.detach().cpu().numpy()
+    with np.errstate(over="ignore"):
+        array = (array * np.asarray(gain, np.float64)).astype(array.dtype)
+    if not np.isfinite(array).all():
+        raise ValueError(f"{layer}: expected finite numbers, got {name} with NaN or Inf")
+    return array
+
+
+def _neuron_numbers(
+    layer: str, parameter: Tensor, form: Dialect
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """τ in seconds, r, and the factor of the weights with which a step of the dialect is ours."""
+    beta = _array(layer, "beta", parameter)
+    outside = (beta <= 0) | (beta >= 1)
+    if outside.any():
+        raise ValueError(f"{layer}: expected 0 < beta < 1, got {beta[outside][0]:.6g}")
+    wide = beta.astype(np.float64)
+    steps = 1 / (1 - wide) if form.decay == "euler" else -1 / np.log(wide)
+    tau_s = (_step_s(form) * steps).astype(beta.dtype)
+    missing = 1 / _leak(torch.from_numpy(tau_s).double(), form).numpy()
+    one = np.ones_like(wide)
+    r = missing if form.gain == "r" else one
+    return tau_s, r.astype(beta.dtype), missing if form.gain == "weights" else one
+
+
+def _step_s(form: Dialect) -> float:
+    return 1e-3 * cast(float, form.step_ms)  # `_dialect` has set it
+
+
+def _leak(tau_s: Tensor, form: Dialect) -> Tensor:
+    """1 − β, by the rule of a dialect."""
+    steps = _step_s(form) / tau_s
+    return steps if form.decay == "euler" else -torch.expm1(-steps)
+
+
+def _remove_zero_resets(content: dict[str, Any]) -> None:
+    """From the nodes of a graph's dictionary, in place, also from those inside nodes."""
+    for node in content["nodes"].values():
+        if "nodes" in node:
+            _remove_zero_resets(node)
+        elif not np.any(node.get("v_reset", 0)):
+            node.pop("v_reset", None)
+
+
+def _unnested(graph: Any) -> tuple[dict[str, Any], list[tuple[str, str]]]:
+    """Nodes and edges, those of a recurrent layer's own graph in place of the graph."""
+    nodes, edges = dict(graph.nodes), [(a, b) for a, b in graph.edges]
+    for name, node in graph.nodes.items():
+        if type(node).__name__ != "NIRGraph" or not _is_recurrent_layer(node):
+            continue
+        kind = {x: type(inner).__name__ for x, inner in node.nodes.items()}
+        (lif,) = (x for x in kind if kind[x] == "LIF")
+        (loop,) = (x for x in kind if kind[x] in ("Affine", "Linear"))
+        made = (node.nodes[lif], node.nodes[loop])
+        lif, loop = f"{name}.{lif}", f"{name}.{loop}"
+        if {lif, loop} & nodes.keys():
+            raise ValueError(f"node {name!r}: expected no other node called {lif!r} or {loop!r}")
+        del nodes[name]
+        nodes |= dict(zip((lif, loop), made, strict=True))
+        edges = [(lif if a == name else a, lif if b == name else b) for a, b in edges]
+        edges += [(lif, loop), (loop, lif)]
+    return nodes, edges
+
+
+def _is_recurrent_layer(graph: Any) -> bool:
+    """Whether it is Input → LIF → Output, and a node that leads from the LIF back to it."""
+    kind = {name: type(node).__name__ for name, node in graph.nodes.items()}
+    found = sorted((kind.get(a, ""), kind.get(b, "")) for a, b in graph.edges)
+    return len(kind) == 4 and any(
+        found == sorted([("Input", "LIF"), ("LIF", x), (x, "LIF"), ("LIF", "Output")])
+        for x in ("Affine", "Linear")
+    )
+
+
+def _chain(nodes: dict[str, Any], edges: list[tuple[str, str]]) -> tuple[list[str], dict[str, str]]:
+    """Names from Input to Output, and of the recurrent node of each LIF that has one."""
+    kind = {name: type(node).__name__ for name, node in nodes.items()}
+    after, before = _neighbours(kind, edges)
+    inputs = [name for name in nodes if kind[name] == "Input"]
+    if len(inputs) != 1:
+        raise ValueError(f"graph: expected one Input, got {inputs}")
+    chain, loops = inputs, {}
+    while kind[chain[-1]] != "Output":
+        name = chain[-1]
+        back = [x for x in after[name] if kind[name] == "LIF" and x in before[name]]
+        if back:
+            loops[name] = _loop(name, back, kind, after, before)
+        ahead = [x for x in after[name] if x not in back]
+        expected = " or ".join(_NEXT[kind[name]])
+        if len(ahead) != 1:
+            raise ValueError(f"node {name!r}: expected one edge to {expected}, got {ahead}")
+        (following,) = ahead
+        if kind[following] not in _NEXT[kind[name]]:
+            raise ValueError(
+                f"node {following!r}: expected {expected} after {name!r}, got {kind[following]}"
+            )
+        into = [x for x in before[following] if x == name or x not in after[following]]
+        if into != [name]:
+            raise ValueError(f"node {following!r}: expected edges from [{name!r}], got {into}")
+        chain.append(following)
+    is_last = {chain[-2]} if _never_spikes(nodes[chain[-2]]) else set()
+    if "LIF" not in (kind[name] for name in chain if name not in is_last):
+        raise ValueError(f"node {chain[-2]!r}: expected a LIF between {chain[0]!r} and it")
+    for name in nodes:
+        if name not in chain and name not in loops.values():
+            raise ValueError(f"node {name!r}: expected one chain of nodes, got one beside it")
+    return chain, loops
+
+
+def _neighbours(
+    kind: dict[str, str], edges: list[tuple[str, str]]
+) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
+    """The nodes after and before each, once their classes and the edges are checked."""
+    for name, found in kind.items():
+        if found not in _NEXT:
+            raise ValueError(f"node {name!r}: expected one of {', '.join(_NEXT)}, got {found}")
+    after: dict[str, list[str]] = {name: [] for name in kind}
+    before: dict[str, list[str]] = {name: [] for name in kind}
+    for (a, b), times in Counter(edges).items():
+        if a not in kind or b not in kind or times > 1 or kind[a] == "Output":
+            raise ValueError(
+                f"edge {a!r} → {b!r}: expected once, between nodes of the graph, not from an Output"
+            )
+        after[a].append(b)
+        before[b].append(a)
+    return after, before
+
+
+def _loop(name: str, back: list[str], kind: dict[str, str], after: dict, before: dict) -> str:
+    """The one node that leads from a LIF back to it."""
+    if len(back) > 1:
+        raise ValueError(f"node {name!r}: expected one recurrent Affine or Linear, got {back}")
+    (loop,) = back
+    if kind[loop] not in ("Affine", "Linear") or not after[loop] == before[loop] == [name]:
+        raise ValueError(
+            f"node {loop!r}: expected an Affine or Linear from {name!r} back to it and nowhere "
+            f"else, got {kind[loop]} from {before[loop]} to {after[loop]}"
+        )
+    return loop
+
+
+def _state(
+    nodes: dict[str, Any],
+    names: tuple[str, str, str | None],
+    n_inputs: int,
+    form: Dialect,
+    is_readout: bool,
+) -> dict[str, Tensor]:
+    """The parameters of a layer by name, in float64, from its synapses, neurons and recurrence."""
+    synapses, neurons, loop = names
+    weight = _numbers(synapses, nodes[synapses], "weight", None, n_inputs).double()
+    n_units = len(weight)
+    bias = _bias(synapses, nodes[synapses], n_units)
+    beta, gain = _beta_and_gain(neurons, nodes[neurons], n_units, form, is_readout)
+    state = {"weight": (gain[:, None] * weight)[None], "beta": beta}
+    if loop is not None:
+        weight = _numbers(loop, nodes[loop], "weight", n_units, n_units).double()
+        state["recurrent_weight"] = gain[:, None] * weight
+        bias = bias + _bias(loop, nodes[loop], n_units)
+    return state | {"bias": gain * bias}
+
+
+def _bias(name: str, node: Any, n_units: int) -> Tensor:
+    """[n_units], 0 for a Linear."""
+    if type(node).__name__ == "Linear":
+        return torch.zeros(n_units, dtype=torch.float64)
+    return _numbers(name, node, "bias", n_units).double()
+
+
+def _beta_and_gain(
+    name: str, node: Any, n_units: int, form: Dialect, is_readout: bool
+) -> tuple[Tensor, Tensor]:
+    """β, and what an input adds to V in units of the threshold, as r (1 − β) / v_threshold."""
+    for zero in ("v_leak", "v_reset"):
+        if not hasattr(node, zero):  # a LI has no v_reset, nor has a LIF before nir 1.0.6
+            continue
+        if _numbers(name, node, zero, n_units).any():
+            raise ValueError(f"node {name!r}: expected {zero} = 0, got another value")
+    tau_s, r = (_numbers(name, node, x, n_units) for x in ("tau", "r"))
+    threshold = torch.ones_like(r)
+    if hasattr(node, "v_threshold"):
+        threshold = _numbers(name, node, "v_threshold", n_units)
+    if not (threshold > 0).all():
+        raise ValueError(f"node {name!r}: expected v_threshold > 0, got {threshold.min():.6g}")
+    if is_readout:
+        threshold = torch.ones_like(r)
+
+    leak = _leak(tau_s.double(), form)
+    beta = 1 - leak if form.decay == "euler" else torch.exp(-_step_s(form) / tau_s.double())
+    least, most = BETA_BOUNDS
+    slack = 1e-6 if form.decay == "euler" else 1e-6 * least  # τ is rounded
+    outside = ~((beta >= least - slack) & (beta <= most * (1 + 1e-6)))
+    if outside.any():
+        least_s, most_s = _tau_bounds(form)
+        raise ValueError(
+            f"node {name!r}: expected tau from {least_s:.6g} to {most_s:.6g} s for steps of "
+            f"{form.step_ms:g} ms, got {tau_s[outside][0]:.6g}"
+        )
+    gain = (1.0 if form.gain == "none" else r.double() * leak) / threshold.double()
+    rounding = max(torch.finfo(x.dtype).eps for x in (tau_s, r, threshold))
+    return beta, torch.where((gain - 1).abs() <= 4 * rounding, torch.ones_like(gain), gain)
+
+
+def _tau_bounds(form: Dialect) -> tuple[float, float]:
+    """In seconds, of `BETA_BOUNDS`."""
+    (least, most), step_s = BETA_BOUNDS, _step_s(form)
+    if form.decay == "euler":
+        return step_s / (1 - least), step_s / (1 - most)
+    return -step_s / math.log(least), -step_s / math.log(most)
+
+
+def _never_spikes(node: Any) -> bool:
+    """Whether it is a LI, or a LIF of no threshold below `NEVER`."""
+    threshold = np.asarray(getattr(node, "v_threshold", NEVER))
+    return threshold.dtype.kind == "f" and bool((threshold >= NEVER).all())
+
+
+def _numbers(name: str, node: Any, key: str, *shape: int | None) -> Tensor:
+    """A parameter of a node, finite, of this shape (None = any), in float32 or else float64."""
+    array = np.asarray(getattr(node, key))
+    sizes = ", ".join("n" if n is None else str(n) for n in shape)
+    fits = array.ndim == len(shape) and all(
+        n == (m or n) for n, m in zip(array.shape, shape, strict=True)
+    )
+    if not fits or not array.size:
+        raise ValueError(
+            f"node {name!r}: expected {key} of shape [{sizes}], got {list(array.shape)}"
+        )
+    if array.dtype.kind not in "fiu":
+        raise ValueError(f"node {name!r}: expected {key} of numbers, got {array.dtype}")
+    with np.errstate(over="ignore"):
+        dtype = np.float32 if _is_dtype(array, np.float32) else np.float64
+        values = torch.from_numpy(np.array(array, dtype, order="C"))
+    if not values.isfinite().all():
+        raise ValueError(f"node {name!r}: expected finite numbers, got {key} with NaN or Inf")
+    return values
+
+
+def _is_dtype(array: np.ndarray, dtype: type) -> bool:
+    """In any order of bytes."""
+    return array.dtype.newbyteorder("=") == dtype
+
+
+def _size(name: str, shape: Any) -> int:
+    """The only dimension of an Input or Output."""
+    array = np.asarray(shape)
+    if array.shape != (1,) or array.dtype.kind not in "iu" or array[0] < 1:
+        raise ValueError(f"node {name!r}: expected a shape [n], got {array.tolist()!r:.80}")
+    return int(array[0])
+
+
+def _layer(name: str, state: dict[str, Tensor], dtype: torch.dtype, is_readout: bool) -> Any:
+    """A layer with these parameters, at first made with others."""
+    state = {key: value.to(dtype) for key, value in state.items()}
+    for key, value in state.items():
+        if not value.isfinite().all():
+            raise ValueError(
+                f"node {name!r}: expected {key} × r (1 − β) / v_threshold in the range of {dtype}"
+            )
+    _, n_units, n_inputs = state["weight"].shape
+    options: dict[str, Any] = {"dt_ms": 1.0, "tau_membrane_ms": 1.0, "beta_bounds": BETA_BOUNDS}
+    if is_readout:
+        layer = LeakyReadout(n_inputs, n_units, **options)
+    else:
+        options |= {"recurrent": "recurrent_weight" in state, "recurrent_delay": 1}
+        layer = SpikingLayer(n_inputs, n_units, tau_adaptation_ms=None, **options)
+    layer.to(dtype).load_state_dict(state)
+    return layer
+
+
+def _copy_of_spikes(n_units: int, dtype: torch.dtype) -> LeakyReadout:
+    """A readout whose membrane is its input, kept so in training."""
+    bounds = (0.0, BETA_BOUNDS[1])
+    readout = LeakyReadout(n_units, n_units, dt_ms=1.0, tau_membrane_ms=1.0, beta_bounds=bounds)
+    with torch.no_grad():
+        readout.weight.copy_(torch.eye(n_units))
+        readout.bias.zero_()
+        readout.beta.zero_()
+    return readout.to(dtype).requires_grad_(False)
+
+
+def _network(layers: list[Any], dt_ms: float) -> SpikingClassifier:
+    """Of these hidden layers and this readout, at first made with others."""
+    options: dict[str, Any] = {"tau_membrane_ms": dt_ms, "tau_adaptation_ms": None}
+    n_inputs, n_classes = layers[0].weight.shape[2], len(layers[-1].bias)
+    network = SpikingClassifier(n_inputs, n_classes, 1, 1, dt_ms=dt_ms, **options)
+    *hidden, network.readout = layers
+    network.layers = torch.nn.ModuleList(hidden)
+    return network

@@ -1,0 +1,237 @@
+"""Input currents from spikes: a dense matrix product, or event-driven where spikes are sparse.
+
+At 1-6 % active units, adding one row of weights per event costs far less on a CPU than the dense
+product, forward and for the weight gradient. The gradient to the spikes is dense either way.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from typing import Literal, TypeVar
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from blockspike.neurons.autograd import differentiable_once, in_full_precision, is_autocast_on
+from blockspike.neurons.cpu.events import Fired, event_currents, event_weight_gradient
+from blockspike.neurons.events import EventBatch
+from blockspike.neurons.gpu.graphs import has_triton, require_triton
+
+SpikesT = TypeVar("SpikesT", EventBatch, Tensor, EventBatch | Tensor)
+SynapseMode = Literal["auto", "events", "dense"]
+# Active share of (step, unit) pairs above which dense is chosen. Of an EventBatch the dense tensor
+# has to be made first, so events pay longer.
+MAX_EVENT_DENSITY, MAX_EVENT_DENSITY_OF_BATCH = 0.15, 0.25
+# On a GPU; not measured. An event fetches a row of weights where the dense product computes from
+# registers: at 1 % that is 100 multiplications less for each weight fetched.
+MAX_EVENT_DENSITY_GPU = 0.01
+
+
+def synaptic_current(
+    spikes: EventBatch | Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    *,
+    fired: Fired | None = None,
+    mode: SynapseMode = "auto",
+) -> Tensor:
+    """I[t] = bias + Σ_k weight[k] spikes[t − k].
+
+    Args:
+        spikes: EventBatch of shape (T, B, K), or a dense tensor [T, B, K] of the type of the weight
+            or of whole numbers (bool, int), which are converted to it.
+        weight: [n_taps, N, K] (post, pre); tap k acts k steps later (the temporal receptive field).
+            float32 or float64; on a GPU, dense, also half precision.
+        bias: [N].
+        fired: the same as a dense `spikes`, if those are only 0 and `fired.scale`: they may then
+            be treated as events.
+        mode: "events", "dense", or "auto": events where they are sparse. On a GPU, dense tensors
+            stay so, since counting their spikes would make the CPU wait.
+
+    Returns:
+        Current [T, B, N], differentiable in weight, bias and dense spikes. Under autocast dense
+        products are in half precision and all else is in float32, which the current is too.
+
+    Raises:
+        ValueError: shapes or types do not match, or events are asked for where they cannot be had.
+    """
+    check_synapses(spikes, weight, bias, mode, fired)
+    spikes = with_type_of(weight, spikes)
+    if isinstance(spikes, EventBatch):
+        return current_of_batch(spikes, bias, partial(_of_events, weight=weight, mode=mode))
+    if mode == "events" and fired is None:
+        raise ValueError("mode: 'events' needs an EventBatch or `fired`, got a dense tensor")
+    on_cpu = spikes.device.type == "cpu"
+    if fired is None or mode == "dense" or (mode == "auto" and not on_cpu):
+        return _dense(spikes, weight, bias)
+    events = events_of_spikes(fired) if on_cpu else EventBatch.from_dense(fired.array)
+    if not _use_events(mode, events, MAX_EVENT_DENSITY):
+        return _dense(spikes, weight, bias)
+    return _of_sparse(spikes, weight, bias, events, fired.scale)
+
+
+@in_full_precision
+def _of_sparse(
+    spikes: Tensor | None, weight: Tensor, bias: Tensor, events: EventBatch, scale: float
+) -> Tensor:
+    """Current of events that are the same as `spikes`, which only gets a gradient."""
+    return _EventCurrents.apply(spikes, weight, bias, events, scale)  # pyright: ignore
+
+
+def current_of_batch(
+    events: EventBatch, bias: Tensor, current_of: Callable[[EventBatch, Tensor], Tensor]
+) -> Tensor:
+    """`current_of(events, bias)` [T, B, N], with what `events.scale` makes them count."""
+    if events.scale is None:
+        return current_of(events, bias)
+    current = current_of(replace(events, scale=None), torch.zeros_like(bias))
+    return torch.addcmul(bias, current, events.scale[:, None].to(current.dtype))
+
+
+def _of_events(events: EventBatch, bias: Tensor, *, weight: Tensor, mode: str) -> Tensor:
+    if _use_events(mode, events, MAX_EVENT_DENSITY_OF_BATCH):
+        return _of_sparse(None, weight, bias, events, 1.0)
+    return _dense(events.dense(weight.dtype), weight, bias)
+
+
+def events_of_spikes(fired: Fired) -> EventBatch:
+    """The same as sorted events, on the CPU."""
+    n_steps, batch_size, n_units = fired.array.shape
+    row_ptr, unit = (torch.from_numpy(x) for x in fired.events)
+    return EventBatch(row_ptr, unit, (n_steps, batch_size, n_units))
+
+
+def check_synapses(
+    spikes: EventBatch | Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    mode: str = "auto",
+    fired: Fired | None = None,
+) -> None:
+    """Raise ValueError if arguments of `synaptic_current` do not fit each other."""
+    if not isinstance(spikes, EventBatch | Tensor):
+        got = type(spikes).__name__
+        raise ValueError(f"spikes: expected an EventBatch or a tensor [T, B, K], got {got}")
+    if mode not in ("auto", "events", "dense"):
+        raise ValueError(f"mode: expected 'auto', 'events' or 'dense', got {mode!r}")
+    if weight.ndim != 3 or bias.shape != weight.shape[1:2]:
+        raise ValueError(
+            "weight, bias: expected [n_taps, N, K] and [N], "
+            f"got {list(weight.shape)} and {list(bias.shape)}"
+        )
+    if len(spikes.shape) != 3 or spikes.shape[2] != weight.shape[2]:
+        raise ValueError(
+            f"spikes: expected [T, B, {weight.shape[2]}] to fit the weight, "
+            f"got {list(spikes.shape)}"
+        )
+    if fired is not None and fired.array.shape != spikes.shape:
+        raise ValueError(
+            f"fired: expected shape {list(spikes.shape)} like spikes, got {list(fired.array.shape)}"
+        )
+
+
+def with_type_of(weight: Tensor, spikes: SpikesT) -> SpikesT:
+    """Spikes as synapses with this weight take them: of its type, if they are whole numbers.
+
+    Raises:
+        ValueError: the weight is of half precision on a CPU; spikes are of another type.
+    """
+    if weight.device.type == "cpu" and weight.dtype not in (torch.float32, torch.float64):
+        raise ValueError(f"weight: expected float32 or float64 on a CPU, got {weight.dtype}")
+    if isinstance(spikes, EventBatch) or spikes.dtype == weight.dtype:
+        return spikes
+    if not (spikes.is_floating_point() or spikes.is_complex()):
+        return spikes.to(weight.dtype)
+    if not is_autocast_on(spikes.device.type):
+        raise ValueError(
+            f"spikes: expected {weight.dtype} like the weight, or whole numbers (bool, int), "
+            f"got {spikes.dtype}"
+        )
+    return spikes
+
+
+def _use_events(mode: str, events: EventBatch, most_on_cpu: float) -> bool:
+    device = events.device
+    on_cpu = device.type == "cpu"
+    if mode == "events":
+        if not on_cpu:
+            require_triton("mode: 'events'", "spikes", device)
+        return True
+    if mode == "dense" or not (on_cpu or has_triton(device)):
+        return False
+    most = most_on_cpu if on_cpu else MAX_EVENT_DENSITY_GPU
+    return len(events.unit) <= most * math.prod(events.shape)
+
+
+def _dense(spikes: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    # Not conv1d, whose weight gradient has other bits with another number of threads.
+    current = F.linear(spikes, weight[0], bias).to(weight.dtype)  # autocast makes it half precision
+    for tap in range(1, min(len(weight), len(spikes))):
+        current[tap:] += F.linear(spikes[:-tap], weight[tap])
+    return current
+
+
+def _add_events(events: EventBatch, weight_t: Tensor, bias: Tensor) -> Tensor:
+    """Current [T·B, N] of events, for weight_t [n_taps, K, N]."""
+    n_steps, batch_size, _ = events.shape
+    out = weight_t.new_empty(n_steps * batch_size, weight_t.shape[2])
+    row_ptr, unit, weight_t, bias = (
+        x.contiguous() for x in (events.row_ptr, events.unit, weight_t, bias)
+    )
+    if out.device.type == "cpu":
+        event_currents(
+            row_ptr.numpy(), unit.numpy(), weight_t.numpy(), bias.numpy(), batch_size, out.numpy()
+        )
+    else:
+        from blockspike.neurons.gpu import events as events_gpu
+
+        events_gpu.event_currents(row_ptr, unit, weight_t, bias, batch_size, out)
+    return out
+
+
+def _weight_gradient(
+    row_ptr: Tensor, unit: Tensor, grad: Tensor, n_taps: int, batch_size: int, n_units: int
+) -> Tensor:
+    """dLoss/dweight_t [n_taps, K, N] of events, for grad [T·B, N]."""
+    sizes = (n_taps, batch_size, n_units)
+    if grad.device.type == "cpu":
+        arrays = row_ptr.numpy(), unit.numpy(), grad.numpy()
+        return torch.from_numpy(event_weight_gradient(*arrays, *sizes))
+    from blockspike.neurons.gpu import events as events_gpu
+
+    return events_gpu.event_weight_gradient(row_ptr, unit, grad, *sizes)
+
+
+class _EventCurrents(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx, spikes: Tensor | None, weight: Tensor, bias: Tensor, events: EventBatch, scale: float
+    ):
+        ctx.save_for_backward(events.row_ptr, events.unit, weight)
+        ctx.batch_size = events.shape[1]
+        ctx.scale = scale
+        weight_t = weight.detach().transpose(1, 2)
+        out = _add_events(events, weight_t if scale == 1 else scale * weight_t, bias.detach())
+        return out.view(events.shape[0], events.shape[1], -1)
+
+    @staticmethod
+    @differentiable_once("event-driven synapses", instead="synapses='dense'")
+    def backward(ctx, *grads: Tensor):  # pyright: ignore[reportIncompatibleMethodOverride]
+        row_ptr, unit, weight = ctx.saved_tensors
+        grad = grads[0].contiguous()
+        grad_spikes = grad_weight = grad_bias = None
+        if ctx.needs_input_grad[0]:
+            grad_spikes = grad @ weight[0]
+            for tap in range(1, min(len(weight), len(grad))):
+                grad_spikes[:-tap] += grad[tap:] @ weight[tap]
+        rows = grad.flatten(0, 1)
+        if ctx.needs_input_grad[1]:
+            sizes = (len(weight), ctx.batch_size, weight.shape[2])
+            grad_weight = _weight_gradient(row_ptr, unit, rows, *sizes).transpose(1, 2)
+            if ctx.scale != 1:
+                grad_weight = ctx.scale * grad_weight
+        if ctx.needs_input_grad[2]:
+            grad_bias = rows.sum(0)
+        return grad_spikes, grad_weight, grad_bias, None, None

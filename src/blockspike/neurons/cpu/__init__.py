@@ -1,0 +1,1 @@
+"""One pass over time on a CPU, for every neuron model."""

@@ -1,0 +1,218 @@
+"""Event-driven products on the CPU: spikes are sparse, so add up weight rows of those that spiked.
+
+Events are `row_ptr` [R + 1] and `unit` [n_events]: the units that spiked in row r are
+`unit[row_ptr[r]:row_ptr[r + 1]]`. A unit listed twice in a row counts twice.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from blockspike.neurons.cpu.kernels import borrowed, kernel, run
+
+_LEAST_COLUMNS, _MOST_COLUMNS = 32, 128  # of a weight gradient that a thread takes at a time
+
+
+@dataclass(frozen=True, eq=False)
+class Fired:
+    """Which neurons fired, as events once asked for; who needs them again has them already.
+
+    Attributes:
+        array: [T, B, N], each 0 or 1; bytes (uint8) or spikes of any type.
+        scale: what each spike counts.
+    """
+
+    array: Tensor
+    scale: float = 1.0
+
+    @cached_property
+    def events(self) -> tuple[np.ndarray, np.ndarray]:
+        """row_ptr [T·B + 1] and unit [n_events]; on the CPU."""
+        fired = self.array.to(torch.uint8).flatten(0, 1).contiguous()  # not copied if it is that
+        return events_of(fired.numpy())
+
+
+def events_of(fired: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Events of spikes as bytes.
+
+    Args:
+        fired: uint8 [R, K] contiguous, each 0 or 1.
+
+    Returns:
+        row_ptr [R + 1] int64 and unit [n_events] int32.
+    """
+    row_ptr = np.zeros(len(fired) + 1, np.int64)
+    run(_count, len(fired), fired, row_ptr[1:])
+    np.cumsum(row_ptr, out=row_ptr)
+    unit = np.empty(row_ptr[-1], np.int32)
+    run(_fill, len(fired), fired, row_ptr, unit)
+    return row_ptr, unit
+
+
+@kernel
+def _count(start, stop, fired, count):
+    for row in range(start, stop):
+        total = np.int32(0)
+        for k in range(fired.shape[1]):
+            total += np.int32(fired[row, k])
+        count[row] = total
+
+
+@kernel
+def _fill(start, stop, fired, row_ptr, unit):
+    fired, listed = borrowed(fired), np.empty(fired.shape[1], np.int32)
+    for row in range(start, stop):
+        first = np.uintp(row_ptr[row])
+        for event in range(list_units(fired[row], listed)):
+            unit[first + event] = listed[event]
+
+
+@kernel
+def list_units(fired, unit):
+    """Write the units that fired, of bytes [K], to the start of `unit` [K]; returns how many."""
+    count = np.uintp(0)
+    n_grouped = fired.size // 8 * 8
+    groups = fired[:n_grouped].view(np.uint64)  # x86 and arm64 load them from any address
+    for group in range(groups.size):  # most are silent
+        if groups[np.uintp(group)] != 0:
+            count = _list_some(fired, 8 * group, 8 * group + 8, unit, count)
+    return _list_some(fired, n_grouped, fired.size, unit, count)
+
+
+@kernel
+def _list_some(fired, first, last, unit, count):
+    for k in range(first, last):  # without a branch, which would often be guessed wrong
+        unit[count] = k
+        count += np.uintp(fired[np.uintp(k)])
+    return count
+
+
+@kernel
+def add_rows(total, rows, unit, first, last):
+    """total [N] += rows[unit[e]] for e = first … last − 1, in this order; rows [K, N].
+
+    Four rows at a time spare loads and stores of `total`.
+    """
+    event, end, four = np.uintp(first), np.uintp(last), np.uintp(4)
+    while event + four <= end:
+        i0, i1 = np.uintp(unit[event]), np.uintp(unit[event + np.uintp(1)])
+        i2, i3 = np.uintp(unit[event + np.uintp(2)]), np.uintp(unit[event + np.uintp(3)])
+        for i in range(total.size):
+            total[i] = (((total[i] + rows[i0, i]) + rows[i1, i]) + rows[i2, i]) + rows[i3, i]
+        event += four
+    while event < end:
+        i0 = np.uintp(unit[event])
+        for i in range(total.size):
+            total[i] += rows[i0, i]
+        event += np.uintp(1)
+
+
+def event_currents(
+    row_ptr: np.ndarray, unit: np.ndarray, weight_t: np.ndarray, bias: np.ndarray, lag_rows: int,
+    out: np.ndarray,
+) -> None:  # fmt: skip
+    """out[r] = bias + Σ_k Σ weight_t[k, unit] over the events of row r − k·lag_rows.
+
+    Args:
+        row_ptr, unit: the events, R rows.
+        weight_t: [n_taps, K, N]; tap k acts k·lag_rows rows later.
+        bias: [N].
+        lag_rows: rows between taps (the batch size, as rows run through time first).
+        out: [R, N], overwritten.
+    """
+    run(_event_currents, len(out), row_ptr, unit, weight_t, bias, lag_rows, out)
+
+
+@kernel
+def _event_currents(start, stop, row_ptr, unit, weight_t, bias, lag_rows, out):
+    out, weight_t = borrowed(out), borrowed(weight_t)
+    for tap in range(weight_t.shape[0]):
+        rows, lag = weight_t[tap], tap * lag_rows
+        for row in range(start, stop):
+            total = out[row]
+            if tap == 0:
+                total[:] = bias
+            if row >= lag:
+                add_rows(total, rows, unit, row_ptr[row - lag], row_ptr[row - lag + 1])
+
+
+def delayed_event_currents(
+    row_ptr: np.ndarray,
+    unit: np.ndarray,
+    weight_t: np.ndarray,
+    delay_t: np.ndarray,
+    bias: np.ndarray,
+    out: np.ndarray,
+) -> None:
+    """out[t + delay_t[k, n], b, n] += weight_t[k, n] for each event of unit k at (t, b), and bias.
+
+    Args:
+        row_ptr, unit: the events, T·B rows.
+        weight_t: [K, N].
+        delay_t: int64 [K, N] in steps, ≥ 0.
+        bias: [N].
+        out: [T, B, N], overwritten.
+    """
+    offset = (delay_t * len(bias) + np.arange(len(bias))).astype(np.uint64)
+    reach = int(delay_t.max(initial=0)) + 1
+    run(_delayed, out.shape[1], row_ptr, unit, weight_t, offset, bias, reach, out)
+
+
+@kernel
+def _delayed(first, last, row_ptr, unit, weight_t, offset, bias, reach, out):
+    n_steps, batch_size, n_units = out.shape
+    coming = np.empty((n_steps + reach) * n_units, out.dtype)  # what arrives at each step
+    for sample in range(first, last):
+        coming[:] = 0
+        for t in range(n_steps):
+            row = t * batch_size + sample
+            now = coming[t * n_units :]
+            for event in range(row_ptr[row], row_ptr[row + 1]):
+                k = unit[event]
+                for i in range(n_units):
+                    now[offset[k, i]] += weight_t[k, i]
+            for i in range(n_units):
+                out[t, sample, i] = bias[i] + now[i]
+
+
+def event_weight_gradient(
+    row_ptr: np.ndarray,
+    unit: np.ndarray,
+    grad: np.ndarray,
+    n_taps: int,
+    lag_rows: int,
+    n_units: int,
+) -> np.ndarray:
+    """Σ_r grad[r] over the events of row r − k·lag_rows, for each tap k and unit: [n_taps, K, N].
+
+    grad [R, N]. A thread owns columns, so the order of the sums does not depend on the number of
+    threads; and it has them in memory of its own: next to another thread's, each would wait for
+    lines that the other's prefetching took (3 times slower).
+    """
+    n_columns = grad.shape[1]
+    per_thread = -(-n_columns // torch.get_num_threads())
+    width = min(max(per_thread, _LEAST_COLUMNS), _MOST_COLUMNS)
+    n_tiles = -(-n_columns // width)
+    tiles = np.zeros((n_tiles, n_taps, n_units, width), grad.dtype)
+    run(_event_weight_gradient, n_tiles, row_ptr, unit, grad, lag_rows, tiles)
+    whole = np.moveaxis(tiles, 0, 2).reshape(n_taps, n_units, n_tiles * width)
+    return whole[:, :, :n_columns]
+
+
+@kernel
+def _event_weight_gradient(first, last, row_ptr, unit, grad, lag_rows, tiles):
+    one = np.uintp(1)
+    for tile_ in range(first, last):
+        tile, start = np.uintp(tile_), np.uintp(tile_ * tiles.shape[3])
+        width = np.uintp(min(grad.shape[1] - tile_ * tiles.shape[3], tiles.shape[3]))
+        for tap_ in range(tiles.shape[1]):
+            tap = np.uintp(tap_)
+            for row_ in range(tap_ * lag_rows, grad.shape[0]):
+                row, source = np.uintp(row_), np.uintp(row_ - tap_ * lag_rows)
+                for event in range(np.uintp(row_ptr[source]), np.uintp(row_ptr[source + one])):
+                    k = np.uintp(unit[event])
+                    for i in range(width):
+                        tiles[tile, tap, k, i] += grad[row, start + i]

@@ -1,0 +1,311 @@
+"""Strips: columns that take a chunk of steps together, so that their state stays in the L1 cache.
+
+What `cpu/fused.py` runs a tile through, forward and backward, for any model. Kernels index flat
+arrays, and the rows of a strip's state lie at constant distances: loops over columns then
+vectorise, and hardly check before each if arrays overlap.
+"""
+
+import numpy as np
+
+from blockspike.neurons.cpu.kernels import (
+    LINE_BYTES,
+    borrowed,
+    kernel,
+    kernel_with_fma,
+    stream_line,
+)
+from blockspike.neurons.cpu.model import (
+    WIDTH,
+    add_to_sums,
+    load_grads,
+    load_parameters,
+    load_states,
+    n_rows,
+    reverse_step,
+    step,
+    store_grads,
+    store_states,
+)
+from blockspike.neurons.cpu.surrogate import surrogate_derivative
+from blockspike.neurons.cpu.tiles import add_feedback, add_recurrent, list_spikes
+
+CHUNK = 8  # steps between saved states; what backward replays of them stays in the L1 cache
+
+# The rows of a strip's state: spikes and margins of a step, then parameters, states, gradients of
+# the states, sums of the parameters' gradients. What backward replays of a step: margins, slopes,
+# then the states before it.
+_STRIP = np.uintp(WIDTH)
+_SPIKES, _MARGINS, _PARAMETERS = np.uintp(0), _STRIP, np.uintp(2) * _STRIP
+_SLOPES, _BEFORE = _STRIP, np.uintp(2) * _STRIP  # margins are at 0
+
+
+@kernel
+def places(model):
+    """Where a strip's states, their gradients and the sums begin, and its size."""
+    n_parameters, n_states, n_grads = n_rows(model)
+    states = _PARAMETERS + np.uintp(n_parameters) * _STRIP
+    grads = states + np.uintp(n_states) * _STRIP
+    sums = grads + np.uintp(n_grads) * _STRIP
+    return states, grads, sums, sums + np.uintp(n_parameters) * _STRIP
+
+
+@kernel
+def replayed_size(model):
+    """What backward replays of a step of a strip."""
+    return _BEFORE + np.uintp(n_rows(model)[1]) * _STRIP
+
+
+@kernel
+def count_strips(start, stop):
+    """Strips that columns start … stop − 1 take; the last may be narrower."""
+    return (stop - start + WIDTH - 1) // WIDTH
+
+
+@kernel
+def new_state(model, start, stop, parameters):
+    """State of the strips of columns start … stop − 1: parameters, and zeros."""
+    size = places(model)[3]
+    state = np.zeros(np.uintp(count_strips(start, stop)) * size, parameters.dtype)
+    for k in range(parameters.shape[0]):
+        row = _PARAMETERS + np.uintp(k) * _STRIP
+        for column in range(start, stop):
+            i = column - start
+            state[np.uintp(i // WIDTH) * size + row + np.uintp(i % WIDTH)] = parameters[k, column]
+    return state
+
+
+@kernel
+def keep_states(model, state, start, stop, values):
+    """Write the states of all strips to `values` [states, columns], columns start … stop − 1."""
+    first, _, _, size = places(model)
+    for k in range(values.shape[0]):
+        for column in range(start, stop, WIDTH):
+            o = np.uintp((column - start) // WIDTH) * size + first + np.uintp(k) * _STRIP
+            own = values[k, column : min(column + WIDTH, stop)]
+            for i in range(own.size):
+                own[i] = state[o + np.uintp(i)]
+
+
+@kernel
+def _store(target, at, source, first, n, stream):
+    """target[at …] = source[first …], n of them."""
+    done = np.uintp(0)
+    line = np.uintp(LINE_BYTES // target.itemsize)
+    if stream:
+        while done + line <= np.uintp(n):
+            stream_line(target, at + done, source, first + done)  # pyright: ignore
+            done += line
+    for i in range(done, np.uintp(n)):
+        target[at + np.uintp(i)] = source[first + np.uintp(i)]
+
+
+@kernel
+def advance(
+    model, first, last, stride, start, stop, source, source_stride, shift, constants, state,
+    keep_margin, stream, spikes, fired, margin,
+):  # fmt: skip
+    """Steps first … last − 1 of columns start … stop − 1, strip by strip.
+
+    Arrays are flat: step t of column c lies at t · stride + c, in `source` at
+    t · source_stride + c − shift.
+    """
+    states, _, _, size = places(model)
+    for column in range(start, stop, WIDTH):
+        o = np.uintp((column - start) // WIDTH) * size
+        width = min(WIDTH, stop - column)
+        for t in range(first, last):
+            x = np.uintp(t) * stride + np.uintp(column)
+            y = np.uintp(t) * source_stride + np.uintp(column) - shift
+            for i_ in range(width):
+                i = np.uintp(i_)
+                s, u, after = step(
+                    model, source[y + i], load_parameters(model, state, o + _PARAMETERS + i),
+                    constants, load_states(model, state, o + states + i),
+                )  # fmt: skip
+                store_states(model, state, o + states + i, after)
+                state[o + _SPIKES + i] = s
+                state[o + _MARGINS + i] = u
+                fired[x + i] = np.uint8(s)
+            _store(spikes, x, state, o + _SPIKES, width, stream)
+            if keep_margin:
+                _store(margin, x, state, o + _MARGINS, width, stream)
+
+
+@kernel
+def advance_recurrent(
+    model, first, last, stride, start, stop, current, constants, state, keep_margin, stream,
+    spikes, fired, margin, weight_t, units, n_units, drive, keep_drives, drives,
+):  # fmt: skip
+    """The same with recurrence, as many steps at a time as `drive` [steps, tile] has room for.
+
+    These are at most its delay: slot t mod delay of `units` and `n_units` holds what fired at step
+    t − delay, and then at t.
+    """
+    n_slots, width = units.shape
+    n_neurons = weight_t.shape[1]
+    source, fires = drive.ravel(), fired.ravel()
+    for begin in range(first, last, drive.shape[0]):
+        end = min(last, begin + drive.shape[0])
+        for t in range(begin, end):
+            slot = t % n_slots
+            row = current[t, start:stop]
+            add_recurrent(row, units[slot], n_units[slot], weight_t, drive[t - begin])
+            if keep_drives:
+                x = np.uintp(t) * stride + np.uintp(start)
+                _store(drives, x, source, np.uintp(t - begin) * np.uintp(width), width, stream)
+        shift = np.uintp(begin) * np.uintp(width) + np.uintp(start)
+        advance(
+            model, begin, end, stride, start, stop, source, np.uintp(width), shift, constants,
+            state, keep_margin, stream, spikes, fires, margin,
+        )  # fmt: skip
+        for t in range(begin, end):
+            slot = t % n_slots
+            list_spikes(fired[t, start:stop], n_neurons, units[slot], n_units[slot])
+
+
+@kernel
+def advance_narrow(
+    model, first, last, stride, start, stop, source, constants, state, keep_margin, spikes, fired,
+    margin,
+):  # fmt: skip
+    """The same for less than a strip, a column at a time with its state in registers."""
+    states, _, _, _ = places(model)
+    for column in range(start, stop):
+        i = np.uintp(column - start)
+        parameters = load_parameters(model, state, _PARAMETERS + i)
+        now = load_states(model, state, states + i)
+        for t in range(first, last):
+            x = np.uintp(t) * stride + np.uintp(column)
+            s, u, now = step(model, source[x], parameters, constants, now)
+            spikes[x] = s
+            fired[x] = np.uint8(s)
+            if keep_margin:
+                margin[x] = u
+        store_states(model, state, states + i, now)
+
+
+@kernel
+def replay(
+    model, first, last, stride, start, stop, drives, constants, kept, state, o, replayed, r
+):  # fmt: skip
+    """Repeat a chunk of one strip from the states kept: margins, and the states before a step."""
+    size, states = replayed_size(model), places(model)[0]
+    for row in range(kept.shape[0]):
+        k = o + states + np.uintp(row) * _STRIP
+        own = kept[row, start:stop]
+        for i in range(own.size):
+            state[k + np.uintp(i)] = own[i]
+    for t in range(first, last):
+        x = np.uintp(t) * stride + np.uintp(start)
+        k = r + np.uintp(t - first) * size
+        for i_ in range(stop - start):
+            i = np.uintp(i_)
+            before = load_states(model, state, o + states + i)
+            store_states(model, replayed, k + _BEFORE + i, before)
+            _, u, after = step(
+                model, drives[x + i], load_parameters(model, state, o + _PARAMETERS + i), constants,
+                before,
+            )  # fmt: skip
+            replayed[k + i] = u
+            store_states(model, state, o + states + i, after)
+
+
+@kernel
+def evaluate_slopes(model, code, n_steps, width, replayed, r):
+    """Surrogate derivatives of a chunk of one strip."""
+    replayed = borrowed(replayed)
+    for t in range(n_steps):
+        k = r + np.uintp(t) * replayed_size(model)
+        slopes = replayed[k + _SLOPES : k + _SLOPES + np.uintp(width)]
+        surrogate_derivative(code, replayed[k : k + np.uintp(width)], slopes)
+
+
+@kernel_with_fma
+def reverse(
+    model, steps, first, stride, start, stop, grad_spikes, shift, drives, constants, attached,
+    state, o, replayed, r, grad_current,
+):  # fmt: skip
+    """Backpropagation through `steps` of the chunk that begins at `first`, for one strip.
+
+    The steps come as a list: inside a loop that counts down LLVM does not vectorise.
+    """
+    _, grads, sums, _ = places(model)
+    size = replayed_size(model)
+    for t in steps:
+        x = (np.uintp(first) + t) * stride + np.uintp(start)
+        k = r + t * size
+        for i_ in range(stop - start):
+            i = np.uintp(i_)
+            to_drive, to_parameters, to_states = reverse_step(
+                model, drives[x + i], load_parameters(model, state, o + _PARAMETERS + i), constants,
+                load_states(model, replayed, k + _BEFORE + i), replayed[k + i],
+                replayed[k + _SLOPES + i], grad_spikes[x - shift + i], attached,
+                load_grads(model, state, o + grads + i),
+            )  # fmt: skip
+            store_grads(model, state, o + grads + i, to_states)
+            grad_current[x + i] = to_drive
+            add_to_sums(model, state, o + sums + i, to_parameters)
+
+
+@kernel_with_fma
+def reverse_narrow(
+    model, steps, first, stride, start, stop, grad_spikes, drives, constants, attached, state,
+    replayed, grad_current,
+):  # fmt: skip
+    """The same for less than a strip, a column at a time."""
+    _, grads, sums, _ = places(model)
+    size = replayed_size(model)
+    for column in range(start, stop):
+        i = np.uintp(column - start)
+        parameters = load_parameters(model, state, _PARAMETERS + i)
+        now = load_grads(model, state, grads + i)
+        for t in steps:
+            x = (np.uintp(first) + t) * stride + np.uintp(column)
+            k = t * size + i
+            grad_current[x], to_parameters, now = reverse_step(
+                model, drives[x], parameters, constants, load_states(model, replayed, k + _BEFORE),
+                replayed[k], replayed[k + _SLOPES], grad_spikes[x], attached, now,
+            )  # fmt: skip
+            add_to_sums(model, state, sums + i, to_parameters)
+        store_grads(model, state, grads + i, now)
+
+
+@kernel
+def reverse_recurrent(
+    model, steps, first, stride, start, stop, grad_spikes, drives, constants, attached, state,
+    replayed, delay, weight, grad_s, grad_current,
+):  # fmt: skip
+    """The same for a tile whose spikes carry gradient into the recurrence, step by step.
+
+    What is replayed is that of all strips, one after another; `grad_s` [tile] is scratch.
+    """
+    n_steps = grad_spikes.shape[0]
+    size, chunk_size = places(model)[3], np.uintp(CHUNK) * np.uintp(replayed_size(model))
+    to_current = grad_current.ravel()
+    for i in range(steps.size):
+        t = first + int(steps[i])
+        later = t + delay  # hears of the spikes of step t
+        grad_s[:] = grad_spikes[t, start:stop]
+        if later < n_steps:
+            add_feedback(grad_current[later, start:stop], weight, grad_s)
+        shift = np.uintp(t) * stride + np.uintp(start)
+        for strip in range(count_strips(start, stop)):
+            left = start + strip * WIDTH
+            reverse(
+                model, steps[i : i + 1], first, stride, left, min(stop, left + WIDTH), grad_s,
+                shift, drives, constants, attached, state, np.uintp(strip) * np.uintp(size),
+                replayed, np.uintp(strip) * chunk_size, to_current,
+            )  # fmt: skip
+
+
+@kernel
+def flush_strips(model, start, stop, state, totals):
+    """Add a chunk's sums to the totals in float64, so that long recordings lose nothing."""
+    _, _, sums, size = places(model)
+    for k in range(totals.shape[0]):
+        for column in range(start, stop, WIDTH):
+            o = np.uintp((column - start) // WIDTH) * size + sums + np.uintp(k) * _STRIP
+            total = totals[k, column : min(column + WIDTH, stop)]
+            for i in range(total.size):
+                total[i] += state[o + np.uintp(i)]
+                state[o + np.uintp(i)] = 0

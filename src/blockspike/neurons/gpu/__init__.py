@@ -1,0 +1,1 @@
+"""One pass over time on a GPU, for every neuron model."""

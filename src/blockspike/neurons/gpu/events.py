@@ -1,0 +1,94 @@
+"""Event-driven products on a GPU (Triton): the same two functions as `cpu/events.py`, on tensors.
+
+Both are sums of listed rows of a table, in a fixed order: forward of the weights of the units that
+spiked, and for the weight gradient of the current's gradient in the rows where a unit spiked.
+"""
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from blockspike.neurons.gpu.graphs import launching_on
+
+TILE = 64  # columns of a program
+GROUP = 16  # events that are loaded at once
+OPTIONS = {"num_warps": 4, "enable_fp_fusion": True}
+
+
+@triton.jit(do_not_specialize=["n_table", "n_columns", "start_stride"])
+def sum_rows(
+    row_ptr, index, table, start, out, n_table, n_columns, start_stride,
+    tile: tl.constexpr, group: tl.constexpr,
+):  # fmt: skip
+    """out[r] = start[r] + Σ table[index[e]] over the events e of row r; an index ≥ n_table adds 0.
+
+    Programs: rows × tiles of columns. `start_stride` is 0 if all rows start from the same.
+    """
+    row = tl.program_id(0).to(tl.int64)
+    column = tl.program_id(1) * tile + tl.arange(0, tile)
+    inside = column < n_columns
+    stride = n_columns.to(tl.int64)
+    total = tl.load(start + row * start_stride + column, mask=inside, other=0.0)
+    last = tl.load(row_ptr + row + 1)
+    for first in range(tl.load(row_ptr + row), last, group):
+        event = first + tl.arange(0, group)
+        i = tl.load(index + event, mask=event < last, other=n_table)[:, None]
+        present = (i < n_table) & inside[None, :]
+        total += tl.sum(tl.load(table + i * stride + column[None, :], mask=present, other=0.0), 0)
+    tl.store(out + row * stride + column, total, mask=inside)
+
+
+def _sum_rows(row_ptr: Tensor, index: Tensor, table: Tensor, start: Tensor, out: Tensor) -> None:
+    """Run the kernel for all rows of `out` [R, N]; `start` is [N] or [R, N] and may be `out`."""
+    n_rows, n_columns = out.shape
+    kernel: Any = sum_rows
+    kernel[(n_rows, triton.cdiv(n_columns, TILE))](
+        row_ptr, index, table, start, out, len(table), n_columns,
+        n_columns if start.ndim == 2 else 0, tile=TILE, group=GROUP,
+        **OPTIONS,
+    )  # fmt: skip
+
+
+def event_currents(
+    row_ptr: Tensor, unit: Tensor, weight_t: Tensor, bias: Tensor, lag_rows: int, out: Tensor
+) -> None:
+    """out[r] = bias + Σ_k Σ weight_t[k, unit] over the events of row r − k·lag_rows.
+
+    Args:
+        row_ptr, unit: the events, R rows.
+        weight_t: [n_taps, K, N] contiguous; tap k acts k·lag_rows rows later.
+        bias: [N] contiguous.
+        lag_rows: rows between taps (the batch size, as rows run through time first).
+        out: [R, N] contiguous, overwritten.
+    """
+    with launching_on(out.device):
+        for tap, rows in enumerate(weight_t):
+            later = out[tap * lag_rows :]
+            if len(later):
+                _sum_rows(row_ptr, unit, rows, bias if tap == 0 else later, later)
+
+
+def event_weight_gradient(
+    row_ptr: Tensor, unit: Tensor, grad: Tensor, n_taps: int, lag_rows: int, n_units: int
+) -> Tensor:
+    """Σ_r grad[r] over the events of row r − k·lag_rows, for each tap k and unit: [n_taps, K, N].
+
+    grad [R, N] contiguous. Events are sorted by unit first, in their order, so that each sum has
+    one program and one order.
+    """
+    out = grad.new_zeros(n_taps, n_units, grad.shape[1])
+    zero = grad.new_zeros(grad.shape[1])
+    row = torch.repeat_interleave(row_ptr.diff(), output_size=len(unit))  # of each event
+    by_unit, order = torch.sort(unit, stable=True)
+    row = row[order]
+    units = torch.arange(n_units + 1, device=unit.device, dtype=unit.dtype)
+    unit_ptr = torch.searchsorted(by_unit, units)
+    with launching_on(grad.device):
+        for tap, sums in enumerate(out):
+            later = grad[tap * lag_rows :]  # its row r is where the events of row r arrive
+            if len(later):
+                _sum_rows(unit_ptr, row, later, zero, sums)
+    return out

@@ -1,0 +1,217 @@
+"""A model in one pass over time with the state in registers, forward and backward (Triton).
+
+The contract, equations and gradient of `cpu/fused.py`. [T, B, N] is T rows of B·N columns, and
+a program of `gpu/kernels.py` takes a tile of columns through all of time. With recurrence it takes
+a block of `recurrent_delay` steps, and between two blocks is one matrix product. Kept for backward
+are the input of every step and, every CHUNK steps, the states; what fired, for recurrent weights.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+import triton
+from torch import Tensor
+
+from blockspike.neurons.autograd import differentiable_once
+from blockspike.neurons.gpu import kernels as kernels_gpu
+from blockspike.neurons.gpu.graphs import Graphs, launching_on
+from blockspike.neurons.gpu.kernels import in_triton
+from blockspike.neurons.model import NeuronModel, Simulation
+from blockspike.neurons.surrogate import Boxcar, FastSigmoid, MultiGaussian
+from blockspike.neurons.trace import ALIFTrace, check_finite, needs_gradient, trace_of_margin
+
+CHUNK = 8  # steps between saved states; 16 take too many registers
+TILE = 32  # columns of a program: one warp, since few columns must fill many processors
+_CODES = {
+    FastSigmoid: kernels_gpu.FAST_SIGMOID.value,
+    Boxcar: kernels_gpu.BOXCAR.value,
+    MultiGaussian: kernels_gpu.MULTI_GAUSSIAN.value,
+}
+OPTIONS = {"num_warps": 1, "enable_fp_fusion": False}  # steps round as a PyTorch loop does
+_MOST_COLUMNS = 2**31 - 2**10  # a tile beyond the last is still a number of 32 bits
+_graphs = Graphs()
+
+
+class _Result(NamedTuple):
+    """Spikes [T, B·N]; of each step and column, if asked for, the margin and the input.
+
+    `saved` [chunks, states, B·N] is empty if nothing is kept for backward; the state is the last.
+    """
+
+    spikes: Tensor
+    margin: Tensor
+    drives: Tensor
+    saved: Tensor
+    state: Tensor
+
+
+def sizes(model: NeuronModel, n_constants: int) -> dict[str, int]:
+    """How many of each a kernel of the model has."""
+    n_states = len(model.states) + len(model.counters)
+    return {
+        "n_parameters": len(model.parameters),
+        "n_constants": n_constants,
+        "n_states": n_states,
+    }
+
+
+def _launch(kernel: Any, n_columns: int, *args: Tensor | int, **options: Any) -> None:
+    """Run a kernel on every tile of the columns."""
+    kernel[(triton.cdiv(n_columns, TILE),)](*args, tile=TILE, chunk=CHUNK, **options, **OPTIONS)
+
+
+def _simulate(
+    current: Tensor, parameters: Tensor, constants: Tensor, weight: Tensor | None = None, *,
+    model: NeuronModel, delay: int, for_backward: bool, keep_margin: bool,
+) -> _Result:  # fmt: skip
+    """From current [T, B, N], parameters [P, N] and constants [C], 0 and 1 first."""
+    n_steps, _, n_neurons = current.shape
+    rows = current.reshape(n_steps, -1)
+    n_columns = rows.shape[1]
+    counts = sizes(model, len(constants))
+    spikes, nothing = torch.empty_like(rows), parameters.new_empty(0, 0)
+    margin = parameters.new_empty(rows.shape) if keep_margin else nothing
+    keep_drives = for_backward and weight is not None
+    drives = parameters.new_empty(rows.shape) if keep_drives else rows if for_backward else nothing
+    n_saved = -(-n_steps // CHUNK) if for_backward else 0
+    saved = parameters.new_empty(n_saved, counts["n_states"], n_columns)
+    state = parameters.new_zeros(counts["n_states"], n_columns)
+    block = n_steps if weight is None else delay
+    for first in range(0, n_steps, block):
+        last = min(n_steps, first + block)
+        recurrent = None
+        if weight is not None and first > 0:
+            earlier = spikes[first - block : last - block].view(-1, n_neurons)
+            recurrent = earlier.to(weight.dtype) @ weight.T
+        _launch(
+            kernels_gpu.forward, n_columns, rows, rows if recurrent is None else recurrent,
+            parameters, constants, state, spikes, margin, drives, saved, first, last, n_columns,
+            n_neurons, step=in_triton(model.step), **counts,
+            has_recurrent=recurrent is not None, keep_margin=keep_margin,
+            keep_drives=keep_drives, keep_states=for_backward,
+        )  # fmt: skip
+    return _Result(spikes, margin, drives, saved, state)
+
+
+def _differentiate(
+    grad_spikes: Tensor, drives: Tensor, saved: Tensor, parameters: Tensor, constants: Tensor,
+    weight: Tensor | None = None, *, what: Simulation,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """dLoss/dI [T, B·N], float64 dLoss/dparameters [P, B·N]; `weight` if it takes part."""
+    model = what.model
+    n_steps, n_columns = drives.shape
+    grad_current = torch.empty_like(grad_spikes)
+    carried = parameters.new_zeros(len(model.states), n_columns)
+    sums = parameters.new_zeros(len(parameters), n_columns, dtype=torch.float64)
+    block = n_steps if weight is None else what.recurrent_delay
+    for last in range(n_steps, 0, -block):
+        first = max(0, last - block)
+        feedback = None
+        if weight is not None and last < n_steps:
+            later = grad_current[first + block : last + block].view(-1, len(weight))
+            feedback = later.to(weight.dtype) @ weight
+        _launch(
+            kernels_gpu.backward, n_columns, grad_spikes,
+            grad_spikes if feedback is None else feedback, drives, saved, parameters, constants,
+            carried, grad_current, sums, first, last, n_columns, parameters.shape[1],
+            step=in_triton(model.step), reverse_step=in_triton(model.reverse_step),
+            **sizes(model, len(constants)), n_carried=len(model.states),
+            has_feedback=feedback is not None, attached=0.0 if what.detach_spikes else 1.0,
+            surrogate=_CODES[type(what.surrogate)],
+        )  # fmt: skip
+    return grad_current, sums
+
+
+def _run(
+    current: Tensor, parameters: Tensor, constants: Tensor, weight: Tensor | None,
+    what: Simulation, for_backward: bool, keep_margin: bool = False,
+) -> _Result:  # fmt: skip
+    tensors = [x.detach().contiguous() for x in (current, parameters, constants)]
+    asked: dict[str, Any] = {"for_backward": for_backward, "keep_margin": keep_margin}
+    asked |= {"model": what.model, "delay": min(what.recurrent_delay, len(current))}
+    with launching_on(current.device):
+        if weight is None:
+            result = _simulate(*tensors, **asked)
+        else:
+            tensors.append(weight.detach().contiguous())
+            result = _Result(*_graphs.run(_simulate, *tensors, **asked))
+    check_finite(result.state[0].view(current.shape[1:]), current)
+    return result
+
+
+def _recurrent_weight_gradient(
+    grad_current: Tensor, fired: Tensor, delay: int, dtype: torch.dtype
+) -> Tensor:
+    """dLoss/dW[post, pre] = Σ gI[t, post] S[t − delay, pre], one product; both [T, B, N]."""
+    n = fired.shape[2]
+    later, earlier = grad_current[delay:].reshape(-1, n), fired[:-delay].reshape(-1, n)
+    return later.to(dtype).T @ earlier.to(dtype)
+
+
+class _Fused(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, current, parameters, constants, weight, what: Simulation):
+        """Spikes [T, B, N]."""
+        result = _run(current, parameters, constants, weight, what, for_backward=True)
+        spikes = result.spikes.view(current.shape)
+        fired = None if weight is None else spikes.to(torch.uint8)
+        ctx.save_for_backward(result.drives, result.saved, parameters, constants, weight, fired)
+        ctx.what, ctx.shape = what, current.shape
+        return spikes
+
+    @staticmethod
+    @differentiable_once("method='fused'", instead="method='standard'")
+    def backward(ctx, *grads: Tensor):  # pyright: ignore[reportIncompatibleMethodOverride]
+        drives, saved, parameters, constants, weight, fired = ctx.saved_tensors
+        delay = min(ctx.what.recurrent_delay, ctx.shape[0])
+        what: Simulation = ctx.what._replace(recurrent_delay=delay)
+        tensors = [grads[0].reshape(drives.shape).contiguous(), drives, saved]
+        tensors += [parameters.contiguous(), constants]
+        grad_weight = None
+        with launching_on(drives.device):
+            if weight is None or what.detach_spikes:
+                grad_current, sums = _differentiate(*tensors, what=what)
+            else:
+                tensors.append(weight.contiguous())
+                grad_current, sums = _graphs.run(_differentiate, *tensors, what=what)
+            grad_current = grad_current.view(ctx.shape)
+            if weight is not None and ctx.needs_input_grad[3]:
+                grad_weight = _recurrent_weight_gradient(grad_current, fired, delay, weight.dtype)
+        per_neuron = sums.view(len(parameters), -1, ctx.shape[2]).sum(1).to(parameters.dtype)
+        return grad_current, per_neuron, None, grad_weight, None
+
+
+def fused_gpu(
+    what: Simulation,
+    current: Tensor,
+    parameters: Sequence[Tensor],
+    recurrent_weight: Tensor | None,
+    threshold_of: Callable[[Tensor], Tensor] = torch.ones_like,
+) -> ALIFTrace:
+    """Spikes and gradient of the model's loop by Triton kernels; arguments as `fused_cpu`.
+
+    `current` may be bfloat16 beside float32 parameters: then spikes and the current's gradient
+    are too, and everything in between is float32.
+
+    Raises:
+        ValueError: B·N is too large for the kernels' numbers of columns, which are of 32 bits.
+    """
+    if current.shape[1] * current.shape[2] > _MOST_COLUMNS:
+        raise ValueError(
+            f"current: expected B·N ≤ {_MOST_COLUMNS} for 'fused' on a GPU, "
+            f"got {current.shape[1]} · {current.shape[2]}"
+        )
+    together = torch.stack(list(parameters))
+    # filled there: a copy from the CPU would have to be waited for
+    numbers = torch.stack([together.new_full((), x) for x in (0.0, 1.0, *what.constants)])
+    inputs = (current, together, numbers, recurrent_weight)
+    simulate = partial(_run, *inputs, what)
+    if needs_gradient(*inputs):
+        spikes = _Fused.apply(*inputs, what)  # pyright: ignore
+    else:
+        spikes = simulate(for_backward=False).spikes.view(current.shape)
+    margin = partial(simulate, for_backward=False, keep_margin=True)
+    watched = (current, recurrent_weight, *parameters)
+    return trace_of_margin(spikes, lambda: margin().margin, threshold_of, watched)

@@ -1,0 +1,268 @@
+"""Triton kernels of `gpu/fused.py`: a tile of columns through a range of steps, and back.
+
+A program works on a chunk of steps at a time, unrolled and in registers, while the rows of the next
+chunk are on their way from memory. Chunks start at multiples of their length; steps of a chunk that
+are not asked for are computed and dropped: then the mask `live` of the columns is empty.
+
+`step` and `reverse_step` are a model's functions, see `in_triton`.
+"""
+# What a kernel is written in only looks like Python.
+# pyright: reportGeneralTypeIssues=false, reportAttributeAccessIssue=false
+
+import math
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import triton
+import triton.language as tl
+
+from blockspike.neurons.model import maximum, translated, where
+
+FAST_SIGMOID, BOXCAR, MULTI_GAUSSIAN = (tl.constexpr(code) for code in range(3))
+_CENTRE = tl.constexpr(0.5 * 1.15 / (0.5 * math.sqrt(2 * math.pi)))
+_SIDES = tl.constexpr(0.5 * 0.15 / (3 * math.sqrt(2 * math.pi)))
+_SCALARS = ["first", "last", "n_columns", "n_neurons"]  # one kernel for all values
+
+
+@triton.jit
+def _where(condition, x, y):
+    return tl.where(condition, x, y)
+
+
+@triton.jit
+def _maximum(x, least):
+    return tl.maximum(x, least)
+
+
+_OF_TRITON = {where: _where, maximum: _maximum}
+
+
+@cache
+def in_triton(function: Callable[..., Any]) -> Any:
+    """A model's `step` or `reverse_step` for these kernels, with what it calls."""
+    if function in _OF_TRITON:
+        return _OF_TRITON[function]
+    own = translated(function, in_triton)
+    own.__globals__["tl"] = tl  # the interpreter looks for it
+    return triton.jit(own)
+
+
+@triton.jit
+def _fire(margin):
+    spike = (margin > 0.0).to(margin.dtype)
+    return spike, 1.0 - spike
+
+
+@triton.jit
+def _load_each(x, column, inside, stride, n: tl.constexpr):
+    """n rows of x at these columns, as a tuple of [tile]."""
+    rows = ()
+    for k in tl.static_range(n):
+        rows += (tl.load(x + k * stride + column, mask=inside, other=0.0),)
+    return rows
+
+
+@triton.jit
+def _store_each(x, column, inside, stride, rows, n: tl.constexpr):
+    for k in tl.static_range(n):
+        tl.store(x + k * stride + column, rows[k], mask=inside)
+
+
+@triton.jit
+def _choose(live, new, old, n: tl.constexpr):
+    """Each of n values: the new where live, else the old."""
+    chosen = ()
+    for k in tl.static_range(n):
+        chosen += (tl.where(live, new[k], old[k]).to(old[k].dtype),)
+    return chosen
+
+
+@triton.jit
+def _own_columns(
+    parameters, constants, n_columns, n_neurons, n_parameters: tl.constexpr,
+    n_constants: tl.constexpr, tile: tl.constexpr,
+):  # fmt: skip
+    """The columns of a program, which of them exist, their parameters, and the constants."""
+    column = tl.program_id(0) * tile + tl.arange(0, tile)
+    inside = column < n_columns
+    stride = n_neurons.to(tl.int64)
+    own = _load_each(parameters, column % n_neurons, inside, stride, n_parameters)
+    numbers = ()
+    for k in tl.static_range(n_constants):
+        numbers += (tl.load(constants + k),)
+    return column, inside, own, numbers
+
+
+@triton.jit
+def _load_rows(x, origin, start, first, last, column, n_columns, chunk: tl.constexpr):
+    """Rows start … start + chunk − 1 as a tuple of [tile]; 0 outside of first … last − 1.
+
+    Row `origin` is where x begins. The type is left as it is: converting would wait for the load.
+    """
+    stride = n_columns.to(tl.int64)
+    rows = ()
+    for k in tl.static_range(chunk):
+        t = start + k
+        live = column < tl.where((t >= first) & (t < last), n_columns, 0)
+        rows += (tl.load(x + (t - origin) * stride + column, mask=live, other=0.0),)
+    return rows
+
+
+@triton.jit
+def _load_two(
+    x, y, start, first, last, column, n_columns, has_y: tl.constexpr, chunk: tl.constexpr
+):
+    """The rows of x [T, B·N] and of y, whose row 0 is step `first`; without y those of x twice."""
+    rows = _load_rows(x, 0, start, first, last, column, n_columns, chunk)
+    more = rows
+    if has_y:
+        more = _load_rows(y, first, start, first, last, column, n_columns, chunk)
+    return rows, more
+
+
+@triton.jit(do_not_specialize=_SCALARS)
+def forward(
+    current, recurrent, parameters, constants, state, spikes, margins, drives, saved, first, last,
+    n_columns, n_neurons, step: tl.constexpr, n_parameters: tl.constexpr,
+    n_constants: tl.constexpr, n_states: tl.constexpr, has_recurrent: tl.constexpr,
+    keep_margin: tl.constexpr, keep_drives: tl.constexpr, keep_states: tl.constexpr,
+    tile: tl.constexpr, chunk: tl.constexpr,
+):  # fmt: skip
+    """Steps first … last − 1. `state` [n_states, B·N] is updated."""
+    column, inside, own, numbers = _own_columns(
+        parameters, constants, n_columns, n_neurons, n_parameters, n_constants, tile
+    )
+    stride = n_columns.to(tl.int64)
+    now = _load_each(state, column, inside, stride, n_states)
+    start = first // chunk * chunk
+    rows, more = _load_two(
+        current, recurrent, start, first, last, column, n_columns, has_recurrent, chunk
+    )
+    for c in range(first // chunk, tl.cdiv(last, chunk)):
+        start = c * chunk
+        next_rows, next_more = _load_two(
+            current, recurrent, start + chunk, first, last, column, n_columns, has_recurrent, chunk
+        )
+        if keep_states:
+            live = column < tl.where(start >= first, n_columns, 0)
+            _store_each(saved + c * n_states * stride, column, live, stride, now, n_states)
+        for k in tl.static_range(chunk):
+            drive = rows[k].to(now[0].dtype)
+            if has_recurrent:
+                drive += more[k].to(now[0].dtype)
+            spike, margin, after = step(drive, own, numbers, now, _fire)
+            t = start + k
+            live = column < tl.where((t >= first) & (t < last), n_columns, 0)
+            at = t * stride + column
+            tl.store(spikes + at, spike.to(spikes.dtype.element_ty), mask=live)
+            if keep_margin:
+                tl.store(margins + at, margin, mask=live)
+            if keep_drives:
+                tl.store(drives + at, drive, mask=live)
+            now = _choose(live, after, now, n_states)
+        rows, more = next_rows, next_more
+    _store_each(state, column, inside, stride, now, n_states)
+
+
+@triton.jit
+def _load_saved(
+    drives, saved, c, last, column, n_columns, n_states: tl.constexpr, chunk: tl.constexpr
+):
+    """Drives of chunk c before step `last`, and the state at its start; zeros if c is −1."""
+    rows = _load_rows(drives, 0, c * chunk, 0, last, column, n_columns, chunk)
+    live = column < tl.where(c >= 0, n_columns, 0)
+    stride = n_columns.to(tl.int64)
+    return rows, _load_each(saved + c * n_states * stride, column, live, stride, n_states)
+
+
+@triton.jit
+def _slope(u, surrogate: tl.constexpr):
+    """The surrogate derivative at the margin u, by its code; formulas as in `surrogate.py`."""
+    if surrogate == FAST_SIGMOID:
+        root = 10.0 * tl.abs(u) + 1.0
+        slope = 1.0 / (root * root)
+    elif surrogate == BOXCAR:
+        slope = ((u > -0.5) & (u <= 0.5)).to(u.dtype)
+    else:
+        above = tl.exp((u - 0.5) * (u - 0.5) * (-1 / 18))
+        below = tl.exp((u + 0.5) * (u + 0.5) * (-1 / 18))
+        slope = _CENTRE * tl.exp(-2.0 * u * u) - _SIDES * (above + below)
+    return slope
+
+
+@triton.jit(do_not_specialize=_SCALARS)
+def backward(
+    grad_spikes, feedback, drives, saved, parameters, constants, carried, grad_current, sums,
+    first, last, n_columns, n_neurons, step: tl.constexpr, reverse_step: tl.constexpr,
+    n_parameters: tl.constexpr, n_constants: tl.constexpr, n_states: tl.constexpr,
+    n_carried: tl.constexpr, has_feedback: tl.constexpr, attached: tl.constexpr,
+    surrogate: tl.constexpr, tile: tl.constexpr, chunk: tl.constexpr,
+):  # fmt: skip
+    """Steps last − 1 … first. `carried` [n_carried, B·N], the states' gradient, is updated.
+
+    `sums` float64 [n_parameters, B·N] is what the parameters' gradient of every column is added to.
+    """
+    column, inside, own, numbers = _own_columns(
+        parameters, constants, n_columns, n_neurons, n_parameters, n_constants, tile
+    )
+    stride = n_columns.to(tl.int64)
+    grad_state = _load_each(carried, column, inside, stride, n_carried)
+    totals = _load_each(sums, column, inside, stride, n_parameters)
+    final = (last - 1) // chunk
+    grads, more = _load_two(
+        grad_spikes, feedback, final * chunk, first, last, column, n_columns, has_feedback, chunk
+    )
+    rows, state = _load_saved(drives, saved, final, last, column, n_columns, n_states, chunk)
+    for i in range(final - first // chunk + 1):
+        c = final - i
+        start = c * chunk
+        next_grads, next_more = _load_two(
+            grad_spikes, feedback, start - chunk, first, last, column, n_columns, has_feedback,
+            chunk,
+        )  # fmt: skip
+        next_rows, next_state = _load_saved(
+            drives, saved, c - 1, last, column, n_columns, n_states, chunk
+        )
+        states = ()
+        margins = ()
+        for k in tl.static_range(chunk):  # not a function: Triton 3.3 returns no tuples of tuples
+            states += (state,)
+            _, margin, state = step(rows[k].to(state[0].dtype), own, numbers, state, _fire)
+            margins += (margin,)
+        of_chunk = _zeros_like(own, n_parameters)
+        for k in tl.static_range(chunk - 1, -1, -1):
+            grad_s = grads[k].to(margins[k].dtype)
+            if has_feedback:
+                grad_s += more[k].to(margins[k].dtype)
+            to_drive, to_own, before = reverse_step(
+                rows[k].to(margins[k].dtype), own, numbers, states[k], margins[k],
+                _slope(margins[k], surrogate), grad_s, attached, grad_state,
+            )  # fmt: skip
+            t = start + k
+            live = column < tl.where((t >= first) & (t < last), n_columns, 0)
+            at = t * stride + column
+            tl.store(grad_current + at, to_drive.to(grad_current.dtype.element_ty), mask=live)
+            grad_state = _choose(live, before, grad_state, n_carried)
+            of_chunk = _add_live(of_chunk, to_own, live, n_parameters)
+        totals = _add_live(totals, of_chunk, inside, n_parameters)
+        grads, more, rows, state = next_grads, next_more, next_rows, next_state
+    _store_each(carried, column, inside, stride, grad_state, n_carried)
+    _store_each(sums, column, inside, stride, totals, n_parameters)
+
+
+@triton.jit
+def _zeros_like(values, n: tl.constexpr):
+    zeros = ()
+    for k in tl.static_range(n):
+        zeros += (tl.zeros_like(values[k]),)
+    return zeros
+
+
+@triton.jit
+def _add_live(totals, values, live, n: tl.constexpr):
+    """Each of n totals, with the value added where live."""
+    sums = ()
+    for k in tl.static_range(n):
+        sums += (totals[k] + tl.where(live, values[k], 0.0),)
+    return sums

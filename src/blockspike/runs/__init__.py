@@ -1,0 +1,1 @@
+"""Runs: their folders, sweeps, processes and tables."""

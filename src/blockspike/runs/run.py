@@ -1,0 +1,337 @@
+"""A run and its folder: locked while it runs, refused to another configuration, resumable."""
+
+import fcntl
+import os
+import platform
+import subprocess
+import sys
+import time
+import tomllib
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from importlib.metadata import version
+from pathlib import Path
+from typing import IO, Any
+
+from hydra.errors import InstantiationException
+from omegaconf import DictConfig, OmegaConf
+from pytorch_lightning.utilities import rank_zero_only
+
+from blockspike.files import read_json, write_json, write_text
+from blockspike.runs.plain_yaml import read_plain_yaml
+from blockspike.runs.processes import is_first_process
+from blockspike.runs.slurm import own_job_id
+
+_PACKAGES = ("blockspike", "torch", "pytorch-lightning", "numpy", "numba")
+_LOCK_TRIES, _LOCK_PAUSE_S = 20, 0.1  # who looks whether a run is held, holds it for a moment
+_FIRST_TRIES = 600  # a minute, for the run's first process to begin
+
+
+class RunRefusedError(ValueError):
+    """The folder is another run's: of another configuration, or of another process."""
+
+
+class Run:
+    """One run's folder.
+
+    Holds `config.yaml`, `content.json` (what the result depends on), `data.json` (the data's hash),
+    `status.json`, `checkpoints/{last,previous,best}.ckpt`, `metrics.csv` and, when finished,
+    `result.json`; `error.log` if the last attempt failed, with `bad_batch.ckpt` if that was for a
+    number that is not finite. Where several processes share a run, the first writes.
+    """
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+
+    @property
+    def last_checkpoint(self) -> Path:
+        """The state after the last whole epoch."""
+        return self.folder / "checkpoints" / "last.ckpt"
+
+    @property
+    def previous_checkpoint(self) -> Path:
+        """The state an epoch earlier, should that file be damaged."""
+        return self.folder / "checkpoints" / "previous.ckpt"
+
+    @property
+    def best_checkpoint(self) -> Path:
+        """The model chosen on the validation data."""
+        return self.folder / "checkpoints" / "best.ckpt"
+
+    def result(self) -> dict[str, Any] | None:
+        """The finished run's row, or None.
+
+        Raises:
+            ValueError: it is damaged.
+        """
+        return read_json(self.folder / "result.json") or None
+
+    def config(self) -> DictConfig:
+        """The configuration it was started with, which may be another person's: plain values only.
+
+        Raises:
+            FileNotFoundError: the folder holds no run.
+            ValueError: not a configuration as a run writes it.
+        """
+        path = self.folder / "config.yaml"
+        if not path.is_file():
+            raise FileNotFoundError(f"{self.folder}: no run here (expected {path.name})")
+        return read_plain_yaml(path)
+
+    def check_content(self, content: dict[str, Any]) -> None:
+        """Raise RunRefusedError if the folder belongs to a run with another configuration."""
+        path = self.folder / "content.json"
+        if not path.is_file():
+            return
+        before, now = flatten(read_json(path)), flatten(content)
+        changed = sorted(k for k in before | now if before.get(k) != now.get(k))
+        if changed:
+            changes = ", ".join(f"{k}: {before.get(k)!r} → {now.get(k)!r}" for k in changed[:4])
+            raise RunRefusedError(
+                f"{self.folder}: holds a run with another configuration ({changes}); "
+                "choose another experiment_name, or delete the folder"
+            )
+
+    def check_data(self, sha256: str | None) -> None:
+        """Raise RunRefusedError if the run has read data with another hash; None fits all."""
+        before = read_json(self.folder / "data.json").get("data_sha256")
+        if None not in (before, sha256) and before != sha256:
+            raise RunRefusedError(
+                f"{self.folder}: the data have changed since the run started (SHA-256 {before} → "
+                f"{sha256}); bring them back, or delete the folder"
+            )
+
+    @contextmanager
+    def recorded(
+        self, cfg: DictConfig, content: dict[str, Any], digest: str, data_sha256: str | None = None
+    ) -> Iterator[None]:
+        """Hold the folder for this process and keep `status.json` true while the run lasts.
+
+        Raises:
+            RunRefusedError: another process runs or ran here, or it was with other data.
+            ValueError: the file system has no locks.
+            KeyboardInterrupt: the run was interrupted.
+        """
+        if not is_first_process():
+            self._wait_for_first(content)
+            yield
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with (self.folder / ".lock").open("a+") as lock:
+            try:
+                held = _locked(lock)
+            except OSError as error:
+                raise ValueError(
+                    f"{self.folder}: no lock; is flock missing there? ({error})"
+                ) from error
+            if not held:
+                raise RunRefusedError(f"{self.folder}: already running as process {self._pid()}")
+            self.check_content(content)  # another may have been here since
+            self.check_data(data_sha256)
+            if self.result() is not None:
+                raise RunRefusedError(f"{self.folder}: another process has finished it meanwhile")
+            write_text(self.folder / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
+            write_json(self.folder / "content.json", content)
+            if data_sha256 is not None:
+                write_json(self.folder / "data.json", {"data_sha256": data_sha256})
+            status = {"state": "running", "pid": os.getpid(), "started": now(), **provenance()}
+            status |= {"config_hash": digest, "arguments": sys.argv[1:]}
+            status |= {"slurm_job": own_job_id()}
+            self._write_status(status)
+            try:
+                yield
+            except (KeyboardInterrupt, SystemExit):  # Lightning makes the second of the first
+                self._write_status({**status, "state": "interrupted", "ended": now()})
+                raise KeyboardInterrupt from None
+            except Exception as error:
+                self.write_error(error)
+                ended = {"state": "failed", "ended": now(), "error": str(error)}
+                self._write_status({**status, **ended})
+                raise
+            self._write_status({**status, "state": "done", "ended": now()})
+
+    def _wait_for_first(self, content: dict[str, Any]) -> None:
+        """Raise RunRefusedError unless the first of this run's processes runs here, too.
+
+        Tasks of a Slurm step with as many devices are taken for one run, which `seed=$SLURM_PROCID`
+        would make several.
+        """
+        for _ in range(_FIRST_TRIES):
+            if self.is_held() and flatten(read_json(self.folder / "content.json")) == flatten(
+                content
+            ):
+                return
+            time.sleep(_LOCK_PAUSE_S)
+        raise RunRefusedError(
+            f"{self.folder}: expected the first process of this run here, got none; tasks of one "
+            "step share one run, so runs of their own need one device each (trainer.devices=1)"
+        )
+
+    def arguments(self) -> list[str]:
+        """Command and overrides that it was started with last, less where things lie."""
+        given = read_json(self.folder / "status.json").get("arguments", [])
+        of_place = ("run_dir", "output_dir", "data_dir", "progress", "threads", "hydra.", "logger")
+        of_place += ("data.path", "data.raw", "data.download", "sweep", "/", "-")
+        return [argument for argument in given if not argument.lstrip("+~").startswith(of_place)]
+
+    @rank_zero_only
+    def mark_done(self) -> None:
+        """Mend the status of a process that was killed right after it had written its result."""
+        status = read_json(self.folder / "status.json")
+        if status.get("state") == "running":
+            self._write_status({**status, "state": "done"})
+
+    def _write_status(self, status: dict[str, Any]) -> None:
+        write_json(self.folder / "status.json", status)
+
+    def _pid(self) -> int | str:
+        try:
+            return read_json(self.folder / "status.json").get("pid", "unknown")
+        except ValueError:  # damaged
+            return "unknown"
+
+    @rank_zero_only
+    def write_result(self, row: dict[str, Any]) -> None:
+        """Write the finished run's row."""
+        write_json(self.folder / "result.json", row)
+
+    @property
+    def error_log(self) -> Path:
+        """Why the last attempt failed; what went wrong is the last line."""
+        return self.folder / "error.log"
+
+    def write_error(self, error: BaseException) -> None:
+        """Write an exception's traceback and what it says; an attempt's first is its cause."""
+        if self.error_log.is_file():
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        trace = "".join(traceback.format_exception(error))
+        write_text(self.error_log, f"{trace}\n{type(error).__name__}: {one_line(error)}\n")
+
+    @rank_zero_only
+    def clear_error(self) -> None:
+        """Forget the failure of an earlier attempt."""
+        self.error_log.unlink(missing_ok=True)
+
+    def is_held(self) -> bool:
+        """Whether a process runs here now."""
+        try:
+            with (self.folder / ".lock").open() as lock:
+                fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        except OSError:  # there is none, or the file system has no locks
+            return False
+        return False
+
+
+def _locked(lock: IO[str]) -> bool:
+    for _ in range(_LOCK_TRIES):
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        except BlockingIOError:
+            time.sleep(_LOCK_PAUSE_S)
+    return False
+
+
+def one_line(error: BaseException) -> str:
+    """The error and, where Hydra hides it behind a general one, its cause, on one line."""
+    parts: list[str] = []
+    # Hydra's instantiation error only repeats its cause.
+    cause = error.__cause__ if isinstance(error, InstantiationException) else error
+    while cause is not None:
+        text = " ".join(str(cause).split())
+        if text and not any(text in part for part in parts):
+            parts.append(text)
+        cause = cause.__cause__
+    return ": ".join(parts) or type(error).__name__
+
+
+def provenance() -> dict[str, Any]:
+    """Package versions and machine; of a checkout of blockspike also its commit and its state.
+
+    Installed, or copied into another project, it has no commit: that repository's is not its own.
+    """
+    own = _is_checkout()
+    return {
+        "git_sha": (own and _git("rev-parse", "HEAD")) or None,
+        "git_dirty": own and bool(_git("status", "--porcelain", "--untracked-files=no")),
+        "versions": {name: version(name) for name in _PACKAGES},
+        "python": platform.python_version(),
+        "machine": f"{platform.node()} {platform.machine()} {os.cpu_count()} cores",
+    }
+
+
+def _is_checkout() -> bool:
+    root = Path(__file__).resolve().parents[3]
+    if _git("rev-parse", "--show-toplevel") != str(root) or not (root / "pyproject.toml").is_file():
+        return False
+    project = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))
+    return project.get("project", {}).get("name") == "blockspike"
+
+
+def _git(*args: str) -> str:
+    """What git prints in the folder of this package; nothing where there is no git."""
+    command = ["git", "-C", str(Path(__file__).parent), *args]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+    except OSError:
+        return ""
+
+
+def run_folders(output_dir: Path) -> dict[str, Path]:
+    """Hash of a run's configuration → its folder, of all runs below `output_dir`.
+
+    Of several with one hash, which other spellings of the same overrides make, the first that is
+    finished, else the first.
+    """
+    found: dict[str, Path] = {}
+    for file in sorted(output_dir.rglob("status.json"), key=_unfinished_last):
+        with suppress(ValueError, OSError):  # damaged, or another user's; `status` names it
+            digest = read_json(file).get("config_hash")
+            if isinstance(digest, str):
+                found.setdefault(digest, file.parent)
+    return found
+
+
+def _unfinished_last(status: Path) -> tuple[bool, Path]:
+    return not (status.parent / "result.json").is_file(), status
+
+
+def remove_if_empty(folder: Path, root: Path) -> None:
+    """Remove `folder` and its parents, as far as they are empty, up to `root`.
+
+    The working folder stays, and with it what is above.
+    """
+    folder, root, here = folder.absolute(), root.absolute(), Path.cwd()
+    for path in (folder, *folder.parents):
+        if path == here or path in here.parents:
+            return
+        try:
+            path.rmdir()
+        except OSError:
+            return
+        if not {root, here} & set(path.parents):
+            return
+
+
+def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
+    """{"model": {"b": 1}} → {"model.b": 1}."""
+    if not isinstance(value, dict):
+        return {prefix: value}
+    pairs: dict[str, Any] = {}
+    for key, item in value.items():
+        pairs.update(flatten(item, f"{prefix}.{key}" if prefix else str(key)))
+    return pairs
+
+
+def now() -> str:
+    """The time, ISO 8601 with its zone."""
+    return time_text(time.time())
+
+
+def time_text(seconds: float) -> str:
+    """Seconds since the epoch as ISO 8601 with the zone."""
+    return time.strftime("%Y-%m-%dT%H:%M:%S%z", time.localtime(seconds))

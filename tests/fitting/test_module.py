@@ -1,0 +1,208 @@
+"""Fitting populations: the loss, stopping, selection, restarts."""
+
+import math
+from functools import partial
+
+import pytest
+import pytorch_lightning as pl
+import torch
+from torch.utils.data import DataLoader
+
+from blockspike.fitting.distance import Window
+from blockspike.fitting.metrics import explained_temporal_variance, van_rossum_distance
+from blockspike.fitting.module import FittingBatch, NeuronFittingModule
+from blockspike.fitting.population import PhysicalPopulation, PublishedPopulation, simulate
+from blockspike.fitting.synthetic_cells import SyntheticCells
+
+DT_MS = 0.5
+OURS = {
+    "tau_ms": 30.0, "first_tau_ms": 100.0, "root": False, "survival_every": 5,
+    "gradient_clip": 1.0, "patience": None, "decay_lr": True,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def cells() -> SyntheticCells:
+    data = SyntheticCells(n_cells=3, duration_s=6.0, dt_ms=DT_MS, trial_noise=0.0)
+    data.setup()
+    return data
+
+
+def batch_of(cells: SyntheticCells) -> FittingBatch:
+    current, target, window = cells.batch()
+    return FittingBatch(current, target, Window(*window))
+
+
+def fit(module: NeuronFittingModule, batch: FittingBatch, max_epochs: int) -> pl.Trainer:
+    trainer = pl.Trainer(
+        accelerator="cpu", max_epochs=max_epochs, logger=False, enable_checkpointing=False,
+        enable_progress_bar=False, enable_model_summary=False,
+    )  # fmt: skip
+    trainer.fit(module, DataLoader([batch], batch_size=None))  # pyright: ignore[reportArgumentType]
+    return trainer
+
+
+def ours(n_starts: int = 16, n_epochs: int = 40, **options) -> NeuronFittingModule:
+    population = PhysicalPopulation(3, n_starts, dt_ms=DT_MS, arp_ms=2.0)
+    make = partial(torch.optim.Adam, lr=0.01, eps=1e-5)
+    return NeuronFittingModule(population, make, n_epochs, **{**OURS, **options})
+
+
+def published(n_epochs: int = 30, lr: float = 1e-4, **options) -> NeuronFittingModule:
+    population = PublishedPopulation(3, dt_ms=DT_MS)
+    return NeuronFittingModule(
+        population, partial(torch.optim.Adam, lr=lr, eps=1e-5), n_epochs, **options
+    )
+
+
+def state(module: NeuronFittingModule) -> dict[str, torch.Tensor]:
+    return {name: value.clone() for name, value in module.state_dict().items()}
+
+
+def test_cells_are_as_promised(cells):
+    again = SyntheticCells(n_cells=3, duration_s=6.0, dt_ms=DT_MS, trial_noise=0.0)
+    again.setup()
+    assert torch.equal(cells.train.current, again.train.current)
+    for trains in (segments[0] for segments in cells.train.trains):
+        assert trains.shape[0] == 2 and trains.sum() > 0
+        assert (trains[0] == trains[1]).all()  # no noise of their own
+
+
+def test_the_published_loss_is_the_mean_distance_of_the_segments(cells):
+    module, batch = published(), batch_of(cells)
+    fit(module, batch, 1)
+    spikes = PublishedPopulation(3, dt_ms=DT_MS)(batch.current)
+    stop = batch.window.split
+    expected = van_rossum_distance(spikes[:stop], batch.target[:stop], 10.0, DT_MS).mean(0)
+    torch.testing.assert_close(module.lowest, expected.detach())
+
+
+def test_a_cell_stops_alone_and_the_fit_stops_when_all_have(cells):
+    # The loss of a neuron that never fires stays as it is.
+    batch = batch_of(cells)
+    current = batch.current.clone()
+    current[:, :, 0] = -1.0
+    module = published(n_epochs=100, patience=4)
+    start = state(module)
+    trainer = fit(module, batch._replace(current=current), 100)
+    assert module.stale[0] >= 4
+    assert not module.active.any() and trainer.current_epoch < 100
+    moved = (module.state_dict()["population.weight"] - start["population.weight"]).abs()
+    assert moved[0] <= 4.1e-4  # at most a step of lr in each of 4 epochs
+    assert moved[1] > 0
+
+
+def test_neurons_do_not_depend_on_who_is_fitted_beside_them(cells):
+    batch = batch_of(cells)
+    together = published(n_epochs=8)
+    fit(together, batch, 8)
+    for cell in range(3):
+        alone = published(n_epochs=8)
+        alone.population.n_cells = 3
+        only = batch._replace(
+            current=batch.current[:, :, [cell] * 3], target=batch.target[:, :, [cell] * 3]
+        )
+        fit(alone, only, 8)
+        torch.testing.assert_close(alone.best_distance[0], together.best_distance[cell])
+
+
+def test_our_recipe_finds_neurons_that_predict_new_current(cells):
+    module = ours(n_starts=48, n_epochs=80)
+    fit(module, batch_of(cells), 80)
+    parameters, start = module.chosen()
+    assert start.shape == (3,)
+    current = cells.test.current
+    draws = torch.randn(*current.shape[:2], 40, generator=torch.Generator().manual_seed(0))
+    predicted = simulate(parameters, current, DT_MS, 2.0, draws)[cells.test.first :].mean(2)
+    scores = [
+        explained_temporal_variance(
+            cells.test.trains[i][0][:, cells.test.first :], predicted[:, 0, i].numpy(), 15.0, DT_MS
+        )
+        for i in range(3)
+    ]
+    assert sorted(scores)[1] > 0.85, scores
+
+
+def test_the_best_is_kept_from_the_end_of_the_falling_tau(cells):
+    module = ours()
+    fit(module, batch_of(cells), 40)
+    assert (module.best_epoch >= 20).all()
+    assert module._tau_ms() == 30.0
+    # what is kept has the distance that is kept, with the noise of its epoch
+    parameters, start = module.chosen()
+    epochs = module.best_epoch.gather(1, start.unsqueeze(1))[:, 0].tolist()
+    current, target, _ = batch_of(cells)
+    trials = [
+        simulate(parameters, current, DT_MS, 2.0, module.population.draw(len(current), 1, e))
+        for e in epochs  # of seed 0
+    ]
+    predicted = torch.stack([trials[i].mean(2)[:, :, i] for i in range(3)], 2)
+    expected = van_rossum_distance(predicted, target.double(), 30.0, DT_MS)[0].square()
+    kept = module.best_distance.gather(1, start.unsqueeze(1))[:, 0]
+    torch.testing.assert_close(kept.double(), expected, rtol=0.05, atol=0.2)
+
+
+def test_selection_copies_only_within_a_cell(cells):
+    module = ours(n_starts=8, survival_every=None, n_epochs=2)
+    fit(module, batch_of(cells), 1)
+    module.loss_of_starts = (
+        torch.arange(24.0).view(3, 8).flip(1)
+    )  # the last two starts are the best
+    module.perturbation = (1e-6, 1e-6)
+    before = module.population.get_parameter("log_b").detach().clone().view(3, 8)
+    with torch.no_grad():
+        module._select()
+    after = module.population.get_parameter("log_b").detach().view(3, 8)
+    for cell in range(3):
+        assert torch.equal(after[cell, 6:], before[cell, 6:])
+        gaps = (after[cell, :6].unsqueeze(1) - before[cell, 6:]).abs().min(1).values
+        assert (gaps < 1e-4).all()
+
+
+def test_a_start_that_is_not_finite_does_not_stop_the_others(cells):
+    module = ours(n_starts=4, n_epochs=6)
+    rest = module.population.get_parameter("rest")
+
+    def poison(gradient: torch.Tensor) -> torch.Tensor:
+        gradient = gradient.clone()
+        gradient[0] = math.nan
+        return gradient
+
+    rest.register_hook(poison)
+    fit(module, batch_of(cells), 6)
+    assert all(torch.isfinite(p).all() for p in module.population.parameters())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"tau_ms": 0.0}, "tau_ms"),
+        ({"survivors": 0.0}, "survivors"),
+        ({"perturbation": (0.3, 0.0)}, "perturbation"),
+        ({"survival_every": 0}, "survival_every"),
+        ({"patience": 0}, "patience"),
+    ],
+)
+def test_bad_arguments_are_named(options, message):
+    with pytest.raises(ValueError, match=message):
+        published(**options)
+
+
+@pytest.mark.parametrize(("first", "last"), [(110.0, 30.0), (85.0, 30.0), (195.0, 50.0)])
+def test_tau_arrives(cells, first, last):
+    module = ours(n_starts=4, n_epochs=3, first_tau_ms=first, tau_ms=last)
+    fit(module, batch_of(cells), 3)
+    assert (module.best_epoch > 0).all()
+
+
+def test_noise_is_found_in_cells_that_have_it():
+    found = []
+    for trial_noise in (0.0, 0.5):
+        data = SyntheticCells(
+            n_cells=3, n_trials=6, duration_s=6.0, dt_ms=DT_MS, trial_noise=trial_noise
+        )
+        data.setup()
+        module = ours(n_starts=24, n_epochs=60)
+        fit(module, batch_of(data), 60)
+        found.append(module.chosen()[0].noise)
+    assert found[1].mean() > 1.4 * found[0].mean(), found

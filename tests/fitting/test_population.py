@@ -1,0 +1,207 @@
+"""Populations of neurons: parameters in physical units, at every dt the same neuron."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from blockspike.files import write_json
+from blockspike.fitting.fitted_neuron import FittedNeuron, load_neuron
+from blockspike.fitting.population import (
+    NeuronParameters,
+    PhysicalPopulation,
+    PublishedPopulation,
+    of_coefficients,
+    simulate,
+)
+from blockspike.neurons import MultiGaussian, alif
+
+NEURON = FittedNeuron("cell", 15.0, 120.0, 0.3, 0.02, 0.4, arp_ms=2.0, dt_ms=0.1)
+
+
+def parameters(n: int = 3) -> NeuronParameters:
+    rows = [(15.0, 120.0, 0.3, 1.2, 0.4, 0.1)] * n
+    return NeuronParameters(*torch.tensor(rows, dtype=torch.float64).T)
+
+
+def test_coefficients_and_back():
+    before = parameters()
+    for dt_ms in (0.05, 1.0, 8.0):
+        after = of_coefficients(before.coefficients(dt_ms), dt_ms)
+        for x, y in zip(vars(before).values(), vars(after).values(), strict=True):
+            torch.testing.assert_close(x, y)
+
+
+def test_no_adaptation_survives_the_way_through_physical_units():
+    c = parameters().coefficients(1.0)._replace(p=torch.zeros(3, dtype=torch.float64))
+    again = of_coefficients(c, 1.0).coefficients(1.0)
+    assert torch.equal(again.p, c.p)
+
+
+def test_membrane_settles_at_rest_plus_gain_times_current_at_every_dt():
+    for dt_ms in (0.1, 1.0):
+        c = parameters(1).coefficients(dt_ms)
+        current = torch.full((round(400 / dt_ms), 1, 1), 0.4, dtype=torch.float64)
+        trace = alif(c.weight * current + c.bias, c.beta, c.p, c.b)
+        assert float(trace.membrane[-1]) == pytest.approx(0.4 + 1.2 * 0.4)
+
+
+def test_noise_is_the_deviation_of_a_silent_membrane_at_every_dt():
+    for dt_ms in (0.1, 1.0):
+        c = parameters(200).coefficients(dt_ms)
+        draws = torch.randn(round(300 / dt_ms), 1, 200, generator=torch.Generator().manual_seed(0))
+        membrane = alif(c.noise * draws, c.beta, c.p, c.b).membrane
+        assert float(membrane[-1].std()) == pytest.approx(0.1, rel=0.15)
+
+
+def test_trials_have_noise_of_their_own_and_their_mean_is_what_a_population_gives():
+    population = PhysicalPopulation(2, 3, dt_ms=0.5, n_trials=4)
+    current = torch.randn(500, 3, 2) * 2
+    draws = population.draw(500, 3, seed=7)
+    again = population.draw(500, 3, seed=7)
+    assert draws is not None and again is not None and torch.equal(draws, again)
+    mean = population(current, draws)
+    each = current.repeat_interleave(3, 2)
+    trials = simulate(population.physical(), each, 0.5, 0.5, draws)
+    assert trials.shape == (500, 3, 4, 6)
+    assert (trials[:, :, 0] != trials[:, :, 1]).any()
+    assert (mean - trials.mean(2)).abs().mean() < 1e-3  # float32, now and then a spike elsewhere
+    alone = simulate(population.physical(), each[:, 1:2], 0.5, 0.5, draws[:, 1:2, 2:3])
+    assert torch.equal(alone[:, 0, 0], trials[:, 1, 2])
+
+
+def test_without_trials_there_is_no_noise():
+    population = PhysicalPopulation(1, 3, dt_ms=0.5, n_trials=0)
+    assert population.draw(10, 1, seed=0) is None
+    assert population.physical().noise.abs().sum() == 0
+    assert not population.get_parameter("log_noise").requires_grad
+
+
+def test_a_neuron_fires_alike_at_every_dt():
+    step = torch.full((1, 1, 1), 1.0, dtype=torch.float64)
+    counts = [
+        float(simulate(parameters(1), step.expand(round(5000 / dt), 1, 1), dt, 2.0).sum())
+        for dt in (0.05, 0.1, 0.5, 1.0)
+    ]
+    assert counts[0] > 50
+    assert max(counts) - min(counts) <= 0.05 * counts[0]
+
+
+def test_starts_lie_side_by_side_for_each_cell():
+    population = PhysicalPopulation(2, 5, dt_ms=0.5, seed=3)
+    current = torch.randn(400, 3, 2) * 2
+    spikes = population(current)
+    c = population.coefficients()
+    for cell in range(2):
+        own = slice(5 * cell, 5 * cell + 5)
+        drive = current[:, :, cell : cell + 1] * c.weight[own] + c.bias[own]
+        alone = alif(drive, c.beta[own], c.p[own], c.b[own], arp=population.arp).spikes
+        assert torch.equal(spikes[:, :, own], alone)
+    assert spikes.sum() > 0
+
+
+def test_starts_are_drawn_from_their_ranges_by_the_seed():
+    one, same, other = (PhysicalPopulation(1, 500, dt_ms=0.5, seed=s) for s in (0, 0, 1))
+    tau = one.physical().tau_membrane_ms
+    assert 5 <= tau.min() < 6 and 30 < tau.max() <= 40.001
+    assert torch.equal(tau, same.physical().tau_membrane_ms)
+    assert not torch.equal(tau, other.physical().tau_membrane_ms)
+
+
+@pytest.mark.parametrize(("dt_ms", "p_trains"), [(0.05, False), (0.1, False), (0.5, True)])
+def test_published_start(dt_ms, p_trains):
+    population = PublishedPopulation(4, dt_ms=dt_ms)
+    c = population.coefficients()
+    c = c._replace(**{name: x.detach() for name, x in c._asdict().items()})
+    assert float(c.beta[0]) == pytest.approx(np.exp(-dt_ms / 20))
+    assert float(c.p[0]) == pytest.approx(min(0.999, np.exp(-dt_ms / 100)))
+    assert population.get_parameter("p").requires_grad == p_trains
+    assert float(c.b[0]) == pytest.approx(0.01 / dt_ms)
+    assert float(c.weight[0]) == pytest.approx(dt_ms / 0.1)
+    assert float(c.bias[0]) == 0
+    assert population.arp == round(2 / dt_ms)
+
+
+def test_bad_arguments_are_named():
+    with pytest.raises(ValueError, match="n_starts"):
+        PhysicalPopulation(1, 0, dt_ms=1.0)
+    with pytest.raises(ValueError, match="n_trials"):
+        PhysicalPopulation(1, 1, dt_ms=1.0, n_trials=-1)
+    with pytest.raises(ValueError, match="arp_ms"):
+        PublishedPopulation(1, dt_ms=1.0, arp_ms=-1.0)
+    with pytest.raises(ValueError, match=r"current.*2 cells"):
+        PhysicalPopulation(2, 1, dt_ms=1.0)(torch.zeros(5, 1, 3))
+    with pytest.raises(ValueError, match=r"noise: expected a range above 0, got \(0"):
+        PhysicalPopulation(1, 1, dt_ms=1.0, noise=(0.0, 0.1))
+    with pytest.raises(ValueError, match="tau_membrane"):
+        PhysicalPopulation(1, 1, dt_ms=1.0, tau_membrane_ms=(2000.0, 3000.0))
+
+
+def test_a_fitted_neuron_survives_its_file_and_simulates(tmp_path):
+    NEURON.save(tmp_path / "a" / "cell.json")
+    again = load_neuron(tmp_path / "a" / "cell.json")
+    assert again == NEURON
+    current = 60 + 40 * np.random.default_rng(0).standard_normal((2, 20000))
+    spikes = again.simulate(current)
+    assert spikes.shape == current.shape and spikes.sum() > 10
+    assert np.array_equal(again.simulate(current[1]), spikes[1])
+    assert np.diff(np.flatnonzero(spikes[0])).min() > 20
+
+
+def test_a_fitted_neuron_with_noise_gives_trials():
+    current = 60 + 40 * np.random.default_rng(0).standard_normal((2, 9000))
+    noisy = replace(NEURON, noise=0.05)
+    trials = noisy.simulate(current, n_trials=3, seed=1)
+    assert trials.shape == (2, 3, 9000) and set(np.unique(trials)) == {0, 1}
+    assert (trials[0, 0] != trials[0, 1]).any()
+    assert np.array_equal(trials, noisy.simulate(current, n_trials=3, seed=1))
+    assert not np.array_equal(trials, noisy.simulate(current, n_trials=3, seed=2))
+    assert np.array_equal(noisy.simulate(current), NEURON.simulate(current))
+    silent = NEURON.simulate(current[1], n_trials=2)
+    assert np.array_equal(silent, np.stack([NEURON.simulate(current[1])] * 2))
+    many = noisy.simulate(current[0], n_trials=23)  # more than at once
+    assert len(np.unique(many.argmax(1))) > 1 and (many[10] != many[0]).any()
+    assert (many.sum(1) > 0).all()
+    with pytest.raises(ValueError, match="n_trials"):
+        noisy.simulate(current, n_trials=0)
+
+
+def test_a_neuron_of_before_noise_is_read(tmp_path):
+    write_json(tmp_path / "cell.json", {k: v for k, v in vars(NEURON).items() if k != "noise"})
+    assert load_neuron(tmp_path / "cell.json") == NEURON
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{", "not a fitted neuron"),
+        ("[1]", "not a fitted neuron"),
+        ('{"name": "x"}', "missing"),
+        (json.dumps({**vars(NEURON), "colour": 1}), "colour"),
+        (json.dumps({**vars(NEURON), "b": "big"}), "a number for b"),
+        (json.dumps({**vars(NEURON), "noise": -0.1}), "noise from 0 to inf"),
+        (json.dumps({**vars(NEURON), "b": float("nan")}), "a number for b"),
+    ],
+)
+def test_a_broken_neuron_file_is_one_clear_error(tmp_path, content, message):
+    path = tmp_path / "cell.json"
+    path.write_text(content)
+    with pytest.raises(ValueError, match=message):
+        load_neuron(path)
+    with pytest.raises(FileNotFoundError, match="nobody"):
+        load_neuron(tmp_path / "nobody.json")
+
+
+def test_a_current_of_wrong_shape_is_refused():
+    for current in (np.zeros((2, 2, 2)), np.zeros(0)):
+        with pytest.raises(ValueError, match="current_pa"):
+            NEURON.simulate(current)
+
+
+def test_surrogate_and_method_are_passed_on():
+    fused = PhysicalPopulation(1, 6, dt_ms=0.5, surrogate=MultiGaussian())
+    standard = PhysicalPopulation(1, 6, dt_ms=0.5, method="standard")
+    current = torch.randn(300, 2, 1)
+    assert torch.equal(fused(current), standard(current))

@@ -1,0 +1,395 @@
+"""Layers and the classifier: initial values, bounds, errors, and that the methods agree."""
+
+import json
+import math
+from typing import Any
+
+import pytest
+import torch
+
+from blockspike.networks.layers import (
+    AdLIFLayer,
+    ClassifierOutput,
+    LeakyReadout,
+    SpikingClassifier,
+    SpikingLayer,
+    decay,
+    drop_spikes,
+    run_layers,
+)
+from blockspike.neurons import Boxcar, MultiGaussian
+from blockspike.neurons.adlif import adlif
+from blockspike.neurons.events import EventBatch
+
+METHODS = ["standard", "blocks", "fused"]
+
+
+def make_classifier(**options) -> Any:
+    """A small net whose weights are large enough for both layers to spike."""
+    torch.manual_seed(0)
+    settings: dict[str, Any] = {"dt_ms": 1.0, "arp_ms": 5.0} | options
+    net: Any = SpikingClassifier(30, 4, 16, **settings)
+    with torch.no_grad():
+        for layer in net.layers:
+            layer.weight.mul_(4)
+    return net
+
+
+def make_spikes(n_steps=50, density=0.1) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(1)
+    return (torch.rand(n_steps, 3, 30, generator=generator) < density).float()
+
+
+def test_initial_values_are_those_of_the_paper():
+    torch.manual_seed(0)
+    net: Any = SpikingClassifier(1156, 10, dt_ms=1.0, arp_ms=10.0)
+    assert [(layer.weight.shape, layer.arp) for layer in net.layers] == [
+        ((1, 256, 1156), 10),
+        ((1, 256, 256), 10),
+    ]
+    assert net.readout.weight.shape == (1, 10, 256)
+    for layer in [*net.layers, net.readout]:
+        bound = 1 / math.sqrt(layer.weight.shape[2])
+        assert layer.weight.abs().max() <= bound
+        assert layer.weight.std().item() == pytest.approx(bound / math.sqrt(3), rel=0.05)
+        assert not layer.bias.any()
+        assert layer.beta.tolist() == pytest.approx([math.exp(-1 / 20)] * len(layer.bias))
+    for layer in net.layers:
+        assert torch.equal(layer.recurrent_weight, torch.eye(256))
+        assert layer.p.tolist() == pytest.approx([math.exp(-1 / 150)] * 256)
+        assert layer.b.tolist() == [1.0] * 256
+        assert (layer.beta.requires_grad, layer.p.requires_grad) == (True, True)
+        assert not layer.b.requires_grad
+        assert layer.detach_spikes and layer.surrogate == MultiGaussian()
+
+
+@pytest.mark.parametrize(("arp_ms", "dt_ms", "arp"), [(2, 0.1, 20), (2, 4, 0), (30, 2, 15)])
+def test_arp_in_steps(arp_ms, dt_ms, arp):
+    layer = SpikingLayer(3, 2, dt_ms=dt_ms, arp_ms=arp_ms, tau_adaptation_ms=None)
+    assert layer.arp == arp
+
+
+def test_decay():
+    assert decay(20.0, 2.0) == pytest.approx(0.904837418)
+    for tau_ms, dt_ms in ((0, 1), (1, 0), (-1, 1), (float("nan"), 1)):
+        with pytest.raises(ValueError, match="tau_ms, dt_ms: expected values > 0, got"):
+            decay(tau_ms, dt_ms)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("events", [True, False])
+def test_any_number_of_steps(events, method):
+    net = make_classifier(method=method)
+    for n_steps in (1, 4, 6, 50):
+        spikes = make_spikes(n_steps)
+        output = net(EventBatch.from_dense(spikes) if events else spikes)
+        assert output.scores.shape == (3, 4)
+        assert [s.shape for s in output.spikes] == [(n_steps, 3, 16)] * 2
+        assert output.readout.shape == (n_steps, 3, 4)
+
+
+@pytest.mark.parametrize("options", [{}, {"tau_adaptation_ms": None}, {"recurrent": False}])
+def test_the_methods_give_equal_spikes(options):
+    nets = [make_classifier(method=method, **options).double() for method in METHODS]
+    outputs = [net(make_spikes().double()) for net in nets]
+    assert all(spikes.sum() > 0 for spikes in outputs[0].spikes)
+    for other in outputs[1:]:
+        for spikes, expected in zip(other.spikes, outputs[0].spikes, strict=True):
+            assert torch.equal(spikes, expected)
+        torch.testing.assert_close(other.scores, outputs[0].scores)
+
+
+def test_fused_and_standard_train_alike():
+    grads = []
+    for method in ("standard", "fused"):
+        net = make_classifier(method=method, rf_len=3, train_b=True).double()
+        net(make_spikes().double()).scores.square().sum().backward()
+        grads.append({name: value.grad for name, value in net.named_parameters()})
+    for name, expected in grads[0].items():
+        assert expected is not None and expected.any(), name
+        torch.testing.assert_close(grads[1][name], expected, rtol=1e-8, atol=1e-9)
+
+
+@pytest.mark.parametrize("synapses", ["events", "dense"])
+def test_events_and_dense_give_the_same_network(synapses):
+    expected = make_classifier().double()(make_spikes().double())
+    net = make_classifier(synapses=synapses).double()
+    output = net(EventBatch.from_dense(make_spikes()))
+    assert torch.equal(output.spikes[1], expected.spikes[1])
+    torch.testing.assert_close(output.scores, expected.scores)
+
+
+def test_scores_are_the_sum_of_the_readout_or_its_mean():
+    spikes = make_spikes()
+    summed = make_classifier()(spikes)
+    mean = make_classifier(scores="mean")(spikes)
+    assert torch.equal(summed.scores, summed.readout.sum(0))
+    torch.testing.assert_close(mean.scores, summed.scores / len(spikes))
+
+
+def test_scores_from_a_softmax_at_each_step():
+    output = make_classifier(scores="softmax")(make_spikes())
+    assert torch.equal(output.scores, output.readout.softmax(-1).sum(0))
+    assert output.scores.sum(-1).tolist() == pytest.approx([50.0] * 3)
+
+
+def test_dropout_leaves_out_spikes_in_training_only():
+    net, spikes = make_classifier(dropout=0.4), make_spikes(1000, density=0.4)
+    trace = next(net.run_layers(spikes))
+    x, fired = drop_spikes(trace, 0.4)
+    assert x.unique().tolist() == pytest.approx([0, 1 / 0.6])
+    assert not x[trace.spikes == 0].any()
+    share = (x.count_nonzero() / trace.spikes.sum()).item()
+    assert trace.spikes.sum() > 1000 and share == pytest.approx(0.6, abs=0.06)
+    torch.testing.assert_close(fired.scale * fired.array.float(), x.detach())
+    expected, output = make_classifier()(spikes), net(spikes)
+    assert torch.equal(output.spikes[0], expected.spikes[0])
+    assert not torch.equal(output.spikes[1], expected.spikes[1])  # of which the input is less
+    traces = list(run_layers(net.layers, spikes))
+    assert not torch.equal(net.read(traces).readout, expected.readout)  # and the readout's
+    assert torch.equal(net.eval()(spikes).scores, expected.scores)
+
+
+def test_dropped_spikes_as_events_and_dense():
+    """The same values and gradients, through both layers and the readout."""
+    found = []
+    for synapses in ("events", "dense"):
+        net = make_classifier(dropout=0.3, synapses=synapses).double()
+        torch.manual_seed(3)
+        output = net(EventBatch.from_dense(make_spikes(200)))
+        output.scores.square().sum().backward()
+        found.append(
+            [output.scores.detach(), *(p.grad for p in net.parameters() if p.requires_grad)]
+        )
+    for x, expected in zip(*found, strict=True):
+        assert expected.any()
+        torch.testing.assert_close(x, expected, rtol=1e-9, atol=1e-9)
+
+
+def test_loud_and_soft_recordings_count_the_same():
+    """With input_events, events given twice are as those given once; either kind of input."""
+    spikes = make_spikes().double()
+    silent = spikes.clone()
+    silent[:, 1] = 0
+    net = make_classifier(input_events=300.0, max_delay=3).double()
+    for mode in (net, net.eval()):
+        once = mode(EventBatch.from_dense(spikes)).scores
+        torch.testing.assert_close(mode(EventBatch.from_dense(2 * spikes)).scores, once)
+        torch.testing.assert_close(mode(3 * spikes).scores, once)
+        assert torch.isfinite(mode(EventBatch.from_dense(silent)).scores).all()
+    assert not torch.equal(net(spikes).scores, make_classifier(max_delay=3).double()(spikes).scores)
+
+
+def test_readout_is_a_leaky_integrator():
+    torch.manual_seed(0)
+    readout = LeakyReadout(16, 4, dt_ms=1.0).double()
+    with torch.no_grad():
+        readout.bias.uniform_(-1, 1)
+    spikes = (torch.rand(20, 2, 16) < 0.2).double()
+    membrane = torch.zeros(2, 4).double()
+    for t, out in enumerate(readout(spikes)):
+        membrane = readout.beta * membrane + spikes[t] @ readout.weight[0].T + readout.bias
+        torch.testing.assert_close(out, membrane)
+
+
+@pytest.mark.parametrize(("name", "bound"), [("beta", 0.999), ("p", 0.0), ("b", 1.0)])
+def test_a_parameter_at_its_bound_can_come_back(name, bound):
+    net = make_classifier(train_b=True)
+    parameter = net.layers[0].get_parameter(name)
+    inward = -1 if bound > 0 else 1
+    with torch.no_grad():
+        parameter.fill_(bound - inward)
+    net.project_()
+    assert parameter.tolist() == pytest.approx([bound] * 16)
+
+    net(make_spikes()).scores.square().sum().backward()
+    grad = parameter.grad
+    assert grad is not None
+    alive = grad != 0
+    assert alive.sum() >= 8
+    parameter.grad = -inward * grad.abs()  # as of a loss that wants it back inside
+    torch.optim.Adam([parameter], lr=0.01).step()
+    net.project_()
+    assert (inward * (parameter.detach() - bound) > 0)[alive].all()
+
+
+def test_projection_keeps_every_module_in_range_and_leaves_the_inside_alone():
+    net = make_classifier(beta_bounds=(0.5, 0.99))
+    before = {name: value.detach().clone() for name, value in net.named_parameters()}
+    net.project_()
+    for name, value in net.named_parameters():
+        assert torch.equal(value, before[name])
+    with torch.no_grad():
+        for value in net.parameters():
+            value.fill_(-7.0)
+    net.project_()
+    for layer in net.layers:
+        assert [layer.beta.min().item(), layer.p.min().item(), layer.b.min().item()] == [0.5, 0, 0]
+    assert net.readout.beta.min().item() == pytest.approx(0.001)
+    assert (net.layers[0].weight == -7).all()  # weights have no range
+
+
+def test_training_options():
+    layer: Any = SpikingLayer(3, 2, dt_ms=1.0, train_beta=False, train_p=False, train_b=True)
+    assert [layer.beta.requires_grad, layer.p.requires_grad, layer.b.requires_grad] == [
+        False,
+        False,
+        True,
+    ]
+    plain = SpikingLayer(3, 2, dt_ms=1.0, tau_adaptation_ms=None, recurrent=False, rf_len=4)
+    assert plain.p is None and plain.b is None and plain.recurrent_weight is None
+    assert {name for name, _ in plain.named_parameters()} == {"weight", "bias", "beta"}
+    assert plain.weight.shape == (4, 2, 3)
+
+
+def test_options_reach_every_layer():
+    net = make_classifier(n_layers=3, surrogate=Boxcar(), detach_spikes=False, method="blocks")
+    assert len(net.layers) == 3
+    for layer in net.layers:
+        assert layer.surrogate == Boxcar() and layer.method == "blocks"
+        assert not layer.detach_spikes
+
+
+def test_checkpoint_round_trip():
+    net, other = make_classifier(), make_classifier()
+    with torch.no_grad():
+        for value in other.parameters():
+            value.mul_(0.9)
+    other.load_state_dict(net.state_dict())
+    assert torch.equal(other(make_spikes()).scores, net(make_spikes()).scores)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"n_inputs": 0}, "^n_inputs: expected an integer ≥ 1, got 0"),
+        ({"n_units": -1}, "^n_units: expected an integer ≥ 1, got -1"),
+        ({"max_delay": -1}, "^max_delay: expected an integer ≥ 0"),
+        ({"rf_len": 0}, "^rf_len: expected an integer ≥ 1, got 0"),
+        ({"arp_ms": -1.0}, "^arp_ms: expected a value ≥ 0, got -1.0"),
+        ({"dt_ms": 0.0}, "dt_ms: expected values > 0, got .*0.0"),
+        ({"dt_ms": -1.0}, "dt_ms: expected values > 0, got .*-1.0"),
+        ({"tau_membrane_ms": 0.0}, "tau_ms, dt_ms: expected values > 0, got 0.0"),
+        ({"tau_membrane_ms": 1e6}, "^tau_membrane_ms: gives beta = 0.99.*expected 0.001 ≤ beta"),
+        ({"tau_adaptation_ms": 1e6}, "^tau_adaptation_ms: gives p = 0.99.*expected 0.0 ≤ p ≤ 0.99"),
+        (
+            {"b_bounds": (-0.5, 1.0), "method": "blocks"},
+            r"^b_bounds: expected bounds ≥ 0 for 'blocks', got \[-0.5, 1.0\]",
+        ),
+        ({"p_bounds": (-1, 0.9), "method": "blocks"}, "^p_bounds: expected bounds ≥ 0 .*-1, 0.9"),
+        ({"b": 1.8}, "^b: gives b = 1.8, expected 0.0 ≤ b ≤ 1.0"),
+        ({"b": float("nan")}, "^b: gives b = nan, expected 0.0 ≤ b ≤ 1.0"),
+    ],
+)
+def test_bad_arguments_of_a_layer(options, message):
+    with pytest.raises(ValueError, match=message):
+        SpikingLayer(**({"n_inputs": 3, "n_units": 2, "dt_ms": 1.0} | options))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"scores": "max"}, "^scores: expected one of sum, mean, softmax, got 'max'"),
+        ({"dropout": 1.0}, "^dropout: expected 0 ≤ x < 1, got 1.0"),
+        ({"input_events": 0}, "^input_events: expected a number > 0 or null, got 0"),
+    ],
+)
+def test_bad_options_of_a_classifier(options, message):
+    with pytest.raises(ValueError, match=message):
+        SpikingClassifier(3, 2, 4, dt_ms=1.0, **options)
+
+
+@pytest.mark.parametrize("name", ["n_inputs", "n_classes", "n_hidden", "n_layers"])
+def test_bad_sizes_of_a_classifier(name):
+    sizes: dict[str, Any] = {"n_inputs": 3, "n_classes": 2, "n_hidden": 4, "n_layers": 1}
+    sizes[name] = 0
+    with pytest.raises(ValueError, match=f"^{name}: expected an integer ≥ 1, got 0"):
+        SpikingClassifier(**sizes, dt_ms=1.0)
+
+
+def test_scores_are_means_over_the_views_of_a_sample():
+    scores = torch.arange(12.0).reshape(6, 2)  # 2 samples × 3 views
+    output = ClassifierOutput(scores, [], scores)
+    assert torch.equal(output.scores_of(6), scores)
+    assert output.scores_of(2).tolist() == [[4.0, 5.0], [6.0, 7.0]]
+
+
+def test_an_adlif_layer_starts_spread_over_its_ranges():
+    torch.manual_seed(0)
+    layer = AdLIFLayer(20, 50, dt_ms=1.0, tau_membrane_ms=(5.0, 25.0), b=(0.5, 2.0))
+    tau_ms = -1 / torch.log(layer.alpha)
+    assert tau_ms.min().item() == pytest.approx(5, rel=1e-4)
+    assert tau_ms.max().item() == pytest.approx(25, rel=1e-4)
+    assert layer.b.min() == 0.5 and layer.b.max() == 2.0
+    assert not torch.equal(layer.alpha.argsort(), layer.b.argsort())
+    scaled = layer.weight[0] * (1 - layer.alpha[:, None])
+    assert 0.9 / 20**0.5 < scaled.abs().max() <= 1.0001 / 20**0.5
+    w = layer.recurrent_weight
+    assert w is not None and torch.allclose(w @ w.T, torch.eye(50), atol=1e-5)
+
+
+@pytest.mark.parametrize("euler", ["symplectic", "forward"])
+def test_an_adlif_layer_is_its_function(euler):
+    torch.manual_seed(0)
+    layer = AdLIFLayer(20, 50, dt_ms=1.0, euler=euler, recurrent_delay=3, q=12.0)
+    x = (torch.rand(40, 2, 20) < 0.3).float()
+    expected = adlif(
+        layer.current(x), layer.alpha, layer.beta, layer.a, layer.b, q=12.0, euler=euler,
+        recurrent_weight=layer.recurrent_weight, recurrent_delay=3, detach_spikes=False,
+        method="standard",
+    ).spikes  # fmt: skip
+    assert expected.sum() > 0
+    spikes = layer(x)
+    assert (spikes != expected).sum() <= 0.01 * expected.sum()  # sums round otherwise
+    spikes.sum().backward()
+    assert all(p.grad is not None for p in layer.parameters())
+    with torch.no_grad():
+        layer.alpha += 1
+    layer.project_()
+    assert layer.alpha.max().item() == pytest.approx(decay(25.0, 1.0))
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"euler": "backward"}, "euler: expected one of"),
+        ({"tau_membrane_ms": (25.0, 5.0)}, "tau_membrane_ms: expected .least, most."),
+        ({"a": (1.0,)}, "^a: expected .least, most."),
+        ({"tau_adaptation_ms": (0.0, 5.0)}, "tau_ms, dt_ms: expected values > 0"),
+        ({"recurrent_delay": 0}, "recurrent_delay: expected an integer ≥ 1"),
+        ({"method": "blocks"}, "method: expected one of standard, fused"),
+        ({"surrogate": "boxcar"}, "surrogate: expected a surrogate"),
+    ],
+)
+def test_a_bad_argument_of_an_adlif_layer_is_named(options, words):
+    with pytest.raises(ValueError, match=words):
+        AdLIFLayer(20, 50, dt_ms=1.0, **options)
+
+
+@pytest.mark.parametrize("model", ["se_adlif", "adlif"])
+def test_adlif_from_the_command_line(blockspike, tmp_path, model):
+    small = (
+        "data=nmnist_sample", "data.n_steps=20", "data.dt_ms=15", "network.n_hidden=16",
+        "trainer.max_epochs=1", "trainer.limit_train_batches=2", "trainer.limit_val_batches=1",
+        "model.tau_membrane_ms=[75,375]", "model.tau_adaptation_ms=[900,4500]",
+    )  # fmt: skip
+    blockspike("train", *small, f"model={model}", "model.surrogate=fast_sigmoid")
+    (result,) = tmp_path.rglob("result.json")
+    row = json.loads(result.read_text())
+    assert row["model.euler"] == {"se_adlif": "symplectic", "adlif": "forward"}[model]
+    done = blockspike("train", *small, f"model={model}", "model.surrogate=step", check=False)
+    assert done.returncode == 2 and "surrogate: expected" in done.stderr
+    done = blockspike("train", *small, f"model={model}", "model.tau=3", check=False)
+    assert done.returncode == 2 and "tau" in done.stderr
+    blockspike("evaluate", f"run={result.parent}")
+
+
+def test_recurrence_of_any_delay_in_a_layer():
+    torch.manual_seed(0)
+    layer = SpikingLayer(20, 50, dt_ms=1.0, arp_ms=2.0, recurrent_delay=1)
+    x = 3 * (torch.rand(40, 2, 20) < 0.5).float()
+    spikes = layer(x)
+    layer.recurrent_delay = 3
+    assert not torch.equal(layer(x), spikes) and spikes.sum() > 0
+    with pytest.raises(ValueError, match="recurrent_delay"):
+        SpikingLayer(20, 50, dt_ms=1.0, recurrent_delay=0)

@@ -1,0 +1,859 @@
+"""Networks through NIR and back, graphs against NIR's equations, and what is refused."""
+
+import re
+import sys
+from dataclasses import dataclass, replace
+from typing import Any
+
+import h5py
+import nir
+import numpy as np
+import pytest
+import torch
+
+from blockspike.networks.layers import AdLIFLayer, LeakyReadout, SpikingClassifier, SpikingLayer
+from blockspike.networks.nir import DIALECTS, LOSABLE, NEVER, Dialect, from_nir, to_nir, write
+
+N_STEPS, BATCH, DT_MS = 40, 3, 2.0
+
+
+def made(dtype=torch.float64, **options) -> Any:
+    """A network whose layers spike; every neuron has a β and a bias of its own."""
+    torch.manual_seed(0)
+    settings: dict[str, Any] = {"recurrent_delay": 1, "tau_adaptation_ms": None} | options
+    net: Any = SpikingClassifier(12, 4, 10, **({"n_layers": 2, "dt_ms": DT_MS} | settings))
+    with torch.no_grad():
+        for layer in [*net.layers, net.readout]:
+            layer.weight.mul_(4)
+            layer.bias.uniform_(-0.1, 0.2)
+            layer.beta.uniform_(0.6, 0.98)
+            if getattr(layer, "recurrent_weight", None) is not None:
+                layer.recurrent_weight.normal_(0, 0.5)
+    return net.to(dtype).eval()
+
+
+def made_spikes(n_inputs=12, dtype=torch.float64) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(1)
+    return (torch.rand(N_STEPS, BATCH, n_inputs, generator=generator) < 0.2).to(dtype)
+
+
+def through_a_file(graph, tmp_path) -> Any:
+    write(tmp_path / "graph.nir", graph)
+    return nir.read(tmp_path / "graph.nir")
+
+
+def assert_equal_output(net, expected, x):
+    output, other = net(x), expected(x)
+    for spikes, expected_spikes in zip(output.spikes, other.spikes, strict=True):
+        assert 0.05 < expected_spikes.mean() < 0.8
+        assert torch.equal(spikes, expected_spikes)
+    torch.testing.assert_close(output.readout, other.readout, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(output.scores, other.scores, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("n_layers", [1, 2])
+@pytest.mark.parametrize("recurrent", [True, False])
+def test_round_trip(recurrent, n_layers, tmp_path):
+    net = made(recurrent=recurrent, n_layers=n_layers)
+    graph = to_nir(net, DT_MS)
+    kinds = [type(node).__name__ for node in graph.nodes.values()]
+    assert kinds.count("LIF") == n_layers
+    assert kinds.count("Affine") == n_layers * (1 + recurrent) + 1
+    back = from_nir(through_a_file(graph, tmp_path), DT_MS)
+    assert back.readout.weight.dtype == torch.float64
+    assert_equal_output(back, net, made_spikes())
+
+
+@pytest.mark.parametrize(("gain", "rtol"), [("weights", 2**-23), ("r", 0), ("none", 0)])
+def test_round_trip_of_float32_gives_the_same_numbers(gain, rtol, tmp_path):
+    """Weights that were divided by 1 − β may be one rounding off."""
+    net = made(torch.float32)
+    graph = to_nir(net, DT_MS, dialect=Dialect(gain=gain))
+    for name in ("layer_0_affine", "layer_0_recurrent", "layer_0_lif", "readout_membrane"):
+        arrays = [x for x in vars(graph.nodes[name]).values() if isinstance(x, np.ndarray)]
+        assert arrays and all(x.dtype == np.float32 for x in arrays)
+    back = from_nir(through_a_file(graph, tmp_path), DT_MS, dialect=Dialect(gain=gain))
+    expected = net.state_dict()
+    assert back.state_dict().keys() == expected.keys()
+    for name, value in back.state_dict().items():
+        rtol_here = 0 if name.endswith("beta") else rtol
+        torch.testing.assert_close(value, expected[name], rtol=rtol_here, atol=0)
+
+
+@pytest.mark.parametrize("bound", [0.001, 0.999])
+@pytest.mark.parametrize("then", [torch.float32, torch.float64])
+def test_beta_at_its_bounds_comes_back(bound, then):
+    """In float32 they are rounded, and may lie beyond."""
+    net = made(torch.float32)
+    with torch.no_grad():
+        net.layers[0].beta.fill_(bound)
+    for dialect, atol in (("nir", 0), ("norse", 1e-7)):
+        back: Any = from_nir(to_nir(net.to(then), DT_MS, dialect=dialect), DT_MS, dialect=dialect)
+        torch.testing.assert_close(back.layers[0].beta, net.layers[0].beta, rtol=1e-6, atol=atol)
+
+
+def test_time_constants_are_in_seconds():
+    net = SpikingClassifier(12, 4, 10, 1, dt_ms=1.0, tau_membrane_ms=20.0, tau_adaptation_ms=None)
+    graph: Any = to_nir(net, 1.0)
+    for name in ("layer_0_lif", "readout_membrane"):
+        node = graph.nodes[name]
+        np.testing.assert_allclose(node.tau, 0.02, rtol=1e-5)
+        assert not node.v_leak.any()
+    lif = graph.nodes["layer_0_lif"]
+    assert (lif.v_threshold == 1).all() and not lif.v_reset.any()
+
+
+def test_r_is_one_and_the_weights_hold_it():
+    net = made()
+    graph: Any = to_nir(net, DT_MS)
+    for name, layer in (("layer_0", net.layers[0]), ("readout", net.readout)):
+        neurons = graph.nodes[f"{name}_{'lif' if name == 'layer_0' else 'membrane'}"]
+        assert (neurons.r == 1).all()
+        leak = 1 - layer.beta.detach().numpy()
+        synapses = graph.nodes[f"{name}_affine"]
+        np.testing.assert_allclose(synapses.weight * leak[:, None], layer.weight[0].detach())
+        np.testing.assert_allclose(synapses.bias * leak, layer.bias.detach())
+    leak = 1 - net.layers[0].beta.detach().numpy()
+    recurrent = graph.nodes["layer_0_recurrent"]
+    expected = net.layers[0].recurrent_weight.detach()
+    np.testing.assert_allclose(recurrent.weight * leak[:, None], expected)
+    assert not recurrent.bias.any()
+
+
+STEPS: dict[str, Any] = {
+    # node → (β, g)
+    "nir": lambda n: (np.exp(-1e-3 * DT_MS / n.tau), n.r * (1 - np.exp(-1e-3 * DT_MS / n.tau))),
+    "norse": lambda n: (1 - 1e-3 * DT_MS / n.tau, 1e-3 * DT_MS / n.tau),
+    "sinabs": lambda n: (np.exp(-1 / n.tau), np.ones_like(n.tau)),
+    "snntorch": lambda n: (1 - 1e-4 / n.tau, n.r * 1e-4 / n.tau),
+    "spyx": lambda n: (1 - 1e-3 * DT_MS / n.tau, np.ones_like(n.tau)),
+}
+
+
+def flat(nodes: dict[str, Any]) -> dict[str, Any]:
+    """With the recurrent synapses beside the neurons, where they are a graph inside the graph."""
+    found = {}
+    for name, node in nodes.items():
+        if isinstance(node, nir.NIRGraph):
+            found |= {name: node.nodes["lif"]}
+            found |= {name.replace("_lif", "_recurrent"): node.nodes["w_rec"]}
+        else:
+            found[name] = node
+    return found
+
+
+def stepped(nodes: dict[str, Any], step, x) -> list[np.ndarray]:
+    """Spikes of both layers and the readout's membrane, by a simulator's step."""
+    v: dict[str, Any] = dict.fromkeys(("layer_0", "layer_1", "readout"), 0.0)
+    spikes: dict[str, Any] = {"layer_0": np.zeros((BATCH, 10)), "layer_1": np.zeros((BATCH, 10))}
+    found = []
+    for row in x:
+        for name in v:
+            synapses = nodes[f"{name}_affine"]
+            neurons = nodes[f"{name}_{'membrane' if name == 'readout' else 'lif'}"]
+            current = row @ synapses.weight.T + synapses.bias
+            if f"{name}_recurrent" in nodes:
+                current = current + spikes[name] @ nodes[f"{name}_recurrent"].weight.T
+            beta, gain = step(neurons)
+            v[name] = beta * v[name] + gain * current
+            row = spikes[name] = (v[name] > getattr(neurons, "v_threshold", np.inf)).astype(float)
+            found.append(v[name] if name == "readout" else row)
+            v[name] = np.where(row == 1, 0.0, v[name])
+    return [np.stack(found[i::3]) for i in range(3)]
+
+
+@pytest.mark.parametrize("recurrent", [True, False])
+@pytest.mark.parametrize("dialect", DIALECTS)
+def test_a_step_of_each_dialect_is_a_step_of_ours(dialect, recurrent, tmp_path):
+    net = made(recurrent=recurrent)
+    x = made_spikes()
+    graph = through_a_file(to_nir(net, DT_MS, dialect=dialect), tmp_path)
+    assert any(isinstance(n, nir.NIRGraph) for n in graph.nodes.values()) == (
+        dialect == "snntorch" and recurrent
+    )
+    *spikes, membrane = stepped(flat(graph.nodes), STEPS[dialect], x.numpy())
+    output = net(x)
+    for found, expected in zip(spikes, output.spikes, strict=True):
+        assert 0.05 < expected.mean() < 0.8
+        np.testing.assert_array_equal(found, expected.detach().numpy())
+    np.testing.assert_allclose(membrane, output.readout.detach().numpy(), rtol=1e-9, atol=1e-9)
+    assert_equal_output(from_nir(graph, DT_MS, dialect=dialect), net, x)
+
+
+def test_a_dialect_of_its_own():
+    net, x = made(), made_spikes()
+    form = Dialect("euler", "r", step_ms=0.5, readout="lif")
+    graph: Any = to_nir(net, DT_MS, dialect=form)
+    beta = net.layers[0].beta.detach()
+    np.testing.assert_allclose(graph.nodes["layer_0_lif"].tau, 5e-4 / (1 - beta))
+    assert_equal_output(from_nir(graph, DT_MS, dialect=form), net, x)
+    exact = replace(form, decay="exact")
+    assert not torch.equal(from_nir(graph, DT_MS, dialect=exact)(x).scores, net(x).scores)
+
+
+def test_nodes_of_a_file_come_in_the_order_of_the_chain(tmp_path):
+    """Alphabetical order; snnTorch cannot connect the graph of a recurrent layer otherwise."""
+    net = made(n_layers=11)
+    names = list(through_a_file(to_nir(net, DT_MS, dialect="snntorch"), tmp_path).nodes)
+    assert names[:5] == [
+        "input",
+        "layer_00_affine",
+        "layer_00_lif",
+        "layer_01_affine",
+        "layer_01_lif",
+    ]
+    assert names[-4:] == ["layer_10_lif", "output", "readout_affine", "readout_membrane"]
+    assert set(names) == set(to_nir(net, DT_MS, dialect="snntorch").nodes)
+
+
+@pytest.mark.parametrize("n_layers", [1, 2])
+def test_a_graph_that_ends_in_a_lif_has_its_spikes_as_readout(n_layers, tmp_path):
+    net, x = made(n_layers=n_layers), made_spikes()
+    graph = through_a_file(to_nir(net, DT_MS, readout="none"), tmp_path)
+    assert not [name for name in graph.nodes if name.startswith("readout")]
+    back: Any = from_nir(graph, DT_MS)
+    output, expected = back(x), net(x)
+    for spikes, expected_spikes in zip(output.spikes, expected.spikes, strict=True):
+        assert torch.equal(spikes, expected_spikes)
+    assert torch.equal(output.readout, output.spikes[-1])
+    assert torch.equal(output.scores, output.spikes[-1].sum(0))
+    again = to_nir(back, DT_MS, readout="none")
+    assert again.nodes.keys() == graph.nodes.keys()
+
+    back.train()
+    before = {name: value.detach().clone() for name, value in back.named_parameters()}
+    back(x).scores.square().sum().backward()
+    assert all(p.grad is not None for name, p in back.named_parameters() if "layers" in name)
+    torch.optim.SGD([p for p in back.parameters() if p.requires_grad], lr=1e-3).step()
+    back.project_()
+    for name, value in back.named_parameters():
+        assert torch.equal(value, before[name]) == name.startswith("readout"), name
+
+
+def test_a_readout_as_a_lif_that_cannot_spike_comes_back(tmp_path):
+    net, x = made(), made_spikes()
+    graph: Any = through_a_file(to_nir(net, DT_MS, readout="lif"), tmp_path)
+    assert (graph.nodes["readout_membrane"].v_threshold == np.finfo(np.float32).max).all()
+    assert_equal_output(from_nir(graph, DT_MS), net, x)
+
+
+def test_a_silent_layer_inside_is_not_a_readout():
+    graph = a_graph(z=node_lif(np.random.default_rng(0), 5, v_threshold=np.full(5, NEVER)))
+    net: Any = from_nir(graph, 1.0)
+    output = net(made_spikes())
+    assert len(net.layers) == 2 and output.spikes[0].any() and not output.spikes[1].any()
+
+
+def test_a_file_has_no_reset_of_zero(tmp_path):
+    """nir 1.0.4, to which sinabs is bound, refuses a v_reset; later ones take 0 for granted."""
+    net = made()
+    for dialect in ("nir", "snntorch"):
+        write(tmp_path / "ours.nir", to_nir(net, DT_MS, dialect=dialect))
+        nir.write(tmp_path / "theirs.nir", to_nir(net, DT_MS, dialect=dialect))
+        names: dict[str, list[str]] = {"ours": [], "theirs": []}
+        for file, found in names.items():
+            with h5py.File(tmp_path / f"{file}.nir") as content:
+                content.visit(found.append)
+        resets = [name for name in names["theirs"] if name.endswith("v_reset")]
+        assert len(resets) == (2 if dialect == "nir" else 3)  # the readout is a LIF there
+        assert set(names["theirs"]) - set(names["ours"]) == set(resets)
+        back = from_nir(nir.read(tmp_path / "ours.nir"), DT_MS, dialect=dialect)
+        assert_equal_output(back, net, made_spikes())
+
+
+def test_a_file_keeps_another_reset(tmp_path):
+    graph = parameter("z", "v_reset", -0.1)()
+    before = graph.nodes["z"].v_reset.copy()
+    write(tmp_path / "graph.nir", graph)
+    back: Any = nir.read(tmp_path / "graph.nir")
+    np.testing.assert_array_equal(back.nodes["z"].v_reset, before)
+    np.testing.assert_array_equal(graph.nodes["A.lif"].v_reset, np.zeros(7))
+
+
+@dataclass(eq=False)
+class LIF(nir.ir.node.NIRNode):
+    """As nir 1.0.4 has it."""
+
+    tau: np.ndarray
+    r: np.ndarray
+    v_leak: np.ndarray
+    v_threshold: np.ndarray
+
+    def __post_init__(self):
+        self.input_type = {"input": np.array(self.tau.shape)}
+        self.output_type = {"output": np.array(self.tau.shape)}
+
+
+def test_a_nir_without_v_reset(monkeypatch, tmp_path):
+    monkeypatch.setattr(nir, "LIF", LIF)
+    net = made()
+    graph = to_nir(net, DT_MS)
+    assert type(graph.nodes["layer_0_lif"]) is LIF
+    write(tmp_path / "graph.nir", graph)
+    assert_equal_output(from_nir(graph, DT_MS), net, made_spikes())
+
+
+@pytest.mark.parametrize("synapses", [nir.Affine, nir.Linear])
+def test_a_recurrent_layer_that_is_a_graph_inside(synapses, tmp_path):
+    """As snnTorch writes it."""
+    graph = a_graph()
+    loop = graph.nodes.pop("A.rec")
+    if synapses is nir.Linear:
+        loop = nir.Linear(loop.weight)
+    lif = graph.nodes.pop("A.lif")
+    inside = {
+        "input": nir.Input({"input": np.array([7])}),
+        "output": nir.Output({"output": np.array([7])}),
+        "neurons": lif,
+        "w": loop,
+    }
+    edges_inside = [("input", "neurons"), ("w", "neurons"), ("neurons", "w"), ("neurons", "output")]
+    graph.nodes["A"] = nir.NIRGraph(inside, edges_inside)
+    pairs = [(a, b) for a, b in graph.edges if "A.rec" not in (a, b)]
+    graph.edges = [tuple("A" if x == "A.lif" else x for x in pair) for pair in pairs]
+    expected = from_nir(a_graph(**{"A.rec": loop}), 1.0)
+    assert_equal_output(from_nir(through_a_file(graph, tmp_path), 1.0), expected, made_spikes())
+    graph.nodes["A.w"] = loop
+    with pytest.raises(ValueError, match="^node 'A': expected no other node called 'A.neurons' or"):
+        from_nir(graph, 1.0)
+
+
+def test_another_step_is_the_same_neuron(tmp_path):
+    """τ stays; so does the voltage that a constant current settles at."""
+    graph = through_a_file(to_nir(made(), DT_MS), tmp_path)
+    assert graph.metadata == {"dt_ms": DT_MS}
+    fine: Any = from_nir(graph, DT_MS / 4)
+    net = made()
+    torch.testing.assert_close(fine.readout.beta**4, net.readout.beta)
+    settled = [n.readout.bias / (1 - n.readout.beta) for n in (fine, net)]
+    torch.testing.assert_close(*settled)
+
+
+def test_a_graph_is_a_copy_both_ways():
+    net = made()
+    graph = to_nir(net, DT_MS)
+    before = {name: vars(node).copy() for name, node in graph.nodes.items()}
+    before = {name: {k: np.copy(v) for k, v in x.items()} for name, x in before.items()}
+    back = from_nir(graph, DT_MS)
+    with torch.no_grad():
+        for parameter in [*net.parameters(), *back.parameters()]:
+            parameter.add_(1)
+    for name, values in before.items():
+        for key in {"weight", "bias", "tau", "r"} & values.keys():
+            np.testing.assert_array_equal(getattr(graph.nodes[name], key), values[key])
+
+
+def node_lif(rng, n, **values) -> nir.LIF:
+    given: dict[str, Any] = {
+        "tau": rng.uniform(0.004, 0.05, n),
+        "r": rng.uniform(0.5, 20, n),
+        "v_leak": np.zeros(n),
+        "v_threshold": rng.uniform(0.2, 3, n),
+        "v_reset": np.zeros(n),
+    }
+    return nir.LIF(**(given | values))
+
+
+def a_graph(**replaced) -> Any:
+    """Not of ours: 12 → 7 with a recurrent Affine → 5 without → 3; odd names."""
+    rng = np.random.default_rng(0)
+    nodes = {
+        "in": nir.Input({"input": np.array([12])}),
+        "0": nir.Affine(rng.normal(0, 0.5, (7, 12)), rng.normal(0.1, 0.2, 7)),
+        "A.lif": node_lif(rng, 7),
+        "A.rec": nir.Affine(rng.normal(0, 0.5, (7, 7)), rng.normal(0, 0.1, 7)),
+        "1": nir.Linear(rng.normal(0.8, 1, (5, 7))),
+        "z": node_lif(rng, 5),
+        "w": nir.Affine(rng.normal(0, 1, (3, 5)), rng.normal(0, 1, 3)),
+        "read": nir.LI(rng.uniform(0.004, 0.05, 3), rng.uniform(-2, 2, 3), np.zeros(3)),
+        "out": nir.Output({"output": np.array([3])}),
+    }
+    edges = [
+        ("z", "w"), ("A.lif", "A.rec"), ("in", "0"), ("A.rec", "A.lif"), ("w", "read"),
+        ("0", "A.lif"), ("A.lif", "1"), ("read", "out"), ("1", "z"),
+    ]  # fmt: skip
+    return nir.NIRGraph(nodes | replaced, edges, type_check=False)
+
+
+def integrated(node, v, current, dt_s):
+    """τ dv/dt = (v_leak − v) + r I over a step, for a constant I."""
+    settled = node.v_leak + node.r * current
+    return settled + (v - settled) * np.exp(-dt_s / node.tau)
+
+
+def simulated(graph, x, dt_s):
+    """Spikes of both layers and the readout's voltage, by NIR's equations alone."""
+    nodes = graph.nodes
+    v: dict[str, Any] = {"A.lif": 0.0, "z": 0.0, "read": 0.0}
+    first, found = np.zeros((x.shape[1], 7)), []
+    for row in x:
+        current = row @ nodes["0"].weight.T + nodes["0"].bias
+        current = current + first @ nodes["A.rec"].weight.T + nodes["A.rec"].bias
+        v["A.lif"] = integrated(nodes["A.lif"], v["A.lif"], current, dt_s)
+        first = (v["A.lif"] > nodes["A.lif"].v_threshold).astype(float)
+        v["A.lif"] = np.where(first == 1, nodes["A.lif"].v_reset, v["A.lif"])
+        v["z"] = integrated(nodes["z"], v["z"], first @ nodes["1"].weight.T, dt_s)
+        second = (v["z"] > nodes["z"].v_threshold).astype(float)
+        v["z"] = np.where(second == 1, nodes["z"].v_reset, v["z"])
+        current = second @ nodes["w"].weight.T + nodes["w"].bias
+        v["read"] = integrated(nodes["read"], v["read"], current, dt_s)
+        found.append((first, second, v["read"]))
+    return [np.stack(values) for values in zip(*found, strict=True)]
+
+
+@pytest.mark.parametrize("dt_ms", [1.0, 3.0])
+def test_a_graph_follows_the_equations_of_nir(dt_ms, tmp_path):
+    graph = a_graph()
+    net: Any = from_nir(through_a_file(graph, tmp_path), dt_ms)
+    assert [layer.weight.shape[1:] for layer in net.layers] == [(7, 12), (5, 7)]
+    x = made_spikes()
+    *spikes, membrane = simulated(graph, x.numpy(), 1e-3 * dt_ms)
+    output = net(x)
+    for found, expected in zip(output.spikes, spikes, strict=True):
+        assert 0.05 < expected.mean() < 0.8
+        np.testing.assert_array_equal(found.detach().numpy(), expected)
+    np.testing.assert_allclose(output.readout.detach().numpy(), membrane, rtol=1e-9, atol=1e-12)
+    np.testing.assert_allclose(output.scores.detach().numpy(), membrane.sum(0), rtol=1e-9)
+    graph.nodes["A.rec"].weight[:] = 0
+    assert (simulated(graph, x.numpy(), 1e-3 * dt_ms)[0] != spikes[0]).any()
+
+
+@pytest.mark.parametrize("node", ["0", "A.rec"])
+@pytest.mark.parametrize("kind", [">f8", ">f4", "f4", "f2", "i8"])
+def test_numbers_of_any_kind(kind, node):
+    """One weight that is not in float64 makes a network in float32."""
+    weight = np.round(a_graph().nodes[node].weight * 4).astype(kind)
+    net: Any = from_nir(a_graph(**{node: nir.Linear(weight)}), 1.0)
+    expected: Any = from_nir(a_graph(**{node: nir.Linear(weight.astype(float))}), 1.0)
+    dtype = torch.float64 if kind == ">f8" else torch.float32
+    assert {p.dtype for p in net.parameters()} == {dtype}
+    for value, other in zip(net.parameters(), expected.parameters(), strict=True):
+        assert torch.equal(value, other.to(dtype))
+
+
+def test_an_imported_network_trains(tmp_path):
+    net: Any = from_nir(through_a_file(a_graph(), tmp_path), 1.0).train()
+    net(made_spikes()).scores.square().sum().backward()
+    names = {name for name, _ in net.named_parameters()}
+    assert "layers.0.recurrent_weight" in names and "layers.1.recurrent_weight" not in names
+    for name, parameter in net.named_parameters():
+        assert parameter.grad is not None and parameter.grad.any(), name
+    before = {name: value.detach().clone() for name, value in net.named_parameters()}
+    net.project_()
+    for name, value in net.named_parameters():
+        assert torch.equal(value, before[name])
+    torch.optim.SGD(net.parameters(), lr=1e3).step()
+    net.project_()
+    for layer in [*net.layers, net.readout]:
+        assert layer.beta.min() >= 0.001 and layer.beta.max() <= 0.999
+        assert set(layer.beta.tolist()) & {0.001, 0.999}
+
+
+LOSSES = [
+    ({"adaptation"}, {"tau_adaptation_ms": 50.0, "b": 0.5}, {"tau_adaptation_ms": 50.0, "b": 0.0}),
+    ({"refractory period"}, {"arp_ms": 6.0}, {"arp_ms": 0.0}),
+    ({"refractory period"}, {"arp_ms": 6.0, "recurrent": False}, {"recurrent": False}),
+    ({"recurrent delay"}, {"recurrent_delay": 3}, {"recurrent_delay": 1}),
+    ({"recurrent delay", "refractory period"}, {"recurrent_delay": None, "arp_ms": 6.0}, {}),
+    ({"synaptic delays"}, {"max_delay": 5}, {}),
+    (
+        set(LOSABLE) - {"input scaling"},
+        {"tau_adaptation_ms": 50.0, "arp_ms": 6.0, "recurrent_delay": None, "max_delay": 5},
+        {},
+    ),
+]
+
+
+@pytest.mark.parametrize(("lose", "rich", "plain"), LOSSES)
+def test_only_what_lose_names_is_lost(lose, rich, plain):
+    x, net, expected = made_spikes(), made(**rich), made(**plain)
+    state = {k: v for k, v in net.state_dict().items() if k in expected.state_dict()}
+    if "b" in plain:
+        state = {k: 0 * v if k.endswith(".b") else v for k, v in state.items()}
+    expected.load_state_dict(state)
+    assert not torch.equal(net(x).scores, expected(x).scores)
+    assert_equal_output(from_nir(to_nir(net, DT_MS, lose=lose), DT_MS), expected, x)
+    to_nir(net, DT_MS, lose=LOSABLE)
+    for name in lose:
+        with pytest.raises(ValueError, match=rf"^layers.0: expected what NIR can say, got {name};"):
+            to_nir(net, DT_MS, lose=set(LOSABLE) - {name})
+    with pytest.raises(ValueError, match="^layers.0: expected what NIR can say, got ") as caught:
+        to_nir(net, DT_MS)
+    first, second = str(caught.value).split(" (`lose`")[0].split("; ")
+    assert second == first.replace("layers.0", "layers.1")
+    assert set(first.removeprefix("layers.0: expected what NIR can say, got ").split(", ")) == lose
+
+
+def test_the_scaling_of_inputs_is_lost_if_named():
+    x, net, plain = made_spikes(), made(input_events=20.0), made()
+    message = r"^network: expected what NIR can say, got input scaling \(`lose`"
+    with pytest.raises(ValueError, match=message):
+        to_nir(net, DT_MS, lose=set(LOSABLE) - {"input scaling"})
+    assert not torch.equal(net(x).scores, plain(x).scores)
+    assert_equal_output(from_nir(to_nir(net, DT_MS, lose={"input scaling"}), DT_MS), plain, x)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"tau_adaptation_ms": 50.0, "b": 0.0},
+        {"recurrent_delay": None},
+        {"recurrent_delay": 3, "recurrent": False},
+    ],
+)
+def test_what_changes_nothing_needs_no_lose(options):
+    net = made(**options)
+    assert_equal_output(from_nir(to_nir(net, DT_MS), DT_MS), net, made_spikes())
+
+
+def with_parameter(net, name, value):
+    with torch.no_grad():
+        net.get_parameter(name).view(-1)[-1] = value
+    return net
+
+
+class OtherLayer(SpikingLayer):
+    """May do anything."""
+
+
+class OtherReadout(LeakyReadout):
+    """May do anything."""
+
+
+def with_other_readout():
+    net = made()
+    net.readout = OtherReadout(10, 4, dt_ms=DT_MS).double()
+    return net
+
+
+@pytest.mark.parametrize(
+    ("net", "options", "message"),
+    [
+        (made, {"lose": {"weights"}}, "^lose: expected a collection of names out of adaptation, .*"
+         "input scaling, got {'weights'}"),
+        (made, {"lose": "adaptation"}, "^lose: expected a collection .* got 'adaptation'"),
+        (made, {"readout": "LI"}, "^readout: expected one of li, lif, none, got 'LI'"),
+        (made, {"dialect": "lava"}, "^dialect: expected one of nir, norse, .*, got 'lava'"),
+        (made, {"dialect": None}, "^dialect: expected one of nir, norse, .*, got None"),
+        (made, {"dt_ms": 0.0}, "^dt_ms: expected a finite value > 0, got 0.0"),
+        (made, {"dt_ms": float("nan")}, "^dt_ms: expected a finite value > 0, got nan"),
+        (made, {"dt_ms": float("inf")}, "^dt_ms: expected a finite value > 0, got inf"),
+        (lambda: made().readout, {}, "^network: expected a SpikingClassifier, got LeakyReadout"),
+        (with_other_readout, {}, "^readout: expected a LeakyReadout, got OtherReadout"),
+        (
+            lambda: SpikingClassifier(12, 4, 10, dt_ms=DT_MS, layer=AdLIFLayer),
+            {"lose": LOSABLE},
+            "^layers.0: expected a SpikingLayer, got AdLIFLayer; layers.1: .* got AdLIFLayer",
+        ),
+        (
+            lambda: SpikingClassifier(12, 4, 10, dt_ms=DT_MS, layer=OtherLayer),
+            {"lose": LOSABLE},
+            "^layers.0: expected a SpikingLayer, got OtherLayer",
+        ),
+        (
+            lambda: made(rf_len=3),
+            {"lose": LOSABLE},
+            "^layers.0: expected what NIR can say, got temporal receptive field; layers.1: ",
+        ),
+        (
+            lambda: made(rf_len=3, arp_ms=6.0),
+            {},
+            "^layers.0: expected what NIR can say, got refractory period, temporal receptive field",
+        ),
+        (
+            lambda: with_parameter(made(), "layers.1.beta", 1.0),
+            {},
+            "^layers.1: expected 0 < beta < 1, got 1",
+        ),
+        (
+            lambda: with_parameter(made(), "readout.beta", 0.0),
+            {},
+            "^readout: expected 0 < beta < 1, got 0",
+        ),
+        *[
+            (
+                lambda name=name: with_parameter(made(), name, float("nan")),
+                {},
+                f"^{name.rsplit('.', 1)[0]}: expected finite numbers, got {name.split('.')[-1]} ",
+            )
+            for name in ("layers.0.weight", "layers.1.bias", "layers.0.beta",
+                         "layers.1.recurrent_weight", "readout.weight")
+        ],
+    ],
+)  # fmt: skip
+def test_networks_that_are_refused(net, options, message):
+    with pytest.raises(ValueError, match=message):
+        to_nir(net(), **({"dt_ms": DT_MS} | options))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"decay": "Euler"}, "^decay: expected one of exact, euler, got 'Euler'"),
+        ({"gain": "R"}, "^gain: expected one of weights, r, none, got 'R'"),
+        ({"step_ms": 0.0}, "^step_ms: expected a finite value > 0, got 0.0"),
+    ],
+)
+def test_dialects_that_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        Dialect(**options)
+
+
+def test_without_readout_any_will_do():
+    """It is not written."""
+    net = with_other_readout()
+    found = from_nir(to_nir(net, DT_MS, readout="none"), DT_MS)(made_spikes()).spikes
+    for spikes, expected in zip(found, net(made_spikes()).spikes, strict=True):
+        assert torch.equal(spikes, expected)
+
+
+def test_unequal_sizes_and_a_copy_of_a_copy():
+    net = from_nir(a_graph(), 1.0)
+    assert_equal_output(from_nir(to_nir(net, 1.0), 1.0), net, made_spikes())
+
+
+def shaped(shape: Any) -> nir.Input:
+    return nir.Input({"input": shape})
+
+
+def changed(**replaced) -> Any:
+    return lambda: a_graph(**replaced)
+
+
+def parameter(name, key, value) -> Any:
+    """With one parameter of a node set to a value, its last entry if that is a number."""
+
+    def make():
+        graph = a_graph()
+        array = getattr(graph.nodes[name], key)
+        if np.isscalar(value):
+            array[..., -1] = value
+        else:
+            setattr(graph.nodes[name], key, value)
+        return graph
+
+    return make
+
+
+def edges(add=(), remove=(), nodes=()) -> Any:
+    def make():
+        graph = a_graph()
+        graph.nodes.update(nodes)
+        graph.edges = [e for e in graph.edges if e not in remove] + list(add)
+        return graph
+
+    return make
+
+
+def no_hidden_layer(readout=None):
+    nodes = {
+        "in": nir.Input({"input": np.array([2])}),
+        "w": nir.Linear(np.ones((2, 2))),
+        "read": readout or nir.LI(np.full(2, 0.01), np.ones(2), np.zeros(2)),
+        "out": nir.Output({"output": np.array([2])}),
+    }
+    return nir.NIRGraph(nodes, [("in", "w"), ("w", "read"), ("read", "out")])
+
+
+ONES = np.ones(5)
+CUBA = nir.CubaLIF(ONES, ONES, ONES, ONES, ONES)
+REC = nir.Linear(np.eye(5))
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        # types
+        (lambda: nir.Linear(np.eye(5)), "^graph: expected a nir.NIRGraph, got Linear"),
+        (changed(z=CUBA), "^node 'z': expected one of Input, Affine, .* got CubaLIF"),
+        (changed(z=a_graph()), "^node 'z': expected one of .* got NIRGraph"),
+        (changed(w=nir.Scale(ONES)), "^node 'w': expected one of .* got Scale"),
+        (changed(z=nir.LI(ONES, ONES, ONES)), "^node 'w': expected Output after 'z', got Affine"),
+        (no_hidden_layer, "^node 'read': expected a LIF between 'in' and it"),
+        (
+            lambda: no_hidden_layer(
+                nir.LIF(np.full(2, 0.01), np.ones(2), np.zeros(2), np.full(2, NEVER))
+            ),
+            "^node 'read': expected a LIF between 'in' and it",
+        ),
+        (
+            edges(
+                [("read", "r"), ("r", "read")],
+                nodes={
+                    "r": nir.Linear(np.eye(3)),
+                    "read": node_lif(np.random.default_rng(0), 3, v_threshold=np.full(3, NEVER)),
+                },
+            ),
+            "^node 'r': expected a LIF that can spike before it",
+        ),
+        (
+            parameter("z", "v_threshold", np.full(4, NEVER)),
+            r"^node 'z': expected v_threshold of shape \[5\], got \[4\]",
+        ),
+        # edges
+        (changed(more=REC), "^node 'more': expected one chain of nodes, got one beside it"),
+        (
+            changed(more=shaped(np.array([3]))),
+            r"^graph: expected one Input, got \['in', 'more'\]",
+        ),
+        (changed(**{"in": REC}), r"^graph: expected one Input, got \[\]"),
+        (
+            edges(remove=[("read", "out")]),
+            r"^node 'read': expected one edge to Output, got \[\]",
+        ),
+        (
+            edges([("z", "more"), ("more", "read")], nodes={"more": nir.Linear(np.ones((3, 5)))}),
+            r"^node 'z': expected one edge to Affine or Linear or Output, got \['w', 'more'\]",
+        ),
+        (
+            edges([("in", "more"), ("more", "z")], nodes={"more": nir.Linear(np.ones((5, 12)))}),
+            r"^node 'in': expected one edge to Affine or Linear, got \['0', 'more'\]",
+        ),
+        (
+            edges([("more", "read")], nodes={"more": nir.Linear(np.ones((3, 5)))}),
+            r"^node 'read': expected edges from \['w'\], got \['w', 'more'\]",
+        ),
+        (
+            edges([("in", "z")], [("1", "z")]),
+            r"^node 'in': expected one edge to Affine or Linear, got \['0', 'z'\]",
+        ),
+        (
+            edges([("A.lif", "z")], [("A.lif", "1"), ("1", "z")]),
+            "^node 'z': expected Affine or Linear or Output after 'A.lif', got LIF",
+        ),
+        (edges([("in", "0")]), "^edge 'in' → '0': expected once, between nodes of the graph"),
+        (edges([("w", "nowhere")]), "^edge 'w' → 'nowhere': expected once, between nodes of the"),
+        (edges([("out", "in")]), "^edge 'out' → 'in': expected .* not from an Output"),
+        # loops
+        (
+            edges([("z", "z")]),
+            r"^node 'z': expected an Affine or Linear from 'z' back to it .* got LIF from",
+        ),
+        (
+            edges([("z", "r"), ("r", "z")], nodes={"r": node_lif(np.random.default_rng(0), 5)}),
+            r"^node 'r': expected an Affine or Linear from 'z' back to it .* got LIF from \['z'\]",
+        ),
+        (
+            edges([("z", "r"), ("r", "z"), ("z", "s"), ("s", "z")], nodes={"r": REC, "s": REC}),
+            r"^node 'z': expected one recurrent Affine or Linear, got \['r', 's'\]",
+        ),
+        (
+            edges([("w", "z")]),
+            r"^node 'w': expected an Affine or Linear from 'z' back to it and nowhere else, got "
+            r"Affine from \['z'\] to \['read', 'z'\]",
+        ),
+        (
+            edges([("z", "r"), ("r", "z"), ("r", "A.lif")], nodes={"r": nir.Linear(np.eye(5))}),
+            r"^node 'A.lif': expected edges from \['0'\], got \['0', 'r'\]",
+        ),
+        (edges([("read", "w")]), r"^node 'read': expected one edge to Output, got \['out', 'w'\]"),
+        (edges([("w", "1")]), r"^node '1': expected edges from \['A.lif'\], got \['A.lif', 'w'\]"),
+        # shapes
+        *[
+            (
+                changed(**{"in": shaped(shape)}),
+                rf"^node 'in': expected a shape \[n\], got {re.escape(got)}",
+            )
+            for shape, got in (
+                (np.array([3, 4]), "[3, 4]"), (np.array([0]), "[0]"), (np.array([1.5]), "[1.5]"),
+                (np.array(12), "12"), (None, "None"), (np.arange(10**4), "[0, 1, 2"),
+            )
+        ],
+        (
+            changed(**{"in": shaped(np.array([11]))}),
+            r"^node '0': expected weight of shape \[n, 11\], got \[7, 12\]",
+        ),
+        (
+            changed(out=nir.Output({"output": np.array([4])})),
+            r"^node 'out': expected a shape \[3\], got \[4\]",
+        ),
+        (
+            changed(out=nir.Output({"output": np.array([1, 3])})),
+            r"^node 'out': expected a shape \[n\], got \[1, 3\]",
+        ),
+        (
+            changed(**{"1": nir.Linear(np.ones((2, 5, 7)))}),
+            r"^node '1': expected weight of shape \[n, 7\], got \[2, 5, 7\]",
+        ),
+        (
+            changed(**{"1": nir.Linear(np.ones((0, 7)))}),
+            r"^node '1': expected weight of shape \[n, 7\], got \[0, 7\]",
+        ),
+        (
+            changed(**{"A.rec": nir.Linear(np.ones((7, 6)))}),
+            r"^node 'A.rec': expected weight of shape \[7, 7\], got \[7, 6\]",
+        ),
+        (
+            changed(z=node_lif(np.random.default_rng(0), 6)),
+            r"^node 'z': expected v_leak of shape \[5\], got \[6\]",
+        ),
+        (parameter("z", "tau", np.array(1.0)), r"^node 'z': expected tau of shape \[5\], got \[\]"),
+        (parameter("w", "bias", np.ones(4)), r"^node 'w': expected bias of shape \[3\], got \[4\]"),
+        (
+            parameter("A.rec", "bias", np.ones((7, 1))),
+            r"^node 'A.rec': expected bias of shape \[7\], got \[7, 1\]",
+        ),
+        # numbers
+        *[
+            (
+                parameter(name, key, bad),
+                f"^node '{name}': expected finite numbers, got {key} with NaN or Inf",
+            )
+            for name, key, bad in (
+                ("0", "weight", np.nan), ("0", "bias", np.inf), ("A.rec", "weight", np.nan),
+                ("A.rec", "bias", -np.inf), ("z", "r", np.nan), ("z", "tau", np.inf),
+                ("z", "v_threshold", np.nan), ("z", "v_leak", np.nan), ("read", "tau", np.nan),
+            )
+        ],
+        (
+            parameter("w", "bias", np.full(3, np.longdouble("1e4000"))),
+            "^node 'w': expected finite numbers, got bias with NaN or Inf",
+        ),
+        (parameter("1", "weight", np.ones((5, 7), complex)), "^node '1': .* got complex128"),
+        (parameter("1", "weight", np.full((5, 7), "1")), "^node '1': expected weight of numbers"),
+        (parameter("z", "v_leak", 0.1), "^node 'z': expected v_leak = 0, got another value"),
+        (parameter("z", "v_reset", -0.1), "^node 'z': expected v_reset = 0, got another value"),
+        (parameter("read", "v_leak", 0.1), "^node 'read': expected v_leak = 0, got another"),
+        (parameter("z", "v_threshold", 0.0), "^node 'z': expected v_threshold > 0, got 0"),
+        (parameter("z", "v_threshold", -1.0), "^node 'z': expected v_threshold > 0, got -1"),
+        *[
+            (
+                parameter("z", "tau", tau),
+                f"^node 'z': expected tau from 0.000144765 to 0.9995 s for .* 1 ms, got {tau:g}$",
+            )
+            for tau in (20.0, 1.001, 1.44e-4, 0.0, -0.01)
+        ],
+        (
+            parameter("read", "tau", 20.0),
+            "^node 'read': expected tau from 0.000144765 to 0.9995 s for steps of 1 ms, got 20",
+        ),
+        (
+            parameter("z", "v_threshold", 1e-320),
+            r"^node 'z': expected weight × r \(1 − β\) / v_threshold in the range of torch.float64",
+        ),
+        (
+            lambda: a_graph(
+                w=nir.Linear(np.full((3, 5), 1e300)), **{"1": nir.Linear(np.ones((5, 7), "f4"))}
+            ),
+            r"^node 'read': expected weight × .* in the range of torch.float32",
+        ),
+    ],
+)  # fmt: skip
+def test_graphs_that_are_refused(make, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        from_nir(make(), 1.0)
+    assert len(str(caught.value)) < 200
+
+
+@pytest.mark.parametrize("dt_ms", [0.0, -1.0, float("nan"), float("inf")])
+def test_a_bad_step_of_a_graph(dt_ms):
+    with pytest.raises(ValueError, match=f"^dt_ms: expected a finite value > 0, got {dt_ms}"):
+        from_nir(a_graph(), dt_ms)
+
+
+def test_without_nir_the_extra_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "nir", None)
+    graph = a_graph()
+    for call in (lambda: to_nir(made(), DT_MS), lambda: from_nir(graph, DT_MS)):
+        with pytest.raises(ModuleNotFoundError, match=r"pip install 'blockspike\[nir\]'"):
+            call()

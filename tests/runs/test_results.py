@@ -1,0 +1,70 @@
+"""What `blockspike collect` asks of a row; the rest of it is in test_sweeps.py."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from blockspike.runs.results import collect_runs
+from blockspike.runs.run import provenance
+
+ROW = {
+    "experiment": "e4_shd", "data_set": "SHD", "seed": 0, "config_hash": "0123", "git_sha": None,
+    "git_dirty": False, "machine": "box", "python": "3.11.2", "n_threads": 2,
+    "data_config": "shd", "model.method": "fused", "model.arp_ms": 10.0,
+    "model.surrogate": "boxcar", "model.detach_spikes": True, "network.n_hidden": 8,
+    "data.dt_ms": 2.0, "trainer.accelerator": "cpu", "epoch_s": 1.5, "test_accuracy": 0.5,
+    **{f"version.{name}": number for name, number in provenance()["versions"].items()},
+}  # fmt: skip
+
+
+def write(folder: Path, row: dict) -> Path:
+    path = folder / "run" / "result.json"
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps(row))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"python": ...}, "python: found nothing, expected a str"),
+        ({"version.torch": None}, "version.torch: found None, expected a str"),
+        ({"version.pytorch-lightning": ...}, "version.pytorch-lightning: found nothing"),
+        ({"data_config": ...}, "data_config: found nothing, expected a str"),
+        ({"model.method": 3}, "model.method: found 3, expected a str"),
+        ({"model.arp_ms": "10"}, "model.arp_ms: found '10', expected a float"),
+        ({"model.detach_spikes": 1}, "model.detach_spikes: found 1, expected a bool"),
+        ({"network.n_hidden": True}, "network.n_hidden: found True, expected a int"),
+        ({"epoch_s": None}, "epoch_s: found None, expected a float"),
+    ],
+)
+def test_a_row_without_a_column_or_of_another_type_is_refused(tmp_path, change, words):
+    changed = {k: v for k, v in {**ROW, **change}.items() if v is not ...}
+    path = write(tmp_path, changed)
+    with pytest.raises(ValueError, match=re.escape(f"{path}: {words}")):
+        collect_runs(tmp_path)
+
+
+def test_every_version_that_a_run_records_is_asked_for(tmp_path):
+    for name in provenance()["versions"]:
+        write(tmp_path, {k: v for k, v in ROW.items() if k != f"version.{name}"})
+        with pytest.raises(ValueError, match=f"version.{name}: found nothing"):
+            collect_runs(tmp_path)
+
+
+def test_a_row_without_what_its_model_does_not_have_is_taken(tmp_path):
+    strangers = {k: v for k, v in ROW.items() if not k.startswith(("model.", "network."))}
+    write(tmp_path, {**strangers, "model.tau_ms": 3})
+    assert collect_runs(tmp_path)["model.tau_ms"].tolist() == [3]
+
+
+def test_rows_of_commands_are_taken(blockspike, tmp_path):
+    """A classifier's and a fit's."""
+    blockspike("train", "debug=fast", "network.n_hidden=8", "data.n_steps=20", "data.dt_ms=20")
+    blockspike(
+        "train", "experiment=recovery", "data.n_cells=1", "data.duration_s=2", "model.n_starts=2",
+        "trainer.max_epochs=1",
+    )  # fmt: skip
+    assert len(collect_runs(tmp_path / "outputs")) == 2
