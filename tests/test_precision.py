@@ -16,9 +16,10 @@ from torch.utils.data import DataLoader
 from blockspike.fitting.distance import Window, squared_distance
 from blockspike.fitting.distance_cpu import fitting_distance
 from blockspike.fitting.population import PhysicalPopulation
+from blockspike.networks.classifier import SpikingClassifier
 from blockspike.networks.convolution import causal_convolution
 from blockspike.networks.delays import Delays
-from blockspike.networks.layers import AdLIFLayer, LeakyReadout, SpikingClassifier, SpikingLayer
+from blockspike.networks.layers import AdLIFLayer, ALIFLayer, LeakyReadout
 from blockspike.networks.synapses import synaptic_current
 from blockspike.neurons import alif, leaky_integrate
 from blockspike.neurons.events import EventBatch
@@ -26,9 +27,9 @@ from blockspike.neurons.surrogate import MultiGaussian
 from blockspike.training.classification import ClassificationModule
 
 LAYERS: dict[str, Callable[..., Any]] = {
-    "standard": partial(SpikingLayer, method="standard", arp_ms=2.0),
-    "blocks": partial(SpikingLayer, method="blocks", arp_ms=2.0),
-    "fused": partial(SpikingLayer, method="fused", arp_ms=2.0),
+    "standard": partial(ALIFLayer, method="standard", arp_ms=2.0),
+    "blocks": partial(ALIFLayer, method="blocks", arp_ms=2.0),
+    "fused": partial(ALIFLayer, method="fused", arp_ms=2.0),
     "adlif, standard": partial(AdLIFLayer, method="standard", q=5.0, tau_membrane_ms=(0.5, 1.0)),
     "adlif, fused": partial(AdLIFLayer, method="fused", q=5.0, tau_membrane_ms=(0.5, 1.0)),
 }
@@ -201,7 +202,7 @@ HALF = torch.bfloat16
         (lambda: Delays(4, 3, 9).current(torch.zeros(9, 2, 3).half(), torch.zeros(4, 3),
                                          torch.zeros(4)),
          "^spikes: expected torch.float32 like the weight.*got torch.float16"),
-        (lambda: SpikingLayer(3, 4, dt_ms=1.0)([[0, 1, 0]]),  # pyright: ignore
+        (lambda: ALIFLayer(3, 4, dt_ms=1.0)([[0, 1, 0]]),  # pyright: ignore
          r"^spikes: expected an EventBatch or a tensor \[T, B, K\], got list"),
     ],
 )  # fmt: skip
@@ -223,7 +224,7 @@ def test_spikes_as_whole_numbers(options, dtype):
     assert torch.equal(net(spikes.to(dtype)).scores, net(spikes.double()).scores)
     readout = LeakyReadout(30, 2, dt_ms=1.0)
     assert torch.equal(readout(spikes.to(dtype)), readout(spikes.float()))
-    layer = SpikingLayer(30, 2, dt_ms=1.0, **OPTIONS[options])
+    layer = ALIFLayer(30, 2, dt_ms=1.0, **OPTIONS[options])
     assert torch.equal(layer(spikes.to(dtype)), layer(spikes.float()))
 
 

@@ -189,7 +189,9 @@ def test_shipped_files(name):
 def accuracy(network, data) -> float:
     data.setup()
     with torch.no_grad():
-        right = [network(x).scores_of(len(y)).argmax(1) == y for x, y in data.test_dataloader()]
+        right = [
+            network(x).mean_over_views(len(y)).argmax(1) == y for x, y in data.test_dataloader()
+        ]
     return torch.cat(right).float().mean().item()
 
 

@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from blockspike.networks.layers import SpikingClassifier
+from blockspike.networks.classifier import SpikingClassifier
 from blockspike.networks.nir import Readout, to_nir, write
 
 ROOT = Path(__file__).parents[1]

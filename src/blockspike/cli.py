@@ -75,7 +75,7 @@ def main() -> None:
 
 def _succeeds(name: str) -> bool:
     """Run the command, once or for each run of a sweep; print what was wrong."""
-    from blockspike.runs.jobs import report, run_apart, run_here
+    from blockspike.runs.jobs import report, run_here, run_in_subprocess
     from blockspike.runs.run import remove_if_empty
     from blockspike.runs.sweeps import RecordSweep, run_folder, sweep_is_done
 
@@ -92,7 +92,7 @@ def _succeeds(name: str) -> bool:
             if name == "train":
                 cfg.run_dir = str(run_folder(cfg))
             if HydraConfig.get().mode is RunMode.MULTIRUN:
-                run_apart(name, cfg, full)  # the sweep's states tell how it ended
+                run_in_subprocess(name, cfg, full)  # the sweep's states tell how it ended
             else:
                 run_here(name, cfg)
         except EXPECTED as error:  # here, since Hydra would print its overrides first

@@ -208,7 +208,7 @@ def test_bytes_are_those_of_what_a_kernel_reads_and_writes():
         trace = alif(current, *parameters, arp=3)
     assert current.data_ptr() in kept
     states = sum(x.nbytes for x in kept.values() if x.numel() > 8) - current.nbytes
-    forward = current.nbytes + trace.spikes.nbytes + trace.fired.array.nbytes + states
+    forward = current.nbytes + trace.spikes.nbytes + trace.events.array.nbytes + states
     backward = trace.spikes.nbytes + current.nbytes + states + current.nbytes
     fused = next(k for k in roofline.kernels() if k.name == "fused, MultiGaussian")
     assert fused.bytes_moved == (forward, backward)

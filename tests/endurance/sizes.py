@@ -16,7 +16,7 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from blockspike.networks.synapses import synaptic_current
 from blockspike.neurons import alif
-from blockspike.neurons.alif import dispatch
+from blockspike.neurons.alif import methods
 from blockspike.neurons.alif.blocks import blocks
 from blockspike.neurons.cpu.events import events_of
 from blockspike.neurons.events import EventBatch
@@ -44,9 +44,9 @@ def made(shape: tuple[int, int, int], dtype=torch.float64, recurrent=False) -> d
 def spikes_and_gradients(inputs: dict[str, Any], method: str, arp: int = ARP) -> list[Tensor]:
     """Of one method; "parallel blocks" is the readable Blocks."""
     leaves: dict[str, Any] = {k: x.detach().requires_grad_() for k, x in inputs.items()}
-    on_cpu = {"blocks": blocks} if method == "parallel blocks" else {}
-    with patch.dict(dispatch._ON_CPU, on_cpu):
-        name: Any = "blocks" if on_cpu else method
+    is_parallel = method == "parallel blocks"
+    with patch.object(methods, "blocks_cpu", blocks if is_parallel else methods.blocks_cpu):
+        name: Any = "blocks" if is_parallel else method
         spikes = alif(**leaves, arp=arp, method=name).spikes
     draw = torch.Generator().manual_seed(1)
     spikes.backward(torch.randn(spikes.shape, generator=draw).to(spikes.dtype))
@@ -146,8 +146,8 @@ def large_arrays(n_steps: int = 1025, n_neurons: int = 2**21, n_driven: int = 10
         x[-n_driven:] = small[name]
     with torch.no_grad():
         trace = alif(torch.from_numpy(current), **wide, arp=ARP)
-    row_ptr, unit = trace.fired.events
-    few_ptr, few = expected.fired.events
+    row_ptr, unit = trace.events.row_ptr_and_unit
+    few_ptr, few = expected.events.row_ptr_and_unit
     ok = np.array_equal(row_ptr, few_ptr) and np.array_equal(unit, few + np.int32(first))
     ok &= torch.equal(trace.spikes[..., -n_driven:], expected.spikes)
     ok &= not bool(trace.spikes[..., :first].any())

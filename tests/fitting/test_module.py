@@ -16,7 +16,7 @@ from blockspike.fitting.synthetic_cells import SyntheticCells
 
 DT_MS = 0.5
 OURS = {
-    "tau_ms": 30.0, "first_tau_ms": 100.0, "root": False, "survival_every": 5,
+    "tau_ms": 30.0, "first_tau_ms": 100.0, "root": False, "resample_every": 5,
     "gradient_clip": 1.0, "patience": None, "decay_lr": True,
 }  # fmt: skip
 
@@ -143,7 +143,7 @@ def test_the_best_is_kept_from_the_end_of_the_falling_tau(cells):
 
 
 def test_selection_copies_only_within_a_cell(cells):
-    module = ours(n_starts=8, survival_every=None, n_epochs=2)
+    module = ours(n_starts=8, resample_every=None, n_epochs=2)
     fit(module, batch_of(cells), 1)
     module.loss_of_starts = (
         torch.arange(24.0).view(3, 8).flip(1)
@@ -177,9 +177,9 @@ def test_a_start_that_is_not_finite_does_not_stop_the_others(cells):
     ("options", "message"),
     [
         ({"tau_ms": 0.0}, "tau_ms"),
-        ({"survivors": 0.0}, "survivors"),
+        ({"elite_fraction": 0.0}, "elite_fraction"),
         ({"perturbation": (0.3, 0.0)}, "perturbation"),
-        ({"survival_every": 0}, "survival_every"),
+        ({"resample_every": 0}, "resample_every"),
         ({"patience": 0}, "patience"),
     ],
 )

@@ -2,7 +2,7 @@
 
 import torch
 
-from blockspike.neurons.cpu.events import Fired
+from blockspike.neurons.cpu.events import SpikeEvents
 
 
 def make_spikes(shape=(20, 3, 70), density=0.05, most=1, dtype=torch.float64):
@@ -15,8 +15,8 @@ def make_spikes(shape=(20, 3, 70), density=0.05, most=1, dtype=torch.float64):
     return spikes
 
 
-def fired_of(spikes):
-    return Fired(spikes.to(torch.uint8, memory_format=torch.contiguous_format))
+def events_of(spikes):
+    return SpikeEvents(spikes.to(torch.uint8, memory_format=torch.contiguous_format))
 
 
 def make_parameters(rf_len=1, n_units=67, n_inputs=70, dtype=torch.float64):

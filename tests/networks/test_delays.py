@@ -6,10 +6,11 @@ import pytest
 import torch
 
 from blockspike.networks import delays as delays_module
+from blockspike.networks.classifier import SpikingClassifier
 from blockspike.networks.delays import LAST_SIGMA, Delays, delayed_current
-from blockspike.networks.layers import AdLIFLayer, SpikingClassifier, SpikingLayer
+from blockspike.networks.layers import AdLIFLayer, ALIFLayer
 from blockspike.networks.synapses import SynapseMode
-from blockspike.neurons.cpu.events import Fired
+from blockspike.neurons.cpu.events import SpikeEvents
 from blockspike.neurons.events import EventBatch
 
 N_STEPS, BATCH, N_INPUTS, N_UNITS, MAX_DELAY = 40, 3, 30, 20, 9
@@ -33,23 +34,23 @@ def convolution(spikes, kernel, bias):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("given", ["events", "fired", "dense"])
+@pytest.mark.parametrize("given", ["batch", "events", "dense"])
 def test_whole_steps_are_a_causal_convolution(given, dtype):
-    delays, spikes, weight, bias = made(dtype, most=3 if given == "events" else 1)
+    delays, spikes, weight, bias = made(dtype, most=3 if given == "batch" else 1)
     delays.eval()
     steps = delays.steps()
     assert steps.min() == 0 and steps.max() == MAX_DELAY
     kernel = weight * torch.stack([(steps == d).to(dtype) for d in range(MAX_DELAY + 1)])
-    fired = Fired(spikes.to(torch.uint8)) if given == "fired" else None
-    x = EventBatch.from_dense(spikes) if given == "events" else spikes
+    events = SpikeEvents(spikes.to(torch.uint8)) if given == "events" else None
+    x = EventBatch.from_dense(spikes) if given == "batch" else spikes
     tolerance = 1e-12 if dtype == torch.float64 else 1e-5
-    current = delays.current(x, weight, bias, fired)
+    current = delays.current(x, weight, bias, events)
     expected = convolution(spikes, kernel, bias)
     torch.testing.assert_close(current, expected, rtol=tolerance, atol=tolerance)
     if given != "dense":  # with a gradient, the same by another way
-        assert torch.equal(current, delayed_current(x, weight, bias, steps, fired))
+        assert torch.equal(current, delayed_current(x, weight, bias, steps, events))
         weight.requires_grad_()
-        by_taps = delays.current(x, weight, bias, fired)
+        by_taps = delays.current(x, weight, bias, events)
         assert by_taps.requires_grad and not current.requires_grad
         torch.testing.assert_close(by_taps.detach(), current, rtol=tolerance, atol=tolerance)
 
@@ -58,7 +59,7 @@ def test_a_scale_counts():
     """Spikes that dropout has scaled up, as events."""
     delays, spikes, weight, bias = made()
     steps = delays.steps()
-    half = Fired(spikes.to(torch.uint8), scale=0.5)
+    half = SpikeEvents(spikes.to(torch.uint8), scale=0.5)
     current = delayed_current(0.5 * spikes, weight, bias, steps, half)
     torch.testing.assert_close(current, delays.eval().current(0.5 * spikes, weight, bias))
     scaled = EventBatch.from_dense(spikes).scaled_to(50.0)
@@ -91,22 +92,22 @@ def test_in_training_a_gaussian_around_each_delay():
     torch.testing.assert_close(current, convolution(spikes, weight * kernel, bias))
 
 
-@pytest.mark.parametrize("given", ["events", "sparse events", "fired", "dense"])
+@pytest.mark.parametrize("given", ["batch", "sparse batch", "events", "dense"])
 @pytest.mark.parametrize("max_delay", [2, MAX_DELAY])
 def test_every_way_of_training(given, max_delay):
     _, spikes, weight, bias = made()
-    if given == "sparse events":
+    if given == "sparse batch":
         spikes[torch.rand(spikes.shape) < 0.8] = 0
     delays = Delays(N_UNITS, N_INPUTS, max_delay).double()
-    fired = Fired(spikes.to(torch.uint8)) if given == "fired" else None
-    x = EventBatch.from_dense(spikes) if "events" in given else spikes
+    events = SpikeEvents(spikes.to(torch.uint8)) if given == "events" else None
+    x = EventBatch.from_dense(spikes) if "batch" in given else spikes
     results = []
     modes: list[SynapseMode] = (
         ["auto", "dense"] if given == "dense" else ["auto", "dense", "events"]
     )
     for mode in modes:
         leaves = weight.clone().requires_grad_(), bias.clone().requires_grad_()
-        current = delays.current(x, leaves[0], leaves[1], fired, mode)
+        current = delays.current(x, leaves[0], leaves[1], events, mode)
         grads = torch.autograd.grad(current.square().sum(), (*leaves, delays.delay))
         results.append([current, *grads])
     expected = convolution(spikes, weight * delays.kernel(), bias)
@@ -139,7 +140,7 @@ def test_which_way_is_chosen(monkeypatch):
 
 
 def test_a_batch_of_nothing_is_the_neurons_to_refuse():
-    layer = SpikingLayer(30, 8, dt_ms=1.0, max_delay=9)
+    layer = ALIFLayer(30, 8, dt_ms=1.0, max_delay=9)
     with pytest.raises(ValueError, match="^current: expected a non-empty tensor"):
         layer(torch.zeros(0, 2, 30))
 
@@ -198,7 +199,7 @@ def test_a_delay_is_learned():
     assert torch.equal(delays.current(spikes, weight, bias), wanted)
 
 
-@pytest.mark.parametrize("kind", [SpikingLayer, AdLIFLayer])
+@pytest.mark.parametrize("kind", [ALIFLayer, AdLIFLayer])
 def test_layers_with_delays(kind):
     torch.manual_seed(0)
     layer = kind(30, 8, dt_ms=1.0, max_delay=5).double()
@@ -216,11 +217,11 @@ def test_layers_with_delays(kind):
 @pytest.mark.parametrize("options", [{"max_delay": -1}, {"max_delay": 3, "rf_len": 2}])
 def test_bad_delays(options):
     with pytest.raises(ValueError, match="^max_delay: expected an integer ≥ 0, and 0 with rf_len"):
-        SpikingLayer(3, 2, dt_ms=1.0, **options)
+        ALIFLayer(3, 2, dt_ms=1.0, **options)
 
 
 def test_events_are_needed():
-    with pytest.raises(ValueError, match="^spikes: expected an EventBatch or `fired`, got a dense"):
+    with pytest.raises(ValueError, match="^spikes: expected an EventBatch or `events`"):
         delayed_current(torch.zeros(3, 1, 2), torch.zeros(4, 2), torch.zeros(4), torch.zeros(4, 2))
 
 
@@ -234,8 +235,10 @@ def test_what_does_not_fit_is_refused_before_the_kernel():
         with pytest.raises(ValueError, match="^delay: expected steps ≥ 0"):
             delayed_current(events, wide, bias, bad)
     spikes = torch.zeros(3, 1, 5)
-    with pytest.raises(ValueError, match="^fired: expected shape"):
-        delayed_current(spikes, wide, bias, torch.zeros(4, 5).long(), Fired(torch.zeros(3, 1, 4)))
+    with pytest.raises(ValueError, match="^events: expected shape"):
+        delayed_current(
+            spikes, wide, bias, torch.zeros(4, 5).long(), SpikeEvents(torch.zeros(3, 1, 4))
+        )
 
 
 @pytest.mark.parametrize("value", [-1e6, 1e15, float("nan")])

@@ -2,17 +2,17 @@
 
 import json
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 
+from blockspike.networks.classifier import ClassifierOutput, SpikingClassifier
 from blockspike.networks.layers import (
     AdLIFLayer,
-    ClassifierOutput,
+    ALIFLayer,
     LeakyReadout,
-    SpikingClassifier,
-    SpikingLayer,
     decay,
     drop_spikes,
     run_layers,
@@ -60,12 +60,12 @@ def test_initial_values_are_those_of_the_paper():
         assert layer.b.tolist() == [1.0] * 256
         assert (layer.beta.requires_grad, layer.p.requires_grad) == (True, True)
         assert not layer.b.requires_grad
-        assert layer.detach_spikes and layer.surrogate == MultiGaussian()
+        assert layer.options.detach_spikes and layer.options.surrogate == MultiGaussian()
 
 
 @pytest.mark.parametrize(("arp_ms", "dt_ms", "arp"), [(2, 0.1, 20), (2, 4, 0), (30, 2, 15)])
 def test_arp_in_steps(arp_ms, dt_ms, arp):
-    layer = SpikingLayer(3, 2, dt_ms=dt_ms, arp_ms=arp_ms, tau_adaptation_ms=None)
+    layer = ALIFLayer(3, 2, dt_ms=dt_ms, arp_ms=arp_ms, tau_adaptation_ms=None)
     assert layer.arp == arp
 
 
@@ -230,13 +230,13 @@ def test_projection_keeps_every_module_in_range_and_leaves_the_inside_alone():
 
 
 def test_training_options():
-    layer: Any = SpikingLayer(3, 2, dt_ms=1.0, train_beta=False, train_p=False, train_b=True)
+    layer: Any = ALIFLayer(3, 2, dt_ms=1.0, train_beta=False, train_p=False, train_b=True)
     assert [layer.beta.requires_grad, layer.p.requires_grad, layer.b.requires_grad] == [
         False,
         False,
         True,
     ]
-    plain = SpikingLayer(3, 2, dt_ms=1.0, tau_adaptation_ms=None, recurrent=False, rf_len=4)
+    plain = ALIFLayer(3, 2, dt_ms=1.0, tau_adaptation_ms=None, recurrent=False, rf_len=4)
     assert plain.p is None and plain.b is None and plain.recurrent_weight is None
     assert {name for name, _ in plain.named_parameters()} == {"weight", "bias", "beta"}
     assert plain.weight.shape == (4, 2, 3)
@@ -246,8 +246,8 @@ def test_options_reach_every_layer():
     net = make_classifier(n_layers=3, surrogate=Boxcar(), detach_spikes=False, method="blocks")
     assert len(net.layers) == 3
     for layer in net.layers:
-        assert layer.surrogate == Boxcar() and layer.method == "blocks"
-        assert not layer.detach_spikes
+        assert layer.options.surrogate == Boxcar() and layer.options.method == "blocks"
+        assert not layer.options.detach_spikes
 
 
 def test_checkpoint_round_trip():
@@ -283,7 +283,7 @@ def test_checkpoint_round_trip():
 )
 def test_bad_arguments_of_a_layer(options, message):
     with pytest.raises(ValueError, match=message):
-        SpikingLayer(**({"n_inputs": 3, "n_units": 2, "dt_ms": 1.0} | options))
+        ALIFLayer(**({"n_inputs": 3, "n_units": 2, "dt_ms": 1.0} | options))
 
 
 @pytest.mark.parametrize(
@@ -310,8 +310,8 @@ def test_bad_sizes_of_a_classifier(name):
 def test_scores_are_means_over_the_views_of_a_sample():
     scores = torch.arange(12.0).reshape(6, 2)  # 2 samples × 3 views
     output = ClassifierOutput(scores, [], scores)
-    assert torch.equal(output.scores_of(6), scores)
-    assert output.scores_of(2).tolist() == [[4.0, 5.0], [6.0, 7.0]]
+    assert torch.equal(output.mean_over_views(6), scores)
+    assert output.mean_over_views(2).tolist() == [[4.0, 5.0], [6.0, 7.0]]
 
 
 def test_an_adlif_layer_starts_spread_over_its_ranges():
@@ -386,10 +386,10 @@ def test_adlif_from_the_command_line(blockspike, tmp_path, model):
 
 def test_recurrence_of_any_delay_in_a_layer():
     torch.manual_seed(0)
-    layer = SpikingLayer(20, 50, dt_ms=1.0, arp_ms=2.0, recurrent_delay=1)
+    layer = ALIFLayer(20, 50, dt_ms=1.0, arp_ms=2.0, recurrent_delay=1)
     x = 3 * (torch.rand(40, 2, 20) < 0.5).float()
     spikes = layer(x)
-    layer.recurrent_delay = 3
+    layer.options = replace(layer.options, recurrent_delay=3)
     assert not torch.equal(layer(x), spikes) and spikes.sum() > 0
     with pytest.raises(ValueError, match="recurrent_delay"):
-        SpikingLayer(20, 50, dt_ms=1.0, recurrent_delay=0)
+        ALIFLayer(20, 50, dt_ms=1.0, recurrent_delay=0)

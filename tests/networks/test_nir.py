@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 import torch
 
-from blockspike.networks.layers import AdLIFLayer, LeakyReadout, SpikingClassifier, SpikingLayer
-from blockspike.networks.nir import DIALECTS, LOSABLE, NEVER, Dialect, from_nir, to_nir, write
+from blockspike.networks.classifier import SpikingClassifier
+from blockspike.networks.layers import AdLIFLayer, ALIFLayer, LeakyReadout
+from blockspike.networks.nir import DIALECTS, DROPPABLE, NEVER, Dialect, from_nir, to_nir, write
 
 N_STEPS, BATCH, DT_MS = 40, 3, 2.0
 
@@ -457,7 +458,7 @@ LOSSES = [
     ({"recurrent delay", "refractory period"}, {"recurrent_delay": None, "arp_ms": 6.0}, {}),
     ({"synaptic delays"}, {"max_delay": 5}, {}),
     (
-        set(LOSABLE) - {"input scaling"},
+        set(DROPPABLE) - {"input scaling"},
         {"tau_adaptation_ms": 50.0, "arp_ms": 6.0, "recurrent_delay": None, "max_delay": 5},
         {},
     ),
@@ -473,10 +474,10 @@ def test_only_what_lose_names_is_lost(lose, rich, plain):
     expected.load_state_dict(state)
     assert not torch.equal(net(x).scores, expected(x).scores)
     assert_equal_output(from_nir(to_nir(net, DT_MS, lose=lose), DT_MS), expected, x)
-    to_nir(net, DT_MS, lose=LOSABLE)
+    to_nir(net, DT_MS, lose=DROPPABLE)
     for name in lose:
         with pytest.raises(ValueError, match=rf"^layers.0: expected what NIR can say, got {name};"):
-            to_nir(net, DT_MS, lose=set(LOSABLE) - {name})
+            to_nir(net, DT_MS, lose=set(DROPPABLE) - {name})
     with pytest.raises(ValueError, match="^layers.0: expected what NIR can say, got ") as caught:
         to_nir(net, DT_MS)
     first, second = str(caught.value).split(" (`lose`")[0].split("; ")
@@ -488,7 +489,7 @@ def test_the_scaling_of_inputs_is_lost_if_named():
     x, net, plain = made_spikes(), made(input_events=20.0), made()
     message = r"^network: expected what NIR can say, got input scaling \(`lose`"
     with pytest.raises(ValueError, match=message):
-        to_nir(net, DT_MS, lose=set(LOSABLE) - {"input scaling"})
+        to_nir(net, DT_MS, lose=set(DROPPABLE) - {"input scaling"})
     assert not torch.equal(net(x).scores, plain(x).scores)
     assert_equal_output(from_nir(to_nir(net, DT_MS, lose={"input scaling"}), DT_MS), plain, x)
 
@@ -512,7 +513,7 @@ def with_parameter(net, name, value):
     return net
 
 
-class OtherLayer(SpikingLayer):
+class OtherLayer(ALIFLayer):
     """May do anything."""
 
 
@@ -542,17 +543,17 @@ def with_other_readout():
         (with_other_readout, {}, "^readout: expected a LeakyReadout, got OtherReadout"),
         (
             lambda: SpikingClassifier(12, 4, 10, dt_ms=DT_MS, layer=AdLIFLayer),
-            {"lose": LOSABLE},
-            "^layers.0: expected a SpikingLayer, got AdLIFLayer; layers.1: .* got AdLIFLayer",
+            {"lose": DROPPABLE},
+            "^layers.0: expected a ALIFLayer, got AdLIFLayer; layers.1: .* got AdLIFLayer",
         ),
         (
             lambda: SpikingClassifier(12, 4, 10, dt_ms=DT_MS, layer=OtherLayer),
-            {"lose": LOSABLE},
-            "^layers.0: expected a SpikingLayer, got OtherLayer",
+            {"lose": DROPPABLE},
+            "^layers.0: expected a ALIFLayer, got OtherLayer",
         ),
         (
             lambda: made(rf_len=3),
-            {"lose": LOSABLE},
+            {"lose": DROPPABLE},
             "^layers.0: expected what NIR can say, got temporal receptive field; layers.1: ",
         ),
         (

@@ -6,7 +6,7 @@ import pytest
 import torch
 from synapse_cases import (
     assert_all_close,
-    fired_of,
+    events_of,
     make_parameters,
     make_spikes,
     reference,
@@ -31,7 +31,7 @@ def test_binary_spikes(mode, rf_len, dtype):
     spikes, parameters = make_spikes(dtype=dtype), make_parameters(rf_len, dtype=dtype)
     expected = value_and_gradients(reference, spikes, *parameters)
     ours = value_and_gradients(
-        synaptic_current, spikes, *parameters, fired=fired_of(spikes), mode=mode
+        synaptic_current, spikes, *parameters, events=events_of(spikes), mode=mode
     )
     assert len(ours) == 4 and spikes.sum() > 0
     assert_all_close(ours, expected, dtype)
@@ -76,8 +76,8 @@ def test_one_differentiable_argument_is_enough(name, binary):
     spikes = make_spikes()
     arguments = {"spikes": spikes, "weight": weight.detach(), "bias": bias.detach()}
     grads = []
-    fired = fired_of(spikes) if binary else None
-    for function in (reference, partial(synaptic_current, fired=fired)):
+    events = events_of(spikes) if binary else None
+    for function in (reference, partial(synaptic_current, events=events)):
         leaf = arguments[name].clone().requires_grad_()
         function(*(arguments | {name: leaf}).values()).square().sum().backward()
         grads.append(leaf.grad)
@@ -105,8 +105,8 @@ def test_auto_chooses_by_density(chosen, kind, density):
     spikes = make_spikes((100, 1, 100), density)
     spikes[50] = spikes[51]
     given = EventBatch.from_dense(spikes) if kind == "events" else spikes
-    fired = fired_of(spikes) if kind == "binary" else None
-    synaptic_current(given, *make_parameters(n_inputs=100), fired=fired)
+    events = events_of(spikes) if kind == "binary" else None
+    synaptic_current(given, *make_parameters(n_inputs=100), events=events)
     most = {"binary": MAX_EVENT_DENSITY, "events": MAX_EVENT_DENSITY_OF_BATCH}[kind]
     assert chosen == ["_dense" if density > most else "event_currents"]
 
@@ -117,8 +117,8 @@ def test_what_is_asked_for_is_used_at_any_density(chosen, mode, used, kind):
     for density in (0.05, 0.9):
         spikes = make_spikes((20, 1, 100), density)
         given = EventBatch.from_dense(spikes) if kind == "events" else spikes
-        fired = fired_of(spikes) if kind == "binary" else None
-        synaptic_current(given, *make_parameters(n_inputs=100), fired=fired, mode=mode)
+        events = events_of(spikes) if kind == "binary" else None
+        synaptic_current(given, *make_parameters(n_inputs=100), events=events, mode=mode)
     assert chosen == [used, used]
 
 
@@ -138,7 +138,7 @@ def test_memory_layouts_and_nothing_modified(mode):
     bias = torch.stack([bias.detach(), bias.detach() + 1], 1)[:, 0]
     before = [x.clone() for x in (other, weight, bias)]
     ours = value_and_gradients(
-        synaptic_current, other, weight, bias, fired=fired_of(other), mode=mode
+        synaptic_current, other, weight, bias, events=events_of(other), mode=mode
     )
     assert_all_close(ours, expected, torch.float64)
     assert all(torch.equal(x, y) for x, y in zip((other, weight, bias), before, strict=True))
@@ -165,11 +165,14 @@ def test_bitwise_equal_with_any_number_of_threads(mode):
     ("change", "message"),
     [
         ({"mode": "sparse"}, "^mode: expected 'auto', 'events' or 'dense', got 'sparse'"),
-        ({"mode": "events"}, "^mode: 'events' needs an EventBatch or `fired`, got a dense"),
+        ({"mode": "events"}, "^mode: 'events' needs an EventBatch or `events`, got a dense"),
         ({"weight": torch.zeros(4, 5)}, r"^weight, bias: expected .*got \[4, 5\] and \[4\]"),
         ({"bias": torch.zeros(5)}, r"^weight, bias: expected .*got \[1, 4, 5\] and \[5\]"),
         ({"spikes": torch.zeros(6, 2, 4)}, r"^spikes: expected \[T, B, 5\].*got \[6, 2, 4\]"),
-        ({"fired": fired_of(torch.zeros(6, 2, 4))}, r"^fired: expected shape \[6, 2, 5\].*2, 4\]"),
+        (
+            {"events": events_of(torch.zeros(6, 2, 4))},
+            r"^events: expected shape \[6, 2, 5\].*2, 4\]",
+        ),
         ({"spikes": torch.zeros(6, 5)}, r"^spikes: expected \[T, B, 5\].*got \[6, 5\]"),
     ],
 )

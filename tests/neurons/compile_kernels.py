@@ -71,7 +71,7 @@ def compile_model(
     shared = {"step": in_triton(model.step), **fused_gpu.sizes(model, n_constants)}
     simulate = {"has_recurrent": chained, "keep_margin": True, "keep_drives": chained}
     simulate |= {"keep_states": True} | shared | size
-    differentiate = {"has_feedback": chained, "attached": float(chained), "surrogate": 2}
+    differentiate = {"has_feedback": chained, "reset_has_grad": float(chained), "surrogate": 2}
     differentiate |= {"n_carried": len(model.states)} | shared | size
     differentiate["reverse_step"] = in_triton(model.reverse_step)
     for kernel, constants in (

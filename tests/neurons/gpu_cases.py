@@ -23,7 +23,7 @@ WIDE = [] if INTERPRETED else [(403, 5, 70)]  # the interpreter takes 2 ms a ste
 def triton_kernels(monkeypatch):
     """Method "fused" of every model uses the Triton kernels; when interpreted, with small tiles."""
     if DEVICE.type == "cpu":
-        monkeypatch.setitem(simulate._FUSED, "cpu", fused_gpu.fused_gpu)
+        monkeypatch.setattr(simulate, "fused_cpu", fused_gpu.fused_gpu)
         for module, name, value in [
             (fused_gpu, "CHUNK", 2),
             (fused_gpu, "TILE", 8),

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from blockspike import neurons
-from blockspike.neurons import ALIFTrace, Boxcar, FastSigmoid, MultiGaussian, Surrogate
-from blockspike.neurons.alif import dispatch
+from blockspike.neurons import Boxcar, FastSigmoid, MultiGaussian, SpikeTrace, Surrogate
+from blockspike.neurons.alif import methods
 from blockspike.neurons.alif.blocks import blocks
 from blockspike.neurons.model import NeuronModel, where
 
@@ -18,11 +18,11 @@ DTYPES = [torch.float32, torch.float64]
 GRID = 1 / 64  # currents and weights are multiples: their sums are exact in any order
 
 
-def alif(*args, method: Any = "fused", **options) -> ALIFTrace:
+def alif(*args, method: Any = "fused", **options) -> SpikeTrace:
     """As `neurons.alif`; "parallel blocks" is its "blocks" as it is where there is no kernel."""
     if method != "parallel blocks":
         return neurons.alif(*args, method=method, **options)
-    with patch.dict(dispatch._ON_CPU, blocks=blocks):
+    with patch.object(methods, "blocks_cpu", blocks):
         return neurons.alif(*args, method="blocks", **options)
 
 
@@ -122,7 +122,7 @@ def least_step(drive, parameters, constants, state, fire):
 
 
 def reverse_least_step(
-    drive, parameters, constants, state, margin, slope, grad_spike, attached, grad_state
+    drive, parameters, constants, state, margin, slope, grad_spike, reset_has_grad, grad_state
 ):
     """Its derivative, spikes detached."""
     (beta,) = parameters

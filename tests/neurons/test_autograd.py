@@ -14,15 +14,15 @@ from blockspike.fitting.distance import Window, squared_distance
 from blockspike.fitting.distance_cpu import fitting_distance
 from blockspike.fitting.metrics import van_rossum_distance
 from blockspike.networks import layers as networks
+from blockspike.networks.classifier import SpikingClassifier
 from blockspike.networks.convolution import causal_convolution
 from blockspike.networks.delays import Delays
-from blockspike.networks.layers import SpikingClassifier
 from blockspike.networks.synapses import synaptic_current
 from blockspike.neurons import Boxcar, FastSigmoid, alif, leaky_integrate, loop
 from blockspike.neurons.adlif import adlif
 from blockspike.neurons.alif import standard
 from blockspike.neurons.alif.blocks import blocks
-from blockspike.neurons.cpu.events import Fired
+from blockspike.neurons.cpu.events import SpikeEvents
 from blockspike.neurons.events import EventBatch
 from blockspike.neurons.surrogate import MultiGaussian, Surrogate
 
@@ -196,7 +196,7 @@ def events():
 
 def fired_spikes():
     spikes, weight = (random(9, 2, 3) < 0.1).double().requires_grad_(), random(1, 4, 3)
-    return synaptic_current(spikes, weight, random(4), fired=Fired(spikes.detach())), spikes
+    return synaptic_current(spikes, weight, random(4), events=SpikeEvents(spikes.detach())), spikes
 
 
 REFUSED = {

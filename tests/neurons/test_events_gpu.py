@@ -8,7 +8,7 @@ import torch
 from gpu_cases import DEVICE, INTERPRETED, triton_kernels  # noqa: F401
 from synapse_cases import (
     assert_all_close,
-    fired_of,
+    events_of,
     make_parameters,
     make_spikes,
     reference,
@@ -16,7 +16,7 @@ from synapse_cases import (
 )
 
 from blockspike.networks import synapses
-from blockspike.neurons.cpu.events import Fired
+from blockspike.neurons.cpu.events import SpikeEvents
 from blockspike.neurons.events import EventBatch
 from blockspike.neurons.gpu import events as events_gpu
 
@@ -55,9 +55,9 @@ def test_currents_and_gradients(kind, rf_len, dtype):
     ]
     expected = value_and_gradients(reference, spikes, *parameters)
     given = spikes if binary else EventBatch.from_dense(spikes)
-    fired = fired_of(spikes) if binary else None
+    events = events_of(spikes) if binary else None
     ours = value_and_gradients(
-        synapses.synaptic_current, given, *parameters, fired=fired, mode="events"
+        synapses.synaptic_current, given, *parameters, events=events, mode="events"
     )
     assert len(ours) == (4 if binary else 3) and spikes.sum() > 20
     assert_all_close(ours, expected, dtype)
@@ -106,7 +106,7 @@ def test_auto_on_a_gpu_chooses_by_density(monkeypatch, n_events, chosen):
 def test_auto_does_not_count_the_spikes_of_a_dense_tensor_on_a_gpu():
     meta = torch.zeros(6, 2, 5, device="meta")
     parameters = torch.zeros(1, 4, 5, device="meta"), torch.zeros(4, device="meta")
-    assert synapses.synaptic_current(meta, *parameters, fired=Fired(meta)).shape == (6, 2, 4)
+    assert synapses.synaptic_current(meta, *parameters, events=SpikeEvents(meta)).shape == (6, 2, 4)
 
 
 def test_events_without_triton(monkeypatch):

@@ -40,10 +40,10 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from blockspike.neurons import MultiGaussian
 from blockspike.neurons.adlif.step import SE_ADLIF
-from blockspike.neurons.alif.step import fused_alif
+from blockspike.neurons.alif.fused import fused
 from blockspike.neurons.gpu import fused as fused_gpu
-from blockspike.neurons.model import Simulation
-from blockspike.neurons.simulate import fused, simulate
+from blockspike.neurons.model import SimulationSpec
+from blockspike.neurons.simulate import run_kernels, simulate
 
 pytestmark = pytest.mark.usefixtures("triton_kernels")
 RTOL = {torch.float32: 1e-4, torch.float64: 1e-9}
@@ -200,7 +200,7 @@ def test_bfloat16_current(recurrent, detach_spikes):
     for dtype in (torch.float32, torch.bfloat16):
         leaves = [inputs["current"].detach().to(dtype).requires_grad_()]
         leaves += [inputs[name] for name in inputs if name != "current"]
-        trace = fused_alif(*leaves[:4], **options)
+        trace = fused(*leaves[:4], **options)
         gradient = cotangent(trace.spikes).bfloat16().to(dtype)
         results.append((trace, torch.autograd.grad(trace.spikes, leaves, gradient)))
     (expected, expected_grads), (half, grads) = results
@@ -229,9 +229,9 @@ def test_which_type_a_current_on_a_gpu_may_have():
 
 
 def test_a_gpu_gets_the_triton_kernels(monkeypatch):
-    monkeypatch.setattr(fused_gpu, "fused_gpu", lambda what, current, **options: options)
-    what = Simulation(SE_ADLIF, (12.0,), 1, MULTI_GAUSSIAN, True)
-    assert fused(what, torch.zeros(3, 2, 1, device="meta"), answer=7) == {"answer": 7}
+    monkeypatch.setattr(fused_gpu, "fused_gpu", lambda spec, current, **options: options)
+    spec = SimulationSpec(SE_ADLIF, (12.0,), 1, MULTI_GAUSSIAN, True)
+    assert run_kernels(spec, torch.zeros(3, 2, 1, device="meta"), answer=7) == {"answer": 7}
 
 
 @pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")  # the interpreter's

@@ -60,8 +60,8 @@ def test_neurons(tall):
         fused_gpu._launch(
             kernels_gpu.backward, N_COLUMNS, grads, grads, drives, saved, parameters, constants,
             carried, grad_current, sums, n_rows - 8, n_rows, N_COLUMNS, N_COLUMNS, step=step,
-            reverse_step=reverse_step, **counts, n_carried=2, has_feedback=False, attached=1.0,
-            surrogate=2,
+            reverse_step=reverse_step, **counts, n_carried=2, has_feedback=False,
+            reset_has_grad=1.0, surrogate=2,
         )  # fmt: skip
         results = (spikes, margin, drives, grad_current, sums, state)
         found.append([x[-8:].clone() for x in results])

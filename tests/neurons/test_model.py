@@ -28,7 +28,7 @@ def step_with_a_literal(drive, parameters, constants, state, fire):
 
 
 def reverse_step(
-    drive, parameters, constants, state, margin, slope, grad_spike, attached, grad_state
+    drive, parameters, constants, state, margin, slope, grad_spike, reset_has_grad, grad_state
 ):
     return drive, parameters, state
 
@@ -69,13 +69,13 @@ def with_another_number_of_parameters(drive, parameters, constants, state, fire)
 
 
 def reverse_with_torch(
-    drive, parameters, constants, state, margin, slope, grad_spike, attached, grad_state
+    drive, parameters, constants, state, margin, slope, grad_spike, reset_has_grad, grad_state
 ):
     return torch.tanh(drive), parameters, state
 
 
 def reverse_without_states(
-    drive, parameters, constants, state, margin, slope, grad_spike, attached, grad_state
+    drive, parameters, constants, state, margin, slope, grad_spike, reset_has_grad, grad_state
 ):
     return drive, parameters
 

@@ -22,7 +22,7 @@ from selenium.webdriver.support.ui import Select
 from blockspike.commands.activity import shown_samples
 from blockspike.commands.evaluate import load_run
 from blockspike.networks.layers import run_layers
-from blockspike.neurons import ALIFTrace, alif
+from blockspike.neurons import SpikeTrace, alif
 from blockspike.report.comparison import comparisons
 from blockspike.report.page import found_figures, render
 from blockspike.report.viewer import pack, pack_traces
@@ -71,7 +71,7 @@ def browser() -> Iterator[webdriver.Chrome]:
     chrome.quit()
 
 
-def trained(blockspike, folder: Path) -> tuple[Path, list[ALIFTrace], list[int]]:
+def trained(blockspike, folder: Path) -> tuple[Path, list[SpikeTrace], list[int]]:
     """A small finished run, its hidden layers' traces on a test batch, and the shown samples."""
     blockspike(
         "train", "data=nmnist_sample", "network.n_hidden=16", "data.n_steps=100", "data.dt_ms=4",
@@ -113,7 +113,7 @@ def drawn(browser: webdriver.Chrome, name: str) -> np.ndarray:
 
 
 def check_shown(
-    browser: webdriver.Chrome, trace: ALIFTrace, sample: int, neuron: int, step: int
+    browser: webdriver.Chrome, trace: SpikeTrace, sample: int, neuron: int, step: int
 ) -> None:
     """The numbers shown are the trace's within half a unit of its 16-bit numbers."""
     values = shown(browser)
@@ -132,7 +132,7 @@ def check_shown(
     )
 
 
-def check_drawn(browser: webdriver.Chrome, trace: ALIFTrace, sample: int, neuron: int) -> None:
+def check_drawn(browser: webdriver.Chrome, trace: SpikeTrace, sample: int, neuron: int) -> None:
     """V and θ are drawn to one linear scale, and each spike is a mark at its time."""
     values = torch.cat([x[:, sample, neuron] for x in (trace.membrane, trace.threshold)]).numpy()
     membrane, threshold = drawn(browser, "membrane"), drawn(browser, "threshold")
@@ -221,7 +221,7 @@ def test_packed_values_are_off_by_half_a_unit_at_most():
 
 def test_a_large_network_shows_fewer_recordings():
     silent = torch.zeros(1000, 3, 1200)
-    trace = ALIFTrace(silent, lambda: (silent, silent))
+    trace = SpikeTrace(silent, lambda: (silent, silent))
     made = pack_traces([trace], [0, 1, 2], ["a", "b", "c"], 1.0)
     assert [r["title"] for r in made["recordings"]] == ["a"]
     assert len(made_traces()["recordings"]) == 2

@@ -16,8 +16,8 @@ from torch.utils.data import DataLoader
 from blockspike.fitting.distance import Window
 from blockspike.fitting.module import FittingBatch, NeuronFittingModule
 from blockspike.fitting.population import PhysicalPopulation
-from blockspike.networks.layers import SpikingClassifier
-from blockspike.neurons import ALIFTrace, NotFiniteError
+from blockspike.networks.classifier import SpikingClassifier
+from blockspike.neurons import NotFiniteError, SpikeTrace
 from blockspike.neurons.events import EventBatch
 from blockspike.training import classification
 from blockspike.training.checkpoint_io import load_plain, save_plain
@@ -245,7 +245,7 @@ class Own(nn.Module):
         self.membrane, self.back, self.spike = 0.0, 1.0, 1.0
         self.random = self.hides = False
 
-    def trace(self, x, fired=None) -> ALIFTrace:
+    def trace(self, x, events=None) -> SpikeTrace:
         x = x.dense() if isinstance(x, EventBatch) else x
         x = x.nan_to_num() if self.hides else x * 1.0
         if x.requires_grad:
@@ -255,7 +255,7 @@ class Own(nn.Module):
         if self.random and torch.rand(()) < 0.5:
             spikes = spikes + math.nan
         membrane = current.detach() + self.membrane
-        return ALIFTrace(spikes, lambda: (membrane, torch.ones_like(membrane)))
+        return SpikeTrace(spikes, lambda: (membrane, torch.ones_like(membrane)))
 
 
 @pytest.mark.parametrize(
@@ -582,7 +582,7 @@ def test_a_cell_without_a_start_left_stops_the_fit(tmp_path, capsys, root):
 
 @pytest.mark.parametrize("root", [False, True])
 def test_a_lost_start_is_named_and_does_not_cost_its_cell(tmp_path, capsys, root):
-    module = fit_module(lost(5), root=root, patience=2, survival_every=2)
+    module = fit_module(lost(5), root=root, patience=2, resample_every=2)
     fit(module, tmp_path)
     first, last = capsys.readouterr().err.splitlines()
     assert first == (

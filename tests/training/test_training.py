@@ -9,7 +9,7 @@ import pytorch_lightning as pl
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from blockspike.networks.layers import SpikingClassifier
+from blockspike.networks.classifier import SpikingClassifier
 from blockspike.neurons.events import EventBatch
 from blockspike.training.callbacks import EpochLines, ReloadBestAtMilestone, Throughput
 from blockspike.training.classification import ClassificationModule

@@ -29,7 +29,7 @@ from blockspike.benchmark.timing import (
     steady,
 )
 from blockspike.memory import keep_freed_memory
-from blockspike.neurons import ALIFTrace, Method, MultiGaussian, alif
+from blockspike.neurons import Method, MultiGaussian, SpikeTrace, alif
 from blockspike.neurons.alif.blocks import blocks
 from blockspike.neurons.surrogate import spike
 
@@ -85,14 +85,14 @@ def plain_loop(current: Tensor, beta: Tensor, p: Tensor, b: Tensor, arp: int) ->
     """The neuron as one would write it in PyTorch without thought of speed: spikes [T, B, N]."""
     state = torch.zeros_like(current[0])
     adaptation = torch.zeros_like(state)
-    silent_steps = torch.zeros_like(state)
+    refractory_left = torch.zeros_like(state)
     spikes = []
     for drive in current:
-        membrane = beta * state + drive * (silent_steps == 0)
+        membrane = beta * state + drive * (refractory_left == 0)
         s = spike(membrane - (1 + b * adaptation), _SURROGATE)
         state = membrane * (1 - s.detach())
         adaptation = p * adaptation + s
-        silent_steps = torch.where(s > 0, arp, (silent_steps - 1).clamp(min=0))
+        refractory_left = torch.where(s > 0, arp, (refractory_left - 1).clamp(min=0))
         spikes.append(s)
     return torch.stack(spikes)
 
@@ -130,11 +130,11 @@ def grouped_convolution_blocks(
     fade, fade_to_end = p_ ** lag.flip(0), p_**lag  # p^t and p^(n−1−t)  [N, n]
     drive = current.permute(1, 2, 0).contiguous()  # [B, N, T]
     start = torch.zeros_like(drive[:, :, :1])
-    adaptation, open_ = start, torch.ones_like(drive[:, :, :n])
+    adaptation, input_mask = start, torch.ones_like(drive[:, :, :n])
     spikes = []
     for block in drive.split(n, dim=2):
         m = block.shape[2]
-        masked = block * open_[:, :, :m]
+        masked = block * input_mask[:, :, :m]
         masked = torch.cat([masked[:, :, :1] + beta_ * start, masked[:, :, 1:]], dim=2)
         free = _convolve(masked, decay)
         crossings = spike(free - (1 + b_ * fade[:, :m] * adaptation), _SURROGATE)
@@ -145,7 +145,7 @@ def grouped_convolution_blocks(
             since = fixed.cumsum(2)
             spiked = since[:, :, -1:]
             start = free[:, :, -1:] * (1 - spiked)
-            open_ = since + (1 - spiked)
+            input_mask = since + (1 - spiked)
             at_spike = (fixed * fade * p_ * adaptation).sum(2, keepdim=True) + 1
             after_spike = at_spike * (fixed * fade_to_end).sum(2, keepdim=True)
             adaptation = torch.where(spiked > 0, after_spike, p_**n * adaptation)
@@ -202,7 +202,7 @@ def differentiate(
     return spikes.detach(), list(grads), time.perf_counter() - started
 
 
-def count_rounded(trace: ALIFTrace, spikes: Tensor) -> int:
+def count_rounded(trace: SpikeTrace, spikes: Tensor) -> int:
     """Spike trains that leave those of `trace` where V − θ is within rounding of 0.
 
     Raises:

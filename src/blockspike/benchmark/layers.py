@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from blockspike.benchmark.peers import PEERS, version
-from blockspike.networks.layers import SpikingLayer, run_layers
-from blockspike.neurons import ALIFTrace
+from blockspike.networks.layers import ALIFLayer, run_layers
+from blockspike.neurons import SpikeTrace
 from blockspike.neurons.alif.blocks import blocks
-from blockspike.neurons.cpu.events import Fired
+from blockspike.neurons.cpu.events import SpikeEvents
 from blockspike.neurons.events import EventBatch
 from blockspike.neurons.surrogate import spike
 
@@ -52,7 +52,7 @@ class Size:
 class _Stack(nn.Module):
     """Layers one after another, each as events for the next."""
 
-    def __init__(self, layers: list[SpikingLayer]):
+    def __init__(self, layers: list[ALIFLayer]):
         super().__init__()
         self.layers = nn.ModuleList(layers)
 
@@ -60,42 +60,42 @@ class _Stack(nn.Module):
         return list(run_layers(self.layers, x))[-1].spikes
 
 
-class _ParallelBlocksLayer(SpikingLayer):
+class _ParallelBlocksLayer(ALIFLayer):
     """The paper's Blocks by matrix products, on a CPU too."""
 
-    def trace(self, x: EventBatch | Tensor, fired: Fired | None = None) -> ALIFTrace:
+    def trace(self, x: EventBatch | Tensor, events: SpikeEvents | None = None) -> SpikeTrace:
         return blocks(
-            self.current(x, fired), self.beta, self.p, self.b, arp=self.arp,
-            recurrent_weight=self.recurrent_weight, surrogate=self.surrogate,
-            detach_spikes=self.detach_spikes,
+            self.current(x, events), self.beta, self.p, self.b, arp=self.arp,
+            recurrent_weight=self.recurrent_weight, surrogate=self.options.surrogate,
+            detach_spikes=self.options.detach_spikes,
         )  # fmt: skip
 
 
-class _ReferenceLayer(SpikingLayer):
+class _ReferenceLayer(ALIFLayer):
     """A loop with the memory pattern of the published code: slices of full-size tensors.
 
     Every assignment of a step makes backward copy a whole [T, B, N] gradient: O(T²) traffic.
     """
 
-    def trace(self, x: EventBatch | Tensor, fired: Fired | None = None) -> ALIFTrace:
-        current = self.current(x, fired)
+    def trace(self, x: EventBatch | Tensor, events: SpikeEvents | None = None) -> SpikeTrace:
+        current = self.current(x, events)
         assert self.p is not None and self.b is not None
         spikes, state = torch.zeros_like(current), torch.zeros_like(current)
         adaptation = torch.zeros_like(current[0])
-        silent_steps = torch.zeros_like(adaptation)
+        refractory_left = torch.zeros_like(adaptation)
         for t in range(len(current)):
             drive = current[t]
             if self.recurrent_weight is not None and t > self.arp:
                 fed_back = spikes[t - self.arp - 1].detach().clone()
                 drive = drive + F.linear(fed_back, self.recurrent_weight)
-            drive = drive * (silent_steps == 0)
+            drive = drive * (refractory_left == 0)
             membrane = drive if t == 0 else self.beta * state[t - 1].clone() + drive
-            s = spike(membrane - (1 + self.b * adaptation), self.surrogate)
+            s = spike(membrane - (1 + self.b * adaptation), self.options.surrogate)
             spikes[t] = s
             state[t] = membrane * (1 - s.detach())
             adaptation = self.p * adaptation + s
-            silent_steps = torch.where(s > 0, self.arp, (silent_steps - 1).clamp(min=0))
-        return ALIFTrace(spikes, self._no_values)
+            refractory_left = torch.where(s > 0, self.arp, (refractory_left - 1).clamp(min=0))
+        return SpikeTrace(spikes, self._no_values)
 
     @staticmethod
     def _no_values() -> tuple[Tensor, Tensor]:
@@ -129,7 +129,7 @@ class Contender:
     devices: tuple[str, ...] = ("cpu", "cuda")
 
 
-def _make_ours(layer: Callable[..., SpikingLayer], size: Size) -> nn.Module:
+def _make_ours(layer: Callable[..., ALIFLayer], size: Size) -> nn.Module:
     units = [size.n_inputs] + [size.n_units] * size.n_layers
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(0)
@@ -154,7 +154,7 @@ def _make_peer(make: Callable[[int, int, bool], nn.Module], size: Size) -> nn.Mo
         return make(size.n_inputs, size.n_units, size.recurrent)
 
 
-def _ours(name: str, differs: str, layer: Callable[..., SpikingLayer], **options) -> Contender:
+def _ours(name: str, differs: str, layer: Callable[..., ALIFLayer], **options) -> Contender:
     own = {"takes_events": True, **options}
     return Contender(
         name, "blockspike", None, "ALIF", differs, make=partial(_make_ours, layer), **own
@@ -162,9 +162,9 @@ def _ours(name: str, differs: str, layer: Callable[..., SpikingLayer], **options
 
 
 OURS = (
-    _ours("fused", "", partial(SpikingLayer, method="fused")),
+    _ours("fused", "", partial(ALIFLayer, method="fused")),
     _ours(
-        "blocks", "published gradient", partial(SpikingLayer, method="blocks"), gradients=False
+        "blocks", "published gradient", partial(ALIFLayer, method="blocks"), gradients=False
     ),
     _ours(
         "parallel blocks", "published gradient; dense synapses",
@@ -173,7 +173,7 @@ OURS = (
     ),
     _ours(
         "standard", "dense synapses",
-        partial(SpikingLayer, method="standard", synapses="dense"), takes_events=False,
+        partial(ALIFLayer, method="standard", synapses="dense"), takes_events=False,
     ),
     _ours(
         "standard reference", "dense synapses; assigns slices of full-size tensors",

@@ -42,7 +42,7 @@ from blockspike.benchmark.timing import (
 )
 from blockspike.data.shd import N_CHANNELS, N_CLASSES, SHDDataModule
 from blockspike.memory import keep_freed_memory
-from blockspike.networks.layers import SpikingClassifier
+from blockspike.networks.classifier import SpikingClassifier
 from blockspike.networks.synapses import SynapseMode
 from blockspike.neurons import Method
 from blockspike.neurons.events import EventBatch

@@ -3,7 +3,7 @@
 import numpy as np
 from torch import Tensor
 
-from blockspike.networks.layers import ClassifierOutput
+from blockspike.networks.classifier import ClassifierOutput
 from blockspike.neurons.events import EventBatch
 
 _SHOWN_SAMPLES = 3
@@ -30,7 +30,7 @@ def activity(
         The arrays that `raster` draws; `activity.npz` holds them.
     """
     layers = [events.dense(), *output.spikes]
-    read_as = output.scores_of(len(labels)).argmax(1).numpy()
+    read_as = output.mean_over_views(len(labels)).argmax(1).numpy()
     arrays: dict[str, np.ndarray] = {"dt_ms": np.array(dt_ms)}
     for k, sample in enumerate(shown_samples(labels)):
         for i, spikes in enumerate(layers):

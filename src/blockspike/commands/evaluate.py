@@ -13,7 +13,7 @@ from blockspike.commands.train import use_threads
 from blockspike.config.build import build_data, build_network, content_of, is_fit
 from blockspike.data.datamodule import EventDataModule
 from blockspike.files import CONF, write_json, write_npz
-from blockspike.networks.layers import SpikingClassifier
+from blockspike.networks.classifier import SpikingClassifier
 from blockspike.pretrained import read_network, weights_dtype
 from blockspike.runs.run import Run
 from blockspike.training.checkpoint_io import load_plain
@@ -133,6 +133,8 @@ def _predict(
     network: SpikingClassifier, data: EventDataModule, precision: str
 ) -> tuple[np.ndarray, np.ndarray]:
     with _as_trained(precision):
-        pairs = [(network(x).scores_of(len(y)).argmax(1), y) for x, y in data.test_dataloader()]
+        pairs = [
+            (network(x).mean_over_views(len(y)).argmax(1), y) for x, y in data.test_dataloader()
+        ]
     predicted, labels = (torch.cat(column).numpy() for column in zip(*pairs, strict=True))
     return predicted, labels

@@ -82,10 +82,10 @@ def _card(
         "chosen_epoch", "n_epochs", "n_threads", "seed", "git_sha", "data_sha256",
     )  # fmt: skip
     model = content["model"]
-    kind = str(model.get("_target_", "SpikingLayer")).rpartition(".")[2]
+    kind = str(model.get("_target_", "ALIFLayer")).rpartition(".")[2]
     if "euler" in model:
         kind = {"symplectic": "SE-adLIF", "forward": "adLIF"}[model["euler"]]
-    elif kind == "SpikingLayer":
+    elif kind == "ALIFLayer":
         kind = "ALIF"
     steps_s = n_steps * content["data"]["dt_ms"] / 1000
     layers = sorted(key for key in row if key.startswith("rate_layer"))

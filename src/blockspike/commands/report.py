@@ -67,7 +67,7 @@ def traces_of(run: Run) -> dict[str, Any]:
     """
     data, network = load_run(run)
     events, labels = next(iter(data.test_dataloader()))
-    read_as = network(events).scores_of(len(labels)).argmax(1)
+    read_as = network(events).mean_over_views(len(labels)).argmax(1)
     samples = shown_samples(labels).tolist()
     titles = [f"class {int(labels[i])}, read as {int(read_as[i])}" for i in samples]
     traces = list(network.run_layers(events))

@@ -22,7 +22,7 @@ from blockspike.config.build import content_hash, is_fit, plain
 from blockspike.data.datamodule import EventDataModule
 from blockspike.figures.raster import raster
 from blockspike.figures.style import use_style
-from blockspike.networks.layers import SpikingClassifier
+from blockspike.networks.classifier import SpikingClassifier
 from blockspike.runs.run import Run, read_json, write_text
 from blockspike.training.classification import ClassificationModule
 from blockspike.training.metrics_file import read_metrics

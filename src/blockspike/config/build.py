@@ -31,7 +31,8 @@ from blockspike.data.shd import SHDDataModule
 from blockspike.fitting.module import NeuronFittingModule
 from blockspike.fitting.population import NeuronPopulation, PhysicalPopulation, PublishedPopulation
 from blockspike.fitting.synthetic_cells import SyntheticCells
-from blockspike.networks.layers import AdLIFLayer, SpikingClassifier, SpikingLayer
+from blockspike.networks.classifier import SpikingClassifier
+from blockspike.networks.layers import AdLIFLayer, ALIFLayer, LayerOptions, NeuronLayer
 from blockspike.neurons import Boxcar, FastSigmoid, MultiGaussian, Surrogate
 from blockspike.runs.processes import cluster_environment
 from blockspike.training.classification import ClassificationModule
@@ -52,7 +53,8 @@ _DATA = {
     "allen": AllenRecordings,
     "synthetic_cells": SyntheticCells,
 }
-_DATA_BASES = (RecordingsDataModule,)
+# Base class → the arguments that its subclasses take as **keywords and pass on.
+_PASSED_ON = {RecordingsDataModule: RecordingsDataModule, NeuronLayer: LayerOptions}
 _TARGET = ("_target_", str, dataclasses.field(default=MISSING))
 _OF_HYDRA = ("_target_", "_partial_", "_convert_", "_recursive_")
 _FROM_DATA = ("self", "n_inputs", "n_units", "n_classes", "dt_ms")
@@ -75,8 +77,8 @@ def schema(cls: type, skip: tuple[str, ...] = ("self",), **replace: Any) -> type
     fields: list[tuple[str, Any, Any]] = []
     bases: tuple[type, ...] = ()
     for name, parameter in inspect.signature(cls.__init__).parameters.items():
-        if parameter.kind is parameter.VAR_KEYWORD and cls.__base__ in _DATA_BASES:
-            bases = (schema(cls.__base__, skip),)  # what it passes on
+        if parameter.kind is parameter.VAR_KEYWORD and cls.__base__ in _PASSED_ON:
+            bases = (schema(_PASSED_ON[cls.__base__], skip, **replace),)
         if name in skip or parameter.kind is parameter.VAR_KEYWORD:
             continue
         kind, default = hints[name], parameter.default
@@ -216,7 +218,7 @@ def register_schemas() -> None:
         ("report", ReportSchema),
     ):
         store.store(name=f"{name}_schema", node=node)
-    neurons = schema(SpikingLayer, _FROM_DATA, surrogate=(str, "multi_gaussian"))
+    neurons = schema(ALIFLayer, _FROM_DATA, surrogate=(str, "multi_gaussian"))
     store.store(group="model", name="schema", node=neurons)
     from_model = {f.name for f in dataclasses.fields(neurons)}
     adlif = schema(AdLIFLayer, _FROM_DATA, surrogate=(str, "multi_gaussian"))

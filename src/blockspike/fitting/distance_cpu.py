@@ -13,7 +13,7 @@ from torch import Tensor
 from blockspike.fitting.distance import Window
 from blockspike.neurons.alif.step import ALIF, check_arp
 from blockspike.neurons.autograd import differentiable_once, in_full_precision
-from blockspike.neurons.cpu.kernels import borrowed, kernel, kernel_with_fma, run
+from blockspike.neurons.cpu.kernels import kernel, kernel_with_fma, run, without_refcount
 from blockspike.neurons.cpu.model import numbers, reverse_step, step
 from blockspike.neurons.cpu.surrogate import surrogate_code, surrogate_derivative
 from blockspike.neurons.cpu.tiles import CHUNK, WIDEST_TILE, columns, tile_width
@@ -178,9 +178,9 @@ def _forward(
 ):  # fmt: skip
     n_steps, n_columns = len(current), sums.shape[1]
     n_trials = 1 if draws is None else draws.shape[1]
-    current, target = borrowed(current), borrowed(target)
+    current, target = without_refcount(current), without_refcount(target)
     if draws is not None:
-        draws = borrowed(draws)
+        draws = without_refcount(draws)
     real = saved.dtype.type
     share = real(1.0 / n_trials)
     for start in range(first_tile * tile, min(n_columns, last_tile * tile), tile):
@@ -297,9 +297,9 @@ def _backward(
 ):  # fmt: skip
     n_steps, n_columns = len(current), sums.shape[1]
     n_trials = 1 if draws is None else draws.shape[1]
-    current, target = borrowed(current), borrowed(target)
+    current, target = without_refcount(current), without_refcount(target)
     if draws is not None:
-        draws = borrowed(draws)
+        draws = without_refcount(draws)
     real = saved.dtype.type
     share = real(1.0 / n_trials)
     for start in range(first_tile * tile, min(n_columns, last_tile * tile), tile):

@@ -31,7 +31,7 @@ class FittingBatch(NamedTuple):
 class NeuronFittingModule(pl.LightningModule):
     """Fits every start of every cell at once by the van Rossum distance; one epoch = one step.
 
-    Each start descends its own gradient. With `survival_every`, every so many epochs the starts of
+    Each start descends its own gradient. With `resample_every`, every so many epochs the starts of
     a cell that are furthest from its recording go on from those that are nearest, with perturbed
     parameters: descent alone is caught by the roughness of a deterministic spike train's distance,
     and selection alone finds parameters that fit only the data at hand.
@@ -47,8 +47,8 @@ class NeuronFittingModule(pl.LightningModule):
         tau_ms: of the van Rossum distance.
         first_tau_ms: τ falls from here to `tau_ms` over the first half of the epochs.
         root: True: the distance itself is minimised, as published; False: its square.
-        survival_every: epochs between selections; None = starts stay apart.
-        survivors: share of a cell's starts that the others go on from.
+        resample_every: epochs between selections; None = starts stay apart.
+        elite_fraction: share of a cell's starts that the others go on from.
         perturbation: (first, last) standard deviation of the change of those others' parameters.
         gradient_clip: largest norm of a start's gradient; None = no limit.
         patience: a cell stops after so many epochs without a smaller loss; None = never.
@@ -73,8 +73,8 @@ class NeuronFittingModule(pl.LightningModule):
         tau_ms: float = 10.0,
         first_tau_ms: float | None = None,
         root: bool = True,
-        survival_every: int | None = None,
-        survivors: float = 0.25,
+        resample_every: int | None = None,
+        elite_fraction: float = 0.25,
         perturbation: tuple[float, float] = (0.3, 0.02),
         gradient_clip: float | None = None,
         patience: int | None = 5,
@@ -85,18 +85,18 @@ class NeuronFittingModule(pl.LightningModule):
         for name, value in (("tau_ms", tau_ms), ("first_tau_ms", first_tau_ms or tau_ms)):
             if not 0 < value < math.inf:
                 raise ValueError(f"{name}: expected a time > 0 ms, got {value}")
-        if not 0 < survivors <= 1:
-            raise ValueError(f"survivors: expected a share in (0, 1], got {survivors}")
+        if not 0 < elite_fraction <= 1:
+            raise ValueError(f"elite_fraction: expected a share in (0, 1], got {elite_fraction}")
         if not all(0 < x < math.inf for x in perturbation):
             raise ValueError(f"perturbation: expected two numbers > 0, got {perturbation}")
-        for name, count in (("survival_every", survival_every), ("patience", patience)):
+        for name, count in (("resample_every", resample_every), ("patience", patience)):
             if count is not None and count < 1:
                 raise ValueError(f"{name}: expected an integer ≥ 1 or null, got {count}")
         self.population = population
         self.make_optimizer = optimizer
         self.n_epochs, self.root = n_epochs, root
         self.tau_ms, self.first_tau_ms = tau_ms, first_tau_ms or tau_ms
-        self.survival_every, self.survivors = survival_every, survivors
+        self.resample_every, self.elite_fraction = resample_every, elite_fraction
         self.perturbation, self.gradient_clip = tuple(perturbation), gradient_clip
         self.patience, self.decay_lr, self.seed = patience, decay_lr, seed
         shape = (population.n_cells, population.n_starts)
@@ -209,7 +209,7 @@ class NeuronFittingModule(pl.LightningModule):
             for name in self._names if not moving.all() else ():
                 parameter = self.population.get_parameter(name)
                 parameter.copy_(torch.where(moving, parameter, before[name]))
-            if self.survival_every and (self.current_epoch + 1) % self.survival_every == 0:
+            if self.resample_every and (self.current_epoch + 1) % self.resample_every == 0:
                 self._select()
         self.population.project_()
         if not self.active.any():
@@ -219,7 +219,7 @@ class NeuronFittingModule(pl.LightningModule):
         """The worst starts of each cell go on from its best ones, perturbed."""
         device = self.loss_of_starts.device
         n_cells, n_starts = self.loss_of_starts.shape
-        n_best = max(1, round(self.survivors * n_starts))
+        n_best = max(1, round(self.elite_fraction * n_starts))
         generator = torch.Generator().manual_seed(self._epoch_seed())
         order = _ranked(self.loss_of_starts).argsort(1)
         pick = torch.randint(n_best, (n_cells, n_starts - n_best), generator=generator).to(device)

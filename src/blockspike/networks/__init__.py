@@ -1,5 +1,6 @@
 """Layers and networks of spiking neurons."""
 
-from blockspike.networks.layers import AdLIFLayer, SpikingClassifier, SpikingLayer
+from blockspike.networks.classifier import SpikingClassifier
+from blockspike.networks.layers import AdLIFLayer, ALIFLayer
 
-__all__ = ["AdLIFLayer", "SpikingClassifier", "SpikingLayer"]
+__all__ = ["ALIFLayer", "AdLIFLayer", "SpikingClassifier"]

@@ -21,7 +21,7 @@ from blockspike.networks.synapses import (
     synaptic_current,
     with_type_of,
 )
-from blockspike.neurons.cpu.events import Fired, delayed_event_currents
+from blockspike.neurons.cpu.events import SpikeEvents, delayed_event_currents
 from blockspike.neurons.events import EventBatch
 from blockspike.neurons.trace import needs_gradient
 
@@ -78,7 +78,7 @@ class Delays(BoundedParameters):
         spikes: EventBatch | Tensor,
         weight: Tensor,
         bias: Tensor,
-        fired: Fired | None = None,
+        events: SpikeEvents | None = None,
         mode: SynapseMode = "auto",
     ) -> Tensor:
         """I[t, n] = bias[n] + Σ_k Σ_d weight[n, k] kernel[d, n, k] spikes[t − d, k].
@@ -88,12 +88,12 @@ class Delays(BoundedParameters):
         cheaper one by one.
 
         Args:
-            spikes, bias, fired, mode: see `synaptic_current`.
+            spikes, bias, events, mode: see `synaptic_current`.
             weight: [n_units, n_inputs].
         """
-        check_synapses(spikes, weight[None], bias, mode, fired)
+        check_synapses(spikes, weight[None], bias, mode, events)
         spikes = with_type_of(weight, spikes)
-        is_sparse = isinstance(spikes, EventBatch) or fired is not None
+        is_sparse = isinstance(spikes, EventBatch) or events is not None
         dense = None if isinstance(spikes, EventBatch) else spikes
         if (
             self.training
@@ -104,10 +104,10 @@ class Delays(BoundedParameters):
         ):
             kernel = weight * self.kernel()
             if not self.training or mode == "events" or _tap_by_tap(spikes, len(kernel), mode):
-                return synaptic_current(spikes, kernel, bias, fired=fired, mode=mode)
+                return synaptic_current(spikes, kernel, bias, events=events, mode=mode)
             dense = spikes.dense(weight.dtype) if isinstance(spikes, EventBatch) else spikes
             return causal_convolution(dense, kernel) + bias
-        return delayed_current(spikes, weight, bias, self.steps(), fired)
+        return delayed_current(spikes, weight, bias, self.steps(), events)
 
 
 def _tap_by_tap(spikes: EventBatch | Tensor, n_taps: int, mode: SynapseMode) -> bool:
@@ -124,32 +124,32 @@ def delayed_current(
     weight: Tensor,
     bias: Tensor,
     delay: Tensor,
-    fired: Fired | None = None,
+    events: SpikeEvents | None = None,
 ) -> Tensor:
     """I[t, n] = bias[n] + Σ_k weight[n, k] spikes[t − delay[n, k], k], event by event on the CPU.
 
     Args:
-        spikes: EventBatch of shape (T, B, K), or a dense tensor [T, B, K] with its `fired`.
+        spikes: EventBatch of shape (T, B, K), or a dense tensor [T, B, K] with its `events`.
         weight: [N, K].
         bias: [N].
         delay: int64 [N, K] in steps, ≥ 0.
-        fired: see `synaptic_current`.
+        events: see `synaptic_current`.
 
     Returns:
         Current [T, B, N], without gradient.
 
     Raises:
-        ValueError: a dense tensor without `fired`; shapes do not match; a delay below 0.
+        ValueError: a dense tensor without `events`; shapes do not match; a delay below 0.
     """
-    check_synapses(spikes, weight[None], bias, fired=fired)
+    check_synapses(spikes, weight[None], bias, events=events)
     spikes = with_type_of(weight, spikes)
     if delay.shape != weight.shape or bool((delay < 0).any()):
         raise ValueError(f"delay: expected steps ≥ 0, {list(weight.shape)}, got {delay}")
     if isinstance(spikes, EventBatch):
         return current_of_batch(spikes, bias.detach(), partial(_delayed, weight, delay))
-    if fired is None:
-        raise ValueError("spikes: expected an EventBatch or `fired`, got a dense tensor")
-    return _delayed(fired.scale * weight, delay, events_of_spikes(fired), bias)
+    if events is None:
+        raise ValueError("spikes: expected an EventBatch or `events`, got a dense tensor")
+    return _delayed(events.scale * weight, delay, events_of_spikes(events), bias)
 
 
 def _delayed(weight: Tensor, delay: Tensor, events: EventBatch, bias: Tensor) -> Tensor:

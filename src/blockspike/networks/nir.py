@@ -17,12 +17,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from blockspike.networks.layers import LeakyReadout, SpikingClassifier, SpikingLayer
+from blockspike.networks.classifier import SpikingClassifier
+from blockspike.networks.layers import ALIFLayer, LeakyReadout
 
 if TYPE_CHECKING:
     import nir
 
-LOSABLE = (
+DROPPABLE = (
     "adaptation",
     "refractory period",
     "recurrent delay",
@@ -112,9 +113,9 @@ def to_nir(
     readout's membrane: how scores are made of it, dropout and surrogate are not in it.
 
     Args:
-        network: of `SpikingLayer`s and a `LeakyReadout`.
+        network: of `ALIFLayer`s and a `LeakyReadout`.
         dt_ms: length of the step that the network was made for.
-        lose: what to leave out where NIR has no words for it, of `LOSABLE`.
+        lose: what to leave out where NIR has no words for it, of `DROPPABLE`.
         dialect: who is to read the graph: a name of `DIALECTS`, or a `Dialect`.
         readout: as in `Dialect`, in place of the dialect's own.
 
@@ -240,8 +241,8 @@ def _dialect(dialect: str | Dialect, dt_ms: float) -> Dialect:
 
 
 def _check_network(network: SpikingClassifier, lose: Collection[str], form: Dialect) -> None:
-    known = ", ".join(LOSABLE)
-    if not set(lose) <= set(LOSABLE):
+    known = ", ".join(DROPPABLE)
+    if not set(lose) <= set(DROPPABLE):
         raise ValueError(f"lose: expected a collection of names out of {known}, got {lose!r}")
     if not isinstance(network, SpikingClassifier):
         raise ValueError(f"network: expected a SpikingClassifier, got {type(network).__name__}")
@@ -249,8 +250,8 @@ def _check_network(network: SpikingClassifier, lose: Collection[str], form: Dial
     if network.input_events is not None and "input scaling" not in lose:
         problems.append("network: expected what NIR can say, got input scaling")
     for name, layer in _named_layers(network):
-        if type(layer) is not SpikingLayer:
-            problems.append(f"{name}: expected a SpikingLayer, got {type(layer).__name__}")
+        if type(layer) is not ALIFLayer:
+            problems.append(f"{name}: expected a ALIFLayer, got {type(layer).__name__}")
         elif lost := [x for x in _lost(layer) if x not in lose]:
             problems.append(f"{name}: expected what NIR can say, got {', '.join(lost)}")
     if form.readout != "none" and type(network.readout) is not LeakyReadout:
@@ -275,9 +276,9 @@ def _names(i: int, n_layers: int) -> tuple[str, str, str]:
     return f"{label}_affine", f"{label}_lif", f"{label}_recurrent"
 
 
-def _lost(layer: SpikingLayer) -> list[str]:
-    """What a graph would not have of a layer."""
-    delay = layer.arp + 1 if layer.recurrent_delay is None else layer.recurrent_delay
+def _lost(layer: ALIFLayer) -> list[str]:
+    """Properties of a layer that a graph cannot represent."""
+    delay = layer.options.recurrent_delay or layer.arp + 1
     lost = {
         "adaptation": layer.b is not None and bool((layer.b != 0).any()),
         "refractory period": layer.arp > 0,
@@ -590,7 +591,7 @@ def _layer(name: str, state: dict[str, Tensor], dtype: torch.dtype, is_readout: 
         layer = LeakyReadout(n_inputs, n_units, **options)
     else:
         options |= {"recurrent": "recurrent_weight" in state, "recurrent_delay": 1}
-        layer = SpikingLayer(n_inputs, n_units, tau_adaptation_ms=None, **options)
+        layer = ALIFLayer(n_inputs, n_units, tau_adaptation_ms=None, **options)
     layer.to(dtype).load_state_dict(state)
     return layer
 

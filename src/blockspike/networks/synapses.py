@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from blockspike.neurons.autograd import differentiable_once, in_full_precision, is_autocast_on
-from blockspike.neurons.cpu.events import Fired, event_currents, event_weight_gradient
+from blockspike.neurons.cpu.events import SpikeEvents, event_currents, event_weight_gradient
 from blockspike.neurons.events import EventBatch
 from blockspike.neurons.gpu.graphs import has_triton, require_triton
 
@@ -34,7 +34,7 @@ def synaptic_current(
     weight: Tensor,
     bias: Tensor,
     *,
-    fired: Fired | None = None,
+    events: SpikeEvents | None = None,
     mode: SynapseMode = "auto",
 ) -> Tensor:
     """I[t] = bias + Σ_k weight[k] spikes[t − k].
@@ -45,7 +45,7 @@ def synaptic_current(
         weight: [n_taps, N, K] (post, pre); tap k acts k steps later (the temporal receptive field).
             float32 or float64; on a GPU, dense, also half precision.
         bias: [N].
-        fired: the same as a dense `spikes`, if those are only 0 and `fired.scale`: they may then
+        events: the same as a dense `spikes`, if those are only 0 and `events.scale`: they may then
             be treated as events.
         mode: "events", "dense", or "auto": events where they are sparse. On a GPU, dense tensors
             stay so, since counting their spikes would make the CPU wait.
@@ -57,19 +57,19 @@ def synaptic_current(
     Raises:
         ValueError: shapes or types do not match, or events are asked for where they cannot be had.
     """
-    check_synapses(spikes, weight, bias, mode, fired)
+    check_synapses(spikes, weight, bias, mode, events)
     spikes = with_type_of(weight, spikes)
     if isinstance(spikes, EventBatch):
         return current_of_batch(spikes, bias, partial(_of_events, weight=weight, mode=mode))
-    if mode == "events" and fired is None:
-        raise ValueError("mode: 'events' needs an EventBatch or `fired`, got a dense tensor")
+    if mode == "events" and events is None:
+        raise ValueError("mode: 'events' needs an EventBatch or `events`, got a dense tensor")
     on_cpu = spikes.device.type == "cpu"
-    if fired is None or mode == "dense" or (mode == "auto" and not on_cpu):
+    if events is None or mode == "dense" or (mode == "auto" and not on_cpu):
         return _dense(spikes, weight, bias)
-    events = events_of_spikes(fired) if on_cpu else EventBatch.from_dense(fired.array)
-    if not _use_events(mode, events, MAX_EVENT_DENSITY):
+    batch = events_of_spikes(events) if on_cpu else EventBatch.from_dense(events.array)
+    if not _use_events(mode, batch, MAX_EVENT_DENSITY):
         return _dense(spikes, weight, bias)
-    return _of_sparse(spikes, weight, bias, events, fired.scale)
+    return _of_sparse(spikes, weight, bias, batch, events.scale)
 
 
 @in_full_precision
@@ -96,10 +96,10 @@ def _of_events(events: EventBatch, bias: Tensor, *, weight: Tensor, mode: str) -
     return _dense(events.dense(weight.dtype), weight, bias)
 
 
-def events_of_spikes(fired: Fired) -> EventBatch:
+def events_of_spikes(events: SpikeEvents) -> EventBatch:
     """The same as sorted events, on the CPU."""
-    n_steps, batch_size, n_units = fired.array.shape
-    row_ptr, unit = (torch.from_numpy(x) for x in fired.events)
+    n_steps, batch_size, n_units = events.array.shape
+    row_ptr, unit = (torch.from_numpy(x) for x in events.row_ptr_and_unit)
     return EventBatch(row_ptr, unit, (n_steps, batch_size, n_units))
 
 
@@ -108,7 +108,7 @@ def check_synapses(
     weight: Tensor,
     bias: Tensor,
     mode: str = "auto",
-    fired: Fired | None = None,
+    events: SpikeEvents | None = None,
 ) -> None:
     """Raise ValueError if arguments of `synaptic_current` do not fit each other."""
     if not isinstance(spikes, EventBatch | Tensor):
@@ -126,9 +126,10 @@ def check_synapses(
             f"spikes: expected [T, B, {weight.shape[2]}] to fit the weight, "
             f"got {list(spikes.shape)}"
         )
-    if fired is not None and fired.array.shape != spikes.shape:
+    if events is not None and events.array.shape != spikes.shape:
         raise ValueError(
-            f"fired: expected shape {list(spikes.shape)} like spikes, got {list(fired.array.shape)}"
+            f"events: expected shape {list(spikes.shape)} like spikes, "
+            f"got {list(events.array.shape)}"
         )
 
 

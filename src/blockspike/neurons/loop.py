@@ -6,19 +6,19 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from blockspike.neurons.model import Simulation
+from blockspike.neurons.model import SimulationSpec
 from blockspike.neurons.surrogate import spike
-from blockspike.neurons.trace import ALIFTrace, check_finite
+from blockspike.neurons.trace import SpikeTrace, check_finite
 
 
 def loop(
-    what: Simulation,
+    spec: SimulationSpec,
     current: Tensor,
     parameters: Sequence[Tensor],
     recurrent_weight: Tensor | None,
-) -> ALIFTrace:
+) -> SpikeTrace:
     """The model's steps one after another; arguments as `fused_cpu`, already checked."""
-    model, constants, delay, surrogate, detach_spikes = what
+    model, constants, delay, surrogate, detach_spikes = spec
     spikes: list[Tensor] = []
     fed_back: list[Tensor] = []
     margins: list[Tensor] = []
@@ -43,4 +43,4 @@ def loop(
         threshold = torch.ones_like(current.detach())
         return torch.stack(margins) + threshold, threshold
 
-    return ALIFTrace(torch.stack(spikes), membrane_and_threshold)
+    return SpikeTrace(torch.stack(spikes), membrane_and_threshold)

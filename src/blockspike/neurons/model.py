@@ -32,11 +32,11 @@ class NeuronModel:
         step: (drive, parameters, constants, state, fire) → spike, margin, state after the step;
             `state` is the states, then the counters. `fire(margin)` gives the spike, 1 if the
             margin V − θ is above 0, and 1 − spike for a reset, whose gradient can be switched off.
-        reverse_step: (drive, parameters, constants, state, margin, slope, grad_spike, attached,
-            grad_state) → gradients of drive, parameters and the states before the step. Given are
-            what the step was given, its margin and the surrogate's derivative there, the loss's
-            gradient of its spike and of the states after it; `attached` is 1 if the 1 − spike of a
-            reset carries gradient, else 0.
+        reverse_step: (drive, parameters, constants, state, margin, slope, grad_spike,
+            reset_has_grad, grad_state) → gradients of drive, parameters and the states before the
+            step. The arguments are those of the step, its margin, the surrogate's derivative there,
+            and the loss's gradient of its spike and of the states after it; `reset_has_grad` is 1
+            if the 1 − spike of a reset carries gradient, else 0.
         counters: names of further states, through which no gradient flows.
 
     Raises:
@@ -64,7 +64,7 @@ class NeuronModel:
                 )
 
 
-class Simulation(NamedTuple):
+class SimulationSpec(NamedTuple):
     """What every neuron of a simulation has in common.
 
     Attributes:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from blockspike.neurons.autograd import in_full_precision
-from blockspike.neurons.cpu.kernels import borrowed, kernel, run
+from blockspike.neurons.cpu.kernels import kernel, run, without_refcount
 
 _TILE = 1024  # columns whose state stays in the L1 cache
 
@@ -89,7 +89,7 @@ def _scan_by_doubling(x: Tensor, beta: Tensor) -> Tensor:
 
 @kernel
 def _scan_cpu(first, last, x, beta, steps, out):
-    x, out = borrowed(x), borrowed(out)
+    x, out = without_refcount(x), without_refcount(out)
     n_columns = beta.size
     for start in range(first * _TILE, last * _TILE, _TILE):
         decay = beta[start : start + _TILE]

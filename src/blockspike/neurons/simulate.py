@@ -11,20 +11,20 @@ from blockspike.neurons.autograd import in_full_precision
 from blockspike.neurons.cpu.fused import fused_cpu
 from blockspike.neurons.gpu.graphs import require_triton
 from blockspike.neurons.loop import loop
-from blockspike.neurons.model import NeuronModel, Simulation
+from blockspike.neurons.model import NeuronModel, SimulationSpec
 from blockspike.neurons.surrogate import MultiGaussian, Surrogate
-from blockspike.neurons.trace import ALIFTrace, NotFiniteError
+from blockspike.neurons.trace import NotFiniteError, SpikeTrace
 
-LoopOrFused = Literal["standard", "fused"]
-_FUSED = {"cpu": fused_cpu}
+ExactMethod = Literal["standard", "fused"]
 
 
-def fused(what: Simulation, current: Tensor, *args: Any, **options: Any) -> ALIFTrace:
-    """The model by the kernels of the current's device; arguments as `fused_cpu`."""
-    run = _FUSED.get(current.device.type)
-    if run is None:
-        from blockspike.neurons.gpu.fused import fused_gpu as run  # only here is Triton needed
-    return run(what, current, *args, **options)
+def run_kernels(spec: SimulationSpec, current: Tensor, *args: Any, **options: Any) -> SpikeTrace:
+    """Simulate by the kernels of the current's device; arguments as in `fused_cpu`."""
+    if current.device.type == "cpu":
+        return fused_cpu(spec, current, *args, **options)
+    from blockspike.neurons.gpu.fused import fused_gpu  # Triton is needed only here
+
+    return fused_gpu(spec, current, *args, **options)
 
 
 @in_full_precision
@@ -38,8 +38,8 @@ def simulate(
     recurrent_delay: int = 1,
     surrogate: Surrogate = MultiGaussian(),  # noqa: B008 (frozen)
     detach_spikes: bool = True,
-    method: LoopOrFused = "fused",
-) -> ALIFTrace:
+    method: ExactMethod = "fused",
+) -> SpikeTrace:
     """Simulate neurons of any model whose threshold is 1.
 
     Args:
@@ -58,12 +58,12 @@ def simulate(
             gradients.
 
     Returns:
-        ALIFTrace with spikes, membrane and threshold, each [T, B, N].
+        SpikeTrace with spikes, membrane and threshold, each [T, B, N].
 
     Raises:
         ValueError: a bad argument; NotFiniteError, which is one, a NaN or Inf in any of them.
     """
-    known = get_args(LoopOrFused)
+    known = get_args(ExactMethod)
     if method not in known:
         raise ValueError(f"method: expected one of {', '.join(known)}, got {method!r}")
     if not all(map(math.isfinite, constants)):
@@ -74,9 +74,9 @@ def simulate(
     check_current(current, method)
     check_options(current, parameters, recurrent_weight, recurrent_delay, surrogate, method)
     check_parameters_finite(parameters, recurrent_weight)
-    run = loop if method == "standard" else fused
-    what = Simulation(model, constants, recurrent_delay, surrogate, detach_spikes)
-    return run(what, current, [parameters[name] for name in model.parameters], recurrent_weight)
+    run = loop if method == "standard" else run_kernels
+    spec = SimulationSpec(model, constants, recurrent_delay, surrogate, detach_spikes)
+    return run(spec, current, [parameters[name] for name in model.parameters], recurrent_weight)
 
 
 def check_current(current: Tensor, method: str) -> None:

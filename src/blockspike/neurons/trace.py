@@ -6,16 +6,16 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from blockspike.neurons.cpu.events import Fired
+from blockspike.neurons.cpu.events import SpikeEvents
 from blockspike.neurons.readout import leaky_integrate
 
 
-class ALIFTrace:
+class SpikeTrace:
     """The result of `alif` and of every other model. Time first: every array is [T, B, N].
 
     Attributes:
         spikes: 0 or 1, in the dtype of the current; differentiable.
-        fired: the same, as events once asked for; without gradient.
+        events: the same, as events once asked for; without gradient.
         membrane: V before reset; a value without gradient, computed when first read.
         threshold: θ in force at each step; likewise.
     """
@@ -24,16 +24,16 @@ class ALIFTrace:
         self,
         spikes: Tensor,
         values: Callable[[], tuple[Tensor, Tensor]],
-        fired: Fired | None = None,
+        events: SpikeEvents | None = None,
     ):
         self.spikes = spikes
         self._compute_values = values
-        self._fired = fired
+        self._events = events
 
     @cached_property
-    def fired(self) -> Fired:
+    def events(self) -> SpikeEvents:
         """Which neurons fired, [T, B, N]."""
-        return Fired(self.spikes.detach()) if self._fired is None else self._fired
+        return SpikeEvents(self.spikes.detach()) if self._events is None else self._events
 
     @cached_property
     def _values(self) -> tuple[Tensor, Tensor]:
@@ -67,13 +67,13 @@ def needs_gradient(*inputs: Tensor | None) -> bool:
 def trace_of_margin(
     spikes: Tensor,
     compute_margin: Callable[[], Tensor],
-    threshold_of: Callable[[Tensor], Tensor],
+    compute_threshold: Callable[[Tensor], Tensor],
     inputs: Sequence[Tensor | None],
-    fired: Fired | None = None,
-) -> ALIFTrace:
+    events: SpikeEvents | None = None,
+) -> SpikeTrace:
     """The trace of a kernel that gives spikes [T, B, N].
 
-    Once somebody asks, `compute_margin` gives V − θ from `inputs`, and `threshold_of` the θ of
+    Once somebody asks, `compute_margin` gives V − θ from `inputs`, and `compute_threshold` the θ of
     spikes.
     """
     versions = _versions(inputs)
@@ -85,10 +85,10 @@ def trace_of_margin(
                 "before the membrane was read for the first time"
             )
         margin = compute_margin().view(spikes.shape)
-        threshold = threshold_of(spikes.detach().to(margin.dtype))
+        threshold = compute_threshold(spikes.detach().to(margin.dtype))
         return margin + threshold, threshold
 
-    return ALIFTrace(spikes, membrane_and_threshold, fired)
+    return SpikeTrace(spikes, membrane_and_threshold, events)
 
 
 def _versions(inputs: Sequence[Tensor | None]) -> list[int]:

@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 
 from blockspike.config.build import build_network
 from blockspike.files import whole_file
-from blockspike.networks.layers import SpikingClassifier
+from blockspike.networks.classifier import SpikingClassifier
 
 _FORMAT = "blockspike-network-1"
 _FOLDER = Path(__file__).parent

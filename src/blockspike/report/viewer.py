@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from blockspike.neurons import ALIFTrace
+from blockspike.neurons import SpikeTrace
 
 _LARGEST = 32767  # of a signed 16-bit number
 _BYTES_A_VALUE = 16 / 3  # membrane and threshold, two bytes each, as base64
@@ -15,7 +15,7 @@ _BUDGET_BYTES = 10_000_000
 
 
 def pack_traces(
-    traces: Sequence[ALIFTrace], samples: Sequence[int], titles: Sequence[str], dt_ms: float
+    traces: Sequence[SpikeTrace], samples: Sequence[int], titles: Sequence[str], dt_ms: float
 ) -> dict[str, Any]:
     """Spikes, membranes and thresholds of a few samples, to be written as JSON.
 
@@ -41,7 +41,7 @@ def pack_traces(
     }
 
 
-def _layer(trace: ALIFTrace, sample: int) -> dict[str, Any]:
+def _layer(trace: SpikeTrace, sample: int) -> dict[str, Any]:
     spikes = trace.spikes[:, sample].T.numpy()  # [N, T]
     return {
         "n_units": len(spikes),

@@ -31,7 +31,7 @@ def run_here(name: str, cfg: DictConfig) -> None:
     _call(name, cfg, _command_line(name, cfg))
 
 
-def run_apart(name: str, cfg: DictConfig, full: bool) -> None:
+def run_in_subprocess(name: str, cfg: DictConfig, full: bool) -> None:
     """Run a job of a sweep in a process of its own; print it if the job does not finish.
 
     A failure, also that the process was killed, is written to the run's `error.log`, but not where

@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 from torchmetrics.classification import MulticlassAccuracy
 
 from blockspike.data.loader import NO_LABEL
-from blockspike.networks.layers import ClassifierOutput, SpikingClassifier
+from blockspike.networks.classifier import ClassifierOutput, SpikingClassifier
 from blockspike.neurons import NotFiniteError
 from blockspike.neurons.events import EventBatch
 
@@ -77,9 +77,9 @@ class ClassificationModule(pl.LightningModule):
             output = self.network(events)
         except NotFiniteError as error:
             failed = error
-        batch_size, weight = _counted(labels, failed)
+        batch_size, weight = _global_batch_size_and_weight(labels, failed)
         assert output is not None
-        scores = output.scores_of(len(labels))
+        scores = output.mean_over_views(len(labels))
         self.scores = scores.detach()
         accuracy = self.accuracy[f"{stage}_"]
         accuracy(scores, labels)  # pyright: ignore[reportCallIssue]
@@ -143,7 +143,9 @@ class ClassificationModule(pl.LightningModule):
 _STAGES = ("train", "val", "test", "test_each_epoch")
 
 
-def _counted(labels: Tensor, failed: NotFiniteError | None) -> tuple[int, float]:
+def _global_batch_size_and_weight(
+    labels: Tensor, failed: NotFiniteError | None
+) -> tuple[int, float]:
     """How many samples the batch has in all processes, and the weight of this one's means.
 
     Gradients and logs are means over processes, which may have unequal parts: weighted so, they

@@ -21,7 +21,7 @@ from torch.nn.utils import get_total_norm
 
 from blockspike.fitting.distance import Window
 from blockspike.fitting.module import FittingBatch, NeuronFittingModule
-from blockspike.neurons import ALIFTrace, NotFiniteError
+from blockspike.neurons import NotFiniteError, SpikeTrace
 from blockspike.neurons.events import EventBatch
 from blockspike.training.checkpoint_io import load_plain, save_plain
 from blockspike.training.classification import Batch, ClassificationModule
@@ -237,7 +237,7 @@ class NumberGuard(_Guard):
         if isinstance(events, Tensor) and (wrong := _not_finite(events)):
             return f"data: input {wrong}"
         with torch.enable_grad():
-            traces: list[ALIFTrace] = []
+            traces: list[SpikeTrace] = []
             try:
                 for trace in network.run_layers(events):
                     for part in ("spikes", "membrane", "threshold"):
@@ -249,7 +249,7 @@ class NumberGuard(_Guard):
             output = network.read(traces)
             if wrong := _not_finite(output.readout):
                 return f"readout: membrane {wrong}"
-            scores = output.scores_of(len(labels))
+            scores = output.mean_over_views(len(labels))
             if wrong := _not_finite(scores):
                 return f"readout: score {wrong}"
             loss = module.training_loss(scores, labels)

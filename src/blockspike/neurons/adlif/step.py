@@ -5,9 +5,9 @@ from typing import Literal
 from torch import Tensor
 
 from blockspike.neurons.model import NeuronModel, where
-from blockspike.neurons.simulate import LoopOrFused, simulate
+from blockspike.neurons.simulate import ExactMethod, simulate
 from blockspike.neurons.surrogate import MultiGaussian, Surrogate
-from blockspike.neurons.trace import ALIFTrace
+from blockspike.neurons.trace import SpikeTrace
 
 Euler = Literal["symplectic", "forward"]
 
@@ -19,14 +19,14 @@ def step_symplectic(drive, parameters, constants, state, fire):
     membrane, adaptation = state
     before = alpha * membrane + (one - alpha) * (drive - adaptation)
     margin = before - one
-    spike, kept = fire(margin)
-    membrane = before * kept
+    spike, not_spiked = fire(margin)
+    membrane = before * not_spiked
     adaptation = beta * adaptation + (one - beta) * q * (a * membrane + b * spike)
     return spike, margin, (membrane, adaptation)
 
 
 def reverse_step_symplectic(
-    drive, parameters, constants, state, margin, slope, grad_spike, attached, grad_state
+    drive, parameters, constants, state, margin, slope, grad_spike, reset_has_grad, grad_state
 ):
     """Backpropagation through `step_symplectic`, see `NeuronModel`."""
     alpha, beta, a, b = parameters
@@ -34,12 +34,12 @@ def reverse_step_symplectic(
     membrane, adaptation = state
     grad_membrane, grad_adaptation = grad_state
     spike = where(margin > zero, one, zero)
-    kept, before = one - spike, margin + one
-    after = before * kept
+    not_spiked, before = one - spike, margin + one
+    after = before * not_spiked
     scaled = (one - beta) * q * grad_adaptation
     grad_membrane = grad_membrane + a * scaled
-    grad_spike = grad_spike + b * scaled - attached * before * grad_membrane
-    grad_before = grad_membrane * kept + grad_spike * slope
+    grad_spike = grad_spike + b * scaled - reset_has_grad * before * grad_membrane
+    grad_before = grad_membrane * not_spiked + grad_spike * slope
     to_drive = (one - alpha) * grad_before
     return (
         to_drive,
@@ -60,13 +60,13 @@ def step_forward(drive, parameters, constants, state, fire):
     membrane, last_spike, adaptation = state
     before = alpha * membrane + (one - alpha) * (drive - adaptation)
     margin = before - one
-    spike, kept = fire(margin)
+    spike, not_spiked = fire(margin)
     adaptation = beta * adaptation + (one - beta) * q * (a * membrane + b * last_spike)
-    return spike, margin, (before * kept, spike, adaptation)
+    return spike, margin, (before * not_spiked, spike, adaptation)
 
 
 def reverse_step_forward(
-    drive, parameters, constants, state, margin, slope, grad_spike, attached, grad_state
+    drive, parameters, constants, state, margin, slope, grad_spike, reset_has_grad, grad_state
 ):
     """Backpropagation through `step_forward`, see `NeuronModel`."""
     alpha, beta, a, b = parameters
@@ -74,9 +74,9 @@ def reverse_step_forward(
     membrane, last_spike, adaptation = state
     grad_membrane, grad_last, grad_adaptation = grad_state
     before = margin + one
-    kept = where(margin > zero, zero, one)
-    grad_spike = grad_spike + grad_last - attached * before * grad_membrane
-    grad_before = grad_membrane * kept + grad_spike * slope
+    not_spiked = where(margin > zero, zero, one)
+    grad_spike = grad_spike + grad_last - reset_has_grad * before * grad_membrane
+    grad_before = grad_membrane * not_spiked + grad_spike * slope
     scaled = (one - beta) * q * grad_adaptation
     to_drive = (one - alpha) * grad_before
     return (
@@ -125,8 +125,8 @@ def adlif(
     recurrent_delay: int = 1,
     surrogate: Surrogate = MultiGaussian(),  # noqa: B008 (frozen)
     detach_spikes: bool = True,
-    method: LoopOrFused = "fused",
-) -> ALIFTrace:
+    method: ExactMethod = "fused",
+) -> SpikeTrace:
     """Simulate neurons whose adaptation couples to the membrane, with a threshold of 1.
 
     Adaptive LIF by forward Euler (Bittar & Garner 2022) or, at the same cost, by symplectic Euler
@@ -143,7 +143,7 @@ def adlif(
         recurrent_weight, recurrent_delay, surrogate, detach_spikes, method: see `simulate`.
 
     Returns:
-        ALIFTrace with spikes, membrane before reset and threshold, each [T, B, N].
+        SpikeTrace with spikes, membrane before reset and threshold, each [T, B, N].
 
     Raises:
         ValueError: a bad argument; NotFiniteError, which is one, a NaN or Inf in any of them.

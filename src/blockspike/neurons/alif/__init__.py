@@ -1,6 +1,6 @@
 """Adaptive leaky integrate-and-fire neurons: one model, one file per method."""
 
-from blockspike.neurons.alif.dispatch import Method, alif
-from blockspike.neurons.trace import ALIFTrace, NotFiniteError
+from blockspike.neurons.alif.methods import Method, alif
+from blockspike.neurons.trace import NotFiniteError, SpikeTrace
 
-__all__ = ["ALIFTrace", "Method", "NotFiniteError", "alif"]
+__all__ = ["Method", "NotFiniteError", "SpikeTrace", "alif"]

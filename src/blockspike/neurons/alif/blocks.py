@@ -15,7 +15,7 @@ from torch import Tensor
 from blockspike.neurons.autograd import differentiable_once
 from blockspike.neurons.surrogate import Surrogate
 from blockspike.neurons.trace import (
-    ALIFTrace,
+    SpikeTrace,
     check_finite,
     threshold_of,
     zero_after_spike_,
@@ -39,8 +39,8 @@ def _margin_matrix(beta: Tensor, powers: Tensor, b: Tensor) -> Tensor:
     offset = torch.arange(n, device=beta.device)
     lag = offset[:, None] - offset
     decay = (beta[:, None, None] ** lag.clamp(min=0)).tril()
-    raised = (b[:, None] * powers[:, :n])[:, :, None]
-    return torch.cat([decay, -raised, -torch.ones_like(raised)], dim=2)
+    threshold_raise = (b[:, None] * powers[:, :n])[:, :, None]
+    return torch.cat([decay, -threshold_raise, -torch.ones_like(threshold_raise)], dim=2)
 
 
 def _ramp(n: int, like: Tensor) -> Tensor:
@@ -63,7 +63,7 @@ class _Block:
     margin: Tensor  # V − θ as if nothing spiked in the block
     spikes: Tensor
     resting: Tensor  # 1 where nothing spiked in the block  [N, 1, B]
-    open_: Tensor | None  # 0 where the current is masked; None = nowhere
+    input_mask: Tensor | None  # 0 where the current is masked; None = nowhere
 
 
 class _Blocks(torch.autograd.Function):
@@ -82,7 +82,7 @@ class _Blocks(torch.autograd.Function):
         spikes = current.new_empty(current.shape)
         start = current.new_zeros(n_neurons, 1, batch_size)  # V0
         adaptation = torch.zeros_like(start)  # a at the last step of the block before
-        open_ = None
+        input_mask = None
         blocks: list[_Block] = []
 
         for first in range(0, n_steps, n):
@@ -91,10 +91,10 @@ class _Blocks(torch.autograd.Function):
             if weight is not None and blocks:
                 drive.flatten(1).addmm_(weight, _first_columns(blocks[-1].spikes, m))
             x = drive.new_empty(n_neurons, m + 2, batch_size)
-            if open_ is None:
+            if input_mask is None:
                 x[:, :m] = drive
             else:
-                torch.mul(drive, open_[:, :m], out=x[:, :m])
+                torch.mul(drive, input_mask[:, :m], out=x[:, :m])
             x[:, :1] += beta[:, None, None] * start
             x[:, m:-1] = adaptation
             x[:, -1] = 1
@@ -108,11 +108,13 @@ class _Blocks(torch.autograd.Function):
             s = torch.eq(z, 1, out=crossings)
             _write_time_first(s, spikes[first : first + n])
             resting = (z[:, -1:] == 0).to(z.dtype)
-            blocks.append(_Block(x, start, margin, s, resting, open_))
+            blocks.append(_Block(x, start, margin, s, resting, input_mask))
             # into the next block
             start = (margin[:, -1:] + 1 - rows[:, -1:, m : m + 1] * adaptation) * resting
             if m == n:
-                open_ = z.clamp_(max=1).add_(resting)  # arp steps of silence end where it spiked
+                input_mask = z.clamp_(max=1).add_(
+                    resting
+                )  # arp steps of silence end where it spiked
                 adaptation = powers[:, -1:, None] * adaptation + torch.bmm(count, s)
 
         check_finite(start.squeeze(1).T, current)
@@ -170,7 +172,7 @@ class _Blocks(torch.autograd.Function):
             grad_adaptation = powers[:, -1:, None] * grad_adaptation + grad_x[:, m : m + 1]
             grad_adaptation -= rows[:, -1:, m : m + 1] * grad_last
             grad_drive = grad_x[:, :m]
-            grad_drive = grad_drive.contiguous() if i == 0 else grad_drive * block.open_[:, :m]
+            grad_drive = grad_drive.contiguous() if i == 0 else grad_drive * block.input_mask[:, :m]
             _write_time_first(grad_drive, grad_current[steps])
 
         grad_weight = None
@@ -196,21 +198,21 @@ def blocks(
     recurrent_weight: Tensor | None,
     surrogate: Surrogate,
     detach_spikes: bool,
-) -> ALIFTrace:
+) -> SpikeTrace:
     """SPEC section 2, step by step; arguments as `alif`, already checked."""
     n = min(arp + 1, len(current))
-    rate, raise_ = (torch.zeros_like(beta) if x is None else x for x in (p, b))
-    powers = rate[:, None] ** torch.arange(n + 1, device=current.device)  # p^0 … p^n  [N, n+1]
+    p_or_zero, b_or_zero = (torch.zeros_like(beta) if x is None else x for x in (p, b))
+    powers = p_or_zero[:, None] ** torch.arange(n + 1, device=current.device)  # p^0 … p^n  [N, n+1]
     spikes, *margins = _Blocks.apply(  # pyright: ignore
         current,
         recurrent_weight,
         beta,
         powers,
-        _margin_matrix(beta, powers, raise_),
+        _margin_matrix(beta, powers, b_or_zero),
         surrogate,
         detach_spikes,
     )
-    return ALIFTrace(spikes, lambda: _values(spikes.detach(), margins, p, b))
+    return SpikeTrace(spikes, lambda: _values(spikes.detach(), margins, p, b))
 
 
 def _values(

@@ -13,10 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from blockspike.neurons.alif.step import fused_alif
+from blockspike.neurons.alif.fused import fused
 from blockspike.neurons.autograd import differentiable_once
-from blockspike.neurons.cpu.events import Fired
-from blockspike.neurons.cpu.kernels import borrowed, kernel, kernel_with_fma, run
+from blockspike.neurons.cpu.events import SpikeEvents
+from blockspike.neurons.cpu.kernels import kernel, kernel_with_fma, run, without_refcount
 from blockspike.neurons.cpu.surrogate import surrogate_code, surrogate_derivative
 from blockspike.neurons.cpu.tiles import (
     CHUNK,
@@ -30,7 +30,7 @@ from blockspike.neurons.cpu.tiles import (
 )
 from blockspike.neurons.surrogate import Surrogate
 from blockspike.neurons.trace import (
-    ALIFTrace,
+    SpikeTrace,
     check_finite,
     needs_gradient,
     threshold_of,
@@ -71,28 +71,32 @@ def _follow(margin, k, p, adaptation, base, spiked):
 
 @kernel
 def _advance(
-    k, drive, beta, p, b, membrane, adaptation, base, n_closed, spiked, spikes, fired, margin
+    k, drive, beta, p, b, membrane, adaptation, base, n_closed, spiked, spikes, spike_bytes, margin
 ):
     """Step k of a block for one tile."""
     real = drive.dtype.type
     for i in range(drive.size):
-        open_ = real(1.0) if k >= n_closed[i] else real(0.0)
-        membrane[i] = beta[i] * membrane[i] + drive[i] * open_
+        input_mask = real(1.0) if k >= n_closed[i] else real(0.0)
+        membrane[i] = beta[i] * membrane[i] + drive[i] * input_mask
         margin[i] = membrane[i] - (real(1.0) + b[i] * base[i])
         spikes[i], adaptation[i], base[i], spiked[i] = _follow(
             margin[i], k, p[i], adaptation[i], base[i], spiked[i]
         )
-        fired[i] = np.uint8(spikes[i])
+        spike_bytes[i] = np.uint8(spikes[i])
 
 
 @kernel
 def _forward(
-    first_tile, last_tile, current, beta, p, b, n, weight_t, recurrent, tile, spikes, fired,
+    first_tile, last_tile, current, beta, p, b, n, weight_t, recurrent, tile, spikes, spike_bytes,
     margin, saved_state, saved_steps, last_state,
 ):  # fmt: skip
     n_steps, n_columns = current.shape
-    current, spikes, fired = borrowed(current), borrowed(spikes), borrowed(fired)
-    margin, weight_t = borrowed(margin), borrowed(weight_t)
+    current, spikes, spike_bytes = (
+        without_refcount(current),
+        without_refcount(spikes),
+        without_refcount(spike_bytes),
+    )
+    margin, weight_t = without_refcount(margin), without_refcount(weight_t)
     for start in range(first_tile * tile, last_tile * tile, tile):
         stop = min(n_columns, start + tile)
         width = stop - start
@@ -115,7 +119,7 @@ def _forward(
                 saved_steps[0, t // CHUNK, start:stop] = n_closed
                 saved_steps[1, t // CHUNK, start:stop] = spiked
             row, u = current[t, start:stop], margin[t, start:stop]
-            s, f = spikes[t, start:stop], fired[t, start:stop]
+            s, f = spikes[t, start:stop], spike_bytes[t, start:stop]
             if recurrent:  # units[k] are those that fired one block ago
                 add_recurrent(row, units[k], n_units[k], weight_t, drive)
                 row = drive
@@ -138,57 +142,57 @@ def _replay(k, margin, p, adaptation, base, n_closed, spiked, adaptations, bases
 
 
 @kernel
-def _leave_block(n, spiked, p, attached, rests, left):
+def _leave_block(n, spiked, p, reset_has_grad, rests, left):
     """At the end of a block: who rested in it, and how far the spike in `adaptation` decayed."""
     real = p.dtype.type
     for i in range(spiked.size):
         rests[i] = real(1.0) if spiked[i] == 0 else real(0.0)
-        left[i] = p[i] ** (n - spiked[i]) if attached and spiked[i] > 0 else real(0.0)
+        left[i] = p[i] ** (n - spiked[i]) if reset_has_grad and spiked[i] > 0 else real(0.0)
 
 
 @kernel_with_fma
-def _come_from_block(left, grad_base, grad_adaptation, pull, once, twice):
+def _come_from_block(left, grad_base, grad_adaptation, grad_via_adaptation, grad_sum, ramp_sum):
     """Backward into the block before: both adaptations of the next block start as its last one."""
     for i in range(left.size):
         grad_adaptation[i] += grad_base[i]
         grad_base[i] = 0
-        pull[i] = left[i] * grad_adaptation[i]
-        once[i] = twice[i] = 0
+        grad_via_adaptation[i] = left[i] * grad_adaptation[i]
+        grad_sum[i] = ramp_sum[i] = 0
 
 
 @kernel_with_fma
-def _sum_ramp(grad_spikes, p, base, pull, once, twice, slope):
+def _sum_ramp(grad_spikes, p, base, grad_via_adaptation, grad_sum, ramp_sum, slope):
     """Straight through z: Σ_{t≥k} (t−k+1) gS[t], and from `slope` the gradient of the margin.
 
-    `once` sums gS, `twice` sums `once`, and that is the ramp. `pull` is what comes back through
-    "a at the spike", 0 where spikes are detached.
+    `grad_sum` sums gS, and `ramp_sum` sums `grad_sum`, which is the ramp. `grad_via_adaptation`
+    comes back through "a at the spike"; it is 0 where spikes are detached.
 
     A loop of its own: with more arrays, LLVM would not vectorise that of `_reverse`.
     """
     for i in range(grad_spikes.size):
-        once[i] += grad_spikes[i] + p[i] * base[i] * pull[i]
-        twice[i] += once[i]
-        slope[i] *= twice[i]
+        grad_sum[i] += grad_spikes[i] + p[i] * base[i] * grad_via_adaptation[i]
+        ramp_sum[i] += grad_sum[i]
+        slope[i] *= ramp_sum[i]
 
 
 @kernel_with_fma
 def _reverse(
-    grad_margin, margin, adaptation, base, open_, kept, beta, p, b, grad_membrane,
+    grad_margin, margin, adaptation, base, input_mask, survives, beta, p, b, grad_membrane,
     grad_adaptation, grad_base, grad_current, sum_beta, sum_p, sum_b,
 ):  # fmt: skip
     """Backpropagation through one step for one tile; every array is [tile].
 
-    `kept` is 1, or at the end of a block whether the membrane lives on.
+    `survives` is 1, or at the end of a block whether the membrane lives on.
     """
     real = margin.dtype.type
     for i in range(margin.size):
         membrane = margin[i] + (real(1.0) + b[i] * base[i])
-        to_state = grad_membrane[i] * kept[i]
+        to_state = grad_membrane[i] * survives[i]
         sum_beta[i] += to_state * membrane
         sum_p[i] += grad_adaptation[i] * adaptation[i] + grad_base[i] * base[i]
         sum_b[i] -= grad_margin[i] * base[i]
         grad_membrane[i] = beta[i] * to_state + grad_margin[i]
-        grad_current[i] = grad_membrane[i] * open_[i]
+        grad_current[i] = grad_membrane[i] * input_mask[i]
         grad_adaptation[i] = p[i] * grad_adaptation[i]
         grad_base[i] = p[i] * grad_base[i] - b[i] * grad_margin[i]
 
@@ -206,19 +210,19 @@ def _flush_sums(start, sum_beta, sum_p, sum_b, grad_beta, grad_p, grad_b):
 @kernel
 def _backward(
     first_tile, last_tile, grad_spikes, margin, saved_state, saved_steps, beta, p, b, n, weight,
-    feedback, attached, surrogate, tile, grad_current, grad_beta, grad_p, grad_b,
+    feedback, reset_has_grad, surrogate, tile, grad_current, grad_beta, grad_p, grad_b,
 ):  # fmt: skip
     n_steps, n_columns = margin.shape
-    grad_spikes, grad_current = borrowed(grad_spikes), borrowed(grad_current)
-    margin, weight = borrowed(margin), borrowed(weight)
+    grad_spikes, grad_current = without_refcount(grad_spikes), without_refcount(grad_current)
+    margin, weight = without_refcount(margin), without_refcount(weight)
     for start in range(first_tile * tile, last_tile * tile, tile):
         stop = min(n_columns, start + tile)
         width = stop - start
         beta_, p_, b_ = beta[start:stop], p[start:stop], b[start:stop]
         grad_membrane = np.zeros(width, margin.dtype)
         grad_adaptation, grad_base = np.zeros_like(grad_membrane), np.zeros_like(grad_membrane)
-        pull, grad_s = np.zeros_like(grad_membrane), np.empty_like(grad_membrane)
-        once, twice = np.zeros_like(grad_membrane), np.zeros_like(grad_membrane)
+        grad_via_adaptation, grad_s = np.zeros_like(grad_membrane), np.empty_like(grad_membrane)
+        grad_sum, ramp_sum = np.zeros_like(grad_membrane), np.zeros_like(grad_membrane)
         sum_beta, sum_p = np.zeros_like(grad_membrane), np.zeros_like(grad_membrane)
         sum_b, always = np.zeros_like(grad_membrane), np.ones_like(grad_membrane)
         adaptation, base = np.empty_like(grad_membrane), np.empty_like(grad_membrane)
@@ -243,21 +247,28 @@ def _backward(
                 )  # fmt: skip
                 surrogate_derivative(surrogate, u, slopes[row])
                 if (t + 1) % n == 0:
-                    _leave_block(n, spiked, p_, attached, rests[row], left[row])
+                    _leave_block(n, spiked, p_, reset_has_grad, rests[row], left[row])
             for t in range(last - 1, first - 1, -1):
-                row, kept = t - first, always
+                row, survives = t - first, always
                 if (t + 1) % n == 0:
-                    kept = rests[row]
-                    _come_from_block(left[row], grad_base, grad_adaptation, pull, once, twice)
+                    survives = rests[row]
+                    _come_from_block(
+                        left[row],
+                        grad_base,
+                        grad_adaptation,
+                        grad_via_adaptation,
+                        grad_sum,
+                        ramp_sum,
+                    )
                 g = grad_spikes[t, start:stop]
                 if feedback and t + n < n_steps:
                     grad_s[:] = g
                     add_feedback(grad_current[t + n, start:stop], weight, grad_s)
                     g = grad_s
-                _sum_ramp(g, p_, bases[row], pull, once, twice, slopes[row])
+                _sum_ramp(g, p_, bases[row], grad_via_adaptation, grad_sum, ramp_sum, slopes[row])
                 _reverse(
                     slopes[row], margin[t, start:stop], adaptations[row], bases[row], opens[row],
-                    kept, beta_, p_, b_, grad_membrane, grad_adaptation, grad_base,
+                    survives, beta_, p_, b_, grad_membrane, grad_adaptation, grad_base,
                     grad_current[t, start:stop], sum_beta, sum_p, sum_b,
                 )  # fmt: skip
             _flush_sums(start, sum_beta, sum_p, sum_b, grad_beta, grad_p, grad_b)
@@ -267,15 +278,15 @@ class _BlocksCPU(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx, current, beta, p, b, weight, n: int, surrogate: Surrogate, detach: bool,
-        firing: list[Fired],
+        events_out: list[SpikeEvents],
     ):  # fmt: skip
-        """Spikes and margin [T, B, N]; what fired is appended to `firing`."""
+        """Spikes and margin [T, B, N]; their events are appended to `events_out`."""
         n_steps, batch_size, n_neurons = current.shape
         flat = current.detach().reshape(n_steps, -1).contiguous()
         n_columns = flat.shape[1]
         weight_t = weight_array(None if weight is None else weight.T, flat)
         spikes, margin = torch.empty_like(flat), torch.empty_like(flat)
-        fired = torch.empty_like(flat, dtype=torch.uint8)
+        spike_bytes = torch.empty_like(flat, dtype=torch.uint8)
         saved_state = flat.new_empty(2, -(-n_steps // CHUNK), n_columns)
         saved_steps = torch.empty_like(saved_state, dtype=torch.int32)
         last_state = flat.new_empty(n_columns)
@@ -283,14 +294,14 @@ class _BlocksCPU(torch.autograd.Function):
         run(
             _forward, -(-n_columns // tile), flat.numpy(),
             *(columns(x, batch_size) for x in (beta, p, b)), n, weight_t,
-            weight is not None, tile, spikes.numpy(), fired.numpy(), margin.numpy(),
+            weight is not None, tile, spikes.numpy(), spike_bytes.numpy(), margin.numpy(),
             saved_state.numpy(), saved_steps.numpy(), last_state.numpy(),
         )  # fmt: skip
         check_finite(last_state.view(batch_size, n_neurons), current)
         spikes, margin = spikes.view(current.shape), margin.view(current.shape)
-        firing.append(Fired(fired.view(current.shape)))
+        events_out.append(SpikeEvents(spike_bytes.view(current.shape)))
         ctx.save_for_backward(margin, saved_state, saved_steps, beta, p, b, weight)
-        ctx.fired = firing[0] if weight is not None else None
+        ctx.events = events_out[0] if weight is not None else None
         ctx.n, ctx.surrogate, ctx.detach = n, surrogate, detach
         ctx.mark_non_differentiable(margin)
         ctx.set_materialize_grads(False)
@@ -321,7 +332,7 @@ class _BlocksCPU(torch.autograd.Function):
         per_neuron = [x.view(batch_size, n_neurons).sum(0).to(margin.dtype) for x in sums]
         grad_weight = None
         if recurrent and ctx.needs_input_grad[4]:
-            grad_weight = recurrent_weight_gradient(grad_current, ctx.fired, ctx.n)
+            grad_weight = recurrent_weight_gradient(grad_current, ctx.events, ctx.n)
         return grad_current, *per_neuron, grad_weight, None, None, None, None
 
 
@@ -335,7 +346,7 @@ def blocks_cpu(
     recurrent_weight: Tensor | None,
     surrogate: Surrogate,
     detach_spikes: bool,
-) -> ALIFTrace:
+) -> SpikeTrace:
     """Spikes of `standard` and gradient of `blocks`; arguments as `alif`, already checked.
 
     Without gradient there is nothing of Blocks' own to do.
@@ -344,7 +355,7 @@ def blocks_cpu(
     b_ = torch.zeros_like(beta) if b is None else b
     inputs = (current, beta, p_, b_, recurrent_weight)
     if not needs_gradient(*inputs):
-        return fused_alif(
+        return fused(
             current,
             beta,
             p,
@@ -356,9 +367,9 @@ def blocks_cpu(
             detach_spikes=detach_spikes,
         )
     n = min(arp + 1, len(current))
-    firing: list[Fired] = []
+    events_out: list[SpikeEvents] = []
     spikes, margin = _BlocksCPU.apply(  # pyright: ignore
-        *inputs, n, surrogate, detach_spikes, firing
+        *inputs, n, surrogate, detach_spikes, events_out
     )
 
     def membrane_and_threshold() -> tuple[Tensor, Tensor]:
@@ -367,4 +378,4 @@ def blocks_cpu(
         zero_after_spike_(membrane, spikes.detach(), n)
         return membrane, threshold
 
-    return ALIFTrace(spikes, membrane_and_threshold, firing[0])
+    return SpikeTrace(spikes, membrane_and_threshold, events_out[0])

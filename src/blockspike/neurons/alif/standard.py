@@ -5,7 +5,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from blockspike.neurons.surrogate import Surrogate, spike
-from blockspike.neurons.trace import ALIFTrace, check_finite
+from blockspike.neurons.trace import SpikeTrace, check_finite
 
 
 def standard(
@@ -19,7 +19,7 @@ def standard(
     recurrent_delay: int,
     surrogate: Surrogate,
     detach_spikes: bool,
-) -> ALIFTrace:
+) -> SpikeTrace:
     """SPEC section 1, line by line; arguments as `alif`, already checked."""
     spikes: list[Tensor] = []
     fed_back: list[Tensor] = []
@@ -28,14 +28,14 @@ def standard(
     state = current.new_zeros(current.shape[1:])  # V⁺, after reset  [B, N]
     adaptation = torch.zeros_like(state)  # a
     threshold = torch.ones_like(state)  # θ
-    silent_steps = torch.zeros_like(state)  # refractory steps left
-    open_ = torch.ones_like(state)  # 0 while refractory
+    refractory_left = torch.zeros_like(state)  # refractory steps left
+    input_mask = torch.ones_like(state)  # 0 while refractory
 
     for t, drive in enumerate(current.unbind()):
         if recurrent_weight is not None and t >= recurrent_delay:
             drive = drive + F.linear(fed_back[t - recurrent_delay], recurrent_weight)
         if arp > 0:
-            drive = drive * open_
+            drive = drive * input_mask
         membrane = beta * state + drive
         s = spike(membrane - threshold, surrogate)
         reset = s.detach() if detach_spikes else s
@@ -50,8 +50,10 @@ def standard(
             threshold = 1 + b * adaptation
         if arp > 0:
             with torch.no_grad():
-                silent_steps = torch.where(s > 0, arp, silent_steps - 1)
-                open_ = (silent_steps <= 0).to(current.dtype)
+                refractory_left = torch.where(s > 0, arp, refractory_left - 1)
+                input_mask = (refractory_left <= 0).to(current.dtype)
 
     check_finite(state, current)
-    return ALIFTrace(torch.stack(spikes), lambda: (torch.stack(membranes), torch.stack(thresholds)))
+    return SpikeTrace(
+        torch.stack(spikes), lambda: (torch.stack(membranes), torch.stack(thresholds))
+    )

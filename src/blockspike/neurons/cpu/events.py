@@ -11,13 +11,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from blockspike.neurons.cpu.kernels import borrowed, kernel, run
+from blockspike.neurons.cpu.kernels import kernel, run, without_refcount
 
 _LEAST_COLUMNS, _MOST_COLUMNS = 32, 128  # of a weight gradient that a thread takes at a time
 
 
 @dataclass(frozen=True, eq=False)
-class Fired:
+class SpikeEvents:
     """Which neurons fired, as events once asked for; who needs them again has them already.
 
     Attributes:
@@ -29,64 +29,66 @@ class Fired:
     scale: float = 1.0
 
     @cached_property
-    def events(self) -> tuple[np.ndarray, np.ndarray]:
+    def row_ptr_and_unit(self) -> tuple[np.ndarray, np.ndarray]:
         """row_ptr [T·B + 1] and unit [n_events]; on the CPU."""
-        fired = self.array.to(torch.uint8).flatten(0, 1).contiguous()  # not copied if it is that
-        return events_of(fired.numpy())
+        spike_bytes = (
+            self.array.to(torch.uint8).flatten(0, 1).contiguous()
+        )  # not copied if it is that
+        return events_of(spike_bytes.numpy())
 
 
-def events_of(fired: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def events_of(spike_bytes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Events of spikes as bytes.
 
     Args:
-        fired: uint8 [R, K] contiguous, each 0 or 1.
+        spike_bytes: uint8 [R, K] contiguous, each 0 or 1.
 
     Returns:
         row_ptr [R + 1] int64 and unit [n_events] int32.
     """
-    row_ptr = np.zeros(len(fired) + 1, np.int64)
-    run(_count, len(fired), fired, row_ptr[1:])
+    row_ptr = np.zeros(len(spike_bytes) + 1, np.int64)
+    run(_count, len(spike_bytes), spike_bytes, row_ptr[1:])
     np.cumsum(row_ptr, out=row_ptr)
     unit = np.empty(row_ptr[-1], np.int32)
-    run(_fill, len(fired), fired, row_ptr, unit)
+    run(_fill, len(spike_bytes), spike_bytes, row_ptr, unit)
     return row_ptr, unit
 
 
 @kernel
-def _count(start, stop, fired, count):
+def _count(start, stop, spike_bytes, count):
     for row in range(start, stop):
         total = np.int32(0)
-        for k in range(fired.shape[1]):
-            total += np.int32(fired[row, k])
+        for k in range(spike_bytes.shape[1]):
+            total += np.int32(spike_bytes[row, k])
         count[row] = total
 
 
 @kernel
-def _fill(start, stop, fired, row_ptr, unit):
-    fired, listed = borrowed(fired), np.empty(fired.shape[1], np.int32)
+def _fill(start, stop, spike_bytes, row_ptr, unit):
+    spike_bytes, listed = without_refcount(spike_bytes), np.empty(spike_bytes.shape[1], np.int32)
     for row in range(start, stop):
         first = np.uintp(row_ptr[row])
-        for event in range(list_units(fired[row], listed)):
+        for event in range(list_units(spike_bytes[row], listed)):
             unit[first + event] = listed[event]
 
 
 @kernel
-def list_units(fired, unit):
+def list_units(spike_bytes, unit):
     """Write the units that fired, of bytes [K], to the start of `unit` [K]; returns how many."""
     count = np.uintp(0)
-    n_grouped = fired.size // 8 * 8
-    groups = fired[:n_grouped].view(np.uint64)  # x86 and arm64 load them from any address
+    n_grouped = spike_bytes.size // 8 * 8
+    groups = spike_bytes[:n_grouped].view(np.uint64)  # x86 and arm64 load them from any address
     for group in range(groups.size):  # most are silent
         if groups[np.uintp(group)] != 0:
-            count = _list_some(fired, 8 * group, 8 * group + 8, unit, count)
-    return _list_some(fired, n_grouped, fired.size, unit, count)
+            count = _list_some(spike_bytes, 8 * group, 8 * group + 8, unit, count)
+    return _list_some(spike_bytes, n_grouped, spike_bytes.size, unit, count)
 
 
 @kernel
-def _list_some(fired, first, last, unit, count):
+def _list_some(spike_bytes, first, last, unit, count):
     for k in range(first, last):  # without a branch, which would often be guessed wrong
         unit[count] = k
-        count += np.uintp(fired[np.uintp(k)])
+        count += np.uintp(spike_bytes[np.uintp(k)])
     return count
 
 
@@ -128,7 +130,7 @@ def event_currents(
 
 @kernel
 def _event_currents(start, stop, row_ptr, unit, weight_t, bias, lag_rows, out):
-    out, weight_t = borrowed(out), borrowed(weight_t)
+    out, weight_t = without_refcount(out), without_refcount(weight_t)
     for tap in range(weight_t.shape[0]):
         rows, lag = weight_t[tap], tap * lag_rows
         for row in range(start, stop):

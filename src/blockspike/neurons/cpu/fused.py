@@ -15,8 +15,8 @@ from numba.core.errors import NumbaError
 from torch import Tensor
 
 from blockspike.neurons.autograd import differentiable_once
-from blockspike.neurons.cpu.events import Fired
-from blockspike.neurons.cpu.kernels import LINE_BYTES, borrowed, kernel, run
+from blockspike.neurons.cpu.events import SpikeEvents
+from blockspike.neurons.cpu.kernels import LINE_BYTES, kernel, run, without_refcount
 from blockspike.neurons.cpu.model import WIDTH, numbers
 from blockspike.neurons.cpu.model_errors import error_of_model
 from blockspike.neurons.cpu.strips import (
@@ -29,12 +29,12 @@ from blockspike.neurons.cpu.strips import (
     flush_strips,
     keep_states,
     new_state,
-    places,
     replay,
     replayed_size,
     reverse,
     reverse_narrow,
     reverse_recurrent,
+    strip_layout,
 )
 from blockspike.neurons.cpu.surrogate import surrogate_code
 from blockspike.neurons.cpu.tiles import (
@@ -44,8 +44,8 @@ from blockspike.neurons.cpu.tiles import (
     tile_width,
     weight_array,
 )
-from blockspike.neurons.model import Simulation
-from blockspike.neurons.trace import ALIFTrace, check_finite, needs_gradient, trace_of_margin
+from blockspike.neurons.model import SimulationSpec
+from blockspike.neurons.trace import SpikeTrace, check_finite, needs_gradient, trace_of_margin
 
 _STREAMED_BYTES = 2**23  # from here on results go past the caches, which would not keep them
 _NARROW = 8  # columns below which a loop over time beats one over columns
@@ -55,13 +55,14 @@ _WIDEST_TILE = 4096  # without gradient through recurrence; memory likes long ro
 @kernel
 def _forward(
     first_tile, last_tile, current, parameters, model, constants, delay, weight_t, recurrent, tile,
-    for_backward, keep_margin, stream, spikes, fired, margin, drives, saved, last_membrane,
+    for_backward, keep_margin, stream, spikes, spike_bytes, margin, drives, saved, last_membrane,
 ):  # fmt: skip
     n_steps, n_columns = current.shape
-    current, fired = borrowed(current), borrowed(fired)
-    source, spikes, fires = current.ravel(), borrowed(spikes).ravel(), fired.ravel()
-    margin, drives = borrowed(margin).ravel(), borrowed(drives).ravel()
-    weight_t, stride = borrowed(weight_t), np.uintp(n_columns)
+    current, spike_bytes = without_refcount(current), without_refcount(spike_bytes)
+    source, spikes = current.ravel(), without_refcount(spikes).ravel()
+    spike_bytes_flat = spike_bytes.ravel()
+    margin, drives = without_refcount(margin).ravel(), without_refcount(drives).ravel()
+    weight_t, stride = without_refcount(weight_t), np.uintp(n_columns)
     for start in range(first_tile * tile, last_tile * tile, tile):
         stop = min(n_columns, start + tile)
         width = stop - start
@@ -76,19 +77,19 @@ def _forward(
                 keep_states(model, state, start, stop, saved[first // CHUNK])
             if recurrent:
                 advance_recurrent(
-                    model, first, last, stride, start, stop, current, constants, state,
-                    keep_margin, stream, spikes, fired, margin, weight_t, units, n_units, drive,
+                    model, first, last, stride, start, stop, current, constants, state, keep_margin,
+                    stream, spikes, spike_bytes, margin, weight_t, units, n_units, drive,
                     for_backward, drives,
                 )  # fmt: skip
             elif width < _NARROW:
                 advance_narrow(
                     model, first, last, stride, start, stop, source, constants, state, keep_margin,
-                    spikes, fires, margin,
+                    spikes, spike_bytes_flat, margin,
                 )  # fmt: skip
             else:
                 advance(
                     model, first, last, stride, start, stop, source, stride, np.uintp(0),
-                    constants, state, keep_margin, stream, spikes, fires, margin,
+                    constants, state, keep_margin, stream, spikes, spike_bytes_flat, margin,
                 )  # fmt: skip
         keep_states(model, state, start, stop, last_membrane)
 
@@ -96,18 +97,22 @@ def _forward(
 @kernel
 def _backward(
     first_tile, last_tile, grad_spikes, drives, saved, parameters, model, constants, delay, weight,
-    feedback, attached, surrogate, tile, grad_current, sums,
+    feedback, reset_has_grad, surrogate, tile, grad_current, sums,
 ):  # fmt: skip
     n_steps, n_columns = drives.shape
-    grad_spikes, grad_current = borrowed(grad_spikes), borrowed(grad_current)
-    given, to_current = grad_spikes.ravel(), grad_current.ravel()
-    drives, weight, saved = borrowed(drives).ravel(), borrowed(weight), borrowed(saved)
+    grad_spikes, grad_current = without_refcount(grad_spikes), without_refcount(grad_current)
+    grad_spikes_flat, grad_current_flat = grad_spikes.ravel(), grad_current.ravel()
+    drives, weight, saved = (
+        without_refcount(drives).ravel(),
+        without_refcount(weight),
+        without_refcount(saved),
+    )
     stride, none = np.uintp(n_columns), np.uintp(0)
-    size = np.uintp(places(model)[3])
+    size = np.uintp(strip_layout(model)[3])
     chunk_size = np.uintp(CHUNK) * np.uintp(replayed_size(model))
-    down = np.empty(CHUNK, np.uintp)
+    reversed_steps = np.empty(CHUNK, np.uintp)
     for i in range(CHUNK):
-        down[i] = np.uintp(CHUNK - 1 - i)
+        reversed_steps[i] = np.uintp(CHUNK - 1 - i)
     for start in range(first_tile * tile, last_tile * tile, tile):
         stop = min(n_columns, start + tile)
         state = new_state(model, start, stop, parameters)
@@ -117,33 +122,36 @@ def _backward(
         for chunk in range((n_steps - 1) // CHUNK, -1, -1):
             first = chunk * CHUNK
             last = min(n_steps, first + CHUNK)
-            steps = down[CHUNK - (last - first) :]
+            steps = reversed_steps[CHUNK - (last - first) :]
             for strip in range(n_strips):
                 left = start + strip * WIDTH
                 right = min(stop, left + WIDTH)
-                o = np.uintp(strip) * size
-                r = np.uintp(strip) * chunk_size if feedback else none
+                strip_offset = np.uintp(strip) * size
+                replay_offset = np.uintp(strip) * chunk_size if feedback else none
                 replay(
                     model, first, last, stride, left, right, drives, constants, saved[chunk],
-                    state, o, replayed, r,
+                    state, strip_offset, replayed, replay_offset,
                 )  # fmt: skip
-                evaluate_slopes(model, surrogate, last - first, right - left, replayed, r)
+                evaluate_slopes(
+                    model, surrogate, last - first, right - left, replayed, replay_offset
+                )
                 if feedback:
                     continue
                 if stop - start < _NARROW:
                     reverse_narrow(
-                        model, steps, first, stride, left, right, given, drives, constants,
-                        attached, state, replayed, to_current,
+                        model, steps, first, stride, left, right, grad_spikes_flat, drives,
+                        constants, reset_has_grad, state, replayed, grad_current_flat,
                     )  # fmt: skip
                 else:
                     reverse(
-                        model, steps, first, stride, left, right, given, none, drives, constants,
-                        attached, state, o, replayed, r, to_current,
+                        model, steps, first, stride, left, right, grad_spikes_flat, none, drives,
+                        constants, reset_has_grad, state, strip_offset, replayed, replay_offset,
+                        grad_current_flat,
                     )  # fmt: skip
             if feedback:
                 reverse_recurrent(
                     model, steps, first, stride, start, stop, grad_spikes, drives, constants,
-                    attached, state, replayed, delay, weight, grad_s, grad_current,
+                    reset_has_grad, state, replayed, delay, weight, grad_s, grad_current,
                 )  # fmt: skip
             flush_strips(model, start, stop, state, sums)
 
@@ -165,7 +173,7 @@ class _Result(NamedTuple):
     """
 
     spikes: Tensor
-    fired: Fired
+    events: SpikeEvents
     margin: Tensor
     drives: Tensor
     saved: Tensor
@@ -177,7 +185,7 @@ def _columns(parameters: Sequence[Tensor], batch_size: int) -> np.ndarray:
 
 
 def _run(
-    current: Tensor, parameters: Sequence[Tensor], weight: Tensor | None, what: Simulation,
+    current: Tensor, parameters: Sequence[Tensor], weight: Tensor | None, spec: SimulationSpec,
     for_backward: bool, keep_margin: bool = False,
 ) -> _Result:  # fmt: skip
     n_steps, batch_size, n_neurons = current.shape
@@ -185,12 +193,12 @@ def _run(
     n_columns = flat.shape[1]
     weight_t = weight_array(None if weight is None else weight.T, flat)
     spikes = torch.empty_like(flat)
-    fired = torch.empty_like(flat, dtype=torch.uint8)
+    spike_bytes = torch.empty_like(flat, dtype=torch.uint8)
     nothing = flat.new_empty(0, 0)
     margin = torch.empty_like(flat) if keep_margin else nothing
     keep_drives = for_backward and weight is not None
     drives = torch.empty_like(flat) if keep_drives else nothing
-    model = what.model
+    model = spec.model
     n_states = len(model.states) + len(model.counters)
     saved = flat.new_empty(-(-n_steps // CHUNK) if for_backward else 0, n_states, n_columns)
     last_membrane = flat.new_empty(1, n_columns)
@@ -200,87 +208,89 @@ def _run(
     try:
         run(
             _forward, -(-n_columns // tile), flat.numpy(), _columns(parameters, batch_size), model,
-            numbers(what.constants, flat.numpy()), min(what.recurrent_delay, n_steps), weight_t,
+            numbers(spec.constants, flat.numpy()), min(spec.recurrent_delay, n_steps), weight_t,
             weight is not None, tile, for_backward, keep_margin, stream, spikes.numpy(),
-            fired.numpy(), margin.numpy(), drives.numpy(), saved.numpy(), last_membrane.numpy(),
+            spike_bytes.numpy(), margin.numpy(), drives.numpy(), saved.numpy(),
+            last_membrane.numpy(),
         )  # fmt: skip
     except NumbaError as error:
-        raise error_of_model(what, flat.dtype, error) from None
+        raise error_of_model(spec, flat.dtype, error) from None
     check_finite(last_membrane.view(batch_size, n_neurons), current)
-    spikes, fired = spikes.view(current.shape), fired.view(current.shape)
-    return _Result(spikes, Fired(fired), margin, drives if keep_drives else flat, saved)
+    spikes, spike_bytes = spikes.view(current.shape), spike_bytes.view(current.shape)
+    return _Result(spikes, SpikeEvents(spike_bytes), margin, drives if keep_drives else flat, saved)
 
 
 class _Fused(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx, current, weight, what: Simulation, firing: list[Fired], *parameters: Tensor
+        ctx, current, weight, spec: SimulationSpec, events_out: list[SpikeEvents],
+        *parameters: Tensor
     ):  # fmt: skip
-        """Spikes [T, B, N]; what fired is appended to `firing`."""
-        result = _run(current, parameters, weight, what, for_backward=True)
-        firing.append(result.fired)
+        """Spikes [T, B, N]; their events are appended to `events_out`."""
+        result = _run(current, parameters, weight, spec, for_backward=True)
+        events_out.append(result.events)
         ctx.save_for_backward(result.drives, result.saved, weight, *parameters)
-        ctx.fired = result.fired if weight is not None else None
-        ctx.what, ctx.shape = what, current.shape
+        ctx.events = result.events if weight is not None else None
+        ctx.spec, ctx.shape = spec, current.shape
         return result.spikes
 
     @staticmethod
     @differentiable_once("method='fused'", instead="method='standard'")
     def backward(ctx, *grads: Tensor):  # pyright: ignore[reportIncompatibleMethodOverride]
         drives, saved, weight, *parameters = ctx.saved_tensors
-        what: Simulation = ctx.what
+        spec: SimulationSpec = ctx.spec
         n_steps, batch_size, n_neurons = ctx.shape
         recurrent = weight is not None
         n_columns = drives.shape[1]
         grad_spikes = grads[0].reshape(drives.shape).contiguous()
         grad_current = torch.empty_like(drives)
         sums = torch.zeros(len(parameters), n_columns, dtype=torch.float64)
-        feedback = recurrent and not what.detach_spikes
+        feedback = recurrent and not spec.detach_spikes
         tile = tile_width(n_columns, weight, WIDEST_TILE if feedback else _WIDEST_TILE)
         try:
             run(
                 _backward, -(-n_columns // tile), grad_spikes.numpy(), drives.numpy(),
-                saved.numpy(), _columns(parameters, batch_size), what.model,
-                numbers(what.constants, drives.numpy()), min(what.recurrent_delay, n_steps),
+                saved.numpy(), _columns(parameters, batch_size), spec.model,
+                numbers(spec.constants, drives.numpy()), min(spec.recurrent_delay, n_steps),
                 weight_array(weight, drives), feedback,
-                drives.numpy().dtype.type(not what.detach_spikes),
-                surrogate_code(what.surrogate), tile, grad_current.numpy(), sums.numpy(),
+                drives.numpy().dtype.type(not spec.detach_spikes),
+                surrogate_code(spec.surrogate), tile, grad_current.numpy(), sums.numpy(),
             )  # fmt: skip
         except NumbaError as error:
-            raise error_of_model(what, drives.dtype, error) from None
+            raise error_of_model(spec, drives.dtype, error) from None
         grad_current = grad_current.view(ctx.shape)
         per_neuron = sums.view(-1, batch_size, n_neurons).sum(1).to(drives.dtype)
         grad_weight = None
         if recurrent and ctx.needs_input_grad[1]:
-            grad_weight = recurrent_weight_gradient(grad_current, ctx.fired, what.recurrent_delay)
+            grad_weight = recurrent_weight_gradient(grad_current, ctx.events, spec.recurrent_delay)
         return grad_current, grad_weight, None, None, *per_neuron
 
 
 def fused_cpu(
-    what: Simulation,
+    spec: SimulationSpec,
     current: Tensor,
     parameters: Sequence[Tensor],
     recurrent_weight: Tensor | None,
-    threshold_of: Callable[[Tensor], Tensor] = torch.ones_like,
-) -> ALIFTrace:
+    compute_threshold: Callable[[Tensor], Tensor] = torch.ones_like,
+) -> SpikeTrace:
     """Spikes and gradient of the model's loop, in one pass; arguments already checked.
 
     Args:
-        what: the model, and what its neurons have in common.
+        spec: the model, and what its neurons have in common.
         current: [T, B, N].
         parameters: [N] each, in the model's order.
         recurrent_weight: [N, N] (post, pre), or None.
-        threshold_of: θ [T, B, N] of the spikes.
+        compute_threshold: θ [T, B, N] of the spikes.
     """
     inputs = (current, recurrent_weight, *parameters)
-    simulate = partial(_run, current, parameters, recurrent_weight, what)
+    simulate = partial(_run, current, parameters, recurrent_weight, spec)
     if needs_gradient(*inputs):
-        firing: list[Fired] = []
+        events_out: list[SpikeEvents] = []
         spikes = _Fused.apply(  # pyright: ignore
-            current, recurrent_weight, what, firing, *parameters
+            current, recurrent_weight, spec, events_out, *parameters
         )
-        fired = firing[0]
+        events = events_out[0]
     else:
-        spikes, fired, *_ = simulate(for_backward=False)
+        spikes, events, *_ = simulate(for_backward=False)
     margin = partial(simulate, for_backward=False, keep_margin=True)
-    return trace_of_margin(spikes, lambda: margin().margin, threshold_of, inputs, fired)
+    return trace_of_margin(spikes, lambda: margin().margin, compute_threshold, inputs, events)

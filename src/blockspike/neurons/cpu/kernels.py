@@ -35,7 +35,7 @@ def kernel_with_fma(function: Callable) -> Callable:
     return numba.njit(cache=True, error_model="numpy", nogil=True, fastmath={"contract"})(function)
 
 
-def borrowed(array: Any) -> Any:
+def without_refcount(array: Any) -> Any:
     """The same array, which its caller keeps alive: in a kernel, slices of it count no references.
 
     Counting is atomic, so threads that slice one array would wait for each other's counts.
@@ -43,13 +43,13 @@ def borrowed(array: Any) -> Any:
     return array
 
 
-@overload(borrowed)
-def _borrowed_overload(array):
-    return lambda array: _borrowed(array)  # pyright: ignore[reportCallIssue]
+@overload(without_refcount)
+def _without_refcount_overload(array):
+    return lambda array: _without_refcount(array)  # pyright: ignore[reportCallIssue]
 
 
 @intrinsic
-def _borrowed(typingctx, array):  # pyright: ignore[reportUnusedParameter]
+def _without_refcount(typingctx, array):  # pyright: ignore[reportUnusedParameter]
     def codegen(context, builder, signature, args):
         view = context.make_array(array)(context, builder, args[0])
         view.meminfo = ir.Constant(view.meminfo.type, None)

@@ -101,7 +101,7 @@ def step(model: Any, drive: Any, parameters: Any, constants: Any, state: Any) ->
 
 def reverse_step(
     model: Any, drive: Any, parameters: Any, constants: Any, state: Any, margin: Any, slope: Any,
-    grad_spike: Any, attached: Any, grad_state: Any,
+    grad_spike: Any, reset_has_grad: Any, grad_state: Any,
 ) -> Any:  # fmt: skip
     """Gradients of drive, parameters and the state before a step; within kernels."""
     raise NotImplementedError
@@ -137,15 +137,41 @@ def _step(model, drive, parameters, constants, state):
 
 @overload(reverse_step, jit_options=_WITH_FMA)
 def _reverse_step(
-    model, drive, parameters, constants, state, margin, slope, grad_spike, attached, grad_state
+    model,
+    drive,
+    parameters,
+    constants,
+    state,
+    margin,
+    slope,
+    grad_spike,
+    reset_has_grad,
+    grad_state,
 ):
     own = _compiled(model.model.reverse_step, _WITH_FMA)
 
     def call(
-        model, drive, parameters, constants, state, margin, slope, grad_spike, attached, grad_state
+        model,
+        drive,
+        parameters,
+        constants,
+        state,
+        margin,
+        slope,
+        grad_spike,
+        reset_has_grad,
+        grad_state,
     ):
         return own(
-            drive, parameters, constants, state, margin, slope, grad_spike, attached, grad_state
+            drive,
+            parameters,
+            constants,
+            state,
+            margin,
+            slope,
+            grad_spike,
+            reset_has_grad,
+            grad_state,
         )
 
     return call

@@ -9,10 +9,10 @@ from numba import from_dtype, typeof, types
 from numba.core.errors import NumbaError
 
 from blockspike.neurons.cpu.model import compiled_function, fire
-from blockspike.neurons.model import NeuronModel, Simulation
+from blockspike.neurons.model import NeuronModel, SimulationSpec
 
 
-def error_of_model(spec: Simulation, dtype: torch.dtype, error: NumbaError) -> ValueError:
+def error_of_model(spec: SimulationSpec, dtype: torch.dtype, error: NumbaError) -> ValueError:
     """Of one line, where Numba has pages.
 
     It says that Numba cannot compile `step` or `reverse_step`, or that they return something else
@@ -51,7 +51,7 @@ def _signatures(model: NeuronModel, n_constants: int, real: Any) -> list[_Signat
     ]
 
 
-def _first_fault(spec: Simulation, dtype: torch.dtype) -> str | None:
+def _first_fault(spec: SimulationSpec, dtype: torch.dtype) -> str | None:
     """What is wrong with the first function that is: compiled by itself, it fails in fewer words.
 
     A spike, a margin or a gradient of the drive may be of another float type: it is converted.

@@ -9,10 +9,10 @@ import numpy as np
 
 from blockspike.neurons.cpu.kernels import (
     LINE_BYTES,
-    borrowed,
     kernel,
     kernel_with_fma,
     stream_line,
+    without_refcount,
 )
 from blockspike.neurons.cpu.model import (
     WIDTH,
@@ -40,7 +40,7 @@ _SLOPES, _BEFORE = _STRIP, np.uintp(2) * _STRIP  # margins are at 0
 
 
 @kernel
-def places(model):
+def strip_layout(model):
     """Where a strip's states, their gradients and the sums begin, and its size."""
     n_parameters, n_states, n_grads = n_rows(model)
     states = _PARAMETERS + np.uintp(n_parameters) * _STRIP
@@ -64,7 +64,7 @@ def count_strips(start, stop):
 @kernel
 def new_state(model, start, stop, parameters):
     """State of the strips of columns start … stop − 1: parameters, and zeros."""
-    size = places(model)[3]
+    size = strip_layout(model)[3]
     state = np.zeros(np.uintp(count_strips(start, stop)) * size, parameters.dtype)
     for k in range(parameters.shape[0]):
         row = _PARAMETERS + np.uintp(k) * _STRIP
@@ -77,13 +77,13 @@ def new_state(model, start, stop, parameters):
 @kernel
 def keep_states(model, state, start, stop, values):
     """Write the states of all strips to `values` [states, columns], columns start … stop − 1."""
-    first, _, _, size = places(model)
+    first, _, _, size = strip_layout(model)
     for k in range(values.shape[0]):
         for column in range(start, stop, WIDTH):
-            o = np.uintp((column - start) // WIDTH) * size + first + np.uintp(k) * _STRIP
+            strip_offset = np.uintp((column - start) // WIDTH) * size + first + np.uintp(k) * _STRIP
             own = values[k, column : min(column + WIDTH, stop)]
             for i in range(own.size):
-                own[i] = state[o + np.uintp(i)]
+                own[i] = state[strip_offset + np.uintp(i)]
 
 
 @kernel
@@ -102,16 +102,16 @@ def _store(target, at, source, first, n, stream):
 @kernel
 def advance(
     model, first, last, stride, start, stop, source, source_stride, shift, constants, state,
-    keep_margin, stream, spikes, fired, margin,
+    keep_margin, stream, spikes, spike_bytes, margin,
 ):  # fmt: skip
     """Steps first … last − 1 of columns start … stop − 1, strip by strip.
 
     Arrays are flat: step t of column c lies at t · stride + c, in `source` at
     t · source_stride + c − shift.
     """
-    states, _, _, size = places(model)
+    states, _, _, size = strip_layout(model)
     for column in range(start, stop, WIDTH):
-        o = np.uintp((column - start) // WIDTH) * size
+        strip_offset = np.uintp((column - start) // WIDTH) * size
         width = min(WIDTH, stop - column)
         for t in range(first, last):
             x = np.uintp(t) * stride + np.uintp(column)
@@ -119,22 +119,23 @@ def advance(
             for i_ in range(width):
                 i = np.uintp(i_)
                 s, u, after = step(
-                    model, source[y + i], load_parameters(model, state, o + _PARAMETERS + i),
-                    constants, load_states(model, state, o + states + i),
+                    model, source[y + i],
+                    load_parameters(model, state, strip_offset + _PARAMETERS + i), constants,
+                    load_states(model, state, strip_offset + states + i),
                 )  # fmt: skip
-                store_states(model, state, o + states + i, after)
-                state[o + _SPIKES + i] = s
-                state[o + _MARGINS + i] = u
-                fired[x + i] = np.uint8(s)
-            _store(spikes, x, state, o + _SPIKES, width, stream)
+                store_states(model, state, strip_offset + states + i, after)
+                state[strip_offset + _SPIKES + i] = s
+                state[strip_offset + _MARGINS + i] = u
+                spike_bytes[x + i] = np.uint8(s)
+            _store(spikes, x, state, strip_offset + _SPIKES, width, stream)
             if keep_margin:
-                _store(margin, x, state, o + _MARGINS, width, stream)
+                _store(margin, x, state, strip_offset + _MARGINS, width, stream)
 
 
 @kernel
 def advance_recurrent(
     model, first, last, stride, start, stop, current, constants, state, keep_margin, stream,
-    spikes, fired, margin, weight_t, units, n_units, drive, keep_drives, drives,
+    spikes, spike_bytes, margin, weight_t, units, n_units, drive, keep_drives, drives,
 ):  # fmt: skip
     """The same with recurrence, as many steps at a time as `drive` [steps, tile] has room for.
 
@@ -143,7 +144,7 @@ def advance_recurrent(
     """
     n_slots, width = units.shape
     n_neurons = weight_t.shape[1]
-    source, fires = drive.ravel(), fired.ravel()
+    source, fires = drive.ravel(), spike_bytes.ravel()
     for begin in range(first, last, drive.shape[0]):
         end = min(last, begin + drive.shape[0])
         for t in range(begin, end):
@@ -160,16 +161,16 @@ def advance_recurrent(
         )  # fmt: skip
         for t in range(begin, end):
             slot = t % n_slots
-            list_spikes(fired[t, start:stop], n_neurons, units[slot], n_units[slot])
+            list_spikes(spike_bytes[t, start:stop], n_neurons, units[slot], n_units[slot])
 
 
 @kernel
 def advance_narrow(
-    model, first, last, stride, start, stop, source, constants, state, keep_margin, spikes, fired,
-    margin,
+    model, first, last, stride, start, stop, source, constants, state, keep_margin, spikes,
+    spike_bytes, margin,
 ):  # fmt: skip
     """The same for less than a strip, a column at a time with its state in registers."""
-    states, _, _, _ = places(model)
+    states, _, _, _ = strip_layout(model)
     for column in range(start, stop):
         i = np.uintp(column - start)
         parameters = load_parameters(model, state, _PARAMETERS + i)
@@ -178,7 +179,7 @@ def advance_narrow(
             x = np.uintp(t) * stride + np.uintp(column)
             s, u, now = step(model, source[x], parameters, constants, now)
             spikes[x] = s
-            fired[x] = np.uint8(s)
+            spike_bytes[x] = np.uint8(s)
             if keep_margin:
                 margin[x] = u
         store_states(model, state, states + i, now)
@@ -186,74 +187,75 @@ def advance_narrow(
 
 @kernel
 def replay(
-    model, first, last, stride, start, stop, drives, constants, kept, state, o, replayed, r
+    model, first, last, stride, start, stop, drives, constants, saved, state, strip_offset,
+    replayed, replay_offset
 ):  # fmt: skip
-    """Repeat a chunk of one strip from the states kept: margins, and the states before a step."""
-    size, states = replayed_size(model), places(model)[0]
-    for row in range(kept.shape[0]):
-        k = o + states + np.uintp(row) * _STRIP
-        own = kept[row, start:stop]
+    """Repeat a chunk of one strip from the saved states: margins, and the states before a step."""
+    size, states = replayed_size(model), strip_layout(model)[0]
+    for row in range(saved.shape[0]):
+        k = strip_offset + states + np.uintp(row) * _STRIP
+        own = saved[row, start:stop]
         for i in range(own.size):
             state[k + np.uintp(i)] = own[i]
     for t in range(first, last):
         x = np.uintp(t) * stride + np.uintp(start)
-        k = r + np.uintp(t - first) * size
+        k = replay_offset + np.uintp(t - first) * size
         for i_ in range(stop - start):
             i = np.uintp(i_)
-            before = load_states(model, state, o + states + i)
+            before = load_states(model, state, strip_offset + states + i)
             store_states(model, replayed, k + _BEFORE + i, before)
             _, u, after = step(
-                model, drives[x + i], load_parameters(model, state, o + _PARAMETERS + i), constants,
-                before,
+                model, drives[x + i], load_parameters(model, state, strip_offset + _PARAMETERS + i),
+                constants, before,
             )  # fmt: skip
             replayed[k + i] = u
-            store_states(model, state, o + states + i, after)
+            store_states(model, state, strip_offset + states + i, after)
 
 
 @kernel
-def evaluate_slopes(model, code, n_steps, width, replayed, r):
+def evaluate_slopes(model, code, n_steps, width, replayed, replay_offset):
     """Surrogate derivatives of a chunk of one strip."""
-    replayed = borrowed(replayed)
+    replayed = without_refcount(replayed)
     for t in range(n_steps):
-        k = r + np.uintp(t) * replayed_size(model)
+        k = replay_offset + np.uintp(t) * replayed_size(model)
         slopes = replayed[k + _SLOPES : k + _SLOPES + np.uintp(width)]
         surrogate_derivative(code, replayed[k : k + np.uintp(width)], slopes)
 
 
 @kernel_with_fma
 def reverse(
-    model, steps, first, stride, start, stop, grad_spikes, shift, drives, constants, attached,
-    state, o, replayed, r, grad_current,
+    model, steps, first, stride, start, stop, grad_spikes, shift, drives, constants, reset_has_grad,
+    state, strip_offset, replayed, replay_offset, grad_current,
 ):  # fmt: skip
     """Backpropagation through `steps` of the chunk that begins at `first`, for one strip.
 
     The steps come as a list: inside a loop that counts down LLVM does not vectorise.
     """
-    _, grads, sums, _ = places(model)
+    _, grads, sums, _ = strip_layout(model)
     size = replayed_size(model)
     for t in steps:
         x = (np.uintp(first) + t) * stride + np.uintp(start)
-        k = r + t * size
+        k = replay_offset + t * size
         for i_ in range(stop - start):
             i = np.uintp(i_)
             to_drive, to_parameters, to_states = reverse_step(
-                model, drives[x + i], load_parameters(model, state, o + _PARAMETERS + i), constants,
-                load_states(model, replayed, k + _BEFORE + i), replayed[k + i],
-                replayed[k + _SLOPES + i], grad_spikes[x - shift + i], attached,
-                load_grads(model, state, o + grads + i),
+                model, drives[x + i], load_parameters(model, state, strip_offset + _PARAMETERS + i),
+                constants, load_states(model, replayed, k + _BEFORE + i), replayed[k + i],
+                replayed[k + _SLOPES + i], grad_spikes[x - shift + i], reset_has_grad,
+                load_grads(model, state, strip_offset + grads + i),
             )  # fmt: skip
-            store_grads(model, state, o + grads + i, to_states)
+            store_grads(model, state, strip_offset + grads + i, to_states)
             grad_current[x + i] = to_drive
-            add_to_sums(model, state, o + sums + i, to_parameters)
+            add_to_sums(model, state, strip_offset + sums + i, to_parameters)
 
 
 @kernel_with_fma
 def reverse_narrow(
-    model, steps, first, stride, start, stop, grad_spikes, drives, constants, attached, state,
+    model, steps, first, stride, start, stop, grad_spikes, drives, constants, reset_has_grad, state,
     replayed, grad_current,
 ):  # fmt: skip
     """The same for less than a strip, a column at a time."""
-    _, grads, sums, _ = places(model)
+    _, grads, sums, _ = strip_layout(model)
     size = replayed_size(model)
     for column in range(start, stop):
         i = np.uintp(column - start)
@@ -264,7 +266,7 @@ def reverse_narrow(
             k = t * size + i
             grad_current[x], to_parameters, now = reverse_step(
                 model, drives[x], parameters, constants, load_states(model, replayed, k + _BEFORE),
-                replayed[k], replayed[k + _SLOPES], grad_spikes[x], attached, now,
+                replayed[k], replayed[k + _SLOPES], grad_spikes[x], reset_has_grad, now,
             )  # fmt: skip
             add_to_sums(model, state, sums + i, to_parameters)
         store_grads(model, state, grads + i, now)
@@ -272,7 +274,7 @@ def reverse_narrow(
 
 @kernel
 def reverse_recurrent(
-    model, steps, first, stride, start, stop, grad_spikes, drives, constants, attached, state,
+    model, steps, first, stride, start, stop, grad_spikes, drives, constants, reset_has_grad, state,
     replayed, delay, weight, grad_s, grad_current,
 ):  # fmt: skip
     """The same for a tile whose spikes carry gradient into the recurrence, step by step.
@@ -280,8 +282,8 @@ def reverse_recurrent(
     What is replayed is that of all strips, one after another; `grad_s` [tile] is scratch.
     """
     n_steps = grad_spikes.shape[0]
-    size, chunk_size = places(model)[3], np.uintp(CHUNK) * np.uintp(replayed_size(model))
-    to_current = grad_current.ravel()
+    size, chunk_size = strip_layout(model)[3], np.uintp(CHUNK) * np.uintp(replayed_size(model))
+    grad_current_flat = grad_current.ravel()
     for i in range(steps.size):
         t = first + int(steps[i])
         later = t + delay  # hears of the spikes of step t
@@ -293,19 +295,19 @@ def reverse_recurrent(
             left = start + strip * WIDTH
             reverse(
                 model, steps[i : i + 1], first, stride, left, min(stop, left + WIDTH), grad_s,
-                shift, drives, constants, attached, state, np.uintp(strip) * np.uintp(size),
-                replayed, np.uintp(strip) * chunk_size, to_current,
+                shift, drives, constants, reset_has_grad, state, np.uintp(strip) * np.uintp(size),
+                replayed, np.uintp(strip) * chunk_size, grad_current_flat,
             )  # fmt: skip
 
 
 @kernel
 def flush_strips(model, start, stop, state, totals):
     """Add a chunk's sums to the totals in float64, so that long recordings lose nothing."""
-    _, _, sums, size = places(model)
+    _, _, sums, size = strip_layout(model)
     for k in range(totals.shape[0]):
         for column in range(start, stop, WIDTH):
-            o = np.uintp((column - start) // WIDTH) * size + sums + np.uintp(k) * _STRIP
+            strip_offset = np.uintp((column - start) // WIDTH) * size + sums + np.uintp(k) * _STRIP
             total = totals[k, column : min(column + WIDTH, stop)]
             for i in range(total.size):
-                total[i] += state[o + np.uintp(i)]
-                state[o + np.uintp(i)] = 0
+                total[i] += state[strip_offset + np.uintp(i)]
+                state[strip_offset + np.uintp(i)] = 0

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from blockspike.neurons.cpu.events import Fired, add_rows, event_weight_gradient, list_units
+from blockspike.neurons.cpu.events import SpikeEvents, add_rows, event_weight_gradient, list_units
 from blockspike.neurons.cpu.kernels import kernel, kernel_with_fma
 
 CHUNK = 16  # steps between saved states
@@ -29,11 +29,11 @@ def add_recurrent(row, units, n_units, weight_t, drive):
 
 
 @kernel
-def list_spikes(fired, n_neurons, units, n_units):
+def list_spikes(spike_bytes, n_neurons, units, n_units):
     """Write the units that fired to `units` and their numbers to `n_units`, by sample."""
     for sample in range(n_units.size):
         own = slice(sample * n_neurons, (sample + 1) * n_neurons)
-        n_units[sample] = list_units(fired[own], units[own])
+        n_units[sample] = list_units(spike_bytes[own], units[own])
 
 
 @kernel_with_fma
@@ -84,11 +84,11 @@ def columns(x: Tensor, batch_size: int) -> np.ndarray:
     return x.detach().repeat(batch_size).numpy()
 
 
-def recurrent_weight_gradient(grad_current: Tensor, fired: Fired, delay: int) -> Tensor:
+def recurrent_weight_gradient(grad_current: Tensor, events: SpikeEvents, delay: int) -> Tensor:
     """dLoss/dW[post, pre] = Σ gI[t, post] S[t − delay, pre]."""
     n = grad_current.shape[2]
     if delay >= len(grad_current):
         return grad_current.new_zeros(n, n)
-    row_ptr, unit = fired.events
+    row_ptr, unit = events.row_ptr_and_unit
     later = grad_current[delay:].flatten(0, 1).numpy()
     return torch.from_numpy(event_weight_gradient(row_ptr, unit, later, 1, 0, n))[0].T

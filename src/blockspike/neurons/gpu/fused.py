@@ -18,9 +18,9 @@ from blockspike.neurons.autograd import differentiable_once
 from blockspike.neurons.gpu import kernels as kernels_gpu
 from blockspike.neurons.gpu.graphs import Graphs, launching_on
 from blockspike.neurons.gpu.kernels import in_triton
-from blockspike.neurons.model import NeuronModel, Simulation
+from blockspike.neurons.model import NeuronModel, SimulationSpec
 from blockspike.neurons.surrogate import Boxcar, FastSigmoid, MultiGaussian
-from blockspike.neurons.trace import ALIFTrace, check_finite, needs_gradient, trace_of_margin
+from blockspike.neurons.trace import SpikeTrace, check_finite, needs_gradient, trace_of_margin
 
 CHUNK = 8  # steps between saved states; 16 take too many registers
 TILE = 32  # columns of a program: one warp, since few columns must fill many processors
@@ -97,15 +97,15 @@ def _simulate(
 
 def _differentiate(
     grad_spikes: Tensor, drives: Tensor, saved: Tensor, parameters: Tensor, constants: Tensor,
-    weight: Tensor | None = None, *, what: Simulation,
+    weight: Tensor | None = None, *, spec: SimulationSpec,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """dLoss/dI [T, B·N], float64 dLoss/dparameters [P, B·N]; `weight` if it takes part."""
-    model = what.model
+    model = spec.model
     n_steps, n_columns = drives.shape
     grad_current = torch.empty_like(grad_spikes)
     carried = parameters.new_zeros(len(model.states), n_columns)
     sums = parameters.new_zeros(len(parameters), n_columns, dtype=torch.float64)
-    block = n_steps if weight is None else what.recurrent_delay
+    block = n_steps if weight is None else spec.recurrent_delay
     for last in range(n_steps, 0, -block):
         first = max(0, last - block)
         feedback = None
@@ -118,19 +118,19 @@ def _differentiate(
             carried, grad_current, sums, first, last, n_columns, parameters.shape[1],
             step=in_triton(model.step), reverse_step=in_triton(model.reverse_step),
             **sizes(model, len(constants)), n_carried=len(model.states),
-            has_feedback=feedback is not None, attached=0.0 if what.detach_spikes else 1.0,
-            surrogate=_CODES[type(what.surrogate)],
+            has_feedback=feedback is not None, reset_has_grad=0.0 if spec.detach_spikes else 1.0,
+            surrogate=_CODES[type(spec.surrogate)],
         )  # fmt: skip
     return grad_current, sums
 
 
 def _run(
     current: Tensor, parameters: Tensor, constants: Tensor, weight: Tensor | None,
-    what: Simulation, for_backward: bool, keep_margin: bool = False,
+    spec: SimulationSpec, for_backward: bool, keep_margin: bool = False,
 ) -> _Result:  # fmt: skip
     tensors = [x.detach().contiguous() for x in (current, parameters, constants)]
     asked: dict[str, Any] = {"for_backward": for_backward, "keep_margin": keep_margin}
-    asked |= {"model": what.model, "delay": min(what.recurrent_delay, len(current))}
+    asked |= {"model": spec.model, "delay": min(spec.recurrent_delay, len(current))}
     with launching_on(current.device):
         if weight is None:
             result = _simulate(*tensors, **asked)
@@ -142,54 +142,58 @@ def _run(
 
 
 def _recurrent_weight_gradient(
-    grad_current: Tensor, fired: Tensor, delay: int, dtype: torch.dtype
+    grad_current: Tensor, spike_bytes: Tensor, delay: int, dtype: torch.dtype
 ) -> Tensor:
     """dLoss/dW[post, pre] = Σ gI[t, post] S[t − delay, pre], one product; both [T, B, N]."""
-    n = fired.shape[2]
-    later, earlier = grad_current[delay:].reshape(-1, n), fired[:-delay].reshape(-1, n)
+    n = spike_bytes.shape[2]
+    later, earlier = grad_current[delay:].reshape(-1, n), spike_bytes[:-delay].reshape(-1, n)
     return later.to(dtype).T @ earlier.to(dtype)
 
 
 class _Fused(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, current, parameters, constants, weight, what: Simulation):
+    def forward(ctx, current, parameters, constants, weight, spec: SimulationSpec):
         """Spikes [T, B, N]."""
-        result = _run(current, parameters, constants, weight, what, for_backward=True)
+        result = _run(current, parameters, constants, weight, spec, for_backward=True)
         spikes = result.spikes.view(current.shape)
-        fired = None if weight is None else spikes.to(torch.uint8)
-        ctx.save_for_backward(result.drives, result.saved, parameters, constants, weight, fired)
-        ctx.what, ctx.shape = what, current.shape
+        spike_bytes = None if weight is None else spikes.to(torch.uint8)
+        ctx.save_for_backward(
+            result.drives, result.saved, parameters, constants, weight, spike_bytes
+        )
+        ctx.spec, ctx.shape = spec, current.shape
         return spikes
 
     @staticmethod
     @differentiable_once("method='fused'", instead="method='standard'")
     def backward(ctx, *grads: Tensor):  # pyright: ignore[reportIncompatibleMethodOverride]
-        drives, saved, parameters, constants, weight, fired = ctx.saved_tensors
-        delay = min(ctx.what.recurrent_delay, ctx.shape[0])
-        what: Simulation = ctx.what._replace(recurrent_delay=delay)
+        drives, saved, parameters, constants, weight, spike_bytes = ctx.saved_tensors
+        delay = min(ctx.spec.recurrent_delay, ctx.shape[0])
+        spec: SimulationSpec = ctx.spec._replace(recurrent_delay=delay)
         tensors = [grads[0].reshape(drives.shape).contiguous(), drives, saved]
         tensors += [parameters.contiguous(), constants]
         grad_weight = None
         with launching_on(drives.device):
-            if weight is None or what.detach_spikes:
-                grad_current, sums = _differentiate(*tensors, what=what)
+            if weight is None or spec.detach_spikes:
+                grad_current, sums = _differentiate(*tensors, spec=spec)
             else:
                 tensors.append(weight.contiguous())
-                grad_current, sums = _graphs.run(_differentiate, *tensors, what=what)
+                grad_current, sums = _graphs.run(_differentiate, *tensors, spec=spec)
             grad_current = grad_current.view(ctx.shape)
             if weight is not None and ctx.needs_input_grad[3]:
-                grad_weight = _recurrent_weight_gradient(grad_current, fired, delay, weight.dtype)
+                grad_weight = _recurrent_weight_gradient(
+                    grad_current, spike_bytes, delay, weight.dtype
+                )
         per_neuron = sums.view(len(parameters), -1, ctx.shape[2]).sum(1).to(parameters.dtype)
         return grad_current, per_neuron, None, grad_weight, None
 
 
 def fused_gpu(
-    what: Simulation,
+    spec: SimulationSpec,
     current: Tensor,
     parameters: Sequence[Tensor],
     recurrent_weight: Tensor | None,
-    threshold_of: Callable[[Tensor], Tensor] = torch.ones_like,
-) -> ALIFTrace:
+    compute_threshold: Callable[[Tensor], Tensor] = torch.ones_like,
+) -> SpikeTrace:
     """Spikes and gradient of the model's loop by Triton kernels; arguments as `fused_cpu`.
 
     `current` may be bfloat16 beside float32 parameters: then spikes and the current's gradient
@@ -205,13 +209,13 @@ def fused_gpu(
         )
     together = torch.stack(list(parameters))
     # filled there: a copy from the CPU would have to be waited for
-    numbers = torch.stack([together.new_full((), x) for x in (0.0, 1.0, *what.constants)])
+    numbers = torch.stack([together.new_full((), x) for x in (0.0, 1.0, *spec.constants)])
     inputs = (current, together, numbers, recurrent_weight)
-    simulate = partial(_run, *inputs, what)
+    simulate = partial(_run, *inputs, spec)
     if needs_gradient(*inputs):
-        spikes = _Fused.apply(*inputs, what)  # pyright: ignore
+        spikes = _Fused.apply(*inputs, spec)  # pyright: ignore
     else:
         spikes = simulate(for_backward=False).spikes.view(current.shape)
     margin = partial(simulate, for_backward=False, keep_margin=True)
     watched = (current, recurrent_weight, *parameters)
-    return trace_of_margin(spikes, lambda: margin().margin, threshold_of, watched)
+    return trace_of_margin(spikes, lambda: margin().margin, compute_threshold, watched)

@@ -196,7 +196,7 @@ def backward(
     grad_spikes, feedback, drives, saved, parameters, constants, carried, grad_current, sums,
     first, last, n_columns, n_neurons, step: tl.constexpr, reverse_step: tl.constexpr,
     n_parameters: tl.constexpr, n_constants: tl.constexpr, n_states: tl.constexpr,
-    n_carried: tl.constexpr, has_feedback: tl.constexpr, attached: tl.constexpr,
+    n_carried: tl.constexpr, has_feedback: tl.constexpr, reset_has_grad: tl.constexpr,
     surrogate: tl.constexpr, tile: tl.constexpr, chunk: tl.constexpr,
 ):  # fmt: skip
     """Steps last − 1 … first. `carried` [n_carried, B·N], the states' gradient, is updated.
@@ -237,7 +237,7 @@ def backward(
                 grad_s += more[k].to(margins[k].dtype)
             to_drive, to_own, before = reverse_step(
                 rows[k].to(margins[k].dtype), own, numbers, states[k], margins[k],
-                _slope(margins[k], surrogate), grad_s, attached, grad_state,
+                _slope(margins[k], surrogate), grad_s, reset_has_grad, grad_state,
             )  # fmt: skip
             t = start + k
             live = column < tl.where((t >= first) & (t < last), n_columns, 0)

@@ -1,14 +1,14 @@
 """`alif`: one neuron model, three methods."""
 
-from collections.abc import Callable
-from typing import Literal
+from typing import Literal, get_args
 
 from torch import Tensor
 
 from blockspike.neurons.alif.blocks import blocks
 from blockspike.neurons.alif.blocks_cpu import blocks_cpu
+from blockspike.neurons.alif.fused import fused
 from blockspike.neurons.alif.standard import standard
-from blockspike.neurons.alif.step import check_arp, fused_alif
+from blockspike.neurons.alif.step import check_arp
 from blockspike.neurons.autograd import in_full_precision
 from blockspike.neurons.simulate import (
     check_current,
@@ -16,12 +16,9 @@ from blockspike.neurons.simulate import (
     check_parameters_finite,
 )
 from blockspike.neurons.surrogate import MultiGaussian, Surrogate
-from blockspike.neurons.trace import ALIFTrace
+from blockspike.neurons.trace import SpikeTrace
 
 Method = Literal["standard", "blocks", "fused"]
-_ON_CPU = {"standard": standard, "blocks": blocks_cpu, "fused": fused_alif}
-_ELSEWHERE = {"standard": standard, "blocks": blocks, "fused": fused_alif}
-_OF_ANY_DELAY = (standard, fused_alif)
 
 
 @in_full_precision
@@ -37,7 +34,7 @@ def alif(
     surrogate: Surrogate = MultiGaussian(),  # noqa: B008 (frozen)
     detach_spikes: bool = True,
     method: Method = "fused",
-) -> ALIFTrace:
+) -> SpikeTrace:
     """Simulate adaptive leaky integrate-and-fire neurons (Taylor, King & Harper, NeurIPS 2023).
 
     Equations and symbols: README.md beside this file. The three methods give equal spikes;
@@ -62,35 +59,33 @@ def alif(
         method: "standard", "blocks" or "fused".
 
     Returns:
-        ALIFTrace with spikes, membrane and threshold, each [T, B, N].
+        SpikeTrace with spikes, membrane and threshold, each [T, B, N].
 
     Raises:
         ValueError: a bad argument; NotFiniteError, which is one, a NaN or Inf in any of them.
     """
     delay = _check(current, beta, p, b, arp, recurrent_weight, recurrent_delay, surrogate, method)
-    methods = _ON_CPU if current.device.type == "cpu" else _ELSEWHERE
-    simulate: Callable[..., ALIFTrace] = methods[method]
+    neurons = (current, beta, p, b)
     options = {
         "arp": arp,
         "recurrent_weight": recurrent_weight,
         "surrogate": surrogate,
         "detach_spikes": detach_spikes,
     }
-    if simulate in _OF_ANY_DELAY:
-        options["recurrent_delay"] = delay
-    elif recurrent_weight is not None and delay != arp + 1:
-        raise ValueError(
-            f"recurrent_delay: expected arp + 1 = {arp + 1} for {method!r}, got {delay}"
-        )
-    if method == "blocks":
-        _check_not_negative(p=p, b=b)
-    return simulate(current, beta, p, b, **options)
+    if method == "standard":
+        return standard(*neurons, recurrent_delay=delay, **options)
+    if method == "fused":
+        return fused(*neurons, recurrent_delay=delay, **options)
+    _check_for_blocks(arp, delay, recurrent_weight, p=p, b=b)
+    if current.device.type == "cpu":
+        return blocks_cpu(*neurons, **options)
+    return blocks(*neurons, **options)
 
 
 def _check(current, beta, p, b, arp, recurrent_weight, recurrent_delay, surrogate, method) -> int:
     """The delay of the recurrence in steps, if all is right."""
-    if method not in _ON_CPU:
-        raise ValueError(f"method: expected one of {', '.join(_ON_CPU)}, got {method!r}")
+    if method not in get_args(Method):
+        raise ValueError(f"method: expected one of {', '.join(get_args(Method))}, got {method!r}")
     check_current(current, method)
     check_arp(arp, len(current), current.dtype)
     if (p is None) != (b is None):
@@ -102,7 +97,12 @@ def _check(current, beta, p, b, arp, recurrent_weight, recurrent_delay, surrogat
     return delay
 
 
-def _check_not_negative(**parameters: Tensor | None) -> None:
-    for name, value in parameters.items():
+def _check_for_blocks(
+    arp: int, delay: int, recurrent_weight: Tensor | None, **adaptation: Tensor | None
+) -> None:
+    """Raise ValueError for arguments that a block cannot represent."""
+    if recurrent_weight is not None and delay != arp + 1:
+        raise ValueError(f"recurrent_delay: expected arp + 1 = {arp + 1} for 'blocks', got {delay}")
+    for name, value in adaptation.items():
         if value is not None and bool((value < 0).any()):
             raise ValueError(f"{name}: expected values ≥ 0 for 'blocks', got {value.min().item()}")
