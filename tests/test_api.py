@@ -1,0 +1,41 @@
+"""`import blockspike as bs`: light to import, and every public name is there and documented."""
+
+import inspect
+import subprocess
+import sys
+
+import pytest
+
+import blockspike as bs
+
+MOST_S = 0.15  # that importing it may take
+
+
+def test_importing_it_is_quick_and_loads_nothing_heavy():
+    code = (
+        "import sys, time; start = time.perf_counter(); import blockspike as bs;"
+        "seconds = time.perf_counter() - start;"
+        "print(seconds, {'torch', 'numba', 'numpy', 'hydra', 'wandb'} & sys.modules.keys())"
+    )
+    runs = [
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+        for _ in range(3)
+    ]
+    seconds, loaded = zip(*(run.stdout.split(maxsplit=1) for run in runs), strict=True)
+    assert set(loaded) == {"set()\n"}
+    assert min(map(float, seconds)) < MOST_S
+
+
+@pytest.mark.parametrize("name", dir(bs))
+def test_public_names_are_documented(name):
+    value = getattr(bs, name)
+    assert value.__name__ == name and len(inspect.getdoc(value) or "") > 40
+
+
+def test_a_name_that_does_not_exist_is_an_attribute_error():
+    with pytest.raises(AttributeError, match="nothing"):
+        _ = bs.nothing  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def test_the_version_is_that_of_the_package():
+    assert bs.__version__.count(".") == 2
