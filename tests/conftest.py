@@ -14,7 +14,7 @@ from hydra.core.global_hydra import GlobalHydra
 
 from blockspike.cli import main
 from blockspike.data.nmnist import prepare_nmnist
-from blockspike.data.shd import describe, find_h5, prepare_shd
+from blockspike.data.shd_file import describe, find_h5, prepare_shd
 from blockspike.files import SAMPLES
 
 NMNIST_SAMPLE = SAMPLES / "nmnist" / "nmnist_1080.tar.xz"

@@ -1,7 +1,7 @@
 """Rows of runs as `blockspike collect` writes them, for tests of figures and tables."""
 
 
-def run(experiment="e4_shd", data_set="HD-Lauscher", **columns) -> dict:
+def run(experiment="paper_shd", data_set="HD-Lauscher", **columns) -> dict:
     """A row as `blockspike collect` writes it, as far as figures and comparison need it."""
     row = {
         "experiment": experiment, "data_set": data_set, "seed": 0, "n_threads": 1,

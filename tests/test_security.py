@@ -9,7 +9,8 @@ import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from blockspike.config.build import build_data, build_trainer, register_schemas
+from blockspike.config.build import build_data, build_trainer
+from blockspike.config.schemas import register_schemas
 from blockspike.config.targets import checked_targets
 from blockspike.data.datamodule import EventDataModule
 from blockspike.data.recordings import load_recording

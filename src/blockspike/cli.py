@@ -20,9 +20,10 @@ from blockspike.commands.completion import SCRIPTS, candidates
 from blockspike.files import CONF
 
 COMMANDS = (
-    "prepare", "train", "evaluate", "publish", "figures", "benchmark", "status", "collect",
+    "prepare", "train", "fit", "evaluate", "publish", "figures", "benchmark", "status", "collect",
     "report",
 )  # fmt: skip
+RUNS = ("train", "fit")  # the commands that make runs, of which there are sweeps
 # Errors that say what was wrong with the input; anything else is a defect and keeps its traceback.
 EXPECTED = (ValueError, OSError, HydraException, OmegaConfBaseException)
 # What else Hydra raises for overrides: 3,000 digits, 500 brackets.
@@ -33,8 +34,8 @@ HELP = """blockspike: train and fit adaptive spiking neurons, exactly and fast
 usage: blockspike COMMAND [overrides]
 
   prepare    recordings → one prepared file:    blockspike prepare data=nmnist_sample
-  train      one run, or a sweep with -m:       blockspike train data=nmnist_sample model=fused
-             or neurons fitted to recordings:   blockspike train experiment=fit_my_recording …
+  train      a classifier, or a sweep with -m:  blockspike train data=nmnist_sample model=fused
+  fit        neurons fitted to recordings:      blockspike fit data.path=my_cell.npz
   evaluate   a finished run on its test data:   blockspike evaluate run=outputs/…
              a trained network that is shipped: blockspike evaluate pretrained=nmnist_sample_alif
              a fitted neuron on a recording:    blockspike evaluate neuron=….json recording=…
@@ -76,6 +77,7 @@ def main() -> None:
 def _succeeds(name: str) -> bool:
     """Run the command, once or for each run of a sweep; print what was wrong."""
     from blockspike.runs.jobs import report, run_here, run_in_subprocess
+    from blockspike.runs.renamed import check_names
     from blockspike.runs.run import remove_if_empty
     from blockspike.runs.sweeps import RecordSweep, run_folder, sweep_is_done
 
@@ -89,7 +91,7 @@ def _succeeds(name: str) -> bool:
         nonlocal failed, composed
         composed = True
         try:
-            if name == "train":
+            if name in RUNS:
                 cfg.run_dir = str(run_folder(cfg))
             if HydraConfig.get().mode is RunMode.MULTIRUN:
                 run_in_subprocess(name, cfg, full)  # the sweep's states tell how it ended
@@ -99,7 +101,7 @@ def _succeeds(name: str) -> bool:
             report(name, error, full)
             failed = True
         finally:
-            if name == "train":  # Hydra makes the run's folder before the run may have one
+            if name in RUNS:  # Hydra makes the run's folder before the run may have one
                 made = Path(HydraConfig.get().runtime.output_dir)
                 remove_if_empty(made, Path(cfg.output_dir))
 
@@ -109,9 +111,11 @@ def _succeeds(name: str) -> bool:
         # Overrides last: Hydra's parser takes no flag between them.
         arguments = sorted(sys.argv[2:], key=_is_override)
         sys.argv = [f"blockspike {name}", *(_as_override(name, a) for a in arguments)]
-        if name != "train" and {"-m", "--multirun"} & set(arguments):
-            raise ValueError("-m: sweeps are of train")
-        import_module("blockspike.config.build").register_schemas()
+        if name in RUNS:
+            check_names(name, sys.argv[1:])
+        elif {"-m", "--multirun"} & set(arguments):
+            raise ValueError(f"-m: expected {' or '.join(RUNS)}, got {name}")
+        import_module("blockspike.config.schemas").register_schemas()
         hydra.main(version_base="1.3", config_path=str(CONF), config_name=name)(job)()
     except KeyboardInterrupt:
         sys.exit("interrupted; the same command again continues")

@@ -16,8 +16,8 @@ ARGS = (
     "trainer.max_epochs=2", "data.path=events.h5", "threads=1",
 )  # fmt: skip
 FIT = (
-    "train", "experiment=fit_my_recording", "data.path=cell.npz", "trainer.max_epochs=5",
-    "model.n_starts=4", "model.arp_ms=2", "threads=1",
+    "fit", "data.path=cell.npz", "trainer.max_epochs=5",
+    "population.n_starts=4", "population.arp_ms=2", "threads=1",
 )  # fmt: skip
 
 

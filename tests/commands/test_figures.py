@@ -4,7 +4,7 @@ import pandas as pd
 import pytest
 
 MADE = {
-    "experiment": "e4_shd", "data_set": "HD-Lauscher", "seed": 0, "n_threads": 1,
+    "experiment": "paper_shd", "data_set": "HD-Lauscher", "seed": 0, "n_threads": 1,
     "model.method": "fused", "model.arp_ms": 20.0, "model.surrogate": "multi_gaussian",
     "model.detach_spikes": True, "trainer.accelerator": "cpu", "test_accuracy": 0.7,
     "epoch_s": 50.0,
@@ -13,8 +13,8 @@ MADE = {
 
 def test_runs_are_collected_and_drawn(blockspike, tmp_path):
     blockspike(
-        "train", "experiment=e4_shd", "data=hd_lauscher_sample", "debug=fast",
-        "experiment_name=e4_shd", "network.n_hidden=8", "data.n_steps=60", "data.dt_ms=20",
+        "train", "experiment=paper_shd", "data=hd_lauscher_sample", "debug=fast",
+        "experiment_name=paper_shd", "network.n_hidden=8", "data.n_steps=60", "data.dt_ms=20",
     )  # fmt: skip
     blockspike("collect")
     done = blockspike("figures", "figure=classification")

@@ -12,11 +12,12 @@ from blockspike.data.recordings import Recording
 from blockspike.files import read_json
 from blockspike.fitting.fitted_neuron import load_neuron
 from blockspike.fitting.population import NeuronParameters, simulate
+from blockspike.fitting.scores import predictions_of
 from blockspike.fitting.synthetic_cells import SyntheticCells
 from blockspike.training.metrics_file import read_metrics
 from made_recordings import write_recording
 
-QUICK = ("trainer.max_epochs=30", "model.n_starts=16", "model.arp_ms=2", "threads=1")
+QUICK = ("trainer.max_epochs=30", "population.n_starts=16", "population.arp_ms=2", "threads=1")
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +27,7 @@ def cells() -> list[Recording]:
 
 def test_my_recording_from_file_to_figure(blockspike, tmp_path, cells):
     write_recording(cells[0], tmp_path / "my_cell.npz")
-    arguments = ("train", "experiment=fit_my_recording", "data.path=my_cell.npz", *QUICK)
+    arguments = ("fit", "data.path=my_cell.npz", *QUICK)
     done = blockspike(*arguments)
     (result,) = (tmp_path / "outputs" / "fit" / "my_cell").rglob("result.json")
     run, row = result.parent, read_json(result)
@@ -62,9 +63,7 @@ def test_my_recording_from_file_to_figure(blockspike, tmp_path, cells):
 
 def test_a_fit_without_noise_predicts_one_train(blockspike, tmp_path, cells):
     write_recording(cells[0], tmp_path / "my_cell.npz")
-    blockspike(
-        "train", "experiment=fit_my_recording", "data.path=my_cell.npz", "model.n_trials=0", *QUICK
-    )
+    blockspike("fit", "data.path=my_cell.npz", "population.n_trials=0", *QUICK)
     (path,) = (tmp_path / "outputs").rglob("fits.csv")
     row = pd.read_csv(path).iloc[0]
     assert row["noise"] == 0
@@ -77,7 +76,7 @@ def test_other_cells_finish_when_one_is_broken(blockspike, tmp_path, cells):
     for recording in cells:
         write_recording(recording, tmp_path / "cells" / f"{recording.name}.npz")
     (tmp_path / "cells" / "torn.npz").write_bytes(b"PK\x03\x04")
-    done = blockspike("train", "experiment=fit_my_recording", "data.path=cells", *QUICK)
+    done = blockspike("fit", "data.path=cells", *QUICK)
     (run,) = (p.parent for p in (tmp_path / "outputs").rglob("result.json"))
     assert "left out: " in done.stderr and "torn.npz" in done.stderr
     assert list(json.loads((run / "failed.json").read_text())) == ["torn"]
@@ -87,7 +86,7 @@ def test_other_cells_finish_when_one_is_broken(blockspike, tmp_path, cells):
 
 def test_an_interrupted_fit_continues_to_the_same_bits(blockspike, tmp_path, cells):
     write_recording(cells[0], tmp_path / "my_cell.npz")
-    arguments = ("train", "experiment=fit_my_recording", "data.path=my_cell.npz", *QUICK)
+    arguments = ("fit", "data.path=my_cell.npz", *QUICK)
     blockspike(*arguments, "output_dir=whole")
     (whole,) = (tmp_path / "whole").rglob("fits.csv")
     (run,) = (p.parent for p in (tmp_path / "whole").rglob("result.json"))
@@ -109,20 +108,20 @@ def test_an_interrupted_fit_continues_to_the_same_bits(blockspike, tmp_path, cel
         (("data.path=text.npz",), "text.npz"),
         (("data.path=text.npz", "data.scaling=best"), "scaling"),
         (("data.path=text.npz", "data.train_s=[[0,1]]"), "both or neither"),
-        (("data.path=x.npz", "model.surrogate=x"), "no recording"),
-        (("data=nmnist_sample",), "fit: expected data of recordings"),
+        (("data.path=x.npz", "population.surrogate=x"), "no recording"),
+        (("data=nmnist_sample",), "data: expected recordings, got events"),
     ],
 )
 def test_bad_input_is_one_line(blockspike, tmp_path, arguments, message):
     (tmp_path / "text.npz").write_text("not an archive")
-    done = blockspike("train", "experiment=fit_my_recording", *arguments, check=False)
+    done = blockspike("fit", *arguments, check=False)
     assert done.returncode == 2 and message in done.stderr
     assert len(done.stderr.strip().splitlines()) <= 2
 
 
 def test_events_are_not_fitted_and_recordings_not_classified(blockspike, tmp_path):
     done = blockspike("train", "data=recordings", "data.path=x.npz", check=False)
-    assert done.returncode == 2 and "fit=ours" in done.stderr
+    assert done.returncode == 2 and "`blockspike fit`" in done.stderr
 
 
 @pytest.mark.parametrize(
@@ -140,8 +139,8 @@ def test_prepare_checks_recordings(blockspike, tmp_path, cells):
 
 
 def test_recovery(blockspike, tmp_path):
-    quick = ("data.n_cells=2", "data.duration_s=3", "data.dt_ms=0.5", "model.n_starts=8")
-    blockspike("train", "experiment=recovery", *quick, "trainer.max_epochs=4", "threads=1")
+    quick = ("data.n_cells=2", "data.duration_s=3", "data.dt_ms=0.5", "population.n_starts=8")
+    blockspike("fit", "experiment=recovery", *quick, "trainer.max_epochs=4", "threads=1")
     (result,) = (tmp_path / "outputs" / "recovery").rglob("result.json")
     row = read_json(result)
     assert row["data_set"] == "2 synthetic cells" and row["n_cells"] == 2
@@ -157,7 +156,7 @@ def test_a_test_current_with_a_scale_of_its_own_is_simulated_so():
     values = ([15.0] * 2, [120.0] * 2, [0.2] * 2, [300.0] * 2, [0.5] * 2, [0.0] * 2)
     parameters = NeuronParameters(*[torch.tensor(x, dtype=torch.float64) for x in values])
     neurons = fit._neurons(data, parameters, arp_ms=2.0)
-    predicted = fit._predictions(neurons, data.test, data.scale_pa)
+    predicted = predictions_of(neurons, data.test, data.scale_pa)
     expected = simulate(parameters, data.test.current, 0.5, 2.0)[data.test.first :]
     for cell in range(2):
         assert predicted[cell][0].noiseless.sum() > 3

@@ -137,8 +137,8 @@ def test_a_fit_stops_replays_and_goes_on(blockspike, tmp_path, monkeypatch):
         spike_times_s=trial,
     )  # fmt: skip
     args = (
-        "train", "experiment=fit_my_recording", "data.path=my_cell.npz", "trainer.max_epochs=30",
-        "model.n_starts=8", "threads=1",
+        "fit", "data.path=my_cell.npz", "trainer.max_epochs=30",
+        "population.n_starts=8", "threads=1",
     )  # fmt: skip
 
     def harm(module):
@@ -150,7 +150,7 @@ def test_a_fit_stops_replays_and_goes_on(blockspike, tmp_path, monkeypatch):
         done = blockspike(*args, check=False)
     file = one_bad_batch(tmp_path)
     words = "my_cell, start 4: rest is nan; epoch 26, step 26, batch 1; this batch: "
-    assert done.returncode == 2 and last_line(done).startswith(f"blockspike train: {words}")
+    assert done.returncode == 2 and last_line(done).startswith(f"blockspike fit: {words}")
     assert set(before) == {"last.ckpt"} and checkpoints(file.parent) == before
     again = blockspike(*args, f"replay={file}", check=False)
     assert again.returncode == 2 and last_line(again) == last_line(done)
@@ -161,7 +161,7 @@ def test_a_fit_stops_replays_and_goes_on(blockspike, tmp_path, monkeypatch):
 _HARM = """
 import time
 import torch
-from blockspike.training import guards
+from blockspike.training import guard
 from blockspike.training.classification import ClassificationModule, F
 
 def start(self, _, batch_idx):
@@ -174,7 +174,7 @@ def slow(*args):  # the first process must not end this one meanwhile
     save_plain(*args)
 
 ClassificationModule.on_train_batch_start = start
-save_plain, guards.save_plain = guards.save_plain, slow
+save_plain, guard.save_plain = guard.save_plain, slow
 cross_entropy = F.cross_entropy
 wrong = lambda *args, **options: cross_entropy(*args, **options) + float('inf')
 """

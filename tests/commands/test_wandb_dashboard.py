@@ -58,8 +58,8 @@ def test_runs_and_bars_are_grouped(section):
 
 def test_it_shows_what_runs_log(blockspike, tmp_path, section):
     blockspike("train", *SMALL, "debug=fast", "logger=wandb")
-    few = ("data.n_cells=1", "data.duration_s=3", "data.dt_ms=0.5", "model.n_starts=2")
-    blockspike("train", "experiment=recovery", *few, "trainer.max_epochs=1", "logger=wandb")
+    few = ("data.n_cells=1", "data.duration_s=3", "data.dt_ms=0.5", "population.n_starts=2")
+    blockspike("fit", "experiment=recovery", *few, "trainer.max_epochs=1", "logger=wandb")
     runs = logged_runs(tmp_path)
     logged = {name for run in runs for row in (run.summary, *run.history) for name in row}
     shown = [p for own in panels_of(section).values() for p in own]

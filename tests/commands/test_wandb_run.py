@@ -14,7 +14,7 @@ from test_train import SMALL, differences, kill_when, one_run, results, start
 from wandb_file import LoggedRun, logged_runs
 
 from blockspike.commands.wandb_run import run_id
-from blockspike.config.build import plain
+from blockspike.runs.identity import plain
 from blockspike.runs.run import Run
 from blockspike.training.metrics_file import read_metrics
 
@@ -88,9 +88,9 @@ def check_media(logged: LoggedRun, run: Run) -> None:
 
 
 def test_fits_are_logged_with_their_picture_and_table(blockspike, tmp_path):
-    quick = ("data.n_cells=2", "data.duration_s=3", "data.dt_ms=0.5", "model.n_starts=8")
+    quick = ("data.n_cells=2", "data.duration_s=3", "data.dt_ms=0.5", "population.n_starts=8")
     blockspike(
-        "train", "experiment=recovery", *quick, "trainer.max_epochs=4", "threads=1", "logger=wandb"
+        "fit", "experiment=recovery", *quick, "trainer.max_epochs=4", "threads=1", "logger=wandb"
     )
     run = Run(one_run(tmp_path))
     (logged,) = logged_runs(run.folder)

@@ -8,7 +8,7 @@ import pytest
 from made_nwb import MadeSweep, make_nwb1, noise_pa
 
 
-@pytest.mark.parametrize("experiment", ["e7_recordings", "e7_recordings_ours"])
+@pytest.mark.parametrize("experiment", ["paper_recordings", "recordings"])
 def test_the_papers_experiment_on_a_folder_of_allensdk(blockspike, tmp_path, experiment):
     rng = np.random.default_rng(0)
     n_samples = {"Noise 1": 50_000, "Noise 2": 60_000}  # 1 and 1.2 s

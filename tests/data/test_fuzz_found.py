@@ -19,7 +19,7 @@ from blockspike.data.hdf5 import DatasetReader, attribute
 from blockspike.data.limits import ReadLimit
 from blockspike.data.nmnist import prepare_nmnist
 from blockspike.data.recordings import load_recording
-from blockspike.data.shd import open_h5
+from blockspike.data.shd_file import open_h5
 from blockspike.fitting.fitted_neuron import FittedNeuron, load_neuron
 from blockspike.runs.sweeps import planned_runs, run_states
 

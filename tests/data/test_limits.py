@@ -20,7 +20,7 @@ from blockspike.data.event_file import read_event_file
 from blockspike.data.limits import read_npz
 from blockspike.data.nmnist import prepare_nmnist
 from blockspike.data.recordings import load_recording
-from blockspike.data.shd import open_h5
+from blockspike.data.shd_file import open_h5
 from blockspike.training.checkpoint_io import load_plain, save_plain
 
 

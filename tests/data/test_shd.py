@@ -14,15 +14,8 @@ from made_data import make_shd
 
 from blockspike.data.event_file import read_event_file
 from blockspike.data.loader import EpochSampler, Gathered
-from blockspike.data.shd import (
-    SHDDataModule,
-    SpeechMap,
-    describe,
-    find_h5,
-    open_h5,
-    prepare_shd,
-    speaker_subset,
-)
+from blockspike.data.shd import SHDDataModule, SpeechMap, speaker_subset
+from blockspike.data.shd_file import describe, find_h5, open_h5, prepare_shd
 from blockspike.files import SAMPLES
 
 

@@ -19,12 +19,12 @@ _TICKS_PER_S, _PAGE_BYTES = os.sysconf("SC_CLK_TCK"), os.sysconf("SC_PAGE_SIZE")
 MOST_GROWTH = 0.02  # of memory after warm-up
 MOST_SLOWER = 1.25  # the last epochs, to those after warm-up
 TINY = (
-    "data=nmnist_sample", "data.dt_ms=20", "data.n_steps=15", "network.n_hidden=8",
+    "train", "data=nmnist_sample", "data.dt_ms=20", "data.n_steps=15", "network.n_hidden=8",
     "trainer.limit_train_batches=2", "trainer.limit_val_batches=1", "threads=1",
 )  # fmt: skip
 TINY_FIT = (
-    "experiment=recovery", "data.n_cells=2", "data.duration_s=4", "data.dt_ms=1",
-    "model.n_starts=16", "threads=1",
+    "fit", "experiment=recovery", "data.n_cells=2", "data.duration_s=4", "data.dt_ms=1",
+    "population.n_starts=16", "threads=1",
 )  # fmt: skip
 RUNS = {
     "train": (*TINY, "model=fused"),
@@ -64,14 +64,14 @@ class Grown(NamedTuple):
 
 
 def watch(folder: Path, data_dir: Path, *args: str) -> pd.DataFrame:
-    """Run `blockspike train ARGS` in `folder`; a row every so often, from the first epoch on.
+    """Run `blockspike ARGS` in `folder`; a row every so often, from the first epoch on.
 
     Raises:
         RuntimeError: the run failed.
     """
     folder.mkdir(parents=True)
     command = [
-        sys.executable, "-m", "blockspike.cli", "train", *args, "progress=false",
+        sys.executable, "-m", "blockspike.cli", *args, "progress=false",
         f"data_dir={data_dir}",
     ]  # fmt: skip
     rows = []

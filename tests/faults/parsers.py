@@ -26,14 +26,15 @@ from omegaconf import OmegaConf
 from safetensors.torch import save
 
 from blockspike.cli import CONF, OF_OVERRIDES, _as_override
-from blockspike.config.build import content_of, plain, register_schemas
+from blockspike.config.schemas import register_schemas
 from blockspike.config.targets import checked_targets
 from blockspike.data.event_file import SplitContent, read_event_file, write_event_file
 from blockspike.data.nmnist import parse_events
 from blockspike.data.nmnist_raw import open_raw
 from blockspike.data.recordings import load_recording
-from blockspike.data.shd import describe, open_h5
+from blockspike.data.shd_file import describe, open_h5
 from blockspike.fitting.fitted_neuron import FittedNeuron, load_neuron
+from blockspike.runs.identity import content_of, plain
 from blockspike.runs.run import Run, RunRefusedError
 from blockspike.runs.sweeps import planned_runs, run_states
 from blockspike.training import checkpoint_io
@@ -437,12 +438,13 @@ def change_npz(content: bytes, rng: random.Random) -> bytes:
 # Configurations and the files of a run
 
 
-def train_config(*overrides: str) -> Any:
-    """As a run writes it."""
+def train_config(*overrides: str, command: str = "train") -> Any:
+    """A configuration as a run writes it."""
     GlobalHydra.instance().clear()
-    own = ("data=nmnist_sample", "run_dir=x", "data_config=nmnist_sample")
+    own = ["data=nmnist_sample"] if command == "train" else []
+    own += ["run_dir=x", "data_config=nmnist_sample"]
     with initialize_config_dir(str(CONF.resolve()), version_base="1.3"):
-        return compose("train", [*own, *overrides])
+        return compose(command, [*own, *overrides])
 
 
 def read_overrides(content: bytes) -> None:
@@ -527,7 +529,7 @@ def change_json(content: bytes, rng: random.Random) -> bytes:
 def config_seeds() -> list[bytes]:
     configs = [
         train_config(),
-        train_config("experiment=recovery"),
+        train_config("experiment=recovery", command="fit"),
         train_config("logger=tensorboard"),
     ]
     return [OmegaConf.to_yaml(c, resolve=True).encode() for c in configs]
@@ -536,7 +538,7 @@ def config_seeds() -> list[bytes]:
 def read_run_config(path: Path) -> None:
     """A run's configuration, and what it would start."""
     cfg = plain(Run(path.parent).config())
-    for key in ("data", "model", "optimizer", "trainer", "logger"):
+    for key in ("data", "model", "population", "optimizer", "trainer", "logger"):
         checked_targets(cfg.get(key), key)
 
 

@@ -36,7 +36,7 @@ _EVENTS = (
     "data=nmnist", "data.path=events.h5", "data.n_steps=20", "data.dt_ms=20", "threads=1",
     "network.n_hidden=6", "progress=false",
 )  # fmt: skip
-_FIT = ("model.n_starts=4", "model.arp_ms=2", "threads=1", "progress=false")
+_FIT = ("population.n_starts=4", "population.arp_ms=2", "threads=1", "progress=false")
 RUN = "outputs/mine/default/seed=0"
 
 
@@ -95,8 +95,8 @@ def make_scenarios(bases: dict[str, Path]) -> dict[str, Scenario]:
     train = ("train", "experiment_name=mine", *_EVENTS, "trainer.max_epochs=3")
     served = (sys.executable, str(Path(__file__).with_name("served.py")))
     sweep = ("train", "-m", "experiment_name=mine", *_EVENTS, "trainer.max_epochs=2", "seed=0,1")
-    fit = ("train", "experiment=fit_my_recording", "data.path=cell.npz", *_FIT)
-    recovery = ("train", "experiment=recovery", "data.n_cells=2", "data.duration_s=3", *_FIT)
+    fit = ("fit", "data.path=cell.npz", *_FIT)
+    recovery = ("fit", "experiment=recovery", "data.n_cells=2", "data.duration_s=3", *_FIT)
     known = [
         Scenario("prepare", (*prepare, "data.raw=."), bases["raw"]),
         Scenario(

@@ -56,8 +56,8 @@ def test_lines_are_means_and_standard_errors_over_seeds():
 
 def test_a_line_for_each_recipe_and_method():
     made = figures(
-        run(), run(method="fused", arp_ms=0.0), run("e4_shd_ours", method="fused"),
-        run("e4_shd_wide", method="standard"),
+        run(), run(method="fused", arp_ms=0.0), run("shd", method="fused"),
+        run("shd_wide", method="standard"),
     )  # fmt: skip
     left, right = made["classification_hd_lauscher"].axes
     for axis in (left, right):
@@ -77,7 +77,7 @@ def test_a_line_for_each_recipe_and_method():
 def test_a_substitute_never_takes_the_data_sets_name():
     sample = "N-MNIST sample (1080 recordings)"
     made = figures(
-        run(), run(data_set="SHD", seed=1), run("e3_nmnist", sample), run("e5_surrogates")
+        run(), run(data_set="SHD", seed=1), run("paper_nmnist", sample), run("paper_surrogates")
     )
     assert {name: figure.get_suptitle() for name, figure in made.items()} == {
         "classification_n_mnist_sample_1080_recordings": f"{sample}, not N-MNIST",
@@ -89,21 +89,21 @@ def test_a_substitute_never_takes_the_data_sets_name():
 
 
 def test_panels_without_runs_show_the_command_and_the_published_values():
-    made = figures(run("e5_surrogates"))
+    made = figures(run("paper_surrogates"))
     left, right = made["classification_n_mnist_published_values_only"].axes
     for axis in (left, right):
-        assert "experiment=e3_nmnist" in axis.get_title(loc="left")
+        assert "experiment=paper_nmnist" in axis.get_title(loc="left")
         assert set(lines(axis)) == {f"published, N-MNIST, GPU: {m}" for m in ("Blocks", "standard")}
     assert made["classification_n_mnist_published_values_only"].get_suptitle() == (
         "N-MNIST, published values only"
     )
-    assert "experiment=e4_shd" in (
+    assert "experiment=paper_shd" in (
         made["classification_shd_published_values_only"].axes[0].get_title(loc="left")
     )
     (with_runs,) = made["surrogates_hd_lauscher"].axes
     (without,) = made["detach_shd_published_values_only"].axes
     assert not with_runs.get_title(loc="left")
-    assert "blockspike train -m experiment=e6_detach" in without.get_title(loc="left")
+    assert "blockspike train -m experiment=paper_detach" in without.get_title(loc="left")
 
 
 def test_a_table_without_runs_of_the_paper_shows_the_published_values():
@@ -113,8 +113,8 @@ def test_a_table_without_runs_of_the_paper_shows_the_published_values():
 
 
 def test_surrogates_are_lines_with_the_published_beside():
-    rows = [run("e5_surrogates", surrogate="boxcar", arp_ms=a) for a in (60.0, 20.0)]
-    fused = run("e5_surrogates", surrogate="boxcar", method="fused")
+    rows = [run("paper_surrogates", surrogate="boxcar", arp_ms=a) for a in (60.0, 20.0)]
+    fused = run("paper_surrogates", surrogate="boxcar", method="fused")
     (axis,) = figures(*rows, fused)["surrogates_hd_lauscher"].axes
     drawn = lines(axis)
     np.testing.assert_allclose(
@@ -127,7 +127,7 @@ def test_surrogates_are_lines_with_the_published_beside():
 
 def test_attached_and_detached_are_bars_with_the_published_beside():
     rows = [
-        run("e6_detach", surrogate=s, detach_spikes=d, arp_ms=60.0, test_accuracy=a, seed=seed)
+        run("paper_detach", surrogate=s, detach_spikes=d, arp_ms=60.0, test_accuracy=a, seed=seed)
         for s, d, a in (("boxcar", True, 0.6), ("boxcar", False, 0.4), ("fast_sigmoid", True, 0.8))
         for seed in range(1 + (s == "boxcar"))
     ]
@@ -151,7 +151,7 @@ def test_attached_and_detached_are_bars_with_the_published_beside():
 
 
 def test_runs_that_differ_in_more_than_the_seed_are_refused():
-    with pytest.raises(ValueError, match=r"e4_shd.*method blocks, arp_ms 20\.0, seed 0"):
+    with pytest.raises(ValueError, match=r"paper_shd.*method blocks, arp_ms 20\.0, seed 0"):
         figures(run(), run(surrogate="boxcar"))
 
 

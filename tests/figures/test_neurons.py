@@ -83,7 +83,7 @@ def test_data_sets_are_never_drawn_together():
 
 
 def test_without_runs_the_command_is_shown():
-    for rows in (table(ALIF | {"experiment": "e4_shd"}), table(ALIF).head(0)):
+    for rows in (table(ALIF | {"experiment": "paper_shd"}), table(ALIF).head(0)):
         (figure,) = neuron_figures(rows).values()
         assert "blockspike train -m experiment=se_adlif" in figure.axes[0].get_title(loc="left")
 

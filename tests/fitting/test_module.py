@@ -11,12 +11,12 @@ from torch.utils.data import DataLoader
 from blockspike.fitting.distance import Window
 from blockspike.fitting.metrics import explained_temporal_variance, van_rossum_distance
 from blockspike.fitting.module import FittingBatch, NeuronFittingModule
-from blockspike.fitting.population import PhysicalPopulation, PublishedPopulation, simulate
+from blockspike.fitting.population import PaperPopulation, PhysicalPopulation, simulate
 from blockspike.fitting.synthetic_cells import SyntheticCells
 
 DT_MS = 0.5
 OURS = {
-    "tau_ms": 30.0, "first_tau_ms": 100.0, "root": False, "resample_every": 5,
+    "tau_ms": 30.0, "first_tau_ms": 100.0, "loss": "squared_distance", "resample_every": 5,
     "gradient_clip": 1.0, "patience": None, "decay_lr": True,
 }  # fmt: skip
 
@@ -49,7 +49,7 @@ def ours(n_starts: int = 16, n_epochs: int = 40, **options) -> NeuronFittingModu
 
 
 def published(n_epochs: int = 30, lr: float = 1e-4, **options) -> NeuronFittingModule:
-    population = PublishedPopulation(3, dt_ms=DT_MS)
+    population = PaperPopulation(3, dt_ms=DT_MS)
     return NeuronFittingModule(
         population, partial(torch.optim.Adam, lr=lr, eps=1e-5), n_epochs, **options
     )
@@ -71,7 +71,7 @@ def test_cells_are_as_promised(cells):
 def test_the_published_loss_is_the_mean_distance_of_the_segments(cells):
     module, batch = published(), batch_of(cells)
     fit(module, batch, 1)
-    spikes = PublishedPopulation(3, dt_ms=DT_MS)(batch.current)
+    spikes = PaperPopulation(3, dt_ms=DT_MS)(batch.current)
     stop = batch.window.split
     expected = van_rossum_distance(spikes[:stop], batch.target[:stop], 10.0, DT_MS).mean(0)
     torch.testing.assert_close(module.lowest, expected.detach())

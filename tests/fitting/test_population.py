@@ -11,8 +11,8 @@ from blockspike.files import write_json
 from blockspike.fitting.fitted_neuron import FittedNeuron, load_neuron
 from blockspike.fitting.population import (
     NeuronParameters,
+    PaperPopulation,
     PhysicalPopulation,
-    PublishedPopulation,
     of_coefficients,
     simulate,
 )
@@ -112,7 +112,7 @@ def test_starts_are_drawn_from_their_ranges_by_the_seed():
 
 @pytest.mark.parametrize(("dt_ms", "p_trains"), [(0.05, False), (0.1, False), (0.5, True)])
 def test_published_start(dt_ms, p_trains):
-    population = PublishedPopulation(4, dt_ms=dt_ms)
+    population = PaperPopulation(4, dt_ms=dt_ms)
     c = population.coefficients()
     c = c._replace(**{name: x.detach() for name, x in c._asdict().items()})
     assert float(c.beta[0]) == pytest.approx(np.exp(-dt_ms / 20))
@@ -130,7 +130,7 @@ def test_bad_arguments_are_named():
     with pytest.raises(ValueError, match="n_trials"):
         PhysicalPopulation(1, 1, dt_ms=1.0, n_trials=-1)
     with pytest.raises(ValueError, match="arp_ms"):
-        PublishedPopulation(1, dt_ms=1.0, arp_ms=-1.0)
+        PaperPopulation(1, dt_ms=1.0, arp_ms=-1.0)
     with pytest.raises(ValueError, match=r"current.*2 cells"):
         PhysicalPopulation(2, 1, dt_ms=1.0)(torch.zeros(5, 1, 3))
     with pytest.raises(ValueError, match=r"noise: expected a range above 0, got \(0"):

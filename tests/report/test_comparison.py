@@ -36,7 +36,7 @@ def test_ours_is_the_mean_over_seeds_beside_the_published_value():
 
 def test_data_sets_keep_their_own_names_and_rows():
     sample = "N-MNIST sample (1080 recordings)"
-    made = compared(run(), run(data_set="SHD"), run("e3_nmnist", sample, arp_ms=10.0))
+    made = compared(run(), run(data_set="SHD"), run("paper_nmnist", sample, arp_ms=10.0))
     assert made["E4"].published_data_set == "SHD"
     for name in ("HD-Lauscher", "SHD"):
         assert find(made["E4"], data_set=name)["published"] == "86.0"
@@ -57,14 +57,14 @@ def test_published_values_without_runs_say_that_nothing_was_run():
         row = find(made["E4"], arp_ms=arp_ms)
         assert (row["ours"], row["data_set"], row["n_seeds"]) == ("–", "–", "0")
     assert made["E5"].rows == []
-    assert "experiment=e5_surrogates" in made["E5"].command
+    assert "experiment=paper_surrogates" in made["E5"].command
 
 
 def test_surrogates_and_attached_spikes_are_set_beside_their_own_numbers():
     made = compared(
-        run("e5_surrogates", surrogate="boxcar"),
-        run("e6_detach", surrogate="boxcar", arp_ms=60.0, detach_spikes=False),
-        run("e6_detach", surrogate="boxcar", arp_ms=60.0, test_accuracy=0.8),
+        run("paper_surrogates", surrogate="boxcar"),
+        run("paper_detach", surrogate="boxcar", arp_ms=60.0, detach_spikes=False),
+        run("paper_detach", surrogate="boxcar", arp_ms=60.0, test_accuracy=0.8),
     )
     assert find(made["E5"], setting="boxcar", arp_ms="20", n_seeds="1")["published"] == "81.2"
     for spikes, published, ours in (("attached", "45.0", "70.0"), ("detached", "67.8", "80.0")):
@@ -81,7 +81,7 @@ def test_without_runs_of_the_paper_there_are_commands_and_no_rows(table):
 
 
 def test_runs_that_cannot_be_told_apart_are_refused():
-    with pytest.raises(ValueError, match="more than one run of experiment e4_shd"):
+    with pytest.raises(ValueError, match="more than one run of experiment paper_shd"):
         comparisons(pd.DataFrame([run(), run()]))
 
 
@@ -89,6 +89,6 @@ def test_the_results_kept_here_are_compared():
     table = pd.read_csv(RESULTS / "runs.csv")
     made = comparisons(table)
     ours = find(made[2], recipe="our recipe")
-    own = 100 * pd.Series(table["test_accuracy"][table["experiment"] == "e4_shd_ours"])
+    own = 100 * pd.Series(table["test_accuracy"][table["experiment"] == "shd"])
     expected = (f"{own.mean():.1f} ± {own.sem():.1f}", str(len(own)), "HD-Lauscher")
     assert (ours["ours"], ours["n_seeds"], ours["data_set"]) == expected

@@ -268,7 +268,7 @@ def test_figures_are_found_and_missing_ones_named(tmp_path):
 def made_table(path: Path, data_set: str, n_seeds: int) -> None:
     """A table of runs of one data set, as `blockspike collect` writes it."""
     row = {
-        "experiment": "e4_shd", "data_set": data_set, "n_threads": 1, "model.method": "blocks",
+        "experiment": "paper_shd", "data_set": data_set, "n_threads": 1, "model.method": "blocks",
         "model.arp_ms": 20.0, "model.surrogate": "boxcar", "model.detach_spikes": True,
         "trainer.accelerator": "cpu", "test_accuracy": 0.7, "epoch_s": 50.0,
     }  # fmt: skip

@@ -10,7 +10,7 @@ from blockspike.runs.results import collect_runs
 from blockspike.runs.run import provenance
 
 ROW = {
-    "experiment": "e4_shd", "data_set": "SHD", "seed": 0, "config_hash": "0123", "git_sha": None,
+    "experiment": "paper_shd", "data_set": "SHD", "seed": 0, "config_hash": "0123", "git_sha": None,
     "git_dirty": False, "machine": "box", "python": "3.11.2", "n_threads": 2,
     "data_config": "shd", "model.method": "fused", "model.arp_ms": 10.0,
     "model.surrogate": "boxcar", "model.detach_spikes": True, "network.n_hidden": 8,
@@ -64,7 +64,7 @@ def test_rows_of_commands_are_taken(blockspike, tmp_path):
     """A classifier's and a fit's."""
     blockspike("train", "debug=fast", "network.n_hidden=8", "data.n_steps=20", "data.dt_ms=20")
     blockspike(
-        "train", "experiment=recovery", "data.n_cells=1", "data.duration_s=2", "model.n_starts=2",
-        "trainer.max_epochs=1",
+        "fit", "experiment=recovery", "data.n_cells=1", "data.duration_s=2",
+        "population.n_starts=2", "trainer.max_epochs=1",
     )  # fmt: skip
     assert len(collect_runs(tmp_path / "outputs")) == 2

@@ -1,4 +1,4 @@
-"""What `NumberGuard` costs of a training step at the size of the paper's SHD network.
+"""What `ClassifierGuard` costs of a training step at the size of the paper's SHD network.
 
 python tests/training/guard_cost.py [--data data/hd_lauscher.h5] [--rounds 20]
 """
@@ -15,7 +15,7 @@ import torch
 
 from blockspike.benchmark.training_step import PAPER, Training, make_network, read_batches
 from blockspike.training.classification import ClassificationModule
-from blockspike.training.guards import NumberGuard
+from blockspike.training.classifier_guard import ClassifierGuard
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -28,7 +28,7 @@ def main(arguments: list[str] | None = None) -> None:
     network = make_network("fused")
     training = Training(network)
     module = ClassificationModule(network, 20, 2.0, partial(torch.optim.Adam, lr=1e-3))
-    guard = NumberGuard(Path("never_written.ckpt"))
+    guard = ClassifierGuard(Path("never_written.ckpt"))
     root = SimpleNamespace(root_device=torch.device("cpu"))
     trainer: Any = SimpleNamespace(global_step=0, current_epoch=0, strategy=root)
     steps_ms, guards_ms = [], []

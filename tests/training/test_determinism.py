@@ -16,9 +16,9 @@ from blockspike.training.metrics_file import read_metrics
 TIMES = ("time/", "epoch_s", "train_s", "fit_s", "n_threads")
 # 200 training samples: of their batches of 64 the last has 8.
 TRAIN = (
-    "data=nmnist_sample", "data.validation_fraction=0.8", "data.n_steps=40", "data.dt_ms=10",
-    "network.n_hidden=64", "trainer.limit_val_batches=2", "trainer.limit_test_batches=1",
-    "optimizer.lr=0.01",
+    "train", "data=nmnist_sample", "data.validation_fraction=0.8", "data.n_steps=40",
+    "data.dt_ms=10", "network.n_hidden=64", "trainer.limit_val_batches=2",
+    "trainer.limit_test_batches=1", "optimizer.lr=0.01",
 )  # fmt: skip
 RUNS = {
     "fused, dense": (*TRAIN, "trainer.max_epochs=2", "model.synapses=dense"),
@@ -29,8 +29,8 @@ RUNS = {
         *TRAIN, "trainer.max_epochs=1", "model.detach_spikes=false", "model.recurrent=false",
     ),
     "fit": (
-        "experiment=recovery", "data.n_cells=3", "data.duration_s=4", "data.dt_ms=0.5",
-        "model.n_starts=40", "trainer.max_epochs=30",
+        "fit", "experiment=recovery", "data.n_cells=3", "data.duration_s=4", "data.dt_ms=0.5",
+        "population.n_starts=40", "trainer.max_epochs=30",
     ),
 }  # fmt: skip
 IN_ONE_PROCESS = """
@@ -39,7 +39,7 @@ from hydra.core.global_hydra import GlobalHydra
 from blockspike.cli import main
 for number, arguments in enumerate(json.loads(sys.argv[1])):
     GlobalHydra.instance().clear()
-    sys.argv = ["blockspike", "train", *arguments, f"output_dir={number}"]
+    sys.argv = ["blockspike", *arguments, f"output_dir={number}"]
     main()
 """
 

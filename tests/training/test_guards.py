@@ -5,7 +5,7 @@ import re
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import pytorch_lightning as pl
@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from blockspike.fitting.distance import Window
-from blockspike.fitting.module import FittingBatch, NeuronFittingModule
+from blockspike.fitting.guard import FittingGuard
+from blockspike.fitting.module import FittingBatch, FittingLoss, NeuronFittingModule
 from blockspike.fitting.population import PhysicalPopulation
 from blockspike.networks.classifier import SpikingClassifier
 from blockspike.neurons import NotFiniteError, SpikeTrace
@@ -22,7 +23,7 @@ from blockspike.neurons.events import EventBatch
 from blockspike.training import classification
 from blockspike.training.checkpoint_io import load_plain, save_plain
 from blockspike.training.classification import ClassificationModule
-from blockspike.training.guards import SATURATED, FitGuard, NumberGuard
+from blockspike.training.classifier_guard import SATURATED, ClassifierGuard
 
 pytestmark = pytest.mark.filterwarnings("ignore:You defined a `validation_step`")
 
@@ -87,7 +88,7 @@ def loader(made: list) -> DataLoader:
 
 def stopped(module: Harmed, tmp_path: Path, made=None, **options) -> str:
     """What is said."""
-    guard = NumberGuard(tmp_path / "bad.ckpt")
+    guard = ClassifierGuard(tmp_path / "bad.ckpt")
     with pytest.raises(NotFiniteError) as caught:
         trainer_of(guard, **options).fit(module, loader(made or batches()))
     text, of, file = str(caught.value).rpartition("; this batch: ")
@@ -98,14 +99,14 @@ def stopped(module: Harmed, tmp_path: Path, made=None, **options) -> str:
 
 def replayed(net: SpikingClassifier, tmp_path: Path) -> str:
     file = tmp_path / "bad.ckpt"
-    said = NumberGuard(tmp_path / "other").replay(file, module_of(net), trainer_of())
+    said = ClassifierGuard(tmp_path / "other").replay(file, module_of(net), trainer_of())
     assert not (tmp_path / "other").exists()
     return said
 
 
 def test_nothing_is_said_of_a_run_that_is_well(tmp_path, capsys):
     module, plain = module_of(network()), module_of(network())
-    trainer_of(NumberGuard(tmp_path / "bad.ckpt")).fit(module, loader(batches()))
+    trainer_of(ClassifierGuard(tmp_path / "bad.ckpt")).fit(module, loader(batches()))
     trainer_of().fit(plain, loader(batches()))
     assert not list(tmp_path.iterdir()) and capsys.readouterr().err == ""
     for name, value in plain.state_dict().items():
@@ -322,7 +323,7 @@ def test_the_last_step_of_an_epoch_spoils_no_checkpoint(tmp_path):
         m.optimizers().param_groups[0]["lr"] = math.inf
 
     module.harm = harm
-    guard = NumberGuard(tmp_path / "bad.ckpt")
+    guard = ClassifierGuard(tmp_path / "bad.ckpt")
     with pytest.raises(NotFiniteError, match=f"^layers.0: .* is .*; {PLACE}"):
         trainer_of(guard, limit_val_batches=1).fit(module, loader(batches()), loader(batches()))
     assert seen == [0]
@@ -336,7 +337,7 @@ def test_the_last_step_of_an_epoch_spoils_no_checkpoint(tmp_path):
 def test_validation_data(tmp_path):
     bad = batches(dense=True)
     bad[1][0][0, 0, 0] = math.nan
-    guard = NumberGuard(tmp_path / "bad.ckpt")
+    guard = ClassifierGuard(tmp_path / "bad.ckpt")
     place = "epoch 1, validation after step 3, batch 2"
     with pytest.raises(NotFiniteError, match=rf"^data: input is nan at \[0, 0, 0\].*; {place}; "):
         trainer_of(guard, limit_val_batches=2).fit(
@@ -357,7 +358,7 @@ def test_a_validation_loss_chooses_no_model(tmp_path, monkeypatch):
     with torch.inference_mode():  # as on a GPU, where batches are copied in it
         validation = batches(dense=True)
     with pytest.raises(NotFiniteError, match="^val/loss: is nan; epoch 1, validation after step 3"):
-        trainer_of(NumberGuard(tmp_path / "bad.ckpt"), limit_val_batches=1).fit(
+        trainer_of(ClassifierGuard(tmp_path / "bad.ckpt"), limit_val_batches=1).fit(
             module_of(network()), loader(batches()), loader(validation)
         )
 
@@ -366,7 +367,7 @@ def test_a_large_but_finite_gradient_does_not_stop(tmp_path):
     def harm(module):
         module.network.readout.weight.register_hook(lambda gradient: gradient * 1e25)
 
-    trainer_of(NumberGuard(tmp_path / "bad.ckpt")).fit(
+    trainer_of(ClassifierGuard(tmp_path / "bad.ckpt")).fit(
         module := module_of(network(), harm), loader(batches())
     )
     assert module.n_steps == 3 * N_BATCHES
@@ -376,7 +377,7 @@ def test_other_errors_pass_unchanged(tmp_path):
     def harm(module):
         raise ValueError("something else")
 
-    guard = NumberGuard(tmp_path / "bad.ckpt")
+    guard = ClassifierGuard(tmp_path / "bad.ckpt")
     with pytest.raises(ValueError, match="^something else$"):
         trainer_of(guard).fit(module_of(network(), harm), loader(batches()))
     assert not list(tmp_path.iterdir())
@@ -384,7 +385,7 @@ def test_other_errors_pass_unchanged(tmp_path):
 
 def test_a_batch_that_cannot_be_written(tmp_path):
     (tmp_path / "file").touch()
-    guard = NumberGuard(tmp_path / "file" / "bad.ckpt")
+    guard = ClassifierGuard(tmp_path / "file" / "bad.ckpt")
     with pytest.raises(NotFiniteError, match=f"{PLACE}; this batch could not be written"):
         trainer_of(guard).fit(module_of(network(), in_weight), loader(batches()))
 
@@ -423,7 +424,7 @@ def bias(value: float, layer: int = 1) -> Callable[[Any], None]:
 
 def test_a_dead_layer_is_named_once(tmp_path, capsys):
     module = module_of(network(), bias(-100.0))
-    trainer_of(NumberGuard(tmp_path / "bad.ckpt"), 5).fit(module, loader(batches()))
+    trainer_of(ClassifierGuard(tmp_path / "bad.ckpt"), 5).fit(module, loader(batches()))
     (line,) = capsys.readouterr().err.splitlines()
     # batches 1 and 2 of epoch 2 still had spikes
     assert line.startswith("warning: layers.1: no neuron spiked in epoch 3 (dead layer); ")
@@ -438,7 +439,7 @@ def test_a_saturated_layer_is_named_once_and_again_if_it_comes_back(tmp_path, ca
                 bias(values[self.current_epoch], 0)(self)
 
     module = Switched(network(), 2, 1.0, partial(torch.optim.SGD, lr=0.0))
-    trainer_of(NumberGuard(tmp_path / "bad.ckpt"), 8).fit(module, loader(batches()))
+    trainer_of(ClassifierGuard(tmp_path / "bad.ckpt"), 8).fit(module, loader(batches()))
     lines = [x for x in capsys.readouterr().err.splitlines() if "layers.0" in x]
     assert [re.findall(r"in epoch (\d)", line) for line in lines] == [["2"], ["7"]]
     assert lines[0].startswith(
@@ -449,7 +450,7 @@ def test_a_saturated_layer_is_named_once_and_again_if_it_comes_back(tmp_path, ca
 @pytest.mark.parametrize("share", [SATURATED - 0.01, SATURATED + 0.01])
 def test_what_saturated_means(capsys, share, tmp_path, monkeypatch):
     """Of a neuron's most spikes in 20 steps with arp 2: 7."""
-    guard = NumberGuard(tmp_path / "bad.ckpt")
+    guard = ClassifierGuard(tmp_path / "bad.ckpt")
     guard._batch = batches()[0]
     rate_hz = share * 7 / 0.020
 
@@ -476,7 +477,7 @@ class HarmedFit(NeuronFittingModule):
 
 def fit_module(harm=None, method: Any = "fused", **options) -> HarmedFit:
     population = PhysicalPopulation(2, N_STARTS, dt_ms=1.0, arp_ms=2.0, method=method)
-    options = {"patience": None, "root": False, **options}
+    options = {"patience": None, "loss": "squared_distance", **options}
     module = HarmedFit(population, partial(torch.optim.Adam, lr=1e-2), 4, **options)
     module.harm = harm
     return module
@@ -490,7 +491,7 @@ def fit_batch() -> FittingBatch:
 
 
 def fit(module, tmp_path, batch=None, max_epochs=4) -> pl.Trainer:
-    trainer = trainer_of(FitGuard(tmp_path / "bad.ckpt", CELLS), max_epochs)
+    trainer = trainer_of(FittingGuard(tmp_path / "bad.ckpt", CELLS), max_epochs)
     trainer.fit(module, loader([batch or fit_batch()]))
     return trainer
 
@@ -504,7 +505,7 @@ def fit_stopped(module, tmp_path, batch=None) -> str:
 
 
 def fit_replayed(module, tmp_path) -> str:
-    return FitGuard(tmp_path / "x", CELLS).replay(tmp_path / "bad.ckpt", module, trainer_of())
+    return FittingGuard(tmp_path / "x", CELLS).replay(tmp_path / "bad.ckpt", module, trainer_of())
 
 
 @pytest.mark.parametrize("part", ["current", "target"])
@@ -572,17 +573,17 @@ def lost(*starts: int) -> Callable[[Any], None]:
     return do
 
 
-@pytest.mark.parametrize("root", [False, True])
-def test_a_cell_without_a_start_left_stops_the_fit(tmp_path, capsys, root):
-    said = fit_stopped(fit_module(lost(4, 5, 6, 7), root=root), tmp_path)
+@pytest.mark.parametrize("loss", get_args(FittingLoss))
+def test_a_cell_without_a_start_left_stops_the_fit(tmp_path, capsys, loss):
+    said = fit_stopped(fit_module(lost(4, 5, 6, 7), loss=loss), tmp_path)
     text = "bob: loss of all 4 starts is not finite"
     assert said == f"{text}; epoch 2, step 2, batch 1"
     assert "every number is finite here" in fit_replayed(fit_module(), tmp_path)
 
 
-@pytest.mark.parametrize("root", [False, True])
-def test_a_lost_start_is_named_and_does_not_cost_its_cell(tmp_path, capsys, root):
-    module = fit_module(lost(5), root=root, patience=2, resample_every=2)
+@pytest.mark.parametrize("loss", get_args(FittingLoss))
+def test_a_lost_start_is_named_and_does_not_cost_its_cell(tmp_path, capsys, loss):
+    module = fit_module(lost(5), loss=loss, patience=2, resample_every=2)
     fit(module, tmp_path)
     first, last = capsys.readouterr().err.splitlines()
     assert first == (

@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader
 from blockspike.benchmark.timing import Claim, judge, median_ratio, parse, report
 from blockspike.fitting.distance import Window
 from blockspike.fitting.module import FittingBatch, NeuronFittingModule
-from blockspike.fitting.population import PublishedPopulation
+from blockspike.fitting.population import PaperPopulation
 from blockspike.fitting.synthetic_cells import SyntheticCells
 from blockspike.memory import keep_freed_memory
 from blockspike.neurons import Method
@@ -50,7 +50,7 @@ def make_batch(n_cells: int, n_steps: int) -> FittingBatch:
 
 def epoch_s(method: Method, batch: FittingBatch, n_epochs: int) -> float:
     """Seconds an epoch of a fresh fit."""
-    population = PublishedPopulation(batch.current.shape[2], dt_ms=_DT_MS, method=method)
+    population = PaperPopulation(batch.current.shape[2], dt_ms=_DT_MS, method=method)
     optimizer = partial(torch.optim.Adam, lr=1e-4, eps=1e-5)
     module = NeuronFittingModule(population, optimizer, n_epochs, patience=None)
     trainer = pl.Trainer(

@@ -40,7 +40,8 @@ from blockspike.benchmark.timing import (
     quartiles,
     report,
 )
-from blockspike.data.shd import N_CHANNELS, N_CLASSES, SHDDataModule
+from blockspike.data.shd import SHDDataModule
+from blockspike.data.shd_file import N_CHANNELS, N_CLASSES
 from blockspike.memory import keep_freed_memory
 from blockspike.networks.classifier import SpikingClassifier
 from blockspike.networks.synapses import SynapseMode

@@ -18,9 +18,9 @@ from blockspike.benchmark.layers import CONTENDERS
 from blockspike.benchmark.studies import Options, Piece, pieces
 from blockspike.benchmark.table import Row, RowFile
 from blockspike.benchmark.timing import machine, print_claims
-from blockspike.config.build import plain
 from blockspike.data.progress import progress
 from blockspike.files import whole_file
+from blockspike.runs.identity import plain
 from blockspike.runs.run import provenance
 
 _NOT_OPTIONS = ("study", "check", "threads", "output_dir")

@@ -2,7 +2,7 @@
 
 from omegaconf import DictConfig
 
-from blockspike.config.build import is_fit
+from blockspike.runs.identity import is_fit
 
 MONITORS = ("val/accuracy", "val/loss")
 PRECISIONS = ("32-true", "64-true", "bf16-mixed")

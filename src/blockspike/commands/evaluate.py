@@ -8,13 +8,14 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from blockspike.commands.activity import activity
-from blockspike.commands.fit import evaluate_neuron
-from blockspike.commands.train import use_threads
-from blockspike.config.build import build_data, build_network, content_of, is_fit
+from blockspike.commands.evaluate_neuron import evaluate_neuron
+from blockspike.commands.run_once import use_threads
+from blockspike.config.build import build_data, build_network
 from blockspike.data.datamodule import EventDataModule
 from blockspike.files import CONF, write_json, write_npz
 from blockspike.networks.classifier import SpikingClassifier
 from blockspike.pretrained import read_network, weights_dtype
+from blockspike.runs.identity import content_of, is_fit
 from blockspike.runs.run import Run
 from blockspike.training.checkpoint_io import load_plain
 from blockspike.training.linear_baseline import linear_baseline

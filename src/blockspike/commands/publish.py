@@ -7,9 +7,9 @@ from typing import Any
 from omegaconf import DictConfig
 
 from blockspike.commands.evaluate import load_run
-from blockspike.config.build import content_of
 from blockspike.files import write_text
 from blockspike.pretrained import NetworkFile, save_pretrained
+from blockspike.runs.identity import content_of
 from blockspike.runs.run import Run
 
 _CARD = """# {name}

@@ -9,7 +9,7 @@ from omegaconf import DictConfig
 
 from blockspike.commands.activity import shown_samples
 from blockspike.commands.evaluate import load_run
-from blockspike.commands.train import use_threads
+from blockspike.commands.run_once import use_threads
 from blockspike.figures.tables import read_table
 from blockspike.report.comparison import comparisons
 from blockspike.report.page import EmbeddedFigure, found_figures, render

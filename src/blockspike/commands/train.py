@@ -1,111 +1,31 @@
-"""`blockspike train`: one run, from its configuration to `result.json`."""
+"""`blockspike train`: a classifier, chosen on validation data and tested once."""
 
-import logging
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytorch_lightning as pl
-import torch
 from omegaconf import DictConfig
 
-from blockspike.commands import fit
-from blockspike.commands.checks import check_training
+from blockspike.commands.run_once import Task, run_once
 from blockspike.commands.trainer import (
     EpochCheckpoint,
     last_checkpoint,
     load_best,
     make_trainer,
-    processes_of_one_run,
     without_known_warnings,
 )
-from blockspike.commands.wandb_run import log_result, wandb_closed
-from blockspike.config.build import (
-    build_data,
-    build_module,
-    build_trainer,
-    content_hash,
-    content_of,
-    is_fit,
-)
+from blockspike.config.build import build_data, build_module
 from blockspike.data.datamodule import EventDataModule
-from blockspike.data.recordings_datamodule import RecordingsDataModule
-from blockspike.fitting.module import NeuronFittingModule
-from blockspike.runs.run import Run, flatten, is_first_process, provenance
+from blockspike.runs.run import Run
 from blockspike.training.callbacks import Throughput
 from blockspike.training.classification import ClassificationModule
-from blockspike.training.guards import FitGuard, NumberGuard
+from blockspike.training.classifier_guard import ClassifierGuard
 from blockspike.training.metrics_file import read_metrics
 
 
 def train(cfg: DictConfig) -> dict[str, Any]:
-    """Train a classifier or fit neurons, test once; resume or skip what is there.
-
-    With `replay`, run only the batch in that file, which a stopped run left, and write nothing.
-
-    Returns:
-        The run's row, as in `result.json`; of a replay, nothing.
-
-    Raises:
-        ValueError: a bad configuration, or the folder holds a run with another one.
-        FileNotFoundError: the data are missing.
-    """
-    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
-    run = Run(Path(cfg.run_dir))
-    if cfg.replay is not None:
-        _replay(cfg)
-        return {}
-    content = content_of(cfg)
-    check_training(cfg)
-    run.check_content(content)
-    run.clear_error()
-    row = run.result()
-    if row is not None:
-        run.mark_done()
-        print(f"{run.folder}: finished, skipped")
-        return row
-    use_threads(cfg.threads)
-    data, module = fit.build(cfg) if is_fit(cfg) else _build(cfg)
-    held = run.recorded(cfg, content, content_hash(content), data.sha256)
-    with held, processes_of_one_run(), wandb_closed():
-        title = data.title if isinstance(data, RecordingsDataModule) else str(data.name)
-        row = _identity(cfg, content, title) | {"data_sha256": data.sha256}
-        if isinstance(data, RecordingsDataModule):
-            assert isinstance(module, NeuronFittingModule)
-            row |= fit.fit_and_score(cfg, run, data, module)
-        else:
-            assert isinstance(module, ClassificationModule)
-            row |= _fit_and_test(cfg, run, data, module)
-        log_result(run, row, data, module)
-        run.write_result(row)
-    summary = fit.summary_line(row) if is_fit(cfg) else _summary(row)
-    if is_first_process():
-        print(f"{run.folder}: {summary}")
-    return row
-
-
-def _replay(cfg: DictConfig) -> None:
-    check_training(cfg)
-    use_threads(cfg.threads)
-    file = Path(cfg.replay)
-    if is_fit(cfg):
-        recordings, module = fit.build(cfg)
-        guard = FitGuard(file, recordings.names)
-    else:
-        _, module = _build(cfg)
-        guard = NumberGuard(file)
-    silent = cfg.copy()
-    silent.logger = silent.callbacks = None
-    trainer = build_trainer(silent, [], enable_progress_bar=False, enable_checkpointing=False)
-    print(guard.replay(file, module, trainer))
-
-
-def use_threads(threads: int | None) -> None:
-    """Set PyTorch's (and so the kernels') number of threads, if one is given."""
-    if threads is not None:
-        if threads < 1:
-            raise ValueError(f"threads: expected an integer ≥ 1, got {threads}")
-        torch.set_num_threads(threads)
+    """Train a classifier and test it once; see `run_once`."""
+    return run_once(cfg, _TASK)
 
 
 def _build(cfg: DictConfig) -> tuple[EventDataModule, ClassificationModule]:
@@ -133,7 +53,7 @@ def _fit_and_test(
         save_on_train_epoch_end=True,
         enable_version_counter=False,
     )
-    guard = NumberGuard(run.folder / "bad_batch.ckpt")
+    guard = ClassifierGuard(run.folder / "bad_batch.ckpt")
     trainer = make_trainer(cfg, run, [Throughput(), guard, chosen, last])
     with without_known_warnings():
         data.trainer = trainer
@@ -174,23 +94,6 @@ def _scores(
     return row
 
 
-def _identity(cfg: DictConfig, content: dict[str, Any], data_set: str) -> dict[str, Any]:
-    made = provenance()
-    return {
-        "experiment": cfg.experiment_name,
-        "data_set": data_set,
-        "seed": cfg.seed,
-        "config_hash": content_hash(content),
-        "git_sha": made["git_sha"],
-        "git_dirty": made["git_dirty"],
-        "machine": made["machine"],
-        "python": made["python"],
-        **{f"version.{name}": number for name, number in made["versions"].items()},
-        "n_threads": torch.get_num_threads(),
-        **{k: v for k, v in flatten(content).items() if k not in ("seed", "experiment_name")},
-    }
-
-
 def _summary(row: dict[str, Any]) -> str:
     text = (
         f"test accuracy {row['test_accuracy']:.2%} (model of epoch {row['chosen_epoch']}, "
@@ -199,3 +102,12 @@ def _summary(row: dict[str, Any]) -> str:
     if "best_test_accuracy" in row:
         text += f"; best test accuracy of all epochs {row['best_test_accuracy']:.2%}"
     return text
+
+
+_TASK = Task(
+    build=_build,
+    work=_fit_and_test,
+    guard=lambda file, data: ClassifierGuard(file),
+    title=lambda data: str(data.name),
+    summary=_summary,
+)

@@ -18,11 +18,11 @@ from pytorch_lightning.loggers import WandbLogger
 from pytorch_lightning.utilities import rank_zero_only
 
 from blockspike.commands.activity import activity
-from blockspike.config.build import content_hash, is_fit, plain
 from blockspike.data.datamodule import EventDataModule
 from blockspike.figures.raster import raster
 from blockspike.figures.style import use_style
 from blockspike.networks.classifier import SpikingClassifier
+from blockspike.runs.identity import content_hash, is_fit, plain
 from blockspike.runs.run import Run, read_json, write_text
 from blockspike.training.classification import ClassificationModule
 from blockspike.training.metrics_file import read_metrics

@@ -29,6 +29,20 @@ class EventDataModule(pl.LightningDataModule):
     part of training or validation. Where several processes train, ``batch_size`` is of all of them
     together: they share the batches that one process would have. One that has nothing of a last
     batch gets a sample labelled `NO_LABEL`, which does not count.
+
+    Args:
+        path: the prepared file.
+        dt_ms: length of a time step.
+        n_steps: steps T of a sample; later events are dropped.
+        raw: the files to prepare it from; None = ``raw/<config_name>`` beside ``path``, where
+            downloads go; "sample" = recordings that come with blockspike.
+        download: whether `prepare` may download the published files.
+        batch_size: samples of a batch, in all processes together.
+        validation_fraction: part of the training set held out, stratified by label.
+        seed: of the validation split and the training order.
+
+    Raises:
+        ValueError: an argument is out of range.
     """
 
     config_name: str
@@ -45,13 +59,13 @@ class EventDataModule(pl.LightningDataModule):
     def __init__(
         self,
         path: str | Path,
-        raw: str | Path | None,
-        download: bool,
         dt_ms: float,
         n_steps: int,
-        batch_size: int,
-        validation_fraction: float,
-        seed: int,
+        raw: str | Path | None = None,
+        download: bool = False,
+        batch_size: int = 64,
+        validation_fraction: float = 0.1,
+        seed: int = 0,
     ) -> None:
         super().__init__()
         require(0 < dt_ms < float("inf"), "dt_ms", dt_ms, "a positive number of ms")

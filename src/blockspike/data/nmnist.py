@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numba import njit
@@ -195,17 +196,12 @@ class NMNISTDataModule(EventDataModule):
     Time bins are ``floor(t / dt)``, in exact integer arithmetic.
 
     Args:
-        path: the prepared file.
         raw: recordings to prepare it from, as `prepare_nmnist` takes them; None = the folder
             ``raw/nmnist`` beside ``path``, where downloads go; "sample" = 1080 recordings that come
             with blockspike.
-        download: whether `prepare` may download.
-        dt_ms: length of a time step.
-        n_steps: steps T of a sample; later events are dropped.
         pixel_shift: training recordings are moved by up to this many pixels in x and in y, drawn
             anew each epoch from (seed, epoch, sample); events moved off the camera are dropped.
-        validation_fraction: part of the training set held out, stratified by label.
-        seed: of the validation split and the training order.
+        path, dt_ms, n_steps, **options: see `EventDataModule`; `seed` is also that of the shifts.
 
     Raises:
         ValueError: an argument is out of range.
@@ -220,16 +216,12 @@ class NMNISTDataModule(EventDataModule):
     def __init__(
         self,
         path: str | Path,
-        raw: str | Path | None = None,
-        download: bool = False,
         dt_ms: float = 1.0,
         n_steps: int = 400,
         pixel_shift: int = 0,
-        batch_size: int = 64,
-        validation_fraction: float = 0.1,
-        seed: int = 0,
+        **options: Any,
     ) -> None:
-        super().__init__(path, raw, download, dt_ms, n_steps, batch_size, validation_fraction, seed)
+        super().__init__(path, dt_ms, n_steps, **options)
         require(0 <= pixel_shift < WIDTH, "pixel_shift", pixel_shift, f"0 to {WIDTH - 1}")
         self.pixel_shift = pixel_shift
         # repr() of a float is the shortest decimal that means it: 0.1 ms is 100 µs exactly.

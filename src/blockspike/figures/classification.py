@@ -34,9 +34,9 @@ def classification_figures(table: pd.DataFrame) -> dict[str, Figure]:
     """Draw Figure 4, one figure a data set, under the data set's own name.
 
     Args:
-        table: a row per run and seed, as `blockspike collect` writes. Experiments e3_… are of
-            N-MNIST, e4_… of SHD. What follows in their names is the recipe: e4_shd is the paper's,
-            e4_shd_ours is ours.
+        table: a row per run and seed, as `blockspike collect` writes. The experiments `nmnist`
+            and `shd` are our recipes, `paper_nmnist` and `paper_shd` the paper's, and what follows
+            in other names is the recipe's name: `shd_wide`.
 
     Returns:
         Name → figure. What has no runs is drawn with the published values alone, with the command
@@ -45,8 +45,8 @@ def classification_figures(table: pd.DataFrame) -> dict[str, Figure]:
     Raises:
         ValueError: columns are missing, or two runs of a point have one seed.
     """
-    return figures_of_data_sets(table, "classification", "N-MNIST", "e3", _figure_4) | (
-        figures_of_data_sets(table, "classification", "SHD", "e4", _figure_4)
+    return figures_of_data_sets(table, "classification", "N-MNIST", "nmnist", _figure_4) | (
+        figures_of_data_sets(table, "classification", "SHD", "shd", _figure_4)
     )
 
 
@@ -54,7 +54,7 @@ def _figure_4(runs: pd.DataFrame, published: str) -> Figure:
     """Accuracy and seconds an epoch against the refractory period."""
     figure = Figure(figsize=(8, 4), layout="constrained")
     left, right = figure.subplots(1, 2)
-    experiment, file = ("shd", "e4_shd") if published == "SHD" else ("nmnist", "e3_nmnist")
+    experiment = "shd" if published == "SHD" else "nmnist"
     for axis, value, quantity in (
         (left, "accuracy", "test_accuracy"),
         (right, "epoch_s", "epoch_duration"),
@@ -69,7 +69,7 @@ def _figure_4(runs: pd.DataFrame, published: str) -> Figure:
             label = f"published, {published}, GPU: {METHODS[method][0]}"
             draw_published(axis, numbers, label, METHOD_COLOURS[method], marker)
         if runs.empty:
-            say_how(axis, file, published)
+            say_how(axis, f"paper_{experiment}", published)
         axis.set_xlabel(ARP)
     left.set_ylabel(ACCURACY)
     right.set(yscale="log", ylabel=f"seconds an epoch{_hardware(runs)}")

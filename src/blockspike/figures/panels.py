@@ -39,6 +39,8 @@ METHODS = {
 }
 # label, marker, line style
 _RECIPES = {"paper": ("paper's recipe", "o", "-"), "ours": ("our recipe", "^", "-.")}
+_PANELS = ("nmnist", "shd", "surrogates", "detach")
+_EXPERIMENT = rf"^(paper_)?({'|'.join(_PANELS)})(?:_(.+))?$"
 # label, colour, marker
 SURROGATES = {
     "multi_gaussian": ("multi-Gaussian", "#009E73", "o"),
@@ -67,7 +69,7 @@ def figures_of_data_sets(
         table: as in `classification_figures`.
         stem: start of the figures' names.
         published: the data set of the published values.
-        panel: e3, e4, e5 or e6.
+        panel: nmnist, shd, surrogates or detach.
         draw: makes the figure of some runs and the published data set's name.
 
     Returns:
@@ -115,13 +117,16 @@ def mean_over_seeds(runs: pd.DataFrame, by: Sequence[str], value: str) -> pd.Dat
 
 
 def tidy(table: pd.DataFrame) -> pd.DataFrame:
-    """The runs of e3 to e6, with short names, accuracy in % and the columns panel and recipe.
+    """The runs of the classification experiments, with short names, accuracy in %, panel, recipe.
+
+    The experiment `paper_shd` is the paper's recipe of the panel `shd`, `shd` is ours, and
+    `shd_wide` is a recipe called "wide".
 
     Raises:
         ValueError: columns are missing; but not if there is no such run.
     """
     if "experiment" in table:
-        table = pd.DataFrame(table[table["experiment"].astype(str).str.match("e[3-6]_[a-z]")])
+        table = pd.DataFrame(table[table["experiment"].astype(str).str.match(_EXPERIMENT)])
         if table.empty:
             table = table.reindex(columns=list(_COLUMNS))
     missing = [name for name in _COLUMNS if name not in table]
@@ -131,10 +136,11 @@ def tidy(table: pd.DataFrame) -> pd.DataFrame:
             f"missing {', '.join(missing)}"
         )
     runs = pd.DataFrame({name: table[column] for column, name in _COLUMNS.items()})
-    parts = pd.Series(runs["experiment"], dtype=str).str.extract("^(e[3-6])_[a-z]+_?(.*)$")
+    parts = pd.Series(runs["experiment"], dtype=str).str.extract(_EXPERIMENT)
+    is_ours = parts[0].isna()
     runs = runs.assign(
-        panel=parts[0],
-        recipe=parts[1].replace("", "paper"),
+        panel=parts[1],
+        recipe=parts[2].fillna("ours").where(is_ours, "paper"),
         accuracy=100 * runs["accuracy"],
     )
     for column, known in (("method", METHODS), ("surrogate", SURROGATES)):
@@ -173,7 +179,7 @@ def say_how(axis: Axes, file: str, published: str) -> None:
     """Write over a panel without runs the command that its configuration file begins with."""
     lines = ["no runs yet:", *textwrap.wrap(command_of(file), 52, break_long_words=False)]
     if published == "SHD":
-        lines.append("(where SHD cannot be had: data=hd_lauscher)")
+        lines.append("(without SHD: data=hd_lauscher)")
     axis.set_title("\n".join(lines), loc="left", fontsize=7, family="monospace")
 
 

@@ -14,13 +14,14 @@ from blockspike.figures.style import BLUE, GREY, ORANGE, save
 
 _SCORE = "test_etv_15ms"
 _COLUMNS = (
-    "data_set", "n_cells", "data.dt_ms", "model.arp_ms", "model.method", "fit.parameters",
-    "model.n_starts", "fit_s_per_cell", f"{_SCORE}_median", f"{_SCORE}_q25", f"{_SCORE}_q75",
+    "data_set", "n_cells", "data.dt_ms", "population.arp_ms", "population.method",
+    "population._target_", "population.n_starts", "fit_s_per_cell", f"{_SCORE}_median",
+    f"{_SCORE}_q25", f"{_SCORE}_q75",
 )  # fmt: skip
-# fit.parameters → label, colour, marker
+# class of the population → label, colour, marker
 _RECIPES = {
-    "physical": ("our recipe", BLUE, "o"),
-    "published": ("published recipe", ORANGE, "s"),
+    "PhysicalPopulation": ("our recipe", BLUE, "o"),
+    "PaperPopulation": ("published recipe", ORANGE, "s"),
 }
 _ARP_PANEL_DT_MS = 0.1
 _SCALE: Any = {"ylim": (-0.4, 1), "yticks": (0, 0.2, 0.4, 0.6, 0.8, 1)}  # room for the legend
@@ -44,7 +45,8 @@ def recordings(table: pd.DataFrame, folder: Path) -> list[Path]:
         ValueError: a table with fits lacks columns.
     """
     fits = table.reindex(columns=table.columns.union(list(_COLUMNS)))
-    fits = pd.DataFrame(fits[fits["fit.parameters"].isin(list(_RECIPES))])
+    fits = fits.assign(recipe=fits["population._target_"].astype(str).str.rpartition(".")[2])
+    fits = pd.DataFrame(fits[fits["recipe"].isin(list(_RECIPES))])
     missing = [name for name in _COLUMNS if name not in table]
     if missing and len(fits):
         raise ValueError(f"table: no column {', '.join(missing)}")
@@ -76,9 +78,9 @@ def _groups(fits: pd.DataFrame, column: str) -> list[tuple[str, pd.DataFrame]]:
 
 
 def _against_dt(axis: Axes, fits: pd.DataFrame) -> None:
-    for recipe, own in _groups(fits, "fit.parameters"):
-        usual = statistics.mode(own["model.arp_ms"].tolist())
-        at_usual = pd.DataFrame(own[own["model.arp_ms"] == usual])
+    for recipe, own in _groups(fits, "recipe"):
+        usual = statistics.mode(own["population.arp_ms"].tolist())
+        at_usual = pd.DataFrame(own[own["population.arp_ms"] == usual])
         _line(axis, recipe, at_usual, "data.dt_ms", f", ARP {usual:g} ms")
     _published_line(axis, "recordings_dt", "dt_ms")
     axis.set(
@@ -94,14 +96,14 @@ def _against_dt(axis: Axes, fits: pd.DataFrame) -> None:
 def _say_how(axis: Axes, fits: pd.DataFrame, overrides: str) -> None:
     """Over a panel without fits, the command that makes them."""
     if fits.empty:
-        command = f"no fits yet:\nblockspike train -m\nexperiment=e7_recordings_ours\n{overrides}"
+        command = f"no fits yet:\nblockspike fit -m\nexperiment=recordings\n{overrides}"
         axis.set_title(command, loc="left", fontsize=7, family="monospace")
 
 
 def _against_arp(axis: Axes, fits: pd.DataFrame) -> None:
     at_dt = pd.DataFrame(fits[np.isclose(fits["data.dt_ms"], _ARP_PANEL_DT_MS)])
-    for recipe, own in _groups(at_dt, "fit.parameters"):
-        _line(axis, recipe, own, "model.arp_ms", f", dt {_ARP_PANEL_DT_MS} ms")
+    for recipe, own in _groups(at_dt, "recipe"):
+        _line(axis, recipe, own, "population.arp_ms", f", dt {_ARP_PANEL_DT_MS} ms")
     _published_line(axis, "recordings_arp", "arp_ms")
     axis.set(
         xscale="log",
@@ -109,7 +111,7 @@ def _against_arp(axis: Axes, fits: pd.DataFrame) -> None:
         **_SCALE,
     )
     axis.legend(frameon=False, fontsize=7, loc="lower left")
-    _say_how(axis, at_dt, "data.dt_ms=0.1 model.arp_ms=1,2,4,6,8,16")
+    _say_how(axis, at_dt, "data.dt_ms=0.1 population.arp_ms=1,2,4,6,8,16")
 
 
 def _line(axis: Axes, recipe: str, fits: pd.DataFrame, x: str, what: str) -> None:
@@ -141,13 +143,13 @@ def _seconds(axis: Axes, fits: pd.DataFrame) -> None:
         (f"published, {name}, GPU (ETV {etv[name]:g})", float(s), GREY)
         for name, s in seconds.items()
     ]
-    for recipe, own in _groups(fits, "fit.parameters"):
+    for recipe, own in _groups(fits, "recipe"):
         label, colour, _ = _RECIPES[recipe]
         for dt_ms in sorted({_ARP_PANEL_DT_MS, statistics.mode(own["data.dt_ms"].tolist())}):
             values = own["fit_s_per_cell"][own["data.dt_ms"] == dt_ms]
             if len(values):
                 seconds = float(np.median(values))
-                starts = own["model.n_starts"].fillna(1).tolist()[0]
+                starts = own["population.n_starts"].fillna(1).tolist()[0]
                 name = f"{label}, CPU, dt {dt_ms:g} ms, {starts:g} start" + "s" * (starts > 1)
                 bars.append((name, seconds, colour))
     names, seconds, colours = zip(*bars, strict=True)

@@ -30,23 +30,23 @@ from blockspike.figures.style import BLUE, ORANGE
 
 
 def surrogates(table: pd.DataFrame, folder: Path) -> list[Path]:
-    """Write accuracy with three surrogates against the refractory period (e5_…), as PNG and SVG."""
+    """Write accuracy with three surrogates against the refractory period, as PNG and SVG."""
     return save_all(surrogate_figures(table), folder)
 
 
 def detach(table: pd.DataFrame, folder: Path) -> list[Path]:
-    """Write accuracy with attached and detached spikes (e6_…), as PNG and SVG."""
+    """Write accuracy with attached and detached spikes, as PNG and SVG."""
     return save_all(detach_figures(table), folder)
 
 
 def surrogate_figures(table: pd.DataFrame) -> dict[str, Figure]:
-    """As `classification_figures`, of experiments e5_…."""
-    return figures_of_data_sets(table, "surrogates", "SHD", "e5", _surrogates)
+    """Draw the panel of surrogate gradients; see `classification_figures`."""
+    return figures_of_data_sets(table, "surrogates", "SHD", "surrogates", _surrogates)
 
 
 def detach_figures(table: pd.DataFrame) -> dict[str, Figure]:
-    """As `classification_figures`, of experiments e6_…."""
-    return figures_of_data_sets(table, "detach", "SHD", "e6", _detach)
+    """Draw the panel of detached spikes; see `classification_figures`."""
+    return figures_of_data_sets(table, "detach", "SHD", "detach", _detach)
 
 
 def _axis() -> tuple[Figure, Axes]:
@@ -75,7 +75,7 @@ def _surrogates(runs: pd.DataFrame, published: str) -> Figure:
         numbers = paper_numbers(experiment="shd_surrogates", surrogate=surrogate)
         draw_published(axis, numbers, f"published, {published}: {name}", colour, marker)
     axis.set_xlabel(ARP)
-    _finish(axis, runs, "e5_surrogates", published)
+    _finish(axis, runs, "paper_surrogates", published)
     return figure
 
 
@@ -103,7 +103,7 @@ def _detach(runs: pd.DataFrame, published: str) -> Figure:
         draw_errors(axis, rows, "x", "black")
     axis.set_xticks(range(len(SURROGATES)), [name for name, _, _ in SURROGATES.values()])
     axis.set_xlabel("surrogate; spikes attached or detached")
-    _finish(axis, runs, "e6_detach", published)
+    _finish(axis, runs, "paper_detach", published)
     return figure
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pandas as pd
 
 from blockspike.files import write_text
+from blockspike.runs.renamed import with_new_names
 
 
 @dataclass(frozen=True)
@@ -50,5 +51,5 @@ def read_table(path: Path) -> tuple[pd.DataFrame, Source]:
             f"{path}: no table here; `blockspike collect` makes one of all runs, "
             "`blockspike benchmark` one of speed"
         )
-    table = readers[path.suffix](path)
+    table = with_new_names(readers[path.suffix](path))
     return table, Source(str(path), len(table), hashlib.sha256(path.read_bytes()).hexdigest())

@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import pytorch_lightning as pl
 import torch
@@ -12,6 +12,8 @@ from torch.optim import Optimizer
 
 from blockspike.fitting.distance import Window
 from blockspike.fitting.population import NeuronParameters, NeuronPopulation
+
+FittingLoss = Literal["distance", "squared_distance"]
 
 
 class FittingBatch(NamedTuple):
@@ -46,7 +48,7 @@ class NeuronFittingModule(pl.LightningModule):
         n_epochs: length of the schedules.
         tau_ms: of the van Rossum distance.
         first_tau_ms: τ falls from here to `tau_ms` over the first half of the epochs.
-        root: True: the distance itself is minimised, as published; False: its square.
+        loss: "distance", as published, or "squared_distance".
         resample_every: epochs between selections; None = starts stay apart.
         elite_fraction: share of a cell's starts that the others go on from.
         perturbation: (first, last) standard deviation of the change of those others' parameters.
@@ -72,7 +74,7 @@ class NeuronFittingModule(pl.LightningModule):
         *,
         tau_ms: float = 10.0,
         first_tau_ms: float | None = None,
-        root: bool = True,
+        loss: FittingLoss = "distance",
         resample_every: int | None = None,
         elite_fraction: float = 0.25,
         perturbation: tuple[float, float] = (0.3, 0.02),
@@ -94,7 +96,7 @@ class NeuronFittingModule(pl.LightningModule):
                 raise ValueError(f"{name}: expected an integer ≥ 1 or null, got {count}")
         self.population = population
         self.make_optimizer = optimizer
-        self.n_epochs, self.root = n_epochs, root
+        self.n_epochs, self.loss = n_epochs, loss
         self.tau_ms, self.first_tau_ms = tau_ms, first_tau_ms or tau_ms
         self.resample_every, self.elite_fraction = resample_every, elite_fraction
         self.perturbation, self.gradient_clip = tuple(perturbation), gradient_clip
@@ -129,7 +131,7 @@ class NeuronFittingModule(pl.LightningModule):
             None if draws is None else draws.to(batch.current),
         )  # fmt: skip
         fitted, held_out = (scale * x for x in squares)
-        loss = _safe_root(fitted).mean(0) if self.root else fitted.sum(0)
+        loss = _safe_root(fitted).mean(0) if self.loss == "distance" else fitted.sum(0)
         return loss, fitted, held_out
 
     def _epoch_seed(self) -> int:
@@ -191,7 +193,7 @@ class NeuronFittingModule(pl.LightningModule):
         self.log("time/epoch_s", time.perf_counter() - self._epoch_start)
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
-        """Limit each start's gradient; one that is not finite is left out (see `FitGuard`)."""
+        """Limit each start's gradient; one that is not finite is left out (see `FittingGuard`)."""
         gradients = [x.grad for x in self.population.parameters() if x.grad is not None]
         for gradient in gradients:
             gradient.nan_to_num_(0.0, 0.0, 0.0)

@@ -258,7 +258,7 @@ class PhysicalPopulation(NeuronPopulation):
         return parameters.coefficients(self.dt_ms)
 
 
-class PublishedPopulation(NeuronPopulation):
+class PaperPopulation(NeuronPopulation):
     """The paper's parameters (SPEC E7): β, p, b, weight and bias per step, within its bounds.
 
     At dt = ds · 0.1 ms: τ_m 20 ms, τ_a 100 ms, b 0.1/ds, weight ds, bias 0. Where p starts above

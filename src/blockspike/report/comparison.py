@@ -13,13 +13,16 @@ _EPOCH = ("epoch_duration", "epoch_s", "seconds an epoch (published: GPU, recipe
 # panel, title, published data set, rows of paper_numbers.csv, configuration file, what is varied
 # beside method and refractory period, quantity
 _PANELS = (
-    ("e3", "E3, Figure 4", "N-MNIST", "nmnist", "e3_nmnist", (), _ACCURACY),
-    ("e3", "E3, Figure 4", "N-MNIST", "nmnist", "e3_nmnist", (), _EPOCH),
-    ("e4", "E4, Figure 4", "SHD", "shd", "e4_shd", (), _ACCURACY),
-    ("e4", "E4, Figure 4", "SHD", "shd", "e4_shd", (), _EPOCH),
-    ("e5", "E5, surrogates", "SHD", "shd_surrogates", "e5_surrogates", ("surrogate",), _ACCURACY),
+    ("nmnist", "Figure 4, N-MNIST", "N-MNIST", "nmnist", "paper_nmnist", (), _ACCURACY),
+    ("nmnist", "Figure 4, N-MNIST", "N-MNIST", "nmnist", "paper_nmnist", (), _EPOCH),
+    ("shd", "Figure 4, SHD", "SHD", "shd", "paper_shd", (), _ACCURACY),
+    ("shd", "Figure 4, SHD", "SHD", "shd", "paper_shd", (), _EPOCH),
     (
-        "e6", "E6, attached and detached spikes", "SHD", "shd_detach", "e6_detach",
+        "surrogates", "Surrogate gradients", "SHD", "shd_surrogates", "paper_surrogates",
+        ("surrogate",), _ACCURACY,
+    ),
+    (
+        "detach", "Attached and detached spikes", "SHD", "shd_detach", "paper_detach",
         ("surrogate", "spikes"), _ACCURACY,
     ),
 )  # fmt: skip

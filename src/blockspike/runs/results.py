@@ -8,6 +8,7 @@ from typing import Any
 import pandas as pd
 
 from blockspike.files import read_json, whole_file
+from blockspike.runs.renamed import with_new_names
 
 # What every row must have: column → type. A classifier's has `test_accuracy` too, a fit's `fit_s`.
 _COLUMNS: dict[str, tuple[type, ...]] = {
@@ -62,7 +63,7 @@ def collect_runs(output_dir: Path) -> pd.DataFrame:
         for file in files
     ]
     table = pd.DataFrame(rows)
-    table = pd.DataFrame(table.apply(_of_one_type))
+    table = with_new_names(pd.DataFrame(table.apply(_of_one_type)))
     table = _unique(table)
     folder = output_dir / "tables"
     with whole_file(folder / "runs.parquet") as file:

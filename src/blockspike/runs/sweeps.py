@@ -18,8 +18,8 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 
-from blockspike.config.build import content_hash, content_of
 from blockspike.files import read_json, write_json
+from blockspike.runs.identity import content_hash, content_of
 from blockspike.runs.run import Run, now, run_folders, time_text
 from blockspike.runs.slurm import (
     FORGOTTEN,
@@ -78,7 +78,7 @@ def _outlast_lost_jobs() -> None:
         try:
             return results(self)
         except UncompletedJobError as error:  # time limit, dead node
-            print(f"blockspike train: {str(error).splitlines()[0]}", file=sys.stderr)
+            print(f"blockspike: {str(error).splitlines()[0]}", file=sys.stderr)
             return [JobReturn(status=JobStatus.COMPLETED)]
 
     Job.results = results_or_none
@@ -312,7 +312,7 @@ def sweep_is_done() -> bool:
     if RecordSweep.planned is None:
         return True
     if not RecordSweep.planned:
-        print("blockspike train: which runs this sweep has is not known", file=sys.stderr)
+        print("blockspike: which runs this sweep has is not known", file=sys.stderr)
         return False
     states = run_states(RecordSweep.output_dir, RecordSweep.planned)
     print(sweep_summary(states))

@@ -71,33 +71,26 @@ class ClassificationModule(pl.LightningModule):
         return self.network(x)
 
     def _step(self, stage: str, batch: Batch) -> Tensor:
+        """Forward, loss, log: the loss of a batch, weighted by this process's part of it."""
         events, labels = batch
-        output, failed = None, None
-        try:
-            output = self.network(events)
-        except NotFiniteError as error:
-            failed = error
-        batch_size, weight = _global_batch_size_and_weight(labels, failed)
-        assert output is not None
+        output, batch_size, weight = _run_together(self.network, events, labels)
         scores = output.mean_over_views(len(labels))
         self.scores = scores.detach()
+        loss = weight * F.cross_entropy(scores, labels.clamp(min=0))
         accuracy = self.accuracy[f"{stage}_"]
         accuracy(scores, labels)  # pyright: ignore[reportCallIssue]
-        loss = weight * F.cross_entropy(scores, labels.clamp(min=0))
-        values: dict[str, Any] = {f"{stage}/loss": loss, f"{stage}/accuracy": accuracy}
-        for i, spikes in enumerate(output.spikes, start=1):
-            rate_hz = spikes.detach().mean() * 1000 / self.dt_ms
-            values[f"{stage}/rate_layer{i}_hz"] = weight * rate_hz
+        rates = {
+            f"{stage}/rate_layer{i}_hz": weight * spikes.detach().mean() * 1000 / self.dt_ms
+            for i, spikes in enumerate(output.spikes, start=1)
+        }
         self.log_dict(
-            values, on_step=False, on_epoch=True, batch_size=batch_size, add_dataloader_idx=False,
-            sync_dist=True,
+            {f"{stage}/loss": loss, f"{stage}/accuracy": accuracy, **rates}, on_step=False,
+            on_epoch=True, batch_size=batch_size, add_dataloader_idx=False, sync_dist=True,
         )  # fmt: skip
-        if stage == "train" and self.label_smoothing:
-            return weight * self.training_loss(scores, labels)
-        return loss
+        return weight * self.training_loss(scores, labels) if stage == "train" else loss
 
     def training_loss(self, scores: Tensor, labels: Tensor) -> Tensor:
-        """What is minimised, for scores [B, n_classes] and labels [B]."""
+        """Cross-entropy with label smoothing, for scores [B, n_classes] and labels [B]."""
         return F.cross_entropy(scores, labels.clamp(min=0), label_smoothing=self.label_smoothing)
 
     def on_train_epoch_start(self) -> None:
@@ -143,17 +136,33 @@ class ClassificationModule(pl.LightningModule):
 _STAGES = ("train", "val", "test", "test_each_epoch")
 
 
+def _run_together(
+    network: SpikingClassifier, events: EventBatch | Tensor, labels: Tensor
+) -> tuple[ClassifierOutput, int, float]:
+    """Run the network in every process that shares the batch.
+
+    Returns:
+        This process's output, the number of samples in all processes, and the weight of this
+        process's means: gradients and logs are means over processes, which may have unequal
+        parts; weighted so, they are means over samples.
+
+    Raises:
+        NotFiniteError: in every process, if one of them met a NaN or Inf.
+    """
+    output = failed = None
+    try:
+        output = network(events)
+    except NotFiniteError as error:
+        failed = error
+    batch_size, weight = _global_batch_size_and_weight(labels, failed)
+    assert output is not None
+    return output, batch_size, weight
+
+
 def _global_batch_size_and_weight(
     labels: Tensor, failed: NotFiniteError | None
 ) -> tuple[int, float]:
-    """How many samples the batch has in all processes, and the weight of this one's means.
-
-    Gradients and logs are means over processes, which may have unequal parts: weighted so, they
-    are means over the samples.
-
-    Raises:
-        NotFiniteError: in every process, what one of them met.
-    """
+    """The number of samples in all processes and the weight of this one; raises for all."""
     if not (dist.is_available() and dist.is_initialized()):
         if failed is not None:
             raise failed

@@ -1,0 +1,48 @@
+"""`blockspike evaluate neuron=…`: a fitted neuron on the currents of a recording."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from blockspike.data.recordings import load_recording
+from blockspike.figures.recording import recording_fit
+from blockspike.figures.style import use_style
+from blockspike.files import write_text
+from blockspike.fitting.fitted_neuron import load_neuron
+from blockspike.fitting.scores import predict, segment_scores, traces_of_cell
+
+
+def evaluate_neuron(fit: Path, recording_path: Path, stimulus: str | None) -> dict[str, Any]:
+    """Simulate a fitted neuron on a recording's currents; print and write scores beside `fit`.
+
+    `stimulus` chooses one of the recording's by name; None = all.
+
+    Returns:
+        Per stimulus the scores; `<fit>_on_<recording>.{json,png}` hold them.
+
+    Raises:
+        FileNotFoundError, ValueError: either file is missing or damaged.
+    """
+    neuron = load_neuron(fit)
+    recording = load_recording(recording_path, stimuli=None if stimulus is None else [stimulus])
+    current = recording.current(neuron.dt_ms)
+    result: dict[str, Any] = {}
+    arrays: dict[str, Any] = {"dt_ms": neuron.dt_ms}
+    for k, shown in enumerate(recording.stimuli):
+        trains = recording.spike_trains(k, neuron.dt_ms)
+        predicted = predict(neuron, current[k])
+        row = segment_scores(trains, predicted, neuron.dt_ms)
+        name = f"{recording.name}, {shown}"
+        once = recording.stimuli.count(shown) == 1
+        result[shown if once else f"{shown} ({k})"] = row
+        arrays |= traces_of_cell(k, name, current[k], trains, predicted, row, "")
+        print(
+            f"{neuron.name} on {name}: normalised ETV {row['etv_15ms']:.3f} (σ 15 ms), "
+            f"Γ ± 4 ms {row['gamma_4ms']:.3f}, {row['rate_hz']:.1f} Hz "
+            f"(recorded {row['recorded_hz']:.1f} Hz)"
+        )
+    out = fit.with_name(f"{fit.stem}_on_{recording.name}.json")
+    write_text(out, json.dumps(result, indent=1))
+    use_style()
+    print(recording_fit(arrays, out.with_suffix("")))
+    return result

@@ -1,0 +1,112 @@
+"""One run of `train` or `fit`, from its configuration to `result.json`."""
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig
+
+from blockspike.commands.checks import check_training
+from blockspike.commands.trainer import processes_of_one_run
+from blockspike.commands.wandb_run import log_result, wandb_closed
+from blockspike.config.build import build_trainer
+from blockspike.runs.identity import content_hash, content_of
+from blockspike.runs.processes import is_first_process
+from blockspike.runs.run import Run, flatten, provenance
+from blockspike.training.guard import Guard
+
+
+@dataclass(frozen=True)
+class Task:
+    """The part of a run that differs between `train` and `fit`.
+
+    Attributes:
+        build: configuration → data module, opened, and Lightning module.
+        work: (configuration, run, data, module) → results for the run's row.
+        guard: (file of a bad batch, data) → the callback that writes and replays it.
+        title: data → name of the data set.
+        summary: row → the line that is printed at the end.
+    """
+
+    build: Callable[[DictConfig], tuple[Any, Any]]
+    work: Callable[[DictConfig, Run, Any, Any], dict[str, Any]]
+    guard: Callable[[Path, Any], Guard]
+    title: Callable[[Any], str]
+    summary: Callable[[dict[str, Any]], str]
+
+
+def run_once(cfg: DictConfig, task: Task) -> dict[str, Any]:
+    """Perform the task in the run's folder; resume what was interrupted, skip what is finished.
+
+    With `replay`, only the batch in that file is run, which a stopped run left; nothing is written.
+
+    Returns:
+        The run's row, as in `result.json`; of a replay, nothing.
+
+    Raises:
+        ValueError: a bad configuration, or the folder holds a run with another one.
+        FileNotFoundError: the data are missing.
+    """
+    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
+    if cfg.replay is not None:
+        _replay(cfg, task)
+        return {}
+    run, content = Run(Path(cfg.run_dir)), content_of(cfg)
+    check_training(cfg)
+    run.check_content(content)
+    run.clear_error()
+    row = run.result()
+    if row is not None:
+        run.mark_done()
+        print(f"{run.folder}: finished, skipped")
+        return row
+    use_threads(cfg.threads)
+    data, module = task.build(cfg)
+    held = run.recorded(cfg, content, content_hash(content), data.sha256)
+    with held, processes_of_one_run(), wandb_closed():
+        row = _identity(cfg, content, task.title(data)) | {"data_sha256": data.sha256}
+        row |= task.work(cfg, run, data, module)
+        log_result(run, row, data, module)
+        run.write_result(row)
+    if is_first_process():
+        print(f"{run.folder}: {task.summary(row)}")
+    return row
+
+
+def _replay(cfg: DictConfig, task: Task) -> None:
+    check_training(cfg)
+    use_threads(cfg.threads)
+    file = Path(cfg.replay)
+    data, module = task.build(cfg)
+    silent = cfg.copy()
+    silent.logger = silent.callbacks = None
+    trainer = build_trainer(silent, [], enable_progress_bar=False, enable_checkpointing=False)
+    print(task.guard(file, data).replay(file, module, trainer))
+
+
+def use_threads(threads: int | None) -> None:
+    """Set PyTorch's (and so the kernels') number of threads, if one is given."""
+    if threads is not None:
+        if threads < 1:
+            raise ValueError(f"threads: expected an integer ≥ 1, got {threads}")
+        torch.set_num_threads(threads)
+
+
+def _identity(cfg: DictConfig, content: dict[str, Any], data_set: str) -> dict[str, Any]:
+    made = provenance()
+    return {
+        "experiment": cfg.experiment_name,
+        "data_set": data_set,
+        "seed": cfg.seed,
+        "config_hash": content_hash(content),
+        "git_sha": made["git_sha"],
+        "git_dirty": made["git_dirty"],
+        "machine": made["machine"],
+        "python": made["python"],
+        **{f"version.{name}": number for name, number in made["versions"].items()},
+        "n_threads": torch.get_num_threads(),
+        **{k: v for k, v in flatten(content).items() if k not in ("seed", "experiment_name")},
+    }

@@ -1,0 +1,268 @@
+"""Schemas of the configuration, against which Hydra checks every override.
+
+The schema of a class of ours is read off its signature, so names, types and defaults are written
+once, and a wrong key or type is named.
+"""
+
+import dataclasses
+import hashlib
+import inspect
+import os
+import types
+import typing
+from pathlib import Path
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import MISSING, OmegaConf
+
+from blockspike.benchmark.studies import Options
+from blockspike.data.allen import AllenRecordings
+from blockspike.data.datamodule import EventDataModule
+from blockspike.data.nmnist import NMNISTDataModule
+from blockspike.data.recordings_datamodule import RecordingsDataModule
+from blockspike.data.shd import SHDDataModule
+from blockspike.fitting.module import NeuronFittingModule
+from blockspike.fitting.population import NeuronPopulation, PaperPopulation, PhysicalPopulation
+from blockspike.fitting.synthetic_cells import SyntheticCells
+from blockspike.networks.classifier import SpikingClassifier
+from blockspike.networks.layers import AdLIFLayer, ALIFLayer, LayerOptions, NeuronLayer
+
+_DATA = {
+    "nmnist": NMNISTDataModule,
+    "shd": SHDDataModule,
+    "recordings": RecordingsDataModule,
+    "allen": AllenRecordings,
+    "synthetic_cells": SyntheticCells,
+}
+_POPULATIONS: dict[str, type[NeuronPopulation]] = {
+    "physical": PhysicalPopulation,
+    "paper": PaperPopulation,
+}
+# Base class → the arguments that its subclasses take as **keywords and pass on.
+_PASSED_ON: dict[type, type] = {
+    EventDataModule: EventDataModule,
+    RecordingsDataModule: RecordingsDataModule,
+    NeuronLayer: LayerOptions,
+}
+_TARGET = ("_target_", str, dataclasses.field(default=MISSING))
+_FROM_DATA = ("self", "n_inputs", "n_units", "n_classes", "dt_ms")
+
+
+def schema(cls: type, skip: tuple[str, ...] = ("self",), **replace: Any) -> type:
+    """A dataclass with the arguments of `cls` as fields, for OmegaConf to check against.
+
+    Args:
+        cls: its __init__ gives names, types and defaults.
+        skip: arguments that do not come from the configuration.
+        **replace: fields whose configured type and default differ, as (type, default).
+    """
+    hints = typing.get_type_hints(cls.__init__)
+    fields: list[tuple[str, Any, Any]] = []
+    bases: tuple[type, ...] = ()
+    for name, parameter in inspect.signature(cls.__init__).parameters.items():
+        if parameter.kind is parameter.VAR_KEYWORD and cls.__base__ in _PASSED_ON:
+            bases = (schema(_PASSED_ON[cls.__base__], skip, **replace),)
+        if name in skip or parameter.kind is parameter.VAR_KEYWORD:
+            continue
+        kind, default = hints[name], parameter.default
+        kind, default = replace.get(name, (_plain(kind), default))
+        default = MISSING if default is inspect.Parameter.empty else default
+        fields.append((name, kind, dataclasses.field(default=default)))
+    return dataclasses.make_dataclass(cls.__name__, fields, bases=bases)
+
+
+def _plain(kind: Any) -> Any:
+    """The type as OmegaConf knows it: a Literal or Path is a str, a tuple is a list."""
+    origin, options = typing.get_origin(kind), typing.get_args(kind)
+    if origin is typing.Literal or kind is Path:
+        return str
+    if origin in (typing.Union, types.UnionType):
+        plain = {_plain(option) for option in options}
+        inner = (plain - {type(None)}).pop()
+        return inner | None if type(None) in plain else inner
+    return kind
+
+
+@dataclasses.dataclass
+class TrainSchema:
+    """Top level of conf/train.yaml."""
+
+    experiment_name: str = MISSING
+    seed: int = MISSING
+    threads: int | None = None  # None = PyTorch's default
+    progress: bool = True
+    replay: str | None = None
+    test_each_epoch: bool = False
+    monitor: str = MISSING
+    label_smoothing: float = 0.0
+    output_dir: str = MISSING
+    data_config: str = MISSING
+    data_dir: str = MISSING
+    run_dir: str = MISSING
+    model: Any = MISSING
+    network: Any = MISSING
+    data: Any = MISSING
+    optimizer: Any = MISSING
+    scheduler: Any = None
+    trainer: Any = MISSING
+    logger: Any = None
+    callbacks: Any = None
+
+
+@dataclasses.dataclass
+class FitSchema:
+    """Top level of conf/fit.yaml."""
+
+    experiment_name: str = MISSING
+    seed: int = MISSING
+    threads: int | None = None
+    progress: bool = True
+    replay: str | None = None
+    output_dir: str = MISSING
+    data_config: str = MISSING
+    data_dir: str = MISSING
+    run_dir: str = MISSING
+    population: Any = MISSING
+    fit: Any = MISSING
+    data: Any = MISSING
+    optimizer: Any = MISSING
+    trainer: Any = MISSING
+    logger: Any = None
+    callbacks: Any = None
+
+
+@dataclasses.dataclass
+class PrepareSchema:
+    """Top level of conf/prepare.yaml."""
+
+    seed: int = 0
+    data_dir: str = MISSING
+    data: Any = MISSING
+
+
+@dataclasses.dataclass
+class RunSchema:
+    """Top level of conf/evaluate.yaml: a run, a trained network, or a neuron and a recording."""
+
+    run: str | None = None
+    pretrained: str | None = None
+    neuron: str | None = None
+    recording: str | None = None
+    stimulus: str | None = None
+    threads: int | None = None
+    data_dir: str = MISSING
+
+
+@dataclasses.dataclass
+class PublishSchema:
+    """Top level of conf/publish.yaml."""
+
+    run: str = MISSING
+    name: str = MISSING
+    output_dir: str = MISSING
+
+
+@dataclasses.dataclass
+class FiguresSchema:
+    """Top level of conf/figures.yaml: a finished run, or a figure of the paper from a table."""
+
+    run: str | None = None
+    figure: str | None = None
+    table: str = MISSING
+    output_dir: str = MISSING
+
+
+@dataclasses.dataclass
+class BenchmarkSchema(schema(Options)):
+    """Top level of conf/benchmark.yaml."""
+
+    study: list[str] = MISSING
+    check: bool = False
+    threads: int | None = None
+    output_dir: str = MISSING
+
+
+@dataclasses.dataclass
+class StatusSchema:
+    """Top level of conf/status.yaml."""
+
+    experiment_name: str | None = None
+    output_dir: str = MISSING
+
+
+@dataclasses.dataclass
+class CollectSchema:
+    """Top level of conf/collect.yaml."""
+
+    output_dir: str = MISSING
+
+
+@dataclasses.dataclass
+class ReportSchema:
+    """Top level of conf/report.yaml."""
+
+    run: str | None = None
+    table: str | None = None
+    threads: int | None = None
+    output_dir: str = MISSING
+
+
+def register_schemas() -> None:
+    """Tell Hydra the schemas and resolvers that conf/ refers to."""
+    store = ConfigStore.instance()
+    for name, node in (
+        ("train", TrainSchema),
+        ("fit", FitSchema),
+        ("prepare", PrepareSchema),
+        ("run", RunSchema),
+        ("publish", PublishSchema),
+        ("figures", FiguresSchema),
+        ("benchmark", BenchmarkSchema),
+        ("collect", CollectSchema),
+        ("status", StatusSchema),
+        ("report", ReportSchema),
+    ):
+        store.store(name=f"{name}_schema", node=node)
+    neurons = schema(ALIFLayer, _FROM_DATA, surrogate=(str, "multi_gaussian"))
+    store.store(group="model", name="schema", node=neurons)
+    from_model = {f.name for f in dataclasses.fields(neurons)}
+    adlif = schema(AdLIFLayer, _FROM_DATA, surrogate=(str, "multi_gaussian"))
+    adlif = dataclasses.make_dataclass("AdLIF", [_TARGET], bases=(adlif,))
+    store.store(group="model", name="adlif_schema", node=adlif)
+    network = schema(SpikingClassifier, (*_FROM_DATA, "layer", *from_model))
+    store.store(group="network", name="schema", node=network)
+    for name, cls in _DATA.items():
+        skip = ("self", *getattr(cls, "fixed_arguments", ()))
+        node = dataclasses.make_dataclass(cls.__name__, [_TARGET], bases=(schema(cls, skip),))
+        store.store(group="data", name=f"{name}_schema", node=node)
+    for name, cls in _POPULATIONS.items():
+        skip = ("self", "n_cells", "dt_ms", "seed")
+        node = schema(cls, skip, surrogate=(str, "multi_gaussian"))
+        node = dataclasses.make_dataclass(cls.__name__, [_TARGET], bases=(node,))
+        store.store(group="population", name=f"{name}_schema", node=node)
+    fit = schema(NeuronFittingModule, ("self", "population", "optimizer", "n_epochs", "seed"))
+    store.store(group="fit", name="schema", node=fit)
+    OmegaConf.register_new_resolver("folder_name", _folder_name, replace=True)
+    OmegaConf.register_new_resolver("cores", _cores, replace=True)
+    OmegaConf.register_new_resolver("stem", lambda path: Path(path).stem, replace=True)
+
+
+def _cores(n_jobs: int = 1) -> int:
+    """Cores that this process may use, or of each of so many jobs that share them; at least one.
+
+    As for joblib, n_jobs < 0 stands for as many jobs as there are cores.
+    """
+    if hasattr(os, "sched_getaffinity"):  # Linux: a container or a cluster may give fewer
+        n_cores = len(os.sched_getaffinity(0))
+    else:
+        n_cores = os.cpu_count() or 1
+    return max(n_cores // n_jobs, 1) if n_jobs > 0 else 1
+
+
+def _folder_name(choices: str) -> str:
+    """The overrides as one folder name: no slashes, not too long, never empty."""
+    name = (choices or "default").replace("/", "_")
+    if len(name) <= 150:
+        return name
+    return f"{name[:130]}~{hashlib.sha256(name.encode()).hexdigest()[:12]}"

@@ -1,0 +1,293 @@
+"""Files in SHD's layout: reading and checking them, and converting them to a prepared file.
+
+Cramer, Stradmann, Schemmel and Zenke 2022, "The Heidelberg Spiking Data Sets for the Systematic
+Evaluation of Spiking Neural Networks", IEEE TNNLS 33(7). Spoken digits in English (labels 0 to 9)
+and German (10 to 19) through an inner-ear model with 700 channels.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import lzma
+import zipfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import h5py
+import numpy as np
+
+from blockspike.data.download import shd_files
+from blockspike.data.event_file import SplitContent, write_event_file
+from blockspike.data.hdf5 import HDF5_ERRORS, DatasetReader, attribute, open_hdf5
+from blockspike.data.limits import ZIP_ERRORS, ReadLimit, open_unpacked, read_zip_member
+from blockspike.data.progress import progress
+
+N_CHANNELS = 700
+N_CLASSES = 20
+_SUFFIXES = (".h5", ".h5.gz", ".h5.xz", ".h5.zip")
+_CHUNK_SAMPLES = 256
+_READ_ERRORS = (*ZIP_ERRORS, *HDF5_ERRORS, lzma.LZMAError)
+
+
+@dataclass(frozen=True)
+class SHDRecordings:
+    """All recordings of one SHD file.
+
+    Events of sample ``i`` are ``time_s[offset[i]:offset[i + 1]]`` (float, seconds, as stored) and
+    the same range of ``unit`` (uint16 channel, 0 to 699). ``label`` int64 ``[n]`` 0 to 19;
+    ``speaker`` int64 ``[n]``; ``keys`` are the names of the labels; ``source_file`` those of the
+    audio files, empty where the file has none.
+    """
+
+    time_s: np.ndarray
+    unit: np.ndarray
+    offset: np.ndarray
+    label: np.ndarray
+    speaker: np.ndarray
+    keys: tuple[str, ...]
+    source_file: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.label)
+
+    def sample(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return times in seconds and channels of one recording."""
+        events = slice(self.offset[index], self.offset[index + 1])
+        return self.time_s[events], self.unit[events]
+
+
+def open_h5(path: Path | str) -> SHDRecordings:
+    """Read and check a file in SHD's layout.
+
+    Expected: ``spikes/times`` and ``spikes/units`` (one variable-length array a sample),
+    ``labels``, ``extra/speaker``, ``extra/keys`` and, optionally, ``extra/source_file``.
+
+    Args:
+        path: ``.h5``, or that packed as ``.h5.gz``, ``.h5.xz`` or ``.h5.zip``.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: damaged file, missing key, lengths that differ, a label outside 0 to 19, a
+            channel outside 0 to 699, or times that are NaN, infinite, negative or out of order;
+            names the file, the sample, what was found and what was expected.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file, expected SHD data ({', '.join(_SUFFIXES)})")
+    try:
+        limit = ReadLimit(path)
+        with open_hdf5(_unpacked(path, limit)) as file:
+            return _read(path, file, DatasetReader(file, limit))
+    except (*_READ_ERRORS, ValueError) as error:
+        if str(error).startswith(str(path)):
+            raise
+        raise ValueError(f"{path}: not a complete file of SHD's layout ({error})") from error
+
+
+def _unpacked(path: Path, limit: ReadLimit) -> Path | io.BytesIO:
+    if path.name.endswith((".gz", ".xz")):
+        with open_unpacked(path, limit) as file:
+            return io.BytesIO(file.read())
+    if path.name.endswith(".zip"):
+        with zipfile.ZipFile(path) as archive:
+            members = [member for member in archive.infolist() if member.filename.endswith(".h5")]
+            if len(members) != 1:
+                raise ValueError(f"{path}: found {len(members)} .h5 files, expected one")
+            return io.BytesIO(read_zip_member(archive, members[0], limit))
+    return path
+
+
+def _read(path: Path, file: h5py.File, reader: DatasetReader) -> SHDRecordings:
+    column = partial(_column, path, file, reader)
+    label = column("labels")
+    n_samples = len(label)
+    times = _ragged(path, column("spikes/times", n_samples), "times")
+    units = _ragged(path, column("spikes/units", n_samples), "units")
+    n_times, n_units = (np.array([len(x) for x in ragged]) for ragged in (times, units))
+    for i in np.flatnonzero(n_times != n_units)[:1]:
+        raise ValueError(
+            f"{path}, sample {i}: found {n_times[i]} times and {n_units[i]} units, expected as "
+            "many of each"
+        )
+    offset = np.concatenate([[0], np.cumsum(n_times)]).astype(np.int64)
+    time_s, unit = _joined(times, np.float16), _joined(units, np.uint16)
+    _check_labels(path, label)
+    _check_units(path, unit, offset)
+    _check_times(path, time_s, offset)
+    return SHDRecordings(
+        time_s=time_s,
+        unit=unit.astype(np.uint16),
+        offset=offset,
+        label=label.astype(np.int64),
+        speaker=column("extra/speaker", n_samples).astype(np.int64),
+        keys=_strings(column("extra/keys")),
+        source_file=_strings(column("extra/source_file")) if "extra/source_file" in file else (),
+    )
+
+
+def _column(
+    path: Path, file: h5py.File, reader: DatasetReader, key: str, length: int | None = None
+) -> np.ndarray:
+    dataset = file.get(key)
+    if not isinstance(dataset, h5py.Dataset) or dataset.ndim != 1:
+        raise ValueError(f"{path}: {key} is missing or not one-dimensional, expected SHD's layout")
+    if length is not None and len(dataset) != length:
+        raise ValueError(f"{path}: found {len(dataset)} {key}, expected one a label, {length}")
+    return reader.read(dataset)
+
+
+def _ragged(path: Path, column: np.ndarray, key: str) -> np.ndarray:
+    if column.dtype != object:
+        raise ValueError(
+            f"{path}: found spikes/{key} of {column.dtype}, expected a variable-length array a "
+            "sample"
+        )
+    return column
+
+
+def _joined(ragged: np.ndarray, dtype_if_empty: type) -> np.ndarray:
+    return np.concatenate(ragged) if len(ragged) else np.empty(0, dtype_if_empty)
+
+
+def _strings(column: np.ndarray) -> tuple[str, ...]:
+    return tuple(x.decode() if isinstance(x, bytes) else str(x) for x in column)
+
+
+def _check_labels(path: Path, label: np.ndarray) -> None:
+    integral = label.dtype.kind in "iu"
+    wrong = (label < 0) | (label >= N_CLASSES) if integral else np.ones(len(label), bool)
+    for i in np.flatnonzero(wrong)[:1]:
+        raise ValueError(
+            f"{path}, sample {i}: found label {label[i]}, expected an integer 0 to {N_CLASSES - 1}"
+        )
+
+
+def _check_units(path: Path, unit: np.ndarray, offset: np.ndarray) -> None:
+    integral = unit.dtype.kind in "iu"
+    wrong = (unit < 0) | (unit >= N_CHANNELS) if integral else np.ones(len(unit), bool)
+    for e in np.flatnonzero(wrong)[:1]:
+        raise ValueError(
+            f"{path}, sample {_sample_of(e, offset)}: found unit {unit[e]}, expected an integer "
+            f"0 to {N_CHANNELS - 1}"
+        )
+
+
+def _check_times(path: Path, time_s: np.ndarray, offset: np.ndarray) -> None:
+    if time_s.dtype.kind != "f":
+        raise ValueError(f"{path}: found times of {time_s.dtype}, expected floats in seconds")
+    if time_s.dtype == np.float16:
+        time_s = time_s.astype(np.float32)  # exact, and float16 compares slowly
+    # Comparisons with NaN are false, so this also finds NaN.
+    for e in np.flatnonzero(~((time_s >= 0) & (time_s < np.inf)))[:1]:
+        raise ValueError(
+            f"{path}, sample {_sample_of(e, offset)}: found time {time_s[e]}, expected finite "
+            "seconds >= 0"
+        )
+    falls = np.zeros(len(time_s), bool)
+    falls[1:] = time_s[1:] < time_s[:-1]
+    starts = offset[:-1]
+    falls[starts[starts < len(falls)]] = False
+    for e in np.flatnonzero(falls)[:1]:
+        raise ValueError(
+            f"{path}, sample {_sample_of(e, offset)}: found time {time_s[e]} after "
+            f"{time_s[e - 1]}, expected times in order"
+        )
+
+
+def _sample_of(event: int, offset: np.ndarray) -> int:
+    return int(np.searchsorted(offset, event, side="right")) - 1
+
+
+def prepare_shd(train_h5: Path | str, test_h5: Path | str, out: Path | str, name: str) -> None:
+    """Convert two files in SHD's layout to a prepared file (`blockspike.data.event_file`).
+
+    Args:
+        train_h5, test_h5: as `open_h5` takes them.
+        out: the file to write; it appears only when complete.
+        name: what the data are. "SHD" is the published download and nothing else.
+
+    Raises:
+        FileNotFoundError, ValueError: as `open_h5`.
+    """
+    recordings = [open_h5(path) for path in (train_h5, test_h5)]
+    train, test = (_content(part, f"Preparing {name}") for part in recordings)
+    write_event_file(
+        out,
+        name=name,
+        source=f"{Path(train_h5).name} and {Path(test_h5).name}; Cramer et al. 2022, CC BY 4.0",
+        n_units=N_CHANNELS,
+        n_classes=N_CLASSES,
+        train=train,
+        test=test,
+    )
+
+
+def _content(part: SHDRecordings, description: str) -> SplitContent:
+    return SplitContent(
+        n_events=np.diff(part.offset),
+        label=part.label,
+        chunks=_chunks(part, description),
+        time_dtype=part.time_s.dtype,
+        unit_s=1.0,
+        speaker=part.speaker,
+    )
+
+
+def _chunks(part: SHDRecordings, description: str) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    with progress(description, len(part)) as advance:
+        for start in range(0, len(part), _CHUNK_SAMPLES):
+            stop = min(start + _CHUNK_SAMPLES, len(part))
+            events = slice(part.offset[start], part.offset[stop])
+            yield part.time_s[events], part.unit[events]
+            advance(stop - start)
+
+
+def find_h5(raw: Path) -> tuple[Path, Path]:
+    """Find the training and the test file in a folder, ``*train.h5*`` and ``*test.h5*``.
+
+    Raises:
+        FileNotFoundError: no such folder or file.
+        ValueError: several files fit.
+    """
+    found = []
+    for part in ("train", "test"):
+        files = [p for s in _SUFFIXES for p in sorted(raw.glob(f"*{part}{s}"))]
+        if not files:
+            raise FileNotFoundError(
+                f"{raw}: no *{part}.h5, expected it or a .gz, .xz or .zip of it"
+            )
+        if len(files) > 1:
+            raise ValueError(f"{raw}: found {', '.join(p.name for p in files)}, expected one")
+        found.append(files[0])
+    return found[0], found[1]
+
+
+def describe(train_h5: Path, test_h5: Path) -> str:
+    """Name the data set that two files hold.
+
+    "SHD" needs the checksums of the published archives, which tonic knows. Other files are called
+    what their root attribute ``name`` says, or the start of ``note`` up to a colon; without either
+    they are "SHD-layout data".
+    """
+    if train_h5.suffix == test_h5.suffix == ".zip" and _are_published(train_h5, test_h5):
+        return "SHD"
+    with open_hdf5(_unpacked(train_h5, ReadLimit(train_h5))) as file:
+        note, colon, _ = str(attribute(file, "note", "")).partition(":")
+        own = str(attribute(file, "name", note if colon else "SHD-layout data"))
+    return "SHD-layout data" if own.strip().upper() == "SHD" else own
+
+
+def _are_published(train_h5: Path, test_h5: Path) -> bool:
+    try:
+        published = [file.md5 for file in shd_files()]
+    except ValueError:  # tonic is not installed
+        return False
+    return [_md5(train_h5), _md5(test_h5)] == published
+
+
+def _md5(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "md5").hexdigest()

@@ -1,0 +1,112 @@
+"""Scores of fitted neurons: predicted spike trains against recorded ones."""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from blockspike.data.recordings_datamodule import Part
+from blockspike.fitting.fitted_neuron import FittedNeuron
+from blockspike.fitting.metrics import explained_temporal_variance, gamma_coincidence
+
+SIGMAS_MS = (5.0, 10.0, 15.0)
+_GAMMA_MS = 4.0
+_PREDICTING_TRIALS = 100  # simulated trials whose mean predicts, of a neuron with noise
+_SCORED_TRIALS = 10  # of them, that are also scored and shown one by one
+
+
+class Prediction(NamedTuple):
+    """Simulated spikes of one neuron on one current.
+
+    Attributes:
+        mean: mean spikes [T] over all trials with the neuron's noise.
+        trials: spikes [R, T] of the first of these trials; [1, T] for a neuron without noise.
+        noiseless: spikes [T] without noise.
+    """
+
+    mean: np.ndarray
+    trials: np.ndarray
+    noiseless: np.ndarray
+
+
+def predict(neuron: FittedNeuron, current_pa: np.ndarray, first: int = 0) -> Prediction:
+    """Simulate a neuron on a current; the prediction begins at step `first`."""
+    noiseless = neuron.simulate(current_pa)[first:].astype(np.uint8)
+    trials = noiseless[None]
+    if neuron.noise:
+        trials = neuron.simulate(current_pa, _PREDICTING_TRIALS)[:, first:]
+    return Prediction(trials.mean(0, dtype=np.float32), trials[:_SCORED_TRIALS].copy(), noiseless)
+
+
+def predictions_of(
+    neurons: list[FittedNeuron], part: Part, scale_pa: np.ndarray
+) -> list[list[Prediction]]:
+    """Predictions for each cell and segment, over the steps that are scored.
+
+    `scale_pa` is the scale of the training current, by which a neuron's gain was divided.
+    """
+    return [
+        [
+            predict(neuron, current * scale, part.first)
+            for current in part.current[:, :, cell].double().numpy().T
+        ]
+        for cell, (neuron, scale) in enumerate(zip(neurons, scale_pa, strict=True))
+    ]
+
+
+def scores_of_cells(part: Part, predictions: list[list[Prediction]], dt_ms: float) -> pd.DataFrame:
+    """A row per cell: means over its segments of the scores of `segment_scores`."""
+    rows = []
+    for segments, predicted in zip(part.trains, predictions, strict=True):
+        of_segments = [
+            segment_scores(trains[:, part.first :], x, dt_ms)
+            for trains, x in zip(segments, predicted, strict=True)
+        ]
+        rows.append(pd.DataFrame(of_segments).mean())
+    return pd.DataFrame(rows)
+
+
+def segment_scores(trains: np.ndarray, predicted: Prediction, dt_ms: float) -> dict[str, float]:
+    """Score a prediction against recorded trains [R, T].
+
+    Returns:
+        Rates in Hz; raw and normalised ETV of the trials' mean at three σ; Γ ± 4 ms of single
+        trials; the normalised ETV at 15 ms of single trials and without noise.
+    """
+    duration_s, mean = trains.shape[1] * dt_ms / 1000, predicted.mean
+    row = {
+        "rate_hz": mean.sum(dtype=float) / duration_s,
+        "recorded_hz": trains.sum(1).mean() / duration_s,
+    }
+    for sigma in SIGMAS_MS:
+        for name, normalise in (("etv", True), ("raw_etv", False)):
+            value = explained_temporal_variance(trains, mean, sigma, dt_ms, normalise)
+            row[f"{name}_{sigma:g}ms"] = value
+    row["trial_etv_15ms"] = np.mean(
+        [explained_temporal_variance(trains, x, 15.0, dt_ms) for x in predicted.trials]
+    )
+    row["noiseless_etv_15ms"] = explained_temporal_variance(
+        trains, predicted.noiseless, 15.0, dt_ms
+    )
+    try:
+        row["gamma_4ms"] = np.mean(
+            [gamma_coincidence(trains, x, _GAMMA_MS, dt_ms) for x in predicted.trials]
+        )
+    except ValueError:  # a trial that fires in every window
+        row["gamma_4ms"] = float("nan")
+    return {name: float(value) for name, value in row.items()}  # plain numbers, for JSON
+
+
+def traces_of_cell(
+    k: int, name: str, current_pa, trains, predicted: Prediction, row, prefix: str
+) -> dict[str, Any]:
+    """The arrays of cell k in `traces.npz`; `prefix` is that of its scores in `row`."""
+    return {
+        f"cell{k}_name": name,
+        f"cell{k}_current_pa": current_pa,
+        f"cell{k}_trains": trains.astype(np.uint8),
+        f"cell{k}_model": predicted.trials,
+        f"cell{k}_predicted": predicted.mean,
+        f"cell{k}_etv_15ms": row[f"{prefix}etv_15ms"],
+        f"cell{k}_gamma_4ms": row[f"{prefix}gamma_4ms"],
+    }

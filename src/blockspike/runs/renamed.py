@@ -1,0 +1,92 @@
+"""Names that have changed: old overrides are refused with the new ones, old tables are read."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import pandas as pd
+
+EXPERIMENTS = {
+    "e3_nmnist": "paper_nmnist",
+    "e3_nmnist_ours": "nmnist",
+    "e4_shd": "paper_shd",
+    "e4_shd_ours": "shd",
+    "e5_surrogates": "paper_surrogates",
+    "e5_surrogates_ours": "surrogates",
+    "e6_detach": "paper_detach",
+    "e6_detach_ours": "detach",
+    "e7_recordings": "paper_recordings",
+    "e7_recordings_ours": "recordings",
+}
+_FITS = ("paper_recordings", "recordings", "recovery")
+_POPULATIONS = {"neurons": "physical", "published_neurons": "paper"}
+_CLASSES = {  # of populations, by what `fit.parameters` was
+    "physical": "blockspike.fitting.population.PhysicalPopulation",
+    "published": "blockspike.fitting.population.PaperPopulation",
+}
+_FIT_KEYS = {"survival_every": "resample_every", "survivors": "elite_fraction", "root": "loss"}
+
+
+def check_names(command: str, overrides: Iterable[str]) -> None:
+    """Refuse an override of `train` or `fit` that uses an old name.
+
+    Raises:
+        ValueError: names the override and says what to write instead.
+    """
+    for override in overrides:
+        key, _, value = override.lstrip("+~").partition("=")
+        for choice in value.split(","):
+            if expected := _expected(command, key, choice):
+                raise ValueError(f"{key}: expected {expected}, got {choice or 'no value'}")
+
+
+def _expected(command: str, key: str, value: str) -> str | None:
+    """The new spelling of an override; None if it uses no old name."""
+    new = EXPERIMENTS.get(value, value)
+    if key == "experiment" and command == "train":
+        if value == "fit_my_recording":
+            return "`blockspike fit data.path=…`, which fits neurons to recordings"
+        if new in _FITS:
+            return f"`blockspike fit experiment={new}`, which fits neurons"
+    if key == "experiment" and new != value:
+        return new
+    if key == "model" and value in _POPULATIONS:
+        return f"`blockspike fit population={_POPULATIONS[value]}`"
+    if command == "fit" and (key == "model" or key.startswith("model.")):
+        return f"population{key.removeprefix('model')}"
+    if key == "fit" and command == "train":
+        return "`blockspike fit`, which fits neurons"
+    if key == "fit" and value == "ours":
+        return "multistart"
+    if key.startswith("fit.") and key[4:] in _FIT_KEYS:
+        return f"fit.{_FIT_KEYS[key[4:]]}"
+    return None
+
+
+def with_new_names(table: pd.DataFrame) -> pd.DataFrame:
+    """A table of runs with the present names of experiments and columns."""
+    table = table.copy()
+    if "experiment" in table:
+        table["experiment"] = [_experiment(name) for name in table["experiment"]]
+    if "fit.parameters" not in table:
+        return table
+    is_fit = pd.Series(table["fit.parameters"]).notna().to_numpy()
+    for name in [str(name) for name in table if str(name).startswith("model.")]:
+        values = pd.Series(table[name])
+        if values[is_fit].notna().any():
+            table.loc[is_fit, name.replace("model.", "population.", 1)] = values[is_fit]
+            table[name] = values.mask(is_fit)
+    kinds = [_CLASSES[str(kind)] for kind in table["fit.parameters"][is_fit]]
+    table.loc[is_fit, "population._target_"] = kinds
+    return table.drop(columns="fit.parameters")
+
+
+def _experiment(name: Any) -> Any:
+    """The present name of an experiment; a value that is no text stays."""
+    if not isinstance(name, str):
+        return name
+    for old in sorted(EXPERIMENTS, key=len, reverse=True):
+        if name == old:
+            return EXPERIMENTS[old]
+        if name.startswith(f"{old}_"):  # a custom recipe: e4_shd_wide → shd_wide
+            return EXPERIMENTS[old].removeprefix("paper_") + name.removeprefix(old)
+    return name

@@ -1,0 +1,197 @@
+"""Stops a run whose numbers go wrong, says where, and keeps the batch to run it again.
+
+The check of a step is one norm over loss, scores, gradients and parameters. Only when that is not
+finite is the batch run again, layer by layer, to find the first place that is not.
+"""
+
+import math
+from abc import abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+import torch.distributed as dist
+from pytorch_lightning.callbacks import Callback
+from torch import Tensor
+from torch.nn.utils import get_total_norm
+
+from blockspike.neurons import NotFiniteError
+from blockspike.training.checkpoint_io import load_plain, save_plain
+
+_KIND = "bad batch"
+
+
+class Guard(Callback):
+    """Stops a run at a number that is not finite: finds it, keeps the batch, names the place.
+
+    `last.ckpt` and `best.ckpt` stay as they are, and the optimiser's step is not taken. Where
+    several processes share the run all of them stop, and the first whose own batch is the cause
+    writes it.
+
+    Args:
+        file: where the batch goes, with weights, optimiser and random numbers as they were.
+    """
+
+    def __init__(self, file: Path):
+        self.file = file
+        self._batch: Any = None
+        self._place = ""
+        self._epoch = 0
+        self._random: dict[str, Tensor] = {}
+
+    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: Any, batch, batch_idx) -> None:
+        """Remember the batch."""
+        step = f"step {trainer.global_step + 1}, batch {batch_idx + 1}"
+        self._remember(trainer, batch, step)
+
+    def on_validation_batch_start(
+        self, trainer: pl.Trainer, pl_module: Any, batch, batch_idx, dataloader_idx=0
+    ) -> None:
+        """Remember the batch."""
+        of = "validation" if dataloader_idx == 0 else "test"
+        self._remember(
+            trainer, batch, f"{of} after step {trainer.global_step}, batch {batch_idx + 1}"
+        )
+
+    def on_test_batch_start(
+        self, trainer: pl.Trainer, pl_module: Any, batch, batch_idx, dataloader_idx=0
+    ) -> None:
+        """Remember the batch."""
+        self._remember(trainer, batch, f"test, batch {batch_idx + 1}")
+
+    def _remember(self, trainer: pl.Trainer, batch: Any, place: str) -> None:
+        self._batch, self._epoch = batch, trainer.current_epoch
+        self._place = f"epoch {trainer.current_epoch + 1}, {place}"
+        self._random = {"cpu": torch.get_rng_state()}
+        if trainer.strategy.root_device.type == "cuda":
+            self._random["cuda"] = torch.cuda.get_rng_state(trainer.strategy.root_device)
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: Any, exception) -> None:
+        """Complete a NotFiniteError: what was not finite first, and where; write the batch."""
+        if not isinstance(exception, NotFiniteError) or self._batch is None:
+            return
+        batch = self._plain(self._batch)
+        with trainer.precision_plugin.forward_context(), _random_numbers(self._random):
+            found = self._find(pl_module, self._unpacked(batch))
+        process, found = _first_of_all(found)
+        if found is None:  # in no process
+            process, found = _first_of_all(self._seen(pl_module))
+        text = f"{found or exception}; {self._place}"
+        if process:
+            text += f" of process {process}"
+        kept = f"; this batch: {self.file}"
+        if process == trainer.global_rank:
+            content = {
+                "kind": _KIND, "error": text, "place": self._place, "epoch": self._epoch,
+                "training": pl_module.training, "process": process, "random": self._random,
+                "batch": batch,
+                "state_dict": pl_module.state_dict(),
+                "optimizers": [optimizer.state_dict() for optimizer in trainer.optimizers],
+            }  # fmt: skip
+            try:
+                save_plain(content, self.file)
+            except OSError as error:
+                kept = f"; this batch could not be written ({error})"
+        if _is_shared():
+            dist.barrier()  # the first process to end ends the others
+        exception.args = (text + kept,)
+
+    def replay(self, file: Path, module: pl.LightningModule, trainer: pl.Trainer) -> str:
+        """Run a kept batch again, forward and backward, with what it was run with.
+
+        Returns:
+            The line to print if every number is finite here.
+
+        Raises:
+            FileNotFoundError: no such file.
+            NotFiniteError: the first number that is not finite, and where.
+            ValueError: the file holds something else, or the batch of another network.
+        """
+        kept = load_plain(file)
+        if not isinstance(kept, dict) or kept.get("kind") != _KIND:
+            raise ValueError(
+                f"{file}: expected a batch that a stopped run kept, got something else"
+            )
+        try:
+            module.load_state_dict(kept["state_dict"])
+        except RuntimeError as error:
+            raise ValueError(f"{file}: holds the batch of another network ({error})") from error
+        device = trainer.strategy.root_device
+        module.to(device).train(kept.get("training", True))
+        module.trainer = trainer
+        progress: Any = trainer.fit_loop.epoch_progress.current
+        progress.processed = kept["epoch"]
+        batch = module.transfer_batch_to_device(self._unpacked(kept["batch"]), device, 0)
+        with trainer.precision_plugin.forward_context(), _random_numbers(kept["random"]):
+            found = self._find(module, batch)
+        if found:
+            of = f" of process {kept['process']}" if kept["process"] else ""
+            raise NotFiniteError(f"{found}; {kept['place']}{of}; this batch: {file}")
+        return f"{file}: every number is finite here; it was: {kept['error']}"
+
+    @abstractmethod
+    def _find(self, module: Any, batch: Any) -> str | None:
+        """The first number that is not finite when the batch is run, or None."""
+
+    @abstractmethod
+    def _seen(self, module: Any) -> str | None:
+        """The number that was not finite, if all are when the batch is run again."""
+
+    @abstractmethod
+    def _plain(self, batch: Any) -> Any:
+        """The batch as plain values and tensors of its own."""
+
+    @abstractmethod
+    def _unpacked(self, plain: Any) -> Any:
+        """The batch that `_plain` was given."""
+
+
+def require_finite(values: list[Tensor], device: torch.device) -> None:
+    """Raise NotFiniteError, in all processes of the run, if any has a value that is not finite."""
+    # A sum of squares may overflow though all is finite; the largest magnitude is slower.
+    wrong = (
+        not get_total_norm(values).isfinite() and not get_total_norm(values, math.inf).isfinite()
+    )
+    if _is_shared():
+        any_wrong = torch.tensor(int(wrong), device=device)
+        dist.all_reduce(any_wrong)
+        wrong = bool(any_wrong)
+    if wrong:
+        raise NotFiniteError("a number is NaN or Inf")
+
+
+def not_finite(value: Tensor) -> str | None:
+    """Where and how often a tensor is not finite, or None."""
+    bad = (~torch.isfinite(value.detach())).nonzero()
+    if not len(bad):
+        return None
+    place = bad[0].tolist()
+    where = f" at {place} ({len(bad)} of {value.numel()} values)" if place else ""
+    return f"is {value[tuple(place)].item()}{where}"
+
+
+def _is_shared() -> bool:
+    return dist.is_available() and dist.is_initialized()
+
+
+def _first_of_all(found: str | None) -> tuple[int, str | None]:
+    """The first process of the run that found something, and what."""
+    texts = [found]
+    if _is_shared():
+        texts = [None] * dist.get_world_size()
+        dist.all_gather_object(texts, found)
+    process = next((i for i, text in enumerate(texts) if text is not None), 0)
+    return process, texts[process]
+
+
+@contextmanager
+def _random_numbers(state: dict[str, Tensor]) -> Iterator[None]:
+    """Restore the random state for a block, and afterwards the present one."""
+    with torch.random.fork_rng(devices=None if "cuda" in state else []):
+        torch.set_rng_state(state["cpu"])
+        if "cuda" in state and torch.cuda.is_available():
+            torch.cuda.set_rng_state(state["cuda"])
+        yield
