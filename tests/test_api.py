@@ -39,3 +39,13 @@ def test_a_name_that_does_not_exist_is_an_attribute_error():
 
 def test_the_version_is_that_of_the_package():
     assert bs.__version__.count(".") == 2
+
+
+def test_the_core_needs_neither_lightning_nor_hydra():
+    code = (
+        "import sys, blockspike as bs; bs.alif, bs.simulate, bs.SpikingClassifier, bs.EventBatch;"
+        "heavy = {'pytorch_lightning', 'hydra', 'omegaconf', 'wandb', 'pandas', 'matplotlib',"
+        " 'h5py', 'jinja2', 'rich', 'requests'}; print(heavy & sys.modules.keys())"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "set()\n"

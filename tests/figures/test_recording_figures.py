@@ -12,16 +12,16 @@ from blockspike.figures.style import use_style
 
 def fits() -> pd.DataFrame:
     rows = []
-    for kind, arp in (("physical", 0.5), ("published", 2.0)):
+    for kind, arp in (("PhysicalPopulation", 0.5), ("PaperPopulation", 2.0)):
         for dt_ms in (0.1, 0.5, 1.0):
-            rows.append((kind, arp, dt_ms))
-        rows.append((kind, 8.0, 0.1))
-    table = pd.DataFrame(rows, columns=["fit.parameters", "model.arp_ms", "data.dt_ms"])
+            rows.append((f"blockspike.fitting.population.{kind}", arp, dt_ms))
+        rows.append((f"blockspike.fitting.population.{kind}", 8.0, 0.1))
+    table = pd.DataFrame(rows, columns=["population._target_", "population.arp_ms", "data.dt_ms"])
     scores = np.linspace(0.3, 0.9, len(table))
     return table.assign(
         **{
-            "data_set": "my cells", "n_cells": 4, "model.method": "fused", "fit_s_per_cell": 2.0,
-            "model.n_starts": 64.0, "test_etv_15ms_median": scores,
+            "data_set": "my cells", "n_cells": 4, "population.method": "fused",
+            "fit_s_per_cell": 2.0, "population.n_starts": 64.0, "test_etv_15ms_median": scores,
             "test_etv_15ms_q25": scores - 0.1, "test_etv_15ms_q75": scores + 0.05,
         }
     )  # fmt: skip
@@ -60,13 +60,13 @@ def test_a_table_with_fits_but_not_their_scores_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "table", [pd.DataFrame({"a": [1]}), fits().assign(**{"fit.parameters": None})]
+    "table", [pd.DataFrame({"a": [1]}), fits().assign(**{"population._target_": None})]
 )
 def test_without_fits_the_published_values_and_the_command_are_shown(tmp_path, drawn, table):
     (path,) = recordings(table, tmp_path)
     assert path.name == "recordings_published_values_only"
     against_dt, against_arp, _ = drawn[0].axes
-    for axis, override in ((against_dt, "data.dt_ms="), (against_arp, "model.arp_ms=")):
+    for axis, override in ((against_dt, "data.dt_ms="), (against_arp, "population.arp_ms=")):
         assert override in axis.get_title(loc="left") and len(axis.get_lines()) == 1
 
 

@@ -6,16 +6,18 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from blockspike.figures.tables import read_table
 from blockspike.report.comparison import Comparison, comparisons
 from made_runs import run
 
+SHD = "Figure 4, SHD"
 RESULTS = Path(__file__).parents[2] / "docs" / "results"
 
 
 def compared(*rows: dict) -> dict[str, Comparison]:
-    """Accuracies by the number of their experiment."""
+    """Accuracies by the title of their experiment."""
     made = comparisons(pd.DataFrame(list(rows)))
-    return {c.title[:2]: c for c in made if "accuracy" in c.quantity}
+    return {c.title: c for c in made if "accuracy" in c.quantity}
 
 
 def find(comparison: Comparison, **values: str) -> dict[str, str]:
@@ -25,7 +27,9 @@ def find(comparison: Comparison, **values: str) -> dict[str, str]:
 
 def test_ours_is_the_mean_over_seeds_beside_the_published_value():
     accuracies = (0.6, 0.7, 0.74)
-    shd = compared(*(run(seed=s, test_accuracy=a) for s, a in enumerate(accuracies)))["E4"]
+    shd = compared(*(run(seed=s, test_accuracy=a) for s, a in enumerate(accuracies)))[
+        "Figure 4, SHD"
+    ]
     error = 100 * np.std(accuracies, ddof=1) / 3**0.5
     row = find(shd, arp_ms="20")
     assert row["published"] == "86.0"
@@ -37,15 +41,17 @@ def test_ours_is_the_mean_over_seeds_beside_the_published_value():
 def test_data_sets_keep_their_own_names_and_rows():
     sample = "N-MNIST sample (1080 recordings)"
     made = compared(run(), run(data_set="SHD"), run("paper_nmnist", sample, arp_ms=10.0))
-    assert made["E4"].published_data_set == "SHD"
+    assert made[SHD].published_data_set == "SHD"
     for name in ("HD-Lauscher", "SHD"):
-        assert find(made["E4"], data_set=name)["published"] == "86.0"
-    row = find(made["E3"], data_set=sample)
-    assert (made["E3"].published_data_set, row["published"]) == ("N-MNIST", "97.0")
+        assert find(made[SHD], data_set=name)["published"] == "86.0"
+    row = find(made["Figure 4, N-MNIST"], data_set=sample)
+    assert (made["Figure 4, N-MNIST"].published_data_set, row["published"]) == ("N-MNIST", "97.0")
 
 
 def test_fused_stands_beside_the_published_standard_and_says_so():
-    made = compared(run(method="fused", arp_ms=0.0), run(method="fused", arp_ms=20.0))["E4"]
+    made = compared(run(method="fused", arp_ms=0.0), run(method="fused", arp_ms=20.0))[
+        "Figure 4, SHD"
+    ]
     assert find(made, arp_ms="0")["published"] == "87.3 (standard)"
     row = find(made, arp_ms="20", n_seeds="1")
     assert (row["published"], row["ours"]) == ("–", "70.0")
@@ -54,10 +60,10 @@ def test_fused_stands_beside_the_published_standard_and_says_so():
 def test_published_values_without_runs_say_that_nothing_was_run():
     made = compared(run())
     for arp_ms in ("40", "60", "80", "100"):
-        row = find(made["E4"], arp_ms=arp_ms)
+        row = find(made[SHD], arp_ms=arp_ms)
         assert (row["ours"], row["data_set"], row["n_seeds"]) == ("–", "–", "0")
-    assert made["E5"].rows == []
-    assert "experiment=paper_surrogates" in made["E5"].command
+    assert made["Surrogate gradients"].rows == []
+    assert "experiment=paper_surrogates" in made["Surrogate gradients"].command
 
 
 def test_surrogates_and_attached_spikes_are_set_beside_their_own_numbers():
@@ -66,9 +72,12 @@ def test_surrogates_and_attached_spikes_are_set_beside_their_own_numbers():
         run("paper_detach", surrogate="boxcar", arp_ms=60.0, detach_spikes=False),
         run("paper_detach", surrogate="boxcar", arp_ms=60.0, test_accuracy=0.8),
     )
-    assert find(made["E5"], setting="boxcar", arp_ms="20", n_seeds="1")["published"] == "81.2"
+    assert (
+        find(made["Surrogate gradients"], setting="boxcar", arp_ms="20", n_seeds="1")["published"]
+        == "81.2"
+    )
     for spikes, published, ours in (("attached", "45.0", "70.0"), ("detached", "67.8", "80.0")):
-        row = find(made["E6"], setting=f"boxcar, {spikes}")
+        row = find(made["Attached and detached spikes"], setting=f"boxcar, {spikes}")
         assert (row["published"], row["ours"]) == (published, ours)
 
 
@@ -86,7 +95,7 @@ def test_runs_that_cannot_be_told_apart_are_refused():
 
 
 def test_the_results_kept_here_are_compared():
-    table = pd.read_csv(RESULTS / "runs.csv")
+    table, _ = read_table(RESULTS / "runs.csv")
     made = comparisons(table)
     ours = find(made[2], recipe="our recipe")
     own = 100 * pd.Series(table["test_accuracy"][table["experiment"] == "shd"])

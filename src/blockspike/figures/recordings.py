@@ -77,8 +77,13 @@ def _groups(fits: pd.DataFrame, column: str) -> list[tuple[str, pd.DataFrame]]:
     return [(name, pd.DataFrame(fits[fits[column] == name])) for name in names]
 
 
+def _by_recipe(fits: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
+    found = [(name, pd.DataFrame(fits[fits["recipe"] == name])) for name in _RECIPES]
+    return [(name, own) for name, own in found if len(own)]
+
+
 def _against_dt(axis: Axes, fits: pd.DataFrame) -> None:
-    for recipe, own in _groups(fits, "recipe"):
+    for recipe, own in _by_recipe(fits):
         usual = statistics.mode(own["population.arp_ms"].tolist())
         at_usual = pd.DataFrame(own[own["population.arp_ms"] == usual])
         _line(axis, recipe, at_usual, "data.dt_ms", f", ARP {usual:g} ms")
@@ -102,7 +107,7 @@ def _say_how(axis: Axes, fits: pd.DataFrame, overrides: str) -> None:
 
 def _against_arp(axis: Axes, fits: pd.DataFrame) -> None:
     at_dt = pd.DataFrame(fits[np.isclose(fits["data.dt_ms"], _ARP_PANEL_DT_MS)])
-    for recipe, own in _groups(at_dt, "recipe"):
+    for recipe, own in _by_recipe(at_dt):
         _line(axis, recipe, own, "population.arp_ms", f", dt {_ARP_PANEL_DT_MS} ms")
     _published_line(axis, "recordings_arp", "arp_ms")
     axis.set(
@@ -143,7 +148,7 @@ def _seconds(axis: Axes, fits: pd.DataFrame) -> None:
         (f"published, {name}, GPU (ETV {etv[name]:g})", float(s), GREY)
         for name, s in seconds.items()
     ]
-    for recipe, own in _groups(fits, "recipe"):
+    for recipe, own in _by_recipe(fits):
         label, colour, _ = _RECIPES[recipe]
         for dt_ms in sorted({_ARP_PANEL_DT_MS, statistics.mode(own["data.dt_ms"].tolist())}):
             values = own["fit_s_per_cell"][own["data.dt_ms"] == dt_ms]

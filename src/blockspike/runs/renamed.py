@@ -69,12 +69,12 @@ def with_new_names(table: pd.DataFrame) -> pd.DataFrame:
         table["experiment"] = [_experiment(name) for name in table["experiment"]]
     if "fit.parameters" not in table:
         return table
-    is_fit = pd.Series(table["fit.parameters"]).notna().to_numpy()
+    is_fit = ~pd.isna(table["fit.parameters"].to_numpy())
     for name in [str(name) for name in table if str(name).startswith("model.")]:
-        values = pd.Series(table[name])
-        if values[is_fit].notna().any():
-            table.loc[is_fit, name.replace("model.", "population.", 1)] = values[is_fit]
-            table[name] = values.mask(is_fit)
+        values = table[name].to_numpy()[is_fit]
+        if not pd.isna(values).all():
+            table.loc[is_fit, name.replace("model.", "population.", 1)] = values
+            table.loc[is_fit, name] = None
     kinds = [_CLASSES[str(kind)] for kind in table["fit.parameters"][is_fit]]
     table.loc[is_fit, "population._target_"] = kinds
     return table.drop(columns="fit.parameters")

@@ -79,13 +79,14 @@ class ClassificationModule(pl.LightningModule):
         loss = weight * F.cross_entropy(scores, labels.clamp(min=0))
         accuracy = self.accuracy[f"{stage}_"]
         accuracy(scores, labels)  # pyright: ignore[reportCallIssue]
-        rates = {
+        values: dict[str, Any] = {f"{stage}/loss": loss, f"{stage}/accuracy": accuracy}
+        values |= {
             f"{stage}/rate_layer{i}_hz": weight * spikes.detach().mean() * 1000 / self.dt_ms
             for i, spikes in enumerate(output.spikes, start=1)
         }
         self.log_dict(
-            {f"{stage}/loss": loss, f"{stage}/accuracy": accuracy, **rates}, on_step=False,
-            on_epoch=True, batch_size=batch_size, add_dataloader_idx=False, sync_dist=True,
+            values, on_step=False, on_epoch=True, batch_size=batch_size, add_dataloader_idx=False,
+            sync_dist=True,
         )  # fmt: skip
         return weight * self.training_loss(scores, labels) if stage == "train" else loss
 
