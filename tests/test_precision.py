@@ -198,7 +198,7 @@ HALF = torch.bfloat16
         (lambda: SpikingClassifier(3, 2, 4, dt_ms=1.0).bfloat16()(torch.zeros(9, 2, 3).bool()),
          "^weight: expected float32 or float64 on a CPU, got torch.bfloat16"),
         (lambda: SpikingClassifier(3, 2, 4, dt_ms=1.0).double()(torch.zeros(9, 2, 3)),
-         r"^spikes: expected torch.float64 like the weight, or whole numbers \(bool, int\), got "),
+         r"^spikes: expected torch.float64 like the weight, or a bool or integer dtype, got "),
         (lambda: Delays(4, 3, 9).current(torch.zeros(9, 2, 3).half(), torch.zeros(4, 3),
                                          torch.zeros(4)),
          "^spikes: expected torch.float32 like the weight.*got torch.float16"),
