@@ -188,5 +188,5 @@ def test_bad_arguments(change, message):
 
 def test_events_on_another_device_are_refused():
     events = EventBatch.from_dense(torch.ones(6, 2, 5)).to("meta")
-    with pytest.raises(ValueError, match="^mode: 'events' runs on cpu, .*; got spikes on meta"):
+    with pytest.raises(ValueError, match="^mode='events': expected spikes on .*cpu, .*, got meta"):
         synaptic_current(events, torch.zeros(1, 4, 5), torch.zeros(4), mode="events")

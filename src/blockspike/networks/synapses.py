@@ -161,7 +161,7 @@ def _use_events(mode: str, events: EventBatch, most_on_cpu: float) -> bool:
     on_cpu = device.type == "cpu"
     if mode == "events":
         if not on_cpu:
-            require_triton("mode: 'events'", "spikes", device)
+            require_triton("mode='events'", "spikes", device)
         return True
     if mode == "dense" or not (on_cpu or has_triton(device)):
         return False
