@@ -28,7 +28,7 @@ Scores = Literal["sum", "mean", "softmax"]
 
 @dataclass(frozen=True)
 class ClassifierOutput:
-    """The result of a SpikingClassifier.
+    """Result of a `SpikingClassifier`.
 
     Attributes:
         scores: [B, n_classes], sum (or mean) over time of the readout's membrane, or sum over time

@@ -1,7 +1,8 @@
-"""Causal convolution of many inputs with many long kernels, by FFT.
+"""Causal convolution of many inputs with many long kernels, in the frequency domain.
 
 Summed tap by tap, a step with D taps costs D products of spikes and weights. In the frequency
-domain it costs about five, whatever D is. The transforms are short enough to be matrix products.
+domain it costs about five, whatever D is. The Fourier transforms are so short that they are matrix
+products too.
 """
 
 import math

@@ -84,8 +84,8 @@ class Delays(BoundedParameters):
         """Sum I[t, n] = bias[n] + Σ_k Σ_d weight[n, k] kernel[d, n, k] spikes[t − d, k].
 
         In evaluation on the CPU without gradient, it is summed event by event. In training it is a
-        convolution by FFT, or a sum over taps if `mode` is "events" or if there are so few taps or
-        events that this is cheaper.
+        convolution in the frequency domain, or a sum over taps if `mode` is "events" or if there
+        are so few taps or events that the sum is cheaper.
 
         Args:
             spikes, bias, events, mode: see `synaptic_current`.
@@ -147,7 +147,7 @@ def delayed_current(
     check_synapses(spikes, weight[None], bias, events=events)
     spikes = with_type_of(weight, spikes)
     if delay.shape != weight.shape or bool((delay < 0).any()):
-        raise ValueError(f"delay: expected steps ≥ 0, {list(weight.shape)}, got {delay}")
+        raise ValueError(f"delay: expected steps ≥ 0 of shape {list(weight.shape)}, got {delay}")
     if isinstance(spikes, EventBatch):
         return current_of_batch(spikes, bias.detach(), partial(_delayed, weight, delay))
     if events is None:

@@ -21,8 +21,9 @@ class NeuronModel:
 
     `step` and `reverse_step` are plain module-level functions. They use arithmetic, `where`,
     `maximum` and other functions of this kind, called by name. In the loop, drive and states are
-    tensors [B, N] and parameters tensors [N]; in the kernels, all are single numbers. Take numbers
-    from `constants`, which begins with 0 and 1: a literal would make a kernel compute in float64.
+    tensors [B, N] and parameters tensors [N]; in the kernels, all are numbers or tiles of numbers.
+    Constants come in `constants`, which begins with 0 and 1: a literal would make a kernel compute
+    in float64.
 
     Attributes:
         name: name of the model, for messages.

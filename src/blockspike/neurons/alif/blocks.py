@@ -144,7 +144,7 @@ class _Blocks(torch.autograd.Function):
             block = blocks[i]
             m, a = block.margin.shape[1], block.x[:, -2:-1]
             steps = slice(i * n, i * n + m)
-            g = _neurons_first(grad_spikes[steps])  # of the spikes
+            g = _neurons_first(grad_spikes[steps])  # gradient of the spikes
             # gradient from the next block
             if grad_drive is not None:
                 if weight is not None and not ctx.detach_spikes:

@@ -189,8 +189,8 @@ def event_weight_gradient(
     """Sum grad[r] over the events of row r − k·lag_rows for each tap k and unit: [n_taps, K, N].
 
     grad is [R, N]. Each thread owns columns, so the order of the sums does not depend on the number
-    of threads. The columns are in memory of the thread's own: adjacent columns would share cache
-    lines that the other thread's prefetching takes away (3 times slower).
+    of threads. Each thread also owns the memory of its columns: next to another's columns, it would
+    wait for cache lines that the other's prefetching takes (3 times slower).
     """
     n_columns = grad.shape[1]
     per_thread = -(-n_columns // torch.get_num_threads())

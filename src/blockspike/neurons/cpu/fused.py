@@ -50,7 +50,7 @@ from blockspike.neurons.trace import SpikeTrace, check_finite, needs_gradient, t
 
 _STREAMED_BYTES = 2**23  # larger results bypass the caches, which could not hold them
 _NARROW = 8  # columns below which an inner loop over time beats one over columns
-_WIDEST_TILE = 4096  # without gradient through recurrence; long rows are read faster
+_WIDEST_TILE = 4096  # without gradient through recurrence; long rows suit the memory
 
 
 @kernel

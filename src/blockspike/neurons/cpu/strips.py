@@ -190,7 +190,7 @@ def replay(
     model, first, last, stride, start, stop, drives, constants, saved, state, strip_offset,
     replayed, replay_offset
 ):  # fmt: skip
-    """Replay a chunk of one strip from its saved states; keep margins and states before each step."""
+    """Replay a chunk of one strip from its saved states; keep margin and state before each step."""
     size, states = replayed_size(model), strip_layout(model)[0]
     for row in range(saved.shape[0]):
         k = strip_offset + states + np.uintp(row) * _STRIP

@@ -44,7 +44,7 @@ def in_triton(function: Callable[..., Any]) -> Any:
     if function in _OF_TRITON:
         return _OF_TRITON[function]
     own = translated(function, in_triton)
-    own.__globals__["tl"] = tl  # the interpreter looks for it
+    own.__globals__["tl"] = tl  # Triton's interpreter looks it up there
     return triton.jit(own)
 
 
