@@ -1,4 +1,4 @@
-"""Keep freed memory in the process, so that large arrays do not fault in page by page each step."""
+"""Keep freed memory in the process, so that large arrays cause no page faults at every step."""
 
 import ctypes
 import sys
@@ -9,12 +9,12 @@ _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # malloc.h of glibc
 def keep_freed_memory() -> bool:
     """Tell glibc's malloc to reuse large freed blocks instead of returning them to the kernel.
 
-    A training step allocates and frees the same large arrays every time; fresh pages for them took
-    half of the fused method's time. Process-wide, so a program decides: the commands call it, the
-    library does not.
+    Every training step allocates and frees the same large arrays; mapping fresh pages for them took
+    half of the fused method's time. The setting affects the whole process, so the program decides:
+    the commands call this function, the library does not.
 
     Returns:
-        Whether it took effect (on other C libraries it does nothing).
+        True if the setting took effect; with other C libraries nothing happens.
     """
     if sys.platform != "linux":
         return False

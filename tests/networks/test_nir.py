@@ -476,18 +476,18 @@ def test_only_what_lose_names_is_lost(lose, rich, plain):
     assert_equal_output(from_nir(to_nir(net, DT_MS, lose=lose), DT_MS), expected, x)
     to_nir(net, DT_MS, lose=DROPPABLE)
     for name in lose:
-        with pytest.raises(ValueError, match=rf"^layers.0: expected what NIR can say, got {name};"):
+        with pytest.raises(ValueError, match=rf"^layers.0: .*what NIR supports, got {name};"):
             to_nir(net, DT_MS, lose=set(DROPPABLE) - {name})
-    with pytest.raises(ValueError, match="^layers.0: expected what NIR can say, got ") as caught:
+    with pytest.raises(ValueError, match="^layers.0: expected what NIR supports, got ") as caught:
         to_nir(net, DT_MS)
     first, second = str(caught.value).split(" (`lose`")[0].split("; ")
     assert second == first.replace("layers.0", "layers.1")
-    assert set(first.removeprefix("layers.0: expected what NIR can say, got ").split(", ")) == lose
+    assert set(first.removeprefix("layers.0: expected what NIR supports, got ").split(", ")) == lose
 
 
 def test_the_scaling_of_inputs_is_lost_if_named():
     x, net, plain = made_spikes(), made(input_events=20.0), made()
-    message = r"^network: expected what NIR can say, got input scaling \(`lose`"
+    message = r"^network: expected what NIR supports, got input scaling \(`lose`"
     with pytest.raises(ValueError, match=message):
         to_nir(net, DT_MS, lose=set(DROPPABLE) - {"input scaling"})
     assert not torch.equal(net(x).scores, plain(x).scores)
@@ -544,22 +544,22 @@ def with_other_readout():
         (
             lambda: SpikingClassifier(12, 4, 10, dt_ms=DT_MS, layer=AdLIFLayer),
             {"lose": DROPPABLE},
-            "^layers.0: expected a ALIFLayer, got AdLIFLayer; layers.1: .* got AdLIFLayer",
+            "^layers.0: expected an ALIFLayer, got AdLIFLayer; layers.1: .* got AdLIFLayer",
         ),
         (
             lambda: SpikingClassifier(12, 4, 10, dt_ms=DT_MS, layer=OtherLayer),
             {"lose": DROPPABLE},
-            "^layers.0: expected a ALIFLayer, got OtherLayer",
+            "^layers.0: expected an ALIFLayer, got OtherLayer",
         ),
         (
             lambda: made(rf_len=3),
             {"lose": DROPPABLE},
-            "^layers.0: expected what NIR can say, got temporal receptive field; layers.1: ",
+            "^layers.0: expected what NIR supports, got temporal receptive field; layers.1: ",
         ),
         (
             lambda: made(rf_len=3, arp_ms=6.0),
             {},
-            "^layers.0: expected what NIR can say, got refractory period, temporal receptive field",
+            "^layers.0: expected what NIR supports, got refractory period, temporal receptive",
         ),
         (
             lambda: with_parameter(made(), "layers.1.beta", 1.0),
@@ -685,14 +685,14 @@ REC = nir.Linear(np.eye(5))
                     "read": node_lif(np.random.default_rng(0), 3, v_threshold=np.full(3, NEVER)),
                 },
             ),
-            "^node 'r': expected a LIF that can spike before it",
+            "^node 'r': expected a LIF that can spike, got 'read'",
         ),
         (
             parameter("z", "v_threshold", np.full(4, NEVER)),
             r"^node 'z': expected v_threshold of shape \[5\], got \[4\]",
         ),
         # edges
-        (changed(more=REC), "^node 'more': expected one chain of nodes, got one beside it"),
+        (changed(more=REC), "^node 'more': expected one chain of nodes, got this one outside it"),
         (
             changed(more=shaped(np.array([3]))),
             r"^graph: expected one Input, got \['in', 'more'\]",
@@ -722,8 +722,8 @@ REC = nir.Linear(np.eye(5))
             edges([("A.lif", "z")], [("A.lif", "1"), ("1", "z")]),
             "^node 'z': expected Affine or Linear or Output after 'A.lif', got LIF",
         ),
-        (edges([("in", "0")]), "^edge 'in' → '0': expected once, between nodes of the graph"),
-        (edges([("w", "nowhere")]), "^edge 'w' → 'nowhere': expected once, between nodes of the"),
+        (edges([("in", "0")]), "^edge 'in' → '0': expected one, between nodes of the graph"),
+        (edges([("w", "nowhere")]), "^edge 'w' → 'nowhere': expected one, between nodes of the"),
         (edges([("out", "in")]), "^edge 'out' → 'in': expected .* not from an Output"),
         # loops
         (

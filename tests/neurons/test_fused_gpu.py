@@ -134,7 +134,7 @@ def test_membrane_of_inputs_that_have_changed(name):
     trace = alif(**inputs, arp=2)
     with torch.no_grad():
         inputs[name].mul_(0.5)
-    with pytest.raises(RuntimeError, match="^membrane: an argument of the simulation was changed"):
+    with pytest.raises(RuntimeError, match="^membrane: expected to be read before"):
         _ = trace.membrane
 
 
@@ -219,7 +219,7 @@ def test_which_type_a_current_on_a_gpu_may_have():
     for tensor, method, message in [
         (half, "standard", "^current: expected .*got torch.bfloat16 for 'standard' on meta"),
         (half.cpu, "fused", "^current: expected .*got torch.bfloat16 for 'fused' on cpu"),
-        (half, "fused", "^method: "),  # the type is fine, the device is none for Triton
+        (half, "fused", "^method='fused': "),  # the type is fine, the device is none for Triton
     ]:
         current = torch.zeros(9, 2, 5, dtype=torch.bfloat16) if callable(tensor) else tensor
         with pytest.raises(ValueError, match=message):
@@ -340,7 +340,7 @@ def test_recurrence_is_not_multiplied_in_half_precision():
 def test_a_graph_of_the_backward_is_refused():
     inputs = make_gpu_inputs((9, 2, 4))
     spikes = alif(**inputs).spikes
-    with pytest.raises(RuntimeError, match="^method='fused': no second derivative.*'standard'$"):
+    with pytest.raises(RuntimeError, match="^method='fused': .*no second derivative.*'standard'$"):
         torch.autograd.grad(spikes.sum(), inputs["current"], create_graph=True)
 
 

@@ -42,7 +42,7 @@ BETA = {"beta": torch.full((9,), 0.9)}
 def test_a_literal_in_a_step_is_named():
     loop = simulate(MODELS[step_with_a_literal], CURRENT, BETA, method="standard")
     assert loop.spikes.sum() > 0
-    message = "^step_with_a_literal: expected it to return .*float32.*, got .*float64.*`constants`$"
+    message = "^step_with_a_literal: expected a return .*float32.*, got .*float64.*`constants`$"
     with pytest.raises(ValueError, match=message):
         simulate(MODELS[step_with_a_literal], CURRENT, BETA)
 
@@ -109,7 +109,7 @@ def test_a_function_that_cannot_be_compiled_is_named_in_one_line(functions, word
         ({"parameters": {"alpha": BETA["beta"]}}, "parameters: expected beta, got alpha"),
         ({"parameters": {"beta": torch.full((9,), float("inf"))}}, "beta: expected finite"),
         ({"current": CURRENT.to("meta"), "parameters": {"beta": BETA["beta"].to("meta")}},
-         "method: 'fused' runs on cpu, cuda, .*; got current on meta"),
+         "^method='fused': expected current on one of cpu, cuda, .*, got meta"),
     ],
 )  # fmt: skip
 def test_a_bad_argument_is_named(changed: dict[str, Any], words):
@@ -125,11 +125,11 @@ def test_a_model_that_cannot_be_one_is_named():
         return fire(factor * drive)[0], drive, state
 
     bad: list[tuple[dict[str, Any], str]] = [
-        ({"step": made_within}, "made_within: expected a function of a module"),
+        ({"step": made_within}, "made_within: expected a module-level function"),
         ({"parameters": ()}, "parameters: expected a tuple of at least one name"),
         ({"states": "v"}, "states: expected a tuple"),
-        ({"reverse_step": None}, "^reverse_step: expected a function of a module, got None$"),
-        ({"step": torch.exp}, "^step: expected a function of a module, got <built-in"),
+        ({"reverse_step": None}, "^reverse_step: expected a module-level function, got None$"),
+        ({"step": torch.exp}, "^step: expected a module-level function, got <built-in"),
     ]
     for changed, words in bad:
         with pytest.raises(ValueError, match=words):

@@ -7,10 +7,10 @@ Bounds = tuple[float, float]
 
 
 class BoundedParameters(nn.Module):
-    """Parameters that hold effective values and are put back into their bounds after each step.
+    """Parameters that hold effective values and are projected into their bounds after each step.
 
-    Clamping inside the forward pass, as the published code does, would stop the gradient of a
-    parameter that has left its range, for good.
+    The published code clamps in the forward pass instead. There, a parameter that leaves its range
+    never gets a gradient again.
     """
 
     def __init__(self):
@@ -20,18 +20,18 @@ class BoundedParameters(nn.Module):
     def add_bounded(
         self, name: str, value: Tensor, bounds: Bounds, trainable: bool, argument: str
     ) -> None:
-        """Register `value` [N] as the parameter `name`; ValueError names `argument` if outside."""
+        """Register parameter `name` [N]; if out of bounds, raise a ValueError naming `argument`."""
         low, high = bounds
         if not bool(((value >= low) & (value <= high)).all()):
             raise ValueError(
-                f"{argument}: gives {name} = {value.flatten()[0].item():.6g}, "
-                f"expected {low} ≤ {name} ≤ {high}"
+                f"{argument}: expected {low} ≤ {name} ≤ {high}, "
+                f"got {name} = {value.flatten()[0].item():.6g}"
             )
         self.register_parameter(name, nn.Parameter(value, requires_grad=trainable))
         self._bounds[name] = bounds
 
     @torch.no_grad()
     def project_(self) -> None:
-        """Put every bounded parameter back into its range, in place."""
+        """Clamp every bounded parameter to its range, in place."""
         for name, (low, high) in self._bounds.items():
             self.get_parameter(name).clamp_(low, high)

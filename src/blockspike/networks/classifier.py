@@ -28,12 +28,12 @@ Scores = Literal["sum", "mean", "softmax"]
 
 @dataclass(frozen=True)
 class ClassifierOutput:
-    """The result of a SpikingClassifier.
+    """Result of a `SpikingClassifier`.
 
     Attributes:
-        scores: [B, n_classes], over time the sum (or mean) of the readout's membrane, or
+        scores: [B, n_classes], sum (or mean) over time of the readout's membrane, or sum over time
             of its softmax over classes.
-        spikes: per hidden layer, [T, B, n_hidden].
+        spikes: one tensor [T, B, n_hidden] per hidden layer.
         readout: membrane of the readout, [T, B, n_classes].
     """
 
@@ -42,31 +42,36 @@ class ClassifierOutput:
     readout: Tensor
 
     def mean_over_views(self, n_samples: int) -> Tensor:
-        """[n_samples, n_classes]: means over the views of each sample, if B holds several.
+        """Mean scores over the views of each sample, [n_samples, n_classes].
 
-        The batch is all samples, then all again, … (`EventDataset`).
+        A batch with several views holds the first view of every sample, then the second, and so
+        on (see `EventDataset`).
         """
         return self.scores.unflatten(0, (-1, n_samples)).mean(0)
 
 
 class SpikingClassifier(nn.Module):
-    """n_inputs → hidden layers of spiking neurons → leaky readout.
+    """Hidden layers of spiking neurons and a leaky readout (docs/paper.md, The network).
 
     Args:
-        n_inputs, n_classes: fixed by the data.
-        n_hidden: neurons of each hidden layer.
-        n_layers: hidden layers.
-        dt_ms: length of a step.
-        tau_membrane_ms, train_beta: of the hidden layers and of the readout.
-        scores: what is made of the readout's membrane: its sum over time, its mean, or the sum of
-            its softmax over classes at each step (Bittar & Garner 2022).
-        dropout: share of the hidden spikes that the next layer does not get in training.
-        input_events: events of a recording count so that they add up to this, however loud it is;
-            None = as they are.
+        n_inputs, n_classes: number of input units and of classes.
+        n_hidden: neurons in each hidden layer.
+        n_layers: number of hidden layers.
+        dt_ms: length of a step in ms.
+        tau_membrane_ms, train_beta: see `ALIFLayer`; apply to hidden layers and readout.
+        scores: how the readout's membrane gives the class scores: its sum over time, its mean, or
+            the sum of its softmax over classes at each step (Bittar & Garner 2022).
+        dropout: share of hidden spikes that are dropped on the way to the next layer in training.
+        input_events: total that the events of each sample are scaled to, so that loud and quiet
+            recordings weigh the same; None = no scaling.
         synapses: see `synaptic_current`.
-        layer: makes the hidden layers, of any model; None = `ALIFLayer`s with the arguments
-            above and `neurons`.
+        layer: makes the hidden layers, of any model; None = `ALIFLayer` with the arguments above
+            and `neurons`.
         **neurons: further arguments of `ALIFLayer`.
+
+    Raises:
+        ValueError: a value outside its range, naming the argument.
+        TypeError: both `layer` and `neurons` are given.
     """
 
     def __init__(
@@ -94,7 +99,7 @@ class SpikingClassifier(nn.Module):
         if input_events is not None and not input_events > 0:
             raise ValueError(f"input_events: expected a number > 0 or null, got {input_events}")
         if layer is not None and neurons:
-            raise TypeError(f"layer: expected no {', '.join(neurons)} beside it")
+            raise TypeError(f"layer: expected no arguments of ALIFLayer, got {', '.join(neurons)}")
         shared: dict[str, Any] = {
             "tau_membrane_ms": tau_membrane_ms,
             "train_beta": train_beta,
@@ -111,11 +116,11 @@ class SpikingClassifier(nn.Module):
         self.input_events = input_events
 
     def forward(self, x: EventBatch | Tensor) -> ClassifierOutput:
-        """Scores and activity for spikes [T, B, n_inputs], any T; see `synaptic_current`."""
+        """Scores and activity for input spikes [T, B, n_inputs], any T; see `synaptic_current`."""
         return self.read(list(self.run_layers(x)))
 
     def run_layers(self, x: EventBatch | Tensor) -> Iterator[SpikeTrace]:
-        """The hidden layers' results, one after another."""
+        """Traces of the hidden layers, one after another."""
         if isinstance(x, Tensor) and not x.is_floating_point():
             x = x.to(self.readout.weight.dtype)
         if self.input_events is not None:
@@ -140,13 +145,13 @@ class SpikingClassifier(nn.Module):
         return ClassifierOutput(scores, [trace.spikes for trace in traces], readout)
 
     def anneal_(self, progress: float) -> None:
-        """Sharpen the learned delays for this share of the training, 0 to 1."""
+        """Sharpen the learned delays; `progress` is the share of training completed, 0 to 1."""
         for module in self.modules():
             if isinstance(module, Delays):
                 module.anneal_(progress)
 
     def project_(self) -> None:
-        """Put the neurons' parameters back into their ranges; call after each optimiser step."""
+        """Clamp the neurons' parameters to their ranges; call after each optimiser step."""
         for module in self.modules():
             if isinstance(module, BoundedParameters):
                 module.project_()

@@ -1,8 +1,8 @@
-"""Causal convolution of many inputs with many long kernels, by way of their frequencies.
+"""Causal convolution of many inputs with many long kernels, in the frequency domain.
 
-With D taps a step costs D products of spikes and weights when added up tap by tap; in the frequency
-domain about five, whatever D is. All of it is matrix products, the Fourier transforms of so few
-steps too.
+Summed tap by tap, a step with D taps costs D products of spikes and weights. In the frequency
+domain it costs about five, whatever D is. The Fourier transforms are so short that they are matrix
+products too.
 """
 
 import math
@@ -13,26 +13,26 @@ from torch import Tensor
 from blockspike.neurons.autograd import in_full_precision
 
 _BLOCK_OF_TAPS = 4
-"""Steps that are transformed together, in lengths of the kernel: longer, and the kernel takes more
-memory; shorter, and more of each transform is tail."""
+"""Steps transformed together, in kernel lengths. More steps need more memory for the kernel; with
+fewer, a larger part of each transform is tail."""
 
 
 @in_full_precision
 def causal_convolution(x: Tensor, kernel: Tensor) -> Tensor:
-    """y[t, b, n] = Σ_d Σ_k kernel[d, n, k] x[t − d, b, k], within rounding, differentiable in both.
+    """Convolve: y[t, b, n] = Σ_d Σ_k kernel[d, n, k] x[t − d, b, k], differentiable in both.
 
-    What comes after t, and before its kernel, counts in y[t] as a rounding error: about 1e-7 of
-    the block's largest value in float32, and all of it if that is NaN.
+    Other steps, such as those after t, affect y[t] by rounding only: in float32, by about 1e-7 of
+    the largest value in the block. A NaN in the block makes all of it NaN.
 
     Args:
         x: [T, B, K].
-        kernel: [D, N, K] (post, pre), of the type of x.
+        kernel: [D, N, K] (post, pre), of the same dtype as x.
 
     Returns:
         [T, B, N].
 
     Raises:
-        ValueError: shapes do not fit, or one is empty.
+        ValueError: shapes do not match, or one is empty.
     """
     if x.ndim != 3 or kernel.ndim != 3 or x.shape[2] != kernel.shape[2]:
         raise ValueError(
@@ -52,7 +52,7 @@ def causal_convolution(x: Tensor, kernel: Tensor) -> Tensor:
     x = torch.cat((x, x.new_zeros(n_blocks * block - n_steps, batch_size, n_inputs)))
     x = x.view(n_blocks, block, batch_size * n_inputs).transpose(0, 1).flatten(1)
 
-    waves = _waves(length, x)  # real and imaginary parts go side by side: [n_frequencies, 2, …]
+    waves = _waves(length, x)  # real and imaginary parts side by side: [n_frequencies, 2, …]
     x = waves[..., :block].flatten(0, 1) @ x
     kernel = waves[..., :n_taps].flatten(0, 1) @ kernel.flatten(1)
     product = x.view(len(waves), -1, n_inputs) @ kernel.view(len(waves), -1, n_inputs).mT
@@ -60,20 +60,20 @@ def causal_convolution(x: Tensor, kernel: Tensor) -> Tensor:
     real = product[:, 0, :, 0] - product[:, 1, :, 1]
     imaginary = product[:, 0, :, 1] + product[:, 1, :, 0]
 
-    count = waves.new_full((len(waves), 1, 1), 2 / length)  # each but the first stands for two
+    count = waves.new_full((len(waves), 1, 1), 2 / length)  # all but the first count twice
     count[0] /= 2
     if length % 2 == 0:
         count[-1] /= 2
     y = (waves * count).flatten(0, 1).T @ torch.stack((real, imaginary), 1).flatten(2).flatten(0, 1)
     y = y.view(length, n_blocks, batch_size, n_units).transpose(0, 1)
-    tail = y[:-1, block:]  # of a block, heard in the next: no block is shorter than the kernel - 1
+    tail = y[:-1, block:]  # reaches the next block only, since block ≥ n_taps − 1
     out = y[:, :block].contiguous()
     out[1:, : n_taps - 1] += tail
     return out.flatten(0, 1)[:n_steps]
 
 
 def _waves(length: int, like: Tensor) -> Tensor:
-    """cos and sin of each frequency at each step, [length // 2 + 1, 2, length]."""
+    """Cosine and sine of each frequency at each step, [length // 2 + 1, 2, length]."""
     steps = torch.arange(length)  # on the CPU: not every device has float64
     angle = 2 * math.pi / length * (steps[: length // 2 + 1, None] * steps % length).double()
     return torch.stack((angle.cos(), angle.sin()), 1).to(like)

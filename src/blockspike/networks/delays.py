@@ -1,8 +1,8 @@
-"""Learned delays: each synapse from an input has a delay of its own beside its weight.
+"""Learned delays: each input synapse has its own delay as well as its weight.
 
-In training the weight is spread over all delays as a Gaussian around the learned one, which gives
-that a gradient; the Gaussian narrows as training goes on. In evaluation delays are whole steps
-(dilated convolution with learnable spacings, Hammouamri et al., ICLR 2024).
+In training, a Gaussian around the learned delay spreads the weight over all delays, so that the
+delay gets a gradient. The Gaussian narrows as training proceeds. In evaluation, delays are whole
+steps (dilated convolution with learnable spacings, Hammouamri et al., ICLR 2024).
 """
 
 import math
@@ -26,24 +26,24 @@ from blockspike.neurons.events import EventBatch
 from blockspike.neurons.trace import needs_gradient
 
 LAST_SIGMA = 0.5
-"""σ of the Gaussian in steps once it is narrow."""
+"""Final σ of the Gaussian, in steps."""
 ANNEALED = 0.5
-"""Share of the training after which it is."""
+"""Share of the training after which σ is `LAST_SIGMA`."""
 MOST_TAPS, MOST_EVENT_TAPS = 6, 2.0
-"""Up to so many taps, or events × taps of an input and step, a sum over taps is faster than the
-convolution (one thread, 70 to 700 inputs, 128 to 256 units, batches of 16 to 64)."""
+"""Number of taps, and of events × taps per input and step, up to which a sum over taps is faster
+than the convolution (one thread, 70 to 700 inputs, 128 to 256 units, batches of 16 to 64)."""
 
 
 class Delays(BoundedParameters):
-    """The delays of synapses from n_inputs units onto n_units; they start anywhere in the range.
+    """Learned delays of the synapses from n_inputs units to n_units, drawn uniformly at first.
 
     Attributes:
-        delay: [n_units, n_inputs], learned, as a share of `max_delay`, 0 to 1.
-        sigma: of the Gaussian, in steps; starts at half the longest delay.
+        delay: [n_units, n_inputs], learned, as a fraction of `max_delay`, 0 to 1.
+        sigma: σ of the Gaussian in steps; starts at half of `max_delay`.
 
     Args:
-        n_units, n_inputs: post- and presynaptic units.
-        max_delay: the longest, in steps.
+        n_units, n_inputs: numbers of post- and presynaptic units.
+        max_delay: the longest delay, in steps.
     """
 
     delay: Tensor
@@ -56,7 +56,7 @@ class Delays(BoundedParameters):
         self.register_buffer("sigma", torch.tensor(max(max_delay / 2, LAST_SIGMA)))
 
     def anneal_(self, progress: float) -> None:
-        """Narrow the Gaussian: exponentially, until `ANNEALED` of the training, to `LAST_SIGMA`."""
+        """Narrow the Gaussian exponentially, down to `LAST_SIGMA` at progress `ANNEALED`."""
         first = max(self.max_delay / 2, LAST_SIGMA)
         share = min(progress / ANNEALED, 1.0)
         self.sigma.fill_(first ** (1 - share) * LAST_SIGMA**share)
@@ -64,10 +64,10 @@ class Delays(BoundedParameters):
     def steps(self) -> Tensor:
         """The delays as whole steps, int64 [n_units, n_inputs]."""
         steps = (self.delay.detach() * self.max_delay).round().long()
-        return steps.clamp(0, self.max_delay)  # after long(), which makes a NaN a number
+        return steps.clamp(0, self.max_delay)  # last, since long() turns a NaN into a number
 
     def kernel(self) -> Tensor:
-        """Shares of each weight by delay, [max_delay + 1, n_units, n_inputs]; they add up to 1."""
+        """Share of each weight at each delay, [max_delay + 1, n_units, n_inputs], summing to 1."""
         steps = torch.arange(self.max_delay + 1, device=self.delay.device)[:, None, None]
         if not self.training:
             return (steps == self.steps()).to(self.delay.dtype)
@@ -81,15 +81,18 @@ class Delays(BoundedParameters):
         events: SpikeEvents | None = None,
         mode: SynapseMode = "auto",
     ) -> Tensor:
-        """I[t, n] = bias[n] + Σ_k Σ_d weight[n, k] kernel[d, n, k] spikes[t − d, k].
+        """Sum I[t, n] = bias[n] + Σ_k Σ_d weight[n, k] kernel[d, n, k] spikes[t − d, k].
 
-        In evaluation on the CPU, where nobody needs a gradient, event by event. In training as a
-        convolution by way of frequencies, unless `mode` is "events", or few or sparse taps are
-        cheaper one by one.
+        In evaluation on the CPU without gradient, it is summed event by event. In training it is a
+        convolution in the frequency domain, or a sum over taps if `mode` is "events" or if there
+        are so few taps or events that the sum is cheaper.
 
         Args:
             spikes, bias, events, mode: see `synaptic_current`.
             weight: [n_units, n_inputs].
+
+        Returns:
+            Current [T, B, n_units].
         """
         check_synapses(spikes, weight[None], bias, mode, events)
         spikes = with_type_of(weight, spikes)
@@ -111,7 +114,7 @@ class Delays(BoundedParameters):
 
 
 def _tap_by_tap(spikes: EventBatch | Tensor, n_taps: int, mode: SynapseMode) -> bool:
-    """Whether a sum over taps takes less time than a convolution, or is to fail as it does."""
+    """Whether to sum over taps, which is faster or, for an empty input, the only way."""
     if n_taps <= MOST_TAPS or 0 in spikes.shape:
         return True
     if mode == "dense" or not isinstance(spikes, EventBatch) or spikes.device.type != "cpu":
@@ -126,7 +129,7 @@ def delayed_current(
     delay: Tensor,
     events: SpikeEvents | None = None,
 ) -> Tensor:
-    """I[t, n] = bias[n] + Σ_k weight[n, k] spikes[t − delay[n, k], k], event by event on the CPU.
+    """Sum I[t, n] = bias[n] + Σ_k weight[n, k] spikes[t − delay[n, k], k] by events, on the CPU.
 
     Args:
         spikes: EventBatch of shape (T, B, K), or a dense tensor [T, B, K] with its `events`.
@@ -144,7 +147,7 @@ def delayed_current(
     check_synapses(spikes, weight[None], bias, events=events)
     spikes = with_type_of(weight, spikes)
     if delay.shape != weight.shape or bool((delay < 0).any()):
-        raise ValueError(f"delay: expected steps ≥ 0, {list(weight.shape)}, got {delay}")
+        raise ValueError(f"delay: expected steps ≥ 0 of shape {list(weight.shape)}, got {delay}")
     if isinstance(spikes, EventBatch):
         return current_of_batch(spikes, bias.detach(), partial(_delayed, weight, delay))
     if events is None:

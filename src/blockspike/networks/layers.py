@@ -1,4 +1,4 @@
-"""Layers of spiking neurons: synapses onto one population of each model, and the readout."""
+"""Layers of spiking neurons (synapses onto one population) and the leaky readout."""
 
 import math
 from collections.abc import Callable, Iterable, Iterator
@@ -21,37 +21,38 @@ from blockspike.neurons.simulate import ExactMethod
 
 
 def decay(tau_ms: float, dt_ms: float) -> float:
-    """exp(−dt/τ): the decay per step of a time constant; both in ms and above 0."""
+    """Decay per step exp(−dt/τ), for τ and dt in ms, both above 0."""
     if not tau_ms > 0 or not dt_ms > 0:
         raise ValueError(f"tau_ms, dt_ms: expected values > 0, got {tau_ms} and {dt_ms}")
     return math.exp(-dt_ms / tau_ms)
 
 
 def check_counts(**counts: int) -> None:
-    """Raise ValueError unless each is at least 1, naming the first that is not."""
+    """Raise ValueError naming the first count that is below 1."""
     for name, value in counts.items():
         if value < 1:
             raise ValueError(f"{name}: expected an integer ≥ 1, got {value}")
 
 
 def check_choice(name: str, value: object, known: tuple[str, ...]) -> None:
-    """Raise ValueError unless the value is one of the known ones."""
+    """Raise ValueError unless `value` is in `known`."""
     if value not in known:
         raise ValueError(f"{name}: expected one of {', '.join(known)}, got {value!r}")
 
 
 @dataclass(frozen=True)
 class LayerOptions:
-    """The arguments that a layer of any model takes, by keyword.
+    """Keyword arguments shared by the layers of all models.
 
     Attributes:
-        recurrent: all-to-all recurrence.
-        recurrent_delay: delay of the recurrent synapses in steps; None = the model's own.
+        recurrent: whether the layer has all-to-all recurrence.
+        recurrent_delay: delay of the recurrent synapses in steps; None = the model's default.
         rf_len: temporal receptive field in steps: input at t − rf_len + 1 … t acts at t.
-        max_delay: longest delay of the input synapses in steps; above 0, each learns its own.
-        surrogate: derivative of the spike with respect to V − θ, see `alif`.
-        detach_spikes: no gradient through the spike in the reset and in the recurrence.
-        method: how the neurons are simulated: "fused", "standard" or, for ALIF, "blocks".
+        max_delay: longest delay of the input synapses in steps; if above 0, each synapse learns
+            its own.
+        surrogate: derivative of the spike with respect to V − θ (docs/paper.md, Surrogates).
+        detach_spikes: whether to stop the gradient through spikes in the reset and recurrence.
+        method: simulation method, "fused", "standard" or, for ALIF, "blocks".
         synapses: "auto", "events" or "dense", see `synaptic_current`.
 
     Raises:
@@ -81,14 +82,14 @@ class LayerOptions:
 
 
 class NeuronLayer(BoundedParameters):
-    """Synapses onto one population of neurons; a model's layer adds its parameters and `trace`.
+    """Synapses onto one population of neurons; a subclass adds a model's parameters and `trace`.
 
     Weights start as U(±1/√n_inputs), biases at 0, recurrent weights as the identity.
 
     Args:
-        n_inputs: units that feed the layer.
-        n_units: neurons.
-        methods: the methods of the model.
+        n_inputs: number of units that feed the layer.
+        n_units: number of neurons.
+        methods: simulation methods that the model has.
         **options: see `LayerOptions`.
 
     Raises:
@@ -116,7 +117,7 @@ class NeuronLayer(BoundedParameters):
 
     @property
     def simulation_options(self) -> dict[str, Any]:
-        """The arguments of a simulation besides the current and the model's parameters."""
+        """Simulation arguments other than the current and the model's parameters."""
         return {
             "recurrent_weight": self.recurrent_weight,
             "recurrent_delay": self.options.recurrent_delay,
@@ -142,21 +143,21 @@ class NeuronLayer(BoundedParameters):
 
 
 class ALIFLayer(NeuronLayer):
-    """Synapses and one population of ALIF neurons.
+    """Synapses and one population of ALIF neurons (docs/paper.md, The neuron).
 
     Weights start as U(±1/√n_inputs), biases at 0, recurrent weights as the identity.
 
     Args:
-        n_inputs: units that feed the layer.
-        n_units: neurons.
-        dt_ms: length of a step.
-        tau_membrane_ms: β starts at exp(−dt/τ) for every neuron.
-        tau_adaptation_ms: p likewise; None = no adaptation.
-        b: threshold raise per spike at the start.
-        arp_ms: absolute refractory period, rounded to steps.
-        train_beta, train_p, train_b: whether the optimiser may change them.
-        beta_bounds, p_bounds, b_bounds: ranges they are kept in.
-        **options: see `LayerOptions`; by default `recurrent_delay` is arp + 1.
+        n_inputs: number of units that feed the layer.
+        n_units: number of neurons.
+        dt_ms: length of a step in ms.
+        tau_membrane_ms: initial membrane time constant τ of every neuron; β = exp(−dt/τ).
+        tau_adaptation_ms: initial adaptation time constant, which sets p; None = no adaptation.
+        b: initial threshold raise per spike.
+        arp_ms: absolute refractory period in ms, rounded to steps.
+        train_beta, train_p, train_b: whether the parameter is trained.
+        beta_bounds, p_bounds, b_bounds: range of each parameter.
+        **options: see `LayerOptions`; `recurrent_delay` defaults to arp + 1.
 
     Raises:
         ValueError: a value outside its range, naming the argument.
@@ -209,20 +210,20 @@ class ALIFLayer(NeuronLayer):
 class AdLIFLayer(NeuronLayer):
     """Synapses and one population of adLIF or SE-adLIF neurons (neurons/adlif/README.md).
 
-    Parameters start evenly spread over their ranges, in an order drawn for each, recurrent weights
-    orthogonal, weights as U(±1/√n_inputs) / (1 − α), to make up for the factor of the input.
+    Parameters start evenly spaced over their ranges, in random order. Recurrent weights start
+    orthogonal, and weights as U(±1/√n_inputs) / (1 − α), since the model scales its input by 1 − α.
 
     Args:
-        n_inputs: units that feed the layer.
-        n_units: neurons.
-        dt_ms: length of a step.
+        n_inputs: number of units that feed the layer.
+        n_units: number of neurons.
+        dt_ms: length of a step in ms.
         euler: "symplectic" for SE-adLIF, "forward" for adLIF.
-        tau_membrane_ms, tau_adaptation_ms: ranges of τ_u and τ_w.
+        tau_membrane_ms, tau_adaptation_ms: ranges of τ_u and τ_w in ms.
         a, b: ranges of the couplings to membrane and spike.
-        q: scale of both.
+        q: scale of both couplings.
         recurrent_delay: delay of the recurrent synapses in steps.
-        detach_spikes: no gradient through the spike in the reset and in the recurrence; by default
-            it flows.
+        detach_spikes: whether to stop the gradient through spikes in the reset and recurrence; by
+            default it flows.
         **options: see `LayerOptions`; `method` is "fused" or "standard".
 
     Raises:
@@ -283,7 +284,7 @@ class AdLIFLayer(NeuronLayer):
 
 
 class HiddenLayer(Protocol):
-    """What a network needs of a layer of neurons; `ALIFLayer` is one, yours can be another."""
+    """Interface that a network expects of its hidden layers; `ALIFLayer` implements it."""
 
     def trace(self, x: EventBatch | Tensor, events: SpikeEvents | None = None) -> SpikeTrace:
         """Spikes, membrane and threshold [T, B, n_units] for input [T, B, n_inputs]."""
@@ -291,15 +292,15 @@ class HiddenLayer(Protocol):
 
 
 MakeLayer = Callable[..., nn.Module]
-"""(n_inputs, n_units, dt_ms=…) → a module that is a `HiddenLayer`."""
+"""Function of (n_inputs, n_units, dt_ms=…) that returns a `HiddenLayer` module."""
 
 
 def run_layers(
     layers: Iterable[nn.Module], x: EventBatch | Tensor, dropout: float = 0.0
 ) -> Iterator[SpikeTrace]:
-    """The results of `HiddenLayer`s one after another, each as events for the next.
+    """Run hidden layers one after another and yield each trace; its events feed the next layer.
 
-    `dropout`: share of a layer's spikes that the next one does not get.
+    `dropout` is the share of a layer's spikes that the next layer does not get.
     """
     trace = None
     for layer in layers:
@@ -309,9 +310,9 @@ def run_layers(
 
 
 def drop_spikes(trace: SpikeTrace, share: float) -> tuple[Tensor, SpikeEvents]:
-    """Spikes [T, B, N] and the same as events: each left out at random, the others scaled up.
+    """Drop each spike [T, B, N] with probability `share`; return the rest, dense and as events.
 
-    Scaled by 1 / (1 − share), which keeps their mean (Srivastava et al. 2014).
+    The rest are scaled by 1 / (1 − share), which keeps the mean (Srivastava et al. 2014).
     """
     if share == 0:
         return trace.spikes, trace.events
@@ -320,7 +321,7 @@ def drop_spikes(trace: SpikeTrace, share: float) -> tuple[Tensor, SpikeEvents]:
 
 
 class LeakyReadout(BoundedParameters):
-    """Leaky integrators without spikes: V[t] = β V[t−1] + W S[t] + bias ."""
+    """Leaky integrators that do not spike: V[t] = β V[t−1] + W S[t] + bias."""
 
     beta: Tensor
 
@@ -345,7 +346,7 @@ class LeakyReadout(BoundedParameters):
         self.add_bounded("beta", beta, beta_bounds, train_beta, "tau_membrane_ms")
 
     def forward(self, spikes: Tensor, events: SpikeEvents | None = None) -> Tensor:
-        """Membrane [T, B, n_units] of spikes [T, B, n_inputs]; `events`: see `synaptic_current`."""
+        """Membrane [T, B, n_units] for spikes [T, B, n_inputs]; see `synaptic_current`."""
         current = synaptic_current(
             spikes, self.weight, self.bias, events=events, mode=self.synapses
         )

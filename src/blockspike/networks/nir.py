@@ -1,7 +1,7 @@
-"""Networks to and from NIR, the Neuromorphic Intermediate Representation.
+"""Export networks to NIR, the Neuromorphic Intermediate Representation, and import them.
 
-What it can say, what is lost, and how its equations map to ours: docs/nir.md. The format is that of
-Pedersen et al., Nature Communications 15, 8122 (2024). Nothing here depends on a graph's metadata.
+docs/nir.md says what NIR can represent, what is lost, and how its equations map to ours. The format
+is that of Pedersen et al., Nature Communications 15, 8122 (2024). Graph metadata is ignored.
 """
 
 import math
@@ -30,11 +30,11 @@ DROPPABLE = (
     "synaptic delays",
     "input scaling",
 )
-"""What `lose` may name."""
+"""Properties of a network that `lose` may name."""
 BETA_BOUNDS = (0.001, 0.999)
-"""Of the layers that `from_nir` makes."""
+"""Range of β in the layers that `from_nir` makes."""
 NEVER = float(np.finfo(np.float32).max)
-"""Threshold of a LIF that cannot spike: finite, so that 0 spikes × threshold is 0."""
+"""Threshold of a LIF that cannot spike; finite, so that 0 spikes × threshold is 0."""
 
 Decay = Literal["exact", "euler"]
 Gain = Literal["weights", "r", "none"]
@@ -43,20 +43,21 @@ Readout = Literal["li", "lif", "none"]
 
 @dataclass(frozen=True)
 class Dialect:
-    """How a simulator steps NIR's LIF and LI: V[t] = β V[t−1] + g I[t].
+    """Rule by which a simulator steps NIR's LIF and LI: V[t] = β V[t−1] + g I[t].
 
-    `to_nir` chooses τ, r and the factor of the weights so that a step of the simulator is a step
+    `to_nir` chooses τ, r and a factor for the weights so that a step of the simulator equals a step
     of the network; `from_nir` does the reverse.
 
     Attributes:
         decay: β is exp(−dt/τ) ("exact") or 1 − dt/τ ("euler").
-        gain: what makes up for g: "weights" that are divided by 1 − β, with r = 1, where g is
-            r (1 − β) or 1 − β; "r" = 1 / (1 − β) where g is r (1 − β); or "none", with r = 1, where
-            g is 1.
-        step_ms: dt, where the simulator has only this one; None = the network's.
-        nested: write a recurrent layer as a graph inside the graph.
-        readout: write the readout as a leaky integrator ("li"), as a LIF of threshold `NEVER`
-            ("lif"), or not at all ("none"), so that the graph ends with the last hidden layer.
+        gain: what compensates for g. "weights": divide the weights by 1 − β and set r = 1 (g is
+            r (1 − β) or 1 − β). "r": set r = 1 / (1 − β) (g is r (1 − β)). "none": set r = 1 (g
+            is 1).
+        step_ms: dt in ms if the simulator has only one; None = the network's.
+        nested: whether to write a recurrent layer as a graph inside the graph.
+        readout: how to write the readout: as a leaky integrator ("li"), as a LIF with threshold
+            `NEVER` ("lif"), or not at all ("none"), so that the graph ends with the last hidden
+            layer.
 
     Raises:
         ValueError: a value outside its range, naming the attribute.
@@ -80,11 +81,11 @@ class Dialect:
 DIALECTS = {
     "nir": Dialect(),
     "norse": Dialect("euler", readout="lif"),
-    "sinabs": Dialect(gain="none", step_ms=1000.0),  # it takes τ in steps
+    "sinabs": Dialect(gain="none", step_ms=1000.0),  # τ counts steps
     "snntorch": Dialect("euler", "r", step_ms=0.1, nested=True, readout="lif"),
     "spyx": Dialect("euler", "none", readout="lif"),
 }
-"""NIR's own equations, and simulators as docs/nir.md compares them, by name."""
+"""Dialects by name: NIR's own equations, and the simulators that docs/nir.md compares."""
 _NEXT = {
     "Input": ("Affine", "Linear"),
     "Affine": ("LIF", "LI"),
@@ -93,7 +94,7 @@ _NEXT = {
     "LI": ("Output",),
     "Output": (),
 }
-"""Which node may follow which in a chain, by class."""
+"""Classes of node that may follow each class in a chain."""
 
 
 def to_nir(
@@ -104,23 +105,26 @@ def to_nir(
     dialect: str | Dialect = "nir",
     readout: Readout | None = None,
 ) -> "nir.NIRGraph":
-    """The graph of a network, to be written by `write`; a copy of its numbers.
+    """Convert a network to a NIR graph, which copies its numbers; `write` saves the graph.
 
     Nodes are named layer_0_affine, layer_0_lif, layer_0_recurrent, layer_1_affine, …,
-    readout_affine, readout_membrane. Arrays are in the dtype of the network, τ in seconds (of which
-    a dialect may count one per step). The recurrent edges of a graph have no delay in
-    continuous time; in steps it is one, like our `recurrent_delay = 1`. The graph ends with the
-    readout's membrane: how scores are made of it, dropout and surrogate are not in it.
+    readout_affine, readout_membrane. Arrays have the dtype of the network. τ is in seconds; a
+    dialect may count one second per step. In continuous time, the recurrent edges of a graph have
+    no delay; in steps, their delay is one, like our `recurrent_delay = 1`. The graph ends with the
+    readout's membrane and leaves out the scores, dropout and surrogate.
 
     Args:
-        network: of `ALIFLayer`s and a `LeakyReadout`.
-        dt_ms: length of the step that the network was made for.
-        lose: what to leave out where NIR has no words for it, of `DROPPABLE`.
-        dialect: who is to read the graph: a name of `DIALECTS`, or a `Dialect`.
-        readout: as in `Dialect`, in place of the dialect's own.
+        network: a network of `ALIFLayer`s and a `LeakyReadout`.
+        dt_ms: length in ms of the step that the network was made for.
+        lose: properties in `DROPPABLE` to leave out, since NIR cannot represent them.
+        dialect: simulator that the graph is for, a name in `DIALECTS` or a `Dialect`.
+        readout: replaces the dialect's `readout`, see `Dialect`.
+
+    Returns:
+        The graph.
 
     Raises:
-        ValueError: a bad argument, or something would be lost that `lose` does not name.
+        ValueError: a bad argument, or a property would be lost that `lose` does not name.
         ModuleNotFoundError: nir is not installed.
     """
     nir = _nir()
@@ -150,10 +154,10 @@ def to_nir(
 
 
 def write(path: str | PathLike[str], graph: "nir.NIRGraph") -> None:
-    """Write a graph to a file that every version of nir can read, by `nir.read`.
+    """Write a graph to a file that `nir.read` of any version can read.
 
-    `nir.write` puts into the file the v_reset = 0 that nir 1.0.6 and later take for granted, and
-    earlier versions, to which sinabs is bound, refuse as unknown.
+    `nir.write` writes v_reset = 0 to the file. That is the default from nir 1.0.6 on; earlier
+    versions, which sinabs requires, refuse it as unknown. So this function leaves it out.
 
     Raises:
         ModuleNotFoundError: nir is not installed.
@@ -166,26 +170,28 @@ def write(path: str | PathLike[str], graph: "nir.NIRGraph") -> None:
 def from_nir(
     graph: "nir.NIRGraph", dt_ms: float, *, dialect: str | Dialect = "nir"
 ) -> SpikingClassifier:
-    """The network of a graph, as of `nir.read(path)`, in steps of dt_ms; a copy of its numbers.
+    """Convert a NIR graph, such as `nir.read(path)`, to a network that copies its numbers.
 
-    The graph is one chain Input → (Affine or Linear → LIF) once or more → Affine or Linear → LI →
-    Output, of any sizes and names; a Linear or Affine may lead from a LIF back to it, also in a
-    graph of its own, and gets the delay of one step that such an edge has once time is in steps.
-    The last node may also be a LIF. If none of its thresholds is below `NEVER`, it is the readout.
-    If it spikes, it is a hidden layer, and the readout's membrane is a copy of its spikes.
-    Time constants are in seconds. The network is in float64 if all weights are, else in float32;
-    its scores are sums over time.
+    The graph must be one chain Input → (Affine or Linear → LIF) once or more → Affine or Linear →
+    LI → Output, with any sizes and names. An Affine or Linear may lead from a LIF back to it, also
+    inside a subgraph; in steps of time, such an edge has a delay of one. The chain may also end in
+    a LIF: if none of its thresholds is below `NEVER`, it is the readout; otherwise it is a hidden
+    layer, and the readout's membrane copies its spikes. Time constants are in seconds. The network
+    is in float64 if all weights are, else in float32; its scores are sums over time.
 
     Args:
-        graph: to be checked, by node, before anything is made of it.
-        dt_ms: length of a step; the input is taken as constant within one. Of no effect in a
-            dialect with a step of its own, where a step of ours is one of the simulator.
-        dialect: by whose rule to take the graph: a name of `DIALECTS`, or a `Dialect`.
+        graph: a `nir.NIRGraph`; each node is checked before the network is made.
+        dt_ms: length of a step in ms, over which the input is constant. Ignored by a dialect with
+            its own step: then one step of ours is one step of the simulator.
+        dialect: simulator whose rule the graph follows, a name in `DIALECTS` or a `Dialect`.
+
+    Returns:
+        The network.
 
     Raises:
-        ValueError: a bad argument, or the graph is anything else; names the node and what was
-            expected there: shapes, finite numbers, v_leak = v_reset = 0, v_threshold > 0 and a
-            tau of `BETA_BOUNDS`.
+        ValueError: a bad argument or another kind of graph. The message names the node and what was
+            expected there: shapes, finite numbers, v_leak = v_reset = 0, v_threshold > 0, or a tau
+            that puts β within `BETA_BOUNDS`.
         ModuleNotFoundError: nir is not installed.
     """
     nir = _nir()
@@ -205,7 +211,7 @@ def from_nir(
     for synapses, neurons in zip(inner[::2], inner[1::2], strict=True):
         is_readout = neurons == inner[-1] and _never_spikes(nodes[neurons])
         if is_readout and (loop := loops.get(neurons)):
-            raise ValueError(f"node {loop!r}: expected a LIF that can spike before it")
+            raise ValueError(f"node {loop!r}: expected a LIF that can spike, got {neurons!r}")
         names = (synapses, neurons, loops.get(neurons))
         state = _state(nodes, names, sizes[-1], form, is_readout)
         layers.append(_layer(neurons, state, dtype, is_readout))
@@ -222,7 +228,7 @@ def _nir() -> Any:
         return import_module("nir")
     except ModuleNotFoundError:
         raise ModuleNotFoundError(
-            "graphs of NIR need the package nir: pip install 'blockspike[nir]'"
+            "nir: expected the package nir, got none; pip install 'blockspike[nir]'"
         ) from None
 
 
@@ -232,7 +238,7 @@ def _check_dt(dt_ms: float) -> None:
 
 
 def _dialect(dialect: str | Dialect, dt_ms: float) -> Dialect:
-    """With a step_ms."""
+    """Resolve a dialect, with `step_ms` set."""
     form = DIALECTS.get(dialect) if isinstance(dialect, str) else dialect
     if not isinstance(form, Dialect):
         known = ", ".join(DIALECTS)
@@ -248,12 +254,12 @@ def _check_network(network: SpikingClassifier, lose: Collection[str], form: Dial
         raise ValueError(f"network: expected a SpikingClassifier, got {type(network).__name__}")
     problems = []
     if network.input_events is not None and "input scaling" not in lose:
-        problems.append("network: expected what NIR can say, got input scaling")
+        problems.append("network: expected what NIR supports, got input scaling")
     for name, layer in _named_layers(network):
         if type(layer) is not ALIFLayer:
-            problems.append(f"{name}: expected a ALIFLayer, got {type(layer).__name__}")
+            problems.append(f"{name}: expected an ALIFLayer, got {type(layer).__name__}")
         elif lost := [x for x in _lost(layer) if x not in lose]:
-            problems.append(f"{name}: expected what NIR can say, got {', '.join(lost)}")
+            problems.append(f"{name}: expected what NIR supports, got {', '.join(lost)}")
     if form.readout != "none" and type(network.readout) is not LeakyReadout:
         kind = type(network.readout).__name__
         problems.append(f"readout: expected a LeakyReadout, got {kind}")
@@ -266,9 +272,9 @@ def _named_layers(network: SpikingClassifier) -> list[tuple[str, Any]]:
 
 
 def _names(i: int, n_layers: int) -> tuple[str, str, str]:
-    """Of the synapses, neurons and recurrent synapses of a layer; the readout is the last.
+    """Names of the synapses, neurons and recurrent synapses of layer `i`; the readout is last.
 
-    A file has its nodes in alphabetical order, and snnTorch needs them in the order of the chain.
+    A file lists nodes alphabetically, and snnTorch needs them in the order of the chain.
     """
     if i == n_layers:
         return "readout_affine", "readout_membrane", ""
@@ -277,7 +283,7 @@ def _names(i: int, n_layers: int) -> tuple[str, str, str]:
 
 
 def _lost(layer: ALIFLayer) -> list[str]:
-    """Properties of a layer that a graph cannot represent."""
+    """Properties of a layer that NIR cannot represent."""
     delay = layer.options.recurrent_delay or layer.arp + 1
     lost = {
         "adaptation": layer.b is not None and bool((layer.b != 0).any()),
@@ -290,7 +296,7 @@ def _lost(layer: ALIFLayer) -> list[str]:
 
 
 def _nodes(nir: Any, name: str, layer: Any, form: Dialect) -> tuple[Any, Any, Any]:
-    """Synapses, neurons, and the recurrent synapses or None."""
+    """Nodes of a layer: synapses, neurons, and recurrent synapses or None."""
     tau_s, r, gain = _neuron_numbers(name, layer.beta, form)
     weight = _array(name, "weight", layer.weight, gain[:, None])[0]
     bias = _array(name, "bias", layer.bias, gain)
@@ -302,12 +308,12 @@ def _nodes(nir: Any, name: str, layer: Any, form: Dialect) -> tuple[Any, Any, An
         neurons = nir.LIF(tau_s, r, 0 * r, threshold, **_no_reset(nir, r))
     if getattr(layer, "recurrent_weight", None) is not None:
         loop = _array(name, "recurrent_weight", layer.recurrent_weight, gain[:, None])
-        recurrent = nir.Affine(loop, 0 * r)  # sinabs leaves out a Linear without a word
+        recurrent = nir.Affine(loop, 0 * r)  # sinabs silently drops a Linear
     return nir.Affine(weight, bias), neurons, recurrent
 
 
 def _no_reset(nir: Any, like: np.ndarray) -> dict[str, np.ndarray]:
-    """The argument v_reset = 0 of a LIF, which nir before 1.0.6 does not have."""
+    """Argument v_reset = 0 of a LIF, for versions of nir that have it (1.0.6 and later)."""
     return {"v_reset": 0 * like} if "v_reset" in nir.LIF.__dataclass_fields__ else {}
 
 
@@ -325,7 +331,7 @@ def _recurrent_graph(nir: Any, neurons: Any, synapses: Any) -> Any:
 
 
 def _array(layer: str, name: str, parameter: Tensor, gain: np.ndarray | float = 1.0) -> np.ndarray:
-    """A copy, so that a graph stays as it is when training goes on, × gain in the same dtype."""
+    """Parameter × gain, copied in the same dtype so that later training leaves the graph alone."""
     array = parameter.detach().cpu().numpy()
     with np.errstate(over="ignore"):
         array = (array * np.asarray(gain, np.float64)).astype(array.dtype)
@@ -337,7 +343,7 @@ def _array(layer: str, name: str, parameter: Tensor, gain: np.ndarray | float = 
 def _neuron_numbers(
     layer: str, parameter: Tensor, form: Dialect
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """τ in seconds, r, and the factor of the weights with which a step of the dialect is ours."""
+    """τ in seconds, r, and the factor for the weights that make the dialect's step equal ours."""
     beta = _array(layer, "beta", parameter)
     outside = (beta <= 0) | (beta >= 1)
     if outside.any():
@@ -356,13 +362,13 @@ def _step_s(form: Dialect) -> float:
 
 
 def _leak(tau_s: Tensor, form: Dialect) -> Tensor:
-    """1 − β, by the rule of a dialect."""
+    """1 − β by the dialect's rule."""
     steps = _step_s(form) / tau_s
     return steps if form.decay == "euler" else -torch.expm1(-steps)
 
 
 def _remove_zero_resets(content: dict[str, Any]) -> None:
-    """From the nodes of a graph's dictionary, in place, also from those inside nodes."""
+    """Remove v_reset = 0 from all nodes of a graph's dictionary, in place, including subgraphs."""
     for node in content["nodes"].values():
         if "nodes" in node:
             _remove_zero_resets(node)
@@ -371,7 +377,7 @@ def _remove_zero_resets(content: dict[str, Any]) -> None:
 
 
 def _unnested(graph: Any) -> tuple[dict[str, Any], list[tuple[str, str]]]:
-    """Nodes and edges, those of a recurrent layer's own graph in place of the graph."""
+    """Nodes and edges of a graph, with the subgraphs of recurrent layers expanded."""
     nodes, edges = dict(graph.nodes), [(a, b) for a, b in graph.edges]
     for name, node in graph.nodes.items():
         if type(node).__name__ != "NIRGraph" or not _is_recurrent_layer(node):
@@ -391,7 +397,7 @@ def _unnested(graph: Any) -> tuple[dict[str, Any], list[tuple[str, str]]]:
 
 
 def _is_recurrent_layer(graph: Any) -> bool:
-    """Whether it is Input → LIF → Output, and a node that leads from the LIF back to it."""
+    """Whether the graph is Input → LIF → Output with a node from the LIF back to itself."""
     kind = {name: type(node).__name__ for name, node in graph.nodes.items()}
     found = sorted((kind.get(a, ""), kind.get(b, "")) for a, b in graph.edges)
     return len(kind) == 4 and any(
@@ -401,7 +407,7 @@ def _is_recurrent_layer(graph: Any) -> bool:
 
 
 def _chain(nodes: dict[str, Any], edges: list[tuple[str, str]]) -> tuple[list[str], dict[str, str]]:
-    """Names from Input to Output, and of the recurrent node of each LIF that has one."""
+    """Names of the nodes from Input to Output, and the recurrent node of each LIF that has one."""
     kind = {name: type(node).__name__ for name, node in nodes.items()}
     after, before = _neighbours(kind, edges)
     inputs = [name for name in nodes if kind[name] == "Input"]
@@ -428,17 +434,19 @@ def _chain(nodes: dict[str, Any], edges: list[tuple[str, str]]) -> tuple[list[st
         chain.append(following)
     is_last = {chain[-2]} if _never_spikes(nodes[chain[-2]]) else set()
     if "LIF" not in (kind[name] for name in chain if name not in is_last):
-        raise ValueError(f"node {chain[-2]!r}: expected a LIF between {chain[0]!r} and it")
+        raise ValueError(
+            f"node {chain[-2]!r}: expected a LIF between {chain[0]!r} and it, got none"
+        )
     for name in nodes:
         if name not in chain and name not in loops.values():
-            raise ValueError(f"node {name!r}: expected one chain of nodes, got one beside it")
+            raise ValueError(f"node {name!r}: expected one chain of nodes, got this one outside it")
     return chain, loops
 
 
 def _neighbours(
     kind: dict[str, str], edges: list[tuple[str, str]]
 ) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
-    """The nodes after and before each, once their classes and the edges are checked."""
+    """Nodes after and before each node; checks the classes and edges first."""
     for name, found in kind.items():
         if found not in _NEXT:
             raise ValueError(f"node {name!r}: expected one of {', '.join(_NEXT)}, got {found}")
@@ -447,7 +455,7 @@ def _neighbours(
     for (a, b), times in Counter(edges).items():
         if a not in kind or b not in kind or times > 1 or kind[a] == "Output":
             raise ValueError(
-                f"edge {a!r} → {b!r}: expected once, between nodes of the graph, not from an Output"
+                f"edge {a!r} → {b!r}: expected one, between nodes of the graph, not from an Output"
             )
         after[a].append(b)
         before[b].append(a)
@@ -455,7 +463,7 @@ def _neighbours(
 
 
 def _loop(name: str, back: list[str], kind: dict[str, str], after: dict, before: dict) -> str:
-    """The one node that leads from a LIF back to it."""
+    """Name of the one node that leads from a LIF back to it."""
     if len(back) > 1:
         raise ValueError(f"node {name!r}: expected one recurrent Affine or Linear, got {back}")
     (loop,) = back
@@ -474,7 +482,7 @@ def _state(
     form: Dialect,
     is_readout: bool,
 ) -> dict[str, Tensor]:
-    """The parameters of a layer by name, in float64, from its synapses, neurons and recurrence."""
+    """Parameters of a layer by name, in float64, from its synapses, neurons and recurrence."""
     synapses, neurons, loop = names
     weight = _numbers(synapses, nodes[synapses], "weight", None, n_inputs).double()
     n_units = len(weight)
@@ -489,7 +497,7 @@ def _state(
 
 
 def _bias(name: str, node: Any, n_units: int) -> Tensor:
-    """[n_units], 0 for a Linear."""
+    """Bias [n_units] of an Affine; zeros for a Linear."""
     if type(node).__name__ == "Linear":
         return torch.zeros(n_units, dtype=torch.float64)
     return _numbers(name, node, "bias", n_units).double()
@@ -498,9 +506,9 @@ def _bias(name: str, node: Any, n_units: int) -> Tensor:
 def _beta_and_gain(
     name: str, node: Any, n_units: int, form: Dialect, is_readout: bool
 ) -> tuple[Tensor, Tensor]:
-    """β, and what an input adds to V in units of the threshold, as r (1 − β) / v_threshold."""
+    """β and the gain r (1 − β) / v_threshold, by which an input raises V in threshold units."""
     for zero in ("v_leak", "v_reset"):
-        if not hasattr(node, zero):  # a LI has no v_reset, nor has a LIF before nir 1.0.6
+        if not hasattr(node, zero):  # no v_reset: an LI, or a LIF before nir 1.0.6
             continue
         if _numbers(name, node, zero, n_units).any():
             raise ValueError(f"node {name!r}: expected {zero} = 0, got another value")
@@ -516,7 +524,7 @@ def _beta_and_gain(
     leak = _leak(tau_s.double(), form)
     beta = 1 - leak if form.decay == "euler" else torch.exp(-_step_s(form) / tau_s.double())
     least, most = BETA_BOUNDS
-    slack = 1e-6 if form.decay == "euler" else 1e-6 * least  # τ is rounded
+    slack = 1e-6 if form.decay == "euler" else 1e-6 * least  # for the rounding of τ
     outside = ~((beta >= least - slack) & (beta <= most * (1 + 1e-6)))
     if outside.any():
         least_s, most_s = _tau_bounds(form)
@@ -530,7 +538,7 @@ def _beta_and_gain(
 
 
 def _tau_bounds(form: Dialect) -> tuple[float, float]:
-    """In seconds, of `BETA_BOUNDS`."""
+    """Range of τ in seconds that corresponds to `BETA_BOUNDS`."""
     (least, most), step_s = BETA_BOUNDS, _step_s(form)
     if form.decay == "euler":
         return step_s / (1 - least), step_s / (1 - most)
@@ -538,13 +546,13 @@ def _tau_bounds(form: Dialect) -> tuple[float, float]:
 
 
 def _never_spikes(node: Any) -> bool:
-    """Whether it is a LI, or a LIF of no threshold below `NEVER`."""
+    """Whether the node is an LI, or a LIF with no threshold below `NEVER`."""
     threshold = np.asarray(getattr(node, "v_threshold", NEVER))
     return threshold.dtype.kind == "f" and bool((threshold >= NEVER).all())
 
 
 def _numbers(name: str, node: Any, key: str, *shape: int | None) -> Tensor:
-    """A parameter of a node, finite, of this shape (None = any), in float32 or else float64."""
+    """Read a finite parameter of a node, of this shape (None = any), in float32 or else float64."""
     array = np.asarray(getattr(node, key))
     sizes = ", ".join("n" if n is None else str(n) for n in shape)
     fits = array.ndim == len(shape) and all(
@@ -565,12 +573,12 @@ def _numbers(name: str, node: Any, key: str, *shape: int | None) -> Tensor:
 
 
 def _is_dtype(array: np.ndarray, dtype: type) -> bool:
-    """In any order of bytes."""
+    """Whether the array has this dtype, in either byte order."""
     return array.dtype.newbyteorder("=") == dtype
 
 
 def _size(name: str, shape: Any) -> int:
-    """The only dimension of an Input or Output."""
+    """Size of an Input or Output, which must have one dimension."""
     array = np.asarray(shape)
     if array.shape != (1,) or array.dtype.kind not in "iu" or array[0] < 1:
         raise ValueError(f"node {name!r}: expected a shape [n], got {array.tolist()!r:.80}")
@@ -578,12 +586,13 @@ def _size(name: str, shape: Any) -> int:
 
 
 def _layer(name: str, state: dict[str, Tensor], dtype: torch.dtype, is_readout: bool) -> Any:
-    """A layer with these parameters, at first made with others."""
+    """Make a layer and load these parameters into it."""
     state = {key: value.to(dtype) for key, value in state.items()}
     for key, value in state.items():
         if not value.isfinite().all():
             raise ValueError(
-                f"node {name!r}: expected {key} × r (1 − β) / v_threshold in the range of {dtype}"
+                f"node {name!r}: expected {key} × r (1 − β) / v_threshold in the range of {dtype}, "
+                "got an overflow"
             )
     _, n_units, n_inputs = state["weight"].shape
     options: dict[str, Any] = {"dt_ms": 1.0, "tau_membrane_ms": 1.0, "beta_bounds": BETA_BOUNDS}
@@ -597,7 +606,7 @@ def _layer(name: str, state: dict[str, Tensor], dtype: torch.dtype, is_readout: 
 
 
 def _copy_of_spikes(n_units: int, dtype: torch.dtype) -> LeakyReadout:
-    """A readout whose membrane is its input, kept so in training."""
+    """Readout whose membrane equals its input; training leaves it unchanged."""
     bounds = (0.0, BETA_BOUNDS[1])
     readout = LeakyReadout(n_units, n_units, dt_ms=1.0, tau_membrane_ms=1.0, beta_bounds=bounds)
     with torch.no_grad():
@@ -608,7 +617,7 @@ def _copy_of_spikes(n_units: int, dtype: torch.dtype) -> LeakyReadout:
 
 
 def _network(layers: list[Any], dt_ms: float) -> SpikingClassifier:
-    """Of these hidden layers and this readout, at first made with others."""
+    """Network made of these hidden layers and, last, this readout."""
     options: dict[str, Any] = {"tau_membrane_ms": dt_ms, "tau_adaptation_ms": None}
     n_inputs, n_classes = layers[0].weight.shape[2], len(layers[-1].bias)
     network = SpikingClassifier(n_inputs, n_classes, 1, 1, dt_ms=dt_ms, **options)

@@ -1,7 +1,8 @@
-"""Input currents from spikes: a dense matrix product, or event-driven where spikes are sparse.
+"""Input currents from spikes, by a dense matrix product or, where spikes are sparse, by events.
 
-At 1-6 % active units, adding one row of weights per event costs far less on a CPU than the dense
-product, forward and for the weight gradient. The gradient to the spikes is dense either way.
+With 1-6 % of the units active, adding one row of weights per event is far cheaper on a CPU than
+the dense product, both forward and for the weight gradient. The gradient to the spikes is always
+dense.
 """
 
 import math
@@ -21,11 +22,11 @@ from blockspike.neurons.gpu.graphs import has_triton, require_triton
 
 SpikesT = TypeVar("SpikesT", EventBatch, Tensor, EventBatch | Tensor)
 SynapseMode = Literal["auto", "events", "dense"]
-# Active share of (step, unit) pairs above which dense is chosen. Of an EventBatch the dense tensor
-# has to be made first, so events pay longer.
+# Active share of (step, unit) pairs above which "auto" chooses the dense product. The limit is
+# higher for an EventBatch, whose dense tensor has to be made first.
 MAX_EVENT_DENSITY, MAX_EVENT_DENSITY_OF_BATCH = 0.15, 0.25
-# On a GPU; not measured. An event fetches a row of weights where the dense product computes from
-# registers: at 1 % that is 100 multiplications less for each weight fetched.
+# The same limit on a GPU; not measured. An event fetches a row of weights, while the dense product
+# computes from registers: at 1 %, each weight fetched saves 100 multiplications.
 MAX_EVENT_DENSITY_GPU = 0.01
 
 
@@ -37,32 +38,34 @@ def synaptic_current(
     events: SpikeEvents | None = None,
     mode: SynapseMode = "auto",
 ) -> Tensor:
-    """I[t] = bias + Σ_k weight[k] spikes[t − k].
+    """Compute the synaptic current I[t] = bias + Σ_k weight[k] spikes[t − k].
 
     Args:
-        spikes: EventBatch of shape (T, B, K), or a dense tensor [T, B, K] of the type of the weight
-            or of whole numbers (bool, int), which are converted to it.
+        spikes: EventBatch of shape (T, B, K), or a dense tensor [T, B, K] in the weight's dtype; a
+            bool or integer tensor is converted.
         weight: [n_taps, N, K] (post, pre); tap k acts k steps later (the temporal receptive field).
-            float32 or float64; on a GPU, dense, also half precision.
+            float32 or float64; dense products on a GPU also take half precision.
         bias: [N].
-        events: the same as a dense `spikes`, if those are only 0 and `events.scale`: they may then
-            be treated as events.
-        mode: "events", "dense", or "auto": events where they are sparse. On a GPU, dense tensors
-            stay so, since counting their spikes would make the CPU wait.
+        events: the events of a dense `spikes` whose values are all 0 or `events.scale`; with them,
+            the current can be summed by events.
+        mode: "events", "dense", or "auto": by events if they are sparse. On a GPU, "auto" treats
+            dense tensors as dense, since counting their spikes would make the CPU wait.
 
     Returns:
-        Current [T, B, N], differentiable in weight, bias and dense spikes. Under autocast dense
-        products are in half precision and all else is in float32, which the current is too.
+        Current [T, B, N], differentiable in weight, bias and dense spikes. Under autocast, dense
+        products are in half precision; all else, including the current, is in float32.
 
     Raises:
-        ValueError: shapes or types do not match, or events are asked for where they cannot be had.
+        ValueError: shapes or dtypes do not match, or mode "events" cannot be used.
     """
     check_synapses(spikes, weight, bias, mode, events)
     spikes = with_type_of(weight, spikes)
     if isinstance(spikes, EventBatch):
         return current_of_batch(spikes, bias, partial(_of_events, weight=weight, mode=mode))
     if mode == "events" and events is None:
-        raise ValueError("mode: 'events' needs an EventBatch or `events`, got a dense tensor")
+        raise ValueError(
+            "mode: expected 'auto' or 'dense' for dense spikes without `events`, got 'events'"
+        )
     on_cpu = spikes.device.type == "cpu"
     if events is None or mode == "dense" or (mode == "auto" and not on_cpu):
         return _dense(spikes, weight, bias)
@@ -76,14 +79,14 @@ def synaptic_current(
 def _of_sparse(
     spikes: Tensor | None, weight: Tensor, bias: Tensor, events: EventBatch, scale: float
 ) -> Tensor:
-    """Current of events that are the same as `spikes`, which only gets a gradient."""
+    """Current of `events`; `spikes`, the same spikes as a tensor, only receives a gradient."""
     return _EventCurrents.apply(spikes, weight, bias, events, scale)  # pyright: ignore
 
 
 def current_of_batch(
     events: EventBatch, bias: Tensor, current_of: Callable[[EventBatch, Tensor], Tensor]
 ) -> Tensor:
-    """`current_of(events, bias)` [T, B, N], with what `events.scale` makes them count."""
+    """Apply `current_of(events, bias)` [T, B, N], with events weighted by `events.scale`."""
     if events.scale is None:
         return current_of(events, bias)
     current = current_of(replace(events, scale=None), torch.zeros_like(bias))
@@ -97,7 +100,7 @@ def _of_events(events: EventBatch, bias: Tensor, *, weight: Tensor, mode: str) -
 
 
 def events_of_spikes(events: SpikeEvents) -> EventBatch:
-    """The same as sorted events, on the CPU."""
+    """Convert to an EventBatch on the CPU."""
     n_steps, batch_size, n_units = events.array.shape
     row_ptr, unit = (torch.from_numpy(x) for x in events.row_ptr_and_unit)
     return EventBatch(row_ptr, unit, (n_steps, batch_size, n_units))
@@ -110,7 +113,7 @@ def check_synapses(
     mode: str = "auto",
     events: SpikeEvents | None = None,
 ) -> None:
-    """Raise ValueError if arguments of `synaptic_current` do not fit each other."""
+    """Raise ValueError if the arguments of `synaptic_current` do not match."""
     if not isinstance(spikes, EventBatch | Tensor):
         got = type(spikes).__name__
         raise ValueError(f"spikes: expected an EventBatch or a tensor [T, B, K], got {got}")
@@ -123,7 +126,7 @@ def check_synapses(
         )
     if len(spikes.shape) != 3 or spikes.shape[2] != weight.shape[2]:
         raise ValueError(
-            f"spikes: expected [T, B, {weight.shape[2]}] to fit the weight, "
+            f"spikes: expected [T, B, {weight.shape[2]}] to match the weight, "
             f"got {list(spikes.shape)}"
         )
     if events is not None and events.array.shape != spikes.shape:
@@ -134,10 +137,10 @@ def check_synapses(
 
 
 def with_type_of(weight: Tensor, spikes: SpikesT) -> SpikesT:
-    """Spikes as synapses with this weight take them: of its type, if they are whole numbers.
+    """Convert bool or integer spikes to the dtype of the weight; leave others as they are.
 
     Raises:
-        ValueError: the weight is of half precision on a CPU; spikes are of another type.
+        ValueError: the weight is in half precision on a CPU; the spikes have another float dtype.
     """
     if weight.device.type == "cpu" and weight.dtype not in (torch.float32, torch.float64):
         raise ValueError(f"weight: expected float32 or float64 on a CPU, got {weight.dtype}")
@@ -147,7 +150,7 @@ def with_type_of(weight: Tensor, spikes: SpikesT) -> SpikesT:
         return spikes.to(weight.dtype)
     if not is_autocast_on(spikes.device.type):
         raise ValueError(
-            f"spikes: expected {weight.dtype} like the weight, or whole numbers (bool, int), "
+            f"spikes: expected {weight.dtype} like the weight, or a bool or integer dtype, "
             f"got {spikes.dtype}"
         )
     return spikes
@@ -158,7 +161,7 @@ def _use_events(mode: str, events: EventBatch, most_on_cpu: float) -> bool:
     on_cpu = device.type == "cpu"
     if mode == "events":
         if not on_cpu:
-            require_triton("mode: 'events'", "spikes", device)
+            require_triton("mode='events'", "spikes", device)
         return True
     if mode == "dense" or not (on_cpu or has_triton(device)):
         return False
@@ -167,15 +170,15 @@ def _use_events(mode: str, events: EventBatch, most_on_cpu: float) -> bool:
 
 
 def _dense(spikes: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    # Not conv1d, whose weight gradient has other bits with another number of threads.
-    current = F.linear(spikes, weight[0], bias).to(weight.dtype)  # autocast makes it half precision
+    # Not conv1d: rounding of its weight gradient depends on the number of threads.
+    current = F.linear(spikes, weight[0], bias).to(weight.dtype)  # half under autocast
     for tap in range(1, min(len(weight), len(spikes))):
         current[tap:] += F.linear(spikes[:-tap], weight[tap])
     return current
 
 
 def _add_events(events: EventBatch, weight_t: Tensor, bias: Tensor) -> Tensor:
-    """Current [T·B, N] of events, for weight_t [n_taps, K, N]."""
+    """Current [T·B, N] of events for weight_t [n_taps, K, N]."""
     n_steps, batch_size, _ = events.shape
     out = weight_t.new_empty(n_steps * batch_size, weight_t.shape[2])
     row_ptr, unit, weight_t, bias = (
@@ -195,7 +198,7 @@ def _add_events(events: EventBatch, weight_t: Tensor, bias: Tensor) -> Tensor:
 def _weight_gradient(
     row_ptr: Tensor, unit: Tensor, grad: Tensor, n_taps: int, batch_size: int, n_units: int
 ) -> Tensor:
-    """dLoss/dweight_t [n_taps, K, N] of events, for grad [T·B, N]."""
+    """Gradient dLoss/dweight_t [n_taps, K, N] from the current's gradient, grad [T·B, N]."""
     sizes = (n_taps, batch_size, n_units)
     if grad.device.type == "cpu":
         arrays = row_ptr.numpy(), unit.numpy(), grad.numpy()

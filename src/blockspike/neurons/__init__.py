@@ -1,4 +1,4 @@
-"""Spiking neurons as pure functions on tensors [T, B, N] = time steps, batch, neurons."""
+"""Spiking neurons as pure functions of tensors [T, B, N] = (time steps, batch, neurons)."""
 
 from blockspike.neurons.alif import Method, NotFiniteError, SpikeTrace, alif
 from blockspike.neurons.readout import leaky_integrate

@@ -1,4 +1,4 @@
-"""What the package's autograd functions have in common: one derivative, in full precision."""
+"""Decorators for autograd functions: full precision under autocast, first derivatives only."""
 
 from collections.abc import Callable, Iterable, Mapping
 from functools import wraps
@@ -12,10 +12,10 @@ R = TypeVar("R")
 
 
 def in_full_precision(function: Callable[P, R]) -> Callable[P, R]:
-    """Decorate a function of tensors whose result autocast must not round.
+    """Decorate a function of tensors so that autocast does not round its result.
 
-    Under autocast it runs without, and arguments of half precision come to it as float32. Without
-    autocast nothing is converted.
+    Under autocast, the function runs with autocast off and gets half-precision arguments as
+    float32. Without autocast, nothing is converted.
     """
 
     @wraps(function)
@@ -31,12 +31,12 @@ def in_full_precision(function: Callable[P, R]) -> Callable[P, R]:
 
 
 def is_autocast_on(device_type: str) -> bool:
-    """Whether autocast is on for this type of device, which need not have any."""
+    """Whether autocast is on for this device type; False if the device type has none."""
     return torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type)
 
 
 def _device_type(values: Iterable[Any]) -> str:
-    """Of the first tensor."""
+    """Device type of the first tensor among the values; "cpu" if there is none."""
     return next((x.device.type for x in values if isinstance(x, Tensor)), "cpu")
 
 
@@ -48,18 +48,18 @@ def _single_at_least(x: Any) -> Any:
 
 
 def differentiable_once(operation: str, instead: str) -> Callable[[Callable], Callable]:
-    """Decorate the `backward` of an autograd function that autograd cannot differentiate.
+    """Decorate the `backward` of an autograd function that has no second derivative.
 
-    PyTorch's `once_differentiable` complains only if the incoming gradient itself requires one;
-    otherwise it hands out gradients that a second derivative silently takes for constants. The
-    `backward` runs without autocast, as the forward does.
+    PyTorch's `once_differentiable` raises only if the incoming gradient itself requires a gradient.
+    Otherwise it returns gradients that a second derivative silently treats as constants. The
+    `backward` runs with autocast off, as the forward does.
 
     Args:
         operation: what the function computes, for the message.
-        instead: what has a second derivative.
+        instead: an alternative that has a second derivative, for the message.
 
     Raises:
-        RuntimeError: from `backward`, if a graph of it is asked for (`create_graph=True`).
+        RuntimeError: raised by `backward` under `create_graph=True`.
     """
 
     def decorate(backward: Callable) -> Callable:
@@ -67,7 +67,7 @@ def differentiable_once(operation: str, instead: str) -> Callable[[Callable], Ca
         def guarded(ctx: Any, *grads: Tensor | None) -> Any:
             if torch.is_grad_enabled():  # in a backward pass only with create_graph=True
                 raise RuntimeError(
-                    f"{operation}: no second derivative, which create_graph=True asks for; "
+                    f"{operation}: expected no second derivative, got create_graph=True; "
                     f"use {instead}"
                 )
             device = _device_type(grads)

@@ -1,4 +1,4 @@
-"""Spikes as sorted events: the sparse batch that layers and data loaders exchange."""
+"""Spikes as sorted events: the sparse batches that data loaders pass to layers."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from numba import njit
 from torch import Tensor
 
 
-@dataclass(eq=False)  # not frozen: Lightning refuses to convert frozen ones to another precision
+@dataclass(eq=False)  # not frozen: Lightning cannot convert frozen dataclasses to another precision
 class EventBatch:
     """Spikes of a batch as events sorted by (time step, sample).
 
     Row ``r = t * B + b`` holds the spikes of sample ``b`` at step ``t``: the units
-    ``unit[row_ptr[r]:row_ptr[r + 1]]``. A unit that occurs twice in a row spiked twice.
+    ``unit[row_ptr[r]:row_ptr[r + 1]]``. A unit listed twice in a row spiked twice.
 
     Args:
-        row_ptr: int64 ``[T * B + 1]``, starts at 0 and never decreases.
+        row_ptr: int64 ``[T * B + 1]``, non-decreasing from 0.
         unit: int32 ``[n_events]``, each in ``[0, K)``.
-        shape: ``(T, B, K)`` = time steps, batch, units.
-        scale: ``[B]``, what an event of each sample counts; None = 1.
+        shape: ``(T, B, K)`` = (time steps, batch, units).
+        scale: ``[B]``, weight of each event of a sample; None = 1.
 
     Raises:
-        ValueError: a tensor has the wrong dtype, number of elements or device. The values are
-            not read on an accelerator, where that would wait for the device.
+        ValueError: a tensor has the wrong dtype, number of elements or device. On an accelerator,
+            values are not checked, since reading them would wait for the device.
     """
 
     row_ptr: Tensor
@@ -36,53 +36,54 @@ class EventBatch:
 
     def __post_init__(self) -> None:
         if len(self.shape) != 3 or any(n < 0 for n in self.shape):
-            raise ValueError(f"shape: got {self.shape}, expected (T, B, K), each >= 0")
+            raise ValueError(f"shape: expected (T, B, K), each ≥ 0, got {self.shape}")
         _require_vector("row_ptr", self.row_ptr, torch.int64)
         _require_vector("unit", self.unit, torch.int32)
         n_rows = self.shape[0] * self.shape[1]
         if self.row_ptr.numel() != n_rows + 1:
             raise ValueError(
-                f"row_ptr: got {self.row_ptr.numel()} elements, expected T * B + 1 = {n_rows + 1}"
+                f"row_ptr: expected T * B + 1 = {n_rows + 1} elements, got {self.row_ptr.numel()}"
             )
         if self.scale is not None and self.scale.shape != (self.shape[1],):
-            raise ValueError(f"scale: got shape {tuple(self.scale.shape)}, expected [B]")
+            raise ValueError(
+                f"scale: expected shape [{self.shape[1]}], got {list(self.scale.shape)}"
+            )
         if self.row_ptr.device != self.unit.device:
             raise ValueError(
-                f"unit: got device {self.unit.device}, expected that of row_ptr, "
-                f"{self.row_ptr.device}"
+                f"unit: expected device {self.row_ptr.device} like row_ptr, got {self.unit.device}"
             )
         if self.row_ptr.device.type == "cpu" and int(self.row_ptr[-1]) != self.unit.numel():
             raise ValueError(
-                f"row_ptr: got last element {int(self.row_ptr[-1])}, expected the number of "
-                f"events in unit, {self.unit.numel()}"
+                f"row_ptr: expected last element {self.unit.numel()}, the number of events, "
+                f"got {int(self.row_ptr[-1])}"
             )
 
     @property
     def n_steps(self) -> int:
-        """Time steps T."""
+        """Number of time steps T."""
         return self.shape[0]
 
     @property
     def batch_size(self) -> int:
-        """Samples B."""
+        """Number of samples B."""
         return self.shape[1]
 
     @property
     def n_units(self) -> int:
-        """Units K."""
+        """Number of units K."""
         return self.shape[2]
 
     @property
     def device(self) -> torch.device:
-        """Where the events are stored."""
+        """Device that holds the events."""
         return self.unit.device
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> EventBatch:
-        """Return the batch on ``device``; ``non_blocking`` as in `torch.Tensor.to`."""
+        """Copy the batch to ``device``; ``non_blocking`` as in `torch.Tensor.to`."""
         return self._each(lambda x: x.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> EventBatch:
-        """Return the batch in page-locked memory, from which copies to a GPU overlap."""
+        """Copy the batch to page-locked memory, for asynchronous copies to a GPU."""
         return self._each(lambda x: x.pin_memory())
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> EventBatch:
@@ -90,13 +91,13 @@ class EventBatch:
         return EventBatch(change(self.row_ptr), change(self.unit), self.shape, scale)
 
     def scaled_to(self, n_events: float) -> EventBatch:
-        """Return the batch with events that count as ``n_events`` in total for each sample."""
+        """Scale events so that those of each sample add up to ``n_events``."""
         n_steps, batch_size, _ = self.shape
         own = self.row_ptr.diff().view(n_steps, batch_size).sum(0)
         return EventBatch(self.row_ptr, self.unit, self.shape, n_events / own.clamp(min=1).double())
 
     def dense(self, dtype: torch.dtype = torch.float32) -> Tensor:
-        """Return what each step, sample and unit's events count: ``[T, B, K]`` of ``dtype``."""
+        """Sum the events of each step, sample and unit into a tensor ``[T, B, K]`` of ``dtype``."""
         n_steps, batch_size, n_units = self.shape
         counts = torch.zeros(n_steps * batch_size * n_units, dtype=dtype, device=self.device)
         row = torch.repeat_interleave(self.row_ptr.diff(), output_size=self.unit.numel())
@@ -106,20 +107,20 @@ class EventBatch:
 
     @classmethod
     def from_dense(cls, spikes: Tensor) -> EventBatch:
-        """Collect the events of a dense array of spike counts.
+        """Convert dense spike counts to events.
 
         Args:
-            spikes: ``[T, B, K]``, any dtype; each element a whole number >= 0.
+            spikes: ``[T, B, K]``, any dtype; each element an integer ≥ 0.
 
         Raises:
             ValueError: not three-dimensional, or an element is negative, fractional or NaN.
         """
         if spikes.ndim != 3:
-            raise ValueError(f"spikes: got shape {tuple(spikes.shape)}, expected [T, B, K]")
+            raise ValueError(f"spikes: expected shape [T, B, K], got {list(spikes.shape)}")
         counts = spikes.to(torch.int64)
         wrong = (counts != spikes) | (counts < 0)
         if bool(wrong.any()):
-            raise ValueError(f"spikes: got {spikes[wrong][0]}, expected whole numbers >= 0")
+            raise ValueError(f"spikes: expected integers ≥ 0, got {spikes[wrong][0]}")
         n_steps, batch_size, n_units = spikes.shape
         row_ptr = torch.zeros(n_steps * batch_size + 1, dtype=torch.int64, device=spikes.device)
         torch.cumsum(counts.sum(dim=2).view(-1), dim=0, out=row_ptr[1:])
@@ -131,8 +132,8 @@ class EventBatch:
 def _require_vector(name: str, tensor: Tensor, dtype: torch.dtype) -> None:
     if tensor.ndim != 1 or tensor.dtype != dtype:
         raise ValueError(
-            f"{name}: got shape {tuple(tensor.shape)} of {tensor.dtype}, expected one dimension "
-            f"of {dtype}"
+            f"{name}: expected one dimension of {dtype}, "
+            f"got shape {list(tensor.shape)} of {tensor.dtype}"
         )
 
 
@@ -144,16 +145,18 @@ def assemble_batch(
     n_steps: int,
     n_units: int,
 ) -> EventBatch:
-    """Sort the events of chosen samples into a batch.
+    """Sort the events of selected samples into a batch.
 
     Args:
         step: int ``[n]``, time step of each event; events outside ``[0, n_steps)`` are dropped.
         unit: int ``[n]``, unit of each event.
         offset: int ``[n_samples + 1]``; sample ``i`` has the events ``offset[i]:offset[i + 1]``.
-        samples: int ``[B]``, the samples of the batch in order.
+        samples: int ``[B]``, indices of the samples, in the order of the batch.
+        n_steps: number of time steps of the batch.
+        n_units: number of units.
 
     Returns:
-        The batch ``(n_steps, B, n_units)``; events of one row keep their stored order.
+        Batch ``(n_steps, B, n_units)``; events in one row keep their stored order.
 
     Raises:
         ValueError: a kept event has a unit outside ``[0, n_units)``.
@@ -163,15 +166,13 @@ def assemble_batch(
     bounds = np.ascontiguousarray(offset, dtype=np.int64)
     row_ptr, sorted_unit, bad = _counting_sort(steps, units, bounds, chosen, n_steps, n_units)
     if bad >= 0:
-        raise ValueError(
-            f"unit: event {bad} has unit {int(unit[bad])}, expected 0 to {n_units - 1}"
-        )
+        raise ValueError(f"unit: expected 0 to {n_units - 1}, got {int(unit[bad])} (event {bad})")
     shape = (n_steps, len(chosen), n_units)
     return EventBatch(torch.from_numpy(row_ptr), torch.from_numpy(sorted_unit), shape)
 
 
 # Serial on purpose: it runs in loader threads and forked workers, where a parallel Numba kernel
-# aborts the process.
+# would abort the process.
 @njit(cache=True, nogil=True)
 def _counting_sort(step, unit, offset, samples, n_steps, n_units):  # pragma: no cover
     n_samples = len(samples)

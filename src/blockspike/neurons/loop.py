@@ -1,4 +1,4 @@
-"""Any model by a loop over time: what its kernels are checked against."""
+"""Simulation of any model by a loop over time, the reference for its kernels."""
 
 from collections.abc import Sequence
 
@@ -17,7 +17,7 @@ def loop(
     parameters: Sequence[Tensor],
     recurrent_weight: Tensor | None,
 ) -> SpikeTrace:
-    """The model's steps one after another; arguments as `fused_cpu`, already checked."""
+    """Run the model step by step; arguments as in `fused_cpu`, already checked."""
     model, constants, delay, surrogate, detach_spikes = spec
     spikes: list[Tensor] = []
     fed_back: list[Tensor] = []

@@ -1,8 +1,8 @@
-"""What a neuron model consists of: parameters, state, one step, and the derivative of that step.
+"""Neuron models: parameters, state, one step, and the derivative of that step.
 
-All else (loop over time, recurrence, kernels, what is kept for backward) serves every model. The
-text of a step is read by each: with tensors by the loop in PyTorch (`loop.py`), with single numbers
-by the kernels on a CPU (`cpu/fused.py`), with a tile of them by those on a GPU (`gpu/fused.py`).
+Everything else (the loop over time, recurrence, kernels, memory for backward) is shared by all
+models. The same step runs on tensors in the PyTorch loop (`loop.py`), on single numbers in the CPU
+kernels (`cpu/fused.py`), and on tiles of numbers in the GPU kernels (`gpu/fused.py`).
 """
 
 from collections.abc import Callable
@@ -17,30 +17,32 @@ from blockspike.neurons.surrogate import Surrogate
 
 @dataclass(frozen=True)
 class NeuronModel:
-    """A model of spiking neurons.
+    """Model of spiking neurons.
 
-    `step` and `reverse_step` are plain functions of a module, of arithmetic, `where`, `maximum` and
-    other such functions, called by name. Parameters, states and drive come to them as tensors
-    [B, N] (parameters [N]) in the loop, as single numbers in the kernels. Numbers come in
-    `constants`, which begin with 0 and 1: a literal would make a kernel calculate in float64.
+    `step` and `reverse_step` are plain module-level functions. They use arithmetic, `where`,
+    `maximum` and other functions of this kind, called by name. In the loop, drive and states are
+    tensors [B, N] and parameters tensors [N]; in the kernels, all are numbers or tiles of numbers.
+    Constants come in `constants`, which begins with 0 and 1: a literal would make a kernel compute
+    in float64.
 
     Attributes:
-        name: as in messages.
-        parameters: names of what each neuron has one value of.
-        states: names of what a step hands on to the next, each 0 in the beginning. The first is the
-            membrane, in which NaN and Inf must stay once they are there.
-        step: (drive, parameters, constants, state, fire) → spike, margin, state after the step;
-            `state` is the states, then the counters. `fire(margin)` gives the spike, 1 if the
-            margin V − θ is above 0, and 1 − spike for a reset, whose gradient can be switched off.
+        name: name of the model, for messages.
+        parameters: names of the parameters, each with one value per neuron.
+        states: names of the states carried from step to step, each initially 0. The first is the
+            membrane; once NaN or Inf, it must stay so.
+        step: (drive, parameters, constants, state, fire) → spike, margin, state after the step.
+            `state` holds the states, then the counters. `fire(margin)` returns the spike, 1 if the
+            margin V − θ is above 0, and 1 − spike for the reset, whose gradient can be switched
+            off.
         reverse_step: (drive, parameters, constants, state, margin, slope, grad_spike,
             reset_has_grad, grad_state) → gradients of drive, parameters and the states before the
-            step. The arguments are those of the step, its margin, the surrogate's derivative there,
-            and the loss's gradient of its spike and of the states after it; `reset_has_grad` is 1
-            if the 1 − spike of a reset carries gradient, else 0.
-        counters: names of further states, through which no gradient flows.
+            step. The arguments are those of the step, its margin, the surrogate's derivative at
+            the margin, and the gradients of the spike and of the states after the step;
+            `reset_has_grad` is 1 if gradient flows through the reset's 1 − spike, else 0.
+        counters: names of further states, which carry no gradient.
 
     Raises:
-        ValueError: no parameters or states, or something else than a function of a module.
+        ValueError: no parameters or states, or a step that is not a module-level function.
     """
 
     name: str
@@ -56,20 +58,20 @@ class NeuronModel:
                 raise ValueError(f"{name}: expected a tuple of at least one name, got {value!r}")
         for name, function in (("step", self.step), ("reverse_step", self.reverse_step)):
             if not isinstance(function, FunctionType):
-                raise ValueError(f"{name}: expected a function of a module, got {function!r}")
-            if function.__closure__:  # two of them would look alike to the cache of kernels
+                raise ValueError(f"{name}: expected a module-level function, got {function!r}")
+            if function.__closure__:  # the cache of kernels could not tell two of them apart
                 raise ValueError(
-                    f"{function.__qualname__}: expected a function of a module, got one that is "
-                    "made within another; numbers can come from `constants`"
+                    f"{function.__qualname__}: expected a module-level function, got a closure; "
+                    "numbers can come from `constants`"
                 )
 
 
 class SimulationSpec(NamedTuple):
-    """What every neuron of a simulation has in common.
+    """Settings shared by all neurons of a simulation.
 
     Attributes:
-        model: what a step does.
-        constants: what `model.step` gets of numbers, without the 0 and 1 in front.
+        model: the neuron model.
+        constants: numbers for `model.step`, without the leading 0 and 1.
         recurrent_delay, surrogate, detach_spikes: see `simulate`.
     """
 
@@ -81,9 +83,10 @@ class SimulationSpec(NamedTuple):
 
 
 def translated(function: Callable[..., Any], translate: Callable[..., Any]) -> FunctionType:
-    """A copy of a model's function, for a compiler, that calls what `translate` makes of others.
+    """Copy a model's function for a compiler, with `translate` applied to each function it calls.
 
-    These are the functions written in Python that it names: `where`, `maximum`, its module's own.
+    This covers every Python function that it calls by name: `where`, `maximum`, and those of its
+    module.
     """
     names = dict(function.__globals__)
     for name in function.__code__.co_names:
@@ -93,10 +96,10 @@ def translated(function: Callable[..., Any], translate: Callable[..., Any]) -> F
 
 
 def where(condition: Any, x: Any, y: Any) -> Any:
-    """x where the condition holds, else y."""
+    """Select x where the condition holds, else y."""
     return torch.where(condition, x, y)
 
 
 def maximum(x: Any, least: float) -> Any:
-    """x, but at least `least`."""
+    """Maximum of x and `least`."""
     return x.clamp(min=least)

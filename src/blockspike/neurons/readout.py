@@ -1,4 +1,4 @@
-"""The leaky integrator: V[t] = β V[t−1] + I[t], no spike. Readout, spike filter, adaptation."""
+"""Leaky integrator V[t] = β V[t−1] + I[t], for the readout, filtered spikes and adaptation."""
 
 from typing import Any
 
@@ -14,33 +14,33 @@ _TILE = 1024  # columns whose state stays in the L1 cache
 
 @in_full_precision
 def leaky_integrate(current: Tensor, beta: Tensor) -> Tensor:
-    """V[t] = β V[t−1] + I[t] from V[−1] = 0 (SPEC section 1, leaky readout).
+    """Integrate V[t] = β V[t−1] + I[t] from V[−1] = 0 (docs/paper.md, The neuron).
 
     Args:
         current: [T, B, N] float32 or float64; under autocast half precision becomes float32.
-        beta: [N] decay per step, of the type of the current.
+        beta: [N] decay per step, of the same dtype as the current.
 
     Returns:
         V [T, B, N], differentiable in both arguments.
 
     Raises:
-        ValueError: shapes or types do not match.
+        ValueError: shapes or dtypes do not match.
     """
     if current.ndim != 3 or beta.shape != current.shape[2:]:
         raise ValueError(
-            f"leaky_integrate: expected current [T, B, N] and beta [N], "
-            f"got current {list(current.shape)} and beta {list(beta.shape)}"
+            "current, beta: expected [T, B, N] and [N], "
+            f"got {list(current.shape)} and {list(beta.shape)}"
         )
     if current.dtype not in (torch.float32, torch.float64) or beta.dtype != current.dtype:
         raise ValueError(
-            "leaky_integrate: expected current and beta of one type, float32 or float64, "
+            "current, beta: expected one dtype, float32 or float64, for both, "
             f"got {current.dtype} and {beta.dtype}"
         )
     return _LeakyIntegrate.apply(current, beta, False)  # pyright: ignore[reportReturnType]
 
 
 class _LeakyIntegrate(torch.autograd.Function):
-    """V[t] = β V[t∓1] + I[t], from the last step if `reverse`; differentiable any number of times.
+    """Scan V[t] = β V[t∓1] + I[t], from the last step if `reverse`, with derivatives of any order.
 
     Each direction is the other's derivative.
     """
@@ -68,7 +68,7 @@ def _scan(x: Tensor, beta: Tensor, reverse: bool) -> Tensor:
     if x.device.type == "cpu":
         out = torch.empty_like(x, memory_format=torch.contiguous_format)
         n_columns = x.shape[1] * x.shape[2]
-        # A list, since inside a loop that counts down LLVM does not vectorise.
+        # An array of steps, since LLVM does not vectorise inside a loop that counts down.
         steps = np.arange(len(x), dtype=np.uintp)[:: -1 if reverse else 1].copy()
         decay = beta.repeat(x.shape[1]).numpy()
         flat = x.contiguous().view(-1).numpy(), decay, steps, out.view(-1).numpy()
@@ -78,7 +78,7 @@ def _scan(x: Tensor, beta: Tensor, reverse: bool) -> Tensor:
 
 
 def _scan_by_doubling(x: Tensor, beta: Tensor) -> Tensor:
-    """The scan in log2(T) whole-array steps, for devices where a loop over time is slow."""
+    """Scan in log2(T) whole-array steps, for devices on which a loop over time is slow."""
     shift, decay = 1, beta
     x = x.clone() if len(x) == 1 else x  # never the argument itself
     while shift < len(x):

@@ -1,4 +1,4 @@
-"""`simulate`: any neuron model, by its loop or its kernels; and the checks of its arguments."""
+"""`simulate`, which runs any neuron model by its loop or its kernels, and checks of arguments."""
 
 import math
 from collections.abc import Mapping
@@ -19,7 +19,7 @@ ExactMethod = Literal["standard", "fused"]
 
 
 def run_kernels(spec: SimulationSpec, current: Tensor, *args: Any, **options: Any) -> SpikeTrace:
-    """Simulate by the kernels of the current's device; arguments as in `fused_cpu`."""
+    """Simulate with the kernels for the current's device; arguments as in `fused_cpu`."""
     if current.device.type == "cpu":
         return fused_cpu(spec, current, *args, **options)
     from blockspike.neurons.gpu.fused import fused_gpu  # Triton is needed only here
@@ -43,17 +43,17 @@ def simulate(
     """Simulate neurons of any model whose threshold is 1.
 
     Args:
-        model: what a step does.
+        model: the neuron model.
         current: [T, B, N] input current, float32 or float64; never modified. "fused" on a GPU also
-            takes bfloat16 beside float32 parameters, and then gives spikes (and the current's
-            gradient) in bfloat16; the state is float32 all the same. Under autocast a current of
-            half precision is simulated in float32.
-        parameters: [N] each, by the model's names.
-        constants: what `model.step` gets of numbers behind its 0 and 1.
-        recurrent_weight: [N, N] (post, pre).
-        recurrent_delay: of these synapses, in steps ≥ 1.
-        surrogate: the derivative of the spike with respect to V − 1.
-        detach_spikes: no gradient through the spike in the reset and in the recurrence.
+            takes bfloat16 with float32 parameters; spikes and the current's gradient are then
+            bfloat16, the state is float32. Under autocast, a current in half precision is simulated
+            in float32.
+        parameters: tensors [N] by name, as the model names them.
+        constants: numbers that `model.step` gets after 0 and 1.
+        recurrent_weight: [N, N] (post, pre); None = no recurrence.
+        recurrent_delay: delay of the recurrent synapses in steps, ≥ 1.
+        surrogate: derivative of the spike with respect to V − 1 (docs/paper.md, Surrogates).
+        detach_spikes: whether to stop the gradient through spikes in the reset and recurrence.
         method: "standard", the loop over time, or "fused", one pass with the same spikes and
             gradients.
 
@@ -61,7 +61,8 @@ def simulate(
         SpikeTrace with spikes, membrane and threshold, each [T, B, N].
 
     Raises:
-        ValueError: a bad argument; NotFiniteError, which is one, a NaN or Inf in any of them.
+        ValueError: a bad argument, naming it.
+        NotFiniteError: a NaN or Inf in an argument or in the membrane (a ValueError too).
     """
     known = get_args(ExactMethod)
     if method not in known:
@@ -80,7 +81,7 @@ def simulate(
 
 
 def check_current(current: Tensor, method: str) -> None:
-    """ValueError unless it is a tensor [T, B, N] of a type that the method takes."""
+    """Raise ValueError unless `current` is a tensor [T, B, N] of a dtype that the method takes."""
     if not isinstance(current, Tensor) or current.ndim != 3 or 0 in current.shape:
         got = list(current.shape) if isinstance(current, Tensor) else type(current).__name__
         raise ValueError(f"current: expected a non-empty tensor [T, B, N], got {got}")
@@ -100,7 +101,7 @@ def check_options(
     surrogate: Surrogate,
     method: str,
 ) -> None:
-    """ValueError for what does not go with the current or has no sense; named."""
+    """Raise ValueError naming an argument that is invalid or does not match the current."""
     if not isinstance(surrogate, get_args(Surrogate)):
         names = ", ".join(kind.__name__ for kind in get_args(Surrogate))
         raise ValueError(f"surrogate: expected one of {names}, got {surrogate!r}")
@@ -113,7 +114,7 @@ def check_options(
     if recurrent_weight is not None:
         _check_like("recurrent_weight", recurrent_weight, (n, n), current)
     if method == "fused" and current.device.type != "cpu":
-        require_triton("method: 'fused'", "current", current.device)
+        require_triton("method='fused'", "current", current.device)
 
 
 def _check_like(name: str, value: object, shape: tuple[int, ...], current: Tensor) -> None:
@@ -133,12 +134,16 @@ def _check_like(name: str, value: object, shape: tuple[int, ...], current: Tenso
 def check_parameters_finite(
     parameters: Mapping[str, Tensor], recurrent_weight: Tensor | None
 ) -> None:
-    """The membrane does not tell of these: a NaN in the threshold is just no spike."""
+    """Raise NotFiniteError for a NaN or Inf in the parameters or the recurrent weight.
+
+    The check of the membrane would miss these: with a NaN in the threshold, a neuron just does not
+    spike.
+    """
     given = dict(parameters)
     if recurrent_weight is not None:
         given["recurrent_weight"] = recurrent_weight
     if torch.stack([torch.isfinite(value).all() for value in given.values()]).all():
-        return  # asked once: a GPU has to be waited for
+        return  # one test for all, since it waits for the GPU
     for name, value in given.items():
         bad = value[~torch.isfinite(value)]
         if len(bad):

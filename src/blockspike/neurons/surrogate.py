@@ -1,4 +1,7 @@
-"""Surrogate derivatives dS/dV of the spike S = [V > θ], as functions of the margin u = V − θ."""
+"""Surrogate derivatives dS/dV of the spike S = [V > θ] as functions of the margin u = V − θ.
+
+Source: docs/paper.md, Surrogates.
+"""
 
 import math
 from dataclasses import dataclass
@@ -6,39 +9,40 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-_DENSITY = 1 / math.sqrt(2 * math.pi)  # of the standard normal at 0
+_DENSITY = 1 / math.sqrt(2 * math.pi)  # standard normal density at 0
 
 
 @dataclass(frozen=True)
 class FastSigmoid:
-    """1 / (10|u| + 1)², the derivative used by SuperSpike (Zenke & Ganguli 2018)."""
+    """Surrogate derivative 1 / (10|u| + 1)², used by SuperSpike (Zenke & Ganguli 2018)."""
 
     def derivative(self, margin: Tensor) -> Tensor:
-        """dS/dV at `margin` = V − θ (any shape, threshold units)."""
+        """Derivative dS/dV at `margin` = V − θ (any shape, threshold units)."""
         return 1 / (10 * margin.abs() + 1) ** 2
 
 
 @dataclass(frozen=True)
 class Boxcar:
-    """1 for −0.5 < u ≤ 0.5, else 0 (Kaiser, Mostafa & Neftci 2020)."""
+    """Surrogate derivative 1 for −0.5 < u ≤ 0.5, else 0 (Kaiser, Mostafa & Neftci 2020)."""
 
     def derivative(self, margin: Tensor) -> Tensor:
-        """dS/dV at `margin` = V − θ (any shape, threshold units)."""
+        """Derivative dS/dV at `margin` = V − θ (any shape, threshold units)."""
         return ((margin > -0.5) & (margin <= 0.5)).to(margin.dtype)
 
 
 @dataclass(frozen=True)
 class MultiGaussian:
-    """0.5·[1.15·N(u; 0, 0.5) − 0.15·N(u; 0.5, 3) − 0.15·N(u; −0.5, 3)] (Yin, Corradi & Bohté 2021).
+    """Surrogate derivative made of three normal densities (Yin, Corradi & Bohté 2021).
 
-    N(u; μ, σ) is the normal density with mean μ and standard deviation σ.
+    It is 0.5·[1.15·N(u; 0, 0.5) − 0.15·N(u; 0.5, 3) − 0.15·N(u; −0.5, 3)], where N(u; μ, σ) is the
+    normal density with mean μ and standard deviation σ.
     """
 
     def derivative(self, margin: Tensor) -> Tensor:
-        """dS/dV at `margin` = V − θ (any shape, threshold units)."""
+        """Derivative dS/dV at `margin` = V − θ (any shape, threshold units)."""
         if torch.is_grad_enabled() and margin.requires_grad:
             return self._differentiable_derivative(margin)
-        x = margin * (1 / math.sqrt(18))  # in place from here on: it is read from memory often
+        x = margin * (1 / math.sqrt(18))  # in place from here on, to save memory traffic
         above, below = x - 0.5 / math.sqrt(18), x.add_(0.5 / math.sqrt(18))
         sides = above.square_().neg_().exp_().add_(below.square_().neg_().exp_())
         centre = (margin * margin).mul_(-2).exp_().mul_(0.5 * 1.15 * _DENSITY / 0.5)
@@ -46,7 +50,7 @@ class MultiGaussian:
 
     @staticmethod
     def _differentiable_derivative(margin: Tensor) -> Tensor:
-        """The same out of place, for autograd, which needs what is overwritten."""
+        """Derivative computed out of place, since autograd needs the intermediate values."""
         centre = (-2 * margin.square()).exp() * (0.5 * 1.15 * _DENSITY / 0.5)
         above, below = (margin - 0.5).square(), (margin + 0.5).square()
         sides = (above / -18).exp() + (below / -18).exp()
@@ -70,5 +74,5 @@ class _Spike(torch.autograd.Function):
 
 
 def spike(margin: Tensor, surrogate: Surrogate) -> Tensor:
-    """1 where `margin` = V − θ > 0, else 0; its gradient is the surrogate's derivative."""
+    """Spike: 1 where `margin` = V − θ > 0, else 0, with the surrogate's derivative as gradient."""
     return _Spike.apply(margin, surrogate)  # pyright: ignore[reportReturnType]

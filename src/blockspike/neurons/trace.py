@@ -1,4 +1,4 @@
-"""What a simulation returns, and the check that it stayed finite."""
+"""Result of a simulation, `SpikeTrace`, and the check that the simulation stayed finite."""
 
 from collections.abc import Callable, Sequence
 from functools import cached_property
@@ -11,13 +11,13 @@ from blockspike.neurons.readout import leaky_integrate
 
 
 class SpikeTrace:
-    """The result of `alif` and of every other model. Time first: every array is [T, B, N].
+    """Result of a simulation of any model; every array is [T, B, N] (time, batch, neurons).
 
     Attributes:
         spikes: 0 or 1, in the dtype of the current; differentiable.
-        events: the same, as events once asked for; without gradient.
-        membrane: V before reset; a value without gradient, computed when first read.
-        threshold: θ in force at each step; likewise.
+        events: the spikes as events, without gradient; computed when first read.
+        membrane: V before reset, without gradient; computed when first read.
+        threshold: θ in force at each step, without gradient; computed when first read.
     """
 
     def __init__(
@@ -32,7 +32,7 @@ class SpikeTrace:
 
     @cached_property
     def events(self) -> SpikeEvents:
-        """Which neurons fired, [T, B, N]."""
+        """Spikes as events, [T, B, N]."""
         return SpikeEvents(self.spikes.detach()) if self._events is None else self._events
 
     @cached_property
@@ -42,17 +42,17 @@ class SpikeTrace:
 
     @property
     def membrane(self) -> Tensor:
-        """V[t] before reset, [T, B, N], in threshold units (rest 0, base threshold 1)."""
+        """Membrane V[t] before reset, [T, B, N], in threshold units (rest 0, base threshold 1)."""
         return self._values[0]
 
     @property
     def threshold(self) -> Tensor:
-        """θ[t] in force at step t, [T, B, N]."""
+        """Threshold θ[t] in force at step t, [T, B, N]."""
         return self._values[1]
 
 
 def threshold_of(spikes: Tensor, p: Tensor | None, b: Tensor | None) -> Tensor:
-    """θ[t+1] = 1 + b a[t] with a[t] = p a[t−1] + S[t]; spikes [T, B, N] → θ [T, B, N]."""
+    """Threshold θ[t+1] = 1 + b a[t], a[t] = p a[t−1] + S[t], of spikes S; both [T, B, N]."""
     threshold = torch.ones_like(spikes)
     if p is not None and b is not None:
         threshold[1:] += b * leaky_integrate(spikes, p)[:-1]
@@ -60,7 +60,7 @@ def threshold_of(spikes: Tensor, p: Tensor | None, b: Tensor | None) -> Tensor:
 
 
 def needs_gradient(*inputs: Tensor | None) -> bool:
-    """Whether autograd has to know of what is computed from these."""
+    """Whether results computed from these inputs need a gradient."""
     return torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in inputs)
 
 
@@ -71,18 +71,21 @@ def trace_of_margin(
     inputs: Sequence[Tensor | None],
     events: SpikeEvents | None = None,
 ) -> SpikeTrace:
-    """The trace of a kernel that gives spikes [T, B, N].
+    """Make the trace of a kernel that gives spikes [T, B, N].
 
-    Once somebody asks, `compute_margin` gives V − θ from `inputs`, and `compute_threshold` the θ of
-    spikes.
+    When membrane or threshold is first read, `compute_margin` computes V − θ from `inputs`, and
+    `compute_threshold` computes θ from the spikes.
+
+    Raises:
+        RuntimeError: raised on that read if an input was changed in place since the simulation.
     """
     versions = _versions(inputs)
 
     def membrane_and_threshold() -> tuple[Tensor, Tensor]:
         if versions != _versions(inputs):
             raise RuntimeError(
-                "membrane: an argument of the simulation was changed in place (by an optimiser?) "
-                "before the membrane was read for the first time"
+                "membrane: expected to be read before any argument of the simulation changes, "
+                "got one that was changed in place (by an optimiser?)"
             )
         margin = compute_margin().view(spikes.shape)
         threshold = compute_threshold(spikes.detach().to(margin.dtype))
@@ -92,12 +95,12 @@ def trace_of_margin(
 
 
 def _versions(inputs: Sequence[Tensor | None]) -> list[int]:
-    """How often each was changed in place, where PyTorch counts it."""
+    """PyTorch's counts of in-place changes, for the inputs that have one."""
     return [x._version for x in inputs if x is not None and not x.is_inference()]
 
 
 def zero_after_spike_(membrane: Tensor, spikes: Tensor, n: int) -> None:
-    """Set V to 0 after the spike of each block of n steps, in place; both [T, B, N]."""
+    """Set V to 0 after the spike in each block of n steps, in place; both [T, B, N]."""
     if n == 1:
         return
     whole = len(spikes) // n * n
@@ -108,7 +111,7 @@ def zero_after_spike_(membrane: Tensor, spikes: Tensor, n: int) -> None:
 
 
 class NotFiniteError(ValueError):
-    """A NaN or Inf where numbers are expected; `neuron` is the first that has one, if known."""
+    """NaN or Inf in an argument or the membrane; `neuron` is the first affected one, if known."""
 
     def __init__(self, message: str, neuron: int | None = None):
         super().__init__(message)
@@ -116,10 +119,10 @@ class NotFiniteError(ValueError):
 
 
 def check_finite(last_state: Tensor, current: Tensor) -> None:
-    """Raise NotFiniteError if a NaN or Inf went through the membrane.
+    """Raise NotFiniteError if the membrane became NaN or Inf.
 
-    Either one stays in the membrane once it is there, so the last state [B, N] tells; only then
-    is the current searched for the place.
+    Either one persists in the membrane, so checking the last state [B, N] is enough. The current is
+    searched for the place only if that check fails.
     """
     if torch.isfinite(last_state).all():
         return
@@ -132,7 +135,7 @@ def check_finite(last_state: Tensor, current: Tensor) -> None:
             neuron,
         )
     raise NotFiniteError(
-        "membrane: became NaN or Inf though every current is finite; "
-        "expected finite parameters and recurrent_weight that do not overflow",
+        "membrane: expected finite values, got NaN or Inf from a finite current; "
+        "the parameters or recurrent_weight make it overflow",
         int((~torch.isfinite(last_state)).nonzero()[0, -1]),
     )

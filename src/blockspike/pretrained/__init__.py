@@ -1,7 +1,7 @@
-"""Trained networks: those that come with blockspike, by name, and your own, one file each.
+"""Trained networks: those shipped with blockspike, by name, and your own, one file each.
 
-A file is safetensors: the network's parameters by name and, as JSON in its metadata, what it is
-made of and how it was trained. Nothing in it is unpickled or evaluated.
+A file is in the safetensors format. It holds the network's parameters by name and, as JSON in the
+metadata, its configuration and how it was trained. Nothing in it is unpickled or evaluated.
 """
 
 import json
@@ -25,15 +25,15 @@ _MOST_CHARACTERS = 1 << 16
 
 @dataclass(frozen=True)
 class NetworkFile:
-    """What a file holds beside the parameters.
+    """Description of a trained network, stored in its file with the parameters.
 
     Attributes:
         n_inputs, n_classes: sizes of the network.
-        dt_ms: length of a step.
-        model, network: as in the configuration.
-        data: configuration of the data that it was trained on, which says how they become input.
-        data_config: the name of that configuration.
-        card: data set, commit, scores and the like, by name.
+        dt_ms: length of a step in ms.
+        model, network: the `model` and `network` nodes of the configuration.
+        data: configuration of the training data, which defines how data become input.
+        data_config: name of that configuration.
+        card: data set, commit, scores and other facts about the training, by name.
     """
 
     n_inputs: int
@@ -47,30 +47,33 @@ class NetworkFile:
 
 
 def pretrained_names() -> list[str]:
-    """The networks that come with blockspike; each has a card, `pretrained/NAME.md`."""
+    """Names of the networks shipped with blockspike; each has a card, `pretrained/NAME.md`."""
     return sorted(path.stem for path in _FOLDER.glob("*.safetensors"))
 
 
 def load_pretrained(name: str | Path) -> SpikingClassifier:
-    """A trained network, ready to be used: `load_pretrained(name)(events).scores`.
+    """Load a trained network, ready for use: `load_pretrained(name)(events).scores`.
 
     Args:
-        name: one of `pretrained_names`, or the path of a file that `blockspike publish` wrote.
+        name: a name from `pretrained_names`, or the path of a file written by `blockspike publish`.
+
+    Returns:
+        The network, in evaluation mode.
 
     Raises:
         FileNotFoundError: no such network.
-        ValueError: not such a file, or damaged.
+        ValueError: the file is damaged or of another kind.
     """
     return read_network(name)[1]
 
 
 def about_pretrained(name: str | Path) -> NetworkFile:
-    """What the file of a trained network says of it; arguments and errors as `load_pretrained`."""
+    """Read the description of a trained network; arguments and errors as in `load_pretrained`."""
     return _read(_path(name))[0]
 
 
 def read_network(name: str | Path) -> tuple[NetworkFile, SpikingClassifier]:
-    """Both of one file; arguments and errors as `load_pretrained`."""
+    """Read description and network; arguments and errors as in `load_pretrained`."""
     path = _path(name)
     about, tensors = _read(path)
     try:
@@ -80,12 +83,12 @@ def read_network(name: str | Path) -> tuple[NetworkFile, SpikingClassifier]:
         network.project_()
     except (ValueError, TypeError, RuntimeError) as error:
         text = " ".join(str(error).split())
-        raise ValueError(f"{path}: does not make a network ({text})") from error
+        raise ValueError(f"{path}: expected a network that can be built ({text})") from error
     return about, network.eval()
 
 
 def save_pretrained(path: Path, network: SpikingClassifier, about: NetworkFile) -> None:
-    """Write a network for `load_pretrained`; the file appears under its name when complete."""
+    """Write a network for `load_pretrained`; the file appears at `path` only when complete."""
     tensors = {k: v.detach().cpu().contiguous() for k, v in network.state_dict().items()}
     metadata = {"format": _FORMAT, "about": json.dumps(vars(about))}
     with whole_file(path) as temporary:
@@ -93,7 +96,7 @@ def save_pretrained(path: Path, network: SpikingClassifier, about: NetworkFile) 
 
 
 def weights_dtype(tensors: dict[str, torch.Tensor]) -> torch.dtype:
-    """The floating dtype of a network's parameters; float32 if there are none."""
+    """Floating-point dtype of a network's parameters; float32 if there are none."""
     return next((x.dtype for x in tensors.values() if x.is_floating_point()), torch.float32)
 
 
@@ -108,28 +111,28 @@ def _path(name: str | Path) -> Path:
 
 
 def _checked(text: str) -> NetworkFile:
-    """What the metadata say, which may be a stranger's."""
+    """Parse and check the metadata of a file, which may be untrusted."""
     if len(text) > _MOST_CHARACTERS or "${" in text:
         raise ValueError(f"expected at most {_MOST_CHARACTERS} characters and no interpolations")
     about = NetworkFile(**json.loads(text))
     nodes = (about.model, about.network, about.data, about.card)
     sizes = (about.n_inputs, about.n_classes, about.network["n_hidden"], about.network["n_layers"])
     if not all(type(node) is dict for node in nodes) or not all(type(n) is int for n in sizes):
-        raise ValueError("expected model, network, data and card by name, sizes as integers")
+        raise ValueError("expected model, network, data and card as mappings, and integer sizes")
     if type(about.card["test_accuracy"]) is not float or type(about.data_config) is not str:
-        raise ValueError("expected card.test_accuracy as a number, data_config as a name")
+        raise ValueError("expected card.test_accuracy as a float and data_config as a string")
     return about
 
 
 def _check(about: NetworkFile, tensors: dict[str, torch.Tensor]) -> None:
-    """Numbers, and sizes before anything is made of them."""
+    """Check that sizes match the parameters, before allocating, and that parameters are finite."""
     largest = max((n for tensor in tensors.values() for n in tensor.shape), default=0)
     layers = {key.split(".")[1] for key in tensors if key.startswith("layers.")}
     sizes = (about.n_inputs, about.n_classes, about.network["n_hidden"])
     if max(sizes) > largest or about.network["n_layers"] != len(layers):
-        raise ValueError("sizes of the network are not those of its parameters")
+        raise ValueError("expected sizes that match the parameters, got others")
     if not all(torch.isfinite(tensor).all() for tensor in tensors.values()):
-        raise ValueError("holds a NaN or Inf")
+        raise ValueError("expected finite parameters, got a NaN or Inf")
 
 
 def _read(path: Path) -> tuple[NetworkFile, dict[str, torch.Tensor]]:
@@ -142,5 +145,5 @@ def _read(path: Path) -> tuple[NetworkFile, dict[str, torch.Tensor]]:
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
         _check(about, tensors)
     except (SafetensorError, ValueError, TypeError, KeyError, RecursionError) as error:
-        raise ValueError(f"{path}: not a trained network ({error})") from error
+        raise ValueError(f"{path}: expected a trained network ({error})") from error
     return about, tensors

@@ -1,4 +1,4 @@
-"""Adaptive neurons whose adaptation couples to the membrane: adLIF and SE-adLIF."""
+"""adLIF and SE-adLIF: neurons whose adaptation is coupled to the membrane."""
 
 from blockspike.neurons.adlif.step import ADLIF, SE_ADLIF, adlif
 

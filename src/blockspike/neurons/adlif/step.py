@@ -1,4 +1,4 @@
-"""One step of adLIF and of SE-adLIF, their derivatives, and `adlif`; equations in README.md."""
+"""`adlif`, and the steps of adLIF and SE-adLIF with their derivatives; equations: README.md."""
 
 from typing import Literal
 
@@ -13,7 +13,7 @@ Euler = Literal["symplectic", "forward"]
 
 
 def step_symplectic(drive, parameters, constants, state, fire):
-    """SE-adLIF: adaptation follows the membrane and spike of the same step."""
+    """One step of SE-adLIF: adaptation follows the membrane and spike of the same step."""
     alpha, beta, a, b = parameters
     _, one, q = constants
     membrane, adaptation = state
@@ -28,7 +28,7 @@ def step_symplectic(drive, parameters, constants, state, fire):
 def reverse_step_symplectic(
     drive, parameters, constants, state, margin, slope, grad_spike, reset_has_grad, grad_state
 ):
-    """Backpropagation through `step_symplectic`, see `NeuronModel`."""
+    """Backpropagate through `step_symplectic`; see `NeuronModel`."""
     alpha, beta, a, b = parameters
     zero, one, q = constants
     membrane, adaptation = state
@@ -54,7 +54,7 @@ def reverse_step_symplectic(
 
 
 def step_forward(drive, parameters, constants, state, fire):
-    """adLIF: adaptation follows the membrane and spike of the step before."""
+    """One step of adLIF: adaptation follows the membrane and spike of the previous step."""
     alpha, beta, a, b = parameters
     _, one, q = constants
     membrane, last_spike, adaptation = state
@@ -68,7 +68,7 @@ def step_forward(drive, parameters, constants, state, fire):
 def reverse_step_forward(
     drive, parameters, constants, state, margin, slope, grad_spike, reset_has_grad, grad_state
 ):
-    """Backpropagation through `step_forward`, see `NeuronModel`."""
+    """Backpropagate through `step_forward`; see `NeuronModel`."""
     alpha, beta, a, b = parameters
     zero, one, q = constants
     membrane, last_spike, adaptation = state
@@ -127,18 +127,18 @@ def adlif(
     detach_spikes: bool = True,
     method: ExactMethod = "fused",
 ) -> SpikeTrace:
-    """Simulate neurons whose adaptation couples to the membrane, with a threshold of 1.
+    """Simulate neurons with threshold 1 whose adaptation is coupled to the membrane.
 
-    Adaptive LIF by forward Euler (Bittar & Garner 2022) or, at the same cost, by symplectic Euler
-    (Baronig et al. 2025).
+    The equations are integrated by forward Euler (adLIF, Bittar & Garner 2022) or, at the same
+    cost, by symplectic Euler (SE-adLIF, Baronig et al. 2025).
 
     Args:
         current: [T, B, N] input current in threshold units, see `simulate`; never modified.
         alpha: [N] membrane decay per step, exp(−dt/τ_u).
         beta: [N] adaptation decay per step, exp(−dt/τ_w).
-        a: [N] coupling to the membrane.
-        b: [N] coupling to the spike.
-        q: scale of both.
+        a: [N] coupling of the adaptation to the membrane.
+        b: [N] coupling of the adaptation to the spike.
+        q: scale of both couplings.
         euler: "symplectic" or "forward".
         recurrent_weight, recurrent_delay, surrogate, detach_spikes, method: see `simulate`.
 
@@ -146,7 +146,8 @@ def adlif(
         SpikeTrace with spikes, membrane before reset and threshold, each [T, B, N].
 
     Raises:
-        ValueError: a bad argument; NotFiniteError, which is one, a NaN or Inf in any of them.
+        ValueError: a bad argument, naming it.
+        NotFiniteError: a NaN or Inf in an argument or in the membrane (a ValueError too).
     """
     models = {"symplectic": SE_ADLIF, "forward": ADLIF}
     if euler not in models:

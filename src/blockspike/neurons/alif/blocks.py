@@ -1,10 +1,11 @@
-"""ALIF by blocks of arp + 1 steps, as in Taylor, King & Harper (NeurIPS 2023), section 3.
+"""ALIF in blocks of arp + 1 steps, as in Taylor, King & Harper (NeurIPS 2023), section 3.
 
-A neuron spikes at most once in a block, and recurrence is one whole block late, so T steps take
-T / (arp + 1) sequential stages. The gradient is the published one, not the standard gradient. On a
-CPU, where few stages run at once, `blocks_cpu.py` does the same in one pass.
-Inside, arrays are [N, n, B] (n = steps of the block): one small matrix product per neuron.
-Forward and backward are written out step by step, since autograd would make twice the passes.
+A neuron spikes at most once in a block, and recurrent input arrives one block later. So T steps
+take T / (arp + 1) sequential stages. The gradient is the published one, which differs from the
+standard gradient. On a CPU, where few stages can run at once, `blocks_cpu.py` does the same in one
+pass over time. Arrays here are [N, n, B], where n is the number of steps in a block: one small
+matrix product per neuron. Forward and backward are written out by hand, since autograd would need
+twice as many passes. Equations: docs/paper.md, Blocks.
 """
 
 from dataclasses import dataclass
@@ -23,7 +24,7 @@ from blockspike.neurons.trace import (
 
 
 def _neurons_first(x: Tensor) -> Tensor:
-    """A copy [N, n, B] of x [n, B, N]; as a transposed matrix, which PyTorch copies by tiles."""
+    """Copy x [n, B, N] to [N, n, B], as a matrix transpose, which PyTorch copies in tiles."""
     copy = x.flatten(0, 1).t().clone(memory_format=torch.contiguous_format)
     return copy.view(x.shape[2], *x.shape[:2])
 
@@ -34,7 +35,7 @@ def _write_time_first(x: Tensor, out: Tensor) -> None:
 
 
 def _margin_matrix(beta: Tensor, powers: Tensor, b: Tensor) -> Tensor:
-    """V − θ of a block from its currents, a and 1: columns β^(t−k), −b p^t, −1  [N, n, n+2]."""
+    """Matrix [N, n, n+2] from a block's currents, a and 1 to V − θ: columns β^(t−k), −b p^t, −1."""
     n = powers.shape[1] - 1
     offset = torch.arange(n, device=beta.device)
     lag = offset[:, None] - offset
@@ -44,34 +45,34 @@ def _margin_matrix(beta: Tensor, powers: Tensor, b: Tensor) -> Tensor:
 
 
 def _ramp(n: int, like: Tensor) -> Tensor:
-    """t − k + 1 for k ≤ t, else 0, once for all neurons: [N, n, n]."""
+    """Ramp t − k + 1 for k ≤ t, else 0; [N, n, n], expanded over neurons."""
     offset = torch.arange(n, device=like.device)
     return (offset[:, None] - offset + 1).tril().to(like.dtype).expand(like.shape[2], n, n)
 
 
 def _first_columns(x: Tensor, m: int) -> Tensor:
-    """The first m steps of x [N, n, B] as a matrix [N, m·B], without a copy."""
+    """View the first m steps of x [N, n, B] as a matrix [N, m·B]."""
     return x.flatten(1)[:, : m * x.shape[2]]
 
 
 @dataclass
 class _Block:
-    """What backward needs of a block of m steps: [N, m, B], and [N, 1, B] where marked."""
+    """Values saved for backward of a block of m steps; [N, m, B] unless another shape is given."""
 
     x: Tensor  # currents, a and 1  [N, m+2, B]
     start: Tensor  # V0  [N, 1, B]
-    margin: Tensor  # V − θ as if nothing spiked in the block
+    margin: Tensor  # V − θ as if no neuron spiked in the block
     spikes: Tensor
-    resting: Tensor  # 1 where nothing spiked in the block  [N, 1, B]
-    input_mask: Tensor | None  # 0 where the current is masked; None = nowhere
+    resting: Tensor  # 1 for neurons without a spike in the block  [N, 1, B]
+    input_mask: Tensor | None  # 0 where the current is masked; None = not masked
 
 
 class _Blocks(torch.autograd.Function):
-    """SPEC section 2.
+    """Blocks method with its published gradient (docs/paper.md, Blocks).
 
     Inputs: current [T, B, N], recurrent_weight [N, N] or None, beta [N], powers p^0 … p^n
-    [N, n+1], and the margin matrix [N, n, n+2] made of them. Outputs: spikes [T, B, N], and per
-    block the margins V − θ as if nothing spiked in it [N, m, B], without gradient.
+    [N, n+1], and the margin matrix [N, n, n+2] made from them. Outputs: spikes [T, B, N] and, for
+    each block, the margins V − θ [N, m, B] as if no neuron spiked in it, without gradient.
     """
 
     @staticmethod
@@ -81,7 +82,7 @@ class _Blocks(torch.autograd.Function):
         ramp, count = _ramp(n, current), powers[:, :-1].flip(1)[:, None]
         spikes = current.new_empty(current.shape)
         start = current.new_zeros(n_neurons, 1, batch_size)  # V0
-        adaptation = torch.zeros_like(start)  # a at the last step of the block before
+        adaptation = torch.zeros_like(start)  # a at the end of the previous block
         input_mask = None
         blocks: list[_Block] = []
 
@@ -98,7 +99,7 @@ class _Blocks(torch.autograd.Function):
             x[:, :1] += beta[:, None, None] * start
             x[:, m:-1] = adaptation
             x[:, -1] = 1
-            # 1., 2. the membrane as if nothing reset, less the threshold
+            # 1., 2. the membrane without reset, minus the threshold
             rows = _rows(matrix, m)
             margin = torch.bmm(rows, x)
             # 3. z = Σ_{k≤t} (t−k+1) [V > θ]: 0 before the first crossing, 1 at it, ≥ 2 after
@@ -109,12 +110,11 @@ class _Blocks(torch.autograd.Function):
             _write_time_first(s, spikes[first : first + n])
             resting = (z[:, -1:] == 0).to(z.dtype)
             blocks.append(_Block(x, start, margin, s, resting, input_mask))
-            # into the next block
+            # state of the next block
             start = (margin[:, -1:] + 1 - rows[:, -1:, m : m + 1] * adaptation) * resting
             if m == n:
-                input_mask = z.clamp_(max=1).add_(
-                    resting
-                )  # arp steps of silence end where it spiked
+                # refractory in the next block until the offset of this block's spike
+                input_mask = z.clamp_(max=1).add_(resting)
                 adaptation = powers[:, -1:, None] * adaptation + torch.bmm(count, s)
 
         check_finite(start.squeeze(1).T, current)
@@ -138,14 +138,14 @@ class _Blocks(torch.autograd.Function):
         grad_beta, grad_powers = torch.zeros_like(beta), torch.zeros_like(powers)
         grad_matrix = torch.zeros_like(matrix)
         grad_start = grad_adaptation = torch.zeros_like(blocks[0].start)
-        grad_drive = None  # of the block after
+        grad_drive = None  # of the next block
 
         for i in reversed(range(len(blocks))):
             block = blocks[i]
             m, a = block.margin.shape[1], block.x[:, -2:-1]
             steps = slice(i * n, i * n + m)
-            g = _neurons_first(grad_spikes[steps])  # of the spikes
-            # out of the next block
+            g = _neurons_first(grad_spikes[steps])  # gradient of the spikes
+            # gradient from the next block
             if grad_drive is not None:
                 if weight is not None and not ctx.detach_spikes:
                     k = grad_drive.shape[1]
@@ -155,15 +155,15 @@ class _Blocks(torch.autograd.Function):
                 if not ctx.detach_spikes:
                     left = torch.bmm(count, block.spikes)  # p^(steps after the spike)
                     g.baddbmm_(powers[:, 1:, None], a * left * grad_adaptation)
-            # 4., 3. straight through z: Σ_{t≥k} (t−k+1) gS[t]
+            # 4., 3. straight-through gradient of z: Σ_{t≥k} (t−k+1) gS[t]
             g = torch.bmm(ramp[:, :m, :m].mT, g)
             # 2., 1.
             g *= ctx.surrogate.derivative(block.margin)
-            grad_last = grad_start * block.resting  # of the last V, which the next block starts at
+            grad_last = grad_start * block.resting  # of the last V, where the next block starts
             g[:, -1:] += grad_last
             rows = _rows(matrix, m)
             grad_rows = torch.bmm(g, block.x.mT)
-            grad_rows[:, -1, m] -= (grad_last * a).sum((1, 2))  # that V has no θ in it
+            grad_rows[:, -1, m] -= (grad_last * a).sum((1, 2))  # no θ in this V
             grad_matrix[:, :m, :m] += grad_rows[:, :, :m]
             grad_matrix[:, :m, n:] += grad_rows[:, :, m:]
             grad_x = torch.bmm(rows.mT, g)
@@ -176,14 +176,14 @@ class _Blocks(torch.autograd.Function):
             _write_time_first(grad_drive, grad_current[steps])
 
         grad_weight = None
-        if ctx.needs_input_grad[1]:  # the spikes of one block earlier
+        if ctx.needs_input_grad[1]:  # spikes of the previous block
             before, after = (x.flatten(0, 1) for x in (spikes[:-n], grad_current[n:]))
             grad_weight = after.T @ before
         return grad_current, grad_weight, grad_beta, grad_powers, grad_matrix, None, None
 
 
 def _rows(matrix: Tensor, m: int) -> Tensor:
-    """The margin matrix of a block of m ≤ n steps: [N, m, m+2]."""
+    """Margin matrix [N, m, m+2] of a block of m ≤ n steps."""
     n = matrix.shape[1]
     return matrix if m == n else torch.cat([matrix[:, :m, :m], matrix[:, :m, n:]], dim=2)
 
@@ -199,7 +199,7 @@ def blocks(
     surrogate: Surrogate,
     detach_spikes: bool,
 ) -> SpikeTrace:
-    """SPEC section 2, step by step; arguments as `alif`, already checked."""
+    """Simulate by Blocks (docs/paper.md, Blocks); arguments as in `alif`, already checked."""
     n = min(arp + 1, len(current))
     p_or_zero, b_or_zero = (torch.zeros_like(beta) if x is None else x for x in (p, b))
     powers = p_or_zero[:, None] ** torch.arange(n + 1, device=current.device)  # p^0 … p^n  [N, n+1]
@@ -222,6 +222,6 @@ def _values(
     threshold, membrane = threshold_of(spikes, p, b), torch.empty_like(spikes)
     for margin, v in zip(margins, membrane.split(margins[0].shape[1]), strict=True):
         _write_time_first(margin, v)
-    membrane += threshold  # up to the spike of a block
+    membrane += threshold  # valid up to the spike in each block
     zero_after_spike_(membrane, spikes, margins[0].shape[1])
     return membrane, threshold

@@ -1,12 +1,13 @@
 """The Blocks method in one pass over time, forward and backward (Numba).
 
-The spikes of `standard.py` and the published gradient of `blocks.py`, without its matrix products:
-the cost hardly depends on arp. Time is still cut into blocks of n = arp + 1 steps, since
-the gradient is. Within a block V runs on as if nothing reset, and θ as if nothing spiked.
+It gives the spikes of `standard.py` and the published gradient of `blocks.py` without matrix
+products, so its cost hardly depends on arp. Time is still divided into blocks of n = arp + 1 steps,
+because the gradient depends on them. Within a block, V continues without reset, and θ ignores the
+block's own spike.
 
-Per neuron and step the margin V − θ is kept, for recurrence also the spike as a byte, and every
-CHUNK steps the state. Backward takes a chunk at a time: it replays the state from there, then runs
-the chunk in reverse.
+Saved for backward: the margin V − θ of each neuron and step, with recurrence also the spikes as
+bytes, and the state every CHUNK steps. Backward takes a chunk at a time: it replays the state from
+the start of the chunk, then runs the chunk in reverse. Equations: docs/paper.md, Blocks.
 """
 
 import numpy as np
@@ -40,19 +41,19 @@ from blockspike.neurons.trace import (
 
 @kernel
 def _reset(membrane, spiked):
-    """V⁺ at the end of a block, where a neuron that spiked is still refractory."""
+    """Reset the membrane, at the end of a block, of neurons that spiked in it."""
     real = membrane.dtype.type
     for i in range(membrane.size):
-        membrane[i] *= real(1.0) if spiked[i] == 0 else real(0.0)  # NaN and Inf leave a NaN
+        membrane[i] *= real(1.0) if spiked[i] == 0 else real(0.0)  # NaN and Inf × 0 = NaN
 
 
 @kernel
 def _enter_block(adaptation, base, n_closed, spiked):
     """Carry the state of one tile into the next block; every array is [tile].
 
-    `spiked` is 1 + the step of the block at which a neuron spiked, or 0; `n_closed` is how many
-    steps of a block are masked because of the block before; `base` is the adaptation that the
-    block began with, which decays and makes its θ.
+    `spiked` is 1 + the step in the block at which the neuron spiked, or 0. `n_closed` is the number
+    of steps masked by a spike in the previous block. `base` is the adaptation at the start of the
+    block; it decays and sets θ.
     """
     for i in range(spiked.size):
         base[i] = adaptation[i]
@@ -62,7 +63,7 @@ def _enter_block(adaptation, base, n_closed, spiked):
 
 @kernel
 def _follow(margin, k, p, adaptation, base, spiked):
-    """After step k of a block: spike, adaptation, what is left of `base`, and `spiked`."""
+    """Spike, adaptation, `base` and `spiked` after step k of a block."""
     real = type(margin)
     fires = (margin > real(0.0)) & (spiked == 0)
     s = real(1.0) if fires else real(0.0)
@@ -73,7 +74,7 @@ def _follow(margin, k, p, adaptation, base, spiked):
 def _advance(
     k, drive, beta, p, b, membrane, adaptation, base, n_closed, spiked, spikes, spike_bytes, margin
 ):
-    """Step k of a block for one tile."""
+    """Simulate step k of a block for one tile."""
     real = drive.dtype.type
     for i in range(drive.size):
         input_mask = real(1.0) if k >= n_closed[i] else real(0.0)
@@ -106,7 +107,7 @@ def _forward(
         n_closed, spiked = np.zeros(width, np.int32), np.zeros(width, np.int32)
         drive = np.empty_like(membrane)
         n_neurons = weight_t.shape[1] if recurrent else width
-        units = np.empty((n, width if recurrent else 1), np.int32)  # that fired
+        units = np.empty((n, width if recurrent else 1), np.int32)  # that spiked
         n_units = np.zeros((n, width // n_neurons), np.int64)
         for t in range(n_steps):
             k = t % n
@@ -120,7 +121,7 @@ def _forward(
                 saved_steps[1, t // CHUNK, start:stop] = spiked
             row, u = current[t, start:stop], margin[t, start:stop]
             s, f = spikes[t, start:stop], spike_bytes[t, start:stop]
-            if recurrent:  # units[k] are those that fired one block ago
+            if recurrent:  # units[k] holds the units that spiked one block ago
                 add_recurrent(row, units[k], n_units[k], weight_t, drive)
                 row = drive
             _advance(k, row, beta_, p_, b_, membrane, adaptation, base, n_closed, spiked, s, f, u)
@@ -131,7 +132,7 @@ def _forward(
 
 @kernel
 def _replay(k, margin, p, adaptation, base, n_closed, spiked, adaptations, bases, opens):
-    """Repeat step k of a block into the arrays [tile]; the state is that before the step."""
+    """Replay step k of a block and record the state before it; arrays are [tile]."""
     real = margin.dtype.type
     for i in range(margin.size):
         adaptations[i], bases[i] = adaptation[i], base[i]
@@ -143,7 +144,7 @@ def _replay(k, margin, p, adaptation, base, n_closed, spiked, adaptations, bases
 
 @kernel
 def _leave_block(n, spiked, p, reset_has_grad, rests, left):
-    """At the end of a block: who rested in it, and how far the spike in `adaptation` decayed."""
+    """Record at the end of a block who rested, and how far the spike in `adaptation` decayed."""
     real = p.dtype.type
     for i in range(spiked.size):
         rests[i] = real(1.0) if spiked[i] == 0 else real(0.0)
@@ -152,7 +153,7 @@ def _leave_block(n, spiked, p, reset_has_grad, rests, left):
 
 @kernel_with_fma
 def _come_from_block(left, grad_base, grad_adaptation, grad_via_adaptation, grad_sum, ramp_sum):
-    """Backward into the block before: both adaptations of the next block start as its last one."""
+    """Carry gradients back into a block, at whose end `base` is set to `adaptation`."""
     for i in range(left.size):
         grad_adaptation[i] += grad_base[i]
         grad_base[i] = 0
@@ -162,12 +163,13 @@ def _come_from_block(left, grad_base, grad_adaptation, grad_via_adaptation, grad
 
 @kernel_with_fma
 def _sum_ramp(grad_spikes, p, base, grad_via_adaptation, grad_sum, ramp_sum, slope):
-    """Straight through z: Σ_{t≥k} (t−k+1) gS[t], and from `slope` the gradient of the margin.
+    """Turn `slope` into the gradient of the margin: slope · Σ_{t≥k} (t−k+1) gS[t].
 
-    `grad_sum` sums gS, and `ramp_sum` sums `grad_sum`, which is the ramp. `grad_via_adaptation`
-    comes back through "a at the spike"; it is 0 where spikes are detached.
+    This is the straight-through gradient of z. `grad_sum` sums gS, and `ramp_sum` sums `grad_sum`,
+    which gives the ramp. `grad_via_adaptation` is the gradient through "a at the spike"; it is 0 if
+    spikes are detached.
 
-    A loop of its own: with more arrays, LLVM would not vectorise that of `_reverse`.
+    It is a loop of its own because LLVM would not vectorise `_reverse` with more arrays.
     """
     for i in range(grad_spikes.size):
         grad_sum[i] += grad_spikes[i] + p[i] * base[i] * grad_via_adaptation[i]
@@ -180,9 +182,9 @@ def _reverse(
     grad_margin, margin, adaptation, base, input_mask, survives, beta, p, b, grad_membrane,
     grad_adaptation, grad_base, grad_current, sum_beta, sum_p, sum_b,
 ):  # fmt: skip
-    """Backpropagation through one step for one tile; every array is [tile].
+    """Backpropagate through one step of one tile; every array is [tile].
 
-    `survives` is 1, or at the end of a block whether the membrane lives on.
+    `survives` is 1, except that at the end of a block it is 0 for neurons that reset there.
     """
     real = margin.dtype.type
     for i in range(margin.size):
@@ -199,7 +201,7 @@ def _reverse(
 
 @kernel
 def _flush_sums(start, sum_beta, sum_p, sum_b, grad_beta, grad_p, grad_b):
-    """Add a chunk's sums to the totals in float64, so that long recordings lose nothing."""
+    """Add a chunk's sums to float64 totals, so that long recordings lose no precision."""
     for i in range(sum_beta.size):
         grad_beta[start + i] += sum_beta[i]
         grad_p[start + i] += sum_p[i]
@@ -280,7 +282,7 @@ class _BlocksCPU(torch.autograd.Function):
         ctx, current, beta, p, b, weight, n: int, surrogate: Surrogate, detach: bool,
         events_out: list[SpikeEvents],
     ):  # fmt: skip
-        """Spikes and margin [T, B, N]; their events are appended to `events_out`."""
+        """Spikes and margin [T, B, N]; appends the events of the spikes to `events_out`."""
         n_steps, batch_size, n_neurons = current.shape
         flat = current.detach().reshape(n_steps, -1).contiguous()
         n_columns = flat.shape[1]
@@ -347,9 +349,9 @@ def blocks_cpu(
     surrogate: Surrogate,
     detach_spikes: bool,
 ) -> SpikeTrace:
-    """Spikes of `standard` and gradient of `blocks`; arguments as `alif`, already checked.
+    """Simulate with spikes of `standard` and gradient of `blocks`; arguments as in `alif`, checked.
 
-    Without gradient there is nothing of Blocks' own to do.
+    If no gradient is needed, `fused` gives the same result.
     """
     p_ = torch.zeros_like(beta) if p is None else p
     b_ = torch.zeros_like(beta) if b is None else b
@@ -374,7 +376,7 @@ def blocks_cpu(
 
     def membrane_and_threshold() -> tuple[Tensor, Tensor]:
         threshold = threshold_of(spikes.detach(), p, b)
-        membrane = margin + threshold  # up to the spike of a block
+        membrane = margin + threshold  # valid up to the spike in each block
         zero_after_spike_(membrane, spikes.detach(), n)
         return membrane, threshold
 

@@ -1,4 +1,4 @@
-"""ALIF in one pass over time: the spikes and the gradient of `standard.py`, by the kernels."""
+"""ALIF in one pass over time, by kernels, with the spikes and gradient of `standard.py`."""
 
 from functools import partial
 
@@ -24,9 +24,9 @@ def fused(
     surrogate: Surrogate,
     detach_spikes: bool,
 ) -> SpikeTrace:
-    """Simulate ALIF by the kernels; arguments as in `alif`, already checked.
+    """Simulate ALIF with the kernels; arguments as in `alif`, already checked.
 
-    Without a refractory period there is nothing to count, which saves a tenth of the time.
+    Without a refractory period, a model without its counter saves a tenth of the time.
     """
     parameters = [beta, *(torch.zeros_like(beta) if x is None else x for x in (p, b))]
     model, arps = (ALIF, (float(min(arp, len(current))),)) if arp else (ALIF_ALWAYS_OPEN, ())

@@ -1,4 +1,4 @@
-"""`alif`: one neuron model, three methods."""
+"""`alif`: the ALIF neuron by one of three methods."""
 
 from typing import Literal, get_args
 
@@ -35,34 +35,35 @@ def alif(
     detach_spikes: bool = True,
     method: Method = "fused",
 ) -> SpikeTrace:
-    """Simulate adaptive leaky integrate-and-fire neurons (Taylor, King & Harper, NeurIPS 2023).
+    """Simulate adaptive leaky integrate-and-fire neurons (docs/paper.md, The neuron).
 
-    Equations and symbols: README.md beside this file. The three methods give equal spikes;
-    "standard" and "fused" have the gradient of the loop over time, "blocks" the published one.
+    The three methods give equal spikes. "standard" and "fused" have the gradient of the loop over
+    time; "blocks" has that of Taylor, King & Harper (NeurIPS 2023; docs/paper.md, Blocks).
 
     Args:
         current: [T, B, N] input current in threshold units, float32 or float64; never modified.
-            "fused" on a GPU also takes bfloat16 beside float32 parameters, and then gives spikes
-            (and the current's gradient) in bfloat16; the state is float32 all the same. Under
-            autocast a current of half precision is simulated in float32.
+            "fused" on a GPU also takes bfloat16 with float32 parameters; spikes and the current's
+            gradient are then bfloat16, the state is float32. Under autocast, a current in half
+            precision is simulated in float32.
         beta: [N] membrane decay per step, exp(−dt/τ_m).
         p: [N] adaptation decay per step, exp(−dt/τ_a); None (with b) = no adaptation.
-        b: [N] threshold raise per spike. "blocks" needs p, b ≥ 0: below, a neuron may spike within
-            its refractory period, which a block cannot show.
+        b: [N] threshold raise per spike. "blocks" needs p ≥ 0 and b ≥ 0: with negative values, a
+            neuron can spike within its refractory period, which a block cannot represent.
         arp: absolute refractory period in steps, ≥ 0; in float32 at most 2²⁴ unless the simulation
             is shorter.
-        recurrent_weight: [N, N] (post, pre).
-        recurrent_delay: of these synapses, in steps ≥ 1; None = arp + 1, the only one that "blocks"
-            has.
-        surrogate: the derivative of the spike with respect to V − θ.
-        detach_spikes: no gradient through the spike in the reset and in the recurrence.
+        recurrent_weight: [N, N] (post, pre); None = no recurrence.
+        recurrent_delay: delay of the recurrent synapses in steps, ≥ 1; None = arp + 1, the only
+            delay that "blocks" supports.
+        surrogate: derivative of the spike with respect to V − θ (docs/paper.md, Surrogates).
+        detach_spikes: whether to stop the gradient through spikes in the reset and recurrence.
         method: "standard", "blocks" or "fused".
 
     Returns:
         SpikeTrace with spikes, membrane and threshold, each [T, B, N].
 
     Raises:
-        ValueError: a bad argument; NotFiniteError, which is one, a NaN or Inf in any of them.
+        ValueError: a bad argument, naming it.
+        NotFiniteError: a NaN or Inf in an argument or in the membrane (a ValueError too).
     """
     delay = _check(current, beta, p, b, arp, recurrent_weight, recurrent_delay, surrogate, method)
     neurons = (current, beta, p, b)
@@ -83,7 +84,7 @@ def alif(
 
 
 def _check(current, beta, p, b, arp, recurrent_weight, recurrent_delay, surrogate, method) -> int:
-    """The delay of the recurrence in steps, if all is right."""
+    """Check the arguments of `alif` and return the delay of the recurrence in steps."""
     if method not in get_args(Method):
         raise ValueError(f"method: expected one of {', '.join(get_args(Method))}, got {method!r}")
     check_current(current, method)

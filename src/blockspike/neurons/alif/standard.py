@@ -1,4 +1,4 @@
-"""ALIF by a loop over time: the text every other method is checked against."""
+"""ALIF by a loop over time, the reference for every other method."""
 
 import torch
 from torch import Tensor
@@ -20,7 +20,7 @@ def standard(
     surrogate: Surrogate,
     detach_spikes: bool,
 ) -> SpikeTrace:
-    """SPEC section 1, line by line; arguments as `alif`, already checked."""
+    """Simulate by the equations (docs/paper.md, The neuron); arguments as in `alif`, checked."""
     spikes: list[Tensor] = []
     fed_back: list[Tensor] = []
     membranes: list[Tensor] = []

@@ -1,4 +1,4 @@
-"""One step of ALIF, its derivative, and both as models that the kernels run."""
+"""One step of ALIF and its derivative, with and without a refractory period, as models."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ from blockspike.neurons.model import NeuronModel, maximum, where
 
 
 def step(drive, parameters, constants, state, fire):
-    """SPEC section 1 without a refractory period."""
+    """One step of ALIF without a refractory period (docs/paper.md, The neuron)."""
     beta, p, b = parameters
     _, one = constants
     membrane, adaptation = state
@@ -21,7 +21,7 @@ def step(drive, parameters, constants, state, fire):
 def reverse_step(
     drive, parameters, constants, state, margin, slope, grad_spike, reset_has_grad, grad_state
 ):
-    """Backpropagation through `step`, see `NeuronModel`."""
+    """Backpropagate through `step`; see `NeuronModel`."""
     beta, p, b = parameters
     zero, one = constants
     before, adaptation = state
@@ -39,7 +39,7 @@ def reverse_step(
 
 
 def refractory_step(drive, parameters, constants, state, fire):
-    """SPEC section 1; a masked step takes no input."""
+    """One step of ALIF, without input while refractory (docs/paper.md, The neuron)."""
     zero, one, arp = constants
     membrane, adaptation, refractory_left = state
     input_mask = where(refractory_left > zero, zero, one)
@@ -53,7 +53,7 @@ def refractory_step(drive, parameters, constants, state, fire):
 def reverse_refractory_step(
     drive, parameters, constants, state, margin, slope, grad_spike, reset_has_grad, grad_state
 ):
-    """Backpropagation through `refractory_step`, see `NeuronModel`."""
+    """Backpropagate through `refractory_step`; see `NeuronModel`."""
     zero, one, _ = constants
     membrane, adaptation, refractory_left = state
     to_drive, to_parameters, before = reverse_step(
@@ -80,7 +80,7 @@ _COUNTED_BY_FLOAT32 = 2**24  # the largest number of steps from which 1 can be s
 
 
 def check_arp(arp: int, n_steps: int, dtype: torch.dtype) -> None:
-    """ValueError unless it is a number of steps that `dtype`, which counts them, holds exactly."""
+    """Raise ValueError unless `arp` is a number of steps that `dtype` can count exactly."""
     if isinstance(arp, bool) or not isinstance(arp, int) or arp < 0:
         raise ValueError(f"arp: expected an int ≥ 0 (steps), got {arp!r}")
     if min(arp, n_steps) > _COUNTED_BY_FLOAT32 and dtype != torch.float64:

@@ -1,1 +1,1 @@
-"""One pass over time on a CPU, for every neuron model."""
+"""Kernels that simulate any neuron model in one pass over time on a CPU."""

@@ -1,4 +1,4 @@
-"""Event-driven products on the CPU: spikes are sparse, so add up weight rows of those that spiked.
+"""Event-driven products on the CPU: spikes are sparse, so sum the weight rows of units that spiked.
 
 Events are `row_ptr` [R + 1] and `unit` [n_events]: the units that spiked in row r are
 `unit[row_ptr[r]:row_ptr[r + 1]]`. A unit listed twice in a row counts twice.
@@ -13,16 +13,16 @@ from torch import Tensor
 
 from blockspike.neurons.cpu.kernels import kernel, run, without_refcount
 
-_LEAST_COLUMNS, _MOST_COLUMNS = 32, 128  # of a weight gradient that a thread takes at a time
+_LEAST_COLUMNS, _MOST_COLUMNS = 32, 128  # of a weight gradient, per thread at a time
 
 
 @dataclass(frozen=True, eq=False)
 class SpikeEvents:
-    """Which neurons fired, as events once asked for; who needs them again has them already.
+    """Spikes that are converted to events when first needed, and then only once.
 
     Attributes:
-        array: [T, B, N], each 0 or 1; bytes (uint8) or spikes of any type.
-        scale: what each spike counts.
+        array: [T, B, N], each element 0 or 1; uint8 or any other dtype.
+        scale: weight of each spike.
     """
 
     array: Tensor
@@ -30,15 +30,13 @@ class SpikeEvents:
 
     @cached_property
     def row_ptr_and_unit(self) -> tuple[np.ndarray, np.ndarray]:
-        """row_ptr [T·B + 1] and unit [n_events]; on the CPU."""
-        spike_bytes = (
-            self.array.to(torch.uint8).flatten(0, 1).contiguous()
-        )  # not copied if it is that
+        """Events on the CPU: row_ptr [T·B + 1] and unit [n_events]."""
+        spike_bytes = self.array.to(torch.uint8).flatten(0, 1).contiguous()  # copies only if needed
         return events_of(spike_bytes.numpy())
 
 
 def events_of(spike_bytes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Events of spikes as bytes.
+    """Convert spikes as bytes to events.
 
     Args:
         spike_bytes: uint8 [R, K] contiguous, each 0 or 1.
@@ -74,11 +72,11 @@ def _fill(start, stop, spike_bytes, row_ptr, unit):
 
 @kernel
 def list_units(spike_bytes, unit):
-    """Write the units that fired, of bytes [K], to the start of `unit` [K]; returns how many."""
+    """Write the units that spiked, of bytes [K], to the start of `unit` [K]; return the count."""
     count = np.uintp(0)
     n_grouped = spike_bytes.size // 8 * 8
-    groups = spike_bytes[:n_grouped].view(np.uint64)  # x86 and arm64 load them from any address
-    for group in range(groups.size):  # most are silent
+    groups = spike_bytes[:n_grouped].view(np.uint64)  # x86 and arm64 allow unaligned loads
+    for group in range(groups.size):  # most are empty
         if groups[np.uintp(group)] != 0:
             count = _list_some(spike_bytes, 8 * group, 8 * group + 8, unit, count)
     return _list_some(spike_bytes, n_grouped, spike_bytes.size, unit, count)
@@ -86,7 +84,7 @@ def list_units(spike_bytes, unit):
 
 @kernel
 def _list_some(spike_bytes, first, last, unit, count):
-    for k in range(first, last):  # without a branch, which would often be guessed wrong
+    for k in range(first, last):  # no branch, which would often be mispredicted
         unit[count] = k
         count += np.uintp(spike_bytes[np.uintp(k)])
     return count
@@ -94,9 +92,9 @@ def _list_some(spike_bytes, first, last, unit, count):
 
 @kernel
 def add_rows(total, rows, unit, first, last):
-    """total [N] += rows[unit[e]] for e = first … last − 1, in this order; rows [K, N].
+    """Add rows[unit[e]] to total [N] for e = first … last − 1, in this order; rows [K, N].
 
-    Four rows at a time spare loads and stores of `total`.
+    Taking four rows at a time saves loads and stores of `total`.
     """
     event, end, four = np.uintp(first), np.uintp(last), np.uintp(4)
     while event + four <= end:
@@ -116,13 +114,13 @@ def event_currents(
     row_ptr: np.ndarray, unit: np.ndarray, weight_t: np.ndarray, bias: np.ndarray, lag_rows: int,
     out: np.ndarray,
 ) -> None:  # fmt: skip
-    """out[r] = bias + Σ_k Σ weight_t[k, unit] over the events of row r − k·lag_rows.
+    """Sum currents by events: out[r] = bias + Σ_k Σ weight_t[k, unit], units of row r − k·lag_rows.
 
     Args:
         row_ptr, unit: the events, R rows.
         weight_t: [n_taps, K, N]; tap k acts k·lag_rows rows later.
         bias: [N].
-        lag_rows: rows between taps (the batch size, as rows run through time first).
+        lag_rows: rows between taps, which is the batch size since rows are time-major.
         out: [R, N], overwritten.
     """
     run(_event_currents, len(out), row_ptr, unit, weight_t, bias, lag_rows, out)
@@ -149,7 +147,7 @@ def delayed_event_currents(
     bias: np.ndarray,
     out: np.ndarray,
 ) -> None:
-    """out[t + delay_t[k, n], b, n] += weight_t[k, n] for each event of unit k at (t, b), and bias.
+    """Add bias, and weight_t[k, n] to out[t + delay_t[k, n], b, n] for events of unit k at (t, b).
 
     Args:
         row_ptr, unit: the events, T·B rows.
@@ -166,7 +164,7 @@ def delayed_event_currents(
 @kernel
 def _delayed(first, last, row_ptr, unit, weight_t, offset, bias, reach, out):
     n_steps, batch_size, n_units = out.shape
-    coming = np.empty((n_steps + reach) * n_units, out.dtype)  # what arrives at each step
+    coming = np.empty((n_steps + reach) * n_units, out.dtype)  # input arriving at each step
     for sample in range(first, last):
         coming[:] = 0
         for t in range(n_steps):
@@ -188,11 +186,11 @@ def event_weight_gradient(
     lag_rows: int,
     n_units: int,
 ) -> np.ndarray:
-    """Σ_r grad[r] over the events of row r − k·lag_rows, for each tap k and unit: [n_taps, K, N].
+    """Sum grad[r] over the events of row r − k·lag_rows for each tap k and unit: [n_taps, K, N].
 
-    grad [R, N]. A thread owns columns, so the order of the sums does not depend on the number of
-    threads; and it has them in memory of its own: next to another thread's, each would wait for
-    lines that the other's prefetching took (3 times slower).
+    grad is [R, N]. Each thread owns columns, so the order of the sums does not depend on the number
+    of threads. Each thread also owns the memory of its columns: next to another's columns, it would
+    wait for cache lines that the other's prefetching takes (3 times slower).
     """
     n_columns = grad.shape[1]
     per_thread = -(-n_columns // torch.get_num_threads())

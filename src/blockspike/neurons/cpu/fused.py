@@ -1,8 +1,9 @@
-"""A model in one pass over time with the state in cache, forward and backward (Numba).
+"""Simulation of any model in one pass over time, forward and backward, with the state in cache.
 
-Exactly the steps of the model, and their gradient. What is kept for backward is the input of every
-step and column, every CHUNK steps the state and, for recurrence, the spikes as bytes. Backward
-takes a chunk at a time: it repeats the steps from there, then runs the chunk in reverse.
+The kernels (Numba) run exactly the model's steps and their gradient. Saved for backward: the input
+of each step and column, the state every CHUNK steps and, with recurrence, the spikes as bytes.
+Backward takes a chunk at a time: it replays the steps from the chunk's first state, then runs the
+chunk in reverse.
 """
 
 from collections.abc import Callable, Sequence
@@ -47,9 +48,9 @@ from blockspike.neurons.cpu.tiles import (
 from blockspike.neurons.model import SimulationSpec
 from blockspike.neurons.trace import SpikeTrace, check_finite, needs_gradient, trace_of_margin
 
-_STREAMED_BYTES = 2**23  # from here on results go past the caches, which would not keep them
-_NARROW = 8  # columns below which a loop over time beats one over columns
-_WIDEST_TILE = 4096  # without gradient through recurrence; memory likes long rows
+_STREAMED_BYTES = 2**23  # larger results bypass the caches, which could not hold them
+_NARROW = 8  # columns below which an inner loop over time beats one over columns
+_WIDEST_TILE = 4096  # without gradient through recurrence; long rows suit the memory
 
 
 @kernel
@@ -69,7 +70,7 @@ def _forward(
         state = new_state(model, start, stop, parameters)
         n_neurons = weight_t.shape[1] if recurrent else width
         units = np.empty((delay if recurrent else 1, width if recurrent else 1), np.int32)
-        n_units = np.zeros((units.shape[0], width // n_neurons), np.int64)  # that fired
+        n_units = np.zeros((units.shape[0], width // n_neurons), np.int64)  # that spiked
         drive = np.empty((min(delay, CHUNK), width if recurrent else 1), current.dtype)
         for first in range(0, n_steps, CHUNK):
             last = min(n_steps, first + CHUNK)
@@ -157,7 +158,7 @@ def _backward(
 
 
 def _may_stream(tile: int, target: Tensor) -> bool:
-    """Whether tiles of `target` [T, B·N] are written past the caches: it is large, and in lines."""
+    """Whether writes to `target` [T, B·N] bypass the caches: it is large, and aligned to lines."""
     in_lines = (
         target.shape[1] * target.itemsize % LINE_BYTES == 0
         and tile * target.itemsize % LINE_BYTES == 0
@@ -167,9 +168,9 @@ def _may_stream(tile: int, target: Tensor) -> bool:
 
 
 class _Result(NamedTuple):
-    """Spikes [T, B, N]; of each step and column [T, B·N] the input and, if asked for, the margin.
+    """Spikes [T, B, N], input (`drives`) and optional margin of each step and column [T, B·N].
 
-    `saved` [chunks, states, B·N] is empty if nothing is kept for backward.
+    `saved` [chunks, states, B·N] is empty if no backward is needed.
     """
 
     spikes: Tensor
@@ -180,7 +181,7 @@ class _Result(NamedTuple):
 
 
 def _columns(parameters: Sequence[Tensor], batch_size: int) -> np.ndarray:
-    """K tensors [N] → [K, B·N]."""
+    """Stack K tensors [N] and repeat them for each sample: [K, B·N]."""
     return np.stack([columns(x, batch_size) for x in parameters])
 
 
@@ -226,7 +227,7 @@ class _Fused(torch.autograd.Function):
         ctx, current, weight, spec: SimulationSpec, events_out: list[SpikeEvents],
         *parameters: Tensor
     ):  # fmt: skip
-        """Spikes [T, B, N]; their events are appended to `events_out`."""
+        """Spikes [T, B, N]; appends the events of the spikes to `events_out`."""
         result = _run(current, parameters, weight, spec, for_backward=True)
         events_out.append(result.events)
         ctx.save_for_backward(result.drives, result.saved, weight, *parameters)
@@ -273,14 +274,14 @@ def fused_cpu(
     recurrent_weight: Tensor | None,
     compute_threshold: Callable[[Tensor], Tensor] = torch.ones_like,
 ) -> SpikeTrace:
-    """Spikes and gradient of the model's loop, in one pass; arguments already checked.
+    """Simulate in one pass, with the spikes and gradient of the loop; arguments already checked.
 
     Args:
-        spec: the model, and what its neurons have in common.
+        spec: the model, and the settings shared by its neurons.
         current: [T, B, N].
-        parameters: [N] each, in the model's order.
+        parameters: tensors [N], in the model's order.
         recurrent_weight: [N, N] (post, pre), or None.
-        compute_threshold: θ [T, B, N] of the spikes.
+        compute_threshold: computes θ [T, B, N] from the spikes.
     """
     inputs = (current, recurrent_weight, *parameters)
     simulate = partial(_run, current, parameters, recurrent_weight, spec)

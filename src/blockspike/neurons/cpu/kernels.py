@@ -1,9 +1,9 @@
-"""What every Numba kernel of the package shares: how it is compiled, and how it is run in parallel.
+"""Shared by all Numba kernels: how they are compiled and run in parallel.
 
-A kernel is a serial function of a range of work items that releases the GIL; `run` spreads the
-range over plain threads, as many as PyTorch uses. Numba's own `parallel=True` is avoided on
-purpose: its OpenMP pool next to PyTorch's made PyTorch's operations up to 25 times slower, it kills
-forked children, and its fallback pool aborts on concurrent calls.
+A kernel is a serial function of a range of work items that releases the GIL. `run` spreads the
+range over as many plain threads as PyTorch uses. Numba's `parallel=True` is avoided on purpose: its
+OpenMP pool beside PyTorch's slowed PyTorch's operations down by up to 25 times, it kills forked
+children, and its fallback pool aborts on concurrent calls.
 """
 
 import os
@@ -18,27 +18,27 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic, overload
 
-_PIECES_PER_THREAD = 4  # so that threads with light pieces take more of them
+_PIECES_PER_THREAD = 4  # more than one, to balance the load
 _pool: ThreadPoolExecutor | None = None
 
 
 def kernel(function: Callable) -> Callable:
-    """Compile `function` (kept in Numba's cache between processes) to run without the GIL.
+    """Compile `function` to run without the GIL, cached on disk between processes.
 
-    Rounding is that of the operations as written, so that spikes equal those of PyTorch's.
+    Operations are rounded as written, so that spikes equal those of PyTorch.
     """
     return numba.njit(cache=True, error_model="numpy", nogil=True)(function)
 
 
 def kernel_with_fma(function: Callable) -> Callable:
-    """As `kernel`, for gradients: a·b + c may be one instruction, rounded once."""
+    """Compile as `kernel` does, but let a·b + c round once (FMA); for gradients only."""
     return numba.njit(cache=True, error_model="numpy", nogil=True, fastmath={"contract"})(function)
 
 
 def without_refcount(array: Any) -> Any:
-    """The same array, which its caller keeps alive: in a kernel, slices of it count no references.
+    """Drop the reference count of an array in a kernel; the caller must keep the array alive.
 
-    Counting is atomic, so threads that slice one array would wait for each other's counts.
+    Slices count references atomically, so threads that slice one array would wait for each other.
     """
     return array
 
@@ -58,14 +58,15 @@ def _without_refcount(typingctx, array):  # pyright: ignore[reportUnusedParamete
     return array(array), codegen
 
 
-LINE_BYTES = 32  # that `stream_line` writes, and to which its target must be aligned
+LINE_BYTES = 32  # written by `stream_line`; its target must be aligned to as many bytes
 
 
 @intrinsic
 def stream_line(typingctx, target, at, source, first):  # pyright: ignore[reportUnusedParameter]
-    """target[at …] = source[first …], LINE_BYTES of them, past the caches (a non-temporal store).
+    """Copy LINE_BYTES from source[first …] to target[at …], bypassing the caches.
 
-    For large results that are not read soon: an ordinary store first reads what it overwrites.
+    This non-temporal store is for large results that are not read soon. An ordinary store would
+    first read the memory it overwrites.
     """
 
     def codegen(context, builder, signature, args):
@@ -85,9 +86,9 @@ def stream_line(typingctx, target, at, source, first):  # pyright: ignore[report
 
 
 def run(compiled: Callable, n_items: int, *args: Any) -> None:
-    """Call `compiled(start, stop, *args)` on parts that cover range(n_items), in parallel.
+    """Call `compiled(start, stop, *args)` in parallel on pieces that cover range(n_items).
 
-    Items must be independent; then the result does not depend on the number of threads.
+    Items must be independent, so that the result does not depend on the number of threads.
     """
     n_threads = min(torch.get_num_threads(), n_items)
     if n_threads <= 1:

@@ -1,4 +1,4 @@
-"""How the Numba kernels call a model: its type, its functions, and rows of numbers as tuples."""
+"""Interface between Numba kernels and models: types, functions, and rows loaded as tuples."""
 
 import hashlib
 import inspect
@@ -25,15 +25,15 @@ from numba.extending import (
 from blockspike.neurons.cpu.kernels import kernel
 from blockspike.neurons.model import NeuronModel, maximum, translated, where
 
-WIDTH = 128  # columns of a strip; a row of its state has as many numbers
+WIDTH = 128  # columns of a strip, and numbers in a row of its state
 
 
 class _ModelType(types.Type):
-    """A model as an argument of a kernel: for each the kernel is compiled once more.
+    """Numba type of a model, so that a kernel is compiled separately for each model.
 
-    Its name tells models apart also in Numba's cache between processes, and has a hash of the step
-    and of all that is compiled with it, so that the cache notices a change: Numba itself looks at
-    the file of the outermost function only.
+    The type's name identifies the model in Numba's cache on disk too. It contains a hash of the
+    step and of everything compiled with it, so that the cache notices a change: Numba itself only
+    checks the file of the outermost function.
     """
 
     def __init__(self, model: NeuronModel):
@@ -46,14 +46,14 @@ class _ModelType(types.Type):
         super().__init__(f"NeuronModel({model.name}, {digest[:32]})")
 
     def __reduce__(self) -> Any:
-        """For the cache, which others read who do not have the model."""
+        """Reduce to the name, since a process that reads the cache may not have the model."""
         return _known_or_bare, (self.name,)
 
 
 def _known_or_bare(name: str) -> _ModelType:
     if name not in _by_name:
         bare = object.__new__(_ModelType)
-        bare.name = name  # enough to tell that it is another one
+        bare.name = name  # enough to differ from every known model
         return bare
     return _by_name[name]
 
@@ -61,7 +61,7 @@ def _known_or_bare(name: str) -> _ModelType:
 def _source(function: Callable) -> str:
     try:
         return inspect.getsource(inspect.getmodule(function) or function)
-    except (OSError, TypeError):  # typed in somewhere
+    except (OSError, TypeError):  # defined interactively
         return ""
 
 
@@ -88,14 +88,14 @@ def _unbox(kind, model, c):  # pyright: ignore[reportUnusedParameter]
     return NativeValue(c.context.get_dummy_value())
 
 
-# The model's functions
+# Functions of the model
 
 _EXACT: Any = {"error_model": "numpy", "nogil": True}
 _WITH_FMA: Any = {**_EXACT, "fastmath": {"contract"}}
 
 
 def step(model: Any, drive: Any, parameters: Any, constants: Any, state: Any) -> Any:
-    """Spike, margin and the state after a step; within kernels."""
+    """Spike, margin and state after a step; callable in kernels only."""
     raise NotImplementedError
 
 
@@ -103,27 +103,27 @@ def reverse_step(
     model: Any, drive: Any, parameters: Any, constants: Any, state: Any, margin: Any, slope: Any,
     grad_spike: Any, reset_has_grad: Any, grad_state: Any,
 ) -> Any:  # fmt: skip
-    """Gradients of drive, parameters and the state before a step; within kernels."""
+    """Gradients of drive, parameters and state before a step; callable in kernels only."""
     raise NotImplementedError
 
 
 @kernel
 def fire(margin):
-    """Spike of a margin, and 1 − spike; within kernels."""
+    """Spike for a margin, and 1 − spike; for kernels."""
     real = type(margin)
     spike = real(1.0) if margin > real(0.0) else real(0.0)
     return spike, real(1.0) - spike
 
 
 def _compiled(function: Callable, options: dict[str, Any]) -> Any:
-    """With what it calls, but for `where` and `maximum`: these are below."""
+    """Prepare a function and those it calls; `where` and `maximum` have overloads below."""
     if function in (where, maximum):
         return function
     return numba.njit(**options)(translated(function, partial(_compiled, options=options)))
 
 
 def compiled_function(function: Callable) -> Any:
-    """A model's function for Numba, not compiled yet."""
+    """Prepare a model's function for Numba, which compiles it when first called."""
     return _compiled(function, _EXACT)
 
 
@@ -187,11 +187,11 @@ def _maximum(x, least):
     return lambda x, least: max(x, least)
 
 
-# Rows
+# Rows of numbers
 
 
 def n_rows(model: Any) -> Any:
-    """How many parameters, states with counters, and states with a gradient; within kernels."""
+    """Numbers of parameters, states with counters, and states alone; callable in kernels only."""
     raise NotImplementedError
 
 
@@ -206,7 +206,7 @@ def _n_rows(model):
 def _loader(numbers: Callable[[NeuronModel], int]) -> Any:
     @intrinsic
     def load(typingctx, model, array, at):  # pyright: ignore[reportUnusedParameter]
-        """A tuple of array[at], array[at + WIDTH], …"""
+        """Load array[at], array[at + WIDTH], … as a tuple."""
         result = types.UniTuple(array.dtype, numbers(model.model))
 
         def codegen(context, builder, signature, args):
@@ -222,10 +222,10 @@ def _loader(numbers: Callable[[NeuronModel], int]) -> Any:
 def _storer(numbers: Callable[[NeuronModel], int], add: bool = False) -> Any:
     @intrinsic
     def store(typingctx, model, array, at, values):  # pyright: ignore[reportUnusedParameter]
-        """array[at], array[at + WIDTH], … = (or +=) values."""
+        """Store values to (or add them to) array[at], array[at + WIDTH], …"""
         n = numbers(model.model)
         if values != types.UniTuple(array.dtype, n):
-            raise TypingError(f"expected {n} of {array.dtype}, got {values}")
+            raise TypingError(f"values: expected {n} of {array.dtype}, got {values}")
 
         def codegen(context, builder, signature, args):
             data = context.make_array(array)(context, builder, args[1]).data
@@ -254,6 +254,6 @@ add_to_sums = _storer(lambda m: len(m.parameters), add=True)
 
 
 def numbers(constants: tuple[float, ...], like: np.ndarray) -> tuple:
-    """What a step gets as `constants`, in the type of the arrays: 0, 1, then the model's own."""
+    """Constants for a step in the dtype of the arrays: 0, 1, then those of the model."""
     real = like.dtype.type
     return tuple(real(x) for x in (0.0, 1.0, *constants))

@@ -1,4 +1,4 @@
-"""What to say of a model that Numba cannot compile: its function, and the first cause."""
+"""Short error messages for models that Numba cannot compile."""
 
 import re
 from collections.abc import Callable
@@ -13,16 +13,16 @@ from blockspike.neurons.model import NeuronModel, SimulationSpec
 
 
 def error_of_model(spec: SimulationSpec, dtype: torch.dtype, error: NumbaError) -> ValueError:
-    """Of one line, where Numba has pages.
+    """Make an error with a one-line message in place of Numba's pages.
 
-    It says that Numba cannot compile `step` or `reverse_step`, or that they return something else
-    than the kernels store.
+    It says that Numba cannot compile `step` or `reverse_step`, or that they return values other
+    than those the kernels store.
     """
     return ValueError(_first_fault(spec, dtype) or f"{spec.model.name}: {_cause(error)}")
 
 
 class _Signature(NamedTuple):
-    """Of a model's function: types of its arguments, and what it is to return, in words too."""
+    """Signature of a model's function; `expected` describes the return value in words."""
 
     function: Callable[..., Any]
     arguments: tuple[types.Type, ...]
@@ -52,9 +52,9 @@ def _signatures(model: NeuronModel, n_constants: int, real: Any) -> list[_Signat
 
 
 def _first_fault(spec: SimulationSpec, dtype: torch.dtype) -> str | None:
-    """What is wrong with the first function that is: compiled by itself, it fails in fewer words.
+    """Describe the fault of the first function that has one, by compiling each function alone.
 
-    A spike, a margin or a gradient of the drive may be of another float type: it is converted.
+    A spike, a margin or a gradient of the drive may have another float type, which is converted.
     """
     real = from_dtype(torch.empty(0, dtype=dtype).numpy().dtype)
     of_model = _signatures(spec.model, len(spec.constants) + 2, real)
@@ -72,19 +72,19 @@ def _first_fault(spec: SimulationSpec, dtype: torch.dtype) -> str | None:
             for a, b in zip(found, returns, strict=True)
         )
         if not alike:
-            hint = "; numbers are to come from `constants`" if len(found) == 3 else ""
-            return f"{name}: expected it to return {expected}, got {got}{hint}"
+            hint = "; take numbers from `constants`" if len(found) == 3 else ""
+            return f"{name}: expected a return value {expected}, got {got}{hint}"
     return None
 
 
 def _cause(error: Exception) -> str:
-    """The first line of a message of Numba's that says something, and where that is."""
+    """First informative line of a Numba message, with its place in the source."""
     lines = [line.strip() for line in str(error).splitlines()]
     lines = [line for line in lines if line and not line.startswith("Failed in nopython")]
     cause = lines[0] if lines else type(error).__name__
     if cause.endswith("signature:") and len(lines) > 1:
         cause = f"{cause} {lines[1].removeprefix('>>> ')}"
     cause = re.sub(r"Module\(<module '([\w.]+)'.*?>\)", r"module \1", cause)
-    cause = re.sub(r"^\('(.*)', '(.*)'\)$", r"\1\2", cause)  # two arguments of an exception
+    cause = re.sub(r"^\('(.*)', '(.*)'\)$", r"\1\2", cause)  # an exception with two arguments
     place = re.search(r'File "(?:[^"]*/)?([^"/]+)", line (\d+)', str(error))
     return cause if place is None else f"{cause} ({place[1]}, line {place[2]})"

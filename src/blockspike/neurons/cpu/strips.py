@@ -1,8 +1,8 @@
 """Strips: columns that take a chunk of steps together, so that their state stays in the L1 cache.
 
-What `cpu/fused.py` runs a tile through, forward and backward, for any model. Kernels index flat
-arrays, and the rows of a strip's state lie at constant distances: loops over columns then
-vectorise, and hardly check before each if arrays overlap.
+`cpu/fused.py` uses these kernels to run a tile forward and backward, for any model. They index flat
+arrays, and the rows of a strip's state are at constant distances. So loops over columns vectorise
+and need few checks for overlapping arrays.
 """
 
 import numpy as np
@@ -29,11 +29,11 @@ from blockspike.neurons.cpu.model import (
 from blockspike.neurons.cpu.surrogate import surrogate_derivative
 from blockspike.neurons.cpu.tiles import add_feedback, add_recurrent, list_spikes
 
-CHUNK = 8  # steps between saved states; what backward replays of them stays in the L1 cache
+CHUNK = 8  # steps between saved states, few enough that their replay stays in the L1 cache
 
-# The rows of a strip's state: spikes and margins of a step, then parameters, states, gradients of
-# the states, sums of the parameters' gradients. What backward replays of a step: margins, slopes,
-# then the states before it.
+# Rows of a strip's state: spikes and margins of a step, then parameters, states, gradients of the
+# states, sums of the parameters' gradients. Rows of a replayed step: margins, slopes, then the
+# states before the step.
 _STRIP = np.uintp(WIDTH)
 _SPIKES, _MARGINS, _PARAMETERS = np.uintp(0), _STRIP, np.uintp(2) * _STRIP
 _SLOPES, _BEFORE = _STRIP, np.uintp(2) * _STRIP  # margins are at 0
@@ -41,7 +41,7 @@ _SLOPES, _BEFORE = _STRIP, np.uintp(2) * _STRIP  # margins are at 0
 
 @kernel
 def strip_layout(model):
-    """Where a strip's states, their gradients and the sums begin, and its size."""
+    """Offsets of a strip's states, their gradients and the sums, and the strip's size."""
     n_parameters, n_states, n_grads = n_rows(model)
     states = _PARAMETERS + np.uintp(n_parameters) * _STRIP
     grads = states + np.uintp(n_states) * _STRIP
@@ -51,19 +51,19 @@ def strip_layout(model):
 
 @kernel
 def replayed_size(model):
-    """What backward replays of a step of a strip."""
+    """Size of a replayed step of a strip."""
     return _BEFORE + np.uintp(n_rows(model)[1]) * _STRIP
 
 
 @kernel
 def count_strips(start, stop):
-    """Strips that columns start … stop − 1 take; the last may be narrower."""
+    """Number of strips for columns start … stop − 1; the last strip may be narrower."""
     return (stop - start + WIDTH - 1) // WIDTH
 
 
 @kernel
 def new_state(model, start, stop, parameters):
-    """State of the strips of columns start … stop − 1: parameters, and zeros."""
+    """Allocate the state of the strips of columns start … stop − 1: parameters, then zeros."""
     size = strip_layout(model)[3]
     state = np.zeros(np.uintp(count_strips(start, stop)) * size, parameters.dtype)
     for k in range(parameters.shape[0]):
@@ -76,7 +76,7 @@ def new_state(model, start, stop, parameters):
 
 @kernel
 def keep_states(model, state, start, stop, values):
-    """Write the states of all strips to `values` [states, columns], columns start … stop − 1."""
+    """Save the states of all strips to columns start … stop − 1 of `values` [states, columns]."""
     first, _, _, size = strip_layout(model)
     for k in range(values.shape[0]):
         for column in range(start, stop, WIDTH):
@@ -88,7 +88,7 @@ def keep_states(model, state, start, stop, values):
 
 @kernel
 def _store(target, at, source, first, n, stream):
-    """target[at …] = source[first …], n of them."""
+    """Copy n elements from source[first …] to target[at …]."""
     done = np.uintp(0)
     line = np.uintp(LINE_BYTES // target.itemsize)
     if stream:
@@ -104,9 +104,9 @@ def advance(
     model, first, last, stride, start, stop, source, source_stride, shift, constants, state,
     keep_margin, stream, spikes, spike_bytes, margin,
 ):  # fmt: skip
-    """Steps first … last − 1 of columns start … stop − 1, strip by strip.
+    """Run steps first … last − 1 of columns start … stop − 1, strip by strip.
 
-    Arrays are flat: step t of column c lies at t · stride + c, in `source` at
+    Arrays are flat. Step t of column c is at t · stride + c; in `source`, it is at
     t · source_stride + c − shift.
     """
     states, _, _, size = strip_layout(model)
@@ -137,10 +137,10 @@ def advance_recurrent(
     model, first, last, stride, start, stop, current, constants, state, keep_margin, stream,
     spikes, spike_bytes, margin, weight_t, units, n_units, drive, keep_drives, drives,
 ):  # fmt: skip
-    """The same with recurrence, as many steps at a time as `drive` [steps, tile] has room for.
+    """Run `advance` with recurrence, for as many steps at a time as `drive` [steps, tile] holds.
 
-    These are at most its delay: slot t mod delay of `units` and `n_units` holds what fired at step
-    t − delay, and then at t.
+    These are at most the delay. Slot t mod delay of `units` and `n_units` holds the units that
+    spiked at step t − delay, and after step t those that spiked at t.
     """
     n_slots, width = units.shape
     n_neurons = weight_t.shape[1]
@@ -169,7 +169,7 @@ def advance_narrow(
     model, first, last, stride, start, stop, source, constants, state, keep_margin, spikes,
     spike_bytes, margin,
 ):  # fmt: skip
-    """The same for less than a strip, a column at a time with its state in registers."""
+    """Run `advance` for less than a strip, one column at a time with its state in registers."""
     states, _, _, _ = strip_layout(model)
     for column in range(start, stop):
         i = np.uintp(column - start)
@@ -190,7 +190,7 @@ def replay(
     model, first, last, stride, start, stop, drives, constants, saved, state, strip_offset,
     replayed, replay_offset
 ):  # fmt: skip
-    """Repeat a chunk of one strip from the saved states: margins, and the states before a step."""
+    """Replay a chunk of one strip from its saved states; keep margin and state before each step."""
     size, states = replayed_size(model), strip_layout(model)[0]
     for row in range(saved.shape[0]):
         k = strip_offset + states + np.uintp(row) * _STRIP
@@ -214,7 +214,7 @@ def replay(
 
 @kernel
 def evaluate_slopes(model, code, n_steps, width, replayed, replay_offset):
-    """Surrogate derivatives of a chunk of one strip."""
+    """Compute the surrogate derivatives of a replayed chunk of one strip."""
     replayed = without_refcount(replayed)
     for t in range(n_steps):
         k = replay_offset + np.uintp(t) * replayed_size(model)
@@ -227,9 +227,9 @@ def reverse(
     model, steps, first, stride, start, stop, grad_spikes, shift, drives, constants, reset_has_grad,
     state, strip_offset, replayed, replay_offset, grad_current,
 ):  # fmt: skip
-    """Backpropagation through `steps` of the chunk that begins at `first`, for one strip.
+    """Backpropagate through `steps` of the chunk that begins at `first`, for one strip.
 
-    The steps come as a list: inside a loop that counts down LLVM does not vectorise.
+    The steps are an array because LLVM does not vectorise inside a loop that counts down.
     """
     _, grads, sums, _ = strip_layout(model)
     size = replayed_size(model)
@@ -254,7 +254,7 @@ def reverse_narrow(
     model, steps, first, stride, start, stop, grad_spikes, drives, constants, reset_has_grad, state,
     replayed, grad_current,
 ):  # fmt: skip
-    """The same for less than a strip, a column at a time."""
+    """Run `reverse` for less than a strip, one column at a time."""
     _, grads, sums, _ = strip_layout(model)
     size = replayed_size(model)
     for column in range(start, stop):
@@ -277,16 +277,17 @@ def reverse_recurrent(
     model, steps, first, stride, start, stop, grad_spikes, drives, constants, reset_has_grad, state,
     replayed, delay, weight, grad_s, grad_current,
 ):  # fmt: skip
-    """The same for a tile whose spikes carry gradient into the recurrence, step by step.
+    """Run `reverse` step by step for a tile whose recurrent spikes carry gradient.
 
-    What is replayed is that of all strips, one after another; `grad_s` [tile] is scratch.
+    `replayed` holds the replayed steps of all strips, one strip after another; `grad_s` [tile] is
+    scratch memory.
     """
     n_steps = grad_spikes.shape[0]
     size, chunk_size = strip_layout(model)[3], np.uintp(CHUNK) * np.uintp(replayed_size(model))
     grad_current_flat = grad_current.ravel()
     for i in range(steps.size):
         t = first + int(steps[i])
-        later = t + delay  # hears of the spikes of step t
+        later = t + delay  # receives the spikes of step t
         grad_s[:] = grad_spikes[t, start:stop]
         if later < n_steps:
             add_feedback(grad_current[later, start:stop], weight, grad_s)
@@ -302,7 +303,7 @@ def reverse_recurrent(
 
 @kernel
 def flush_strips(model, start, stop, state, totals):
-    """Add a chunk's sums to the totals in float64, so that long recordings lose nothing."""
+    """Add a chunk's sums to float64 totals, so that long recordings lose no precision."""
     _, _, sums, size = strip_layout(model)
     for k in range(totals.shape[0]):
         for column in range(start, stop, WIDTH):

@@ -1,6 +1,6 @@
-"""The surrogate derivatives of `surrogate.py` for an array of margins, vectorised by Numba.
+"""Surrogate derivatives of `surrogate.py` for arrays of margins, vectorised by Numba.
 
-`exp` is a polynomial, because LLVM vectorises a polynomial and calls the C library otherwise.
+`exp` is a polynomial, which LLVM vectorises; otherwise it would call the C library.
 """
 
 import math
@@ -22,13 +22,13 @@ _SIDES = 0.5 * 0.15 * 2 * math.exp(-1 / 72) / (3 * math.sqrt(2 * math.pi))
 
 
 def surrogate_code(surrogate: Surrogate) -> int:
-    """The number by which the kernels know `surrogate`."""
+    """Number that stands for `surrogate` in the kernels."""
     return _CODES[type(surrogate)]
 
 
 @intrinsic
 def _power_of_two(typingctx, exponent, like):  # pyright: ignore[reportUnusedParameter]
-    """2^exponent (integer) in the float type of `like`, by writing the exponent bits."""
+    """Compute 2^exponent (an integer) in the float type of `like` by writing the exponent bits."""
     bits, bias, mantissa = (32, 127, 23) if like == types.float32 else (64, 1023, 52)
 
     def codegen(context, builder, signature, args):
@@ -43,7 +43,7 @@ def _power_of_two(typingctx, exponent, like):  # pyright: ignore[reportUnusedPar
 
 
 def _is_single(x) -> bool:
-    """Whether x is a float32; known when a kernel is compiled."""
+    """Whether x is a float32; resolved when a kernel is compiled."""
     return type(x) is np.float32
 
 
@@ -55,12 +55,12 @@ def _is_single_overload(x):
 
 @kernel_with_fma
 def exp2_negative(t):
-    """2^t for t ≤ 0, to a few ulp (float64: to 1e−12); 0 below 2^−126."""
+    """Compute 2^t for t ≤ 0, to a few ulp (in float64 to 1e−12); 0 below 2^−126."""
     real = type(t)
     underflows = t < real(-126.0)
     t = max(t, real(-126.0))
     k = np.int32(t - real(0.5))  # truncation rounds to nearest, since t ≤ 0
-    r = (t - real(k)) * real(_LN2)  # |r| ≤ ln2/2; exp(r) by its series
+    r = (t - real(k)) * real(_LN2)  # |r| ≤ ln2/2; exp(r) by its Taylor series
     y = real(1 / 720)
     if not _is_single(t):
         y = real(1 / 39916800)
@@ -81,9 +81,10 @@ def exp2_negative(t):
 
 @kernel_with_fma
 def multi_gaussian(u):
-    """One exponential e = exp(−u²/18) gives all three bells.
+    """Derivative of `MultiGaussian` at the margin u.
 
-    The centre is e³⁶ = exp(−u²/0.5); the sides are e·exp(−1/72)·2cosh(u/18) over a common norm.
+    One exponential e = exp(−u²/18) gives all three bells. The centre is e³⁶ = exp(−u²/0.5); the
+    sides are e·exp(−1/72)·2cosh(u/18), up to a common factor.
     """
     real = type(u)
     square = u * u
@@ -107,7 +108,7 @@ def multi_gaussian(u):
 
 @kernel_with_fma
 def fast_sigmoid(u):
-    """1 / (10|u| + 1)²."""
+    """Derivative of `FastSigmoid` at the margin u: 1 / (10|u| + 1)²."""
     real = type(u)
     slope = real(10.0) * abs(u) + real(1.0)
     return real(1.0) / (slope * slope)
@@ -115,7 +116,7 @@ def fast_sigmoid(u):
 
 @kernel_with_fma
 def boxcar(u):
-    """1 for −0.5 < u ≤ 0.5, else 0."""
+    """Derivative of `Boxcar` at the margin u: 1 for −0.5 < u ≤ 0.5, else 0."""
     real = type(u)
     return real(1.0) if (u > real(-0.5)) & (u <= real(0.5)) else real(0.0)
 

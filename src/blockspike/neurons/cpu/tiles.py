@@ -1,8 +1,8 @@
-"""What the CPU kernels of a method share: tiles of columns, and recurrence event by event.
+"""Shared by the CPU kernels of all methods: tiles of columns, and recurrence event by event.
 
-[T, B, N] is treated as T rows of B·N columns, a tile of columns at a time. With recurrence a tile
-holds whole samples, and each spike adds one row of weights after the delay: no matrix product,
-and no cost that depends on the delay.
+Kernels treat [T, B, N] as T rows of B·N columns and take one tile of columns at a time. With
+recurrence, a tile holds whole samples, and each spike adds one row of weights after the delay. This
+needs no matrix product, and the cost does not depend on the delay.
 """
 
 import numpy as np
@@ -13,12 +13,12 @@ from blockspike.neurons.cpu.events import SpikeEvents, add_rows, event_weight_gr
 from blockspike.neurons.cpu.kernels import kernel, kernel_with_fma
 
 CHUNK = 16  # steps between saved states
-WIDEST_TILE = 2048  # columns of a tile: a chunk of it stays in the L2 cache
+WIDEST_TILE = 2048  # columns of a tile, few enough that a chunk stays in the L2 cache
 
 
 @kernel
 def add_recurrent(row, units, n_units, weight_t, drive):
-    """drive = row + weights of the listed units; sample after sample, each [N] neurons."""
+    """Set drive = row + weights of the listed units, sample by sample of [N] neurons."""
     n_neurons = weight_t.shape[1]
     for i in range(row.size):
         drive[i] = row[i]
@@ -30,7 +30,7 @@ def add_recurrent(row, units, n_units, weight_t, drive):
 
 @kernel
 def list_spikes(spike_bytes, n_neurons, units, n_units):
-    """Write the units that fired to `units` and their numbers to `n_units`, by sample."""
+    """Write the units that spiked to `units` and their counts to `n_units`, sample by sample."""
     for sample in range(n_units.size):
         own = slice(sample * n_neurons, (sample + 1) * n_neurons)
         n_units[sample] = list_units(spike_bytes[own], units[own])
@@ -38,10 +38,10 @@ def list_spikes(spike_bytes, n_neurons, units, n_units):
 
 @kernel_with_fma
 def add_feedback(later, weight, grad_spikes):
-    """grad_spikes += Wᵀ later: gradient that comes back through the recurrence.
+    """Add Wᵀ later to grad_spikes: the gradient through the recurrence.
 
-    Two samples and four rows of weights at a time, which are then read half as often, and sums a
-    quarter. An odd sample goes with itself: all are summed alike, whatever tile they are in.
+    Two samples and four rows of weights at a time halve the reads of weights and quarter those of
+    sums. An odd sample is paired with itself, so that sums do not depend on how tiles are cut.
     """
     n = weight.shape[0]
     spare = np.zeros(n, grad_spikes.dtype)
@@ -68,24 +68,24 @@ def add_feedback(later, weight, grad_spikes):
 
 
 def weight_array(weight: Tensor | None, like: Tensor) -> np.ndarray:
-    """Recurrent weights for a kernel; without recurrence something of the same type."""
+    """Recurrent weights for a kernel; without recurrence, a placeholder of the same type."""
     return (like.new_empty(1, 1) if weight is None else weight.detach().contiguous()).numpy()
 
 
 def tile_width(n_columns: int, weight: Tensor | None, widest: int = WIDEST_TILE) -> int:
-    """Columns a thread takes at a time: enough for all threads; whole samples if recurrent."""
+    """Columns per tile: every thread gets one, and recurrent tiles hold whole samples."""
     unit = 16 if weight is None else len(weight)
     per_thread = -(-n_columns // (unit * torch.get_num_threads())) * unit
     return max(unit, min(per_thread, widest // unit * unit))
 
 
 def columns(x: Tensor, batch_size: int) -> np.ndarray:
-    """[N] → [B·N], as the columns of the flattened arrays."""
+    """Repeat a parameter [N] for each sample: [B·N], like the columns of flattened arrays."""
     return x.detach().repeat(batch_size).numpy()
 
 
 def recurrent_weight_gradient(grad_current: Tensor, events: SpikeEvents, delay: int) -> Tensor:
-    """dLoss/dW[post, pre] = Σ gI[t, post] S[t − delay, pre]."""
+    """Gradient dLoss/dW[post, pre] = Σ gI[t, post] S[t − delay, pre]."""
     n = grad_current.shape[2]
     if delay >= len(grad_current):
         return grad_current.new_zeros(n, n)

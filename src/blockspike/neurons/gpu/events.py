@@ -1,7 +1,7 @@
-"""Event-driven products on a GPU (Triton): the same two functions as `cpu/events.py`, on tensors.
+"""Event-driven products on a GPU (Triton): the two functions of `cpu/events.py`, on tensors.
 
-Both are sums of listed rows of a table, in a fixed order: forward of the weights of the units that
-spiked, and for the weight gradient of the current's gradient in the rows where a unit spiked.
+Both sum listed rows of a table in a fixed order. Forward sums the weights of the units that spiked;
+the weight gradient sums the current's gradient over the rows in which a unit spiked.
 """
 
 from typing import Any
@@ -13,8 +13,8 @@ from torch import Tensor
 
 from blockspike.neurons.gpu.graphs import launching_on
 
-TILE = 64  # columns of a program
-GROUP = 16  # events that are loaded at once
+TILE = 64  # columns per program
+GROUP = 16  # events loaded at once
 OPTIONS = {"num_warps": 4, "enable_fp_fusion": True}
 
 
@@ -23,9 +23,9 @@ def sum_rows(
     row_ptr, index, table, start, out, n_table, n_columns, start_stride,
     tile: tl.constexpr, group: tl.constexpr,
 ):  # fmt: skip
-    """out[r] = start[r] + Σ table[index[e]] over the events e of row r; an index ≥ n_table adds 0.
+    """Sum out[r] = start[r] + Σ table[index[e]] over events e of row r; skip indices ≥ n_table.
 
-    Programs: rows × tiles of columns. `start_stride` is 0 if all rows start from the same.
+    The grid is rows × tiles of columns. `start_stride` is 0 if all rows share one start.
     """
     row = tl.program_id(0).to(tl.int64)
     column = tl.program_id(1) * tile + tl.arange(0, tile)
@@ -42,7 +42,7 @@ def sum_rows(
 
 
 def _sum_rows(row_ptr: Tensor, index: Tensor, table: Tensor, start: Tensor, out: Tensor) -> None:
-    """Run the kernel for all rows of `out` [R, N]; `start` is [N] or [R, N] and may be `out`."""
+    """Launch the kernel for all rows of `out` [R, N]; `start` is [N] or [R, N] and may be `out`."""
     n_rows, n_columns = out.shape
     kernel: Any = sum_rows
     kernel[(n_rows, triton.cdiv(n_columns, TILE))](
@@ -55,13 +55,13 @@ def _sum_rows(row_ptr: Tensor, index: Tensor, table: Tensor, start: Tensor, out:
 def event_currents(
     row_ptr: Tensor, unit: Tensor, weight_t: Tensor, bias: Tensor, lag_rows: int, out: Tensor
 ) -> None:
-    """out[r] = bias + Σ_k Σ weight_t[k, unit] over the events of row r − k·lag_rows.
+    """Sum currents by events: out[r] = bias + Σ_k Σ weight_t[k, unit], units of row r − k·lag_rows.
 
     Args:
         row_ptr, unit: the events, R rows.
         weight_t: [n_taps, K, N] contiguous; tap k acts k·lag_rows rows later.
         bias: [N] contiguous.
-        lag_rows: rows between taps (the batch size, as rows run through time first).
+        lag_rows: rows between taps, which is the batch size since rows are time-major.
         out: [R, N] contiguous, overwritten.
     """
     with launching_on(out.device):
@@ -74,21 +74,21 @@ def event_currents(
 def event_weight_gradient(
     row_ptr: Tensor, unit: Tensor, grad: Tensor, n_taps: int, lag_rows: int, n_units: int
 ) -> Tensor:
-    """Σ_r grad[r] over the events of row r − k·lag_rows, for each tap k and unit: [n_taps, K, N].
+    """Sum grad[r] over the events of row r − k·lag_rows for each tap k and unit: [n_taps, K, N].
 
-    grad [R, N] contiguous. Events are sorted by unit first, in their order, so that each sum has
-    one program and one order.
+    grad is [R, N], contiguous. Events are first sorted by unit (a stable sort), so that each sum
+    has one program and a fixed order.
     """
     out = grad.new_zeros(n_taps, n_units, grad.shape[1])
     zero = grad.new_zeros(grad.shape[1])
-    row = torch.repeat_interleave(row_ptr.diff(), output_size=len(unit))  # of each event
+    row = torch.repeat_interleave(row_ptr.diff(), output_size=len(unit))  # row of each event
     by_unit, order = torch.sort(unit, stable=True)
     row = row[order]
     units = torch.arange(n_units + 1, device=unit.device, dtype=unit.dtype)
     unit_ptr = torch.searchsorted(by_unit, units)
     with launching_on(grad.device):
         for tap, sums in enumerate(out):
-            later = grad[tap * lag_rows :]  # its row r is where the events of row r arrive
+            later = grad[tap * lag_rows :]  # row r: where events of row r arrive
             if len(later):
                 _sum_rows(unit_ptr, row, later, zero, sums)
     return out

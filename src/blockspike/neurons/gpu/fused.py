@@ -1,9 +1,9 @@
-"""A model in one pass over time with the state in registers, forward and backward (Triton).
+"""Simulation of any model in one pass over time, forward and backward, with the state in registers.
 
-The contract, equations and gradient of `cpu/fused.py`. [T, B, N] is T rows of B·N columns, and
-a program of `gpu/kernels.py` takes a tile of columns through all of time. With recurrence it takes
-a block of `recurrent_delay` steps, and between two blocks is one matrix product. Kept for backward
-are the input of every step and, every CHUNK steps, the states; what fired, for recurrent weights.
+Contract, equations and gradient are those of `cpu/fused.py`. [T, B, N] is T rows of B·N columns. A
+Triton program of `gpu/kernels.py` takes a tile of columns through all steps; with recurrence, it
+takes them through `recurrent_delay` steps at a time, with one matrix product in between. Saved for
+backward: the input of each step, the states every CHUNK steps and, with recurrence, the spikes.
 """
 
 from collections.abc import Callable, Sequence
@@ -22,22 +22,22 @@ from blockspike.neurons.model import NeuronModel, SimulationSpec
 from blockspike.neurons.surrogate import Boxcar, FastSigmoid, MultiGaussian
 from blockspike.neurons.trace import SpikeTrace, check_finite, needs_gradient, trace_of_margin
 
-CHUNK = 8  # steps between saved states; 16 take too many registers
-TILE = 32  # columns of a program: one warp, since few columns must fill many processors
+CHUNK = 8  # steps between saved states; 16 need too many registers
+TILE = 32  # columns per program: one warp, since few columns have to occupy many processors
 _CODES = {
     FastSigmoid: kernels_gpu.FAST_SIGMOID.value,
     Boxcar: kernels_gpu.BOXCAR.value,
     MultiGaussian: kernels_gpu.MULTI_GAUSSIAN.value,
 }
-OPTIONS = {"num_warps": 1, "enable_fp_fusion": False}  # steps round as a PyTorch loop does
-_MOST_COLUMNS = 2**31 - 2**10  # a tile beyond the last is still a number of 32 bits
+OPTIONS = {"num_warps": 1, "enable_fp_fusion": False}  # rounds like a PyTorch loop
+_MOST_COLUMNS = 2**31 - 2**10  # a tile past the end still fits in int32
 _graphs = Graphs()
 
 
 class _Result(NamedTuple):
-    """Spikes [T, B·N]; of each step and column, if asked for, the margin and the input.
+    """Spikes, optional margin and optional input (`drives`) of each step and column [T, B·N].
 
-    `saved` [chunks, states, B·N] is empty if nothing is kept for backward; the state is the last.
+    `saved` [chunks, states, B·N] is empty if no backward is needed; `state` is the final state.
     """
 
     spikes: Tensor
@@ -48,7 +48,7 @@ class _Result(NamedTuple):
 
 
 def sizes(model: NeuronModel, n_constants: int) -> dict[str, int]:
-    """How many of each a kernel of the model has."""
+    """Numbers of parameters, constants and states, as the kernels take them."""
     n_states = len(model.states) + len(model.counters)
     return {
         "n_parameters": len(model.parameters),
@@ -58,7 +58,7 @@ def sizes(model: NeuronModel, n_constants: int) -> dict[str, int]:
 
 
 def _launch(kernel: Any, n_columns: int, *args: Tensor | int, **options: Any) -> None:
-    """Run a kernel on every tile of the columns."""
+    """Launch a kernel on all tiles of columns."""
     kernel[(triton.cdiv(n_columns, TILE),)](*args, tile=TILE, chunk=CHUNK, **options, **OPTIONS)
 
 
@@ -66,7 +66,7 @@ def _simulate(
     current: Tensor, parameters: Tensor, constants: Tensor, weight: Tensor | None = None, *,
     model: NeuronModel, delay: int, for_backward: bool, keep_margin: bool,
 ) -> _Result:  # fmt: skip
-    """From current [T, B, N], parameters [P, N] and constants [C], 0 and 1 first."""
+    """Simulate for current [T, B, N], parameters [P, N] and constants [C], 0 and 1 first."""
     n_steps, _, n_neurons = current.shape
     rows = current.reshape(n_steps, -1)
     n_columns = rows.shape[1]
@@ -99,7 +99,10 @@ def _differentiate(
     grad_spikes: Tensor, drives: Tensor, saved: Tensor, parameters: Tensor, constants: Tensor,
     weight: Tensor | None = None, *, spec: SimulationSpec,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """dLoss/dI [T, B·N], float64 dLoss/dparameters [P, B·N]; `weight` if it takes part."""
+    """Gradients dLoss/dI [T, B·N] and, in float64, dLoss/dparameters [P, B·N].
+
+    Pass `weight` only if gradient flows through the recurrence.
+    """
     model = spec.model
     n_steps, n_columns = drives.shape
     grad_current = torch.empty_like(grad_spikes)
@@ -144,7 +147,7 @@ def _run(
 def _recurrent_weight_gradient(
     grad_current: Tensor, spike_bytes: Tensor, delay: int, dtype: torch.dtype
 ) -> Tensor:
-    """dLoss/dW[post, pre] = Σ gI[t, post] S[t − delay, pre], one product; both [T, B, N]."""
+    """Gradient dLoss/dW[post, pre] = Σ gI[t, post] S[t − delay, pre] for gI and S [T, B, N]."""
     n = spike_bytes.shape[2]
     later, earlier = grad_current[delay:].reshape(-1, n), spike_bytes[:-delay].reshape(-1, n)
     return later.to(dtype).T @ earlier.to(dtype)
@@ -194,13 +197,13 @@ def fused_gpu(
     recurrent_weight: Tensor | None,
     compute_threshold: Callable[[Tensor], Tensor] = torch.ones_like,
 ) -> SpikeTrace:
-    """Spikes and gradient of the model's loop by Triton kernels; arguments as `fused_cpu`.
+    """Simulate by Triton kernels, with the spikes and gradient of the loop; see `fused_cpu`.
 
-    `current` may be bfloat16 beside float32 parameters: then spikes and the current's gradient
-    are too, and everything in between is float32.
+    `current` may be bfloat16 with float32 parameters. Spikes and the current's gradient are then
+    bfloat16, and everything in between is float32.
 
     Raises:
-        ValueError: B·N is too large for the kernels' numbers of columns, which are of 32 bits.
+        ValueError: B·N exceeds the 32-bit column indices of the kernels.
     """
     if current.shape[1] * current.shape[2] > _MOST_COLUMNS:
         raise ValueError(
@@ -208,7 +211,7 @@ def fused_gpu(
             f"got {current.shape[1]} · {current.shape[2]}"
         )
     together = torch.stack(list(parameters))
-    # filled there: a copy from the CPU would have to be waited for
+    # filled on the device, since a copy from the CPU would wait for it
     numbers = torch.stack([together.new_full((), x) for x in (0.0, 1.0, *spec.constants)])
     inputs = (current, together, numbers, recurrent_weight)
     simulate = partial(_run, *inputs, spec)

@@ -1,4 +1,4 @@
-"""What the Triton kernels share: where they run, and chains of launches replayed as one graph."""
+"""Shared by the Triton kernels: devices, and chains of launches replayed as one graph."""
 
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator, Sequence
@@ -11,7 +11,7 @@ from threading import Lock
 import torch
 from torch import Tensor
 
-TRITON_DEVICES = ("cuda", "xpu")  # "cuda" is also what AMD's GPUs are called
+TRITON_DEVICES = ("cuda", "xpu")  # "cuda" also stands for AMD's GPUs
 
 _LEAST_TRITON = (3, 3)
 
@@ -19,7 +19,7 @@ Chain = Callable[..., tuple[Tensor, ...]]
 
 
 def has_triton(device: torch.device) -> bool:
-    """Whether our Triton kernels can run on `device`."""
+    """Whether the Triton kernels can run on `device`."""
     return device.type in TRITON_DEVICES and _triton_is_new_enough()
 
 
@@ -33,24 +33,23 @@ def _triton_is_new_enough() -> bool:
 
 
 def require_triton(what: str, given: str, device: torch.device) -> None:
-    """Raise ValueError, which begins with `what`, if Triton kernels cannot run on `device`.
+    """Raise ValueError if Triton kernels cannot run on `device`.
 
-    `given` says what is on that device.
+    The message begins with `what` and names `given`, the argument that is on this device.
     """
     if device.type not in TRITON_DEVICES:
         places = ", ".join(("cpu", *TRITON_DEVICES))
-        raise ValueError(f"{what} runs on {places}; got {given} on {device}")
+        raise ValueError(f"{what}: expected {given} on one of {places}, got {device}")
     if not has_triton(device):
         raise ValueError(
-            f"{what} needs Triton {'.'.join(map(str, _LEAST_TRITON))}, "
-            f"got {given} on {device} without it; "
-            "expected the extra `gpu`: pip install 'blockspike[gpu]'"
+            f"{what}: expected Triton ≥ {'.'.join(map(str, _LEAST_TRITON))} for {given} on "
+            f"{device}, got an older version or none; pip install 'blockspike[gpu]'"
         )
 
 
 @contextmanager
 def launching_on(device: torch.device) -> Iterator[None]:
-    """Launch on this device, whichever is current, and multiply without autocast."""
+    """Make `device` current for launches and switch autocast off."""
     on_cpu = device.type == "cpu"  # in Triton's interpreter
     guard = nullcontext() if on_cpu else torch.get_device_module(device).device(device)
     with guard, torch.autocast(device.type, enabled=False):
@@ -59,14 +58,14 @@ def launching_on(device: torch.device) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Graph:
-    """A captured chain: `replay` reads `inputs` and writes `outputs`, always the same memory."""
+    """Captured chain: `replay` reads `inputs` and writes `outputs`, always in the same memory."""
 
     inputs: Sequence[Tensor]
     replay: Callable[[], None]
     outputs: Sequence[Tensor]
 
     def __call__(self, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        """The chain's results for `tensors`, in memory of their own: the next call spares them."""
+        """Results of the chain for `tensors`, as copies that later calls do not overwrite."""
         for fixed, tensor in zip(self.inputs, tensors, strict=True):
             fixed.copy_(tensor)
         self.replay()
@@ -76,9 +75,9 @@ class Graph:
 def capture_cuda(chain: Chain, tensors: Sequence[Tensor]) -> Graph:
     """Capture `chain` as a CUDA graph, on copies of `tensors`."""
     inputs = [x.clone(memory_format=torch.contiguous_format) for x in tensors]
-    chain(*inputs)  # compiles and loads what may not be loaded during the capture
+    chain(*inputs)  # compiles and loads kernels, which a capture may not do
     graph = torch.cuda.CUDAGraph()
-    # Other threads, such as one that pins memory for a data loader, may go on meanwhile.
+    # Other threads, such as a data loader's that pins memory, may continue meanwhile.
     stream = torch.cuda.Stream(tensors[0].device)
     with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
         outputs = chain(*inputs)
@@ -90,7 +89,7 @@ def _may_capture(tensor: Tensor) -> bool:
 
 
 def _matmul_precision() -> str:
-    """Of float32 products; PyTorch has two ways to set it and refuses to mix them."""
+    """Precision of float32 products, by whichever of PyTorch's two settings is in use."""
     matmul = torch.backends.cuda.matmul
     known = getattr(matmul, "fp32_precision", None)
     return torch.get_float32_matmul_precision() if known is None else str(known)
@@ -101,16 +100,16 @@ def _stream(tensor: Tensor) -> int:
 
 
 class Graphs:
-    """Runs chains of many small launches; those that come again with equal shapes as one graph.
+    """Runner for chains of many small launches, which replays repeated chains as one graph.
 
-    A chain is run as it is when it comes for the first time, captured when it comes again, and
-    replayed from then on. The `size` last used are kept, since each holds memory for its inputs
-    and outputs.
+    A chain runs directly the first time, is captured the second time with equal shapes, and is
+    replayed from then on. Only the `size` most recently used graphs are kept, since each holds
+    memory for its inputs and outputs.
 
     Args:
-        capture: makes a Graph of a chain and its arguments.
-        may_capture: whether the device of a tensor has graphs, and they can be used now.
-        size: how many chains to remember.
+        capture: makes a Graph from a chain and its arguments.
+        may_capture: whether the device of a tensor supports graphs and can capture one now.
+        size: number of chains to remember.
     """
 
     def __init__(
@@ -120,11 +119,11 @@ class Graphs:
         size: int = 8,
     ):
         self._capture, self._may_capture, self._size = capture, may_capture, size
-        self._known: OrderedDict[Hashable, Graph | None] = OrderedDict()  # None: came once
-        self._lock = Lock()  # backward comes from threads of autograd
+        self._known: OrderedDict[Hashable, Graph | None] = OrderedDict()  # None: run once
+        self._lock = Lock()  # autograd runs backward in its own threads
 
     def run(self, chain: Chain, *tensors: Tensor, **options: Hashable) -> tuple[Tensor, ...]:
-        """chain(*tensors, **options), which must read nothing else that changes."""
+        """Run chain(*tensors, **options); the chain must not read anything else that changes."""
         bound = partial(chain, **options)
         if not self._may_capture(tensors[0]):
             return bound(*tensors)
@@ -140,7 +139,7 @@ class Graphs:
             graph = self._known.pop(key, None)
             if graph is None and comes_again:
                 graph = self._capture(bound, tensors)
-            self._known[key] = graph  # the last used is the last
+            self._known[key] = graph  # most recently used goes last
             if len(self._known) > self._size:
                 self._known.popitem(last=False)
             if graph is not None:

@@ -1,12 +1,12 @@
 """Triton kernels of `gpu/fused.py`: a tile of columns through a range of steps, and back.
 
 A program works on a chunk of steps at a time, unrolled and in registers, while the rows of the next
-chunk are on their way from memory. Chunks start at multiples of their length; steps of a chunk that
-are not asked for are computed and dropped: then the mask `live` of the columns is empty.
+chunk are being loaded. Chunks start at multiples of their length. Steps of a chunk outside the
+requested range are computed and dropped: the mask `live` of their columns is empty.
 
-`step` and `reverse_step` are a model's functions, see `in_triton`.
+`step` and `reverse_step` are a model's functions; see `in_triton`.
 """
-# What a kernel is written in only looks like Python.
+# Triton's language only looks like Python to the type checker.
 # pyright: reportGeneralTypeIssues=false, reportAttributeAccessIssue=false
 
 import math
@@ -40,11 +40,11 @@ _OF_TRITON = {where: _where, maximum: _maximum}
 
 @cache
 def in_triton(function: Callable[..., Any]) -> Any:
-    """A model's `step` or `reverse_step` for these kernels, with what it calls."""
+    """Translate a model's `step` or `reverse_step`, and what it calls, for these kernels."""
     if function in _OF_TRITON:
         return _OF_TRITON[function]
     own = translated(function, in_triton)
-    own.__globals__["tl"] = tl  # the interpreter looks for it
+    own.__globals__["tl"] = tl  # Triton's interpreter looks it up there
     return triton.jit(own)
 
 
@@ -56,7 +56,7 @@ def _fire(margin):
 
 @triton.jit
 def _load_each(x, column, inside, stride, n: tl.constexpr):
-    """n rows of x at these columns, as a tuple of [tile]."""
+    """Load n rows of x at these columns as a tuple of [tile]."""
     rows = ()
     for k in tl.static_range(n):
         rows += (tl.load(x + k * stride + column, mask=inside, other=0.0),)
@@ -71,7 +71,7 @@ def _store_each(x, column, inside, stride, rows, n: tl.constexpr):
 
 @triton.jit
 def _choose(live, new, old, n: tl.constexpr):
-    """Each of n values: the new where live, else the old."""
+    """Select each of n values: the new one where live, else the old one."""
     chosen = ()
     for k in tl.static_range(n):
         chosen += (tl.where(live, new[k], old[k]).to(old[k].dtype),)
@@ -83,7 +83,7 @@ def _own_columns(
     parameters, constants, n_columns, n_neurons, n_parameters: tl.constexpr,
     n_constants: tl.constexpr, tile: tl.constexpr,
 ):  # fmt: skip
-    """The columns of a program, which of them exist, their parameters, and the constants."""
+    """Columns of a program, the mask of those that exist, their parameters, and the constants."""
     column = tl.program_id(0) * tile + tl.arange(0, tile)
     inside = column < n_columns
     stride = n_neurons.to(tl.int64)
@@ -96,9 +96,9 @@ def _own_columns(
 
 @triton.jit
 def _load_rows(x, origin, start, first, last, column, n_columns, chunk: tl.constexpr):
-    """Rows start … start + chunk − 1 as a tuple of [tile]; 0 outside of first … last − 1.
+    """Load rows start … start + chunk − 1 as a tuple of [tile]; 0 outside first … last − 1.
 
-    Row `origin` is where x begins. The type is left as it is: converting would wait for the load.
+    x begins at row `origin`. Rows keep their dtype, since a conversion would wait for the load.
     """
     stride = n_columns.to(tl.int64)
     rows = ()
@@ -113,7 +113,7 @@ def _load_rows(x, origin, start, first, last, column, n_columns, chunk: tl.const
 def _load_two(
     x, y, start, first, last, column, n_columns, has_y: tl.constexpr, chunk: tl.constexpr
 ):
-    """The rows of x [T, B·N] and of y, whose row 0 is step `first`; without y those of x twice."""
+    """Load rows of x [T, B·N] and of y, whose row 0 is step `first`; without y, return x twice."""
     rows = _load_rows(x, 0, start, first, last, column, n_columns, chunk)
     more = rows
     if has_y:
@@ -129,7 +129,7 @@ def forward(
     keep_margin: tl.constexpr, keep_drives: tl.constexpr, keep_states: tl.constexpr,
     tile: tl.constexpr, chunk: tl.constexpr,
 ):  # fmt: skip
-    """Steps first … last − 1. `state` [n_states, B·N] is updated."""
+    """Run steps first … last − 1 and update `state` [n_states, B·N]."""
     column, inside, own, numbers = _own_columns(
         parameters, constants, n_columns, n_neurons, n_parameters, n_constants, tile
     )
@@ -169,7 +169,7 @@ def forward(
 def _load_saved(
     drives, saved, c, last, column, n_columns, n_states: tl.constexpr, chunk: tl.constexpr
 ):
-    """Drives of chunk c before step `last`, and the state at its start; zeros if c is −1."""
+    """Load the drives of chunk c before step `last` and its first state; zeros if c is −1."""
     rows = _load_rows(drives, 0, c * chunk, 0, last, column, n_columns, chunk)
     live = column < tl.where(c >= 0, n_columns, 0)
     stride = n_columns.to(tl.int64)
@@ -178,7 +178,7 @@ def _load_saved(
 
 @triton.jit
 def _slope(u, surrogate: tl.constexpr):
-    """The surrogate derivative at the margin u, by its code; formulas as in `surrogate.py`."""
+    """Surrogate derivative at the margin u, selected by code; formulas as in `surrogate.py`."""
     if surrogate == FAST_SIGMOID:
         root = 10.0 * tl.abs(u) + 1.0
         slope = 1.0 / (root * root)
@@ -199,9 +199,9 @@ def backward(
     n_carried: tl.constexpr, has_feedback: tl.constexpr, reset_has_grad: tl.constexpr,
     surrogate: tl.constexpr, tile: tl.constexpr, chunk: tl.constexpr,
 ):  # fmt: skip
-    """Steps last − 1 … first. `carried` [n_carried, B·N], the states' gradient, is updated.
+    """Run steps last − 1 … first and update `carried` [n_carried, B·N], the states' gradient.
 
-    `sums` float64 [n_parameters, B·N] is what the parameters' gradient of every column is added to.
+    The parameters' gradient of each column is added to `sums`, float64 [n_parameters, B·N].
     """
     column, inside, own, numbers = _own_columns(
         parameters, constants, n_columns, n_neurons, n_parameters, n_constants, tile
@@ -226,7 +226,7 @@ def backward(
         )
         states = ()
         margins = ()
-        for k in tl.static_range(chunk):  # not a function: Triton 3.3 returns no tuples of tuples
+        for k in tl.static_range(chunk):  # inline: Triton 3.3 cannot return tuples of tuples
             states += (state,)
             _, margin, state = step(rows[k].to(state[0].dtype), own, numbers, state, _fire)
             margins += (margin,)
@@ -261,7 +261,7 @@ def _zeros_like(values, n: tl.constexpr):
 
 @triton.jit
 def _add_live(totals, values, live, n: tl.constexpr):
-    """Each of n totals, with the value added where live."""
+    """Add each of n values to its total where live."""
     sums = ()
     for k in tl.static_range(n):
         sums += (totals[k] + tl.where(live, values[k], 0.0),)
