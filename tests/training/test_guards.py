@@ -407,7 +407,7 @@ def test_replay_of_something_else(tmp_path):
     with pytest.raises(ValueError, match="expected a batch that a stopped run kept"):
         replayed(network(), tmp_path)
     stopped(module_of(network(), in_weight), tmp_path)
-    with pytest.raises(ValueError, match="bad.ckpt: holds the batch of another network"):
+    with pytest.raises(ValueError, match="bad.ckpt: expected a batch of this network"):
         replayed(SpikingClassifier(N_INPUTS, 2, 9, 2, dt_ms=1.0), tmp_path)
 
 
