@@ -80,7 +80,7 @@ PAYLOADS = {
     "tag": ('x: !!python/object/apply:pathlib.Path.touch ["{marker}"]', "expected no tags"),
     "target": (
         "data:\n  _target_: pathlib.Path.touch\n  self: {marker}",
-        "data._target_: expected a class of blockspike, pytorch_lightning, torch.optim, got pathlib",
+        "data._target_: expected a class of blockspike, pytorch_lightning, torch.optim, got ",
     ),
     "nested": (
         "trainer:\n  plugins:\n  - _target_: os.system\n    command: touch {marker}",
