@@ -31,7 +31,7 @@ def write(folder: Path, row: dict) -> Path:
     [
         ({"python": ...}, "python: expected a str, got nothing"),
         ({"version.torch": None}, "version.torch: expected a str, got None"),
-        ({"version.pytorch-lightning": ...}, "version.pytorch-lightning: expected a str, got nothing"),
+        ({"version.pytorch-lightning": ...}, "version.pytorch-lightning: expected a str"),
         ({"data_config": ...}, "data_config: expected a str, got nothing"),
         ({"model.method": 3}, "model.method: expected a str, got 3"),
         ({"model.arp_ms": "10"}, "model.arp_ms: expected a float, got '10'"),
