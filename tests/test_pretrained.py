@@ -142,7 +142,7 @@ def less_about(about, tensors):
         (spoil_weight, "expected finite parameters, got a NaN or Inf"),
         (drop_weight, "expected a network that can be built .*readout.bias"),
         (other_format, "expected format blockspike-network-1, got another"),
-        (evil_target, "os.system is not allowed"),
+        (evil_target, "expected a class of .*, got os.system"),
         (unknown_argument, "expected a network that can be built .*n_moons"),
         (less_about, "dt_ms"),
         (interpolation, "no interpolations"),

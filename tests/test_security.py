@@ -80,11 +80,11 @@ PAYLOADS = {
     "tag": ('x: !!python/object/apply:pathlib.Path.touch ["{marker}"]', "expected no tags"),
     "target": (
         "data:\n  _target_: pathlib.Path.touch\n  self: {marker}",
-        "data._target_: pathlib.Path.touch is not allowed",
+        "data._target_: expected a class of blockspike, pytorch_lightning, torch.optim, got ",
     ),
     "nested": (
         "trainer:\n  plugins:\n  - _target_: os.system\n    command: touch {marker}",
-        "trainer.plugins.0._target_: os.system is not allowed",
+        "trainer.plugins.0._target_: expected a class of blockspike",
     ),
     "interpolation": ("x: ${{oc.env:HOME}}", "expected no interpolations"),
     "escaped": ('x: "\\x24{{oc.env:HOME}}"', "expected no interpolations"),
@@ -213,7 +213,7 @@ def test_an_override_is_checked_too(blockspike, marker):
     for key in ("+optimizer.betas", "+trainer.plugins", "+callbacks.mine"):
         payload = f"{{_target_: os.system, command: 'touch {marker}'}}"
         line = refused(blockspike("train", *SMALL, f"{key}={payload}", check=False))
-        assert f"{key[1:]}._target_: os.system is not allowed" in line
+        assert f"{key[1:]}._target_: expected a class of " in line and "got os.system" in line
 
 
 # wandb

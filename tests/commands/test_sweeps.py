@@ -321,10 +321,10 @@ def test_collected_rows_know_where_they_come_from(blockspike, finished, tmp_path
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"seed": "0"}, "seed: found '0', expected a int"),
+        ({"seed": "0"}, "seed: expected a int, got '0'"),
         ({"test_accuracy": 89.2}, "0 to 1"),
         ({"config_hash": None}, "config_hash"),
-        ({"machine": ...}, "machine: found nothing"),
+        ({"machine": ...}, "machine: expected a str, got nothing"),
     ],
 )
 def test_a_row_that_is_no_result_is_refused(blockspike, finished, change, words):

@@ -81,10 +81,10 @@ def test_prepared_file_with_another_kind_of_attribute(tmp_path, value):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"rest": 10**400}, "expected a number for rest"),
-        ({"arp_ms": -1.0}, "expected arp_ms from 0 to 1000, got -1"),
-        ({"dt_ms": 1e-300}, "expected dt_ms from 0.0001 to 1000"),
-        ({"b": True}, "expected a number for b, got True"),
+        ({"rest": 10**400}, "rest: expected a number, got"),
+        ({"arp_ms": -1.0}, "arp_ms: expected 0 to 1000, got -1"),
+        ({"dt_ms": 1e-300}, "dt_ms: expected 0.0001 to 1000"),
+        ({"b": True}, "b: expected a number, got True"),
     ],
 )
 def test_neurons_that_cannot_be_simulated(tmp_path, change, words):

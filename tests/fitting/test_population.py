@@ -180,9 +180,9 @@ def test_a_neuron_of_before_noise_is_read(tmp_path):
         ("[1]", "not a fitted neuron"),
         ('{"name": "x"}', "missing"),
         (json.dumps({**vars(NEURON), "colour": 1}), "colour"),
-        (json.dumps({**vars(NEURON), "b": "big"}), "a number for b"),
-        (json.dumps({**vars(NEURON), "noise": -0.1}), "noise from 0 to inf"),
-        (json.dumps({**vars(NEURON), "b": float("nan")}), "a number for b"),
+        (json.dumps({**vars(NEURON), "b": "big"}), "b: expected a number"),
+        (json.dumps({**vars(NEURON), "noise": -0.1}), "noise: expected 0 to inf"),
+        (json.dumps({**vars(NEURON), "b": float("nan")}), "b: expected a number"),
     ],
 )
 def test_a_broken_neuron_file_is_one_clear_error(tmp_path, content, message):

@@ -29,15 +29,15 @@ def write(folder: Path, row: dict) -> Path:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"python": ...}, "python: found nothing, expected a str"),
-        ({"version.torch": None}, "version.torch: found None, expected a str"),
-        ({"version.pytorch-lightning": ...}, "version.pytorch-lightning: found nothing"),
-        ({"data_config": ...}, "data_config: found nothing, expected a str"),
-        ({"model.method": 3}, "model.method: found 3, expected a str"),
-        ({"model.arp_ms": "10"}, "model.arp_ms: found '10', expected a float"),
-        ({"model.detach_spikes": 1}, "model.detach_spikes: found 1, expected a bool"),
-        ({"network.n_hidden": True}, "network.n_hidden: found True, expected a int"),
-        ({"epoch_s": None}, "epoch_s: found None, expected a float"),
+        ({"python": ...}, "python: expected a str, got nothing"),
+        ({"version.torch": None}, "version.torch: expected a str, got None"),
+        ({"version.pytorch-lightning": ...}, "version.pytorch-lightning: expected a str"),
+        ({"data_config": ...}, "data_config: expected a str, got nothing"),
+        ({"model.method": 3}, "model.method: expected a str, got 3"),
+        ({"model.arp_ms": "10"}, "model.arp_ms: expected a float, got '10'"),
+        ({"model.detach_spikes": 1}, "model.detach_spikes: expected a bool, got 1"),
+        ({"network.n_hidden": True}, "network.n_hidden: expected a int, got True"),
+        ({"epoch_s": None}, "epoch_s: expected a float, got None"),
     ],
 )
 def test_a_row_without_a_column_or_of_another_type_is_refused(tmp_path, change, words):
@@ -50,7 +50,7 @@ def test_a_row_without_a_column_or_of_another_type_is_refused(tmp_path, change, 
 def test_every_version_that_a_run_records_is_asked_for(tmp_path):
     for name in provenance()["versions"]:
         write(tmp_path, {k: v for k, v in ROW.items() if k != f"version.{name}"})
-        with pytest.raises(ValueError, match=f"version.{name}: found nothing"):
+        with pytest.raises(ValueError, match=f"version.{name}: expected a str, got nothing"):
             collect_runs(tmp_path)
 
 

@@ -407,7 +407,7 @@ def test_replay_of_something_else(tmp_path):
     with pytest.raises(ValueError, match="expected a batch that a stopped run kept"):
         replayed(network(), tmp_path)
     stopped(module_of(network(), in_weight), tmp_path)
-    with pytest.raises(ValueError, match="bad.ckpt: holds the batch of another network"):
+    with pytest.raises(ValueError, match="bad.ckpt: expected a batch of this network"):
         replayed(SpikingClassifier(N_INPUTS, 2, 9, 2, dt_ms=1.0), tmp_path)
 
 
@@ -590,7 +590,7 @@ def test_a_lost_start_is_named_and_does_not_cost_its_cell(tmp_path, capsys, loss
         "warning: bob: loss or gradient of 1 of 4 starts is not finite in epoch 2 (start 2); "
         "left out of this step"
     )
-    assert last.startswith("warning: 3 times a start of 1 cells was left out of a step")
+    assert last.startswith("warning: a start was left out of a step 3 times, in 1 cells")
     assert all(torch.isfinite(p).all() for p in module.population.parameters())
     assert torch.isfinite(module.lowest).all() and (module.lowest > 0).all()
     assert module.best_distance.isfinite().any(1).all()

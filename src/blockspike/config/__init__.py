@@ -1,1 +1,1 @@
-"""From Hydra's configuration to objects."""
+"""Hydra's configuration: schemas, allowed classes and the objects built from it."""

@@ -1,4 +1,4 @@
-"""From Hydra's configuration to objects; the only file that calls `instantiate`."""
+"""Objects built from Hydra's configuration; the only file that calls `instantiate`."""
 
 import inspect
 import typing
@@ -30,13 +30,13 @@ _Data = typing.TypeVar("_Data", bound=pl.LightningDataModule)
 
 
 def build_data(cfg: DictConfig, kind: type[_Data]) -> _Data:
-    """The data module of `cfg.data`, which must be a `kind`: of events or of recordings.
+    """Build the data module of `cfg.data`, which must be a `kind`: of events or of recordings.
 
     Raises:
-        ValueError: it is of the other kind, or a value that it needs is missing.
+        ValueError: it is of the other kind, or a required value is missing.
     """
     for key in sorted(OmegaConf.missing_keys(cfg.data)):
-        raise ValueError(f"data.{key}: expected a value, got nothing; data.{key}=… gives it one")
+        raise ValueError(f"data.{key}: expected a value, got nothing; set it with data.{key}=…")
     data = _instantiate(cfg.data, "data", _convert_="all")
     if not isinstance(data, kind):
         raise ValueError(
@@ -48,10 +48,10 @@ def build_data(cfg: DictConfig, kind: type[_Data]) -> _Data:
 
 
 def build_fit(cfg: DictConfig, n_cells: int, dt_ms: float) -> NeuronFittingModule:
-    """The population of `cfg.population` and how it is fitted.
+    """Build the population of `cfg.population` and the module that fits it.
 
     Raises:
-        ValueError: a value outside its range, naming it.
+        ValueError: a value is outside its range; names it.
     """
     surrogate = _surrogate(cfg.population, "population")
     options: dict[str, Any] = {"dt_ms": dt_ms, "surrogate": surrogate}
@@ -68,7 +68,7 @@ def build_fit(cfg: DictConfig, n_cells: int, dt_ms: float) -> NeuronFittingModul
 
 
 def _surrogate(node: DictConfig, key: str) -> Surrogate:
-    """The surrogate that a node names."""
+    """Make the surrogate that a node names."""
     name = node.surrogate
     if name not in SURROGATES:
         raise ValueError(f"{key}.surrogate: expected one of {', '.join(SURROGATES)}, got {name!r}")
@@ -76,7 +76,7 @@ def _surrogate(node: DictConfig, key: str) -> Surrogate:
 
 
 class Sizes(typing.Protocol):
-    """What a network has to know of its data."""
+    """Sizes of the data that a network needs."""
 
     @property
     def n_inputs(self) -> int: ...
@@ -87,12 +87,12 @@ class Sizes(typing.Protocol):
 
 
 def build_network(cfg: DictConfig, data: Sizes) -> SpikingClassifier:
-    """The classifier of `cfg.model` and `cfg.network`, sized for `data`.
+    """Build the classifier of `cfg.model` and `cfg.network`, sized for `data`.
 
-    A model with a `_target_` of its own makes the hidden layers (docs/extend.md).
+    If the model has a `_target_`, that class makes the hidden layers (docs/extend.md).
 
     Raises:
-        ValueError: a value outside its range, naming it.
+        ValueError: a value is outside its range; names it.
     """
     if "_target_" in cfg.model:
         try:
@@ -112,7 +112,7 @@ def _classifier(cfg: DictConfig, data: Sizes, neurons: dict) -> SpikingClassifie
 
 
 def build_module(cfg: DictConfig, data: EventDataModule) -> ClassificationModule:
-    """The Lightning module: network, optimiser and scheduler."""
+    """Build the Lightning module: network, optimiser and scheduler."""
     network = build_network(cfg, data)
     scheduler = _instantiate(cfg.scheduler, "scheduler") if cfg.scheduler else None
     return ClassificationModule(
@@ -129,7 +129,7 @@ def build_module(cfg: DictConfig, data: EventDataModule) -> ClassificationModule
 def build_trainer(
     cfg: DictConfig, callbacks: list[pl.Callback], plugins: Sequence[Any] = (), **options: Any
 ) -> pl.Trainer:
-    """The trainer with the configured callbacks and loggers beside `callbacks`."""
+    """Build the trainer with `callbacks`, the configured callbacks and the loggers."""
     options["callbacks"] = [*_instantiate_all(cfg.callbacks, "callbacks"), *callbacks]
     options["logger"] = _instantiate_all(cfg.logger, "logger")
     options["plugins"] = [*plugins, cluster_environment(cfg.trainer)]
@@ -137,17 +137,17 @@ def build_trainer(
 
 
 def _instantiate_all(nodes: DictConfig | None, key: str) -> list[Any]:
-    """What a group of named nodes stands for, without those that are null."""
+    """Build the objects of a group of named nodes, without those that are null."""
     named = (nodes or {}).items()
     return [_instantiate(node, f"{key}.{name}") for name, node in named if node is not None]
 
 
 def _instantiate(node: DictConfig, key: str, **options: Any) -> Any:
-    """What the node's `_target_` makes, if that and all below it may be called.
+    """Build the object of a node's `_target_`, if that and all below it may be called.
 
     Raises:
-        ValueError: a `_target_` that is not allowed (`blockspike.config.targets`), or an argument
-            that it does not take; names its key.
+        ValueError: a `_target_` is not allowed (`blockspike.config.targets`), or does not take an
+            argument; names its key.
     """
     if not isinstance(node, DictConfig) or "_target_" not in node:
         raise ValueError(f"{key}: expected a node with a _target_, got {node}")
@@ -159,22 +159,22 @@ def _instantiate(node: DictConfig, key: str, **options: Any) -> Any:
 def _check_arguments(node: dict[str, Any], key: str) -> None:
     """Raise ValueError for arguments that the node's `_target_` does not take, or still lacks.
 
-    Hydra would notice where the object is made, which for an optimiser is long after this.
+    Hydra would notice only when the object is made, which for an optimiser is much later.
     """
     target = get_object(node["_target_"])
     parameters = inspect.signature(target).parameters
     open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
-    later = list(parameters)[:1] if node.get("_partial_") else []  # what a partial is called with
+    later = list(parameters)[:1] if node.get("_partial_") else []  # given when a partial is called
     known = [name for name in parameters if name not in later]
     for name in node:
         if name not in _OF_HYDRA and name not in known and not open_ended:
             raise ValueError(
                 f"{key}.{name}: expected an argument of {target.__name__} ({', '.join(known)}), "
-                f"got {name}; ~{key}.{name} leaves it out"
+                f"got {name}; remove it with ~{key}.{name}"
             )
     for name in known if node.get("_partial_") and not open_ended else ():
         if name not in node and parameters[name].default is inspect.Parameter.empty:
             raise ValueError(
                 f"{key}.{name}: expected a value, which {target.__name__} needs, got nothing; "
-                f"+{key}.{name}=… gives it one"
+                f"set it with +{key}.{name}=…"
             )

@@ -1,7 +1,7 @@
 """Schemas of the configuration, against which Hydra checks every override.
 
-The schema of a class of ours is read off its signature, so names, types and defaults are written
-once, and a wrong key or type is named.
+The schemas of our own classes come from their signatures, so that names, types and defaults are
+written once. A wrong key or type is named.
 """
 
 import dataclasses
@@ -39,7 +39,7 @@ _POPULATIONS: dict[str, type[NeuronPopulation]] = {
     "physical": PhysicalPopulation,
     "paper": PaperPopulation,
 }
-# Base class → the arguments that its subclasses take as **keywords and pass on.
+# Base class → class with the arguments that its subclasses take as **keywords and pass on.
 _PASSED_ON: dict[type, type] = {
     EventDataModule: EventDataModule,
     RecordingsDataModule: RecordingsDataModule,
@@ -50,10 +50,10 @@ _FROM_DATA = ("self", "n_inputs", "n_units", "n_classes", "dt_ms")
 
 
 def schema(cls: type, skip: tuple[str, ...] = ("self",), **replace: Any) -> type:
-    """A dataclass with the arguments of `cls` as fields, for OmegaConf to check against.
+    """Make a dataclass with the arguments of `cls` as fields, for OmegaConf to check against.
 
     Args:
-        cls: its __init__ gives names, types and defaults.
+        cls: class whose __init__ gives names, types and defaults.
         skip: arguments that do not come from the configuration.
         **replace: fields whose configured type and default differ, as (type, default).
     """
@@ -73,7 +73,7 @@ def schema(cls: type, skip: tuple[str, ...] = ("self",), **replace: Any) -> type
 
 
 def _plain(kind: Any) -> Any:
-    """The type as OmegaConf knows it: a Literal or Path is a str, a tuple is a list."""
+    """Convert a type to one that OmegaConf knows: a Literal or a Path becomes a str."""
     origin, options = typing.get_origin(kind), typing.get_args(kind)
     if origin is typing.Literal or kind is Path:
         return str
@@ -209,7 +209,7 @@ class ReportSchema:
 
 
 def register_schemas() -> None:
-    """Tell Hydra the schemas and resolvers that conf/ refers to."""
+    """Register the schemas and resolvers that conf/ refers to."""
     store = ConfigStore.instance()
     for name, node in (
         ("train", TrainSchema),
@@ -249,9 +249,9 @@ def register_schemas() -> None:
 
 
 def _cores(n_jobs: int = 1) -> int:
-    """Cores that this process may use, or of each of so many jobs that share them; at least one.
+    """Cores that this process may use, divided among `n_jobs` jobs; at least one.
 
-    As for joblib, n_jobs < 0 stands for as many jobs as there are cores.
+    As in joblib, n_jobs < 0 means as many jobs as cores.
     """
     if hasattr(os, "sched_getaffinity"):  # Linux: a container or a cluster may give fewer
         n_cores = len(os.sched_getaffinity(0))
@@ -261,7 +261,7 @@ def _cores(n_jobs: int = 1) -> int:
 
 
 def _folder_name(choices: str) -> str:
-    """The overrides as one folder name: no slashes, not too long, never empty."""
+    """Turn overrides into one folder name: no slashes, not too long, never empty."""
     name = (choices or "default").replace("/", "_")
     if len(name) <= 150:
         return name

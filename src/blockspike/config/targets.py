@@ -1,6 +1,7 @@
-"""What a configuration may name by `_target_`: few classes of few packages, and what a user trusts.
+"""Classes that a configuration may name by `_target_`.
 
-A run's `config.yaml` may come from somebody else, and Hydra calls whatever a `_target_` names.
+A run's `config.yaml` may come from somebody else, and Hydra calls whatever a `_target_` names. So
+only some classes of a few packages are allowed, and packages that the user trusts.
 """
 
 import inspect
@@ -14,7 +15,7 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-_CLASSES: dict[str, tuple[type, ...]] = {  # package → its classes that are a kind of these
+_CLASSES: dict[str, tuple[type, ...]] = {  # package → base classes of what it allows
     "blockspike": (pl.LightningDataModule, pl.Callback, nn.Module),
     "pytorch_lightning": (pl.Trainer, pl.Callback),
     "torch.optim": (Optimizer, LRScheduler),
@@ -28,17 +29,17 @@ _ALLOW = "BLOCKSPIKE_ALLOW"  # environment variable: packages or modules, separa
 
 
 def checked_targets(node: Any, key: str) -> Any:
-    """The resolved node with every `_target_`, at any depth, under the name of its definition.
+    """Check every `_target_` of a node, at any depth, and replace it by where it is defined.
 
-    Nothing is imported before every name has been found in an allowed package.
+    Nothing is imported before every name is known to be in an allowed package.
 
     Args:
-        node: dicts and lists.
-        key: where it stands in the configuration, for messages.
+        node: resolved dicts and lists.
+        key: the node's key in the configuration, for messages.
 
     Raises:
-        ValueError: a target that is not allowed, does not exist or is not defined in its package;
-            positional arguments. Names the key.
+        ValueError: a target is not allowed, does not exist or is not defined in its package, or
+            has positional arguments; names the key.
     """
     _check_names(node, key)
     return _defined(node, key)
@@ -53,12 +54,12 @@ def _check_names(node: Any, key: str) -> None:
     if not isinstance(target, str) or "." not in target:
         raise ValueError(f"{key}._target_: expected package.module.Class, got {target!r}")
     if "_args_" in node:
-        raise ValueError(f"{key}._args_: expected arguments by name only")
+        raise ValueError(f"{key}._args_: expected arguments by name, got positional ones")
     if not _is_within(target, (*_CLASSES, *_trusted())):
         package = target.partition(".")[0]
         raise ValueError(
-            f"{key}._target_: {target} is not allowed, expected a class of "
-            f"{', '.join(_CLASSES)}; if you trust the code of {package}, set {_ALLOW}={package}"
+            f"{key}._target_: expected a class of {', '.join(_CLASSES)}, got {target}; if you "
+            f"trust the code of {package}, set {_ALLOW}={package}"
         )
 
 
@@ -93,8 +94,8 @@ def _definition(target: str, key: str) -> str:
     ):
         expected = ", ".join(kind.__name__ for kind in kinds) or f"code of {', '.join(_CLASSES)}"
         raise ValueError(
-            f"{key}: {target} is not allowed, expected a {expected}; "
-            f"packages that {_ALLOW} names must define what they are asked for"
+            f"{key}: expected a {expected}, got {target}; a package named by {_ALLOW} must define "
+            "the target itself"
         )
     return f"{home}.{found.__name__}"
 

@@ -1,7 +1,7 @@
 """Squared van Rossum distance of many simulated trains to a few recorded ones.
 
-van Rossum 2001, "A novel spike distance". `distance_cpu.py` computes the same in one pass with
-the neurons; this is what it is checked against.
+van Rossum 2001, "A novel spike distance". `distance_cpu.py` computes it together with the neurons
+in one pass; this is the reference it is tested against.
 """
 
 import warnings
@@ -20,7 +20,7 @@ Trains = Tensor | ArrayLike
 
 
 class Window(NamedTuple):
-    """Steps that count: first … split − 1 are fitted to, split … last − 1 are held out."""
+    """Steps that are compared: first … split − 1 are fitted, split … last − 1 are held out."""
 
     first: int
     split: int
@@ -32,18 +32,18 @@ def squared_distance(
 ) -> tuple[Tensor, Tensor]:
     """Σ f[t]² with f[t] = decay · f[t−1] + spikes[t] − target[t], from f = 0.
 
-    Times dt/τ, with decay = exp(−dt/τ), it is the square of the van Rossum distance. The target
-    may be the mean over trials: the mean over trials of the squared distance differs from that by
-    a constant.
+    Multiplied by dt/τ, with decay = exp(−dt/τ), it is the square of the van Rossum distance. The
+    target may be the mean over trials; the mean of the squared distances to the single trials
+    differs from the distance to their mean only by a constant.
 
     Args:
-        spikes: [T, B, N], N = C · K: K simulated trains after another for each of C targets.
-        target: [T, B, C] recorded trains.
-        decay: of the filter, per step.
+        spikes: simulated trains [T, B, N], N = C · K: K consecutive trains for each of C targets.
+        target: recorded trains [T, B, C].
+        decay: decay factor of the filter per step.
         window: 0 ≤ first ≤ split ≤ last ≤ T.
 
     Returns:
-        Sums over the fitted and over the held-out steps, tensors [B, N]. Only the first carries
+        Sums over the fitted and over the held-out steps, tensors [B, N]. Only the first carries a
         gradient, and only to the spikes.
 
     Raises:
@@ -73,18 +73,19 @@ def check_target(target: Tensor, shape: torch.Size, window: Window) -> None:
 
 
 def float_tensors(**trains: Trains) -> list[Tensor]:
-    """Trains as tensors of one type, float32 or float64, on the device of those that are tensors.
+    """Convert trains to tensors of one dtype, float32 or float64, on one device.
 
-    Whole numbers and bools take the type of the others, float64 if all are.
+    The device is that of the first tensor, else the CPU. Integers and bools take the dtype of the
+    other trains, or float64 if there is no other.
 
     Raises:
-        ValueError: something else than real numbers, or lists of unequal lengths; by name.
+        ValueError: values are not real numbers, or rows differ in length; names the argument.
     """
     tensors = [_real_tensor(name, train) for name, train in trains.items()]
     dtype = reduce(torch.promote_types, (x.dtype for x in tensors))
     if not dtype.is_floating_point:
         dtype = torch.float64
-    dtype = torch.promote_types(dtype, torch.float32)  # half precision: too little for sums
+    dtype = torch.promote_types(dtype, torch.float32)  # half precision is too coarse for sums
     devices = [x.device for x in trains.values() if isinstance(x, Tensor)]
     return [x.to(devices[0] if devices else "cpu", dtype) for x in tensors]
 
@@ -94,14 +95,17 @@ def _real_tensor(name: str, train: Trains) -> Tensor:
         return train
     array = _array(train)
     if array.dtype.kind not in "biuf":
-        raise ValueError(f"{name}: expected real numbers, all rows alike, got {train!r:.80}")
+        raise ValueError(f"{name}: expected real numbers in rows of one length, got {train!r:.80}")
     wide = np.float64 if array.itemsize > 4 else np.float32
     dtype = wide if array.dtype.kind == "f" else np.int64
     return torch.from_numpy(np.array(array, dtype, order="C"))  # a copy: it may be read-only
 
 
 def _array(train: Trains) -> np.ndarray:
-    """As NumPy makes it; of objects where lengths differ, of which versions warn or raise."""
+    """Convert to a NumPy array; an array of objects if lengths differ.
+
+    Some versions of NumPy warn of such rows, others raise.
+    """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

@@ -1,9 +1,9 @@
 """Drive, ALIF neurons without recurrence and van Rossum distance in one pass (Numba).
 
-What `alif(weight · current + bias + noise · draws)`, its mean over trials and then
-`squared_distance` compute, spikes and gradients, without an array of drives, spikes or filtered
-differences: the state every CHUNK steps is all that is kept, from which backward repeats them. The
-steps are those of `step.py`; the readable twin is what `NeuronPopulation.distance` does elsewhere.
+Computes the spikes and gradients of `alif(weight · current + bias + noise · draws)`, the mean over
+trials and `squared_distance`, without storing drives, spikes or filtered differences. Only the
+state every CHUNK steps is kept; backward recomputes the steps between. The steps are those of
+`step.py`; the readable twin is the other branch of `NeuronPopulation.distance`.
 """
 
 import numpy as np
@@ -41,16 +41,17 @@ def fitting_distance(
     """Sums of squared filtered differences over fitted and held-out steps, [B, N] each.
 
     Args:
-        current, target: [T, B, C] of C cells; counts of one trial as uint8 are read faster.
-        beta, p, b, weight, bias, noise: [N], N = C · K, K starts after another for each cell. The
+        current, target: [T, B, C] of C cells; counts of one trial load faster as uint8.
+        beta, p, b, weight, bias, noise: [N], N = C · K, K consecutive starts for each cell. The
             fitted sum is differentiable in these.
-        draws: [T, B, R], the noise of R trials, whose mean is compared; None = one without noise.
+        draws: [T, B, R], the noise of R trials, whose mean is compared; None = one trial without
+            noise.
         arp: refractory period in steps.
-        surrogate: the derivative of the spike; that in the reset carries no gradient.
-        decay, window: as `squared_distance`.
+        surrogate: derivative of the spike; the reset carries no gradient.
+        decay, window: as in `squared_distance`.
 
     Raises:
-        ValueError: arp as in `alif`; the membrane did not stay finite.
+        ValueError: arp is invalid (see `alif`), or the membrane did not stay finite.
     """
     check_arp(arp, len(current), beta.dtype)
     fitted, held_out = _FittingDistance.apply(  # pyright: ignore
@@ -71,7 +72,7 @@ class _FittingDistance(torch.autograd.Function):
         if draws is not None:
             draws = draws.to(beta.dtype).transpose(1, 2).contiguous()  # [T, R, B]
         n_trials = 1 if draws is None else draws.shape[1]
-        # membranes, adaptations and silent steps of the trials, filter
+        # membranes, adaptations and refractory steps left of the trials, then the filter
         saved = beta.new_empty(3 * n_trials + 1, -(-n_steps // CHUNK), n_columns)
         sums = torch.zeros(2, n_columns, dtype=torch.float64)
         last_state = beta.new_empty(n_columns)
@@ -110,13 +111,13 @@ class _FittingDistance(torch.autograd.Function):
 
 @kernel
 def _of_column(start, width, n_each):
-    """Which group of n_each columns each column of a tile is in: its cell, or its segment."""
+    """Group of n_each columns to which each column of a tile belongs: its cell or its segment."""
     return (np.arange(start, start + width) // n_each).astype(np.int32)
 
 
 @kernel
 def _spread(row, start, n_each, group, out):
-    """The value of each column's group; where each is a group of its own, the row itself."""
+    """Spread a row with one value per group over columns; the row itself if a group is a column."""
     if n_each == 1:
         return row[start : start + group.size]
     for i in range(group.size):
@@ -126,7 +127,7 @@ def _spread(row, start, n_each, group, out):
 
 @kernel
 def _draw(draws, t, trial, start, n_neurons, segment, out):
-    """What a trial adds to step t of each column's segment; None without noise."""
+    """Draws of a trial at step t, one per column from its segment; None without noise."""
     if draws is None:
         return None
     return _spread(draws[t, trial], start, n_neurons, segment, out)
@@ -155,7 +156,7 @@ def _advance(trial, drive, beta, p, b, model, constants, membrane, adaptation, s
 
 @kernel
 def _compare(n_spikes, share, wanted, decay, counts, filtered, total):
-    """Filter the difference of a step and, where it counts, add its square."""
+    """Filter the difference at a step and, where the step counts, add its square."""
     real = type(decay)
     for i in range(filtered.size):
         f = decay * filtered[i] + (n_spikes[i] * share - real(wanted[i]))
@@ -165,7 +166,7 @@ def _compare(n_spikes, share, wanted, decay, counts, filtered, total):
 
 @kernel
 def _flush(total, out):
-    """To float64, so that long recordings lose nothing."""
+    """Move sums into float64, so that long recordings lose no precision."""
     for i in range(total.size):
         out[i] += total[i]
         total[i] = 0
@@ -223,7 +224,7 @@ def _replay(
     trial, row, drive, beta, p, b, model, constants, membrane, adaptation, silent, membranes,
     adaptations, silents, margins,
 ):  # fmt: skip
-    """Repeat a step of a trial; its margin and the state before it go to a row of arrays."""
+    """Repeat a step of a trial; store its margin and the state before it in one row."""
     for i in range(drive.size):
         before = (membrane[trial, i], adaptation[trial, i], silent[trial, i])
         membranes[row, i], adaptations[row, i], silents[row, i] = before
@@ -235,7 +236,7 @@ def _replay(
 def _replay_comparison(k, margins, n_spikes, share, wanted, decay, filtered, out):
     """Repeat the filter of step k of a chunk; a spike is a margin above 0.
 
-    `n_spikes` is used for those of several trials.
+    `n_spikes` is scratch space for several trials.
     """
     real = filtered.dtype.type
     none, one = real(0.0), real(1.0)
@@ -256,7 +257,7 @@ def _replay_comparison(k, margins, n_spikes, share, wanted, decay, filtered, out
 
 @kernel_with_fma
 def _adjoint(filtered, scale, decay, counts, state):
-    """The gradient to the spikes of a step, of whichever trial."""
+    """Step the gradient to the spikes back; it is the same for every trial."""
     for i in range(state.size):
         state[i] = decay * state[i] + counts * scale[i] * filtered[i]
 
@@ -266,7 +267,7 @@ def _reverse(
     trial, row, grad_spikes, margins, slopes, membranes, adaptations, silents, beta, p, b, model,
     constants, grad_membrane, grad_adaptation, grad_current, sum_beta, sum_p, sum_b,
 ):  # fmt: skip
-    """Backpropagation through step k of a chunk, of one trial; ALIF's does not need the drive."""
+    """Backpropagate through a step of one trial; ALIF does not need the drive."""
     none = grad_current.dtype.type(0.0)
     for i in range(grad_current.size):
         grad_current[i], to_parameters, to_states = reverse_step(
@@ -307,7 +308,7 @@ def _backward(
         width = stop - start
         beta_, p_, b_ = beta[start:stop], p[start:stop], b[start:stop]
         weight_, bias_, noise_ = weight[start:stop], bias[start:stop], noise[start:stop]
-        scale_ = scale[start:stop] * share  # of a spike of one trial
+        scale_ = scale[start:stop] * share  # per spike of one trial
         membrane = np.empty((n_trials, width), saved.dtype)
         adaptation, silent = np.empty_like(membrane), np.empty_like(membrane)
         grad_membrane, grad_adaptation = np.zeros_like(membrane), np.zeros_like(membrane)
@@ -317,7 +318,7 @@ def _backward(
         n_spikes = np.empty_like(filtered)
         targets = np.empty(width, target.dtype)
         cell, segment = _of_column(start, width, n_starts), _of_column(start, width, n_neurons)
-        margins = np.zeros((n_trials * CHUNK, width), saved.dtype)  # of each trial
+        margins = np.zeros((n_trials * CHUNK, width), saved.dtype)  # CHUNK rows per trial
         membranes, adaptations = np.empty_like(margins), np.empty_like(margins)
         silents, slopes = np.empty_like(margins), np.empty_like(margins)
         filters = np.empty((CHUNK, width), saved.dtype)

@@ -1,4 +1,4 @@
-"""A fitted neuron as one small JSON file, to be simulated on any current."""
+"""Fitted neurons: one small JSON file each, to simulate on any current."""
 
 import math
 from dataclasses import asdict, dataclass
@@ -19,18 +19,18 @@ _TRIALS_AT_ONCE = 10  # bounds the memory of a long current
 class FittedNeuron:
     """One fitted ALIF neuron in physical units: τ_m dV/dt = −(V − rest) + gain · current.
 
-    Thresholds are the unit of V: it is reset to 0 and fires above 1 + the adaptation.
+    V is in units of the threshold without adaptation: a spike resets it to 0, and the neuron fires
+    where V exceeds 1 plus the adaptation.
 
     Attributes:
-        name: of the recorded cell.
+        name: the recorded cell.
         tau_membrane_ms, tau_adaptation_ms: time constants.
-        b: raise of the threshold per spike.
+        b: increase of the threshold per spike.
         gain_per_pa: thresholds per pA.
         rest: resting potential.
-        noise: standard deviation, in thresholds, that white current of the neuron's own gives its
-            membrane where it does not fire.
+        noise: standard deviation of V under the neuron's own white noise while it does not fire.
         arp_ms: absolute refractory period.
-        dt_ms: step of the fit; `simulate` uses it.
+        dt_ms: step of the fit, also used by `simulate`.
     """
 
     name: str
@@ -46,15 +46,18 @@ class FittedNeuron:
     def simulate(
         self, current_pa: ArrayLike, n_trials: int | None = None, seed: int = 0
     ) -> np.ndarray:
-        """Spikes, 0 or 1, [T] or [S, T], for a current of that shape in steps of ``dt_ms``.
+        """Simulate spikes, 0 or 1, for a current in steps of ``dt_ms``.
 
         `Recording.current(dt_ms)` gives a recorded current in such steps.
 
         Args:
             current_pa: [T] or [S, T].
-            n_trials: None = without noise; R trials with it, [R, T] or [S, R, T]: their mean over R
-                predicts how probable a spike is in each step.
-            seed: of the noise.
+            n_trials: trials with noise; None = one trial without noise.
+            seed: seed of the noise.
+
+        Returns:
+            Spikes of the current's shape; with R trials, [R, T] or [S, R, T], whose mean over R
+            predicts the probability of a spike in each step.
 
         Raises:
             ValueError: the current is empty, has more dimensions or is not finite, or n_trials < 1.
@@ -87,11 +90,11 @@ class FittedNeuron:
 
 
 def load_neuron(path: str | Path) -> FittedNeuron:
-    """Read what `FittedNeuron.save` wrote.
+    """Load a fitted neuron from the file that `FittedNeuron.save` wrote.
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: not such a file; names what is missing, unknown or not a number.
+        ValueError: the file holds something else; names what is missing, unknown or not a number.
     """
     path = Path(path)
     if not path.is_file():
@@ -104,8 +107,8 @@ def load_neuron(path: str | Path) -> FittedNeuron:
         if name == "name":
             continue
         if type(value) not in (int, float) or not abs(value) < 1e300:
-            raise ValueError(f"{path}: expected a number for {name}, got {value!r:.80}")
+            raise ValueError(f"{path}: {name}: expected a number, got {value!r:.80}")
         low, high = _RANGES.get(name, (-math.inf, math.inf))
         if not low <= value <= high:
-            raise ValueError(f"{path}: expected {name} from {low:g} to {high:g}, got {value:g}")
+            raise ValueError(f"{path}: {name}: expected {low:g} to {high:g}, got {value:g}")
     return neuron

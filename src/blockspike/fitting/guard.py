@@ -1,4 +1,4 @@
-"""Stops a fit whose data, or all starts of a cell, are not finite."""
+"""A guard that stops a fit when its data, or all starts of a cell, are not finite."""
 
 import sys
 from collections.abc import Sequence
@@ -16,14 +16,14 @@ from blockspike.training.guard import Guard, require_finite
 
 
 class FittingGuard(Guard):
-    """Stops a fit whose data, or all starts of a cell, are not finite; names the cell.
+    """Stops a fit when its data, or all starts of a cell, are not finite, and names the cell.
 
-    A start whose gradient or loss is not finite is left out (`NeuronFittingModule`), and warned
-    of, once a cell.
+    A single start whose loss or gradient is not finite is left out of the step
+    (`NeuronFittingModule`), with one warning for each cell.
 
     Args:
-        file: where the batch goes.
-        names: of the cells.
+        file: where the batch is saved.
+        names: names of the cells.
     """
 
     def __init__(self, file: Path, names: Sequence[str]):
@@ -33,14 +33,14 @@ class FittingGuard(Guard):
         self._n_left_out = 0
 
     def on_after_backward(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        """Count and name the starts that are left out; raises NotFiniteError for a whole cell."""
+        """Count and name the starts left out; raise NotFiniteError if a cell loses all of them."""
         loss = pl_module.loss_of_starts  # [C, K]
         wrong = ~torch.isfinite(loss)
         lost = wrong.all(1).any()
         for value in pl_module.population.parameters():
             if value.grad is not None:
                 wrong = wrong | ~torch.isfinite(value.grad).view_as(loss)
-        n_wrong, n_lost = torch.stack([wrong.sum(), lost.long()]).tolist()  # a GPU is waited for
+        n_wrong, n_lost = torch.stack([wrong.sum(), lost.long()]).tolist()  # waits for a GPU
         if n_lost:
             raise NotFiniteError(self._lost_cell(loss) or "")
         self._n_left_out += n_wrong
@@ -57,15 +57,15 @@ class FittingGuard(Guard):
                 )
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        """Parameters, before a checkpoint; raises NotFiniteError."""
+        """Check the parameters before a checkpoint; raises NotFiniteError."""
         require_finite(list(pl_module.population.parameters()), pl_module.device)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        """Say how many were left out in all."""
+        """Print how often a start was left out."""
         if self._n_left_out:
             print(
-                f"warning: {self._n_left_out} times a start of {len(self._warned)} cells was left "
-                "out of a step, its loss or gradient not being finite",
+                f"warning: a start was left out of a step {self._n_left_out} times, in "
+                f"{len(self._warned)} cells, because its loss or gradient was not finite",
                 file=sys.stderr,
             )
 

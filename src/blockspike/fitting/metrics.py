@@ -1,6 +1,7 @@
-"""How alike spike trains are: van Rossum distance, explained temporal variance, gamma coincidence.
+"""Similarity of spike trains: van Rossum distance, explained temporal variance, gamma coincidence.
 
-A spike train is steps, 0 or 1 (or counts), time first: an array, a list or a tensor of any type.
+A spike train is an array, list or tensor of any real type with 0 or 1 (or a count) for each step,
+time first.
 """
 
 import math
@@ -18,17 +19,17 @@ from blockspike.neurons import leaky_integrate
 def van_rossum_distance(x: Trains, y: Trains, tau_ms: float, dt_ms: float) -> Any:
     """√(dt/τ · Σ_t f[t]²), f the difference of the trains filtered by exp(−t/τ).
 
-    van Rossum 2001, "A novel spike distance", without its factor of 2: a spike that the other
-    train lacks alone gives √½ (for dt ≪ τ).
+    van Rossum 2001, "A novel spike distance", without its factor of 2: a single unmatched spike
+    gives √½ (for dt ≪ τ).
 
     Args:
         x, y: trains [T, ...] of one shape.
         tau_ms, dt_ms: time constant of the filter and length of a step.
 
     Returns:
-        Distances [...]. A tensor if either train is one, differentiable in both; at distance 0 the
-        gradient is 0. Else an array, or a number for trains [T]. In float64, or in float32 if no
-        train is wider.
+        Distances [...]: a tensor if either train is one, differentiable in both, with gradient 0 at
+        distance 0; else an array, or a number for trains [T]. The dtype is float64, or float32 if
+        no train is wider.
 
     Raises:
         ValueError: shapes differ, a value is not a finite number, or a time is not above 0.
@@ -43,7 +44,7 @@ def van_rossum_distance(x: Trains, y: Trains, tau_ms: float, dt_ms: float) -> An
     _require_positive(tau_ms=tau_ms, dt_ms=dt_ms)
     distance = _filtered_distance(a, b, tau_ms, dt_ms)
     are_tensors = isinstance(x, Tensor) or isinstance(y, Tensor)
-    return distance if are_tensors else distance.numpy()[()]  # of no dimension: a number
+    return distance if are_tensors else distance.numpy()[()]  # [()] turns a 0-d array into a number
 
 
 def _filtered_distance(x: Tensor, y: Tensor, tau_ms: float, dt_ms: float) -> Tensor:
@@ -62,17 +63,18 @@ def explained_temporal_variance(
     dt_ms: float,
     normalise: bool = True,
 ) -> float:
-    """How much of the variance over time of smoothed recorded trains a prediction explains.
+    """Share of the temporal variance of smoothed recorded trains that a prediction explains.
 
-    ETV(x, y) = (var x + var y − var(x − y)) / (var x + var y), trains smoothed by a Gaussian of
-    `sigma_ms` (Taylor, King & Harper 2023, after the Allen Cell Types Database). The score is the
-    mean of ETV(trial, prediction) over trials; normalised, it is divided by the mean of
-    ETV(trial, mean of the trials), the best that a model without noise can reach.
+    ETV(x, y) = (var x + var y − var(x − y)) / (var x + var y), for trains smoothed by a Gaussian of
+    `sigma_ms` (docs/paper.md, Fitting recordings; after the Allen Cell Types Database). The score
+    is the mean of ETV(trial, prediction) over trials. The normalised score is divided by the mean
+    of ETV(trial, mean of the trials), the best that a model without noise can reach.
 
     Args:
         trials: recorded trains [R, T].
         prediction: the model's train [T].
         sigma_ms, dt_ms: width of the Gaussian and length of a step.
+        normalise: whether to normalise the score.
 
     Returns:
         1 for a perfect prediction; NaN where neither train has a spike.
@@ -100,19 +102,18 @@ def gamma_coincidence(trials: Trains, prediction: Trains, window_ms: float, dt_m
 
     Γ = (N_coinc − 2νΔ N_trial) / (½ (N_trial + N_model) (1 − 2νΔ)), where N_coinc is the number
     of coincidences and ν the rate of the prediction (Kistler, Gerstner & van Hemmen 1997; Jolivet
-    et al. 2008). A recorded and a predicted spike at most Δ apart coincide, one to one: each spike
-    takes part in one coincidence, and N_coinc is the most pairs that can be formed. It is the same
-    with the two trains exchanged, and Γ never exceeds 1.
+    et al. 2008). A recorded and a predicted spike at most Δ apart may coincide. Each spike takes
+    part in at most one coincidence, and N_coinc is the largest possible number of pairs. So N_coinc
+    is the same with the two trains exchanged, and Γ never exceeds 1.
 
     Args:
         trials: recorded trains [R, T], whole numbers of spikes.
-        prediction: the model's train [T], likewise.
+        prediction: the model's train [T], also whole numbers.
         window_ms: Δ, half the width of the window; usually 2 to 4.
         dt_ms: length of a step.
 
     Returns:
-        1 for equal trains, about 0 for trains that have nothing to do with each other; NaN where
-        neither has a spike.
+        1 for equal trains, about 0 for unrelated trains; NaN where neither has a spike.
 
     Raises:
         ValueError: shapes do not fit, a value is not a whole number ≥ 0, a time is not above 0, or
@@ -128,7 +129,7 @@ def gamma_coincidence(trials: Trains, prediction: Trains, window_ms: float, dt_m
     by_chance = 2 * window_ms * model.sum() / (len(model) * dt_ms)
     if by_chance >= 1:
         raise ValueError(
-            f"window_ms: expected less than half the mean interval of the prediction, "
+            f"window_ms: expected less than half the prediction's mean interval, "
             f"got {window_ms} at {model.sum():g} spikes in {len(model) * dt_ms:g} ms"
         )
     predicted = _spike_steps(model)
@@ -146,10 +147,10 @@ def _spike_steps(train: np.ndarray) -> list[int]:
 
 
 def _coincidences(x: list[int], y: list[int], half_width: int) -> int:
-    """The most pairs, one to one, of spikes of two trains at most `half_width` steps apart.
+    """Largest number of one-to-one pairs of spikes at most `half_width` steps apart.
 
-    The earliest spikes left are paired if they can be, else the earlier one has no partner at all;
-    with windows of one width no other way finds more.
+    The earliest two spikes left are paired if they are close enough; if not, the earlier one has no
+    partner. As all windows have one width, no other pairing finds more.
     """
     i = j = n_pairs = 0
     while i < len(x) and j < len(y):

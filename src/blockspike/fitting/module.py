@@ -17,12 +17,12 @@ FittingLoss = Literal["distance", "squared_distance"]
 
 
 class FittingBatch(NamedTuple):
-    """All that a fit sees: every segment of every cell at once.
+    """All data of a fit: every segment of every cell at once.
 
     Attributes:
         current: [T, B, C] scaled current of B segments of C cells.
         target: [T, B, C] recorded spikes, the counts of a trial or the mean of the trials.
-        window: the steps fitted to, and those held out.
+        window: the steps that are fitted and those held out.
     """
 
     current: Tensor
@@ -31,31 +31,31 @@ class FittingBatch(NamedTuple):
 
 
 class NeuronFittingModule(pl.LightningModule):
-    """Fits every start of every cell at once by the van Rossum distance; one epoch = one step.
+    """Fits all starts of all cells at once by the van Rossum distance; one epoch is one step.
 
-    Each start descends its own gradient. With `resample_every`, every so many epochs the starts of
-    a cell that are furthest from its recording go on from those that are nearest, with perturbed
-    parameters: descent alone is caught by the roughness of a deterministic spike train's distance,
-    and selection alone finds parameters that fit only the data at hand.
+    Each start follows its own gradient. With `resample_every`, the starts of a cell that are
+    furthest from its recording are replaced by perturbed copies of the nearest ones: descent alone
+    gets stuck, because the distance of a deterministic spike train is rough, and selection alone
+    overfits.
 
-    The result of a cell is the parameters, of any start and epoch, with the smallest distance over
-    fitted and held-out steps together (epochs before τ has reached `tau_ms` do not count). With
-    noise, which is drawn anew in each epoch, that smallest distance is partly luck.
+    The result for a cell is the parameters, of any start and epoch, with the smallest distance over
+    fitted and held-out steps together (epochs before τ reaches `tau_ms` do not count). With noise,
+    which is drawn anew in each epoch, that smallest distance is partly luck.
 
     Args:
         population: the neurons.
-        optimizer: makes the optimiser; its learning rate falls linearly to a tenth in our recipe.
+        optimizer: makes the optimiser from the parameters.
         n_epochs: length of the schedules.
-        tau_ms: of the van Rossum distance.
+        tau_ms: time constant τ of the van Rossum distance.
         first_tau_ms: τ falls from here to `tau_ms` over the first half of the epochs.
         loss: "distance", as published, or "squared_distance".
-        resample_every: epochs between selections; None = starts stay apart.
-        elite_fraction: share of a cell's starts that the others go on from.
-        perturbation: (first, last) standard deviation of the change of those others' parameters.
+        resample_every: epochs between selections; None = starts stay independent.
+        elite_fraction: share of a cell's starts that survive a selection.
+        perturbation: (first, last) standard deviation of the copies' changes.
         gradient_clip: largest norm of a start's gradient; None = no limit.
-        patience: a cell stops after so many epochs without a smaller loss; None = never.
-        decay_lr: whether the learning rate falls.
-        seed: of the selections and of the trials' noise.
+        patience: epochs without a smaller loss after which a cell stops; None = never.
+        decay_lr: whether the learning rate falls, linearly to a tenth.
+        seed: seed of the selections and of the trials' noise.
 
     Raises:
         ValueError: a value outside its range, naming the argument.
@@ -110,10 +110,8 @@ class NeuronFittingModule(pl.LightningModule):
         for name in self._names:
             self.register_buffer(f"best_{name}", population.get_parameter(name).detach().clone())
 
-    # ---- what is minimised
-
     def training_step(self, batch: FittingBatch, batch_idx: int) -> Tensor:
-        """Sum of all starts' losses; keeps what is best so far."""
+        """Return the sum of all starts' losses; keep the best parameters so far."""
         loss, fitted, held_out = self.losses(batch)
         with torch.no_grad():
             self._keep_best((fitted + held_out).sum(0), loss)
@@ -122,7 +120,7 @@ class NeuronFittingModule(pl.LightningModule):
         return loss.sum()
 
     def losses(self, batch: FittingBatch) -> tuple[Tensor, Tensor, Tensor]:
-        """What each start minimises, [N]; squared distances over fitted, held-out steps, [B, N]."""
+        """Losses [N] of the starts; squared distances [B, N] over fitted and held-out steps."""
         scale = self.population.dt_ms / self._tau_ms()
         n_steps, n_segments, _ = batch.current.shape
         draws = self.population.draw(n_steps, n_segments, self._epoch_seed())
@@ -135,7 +133,7 @@ class NeuronFittingModule(pl.LightningModule):
         return loss, fitted, held_out
 
     def _epoch_seed(self) -> int:
-        """Of what is drawn in this epoch, alike if a killed run goes on."""
+        """Seed of this epoch's draws, the same in a run that resumes here."""
         return self.seed * 1_000_003 + self.current_epoch
 
     def _tau_ms(self) -> float:
@@ -170,17 +168,15 @@ class NeuronFittingModule(pl.LightningModule):
 
     @property
     def active(self) -> Tensor:
-        """[C]: cells that have not stopped."""
+        """Whether each cell is still being fitted, [C]."""
         return self.stale < (math.inf if self.patience is None else self.patience)
 
-    # ---- the step
-
     def configure_optimizers(self) -> Optimizer:
-        """The optimiser of the trainable parameters."""
+        """Make the optimiser of the trainable parameters."""
         return self.make_optimizer([x for x in self.population.parameters() if x.requires_grad])
 
     def on_train_epoch_start(self) -> None:
-        """Set the learning rate, start the epoch's clock."""
+        """Set the learning rate and start the epoch's clock."""
         self._epoch_start = time.perf_counter()
         optimizer = self._optimizer()
         if self.decay_lr:
@@ -189,11 +185,11 @@ class NeuronFittingModule(pl.LightningModule):
                 group["lr"] = optimizer.defaults["lr"] * (1 - 0.9 * share)
 
     def on_train_epoch_end(self) -> None:
-        """Log the epoch's seconds."""
+        """Log the epoch's duration."""
         self.log("time/epoch_s", time.perf_counter() - self._epoch_start)
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
-        """Limit each start's gradient; one that is not finite is left out (see `FittingGuard`)."""
+        """Clip each start's gradient; leave out what is not finite (see `FittingGuard`)."""
         gradients = [x.grad for x in self.population.parameters() if x.grad is not None]
         for gradient in gradients:
             gradient.nan_to_num_(0.0, 0.0, 0.0)
@@ -203,7 +199,7 @@ class NeuronFittingModule(pl.LightningModule):
                 gradient.mul_((self.gradient_clip / norm).clamp(max=1.0))
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
-        """Step, keep stopped cells as they were, select, put parameters into their ranges."""
+        """Take a step, restore stopped cells, select starts, clamp parameters to their ranges."""
         before = {n: self.population.get_parameter(n).detach().clone() for n in self._names}
         super().optimizer_step(*args, **kwargs)
         moving = self.active.repeat_interleave(self.population.n_starts)
@@ -218,7 +214,7 @@ class NeuronFittingModule(pl.LightningModule):
             self.trainer.should_stop = True
 
     def _select(self) -> None:
-        """The worst starts of each cell go on from its best ones, perturbed."""
+        """Replace the worst starts of each cell by perturbed copies of its best ones."""
         device = self.loss_of_starts.device
         n_cells, n_starts = self.loss_of_starts.shape
         n_best = max(1, round(self.elite_fraction * n_starts))
@@ -249,15 +245,13 @@ class NeuronFittingModule(pl.LightningModule):
     def transfer_batch_to_device(
         self, batch: FittingBatch, device: torch.device, dataloader_idx: int
     ) -> FittingBatch:
-        """Move the arrays."""
+        """Move the arrays to the device."""
         current, target, window = batch
         return FittingBatch(current.to(device), target.to(device), window)
 
-    # ---- the result
-
     @torch.no_grad()
     def chosen(self) -> tuple[NeuronParameters, Tensor]:
-        """The parameters of each cell's best start, [C] each, and its number, [C]."""
+        """Parameters of each cell's best start, [C] each, and that start's index, [C]."""
         start = self.best_distance.argmin(1)
         index = start + torch.arange(len(start), device=start.device) * self.population.n_starts
         now = {n: self.population.get_parameter(n).detach().clone() for n in self._names}
@@ -270,11 +264,11 @@ class NeuronFittingModule(pl.LightningModule):
 
 
 def _safe_root(square: Tensor) -> Tensor:
-    """√ with gradient 0 at 0; NaN stays."""
+    """Square root with gradient 0 at 0; NaN stays NaN."""
     apart = square != 0
     return torch.where(apart, torch.where(apart, square, 1).sqrt(), 0)
 
 
 def _ranked(loss: Tensor) -> Tensor:
-    """The losses with NaN last."""
+    """Losses with NaN as infinity, so that it ranks last."""
     return loss.nan_to_num(math.inf, math.inf)

@@ -1,4 +1,4 @@
-"""Many independent neurons at once: cells to fit × starts to fit them from."""
+"""Populations of independent neurons: cells to fit × starting points of each."""
 
 import math
 from abc import abstractmethod
@@ -16,7 +16,7 @@ from blockspike.neurons import Method, MultiGaussian, Surrogate, alif
 
 
 class Coefficients(NamedTuple):
-    """What a simulation at one dt needs, [N] each.
+    """Coefficients of a simulation at one dt, [N] each.
 
     I[t] = weight · current[t] + bias + noise · ξ[t] with standard normal ξ, new for each trial.
     """
@@ -31,18 +31,18 @@ class Coefficients(NamedTuple):
 
 @dataclass(frozen=True)
 class NeuronParameters:
-    """A neuron in units that mean the same at every dt; [N] float64 each.
+    """Parameters of neurons in units that do not depend on dt; [N] float64 each.
 
     τ_m dV/dt = −(V − rest) + gain · current, with V = 0 after a spike and threshold 1; each spike
     raises the threshold by b, which decays with τ_a.
 
     Attributes:
         tau_membrane_ms, tau_adaptation_ms: time constants.
-        b: raise of the threshold per spike, in thresholds.
+        b: increase of the threshold per spike, in thresholds.
         gain: thresholds per unit of current.
-        rest: resting potential in thresholds, 0 = where a spike resets to.
-        noise: standard deviation, in thresholds, that white current of the neuron's own gives its
-            membrane where it does not fire.
+        rest: resting potential in thresholds; a spike resets V to 0.
+        noise: standard deviation of V, in thresholds, under the neuron's own white noise while it
+            does not fire.
     """
 
     tau_membrane_ms: Tensor
@@ -53,9 +53,9 @@ class NeuronParameters:
     noise: Tensor
 
     def coefficients(self, dt_ms: float) -> Coefficients:
-        """Per step of dt_ms: β = exp(−dt/τ_m), weight = (1 − β) gain, bias = (1 − β) rest.
+        """Coefficients per step: β = exp(−dt/τ_m), weight = (1 − β) gain, bias = (1 − β) rest.
 
-        The noise of a step is √(1 − β²) noise, so that the membrane's does not depend on dt.
+        The noise of a step is √(1 − β²) noise, so that the noise of V does not depend on dt.
         """
         beta, p = (torch.exp(-dt_ms / x) for x in (self.tau_membrane_ms, self.tau_adaptation_ms))
         share, own = 1 - beta, torch.sqrt(1 - beta * beta) * self.noise
@@ -63,7 +63,7 @@ class NeuronParameters:
 
 
 def of_coefficients(c: Coefficients, dt_ms: float) -> NeuronParameters:
-    """The reverse of `NeuronParameters.coefficients`; p = 0 gives τ_a = 0."""
+    """Invert `NeuronParameters.coefficients`; p = 0 gives τ_a = 0."""
     tau_membrane_ms, tau_adaptation_ms = (-dt_ms / torch.log(x) for x in (c.beta, c.p))
     share = 1 - c.beta
     return NeuronParameters(
@@ -73,15 +73,15 @@ def of_coefficients(c: Coefficients, dt_ms: float) -> NeuronParameters:
 
 
 class NeuronPopulation(BoundedParameters):
-    """n_cells × n_starts independent ALIF neurons, N = C · K, K starts after another for each cell.
+    """n_cells × n_starts independent ALIF neurons, N = C · K: K consecutive starts for each cell.
 
     Args:
         n_cells, n_starts: C and K.
         dt_ms: length of a step.
         arp_ms: absolute refractory period, rounded to steps.
         surrogate, method: see `alif`; spikes in the reset are detached.
-        n_trials: simulated with noise of their own, whose mean is compared to the recording; 0 =
-            one without noise.
+        n_trials: trials, each with noise of its own, whose mean is compared to the recording; 0 =
+            one trial without noise.
 
     Raises:
         ValueError: a value outside its range, naming the argument.
@@ -114,18 +114,18 @@ class NeuronPopulation(BoundedParameters):
 
     @abstractmethod
     def coefficients(self) -> Coefficients:
-        """[N] each, differentiable."""
+        """Coefficients of the neurons, [N] each, differentiable."""
 
     @torch.no_grad()
     def physical(self) -> NeuronParameters:
-        """The neurons as they are, in float64."""
+        """Present parameters of the neurons in physical units, in float64."""
         c = Coefficients(*(x.double() for x in self.coefficients()))
         return of_coefficients(c, self.dt_ms)
 
     def forward(self, current: Tensor, draws: Tensor | None = None) -> Tensor:
         """Spikes [T, B, C · K] for the cells' currents [T, B, C].
 
-        With draws [T, B, R], as `draw` makes them, the mean over R trials with noise.
+        With draws [T, B, R] from `draw`, the mean over R trials with noise.
 
         Raises:
             ValueError: the current or the draws have another shape.
@@ -142,7 +142,7 @@ class NeuronPopulation(BoundedParameters):
         return spikes if draws is None else spikes.unflatten(1, draws.shape[1:]).mean(2)
 
     def draw(self, n_steps: int, n_segments: int, seed: int) -> Tensor | None:
-        """Standard normal draws of `n_trials` trials, [T, B, R] float32, the same for all neurons.
+        """Standard normal draws of `n_trials` trials, [T, B, R] float32, shared by all neurons.
 
         None without trials. The noise of a step is `Coefficients.noise` times its draw.
         """
@@ -150,7 +150,7 @@ class NeuronPopulation(BoundedParameters):
             return None
         generator = torch.Generator().manual_seed(seed)
         shape = (n_steps, n_segments, self.n_trials)
-        return torch.randn(shape, generator=generator, dtype=torch.float32)  # also for 64-true
+        return torch.randn(shape, generator=generator, dtype=torch.float32)  # also in 64-true
 
     def _check(self, current: Tensor, draws: Tensor | None) -> None:
         if current.ndim != 3 or current.shape[2] != self.n_cells:
@@ -171,11 +171,11 @@ class NeuronPopulation(BoundedParameters):
         window: Window,
         draws: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Squared distances to the recorded trains [T, B, C], as `squared_distance` gives them.
+        """Squared distances to the recorded trains [T, B, C], as `squared_distance` returns them.
 
-        With draws [T, B, R] those of the mean over R trials, whose own variance over R is part of
-        them. The fused method on a CPU does it in one pass, the others simulate first and compare
-        then.
+        With draws [T, B, R], the distances of the mean over R trials; the variance of the trials
+        over R is part of them. The fused method on a CPU takes one pass; otherwise the neurons are
+        simulated first and compared afterwards.
 
         Raises:
             ValueError: a shape or the window does not fit.
@@ -191,7 +191,7 @@ class NeuronPopulation(BoundedParameters):
 
 
 def _with_noise(drive: Tensor, noise: Tensor, draws: Tensor) -> Tensor:
-    """Drives [T, B · R, N] of R trials with draws [T, B, R] for drives [T, B, N]."""
+    """Drives [T, B · R, N] of R noisy trials, from drives [T, B, N] and draws [T, B, R]."""
     return torch.addcmul(drive.unsqueeze(2), draws.to(drive).unsqueeze(3), noise).flatten(1, 2)
 
 
@@ -199,20 +199,20 @@ Range = tuple[float, float]
 
 
 class PhysicalPopulation(NeuronPopulation):
-    """Our parameters: logarithms of τ_m, τ_a, b, gain and noise, and rest; the same at every dt.
+    """Neurons fitted by rest and the logarithms of τ_m, τ_a, b, gain and noise, whatever the dt.
 
-    Each start draws each logarithm, and rest, uniformly from its range.
+    Each start draws rest and each logarithm uniformly from its range.
 
     Args:
-        n_cells, n_starts, dt_ms, arp_ms, surrogate, method, n_trials: as `NeuronPopulation`.
+        n_cells, n_starts, dt_ms, arp_ms, surrogate, method, n_trials: as for `NeuronPopulation`.
         tau_membrane_ms, tau_adaptation_ms, b, gain, rest, noise: ranges of the starts. Currents are
             in standard deviations of the cell's training current (see `RecordingsDataModule`).
             Without trials there is no noise.
-        seed: of the draw.
+        seed: seed of the draw.
     """
 
     NAMES = ("log_tau_membrane", "log_tau_adaptation", "log_b", "log_gain", "rest", "log_noise")
-    # Wide: only to keep a start that runs off from overflowing.
+    # Wide: they only keep a diverging start from overflowing.
     _BOUNDS: tuple[Bounds, ...] = ((-1, 7), (-1, 10), (-10, 3), (-7, 5), (-9, 9), (-7, 2))
 
     def __init__(
@@ -251,7 +251,7 @@ class PhysicalPopulation(NeuronPopulation):
             self.add_bounded(name, value, bounds, trained, name.removeprefix("log_"))
 
     def coefficients(self) -> Coefficients:
-        """[N] each, differentiable."""
+        """Coefficients of the neurons, [N] each, differentiable."""
         tau_m, tau_a, b, gain, rest, noise = (self.get_parameter(name) for name in self.NAMES)
         noise = noise.exp() if self.n_trials else torch.zeros_like(rest)
         parameters = NeuronParameters(tau_m.exp(), tau_a.exp(), b.exp(), gain.exp(), rest, noise)
@@ -259,14 +259,14 @@ class PhysicalPopulation(NeuronPopulation):
 
 
 class PaperPopulation(NeuronPopulation):
-    """The paper's parameters (SPEC E7): β, p, b, weight and bias per step, within its bounds.
+    """Neurons fitted by the paper's β, p, b, weight and bias per step, within the paper's bounds.
 
-    At dt = ds · 0.1 ms: τ_m 20 ms, τ_a 100 ms, b 0.1/ds, weight ds, bias 0. Where p starts above
-    its bound (dt ≤ 0.1 ms) it is set to the bound and not trained: the published clamp stops its
-    gradient there.
+    They start, at dt = ds · 0.1 ms, from τ_m 20 ms, τ_a 100 ms, b 0.1/ds, weight ds and bias 0
+    (docs/paper.md, Fitting recordings). Where p starts above its bound (dt ≤ 0.1 ms), it is set to
+    the bound and not trained: the published clamp stops its gradient there.
 
     Args:
-        n_cells, dt_ms, arp_ms, surrogate, method: as `NeuronPopulation`.
+        n_cells, dt_ms, arp_ms, surrogate, method: as for `NeuronPopulation`.
         beta_bounds, p_bounds, b_bounds: ranges of the parameters.
     """
 
@@ -295,7 +295,7 @@ class PaperPopulation(NeuronPopulation):
         self.bias = nn.Parameter(torch.zeros(n_cells))
 
     def coefficients(self) -> Coefficients:
-        """[N] each, differentiable; without noise."""
+        """Coefficients of the neurons, [N] each, differentiable; without noise."""
         values = [self.get_parameter(name) for name in self.NAMES]
         return Coefficients(*[*values, torch.zeros_like(self.bias)])
 
@@ -307,9 +307,9 @@ def simulate(
     arp_ms: float,
     draws: Tensor | None = None,
 ) -> Tensor:
-    """Spikes [T, B, N] of neurons driven each by its own current [T, B, N], in float64.
+    """Spikes [T, B, N] of neurons, each driven by its own current [T, B, N], in float64.
 
-    With standard normal draws [T, B, R] those of R trials with noise, [T, B, R, N].
+    With standard normal draws [T, B, R], the spikes [T, B, R, N] of R trials with noise.
     """
     c = parameters.coefficients(dt_ms)
     drive = c.weight * current.double() + c.bias

@@ -11,8 +11,8 @@ from blockspike.fitting.metrics import explained_temporal_variance, gamma_coinci
 
 SIGMAS_MS = (5.0, 10.0, 15.0)
 _GAMMA_MS = 4.0
-_PREDICTING_TRIALS = 100  # simulated trials whose mean predicts, of a neuron with noise
-_SCORED_TRIALS = 10  # of them, that are also scored and shown one by one
+_PREDICTING_TRIALS = 100  # simulated trials whose mean is the prediction of a neuron with noise
+_SCORED_TRIALS = 10  # of these, scored and shown one by one too
 
 
 class Prediction(NamedTuple):
@@ -20,7 +20,7 @@ class Prediction(NamedTuple):
 
     Attributes:
         mean: mean spikes [T] over all trials with the neuron's noise.
-        trials: spikes [R, T] of the first of these trials; [1, T] for a neuron without noise.
+        trials: spikes [R, T] of the first few trials; [1, T] for a neuron without noise.
         noiseless: spikes [T] without noise.
     """
 
@@ -43,7 +43,7 @@ def predictions_of(
 ) -> list[list[Prediction]]:
     """Predictions for each cell and segment, over the steps that are scored.
 
-    `scale_pa` is the scale of the training current, by which a neuron's gain was divided.
+    `scale_pa` is the scale of each cell's training current, by which its neuron's gain was divided.
     """
     return [
         [
@@ -55,7 +55,7 @@ def predictions_of(
 
 
 def scores_of_cells(part: Part, predictions: list[list[Prediction]], dt_ms: float) -> pd.DataFrame:
-    """A row per cell: means over its segments of the scores of `segment_scores`."""
+    """Scores of `segment_scores`, averaged over segments: a row per cell."""
     rows = []
     for segments, predicted in zip(part.trains, predictions, strict=True):
         of_segments = [
@@ -71,7 +71,7 @@ def segment_scores(trains: np.ndarray, predicted: Prediction, dt_ms: float) -> d
 
     Returns:
         Rates in Hz; raw and normalised ETV of the trials' mean at three σ; Γ ± 4 ms of single
-        trials; the normalised ETV at 15 ms of single trials and without noise.
+        trials; normalised ETV at 15 ms of single trials and of the neuron without noise.
     """
     duration_s, mean = trains.shape[1] * dt_ms / 1000, predicted.mean
     row = {
@@ -100,7 +100,7 @@ def segment_scores(trains: np.ndarray, predicted: Prediction, dt_ms: float) -> d
 def traces_of_cell(
     k: int, name: str, current_pa, trains, predicted: Prediction, row, prefix: str
 ) -> dict[str, Any]:
-    """The arrays of cell k in `traces.npz`; `prefix` is that of its scores in `row`."""
+    """Arrays of cell k for `traces.npz`; its scores in `row` begin with `prefix`."""
     return {
         f"cell{k}_name": name,
         f"cell{k}_current_pa": current_pa,

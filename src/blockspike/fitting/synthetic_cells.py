@@ -1,4 +1,4 @@
-"""Made-up cells with known parameters, as recordings: to test fits, and how fast they are."""
+"""Recordings of synthetic cells with known parameters, to test fits and their speed."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ class SyntheticCells(RecordingsDataModule):
 
     τ_m, τ_a, b, gain and rest are uniform in `RANGES`; cells that fire at less than 3 or more than
     30 Hz are drawn again. Each trial has its own extra noise current. After `setup`, `truth` holds
-    the parameters (their noise is 0: that of the trials has a colour of its own).
+    the parameters; their noise is 0, because the noise of the trials is not white.
 
     Args:
-        n_cells, n_trials, duration_s: how much there is.
-        trial_noise: standard deviation of a trial's own current over that of the common one.
+        n_cells, n_trials, duration_s: size of the data.
+        trial_noise: standard deviation of a trial's own current relative to the common one.
         cell_arp_ms: absolute refractory period of the cells.
-        seed: of all draws.
-        **recordings: as `RecordingsDataModule`, less `fixed_arguments`.
+        seed: seed of all draws.
+        **recordings: arguments of `RecordingsDataModule` except `fixed_arguments`.
 
     Raises:
         ValueError: an argument is out of range.
@@ -68,11 +68,11 @@ class SyntheticCells(RecordingsDataModule):
         self.trial_noise, self.cell_arp_ms, self.seed = trial_noise, cell_arp_ms, seed
 
     def load(self) -> list[tuple[Recording, Recording]]:
-        """The cells; training and test are parts of one recording."""
+        """Draw the cells; training and test data are parts of one recording."""
         return [(recording, recording) for recording in self.cells()]
 
     def _sha256(self, pairs: list[tuple[Recording, Recording]]) -> None:
-        """There is no file that could change."""
+        """None: there is no file that could change."""
 
     def cells(self) -> list[Recording]:
         """Draw and simulate the cells."""
@@ -117,7 +117,7 @@ def _noise(n_steps: int, batch: int, n: int, generator: torch.Generator) -> Tens
 
 
 def _recording(name: str, current: Tensor, spikes: Tensor) -> Recording:
-    # In the middle of its step: a time on the grid would be ambiguous at coarser steps.
+    # Mid-step: a time on the grid would be ambiguous at coarser steps.
     times: list[list[np.ndarray | None]] = [
         [(np.flatnonzero(trial) + 0.5) * _DT_MS / 1000] for trial in spikes.numpy()
     ]

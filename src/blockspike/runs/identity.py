@@ -1,4 +1,4 @@
-"""The identity of a run: what its result depends on, and the hash that stands for it."""
+"""The identity of a run: the content that its result depends on, and a hash of it."""
 
 import hashlib
 import json
@@ -6,19 +6,19 @@ from typing import Any, cast
 
 from omegaconf import DictConfig, OmegaConf
 
-# What may differ between two starts of one run: where things are and how they are shown.
+# Keys that may differ between two starts of one run: places and display.
 _NOT_CONTENT = ("output_dir", "data_dir", "run_dir", "logger", "progress", "threads", "replay")
 
 
 def content_of(cfg: DictConfig) -> dict[str, Any]:
-    """The resolved configuration less what does not change a result."""
+    """Resolved configuration without the keys that do not change a result."""
     content = plain(cfg)
     for key in _NOT_CONTENT:
         content.pop(key, None)
     content["data"].pop("download", None)
-    if content["trainer"].get("precision") == "32-true":  # as in runs that did not name it
+    if content["trainer"].get("precision") == "32-true":  # the default, not in older configurations
         del content["trainer"]["precision"]
-    if not is_fit(cfg):  # where a known data set lies; but a recording is known by its path alone
+    if not is_fit(cfg):  # a data set may be anywhere; a recording is known by its path alone
         for key in ("path", "raw"):
             content["data"].pop(key, None)
         content.pop("fit", None)
@@ -31,10 +31,10 @@ def is_fit(cfg: DictConfig) -> bool:
 
 
 def content_hash(content: dict[str, Any]) -> str:
-    """12 hexadecimal digits that stand for a configuration."""
+    """Hash of a configuration, 12 hexadecimal digits."""
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def plain(cfg: DictConfig) -> dict[str, Any]:
-    """The resolved node as a dict."""
+    """Convert a node to a resolved dict."""
     return cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=True))

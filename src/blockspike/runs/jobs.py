@@ -1,4 +1,4 @@
-"""Calls a command; the jobs of a sweep in a process each, so that one that dies is one."""
+"""Runs commands; each job of a sweep in its own process, so that its death ends no other job."""
 
 import multiprocessing
 import os
@@ -22,7 +22,7 @@ from blockspike.runs.processes import is_first_process, take_rank
 from blockspike.runs.run import Run, RunRefusedError, one_line
 
 _FAILED, _INTERRUPTED = 2, 130  # exit codes
-_FIRST = "BLOCKSPIKE_FIRST_PROCESS"  # its pid, for those that Lightning starts
+_FIRST = "BLOCKSPIKE_FIRST_PROCESS"  # its pid, for the processes that Lightning starts
 _TO_STOP_S = 5.0
 
 
@@ -32,10 +32,10 @@ def run_here(name: str, cfg: DictConfig) -> None:
 
 
 def run_in_subprocess(name: str, cfg: DictConfig, full: bool) -> None:
-    """Run a job of a sweep in a process of its own; print it if the job does not finish.
+    """Run a job of a sweep in a process of its own; print why if it does not finish.
 
-    A failure, also that the process was killed, is written to the run's `error.log`, but not where
-    the folder is another run's.
+    A failure, including a killed process, is written to the run's `error.log`, unless the folder is
+    another run's.
 
     Args:
         name: the command.
@@ -45,29 +45,29 @@ def run_in_subprocess(name: str, cfg: DictConfig, full: bool) -> None:
     Raises:
         KeyboardInterrupt: this process was interrupted.
     """
-    # Not a fork of this process: it may have threads, which a fork does not survive. On macOS not
-    # even a fork of one that has loaded PyTorch; nor in a job of submitit, which has one run only
-    # and whose signals would end the server of forks. Forced: joblib's workers have their own.
+    # Never a fork of this process: it may have threads, which a fork does not survive. On macOS,
+    # not even a fork server that has loaded PyTorch; nor in a job of submitit, which has only one
+    # run, and whose signals would end the server. Forced: joblib's workers set their own method.
     alone = sys.platform == "darwin" or "SUBMITIT_EXECUTOR" in os.environ
     method = "spawn" if alone else "forkserver"
     multiprocessing.set_start_method(method, force=True)
     multiprocessing.set_forkserver_preload([f"blockspike.commands.{name}"])
     plain = OmegaConf.to_container(cfg, resolve=True)
-    # With today's environment: the server of forks may be older.
+    # The present environment is passed on, because the fork server may have an older one.
     arguments = (name, plain, _command_line(name, cfg), full, dict(os.environ))
     process = multiprocessing.Process(target=_job, args=arguments)
     process.start()
     try:
         process.join()
     except KeyboardInterrupt:
-        process.join(_TO_STOP_S)  # a terminal told it too; it writes down how far it is
+        process.join(_TO_STOP_S)  # the terminal interrupts it too; it records its state
         if process.is_alive():
             os.kill(process.pid or 0, signal.SIGINT)
             process.join()
         raise
     code = process.exitcode or 0
     if code in (_INTERRUPTED, -signal.SIGTERM):
-        print(f"blockspike {name}: interrupted, the sweep goes on", file=sys.stderr)
+        print(f"blockspike {name}: interrupted, the sweep continues", file=sys.stderr)
     elif code not in (0, _FAILED):
         _report(name, cfg, ChildProcessError(_end_of(code)), full)
 
@@ -88,8 +88,8 @@ def _job(
     environment: dict[str, str],
 ) -> None:
     os.environ.update(environment)
-    # Submitit's warning that a job's time is nearly up, which goes to all of its processes: the
-    # job itself hears it, and is queued again or not.
+    # Submitit warns all processes of a job when its time is nearly up. The job itself handles the
+    # warning, and is queued again or not.
     signal.signal(signal.SIGUSR2, signal.SIG_IGN)
     sweep = multiprocessing.parent_process()
     assert sweep is not None
@@ -111,7 +111,7 @@ def _call(name: str, cfg: DictConfig, command_line: list[str]) -> None:
         os.environ[_FIRST] = str(os.getpid())
     else:
         _watch(_wait_for_end_of, int(os.environ.get(_FIRST, os.getppid())))
-    # What Lightning starts the further processes of a run with, whatever program this one is.
+    # Lightning starts the other processes of a run with these, whatever program this one is.
     sys.argv = command_line
     sys.modules["__main__"].__spec__ = find_spec("blockspike.cli")
     try:
@@ -121,7 +121,7 @@ def _call(name: str, cfg: DictConfig, command_line: list[str]) -> None:
 
 
 def _command_line(name: str, cfg: DictConfig) -> list[str]:
-    """Arguments that stand for this job alone, also where it is one of a sweep."""
+    """Command line for this job alone, even if it is part of a sweep."""
     hydra = HydraConfig.get()
     arguments = [name]
     for source in hydra.runtime.config_sources:
@@ -138,19 +138,19 @@ def _command_line(name: str, cfg: DictConfig) -> list[str]:
 def _report(name: str, cfg: DictConfig, error: Exception, full: bool) -> None:
     report(name, error, full)
     if "run_dir" in cfg and not isinstance(error, RunRefusedError):
-        with suppress(OSError):  # a folder that cannot be written may be what is wrong
+        with suppress(OSError):  # that the folder cannot be written may be the error
             Run(Path(cfg.run_dir)).write_error(error)
 
 
 def report(name: str, error: Exception, full: bool) -> None:
-    """Print on one line what was wrong with a command; before it, if `full`, the traceback."""
+    """Print a command's error on one line; if `full`, after its traceback."""
     if full:
         traceback.print_exception(error)
     print(f"blockspike {name}: {one_line(error)}", file=sys.stderr)
 
 
 def _watch(wait: Callable[..., None], *arguments: Any) -> None:
-    """Kill this process when `wait` returns: nobody waits for it then, and its folder is wanted."""
+    """Kill this process when `wait` returns: it would only keep its run's folder locked."""
 
     def watch() -> None:
         wait(*arguments)

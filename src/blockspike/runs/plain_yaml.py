@@ -1,4 +1,4 @@
-"""YAML as a run writes it: plain values, in a file that neither grows nor asks when it is read."""
+"""YAML as a run writes it: plain values in a small file, of which nothing is evaluated."""
 
 import io
 from pathlib import Path
@@ -11,17 +11,18 @@ _MOST_BYTES, _MOST_NODES, _MOST_LEVELS = 1 << 16, 2000, 20
 
 
 def read_plain_yaml(path: Path) -> DictConfig:
-    """Return the configuration in a file, of which nothing is evaluated.
+    """Read the configuration in a file without evaluating anything.
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: not keys and values; too large or deep; an alias, a tag or an interpolation.
+        ValueError: the file does not hold keys and values, is too large or deep, or has an alias, a
+            tag or an interpolation.
     """
     with path.open("rb") as file:
         content = file.read(_MOST_BYTES + 1)
     try:
         config = OmegaConf.load(io.StringIO(_checked(content)))
-    except Exception as error:  # PyYAML raises whatever the conversion of a scalar runs into
+    except Exception as error:  # PyYAML raises whatever the conversion of a scalar raises
         text = " ".join(str(error).split())
         raise ValueError(f"{path}: not a run's configuration ({text})") from error
     if not isinstance(config, DictConfig):

@@ -1,4 +1,4 @@
-"""Which process of its run this one is, and who starts the others: Slurm, torchrun or Lightning."""
+"""Processes of one run: which this one is, and what starts them (Slurm, torchrun or Lightning)."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -13,9 +13,9 @@ from pytorch_lightning.utilities import rank_zero_only
 
 
 class OneProcess(LightningEnvironment):
-    """A run that shares its folder with no other process, whatever the environment's ranks say.
+    """A run of one process, whatever ranks the environment gives.
 
-    Tasks that Slurm or torchrun started side by side have ranks, but each is a run of its own.
+    Tasks that Slurm or torchrun start in parallel have ranks, though each may be a run of its own.
     """
 
     @property
@@ -25,23 +25,23 @@ class OneProcess(LightningEnvironment):
 
     @property
     def main_address(self) -> str:
-        """This machine."""
+        """Address of this machine."""
         return "127.0.0.1"
 
     def local_rank(self) -> int:
-        """0."""
+        """Return 0."""
         return 0
 
     def node_rank(self) -> int:
-        """0."""
+        """Return 0."""
         return 0
 
 
 class SlurmStep(ClusterEnvironment):
     """A run whose processes are the tasks of one Slurm step (`srun`).
 
-    Lightning's own class reads the job's variables, which a step may have narrowed, and takes any
-    step that `srun` allocates for a shell (job name `bash`) for an interactive one.
+    Lightning's own class reads the variables of the job, which may be larger than the step, and
+    takes any step that `srun` allocates from a shell (job name `bash`) for an interactive one.
     """
 
     @property
@@ -60,13 +60,13 @@ class SlurmStep(ClusterEnvironment):
 
     @property
     def main_port(self) -> int:
-        """The same for all tasks of a step, another for another step; or `MASTER_PORT`."""
+        """Port that all tasks of a step share and other steps do not; or `MASTER_PORT`."""
         step = 31 * int(os.environ["SLURM_JOB_ID"]) + int(os.environ["SLURM_STEP_ID"])
         return int(os.environ.get("MASTER_PORT", 15000 + step % 10000))
 
     @staticmethod
     def detect() -> bool:
-        """Whether this is a task of a step; the shell of a batch job is none."""
+        """Whether this is a task of a step; the shell of a batch job is not."""
         return {"SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_STEP_NUM_NODES"} <= os.environ.keys()
 
     @classmethod
@@ -78,18 +78,18 @@ class SlurmStep(ClusterEnvironment):
         return sizes == (str(n_devices * n_nodes), str(n_nodes))
 
     def world_size(self) -> int:
-        """Tasks of the step."""
+        """Number of tasks in the step."""
         return int(os.environ["SLURM_STEP_NUM_TASKS"])
 
     def set_world_size(self, size: int) -> None:
-        """Do nothing: Slurm has decided it."""
+        """Do nothing: Slurm sets it."""
 
     def global_rank(self) -> int:
         """This task's number in the step."""
         return int(os.environ["SLURM_PROCID"])
 
     def set_global_rank(self, rank: int) -> None:
-        """Do nothing: Slurm has decided it."""
+        """Do nothing: Slurm sets it."""
 
     def local_rank(self) -> int:
         """This task's number on its node."""
@@ -101,10 +101,11 @@ class SlurmStep(ClusterEnvironment):
 
 
 def cluster_environment(trainer: Mapping[str, Any]) -> ClusterEnvironment:
-    """How the processes of a run with this `trainer` configuration find each other.
+    """Choose how the processes of a run with this `trainer` configuration find each other.
 
-    With one device there is one process. Several are tasks of the Slurm step that this process
-    belongs to, if there is one task for each; those that torchrun started; else Lightning's own.
+    With one device there is one process. With several, they are the processes that torchrun
+    started; or the tasks of this process's Slurm step, if it has one task for each device; else
+    processes that Lightning starts.
     """
     n_devices, n_nodes = _n_devices(trainer), int(trainer.get("num_nodes", 1))
     if n_devices * n_nodes == 1:
@@ -117,14 +118,14 @@ def cluster_environment(trainer: Mapping[str, Any]) -> ClusterEnvironment:
 
 
 def take_rank(trainer: Mapping[str, Any] | None) -> None:
-    """Decide which process of its run this one is; what only the first one does asks for it.
+    """Set which process of its run this one is, for code that only the first one runs.
 
     Args:
         trainer: the run's trainer configuration; None for a command that trains nothing.
     """
     environment = OneProcess() if trainer is None else cluster_environment(trainer)
     rank = environment.global_rank()
-    if trainer is not None and type(environment) is LightningEnvironment:  # not told it yet
+    if trainer is not None and type(environment) is LightningEnvironment:  # unset as yet
         rank = environment.node_rank() * _n_devices(trainer) + environment.local_rank()
     rank_zero_only.rank = rank  # pyright: ignore[reportFunctionMemberAccess]
 
@@ -135,7 +136,7 @@ def is_first_process() -> bool:
 
 
 def _n_devices(trainer: Mapping[str, Any]) -> int:
-    """Devices on a node as Lightning counts them; 1 for what it will refuse."""
+    """Number of devices on a node as Lightning counts them; 1 for values that it will refuse."""
     devices: Any = trainer.get("devices", "auto")
     if isinstance(devices, str) and "," in devices:
         devices = [part for part in devices.split(",") if part.strip()]

@@ -1,4 +1,4 @@
-"""Names that have changed: old overrides are refused with the new ones, old tables are read."""
+"""Names that have changed: old overrides are refused with the new name, old tables converted."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -19,7 +19,7 @@ EXPERIMENTS = {
 }
 _FITS = ("paper_recordings", "recordings", "recovery")
 _POPULATIONS = {"neurons": "physical", "published_neurons": "paper"}
-_CLASSES = {  # of populations, by what `fit.parameters` was
+_CLASSES = {  # old value of `fit.parameters` → class of the population
     "physical": "blockspike.fitting.population.PhysicalPopulation",
     "published": "blockspike.fitting.population.PaperPopulation",
 }
@@ -40,7 +40,7 @@ def check_names(command: str, overrides: Iterable[str]) -> None:
 
 
 def _expected(command: str, key: str, value: str) -> str | None:
-    """The new spelling of an override; None if it uses no old name."""
+    """New spelling of an override; None if it uses no old name."""
     new = EXPERIMENTS.get(value, value)
     if key == "experiment" and command == "train":
         if value == "fit_my_recording":
@@ -63,7 +63,7 @@ def _expected(command: str, key: str, value: str) -> str | None:
 
 
 def with_new_names(table: pd.DataFrame) -> pd.DataFrame:
-    """A table of runs with the present names of experiments and columns."""
+    """Copy a table of runs with the present names of experiments and columns."""
     table = table.copy()
     if "experiment" in table:
         table["experiment"] = [_experiment(name) for name in table["experiment"]]
@@ -81,7 +81,7 @@ def with_new_names(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def _experiment(name: Any) -> Any:
-    """The present name of an experiment; a value that is no text stays."""
+    """Present name of an experiment; a value that is not text stays as it is."""
     if not isinstance(name, str):
         return name
     for old in sorted(EXPERIMENTS, key=len, reverse=True):

@@ -1,4 +1,4 @@
-"""outputs/ → one tidy table, a row per run and seed."""
+"""One tidy table of the runs in outputs/, a row per run and seed."""
 
 import json
 import sys
@@ -10,7 +10,7 @@ import pandas as pd
 from blockspike.files import read_json, whole_file
 from blockspike.runs.renamed import with_new_names
 
-# What every row must have: column → type. A classifier's has `test_accuracy` too, a fit's `fit_s`.
+# Columns of every row → type. A classifier's row also has `test_accuracy`, a fit's `fit_s`.
 _COLUMNS: dict[str, tuple[type, ...]] = {
     "experiment": (str,),
     "data_set": (str,),
@@ -28,7 +28,7 @@ _COLUMNS: dict[str, tuple[type, ...]] = {
     "n_threads": (int,),
     "data_config": (str,),
 }
-# What figures read, where a row has it: a fit has no network, a model of one's own other arguments.
+# Columns that figures use, if a row has them: a fit has no network, a custom model other arguments.
 _READ_BY_FIGURES: dict[str, tuple[type, ...]] = {
     "model.method": (str,),
     "model.arp_ms": (float, int),
@@ -48,12 +48,12 @@ def collect_runs(output_dir: Path) -> pd.DataFrame:
     """Gather every `result.json` below `output_dir` into `tables/runs.parquet` and `.csv`.
 
     Returns:
-        A row per finished run, sorted by its folder; the column `run` names it. Where two folders
-        hold the same run, the first, with a warning on stderr.
+        A row per finished run, sorted by its folder, which the column `run` names. If two folders
+        hold the same run, the first one counts, with a warning on stderr.
 
     Raises:
         FileNotFoundError: there is no finished run.
-        ValueError: a `result.json` is damaged, lacks what every run has or has it of another type.
+        ValueError: a `result.json` is damaged, lacks a column or has one of another type.
     """
     files = sorted(output_dir.rglob("result.json"))
     if not files:
@@ -79,20 +79,20 @@ def _read(file: Path) -> dict[str, Any]:
     for name, kinds in (_COLUMNS | of_figures).items():
         if name not in row or type(row[name]) not in kinds:
             found = f"{row[name]!r}" if name in row else "nothing"
-            raise ValueError(f"{file}: {name}: found {found}, expected a {kinds[0].__name__}")
+            raise ValueError(f"{file}: {name}: expected a {kinds[0].__name__}, got {found}")
     accuracy = row.get("test_accuracy", row.get("fit_s"))
     if not isinstance(accuracy, float) or ("test_accuracy" in row and not 0 <= accuracy <= 1):
-        raise ValueError(f"{file}: expected test_accuracy, 0 to 1, or fit_s; found {accuracy!r}")
+        raise ValueError(f"{file}: expected test_accuracy, 0 to 1, or fit_s, got {accuracy!r}")
     return row
 
 
 def _as_cells(row: dict[str, Any]) -> dict[str, Any]:
-    """Lists as text, since a table's cell holds one value."""
+    """Turn lists into text, since a table's cell holds one value."""
     return {k: json.dumps(v) if isinstance(v, list) else v for k, v in row.items()}
 
 
 def _of_one_type(column: pd.Series) -> pd.Series:
-    """The column as text if it holds texts beside numbers, which no file format takes."""
+    """Turn a column into text if it mixes text and numbers, which no file format takes."""
     kinds = {type(value) for value in column.dropna()}
     if str in kinds and len(kinds) > 1:
         return column.map(str, na_action="ignore")
@@ -100,7 +100,7 @@ def _of_one_type(column: pd.Series) -> pd.Series:
 
 
 def _unique(table: pd.DataFrame) -> pd.DataFrame:
-    """The table with one row per run: other spellings of an override make a second folder."""
+    """Keep one row per run: an override spelt differently makes a second folder."""
     same_run = [c for c in ("config_hash", "data_sha256") if c in table]
     number = table.groupby(same_run, sort=False, dropna=False).ngroup()
     for _, same in table.groupby(number):

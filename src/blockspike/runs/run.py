@@ -1,4 +1,4 @@
-"""A run and its folder: locked while it runs, refused to another configuration, resumable."""
+"""A run and its folder: locked while it runs, closed to other configurations, resumable."""
 
 import fcntl
 import os
@@ -24,21 +24,21 @@ from blockspike.runs.processes import is_first_process
 from blockspike.runs.slurm import own_job_id
 
 _PACKAGES = ("blockspike", "torch", "pytorch-lightning", "numpy", "numba")
-_LOCK_TRIES, _LOCK_PAUSE_S = 20, 0.1  # who looks whether a run is held, holds it for a moment
-_FIRST_TRIES = 600  # a minute, for the run's first process to begin
+_LOCK_TRIES, _LOCK_PAUSE_S = 20, 0.1  # a check of the lock holds it for a moment
+_FIRST_TRIES = 600  # a minute, for the run's first process to start
 
 
 class RunRefusedError(ValueError):
-    """The folder is another run's: of another configuration, or of another process."""
+    """The folder belongs to a run of another configuration or of another process."""
 
 
 class Run:
-    """One run's folder.
+    """The folder of one run.
 
-    Holds `config.yaml`, `content.json` (what the result depends on), `data.json` (the data's hash),
-    `status.json`, `checkpoints/{last,previous,best}.ckpt`, `metrics.csv` and, when finished,
-    `result.json`; `error.log` if the last attempt failed, with `bad_batch.ckpt` if that was for a
-    number that is not finite. Where several processes share a run, the first writes.
+    It holds `config.yaml`, `content.json` (what the result depends on), `data.json` (the data's
+    hash), `status.json`, `checkpoints/{last,previous,best}.ckpt`, `metrics.csv` and, when finished,
+    `result.json`; `error.log` if the last attempt failed, with `bad_batch.ckpt` if a number was not
+    finite. If several processes share a run, only the first writes.
     """
 
     def __init__(self, folder: Path):
@@ -46,33 +46,33 @@ class Run:
 
     @property
     def last_checkpoint(self) -> Path:
-        """The state after the last whole epoch."""
+        """State after the last complete epoch."""
         return self.folder / "checkpoints" / "last.ckpt"
 
     @property
     def previous_checkpoint(self) -> Path:
-        """The state an epoch earlier, should that file be damaged."""
+        """State one epoch earlier, in case `last.ckpt` is damaged."""
         return self.folder / "checkpoints" / "previous.ckpt"
 
     @property
     def best_checkpoint(self) -> Path:
-        """The model chosen on the validation data."""
+        """Model chosen on the validation data."""
         return self.folder / "checkpoints" / "best.ckpt"
 
     def result(self) -> dict[str, Any] | None:
-        """The finished run's row, or None.
+        """Row of the finished run, or None.
 
         Raises:
-            ValueError: it is damaged.
+            ValueError: the file is damaged.
         """
         return read_json(self.folder / "result.json") or None
 
     def config(self) -> DictConfig:
-        """The configuration it was started with, which may be another person's: plain values only.
+        """Configuration of the run; plain values only, as it may be another person's.
 
         Raises:
             FileNotFoundError: the folder holds no run.
-            ValueError: not a configuration as a run writes it.
+            ValueError: the file is no configuration as a run writes it.
         """
         path = self.folder / "config.yaml"
         if not path.is_file():
@@ -94,22 +94,23 @@ class Run:
             )
 
     def check_data(self, sha256: str | None) -> None:
-        """Raise RunRefusedError if the run has read data with another hash; None fits all."""
+        """Raise RunRefusedError if the run has read data with another hash; None matches all."""
         before = read_json(self.folder / "data.json").get("data_sha256")
         if None not in (before, sha256) and before != sha256:
             raise RunRefusedError(
                 f"{self.folder}: the data have changed since the run started (SHA-256 {before} → "
-                f"{sha256}); bring them back, or delete the folder"
+                f"{sha256}); restore them, or delete the folder"
             )
 
     @contextmanager
     def recorded(
         self, cfg: DictConfig, content: dict[str, Any], digest: str, data_sha256: str | None = None
     ) -> Iterator[None]:
-        """Hold the folder for this process and keep `status.json` true while the run lasts.
+        """Lock the folder for this process and keep `status.json` up to date during the run.
 
         Raises:
-            RunRefusedError: another process runs or ran here, or it was with other data.
+            RunRefusedError: another process runs here or has finished the run, or the configuration
+                or the data differ.
             ValueError: the file system has no locks.
             KeyboardInterrupt: the run was interrupted.
         """
@@ -123,11 +124,11 @@ class Run:
                 held = _locked(lock)
             except OSError as error:
                 raise ValueError(
-                    f"{self.folder}: no lock; is flock missing there? ({error})"
+                    f"{self.folder}: cannot be locked; does its file system have flock? ({error})"
                 ) from error
             if not held:
                 raise RunRefusedError(f"{self.folder}: already running as process {self._pid()}")
-            self.check_content(content)  # another may have been here since
+            self.check_content(content)  # another process may have run since
             self.check_data(data_sha256)
             if self.result() is not None:
                 raise RunRefusedError(f"{self.folder}: another process has finished it meanwhile")
@@ -141,7 +142,7 @@ class Run:
             self._write_status(status)
             try:
                 yield
-            except (KeyboardInterrupt, SystemExit):  # Lightning makes the second of the first
+            except (KeyboardInterrupt, SystemExit):  # Lightning turns the first into the second
                 self._write_status({**status, "state": "interrupted", "ended": now()})
                 raise KeyboardInterrupt from None
             except Exception as error:
@@ -152,10 +153,10 @@ class Run:
             self._write_status({**status, "state": "done", "ended": now()})
 
     def _wait_for_first(self, content: dict[str, Any]) -> None:
-        """Raise RunRefusedError unless the first of this run's processes runs here, too.
+        """Raise RunRefusedError unless the first process of this run runs here, too.
 
-        Tasks of a Slurm step with as many devices are taken for one run, which `seed=$SLURM_PROCID`
-        would make several.
+        Tasks of a Slurm step with as many devices count as one run; with `seed=$SLURM_PROCID`, they
+        would be several.
         """
         for _ in range(_FIRST_TRIES):
             if self.is_held() and flatten(read_json(self.folder / "content.json")) == flatten(
@@ -165,11 +166,11 @@ class Run:
             time.sleep(_LOCK_PAUSE_S)
         raise RunRefusedError(
             f"{self.folder}: expected the first process of this run here, got none; tasks of one "
-            "step share one run, so runs of their own need one device each (trainer.devices=1)"
+            "step share one run, so separate runs need one device each (trainer.devices=1)"
         )
 
     def arguments(self) -> list[str]:
-        """Command and overrides that it was started with last, less where things lie."""
+        """Command and overrides of the last start, without those that only name places."""
         given = read_json(self.folder / "status.json").get("arguments", [])
         of_place = ("run_dir", "output_dir", "data_dir", "progress", "threads", "hydra.", "logger")
         of_place += ("data.path", "data.raw", "data.download", "sweep", "/", "-")
@@ -177,7 +178,7 @@ class Run:
 
     @rank_zero_only
     def mark_done(self) -> None:
-        """Mend the status of a process that was killed right after it had written its result."""
+        """Correct the status of a process that was killed right after it wrote its result."""
         status = read_json(self.folder / "status.json")
         if status.get("state") == "running":
             self._write_status({**status, "state": "done"})
@@ -198,11 +199,11 @@ class Run:
 
     @property
     def error_log(self) -> Path:
-        """Why the last attempt failed; what went wrong is the last line."""
+        """Log of a failed last attempt; its last line is the error."""
         return self.folder / "error.log"
 
     def write_error(self, error: BaseException) -> None:
-        """Write an exception's traceback and what it says; an attempt's first is its cause."""
+        """Write an exception and its traceback; only an attempt's first one, the cause, is kept."""
         if self.error_log.is_file():
             return
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -211,17 +212,17 @@ class Run:
 
     @rank_zero_only
     def clear_error(self) -> None:
-        """Forget the failure of an earlier attempt."""
+        """Delete the log of an earlier attempt."""
         self.error_log.unlink(missing_ok=True)
 
     def is_held(self) -> bool:
-        """Whether a process runs here now."""
+        """Whether a process is running here."""
         try:
             with (self.folder / ".lock").open() as lock:
                 fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:
             return True
-        except OSError:  # there is none, or the file system has no locks
+        except OSError:  # no lock file, or a file system without locks
             return False
         return False
 
@@ -237,7 +238,7 @@ def _locked(lock: IO[str]) -> bool:
 
 
 def one_line(error: BaseException) -> str:
-    """The error and, where Hydra hides it behind a general one, its cause, on one line."""
+    """Join an error and its causes on one line."""
     parts: list[str] = []
     # Hydra's instantiation error only repeats its cause.
     cause = error.__cause__ if isinstance(error, InstantiationException) else error
@@ -250,9 +251,9 @@ def one_line(error: BaseException) -> str:
 
 
 def provenance() -> dict[str, Any]:
-    """Package versions and machine; of a checkout of blockspike also its commit and its state.
+    """Package versions and machine; in a checkout of blockspike, also its commit and state.
 
-    Installed, or copied into another project, it has no commit: that repository's is not its own.
+    A copy that is installed or inside another project has no commit: that project's is not its own.
     """
     own = _is_checkout()
     return {
@@ -273,7 +274,7 @@ def _is_checkout() -> bool:
 
 
 def _git(*args: str) -> str:
-    """What git prints in the folder of this package; nothing where there is no git."""
+    """Output of git in the folder of this package; empty without git."""
     command = ["git", "-C", str(Path(__file__).parent), *args]
     try:
         return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
@@ -282,9 +283,9 @@ def _git(*args: str) -> str:
 
 
 def run_folders(output_dir: Path) -> dict[str, Path]:
-    """Hash of a run's configuration → its folder, of all runs below `output_dir`.
+    """Folders of all runs below `output_dir`, by the hash of their configuration.
 
-    Of several with one hash, which other spellings of the same overrides make, the first that is
+    Overrides spelt differently make several folders with one hash; of these, the first that is
     finished, else the first.
     """
     found: dict[str, Path] = {}
@@ -301,9 +302,9 @@ def _unfinished_last(status: Path) -> tuple[bool, Path]:
 
 
 def remove_if_empty(folder: Path, root: Path) -> None:
-    """Remove `folder` and its parents, as far as they are empty, up to `root`.
+    """Remove `folder` and its parents up to `root`, as far as they are empty.
 
-    The working folder stays, and with it what is above.
+    The working folder and the folders above it stay.
     """
     folder, root, here = folder.absolute(), root.absolute(), Path.cwd()
     for path in (folder, *folder.parents):
@@ -318,7 +319,7 @@ def remove_if_empty(folder: Path, root: Path) -> None:
 
 
 def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
-    """{"model": {"b": 1}} → {"model.b": 1}."""
+    """Flatten nested dicts: {"model": {"b": 1}} → {"model.b": 1}."""
     if not isinstance(value, dict):
         return {prefix: value}
     pairs: dict[str, Any] = {}
@@ -328,10 +329,10 @@ def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def now() -> str:
-    """The time, ISO 8601 with its zone."""
+    """Present time, ISO 8601 with the zone."""
     return time_text(time.time())
 
 
 def time_text(seconds: float) -> str:
-    """Seconds since the epoch as ISO 8601 with the zone."""
+    """Format seconds since the epoch as ISO 8601 with the zone."""
     return time.strftime("%Y-%m-%dT%H:%M:%S%z", time.localtime(seconds))

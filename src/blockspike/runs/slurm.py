@@ -1,4 +1,4 @@
-"""Slurm: which job runs what, how each of them stands, and why one was lost."""
+"""Slurm jobs: which run each one is for, its state, and why it was lost."""
 
 import math
 import os
@@ -16,11 +16,11 @@ LOST = {
     "BOOT_FAIL", "CANCELLED", "DEADLINE", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED", "REVOKED",
     "TIMEOUT",
 }  # fmt: skip
-"""Slurm's words for a job that ended before its run did."""
+"""Slurm's states of a job that ended before its run did."""
 ENDED = LOST | {"COMPLETED", "FAILED"}
 FORGOTTEN = "no longer known to Slurm"
 _PAUSE_S = 15.0
-_ANSWER_S = 20.0  # without a configuration, Slurm's commands look for one for a minute
+_ANSWER_S = 20.0  # without a configuration, Slurm's commands search for a minute
 
 
 class Job(NamedTuple):
@@ -28,9 +28,9 @@ class Job(NamedTuple):
 
     Attributes:
         id: as Slurm prints it, `12` or, in an array, `12_3`.
-        submitted: seconds since the epoch.
-        logs: its folder of logs.
-        ended: Slurm's word for how it ended; "" while that is not known.
+        submitted: time of submission, seconds since the epoch.
+        logs: folder of its logs.
+        ended: Slurm's state at its end; "" while unknown.
     """
 
     id: str
@@ -40,17 +40,17 @@ class Job(NamedTuple):
 
 
 def own_job_id() -> str | None:
-    """Id of the job that this process belongs to."""
+    """Id of the job that this process belongs to, or None."""
     array, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
     return f"{array}_{task}" if array and task else os.environ.get("SLURM_JOB_ID")
 
 
 def write_jobs(output_dir: Path, logs: Path, jobs: Mapping[str, str]) -> None:
-    """Write down which run got which job, for those who ask after this process has ended.
+    """Record which run got which job, for commands that run later.
 
     Args:
-        output_dir: where the runs are; the file is `sweeps/slurm/<first job's number>.json` there.
-        logs: the folder that has a folder of logs for each job.
+        output_dir: folder of the runs; the file is `sweeps/slurm/<first job's number>.json` in it.
+        logs: folder with a folder of logs for each job.
         jobs: run → id of its job.
     """
     first = next(iter(jobs.values())).partition("_")[0]
@@ -59,7 +59,7 @@ def write_jobs(output_dir: Path, logs: Path, jobs: Mapping[str, str]) -> None:
 
 
 def submitted_jobs(output_dir: Path) -> dict[str, Job]:
-    """The last job that was submitted for each run."""
+    """Last job that was submitted for each run."""
     jobs: dict[str, Job] = {}
     for _, held in _files(output_dir):
         for run, job in held["runs"].items():
@@ -78,10 +78,10 @@ def _files(output_dir: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
 
 
 def wait_for_jobs(output_dir: Path, ids: Collection[str]) -> None:
-    """Return when all these jobs have ended; keep what Slurm says of each in the files of jobs."""
+    """Wait until all these jobs have ended; record how they ended in the files of jobs."""
     pause_s = 1.0
     while True:
-        states = job_states(ids)  # None while the controller is away
+        states = job_states(ids)  # None while the controller does not answer
         if states is not None:
             for path, held in _files(output_dir):
                 own = held["runs"].values()
@@ -95,7 +95,7 @@ def wait_for_jobs(output_dir: Path, ids: Collection[str]) -> None:
 
 
 def job_states(ids: Collection[str]) -> dict[str, str] | None:
-    """Slurm's word for the state of each job, with its reason if it is pending.
+    """State of each job as Slurm names it, with the reason if it is pending.
 
     Without accounting, Slurm forgets a job minutes after its end (`MinJobAge`).
 
@@ -122,38 +122,38 @@ def job_states(ids: Collection[str]) -> dict[str, str] | None:
 
 
 def is_queued(state: str) -> bool:
-    """Whether a job of this state of `job_states` waits, runs or will run again."""
+    """Whether a job in this state, of `job_states`, waits, runs or will run again."""
     return state not in ENDED and state != FORGOTTEN
 
 
 def _rows(command: list[str]) -> list[list[str]] | None:
-    """The fields of each line that the command prints; None if there is no answer."""
+    """Fields of each line that the command prints; None if there is no answer."""
     if shutil.which(command[0]) is None:
         return None
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=_ANSWER_S)
     except subprocess.TimeoutExpired:
         return None
-    if done.returncode and "Invalid job id" in done.stderr:  # it knows none of them any more
+    if done.returncode and "Invalid job id" in done.stderr:  # all are forgotten
         return []
     lines = done.stdout.splitlines()
     return None if done.returncode else [line.split("|") for line in lines if line]
 
 
 def rename_job(job: str, name: str) -> None:
-    """Give a job of an array a name of its own in the queue; it is no error if that fails."""
+    """Give a job of an array its own name in the queue; a failure is ignored."""
     command = ["scontrol", "update", f"JobId={job}", f"JobName={name}"]
     with suppress(OSError, subprocess.SubprocessError):
         subprocess.run(command, capture_output=True, timeout=_ANSWER_S, check=False)
 
 
 def cancelling(jobs: Iterable[str]) -> str:
-    """The command that ends these jobs."""
+    """Command that cancels these jobs."""
     return f"scancel {' '.join(sorted({job.partition('_')[0] for job in jobs}))}"
 
 
 def check_launcher(launcher: Mapping[str, Any]) -> None:
-    """Raise ValueError if Slurm would end each job before its run has begun, or is not here.
+    """Raise ValueError if Slurm is missing, or would end each job before its run has begun.
 
     A job gets a signal `signal_delay_s` before its time is up.
     """
@@ -165,6 +165,6 @@ def check_launcher(launcher: Mapping[str, Any]) -> None:
         )
     if shutil.which("sbatch") is None:
         raise ValueError(
-            "sweep=slurm: expected Slurm's command sbatch on this machine, found none; "
-            "sweep=submitit_local starts jobs here"
+            "sweep=slurm: expected Slurm's command sbatch on this machine, got none; "
+            "sweep=submitit_local runs jobs without Slurm"
         )

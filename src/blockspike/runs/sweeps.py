@@ -1,4 +1,4 @@
-"""Which runs belong to a sweep, and how each of them stands."""
+"""Sweeps: their runs and the state of each run."""
 
 import copy
 import hashlib
@@ -35,18 +35,18 @@ STATES = ("done", "running", "interrupted", "failed", "missing")
 
 
 class RecordSweep(Callback):
-    """Hydra's callback that writes down a sweep's runs before the first one starts.
+    """Hydra callback that records a sweep's runs before the first one starts.
 
-    They go to `sweeps/<hash of the runs>.json` below the output folder, so that `blockspike status`
-    knows what is missing; the same command again writes the same file.
+    They go to `sweeps/<hash of the runs>.json` in the output folder, so that `blockspike status`
+    knows which are missing; repeating the command writes the same file.
     """
 
     output_dir: ClassVar[Path]
     planned: ClassVar[dict[str, str] | None] = None
-    """Run's folder below `output_dir` → hash of its configuration; None = no sweep was started."""
+    """Folder of each run below `output_dir` → hash of its configuration; None without a sweep."""
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Compose every job for its folder."""
+        """Compose every job to find its folder."""
         launcher = config.hydra.launcher._target_
         if "hydra_submitit_launcher" in launcher:
             _outlast_lost_jobs()
@@ -68,7 +68,7 @@ class RecordSweep(Callback):
 
 
 def _outlast_lost_jobs() -> None:
-    """Make submitit's launcher go on after a job that was lost, where it would raise."""
+    """Make submitit's launcher continue after a lost job instead of raising."""
     from submitit import Job  # of the extra `sweep`
     from submitit.core.utils import UncompletedJobError
 
@@ -94,11 +94,11 @@ def _planned(config: DictConfig) -> dict[str, str]:
 
 
 def planned_run(config: DictConfig, overrides: list[str]) -> tuple[str, str]:
-    """A job of a sweep: its run's folder below the output folder, and its configuration's hash.
+    """Folder of a job's run below the output folder, and the hash of its configuration.
 
     Args:
         config: the sweep's configuration with Hydra's own node.
-        overrides: the job's.
+        overrides: the job's overrides.
     """
     loader = GlobalHydra.instance().config_loader()
     composed = loader.load_sweep_config(config, overrides)
@@ -123,10 +123,10 @@ def _name(folder: Path, output_dir: Path) -> str:
 
 
 def run_folder(cfg: DictConfig) -> Path:
-    """The run's folder: `cfg.run_dir`, or where it was started with its overrides spelt otherwise.
+    """Find the run's folder: `cfg.run_dir`, or that of the same run under another spelling.
 
     `optimizer.lr=1e-3` and `optimizer.lr=0.001` name two folders of one run. A folder that the
-    command names itself is taken, so that a run can be repeated.
+    command itself names is used as it is, so that a run can be repeated.
     """
     own = Path(cfg.run_dir)
     overrides = HydraConfig.get().overrides
@@ -139,7 +139,7 @@ def run_folder(cfg: DictConfig) -> Path:
 
 
 def planned_runs(output_dir: Path) -> dict[str, str]:
-    """Folders of all runs that sweeps have planned there, and the hashes of their content."""
+    """Folders of all runs that sweeps have planned in `output_dir` → hashes of their content."""
     plans = sorted((output_dir / "sweeps").glob("*.json"))
     return {run: digest for path in plans for run, digest in _runs_of(path).items()}
 
@@ -152,18 +152,18 @@ def _runs_of(plan: Path) -> dict[str, str]:
 
 
 def run_states(output_dir: Path, planned: dict[str, str] | None = None) -> pd.DataFrame:
-    """How every run stands.
+    """State of every run.
 
     Args:
-        output_dir: where runs lie.
-        planned: which, as `RecordSweep.planned`; None = all that are there or planned by a sweep,
-            of whatever configuration.
+        output_dir: folder of the runs.
+        planned: the runs, as `RecordSweep.planned`; None = all that exist or that a sweep planned,
+            whatever their configuration.
 
     Returns:
         Columns `run`, `state` (one of `STATES`), `epochs` done, `started` (ISO 8601, the last
         attempt), `seconds` of that attempt (so far, if it is running; up to its last epoch, if it
-        was killed), `error` (one line), `folder`: where it is, another than `run` names if its
-        overrides were spelt otherwise then.
+        was killed), `error` (one line), `folder`: where the run is, which is not the folder that
+        `run` names if its overrides were spelt differently.
     """
     folders = run_folders(output_dir)
     if planned is None:
@@ -182,7 +182,7 @@ def run_states(output_dir: Path, planned: dict[str, str] | None = None) -> pd.Da
 
 
 def _add_slurms_word(output_dir: Path, rows: list[dict[str, Any]]) -> None:
-    """Add what became of a run's last attempt if that was a Slurm job, where Slurm says it."""
+    """Add how a run's last attempt ended if that was a Slurm job and Slurm reports it."""
     submitted = submitted_jobs(output_dir)
     jobs = {r["run"]: _last_job(Run(r["folder"]), submitted.get(r["run"])) for r in rows}
     states = job_states({job.id for job in jobs.values() if job and not job.ended}) or {}
@@ -200,7 +200,7 @@ def _add_slurms_word(output_dir: Path, rows: list[dict[str, Any]]) -> None:
 
 
 def _has_failed(run: Run) -> bool:
-    """Whether the run itself wrote down that it failed: its job may have ended hours later."""
+    """Whether the run itself recorded a failure; its job may have ended hours later."""
     try:
         return read_json(run.folder / "status.json").get("state") == "failed"
     except ValueError:  # damaged
@@ -208,7 +208,7 @@ def _has_failed(run: Run) -> bool:
 
 
 def _last_job(run: Run, submitted: Job | None) -> Job | None:
-    """The job of the last attempt; None if that was none, or elsewhere."""
+    """Job of the last attempt; None if the attempt was not a job."""
     try:
         status = read_json(run.folder / "status.json")
         began = datetime.fromisoformat(status["started"]).timestamp()
@@ -221,14 +221,14 @@ def _last_job(run: Run, submitted: Job | None) -> Job | None:
 
 
 def runs_to_submit(output_dir: Path, planned: dict[str, str]) -> tuple[set[str], dict[str, str]]:
-    """Which runs of a sweep need a Slurm job; what becomes of the others is printed.
+    """Choose the runs of a sweep that need a Slurm job; print why the others do not.
 
     Args:
-        output_dir: where the runs are.
+        output_dir: folder of the runs.
         planned: as `RecordSweep.planned`.
 
     Returns:
-        The runs, and run → id of the job for those that have one in the queue.
+        The runs to submit, and run → id of the job for those that have one in the queue.
 
     Raises:
         OSError: Slurm does not answer.
@@ -247,7 +247,7 @@ def runs_to_submit(output_dir: Path, planned: dict[str, str]) -> tuple[set[str],
         print(f"{output_dir / run}: running, not submitted")
     if done:
         print(f"{len(done)} of {len(planned)} runs are finished and not submitted")
-    sys.stdout.flush()  # also into a file: what follows is a long wait
+    sys.stdout.flush()  # into files too: a long wait follows
     return planned.keys() - done - running - queued.keys(), queued
 
 
@@ -286,12 +286,12 @@ def _seconds(status: dict[str, Any], ended: str | None) -> float:
     try:
         began, end = (datetime.fromisoformat(str(time)) for time in (status["started"], ended))
         return max((end - began).total_seconds(), 0.0)
-    except (KeyError, ValueError, TypeError):  # not there, or not as we write it
+    except (KeyError, ValueError, TypeError):  # missing, or malformed
         return float("nan")
 
 
 def sweep_summary(states: pd.DataFrame) -> str:
-    """How many runs are in which state, then those that are not done, each with its error."""
+    """Count the runs in each state, and list those that are not done with their errors."""
     counts = {s: int((states["state"] == s).sum()) for s in STATES}
     lines = ["runs: " + ", ".join(f"{n} {s}" for s, n in counts.items() if n)]
     not_done = pd.DataFrame(states[states["state"] != "done"])
@@ -308,11 +308,11 @@ def sweep_summary(states: pd.DataFrame) -> str:
 
 
 def sweep_is_done() -> bool:
-    """Print how a sweep ended, whatever process ran its jobs; True also if there was none."""
+    """Print how a sweep ended, whichever process ran its jobs; True also without a sweep."""
     if RecordSweep.planned is None:
         return True
     if not RecordSweep.planned:
-        print("blockspike: which runs this sweep has is not known", file=sys.stderr)
+        print("blockspike: the runs of this sweep are not known", file=sys.stderr)
         return False
     states = run_states(RecordSweep.output_dir, RecordSweep.planned)
     print(sweep_summary(states))

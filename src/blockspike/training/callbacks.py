@@ -1,4 +1,4 @@
-"""Callbacks: the paper's schedule, timing, progress and the state of a run."""
+"""Callbacks: the paper's schedule, timing and progress."""
 
 import time
 from copy import deepcopy
@@ -11,10 +11,11 @@ from pytorch_lightning.utilities import rank_zero_only
 
 
 class ReloadBestAtMilestone(Callback):
-    """The paper's schedule on SHD: once, lr × factor from the best model so far.
+    """The paper's schedule on SHD: one restart from the best model, with a lower learning rate.
 
-    At the start of epoch `milestone` the weights of the epoch with the lowest training loss are
-    loaded and the optimiser starts afresh with its learning rate multiplied by `factor`.
+    At the start of epoch `milestone`, the weights of the epoch with the lowest training loss are
+    loaded, and the optimiser starts afresh with its learning rate multiplied by `factor`
+    (docs/paper.md, Experiments).
     """
 
     def __init__(self, milestone: int = 15, factor: float = 0.1):
@@ -42,19 +43,19 @@ class ReloadBestAtMilestone(Callback):
             self.best_weights = deepcopy(pl_module.state_dict())
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resumed run needs."""
+        """State that a resumed run needs."""
         return {"best_loss": self.best_loss, "best_weights": self.best_weights}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take over the state of the interrupted run."""
+        """Restore the state of the interrupted run."""
         self.best_loss = state_dict["best_loss"]
         self.best_weights = state_dict["best_weights"]
 
 
 class Throughput(Callback):
-    """Logs where the time of an epoch goes: forward, backward, all of it, and samples per second.
+    """Logs the seconds of an epoch (forward, backward, total) and samples per second.
 
-    Seconds are sums over the epoch's batches; validation is not in them.
+    Seconds are sums over the epoch's batches, without validation.
     """
 
     def __init__(self):
@@ -69,18 +70,18 @@ class Throughput(Callback):
         self._samples = 0
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx) -> None:
-        """Start of forward."""
+        """Start timing the forward pass."""
         self._samples += len(batch[1])
         self._mark = _now(pl_module)
 
     def on_before_backward(self, trainer, pl_module, loss) -> None:
-        """End of forward, start of backward."""
+        """Add the forward pass; start timing the backward pass."""
         now = _now(pl_module)
         self._forward += now - self._mark
         self._mark = now
 
     def on_after_backward(self, trainer, pl_module) -> None:
-        """End of backward."""
+        """Add the backward pass."""
         self._backward += _now(pl_module) - self._mark
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -97,11 +98,11 @@ class Throughput(Callback):
         )
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Validation begins inside Lightning's training epoch."""
+        """Start timing validation, which runs inside Lightning's training epoch."""
         self._validation_start = time.perf_counter()
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Its seconds are taken off the epoch's."""
+        """Add the validation, which is subtracted from the epoch."""
         self._validation += time.perf_counter() - self._validation_start
 
 
@@ -112,7 +113,7 @@ def _now(pl_module: pl.LightningModule) -> float:
 
 
 class EpochLines(Callback):
-    """One plain line every so many epochs, for logs and pipes (a terminal gets a Rich bar)."""
+    """Prints a plain line every few epochs, for logs and pipes (a terminal gets a Rich bar)."""
 
     def __init__(self, every: int = 1):
         self.every = every

@@ -22,14 +22,14 @@ _FORMAT = "blockspike-checkpoint-2"
 
 
 class PlainCheckpointIO(CheckpointIO):
-    """Reads and writes Lightning's checkpoints in the format above, each write atomic."""
+    """Reads and writes Lightning's checkpoints in this format; every write is atomic."""
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None
     ) -> None:
         """Write `checkpoint` to `path`; the file appears only when it is complete on disk.
 
-        The `last.ckpt` before it stays as `previous.ckpt`.
+        An existing `last.ckpt` is kept as `previous.ckpt`.
         """
         path = Path(path)
         if path.name == "last.ckpt" and path.is_file():
@@ -52,7 +52,7 @@ def save_plain(content: Any, path: Path) -> None:
     """Write nested plain values and tensors to `path`, atomically.
 
     Raises:
-        TypeError: a value that is neither plain nor a tensor, naming where it is.
+        TypeError: a value is neither plain nor a tensor; names its place.
     """
     tensors: dict[str, torch.Tensor] = {}
     structure = json.dumps(_encode(content, tensors, "checkpoint"))
@@ -65,11 +65,11 @@ def save_plain(content: Any, path: Path) -> None:
 
 
 def load_plain(path: Path) -> Any:
-    """Read what `save_plain` wrote.
+    """Load what `save_plain` wrote.
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: not a checkpoint of this format, or damaged.
+        ValueError: the file is no checkpoint of this format, or is damaged.
     """
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such checkpoint")
@@ -80,7 +80,7 @@ def load_plain(path: Path) -> Any:
                 raise ValueError(f"{path}: expected a checkpoint of format {_FORMAT}")
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
         if _digest(metadata["structure"], tensors) != metadata["sha256"]:
-            raise ValueError(f"{path}: damaged checkpoint, its checksum does not fit")
+            raise ValueError(f"{path}: damaged checkpoint, its checksum does not match")
         return _decode(json.loads(metadata["structure"]), tensors)
     except (SafetensorError, KeyError, TypeError) as error:
         raise ValueError(f"{path}: not a readable checkpoint ({error})") from error

@@ -1,4 +1,4 @@
-"""Training a spiking classifier."""
+"""The Lightning module that trains a spiking classifier."""
 
 from collections.abc import Callable
 from typing import Any
@@ -21,20 +21,20 @@ Batch = tuple[EventBatch, Tensor]
 
 
 class ClassificationModule(pl.LightningModule):
-    """Cross-entropy of the class scores, accuracy, and firing rate of every hidden layer.
+    """Trains by cross-entropy; logs loss, accuracy and the firing rate of each hidden layer.
 
-    Several processes that share a batch get the gradient and the logs that one would have, but
-    that each draws its own spikes for dropout.
+    Processes that share a batch get the gradient and the logs that one process would have, except
+    that each draws its own dropout.
 
     Args:
         network: the classifier.
-        n_classes: for the accuracy.
-        dt_ms: for firing rates in Hz.
+        n_classes: number of classes, for the accuracy.
+        dt_ms: length of a step, for firing rates in Hz.
         optimizer: makes the optimiser from the parameters.
-        scheduler: makes a learning-rate scheduler, stepped once an epoch; None = constant.
+        scheduler: makes a learning-rate scheduler, stepped once an epoch; None = constant rate.
         label_smoothing: share of each training target that is spread evenly over the classes;
-            the losses that are logged are plain cross-entropies.
-        seed: of the spikes that dropout leaves out, with epoch and process.
+            logged losses are plain cross-entropies.
+        seed: seed of the dropout, together with epoch and process.
 
     Raises:
         ValueError: label_smoothing is not in [0, 1).
@@ -71,7 +71,7 @@ class ClassificationModule(pl.LightningModule):
         return self.network(x)
 
     def _step(self, stage: str, batch: Batch) -> Tensor:
-        """Forward, loss, log: the loss of a batch, weighted by this process's part of it."""
+        """Run and log a batch; return its loss, weighted by this process's share of the batch."""
         events, labels = batch
         output, batch_size, weight = _run_together(self.network, events, labels)
         scores = output.mean_over_views(len(labels))
@@ -95,7 +95,7 @@ class ClassificationModule(pl.LightningModule):
         return F.cross_entropy(scores, labels.clamp(min=0), label_smoothing=self.label_smoothing)
 
     def on_train_epoch_start(self) -> None:
-        """Sharpen delays; seed what the epoch draws, so that a resumed run draws the same."""
+        """Sharpen delays and seed the epoch's draws, so that a resumed run draws the same."""
         self.network.anneal_(self.current_epoch / max(self.trainer.max_epochs or 1, 1))
         draw = np.random.SeedSequence([self.seed, self.current_epoch, self.global_rank])
         torch.manual_seed(int(draw.generate_state(1)[0]))
@@ -113,7 +113,7 @@ class ClassificationModule(pl.LightningModule):
         self._step("test", batch)
 
     def configure_optimizers(self) -> Any:
-        """The optimiser of the trainable parameters, and the scheduler if there is one."""
+        """Make the optimiser of the trainable parameters, and the scheduler if there is one."""
         optimizer = self.make_optimizer([p for p in self.parameters() if p.requires_grad])
         if self.make_scheduler is None:
             return optimizer
@@ -144,8 +144,8 @@ def _run_together(
 
     Returns:
         This process's output, the number of samples in all processes, and the weight of this
-        process's means: gradients and logs are means over processes, which may have unequal
-        parts; weighted so, they are means over samples.
+        process's means. Gradients and logs are averaged over processes, whose shares of the batch
+        may be unequal; the weight turns that into an average over samples.
 
     Raises:
         NotFiniteError: in every process, if one of them met a NaN or Inf.
@@ -163,7 +163,7 @@ def _run_together(
 def _global_batch_size_and_weight(
     labels: Tensor, failed: NotFiniteError | None
 ) -> tuple[int, float]:
-    """The number of samples in all processes and the weight of this one; raises for all."""
+    """Count the samples in all processes and weigh this one; raises in all if one failed."""
     if not (dist.is_available() and dist.is_initialized()):
         if failed is not None:
             raise failed

@@ -1,4 +1,4 @@
-"""Stops the training of a classifier whose numbers go wrong, and warns of dead layers."""
+"""A guard that stops a classifier's training at a NaN or Inf, and warns of dead layers."""
 
 import math
 import sys
@@ -15,16 +15,17 @@ from blockspike.training.classification import Batch, ClassificationModule
 from blockspike.training.guard import Guard, not_finite, require_finite
 
 SATURATED = 0.9
-"""Share of the spikes allowed by its refractory period above which a layer is saturated."""
+"""Share of the spikes that the refractory period allows, above which a layer is saturated."""
 
 
 class ClassifierGuard(Guard):
     """Stops the training of a classifier at the first step with a NaN or Inf.
 
-    Looked at are data, scores, loss, gradients and parameters of every training step, before the
-    optimiser's; currents and membranes by the neurons themselves, also in validation and test;
-    parameters and validation losses before a checkpoint is written. On a GPU that waits for the
-    device once a step. Warns of layers that fell silent for an epoch, or fire all the time.
+    Every training step checks data, scores, loss, gradients and parameters before the optimiser
+    steps; on a GPU, the check waits for the device. The neurons check currents and membranes
+    themselves, in validation and test too. Parameters and validation losses are checked before a
+    checkpoint is written. Layers that are silent for an epoch, or fire all the time, cause a
+    warning.
     """
 
     def __init__(self, file: Path):
@@ -37,7 +38,7 @@ class ClassifierGuard(Guard):
         self._loss = loss.detach()
 
     def on_after_backward(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        """The check of a step; raises NotFiniteError."""
+        """Check a training step; raises NotFiniteError."""
         values = [self._loss, pl_module.scores, *pl_module.network.parameters()]
         values += [x.grad for x in pl_module.network.parameters() if x.grad is not None]
         if isinstance(self._batch[0], Tensor):
@@ -45,17 +46,17 @@ class ClassifierGuard(Guard):
         require_finite(values, pl_module.device)
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        """The last step's parameters, before a model is chosen; raises NotFiniteError."""
+        """Check the last step's parameters before a model is chosen; raises NotFiniteError."""
         require_finite(list(pl_module.network.parameters()), pl_module.device)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        """The losses that choose a model; raises NotFiniteError."""
+        """Check the losses that choose a model; raises NotFiniteError."""
         for name, value in trainer.callback_metrics.items():
             if name.startswith(("val/", "test_each_epoch/")) and not torch.isfinite(value):
                 raise NotFiniteError(f"{name}: is {float(value)}")
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        """Parameters, before a checkpoint; then silent and saturated layers."""
+        """Check parameters before a checkpoint; then warn of silent and saturated layers."""
         require_finite(list(pl_module.network.parameters()), pl_module.device)
         if trainer.is_global_zero:
             self._warn(trainer, pl_module)
@@ -65,22 +66,21 @@ class ClassifierGuard(Guard):
         epoch = trainer.current_epoch + 1
         for i, layer in enumerate(module.network.layers):
             rate_hz = float(trainer.callback_metrics[f"train/rate_layer{i + 1}_hz"])
-            most = math.ceil(n_steps / (getattr(layer, "arp", 0) + 1))  # spikes of a neuron
+            most = math.ceil(n_steps / (getattr(layer, "arp", 0) + 1))  # spikes of one neuron
             share = rate_hz * n_steps * module.dt_ms / 1000 / most
             state, text = "", ""
             if rate_hz == 0:
                 state = "dead"
                 text = (
-                    f"no neuron spiked in epoch {epoch} (dead layer); if it stays so, larger "
-                    "tau_membrane_ms or data.dt_ms add up more input, a smaller optimizer.lr takes "
-                    "smaller steps"
+                    f"no neuron spiked in epoch {epoch} (dead layer); if that persists, raise "
+                    "tau_membrane_ms or data.dt_ms to add up more input, or lower optimizer.lr"
                 )
             elif share > SATURATED:
                 state = "saturated"
                 text = (
                     f"{share:.0%} of the spikes that the refractory period allows in epoch {epoch} "
-                    "(saturated layer); if it stays so, smaller tau_membrane_ms or data.dt_ms add "
-                    "up less input, a smaller optimizer.lr takes smaller steps"
+                    "(saturated layer); if that persists, lower tau_membrane_ms or data.dt_ms to "
+                    "add up less input, or lower optimizer.lr"
                 )
             if state and state != self._state.get(f"layers.{i}"):
                 print(f"warning: layers.{i}: {text}", file=sys.stderr)
@@ -143,7 +143,7 @@ class ClassifierGuard(Guard):
 def _wrong_gradient(
     loss: Tensor, layers: list[tuple[str, nn.Module]], outputs: list[Tensor]
 ) -> str | None:
-    """The first gradient that is not finite on the way back from the loss."""
+    """Name the first gradient that is not finite on the way back from the loss."""
     words: list[str] = []
     values: list[Tensor] = []
     after = "loss"

@@ -1,7 +1,7 @@
-"""Stops a run whose numbers go wrong, says where, and keeps the batch to run it again.
+"""A guard that stops a run at a NaN or Inf, names the place, and keeps the batch for a replay.
 
-The check of a step is one norm over loss, scores, gradients and parameters. Only when that is not
-finite is the batch run again, layer by layer, to find the first place that is not.
+The check of a step is one norm over loss, scores, gradients and parameters. Only if that is not
+finite is the batch run again, layer by layer, to find the first number that is not.
 """
 
 import math
@@ -25,14 +25,13 @@ _KIND = "bad batch"
 
 
 class Guard(Callback):
-    """Stops a run at a number that is not finite: finds it, keeps the batch, names the place.
+    """Stops a run at a number that is not finite, names the place and keeps the batch.
 
-    `last.ckpt` and `best.ckpt` stay as they are, and the optimiser's step is not taken. Where
-    several processes share the run all of them stop, and the first whose own batch is the cause
-    writes it.
+    `last.ckpt` and `best.ckpt` stay as they are, and the optimiser does not step. If several
+    processes share the run, all of them stop, and the first whose own batch is the cause writes it.
 
     Args:
-        file: where the batch goes, with weights, optimiser and random numbers as they were.
+        file: where the batch is saved, with the weights, optimiser and random state before it.
     """
 
     def __init__(self, file: Path):
@@ -70,14 +69,14 @@ class Guard(Callback):
             self._random["cuda"] = torch.cuda.get_rng_state(trainer.strategy.root_device)
 
     def on_exception(self, trainer: pl.Trainer, pl_module: Any, exception) -> None:
-        """Complete a NotFiniteError: what was not finite first, and where; write the batch."""
+        """Add to a NotFiniteError what was not finite first, and where; write the batch."""
         if not isinstance(exception, NotFiniteError) or self._batch is None:
             return
         batch = self._plain(self._batch)
         with trainer.precision_plugin.forward_context(), _random_numbers(self._random):
             found = self._find(pl_module, self._unpacked(batch))
         process, found = _first_of_all(found)
-        if found is None:  # in no process
+        if found is None:  # no process found it again
             process, found = _first_of_all(self._seen(pl_module))
         text = f"{found or exception}; {self._place}"
         if process:
@@ -100,7 +99,7 @@ class Guard(Callback):
         exception.args = (text + kept,)
 
     def replay(self, file: Path, module: pl.LightningModule, trainer: pl.Trainer) -> str:
-        """Run a kept batch again, forward and backward, with what it was run with.
+        """Run a kept batch again, forward and backward, from the state kept with it.
 
         Returns:
             The line to print if every number is finite here.
@@ -118,7 +117,9 @@ class Guard(Callback):
         try:
             module.load_state_dict(kept["state_dict"])
         except RuntimeError as error:
-            raise ValueError(f"{file}: holds the batch of another network ({error})") from error
+            raise ValueError(
+                f"{file}: expected a batch of this network, got another's ({error})"
+            ) from error
         device = trainer.strategy.root_device
         module.to(device).train(kept.get("training", True))
         module.trainer = trainer
@@ -134,24 +135,24 @@ class Guard(Callback):
 
     @abstractmethod
     def _find(self, module: Any, batch: Any) -> str | None:
-        """The first number that is not finite when the batch is run, or None."""
+        """Run the batch and name the first number that is not finite, or return None."""
 
     @abstractmethod
     def _seen(self, module: Any) -> str | None:
-        """The number that was not finite, if all are when the batch is run again."""
+        """Name a number that was not finite, though all are when the batch is run again."""
 
     @abstractmethod
     def _plain(self, batch: Any) -> Any:
-        """The batch as plain values and tensors of its own."""
+        """Turn the batch into plain values and copies of its tensors."""
 
     @abstractmethod
     def _unpacked(self, plain: Any) -> Any:
-        """The batch that `_plain` was given."""
+        """Restore the batch from what `_plain` returned."""
 
 
 def require_finite(values: list[Tensor], device: torch.device) -> None:
-    """Raise NotFiniteError, in all processes of the run, if any has a value that is not finite."""
-    # A sum of squares may overflow though all is finite; the largest magnitude is slower.
+    """Raise NotFiniteError in all processes of the run if any has a value that is not finite."""
+    # The sum of squares may overflow although all values are finite; the maximum norm is slower.
     wrong = (
         not get_total_norm(values).isfinite() and not get_total_norm(values, math.inf).isfinite()
     )
@@ -164,7 +165,7 @@ def require_finite(values: list[Tensor], device: torch.device) -> None:
 
 
 def not_finite(value: Tensor) -> str | None:
-    """Where and how often a tensor is not finite, or None."""
+    """Describe where and how often a tensor is not finite; None if it is finite."""
     bad = (~torch.isfinite(value.detach())).nonzero()
     if not len(bad):
         return None
@@ -178,7 +179,7 @@ def _is_shared() -> bool:
 
 
 def _first_of_all(found: str | None) -> tuple[int, str | None]:
-    """The first process of the run that found something, and what."""
+    """First process of the run that found something, and what it found."""
     texts = [found]
     if _is_shared():
         texts = [None] * dist.get_world_size()
@@ -189,7 +190,7 @@ def _first_of_all(found: str | None) -> tuple[int, str | None]:
 
 @contextmanager
 def _random_numbers(state: dict[str, Tensor]) -> Iterator[None]:
-    """Restore the random state for a block, and afterwards the present one."""
+    """Set a random state for a block, and restore the present one afterwards."""
     with torch.random.fork_rng(devices=None if "cuda" in state else []):
         torch.set_rng_state(state["cpu"])
         if "cuda" in state and torch.cuda.is_available():

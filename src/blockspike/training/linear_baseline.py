@@ -1,4 +1,4 @@
-"""What a linear model reaches on spike counts: the least that a spiking net must beat."""
+"""A linear model on spike counts: the baseline that a spiking network must beat."""
 
 import numpy as np
 import torch

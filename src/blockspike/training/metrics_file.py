@@ -1,4 +1,4 @@
-"""One row of metrics an epoch in `metrics.csv`, also across restarts."""
+"""One row of metrics per epoch in `metrics.csv`, also across restarts."""
 
 import csv
 import math
@@ -16,13 +16,13 @@ from blockspike.files import whole_file
 
 
 def read_metrics(path: Path) -> pd.DataFrame:
-    """`metrics.csv` with a row an epoch, every number exactly as it was written.
+    """Read `metrics.csv`, a row per epoch, with every number exactly as it was written.
 
-    (The fast parser of older pandas is off by one unit in the last place.) A last row without its
-    end of line, which a process was killed in, is left out.
+    A last row without an end of line, in which a process was killed, is left out. The fast parser
+    of older pandas is not used, because it is off by one unit in the last place.
 
     Raises:
-        ValueError: it is damaged.
+        ValueError: the file is damaged.
     """
     try:
         whole_lines = path.read_text().rpartition("\n")[0].splitlines()
@@ -35,14 +35,15 @@ def read_metrics(path: Path) -> pd.DataFrame:
 
 
 class MetricsFile(Checkpoint):
-    """Writes `metrics.csv` into `folder`: a row an epoch, on disk after each.
+    """Writes `metrics.csv` into `folder`: a row per epoch, on disk after each.
 
-    The rows are part of the checkpoint, too, from which a resumed run takes them; an epoch that is
+    The rows are also part of the checkpoint, from which a resumed run takes them; an epoch that is
     run again replaces its row. (Lightning's CSVLogger deletes the file of an interrupted run.) Rows
-    are appended, so that the last epoch takes no longer than the first; the file is replaced whole
-    only for the first row of a process and for new columns. It is a `Checkpoint` for its turn,
-    after all that log and, if it is listed first, before the epoch's checkpoint: a run that is
-    killed between them repeats the epoch rather than lack its row.
+    are appended, so that the last epoch takes no longer than the first; the whole file is replaced
+    only for the first row of a process and for new columns.
+
+    It is a `Checkpoint` so that it runs after all callbacks that log and, if listed first, before
+    the epoch's checkpoint: a run killed between the two repeats the epoch rather than lack its row.
     """
 
     def __init__(self, folder: str | Path):
@@ -52,7 +53,7 @@ class MetricsFile(Checkpoint):
 
     @rank_zero_only
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Of a checkpoint without the rows, as earlier versions wrote it, take the file's."""
+        """Take the rows from the file if the checkpoint, of an earlier version, has none."""
         if trainer.ckpt_path is not None and not self._rows:
             rows = read_metrics(self._path).to_dict("records")
             self._rows = {int(r["epoch"]): {str(k): v for k, v in r.items()} for r in rows}
@@ -64,7 +65,7 @@ class MetricsFile(Checkpoint):
         self.write(trainer.current_epoch, values)
 
     def write(self, epoch: int, values: dict[str, float]) -> None:
-        """Put a row in, on disk."""
+        """Write a row to disk."""
         row: dict[str, Any] = {"epoch": epoch, **values}
         is_next = epoch > max(self._rows, default=-1)
         self._rows[epoch] = row
@@ -76,10 +77,10 @@ class MetricsFile(Checkpoint):
             self._replace()
 
     def state_dict(self) -> dict[str, Any]:
-        """The rows, for the checkpoint, whose checksum notices damage.
+        """Rows for the checkpoint, whose checksum notices damage.
 
-        Empty ones behind them make their number a power of two: tensors that grow every epoch
-        leave holes in memory that the next does not fit into, 20 MB in 2,000 epochs.
+        Empty rows pad their number to a power of two: tensors that grow every epoch leave holes in
+        memory that the next does not fit into, 20 MB in 2,000 epochs.
         """
         columns = list(dict.fromkeys(c for row in self._rows.values() for c in row))
         nan = float("nan")
@@ -90,7 +91,7 @@ class MetricsFile(Checkpoint):
 
     @rank_zero_only
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from the checkpoint's rows, whatever has become of the file."""
+        """Continue from the checkpoint's rows, whatever has become of the file."""
         for values in state_dict["rows"].tolist():
             row = dict(zip(state_dict["columns"], values, strict=True))
             if not math.isnan(row.get("epoch", math.nan)):
@@ -99,7 +100,7 @@ class MetricsFile(Checkpoint):
         self._replace()
 
     def _replace(self) -> None:
-        """Write the file anew."""
+        """Replace the whole file."""
         rows = [self._rows[epoch] for epoch in sorted(self._rows)]
         self._columns = list(dict.fromkeys(column for row in rows for column in row))
         header = dict(zip(self._columns, self._columns, strict=True))
