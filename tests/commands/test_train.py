@@ -297,7 +297,7 @@ def test_unknown_command_is_named(blockspike):
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
 def test_every_experiment_runs(blockspike, tmp_path, data_dir, experiment):
-    is_nmnist = experiment == "demo" or experiment.startswith("e3_")
+    is_nmnist = experiment in ("demo", "nmnist", "paper_nmnist")
     data = "nmnist_sample" if is_nmnist else "hd_lauscher_sample"
     blockspike(
         "train", f"experiment={experiment}", f"data={data}", "debug=fast", "network.n_hidden=8"
