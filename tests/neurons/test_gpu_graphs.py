@@ -1,4 +1,4 @@
-"""Chains of launches as graphs: when they are captured, what is kept, and what a call returns."""
+"""Chains of launches as graphs: when they are captured, which are kept, and what calls return."""
 
 from functools import partial
 
@@ -13,19 +13,19 @@ from blockspike.neurons.gpu.graphs import Graphs, has_triton, require_triton
 
 
 def chain(x, y, *, factor=1):
-    """Something with two results."""
+    """Chain with two results."""
     return factor * x + y, x.sum()
 
 
 @pytest.fixture
 def captured() -> list:
-    """What was captured, in order."""
+    """Captures so far, in order."""
     return []
 
 
 @pytest.fixture
 def graphs(captured) -> Graphs:
-    """Graphs that can be captured anywhere, at most three."""
+    """`Graphs` that works on any device and keeps at most three."""
 
     def capture(bound, tensors):
         captured.append((bound.keywords, tensors[0].shape))
@@ -34,7 +34,7 @@ def graphs(captured) -> Graphs:
     return Graphs(capture, lambda tensor: True, size=3)
 
 
-def test_captured_when_it_comes_again(graphs, captured):
+def test_a_repeated_chain_is_captured(graphs, captured):
     numbers_captured = []
     for i in range(4):
         x, y = torch.full((3,), float(i)), torch.arange(3.0)
@@ -49,7 +49,7 @@ def test_results_of_earlier_calls_stay(graphs):
     assert [result[0].tolist() for result in results] == [[float(i)] * 3 for i in range(5)]
 
 
-def test_each_shape_type_and_option_has_its_own(graphs, captured):
+def test_each_shape_dtype_and_option_has_its_own_graph(graphs, captured):
     x = torch.ones(3)
     graphs.run(chain, x, x, factor=2)
     for tensors, factor in [
@@ -64,7 +64,7 @@ def test_each_shape_type_and_option_has_its_own(graphs, captured):
     assert captured == [({"factor": 3}, (3,))]
 
 
-def test_another_precision_of_products_is_captured_anew(graphs, captured):
+def test_another_matmul_precision_is_captured_anew(graphs, captured):
     x = torch.ones(3)
     before = torch.get_float32_matmul_precision()
     try:
@@ -80,15 +80,15 @@ def test_the_least_recently_used_is_forgotten(graphs, captured):
     def call(n):
         graphs.run(chain, torch.ones(n), torch.ones(n))
 
-    for n in (1, 2, 3, 1, 4):  # 4 drives out 2
+    for n in (1, 2, 3, 1, 4):  # 4 evicts 2
         call(n)
     assert captured == [({}, (1,))]
-    for n in (2, 1, 3):  # and 2 drives out 3
+    for n in (2, 1, 3):  # 2 evicts 3
         call(n)
     assert len(captured) == 1 and len(graphs._known) == 3
 
 
-def test_where_there_are_no_graphs_the_chain_just_runs():
+def test_chains_run_directly_where_graphs_are_not_supported():
     graphs = Graphs(capture_by_copying, lambda tensor: False)
     x = torch.ones(3)
     for _ in range(3):
@@ -130,7 +130,7 @@ def test_devices(monkeypatch):
     ("installed", "enough"),
     [("3.3.0", True), ("3.10.1+git", True), ("3.2.0", False), (None, False)],
 )
-def test_triton_that_is_too_old(monkeypatch, installed, enough):
+def test_minimum_version_of_triton(monkeypatch, installed, enough):
     def version(name):
         if installed is None:
             raise gpu.PackageNotFoundError
