@@ -53,13 +53,13 @@ def test_a_file_is_evaluated_on_its_data(published, blockspike):
     accuracy = f"{row['test_accuracy']:.2%}"
     assert f"test accuracy {accuracy} of 80; its card says {accuracy}\n" in shown
     another = edited(path, lambda about, tensors: about["card"].update(data_sha256="00"))
-    assert " of other data\n" in blockspike("evaluate", f"pretrained={another}").stdout
+    assert " on other data\n" in blockspike("evaluate", f"pretrained={another}").stdout
     other = edited(path, lambda about, tensors: about.update(data_config="shd"))
     failed = blockspike("evaluate", f"pretrained={other}", check=False)
     assert failed.returncode == 2
     other = edited(path, lambda about, tensors: about.update(data_config="synthetic_cells"))
     failed = blockspike("evaluate", f"pretrained={other}", check=False)
-    assert failed.returncode == 2 and "are not of events" in failed.stderr
+    assert failed.returncode == 2 and "expected a data configuration of events" in failed.stderr
     for unknown in ("theirs", "../experiment/demo"):
         other = edited(path, lambda about, _, name=unknown: about.update(data_config=name))
         failed = blockspike("evaluate", f"pretrained={other}", check=False)

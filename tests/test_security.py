@@ -73,7 +73,7 @@ def test_a_checkpoint_is_not_unpickled(blockspike, finished, marker, save):
             {"epoch": 0, "state_dict": Malicious(marker)}, finished / "checkpoints" / f"{name}.ckpt"
         )
     done = blockspike("train", *SMALL, check=False)
-    assert done.returncode == 2 and "to start anew" in done.stderr
+    assert done.returncode == 2 and "to start over" in done.stderr
 
 
 PAYLOADS = {

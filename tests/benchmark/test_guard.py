@@ -1,4 +1,4 @@
-"""The guard fails when a ratio is under its floor, and only then."""
+"""The guard fails when a ratio is below its floor, and only then."""
 
 import pytest
 

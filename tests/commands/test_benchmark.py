@@ -93,7 +93,7 @@ def test_the_guard_has_an_exit_code(blockspike, monkeypatch, floor, code):
     for pair in guard.FLOORS:
         monkeypatch.setitem(guard.FLOORS, pair, floor)
     done = blockspike("benchmark", "--check", "rounds=2", check=False)
-    assert done.returncode == code and ("under its floor" in done.stderr) == bool(code)
+    assert done.returncode == code and ("below the floor" in done.stderr) == bool(code)
 
 
 def test_the_roofline_is_printed(blockspike, monkeypatch):

@@ -115,7 +115,7 @@ def test_a_damaged_best_model_stops_the_run_before_it_goes_on(blockspike, run):
     flip(run / "checkpoints" / "best.ckpt")
     done = blockspike(*ARGS, check=False)
     assert done.returncode == 2
-    assert "best.ckpt" in done.stderr and "to start anew" in done.stderr
+    assert "best.ckpt" in done.stderr and "to start over" in done.stderr
     assert "continued" not in done.stdout
 
 
@@ -142,9 +142,9 @@ def test_damaged_results_are_named(blockspike, tmp_path, run):
     path.write_text(text.replace(f'"test_accuracy": {accuracy}', '"test_accuracy": 0.99'))
     for args in (("collect",), ARGS):
         done = blockspike(*args, check=False)
-        assert done.returncode == 2 and f"{path.name}: damaged or changed by hand" in done.stderr
+        assert done.returncode == 2 and f"{path.name}: damaged or edited by hand" in done.stderr
     (row,) = run_states(tmp_path / "outputs").to_dict("records")
-    assert row["state"] == "failed" and "damaged or changed by hand" in row["error"]
+    assert row["state"] == "failed" and "damaged or edited by hand" in row["error"]
 
 
 def test_no_seconds_are_negative_if_the_clock_was_set_back(tmp_path, run):

@@ -197,7 +197,7 @@ def test_a_run_dies_with_its_sweep_which_knows_what_is_missing(blockspike, tmp_p
     wait_for(lambda: not is_alive(pid))
     shown = blockspike("status").stdout
     assert "1 interrupted, 1 missing" in shown
-    assert "no run here" in blockspike("status", "experiment_name=other", check=False).stderr
+    assert "expected runs" in blockspike("status", "experiment_name=other", check=False).stderr
 
 
 @pytest.fixture

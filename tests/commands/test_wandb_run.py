@@ -142,7 +142,7 @@ def test_a_failed_run_is_closed_as_failed_and_a_long_name_keeps_its_end(blockspi
         "train", *SMALL, "trainer.limit_train_batches=0", "logger=wandb",
         f"hydra.run.dir='{folder}'", check=False,
     )  # fmt: skip
-    assert done.returncode == 2 and "no epoch was finished" in done.stderr
+    assert done.returncode == 2 and "expected a finished epoch" in done.stderr
     (logged,) = logged_runs(tmp_path)
     assert logged.exit_code == 1 and wandb.run is None
     assert logged.about.display_name == "a" * 121 + "/seed=3"

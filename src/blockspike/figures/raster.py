@@ -34,7 +34,7 @@ def raster(activity: dict[str, np.ndarray], path: Path) -> Path:
         _readout(column[-1], activity, k, dt_ms)
         label, predicted = int(activity[f"sample{k}_label"]), int(activity[f"sample{k}_predicted"])
         right = "✓" if label == predicted else "✗"
-        column[0].set_title(f"class {label}, read as {predicted} {right}", fontsize=9)
+        column[0].set_title(f"class {label}, classified as {predicted} {right}", fontsize=9)
         column[-1].set_xlabel("time (ms)")
     names = ["input", *(f"hidden {i}" for i in range(1, n_layers)), "readout V"]
     for axis, name in zip(axes[:, 0], names, strict=True):
