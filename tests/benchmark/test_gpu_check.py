@@ -31,7 +31,7 @@ def test_without_a_gpu(monkeypatch, capsys):
     monkeypatch.setattr(gpu_check, "run_tests", pytest.fail)
     assert gpu_check.main([]) == 2
     printed = capsys.readouterr()
-    assert printed.err == "gpu-check: expected a CUDA GPU, PyTorch finds none\n"
+    assert printed.err == "gpu-check: expected a CUDA GPU, got none\n"
     assert printed.out == ""
 
 

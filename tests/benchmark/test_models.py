@@ -38,5 +38,5 @@ def test_nothing_is_timed_if_spikes_differ(monkeypatch):
         return simulate(scale * current, method=method, **arguments)
 
     monkeypatch.setitem(models.MODELS, "SE-adLIF", (partial(wrong), parameters))
-    with pytest.raises(RuntimeError, match="SE-adLIF: spikes of both methods differ"):
+    with pytest.raises(RuntimeError, match="SE-adLIF: spikes of the two methods differ"):
         models.measure("SE-adLIF", False, 2, SHAPE)

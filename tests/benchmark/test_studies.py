@@ -46,7 +46,7 @@ def test_unknown_study():
 
 
 def test_a_study_without_the_contenders_that_were_asked_for():
-    with pytest.raises(ValueError, match="contenders: none of sinabs is in 'layers'"):
+    with pytest.raises(ValueError, match="contenders: expected some of study 'layers', got sinabs"):
         next(pieces("layers", replace(SMALL, contenders=("sinabs",))))
 
 

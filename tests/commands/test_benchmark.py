@@ -76,7 +76,7 @@ def test_with_other_rounds_it_is_measured_anew(blockspike, tmp_path):
         ("study=speed", "study: expected some of roofline"),
         ("contenders=fusd", "contenders: expected some of fused"),
         ("rounds=1", "rounds: expected at least 2"),
-        ("device=cuda", "device: expected cpu, as PyTorch finds no CUDA device"),
+        ("device=cuda", "device: expected cpu, since PyTorch finds no CUDA GPU"),
         ("n_stepz=3", "n_stepz"),
     ],
 )
