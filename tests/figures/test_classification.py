@@ -158,8 +158,8 @@ def test_runs_that_differ_in_more_than_the_seed_are_refused():
 @pytest.mark.parametrize(
     ("table", "words"),
     [
-        (pd.DataFrame(), "missing experiment, data_set"),
-        (pd.DataFrame([run()]).drop(columns="model.method"), "missing model.method"),
+        (pd.DataFrame(), "without experiment, data_set"),
+        (pd.DataFrame([run()]).drop(columns="model.method"), "without model.method"),
         (pd.DataFrame([run(method="magic")]), "method: expected fused, .* got 'magic'"),
     ],
 )

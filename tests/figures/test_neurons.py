@@ -89,9 +89,9 @@ def test_without_runs_the_command_is_shown():
 
 
 def test_what_is_missing_is_named():
-    with pytest.raises(ValueError, match="to have n_epochs"):
+    with pytest.raises(ValueError, match="expected columns n_epochs"):
         neuron_figures(table(ALIF).drop(columns="n_epochs"))
-    with pytest.raises(ValueError, match="more than one run of experiment digits"):
+    with pytest.raises(ValueError, match="got several of experiment digits"):
         neuron_figures(pd.concat([table(ALIF), table(ALIF)]))
     with pytest.raises(ValueError, match="blockspike collect"):
         neuron_figures(pd.DataFrame({"run": ["a"]}))

@@ -90,7 +90,7 @@ def test_without_runs_of_the_paper_there_are_commands_and_no_rows(table):
 
 
 def test_runs_that_cannot_be_told_apart_are_refused():
-    with pytest.raises(ValueError, match="more than one run of experiment paper_shd"):
+    with pytest.raises(ValueError, match="got several of experiment paper_shd"):
         comparisons(pd.DataFrame([run(), run()]))
 
 

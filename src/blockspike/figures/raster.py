@@ -1,4 +1,4 @@
-"""Raster of input, hidden layers and readout of a few samples, from `activity.npz`."""
+"""Raster of input, hidden layers and readout of a few samples, drawn from `activity.npz`."""
 
 from pathlib import Path
 
@@ -9,12 +9,16 @@ from blockspike.figures.style import BLUE, GREY, ORANGE, save
 
 
 def raster(activity: dict[str, np.ndarray], path: Path) -> Path:
-    """A column a sample: input spikes, a row each hidden layer, membrane of the readout.
+    """Draw one column per sample: input spikes, hidden layers, readout membranes.
 
     Args:
-        activity: arrays of `activity.npz`: per sample the (step, unit) of the spikes of each
-            layer (0 = input), the readout [T, n_classes], the label and the predicted class.
-        path: where to write, PNG and SVG.
+        activity: arrays of `activity.npz`: for each sample the (step, unit) of each layer's
+            spikes (layer 0 = input), the readout [T, n_classes], the label and the predicted
+            class.
+        path: where to write the PNG and SVG.
+
+    Returns:
+        Path of the PNG.
     """
     n_samples = sum(name.endswith("_label") for name in activity)
     n_layers = sum(name.startswith("n_units_layer") for name in activity)
