@@ -63,7 +63,8 @@ def test_a_file_is_evaluated_on_its_data(published, blockspike):
     for unknown in ("theirs", "../experiment/demo"):
         other = edited(path, lambda about, _, name=unknown: about.update(data_config=name))
         failed = blockspike("evaluate", f"pretrained={other}", check=False)
-        assert failed.returncode == 2 and f"expected a known data configuration, got {unknown!r}" in failed.stderr
+        assert failed.returncode == 2
+        assert f"expected a known data configuration, got {unknown!r}" in failed.stderr
 
 
 @pytest.mark.parametrize(
