@@ -24,7 +24,7 @@ def test_what_a_page_prints_is_run_or_left_out_for_a_reason(page, tmp_path):
         if step.words:
             assert step.words[0] in ("blockspike", "python", "pip"), step.text
         else:
-            assert step.skipped == "of a checkout" or len(step.skipped) > 10, step.text
+            assert step.skipped == "needs a checkout" or len(step.skipped) > 10, step.text
 
 
 def test_most_of_the_readme_is_run(tmp_path):
@@ -43,7 +43,7 @@ def test_a_command_that_fails_is_listed(tmp_path, data_dir, monkeypatch, capsys)
     )
     assert wheel_check.main(["--venv", sys.prefix, "--page", str(page)]) == 1
     shown = capsys.readouterr().out
-    assert "page.md: not run    make test (of a checkout)" in shown
+    assert "page.md: not run    make test (needs a checkout)" in shown
     assert re.search(r"page.md: ok +\d+ s  blockspike --help", shown)
     summary = shown.partition("3 commands ran, 2 failed\n")[2]
     assert "page.md: blockspike status\n    exit code 2\n" in summary
