@@ -54,11 +54,11 @@ wheel-check: setup ## install the wheel in a fresh environment and run what READ
 
 endurance: setup ## runs of 2,000 epochs, a million steps, arrays of over 2³¹ elements (half an hour, 14 GiB)
 	$(BIN)/blockspike prepare data=nmnist_sample
-	$(BIN)/python tests/endurance/sizes.py
-	$(BIN)/python tests/endurance/long_runs.py data
+	$(BIN)/python tools/endurance/sizes.py
+	$(BIN)/python tools/endurance/long_runs.py data
 
 fuzz: setup ## a million broken inputs into all that reads (an hour and a half); SEED=0
-	$(BIN)/python tests/faults/fuzz.py all --seed $(SEED)
+	$(BIN)/python tools/faults/fuzz.py all --seed $(SEED)
 
 lint: setup ## format and lint with ruff, types with pyright
 	$(BIN)/ruff check --no-cache .
@@ -66,7 +66,7 @@ lint: setup ## format and lint with ruff, types with pyright
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
 faults: setup ## inject ≥ 200 faults into all commands (25 min); FAULT_SEED=0 chooses them
-	FAULT_SEED=$(FAULT_SEED) $(BIN)/python tests/faults/faults.py
+	FAULT_SEED=$(FAULT_SEED) $(BIN)/python tools/faults/faults.py
 
 bench: ## speed of methods and other libraries side by side (an hour; killed, it goes on)
 	$(MAKE) setup VENV=$(PEERS_VENV) EXTRAS=peers

@@ -10,7 +10,6 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from killed_sweep import start
 from lightning_fabric.plugins.environments.lightning import LightningEnvironment
 from lightning_fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from omegaconf import OmegaConf
@@ -28,6 +27,7 @@ from blockspike.runs.processes import (
 from blockspike.runs.run import Run, RunRefusedError
 from blockspike.training.checkpoint_io import load_plain
 from blockspike.training.metrics_file import read_metrics
+from killed_sweep import start
 
 # 801 training samples. Plain gradient descent: Adam would hide a gradient's scale. Two steps, since
 # a spike that another order of sums moves would soon be another gradient.

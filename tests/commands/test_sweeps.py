@@ -14,12 +14,12 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from killed_sweep import interrupted, killed, n_epochs, runs_table, start
 from omegaconf import OmegaConf
 
 from blockspike.files import read_json
 from blockspike.runs.run import Run, RunRefusedError
 from blockspike.runs.sweeps import run_states
+from killed_sweep import interrupted, killed, n_epochs, runs_table, start
 
 SMALL = ("data=nmnist_sample", "data.n_steps=40", "data.dt_ms=10")
 FOUR = (*SMALL, "model=standard,fused", "network.n_hidden=8", "seed=0,1", "trainer.max_epochs=2")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 
-PROGRAM = Path(__file__).with_name("faults.py")
+PROGRAM = Path(__file__).parents[2] / "tools" / "faults" / "faults.py"
 
 
 def test_a_few_faults_of_each_kind_lose_nothing(tmp_path):

@@ -1,6 +1,6 @@
 """A sweep that is killed again and again, against one that is left alone.
 
-`python tests/commands/killed_sweep.py DATA_DIR` does it with 24 runs and 10 kills.
+`python tools/killed_sweep.py DATA_DIR` does it with 24 runs and 10 kills.
 """
 
 import random

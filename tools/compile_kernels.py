@@ -1,6 +1,6 @@
 """Compile the GPU kernels for an A100, which need not be there; one line of JSON for each.
 
-    python compile_kernels.py FOLDER      # for Triton's cache
+    python tools/compile_kernels.py FOLDER      # for Triton's cache
 
 In a process of its own, without TRITON_INTERPRET: see test_fused_gpu.py.
 """
@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 os.environ["TRITON_CACHE_DIR"] = sys.argv[1]
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "neurons"))
 
 import triton
 from neuron_cases import LEAST
