@@ -15,7 +15,7 @@ FAULT_SEED ?= 0
 # PyTorch's waiting threads spin for milliseconds otherwise, on a core that others want.
 export GOMP_SPINCOUNT ?= 3000
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-locked lock demo test wheel-check faults endurance lint bench bench-check bench-dynamics bench-fit gpu-check \
+.PHONY: help setup setup-locked lock demo test test-slow wheel-check faults endurance lint bench bench-check bench-dynamics bench-fit gpu-check \
 	nir-peers data-nmnist data-shd data-ephys fig-classification fig-surrogates fig-detach fig-neurons fig-recordings fig-speed fig-tradeoff \
 	figures report
 
@@ -46,8 +46,11 @@ demo: setup ## train on the shipped real N-MNIST recordings (≤ 5 min); accurac
 	$(BIN)/blockspike evaluate run=$(OUTPUTS)/demo/default/seed=0
 	$(BIN)/blockspike figures run=$(OUTPUTS)/demo/default/seed=0
 
-test: setup ## all tests, no network
-	$(BIN)/python -m pytest $(TESTS)
+test: setup ## the tests to run before a commit (under 8 minutes, no network)
+	$(BIN)/python -m pytest -m 'not slow' $(TESTS)
+
+test-slow: setup ## all other tests: kills, launchers, pages, browser, whole grids (half an hour)
+	$(BIN)/python -m pytest -m slow $(TESTS)
 
 wheel-check: setup ## install the wheel in a fresh environment and run what README and docs print (10 min)
 	$(BIN)/python tools/wheel_check.py

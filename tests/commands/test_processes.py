@@ -58,6 +58,7 @@ def scores(run: Run) -> dict[str, list[float]]:
     return found | {"test_accuracy": [(run.result() or {})["test_accuracy"]]}
 
 
+@pytest.mark.slow
 def test_processes_that_do_not_divide_the_samples_train_as_one_does(tmp_path: Path, data_dir: Path):
     """The last batch is of 267 samples, 134 and 133, or of one, which the second one lacks."""
     runs: dict[tuple[int, int], Run] = {}
@@ -188,6 +189,7 @@ def test_tasks_of_a_step_meet_on_its_first_node(environment):
     assert ports[0] != ports[1] and all(1024 < port < 32768 for port in ports)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "variables", [step(2, 1), ELASTIC, LAUNCHED], ids=["step", "elastic", "rank"]
 )
@@ -201,6 +203,7 @@ def test_a_run_of_one_process_is_a_run_of_its_own(tmp_path, data_dir, environmen
     assert run.arguments() and '"done"' in (run.folder / "status.json").read_text()
 
 
+@pytest.mark.slow
 def test_a_task_whose_folder_another_one_holds_is_refused(tmp_path, data_dir, environment):
     (tmp_path / "run").mkdir()
     with (tmp_path / "run" / ".lock").open("w") as lock:
@@ -210,6 +213,7 @@ def test_a_task_whose_folder_another_one_holds_is_refused(tmp_path, data_dir, en
     assert done.returncode == 2 and "already running" in done.stderr
 
 
+@pytest.mark.slow
 def test_processes_that_are_all_told_to_end_do(tmp_path, data_dir):
     """As Slurm does it when a job is cancelled or its time is up."""
     args = (*TINY, "trainer=ddp_cpu", "trainer.max_epochs=100000", "run_dir=run")
@@ -237,6 +241,7 @@ def with_srun(tmp_path, monkeypatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path / "bin"), prepend=os.pathsep)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sweep", [(), ("-m", "seed=0,1")])
 def test_where_slurm_is_installed_nobody_is_told_to_use_it(
     tmp_path, data_dir, environment, with_srun, sweep
@@ -247,6 +252,7 @@ def test_where_slurm_is_installed_nobody_is_told_to_use_it(
     assert "srun" not in done.stdout + done.stderr
 
 
+@pytest.mark.slow
 def test_a_task_resumes_no_file_that_lies_around(tmp_path, data_dir, environment):
     """In a Slurm step Lightning looks for `hpc_ckpt_*.ckpt` in its default folder."""
     environment(step(1, 0))

@@ -19,6 +19,8 @@ from blockspike.runs.slurm import own_job_id, submitted_jobs
 from blockspike.runs.sweeps import run_states
 from killed_sweep import runs_table, start
 
+pytestmark = pytest.mark.slow
+
 SMALL = (
     "data=nmnist_sample", "data.n_steps=40", "data.dt_ms=10", "network.n_hidden=8", "threads=1",
     "progress=false",

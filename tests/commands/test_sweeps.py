@@ -71,6 +71,7 @@ def undisturbed(tmp_path_factory, data_dir) -> pd.DataFrame:
     return runs_table(folder)
 
 
+@pytest.mark.slow
 def test_a_sweep_killed_again_and_again_ends_in_the_same_table(tmp_path, data_dir, undisturbed):
     """Each time an epoch or two further, at a random moment after it."""
     rng, amid = random.Random(1), set()
@@ -85,6 +86,7 @@ def test_a_sweep_killed_again_and_again_ends_in_the_same_table(tmp_path, data_di
     pd.testing.assert_frame_equal(runs_table(tmp_path), undisturbed, check_exact=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("launcher", ["joblib", "submitit_local"])
 def test_every_launcher_gives_the_same_table(tmp_path, data_dir, undisturbed, launcher):
     """Each gives a run one thread here, so that runs side by side do not fight."""
@@ -122,6 +124,7 @@ def test_failed_runs_are_listed_and_the_others_finish(
     assert json.loads((next(tmp_path.rglob("sweeps/*.json"))).read_text())["runs"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("launcher", ["serial", "joblib"])
 def test_a_run_whose_process_is_killed_leaves_the_others(blockspike, tmp_path, data_dir, launcher):
     args = (f"sweep={launcher}", *SMALL, "network.n_hidden=8", "trainer.max_epochs=1000,1")
@@ -132,6 +135,7 @@ def test_a_run_whose_process_is_killed_leaves_the_others(blockspike, tmp_path, d
     assert "process was killed (SIGKILL; out of memory?)" in the_error(tmp_path)
 
 
+@pytest.mark.slow
 def test_a_job_that_the_cluster_loses_leaves_the_others(blockspike, tmp_path, data_dir):
     """Also those that start after it was lost."""
     args = ("sweep=submitit_local", *SMALL, "network.n_hidden=8", "trainer.max_epochs=1000,1")
@@ -144,6 +148,7 @@ def test_a_job_that_the_cluster_loses_leaves_the_others(blockspike, tmp_path, da
     assert "1 done, 1 interrupted" in blockspike("status").stdout
 
 
+@pytest.mark.slow
 def test_a_run_that_is_told_to_end_leaves_the_others(blockspike, tmp_path, data_dir):
     args = (*SMALL, "network.n_hidden=8", "trainer.max_epochs=1000,1")
     process = start(tmp_path, data_dir, "train", "-m", *args)
@@ -186,6 +191,7 @@ def test_only_training_sweeps(blockspike, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_a_run_dies_with_its_sweep_which_knows_what_is_missing(blockspike, tmp_path, data_dir):
     sweep = ("-m", *SMALL, "network.n_hidden=8", "trainer.max_epochs=1000,2000")
     process = start(tmp_path, data_dir, "train", *sweep)
@@ -208,6 +214,7 @@ def control_c():
     signal.signal(signal.SIGINT, before)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sweep", [(), ("-m",)])
 def test_control_c_is_an_interruption(blockspike, tmp_path, data_dir, control_c, sweep):
     args = (*sweep, *SMALL, "network.n_hidden=8", "trainer.max_epochs=1000")
@@ -278,6 +285,7 @@ class Fails(Callback):
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("launcher", "rank"), [("serial", 1), ("joblib", 0)])
 def test_a_run_of_two_processes_fails_alone(
     blockspike, tmp_path, data_dir, monkeypatch, launcher, rank
@@ -296,6 +304,7 @@ def test_a_run_of_two_processes_fails_alone(
     assert "no more of this" in the_error(tmp_path)
 
 
+@pytest.mark.slow
 def test_a_batch_that_processes_cannot_share_is_refused(tmp_path, data_dir):
     command = [sys.executable, "-m", "blockspike.cli", "train", "trainer=ddp_cpu", *SMALL]
     command += ["data.batch_size=63", f"data_dir={data_dir}"]
@@ -305,10 +314,9 @@ def test_a_batch_that_processes_cannot_share_is_refused(tmp_path, data_dir):
 
 
 @pytest.fixture
-def finished(blockspike, tmp_path):
-    blockspike("train", *SMALL, "network.n_hidden=8", "trainer.max_epochs=1")
-    (path,) = tmp_path.rglob("result.json")
-    return path, read_json(path)
+def finished(copy_of_run, tmp_path):
+    run = copy_of_run(tmp_path, "train", *SMALL, "network.n_hidden=8", "trainer.max_epochs=1")
+    return run / "result.json", read_json(run / "result.json")
 
 
 def test_collected_rows_know_where_they_come_from(blockspike, finished, tmp_path):

@@ -102,6 +102,7 @@ def kill_when(process: subprocess.Popen, condition, seconds: float = 90) -> None
     process.wait()
 
 
+@pytest.mark.slow
 def test_a_killed_run_continues_to_the_same_bits(blockspike, tmp_path, data_dir):
     args = (*SMALL, "trainer.max_epochs=4", "data.pixel_shift=1", "scheduler=cosine")
     args += ("callbacks=reload_best", "callbacks.reload_best.milestone=3")
@@ -192,6 +193,7 @@ def test_a_run_is_repeated_in_a_folder_that_is_named(blockspike, tmp_path):
     assert len(list(tmp_path.rglob("result.json"))) == 2
 
 
+@pytest.mark.slow
 def test_a_folder_in_use_is_refused(blockspike, tmp_path, data_dir):
     args = (*SMALL, "trainer.max_epochs=1000")
     process = start(tmp_path, data_dir, "train", *args)

@@ -6,6 +6,9 @@ import sys
 from pathlib import Path
 
 import pandas as pd
+import pytest
+
+pytestmark = pytest.mark.slow
 
 PROGRAM = Path(__file__).parents[2] / "tools" / "faults" / "faults.py"
 

@@ -344,6 +344,7 @@ def test_a_graph_of_the_backward_is_refused():
         torch.autograd.grad(spikes.sum(), inputs["current"], create_graph=True)
 
 
+@pytest.mark.slow
 def test_kernels_compile_without_a_gpu(tmp_path):
     # The interpreter is Python and takes much that Triton's compiler refuses.
     script = Path(__file__).parents[2] / "tools" / "compile_kernels.py"
