@@ -102,7 +102,7 @@ def test_jobs_that_run_side_by_side_share_the_cores(blockspike):
     assert "cpus_per_task: 4" in slurm
 
 
-@pytest.mark.parametrize("launcher", ["serial", "joblib"])
+@pytest.mark.parametrize("launcher", ["serial", pytest.param("joblib", marks=pytest.mark.slow)])
 def test_failed_runs_are_listed_and_the_others_finish(
     blockspike, tmp_path, data_dir, launcher, monkeypatch
 ):
@@ -157,6 +157,7 @@ def test_a_run_that_is_told_to_end_leaves_the_others(blockspike, tmp_path, data_
     assert "1 done, 1 interrupted" in blockspike("status").stdout
 
 
+@pytest.mark.slow
 def test_a_run_whose_folder_cannot_be_leaves_the_others(blockspike, tmp_path):
     args = ("train", "-m", *SMALL, "network.n_hidden=8", "trainer.max_epochs=1", "seed=1,2")
     (tmp_path / "outputs" / "default" / "s1" / "error.log").mkdir(parents=True)
@@ -165,6 +166,7 @@ def test_a_run_whose_folder_cannot_be_leaves_the_others(blockspike, tmp_path):
     assert "runs: 1 done, 1 missing" in done.stdout
 
 
+@pytest.mark.slow
 def test_a_sweep_written_in_an_experiment_is_planned(blockspike, tmp_path):
     folder = tmp_path / "my_conf" / "experiment"
     folder.mkdir(parents=True)
@@ -226,6 +228,7 @@ def test_control_c_is_an_interruption(blockspike, tmp_path, data_dir, control_c,
     assert not list(tmp_path.rglob("error.log"))
 
 
+@pytest.mark.slow
 def test_a_folder_of_another_configuration_is_refused_and_left_alone(blockspike, tmp_path):
     sweep = ("train", "-m", *SMALL, "network.n_hidden=8", "trainer.max_epochs=1", "seed=0,1")
     sweep = (*sweep, "hydra.sweep.subdir='s${seed}'")
@@ -236,6 +239,7 @@ def test_a_folder_of_another_configuration_is_refused_and_left_alone(blockspike,
     assert "runs: 2 done" in blockspike(*sweep).stdout
 
 
+@pytest.mark.slow
 def test_an_error_is_forgotten_once_the_run_succeeds(blockspike, tmp_path, data_dir):
     missing = tmp_path / "later.h5"
     args = ("train", "-m", *SMALL, "network.n_hidden=8", "trainer.max_epochs=1")
@@ -247,6 +251,7 @@ def test_an_error_is_forgotten_once_the_run_succeeds(blockspike, tmp_path, data_
     assert not list(tmp_path.rglob("error.log"))
 
 
+@pytest.mark.slow
 def test_a_sweep_with_a_folder_elsewhere_knows_its_runs(blockspike, tmp_path):
     args = ("train", "-m", "data=nmnist", f"hydra.sweep.dir={tmp_path / 'elsewhere'}", "seed=0,1")
     done = blockspike(*args, check=False)
