@@ -15,7 +15,7 @@ FAULT_SEED ?= 0
 # Otherwise PyTorch's idle threads spin for milliseconds on cores that others need.
 export GOMP_SPINCOUNT ?= 3000
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-locked lock demo test wheel-check faults endurance lint bench bench-check bench-dynamics bench-fit gpu-check \
+.PHONY: help setup setup-locked lock demo test test-slow wheel-check faults endurance lint bench bench-check bench-dynamics bench-fit gpu-check \
 	nir-peers data-nmnist data-shd data-ephys fig-classification fig-surrogates fig-detach fig-neurons fig-recordings fig-speed fig-tradeoff \
 	figures report
 
@@ -46,19 +46,22 @@ demo: setup ## train on the shipped N-MNIST recordings (≤ 5 min), test and dra
 	$(BIN)/blockspike evaluate run=$(OUTPUTS)/demo/default/seed=0
 	$(BIN)/blockspike figures run=$(OUTPUTS)/demo/default/seed=0
 
-test: setup ## all tests, no network
-	$(BIN)/python -m pytest $(TESTS)
+test: setup ## the tests to run before a commit (under 8 minutes, no network)
+	$(BIN)/python -m pytest -m 'not slow' $(TESTS)
+
+test-slow: setup ## all other tests: kills, launchers, pages, browser, whole grids (half an hour)
+	$(BIN)/python -m pytest -m slow $(TESTS)
 
 wheel-check: setup ## install the wheel in a new environment and run all commands of README and docs (10 min)
 	$(BIN)/python tools/wheel_check.py
 
 endurance: setup ## runs of 2,000 epochs, a million steps, arrays of more than 2³¹ elements (half an hour, 14 GiB)
 	$(BIN)/blockspike prepare data=nmnist_sample
-	$(BIN)/python tests/endurance/sizes.py
-	$(BIN)/python tests/endurance/long_runs.py data
+	$(BIN)/python tools/endurance/sizes.py
+	$(BIN)/python tools/endurance/long_runs.py data
 
 fuzz: setup ## feed a million broken inputs to all parsers (an hour and a half); SEED=0
-	$(BIN)/python tests/faults/fuzz.py all --seed $(SEED)
+	$(BIN)/python tools/faults/fuzz.py all --seed $(SEED)
 
 lint: setup ## check format and style with ruff, types with pyright
 	$(BIN)/ruff check --no-cache .
@@ -66,7 +69,7 @@ lint: setup ## check format and style with ruff, types with pyright
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
 faults: setup ## inject ≥ 200 faults into all commands (25 min); FAULT_SEED=0 chooses them
-	FAULT_SEED=$(FAULT_SEED) $(BIN)/python tests/faults/faults.py
+	FAULT_SEED=$(FAULT_SEED) $(BIN)/python tools/faults/faults.py
 
 bench: ## compare the speed of methods and other libraries (an hour; resumes after a kill)
 	$(MAKE) setup VENV=$(PEERS_VENV) EXTRAS=peers

@@ -21,12 +21,12 @@ SMALL = ("data=nmnist_sample", "network.n_hidden=16", "data.n_steps=60", "data.d
 
 
 @pytest.fixture
-def published(blockspike, tmp_path) -> tuple[Path, Path]:
+def published(blockspike, copy_of_run, tmp_path) -> tuple[Path, Path]:
     """A run and its file."""
-    blockspike("train", *SMALL, "model=se_adlif", "trainer.max_epochs=1", "threads=1")
-    (result,) = (tmp_path / "outputs").rglob("result.json")
-    blockspike("publish", f"run={result.parent.relative_to(tmp_path)}", "name=mine")
-    return result.parent, tmp_path / "outputs" / "published" / "mine.safetensors"
+    choices = ("model=se_adlif", "trainer.max_epochs=1", "threads=1")
+    run = copy_of_run(tmp_path, "train", *SMALL, *choices)
+    blockspike("publish", f"run={run.relative_to(tmp_path)}", "name=mine")
+    return run, tmp_path / "outputs" / "published" / "mine.safetensors"
 
 
 def test_a_run_is_published_with_its_card(published, tmp_path, monkeypatch):

@@ -46,10 +46,8 @@ def marker(tmp_path):
 
 
 @pytest.fixture
-def finished(blockspike, tmp_path) -> Path:
-    blockspike("train", *SMALL)
-    (result,) = tmp_path.rglob("result.json")
-    return result.parent
+def finished(copy_of_run, tmp_path) -> Path:
+    return copy_of_run(tmp_path, "train", *SMALL)
 
 
 def refused(done) -> str:

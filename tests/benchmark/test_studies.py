@@ -112,6 +112,7 @@ def test_ratios_are_medians_of_rounds():
     assert not row["steady"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["standard", "fused"])
 def test_memory_is_that_of_the_layer(name):
     size = Size(1000, 8, 100, 64, arp_steps=10)

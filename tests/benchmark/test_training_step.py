@@ -158,6 +158,7 @@ def test_length_is_per_step_of_time(monkeypatch, task):
     assert costs["T=120"] == (1 / 120,) * 2 and costs["T=960"] == (1 / 960,) * 2
 
 
+@pytest.mark.slow
 def test_peak_memory(data):
     """It is at least the spikes and margins of two layers, and not a multiple of everything."""
     size = Size(n_hidden=64, n_steps=240, batch_size=64)

@@ -22,12 +22,9 @@ FIT = (
 
 
 @pytest.fixture
-def run(blockspike, tmp_path, data_dir) -> Path:
+def run(copy_of_run, tmp_path) -> Path:
     """A finished run on a copy of the sample."""
-    (tmp_path / "events.h5").write_bytes((data_dir / "nmnist_sample.h5").read_bytes())
-    blockspike(*ARGS)
-    (result,) = tmp_path.rglob("result.json")
-    return result.parent
+    return copy_of_run(tmp_path, *ARGS, sample="events.h5")
 
 
 def flip(path: Path, place: float = 0.5) -> None:

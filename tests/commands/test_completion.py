@@ -37,6 +37,7 @@ def shell(request, tmp_path):
     child.close(force=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("typed", "completed"),
     [

@@ -10,7 +10,6 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from killed_sweep import start
 from lightning_fabric.plugins.environments.lightning import LightningEnvironment
 from lightning_fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from omegaconf import OmegaConf
@@ -28,6 +27,7 @@ from blockspike.runs.processes import (
 from blockspike.runs.run import Run, RunRefusedError
 from blockspike.training.checkpoint_io import load_plain
 from blockspike.training.metrics_file import read_metrics
+from killed_sweep import start
 
 # 801 training samples. Plain gradient descent, since Adam would hide a gradient's scale. Only two
 # steps, since another order of sums may move a spike, and the gradients then soon differ.
@@ -58,6 +58,7 @@ def scores(run: Run) -> dict[str, list[float]]:
     return found | {"test_accuracy": [(run.result() or {})["test_accuracy"]]}
 
 
+@pytest.mark.slow
 def test_two_processes_with_an_odd_number_of_samples_train_like_one(tmp_path: Path, data_dir: Path):
     """The last batch has 267 samples, split 134 and 133, or one, so that one process has none."""
     runs: dict[tuple[int, int], Run] = {}
@@ -188,6 +189,7 @@ def test_tasks_of_a_step_meet_on_its_first_node(environment):
     assert ports[0] != ports[1] and all(1024 < port < 32768 for port in ports)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "variables", [step(2, 1), ELASTIC, LAUNCHED], ids=["step", "elastic", "rank"]
 )
@@ -201,6 +203,7 @@ def test_a_single_process_run_is_separate(tmp_path, data_dir, environment, varia
     assert run.arguments() and '"done"' in (run.folder / "status.json").read_text()
 
 
+@pytest.mark.slow
 def test_a_task_whose_folder_is_in_use_is_refused(tmp_path, data_dir, environment):
     (tmp_path / "run").mkdir()
     with (tmp_path / "run" / ".lock").open("w") as lock:
@@ -210,6 +213,7 @@ def test_a_task_whose_folder_is_in_use_is_refused(tmp_path, data_dir, environmen
     assert done.returncode == 2 and "already running" in done.stderr
 
 
+@pytest.mark.slow
 def test_processes_that_all_receive_sigterm_end(tmp_path, data_dir):
     """Slurm does so when a job is cancelled or its time is up."""
     args = (*TINY, "trainer=ddp_cpu", "trainer.max_epochs=100000", "run_dir=run")
@@ -237,6 +241,7 @@ def with_srun(tmp_path, monkeypatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path / "bin"), prepend=os.pathsep)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sweep", [(), ("-m", "seed=0,1")])
 def test_no_hint_to_use_srun_is_printed(tmp_path, data_dir, environment, with_srun, sweep):
     environment({})
@@ -245,6 +250,7 @@ def test_no_hint_to_use_srun_is_printed(tmp_path, data_dir, environment, with_sr
     assert "srun" not in done.stdout + done.stderr
 
 
+@pytest.mark.slow
 def test_a_task_ignores_checkpoints_in_the_current_folder(tmp_path, data_dir, environment):
     """In a Slurm step Lightning looks for `hpc_ckpt_*.ckpt` in its default folder."""
     environment(step(1, 0))

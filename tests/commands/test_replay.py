@@ -189,6 +189,7 @@ _HARMS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("harm", _HARMS)
 def test_all_processes_of_a_run_stop(tmp_path, data_dir, harm):
     code, words = _HARMS[harm]

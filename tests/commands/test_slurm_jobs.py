@@ -13,11 +13,13 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from killed_sweep import runs_table, start
 
 from blockspike.files import read_json
 from blockspike.runs.slurm import own_job_id, submitted_jobs
 from blockspike.runs.sweeps import run_states
+from killed_sweep import runs_table, start
+
+pytestmark = pytest.mark.slow
 
 SMALL = (
     "data=nmnist_sample", "data.n_steps=40", "data.dt_ms=10", "network.n_hidden=8", "threads=1",

@@ -14,12 +14,12 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from killed_sweep import interrupted, killed, n_epochs, runs_table, start
 from omegaconf import OmegaConf
 
 from blockspike.files import read_json
 from blockspike.runs.run import Run, RunRefusedError
 from blockspike.runs.sweeps import run_states
+from killed_sweep import interrupted, killed, n_epochs, runs_table, start
 
 SMALL = ("data=nmnist_sample", "data.n_steps=40", "data.dt_ms=10")
 FOUR = (*SMALL, "model=standard,fused", "network.n_hidden=8", "seed=0,1", "trainer.max_epochs=2")
@@ -71,6 +71,7 @@ def undisturbed(tmp_path_factory, data_dir) -> pd.DataFrame:
     return runs_table(folder)
 
 
+@pytest.mark.slow
 def test_a_repeatedly_killed_sweep_gives_the_same_table(tmp_path, data_dir, undisturbed):
     """Each kill is an epoch or two later, at a random moment."""
     rng, amid = random.Random(1), set()
@@ -85,6 +86,7 @@ def test_a_repeatedly_killed_sweep_gives_the_same_table(tmp_path, data_dir, undi
     pd.testing.assert_frame_equal(runs_table(tmp_path), undisturbed, check_exact=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("launcher", ["joblib", "submitit_local"])
 def test_every_launcher_gives_the_same_table(tmp_path, data_dir, undisturbed, launcher):
     """Each run has one thread, so that concurrent runs do not compete."""
@@ -100,7 +102,7 @@ def test_concurrent_jobs_share_the_cores(blockspike):
     assert "cpus_per_task: 4" in slurm
 
 
-@pytest.mark.parametrize("launcher", ["serial", "joblib"])
+@pytest.mark.parametrize("launcher", ["serial", pytest.param("joblib", marks=pytest.mark.slow)])
 def test_failed_runs_are_listed_and_the_others_finish(
     blockspike, tmp_path, data_dir, launcher, monkeypatch
 ):
@@ -122,6 +124,7 @@ def test_failed_runs_are_listed_and_the_others_finish(
     assert json.loads((next(tmp_path.rglob("sweeps/*.json"))).read_text())["runs"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("launcher", ["serial", "joblib"])
 def test_a_killed_run_does_not_affect_the_others(blockspike, tmp_path, data_dir, launcher):
     args = (f"sweep={launcher}", *SMALL, "network.n_hidden=8", "trainer.max_epochs=1000,1")
@@ -132,6 +135,7 @@ def test_a_killed_run_does_not_affect_the_others(blockspike, tmp_path, data_dir,
     assert "process was killed (SIGKILL; out of memory?)" in the_error(tmp_path)
 
 
+@pytest.mark.slow
 def test_a_job_lost_by_the_cluster_does_not_affect_the_others(blockspike, tmp_path, data_dir):
     """Runs that start after the loss are not affected either."""
     args = ("sweep=submitit_local", *SMALL, "network.n_hidden=8", "trainer.max_epochs=1000,1")
@@ -144,6 +148,7 @@ def test_a_job_lost_by_the_cluster_does_not_affect_the_others(blockspike, tmp_pa
     assert "1 done, 1 interrupted" in blockspike("status").stdout
 
 
+@pytest.mark.slow
 def test_a_run_that_receives_sigterm_does_not_affect_the_others(blockspike, tmp_path, data_dir):
     args = (*SMALL, "network.n_hidden=8", "trainer.max_epochs=1000,1")
     process = start(tmp_path, data_dir, "train", "-m", *args)
@@ -152,6 +157,7 @@ def test_a_run_that_receives_sigterm_does_not_affect_the_others(blockspike, tmp_
     assert "1 done, 1 interrupted" in blockspike("status").stdout
 
 
+@pytest.mark.slow
 def test_a_run_whose_folder_cannot_be_made_does_not_affect_the_others(blockspike, tmp_path):
     args = ("train", "-m", *SMALL, "network.n_hidden=8", "trainer.max_epochs=1", "seed=1,2")
     (tmp_path / "outputs" / "default" / "s1" / "error.log").mkdir(parents=True)
@@ -160,6 +166,7 @@ def test_a_run_whose_folder_cannot_be_made_does_not_affect_the_others(blockspike
     assert "runs: 1 done, 1 missing" in done.stdout
 
 
+@pytest.mark.slow
 def test_a_sweep_defined_in_an_experiment_file_is_planned(blockspike, tmp_path):
     folder = tmp_path / "my_conf" / "experiment"
     folder.mkdir(parents=True)
@@ -186,6 +193,7 @@ def test_only_train_and_fit_sweep(blockspike, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_a_run_dies_with_its_sweep_and_missing_runs_are_listed(blockspike, tmp_path, data_dir):
     sweep = ("-m", *SMALL, "network.n_hidden=8", "trainer.max_epochs=1000,2000")
     process = start(tmp_path, data_dir, "train", *sweep)
@@ -208,6 +216,7 @@ def control_c():
     signal.signal(signal.SIGINT, before)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sweep", [(), ("-m",)])
 def test_control_c_interrupts_the_runs(blockspike, tmp_path, data_dir, control_c, sweep):
     args = (*sweep, *SMALL, "network.n_hidden=8", "trainer.max_epochs=1000")
@@ -219,6 +228,7 @@ def test_control_c_interrupts_the_runs(blockspike, tmp_path, data_dir, control_c
     assert not list(tmp_path.rglob("error.log"))
 
 
+@pytest.mark.slow
 def test_a_folder_of_another_configuration_is_refused_and_unchanged(blockspike, tmp_path):
     sweep = ("train", "-m", *SMALL, "network.n_hidden=8", "trainer.max_epochs=1", "seed=0,1")
     sweep = (*sweep, "hydra.sweep.subdir='s${seed}'")
@@ -229,6 +239,7 @@ def test_a_folder_of_another_configuration_is_refused_and_unchanged(blockspike, 
     assert "runs: 2 done" in blockspike(*sweep).stdout
 
 
+@pytest.mark.slow
 def test_an_error_is_removed_once_the_run_succeeds(blockspike, tmp_path, data_dir):
     missing = tmp_path / "later.h5"
     args = ("train", "-m", *SMALL, "network.n_hidden=8", "trainer.max_epochs=1")
@@ -240,6 +251,7 @@ def test_an_error_is_removed_once_the_run_succeeds(blockspike, tmp_path, data_di
     assert not list(tmp_path.rglob("error.log"))
 
 
+@pytest.mark.slow
 def test_a_sweep_with_a_folder_elsewhere_knows_its_runs(blockspike, tmp_path):
     args = ("train", "-m", "data=nmnist", f"hydra.sweep.dir={tmp_path / 'elsewhere'}", "seed=0,1")
     done = blockspike(*args, check=False)
@@ -278,6 +290,7 @@ class Fails(Callback):
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("launcher", "rank"), [("serial", 1), ("joblib", 0)])
 def test_a_run_of_two_processes_fails_alone(
     blockspike, tmp_path, data_dir, monkeypatch, launcher, rank
@@ -296,6 +309,7 @@ def test_a_run_of_two_processes_fails_alone(
     assert "no more of this" in the_error(tmp_path)
 
 
+@pytest.mark.slow
 def test_a_batch_size_that_is_no_multiple_of_the_processes_is_refused(tmp_path, data_dir):
     command = [sys.executable, "-m", "blockspike.cli", "train", "trainer=ddp_cpu", *SMALL]
     command += ["data.batch_size=63", f"data_dir={data_dir}"]
@@ -305,10 +319,9 @@ def test_a_batch_size_that_is_no_multiple_of_the_processes_is_refused(tmp_path, 
 
 
 @pytest.fixture
-def finished(blockspike, tmp_path):
-    blockspike("train", *SMALL, "network.n_hidden=8", "trainer.max_epochs=1")
-    (path,) = tmp_path.rglob("result.json")
-    return path, read_json(path)
+def finished(copy_of_run, tmp_path):
+    run = copy_of_run(tmp_path, "train", *SMALL, "network.n_hidden=8", "trainer.max_epochs=1")
+    return run / "result.json", read_json(run / "result.json")
 
 
 def test_collected_rows_record_their_origin(blockspike, finished, tmp_path):

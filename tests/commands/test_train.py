@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from killed_sweep import VOLATILE, start
 
 from blockspike.files import read_json, write_json
 from blockspike.runs.run import flatten
 from blockspike.training import checkpoint_io
 from blockspike.training.checkpoint_io import load_plain, save_plain
 from blockspike.training.metrics_file import read_metrics
+from killed_sweep import VOLATILE, start
 
 SMALL = (
     "data=nmnist_sample",
@@ -102,6 +102,7 @@ def kill_when(process: subprocess.Popen, condition, seconds: float = 90) -> None
     process.wait()
 
 
+@pytest.mark.slow
 def test_a_killed_run_resumes_to_identical_bits(blockspike, tmp_path, data_dir):
     args = (*SMALL, "trainer.max_epochs=4", "data.pixel_shift=1", "scheduler=cosine")
     args += ("callbacks=reload_best", "callbacks.reload_best.milestone=3")
@@ -192,6 +193,7 @@ def test_a_run_is_repeated_in_a_given_folder(blockspike, tmp_path):
     assert len(list(tmp_path.rglob("result.json"))) == 2
 
 
+@pytest.mark.slow
 def test_a_folder_in_use_is_refused(blockspike, tmp_path, data_dir):
     args = (*SMALL, "trainer.max_epochs=1000")
     process = start(tmp_path, data_dir, "train", *args)

@@ -105,6 +105,7 @@ def test_fits_are_logged_with_their_picture_and_table(blockspike, tmp_path):
     pd.testing.assert_frame_equal(table, fits, check_dtype=False)
 
 
+@pytest.mark.slow
 def test_a_killed_run_resumes_under_its_id_and_misses_no_epoch(
     blockspike, tmp_path, data_dir, monkeypatch
 ):

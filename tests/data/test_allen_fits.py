@@ -1,4 +1,4 @@
-"""The experiments on recordings, on a folder laid out as AllenSDK lays it out, through the command line."""
+"""The experiments on recordings, by the command line, on a folder laid out like AllenSDK's."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""What `tests/faults/fuzz.py` found, each by itself."""
+"""What `tools/faults/fuzz.py` found, each by itself."""
 
 import gzip
 import json

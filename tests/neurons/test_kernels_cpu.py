@@ -1,5 +1,6 @@
 """Guarantees of the CPU kernels: memory, threads, forks, no reads of uninitialised memory."""
 
+import inspect
 import multiprocessing
 import threading
 
@@ -12,7 +13,6 @@ from torch.autograd.graph import saved_tensors_hooks
 from blockspike.neurons.alif import blocks_cpu
 from blockspike.neurons.cpu import fused as fused_cpu
 
-_STREAM = 10  # position in the arguments of fused_cpu._forward after the range of tiles
 MODULES = {"fused": fused_cpu, "blocks": blocks_cpu}
 
 
@@ -60,7 +60,8 @@ def test_results_that_bypass_the_caches(monkeypatch, n_neurons, recurrent, dtype
 
     def look(function, n_items, *args):
         if function is fused_cpu._forward:
-            streamed.append(args[_STREAM])
+            given = inspect.signature(function.py_func).bind(0, n_items, *args)
+            streamed.append(given.arguments["stream"])
         return run_in_parallel(function, n_items, *args)
 
     run_in_parallel = fused_cpu.run

@@ -144,6 +144,7 @@ def check_drawn(browser: webdriver.Chrome, trace: SpikeTrace, sample: int, neuro
     np.testing.assert_allclose(drawn(browser, "spikes")[:, 0], membrane[spikes, 0], atol=0.11)
 
 
+@pytest.mark.slow
 def test_the_page_of_a_run_in_a_browser(blockspike, browser, tmp_path):
     run, traces, samples = trained(blockspike, tmp_path)
     figures = tmp_path / "outputs" / "figures"
@@ -184,6 +185,7 @@ def made_traces(n_steps: int = 60, n_units: int = 5) -> dict[str, Any]:
     return pack_traces([alif(current, beta, p, b, arp=2)] * 2, [0, 1], ["one", "two"], 2.0)
 
 
+@pytest.mark.slow
 def test_keys_move_the_neuron_and_a_click_holds_it(browser, tmp_path):
     (tmp_path / "page.html").write_text(page(traces=made_traces()))
     browser.get((tmp_path / "page.html").as_uri())

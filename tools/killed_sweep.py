@@ -1,6 +1,6 @@
 """Compare a sweep that is killed repeatedly with an undisturbed one.
 
-`python tests/commands/killed_sweep.py DATA_DIR` does so with 24 runs and 10 kills.
+`python tools/killed_sweep.py DATA_DIR` does so with 24 runs and 10 kills.
 """
 
 import random

@@ -1,6 +1,6 @@
 """Compile the GPU kernels for an A100, without a GPU, and print a line of JSON for each kernel.
 
-    python compile_kernels.py FOLDER      # FOLDER for Triton's cache
+    python tools/compile_kernels.py FOLDER      # FOLDER for Triton's cache
 
 `test_fused_gpu.py` runs it as a separate process without TRITON_INTERPRET.
 """
@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 os.environ["TRITON_CACHE_DIR"] = sys.argv[1]
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "neurons"))
 
 import triton
 from neuron_cases import LEAST
