@@ -1,4 +1,4 @@
-"""The table of docs/nir.md and how tools/nir_peers.py checks it; no simulator is needed here."""
+"""The table of docs/howto/nir.md and how tools/nir_peers.py checks it; no simulator is needed here."""
 
 import sys
 from importlib import import_module
@@ -128,7 +128,7 @@ def test_a_page_that_is_wrong_fails_until_written(old, page, monkeypatch, capsys
     page.write_text(right.replace(old, old.replace("equal", "3.0 %").replace("1.1.0", "1.1.1"), 1))
     assert page.read_text() != right
     assert nir_peers.main() == 1
-    assert capsys.readouterr().err.startswith("docs/nir.md says otherwise: | Norse 1.1.0 | ")
+    assert capsys.readouterr().err.startswith("docs/howto/nir.md says otherwise: | Norse 1.1.0 | ")
     page.write_text(right.replace(right.splitlines()[-4] + "\n", ""))
     assert nir_peers.main() == 1
     assert f"expected {len(ROWS)} lines, got {len(ROWS) - 1}" in capsys.readouterr().err
