@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
-EXTRAS ?= dev,data,sweep,nir,allen
+EXTRAS ?= dev,docs,data,sweep,nir,allen
 PEERS_VENV ?= .venv-peers# the other libraries want a newer numpy than allen
 NIR_PEERS ?= .venv-nir-peers# an environment for each simulator
 OUTPUTS ?= outputs
@@ -15,7 +15,7 @@ FAULT_SEED ?= 0
 # PyTorch's waiting threads spin for milliseconds otherwise, on a core that others want.
 export GOMP_SPINCOUNT ?= 3000
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-locked lock demo test wheel-check faults endurance lint bench bench-check bench-dynamics bench-fit gpu-check \
+.PHONY: help setup setup-locked lock demo test docs wheel-check faults endurance lint bench bench-check bench-dynamics bench-fit gpu-check \
 	nir-peers data-nmnist data-shd data-ephys fig-classification fig-surrogates fig-detach fig-neurons fig-recordings fig-speed fig-tradeoff \
 	figures report
 
@@ -39,7 +39,7 @@ lock: ## refresh requirements.lock: the newest versions, for every Python and sy
 	$(PYTHON) -m venv .venv-lock
 	.venv-lock/bin/python -m pip install --quiet --disable-pip-version-check uv
 	.venv-lock/bin/uv pip compile pyproject.toml --quiet --upgrade --universal --python-version 3.11 \
-		--generate-hashes $(addprefix --extra ,dev data sweep nir) --no-header -o requirements.lock
+		--generate-hashes $(addprefix --extra ,dev docs data sweep nir) --no-header -o requirements.lock
 
 demo: setup ## train on the shipped real N-MNIST recordings (≤ 5 min); accuracy and pictures
 	$(BIN)/blockspike train experiment=demo output_dir=$(OUTPUTS)
@@ -48,6 +48,10 @@ demo: setup ## train on the shipped real N-MNIST recordings (≤ 5 min); accurac
 
 test: setup ## all tests, no network
 	$(BIN)/python -m pytest $(TESTS)
+
+docs: setup ## build the site strictly into OUTPUTS/site; no dead link, nothing from other servers
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict --site-dir $(OUTPUTS)/site
+	$(BIN)/python tools/check_site.py $(OUTPUTS)/site
 
 wheel-check: setup ## install the wheel in a fresh environment and run what README and docs print (10 min)
 	$(BIN)/python tools/wheel_check.py
@@ -85,7 +89,7 @@ bench-fit: setup ## seconds to fit 146 cells, and the ratio to the standard loop
 gpu-check: setup ## on a CUDA GPU: test the GPU kernels, then time fused, standard and blocks
 	$(BIN)/python -m blockspike.benchmark.gpu_check
 
-nir-peers: setup ## run NIR graphs in four simulators (4 GB); fails where docs/nir.md says otherwise
+nir-peers: setup ## run NIR graphs in four simulators (4 GB); fails where docs/howto/nir.md says otherwise
 	$(BIN)/python tools/nir_peers.py --cache $(NIR_PEERS)
 
 data-nmnist: setup ## download N-MNIST (1.2 GB) and prepare it

@@ -33,9 +33,10 @@ Repeat, with that version:
 {command}
 ```
 
-Use: `blockspike.load_pretrained("{name}.safetensors")`, with the path of the file next to this card. A network that
-comes with blockspike is loaded by its name alone; `blockspike evaluate pretrained={name}` tests it again. Its input is
-events [T, B, {n_inputs}] in steps of {dt_ms:g} ms; `blockspike.pretrained.about_pretrained("{name}.safetensors").data` says how
+Use: `blockspike.load_pretrained("{name}.safetensors")`, with the path of the file next to this
+card. A network that comes with blockspike is loaded by its name alone, and
+`blockspike evaluate pretrained={name}` tests it again. Its input is events [T, B, {n_inputs}] in
+steps of {dt_ms:g} ms; `blockspike.pretrained.about_pretrained("{name}.safetensors").data` says how
 recordings are converted to it.
 """
 
