@@ -85,7 +85,7 @@ def test_every_public_name_command_and_option_has_an_entry(generated):
 def test_every_tutorial_shows_the_outputs_of_its_notebook(generated):
     for notebook in (ROOT / "notebooks").glob("*.ipynb"):
         page = generated[f"tutorials/{notebook.stem}.md"]
-        assert "{ .output }" in page or "![Output" in page, f"{notebook.name}: no outputs"
+        assert "{ .text .output }" in page or "![Output" in page, f"{notebook.name}: no outputs"
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -45,6 +45,7 @@ GROUPS = {
     "sweep": "Where the runs of a sweep go.",
     "debug": "Short runs that look for faults.",
 }
+_ALONE = ("index.md", "install.md", "paper.md")  # pages whose section has no other
 _LONGEST_OUTPUT = 40  # lines of a notebook's cell
 
 
@@ -57,6 +58,13 @@ def on_files(files: Any, config: Any) -> Any:
             files.remove(before)
         files.append(File.generated(config, uri, content=text))
     return files
+
+
+def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
+    """Leave out the navigation of a section that has one page."""
+    if page.file.src_uri in _ALONE:
+        page.meta["hide"] = ["navigation"]
+    return markdown
 
 
 def generated() -> dict[str, str | bytes]:
@@ -121,7 +129,7 @@ def tutorial(path: Path) -> dict[str, str | bytes]:
                 parts.append(f"![Output of the cell above]({name})")
         if text.strip():
             lines = text.strip("\n").splitlines()[:_LONGEST_OUTPUT]
-            parts.append("```text\n" + "\n".join(lines) + "\n```\n{ .output }")
+            parts.append("``` { .text .output }\n" + "\n".join(lines) + "\n```")
     return {f"tutorials/{path.stem}.md": "\n\n".join(parts) + "\n", **files}
 
 
