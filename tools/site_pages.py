@@ -61,9 +61,11 @@ def on_files(files: Any, config: Any) -> Any:
 
 
 def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
-    """Leave out the navigation of a section that has one page."""
+    """Hide the navigation of a section with one page; search ranks diaries last."""
     if page.file.src_uri in _ALONE:
         page.meta["hide"] = ["navigation"]
+    if page.file.src_uri.startswith(("notes/", "development/changelog")):
+        page.meta["search"] = {"boost": 0.2}
     return markdown
 
 
@@ -239,7 +241,7 @@ def schemas() -> dict[str, dict[str, list[tuple[str, str, str]]]]:
     """By group and class: name, type and default of each key."""
     from hydra.core.config_store import ConfigStore
 
-    from blockspike.config.build import register_schemas
+    from blockspike.config.schemas import register_schemas
 
     register_schemas()
     found: dict[str, dict[str, list[tuple[str, str, str]]]] = {}
