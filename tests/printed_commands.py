@@ -76,13 +76,13 @@ EXEMPT = {
     f"blockspike fit -m experiment=paper_recordings {_ALL_STEPS}": "needs those 146 cells",
     f"blockspike fit -m experiment=recordings {_ALL_STEPS}": "needs those 146 cells",
     "blockspike fit experiment=paper_recordings": "needs those 146 cells",
-    "blockspike train experiment=paper_nmnist": "needs N-MNIST",
+    "blockspike train experiment=paper_nmnist": "needs the whole of N-MNIST",
     **{
-        f"blockspike train experiment=paper_{name}": "needs SHD"
+        f"blockspike train experiment=paper_{name}": "needs the whole of SHD"
         for name in ("shd", "surrogates", "detach")
     },
     "blockspike train -m experiment=paper_shd model=fused,blocks "
-    "model.arp_ms=20,40,60,80,100 seed=0,1,2": "needs SHD",
+    "model.arp_ms=20,40,60,80,100 seed=0,1,2": "needs the whole of SHD",
     "make nir-peers": "downloads four simulators; test_nir_peers.py does without them",
     "make setup-locked": "downloads 3 GB; test_lock.py compares the file with pyproject.toml",
     "make lock": "changes requirements.lock",

@@ -138,14 +138,6 @@ def test_commands_at_the_heads_of_configuration_files_have_a_configuration(block
         assert ": " in shown.stdout
 
 
-def test_pages_inside_the_package_print_no_other_commands():
-    inside = [page for page in (ROOT / "src").rglob("*.md") if commands(page)]
-    others = [page for page in inside if page not in CARDS]
-    assert others
-    for page in others:
-        assert commands(page) <= printed() | run_by_ci(), page
-
-
 @pytest.mark.parametrize("card", CARDS, ids=lambda card: card.stem)
 def test_commands_on_the_cards_of_trained_networks_have_a_configuration(blockspike, card):
     found = commands(card)
