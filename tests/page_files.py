@@ -23,7 +23,7 @@ def write_cell(path: Path) -> None:
 
 
 def write_lab(folder: Path) -> dict[str, str]:
-    """Write exactly the files that docs/howto/extend.md shows; return the environment it asks for."""
+    """Write exactly the files of docs/howto/extend.md; return the environment it asks for."""
     page = (ROOT / "docs" / "howto" / "extend.md").read_text()
     python, yaml = (_blocks(page, language) for language in ("python", "yaml"))
     names = re.findall(r"`(my_conf/[a-z_/]+\.yaml)`", page)

@@ -17,7 +17,7 @@ import site_pages
 from blockspike.cli import COMMANDS
 from printed_commands import ROOT
 
-NAMES = sorted(set(bs.__all__) - {"__version__"})
+NAMES = sorted(name for name in dir(bs) if not name.startswith("_"))
 
 
 @pytest.fixture(scope="module")

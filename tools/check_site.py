@@ -19,7 +19,7 @@ class Page(HTMLParser):
 
     def __init__(self, text: str):
         super().__init__()
-        self.anchors: set[str] = set()
+        self.anchors = {"", "__top"}
         self.links: set[str] = set()
         self.loaded: set[str] = set()
         self.feed(text)
@@ -53,9 +53,8 @@ def faults(site: Path) -> Iterator[str]:
             target = target / "index.html" if target.is_dir() else target
             if not target.is_file():
                 yield f"{name}: no file {address}"
-            elif parts.fragment and target in pages:
-                if unquote(parts.fragment) not in pages[target].anchors:
-                    yield f"{name}: no anchor {address}"
+            elif target in pages and unquote(parts.fragment) not in pages[target].anchors:
+                yield f"{name}: no anchor {address}"
 
 
 def main(arguments: list[str]) -> int:

@@ -3,8 +3,8 @@
     python tools/nir_peers.py [--cache FOLDER] [--write]
 
 Each simulator gets an environment of its own under FOLDER, made once (4 GB in all). The table that
-results is compared with the one in docs/howto/nir.md: exit status 1 if they disagree. --write puts it
-there instead.
+results is compared with the one in docs/howto/nir.md: exit status 1 if they disagree. --write puts
+it there instead.
 """
 
 import argparse
@@ -244,7 +244,7 @@ def main() -> int:
     """See the top."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--cache", type=Path, default=ROOT / ".venv-nir-peers")
-    parser.add_argument("--write", action="store_true", help="write the table into docs/howto/nir.md")
+    parser.add_argument("--write", action="store_true", help="write the table into its page")
     arguments = parser.parse_args()
     found = {peer: run_peer(peer, arguments.cache.resolve()) for peer in REQUIREMENTS}
     lines = [line_of(row, found[row.peer]) for row in ROWS]

@@ -20,7 +20,11 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 STUB = ROOT / "src" / "blockspike" / "__init__.pyi"
 CONF = ROOT / "conf"
-OF_ROOT = {"security": "SECURITY.md", "contributing": "CONTRIBUTING.md", "changelog": "CHANGELOG.md"}
+OF_ROOT = {
+    "security": "SECURITY.md",
+    "contributing": "CONTRIBUTING.md",
+    "changelog": "CHANGELOG.md",
+}
 PACKAGES = {
     "neurons": "Spikes, membranes and thresholds from currents: functions on tensors.",
     "networks": "Layers, classifiers, and their exchange with other simulators.",
@@ -51,7 +55,7 @@ _LONGEST_OUTPUT = 40  # lines of a notebook's cell
 
 def on_files(files: Any, config: Any) -> Any:
     """Add the generated pages to those of docs/."""
-    from mkdocs.structure.files import File
+    from mkdocs.structure.files import File  # pyright: ignore[reportMissingImports]: extra docs
 
     for uri, text in generated().items():
         if before := files.get_file_from_path(uri):
@@ -199,9 +203,9 @@ def configuration_page() -> str:
     """Every group, its options with their comments and values, and the types of its keys."""
     types = schemas()
     parts = [
-        "# Configuration\n\nA run's configuration is composed of groups: `group=option` chooses one, "
-        "`group.key=value` changes a value, and `blockspike COMMAND --cfg job` prints the result. "
-        "A wrong name or type is refused with the key that is wrong. The files are in `conf/`.\n"
+        "# Configuration\n\nA run's configuration is composed of groups: `group=option` chooses "
+        "one, `group.key=value` changes a value, and `blockspike COMMAND --cfg job` prints the "
+        "result. A wrong name or type is refused with the key that is wrong. The files are in `conf/`.\n"
     ]
     groups = {path.name for path in CONF.iterdir() if path.is_dir()}
     if groups - set(GROUPS):
@@ -240,6 +244,7 @@ def own_values(body: str) -> str:
 def schemas() -> dict[str, dict[str, list[tuple[str, str, str]]]]:
     """By group and class: name, type and default of each key."""
     from hydra.core.config_store import ConfigStore
+    from omegaconf import OmegaConf
 
     from blockspike.config.schemas import register_schemas
 
@@ -249,8 +254,8 @@ def schemas() -> dict[str, dict[str, list[tuple[str, str, str]]]]:
         if group not in GROUPS or not isinstance(options, dict):
             continue
         for option in options.values():
-            kind = getattr(option.node, "_metadata", None) and option.node._metadata.object_type
-            if dataclasses.is_dataclass(kind):
+            kind = OmegaConf.get_type(option.node)
+            if kind and dataclasses.is_dataclass(kind):
                 found.setdefault(group, {})[kind.__name__] = list(rows_of(kind))
     return found
 
@@ -266,9 +271,7 @@ def rows_of(kind: Any) -> Iterator[tuple[str, str, str]]:
 
 def plain(value: Any) -> str:
     """A default as it is written in YAML."""
-    return {None: "null", True: "true", False: "false"}.get(value, str(value)) if not isinstance(
-        value, list | tuple
-    ) else str(list(value))
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 def type_name(kind: Any) -> str:

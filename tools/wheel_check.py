@@ -3,10 +3,10 @@
     python tools/wheel_check.py [--wheel FILE] [--venv FOLDER] [--jobs 2] [--page PAGE ...]
 
 The wheel is built twice, from the tracked files and from the sdist of them, and both must hold the
-same files. It is installed in a new virtual environment. There each page's commands and Python blocks run
-one after the other, in an empty folder of the page's own outside any checkout, in the short forms
-of `tests/printed_commands.py`, a sweep with one run; its list says what is not run and why. So do
-the notebooks.
+same files. It is installed in a new virtual environment. There each page's commands and Python
+blocks run one after the other, in an empty folder of the page's own outside any checkout, in the
+short forms of `tests/printed_commands.py`, a sweep with one run. The list names commands that are
+not run, with the reason. The notebooks run too.
 Only pip needs the network. Exit code 1 after a list of what failed.
 
 With --wheel nothing is built, with --venv nothing is installed but what the pages themselves
