@@ -89,8 +89,9 @@ def test_every_tutorial_shows_the_outputs_of_its_notebook(generated):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_the_entry_of_a_public_name_is_complete(name):
-    """A summary that stands alone, and an example that runs as printed."""
+def test_the_entry_of_a_public_name_is_complete(name, tmp_path, monkeypatch):
+    """A summary that ends, and an example that runs as printed."""
+    monkeypatch.chdir(tmp_path)
     public = getattr(bs, name)
     text = inspect.getdoc(public) or ""
     assert text.splitlines()[0].endswith("."), f"{name}: {text.splitlines()[:1]}"
