@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
-EXTRAS ?= dev,data,sweep,nir,allen
+EXTRAS ?= dev,docs,data,sweep,nir,allen
 PEERS_VENV ?= .venv-peers# the other libraries need a newer numpy than allen
 NIR_PEERS ?= .venv-nir-peers# one environment per simulator
 OUTPUTS ?= outputs
@@ -15,7 +15,7 @@ FAULT_SEED ?= 0
 # Otherwise PyTorch's idle threads spin for milliseconds on cores that others need.
 export GOMP_SPINCOUNT ?= 3000
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-locked lock demo test test-slow wheel-check faults endurance lint bench bench-check bench-dynamics bench-fit gpu-check \
+.PHONY: help setup setup-locked lock demo test test-slow docs wheel-check faults endurance lint bench bench-check bench-dynamics bench-fit gpu-check \
 	nir-peers data-nmnist data-shd data-ephys fig-classification fig-surrogates fig-detach fig-neurons fig-recordings fig-speed fig-tradeoff \
 	figures report
 
@@ -39,7 +39,7 @@ lock: ## update requirements.lock to the newest versions, for every Python and s
 	$(PYTHON) -m venv .venv-lock
 	.venv-lock/bin/python -m pip install --quiet --disable-pip-version-check uv
 	.venv-lock/bin/uv pip compile pyproject.toml --quiet --upgrade --universal --python-version 3.11 \
-		--generate-hashes $(addprefix --extra ,dev data sweep nir) --no-header -o requirements.lock
+		--generate-hashes $(addprefix --extra ,dev docs data sweep nir) --no-header -o requirements.lock
 
 demo: setup ## train on the shipped N-MNIST recordings (≤ 5 min), test and draw
 	$(BIN)/blockspike train experiment=demo output_dir=$(OUTPUTS)
@@ -51,6 +51,10 @@ test: setup ## the tests to run before a commit (under 8 minutes, no network)
 
 test-slow: setup ## all other tests: kills, launchers, pages, browser, whole grids (half an hour)
 	$(BIN)/python -m pytest -m slow $(TESTS)
+
+docs: setup ## build the site strictly into OUTPUTS/site; no dead link, nothing from other servers
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict --site-dir $(OUTPUTS)/site
+	$(BIN)/python tools/check_site.py $(OUTPUTS)/site
 
 wheel-check: setup ## install the wheel in a new environment and run all commands of README and docs (10 min)
 	$(BIN)/python tools/wheel_check.py
@@ -88,7 +92,7 @@ bench-fit: setup ## time the fit of 146 cells, and its ratio to the standard loo
 gpu-check: setup ## on a CUDA GPU: test the GPU kernels, then time fused, standard and blocks
 	$(BIN)/python -m blockspike.benchmark.gpu_check
 
-nir-peers: setup ## run NIR graphs in four simulators (4 GB); fail if docs/nir.md disagrees
+nir-peers: setup ## run NIR graphs in four simulators (4 GB); fail if docs/howto/nir.md disagrees
 	$(BIN)/python tools/nir_peers.py --cache $(NIR_PEERS)
 
 data-nmnist: setup ## download N-MNIST (1.2 GB) and prepare it

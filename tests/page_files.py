@@ -23,8 +23,8 @@ def write_cell(path: Path) -> None:
 
 
 def write_lab(folder: Path) -> dict[str, str]:
-    """Write exactly the files that docs/extend.md shows; return the environment it asks for."""
-    page = (ROOT / "docs" / "extend.md").read_text()
+    """Write exactly the files of docs/howto/extend.md; return the environment it asks for."""
+    page = (ROOT / "docs" / "howto" / "extend.md").read_text()
     python, yaml = (_blocks(page, language) for language in ("python", "yaml"))
     names = re.findall(r"`(my_conf/[a-z_/]+\.yaml)`", page)
     assert len(names) == len(yaml) == 2 and len(python) == 3

@@ -19,13 +19,11 @@ _ONE_BATCH = {
     "trainer.limit_test_batches": "1", "network.n_hidden": "8", "data.n_steps": "20",
     "data.dt_ms": "20",
 }  # fmt: skip
+_FEW_STARTS = {_STEPS: "2", "population.n_starts": "4"}
 _FITS = {
-    "experiment=fit_my_recording": {_STEPS: "2", "model.n_starts": "4"},
-    "experiment=recovery": {
-        _STEPS: "2", "model.n_starts": "4", "data.n_cells": "1", "data.duration_s": "2",
-    },
-    "experiment=e7_recordings": {_STEPS: "2"},
-}  # fmt: skip
+    "experiment=recovery": _FEW_STARTS | {"data.n_cells": "1", "data.duration_s": "2"},
+    "experiment=paper_recordings": {_STEPS: "2"},
+}
 _FEW_SIZES = {
     "study": "length,tradeoff", "n_steps": "20", "arp_steps": "2", "batch_size": "2",
     "contenders": "fused,blocks,standard", "rounds": "2", "memory": "false", "simulated_s": "0.016",
@@ -40,14 +38,15 @@ MODULES = {  # started as python -m …
 }  # fmt: skip
 
 
-_E7 = "data.dt_ms=0.05,0.1,0.5,1,2,4,8"
+_ALL_STEPS = "data.dt_ms=0.05,0.1,0.5,1,2,4,8"
+_SLURM = "blockspike train -m sweep=slurm hydra.launcher"
+_EXTRAS = ("gpu", "sweep", "nwb", "nir", "wandb", "data")
 EXEMPT = {
     "source .venv/bin/activate": "changes the shell that it is typed into",
     "make setup": "the first step of every target that CI runs",
     ".venv/bin/pre-commit install": "changes the clone's git hooks",
-    ".venv/bin/jupyter-execute --inplace notebooks/getting_started.ipynb": (
-        "test_notebook.py runs the notebook, without writing it"
-    ),
+    ".venv/bin/jupyter-execute --inplace notebooks/simulate.ipynb notebooks/train.ipynb "
+    "notebooks/fit.ipynb": "test_notebook.py runs the notebooks, without writing them",
     "find src -name '*.nb?' -delete": "other tests use those kernels at the same time",
     **{
         f"blockspike train data=nmnist_sample network.n_hidden=32 optimizer.lr=1e30 "
@@ -60,13 +59,11 @@ EXEMPT = {
     "python tools/faults/fuzz.py npz --runs 20000": "minutes; test_fuzz.py runs its short form",
     "make endurance": "an hour and 14 GiB; test_endurance.py runs its short form",
     "python tools/killed_sweep.py data": "minutes; test_sweeps.py runs its short form",
-    "pip install 'blockspike[gpu]'": "downloads packages",
-    "pip install 'blockspike[sweep]'": "downloads packages",
-    "pip install 'blockspike[nwb]'": "downloads packages",
-    "pip install 'blockspike[nir]'": "downloads packages",
-    "pip install 'blockspike[wandb]'": "downloads packages",
-    "pip install 'blockspike[data]'": "downloads packages",
-    "pip install blockspike-*.whl": "tools/wheel_check.py starts with it",
+    **{f"pip install 'blockspike[{extra}]'": "downloads packages" for extra in _EXTRAS},
+    "pip install blockspike": "tools/wheel_check.py installs the wheel",
+    "pip install .": "the first step of every target that CI runs",
+    "pip install '.[data,sweep]'": "downloads packages",
+    "make docs": "minutes; test_site.py builds its generated pages",
     "blockspike prepare data=nmnist data.download=true": (
         "downloads 1.2 GB; test_download.py has a small server"
     ),
@@ -74,21 +71,31 @@ EXEMPT = {
         "downloads 0.2 GB; test_download.py has a small server"
     ),
     "blockspike prepare data=allen data.download=true": (
-        "downloads 146 cells; test_allen.py has made-up ones"
+        "downloads 146 cells; test_allen.py has synthetic ones"
     ),
-    f"blockspike train -m experiment=e7_recordings {_E7}": "needs those 146 cells",
-    f"blockspike train -m experiment=e7_recordings_ours {_E7}": "needs those 146 cells",
+    f"blockspike fit -m experiment=paper_recordings {_ALL_STEPS}": "needs those 146 cells",
+    f"blockspike fit -m experiment=recordings {_ALL_STEPS}": "needs those 146 cells",
+    "blockspike fit experiment=paper_recordings": "needs those 146 cells",
+    "blockspike train experiment=paper_nmnist": "needs the whole of N-MNIST",
+    **{
+        f"blockspike train experiment=paper_{name}": "needs the whole of SHD"
+        for name in ("shd", "surrogates", "detach")
+    },
+    "blockspike train -m experiment=paper_shd model=fused,blocks "
+    "model.arp_ms=20,40,60,80,100 seed=0,1,2": "needs the whole of SHD",
     "make nir-peers": "downloads four simulators; test_nir_peers.py does without them",
     "make setup-locked": "downloads 3 GB; test_lock.py compares the file with pyproject.toml",
     "make lock": "changes requirements.lock",
     "pip install --require-hashes -r requirements.lock": "downloads 3 GB",
     "make gpu-check": "needs a CUDA GPU; test_gpu_check.py runs its parts",
     "blockspike benchmark device=cuda": "needs a CUDA GPU",
-    "blockspike train -m sweep=slurm hydra.launcher.partition=long "
-    "hydra.launcher.timeout_min=600 experiment=e4_shd seed=0,1,2": "needs a Slurm cluster",
-    "blockspike train -m sweep=slurm hydra.launcher.nodes=2 hydra.launcher.tasks_per_node=4 "
-    "hydra.launcher.gpus_per_node=4 trainer=ddp +trainer.num_nodes=2 trainer.devices=4 "
-    "experiment=e4_shd seed=0": "needs a Slurm cluster",
+    f"{_SLURM}.partition=long hydra.launcher.timeout_min=600 experiment=paper_shd seed=0,1,2": (
+        "needs a Slurm cluster"
+    ),
+    f"{_SLURM}.nodes=2 hydra.launcher.tasks_per_node=4 hydra.launcher.gpus_per_node=4 "
+    "trainer=ddp +trainer.num_nodes=2 trainer.devices=4 experiment=paper_shd seed=0": (
+        "needs a Slurm cluster"
+    ),
     "wandb leet": "takes over the terminal",
     "wandb login": "needs wandb's server",
     "wandb sync outputs/*/*/seed=*/wandb/offline-run-*": "needs wandb's server",
@@ -96,7 +103,7 @@ EXEMPT = {
         "needs wandb's server; test_wandb_dashboard.py does without"
     ),
 }
-_OF_CHECKOUT = re.compile(r"make |\.venv/|source |find |python (tests|tools)/")
+_OF_CHECKOUT = re.compile(r"make |\.venv/|source |find |python (tests|tools)/|pip install '?\.")
 
 
 def python_and_commands(page: Path) -> list[tuple[str, str]]:
@@ -154,7 +161,8 @@ def parts(command: str) -> list[list[str]]:
 def composed(words: list[str]) -> list[str]:
     """Arguments of blockspike that print a configuration, of a sweep that of its first run."""
     _, name, *arguments = words
-    first = [a if "[" in a or name != "train" else a.split(",")[0] for a in arguments if a != "-m"]
+    sweeps = name in ("train", "fit")
+    first = [a if "[" in a or not sweeps else a.split(",")[0] for a in arguments if a != "-m"]
     return [name, "--cfg", "job", *first]
 
 
@@ -169,8 +177,10 @@ def short(words: list[str], data_dir: Path, n_runs: int = 2) -> list[str]:
     flags = [a for a in arguments if "=" not in a]
     if name == "benchmark":
         values = _FEW_SIZES
-    if name == "train" and "--help" not in flags:
-        few = next((few for fit, few in _FITS.items() if fit in arguments), _ONE_BATCH)
+    if name in ("train", "fit") and "--help" not in flags:
+        few = _ONE_BATCH
+        if name == "fit":
+            few = next((few for fit, few in _FITS.items() if fit in arguments), _FEW_STARTS)
         if {"data=hd_lauscher", "experiment=digits", "experiment=se_adlif"} & set(arguments):
             few = {**few, "data.path": f"{data_dir / 'hd_lauscher_sample.h5'}"}
         added = {key: value for key, value in few.items() if key not in values}
@@ -201,4 +211,4 @@ def _few_runs(overrides: dict[str, str], n_values: int) -> dict[str, str]:
 
 
 def _nameless() -> list[str]:
-    return list(OmegaConf.select(OmegaConf.load(ROOT / "conf" / "train.yaml"), _NAMELESS))
+    return list(OmegaConf.select(OmegaConf.load(ROOT / "conf" / "run_folder.yaml"), _NAMELESS))

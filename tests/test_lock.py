@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 LOCK = (ROOT / "requirements.lock").read_text()
 PINS = [Requirement(line) for line in re.findall(r"^([a-z0-9].*?) ?\\?$", LOCK, re.MULTILINE)]
-EXTRAS = ("dev", "data", "sweep", "nir")
+EXTRAS = ("dev", "docs", "data", "sweep", "nir")
 
 
 def pinned(python: str) -> dict[str, Version]:

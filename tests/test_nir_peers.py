@@ -1,4 +1,4 @@
-"""The table in docs/nir.md and its check by tools/nir_peers.py; needs no simulator."""
+"""The table in docs/howto/nir.md and its check by tools/nir_peers.py; needs no simulator."""
 
 import sys
 from importlib import import_module
@@ -128,7 +128,7 @@ def test_a_wrong_page_fails_until_it_is_rewritten(old, page, monkeypatch, capsys
     page.write_text(right.replace(old, old.replace("equal", "3.0 %").replace("1.1.0", "1.1.1"), 1))
     assert page.read_text() != right
     assert nir_peers.main() == 1
-    assert capsys.readouterr().err.startswith("docs/nir.md differs from: | Norse 1.1.0 | ")
+    assert capsys.readouterr().err.startswith("docs/howto/nir.md differs from: | Norse 1.1.0 | ")
     page.write_text(right.replace(right.splitlines()[-4] + "\n", ""))
     assert nir_peers.main() == 1
     assert f"expected {len(ROWS)} lines, got {len(ROWS) - 1}" in capsys.readouterr().err

@@ -3,8 +3,8 @@
     python tools/nir_peers.py [--cache FOLDER] [--write]
 
 Each simulator gets its own environment under FOLDER, made once (4 GB in all). The resulting table
-is compared with the one in docs/nir.md; the exit code is 1 if they differ. --write updates the page
-instead.
+is compared with the one in docs/howto/nir.md; the exit code is 1 if they differ. --write updates
+the page instead.
 """
 
 import argparse
@@ -24,7 +24,7 @@ from blockspike.networks.classifier import SpikingClassifier
 from blockspike.networks.nir import Readout, to_nir, write
 
 ROOT = Path(__file__).parents[1]
-PAGE = ROOT / "docs" / "nir.md"
+PAGE = ROOT / "docs" / "howto" / "nir.md"
 START, END = "<!-- table of tools/nir_peers.py -->", "<!-- end of the table -->"
 HEAD = [
     "| simulator | graph | feed-forward | recurrent | readout | why |",
@@ -244,7 +244,7 @@ def main() -> int:
     """Run all simulators and compare or write the table; returns the exit code."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--cache", type=Path, default=ROOT / ".venv-nir-peers")
-    parser.add_argument("--write", action="store_true", help="write the table into docs/nir.md")
+    parser.add_argument("--write", action="store_true", help="write the table into its page")
     arguments = parser.parse_args()
     found = {peer: run_peer(peer, arguments.cache.resolve()) for peer in REQUIREMENTS}
     lines = [line_of(row, found[row.peer]) for row in ROWS]
@@ -257,9 +257,9 @@ def main() -> int:
     stated = stated_lines(text)
     wrong = [line for line, said in zip(lines, stated, strict=False) if not agrees(said, line)]
     for line in wrong:
-        print(f"docs/nir.md differs from: {line}", file=sys.stderr)
+        print(f"docs/howto/nir.md differs from: {line}", file=sys.stderr)
     if len(stated) != len(lines):
-        print(f"docs/nir.md: expected {len(lines)} lines, got {len(stated)}", file=sys.stderr)
+        print(f"docs/howto/nir.md: expected {len(lines)} lines, got {len(stated)}", file=sys.stderr)
     return int(bool(wrong) or len(stated) != len(lines))
 
 

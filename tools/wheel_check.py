@@ -6,7 +6,7 @@ The wheel is built twice, from the tracked files and from their sdist, and both 
 content. It is installed in a new virtual environment. There the commands and Python blocks of each
 page run one after another, in an empty folder per page outside any checkout. They are shortened by
 `tests/printed_commands.py`, which also lists what is not run and why; a sweep has one run. The
-notebook runs too. Only pip needs the network. If anything fails, it is listed and the exit code
+notebooks run too. Only pip needs the network. If anything fails, it is listed and the exit code
 is 1.
 
 With --wheel, nothing is built. With --venv, nothing is installed except what the pages themselves
@@ -44,7 +44,7 @@ from printed_commands import (  # noqa: E402
     short,
 )
 
-NOTEBOOK = ROOT / "notebooks" / "getting_started.ipynb"
+NOTEBOOKS = tuple(sorted((ROOT / "notebooks").glob("*.ipynb")))
 _LONGEST_S = 600
 _SHOWN_LINES = 15  # of a failed command's output
 _EXTRA = re.compile(r"pip install '?blockspike\[\w+\]'?$")
@@ -74,14 +74,17 @@ class Result:
     output: str = ""
 
 
-NOTEBOOK_STEPS = (
-    Step("pip install nbclient ipykernel", ("pip", "install", "--quiet", "nbclient", "ipykernel")),
-    Step(f"jupyter-execute {NOTEBOOK.name}", ("jupyter-execute", NOTEBOOK.name)),
-)
-
-
 def steps_of(page: Path, data_dir: Path) -> list[Step]:
-    """Distinct steps of a page, in order; `data_dir` holds the prepared HD-Lauscher sample."""
+    """The steps that a page prints, each once, in order, or those that run a notebook.
+
+    `data_dir` holds the prepared HD-Lauscher sample.
+    """
+    if page in NOTEBOOKS:
+        needed = ("pip", "install", "--quiet", "nbclient", "ipykernel")
+        return [
+            Step("pip install nbclient ipykernel", needed),
+            Step(f"jupyter-execute {page.name}", ("jupyter-execute", page.name)),
+        ]
     return [_step(kind, text, data_dir) for kind, text in dict.fromkeys(python_and_commands(page))]
 
 
@@ -182,10 +185,10 @@ def run_page(page: Path, environment: Environment, data_dir: Path, folder: Path)
     here.mkdir()
     shutil.copy(data_dir / "my_cell.npz", here)
     variables = write_lab(here) if page.stem == "extend" else {}
-    if page == NOTEBOOK:
+    if page in NOTEBOOKS:
         shutil.copy(page, here)
     results = []
-    for step in NOTEBOOK_STEPS if page == NOTEBOOK else steps_of(page, data_dir):
+    for step in steps_of(page, data_dir):
         if step.skipped:
             print(f"{name}: not run    {step.text} ({step.skipped})", flush=True)
         else:
@@ -248,8 +251,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--page", type=Path, nargs="+", help="pages to run (default: all)")
     options = parser.parse_args(arguments)
     pages = [page for page in PAGES if page != _OF_CONTRIBUTORS]
-    # Early because it takes longest; after the README, which must work without Jupyter.
-    pages.insert(1, NOTEBOOK)
+    pages[1:1] = NOTEBOOKS  # after the README, which has no Jupyter
     pages = [page.resolve() for page in options.page] if options.page else pages
     with tempfile.TemporaryDirectory(prefix="blockspike-wheel-") as name:
         folder = Path(name)

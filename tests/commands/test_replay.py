@@ -66,7 +66,7 @@ def checkpoints(run: Path) -> dict[str, bytes]:
 
 
 def test_the_page_shows_the_messages(blockspike):
-    page = ROOT / "docs" / "numbers_that_go_wrong.md"
+    page = ROOT / "docs" / "howto" / "numbers_that_go_wrong.md"
     lines = page.read_text().splitlines()
     stop, replay = (x.split() for x in lines if x.startswith("blockspike train data=nmnist"))
     (shown,) = (x for x in lines if x.startswith("readout: "))

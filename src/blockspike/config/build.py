@@ -89,7 +89,7 @@ class Sizes(typing.Protocol):
 def build_network(cfg: DictConfig, data: Sizes) -> SpikingClassifier:
     """Build the classifier of `cfg.model` and `cfg.network`, sized for `data`.
 
-    If the model has a `_target_`, that class makes the hidden layers (docs/extend.md).
+    If the model has a `_target_`, that class makes the hidden layers (docs/howto/extend.md).
 
     Raises:
         ValueError: a value is outside its range; names it.

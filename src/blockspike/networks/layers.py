@@ -118,13 +118,14 @@ class NeuronLayer(BoundedParameters):
     @property
     def simulation_options(self) -> dict[str, Any]:
         """Simulation arguments other than the current and the model's parameters."""
-        return {
+        options = {
             "recurrent_weight": self.recurrent_weight,
-            "recurrent_delay": self.options.recurrent_delay,
             "surrogate": self.options.surrogate,
             "detach_spikes": self.options.detach_spikes,
             "method": self.options.method,
         }
+        delay = self.options.recurrent_delay  # None: the model's own
+        return options if delay is None else options | {"recurrent_delay": delay}
 
     def forward(self, x: EventBatch | Tensor) -> Tensor:
         """Spikes [T, B, n_units] for input [T, B, n_inputs]."""

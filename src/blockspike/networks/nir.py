@@ -1,7 +1,7 @@
 """Export networks to NIR, the Neuromorphic Intermediate Representation, and import them.
 
-docs/nir.md says what NIR can represent, what is lost, and how its equations map to ours. The format
-is that of Pedersen et al., Nature Communications 15, 8122 (2024). Graph metadata is ignored.
+docs/howto/nir.md says what NIR can represent, what is lost, and how its equations map to ours. The
+format is that of Pedersen et al., Nature Communications 15, 8122 (2024). Graph metadata is ignored.
 """
 
 import math
@@ -85,7 +85,7 @@ DIALECTS = {
     "snntorch": Dialect("euler", "r", step_ms=0.1, nested=True, readout="lif"),
     "spyx": Dialect("euler", "none", readout="lif"),
 }
-"""Dialects by name: NIR's own equations, and the simulators that docs/nir.md compares."""
+"""Dialects by name: NIR's own equations, and the simulators that docs/howto/nir.md compares."""
 _NEXT = {
     "Input": ("Affine", "Linear"),
     "Affine": ("LIF", "LI"),

@@ -1,0 +1,286 @@
+"""Pages of the site that are made from the source: a hook of MkDocs, see mkdocs.yml.
+
+Tutorials are the notebooks with the outputs they are committed with. The reference has an entry for
+every public name, every command and every option of the configuration, so none can be forgotten.
+Pages at the root of the repository become pages of the site.
+"""
+
+import ast
+import base64
+import dataclasses
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+STUB = ROOT / "src" / "blockspike" / "__init__.pyi"
+CONF = ROOT / "conf"
+OF_ROOT = {
+    "security": "SECURITY.md",
+    "contributing": "CONTRIBUTING.md",
+    "changelog": "CHANGELOG.md",
+}
+PACKAGES = {
+    "neurons": "Spikes, membranes and thresholds from currents: functions on tensors.",
+    "networks": "Layers, classifiers, and their exchange with other simulators.",
+    "data": "Recordings of events and of cells, read and batched.",
+    "fitting": "Neurons fitted to recordings, and how alike spike trains are.",
+    "training": "Lightning modules.",
+    "pretrained": "Trained networks that come with blockspike.",
+    "memory": "What a program that imports blockspike may want to set.",
+}
+GROUPS = {
+    "model": "The neurons of a network, and how they are simulated.",
+    "population": "The neurons that are fitted to recordings.",
+    "data": "The recordings, and how they are cut and binned.",
+    "network": "The classifier around the hidden layers.",
+    "fit": "How neurons are fitted.",
+    "optimizer": "The optimiser.",
+    "scheduler": "The learning rate over the epochs.",
+    "trainer": "Lightning's trainer: the device, precision and number of epochs.",
+    "logger": "Where metrics go.",
+    "callbacks": "Lightning's callbacks, beside those that every run has.",
+    "experiment": "Complete recipes; each sets several of the groups above.",
+    "sweep": "Where the runs of a sweep go.",
+    "debug": "Short runs that look for faults.",
+}
+_ALONE = ("index.md", "install.md", "paper.md")  # pages whose section has no other
+_LONGEST_OUTPUT = 40  # lines of a notebook's cell
+
+
+def on_files(files: Any, config: Any) -> Any:
+    """Add the generated pages to those of docs/."""
+    from mkdocs.structure.files import File  # pyright: ignore[reportMissingImports]: extra docs
+
+    for uri, text in generated().items():
+        if before := files.get_file_from_path(uri):
+            files.remove(before)
+        files.append(File.generated(config, uri, content=text))
+    return files
+
+
+def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
+    """Hide the navigation of a section with one page; search ranks diaries last."""
+    if page.file.src_uri in _ALONE:
+        page.meta["hide"] = ["navigation"]
+    if page.file.src_uri.startswith(("notes/", "development/changelog")):
+        page.meta["search"] = {"boost": 0.2}
+    return markdown
+
+
+def generated() -> dict[str, str | bytes]:
+    """Every generated page and picture, by its place below docs/."""
+    pages: dict[str, str | bytes] = {}
+    for notebook in sorted((ROOT / "notebooks").glob("*.ipynb")):
+        pages |= tutorial(notebook)
+    for name, source in OF_ROOT.items():
+        text = (ROOT / source).read_text()
+        pages[f"development/{name}.md"] = with_links_from(text, "development")
+    for package, names in public_names().items():
+        pages[f"reference/{package}.md"] = reference(package, names)
+    index = ROOT / "docs" / "reference" / "index.md"
+    pages["reference/index.md"] = f"{index.read_text()}\n{list_of_names()}"
+    pages["reference/commands.md"] = commands_page()
+    pages["reference/configuration.md"] = configuration_page()
+    return pages
+
+
+def with_links_from(text: str, folder: str) -> str:
+    """A page of the root with links into docs/ as a page in docs/`folder` has them.
+
+    Links to other files of the repository, which the site does not have, become their names.
+    """
+
+    def change(link: re.Match) -> str:
+        title, target = link.groups()
+        if target.startswith(("http", "#")):
+            return link[0]
+        if target.endswith(".ipynb"):
+            return f"[{title}]({Path(target).stem}.md)"
+        if target.startswith("docs/"):
+            return f"[{title}]({'../' * len(Path(folder).parts)}{target.removeprefix('docs/')})"
+        for name, source in OF_ROOT.items():
+            if target.split("#")[0] == source:
+                return f"[{title}]({target.replace(source, f'{name}.md')})"
+        return title
+
+    return re.sub(r"\[([^\]]+)\]\(([^)]+)\)", change, text)
+
+
+# Tutorials
+
+
+def tutorial(path: Path) -> dict[str, str | bytes]:
+    """A notebook as a page with its pictures."""
+    parts, files = [], {}
+    for number, cell in enumerate(json.loads(path.read_text())["cells"]):
+        source = "".join(cell["source"])
+        if cell["cell_type"] == "markdown":
+            parts.append(with_links_from(source.replace("](../", "]("), "tutorials"))
+            continue
+        parts.append(f"```python\n{source}\n```")
+        text = ""
+        for output in cell["outputs"]:
+            data = output.get("data", {})
+            text += "".join(output.get("text", []) or data.get("text/plain", []))
+            if "image/png" in data:
+                name = f"{path.stem}_{number}.png"
+                files[f"tutorials/{name}"] = base64.b64decode(data["image/png"])
+                text = ""
+                parts.append(f"![Output of the cell above]({name})")
+        if text.strip():
+            lines = text.strip("\n").splitlines()[:_LONGEST_OUTPUT]
+            parts.append("``` { .text .output }\n" + "\n".join(lines) + "\n```")
+    return {f"tutorials/{path.stem}.md": "\n\n".join(parts) + "\n", **files}
+
+
+# The reference
+
+
+def public_names() -> dict[str, list[str]]:
+    """The names of `blockspike`, by the package they are defined in, sorted within it."""
+    names: dict[str, list[str]] = {}
+    for node in ast.parse(STUB.read_text()).body:
+        if isinstance(node, ast.ImportFrom):
+            package = (node.module or "").split(".")[0]
+            names.setdefault(package, []).extend(alias.name for alias in node.names)
+    return {package: sorted(names[package], key=str.lower) for package in sorted(names)}
+
+
+def reference(package: str, names: list[str]) -> str:
+    """The page with an entry for each of the names."""
+    entries = "\n\n".join(f"::: blockspike.{name}" for name in names)
+    return f"# {title_of(package)}\n\n{PACKAGES[package]}\n\n{entries}\n"
+
+
+def title_of(package: str) -> str:
+    """A package's name as a heading."""
+    return "Trained networks" if package == "pretrained" else package.capitalize()
+
+
+def list_of_names() -> str:
+    """Every public name with a link, then where the rest of the reference is."""
+    lines = ["| | public names |", "|---|---|"]
+    for package, names in public_names().items():
+        links = ", ".join(f"[`{n}`]({package}.md#blockspike.{n})" for n in names)
+        lines.append(f"| [{title_of(package)}]({package}.md) | {links} |")
+    return "\n".join(lines) + (
+        "\n\n[Commands](commands.md) describes what the command line does, "
+        "[configuration](configuration.md) every value that it takes.\n"
+    )
+
+
+def commands_page() -> str:
+    """Every command: its configuration with comments, and what its --help prints."""
+    from blockspike.cli import COMMANDS, HELP
+
+    usage = re.sub(r"\A.*?\n\n", "", HELP, flags=re.DOTALL).strip()
+    parts = [f"# Commands\n\n```text\n{usage}\n```\n"]
+    with ThreadPoolExecutor(2) as pool:
+        helps = pool.map(help_of, COMMANDS)
+    for name, text in zip(COMMANDS, helps, strict=True):
+        comment, body = head_and_body((CONF / f"{name}.yaml").read_text())
+        parts.append(f"## {name}\n\n{comment}\n")
+        parts.append(f"```yaml\n{own_values(body)}\n```\n")
+        shown = "\n".join(f"    {line}".rstrip() for line in text.splitlines())
+        parts.append(f'??? note "blockspike {name} --help"\n\n    ```text\n{shown}\n    ```\n')
+    return "\n".join(parts)
+
+
+def help_of(command: str) -> str:
+    """The text that `blockspike COMMAND --help` prints."""
+    words = [sys.executable, "-m", "blockspike.cli", command, "--help"]
+    done = subprocess.run(words, capture_output=True, text=True, check=True, cwd=ROOT / "docs")
+    return done.stdout.strip()
+
+
+def configuration_page() -> str:
+    """Every group, its options with their comments and values, and the types of its keys."""
+    types = schemas()
+    parts = [
+        "# Configuration\n\nA run's configuration is composed of groups: `group=option` chooses "
+        "one, `group.key=value` changes a value, and `blockspike COMMAND --cfg job` prints the "
+        "result. An error names the key that is wrong. The files are in `conf/`.\n"
+    ]
+    groups = {path.name for path in CONF.iterdir() if path.is_dir()}
+    if groups - set(GROUPS):
+        raise KeyError(f"GROUPS: expected a line for {', '.join(sorted(groups - set(GROUPS)))}")
+    for group, about in GROUPS.items():
+        if group not in groups:
+            continue
+        parts.append(f"## {group}\n\n{about}\n")
+        for path in sorted((CONF / group).glob("*.yaml")):
+            comment, body = head_and_body(path.read_text())
+            parts.append(f"### {group}={path.stem}\n\n{comment}\n\n```yaml\n{body}\n```\n")
+        parts += [table_of(title, rows) for title, rows in types.get(group, {}).items()]
+    return "\n".join(parts)
+
+
+def head_and_body(text: str) -> tuple[str, str]:
+    """A configuration's first comments as Markdown, commands as code, and the rest of the file."""
+    lines = text.strip().splitlines()
+    n = next((i for i, line in enumerate(lines) if not line.startswith("#")), len(lines))
+    comments = [line.removeprefix("#").strip() for line in lines[:n]]
+    shown = []
+    for line in comments:
+        if line.startswith("@package"):
+            continue
+        command, mark, about = line.partition(" # ")
+        is_command = line.startswith(("blockspike ", "make "))
+        shown.append(f"`{command}`" + (f" {about}" if mark else "") + "  " if is_command else line)
+    return "\n".join(shown).strip(), "\n".join(lines[n:]).strip()
+
+
+def own_values(body: str) -> str:
+    """A command's configuration less Hydra's own part."""
+    return re.sub(r"^hydra:\n(?:(?: .*)?\n?)*", "", body, flags=re.MULTILINE).strip()
+
+
+def schemas() -> dict[str, dict[str, list[tuple[str, str, str]]]]:
+    """By group and class: name, type and default of each key."""
+    from hydra.core.config_store import ConfigStore
+    from omegaconf import OmegaConf
+
+    from blockspike.config.schemas import register_schemas
+
+    register_schemas()
+    found: dict[str, dict[str, list[tuple[str, str, str]]]] = {}
+    for group, options in ConfigStore.instance().repo.items():
+        if group not in GROUPS or not isinstance(options, dict):
+            continue
+        for option in options.values():
+            kind = OmegaConf.get_type(option.node)
+            if kind and dataclasses.is_dataclass(kind):
+                found.setdefault(group, {})[kind.__name__] = list(rows_of(kind))
+    return found
+
+
+def rows_of(kind: Any) -> Iterator[tuple[str, str, str]]:
+    """Name, type and default of each field but Hydra's own."""
+    for field in dataclasses.fields(kind):
+        if not field.name.startswith("_"):
+            required = field.default in (dataclasses.MISSING, "???")
+            default = "required" if required else f"`{plain(field.default)}`"
+            yield f"`{field.name}`", f"`{type_name(field.type)}`", default
+
+
+def plain(value: Any) -> str:
+    """A default as it is written in YAML."""
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def type_name(kind: Any) -> str:
+    """A type as it is written in Python."""
+    return getattr(kind, "__name__", str(kind)) if "[" not in str(kind) else str(kind)
+
+
+def table_of(title: str, rows: list[tuple[str, str, str]]) -> str:
+    """The keys of a class as a table."""
+    lines = [f"Keys of `{title}`:\n", "| key | type | default |", "|---|---|---|"]
+    escaped = ([cell.replace("|", "\\|") for cell in row] for row in rows)
+    return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in escaped)]) + "\n"
