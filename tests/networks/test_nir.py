@@ -533,8 +533,10 @@ def with_other_readout():
 @pytest.mark.parametrize(
     ("net", "options", "message"),
     [
-        (made, {"allow_dropping": {"weights"}}, "^allow_dropping: expected names out of adaptation, .*"
-         "input scaling, got {'weights'}"),
+        (
+            made, {"allow_dropping": {"weights"}},
+            "^allow_dropping: expected names out of adaptation, .*input scaling, got {'weights'}",
+        ),
         (made, {"allow_dropping": "adaptation"}, "^allow_dropping: .* got 'adaptation'"),
         (made, {"readout": "LI"}, "^readout: expected one of li, lif, none, got 'LI'"),
         (made, {"dialect": "lava"}, "^dialect: expected one of nir, norse, .*, got 'lava'"),
