@@ -1,4 +1,4 @@
-"""Original N-MNIST recordings, in a folder or in archives that are read in place."""
+"""Original N-MNIST recordings, in a folder or in archives, which are not extracted."""
 
 from __future__ import annotations
 
