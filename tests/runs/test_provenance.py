@@ -35,7 +35,7 @@ def test_a_checkout_has_its_commit():
 
 @pytest.mark.parametrize("place", ["venv", "src", "."])
 def test_a_copy_in_another_projects_repository_has_no_commit(repository, place):
-    """In its virtual environment, as one of its packages, and at its root."""
+    """Installed in its virtual environment, as one of its packages, and at its root."""
     folder = repository / place
     if place == "venv":
         venv.create(folder)
@@ -55,7 +55,7 @@ def test_a_copy_in_another_projects_repository_has_no_commit(repository, place):
     assert done.stdout.split() == ["None", "False"]
 
 
-def test_where_there_is_no_git_there_is_no_commit(monkeypatch):
+def test_without_git_there_is_no_commit(monkeypatch):
     monkeypatch.setenv("PATH", "")
     made = provenance()
     assert made["git_sha"] is None and not made["git_dirty"]
