@@ -1,4 +1,4 @@
-"""`logger=wandb`, offline: logged values are read back from wandb's own file."""
+"""`logger=wandb`, offline: the content of wandb's own file."""
 
 import json
 import os
