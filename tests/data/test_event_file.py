@@ -155,6 +155,7 @@ write_event_file(sys.argv[1], "n", "s", 7, 3, part, part)
 """
 
 
+@pytest.mark.slow
 def test_a_killed_write_leaves_nothing_that_is_used(tmp_path):
     path = tmp_path / "a.h5"
     run = subprocess.Popen(

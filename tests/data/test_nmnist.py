@@ -215,6 +215,7 @@ _PREPARE = (
 )
 
 
+@pytest.mark.slow
 def test_killed_and_run_again_gives_the_same_file(tmp_path):
     raw = make_nmnist(tmp_path / "raw", 60, 10, n_events=20)
     prepare_nmnist(raw, tmp_path / "reference.h5")

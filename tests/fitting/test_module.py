@@ -195,6 +195,7 @@ def test_tau_reaches_its_final_value(cells, first, last):
     assert (module.best_epoch > 0).all()
 
 
+@pytest.mark.slow
 def test_noise_is_found_in_cells_that_have_it():
     found = []
     for trial_noise in (0.0, 0.5):
