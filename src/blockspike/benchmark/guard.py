@@ -16,7 +16,7 @@ from blockspike.benchmark.timing import (
 from blockspike.networks.synapses import synaptic_current
 from blockspike.neurons.events import EventBatch
 
-# Slow / fast, about two thirds of the ratios measured at that time: docs/explanation/performance.md.
+# Slow / fast, about two thirds of the ratios measured then: docs/explanation/performance.md.
 FLOORS = {
     ("standard", "fused"): 15.0,
     ("blocks", "fused"): 1.1,
