@@ -4,7 +4,9 @@ import os
 
 os.environ.setdefault("TRITON_INTERPRET", "1")  # before anything imports Triton; see gpu_check.py
 
+import shutil
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -46,26 +48,53 @@ class Finished:
     stderr: str
 
 
+def exit_code(folder: Path, data_dir: Path, args: tuple[str, ...]) -> int:
+    """Run `blockspike …` in a folder, as a user would but without a new interpreter."""
+    needs_data = args[0] in ("train", "prepare") or "pretrained=" in " ".join(args)
+    with_data = [f"data_dir={data_dir}"] if needs_data else []
+    threads = torch.get_num_threads()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setenv("WANDB_MODE", "offline")
+        patch.setattr(sys, "argv", ["blockspike", *args, *with_data])
+        GlobalHydra.instance().clear()
+        try:
+            main()
+        except SystemExit as stop:
+            return int(stop.code or 0)
+        finally:
+            torch.set_num_threads(threads)
+    return 0
+
+
+@pytest.fixture(scope="session")
+def copy_of_run(tmp_path_factory, data_dir) -> Callable[..., Path]:
+    """Copies what `blockspike …` leaves in an empty folder; the same command runs only once."""
+    made: dict[tuple[str, ...], Path] = {}
+
+    def copy(to: Path, *args: str, sample: str = "") -> Path:
+        """Returns the folder of the one run; `sample` is a name for the data in the folder."""
+        if args not in made:
+            folder = tmp_path_factory.mktemp("run")
+            if sample:
+                shutil.copy(data_dir / "nmnist_sample.h5", folder / sample)
+            assert exit_code(folder, data_dir, args) == 0
+            made[args] = folder
+        shutil.copytree(made[args], to, dirs_exist_ok=True)
+        (result,) = (to / "outputs").rglob("result.json")
+        return result.parent
+
+    return copy
+
+
 @pytest.fixture
 def blockspike(monkeypatch, capfd, tmp_path, data_dir):
     """Run `blockspike …` in an empty folder, as a user would but without a new interpreter."""
 
     def run(*args: str, check: bool = True) -> Finished:
-        needs_data = args[0] in ("train", "prepare") or "pretrained=" in " ".join(args)
-        with_data = [f"data_dir={data_dir}"] if needs_data else []
         monkeypatch.chdir(tmp_path)
-        monkeypatch.setenv("WANDB_MODE", "offline")
-        monkeypatch.setattr(sys, "argv", ["blockspike", *args, *with_data])
-        GlobalHydra.instance().clear()
-        threads = torch.get_num_threads()
         capfd.readouterr()
-        code = 0
-        try:
-            main()
-        except SystemExit as stop:
-            code = int(stop.code or 0)
-        finally:
-            torch.set_num_threads(threads)
+        code = exit_code(tmp_path, data_dir, args)
         shown = capfd.readouterr()
         assert not check or code == 0, shown.err
         return Finished(code, shown.out, shown.err)

@@ -53,12 +53,12 @@ EXEMPT = {
         f"hydra.run.dir=outputs/wrong{replay}": "goes wrong, as it should; test_replay.py runs it"
         for replay in ("", " replay=outputs/wrong/bad_batch.ckpt")
     },
-    "python tests/training/guard_cost.py": "needs the whole of HD-Lauscher, and minutes",
+    "python tools/guard_cost.py": "needs the whole of HD-Lauscher, and minutes",
     "make faults": "half an hour; test_faults.py runs its short form",
     "make fuzz": "hours; test_fuzz.py runs its short form",
-    "python tests/faults/fuzz.py npz --runs 20000": "minutes; test_fuzz.py runs its short form",
+    "python tools/faults/fuzz.py npz --runs 20000": "minutes; test_fuzz.py runs its short form",
     "make endurance": "an hour and 14 GiB; test_endurance.py runs its short form",
-    "python tests/commands/killed_sweep.py data": "minutes; test_sweeps.py runs its short form",
+    "python tools/killed_sweep.py data": "minutes; test_sweeps.py runs its short form",
     **{f"pip install 'blockspike[{extra}]'": "downloads packages" for extra in _EXTRAS},
     "pip install blockspike": "tools/wheel_check.py installs the wheel",
     "pip install .": "the first step of every target that CI runs",

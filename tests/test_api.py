@@ -1,4 +1,4 @@
-"""`import blockspike as bs`: light to import, and every public name is there and documented."""
+"""`import blockspike as bs`: it is quick, and every public name exists and is documented."""
 
 import inspect
 import subprocess
@@ -8,10 +8,10 @@ import pytest
 
 import blockspike as bs
 
-MOST_S = 0.15  # that importing it may take
+MOST_S = 0.15  # longest import time
 
 
-def test_importing_it_is_quick_and_loads_nothing_heavy():
+def test_importing_is_quick_and_loads_nothing_heavy():
     code = (
         "import sys, time; start = time.perf_counter(); import blockspike as bs;"
         "seconds = time.perf_counter() - start;"
@@ -32,7 +32,7 @@ def test_public_names_are_documented(name):
     assert value.__name__ == name and len(inspect.getdoc(value) or "") > 40
 
 
-def test_a_name_that_does_not_exist_is_an_attribute_error():
+def test_an_unknown_name_raises_attribute_error():
     with pytest.raises(AttributeError, match="nothing"):
         _ = bs.nothing  # pyright: ignore[reportAttributeAccessIssue]
 

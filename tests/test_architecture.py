@@ -1,4 +1,4 @@
-"""The rules of the house: imports point one way, `instantiate` in one place, docstrings."""
+"""Rules of the layout: one order of imports, `instantiate` in one place, docstrings."""
 
 import ast
 import subprocess
@@ -16,7 +16,7 @@ MODULES = {
     for path in sorted(SOURCE.rglob("*.py"))
 }
 
-# Room → what it may import of blockspike besides itself, from the lowest floor to the highest.
+# Package → packages of blockspike that it may import, from the lowest to the highest.
 MAY_IMPORT = {
     "files": set(),
     "memory": set(),
@@ -38,7 +38,7 @@ MAY_IMPORT = {
     "cli": {"commands", "runs", "config", "files"},
 }  # fmt: skip
 _SCIENCE_FREE = {"pytorch_lightning", "lightning", "hydra", "omegaconf", "h5py", "wandb", "pandas"}
-# Room → which libraries it may not import.
+# Package → libraries that it may not import.
 WITHOUT = {
     "neurons": _SCIENCE_FREE,
     "networks": _SCIENCE_FREE,
@@ -50,19 +50,19 @@ WITHOUT = {
 
 
 def within(name: str, packages: set[str]) -> bool:
-    """Whether a dotted name is one of `packages` or inside one."""
+    """Return whether a dotted name is one of `packages` or inside one."""
     return any(name == package or name.startswith(package + ".") for package in packages)
 
 
 def modules_of(package: str) -> Iterator[tuple[str, ast.Module]]:
-    """Syntax trees of the package's modules; none if it does not exist yet."""
+    """Syntax trees of the package's modules; empty if it does not exist."""
     for name, path in MODULES.items():
         if within(name, {package}):
             yield name, ast.parse(path.read_text(encoding="utf-8"))
 
 
 def imports_of(tree: ast.AST, module: str, is_package: bool = False) -> set[str]:
-    """Absolute dotted names that a module imports, also inside functions."""
+    """Absolute dotted names that a module imports, including inside functions."""
     parts = f"blockspike.{module}".split(".")
     names: set[str] = set()
     for node in ast.walk(tree):
@@ -78,7 +78,7 @@ def imports_of(tree: ast.AST, module: str, is_package: bool = False) -> set[str]
 
 
 def imports(package: str) -> Iterator[tuple[str, str]]:
-    """(module, imported name) for every import in the package."""
+    """(module, imported name) of every import in the package."""
     for module, tree in modules_of(package):
         is_package = MODULES[module].name == "__init__.py"
         for name in sorted(imports_of(tree, module, is_package)):
@@ -86,7 +86,7 @@ def imports(package: str) -> Iterator[tuple[str, str]]:
 
 
 def calls_instantiate(tree: ast.AST) -> bool:
-    """Whether hydra's `instantiate` is imported or called, under whatever name."""
+    """Return whether Hydra's `instantiate` is imported or called, under any name."""
     for node in ast.walk(tree):
         match node:
             case ast.ImportFrom(module=str(module)) if within(module, {"hydra"}):
@@ -98,7 +98,7 @@ def calls_instantiate(tree: ast.AST) -> bool:
 
 
 def public_without_docstring(tree: ast.Module) -> list[str]:
-    """Functions and classes at module level, without a leading underscore or a docstring."""
+    """Public functions and classes at module level that lack a docstring."""
     kinds = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
     return [
         node.name
@@ -107,7 +107,7 @@ def public_without_docstring(tree: ast.Module) -> list[str]:
     ]
 
 
-def test_every_room_is_in_the_table():
+def test_every_package_is_in_the_table():
     rooms = {name.partition(".")[0] for name in MODULES} - {"__init__"}
     assert rooms == MAY_IMPORT.keys()
     assert len(list(imports("neurons"))) > 20
@@ -125,7 +125,7 @@ def test_imports_follow_the_table(room):
 
 
 @pytest.mark.parametrize("room", WITHOUT)
-def test_rooms_do_without_libraries(room):
+def test_packages_do_without_forbidden_libraries(room):
     wrong = [f"{m} imports {name}" for m, name in imports(room) if within(name, WITHOUT[room])]
     assert not wrong
 
@@ -139,8 +139,8 @@ def test_only_config_instantiates():
     assert not wrong
 
 
-def test_training_loads_nothing_that_only_few_use():
-    """They are slow; tqdm.auto warns in a notebook."""
+def test_training_loads_no_rarely_used_library():
+    """Such imports are slow, and tqdm.auto warns in a notebook."""
     rare = {"wandb", "tqdm.auto", "allensdk", "pynwb", "tonic"}
     code = f"import sys, blockspike.commands.train; print({rare} & sys.modules.keys())"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -152,7 +152,7 @@ def test_everything_public_has_a_docstring(module):
     assert not public_without_docstring(ast.parse(MODULES[module].read_text(encoding="utf-8")))
 
 
-def test_the_checks_see_what_they_forbid():
+def test_the_checks_find_violations():
     tree = ast.parse(
         "import h5py\n"
         "from ..data import shd\n"

@@ -66,6 +66,7 @@ def my_cell(tmp_path):
     write_cell(tmp_path / "my_cell.npz")
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("small", "my_cell", "my_lab")
 @pytest.mark.parametrize(
     "page", [p for p in PAGES if to_run(p)], ids=lambda page: page.relative_to(ROOT).as_posix()

@@ -1,4 +1,4 @@
-"""Files are whole or not there; JSON notices damage; a full disk is told in a line."""
+"""Atomic files, JSON that detects damage, and a full disk reported in one line."""
 
 import errno
 import json
@@ -12,7 +12,7 @@ import pytest
 from blockspike.files import read_json, whole_file, write_json, write_text
 
 
-def test_json_comes_back_and_every_flipped_bit_is_noticed_or_changes_nothing(tmp_path):
+def test_json_is_read_back_and_flipped_bits_are_detected_or_harmless(tmp_path):
     path, content = tmp_path / "a.json", {"x": 0.1, "n": 3, "nan": [float("inf")], "é": None}
     write_json(path, content)
     assert read_json(path) == content
@@ -26,11 +26,12 @@ def test_json_comes_back_and_every_flipped_bit_is_noticed_or_changes_nothing(tmp
         except ValueError:
             refused += 1
             continue
-        assert {k: found[k] for k in content} == content  # white space, or the name "sha256"
+        # The flip hit white space or the key "sha256".
+        assert {k: found[k] for k in content} == content
     assert refused > 7 * len(whole)
 
 
-def test_json_without_a_checksum_is_taken(tmp_path):
+def test_json_without_a_checksum_is_accepted(tmp_path):
     path = tmp_path / "a.json"
     path.write_text(json.dumps({"x": 1}))
     assert read_json(path) == {"x": 1}
@@ -50,7 +51,7 @@ def test_a_failed_write_names_the_file_and_keeps_the_old_one(tmp_path, monkeypat
     assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
 
 
-def test_the_file_is_on_disk_before_it_has_its_name(tmp_path, monkeypatch):
+def test_a_file_is_on_disk_before_it_is_renamed(tmp_path, monkeypatch):
     calls, path = [], tmp_path / "a.txt"
     real = os.fsync
     monkeypatch.setattr(
@@ -61,8 +62,8 @@ def test_the_file_is_on_disk_before_it_has_its_name(tmp_path, monkeypatch):
     assert calls == [False, True]  # the file, then its folder
 
 
-def is_told_in_a_line(code: str, path: Path, n_bytes: int) -> None:
-    """Of code that writes to `path`, in a process of its own, which a limit can be set for."""
+def check_error_is_one_line(code: str, path: Path, n_bytes: int) -> None:
+    """Run code that writes to `path` in a new process with a size limit; check its error."""
     limited = f"""
 import resource, signal, sys
 from pathlib import Path
@@ -90,12 +91,12 @@ def test_a_full_disk_neither_crashes_hdf5_nor_leaves_a_file(tmp_path, n_bytes):
     part = SplitContent(np.array([1000]), np.zeros(1), zeros, np.dtype(np.uint32), 1e-6)
     write_event_file(path, "n", "s", 7, 3, part, part)
 """
-    is_told_in_a_line(code, tmp_path / "a.h5", n_bytes)
+    check_error_is_one_line(code, tmp_path / "a.h5", n_bytes)
 
 
-def test_a_full_disk_amid_arrays_is_one_line(tmp_path):
+def test_a_disk_that_fills_while_writing_arrays_gives_one_line(tmp_path):
     code = """
     from blockspike.files import write_npz
     write_npz(path, {"x": np.random.default_rng(0).random(1000)})
 """
-    is_told_in_a_line(code, tmp_path / "a.npz", 900)
+    check_error_is_one_line(code, tmp_path / "a.npz", 900)

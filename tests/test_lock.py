@@ -1,4 +1,4 @@
-"""`requirements.lock` fits pyproject.toml on every Python that is supported."""
+"""`requirements.lock` satisfies pyproject.toml on every supported Python."""
 
 import re
 import tomllib

@@ -1,4 +1,4 @@
-"""The table of docs/howto/nir.md and how tools/nir_peers.py checks it; no simulator is needed here."""
+"""The table in docs/howto/nir.md and its check by tools/nir_peers.py; needs no simulator."""
 
 import sys
 from importlib import import_module
@@ -14,7 +14,7 @@ READOUT, ROWS = nir_peers.READOUT, nir_peers.ROWS
 
 
 def exact(peer: str, cache: Any = None) -> dict[str, dict[str, np.ndarray]]:
-    """What a simulator that agrees in everything would return."""
+    """Results of a simulator that agrees completely."""
     return {
         case: nir_peers.expected_arrays(nir_peers.made_network(recurrent))
         for case, (_, recurrent, _) in nir_peers.cases_of(peer).items()
@@ -47,13 +47,13 @@ def test_every_row_is_on_the_page():
 
 
 @pytest.mark.parametrize("row", [row for row in ROWS if not row.only_first_spikes])
-def test_the_same_spikes_are_equal(row):
+def test_the_same_spikes_are_called_equal(row):
     assert cells(nir_peers.line_of(row, exact(row.peer)))[2:5] == ["equal"] * 3
 
 
 @pytest.mark.parametrize("readout", [None, "none"])
 @pytest.mark.parametrize("node", ["layer_0_lif", "layer_1_lif"])
-def test_one_other_spike_is_not(node, readout):
+def test_one_different_spike_is_reported(node, readout):
     found = exact("norse")
     spikes = found[nir_peers.case_name(NORSE, True, readout)][node]
     spikes[-1, -1, -1] = 1 - spikes[-1, -1, -1]
@@ -62,7 +62,7 @@ def test_one_other_spike_is_not(node, readout):
     assert cells(nir_peers.line_of(NORSE, found))[2] == "25.0 %"
 
 
-def test_another_membrane_and_an_error_are_told():
+def test_another_membrane_and_an_error_are_reported():
     found = exact("norse")
     membrane = found[nir_peers.case_name(NORSE, True, None)][READOUT]
     membrane += 2e-5 * np.abs(membrane).max()
@@ -79,7 +79,7 @@ def test_first_spikes_may_come_one_step_later():
         result["layer_0_lif"][0] = 0
     assert cells(nir_peers.line_of(FIRST, found))[2:5] == ["equal", "–", "–"]
     first = found[case]["layer_0_lif"][:, 0, 0].argmax()
-    found[case]["layer_0_lif"][first + 1 :] = 0  # what follows the first spikes does not count
+    found[case]["layer_0_lif"][first + 1 :] = 0  # spikes after the first do not count
     found[case]["layer_0_lif"][first, 0, 0] = 0
     assert cells(nir_peers.line_of(FIRST, found))[2].endswith(" %")
 
@@ -96,7 +96,7 @@ def test_first_spikes_may_come_one_step_later():
         ("| equal | 3.8 % |", "| equal |", False),
     ],
 )
-def test_lines_that_agree(stated, found, expected):
+def test_lines_agree_up_to_a_tenth_of_a_share(stated, found, expected):
     assert nir_peers.agrees(stated, found) == expected
 
 
@@ -105,7 +105,7 @@ TABLE = "\n".join([nir_peers.START, *nir_peers.HEAD, "{}", nir_peers.END, "after
 
 @pytest.fixture
 def page(tmp_path, monkeypatch):
-    """A page that says what `exact` gives."""
+    """A page that states the results of `exact`."""
     monkeypatch.setattr(nir_peers, "run_peer", exact)
     monkeypatch.setattr(nir_peers, "PAGE", tmp_path / "nir.md")
     found = {peer: exact(peer) for peer in nir_peers.REQUIREMENTS}
@@ -114,7 +114,7 @@ def page(tmp_path, monkeypatch):
     return nir_peers.PAGE
 
 
-def test_a_page_that_is_right_passes(page, monkeypatch, capsys):
+def test_a_correct_page_passes(page, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["nir_peers.py"])
     text = page.read_text()
     assert nir_peers.main() == 0
@@ -122,13 +122,13 @@ def test_a_page_that_is_right_passes(page, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("old", ["| equal | equal | equal | the same steps |\n", "Norse 1.1.0"])
-def test_a_page_that_is_wrong_fails_until_written(old, page, monkeypatch, capsys):
+def test_a_wrong_page_fails_until_it_is_rewritten(old, page, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["nir_peers.py"])
     right = page.read_text()
     page.write_text(right.replace(old, old.replace("equal", "3.0 %").replace("1.1.0", "1.1.1"), 1))
     assert page.read_text() != right
     assert nir_peers.main() == 1
-    assert capsys.readouterr().err.startswith("docs/howto/nir.md says otherwise: | Norse 1.1.0 | ")
+    assert capsys.readouterr().err.startswith("docs/howto/nir.md differs from: | Norse 1.1.0 | ")
     page.write_text(right.replace(right.splitlines()[-4] + "\n", ""))
     assert nir_peers.main() == 1
     assert f"expected {len(ROWS)} lines, got {len(ROWS) - 1}" in capsys.readouterr().err

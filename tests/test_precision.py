@@ -1,4 +1,4 @@
-"""Mixed precision, float64, and what is refused: every path through a network, every method."""
+"""Mixed precision, float64 and refused types, on every path and with every method."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -36,7 +36,7 @@ LAYERS: dict[str, Callable[..., Any]] = {
 # density of the input, whether it comes as events, and `synapses`
 PATHS: dict[str, tuple[float, bool, Any]] = {
     "sparse events, auto": (0.05, True, "auto"),
-    "many events, auto": (0.5, True, "auto"),  # goes dense
+    "many events, auto": (0.5, True, "auto"),  # becomes dense
     "events as events": (0.5, True, "events"),
     "events as a tensor": (0.05, True, "dense"),
     "a tensor": (0.5, False, "auto"),
@@ -44,7 +44,7 @@ PATHS: dict[str, tuple[float, bool, Any]] = {
 OPTIONS: dict[str, dict[str, Any]] = {
     "plain": {},
     "receptive field": {"rf_len": 3},
-    "delays, in training": {"max_delay": 12},  # a convolution, or event by event
+    "delays, in training": {"max_delay": 12},  # by convolution, or event by event
     "delays, in evaluation": {"max_delay": 3},
 }
 EVERY_PATH = [
@@ -62,12 +62,12 @@ def every_path(test):
 
 
 def on_grid(x: Tensor) -> Tensor:
-    """Multiples of 1/8: sums of 0/1 inputs up to 32 in size are exact, also in bfloat16."""
+    """Round to multiples of 1/8, whose sums up to 32 are exact even in bfloat16."""
     return torch.round(8 * x) / 8
 
 
 def make_network(layer: str, path: str, options: str) -> SpikingClassifier:
-    """Both layers spike. Recurrent weights are not exact in half precision."""
+    """Make a network whose layers both spike; recurrent weights are not exact in half precision."""
     torch.manual_seed(0)
     make = partial(LAYERS[layer], synapses=PATHS[path][2], **OPTIONS[options])
     net = SpikingClassifier(30, 4, 16, dt_ms=1.0, synapses=PATHS[path][2], layer=make)
@@ -87,21 +87,21 @@ def make_input(path: str) -> EventBatch | Tensor:
 
 
 def run(net: SpikingClassifier, x: EventBatch | Tensor, autocast: bool = False):
-    """Spikes and scores, and gradients by name."""
+    """Run forward and backward; returns spikes, scores and gradients by name."""
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
         output = net(x)
         loss = F.cross_entropy(output.scores, torch.tensor([0, 1, 2]))
     loss.backward()
     needed = [(name, p) for name, p in net.named_parameters() if p.requires_grad]
-    if not net.training:  # delays of whole steps have no gradient
+    if not net.training:  # in evaluation, delays are whole steps and have no gradient
         needed = [(name, p) for name, p in needed if not name.endswith("delays.delay")]
     grads: dict[str, Any] = {name: p.grad for name, p in needed}
     return [*output.spikes, output.scores], grads
 
 
 @every_path
-def test_autocast_rounds_products_only(layer, path, options):
-    """Where products are exact in bfloat16, the network is the same to the bit."""
+def test_autocast_rounds_only_products(layer, path, options):
+    """If products are exact in bfloat16, the results are bit-identical."""
     expected, expected_grads = run(make_network(layer, path, options), make_input(path))
     found, grads = run(make_network(layer, path, options), make_input(path), autocast=True)
     for value, reference in zip(found, expected, strict=True):
@@ -144,8 +144,8 @@ def test_float64_throughout(layer, path, options):
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_kernels_under_autocast_with_half_precision_given(dtype):
-    """What an `nn.Linear` of one's own gives them."""
+def test_kernels_take_half_precision_under_autocast(dtype):
+    """A custom `nn.Linear` gives them half precision."""
     torch.manual_seed(0)
     current, beta = on_grid(torch.randn(20, 2, 5)), torch.full((5,), 0.9)
     weight = torch.full((5, 5), 0.1003)
@@ -154,7 +154,7 @@ def test_kernels_under_autocast_with_half_precision_given(dtype):
         options: dict[str, Any] = {"method": method, "recurrent_weight": weight}
         with torch.autocast("cpu", dtype):
             spikes = alif(half, beta, **options).spikes
-            spikes.sum().backward()  # in autocast too, as some do
+            spikes.sum().backward()  # under autocast too, as some people do
         assert torch.equal(spikes, alif(current, beta, **options).spikes) and spikes.any()
         assert half.grad is not None and half.grad.dtype == dtype
     with torch.autocast("cpu", dtype):
@@ -242,7 +242,7 @@ def test_lightning_converts_an_event_batch():
 @pytest.mark.parametrize("input_events", [None, 40.0])
 @pytest.mark.parametrize("precision", ["bf16-mixed", "64-true"])
 def test_lightning_trains_in(precision, input_events):
-    """Batches that are sparse and some that are not, between which `auto` switches."""
+    """Some batches are sparse and some are not, so that `auto` switches."""
     generator = torch.Generator().manual_seed(0)
     spikes = [torch.rand(20, 6, 12, generator=generator) < share for share in (0.05, 0.6)] * 2
     batches = [(EventBatch.from_dense(x), torch.arange(6) % 2) for x in spikes]
@@ -265,7 +265,7 @@ def test_lightning_trains_in(precision, input_events):
     assert trainer.callback_metrics["val/loss"].isfinite()
 
 
-def test_squared_distances_and_fits_of_half_precision_are_in_single():
+def test_squared_distances_and_fits_of_half_precision_use_single():
     spikes, target = torch.rand(9, 2, 4).round(), torch.rand(9, 2, 4).round()
     expected = squared_distance(spikes, target, 0.9, Window(0, 9, 9))[0]
     with torch.autocast("cpu", torch.bfloat16):
@@ -277,7 +277,7 @@ def test_squared_distances_and_fits_of_half_precision_are_in_single():
     assert fitted.dtype == torch.float32
 
 
-def test_synapses_by_themselves_give_single_precision():
+def test_synapses_alone_give_single_precision():
     weight, bias = on_grid(torch.randn(2, 4, 30)), torch.zeros(4)
     for path in PATHS:
         x, mode = make_input(path), PATHS[path][2]

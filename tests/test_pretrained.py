@@ -1,4 +1,4 @@
-"""Networks as files: those that are shipped, and `blockspike publish`."""
+"""Networks as files: the shipped ones, and `blockspike publish`."""
 
 import json
 import struct
@@ -21,12 +21,12 @@ SMALL = ("data=nmnist_sample", "network.n_hidden=16", "data.n_steps=60", "data.d
 
 
 @pytest.fixture
-def published(blockspike, tmp_path) -> tuple[Path, Path]:
+def published(blockspike, copy_of_run, tmp_path) -> tuple[Path, Path]:
     """A run and its file."""
-    blockspike("train", *SMALL, "model=se_adlif", "trainer.max_epochs=1", "threads=1")
-    (result,) = (tmp_path / "outputs").rglob("result.json")
-    blockspike("publish", f"run={result.parent.relative_to(tmp_path)}", "name=mine")
-    return result.parent, tmp_path / "outputs" / "published" / "mine.safetensors"
+    choices = ("model=se_adlif", "trainer.max_epochs=1", "threads=1")
+    run = copy_of_run(tmp_path, "train", *SMALL, *choices)
+    blockspike("publish", f"run={run.relative_to(tmp_path)}", "name=mine")
+    return run, tmp_path / "outputs" / "published" / "mine.safetensors"
 
 
 def test_a_run_is_published_with_its_card(published, tmp_path, monkeypatch):
@@ -53,17 +53,18 @@ def test_a_file_is_evaluated_on_its_data(published, blockspike):
     accuracy = f"{row['test_accuracy']:.2%}"
     assert f"test accuracy {accuracy} of 80; its card says {accuracy}\n" in shown
     another = edited(path, lambda about, tensors: about["card"].update(data_sha256="00"))
-    assert " of other data\n" in blockspike("evaluate", f"pretrained={another}").stdout
+    assert " on other data\n" in blockspike("evaluate", f"pretrained={another}").stdout
     other = edited(path, lambda about, tensors: about.update(data_config="shd"))
     failed = blockspike("evaluate", f"pretrained={other}", check=False)
     assert failed.returncode == 2
     other = edited(path, lambda about, tensors: about.update(data_config="synthetic_cells"))
     failed = blockspike("evaluate", f"pretrained={other}", check=False)
-    assert failed.returncode == 2 and "are not of events" in failed.stderr
+    assert failed.returncode == 2 and "expected a data configuration of events" in failed.stderr
     for unknown in ("theirs", "../experiment/demo"):
         other = edited(path, lambda about, _, name=unknown: about.update(data_config=name))
         failed = blockspike("evaluate", f"pretrained={other}", check=False)
-        assert failed.returncode == 2 and f"its data, {unknown}, are not known" in failed.stderr
+        assert failed.returncode == 2
+        assert f"expected a known data configuration, got {unknown!r}" in failed.stderr
 
 
 @pytest.mark.parametrize(
@@ -73,14 +74,14 @@ def test_a_file_is_evaluated_on_its_data(published, blockspike):
         (("run=nowhere",), "nowhere: no run here"),
     ],
 )
-def test_what_cannot_be_published(blockspike, arguments, message):
+def test_bad_names_and_missing_runs_are_not_published(blockspike, arguments, message):
     given = {"run": "run=nowhere", "name": "name=mine"}
     given |= {a.partition("=")[0]: a for a in arguments}
     failed = blockspike("publish", *given.values(), check=False)
     assert failed.returncode == 2 and message in failed.stderr
 
 
-def test_names_of_what_is_not_there():
+def test_unknown_names_are_refused():
     with pytest.raises(
         FileNotFoundError, match=r"^nobody: expected a \.safetensors file or one of"
     ):
@@ -150,7 +151,7 @@ def less_about(about, tensors):
         (no_number, "expected card.test_accuracy as a float"),
     ],
 )
-def test_files_that_are_refused(published, change, message):
+def test_bad_files_are_refused(published, change, message):
     with pytest.raises(ValueError, match=message):
         load_pretrained(edited(published[1], change))
 
@@ -179,7 +180,7 @@ def test_shipped_files(name):
     assert path.stat().st_size < 2e6
     about, card = about_pretrained(name), path.with_suffix(".md").read_text()
     assert f"| test accuracy | {about.card['test_accuracy']:.2%} |" in card
-    assert f"| commit | {about.card['git_sha']} |" in card  # of a clean tree
+    assert f"| commit | {about.card['git_sha']} |" in card  # made from a clean tree
     network = load_pretrained(name)
     assert not network.training
     spikes = (torch.rand(30, 2, about.n_inputs) < 0.1).float()
@@ -200,7 +201,7 @@ def options_of(about) -> dict:
 
 
 @pytest.mark.parametrize("name", [n for n in pretrained_names() if n.startswith("nmnist")])
-def test_the_card_tells_the_accuracy_on_the_shipped_sample(name, data_dir):
+def test_the_card_states_the_accuracy_on_the_shipped_sample(name, data_dir):
     about = about_pretrained(name)
     data = NMNISTDataModule(data_dir / "nmnist_sample.h5", **options_of(about))
     found = accuracy(load_pretrained(name), data)
@@ -208,8 +209,8 @@ def test_the_card_tells_the_accuracy_on_the_shipped_sample(name, data_dir):
 
 
 @pytest.mark.parametrize("name", [n for n in pretrained_names() if n.startswith("hd_lauscher")])
-def test_digits_of_the_shipped_sample_are_read(name, data_dir):
-    """Recordings of the same speech as their test data: these may be drawn otherwise."""
+def test_digits_of_the_shipped_sample_are_classified_correctly(name, data_dir):
+    """They are of the same speech as the networks' test data, though perhaps not the same draw."""
     about = about_pretrained(name)
     data = SHDDataModule(data_dir / "hd_lauscher_sample.h5", **options_of(about))
     found = accuracy(load_pretrained(name), data)

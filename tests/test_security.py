@@ -1,4 +1,4 @@
-"""What others made is read, never run: folders of runs, configurations, recordings."""
+"""Untrusted run folders, configurations and recordings are read, never executed."""
 
 import pickle
 from pathlib import Path
@@ -25,7 +25,7 @@ SMALL = (
 
 
 class Malicious:
-    """Leaves a file behind when it is unpickled."""
+    """An object that makes a file when it is unpickled."""
 
     def __init__(self, path: Path):
         self.path = path
@@ -36,7 +36,7 @@ class Malicious:
 
 @pytest.fixture
 def marker(tmp_path):
-    """What a payload makes; it must not be there in the end."""
+    """The file that a payload makes; it must not exist at the end."""
     path = tmp_path / "the_payload_ran"
     pickle.loads(pickle.dumps(Malicious(path)))
     assert path.exists()  # the payload works
@@ -46,14 +46,12 @@ def marker(tmp_path):
 
 
 @pytest.fixture
-def finished(blockspike, tmp_path) -> Path:
-    blockspike("train", *SMALL)
-    (result,) = tmp_path.rglob("result.json")
-    return result.parent
+def finished(copy_of_run, tmp_path) -> Path:
+    return copy_of_run(tmp_path, "train", *SMALL)
 
 
 def refused(done) -> str:
-    """The one line with which a command ended."""
+    """The single line that a refused command prints."""
     assert done.returncode == 2
     (line,) = done.stderr.strip().splitlines()
     return line
@@ -73,7 +71,7 @@ def test_a_checkpoint_is_not_unpickled(blockspike, finished, marker, save):
             {"epoch": 0, "state_dict": Malicious(marker)}, finished / "checkpoints" / f"{name}.ckpt"
         )
     done = blockspike("train", *SMALL, check=False)
-    assert done.returncode == 2 and "to start anew" in done.stderr
+    assert done.returncode == 2 and "to start over" in done.stderr
 
 
 PAYLOADS = {
@@ -98,7 +96,7 @@ PAYLOADS = {
 
 
 @pytest.mark.parametrize("payload", PAYLOADS)
-def test_a_runs_configuration_is_not_run(blockspike, finished, marker, payload):
+def test_a_runs_configuration_is_not_executed(blockspike, finished, marker, payload):
     text, words = PAYLOADS[payload]
     path = finished / "config.yaml"
     config = OmegaConf.load(path)
@@ -165,7 +163,7 @@ def test_a_target_that_is_not_allowed_is_named(target):
             checked_targets(node, "optimizer")
 
 
-def test_every_name_is_checked_before_the_first_import(tmp_path, monkeypatch):
+def test_all_names_are_checked_before_the_first_import(tmp_path, monkeypatch):
     (tmp_path / "trusted.py").write_text(f"open({str(tmp_path / 'imported')!r}, 'w')")
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setenv("BLOCKSPIKE_ALLOW", "trusted")
@@ -180,18 +178,18 @@ def test_arguments_without_a_name_are_refused():
         checked_targets({"_target_": "torch.optim.Adam", "_args_": [1]}, "optimizer")
 
 
-def test_what_conf_names_is_allowed():
+def test_all_targets_in_conf_are_allowed():
     found = []
     for path in CONF.glob("*/*.yaml"):
         config = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
         found += [line for line in path.read_text().splitlines() if "_target_:" in line]
         assert isinstance(config, dict)
-        config.pop("hydra", None)  # Hydra makes its launcher itself; a run's configuration has none
+        config.pop("hydra", None)  # Hydra builds its own launcher; a run's configuration has none
         checked_targets(config, path.stem)
     assert len(found) > 10
 
 
-def test_a_user_allows_packages_on_purpose(tmp_path, monkeypatch):
+def test_a_user_can_allow_packages(tmp_path, monkeypatch):
     (tmp_path / "their_lab.py").write_text(
         "import os\nfrom os import system\nclass Mine: pass\nOther = type('Mine', (), {})\n"
     )
@@ -203,13 +201,13 @@ def test_a_user_allows_packages_on_purpose(tmp_path, monkeypatch):
     assert checked_targets(mine, "model") == mine
     for target in (
         "their_lab.system", "their_lab.os.system", "their_lab_2.Mine",
-        "their_lab.Other",  # is not what its name stands for
+        "their_lab.Other",  # an attribute that names another object
     ):  # fmt: skip
         with pytest.raises(ValueError, match=r"model\._target_"):
             checked_targets({"_target_": target}, "model")
 
 
-def test_an_override_is_checked_too(blockspike, marker):
+def test_an_override_is_checked(blockspike, marker):
     for key in ("+optimizer.betas", "+trainer.plugins", "+callbacks.mine"):
         payload = f"{{_target_: os.system, command: 'touch {marker}'}}"
         line = refused(blockspike("train", *SMALL, f"{key}={payload}", check=False))

@@ -1,4 +1,4 @@
-"""`tools/wheel_check.py`: what it runs of each page, and how it reports what failed."""
+"""`tools/wheel_check.py`: which commands of a page it runs, and how it reports failures."""
 
 import re
 import subprocess
@@ -18,13 +18,13 @@ _MAKE = re.compile(r"(?:`|<code>)make [a-z]")
 
 
 @pytest.mark.parametrize("page", [p for p in PAGES if p.name != "CONTRIBUTING.md"], ids=str)
-def test_what_a_page_prints_is_run_or_left_out_for_a_reason(page, tmp_path):
+def test_every_command_of_a_page_is_run_or_skipped_for_a_reason(page, tmp_path):
     for step in steps_of(page, tmp_path):
         assert bool(step.words) != bool(step.skipped), step.text
         if step.words:
             assert step.words[0] in ("blockspike", "python", "pip"), step.text
         else:
-            assert step.skipped == "of a checkout" or len(step.skipped) > 10, step.text
+            assert step.skipped == "needs a checkout" or len(step.skipped) > 10, step.text
 
 
 def test_most_of_what_is_printed_is_run(tmp_path):
@@ -34,7 +34,7 @@ def test_most_of_what_is_printed_is_run(tmp_path):
     assert "pip install 'blockspike[sweep]'" in run
 
 
-def test_a_command_that_fails_is_listed(tmp_path, data_dir, monkeypatch, capsys):
+def test_a_failed_command_is_listed(tmp_path, data_dir, monkeypatch, capsys):
     write_cell(data_dir / "my_cell.npz")
     monkeypatch.setattr(wheel_check, "prepare", lambda environment, folder: data_dir)
     page = tmp_path / "page.md"
@@ -43,7 +43,7 @@ def test_a_command_that_fails_is_listed(tmp_path, data_dir, monkeypatch, capsys)
     )
     assert wheel_check.main(["--venv", sys.prefix, "--page", str(page)]) == 1
     shown = capsys.readouterr().out
-    assert "page.md: not run    make test (of a checkout)" in shown
+    assert "page.md: not run    make test (needs a checkout)" in shown
     assert re.search(r"page.md: ok +\d+ s  blockspike --help", shown)
     summary = shown.partition("3 commands ran, 2 failed\n")[2]
     assert "page.md: blockspike status\n    exit code 2\n" in summary
@@ -52,7 +52,7 @@ def test_a_command_that_fails_is_listed(tmp_path, data_dir, monkeypatch, capsys)
     assert wheel_check.main(["--venv", sys.prefix, "--page", str(page)]) == 0
 
 
-def test_pip_waits_until_nothing_else_runs():
+def test_pip_runs_alone():
     environment, installs = wheel_check.Environment(ROOT), threading.Event()
 
     def install():
@@ -60,7 +60,7 @@ def test_pip_waits_until_nothing_else_runs():
             installs.set()
 
     with environment.use(alone=False):
-        with environment.use(alone=False):  # commands run side by side
+        with environment.use(alone=False):  # commands run concurrently
             waiting = threading.Thread(target=install)
             waiting.start()
         assert not installs.wait(0.2)
@@ -68,7 +68,7 @@ def test_pip_waits_until_nothing_else_runs():
     waiting.join()
 
 
-def test_every_file_beside_the_code_is_in_the_package():
+def test_all_data_files_are_in_the_package():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
     patterns = project["tool"]["setuptools"]["package-data"]["blockspike"]
     command = ["git", "ls-files", "src/blockspike", "conf"]

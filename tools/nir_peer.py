@@ -1,10 +1,10 @@
-"""Run NIR graphs in another simulator: the half of nir_peers.py that runs in its environment.
+"""Run NIR graphs in another simulator: the part of nir_peers.py that runs in its environment.
 
     python nir_peer.py PEER FOLDER
 
 FOLDER holds input.npy [T, B, n_inputs] and cases.json, {case: {"graph": file, "dt_s": seconds,
-"options": [text, …]}}. FOLDER/PEER.npz gets an array CASE/NODE [T, B, N] per node of a LIF
-(its spikes) and of the readout (its membrane), or CASE/error, with what the simulator raised.
+"options": [text, …]}}. It writes FOLDER/PEER.npz, with an array CASE/NODE [T, B, N] for each LIF
+node (its spikes) and for the readout (its membrane), or CASE/error if the simulator raised one.
 """
 
 # pyright: reportMissingImports=false
@@ -22,7 +22,7 @@ READOUT = "readout_membrane"
 
 
 def run_norse(graph, x, dt_s, options):
-    """Spikes and membrane by node, each [T, B, N]."""
+    """Run a graph in Norse; returns node → spikes or membrane, [T, B, N]."""
     import norse.torch
     import torch
 
@@ -36,7 +36,7 @@ def run_norse(graph, x, dt_s, options):
 
 
 def run_sinabs(graph, x, dt_s, options):
-    """One call a step, so that recurrent synapses get the spikes of the step before."""
+    """Run a graph in sinabs, one call per step, so that recurrence has a delay of one step."""
     import sinabs.layers
     import torch
     from sinabs.activation import MembraneReset, SingleSpike
@@ -54,7 +54,7 @@ def run_sinabs(graph, x, dt_s, options):
 
 
 def run_snntorch(graph, x, dt_s, options):
-    """A recurrent layer is a module with the LIF inside."""
+    """Run a graph in snnTorch, whose recurrent layers are modules that contain the LIF."""
     import torch
     from snntorch.import_nir import import_from_nir
 
@@ -76,7 +76,7 @@ def run_snntorch(graph, x, dt_s, options):
 
 
 def run_spyx(graph, x, dt_s, options):
-    """It returns membranes, and the spikes of a step are those of the membrane before it."""
+    """Run a graph in Spyx; it returns membranes, and spikes follow from those a step earlier."""
     import jax.numpy as jnp
     from spyx.nir import from_nir
 
@@ -95,13 +95,13 @@ def run_spyx(graph, x, dt_s, options):
 
 
 def stacked(rows):
-    """[T, B, N] by node, from a dictionary for each step."""
+    """Stack one dictionary per step into node → array [T, B, N]."""
     names = [name for name in rows[0] if name == READOUT or name.endswith("_lif")]
     return {name: np.stack([row[name].detach().numpy() for row in rows]) for name in names}
 
 
 def main(peer, folder):
-    """See the top."""
+    """Run all cases of a folder in one simulator and save the results."""
     warnings.simplefilter("ignore")
     run = {"norse": run_norse, "sinabs": run_sinabs, "snntorch": run_snntorch, "spyx": run_spyx}
     x = np.load(folder / "input.npy")
@@ -111,7 +111,7 @@ def main(peer, folder):
             with contextlib.redirect_stdout(io.StringIO()):
                 graph = nir.read(folder / case["graph"])
                 found = run[peer](graph, x, case["dt_s"], case["options"])
-        except Exception as error:  # whatever it raises is what the table says of it
+        except Exception as error:  # the table reports any error
             found = {"error": np.array(f"{type(error).__name__}: {error}")}
         results |= {f"{name}/{node}": values for node, values in found.items()}
     np.savez(folder / f"{peer}.npz", **results)

@@ -2,9 +2,9 @@
 
     python tools/nir_peers.py [--cache FOLDER] [--write]
 
-Each simulator gets an environment of its own under FOLDER, made once (4 GB in all). The table that
-results is compared with the one in docs/howto/nir.md: exit status 1 if they disagree. --write puts
-it there instead.
+Each simulator gets its own environment under FOLDER, made once (4 GB in all). The resulting table
+is compared with the one in docs/howto/nir.md; the exit code is 1 if they differ. --write updates
+the page instead.
 """
 
 import argparse
@@ -47,12 +47,12 @@ class Row:
     Attributes:
         peer: a key of REQUIREMENTS.
         title: the simulator's name and version.
-        graph: what the line says of the graph.
-        dialect: of `to_nir`.
-        why: what the definitions have in common or not.
-        options: for nir_peer.py.
-        only_first_spikes: compare no more than the step of each neuron's first spike in the first
-            layer, one step later in the simulator.
+        graph: description of the graph.
+        dialect: argument of `to_nir`.
+        why: reason for agreement or difference.
+        options: options for nir_peer.py.
+        only_first_spikes: whether to compare only the step of each neuron's first spike in the
+            first layer, which is one step later in the simulator.
     """
 
     peer: str
@@ -84,7 +84,7 @@ ROWS = [
 
 
 def made_network(recurrent: bool) -> SpikingClassifier:
-    """20 → 24 → 24 → 5 in float32; every neuron has a β and a bias of its own."""
+    """Make a network 20 → 24 → 24 → 5 in float32; β and bias differ between neurons."""
     torch.manual_seed(0)
     net = SpikingClassifier(
         20, 5, 24, 2, dt_ms=DT_MS, recurrent=recurrent, recurrent_delay=1, tau_adaptation_ms=None
@@ -100,13 +100,13 @@ def made_network(recurrent: bool) -> SpikingClassifier:
 
 
 def made_input() -> torch.Tensor:
-    """[200, 4, 20]"""
+    """Make input spikes [200, 4, 20]."""
     generator = torch.Generator().manual_seed(1)
     return (torch.rand(200, 4, 20, generator=generator) < 0.2).float()
 
 
 def python_of(peer: str, cache: Path) -> Path:
-    """The interpreter of the peer's environment, made if it is not there."""
+    """The interpreter of the peer's environment, which is made if it is missing."""
     folder = cache / peer
     python, done = folder / "bin" / "python", folder / "installed.json"
     wanted = json.dumps(REQUIREMENTS[peer])
@@ -120,7 +120,7 @@ def python_of(peer: str, cache: Path) -> Path:
 
 
 def expected_arrays(net: SpikingClassifier) -> dict[str, np.ndarray]:
-    """Our spikes [T, B, N] by node of the graph, and the readout's membrane."""
+    """Node of the graph → our spikes [T, B, N], or the readout's membrane."""
     with torch.no_grad():
         output = net(made_input())
     arrays = {f"layer_{i}_lif": spikes.numpy() for i, spikes in enumerate(output.spikes)}
@@ -128,7 +128,7 @@ def expected_arrays(net: SpikingClassifier) -> dict[str, np.ndarray]:
 
 
 def run_peer(peer: str, cache: Path) -> dict[str, dict[str, np.ndarray]]:
-    """What the peer makes of the graphs of its rows, by case and node."""
+    """Run the graphs of a peer's rows; returns case → node → array."""
     with tempfile.TemporaryDirectory() as name:
         folder, cases = Path(name), {}
         np.save(folder / "input.npy", made_input().numpy())
@@ -149,7 +149,7 @@ def run_peer(peer: str, cache: Path) -> dict[str, dict[str, np.ndarray]]:
 
 
 def cases_of(peer: str) -> dict[str, tuple[Row, bool, Readout | None]]:
-    """Row, whether the network is recurrent, and `readout` of `to_nir`, by a name."""
+    """Case name → row, whether the network is recurrent, and `readout` of `to_nir`."""
     cases: dict[str, tuple[Row, bool, Readout | None]] = {}
     for row in ROWS:
         readouts: tuple[Readout | None, ...] = (None,) if row.dialect == "nir" else (None, "none")
@@ -160,12 +160,12 @@ def cases_of(peer: str) -> dict[str, tuple[Row, bool, Readout | None]]:
 
 
 def case_name(row: Row, recurrent: bool, readout: Readout | None) -> str:
-    """Unique among a peer's."""
+    """Name of a case, unique within a peer."""
     return f"{ROWS.index(row)} {recurrent} {readout}"
 
 
 def line_of(row: Row, found: dict[str, dict[str, np.ndarray]]) -> str:
-    """Of the table."""
+    """The table's line for a row."""
     spikes, membranes = [], []
     for recurrent in (False, True):
         expected = expected_arrays(made_network(recurrent))
@@ -181,7 +181,7 @@ def line_of(row: Row, found: dict[str, dict[str, np.ndarray]]) -> str:
 
 
 def spikes_cell(expected: dict[str, np.ndarray], results: list[dict[str, np.ndarray]]) -> str:
-    """Whether all spikes of all hidden layers are equal, or the share of steps that differ."""
+    """Text: "equal" if all hidden spikes are, else the share of steps that differ."""
     if any("error" in result for result in results):
         return "refused"
     wrong = [
@@ -194,12 +194,12 @@ def spikes_cell(expected: dict[str, np.ndarray], results: list[dict[str, np.ndar
 
 
 def share_cell(wrong: np.ndarray) -> str:
-    """How many of these booleans are true."""
+    """Text: the share of true values, or "equal" if there are none."""
     return f"{100 * wrong.mean():.1f} %" if wrong.any() else "equal"
 
 
 def membrane_cell(expected: dict[str, np.ndarray], result: dict[str, np.ndarray]) -> str:
-    """Whether the readout's membrane is equal up to rounding in float32."""
+    """Text: whether the readout's membrane is equal up to float32 rounding."""
     if READOUT not in result:
         return "–"
     error = np.abs(result[READOUT] - expected[READOUT]).max() / np.abs(expected[READOUT]).max()
@@ -207,8 +207,8 @@ def membrane_cell(expected: dict[str, np.ndarray], result: dict[str, np.ndarray]
 
 
 def first_spikes_cell(expected: dict[str, np.ndarray], results: list[dict[str, np.ndarray]]) -> str:
-    """Whether each neuron of the first layer spikes first in the same step, then one later."""
-    ours = expected["layer_0_lif"][:-1]  # what the last step has, comes after the end
+    """Text: whether each neuron of the first layer first spikes one step later than ours."""
+    ours = expected["layer_0_lif"][:-1]  # spikes of the last step would come after the end
     wrong = [
         (ours.argmax(0) != result["layer_0_lif"][1:].argmax(0))
         | (ours.any(0) != result["layer_0_lif"][1:].any(0))
@@ -218,13 +218,13 @@ def first_spikes_cell(expected: dict[str, np.ndarray], results: list[dict[str, n
 
 
 def stated_lines(text: str) -> list[str]:
-    """The table's lines on the page, without the head."""
+    """Lines of the page's table, without the head."""
     table = text.partition(START)[2].partition(END)[0].split("\n")
     return [line for line in table if line.startswith("|")][len(HEAD) :]
 
 
 def agrees(stated: str, found: str) -> bool:
-    """Whether two lines say the same; a share may be off by a tenth of itself."""
+    """Return whether two lines agree; shares may differ by a tenth of their value."""
     if stated.count("|") != found.count("|"):
         return False
     cells = zip(stated.split("|"), found.split("|"), strict=True)
@@ -232,7 +232,7 @@ def agrees(stated: str, found: str) -> bool:
 
 
 def _is_close(a: str, b: str) -> bool:
-    """Of two shares in %."""
+    """Return whether two cells are shares in % that agree to a tenth."""
     try:
         x, y = (float(cell.replace(" %", "")) for cell in (a, b))
     except ValueError:
@@ -241,7 +241,7 @@ def _is_close(a: str, b: str) -> bool:
 
 
 def main() -> int:
-    """See the top."""
+    """Run all simulators and compare or write the table; returns the exit code."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--cache", type=Path, default=ROOT / ".venv-nir-peers")
     parser.add_argument("--write", action="store_true", help="write the table into its page")
@@ -257,7 +257,7 @@ def main() -> int:
     stated = stated_lines(text)
     wrong = [line for line, said in zip(lines, stated, strict=False) if not agrees(said, line)]
     for line in wrong:
-        print(f"docs/howto/nir.md says otherwise: {line}", file=sys.stderr)
+        print(f"docs/howto/nir.md differs from: {line}", file=sys.stderr)
     if len(stated) != len(lines):
         print(f"docs/howto/nir.md: expected {len(lines)} lines, got {len(stated)}", file=sys.stderr)
     return int(bool(wrong) or len(stated) != len(lines))

@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# A Slurm cluster of one node, this machine, for the tests; as root, or with sudo.
+# Start a Slurm cluster of one node (this machine) for the tests; run as root, or with sudo.
 #
-#   eval "$(tools/slurm_here.sh start FOLDER)"    installs Debian's packages if they are missing
+#   eval "$(tools/slurm_here.sh start FOLDER)"    installs missing Debian packages
 #   tools/slurm_here.sh stop FOLDER
 #
-# Configuration, state, logs and pids are in FOLDER, and SLURM_CONF, which `start` prints, points
-# there: a configuration in /etc/slurm is left alone. Without accounting, as on a small cluster.
+# Configuration, state, logs and pids are in FOLDER. `start` prints SLURM_CONF, which points there, so
+# a configuration in /etc/slurm is not touched. There is no accounting, as on a small cluster.
 set -euo pipefail
 usage="usage: $0 start|stop FOLDER"
 action=${1:?$usage} folder=$(realpath -m "${2:?$usage}")
@@ -24,7 +24,7 @@ install() {
     done
 }
 
-# Twice the cores, so that four jobs run at a time on two; nothing binds them.
+# Twice as many CPUs as cores, so that two cores run four jobs; nothing binds jobs to cores.
 configuration() {
     cat <<CONF
 ClusterName=here
@@ -56,7 +56,7 @@ PartitionName=here Nodes=$name Default=YES MaxTime=INFINITE
 CONF
 }
 
-# Without a configuration, sinfo looks for one in the network for a minute.
+# Without a configuration, sinfo searches the network for one for a minute.
 is_up() { [ -e "$SLURM_CONF" ] && [[ "$(sinfo --noheader --format=%t 2>/dev/null)" =~ ^(idle|mix|alloc)$ ]]; }
 
 start() {

@@ -2,16 +2,16 @@
 
     python tools/wheel_check.py [--wheel FILE] [--venv FOLDER] [--jobs 2] [--page PAGE ...]
 
-The wheel is built twice, from the tracked files and from the sdist of them, and both must hold the
-same files. It is installed in a new virtual environment. There each page's commands and Python
-blocks run one after the other, in an empty folder of the page's own outside any checkout, in the
-short forms of `tests/printed_commands.py`, a sweep with one run. The list names commands that are
-not run, with the reason. The notebooks run too.
-Only pip needs the network. Exit code 1 after a list of what failed.
+The wheel is built twice, from the tracked files and from their sdist, and both must have the same
+content. It is installed in a new virtual environment. There the commands and Python blocks of each
+page run one after another, in an empty folder per page outside any checkout. They are shortened by
+`tests/printed_commands.py`, which also lists what is not run and why; a sweep has one run. The
+notebooks run too. Only pip needs the network. If anything fails, it is listed and the exit code
+is 1.
 
-With --wheel nothing is built, with --venv nothing is installed but what the pages themselves
-install. Started by a Python that has blockspike's own requirements, as the files that pages ask for
-are made with them.
+With --wheel, nothing is built. With --venv, nothing is installed except what the pages themselves
+install. Start it with a Python that has blockspike's requirements: they are needed to make the
+files that the pages use.
 """
 
 import argparse
@@ -46,14 +46,14 @@ from printed_commands import (  # noqa: E402
 
 NOTEBOOKS = tuple(sorted((ROOT / "notebooks").glob("*.ipynb")))
 _LONGEST_S = 600
-_SHOWN_LINES = 15  # of the output of what failed
+_SHOWN_LINES = 15  # of a failed command's output
 _EXTRA = re.compile(r"pip install '?blockspike\[\w+\]'?$")
 _OF_CONTRIBUTORS = ROOT / "CONTRIBUTING.md"
 
 
 @dataclass(frozen=True)
 class Step:
-    """Something that a page prints: what is shown of it, and the words to run, or why not."""
+    """A command or code block of a page: text to show, and words to run or why it is skipped."""
 
     text: str
     words: tuple[str, ...] = ()
@@ -61,13 +61,13 @@ class Step:
 
     @property
     def changes_environment(self) -> bool:
-        """Whether nothing else may run meanwhile."""
+        """Whether it must run alone."""
         return self.words[:1] == ("pip",)
 
 
 @dataclass(frozen=True)
 class Result:
-    """How a step ended, and the end of its output if it failed."""
+    """The outcome of a step; `output` is empty if it succeeded."""
 
     page: str
     text: str
@@ -75,7 +75,7 @@ class Result:
 
 
 def steps_of(page: Path, data_dir: Path) -> list[Step]:
-    """The steps that a page prints, each once, in order, or those that run a notebook.
+    """Distinct steps of a page, in order, or those that run a notebook.
 
     `data_dir` holds the prepared HD-Lauscher sample.
     """
@@ -93,7 +93,7 @@ def _step(kind: str, text: str, data_dir: Path) -> Step:
         title = next(line for line in text.splitlines() if line.strip())
         return Step(f"python: {title}", ("python", "-c", text))
     if is_of_checkout(text):
-        return Step(text, skipped="of a checkout")
+        return Step(text, skipped="needs a checkout")
     if _EXTRA.match(text):
         return Step(text, ("pip", "install", "--quiet", text.split()[2].strip("'")))
     if text in EXEMPT:
@@ -107,7 +107,7 @@ def _step(kind: str, text: str, data_dir: Path) -> Step:
 
 
 class Environment:
-    """A virtual environment in which steps run, several at a time unless one changes it."""
+    """A virtual environment for steps: several run concurrently, unless one changes it."""
 
     def __init__(self, folder: Path):
         self.bin = folder / "bin"
@@ -115,7 +115,7 @@ class Environment:
         self._running, self._changing = 0, False
 
     def run(self, words: Sequence[str], cwd: Path, **variables: str) -> str | None:
-        """Run a program of the environment; return what it printed if it failed."""
+        """Run a program of the environment; returns its output if it failed, else None."""
         kept = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "VIRTUAL_ENV")}
         path = os.pathsep.join([str(self.bin), os.environ.get("PATH", "")])
         environment = {**kept, "PATH": path, "WANDB_MODE": "offline", **variables}
@@ -128,12 +128,12 @@ class Environment:
                 check=False,
             )  # fmt: skip
         except subprocess.TimeoutExpired:
-            return f"still running after {_LONGEST_S} s"
+            return f"timed out after {_LONGEST_S} s"
         return f"exit code {done.returncode}\n{done.stdout}" if done.returncode else None
 
     @contextmanager
     def use(self, alone: bool) -> Iterator[None]:
-        """Hold the environment: shared, or alone once nobody else runs."""
+        """Hold the environment, shared or exclusively."""
         with self._free:
             self._free.wait_for(lambda: not self._changing and not (alone and self._running))
             self._running, self._changing = self._running + 1, alone
@@ -146,10 +146,10 @@ class Environment:
 
 
 def build(folder: Path) -> Path:
-    """Build the sdist and from it the wheel, and compare it with one of the files themselves.
+    """Build the sdist and a wheel from it; compare it with a wheel built from the files.
 
     Raises:
-        SystemExit: they differ.
+        SystemExit: the wheels differ.
     """
     source, builder = folder / "source", folder / "builder"
     tracked = subprocess.run(
@@ -169,7 +169,7 @@ def build(folder: Path) -> Path:
     contents = [_content(wheel) for wheel in wheels]
     if contents[0] != contents[1]:
         names = sorted({name for name, _ in contents[0].items() ^ contents[1].items()})
-        sys.exit(f"the wheel of the sdist is another than that of the files: {', '.join(names)}")
+        sys.exit(f"the wheels of the sdist and of the files differ: {', '.join(names)}")
     return wheels[0]
 
 
@@ -179,7 +179,7 @@ def _content(wheel: Path) -> dict[str, bytes]:
 
 
 def run_page(page: Path, environment: Environment, data_dir: Path, folder: Path) -> list[Result]:
-    """Run a page's steps in an empty folder; print a line for each, return all that ran."""
+    """Run a page's steps in an empty folder and print a line for each; returns their results."""
     name = str(page.relative_to(ROOT)) if page.is_relative_to(ROOT) else page.name
     here = folder / name.replace("/", "_")
     here.mkdir()
@@ -208,10 +208,10 @@ def _run(
 
 
 def prepare(environment: Environment, folder: Path) -> Path:
-    """Make a folder with what several pages need: the prepared sample and a cell's recording.
+    """Make a folder with the files that several pages need: prepared sample, recorded cell.
 
     Raises:
-        SystemExit: that failed, and with it the installation.
+        SystemExit: a command failed, so the installation does not work.
     """
     data_dir = folder / "data"
     data_dir.mkdir()
@@ -227,7 +227,7 @@ def prepare(environment: Environment, folder: Path) -> Path:
 
 
 def install(folder: Path, wheel: Path) -> Path:
-    """Make a virtual environment with the wheel and what it requires; return its folder."""
+    """Install the wheel and its requirements in a new virtual environment; returns its folder."""
     venv = folder / "venv"
     _call(sys.executable, "-m", "venv", venv)
     _call(venv / "bin" / "pip", "install", "--quiet", wheel)
@@ -235,7 +235,7 @@ def install(folder: Path, wheel: Path) -> Path:
 
 
 def _call(*words: str | Path) -> None:
-    """Run a program; if it fails, end with what it printed."""
+    """Run a program; if it fails, exit with its output."""
     command = [str(word) for word in words]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
@@ -243,15 +243,16 @@ def _call(*words: str | Path) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Build, install, run the pages; return the exit code."""
+    """Build, install and run the pages; returns the exit code."""
     parser = argparse.ArgumentParser(description=str(__doc__).partition("\n")[0])
-    parser.add_argument("--wheel", type=Path, help="install this one instead of building it")
-    parser.add_argument("--venv", type=Path, help="use this environment as it is")
-    parser.add_argument("--jobs", type=int, default=2, help="pages that run at a time")
-    parser.add_argument("--page", type=Path, nargs="+", help="only these")
+    parser.add_argument("--wheel", type=Path, help="wheel to install instead of building one")
+    parser.add_argument("--venv", type=Path, help="environment to use as it is")
+    parser.add_argument("--jobs", type=int, default=2, help="number of concurrent pages")
+    parser.add_argument("--page", type=Path, nargs="+", help="pages to run (default: all)")
     options = parser.parse_args(arguments)
     pages = [page for page in PAGES if page != _OF_CONTRIBUTORS]
-    pages[1:1] = NOTEBOOKS  # after the README, which has no Jupyter
+    # Early because they take longest; after the README, which must work without Jupyter.
+    pages[1:1] = NOTEBOOKS
     pages = [page.resolve() for page in options.page] if options.page else pages
     with tempfile.TemporaryDirectory(prefix="blockspike-wheel-") as name:
         folder = Path(name)

@@ -1,6 +1,7 @@
 """`blockspike COMMAND [overrides]`.
 
-What loads PyTorch is imported once a command is to run: `--help` and tab completion are quick.
+Modules that load PyTorch are imported only when a command runs, so `--help` and tab completion
+are quick.
 """
 
 import os
@@ -23,40 +24,39 @@ COMMANDS = (
     "prepare", "train", "fit", "evaluate", "publish", "figures", "benchmark", "status", "collect",
     "report",
 )  # fmt: skip
-RUNS = ("train", "fit")  # the commands that make runs, of which there are sweeps
-# Errors that say what was wrong with the input; anything else is a defect and keeps its traceback.
+RUNS = ("train", "fit")  # the commands that make runs and can sweep
+# Errors caused by the input; any other is a bug and keeps its traceback.
 EXPECTED = (ValueError, OSError, HydraException, OmegaConfBaseException)
-# What else Hydra raises for overrides: 3,000 digits, 500 brackets.
+# Hydra also raises these for extreme overrides: 3,000 digits, 500 brackets.
 OF_OVERRIDES = (*EXPECTED, OverflowError, RecursionError)
 
 HELP = """blockspike: train and fit adaptive spiking neurons, exactly and fast
 
 usage: blockspike COMMAND [overrides]
 
-  prepare    recordings → one prepared file:    blockspike prepare data=nmnist_sample
-  train      a classifier, or a sweep with -m:  blockspike train data=nmnist_sample model=fused
-  fit        neurons fitted to recordings:      blockspike fit data.path=my_cell.npz
-  evaluate   a finished run on its test data:   blockspike evaluate run=outputs/…
-             a trained network that is shipped: blockspike evaluate pretrained=nmnist_sample_alif
-             a fitted neuron on a recording:    blockspike evaluate neuron=….json recording=…
-  publish    its network as a file with a card: blockspike publish run=outputs/… name=…
-  figures    pictures of a finished run:        blockspike figures run=outputs/…
-             or of a table of runs:             blockspike figures figure=classification
-  benchmark  speed, side by side:               blockspike benchmark study=length
-  status     how far the runs of sweeps are:    blockspike status
-  collect    all finished runs → one table:     blockspike collect
-  report     all there is on one page:          blockspike report run=outputs/…
+  prepare    turn recordings into one file:     blockspike prepare data=nmnist_sample
+  train      train a classifier; -m sweeps:     blockspike train data=nmnist_sample model=fused
+  fit        fit neurons to recordings:         blockspike fit data.path=my_cell.npz
+  evaluate   test a finished run:               blockspike evaluate run=outputs/…
+             or a network shipped with us:      blockspike evaluate pretrained=nmnist_sample_alif
+             or a fitted neuron:                blockspike evaluate neuron=….json recording=…
+  publish    export a network with its card:    blockspike publish run=outputs/… name=…
+  figures    draw a finished run:               blockspike figures run=outputs/…
+             or a table of runs:                blockspike figures figure=classification
+  benchmark  compare speeds side by side:       blockspike benchmark study=length
+  status     show the progress of all runs:     blockspike status
+  collect    gather finished runs in a table:   blockspike collect
+  report     put everything on one page:        blockspike report run=outputs/…
 
-blockspike COMMAND --help lists a command's options, --cfg job prints its configuration,
+`blockspike COMMAND --help` lists a command's options, `--cfg job` prints its configuration,
 and `eval "$(blockspike completion bash)"` (or zsh) switches on tab completion.
 """
 
 
 def main() -> None:
-    """Entry point. Exit code 0, or 2 with one line that says what was wrong.
+    """Run the command line: exit code 0, or 2 with one line that says what was wrong.
 
-    A traceback is printed for errors that are not the user's, and for all with
-    HYDRA_FULL_ERROR=1.
+    A traceback is printed for bugs, and for every error if HYDRA_FULL_ERROR=1.
     """
     name = sys.argv[1] if len(sys.argv) > 1 else "--help"
     if name in ("-h", "--help", "help"):
@@ -65,10 +65,10 @@ def main() -> None:
     if name == "completion":
         _completion(sys.argv[2:])
         return
-    # Before PyTorch starts: its waiting threads spin for milliseconds otherwise, on a core that the
-    # kernels' threads or another process want.
+    # Set before PyTorch starts. Otherwise its idle threads spin for milliseconds on cores that
+    # the kernels or other processes need.
     os.environ.setdefault("GOMP_SPINCOUNT", "3000")
-    # MKL's sums in an order that does not depend on how many threads share them.
+    # The order of MKL's sums must not depend on the number of threads.
     os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")
     if not _succeeds(name):
         sys.exit(2)
@@ -94,21 +94,21 @@ def _succeeds(name: str) -> bool:
             if name in RUNS:
                 cfg.run_dir = str(run_folder(cfg))
             if HydraConfig.get().mode is RunMode.MULTIRUN:
-                run_in_subprocess(name, cfg, full)  # the sweep's states tell how it ended
+                run_in_subprocess(name, cfg, full)  # its outcome is in the sweep's states
             else:
                 run_here(name, cfg)
-        except EXPECTED as error:  # here, since Hydra would print its overrides first
+        except EXPECTED as error:  # caught here because Hydra would print its overrides first
             report(name, error, full)
             failed = True
         finally:
-            if name in RUNS:  # Hydra makes the run's folder before the run may have one
+            if name in RUNS:  # Hydra makes the run's folder even if the run is then refused
                 made = Path(HydraConfig.get().runtime.output_dir)
                 remove_if_empty(made, Path(cfg.output_dir))
 
     try:
         if name not in COMMANDS:
             raise ValueError(f"command: expected one of {', '.join(COMMANDS)}, got {name!r}")
-        # Overrides last: Hydra's parser takes no flag between them.
+        # Overrides go last: Hydra's parser accepts no flag between them.
         arguments = sorted(sys.argv[2:], key=_is_override)
         sys.argv = [f"blockspike {name}", *(_as_override(name, a) for a in arguments)]
         if name in RUNS:
@@ -118,12 +118,12 @@ def _succeeds(name: str) -> bool:
         import_module("blockspike.config.schemas").register_schemas()
         hydra.main(version_base="1.3", config_path=str(CONF), config_name=name)(job)()
     except KeyboardInterrupt:
-        sys.exit("interrupted; the same command again continues")
+        sys.exit("interrupted; the same command resumes it")
     except Exception as error:
         expected = EXPECTED if composed else OF_OVERRIDES
         if RecordSweep.planned is None and not isinstance(error, expected):
             raise
-        report(name, error, full)  # in a sweep: its launcher failed, and runs may be missing
+        report(name, error, full)  # a sweep's launcher failed, so runs may be missing
         failed = True
     finally:
         os.environ["HYDRA_FULL_ERROR"] = wished
@@ -131,7 +131,7 @@ def _succeeds(name: str) -> bool:
 
 
 def _completion(arguments: list[str]) -> None:
-    """Print a shell's completion script, or what may complete a line of it."""
+    """Print a shell's completion script, or the candidates for a line typed in it."""
     kind = arguments[0] if arguments else "none"
     if kind == "query":
         print("\n".join(candidates(COMMANDS, " ".join(arguments[1:]))))
@@ -144,12 +144,12 @@ def _completion(arguments: list[str]) -> None:
 
 
 def _is_override(argument: str) -> bool:
-    """Whether it is an override (key=value, ~key), not a flag or a flag's value."""
+    """Return whether `argument` is an override (key=value, ~key), not a flag or its value."""
     return argument.startswith("~") or ("=" in argument and not argument.startswith("-"))
 
 
 _PATHS = ("run", "pretrained", "neuron", "recording", "data.path", "replay")
-_LAUNCHERS = {  # of `sweep=`: the package, of the extra `sweep`
+_LAUNCHERS = {  # choice of `sweep=` → the package it needs, from the extra `sweep`
     "joblib": "hydra-joblib-launcher",
     "slurm": "hydra-submitit-launcher",
     "submitit_local": "hydra-submitit-launcher",
@@ -158,13 +158,13 @@ _LISTS = ("study", "n_steps", "arp_steps", "batch_size", "n_units", "n_layers", 
 
 
 def _as_override(command: str, argument: str) -> str:
-    """What people write → what Hydra reads: paths in quotes, lists in brackets, --check.
+    """Translate an argument for Hydra: quote paths, put lists in brackets, turn --check into a key.
 
     run=outputs/a=1,b=2 → run='outputs/a=1,b=2'; study=length,layers → study=['length','layers'].
     """
     name, _, value = argument.partition("=")
     if not name.strip("+~@ "):
-        raise ValueError(f"expected key=value, got {argument:.80}")
+        raise ValueError(f"override: expected key=value, got {argument:.80}")
     if name == "sweep" and value in _LAUNCHERS:
         _check_launcher(value)
     if command == "benchmark":
@@ -179,13 +179,13 @@ def _as_override(command: str, argument: str) -> str:
 
 
 def _check_launcher(name: str) -> None:
-    """Raise ValueError if the launcher is not installed: Hydra only says that it knows no such."""
+    """Raise ValueError if the launcher is not installed; Hydra's own message does not say so."""
     try:
         version(_LAUNCHERS[name])
     except PackageNotFoundError:
         raise ValueError(
-            f"sweep: expected serial, since no launcher of {name} is installed, got {name}; "
-            "pip install 'blockspike[sweep]' brings it"
+            f"sweep: expected serial, since the launcher of {name} is not installed, got {name}; "
+            "install it with pip install 'blockspike[sweep]'"
         ) from None
 
 

@@ -1,4 +1,4 @@
-"""Files that are whole or not there, and JSON that notices damage."""
+"""Atomic file writes, and JSON files with a checksum."""
 
 import hashlib
 import io
@@ -13,20 +13,20 @@ from typing import Any
 import numpy as np
 
 CONF = Path(__file__).parent / "conf"
-"""The Hydra tree."""
+"""The tree of Hydra configurations."""
 SAMPLES = Path(__file__).parent / "data" / "samples"
-"""Recordings that come with blockspike, each folder with its source and licence."""
+"""Recordings shipped with blockspike; each folder states its source and licence."""
 
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
-    """Yield a temporary name beside `path`, made with its folder; rename it if the body succeeds.
+    """Yield a temporary file name beside `path`, and rename the file if the body succeeds.
 
-    A killed process leaves the old file or the new one, which is on disk. What it leaves of the
-    temporary one goes at the next write on the same machine.
+    Missing folders are made. A killed process leaves either the old file or the new one, synced
+    to disk. Its temporary file is removed by the next write on the same machine.
 
     Raises:
-        OSError: it cannot be written; names `path`.
+        OSError: the file cannot be written; the error names `path`.
     """
     temporary = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.part")
     try:
@@ -45,13 +45,16 @@ def whole_file(path: Path) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Replace the file at once."""
+    """Replace the file's text atomically."""
     with whole_file(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
 def write_npz(path: Path, arrays: dict[str, np.ndarray]) -> None:
-    """Write arrays, made in memory: on a full disk, zipfile complains once more when it is gone."""
+    """Write compressed arrays atomically.
+
+    The archive is built in memory: on a full disk, zipfile would raise a second error on closing.
+    """
     content = io.BytesIO()
     np.savez_compressed(content, **arrays)  # pyright: ignore[reportArgumentType]
     with whole_file(path) as temporary:
@@ -59,27 +62,28 @@ def write_npz(path: Path, arrays: dict[str, np.ndarray]) -> None:
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write an object; the file's `sha256` is of the rest."""
+    """Write a JSON object, with a `sha256` of the rest of its content."""
     write_text(path, json.dumps({**content, "sha256": _digest(content)}, indent=1))
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The object in the file, less its `sha256`, or an empty one if there is no file.
+    """Read a JSON object without its `sha256`; an empty one if there is no file.
 
     Raises:
-        ValueError: no object, or its checksum does not fit; one without is taken as it is.
+        ValueError: the file holds no JSON object, or its checksum does not match. An object
+            without a checksum is accepted.
     """
     if not path.is_file():
         return {}
     try:
         content = json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path}: damaged, not JSON ({error})") from error
+        raise ValueError(f"{path}: expected JSON, got a damaged file ({error})") from error
     if not isinstance(content, dict):
-        raise ValueError(f"{path}: found a {type(content).__name__}, expected an object")
+        raise ValueError(f"{path}: expected a JSON object, got a {type(content).__name__}")
     expected = content.pop("sha256", None)
     if expected is not None and expected != _digest(content):
-        raise ValueError(f"{path}: damaged or changed by hand, its sha256 does not fit")
+        raise ValueError(f"{path}: damaged or edited by hand, its sha256 does not match")
     return content
 
 
@@ -88,7 +92,7 @@ def _digest(content: dict[str, Any]) -> str:
 
 
 def _remove_stale_temporaries(path: Path) -> None:
-    """Remove what killed processes on this machine left behind."""
+    """Remove temporary files left by killed processes of this machine."""
     prefix = f".{path.name}.{socket.gethostname()}."
     for found in path.parent.iterdir():
         pid = found.name.removeprefix(prefix).removesuffix(".part")

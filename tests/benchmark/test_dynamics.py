@@ -1,4 +1,4 @@
-"""The benchmark is complete and its baselines compute what they should; no time is asserted."""
+"""The dynamics benchmark is complete and its baselines are correct; no time is asserted."""
 
 import json
 
@@ -27,7 +27,7 @@ def results(name: str, arp: int):
         ("parallel blocks", "blocks"),
     ],
 )
-def test_baseline_is_its_twin(baseline, twin, arp):
+def test_each_baseline_equals_its_twin(baseline, twin, arp):
     spikes, grads = results(baseline, arp)
     expected_spikes, expected_grads = results(twin, arp)
     assert torch.equal(spikes, expected_spikes) and spikes.sum() > 0
@@ -43,7 +43,7 @@ def test_every_method_has_the_spikes_of_standard(name):
 
 
 @pytest.mark.parametrize("name", ["layer", "recording"])
-def test_inputs_spike_on_a_few_percent_of_the_steps(name):
+def test_inputs_give_spikes_in_a_few_percent_of_the_steps(name):
     inputs, gradient = dynamics.make_inputs(SIZES[name])
     with torch.no_grad():
         spikes = alif(*inputs, arp=SIZES[name].arp).spikes
@@ -58,10 +58,10 @@ def test_rows_are_complete(tmp_path, capsys):
     assert all(row.quartiles == tuple(sorted(row.quartiles)) for row in rows)
     printed = capsys.readouterr().out
     assert all(name in printed for name in (*METHODS, "threads", "load average"))
-    assert (tmp_path / "c").read_text() == ""  # nothing is claimed of the small size
+    assert (tmp_path / "c").read_text() == ""  # there are no claims about the small size
 
 
-def test_claims(monkeypatch, tmp_path, capsys):
+def test_claims_are_judged(monkeypatch, tmp_path, capsys):
     seconds = {
         "standard": 60.0,
         "plain loop": 50.0,
@@ -89,7 +89,7 @@ def test_claims(monkeypatch, tmp_path, capsys):
     assert "NO" in capsys.readouterr().out
 
 
-def test_no_claim_is_judged_by_unsteady_rounds():
+def test_unsteady_rounds_leave_a_claim_open():
     unsteady = Row("layer", "standard", (60.0, 60.0, 600.0, 700.0), 0)
     steady = [Row("layer", name, (2.0,) * 4, 0) for name in METHODS if name != "standard"]
     assert not unsteady.steady and all(row.steady for row in steady)
@@ -102,7 +102,7 @@ def test_no_claim_is_judged_by_unsteady_rounds():
 
 
 @pytest.mark.parametrize("fault", ["spikes", "gradients"])
-def test_nothing_is_timed_while_a_method_is_wrong(monkeypatch, fault):
+def test_a_wrong_method_is_not_timed(monkeypatch, fault):
     def wrong(current, beta, p, b, arp):
         if fault == "spikes":
             return dynamics.plain_loop(current, beta, p, b, arp + 1)
@@ -113,7 +113,7 @@ def test_nothing_is_timed_while_a_method_is_wrong(monkeypatch, fault):
         dynamics.measure("small")
 
 
-def test_rounding_is_told_from_an_error():
+def test_rounding_is_distinguished_from_an_error():
     current = torch.tensor([0.5, 0.0, 1.0 + 1e-6, 0.0]).view(4, 1, 1)
     trace = alif(current, torch.zeros(1))
     assert trace.spikes.flatten().tolist() == [0, 0, 1, 0]
@@ -123,13 +123,13 @@ def test_rounding_is_told_from_an_error():
 
     assert count(0.0, 0.0, 1.0, 0.0) == 0
     assert count(0.0, 0.0, 0.0, 0.0) == 1
-    assert count(0.0, 0.0, 0.0, 1.0) == 1  # what follows from the first difference is excused
+    assert count(0.0, 0.0, 0.0, 1.0) == 1  # differences after the first one are allowed
     for wrong in ((1.0, 0.0, 1.0, 0.0), (0.0, 0.0, 1.0, 1.0), (0.0, 1.0, 0.0, 0.0)):
         with pytest.raises(RuntimeError, match="differ"):
             count(*wrong)
 
 
-def test_too_few_rounds(capsys):
+def test_too_few_rounds_are_refused(capsys):
     with pytest.raises(SystemExit):
         dynamics.main(["--rounds", "1"])
     assert "--rounds: expected at least 2, got 1" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""The benchmark of fits runs, takes turns and judges."""
+"""The benchmark of fits runs, takes turns and judges its claims."""
 
 import json
 
@@ -13,7 +13,7 @@ def test_both_methods_are_timed_on_the_same_data():
     assert all(len(values) == 2 and min(values) > 0 for values in costs.values())
 
 
-def test_claims():
+def test_claims_are_judged():
     good, bad = fitting.claims({"fused": [0.01] * 5, "standard": [1.1] * 5}), fitting.claims(
         {"fused": [0.11] * 5, "standard": [1.1] * 5}
     )  # fmt: skip
@@ -22,7 +22,7 @@ def test_claims():
     assert good[0].measured == 2.0
 
 
-def test_only_the_papers_size_is_judged(tmp_path):
+def test_only_the_size_of_the_paper_is_judged(tmp_path):
     path = tmp_path / "claims.jsonl"
     arguments = ["--cells", "2", "--steps", "200", "--epochs", "2", "--rounds", "2"]
     assert fitting.main([*arguments, "--json", str(path)]) == 0

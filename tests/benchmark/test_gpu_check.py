@@ -1,4 +1,4 @@
-"""What of the check on a GPU can be tested without one."""
+"""Parts of the GPU check that can be tested without a GPU."""
 
 import json
 import re
@@ -20,23 +20,23 @@ SIZE = Size(n_steps=32, batch_size=2, n_neurons=4, arp=5)
 
 @pytest.fixture
 def cuda(monkeypatch):
-    """PyTorch says that there is a GPU."""
+    """Let PyTorch report a GPU."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: f"made-up {device}")
 
 
-def test_without_a_gpu(monkeypatch, capsys):
+def test_a_missing_gpu_is_reported(monkeypatch, capsys):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(gpu_check, "run_tests", pytest.fail)
     assert gpu_check.main([]) == 2
     printed = capsys.readouterr()
-    assert printed.err == "gpu-check: expected a CUDA GPU, PyTorch finds none\n"
+    assert printed.err == "gpu-check: expected a CUDA GPU, got none\n"
     assert printed.out == ""
 
 
 @pytest.mark.usefixtures("cuda")
-def test_no_time_while_a_test_fails(monkeypatch, capsys):
+def test_no_time_is_reported_if_a_test_fails(monkeypatch, capsys):
     calls = []
 
     def run(command, **options):
@@ -55,7 +55,7 @@ def test_no_time_while_a_test_fails(monkeypatch, capsys):
 
 
 @pytest.mark.usefixtures("cuda")
-def test_every_method_at_every_size(monkeypatch, capsys):
+def test_every_method_is_timed_at_every_size(monkeypatch, capsys):
     seconds = {"fused": (0.5, 1.5), "blocks": (4.0, 6.0), "standard": (10.0, 30.0)}
 
     def made_up(size, recurrent, device, rounds, methods):
@@ -79,7 +79,7 @@ def test_every_method_at_every_size(monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("recurrent", [True, False])
-def test_measure(monkeypatch, recurrent):
+def test_rows_have_times_and_ratios(monkeypatch, recurrent):
     calls = []
 
     def alif(*args, **options):
@@ -99,13 +99,13 @@ def test_measure(monkeypatch, recurrent):
     assert rows[2]["total_by_fused"] == 1
 
 
-def test_report_without_fused(capsys):
+def test_a_report_without_fused_has_no_ratio(capsys):
     report(Console(), measure(SIZE, False, CPU, 2, ["standard"]), CPU)
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["device"] == "cpu"
 
 
 @pytest.mark.usefixtures("cuda")
-def test_too_few_rounds(capsys):
+def test_too_few_rounds_are_refused(capsys):
     with pytest.raises(SystemExit):
         gpu_check.main(["--rounds", "1"])
     assert "--rounds: expected at least 2, got 1" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""The guard fails when a ratio is under its floor, and only then."""
+"""The guard fails when a ratio is below its floor, and only then."""
 
 import pytest
 
@@ -7,7 +7,7 @@ from blockspike.benchmark import guard
 
 @pytest.fixture
 def measured(monkeypatch):
-    """What the guard measures: slow / fast in each try, the last one for all further tries."""
+    """Set the ratios slow / fast that the guard measures in each try; the last one repeats."""
 
     def set_ratios(*ratios: float):
         left = list(ratios)
@@ -23,24 +23,24 @@ def measured(monkeypatch):
     return set_ratios
 
 
-def test_floors_are_kept(measured):
+def test_ratios_above_the_floors_pass(measured):
     measured(100.0)
     claims = guard.check_floors(2)
     assert [c.claim for c in claims] == [f"{slow} / {fast}" for slow, fast in guard.FLOORS]
     assert all(c.met and c.measured == 100 for c in claims)
 
 
-def test_a_ratio_that_fell_fails(measured):
+def test_a_ratio_below_its_floor_fails(measured):
     measured(1.01)
     assert not any(c.met for c in guard.check_floors(2))
 
 
-def test_a_ratio_that_was_low_once_is_measured_again(measured):
+def test_a_low_ratio_is_measured_again(measured):
     measured(1.0, 1.0, 100.0)
     assert all(c.met for c in guard.check_floors(2))
 
 
-def test_the_real_measurements_have_what_is_compared(monkeypatch):
+def test_the_real_measurements_have_all_compared_contenders(monkeypatch):
     monkeypatch.setattr(guard, "_SHAPE", (6, 2, 20))
     monkeypatch.setitem(guard.dynamics.SIZES, "guard", guard.dynamics.SIZES["small"])
     seconds = guard._measure_neurons(2) | guard._measure_synapses(2)

@@ -1,4 +1,4 @@
-"""What is timed computes the same; nothing is timed that does not."""
+"""Contenders are timed only if they compute the same."""
 
 from dataclasses import replace
 from typing import Any
@@ -36,7 +36,7 @@ def test_our_contenders_agree(n_layers, recurrent):
 
 
 @pytest.mark.parametrize("name", ["fused", "blocks", "standard reference"])
-def test_other_spikes_are_not_timed(name):
+def test_a_contender_with_other_spikes_is_not_timed(name):
     modules, inputs = built(SIZE, ["standard", name])
     with torch.no_grad():
         modules[name].layers[0].weight.mul_(0.9)
@@ -44,28 +44,28 @@ def test_other_spikes_are_not_timed(name):
         check(SIZE, modules, inputs)
 
 
-def test_other_gradients_are_not_timed():
+def test_a_contender_with_other_gradients_is_not_timed():
     modules, inputs = built(SIZE, ["standard", "fused"])
     modules["fused"].layers[0].weight.register_hook(lambda grad: 1.01 * grad)
     with pytest.raises(RuntimeError, match="gradients of fused differ"):
         check(SIZE, modules, inputs)
 
 
-def test_silence_is_not_timed():
+def test_a_silent_network_is_not_timed():
     modules, inputs = built(SIZE, ["standard", "fused"])
-    with pytest.raises(RuntimeError, match="hardly a spike"):
+    with pytest.raises(RuntimeError, match="hardly any spikes"):
         check(SIZE, modules, {name: torch.zeros(40, 3, 300) for name in inputs})
 
 
-def test_poisson_input_has_the_rates_of_the_paper():
+def test_poisson_input_has_the_published_rates():
     events, dense = make_inputs(replace(SIZE, n_steps=400, batch_size=64), CPU)
     assert events is not None and torch.equal(events.dense(), dense)
-    per_unit = dense.sum(0).mean(1)  # by sample, events a unit: r less what clipping takes
+    per_unit = dense.sum(0).mean(1)  # [sample], events per unit: r, less those lost by clipping
     assert dense.max() == 1 and per_unit.min() < 20 and 130 < per_unit.max() < 200
     assert per_unit.mean() == pytest.approx(400 * (1 - 2 * (1 - 0.5**0.5 / 1.165)), rel=0.3)
 
 
-def test_uniform_input_is_no_spikes():
+def test_uniform_input_is_not_events():
     events, dense = make_inputs(replace(SIZE, inputs="uniform"), CPU)
     assert events is None and dense.min() >= 0 and dense.max() <= 1 and dense.shape == (40, 3, 300)
 

@@ -13,14 +13,14 @@ SHAPE = (60, 2, 9)
 
 @pytest.mark.parametrize("recurrent", [False, True])
 @pytest.mark.parametrize("name", models.MODELS)
-def test_inputs_spike_on_a_few_percent_of_the_steps(name, recurrent):
+def test_inputs_give_spikes_in_a_few_percent_of_the_steps(name, recurrent):
     simulate, _ = models.MODELS[name]
     with torch.no_grad():
         spikes = simulate(**models.make_inputs(name, recurrent, (1024, 2, 64))).spikes
     assert 0.01 < spikes.mean() < 0.25
 
 
-def test_claims(tmp_path, capsys):
+def test_claims_are_judged(tmp_path, capsys):
     options = ["--shape", *map(str, SHAPE), "--rounds", "2"]
     claims = models.main([*options, "--json", str(tmp_path / "claims.jsonl")])
     assert len(claims) == 2 * len(models.MODELS)
@@ -38,5 +38,5 @@ def test_nothing_is_timed_if_spikes_differ(monkeypatch):
         return simulate(scale * current, method=method, **arguments)
 
     monkeypatch.setitem(models.MODELS, "SE-adLIF", (partial(wrong), parameters))
-    with pytest.raises(RuntimeError, match="SE-adLIF: spikes of both methods differ"):
+    with pytest.raises(RuntimeError, match="SE-adLIF: spikes of the two methods differ"):
         models.measure("SE-adLIF", False, 2, SHAPE)

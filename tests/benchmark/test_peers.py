@@ -1,4 +1,4 @@
-"""Every peer makes a layer that can be timed, and the nearest of them fire as `alif` does."""
+"""Every peer makes a layer that can be timed, and the closest ones spike like `alif`."""
 
 import importlib
 import sys
@@ -15,7 +15,7 @@ from blockspike.neurons import alif
 N_STEPS, BATCH, N_INPUTS, N_UNITS = 12, 3, 10, 7
 BY_NAME = {peer.name: peer for peer in PEERS}
 each_peer = pytest.mark.parametrize("peer", PEERS, ids=lambda peer: peer.name)
-# torch.compile warns of what it does itself.
+# torch.compile warns about its own actions.
 warnings_of_compile = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
     pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning"),
@@ -24,7 +24,7 @@ warnings_of_compile = [
 
 @pytest.fixture
 def no_packages(monkeypatch):
-    """The environment without any peer's package, imported or not."""
+    """Hide all peers' packages, even those already imported."""
 
     def find_none(name: str):
         raise metadata.PackageNotFoundError(name)
@@ -36,7 +36,7 @@ def no_packages(monkeypatch):
 
 
 def make(peer: Peer, recurrent: bool) -> Any:
-    """The peer's layer; skips where its package is not, as the extra `peers` need not be there."""
+    """Make the peer's layer; skip if its package, from the extra `peers`, is missing."""
     if version(peer) is None:
         pytest.skip(f"{peer.package} is not installed")
     torch.manual_seed(0)
@@ -58,13 +58,13 @@ def inputs(seed: int = 1):
     ids=lambda param: f"{param[0].name}{' recurrent' if param[1] else ''}",
 )
 def layer(request):
-    """One layer for all tests, as one of them takes seconds to compile."""
+    """One layer for all tests, because one of them takes seconds to compile."""
     return make(*request.param)
 
 
 @pytest.fixture
 def weights(layer):
-    """Its matrices: [N, inputs] first, then, if it is recurrent, [N, …, N]."""
+    """The layer's matrices: [N, inputs] first, then [N, …, N] if it is recurrent."""
     matrices = [weight for weight in layer.parameters() if weight.ndim == 2]
     return sorted(matrices, key=lambda weight: weight.shape[1] != N_INPUTS)
 
@@ -75,14 +75,14 @@ def test_names():
 
 
 @pytest.mark.usefixtures("no_packages")
-def test_no_package_is_needed_to_import(monkeypatch):
+def test_importing_peers_needs_no_package(monkeypatch):
     monkeypatch.delitem(sys.modules, peers.__name__)
     assert importlib.import_module(peers.__name__) is not peers
 
 
 @each_peer
 @pytest.mark.usefixtures("no_packages")
-def test_without_the_package(peer):
+def test_a_missing_package_is_named(peer):
     assert version(peer) is None
     with pytest.raises(ImportError, match=peer.package):
         peer.make(N_INPUTS, N_UNITS, True)
@@ -115,7 +115,7 @@ def test_every_call_starts_at_rest(layer, weights):
     assert not torch.equal(first[0], other[0])
 
 
-def test_nothing_of_a_call_is_kept(layer):
+def test_a_call_leaves_nothing_behind(layer):
     spikes = layer(inputs())
     assert spikes.grad_fn is not None
     for module in layer.modules():
@@ -126,11 +126,11 @@ def test_nothing_of_a_call_is_kept(layer):
 
 def test_sinabs_does_not_import_samna():
     make(BY_NAME["sinabs"], True)
-    assert "samna" not in sys.modules  # PyPI's installs another package when it is imported
+    assert "samna" not in sys.modules  # the one on PyPI installs another package when imported
 
 
 def fire(layer, b: float, recurrent_weight=None):
-    """Spikes of `alif` with the layer's own current, without a refractory period."""
+    """Spikes of `alif` for the layer's current, without a refractory period."""
     beta = torch.full((N_UNITS,), 0.9)
     with torch.no_grad():
         current = layer.synapses(inputs())
@@ -146,7 +146,7 @@ def fire(layer, b: float, recurrent_weight=None):
     ("name", "b"),
     [("sinabs", 1.0), ("SpikingJelly (FlexSN)", 1.0), ("SpikingJelly (LIFNode)", 0.0)],
 )
-def test_fires_as_alif(name, b, recurrent):
+def test_layers_spike_like_alif(name, b, recurrent):
     layer = make(BY_NAME[name], recurrent)
     weight = None
     if recurrent:
@@ -155,7 +155,7 @@ def test_fires_as_alif(name, b, recurrent):
     assert torch.equal(layer(inputs()), fire(layer, b, weight))
 
 
-def test_norse_fires_as_alif_a_step_later():
+def test_norse_spikes_like_alif_a_step_later():
     layer = make(BY_NAME["Norse"], False)
     spikes = layer(inputs())
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""The studies are complete and their rows true to what ran; no time is asserted."""
+"""The studies are complete and their rows describe what ran; no time is asserted."""
 
 import math
 from dataclasses import replace
@@ -18,7 +18,7 @@ from blockspike.neurons import alif
 SMALL = Options(n_steps=(30,), arp_steps=(2, 5), batch_size=(2,), rounds=2, memory=False)
 
 
-def test_grids_are_those_of_the_paper():
+def test_grids_are_as_published():
     keys = [piece.key for piece in pieces("length", Options(batch_size=(32, 64, 128)))]
     assert len(keys) == 90 and all(k["n_inputs"] == 1000 and k["n_units"] == 128 for k in keys)
     assert {k["n_steps"] for k in keys} == {512, 1024, 2048}
@@ -35,18 +35,18 @@ def test_grids_are_those_of_the_paper():
         ({"device": "gpu"}, "device: expected cpu or cuda, got 'gpu'"),
     ],
 )
-def test_options_refuse(options, message):
+def test_bad_options_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         Options(**options)
 
 
-def test_unknown_study():
+def test_an_unknown_study_is_refused():
     with pytest.raises(ValueError, match="study: expected some of roofline, .* got 'speed'"):
         next(pieces("speed", SMALL))
 
 
-def test_a_study_without_the_contenders_that_were_asked_for():
-    with pytest.raises(ValueError, match="contenders: none of sinabs is in 'layers'"):
+def test_a_study_without_the_chosen_contenders_is_refused():
+    with pytest.raises(ValueError, match="contenders: expected some of study 'layers', got sinabs"):
         next(pieces("layers", replace(SMALL, contenders=("sinabs",))))
 
 
@@ -63,7 +63,7 @@ def test_rows_of_layers():
     assert 0 < rows[0]["input_density"] < 1
 
 
-def test_what_fails_or_is_slow_is_a_row(monkeypatch):
+def test_failed_and_slow_contenders_get_a_row(monkeypatch):
     def fail(size: Size):
         raise ImportError("no module named snntorch")
 
@@ -78,7 +78,7 @@ def test_what_fails_or_is_slow_is_a_row(monkeypatch):
     assert "longer than longest_turn_s" in left_out[0]["standard"]
 
 
-def test_turns_are_taken_after_a_warm_up():
+def test_contenders_take_turns_after_a_warm_up():
     order = []
 
     def run(name, seconds):
@@ -95,7 +95,7 @@ def test_turns_are_taken_after_a_warm_up():
         2,
         10.0,
     )  # fmt: skip
-    assert order == ["a", "c", "c", "a", "a"]  # c is tried a second time, then left out
+    assert order == ["a", "c", "c", "a", "a"]  # c is tried again, then left out
     assert found == {
         "a": [Turn(1.0, 2.0)] * 2,
         "b": "RuntimeError: no luck",
@@ -112,6 +112,7 @@ def test_ratios_are_medians_of_rounds():
     assert not row["steady"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["standard", "fused"])
 def test_memory_is_that_of_the_layer(name):
     size = Size(1000, 8, 100, 64, arp_steps=10)
@@ -161,7 +162,7 @@ def test_the_noise_is_the_same_at_every_step_length():
     [
         ([1.0, 5.0], [1.0, 5.0], 0.0),
         ([1.5], [1.0], 0.5),
-        ([1.0], [1.0, 4.0], 1.0),  # 0 one way, 0 and 3 the other
+        ([1.0], [1.0, 4.0], 1.0),  # 0 in one direction, 0 and 3 in the other
         ([], [], 0.0),
         ([], [1.0], math.inf),
     ],
@@ -199,7 +200,7 @@ def test_roofline():
 
 
 @pytest.mark.usefixtures("small_roofline")
-def test_bytes_are_those_of_what_a_kernel_reads_and_writes():
+def test_bytes_are_those_that_a_kernel_reads_and_writes():
     shape = (64, 2, 8)
     current = torch.full(shape, 0.3, requires_grad=True)
     parameters = [torch.full(shape[2:], x, requires_grad=True) for x in (0.9, 0.9, 0.5)]
@@ -216,7 +217,7 @@ def test_bytes_are_those_of_what_a_kernel_reads_and_writes():
 
 @pytest.mark.usefixtures("small_roofline")
 @pytest.mark.parametrize("streaming", [True, False])
-def test_a_copy_copies_as_much_as_said(streaming):
+def test_a_copy_moves_the_stated_bytes(streaming):
     assert roofline.copy_s(streaming) > 0
     source, target = roofline._COPY
     assert source.nbytes == target.nbytes == 2**16

@@ -1,4 +1,4 @@
-"""The benchmark's rows survive a kill: whole measurements or none."""
+"""The benchmark's file survives a kill: it holds whole measurements only."""
 
 import pytest
 
@@ -10,7 +10,7 @@ def file(tmp_path):
     return RowFile(tmp_path / "there" / "rows.jsonl")
 
 
-def test_rows_come_back_and_are_found(file):
+def test_rows_are_read_back_and_found(file):
     assert file.rows() == [] and file.find({"a": 1}) == []
     file.add([{"a": 1, "b": "x"}, {"a": 2, "b": "x"}])
     file.add([{"a": 1, "c": None}])
@@ -19,7 +19,7 @@ def test_rows_come_back_and_are_found(file):
 
 
 @pytest.mark.parametrize("n_bytes", [1, 5, 20])
-def test_what_a_kill_cut_short_is_left_out_and_written_over(file, n_bytes):
+def test_a_line_cut_short_by_a_kill_is_ignored_and_overwritten(file, n_bytes):
     file.add([{"a": 1}])
     whole = file.path.read_bytes()
     file.add([{"a": 2}, {"a": 3}])

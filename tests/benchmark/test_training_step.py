@@ -1,4 +1,4 @@
-"""The training-step benchmark is complete and refuses to time what differs; no time is asserted."""
+"""The training-step benchmark is complete and times only equal methods; no time is asserted."""
 
 import json
 import statistics
@@ -40,14 +40,14 @@ def test_batches_are_full_and_differ(data, batches):
 
 
 @pytest.mark.parametrize(("n_steps", "times"), [(7, 1), (7, 3), (1, 2), (4, 5)])
-def test_repeating_is_dense_concatenation(n_steps, times):
+def test_repeated_events_equal_dense_concatenation(n_steps, times):
     spikes = torch.poisson(torch.full((7, 3, 5), 0.4), generator=torch.Generator().manual_seed(0))
     repeated = training_step.repeat_in_time(EventBatch.from_dense(spikes), n_steps, times)
     assert torch.equal(repeated.dense(), torch.cat([spikes[:n_steps]] * times))
 
 
 @pytest.mark.parametrize(("n_steps", "times"), [(0, 1), (8, 1), (7, 0)])
-def test_repeating_refuses(n_steps, times):
+def test_bad_repetitions_are_refused(n_steps, times):
     events = EventBatch.from_dense(torch.zeros(7, 3, 5))
     with pytest.raises(ValueError, match=f"expected 1 to 7 .* got {n_steps} and {times}"):
         training_step.repeat_in_time(events, n_steps, times)
@@ -61,7 +61,7 @@ def test_sums_of_weights_are_exact():
     assert network.get_parameter("layers.0.recurrent_weight").count_nonzero() > 60_000
 
 
-def test_contenders_start_alike():
+def test_contenders_start_from_equal_weights():
     networks = [make_network(name, SMALL, arp) for name in METHODS for arp in (0, 10)]
     start = networks[0].state_dict()
     for network in networks[1:]:
@@ -97,9 +97,7 @@ def test_check_passes(batches):
         ("standard", "layers.0.weight", 0.0, "a hidden layer is silent"),
     ],
 )
-def test_nothing_is_timed_while_a_method_is_wrong(
-    monkeypatch, batches, task, name, key, change, message
-):
+def test_a_wrong_method_is_not_timed(monkeypatch, batches, task, name, key, change, message):
     def wrong(of, *args):
         network = make_network(of, *args)
         if of == name:
@@ -112,8 +110,8 @@ def test_nothing_is_timed_while_a_method_is_wrong(
         training_step.compare(task, Console())
 
 
-def test_nothing_is_timed_while_a_gradient_is_wrong(monkeypatch, task):
-    """The published gradient has the spikes of `standard` and another slope."""
+def test_a_wrong_gradient_is_not_timed(monkeypatch, task):
+    """The published gradient has the spikes of `standard` but another slope."""
     monkeypatch.setitem(METHODS, "fused", ("blocks", "auto"))
     with pytest.raises(RuntimeError, match=r"gradients of fused differ \(layers.*\): no time"):
         training_step.compare(task, Console())
@@ -160,15 +158,16 @@ def test_length_is_per_step_of_time(monkeypatch, task):
     assert costs["T=120"] == (1 / 120,) * 2 and costs["T=960"] == (1 / 960,) * 2
 
 
+@pytest.mark.slow
 def test_peak_memory(data):
-    """At least spikes and margins of two layers, and not some multiple of all that there is."""
+    """It is at least the spikes and margins of two layers, and not a multiple of everything."""
     size = Size(n_hidden=64, n_steps=240, batch_size=64)
     peak = training_step._peak_in_fresh_process("fused", data, size)
     array = 240 * 64 * 64 * 4
     assert 4 * array < peak < 20 * array
 
 
-def test_memory_alternates_fresh_processes(monkeypatch, task, capsys):
+def test_memory_is_measured_in_new_processes_in_turns(monkeypatch, task, capsys):
     asked = []
 
     def peak(name, data, size):
@@ -190,7 +189,7 @@ COSTS = {
 }
 
 
-def test_claims(monkeypatch, data, tmp_path, capsys):
+def test_claims_are_judged(monkeypatch, data, tmp_path, capsys):
     for part, costs in COSTS.items():
         monkeypatch.setitem(PARTS, part, lambda task, console, costs=costs: costs)
     path = tmp_path / "claims.jsonl"
@@ -208,7 +207,7 @@ def test_claims(monkeypatch, data, tmp_path, capsys):
     assert all(text in printed for text in ("NO", "yes", "threads", "load average", *PARTS))
 
 
-def test_only_what_is_asked_for(monkeypatch, data):
+def test_only_the_chosen_parts_are_measured(monkeypatch, data):
     for part, costs in COSTS.items():
         monkeypatch.setitem(PARTS, part, lambda task, console, costs=costs: costs)
     measured = training_step.main(
@@ -223,7 +222,7 @@ def test_the_ratio_is_the_median_of_the_rounds():
     assert ratio == statistics.median([10, 20, 30])
 
 
-def test_no_claim_is_judged_by_unsteady_rounds():
+def test_unsteady_rounds_leave_a_claim_open():
     unsteady = (1.0, 1.0, 1.0, 9.0, 9.0)
     for part, name in [("comparison", "fused"), ("memory", "standard"), ("length", "T=2")]:
         claim = training_step.claims({part: COSTS[part] | {name: unsteady}})[0]

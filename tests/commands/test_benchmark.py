@@ -1,4 +1,4 @@
-"""`blockspike benchmark`: one table, gone on with, its errors, and the guard's exit code."""
+"""`blockspike benchmark`: one table that resumes, its errors, and the guard's exit code."""
 
 import re
 
@@ -24,7 +24,7 @@ def short_layers(monkeypatch):
     )
 
 
-def test_one_table_that_is_gone_on_with(blockspike, tmp_path):
+def test_a_killed_benchmark_resumes_its_table(blockspike, tmp_path):
     done = blockspike("benchmark", *QUICK)
     file = tmp_path / "outputs" / "benchmark" / "rows.jsonl"
     assert "times as long as fused" in done.stdout and "tables/speed.csv" in done.stdout
@@ -33,7 +33,7 @@ def test_one_table_that_is_gone_on_with(blockspike, tmp_path):
     table = pd.read_csv(tmp_path / "outputs" / "tables" / "speed.csv")
     assert table["study"].tolist() == ["length"] * 6 + ["layers"] * 2
     assert {"cpu", "threads", "torch", "git_sha", "load", "differs"} <= set(table)
-    file.write_text("\n".join(lines[:1]) + "\n" + lines[1][:50])  # as a kill leaves it
+    file.write_text("\n".join(lines[:1]) + "\n" + lines[1][:50])  # as after a kill
     blockspike("benchmark", *QUICK)
     again = file.read_text().splitlines()
     assert again[0] == lines[0] and len(again) == 3 and again[1] != lines[1]
@@ -41,7 +41,7 @@ def test_one_table_that_is_gone_on_with(blockspike, tmp_path):
     assert file.read_text().splitlines() == again
 
 
-def test_a_library_that_is_installed_later_is_measured_then(blockspike, tmp_path, monkeypatch):
+def test_a_library_installed_later_is_measured(blockspike, tmp_path, monkeypatch):
     from dataclasses import replace
 
     from blockspike.benchmark.layers import CONTENDERS
@@ -63,7 +63,7 @@ def test_names_with_brackets_can_be_chosen(blockspike):
     assert "SpikingJelly" in done.stdout
 
 
-def test_with_other_rounds_it_is_measured_anew(blockspike, tmp_path):
+def test_another_number_of_rounds_is_measured_again(blockspike, tmp_path):
     blockspike("benchmark", *QUICK, "study=length")
     blockspike("benchmark", *QUICK, "study=length", "rounds=3")
     lines = (tmp_path / "outputs" / "benchmark" / "rows.jsonl").read_text().splitlines()
@@ -76,7 +76,7 @@ def test_with_other_rounds_it_is_measured_anew(blockspike, tmp_path):
         ("study=speed", "study: expected some of roofline"),
         ("contenders=fusd", "contenders: expected some of fused"),
         ("rounds=1", "rounds: expected at least 2"),
-        ("device=cuda", "device: expected cpu, as PyTorch finds no CUDA device"),
+        ("device=cuda", "device: expected cpu, since PyTorch finds no CUDA GPU"),
         ("n_stepz=3", "n_stepz"),
     ],
 )
@@ -93,7 +93,7 @@ def test_the_guard_has_an_exit_code(blockspike, monkeypatch, floor, code):
     for pair in guard.FLOORS:
         monkeypatch.setitem(guard.FLOORS, pair, floor)
     done = blockspike("benchmark", "--check", "rounds=2", check=False)
-    assert done.returncode == code and ("under its floor" in done.stderr) == bool(code)
+    assert done.returncode == code and ("below the floor" in done.stderr) == bool(code)
 
 
 def test_the_roofline_is_printed(blockspike, monkeypatch):

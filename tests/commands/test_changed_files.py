@@ -1,4 +1,4 @@
-"""Files that were changed or damaged between two starts: refused in a line, or made anew."""
+"""Files changed or damaged between two starts are refused in one line, or made again."""
 
 from pathlib import Path
 from typing import Any
@@ -22,12 +22,9 @@ FIT = (
 
 
 @pytest.fixture
-def run(blockspike, tmp_path, data_dir) -> Path:
+def run(copy_of_run, tmp_path) -> Path:
     """A finished run on a copy of the sample."""
-    (tmp_path / "events.h5").write_bytes((data_dir / "nmnist_sample.h5").read_bytes())
-    blockspike(*ARGS)
-    (result,) = tmp_path.rglob("result.json")
-    return result.parent
+    return copy_of_run(tmp_path, *ARGS, sample="events.h5")
 
 
 def flip(path: Path, place: float = 0.5) -> None:
@@ -37,7 +34,7 @@ def flip(path: Path, place: float = 0.5) -> None:
 
 
 def other_labels(path: Path) -> None:
-    """Another good file of the same data set's sizes."""
+    """Replace the labels: a valid file of the same size."""
     with h5py.File(path, "r+") as file:
         label: Any = file["train/label"]
         label[:] = np.roll(label[()], 1)
@@ -76,8 +73,8 @@ def test_a_flipped_bit_in_a_prepared_file_is_refused(blockspike, tmp_path, run):
         )
 
 
-def test_a_file_without_a_checksum_is_taken(blockspike, tmp_path, data_dir):
-    """As earlier versions prepared it."""
+def test_a_file_without_a_checksum_is_accepted(blockspike, tmp_path, data_dir):
+    """Earlier versions wrote none."""
     path = tmp_path / "events.h5"
     path.write_bytes((data_dir / "nmnist_sample.h5").read_bytes())
     with h5py.File(path, "r+") as file:
@@ -110,12 +107,12 @@ def test_a_changed_recording_is_refused(blockspike, tmp_path):
     assert read_json(result)["test_etv_15ms_median"] == row["test_etv_15ms_median"]
 
 
-def test_a_damaged_best_model_stops_the_run_before_it_goes_on(blockspike, run):
+def test_a_damaged_best_model_stops_the_run_before_it_resumes(blockspike, run):
     (run / "result.json").unlink()
     flip(run / "checkpoints" / "best.ckpt")
     done = blockspike(*ARGS, check=False)
     assert done.returncode == 2
-    assert "best.ckpt" in done.stderr and "to start anew" in done.stderr
+    assert "best.ckpt" in done.stderr and "to start over" in done.stderr
     assert "continued" not in done.stdout
 
 
@@ -127,7 +124,7 @@ def test_evaluate_refuses_an_edited_configuration(blockspike, run):
 
 
 @pytest.mark.parametrize("end", ["", "\ndata:"])
-def test_evaluate_refuses_a_cut_off_configuration(blockspike, run, end):
+def test_evaluate_refuses_a_truncated_configuration(blockspike, run, end):
     path = run / "config.yaml"
     text = path.read_text()
     path.write_text(text[: text.index(end) + len(end)])
@@ -142,12 +139,12 @@ def test_damaged_results_are_named(blockspike, tmp_path, run):
     path.write_text(text.replace(f'"test_accuracy": {accuracy}', '"test_accuracy": 0.99'))
     for args in (("collect",), ARGS):
         done = blockspike(*args, check=False)
-        assert done.returncode == 2 and f"{path.name}: damaged or changed by hand" in done.stderr
+        assert done.returncode == 2 and f"{path.name}: damaged or edited by hand" in done.stderr
     (row,) = run_states(tmp_path / "outputs").to_dict("records")
-    assert row["state"] == "failed" and "damaged or changed by hand" in row["error"]
+    assert row["state"] == "failed" and "damaged or edited by hand" in row["error"]
 
 
-def test_no_seconds_are_negative_if_the_clock_was_set_back(tmp_path, run):
+def test_durations_are_not_negative_if_the_clock_was_set_back(tmp_path, run):
     status = read_json(run / "status.json")
     write_json(run / "status.json", {**status, "started": "2999-01-01T00:00:00+0000"})
     (row,) = run_states(tmp_path / "outputs").to_dict("records")

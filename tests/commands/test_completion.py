@@ -21,7 +21,7 @@ START = {
 
 @pytest.fixture(params=sorted(START))
 def shell(request, tmp_path):
-    """An interactive shell in an empty folder, with its completion switched on as --help says."""
+    """An interactive shell in an empty folder, with completion enabled as --help describes."""
     program = shutil.which(request.param)
     if program is None:
         assert "REQUIRE_SHELLS" not in os.environ, f"{request.param} is not installed"
@@ -37,6 +37,7 @@ def shell(request, tmp_path):
     child.close(force=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("typed", "completed"),
     [
@@ -65,7 +66,7 @@ def test_the_script_of_an_unknown_shell_is_refused():
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_every_command_completes_its_own_options_and_no_group_that_it_lacks(command):
+def test_every_command_completes_its_own_options_and_groups_only(command):
     found = candidates(COMMANDS, f"blockspike {command} ")
     assert found
     assert ("model=" in found) == (command == "train")

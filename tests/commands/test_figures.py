@@ -1,4 +1,4 @@
-"""`blockspike figures`: one run's pictures are in test_train.py; here the figures of a table."""
+"""`blockspike figures` of a table; pictures of one run are tested in test_train.py."""
 
 import pandas as pd
 import pytest
@@ -28,7 +28,7 @@ def test_runs_are_collected_and_drawn(blockspike, tmp_path):
 
 
 @pytest.mark.parametrize("suffix", ["csv", "parquet"])
-def test_a_table_elsewhere_is_read_by_its_suffix(blockspike, tmp_path, suffix):
+def test_another_table_is_read_by_its_suffix(blockspike, tmp_path, suffix):
     table = pd.DataFrame([MADE])
     if suffix == "csv":
         table.to_csv(tmp_path / "mine.csv", index=False)

@@ -25,7 +25,7 @@ def cells() -> list[Recording]:
     return SyntheticCells(n_cells=2, duration_s=5.0, trial_noise=0.0).cells()
 
 
-def test_my_recording_from_file_to_figure(blockspike, tmp_path, cells):
+def test_a_recording_is_fitted_from_file_to_figure(blockspike, tmp_path, cells):
     write_recording(cells[0], tmp_path / "my_cell.npz")
     arguments = ("fit", "data.path=my_cell.npz", *QUICK)
     done = blockspike(*arguments)
@@ -38,7 +38,7 @@ def test_my_recording_from_file_to_figure(blockspike, tmp_path, cells):
     assert table["test_etv_15ms"][0] == pytest.approx(row["test_etv_15ms_median"])
     neuron = load_neuron(run / "fits" / "my_cell.json")
     assert neuron.gain_per_pa == pytest.approx(table["gain_per_pa"][0])
-    # the file alone repeats what was fitted, on the whole recording
+    # The neuron's file alone reproduces the fit, on the whole recording.
     current = cells[0].current(neuron.dt_ms)[0]
     spikes = neuron.simulate(current, n_trials=20).mean(0)
     first = round(0.6 * len(current))
@@ -84,18 +84,18 @@ def test_other_cells_finish_when_one_is_broken(blockspike, tmp_path, cells):
     assert read_json(run / "result.json")["n_failed"] == 1
 
 
-def test_an_interrupted_fit_continues_to_the_same_bits(blockspike, tmp_path, cells):
+def test_an_interrupted_fit_resumes_to_identical_bits(blockspike, tmp_path, cells):
     write_recording(cells[0], tmp_path / "my_cell.npz")
     arguments = ("fit", "data.path=my_cell.npz", *QUICK)
     blockspike(*arguments, "output_dir=whole")
     (whole,) = (tmp_path / "whole").rglob("fits.csv")
     (run,) = (p.parent for p in (tmp_path / "whole").rglob("result.json"))
-    for name in ("result.json", "fits.csv"):  # as a run killed after its last checkpoint, epoch 20
+    for name in ("result.json", "fits.csv"):  # as if killed after its last checkpoint, epoch 20
         (run / name).rename(tmp_path / name)
     before = pd.read_csv(tmp_path / "fits.csv")
     blockspike(*arguments, "output_dir=whole")
     pd.testing.assert_frame_equal(before, pd.read_csv(whole))
-    # its seconds are those of all epochs, not of the last process alone
+    # Its seconds are those of all epochs, not only of the last process.
     seconds = read_metrics(run / "metrics.csv")["time/epoch_s"]
     row = read_json(run / "result.json")
     assert len(seconds) == 30 and row["fit_s"] == pytest.approx(seconds.sum())
@@ -127,7 +127,7 @@ def test_events_are_not_fitted_and_recordings_not_classified(blockspike, tmp_pat
 @pytest.mark.parametrize(
     "given", [(), ("neuron=a.json",), ("run=a", "recording=b.npz"), ("run=a", "pretrained=b")]
 )
-def test_evaluate_wants_one_thing(blockspike, given):
+def test_evaluate_accepts_exactly_one_source(blockspike, given):
     done = blockspike("evaluate", *given, check=False)
     assert done.returncode == 2 and "run=FOLDER, or neuron=FILE with recording=FILE" in done.stderr
 
@@ -138,7 +138,7 @@ def test_prepare_checks_recordings(blockspike, tmp_path, cells):
     assert "my_cell: 1 cells can be fitted" in shown
 
 
-def test_recovery(blockspike, tmp_path):
+def test_known_parameters_are_recovered(blockspike, tmp_path):
     quick = ("data.n_cells=2", "data.duration_s=3", "data.dt_ms=0.5", "population.n_starts=8")
     blockspike("fit", "experiment=recovery", *quick, "trainer.max_epochs=4", "threads=1")
     (result,) = (tmp_path / "outputs" / "recovery").rglob("result.json")
@@ -147,7 +147,7 @@ def test_recovery(blockspike, tmp_path):
     blockspike("figures", f"run={result.parent}")
 
 
-def test_a_test_current_with_a_scale_of_its_own_is_simulated_so():
+def test_a_test_current_with_its_own_scale_is_simulated_with_it():
     data = SyntheticCells(
         n_cells=2, duration_s=4.0, dt_ms=0.5, scaling="maximum", own_test_scale=True
     )

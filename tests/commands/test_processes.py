@@ -1,4 +1,4 @@
-"""Several processes that share a run, against one; which one is first; a run beside others."""
+"""Runs shared by several processes compared with one, ranks, and concurrent runs."""
 
 import fcntl
 import os
@@ -10,7 +10,6 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from killed_sweep import start
 from lightning_fabric.plugins.environments.lightning import LightningEnvironment
 from lightning_fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from omegaconf import OmegaConf
@@ -28,9 +27,10 @@ from blockspike.runs.processes import (
 from blockspike.runs.run import Run, RunRefusedError
 from blockspike.training.checkpoint_io import load_plain
 from blockspike.training.metrics_file import read_metrics
+from killed_sweep import start
 
-# 801 training samples. Plain gradient descent: Adam would hide a gradient's scale. Two steps, since
-# a spike that another order of sums moves would soon be another gradient.
+# 801 training samples. Plain gradient descent, since Adam would hide a gradient's scale. Only two
+# steps, since another order of sums may move a spike, and the gradients then soon differ.
 ODD = (
     "data=nmnist_sample", "data.validation_fraction=0.2", "data.n_steps=40", "data.dt_ms=10",
     "network.n_hidden=8", "trainer.max_epochs=1", "label_smoothing=0.1", "threads=1",
@@ -38,7 +38,7 @@ ODD = (
 )  # fmt: skip
 
 
-def test_a_further_process_of_another_run_than_the_first_is_refused(tmp_path, monkeypatch):
+def test_a_process_of_another_run_than_the_first_is_refused(tmp_path, monkeypatch):
     """`srun -n2 … trainer=ddp_cpu seed=$SLURM_PROCID`: one step, one run, but two seeds."""
     monkeypatch.setattr(runs, "_FIRST_TRIES", 2)
     first = Run(tmp_path / "seed=0")
@@ -52,14 +52,15 @@ def test_a_further_process_of_another_run_than_the_first_is_refused(tmp_path, mo
 
 
 def scores(run: Run) -> dict[str, list[float]]:
-    """Loss, accuracy and rates by epoch; accuracy on test."""
+    """Loss, accuracy and rates by epoch, and test accuracy."""
     table = read_metrics(run.folder / "metrics.csv")
     found = {str(c): table[c].tolist() for c in table if not str(c).startswith("time/")}
     return found | {"test_accuracy": [(run.result() or {})["test_accuracy"]]}
 
 
-def test_processes_that_do_not_divide_the_samples_train_as_one_does(tmp_path: Path, data_dir: Path):
-    """The last batch is of 267 samples, 134 and 133, or of one, which the second one lacks."""
+@pytest.mark.slow
+def test_two_processes_with_an_odd_number_of_samples_train_like_one(tmp_path: Path, data_dir: Path):
+    """The last batch has 267 samples, split 134 and 133, or one, so that one process has none."""
     runs: dict[tuple[int, int], Run] = {}
     for n_processes, trainer in ((1, "cpu"), (2, "ddp_cpu")):
         folder = tmp_path / trainer
@@ -74,7 +75,7 @@ def test_processes_that_do_not_divide_the_samples_train_as_one_does(tmp_path: Pa
         one, two = runs[batch_size, 1], runs[batch_size, 2]
         assert scores(one).keys() == scores(two).keys()
         for name, values in scores(one).items():
-            a_tie = 1 / 80 if "accuracy" in name else 0  # of 80 test samples
+            a_tie = 1 / 80 if "accuracy" in name else 0  # one of 80 test samples
             assert scores(two)[name] == pytest.approx(values, rel=1e-5, abs=a_tie), name
         for checkpoint in ("last_checkpoint", "best_checkpoint"):
             states = [load_plain(getattr(run, checkpoint)) for run in (one, two)]
@@ -98,7 +99,7 @@ RANKS = (
 
 
 def step(n_tasks: int, task: int, n_nodes: int = 1, name: str = "train") -> dict[str, str]:
-    """What `srun` sets for a task."""
+    """Variables that `srun` sets for a task."""
     node, local = divmod(task, n_tasks // n_nodes)
     return {
         "SLURM_JOB_ID": "12345", "SLURM_JOB_NAME": name, "SLURM_NTASKS": str(n_tasks),
@@ -114,19 +115,19 @@ LAUNCHED = {"LOCAL_RANK": "1", "NODE_RANK": "0", "WORLD_SIZE": "2"}
 
 
 def rank() -> int:
-    """What Lightning's own decorator asks for."""
+    """The rank that Lightning's own decorator reads."""
     return rank_zero_only.rank  # pyright: ignore[reportFunctionMemberAccess]
 
 
 def outcome(folder: Path, data_dir: Path, *args: str) -> subprocess.CompletedProcess:
-    """A small run in a process of its own, with what it printed."""
+    """Do a small run in a new process; returns its outcome and output."""
     command = [sys.executable, "-m", "blockspike.cli", "train", f"data_dir={data_dir}", *TINY]
     return subprocess.run([*command, *args], cwd=folder, capture_output=True, text=True)
 
 
 @pytest.fixture
 def environment(monkeypatch):
-    """Set these variables and none of the others that give a process a rank."""
+    """Set these variables and unset all others that give a process a rank."""
     before = rank()
 
     def set_to(variables: dict[str, str]) -> None:
@@ -158,7 +159,7 @@ def environment(monkeypatch):
         ({"NODE_RANK": "1"}, {"devices": 4, "num_nodes": 2}, LightningEnvironment, 4),
     ],
 )
-def test_who_gives_a_process_its_rank(environment, variables, trainer, kind, expected):
+def test_the_rank_comes_from_the_environment(environment, variables, trainer, kind, expected):
     environment(variables)
     assert type(cluster_environment(trainer)) is kind
     take_rank(trainer)
@@ -166,7 +167,7 @@ def test_who_gives_a_process_its_rank(environment, variables, trainer, kind, exp
     assert is_first_process() == (expected == 0)
 
 
-def test_a_command_that_trains_nothing_is_first(environment):
+def test_a_command_without_training_is_the_first_process(environment):
     environment(step(2, 1))
     take_rank(None)
     assert is_first_process()
@@ -188,11 +189,12 @@ def test_tasks_of_a_step_meet_on_its_first_node(environment):
     assert ports[0] != ports[1] and all(1024 < port < 32768 for port in ports)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "variables", [step(2, 1), ELASTIC, LAUNCHED], ids=["step", "elastic", "rank"]
 )
-def test_a_run_of_one_process_is_a_run_of_its_own(tmp_path, data_dir, environment, variables):
-    """It has a lock, a status and a result, whatever rank its environment has."""
+def test_a_single_process_run_is_separate(tmp_path, data_dir, environment, variables):
+    """It has a lock, a status and a result, whatever its rank in the environment."""
     environment(variables)
     assert start(tmp_path, data_dir, "train", *TINY).wait() == 0
     (result,) = tmp_path.rglob("result.json")
@@ -201,7 +203,8 @@ def test_a_run_of_one_process_is_a_run_of_its_own(tmp_path, data_dir, environmen
     assert run.arguments() and '"done"' in (run.folder / "status.json").read_text()
 
 
-def test_a_task_whose_folder_another_one_holds_is_refused(tmp_path, data_dir, environment):
+@pytest.mark.slow
+def test_a_task_whose_folder_is_in_use_is_refused(tmp_path, data_dir, environment):
     (tmp_path / "run").mkdir()
     with (tmp_path / "run" / ".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -210,8 +213,9 @@ def test_a_task_whose_folder_another_one_holds_is_refused(tmp_path, data_dir, en
     assert done.returncode == 2 and "already running" in done.stderr
 
 
-def test_processes_that_are_all_told_to_end_do(tmp_path, data_dir):
-    """As Slurm does it when a job is cancelled or its time is up."""
+@pytest.mark.slow
+def test_processes_that_all_receive_sigterm_end(tmp_path, data_dir):
+    """Slurm does so when a job is cancelled or its time is up."""
     args = (*TINY, "trainer=ddp_cpu", "trainer.max_epochs=100000", "run_dir=run")
     process = start(tmp_path, data_dir, "train", *args)
     run = Run(tmp_path / "run")
@@ -230,24 +234,24 @@ def test_processes_that_are_all_told_to_end_do(tmp_path, data_dir):
 
 @pytest.fixture
 def with_srun(tmp_path, monkeypatch) -> None:
-    """There is a command `srun`, as on a cluster's login node."""
+    """Provide a command `srun`, as on a cluster's login node."""
     (tmp_path / "bin").mkdir()
     (tmp_path / "bin" / "srun").write_text("#!/bin/sh\nexit 1\n")
     (tmp_path / "bin" / "srun").chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path / "bin"), prepend=os.pathsep)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sweep", [(), ("-m", "seed=0,1")])
-def test_where_slurm_is_installed_nobody_is_told_to_use_it(
-    tmp_path, data_dir, environment, with_srun, sweep
-):
+def test_no_hint_to_use_srun_is_printed(tmp_path, data_dir, environment, with_srun, sweep):
     environment({})
     done = outcome(tmp_path, data_dir, *sweep)
     assert done.returncode == 0
     assert "srun" not in done.stdout + done.stderr
 
 
-def test_a_task_resumes_no_file_that_lies_around(tmp_path, data_dir, environment):
+@pytest.mark.slow
+def test_a_task_ignores_checkpoints_in_the_current_folder(tmp_path, data_dir, environment):
     """In a Slurm step Lightning looks for `hpc_ckpt_*.ckpt` in its default folder."""
     environment(step(1, 0))
     (tmp_path / "hpc_ckpt_1.ckpt").write_text("another project's")

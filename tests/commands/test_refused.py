@@ -1,4 +1,4 @@
-"""A command that is refused, or fails before it has anything to keep, leaves no folder behind."""
+"""Refused commands, and failures before there is anything to keep, leave no folder behind."""
 
 import sys
 from importlib.metadata import PackageNotFoundError
@@ -13,7 +13,7 @@ ALLEN = "`blockspike prepare data=allen data.download=true` downloads them"
 
 
 def refused(monkeypatch, capfd, folder, command: str) -> str:
-    """Run a command in a folder, as a user would; return the one line that it prints."""
+    """Run a command in a folder, as a user would; returns the one line that it prints."""
     monkeypatch.chdir(folder)
     monkeypatch.setattr(sys, "argv", ["blockspike", *command.split()])
     GlobalHydra.instance().clear()
@@ -56,7 +56,7 @@ def refused(monkeypatch, capfd, folder, command: str) -> str:
         ("benchmark contenders=nothing", "nothing"),
     ],
 )
-def test_it_says_why_on_one_line_and_leaves_nothing(monkeypatch, capfd, tmp_path, command, words):
+def test_a_refusal_is_one_line_and_leaves_nothing(monkeypatch, capfd, tmp_path, command, words):
     assert words in refused(monkeypatch, capfd, tmp_path, command)
     assert not list(tmp_path.iterdir())
 
@@ -72,7 +72,7 @@ def test_a_launcher_that_is_not_installed_is_named(monkeypatch, capfd, tmp_path,
     assert not list(tmp_path.iterdir())
 
 
-def test_folders_of_others_stay(monkeypatch, capfd, tmp_path):
+def test_other_folders_are_kept(monkeypatch, capfd, tmp_path):
     (tmp_path / "outputs" / "mine").mkdir(parents=True)
     refused(monkeypatch, capfd, tmp_path, "train data=shd")
     assert [p.name for p in (tmp_path / "outputs").rglob("*")] == ["mine"]
@@ -82,13 +82,13 @@ def test_folders_of_others_stay(monkeypatch, capfd, tmp_path):
 
 
 @pytest.mark.parametrize(("choice", "n_logs"), [("seed=0,1", 2), ("model=fused,nothing", 0)])
-def test_a_sweep_keeps_why_its_runs_failed(monkeypatch, capfd, tmp_path, choice, n_logs):
+def test_a_sweep_keeps_the_errors_of_its_runs(monkeypatch, capfd, tmp_path, choice, n_logs):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["blockspike", "train", "-m", "data=shd", choice])
     GlobalHydra.instance().clear()
     with pytest.raises(SystemExit):
         main()
-    # The sweep's own process prints it, whatever a run's process had for its output.
+    # The sweep's own process prints it, wherever the run's process sends its output.
     assert (SHD if n_logs else "model/nothing") in "".join(capfd.readouterr())
     assert len(list(tmp_path.rglob("error.log"))) == n_logs
     assert not [p for p in tmp_path.rglob("*") if p.is_dir() and not list(p.iterdir())]

@@ -1,4 +1,4 @@
-"""`blockspike train` whose numbers go wrong: it stops, loses nothing, and `replay=` shows it."""
+"""Runs with NaN or Inf: they stop, lose nothing, and `replay=` reproduces the error."""
 
 import json
 import math
@@ -21,7 +21,7 @@ from printed_commands import ROOT
 EPOCHS = ("trainer.max_epochs=4", "data.batch_size=300")
 WEIGHT = "layers.1: recurrent_weight is nan at [3, 5] (1 of 256 values)"
 GRADIENT = "layers.0: gradient of bias is inf at [2] (1 of 16 values)"
-PLACE = "epoch 3, step 8, batch 2"  # of three batches each
+PLACE = "epoch 3, step 8, batch 2"  # epochs have three batches
 
 
 def harm_weight(module) -> None:
@@ -39,7 +39,7 @@ def harm_gradient(module) -> None:
 
 
 def harmed(monkeypatch, harm, epoch=2, batch=1, of: Any = ClassificationModule) -> dict[str, bytes]:
-    """Do `harm` before one training batch; returns the checkpoints as they were then, by name."""
+    """Do `harm` before one training batch; returns name → checkpoint at that moment."""
     before: dict[str, bytes] = {}
 
     def start(self, _, batch_idx):
@@ -65,12 +65,12 @@ def checkpoints(run: Path) -> dict[str, bytes]:
     return {p.name: p.read_bytes() for p in (run / "checkpoints").iterdir()}
 
 
-def test_the_page_shows_what_is_said(blockspike):
+def test_the_page_shows_the_messages(blockspike):
     page = ROOT / "docs" / "howto" / "numbers_that_go_wrong.md"
     lines = page.read_text().splitlines()
     stop, replay = (x.split() for x in lines if x.startswith("blockspike train data=nmnist"))
     (shown,) = (x for x in lines if x.startswith("readout: "))
-    _, place, file = shown.split("; ")  # which number is the first depends on the processor
+    _, place, file = shown.split("; ")  # the first bad number depends on the processor
     for command in (stop, replay):
         done = blockspike(*command[1:], check=False)
         assert done.returncode == 2 and f"; {place}; this batch: " in last_line(done)
@@ -78,7 +78,7 @@ def test_the_page_shows_what_is_said(blockspike):
 
 
 @pytest.mark.parametrize("method", ["fused", "blocks", "standard"])
-def test_it_stops_replays_and_goes_on(blockspike, tmp_path, method):
+def test_a_run_stops_replays_and_resumes(blockspike, tmp_path, method):
     args = ("train", *SMALL, *EPOCHS, f"model={method}", "scheduler=cosine")
     blockspike(*args, "output_dir=whole/outputs")
     with pytest.MonkeyPatch.context() as broken:
@@ -93,7 +93,7 @@ def test_it_stops_replays_and_goes_on(blockspike, tmp_path, method):
     assert checkpoints(run) == before
     assert (run / "error.log").read_text().splitlines()[-1] == f"NotFiniteError: {said}"
     status = json.loads((run / "status.json").read_text())
-    assert "replay" not in json.loads((run / "content.json").read_text())  # so hashes stay
+    assert "replay" not in json.loads((run / "content.json").read_text())  # keeps hashes
     assert status["state"] == "failed" and status["error"] == said
 
     kept = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
@@ -107,7 +107,7 @@ def test_it_stops_replays_and_goes_on(blockspike, tmp_path, method):
     assert not differences(results(tmp_path), results(tmp_path / "whole"))
 
 
-def test_a_gradient_that_is_well_when_run_again(blockspike, tmp_path, monkeypatch):
+def test_a_replay_with_a_finite_gradient_says_so(blockspike, tmp_path, monkeypatch):
     args = ("train", *SMALL, *EPOCHS)
     with monkeypatch.context() as broken:
         before = harmed(broken, harm_gradient)
@@ -121,7 +121,7 @@ def test_a_gradient_that_is_well_when_run_again(blockspike, tmp_path, monkeypatc
     assert not other.exists() or not list(other.iterdir())
 
 
-def test_bad_files_to_replay(blockspike, tmp_path):
+def test_bad_replay_files_are_refused(blockspike, tmp_path):
     done = blockspike("train", *SMALL, "replay=nothing.ckpt", check=False)
     assert done.returncode == 2 and "nothing.ckpt: no such checkpoint" in done.stderr
     (tmp_path / "a=b.ckpt").write_bytes(b"nothing")
@@ -129,7 +129,7 @@ def test_bad_files_to_replay(blockspike, tmp_path):
     assert done.returncode == 2 and "a=b.ckpt: not a readable checkpoint" in done.stderr
 
 
-def test_a_fit_stops_replays_and_goes_on(blockspike, tmp_path, monkeypatch):
+def test_a_fit_stops_replays_and_resumes(blockspike, tmp_path, monkeypatch):
     (cell,) = SyntheticCells(n_cells=1, duration_s=5.0, trial_noise=0.0).cells()
     trial = np.asarray(cell.spike_times_s[0][0], float)
     np.savez(
@@ -157,7 +157,7 @@ def test_a_fit_stops_replays_and_goes_on(blockspike, tmp_path, monkeypatch):
     assert "continued after epoch 20" in blockspike(*args).stdout
 
 
-# Lightning starts the second process by itself, so each is harmed as Python starts.
+# Lightning starts the second process itself, so each is harmed when Python starts.
 _HARM = """
 import time
 import torch
@@ -179,18 +179,19 @@ cross_entropy = F.cross_entropy
 wrong = lambda *args, **options: cross_entropy(*args, **options) + float('inf')
 """
 _HARMS = {
-    # noticed by the neurons in one process, which the other must be told
+    # noticed by the neurons of one process, which must inform the other
     "forward": (
         "self.network.layers[1].bias[3] = float('nan')",
         "layers.1: bias is nan at [3] (1 of 8 values)",
     ),
-    # noticed by the check of one process: every gradient is finite
+    # noticed by the check in one process: all gradients are finite
     "check": ("F.cross_entropy = wrong", "loss: is inf"),
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("harm", _HARMS)
-def test_processes_that_share_a_run_all_stop(tmp_path, data_dir, harm):
+def test_all_processes_of_a_run_stop(tmp_path, data_dir, harm):
     code, words = _HARMS[harm]
     (tmp_path / "sitecustomize.py").write_text(_HARM.format(harm=code))
     path = os.pathsep.join((str(tmp_path), os.environ.get("PYTHONPATH", "")))

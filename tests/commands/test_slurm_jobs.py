@@ -1,6 +1,6 @@
-"""Runs as jobs of a real Slurm: `eval "$(tools/slurm_here.sh start FOLDER)"` starts one here.
+"""Runs as jobs of a real Slurm, which `eval "$(tools/slurm_here.sh start FOLDER)"` starts.
 
-Without one these tests are skipped; with REQUIRE_SLURM=1 they fail.
+Without Slurm these tests are skipped, or fail if REQUIRE_SLURM=1.
 """
 
 import os
@@ -13,11 +13,13 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from killed_sweep import runs_table, start
 
 from blockspike.files import read_json
 from blockspike.runs.slurm import own_job_id, submitted_jobs
 from blockspike.runs.sweeps import run_states
+from killed_sweep import runs_table, start
+
+pytestmark = pytest.mark.slow
 
 SMALL = (
     "data=nmnist_sample", "data.n_steps=40", "data.dt_ms=10", "network.n_hidden=8", "threads=1",
@@ -30,7 +32,7 @@ ENDLESS = "trainer.max_epochs=100000"
 
 
 def has_slurm() -> bool:
-    """Whether a controller answers; without a configuration, its commands wait for a minute."""
+    """Return whether a controller answers; without a configuration, that takes a minute."""
     configuration = Path(os.environ.get("SLURM_CONF", "/etc/slurm/slurm.conf"))
     if shutil.which("scontrol") is None or not configuration.is_file():
         return False
@@ -50,7 +52,7 @@ def no_job_outlives_a_test(tmp_path):
     yield
     for path in tmp_path.rglob("status.json"):
         job = read_json(path).get("slurm_job")
-        if job not in (None, own_job_id()):  # the tests may be a job themselves
+        if job not in (None, own_job_id()):  # the tests may themselves run in a job
             subprocess.run(["scancel", job], capture_output=True)
     jobs = submitted_jobs(tmp_path / "outputs").values()
     subprocess.run(["scancel", *(job.id for job in jobs)], capture_output=True)
@@ -61,7 +63,7 @@ def command(data_dir: Path, *args: str) -> list[str]:
 
 
 def run(folder: Path, *words: str, check: bool = True) -> str:
-    """What a command prints."""
+    """Run a command; returns its output."""
     done = subprocess.run(words, cwd=folder, capture_output=True, text=True)
     assert not check or done.returncode == 0, done.stdout + done.stderr
     return done.stdout + done.stderr
@@ -75,7 +77,7 @@ def wait_for(condition: Callable[[], object], seconds: float = 120) -> None:
 
 
 def n_rows(folder: Path) -> int:
-    """Epochs of all runs."""
+    """Number of epochs finished by all runs together."""
     return sum(path.read_text().count("\n") - 1 for path in folder.rglob("metrics.csv"))
 
 
@@ -88,13 +90,13 @@ def squeue(column: str, job: str) -> str:
 
 
 def states(folder: Path) -> dict[str, tuple[str, str]]:
-    """By seed: the state and the error."""
+    """Seed → state and error."""
     table = run_states(folder / "outputs")
     return {r["run"][-1]: (r["state"], r["error"]) for r in table.to_dict("records")}
 
 
-def test_jobs_end_in_the_table_of_a_serial_sweep(tmp_path, data_dir):
-    """They are printed and named; the same command again submits nothing."""
+def test_jobs_give_the_table_of_a_serial_sweep(tmp_path, data_dir):
+    """They are printed and named, and repeating the command submits nothing."""
     runs = (*SMALL, "model=standard,fused", "trainer.max_epochs=2", "experiment_name=mine")
     assert start(tmp_path / "serial", data_dir, "train", "-m", *runs).wait() == 0
     (tmp_path / "slurm").mkdir()
@@ -114,8 +116,8 @@ def test_jobs_end_in_the_table_of_a_serial_sweep(tmp_path, data_dir):
     assert submitted_jobs(tmp_path / "slurm" / "outputs") == jobs
 
 
-def test_cancelled_jobs_are_interruptions(tmp_path, data_dir):
-    """Also one that was still in the queue."""
+def test_runs_of_cancelled_jobs_are_interrupted(tmp_path, data_dir):
+    """One job is running and one is still queued."""
     one_by_one = "hydra.launcher.array_parallelism=1"
     sweep = start(tmp_path, data_dir, "train", *SWEEP, ENDLESS, one_by_one, "seed=0,1")
     wait_for(lambda: n_rows(tmp_path) > 1)
@@ -131,8 +133,8 @@ def test_cancelled_jobs_are_interruptions(tmp_path, data_dir):
     assert not list(tmp_path.rglob("error.log"))
 
 
-def test_a_job_at_its_time_limit_is_an_interruption(tmp_path, data_dir):
-    """It trains until Slurm ends it, not only until submitit's signal, half a minute earlier."""
+def test_a_run_at_its_time_limit_is_interrupted(tmp_path, data_dir):
+    """It trains until Slurm ends it, half a minute after submitit's signal."""
     limit = ("hydra.launcher.timeout_min=1", "hydra.launcher.signal_delay_s=20")
     assert start(tmp_path, data_dir, "train", *SWEEP, ENDLESS, *limit).wait() == 2
     (job,) = jobs_of(tmp_path)
@@ -140,8 +142,8 @@ def test_a_job_at_its_time_limit_is_an_interruption(tmp_path, data_dir):
     assert not list(tmp_path.rglob("error.log"))
 
 
-def test_a_job_whose_time_is_nearly_up_is_queued_again(tmp_path, data_dir):
-    """With `max_num_timeout`: here submitit's signal is sent at once."""
+def test_a_job_near_its_time_limit_is_queued_again(tmp_path, data_dir):
+    """With `max_num_timeout`; here submitit's signal is sent at once."""
     limit = ("hydra.launcher.timeout_min=2", "hydra.launcher.max_num_timeout=1")
     sweep = start(
         tmp_path, data_dir, "train", *SWEEP, ENDLESS, *limit, "hydra.launcher.signal_delay_s=20"
@@ -161,7 +163,7 @@ def test_a_job_whose_time_is_nearly_up_is_queued_again(tmp_path, data_dir):
 
 
 def test_jobs_outlive_the_command_that_submitted_them(tmp_path, data_dir):
-    """The same command again waits for them, and submits none a second time."""
+    """Repeating the command waits for them and submits none again."""
     line = (*SWEEP, "trainer.max_epochs=2", "seed=0,1")
     sweep = start(tmp_path, data_dir, "train", *line, "hydra.launcher.array_parallelism=1")
     wait_for(lambda: len(jobs_of(tmp_path)) == 2)
@@ -182,8 +184,8 @@ def test_jobs_outlive_the_command_that_submitted_them(tmp_path, data_dir):
     assert jobs_of(tmp_path) == [first, second]
 
 
-def test_a_batch_job_that_is_cancelled_says_so(tmp_path, data_dir):
-    """`sbatch --wrap`, without a sweep; tasks that it does not use do not matter."""
+def test_the_run_of_a_cancelled_batch_job_says_so(tmp_path, data_dir):
+    """With `sbatch --wrap`, without a sweep; unused tasks do not matter."""
     words = " ".join(command(data_dir, *SMALL, "trainer=ddp_cpu", ENDLESS))
     job = run(tmp_path, "sbatch", "--ntasks=2", "--parsable", f"--wrap={words}").strip()
     wait_for(lambda: n_rows(tmp_path) > 1)
@@ -195,7 +197,7 @@ def test_a_batch_job_that_is_cancelled_says_so(tmp_path, data_dir):
 
 @pytest.mark.parametrize("shell", [False, True])
 def test_tasks_of_a_step_share_a_run(tmp_path, data_dir, shell):
-    """As many as there are devices, however `srun` was told and whatever it calls the job."""
+    """There is a task per device, however `srun` is called and the job is named."""
     words = command(data_dir, *SMALL, "trainer=ddp_cpu", "trainer.max_epochs=1")
     words = ["bash", "-c", " ".join(words)] if shell else words
     printed = run(tmp_path, "srun", "--ntasks=2", *words)
@@ -203,7 +205,7 @@ def test_tasks_of_a_step_share_a_run(tmp_path, data_dir, shell):
     assert states(tmp_path) == {"0": ("done", "")}
 
 
-def test_packed_tasks_are_runs_of_their_own(tmp_path, data_dir):
+def test_packed_tasks_are_separate_runs(tmp_path, data_dir):
     words = " ".join(command(data_dir, *SMALL, "seed=$SLURM_PROCID", "trainer.max_epochs=1"))
     run(tmp_path, "srun", "--ntasks=2", "--ntasks-per-node=2", "bash", "-c", words)
     assert states(tmp_path) == {"0": ("done", ""), "1": ("done", "")}

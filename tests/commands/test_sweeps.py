@@ -1,4 +1,4 @@
-"""Sweeps: killed, under every launcher, with runs that fail; how they are listed and collected."""
+"""Sweeps under every launcher: kills, failed runs, `status` and `collect`."""
 
 import fcntl
 import json
@@ -14,12 +14,12 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from killed_sweep import interrupted, killed, n_epochs, runs_table, start
 from omegaconf import OmegaConf
 
 from blockspike.files import read_json
 from blockspike.runs.run import Run, RunRefusedError
 from blockspike.runs.sweeps import run_states
+from killed_sweep import interrupted, killed, n_epochs, runs_table, start
 
 SMALL = ("data=nmnist_sample", "data.n_steps=40", "data.dt_ms=10")
 FOUR = (*SMALL, "model=standard,fused", "network.n_hidden=8", "seed=0,1", "trainer.max_epochs=2")
@@ -45,13 +45,13 @@ def parent_of(pid: int) -> int:
 
 
 def the_error(folder: Path) -> str:
-    """Of the one run that failed; `status` wraps it."""
+    """The error of the one failed run, which `status` wraps."""
     (error,) = filter(None, run_states(folder / "outputs")["error"])
     return error
 
 
 def pid_of(folder: Path, n_epochs: int) -> int:
-    """Process of the run with so many epochs to do, once it has done one."""
+    """Process id of the run with this `max_epochs`, once it has finished an epoch."""
     found: list[int] = []
 
     def look() -> bool:
@@ -71,8 +71,9 @@ def undisturbed(tmp_path_factory, data_dir) -> pd.DataFrame:
     return runs_table(folder)
 
 
-def test_a_sweep_killed_again_and_again_ends_in_the_same_table(tmp_path, data_dir, undisturbed):
-    """Each time an epoch or two further, at a random moment after it."""
+@pytest.mark.slow
+def test_a_repeatedly_killed_sweep_gives_the_same_table(tmp_path, data_dir, undisturbed):
+    """Each kill is an epoch or two later, at a random moment."""
     rng, amid = random.Random(1), set()
     for _ in range(3):
         process = start(tmp_path, data_dir, "train", "-m", "threads=1", *FOUR)
@@ -85,22 +86,23 @@ def test_a_sweep_killed_again_and_again_ends_in_the_same_table(tmp_path, data_di
     pd.testing.assert_frame_equal(runs_table(tmp_path), undisturbed, check_exact=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("launcher", ["joblib", "submitit_local"])
 def test_every_launcher_gives_the_same_table(tmp_path, data_dir, undisturbed, launcher):
-    """Each gives a run one thread here, so that runs side by side do not fight."""
+    """Each run has one thread, so that concurrent runs do not compete."""
     process = start(tmp_path, data_dir, "train", "-m", f"sweep={launcher}", *FOUR)
     assert process.wait() == 0
     pd.testing.assert_frame_equal(runs_table(tmp_path), undisturbed, check_exact=True)
 
 
-def test_jobs_that_run_side_by_side_share_the_cores(blockspike):
+def test_concurrent_jobs_share_the_cores(blockspike):
     shown = blockspike("train", "--cfg", "job", "sweep=joblib").stdout
     assert "threads: ${cores:${hydra:launcher.n_jobs}}" in shown
     slurm = blockspike("train", "--cfg", "hydra", "-p", "hydra.launcher", "sweep=slurm").stdout
     assert "cpus_per_task: 4" in slurm
 
 
-@pytest.mark.parametrize("launcher", ["serial", "joblib"])
+@pytest.mark.parametrize("launcher", ["serial", pytest.param("joblib", marks=pytest.mark.slow)])
 def test_failed_runs_are_listed_and_the_others_finish(
     blockspike, tmp_path, data_dir, launcher, monkeypatch
 ):
@@ -122,8 +124,9 @@ def test_failed_runs_are_listed_and_the_others_finish(
     assert json.loads((next(tmp_path.rglob("sweeps/*.json"))).read_text())["runs"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("launcher", ["serial", "joblib"])
-def test_a_run_whose_process_is_killed_leaves_the_others(blockspike, tmp_path, data_dir, launcher):
+def test_a_killed_run_does_not_affect_the_others(blockspike, tmp_path, data_dir, launcher):
     args = (f"sweep={launcher}", *SMALL, "network.n_hidden=8", "trainer.max_epochs=1000,1")
     process = start(tmp_path, data_dir, "train", "-m", *args)
     os.kill(pid_of(tmp_path, 1000), signal.SIGKILL)
@@ -132,8 +135,9 @@ def test_a_run_whose_process_is_killed_leaves_the_others(blockspike, tmp_path, d
     assert "process was killed (SIGKILL; out of memory?)" in the_error(tmp_path)
 
 
-def test_a_job_that_the_cluster_loses_leaves_the_others(blockspike, tmp_path, data_dir):
-    """Also those that start after it was lost."""
+@pytest.mark.slow
+def test_a_job_lost_by_the_cluster_does_not_affect_the_others(blockspike, tmp_path, data_dir):
+    """Runs that start after the loss are not affected either."""
     args = ("sweep=submitit_local", *SMALL, "network.n_hidden=8", "trainer.max_epochs=1000,1")
     process = start(tmp_path, data_dir, "train", "-m", "hydra.sweeper.max_batch_size=1", *args)
     run = pid_of(tmp_path, 1000)
@@ -144,7 +148,8 @@ def test_a_job_that_the_cluster_loses_leaves_the_others(blockspike, tmp_path, da
     assert "1 done, 1 interrupted" in blockspike("status").stdout
 
 
-def test_a_run_that_is_told_to_end_leaves_the_others(blockspike, tmp_path, data_dir):
+@pytest.mark.slow
+def test_a_run_that_receives_sigterm_does_not_affect_the_others(blockspike, tmp_path, data_dir):
     args = (*SMALL, "network.n_hidden=8", "trainer.max_epochs=1000,1")
     process = start(tmp_path, data_dir, "train", "-m", *args)
     os.kill(pid_of(tmp_path, 1000), signal.SIGTERM)
@@ -152,7 +157,8 @@ def test_a_run_that_is_told_to_end_leaves_the_others(blockspike, tmp_path, data_
     assert "1 done, 1 interrupted" in blockspike("status").stdout
 
 
-def test_a_run_whose_folder_cannot_be_leaves_the_others(blockspike, tmp_path):
+@pytest.mark.slow
+def test_a_run_whose_folder_cannot_be_made_does_not_affect_the_others(blockspike, tmp_path):
     args = ("train", "-m", *SMALL, "network.n_hidden=8", "trainer.max_epochs=1", "seed=1,2")
     (tmp_path / "outputs" / "default" / "s1" / "error.log").mkdir(parents=True)
     done = blockspike(*args, "hydra.sweep.subdir='s${seed}'", check=False)
@@ -160,7 +166,8 @@ def test_a_run_whose_folder_cannot_be_leaves_the_others(blockspike, tmp_path):
     assert "runs: 1 done, 1 missing" in done.stdout
 
 
-def test_a_sweep_written_in_an_experiment_is_planned(blockspike, tmp_path):
+@pytest.mark.slow
+def test_a_sweep_defined_in_an_experiment_file_is_planned(blockspike, tmp_path):
     folder = tmp_path / "my_conf" / "experiment"
     folder.mkdir(parents=True)
     (folder / "many.yaml").write_text(
@@ -171,7 +178,7 @@ def test_a_sweep_written_in_an_experiment_is_planned(blockspike, tmp_path):
     assert "runs: 2 done" in done.stdout
 
 
-def test_a_run_that_another_process_finished_meanwhile_is_refused(tmp_path):
+def test_a_run_finished_meanwhile_by_another_process_is_refused(tmp_path):
     enter(tmp_path)
     with pytest.raises(RunRefusedError, match="another configuration"):
         enter(tmp_path, {"x": 1})
@@ -180,13 +187,14 @@ def test_a_run_that_another_process_finished_meanwhile_is_refused(tmp_path):
         enter(tmp_path)
 
 
-def test_only_training_sweeps(blockspike, tmp_path):
+def test_only_train_and_fit_sweep(blockspike, tmp_path):
     done = blockspike("evaluate", "-m", "run=a,b", check=False)
-    assert done.returncode == 2 and "sweeps are of train" in done.stderr
+    assert done.returncode == 2 and "-m: expected train or fit, got evaluate" in done.stderr
     assert not list(tmp_path.iterdir())
 
 
-def test_a_run_dies_with_its_sweep_which_knows_what_is_missing(blockspike, tmp_path, data_dir):
+@pytest.mark.slow
+def test_a_run_dies_with_its_sweep_and_missing_runs_are_listed(blockspike, tmp_path, data_dir):
     sweep = ("-m", *SMALL, "network.n_hidden=8", "trainer.max_epochs=1000,2000")
     process = start(tmp_path, data_dir, "train", *sweep)
     pid = pid_of(tmp_path, 1000)
@@ -197,29 +205,31 @@ def test_a_run_dies_with_its_sweep_which_knows_what_is_missing(blockspike, tmp_p
     wait_for(lambda: not is_alive(pid))
     shown = blockspike("status").stdout
     assert "1 interrupted, 1 missing" in shown
-    assert "no run here" in blockspike("status", "experiment_name=other", check=False).stderr
+    assert "expected runs" in blockspike("status", "experiment_name=other", check=False).stderr
 
 
 @pytest.fixture
 def control_c():
-    """Commands hear SIGINT, also where these tests run in the background, which ignore it."""
+    """Let commands receive SIGINT even if the tests run in the background and ignore it."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sweep", [(), ("-m",)])
-def test_control_c_is_an_interruption(blockspike, tmp_path, data_dir, control_c, sweep):
+def test_control_c_interrupts_the_runs(blockspike, tmp_path, data_dir, control_c, sweep):
     args = (*sweep, *SMALL, "network.n_hidden=8", "trainer.max_epochs=1000")
     process = start(tmp_path, data_dir, "train", *args)
     pid_of(tmp_path, 1000)
-    os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+    os.killpg(process.pid, signal.SIGINT)  # as from a terminal
     assert process.wait() == 1
     assert "1 interrupted" in blockspike("status").stdout
     assert not list(tmp_path.rglob("error.log"))
 
 
-def test_a_folder_of_another_configuration_is_refused_and_left_alone(blockspike, tmp_path):
+@pytest.mark.slow
+def test_a_folder_of_another_configuration_is_refused_and_unchanged(blockspike, tmp_path):
     sweep = ("train", "-m", *SMALL, "network.n_hidden=8", "trainer.max_epochs=1", "seed=0,1")
     sweep = (*sweep, "hydra.sweep.subdir='s${seed}'")
     blockspike(*sweep)
@@ -229,7 +239,8 @@ def test_a_folder_of_another_configuration_is_refused_and_left_alone(blockspike,
     assert "runs: 2 done" in blockspike(*sweep).stdout
 
 
-def test_an_error_is_forgotten_once_the_run_succeeds(blockspike, tmp_path, data_dir):
+@pytest.mark.slow
+def test_an_error_is_removed_once_the_run_succeeds(blockspike, tmp_path, data_dir):
     missing = tmp_path / "later.h5"
     args = ("train", "-m", *SMALL, "network.n_hidden=8", "trainer.max_epochs=1")
     args = (*args, f"data.path={missing}", f"data.raw={tmp_path / 'none'}")
@@ -240,13 +251,14 @@ def test_an_error_is_forgotten_once_the_run_succeeds(blockspike, tmp_path, data_
     assert not list(tmp_path.rglob("error.log"))
 
 
+@pytest.mark.slow
 def test_a_sweep_with_a_folder_elsewhere_knows_its_runs(blockspike, tmp_path):
     args = ("train", "-m", "data=nmnist", f"hydra.sweep.dir={tmp_path / 'elsewhere'}", "seed=0,1")
     done = blockspike(*args, check=False)
     assert done.returncode == 2 and "runs: 2 failed" in done.stdout
 
 
-def test_a_run_starts_although_someone_looks_at_its_lock(tmp_path):
+def test_a_run_starts_while_another_process_reads_its_lock(tmp_path):
     (tmp_path / ".lock").touch()
     with (tmp_path / ".lock").open() as lock:
         fcntl.flock(lock, fcntl.LOCK_SH)
@@ -278,11 +290,12 @@ class Fails(Callback):
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("launcher", "rank"), [("serial", 1), ("joblib", 0)])
 def test_a_run_of_two_processes_fails_alone(
     blockspike, tmp_path, data_dir, monkeypatch, launcher, rank
 ):
-    """Its processes know the configuration folder of a stranger, under every launcher."""
+    """Its processes find a configuration folder outside the package, under every launcher."""
     (tmp_path / "strange.py").write_text(FAILS.format(rank=rank))
     folder = tmp_path / "my_conf" / "callbacks"
     folder.mkdir(parents=True)
@@ -296,7 +309,8 @@ def test_a_run_of_two_processes_fails_alone(
     assert "no more of this" in the_error(tmp_path)
 
 
-def test_a_batch_that_processes_cannot_share_is_refused(tmp_path, data_dir):
+@pytest.mark.slow
+def test_a_batch_size_that_is_no_multiple_of_the_processes_is_refused(tmp_path, data_dir):
     command = [sys.executable, "-m", "blockspike.cli", "train", "trainer=ddp_cpu", *SMALL]
     command += ["data.batch_size=63", f"data_dir={data_dir}"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
@@ -305,13 +319,12 @@ def test_a_batch_that_processes_cannot_share_is_refused(tmp_path, data_dir):
 
 
 @pytest.fixture
-def finished(blockspike, tmp_path):
-    blockspike("train", *SMALL, "network.n_hidden=8", "trainer.max_epochs=1")
-    (path,) = tmp_path.rglob("result.json")
-    return path, read_json(path)
+def finished(copy_of_run, tmp_path):
+    run = copy_of_run(tmp_path, "train", *SMALL, "network.n_hidden=8", "trainer.max_epochs=1")
+    return run / "result.json", read_json(run / "result.json")
 
 
-def test_collected_rows_know_where_they_come_from(blockspike, finished, tmp_path):
+def test_collected_rows_record_their_origin(blockspike, finished, tmp_path):
     blockspike("collect")
     (row,) = pd.read_csv(tmp_path / "outputs/tables/runs.csv").to_dict("records")
     for name in ("config_hash", "git_sha", "git_dirty", "machine", "python", "version.torch"):
@@ -327,7 +340,7 @@ def test_collected_rows_know_where_they_come_from(blockspike, finished, tmp_path
         ({"machine": ...}, "machine: expected a str, got nothing"),
     ],
 )
-def test_a_row_that_is_no_result_is_refused(blockspike, finished, change, words):
+def test_a_row_that_is_not_a_result_is_refused(blockspike, finished, change, words):
     path, row = finished
     row = {k: v for k, v in {**row, **change}.items() if v is not ...}
     path.write_text(json.dumps(row))
@@ -337,7 +350,7 @@ def test_a_row_that_is_no_result_is_refused(blockspike, finished, change, words)
 
 
 def test_one_recipe_on_two_data_sets_is_two_runs(blockspike, finished, tmp_path, data_dir):
-    """Also where the second one's file holds the same."""
+    """Even if the second file has the same content."""
     same = ("data=nmnist", f"data.path={data_dir / 'nmnist_sample.h5'}", *SMALL[1:])
     blockspike("train", *same, "network.n_hidden=8", "trainer.max_epochs=1")
     blockspike("collect")
@@ -346,7 +359,7 @@ def test_one_recipe_on_two_data_sets_is_two_runs(blockspike, finished, tmp_path,
     assert table["config_hash"].nunique() == 2
 
 
-def test_of_two_folders_with_one_run_the_first_is_collected_with_a_warning(
+def test_the_first_of_two_folders_with_the_same_run_is_collected_with_a_warning(
     blockspike, finished, tmp_path
 ):
     _, row = finished
@@ -368,8 +381,8 @@ def test_a_damaged_result_is_refused(blockspike, finished, tmp_path):
     assert "copy/result.json: damaged" in blockspike("collect", check=False).stderr
 
 
-def test_other_spellings_of_a_run_are_that_run(blockspike, tmp_path):
-    """`model=fused` is the default, and 0.001 is 1e-3: one folder, one row, nothing is missing."""
+def test_other_spellings_give_the_same_run(blockspike, tmp_path):
+    """`model=fused` is the default, and 0.001 is 1e-3: one folder, one row, none missing."""
     run = ("train", *SMALL, "network.n_hidden=8", "trainer.max_epochs=1")
     blockspike(*run, "optimizer.lr=1e-3")
     (path,) = tmp_path.rglob("result.json")
@@ -383,11 +396,11 @@ def test_other_spellings_of_a_run_are_that_run(blockspike, tmp_path):
     assert len(pd.read_csv(tmp_path / "outputs/tables/runs.csv")) == 1
 
 
-def test_an_interrupted_run_continues_under_another_spelling(blockspike, tmp_path):
+def test_an_interrupted_run_resumes_under_another_spelling(blockspike, tmp_path):
     run = ("train", *SMALL, "network.n_hidden=8", "trainer.max_epochs=2")
     blockspike(*run, "optimizer.lr=1e-3")
     (path,) = tmp_path.rglob("result.json")
-    path.unlink()  # as if it had been killed after its last epoch
+    path.unlink()  # as if killed after its last epoch
     again = blockspike(*run, "optimizer.lr=0.001")
     assert "continued after epoch 2" in again.stdout
     assert list(tmp_path.rglob("result.json")) == [path]

@@ -1,4 +1,4 @@
-"""The dashboard as a server would get it; none is asked."""
+"""The dashboard as a server would receive it; none is contacted."""
 
 import re
 import sys
@@ -16,7 +16,7 @@ pytestmark = pytest.mark.skipif(find_spec("wandb_workspaces") is None, reason="n
 @pytest.fixture
 def module() -> Any:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of pydantic, at its import
+        warnings.simplefilter("ignore")  # from pydantic, when imported
         from blockspike.commands import wandb_dashboard
     return wandb_dashboard
 
@@ -56,7 +56,7 @@ def test_runs_and_bars_are_grouped(section):
     assert {p["groupAgg"] for p in bars} == {"mean"}
 
 
-def test_it_shows_what_runs_log(blockspike, tmp_path, section):
+def test_it_shows_metrics_that_runs_log(blockspike, tmp_path, section):
     blockspike("train", *SMALL, "debug=fast", "logger=wandb")
     few = ("data.n_cells=1", "data.duration_s=3", "data.dt_ms=0.5", "population.n_starts=2")
     blockspike("fit", "experiment=recovery", *few, "trainer.max_epochs=1", "logger=wandb")
@@ -79,7 +79,7 @@ def test_a_bad_project_is_named(module, monkeypatch, capsys, given):
     assert f"expected ENTITY/PROJECT, got '{given}'" in capsys.readouterr().err
 
 
-def test_it_is_saved_where_it_was_asked_for(module, monkeypatch):
+def test_it_is_saved_in_the_given_project(module, monkeypatch):
     saved = []
     monkeypatch.setattr(
         "wandb_workspaces.workspaces.Workspace.save", lambda self: saved.append(self)

@@ -1,4 +1,4 @@
-"""`logger=wandb`, offline: what is logged is read back from wandb's own file."""
+"""`logger=wandb`, offline: logged values are read back from wandb's own file."""
 
 import json
 import os
@@ -18,7 +18,7 @@ from blockspike.runs.identity import plain
 from blockspike.runs.run import Run
 from blockspike.training.metrics_file import read_metrics
 
-QUICK = (*SMALL, "trainer.max_epochs=2", "data.batch_size=80")  # all of test in a batch
+QUICK = (*SMALL, "trainer.max_epochs=2", "data.batch_size=80")  # all test data in one batch
 CHOICES = ",".join(sorted(a for a in QUICK if not a.startswith("threads")))
 
 
@@ -33,7 +33,7 @@ def by_epoch(path) -> dict[int, dict[str, float]]:
 
 
 def check_result(logged: LoggedRun, run: Run) -> None:
-    """Configuration, learning curve and result are those of the run's folder."""
+    """Check that configuration, learning curve and result equal those in the run's folder."""
     row = run.result()
     assert row is not None
     config = {k: v for k, v in logged.config.items() if k != "_wandb"}
@@ -43,7 +43,7 @@ def check_result(logged: LoggedRun, run: Run) -> None:
     assert logged.exit_code == 0 and wandb.run is None
 
 
-def test_a_classifier_is_logged_whole_and_its_result_does_not_change(
+def test_a_classifier_is_logged_completely_without_changing_its_result(
     blockspike, tmp_path, monkeypatch
 ):
     monkeypatch.delenv("WANDB_ERROR_REPORTING", raising=False)
@@ -105,10 +105,11 @@ def test_fits_are_logged_with_their_picture_and_table(blockspike, tmp_path):
     pd.testing.assert_frame_equal(table, fits, check_dtype=False)
 
 
-def test_a_killed_run_goes_on_under_its_id_and_misses_no_epoch(
+@pytest.mark.slow
+def test_a_killed_run_resumes_under_its_id_and_misses_no_epoch(
     blockspike, tmp_path, data_dir, monkeypatch
 ):
-    monkeypatch.delenv("WANDB_SERVICE", raising=False)  # else the killed process shares ours
+    monkeypatch.delenv("WANDB_SERVICE", raising=False)  # otherwise the killed process shares ours
     args = ("train", *SMALL, "trainer.max_epochs=4", "logger=wandb")
     process = start(tmp_path, data_dir, *args)
     outputs = tmp_path / "outputs"
@@ -124,7 +125,7 @@ def test_a_killed_run_goes_on_under_its_id_and_misses_no_epoch(
     check_result(resumed, run)
 
 
-def test_an_equal_run_elsewhere_has_another_id(tmp_path):
+def test_the_same_run_elsewhere_has_another_id(tmp_path):
     ids = []
     for name in ("here", "there"):
         run = Run(tmp_path / name)
@@ -142,7 +143,7 @@ def test_a_failed_run_is_closed_as_failed_and_a_long_name_keeps_its_end(blockspi
         "train", *SMALL, "trainer.limit_train_batches=0", "logger=wandb",
         f"hydra.run.dir='{folder}'", check=False,
     )  # fmt: skip
-    assert done.returncode == 2 and "no epoch was finished" in done.stderr
+    assert done.returncode == 2 and "expected a finished epoch" in done.stderr
     (logged,) = logged_runs(tmp_path)
     assert logged.exit_code == 1 and wandb.run is None
     assert logged.about.display_name == "a" * 121 + "/seed=3"
@@ -151,8 +152,8 @@ def test_a_failed_run_is_closed_as_failed_and_a_long_name_keeps_its_end(blockspi
 @pytest.mark.parametrize(
     "failing", ["blockspike.commands.wandb_run._media", "blockspike.runs.run.Run.write_result"]
 )
-def test_a_run_that_is_finished_is_in_wandb(blockspike, tmp_path, monkeypatch, failing):
-    """What ends before its result is whole in wandb is finished by the same command."""
+def test_a_finished_run_is_complete_in_wandb(blockspike, tmp_path, monkeypatch, failing):
+    """The same command finishes a run that ended before wandb had its whole result."""
 
     def stopped(*_):
         raise RuntimeError("stopped")

@@ -1,4 +1,4 @@
-"""Reads an offline run of wandb back: its `.wandb` file is a LevelDB log of protobuf records."""
+"""Reader of wandb's offline runs: a `.wandb` file is a LevelDB log of protobuf records."""
 
 import json
 import struct
@@ -15,7 +15,7 @@ _FULL, _LAST = 1, 4
 
 @dataclass
 class LoggedRun:
-    """What one process logged of a run; `defined` is name → (x axis, summaries)."""
+    """The log of one process of a run; `defined` is name → (x axis, summaries)."""
 
     folder: Path
     about: Any = None
@@ -26,7 +26,7 @@ class LoggedRun:
     exit_code: int | None = None
 
     def epochs(self) -> dict[int, dict[str, float]]:
-        """Metrics by epoch, of a repeated epoch the last, without what wandb and Lightning add."""
+        """Metrics by epoch without those of wandb and Lightning; the last of a repeated epoch."""
         found: dict[int, dict[str, float]] = {}
         for row in self.history:
             own = {k: v for k, v in row.items() if k.startswith(("train/", "val/", "time/"))}
@@ -35,17 +35,17 @@ class LoggedRun:
         return found
 
     def media(self, key: str) -> dict[str, Any]:
-        """The one entry of that name."""
+        """The only entry of that name."""
         (value,) = (row[key] for row in self.history if key in row)
         return value
 
     def file(self, key: str) -> Path:
-        """The file of the one entry of that name."""
+        """The file of the only entry of that name."""
         return self.folder / "files" / self.media(key)["path"]
 
 
 def logged_runs(folder: Path) -> list[LoggedRun]:
-    """Every `.wandb` file below the folder, in the order of their starts."""
+    """All `.wandb` files below the folder, in the order in which they were started."""
     return [_logged(path) for path in sorted(folder.rglob("*run-*/run-*.wandb"))]
 
 

@@ -1,4 +1,4 @@
-"""E7 on a folder laid out as AllenSDK lays it out, through the command line."""
+"""The experiments on recordings, by the command line, on a folder laid out like AllenSDK's."""
 
 import json
 
@@ -23,7 +23,7 @@ def test_the_papers_experiment_on_a_folder_of_allensdk(blockspike, tmp_path, exp
         make_nwb1(folder / "ephys.nwb", sweeps)
     segments = "[[0,0.4],[0.5,0.9]]"
     blockspike(
-        "train", "-m", f"experiment={experiment}", "data.path=allen", f"data.train_s={segments}",
+        "fit", "-m", f"experiment={experiment}", "data.path=allen", f"data.train_s={segments}",
         f"data.test_s={segments}", "data.dt_ms=0.05,1", "trainer.max_epochs=2", "threads=1",
     )  # fmt: skip
     runs = sorted((tmp_path / "outputs" / experiment).rglob("result.json"))

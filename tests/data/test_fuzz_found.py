@@ -1,4 +1,4 @@
-"""What `tests/faults/fuzz.py` found, each by itself."""
+"""What `tools/faults/fuzz.py` found, each by itself."""
 
 import gzip
 import json
@@ -111,7 +111,7 @@ def test_plans_and_states_that_are_not_ours(tmp_path):
 
 @pytest.mark.parametrize("argument", ["=1", "+=1", "~"])
 def test_an_override_without_a_key(argument):
-    with pytest.raises(ValueError, match="expected key=value"):
+    with pytest.raises(ValueError, match="override: expected key=value"):
         _as_override("train", argument)
 
 

@@ -3,8 +3,11 @@
 from pathlib import Path
 
 import numpy as np
+import pytest
 import sizes
 from long_runs import TINY, watch
+
+pytestmark = pytest.mark.slow
 
 
 def test_nothing_grows_in_sixty_epochs(tmp_path: Path, data_dir: Path):

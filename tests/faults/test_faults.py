@@ -6,8 +6,11 @@ import sys
 from pathlib import Path
 
 import pandas as pd
+import pytest
 
-PROGRAM = Path(__file__).with_name("faults.py")
+pytestmark = pytest.mark.slow
+
+PROGRAM = Path(__file__).parents[2] / "tools" / "faults" / "faults.py"
 
 
 def test_a_few_faults_of_each_kind_lose_nothing(tmp_path):

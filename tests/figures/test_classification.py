@@ -1,4 +1,4 @@
-"""Figure 4 and its supplements, from made tables: values, names, and what is refused."""
+"""Figure 4 and its supplements from made tables: values, names and refusals."""
 
 import numpy as np
 import pandas as pd
@@ -22,7 +22,7 @@ def figures(*rows: dict):
 
 
 def lines(axis: Axes) -> dict[str, list[tuple[float, float]]]:
-    """Label → points, of the lines that the legend names."""
+    """Label → points of the lines in the legend."""
     return {
         str(line.get_label()): list(zip(*np.asarray(line.get_data()).tolist(), strict=True))
         for line in axis.get_lines()
@@ -47,14 +47,14 @@ def test_lines_are_means_and_standard_errors_over_seeds():
     label = "Blocks (published gradient), paper's recipe, 1–3 seeds"
     np.testing.assert_allclose(lines(left)[label], [(20, 100 * mean), (40, 50.0)])
     np.testing.assert_allclose(lines(right)[label], [(20, 10 * mean), (40, 50.0)])
-    # The point of one seed has none.
+    # The point with one seed has none.
     np.testing.assert_allclose(error_bars(left), [(20, 100 * (mean - error), 100 * (mean + error))])
     assert right.get_yscale() == "log"
     assert "chosen on validation" in left.get_ylabel()
     assert "CPU, 1 thread" in right.get_ylabel()
 
 
-def test_a_line_for_each_recipe_and_method():
+def test_each_recipe_and_method_has_a_line():
     made = figures(
         run(), run(method="fused", arp_ms=0.0), run("shd", method="fused"),
         run("shd_wide", method="standard"),
@@ -74,7 +74,7 @@ def test_a_line_for_each_recipe_and_method():
     assert lines(right)["published, SHD, GPU: standard"] == [(0, 266)]
 
 
-def test_a_substitute_never_takes_the_data_sets_name():
+def test_a_substitute_data_set_is_named_as_such():
     sample = "N-MNIST sample (1080 recordings)"
     made = figures(
         run(), run(data_set="SHD", seed=1), run("paper_nmnist", sample), run("paper_surrogates")
@@ -112,7 +112,7 @@ def test_a_table_without_runs_of_the_paper_shows_the_published_values():
         assert all("published values only" in f.get_suptitle() for f in figures(row).values())
 
 
-def test_surrogates_are_lines_with_the_published_beside():
+def test_surrogates_are_lines_beside_the_published_ones():
     rows = [run("paper_surrogates", surrogate="boxcar", arp_ms=a) for a in (60.0, 20.0)]
     fused = run("paper_surrogates", surrogate="boxcar", method="fused")
     (axis,) = figures(*rows, fused)["surrogates_hd_lauscher"].axes
@@ -125,7 +125,7 @@ def test_surrogates_are_lines_with_the_published_beside():
         assert [x for x, _ in drawn[f"published, SHD: {name}"]] == [20, 40, 60, 80, 100]
 
 
-def test_attached_and_detached_are_bars_with_the_published_beside():
+def test_attached_and_detached_are_bars_beside_the_published_ones():
     rows = [
         run("paper_detach", surrogate=s, detach_spikes=d, arp_ms=60.0, test_accuracy=a, seed=seed)
         for s, d, a in (("boxcar", True, 0.6), ("boxcar", False, 0.4), ("fast_sigmoid", True, 0.8))
@@ -150,7 +150,7 @@ def test_attached_and_detached_are_bars_with_the_published_beside():
     assert len(error_bars(axis)) == 2  # boxcar's
 
 
-def test_runs_that_differ_in_more_than_the_seed_are_refused():
+def test_several_runs_of_one_seed_are_refused():
     with pytest.raises(ValueError, match=r"paper_shd.*method blocks, arp_ms 20\.0, seed 0"):
         figures(run(), run(surrogate="boxcar"))
 
@@ -158,17 +158,17 @@ def test_runs_that_differ_in_more_than_the_seed_are_refused():
 @pytest.mark.parametrize(
     ("table", "words"),
     [
-        (pd.DataFrame(), "missing experiment, data_set"),
-        (pd.DataFrame([run()]).drop(columns="model.method"), "missing model.method"),
+        (pd.DataFrame(), "without experiment, data_set"),
+        (pd.DataFrame([run()]).drop(columns="model.method"), "without model.method"),
         (pd.DataFrame([run(method="magic")]), "method: expected fused, .* got 'magic'"),
     ],
 )
-def test_a_table_that_cannot_be_drawn_is_refused(table, words):
+def test_a_table_without_columns_or_with_unknown_values_is_refused(table, words):
     with pytest.raises(ValueError, match=words):
         classification_figures(table)
 
 
-def test_mean_over_seeds_of_one_seed_has_no_error():
+def test_the_mean_of_one_seed_has_no_error():
     runs = pd.DataFrame({"arp_ms": [20.0, 20.0, 40.0], "seed": [0, 1, 0], "accuracy": [1, 3, 5]})
     points = mean_over_seeds(runs, ["arp_ms"], "accuracy")
     assert list(points["mean"]) == [2, 5]
@@ -176,7 +176,7 @@ def test_mean_over_seeds_of_one_seed_has_no_error():
     assert list(points["n_seeds"]) == [2, 1]
 
 
-def test_paper_numbers_are_found_or_named():
+def test_unknown_paper_numbers_are_named():
     fastest = paper_numbers(experiment="speed_length", quantity="speedup_total")["value"].max()
     assert fastest == 53.3
     with pytest.raises(ValueError, match="expected one of .*shd.*, got experiment='sdh'"):

@@ -1,4 +1,4 @@
-"""Accuracy against spikes, from made tables: means, names, and what is refused."""
+"""Accuracy against spikes from made tables: means, names and refusals."""
 
 import numpy as np
 import pandas as pd
@@ -20,14 +20,14 @@ SE = ALIF | {
 
 
 def table(*rows: dict) -> pd.DataFrame:
-    """Rows of runs; the n-th is of seed n."""
+    """Rows of runs; the n-th has seed n."""
     return pd.DataFrame(
         [row | {"run": f"{row['run']}/seed={n}", "seed": n} for n, row in enumerate(rows)]
     )
 
 
 def marks(axis: Axes) -> dict[str, tuple[float, float, str]]:
-    """Label → spikes, accuracy, colour of the mark's face."""
+    """Label → spikes, accuracy and fill colour of the mark."""
     found = {}
     for line in axis.get_lines():
         if not str(line.get_label()).startswith("_"):
@@ -37,7 +37,7 @@ def marks(axis: Axes) -> dict[str, tuple[float, float, str]]:
 
 
 def error_bars(axis: Axes) -> list[list[float]]:
-    """Spikes, lower and upper end of every error bar."""
+    """(spikes, lower end, upper end) of every error bar."""
     bars = [c for c in axis.collections if isinstance(c, LineCollection)]
     ends = [np.asarray(segment) for bar in bars for segment in bar.get_segments()]
     return [[float(e[0, 0]), float(e[0, 1]), float(e[1, 1])] for e in ends]
@@ -61,7 +61,7 @@ def test_a_mark_is_the_mean_of_a_recipes_seeds():
     assert {tuple(place) for place in places} == {(4915, 93), (6144, 95), (3072, 90)}
 
 
-def test_recipes_delays_and_models_of_ones_own_are_told_apart():
+def test_recipes_delays_and_custom_models_are_distinguished():
     delayed = SE | {"run": "se_adlif/model.max_delay=20", "model.max_delay": 20}
     forward = SE | {"run": "se_adlif/model=adlif", "model.euler": "forward", "model.q": 24}
     own = ALIF | {"run": "digits/model=mine", "model._target_": "mine.SoftReset"}
@@ -88,10 +88,10 @@ def test_without_runs_the_command_is_shown():
         assert "blockspike train -m experiment=se_adlif" in figure.axes[0].get_title(loc="left")
 
 
-def test_what_is_missing_is_named():
-    with pytest.raises(ValueError, match="to have n_epochs"):
+def test_missing_columns_and_repeated_seeds_are_named():
+    with pytest.raises(ValueError, match="expected columns n_epochs"):
         neuron_figures(table(ALIF).drop(columns="n_epochs"))
-    with pytest.raises(ValueError, match="more than one run of experiment digits"):
+    with pytest.raises(ValueError, match="got several of experiment digits"):
         neuron_figures(pd.concat([table(ALIF), table(ALIF)]))
     with pytest.raises(ValueError, match="blockspike collect"):
         neuron_figures(pd.DataFrame({"run": ["a"]}))

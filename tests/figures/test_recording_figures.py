@@ -1,4 +1,4 @@
-"""The figure on recordings, from a table of fits."""
+"""The figure on recordings, drawn from a table of fits."""
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -54,8 +54,8 @@ def test_points_are_those_of_the_table(tmp_path, drawn):
     assert sum("published" in name and "GPU" in name for name in names) == 2
 
 
-def test_a_table_with_fits_but_not_their_scores_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="no column test_etv_15ms_median"):
+def test_a_table_of_fits_without_scores_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="expected columns test_etv_15ms_median"):
         recordings(fits().drop(columns="test_etv_15ms_median"), tmp_path)
 
 
@@ -70,7 +70,7 @@ def test_without_fits_the_published_values_and_the_command_are_shown(tmp_path, d
         assert override in axis.get_title(loc="left") and len(axis.get_lines()) == 1
 
 
-def test_a_column_a_cell(tmp_path):
+def test_each_cell_has_a_column(tmp_path):
     use_style()
     rng = np.random.default_rng(0)
     traces = {"dt_ms": np.array(0.5)}
@@ -86,7 +86,7 @@ def test_a_column_a_cell(tmp_path):
         }
     assert recording_fit(traces, tmp_path / "shown") == tmp_path / "shown.png"
     assert (tmp_path / "shown.png").stat().st_size > 10_000
-    del traces["cell0_predicted"]  # as of a run of before there were trials
+    del traces["cell0_predicted"]  # as in files of older versions
     traces["cell0_model"] = traces["cell0_model"][0]
     recording_fit(traces, tmp_path / "old")
     assert (tmp_path / "old.png").stat().st_size > 10_000

@@ -1,4 +1,4 @@
-"""The figure on speed, from a table of a benchmark."""
+"""The figures on speed, drawn from a benchmark's table."""
 
 import pandas as pd
 import pytest
@@ -60,7 +60,8 @@ def test_points_are_those_of_the_table(tmp_path, drawn):
     costs = {line.get_label(): list(line.get_xdata()) for line in drawn["tradeoff"].axes[0].lines}
     assert costs["fused"] == [5.0, 0.5, 0.0625] and costs["step loop"] == [500.0, 50.0, 6.25]
     names = [label.get_text() for label in drawn["libraries"].axes[0].get_yticklabels()]
-    assert names == ["sinabs", "fused", "standard", "standard reference"]  # by their medians
+    # Ordered by their medians.
+    assert names == ["sinabs", "fused", "standard", "standard reference"]
 
 
 def test_files_are_written(tmp_path):
@@ -69,7 +70,7 @@ def test_files_are_written(tmp_path):
         assert path.is_file() and path.with_suffix(".svg").is_file()
 
 
-def test_without_a_study_its_picture_is_left_out(tmp_path, drawn, capsys):
+def test_the_figure_of_a_missing_study_is_left_out(tmp_path, drawn, capsys):
     table = rows()
     layers = pd.DataFrame(table[table["study"] == "layers"])
     assert [p.name for p in speed(layers, tmp_path)] == ["speed"]
@@ -84,13 +85,13 @@ def test_without_a_published_contender_there_is_no_legend(tmp_path, drawn):
 
 
 @pytest.mark.parametrize(("column", "value"), [("git_sha", "def"), ("threads", 1), ("cpu", "B")])
-def test_rows_of_two_runs_are_refused(tmp_path, column, value):
+def test_rows_of_two_machines_or_commits_are_refused(tmp_path, column, value):
     table = rows()
     table.loc[3, column] = value
     with pytest.raises(ValueError, match="expected rows of one machine and commit"):
         speed(table, tmp_path)
 
 
-def test_another_table_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="table: no column study, contender"):
+def test_a_table_of_other_columns_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="table: .* without study, contender"):
         speed(pd.DataFrame({"test_accuracy": [1.0]}), tmp_path)

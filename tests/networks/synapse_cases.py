@@ -1,4 +1,4 @@
-"""Spikes, weights and the products that event-driven currents are compared with."""
+"""Spikes, weights and reference products for tests of event-driven currents."""
 
 import torch
 
@@ -6,7 +6,7 @@ from blockspike.neurons.cpu.events import SpikeEvents
 
 
 def make_spikes(shape=(20, 3, 70), density=0.05, most=1, dtype=torch.float64):
-    """Spike counts 0 … `most`, with some rows that are silent."""
+    """Spike counts 0 … `most`, with some empty rows."""
     generator = torch.Generator().manual_seed(0)
     active = torch.rand(shape, generator=generator) < density
     counts = torch.randint(1, most + 1, shape, generator=generator)
@@ -27,7 +27,7 @@ def make_parameters(rf_len=1, n_units=67, n_inputs=70, dtype=torch.float64):
 
 
 def reference(spikes, weight, bias):
-    """I[t] = bias + Σ_k weight[k] spikes[t − k], as it is written."""
+    """Sum I[t] = bias + Σ_k weight[k] spikes[t − k] term by term."""
     rows = []
     for t in range(len(spikes)):
         row = bias.expand(spikes.shape[1], -1)
@@ -38,7 +38,7 @@ def reference(spikes, weight, bias):
 
 
 def value_and_gradients(function, spikes, weight, bias, **options):
-    """Current, and the gradients to weight, bias and (dense) spikes."""
+    """Current, and the gradients of weight, bias and dense spikes."""
     leaves = [x for x in (weight, bias, spikes) if isinstance(x, torch.Tensor)]
     leaves = [leaf.detach().requires_grad_() for leaf in leaves]
     given = leaves[2] if isinstance(spikes, torch.Tensor) else spikes

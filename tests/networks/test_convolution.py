@@ -1,4 +1,4 @@
-"""The convolution by way of frequencies against its sum, written out."""
+"""The convolution in the frequency domain against a sum over taps."""
 
 import pytest
 import torch
@@ -21,12 +21,12 @@ def made(n_steps, n_taps, batch_size=3, n_units=5, n_inputs=7):
     return x.requires_grad_(), kernel.requires_grad_()
 
 
-# one step, one tap, a kernel longer than the input, as long, one block, several, a short last one
+# One step; one tap; a kernel longer than the input; as long; one block; several; a short last one.
 SIZES = [(1, 1), (9, 1), (1, 4), (5, 9), (9, 9), (20, 7), (28, 7), (29, 7), (100, 6), (97, 4)]
 
 
 @pytest.mark.parametrize(("n_steps", "n_taps"), SIZES)
-def test_the_sum_and_its_gradients(n_steps, n_taps):
+def test_values_and_gradients_equal_those_of_the_sum(n_steps, n_taps):
     x, kernel = made(n_steps, n_taps)
     y, expected = causal_convolution(x, kernel), written_out(x, kernel)
     torch.testing.assert_close(y, expected, rtol=1e-12, atol=1e-12)
@@ -42,7 +42,7 @@ def test_one_row_and_one_unit():
     torch.testing.assert_close(y, written_out(x, kernel), rtol=1e-12, atol=1e-12)
 
 
-def test_float32_is_right_to_its_rounding():
+def test_float32_is_accurate_to_rounding():
     x, kernel = (v.detach() for v in made(300, 20, 4, 16, 64))
     y = causal_convolution(x.float(), kernel.float())
     assert y.dtype == torch.float32
@@ -74,6 +74,6 @@ def test_bitwise_equal_with_any_number_of_threads():
         ((4, 2, 3), (0, 5, 3), "expected non-empty tensors"),
     ],
 )
-def test_what_cannot_be_is_refused(x, kernel, message):
+def test_bad_shapes_are_refused(x, kernel, message):
     with pytest.raises(ValueError, match=f"^x, kernel: {message}"):
         causal_convolution(torch.zeros(x), torch.zeros(kernel))

@@ -1,4 +1,4 @@
-"""Learned delays against a causal convolution written out, and that they are learned."""
+"""Learned delays against a causal convolution summed by taps, and a test that they learn."""
 
 import math
 
@@ -25,7 +25,7 @@ def made(dtype=torch.float64, most=1):
 
 
 def convolution(spikes, kernel, bias):
-    """I[t, n] = bias[n] + Σ_d Σ_k kernel[d, n, k] spikes[t − d, k], as it is written."""
+    """Sum I[t, n] = bias[n] + Σ_d Σ_k kernel[d, n, k] spikes[t − d, k] term by term."""
     current = bias.expand(*spikes.shape[:2], -1).clone()
     for t in range(len(spikes)):
         for d in range(min(len(kernel), t + 1)):
@@ -47,7 +47,7 @@ def test_whole_steps_are_a_causal_convolution(given, dtype):
     current = delays.current(x, weight, bias, events)
     expected = convolution(spikes, kernel, bias)
     torch.testing.assert_close(current, expected, rtol=tolerance, atol=tolerance)
-    if given != "dense":  # with a gradient, the same by another way
+    if given != "dense":  # with a gradient, by taps
         assert torch.equal(current, delayed_current(x, weight, bias, steps, events))
         weight.requires_grad_()
         by_taps = delays.current(x, weight, bias, events)
@@ -55,8 +55,8 @@ def test_whole_steps_are_a_causal_convolution(given, dtype):
         torch.testing.assert_close(by_taps.detach(), current, rtol=tolerance, atol=tolerance)
 
 
-def test_a_scale_counts():
-    """Spikes that dropout has scaled up, as events."""
+def test_scaled_events():
+    """Dropout scales spikes up; their events carry the scale."""
     delays, spikes, weight, bias = made()
     steps = delays.steps()
     half = SpikeEvents(spikes.to(torch.uint8), scale=0.5)
@@ -79,7 +79,7 @@ def test_delays_beyond_the_end_are_silent():
     assert current[:, 0].tolist() == [[0, 0, 0], [2, 0, 0], [0, 3, 0]]
 
 
-def test_in_training_a_gaussian_around_each_delay():
+def test_the_kernel_in_training_is_a_gaussian_around_each_delay():
     delays, spikes, weight, bias = made()
     kernel = delays.kernel()
     for n, k in ((0, 0), (5, 7)):
@@ -94,7 +94,7 @@ def test_in_training_a_gaussian_around_each_delay():
 
 @pytest.mark.parametrize("given", ["batch", "sparse batch", "events", "dense"])
 @pytest.mark.parametrize("max_delay", [2, MAX_DELAY])
-def test_every_way_of_training(given, max_delay):
+def test_all_modes_agree_in_training(given, max_delay):
     _, spikes, weight, bias = made()
     if given == "sparse batch":
         spikes[torch.rand(spikes.shape) < 0.8] = 0
@@ -116,8 +116,8 @@ def test_every_way_of_training(given, max_delay):
         torch.testing.assert_close(result, results[0], rtol=1e-9, atol=1e-12)
 
 
-def test_which_way_is_chosen(monkeypatch):
-    """A convolution where it pays: not for few taps, nor for sparse events, nor in evaluation."""
+def test_the_convolution_is_chosen_where_it_is_faster(monkeypatch):
+    """It is not chosen for few taps, for sparse events, or in evaluation."""
     calls = []
     convolve = delays_module.causal_convolution
     monkeypatch.setattr(
@@ -139,13 +139,13 @@ def test_which_way_is_chosen(monkeypatch):
         assert len(calls) == expected
 
 
-def test_a_batch_of_nothing_is_the_neurons_to_refuse():
+def test_an_empty_batch_is_refused_by_the_neurons():
     layer = ALIFLayer(30, 8, dt_ms=1.0, max_delay=9)
     with pytest.raises(ValueError, match="^current: expected a non-empty tensor"):
         layer(torch.zeros(0, 2, 30))
 
 
-def test_gradients_by_differences():
+def test_gradients_match_finite_differences():
     _, spikes, weight, bias = made()
     small = Delays(2, 4, MAX_DELAY).double()
     small.anneal_(0.3)
@@ -178,7 +178,7 @@ def test_the_gaussian_narrows():
 
 
 def test_a_delay_is_learned():
-    """A spike that is to arrive 4 steps later, from a delay of 11."""
+    """Training moves a delay of 11 steps to the wanted delay of 4."""
     torch.manual_seed(0)
     delays = Delays(1, 1, 12)
     with torch.no_grad():
@@ -220,12 +220,12 @@ def test_bad_delays(options):
         ALIFLayer(3, 2, dt_ms=1.0, **options)
 
 
-def test_events_are_needed():
+def test_dense_spikes_without_events_are_refused():
     with pytest.raises(ValueError, match="^spikes: expected an EventBatch or `events`"):
         delayed_current(torch.zeros(3, 1, 2), torch.zeros(4, 2), torch.zeros(4), torch.zeros(4, 2))
 
 
-def test_what_does_not_fit_is_refused_before_the_kernel():
+def test_mismatched_arguments_are_refused_before_the_kernel():
     events = EventBatch.from_dense(torch.ones(3, 1, 5))
     weight, bias, delay = torch.zeros(4, 2), torch.zeros(4), torch.zeros(4, 2, dtype=torch.int64)
     with pytest.raises(ValueError, match=r"^spikes: expected \[T, B, 2\]"):
@@ -242,7 +242,7 @@ def test_what_does_not_fit_is_refused_before_the_kernel():
 
 
 @pytest.mark.parametrize("value", [-1e6, 1e15, float("nan")])
-def test_delays_outside_their_range_are_put_back(value):
+def test_delays_outside_their_range_are_clamped(value):
     delays = Delays(2, 3, MAX_DELAY)
     delays.delay.data[:] = value
     assert delays.steps().min() >= 0 and delays.steps().max() <= MAX_DELAY

@@ -1,4 +1,4 @@
-"""Layers and the classifier: initial values, bounds, errors, and that the methods agree."""
+"""Layers and the classifier: initial values, bounds, errors, and agreement of the methods."""
 
 import json
 import math
@@ -25,7 +25,7 @@ METHODS = ["standard", "blocks", "fused"]
 
 
 def make_classifier(**options) -> Any:
-    """A small net whose weights are large enough for both layers to spike."""
+    """Small classifier with weights large enough that both layers spike."""
     torch.manual_seed(0)
     settings: dict[str, Any] = {"dt_ms": 1.0, "arp_ms": 5.0} | options
     net: Any = SpikingClassifier(30, 4, 16, **settings)
@@ -133,7 +133,7 @@ def test_scores_from_a_softmax_at_each_step():
     assert output.scores.sum(-1).tolist() == pytest.approx([50.0] * 3)
 
 
-def test_dropout_leaves_out_spikes_in_training_only():
+def test_dropout_drops_spikes_in_training_only():
     net, spikes = make_classifier(dropout=0.4), make_spikes(1000, density=0.4)
     trace = next(net.run_layers(spikes))
     x, fired = drop_spikes(trace, 0.4)
@@ -144,14 +144,14 @@ def test_dropout_leaves_out_spikes_in_training_only():
     torch.testing.assert_close(fired.scale * fired.array.float(), x.detach())
     expected, output = make_classifier()(spikes), net(spikes)
     assert torch.equal(output.spikes[0], expected.spikes[0])
-    assert not torch.equal(output.spikes[1], expected.spikes[1])  # of which the input is less
+    assert not torch.equal(output.spikes[1], expected.spikes[1])  # gets fewer input spikes
     traces = list(run_layers(net.layers, spikes))
-    assert not torch.equal(net.read(traces).readout, expected.readout)  # and the readout's
+    assert not torch.equal(net.read(traces).readout, expected.readout)  # so does the readout
     assert torch.equal(net.eval()(spikes).scores, expected.scores)
 
 
 def test_dropped_spikes_as_events_and_dense():
-    """The same values and gradients, through both layers and the readout."""
+    """Both give equal values and gradients through both layers and the readout."""
     found = []
     for synapses in ("events", "dense"):
         net = make_classifier(dropout=0.3, synapses=synapses).double()
@@ -166,8 +166,8 @@ def test_dropped_spikes_as_events_and_dense():
         torch.testing.assert_close(x, expected, rtol=1e-9, atol=1e-9)
 
 
-def test_loud_and_soft_recordings_count_the_same():
-    """With input_events, events given twice are as those given once; either kind of input."""
+def test_loud_and_quiet_recordings_weigh_the_same():
+    """With input_events, doubling the events changes nothing, for both kinds of input."""
     spikes = make_spikes().double()
     silent = spikes.clone()
     silent[:, 1] = 0
@@ -193,7 +193,7 @@ def test_readout_is_a_leaky_integrator():
 
 
 @pytest.mark.parametrize(("name", "bound"), [("beta", 0.999), ("p", 0.0), ("b", 1.0)])
-def test_a_parameter_at_its_bound_can_come_back(name, bound):
+def test_a_parameter_at_its_bound_can_move_back(name, bound):
     net = make_classifier(train_b=True)
     parameter = net.layers[0].get_parameter(name)
     inward = -1 if bound > 0 else 1
@@ -207,13 +207,13 @@ def test_a_parameter_at_its_bound_can_come_back(name, bound):
     assert grad is not None
     alive = grad != 0
     assert alive.sum() >= 8
-    parameter.grad = -inward * grad.abs()  # as of a loss that wants it back inside
+    parameter.grad = -inward * grad.abs()  # as if the loss pulled it back inside
     torch.optim.Adam([parameter], lr=0.01).step()
     net.project_()
     assert (inward * (parameter.detach() - bound) > 0)[alive].all()
 
 
-def test_projection_keeps_every_module_in_range_and_leaves_the_inside_alone():
+def test_projection_only_clamps_values_that_are_out_of_range():
     net = make_classifier(beta_bounds=(0.5, 0.99))
     before = {name: value.detach().clone() for name, value in net.named_parameters()}
     net.project_()
@@ -226,7 +226,7 @@ def test_projection_keeps_every_module_in_range_and_leaves_the_inside_alone():
     for layer in net.layers:
         assert [layer.beta.min().item(), layer.p.min().item(), layer.b.min().item()] == [0.5, 0, 0]
     assert net.readout.beta.min().item() == pytest.approx(0.001)
-    assert (net.layers[0].weight == -7).all()  # weights have no range
+    assert (net.layers[0].weight == -7).all()  # weights have no bounds
 
 
 def test_training_options():
@@ -329,7 +329,7 @@ def test_an_adlif_layer_starts_spread_over_its_ranges():
 
 
 @pytest.mark.parametrize("euler", ["symplectic", "forward"])
-def test_an_adlif_layer_is_its_function(euler):
+def test_an_adlif_layer_equals_its_function(euler):
     torch.manual_seed(0)
     layer = AdLIFLayer(20, 50, dt_ms=1.0, euler=euler, recurrent_delay=3, q=12.0)
     x = (torch.rand(40, 2, 20) < 0.3).float()
@@ -340,7 +340,7 @@ def test_an_adlif_layer_is_its_function(euler):
     ).spikes  # fmt: skip
     assert expected.sum() > 0
     spikes = layer(x)
-    assert (spikes != expected).sum() <= 0.01 * expected.sum()  # sums round otherwise
+    assert (spikes != expected).sum() <= 0.01 * expected.sum()  # depending on rounding
     spikes.sum().backward()
     assert all(p.grad is not None for p in layer.parameters())
     with torch.no_grad():

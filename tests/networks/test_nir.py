@@ -1,4 +1,4 @@
-"""Networks through NIR and back, graphs against NIR's equations, and what is refused."""
+"""NIR: round trips, graphs against NIR's equations, and refused networks and graphs."""
 
 import re
 import sys
@@ -19,7 +19,7 @@ N_STEPS, BATCH, DT_MS = 40, 3, 2.0
 
 
 def made(dtype=torch.float64, **options) -> Any:
-    """A network whose layers spike; every neuron has a β and a bias of its own."""
+    """Network whose layers spike and whose neurons all have their own β and bias."""
     torch.manual_seed(0)
     settings: dict[str, Any] = {"recurrent_delay": 1, "tau_adaptation_ms": None} | options
     net: Any = SpikingClassifier(12, 4, 10, **({"n_layers": 2, "dt_ms": DT_MS} | settings))
@@ -67,7 +67,7 @@ def test_round_trip(recurrent, n_layers, tmp_path):
 
 @pytest.mark.parametrize(("gain", "rtol"), [("weights", 2**-23), ("r", 0), ("none", 0)])
 def test_round_trip_of_float32_gives_the_same_numbers(gain, rtol, tmp_path):
-    """Weights that were divided by 1 − β may be one rounding off."""
+    """Weights that were divided by 1 − β may differ by one rounding."""
     net = made(torch.float32)
     graph = to_nir(net, DT_MS, dialect=Dialect(gain=gain))
     for name in ("layer_0_affine", "layer_0_recurrent", "layer_0_lif", "readout_membrane"):
@@ -83,8 +83,8 @@ def test_round_trip_of_float32_gives_the_same_numbers(gain, rtol, tmp_path):
 
 @pytest.mark.parametrize("bound", [0.001, 0.999])
 @pytest.mark.parametrize("then", [torch.float32, torch.float64])
-def test_beta_at_its_bounds_comes_back(bound, then):
-    """In float32 they are rounded, and may lie beyond."""
+def test_beta_at_its_bounds_survives_a_round_trip(bound, then):
+    """In float32, rounding may put β outside its bounds."""
     net = made(torch.float32)
     with torch.no_grad():
         net.layers[0].beta.fill_(bound)
@@ -104,7 +104,7 @@ def test_time_constants_are_in_seconds():
     assert (lif.v_threshold == 1).all() and not lif.v_reset.any()
 
 
-def test_r_is_one_and_the_weights_hold_it():
+def test_r_is_one_and_the_weights_compensate_for_it():
     net = made()
     graph: Any = to_nir(net, DT_MS)
     for name, layer in (("layer_0", net.layers[0]), ("readout", net.readout)):
@@ -132,7 +132,7 @@ STEPS: dict[str, Any] = {
 
 
 def flat(nodes: dict[str, Any]) -> dict[str, Any]:
-    """With the recurrent synapses beside the neurons, where they are a graph inside the graph."""
+    """Nodes of a graph with the subgraphs of recurrent layers expanded."""
     found = {}
     for name, node in nodes.items():
         if isinstance(node, nir.NIRGraph):
@@ -144,7 +144,7 @@ def flat(nodes: dict[str, Any]) -> dict[str, Any]:
 
 
 def stepped(nodes: dict[str, Any], step, x) -> list[np.ndarray]:
-    """Spikes of both layers and the readout's membrane, by a simulator's step."""
+    """Spikes of both layers and the readout's membrane, computed with a simulator's step."""
     v: dict[str, Any] = dict.fromkeys(("layer_0", "layer_1", "readout"), 0.0)
     spikes: dict[str, Any] = {"layer_0": np.zeros((BATCH, 10)), "layer_1": np.zeros((BATCH, 10))}
     found = []
@@ -165,7 +165,7 @@ def stepped(nodes: dict[str, Any], step, x) -> list[np.ndarray]:
 
 @pytest.mark.parametrize("recurrent", [True, False])
 @pytest.mark.parametrize("dialect", DIALECTS)
-def test_a_step_of_each_dialect_is_a_step_of_ours(dialect, recurrent, tmp_path):
+def test_a_step_of_each_dialect_equals_a_step_of_ours(dialect, recurrent, tmp_path):
     net = made(recurrent=recurrent)
     x = made_spikes()
     graph = through_a_file(to_nir(net, DT_MS, dialect=dialect), tmp_path)
@@ -181,7 +181,7 @@ def test_a_step_of_each_dialect_is_a_step_of_ours(dialect, recurrent, tmp_path):
     assert_equal_output(from_nir(graph, DT_MS, dialect=dialect), net, x)
 
 
-def test_a_dialect_of_its_own():
+def test_a_custom_dialect():
     net, x = made(), made_spikes()
     form = Dialect("euler", "r", step_ms=0.5, readout="lif")
     graph: Any = to_nir(net, DT_MS, dialect=form)
@@ -193,7 +193,7 @@ def test_a_dialect_of_its_own():
 
 
 def test_nodes_of_a_file_come_in_the_order_of_the_chain(tmp_path):
-    """Alphabetical order; snnTorch cannot connect the graph of a recurrent layer otherwise."""
+    """The order is alphabetical; snnTorch can only connect recurrent layers in this order."""
     net = made(n_layers=11)
     names = list(through_a_file(to_nir(net, DT_MS, dialect="snntorch"), tmp_path).nodes)
     assert names[:5] == [
@@ -231,7 +231,7 @@ def test_a_graph_that_ends_in_a_lif_has_its_spikes_as_readout(n_layers, tmp_path
         assert torch.equal(value, before[name]) == name.startswith("readout"), name
 
 
-def test_a_readout_as_a_lif_that_cannot_spike_comes_back(tmp_path):
+def test_a_readout_written_as_a_lif_survives_a_round_trip(tmp_path):
     net, x = made(), made_spikes()
     graph: Any = through_a_file(to_nir(net, DT_MS, readout="lif"), tmp_path)
     assert (graph.nodes["readout_membrane"].v_threshold == np.finfo(np.float32).max).all()
@@ -245,8 +245,8 @@ def test_a_silent_layer_inside_is_not_a_readout():
     assert len(net.layers) == 2 and output.spikes[0].any() and not output.spikes[1].any()
 
 
-def test_a_file_has_no_reset_of_zero(tmp_path):
-    """nir 1.0.4, to which sinabs is bound, refuses a v_reset; later ones take 0 for granted."""
+def test_a_file_omits_a_reset_of_zero(tmp_path):
+    """nir 1.0.4, which sinabs requires, refuses v_reset; later versions default to 0."""
     net = made()
     for dialect in ("nir", "snntorch"):
         write(tmp_path / "ours.nir", to_nir(net, DT_MS, dialect=dialect))
@@ -256,13 +256,13 @@ def test_a_file_has_no_reset_of_zero(tmp_path):
             with h5py.File(tmp_path / f"{file}.nir") as content:
                 content.visit(found.append)
         resets = [name for name in names["theirs"] if name.endswith("v_reset")]
-        assert len(resets) == (2 if dialect == "nir" else 3)  # the readout is a LIF there
+        assert len(resets) == (2 if dialect == "nir" else 3)  # the readout is a LIF too
         assert set(names["theirs"]) - set(names["ours"]) == set(resets)
         back = from_nir(nir.read(tmp_path / "ours.nir"), DT_MS, dialect=dialect)
         assert_equal_output(back, net, made_spikes())
 
 
-def test_a_file_keeps_another_reset(tmp_path):
+def test_a_file_keeps_a_nonzero_reset(tmp_path):
     graph = parameter("z", "v_reset", -0.1)()
     before = graph.nodes["z"].v_reset.copy()
     write(tmp_path / "graph.nir", graph)
@@ -273,7 +273,7 @@ def test_a_file_keeps_another_reset(tmp_path):
 
 @dataclass(eq=False)
 class LIF(nir.ir.node.NIRNode):
-    """As nir 1.0.4 has it."""
+    """LIF node as in nir 1.0.4."""
 
     tau: np.ndarray
     r: np.ndarray
@@ -285,7 +285,7 @@ class LIF(nir.ir.node.NIRNode):
         self.output_type = {"output": np.array(self.tau.shape)}
 
 
-def test_a_nir_without_v_reset(monkeypatch, tmp_path):
+def test_versions_of_nir_without_v_reset(monkeypatch, tmp_path):
     monkeypatch.setattr(nir, "LIF", LIF)
     net = made()
     graph = to_nir(net, DT_MS)
@@ -295,8 +295,8 @@ def test_a_nir_without_v_reset(monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize("synapses", [nir.Affine, nir.Linear])
-def test_a_recurrent_layer_that_is_a_graph_inside(synapses, tmp_path):
-    """As snnTorch writes it."""
+def test_a_recurrent_layer_as_a_subgraph(synapses, tmp_path):
+    """snnTorch writes recurrent layers in this form."""
     graph = a_graph()
     loop = graph.nodes.pop("A.rec")
     if synapses is nir.Linear:
@@ -319,8 +319,8 @@ def test_a_recurrent_layer_that_is_a_graph_inside(synapses, tmp_path):
         from_nir(graph, 1.0)
 
 
-def test_another_step_is_the_same_neuron(tmp_path):
-    """τ stays; so does the voltage that a constant current settles at."""
+def test_another_step_gives_the_same_neuron(tmp_path):
+    """τ is kept, and so is the steady-state voltage for a constant current."""
     graph = through_a_file(to_nir(made(), DT_MS), tmp_path)
     assert graph.metadata == {"dt_ms": DT_MS}
     fine: Any = from_nir(graph, DT_MS / 4)
@@ -330,7 +330,7 @@ def test_another_step_is_the_same_neuron(tmp_path):
     torch.testing.assert_close(*settled)
 
 
-def test_a_graph_is_a_copy_both_ways():
+def test_graphs_are_copies_both_ways():
     net = made()
     graph = to_nir(net, DT_MS)
     before = {name: vars(node).copy() for name, node in graph.nodes.items()}
@@ -356,7 +356,7 @@ def node_lif(rng, n, **values) -> nir.LIF:
 
 
 def a_graph(**replaced) -> Any:
-    """Not of ours: 12 → 7 with a recurrent Affine → 5 without → 3; odd names."""
+    """Foreign graph with odd names: 12 → 7 with a recurrent Affine → 5 without one → 3."""
     rng = np.random.default_rng(0)
     nodes = {
         "in": nir.Input({"input": np.array([12])}),
@@ -377,13 +377,13 @@ def a_graph(**replaced) -> Any:
 
 
 def integrated(node, v, current, dt_s):
-    """τ dv/dt = (v_leak − v) + r I over a step, for a constant I."""
+    """Integrate τ dv/dt = (v_leak − v) + r I over one step of constant I."""
     settled = node.v_leak + node.r * current
     return settled + (v - settled) * np.exp(-dt_s / node.tau)
 
 
 def simulated(graph, x, dt_s):
-    """Spikes of both layers and the readout's voltage, by NIR's equations alone."""
+    """Spikes of both layers and the readout's voltage, computed from NIR's equations alone."""
     nodes = graph.nodes
     v: dict[str, Any] = {"A.lif": 0.0, "z": 0.0, "read": 0.0}
     first, found = np.zeros((x.shape[1], 7)), []
@@ -421,8 +421,8 @@ def test_a_graph_follows_the_equations_of_nir(dt_ms, tmp_path):
 
 @pytest.mark.parametrize("node", ["0", "A.rec"])
 @pytest.mark.parametrize("kind", [">f8", ">f4", "f4", "f2", "i8"])
-def test_numbers_of_any_kind(kind, node):
-    """One weight that is not in float64 makes a network in float32."""
+def test_weights_of_any_dtype(kind, node):
+    """One weight in a dtype other than float64 makes the network float32."""
     weight = np.round(a_graph().nodes[node].weight * 4).astype(kind)
     net: Any = from_nir(a_graph(**{node: nir.Linear(weight)}), 1.0)
     expected: Any = from_nir(a_graph(**{node: nir.Linear(weight.astype(float))}), 1.0)
@@ -485,7 +485,7 @@ def test_only_what_lose_names_is_lost(lose, rich, plain):
     assert set(first.removeprefix("layers.0: expected what NIR supports, got ").split(", ")) == lose
 
 
-def test_the_scaling_of_inputs_is_lost_if_named():
+def test_input_scaling_is_lost_only_if_named():
     x, net, plain = made_spikes(), made(input_events=20.0), made()
     message = r"^network: expected what NIR supports, got input scaling \(`lose`"
     with pytest.raises(ValueError, match=message):
@@ -502,7 +502,7 @@ def test_the_scaling_of_inputs_is_lost_if_named():
         {"recurrent_delay": 3, "recurrent": False},
     ],
 )
-def test_what_changes_nothing_needs_no_lose(options):
+def test_properties_without_effect_need_no_lose(options):
     net = made(**options)
     assert_equal_output(from_nir(to_nir(net, DT_MS), DT_MS), net, made_spikes())
 
@@ -514,11 +514,11 @@ def with_parameter(net, name, value):
 
 
 class OtherLayer(ALIFLayer):
-    """May do anything."""
+    """Subclass that may behave differently."""
 
 
 class OtherReadout(LeakyReadout):
-    """May do anything."""
+    """Subclass that may behave differently."""
 
 
 def with_other_readout():
@@ -600,8 +600,8 @@ def test_dialects_that_are_refused(options, message):
         Dialect(**options)
 
 
-def test_without_readout_any_will_do():
-    """It is not written."""
+def test_any_readout_is_accepted_if_it_is_not_written():
+    """`readout="none"` leaves it out of the graph."""
     net = with_other_readout()
     found = from_nir(to_nir(net, DT_MS, readout="none"), DT_MS)(made_spikes()).spikes
     for spikes, expected in zip(found, net(made_spikes()).spikes, strict=True):
@@ -622,7 +622,7 @@ def changed(**replaced) -> Any:
 
 
 def parameter(name, key, value) -> Any:
-    """With one parameter of a node set to a value, its last entry if that is a number."""
+    """Graph with a node's parameter set to an array, or its last entry set to a number."""
 
     def make():
         graph = a_graph()

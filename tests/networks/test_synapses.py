@@ -56,7 +56,7 @@ def test_events_with_a_scale(mode):
     events = EventBatch.from_dense(spikes).scaled_to(100.0)
     expected = value_and_gradients(reference, events.dense(torch.float64), *parameters)[:3]
     ours = value_and_gradients(synaptic_current, events, *parameters, mode=mode)
-    assert_all_close(ours, expected, torch.float32)  # the scale is one
+    assert_all_close(ours, expected, torch.float32)
     assert not torch.allclose(ours[0], value_and_gradients(reference, spikes, *parameters)[0])
 
 
@@ -86,7 +86,7 @@ def test_one_differentiable_argument_is_enough(name, binary):
 
 @pytest.fixture
 def chosen(monkeypatch):
-    """The functions that were used, in order."""
+    """Names of the functions that were called, in order."""
     chosen = []
     for name in ("event_currents", "_dense"):
         original = getattr(synapses, name)
@@ -113,7 +113,7 @@ def test_auto_chooses_by_density(chosen, kind, density):
 
 @pytest.mark.parametrize("kind", ["events", "binary"])
 @pytest.mark.parametrize(("mode", "used"), [("dense", "_dense"), ("events", "event_currents")])
-def test_what_is_asked_for_is_used_at_any_density(chosen, mode, used, kind):
+def test_the_requested_mode_is_used_at_any_density(chosen, mode, used, kind):
     for density in (0.05, 0.9):
         spikes = make_spikes((20, 1, 100), density)
         given = EventBatch.from_dense(spikes) if kind == "events" else spikes
@@ -130,7 +130,7 @@ def test_dense_spikes_that_are_not_binary_keep_their_values():
 
 
 @pytest.mark.parametrize("mode", ["events", "dense"])
-def test_memory_layouts_and_nothing_modified(mode):
+def test_memory_layouts_without_modifying_inputs(mode):
     spikes, (weight, bias) = make_spikes(), make_parameters(2)
     expected = value_and_gradients(reference, spikes, weight, bias)
     other = spikes.permute(2, 0, 1).contiguous().permute(1, 2, 0)

@@ -1,4 +1,4 @@
-"""Where the tests of the GPU kernels run: on a GPU, or on the CPU in Triton's interpreter."""
+"""Fixtures for tests of the GPU kernels, on a GPU or on the CPU in Triton's interpreter."""
 
 import os
 from typing import Any
@@ -21,7 +21,7 @@ WIDE = [] if INTERPRETED else [(403, 5, 70)]  # the interpreter takes 2 ms a ste
 
 @pytest.fixture
 def triton_kernels(monkeypatch):
-    """Method "fused" of every model uses the Triton kernels; when interpreted, with small tiles."""
+    """Make method "fused" use the Triton kernels, with small tiles when interpreted."""
     if DEVICE.type == "cpu":
         monkeypatch.setattr(simulate, "fused_cpu", fused_gpu.fused_gpu)
         for module, name, value in [
@@ -35,28 +35,28 @@ def triton_kernels(monkeypatch):
 
 @pytest.fixture
 def one_tile(monkeypatch, triton_kernels, case):
-    """All columns in one tile, no chunk longer than a launch: soonest done when interpreted."""
+    """Put all columns in one tile and no chunk beyond a launch, the fastest when interpreted."""
     if INTERPRETED:
         monkeypatch.setattr(fused_gpu, "TILE", 128)
         monkeypatch.setattr(fused_gpu, "CHUNK", min(16, case["arp"] + 1))
 
 
 def to_device(inputs: dict[str, Any]) -> dict[str, Any]:
-    """Differentiable copies of the inputs of `alif` where the kernels run."""
+    """Differentiable copies of the inputs of `alif` on the device of the kernels."""
     return {name: value.detach().to(DEVICE).requires_grad_() for name, value in inputs.items()}
 
 
 def make_gpu_inputs(shape: tuple[int, int, int], **options) -> dict[str, Any]:
-    """As `make_inputs`, where the kernels run."""
+    """`make_inputs` on the device of the kernels."""
     return to_device(make_inputs(shape, **options))
 
 
 def capture_by_copying(chain, tensors) -> Graph:
-    """What a captured graph is to its caller, without a GPU: fixed memory, read and overwritten."""
+    """Imitate a captured graph without a GPU: fixed memory that is read and overwritten."""
     inputs = [x.clone() for x in tensors]
     outputs = chain(*inputs)
     for output in outputs:
-        output.fill_(77)  # a capture runs nothing
+        output.fill_(77)  # a capture does not run anything
 
     def replay() -> None:
         for fixed, output in zip(outputs, chain(*inputs), strict=True):

@@ -1,4 +1,4 @@
-"""Random inputs of `alif` and its gradients, shared by the tests of the neurons."""
+"""Random inputs for `alif`, and comparisons of results, shared by the tests of the neurons."""
 
 from typing import Any
 from unittest.mock import patch
@@ -15,11 +15,11 @@ from blockspike.neurons.model import NeuronModel, where
 METHODS = ["standard", "blocks", "parallel blocks", "fused"]
 SURROGATES: list[Surrogate] = [FastSigmoid(), Boxcar(), MultiGaussian()]
 DTYPES = [torch.float32, torch.float64]
-GRID = 1 / 64  # currents and weights are multiples: their sums are exact in any order
+GRID = 1 / 64  # currents and weights are multiples, so that sums are exact in any order
 
 
 def alif(*args, method: Any = "fused", **options) -> SpikeTrace:
-    """As `neurons.alif`; "parallel blocks" is its "blocks" as it is where there is no kernel."""
+    """`neurons.alif` with a method "parallel blocks": "blocks" by matrix products, not kernels."""
     if method != "parallel blocks":
         return neurons.alif(*args, method=method, **options)
     with patch.object(methods, "blocks_cpu", blocks):
@@ -39,7 +39,7 @@ def make_inputs(
     dtype: torch.dtype = torch.float64,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Tensor arguments of `alif` at which some 5-20 % of the steps have a spike."""
+    """Tensor arguments for `alif` with spikes at about 5-20 % of the steps."""
     generator = torch.Generator().manual_seed(seed)
     n = shape[2]
 
@@ -57,7 +57,7 @@ def make_inputs(
 
 
 def assert_gradient_alone(simulate, inputs: dict[str, Any], name: str) -> None:
-    """The gradient of one input, the only one with a gradient, is the standard method's."""
+    """Assert that one differentiable input gets the gradient of the standard method."""
     inputs = {k: v.detach() for k, v in inputs.items()}
     expected = run(inputs, method="standard", arp=2)[1][name]
     inputs[name].requires_grad_()
@@ -75,7 +75,7 @@ def cotangent(spikes: Tensor, seed: int = 1) -> Tensor:
 
 
 def run(inputs: dict[str, Any], *, seed: int = 1, **options) -> tuple[Tensor, dict[str, Any]]:
-    """Spikes, and the gradient to every input (zeros where nothing flows)."""
+    """Spikes, and the gradient of every input (zeros if there is none)."""
     leaves: dict[str, Any] = {
         name: value.detach().requires_grad_() for name, value in inputs.items()
     }
@@ -91,7 +91,7 @@ def run(inputs: dict[str, Any], *, seed: int = 1, **options) -> tuple[Tensor, di
 def assert_close(
     actual: Tensor, expected: Tensor, rtol: float, name: str, scale: float = 0.0
 ) -> None:
-    """Equal within `rtol` of the largest expected value, or of `scale` if that is larger."""
+    """Assert equality within `rtol` of the largest expected value, or of a larger `scale`."""
     assert torch.isfinite(actual).all(), f"{name}: not finite"
     error = (actual - expected).abs().max().item()
     scale = max(scale, expected.abs().max().item())
@@ -99,10 +99,10 @@ def assert_close(
 
 
 def assert_same_result(actual, expected, rtol: float = 0.0) -> None:
-    """Equal spikes, and gradients within `rtol`, of two results of `run`.
+    """Assert that two results of `run` have equal spikes, and gradients equal within `rtol`.
 
-    The gradient of a parameter is a sum of terms as large as the gradient of the current; where
-    they cancel, the scale is theirs.
+    A parameter's gradient is a sum of terms as large as the current's gradient. They may cancel, so
+    the tolerance is relative to the terms.
     """
     assert torch.equal(actual[0], expected[0])
     assert actual[1].keys() == expected[1].keys()
@@ -112,7 +112,7 @@ def assert_same_result(actual, expected, rtol: float = 0.0) -> None:
 
 
 def least_step(drive, parameters, constants, state, fire):
-    """Of the smallest model: one parameter, one state."""
+    """Step of the smallest model, with one parameter and one state."""
     (beta,) = parameters
     _, one = constants
     (membrane,) = state
@@ -124,7 +124,7 @@ def least_step(drive, parameters, constants, state, fire):
 def reverse_least_step(
     drive, parameters, constants, state, margin, slope, grad_spike, reset_has_grad, grad_state
 ):
-    """Its derivative, spikes detached."""
+    """Derivative of `least_step` with spikes detached."""
     (beta,) = parameters
     zero, one = constants
     (membrane,) = state

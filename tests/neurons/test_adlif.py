@@ -1,4 +1,4 @@
-"""adLIF and SE-adLIF: the equations in plain numbers, and the kernels against the loop."""
+"""adLIF and SE-adLIF against their equations in plain Python, and kernels against the loop."""
 
 from typing import Any
 
@@ -90,10 +90,10 @@ def test_equations_in_plain_numbers(euler, method):
 
 
 @pytest.mark.parametrize("detach_spikes", [True, False])
-@pytest.mark.parametrize("delay", [0, 1, 3, 100])  # 0: without recurrence
+@pytest.mark.parametrize("delay", [0, 1, 3, 100])  # 0 = no recurrence
 @pytest.mark.parametrize("shape", [(65, 2, 17), (40, 3, 130), (33, 1, 1)])
 @pytest.mark.parametrize("euler", EULERS)
-def test_fused_is_the_loop(euler, shape, delay, detach_spikes):
+def test_fused_equals_the_loop(euler, shape, delay, detach_spikes):
     inputs = make_inputs(shape, recurrent=delay > 0)
     check(
         inputs, 1e-9, euler=euler, recurrent_delay=max(delay, 1), detach_spikes=detach_spikes,
@@ -129,7 +129,7 @@ def test_a_bad_argument_is_named(changed, words):
 
 @pytest.mark.parametrize("method", ["standard", "fused"])
 @pytest.mark.parametrize("euler", EULERS)
-def test_nan_is_found_where_it_is(euler, method):
+def test_nan_is_reported_with_its_position(euler, method):
     inputs = make_inputs((50, 2, 20))
     inputs["current"][7, 1, 3] = float("nan")
     with pytest.raises(NotFiniteError, match="at step 7, sample 1, neuron 3"):

@@ -1,4 +1,4 @@
-"""Second derivatives: right where there are some, refused by name everywhere else."""
+"""Second derivatives are correct where they exist and refused by name everywhere else."""
 
 import ast
 import math
@@ -28,7 +28,7 @@ from blockspike.neurons.surrogate import MultiGaussian, Surrogate
 
 
 def integral(margin, surrogate: Surrogate):
-    """∫ of the surrogate derivative, in functions that PyTorch differentiates to any order."""
+    """Integral of the surrogate derivative, which PyTorch can differentiate to any order."""
     if isinstance(surrogate, FastSigmoid):
         return margin / (1 + 10 * margin.abs())
     if isinstance(surrogate, Boxcar):
@@ -41,13 +41,13 @@ def integral(margin, surrogate: Surrogate):
 
 
 def straight_through(margin, surrogate: Surrogate):
-    """A spike whose derivatives of all orders are those of `integral`."""
+    """Spike whose derivatives of all orders are those of `integral`."""
     smooth = integral(margin, surrogate)
     return (margin > 0).to(margin.dtype) + smooth - smooth.detach()
 
 
 def integrate_by_a_loop(current, beta):
-    """`leaky_integrate` in PyTorch's own operations."""
+    """`leaky_integrate` in plain PyTorch operations."""
     state, out = torch.zeros_like(current[0]), []
     for row in current:
         state = beta * state + row
@@ -56,7 +56,7 @@ def integrate_by_a_loop(current, beta):
 
 
 def second_derivatives(function, inputs: dict[str, Any]) -> dict[str, torch.Tensor]:
-    """Gradients of Σ |first gradient|² to every input, of a random sum of function(**inputs)."""
+    """Gradients of Σ |gradient|² for every input, of a random weighting of function(**inputs)."""
     leaves = {name: value.detach().clone().requires_grad_() for name, value in inputs.items()}
     out = function(**leaves)
     generator = torch.Generator().manual_seed(3)
@@ -81,7 +81,7 @@ def assert_second_derivatives(found, expected) -> None:
 @pytest.mark.parametrize("recurrent", [True, False])
 @pytest.mark.parametrize("detach_spikes", [True, False])
 @pytest.mark.parametrize("surrogate", SURROGATES, ids=lambda s: type(s).__name__)
-def test_alif_by_its_loop(surrogate, detach_spikes, recurrent, monkeypatch):
+def test_second_derivatives_of_the_alif_loop(surrogate, detach_spikes, recurrent, monkeypatch):
     inputs = make_inputs((30, 2, 4), recurrent=recurrent)
 
     def spikes(**inputs):
@@ -94,7 +94,7 @@ def test_alif_by_its_loop(surrogate, detach_spikes, recurrent, monkeypatch):
 
 
 @pytest.mark.parametrize("euler", ["symplectic", "forward"])
-def test_adlif_by_its_loop(euler, monkeypatch):
+def test_second_derivatives_of_the_adlif_loop(euler, monkeypatch):
     generator = torch.Generator().manual_seed(0)
     inputs = {"current": 2 + 8 * torch.randn(30, 2, 4, generator=generator).double()}
     for name in ("alpha", "beta", "a", "b"):
@@ -113,7 +113,7 @@ def random(*shape: int) -> torch.Tensor:
     return torch.rand(shape, generator=torch.Generator().manual_seed(sum(shape))).double()
 
 
-def test_leaky_integrator_and_what_is_made_of_it():
+def test_second_derivatives_of_the_leaky_integrator_and_its_uses():
     assert torch.autograd.gradgradcheck(
         leaky_integrate, (random(5, 2, 3).requires_grad_(), random(3).requires_grad_())
     )
@@ -124,7 +124,7 @@ def test_leaky_integrator_and_what_is_made_of_it():
     )
 
 
-def test_dense_synapses_convolution_and_delays():
+def test_second_derivatives_of_dense_synapses_convolution_and_delays():
     x, weight, bias = random(6, 2, 3), random(2, 4, 3), random(4)
     inputs = [value.requires_grad_() for value in (x, weight, bias)]
     assert torch.autograd.gradgradcheck(synaptic_current, inputs)
@@ -211,7 +211,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("operation", REFUSED, ids=lambda function: function.__name__)
-def test_kernels_refuse_a_graph_of_their_backward(operation):
+def test_kernels_refuse_second_derivatives(operation):
     out, leaf = operation()
     assert torch.autograd.grad(out.sum(), leaf)[0].any()
     out, leaf = operation()
@@ -223,14 +223,15 @@ def test_kernels_refuse_a_graph_of_their_backward(operation):
 
 
 def test_a_gradient_penalty_is_not_silently_wrong():
-    """With the options that a network has by default, whatever of them meets the graph first."""
+    """A network with default options refuses, by whichever of its kernels comes first."""
     net = make_network()
     x = (random(25, 2, 10) < 0.3).double().requires_grad_()
     with pytest.raises(RuntimeError, match="no second derivative"):
         torch.autograd.grad(net(x).scores.sum(), x, create_graph=True)
 
 
-# Composed of PyTorch's own operations or of themselves: tested above, or straight through.
+# These are made of PyTorch's operations or of themselves; they are tested above, or are
+# straight-through.
 DIFFERENTIABLE = {"_Spike", "_LeakyIntegrate", "_SpikeWhereOne"}
 
 

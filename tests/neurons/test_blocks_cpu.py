@@ -1,4 +1,4 @@
-"""The kernel of Blocks against its readable twin, the matrix products of `blocks.py`."""
+"""The kernel of the Blocks method against its readable twin, `blocks.py`."""
 
 import pytest
 import torch
@@ -23,7 +23,9 @@ def check(inputs, **options):
 @pytest.mark.parametrize("adaptive", [True, False])
 @pytest.mark.parametrize("recurrent", [True, False])
 @pytest.mark.parametrize("surrogate", SURROGATES, ids=lambda s: type(s).__name__)
-def test_kernel_is_its_twin_for_every_option(surrogate, recurrent, adaptive, detach_spikes, dtype):
+def test_kernel_equals_its_twin_for_every_option(
+    surrogate, recurrent, adaptive, detach_spikes, dtype
+):
     inputs = make_inputs((65, 3, 17), recurrent=recurrent, adaptive=adaptive, dtype=dtype)
     check(inputs, arp=2, detach_spikes=detach_spikes, surrogate=surrogate)
 
@@ -31,16 +33,16 @@ def test_kernel_is_its_twin_for_every_option(surrogate, recurrent, adaptive, det
 @pytest.mark.parametrize("detach_spikes", [True, False])
 @pytest.mark.parametrize("recurrent", [True, False])
 @pytest.mark.parametrize("arp", [0, 1, 14, 15, 16, 17, 31, 32, 63, 64, 65, 10**12])
-def test_kernel_is_its_twin_at_every_arp(arp, recurrent, detach_spikes):
+def test_kernel_equals_its_twin_at_every_arp(arp, recurrent, detach_spikes):
     check(make_inputs((65, 2, 7), recurrent=recurrent), arp=arp, detach_spikes=detach_spikes)
 
 
 @pytest.mark.parametrize("recurrent", [True, False])
 @pytest.mark.parametrize("shape", [(1, 1, 1), (2, 1, 3), (33, 1, 257), (70, 9, 300)])
-def test_kernel_is_its_twin_at_odd_sizes(shape, recurrent):
+def test_kernel_equals_its_twin_at_odd_sizes(shape, recurrent):
     inputs = make_inputs(shape, recurrent=recurrent)
     with torch.no_grad():
-        inputs["current"] += 1.0 if shape[0] < 3 else 0.0  # so that something fires
+        inputs["current"] += 1.0 if shape[0] < 3 else 0.0  # so that there are spikes
     check(inputs, arp=4, detach_spikes=False)
 
 

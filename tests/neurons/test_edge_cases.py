@@ -1,4 +1,4 @@
-"""The ends of every range: p = 0, arp beyond T, one step, one neuron, odd memory layouts."""
+"""Edge cases: p = 0, arp longer than T, one step, one neuron, odd memory layouts."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ from blockspike.neurons.cpu import fused as fused_cpu
 
 
 def simulate(current, beta, p, b, arp):
-    """One neuron by SPEC section 1 in plain numbers: spikes, membrane, threshold."""
+    """Spikes, membrane and threshold of one neuron in plain Python (docs/paper.md, The neuron)."""
     membrane_after = a = 0.0
     last_spike = None
     spikes, membranes, thresholds = [], [], []
@@ -95,7 +95,7 @@ def test_axes_of_length_one(method, shape, recurrent):
 
 
 def layouts(x):
-    """`x` with other strides, the same values."""
+    """Copies of `x` with equal values and other strides."""
     return {
         "time last": x.permute(1, 2, 0).contiguous().permute(2, 0, 1),
         "batch first": x.transpose(0, 1).contiguous().transpose(0, 1),
@@ -119,7 +119,7 @@ def test_any_memory_layout(method, layout, batch_size):
 
 
 @pytest.mark.parametrize("batch_size", [1, 2])
-def test_no_layout_makes_fused_compile_again(batch_size):
+def test_memory_layouts_do_not_recompile_fused(batch_size):
     inputs = make_inputs((40, batch_size, 5), recurrent=True)
     run(inputs, arp=2, method="fused")
     kernels: list[Any] = [fused_cpu._forward, fused_cpu._backward]
@@ -137,7 +137,7 @@ def test_expanded_gradient_and_current(recurrent):
     for method in ("standard", "fused"):
         leaf = inputs["beta"].clone().requires_grad_()
         spikes = alif(**(inputs | {"beta": leaf}), arp=1, method=method).spikes
-        spikes.sum().backward()  # the gradient is one number, expanded
+        spikes.sum().backward()  # the incoming gradient is one expanded number
         grads.append(leaf.grad)
     assert_close(grads[1], grads[0], 1e-9, "beta")
 

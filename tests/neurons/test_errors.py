@@ -1,4 +1,4 @@
-"""Bad arguments raise ValueError that names the argument, what was given and what was expected."""
+"""Bad arguments raise a ValueError that names the argument, what was expected, and its value."""
 
 import re
 
@@ -47,7 +47,7 @@ def test_bad_argument(change, name, expected, given):
 
 @pytest.mark.parametrize(("name", "value"), [("p", -0.75), ("b", -1.5)])
 def test_blocks_refuse_a_threshold_that_may_fall_below_rest(name, value):
-    """They have one spike a block, where the equations have more within the refractory period."""
+    """With such a threshold the equations give several spikes in a block, which has only one."""
     inputs = make_inputs((60, 2, 5))
     inputs["b"].data += 1.5
     inputs[name].data[2] = value
@@ -70,7 +70,7 @@ def test_a_refractory_period_that_float32_cannot_count(method):
     beta = torch.zeros(1)
     with pytest.raises(ValueError, match=f"^arp: expected at most {MOST} steps.*got {MOST + 1}$"):
         alif(current, beta, arp=MOST + 1, method=method)
-    alif(current[:9], beta, arp=MOST + 1, method=method)  # nothing to count
+    alif(current[:9], beta, arp=MOST + 1, method=method)  # too short to count that far
 
 
 def test_the_longest_refractory_period_is_counted():

@@ -119,7 +119,7 @@ def test_to_moves_both_tensors():
 
 
 @pytest.mark.parametrize("value", [-1.0, 0.5, float("nan")])
-def test_from_dense_refuses_what_is_no_count(value):
+def test_from_dense_refuses_values_that_are_not_counts(value):
     with pytest.raises(ValueError, match="integers ≥ 0"):
         EventBatch.from_dense(torch.full((1, 1, 2), value))
 
@@ -129,7 +129,7 @@ def test_from_dense_refuses_two_dimensions():
         EventBatch.from_dense(torch.zeros(2, 3))
 
 
-def test_events_that_count_differently_in_each_sample():
+def test_scale_weights_the_events_of_each_sample():
     spikes = torch.tensor([[[1, 2], [0, 0]], [[0, 1], [3, 3]]])  # 4 and 6 events
     events = EventBatch.from_dense(spikes)
     scaled = events.scaled_to(12)

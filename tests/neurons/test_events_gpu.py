@@ -1,4 +1,4 @@
-"""Event-driven currents by Triton, on a GPU or in Triton's interpreter, against what they mean."""
+"""Event-driven currents by Triton (on a GPU or interpreted) against dense products."""
 
 from types import SimpleNamespace
 from typing import Any
@@ -26,13 +26,13 @@ N_UNITS = 19 if INTERPRETED else 301
 
 
 def by_triton(row_ptr, unit, weight_t, bias, lag_rows, out):
-    """`events_cpu.event_currents`, done by `events_gpu`."""
+    """`events_cpu.event_currents`, computed by `events_gpu`."""
     row_ptr, unit, weight_t, bias, out = map(torch.from_numpy, (row_ptr, unit, weight_t, bias, out))
     events_gpu.event_currents(row_ptr, unit, weight_t, bias, lag_rows, out)
 
 
 def gradient_by_triton(row_ptr, unit, grad, n_taps, lag_rows, n_units):
-    """`events_cpu.event_weight_gradient`, done by `events_gpu`."""
+    """`events_cpu.event_weight_gradient`, computed by `events_gpu`."""
     row_ptr, unit, grad = map(torch.from_numpy, (row_ptr, unit, grad))
     return events_gpu.event_weight_gradient(row_ptr, unit, grad, n_taps, lag_rows, n_units).numpy()
 
@@ -74,7 +74,7 @@ def test_no_events_and_more_taps_than_steps(density):
     assert_all_close(ours, expected[:3], torch.float64)
 
 
-def test_output_is_overwritten_and_sums_have_one_order():
+def test_output_is_overwritten_and_sums_have_a_fixed_order():
     spikes = make_spikes(SHAPE, 0.3, dtype=torch.float32).to(DEVICE)
     events = EventBatch.from_dense(spikes)
     weight, bias = (x.detach().to(DEVICE) for x in make_parameters(1, N_UNITS, SHAPE[2]))
@@ -92,7 +92,7 @@ def test_output_is_overwritten_and_sums_have_one_order():
 
 
 def on_a_gpu(n_events: int) -> Any:
-    """What of an EventBatch the choice depends on: 1000 pairs of step and unit, on a GPU."""
+    """Stand-in for an EventBatch on a GPU with 1000 pairs of step and unit."""
     return SimpleNamespace(device=torch.device("cuda"), unit=range(n_events), shape=(10, 1, 100))
 
 

@@ -1,6 +1,6 @@
 """The Triton kernels against `standard`, on a GPU or (TRITON_INTERPRET=1) in Triton's interpreter.
 
-Bad arguments and properties that hold for any method are tested elsewhere.
+Tests for all methods cover bad arguments and general properties.
 """
 
 import json
@@ -104,7 +104,7 @@ def test_every_recurrent_delay(delay, detach_spikes):
 
 
 @pytest.mark.parametrize("detach_spikes", [True, False])
-@pytest.mark.parametrize("delay", [0, 1, 3])  # 0: without recurrence
+@pytest.mark.parametrize("delay", [0, 1, 3])  # 0 = no recurrence
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
 @pytest.mark.parametrize("euler", test_adlif.EULERS)
 def test_another_model(euler, dtype, delay, detach_spikes):
@@ -129,7 +129,7 @@ def test_the_smallest_model():
 
 
 @pytest.mark.parametrize("name", ["current", "beta", "p", "b", "recurrent_weight"])
-def test_membrane_of_inputs_that_have_changed(name):
+def test_membrane_of_changed_inputs_is_refused(name):
     inputs = make_gpu_inputs((9, 2, 4), recurrent=True)
     trace = alif(**inputs, arp=2)
     with torch.no_grad():
@@ -186,7 +186,7 @@ def test_golden_spikes_float32(case):
 @pytest.mark.parametrize("detach_spikes", [True, False])
 @pytest.mark.parametrize("recurrent", [True, False])
 def test_bfloat16_current(recurrent, detach_spikes):
-    # Its values are multiples of 1/64 that bfloat16 holds exactly: only the results are rounded.
+    # The current holds multiples of 1/64, exact in bfloat16, so that only results are rounded.
     inputs = make_gpu_inputs((9, 2, 4), recurrent=recurrent, dtype=torch.float32)
     inputs["current"].data.clamp_(-2, 2)
     options: dict[str, Any] = {
@@ -208,18 +208,18 @@ def test_bfloat16_current(recurrent, detach_spikes):
     assert torch.equal(half.spikes.float(), expected.spikes) and half.spikes.sum() > 5
     assert torch.equal(half.membrane, expected.membrane)
     for grad, reference in zip(grads, expected_grads, strict=True):
-        # The recurrence feeds back the current's gradient as it is kept, to 8 bits.
+        # Recurrence feeds back the current's gradient as stored, with 8 bits of precision.
         assert_close(grad.float(), reference, 1e-2, "gradient")
     assert all(grad.dtype == torch.float32 for grad in grads[1:])
 
 
-def test_which_type_a_current_on_a_gpu_may_have():
+def test_dtypes_of_a_current_on_a_gpu():
     half = torch.zeros(9, 2, 5, dtype=torch.bfloat16, device="meta")
     beta = torch.zeros(5, device="meta")
     for tensor, method, message in [
         (half, "standard", "^current: expected .*got torch.bfloat16 for 'standard' on meta"),
         (half.cpu, "fused", "^current: expected .*got torch.bfloat16 for 'fused' on cpu"),
-        (half, "fused", "^method='fused': "),  # the type is fine, the device is none for Triton
+        (half, "fused", "^method='fused': "),  # valid dtype, but no Triton device
     ]:
         current = torch.zeros(9, 2, 5, dtype=torch.bfloat16) if callable(tensor) else tensor
         with pytest.raises(ValueError, match=message):
@@ -234,7 +234,7 @@ def test_a_gpu_gets_the_triton_kernels(monkeypatch):
     assert run_kernels(spec, torch.zeros(3, 2, 1, device="meta"), answer=7) == {"answer": 7}
 
 
-@pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")  # the interpreter's
+@pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")  # from the interpreter
 @pytest.mark.parametrize("step", [3, 5, 11])
 @pytest.mark.parametrize("value", ["nan", "inf", "-inf"])
 def test_current_that_is_not_finite(value, step):
@@ -261,7 +261,7 @@ def test_uninitialised_memory_is_not_read(monkeypatch, recurrent):
 
 @pytest.mark.skipif(not INTERPRETED, reason="looks at what Triton's interpreter reads and writes")
 @pytest.mark.parametrize("recurrent", [True, False])
-def test_nothing_is_read_or_written_outside_of_the_tensors(monkeypatch, recurrent):
+def test_nothing_is_read_or_written_outside_the_tensors(monkeypatch, recurrent):
     from triton.runtime.interpreter import InterpreterBuilder
 
     given: list[tuple[int, int]] = []  # first and last byte + 1 of each tensor of a launch
@@ -288,7 +288,7 @@ def test_nothing_is_read_or_written_outside_of_the_tensors(monkeypatch, recurren
     assert sum(n_checked) > 9 * 5 * 6
 
 
-def test_memory_layouts_and_nothing_modified():
+def test_memory_layouts_without_modifying_inputs():
     inputs = make_gpu_inputs((9, 2, 4), recurrent=True)
     expected = run(inputs, arp=2)
     other = {name: value.detach().clone() for name, value in inputs.items()}
@@ -323,7 +323,7 @@ def test_saved_bytes_per_neuron_step():
 
     with saved_tensors_hooks(keep, lambda tensor: tensor):
         trace = alif(**inputs, arp=7)
-    assert trace.spikes.untyped_storage().data_ptr() not in kept  # yours to drop
+    assert trace.spikes.untyped_storage().data_ptr() not in kept  # the caller may free it
     of_neurons = 3 * 4 * 4 + 3 * 4  # parameters and constants
     per_step = (sum(kept.values()) - of_neurons) / trace.spikes.numel()
     assert per_step == 4 + 1 + 3 * 4 / fused_gpu.CHUNK
@@ -337,16 +337,17 @@ def test_recurrence_is_not_multiplied_in_half_precision():
         assert_same_result(run(inputs, arp=1, detach_spikes=False), expected)
 
 
-def test_a_graph_of_the_backward_is_refused():
+def test_second_derivatives_are_refused():
     inputs = make_gpu_inputs((9, 2, 4))
     spikes = alif(**inputs).spikes
     with pytest.raises(RuntimeError, match="^method='fused': .*no second derivative.*'standard'$"):
         torch.autograd.grad(spikes.sum(), inputs["current"], create_graph=True)
 
 
+@pytest.mark.slow
 def test_kernels_compile_without_a_gpu(tmp_path):
-    # The interpreter is Python and takes much that Triton's compiler refuses.
-    script = Path(__file__).with_name("compile_kernels.py")
+    # The interpreter runs Python and accepts much that Triton's compiler refuses.
+    script = Path(__file__).parents[2] / "tools" / "compile_kernels.py"
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     done = subprocess.run(
         [sys.executable, script, tmp_path], env=environment, capture_output=True, text=True
@@ -363,7 +364,9 @@ def test_kernels_compile_without_a_gpu(tmp_path):
         "least",
     }
     for kernel in kernels:
-        assert kernel["stack_bytes"] == 0  # all is in registers
+        assert kernel["stack_bytes"] == 0  # everything is in registers
         if kernel["name"] == "forward" or kernel.get("real") == "fp32":
-            assert kernel["fused_multiply_adds"] == 0  # steps round as in the loop
-    assert any(kernel["fused_multiply_adds"] for kernel in kernels)  # exp in fp64: they are counted
+            assert kernel["fused_multiply_adds"] == 0  # steps are rounded as in the loop
+    assert any(
+        kernel["fused_multiply_adds"] for kernel in kernels
+    )  # exp in fp64 has some, so the count works

@@ -1,4 +1,4 @@
-"""The vectors of the authors' published code: spikes, membrane, threshold and every gradient."""
+"""Golden vectors from the authors' published code: spikes, membrane, threshold, gradients."""
 
 import json
 from pathlib import Path
@@ -16,7 +16,7 @@ SURROGATES = {"fast_sigmoid": FastSigmoid(), "boxcar": Boxcar(), "multi_gaussian
 
 
 def load(case: dict, dtype: torch.dtype) -> tuple[dict, dict, dict]:
-    """Arrays of the case, differentiable inputs, and options of `alif`."""
+    """Arrays of a case, differentiable inputs, and options for `alif`."""
     arrays = dict(np.load(GOLDEN / case["file"]))
     names = ["current", "beta"] + ["p", "b"] * case["adapt"]
     names += ["recurrent_weight"] * case["recurrent"]
@@ -42,8 +42,8 @@ def test_golden_float64(case, method):
     kind = "blocks" if method.endswith("blocks") else "standard"
     for name, value in inputs.items():
         expected = arrays[f"{kind}_grad_{name}"]
-        grad = torch.zeros_like(value) if value.grad is None else value.grad  # None: no influence
-        expected = np.broadcast_to(expected, value.shape)  # kept as one 0 where nothing flows
+        grad = torch.zeros_like(value) if value.grad is None else value.grad  # None = no influence
+        expected = np.broadcast_to(expected, value.shape)  # stored as one 0 if there is no gradient
         scale = np.abs(expected).max()
         np.testing.assert_allclose(
             grad.numpy(), expected, rtol=1e-6, atol=1e-7 * scale, err_msg=name

@@ -1,5 +1,6 @@
-"""What the kernels promise: memory, threads, forks, no uninitialised memory read."""
+"""Guarantees of the CPU kernels: memory, threads, forks, no reads of uninitialised memory."""
 
+import inspect
 import multiprocessing
 import threading
 
@@ -12,7 +13,6 @@ from torch.autograd.graph import saved_tensors_hooks
 from blockspike.neurons.alif import blocks_cpu
 from blockspike.neurons.cpu import fused as fused_cpu
 
-_STREAM = 10  # place among the arguments of fused_cpu._forward, less the range of tiles
 MODULES = {"fused": fused_cpu, "blocks": blocks_cpu}
 
 
@@ -27,7 +27,7 @@ def keep_num_threads():
     ("method", "recurrent", "n_bytes"),
     [
         ("fused", True, 4 + 12 / 8),
-        ("fused", False, 12 / 8),  # beside the current
+        ("fused", False, 12 / 8),  # besides the current
         ("blocks", True, 4 + 16 / 16),
         ("blocks", False, 4 + 16 / 16),
     ],
@@ -45,22 +45,23 @@ def test_saved_bytes_per_neuron_step(method, recurrent, n_bytes):
 
     with saved_tensors_hooks(keep, lambda tensor: tensor):
         trace = alif(**inputs, arp=5, method=method)
-    assert trace.spikes.untyped_storage().data_ptr() not in kept  # yours to drop
-    total = sum(n for _, n in kept.values())  # beside the spikes as bytes, for recurrence
+    assert trace.spikes.untyped_storage().data_ptr() not in kept  # the caller may free it
+    total = sum(n for _, n in kept.values())  # without the spikes as bytes, kept for recurrence
     assert total / trace.spikes.numel() == pytest.approx(n_bytes, rel=0.02)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("recurrent", [True, False])
-@pytest.mark.parametrize("n_neurons", [8, 17, 136, 264])  # lines and strips, whole or not
-def test_results_that_go_past_the_caches(monkeypatch, n_neurons, recurrent, dtype):
+@pytest.mark.parametrize("n_neurons", [8, 17, 136, 264])  # whole and partial lines and strips
+def test_results_that_bypass_the_caches(monkeypatch, n_neurons, recurrent, dtype):
     inputs = make_inputs((35, 2, n_neurons), recurrent=recurrent, dtype=dtype)
     expected = run(inputs, arp=3)
     streamed = []
 
     def look(function, n_items, *args):
         if function is fused_cpu._forward:
-            streamed.append(args[_STREAM])
+            given = inspect.signature(function.py_func).bind(0, n_items, *args)
+            streamed.append(given.arguments["stream"])
         return run_in_parallel(function, n_items, *args)
 
     run_in_parallel = fused_cpu.run
@@ -74,7 +75,7 @@ def test_results_that_go_past_the_caches(monkeypatch, n_neurons, recurrent, dtyp
 @pytest.mark.parametrize("detach_spikes", [True, False])
 @pytest.mark.parametrize("recurrent", [True, False])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("n_neurons", [67, 7])  # 7: a last tile of 3 columns
+@pytest.mark.parametrize("n_neurons", [67, 7])  # 7 gives a last tile of 3 columns
 @pytest.mark.parametrize("method", MODULES)
 def test_bitwise_equal_with_any_number_of_threads(
     method, n_neurons, dtype, recurrent, detach_spikes
@@ -142,7 +143,7 @@ def test_two_threads_at_once(method):
 
 
 def poison(monkeypatch, owner, name) -> list:
-    """Make an allocator return NaN, or for integers the least value; the list counts its calls."""
+    """Make an allocator fill with NaN (integers: the least value) and append to a list per call."""
     original, calls = getattr(owner, name), []
 
     def poisoned(*args, **kwargs):
@@ -182,13 +183,13 @@ def test_uninitialised_tensors_are_not_read(monkeypatch, method, recurrent, arp)
 @pytest.mark.parametrize("recurrent", [True, False])
 @pytest.mark.parametrize("method", MODULES)
 def test_uninitialised_scratch_of_the_kernels_is_not_read(monkeypatch, method, recurrent, arp):
-    # The kernels run as plain Python, where their allocations can be poisoned too.
+    # Run the kernels as plain Python, so that their own allocations can be poisoned too.
     inputs = make_inputs((35, 2, 3), recurrent=recurrent)
     options = {"arp": arp, "detach_spikes": False, "method": method}
     expected = run(inputs, **options)
     for name in ("_forward", "_backward"):
         monkeypatch.setattr(MODULES[method], name, getattr(MODULES[method], name).py_func)
-    run(inputs, **options)  # compiles what they call, for which Numba wants its own allocators
+    run(inputs, **options)  # compiles callees first, since Numba needs its own allocators
     calls = {name: poison(monkeypatch, np, name) for name in ("empty", "empty_like")}
     actual = run(inputs, **options)
     monkeypatch.undo()

@@ -1,7 +1,7 @@
-"""Arrays of more than 2³¹ elements: kernels in the last corner of sparse files, which cost nothing.
+"""Arrays of more than 2³¹ elements, as sparse files that cost little memory or disk.
 
-What a kernel does there is compared with what it does on small arrays. `endurance/sizes.py` runs
-such arrays whole.
+Kernels work on the end of such an array and are compared with kernels on small arrays.
+`endurance/sizes.py` runs arrays of this size in full.
 """
 
 from collections.abc import Callable
@@ -24,14 +24,14 @@ from blockspike.neurons.cpu.tiles import add_feedback, add_recurrent
 from blockspike.neurons.surrogate import MultiGaussian
 
 WIDTH, N_STEPS = 1024, 33
-N_COLUMNS = 2**27 + WIDTH  # of N_STEPS rows of these the last 18 are over 2³¹
-N_ROWS = 2**21 + 64  # of WIDTH columns, likewise
+N_COLUMNS = 2**27 + WIDTH  # the last 18 of N_STEPS rows are beyond element 2³¹
+N_ROWS = 2**21 + 64  # the last rows of WIDTH columns are beyond element 2³¹
 Sparse = Callable[..., np.ndarray]
 
 
 @pytest.fixture
 def sparse(tmp_path: Path):
-    """Makes arrays of zeros of which only what is touched takes memory or disk."""
+    """Make arrays of zeros that only use memory or disk where they are touched."""
     files = []
 
     def make(shape: tuple[int, ...] | int, dtype: Any) -> np.ndarray:
@@ -53,14 +53,14 @@ def one_thread():
 
 @pytest.fixture
 def in_the_last_columns(monkeypatch, sparse, one_thread) -> list[int]:
-    """Kernels find their WIDTH columns as the last of N_COLUMNS; the list has the largest sizes."""
+    """Give kernels their WIDTH columns as the last of N_COLUMNS; list the largest array sizes."""
     sizes = []
 
     def enlarged(x: Any) -> tuple[Any, Any]:
-        """The sparse array, and the part of it that is x; what has no columns stays as it is."""
+        """Sparse array, and the part of it that holds x; x itself if it has no columns."""
         if not isinstance(x, np.ndarray) or x.size == 0 or x.dtype == np.uintp:
             return x, None
-        if x.ndim == 1 and x.size % WIDTH == 0:  # columns, or rows of them one after another
+        if x.ndim == 1 and x.size % WIDTH == 0:  # columns, or several rows of columns in sequence
             big = sparse((x.size // WIDTH, N_COLUMNS), x.dtype)
             big[:, -WIDTH:] = x.reshape(-1, WIDTH)
             return big.ravel(), big[:, -WIDTH:]
@@ -135,7 +135,7 @@ def test_fitting(request):
 
 
 def made_events(n_rows: int = 64) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Spikes as bytes [n_rows, WIDTH], and as events."""
+    """Spikes as bytes [n_rows, WIDTH] and as events."""
     fired = (np.random.default_rng(0).random((n_rows, WIDTH)) < 0.02).astype(np.uint8)
     return fired, *events_of(fired)
 
@@ -172,7 +172,7 @@ def test_event_driven_products(sparse, one_thread):
     gradient = event_weight_gradient(large_ptr, unit, large_grad, *sizes)
     assert np.array_equal(gradient, event_weight_gradient(row_ptr, unit, grad, *sizes))
 
-    # and weights of so many inputs
+    # also a weight with that many inputs
     large_weight = sparse((1, N_ROWS, WIDTH), np.float32)
     large_weight[0, -WIDTH:] = weight_t[0]
     event_currents(row_ptr, unit, weight_t[:1], bias, 3, expected)
@@ -187,7 +187,7 @@ def test_recurrent_weights(sparse):
     weight[-1] = np.arange(n)
     drive, row = np.empty(n, np.float32), np.ones(n, np.float32)
     units = np.full(n, n - 1, np.int32)
-    add_recurrent(row, units, np.array([5]), weight, drive)  # four at a time, and one
+    add_recurrent(row, units, np.array([5]), weight, drive)  # four at a time, then one
     assert np.array_equal(drive, 1 + 5 * np.arange(n, dtype=np.float32))
     later = np.zeros(n, np.float32)
     later[-1] = 2

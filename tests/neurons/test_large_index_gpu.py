@@ -1,4 +1,4 @@
-"""Arrays of more than 2³¹ elements and the Triton kernels: `test_large_index.py` says how."""
+"""The Triton kernels on arrays of more than 2³¹ elements, as in `test_large_index.py`."""
 
 import numpy as np
 import pytest
@@ -18,13 +18,15 @@ pytestmark = [
     pytest.mark.usefixtures("triton_kernels"),
     pytest.mark.skipif(not INTERPRETED, reason="a GPU cannot read sparse files"),
 ]
-N_STEPS, N_COLUMNS = 2**32 // 64 + 8, 64  # one state in 2 steps is saved: also over 2³¹
+N_STEPS, N_COLUMNS = 2**32 // 64 + 8, 64  # saved states, one in 2 steps, exceed 2³¹ too
 
 
 @pytest.fixture
 def tall(sparse):  # noqa: F811
-    """Makes [n_rows, 64] tensors from the sparse middle of a file: an offset that wraps around
-    reads or writes zeros, or what the test then misses, not another's memory."""
+    """Make [n_rows, 64] tensors from the middle of a sparse file.
+
+    An offset that wraps around then stays in the file, reads zeros, and makes the test fail.
+    """
 
     def make(last_rows: Tensor, n_rows: int = N_STEPS) -> Tensor:
         dtype = last_rows.numpy().dtype

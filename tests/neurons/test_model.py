@@ -1,4 +1,4 @@
-"""Models that somebody else writes: what is said of one that is not right."""
+"""Custom models, and the errors for invalid ones."""
 
 import dataclasses
 import pickle
@@ -118,7 +118,7 @@ def test_a_bad_argument_is_named(changed: dict[str, Any], words):
         simulate(MODELS[step], **arguments)
 
 
-def test_a_model_that_cannot_be_one_is_named():
+def test_an_invalid_model_is_named():
     factor = 2.0
 
     def made_within(drive, parameters, constants, state, fire):
@@ -136,7 +136,7 @@ def test_a_model_that_cannot_be_one_is_named():
             dataclasses.replace(MODELS[step], **changed)
 
 
-def test_a_membrane_that_is_read_too_late():
+def test_a_membrane_read_too_late_is_refused():
     beta = BETA["beta"].clone()
     trace = simulate(MODELS[step], CURRENT, {"beta": beta})
     beta.mul_(0.5)
@@ -150,9 +150,9 @@ def test_models_in_the_cache_of_kernels():
     assert numba.typeof(dataclasses.replace(MODELS[step])) is kind
     assert numba.typeof(dataclasses.replace(MODELS[step], name="other")) is not kind
     assert pickle.loads(pickle.dumps(kind)) is kind
-    assert step.__module__.encode() not in pickle.dumps(kind)  # others have no such module
+    assert step.__module__.encode() not in pickle.dumps(kind)  # other processes may lack the module
     digest = kind.name[-33:-1].encode()
-    elsewhere = pickle.loads(pickle.dumps(kind).replace(digest, b"0" * 32))  # of a model not here
+    elsewhere = pickle.loads(pickle.dumps(kind).replace(digest, b"0" * 32))  # of an unknown model
     assert elsewhere != kind and {kind: 1}.get(elsewhere) is None
 
 

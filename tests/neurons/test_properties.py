@@ -1,4 +1,4 @@
-"""What holds for every input: refractoriness, causality, independence, symmetry."""
+"""Properties that hold for every input: refractoriness, causality, independence, symmetry."""
 
 import pytest
 import torch
@@ -9,7 +9,7 @@ from neuron_cases import METHODS, alif, assert_close, make_inputs
 
 @st.composite
 def cases(draw, least_batch: int = 1, least_neurons: int = 1):
-    """Inputs of a random size, and options of `alif`."""
+    """Inputs of random size, and options for `alif`."""
     shape = (
         draw(st.integers(1, 70)),
         draw(st.integers(least_batch, 3)),
@@ -25,7 +25,7 @@ def cases(draw, least_batch: int = 1, least_neurons: int = 1):
 
 
 def properties(**kwargs):
-    """`cases` for each of the three methods."""
+    """Run a test with `cases` for each of the three methods."""
 
     def decorate(test):
         test = settings(max_examples=25, deadline=None)(given(case=cases(**kwargs))(test))
@@ -45,7 +45,7 @@ def test_at_most_one_spike_in_arp_plus_one_steps(method, case):
 
 
 @properties()
-def test_the_future_changes_nothing(method, case):
+def test_the_future_does_not_change_the_past(method, case):
     inputs, options = case
     present = len(inputs["current"]) // 2
     spikes = alif(**inputs, **options, method=method).spikes
@@ -58,20 +58,20 @@ def test_the_future_changes_nothing(method, case):
 
 
 @properties(least_batch=2)
-def test_samples_do_not_see_each_other(method, case):
+def test_samples_are_independent(method, case):
     inputs, options = case
     spikes = alif(**inputs, **options, method=method).spikes
     for sample in range(spikes.shape[1]):
         current = inputs["current"].detach()[:, sample : sample + 1].requires_grad_()
         alone = alif(**(inputs | {"current": current}), **options, method=method).spikes
         assert torch.equal(alone, spikes[:, sample : sample + 1])
-    # A loss of the last sample gives no gradient to the others.
+    # A loss on the last sample gives the others no gradient.
     (grad,) = torch.autograd.grad(spikes[:, -1].sum(), inputs["current"])
     assert not grad[:, :-1].any()
 
 
 @properties(least_neurons=2)
-def test_neurons_have_no_order(method, case):
+def test_the_order_of_neurons_does_not_matter(method, case):
     inputs, options = case
     order = torch.randperm(inputs["beta"].numel(), generator=torch.Generator().manual_seed(0))
     permuted = {name: value.detach()[..., order] for name, value in inputs.items()}

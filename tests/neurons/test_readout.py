@@ -1,4 +1,4 @@
-"""The leaky integrator against a loop, and its two scans against each other."""
+"""The leaky integrator against a loop, and its two scans compared."""
 
 import pytest
 import torch
@@ -11,7 +11,7 @@ RTOL = {torch.float32: 1e-6, torch.float64: 1e-14}
 
 
 def loop(current, beta):
-    """V[t] = β V[t−1] + I[t], step by step."""
+    """Integrate V[t] = β V[t−1] + I[t] step by step."""
     state, out = torch.zeros_like(current[0]), []
     for row in current:
         state = beta * state + row
@@ -50,19 +50,19 @@ def test_gradcheck():
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("reverse", [False, True])
 @pytest.mark.parametrize("n_steps", [1, 2, 3, 63, 64, 65, 1000])
-def test_doubling_is_the_kernel(n_steps, reverse, dtype):
+def test_doubling_equals_the_kernel(n_steps, reverse, dtype):
     x, beta = inputs((n_steps, 2, 5), dtype)
     doubled = _scan_by_doubling(x.flip(0) if reverse else x, beta)
     expected = _scan(x, beta, reverse)
     assert_close(doubled.flip(0) if reverse else doubled, expected, 10 * RTOL[dtype], "scan")
 
 
-def test_reverse_is_the_loop_from_the_end():
+def test_the_reverse_scan_equals_a_loop_from_the_end():
     x, beta = inputs((65, 2, 5))
     assert torch.equal(_scan(x, beta, True), loop(x.flip(0), beta).flip(0))
 
 
-def test_any_layout_and_nothing_modified():
+def test_any_memory_layout_without_modifying_inputs():
     current, beta = inputs((40, 3, 5))
     expected = loop(current, beta)
     for other in (current.permute(1, 2, 0).contiguous().permute(2, 0, 1), current.clone()):
@@ -90,6 +90,6 @@ def test_bad_shapes(current_shape, beta_shape):
 
 
 @pytest.mark.parametrize("n_steps", [1, 2])
-def test_scan_by_doubling_returns_memory_of_its_own(n_steps):
+def test_scan_by_doubling_returns_new_memory(n_steps):
     x, beta = inputs((n_steps, 2, 3))
     assert _scan_by_doubling(x, beta).data_ptr() != x.data_ptr()

@@ -1,4 +1,4 @@
-"""Surrogate derivatives against their formulas in plain numbers; the kernel against them."""
+"""Surrogate derivatives against formulas in plain Python, and the kernels against PyTorch."""
 
 import math
 
@@ -19,7 +19,7 @@ def normal(x, mean, std):
 
 
 def formula(surrogate, u: float) -> float:
-    """SPEC section 1 for one number."""
+    """Surrogate derivative at one margin (docs/paper.md, Surrogates)."""
     if isinstance(surrogate, FastSigmoid):
         return (10 * abs(u) + 1) ** -2
     if isinstance(surrogate, Boxcar):
@@ -28,7 +28,7 @@ def formula(surrogate, u: float) -> float:
 
 
 def margins(dtype) -> np.ndarray:
-    """From denormal to 1e12, both signs, the corners of the boxcar and their neighbours."""
+    """Margins of both signs, from denormal to 1e12, with the boxcar's corners and neighbours."""
     tiny = np.finfo(dtype).tiny
     positive = np.concatenate(
         [
@@ -51,7 +51,7 @@ def kernel_derivative(surrogate, u: np.ndarray) -> np.ndarray:
 
 
 def tolerance(surrogate, u: np.ndarray, rtol: float) -> np.ndarray:
-    """`rtol` of the terms of the formula; below 1e−15 of the peak only that it is small."""
+    """Tolerance `rtol` relative to the formula's terms; absolute below 1e−15 of the peak."""
     if not isinstance(surrogate, MultiGaussian):
         return rtol * np.array([formula(surrogate, x) for x in u])
     terms = [0.575 * normal(x, 0, 0.5) + 0.15 * normal(abs(x), 0.5, 3) for x in u]
@@ -71,7 +71,7 @@ def test_formula(surrogate, dtype):
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("surrogate", SURROGATES, ids=lambda s: type(s).__name__)
-def test_kernel_is_the_torch_derivative(surrogate, dtype):
+def test_kernel_equals_the_torch_derivative(surrogate, dtype):
     u = margins(dtype)
     expected = surrogate.derivative(torch.from_numpy(u)).numpy()
     ours = kernel_derivative(surrogate, u)
@@ -84,7 +84,7 @@ def test_kernel_is_the_torch_derivative(surrogate, dtype):
     ("surrogate", "area"), [(FastSigmoid(), 0.2), (Boxcar(), 1.0), (MultiGaussian(), 0.425)]
 )
 def test_area(surrogate, area):
-    # ∫ du: 2/10 for the fast sigmoid (less 2/(10·(10·1000 + 1)) cut off), 0.5·(1.15 − 2·0.15).
+    # ∫ du: fast sigmoid 2/10 (minus the tail 2/(10·(10·1000 + 1))); Gaussians 0.5·(1.15 − 2·0.15).
     u = torch.cat([-torch.logspace(3, -9, 200_000, dtype=torch.float64), torch.zeros(1).double()])
     u = torch.cat([u, -u.flip(0)[1:]])
     assert torch.trapezoid(surrogate.derivative(u), u).item() == pytest.approx(area, abs=1e-4)

@@ -48,7 +48,7 @@ def test_data_sets_keep_their_own_names_and_rows():
     assert (made["Figure 4, N-MNIST"].published_data_set, row["published"]) == ("N-MNIST", "97.0")
 
 
-def test_fused_stands_beside_the_published_standard_and_says_so():
+def test_fused_is_compared_with_the_published_standard_and_says_so():
     made = compared(run(method="fused", arp_ms=0.0), run(method="fused", arp_ms=20.0))[
         "Figure 4, SHD"
     ]
@@ -57,7 +57,7 @@ def test_fused_stands_beside_the_published_standard_and_says_so():
     assert (row["published"], row["ours"]) == ("–", "70.0")
 
 
-def test_published_values_without_runs_say_that_nothing_was_run():
+def test_published_values_without_runs_have_dashes_beside_them():
     made = compared(run())
     for arp_ms in ("40", "60", "80", "100"):
         row = find(made[SHD], arp_ms=arp_ms)
@@ -66,7 +66,7 @@ def test_published_values_without_runs_say_that_nothing_was_run():
     assert "experiment=paper_surrogates" in made["Surrogate gradients"].command
 
 
-def test_surrogates_and_attached_spikes_are_set_beside_their_own_numbers():
+def test_surrogates_and_attached_spikes_are_compared_with_their_own_numbers():
     made = compared(
         run("paper_surrogates", surrogate="boxcar"),
         run("paper_detach", surrogate="boxcar", arp_ms=60.0, detach_spikes=False),
@@ -82,15 +82,15 @@ def test_surrogates_and_attached_spikes_are_set_beside_their_own_numbers():
 
 
 @pytest.mark.parametrize("table", [None, pd.DataFrame([{"experiment": "demo"}]), pd.DataFrame()])
-def test_without_runs_of_the_paper_there_are_commands_and_no_rows(table):
+def test_without_runs_there_are_commands_and_no_rows(table):
     made = comparisons(table)
     assert len(made) == 6
     assert not any(c.rows for c in made)
     assert all(c.command.startswith("blockspike train -m experiment=") for c in made)
 
 
-def test_runs_that_cannot_be_told_apart_are_refused():
-    with pytest.raises(ValueError, match="more than one run of experiment paper_shd"):
+def test_indistinguishable_runs_are_refused():
+    with pytest.raises(ValueError, match="got several of experiment paper_shd"):
         comparisons(pd.DataFrame([run(), run()]))
 
 

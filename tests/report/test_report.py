@@ -1,4 +1,4 @@
-"""`blockspike report`: the page as a browser shows it, and what is written into it."""
+"""`blockspike report`: the page in a browser, and its content."""
 
 import base64
 import os
@@ -53,7 +53,7 @@ def page(states: pd.DataFrame = STATES, traces: dict[str, Any] | None = None) ->
 
 @pytest.fixture
 def browser() -> Iterator[webdriver.Chrome]:
-    """A headless Chromium; a machine without one skips, but never in CI."""
+    """A headless Chromium; without one the tests are skipped, except in CI."""
     chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
     if not chromium or not driver:
         how = "no chromium: `sudo apt-get install chromium chromium-driver` installs it"
@@ -101,7 +101,7 @@ def hover(browser: webdriver.Chrome, neuron: int, step: int, n_units: int, n_ste
 
 
 def shown(browser: webdriver.Chrome) -> dict[str, str]:
-    """Neuron, step, V, θ and whether it fired, as the viewer gives them."""
+    """Neuron, step, V, θ and whether there is a spike, as shown by the viewer."""
     return browser.execute_script("return {...document.getElementById('trace').dataset}")
 
 
@@ -115,7 +115,7 @@ def drawn(browser: webdriver.Chrome, name: str) -> np.ndarray:
 def check_shown(
     browser: webdriver.Chrome, trace: SpikeTrace, sample: int, neuron: int, step: int
 ) -> None:
-    """The numbers shown are the trace's within half a unit of its 16-bit numbers."""
+    """Check that the numbers shown are those of the trace, within half a 16-bit unit."""
     values = shown(browser)
     assert (values["neuron"], values["step"]) == (str(neuron), str(step))
     for name, whole in (("membrane", trace.membrane), ("threshold", trace.threshold)):
@@ -133,7 +133,7 @@ def check_shown(
 
 
 def check_drawn(browser: webdriver.Chrome, trace: SpikeTrace, sample: int, neuron: int) -> None:
-    """V and θ are drawn to one linear scale, and each spike is a mark at its time."""
+    """Check that V and θ share one linear scale and each spike has a mark at its time."""
     values = torch.cat([x[:, sample, neuron] for x in (trace.membrane, trace.threshold)]).numpy()
     membrane, threshold = drawn(browser, "membrane"), drawn(browser, "threshold")
     y = np.concatenate([membrane[:, 1], threshold[:, 1]])
@@ -144,6 +144,7 @@ def check_drawn(browser: webdriver.Chrome, trace: SpikeTrace, sample: int, neuro
     np.testing.assert_allclose(drawn(browser, "spikes")[:, 0], membrane[spikes, 0], atol=0.11)
 
 
+@pytest.mark.slow
 def test_the_page_of_a_run_in_a_browser(blockspike, browser, tmp_path):
     run, traces, samples = trained(blockspike, tmp_path)
     figures = tmp_path / "outputs" / "figures"
@@ -184,6 +185,7 @@ def made_traces(n_steps: int = 60, n_units: int = 5) -> dict[str, Any]:
     return pack_traces([alif(current, beta, p, b, arp=2)] * 2, [0, 1], ["one", "two"], 2.0)
 
 
+@pytest.mark.slow
 def test_keys_move_the_neuron_and_a_click_holds_it(browser, tmp_path):
     (tmp_path / "page.html").write_text(page(traces=made_traces()))
     browser.get((tmp_path / "page.html").as_uri())
@@ -210,7 +212,7 @@ def test_keys_move_the_neuron_and_a_click_holds_it(browser, tmp_path):
     assert browser.get_log("browser") == []
 
 
-def test_packed_values_are_off_by_half_a_unit_at_most():
+def test_packed_values_have_an_error_of_half_a_unit_at_most():
     values = torch.linspace(-3.7, 12.1, 70).view(10, 7)  # [T, N]
     packed = pack(values)
     whole = np.frombuffer(base64.b64decode(packed["data"]), "<i2").reshape(7, 10)
@@ -227,7 +229,7 @@ def test_a_large_network_shows_fewer_recordings():
     assert len(made_traces()["recordings"]) == 2
 
 
-def test_what_a_run_says_is_shown_as_text():
+def test_texts_of_a_run_are_escaped():
     html = page()
     assert "<script>alert" not in html
     assert "&lt;script&gt;alert(&#39;x&#39;)&lt;/script&gt; &amp; more" in html
@@ -236,7 +238,7 @@ def test_what_a_run_says_is_shown_as_text():
     assert "<script>alert" not in page(traces=traces)
 
 
-def test_runs_are_listed_and_what_is_not_known_is_left_out():
+def test_runs_are_listed_without_unknown_values():
     text = re.sub("<[^>]+>", "|", page())
     assert "2 in all, 1 done, 1 failed." in text
     assert "|61|" in text and "|40|" in text
@@ -244,7 +246,7 @@ def test_runs_are_listed_and_what_is_not_known_is_left_out():
     assert "blockspike train experiment=demo" in page(states=STATES.head(0))
 
 
-def test_figures_are_found_and_missing_ones_named(tmp_path):
+def test_found_figures_are_shown_and_missing_ones_named(tmp_path):
     for name in ("speed.png", "tradeoff.png"):
         shutil.copy(IMAGES / name, tmp_path)
     (tmp_path / "speed.svg").write_text(SVG)
@@ -277,13 +279,13 @@ def made_table(path: Path, data_set: str, n_seeds: int) -> None:
 
 
 def captions(folder: Path) -> dict[str, str]:
-    """Figure → what stands under it, without its name."""
+    """Figure → its caption, without its name."""
     html = (folder / "outputs" / "report.html").read_text()
     found = re.findall(r"<figcaption><b>(.*?)</b>(.*?)</figcaption>", html)
     return {name: re.sub("<[^>]+>", "", text) for name, text in found}
 
 
-def test_figures_of_runs_and_numbers_are_of_one_table(blockspike, tmp_path):
+def test_figures_of_runs_and_numbers_come_from_one_table(blockspike, tmp_path):
     made_table(tmp_path / "kept" / "runs.csv", "Kept", 2)
     made_table(tmp_path / "outputs" / "tables" / "runs.csv", "Own", 1)
     speed = pd.read_csv(RESULTS / "speed.csv")
@@ -313,12 +315,12 @@ def test_figures_of_runs_and_numbers_are_of_one_table(blockspike, tmp_path):
     blockspike("report", "table=kept/runs.csv")
     assert "classification_own" not in captions(tmp_path)
     assert "classification_kept" in captions(tmp_path)
-    made_table(tmp_path / "kept" / "runs.csv", "Kept", 3)  # drawn before it changed
+    made_table(tmp_path / "kept" / "runs.csv", "Kept", 3)  # the figure was drawn before this change
     blockspike("report", "table=kept/runs.csv")
     assert set(captions(tmp_path)) == {"tradeoff"}
 
 
-def test_a_page_is_made_of_nothing_and_says_how_to_get_more(blockspike, tmp_path):
+def test_an_empty_page_says_how_to_fill_it(blockspike, tmp_path):
     blockspike("report")
     html = (tmp_path / "outputs" / "report.html").read_text()
     commands = ("figures figure=tradeoff table=outputs/tables/speed.csv", "collect",

@@ -13,6 +13,8 @@ from blockspike.files import read_json
 from blockspike.training.checkpoint_io import load_plain
 from blockspike.training.metrics_file import read_metrics
 
+pytestmark = pytest.mark.slow
+
 TIMES = ("time/", "epoch_s", "train_s", "fit_s", "n_threads")
 # 200 training samples: of their batches of 64 the last has 8.
 TRAIN = (

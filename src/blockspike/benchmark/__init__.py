@@ -1,1 +1,1 @@
-"""Measurements of speed, each beside the claim that it supports."""
+"""Speed measurements, each with the claim that it supports."""

@@ -1,9 +1,9 @@
-"""Time of the neuron dynamics alone, forward and backward, against what we claim of it.
+"""Time of the neuron dynamics alone, forward and backward, checked against our claims.
 
     python -m blockspike.benchmark.dynamics [--size layer] [--rounds 5] [--json claims.jsonl]
 
-No synapses and no recurrence, float32, on the CPU. The methods take turns within a round, and a
-ratio is the median over the rounds, so that other work on the machine hits all of them.
+No synapses and no recurrence, float32, on the CPU. The methods take turns within a round, so that
+other work on the machine affects all of them, and a ratio is the median over the rounds.
 """
 
 import argparse
@@ -82,7 +82,7 @@ class Row:
 
 
 def plain_loop(current: Tensor, beta: Tensor, p: Tensor, b: Tensor, arp: int) -> Tensor:
-    """The neuron as one would write it in PyTorch without thought of speed: spikes [T, B, N]."""
+    """Naive PyTorch implementation of the neuron; returns spikes [T, B, N]."""
     state = torch.zeros_like(current[0])
     adaptation = torch.zeros_like(state)
     refractory_left = torch.zeros_like(state)
@@ -98,7 +98,7 @@ def plain_loop(current: Tensor, beta: Tensor, p: Tensor, b: Tensor, arp: int) ->
 
 
 class _SpikeWhereOne(torch.autograd.Function):
-    """S = [z = 1], straight through backward."""
+    """S = [z = 1], with a straight-through gradient."""
 
     @staticmethod
     def forward(ctx, z: Tensor) -> Tensor:
@@ -117,10 +117,11 @@ def _convolve(x: Tensor, kernel: Tensor) -> Tensor:
 def grouped_convolution_blocks(
     current: Tensor, beta: Tensor, p: Tensor, b: Tensor, arp: int
 ) -> Tensor:
-    """The paper's Blocks as published, with its convolutions of one group per neuron.
+    """The paper's Blocks as published, with grouped convolutions, one group per neuron.
 
-    SPEC section 2: the free membrane and the double sum z are convolutions with kernels of arp + 1
-    steps; the gradient is the published one. Arguments as `alif`; returns spikes [T, B, N].
+    The free membrane and the double sum z are convolutions with kernels of arp + 1 steps
+    (docs/paper.md, Blocks); the gradient is the published one. Arguments as for `alif`; returns
+    spikes [T, B, N].
     """
     n = min(arp + 1, len(current))
     lag = torch.arange(n - 1, -1, -1).to(current)
@@ -157,7 +158,7 @@ def _simulate(method: Method, current, beta, p, b, arp) -> Tensor:
 
 
 def parallel_blocks(current: Tensor, beta: Tensor, p: Tensor, b: Tensor, arp: int) -> Tensor:
-    """The paper's Blocks by our matrix products, which `alif` uses where there is no kernel."""
+    """The paper's Blocks by matrix products, which `alif` uses on devices without a kernel."""
     return blocks(
         current,
         beta,
@@ -178,11 +179,11 @@ METHODS: dict[str, Callable[..., Tensor]] = {
     "grouped convolution": grouped_convolution_blocks,
     "fused": partial(_simulate, "fused"),
 }
-_SAME_GRADIENT = ("plain loop", "fused")  # as `standard`, and with its rounding
+_SAME_GRADIENT = ("plain loop", "fused")  # same gradient and rounding as `standard`
 
 
 def make_inputs(size: Size, dtype: torch.dtype = torch.float32) -> tuple[list[Tensor], Tensor]:
-    """Current, β, p, b that give spikes on a few percent of the steps; and dLoss/dspikes."""
+    """Current, β, p and b that give spikes in a few percent of the steps; and dLoss/dspikes."""
     generator = torch.Generator().manual_seed(0)
     shape = (size.n_steps, size.batch_size, size.n_neurons)
     current = 0.3 * torch.rand(shape, generator=generator, dtype=torch.float64)
@@ -194,7 +195,7 @@ def make_inputs(size: Size, dtype: torch.dtype = torch.float32) -> tuple[list[Te
 def differentiate(
     method: Callable[..., Tensor], inputs: Sequence[Tensor], gradient: Tensor, arp: int
 ) -> tuple[Tensor, list[Tensor], float]:
-    """Forward and backward: spikes, gradients of current, β, p and b, and the seconds it took."""
+    """Run forward and backward; returns spikes, gradients (current, β, p, b) and seconds."""
     leaves = [x.detach().requires_grad_() for x in inputs]
     started = time.perf_counter()
     spikes = method(*leaves, arp)
@@ -203,10 +204,10 @@ def differentiate(
 
 
 def count_rounded(trace: SpikeTrace, spikes: Tensor) -> int:
-    """Spike trains that leave those of `trace` where V − θ is within rounding of 0.
+    """Count the spike trains that first differ from `trace` where V − θ is 0 within rounding.
 
     Raises:
-        RuntimeError: a train leaves them anywhere else.
+        RuntimeError: a train first differs anywhere else.
     """
     wrong = spikes != trace.spikes
     first = wrong.int().argmax(dim=0, keepdim=True)
@@ -217,13 +218,13 @@ def count_rounded(trace: SpikeTrace, spikes: Tensor) -> int:
 
 
 def check(size: Size) -> dict[str, int]:
-    """Compare every method's spikes, and gradients where they must agree, with the standard's.
+    """Compare each method's spikes with the standard's, and its gradients where they must agree.
 
     Returns:
-        Per method the number of spike trains that differ by rounding.
+        Method → number of spike trains that differ by rounding.
 
     Raises:
-        RuntimeError: something differs by more.
+        RuntimeError: spikes or gradients differ by more than rounding.
     """
     inputs, gradient = make_inputs(size)
     with torch.no_grad():
@@ -243,7 +244,7 @@ def check(size: Size) -> dict[str, int]:
 
 
 def measure(size_name: str, rounds: int = 5) -> list[Row]:
-    """Check the methods, which also warms them up, then time them in turns, round by round."""
+    """Check the methods, which warms them up, then time them in turns for some rounds."""
     size = SIZES[size_name]
     n_rounded = check(size)
     inputs, gradient = make_inputs(size)
@@ -255,12 +256,12 @@ def measure(size_name: str, rounds: int = 5) -> list[Row]:
 
 
 def ratio(rows: Sequence[Row], size: str, slow: str, fast: str) -> float:
-    """Median over the rounds of the time of `slow` by that of `fast`."""
+    """Time of `slow` divided by that of `fast`, median over the rounds."""
     by_method = {row.method: row.seconds for row in rows if row.size == size}
     return median_ratio(by_method[slow], by_method[fast])
 
 
-_CLAIMS = [  # size, slow, fast, bound of slow / fast, whether it is the least or the most
+_CLAIMS = [  # size, slow, fast, bound of slow / fast, whether it is a lower or an upper bound
     ("layer", "standard", "fused", 25.0, "≥"),
     ("recording", "standard", "fused", 1000.0, "≥"),
     ("layer", "grouped convolution", "parallel blocks", 3.0, "≥"),
@@ -270,7 +271,7 @@ _CLAIMS = [  # size, slow, fast, bound of slow / fast, whether it is the least o
 
 
 def claims(rows: Sequence[Row]) -> list[Claim]:
-    """What the documentation claims of the sizes that were measured."""
+    """The documented claims about the measured sizes."""
     by_name = {(row.size, row.method): row for row in rows}
     found = []
     for size, slow, fast, bound, sense in _CLAIMS:
@@ -299,7 +300,7 @@ def _print_rows(console: Console, rows: Sequence[Row]) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> list[Row]:
-    """Measure, print the times and the claims, and return the rows."""
+    """Measure, print times and claims, and return the rows."""
     parser = argparse.ArgumentParser(description="Time the neuron dynamics.")
     parser.add_argument(
         "--size", action="append", choices=list(SIZES), help="default: layer and recording"

@@ -1,10 +1,11 @@
-"""Time to fit a whole population of neurons to recordings, against the standard loop.
+"""Time to fit a population of neurons to recordings, compared with the standard loop.
 
     python -m blockspike.benchmark.fitting [--cells 146] [--steps 10000] [--epochs 200] [--rounds 5]
 
-The size of the paper's E7: 146 cells × 3 sweeps of 1 s at 0.1 ms, one start each, its recipe
-without early stopping. The data are synthetic cells. Whole epochs are timed: forward, loss,
-backward, optimiser and what Lightning adds. The standard loop runs one epoch a round.
+The size is that of the paper's recordings (docs/paper.md, Experiments): 146 cells × 3 sweeps of
+1 s at 0.1 ms, one start each, with its recipe but without early stopping. The data are synthetic
+cells. Whole epochs are timed: forward, loss, backward, optimiser and Lightning's overhead. The
+standard loop runs one epoch per round.
 """
 
 import argparse
@@ -34,7 +35,7 @@ _ALLEN_CELLS, _ALLEN_STEPS, _PAPER_EPOCHS = 146, 10_000, 200
 
 
 def make_batch(n_cells: int, n_steps: int) -> FittingBatch:
-    """Three segments of synthetic cells, scaled as published."""
+    """Make three segments of synthetic cells, scaled as published."""
     segment_s = n_steps * _DT_MS / 1000
     starts = [i * segment_s for i in range(_SWEEPS + 1)]
     data = SyntheticCells(
@@ -49,7 +50,7 @@ def make_batch(n_cells: int, n_steps: int) -> FittingBatch:
 
 
 def epoch_s(method: Method, batch: FittingBatch, n_epochs: int) -> float:
-    """Seconds an epoch of a fresh fit."""
+    """Seconds per epoch of a new fit."""
     population = PaperPopulation(batch.current.shape[2], dt_ms=_DT_MS, method=method)
     optimizer = partial(torch.optim.Adam, lr=1e-4, eps=1e-5)
     module = NeuronFittingModule(population, optimizer, n_epochs, patience=None)
@@ -61,13 +62,13 @@ def epoch_s(method: Method, batch: FittingBatch, n_epochs: int) -> float:
     loader = DataLoader([batch], batch_size=None)  # pyright: ignore[reportArgumentType]
     start = time.perf_counter()
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Lightning's, on workers and on its own use of torch
+        warnings.simplefilter("ignore")  # Lightning's, about workers and its own use of torch
         trainer.fit(module, loader)
     return (time.perf_counter() - start) / n_epochs
 
 
 def measure(batch: FittingBatch, n_epochs: int, rounds: int) -> dict[str, list[float]]:
-    """Seconds an epoch of either method, one value a round, taking turns."""
+    """Seconds per epoch of both methods, taking turns, one value per round."""
     costs: dict[str, list[float]] = {"fused": [], "standard": []}
     epoch_s("fused", batch, 2)  # compiles
     for _ in range(rounds):
@@ -77,7 +78,7 @@ def measure(batch: FittingBatch, n_epochs: int, rounds: int) -> dict[str, list[f
 
 
 def claims(costs: dict[str, list[float]]) -> list[Claim]:
-    """What the README says of fits at the paper's size."""
+    """The documented claims about fits at the paper's size."""
     total = sorted(costs["fused"])[len(costs["fused"]) // 2] * _PAPER_EPOCHS
     ratio = median_ratio(costs["standard"], costs["fused"])
     return [
@@ -87,7 +88,7 @@ def claims(costs: dict[str, list[float]]) -> list[Claim]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Measure, print, and return 1 if a claim does not hold at the paper's size."""
+    """Measure and print; returns 1 if a claim fails at the paper's size, else 0."""
     parser = argparse.ArgumentParser(prog="python -m blockspike.benchmark.fitting")
     parser.add_argument("--cells", type=int, default=_ALLEN_CELLS)
     parser.add_argument("--steps", type=int, default=_ALLEN_STEPS)

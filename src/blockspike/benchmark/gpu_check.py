@@ -1,9 +1,9 @@
-"""Test the GPU kernels on a GPU, then time the neuron dynamics there.
+"""Tests of the GPU kernels on a GPU, followed by times of the neuron dynamics.
 
     python -m blockspike.benchmark.gpu_check [--rounds 5]
 
-From a checkout, as it runs files of `tests/`. Exit code 2 without a GPU, 1 if a test fails: no time
-is reported then.
+Run it from a checkout, since it needs `tests/`. Exit code 2 without a GPU; 1 if a test fails, and
+then no time is reported.
 """
 
 import argparse
@@ -36,19 +36,19 @@ WORK = [  # size, recurrent
     (Size(1024, 64, 512, 40), True),
     (Size(10_000, 3, 146, 20), False),
 ]
-_WARM_UPS = 3  # calls: the first compiles, the second captures a graph
+_WARM_UPS = 3  # calls; the first compiles, the second captures a graph
 
 
 def measure(
     size: Size, recurrent: bool, device: torch.device, rounds: int, methods: Sequence[Method]
 ) -> list[Row]:
-    """Time forward and backward of `alif` by each method, float32, in turns: a row each."""
+    """Time `alif` forward and backward in float32; the methods take turns; one row per method."""
     leaves = [x.to(device).requires_grad_() for x in make_inputs(size)[0]]
     weight = (0.1 * torch.eye(size.n_neurons, device=device)).requires_grad_()
 
     def forward(method: Method) -> Tensor:
         for leaf in (*leaves, weight):
-            leaf.grad = None  # else backward would add to it
+            leaf.grad = None  # otherwise backward would add to it
         w = weight if recurrent else None
         return alif(*leaves, arp=size.arp, recurrent_weight=w, method=method).spikes
 
@@ -59,7 +59,7 @@ def measure(
 
 
 def report(console: Console, rows: Sequence[Row], device: torch.device) -> None:
-    """Print the rows as a table, and with the device and versions as one line of JSON."""
+    """Print the rows as a table, then rows, device and version as one line of JSON."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
     table = Table(title=f"neuron dynamics on {name}, float32, median ms")
     for column in ("T", "B", "N", "ARP", "recurrent", "method"):
@@ -77,7 +77,7 @@ def report(console: Console, rows: Sequence[Row], device: torch.device) -> None:
 
 
 def run_tests() -> bool:
-    """Run the tests of the kernels on the GPU, with full precision; whether they pass."""
+    """Run the kernels' tests on the GPU at full precision; returns whether they pass."""
     environment = os.environ | {"TRITON_INTERPRET": "0", "NVIDIA_TF32_OVERRIDE": "0"}
     command = [sys.executable, "-m", "pytest", *TESTS]
     return subprocess.run(command, cwd=ROOT, env=environment, check=False).returncode == 0
@@ -91,7 +91,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.rounds < 2:
         parser.error(f"--rounds: expected at least 2, got {options.rounds}")
     if not torch.cuda.is_available():
-        print("gpu-check: expected a CUDA GPU, PyTorch finds none", file=sys.stderr)
+        print("gpu-check: expected a CUDA GPU, got none", file=sys.stderr)
         return 2
     if not run_tests():
         print("gpu-check: tests failed, so no time is reported", file=sys.stderr)

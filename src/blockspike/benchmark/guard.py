@@ -1,4 +1,4 @@
-"""A small grid whose ratios must not fall: a change that makes a fast path slow is noticed."""
+"""A quick check of a few speed ratios, to notice a change that slows down a fast path."""
 
 from functools import partial
 
@@ -16,18 +16,18 @@ from blockspike.benchmark.timing import (
 from blockspike.networks.synapses import synaptic_current
 from blockspike.neurons.events import EventBatch
 
-# Slow / fast, about two thirds of the ratios measured then: docs/explanation/performance.md.
+# Slow / fast: about two thirds of the measured ratios in docs/explanation/performance.md.
 FLOORS = {
     ("standard", "fused"): 15.0,
     ("blocks", "fused"): 1.1,
     ("dense synapses", "event-driven synapses"): 2.5,
 }
 _SHAPE, _N_NEURONS, _DENSITY = (256, 32, 700), 256, 0.03
-_TRIES = 3  # of a ratio that was too low, since other work may have been measured too
+_TRIES = 3  # per ratio: other work on the machine may make one too low
 
 
 def check_floors(rounds: int = 5) -> list[Claim]:
-    """Measure each ratio, again if it is too low, and judge it by its floor."""
+    """Measure each ratio, repeatedly if it is too low, and compare it with its floor."""
     found = []
     for (slow, fast), floor in FLOORS.items():
         claim = _judge(slow, fast, floor, rounds)
@@ -50,7 +50,7 @@ def _measure_neurons(rounds: int) -> dict[str, tuple[float, ...]]:
 
 
 def _measure_synapses(rounds: int) -> dict[str, tuple[float, ...]]:
-    """Seconds of the currents of spikes and of their gradient to the weights."""
+    """Seconds of the synaptic current and its gradient to the weights, by contender."""
     generator = torch.Generator().manual_seed(0)
     dense = (torch.rand(_SHAPE, generator=generator) < _DENSITY).float()
     weight = torch.randn(1, _N_NEURONS, _SHAPE[2], generator=generator, requires_grad=True)

@@ -1,7 +1,7 @@
-"""What the benchmark of layers times: our methods, the published memory pattern, other libraries.
+"""Contenders of the layer benchmark: our methods, the published memory pattern, other libraries.
 
-A contender is a stack of layers, synapses and neurons. All take the same input: ours as events, the
-others as the dense tensor made of them (which is not timed).
+A contender is a stack of layers of synapses and neurons. All get the same input: ours as events,
+the others as a dense tensor (the conversion is not timed).
 """
 
 import math
@@ -26,18 +26,18 @@ from blockspike.neurons.surrogate import spike
 _DECAY = 0.9  # β and p, per step
 _DT_MS = 1.0
 _TAU_MS = -_DT_MS / math.log(_DECAY)
-_MOST_EVENTS = 200  # per unit and sample; rates are uniform up to it
-# Sums of few multiples of these (and products) are exact, in whatever order a method adds.
+_MOST_EVENTS = 200  # per unit and sample; the upper end of the uniform rates
+# Sums of a few multiples of these (and of their products) are exact in any order.
 _QUANTUM, _INPUT_QUANTUM = 2.0**-12, 2.0**-6
-_LATER_GAIN = 3.0  # of later layers, with no weight below 0: they would be silent otherwise
-_LEAST_RATE = 5e-4  # of spikes; event-driven layers that are silent would cost nothing
+_LATER_GAIN = 3.0  # of later layers, whose weights are ≥ 0; they would be silent otherwise
+_LEAST_RATE = 5e-4  # spikes per step; a silent event-driven layer would cost nothing
 _CHECKED_STEPS = 256
-_TOLERANCE = 1e-4  # of gradients in float32, by the largest
+_TOLERANCE = 1e-4  # of gradients in float32, relative to the largest
 
 
 @dataclass(frozen=True)
 class Size:
-    """Of one measurement; the fields name the columns of the table."""
+    """Size of one measurement; the fields are columns of the table."""
 
     n_steps: int
     batch_size: int
@@ -50,7 +50,7 @@ class Size:
 
 
 class _Stack(nn.Module):
-    """Layers one after another, each as events for the next."""
+    """A stack of layers, each passing its spikes to the next as events."""
 
     def __init__(self, layers: list[ALIFLayer]):
         super().__init__()
@@ -61,7 +61,7 @@ class _Stack(nn.Module):
 
 
 class _ParallelBlocksLayer(ALIFLayer):
-    """The paper's Blocks by matrix products, on a CPU too."""
+    """The paper's Blocks by matrix products, even on a CPU."""
 
     def trace(self, x: EventBatch | Tensor, events: SpikeEvents | None = None) -> SpikeTrace:
         return blocks(
@@ -74,7 +74,7 @@ class _ParallelBlocksLayer(ALIFLayer):
 class _ReferenceLayer(ALIFLayer):
     """A loop with the memory pattern of the published code: slices of full-size tensors.
 
-    Every assignment of a step makes backward copy a whole [T, B, N] gradient: O(T²) traffic.
+    For each assignment of a step, backward copies a whole [T, B, N] gradient: O(T²) traffic.
     """
 
     def trace(self, x: EventBatch | Tensor, events: SpikeEvents | None = None) -> SpikeTrace:
@@ -99,7 +99,7 @@ class _ReferenceLayer(ALIFLayer):
 
     @staticmethod
     def _no_values() -> tuple[Tensor, Tensor]:
-        raise NotImplementedError("this loop is only timed: it keeps no membrane and threshold")
+        raise NotImplementedError("this loop is only timed; it keeps no membrane and threshold")
 
 
 @dataclass(frozen=True)
@@ -107,13 +107,14 @@ class Contender:
     """One way to compute the layers.
 
     Attributes:
-        name: for the table.
-        package, version: distribution it comes from; version None if it is not installed.
-        neuron, differs: neuron model, and in what it differs from ours.
+        name: name in the table.
+        package, version: its distribution; version None = not installed.
+        neuron, differs: its neuron model, and how that differs from ours.
         takes_events: whether its input is an EventBatch.
-        make: size → module, its weights the same for all of ours.
-        spikes, gradients: whether they must be those of `standard`.
-        any_arp_costs_the_same: whatever the refractory period.
+        make: size → module; all of ours have the same weights.
+        spikes, gradients: whether they must equal those of `standard`.
+        any_arp_costs_the_same: whether its time does not depend on the refractory period.
+        devices: types of devices that it runs on.
     """
 
     name: str
@@ -148,7 +149,7 @@ def _make_ours(layer: Callable[..., ALIFLayer], size: Size) -> nn.Module:
 
 def _make_peer(make: Callable[[int, int, bool], nn.Module], size: Size) -> nn.Module:
     if size.n_layers != 1:
-        raise ValueError(f"n_layers: other libraries are measured with 1, got {size.n_layers}")
+        raise ValueError(f"n_layers: expected 1 for other libraries, got {size.n_layers}")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         return make(size.n_inputs, size.n_units, size.recurrent)
@@ -197,10 +198,10 @@ CONTENDERS = {
 
 
 def make_inputs(size: Size, device: torch.device) -> tuple[EventBatch | None, Tensor]:
-    """The input as events (None where it is no spikes) and as a dense tensor [T, B, n_inputs].
+    """The input as events (None if it is not spikes) and as a dense tensor [T, B, n_inputs].
 
-    "poisson": SPEC E1, per sample a rate r ~ U(0, 200), each unit and step Poisson(r / T) clipped
-    at 1. "uniform": SPEC E2, U(0, 1).
+    "poisson": each sample has a rate r ~ U(0, 200); each unit and step has Poisson(r / T) spikes,
+    clipped at 1. "uniform": values from U(0, 1). Both as in docs/paper.md, Experiments.
     """
     generator = torch.Generator().manual_seed(0)
     shape = (size.n_steps, size.batch_size, size.n_inputs)
@@ -214,7 +215,7 @@ def make_inputs(size: Size, device: torch.device) -> tuple[EventBatch | None, Te
 
 
 def first_steps(x: EventBatch | Tensor, n_steps: int) -> EventBatch | Tensor:
-    """The first steps of an input [T, B, K]; all of it if it has no more."""
+    """The first `n_steps` steps of an input [T, B, K], or all of a shorter one."""
     n_steps = min(n_steps, x.shape[0])
     if isinstance(x, Tensor):
         return x[:n_steps]
@@ -228,10 +229,10 @@ def check(
     """Compare spikes and gradients of our contenders with those of `standard`, over 256 steps.
 
     Returns:
-        By contender the share of neurons (of the last layer) that fire in a step.
+        Contender → share of the last layer's neurons that fire in a step.
 
     Raises:
-        RuntimeError: they differ, or next to nothing fires and there is nothing to compare.
+        RuntimeError: they differ, or there are too few spikes to compare.
     """
     inputs = {name: first_steps(x, _CHECKED_STEPS) for name, x in inputs.items()}
     rates = {}
@@ -250,12 +251,12 @@ def check(
         except Exception:
             if CONTENDERS[name].spikes:
                 raise
-            continue  # what another library raises is told when it is timed
+            continue  # errors of other libraries are reported when they are timed
         rates[name] = round(spikes.mean().item(), 5)
         if expected is not None and CONTENDERS[name].spikes:
             _compare(name, spikes, grads, *expected)
             if rates[name] < _LEAST_RATE:
-                raise RuntimeError(f"{size}: hardly a spike: no time is reported")
+                raise RuntimeError(f"{size}: hardly any spikes: no time is reported")
     return rates
 
 

@@ -1,9 +1,9 @@
-"""Every neuron model: its pass against its own loop over time, forward and backward.
+"""Time of each neuron model's fused pass against its standard loop, forward and backward.
 
     python -m blockspike.benchmark.models [--shape 1024 32 128] [--rounds 5] [--json claims.jsonl]
 
-No synapses, float32, on the CPU, without and with recurrence. Spikes
-are compared before anything is timed; the two take turns, a ratio is the median over the rounds.
+No synapses, float32, on the CPU, without and with recurrence. Spikes are compared before anything
+is timed. The two methods take turns, and a ratio is the median over the rounds.
 """
 
 import argparse
@@ -43,7 +43,7 @@ METHODS = ("standard", "fused")
 
 
 def make_inputs(name: str, recurrent: bool, shape: tuple[int, int, int]) -> dict[str, Tensor]:
-    """Arguments [T, B, N], [N] and [N, N] with which some 2 to 20 % of the steps have a spike."""
+    """Arguments [T, B, N], [N] and [N, N] for spikes in about 2 to 20 % of the steps."""
     generator = torch.Generator().manual_seed(0)
     scale = 0.3 if name == "ALIF" else 4.0
     weight = torch.randn(shape[2], shape[2], generator=generator) * 0.2 / shape[2] ** 0.5
@@ -57,11 +57,11 @@ def make_inputs(name: str, recurrent: bool, shape: tuple[int, int, int]) -> dict
 def measure(
     name: str, recurrent: bool, rounds: int, shape: tuple[int, int, int]
 ) -> dict[str, list[Turn]]:
-    """Turns of both methods of a model.
+    """Check and time both methods of a model, in turns.
 
     Raises:
-        RuntimeError: their spikes differ on more than one step in a thousand of those that have
-            one (sums over recurrent weights round differently).
+        RuntimeError: their spikes differ. With recurrence, whose sums round differently, up to
+            one spike in a thousand may.
     """
     simulate, _ = MODELS[name]
     inputs = make_inputs(name, recurrent, shape)
@@ -72,14 +72,14 @@ def measure(
     with torch.no_grad():
         ours, loop = spikes("fused"), spikes("standard")
     if (ours != loop).sum() > (1e-3 * loop.sum() if recurrent else 0):
-        raise RuntimeError(f"{name}: spikes of both methods differ: no time is reported")
+        raise RuntimeError(f"{name}: spikes of the two methods differ: no time is reported")
     device = torch.device("cpu")
     contenders = {m: partial(time_turn, partial(spikes, m), device) for m in METHODS}
     return all_turns(take_turns(contenders, rounds))
 
 
 def main(argv: Sequence[str] | None = None) -> list[Claim]:
-    """Measure, print and return what is claimed."""
+    """Measure, print and return the claims."""
     parser = argparse.ArgumentParser(description="Time every neuron model.")
     parser.add_argument("--shape", type=int, nargs=3, default=SHAPE, metavar=("T", "B", "N"))
     options = parse(parser, argv)

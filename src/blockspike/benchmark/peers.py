@@ -1,9 +1,9 @@
-"""Layers of other libraries for the benchmark of speed: in each, what comes nearest to ALIF.
+"""Layers of other libraries for the speed benchmark: the closest each has to an ALIF layer.
 
 A layer takes inputs [T, B, n_inputs] in float32 and returns spikes [T, B, n_units]; every call
 starts at rest. Where a library has the parameter, β = p = 0.9, b = 1, reset is to zero without a
-gradient, and the surrogate is the fast sigmoid. The libraries are in the extra `peers`; one is
-imported when a layer of it is made, not before.
+gradient, and the surrogate is the fast sigmoid. The libraries are in the extra `peers`; each is
+imported only when one of its layers is made.
 """
 
 import importlib
@@ -20,22 +20,23 @@ import torch
 from torch import Tensor, nn
 
 _DECAY = 0.9  # β and p, per step
-_RAISE = 1.0  # b, of the threshold per spike
+_RAISE = 1.0  # b, the rise of the threshold per spike
 _SLOPE = 10.0  # of the fast sigmoid
 
 
 @dataclass(frozen=True)
 class Peer:
-    """A layer of another library that comes nearest to an ALIF layer.
+    """The layer of another library that is closest to an ALIF layer.
 
     Attributes:
-        name: of the library, and in brackets how it is used where there are several ways.
+        name: the library's name; in brackets the variant, if there are several.
         package: name of its distribution.
-        neuron: the class, and in brackets the one without recurrence if that is another.
-        differs: from an ALIF layer (β, p, b, refractory period, recurrent delay, surrogate).
-        devices: on which it can run.
-        make: (n_inputs, n_units, recurrent) → the layer. Raises ImportError without the package;
-            whatever the library raises, then or when the layer is called, is passed on.
+        neuron: class of the neurons; in brackets the one without recurrence, if different.
+        differs: how it differs from an ALIF layer (β, p, b, refractory period, recurrent delay,
+            surrogate).
+        devices: types of devices that it runs on.
+        make: (n_inputs, n_units, recurrent) → the layer. Raises ImportError without the package.
+            Any error of the library, now or when the layer is called, is passed on.
     """
 
     name: str
@@ -47,7 +48,7 @@ class Peer:
 
 
 def version(peer: Peer) -> str | None:
-    """Version of the installed package; None if it is not installed."""
+    """Version of the installed package, or None."""
     try:
         return metadata.version(peer.package)
     except metadata.PackageNotFoundError:
@@ -57,7 +58,7 @@ def version(peer: Peer) -> str | None:
 class _Layer(nn.Module):
     """Synapses for the whole sequence, then neurons.
 
-    `reset` clears what the neurons keep of a call, which is the graph too and not only the state.
+    `reset` clears what the neurons keep from a call: the state and the graph.
     """
 
     def __init__(
@@ -82,7 +83,7 @@ class _Layer(nn.Module):
 
 def _import(name: str) -> ModuleType:
     with warnings.catch_warnings():
-        # Norse scripts three functions, none of them of the LSNN, as it is imported.
+        # On import, Norse scripts three functions; the LSNN uses none of them.
         warnings.filterwarnings("ignore", ".*torch.jit.script.*deprecated", DeprecationWarning)
         return importlib.import_module(name)
 
@@ -96,7 +97,7 @@ def _snntorch(n_inputs: int, n_units: int, recurrent: bool) -> nn.Module:
     snntorch = _import("snntorch")
     spike = _import("snntorch.surrogate").fast_sigmoid(_SLOPE)
     make_neurons = partial(snntorch.Leaky, _DECAY)
-    if recurrent:  # it resets by subtraction: reset to zero takes two recurrent products a step
+    if recurrent:  # resets by subtraction; a reset to zero takes two recurrent products a step
         make_neurons = partial(snntorch.RLeaky, _DECAY, linear_features=n_units)
     return _Layer(
         nn.Linear(n_inputs, n_units),
@@ -112,15 +113,15 @@ def _norse(n_inputs: int, n_units: int, recurrent: bool, compiled: bool = False)
     options = {
         "dt": dt,
         "p": norse.LSNNParameters(
-            tau_syn_inv=torch.tensor(1 / dt),  # the synaptic current is gone after a step
+            tau_syn_inv=torch.tensor(1 / dt),  # the synaptic current decays within a step
             tau_mem_inv=torch.tensor((1 - _DECAY) / dt),
             tau_adapt_inv=torch.tensor((1 - _DECAY) / dt),
-            beta=torch.tensor(_RAISE / _DECAY),  # it decays once before a threshold has it
+            beta=torch.tensor(_RAISE / _DECAY),  # it decays once before it raises a threshold
         ),
     }
     synapses = nn.Linear(n_inputs, n_units)
     with torch.no_grad():
-        synapses.weight /= 1 - _DECAY  # the membrane takes that part of the current
+        synapses.weight /= 1 - _DECAY  # the membrane scales the current by 1 − β
     if recurrent:
         neurons = norse.LSNNRecurrent(
             n_inputs, n_units, input_weights=synapses.weight, autapses=True, **options
@@ -146,7 +147,7 @@ def _run_norse_cell(neurons: nn.Module, current: Tensor) -> Tensor:
 
 
 def _with_own_code(function: FunctionType) -> FunctionType:
-    """A copy that torch.compile takes for another function.
+    """Copy a function so that torch.compile treats it as another one.
 
     It counts compilations per code object, and too many shapes in one process are an error.
     """
@@ -157,11 +158,11 @@ def _with_own_code(function: FunctionType) -> FunctionType:
 def _spikingjelly(
     n_inputs: int, n_units: int, recurrent: bool, make_neurons: Callable[..., nn.Module]
 ) -> nn.Module:
-    """Layer of `make_neurons(step_mode=…)`: "m" takes sequences, "s" single steps."""
+    """Make a layer of `make_neurons(step_mode=…)`: "m" takes sequences, "s" single steps."""
     if recurrent:
         container = _import("spikingjelly.activation_based.layer").LinearRecurrentContainer
         neurons = container(make_neurons(step_mode="s"), n_units, n_units, bias=False)
-        with torch.no_grad():  # its weights are for [current, spikes]: let the current pass
+        with torch.no_grad():  # its weights multiply [current, spikes]: pass the current through
             neurons.rc.weight[:, :n_units] = torch.eye(n_units)
     else:
         neurons = make_neurons(step_mode="m")
@@ -223,7 +224,7 @@ def _sinabs(n_inputs: int, n_units: int, recurrent: bool) -> nn.Module:
 
 def _reset_sinabs(neurons) -> None:
     neurons.reset_states()
-    neurons.firing_rate = None  # a tensor with the graph
+    neurons.firing_rate = None  # a tensor that holds the graph
 
 
 _EVERYWHERE = ("cpu", "cuda")

@@ -1,7 +1,8 @@
-"""How near each kernel comes to the memory bandwidth that a plain copy reaches on this machine.
+"""Memory bandwidth of each kernel, compared with that of a plain copy on this machine.
 
-Bytes are those that the algorithm has to move through memory, flops those of its formulas, both by
-count per neuron and step (or per event), not measured. What stays in caches counts nothing.
+Bytes and flops are counted per neuron and step (or per event), not measured: the bytes that the
+algorithm must move through memory, and the flops of its formulas. Data that stay in caches are not
+counted.
 """
 
 import math
@@ -31,7 +32,7 @@ from blockspike.neurons import (
 from blockspike.neurons.cpu.kernels import LINE_BYTES, kernel, run, stream_line
 
 LAYER = Size(n_steps=2048, batch_size=64, n_inputs=256, n_units=128, arp_steps=10, recurrent=False)
-COPIED_BYTES = 2**28  # read, and as many written: more than caches hold
+COPIED_BYTES = 2**28  # read, and as many written; more than the caches hold
 _PIECE = 4096  # elements
 _COPY: list[Tensor] = []
 _SURROGATE_FLOPS: dict[type[Surrogate], int] = {FastSigmoid: 4, Boxcar: 2, MultiGaussian: 37}
@@ -39,12 +40,12 @@ _SURROGATE_FLOPS: dict[type[Surrogate], int] = {FastSigmoid: 4, Boxcar: 2, Multi
 
 @dataclass(frozen=True)
 class Kernel:
-    """What a kernel moves and computes, forward and backward.
+    """Bytes and flops of a kernel, and a function that times it.
 
     Attributes:
-        name: for the table.
-        bytes_moved, flops: of forward and of backward.
-        turn: times both.
+        name: name in the table.
+        bytes_moved, flops: (forward, backward).
+        turn: runs and times both passes.
     """
 
     name: str
@@ -54,10 +55,11 @@ class Kernel:
 
 
 def copy_s(streaming: bool) -> float:
-    """Seconds to copy an array that no cache holds; it moves COPIED_BYTES twice.
+    """Seconds to copy an array larger than the caches; COPIED_BYTES are read and written.
 
-    By PyTorch's `copy_`, or `streaming`, by stores past the caches: the fastest copy that we know
-    to write, since an ordinary store first reads what it overwrites.
+    Args:
+        streaming: whether to store past the caches, which is the fastest copy we know, since an
+            ordinary store first reads what it overwrites; otherwise PyTorch's `copy_`.
     """
     if not _COPY:
         source = torch.zeros(COPIED_BYTES // 4)
@@ -81,15 +83,16 @@ def _stream(first, last, source, target):
 
 
 def kernels() -> list[Kernel]:
-    """Every CPU kernel at the sizes of LAYER and of the paper's recordings."""
+    """All CPU kernels, at the size of LAYER or of the paper's recordings."""
     return [*_neurons(), _integrator(), _event_synapses(), _fitting()]
 
 
 def _neurons() -> list[Kernel]:
-    """Forward reads I and writes S, also as a byte; backward reads I and ∂S and writes ∂I.
+    """Passes of the neurons.
 
-    Every 8 steps (V, a, silence) are kept. Blocks keeps V − θ of every step and reads that instead
-    of I; every 16 steps it keeps four values.
+    Forward reads I and writes S as floats and as bytes; backward reads I and ∂S and writes ∂I.
+    Every 8 steps, V, a and the refractory steps left are stored. Blocks stores V − θ of every step
+    and reads it instead of I in backward; every 16 steps it stores four values.
     """
     shape = (LAYER.n_steps, LAYER.batch_size, LAYER.n_units)
     generator = torch.Generator().manual_seed(0)
@@ -120,7 +123,7 @@ def _neurons() -> list[Kernel]:
 
 
 def _integrator() -> Kernel:
-    """Reads and writes a value, both ways."""
+    """Leaky integrator: both passes read and write one value."""
     shape = (LAYER.n_steps, LAYER.batch_size, LAYER.n_units)
     current = torch.rand(shape, requires_grad=True)
     beta = torch.full(shape[2:], 0.9)
@@ -133,9 +136,9 @@ def _integrator() -> Kernel:
 
 
 def _event_synapses() -> Kernel:
-    """Forward reads events and writes currents; backward, to the weights, reads both.
+    """Event-driven synapses: forward reads events and writes currents, backward reads both.
 
-    The rows of weights that each event adds come from a cache.
+    The gradient is that of the weights. The rows of weights that events add are in a cache.
     """
     events, _ = make_inputs(LAYER, torch.device("cpu"))
     assert events is not None
@@ -152,7 +155,7 @@ def _event_synapses() -> Kernel:
 
 
 def _fitting() -> Kernel:
-    """Both passes read current and target; every 16 steps four values are kept."""
+    """Fit to recordings: both passes read current and target; four values stored per 16 steps."""
     shape = (10_000, 3, 146)  # the paper's recordings
     current = 0.2 * torch.rand(shape)
     target = torch.zeros(shape, dtype=torch.uint8)

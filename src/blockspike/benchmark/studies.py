@@ -1,4 +1,4 @@
-"""The studies of `blockspike benchmark`: what is measured, piece by piece, and its rows."""
+"""The studies of `blockspike benchmark`, divided into pieces that are measured one by one."""
 
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -31,27 +31,27 @@ from blockspike.neurons import Method
 from blockspike.neurons.events import EventBatch
 
 _METHODS = tuple(contender.name for contender in OURS if contender.name != "standard reference")
-LeftOut = dict[tuple[str, Size], str]  # contender and size, whatever its arp_steps → why
+LeftOut = dict[tuple[str, Size], str]  # (contender, size with arp_steps 0) → why it is left out
 _FINEST_MS, _USUAL_MS = min(STEPS_MS), 1.0
 _WARM_UPS = {"cpu": 1, "cuda": 3}  # on a GPU the second call captures a graph
 
 
 @dataclass(frozen=True)
 class Options:
-    """How much of the grid is measured, and how.
+    """What to measure, and how.
 
     Attributes:
         n_steps, arp_steps, batch_size: grid of the study `length`.
         n_units, n_layers: grid of the study `layers`.
         contenders: names in CONTENDERS; None = all.
-        simulated_s: length of the recording of the study `tradeoff`, per trial.
+        simulated_s: simulated time per trial of the study `tradeoff`.
         rounds: turns of each contender, at least 2.
         longest_turn_s: slower contenders are left out, with a row that says so.
-        memory: whether peak memory is measured, in processes of their own.
-        device: of the studies of layers; the others run on the CPU.
+        memory: whether to measure peak memory, each contender in a new process.
+        device: device of the layer studies; the others run on the CPU.
 
     Raises:
-        ValueError: a contender or device is not known or not here, or fewer than 2 rounds.
+        ValueError: a contender or device is unknown or unavailable, or rounds < 2.
     """
 
     n_steps: tuple[int, ...] = (512, 1024, 2048)
@@ -75,12 +75,12 @@ class Options:
         if self.device not in ("cpu", "cuda"):
             raise ValueError(f"device: expected cpu or cuda, got {self.device!r}")
         if self.device == "cuda" and not torch.cuda.is_available():
-            raise ValueError("device: expected cpu, as PyTorch finds no CUDA device; got 'cuda'")
+            raise ValueError("device: expected cpu, since PyTorch finds no CUDA GPU, got 'cuda'")
         if self.rounds < 2:
             raise ValueError(f"rounds: expected at least 2, got {self.rounds}")
 
     def choose(self, names: Sequence[str]) -> list[str]:
-        """Those of `names` that were asked for and can run on the device."""
+        """Keep the `names` that were chosen and can run on the device."""
         kind = torch.device(self.device).type
         return [
             name
@@ -92,13 +92,13 @@ class Options:
 
 @dataclass(frozen=True)
 class Piece:
-    """The least that is measured at once, side by side.
+    """The smallest part of a study: contenders measured side by side.
 
     Attributes:
-        key: column → value, the same in all its rows and no other's.
-        contenders: of which there will be rows, if known.
+        key: column → value, shared by all its rows and by no other piece's.
+        contenders: names of the contenders, if known in advance.
         device: where it is measured.
-        measure: gives the rows, without the key.
+        measure: returns the rows, without the key.
     """
 
     key: Row
@@ -108,24 +108,25 @@ class Piece:
 
 
 def pieces(study: str, options: Options) -> Iterator[Piece]:
-    """The pieces of a study.
+    """Yield the pieces of a study.
 
     Raises:
-        ValueError: there is no such study.
+        ValueError: the study is unknown, or has none of the chosen contenders.
     """
     if study not in STUDIES:
         raise ValueError(f"study: expected some of {', '.join(STUDIES)}, got {study!r}")
     for piece in STUDIES[study](options):
         if not piece.contenders and study != "roofline":
             raise ValueError(
-                f"contenders: none of {', '.join(options.contenders or ())} is in {study!r}"
+                f"contenders: expected some of study {study!r}, "
+                f"got {', '.join(options.contenders or ())}"
             )
         yield piece
 
 
 def _length(options: Options) -> Iterator[Piece]:
-    """SPEC E1: 1000 → 128 recurrent, steps × refractory period × batch."""
-    left_out: LeftOut = {}  # too slow at one refractory period, it is so at every other
+    """Recurrent layer 1000 → 128: steps × ARP × batch (docs/paper.md, Experiments)."""
+    left_out: LeftOut = {}  # shared: most are as slow at any refractory period
     for batch, n_steps, arp in product(options.batch_size, options.n_steps, options.arp_steps):
         size = Size(n_steps, batch, 1000, 128, arp_steps=arp)
         memory = options.memory and arp == options.arp_steps[0]
@@ -134,14 +135,14 @@ def _length(options: Options) -> Iterator[Piece]:
 
 
 def _layers(options: Options) -> Iterator[Piece]:
-    """SPEC E1: units × layers at T = 1024, batch 64, refractory period 40."""
+    """Units × layers at T = 1024, batch 64, refractory period 40 (docs/paper.md, Experiments)."""
     for n_units, n_layers in product(options.n_units, options.n_layers):
         size = Size(1024, 64, 1000, n_units, n_layers, arp_steps=40)
         yield _layers_piece("layers", size, _METHODS, replace(options, memory=False))
 
 
 def _libraries(options: Options) -> Iterator[Piece]:
-    """SPEC E2: 200 → 100 without recurrence on numbers from U(0, 1)."""
+    """Layer 200 → 100 without recurrence, inputs from U(0, 1) (docs/paper.md, Experiments)."""
     size = Size(1000, 128, 200, 100, arp_steps=40, recurrent=False, inputs="uniform")
     yield _layers_piece("libraries", size, list(CONTENDERS), options)
 
@@ -197,13 +198,13 @@ def _measure_layers(
 def _make(
     size: Size, names: Sequence[str], device: torch.device
 ) -> tuple[dict[str, nn.Module], dict[str, str]]:
-    """The contenders' modules, and why there is none."""
+    """Make the contenders' modules; returns them and, for those that failed, why."""
     modules: dict[str, nn.Module] = {}
     failed: dict[str, str] = {}
     for name in names:
         try:
             modules[name] = CONTENDERS[name].make(size).to(device)
-        except Exception as error:  # other libraries may lack, or fail in any way
+        except Exception as error:  # other libraries may be missing, or raise anything
             failed[name] = reason(error)
     return modules, failed
 
@@ -215,7 +216,7 @@ def _about(name: str) -> Row:
 
 
 def _cost(found: list[Turn] | str, fused: list[Turn] | str | None) -> Row:
-    """What was measured of a contender, or why it was left out."""
+    """Columns of a contender's times, or the reason why it was left out."""
     if isinstance(found, str):
         return {"left_out": found}
     return summary(found, fused if isinstance(fused, list) else None)
@@ -234,14 +235,14 @@ def _peak_mib(name: str, size: Size, options: Options) -> float | None:
         task = layer_peak_bytes, name, size, options.device, torch.get_num_threads()
         try:
             return round(pool.submit(*task).result() / 2**20, 1)
-        except Exception:  # killed for want of memory, or no such file in /proc here
+        except Exception:  # killed when out of memory, or /proc lacks the file
             return None
 
 
 def layer_peak_bytes(name: str, size: Size, device_name: str, n_threads: int) -> int:
-    """Most memory of a contender's turn, above its input and parameters; see `peak_bytes`.
+    """Peak memory of a contender's turn, beyond its input and parameters; see `peak_bytes`.
 
-    Run it in a fresh process. A few steps compile every kernel before.
+    Run it in a new process. A few steps beforehand compile every kernel.
     """
     torch.set_num_threads(n_threads)
     device = torch.device(device_name)
@@ -257,13 +258,13 @@ def layer_peak_bytes(name: str, size: Size, device_name: str, n_threads: int) ->
     if device.type == "cpu":
         return peak_bytes(lambda: turn(x))
     held = torch.cuda.memory_allocated(device)
-    for _ in range(_WARM_UPS["cuda"]):  # graphs that are captured count
+    for _ in range(_WARM_UPS["cuda"]):  # captured graphs count
         turn(x)
     return torch.cuda.max_memory_allocated(device) - held
 
 
 def _tradeoff(options: Options) -> Iterator[Piece]:
-    """One neuron at every step length, by every method."""
+    """One neuron at every step length, simulated by every method."""
     key = {"study": "tradeoff", "simulated_s": options.simulated_s}
     chosen = options.choose(METHODS)
     methods: list[Method] = [method for method in METHODS if method in chosen]
@@ -308,7 +309,7 @@ def _measure_tradeoff(methods: Sequence[Method], options: Options) -> list[Row]:
 
 
 def _roofline(options: Options) -> Iterator[Piece]:
-    """Every CPU kernel against the bandwidth of a copy."""
+    """All CPU kernels, compared with the bandwidth of a copy."""
     cpu = torch.device("cpu")
     yield Piece({"study": "roofline"}, (), cpu, partial(_measure_roofline, options))
 

@@ -1,4 +1,4 @@
-"""The benchmark's rows in a file that a killed run leaves whole, so that the next one goes on."""
+"""File of the benchmark's rows, from which a killed benchmark can resume."""
 
 import json
 import os
@@ -10,17 +10,21 @@ Row = dict[str, Any]
 
 
 class RowFile:
-    """Rows as JSON lines. Those of one measurement are added together or not at all.
+    """Rows as JSON lines; those of one measurement are added all together or not at all.
 
     Args:
-        path: the file; made with its folder when first added to.
+        path: the file; it and its folder are made by the first `add`.
     """
 
     def __init__(self, path: Path):
         self.path = path
 
     def rows(self) -> list[Row]:
-        """All rows; a last line that a kill cut short is left out."""
+        """All rows, without a last line cut short by a kill.
+
+        Raises:
+            ValueError: a line is damaged.
+        """
         if not self.path.is_file():
             return []
         rows: list[Row] = []
@@ -29,13 +33,13 @@ class RowFile:
                 rows += json.loads(line)
             except (ValueError, TypeError) as error:
                 raise ValueError(
-                    f"{self.path}: line {number} is damaged ({error}); delete the line, "
-                    "and it is measured again"
+                    f"{self.path}: line {number} is damaged ({error}); delete it "
+                    "to measure it again"
                 ) from error
         return rows
 
     def find(self, wanted: Mapping[str, Any]) -> list[Row]:
-        """The rows that hold these values."""
+        """The rows with these values."""
         return [row for row in self.rows() if wanted.items() <= row.items()]
 
     def add(self, rows: Sequence[Row]) -> None:
@@ -43,7 +47,7 @@ class RowFile:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         whole = self.path.read_bytes() if self.path.is_file() else b""
         with self.path.open("r+b" if whole else "wb") as file:
-            file.seek(whole.rfind(b"\n") + 1)  # over what a kill left of a line
+            file.seek(whole.rfind(b"\n") + 1)  # overwrite a line cut short by a kill
             file.truncate()
             file.write(json.dumps(list(rows)).encode() + b"\n")
             file.flush()

@@ -1,4 +1,4 @@
-"""What every benchmark shares: medians over rounds, claims, and the report of both."""
+"""Shared parts of the benchmarks: timing in turns, statistics over rounds, and claims."""
 
 import argparse
 import ctypes
@@ -21,18 +21,19 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-_STEADY = 1.3  # third by first quartile; above, other work on the machine was measured too
+_STEADY = 1.3  # largest third / first quartile; above it, other work disturbed the measurement
 
 
 @dataclass(frozen=True)
 class Claim:
-    """A ratio that the documentation claims.
+    """A documented ratio and its measurement.
 
     Attributes:
-        claim: what was measured and the methods.
-        measured, needed: the ratio and the bound that it has to keep.
-        met: None where the rounds were too unsteady to tell. Two threads of PyTorch on a busy
-            machine wait for each other and can be 50 times slower, which flatters the others.
+        claim: the measurement and the methods.
+        measured, needed: the ratio and its bound.
+        met: whether the bound holds; None if the rounds were too unsteady to tell. On a busy
+            machine, PyTorch's threads wait for each other and can be 50 times slower, which
+            flatters the others.
     """
 
     claim: str
@@ -50,18 +51,18 @@ class Turn:
 
     @property
     def total(self) -> float:
-        """Of both."""
+        """Seconds of both passes."""
         return self.forward + self.backward
 
 
 def synchronise(device: torch.device) -> None:
-    """Wait until everything that was started on the device is done."""
+    """Wait until the device has finished all its work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
 def time_turn(forward: Callable[[], Tensor], device: torch.device) -> Turn:
-    """Time a function that returns a differentiable tensor, and the backward pass of its sum."""
+    """Time `forward`, which returns a differentiable tensor, and the backward pass of its sum."""
     synchronise(device)
     started = time.perf_counter()
     total = forward().sum()
@@ -79,16 +80,16 @@ def take_turns(
     longest_turn_s: float = math.inf,
     warm_ups: int = 1,
 ) -> dict[str, list[Turn] | str]:
-    """Run every contender to warm up, then all in turns, round by round.
+    """Warm up every contender, then run all of them in turns for some rounds.
 
     Args:
-        contenders: each runs once and says how long it took.
-        rounds: after the one that warms up.
-        longest_turn_s: a contender that takes longer, when asked a second time, is left out.
-        warm_ups: how many runs compile, or capture a graph, and are not counted.
+        contenders: name → function that runs once and returns its times.
+        rounds: number of rounds after the warm-up.
+        longest_turn_s: a contender that takes longer, even when repeated, is left out.
+        warm_ups: runs that compile or capture a graph, and are not counted.
 
     Returns:
-        By contender the turns, or why there are none: what it raised, or that it is too slow.
+        Contender → its turns, or the reason why there are none: an error, or too slow.
     """
     found: dict[str, list[Turn] | str] = {}
     for name, run in contenders.items():
@@ -96,7 +97,7 @@ def take_turns(
             turn = [run() for _ in range(warm_ups)][-1]
             if turn.total > longest_turn_s:
                 turn = run()
-        except Exception as error:  # other libraries raise what they like
+        except Exception as error:  # other libraries may raise anything
             found[name] = reason(error)
             continue
         finally:
@@ -106,7 +107,7 @@ def take_turns(
     order = list(contenders)
     shuffle = Random(0).shuffle
     for _ in range(rounds):
-        shuffle(order)  # nobody always runs after the same one, in the caches that it left
+        shuffle(order)  # so that none always finds the caches as the same other one left them
         for name in order:
             turns = found[name]
             if isinstance(turns, list):
@@ -118,7 +119,7 @@ def take_turns(
 
 
 def all_turns(found: Mapping[str, list[Turn] | str]) -> dict[str, list[Turn]]:
-    """What `take_turns` found, where nothing may fail; RuntimeError says what did."""
+    """The turns that `take_turns` returned; raises RuntimeError if a contender failed."""
     failed = [f"{name}: {why}" for name, why in found.items() if isinstance(why, str)]
     if failed:
         raise RuntimeError("; ".join(failed))
@@ -126,12 +127,12 @@ def all_turns(found: Mapping[str, list[Turn] | str]) -> dict[str, list[Turn]]:
 
 
 def reason(error: Exception) -> str:
-    """The error on one line, for a table."""
+    """The error on one line of at most 300 characters, for a table."""
     return f"{type(error).__name__}: {' '.join(str(error).split())}"[:300]
 
 
 def summary(turns: Sequence[Turn], by: Sequence[Turn] | None) -> dict[str, Any]:
-    """Quartiles in ms of forward, backward and both, and how many times slower than `by`."""
+    """Quartiles of forward, backward and total in ms, and their median ratios to `by`."""
     parts = {
         "forward": [t.forward for t in turns],
         "backward": [t.backward for t in turns],
@@ -148,7 +149,7 @@ def summary(turns: Sequence[Turn], by: Sequence[Turn] | None) -> dict[str, Any]:
 
 
 def machine(device: torch.device) -> dict[str, Any]:
-    """What the numbers depend on: processor, threads, memory, versions."""
+    """What timings depend on: processor, threads, memory and versions."""
     cpu = next(
         (
             line.split(":", 1)[1].strip()
@@ -177,50 +178,50 @@ def _lines(path: Path) -> list[str]:
 
 
 def peak_bytes(step: Callable[[], object]) -> int:
-    """Most memory of a function above what the process held before it. Linux only.
+    """Peak memory of a function, beyond what the process held before it; Linux only.
 
-    Run it in a fresh process: what was freed earlier would be used again without being counted.
-    What the C library holds of that is given back first.
+    Run it in a new process, since memory freed earlier would be reused without being counted.
+    Freed memory that the C library still holds is first returned to the system.
     """
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)
-    Path("/proc/self/clear_refs").write_text("5")  # the peak restarts at what is held now
+    Path("/proc/self/clear_refs").write_text("5")  # reset the peak to the memory held now
     held = _resident_bytes("VmRSS")
     step()
     return _resident_bytes("VmHWM") - held
 
 
 def _resident_bytes(field: str) -> int:
-    """VmRSS or VmHWM, its peak; `ru_maxrss` would include the peak of the parent process."""
+    """Resident memory VmRSS or its peak VmHWM; `ru_maxrss` includes the parent's peak."""
     for line in _lines(Path("/proc/self/status")):
         if line.startswith(field):
             return 1024 * int(line.split()[1])
-    raise RuntimeError(f"/proc/self/status: no {field}")
+    raise RuntimeError(f"/proc/self/status: expected a line {field}, got none")
 
 
 def quartiles(costs: Sequence[float]) -> tuple[float, float, float]:
-    """First quartile, median and third quartile of at least two values, one per round."""
+    """First quartile, median and third quartile of at least two values."""
     low, median, high = statistics.quantiles(costs, n=4, method="inclusive")
     return low, median, high
 
 
 def steady(costs: Sequence[float]) -> bool:
-    """Whether the rounds agree well enough to judge a claim by them."""
+    """Return whether the rounds agree well enough to judge a claim by them."""
     low, _, high = quartiles(costs)
     return high <= _STEADY * low
 
 
 def median_ratio(costs: Sequence[float], by: Sequence[float]) -> float:
-    """Median over the rounds of `costs` by `by`, round by round; equal lengths."""
+    """Median over the rounds of `costs` divided by `by`, which have equal lengths."""
     return statistics.median(a / b for a, b in zip(costs, by, strict=True))
 
 
 def judge(
     claim: str, measured: float, sense: str, bound: float, costs: Sequence[Sequence[float]]
 ) -> Claim:
-    """The claim that `measured` is at least ("≥") or at most ("≤") `bound`.
+    """Judge the claim that `measured` is at least ("≥") or at most ("≤") `bound`.
 
-    `costs` are what was measured for it, per method; one that is not steady leaves it open.
+    `costs` are the measurements of each method; if one is unsteady, the claim is left open.
     """
     met = measured >= bound if sense == "≥" else measured <= bound
     return Claim(claim, measured, f"{sense} {bound:g}", met if all(map(steady, costs)) else None)
@@ -229,7 +230,7 @@ def judge(
 def parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> argparse.Namespace:
     """Add the options `--rounds` and `--json` and parse; fewer than two rounds is an error."""
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--json", type=Path, help="write one claim a line to this file")
+    parser.add_argument("--json", type=Path, help="write the claims to this file, one per line")
     options = parser.parse_args(argv)
     if options.rounds < 2:
         parser.error(f"--rounds: expected at least 2, got {options.rounds}")
@@ -239,10 +240,12 @@ def parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> argpar
 def report(
     console: Console, found: Sequence[Claim], options: argparse.Namespace, load: float
 ) -> None:
-    """Print the claims and the machine, and write the claims to `options.json`.
+    """Print the claims, the threads and the load, and write the claims to `options.json`.
 
     Args:
-        options: from `parse`.
+        console: where to print.
+        found: the claims.
+        options: options from `parse`.
         load: load average before the measurement.
     """
     if found:
@@ -256,7 +259,7 @@ def report(
 
 
 def print_claims(console: Console, found: Sequence[Claim]) -> None:
-    """Print each claim, what was measured and whether it is met."""
+    """Print each claim, its measurement and whether it is met."""
     table = Table("claim", "measured", "needed", "met", title="claims, median over the rounds")
     for claim in found:
         met = {True: "yes", False: "[bold]NO[/bold]", None: "unsteady"}[claim.met]

@@ -1,7 +1,7 @@
-"""Speed against accuracy: one neuron driven by noise, from long steps to short ones.
+"""Speed against accuracy: one neuron driven by noise, at long and short time steps.
 
-The title of the paper as a picture: a longer step costs less and puts spikes in the wrong place.
-The neuron and its current are the same at every step length; the current is averaged over a step.
+This is the trade-off in the paper's title: a longer step costs less and misplaces spikes. The
+neuron and its current are the same at every step length; the current is averaged over each step.
 """
 
 import math
@@ -20,17 +20,17 @@ METHODS: tuple[Method, ...] = ("fused", "blocks", "standard")
 _FINEST_MS = min(STEPS_MS)
 _N_TRIALS = 8
 _TAU_MEMBRANE_MS, _TAU_ADAPTATION_MS, _ARP_MS = 20.0, 100.0, 2.0
-_RAISE = 0.1  # of the threshold per spike
+_RAISE = 0.1  # rise of the threshold per spike
 _MEAN, _DEVIATION, _TAU_NOISE_MS = 0.9, 0.9, 5.0  # of the current, in thresholds at steady state
 
 
 def noise(duration_s: float) -> Tensor:
     """Trials of an Ornstein-Uhlenbeck current at the shortest step, [T, trials, 1], float32.
 
-    In units of the steady membrane: a constant 1 would just reach the base threshold.
+    Its unit is the steady membrane potential: a constant 1 would just reach the base threshold.
 
     Raises:
-        ValueError: the duration is no multiple of the longest step.
+        ValueError: the duration is not a multiple of the longest step.
     """
     n_steps = round(duration_s * 1000 / _FINEST_MS)
     if n_steps < 1 or n_steps % round(max(STEPS_MS) / _FINEST_MS):
@@ -49,7 +49,7 @@ class Neuron:
     """The neuron at one step length: its input current and parameters per step.
 
     Args:
-        current: from `noise`.
+        current: current from `noise`.
         dt_ms: length of a step, a multiple of the shortest.
     """
 
@@ -64,7 +64,7 @@ class Neuron:
         self.arp = round(_ARP_MS / dt_ms)
 
     def simulate(self, method: Method) -> Tensor:
-        """Spikes [T, trials, 1]."""
+        """Simulate the neuron; returns spikes [T, trials, 1]."""
         return alif(self.current, self.beta, self.p, self.b, arp=self.arp, method=method).spikes
 
     def turn(self, method: Method) -> Turn:
@@ -74,16 +74,16 @@ class Neuron:
         return turn
 
     def spike_times_ms(self, method: Method) -> list[np.ndarray]:
-        """Middles of the steps with a spike, by trial."""
+        """Spike times of each trial: the middles of the steps with a spike."""
         with torch.no_grad():
             spikes = self.simulate(method)[:, :, 0].numpy()
         return [(np.flatnonzero(s) + 0.5) * self.dt_ms for s in spikes.T]
 
 
 def spike_time_error_ms(trials: list[np.ndarray], reference: list[np.ndarray]) -> float:
-    """Mean distance of a spike to the nearest of the other train, both ways, over all trials.
+    """Mean distance in ms from a spike to the nearest one of the other train, in both directions.
 
-    Infinite if a train is silent and the other is not.
+    It is infinite if one train of a pair is silent and the other is not.
     """
     distances: list[np.ndarray] = []
     for mine, wanted in zip(trials, reference, strict=True):

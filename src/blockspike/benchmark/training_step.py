@@ -1,18 +1,18 @@
-"""Time and memory of one training step of the paper's SHD network, against what we claim of it.
+"""Time and memory of one training step of the paper's SHD network, checked against our claims.
 
     python -m blockspike.benchmark.training_step [--data data/hd_lauscher.h5] [--rounds 5]
         [--only comparison|memory|length|refractory ...] [--json claims.jsonl]
 
-A step is the network forward, cross-entropy, backward, Adam and `project_`, on real batches of a
-prepared HD-Lauscher file, float32, on the CPU. The contenders take turns within a round, every
-round has another batch, and a ratio is the median over the rounds.
+A step is forward, cross-entropy, backward, Adam and `project_`, on real batches of a prepared
+HD-Lauscher file, in float32 on the CPU. The contenders take turns within a round, each round has
+another batch, and a ratio is the median over the rounds.
 
-Every step starts from the same weights, which fire as those of a trained network do: as first drawn
-the second layer is silent, which would flatter whatever works event by event.
+Every step starts from the same weights, scaled so that the layers fire as in a trained network.
+With freshly drawn weights the second layer is silent, which would flatter event-driven methods.
 
-`length` repeats the first half of the batch's steps (300 of 600) once, 2, 4 and 8 times. The
-recordings are over by then, so a whole batch would have busy steps first and empty ones after, and
-its lengths would differ in events per step.
+`length` repeats the first half of the batch's steps (300 of 600) 1, 2, 4 and 8 times. The second
+half is empty, since the recordings are over by then: with whole batches, the number of events per
+step would depend on the length.
 """
 
 import argparse
@@ -49,7 +49,7 @@ from blockspike.neurons import Method
 from blockspike.neurons.events import EventBatch
 
 Batch = tuple[EventBatch, Tensor]
-Costs = dict[str, tuple[float, ...]]  # contender → what a step cost, one value per round
+Costs = dict[str, tuple[float, ...]]  # contender → cost of a step, one value per round
 
 METHODS: dict[str, tuple[Method, SynapseMode]] = {  # by contender
     "standard": ("standard", "dense"),
@@ -57,22 +57,22 @@ METHODS: dict[str, tuple[Method, SynapseMode]] = {  # by contender
     "fused": ("fused", "auto"),
 }
 _DT_MS = 2.0
-_ARP = 10  # steps, where it is not what varies
+_ARP = 10  # steps, except where it is varied
 _ARPS = (0, 1, 10, 50, 100)
 _REPEATS = (1, 2, 4, 8)  # of the first half of a batch
-_GAINS = {  # of weights as drawn; both layers then fire at 4 to 5 Hz (trained: 1 to 5), loss 4
+_GAINS = {  # of drawn weights; both layers then fire at 4 to 5 Hz (trained: 1 to 5), loss 4
     "layers.0.weight": 10.0,
     "layers.1.weight": 8.0,
     "readout.weight": 0.05,
 }
 _QUANTUM = 2.0**-12
-_TOLERANCE = 1e-4  # of the loss, and of a gradient by its largest element
+_TOLERANCE = 1e-4  # relative: of the loss, and of a gradient to its largest element
 _WARM_UP = 32  # steps, more than the refractory period
 
 
 @dataclass(frozen=True)
 class Size:
-    """Neurons of a hidden layer, steps T and batch B."""
+    """Neurons per hidden layer, steps T and batch size B."""
 
     n_hidden: int = 256
     n_steps: int = 600
@@ -84,7 +84,7 @@ PAPER = Size()
 
 @dataclass(frozen=True)
 class Task:
-    """What is measured: a prepared file, sizes, batches (EventBatch [T, B, 700], labels [B])."""
+    """A measurement: prepared file, sizes, batches (EventBatch [T, B, 700], labels [B]), rounds."""
 
     data: Path
     size: Size
@@ -94,7 +94,7 @@ class Task:
 
 @dataclass(frozen=True)
 class StepTime:
-    """Seconds of the parts of one training step; `update` is Adam and `project_`."""
+    """Seconds of one training step's parts; `update` is Adam and `project_`."""
 
     forward: float
     backward: float
@@ -107,17 +107,17 @@ class StepTime:
 
 
 def read_batches(path: Path, size: Size, n: int) -> list[Batch]:
-    """The first `n` full training batches (EventBatch [T, B, 700], labels [B]), or all there are.
+    """Read at most `n` full training batches (EventBatch [T, B, 700], labels [B]).
 
     Raises:
-        FileNotFoundError: no prepared file.
+        FileNotFoundError: the prepared file is missing.
         ValueError: the training recordings do not fill one batch.
     """
     if not path.exists():
         raise FileNotFoundError(
-            f"{path}: expected prepared recordings, got none; `blockspike prepare "
-            "data=hd_lauscher_sample` and --data data/hd_lauscher_sample.h5 take those that come "
-            "with blockspike"
+            f"{path}: expected prepared recordings, got none; to use those shipped with "
+            "blockspike, run `blockspike prepare data=hd_lauscher_sample` and pass "
+            "--data data/hd_lauscher_sample.h5"
         )
     data = SHDDataModule(path, dt_ms=_DT_MS, n_steps=size.n_steps, batch_size=size.batch_size)
     data.setup()
@@ -131,7 +131,7 @@ def read_batches(path: Path, size: Size, n: int) -> list[Batch]:
 
 
 def repeat_in_time(events: EventBatch, n_steps: int, times: int) -> EventBatch:
-    """The first `n_steps` steps of `events` [T, B, K], `times` times: [n_steps · times, B, K].
+    """Repeat the first `n_steps` steps of `events` [T, B, K]: [n_steps · times, B, K].
 
     Raises:
         ValueError: `n_steps` is not in 1 … T, or `times` is below 1.
@@ -150,11 +150,11 @@ def repeat_in_time(events: EventBatch, n_steps: int, times: int) -> EventBatch:
 
 
 def make_network(name: str, size: Size = PAPER, arp: int = _ARP) -> SpikingClassifier:
-    """700 → n_hidden → n_hidden → 20 with the method of a contender and `arp` steps refractory.
+    """Make the network 700 → n_hidden → n_hidden → 20 with a contender's method.
 
-    The weights are the same for every contender and every `arp`. They are multiples of 2⁻¹², so
-    that their sums are exact in float32 in any order, and spikes do not depend on how a method
-    adds them up.
+    The weights are the same for every contender and every refractory period `arp` (steps). They
+    are multiples of 2⁻¹², so that their sums are exact in float32 and spikes do not depend on the
+    order in which a method adds.
     """
     method, synapses = METHODS[name]
     with torch.random.fork_rng(devices=[]), torch.no_grad():
@@ -170,7 +170,7 @@ def make_network(name: str, size: Size = PAPER, arp: int = _ARP) -> SpikingClass
         )
         for key, weight in network.named_parameters():
             weight.mul_(_GAINS.get(key, 1.0))
-            if key.endswith("recurrent_weight"):  # the identity, as first drawn
+            if key.endswith("recurrent_weight"):  # initially the identity
                 weight.add_((torch.rand(weight.shape) - 0.5) / 8)
             if key.endswith("weight"):
                 weight.copy_((weight / _QUANTUM).round() * _QUANTUM)
@@ -178,7 +178,7 @@ def make_network(name: str, size: Size = PAPER, arp: int = _ARP) -> SpikingClass
 
 
 class Training:
-    """A network in training, every step of which starts from the same weights."""
+    """Training whose every step starts from the same weights."""
 
     def __init__(self, network: SpikingClassifier):
         self.network = network
@@ -187,7 +187,7 @@ class Training:
         self._optimizer = torch.optim.Adam(trainable, lr=1e-3, eps=1e-5)
 
     def step(self, batch: Batch) -> StepTime:
-        """Train on one batch and return the seconds it took; the weights are reset before."""
+        """Reset the weights, train on one batch and return its times."""
         self.network.load_state_dict(self._start)
         events, labels = batch
         started = time.perf_counter()
@@ -204,7 +204,7 @@ class Training:
 
     @torch.no_grad()
     def rates_hz(self, batch: Batch) -> list[float]:
-        """Mean firing rate of each hidden layer on a batch, at the weights of the start."""
+        """Mean firing rate of each hidden layer on a batch, with the starting weights."""
         self.network.load_state_dict(self._start)
         return [s.mean().item() * 1000 / _DT_MS for s in self.network(batch[0]).spikes]
 
@@ -219,14 +219,13 @@ def _differentiate(network: SpikingClassifier, batch: Batch):
 
 
 def check(batch: Batch, size: Size = PAPER) -> None:
-    """Compare the contenders on a batch, each as it is timed, with `standard`.
+    """Compare the timed networks with `standard` on a batch.
 
-    `fused` in spikes (exact, see `make_network`), loss and gradients. `blocks`, whose gradient is
-    another, only in spikes.
+    `fused` must have equal spikes (exact, see `make_network`), loss and gradients; `blocks`, which
+    has another gradient, only equal spikes.
 
     Raises:
-        RuntimeError: something differs by more, or a layer is silent and there is nothing to
-            compare.
+        RuntimeError: they differ, or a layer is silent so that there is nothing to compare.
     """
     spikes, loss, grads = _differentiate(make_network("standard", size), batch)
     if not all(s.any() for s in spikes):
@@ -247,7 +246,7 @@ def check(batch: Batch, size: Size = PAPER) -> None:
 def take_turns(
     contenders: Mapping[str, tuple[Training, Sequence[Batch]]], rounds: int
 ) -> dict[str, list[StepTime]]:
-    """Warm every contender up with a step, then time them in turns, round by round."""
+    """Warm up every contender with a step, then time them in turns for some rounds."""
     for training, batches in contenders.values():
         training.step(batches[0])
     steps: dict[str, list[StepTime]] = {name: [] for name in contenders}
@@ -258,7 +257,7 @@ def take_turns(
 
 
 def compare(task: Task, console: Console) -> Costs:
-    """Seconds of a step of each method, the same step for all; checks them first."""
+    """Check the methods, then measure the seconds that each takes for the same steps."""
     check(task.batches[0], task.size)
     contenders = {name: (Training(make_network(name, task.size)), task.batches) for name in METHODS}
     steps = take_turns(contenders, task.rounds)
@@ -269,7 +268,7 @@ def compare(task: Task, console: Console) -> Costs:
 
 
 def measure_lengths(task: Task, console: Console) -> Costs:
-    """Seconds per step of time of `fused` at four lengths, the events per step being the same."""
+    """Seconds per time step of `fused` at four lengths with equally many events per step."""
     training = Training(make_network("fused", task.size))
     half = task.size.n_steps // 2
     contenders = {
@@ -292,7 +291,7 @@ def measure_lengths(task: Task, console: Console) -> Costs:
 
 
 def measure_refractory(task: Task, console: Console) -> Costs:
-    """Seconds of a step of `fused` at refractory periods of 0 to 100 steps, same weights."""
+    """Seconds of a training step of `fused` at refractory periods of 0 to 100 steps."""
     contenders = {
         f"arp={arp}": (Training(make_network("fused", task.size, arp)), task.batches)
         for arp in _ARPS
@@ -306,10 +305,10 @@ def measure_refractory(task: Task, console: Console) -> Costs:
 
 
 def step_peak_bytes(name: str, data: Path, size: Size = PAPER) -> int:
-    """Most memory of the first step of a contender, above what the process held before it.
+    """Peak memory of a contender's first step, beyond what the process held before; Linux only.
 
-    Run it in a fresh process: what was freed earlier would be used again without being counted.
-    A step of a tiny network compiles every kernel before. Linux only.
+    Run it in a new process, since memory freed earlier would be reused without being counted. A
+    step of a tiny network beforehand compiles every kernel.
     """
     keep_freed_memory()  # as `blockspike train` does
     events, labels = read_batches(data, size, 1)[0]
@@ -325,7 +324,7 @@ def _peak_in_fresh_process(name: str, data: Path, size: Size) -> int:
 
 
 def measure_memory(task: Task, console: Console) -> Costs:
-    """Peak bytes of a step of `standard` and of `fused`, each in a process of its own."""
+    """Peak bytes of a step of `standard` and `fused`, each measured in a new process."""
     peaks: dict[str, list[float]] = {"standard": [], "fused": []}
     for _ in range(task.rounds):
         for name, values in peaks.items():
@@ -369,7 +368,7 @@ PARTS: dict[str, Callable[[Task, Console], Costs]] = {
     "length": measure_lengths,
     "refractory": measure_refractory,
 }
-_CLAIMS = [  # part, text, bound, whether it is the least or the most
+_CLAIMS = [  # part, text, bound, whether it is a lower or an upper bound
     ("comparison", "standard / fused", 10.0, "≥"),
     ("memory", "standard / fused", 4.0, "≥"),
     ("length", "most / least per step of time", 1.2, "≤"),
@@ -378,7 +377,7 @@ _CLAIMS = [  # part, text, bound, whether it is the least or the most
 
 
 def claims(measured: Mapping[str, Costs]) -> list[Claim]:
-    """What the documentation claims of the parts that were measured."""
+    """The documented claims about the measured parts."""
     found = []
     for part, text, bound, sense in _CLAIMS:
         if part in measured:
@@ -391,13 +390,13 @@ def claims(measured: Mapping[str, Costs]) -> list[Claim]:
 
 
 def _most_and_least(costs: Costs) -> tuple[str, str]:
-    """The contenders that cost most and least, by the median over the rounds."""
+    """The contenders with the largest and the smallest median cost."""
     ordered = sorted(costs, key=lambda name: quartiles(costs[name])[1])
     return ordered[-1], ordered[0]
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Costs]:
-    """Measure, print the times and the claims, and return the costs of every part."""
+    """Measure, print times and claims, and return the costs of every part."""
     parser = argparse.ArgumentParser(description="Time one training step of the SHD network.")
     parser.add_argument("--data", type=Path, default=Path("data/hd_lauscher.h5"))
     parser.add_argument("--only", nargs="+", choices=list(PARTS), help="default: all parts")

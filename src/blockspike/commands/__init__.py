@@ -1,1 +1,1 @@
-"""What `blockspike COMMAND` runs, one file each."""
+"""The commands of `blockspike COMMAND`, one file each."""

@@ -1,4 +1,4 @@
-"""What a classifier does on a few recordings, as the raster shows it."""
+"""Activity of a classifier on a few recordings, for the raster plot."""
 
 import numpy as np
 from torch import Tensor
@@ -10,7 +10,7 @@ _SHOWN_SAMPLES = 3
 
 
 def shown_samples(labels: Tensor) -> np.ndarray:
-    """Positions of the first samples of different classes, three at most; labels [B]."""
+    """Positions of the first sample of each class, at most three, in order; labels [B]."""
     _, first = np.unique(labels.numpy(), return_index=True)
     return np.sort(first)[:_SHOWN_SAMPLES]
 
@@ -18,16 +18,16 @@ def shown_samples(labels: Tensor) -> np.ndarray:
 def activity(
     output: ClassifierOutput, events: EventBatch, labels: Tensor, dt_ms: float
 ) -> dict[str, np.ndarray]:
-    """Events of input and layers, and readout, of the first samples of different classes.
+    """Input events, spikes of the layers and readout for the `shown_samples`.
 
     Args:
-        output: of the network for `events`, [T, B, …].
-        events: of the input, [T, B, n_inputs].
-        labels: [B].
+        output: the network's output for `events`, [T, B, …].
+        events: the input, [T, B, n_inputs].
+        labels: true classes, [B].
         dt_ms: length of a step.
 
     Returns:
-        The arrays that `raster` draws; `activity.npz` holds them.
+        The arrays of `activity.npz`, which `raster` draws.
     """
     layers = [events.dense(), *output.spikes]
     read_as = output.mean_over_views(len(labels)).argmax(1).numpy()

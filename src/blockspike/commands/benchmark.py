@@ -1,4 +1,4 @@
-"""`blockspike benchmark`: speed side by side, piece by piece, into one table."""
+"""`blockspike benchmark`: measure speeds side by side and collect them in one table."""
 
 import os
 import sys
@@ -27,11 +27,11 @@ _NOT_OPTIONS = ("study", "check", "threads", "output_dir")
 
 
 def benchmark(cfg: DictConfig) -> None:
-    """Measure what is not known yet, write `tables/speed.csv` and print what it says.
+    """Measure what is missing, write `tables/speed.csv` and print a summary.
 
     Raises:
-        ValueError: a study, contender or device that is not known.
-        SystemExit: with `check`, a ratio is under its floor.
+        ValueError: an unknown study or contender, or an unavailable device.
+        SystemExit: with `check`, a ratio is below its floor.
     """
     if cfg.threads:
         torch.set_num_threads(cfg.threads)
@@ -55,7 +55,7 @@ def benchmark(cfg: DictConfig) -> None:
         "git_sha": source["git_sha"],
         "git_dirty": source["git_dirty"],
     }
-    # What a row depends on beside its contender; of anything else it is another row.
+    # All that a row depends on besides its contender; a change in any of it makes a new row.
     asked = [
         (piece, {**piece.key, **machine(piece.device), **made})
         for study in cfg.study
@@ -78,7 +78,7 @@ def benchmark(cfg: DictConfig) -> None:
 
 
 def _is_known(piece: Piece, rows: Sequence[Row]) -> bool:
-    """Whether each contender has its row, by the version that is installed now."""
+    """Return whether each contender has a row measured with its installed version."""
     versions = {row["contender"]: row.get("version") for row in _last_of_each(rows)}
     return bool(rows) and all(
         name in versions and versions[name] == CONTENDERS[name].version for name in piece.contenders
@@ -95,12 +95,12 @@ def _check(console: Console, rounds: int) -> None:
     floors = FLOORS.values()
     low = [c.claim for c, floor in zip(claims, floors, strict=True) if c.measured < floor]
     if low:
-        print(f"blockspike benchmark: under its floor: {', '.join(low)}", file=sys.stderr)
+        print(f"blockspike benchmark: below the floor: {', '.join(low)}", file=sys.stderr)
         sys.exit(1)
 
 
 def _one_line(piece: Piece, rows: Sequence[Row]) -> str:
-    """The piece, what fused takes, and how many times slower the others are."""
+    """Describe a piece on one line: its size, the time of fused and the others' ratios to it."""
     size = ", ".join(f"{k} {v}" for k, v in piece.key.items() if k not in ("study", "inputs"))
     shown = [f"{piece.key['study']}: {size}"]
     for row in rows:
@@ -112,7 +112,7 @@ def _one_line(piece: Piece, rows: Sequence[Row]) -> str:
 
 
 def _print_summary(console: Console, rows: Sequence[Row]) -> None:
-    """By study and contender: times fused, least, median and most over the pieces."""
+    """Print the ratios to fused by study and contender: minimum, median and maximum."""
     table = pd.DataFrame(rows)
     if "total_by_fused" in table:
         shown = Table(title="times as long as fused, forward + backward")
@@ -135,7 +135,7 @@ def _print_summary(console: Console, rows: Sequence[Row]) -> None:
 
 
 def _roofline_table(table: pd.DataFrame) -> Table:
-    """Of each kernel the time, and the share of a copy's bandwidth, in brackets of the fastest."""
+    """Times of the kernels and their share of a copy's bandwidth (and of the fastest copy's)."""
     own = pd.DataFrame(table[table["study"] == "roofline"])
     speeds = dict(zip(own["contender"], own["gb_per_s"], strict=True))
     copies = f"{speeds['copy']:.1f} GB/s (the fastest {speeds['copy past the caches']:.1f})"

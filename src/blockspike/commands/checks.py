@@ -1,4 +1,4 @@
-"""Settings that are refused before a run starts, since they fail or mislead hours later."""
+"""Checks of settings that would fail or mislead only hours into a run."""
 
 from omegaconf import DictConfig
 
@@ -10,12 +10,12 @@ _LARGEST_SEED = 2**32 - 1  # NumPy's
 
 
 def check_training(cfg: DictConfig) -> None:
-    """Check what a run trains with.
+    """Check the settings of a run before it starts.
 
     Raises:
-        ValueError: a seed or number of epochs outside its range; a precision that not every path
-            supports; a model that would be chosen, or training that would be stopped, on test data.
-            Names the key.
+        ValueError: the seed or the number of epochs is out of range, the precision is not
+            supported everywhere, or test data would choose the model or stop training. The
+            message names the key.
     """
     if not 0 <= cfg.seed <= _LARGEST_SEED:
         raise ValueError(f"seed: expected an integer from 0 to {_LARGEST_SEED}, got {cfg.seed}")
@@ -25,14 +25,14 @@ def check_training(cfg: DictConfig) -> None:
     _check_precision(cfg)
     if not is_fit(cfg) and cfg.monitor not in MONITORS:
         raise ValueError(
-            f"monitor: expected {' or '.join(MONITORS)}, since a model is chosen on validation "
+            f"monitor: expected {' or '.join(MONITORS)}, since models are chosen on validation "
             f"data, got {cfg.monitor!r}"
         )
     for name, callback in (cfg.callbacks or {}).items():
         monitor = callback.get("monitor") if isinstance(callback, DictConfig) else None
         if str(monitor).startswith("test"):
             raise ValueError(
-                f"callbacks.{name}.monitor: expected a metric of training or validation, "
+                f"callbacks.{name}.monitor: expected a training or validation metric, "
                 f"got {monitor!r}"
             )
 

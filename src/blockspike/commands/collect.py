@@ -1,4 +1,4 @@
-"""`blockspike collect`: finished runs → one tidy table."""
+"""`blockspike collect`: gather finished runs in one tidy table."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ from blockspike.runs.results import collect_runs
 
 
 def collect(cfg: DictConfig) -> None:
-    """Write `tables/runs.parquet` and `.csv` below the output folder."""
+    """Write `tables/runs.parquet` and `runs.csv` below the output folder."""
     table = collect_runs(Path(cfg.output_dir))
     folder = Path(cfg.output_dir) / "tables"
     print(f"{folder / 'runs.parquet'}: {len(table)} runs")

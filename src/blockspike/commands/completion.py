@@ -1,6 +1,6 @@
 """Tab completion of commands, groups, options and their values, for bash and zsh.
 
-Hydra's own scripts call the program without a command. These hand the line that is being typed to
+Hydra's own scripts call the program without a command. These pass the typed line to
 `blockspike completion query`, which composes the configuration without loading PyTorch.
 """
 
@@ -46,11 +46,11 @@ _FLAGS = ("--help ", "--cfg job ", "-m ")
 
 
 def candidates(commands: tuple[str, ...], line: str) -> list[str]:
-    """What the last word of a line may become; a finished word ends with a space.
+    """Completions of a line's last word; a complete word ends with a space.
 
     Args:
-        commands: of blockspike.
-        line: as typed up to the cursor, the program first.
+        commands: names of the commands.
+        line: the line up to the cursor, including the program's name.
     """
     _, *words = line.split(" ")
     words = [word for word in words[:-1] if word] + words[-1:]
@@ -64,11 +64,11 @@ def candidates(commands: tuple[str, ...], line: str) -> list[str]:
         return [flag for flag in _FLAGS if flag.startswith(last)]
     try:
         found = _of_hydra(command, " ".join(arguments))
-    except Exception:  # the line so far does not compose; a shell is no place to say so
+    except Exception:  # the unfinished line does not compose; completion stays silent
         return []
     unused = _groups() - _groups_of(command) | {"hydra"}
     found = [x for x in found if x.partition("=")[0].strip("+~/.") not in unused]
-    found = [x for x in found if not x.endswith("schema")]  # names of ours, not choices
+    found = [x for x in found if not x.endswith("schema")]  # internal names, not choices
     return [x if x.endswith(("=", ".", "/")) else f"{x} " for x in found]
 
 
@@ -80,7 +80,7 @@ def _of_hydra(command: str, line: str) -> list[str]:
 
 
 def _store_empty_schemas() -> None:
-    """In place of the real ones, which are read off classes that need PyTorch."""
+    """Register empty schemas: the real ones are derived from classes that need PyTorch."""
     store = ConfigStore.instance()
     for path in CONF.rglob("*.yaml"):
         group = path.parent.relative_to(CONF).as_posix()

@@ -1,4 +1,4 @@
-"""`blockspike evaluate`: a finished run on its test data, beside a linear model."""
+"""`blockspike evaluate`: test a finished run and compare it with a linear model."""
 
 from pathlib import Path
 from typing import Any, cast
@@ -22,18 +22,18 @@ from blockspike.training.linear_baseline import linear_baseline
 
 
 def evaluate(cfg: DictConfig) -> dict[str, Any]:
-    """A finished run or a trained network on its test data, or a fitted neuron on a recording.
+    """Test a finished run, a pretrained network, or a fitted neuron on a recording.
 
-    Of a classifier, print and write `evaluation.json`, and `activity.npz` for the figures.
+    For a run, print the accuracy and write `evaluation.json`, and `activity.npz` for the figures.
 
     Returns:
-        What `evaluation.json` holds: accuracies of the chosen model and of a linear model on
-        spike counts, and the confusion matrix [true class, predicted class].
+        For a run, the content of `evaluation.json`: accuracies of the chosen model and of a
+        linear model on spike counts, and the confusion matrix [true class, predicted class].
 
     Raises:
-        FileNotFoundError: no finished run in the folder.
-        ValueError: its best checkpoint is damaged, or not exactly one of run, pretrained, and
-            neuron with recording, is given.
+        FileNotFoundError: the folder holds no finished run.
+        ValueError: the best checkpoint is damaged, or the arguments are not exactly one of run,
+            pretrained, and neuron with recording.
     """
     use_threads(cfg.threads)
     given = {k for k in ("run", "pretrained", "neuron", "recording") if cfg[k] is not None}
@@ -73,14 +73,18 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
 
 
 def _evaluate_pretrained(cfg: DictConfig) -> dict[str, Any]:
-    """A trained network on the test data of its kind, as they are prepared here."""
+    """Test a pretrained network on its kind of test data, as prepared on this machine."""
     about, network = read_network(cfg.pretrained)
     files = CONF / "data" / f"{Path(about.data_config).name}.yaml"
     if not files.is_file():
-        raise ValueError(f"{cfg.pretrained}: its data, {about.data_config}, are not known here")
+        raise ValueError(
+            f"{cfg.pretrained}: expected a known data configuration, got {about.data_config!r}"
+        )
     places = OmegaConf.masked_copy(cast(DictConfig, OmegaConf.load(files)), ["path", "raw"])
     if set(places) != {"path", "raw"}:
-        raise ValueError(f"{cfg.pretrained}: its data, {about.data_config}, are not of events")
+        raise ValueError(
+            f"{cfg.pretrained}: expected a data configuration of events, got {about.data_config!r}"
+        )
     own = {k: v for k, v in about.data.items() if k not in ("path", "raw", "download")}
     whole = OmegaConf.merge({"data_dir": cfg.data_dir, "data": own}, {"data": places})
     data = build_data(cast(DictConfig, whole), EventDataModule)
@@ -88,7 +92,7 @@ def _evaluate_pretrained(cfg: DictConfig) -> dict[str, Any]:
     data.setup()
     predicted, labels = _predict(network, data, about.card.get("precision", "32-true"))
     accuracy = float((predicted == labels).mean())
-    same = "" if about.card.get("data_sha256") == data.sha256 else " of other data"
+    same = "" if about.card.get("data_sha256") == data.sha256 else " on other data"
     print(
         f"{data.name}: test accuracy {accuracy:.2%} of {len(labels)}; "
         f"its card says {about.card['test_accuracy']:.2%}{same}"
@@ -97,21 +101,23 @@ def _evaluate_pretrained(cfg: DictConfig) -> dict[str, Any]:
 
 
 def load_run(run: Run) -> tuple[EventDataModule, SpikingClassifier]:
-    """The data of a finished run, opened, and its network with the chosen weights.
+    """Open the data of a finished run and load its network with the chosen weights.
 
     Raises:
-        FileNotFoundError: no run, or no checkpoint, in the folder.
-        ValueError: one of its files is damaged, or the data have changed.
+        FileNotFoundError: the folder holds no run or no checkpoint.
+        ValueError: a file of the run is damaged, or its data have changed.
     """
     cfg = run.config()
     OmegaConf.set_struct(cfg, True)
     try:
         content = content_of(cfg)
-    except (KeyError, AttributeError) as error:  # no data, or nothing in them
+    except (KeyError, AttributeError) as error:  # its `data` are missing or empty
         raise ValueError(f"{run.folder / 'config.yaml'}: damaged, lacks {error}") from error
-    run.check_content(content)  # the file may have been edited, or a bit flipped
+    run.check_content(content)  # the file may have been edited or damaged
     if is_fit(cfg):
-        raise ValueError(f"{run.folder}: holds fitted neurons, scored already; see fits.csv there")
+        raise ValueError(
+            f"{run.folder}: expected a classifier, got fitted neurons; their scores are in fits.csv"
+        )
     data = build_data(cfg, EventDataModule)
     data.prepare_data()
     data.setup()
@@ -125,7 +131,7 @@ def load_run(run: Run) -> tuple[EventDataModule, SpikingClassifier]:
 
 
 def _as_trained(precision: str) -> torch.autocast:
-    """The context in which a run of this `trainer.precision` computes."""
+    """Context for computing at a run's `trainer.precision`."""
     return torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16-mixed")
 
 

@@ -1,4 +1,4 @@
-"""`blockspike evaluate neuron=…`: a fitted neuron on the currents of a recording."""
+"""`blockspike evaluate neuron=…`: test a fitted neuron on the currents of a recording."""
 
 import json
 from pathlib import Path
@@ -13,12 +13,15 @@ from blockspike.fitting.scores import predict, segment_scores, traces_of_cell
 
 
 def evaluate_neuron(fit: Path, recording_path: Path, stimulus: str | None) -> dict[str, Any]:
-    """Simulate a fitted neuron on a recording's currents; print and write scores beside `fit`.
+    """Simulate a fitted neuron on a recording's currents; print and save its scores.
 
-    `stimulus` chooses one of the recording's by name; None = all.
+    Args:
+        fit: file of the neuron; `<fit>_on_<recording>.{json,png}` are written beside it.
+        recording_path: file of the recording.
+        stimulus: name of one of its stimuli; None = all.
 
     Returns:
-        Per stimulus the scores; `<fit>_on_<recording>.{json,png}` hold them.
+        Stimulus → scores.
 
     Raises:
         FileNotFoundError, ValueError: either file is missing or damaged.

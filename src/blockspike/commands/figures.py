@@ -1,4 +1,4 @@
-"""`blockspike figures`: pictures of a finished, evaluated run, or a figure of the paper."""
+"""`blockspike figures`: draw an evaluated run, or a figure of the paper."""
 
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from blockspike.files import read_json
 from blockspike.runs.run import Run
 from blockspike.training.metrics_file import read_metrics
 
-# figure of the paper → function of the table of runs and the folder to write to
+# name of the figure → function of a table of runs and the folder to write to
 FIGURES = {
     "classification": classification,
     "surrogates": surrogates,
@@ -35,8 +35,8 @@ def figures(cfg: DictConfig) -> None:
     """Draw one run's pictures into its folder, or a figure of the paper from a table of runs.
 
     Raises:
-        ValueError: not exactly one of run and figure is given, or there is no such figure.
-        FileNotFoundError: the run is not finished or not evaluated, or there is no table.
+        ValueError: the arguments are not exactly one of run and figure, or the figure is unknown.
+        FileNotFoundError: the run is not finished or not evaluated, or the table is missing.
     """
     if (cfg.run is None) == (cfg.figure is None):
         raise ValueError(
@@ -55,7 +55,7 @@ def _of_run(run: Run) -> list[Path]:
         return [recording_fit(traces, run.folder / "figures" / "recording")]
     if row is None or not scores:
         raise FileNotFoundError(
-            f"{run.folder}: expected a finished run that was evaluated; "
+            f"{run.folder}: expected a finished, evaluated run, got none; "
             f"run `blockspike evaluate run={run.folder}`"
         )
     metrics = read_metrics(run.folder / "metrics.csv")

@@ -1,4 +1,4 @@
-"""`blockspike fit`: fits neurons to every recording at once, scores them and draws them."""
+"""`blockspike fit`: fit neurons to all recordings at once, score them and draw them."""
 
 import json
 import sys
@@ -42,12 +42,12 @@ _SHOWN_CELLS = 3
 
 
 def fit(cfg: DictConfig) -> dict[str, Any]:
-    """Fit neurons to recordings and score them on test data; see `run_once`."""
+    """Fit neurons to recordings and score them on test data, as one run (see `run_once`)."""
     return run_once(cfg, _TASK)
 
 
 def _build(cfg: DictConfig) -> tuple[RecordingsDataModule, NeuronFittingModule]:
-    """Read the recordings and make the population that is fitted to them."""
+    """Read the recordings and make the population to fit."""
     pl.seed_everything(cfg.seed, workers=True, verbose=False)
     data = build_data(cfg, RecordingsDataModule)
     data.setup()
@@ -59,10 +59,10 @@ def _build(cfg: DictConfig) -> tuple[RecordingsDataModule, NeuronFittingModule]:
 def _fit_and_score(
     cfg: DictConfig, run: Run, data: RecordingsDataModule, module: NeuronFittingModule
 ) -> dict[str, Any]:
-    """Fit; write `fits.csv`, `fits/<cell>.json`, `traces.npz` and `figures/`.
+    """Fit and write `fits.csv`, `fits/<cell>.json`, `traces.npz` and `figures/`.
 
     Returns:
-        Medians over the cells for the run's row.
+        Columns of the run's row, among them medians over the cells.
     """
     fit_s = _fit(cfg, run, data, module)
     parameters, _ = module.chosen()
@@ -91,7 +91,7 @@ def _fit_and_score(
 
 
 def _fit(cfg, run: Run, data: RecordingsDataModule, module: NeuronFittingModule) -> float:
-    """Seconds of all its epochs, also of those before an interruption."""
+    """Fit; returns the seconds of all epochs, including those before an interruption."""
     last = EpochCheckpoint(
         run.last_checkpoint.parent, filename="last", every_n_epochs=_EPOCHS_A_LINE,
         save_on_train_epoch_end=True, enable_version_counter=False,
@@ -100,7 +100,7 @@ def _fit(cfg, run: Run, data: RecordingsDataModule, module: NeuronFittingModule)
     trainer = make_trainer(cfg, run, [guard, last], _EPOCHS_A_LINE, limit_val_batches=0)
     if trainer.world_size > 1:
         raise ValueError(
-            f"trainer: expected one process, since all fits are one batch; got {trainer.world_size}"
+            f"trainer: expected one process, since all fits are one batch, got {trainer.world_size}"
         )
     current, target, window = data.batch()
     loader = DataLoader([FittingBatch(current, target, Window(*window))], batch_size=None)  # pyright: ignore
@@ -134,7 +134,7 @@ def _neurons(
 def _traces(
     data: RecordingsDataModule, predictions: list[list[Prediction]], table: pd.DataFrame
 ) -> dict[str, Any]:
-    """Test current, recorded and simulated spikes of the best, middle and worst cell."""
+    """Test current, recorded and simulated spikes of the best, median and worst cell."""
     order = np.argsort(-table["test_etv_15ms"].to_numpy())
     shown = order[np.unique(np.linspace(0, len(order) - 1, _SHOWN_CELLS).astype(int))]
     part = data.test
@@ -163,7 +163,7 @@ def _medians(table: pd.DataFrame, data: RecordingsDataModule, fit_s: float) -> d
 
 
 def _summary(row: dict[str, Any]) -> str:
-    """The line that is printed at the end of a fit."""
+    """Summarise a fit on one line."""
     etv = ", ".join(f"{row[f'test_etv_{s:g}ms_median']:.3f} (σ {s:g} ms)" for s in SIGMAS_MS)
     return (
         f"{row['n_cells']} cells fitted in {row['fit_s']:.1f} s; on test, median normalised ETV "

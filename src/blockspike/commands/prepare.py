@@ -1,4 +1,4 @@
-"""`blockspike prepare`: recordings, downloaded first if asked, checked and made ready."""
+"""`blockspike prepare`: download recordings if asked to, check them and make them ready."""
 
 import sys
 
@@ -11,7 +11,7 @@ from blockspike.data.recordings_datamodule import RecordingsDataModule
 
 
 def prepare(cfg: DictConfig) -> None:
-    """Make the prepared file of the data set and check it; of recordings, check each cell."""
+    """Write and check the prepared file of a data set, or check each cell's recordings."""
     data = build_data(cfg, pl.LightningDataModule)
     if isinstance(data, RecordingsDataModule):
         data.prepare()

@@ -1,4 +1,4 @@
-"""`blockspike publish`: a finished run's network as one file with a card, to give away."""
+"""`blockspike publish`: export a finished run's network as one file with a card."""
 
 import shlex
 from pathlib import Path
@@ -19,25 +19,25 @@ _CARD = """# {name}
 | | |
 |---|---|
 | test accuracy | {test_accuracy:.2%} |
-| validation accuracy, by which epoch {chosen_epoch} of {n_epochs} was chosen | {val_accuracy:.2%} |
-| training accuracy of that epoch | {train_accuracy:.2%} |
-| spikes of a validation recording | {spikes} |
+| validation accuracy, which chose epoch {chosen_epoch} of {n_epochs} | {val_accuracy:.2%} |
+| training accuracy in that epoch | {train_accuracy:.2%} |
+| spikes per validation recording | {spikes} |
 | minutes of training | {minutes:.1f} (CPU threads: {n_threads}) |
 | seed | {seed} |
 | blockspike | {source} |
 | data, SHA-256 of the prepared file's content | {data_sha256} |
 
-Repeat, with that version:
+To train it again with that version:
 
 ```
 {command}
 ```
 
-Use: `blockspike.load_pretrained("{name}.safetensors")`, with the path of the file next to this
-card. A network that comes with blockspike is loaded by its name alone, and
-`blockspike evaluate pretrained={name}` tests it again. Its input is events [T, B, {n_inputs}] in
+To load it: `bs.load_pretrained("{name}.safetensors")`, with the path of the file beside this card
+and `import blockspike as bs`. For networks shipped with blockspike the name is enough:
+`blockspike evaluate pretrained={name}` tests this one. Its inputs are events [T, B, {n_inputs}] in
 steps of {dt_ms:g} ms; `blockspike.pretrained.about_pretrained("{name}.safetensors").data` says how
-recordings are converted to it.
+they are made from recordings.
 """
 
 
@@ -45,11 +45,12 @@ def publish(cfg: DictConfig) -> Path:
     """Write `NAME.safetensors` and `NAME.md` into `output_dir/published`.
 
     Returns:
-        The first.
+        Path of the `.safetensors` file.
 
     Raises:
-        FileNotFoundError: no finished run in the folder.
-        ValueError: bad name, or the run's files are damaged.
+        FileNotFoundError: the folder holds no finished run.
+        ValueError: the name has other characters than letters, digits and _, or the run's files
+            are damaged.
     """
     if not str(cfg.name).replace("_", "").isalnum():
         raise ValueError(f"name: expected letters, digits and _, got {cfg.name!r}")
@@ -57,7 +58,7 @@ def publish(cfg: DictConfig) -> Path:
     data, network = load_run(run)
     row = run.result()
     if row is None:
-        raise FileNotFoundError(f"{run.folder}: the run is not finished, no result.json")
+        raise FileNotFoundError(f"{run.folder}: expected a finished run, got no result.json")
     content = content_of(run.config())
     card = _card(cfg.name, run, row, content, data.n_steps)
     about = NetworkFile(
@@ -102,6 +103,6 @@ def _card(
 
 
 def _source(row: dict[str, Any]) -> str:
-    """The version that trained it and, of a checkout, the commit."""
+    """Version that trained the network and, if it was a checkout, the commit."""
     commit = f", commit {row['git_sha']}" if row["git_sha"] else ""
     return f"{row['version.blockspike']}{commit}{' and changes' if row['git_dirty'] else ''}"

@@ -1,4 +1,4 @@
-"""`blockspike report`: one page of figures, numbers, runs and a look into a network."""
+"""`blockspike report`: one page of figures, numbers, runs and a view inside a network."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,11 +19,14 @@ from blockspike.runs.sweeps import run_states
 
 
 def report(cfg: DictConfig) -> Path:
-    """Write `report.html` into the output folder, all within one file; returns its path.
+    """Write `report.html`, a single self-contained file, into the output folder.
+
+    Returns:
+        Its path.
 
     Raises:
-        FileNotFoundError: no trained run in the folder `run`, or no file `table`.
-        ValueError: the run fits neurons, or the table cannot be read or compared.
+        FileNotFoundError: the folder `run` holds no trained run, or the file `table` is missing.
+        ValueError: the run holds fitted neurons, or the table cannot be read or compared.
     """
     use_threads(cfg.threads)
     output_dir = Path(cfg.output_dir)
@@ -48,7 +51,7 @@ def report(cfg: DictConfig) -> Path:
 
 
 def _table(cfg: DictConfig, figures: Sequence[EmbeddedFigure]) -> Path | None:
-    """The file asked for, or else that of the newest figure of runs, or `collect`'s, or None."""
+    """The configured table, else that of the newest figure of runs, else that of `collect`."""
     if cfg.table is not None:
         return Path(cfg.table)
     newest_first = sorted(figures, key=lambda figure: -figure.drawn_s)
@@ -59,16 +62,16 @@ def _table(cfg: DictConfig, figures: Sequence[EmbeddedFigure]) -> Path | None:
 
 @torch.no_grad()
 def traces_of(run: Run) -> dict[str, Any]:
-    """The chosen model's hidden layers on the test recordings that `evaluate` shows, packed.
+    """Packed traces of the hidden layers on the test recordings that `evaluate` shows.
 
     Raises:
-        FileNotFoundError: no trained run in the folder.
-        ValueError: it holds fitted neurons.
+        FileNotFoundError: the folder holds no trained run.
+        ValueError: the run holds fitted neurons.
     """
     data, network = load_run(run)
     events, labels = next(iter(data.test_dataloader()))
     read_as = network(events).mean_over_views(len(labels)).argmax(1)
     samples = shown_samples(labels).tolist()
-    titles = [f"class {int(labels[i])}, read as {int(read_as[i])}" for i in samples]
+    titles = [f"class {int(labels[i])}, classified as {int(read_as[i])}" for i in samples]
     traces = list(network.run_layers(events))
     return pack_traces(traces, samples, titles, data.dt_ms)

@@ -1,4 +1,4 @@
-"""One run of `train` or `fit`, from its configuration to `result.json`."""
+"""A run of `train` or `fit`, from its configuration to `result.json`."""
 
 import logging
 from collections.abc import Callable
@@ -24,11 +24,11 @@ class Task:
     """The part of a run that differs between `train` and `fit`.
 
     Attributes:
-        build: configuration → data module, opened, and Lightning module.
+        build: configuration → data module, set up, and Lightning module.
         work: (configuration, run, data, module) → results for the run's row.
         guard: (file of a bad batch, data) → the callback that writes and replays it.
         title: data → name of the data set.
-        summary: row → the line that is printed at the end.
+        summary: row → the line printed at the end.
     """
 
     build: Callable[[DictConfig], tuple[Any, Any]]
@@ -39,15 +39,15 @@ class Task:
 
 
 def run_once(cfg: DictConfig, task: Task) -> dict[str, Any]:
-    """Perform the task in the run's folder; resume what was interrupted, skip what is finished.
+    """Perform the task in the run's folder: resume an interrupted run, skip a finished one.
 
-    With `replay`, only the batch in that file is run, which a stopped run left; nothing is written.
+    With `replay`, only the batch in that file, left by a stopped run, is run; nothing is written.
 
     Returns:
-        The run's row, as in `result.json`; of a replay, nothing.
+        The run's row, as in `result.json`; empty after a replay.
 
     Raises:
-        ValueError: a bad configuration, or the folder holds a run with another one.
+        ValueError: the configuration is bad, or the folder holds a run with another one.
         FileNotFoundError: the data are missing.
     """
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
@@ -88,7 +88,7 @@ def _replay(cfg: DictConfig, task: Task) -> None:
 
 
 def use_threads(threads: int | None) -> None:
-    """Set PyTorch's (and so the kernels') number of threads, if one is given."""
+    """Set the number of threads of PyTorch and the kernels, unless it is None."""
     if threads is not None:
         if threads < 1:
             raise ValueError(f"threads: expected an integer ≥ 1, got {threads}")

@@ -1,4 +1,4 @@
-"""`blockspike status`: how far the runs are."""
+"""`blockspike status`: show the progress of runs."""
 
 import sys
 from pathlib import Path
@@ -16,16 +16,16 @@ _COLOURS = dict(zip(STATES, ("green", "cyan", "yellow", "red", "white"), strict=
 
 
 def status(cfg: DictConfig) -> None:
-    """Print a table of all runs below the output folder, also of those that a sweep still misses.
+    """Print a table of all runs below the output folder, including planned ones of sweeps.
 
     Raises:
-        FileNotFoundError: there are none.
+        FileNotFoundError: there are no runs.
     """
     states = run_states(Path(cfg.output_dir))
     if cfg.experiment_name is not None:
         states = pd.DataFrame(states[states["run"].str.startswith(f"{cfg.experiment_name}/")])
     if states.empty:
-        raise FileNotFoundError(f"{cfg.output_dir}: no run here, and no sweep has planned one")
+        raise FileNotFoundError(f"{cfg.output_dir}: expected runs, started or planned, got none")
     counts = [f"{n} {s}" for s in STATES if (n := int((states["state"] == s).sum()))]
     table = Table(title=", ".join(counts), box=box.SIMPLE_HEAD)
     table.add_column("run", overflow="fold")
@@ -38,7 +38,7 @@ def status(cfg: DictConfig) -> None:
         started = row["started"][:16].replace("T", " ")
         run, error = escape(row["run"]), escape(row["error"])
         table.add_row(run, state, str(row["epochs"]), started, took, error)
-    # a pipe has no width; folder names are long
+    # A pipe has no width, and folder names are long.
     Console(width=None if sys.stdout.isatty() else 200).print(table)
 
 

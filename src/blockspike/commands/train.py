@@ -1,4 +1,4 @@
-"""`blockspike train`: a classifier, chosen on validation data and tested once."""
+"""`blockspike train`: train a classifier, choose it on validation data and test it once."""
 
 from typing import Any
 
@@ -24,7 +24,7 @@ from blockspike.training.metrics_file import read_metrics
 
 
 def train(cfg: DictConfig) -> dict[str, Any]:
-    """Train a classifier and test it once; see `run_once`."""
+    """Train a classifier and test it once, as one run (see `run_once`)."""
     return run_once(cfg, _TASK)
 
 
@@ -46,7 +46,7 @@ def _fit_and_test(
         mode="min" if cfg.monitor.endswith("loss") else "max",
         enable_version_counter=False,
     )
-    # Lightning's save_last writes only when a model was chosen; a restart wants every epoch.
+    # Lightning's save_last writes only when a model is chosen; resuming needs every epoch.
     last = EpochCheckpoint(
         run.last_checkpoint.parent,
         filename=run.last_checkpoint.stem,
@@ -62,7 +62,9 @@ def _fit_and_test(
             loaders.append(data.test_dataloader())
         trainer.fit(module, data.train_dataloader(), loaders, ckpt_path=last_checkpoint(run))
         if not run.best_checkpoint.is_file():
-            raise ValueError(f"trainer: no epoch was finished (max_epochs {trainer.max_epochs})")
+            raise ValueError(
+                f"trainer: expected a finished epoch, got none (max_epochs {trainer.max_epochs})"
+            )
         best = load_best(run)
         module.load_state_dict(best["state_dict"])
         trainer.test(module, data.test_dataloader(), verbose=False)

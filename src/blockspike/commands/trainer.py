@@ -1,4 +1,4 @@
-"""What training a classifier and fitting neurons share: a trainer that shows, logs and resumes."""
+"""The trainer that `train` and `fit` share: progress, metrics and checkpoints."""
 
 import os
 import signal
@@ -26,7 +26,7 @@ from blockspike.training.metrics_file import MetricsFile
 def make_trainer(
     cfg: DictConfig, run: Run, callbacks: Sequence[Callback], epochs_a_line: int = 1, **options: Any
 ) -> pl.Trainer:
-    """The configured trainer, with progress, plain checkpoints and `metrics.csv` in the run."""
+    """Build the configured trainer, with progress, plain checkpoints and `metrics.csv`."""
     on_terminal = cfg.progress and sys.stdout.isatty()
     callbacks = [MetricsFile(run.folder), *callbacks, _FirstError(run), _EndTogether()]
     if cfg.progress:
@@ -34,21 +34,22 @@ def make_trainer(
     return build_trainer(
         cfg, callbacks, plugins=[PlainCheckpointIO()], enable_progress_bar=on_terminal,
         num_sanity_val_steps=0, enable_model_summary=False,
-        default_root_dir=str(run.folder),  # or, in a Slurm step, it resumes a file of this folder
+        # In a Slurm step, Lightning would otherwise resume from a file of the current folder.
+        default_root_dir=str(run.folder),
         **options,
     )  # fmt: skip
 
 
 class EpochCheckpoint(ModelCheckpoint):
-    """Goes on also where the run's folder was moved; Lightning would forget the best score then."""
+    """Checkpoint callback that keeps the best score if the run's folder is moved."""
 
     @property
     def state_key(self) -> str:
-        """As of its base, which wrote the checkpoints of earlier versions."""
+        """The base class's key, so that checkpoints written by it can be resumed."""
         return super().state_key.replace(type(self).__qualname__, ModelCheckpoint.__qualname__, 1)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take the state with its paths as they are now."""
+        """Load the state, with its paths moved to this run's folder."""
 
         def here(value: Any) -> Any:
             if isinstance(value, dict):  # of paths
@@ -64,7 +65,7 @@ _TO_FAIL_FIRST_S = 1.0
 
 
 class _FirstError(Callback):
-    """Writes down what went wrong before the run's other processes fail in turn."""
+    """Record the first error, before it makes the run's other processes fail."""
 
     def __init__(self, run: Run):
         self.run = run
@@ -73,16 +74,16 @@ class _FirstError(Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
     ) -> None:
         if not is_first_process():
-            time.sleep(_TO_FAIL_FIRST_S)  # or to be ended, if the first is gone
+            time.sleep(_TO_FAIL_FIRST_S)  # the first process reports its error, or ends this one
         if isinstance(exception, Exception):
             self.run.write_error(exception)
 
 
 class _EndTogether(Callback):
-    """SIGTERM is taken as Ctrl-C is, and both by the first process alone, which ends the others.
+    """Treat SIGTERM as Ctrl-C, and let the first process handle both and end the others.
 
-    Slurm and a terminal tell all processes of a run. In Lightning's handler they would then wait
-    for each other, often for ever; or the first would fail for want of another that ended sooner.
+    Slurm and a terminal signal all processes of a run. With Lightning's handler they would wait
+    for each other, often forever, or the first would fail because another had already ended.
     """
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -96,7 +97,7 @@ class _EndTogether(Callback):
 
 @contextmanager
 def processes_of_one_run() -> Iterator[None]:
-    """End the processes' group that Lightning made, so that a sweep's next run starts its own."""
+    """Destroy Lightning's process group at the end, so that a sweep's next run can make its own."""
     before = dict(os.environ)
     try:
         yield
@@ -109,13 +110,13 @@ def processes_of_one_run() -> Iterator[None]:
 
 
 def last_checkpoint(run: Run) -> Path | None:
-    """Where the run continues, which is printed; None for a new run.
+    """Path of the checkpoint to resume from, which is printed; None for a new run.
 
     Raises:
-        ValueError: there are checkpoints, but none that can be read, or the best one is damaged.
+        ValueError: no checkpoint is readable, or the best one is damaged.
     """
     if run.best_checkpoint.is_file():
-        load_best(run)  # or days of training end without it
+        load_best(run)  # a damaged one would be noticed only after training
     kept = [p for p in (run.last_checkpoint, run.previous_checkpoint) if p.is_file()]
     for path in kept:
         try:
@@ -128,31 +129,32 @@ def last_checkpoint(run: Run) -> Path | None:
         return path
     if kept:
         raise ValueError(
-            f"{run.folder}: no checkpoint can be read; delete the folder to start anew"
+            f"{run.folder}: expected a readable checkpoint, got none; "
+            "delete the folder to start over"
         )
     return None
 
 
 def load_best(run: Run) -> dict[str, Any]:
-    """Read the checkpoint chosen on the validation data.
+    """Read the checkpoint chosen on validation data.
 
     Raises:
-        ValueError: it is damaged.
+        ValueError: the checkpoint is damaged.
     """
     try:
         return load_plain(run.best_checkpoint)
     except ValueError as error:
-        raise ValueError(f"{error}; delete {run.folder} to start anew") from error
+        raise ValueError(f"{error}; delete {run.folder} to start over") from error
 
 
 @contextmanager
 def without_known_warnings() -> Iterator[None]:
-    """Of Lightning, on what is meant to be so."""
+    """Silence Lightning's warnings about deliberate choices."""
     with warnings.catch_warnings():
-        # Batches are made on a thread of their own; worker processes would be slower.
+        # Batches are made on a separate thread; worker processes would be slower.
         warnings.filterwarnings("ignore", ".*does not have many workers.*")
         warnings.filterwarnings("ignore", ".*LeafSpec.*is deprecated.*")  # Lightning's own
         warnings.filterwarnings("ignore", ".*exists and is not empty.*")  # a resumed run
-        # Asked again for every fit and test; `build_trainer` has decided it.
+        # Lightning warns at every fit and test, but `build_trainer` has settled it.
         warnings.filterwarnings("ignore", ".*`srun` command is available.*")
         yield

@@ -1,4 +1,4 @@
-"""The dashboard of a project in Weights & Biases, made from code (extra `wandb`).
+"""A Weights & Biases dashboard for a project, made from code (extra `wandb`).
 
     python -m blockspike.commands.wandb_dashboard ENTITY/PROJECT
 
@@ -15,10 +15,9 @@ _METHOD, _ARP_MS = "model.method", "model.arp_ms"
 
 
 def dashboard(entity: str, project: str) -> ws.Workspace:
-    """The workspace, not saved yet: runs grouped by experiment, method and refractory period.
+    """Unsaved workspace with runs grouped by experiment, method and refractory period.
 
-    A line or a bar is the mean of a group's runs, which differ in their seeds and in what else was
-    swept.
+    A line or bar is the mean over a group's runs, which differ in seed and other swept options.
     """
     return ws.Workspace(
         entity=entity,
@@ -33,7 +32,7 @@ def dashboard(entity: str, project: str) -> ws.Workspace:
             _fits(),
             _curves("Time", "time/epoch_s", "time/samples_per_s"),
         ],
-        auto_generate_panels=True,  # histograms, and what else is logged
+        auto_generate_panels=True,  # histograms, and anything else that is logged
         settings=ws.WorkspaceSettings(x_axis="epoch", max_runs=50),
         runset_settings=ws.RunsetSettings(
             groupby=[ws.Metric("Group"), ws.Config(_METHOD), ws.Config(_ARP_MS)]
@@ -78,13 +77,13 @@ def _fits() -> ws.Section:
 
 
 def _curves(name: str, *metrics: str) -> ws.Section:
-    """A line plot against the epoch for each metric."""
+    """Line plots of the metrics against the epoch."""
     curves: list[Any] = [wr.LinePlot(title=metric, x="epoch", y=[metric]) for metric in metrics]
     return ws.Section(name=name, panels=curves, is_open=True)
 
 
 def _bar(metric: str, title: str, groupby: wr.Config | None = None) -> wr.BarPlot:
-    """Means over the groups of the runset, or of one configuration key."""
+    """Bars of means over the runset's groups, or over the values of one configuration key."""
     return wr.BarPlot(title=title, metrics=[metric], groupby=groupby, groupby_aggfunc="mean")
 
 

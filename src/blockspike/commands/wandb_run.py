@@ -1,6 +1,6 @@
-"""A run in Weights & Biases: named by its folder, continued under its id, closed in the end.
+"""Runs in Weights & Biases: named by their folder and resumed under their id.
 
-wandb is imported where a run of it is started: it takes a third of a second.
+wandb is imported only when a wandb run starts: the import takes a third of a second.
 """
 
 import os
@@ -37,16 +37,16 @@ _BEST = {"val/accuracy": "max", "val/loss": "min"}
 def wandb_logger(
     run_dir: str, output_dir: str, project: str, mode: Mode, **options: Any
 ) -> WandbLogger:
-    """Lightning's logger of the run in `run_dir`, started or continued.
+    """Start or resume the wandb run of `run_dir` and return Lightning's logger for it.
 
-    The run is named by its folder below `output_dir` and holds the whole configuration. Metrics are
-    drawn against the epoch; the best validation accuracy and loss go into the summary.
+    The wandb run is named by its folder below `output_dir` and holds the whole configuration.
+    Metrics are drawn against the epoch; the summary holds the best validation accuracy and loss.
 
     Args:
-        run_dir: the folder of a run that has started, so that its configuration is there.
-        output_dir: of all runs.
-        project: in Weights & Biases.
-        mode: of wandb.
+        run_dir: folder of a started run, which holds its configuration.
+        output_dir: folder of all runs.
+        project: name of the project in Weights & Biases.
+        mode: wandb's mode.
         **options: further arguments of `wandb.init`.
     """
     experiment = _start(Run(Path(run_dir)), output_dir, mode, project=project, **options)
@@ -58,7 +58,7 @@ def _start(run: Run, output_dir: str, mode: Mode, **options: Any) -> Any:
     import wandb
 
     if mode != "online":
-        os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # is looked up offline, too
+        os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # else it looks up a host offline
     cfg = run.config()
     experiment = wandb.init(
         id=run_id(run), resume="allow", mode=mode, dir=str(run.folder), config=plain(cfg),
@@ -75,17 +75,17 @@ def _start(run: Run, output_dir: str, mode: Mode, **options: Any) -> Any:
 
 
 def _repeat_epochs(experiment: Any, metrics: Path) -> None:
-    """Log again what was logged before an interruption: a kill takes the last of it from wandb."""
+    """Log the epochs before an interruption again: wandb loses the last ones if it is killed."""
     rows = read_metrics(metrics).to_dict("records") if metrics.is_file() else []
     for row in rows:
         experiment.log({str(k): v for k, v in row.items() if v == v})
 
 
 def run_id(run: Run) -> str:
-    """The run's id, the same whenever it is continued: its content's hash and a token.
+    """wandb id of a run, kept when it resumes: the hash of its content and a random token.
 
-    The token is drawn when the run first starts and kept in its folder. So the same run on another
-    machine, or again after its folder was deleted, is a run of its own.
+    The token is drawn when the run first starts and stored in its folder. So the same run on
+    another machine, or repeated after its folder was deleted, is a new wandb run.
     """
     path = run.folder / "wandb_id"
     if not path.is_file():
@@ -96,7 +96,7 @@ def run_id(run: Run) -> str:
 
 @contextmanager
 def wandb_closed() -> Iterator[None]:
-    """A wandb run that the block leaves open has failed: a sweep's next run starts its own."""
+    """Close a wandb run that the block leaves open as failed, so that the next can start."""
     try:
         yield
     finally:
@@ -113,19 +113,17 @@ def _open_run() -> Any:
 def log_result(
     run: Run, row: dict[str, Any], data: pl.LightningDataModule, module: pl.LightningModule
 ) -> None:
-    """Log the row as the summary, and pictures, and close the wandb run; nothing if none is open.
+    """Log the row as the summary, log pictures, and close the wandb run if one is open.
 
-    After that `result.json` may be written: a run that is killed before is not finished, and the
-    same command logs it again.
-
-    Of a classifier the raster of a few test recordings and a histogram a layer of its neurons'
-    firing rates; of fits their picture and table.
+    For a classifier, log a raster of a few test recordings and each layer's histogram of firing
+    rates; for fits, log their picture and table. Call it before `result.json` is written: a run
+    killed earlier is not finished, and the same command logs it again.
 
     Args:
-        run: of fits with `fits.csv` and `figures/recording.png`.
-        row: what `result.json` is to hold.
-        data: rates are of the first test batch.
-        module: holds the chosen model.
+        run: the run; for fits its folder holds `fits.csv` and `figures/recording.png`.
+        row: the content of `result.json`.
+        data: the data module; firing rates are those of its first test batch.
+        module: the module with the chosen model.
     """
     started = _open_run()
     if started is None:

@@ -1,1 +1,1 @@
-"""Figures from tables and files of runs; nothing here trains or simulates."""
+"""Figures drawn from tables and files of runs; nothing here trains or simulates."""

@@ -1,4 +1,4 @@
-"""Figure 4 of the paper: accuracy and seconds an epoch, published values beside ours."""
+"""Figure 4 of the paper: accuracy and seconds per epoch, published and ours."""
 
 from pathlib import Path
 
@@ -26,24 +26,24 @@ from blockspike.figures.style import METHOD_COLOURS
 
 
 def classification(table: pd.DataFrame, folder: Path) -> list[Path]:
-    """Write Figure 4 of N-MNIST and of SHD into `folder`; returns the PNGs' paths."""
+    """Write Figure 4 for N-MNIST and SHD into `folder`; returns the PNGs' paths."""
     return save_all(classification_figures(table), folder)
 
 
 def classification_figures(table: pd.DataFrame) -> dict[str, Figure]:
-    """Draw Figure 4, one figure a data set, under the data set's own name.
+    """Draw Figure 4, one figure per data set, titled with the data set of our runs.
 
     Args:
-        table: a row per run and seed, as `blockspike collect` writes. The experiments `nmnist`
-            and `shd` are our recipes, `paper_nmnist` and `paper_shd` the paper's, and what follows
-            in other names is the recipe's name: `shd_wide`.
+        table: a row per run, as `blockspike collect` writes. The experiments `nmnist` and `shd`
+            are our recipes, `paper_nmnist` and `paper_shd` the paper's; a suffix names another
+            recipe, as in `shd_wide`.
 
     Returns:
-        Name → figure. What has no runs is drawn with the published values alone, with the command
+        Name → figure. Without runs, a figure shows the published values alone and the command
         that makes the runs.
 
     Raises:
-        ValueError: columns are missing, or two runs of a point have one seed.
+        ValueError: columns are missing, or two runs of a point have the same seed.
     """
     return figures_of_data_sets(table, "classification", "N-MNIST", "nmnist", _figure_4) | (
         figures_of_data_sets(table, "classification", "SHD", "shd", _figure_4)
@@ -51,7 +51,7 @@ def classification_figures(table: pd.DataFrame) -> dict[str, Figure]:
 
 
 def _figure_4(runs: pd.DataFrame, published: str) -> Figure:
-    """Accuracy and seconds an epoch against the refractory period."""
+    """Draw accuracy and seconds per epoch against the refractory period."""
     figure = Figure(figsize=(8, 4), layout="constrained")
     left, right = figure.subplots(1, 2)
     experiment = "shd" if published == "SHD" else "nmnist"
@@ -72,7 +72,7 @@ def _figure_4(runs: pd.DataFrame, published: str) -> Figure:
             say_how(axis, f"paper_{experiment}", published)
         axis.set_xlabel(ARP)
     left.set_ylabel(ACCURACY)
-    right.set(yscale="log", ylabel=f"seconds an epoch{_hardware(runs)}")
+    right.set(yscale="log", ylabel=f"seconds per epoch{_hardware(runs)}")
     right.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     right.yaxis.set_major_formatter("{x:g}")
     handles, labels = left.get_legend_handles_labels()

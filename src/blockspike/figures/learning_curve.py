@@ -1,4 +1,4 @@
-"""Learning curve of one run, from its `metrics.csv`."""
+"""Learning curve of a run, drawn from its `metrics.csv`."""
 
 from pathlib import Path
 
@@ -11,14 +11,18 @@ from blockspike.figures.style import BLUE, GREEN, GREY, ORANGE, save
 def learning_curve(
     metrics: pd.DataFrame, scores: dict, chosen_epoch: int, test_accuracy: float, path: Path
 ) -> Path:
-    """Loss and accuracy of training and validation against the epoch.
+    """Draw training and validation loss and accuracy against the epoch.
 
     Args:
-        metrics: a row an epoch, as in `metrics.csv`.
-        scores: `evaluation.json`, for the linear model's accuracy and the data set's name.
-        chosen_epoch: the epoch (from 1) whose model was chosen on validation data.
-        test_accuracy: of that model.
-        path: where to write, PNG and SVG.
+        metrics: a row per epoch, as in `metrics.csv`.
+        scores: content of `evaluation.json`, for the linear model's accuracy and the data set's
+            name.
+        chosen_epoch: epoch (from 1) whose model was chosen on validation data.
+        test_accuracy: test accuracy of that model.
+        path: where to write the PNG and SVG.
+
+    Returns:
+        Path of the PNG.
     """
     figure, (left, right) = plt.subplots(1, 2, figsize=(8, 3), layout="constrained")
     epoch = metrics["epoch"] + 1

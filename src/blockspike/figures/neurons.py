@@ -1,4 +1,4 @@
-"""Beyond the paper: test accuracy against spikes, of every neuron model and recipe."""
+"""Test accuracy against number of spikes, for every neuron model and recipe."""
 
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from blockspike.figures.panels import (
 from blockspike.figures.style import BLUE, GREEN, GREY, ORANGE
 
 EXPERIMENTS = ("digits", "se_adlif")
-# what a row must have, and what ALIF's rows may lack
+# columns that a row must have, and columns that ALIF's rows may lack
 _COLUMNS = (
     "run", "experiment", "data_set", "seed", "test_accuracy", "n_parameters", "n_epochs",
     "rate_layer1_hz", "network.n_hidden", "data.n_steps", "data.dt_ms",
@@ -32,30 +32,30 @@ _MARKERS = "os^vDP*X"
 
 
 def neurons(table: pd.DataFrame, folder: Path) -> list[Path]:
-    """Write accuracy against spikes a recording, one figure a data set; returns the PNGs' paths."""
+    """Write accuracy against spikes per recording, one figure per data set; returns PNG paths."""
     return save_all(neuron_figures(table), folder)
 
 
 def neuron_figures(table: pd.DataFrame) -> dict[str, Figure]:
-    """Draw the runs of `EXPERIMENTS`: a mark for each, and their mean with its standard error.
+    """Draw the runs of `EXPERIMENTS`: a mark per run, and means with standard errors.
 
-    Spikes are those of all hidden neurons in a validation recording.
+    The number of spikes is that of all hidden neurons in a validation recording.
 
     Args:
-        table: a row per run and seed, as `blockspike collect` writes.
+        table: a row per run, as `blockspike collect` writes.
 
     Returns:
-        Name → figure; an empty one that names the command if there are no such runs.
+        Name → figure. Without runs, an empty figure names the command that makes them.
 
     Raises:
-        ValueError: columns are missing, or two runs of a recipe have one seed.
+        ValueError: columns are missing, or two runs of a recipe have the same seed.
     """
     if "experiment" not in table:
         raise ValueError("table: expected the columns that `blockspike collect` writes")
     chosen = where(table, "experiment", list(EXPERIMENTS))
     missing = [] if chosen.empty else [name for name in _COLUMNS if name not in chosen]
     if missing:
-        raise ValueError(f"table: expected a run of {EXPERIMENTS} to have {', '.join(missing)}")
+        raise ValueError(f"table: expected columns {', '.join(missing)}, got a table without them")
     if chosen.empty:
         return {"neurons": _figure(None, "no runs")}
     runs = chosen.reindex(columns=[*_COLUMNS, *_OPTIONAL])
@@ -75,7 +75,7 @@ def neuron_figures(table: pd.DataFrame) -> dict[str, Figure]:
 def _figure(runs: pd.DataFrame | None, title: str) -> Figure:
     figure = Figure(figsize=(9, 4.2), layout="constrained")
     axis = figure.subplots()
-    axis.set(xlabel="spikes of all hidden neurons, a recording", ylabel=ACCURACY)
+    axis.set(xlabel="spikes of all hidden neurons per recording", ylabel=ACCURACY)
     if runs is None:
         say_how(axis, "se_adlif", "HD-Lauscher")
         return figure
@@ -96,7 +96,7 @@ def _figure(runs: pd.DataFrame | None, title: str) -> Figure:
 
 
 def _draw(axis: Axes, rows: pd.DataFrame, point: pd.DataFrame, neuron: str, marker: str) -> None:
-    """The runs of a recipe, small and pale, and their mean."""
+    """Draw the runs of a recipe, small and pale, and their mean."""
     first, colour = rows.iloc[0], _COLOURS.get(neuron, GREY)
     axis.scatter(rows["spikes"], rows["accuracy"], s=9, color=colour, marker=marker, alpha=0.4)
     face = "white" if first["model.max_delay"] > 0 else colour
@@ -116,7 +116,7 @@ def _neuron(row: Any) -> str:
 
 
 def _choices(row: Any) -> str:
-    """What a legend says of a recipe beside the neuron."""
+    """Legend text of a recipe, to follow the neuron's name."""
     words = [f"q = {row['model.q']:g}"] if row["model.q"] > 0 else []
     if row["model.max_delay"] > 0:
         words.append(f"delays ≤ {row['model.max_delay']:g} steps")

@@ -1,7 +1,7 @@
-"""What the figures of training runs share: the runs of a panel, a figure a data set, the looks.
+"""Shared parts of the figures of training runs: selection of runs, seeds, lines and legends.
 
-Accuracies of ours are of the model chosen on validation data. A line is the mean over seeds with
-its standard error; a point of one seed has no error bar.
+Our accuracies are those of the model chosen on validation data. A line is the mean over seeds with
+standard errors; a point with one seed has no error bar.
 """
 
 import re
@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from blockspike.figures.style import save
 from blockspike.files import CONF
 
-# column of the table → its name here
+# column of the table → name in this module
 _COLUMNS = {
     "experiment": "experiment",
     "data_set": "data_set",
@@ -31,7 +31,7 @@ _COLUMNS = {
     "test_accuracy": "accuracy",
     "epoch_s": "epoch_s",
 }
-# name, name with its gradient, line style where colours say something else
+# name, name with its gradient, line style for figures where colours mean something else
 METHODS = {
     "fused": ("fused", "fused (standard gradient)", "-."),
     "blocks": ("Blocks", "Blocks (published gradient)", "-"),
@@ -63,20 +63,20 @@ def figures_of_data_sets(
     panel: str,
     draw: Callable[[pd.DataFrame, str], Figure],
 ) -> dict[str, Figure]:
-    """Draw a figure for each data set that has runs of a panel, titled truthfully.
+    """Draw a figure for each data set with runs of a panel; a title marks a substitute data set.
 
     Args:
-        table: as in `classification_figures`.
-        stem: start of the figures' names.
-        published: the data set of the published values.
+        table: as for `classification_figures`.
+        stem: first part of the figures' names.
+        published: data set of the published values.
         panel: nmnist, shd, surrogates or detach.
-        draw: makes the figure of some runs and the published data set's name.
+        draw: (runs, name of the published data set) → figure.
 
     Returns:
-        Name → figure; one with the published values alone if there are no runs.
+        Name → figure; without runs, one figure with the published values alone.
 
     Raises:
-        ValueError: columns are missing, or two runs of a point have one seed.
+        ValueError: columns are missing, or two runs of a point have the same seed.
     """
     chosen = where(tidy(table), "panel", [panel])
     nobody = f"{published}, published values only"
@@ -91,25 +91,25 @@ def figures_of_data_sets(
 
 
 def slug(data_set: str) -> str:
-    """A data set's name as a part of a file's name."""
+    """A data set's name as part of a file name."""
     return re.sub("[^a-z0-9]+", "_", data_set.lower()).strip("_")
 
 
 def mean_over_seeds(runs: pd.DataFrame, by: Sequence[str], value: str) -> pd.DataFrame:
-    """Mean, standard error and number of seeds of `value`, a row per combination of `by`.
+    """Mean, standard error and number of seeds of `value`, one row per combination of `by`.
 
     The standard error is NaN for one seed.
 
     Raises:
-        ValueError: two runs of a combination have the same seed, so they differ in something else.
+        ValueError: two runs of a combination have the same seed, so they differ in another option.
     """
     twice = runs[runs.duplicated([*by, "seed"])]
     if len(twice):
         first = twice.iloc[0]
         point = ", ".join(f"{name} {first[name]}" for name in ("experiment", *by, "seed"))
         raise ValueError(
-            f"table: more than one run of {point}; give runs that differ in something else "
-            "an experiment_name of their own"
+            f"table: expected one run per seed, got several of {point}; give runs that differ in "
+            "other options another experiment_name"
         )
     points = runs.groupby(list(by))[value]
     parts = {"mean": points.mean(), "error": points.sem(), "n_seeds": points.count()}
@@ -117,13 +117,13 @@ def mean_over_seeds(runs: pd.DataFrame, by: Sequence[str], value: str) -> pd.Dat
 
 
 def tidy(table: pd.DataFrame) -> pd.DataFrame:
-    """The runs of the classification experiments, with short names, accuracy in %, panel, recipe.
+    """Select classification runs, with short column names, accuracy in %, panel and recipe.
 
-    The experiment `paper_shd` is the paper's recipe of the panel `shd`, `shd` is ours, and
+    The experiment `paper_shd` is the paper's recipe for the panel `shd`, `shd` is ours, and
     `shd_wide` is a recipe called "wide".
 
     Raises:
-        ValueError: columns are missing; but not if there is no such run.
+        ValueError: there are such runs, but columns are missing.
     """
     if "experiment" in table:
         table = pd.DataFrame(table[table["experiment"].astype(str).str.match(_EXPERIMENT)])
@@ -133,7 +133,7 @@ def tidy(table: pd.DataFrame) -> pd.DataFrame:
     if missing:
         raise ValueError(
             f"table: expected the columns that `blockspike collect` writes, "
-            f"missing {', '.join(missing)}"
+            f"got a table without {', '.join(missing)}"
         )
     runs = pd.DataFrame({name: table[column] for column, name in _COLUMNS.items()})
     parts = pd.Series(runs["experiment"], dtype=str).str.extract(_EXPERIMENT)
@@ -153,14 +153,14 @@ def tidy(table: pd.DataFrame) -> pd.DataFrame:
 def draw_line(
     axis: Axes, points: pd.DataFrame, label: str, colour: str, marker: str, style: str
 ) -> None:
-    """Points in order with their error bars, as a line that the legend names."""
+    """Draw points with error bars as a line with an entry in the legend."""
     x, y = points["arp_ms"], points["mean"]
     axis.plot(x, y, label=label, color=colour, marker=marker, ls=style, ms=5)
     draw_errors(axis, points, "arp_ms", colour)
 
 
 def draw_errors(axis: Axes, points: pd.DataFrame, x: str, colour: str) -> None:
-    """Standard errors, where there are at least two seeds."""
+    """Draw standard errors of points with at least two seeds."""
     several = points[points["n_seeds"] >= 2]
     if len(several):
         axis.errorbar(
@@ -170,13 +170,13 @@ def draw_errors(axis: Axes, points: pd.DataFrame, x: str, colour: str) -> None:
 
 
 def draw_published(axis: Axes, numbers: pd.DataFrame, label: str, colour: str, marker: str) -> None:
-    """The published points, dashed and open."""
+    """Draw published points with a dashed line and open markers."""
     x, y = numbers["arp_ms"], numbers["value"]
     axis.plot(x, y, label=label, color=colour, marker=marker, ls="--", lw=1, ms=5, mfc="white")
 
 
 def say_how(axis: Axes, file: str, published: str) -> None:
-    """Write over a panel without runs the command that its configuration file begins with."""
+    """Title a panel without runs with the command that makes them."""
     lines = ["no runs yet:", *textwrap.wrap(command_of(file), 52, break_long_words=False)]
     if published == "SHD":
         lines.append("(without SHD: data=hd_lauscher)")
@@ -184,13 +184,13 @@ def say_how(axis: Axes, file: str, published: str) -> None:
 
 
 def command_of(experiment: str) -> str:
-    """The command that makes an experiment's runs, which its configuration file begins with."""
+    """The command that makes an experiment's runs: the first comment in its configuration file."""
     head = (CONF / "experiment" / f"{experiment}.yaml").read_text().splitlines()[1]
     return head.removeprefix("# ")
 
 
 def names_of(method: str, recipe: str) -> tuple[str, str]:
-    """Method with its gradient, and recipe, as legends and tables name them."""
+    """Names of a method (with its gradient) and a recipe for legends and tables."""
     return METHODS[method][1], recipe_look(recipe)[0]
 
 
@@ -200,22 +200,22 @@ def recipe_look(name: str) -> tuple[str, str, str]:
 
 
 def seeds(points: pd.DataFrame) -> str:
-    """How many seeds the points have."""
+    """Number of seeds of the points, as text."""
     return plural_range(points["n_seeds"], "seed")
 
 
 def plural_range(values: Iterable[Any], word: str) -> str:
-    """`1 seed`, `3 seeds` or `1–3 seeds`."""
+    """Text such as `1 seed`, `3 seeds` or `1–3 seeds`."""
     low, high = int(min(values)), int(max(values))
     number = str(high) if low == high else f"{low}–{high}"
     return f"{number} {word}{'' if high == 1 else 's'}"
 
 
 def where(table: pd.DataFrame, column: str, values: list[str]) -> pd.DataFrame:
-    """The rows whose `column` is one of `values`."""
+    """Rows whose `column` is one of `values`."""
     return pd.DataFrame(table[table[column].isin(values)])
 
 
 def groups(table: pd.DataFrame, by: list[str]) -> list[tuple[Any, pd.DataFrame]]:
-    """Key and rows of every combination of `by`."""
+    """Key and rows of each combination of `by`."""
     return [(key, pd.DataFrame(rows)) for key, rows in table.groupby(by)]

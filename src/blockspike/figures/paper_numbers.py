@@ -1,4 +1,4 @@
-"""The numbers that the paper publishes, to draw beside ours."""
+"""The paper's published numbers, to draw beside ours."""
 
 from pathlib import Path
 
@@ -6,18 +6,19 @@ import pandas as pd
 
 
 def paper_numbers(**columns: str) -> pd.DataFrame:
-    """Rows of `paper_numbers.csv` that hold these values, as in `experiment="shd"`.
+    """Select the rows of `paper_numbers.csv` that hold these values, as in `experiment="shd"`.
 
     Source: Taylor, King & Harper, "Addressing the speed-accuracy simulation trade-off for adaptive
-    spiking neurons", NeurIPS 2023. `source` is "printed" for numbers in its text and tables, "plot"
-    for numbers read off its figures, ±1 point. Trained on a GPU.
+    spiking neurons", NeurIPS 2023; trained on a GPU. The column `source` is "printed" for numbers
+    from its text and tables, and "plot" for numbers read off its figures to ±1 point.
 
     Args:
         **columns: column → value: `experiment`, `quantity` ("test_accuracy" in %, "epoch_duration"
             in s, …), `method`, `surrogate`, `spikes` (attached or detached), `source`.
 
     Returns:
-        Among others `arp_steps`, `arp_ms` and `value`, in the unit of `unit`.
+        The rows, with the columns `arp_steps`, `arp_ms` and `value` (in the unit of `unit`) among
+        others.
 
     Raises:
         ValueError: there is no such row.

@@ -1,4 +1,4 @@
-"""Raster of input, hidden layers and readout of a few samples, from `activity.npz`."""
+"""Raster of input, hidden layers and readout of a few samples, drawn from `activity.npz`."""
 
 from pathlib import Path
 
@@ -9,12 +9,16 @@ from blockspike.figures.style import BLUE, GREY, ORANGE, save
 
 
 def raster(activity: dict[str, np.ndarray], path: Path) -> Path:
-    """A column a sample: input spikes, a row each hidden layer, membrane of the readout.
+    """Draw one column per sample: input spikes, hidden layers, readout membranes.
 
     Args:
-        activity: arrays of `activity.npz`: per sample the (step, unit) of the spikes of each
-            layer (0 = input), the readout [T, n_classes], the label and the predicted class.
-        path: where to write, PNG and SVG.
+        activity: arrays of `activity.npz`: for each sample the (step, unit) of each layer's
+            spikes (layer 0 = input), the readout [T, n_classes], the label and the predicted
+            class.
+        path: where to write the PNG and SVG.
+
+    Returns:
+        Path of the PNG.
     """
     n_samples = sum(name.endswith("_label") for name in activity)
     n_layers = sum(name.startswith("n_units_layer") for name in activity)
@@ -34,7 +38,7 @@ def raster(activity: dict[str, np.ndarray], path: Path) -> Path:
         _readout(column[-1], activity, k, dt_ms)
         label, predicted = int(activity[f"sample{k}_label"]), int(activity[f"sample{k}_predicted"])
         right = "✓" if label == predicted else "✗"
-        column[0].set_title(f"class {label}, read as {predicted} {right}", fontsize=9)
+        column[0].set_title(f"class {label}, classified as {predicted} {right}", fontsize=9)
         column[-1].set_xlabel("time (ms)")
     names = ["input", *(f"hidden {i}" for i in range(1, n_layers)), "readout V"]
     for axis, name in zip(axes[:, 0], names, strict=True):

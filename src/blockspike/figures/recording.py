@@ -1,4 +1,4 @@
-"""A recording and the neuron fitted to it: current, rasters, smoothed rates."""
+"""Recordings beside the neurons fitted to them: current, rasters and smoothed rates."""
 
 from pathlib import Path
 
@@ -13,12 +13,15 @@ _SHOWN_S = 3.0
 
 
 def recording_fit(traces: dict[str, np.ndarray], path: Path) -> Path:
-    """A column a cell: test current, recorded trials and model as rasters, rates at σ = 15 ms.
+    """Draw one column per cell: test current, rasters of trials and model, rates at σ = 15 ms.
 
     Args:
-        traces: arrays of `traces.npz`: per cell its name, current [T] in pA, trains [R, T], the
-            model's trials [M, T] and what they predict [T], and scores on all of its test data.
-        path: where to write, PNG and SVG. The first 3 s are shown.
+        traces: arrays of `traces.npz`: for each cell its name, current [T] in pA, recorded trains
+            [R, T], the model's trials [M, T], its prediction [T] and its scores on all test data.
+        path: where to write the PNG and SVG. The first 3 s are shown.
+
+    Returns:
+        Path of the PNG.
     """
     n_cells = sum(key.endswith("_name") for key in traces)
     figure, axes = plt.subplots(
@@ -42,7 +45,7 @@ def recording_fit(traces: dict[str, np.ndarray], path: Path) -> Path:
 
 
 def _column(axes, own: dict[str, np.ndarray], dt_ms: float) -> None:
-    model = np.atleast_2d(own["model"])  # one train in runs of before there were trials
+    model = np.atleast_2d(own["model"])  # files of older versions hold a single train
     predicted = own["predicted"] if "predicted" in own else model[0]
     n_steps = min(len(predicted), round(_SHOWN_S * 1000 / dt_ms))
     time_s = np.arange(n_steps) * dt_ms / 1000

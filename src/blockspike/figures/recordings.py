@@ -1,4 +1,4 @@
-"""The paper's figure on recordings: explained variance and time of fits, published beside."""
+"""The paper's figure on recordings: explained variance and fit times, published and ours."""
 
 import statistics
 from pathlib import Path
@@ -30,26 +30,27 @@ _NOBODY = "Published values only"
 
 
 def recordings(table: pd.DataFrame, folder: Path) -> list[Path]:
-    """Draw one figure a data set: normalised ETV against dt and against ARP, seconds a cell.
+    """Draw normalised ETV against dt and against ARP, and seconds per cell, for each data set.
+
+    Points are means over seeds of the medians over cells; bars span the quartiles of the cells.
+    The dt panel shows the most frequent refractory period of each recipe's runs.
 
     Args:
-        table: a row per run, as `blockspike collect` writes; rows of other experiments are left
-            out. Points are means over seeds of the medians over cells; bars span the quartiles of
-            the cells. The dt panel holds the refractory period that most of a recipe's runs have.
+        table: a row per run, as `blockspike collect` writes; other experiments are ignored.
         folder: where to write.
 
     Returns:
-        The PNGs' paths, `recordings_<data set>.png`.
+        Paths of the PNGs, `recordings_<data set>.png`.
 
     Raises:
-        ValueError: a table with fits lacks columns.
+        ValueError: the table has fits but lacks columns.
     """
     fits = table.reindex(columns=table.columns.union(list(_COLUMNS)))
     fits = fits.assign(recipe=fits["population._target_"].astype(str).str.rpartition(".")[2])
     fits = pd.DataFrame(fits[fits["recipe"].isin(list(_RECIPES))])
     missing = [name for name in _COLUMNS if name not in table]
     if missing and len(fits):
-        raise ValueError(f"table: no column {', '.join(missing)}")
+        raise ValueError(f"table: expected columns {', '.join(missing)}, got a table without them")
     paths = []
     for data_set, own in _groups(fits, "data_set") or [(_NOBODY, fits)]:
         figure, axes = plt.subplots(1, 3, figsize=(10, 3.1), layout="constrained")
@@ -99,7 +100,7 @@ def _against_dt(axis: Axes, fits: pd.DataFrame) -> None:
 
 
 def _say_how(axis: Axes, fits: pd.DataFrame, overrides: str) -> None:
-    """Over a panel without fits, the command that makes them."""
+    """Title a panel without fits with the command that makes them."""
     if fits.empty:
         command = f"no fits yet:\nblockspike fit -m\nexperiment=recordings\n{overrides}"
         axis.set_title(command, loc="left", fontsize=7, family="monospace")
@@ -137,7 +138,7 @@ def _published_line(axis: Axes, experiment: str, x: str) -> None:
 
 
 def _seconds(axis: Axes, fits: pd.DataFrame) -> None:
-    """A bar each: published on a GPU, ours on this CPU, at the paper's dt where there is one."""
+    """Draw fit times as bars: published on a GPU, ours on a CPU at the paper's dt and our own."""
     seconds, etv = (
         paper_numbers(experiment="recordings_method", quantity=quantity).set_index("method")[
             "value"
@@ -161,7 +162,7 @@ def _seconds(axis: Axes, fits: pd.DataFrame) -> None:
     axis.barh(range(len(bars)), seconds, color=colours)
     axis.set_yticks(range(len(bars)), names, fontsize=7)
     axis.invert_yaxis()
-    axis.set(xscale="log", xlabel="fit time a cell (s)")
+    axis.set(xscale="log", xlabel="fit time per cell (s)")
     for i, value in enumerate(seconds):
         axis.text(
             value, i, f" {value:.0f}" if value > 9 else f" {value:.2g}", va="center", fontsize=7

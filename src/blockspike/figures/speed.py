@@ -1,4 +1,4 @@
-"""The paper's figure on speed, the picture of its title, and other libraries, from a table."""
+"""The paper's figure on speed, the speed-accuracy trade-off, and other libraries."""
 
 import statistics
 from pathlib import Path
@@ -22,17 +22,17 @@ _LABELS = {"standard": "step loop", "blocks": "blocks, one pass"}
 
 
 def speed(table: pd.DataFrame, folder: Path) -> list[Path]:
-    """Draw what the table holds of the studies length, layers and libraries.
+    """Draw the studies length, layers and libraries, as far as the table holds them.
 
     Args:
-        table: rows of `blockspike benchmark`; ratios are medians over rounds, side by side.
+        table: rows of `blockspike benchmark`; ratios are medians over rounds.
         folder: where to write.
 
     Returns:
-        The PNGs' paths: `speed` and `libraries`; a study that was not run has none.
+        Paths of the PNGs `speed` and `libraries`; a figure whose studies were not run is left out.
 
     Raises:
-        ValueError: columns are missing, or the rows are of several machines or commits.
+        ValueError: columns are missing, or the rows are from several machines or commits.
     """
     studies = _studies(table)
     drawn = []
@@ -41,14 +41,14 @@ def speed(table: pd.DataFrame, folder: Path) -> list[Path]:
     if studies & {"length", "libraries"}:
         drawn.append(_libraries(table, folder / "libraries"))
     if not drawn:
-        print("no figure: `blockspike benchmark` measures what it shows")
+        print("no figure: run `blockspike benchmark` first")
     return drawn
 
 
 def tradeoff(table: pd.DataFrame, folder: Path) -> list[Path]:
-    """Draw the study tradeoff, as `speed` does the others; none if it was not run."""
+    """Draw the study tradeoff, with the arguments of `speed`; no figure if it was not run."""
     if "tradeoff" not in _studies(table):
-        print("no figure: `blockspike benchmark study=tradeoff` measures what it shows")
+        print("no figure: run `blockspike benchmark study=tradeoff` first")
         return []
     return [_tradeoff(_of(table, study="tradeoff"), folder / "tradeoff")]
 
@@ -56,7 +56,10 @@ def tradeoff(table: pd.DataFrame, folder: Path) -> list[Path]:
 def _studies(table: pd.DataFrame) -> set[str]:
     missing = [name for name in _COLUMNS if name not in table]
     if missing:
-        raise ValueError(f"table: no column {', '.join(missing)}; expected rows of a benchmark")
+        raise ValueError(
+            "table: expected the columns that `blockspike benchmark` writes, "
+            f"got a table without {', '.join(missing)}"
+        )
     if len(table.groupby(["cpu", "threads", "git_sha"], dropna=False)) > 1:
         raise ValueError("table: expected rows of one machine and commit, got several")
     return set(table["study"].tolist())
@@ -75,7 +78,7 @@ def _where(table: pd.DataFrame, *studies: str) -> str:
 
 
 def _speed(table: pd.DataFrame, path: Path) -> Path:
-    """Step loop by fused: three panels over the refractory period, one over layers."""
+    """Draw the ratio of step loop to fused: against refractory period, and against layers."""
     figure, axes = plt.subplots(1, 4, figsize=(12.5, 3.5), layout="constrained", sharey=True)
     length, layers = _of(table, study="length"), _of(table, study="layers")
     for axis, batch in zip(axes, _BATCHES, strict=False):
@@ -131,12 +134,12 @@ def _say_if_empty(axis: Axes, table: pd.DataFrame, overrides: str, **values: obj
 
 
 def _tradeoff(table: pd.DataFrame, path: Path) -> Path:
-    """Error of spike times against cost, a point a step length and a line a method."""
+    """Draw the error of spike times against cost: a line per method, a point per step length."""
     figure, axis = plt.subplots(figsize=(5.6, 3.8), layout="constrained")
     finest = min(table["dt_ms"].tolist())
     shown = table.dropna(subset="total_ms_median")
     shown = pd.DataFrame(shown[np.isfinite(shown["spike_time_error_ms"])])
-    # The error of the finest step is 0 and drawn at the foot.
+    # The finest step is the reference; its error of 0 is drawn at the bottom.
     floor = min((x for x in shown["spike_time_error_ms"].tolist() if x > 0), default=1.0) / 4
     seconds = float(table["simulated_s"].tolist()[-1])
     for name, marker in (("fused", "o"), ("blocks", "s"), ("standard", "^")):
@@ -162,7 +165,7 @@ def _tradeoff(table: pd.DataFrame, path: Path) -> Path:
     )  # fmt: skip
     axis.set(
         xscale="log", yscale="log", ylim=(floor / 2, None),
-        xlabel="cost of 8 trials of one second, forward and backward (ms)",
+        xlabel="cost of 8 one-second trials, forward and backward (ms)",
         ylabel="mean error of a spike time (ms)",
     )  # fmt: skip
     axis.legend(frameon=False, fontsize=8, title="time step at the points", title_fontsize=8)
@@ -171,7 +174,7 @@ def _tradeoff(table: pd.DataFrame, path: Path) -> Path:
 
 
 def _libraries(table: pd.DataFrame, path: Path) -> Path:
-    """Times as long as fused: recurrent layers (E1, over its cells) and a feed-forward one (E2)."""
+    """Draw ratios of times to fused: recurrent layers, over all sizes, and a feed-forward one."""
     figure, axes = plt.subplots(1, 2, figsize=(10, 3.6), layout="constrained", sharey=True)
     studies = {"length": "1000 → 128 recurrent, events in", "libraries": "200 → 100, numbers in"}
     rows = pd.DataFrame(table[table["study"].isin(list(studies))]).dropna(subset="total_by_fused")
@@ -179,7 +182,7 @@ def _libraries(table: pd.DataFrame, path: Path) -> Path:
     order = sorted((str(name) for name in medians), key=medians.__getitem__)
     for axis, (study, title) in zip(axes, studies.items(), strict=True):
         own = _of(rows, study=study)
-        smallest = min(own["batch_size"].tolist(), default=0)  # others hold our methods only
+        smallest = min(own["batch_size"].tolist(), default=0)  # larger ones hold only our methods
         own = _of(own, batch_size=smallest)
         for y, name in enumerate(order):
             ratios = _of(own, contender=name)["total_by_fused"].tolist()
@@ -191,7 +194,7 @@ def _libraries(table: pd.DataFrame, path: Path) -> Path:
         if study == "libraries":
             _published_libraries(axis, order)
         axis.axvline(1, color=GREY, lw=0.6)
-        axis.set(xscale="log", xlabel="times as long as fused", title=f"{title}")
+        axis.set(xscale="log", xlabel="time relative to fused", title=f"{title}")
         axis.set_xlim(right=axis.get_xlim()[1] * 2)
     axes[0].set_yticks(range(len(order)), order, fontsize=8)
     figure.suptitle(
@@ -202,9 +205,9 @@ def _libraries(table: pd.DataFrame, path: Path) -> Path:
 
 
 def _published_libraries(axis: Axes, order: list[str]) -> None:
-    """The paper's forward times of the same layer on a GPU, by that of its Blocks."""
+    """Draw the paper's forward times of the same layer on a GPU, relative to its Blocks."""
     numbers = paper_numbers(experiment="library_comparison").set_index("method")["value"]
-    label = "published: by Blocks, forward, GPU"
+    label = "published: relative to Blocks, forward, GPU"
     for method, value in numbers.items():
         rows = [y for y, name in enumerate(order) if name.lower().startswith(str(method))]
         for y in rows[:1]:

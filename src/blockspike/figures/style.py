@@ -1,4 +1,4 @@
-"""The look that all figures share: readable in print and for colour-blind readers."""
+"""Style of all figures: readable in print and by colour-blind readers."""
 
 from pathlib import Path
 
@@ -14,7 +14,7 @@ BLUE, ORANGE, GREY, GREEN = "#0072B2", "#D55E00", "#555555", "#009E73"
 
 
 def use_style() -> None:
-    """Draw without a screen, with the project's fonts and lines."""
+    """Set the backend without a screen, and the project's fonts and lines."""
     matplotlib.use("Agg")
     sns.set_theme(context="paper", style="ticks", font_scale=1.1, palette="colorblind")
 

@@ -1,4 +1,4 @@
-"""The supplements of Figure 4: three surrogate gradients, and spikes attached or detached."""
+"""Supplements to Figure 4: three surrogate gradients, and attached or detached spikes."""
 
 from pathlib import Path
 from typing import Any
@@ -30,12 +30,12 @@ from blockspike.figures.style import BLUE, ORANGE
 
 
 def surrogates(table: pd.DataFrame, folder: Path) -> list[Path]:
-    """Write accuracy with three surrogates against the refractory period, as PNG and SVG."""
+    """Write accuracy with three surrogates against ARP into `folder`; returns the PNGs' paths."""
     return save_all(surrogate_figures(table), folder)
 
 
 def detach(table: pd.DataFrame, folder: Path) -> list[Path]:
-    """Write accuracy with attached and detached spikes, as PNG and SVG."""
+    """Write accuracy with attached and detached spikes into `folder`; returns the PNGs' paths."""
     return save_all(detach_figures(table), folder)
 
 
@@ -59,7 +59,7 @@ def _axis() -> tuple[Figure, Axes]:
 def _finish(axis: Axes, runs: pd.DataFrame, file: str, published: str) -> None:
     if runs.empty:
         say_how(axis, file, published)
-    # Below the panel, where no data are.
+    # Below the panel, so that it hides no data.
     axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.17), frameon=False, fontsize=8)
 
 

@@ -1,4 +1,4 @@
-"""The tables that figures are drawn from, and which of them a picture shows."""
+"""Tables that figures are drawn from, and a record of which table a picture shows."""
 
 import hashlib
 import json
@@ -13,12 +13,12 @@ from blockspike.runs.renamed import with_new_names
 
 @dataclass(frozen=True)
 class Source:
-    """A table as it was when it was read; equal where the bytes are.
+    """Identity of a table that was read; two are equal if the files' bytes are.
 
     Attributes:
-        path: its file, as it was named.
-        n_rows: how many rows it had.
-        sha256: of the file's bytes.
+        path: path of the file.
+        n_rows: number of rows.
+        sha256: hash of the file's bytes.
     """
 
     path: str = field(compare=False)
@@ -26,30 +26,33 @@ class Source:
     sha256: str
 
     def write_beside(self, picture: Path) -> None:
-        """Say in a .json file of the picture's name that it was drawn from this table."""
+        """Record in a .json file of the picture's name that it was drawn from this table."""
         write_text(picture.with_suffix(".json"), json.dumps(asdict(self), indent=1))
 
 
 def source_beside(picture: Path) -> Source | None:
-    """What `write_beside` wrote, or None if nobody did."""
+    """Read what `write_beside` recorded for a picture; None if there is no record."""
     path = picture.with_suffix(".json")
     return Source(**json.loads(path.read_text())) if path.is_file() else None
 
 
 def read_table(path: Path) -> tuple[pd.DataFrame, Source]:
-    """The table of runs, or of speed, in a .parquet or .csv file.
+    """Read a table of runs or speeds from a .parquet or .csv file.
+
+    Returns:
+        The table, with today's column names, and its identity.
 
     Raises:
-        ValueError: another kind of file.
-        FileNotFoundError: there is none.
+        ValueError: the file has another suffix.
+        FileNotFoundError: there is no such file.
     """
     readers = {".parquet": pd.read_parquet, ".csv": pd.read_csv}
     if path.suffix not in readers:
         raise ValueError(f"table: expected a file {' or '.join(readers)}, got {path}")
     if not path.is_file():
         raise FileNotFoundError(
-            f"{path}: no table here; `blockspike collect` makes one of all runs, "
-            "`blockspike benchmark` one of speed"
+            f"{path}: expected a table, got no file; `blockspike collect` makes one of runs, "
+            "`blockspike benchmark` one of speeds"
         )
     table = with_new_names(readers[path.suffix](path))
     return table, Source(str(path), len(table), hashlib.sha256(path.read_bytes()).hexdigest())

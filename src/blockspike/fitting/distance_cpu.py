@@ -6,6 +6,8 @@ state every CHUNK steps is kept; backward recomputes the steps between. The step
 `step.py`; the readable twin is the other branch of `NeuronPopulation.distance`.
 """
 
+from typing import NamedTuple
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -19,6 +21,34 @@ from blockspike.neurons.cpu.surrogate import surrogate_code, surrogate_derivativ
 from blockspike.neurons.cpu.tiles import CHUNK, WIDEST_TILE, columns, tile_width
 from blockspike.neurons.surrogate import Surrogate
 from blockspike.neurons.trace import check_finite
+
+
+class _Inputs(NamedTuple):
+    """Arrays that every neuron reads.
+
+    Attributes:
+        current, target: [T, B · C].
+        draws: [T, R, B], or None without noise.
+        n_starts: columns that share a cell's current.
+        n_neurons: columns that share a segment's draws.
+    """
+
+    current: np.ndarray
+    target: np.ndarray
+    draws: np.ndarray | None
+    n_starts: int
+    n_neurons: int
+
+
+class _Neurons(NamedTuple):
+    """Parameters of the columns, [B · N] each."""
+
+    beta: np.ndarray
+    p: np.ndarray
+    b: np.ndarray
+    weight: np.ndarray
+    bias: np.ndarray
+    noise: np.ndarray
 
 
 @in_full_precision
@@ -77,15 +107,19 @@ class _FittingDistance(torch.autograd.Function):
         sums = torch.zeros(2, n_columns, dtype=torch.float64)
         last_state = beta.new_empty(n_columns)
         drive = rows[0].numpy()
+        inputs = _Inputs(
+            drive, rows[1].numpy(), None if draws is None else draws.numpy(),
+            len(beta) // n_cells, len(beta),
+        )  # fmt: skip
+        neurons = _Neurons(*(columns(x, batch_size) for x in (beta, p, b, weight, bias, noise)))
+        tile = tile_width(n_columns, None, WIDEST_TILE // n_trials)
         ctx.arguments = (
-            None if draws is None else draws.numpy(), len(beta) // n_cells, len(beta),
-            *(columns(x, batch_size) for x in (beta, p, b, weight, bias, noise)),
-            ALIF, numbers((min(arp, n_steps),), drive), drive.dtype.type(decay), *window,
-            tile_width(n_columns, None, WIDEST_TILE // n_trials),
+            inputs, neurons, ALIF, numbers((min(arp, n_steps),), drive), drive.dtype.type(decay),
+            window, tile,
         )  # fmt: skip
         run(
-            _forward, -(-n_columns // ctx.arguments[-1]), *(x.numpy() for x in rows),
-            *ctx.arguments, saved.numpy(), sums.numpy(), last_state.numpy(),
+            _forward, -(-n_columns // tile), *ctx.arguments, saved.numpy(), sums.numpy(),
+            last_state.numpy(),
         )  # fmt: skip
         check_finite(last_state.view(batch_size, -1), current)
         ctx.save_for_backward(*rows, saved)
@@ -97,13 +131,12 @@ class _FittingDistance(torch.autograd.Function):
     @staticmethod
     @differentiable_once("fitting with method='fused'", instead="method='standard'")
     def backward(ctx, *grads: Tensor):  # pyright: ignore[reportIncompatibleMethodOverride]
-        *rows, saved = ctx.saved_tensors
+        *_, saved = ctx.saved_tensors  # raises if an input was changed in place
         scale = 2 * grads[0].reshape(-1).contiguous()
         sums = torch.zeros(6, len(scale), dtype=torch.float64)
         run(
-            _backward, -(-len(scale) // ctx.arguments[-1]), *(x.numpy() for x in rows),
-            *ctx.arguments, saved.numpy(), scale.numpy(), surrogate_code(ctx.surrogate),
-            sums.numpy(),
+            _backward, -(-len(scale) // ctx.arguments[-1]), *ctx.arguments, saved.numpy(),
+            scale.numpy(), surrogate_code(ctx.surrogate), sums.numpy(),
         )  # fmt: skip
         per_neuron = sums.view(6, ctx.batch_size, -1).sum(1).to(saved.dtype)
         return None, None, *per_neuron, None, None, None, None, None
@@ -173,48 +206,64 @@ def _flush(total, out):
 
 
 @kernel
+def _without_refcount_or_none(array):
+    if array is None:
+        return None
+    return without_refcount(array)
+
+
+@kernel
+def _enter(inputs, neurons, start, stop):
+    """Neurons of a tile, the groups of its columns, and scratch arrays for their values."""
+    width = stop - start
+    own = _Neurons(
+        neurons.beta[start:stop], neurons.p[start:stop], neurons.b[start:stop],
+        neurons.weight[start:stop], neurons.bias[start:stop], neurons.noise[start:stop],
+    )  # fmt: skip
+    cell = _of_column(start, width, inputs.n_starts)
+    segment = _of_column(start, width, inputs.n_neurons)
+    targets = np.empty(width, inputs.target.dtype)
+    values = np.empty_like(own.beta)
+    return own, cell, segment, targets, values, np.empty_like(values)
+
+
+@kernel
 def _forward(
-    first_tile, last_tile, current, target, draws, n_starts, n_neurons, beta, p, b, weight, bias,
-    noise, model, constants, decay, first, split, last, tile, saved, sums, last_state,
+    first_tile, last_tile, inputs, neurons, model, constants, decay, window, tile, saved,
+    sums, last_state,
 ):  # fmt: skip
-    n_steps, n_columns = len(current), sums.shape[1]
-    n_trials = 1 if draws is None else draws.shape[1]
-    current, target = without_refcount(current), without_refcount(target)
-    if draws is not None:
-        draws = without_refcount(draws)
+    n_steps, n_columns, n_trials = len(inputs.current), sums.shape[1], len(saved) // 3
+    current, target = without_refcount(inputs.current), without_refcount(inputs.target)
+    draws = _without_refcount_or_none(inputs.draws)
     real = saved.dtype.type
     share = real(1.0 / n_trials)
     for start in range(first_tile * tile, min(n_columns, last_tile * tile), tile):
         stop = min(n_columns, start + tile)
         width = stop - start
-        beta_, p_, b_ = beta[start:stop], p[start:stop], b[start:stop]
-        weight_, bias_, noise_ = weight[start:stop], bias[start:stop], noise[start:stop]
+        own, cell, segment, targets, values, own_draw = _enter(inputs, neurons, start, stop)
         membrane = np.zeros((n_trials, width), saved.dtype)
         adaptation, silent = np.zeros_like(membrane), np.zeros_like(membrane)
         filtered, total = np.zeros(width, saved.dtype), np.zeros(width, saved.dtype)
-        values, own_draw = np.empty_like(total), np.empty_like(total)
         drive, n_spikes = np.empty_like(total), np.empty_like(total)
-        targets = np.empty(width, target.dtype)
-        cell, segment = _of_column(start, width, n_starts), _of_column(start, width, n_neurons)
         for t in range(n_steps):
             if t % CHUNK == 0:
                 saved[:n_trials, t // CHUNK, start:stop] = membrane
                 saved[n_trials : 2 * n_trials, t // CHUNK, start:stop] = adaptation
                 saved[2 * n_trials : -1, t // CHUNK, start:stop] = silent
                 saved[-1, t // CHUNK, start:stop] = filtered
-            driven_by = _spread(current[t], start, n_starts, cell, values)
+            driven_by = _spread(current[t], start, inputs.n_starts, cell, values)
             for trial in range(n_trials):
-                draw = _draw(draws, t, trial, start, n_neurons, segment, own_draw)
-                _drive(driven_by, draw, weight_, bias_, noise_, drive)
+                draw = _draw(draws, t, trial, start, inputs.n_neurons, segment, own_draw)
+                _drive(driven_by, draw, own.weight, own.bias, own.noise, drive)
                 _advance(
-                    trial, drive, beta_, p_, b_, model, constants, membrane, adaptation, silent,
-                    n_spikes,
+                    trial, drive, own.beta, own.p, own.b, model, constants, membrane, adaptation,
+                    silent, n_spikes,
                 )  # fmt: skip
-            wanted = _spread(target[t], start, n_starts, cell, targets)
-            counts = real(1.0) if first <= t < last else real(0.0)
+            wanted = _spread(target[t], start, inputs.n_starts, cell, targets)
+            counts = real(1.0) if window.first <= t < window.last else real(0.0)
             _compare(n_spikes, share, wanted, decay, counts, filtered, total)
-            if (t + 1) % 1024 == 0 or t + 1 == split or t + 1 == n_steps:
-                _flush(total, sums[0 if t < split else 1, start:stop])
+            if (t + 1) % 1024 == 0 or t + 1 == window.split or t + 1 == n_steps:
+                _flush(total, sums[0 if t < window.split else 1, start:stop])
         for i in range(width):
             last_state[start + i] = membrane[:, i].sum()
 
@@ -293,36 +342,30 @@ def _add_drive_gradient(grad_drive, current, draw, sum_weight, sum_bias, sum_noi
 
 @kernel
 def _backward(
-    first_tile, last_tile, current, target, draws, n_starts, n_neurons, beta, p, b, weight, bias,
-    noise, model, constants, decay, first, split, last, tile, saved, scale, surrogate, sums,
+    first_tile, last_tile, inputs, neurons, model, constants, decay, window, tile, saved,
+    scale, surrogate, sums,
 ):  # fmt: skip
-    n_steps, n_columns = len(current), sums.shape[1]
-    n_trials = 1 if draws is None else draws.shape[1]
-    current, target = without_refcount(current), without_refcount(target)
-    if draws is not None:
-        draws = without_refcount(draws)
+    n_steps, n_columns, n_trials = len(inputs.current), sums.shape[1], len(saved) // 3
+    current, target = without_refcount(inputs.current), without_refcount(inputs.target)
+    draws = _without_refcount_or_none(inputs.draws)
     real = saved.dtype.type
     share = real(1.0 / n_trials)
     for start in range(first_tile * tile, min(n_columns, last_tile * tile), tile):
         stop = min(n_columns, start + tile)
         width = stop - start
-        beta_, p_, b_ = beta[start:stop], p[start:stop], b[start:stop]
-        weight_, bias_, noise_ = weight[start:stop], bias[start:stop], noise[start:stop]
-        scale_ = scale[start:stop] * share  # per spike of one trial
+        own, cell, segment, targets, values, own_draw = _enter(inputs, neurons, start, stop)
+        scale_ = scale[start:stop] * share  # of a spike of one trial
         membrane = np.empty((n_trials, width), saved.dtype)
         adaptation, silent = np.empty_like(membrane), np.empty_like(membrane)
         grad_membrane, grad_adaptation = np.zeros_like(membrane), np.zeros_like(membrane)
         filtered, grad_spikes = np.empty(width, saved.dtype), np.zeros(width, saved.dtype)
         drive, grad_drive = np.empty_like(filtered), np.empty_like(filtered)
-        values, own_draw = np.empty_like(filtered), np.empty_like(filtered)
         n_spikes = np.empty_like(filtered)
-        targets = np.empty(width, target.dtype)
-        cell, segment = _of_column(start, width, n_starts), _of_column(start, width, n_neurons)
         margins = np.zeros((n_trials * CHUNK, width), saved.dtype)  # CHUNK rows per trial
         membranes, adaptations = np.empty_like(margins), np.empty_like(margins)
         silents, slopes = np.empty_like(margins), np.empty_like(margins)
         filters = np.empty((CHUNK, width), saved.dtype)
-        own = np.zeros((6, width), saved.dtype)  # sums of a chunk
+        chunk_sums = np.zeros((6, width), saved.dtype)
         for chunk in range((n_steps - 1) // CHUNK, -1, -1):
             begin, end = chunk * CHUNK, min(n_steps, chunk * CHUNK + CHUNK)
             membrane[:] = saved[:n_trials, chunk, start:stop]
@@ -331,29 +374,32 @@ def _backward(
             filtered[:] = saved[-1, chunk, start:stop]
             for t in range(begin, end):
                 k = t - begin
-                driven_by = _spread(current[t], start, n_starts, cell, values)
+                driven_by = _spread(current[t], start, inputs.n_starts, cell, values)
                 for trial in range(n_trials):
-                    draw = _draw(draws, t, trial, start, n_neurons, segment, own_draw)
-                    _drive(driven_by, draw, weight_, bias_, noise_, drive)
+                    draw = _draw(draws, t, trial, start, inputs.n_neurons, segment, own_draw)
+                    _drive(driven_by, draw, own.weight, own.bias, own.noise, drive)
                     _replay(
-                        trial, trial * CHUNK + k, drive, beta_, p_, b_, model, constants,
+                        trial, trial * CHUNK + k, drive, own.beta, own.p, own.b, model, constants,
                         membrane, adaptation, silent, membranes, adaptations, silents, margins,
                     )  # fmt: skip
-                wanted = _spread(target[t], start, n_starts, cell, targets)
+                wanted = _spread(target[t], start, inputs.n_starts, cell, targets)
                 _replay_comparison(k, margins, n_spikes, share, wanted, decay, filtered, filters)
             surrogate_derivative(surrogate, margins.ravel(), slopes.ravel())
             for t in range(end - 1, begin - 1, -1):
                 k = t - begin
-                counts = real(1.0) if first <= t < split else real(0.0)
+                counts = real(1.0) if window.first <= t < window.split else real(0.0)
                 _adjoint(filters[k], scale_, decay, counts, grad_spikes)
-                driven_by = _spread(current[t], start, n_starts, cell, values)
+                driven_by = _spread(current[t], start, inputs.n_starts, cell, values)
                 for trial in range(n_trials):
-                    draw = _draw(draws, t, trial, start, n_neurons, segment, own_draw)
+                    draw = _draw(draws, t, trial, start, inputs.n_neurons, segment, own_draw)
                     _reverse(
                         trial, trial * CHUNK + k, grad_spikes, margins, slopes, membranes,
-                        adaptations, silents, beta_, p_, b_, model, constants, grad_membrane,
-                        grad_adaptation, grad_drive, own[0], own[1], own[2],
+                        adaptations, silents, own.beta, own.p, own.b, model, constants,
+                        grad_membrane, grad_adaptation, grad_drive, chunk_sums[0], chunk_sums[1],
+                        chunk_sums[2],
                     )  # fmt: skip
-                    _add_drive_gradient(grad_drive, driven_by, draw, own[3], own[4], own[5])
-            for j in range(5 if draws is None else 6):
-                _flush(own[j], sums[j, start:stop])
+                    _add_drive_gradient(
+                        grad_drive, driven_by, draw, chunk_sums[3], chunk_sums[4], chunk_sums[5]
+                    )
+            for j in range(5 if inputs.draws is None else 6):
+                _flush(chunk_sums[j], sums[j, start:stop])

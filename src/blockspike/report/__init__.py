@@ -1,1 +1,1 @@
-"""The report: one page with figures, numbers, runs and a look into a network."""
+"""The report: one page of figures, numbers, runs and a view inside a network."""

@@ -1,4 +1,4 @@
-"""Published numbers beside ours, from the table of runs."""
+"""Comparison of published numbers with ours from a table of runs."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -9,9 +9,9 @@ from blockspike.figures.panels import command_of, mean_over_seeds, names_of, tid
 from blockspike.figures.paper_numbers import paper_numbers
 
 _ACCURACY = ("test_accuracy", "accuracy", "test accuracy (%)")
-_EPOCH = ("epoch_duration", "epoch_s", "seconds an epoch (published: GPU, recipe of the paper)")
-# panel, title, published data set, rows of paper_numbers.csv, configuration file, what is varied
-# beside method and refractory period, quantity
+_EPOCH = ("epoch_duration", "epoch_s", "seconds per epoch (published: GPU, paper's recipe)")
+# panel, title, published data set, experiment in paper_numbers.csv, configuration file, options
+# varied besides method and refractory period, quantity
 _PANELS = (
     ("nmnist", "Figure 4, N-MNIST", "N-MNIST", "nmnist", "paper_nmnist", (), _ACCURACY),
     ("nmnist", "Figure 4, N-MNIST", "N-MNIST", "nmnist", "paper_nmnist", (), _EPOCH),
@@ -26,22 +26,22 @@ _PANELS = (
         ("surrogate", "spikes"), _ACCURACY,
     ),
 )  # fmt: skip
-# Fused has the standard's spikes and gradients, so it is compared with the published standard.
+# Fused has the spikes and gradients of standard, so it is compared with the published standard.
 _COMPARED_WITH = {"fused": "standard", "standard": "standard", "blocks": "blocks"}
 _NOTHING = "–"
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """One quantity of one experiment.
+    """Published and our values of one quantity in one experiment.
 
     Attributes:
-        title: experiment.
-        quantity: what the numbers are, with its unit.
-        published_data_set: that the published values are of.
-        rows: text by column: `method`, `recipe`, `setting`, `arp_ms`, `published`, `data_set` (of
-            our runs), `ours` (mean ± standard error over seeds) and `n_seeds`; none without runs.
-        command: that makes the runs.
+        title: name of the experiment.
+        quantity: name and unit of the quantity.
+        published_data_set: data set of the published values.
+        rows: column → text: `method`, `recipe`, `setting`, `arp_ms`, `published`, `data_set` (of
+            our runs), `ours` (mean ± standard error over seeds) and `n_seeds`; empty without runs.
+        command: the command that makes the runs.
     """
 
     title: str
@@ -52,20 +52,20 @@ class Comparison:
 
 
 def comparisons(table: pd.DataFrame | None) -> list[Comparison]:
-    """Published values beside means over seeds, for every experiment that the paper has numbers of.
+    """Compare published values with our means over seeds, for every published experiment.
 
     Args:
-        table: a row per run and seed, as `blockspike collect` writes; None = there is none.
+        table: a row per run, as `blockspike collect` writes; None = no table.
 
     Raises:
-        ValueError: columns are missing, or two runs of a point have one seed.
+        ValueError: columns are missing, or two runs of a point have the same seed.
     """
     runs = _runs(table)
     return [_comparison(runs, *panel) for panel in _PANELS]
 
 
 def _runs(table: pd.DataFrame | None) -> pd.DataFrame:
-    """The runs of the experiments here; empty if there is none, which is no error in a report."""
+    """The runs of these experiments; empty without a table, which a report allows."""
     if table is None or "experiment" not in table:
         return pd.DataFrame({"panel": []})
     runs = tidy(table)
@@ -95,7 +95,7 @@ def _comparison(
 def _beside(
     runs: pd.DataFrame, numbers: pd.DataFrame, varied: tuple[str, ...], column: str
 ) -> pd.DataFrame:
-    """Points of ours and of the paper, those of the same method and setting in one row."""
+    """Join our points with the paper's of the same method and setting, one row each."""
     own = mean_over_seeds(runs, ["data_set", "recipe", "method", *varied, "arp_ms"], column)
     own["compared"] = own["method"].map(_COMPARED_WITH)
     arp_ms = numbers["arp_ms"].fillna(numbers["arp_steps"] * numbers["dt_ms"])

@@ -1,4 +1,4 @@
-"""The report's page: everything it shows is within the one file."""
+"""The report's page, a single self-contained HTML file."""
 
 import base64
 import shlex
@@ -16,11 +16,11 @@ from blockspike.report.comparison import Comparison
 
 _HERE = Path(__file__).parent
 _LARGEST_SVG_BYTES = 400_000
-# what the figures' file names begin with, the figure as `blockspike figures` knows it, caption
+# first part of the file names, name of the figure in `blockspike figures`, caption
 _KINDS = (
     (
         "classification", "classification",
-        "Test accuracy and seconds an epoch against the absolute refractory period.",
+        "Test accuracy and seconds per epoch against the absolute refractory period.",
     ),
     (
         "surrogates", "surrogates",
@@ -29,15 +29,15 @@ _KINDS = (
     ("detach", "detach", "Test accuracy with attached and detached spikes."),
     (
         "neurons", "neurons",
-        "Test accuracy of every neuron model against the spikes of its hidden neurons.",
+        "Test accuracy of every neuron model against the number of spikes of its hidden neurons.",
     ),
     (
         "recordings", "recordings",
         "Neurons fitted to recordings: explained variance against time step and refractory "
-        "period, and seconds to fit a cell.",
+        "period, and fit time per cell.",
     ),
-    ("speed", "speed", "How many times faster than the step loop a layer is."),
-    ("libraries", "speed", "How many times as long as fused other libraries take."),
+    ("speed", "speed", "Speed of a layer relative to the step loop."),
+    ("libraries", "speed", "Times of other libraries relative to fused."),
     ("tradeoff", "tradeoff", "Error of spike times against the cost of the simulation."),
 )  # fmt: skip
 _OF_RUNS = ("classification", "surrogates", "detach", "neurons", "recordings")
@@ -45,16 +45,16 @@ _OF_RUNS = ("classification", "surrogates", "detach", "neurons", "recordings")
 
 @dataclass(frozen=True)
 class EmbeddedFigure:
-    """A figure as the page holds it.
+    """A figure embedded in the page.
 
     Attributes:
-        name: of its file.
-        figure: as `blockspike figures` knows it; None = not one of ours.
-        caption: what it shows.
-        address: the picture, as a data: address.
-        table: that it was drawn from; None = not known.
-        is_of_runs: whether that is a table of runs.
-        drawn_s: when it was written, in seconds of the file system.
+        name: name of its file, without suffix.
+        figure: its name in `blockspike figures`; None = not one of ours.
+        caption: text below it.
+        address: the picture as a data: address.
+        table: the table that it was drawn from; None = unknown.
+        is_of_runs: whether it is drawn from a table of runs.
+        drawn_s: the file's modification time in seconds.
     """
 
     name: str
@@ -67,11 +67,11 @@ class EmbeddedFigure:
 
 
 def found_figures(folder: Path) -> tuple[list[EmbeddedFigure], dict[str, str]]:
-    """The figures in a folder, and what is missing there.
+    """Embed the figures in a folder and list the missing ones.
 
     Returns:
-        The figures, in the order of the paper, others after them; and of each kind that has none,
-        its name and the command that draws it.
+        The figures in the order of the paper, then any others; and missing kind → the command
+        that draws it.
     """
     stems = sorted({path.stem for path in folder.glob("*") if path.suffix in (".png", ".svg")})
     figures: list[EmbeddedFigure] = []
@@ -86,7 +86,7 @@ def found_figures(folder: Path) -> tuple[list[EmbeddedFigure], dict[str, str]]:
 
 
 def _command(figure: str, output_dir: Path, is_of_runs: bool) -> str:
-    """The command that draws a figure from the tables of this output folder."""
+    """The command that draws a figure from the tables in this output folder."""
     words = ["blockspike", "figures", f"figure={figure}"]
     if not is_of_runs:
         words.append(f"table={output_dir / 'tables' / 'speed.csv'}")
@@ -98,7 +98,7 @@ def _command(figure: str, output_dir: Path, is_of_runs: bool) -> str:
 def _embedded(
     stem: Path, figure: str | None, caption: str, is_of_runs: bool = False
 ) -> EmbeddedFigure:
-    """The SVG, which is sharp at any size, unless it has so many points that the PNG is lighter."""
+    """Embed the SVG, which is sharp at any size, or the PNG if the SVG is too large."""
     svg, png = (stem.with_name(f"{stem.name}{suffix}") for suffix in (".svg", ".png"))
     sharp = svg.is_file() and (not png.is_file() or svg.stat().st_size <= _LARGEST_SVG_BYTES)
     picture, kind = (svg, "svg+xml") if sharp else (png, "png")
@@ -124,17 +124,17 @@ def render(
     traces: dict[str, Any] | None,
     run_name: str | None,
 ) -> str:
-    """The page as HTML that asks for nothing from anywhere.
+    """Render the page as HTML that loads nothing from elsewhere.
 
     Args:
-        made_by: commit, versions and machine, as `blockspike.runs.run.provenance` gives them.
+        made_by: commit, versions and machine, from `blockspike.runs.run.provenance`.
         figures, missing_figures: see `found_figures`.
         comparisons: see `blockspike.report.comparison`.
-        table: that `comparisons` are of; None = there was none. Figures of runs that were drawn
-            from another are named, not shown.
+        table: the table behind `comparisons`; None = no table. Figures of runs drawn from another
+            table are named, not shown.
         states: a row per run: run, state, epochs, started, seconds, error.
         traces: see `blockspike.report.viewer`; None = no viewer.
-        run_name: the run that `traces` are of.
+        run_name: the run that `traces` belong to.
     """
     environment = Environment(
         loader=FileSystemLoader(_HERE),
@@ -161,7 +161,7 @@ def render(
 
 
 def _texts(row: dict[Any, Any]) -> dict[str, str]:
-    """A run's row as it is shown: nothing for what is not known."""
+    """A run's row as text; unknown values are empty."""
     known = {str(name): "" if pd.isna(value) else value for name, value in row.items()}
     for name in ("epochs", "seconds"):
         known[name] = known[name] if known[name] == "" else f"{known[name]:.0f}"

@@ -23,7 +23,7 @@
     return new kind(bytes.buffer);
   }
 
-  // One neuron's values over time, from what `pack` in viewer.py wrote.
+  // Values of one neuron over time, unpacked from the output of `pack` in viewer.py.
   function series(quantity, neuron) {
     const whole = quantity.whole.subarray(neuron * nSteps, (neuron + 1) * nSteps);
     return Array.from(whole, (number) => number * quantity.scale);
@@ -51,7 +51,7 @@
     return element;
   }
 
-  // Round numbers from low to high, about `count` of them.
+  // About `count` round numbers from low to high.
   function ticks(low, high, count) {
     const rough = (high - low) / count;
     const power = 10 ** Math.floor(Math.log10(rough));
@@ -191,7 +191,7 @@
     const [v, theta] = [layer.membrane.scale, layer.threshold.scale].map((scale) =>
       scale.toPrecision(2));
     document.getElementById("precision").textContent =
-      `Kept as 16-bit whole numbers: V in units of ${v}, θ in units of ${theta}.`;
+      `Stored as 16-bit integers: V in units of ${v}, θ in units of ${theta}.`;
     drawAll();
   }
 

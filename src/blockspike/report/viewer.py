@@ -1,4 +1,4 @@
-"""What the page's viewer shows of a network: its hidden layers' traces, packed as text."""
+"""Traces of a network's hidden layers, packed as text for the page's viewer."""
 
 import base64
 from collections.abc import Sequence
@@ -17,17 +17,18 @@ _BUDGET_BYTES = 10_000_000
 def pack_traces(
     traces: Sequence[SpikeTrace], samples: Sequence[int], titles: Sequence[str], dt_ms: float
 ) -> dict[str, Any]:
-    """Spikes, membranes and thresholds of a few samples, to be written as JSON.
+    """Pack spikes, membranes and thresholds of a few samples for JSON.
 
     Args:
-        traces: of each hidden layer, arrays [T, B, N].
-        samples: positions in B; as many of the first as stay within 10 MB, at least one.
-        titles: what to call each sample.
+        traces: the trace of each hidden layer, arrays [T, B, N].
+        samples: positions in B. Only the first that fit into 10 MB are packed, but at least one.
+        titles: title of each sample.
         dt_ms: length of a step.
 
     Returns:
-        `dt_ms`, `n_steps` and `recordings`: each a `title` and its `layers`, of `n_units` N,
-        `spikes` (base64 of int32: unit · T + step) and `membrane` and `threshold` (see `pack`).
+        `dt_ms`, `n_steps` and `recordings`. Each recording has a `title` and `layers`, each layer
+        `n_units`, `spikes` (base64 of int32: unit · T + step), `membrane` and `threshold` (see
+        `pack`).
     """
     n_values = sum(trace.spikes[:, 0].numel() for trace in traces)
     n_shown = max(1, int(_BUDGET_BYTES / (_BYTES_A_VALUE * n_values)))
@@ -52,9 +53,9 @@ def _layer(trace: SpikeTrace, sample: int) -> dict[str, Any]:
 
 
 def pack(values: Tensor) -> dict[str, Any]:
-    """Values [T, N] → `scale` and `data`, base64 of int16 [N, T]; value = scale · number.
+    """Pack values [T, N] as `scale` and `data`, base64 of int16 [N, T]; value = scale · number.
 
-    A value is off by half the scale at most.
+    The error of a value is at most half the scale.
     """
     units_first = values.T.double().numpy()
     scale = float(np.abs(units_first).max()) / _LARGEST or 1.0

@@ -1,7 +1,7 @@
-"""Hydra's launcher for `sweep=slurm`: one job a run, with submitit.
+"""Hydra launcher for `sweep=slurm`: one submitit job per run.
 
-Hydra takes launchers from packages below `hydra_plugins` only and imports all of them for every
-command, so what is slow to import is imported where it is used.
+Hydra looks for launchers only in packages below `hydra_plugins`, and imports all of them for
+every command. So slow imports are made where they are used.
 """
 
 import contextlib
@@ -14,32 +14,32 @@ from typing import Any
 from hydra.core.singleton import Singleton
 from hydra.core.utils import JobReturn, JobStatus
 
-with contextlib.suppress(ImportError):  # of the extra `sweep`
+with contextlib.suppress(ImportError):  # installed with the extra `sweep`
     from hydra_plugins.hydra_submitit_launcher import submitit_launcher
     from hydra_plugins.hydra_submitit_launcher.config import BaseQueueConf
 
     class SlurmLauncher(submitit_launcher.SlurmLauncher):
-        """Submits the runs that are neither finished nor in the queue, and waits for their jobs.
+        """Submit the runs that are neither finished nor queued, and wait for their jobs.
 
-        What became of a run is in its folder, what became of its job is what Slurm says; the
-        files in which submitit's jobs leave their results are not read.
+        The outcome of a run is read from its folder and that of its job from Slurm, not from
+        submitit's result files.
         """
 
         def __call__(self, *args: Any, **kwargs: Any) -> JobReturn:
-            """Run one job, in the job."""
+            """Run one job; called inside the job."""
             if not self.params.get("max_num_timeout"):
-                # Submitit's warning that time is nearly up: it would end a job that is not to be
-                # queued again. The run may use the rest.
+                # Submitit sends this signal when time is nearly up. It would end a job that will
+                # not be queued again, although the run can use the remaining time.
                 signal.signal(signal.SIGUSR2, signal.SIG_IGN)
             return super().__call__(*args, **kwargs)
 
         def launch(
             self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int
         ) -> Sequence[JobReturn]:
-            """Submit, print the ids of jobs, wait.
+            """Submit the runs, print their job ids and wait for the jobs.
 
             Raises:
-                ValueError: a time limit that is too short, or no Slurm here.
+                ValueError: the time limit is too short, or Slurm is not installed.
             """
             from blockspike.runs.slurm import cancelling, check_launcher, wait_for_jobs
             from blockspike.runs.sweeps import planned_run, runs_to_submit
@@ -59,21 +59,21 @@ with contextlib.suppress(ImportError):  # of the extra `sweep`
                     jobs |= self._submit(output_dir, chosen)
                 wait_for_jobs(output_dir, jobs.values())
             except KeyboardInterrupt:
-                print(f"the jobs go on; this ends them: {cancelling(jobs.values())}")
+                print(f"the jobs continue; this ends them: {cancelling(jobs.values())}")
                 raise
             return [JobReturn(status=JobStatus.COMPLETED) for _ in job_overrides]
 
         def _submit(
             self, output_dir: Path, chosen: dict[str, tuple[list[str], int]]
         ) -> dict[str, str]:
-            """One job for each run; run → id of its job, which is also written and printed."""
+            """Submit a job for each run; returns run → job id, which is also saved and printed."""
             import submitit
 
             from blockspike.runs.slurm import rename_job, write_jobs
 
             given = dict(self.params)
             folder, n_timeouts = given.pop("submitit_folder"), given.pop("max_num_timeout")
-            # From Slurm 22.05 to 23.11, srun takes one core if it is not told otherwise.
+            # In Slurm 22.05 to 23.11, srun uses one core by default.
             cores = "export SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-1}"
             given["setup"] = [cores, *(given.get("setup") or [])]
             executor = submitit.AutoExecutor(

@@ -25,11 +25,12 @@ from blockspike.runs.sweeps import run_states
 from blockspike.training.checkpoint_io import load_plain
 from blockspike.training.metrics_file import read_metrics
 
-sys.path += [str(Path(__file__).parents[1]), str(Path(__file__).parents[1] / "data")]
+sys.path += [str(Path(__file__).parents[2] / folder) for folder in ("tests", "tests/data")]
 from made_data import make_nmnist, make_shd  # pyright: ignore[reportMissingImports]
 
 from made_recordings import write_recording
 
+TESTS = Path(__file__).parents[2] / "tests"
 # What a result must not depend on: when, where and how fast it was made.
 _VOLATILE = re.compile(r"time/|epoch_s|train_s|fit_s|git_|pid|started|ended|version|machine|load")
 _EVENTS = (
@@ -221,7 +222,7 @@ class Server:
     """Serves a folder over https, slowly enough to be interrupted; a process of its own."""
 
     def __init__(self, folder: Path):
-        certificate = Path(__file__).parents[1] / "data" / "localhost.pem"
+        certificate = TESTS / "data" / "localhost.pem"
         program = str(Path(__file__).with_name("served.py"))
         self._process = subprocess.Popen(
             [sys.executable, program, "--serve", str(folder), str(certificate)],

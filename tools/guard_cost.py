@@ -1,6 +1,6 @@
 """What `ClassifierGuard` costs of a training step at the size of the paper's SHD network.
 
-python tests/training/guard_cost.py [--data data/hd_lauscher.h5] [--rounds 20]
+python tools/guard_cost.py [--data data/hd_lauscher.h5] [--rounds 20]
 """
 
 import argparse

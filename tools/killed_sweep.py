@@ -1,6 +1,6 @@
-"""A sweep that is killed again and again, against one that is left alone.
+"""Compare a sweep that is killed repeatedly with an undisturbed one.
 
-`python tests/commands/killed_sweep.py DATA_DIR` does it with 24 runs and 10 kills.
+`python tools/killed_sweep.py DATA_DIR` does so with 24 runs and 10 kills.
 """
 
 import random
@@ -15,7 +15,7 @@ import pandas as pd
 from blockspike.runs.results import collect_runs
 from blockspike.runs.sweeps import run_states
 
-# What a result must not depend on: when and how fast it was made.
+# Columns that may differ: when and how fast a result was made.
 VOLATILE = ("time/", "epoch_s", "train_s")
 RUNS_24 = (
     "model=standard,blocks,fused", "network.n_hidden=8,16", "seed=0,1,2,3", "data=nmnist_sample",
@@ -24,20 +24,20 @@ RUNS_24 = (
 
 
 def start(folder: Path, data_dir: Path, *args: str) -> subprocess.Popen:
-    """`blockspike …` in its own process and folder, which is made."""
+    """Start `blockspike …` in its own process and a new folder."""
     folder.mkdir(exist_ok=True)
     command = [sys.executable, "-m", "blockspike.cli", *args, f"data_dir={data_dir}"]
     return subprocess.Popen(command, cwd=folder, stdout=subprocess.DEVNULL, start_new_session=True)
 
 
 def runs_table(folder: Path) -> pd.DataFrame:
-    """The table that `blockspike collect` makes, less what depends on the moment."""
+    """The table of `blockspike collect`, without the columns that depend on time."""
     table = collect_runs(folder / "outputs")
     return table.drop(columns=[c for c in table if str(c).startswith(VOLATILE)])
 
 
 def killed(process: subprocess.Popen, seconds: float) -> bool:
-    """Send SIGKILL after so many seconds; whether the process still ran then."""
+    """Send SIGKILL after some seconds; returns whether the process was still running."""
     try:
         process.wait(seconds)
         return False
@@ -48,19 +48,19 @@ def killed(process: subprocess.Popen, seconds: float) -> bool:
 
 
 def n_epochs(folder: Path) -> int:
-    """Epochs that all runs have finished."""
+    """Number of epochs finished by all runs together."""
     return sum(len(p.read_text().splitlines()) - 1 for p in folder.rglob("metrics.csv"))
 
 
 def interrupted(folder: Path) -> list[str]:
-    """Runs that were killed, as `blockspike status` sees them once their processes are gone."""
+    """Runs that `blockspike status` calls interrupted, once their processes have ended."""
     while (states := run_states(folder / "outputs"))["state"].eq("running").any():
         time.sleep(0.05)
     return states["run"][states["state"] == "interrupted"].tolist()
 
 
 def main(data_dir: Path) -> None:
-    """Print what the big test found; exit code 1 if anything differs or no run was hit."""
+    """Run and print the comparison; exit code 1 if tables differ or no run was hit."""
     with tempfile.TemporaryDirectory() as temporary:
         whole, other = Path(temporary, "whole"), Path(temporary, "killed")
         began = time.monotonic()

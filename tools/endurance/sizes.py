@@ -1,6 +1,6 @@
 """Long, wide and large arrays: results against the readable methods, and what memory they take.
 
-`python tests/endurance/sizes.py` needs 14 GiB of free memory and some minutes; exit code 1 if a
+`python tools/endurance/sizes.py` needs 14 GiB of free memory and some minutes; exit code 1 if a
 result is wrong.
 """
 

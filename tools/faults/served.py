@@ -8,7 +8,7 @@ import time
 from http.server import ThreadingHTTPServer
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))
 from range_requests import RangeHandler
 
 _BLOCK_BYTES, _PAUSE_S = 4096, 0.01

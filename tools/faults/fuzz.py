@@ -1,8 +1,8 @@
 """Broken files into all that reads: only typed errors, no hang, no crash, no large allocation.
 
-    python tests/faults/fuzz.py npz --runs 20000 --seed 0
-    python tests/faults/fuzz.py npz --seed 0 --only 1234      # one input again, its traceback shown
-    python tests/faults/fuzz.py npz --runs 20000 --guided     # by coverage: pip install '.[fuzz]'
+    python tools/faults/fuzz.py npz --runs 20000 --seed 0
+    python tools/faults/fuzz.py npz --seed 0 --only 1234      # one input again, its traceback shown
+    python tools/faults/fuzz.py npz --runs 20000 --guided     # by coverage: pip install '.[fuzz]'
 
 Input i is a function of the parser, the seed and i. All are read in a child process that may use
 1 GiB more memory than it starts with, and 1 s of CPU time an input. A child that dies, or is stuck
@@ -31,7 +31,7 @@ MEMORY_BYTES = 1 << 30
 CPU_S = 1.0
 _STUCK_S = 10  # without an end, also not by the signal: within a library
 
-sys.path[:0] = [str(Path(__file__).parents[1] / "data"), str(Path(__file__).parent)]
+sys.path[:0] = [str(Path(__file__).parents[2] / "tests" / "data"), str(Path(__file__).parent)]
 
 
 def failure(parse: Callable[[bytes], object], content: bytes, full: bool = False) -> str | None:

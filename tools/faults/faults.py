@@ -1,6 +1,6 @@
 """Faults in every command: afterwards it ends in the same result, or says in a line what is wrong.
 
-`make faults`, or `python tests/faults/faults.py [--short] [--only WORD] [--csv FILE]`, with the
+`make faults`, or `python tools/faults/faults.py [--short] [--only WORD] [--csv FILE]`, with the
 seed in FAULT_SEED. A fault's outcome is one of
 
 - unharmed: the command finished with the right result all the same;

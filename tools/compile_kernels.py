@@ -1,8 +1,8 @@
-"""Compile the GPU kernels for an A100, which need not be there; one line of JSON for each.
+"""Compile the GPU kernels for an A100, without a GPU, and print a line of JSON for each kernel.
 
-    python compile_kernels.py FOLDER      # for Triton's cache
+    python tools/compile_kernels.py FOLDER      # FOLDER for Triton's cache
 
-In a process of its own, without TRITON_INTERPRET: see test_fused_gpu.py.
+`test_fused_gpu.py` runs it as a separate process without TRITON_INTERPRET.
 """
 
 import json
@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 os.environ["TRITON_CACHE_DIR"] = sys.argv[1]
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "neurons"))
 
 import triton
 from neuron_cases import LEAST
@@ -32,17 +34,17 @@ CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuob
 TYPES = {"sums": "*fp64", "row_ptr": "*i64"}
 INTEGERS = ("first", "last", "n_columns", "n_neurons", "n_table", "start_stride")
 TYPES |= dict.fromkeys(INTEGERS, "i32")
-PASSED = ("current", "spikes", "grad_spikes", "grad_current")  # in the type of the current
+PASSED = ("current", "spikes", "grad_spikes", "grad_current")  # in the current's dtype
 
 AS_RUN = {"tile": fused_gpu.TILE, "chunk": fused_gpu.CHUNK}
-SHORT = {"tile": fused_gpu.TILE, "chunk": 2}  # quick, where only the types are new
+SHORT = {"tile": fused_gpu.TILE, "chunk": 2}  # compiles fast, for checks of types only
 EVENTS = {"tile": events_gpu.TILE, "group": events_gpu.GROUP}
 
 
 def compile_one(
     kernel: Any, real: str, passed: str, constants: dict, index: str = "*i32", **options: Any
 ) -> dict[str, Any]:
-    """What is in the machine code of a kernel; `real` and `passed` are types such as "fp32"."""
+    """Facts about the machine code of a kernel; `real` and `passed` are types such as "fp32"."""
     types = TYPES | {"index": index} | dict.fromkeys(PASSED, f"*{passed}")
     types |= dict.fromkeys(constants, "constexpr")
     signature = {name: types.get(name, f"*{real}") for name in kernel.arg_names}
@@ -58,7 +60,7 @@ def compile_one(
 
 
 def dump(what: str, binary: Path) -> str:
-    """Text about a binary."""
+    """Output of cuobjdump about a binary."""
     return subprocess.run(
         [CUOBJDUMP, what, binary], check=True, capture_output=True, text=True
     ).stdout
@@ -67,7 +69,7 @@ def dump(what: str, binary: Path) -> str:
 def compile_model(
     model: NeuronModel, n_constants: int, real: str, passed: str, size: dict, chained: bool
 ) -> None:
-    """Forward and backward of a model."""
+    """Compile forward and backward of a model."""
     shared = {"step": in_triton(model.step), **fused_gpu.sizes(model, n_constants)}
     simulate = {"has_recurrent": chained, "keep_margin": True, "keep_drives": chained}
     simulate |= {"keep_states": True} | shared | size
@@ -83,7 +85,7 @@ def compile_model(
 
 
 def main() -> None:
-    """Compile what `simulate`, `alif` and `synaptic_current` launch."""
+    """Compile the kernels that `simulate`, `alif` and `synaptic_current` launch."""
     compile_model(ALIF, 3, "fp32", "fp32", AS_RUN, True)
     compile_model(ALIF, 3, "fp32", "bf16", SHORT, False)
     compile_model(ALIF_ALWAYS_OPEN, 2, "fp32", "fp32", AS_RUN, True)

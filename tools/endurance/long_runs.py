@@ -1,6 +1,6 @@
 """Runs of many epochs, watched from outside: memory, file handles, threads, seconds an epoch.
 
-`python tests/endurance/long_runs.py DATA_DIR` watches 2,000 epochs of each; exit code 1 if
+`python tools/endurance/long_runs.py DATA_DIR` watches 2,000 epochs of each; exit code 1 if
 something grows.
 """
 
