@@ -63,6 +63,12 @@ class AllenRecordings(RecordingsDataModule):
         n_cells: `prepare` downloads the first so many; None = all.
         download: whether `prepare` may download; else it takes the cells that are there.
         path, **recordings: as `RecordingsDataModule`.
+
+    Examples:
+        >>> import blockspike as bs
+        >>> data = bs.AllenRecordings("data/allen", n_cells=2, dt_ms=0.5)  # reads in `setup`
+        >>> data.n_cells
+        2
     """
 
     def __init__(
