@@ -15,6 +15,11 @@ def keep_freed_memory() -> bool:
 
     Returns:
         True if the setting took effect; with other C libraries nothing happens.
+
+    Examples:
+        >>> import blockspike as bs
+        >>> bs.keep_freed_memory() in (True, False)  # once, at the start of a program
+        True
     """
     if sys.platform != "linux":
         return False

@@ -62,6 +62,12 @@ class AllenRecordings(RecordingsDataModule):
         n_cells: number of cells that `prepare` downloads, the first by id; None = all.
         download: whether `prepare` may download; otherwise the cells in ``path`` are used.
         path, **recordings: as for `RecordingsDataModule`.
+
+    Examples:
+        >>> import blockspike as bs
+        >>> data = bs.AllenRecordings("data/allen", n_cells=2, dt_ms=0.5)  # reads in `setup`
+        >>> data.n_cells
+        2
     """
 
     def __init__(

@@ -43,6 +43,16 @@ class EventDataModule(pl.LightningDataModule):
 
     Raises:
         ValueError: an argument is out of range.
+
+    Examples:
+        >>> import blockspike as bs
+        >>> class Clicks(bs.EventDataModule):
+        ...     config_name, n_inputs, n_classes = "clicks", 20, 2
+        ...
+        ...     def _bin(self, time):
+        ...         return time // self.dt_ms
+        >>> issubclass(Clicks, bs.EventDataModule), issubclass(bs.SHDDataModule, bs.EventDataModule)
+        (True, True)
     """
 
     config_name: str

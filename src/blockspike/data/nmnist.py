@@ -205,6 +205,15 @@ class NMNISTDataModule(EventDataModule):
 
     Raises:
         ValueError: an argument is out of range.
+
+    Examples:
+        >>> import blockspike as bs
+        >>> data = bs.NMNISTDataModule("nmnist.h5", raw="sample", dt_ms=4.0, n_steps=90)
+        >>> data.prepare_data()
+        >>> data.setup()
+        >>> events, labels = next(iter(data.train_dataloader()))
+        >>> events.shape, labels.shape
+        ((90, 64, 1156), torch.Size([64]))
     """
 
     config_name = "nmnist"

@@ -40,6 +40,19 @@ class Recording:
     ``dt_ms``; ``spike_times_s[r][s]`` float64 ``[n]``, sorted, seconds from the start of the
     sweep, or None if stimulus ``s`` has fewer repeats; ``stimuli`` ``[S]`` names, which need not be
     unique, "stimulus 0" and so on if the file has none.
+
+    Examples:
+        >>> import numpy as np
+        >>> import blockspike as bs
+        >>> recording = bs.Recording(
+        ...     name="cell",
+        ...     current_pa=np.zeros((1, 1000)),
+        ...     spike_times_s=[[np.array([0.01, 0.05])]],
+        ...     dt_ms=0.1,
+        ...     stimuli=("noise",),
+        ... )
+        >>> recording.current_pa.shape
+        (1, 1000)
     """
 
     name: str
@@ -173,6 +186,19 @@ def load_recording(
             sweep, sweeps of different length, a current that is empty, NaN or infinite, implausible
             magnitudes, or a spike outside its sweep; names the file and the sweep, what was
             expected and what was found.
+
+    Examples:
+        >>> import numpy as np
+        >>> import blockspike as bs
+        >>> np.savez(
+        ...     "cell.npz",
+        ...     current_pa=np.zeros(1000),
+        ...     dt_ms=0.1,
+        ...     spike_times_s=np.array([0.01, 0.05]),
+        ... )
+        >>> recording = bs.load_recording("cell.npz")
+        >>> recording.spike_times_s[0][0]
+        array([0.01, 0.05])
     """
     path = Path(path)
     if not path.is_file():

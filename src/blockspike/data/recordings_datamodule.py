@@ -81,6 +81,20 @@ class RecordingsDataModule(pl.LightningDataModule):
 
     Raises:
         ValueError: an argument is out of range, or training and test segments overlap.
+
+    Examples:
+        >>> import numpy as np
+        >>> import blockspike as bs
+        >>> np.savez(
+        ...     "cell.npz",
+        ...     current_pa=np.random.default_rng(0).normal(0, 50, 50_000),
+        ...     dt_ms=0.1,
+        ...     spike_times_s=np.arange(0.1, 5, 0.1),
+        ... )
+        >>> data = bs.RecordingsDataModule("cell.npz", dt_ms=0.5)
+        >>> data.setup()
+        >>> data.names
+        ['cell']
     """
 
     def __init__(

@@ -39,6 +39,15 @@ class SHDDataModule(EventDataModule):
 
     Raises:
         ValueError: an argument is out of range.
+
+    Examples:
+        >>> import blockspike as bs
+        >>> data = bs.SHDDataModule("digits.h5", raw="sample", dt_ms=10.0, n_steps=120)
+        >>> data.prepare_data()
+        >>> data.setup()
+        >>> events, labels = next(iter(data.test_dataloader()))
+        >>> data.name, events.shape[2]
+        ('HD-Lauscher sample (660 recordings)', 700)
     """
 
     config_name = "shd"

@@ -31,6 +31,17 @@ class FittedNeuron:
         noise: standard deviation of V under the neuron's own white noise while it does not fire.
         arp_ms: absolute refractory period.
         dt_ms: step of the fit, also used by `simulate`.
+
+    Examples:
+        >>> import numpy as np
+        >>> import blockspike as bs
+        >>> neuron = bs.FittedNeuron(
+        ...     name="cell", tau_membrane_ms=10.0, tau_adaptation_ms=100.0, b=0.2, gain_per_pa=0.01,
+        ...     rest=0.0, arp_ms=2.0, dt_ms=0.5,
+        ... )
+        >>> spikes = neuron.simulate(np.full(1000, 200.0))  # pA, in steps of dt_ms
+        >>> spikes.shape
+        (1000,)
     """
 
     name: str
@@ -95,6 +106,14 @@ def load_neuron(path: str | Path) -> FittedNeuron:
     Raises:
         FileNotFoundError: no such file.
         ValueError: the file holds something else; names what is missing, unknown or not a number.
+
+    Examples:
+        >>> from pathlib import Path
+        >>> import blockspike as bs
+        >>> neuron = bs.FittedNeuron("cell", 10.0, 100.0, 0.2, 0.01, 0.0, arp_ms=2.0, dt_ms=0.5)
+        >>> neuron.save(Path("cell.json"))
+        >>> bs.load_neuron("cell.json") == neuron
+        True
     """
     path = Path(path)
     if not path.is_file():

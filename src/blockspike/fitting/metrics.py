@@ -33,6 +33,14 @@ def van_rossum_distance(x: Trains, y: Trains, tau_ms: float, dt_ms: float) -> An
 
     Raises:
         ValueError: shapes differ, a value is not a finite number, or a time is not above 0.
+
+    Examples:
+        >>> import numpy as np
+        >>> import blockspike as bs
+        >>> train = np.zeros(1000)
+        >>> train[500] = 1
+        >>> round(float(bs.van_rossum_distance(train, np.zeros(1000), tau_ms=10.0, dt_ms=0.1)), 2)
+        0.71
     """
     a, b = float_tensors(x=x, y=y)
     if a.shape != b.shape or a.ndim == 0:
@@ -81,6 +89,14 @@ def explained_temporal_variance(
 
     Raises:
         ValueError: shapes do not fit, a value is not finite, or a time is not above 0.
+
+    Examples:
+        >>> import numpy as np
+        >>> import blockspike as bs
+        >>> train = np.zeros(1000)
+        >>> train[[100, 400, 700]] = 1
+        >>> bs.explained_temporal_variance(train[None], train, sigma_ms=15.0, dt_ms=1.0)
+        1.0
     """
     recorded, model = _trains(trials, prediction)
     _require_positive(sigma_ms=sigma_ms, dt_ms=dt_ms)
@@ -118,6 +134,15 @@ def gamma_coincidence(trials: Trains, prediction: Trains, window_ms: float, dt_m
     Raises:
         ValueError: shapes do not fit, a value is not a whole number ≥ 0, a time is not above 0, or
             spikes are so frequent that every spike coincides by chance (2νΔ ≥ 1).
+
+    Examples:
+        >>> import numpy as np
+        >>> import blockspike as bs
+        >>> train = np.zeros(1000)
+        >>> train[[100, 400, 700]] = 1
+        >>> shifted = np.roll(train, 2)
+        >>> round(bs.gamma_coincidence(train[None], shifted, window_ms=4.0, dt_ms=1.0), 3)
+        1.0
     """
     recorded, model = _trains(trials, prediction)
     for name, values in (("trials", recorded), ("prediction", model)):

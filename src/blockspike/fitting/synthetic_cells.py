@@ -45,6 +45,12 @@ class SyntheticCells(RecordingsDataModule):
 
     Raises:
         ValueError: an argument is out of range.
+
+    Examples:
+        >>> import blockspike as bs
+        >>> cells = bs.SyntheticCells(n_cells=2, n_trials=3, duration_s=1.0).cells()
+        >>> len(cells), len(cells[0].spike_times_s)
+        (2, 3)
     """
 
     fixed_arguments = ("path", "train_stimulus", "test_stimulus", "name")

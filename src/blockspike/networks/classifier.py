@@ -35,6 +35,14 @@ class ClassifierOutput:
             of its softmax over classes.
         spikes: one tensor [T, B, n_hidden] per hidden layer.
         readout: membrane of the readout, [T, B, n_classes].
+
+    Examples:
+        >>> import torch
+        >>> import blockspike as bs
+        >>> network = bs.SpikingClassifier(20, 3, n_hidden=5, n_layers=2, dt_ms=1.0)
+        >>> output = network(torch.ones(30, 4, 20))
+        >>> [spikes.shape for spikes in output.spikes], output.readout.shape
+        ([torch.Size([30, 4, 5]), torch.Size([30, 4, 5])], torch.Size([30, 4, 3]))
     """
 
     scores: Tensor
@@ -72,6 +80,14 @@ class SpikingClassifier(nn.Module):
     Raises:
         ValueError: a value outside its range, naming the argument.
         TypeError: both `layer` and `neurons` are given.
+
+    Examples:
+        >>> import torch
+        >>> import blockspike as bs
+        >>> network = bs.SpikingClassifier(700, 20, n_hidden=64, dt_ms=2.0, arp_ms=4.0)
+        >>> output = network((torch.rand(50, 8, 700) < 0.1).float())  # [T, B, n_inputs]
+        >>> output.scores.shape
+        torch.Size([8, 20])
     """
 
     def __init__(

@@ -57,6 +57,12 @@ class LayerOptions:
 
     Raises:
         ValueError: a value outside its range, naming the argument.
+
+    Examples:
+        >>> import blockspike as bs
+        >>> layer = bs.ALIFLayer(20, 5, dt_ms=1.0, recurrent=False, surrogate=bs.FastSigmoid())
+        >>> layer.options.recurrent, layer.options.method
+        (False, 'fused')
     """
 
     recurrent: bool = True
@@ -94,6 +100,17 @@ class NeuronLayer(BoundedParameters):
 
     Raises:
         ValueError: a value outside its range, naming the argument.
+
+    Examples:
+        >>> import torch
+        >>> import blockspike as bs
+        >>> class LIFLayer(bs.NeuronLayer):
+        ...     def trace(self, x, events=None):
+        ...         beta = torch.full((self.recurrent_weight.shape[0],), 0.9)
+        ...         return bs.alif(self.current(x, events), beta, **self.simulation_options)
+        >>> layer = LIFLayer(20, 5, recurrent_delay=1)
+        >>> layer.trace(torch.zeros(30, 2, 20)).spikes.shape
+        torch.Size([30, 2, 5])
     """
 
     def __init__(
@@ -162,6 +179,14 @@ class ALIFLayer(NeuronLayer):
 
     Raises:
         ValueError: a value outside its range, naming the argument.
+
+    Examples:
+        >>> import torch
+        >>> import blockspike as bs
+        >>> layer = bs.ALIFLayer(700, 64, dt_ms=2.0, arp_ms=4.0)
+        >>> spikes = (torch.rand(50, 8, 700) < 0.1).float()  # [T, B, n_inputs]
+        >>> layer.trace(spikes).spikes.shape
+        torch.Size([50, 8, 64])
     """
 
     beta: Tensor
@@ -229,6 +254,14 @@ class AdLIFLayer(NeuronLayer):
 
     Raises:
         ValueError: a value outside its range, naming the argument.
+
+    Examples:
+        >>> import torch
+        >>> import blockspike as bs
+        >>> layer = bs.AdLIFLayer(700, 64, dt_ms=2.0, euler="symplectic")
+        >>> spikes = (torch.rand(50, 8, 700) < 0.1).float()  # [T, B, n_inputs]
+        >>> layer.trace(spikes).spikes.shape
+        torch.Size([50, 8, 64])
     """
 
     alpha: Tensor
@@ -322,7 +355,15 @@ def drop_spikes(trace: SpikeTrace, share: float) -> tuple[Tensor, SpikeEvents]:
 
 
 class LeakyReadout(BoundedParameters):
-    """Leaky integrators that do not spike: V[t] = β V[t−1] + W S[t] + bias."""
+    """Leaky integrators that do not spike: V[t] = β V[t−1] + W S[t] + bias.
+
+    Examples:
+        >>> import torch
+        >>> import blockspike as bs
+        >>> readout = bs.LeakyReadout(64, 10, dt_ms=2.0)
+        >>> readout(torch.zeros(50, 8, 64)).shape  # [T, B, n_units]
+        torch.Size([50, 8, 10])
+    """
 
     beta: Tensor
 

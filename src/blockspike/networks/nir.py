@@ -126,6 +126,13 @@ def to_nir(
     Raises:
         ValueError: a bad argument, or a property would be lost without being named.
         ModuleNotFoundError: nir is not installed.
+
+    Examples:
+        >>> import blockspike as bs
+        >>> network = bs.SpikingClassifier(20, 3, n_layers=1, dt_ms=1.0, tau_adaptation_ms=None)
+        >>> graph = bs.to_nir(network, dt_ms=1.0)
+        >>> sorted(graph.nodes)[:3]
+        ['input', 'layer_0_affine', 'layer_0_lif']
     """
     nir = _nir()
     _check_dt(dt_ms)
@@ -193,6 +200,13 @@ def from_nir(
             expected there: shapes, finite numbers, v_leak = v_reset = 0, v_threshold > 0, or a tau
             that puts β within `BETA_BOUNDS`.
         ModuleNotFoundError: nir is not installed.
+
+    Examples:
+        >>> import blockspike as bs
+        >>> network = bs.SpikingClassifier(20, 3, dt_ms=1.0, tau_adaptation_ms=None, arp_ms=0.0)
+        >>> graph = bs.to_nir(network, dt_ms=1.0)  # or nir.read(path)
+        >>> type(bs.from_nir(graph, dt_ms=1.0)).__name__
+        'SpikingClassifier'
     """
     nir = _nir()
     _check_dt(dt_ms)

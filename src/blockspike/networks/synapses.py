@@ -57,6 +57,14 @@ def synaptic_current(
 
     Raises:
         ValueError: shapes or dtypes do not match, or mode "events" cannot be used.
+
+    Examples:
+        >>> import torch
+        >>> import blockspike as bs
+        >>> spikes = torch.tensor([[[1.0, 0.0]], [[0.0, 1.0]]])  # [T, B, K]
+        >>> weight, bias = torch.tensor([[[0.5, 2.0]]]), torch.zeros(1)  # [n_taps, N, K], [N]
+        >>> bs.synaptic_current(spikes, weight, bias).flatten()
+        tensor([0.5000, 2.0000])
     """
     check_synapses(spikes, weight, bias, mode, events)
     spikes = with_type_of(weight, spikes)

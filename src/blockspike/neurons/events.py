@@ -27,6 +27,16 @@ class EventBatch:
     Raises:
         ValueError: a tensor has the wrong dtype, number of elements or device. On an accelerator,
             values are not checked, since reading them would wait for the device.
+
+    Examples:
+        >>> import torch
+        >>> import blockspike as bs
+        >>> spikes = torch.tensor([[[0.0, 1.0, 0.0]], [[1.0, 0.0, 1.0]]])  # [T, B, K]
+        >>> events = bs.EventBatch.from_dense(spikes)
+        >>> events.row_ptr.tolist(), events.unit.tolist(), events.shape
+        ([0, 1, 3], [1, 0, 2], (2, 1, 3))
+        >>> bool((events.dense() == spikes).all())
+        True
     """
 
     row_ptr: Tensor

@@ -43,6 +43,24 @@ class NeuronModel:
 
     Raises:
         ValueError: no parameters or states, or a step that is not a module-level function.
+
+    Examples:
+        >>> import torch
+        >>> import blockspike as bs
+        >>> def step(drive, parameters, constants, state, fire):
+        ...     zero, one = constants
+        ...     membrane = parameters[0] * state[0] + drive
+        ...     spike, not_spiked = fire(membrane - one)
+        ...     return spike, membrane - one, (membrane * not_spiked,)
+        >>> def reverse_step(
+        ...     drive, parameters, constants, state, margin, slope, grad_spike, has_grad, grad_state
+        ... ):
+        ...     raise NotImplementedError  # needed for gradients with method="fused"
+        >>> lif = bs.NeuronModel("LIF", ("beta",), ("membrane",), step, reverse_step)
+        >>> current = torch.full((100, 1, 1), 0.2)
+        >>> trace = bs.simulate(lif, current, {"beta": torch.tensor([0.9])}, method="standard")
+        >>> int(trace.spikes.sum())
+        14
     """
 
     name: str

@@ -25,6 +25,13 @@ def leaky_integrate(current: Tensor, beta: Tensor) -> Tensor:
 
     Raises:
         ValueError: shapes or dtypes do not match.
+
+    Examples:
+        >>> import torch
+        >>> import blockspike as bs
+        >>> current = torch.ones(3, 1, 1)  # [T, B, N]
+        >>> bs.leaky_integrate(current, torch.tensor([0.5])).flatten()
+        tensor([1.0000, 1.5000, 1.7500])
     """
     if current.ndim != 3 or beta.shape != current.shape[2:]:
         raise ValueError(

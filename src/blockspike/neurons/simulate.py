@@ -63,6 +63,17 @@ def simulate(
     Raises:
         ValueError: a bad argument, naming it.
         NotFiniteError: a NaN or Inf in an argument or in the membrane (a ValueError too).
+
+    Examples:
+        >>> import torch
+        >>> import blockspike as bs
+        >>> from blockspike.neurons.adlif.step import SE_ADLIF
+        >>> parameters = {"alpha": 0.9, "beta": 0.99, "a": 0.5, "b": 1.0}
+        >>> parameters = {name: torch.tensor([value]) for name, value in parameters.items()}
+        >>> current = torch.full((100, 1, 1), 2.0)  # [T, B, N]
+        >>> trace = bs.simulate(SE_ADLIF, current, parameters, constants=(120.0,))
+        >>> trace.spikes.shape
+        torch.Size([100, 1, 1])
     """
     known = get_args(ExactMethod)
     if method not in known:

@@ -14,7 +14,14 @@ _DENSITY = 1 / math.sqrt(2 * math.pi)  # standard normal density at 0
 
 @dataclass(frozen=True)
 class FastSigmoid:
-    """Surrogate derivative 1 / (10|u| + 1)², used by SuperSpike (Zenke & Ganguli 2018)."""
+    """Surrogate derivative 1 / (10|u| + 1)², used by SuperSpike (Zenke & Ganguli 2018).
+
+    Examples:
+        >>> import torch
+        >>> import blockspike as bs
+        >>> bs.FastSigmoid().derivative(torch.tensor([-0.1, 0.0, 0.1]))
+        tensor([0.2500, 1.0000, 0.2500])
+    """
 
     def derivative(self, margin: Tensor) -> Tensor:
         """Derivative dS/dV at `margin` = V − θ (any shape, threshold units)."""
@@ -23,7 +30,14 @@ class FastSigmoid:
 
 @dataclass(frozen=True)
 class Boxcar:
-    """Surrogate derivative 1 for −0.5 < u ≤ 0.5, else 0 (Kaiser, Mostafa & Neftci 2020)."""
+    """Surrogate derivative 1 for −0.5 < u ≤ 0.5, else 0 (Kaiser, Mostafa & Neftci 2020).
+
+    Examples:
+        >>> import torch
+        >>> import blockspike as bs
+        >>> bs.Boxcar().derivative(torch.tensor([-1.0, 0.0, 1.0]))
+        tensor([0., 1., 0.])
+    """
 
     def derivative(self, margin: Tensor) -> Tensor:
         """Derivative dS/dV at `margin` = V − θ (any shape, threshold units)."""
@@ -36,6 +50,12 @@ class MultiGaussian:
 
     It is 0.5·[1.15·N(u; 0, 0.5) − 0.15·N(u; 0.5, 3) − 0.15·N(u; −0.5, 3)], where N(u; μ, σ) is the
     normal density with mean μ and standard deviation σ.
+
+    Examples:
+        >>> import torch
+        >>> import blockspike as bs
+        >>> bs.MultiGaussian().derivative(torch.tensor([-0.5, 0.0, 0.5])).round(decimals=2)
+        tensor([0.2600, 0.4400, 0.2600])
     """
 
     def derivative(self, margin: Tensor) -> Tensor:

@@ -18,6 +18,15 @@ class SpikeTrace:
         events: the spikes as events, without gradient; computed when first read.
         membrane: V before reset, without gradient; computed when first read.
         threshold: θ in force at each step, without gradient; computed when first read.
+
+    Examples:
+        >>> import torch
+        >>> import blockspike as bs
+        >>> trace = bs.alif(torch.full((20, 1, 1), 0.3), torch.tensor([0.9]))
+        >>> trace.spikes.flatten().nonzero().flatten()
+        tensor([ 3,  7, 11, 15, 19])
+        >>> float(trace.membrane.max()) > 1, float(trace.threshold.max())
+        (True, 1.0)
     """
 
     def __init__(
@@ -111,7 +120,18 @@ def zero_after_spike_(membrane: Tensor, spikes: Tensor, n: int) -> None:
 
 
 class NotFiniteError(ValueError):
-    """NaN or Inf in an argument or the membrane; `neuron` is the first affected one, if known."""
+    """NaN or Inf in an argument or the membrane; `neuron` is the first affected one, if known.
+
+    Examples:
+        >>> import torch
+        >>> import blockspike as bs
+        >>> current = torch.full((10, 1, 2), float("nan"))
+        >>> try:
+        ...     bs.alif(current, torch.tensor([0.9, 0.9]))
+        ... except bs.NotFiniteError as error:
+        ...     print(error.neuron)
+        0
+    """
 
     def __init__(self, message: str, neuron: int | None = None):
         super().__init__(message)

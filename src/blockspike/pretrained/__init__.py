@@ -47,7 +47,13 @@ class NetworkFile:
 
 
 def pretrained_names() -> list[str]:
-    """Names of the networks shipped with blockspike; each has a card, `pretrained/NAME.md`."""
+    """Names of the networks shipped with blockspike; each has a card, `pretrained/NAME.md`.
+
+    Examples:
+        >>> import blockspike as bs
+        >>> bs.pretrained_names()[:3]
+        ['hd_lauscher_adlif', 'hd_lauscher_alif', 'hd_lauscher_se_adlif']
+    """
     return sorted(path.stem for path in _FOLDER.glob("*.safetensors"))
 
 
@@ -63,6 +69,13 @@ def load_pretrained(name: str | Path) -> SpikingClassifier:
     Raises:
         FileNotFoundError: no such network.
         ValueError: the file is damaged or of another kind.
+
+    Examples:
+        >>> import torch
+        >>> import blockspike as bs
+        >>> network = bs.load_pretrained("hd_lauscher_alif")
+        >>> network(torch.zeros(120, 1, 140)).scores.shape  # [T, B, channels] → [B, digits]
+        torch.Size([1, 20])
     """
     return read_network(name)[1]
 

@@ -38,6 +38,16 @@ class ClassificationModule(pl.LightningModule):
 
     Raises:
         ValueError: label_smoothing is not in [0, 1).
+
+    Examples:
+        >>> from functools import partial
+        >>> import torch
+        >>> import blockspike as bs
+        >>> network = bs.SpikingClassifier(700, 20, n_hidden=64, dt_ms=2.0)
+        >>> adam = partial(torch.optim.Adam, lr=1e-3)
+        >>> module = bs.ClassificationModule(network, n_classes=20, dt_ms=2.0, optimizer=adam)
+        >>> type(module.configure_optimizers()).__name__
+        'Adam'
     """
 
     def __init__(

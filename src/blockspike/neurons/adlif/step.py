@@ -148,6 +148,15 @@ def adlif(
     Raises:
         ValueError: a bad argument, naming it.
         NotFiniteError: a NaN or Inf in an argument or in the membrane (a ValueError too).
+
+    Examples:
+        >>> import torch
+        >>> import blockspike as bs
+        >>> current = torch.full((1000, 1, 1), 2.0)  # [T, B, N]
+        >>> alpha, beta = torch.tensor([0.9]), torch.tensor([0.99])
+        >>> trace = bs.adlif(current, alpha, beta, a=torch.tensor([0.5]), b=torch.tensor([1.0]))
+        >>> trace.spikes.shape
+        torch.Size([1000, 1, 1])
     """
     models = {"symplectic": SE_ADLIF, "forward": ADLIF}
     if euler not in models:

@@ -64,6 +64,15 @@ def alif(
     Raises:
         ValueError: a bad argument, naming it.
         NotFiniteError: a NaN or Inf in an argument or in the membrane (a ValueError too).
+
+    Examples:
+        >>> import torch
+        >>> import blockspike as bs
+        >>> current = torch.full((1000, 1, 1), 0.1)  # [T, B, N]
+        >>> beta, p, b = torch.tensor([0.95]), torch.tensor([0.99]), torch.tensor([0.2])
+        >>> trace = bs.alif(current, beta, p, b, arp=10)
+        >>> int(trace.spikes.sum())
+        29
     """
     delay = _check(current, beta, p, b, arp, recurrent_weight, recurrent_delay, surrogate, method)
     neurons = (current, beta, p, b)
