@@ -1,4 +1,4 @@
-"""Broken files into all that reads: only typed errors, no hang, no crash, no large allocation.
+"""Feed broken files to all parsers: only typed errors, no hang, no crash, no large allocation.
 
     python tools/faults/fuzz.py npz --runs 20000 --seed 0
     python tools/faults/fuzz.py npz --seed 0 --only 1234      # one input again, its traceback shown
