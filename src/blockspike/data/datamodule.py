@@ -156,7 +156,7 @@ class EventDataModule(pl.LightningDataModule):
         self._convert()
 
     def _missing(self) -> FileNotFoundError:
-        """Make the error that names where data were expected and how to get them."""
+        """Error that names where data were expected and how to get them."""
         advice = []
         if self.download_gb and self.raw.parts[-2:] == ("raw", self.config_name):
             command = ["blockspike", "prepare", f"data={self.config_name}", "data.download=true"]

@@ -262,7 +262,7 @@ def _read(path: Path, file: h5py.File) -> EventFile:
 def _attribute(path: Path, group: h5py.Group, key: str) -> Any:
     value = attribute(group, key)
     if value is None:
-        raise ValueError(f"{path}: attribute {key!r} of {group.name} is missing")
+        raise ValueError(f"{path}: expected attribute {key!r} of {group.name}, got none")
     return value
 
 
@@ -287,7 +287,7 @@ def _read_split(path: Path, file: h5py.File, key: str) -> EventSplit:
 def _array(path: Path, group: h5py.Group, key: str, dtype: type | None = None) -> h5py.Dataset:
     dataset = group.get(key)
     if not isinstance(dataset, h5py.Dataset) or dataset.ndim != 1:
-        raise ValueError(f"{path}: array {key!r} of {group.name} is missing or not a vector")
+        raise ValueError(f"{path}: expected a vector {key!r} in {group.name}, got none")
     # Mapped as stored: references into the file would be taken for addresses in memory.
     if dataset.dtype != dtype if dtype else dataset.dtype.kind not in "fiu":
         expected = np.dtype(dtype).name if dtype else "numbers"
@@ -318,7 +318,7 @@ def _check_split(where: str, split: EventSplit, n_classes: int) -> None:
             f"{where}: expected one offset more than the {n_samples} labels, got {len(offset)}"
         )
     if offset[0] != 0 or offset[-1] != n_events or (np.diff(offset) < 0).any():
-        raise ValueError(f"{where}: offsets do not rise from 0 to the {n_events} events")
+        raise ValueError(f"{where}: expected offsets that rise from 0 to {n_events}, got others")
     if n_samples and (split.label.min() < 0 or split.label.max() >= n_classes):
         raise ValueError(f"{where}: expected labels 0 to {n_classes - 1}, got others")
     if split.speaker is not None and len(split.speaker) != n_samples:

@@ -1,4 +1,4 @@
-"""Limits on what is read from a file, so that a small file cannot declare a large content."""
+"""Limits on what is read from a file, whatever sizes it declares."""
 
 from __future__ import annotations
 

@@ -266,7 +266,7 @@ class RecordingsDataModule(pl.LightningDataModule):
 
 
 def find_recordings(path: Path) -> list[Path]:
-    """Find the recordings in a folder, at any depth; a file stands for itself.
+    """Find the recordings in a folder, at any depth; a path of a file gives that file.
 
     Raises:
         FileNotFoundError: there is none.

@@ -72,7 +72,7 @@ def open_h5(path: Path | str) -> SHDRecordings:
         FileNotFoundError: no such file.
         ValueError: damaged file, missing key, lengths that differ, a label outside 0 to 19, a
             channel outside 0 to 699, or times that are NaN, infinite, negative or out of order;
-            names the file, the sample, what was found and what was expected.
+            names the file, the sample, what was expected and what was found.
     """
     path = Path(path)
     if not path.is_file():
