@@ -73,7 +73,7 @@ def _first_fault(spec: SimulationSpec, dtype: torch.dtype) -> str | None:
         )
         if not alike:
             hint = "; take numbers from `constants`" if len(found) == 3 else ""
-            return f"{name}: expected a return value {expected}, got {got}{hint}"
+            return f"{name}: expected it to return {expected}, got {got}{hint}"
     return None
 
 
