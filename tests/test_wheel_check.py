@@ -47,7 +47,7 @@ def test_a_failed_command_is_listed(tmp_path, data_dir, monkeypatch, capsys):
     assert re.search(r"page.md: ok +\d+ s  blockspike --help", shown)
     summary = shown.partition("3 commands ran, 2 failed\n")[2]
     assert "page.md: blockspike status\n    exit code 2\n" in summary
-    assert "outputs: no run here" in summary and "ZeroDivisionError" in summary
+    assert "outputs: expected runs" in summary and "ZeroDivisionError" in summary
     page.write_text("`blockspike --help`\n")
     assert wheel_check.main(["--venv", sys.prefix, "--page", str(page)]) == 0
 
