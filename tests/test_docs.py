@@ -132,6 +132,7 @@ def test_what_is_exempt_is_at_least_there(blockspike, command):
                 assert (ROOT / word).is_file(), command
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", sorted(set(HEADS)))
 def test_commands_at_the_heads_of_configuration_files_have_a_configuration(blockspike, command):
     for part in command.split(" && "):
@@ -139,6 +140,7 @@ def test_commands_at_the_heads_of_configuration_files_have_a_configuration(block
         assert ": " in shown.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("card", CARDS, ids=lambda card: card.stem)
 def test_commands_on_the_cards_of_trained_networks_have_a_configuration(blockspike, card):
     found = commands(card)
@@ -175,6 +177,7 @@ def my_lab(tmp_path, monkeypatch):
         del sys.modules[name]
 
 
+@pytest.mark.slow
 def test_a_custom_model_learns_and_its_run_is_collected(blockspike, my_lab):
     blockspike(
         "train", "--config-dir", "my_conf", "model=soft_reset", "data=two_tones",
@@ -192,6 +195,7 @@ def test_a_custom_model_learns_and_its_run_is_collected(blockspike, my_lab):
     assert row["model._target_"] == "my_lab.neurons.SoftResetLayer"
 
 
+@pytest.mark.slow
 def test_a_custom_model_is_small_and_its_derivative_right(my_lab):
     assert len((my_lab / "my_lab" / "neurons.py").read_text().splitlines()) <= 60
     runpy.run_path(str(my_lab / "my_lab" / "check.py"))

@@ -25,6 +25,7 @@ from blockspike.neurons import alif, leaky_integrate
 from blockspike.neurons.events import EventBatch
 from blockspike.neurons.surrogate import MultiGaussian
 from blockspike.training.classification import ClassificationModule
+from tiers import mostly_slow
 
 LAYERS: dict[str, Callable[..., Any]] = {
     "standard": partial(ALIFLayer, method="standard", arp_ms=2.0),
@@ -47,10 +48,11 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "delays, in training": {"max_delay": 12},  # by convolution, or event by event
     "delays, in evaluation": {"max_delay": 3},
 }
+QUICK = ("blocks", "fused", "adlif, fused", "plain", "delays, in training")
 EVERY_PATH = [
-    pytest.mark.parametrize("options", OPTIONS),
+    pytest.mark.parametrize("options", mostly_slow(OPTIONS, lambda name: name in QUICK)),
     pytest.mark.parametrize("path", PATHS),
-    pytest.mark.parametrize("layer", LAYERS),
+    pytest.mark.parametrize("layer", mostly_slow(LAYERS, lambda name: name in QUICK)),
 ]
 
 

@@ -15,6 +15,7 @@ from blockspike.data.shd import SHDDataModule
 from blockspike.neurons.events import EventBatch
 from blockspike.pretrained import about_pretrained, load_pretrained, pretrained_names
 from blockspike.runs.run import Run
+from tiers import mostly_slow
 
 FOLDER = Path(blockspike.pretrained.__file__).parent
 SMALL = ("data=nmnist_sample", "network.n_hidden=16", "data.n_steps=60", "data.dt_ms=6")
@@ -208,7 +209,13 @@ def test_the_card_states_the_accuracy_on_the_shipped_sample(name, data_dir):
     assert found == pytest.approx(about.card["test_accuracy"], abs=1.5 / 80)
 
 
-@pytest.mark.parametrize("name", [n for n in pretrained_names() if n.startswith("hd_lauscher")])
+@pytest.mark.parametrize(
+    "name",
+    mostly_slow(
+        [n for n in pretrained_names() if n.startswith("hd_lauscher")],
+        lambda name: name == "hd_lauscher_alif",
+    ),
+)
 def test_digits_of_the_shipped_sample_are_classified_correctly(name, data_dir):
     """They are of the same speech as the networks' test data, though perhaps not the same draw."""
     about = about_pretrained(name)

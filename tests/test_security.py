@@ -1,4 +1,4 @@
-"""Untrusted run folders, configurations and recordings are read, never executed."""
+"""Untrusted run folders, configurations and recordings are loaded, never executed."""
 
 import pickle
 from pathlib import Path

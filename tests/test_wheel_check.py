@@ -34,6 +34,7 @@ def test_most_of_what_is_printed_is_run(tmp_path):
     assert "pip install 'blockspike[sweep]'" in run
 
 
+@pytest.mark.slow
 def test_a_failed_command_is_listed(tmp_path, data_dir, monkeypatch, capsys):
     write_cell(data_dir / "my_cell.npz")
     monkeypatch.setattr(wheel_check, "prepare", lambda environment, folder: data_dir)

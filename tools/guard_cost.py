@@ -1,4 +1,4 @@
-"""What `ClassifierGuard` costs of a training step at the size of the paper's SHD network.
+"""Cost of `ClassifierGuard` in a training step at the size of the paper's SHD network.
 
 python tools/guard_cost.py [--data data/hd_lauscher.h5] [--rounds 20]
 """

@@ -205,7 +205,7 @@ def configuration_page() -> str:
     parts = [
         "# Configuration\n\nA run's configuration is composed of groups: `group=option` chooses "
         "one, `group.key=value` changes a value, and `blockspike COMMAND --cfg job` prints the "
-        "result. A wrong name or type is refused, and the key is named. The files are in `conf/`.\n"
+        "result. An error names the key that is wrong. The files are in `conf/`.\n"
     ]
     groups = {path.name for path in CONF.iterdir() if path.is_dir()}
     if groups - set(GROUPS):

@@ -75,7 +75,7 @@ class Result:
 
 
 def steps_of(page: Path, data_dir: Path) -> list[Step]:
-    """Distinct steps of a page, in order, or those that run a notebook.
+    """The steps that a page prints, each once, in order, or those that run a notebook.
 
     `data_dir` holds the prepared HD-Lauscher sample.
     """
@@ -251,8 +251,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--page", type=Path, nargs="+", help="pages to run (default: all)")
     options = parser.parse_args(arguments)
     pages = [page for page in PAGES if page != _OF_CONTRIBUTORS]
-    # Early because they take longest; after the README, which must work without Jupyter.
-    pages[1:1] = NOTEBOOKS
+    pages[1:1] = NOTEBOOKS  # after the README, which has no Jupyter
     pages = [page.resolve() for page in options.page] if options.page else pages
     with tempfile.TemporaryDirectory(prefix="blockspike-wheel-") as name:
         folder = Path(name)

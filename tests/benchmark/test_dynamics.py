@@ -51,6 +51,7 @@ def test_inputs_give_spikes_in_a_few_percent_of_the_steps(name):
     assert spikes.dtype == gradient.dtype == torch.float32
 
 
+@pytest.mark.slow
 def test_rows_are_complete(tmp_path, capsys):
     rows = dynamics.main(["--size", "small", "--rounds", "3", "--json", str(tmp_path / "c")])
     assert [row.method for row in rows] == list(METHODS)

@@ -20,6 +20,7 @@ def test_inputs_give_spikes_in_a_few_percent_of_the_steps(name, recurrent):
     assert 0.01 < spikes.mean() < 0.25
 
 
+@pytest.mark.slow
 def test_claims_are_judged(tmp_path, capsys):
     options = ["--shape", *map(str, SHAPE), "--rounds", "2"]
     claims = models.main([*options, "--json", str(tmp_path / "claims.jsonl")])

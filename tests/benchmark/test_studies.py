@@ -122,6 +122,7 @@ def test_memory_is_that_of_the_layer(name):
     assert (peak > 10 * element) == (name == "standard") and peak > 2 * element, peak / element
 
 
+@pytest.mark.slow
 def test_tradeoff(monkeypatch):
     monkeypatch.setattr(studies, "STEPS_MS", STEPS_MS[:6])
     monkeypatch.setattr(studies, "_FINEST_MS", 0.25)
@@ -135,6 +136,7 @@ def test_tradeoff(monkeypatch):
     assert all(row["total_ms_median"] > 0 for row in rows)
 
 
+@pytest.mark.slow
 def test_every_method_has_the_spikes_of_fused_at_every_step_length():
     current = noise(0.4)
     for dt_ms in STEPS_MS:

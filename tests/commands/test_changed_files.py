@@ -69,7 +69,8 @@ def test_a_flipped_bit_in_a_prepared_file_is_refused(blockspike, tmp_path, run):
         done = blockspike(*args, check=False)
         assert done.returncode == 2
         assert (
-            "events.h5: damaged, found SHA-256" in done.stderr and "prepare it again" in done.stderr
+            "events.h5: damaged, expected SHA-256" in done.stderr
+            and "prepare it again" in done.stderr
         )
 
 

@@ -57,7 +57,8 @@ def test_a_recording_is_fitted_from_file_to_figure(blockspike, tmp_path, cells):
         "evaluate", f"neuron={run / 'fits' / 'my_cell.json'}", "recording=my_cell.npz",
         "stimulus=noise 9", check=False,
     )  # fmt: skip
-    assert other.returncode == 2 and "no stimulus 'noise 9', found 'stimulus 0'" in other.stderr
+    assert other.returncode == 2
+    assert "expected a stimulus of 'stimulus 0', got 'noise 9'" in other.stderr
     assert (run / "fits" / "my_cell_on_my_cell.png").is_file()
 
 
@@ -104,11 +105,11 @@ def test_an_interrupted_fit_resumes_to_identical_bits(blockspike, tmp_path, cell
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("data.path=nothing.npz",), "no recording"),
+        (("data.path=nothing.npz",), "expected a recording"),
         (("data.path=text.npz",), "text.npz"),
         (("data.path=text.npz", "data.scaling=best"), "scaling"),
         (("data.path=text.npz", "data.train_s=[[0,1]]"), "both or neither"),
-        (("data.path=x.npz", "population.surrogate=x"), "no recording"),
+        (("data.path=x.npz", "population.surrogate=x"), "expected a recording"),
         (("data=nmnist_sample",), "data: expected recordings, got events"),
     ],
 )

@@ -17,6 +17,7 @@ from blockspike.fitting.module import NeuronFittingModule
 from blockspike.fitting.synthetic_cells import SyntheticCells
 from blockspike.training.classification import ClassificationModule
 from printed_commands import ROOT
+from tiers import mostly_slow
 
 EPOCHS = ("trainer.max_epochs=4", "data.batch_size=300")
 WEIGHT = "layers.1: recurrent_weight is nan at [3, 5] (1 of 256 values)"
@@ -77,7 +78,9 @@ def test_the_page_shows_the_messages(blockspike):
         assert last_line(done).endswith(file.partition("…/")[2])
 
 
-@pytest.mark.parametrize("method", ["fused", "blocks", "standard"])
+@pytest.mark.parametrize(
+    "method", mostly_slow(["fused", "blocks", "standard"], lambda x: x == "fused")
+)
 def test_a_run_stops_replays_and_resumes(blockspike, tmp_path, method):
     args = ("train", *SMALL, *EPOCHS, f"model={method}", "scheduler=cosine")
     blockspike(*args, "output_dir=whole/outputs")

@@ -16,6 +16,7 @@ from blockspike.training import checkpoint_io
 from blockspike.training.checkpoint_io import load_plain, save_plain
 from blockspike.training.metrics_file import read_metrics
 from killed_sweep import VOLATILE, start
+from tiers import mostly_slow
 
 SMALL = (
     "data=nmnist_sample",
@@ -125,7 +126,9 @@ def test_a_killed_run_resumes_to_identical_bits(blockspike, tmp_path, data_dir):
     assert not differences(results(killed), results(whole))
 
 
-@pytest.mark.parametrize("file", ["best.ckpt", "last.ckpt"])
+@pytest.mark.parametrize(
+    "file", mostly_slow(["best.ckpt", "last.ckpt"], lambda x: x == "last.ckpt")
+)
 def test_a_crash_between_an_epochs_files_loses_nothing(blockspike, tmp_path, monkeypatch, file):
     args = ("train", *SMALL, "trainer.max_epochs=3", "scheduler=one_cycle", "monitor=val/loss")
     blockspike(*args, "output_dir=whole/outputs")
@@ -145,7 +148,9 @@ def test_a_crash_between_an_epochs_files_loses_nothing(blockspike, tmp_path, mon
     assert not differences(results(tmp_path / "moved"), results(tmp_path / "whole"))
 
 
-@pytest.mark.parametrize("harm", ["truncated", "bit flipped"])
+@pytest.mark.parametrize(
+    "harm", mostly_slow(["truncated", "bit flipped"], lambda x: x == "bit flipped")
+)
 def test_a_damaged_checkpoint_is_skipped_for_the_previous_one(blockspike, tmp_path, harm):
     args = ("train", *SMALL, "trainer.max_epochs=3")
     blockspike(*args)
@@ -307,7 +312,9 @@ def test_every_experiment_runs(blockspike, tmp_path, data_dir, experiment):
     assert read_json(one_run(tmp_path) / "status.json")["state"] == "done"
 
 
-@pytest.mark.parametrize("logger", ["wandb", "tensorboard", "many", "none"])
+@pytest.mark.parametrize(
+    "logger", mostly_slow(["wandb", "tensorboard", "many", "none"], lambda x: x[0] in "tn")
+)
 def test_loggers(blockspike, tmp_path, logger):
     blockspike("train", *SMALL, "debug=fast", f"logger={logger}", "model.recurrent=false")
     run = one_run(tmp_path)

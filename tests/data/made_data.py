@@ -9,7 +9,7 @@ import numpy as np
 
 
 def encode_events(x, y, polarity, t_us) -> bytes:
-    """Encode N-MNIST events, written apart from the reader that is tested with it."""
+    """Encode N-MNIST events, independently of the reader that it tests."""
     return b"".join(
         bytes([int(a), int(b)]) + (int(p) << 23 | int(t)).to_bytes(3, "big")
         for a, b, p, t in zip(x, y, polarity, t_us, strict=True)
@@ -33,7 +33,7 @@ def make_nmnist(root: Path, n_train: int = 8, n_test: int = 2, n_events: int = 5
 
 
 def make_shd(path: Path, n: int = 80, n_speakers: int = 4, seed: int = 0, **changes) -> Path:
-    """Write a file of SHD's layout; ``changes`` replaces or, with None, leaves out columns."""
+    """Write a file in SHD's layout; ``changes`` replaces columns or, with None, omits them."""
     rng = np.random.default_rng(seed)
     counts = rng.integers(30, 60, n)
     columns = {

@@ -17,7 +17,7 @@ DT_MS = 1e3 / RATE_HZ
 
 @dataclass(frozen=True)
 class MadeSweep:
-    """What the tests write as one sweep; ``name`` None leaves out the stimulus's name."""
+    """One sweep for the tests to write; with ``name`` None, the stimulus has no name."""
 
     number: int
     name: str | None
@@ -27,7 +27,7 @@ class MadeSweep:
 
 
 def noise_pa(seed: int, n_samples: int = 5000) -> np.ndarray:
-    """A fluctuating current of some 100 pA, whole pA."""
+    """A fluctuating current of about 100 pA, in whole pA."""
     return np.rint(100 * np.random.default_rng(seed).standard_normal(n_samples))
 
 
@@ -54,10 +54,10 @@ def make_nwb1(
     version: str | None = "1.1.0",
     is_si: bool = False,
 ) -> Path:
-    """Write the layout of the Allen Cell Types Database.
+    """Write a file in the layout of the Allen Cell Types Database.
 
-    ``text`` is the type of every string. With ``is_si`` data are stored in SI beside a conversion
-    that is wrong, as the oldest pipelines did.
+    ``text`` is the type of every string. With ``is_si``, data are stored in SI with a wrong
+    conversion factor, as by the oldest pipelines.
     """
 
     def string(value: str):
@@ -103,11 +103,11 @@ def make_nwb2(
     Args:
         table: write ``intracellular_recordings``.
         numbered: write ``sweep_number``.
-        voltage_clamp: numbers of sweeps of voltage clamp.
-        stimulus_type: of all sweeps, in ``sequential_recordings``.
-        conversion_pa: of the currents; stored values have an offset of 5 pA and this factor.
+        voltage_clamp: numbers of the voltage-clamp sweeps.
+        stimulus_type: stimulus type of all sweeps, in ``sequential_recordings``.
+        conversion_pa: conversion factor of the currents, which also have an offset of 5 pA.
     """
-    # Imported by name: not everywhere installed, and its constructors are beyond pyright.
+    # Imported by name: it may be missing, and pyright cannot check its constructors.
     pynwb, icephys = (importlib.import_module(name) for name in ("pynwb", "pynwb.icephys"))
     file = pynwb.NWBFile("made", "made", datetime(2024, 1, 1, tzinfo=UTC))
     electrode = file.create_icephys_electrode(

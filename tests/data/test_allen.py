@@ -212,7 +212,7 @@ def test_everything_arrives_once(server, tmp_path, capfd, caplog):
     assert server.requests == []
 
 
-def test_allensdk_goes_on_with_the_folder(server, tmp_path):
+def test_allensdk_can_use_the_folder(server, tmp_path):
     prepare_allen(tmp_path, base_uri=server.uri)
     server.requests.clear()
     cache = CellTypesCache(manifest_file=str(tmp_path / "manifest.json"), base_uri=server.uri)
@@ -232,7 +232,7 @@ def test_a_folder_of_allensdk_is_continued(server, tmp_path):
     assert server.requests == []
 
 
-def test_which_cells(server, tmp_path):
+def test_cells_of_the_paper_are_selected(server, tmp_path):
     others = {
         104: {"donor__species": "Homo Sapiens", "donor__disease_state": "no disease"},
         105: {"structure__layer": "2/3"},
@@ -250,7 +250,7 @@ def test_which_cells(server, tmp_path):
     assert asked == {f"sweeps {s}" for s in (*FITTING, 107, 108, 111)}
 
 
-def test_the_first_cells_ask_for_no_more(server, tmp_path):
+def test_selecting_the_first_cells_requests_no_others(server, tmp_path):
     done = prepare_allen(tmp_path, n_cells=2, base_uri=server.uri)
     assert [p.parent.name for p in done.paths] == ["specimen_101", "specimen_102"]
     assert not any("103" in request for request in server.requests)
@@ -258,7 +258,7 @@ def test_the_first_cells_ask_for_no_more(server, tmp_path):
 
 
 @pytest.mark.parametrize("n_cells", [0, -1])
-def test_no_cells_are_refused(tmp_path, n_cells):
+def test_fewer_than_one_cell_is_refused(tmp_path, n_cells):
     with pytest.raises(ValueError, match=f"n_cells: expected at least 1, got {n_cells}"):
         select_cells(tmp_path, n_cells)
 
@@ -274,7 +274,7 @@ def test_a_killed_download_starts_again(server, tmp_path, left):
     assert names_in(tmp_path) == expected_names()
 
 
-def test_a_damaged_file_goes_even_if_no_other_comes(server, tmp_path):
+def test_a_damaged_file_is_deleted_even_if_the_download_fails(server, tmp_path):
     damaged = tmp_path / "specimen_102" / "ephys.nwb"
     damaged.parent.mkdir()
     damaged.write_bytes(server.files[102][:5000])
@@ -287,7 +287,7 @@ def test_a_damaged_file_goes_even_if_no_other_comes(server, tmp_path):
     "damaged", ["", '[{"specimen__id": 101', '"timed out"', "[{}]", "[]", "42"]
 )
 @pytest.mark.parametrize("left", ["", ".part"])
-def test_damaged_rows_are_asked_for_again(server, tmp_path, damaged, left):
+def test_damaged_rows_are_requested_again(server, tmp_path, damaged, left):
     (tmp_path / "specimen_101").mkdir()
     for path in (f"cells{left}.json", f"specimen_101/ephys_sweeps{left}.json"):
         (tmp_path / path).write_text(damaged)
@@ -336,7 +336,7 @@ def send_a_page(server):
         (send_a_page, "not a complete NWB file"),
     ],
 )
-def test_one_cell_fails(server, tmp_path, harm, reason):
+def test_a_cell_that_fails_does_not_stop_the_others(server, tmp_path, harm, reason):
     good = server.files[102]
     harm(server)
     done = prepare_allen(tmp_path, base_uri=server.uri)
@@ -355,7 +355,7 @@ def test_one_cell_fails(server, tmp_path, harm, reason):
     assert server.requests == ["link 102", "file 102"]
 
 
-def test_sweeps_of_one_cell_fail(server, tmp_path):
+def test_failed_sweeps_of_a_cell_do_not_stop_the_others(server, tmp_path):
     server.broken.add("sweeps 101")
     server.sweeps[102] = "query timed out"
     done = prepare_allen(tmp_path, base_uri=server.uri)
@@ -366,7 +366,7 @@ def test_sweeps_of_one_cell_fail(server, tmp_path):
     assert len(prepare_allen(tmp_path, base_uri=server.uri).paths) == 3
 
 
-def test_a_query_that_fails_is_no_list_of_cells(server, tmp_path):
+def test_a_failed_query_is_not_taken_for_a_list_of_cells(server, tmp_path):
     server.cells = "query timed out"
     with pytest.raises((OSError, ValueError), match=r"cells\.json: .*") as caught:
         select_cells(tmp_path, base_uri=server.uri)
@@ -379,7 +379,7 @@ def closed_port() -> str:
         return f"http://127.0.0.1:{once.getsockname()[1]}"
 
 
-def test_nothing_is_downloaded_unless_that_is_allowed(tmp_path, monkeypatch):
+def test_nothing_is_downloaded_unless_allowed(tmp_path, monkeypatch):
     asked = []
     monkeypatch.setattr(allen, "prepare_allen", lambda *a: asked.append(a) or Downloaded([], {}))
     refused = AllenRecordings(tmp_path / "allen")
@@ -402,7 +402,7 @@ def test_no_network_is_one_error(server, tmp_path):
     assert lone.paths == [] and lone.failed.keys() == {101}
 
 
-def test_a_server_that_does_not_answer(tmp_path, monkeypatch):
+def test_a_server_that_does_not_answer_is_given_up(tmp_path, monkeypatch):
     monkeypatch.setattr(allen, "_TIMEOUT_S", 0.1)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         uri = f"http://127.0.0.1:{silent.getsockname()[1]}"
@@ -415,7 +415,7 @@ def test_complete_cells_need_no_network(server, tmp_path):
     assert prepare_allen(tmp_path, base_uri=closed_port()) == done
 
 
-def test_connections_that_are_lost_in_between_do_not_add_up(server, tmp_path, monkeypatch):
+def test_lost_connections_count_only_in_a_row(server, tmp_path, monkeypatch):
     lost_at = {1, 2, 4, 5}
 
     def check(path):
@@ -430,7 +430,7 @@ def test_connections_that_are_lost_in_between_do_not_add_up(server, tmp_path, mo
     assert [p.parent.name for p in done.paths] == ["specimen_3", "specimen_6"]
 
 
-def test_a_full_disk_stops(server, tmp_path, monkeypatch):
+def test_a_full_disk_stops_the_download(server, tmp_path, monkeypatch):
     class FullDisk(io.FileIO):
         def write(self, data):
             raise OSError(28, "No space left on device")
@@ -449,7 +449,7 @@ def test_a_full_disk_stops(server, tmp_path, monkeypatch):
     assert names_in(tmp_path) == expected_names(())
 
 
-def test_allensdk_is_missing(tmp_path, monkeypatch):
+def test_a_missing_allensdk_is_named(tmp_path, monkeypatch):
     def missing(name):
         raise ModuleNotFoundError(f"No module named {name!r}")
 
@@ -465,7 +465,7 @@ def test_a_damaged_manifest_is_named(tmp_path, content):
         select_cells(tmp_path)
 
 
-def test_settings_of_the_process_stay(server, tmp_path):
+def test_settings_of_the_process_are_restored(server, tmp_path):
     log = logging.getLogger("allensdk.api.api.retrieve_file_over_http")
     before = None, False, list(warnings.filters)
     server.broken.add("file 101")

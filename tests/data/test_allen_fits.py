@@ -1,4 +1,4 @@
-"""The experiments on recordings, by the command line, on a folder laid out like AllenSDK's."""
+"""The experiments on recordings, by the command line, on a folder in AllenSDK's layout."""
 
 import json
 
@@ -9,7 +9,7 @@ from made_nwb import MadeSweep, make_nwb1, noise_pa
 
 
 @pytest.mark.parametrize("experiment", ["paper_recordings", "recordings"])
-def test_the_papers_experiment_on_a_folder_of_allensdk(blockspike, tmp_path, experiment):
+def test_experiments_on_a_folder_of_allensdk(blockspike, tmp_path, experiment):
     rng = np.random.default_rng(0)
     n_samples = {"Noise 1": 50_000, "Noise 2": 60_000}  # 1 and 1.2 s
     for cell in (11, 12):

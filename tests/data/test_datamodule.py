@@ -29,7 +29,7 @@ def opened(path, **changes) -> NMNISTDataModule:
 
 
 def train_order(module: EventDataModule, epoch: int) -> list[int]:
-    """Training samples in the order of an epoch, told apart by their spikes."""
+    """Training samples in the order of an epoch, identified by their spikes."""
     loader = module.train_dataloader()
     assert isinstance(loader.sampler, EpochSampler)
     loader.sampler.set_epoch(epoch)
@@ -54,7 +54,7 @@ def test_batches_equal_a_naive_binning(prepared, nmnist_folder):
     assert seen == len(files)
 
 
-def test_facts_of_the_data_set(prepared):
+def test_sizes_of_the_data_set(prepared):
     module = opened(prepared)
     assert (module.n_inputs, module.n_classes, module.dt_ms, module.n_steps) == (1156, 10, 1.0, 400)
     assert module.name == "N-MNIST sample (100 recordings)"
@@ -149,7 +149,7 @@ def fit(module, tmp_path, epochs, checkpoint=None) -> tuple[dict, pl.Trainer]:
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("kind", ["nmnist", "shd with jitter"])
-def test_a_resumed_run_sees_the_batches_of_an_unbroken_one(prepared, tmp_path, kind):
+def test_a_resumed_run_sees_the_batches_of_an_uninterrupted_one(prepared, tmp_path, kind):
     def make():
         if kind == "nmnist":
             return NMNISTDataModule(prepared, batch_size=16)
@@ -178,7 +178,7 @@ def test_each_process_trains_on_its_own_part(prepared):
     assert (sampler.num_replicas, sampler.rank, len(sampler)) == (2, 1, 35)
 
 
-def test_spike_counts_add_up_what_the_network_sees(prepared):
+def test_spike_counts_are_sums_of_the_network_input(prepared):
     module = opened(prepared, n_steps=100, batch_size=30)
     for part in ("train", "val", "test"):
         counts, labels = module.spike_counts(part)
@@ -186,7 +186,7 @@ def test_spike_counts_add_up_what_the_network_sees(prepared):
         events, expected_labels = dataset.__getitems__(list(range(len(dataset))))
         assert np.array_equal(counts, events.dense().sum(0).numpy())
         assert np.array_equal(labels, expected_labels)
-    with pytest.raises(ValueError, match="split: got 'all', expected train, val or test"):
+    with pytest.raises(ValueError, match="split: expected train, val or test, got 'all'"):
         module.spike_counts("all")
 
 
@@ -206,7 +206,7 @@ def test_spike_counts_add_up_what_the_network_sees(prepared):
 )
 def test_a_value_out_of_range_is_named(name, value):
     for module in (NMNISTDataModule, SHDDataModule):
-        with pytest.raises(ValueError, match=f"{name}: got {value}, expected"):
+        with pytest.raises(ValueError, match=f"{name}: expected .*, got {value}"):
             module("a.h5", **{name: value})
 
 
@@ -229,7 +229,7 @@ def test_missing_data_name_the_command(tmp_path, module, gb, method):
         assert not list(tmp_path.iterdir())
 
 
-def test_recordings_of_ones_own_that_are_missing_are_not_downloaded(tmp_path):
+def test_missing_custom_recordings_are_not_downloaded(tmp_path):
     with pytest.raises(FileNotFoundError, match=f"{tmp_path / 'mine'}, got neither") as caught:
         SHDDataModule(tmp_path / "a.h5", raw=tmp_path / "mine").prepare_data()
     assert "download" not in str(caught.value)
@@ -245,11 +245,11 @@ def test_the_sample_comes_with_the_package(tmp_path, module, n_recordings, monke
     data.prepare_data()
     data.setup()
     assert f"sample ({n_recordings} recordings)" in data.name
-    with pytest.raises(ValueError, match="download: got True, expected False for a sample"):
+    with pytest.raises(ValueError, match="download: expected False for the sample .*, got True"):
         module("data/sample.h5", raw="sample", download=True)
 
 
-def test_every_sample_has_its_licence_beside_it():
+def test_every_sample_has_a_licence():
     folders = [path for path in SAMPLES.iterdir() if path.is_dir()]
     assert len(folders) == 2
     for folder in folders:
@@ -258,7 +258,7 @@ def test_every_sample_has_its_licence_beside_it():
 
 
 def test_setup_refuses_another_data_set(prepared):
-    with pytest.raises(ValueError, match=r"1156 units and 10 classes, expected \(700, 20\)"):
+    with pytest.raises(ValueError, match=r"expected \(700, 20\) .* with 1156 and 10"):
         SHDDataModule(prepared).setup()
 
 

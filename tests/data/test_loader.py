@@ -20,7 +20,7 @@ from blockspike.data.loader import (
 
 
 class Numbers(Dataset):
-    """Batches of positions; fails from position ``bad`` on; remembers who asked."""
+    """Batches of positions; fails from position ``bad`` on; records requests and threads."""
 
     def __init__(self, n: int, bad: int | None = None) -> None:
         self.n, self.bad = n, bad
@@ -46,12 +46,12 @@ def prefetch_threads() -> list[threading.Thread]:
     return [t for t in threading.enumerate() if t.name.startswith("blockspike-prefetch")]
 
 
-def test_every_sample_once_in_order_and_the_rest_batch_is_kept():
+def test_every_sample_comes_once_in_order_with_an_incomplete_last_batch():
     batches = list(loader(Numbers(8)))
     assert [b.tolist() for b in batches] == [[0, 1, 2], [3, 4, 5], [6, 7]]
 
 
-def test_a_loader_can_be_passed_over_again():
+def test_a_loader_can_be_iterated_again():
     numbers = loader(Numbers(8))
     assert [b.tolist() for b in numbers] == [b.tolist() for b in numbers]
 
@@ -62,7 +62,7 @@ def test_batches_are_made_off_the_calling_thread():
     assert all(name.startswith("blockspike-prefetch") for name in dataset.threads)
 
 
-def test_nothing_is_read_before_the_first_batch_is_asked_for():
+def test_nothing_is_read_before_the_first_batch_is_requested():
     dataset = Numbers(8)
     batches = iter(loader(dataset))
     time.sleep(0.05)
@@ -113,7 +113,7 @@ def events() -> EventSplit:
     )
 
 
-def test_a_batch_holds_the_samples_asked_for():
+def test_a_batch_holds_the_requested_samples():
     dataset = EventDataset(events(), np.array([2, 0]), lambda t: t, n_steps=4, n_units=4)
     batch, labels = dataset.__getitems__([1, 0])
     expected = torch.zeros(4, 2, 4)
@@ -123,7 +123,7 @@ def test_a_batch_holds_the_samples_asked_for():
     assert labels.dtype == torch.int64
 
 
-def test_what_another_process_has_is_left_out_or_has_no_label():
+def test_samples_of_another_process_are_left_out_or_unlabelled():
     dataset = EventDataset(events(), np.array([2, 0]), lambda t: t, n_steps=4, n_units=4)
     batch, labels = dataset.__getitems__([1, ~0])
     assert torch.equal(batch.dense(), dataset.__getitems__([1])[0].dense())

@@ -43,7 +43,7 @@ def times_ms(recording: Recording, digits: int = 2) -> list[list[list[float] | N
 
 
 def check_noise(recording: Recording, stored_spikes: bool = True) -> None:
-    """Check what is read of `SWEEPS`; without its stored spikes sweep 11 has none."""
+    """Check the recording of `SWEEPS`; without stored spikes, sweep 11 has none."""
     assert recording.stimuli == ("Noise 1", "Noise 2")
     assert recording.dt_ms == pytest.approx(DT_MS)
     assert recording.current_pa.dtype == np.float64
@@ -53,7 +53,7 @@ def check_noise(recording: Recording, stored_spikes: bool = True) -> None:
 
 
 def failure(path: Path, **kwargs) -> str:
-    """The message of the ValueError that loading gives: one line that names the file."""
+    """Message of the ValueError on loading: one line that names the file."""
     with pytest.raises(ValueError, match=f"^{re.escape(str(path))}.+$") as caught:
         load_recording(path, **kwargs)
     assert "\n" not in str(caught.value)
@@ -88,16 +88,16 @@ def test_every_step_of_the_grid(dt_ms):
         assert (counts[first : first + 20_000] == 1).all()
 
 
-def test_bins_count_and_drop_what_is_later():
+def test_bins_count_spikes_and_drop_later_ones():
     counts = bin_spikes(np.array([0.0, 0.0019, 0.002, 0.0099, 0.01]), 2.0, 5)
     assert counts.tolist() == [2, 1, 0, 0, 1]
 
 
 @pytest.mark.parametrize("time_s", [-0.001, np.nan])
 def test_bins_refuse_impossible_times(time_s):
-    with pytest.raises(ValueError, match="times_s: got"):
+    with pytest.raises(ValueError, match="times_s: expected seconds >= 0, got"):
         bin_spikes(np.array([time_s]), 1.0, 5)
-    with pytest.raises(ValueError, match="dt_ms: got 0"):
+    with pytest.raises(ValueError, match="dt_ms: expected > 0, got 0"):
         bin_spikes(np.array([0.1]), 0, 5)
 
 
@@ -137,8 +137,8 @@ def test_mean_of_samples_and_hold():
 
 
 @pytest.mark.parametrize("dt_ms", [0, -1, np.nan, np.inf, 0.6])
-def test_impossible_steps(dt_ms):
-    with pytest.raises(ValueError, match=r"dt_ms: got .*the 0.5 ms of made"):
+def test_impossible_steps_are_refused(dt_ms):
+    with pytest.raises(ValueError, match=r"dt_ms: expected .*the 0.5 ms of made, got"):
         recording_of(np.ones(5), 0.1).current(dt_ms)
 
 
@@ -149,7 +149,7 @@ def test_trains_of_one_stimulus_leave_out_missing_repeats(tmp_path):
     assert trains.dtype == np.float32
     # Spikes at half height are 2.75 µs before 20 ms.
     assert [np.flatnonzero(t).tolist() for t in trains] == [[19, 49], [30, 40]]
-    with pytest.raises(ValueError, match=r"stimulus: got 2, expected 0 to 1"):
+    with pytest.raises(ValueError, match=r"stimulus: expected 0 to 1 of a, got 2"):
         recording.spike_trains(2, 1.0)
 
 
@@ -167,7 +167,7 @@ def test_detects_upstrokes_at_half_height(dt_ms):
 
 
 @pytest.mark.parametrize("step_mv", [25.0, -25.0, 40.0])
-def test_a_step_is_no_spike_and_moves_none(step_mv):
+def test_a_step_is_not_a_spike_and_moves_none(step_mv):
     t = np.arange(5000) * DT_MS
     step = np.where((t >= 29) & (t < 70), step_mv, 0.0)
     found = detect_spikes(membrane_mv([30.0, 69.0]) + step, DT_MS) * 1e3
@@ -182,7 +182,7 @@ def test_a_peak_of_two_equal_samples_is_one_spike():
     assert len(detect_spikes(voltage, DT_MS)) == 1
 
 
-def test_small_depolarisations_are_no_spikes():
+def test_small_depolarisations_are_not_spikes():
     voltage = -70 + (membrane_mv([30.0]) + 70) * 0.45  # to -25 mV
     assert len(detect_spikes(voltage, DT_MS)) == 0
     assert len(detect_spikes(np.full(100, -70.0), DT_MS)) == 0
@@ -193,7 +193,7 @@ def test_small_depolarisations_are_no_spikes():
 
 
 def write_npz(path: Path, **changes) -> Path:
-    """One stimulus twice; ``changes`` replaces or, with None, leaves out arrays."""
+    """Write one stimulus twice; ``changes`` replaces arrays or, with None, omits them."""
     arrays = {
         "current_pa": noise_pa(0, 1000).astype(np.float32),
         "dt_ms": 0.1,
@@ -233,7 +233,7 @@ def test_npz_of_several_stimuli(tmp_path):
     assert some.stimuli == ("stimulus 0", "stimulus 2")
     np.testing.assert_array_equal(some.current_pa, recording.current_pa[[0, 2]])
     assert times_ms(some) == [[[20.0, 50.0], None], [[], [30.0]]]
-    with pytest.raises(ValueError, match="'noise'.*'stimulus 0', 'stimulus 1'"):
+    with pytest.raises(ValueError, match="'stimulus 0', 'stimulus 1'.*got 'noise'"):
         load_recording(path, stimuli="noise")
 
 
@@ -259,31 +259,31 @@ def test_npz_stored_spikes_come_before_the_voltage(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"current_pa": None}, "current_pa is missing, found dt_ms, spike_times_s"),
-        ({"dt_ms": None}, "dt_ms is missing"),
-        ({"dt_ms": 0.0}, "dt_ms 0.0, expected one number > 0"),
-        ({"dt_ms": np.nan}, "dt_ms nan"),
+        ({"current_pa": None}, "expected current_pa in a recording, got dt_ms, spike_times_s"),
+        ({"dt_ms": None}, "expected dt_ms in a recording"),
+        ({"dt_ms": 0.0}, "dt_ms: expected one number, .*, got 0.0"),
+        ({"dt_ms": np.nan}, "dt_ms: expected .*, got nan"),
         ({"dt_ms": np.ones(2)}, "dt_ms"),
-        ({"current_pa": np.array([1.0, np.nan])}, "stimulus 0: found current nan in sample 1"),
-        ({"current_pa": np.array([[1.0], [np.inf]])}, "stimulus 1: found current inf"),
+        ({"current_pa": np.array([1.0, np.nan])}, "stimulus 0: current: .* got nan at sample 1"),
+        ({"current_pa": np.array([[1.0], [np.inf]])}, "stimulus 1: current: .* got inf"),
         ({"current_pa": np.empty(0)}, "length 0"),
         ({"current_pa": np.empty((0, 5))}, r"shape \(0, 5\)"),
-        ({"current_pa": np.array(["a"])}, "one number a sample"),
+        ({"current_pa": np.array(["a"])}, "one number per sample"),
         ({"current_pa": np.array([{}])}, "not a complete .npz of plain arrays"),
-        ({"spike_times_s": np.array([0.1] * 3)}, "spike at 0.1 s, expected 0 to 0.1 s"),
-        ({"spike_times_s": np.array([20.0, 50.0, 30.0])}, "spike at 20 s"),
-        ({"spike_times_s": np.array([0.01, -0.01, 0.03])}, "spike at -0.01 s"),
-        ({"spike_times_s": np.array([0.01, 0.02, np.nan])}, "spike at nan s"),
-        ({"spike_times_s": np.zeros((3, 1))}, r"spike_times_s of shape \(3, 1\)"),
-        ({"spike_repeat": np.array([0, 1])}, "found 2 spike_repeat, expected one a spike, 3"),
-        ({"spike_repeat": np.array([0, -1, 0])}, "spike_repeat -1"),
-        ({"spike_repeat": np.array([0, 0.5, 0])}, "spike_repeat 0.0, expected integers"),
-        ({"spike_stimulus": np.array([0, 1, 0])}, "spike_stimulus 1, expected .* below 1"),
-        ({"spike_times_s": None}, "neither spike times nor a voltage"),
-        ({"voltage_mv": np.full(999, -70.0)}, r"voltage_mv of shape \(999,\).*T = 1000"),
-        ({"voltage_mv": np.full((2, 2, 1000), -70.0)}, r"voltage_mv of shape \(2, 2, 1000\)"),
-        ({"voltage_mv": np.full(1000, -0.07)}, "peak voltage of 0.07 mV, expected 1 to 250 mV"),
-        ({"voltage_mv": np.full(1000, 251)}, "peak voltage of 251 mV"),
+        ({"spike_times_s": np.array([0.1] * 3)}, "expected spikes at 0 to 0.1 s, .* at 0.1 s"),
+        ({"spike_times_s": np.array([20.0, 50.0, 30.0])}, "got one at 20 s"),
+        ({"spike_times_s": np.array([0.01, -0.01, 0.03])}, "got one at -0.01 s"),
+        ({"spike_times_s": np.array([0.01, 0.02, np.nan])}, "got one at nan s"),
+        ({"spike_times_s": np.zeros((3, 1))}, r"spike_times_s: .* got shape \(3, 1\)"),
+        ({"spike_repeat": np.array([0, 1])}, "spike_repeat: expected one per spike, 3, got 2"),
+        ({"spike_repeat": np.array([0, -1, 0])}, "spike_repeat: .* got -1"),
+        ({"spike_repeat": np.array([0, 0.5, 0])}, "spike_repeat: expected integers .* got 0.0"),
+        ({"spike_stimulus": np.array([0, 1, 0])}, "spike_stimulus: .* below 1, got 1"),
+        ({"spike_times_s": None}, "expected spike times or a voltage .* got neither"),
+        ({"voltage_mv": np.full(999, -70.0)}, r"voltage_mv: .* T = 1000, got shape \(999,\)"),
+        ({"voltage_mv": np.full((2, 2, 1000), -70.0)}, r"voltage_mv: .* got shape \(2, 2, 1000\)"),
+        ({"voltage_mv": np.full(1000, -0.07)}, "peak voltage of 1 to 250 mV, got 0.07 mV"),
+        ({"voltage_mv": np.full(1000, 251)}, "peak voltage .* got 251 mV"),
     ],
 )
 def test_npz_errors(tmp_path, changes, message):
@@ -295,8 +295,8 @@ def test_npz_errors(tmp_path, changes, message):
 
 def test_npz_selection_errors(tmp_path):
     path = write_npz(tmp_path / "a.npz")
-    assert "sweeps=[3], expected None" in failure(path, sweeps=[3])
-    assert "chose no stimulus" in failure(path, stimuli=[])
+    assert "sweeps: expected None, as an .npz has none, got [3]" in failure(path, sweeps=[3])
+    assert "stimuli: expected some of stimulus 0, got none" in failure(path, stimuli=[])
 
 
 @pytest.mark.parametrize("suffix", [".npz", ".nwb", ".h5"])
@@ -312,7 +312,7 @@ def test_damaged_and_missing_files(tmp_path, suffix):
     assert "not a complete" in failure(path)
     path.unlink()
     with pytest.raises(
-        FileNotFoundError, match=rf"a{suffix}: no such file.*{RECORDING_SUFFIXES[0]}"
+        FileNotFoundError, match=rf"a{suffix}: expected a recording.*{RECORDING_SUFFIXES[0]}"
     ):
         load_recording(path)
 
@@ -328,9 +328,9 @@ def test_an_npy_or_a_flipped_byte_is_no_npz(tmp_path):
     assert "not a complete" in failure(path)
 
 
-def test_other_suffixes(tmp_path):
+def test_other_suffixes_are_refused(tmp_path):
     path = write_npz(tmp_path / "a.npz").rename(tmp_path / "a.abf")
-    assert "found a .abf, expected .npz, .nwb" in failure(path)
+    assert "expected .npz, .nwb, got a .abf" in failure(path)
 
 
 # NWB 1
@@ -350,10 +350,10 @@ def test_nwb1_of_an_old_pipeline_holds_si(tmp_path, text, version):
 
 
 @pytest.mark.parametrize("text", [bytes, str])
-def test_nwb1_of_a_later_pipeline_does_not(tmp_path, text):
+def test_nwb1_of_a_later_pipeline_does_not_hold_si(tmp_path, text):
     message = failure(make_nwb1(tmp_path / "a.nwb", SWEEPS, text, "1.1", is_si=True))
-    assert "sweep 9: found a peak current of" in message
-    assert "expected 1 to 20000 pA; the conversion factor 1e-12 looks wrong" in message
+    assert "sweep 9: expected a peak current of 1 to 20000 pA" in message
+    assert "the conversion factor 1e-12 looks wrong" in message
 
 
 def test_nwb1_under_the_name_h5(tmp_path):
@@ -367,9 +367,10 @@ def test_nwb1_choice_of_sweeps_and_stimuli(tmp_path):
     assert times_ms(load_recording(path, sweeps=[11])) == [[[30.0, 40.0]]]
     assert load_recording(path, sweeps=[11, 9]).stimuli == ("Noise 1", "noise 2")
     assert times_ms(load_recording(path, ["noise 2"], [11, 9])) == [[[30.0, 40.0]]]
-    assert "has no sweep 4, expected one of [9, 10, 11]" in failure(path, sweeps=[9, 4])
-    assert "no stimulus 'Ramp', found 'Noise 1', 'Noise 2'" in failure(path, stimuli=["Ramp"])
-    assert "no sweep to read" in failure(path, sweeps=[])
+    assert "expected a sweep of [9, 10, 11], got 4" in failure(path, sweeps=[9, 4])
+    message = failure(path, stimuli=["Ramp"])
+    assert "expected a stimulus of 'Noise 1', 'Noise 2'" in message and "got 'Ramp'" in message
+    assert "expected a current-clamp sweep, got none" in failure(path, sweeps=[])
 
 
 def test_nwb1_without_names_groups_by_current(tmp_path):
@@ -378,7 +379,7 @@ def test_nwb1_without_names_groups_by_current(tmp_path):
     recording = load_recording(path)
     assert recording.stimuli == ("stimulus 0", "stimulus 1")
     assert times_ms(recording) == [[[30.0], None], [[20.0, 50.0], [30.0, 40.0]]]
-    assert "found unnamed ones only" in failure(path, stimuli=["Noise 1"])
+    assert "expected a stimulus of unnamed ones only" in failure(path, stimuli=["Noise 1"])
 
 
 def test_nwb1_same_name_and_other_current_are_two_stimuli(tmp_path):
@@ -423,35 +424,30 @@ def changed(path: Path, key: str, attribute: str | None, value) -> Path:
 @pytest.mark.parametrize(
     ("key", "attribute", "value", "message"),
     [
-        ("epochs", None, None, "epochs is missing"),
-        (f"{STIMULUS}/data", None, None, f"sweep 9: {STIMULUS}/data is missing"),
-        (f"{STIMULUS}/starting_time", None, None, "starting_time is missing"),
-        (f"{STIMULUS}/starting_time", "rate", None, "sampling rate is missing"),
-        (f"{STIMULUS}/starting_time", "rate", 0.0, "sampling rate of 0.0 Hz, expected > 0"),
-        (f"{STIMULUS}/starting_time", "rate", -1.0, "sampling rate of -1.0 Hz"),
-        (f"{STIMULUS}/data", "unit", None, "sweep 9: the unit of the stimulus is missing"),
-        (f"{RESPONSE}/data", "unit", None, "sweep 9: the unit of the response is missing"),
-        (f"{STIMULUS}/data", "unit", "pA", "unit 'pA' of the stimulus, expected A or V"),
+        ("epochs", None, None, "got no epochs"),
+        (f"{STIMULUS}/data", None, None, f"sweep 9: {STIMULUS}/data: expected a dataset"),
+        (f"{STIMULUS}/starting_time", None, None, "starting_time: expected a dataset, got none"),
+        (f"{STIMULUS}/starting_time", "rate", None, "expected a sampling rate in Hz, got none"),
+        (f"{STIMULUS}/starting_time", "rate", 0.0, "sampling rate of .* got 0.0 Hz"),
+        (f"{STIMULUS}/starting_time", "rate", -1.0, "sampling rate of .* got -1.0 Hz"),
+        (f"{STIMULUS}/data", "unit", None, "sweep 9: unit of the stimulus: .* got none"),
+        (f"{RESPONSE}/data", "unit", None, "sweep 9: unit of the response: .* got none"),
+        (f"{STIMULUS}/data", "unit", "pA", "unit of the stimulus: expected A or V, got 'pA'"),
         (f"{RESPONSE}/data", "unit", b"Amps", "expected a response in volts"),
         (f"{STIMULUS}/data", "conversion", 1.0, "current of .* conversion factor 1 looks wrong"),
         (f"{STIMULUS}/data", "conversion", None, "conversion factor 1 looks wrong"),
         (f"{RESPONSE}/data", "conversion", 1e-6, "voltage of .* factor 1e-06 looks wrong"),
-        (f"{RESPONSE}/data", "conversion", 1.0, "expected 1 to 250 mV"),
+        (f"{RESPONSE}/data", "conversion", 1.0, "expected a peak voltage of 1 to 250 mV"),
         (f"{RESPONSE}/data", "conversion", np.nan, "factor nan looks wrong"),
-        (f"{STIMULUS}/data", None, np.zeros(N), "peak current of 0 pA"),
-        (f"{STIMULUS}/data", None, np.array([1, np.nan]), "current nan in sample 1"),
+        (f"{STIMULUS}/data", None, np.zeros(N), "peak current .* got 0 pA"),
+        (f"{STIMULUS}/data", None, np.array([1, np.nan]), "current: .* got nan at sample 1"),
         (f"{STIMULUS}/data", None, np.empty(0), "length 0"),
         (f"{STIMULUS}/data", None, np.ones((5, 2)), r"shape \(5, 2\)"),
-        (f"{RESPONSE}/data", None, np.full(7, -70.0), r"voltage of shape \(7,\).*current, 5000"),
-        (RESPONSE, None, None, "sweep 9: found neither spike times nor a voltage"),
-        (
-            "analysis/spike_times/Sweep_9",
-            None,
-            np.array([0.2]),
-            "spike at 0.2 s, expected 0 to 0.1",
-        ),
-        ("analysis/spike_times/Sweep_9", None, np.array([-1.0]), "spike at -1 s"),
-        ("analysis/spike_times/Sweep_9", None, np.array([np.nan]), "spike at nan s"),
+        (f"{RESPONSE}/data", None, np.full(7, -70.0), r"voltage .* current, 5000, .* \(7,\)"),
+        (RESPONSE, None, None, "sweep 9: expected spike times or a voltage"),
+        ("analysis/spike_times/Sweep_9", None, np.array([0.2]), "at 0 to 0.1 s, .* at 0.2 s"),
+        ("analysis/spike_times/Sweep_9", None, np.array([-1.0]), "got one at -1 s"),
+        ("analysis/spike_times/Sweep_9", None, np.array([np.nan]), "got one at nan s"),
     ],
 )
 def test_nwb1_errors(tmp_path, key, attribute, value, message):
@@ -473,7 +469,7 @@ def test_nwb1_voltage_clamp(tmp_path, unit):
     path = changed(tmp_path / "a.nwb", f"{STIMULUS}/data", "unit", unit)
     assert load_recording(path).stimuli == ("Noise 2",)
     for choice in ({"sweeps": [9]}, {"sweeps": [9, 10]}, {"stimuli": ["Noise 1"]}):
-        assert "sweep 9: found a voltage-clamp sweep" in failure(path, **choice)
+        assert "sweep 9: expected current clamp" in failure(path, **choice)
 
 
 @pytest.mark.parametrize("n_samples", [100, N + 1])
@@ -500,15 +496,16 @@ def test_nwb2(tmp_path, pynwb, table):
     path = make_nwb2(tmp_path / "a.nwb", SWEEPS, table)
     check_noise(load_recording(path), stored_spikes=False)
     assert load_recording(path, stimuli=["NOISE 2"]).stimuli == ("Noise 2",)
-    assert "has no sweep 4, expected one of [9, 10, 11]" in failure(path, sweeps=[4])
-    assert "no stimulus 'Ramp', found 'Noise 1', 'Noise 2'" in failure(path, stimuli=["Ramp"])
+    assert "expected a sweep of [9, 10, 11], got 4" in failure(path, sweeps=[4])
+    message = failure(path, stimuli=["Ramp"])
+    assert "expected a stimulus of 'Noise 1', 'Noise 2'" in message and "got 'Ramp'" in message
 
 
 def test_nwb2_without_sweep_numbers(tmp_path, pynwb):
     recording = load_recording(make_nwb2(tmp_path / "a.nwb", SWEEPS, numbered=False), sweeps=[0, 2])
     assert times_ms(recording) == [[[20.0, 50.0], []]]
     message = failure(make_nwb2(tmp_path / "b.nwb", SWEEPS, table=False, numbered=False))
-    assert "has no sweep_number" in message
+    assert "expected a row of intracellular_recordings or a sweep_number" in message
 
 
 def test_nwb2_names(tmp_path, pynwb):
@@ -525,7 +522,7 @@ def test_nwb2_voltage_clamp(tmp_path, pynwb, table):
     path = make_nwb2(tmp_path / "a.nwb", SWEEPS, table, voltage_clamp=[9])
     assert load_recording(path).stimuli == ("Noise 2",)
     for choice in ({"sweeps": [9]}, {"stimuli": ["Noise 1"]}):
-        assert "sweep 9: found a voltage-clamp sweep" in failure(path, **choice)
+        assert "sweep 9: expected current clamp" in failure(path, **choice)
 
 
 def test_nwb2_parts_of_a_series(tmp_path, pynwb):
@@ -545,23 +542,23 @@ def test_nwb2_parts_of_a_series(tmp_path, pynwb):
 def test_nwb2_faults(tmp_path, pynwb):
     path = tmp_path / "a.nwb"
     short = replace(SWEEPS[1], voltage_mv=membrane_mv([])[:7])
-    assert "voltage of shape (7,)" in failure(make_nwb2(path, [short]))
+    assert "got shape (7,)" in failure(make_nwb2(path, [short]))
     mute = replace(SWEEPS[1], voltage_mv=None)
-    assert "sweep 9: found neither spike times" in failure(make_nwb2(path, [mute]))
+    assert "sweep 9: expected spike times or a voltage" in failure(make_nwb2(path, [mute]))
     wrong = make_nwb2(path, SWEEPS, conversion_pa=1.0)
     assert "conversion factor 1 looks wrong" in failure(wrong)
     nan = replace(SWEEPS[1], current_pa=np.full(N, np.nan))
-    assert "sweep 9: found current nan" in failure(make_nwb2(path, [nan]))
+    assert "sweep 9: current: expected finite values" in failure(make_nwb2(path, [nan]))
     twice = [SWEEPS[0], replace(SWEEPS[0], number=9)]
     make_nwb2(path, twice, table=False)
     with h5py.File(path, "r+") as file:
         for key in ("stimulus/presentation/stimulus_9", "acquisition/response_9"):
             file[key].attrs["sweep_number"] = np.uint32(10)
-    assert "sweep 10: found 4 responses or stimuli, expected one" in failure(path)
+    assert "sweep 10: expected one response and stimulus, got 4" in failure(path)
     del_stimulus = make_nwb2(path, SWEEPS, table=False)
     with h5py.File(del_stimulus, "r+") as file:
         del file["stimulus/presentation/stimulus_9"]
-    assert "sweep 9: the stimulus is missing" in failure(path, sweeps=[9])
+    assert "sweep 9: stimulus: expected" in failure(path, sweeps=[9])
     with h5py.File(path, "r+") as file:
         del file["session_start_time"]
     assert "expected a complete NWB 2 file" in failure(path)
@@ -585,12 +582,12 @@ def upward_crossings_ms(voltage_mv: np.ndarray, dt_ms: float, level_mv: float) -
 
 
 def fast_upstrokes_ms(voltage_mv: np.ndarray, dt_ms: float) -> np.ndarray:
-    """First sample of each upstroke of at least 20 mV/ms that goes on above −20 mV."""
+    """First sample of each upstroke of at least 20 mV/ms that rises above −20 mV."""
     fast = np.diff(voltage_mv) >= 20 * dt_ms
     starts = np.flatnonzero(fast & ~np.r_[False, fast[:-1]])
     reach = round(1 / dt_ms)
     starts = [i for i in starts if voltage_mv[i : i + reach].max() > -20 and voltage_mv[i] < -20]
-    # A noisy foot may be fast twice: its last start is the upstroke's.
+    # A noisy foot may be fast twice; the last start is that of the upstroke.
     return (
         np.array([i for i, j in zip(starts, [*starts[1:], 1e9], strict=True) if j - i > reach])
         * dt_ms
@@ -625,7 +622,7 @@ def test_allen_sweeps_and_crossings(path):
 
 
 @needs_ephys
-@pytest.mark.filterwarnings("ignore")  # of allensdk's imports
+@pytest.mark.filterwarnings("ignore")  # from allensdk's imports
 @pytest.mark.parametrize("path", ALLEN, ids=lambda path: path.stem)
 def test_allen_sweeps_and_allensdk(path):
     pytest.importorskip("allensdk")

@@ -74,7 +74,7 @@ def test_by_stimulus_as_published(tmp_path):
     np.testing.assert_array_equal(data.batch()[1][:, 1, 0], data.train.trains[0][1][0])
 
 
-def test_cells_that_cannot_be_used_are_named_and_the_others_go_on(tmp_path):
+def test_unusable_cells_are_named_and_the_others_used(tmp_path):
     for name in "abc":
         write(tmp_path / f"{name}.npz", seed=ord(name))
     write(tmp_path / "short.npz", seconds=1.0)
@@ -84,7 +84,7 @@ def test_cells_that_cannot_be_used_are_named_and_the_others_go_on(tmp_path):
     data.setup()
     assert data.names == ["a", "b", "c"]
     assert set(data.failed) == {"short", "silent_current", "broken"}
-    assert "lasts 1 s" in data.failed["short"]
+    assert "got one of 1 s" in data.failed["short"]
     assert "varies" in data.failed["silent_current"]
     assert all(len(reason.splitlines()) == 1 for reason in data.failed.values())
     data.setup()
@@ -100,8 +100,8 @@ def test_allensdks_cells_are_named_by_their_folder(tmp_path):
     assert list(data.failed) == ["specimen_7"]
 
 
-def test_nothing_there(tmp_path):
-    with pytest.raises(FileNotFoundError, match="no recording"):
+def test_an_empty_folder_is_refused(tmp_path):
+    with pytest.raises(FileNotFoundError, match="expected a recording"):
         find_recordings(tmp_path)
 
 
@@ -135,7 +135,7 @@ def test_a_recording_shorter_than_the_warm_up(tmp_path):
     assert data.test.current.shape[0] - data.test.first == 360
 
 
-def test_cells_of_one_stem_keep_apart(tmp_path):
+def test_cells_with_equal_stems_get_distinct_names(tmp_path):
     for mouse in ("m1", "m2"):
         (tmp_path / mouse).mkdir()
         write(tmp_path / mouse / "cell.npz")

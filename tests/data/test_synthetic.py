@@ -39,5 +39,5 @@ def test_empty_sizes_are_refused(sizes):
 
 
 def test_negative_rate_is_refused():
-    with pytest.raises(ValueError, match="max_rate: got -1"):
+    with pytest.raises(ValueError, match="max_rate: expected >= 0 .*, got -1"):
         poisson_events(1, 1, 1, torch.Generator(), max_rate=-1)

@@ -1,4 +1,4 @@
-"""The squared van Rossum distance against its formula, step by step, and the metric."""
+"""The squared van Rossum distance against its formula and the metric."""
 
 import math
 
@@ -16,7 +16,7 @@ def trains(*shape: int, dtype=torch.float64, seed: int = 0) -> torch.Tensor:
 
 
 def by_steps(spikes: torch.Tensor, target: torch.Tensor, window: Window):
-    """The formula, a step at a time."""
+    """The formula, step by step."""
     wanted = target.repeat_interleave(spikes.shape[2] // target.shape[2], 2)
     f = torch.zeros_like(spikes[0])
     sums = [0 * spikes[0], torch.zeros_like(f)]
@@ -29,7 +29,7 @@ def by_steps(spikes: torch.Tensor, target: torch.Tensor, window: Window):
 
 @pytest.mark.parametrize("n_starts", [1, 3, 70])
 @pytest.mark.parametrize("window", [Window(0, 2100, 2100), Window(63, 1500, 2001), Window(0, 0, 9)])
-def test_values_and_gradient_are_those_of_the_formula(n_starts, window):
+def test_values_and_gradient_match_the_formula(n_starts, window):
     spikes = trains(2100, 2, 5 * n_starts).requires_grad_()
     target = trains(2100, 2, 5, seed=1) * 0.3
     fused = squared_distance(spikes, target, DECAY, window)
@@ -50,7 +50,7 @@ def test_it_is_the_square_of_the_metric():
     torch.testing.assert_close((fitted * 0.1 / 10).sqrt(), expected)
 
 
-def test_threads_change_nothing():
+def test_threads_do_not_change_the_result():
     x, y = (
         trains(500, 3, 301, dtype=torch.float32),
         trains(500, 3, 301, dtype=torch.float32, seed=1),

@@ -1,4 +1,4 @@
-"""The one-pass distance of a population against simulating first and comparing then."""
+"""The one-pass distance of a population against a simulation compared afterwards."""
 
 import math
 from functools import partial
@@ -23,7 +23,7 @@ def case(n_cells: int, n_starts: int, n_steps: int, dtype=torch.float64, n_trial
 
 
 def in_steps(population, current, target, decay, window, draws):
-    """Simulates first and compares then."""
+    """Simulate first, compare afterwards."""
     return squared_distance(population(current, draws), target, decay, window)
 
 
@@ -53,7 +53,7 @@ def test_equal_in_float64(surrogate, arp_ms, n_cells, n_starts, n_steps, n_trial
         for ours, theirs in zip(fused, steps, strict=True):
             torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9)
     assert fused[0].sum() > 0
-    if n_steps > 100:  # else the boxcar sees nothing
+    if n_steps > 100:  # in fewer steps, the gradient of the boxcar is 0
         assert all(g.abs().max() > 0 for g in fused[2:])
 
 
@@ -72,7 +72,7 @@ def test_equal_in_float32(dtype, n_trials):
 
 
 @pytest.mark.parametrize("n_trials", [0, 3])
-def test_threads_change_nothing(n_trials):
+def test_threads_do_not_change_the_result(n_trials):
     population, *arrays = case(3, 40, 200, torch.float32, n_trials)
     before, found = torch.get_num_threads(), []
     for n in (1, 2):
@@ -89,7 +89,7 @@ def test_a_current_that_is_not_finite_is_named():
         population.distance(current, target, DECAY, Window(0, 50, 50))
 
 
-def test_draws_that_do_not_fit_are_refused():
+def test_draws_of_wrong_shape_are_refused():
     population, current, target = case(2, 2, 50, n_trials=4)
     for shape in ((50, 2, 4), (40, 3, 4), (50, 3), (50, 3, 0)):
         for compute in (population.distance, partial(in_steps, population)):
@@ -97,7 +97,7 @@ def test_draws_that_do_not_fit_are_refused():
                 compute(current, target, DECAY, Window(0, 50, 50), torch.zeros(shape))
 
 
-def test_a_target_that_does_not_fit_is_refused():
+def test_a_target_of_wrong_shape_is_refused():
     population, current, target = case(2, 2, 50)
     for bad in (target[:40], target[:, :2], target[:, :, [0, 0, 0]]):
         with pytest.raises(ValueError, match="target"):

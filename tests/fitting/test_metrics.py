@@ -1,4 +1,4 @@
-"""Spike train metrics against elephant, and against their formulas written out."""
+"""Spike train metrics against elephant and against their formulas."""
 
 import math
 import warnings
@@ -27,14 +27,14 @@ def trains(*shape: int, rate: float = 0.02, seed: int = 0) -> np.ndarray:
 
 
 def with_silence(train: np.ndarray, n: int = 4000) -> torch.Tensor:
-    """Long enough after the last spike for the filter to have decayed."""
+    """Append silence until the filter has decayed."""
     return torch.from_numpy(np.concatenate([train, np.zeros(n)]))
 
 
 @pytest.mark.parametrize("tau_ms", [2.0, 10.0])
-def test_van_rossum_is_elephants(tau_ms):
+def test_van_rossum_matches_elephant(tau_ms):
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # theirs, at import
+        warnings.simplefilter("ignore")  # elephant's, at import
         import neo
         import quantities as pq
         from elephant.spike_train_dissimilarity import van_rossum_distance as reference
@@ -63,7 +63,7 @@ def test_van_rossum_of_one_spike_and_of_batches():
         torch.testing.assert_close(together[i, j], alone)
 
 
-def test_van_rossum_gradient_is_that_of_autograd():
+def test_van_rossum_gradient_matches_autograd():
     x = torch.from_numpy(trains(50, 3)).requires_grad_()
     y = torch.from_numpy(trains(50, 3, seed=1))
     assert torch.autograd.gradcheck(lambda x: van_rossum_distance(x, y, 10.0, 1.0), x)
@@ -87,7 +87,7 @@ def smooth(train: np.ndarray, sigma_steps: float) -> np.ndarray:
 
 
 @pytest.mark.parametrize("normalise", [True, False])
-def test_explained_temporal_variance_is_its_formula(normalise):
+def test_explained_temporal_variance_matches_its_formula(normalise):
     recorded, model = trains(4, 3000), trains(3000, seed=1)
     sigma = 20.0
 
@@ -112,12 +112,12 @@ def test_explained_temporal_variance_of_perfect_unrelated_and_silent_predictions
 
 
 def spike_times(train, dt_ms):
-    """Of a train of counts, each spike by itself."""
+    """Times of a train of counts, one for each spike."""
     return np.repeat(np.arange(len(train)), train.astype(int)) * dt_ms
 
 
 def most_coincidences(x, y, window_ms, dt_ms):
-    """As a matching of the graph of all pairs that are near enough."""
+    """Largest matching in the graph of all pairs that are near enough."""
     apart = np.abs(spike_times(x, dt_ms)[:, None] - spike_times(y, dt_ms))
     near = scipy.sparse.csr_matrix(apart <= window_ms + 1e-6)
     return (maximum_bipartite_matching(near) >= 0).sum()
@@ -137,8 +137,8 @@ def gamma_by_matching(recorded, model, window_ms, dt_ms):
 @given(
     st.integers(0, 10**6), st.sampled_from([0.1, 0.3, 0.5, 1.0]), st.sampled_from([0.02, 0.3, 1.2])
 )
-def test_gamma_coincidence_is_its_formula_one_to_one(seed, window_ms, rate):
-    """With bursts, and several spikes a step, in which each spike still counts once."""
+def test_gamma_coincidence_matches_its_formula_with_one_to_one_pairs(seed, window_ms, rate):
+    """In bursts, and with several spikes per step, each spike still counts once."""
     draw = np.random.default_rng(seed)
     recorded, model = draw.poisson(rate, (3, 500)), draw.poisson(0.02, 500)
     recorded[:, 0] = 1  # none is silent
@@ -154,7 +154,7 @@ def test_a_burst_coincides_with_one_predicted_spike_once():
     by_chance = 2 * 2 / 200
     expected = (1 - 5 * by_chance) / (0.5 * 6 * (1 - by_chance))
     assert gamma_coincidence(recorded, model, 2.0, 1.0) == pytest.approx(expected)
-    model[54] = 1  # the pairs that leave most: 50-52 and 52-54, not 52-52 alone
+    model[54] = 1  # the largest matching: 50-52 and 52-54, not 52-52 alone
     recorded[0, 53:] = recorded[0, 51] = 0
     assert gamma_coincidence(recorded, model, 2.0, 1.0) == pytest.approx(1)
 
@@ -193,7 +193,7 @@ METRICS = {
 
 @pytest.mark.parametrize("metric", METRICS)
 @pytest.mark.parametrize("kind", KINDS)
-def test_trains_of_any_kind(kind, metric):
+def test_trains_of_any_type_are_accepted(kind, metric):
     shapes = {"ETV": ((1, -1), (-1,)), "gamma": ((1, -1), (-1,)), "squared": ((-1, 1, 1),) * 2}
     x, y = (
         train.reshape(shape)
@@ -209,7 +209,7 @@ def test_trains_of_any_kind(kind, metric):
         assert float(found) == pytest.approx(float(expected), rel=1e-6) and float(expected) != 0
 
 
-def test_the_type_of_a_van_rossum_distance():
+def test_dtype_of_a_van_rossum_distance():
     x, y = (train.reshape(6, 5, 2) for train in COUNTS)
     assert isinstance(van_rossum_distance(x, y, 5.0, 1.0), np.ndarray)
     assert van_rossum_distance(x.astype(np.float32), y > 0, 5.0, 1.0).dtype == np.float32

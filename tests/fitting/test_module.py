@@ -59,7 +59,7 @@ def state(module: NeuronFittingModule) -> dict[str, torch.Tensor]:
     return {name: value.clone() for name, value in module.state_dict().items()}
 
 
-def test_cells_are_as_promised(cells):
+def test_synthetic_cells_match_their_description(cells):
     again = SyntheticCells(n_cells=3, duration_s=6.0, dt_ms=DT_MS, trial_noise=0.0)
     again.setup()
     assert torch.equal(cells.train.current, again.train.current)
@@ -92,7 +92,7 @@ def test_a_cell_stops_alone_and_the_fit_stops_when_all_have(cells):
     assert moved[1] > 0
 
 
-def test_neurons_do_not_depend_on_who_is_fitted_beside_them(cells):
+def test_neurons_do_not_depend_on_others_in_the_fit(cells):
     batch = batch_of(cells)
     together = published(n_epochs=8)
     fit(together, batch, 8)
@@ -123,18 +123,18 @@ def test_our_recipe_finds_neurons_that_predict_new_current(cells):
     assert sorted(scores)[1] > 0.85, scores
 
 
-def test_the_best_is_kept_from_the_end_of_the_falling_tau(cells):
+def test_the_best_is_kept_once_tau_has_fallen(cells):
     module = ours()
     fit(module, batch_of(cells), 40)
     assert (module.best_epoch >= 20).all()
     assert module._tau_ms() == 30.0
-    # what is kept has the distance that is kept, with the noise of its epoch
+    # the kept parameters have the kept distance, with the noise of their epoch
     parameters, start = module.chosen()
     epochs = module.best_epoch.gather(1, start.unsqueeze(1))[:, 0].tolist()
     current, target, _ = batch_of(cells)
     trials = [
         simulate(parameters, current, DT_MS, 2.0, module.population.draw(len(current), 1, e))
-        for e in epochs  # of seed 0
+        for e in epochs  # with seed 0, the epoch is the seed of the draws
     ]
     predicted = torch.stack([trials[i].mean(2)[:, :, i] for i in range(3)], 2)
     expected = van_rossum_distance(predicted, target.double(), 30.0, DT_MS)[0].square()
@@ -189,12 +189,13 @@ def test_bad_arguments_are_named(options, message):
 
 
 @pytest.mark.parametrize(("first", "last"), [(110.0, 30.0), (85.0, 30.0), (195.0, 50.0)])
-def test_tau_arrives(cells, first, last):
+def test_tau_reaches_its_final_value(cells, first, last):
     module = ours(n_starts=4, n_epochs=3, first_tau_ms=first, tau_ms=last)
     fit(module, batch_of(cells), 3)
     assert (module.best_epoch > 0).all()
 
 
+@pytest.mark.slow
 def test_noise_is_found_in_cells_that_have_it():
     found = []
     for trial_noise in (0.0, 0.5):

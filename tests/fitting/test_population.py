@@ -1,4 +1,4 @@
-"""Populations of neurons: parameters in physical units, at every dt the same neuron."""
+"""Populations of neurons in physical units: the same neuron at every dt."""
 
 import json
 from dataclasses import replace
@@ -26,7 +26,7 @@ def parameters(n: int = 3) -> NeuronParameters:
     return NeuronParameters(*torch.tensor(rows, dtype=torch.float64).T)
 
 
-def test_coefficients_and_back():
+def test_coefficients_convert_back_to_parameters():
     before = parameters()
     for dt_ms in (0.05, 1.0, 8.0):
         after = of_coefficients(before.coefficients(dt_ms), dt_ms)
@@ -34,7 +34,7 @@ def test_coefficients_and_back():
             torch.testing.assert_close(x, y)
 
 
-def test_no_adaptation_survives_the_way_through_physical_units():
+def test_zero_adaptation_survives_conversion_to_physical_units():
     c = parameters().coefficients(1.0)._replace(p=torch.zeros(3, dtype=torch.float64))
     again = of_coefficients(c, 1.0).coefficients(1.0)
     assert torch.equal(again.p, c.p)
@@ -56,7 +56,7 @@ def test_noise_is_the_deviation_of_a_silent_membrane_at_every_dt():
         assert float(membrane[-1].std()) == pytest.approx(0.1, rel=0.15)
 
 
-def test_trials_have_noise_of_their_own_and_their_mean_is_what_a_population_gives():
+def test_trials_have_independent_noise_and_a_population_returns_their_mean():
     population = PhysicalPopulation(2, 3, dt_ms=0.5, n_trials=4)
     current = torch.randn(500, 3, 2) * 2
     draws = population.draw(500, 3, seed=7)
@@ -67,7 +67,7 @@ def test_trials_have_noise_of_their_own_and_their_mean_is_what_a_population_give
     trials = simulate(population.physical(), each, 0.5, 0.5, draws)
     assert trials.shape == (500, 3, 4, 6)
     assert (trials[:, :, 0] != trials[:, :, 1]).any()
-    assert (mean - trials.mean(2)).abs().mean() < 1e-3  # float32, now and then a spike elsewhere
+    assert (mean - trials.mean(2)).abs().mean() < 1e-3  # in float32, a spike moves now and then
     alone = simulate(population.physical(), each[:, 1:2], 0.5, 0.5, draws[:, 1:2, 2:3])
     assert torch.equal(alone[:, 0, 0], trials[:, 1, 2])
 
@@ -79,7 +79,7 @@ def test_without_trials_there_is_no_noise():
     assert not population.get_parameter("log_noise").requires_grad
 
 
-def test_a_neuron_fires_alike_at_every_dt():
+def test_a_neuron_fires_similarly_at_every_dt():
     step = torch.full((1, 1, 1), 1.0, dtype=torch.float64)
     counts = [
         float(simulate(parameters(1), step.expand(round(5000 / dt), 1, 1), dt, 2.0).sum())
@@ -89,7 +89,7 @@ def test_a_neuron_fires_alike_at_every_dt():
     assert max(counts) - min(counts) <= 0.05 * counts[0]
 
 
-def test_starts_lie_side_by_side_for_each_cell():
+def test_starts_of_a_cell_are_consecutive():
     population = PhysicalPopulation(2, 5, dt_ms=0.5, seed=3)
     current = torch.randn(400, 3, 2) * 2
     spikes = population(current)
@@ -111,7 +111,7 @@ def test_starts_are_drawn_from_their_ranges_by_the_seed():
 
 
 @pytest.mark.parametrize(("dt_ms", "p_trains"), [(0.05, False), (0.1, False), (0.5, True)])
-def test_published_start(dt_ms, p_trains):
+def test_start_of_the_paper(dt_ms, p_trains):
     population = PaperPopulation(4, dt_ms=dt_ms)
     c = population.coefficients()
     c = c._replace(**{name: x.detach() for name, x in c._asdict().items()})
@@ -139,7 +139,7 @@ def test_bad_arguments_are_named():
         PhysicalPopulation(1, 1, dt_ms=1.0, tau_membrane_ms=(2000.0, 3000.0))
 
 
-def test_a_fitted_neuron_survives_its_file_and_simulates(tmp_path):
+def test_a_fitted_neuron_is_saved_loaded_and_simulated(tmp_path):
     NEURON.save(tmp_path / "a" / "cell.json")
     again = load_neuron(tmp_path / "a" / "cell.json")
     assert again == NEURON
@@ -161,14 +161,14 @@ def test_a_fitted_neuron_with_noise_gives_trials():
     assert np.array_equal(noisy.simulate(current), NEURON.simulate(current))
     silent = NEURON.simulate(current[1], n_trials=2)
     assert np.array_equal(silent, np.stack([NEURON.simulate(current[1])] * 2))
-    many = noisy.simulate(current[0], n_trials=23)  # more than at once
+    many = noisy.simulate(current[0], n_trials=23)  # more than are simulated at once
     assert len(np.unique(many.argmax(1))) > 1 and (many[10] != many[0]).any()
     assert (many.sum(1) > 0).all()
     with pytest.raises(ValueError, match="n_trials"):
         noisy.simulate(current, n_trials=0)
 
 
-def test_a_neuron_of_before_noise_is_read(tmp_path):
+def test_a_neuron_file_without_noise_is_loaded(tmp_path):
     write_json(tmp_path / "cell.json", {k: v for k, v in vars(NEURON).items() if k != "noise"})
     assert load_neuron(tmp_path / "cell.json") == NEURON
 

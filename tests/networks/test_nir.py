@@ -465,33 +465,36 @@ LOSSES = [
 ]
 
 
-@pytest.mark.parametrize(("lose", "rich", "plain"), LOSSES)
-def test_only_what_lose_names_is_lost(lose, rich, plain):
+@pytest.mark.parametrize(("allow_dropping", "rich", "plain"), LOSSES)
+def test_only_named_properties_are_dropped(allow_dropping, rich, plain):
     x, net, expected = made_spikes(), made(**rich), made(**plain)
     state = {k: v for k, v in net.state_dict().items() if k in expected.state_dict()}
     if "b" in plain:
         state = {k: 0 * v if k.endswith(".b") else v for k, v in state.items()}
     expected.load_state_dict(state)
     assert not torch.equal(net(x).scores, expected(x).scores)
-    assert_equal_output(from_nir(to_nir(net, DT_MS, lose=lose), DT_MS), expected, x)
-    to_nir(net, DT_MS, lose=DROPPABLE)
-    for name in lose:
+    graph = to_nir(net, DT_MS, allow_dropping=allow_dropping)
+    assert_equal_output(from_nir(graph, DT_MS), expected, x)
+    to_nir(net, DT_MS, allow_dropping=DROPPABLE)
+    for name in allow_dropping:
         with pytest.raises(ValueError, match=rf"^layers.0: .*what NIR supports, got {name};"):
-            to_nir(net, DT_MS, lose=set(DROPPABLE) - {name})
+            to_nir(net, DT_MS, allow_dropping=set(DROPPABLE) - {name})
     with pytest.raises(ValueError, match="^layers.0: expected what NIR supports, got ") as caught:
         to_nir(net, DT_MS)
-    first, second = str(caught.value).split(" (`lose`")[0].split("; ")
+    first, second = str(caught.value).split(" (`allow_dropping`")[0].split("; ")
     assert second == first.replace("layers.0", "layers.1")
-    assert set(first.removeprefix("layers.0: expected what NIR supports, got ").split(", ")) == lose
+    named = first.removeprefix("layers.0: expected what NIR supports, got ").split(", ")
+    assert set(named) == allow_dropping
 
 
 def test_input_scaling_is_lost_only_if_named():
     x, net, plain = made_spikes(), made(input_events=20.0), made()
-    message = r"^network: expected what NIR supports, got input scaling \(`lose`"
+    message = r"^network: expected what NIR supports, got input scaling \(`allow_dropping`"
     with pytest.raises(ValueError, match=message):
-        to_nir(net, DT_MS, lose=set(DROPPABLE) - {"input scaling"})
+        to_nir(net, DT_MS, allow_dropping=set(DROPPABLE) - {"input scaling"})
     assert not torch.equal(net(x).scores, plain(x).scores)
-    assert_equal_output(from_nir(to_nir(net, DT_MS, lose={"input scaling"}), DT_MS), plain, x)
+    graph = to_nir(net, DT_MS, allow_dropping={"input scaling"})
+    assert_equal_output(from_nir(graph, DT_MS), plain, x)
 
 
 @pytest.mark.parametrize(
@@ -530,9 +533,11 @@ def with_other_readout():
 @pytest.mark.parametrize(
     ("net", "options", "message"),
     [
-        (made, {"lose": {"weights"}}, "^lose: expected a collection of names out of adaptation, .*"
-         "input scaling, got {'weights'}"),
-        (made, {"lose": "adaptation"}, "^lose: expected a collection .* got 'adaptation'"),
+        (
+            made, {"allow_dropping": {"weights"}},
+            "^allow_dropping: expected names out of adaptation, .*input scaling, got {'weights'}",
+        ),
+        (made, {"allow_dropping": "adaptation"}, "^allow_dropping: .* got 'adaptation'"),
         (made, {"readout": "LI"}, "^readout: expected one of li, lif, none, got 'LI'"),
         (made, {"dialect": "lava"}, "^dialect: expected one of nir, norse, .*, got 'lava'"),
         (made, {"dialect": None}, "^dialect: expected one of nir, norse, .*, got None"),
@@ -543,17 +548,17 @@ def with_other_readout():
         (with_other_readout, {}, "^readout: expected a LeakyReadout, got OtherReadout"),
         (
             lambda: SpikingClassifier(12, 4, 10, dt_ms=DT_MS, layer=AdLIFLayer),
-            {"lose": DROPPABLE},
+            {"allow_dropping": DROPPABLE},
             "^layers.0: expected an ALIFLayer, got AdLIFLayer; layers.1: .* got AdLIFLayer",
         ),
         (
             lambda: SpikingClassifier(12, 4, 10, dt_ms=DT_MS, layer=OtherLayer),
-            {"lose": DROPPABLE},
+            {"allow_dropping": DROPPABLE},
             "^layers.0: expected an ALIFLayer, got OtherLayer",
         ),
         (
             lambda: made(rf_len=3),
-            {"lose": DROPPABLE},
+            {"allow_dropping": DROPPABLE},
             "^layers.0: expected what NIR supports, got temporal receptive field; layers.1: ",
         ),
         (

@@ -44,12 +44,14 @@ from blockspike.neurons.alif.fused import fused
 from blockspike.neurons.gpu import fused as fused_gpu
 from blockspike.neurons.model import SimulationSpec
 from blockspike.neurons.simulate import run_kernels, simulate
+from tiers import mostly_slow
 
 pytestmark = pytest.mark.usefixtures("triton_kernels")
 RTOL = {torch.float32: 1e-4, torch.float64: 1e-9}
 SHAPES = [(11, 1, 1), (1, 2, 5), (12, 2, 4), (13, 3, 3), *WIDE]
 MULTI_GAUSSIAN = MultiGaussian()
-FLOAT32_CASES = CASES[::3] if INTERPRETED else CASES
+QUICK_CASES = [CASES[i] for i in (0, 8, 10)]
+FLOAT32_CASES = QUICK_CASES + CASES[3:10:3] if INTERPRETED else CASES
 
 
 def check(inputs, **options):
@@ -62,11 +64,15 @@ def check(inputs, **options):
 @pytest.mark.parametrize("detach_spikes", [True, False])
 @pytest.mark.parametrize("recurrent", [True, False])
 @pytest.mark.parametrize(
-    ("surrogate", "adaptive"),
-    [*((surrogate, True) for surrogate in SURROGATES), (MULTI_GAUSSIAN, False)],
+    "kind",
+    mostly_slow(
+        [*((surrogate, True) for surrogate in SURROGATES), (MULTI_GAUSSIAN, False)],
+        lambda kind: kind[0] == MULTI_GAUSSIAN,
+    ),
     ids=["FastSigmoid", "Boxcar", "MultiGaussian", "no adaptation"],
 )
-def test_every_option(surrogate, adaptive, recurrent, detach_spikes):
+def test_every_option(kind, recurrent, detach_spikes):
+    surrogate, adaptive = kind
     inputs = make_gpu_inputs((13, 2, 5), recurrent=recurrent, adaptive=adaptive)
     assert check(inputs, arp=2, detach_spikes=detach_spikes, surrogate=surrogate).sum() > 5
 
@@ -96,7 +102,7 @@ def test_detached_recurrence_needs_no_chain_in_backward(shape):
 
 
 @pytest.mark.parametrize("detach_spikes", [True, False])
-@pytest.mark.parametrize("delay", [1, 4, 8, 30])
+@pytest.mark.parametrize("delay", mostly_slow([1, 4, 8, 30], lambda delay: delay in (1, 30)))
 def test_every_recurrent_delay(delay, detach_spikes):
     inputs = make_gpu_inputs((13, 2, 5), recurrent=True)
     options = {"arp": 1, "recurrent_delay": delay, "detach_spikes": detach_spikes}
@@ -104,8 +110,12 @@ def test_every_recurrent_delay(delay, detach_spikes):
 
 
 @pytest.mark.parametrize("detach_spikes", [True, False])
-@pytest.mark.parametrize("delay", [0, 1, 3])  # 0 = no recurrence
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+@pytest.mark.parametrize("delay", mostly_slow([0, 1, 3], lambda delay: delay != 1))  # 0: none
+@pytest.mark.parametrize(
+    "dtype",
+    mostly_slow([torch.float64, torch.float32], lambda x: x == torch.float64),
+    ids=str,
+)
 @pytest.mark.parametrize("euler", test_adlif.EULERS)
 def test_another_model(euler, dtype, delay, detach_spikes):
     inputs = test_adlif.make_inputs((13, 2, 5), recurrent=delay > 0, dtype=dtype)
@@ -158,7 +168,9 @@ def test_membrane_and_threshold(adaptive, with_grad):
 
 
 @pytest.mark.usefixtures("one_tile")
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case["file"][:-4])
+@pytest.mark.parametrize(
+    "case", mostly_slow(CASES, lambda case: case in QUICK_CASES), ids=lambda case: case["file"][:-4]
+)
 def test_golden(case):
     arrays, inputs, options = load(case, torch.float64)
     inputs = to_device(inputs)
@@ -175,7 +187,11 @@ def test_golden(case):
 
 
 @pytest.mark.usefixtures("one_tile")
-@pytest.mark.parametrize("case", FLOAT32_CASES, ids=lambda case: case["file"][:-4])
+@pytest.mark.parametrize(
+    "case",
+    mostly_slow(FLOAT32_CASES, lambda case: case in QUICK_CASES),
+    ids=lambda case: case["file"][:-4],
+)
 def test_golden_spikes_float32(case):
     arrays, inputs, options = load(case, torch.float32)
     with torch.no_grad():

@@ -181,6 +181,7 @@ def test_event_driven_products(sparse, one_thread):
     assert np.array_equal(found, expected)
 
 
+@pytest.mark.slow
 def test_recurrent_weights(sparse):
     n = 50_000  # n² > 2³¹
     weight = sparse((n, n), np.float32)

@@ -33,6 +33,7 @@ def reverse_step(
     return drive, parameters, state
 
 
+SLOW = pytest.mark.slow
 MODELS = {s: NeuronModel("mine", ("beta",), ("membrane",), s, reverse_step)
           for s in (step, step_with_a_literal)}  # fmt: skip
 CURRENT = torch.rand(20, 2, 9)
@@ -88,8 +89,8 @@ def reverse_without_states(
         ((without_margin, reverse_step), r"to return \(spike, margin, .*, got Tuple\("),
         ((with_too_few_arguments, reverse_step), "Numba compiles, got .*5 argument.*takes 4"),
         ((with_another_number_of_parameters, reverse_step), "got .*parameters: expected 2, got 1"),
-        ((step, reverse_with_torch), "Numba compiles, got .*'tanh'"),
-        ((step, reverse_without_states), "to return gradients .*, got "),
+        pytest.param((step, reverse_with_torch), "Numba compiles, got .*'tanh'", marks=SLOW),
+        pytest.param((step, reverse_without_states), "to return gradients .*, got ", marks=SLOW),
     ],
 )
 def test_a_function_that_cannot_be_compiled_is_named_in_one_line(functions, words):

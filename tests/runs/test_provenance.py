@@ -10,6 +10,7 @@ import pytest
 
 import blockspike
 from blockspike.runs.run import provenance
+from tiers import mostly_slow
 
 SOURCE = Path(blockspike.__file__).parents[2]
 
@@ -33,9 +34,9 @@ def test_a_checkout_has_its_commit():
     assert provenance()["git_sha"] == git(SOURCE, "rev-parse", "HEAD")
 
 
-@pytest.mark.parametrize("place", ["venv", "src", "."])
+@pytest.mark.parametrize("place", mostly_slow(["venv", "src", "."], lambda place: place == "src"))
 def test_a_copy_in_another_projects_repository_has_no_commit(repository, place):
-    """In its virtual environment, as one of its packages, and at its root."""
+    """Installed in its virtual environment, as one of its packages, and at its root."""
     folder = repository / place
     if place == "venv":
         venv.create(folder)
@@ -55,7 +56,7 @@ def test_a_copy_in_another_projects_repository_has_no_commit(repository, place):
     assert done.stdout.split() == ["None", "False"]
 
 
-def test_where_there_is_no_git_there_is_no_commit(monkeypatch):
+def test_without_git_there_is_no_commit(monkeypatch):
     monkeypatch.setenv("PATH", "")
     made = provenance()
     assert made["git_sha"] is None and not made["git_dirty"]

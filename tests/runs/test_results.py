@@ -1,4 +1,4 @@
-"""What `blockspike collect` asks of a row; the rest of it is in test_sweeps.py."""
+"""Checks of a row by `blockspike collect`; its other tests are in test_sweeps.py."""
 
 import json
 import re
@@ -47,21 +47,21 @@ def test_a_row_without_a_column_or_of_another_type_is_refused(tmp_path, change, 
         collect_runs(tmp_path)
 
 
-def test_every_version_that_a_run_records_is_asked_for(tmp_path):
+def test_every_version_that_a_run_records_is_required(tmp_path):
     for name in provenance()["versions"]:
         write(tmp_path, {k: v for k, v in ROW.items() if k != f"version.{name}"})
         with pytest.raises(ValueError, match=f"version.{name}: expected a str, got nothing"):
             collect_runs(tmp_path)
 
 
-def test_a_row_without_what_its_model_does_not_have_is_taken(tmp_path):
+def test_a_row_may_lack_columns_that_its_model_does_not_have(tmp_path):
     strangers = {k: v for k, v in ROW.items() if not k.startswith(("model.", "network."))}
     write(tmp_path, {**strangers, "model.tau_ms": 3})
     assert collect_runs(tmp_path)["model.tau_ms"].tolist() == [3]
 
 
-def test_rows_of_commands_are_taken(blockspike, tmp_path):
-    """A classifier's and a fit's."""
+def test_rows_of_commands_are_accepted(blockspike, tmp_path):
+    """Rows of a classifier and of a fit."""
     blockspike("train", "debug=fast", "network.n_hidden=8", "data.n_steps=20", "data.dt_ms=20")
     blockspike(
         "fit", "experiment=recovery", "data.n_cells=1", "data.duration_s=2",

@@ -1,4 +1,4 @@
-"""What is made of Slurm's answers; `tests/commands/test_slurm_jobs.py` asks a real one."""
+"""Reading Slurm's answers; `tests/commands/test_slurm_jobs.py` uses a real Slurm."""
 
 import os
 import subprocess
@@ -24,7 +24,7 @@ from blockspike.runs.sweeps import run_states
 
 @pytest.fixture
 def slurm(tmp_path, monkeypatch):
-    """Make commands of Slurm that print these lines or, with exit code 1, these errors."""
+    """Make Slurm commands that print these lines or, with exit code 1, these errors."""
     folder = tmp_path / "bin"
     folder.mkdir()
     monkeypatch.setenv("PATH", str(folder), prepend=os.pathsep)
@@ -55,7 +55,7 @@ def test_states_of_the_queue_and_of_the_accounts(slurm):
     assert job_states([]) == {}
 
 
-def test_what_slurm_has_forgotten_is_not_a_slurm_that_is_away(slurm):
+def test_a_forgotten_job_differs_from_an_unreachable_slurm(slurm):
     slurm(error="slurm_load_jobs error: Invalid job id specified")
     assert job_states(["12"]) == {"12": FORGOTTEN}
     slurm(error="slurm_load_jobs error: Unable to contact slurm controller (connect failure)")
@@ -68,12 +68,12 @@ def test_without_slurm_there_is_no_answer(monkeypatch):
 
 
 @pytest.mark.parametrize("state", ["PENDING (Resources)", "RUNNING", "COMPLETING", "SUSPENDED"])
-def test_what_is_still_to_come(state):
+def test_states_of_queued_jobs(state):
     assert is_queued(state)
     assert not is_queued("TIMEOUT") and not is_queued(FORGOTTEN)
 
 
-def test_the_own_job(monkeypatch):
+def test_id_of_the_own_job(monkeypatch):
     for name in ("SLURM_JOB_ID", "SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID"):
         monkeypatch.delenv(name, raising=False)
     assert own_job_id() is None
@@ -85,7 +85,7 @@ def test_the_own_job(monkeypatch):
 
 
 def attempt(folder: Path, started: float, job: str | None, error: str = "") -> None:
-    """What a run's process leaves when it is killed."""
+    """Write what a run's process leaves when it is killed."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / ".lock").touch()
     status = {"state": "running", "started": time_text(started), "slurm_job": job}
@@ -99,8 +99,8 @@ def state(output_dir: Path) -> tuple[str, str]:
     return row["state"], row["error"]
 
 
-def test_a_run_that_its_job_took_along_is_interrupted(tmp_path, slurm):
-    """Also where its parent saw the process die and wrote that down as a failure."""
+def test_a_run_ended_with_its_job_is_interrupted(tmp_path, slurm):
+    """Even if its parent saw the process die and recorded a failure."""
     run = tmp_path / "outputs" / "a"
     attempt(run, 1e9, "13")
     slurm("13|NODE_FAIL|None\n")
@@ -110,7 +110,7 @@ def test_a_run_that_its_job_took_along_is_interrupted(tmp_path, slurm):
     assert state(run.parent) == ("interrupted", "Slurm job 13: OUT_OF_MEMORY")
 
 
-def test_an_error_of_the_runs_own_stays(tmp_path, slurm):
+def test_a_runs_own_error_is_kept(tmp_path, slurm):
     run = tmp_path / "outputs" / "a"
     attempt(run, 1e9, "13", "no such file")
     slurm("13|COMPLETED|None\n")
@@ -118,7 +118,7 @@ def test_an_error_of_the_runs_own_stays(tmp_path, slurm):
 
 
 def test_a_run_that_failed_before_its_job_was_ended_has_failed(tmp_path, slurm):
-    """As one of several in a job."""
+    """As one of several runs in a job."""
     run = tmp_path / "outputs" / "a"
     attempt(run, 1e9, "13", "NaN in layer 1")
     status = read_json(run / "status.json")
@@ -127,7 +127,7 @@ def test_a_run_that_failed_before_its_job_was_ended_has_failed(tmp_path, slurm):
     assert state(run.parent) == ("failed", "ValueError: NaN in layer 1")
 
 
-def test_a_name_that_slurm_does_not_take_in_time_is_no_error(monkeypatch):
+def test_a_job_name_that_slurm_does_not_accept_in_time_is_no_error(monkeypatch):
     def too_long(*args, **kwargs):
         raise subprocess.TimeoutExpired("scontrol", 20)
 
@@ -135,7 +135,7 @@ def test_a_name_that_slurm_does_not_take_in_time_is_no_error(monkeypatch):
     rename_job("12", "mine")
 
 
-def test_of_several_attempts_the_last_one_counts(tmp_path, slurm):
+def test_the_last_of_several_attempts_counts(tmp_path, slurm):
     output_dir = tmp_path / "outputs"
     slurm("12|TIMEOUT|None\n14|CANCELLED|None\n")
     write_jobs(output_dir, tmp_path / "logs", {"a": "12"})
@@ -167,7 +167,7 @@ def test_how_jobs_ended_is_kept_once_slurm_forgets_it(tmp_path, slurm):
     assert read_json(path)["ended"] == {"12_0": "FAILED", "12_1": "COMPLETED"}
 
 
-def test_a_file_of_jobs_that_is_none_is_named(tmp_path):
+def test_a_malformed_file_of_jobs_is_named(tmp_path):
     write_json(tmp_path / "sweeps" / "slurm" / "12.json", {"runs": []})
     with pytest.raises(ValueError, match="12.json: expected jobs of runs"):
         submitted_jobs(tmp_path)
@@ -182,7 +182,7 @@ def test_a_time_limit_within_the_signals_delay_is_refused(slurm, monkeypatch):
         check_launcher({"timeout_min": 3, "signal_delay_s": 120})
 
 
-def test_a_sweep_that_is_refused_submits_and_plans_nothing(blockspike, tmp_path, slurm):
+def test_a_refused_sweep_submits_and_plans_nothing(blockspike, tmp_path, slurm):
     slurm(sbatch="Submitted batch job 12\n")
     done = blockspike("train", "-m", "sweep=slurm", "hydra.launcher.timeout_min=2", check=False)
     assert done.returncode == 2 and done.stdout == ""

@@ -51,7 +51,7 @@ def test_tensors_that_share_memory_stay_apart(tmp_path):
     assert torch.equal(load_plain(tmp_path / "a.ckpt")["part"], shared[1:3])
 
 
-def test_what_is_not_plain_is_named(tmp_path):
+def test_a_value_that_is_not_plain_is_named(tmp_path):
     with pytest.raises(TypeError, match=r"checkpoint\.callbacks\[1\].*object"):
         save_plain({"callbacks": [1, object()]}, tmp_path / "a.ckpt")
     assert list(tmp_path.iterdir()) == []

@@ -1,4 +1,4 @@
-"""Equal bits: the same runs again in another process, and with one thread or two."""
+"""Equal bits of runs that are repeated in another process, and with one thread or two."""
 
 import json
 import os
@@ -16,7 +16,7 @@ from blockspike.training.metrics_file import read_metrics
 pytestmark = pytest.mark.slow
 
 TIMES = ("time/", "epoch_s", "train_s", "fit_s", "n_threads")
-# 200 training samples: of their batches of 64 the last has 8.
+# 200 training samples: the last of their batches of 64 has 8.
 TRAIN = (
     "train", "data=nmnist_sample", "data.validation_fraction=0.8", "data.n_steps=40",
     "data.dt_ms=10", "network.n_hidden=64", "trainer.limit_val_batches=2",
@@ -47,7 +47,7 @@ for number, arguments in enumerate(json.loads(sys.argv[1])):
 
 
 def left_by(folder: Path) -> dict:
-    """Everything that a run leaves and that is not a time: numbers and tensors."""
+    """All numbers and tensors that a run leaves, except times."""
     (path,) = folder.rglob("result.json")
     row, table = read_json(path), read_metrics(path.parent / "metrics.csv")
     found = {key: value for key, value in row.items() if not key.startswith(TIMES)}
@@ -59,7 +59,7 @@ def left_by(folder: Path) -> dict:
 
 
 def differences(a: object, b: object, where: str = "") -> list[str]:
-    """Where two nested results differ in a bit."""
+    """Places where two nested results differ in a bit."""
     if isinstance(a, dict) and isinstance(b, dict) and a.keys() == b.keys():
         return [d for key in a for d in differences(a[key], b[key], f"{where}.{key}")]
     if isinstance(a, list) and isinstance(b, list) and len(a) == len(b):
@@ -72,7 +72,7 @@ def differences(a: object, b: object, where: str = "") -> list[str]:
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory, data_dir) -> dict[int, Path]:
-    """All the runs with one thread, and with two in another process with other hashes."""
+    """All runs with one thread, and with two in another process with another hash seed."""
     found, processes = {}, []
     for n_threads in (1, 2):
         folder = found[n_threads] = tmp_path_factory.mktemp(f"threads{n_threads}")

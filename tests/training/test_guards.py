@@ -1,4 +1,4 @@
-"""A NaN or Inf stops a run at once, by name; the batch is kept and goes wrong again."""
+"""A NaN or Inf stops a run at once and is named; the kept batch goes wrong again."""
 
 import math
 import re
@@ -53,7 +53,7 @@ def network(**options: Any) -> SpikingClassifier:
 
 
 class Harmed(ClassificationModule):
-    """Does `harm(module)` before one training batch, and counts the optimiser's steps."""
+    """Calls `harm(module)` before one training batch, and counts the optimiser's steps."""
 
     harm: Callable[[Any], None] | None = None
     n_steps = 0
@@ -87,7 +87,7 @@ def loader(made: list) -> DataLoader:
 
 
 def stopped(module: Harmed, tmp_path: Path, made=None, **options) -> str:
-    """What is said."""
+    """Train until the guard stops the run, and return its message."""
     guard = ClassifierGuard(tmp_path / "bad.ckpt")
     with pytest.raises(NotFiniteError) as caught:
         trainer_of(guard, **options).fit(module, loader(made or batches()))
@@ -104,7 +104,7 @@ def replayed(net: SpikingClassifier, tmp_path: Path) -> str:
     return said
 
 
-def test_nothing_is_said_of_a_run_that_is_well(tmp_path, capsys):
+def test_a_healthy_run_prints_nothing(tmp_path, capsys):
     module, plain = module_of(network()), module_of(network())
     trainer_of(ClassifierGuard(tmp_path / "bad.ckpt")).fit(module, loader(batches()))
     trainer_of().fit(plain, loader(batches()))
@@ -129,14 +129,14 @@ def in_readout(module) -> None:
 
 
 def in_current(module) -> None:
-    """Finite, but its sum over time overflows."""
+    """Make the current overflow: the input is finite, but its sum over time is not."""
     with torch.no_grad():
         module.network.layers[1].bias[4] = -3e38
         module.network.layers[1].weight[0, 4] = -3e38
 
 
 def in_score(module) -> None:
-    """−Inf of the wrong class leaves loss and gradients finite."""
+    """Give the wrong class −Inf, which leaves loss and gradients finite."""
     with torch.no_grad():
         module.network.readout.bias[1] = -3e38
 
@@ -155,13 +155,13 @@ def in_score(module) -> None:
 def test_parameters_and_outputs(tmp_path, method, harm, words):
     said = stopped(module := module_of(network(method=method), harm), tmp_path)
     assert said.startswith(words) and said.endswith(f"; {PLACE}")
-    assert module.n_steps == EPOCH * N_BATCHES + BATCH  # not the one of the bad batch
+    assert module.n_steps == EPOCH * N_BATCHES + BATCH  # none for the bad batch
     with pytest.raises(NotFiniteError, match=f"^{re.escape(said)}; this batch"):
         replayed(network(method=method), tmp_path)
 
 
-def test_every_part_of_the_scores_is_looked_at(tmp_path):
-    """With labels of one class, a score of −Inf for the other spoils neither loss nor gradient."""
+def test_every_score_is_checked(tmp_path):
+    """With labels of one class, −Inf for the other spoils neither loss nor gradient."""
     made = [(events, torch.zeros_like(labels)) for events, labels in batches()]
     net = network(scores="mean", train_beta=False)
     module = module_of(net, in_score)
@@ -224,7 +224,7 @@ def test_loss(tmp_path, monkeypatch):
     assert "every number is finite here" in replayed(network(), tmp_path)
 
 
-def test_a_loss_that_is_wrong_once(tmp_path, monkeypatch):
+def test_a_loss_that_is_wrong_only_once(tmp_path, monkeypatch):
     cross_entropy, calls = classification.F.cross_entropy, []
 
     def once(*args, **kwargs):
@@ -237,7 +237,7 @@ def test_a_loss_that_is_wrong_once(tmp_path, monkeypatch):
 
 
 class Own(nn.Module):
-    """A layer that knows nothing of guards, and can hide a NaN or make one anywhere."""
+    """A layer that knows nothing of guards, and can hide or produce a NaN anywhere."""
 
     def __init__(self, n_inputs: int, n_units: int, *, dt_ms: float):
         super().__init__()
@@ -294,8 +294,8 @@ def test_a_nan_that_a_layer_hides(tmp_path):
     assert said.startswith("data: input is nan at [4, 3, 2] (1 of ")
 
 
-def test_random_numbers_are_those_of_then(tmp_path):
-    """A layer that draws: run again, it draws the same."""
+def test_a_rerun_draws_the_original_random_numbers(tmp_path):
+    """A layer that draws random numbers draws the same when it is run again."""
     net = network(layer=Own)
     net.layers[0].random = True  # pyright: ignore[reportArgumentType]
     for seed in range(4):
@@ -347,7 +347,7 @@ def test_validation_data(tmp_path):
         replayed(network(), tmp_path)
 
 
-def test_a_validation_loss_chooses_no_model(tmp_path, monkeypatch):
+def test_a_validation_loss_that_is_not_finite_chooses_no_model(tmp_path, monkeypatch):
     cross_entropy = classification.F.cross_entropy
 
     def wrong(scores, *args, **kwargs):
@@ -390,7 +390,7 @@ def test_a_batch_that_cannot_be_written(tmp_path):
         trainer_of(guard).fit(module_of(network(), in_weight), loader(batches()))
 
 
-def test_what_is_kept(tmp_path):
+def test_content_of_a_kept_batch(tmp_path):
     stopped(module := module_of(network(), in_weight), tmp_path)
     kept = load_plain(tmp_path / "bad.ckpt")
     events, labels = batches()[BATCH]
@@ -402,16 +402,13 @@ def test_what_is_kept(tmp_path):
     assert optimizer["state"][0]["step"] == EPOCH * N_BATCHES + BATCH
 
 
-def test_replay_of_something_else(tmp_path):
+def test_replay_of_another_file_is_refused(tmp_path):
     save_plain({"epoch": 1}, tmp_path / "bad.ckpt")
     with pytest.raises(ValueError, match="expected a batch that a stopped run kept"):
         replayed(network(), tmp_path)
     stopped(module_of(network(), in_weight), tmp_path)
     with pytest.raises(ValueError, match="bad.ckpt: expected a batch of this network"):
         replayed(SpikingClassifier(N_INPUTS, 2, 9, 2, dt_ms=1.0), tmp_path)
-
-
-# ---- layers that are silent, or never are
 
 
 def bias(value: float, layer: int = 1) -> Callable[[Any], None]:
@@ -448,8 +445,8 @@ def test_a_saturated_layer_is_named_once_and_again_if_it_comes_back(tmp_path, ca
 
 
 @pytest.mark.parametrize("share", [SATURATED - 0.01, SATURATED + 0.01])
-def test_what_saturated_means(capsys, share, tmp_path, monkeypatch):
-    """Of a neuron's most spikes in 20 steps with arp 2: 7."""
+def test_definition_of_saturated(capsys, share, tmp_path, monkeypatch):
+    """A share of the 7 spikes that a neuron can have in 20 steps with arp 2."""
     guard = ClassifierGuard(tmp_path / "bad.ckpt")
     guard._batch = batches()[0]
     rate_hz = share * 7 / 0.020
@@ -460,8 +457,6 @@ def test_what_saturated_means(capsys, share, tmp_path, monkeypatch):
     guard._warn(trainer, module_of(network()))
     assert len(capsys.readouterr().err.splitlines()) == (2 if share > SATURATED else 0)
 
-
-# ---- fits
 
 CELLS = ("ann", "bob")
 N_STARTS = 4
@@ -557,7 +552,7 @@ def test_a_step_that_spoils_a_parameter_is_noticed_before_the_checkpoint(tmp_pat
 
 
 def lost(*starts: int) -> Callable[[Any], None]:
-    """The distance of these starts becomes NaN, for good."""
+    """Make the distance of these starts NaN, permanently."""
 
     def do(module):
         distance = module.population.distance
@@ -582,7 +577,7 @@ def test_a_cell_without_a_start_left_stops_the_fit(tmp_path, capsys, loss):
 
 
 @pytest.mark.parametrize("loss", get_args(FittingLoss))
-def test_a_lost_start_is_named_and_does_not_cost_its_cell(tmp_path, capsys, loss):
+def test_a_lost_start_is_named_and_its_cell_survives(tmp_path, capsys, loss):
     module = fit_module(lost(5), loss=loss, patience=2, resample_every=2)
     fit(module, tmp_path)
     first, last = capsys.readouterr().err.splitlines()
@@ -596,7 +591,7 @@ def test_a_lost_start_is_named_and_does_not_cost_its_cell(tmp_path, capsys, loss
     assert module.best_distance.isfinite().any(1).all()
 
 
-def test_a_gradient_of_a_start_is_left_out_as_before(tmp_path, capsys):
+def test_a_bad_gradient_of_a_start_is_left_out(tmp_path, capsys):
     def harm(module):
         def hook(gradient):
             gradient = gradient.clone()
@@ -611,6 +606,6 @@ def test_a_gradient_of_a_start_is_left_out_as_before(tmp_path, capsys):
     assert all(torch.isfinite(p).all() for p in module.population.parameters())
 
 
-def test_a_fit_that_is_well_says_nothing(tmp_path, capsys):
+def test_a_healthy_fit_prints_nothing(tmp_path, capsys):
     fit(fit_module(), tmp_path)
     assert capsys.readouterr().err == "" and not list(tmp_path.iterdir())

@@ -93,7 +93,7 @@ def test_parameters_stay_in_bounds_while_they_learn():
         assert value.std() > 0, f"{name} did not learn"
 
 
-def test_what_is_not_trainable_does_not_move():
+def test_parameters_that_are_not_trainable_do_not_change():
     module, _ = fit(max_epochs=2, lr=0.3, train_b=False)
     assert torch.equal(module.network.layers[0].get_parameter("b"), torch.ones(16))
 
@@ -132,7 +132,7 @@ def test_milestone_must_be_an_epoch():
         ReloadBestAtMilestone(milestone=0)
 
 
-def test_a_line_an_epoch(capsys):
+def test_one_line_per_epoch(capsys):
     fit([Throughput(), EpochLines()], max_epochs=2)
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("epoch ")]
     assert len(lines) == 2
@@ -140,7 +140,7 @@ def test_a_line_an_epoch(capsys):
 
 
 def resumed(before: MetricsFile) -> MetricsFile:
-    """That of another process, which has the rows from the checkpoint."""
+    """Metrics file of another process, with the rows of the checkpoint."""
     after = MetricsFile(before._path.parent)
     after.load_state_dict(before.state_dict())
     return after
@@ -157,8 +157,8 @@ def test_metrics_file_keeps_earlier_rows_and_replaces_repeated_ones(tmp_path):
     assert table["val/loss"].iloc[2] == 8.0
 
 
-def test_rows_of_a_checkpoint_seldom_change_their_size(tmp_path):
-    """Else memory is fragmented over thousands of epochs."""
+def test_rows_of_a_checkpoint_rarely_change_in_size(tmp_path):
+    """Otherwise memory would fragment over thousands of epochs."""
     file, sizes = MetricsFile(tmp_path), set()
     resumed(file)  # without rows
     for epoch in range(300):
@@ -169,7 +169,7 @@ def test_rows_of_a_checkpoint_seldom_change_their_size(tmp_path):
     assert list(read_metrics(tmp_path / "metrics.csv")["epoch"]) == list(range(300))
 
 
-def test_metrics_file_of_a_run_that_goes_back_some_epochs(tmp_path):
+def test_metrics_file_of_a_run_that_resumes_some_epochs_back(tmp_path):
     first = MetricsFile(tmp_path)
     for epoch in range(5):
         first.write(epoch, {"train/loss": 0.1 + epoch})
@@ -181,15 +181,15 @@ def test_metrics_file_of_a_run_that_goes_back_some_epochs(tmp_path):
     assert list(table["train/loss"]) == [0.1, 1.1, 9.0, 10.0, 11.0, 12.0]
 
 
-def test_metrics_file_appends_and_every_number_comes_back(tmp_path):
+def test_metrics_file_appends_and_keeps_numbers_exact(tmp_path):
     path, file = tmp_path / "metrics.csv", MetricsFile(tmp_path)
     values = [1 / 3, float("nan"), float("inf"), 1e-300]
     file.write(0, {"train/loss": values[0], "val/loss": 1.0})
     with path.open() as same_file:
         assert len(same_file.readlines()) == 2
         for epoch, value in enumerate(values[1:], start=1):
-            file.write(epoch, {"val/loss": 1.0, "train/loss": value})  # in whatever order
-        file.write(4, {"val/loss": 2.0})  # and without one
+            file.write(epoch, {"val/loss": 1.0, "train/loss": value})  # in another order
+        file.write(4, {"val/loss": 2.0})  # without one of the columns
         assert len(same_file.readlines()) == 4
     assert list(read_metrics(path)["train/loss"]) == pytest.approx(
         [*values, float("nan")], abs=0, rel=0, nan_ok=True

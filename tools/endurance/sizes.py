@@ -86,7 +86,7 @@ def require_free(gib: float) -> None:
 
 
 def one_neuron_step_by_step(inputs: dict[str, Any], arp: int) -> np.ndarray:
-    """Spikes [T] of a neuron by plain numbers (SPEC section 1)."""
+    """Spikes [T] of one ALIF neuron, computed with plain numbers (docs/paper.md, The neuron)."""
     beta, p, b = (float(inputs[name]) for name in ("beta", "p", "b"))
     v, a, silent, spikes = 0.0, 0.0, 0, []
     for current in inputs["current"].flatten().tolist():

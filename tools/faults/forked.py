@@ -25,6 +25,7 @@ import blockspike.commands.benchmark
 import blockspike.commands.collect
 import blockspike.commands.evaluate
 import blockspike.commands.figures
+import blockspike.commands.fit
 import blockspike.commands.prepare
 import blockspike.commands.report
 import blockspike.commands.status

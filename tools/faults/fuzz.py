@@ -1,11 +1,11 @@
-"""Broken files into all that reads: only typed errors, no hang, no crash, no large allocation.
+"""Feed broken files to all parsers: only typed errors, no hang, no crash, no large allocation.
 
     python tools/faults/fuzz.py npz --runs 20000 --seed 0
     python tools/faults/fuzz.py npz --seed 0 --only 1234      # one input again, its traceback shown
     python tools/faults/fuzz.py npz --runs 20000 --guided     # by coverage: pip install '.[fuzz]'
 
-Input i is a function of the parser, the seed and i. All are read in a child process that may use
-1 GiB more memory than it starts with, and 1 s of CPU time an input. A child that dies, or is stuck
+Input i is a function of the parser, the seed and i. A child process parses the inputs; it may use
+1 GiB more memory than it starts with, and 1 s of CPU time per input. A child that dies, or is stuck
 for 10 s and killed, is counted as well, and the next one goes on behind that input.
 """
 

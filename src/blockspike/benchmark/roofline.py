@@ -55,7 +55,7 @@ class Kernel:
 
 
 def copy_s(streaming: bool) -> float:
-    """Seconds to copy an array larger than the caches; COPIED_BYTES are read and written.
+    """Seconds to copy COPIED_BYTES, which is more than the caches hold.
 
     Args:
         streaming: whether to store past the caches, which is the fastest copy we know, since an

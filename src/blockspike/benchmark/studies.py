@@ -38,7 +38,7 @@ _WARM_UPS = {"cpu": 1, "cuda": 3}  # on a GPU the second call captures a graph
 
 @dataclass(frozen=True)
 class Options:
-    """What to measure, and how.
+    """Options of the studies: sizes, contenders and how to measure them.
 
     Attributes:
         n_steps, arp_steps, batch_size: grid of the study `length`.

@@ -149,7 +149,7 @@ def summary(turns: Sequence[Turn], by: Sequence[Turn] | None) -> dict[str, Any]:
 
 
 def machine(device: torch.device) -> dict[str, Any]:
-    """What timings depend on: processor, threads, memory and versions."""
+    """Describe what timings depend on: processor, threads, memory and versions."""
     cpu = next(
         (
             line.split(":", 1)[1].strip()

@@ -33,11 +33,11 @@ To train it again with that version:
 {command}
 ```
 
-To load it: `bs.load_pretrained("{name}.safetensors")`, with the path of the file beside this card
-and `import blockspike as bs`. For networks shipped with blockspike the name is enough:
-`blockspike evaluate pretrained={name}` tests this one. Its inputs are events [T, B, {n_inputs}] in
+Use: `blockspike.load_pretrained("{name}.safetensors")`, with the path of the file next to this
+card. A network that comes with blockspike is loaded by its name alone, and
+`blockspike evaluate pretrained={name}` tests it again. Its input is events [T, B, {n_inputs}] in
 steps of {dt_ms:g} ms; `blockspike.pretrained.about_pretrained("{name}.safetensors").data` says how
-they are made from recordings.
+recordings are converted to it.
 """
 
 

@@ -29,7 +29,7 @@ _ALLOW = "BLOCKSPIKE_ALLOW"  # environment variable: packages or modules, separa
 
 
 def checked_targets(node: Any, key: str) -> Any:
-    """Check every `_target_` of a node, at any depth, and replace it by where it is defined.
+    """Check every `_target_` of a node, at any depth, and replace it by its definition's name.
 
     Nothing is imported before every name is known to be in an allowed package.
 

@@ -1,22 +1,21 @@
-"""Recordings of the Allen Cell Types Database for experiment E7, fetched by AllenSDK.
+"""Recordings of the Allen Cell Types Database, downloaded by AllenSDK.
 
-Which cells: mouse, layer 4, no disease, at least four sweeps of the stimulus "Noise 2"; 146 in
-Taylor, King & Harper 2023, "Addressing the speed-accuracy simulation trade-off for adaptive spiking
-neurons".
+The cells are those of the paper (docs/paper.md, Fitting recordings): mouse, layer 4, no disease, at
+least four sweeps of the stimulus "Noise 2"; 146 in the paper.
 
 The recordings are © Allen Institute for Brain Science, Allen Cell Types Database, available from
 https://celltypes.brain-map.org. The Allen Institute's terms of use
 (https://alleninstitute.org/terms-of-use) allow non-commercial use and require this citation.
 
-The cache folder is that of AllenSDK's ``CellTypesCache``, which can go on using it::
+The cache folder is that of AllenSDK's ``CellTypesCache``, which can continue to use it::
 
     manifest.json
     cells.json
     specimen_<id>/ephys_sweeps.json
     specimen_<id>/ephys.nwb
 
-AllenSDK takes a file that an interruption cut short for complete, so each one is fetched under
-another name and renamed after it was read.
+AllenSDK takes a truncated file for a complete one, so each file is downloaded under another name
+and renamed once it could be read.
 """
 
 from __future__ import annotations
@@ -43,14 +42,14 @@ _SPECIES, _LAYER, _NO_DISEASE = "mus musculus", "4", ("", "no disease", None)
 _REPEATED, _MIN_REPEATS = "Noise 2", 4
 _ADDRESS = "https://api.brain-map.org"  # AllenSDK's own default is http
 _TIMEOUT_S = 60
-_GIVE_UP_AFTER = 3  # cells without a connection in a row: it is the network, not the cells
+_GIVE_UP_AFTER = 3  # cells in a row without a connection: the network is at fault
 
 _T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
 class Downloaded:
-    """Complete recordings, and why others are not there, by specimen id."""
+    """Complete recordings, and why others are missing, by specimen id."""
 
     paths: list[Path]
     failed: dict[int, str]
@@ -60,9 +59,9 @@ class AllenRecordings(RecordingsDataModule):
     """Cells of the Allen Cell Types Database in AllenSDK's cache folder ``path``.
 
     Args:
-        n_cells: `prepare` downloads the first so many; None = all.
-        download: whether `prepare` may download; else it takes the cells that are there.
-        path, **recordings: as `RecordingsDataModule`.
+        n_cells: number of cells that `prepare` downloads, the first by id; None = all.
+        download: whether `prepare` may download; otherwise the cells in ``path`` are used.
+        path, **recordings: as for `RecordingsDataModule`.
 
     Examples:
         >>> import blockspike as bs
@@ -82,7 +81,7 @@ class AllenRecordings(RecordingsDataModule):
         self.n_cells, self.download = n_cells, download
 
     def load(self) -> list[tuple[Recording, Recording]]:
-        """Read every cell, as `RecordingsDataModule.load`.
+        """Read every cell, see `RecordingsDataModule.load`.
 
         Raises:
             FileNotFoundError: no recording at ``path``; names the command that downloads them.
@@ -96,10 +95,10 @@ class AllenRecordings(RecordingsDataModule):
             ) from None
 
     def prepare(self) -> None:
-        """If allowed, download what is missing; cells that fail are put into ``failed``.
+        """Download what is missing, if allowed; cells that fail go into ``failed``.
 
         Raises:
-            ValueError, OSError: as `prepare_allen`.
+            ValueError, OSError: as in `prepare_allen`.
         """
         if not self.download:
             return
@@ -110,15 +109,15 @@ class AllenRecordings(RecordingsDataModule):
 def prepare_allen(
     cache_dir: Path | str, n_cells: int | None = None, base_uri: str | None = None
 ) -> Downloaded:
-    """Select the cells of E7 and download their recordings; the same call continues.
+    """Select the paper's cells and download their recordings; the same call continues.
 
     Args:
-        cache_dir: folder of AllenSDK's cache, made if it does not exist.
-        n_cells: the first so many by specimen id; None = all.
+        cache_dir: folder of AllenSDK's cache, created if it does not exist.
+        n_cells: number of cells, the first by specimen id; None = all.
         base_uri: address of the server; None = the Allen Institute's.
 
     Returns:
-        The recordings, and the cells whose sweeps or recording could not be had.
+        The recordings, and the cells whose sweeps or recording could not be downloaded.
 
     Raises:
         ValueError: AllenSDK is missing, n_cells < 1, or AllenSDK cannot use ``cache_dir``.
@@ -132,13 +131,13 @@ def prepare_allen(
 def select_cells(
     cache_dir: Path | str, n_cells: int | None = None, base_uri: str | None = None
 ) -> tuple[list[int], dict[int, str]]:
-    """Select the cells of E7: mouse, layer 4, no disease, four or more sweeps of "Noise 2".
+    """Select the paper's cells: mouse, layer 4, no disease, four or more sweeps of "Noise 2".
 
-    Asks for the sweeps cell by cell, until ``n_cells`` are found. Arguments and errors as those of
+    Requests the sweeps cell by cell, until ``n_cells`` are found. Arguments and errors as in
     `prepare_allen`.
 
     Returns:
-        Specimen ids in ascending order, and the reason for each cell whose sweeps are not known.
+        Specimen ids in ascending order, and the reason for each cell whose sweeps are unknown.
     """
     if n_cells is not None and n_cells < 1:
         raise ValueError(f"n_cells: expected at least 1, got {n_cells}")
@@ -158,15 +157,15 @@ def select_cells(
 def download_cells(
     cache_dir: Path | str, specimens: Sequence[int], base_uri: str | None = None
 ) -> Downloaded:
-    """Download the recordings of cells, except those that are there and can be read.
+    """Download the recordings of cells, except those that exist and can be read.
 
-    A file that cannot be read is deleted and fetched again. A cell that fails does not stop the
-    others, and nothing of it is kept. Otherwise arguments and errors as those of `prepare_allen`.
+    A file that cannot be read is deleted and downloaded again. A cell that fails does not stop the
+    others, and nothing of it is kept. Otherwise arguments and errors as in `prepare_allen`.
     """
     folder = _Folder(cache_dir, base_uri)
     print(
         f"Downloading {len(specimens)} recordings from {base_uri or _ADDRESS} to {cache_dir}, "
-        "except those that are there; the server does not give their size",
+        "except those already there; the server does not give their size",
         file=sys.stderr,
         flush=True,
     )
@@ -189,10 +188,10 @@ def _tried(
     work: Callable[[int], _T],
     failed: dict[int, str],
 ) -> Generator[tuple[int, _T], None, None]:
-    """Yield (specimen, result) of those that work, write why the others do not into ``failed``.
+    """Yield (specimen, result) of those that succeed; put the others' errors into ``failed``.
 
     Raises:
-        OSError: the network or this machine's disk fails, which would fail all others too.
+        OSError: the network or this machine's disk fails, so that all others would fail, too.
     """
     unreached = 0
     with progress(description, len(specimens)) as advance:
@@ -218,7 +217,7 @@ class _Folder:
         self.cache = _cell_types_cache(self.path / "manifest.json", base_uri)
 
     def cells(self) -> list[dict[str, Any]]:
-        """All cells of the database, as rows of ``ApiCellTypesSpecimenDetail``."""
+        """Get all cells of the database, as rows of ``ApiCellTypesSpecimenDetail``."""
         keys = {"specimen__id", "donor__species", "structure__layer", "donor__disease_state"}
         return _fetched(
             self.path / "cells.json",
@@ -227,7 +226,7 @@ class _Folder:
         )
 
     def sweeps(self, specimen: int) -> list[dict[str, Any]]:
-        """The sweeps of a cell, as rows of ``EphysSweep``."""
+        """Get the sweeps of a cell, as rows of ``EphysSweep``."""
         return _fetched(
             self._of(specimen) / "ephys_sweeps.json",
             lambda partial: self.cache.get_ephys_sweeps(specimen, partial),
@@ -235,7 +234,7 @@ class _Folder:
         )
 
     def recording(self, specimen: int) -> Path:
-        """The file of a cell's recording."""
+        """Get the file of a cell's recording."""
         path = self._of(specimen) / "ephys.nwb"
         _fetched(
             path,
@@ -249,11 +248,11 @@ class _Folder:
 
 
 def _cell_types_cache(manifest: Path, base_uri: str | None) -> Any:
-    """AllenSDK's `CellTypesCache`, which writes the manifest if it is not there."""
+    """Make AllenSDK's `CellTypesCache`, which writes the manifest if it is missing."""
     with _quiet_allensdk():
         try:
             module = import_module("allensdk.core.cell_types_cache")
-        except Exception as error:  # mismatched dependencies of its raise more than ImportError
+        except Exception as error:  # its mismatched dependencies raise more than ImportError
             raise ValueError(
                 f"recordings of the Allen Cell Types Database need AllenSDK ({error}): "
                 "pip install 'blockspike[allen]', which needs Python 3.11"
@@ -265,7 +264,7 @@ def _cell_types_cache(manifest: Path, base_uri: str | None) -> Any:
 
 
 def _fetched(path: Path, save: Callable[[str], object], check: Callable[[Path], _T]) -> _T:
-    """Return ``check(path)``; where there is no good file, ``save`` is asked for one first.
+    """Return ``check(path)``, after a call of ``save`` if there is no good file.
 
     Raises:
         ValueError: ``check`` refuses what arrived, which is not kept.
@@ -274,7 +273,7 @@ def _fetched(path: Path, save: Callable[[str], object], check: Callable[[Path], 
     if path.exists():
         with suppress(ValueError):
             return check(path)
-        path.unlink()  # AllenSDK itself leaves files cut short under their name
+        path.unlink()  # AllenSDK leaves truncated files under the final name
     partial = path.with_stem(f"{path.stem}.part")
     partial.unlink(missing_ok=True)  # AllenSDK would not replace it
     try:
@@ -289,12 +288,12 @@ def _fetched(path: Path, save: Callable[[str], object], check: Callable[[Path], 
 
 
 def _rows(path: Path, keys: set[str]) -> list[dict[str, Any]]:
-    """Read rows of a table of the database; every row must have ``keys``."""
+    """Read rows of a table of the database, each of which must have ``keys``."""
     try:
         rows = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{path}: damaged ({_one_line(error)})") from error
-    # The server answers a query that failed with a text in place of rows.
+    # The server answers a failed query with text in place of rows.
     are_rows = isinstance(rows, list) and all(
         isinstance(r, dict) and keys <= r.keys() for r in rows
     )
@@ -309,7 +308,7 @@ def _check_recording(path: Path) -> None:
 
 
 def _download(path: Path, save: Callable[[], object]) -> None:
-    """Have AllenSDK download a file; whatever it raises becomes an `OSError`.
+    """Let AllenSDK download a file; whatever it raises becomes an `OSError`.
 
     Raises:
         ConnectionError: no connection to the server.
@@ -327,7 +326,7 @@ def _download(path: Path, save: Callable[[], object]) -> None:
         raise ConnectionError(
             f"{path}: no connection to the server ({_one_line(error)}); the same command continues"
         ) from error
-    except Exception as error:  # AllenSDK raises plain ones, such as for a cell without a file
+    except Exception as error:  # AllenSDK raises it for a cell without a file, say
         if isinstance(error, OSError) and error.errno:
             raise OSError(error.errno, error.strerror, str(path)) from error
         raise OSError(f"{path}: download failed ({_one_line(error)})") from error
@@ -335,7 +334,7 @@ def _download(path: Path, save: Callable[[], object]) -> None:
 
 @contextmanager
 def _quiet_allensdk() -> Iterator[None]:
-    """Without AllenSDK's warnings and log, and with a limit where it waits for ever."""
+    """Silence AllenSDK's warnings and log, and set a timeout, of which it has none."""
     log = logging.getLogger("allensdk.api.api.retrieve_file_over_http")
     was_disabled, timeout_s = log.disabled, socket.getdefaulttimeout()
     log.disabled = True

@@ -1,4 +1,4 @@
-"""What the Lightning data modules of event data sets share."""
+"""The base class of Lightning data modules for event data sets."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ _COUNT_CHUNK = 256
 class EventDataModule(pl.LightningDataModule):
     """Prepared events as Lightning loaders of ``(EventBatch (T, B, K), labels int64 [B])``.
 
-    A data set fills in ``config_name``, ``n_inputs``, ``n_classes`` and `_fetch`, `_convert`,
-    `_bin`; ``download_gb`` where `_fetch` downloads something; ``sample``, a path below `SAMPLES`,
-    where recordings of it come with blockspike, which ``raw="sample"`` chooses. After `setup`:
-    ``name`` (what the prepared file holds), its ``sha256``, the splits ``train`` and ``test``, and
-    ``train_indices`` and ``val_indices``, which divide ``train``.
+    A subclass sets ``config_name``, ``n_inputs`` and ``n_classes`` and implements `_fetch`,
+    `_convert` and `_bin`. It sets ``download_gb`` if `_fetch` downloads something, and ``sample``,
+    a path below `SAMPLES`, if recordings come with blockspike, which ``raw="sample"`` chooses.
+    After `setup` there are ``name`` (of what the prepared file holds), its ``sha256``, the splits
+    ``train`` and ``test``, and ``train_indices`` and ``val_indices``, which divide ``train``.
 
-    The training order is a function of ``seed`` and the epoch alone. The test split is never
-    part of training or validation. Where several processes train, ``batch_size`` is of all of them
-    together: they share the batches that one process would have. One that has nothing of a last
-    batch gets a sample labelled `NO_LABEL`, which does not count.
+    The training order depends only on ``seed`` and the epoch. The test split is never part of
+    training or validation. If several processes train, they share the batches that one process
+    would have, and ``batch_size`` counts the samples of all of them. A process without a share of
+    the last batch gets a sample labelled `NO_LABEL`, which does not count.
 
     Args:
         path: the prepared file.
@@ -39,7 +39,7 @@ class EventDataModule(pl.LightningDataModule):
         download: whether `prepare` may download the published files.
         batch_size: samples of a batch, in all processes together.
         validation_fraction: part of the training set held out, stratified by label.
-        seed: of the validation split and the training order.
+        seed: seed of the validation split and the training order.
 
     Raises:
         ValueError: an argument is out of range.
@@ -91,7 +91,7 @@ class EventDataModule(pl.LightningDataModule):
             not (download and raw == "sample"),
             "download",
             download,
-            f"False for a sample that comes with blockspike; data={self.config_name} is the whole",
+            f"False for the sample (data={self.config_name} is the whole data set)",
         )
         self.download = download
         self.dt_ms = dt_ms
@@ -104,7 +104,7 @@ class EventDataModule(pl.LightningDataModule):
     def _raw(self, raw: str | Path | None) -> Path:
         if raw == "sample":
             require(
-                self.sample is not None, "raw", raw, "a folder; no sample comes with blockspike"
+                self.sample is not None, "raw", raw, "a folder, as no sample comes with blockspike"
             )
             return SAMPLES / str(self.sample)
         return Path(raw) if raw else self.path.parent / "raw" / self.config_name
@@ -122,7 +122,7 @@ class EventDataModule(pl.LightningDataModule):
         raise NotImplementedError
 
     def _event_map(self, training: bool) -> EventMap | None:
-        """Return what moves or drops events on the way into a batch."""
+        """Return the map that moves or drops events of a batch, if there is one."""
         return None
 
     def _validation_indices(self, train: EventSplit) -> np.ndarray:
@@ -132,7 +132,7 @@ class EventDataModule(pl.LightningDataModule):
         """Make the prepared file if it is missing: download if allowed, then convert.
 
         Raises:
-            FileNotFoundError: no recordings, and ``download`` is False.
+            FileNotFoundError: there are no recordings, and ``download`` is False.
         """
         if not self.path.exists():
             # An earlier download may be incomplete: fetching verifies what is there.
@@ -147,7 +147,7 @@ class EventDataModule(pl.LightningDataModule):
         """Convert local recordings if the prepared file is missing; never downloads.
 
         Raises:
-            FileNotFoundError: neither the prepared file nor recordings are there.
+            FileNotFoundError: there is neither a prepared file nor recordings.
         """
         if self.path.exists():
             return
@@ -156,7 +156,7 @@ class EventDataModule(pl.LightningDataModule):
         self._convert()
 
     def _missing(self) -> FileNotFoundError:
-        """The error that says where data were expected and how to get them."""
+        """Error that names where data were expected and how to get them."""
         advice = []
         if self.download_gb and self.raw.parts[-2:] == ("raw", self.config_name):
             command = ["blockspike", "prepare", f"data={self.config_name}", "data.download=true"]
@@ -184,8 +184,8 @@ class EventDataModule(pl.LightningDataModule):
         file = read_event_file(self.path)
         if (file.n_units, file.n_classes) != self._stored_sizes():
             raise ValueError(
-                f"{self.path}: holds {file.name} with {file.n_units} units and {file.n_classes} "
-                f"classes, expected {self._stored_sizes()}"
+                f"{self.path}: expected {self._stored_sizes()} units and classes, got {file.name} "
+                f"with {file.n_units} and {file.n_classes}"
             )
         self.name, self.sha256 = file.name, file.verified_sha256()
         self.train, self.test = file.train, file.test
@@ -212,7 +212,7 @@ class EventDataModule(pl.LightningDataModule):
         )
 
     def _processes(self) -> tuple[int, int]:
-        """How many processes share the batches, and which of them this is."""
+        """Number of processes that share the batches, and the index of this one."""
         return (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
 
     def _loader(self, dataset: EventDataset, shuffle: bool = False) -> PrefetchLoader:
@@ -221,7 +221,7 @@ class EventDataModule(pl.LightningDataModule):
             self.batch_size % n_processes == 0,
             "batch_size",
             self.batch_size,
-            f"a multiple of the {n_processes} processes, which share each batch",
+            f"a multiple of the {n_processes} processes that share each batch",
         )
         return PrefetchLoader(
             dataset,
@@ -237,7 +237,7 @@ class EventDataModule(pl.LightningDataModule):
         return self._loader(self._dataset("train", training=True), shuffle=True)
 
     def _test_dataset(self) -> EventDataset:
-        """The test data as `test_dataloader` serves them."""
+        """Return the data set that `test_dataloader` serves."""
         return self._dataset("test")
 
     def val_dataloader(self) -> PrefetchLoader:
@@ -273,10 +273,12 @@ class EventDataModule(pl.LightningDataModule):
 def stratified_subset(label: np.ndarray, fraction: float, seed: int) -> np.ndarray:
     """Choose about ``fraction`` of each class, by ``seed`` alone.
 
-    A class keeps at least one sample on both sides where it has two.
+    A class of two or more samples has at least one on both sides.
 
     Args:
         label: int ``[n]``.
+        fraction: share of each class that is chosen.
+        seed: seed of the choice.
 
     Returns:
         Sorted indices into ``label``.
@@ -291,6 +293,6 @@ def stratified_subset(label: np.ndarray, fraction: float, seed: int) -> np.ndarr
 
 
 def require(valid: bool, name: str, given: object, expected: str) -> None:
-    """Raise ValueError naming the argument, what was given and what was expected."""
+    """Raise ValueError naming the argument, what was expected and what was given."""
     if not valid:
-        raise ValueError(f"{name}: got {given!r}, expected {expected}")
+        raise ValueError(f"{name}: expected {expected}, got {given!r}")

@@ -1,7 +1,7 @@
-"""Downloads of public data sets by https: addresses and checksums from tonic.
+"""Downloads of public data sets over https, with addresses and checksums from tonic.
 
 tonic's own downloader leaves an unverified file under the final name, cannot resume and falls
-back from https to http, so only what it knows is used.
+back from https to http, so it is not used.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _BLOCK_BYTES = 1 << 16  # an interruption loses at most this much
 
 @dataclass(frozen=True)
 class RemoteFile:
-    """A file to fetch: its address, the name it gets here and its MD5 checksum."""
+    """A file to download: its address, its local name and its MD5 checksum."""
 
     url: str
     filename: str
@@ -66,16 +66,16 @@ def _tonic_datasets() -> Any:
 def fetch(file: RemoteFile, folder: Path | str) -> Path:
     """Download a file unless a good copy is there; continue an interrupted download.
 
-    Before the transfer starts, a line on stderr says what comes, how large it is and where it goes.
-    The file appears under its name only after its checksum was found right.
+    Before the transfer starts, a line on stderr gives the address, the size and the destination.
+    The file appears under its name only after its checksum was verified.
 
     Returns:
         The path of the verified file in ``folder``.
 
     Raises:
         ConnectionError: the transfer failed; what arrived is kept and the next call continues it.
-        ValueError: the checksum is wrong, and nothing is kept; or the address is not https or leads
-            elsewhere, which is not asked.
+        ValueError: the checksum is wrong, and nothing is kept; or the address is not https or
+            redirects to another scheme, which gets no request.
     """
     if not file.url.startswith("https://"):
         raise ValueError(f"{file.url}: expected an address that starts with https://")
@@ -88,8 +88,7 @@ def fetch(file: RemoteFile, folder: Path | str) -> Path:
     if found != file.md5:
         partial.unlink()
         raise ValueError(
-            f"{path}: the MD5 {found} of what arrived does not match the published {file.md5}; "
-            "nothing is kept"
+            f"{path}: expected the published MD5 {file.md5}, got {found}; nothing is kept"
         )
     partial.replace(path)
     return path
@@ -102,7 +101,7 @@ def _md5(path: Path) -> str:
 
 @dataclass(frozen=True)
 class _Download:
-    """Keeps what arrived in ``partial`` and asks only for the rest."""
+    """Keeps what has arrived in ``partial`` and requests only the rest."""
 
     partial: Path
 
@@ -112,10 +111,10 @@ class _Download:
 
         try:
             with requests.Session() as session:
-                session.adapters.pop("http://")  # nor may the server lead there
+                session.adapters.pop("http://")  # the server must not redirect there
                 self._transfer(url, requests, session)
         except requests.exceptions.InvalidSchema as error:
-            raise ValueError(f"{url}: leads to another scheme, expected https ({error})") from error
+            raise ValueError(f"{url}: expected https, got another scheme ({error})") from error
         except (requests.RequestException, OSError) as error:
             raise ConnectionError(
                 f"{url}: download failed ({error}); the same command continues it"
@@ -145,11 +144,11 @@ class _Download:
                     received += len(block)
                     advance(len(block))
         if received < expected:
-            raise OSError(f"got {received} of {expected} bytes")
+            raise OSError(f"expected {expected} bytes, got {received}")
 
     def _announce(self, url: str, n_bytes: int, n_before: int) -> None:
-        size = _size(n_before + n_bytes) if n_bytes else "size not known"
-        kept = f", {_size(n_before)} of it here already" if n_before else ""
+        size = _size(n_before + n_bytes) if n_bytes else "size unknown"
+        kept = f", {_size(n_before)} already here" if n_before else ""
         path = self.partial.with_suffix("")
         print(f"Downloading {url} ({size}{kept}) to {path}", file=sys.stderr, flush=True)
 

@@ -1,7 +1,7 @@
-"""The prepared file: spikes of a data set in one HDF5 file that is read by memory map.
+"""The prepared file: spikes of a data set in one memory-mapped HDF5 file.
 
 Root attributes: ``format``, ``version``, ``name``, ``source``, ``n_units``, ``n_classes`` and
-``sha256`` of all the rest, as `EventFile.sha256` has it. Groups ``train`` and ``test`` hold
+``sha256`` of all the rest (`EventFile.sha256`). Groups ``train`` and ``test`` hold
 contiguous, uncompressed arrays: ``time`` (dtype of the source, in units of ``unit_s`` seconds, an
 attribute of the group), ``unit`` (uint16), ``offset`` (int64 ``[n + 1]``; sample ``i`` has the
 events ``offset[i]:offset[i + 1]``), ``label`` (int64 ``[n]``) and, where known, ``speaker``
@@ -25,13 +25,13 @@ from blockspike.files import whole_file
 
 FORMAT = "blockspike events"
 VERSION = 1
-# Where its texts are, which are written first; to look through gigabytes of events takes seconds.
+# The texts are in these first bytes; to search gigabytes of events would take seconds.
 _TEXTS_BYTES = 8 << 20
 
 
 @dataclass(frozen=True)
 class EventSplit:
-    """One split of a prepared file, mapped, not loaded.
+    """One split of a prepared file, memory-mapped.
 
     ``time`` ``[n_events]`` in ``unit_s`` seconds, ``unit`` uint16 ``[n_events]``, ``offset`` int64
     ``[n + 1]``, ``label`` int64 ``[n]``, ``speaker`` int64 ``[n]`` or None.
@@ -80,7 +80,7 @@ class EventFile:
     stored_sha256: str | None  # None: prepared by an earlier version
 
     def sha256(self) -> str:
-        """Hash all that it holds, at about 1 GB/s."""
+        """Hash the whole content, at about 1 GB/s."""
         about = (self.name, self.source, self.n_units, self.n_classes)
         digest = hashlib.sha256(repr(about).encode())
         for split in (self.train, self.test):
@@ -92,7 +92,7 @@ class EventFile:
         return digest.hexdigest()
 
     def verified_sha256(self) -> str:
-        """`sha256`, compared with that of the day it was prepared.
+        """Hash the content and compare the hash with the stored one.
 
         Raises:
             ValueError: they differ.
@@ -100,7 +100,7 @@ class EventFile:
         found = self.sha256()
         if self.stored_sha256 not in (None, found):
             raise ValueError(
-                f"{self.path}: damaged, found SHA-256 {found}, expected {self.stored_sha256}; "
+                f"{self.path}: damaged, expected SHA-256 {self.stored_sha256}, got {found}; "
                 "delete the file and prepare it again"
             )
         return found
@@ -108,7 +108,7 @@ class EventFile:
 
 @dataclass(frozen=True)
 class SplitContent:
-    """What is written for one split; ``chunks`` yields (time, unit) arrays in sample order."""
+    """Content to write for a split; ``chunks`` yields (time, unit) arrays in sample order."""
 
     n_events: np.ndarray  # int [n], events of each sample
     label: np.ndarray  # int [n]
@@ -131,11 +131,14 @@ def write_event_file(
 
     Args:
         path: the file to write; an existing one is replaced.
+        name: name of the data set.
         source: one line on where the spikes come from.
+        n_units, n_classes: numbers of inputs and of labels.
+        train, test: the splits.
 
     Raises:
-        ValueError: ``chunks`` yields another number of events than ``n_events`` promises.
-        OSError: it cannot be written; an existing file is kept.
+        ValueError: ``chunks`` yields another number of events than ``n_events`` declares.
+        OSError: the file cannot be written; an existing one is kept.
     """
     path = Path(path)
     with whole_file(path) as temporary, _QuietFile(temporary, "w+b") as raw:
@@ -158,15 +161,15 @@ def write_event_file(
 
 
 class _QuietFile(io.FileIO):
-    """Keeps what went wrong with a write for `check`: HDF5 crashes if it is told while it closes.
+    """Keeps a write error for `check`, because HDF5 crashes if it gets one while closing.
 
-    From then on nothing is written.
+    After an error, nothing more is written.
     """
 
     error: OSError | None = None
 
     def write(self, data: Any) -> int:
-        """Write all, or pretend to."""
+        """Write all, or pretend to after an error."""
         view = memoryview(data).cast("B")
         done = 0
         try:
@@ -177,7 +180,7 @@ class _QuietFile(io.FileIO):
         return len(view)
 
     def truncate(self, size: int | None = None) -> int:
-        """Set the size, or pretend to."""
+        """Set the size, or keep the error."""
         try:
             return super().truncate(size)
         except OSError as error:
@@ -185,7 +188,7 @@ class _QuietFile(io.FileIO):
             return size or 0
 
     def check(self) -> None:
-        """Raise what went wrong."""
+        """Raise the error that was kept, if any."""
         if self.error is not None:
             raise self.error
 
@@ -201,14 +204,14 @@ def _write_split(group: h5py.Group, content: SplitContent) -> None:
         end = done + len(chunk_time)
         if len(chunk_unit) != len(chunk_time) or end > total:
             raise ValueError(
-                f"chunks: got {len(chunk_time)} times and {len(chunk_unit)} units after {done} "
-                f"events, expected equal numbers and {total} events in all"
+                f"chunks: expected as many times as units and {total} events in all, got "
+                f"{len(chunk_time)} times and {len(chunk_unit)} units after {done} events"
             )
         time[done:end] = chunk_time
         unit[done:end] = chunk_unit
         done = end
     if done != total:
-        raise ValueError(f"chunks: got {done} events, expected {total}")
+        raise ValueError(f"chunks: expected {total} events, got {done}")
     group.attrs["unit_s"] = content.unit_s
     group.create_dataset("offset", data=offset)
     group.create_dataset("label", data=np.asarray(content.label, np.int64))
@@ -221,12 +224,13 @@ def read_event_file(path: Path | str) -> EventFile:
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: not a prepared file, another version, truncated, a missing array, or arrays
-            that contradict each other; names the file, what was found and what was expected.
+        ValueError: the file is not a prepared one, of another version or truncated, lacks an array
+            or has arrays that contradict each other; names the file, what was expected and what
+            was found.
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file, expected a prepared data set")
+        raise FileNotFoundError(f"{path}: expected a prepared data set, got no file")
     try:
         with open_hdf5(path, _TEXTS_BYTES) as file:
             return _read(path, file)
@@ -240,7 +244,7 @@ def _read(path: Path, file: h5py.File) -> EventFile:
     found = (attribute(file, "format"), attribute(file, "version"))
     if [str(x) for x in found] != [FORMAT, str(VERSION)]:
         raise ValueError(
-            f"{path}: found format and version {found}, expected {(FORMAT, VERSION)}; "
+            f"{path}: expected format and version {(FORMAT, VERSION)}, got {found}; "
             "delete the file and prepare it again"
         )
     return EventFile(
@@ -258,14 +262,14 @@ def _read(path: Path, file: h5py.File) -> EventFile:
 def _attribute(path: Path, group: h5py.Group, key: str) -> Any:
     value = attribute(group, key)
     if value is None:
-        raise ValueError(f"{path}: attribute {key!r} of {group.name} is missing")
+        raise ValueError(f"{path}: expected attribute {key!r} of {group.name}, got none")
     return value
 
 
 def _read_split(path: Path, file: h5py.File, key: str) -> EventSplit:
     group = file.get(key)
     if group is None or not isinstance(group, h5py.Group):
-        raise ValueError(f"{path}: group {key!r} is missing, expected groups train and test")
+        raise ValueError(f"{path}: expected groups train and test, got no {key!r}")
     split = EventSplit(
         time=_map(path, _array(path, group, "time")),
         unit=_map(path, _array(path, group, "unit", np.uint16)),
@@ -283,12 +287,12 @@ def _read_split(path: Path, file: h5py.File, key: str) -> EventSplit:
 def _array(path: Path, group: h5py.Group, key: str, dtype: type | None = None) -> h5py.Dataset:
     dataset = group.get(key)
     if not isinstance(dataset, h5py.Dataset) or dataset.ndim != 1:
-        raise ValueError(f"{path}: array {key!r} of {group.name} is missing or not a vector")
-    # Mapped as they lie there: pointers to elsewhere in the file would be taken for addresses.
+        raise ValueError(f"{path}: expected a vector {key!r} in {group.name}, got none")
+    # Mapped as stored: references into the file would be taken for addresses in memory.
     if dataset.dtype != dtype if dtype else dataset.dtype.kind not in "fiu":
         expected = np.dtype(dtype).name if dtype else "numbers"
         where = f"{path}, {str(group.name).strip('/')}"
-        raise ValueError(f"{where}: found {key} of {dataset.dtype}, expected {expected}")
+        raise ValueError(f"{where}: {key}: expected {expected}, got {dataset.dtype}")
     return dataset
 
 
@@ -305,15 +309,19 @@ def _map(path: Path, dataset: h5py.Dataset) -> np.ndarray:
 def _check_split(where: str, split: EventSplit, n_classes: int) -> None:
     n_samples, n_events = len(split.label), len(split.unit)
     if len(split.time) != n_events:
-        raise ValueError(f"{where}: found {len(split.time)} times and {n_events} units")
+        raise ValueError(
+            f"{where}: expected as many times as units, got {len(split.time)} and {n_events}"
+        )
     offset = split.offset
     if len(offset) != n_samples + 1:
         raise ValueError(
-            f"{where}: found {len(offset)} offsets, expected one more than the {n_samples} labels"
+            f"{where}: expected one offset more than the {n_samples} labels, got {len(offset)}"
         )
     if offset[0] != 0 or offset[-1] != n_events or (np.diff(offset) < 0).any():
-        raise ValueError(f"{where}: offsets do not rise from 0 to the {n_events} events")
+        raise ValueError(f"{where}: expected offsets that rise from 0 to {n_events}, got others")
     if n_samples and (split.label.min() < 0 or split.label.max() >= n_classes):
-        raise ValueError(f"{where}: found labels outside 0 to {n_classes - 1}")
+        raise ValueError(f"{where}: expected labels 0 to {n_classes - 1}, got others")
     if split.speaker is not None and len(split.speaker) != n_samples:
-        raise ValueError(f"{where}: found {len(split.speaker)} speakers for {n_samples} labels")
+        raise ValueError(
+            f"{where}: expected a speaker per label, {n_samples}, got {len(split.speaker)}"
+        )

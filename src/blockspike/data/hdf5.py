@@ -1,4 +1,4 @@
-"""HDF5 files that others made: what is read of them is plain, in the file and within limits."""
+"""Untrusted HDF5 files: only plain values, inside the file and within limits, are taken."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from h5py import h5o  # pyright: ignore[reportAttributeAccessIssue]
 
 from blockspike.data.limits import ReadLimit
 
-# What h5py runs into in damaged files, beside `ValueError`.
+# Errors of h5py in damaged files, besides `ValueError`.
 HDF5_ERRORS = (OSError, RuntimeError, KeyError, TypeError, OverflowError)
 _KINDS = "biufSU"
 _FEW_CHUNKS = 1000
-_CHUNK_ENTRY_BYTES = 8  # of a chunk's place, at least; those that are not there read as zeros
+_CHUNK_ENTRY_BYTES = 8  # least size of a chunk's address; absent chunks hold zeros
 _HEAP = b"GCOL\1\0\0\0"
 
 
@@ -27,11 +27,12 @@ def open_hdf5(source: Path | io.BytesIO, n_bytes: int = 0) -> h5py.File:
     """Open a file for reading.
 
     Args:
-        n_bytes: looked through for damaged heaps, from the start; 0 = all.
+        source: the file, or its bytes.
+        n_bytes: bytes from the start that are searched for damaged heaps; 0 = all.
 
     Raises:
-        OSError: not HDF5.
-        ValueError: a heap of texts or variable-length arrays at which the HDF5 library hangs.
+        OSError: the file is not HDF5.
+        ValueError: the HDF5 library would hang at a heap of texts or variable-length arrays.
     """
     if isinstance(source, io.BytesIO):
         _check_heaps(source.getvalue())
@@ -46,9 +47,10 @@ def open_hdf5(source: Path | io.BytesIO, n_bytes: int = 0) -> h5py.File:
 
 
 def _check_heaps(content: bytes | mmap.mmap) -> None:
-    """HDF5 2.0 goes on by the size of object 0, the free space, for ever if that is 0.
+    """Raise ValueError for a heap in which the HDF5 library would loop for ever.
 
-    Format: "Level 1E, Global Heap" of the HDF5 file format specification.
+    HDF5 2.0 advances by the size of object 0, the free space, which must not be 0. Format: "Level
+    1E, Global Heap" of the HDF5 file format specification.
     """
     start = content.find(_HEAP)
     while start >= 0:
@@ -62,10 +64,10 @@ def _check_heaps(content: bytes | mmap.mmap) -> None:
 
 
 def attribute(item: h5py.Group | h5py.Dataset, name: str, default: Any = None) -> Any:
-    """Return an attribute, if it is there.
+    """Return an attribute, or `default` if it is missing.
 
     Raises:
-        ValueError: it holds neither numbers nor texts; h5py crashes at some others.
+        ValueError: it holds neither numbers nor texts; h5py crashes at some other types.
     """
     if name not in item.attrs:
         return default
@@ -75,21 +77,21 @@ def attribute(item: h5py.Group | h5py.Dataset, name: str, default: Any = None) -
 
 def _check_kind(dtype: np.dtype, where: str) -> None:
     if dtype.kind not in _KINDS and h5py.check_string_dtype(dtype) is None:
-        raise ValueError(f"{where}: found {dtype}, expected numbers or texts")
+        raise ValueError(f"{where}: expected numbers or texts, got {dtype}")
 
 
 class DatasetReader:
-    """Reads datasets of an HDF5 file that others made, none of which may lie in another file."""
+    """Reads datasets of an untrusted HDF5 file, none of which may be in another file."""
 
     def __init__(self, file: h5py.File, limit: ReadLimit):
         self.limit = limit
         self.number = _file_number(file)
 
     def read(self, dataset: h5py.Dataset) -> np.ndarray:
-        """Return the values: numbers or texts, or a variable-length array of numbers each.
+        """Return the values: numbers, texts or variable-length arrays of numbers.
 
         Raises:
-            ValueError: a dataset of another kind, in another file or too large.
+            ValueError: the dataset is of another kind, in another file or too large.
         """
         self.check(dataset)
         base = h5py.check_vlen_dtype(dataset.dtype)
@@ -105,24 +107,27 @@ class DatasetReader:
         for start in range(0, len(values), at_once):
             rows = slice(start, start + at_once)
             values[rows] = dataset[rows]
-            # Each is in the file, but many may be one and the same.
+            # Each is in the file, but many may share the same bytes.
             self.limit.take(sum(map(_n_bytes, values[rows].flat)), str(dataset.name))
         return values
 
     def check(self, dataset: h5py.Dataset) -> None:
-        """Count a dataset that is about to be read; errors as `read`."""
+        """Check a dataset and count its size before it is read; errors as in `read`."""
         where = f"{self.limit.path}: {dataset.name}"
         if _file_number(dataset) != self.number or dataset.external:
-            raise ValueError(f"{where} lies in another file, expected it in this one")
+            raise ValueError(f"{where}: expected data in this file, got data in another")
         if dataset.is_virtual:
-            raise ValueError(f"{where} is put together from other datasets, expected plain values")
+            raise ValueError(f"{where}: expected plain values, got parts of other datasets")
         n_items, itemsize = math.prod(dataset.shape or (0,)), dataset.dtype.itemsize
         n_in_chunk = math.prod(dataset.chunks or (n_items,))
         if n_in_chunk * itemsize > self.limit.left:
-            raise ValueError(f"{where}: found chunks of {n_in_chunk * itemsize} bytes")
+            raise ValueError(
+                f"{where}: expected at most {self.limit.left} bytes, "
+                f"got chunks of {n_in_chunk * itemsize}"
+            )
         self.limit.take(n_items * itemsize, str(dataset.name))
         if n_items > n_in_chunk * max(_FEW_CHUNKS, self.limit.n_file_bytes // _CHUNK_ENTRY_BYTES):
-            raise ValueError(f"{where}: found more chunks than the file has room for")
+            raise ValueError(f"{where}: has more chunks than the file has room for")
 
 
 def _file_number(item: h5py.File | h5py.Dataset) -> int:
@@ -134,11 +139,11 @@ def _n_bytes(value: Any) -> int:
 
 
 def check_tree(path: Path) -> None:
-    """Check what a library will read that knows no limits: every dataset and link of the file.
+    """Check every dataset and link of a file, for a library that has no limits of its own.
 
     Raises:
-        ValueError: as `DatasetReader.read`, or a link to another file.
-        OSError: not HDF5.
+        ValueError: as in `DatasetReader.read`, or a link to another file.
+        OSError: the file is not HDF5.
     """
     with open_hdf5(path) as file:
         reader = DatasetReader(file, ReadLimit(path))

@@ -1,4 +1,4 @@
-"""What is read from a file stays small if the file is small, whatever sizes it declares."""
+"""Limits on what is read from a file, whatever sizes it declares."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from typing import Any, BinaryIO, cast
 
 import numpy as np
 
-# What zipfile runs into in damaged files, beside `ValueError`.
+# Errors of zipfile in damaged files, besides `ValueError`.
 ZIP_ERRORS = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError)
 
 SMALL_BYTES = 64 << 20
 LARGEST_RATIO = 50  # of unpacked to packed bytes; the recordings shipped here reach 2 to 3
 _XZ_MEMORY_BYTES = 256 << 20  # xz -9 needs 65 MiB
 _BLOCK_BYTES = 1 << 16
-_NPY_HEADER_BYTES = 10_000  # of which numpy itself reads no more, from 1.24 on
+_NPY_HEADER_BYTES = 10_000  # numpy's own limit, from 1.24 on
 
 
 class ReadLimit:
@@ -41,19 +41,16 @@ class ReadLimit:
         """
         if not 0 <= n_bytes <= self.left:
             raise ValueError(
-                f"{self.path}: {what} holds {n_bytes} bytes, expected at most {self.n_bytes} in "
-                f"all of a file of {self.n_file_bytes}"
+                f"{self.path}: {what}: expected at most {self.left} more bytes, {self.n_bytes} in "
+                f"all from a file of {self.n_file_bytes}, got {n_bytes}"
             )
         self.left -= n_bytes
 
 
-# Packed files
-
-
 def open_unpacked(path: Path, limit: ReadLimit) -> BinaryIO:
-    """Open a file for reading; one packed by gzip, bzip2 or xz, known by its first bytes, unpacked.
+    """Open a file for reading, and unpack it if its first bytes are those of gzip, bzip2 or xz.
 
-    Reading on raises ValueError when the limit is reached.
+    Reading raises ValueError when the limit is reached.
     """
     with path.open("rb") as file:
         start = file.read(6)
@@ -75,10 +72,10 @@ class _Counted(io.RawIOBase):
         try:
             content = self.packed.read(len(buffer))
         except OSError as error:
-            if error.errno is not None:  # not what gzip and bzip2 say of damage
+            if error.errno is not None:  # gzip and bzip2 report damage without one
                 raise
             raise ValueError(f"{self.limit.path}: damaged ({error})") from error
-        self.limit.take(len(content), "what is packed there")
+        self.limit.take(len(content), "unpacked content")
         buffer[: len(content)] = content
         return len(content)
 
@@ -88,7 +85,7 @@ class _Counted(io.RawIOBase):
 
 
 class _Xz:
-    """As `lzma.open`, which has no limit on the memory that a file's header asks for."""
+    """Like `lzma.open`, with a limit on the memory that a file's header may ask for."""
 
     def __init__(self, path: Path):
         self.file = path.open("rb")
@@ -118,30 +115,27 @@ _PACKED: dict[bytes, Any] = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zX
 
 
 def read_zip_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo, limit: ReadLimit) -> bytes:
-    """Return the bytes of a member, stored or deflated.
+    """Return the bytes of a stored or deflated member.
 
     Raises:
-        ValueError: packed otherwise, encrypted or too large.
+        ValueError: the member is packed otherwise, encrypted or too large.
     """
     check_zip_member(member, limit)
     return archive.read(member)
 
 
 def check_zip_member(member: zipfile.ZipInfo, limit: ReadLimit) -> None:
-    """Count a member, of which zipfile reads no more than it declares; errors as `read_zip_member`.
+    """Check a zip member and count the size it declares; errors as `read_zip_member`.
 
-    Other methods than deflate may ask for gigabytes of memory.
+    zipfile reads no more than that. Methods other than deflate may ask for gigabytes of memory.
     """
     if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         raise ValueError(f"{limit.path}: {member.filename!r} is not stored or deflated")
     if member.header_offset < 0 or member.compress_size > limit.n_file_bytes:
-        raise ValueError(f"{limit.path}: {member.filename!r} does not lie within the file")
+        raise ValueError(f"{limit.path}: {member.filename!r} is not within the file")
     if member.flag_bits & 1:
         raise ValueError(f"{limit.path}: {member.filename!r} is encrypted")
     limit.take(member.file_size, repr(member.filename))
-
-
-# .npz
 
 
 def read_npz(path: Path) -> dict[str, np.ndarray]:
@@ -149,15 +143,15 @@ def read_npz(path: Path) -> dict[str, np.ndarray]:
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: not an `.npz`, damaged, an array of objects, or one that declares another size
-            than it has.
+        ValueError: the file is no `.npz`, is damaged, or has an array of objects or of another
+            size than it declares.
     """
     limit = ReadLimit(path)
     try:
         with zipfile.ZipFile(path) as archive:
             stored = {m.filename: read_zip_member(archive, m, limit) for m in archive.infolist()}
         return {name.removesuffix(".npy"): _array(content) for name, content in stored.items()}
-    except Exception as error:  # damaged files raise whatever numpy and zipfile run into
+    except Exception as error:  # numpy and zipfile raise anything for damaged files
         text = str(error).removeprefix(f"{path}: ")
         raise ValueError(f"{path}: not a complete .npz of plain arrays ({text})") from error
 
@@ -170,12 +164,12 @@ def _array(content: bytes) -> np.ndarray:
         raise ValueError(f"an array's header has more than {_NPY_HEADER_BYTES} bytes")
     read_header = getattr(np.lib.format, f"read_array_header_{version[0]}_0", None)
     if version not in ((1, 0), (2, 0)) or read_header is None:
-        raise ValueError(f"found an array of version {version}, expected (1, 0) or (2, 0)")
+        raise ValueError(f"expected an array of version (1, 0) or (2, 0), got {version}")
     shape, is_fortran, dtype = read_header(stream)
     if dtype.hasobject:
-        raise ValueError(f"found an array of {dtype}, which would have to be unpickled")
+        raise ValueError(f"expected plain numbers, got {dtype}, which would have to be unpickled")
     values = np.frombuffer(content, np.uint8, offset=stream.tell())
     n_bytes = math.prod(shape) * dtype.itemsize
     if len(values) != n_bytes or min(shape, default=0) < 0:
-        raise ValueError(f"found {len(values)} bytes of an array of {shape} {dtype}")
+        raise ValueError(f"expected an array of {shape} {dtype}, got {len(values)} bytes")
     return values.view(dtype).reshape(shape, order="F" if is_fortran else "C").copy()

@@ -1,4 +1,4 @@
-"""Batches on a second thread, in an order that depends on seed and epoch only."""
+"""Batches made on a second thread, in an order that depends only on seed and epoch."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from blockspike.data.event_file import EventSplit
 from blockspike.neurons.events import EventBatch, assemble_batch
 
 NO_LABEL = -100
-"""Label of a sample that does not count: a process has it where it would have an empty batch."""
+"""Label of a sample that does not count, which a process gets in place of an empty batch."""
 _PREFETCH_BATCHES = 2
 
 Binning = Callable[[np.ndarray], np.ndarray]
@@ -24,12 +24,12 @@ Binning = Callable[[np.ndarray], np.ndarray]
 
 
 class Gathered(NamedTuple):
-    """The events of a batch as stored: those of sample b are offset[b] … offset[b + 1] − 1."""
+    """Events of a batch as stored: those of sample b are offset[b] … offset[b + 1] − 1."""
 
     time: np.ndarray  # [n]
     unit: np.ndarray  # [n]
     offset: np.ndarray  # [B + 1]
-    samples: np.ndarray  # [B], numbers of the samples
+    samples: np.ndarray  # [B], indices of the samples
     epoch: int
 
 
@@ -41,13 +41,13 @@ class EventDataset(Dataset):
     """Chosen samples of a split, served as whole batches.
 
     Args:
-        split: events.
+        split: the events.
         indices: int ``[n]``, the samples of ``split`` that belong to this data set.
         binning: turns stored times into steps.
         event_map: moves or drops events, or None.
         n_steps, n_units: T and K of the batches.
-        n_views: how often a batch holds its samples: all of them, then all again, …, for an
-            `event_map` that shows them differently each time.
+        n_views: copies of its samples in a batch, one whole set after another, for an `event_map`
+            that changes each copy.
     """
 
     def __init__(
@@ -76,8 +76,8 @@ class EventDataset(Dataset):
         """Return the batch of some positions.
 
         Args:
-            positions: a negative one, ~i, is left out. A batch of nothing else is sample i, and
-                its label `NO_LABEL`.
+            positions: indices into this data set. A negative one, ~i, is left out; if all are, the
+                batch is sample i with the label `NO_LABEL`.
 
         Returns:
             Events ``(T, n_views · B, K)`` and labels int64 ``[B]``.
@@ -90,7 +90,7 @@ class EventDataset(Dataset):
         keep = None
         if self.event_map is not None:
             time, unit, keep = self.event_map(Gathered(time, unit, offset, samples, self.epoch))
-        # Clipped before the cast to int32, so that a far later event cannot wrap into the run.
+        # Clipped before the cast to int32, so that a much later event cannot wrap around.
         step = np.minimum(self.binning(time), self.n_steps).astype(np.int32)
         if keep is not None:
             step[~keep] = -1
@@ -100,10 +100,11 @@ class EventDataset(Dataset):
 
 
 class EpochSampler(DistributedSampler):
-    """Shuffles by (seed, epoch) and tells the data set the epoch; Lightning calls `set_epoch`.
+    """Shuffles by (seed, epoch) and passes the epoch to the data set; Lightning calls `set_epoch`.
 
-    Every process gets equally many positions. Where their number does not divide the samples, the
-    last position i of some is another's, too, and given as ~i, for the data set to leave out.
+    Every process gets equally many positions. If the number of processes does not divide that of
+    samples, the last position i of some belongs to another process, too; these get ~i, which the
+    data set leaves out.
     """
 
     dataset: EventDataset
@@ -124,9 +125,9 @@ class EpochSampler(DistributedSampler):
 class PrefetchLoader(DataLoader):
     """A DataLoader that makes its batches on one thread, two ahead of the consumer.
 
-    The thread starts with the first batch that is asked for, not with ``iter()``: Lightning calls
-    ``iter()`` before it sets the epoch of a resumed run. It ends with the pass, or when the
-    iterator is closed or dropped. Errors are raised where the batch is asked for.
+    The thread starts with the first ``next()``, not with ``iter()``: Lightning calls ``iter()``
+    before it sets the epoch of a resumed run. It ends with the pass, or when the iterator is closed
+    or dropped. An error is raised by the ``next()`` that would return its batch.
     """
 
     def __iter__(self) -> Iterator[Any]:  # pyright: ignore[reportIncompatibleMethodOverride]

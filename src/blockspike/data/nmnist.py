@@ -58,8 +58,8 @@ def read_events(source: Path | str | bytes) -> CameraEvents:
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: empty, cut off within an event, or an event outside the 34 x 34 pixels; names
-            the file, what was found and what was expected.
+        ValueError: the file is empty or ends within an event, or an event is outside the 34 x 34
+            pixels; names the file, what was expected and what was found.
     """
     if isinstance(source, bytes):
         return parse_events(source, "recording")
@@ -67,12 +67,12 @@ def read_events(source: Path | str | bytes) -> CameraEvents:
 
 
 def parse_events(content: bytes, name: str) -> CameraEvents:
-    """Decode the bytes of a recording as `read_events` does; errors call it ``name``."""
+    """Decode the bytes of a recording as `read_events` does; errors begin with ``name``."""
     if not content:
-        raise ValueError(f"{name}: empty file, expected events of {_EVENT_BYTES} bytes")
+        raise ValueError(f"{name}: expected events of {_EVENT_BYTES} bytes, got an empty file")
     if len(content) % _EVENT_BYTES:
         raise ValueError(
-            f"{name}: found {len(content)} bytes, expected a multiple of {_EVENT_BYTES}; "
+            f"{name}: expected a multiple of {_EVENT_BYTES} bytes, got {len(content)}; "
             "the file is cut off or not an N-MNIST recording"
         )
     n_events = len(content) // _EVENT_BYTES
@@ -81,8 +81,8 @@ def parse_events(content: bytes, name: str) -> CameraEvents:
     outside, ordered = _decode_bytes(np.frombuffer(content, np.uint8), x, y, polarity, t_us)
     if outside >= 0:
         raise ValueError(
-            f"{name}: event {outside} is at x={x[outside]}, y={y[outside]}, "
-            f"expected 0 to {WIDTH - 1}"
+            f"{name}: event {outside}: expected x and y of 0 to {WIDTH - 1}, "
+            f"got x={x[outside]}, y={y[outside]}"
         )
     events = CameraEvents(x, y, polarity, t_us)
     if ordered:
@@ -91,10 +91,10 @@ def parse_events(content: bytes, name: str) -> CameraEvents:
     return CameraEvents(*(column[order] for column in events))
 
 
-# Compiled and without the GIL, so that threads decode on all cores.
+# Compiled, and without the GIL, so that threads decode on all cores.
 @njit(cache=True, nogil=True)
 def _decode_bytes(raw, x, y, polarity, t_us):  # pragma: no cover
-    """Fill the columns; return the first event outside the camera, or -1, and "in time order"."""
+    """Fill the columns; return the first event off the camera, or -1, and if times are in order."""
     outside = -1
     ordered = True
     for i in range(len(x)):
@@ -113,13 +113,13 @@ def _decode_bytes(raw, x, y, polarity, t_us):  # pragma: no cover
 def prepare_nmnist(raw: Path | str, out: Path | str, n_workers: int | None = None) -> None:
     """Convert N-MNIST recordings to a prepared file (`blockspike.data.event_file`).
 
-    Inputs are ``y * 34 + x``, ON and OFF events summed: 1156 units. The file calls itself
-    "N-MNIST" only if it holds as many recordings as the published set.
+    Inputs are ``y * 34 + x``, ON and OFF events summed: 1156 units. The data are named "N-MNIST"
+    only if there are as many recordings as in the published set.
 
     Args:
         raw: a folder that holds ``Train/`` and ``Test/`` (or ``N-MNIST/Train`` ...), a ``.zip``
             or ``.tar``/``.tar.xz``/``.tar.gz`` archive of that layout, or a folder that holds
-            ``train.zip`` and ``test.zip``. Archives are read, never extracted.
+            ``train.zip`` and ``test.zip``. Archives are not extracted.
         out: the file to write; it appears only when complete.
         n_workers: threads; None = one for each CPU. Decoding and decompression release the GIL.
 
@@ -196,12 +196,12 @@ class NMNISTDataModule(EventDataModule):
     Time bins are ``floor(t / dt)``, in exact integer arithmetic.
 
     Args:
-        raw: recordings to prepare it from, as `prepare_nmnist` takes them; None = the folder
-            ``raw/nmnist`` beside ``path``, where downloads go; "sample" = 1080 recordings that come
-            with blockspike.
-        pixel_shift: training recordings are moved by up to this many pixels in x and in y, drawn
-            anew each epoch from (seed, epoch, sample); events moved off the camera are dropped.
-        path, dt_ms, n_steps, **options: see `EventDataModule`; `seed` is also that of the shifts.
+        raw: recordings to prepare it from, see `prepare_nmnist`; None = the folder ``raw/nmnist``
+            beside ``path``, where downloads go; "sample" = 1080 recordings that come with
+            blockspike.
+        pixel_shift: largest shift of a training recording in x and in y, in pixels, drawn anew each
+            epoch from (seed, epoch, sample); events moved off the camera are dropped.
+        path, dt_ms, n_steps, **options: see `EventDataModule`; `seed` also seeds the shifts.
 
     Raises:
         ValueError: an argument is out of range.
@@ -233,7 +233,7 @@ class NMNISTDataModule(EventDataModule):
         super().__init__(path, dt_ms, n_steps, **options)
         require(0 <= pixel_shift < WIDTH, "pixel_shift", pixel_shift, f"0 to {WIDTH - 1}")
         self.pixel_shift = pixel_shift
-        # repr() of a float is the shortest decimal that means it: 0.1 ms is 100 µs exactly.
+        # repr() gives the shortest decimal of a float, so that 0.1 ms is exactly 100 µs.
         self._dt_us = (Fraction(repr(float(dt_ms))) * 1000).limit_denominator(1_000_000)
 
     def _fetch(self) -> None:

@@ -1,4 +1,4 @@
-"""Where N-MNIST recordings come from: a folder or archives, read in place."""
+"""Original N-MNIST recordings, in a folder or in archives, which are not extracted."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _EXPECTED = (
 
 @dataclass(frozen=True)
 class RawRecording:
-    """One recording: where it is (for messages), its digit, its size and how to load it."""
+    """One recording: its place (for messages), its digit, its size and how to load it."""
 
     name: str
     label: int
@@ -36,7 +36,7 @@ class RawRecording:
     load: Callable[[], bytes]
 
     def read(self) -> bytes:
-        """Return its bytes; ValueError names it if the archive is damaged there."""
+        """Return its bytes; raises ValueError, naming it, if the archive is damaged there."""
         try:
             return self.load()
         except _ARCHIVE_ERRORS as error:
@@ -56,16 +56,16 @@ def open_raw(raw: Path, scratch: Path) -> Iterator[tuple[list[RawRecording], lis
 
     Args:
         raw: see `blockspike.data.nmnist.prepare_nmnist`.
-        scratch: a folder (made if missing) with room for the content of a tar archive.
+        scratch: a folder (created if missing) with room for the content of a tar archive.
 
     Raises:
         FileNotFoundError: ``raw``, its training or its test part is missing.
-        ValueError: a damaged archive, an unknown or a missing digit folder.
+        ValueError: an archive is damaged, or a digit folder is unknown or missing.
     """
     if not raw.exists():
-        raise FileNotFoundError(f"{raw}: not found, {_EXPECTED}")
+        raise FileNotFoundError(f"{raw}: {_EXPECTED}, got nothing")
     scratch.mkdir(parents=True, exist_ok=True)
-    # Nameless: nothing of it is left if the process dies.
+    # A file without a name: nothing of it is left if the process dies.
     with ExitStack() as stack, tempfile.TemporaryFile(dir=scratch) as spool:
         sources = [raw]
         if raw.is_dir() and not _has_split_folders(raw):
@@ -86,14 +86,14 @@ def _has_split_folders(raw: Path) -> bool:
 
 def _labelled(raw: Path, split: str, digits: dict[str, dict[str, _Found]]) -> list[RawRecording]:
     if not digits:
-        raise FileNotFoundError(f"{raw}: no recordings under {split}/, {_EXPECTED}")
+        raise FileNotFoundError(f"{raw}: {_EXPECTED}, got no recordings under {split}/")
     unknown = sorted(set(digits) - set(_DIGITS))
     if unknown:
-        raise ValueError(f"{raw}: found {split}/{unknown[0]}, expected digit folders 0 to 9 only")
+        raise ValueError(f"{raw}: expected digit folders 0 to 9 only, got {split}/{unknown[0]}")
     missing = sorted(set(_DIGITS) - set(digits))
     if missing:
         raise ValueError(
-            f"{raw}: {split}/ lacks recordings of {', '.join(missing)}, expected digits 0 to 9"
+            f"{raw}: expected digits 0 to 9 in {split}/, got no recordings of {', '.join(missing)}"
         )
     return [
         RawRecording(f"{raw}: {item.member}", int(digit), item.n_bytes, item.load)
@@ -109,7 +109,7 @@ def _list(source: Path, spool: IO[bytes], stack: ExitStack) -> Iterable[_Found]:
         limit = ReadLimit(source)
         if zipfile.is_zipfile(source):
             return _list_zip(stack.enter_context(zipfile.ZipFile(source)), limit)
-        # As a stream: members are read in the order of the file, whatever offsets they declare.
+        # As a stream, in the order of the file, whatever offsets the members declare.
         with (
             open_unpacked(source, limit) as stream,
             tarfile.open(fileobj=stream, mode="r|") as archive,
@@ -139,11 +139,11 @@ def _list_zip(archive: zipfile.ZipFile, limit: ReadLimit) -> list[_Found]:
 def _spool_tar(archive: tarfile.TarFile, spool: IO[bytes], limit: ReadLimit) -> list[_Found]:
     """Copy the members one after another: a tar has no index and xz cannot seek.
 
-    No name from the archive reaches the file system; links are passed over.
+    No name from the archive reaches the file system; links are skipped.
     """
     found, start = [], 0
     for member in archive:
-        # What it declares, before more is read: a seek there goes on behind the end of the file.
+        # Counted as declared, before it is skipped or read: a seek may go past the end of the file.
         limit.take(member.size, repr(member.name))
         stream = archive.extractfile(member) if member.isfile() else None
         if stream is None or not _MEMBER.search(member.name):
@@ -159,4 +159,6 @@ def _spool_tar(archive: tarfile.TarFile, spool: IO[bytes], limit: ReadLimit) -> 
 
 def _check_number(path: Path, n_members: int) -> None:
     if n_members > _MOST_MEMBERS:
-        raise ValueError(f"{path}: holds over {_MOST_MEMBERS} recordings, N-MNIST has 70 000")
+        raise ValueError(
+            f"{path}: expected at most {_MOST_MEMBERS} recordings (N-MNIST has 70 000), got more"
+        )

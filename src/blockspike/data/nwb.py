@@ -18,14 +18,14 @@ def read_sweeps(
 
     Args:
         path: NWB 1 of the Allen Cell Types Database, or NWB 2.
-        stimuli: names of those to read, upper or lower case; None = all.
-        sweeps: numbers of those to read; None = all. Voltage-clamp sweeps that are not listed here
-            are passed over.
+        stimuli: names of the stimuli to read, upper or lower case; None = all.
+        sweeps: numbers of the sweeps to read; None = all. Voltage-clamp sweeps that are not listed
+            here are skipped.
 
     Raises:
-        ValueError: no complete NWB file, a missing key, sweep, stimulus or unit, a voltage-clamp
-            sweep, a current that is empty, NaN or infinite, magnitudes that no neuron has, or
-            pynwb is missing; names the file and the sweep.
+        ValueError: an incomplete NWB file, a missing key, sweep, stimulus or unit, a voltage-clamp
+            sweep, a current that is empty, NaN or infinite, implausible magnitudes, or a missing
+            pynwb; names the file and the sweep.
     """
     try:
         with open_hdf5(path) as file:

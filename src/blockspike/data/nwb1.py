@@ -1,7 +1,7 @@
-"""NWB 1 as the Allen Cell Types Database writes it, by h5py.
+"""NWB 1 files of the Allen Cell Types Database, read by h5py.
 
-AllenSDK compares bytes with str under h5py 3, takes every file for one of its oldest and skips the
-conversion factor; here it is applied and the result checked.
+AllenSDK compares bytes with str under h5py 3, so it takes every file for one of the oldest and
+skips the conversion factor. Here the factor is applied and the result checked.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from blockspike.data.hdf5 import DatasetReader, attribute
 from blockspike.data.limits import ReadLimit
 from blockspike.data.sweeps import Sweep, check_current, converted_to, dt_ms_of, text_of
 
-# AllenSDK's rule: files of earlier pipelines hold SI values and a conversion that is wrong.
+# AllenSDK's rule: files of earlier pipelines hold SI values and a wrong conversion factor.
 _FIRST_RIGHT_PIPELINE = (1, 1)
 _UNITS = {"A": re.compile(r"a|amps?|amperes?", re.I), "V": re.compile(r"v|volts?", re.I)}
 
 
 def allen_sweeps(path: Path, file: h5py.File) -> list[_AllenSweep]:
-    """Return the sweeps of an open file, not read yet.
+    """List the sweeps of an open file without reading them.
 
     Raises:
         ValueError: the file has none.
@@ -32,7 +32,7 @@ def allen_sweeps(path: Path, file: h5py.File) -> list[_AllenSweep]:
     epochs = file.get("epochs")
     if not isinstance(epochs, h5py.Group):
         raise ValueError(
-            f"{path}: epochs is missing, expected NWB 1 of the Allen Cell Types Database, or NWB 2"
+            f"{path}: expected NWB 1 of the Allen Cell Types Database, or NWB 2, got no epochs"
         )
     numbers = [int(m[1]) for m in (re.fullmatch(r"Sweep_(\d+)", str(key)) for key in epochs) if m]
     reader = DatasetReader(file, ReadLimit(path))
@@ -80,8 +80,7 @@ class _AllenSweep:
             return None
         if self._unit("response") != "V":
             raise ValueError(
-                f"{self.where}: found a stimulus and a response in amperes, expected a response "
-                "in volts"
+                f"{self.where}: expected a response in volts, got stimulus and response in amperes"
             )
         dataset = self._dataset("response/timeseries/data")
         return self._in_si(dataset, self.reader.read(dataset), "voltage")
@@ -101,18 +100,18 @@ class _AllenSweep:
     def _unit(self, side: str) -> str:
         unit = attribute(self._dataset(f"{side}/timeseries/data"), "unit")
         if unit is None:
-            raise ValueError(f"{self.where}: the unit of the {side} is missing, expected A or V")
+            raise ValueError(f"{self.where}: unit of the {side}: expected A or V, got none")
         text = text_of(unit).strip()
         for short, pattern in _UNITS.items():
             if pattern.fullmatch(text):
                 return short
-        raise ValueError(f"{self.where}: found unit {text!r} of the {side}, expected A or V")
+        raise ValueError(f"{self.where}: unit of the {side}: expected A or V, got {text!r}")
 
     def _dataset(self, key: str) -> h5py.Dataset:
         found = self._get(key)
         if not isinstance(found, h5py.Dataset):
             full = f"epochs/Sweep_{self.number}/{key}"
-            raise ValueError(f"{self.where}: {full} is missing, expected a dataset")
+            raise ValueError(f"{self.where}: {full}: expected a dataset, got none")
         return found
 
     def _get(self, key: str) -> Any:
@@ -120,7 +119,7 @@ class _AllenSweep:
 
 
 def _pipeline_version(file: h5py.File, reader: DatasetReader) -> tuple[int, int]:
-    """Version of Allen's pipeline, (0, 0) if not given; ``generated_by`` lists keys and values."""
+    """Version of Allen's pipeline, or (0, 0); ``generated_by`` lists keys and values in turn."""
     dataset = file.get("general/generated_by")
     if not isinstance(dataset, h5py.Dataset):
         return 0, 0

@@ -1,4 +1,4 @@
-"""NWB 2, by pynwb.
+"""NWB 2 files, read by pynwb.
 
 Rübel et al. 2022, "The Neurodata Without Borders ecosystem for neurophysiological data science",
 eLife 11:e78362.
@@ -33,7 +33,7 @@ from blockspike.data.sweeps import (
 def read_nwb2(
     path: Path, stimuli: Sequence[str] | None, sweeps: Sequence[int] | None
 ) -> Iterator[Sweep]:
-    """Read sweeps one by one; arguments and errors as `nwb.read_sweeps`."""
+    """Read sweeps one by one; arguments and errors as in `nwb.read_sweeps`."""
     check_tree(path)
     try:
         with _open_nwb2(path) as io, warnings.catch_warnings():
@@ -50,19 +50,19 @@ def read_nwb2(
 
 def _unreadable(path: Path, error: Exception) -> ValueError:
     return ValueError(
-        f"{path}: pynwb cannot read it ({one_line(error)}), expected a complete NWB 2 file"
+        f"{path}: expected a complete NWB 2 file, got an error of pynwb ({one_line(error)})"
     )
 
 
 def _open_nwb2(path: Path) -> Any:
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of older schemas, which pynwb still reads
+            warnings.simplefilter("ignore")  # about older schemas, which pynwb still reads
             pynwb = importlib.import_module("pynwb")
             return pynwb.NWBHDF5IO(str(path), "r", load_namespaces=True)
     except ModuleNotFoundError as error:
         raise ValueError(
-            f"{path}: NWB 2 needs pynwb, expected `pip install 'blockspike[nwb]'`"
+            f"{path}: expected pynwb, which reads NWB 2, got none; pip install 'blockspike[nwb]'"
         ) from error
 
 
@@ -75,8 +75,8 @@ def _nwb2_sweeps(path: Path, content: Any) -> list[_Nwb2Sweep]:
     for number, count in Counter(sweep.number for sweep in found).items():
         if count > 1:
             raise ValueError(
-                f"{path}, sweep {number}: found {count} responses or stimuli, expected one; files "
-                "with several electrodes are not read"
+                f"{path}, sweep {number}: expected one response and stimulus, got {count}; files "
+                "with several electrodes are not supported"
             )
     return found
 
@@ -93,7 +93,7 @@ def _table_pairs(content: Any, table: Any) -> Iterator[tuple[int, str, _Part | N
 
 
 def _stimulus_types(content: Any) -> dict[int, str]:
-    """Type of the stimulus by row of ``intracellular_recordings``, where the file has it."""
+    """Stimulus type by row of ``intracellular_recordings``, if the file has it."""
     sequential, simultaneous = (
         content.icephys_sequential_recordings,
         content.icephys_simultaneous_recordings,
@@ -114,7 +114,7 @@ def _rows(index: Any, i: int) -> Iterable[int]:
 
 
 def _pairs(path: Path, content: Any) -> Iterator[tuple[int, str, _Part | None, _Part | None]]:
-    """(number, "", stimulus, response) by ``sweep_number``, which files without a table have."""
+    """(number, "", stimulus, response) by ``sweep_number``, for files without a table."""
     responses = _by_number(path, content.acquisition, "ClampSeries")
     stimuli = _by_number(path, content.stimulus, "ClampStimulusSeries")
     for number in sorted(responses.keys() | stimuli.keys()):
@@ -132,8 +132,8 @@ def _by_number(path: Path, folder: Any, kind: str) -> dict[int, list[_Part]]:
             continue
         if series.sweep_number is None:
             raise ValueError(
-                f"{path}: {series.name} is in no row of intracellular_recordings and has no "
-                "sweep_number, expected one of them to pair stimulus and response"
+                f"{path}: {series.name}: expected a row of intracellular_recordings or a "
+                "sweep_number, to pair stimulus and response, got neither"
             )
         found.setdefault(int(series.sweep_number), []).append(_Part(series))
     return found
@@ -141,14 +141,14 @@ def _by_number(path: Path, folder: Any, kind: str) -> dict[int, list[_Part]]:
 
 @dataclass(frozen=True)
 class _Part:
-    """A pynwb series, or the samples of it that ``intracellular_recordings`` refers to."""
+    """A pynwb series, or those of its samples that ``intracellular_recordings`` refers to."""
 
     series: Any
     samples: slice | None = None
 
     @classmethod
     def of_reference(cls, reference: Any) -> _Part | None:
-        # Older versions of pynwb give -1 where there is none, later ones None.
+        # Without a series, older versions of pynwb give -1, later ones None.
         if reference is None or reference.timeseries is None or reference.idx_start < 0:
             return None
         start, count = int(reference.idx_start), int(reference.count)
@@ -192,7 +192,7 @@ class _Nwb2Sweep:
     def read(self) -> Sweep:
         if self.stimulus_part is None:
             raise ValueError(
-                f"{self.where}: the stimulus is missing, expected a CurrentClampStimulusSeries"
+                f"{self.where}: stimulus: expected a CurrentClampStimulusSeries, got none"
             )
         current = self.stimulus_part.raw(self.limit)
         check_current(self.where, current)

@@ -1,4 +1,4 @@
-"""Current-clamp recordings that neuron models are fitted to: `.npz`, NWB 1 (Allen) and NWB 2."""
+"""Current-clamp recordings to which neurons are fitted: `.npz`, NWB 1 (Allen) and NWB 2."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from blockspike.data.sweeps import (
 
 RECORDING_SUFFIXES = (".npz", ".nwb")
 _HDF5_SUFFIXES = (".nwb", ".h5")
-# A spike's peak, the least that it rises above both sides, how far these reach, and the least time
+# Least peak of a spike, its least rise above both sides, how far these reach, and the least time
 # between peaks.
 _MIN_PEAK_MV = -20.0
 _MIN_RISE_MV = 20.0
@@ -38,8 +38,8 @@ class Recording:
 
     ``name`` is the stem of the file; ``current_pa`` float64 ``[S, T]``, one sample every
     ``dt_ms``; ``spike_times_s[r][s]`` float64 ``[n]``, sorted, seconds from the start of the
-    sweep, or None where stimulus ``s`` was not repeated so often; ``stimuli`` ``[S]`` names, which
-    need not differ, "stimulus 0" and so on where the file has none.
+    sweep, or None if stimulus ``s`` has fewer repeats; ``stimuli`` ``[S]`` names, which need not be
+    unique, "stimulus 0" and so on if the file has none.
 
     Examples:
         >>> import numpy as np
@@ -68,7 +68,7 @@ class Recording:
         at any ``dt_ms``. An incomplete last step is left out.
 
         Raises:
-            ValueError: ``dt_ms`` is not above 0 or longer than the recording.
+            ValueError: ``dt_ms`` is not above 0, or is longer than the recording.
         """
         n_steps = self._n_steps(dt_ms)
         edges = np.arange(n_steps + 1) * (dt_ms / self.dt_ms)  # in samples
@@ -82,18 +82,18 @@ class Recording:
         """Return spike counts of every repeat of one stimulus, float32 ``[R_s, n_steps]``.
 
         Raises:
-            ValueError: as `current`, or no such stimulus.
+            ValueError: as in `current`, or no such stimulus.
         """
         if not 0 <= stimulus < len(self.stimuli):
             raise ValueError(
-                f"stimulus: got {stimulus}, expected 0 to {len(self.stimuli) - 1} of {self.name}"
+                f"stimulus: expected 0 to {len(self.stimuli) - 1} of {self.name}, got {stimulus}"
             )
         n_steps = self._n_steps(dt_ms)
         repeats = [r[stimulus] for r in self.spike_times_s]
         return np.stack([bin_spikes(t, dt_ms, n_steps) for t in repeats if t is not None])
 
     def sha256(self) -> str:
-        """Hash of name, currents and spike times, as they were read."""
+        """Hash of the name, currents and spike times, as read."""
         digest = hashlib.sha256(repr((self.name, self.dt_ms, self.stimuli)).encode())
         for array in (self.current_pa, *(t for repeat in self.spike_times_s for t in repeat)):
             digest.update(b"none" if array is None else f"{array.shape}".encode())
@@ -105,8 +105,8 @@ class Recording:
         n_steps = int(duration_ms / dt_ms + 1e-9) if 0 < dt_ms < np.inf else 0
         if n_steps < 1:
             raise ValueError(
-                f"dt_ms: got {dt_ms}, expected > 0 and at most the {duration_ms:g} ms of "
-                f"{self.name}"
+                f"dt_ms: expected > 0 and at most the {duration_ms:g} ms of {self.name}, "
+                f"got {dt_ms}"
             )
         return n_steps
 
@@ -114,17 +114,17 @@ class Recording:
 def bin_spikes(times_s: np.ndarray, dt_ms: float, n_steps: int) -> np.ndarray:
     """Count spikes in steps of ``dt_ms``, float32 ``[n_steps]``; later spikes are dropped.
 
-    Step k holds ``k·dt <= t < (k + 1)·dt``; times on the grid stay on it although floats round
-    them, because a spike less than 1e-6 of a step before an edge counts after it.
+    Step k holds ``k·dt <= t < (k + 1)·dt``. A spike less than 1e-6 of a step before an edge counts
+    after it, so that rounding does not move times on the grid.
 
     Raises:
         ValueError: ``dt_ms`` is not above 0, or a time is NaN or negative.
     """
     if not 0 < dt_ms < np.inf:
-        raise ValueError(f"dt_ms: got {dt_ms}, expected > 0")
+        raise ValueError(f"dt_ms: expected > 0, got {dt_ms}")
     times_s = np.asarray(times_s, np.float64)
     for t in times_s[~(times_s >= 0)][:1]:
-        raise ValueError(f"times_s: got {t}, expected seconds >= 0")
+        raise ValueError(f"times_s: expected seconds >= 0, got {t}")
     step = np.floor(times_s * 1e3 / dt_ms + 1e-6)
     inside = step[step < n_steps].astype(np.int64)
     return np.bincount(inside, minlength=n_steps).astype(np.float32)
@@ -134,19 +134,19 @@ def detect_spikes(voltage_mv: np.ndarray, dt_ms: float) -> np.ndarray:
     """Find the spikes of a membrane potential: its prominent peaks (`scipy.signal.find_peaks`).
 
     A spike peaks above −20 mV, at least 20 mV above the lowest potential of the 5 ms on either
-    side. Its time is where the upstroke crosses half its height above these, interpolated, which is
-    within 0.5 ms of both its peak and its threshold. Spikes wider than about 5 ms are not found.
+    side. Its time is where the interpolated upstroke crosses half of that height, within 0.5 ms of
+    both its peak and its threshold. Spikes wider than about 5 ms are not found.
 
     Args:
         voltage_mv: ``[T]`` in mV.
-        dt_ms: between samples.
+        dt_ms: time between samples.
 
     Returns:
         Times in seconds from the first sample, float64 ``[n]``, sorted.
     """
     reach = max(1, round(_REACH_MS / dt_ms))
-    # The height is taken from the 5 ms around, so that neither an after-hyperpolarisation further
-    # off nor the step of a stimulus enters it.
+    # The height is measured within 5 ms, so that neither a later after-hyperpolarisation nor a
+    # step of the stimulus enters it.
     _, found = find_peaks(
         np.asarray(voltage_mv, np.float64),
         height=_MIN_PEAK_MV,
@@ -169,11 +169,11 @@ def load_recording(
     ``.npz``: ``current_pa`` ``[T]`` or ``[S, T]``, ``dt_ms`` and at least one of
 
     - ``spike_times_s`` ``[n]`` with ``spike_repeat`` and ``spike_stimulus`` ``[n]``, 0 if left out,
-    - ``voltage_mv``, ``[T]`` or ``[R, T]`` of one stimulus, else ``[R, S, T]``, all NaN where there
-      was no such repeat.
+    - ``voltage_mv``, ``[T]`` or ``[R, T]`` of one stimulus, else ``[R, S, T]``, all NaN where a
+      repeat is missing.
 
-    NWB: sweeps with the same name and equal current are repeats of one stimulus; stimuli come in
-    the order of their first sweeps. Spikes that are not stored are detected (`detect_spikes`).
+    NWB: sweeps with the same name and equal current are repeats of one stimulus; stimuli are in the
+    order of their first sweeps. Spikes that are not stored are detected (`detect_spikes`).
 
     Args:
         path: ``.npz``, or ``.nwb`` or ``.h5`` of NWB 1 (Allen Cell Types Database) or NWB 2.
@@ -183,9 +183,9 @@ def load_recording(
     Raises:
         FileNotFoundError: no such file.
         ValueError: damaged file, missing key, sweep, stimulus, unit or spikes, a voltage-clamp
-            sweep, sweeps of different length, a current that is empty, NaN or infinite, magnitudes
-            that no neuron has, or a spike outside its sweep; names the file and the sweep, what was
-            found and what was expected.
+            sweep, sweeps of different length, a current that is empty, NaN or infinite, implausible
+            magnitudes, or a spike outside its sweep; names the file and the sweep, what was
+            expected and what was found.
 
     Examples:
         >>> import numpy as np
@@ -203,15 +203,15 @@ def load_recording(
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(
-            f"{path}: no such file, expected a recording ({', '.join(RECORDING_SUFFIXES)})"
+            f"{path}: expected a recording ({', '.join(RECORDING_SUFFIXES)}), got no file"
         )
     if path.suffix == ".npz":
         return _load_npz(path, stimuli, sweeps)
     if path.suffix in _HDF5_SUFFIXES:
         return _load_nwb(path, stimuli, sweeps)
     raise ValueError(
-        f"{path}: found a {path.suffix or 'file without suffix'}, expected "
-        f"{', '.join(RECORDING_SUFFIXES)}"
+        f"{path}: expected {', '.join(RECORDING_SUFFIXES)}, "
+        f"got a {path.suffix or 'file without suffix'}"
     )
 
 
@@ -219,19 +219,14 @@ def _check_times(where: str, times_s: np.ndarray, duration_s: float) -> np.ndarr
     # Comparisons with NaN are false, so this also finds NaN.
     for t in times_s[~((times_s >= 0) & (times_s < duration_s))][:1]:
         raise ValueError(
-            f"{where}: found a spike at {t:g} s, expected 0 to {duration_s:g} s, the length of the "
-            "sweep"
+            f"{where}: expected spikes at 0 to {duration_s:g} s, the length of the sweep, got one "
+            f"at {t:g} s"
         )
     return np.sort(times_s)
 
 
 def _no_spikes(where: str) -> ValueError:
-    return ValueError(
-        f"{where}: found neither spike times nor a voltage, expected one of them to have spikes"
-    )
-
-
-# NWB
+    return ValueError(f"{where}: expected spike times or a voltage to find spikes in, got neither")
 
 
 def _load_nwb(path: Path, stimuli: Sequence[str] | None, sweeps: Sequence[int] | None) -> Recording:
@@ -259,8 +254,8 @@ def _sweep_times(where: str, sweep: Sweep) -> np.ndarray:
     n_samples = len(sweep.current_pa)
     if sweep.voltage_mv is not None and sweep.voltage_mv.shape != (n_samples,):
         raise ValueError(
-            f"{where}: found a voltage of shape {sweep.voltage_mv.shape}, expected as many samples "
-            f"as the current, {n_samples}"
+            f"{where}: expected a voltage as long as the current, {n_samples}, got shape "
+            f"{sweep.voltage_mv.shape}"
         )
     if sweep.spike_times_s is not None:
         return _check_times(where, sweep.spike_times_s, n_samples * sweep.dt_ms * 1e-3)
@@ -278,7 +273,7 @@ def _check_alike(path: Path, first: Sweep, sweep: Sweep) -> None:
         for s in (first, sweep)
     )
     raise ValueError(
-        f"{path}: found {described}, expected one length and dt; choose with stimuli= or sweeps="
+        f"{path}: expected one length and dt, got {described}; choose with stimuli= or sweeps="
     )
 
 
@@ -289,29 +284,26 @@ def _is_repeat(sweep: Sweep, other: Sweep) -> bool:
 
 
 def _by_repeat(trains: Sequence[Sequence[np.ndarray | None]]) -> list[list[np.ndarray | None]]:
-    """[S][R_s] to [R][S], None for the repeats that are not there."""
+    """Turn [S][R_s] into [R][S], with None for missing repeats."""
     n_repeats = max(len(of_stimulus) for of_stimulus in trains)
     return [[t[r] if r < len(t) else None for t in trains] for r in range(n_repeats)]
 
 
-# .npz
-
-
 def _load_npz(path: Path, stimuli: Sequence[str] | None, sweeps: Sequence[int] | None) -> Recording:
     if sweeps is not None:
-        raise ValueError(f"{path}: an .npz has no sweeps, got sweeps={list(sweeps)}, expected None")
+        raise ValueError(f"{path}: sweeps: expected None, as an .npz has none, got {list(sweeps)}")
     arrays = read_npz(path)
     current = np.atleast_2d(_required(path, arrays, "current_pa"))
     if current.ndim != 2 or not len(current):
         raise ValueError(
-            f"{path}: found current_pa of shape {current.shape}, expected [T] or [S, T] with S >= 1"
+            f"{path}: current_pa: expected [T] or [S, T] with S >= 1, got shape {current.shape}"
         )
     for s, row in enumerate(current):
         check_current(f"{path}, stimulus {s}", row)
     names = tuple(f"stimulus {s}" for s in range(len(current)))
     kept = range(len(names)) if stimuli is None else indices_of(path, names, stimuli)
     if not kept:
-        raise ValueError(f"{path}: chose no stimulus, expected some of {', '.join(names)}")
+        raise ValueError(f"{path}: stimuli: expected some of {', '.join(names)}, got none")
     dt_ms = _npz_dt_ms(path, arrays)
     trains = _npz_trains(path, arrays, current.shape, dt_ms)
     return Recording(
@@ -326,7 +318,7 @@ def _load_npz(path: Path, stimuli: Sequence[str] | None, sweeps: Sequence[int] |
 def _required(path: Path, arrays: dict[str, np.ndarray], key: str) -> np.ndarray:
     if key not in arrays:
         found = ", ".join(arrays) or "nothing"
-        raise ValueError(f"{path}: {key} is missing, found {found}, expected it in a recording")
+        raise ValueError(f"{path}: expected {key} in a recording, got {found}")
     return arrays[key]
 
 
@@ -335,8 +327,8 @@ def _npz_dt_ms(path: Path, arrays: dict[str, np.ndarray]) -> float:
     low, high = DT_RANGE_MS
     if dt_ms.size != 1 or dt_ms.dtype.kind not in "fiu" or not low <= dt_ms.item() <= high:
         found = dt_ms.item() if dt_ms.size == 1 else f"of shape {dt_ms.shape}"
-        expected = f"one number > 0, {low:g} to {high:g}"
-        raise ValueError(f"{path}: found dt_ms {found}, expected {expected}")
+        expected = f"one number, {low:g} to {high:g}"
+        raise ValueError(f"{path}: dt_ms: expected {expected}, got {found}")
     return float(dt_ms.item())
 
 
@@ -368,8 +360,8 @@ def _npz_voltage(
     if voltage.ndim != 3 or voltage.shape[1:] != shape or stored.dtype.kind not in "fiu":
         expected = "[T] or [R, T]" if n_stimuli == 1 else f"[R, {n_stimuli}, T]"
         raise ValueError(
-            f"{path}: found voltage_mv of shape {stored.shape} and {stored.dtype}, expected "
-            f"numbers {expected} as long as the current, T = {n_samples}"
+            f"{path}: voltage_mv: expected numbers {expected} as long as the current, "
+            f"T = {n_samples}, got shape {stored.shape} and {stored.dtype}"
         )
     rows = [[v for v in voltage[:, s] if not np.isnan(v).all()] for s in range(n_stimuli)]
     for s, row in enumerate(rows):
@@ -382,7 +374,7 @@ def _check_magnitudes(where: str, voltages: list[np.ndarray]) -> None:
     for peak in (peak_of(v) for v in voltages):
         if not low <= peak <= high:
             raise ValueError(
-                f"{where}: found a peak voltage of {peak:.3g} mV, expected {low:g} to {high:g} mV"
+                f"{where}: expected a peak voltage of {low:g} to {high:g} mV, got {peak:.3g} mV"
             )
 
 
@@ -392,8 +384,8 @@ def _stored_trains(
     times_s = arrays["spike_times_s"]
     if times_s.ndim != 1 or times_s.dtype.kind not in "fiu":
         raise ValueError(
-            f"{path}: found spike_times_s of shape {times_s.shape} and {times_s.dtype}, expected "
-            "numbers [n]"
+            f"{path}: spike_times_s: expected numbers [n], got shape {times_s.shape} and "
+            f"{times_s.dtype}"
         )
     _check_times(str(path), times_s, duration_s)
     repeat = _indices(path, arrays, "spike_repeat", _MOST_REPEATS)
@@ -415,9 +407,9 @@ def _indices(path: Path, arrays: dict[str, np.ndarray], key: str, end: int) -> n
     n_spikes = len(arrays["spike_times_s"])
     index = arrays.get(key, np.zeros(n_spikes, np.int64))
     if index.shape != (n_spikes,):
-        raise ValueError(f"{path}: found {index.size} {key}, expected one a spike, {n_spikes}")
+        raise ValueError(f"{path}: {key}: expected one per spike, {n_spikes}, got {index.size}")
     integral = index.dtype.kind in "iu" or not n_spikes
     wrong = (index < 0) | (index >= end) if integral else np.ones(n_spikes, bool)
     for i in np.flatnonzero(wrong)[:1]:
-        raise ValueError(f"{path}: found {key} {index[i]}, expected integers >= 0 below {end}")
+        raise ValueError(f"{path}: {key}: expected integers >= 0 below {end}, got {index[i]}")
     return index

@@ -1,4 +1,4 @@
-"""Recordings as one batch to fit neurons to, and as test data."""
+"""Recordings as one batch for a fit, and as test data."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ class Part:
     """The training or the test part of all cells.
 
     Attributes:
-        current: float32 [T, B, C], segments B of cells C, divided by the cell's scale.
-        trains: per cell and segment the recorded trains, float32 [R, T].
-        first: the first step that counts; those before let the neuron settle.
+        current: float32 [T, B, C], B segments of C cells, divided by the cell's scale.
+        trains: recorded trains of each cell and segment, float32 [R, T].
+        first: first step that is scored; in those before, the neuron settles.
     """
 
     current: Tensor
@@ -52,35 +52,35 @@ class _Cell:
 
     @property
     def shape(self) -> tuple:
-        """What cells must share to be one batch."""
+        """Shape that cells must share to form one batch."""
         return self.train[0].shape, self.test[0].shape, self.warm_up_steps
 
 
 class RecordingsDataModule(pl.LightningDataModule):
     """Current-clamp recordings of C cells, split by time or by stimulus.
 
-    Segments of a part have one length. A cell that cannot be read, or does not have the segments,
-    is left out and named in ``failed``; the others go on. ``title`` names the data set; after
-    `setup` there are ``names``, ``scale_pa``, ``train``, ``test`` and ``sha256``, of the recordings
-    as they were read (None: made, not read).
+    All segments of a part have the same length. A cell that cannot be read, or lacks a segment, is
+    left out and named in ``failed``; the others are used. ``title`` names the data set. After
+    `setup` there are ``names``, ``scale_pa``, ``train``, ``test`` and ``sha256``, the hash of the
+    recordings as read (None if they are synthetic).
 
     Currents are divided by a number per cell, ``scale_pa``, that is stored with its fit: the
-    standard deviation of its training current, or, for the paper's recipe, 100 times its maximum.
+    standard deviation of its training current, or, in the paper's recipe, 100 times its maximum.
 
     Args:
-        path: one recording, or a folder of them, a cell each.
-        dt_ms: length of a step of the model; currents are averaged over it.
+        path: one recording, or a folder with a recording of each cell.
+        dt_ms: length of a step of the model, over which currents are averaged.
         train_stimulus, test_stimulus: name of the stimulus; None = every stimulus.
         train_s, test_s: segments [[start, stop], …] in seconds; None = the first 60 % and the rest.
-        held_out: share at the end of each training segment that chooses among starts.
-        warm_up_s: of each test segment, simulated before it and not scored.
-        first_trial_only: fit to the first trial and not to the mean of all; all are scored.
+        held_out: share of each training segment, at its end, by which starts are chosen.
+        warm_up_s: time before each test segment that is simulated but not scored.
+        first_trial_only: fit to the first trial, not to the mean of all; all are scored.
         scaling: "deviation" or, as published, "maximum".
-        own_test_scale: as published, the test current is divided by its own number.
-        name: of the data set, for tables; None = the file's or folder's name.
+        own_test_scale: divide the test current by a scale of its own, as published.
+        name: name of the data set, for tables; None = the file's or folder's name.
 
     Raises:
-        ValueError: an argument is out of range, or training and test overlap.
+        ValueError: an argument is out of range, or training and test segments overlap.
 
     Examples:
         >>> import numpy as np
@@ -138,13 +138,13 @@ class RecordingsDataModule(pl.LightningDataModule):
         self._not_there: dict[str, str] = {}
 
     def prepare(self) -> None:
-        """Recordings are read as they are."""
+        """Do nothing: recordings need no preparation."""
 
     def load(self) -> list[tuple[Recording, Recording]]:
-        """Read every cell's training and test stimuli; cells that fail are put into ``failed``.
+        """Read every cell's training and test stimuli; cells that fail go into ``failed``.
 
         Raises:
-            FileNotFoundError: nothing to read at ``path``.
+            FileNotFoundError: no recording at ``path``.
         """
         files = find_recordings(self.path)
         pairs = []
@@ -195,7 +195,7 @@ class RecordingsDataModule(pl.LightningDataModule):
     def _cut(self, train: Recording, test: Recording) -> _Cell:
         train_s = self.train_s or [[0.0, _TRAIN_SHARE * _duration_s(train)]]
         test_s = self.test_s or [[_TRAIN_SHARE * _duration_s(test), _duration_s(test)]]
-        # As long as every test segment has it before it.
+        # No longer than the time before any test segment.
         warm_up_s = min(self.warm_up_s, min(start for start, _ in test_s))
         test_s = [[start - warm_up_s, stop] for start, stop in test_s]
         trained = self._segments(train, train_s)
@@ -208,7 +208,7 @@ class RecordingsDataModule(pl.LightningDataModule):
         )  # fmt: skip
 
     def _segments(self, recording: Recording, segments_s: Segments) -> Segment:
-        """Currents [T, B] and trains [B][R, T], segment after segment of every stimulus."""
+        """Currents [T, B] and trains [B][R, T] of all segments of each stimulus in turn."""
         currents, trains = [], []
         current, duration_s = recording.current(self.dt_ms), _duration_s(recording)
         for number in range(len(recording.stimuli)):
@@ -216,8 +216,8 @@ class RecordingsDataModule(pl.LightningDataModule):
             for start, stop in segments_s:
                 if stop > duration_s + 1e-9:
                     raise ValueError(
-                        f"{recording.name}: lasts {duration_s:g} s, expected a segment "
-                        f"{start:g}–{stop:g} s within it"
+                        f"{recording.name}: expected a recording that holds the segment "
+                        f"{start:g}–{stop:g} s, got one of {duration_s:g} s"
                     )
                 first = round(start * 1000 / self.dt_ms)
                 last = first + int((stop - start) * 1000 / self.dt_ms + 1e-6)
@@ -226,7 +226,7 @@ class RecordingsDataModule(pl.LightningDataModule):
         return np.stack(currents, 1), trains
 
     def _of_one_shape(self, cells: list[_Cell]) -> list[_Cell]:
-        """Cells of the most common lengths; the others are put into ``failed``."""
+        """Cells of the most common shape; the others go into ``failed``."""
         shapes = [cell.shape for cell in cells]
         if not shapes:
             return cells
@@ -234,8 +234,9 @@ class RecordingsDataModule(pl.LightningDataModule):
         for cell in cells:
             if cell.shape != usual:
                 self.failed[cell.name] = (
-                    f"{cell.name}: training and test parts of (steps, segments) {cell.shape[:2]}, "
-                    f"expected {usual[:2]} as in most cells; train_s and test_s cut all alike"
+                    f"{cell.name}: expected training and test parts of (steps, segments) "
+                    f"{usual[:2]} as in most cells, got {cell.shape[:2]}; train_s and test_s cut "
+                    "all alike"
                 )
         return [cell for cell in cells if cell.shape == usual]
 
@@ -265,7 +266,7 @@ class RecordingsDataModule(pl.LightningDataModule):
 
 
 def find_recordings(path: Path) -> list[Path]:
-    """Find the recordings of a folder, at any depth, or the one that is meant.
+    """Find the recordings in a folder, at any depth; a path of a file gives that file.
 
     Raises:
         FileNotFoundError: there is none.
@@ -275,16 +276,16 @@ def find_recordings(path: Path) -> list[Path]:
     files = sorted(p for s in RECORDING_SUFFIXES for p in path.rglob(f"*{s}"))
     if not files:
         raise FileNotFoundError(
-            f"{path}: no recording, expected a {' or '.join(RECORDING_SUFFIXES)} file or a folder "
-            "of them"
+            f"{path}: expected a recording, a {' or '.join(RECORDING_SUFFIXES)} file or a folder "
+            "of them, got none"
         )
     return files
 
 
 def _cell_names(files: list[Path], folder: Path) -> list[str]:
-    """Stems, or paths below the folder where stems are not unique.
+    """Names of the cells: stems of their files, or paths if stems are not unique.
 
-    AllenSDK names each cell's folder and not its file.
+    AllenSDK names the folder of a cell, not its file.
     """
     names = [f.parent.name if f.name == "ephys.nwb" else f.stem for f in files]
     if len(set(names)) == len(names):

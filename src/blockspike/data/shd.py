@@ -1,4 +1,4 @@
-"""Spiking Heidelberg Digits, or data in its layout, for Lightning."""
+"""Spiking Heidelberg Digits (SHD), or data in its layout, for Lightning."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ class SHDDataModule(EventDataModule):
         raw: folder of the files to prepare it from, one ``*train.h5`` and one ``*test.h5``, each
             possibly ``.gz``, ``.xz`` or ``.zip``; None = ``raw/shd`` beside ``path``, where
             downloads go; "sample" = 660 recordings of HD-Lauscher that come with blockspike.
-        channel_pooling: neighbouring channels summed into one input.
+        channel_pooling: number of neighbouring channels that are summed into one input.
         channel_jitter: largest shift of all channels of a training sample, drawn anew each epoch
             from (seed, epoch, sample); events shifted off the ends are dropped.
         time_stretch: a training sample is up to ``exp(time_stretch)`` times slower or faster; the
-            logarithm of the factor is uniform, drawn likewise.
-        test_shifts: test-time augmentation: shifts of all channels. The scores of these views of a
-            test recording are averaged; pictures show the first.
+            logarithm of the factor is uniform, drawn in the same way.
+        test_shifts: channel shifts for test-time augmentation. The scores of these views of a test
+            recording are averaged; figures show the first.
         validation: how the validation split is held out: "stratified" by class, or whole
             "speaker"s until `validation_fraction` is reached.
-        path, dt_ms, n_steps, **options: see `EventDataModule`; `seed` is also that of the jitter
-            and the stretch, and `download=True` takes the published SHD.
+        path, dt_ms, n_steps, **options: see `EventDataModule`; `seed` also seeds the jitter and the
+            stretch, and `download=True` downloads the published SHD.
 
     Raises:
         ValueError: an argument is out of range.
@@ -108,7 +108,7 @@ class SHDDataModule(EventDataModule):
         if self.validation == "stratified":
             return super()._validation_indices(train)
         if train.speaker is None:
-            raise ValueError(f"{self.path}: has no speakers, expected them for validation=speaker")
+            raise ValueError(f"{self.path}: expected speakers, for validation=speaker, got none")
         return speaker_subset(train.speaker, self.validation_fraction, self.seed)
 
     def _event_map(self, training: bool) -> EventMap:
@@ -128,8 +128,8 @@ class ShiftedViews:
     """Shifts the channels of each view of a batch, then pools neighbouring channels.
 
     Args:
-        pooling: as `SHDDataModule`'s channel_pooling.
-        shifts: of the views, in channels.
+        pooling: channel_pooling of `SHDDataModule`.
+        shifts: shift of each view, in channels.
     """
 
     pooling: int
@@ -178,14 +178,14 @@ def speaker_subset(speaker: np.ndarray, fraction: float, seed: int) -> np.ndarra
         Sorted indices into ``speaker``.
 
     Raises:
-        ValueError: that would leave nobody to train on.
+        ValueError: no speaker would be left for training.
     """
     order = np.random.default_rng(seed).permutation(np.unique(speaker))
     share = np.cumsum([(speaker == s).mean() for s in order])
     chosen = order[: int(np.searchsorted(share, fraction)) + 1]
     if len(chosen) >= len(order):
         raise ValueError(
-            f"validation_fraction: got {fraction}, expected one that leaves a speaker for training "
-            f"of {len(order)}"
+            f"validation_fraction: expected a fraction that leaves one of {len(order)} speakers "
+            f"for training, got {fraction}"
         )
     return np.flatnonzero(np.isin(speaker, chosen))

@@ -1,4 +1,4 @@
-"""Files in SHD's layout: reading and checking them, and converting them to a prepared file.
+"""Files in SHD's layout: reading, checking and converting them to a prepared file.
 
 Cramer, Stradmann, Schemmel and Zenke 2022, "The Heidelberg Spiking Data Sets for the Systematic
 Evaluation of Spiking Neural Networks", IEEE TNNLS 33(7). Spoken digits in English (labels 0 to 9)
@@ -38,8 +38,8 @@ class SHDRecordings:
 
     Events of sample ``i`` are ``time_s[offset[i]:offset[i + 1]]`` (float, seconds, as stored) and
     the same range of ``unit`` (uint16 channel, 0 to 699). ``label`` int64 ``[n]`` 0 to 19;
-    ``speaker`` int64 ``[n]``; ``keys`` are the names of the labels; ``source_file`` those of the
-    audio files, empty where the file has none.
+    ``speaker`` int64 ``[n]``; ``keys`` are the names of the labels; ``source_file`` are the names
+    of the audio files, empty if the file has none.
     """
 
     time_s: np.ndarray
@@ -62,21 +62,21 @@ class SHDRecordings:
 def open_h5(path: Path | str) -> SHDRecordings:
     """Read and check a file in SHD's layout.
 
-    Expected: ``spikes/times`` and ``spikes/units`` (one variable-length array a sample),
+    The layout has ``spikes/times`` and ``spikes/units`` (one variable-length array per sample),
     ``labels``, ``extra/speaker``, ``extra/keys`` and, optionally, ``extra/source_file``.
 
     Args:
-        path: ``.h5``, or that packed as ``.h5.gz``, ``.h5.xz`` or ``.h5.zip``.
+        path: ``.h5``, or packed as ``.h5.gz``, ``.h5.xz`` or ``.h5.zip``.
 
     Raises:
         FileNotFoundError: no such file.
         ValueError: damaged file, missing key, lengths that differ, a label outside 0 to 19, a
             channel outside 0 to 699, or times that are NaN, infinite, negative or out of order;
-            names the file, the sample, what was found and what was expected.
+            names the file, the sample, what was expected and what was found.
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file, expected SHD data ({', '.join(_SUFFIXES)})")
+        raise FileNotFoundError(f"{path}: expected SHD data ({', '.join(_SUFFIXES)}), got no file")
     try:
         limit = ReadLimit(path)
         with open_hdf5(_unpacked(path, limit)) as file:
@@ -95,7 +95,7 @@ def _unpacked(path: Path, limit: ReadLimit) -> Path | io.BytesIO:
         with zipfile.ZipFile(path) as archive:
             members = [member for member in archive.infolist() if member.filename.endswith(".h5")]
             if len(members) != 1:
-                raise ValueError(f"{path}: found {len(members)} .h5 files, expected one")
+                raise ValueError(f"{path}: expected one .h5 file, got {len(members)}")
             return io.BytesIO(read_zip_member(archive, members[0], limit))
     return path
 
@@ -109,8 +109,8 @@ def _read(path: Path, file: h5py.File, reader: DatasetReader) -> SHDRecordings:
     n_times, n_units = (np.array([len(x) for x in ragged]) for ragged in (times, units))
     for i in np.flatnonzero(n_times != n_units)[:1]:
         raise ValueError(
-            f"{path}, sample {i}: found {n_times[i]} times and {n_units[i]} units, expected as "
-            "many of each"
+            f"{path}, sample {i}: expected as many times as units, got {n_times[i]} and "
+            f"{n_units[i]}"
         )
     offset = np.concatenate([[0], np.cumsum(n_times)]).astype(np.int64)
     time_s, unit = _joined(times, np.float16), _joined(units, np.uint16)
@@ -133,17 +133,16 @@ def _column(
 ) -> np.ndarray:
     dataset = file.get(key)
     if not isinstance(dataset, h5py.Dataset) or dataset.ndim != 1:
-        raise ValueError(f"{path}: {key} is missing or not one-dimensional, expected SHD's layout")
+        raise ValueError(f"{path}: {key}: expected a one-dimensional array, got none")
     if length is not None and len(dataset) != length:
-        raise ValueError(f"{path}: found {len(dataset)} {key}, expected one a label, {length}")
+        raise ValueError(f"{path}: {key}: expected one per label, {length}, got {len(dataset)}")
     return reader.read(dataset)
 
 
 def _ragged(path: Path, column: np.ndarray, key: str) -> np.ndarray:
     if column.dtype != object:
         raise ValueError(
-            f"{path}: found spikes/{key} of {column.dtype}, expected a variable-length array a "
-            "sample"
+            f"{path}: spikes/{key}: expected a variable-length array per sample, got {column.dtype}"
         )
     return column
 
@@ -161,7 +160,7 @@ def _check_labels(path: Path, label: np.ndarray) -> None:
     wrong = (label < 0) | (label >= N_CLASSES) if integral else np.ones(len(label), bool)
     for i in np.flatnonzero(wrong)[:1]:
         raise ValueError(
-            f"{path}, sample {i}: found label {label[i]}, expected an integer 0 to {N_CLASSES - 1}"
+            f"{path}, sample {i}: label: expected an integer 0 to {N_CLASSES - 1}, got {label[i]}"
         )
 
 
@@ -170,21 +169,21 @@ def _check_units(path: Path, unit: np.ndarray, offset: np.ndarray) -> None:
     wrong = (unit < 0) | (unit >= N_CHANNELS) if integral else np.ones(len(unit), bool)
     for e in np.flatnonzero(wrong)[:1]:
         raise ValueError(
-            f"{path}, sample {_sample_of(e, offset)}: found unit {unit[e]}, expected an integer "
-            f"0 to {N_CHANNELS - 1}"
+            f"{path}, sample {_sample_of(e, offset)}: unit: expected an integer 0 to "
+            f"{N_CHANNELS - 1}, got {unit[e]}"
         )
 
 
 def _check_times(path: Path, time_s: np.ndarray, offset: np.ndarray) -> None:
     if time_s.dtype.kind != "f":
-        raise ValueError(f"{path}: found times of {time_s.dtype}, expected floats in seconds")
+        raise ValueError(f"{path}: times: expected floats in seconds, got {time_s.dtype}")
     if time_s.dtype == np.float16:
         time_s = time_s.astype(np.float32)  # exact, and float16 compares slowly
     # Comparisons with NaN are false, so this also finds NaN.
     for e in np.flatnonzero(~((time_s >= 0) & (time_s < np.inf)))[:1]:
         raise ValueError(
-            f"{path}, sample {_sample_of(e, offset)}: found time {time_s[e]}, expected finite "
-            "seconds >= 0"
+            f"{path}, sample {_sample_of(e, offset)}: time: expected finite seconds >= 0, "
+            f"got {time_s[e]}"
         )
     falls = np.zeros(len(time_s), bool)
     falls[1:] = time_s[1:] < time_s[:-1]
@@ -192,8 +191,8 @@ def _check_times(path: Path, time_s: np.ndarray, offset: np.ndarray) -> None:
     falls[starts[starts < len(falls)]] = False
     for e in np.flatnonzero(falls)[:1]:
         raise ValueError(
-            f"{path}, sample {_sample_of(e, offset)}: found time {time_s[e]} after "
-            f"{time_s[e - 1]}, expected times in order"
+            f"{path}, sample {_sample_of(e, offset)}: time: expected times in order, "
+            f"got {time_s[e]} after {time_s[e - 1]}"
         )
 
 
@@ -205,12 +204,12 @@ def prepare_shd(train_h5: Path | str, test_h5: Path | str, out: Path | str, name
     """Convert two files in SHD's layout to a prepared file (`blockspike.data.event_file`).
 
     Args:
-        train_h5, test_h5: as `open_h5` takes them.
+        train_h5, test_h5: files that `open_h5` reads.
         out: the file to write; it appears only when complete.
-        name: what the data are. "SHD" is the published download and nothing else.
+        name: name of the data; "SHD" for the published download and nothing else.
 
     Raises:
-        FileNotFoundError, ValueError: as `open_h5`.
+        FileNotFoundError, ValueError: as in `open_h5`.
     """
     recordings = [open_h5(path) for path in (train_h5, test_h5)]
     train, test = (_content(part, f"Preparing {name}") for part in recordings)
@@ -250,17 +249,19 @@ def find_h5(raw: Path) -> tuple[Path, Path]:
 
     Raises:
         FileNotFoundError: no such folder or file.
-        ValueError: several files fit.
+        ValueError: several files match.
     """
     found = []
     for part in ("train", "test"):
         files = [p for s in _SUFFIXES for p in sorted(raw.glob(f"*{part}{s}"))]
         if not files:
             raise FileNotFoundError(
-                f"{raw}: no *{part}.h5, expected it or a .gz, .xz or .zip of it"
+                f"{raw}: expected *{part}.h5, or a .gz, .xz or .zip of it, got none"
             )
         if len(files) > 1:
-            raise ValueError(f"{raw}: found {', '.join(p.name for p in files)}, expected one")
+            raise ValueError(
+                f"{raw}: expected one *{part}.h5, got {', '.join(p.name for p in files)}"
+            )
         found.append(files[0])
     return found[0], found[1]
 
@@ -268,9 +269,9 @@ def find_h5(raw: Path) -> tuple[Path, Path]:
 def describe(train_h5: Path, test_h5: Path) -> str:
     """Name the data set that two files hold.
 
-    "SHD" needs the checksums of the published archives, which tonic knows. Other files are called
-    what their root attribute ``name`` says, or the start of ``note`` up to a colon; without either
-    they are "SHD-layout data".
+    "SHD" needs the checksums of the published archives, which tonic knows. Other files are named by
+    their root attribute ``name``, or by the start of ``note`` up to a colon; without either they
+    are "SHD-layout data".
     """
     if train_h5.suffix == test_h5.suffix == ".zip" and _are_published(train_h5, test_h5):
         return "SHD"

@@ -1,4 +1,4 @@
-"""Current-clamp sweeps, whatever file they lie in: which are read, and checks of their values."""
+"""Current-clamp sweeps of files of any format: how they are chosen and checked."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ _MV_PER_V = 1e3
 class Sweep:
     """One current-clamp sweep.
 
-    ``current_pa`` and ``voltage_mv`` float64 ``[T]``, the latter None where the file has none;
-    ``spike_times_s`` float64 ``[n]`` as stored, seconds from the start, None where not stored.
-    ``stimulus`` is "" where the file names none; ``is_shared_name`` says that sweeps with the same
-    stimulus have the same name, which names of NWB 2 series have not.
+    ``current_pa`` and ``voltage_mv`` float64 ``[T]``, the latter None if the file has none;
+    ``spike_times_s`` float64 ``[n]`` as stored, seconds from the start, None if not stored.
+    ``stimulus`` is "" if the file names none; ``is_shared_name`` is True if sweeps with the same
+    stimulus share its name, which is not so for the names of NWB 2 series.
     """
 
     number: int
@@ -59,10 +59,10 @@ def choose(
     stimuli: Sequence[str] | None,
     sweeps: Sequence[int] | None,
 ) -> list[AnyStored]:
-    """Return those asked for, by name or number (None = all), in the order of their numbers.
+    """Choose sweeps by name or number (None = all), and sort them by number.
 
     Raises:
-        ValueError: one is not there, or is a voltage-clamp sweep; or nothing is left.
+        ValueError: a sweep is missing or in voltage clamp, or none is left.
     """
     found = sorted(stored, key=lambda sweep: sweep.number)
     if sweeps is not None:
@@ -70,12 +70,12 @@ def choose(
     if stimuli is not None:
         found = _with_names(path, found, stimuli)
     if not found:
-        raise ValueError(f"{path}: found no sweep to read, expected a current-clamp sweep")
+        raise ValueError(f"{path}: expected a current-clamp sweep, got none")
     voltage_clamp = [sweep.number for sweep in found if sweep.is_voltage_clamp()]
     if voltage_clamp and (sweeps is not None or len(voltage_clamp) == len(found)):
         raise ValueError(
-            f"{path}, sweep {voltage_clamp[0]}: found a voltage-clamp sweep (its stimulus is in "
-            "volts), expected current clamp"
+            f"{path}, sweep {voltage_clamp[0]}: expected current clamp, got voltage clamp (its "
+            "stimulus is in volts)"
         )
     return [sweep for sweep in found if sweep.number not in voltage_clamp]
 
@@ -84,7 +84,7 @@ def _with_numbers(path: Path, stored: list[AnyStored], sweeps: Sequence[int]) ->
     there = [sweep.number for sweep in stored]
     for number in sweeps:
         if number not in there:
-            raise ValueError(f"{path}: has no sweep {number}, expected one of {there}")
+            raise ValueError(f"{path}: expected a sweep of {there}, got {number}")
     return [sweep for sweep in stored if sweep.number in set(sweeps)]
 
 
@@ -94,7 +94,7 @@ def _with_names(path: Path, stored: list[AnyStored], names: Sequence[str]) -> li
 
 
 def indices_of(path: Path, there: Sequence[str], names: Sequence[str] | str) -> list[int]:
-    """Return the places in ``there`` of stimulus names, upper or lower case.
+    """Find stimulus names, upper or lower case, in ``there`` and return their indices.
 
     Raises:
         ValueError: a name is not there; lists those that are.
@@ -105,7 +105,7 @@ def indices_of(path: Path, there: Sequence[str], names: Sequence[str] | str) -> 
     for name, key in zip(names, wanted, strict=True):
         if key not in folded:
             listed = ", ".join(dict.fromkeys(repr(x) for x in there if x)) or "unnamed ones only"
-            raise ValueError(f"{path}: has no stimulus {name!r}, found {listed}")
+            raise ValueError(f"{path}: expected a stimulus of {listed}, got {name!r}")
     return [i for i, key in enumerate(folded) if key in wanted]
 
 
@@ -117,17 +117,19 @@ def check_current(where: str, current: np.ndarray) -> None:
     """
     if current.ndim != 1 or current.dtype.kind not in "fiu":
         raise ValueError(
-            f"{where}: found a current of shape {current.shape} and {current.dtype}, expected one "
-            "number a sample"
+            f"{where}: current: expected one number per sample, got shape {current.shape} and "
+            f"{current.dtype}"
         )
     if not len(current):
-        raise ValueError(f"{where}: found a current of length 0, expected samples")
+        raise ValueError(f"{where}: current: expected samples, got length 0")
     for i in np.flatnonzero(~np.isfinite(current))[:1]:
-        raise ValueError(f"{where}: found current {current[i]} in sample {i}, expected finite ones")
+        raise ValueError(
+            f"{where}: current: expected finite values, got {current[i]} at sample {i}"
+        )
 
 
 def peak_of(values: np.ndarray) -> float:
-    """Return the largest finite magnitude, 0 if there is none."""
+    """Return the largest finite magnitude, or 0."""
     magnitude = np.abs(values[np.isfinite(values)])
     return float(magnitude.max()) if magnitude.size else 0.0
 
@@ -140,12 +142,13 @@ def converted_to(
     offset: float = 0.0,
     may_be_si: bool = False,
 ) -> np.ndarray:
-    """Return a current in pA or a voltage in mV, float64, of stored values × conversion + offset.
+    """Convert stored values, × conversion + offset, to a current in pA or voltage in mV, float64.
 
-    With `may_be_si` values that are right in SI units without the conversion are taken so.
+    With `may_be_si`, values that are plausible in SI units without the conversion are taken as
+    such.
 
     Raises:
-        ValueError: the peak is none that a neuron has; the message starts with `where`.
+        ValueError: the peak is implausible; the message starts with `where`.
     """
     per_si, unit, (low, high) = {
         "current": (_PA_PER_A, "pA", CURRENT_RANGE_PA),
@@ -158,7 +161,7 @@ def converted_to(
     if may_be_si and low * (1 - 1e-6) <= peak_of(raw * per_si) <= high:
         return raw.astype(np.float64) * per_si
     raise ValueError(
-        f"{where}: found a peak {quantity} of {peak:.3g} {unit}, expected {low:g} to {high:g} "
+        f"{where}: expected a peak {quantity} of {low:g} to {high:g} {unit}, got {peak:.3g} "
         f"{unit}; the conversion factor {conversion:g} looks wrong"
     )
 
@@ -167,22 +170,22 @@ def dt_ms_of(where: str, rate: Any) -> float:
     """Return the length of a step in ms for a sampling rate in Hz.
 
     Raises:
-        ValueError: it is missing or none that a recording has; the message starts with `where`.
+        ValueError: the rate is missing or implausible; the message starts with `where`.
     """
     if rate is None:
-        raise ValueError(f"{where}: the sampling rate is missing, expected it in Hz")
+        raise ValueError(f"{where}: expected a sampling rate in Hz, got none")
     rate = np.asarray(rate).reshape(-1)
     low, high = 1e3 / DT_RANGE_MS[1], 1e3 / DT_RANGE_MS[0]
     if rate.size != 1 or rate.dtype.kind not in "fiu" or not low <= rate[0] <= high:
         found = rate[0] if rate.size == 1 else f"{rate.size} values"
         raise ValueError(
-            f"{where}: found a sampling rate of {found} Hz, expected > 0, {low:g} to {high:g} Hz"
+            f"{where}: expected a sampling rate of {low:g} to {high:g} Hz, got {found} Hz"
         )
     return 1e3 / float(rate[0])
 
 
 def text_of(value: Any) -> str:
-    """Return the text of an attribute or dataset, whichever of h5py's types it came as; else ""."""
+    """Return the text of an attribute or dataset, whatever its h5py type; "" if it is no text."""
     if isinstance(value, np.ndarray) and value.size:
         value = value.reshape(-1)[0]
     if isinstance(value, bytes):

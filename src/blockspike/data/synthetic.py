@@ -1,4 +1,4 @@
-"""Synthetic spikes of the speed experiment (Taylor, King and Harper 2023, section 4.1)."""
+"""Synthetic spikes of the speed experiment (docs/paper.md, Experiments)."""
 
 from __future__ import annotations
 
@@ -19,7 +19,9 @@ def poisson_events(
     ``min(Poisson(r / n_steps), 1)`` spikes: one with probability 1 - exp(-r / n_steps).
 
     Args:
+        n_steps, batch_size, n_units: shape of the batch.
         generator: a CPU generator; equal states give equal spikes.
+        max_rate: largest rate, in spikes per unit over the run.
 
     Returns:
         A batch ``(n_steps, batch_size, n_units)`` on the CPU; ``.dense()`` gives ``[T, B, K]``.
@@ -29,9 +31,9 @@ def poisson_events(
     """
     shape = (n_steps, batch_size, n_units)
     if min(shape) < 1:
-        raise ValueError(f"n_steps, batch_size, n_units: got {shape}, expected >= 1")
+        raise ValueError(f"n_steps, batch_size, n_units: expected >= 1, got {shape}")
     if not max_rate >= 0:
-        raise ValueError(f"max_rate: got {max_rate}, expected >= 0 spikes per run")
+        raise ValueError(f"max_rate: expected >= 0 spikes per run, got {max_rate}")
     rate = max_rate * torch.rand(batch_size, 1, generator=generator)
     chance = -torch.expm1(-rate / n_steps)  # [B, 1]
     row_ptr = torch.zeros(n_steps * batch_size + 1, dtype=torch.int64)

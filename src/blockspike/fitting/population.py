@@ -199,7 +199,7 @@ Range = tuple[float, float]
 
 
 class PhysicalPopulation(NeuronPopulation):
-    """Neurons fitted by rest and the logarithms of τ_m, τ_a, b, gain and noise, whatever the dt.
+    """Neurons fitted by rest and the logarithms of τ_m, τ_a, b, gain and noise, at any dt.
 
     Each start draws rest and each logarithm uniformly from its range.
 

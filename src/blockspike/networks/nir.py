@@ -30,7 +30,7 @@ DROPPABLE = (
     "synaptic delays",
     "input scaling",
 )
-"""Properties of a network that `lose` may name."""
+"""Properties of a network that `allow_dropping` may name."""
 BETA_BOUNDS = (0.001, 0.999)
 """Range of β in the layers that `from_nir` makes."""
 NEVER = float(np.finfo(np.float32).max)
@@ -100,7 +100,7 @@ _NEXT = {
 def to_nir(
     network: SpikingClassifier,
     dt_ms: float,
-    lose: Collection[str] = (),
+    allow_dropping: Collection[str] = (),
     *,
     dialect: str | Dialect = "nir",
     readout: Readout | None = None,
@@ -116,7 +116,7 @@ def to_nir(
     Args:
         network: a network of `ALIFLayer`s and a `LeakyReadout`.
         dt_ms: length in ms of the step that the network was made for.
-        lose: properties in `DROPPABLE` to leave out, since NIR cannot represent them.
+        allow_dropping: properties in `DROPPABLE` to leave out, since NIR cannot represent them.
         dialect: simulator that the graph is for, a name in `DIALECTS` or a `Dialect`.
         readout: replaces the dialect's `readout`, see `Dialect`.
 
@@ -124,7 +124,7 @@ def to_nir(
         The graph.
 
     Raises:
-        ValueError: a bad argument, or a property would be lost that `lose` does not name.
+        ValueError: a bad argument, or a property would be lost without being named.
         ModuleNotFoundError: nir is not installed.
 
     Examples:
@@ -139,7 +139,7 @@ def to_nir(
     form = _dialect(dialect, dt_ms)
     if readout is not None:
         form = replace(form, readout=readout)
-    _check_network(network, lose, form)
+    _check_network(network, allow_dropping, form)
     layers: list[tuple[str, Any]] = [*_named_layers(network), ("readout", network.readout)]
     if form.readout == "none":
         del layers[-1]
@@ -260,25 +260,27 @@ def _dialect(dialect: str | Dialect, dt_ms: float) -> Dialect:
     return form if form.step_ms is not None else replace(form, step_ms=dt_ms)
 
 
-def _check_network(network: SpikingClassifier, lose: Collection[str], form: Dialect) -> None:
+def _check_network(
+    network: SpikingClassifier, allow_dropping: Collection[str], form: Dialect
+) -> None:
     known = ", ".join(DROPPABLE)
-    if not set(lose) <= set(DROPPABLE):
-        raise ValueError(f"lose: expected a collection of names out of {known}, got {lose!r}")
+    if not set(allow_dropping) <= set(DROPPABLE):
+        raise ValueError(f"allow_dropping: expected names out of {known}, got {allow_dropping!r}")
     if not isinstance(network, SpikingClassifier):
         raise ValueError(f"network: expected a SpikingClassifier, got {type(network).__name__}")
     problems = []
-    if network.input_events is not None and "input scaling" not in lose:
+    if network.input_events is not None and "input scaling" not in allow_dropping:
         problems.append("network: expected what NIR supports, got input scaling")
     for name, layer in _named_layers(network):
         if type(layer) is not ALIFLayer:
             problems.append(f"{name}: expected an ALIFLayer, got {type(layer).__name__}")
-        elif lost := [x for x in _lost(layer) if x not in lose]:
+        elif lost := [x for x in _lost(layer) if x not in allow_dropping]:
             problems.append(f"{name}: expected what NIR supports, got {', '.join(lost)}")
     if form.readout != "none" and type(network.readout) is not LeakyReadout:
         kind = type(network.readout).__name__
         problems.append(f"readout: expected a LeakyReadout, got {kind}")
     if problems:
-        raise ValueError("; ".join(problems) + f" (`lose` may name {known})")
+        raise ValueError("; ".join(problems) + f" (`allow_dropping` may name {known})")
 
 
 def _named_layers(network: SpikingClassifier) -> list[tuple[str, Any]]:

@@ -312,7 +312,7 @@ def sweep_is_done() -> bool:
     if RecordSweep.planned is None:
         return True
     if not RecordSweep.planned:
-        print("blockspike: the runs of this sweep are not known", file=sys.stderr)
+        print("blockspike: the runs of this sweep are unknown", file=sys.stderr)
         return False
     states = run_states(RecordSweep.output_dir, RecordSweep.planned)
     print(sweep_summary(states))

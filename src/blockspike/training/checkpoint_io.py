@@ -77,7 +77,7 @@ def load_plain(path: Path) -> Any:
         with safe_open(path, framework="pt") as file:  # pyright: ignore[reportPrivateImportUsage]
             metadata = file.metadata() or {}
             if metadata.get("format") != _FORMAT:
-                raise ValueError(f"{path}: expected a checkpoint of format {_FORMAT}")
+                raise ValueError(f"{path}: expected a checkpoint of format {_FORMAT}, got another")
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
         if _digest(metadata["structure"], tensors) != metadata["sha256"]:
             raise ValueError(f"{path}: damaged checkpoint, its checksum does not match")

@@ -173,7 +173,7 @@ def _run_together(
 def _global_batch_size_and_weight(
     labels: Tensor, failed: NotFiniteError | None
 ) -> tuple[int, float]:
-    """Count the samples in all processes and weigh this one; raises in all if one failed."""
+    """Number of samples in all processes and this one's weight; raises in all if one failed."""
     if not (dist.is_available() and dist.is_initialized()):
         if failed is not None:
             raise failed

@@ -91,7 +91,7 @@ class MetricsFile(Checkpoint):
 
     @rank_zero_only
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Continue from the checkpoint's rows, whatever has become of the file."""
+        """Continue from the checkpoint's rows, whatever the file holds."""
         for values in state_dict["rows"].tolist():
             row = dict(zip(state_dict["columns"], values, strict=True))
             if not math.isnan(row.get("epoch", math.nan)):
