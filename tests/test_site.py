@@ -62,6 +62,13 @@ def test_every_link_and_anchor_leads_somewhere(texts, generated):
     assert n_links > 100
 
 
+def test_links_lead_to_pages_of_the_site():
+    text = "[a](../SECURITY.md#safe) [b](../notebooks/fit.ipynb) [c](paper.md) [d](../LICENSE) x[e](f)"
+    assert site_pages.with_site_links(text, ROOT / "docs" / "index.md", "howto/x.md") == (
+        "[a](../development/security.md#safe) [b](../tutorials/fit.md) [c](../paper.md) d x[e](f)"
+    )
+
+
 def test_a_dead_link_anchor_and_foreign_script_are_found(tmp_path):
     (tmp_path / "a.html").write_text(
         '<h1 id="top">a</h1><a href="b.html">b</a><a href="#no">no</a><a href="#top">top</a>'
