@@ -13,11 +13,15 @@ from pathlib import Path
 import pytest
 import torch
 from hydra.core.global_hydra import GlobalHydra
+from hypothesis import settings
 
 from blockspike.cli import main
 from blockspike.data.nmnist import prepare_nmnist
 from blockspike.data.shd_file import describe, find_h5, prepare_shd
 from blockspike.files import SAMPLES
+
+settings.register_profile("blockspike", deadline=None)  # an example may compile kernels
+settings.load_profile("blockspike")
 
 NMNIST_SAMPLE = SAMPLES / "nmnist" / "nmnist_1080.tar.xz"
 HD_LAUSCHER_SAMPLE = SAMPLES / "hd_lauscher"

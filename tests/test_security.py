@@ -131,20 +131,20 @@ def test_a_recording_is_not_unpickled(tmp_path, marker):
 # `_target_`
 
 BAD_TARGETS = {
-    "os.system": "not allowed",
-    "builtins.eval": "not allowed",
-    "torch.load": "not allowed",
-    "torch.hub.load": "not allowed",
-    "torch.optimist.Adam": "not allowed",
-    "hydra.utils.get_method": "not allowed",
+    "os.system": "expected .*, got",
+    "builtins.eval": "expected .*, got",
+    "torch.load": "expected .*, got",
+    "torch.hub.load": "expected .*, got",
+    "torch.optimist.Adam": "expected .*, got",
+    "hydra.utils.get_method": "expected .*, got",
     "blockspike.cli.os.system": "cannot import",
-    "blockspike.cli.import_module": "not allowed",
-    "blockspike.cli.main": "not allowed",
-    "blockspike.runs.run.write_text": "not allowed",
-    "blockspike.runs.run.Run": "not allowed",
+    "blockspike.cli.import_module": "expected .*, got",
+    "blockspike.cli.main": "expected .*, got",
+    "blockspike.runs.run.write_text": "expected .*, got",
+    "blockspike.runs.run.Run": "expected .*, got",
     "blockspike.data.shd.SHDDataModule.load_from_checkpoint": "cannot import",
-    "blockspike.commands.trainer.PlainCheckpointIO": "not allowed",
-    "pytorch_lightning.loggers.WandbLogger": "not allowed",
+    "blockspike.commands.trainer.PlainCheckpointIO": "expected .*, got",
+    "pytorch_lightning.loggers.WandbLogger": "expected .*, got",
     "pytorch_lightning.Trainer.from_argparse_args": "cannot import",
     "torch.optim.optimizer.torch.load": "cannot import",
     "torch.optim.Nothing": "cannot import",
@@ -168,7 +168,7 @@ def test_all_names_are_checked_before_the_first_import(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setenv("BLOCKSPIKE_ALLOW", "trusted")
     node = {"_target_": "trusted.X", "argument": {"_target_": "os.system"}}
-    with pytest.raises(ValueError, match=r"argument\._target_: os\.system"):
+    with pytest.raises(ValueError, match=r"argument\._target_: .* got os\.system"):
         checked_targets(node, "data")
     assert not (tmp_path / "imported").exists()
 

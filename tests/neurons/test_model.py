@@ -43,7 +43,7 @@ BETA = {"beta": torch.full((9,), 0.9)}
 def test_a_literal_in_a_step_is_named():
     loop = simulate(MODELS[step_with_a_literal], CURRENT, BETA, method="standard")
     assert loop.spikes.sum() > 0
-    message = "^step_with_a_literal: expected a return .*float32.*, got .*float64.*`constants`$"
+    message = "^step_with_a_literal: expected it to return .*float32.*, got .*float64.*`constants`$"
     with pytest.raises(ValueError, match=message):
         simulate(MODELS[step_with_a_literal], CURRENT, BETA)
 

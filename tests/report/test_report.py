@@ -334,7 +334,7 @@ def test_an_empty_page_says_how_to_fill_it(blockspike, tmp_path):
     ("arguments", "words"),
     [
         ("run=nothing", ("nothing", "no run here")),
-        ("table=nothing.csv", ("nothing.csv", "no table")),
+        ("table=nothing.csv", ("nothing.csv", "expected a table")),
         ("tabel=x", ("tabel",)),
     ],
 )

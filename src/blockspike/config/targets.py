@@ -92,9 +92,9 @@ def _definition(target: str, key: str) -> str:
         or target in _OTHERS
         or (inspect.isclass(found) and issubclass(found, kinds))
     ):
-        expected = ", ".join(kind.__name__ for kind in kinds) or f"code of {', '.join(_CLASSES)}"
+        expected = " or ".join(kind.__name__ for kind in kinds) or f"code of {', '.join(_CLASSES)}"
         raise ValueError(
-            f"{key}: expected a {expected}, got {target}; a package named by {_ALLOW} must define "
+            f"{key}: expected {expected}, got {target}; a package named by {_ALLOW} must define "
             "the target itself"
         )
     return f"{home}.{found.__name__}"

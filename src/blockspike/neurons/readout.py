@@ -40,7 +40,7 @@ def leaky_integrate(current: Tensor, beta: Tensor) -> Tensor:
         )
     if current.dtype not in (torch.float32, torch.float64) or beta.dtype != current.dtype:
         raise ValueError(
-            "current, beta: expected one dtype, float32 or float64, for both, "
+            "current, beta: expected one dtype, float32 or float64, "
             f"got {current.dtype} and {beta.dtype}"
         )
     return _LeakyIntegrate.apply(current, beta, False)  # pyright: ignore[reportReturnType]

@@ -98,7 +98,9 @@ class ClassificationModule(pl.LightningModule):
             values, on_step=False, on_epoch=True, batch_size=batch_size, add_dataloader_idx=False,
             sync_dist=True,
         )  # fmt: skip
-        return weight * self.training_loss(scores, labels) if stage == "train" else loss
+        if stage == "train" and self.label_smoothing:
+            return weight * self.training_loss(scores, labels)
+        return loss
 
     def training_loss(self, scores: Tensor, labels: Tensor) -> Tensor:
         """Cross-entropy with label smoothing, for scores [B, n_classes] and labels [B]."""

@@ -73,18 +73,19 @@ def _first_fault(spec: SimulationSpec, dtype: torch.dtype) -> str | None:
         )
         if not alike:
             hint = "; take numbers from `constants`" if len(found) == 3 else ""
-            return f"{name}: expected a return value {expected}, got {got}{hint}"
+            return f"{name}: expected it to return {expected}, got {got}{hint}"
     return None
 
 
 def _cause(error: Exception) -> str:
     """First informative line of a Numba message, with its place in the source."""
-    lines = [line.strip() for line in str(error).splitlines()]
+    text = re.sub(r"\x1b\[[\d;]*m", "", str(error))  # Numba adds colours if colorama is installed
+    lines = [line.strip() for line in text.splitlines()]
     lines = [line for line in lines if line and not line.startswith("Failed in nopython")]
     cause = lines[0] if lines else type(error).__name__
     if cause.endswith("signature:") and len(lines) > 1:
         cause = f"{cause} {lines[1].removeprefix('>>> ')}"
     cause = re.sub(r"Module\(<module '([\w.]+)'.*?>\)", r"module \1", cause)
     cause = re.sub(r"^\('(.*)', '(.*)'\)$", r"\1\2", cause)  # an exception with two arguments
-    place = re.search(r'File "(?:[^"]*/)?([^"/]+)", line (\d+)', str(error))
+    place = re.search(r'File "(?:[^"]*/)?([^"/]+)", line (\d+)', text)
     return cause if place is None else f"{cause} ({place[1]}, line {place[2]})"
