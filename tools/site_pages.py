@@ -79,6 +79,19 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
     return with_site_links(markdown, source, uri) if source.is_file() else markdown
 
 
+def on_page_content(html: str, page: Any, config: Any, files: Any) -> str:
+    """Link sections of the paper's page that docstrings name."""
+    if not page.file.src_uri.startswith("reference/"):
+        return html
+    paper = (ROOT / "docs" / "paper.md").read_text()
+    for section in re.findall(r"^## (.+)$", paper, re.MULTILINE):
+        anchor = section.lower().replace(" ", "-")
+        named = r"docs/paper\.md,\s+" + section.replace(" ", r"\s+")
+        link = f'<a href="../paper.html#{anchor}">the paper, {section}</a>'
+        html = re.sub(named, link, html)
+    return html
+
+
 def generated() -> dict[str, str | bytes]:
     """Every generated page and picture, by its place below docs/."""
     pages: dict[str, str | bytes] = {}
