@@ -62,6 +62,25 @@ def test_every_link_and_anchor_leads_somewhere(texts, generated):
     assert n_links > 100
 
 
+def test_pages_and_sections_that_the_source_names_exist(texts):
+    named = []
+    for path in [*(ROOT / "src").rglob("*.py"), *(ROOT / "conf").rglob("*.yaml")]:
+        plain = re.sub(r"\s+#?\s*", " ", path.read_text())
+        named += re.findall(r"(docs/[\w/]+\.md)(?:, ([A-Z]\w+(?: [a-z]+)?))?", plain)
+    assert len(named) > 20
+    for page, section in named:
+        assert Path(page) in texts, page
+        assert not section or slug(section) in anchors(texts[Path(page)]), f"{page}, {section}"
+
+
+def test_links_lead_to_pages_of_the_site():
+    links = "[a](../SECURITY.md#safe) [b](../notebooks/fit.ipynb) [c](paper.md) [d](../LICENSE) "
+    found = site_pages.with_site_links(f"{links} e[f](g)", ROOT / "docs" / "index.md", "howto/x.md")
+    assert found == (
+        "[a](../development/security.md#safe) [b](../tutorials/fit.md) [c](../paper.md) d  e[f](g)"
+    )
+
+
 def test_a_dead_link_anchor_and_foreign_script_are_found(tmp_path):
     (tmp_path / "a.html").write_text(
         '<h1 id="top">a</h1><a href="b.html">b</a><a href="#no">no</a><a href="#top">top</a>'

@@ -9,6 +9,7 @@ import ast
 import base64
 import dataclasses
 import json
+import os
 import re
 import subprocess
 import sys
@@ -49,6 +50,9 @@ GROUPS = {
     "sweep": "Where the runs of a sweep go.",
     "debug": "Short runs that look for faults.",
 }
+_PLACES = {ROOT / source: f"development/{name}.md" for name, source in OF_ROOT.items()} | {
+    path: f"tutorials/{path.stem}.md" for path in (ROOT / "notebooks").glob("*.ipynb")
+}
 _ALONE = ("index.md", "install.md", "paper.md")  # pages whose section has no other
 _LONGEST_OUTPUT = 40  # lines of a notebook's cell
 
@@ -65,12 +69,27 @@ def on_files(files: Any, config: Any) -> Any:
 
 
 def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
-    """Hide the navigation of a section with one page; search ranks diaries last."""
-    if page.file.src_uri in _ALONE:
+    """Let links lead to pages of the site; hide a navigation of one page; rank diaries last."""
+    uri = page.file.src_uri
+    if uri in _ALONE:
         page.meta["hide"] = ["navigation"]
-    if page.file.src_uri.startswith(("notes/", "development/changelog")):
+    if uri.startswith(("notes/", "development/changelog")):
         page.meta["search"] = {"boost": 0.2}
-    return markdown
+    source = ROOT / "docs" / uri
+    return with_site_links(markdown, source, uri) if source.is_file() else markdown
+
+
+def on_page_content(html: str, page: Any, config: Any, files: Any) -> str:
+    """Link sections of the paper's page that docstrings name."""
+    if not page.file.src_uri.startswith("reference/"):
+        return html
+    paper = (ROOT / "docs" / "paper.md").read_text()
+    for section in re.findall(r"^## (.+)$", paper, re.MULTILINE):
+        anchor = section.lower().replace(" ", "-")
+        named = r"docs/paper\.md,\s+" + section.replace(" ", r"\s+")
+        link = f'<a href="../paper.html#{anchor}">the paper, {section}</a>'
+        html = re.sub(named, link, html)
+    return html
 
 
 def generated() -> dict[str, str | bytes]:
@@ -79,8 +98,8 @@ def generated() -> dict[str, str | bytes]:
     for notebook in sorted((ROOT / "notebooks").glob("*.ipynb")):
         pages |= tutorial(notebook)
     for name, source in OF_ROOT.items():
-        text = (ROOT / source).read_text()
-        pages[f"development/{name}.md"] = with_links_from(text, "development")
+        uri = f"development/{name}.md"
+        pages[uri] = with_site_links((ROOT / source).read_text(), ROOT / source, uri)
     for package, names in public_names().items():
         pages[f"reference/{package}.md"] = reference(package, names)
     index = ROOT / "docs" / "reference" / "index.md"
@@ -90,26 +109,27 @@ def generated() -> dict[str, str | bytes]:
     return pages
 
 
-def with_links_from(text: str, folder: str) -> str:
-    """A page of the root with links into docs/ as a page in docs/`folder` has them.
+def with_site_links(text: str, source: Path, uri: str) -> str:
+    """A file's text with links that lead to pages of the site, as its page `uri` has them.
 
-    Links to other files of the repository, which the site does not have, become their names.
+    A link to a notebook or a page of the root leads to its place in the site. A link to a file that
+    the site does not have becomes its title. Others, and text that only looks like one, stay.
     """
 
     def change(link: re.Match) -> str:
         title, target = link.groups()
-        if target.startswith(("http", "#")):
+        path, mark, anchor = target.partition("#")
+        file = (source.parent / path).resolve()
+        if not path or not file.is_file():
             return link[0]
-        if target.endswith(".ipynb"):
-            return f"[{title}]({Path(target).stem}.md)"
-        if target.startswith("docs/"):
-            return f"[{title}]({'../' * len(Path(folder).parts)}{target.removeprefix('docs/')})"
-        for name, source in OF_ROOT.items():
-            if target.split("#")[0] == source:
-                return f"[{title}]({target.replace(source, f'{name}.md')})"
-        return title
+        place = _PLACES.get(file)
+        if place is None and file.is_relative_to(ROOT / "docs"):
+            place = file.relative_to(ROOT / "docs").as_posix()
+        if place is None:
+            return title
+        return f"[{title}]({os.path.relpath(place, Path(uri).parent)}{mark}{anchor})"
 
-    return re.sub(r"\[([^\]]+)\]\(([^)]+)\)", change, text)
+    return re.sub(r"(?<!!)\[([^\]]+)\]\(([^)\s]+)\)", change, text)
 
 
 # Tutorials
@@ -121,7 +141,7 @@ def tutorial(path: Path) -> dict[str, str | bytes]:
     for number, cell in enumerate(json.loads(path.read_text())["cells"]):
         source = "".join(cell["source"])
         if cell["cell_type"] == "markdown":
-            parts.append(with_links_from(source.replace("](../", "]("), "tutorials"))
+            parts.append(with_site_links(source, path, f"tutorials/{path.stem}.md"))
             continue
         parts.append(f"```python\n{source}\n```")
         text = ""

@@ -24,7 +24,8 @@ class FittedNeuron:
 
     Attributes:
         name: the recorded cell.
-        tau_membrane_ms, tau_adaptation_ms: time constants.
+        tau_membrane_ms: time constant of the membrane.
+        tau_adaptation_ms: time constant of the adaptation.
         b: increase of the threshold per spike.
         gain_per_pa: thresholds per pA.
         rest: resting potential.
