@@ -42,6 +42,7 @@ def test_every_method_has_the_spikes_of_standard(name):
     assert torch.equal(results(name, 5)[0], results("standard", 5)[0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["layer", "recording"])
 def test_inputs_give_spikes_in_a_few_percent_of_the_steps(name):
     inputs, gradient = dynamics.make_inputs(SIZES[name])

@@ -2,9 +2,12 @@
 
 import json
 
+import pytest
+
 from blockspike.benchmark import fitting
 
 
+@pytest.mark.slow
 def test_both_methods_are_timed_on_the_same_data():
     batch = fitting.make_batch(2, 300)
     assert batch.current.shape == (300, 3, 2) and batch.window == (0, 300, 300)
@@ -22,6 +25,7 @@ def test_claims_are_judged():
     assert good[0].measured == 2.0
 
 
+@pytest.mark.slow
 def test_only_the_size_of_the_paper_is_judged(tmp_path):
     path = tmp_path / "claims.jsonl"
     arguments = ["--cells", "2", "--steps", "200", "--epochs", "2", "--rounds", "2"]

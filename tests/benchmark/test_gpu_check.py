@@ -78,6 +78,7 @@ def test_every_method_is_timed_at_every_size(monkeypatch, capsys):
         assert re.search(rf"{method} .* {slower} │\n", printed)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recurrent", [True, False])
 def test_rows_have_times_and_ratios(monkeypatch, recurrent):
     calls = []
@@ -99,6 +100,7 @@ def test_rows_have_times_and_ratios(monkeypatch, recurrent):
     assert rows[2]["total_by_fused"] == 1
 
 
+@pytest.mark.slow
 def test_a_report_without_fused_has_no_ratio(capsys):
     report(Console(), measure(SIZE, False, CPU, 2, ["standard"]), CPU)
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["device"] == "cpu"

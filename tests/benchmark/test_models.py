@@ -11,6 +11,7 @@ from blockspike.benchmark import models
 SHAPE = (60, 2, 9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recurrent", [False, True])
 @pytest.mark.parametrize("name", models.MODELS)
 def test_inputs_give_spikes_in_a_few_percent_of_the_steps(name, recurrent):

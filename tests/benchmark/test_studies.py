@@ -181,6 +181,7 @@ def small_roofline(monkeypatch):
     monkeypatch.setattr(roofline, "_COPY", [])
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("small_roofline")
 def test_roofline():
     rows = next(pieces("roofline", SMALL)).measure()

@@ -41,6 +41,7 @@ def test_a_killed_benchmark_resumes_its_table(blockspike, tmp_path):
     assert file.read_text().splitlines() == again
 
 
+@pytest.mark.slow
 def test_a_library_installed_later_is_measured(blockspike, tmp_path, monkeypatch):
     from dataclasses import replace
 
@@ -63,6 +64,7 @@ def test_names_with_brackets_can_be_chosen(blockspike):
     assert "SpikingJelly" in done.stdout
 
 
+@pytest.mark.slow
 def test_another_number_of_rounds_is_measured_again(blockspike, tmp_path):
     blockspike("benchmark", *QUICK, "study=length")
     blockspike("benchmark", *QUICK, "study=length", "rounds=3")
@@ -96,6 +98,7 @@ def test_the_guard_has_an_exit_code(blockspike, monkeypatch, floor, code):
     assert done.returncode == code and ("below the floor" in done.stderr) == bool(code)
 
 
+@pytest.mark.slow
 def test_the_roofline_is_printed(blockspike, monkeypatch):
     monkeypatch.setattr(roofline, "LAYER", Size(64, 2, 50, 8, arp_steps=3, recurrent=False))
     monkeypatch.setattr(roofline, "COPIED_BYTES", 2**16)

@@ -85,6 +85,7 @@ def test_a_file_without_a_checksum_is_accepted(blockspike, tmp_path, data_dir):
     assert read_json(result)["data_sha256"] == read_event_file(path).sha256()
 
 
+@pytest.mark.slow
 def test_a_changed_recording_is_refused(blockspike, tmp_path):
     def write(seed: int) -> None:
         rng = np.random.default_rng(seed)

@@ -62,6 +62,7 @@ def test_a_recording_is_fitted_from_file_to_figure(blockspike, tmp_path, cells):
     assert (run / "fits" / "my_cell_on_my_cell.png").is_file()
 
 
+@pytest.mark.slow
 def test_a_fit_without_noise_predicts_one_train(blockspike, tmp_path, cells):
     write_recording(cells[0], tmp_path / "my_cell.npz")
     blockspike("fit", "data.path=my_cell.npz", "population.n_trials=0", *QUICK)

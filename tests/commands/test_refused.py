@@ -81,7 +81,10 @@ def test_other_folders_are_kept(monkeypatch, capfd, tmp_path):
     assert (tmp_path / "empty").is_dir()
 
 
-@pytest.mark.parametrize(("choice", "n_logs"), [("seed=0,1", 2), ("model=fused,nothing", 0)])
+@pytest.mark.parametrize(
+    ("choice", "n_logs"),
+    [pytest.param("seed=0,1", 2, marks=pytest.mark.slow), ("model=fused,nothing", 0)],
+)
 def test_a_sweep_keeps_the_errors_of_its_runs(monkeypatch, capfd, tmp_path, choice, n_logs):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["blockspike", "train", "-m", "data=shd", choice])

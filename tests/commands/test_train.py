@@ -302,7 +302,9 @@ def test_unknown_command_is_named(blockspike):
     assert "train" in done.stderr
 
 
-@pytest.mark.parametrize("experiment", EXPERIMENTS)
+@pytest.mark.parametrize(
+    "experiment", mostly_slow(EXPERIMENTS, lambda x: x in ("demo", "paper_shd", "shd"))
+)
 def test_every_experiment_runs(blockspike, tmp_path, data_dir, experiment):
     is_nmnist = experiment in ("demo", "nmnist", "paper_nmnist")
     data = "nmnist_sample" if is_nmnist else "hd_lauscher_sample"

@@ -56,6 +56,7 @@ def test_runs_and_bars_are_grouped(section):
     assert {p["groupAgg"] for p in bars} == {"mean"}
 
 
+@pytest.mark.slow
 def test_it_shows_metrics_that_runs_log(blockspike, tmp_path, section):
     blockspike("train", *SMALL, "debug=fast", "logger=wandb")
     few = ("data.n_cells=1", "data.duration_s=3", "data.dt_ms=0.5", "population.n_starts=2")

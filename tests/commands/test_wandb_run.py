@@ -17,7 +17,6 @@ from blockspike.commands.wandb_run import run_id
 from blockspike.runs.identity import plain
 from blockspike.runs.run import Run
 from blockspike.training.metrics_file import read_metrics
-from tiers import mostly_slow
 
 QUICK = (*SMALL, "trainer.max_epochs=2", "data.batch_size=80")  # all test data in one batch
 CHOICES = ",".join(sorted(a for a in QUICK if not a.startswith("threads")))
@@ -150,12 +149,9 @@ def test_a_failed_run_is_closed_as_failed_and_a_long_name_keeps_its_end(blockspi
     assert logged.about.display_name == "a" * 121 + "/seed=3"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
-    "failing",
-    mostly_slow(
-        ["blockspike.commands.wandb_run._media", "blockspike.runs.run.Run.write_result"],
-        lambda name: "write_result" in name,
-    ),
+    "failing", ["blockspike.commands.wandb_run._media", "blockspike.runs.run.Run.write_result"]
 )
 def test_a_finished_run_is_complete_in_wandb(blockspike, tmp_path, monkeypatch, failing):
     """The same command finishes a run that ended before wandb had its whole result."""
@@ -179,6 +175,7 @@ def test_a_finished_run_is_complete_in_wandb(blockspike, tmp_path, monkeypatch, 
     check_result(logged_runs(tmp_path)[-1], run)
 
 
+@pytest.mark.slow
 def test_wandb_can_be_disabled(blockspike, tmp_path):
     blockspike("train", *SMALL, "debug=fast", "logger=wandb", "logger.wandb.mode=disabled")
     assert one_run(tmp_path) and not logged_runs(tmp_path)

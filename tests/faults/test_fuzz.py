@@ -12,11 +12,15 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from parsers import PARSERS, Parser
 
+from tiers import mostly_slow
+
 N_EXAMPLES = {"nwb2": 4, "overrides": 20, "config": 30}
 
 
 @pytest.mark.filterwarnings("ignore")  # of numpy and pynwb on broken values
-@pytest.mark.parametrize("name", PARSERS)
+@pytest.mark.parametrize(
+    "name", mostly_slow(PARSERS, lambda name: name not in ("nwb2", "overrides"))
+)
 def test_broken_input_is_refused_by_a_typed_error(name):
     if name == "nwb2":
         pytest.importorskip("pynwb")
