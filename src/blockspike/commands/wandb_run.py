@@ -6,7 +6,7 @@ wandb is imported only when a wandb run starts: the import takes a third of a se
 import os
 import secrets
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -35,7 +35,12 @@ _BEST = {"val/accuracy": "max", "val/loss": "min"}
 
 
 def wandb_logger(
-    run_dir: str, output_dir: str, project: str, mode: Mode, **options: Any
+    run_dir: str,
+    output_dir: str,
+    project: str,
+    mode: Mode,
+    tags: Sequence[str | None] = (),
+    **options: Any,
 ) -> WandbLogger:
     """Start or resume the wandb run of `run_dir` and return Lightning's logger for it.
 
@@ -47,9 +52,11 @@ def wandb_logger(
         output_dir: folder of all runs.
         project: name of the project in Weights & Biases.
         mode: wandb's mode.
+        tags: of the run; None is left out.
         **options: further arguments of `wandb.init`.
     """
-    experiment = _start(Run(Path(run_dir)), output_dir, mode, project=project, **options)
+    options |= {"project": project, "tags": [tag for tag in tags if tag is not None]}
+    experiment = _start(Run(Path(run_dir)), output_dir, mode, **options)
     return WandbLogger(experiment=experiment, project=project, save_dir=run_dir)
 
 
