@@ -10,6 +10,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+if worker := os.environ.get("PYTEST_XDIST_WORKER"):
+    # Two processes that compile the same function could name each other's file in Numba's index.
+    cache = Path(__file__).parents[1] / ".pytest_cache" / "numba"
+    os.environ["NUMBA_CACHE_DIR"] = f"{os.environ.get('NUMBA_CACHE_DIR', cache)}/{worker}"
+
 import pytest
 import torch
 from hydra.core.global_hydra import GlobalHydra
