@@ -124,7 +124,7 @@ fig-tradeoff: setup ## error of spike times against cost
 
 fig-recordings: setup ## the paper's figure on recordings, and traces of newly fitted cells
 	$(BIN)/blockspike figures figure=recordings table=$(RESULTS)/runs.csv output_dir=$(OUTPUTS)
-	$(BIN)/blockspike train experiment=recovery data.n_cells=3 output_dir=$(OUTPUTS)
+	$(BIN)/blockspike fit experiment=recovery data.n_cells=3 output_dir=$(OUTPUTS)
 	$(BIN)/blockspike figures run=$(OUTPUTS)/recovery/data.n_cells=3/seed=0
 
 figures: fig-classification fig-surrogates fig-detach fig-neurons fig-speed fig-tradeoff fig-recordings ## draw all figures
