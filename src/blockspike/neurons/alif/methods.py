@@ -47,8 +47,9 @@ def alif(
             half precision is simulated in float32.
         beta: [N] membrane decay per step, exp(−dt/τ_m).
         p: [N] adaptation decay per step, exp(−dt/τ_a); None (with b) = no adaptation.
-        b: [N] rise of the threshold with each spike, in threshold units. "blocks" needs p ≥ 0 and b ≥ 0: with negative values, a
-            neuron can spike within its refractory period, which a block cannot represent.
+        b: [N] rise of the threshold with each spike, in threshold units. "blocks" needs p ≥ 0 and
+            b ≥ 0: with negative values, a neuron can spike within its refractory period, which a
+            block cannot represent.
         arp: absolute refractory period in steps, ≥ 0; in float32 at most 2²⁴ unless the simulation
             is shorter.
         recurrent_weight: [N, N] (post, pre), threshold units per spike; None = no recurrence.
