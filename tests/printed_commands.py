@@ -75,11 +75,17 @@ EXEMPT = {
     ),
     f"blockspike fit -m experiment=paper_recordings {_ALL_STEPS}": "needs those 146 cells",
     f"blockspike fit -m experiment=recordings {_ALL_STEPS}": "needs those 146 cells",
-    "blockspike fit experiment=paper_recordings": "needs those 146 cells",
-    "blockspike train experiment=paper_nmnist": "needs the whole of N-MNIST",
+    "blockspike train -m experiment=paper_nmnist model=fused,blocks "
+    "model.arp_ms=10,20,30,40,50 seed=0,1,2": "needs the whole of N-MNIST",
     **{
-        f"blockspike train experiment=paper_{name}": "needs the whole of SHD"
-        for name in ("shd", "surrogates", "detach")
+        f"blockspike train -m experiment=paper_{name} "
+        f"model.surrogate=multi_gaussian,fast_sigmoid,boxcar {values} seed=0,1,2": (
+            "needs the whole of SHD"
+        )
+        for name, values in (
+            ("surrogates", "model.arp_ms=20,40,60,80,100"),
+            ("detach", "model.detach_spikes=true,false"),
+        )
     },
     "blockspike train -m experiment=paper_shd model=fused,blocks "
     "model.arp_ms=20,40,60,80,100 seed=0,1,2": "needs the whole of SHD",

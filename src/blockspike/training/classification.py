@@ -70,7 +70,7 @@ class ClassificationModule(pl.LightningModule):
         self.make_optimizer = optimizer
         self.make_scheduler = scheduler
         self.accuracy = torch.nn.ModuleDict(
-            {
+            {  # "train" itself is the name of a method of modules
                 f"{stage}_": MulticlassAccuracy(n_classes, average="micro", ignore_index=NO_LABEL)
                 for stage in _STAGES
             }
@@ -85,7 +85,7 @@ class ClassificationModule(pl.LightningModule):
         events, labels = batch
         output, batch_size, weight = _run_together(self.network, events, labels)
         scores = output.mean_over_views(len(labels))
-        self.scores = scores.detach()
+        self.scores = scores.detach()  # for the search for NaN
         loss = weight * F.cross_entropy(scores, labels.clamp(min=0))
         accuracy = self.accuracy[f"{stage}_"]
         accuracy(scores, labels)  # pyright: ignore[reportCallIssue]

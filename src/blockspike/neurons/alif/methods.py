@@ -41,17 +41,18 @@ def alif(
     time; "blocks" has that of Taylor, King & Harper (NeurIPS 2023; docs/paper.md, Blocks).
 
     Args:
-        current: [T, B, N] input current in threshold units, float32 or float64; never modified.
-            "fused" on a GPU also takes bfloat16 with float32 parameters; spikes and the current's
-            gradient are then bfloat16, the state is float32. Under autocast, a current in half
-            precision is simulated in float32.
+        current: [T, B, N] input current in threshold units per step, float32 or float64; never
+            modified. "fused" on a GPU also takes bfloat16 with float32 parameters; spikes and the
+            current's gradient are then bfloat16, the state is float32. Under autocast, a current in
+            half precision is simulated in float32.
         beta: [N] membrane decay per step, exp(−dt/τ_m).
         p: [N] adaptation decay per step, exp(−dt/τ_a); None (with b) = no adaptation.
-        b: [N] threshold raise per spike. "blocks" needs p ≥ 0 and b ≥ 0: with negative values, a
-            neuron can spike within its refractory period, which a block cannot represent.
+        b: [N] rise of the threshold with each spike, in threshold units. "blocks" needs p ≥ 0 and
+            b ≥ 0: with negative values, a neuron can spike within its refractory period, which a
+            block cannot represent.
         arp: absolute refractory period in steps, ≥ 0; in float32 at most 2²⁴ unless the simulation
             is shorter.
-        recurrent_weight: [N, N] (post, pre); None = no recurrence.
+        recurrent_weight: [N, N] (post, pre), threshold units per spike; None = no recurrence.
         recurrent_delay: delay of the recurrent synapses in steps, ≥ 1; None = arp + 1, the only
             delay that "blocks" supports.
         surrogate: derivative of the spike with respect to V − θ (docs/paper.md, Surrogates).

@@ -31,7 +31,7 @@ def standard(
     refractory_left = torch.zeros_like(state)  # refractory steps left
     input_mask = torch.ones_like(state)  # 0 while refractory
 
-    for t, drive in enumerate(current.unbind()):
+    for t, drive in enumerate(current.unbind()):  # drive becomes I′[t]
         if recurrent_weight is not None and t >= recurrent_delay:
             drive = drive + F.linear(fed_back[t - recurrent_delay], recurrent_weight)
         if arp > 0:
