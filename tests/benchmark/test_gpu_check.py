@@ -31,7 +31,7 @@ def test_a_missing_gpu_is_reported(monkeypatch, capsys):
     monkeypatch.setattr(gpu_check, "run_tests", pytest.fail)
     assert gpu_check.main([]) == 2
     printed = capsys.readouterr()
-    assert printed.err == "gpu-check: expected a CUDA GPU, got none\n"
+    assert "expected a CUDA GPU" in printed.err
     assert printed.out == ""
 
 

@@ -40,6 +40,7 @@ def test_a_low_ratio_is_measured_again(measured):
     assert all(c.met for c in guard.check_floors(2))
 
 
+@pytest.mark.slow
 def test_the_real_measurements_have_all_compared_contenders(monkeypatch):
     monkeypatch.setattr(guard, "_SHAPE", (6, 2, 20))
     monkeypatch.setitem(guard.dynamics.SIZES, "guard", guard.dynamics.SIZES["small"])

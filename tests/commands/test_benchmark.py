@@ -24,6 +24,7 @@ def short_layers(monkeypatch):
     )
 
 
+@pytest.mark.slow
 def test_a_killed_benchmark_resumes_its_table(blockspike, tmp_path):
     done = blockspike("benchmark", *QUICK)
     file = tmp_path / "outputs" / "benchmark" / "rows.jsonl"

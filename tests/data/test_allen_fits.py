@@ -7,12 +7,9 @@ import pandas as pd
 import pytest
 from made_nwb import MadeSweep, make_nwb1, noise_pa
 
-from tiers import mostly_slow
 
-
-@pytest.mark.parametrize(
-    "experiment", mostly_slow(["paper_recordings", "recordings"], lambda x: x == "recordings")
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("experiment", ["paper_recordings", "recordings"])
 def test_experiments_on_a_folder_of_allensdk(blockspike, tmp_path, experiment):
     rng = np.random.default_rng(0)
     n_samples = {"Noise 1": 50_000, "Noise 2": 60_000}  # 1 and 1.2 s

@@ -581,11 +581,9 @@ def test_a_lost_start_is_named_and_its_cell_survives(tmp_path, capsys, loss):
     module = fit_module(lost(5), loss=loss, patience=2, resample_every=2)
     fit(module, tmp_path)
     first, last = capsys.readouterr().err.splitlines()
-    assert first == (
-        "warning: bob: loss or gradient of 1 of 4 starts is not finite in epoch 2 (start 2); "
-        "left out of this step"
-    )
-    assert last.startswith("warning: a start was left out of a step 3 times, in 1 cells")
+    for words in ("bob", "1 of 4 starts", "epoch 2", "start 2"):
+        assert words in first
+    assert "3 times" in last and "1 cells" in last
     assert all(torch.isfinite(p).all() for p in module.population.parameters())
     assert torch.isfinite(module.lowest).all() and (module.lowest > 0).all()
     assert module.best_distance.isfinite().any(1).all()
