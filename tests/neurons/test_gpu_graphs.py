@@ -1,6 +1,7 @@
 """Chains of launches as graphs: when they are captured, which are kept, and what calls return."""
 
 from functools import partial
+from typing import Any
 
 import pytest
 import torch
@@ -89,7 +90,10 @@ def test_the_least_recently_used_is_forgotten(graphs, captured):
 
 
 def test_chains_run_directly_where_graphs_are_not_supported():
-    graphs = Graphs(pytest.fail, lambda tensor: False)
+    def capture(*_: Any) -> Any:
+        pytest.fail("a graph was captured")
+
+    graphs = Graphs(capture, lambda tensor: False)
     x = torch.ones(3)
     for _ in range(3):
         assert graphs.run(chain, x, x)[1] == 3
@@ -104,7 +108,7 @@ def test_forward_several_times_before_backward(monkeypatch, detach_spikes):
         captured.append(bound)
         return (capture_by_copying if DEVICE.type == "cpu" else capture_cuda)(bound, tensors)
 
-    on_cpu = {"may_capture": lambda tensor: True} if DEVICE.type == "cpu" else {}
+    on_cpu: dict[str, Any] = {"may_capture": lambda tensor: True} if DEVICE.type == "cpu" else {}
     monkeypatch.setattr(fused_gpu, "_graphs", Graphs(capture, **on_cpu))
     options = {"arp": 3, "detach_spikes": detach_spikes}
     batches = [make_gpu_inputs((9, 2, 3), recurrent=True, seed=seed) for seed in range(3)]
