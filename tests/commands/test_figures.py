@@ -11,6 +11,7 @@ MADE = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_runs_are_collected_and_drawn(blockspike, tmp_path):
     blockspike(
         "train", "experiment=paper_shd", "data=hd_lauscher_sample", "debug=fast",

@@ -140,6 +140,7 @@ def test_prepare_checks_recordings(blockspike, tmp_path, cells):
     assert "my_cell: 1 cells can be fitted" in shown
 
 
+@pytest.mark.slow
 def test_known_parameters_are_recovered(blockspike, tmp_path):
     quick = ("data.n_cells=2", "data.duration_s=3", "data.dt_ms=0.5", "population.n_starts=8")
     blockspike("fit", "experiment=recovery", *quick, "trainer.max_epochs=4", "threads=1")

@@ -132,6 +132,7 @@ def test_bad_replay_files_are_refused(blockspike, tmp_path):
     assert done.returncode == 2 and "a=b.ckpt: not a readable checkpoint" in done.stderr
 
 
+@pytest.mark.slow
 def test_a_fit_stops_replays_and_resumes(blockspike, tmp_path, monkeypatch):
     (cell,) = SyntheticCells(n_cells=1, duration_s=5.0, trial_noise=0.0).cells()
     trial = np.asarray(cell.spike_times_s[0][0], float)

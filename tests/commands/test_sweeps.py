@@ -258,6 +258,7 @@ def test_a_sweep_with_a_folder_elsewhere_knows_its_runs(blockspike, tmp_path):
     assert done.returncode == 2 and "runs: 2 failed" in done.stdout
 
 
+@pytest.mark.slow
 def test_a_run_starts_while_another_process_reads_its_lock(tmp_path):
     (tmp_path / ".lock").touch()
     with (tmp_path / ".lock").open() as lock:
@@ -381,6 +382,7 @@ def test_a_damaged_result_is_refused(blockspike, finished, tmp_path):
     assert "copy/result.json: damaged" in blockspike("collect", check=False).stderr
 
 
+@pytest.mark.slow
 def test_other_spellings_give_the_same_run(blockspike, tmp_path):
     """`model=fused` is the default, and 0.001 is 1e-3: one folder, one row, none missing."""
     run = ("train", *SMALL, "network.n_hidden=8", "trainer.max_epochs=1")

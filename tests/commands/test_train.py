@@ -182,6 +182,7 @@ def test_another_configuration_in_the_same_folder_is_refused(blockspike, tmp_pat
     assert (tmp_path / "outputs" / "here" / "content.json").read_text() == before
 
 
+@pytest.mark.slow
 def test_a_run_recorded_without_precision_is_the_same_run(blockspike, tmp_path):
     blockspike("train", *SMALL, "trainer.max_epochs=1")
     content = read_json(one_run(tmp_path) / "content.json")
@@ -191,6 +192,7 @@ def test_a_run_recorded_without_precision_is_the_same_run(blockspike, tmp_path):
     assert read_json(other)["trainer"]["precision"] == "64-true"
 
 
+@pytest.mark.slow
 def test_a_run_is_repeated_in_a_given_folder(blockspike, tmp_path):
     blockspike("train", *SMALL, "trainer.max_epochs=1")
     again = blockspike("train", *SMALL, "trainer.max_epochs=1", "hydra.run.dir=outputs/again")
@@ -284,6 +286,7 @@ def test_an_unknown_argument_of_an_object_is_named_in_one_line(blockspike, overr
     assert done.returncode == 2 and words in line
 
 
+@pytest.mark.slow
 def test_a_plateau_scheduler_gets_the_validation_loss(blockspike, tmp_path):
     plateau = "scheduler._target_=torch.optim.lr_scheduler.ReduceLROnPlateau"
     blockspike(

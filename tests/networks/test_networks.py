@@ -366,6 +366,7 @@ def test_a_bad_argument_of_an_adlif_layer_is_named(options, words):
         AdLIFLayer(20, 50, dt_ms=1.0, **options)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", ["se_adlif", "adlif"])
 def test_adlif_from_the_command_line(blockspike, tmp_path, model):
     small = (

@@ -116,7 +116,9 @@ def test_every_recurrent_delay(delay, detach_spikes):
     mostly_slow([torch.float64, torch.float32], lambda x: x == torch.float64),
     ids=str,
 )
-@pytest.mark.parametrize("euler", test_adlif.EULERS)
+@pytest.mark.parametrize(
+    "euler", mostly_slow(test_adlif.EULERS, lambda euler: euler == "symplectic")
+)
 def test_another_model(euler, dtype, delay, detach_spikes):
     inputs = test_adlif.make_inputs((13, 2, 5), recurrent=delay > 0, dtype=dtype)
     inputs = {name: value.to(DEVICE) for name, value in inputs.items()}
@@ -199,6 +201,7 @@ def test_golden_spikes_float32(case):
     np.testing.assert_array_equal(spikes.cpu(), arrays["spikes"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("detach_spikes", [True, False])
 @pytest.mark.parametrize("recurrent", [True, False])
 def test_bfloat16_current(recurrent, detach_spikes):

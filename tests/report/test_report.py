@@ -285,6 +285,7 @@ def captions(folder: Path) -> dict[str, str]:
     return {name: re.sub("<[^>]+>", "", text) for name, text in found}
 
 
+@pytest.mark.slow
 def test_figures_of_runs_and_numbers_come_from_one_table(blockspike, tmp_path):
     made_table(tmp_path / "kept" / "runs.csv", "Kept", 2)
     made_table(tmp_path / "outputs" / "tables" / "runs.csv", "Own", 1)

@@ -10,7 +10,6 @@ import pytest
 
 import blockspike
 from blockspike.runs.run import provenance
-from tiers import mostly_slow
 
 SOURCE = Path(blockspike.__file__).parents[2]
 
@@ -34,7 +33,8 @@ def test_a_checkout_has_its_commit():
     assert provenance()["git_sha"] == git(SOURCE, "rev-parse", "HEAD")
 
 
-@pytest.mark.parametrize("place", mostly_slow(["venv", "src", "."], lambda place: place == "src"))
+@pytest.mark.slow
+@pytest.mark.parametrize("place", ["venv", "src", "."])
 def test_a_copy_in_another_projects_repository_has_no_commit(repository, place):
     """Installed in its virtual environment, as one of its packages, and at its root."""
     folder = repository / place
