@@ -72,12 +72,22 @@ def in_the_last_columns(monkeypatch, sparse, one_thread) -> list[int]:
 
     def run_there(compiled: Callable, n_items: int, *args: Any) -> None:
         assert n_items == 1
-        pairs = [enlarged(x) for x in args]
-        sizes.append(max(big.size for big, part in pairs if part is not None))
+        placed: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
+
+        def place(x: Any) -> Any:
+            if hasattr(x, "_fields"):  # a named tuple of arrays
+                return type(x)(*map(place, x))
+            big, part = enlarged(x)
+            if part is not None:
+                placed.append((x, big, part))
+            return big
+
+        there = [place(x) for x in args]
+        sizes.append(max(big.size for _, big, _ in placed))
         tile = N_COLUMNS // WIDTH - 1
-        compiled(tile, tile + 1, *(big for big, _ in pairs))
-        for x, (_, part) in zip(args, pairs, strict=True):
-            if part is not None and x.flags.writeable:
+        compiled(tile, tile + 1, *there)
+        for x, _, part in placed:
+            if x.flags.writeable:
                 x[...] = part.reshape(x.shape)
 
     for module in (fused_cpu, blocks_cpu, fitting_cpu, readout):
