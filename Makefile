@@ -47,7 +47,7 @@ demo: setup ## train on the shipped N-MNIST recordings (≤ 5 min), test and dra
 	$(BIN)/blockspike figures run=$(OUTPUTS)/demo/default/seed=0
 
 test: setup ## the tests to run before a commit (under 8 minutes, no network)
-	$(BIN)/python -m pytest -m 'not slow' $(TESTS)
+	$(BIN)/python -m pytest -m 'not slow' -n 2 --dist loadfile $(TESTS)
 
 test-slow: setup ## all other tests: kills, launchers, pages, browser, whole grids (half an hour)
 	$(BIN)/python -m pytest -m slow $(TESTS)
