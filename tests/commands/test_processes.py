@@ -243,7 +243,9 @@ def with_srun(tmp_path, monkeypatch) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("sweep", [(), ("-m", "seed=0,1")])
-def test_lightning_prints_no_hint_about_launchers(tmp_path, data_dir, environment, with_srun, sweep):
+def test_lightning_prints_no_hint_about_launchers(
+    tmp_path, data_dir, environment, with_srun, sweep
+):
     environment({})
     done = outcome(tmp_path, data_dir, *sweep)
     assert done.returncode == 0

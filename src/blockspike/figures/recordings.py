@@ -46,7 +46,8 @@ def recordings(table: pd.DataFrame, folder: Path) -> list[Path]:
         ValueError: the table has fits but lacks columns.
     """
     fits = table.reindex(columns=table.columns.union(list(_COLUMNS)))
-    fits = fits.assign(recipe=fits["population._target_"].astype(str).str.split(".").str[-1])
+    recipes = [str(target).rpartition(".")[2] for target in fits["population._target_"]]
+    fits = fits.assign(recipe=recipes)
     fits = pd.DataFrame(fits[fits["recipe"].isin(list(_RECIPES))])
     missing = [name for name in _COLUMNS if name not in table]
     if missing and len(fits):
