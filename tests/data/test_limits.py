@@ -17,6 +17,7 @@ from made_data import make_nmnist, make_shd
 
 from blockspike.data import limits
 from blockspike.data.event_file import read_event_file
+from blockspike.data.hdf5 import open_hdf5
 from blockspike.data.limits import read_npz
 from blockspike.data.nmnist import prepare_nmnist
 from blockspike.data.recordings import load_recording
@@ -220,6 +221,20 @@ def test_a_heap_without_an_end_is_refused(tmp_path):
     path.write_bytes(content)
     with pytest.raises(ValueError, match=f"damaged heap at byte {at}"):
         open_h5(path)
+
+
+@pytest.mark.parametrize("version", ["earliest", "latest"])
+def test_a_text_longer_than_the_file_is_refused(tmp_path, version):
+    """HDF5 would allocate and clear 4 GB before it looks for the text."""
+    path = tmp_path / "a.h5"
+    with h5py.File(path, "w", libver=version) as file:
+        file.attrs["name"] = "a text of 23 characters"
+    content = path.read_bytes()
+    assert open_hdf5(path).attrs["name"] == "a text of 23 characters"
+    length = (23).to_bytes(4, "little")  # first in the attribute, then in the heap
+    path.write_bytes(content.replace(length, b"\1\0\0\xfe", 1))
+    with pytest.raises(ValueError, match="expected a text in the file, got 4261412865 bytes"):
+        open_hdf5(path)
 
 
 def test_a_zip_member_larger_than_the_archive_is_refused(tmp_path):

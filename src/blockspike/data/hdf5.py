@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import math
 import mmap
+import re
 import struct
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,11 @@ _KINDS = "biufSU"
 _FEW_CHUNKS = 1000
 _CHUNK_ENTRY_BYTES = 8  # least size of a chunk's address; absent chunks hold zeros
 _HEAP = b"GCOL\1\0\0\0"
+# A text of variable length as an attribute: its datatype (class 9, 16 bytes, of bytes) and scalar
+# dataspace, in the layouts of versions 1 to 3 of the message, then the number of its characters.
+_TEXT = re.compile(
+    rb"\x19.{3}\x10\0{3}\x10.{11}(?:\0{4}\x01\0.\0{5}|\x02\0.\0)(?P<length>.{4})", re.DOTALL
+)
 
 
 def open_hdf5(source: Path | io.BytesIO, n_bytes: int = 0) -> h5py.File:
@@ -32,9 +38,11 @@ def open_hdf5(source: Path | io.BytesIO, n_bytes: int = 0) -> h5py.File:
 
     Raises:
         OSError: the file is not HDF5.
-        ValueError: the HDF5 library would hang at a heap of texts or variable-length arrays.
+        ValueError: the HDF5 library would hang at a heap of texts or variable-length arrays, or
+            allocate gigabytes for a text.
     """
     if isinstance(source, io.BytesIO):
+        _check_texts(source.getvalue())
         _check_heaps(source.getvalue())
     elif source.stat().st_size:
         n_bytes = min(n_bytes, source.stat().st_size)
@@ -42,8 +50,23 @@ def open_hdf5(source: Path | io.BytesIO, n_bytes: int = 0) -> h5py.File:
             source.open("rb") as file,
             mmap.mmap(file.fileno(), n_bytes, access=mmap.ACCESS_READ) as content,
         ):
+            _check_texts(content)
             _check_heaps(content)
     return h5py.File(source, "r")
+
+
+def _check_texts(content: bytes | mmap.mmap) -> None:
+    """Raise ValueError for a text attribute that claims to be longer than the file.
+
+    The HDF5 library allocates and clears the memory before it looks for the text. Format: "The
+    Attribute Message" of the HDF5 file format specification.
+    """
+    for text in _TEXT.finditer(content):
+        length = int.from_bytes(text["length"], "little")
+        if length > len(content):
+            raise ValueError(
+                f"attribute at byte {text.start()}: expected a text in the file, got {length} bytes"
+            )
 
 
 def _check_heaps(content: bytes | mmap.mmap) -> None:
