@@ -165,8 +165,9 @@ def _medians(table: pd.DataFrame, data: RecordingsDataModule, fit_s: float) -> d
 def _summary(row: dict[str, Any]) -> str:
     """Summarise a fit on one line."""
     etv = ", ".join(f"{row[f'test_etv_{s:g}ms_median']:.3f} (σ {s:g} ms)" for s in SIGMAS_MS)
+    cells = "1 cell" if row["n_cells"] == 1 else f"{row['n_cells']} cells"
     return (
-        f"{row['n_cells']} cells fitted in {row['fit_s']:.1f} s; on test, median normalised ETV "
+        f"{cells} fitted in {row['fit_s']:.1f} s; on test, median normalised ETV "
         f"{etv}, Γ ± 4 ms {row['test_gamma_4ms_median']:.3f}"
     )
 

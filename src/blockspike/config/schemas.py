@@ -85,51 +85,43 @@ def _plain(kind: Any) -> Any:
 
 
 @dataclasses.dataclass
-class TrainSchema:
-    """Top level of conf/train.yaml."""
+class _OneRunSchema:
+    """Keys that conf/train.yaml and conf/fit.yaml share."""
 
     experiment_name: str = MISSING
     seed: int = MISSING
     threads: int | None = None  # None = PyTorch's default
     progress: bool = True
     replay: str | None = None
-    test_each_epoch: bool = False
-    monitor: str = MISSING
-    label_smoothing: float = 0.0
     output_dir: str = MISSING
     data_config: str = MISSING
     data_dir: str = MISSING
     run_dir: str = MISSING
-    model: Any = MISSING
-    network: Any = MISSING
     data: Any = MISSING
     optimizer: Any = MISSING
-    scheduler: Any = None
     trainer: Any = MISSING
     logger: Any = None
     callbacks: Any = None
 
 
 @dataclasses.dataclass
-class FitSchema:
+class TrainSchema(_OneRunSchema):
+    """Top level of conf/train.yaml."""
+
+    test_each_epoch: bool = False
+    monitor: str = MISSING
+    label_smoothing: float = 0.0
+    model: Any = MISSING
+    network: Any = MISSING
+    scheduler: Any = None
+
+
+@dataclasses.dataclass
+class FitSchema(_OneRunSchema):
     """Top level of conf/fit.yaml."""
 
-    experiment_name: str = MISSING
-    seed: int = MISSING
-    threads: int | None = None
-    progress: bool = True
-    replay: str | None = None
-    output_dir: str = MISSING
-    data_config: str = MISSING
-    data_dir: str = MISSING
-    run_dir: str = MISSING
     population: Any = MISSING
     fit: Any = MISSING
-    data: Any = MISSING
-    optimizer: Any = MISSING
-    trainer: Any = MISSING
-    logger: Any = None
-    callbacks: Any = None
 
 
 @dataclasses.dataclass

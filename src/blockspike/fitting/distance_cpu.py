@@ -217,8 +217,9 @@ def _enter(inputs, neurons, start, stop):
     """Neurons of a tile, the groups of its columns, and scratch arrays for their values."""
     width = stop - start
     own = _Neurons(
-        neurons.beta[start:stop], neurons.p[start:stop], neurons.b[start:stop],
-        neurons.weight[start:stop], neurons.bias[start:stop], neurons.noise[start:stop],
+        without_refcount(neurons.beta)[start:stop], without_refcount(neurons.p)[start:stop],
+        without_refcount(neurons.b)[start:stop], without_refcount(neurons.weight)[start:stop],
+        without_refcount(neurons.bias)[start:stop], without_refcount(neurons.noise)[start:stop],
     )  # fmt: skip
     cell = _of_column(start, width, inputs.n_starts)
     segment = _of_column(start, width, inputs.n_neurons)

@@ -96,9 +96,9 @@ class FittedNeuron:
             trials[:, part] = spikes[..., 0].permute(1, 2, 0).numpy()
         return trials.reshape(*current.shape[:-1], n_trials, -1)
 
-    def save(self, path: Path) -> None:
+    def save(self, path: str | Path) -> None:
         """Write the JSON file."""
-        write_json(path, asdict(self))
+        write_json(Path(path), asdict(self))
 
 
 def load_neuron(path: str | Path) -> FittedNeuron:
@@ -109,10 +109,9 @@ def load_neuron(path: str | Path) -> FittedNeuron:
         ValueError: the file holds something else; names what is missing, unknown or not a number.
 
     Examples:
-        >>> from pathlib import Path
         >>> import blockspike as bs
         >>> neuron = bs.FittedNeuron("cell", 10.0, 100.0, 0.2, 0.01, 0.0, arp_ms=2.0, dt_ms=0.5)
-        >>> neuron.save(Path("cell.json"))
+        >>> neuron.save("cell.json")
         >>> bs.load_neuron("cell.json") == neuron
         True
     """
