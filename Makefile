@@ -49,8 +49,8 @@ demo: setup ## train on the shipped N-MNIST recordings (≤ 5 min), test and dra
 test: setup ## the tests to run before a commit (under 8 minutes, no network)
 	$(BIN)/python -m pytest -m 'not slow' -n 2 --dist loadfile $(TESTS)
 
-test-slow: setup ## all other tests: kills, launchers, pages, browser, whole grids (half an hour)
-	$(BIN)/python -m pytest -m slow $(TESTS)
+test-slow: setup ## all other tests: kills, launchers, pages, browser, whole grids (a quarter of an hour)
+	$(BIN)/python -m pytest -m slow -n 2 --dist loadfile $(TESTS)
 
 docs: setup ## build the site in OUTPUTS/site; fail at a dead link or anything loaded from elsewhere
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict --site-dir $(OUTPUTS)/site

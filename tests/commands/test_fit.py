@@ -137,7 +137,7 @@ def test_evaluate_accepts_exactly_one_source(blockspike, given):
 def test_prepare_checks_recordings(blockspike, tmp_path, cells):
     write_recording(cells[0], tmp_path / "my_cell.npz")
     shown = blockspike("prepare", "data=recordings", "data.path=my_cell.npz").stdout
-    assert "my_cell: 1 cells can be fitted" in shown
+    assert "my_cell: 1 cell can be fitted" in shown
 
 
 @pytest.mark.slow

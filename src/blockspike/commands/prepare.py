@@ -18,7 +18,8 @@ def prepare(cfg: DictConfig) -> None:
         data.setup()
         for reason in data.failed.values():
             print(f"left out: {reason}", file=sys.stderr)
-        print(f"{data.title}: {len(data.names)} cells can be fitted in {data.path}")
+        cells = "1 cell" if len(data.names) == 1 else f"{len(data.names)} cells"
+        print(f"{data.title}: {cells} can be fitted in {data.path}")
         return
     assert isinstance(data, EventDataModule)
     path = data.prepare()
