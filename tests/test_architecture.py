@@ -20,11 +20,11 @@ MODULES = {
 MAY_IMPORT = {
     "files": set(),
     "memory": set(),
-    "neurons": set(),
+    "neurons": {"memory"},
     "networks": {"neurons"},
     "data": {"neurons.events", "files"},
     "training": {"networks", "neurons", "data", "files"},
-    "fitting": {"training.guard", "networks", "neurons", "data", "files"},
+    "fitting": {"training.guard", "networks", "neurons", "data", "files", "memory"},
     "runs": {"files", "memory"},
     "figures": {"runs.renamed", "files"},
     "report": {"figures", "neurons"},

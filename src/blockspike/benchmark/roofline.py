@@ -29,7 +29,9 @@ from blockspike.neurons import (
     alif,
     leaky_integrate,
 )
-from blockspike.neurons.cpu.kernels import LINE_BYTES, kernel, run, stream_line
+from blockspike.neurons.cpu.kernels import kernel
+from blockspike.neurons.cpu.lanes import load_lanes, n_lanes, store_lanes
+from blockspike.neurons.cpu.threads import run
 
 LAYER = Size(n_steps=2048, batch_size=64, n_inputs=256, n_units=128, arp_steps=10, recurrent=False)
 COPIED_BYTES = 2**28  # read, and as many written; more than the caches hold
@@ -75,11 +77,11 @@ def copy_s(streaming: bool) -> float:
 
 @kernel
 def _stream(first, last, source, target):
-    line = np.uintp(LINE_BYTES // target.itemsize)
+    lanes = np.uintp(n_lanes(source))
     at, end = np.uintp(first * _PIECE), np.uintp(last * _PIECE)
     while at < end:
-        stream_line(target, at, source, at)  # pyright: ignore
-        at += line
+        store_lanes(load_lanes(source, at, lanes), target, at, lanes, True)
+        at += lanes
 
 
 def kernels() -> list[Kernel]:

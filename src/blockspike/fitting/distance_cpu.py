@@ -13,11 +13,13 @@ import torch
 from torch import Tensor
 
 from blockspike.fitting.distance import Window
+from blockspike.memory import keep_freed_memory_if_large
 from blockspike.neurons.alif.step import ALIF, check_arp
 from blockspike.neurons.autograd import differentiable_once, in_full_precision
-from blockspike.neurons.cpu.kernels import kernel, kernel_with_fma, run, without_refcount
-from blockspike.neurons.cpu.model import numbers, reverse_step, step
+from blockspike.neurons.cpu.kernels import kernel, kernel_with_fma, without_refcount
+from blockspike.neurons.cpu.steps import numbers, reverse_step, step
 from blockspike.neurons.cpu.surrogate import surrogate_code, surrogate_derivative
+from blockspike.neurons.cpu.threads import run
 from blockspike.neurons.cpu.tiles import CHUNK, WIDEST_TILE, columns, tile_width
 from blockspike.neurons.surrogate import Surrogate
 from blockspike.neurons.trace import check_finite
@@ -104,6 +106,7 @@ class _FittingDistance(torch.autograd.Function):
         n_trials = 1 if draws is None else draws.shape[1]
         # membranes, adaptations and refractory steps left of the trials, then the filter
         saved = beta.new_empty(3 * n_trials + 1, -(-n_steps // CHUNK), n_columns)
+        keep_freed_memory_if_large(saved.nbytes)
         sums = torch.zeros(2, n_columns, dtype=torch.float64)
         last_state = beta.new_empty(n_columns)
         drive = rows[0].numpy()

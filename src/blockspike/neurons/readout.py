@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from blockspike.neurons.autograd import in_full_precision
-from blockspike.neurons.cpu.kernels import kernel, run, without_refcount
+from blockspike.neurons.cpu.kernels import kernel, without_refcount
+from blockspike.neurons.cpu.threads import run
 
 _TILE = 1024  # columns whose state stays in the L1 cache
 

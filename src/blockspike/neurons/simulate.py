@@ -7,6 +7,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
+from blockspike.memory import keep_freed_memory_if_large
 from blockspike.neurons.autograd import in_full_precision
 from blockspike.neurons.cpu.fused import fused_cpu
 from blockspike.neurons.gpu.graphs import require_triton
@@ -86,6 +87,7 @@ def simulate(
     check_current(current, method)
     check_options(current, parameters, recurrent_weight, recurrent_delay, surrogate, method)
     check_parameters_finite(parameters, recurrent_weight)
+    keep_freed_memory_if_large(current.nbytes)
     run = loop if method == "standard" else run_kernels
     spec = SimulationSpec(model, constants, recurrent_delay, surrogate, detach_spikes)
     return run(spec, current, [parameters[name] for name in model.parameters], recurrent_weight)
@@ -150,11 +152,11 @@ def check_parameters_finite(
     The check of the membrane would miss these: with a NaN in the threshold, a neuron just does not
     spike.
     """
-    given = dict(parameters)
+    given = {name: value.detach() for name, value in parameters.items()}
     if recurrent_weight is not None:
-        given["recurrent_weight"] = recurrent_weight
-    if torch.stack([torch.isfinite(value).all() for value in given.values()]).all():
-        return  # one test for all, since it waits for the GPU
+        given["recurrent_weight"] = recurrent_weight.detach()
+    if math.isfinite(sum(value.sum() for value in given.values())):
+        return  # one test for all, since it waits for the GPU; only a sum of huge values goes on
     for name, value in given.items():
         bad = value[~torch.isfinite(value)]
         if len(bad):

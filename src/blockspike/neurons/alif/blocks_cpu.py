@@ -17,8 +17,9 @@ from torch import Tensor
 from blockspike.neurons.alif.fused import fused
 from blockspike.neurons.autograd import differentiable_once
 from blockspike.neurons.cpu.events import SpikeEvents
-from blockspike.neurons.cpu.kernels import kernel, kernel_with_fma, run, without_refcount
+from blockspike.neurons.cpu.kernels import kernel, kernel_with_fma, without_refcount
 from blockspike.neurons.cpu.surrogate import surrogate_code, surrogate_derivative
+from blockspike.neurons.cpu.threads import run
 from blockspike.neurons.cpu.tiles import (
     CHUNK,
     add_feedback,
@@ -28,6 +29,7 @@ from blockspike.neurons.cpu.tiles import (
     recurrent_weight_gradient,
     tile_width,
     weight_array,
+    weight_panels,
 )
 from blockspike.neurons.surrogate import Surrogate
 from blockspike.neurons.trace import (
@@ -211,12 +213,12 @@ def _flush_sums(start, sum_beta, sum_p, sum_b, grad_beta, grad_p, grad_b):
 
 @kernel
 def _backward(
-    first_tile, last_tile, grad_spikes, margin, saved_state, saved_steps, beta, p, b, n, weight,
-    feedback, reset_has_grad, surrogate, tile, grad_current, grad_beta, grad_p, grad_b,
+    first_tile, last_tile, grad_spikes, margin, saved_state, saved_steps, beta, p, b, n, panels,
+    n_neurons, feedback, reset_has_grad, surrogate, tile, grad_current, grad_beta, grad_p, grad_b,
 ):  # fmt: skip
     n_steps, n_columns = margin.shape
     grad_spikes, grad_current = without_refcount(grad_spikes), without_refcount(grad_current)
-    margin, weight = without_refcount(margin), without_refcount(weight)
+    margin, panels = without_refcount(margin), without_refcount(panels)
     for start in range(first_tile * tile, last_tile * tile, tile):
         stop = min(n_columns, start + tile)
         width = stop - start
@@ -265,7 +267,7 @@ def _backward(
                 g = grad_spikes[t, start:stop]
                 if feedback and t + n < n_steps:
                     grad_s[:] = g
-                    add_feedback(grad_current[t + n, start:stop], weight, grad_s)
+                    add_feedback(grad_current[t + n, start:stop], panels, n_neurons, grad_s)
                     g = grad_s
                 _sum_ramp(g, p_, bases[row], grad_via_adaptation, grad_sum, ramp_sum, slopes[row])
                 _reverse(
@@ -286,7 +288,7 @@ class _BlocksCPU(torch.autograd.Function):
         n_steps, batch_size, n_neurons = current.shape
         flat = current.detach().reshape(n_steps, -1).contiguous()
         n_columns = flat.shape[1]
-        weight_t = weight_array(None if weight is None else weight.T, flat)
+        weight_t = weight_array(weight, flat)
         spikes, margin = torch.empty_like(flat), torch.empty_like(flat)
         spike_bytes = torch.empty_like(flat, dtype=torch.uint8)
         saved_state = flat.new_empty(2, -(-n_steps // CHUNK), n_columns)
@@ -326,7 +328,7 @@ class _BlocksCPU(torch.autograd.Function):
             _backward, -(-n_columns // tile), grad_spikes.numpy(), flat.numpy(),
             saved_state.numpy(), saved_steps.numpy(),
             *(columns(x, batch_size) for x in (beta, p, b)), ctx.n,
-            weight_array(weight, flat),
+            weight_panels(None if ctx.detach else weight, flat), n_neurons,
             recurrent and not ctx.detach, not ctx.detach, surrogate_code(ctx.surrogate), tile,
             grad_current.numpy(), *(x.numpy() for x in sums),
         )  # fmt: skip

@@ -4,6 +4,7 @@ from typing import Literal, get_args
 
 from torch import Tensor
 
+from blockspike.memory import keep_freed_memory_if_large
 from blockspike.neurons.alif.blocks import blocks
 from blockspike.neurons.alif.blocks_cpu import blocks_cpu
 from blockspike.neurons.alif.fused import fused
@@ -76,6 +77,7 @@ def alif(
         29
     """
     delay = _check(current, beta, p, b, arp, recurrent_weight, recurrent_delay, surrogate, method)
+    keep_freed_memory_if_large(current.nbytes)
     neurons = (current, beta, p, b)
     options = {
         "arp": arp,

@@ -11,7 +11,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from blockspike.neurons.cpu.kernels import kernel, run, without_refcount
+from blockspike.neurons.cpu.kernels import kernel, kernel_part, without_refcount
+from blockspike.neurons.cpu.lanes import (
+    BLOCK,
+    add_each,
+    bits_of,
+    load_block,
+    lowest_bit,
+    n_lanes,
+    store_block,
+)
+from blockspike.neurons.cpu.threads import run
 
 _LEAST_COLUMNS, _MOST_COLUMNS = 32, 128  # of a weight gradient, per thread at a time
 
@@ -63,51 +73,49 @@ def _count(start, stop, spike_bytes, count):
 
 @kernel
 def _fill(start, stop, spike_bytes, row_ptr, unit):
-    spike_bytes, listed = without_refcount(spike_bytes), np.empty(spike_bytes.shape[1], np.int32)
+    n = spike_bytes.shape[1]
+    flat, listed = without_refcount(spike_bytes).ravel(), np.empty(n, np.int32)
     for row in range(start, stop):
         first = np.uintp(row_ptr[row])
-        for event in range(list_units(spike_bytes[row], listed)):
+        for event in range(list_units(flat, np.uintp(row) * np.uintp(n), n, listed, np.uintp(0))):
             unit[first + event] = listed[event]
 
 
-@kernel
-def list_units(spike_bytes, unit):
-    """Write the units that spiked, of bytes [K], to the start of `unit` [K]; return the count."""
-    count = np.uintp(0)
-    n_grouped = spike_bytes.size // 8 * 8
-    groups = spike_bytes[:n_grouped].view(np.uint64)  # x86 and arm64 allow unaligned loads
-    for group in range(groups.size):  # most are empty
-        if groups[np.uintp(group)] != 0:
-            count = _list_some(spike_bytes, 8 * group, 8 * group + 8, unit, count)
-    return _list_some(spike_bytes, n_grouped, spike_bytes.size, unit, count)
+@kernel_part
+def list_units(spike_bytes, at, n, unit, unit_at):
+    """Write the units that spiked, of bytes spike_bytes[at …] [n], to unit[unit_at …] [n].
 
-
-@kernel
-def _list_some(spike_bytes, first, last, unit, count):
-    for k in range(first, last):  # no branch, which would often be mispredicted
-        unit[count] = k
-        count += np.uintp(spike_bytes[np.uintp(k)])
-    return count
-
-
-@kernel
-def add_rows(total, rows, unit, first, last):
-    """Add rows[unit[e]] to total [N] for e = first … last − 1, in this order; rows [K, N].
-
-    Taking four rows at a time saves loads and stores of `total`.
+    Returns their number. Arrays are flat: slices would count references.
     """
-    event, end, four = np.uintp(first), np.uintp(last), np.uintp(4)
-    while event + four <= end:
-        i0, i1 = np.uintp(unit[event]), np.uintp(unit[event + np.uintp(1)])
-        i2, i3 = np.uintp(unit[event + np.uintp(2)]), np.uintp(unit[event + np.uintp(3)])
-        for i in range(total.size):
-            total[i] = (((total[i] + rows[i0, i]) + rows[i1, i]) + rows[i2, i]) + rows[i3, i]
-        event += four
-    while event < end:
-        i0 = np.uintp(unit[event])
-        for i in range(total.size):
-            total[i] += rows[i0, i]
-        event += np.uintp(1)
+    count, one = unit_at, np.uint64(1)
+    n_grouped = n // 64 * 64
+    for first in range(0, n_grouped, 64):
+        fired = bits_of(spike_bytes, at + np.uintp(first))
+        while fired != 0:
+            unit[count] = first + lowest_bit(fired)
+            count += np.uintp(1)
+            fired &= fired - one
+    for k in range(n_grouped, n):  # no branch, which would often be mispredicted
+        unit[count] = k
+        count += np.uintp(spike_bytes[at + np.uintp(k)])
+    return count - unit_at
+
+
+@kernel_part
+def sum_rows(start_with, start_at, rows, unit, first, last, total, at, n):
+    """Set total[at …] to start_with[start_at …] + rows[unit[e]] [n] for e = first … last − 1.
+
+    The sums are taken in this order; arrays are flat.
+    """
+    block = np.uintp(BLOCK * n_lanes(total))
+    for done_ in range(0, n, BLOCK * n_lanes(total)):
+        done = np.uintp(done_)
+        left = min(block, np.uintp(n) - done)
+        own = load_block(start_with, start_at + done, left)
+        for event in range(np.uintp(first), np.uintp(last)):
+            row = np.uintp(unit[event]) * np.uintp(n) + done
+            own = add_each(own, load_block(rows, row, left))
+        store_block(own, total, at + done, left)
 
 
 def event_currents(
@@ -128,15 +136,17 @@ def event_currents(
 
 @kernel
 def _event_currents(start, stop, row_ptr, unit, weight_t, bias, lag_rows, out):
-    out, weight_t = without_refcount(out), without_refcount(weight_t)
+    n, none = out.shape[1], np.uintp(0)
+    out, weight_t = without_refcount(out).ravel(), without_refcount(weight_t)
     for tap in range(weight_t.shape[0]):
-        rows, lag = weight_t[tap], tap * lag_rows
+        rows, lag = weight_t[tap].ravel(), tap * lag_rows
         for row in range(start, stop):
-            total = out[row]
+            at = np.uintp(row) * np.uintp(n)
+            first, last = (row_ptr[row - lag], row_ptr[row - lag + 1]) if row >= lag else (0, 0)
             if tap == 0:
-                total[:] = bias
-            if row >= lag:
-                add_rows(total, rows, unit, row_ptr[row - lag], row_ptr[row - lag + 1])
+                sum_rows(bias, none, rows, unit, first, last, out, at, n)
+            else:
+                sum_rows(out, at, rows, unit, first, last, out, at, n)
 
 
 def delayed_event_currents(

@@ -17,152 +17,170 @@ from torch import Tensor
 
 from blockspike.neurons.autograd import differentiable_once
 from blockspike.neurons.cpu.events import SpikeEvents
-from blockspike.neurons.cpu.kernels import LINE_BYTES, kernel, run, without_refcount
-from blockspike.neurons.cpu.model import WIDTH, numbers
-from blockspike.neurons.cpu.model_errors import error_of_model
-from blockspike.neurons.cpu.strips import (
+from blockspike.neurons.cpu.groups import (
     CHUNK,
+    Neurons,
+    Outputs,
+    Replayed,
+    Rows,
+    Span,
     advance,
-    advance_narrow,
-    advance_recurrent,
-    count_strips,
-    evaluate_slopes,
-    flush_strips,
-    keep_states,
-    new_state,
     replay,
     replayed_size,
     reverse,
-    reverse_narrow,
-    reverse_recurrent,
-    strip_layout,
 )
+from blockspike.neurons.cpu.kernels import kernel, without_refcount
+from blockspike.neurons.cpu.lanes import STREAM_BYTES, load_lanes, n_lanes, store_lanes
+from blockspike.neurons.cpu.model_errors import error_of_model
+from blockspike.neurons.cpu.steps import numbers
 from blockspike.neurons.cpu.surrogate import surrogate_code
+from blockspike.neurons.cpu.threads import run
 from blockspike.neurons.cpu.tiles import (
     WIDEST_TILE,
-    columns,
+    add_feedback,
+    add_recurrent,
+    list_spikes,
     recurrent_weight_gradient,
     tile_width,
     weight_array,
+    weight_panels,
 )
 from blockspike.neurons.model import SimulationSpec
 from blockspike.neurons.trace import SpikeTrace, check_finite, needs_gradient, trace_of_margin
 
 _STREAMED_BYTES = 2**23  # larger results bypass the caches, which could not hold them
-_NARROW = 8  # columns below which an inner loop over time beats one over columns
 _WIDEST_TILE = 4096  # without gradient through recurrence; long rows suit the memory
 
 
 @kernel
+def _flat(array):
+    return without_refcount(array).ravel()
+
+
+@kernel
 def _forward(
-    first_tile, last_tile, current, parameters, model, constants, delay, weight_t, recurrent, tile,
-    for_backward, keep_margin, stream, spikes, spike_bytes, margin, drives, saved, last_membrane,
+    first_tile, last_tile, tile, current, model, constants, parameters, delay, weight_t, stream,
+    spikes, spike_bytes, margin, drives, saved,
 ):  # fmt: skip
+    """Simulate some tiles; arrays of size 0 are not wanted, or mean that there is no recurrence.
+
+    Arguments are bundled here and not before, since Numba takes 10 µs to recognise a bundle.
+    """
     n_steps, n_columns = current.shape
+    stride, none, recurrent = np.uintp(n_columns), np.uintp(0), weight_t.size > 0
     current, spike_bytes = without_refcount(current), without_refcount(spike_bytes)
-    source, spikes = current.ravel(), without_refcount(spikes).ravel()
-    spike_bytes_flat = spike_bytes.ravel()
-    margin, drives = without_refcount(margin).ravel(), without_refcount(drives).ravel()
-    weight_t, stride = without_refcount(weight_t), np.uintp(n_columns)
+    weight_t, states, drives = without_refcount(weight_t), _flat(saved), _flat(drives)
+    neurons = Neurons(model, constants, _flat(parameters))
+    out = Outputs(_flat(spikes), _flat(spike_bytes), _flat(margin), margin.size > 0, stream)
+    source = Rows(_flat(current), stride, none)
+    # The states of a chunk's start are kept for backward; else each chunk overwrites them.
+    size = np.uintp(saved.shape[1]) * stride if len(saved) > 1 else none
     for start in range(first_tile * tile, last_tile * tile, tile):
         stop = min(n_columns, start + tile)
-        width = stop - start
-        state = new_state(model, start, stop, parameters)
-        n_neurons = weight_t.shape[1] if recurrent else width
-        units = np.empty((delay if recurrent else 1, width if recurrent else 1), np.int32)
-        n_units = np.zeros((units.shape[0], width // n_neurons), np.int64)  # that spiked
-        drive = np.empty((min(delay, CHUNK), width if recurrent else 1), current.dtype)
+        width, before = stop - start, none
+        if not recurrent:
+            for first in range(0, n_steps, CHUNK):
+                span = Span(first, min(n_steps, first + CHUNK), start, stop, stride)
+                advance(neurons, span, source, states, before, before + size, out)
+                before += size
+            continue
+        units = np.empty((delay, width), np.int32)  # that spiked: slot t mod delay is for step t
+        n_units = np.zeros((delay, width // weight_t.shape[1]), np.int64)
+        block = np.empty((min(delay, CHUNK), width), current.dtype)  # total input of some steps
         for first in range(0, n_steps, CHUNK):
             last = min(n_steps, first + CHUNK)
-            if for_backward:
-                keep_states(model, state, start, stop, saved[first // CHUNK])
-            if recurrent:
-                advance_recurrent(
-                    model, first, last, stride, start, stop, current, constants, state, keep_margin,
-                    stream, spikes, spike_bytes, margin, weight_t, units, n_units, drive,
-                    for_backward, drives,
-                )  # fmt: skip
-            elif width < _NARROW:
-                advance_narrow(
-                    model, first, last, stride, start, stop, source, constants, state, keep_margin,
-                    spikes, spike_bytes_flat, margin,
-                )  # fmt: skip
-            else:
+            for begin in range(first, last, len(block)):
+                end = min(last, begin + len(block))
+                for t in range(begin, end):
+                    slot, row = t % delay, block[t - begin]
+                    add_recurrent(current[t, start:stop], units[slot], n_units[slot], weight_t, row)
+                    if drives.size > 0:
+                        _copy(row, drives, np.uintp(t) * stride + np.uintp(start), stream)
+                shift = np.uintp(begin) * np.uintp(width) + np.uintp(start)
+                span, rows = Span(begin, end, start, stop, stride), _flat(block)
+                now = before if begin == first else before + size
                 advance(
-                    model, first, last, stride, start, stop, source, stride, np.uintp(0),
-                    constants, state, keep_margin, stream, spikes, spike_bytes_flat, margin,
+                    neurons, span, Rows(rows, np.uintp(width), shift), states, now, before + size,
+                    out,
                 )  # fmt: skip
-        keep_states(model, state, start, stop, last_membrane)
+                for t in range(begin, end):
+                    slot, fired = t % delay, spike_bytes[t, start:stop]
+                    list_spikes(fired, weight_t.shape[1], units[slot], n_units[slot])
+            before += size
+
+
+@kernel
+def _copy(row, target, at, stream):
+    lanes, n = np.uintp(n_lanes(row)), np.uintp(row.size)
+    for i_ in range(0, row.size, n_lanes(row)):
+        i = np.uintp(i_)
+        width = min(lanes, n - i)
+        store_lanes(load_lanes(row, i, width), target, at + i, width, stream)
 
 
 @kernel
 def _backward(
-    first_tile, last_tile, grad_spikes, drives, saved, parameters, model, constants, delay, weight,
-    feedback, reset_has_grad, surrogate, tile, grad_current, sums,
+    first_tile, last_tile, tile, grad_spikes, drives, saved, model, constants, parameters, delay,
+    panels, n_neurons, surrogate, reset_has_grad, grad_current, grads, sums,
 ):  # fmt: skip
+    """Backpropagate through some tiles; `panels` of size 0: not through recurrence."""
     n_steps, n_columns = drives.shape
+    stride, none, feedback = np.uintp(n_columns), np.uintp(0), panels.size > 0
     grad_spikes, grad_current = without_refcount(grad_spikes), without_refcount(grad_current)
-    grad_spikes_flat, grad_current_flat = grad_spikes.ravel(), grad_current.ravel()
-    drives, weight, saved = (
-        without_refcount(drives).ravel(),
-        without_refcount(weight),
-        without_refcount(saved),
-    )
-    stride, none = np.uintp(n_columns), np.uintp(0)
-    size = np.uintp(strip_layout(model)[3])
-    chunk_size = np.uintp(CHUNK) * np.uintp(replayed_size(model))
-    reversed_steps = np.empty(CHUNK, np.uintp)
-    for i in range(CHUNK):
-        reversed_steps[i] = np.uintp(CHUNK - 1 - i)
+    to_current, drives, states = _flat(grad_current), _flat(drives), _flat(saved)
+    grads, sums, panels = _flat(grads), _flat(sums), without_refcount(panels)
+    neurons = Neurons(model, constants, _flat(parameters))
+    from_spikes = Rows(_flat(grad_spikes), stride, none)
+    lanes, group_size = n_lanes(drives), replayed_size(model, drives)
+    n_block = min(delay, CHUNK) if feedback else 1  # steps that get their gradient together
     for start in range(first_tile * tile, last_tile * tile, tile):
         stop = min(n_columns, start + tile)
-        state = new_state(model, start, stop, parameters)
-        n_strips = count_strips(start, stop)
-        replayed = np.empty(np.uintp(n_strips if feedback else 1) * chunk_size, drives.dtype)
-        grad_s = np.empty(stop - start if feedback else 1, drives.dtype)
+        width = stop - start
+        n_groups = (width + lanes - 1) // lanes if feedback else 1
+        replayed = np.empty(np.uintp(n_groups) * group_size, drives.dtype)
+        block = np.empty((n_block, width if feedback else 1), drives.dtype)
         for chunk in range((n_steps - 1) // CHUNK, -1, -1):
-            first = chunk * CHUNK
-            last = min(n_steps, first + CHUNK)
-            steps = reversed_steps[CHUNK - (last - first) :]
-            for strip in range(n_strips):
-                left = start + strip * WIDTH
-                right = min(stop, left + WIDTH)
-                strip_offset = np.uintp(strip) * size
-                replay_offset = np.uintp(strip) * chunk_size if feedback else none
-                replay(
-                    model, first, last, stride, left, right, drives, constants, saved[chunk],
-                    state, strip_offset, replayed, replay_offset,
-                )  # fmt: skip
-                evaluate_slopes(
-                    model, surrogate, last - first, right - left, replayed, replay_offset
-                )
+            first, before = chunk * CHUNK, np.uintp(chunk) * np.uintp(saved.shape[1]) * stride
+            last, at = min(n_steps, first + CHUNK), none
+            for left in range(start, stop, lanes):
+                span = Span(first, last, left, min(stop, left + lanes), stride)
+                own = Replayed(without_refcount(replayed), at)
+                replay(neurons, surrogate, span, drives, states, before, own)
                 if feedback:
-                    continue
-                if stop - start < _NARROW:
-                    reverse_narrow(
-                        model, steps, first, stride, left, right, grad_spikes_flat, drives,
-                        constants, reset_has_grad, state, replayed, grad_current_flat,
-                    )  # fmt: skip
+                    at += group_size
                 else:
                     reverse(
-                        model, steps, first, stride, left, right, grad_spikes_flat, none, drives,
-                        constants, reset_has_grad, state, strip_offset, replayed, replay_offset,
-                        grad_current_flat,
+                        neurons, reset_has_grad, first, span, from_spikes, drives, own, grads,
+                        to_current, sums,
                     )  # fmt: skip
-            if feedback:
-                reverse_recurrent(
-                    model, steps, first, stride, start, stop, grad_spikes, drives, constants,
-                    reset_has_grad, state, replayed, delay, weight, grad_s, grad_current,
-                )  # fmt: skip
-            flush_strips(model, start, stop, state, sums)
+            if not feedback:
+                continue
+            for end in range(last, first, -n_block):
+                begin = max(first, end - n_block)
+                for t in range(begin, end):
+                    row = block[t - begin]
+                    row[:] = grad_spikes[t, start:stop]
+                    if t + delay < n_steps:  # the step that receives the spikes of step t
+                        later = grad_current[t + delay, start:stop]
+                        add_feedback(later, panels, n_neurons, row)
+                shift = np.uintp(begin) * np.uintp(width) + np.uintp(start)
+                from_block, at = Rows(_flat(block), np.uintp(width), shift), none
+                for left in range(start, stop, lanes):
+                    span = Span(begin, end, left, min(stop, left + lanes), stride)
+                    own = Replayed(without_refcount(replayed), at)
+                    reverse(
+                        neurons, reset_has_grad, first, span, from_block, drives, own, grads,
+                        to_current, sums,
+                    )  # fmt: skip
+                    at += group_size
 
 
 def _may_stream(tile: int, target: Tensor) -> bool:
     """Whether writes to `target` [T, B·N] bypass the caches: it is large, and aligned to lines."""
     in_lines = (
-        target.shape[1] * target.itemsize % LINE_BYTES == 0
-        and tile * target.itemsize % LINE_BYTES == 0
-        and target.data_ptr() % LINE_BYTES == 0
+        target.shape[1] * target.itemsize % STREAM_BYTES == 0
+        and tile * target.itemsize % STREAM_BYTES == 0
+        and target.data_ptr() % STREAM_BYTES == 0
     )
     return in_lines and target.nbytes >= _STREAMED_BYTES
 
@@ -182,7 +200,7 @@ class _Result(NamedTuple):
 
 def _columns(parameters: Sequence[Tensor], batch_size: int) -> np.ndarray:
     """Stack K tensors [N] and repeat them for each sample: [K, B·N]."""
-    return np.stack([columns(x, batch_size) for x in parameters])
+    return torch.stack([x.detach() for x in parameters]).repeat(1, batch_size).numpy()
 
 
 def _run(
@@ -192,7 +210,7 @@ def _run(
     n_steps, batch_size, n_neurons = current.shape
     flat = current.detach().reshape(n_steps, -1).contiguous()
     n_columns = flat.shape[1]
-    weight_t = weight_array(None if weight is None else weight.T, flat)
+    weight_t = weight_array(weight, flat)
     spikes = torch.empty_like(flat)
     spike_bytes = torch.empty_like(flat, dtype=torch.uint8)
     nothing = flat.new_empty(0, 0)
@@ -201,22 +219,21 @@ def _run(
     drives = torch.empty_like(flat) if keep_drives else nothing
     model = spec.model
     n_states = len(model.states) + len(model.counters)
-    saved = flat.new_empty(-(-n_steps // CHUNK) if for_backward else 0, n_states, n_columns)
-    last_membrane = flat.new_empty(1, n_columns)
+    saved = flat.new_empty(-(-n_steps // CHUNK) + 1 if for_backward else 1, n_states, n_columns)
+    saved[0] = 0
     tile = tile_width(n_columns, weight, _WIDEST_TILE)
     written = [x for x in (spikes, margin, drives) if x.numel()]
     stream = all(_may_stream(tile, x) for x in written)
     try:
         run(
-            _forward, -(-n_columns // tile), flat.numpy(), _columns(parameters, batch_size), model,
-            numbers(spec.constants, flat.numpy()), min(spec.recurrent_delay, n_steps), weight_t,
-            weight is not None, tile, for_backward, keep_margin, stream, spikes.numpy(),
+            _forward, -(-n_columns // tile), tile, flat.numpy(), model,
+            numbers(spec.constants, flat.numpy()), _columns(parameters, batch_size),
+            min(spec.recurrent_delay, n_steps), weight_t, stream, spikes.numpy(),
             spike_bytes.numpy(), margin.numpy(), drives.numpy(), saved.numpy(),
-            last_membrane.numpy(),
         )  # fmt: skip
     except NumbaError as error:
         raise error_of_model(spec, flat.dtype, error) from None
-    check_finite(last_membrane.view(batch_size, n_neurons), current)
+    check_finite(saved[-1, 0].view(batch_size, n_neurons), current)
     spikes, spike_bytes = spikes.view(current.shape), spike_bytes.view(current.shape)
     return _Result(spikes, SpikeEvents(spike_bytes), margin, drives if keep_drives else flat, saved)
 
@@ -230,7 +247,7 @@ class _Fused(torch.autograd.Function):
         """Spikes [T, B, N]; appends the events of the spikes to `events_out`."""
         result = _run(current, parameters, weight, spec, for_backward=True)
         events_out.append(result.events)
-        ctx.save_for_backward(result.drives, result.saved, weight, *parameters)
+        ctx.save_for_backward(result.drives, result.saved[:-1], weight, *parameters)
         ctx.events = result.events if weight is not None else None
         ctx.spec, ctx.shape = spec, current.shape
         return result.spikes
@@ -245,17 +262,19 @@ class _Fused(torch.autograd.Function):
         n_columns = drives.shape[1]
         grad_spikes = grads[0].reshape(drives.shape).contiguous()
         grad_current = torch.empty_like(drives)
+        grads_of_states = drives.new_zeros(len(spec.model.states), n_columns)
         sums = torch.zeros(len(parameters), n_columns, dtype=torch.float64)
         feedback = recurrent and not spec.detach_spikes
         tile = tile_width(n_columns, weight, WIDEST_TILE if feedback else _WIDEST_TILE)
+        panels = weight_panels(weight if feedback else None, drives)
         try:
             run(
-                _backward, -(-n_columns // tile), grad_spikes.numpy(), drives.numpy(),
-                saved.numpy(), _columns(parameters, batch_size), spec.model,
-                numbers(spec.constants, drives.numpy()), min(spec.recurrent_delay, n_steps),
-                weight_array(weight, drives), feedback,
-                drives.numpy().dtype.type(not spec.detach_spikes),
-                surrogate_code(spec.surrogate), tile, grad_current.numpy(), sums.numpy(),
+                _backward, -(-n_columns // tile), tile, grad_spikes.numpy(), drives.numpy(),
+                saved.numpy(), spec.model, numbers(spec.constants, drives.numpy()),
+                _columns(parameters, batch_size), min(spec.recurrent_delay, n_steps), panels,
+                n_neurons, surrogate_code(spec.surrogate),
+                drives.numpy().dtype.type(not spec.detach_spikes), grad_current.numpy(),
+                grads_of_states.numpy(), sums.numpy(),
             )  # fmt: skip
         except NumbaError as error:
             raise error_of_model(spec, drives.dtype, error) from None

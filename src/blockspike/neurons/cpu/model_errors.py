@@ -8,7 +8,7 @@ import torch
 from numba import from_dtype, typeof, types
 from numba.core.errors import NumbaError
 
-from blockspike.neurons.cpu.model import compiled_function, fire
+from blockspike.neurons.cpu.steps import compiled_function, fire
 from blockspike.neurons.model import NeuronModel, SimulationSpec
 
 

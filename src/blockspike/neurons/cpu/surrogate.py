@@ -4,13 +4,16 @@
 """
 
 import math
+from typing import Any
 
 import numpy as np
 from llvmlite import ir
 from numba import types
-from numba.extending import intrinsic, overload
+from numba.extending import overload
 
-from blockspike.neurons.cpu.kernels import kernel_with_fma
+from blockspike.neurons.cpu.kernels import intrinsic, kernel_with_fma
+from blockspike.neurons.cpu.lanes import Lanes, dtype_of
+from blockspike.neurons.model import maximum, where
 from blockspike.neurons.surrogate import Boxcar, FastSigmoid, MultiGaussian, Surrogate
 
 FAST_SIGMOID, BOXCAR, MULTI_GAUSSIAN = 0, 1, 2
@@ -26,57 +29,81 @@ def surrogate_code(surrogate: Surrogate) -> int:
     return _CODES[type(surrogate)]
 
 
-@intrinsic
-def _power_of_two(typingctx, exponent, like):  # pyright: ignore[reportUnusedParameter]
-    """Compute 2^exponent (an integer) in the float type of `like` by writing the exponent bits."""
-    bits, bias, mantissa = (32, 127, 23) if like == types.float32 else (64, 1023, 52)
-
-    def codegen(context, builder, signature, args):
-        integer = ir.IntType(bits)
-        value = context.cast(builder, args[0], signature.args[0], types.int32)
-        if bits == 64:
-            value = builder.sext(value, integer)
-        shifted = builder.shl(builder.add(value, integer(bias)), integer(mantissa))
-        return builder.bitcast(shifted, context.get_value_type(like))
-
-    return like(exponent, like), codegen
+def _real_of(x: Any) -> Any:
+    """Float type of a number or of a vector's lanes; callable in kernels only."""
+    raise NotImplementedError
 
 
-def _is_single(x) -> bool:
-    """Whether x is a float32; resolved when a kernel is compiled."""
-    return type(x) is np.float32
+@overload(_real_of)
+def _real_of_overload(x):
+    real = np.float32 if dtype_of(x) == types.float32 else np.float64
+    return lambda x: real
+
+
+def _is_single(x: Any) -> Any:
+    """Whether x is in float32; resolved when a kernel is compiled."""
+    raise NotImplementedError
 
 
 @overload(_is_single)
 def _is_single_overload(x):
-    single = x == types.float32
+    single = dtype_of(x) == types.float32
     return lambda x: single
+
+
+def _integers(context: Any, kind: Any, bits: int) -> Any:
+    integer = ir.IntType(bits)
+    return ir.VectorType(integer, kind.count) if isinstance(kind, Lanes) else integer
+
+
+@intrinsic
+def _truncated(typingctx, x):  # pyright: ignore[reportUnusedParameter]
+    """Round towards zero; |x| < 2³¹."""
+
+    def codegen(context, builder, signature, args):
+        whole = builder.fptosi(args[0], _integers(context, x, 32))
+        return builder.sitofp(whole, args[0].type)
+
+    return x(x), codegen
+
+
+@intrinsic
+def _power_of_two(typingctx, x):  # pyright: ignore[reportUnusedParameter]
+    """Compute 2^x for whole numbers −126 ≤ x ≤ 127 by writing the bits of the exponent."""
+    bits, bias, mantissa = (32, 127, 23) if dtype_of(x) == types.float32 else (64, 1023, 52)
+
+    def codegen(context, builder, signature, args):
+        whole = _integers(context, x, bits)
+        filled = [bias] * x.count if isinstance(x, Lanes) else bias
+        exponent = builder.add(builder.fptosi(args[0], whole), ir.Constant(whole, filled))
+        filled = [mantissa] * x.count if isinstance(x, Lanes) else mantissa
+        return builder.bitcast(builder.shl(exponent, ir.Constant(whole, filled)), args[0].type)
+
+    return x(x), codegen
 
 
 @kernel_with_fma
 def exp2_negative(t):
     """Compute 2^t for t ≤ 0, to a few ulp (in float64 to 1e−12); 0 below 2^−126."""
-    real = type(t)
-    underflows = t < real(-126.0)
-    t = max(t, real(-126.0))
-    k = np.int32(t - real(0.5))  # truncation rounds to nearest, since t ≤ 0
-    r = (t - real(k)) * real(_LN2)  # |r| ≤ ln2/2; exp(r) by its Taylor series
-    y = real(1 / 720)
-    if not _is_single(t):
-        y = real(1 / 39916800)
-        y = y * r + real(1 / 3628800)
+    real = _real_of(t)
+    clipped = maximum(t, real(-126.0))
+    k = _truncated(clipped - real(0.5))  # to the nearest, since t ≤ 0
+    r = (clipped - k) * real(_LN2)  # |r| ≤ ln2/2; exp(r) by its Taylor series
+    if _is_single(t):
+        y = r * real(1 / 720) + real(1 / 120)
+    else:
+        y = r * real(1 / 39916800) + real(1 / 3628800)
         y = y * r + real(1 / 362880)
         y = y * r + real(1 / 40320)
         y = y * r + real(1 / 5040)
         y = y * r + real(1 / 720)
-    y = y * r + real(1 / 120)
+        y = y * r + real(1 / 120)
     y = y * r + real(1 / 24)
     y = y * r + real(1 / 6)
     y = y * r + real(0.5)
     y = y * r + real(1.0)
     y = y * r + real(1.0)
-    y *= _power_of_two(k, t)  # pyright: ignore[reportCallIssue]
-    return real(0.0) if underflows else y
+    return where(t < real(-126.0), real(0.0), y * _power_of_two(k))
 
 
 @kernel_with_fma
@@ -86,20 +113,22 @@ def multi_gaussian(u):
     One exponential e = exp(−u²/18) gives all three bells. The centre is e³⁶ = exp(−u²/0.5); the
     sides are e·exp(−1/72)·2cosh(u/18), up to a common factor.
     """
-    real = type(u)
+    real = _real_of(u)
     square = u * u
     e = exp2_negative(square * real(-1 / (18 * _LN2)))
-    near = e if square < real(40.0) else real(0.0)  # e³⁶ < 1e−34 beyond, and denormals are slow
+    near = where(square < real(40.0), e, real(0.0))  # e³⁶ < 1e−34 beyond; denormals are slow
     e4 = near * near
     e4 = e4 * e4
     e32 = e4 * e4
     e32 = e32 * e32
     e32 = e32 * e32
-    w = min(square, real(1600.0)) * real(1 / 324)  # (u/18)²; e is 0 beyond |u| = 39.7
-    cosh = real(1 / 40320)
-    if not _is_single(u):
-        cosh = real(1 / 3628800) * w + real(1 / 40320)
-    cosh = cosh * w + real(1 / 720)
+    # (u/18)²; e is 0 beyond |u| = 39.7
+    w = where(square < real(1600.0), square, real(1600.0)) * real(1 / 324)
+    if _is_single(u):
+        cosh = w * real(1 / 40320) + real(1 / 720)
+    else:
+        cosh = w * real(1 / 3628800) + real(1 / 40320)
+        cosh = cosh * w + real(1 / 720)
     cosh = cosh * w + real(1 / 24)
     cosh = cosh * w + real(0.5)
     cosh = cosh * w + real(1.0)
@@ -109,16 +138,26 @@ def multi_gaussian(u):
 @kernel_with_fma
 def fast_sigmoid(u):
     """Derivative of `FastSigmoid` at the margin u: 1 / (10|u| + 1)²."""
-    real = type(u)
-    slope = real(10.0) * abs(u) + real(1.0)
+    real = _real_of(u)
+    slope = real(10.0) * maximum(u, -u) + real(1.0)
     return real(1.0) / (slope * slope)
 
 
 @kernel_with_fma
 def boxcar(u):
     """Derivative of `Boxcar` at the margin u: 1 for −0.5 < u ≤ 0.5, else 0."""
-    real = type(u)
-    return real(1.0) if (u > real(-0.5)) & (u <= real(0.5)) else real(0.0)
+    real = _real_of(u)
+    return where((u > real(-0.5)) & (u <= real(0.5)), real(1.0), real(0.0))
+
+
+@kernel_with_fma
+def slope_of(code, margin):
+    """Derivative of the surrogate `code` at a margin, a number or a vector."""
+    if code == FAST_SIGMOID:
+        return fast_sigmoid(margin)
+    if code == BOXCAR:
+        return boxcar(margin)
+    return multi_gaussian(margin)
 
 
 @kernel_with_fma

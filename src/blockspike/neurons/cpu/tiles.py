@@ -8,68 +8,85 @@ needs no matrix product, and the cost does not depend on the delay.
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
-from blockspike.neurons.cpu.events import SpikeEvents, add_rows, event_weight_gradient, list_units
-from blockspike.neurons.cpu.kernels import kernel, kernel_with_fma
+from blockspike.neurons.cpu.events import SpikeEvents, event_weight_gradient, list_units, sum_rows
+from blockspike.neurons.cpu.kernels import kernel_part, kernel_with_fma
+from blockspike.neurons.cpu.lanes import BLOCK, LANES_BYTES, add_scaled, load_block, store_block
 
 CHUNK = 16  # steps between saved states
 WIDEST_TILE = 2048  # columns of a tile, few enough that a chunk stays in the L2 cache
 
 
-@kernel
+@kernel_part
 def add_recurrent(row, units, n_units, weight_t, drive):
     """Set drive = row + weights of the listed units, sample by sample of [N] neurons."""
-    n_neurons = weight_t.shape[1]
-    for i in range(row.size):
-        drive[i] = row[i]
+    n_neurons, rows = weight_t.shape[1], weight_t.ravel()
     for sample in range(n_units.size):
-        start = sample * n_neurons
-        total = drive[start : start + n_neurons]
-        add_rows(total, weight_t, units, start, start + n_units[sample])
+        first = sample * n_neurons
+        at, last = np.uintp(first), first + n_units[sample]
+        sum_rows(row, at, rows, units, first, last, drive, at, n_neurons)
 
 
-@kernel
+@kernel_part
 def list_spikes(spike_bytes, n_neurons, units, n_units):
     """Write the units that spiked to `units` and their counts to `n_units`, sample by sample."""
     for sample in range(n_units.size):
-        own = slice(sample * n_neurons, (sample + 1) * n_neurons)
-        n_units[sample] = list_units(spike_bytes[own], units[own])
+        at = np.uintp(sample * n_neurons)
+        n_units[sample] = list_units(spike_bytes, at, n_neurons, units, at)
 
 
 @kernel_with_fma
-def add_feedback(later, weight, grad_spikes):
+def add_feedback(later, panels, n_neurons, grad_spikes):
     """Add Wᵀ later to grad_spikes: the gradient through the recurrence.
 
-    Two samples and four rows of weights at a time halve the reads of weights and quarter those of
-    sums. An odd sample is paired with itself, so that sums do not depend on how tiles are cut.
+    Both hold samples of [N] neurons; `panels` are the weights as `weight_panels` cuts them. Four
+    samples share each load of weights, and the last one stands in for missing ones. A sample's sums
+    do not depend on the others.
     """
-    n = weight.shape[0]
-    spare = np.zeros(n, grad_spikes.dtype)
-    for first in range(0, grad_spikes.size, 2 * n):
-        second = first + n
-        total_1, total_2 = grad_spikes[first : first + n], spare
-        if second < grad_spikes.size:
-            total_2 = grad_spikes[second : second + n]
-        else:
-            second = first
-        g, h = later[first : first + n], later[second : second + n]
-        for post in range(0, n - 3, 4):
-            g0, g1, g2, g3 = g[post], g[post + 1], g[post + 2], g[post + 3]
-            h0, h1, h2, h3 = h[post], h[post + 1], h[post + 2], h[post + 3]
-            w0, w1, w2, w3 = weight[post], weight[post + 1], weight[post + 2], weight[post + 3]
-            for i in range(n):
-                total_1[i] += g0 * w0[i] + g1 * w1[i] + (g2 * w2[i] + g3 * w3[i])
-                total_2[i] += h0 * w0[i] + h1 * w1[i] + (h2 * w2[i] + h3 * w3[i])
-        for post in range(n - n % 4, n):
-            row = weight[post]
-            for i in range(n):
-                total_1[i] += g[post] * row[i]
-                total_2[i] += h[post] * row[i]
+    n_samples, width = later.size // n_neurons, panels.shape[2]
+    n = np.uintp(n_neurons)
+    for panel in range(panels.shape[0]):
+        weights = panels[panel].ravel()
+        start, left = np.uintp(panel * width), np.uintp(min(width, n_neurons - panel * width))
+        for sample in range(0, n_samples, 4):
+            at0 = np.uintp(sample) * n
+            at1 = np.uintp(min(sample + 1, n_samples - 1)) * n
+            at2 = np.uintp(min(sample + 2, n_samples - 1)) * n
+            at3 = np.uintp(min(sample + 3, n_samples - 1)) * n
+            total0 = load_block(grad_spikes, at0 + start, left)
+            total1 = load_block(grad_spikes, at1 + start, left)
+            total2 = load_block(grad_spikes, at2 + start, left)
+            total3 = load_block(grad_spikes, at3 + start, left)
+            for post in range(n):
+                row = load_block(weights, post * np.uintp(width), np.uintp(width))
+                total0 = add_scaled(total0, later[at0 + post], row)
+                total1 = add_scaled(total1, later[at1 + post], row)
+                total2 = add_scaled(total2, later[at2 + post], row)
+                total3 = add_scaled(total3, later[at3 + post], row)
+            store_block(total0, grad_spikes, at0 + start, left)
+            store_block(total1, grad_spikes, at1 + start, left)
+            store_block(total2, grad_spikes, at2 + start, left)
+            store_block(total3, grad_spikes, at3 + start, left)
+
+
+def weight_panels(weight: Tensor | None, like: Tensor) -> np.ndarray:
+    """Cut recurrent weights [N, N] (post, pre) into panels of columns: [panels, post, width].
+
+    A panel is as wide as a block of vectors and lies in one piece of memory; the last one is filled
+    up with zeros. Without weights, an empty array.
+    """
+    if weight is None:
+        return like.new_empty(0, 0, 0).numpy()
+    width = BLOCK * LANES_BYTES // like.itemsize
+    n = len(weight)
+    padded = F.pad(weight.detach(), (0, -n % width))
+    return padded.view(n, -1, width).transpose(0, 1).contiguous().numpy()
 
 
 def weight_array(weight: Tensor | None, like: Tensor) -> np.ndarray:
-    """Recurrent weights for a kernel; without recurrence, a placeholder of the same type."""
-    return (like.new_empty(1, 1) if weight is None else weight.detach().contiguous()).numpy()
+    """Recurrent weights [N, N] (pre, post) for a kernel; without recurrence, an empty array."""
+    return (like.new_empty(0, 0) if weight is None else weight.detach().T.contiguous()).numpy()
 
 
 def tile_width(n_columns: int, weight: Tensor | None, widest: int = WIDEST_TILE) -> int:

@@ -1,0 +1,166 @@
+"""Groups: as many columns as a vector has lanes, taken through a chunk of steps in registers.
+
+`fused.py` runs a tile of any model forward and backward with these kernels. All arrays are flat.
+Step t of column c is at t · stride + c, and the rows of parameters, states and sums are as far
+apart, except where `Rows` say otherwise. Indices are unsigned: signed ones may be negative, which
+would be checked at each access.
+"""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from blockspike.neurons.cpu.kernels import kernel, kernel_with_fma
+from blockspike.neurons.cpu.lanes import (
+    add_each,
+    add_rows,
+    load_lanes,
+    n_lanes,
+    store_bytes,
+    store_lanes,
+    store_rows,
+)
+from blockspike.neurons.cpu.steps import (
+    grad_rows,
+    n_rows,
+    no_sums,
+    parameter_rows,
+    reverse_step,
+    state_rows,
+    step,
+)
+from blockspike.neurons.cpu.surrogate import slope_of
+
+CHUNK = 8  # steps between saved states, few enough that their replay stays in the L1 cache
+
+
+class Neurons(NamedTuple):
+    """What all columns have in common, and the parameters [K, B·N] of each."""
+
+    model: Any
+    constants: tuple
+    parameters: np.ndarray
+
+
+class Span(NamedTuple):
+    """Steps first … last − 1 of columns start … stop − 1."""
+
+    first: Any
+    last: Any
+    start: Any
+    stop: Any
+    stride: Any
+
+
+class Rows(NamedTuple):
+    """An array that holds step t of column c at t · stride + c − shift."""
+
+    array: np.ndarray
+    stride: Any
+    shift: Any
+
+
+class Outputs(NamedTuple):
+    """Results of each step; `stream`: spikes and margins go past the caches."""
+
+    spikes: np.ndarray
+    spike_bytes: np.ndarray
+    margin: np.ndarray
+    keep_margin: bool
+    stream: bool
+
+
+class Replayed(NamedTuple):
+    """Chunks of one group after another: margins, slopes, and the states before each step."""
+
+    array: np.ndarray
+    at: Any
+
+
+@kernel
+def advance(neurons, span, source, states, before, after, out):
+    """Run a span of steps.
+
+    The states of column c are read from states[before + c] and written to states[after + c].
+    """
+    model, lanes = neurons.model, np.uintp(n_lanes(states))
+    for column_ in range(span.start, span.stop, n_lanes(states)):
+        column = np.uintp(column_)
+        n = min(lanes, np.uintp(span.stop) - column)
+        own = parameter_rows(model, neurons.parameters, column, span.stride, n)
+        now = state_rows(model, states, before + column, span.stride, n)
+        x = np.uintp(span.first) * span.stride + column
+        y = np.uintp(span.first) * source.stride + column - source.shift
+        for _ in range(span.first, span.last):
+            drive = load_lanes(source.array, y, n)
+            spike, margin, now = step(model, drive, own, neurons.constants, now)
+            store_lanes(spike, out.spikes, x, n, out.stream)
+            store_bytes(spike, out.spike_bytes, x, n)
+            if out.keep_margin:
+                store_lanes(margin, out.margin, x, n, out.stream)
+            x += span.stride
+            y += source.stride
+        store_rows(now, states, after + column, span.stride, n)
+
+
+@kernel
+def replayed_size(model, like):
+    """Elements of a replayed chunk of a group."""
+    return np.uintp(CHUNK * (2 + n_rows(model)[1]) * n_lanes(like))
+
+
+@kernel
+def replay(neurons, surrogate, span, drives, states, before, replayed):
+    """Replay a chunk of one group from the states at states[before + column]."""
+    model, lanes = neurons.model, np.uintp(n_lanes(drives))
+    column, n = np.uintp(span.start), np.uintp(span.stop - span.start)
+    own = parameter_rows(model, neurons.parameters, column, span.stride, n)
+    now = state_rows(model, states, before + column, span.stride, n)
+    to_slopes, n_states = np.uintp(CHUNK) * lanes, np.uintp(n_rows(model)[1])
+    x, k = np.uintp(span.first) * span.stride + column, replayed.at
+    kept = replayed.at + np.uintp(2) * to_slopes
+    for _ in range(span.first, span.last):
+        store_rows(now, replayed.array, kept, lanes, lanes)
+        _, margin, now = step(model, load_lanes(drives, x, n), own, neurons.constants, now)
+        store_lanes(margin, replayed.array, k, lanes, False)
+        store_lanes(slope_of(surrogate, margin), replayed.array, k + to_slopes, lanes, False)
+        x += span.stride
+        k += lanes
+        kept += n_states * lanes
+
+
+@kernel_with_fma
+def reverse(
+    neurons, reset_has_grad, chunk_first, span, grad_spikes, drives, replayed, grads, grad_current,
+    sums,
+):  # fmt: skip
+    """Backpropagate through the last steps of a group's chunk, which begins at chunk_first.
+
+    `grads` are the gradients of the states; `sums`, in float64, those of the parameters.
+    """
+    model, lanes = neurons.model, np.uintp(n_lanes(drives))
+    column, n = np.uintp(span.start), np.uintp(span.stop - span.start)
+    own = parameter_rows(model, neurons.parameters, column, span.stride, n)
+    now = grad_rows(model, grads, column, span.stride, n)
+    total = no_sums(model, drives)
+    to_slopes, n_states = np.uintp(CHUNK) * lanes, np.uintp(n_rows(model)[1])
+    done = np.uintp(span.last - chunk_first) * lanes
+    x = np.uintp(span.last) * span.stride + column
+    y = np.uintp(span.last) * grad_spikes.stride + column - grad_spikes.shift
+    k = replayed.at + done
+    kept = replayed.at + np.uintp(2) * to_slopes + done * n_states
+    for _ in range(span.first, span.last):
+        x -= span.stride
+        y -= grad_spikes.stride
+        k -= lanes
+        kept -= n_states * lanes
+        to_drive, to_parameters, now = reverse_step(
+            model, load_lanes(drives, x, n), own, neurons.constants,
+            state_rows(model, replayed.array, kept, lanes, lanes),
+            load_lanes(replayed.array, k, lanes), load_lanes(replayed.array, k + to_slopes, lanes),
+            load_lanes(grad_spikes.array, y, n), reset_has_grad, now,
+        )  # fmt: skip
+        store_lanes(to_drive, grad_current, x, n, False)
+        total = add_each(total, to_parameters)
+    store_rows(now, grads, column, span.stride, n)
+    add_rows(total, sums, column, span.stride, n)

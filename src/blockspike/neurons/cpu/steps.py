@@ -1,0 +1,172 @@
+"""What kernels need of a neuron model: its step, its derivative, and rows of numbers as tuples."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import numba
+import numpy as np
+from llvmlite import ir
+from numba import types
+from numba.extending import overload
+
+import blockspike.neurons.cpu.model  # noqa: F401 (it registers the type)
+from blockspike.neurons.cpu.kernels import intrinsic, kernel
+from blockspike.neurons.cpu.lanes import dtype_of, lanes_of, load
+from blockspike.neurons.model import NeuronModel, maximum, translated, where
+
+_EXACT: Any = {"error_model": "numpy", "nogil": True}
+_WITH_FMA: Any = {**_EXACT, "fastmath": {"contract"}}
+
+
+def step(model: Any, drive: Any, parameters: Any, constants: Any, state: Any) -> Any:
+    """Spike, margin and state after a step; callable in kernels only."""
+    raise NotImplementedError
+
+
+def reverse_step(
+    model: Any, drive: Any, parameters: Any, constants: Any, state: Any, margin: Any, slope: Any,
+    grad_spike: Any, reset_has_grad: Any, grad_state: Any,
+) -> Any:  # fmt: skip
+    """Gradients of drive, parameters and state before a step; callable in kernels only."""
+    raise NotImplementedError
+
+
+@kernel
+def fire(margin):
+    """Spike for a margin, and 1 − spike; for kernels."""
+    return _fire(margin)
+
+
+def _fire(margin: Any) -> Any:
+    raise NotImplementedError
+
+
+@overload(_fire)
+def _fire_overload(margin):
+    real = dtype_of(margin)
+
+    def call(margin):
+        spike = where(margin > real(0.0), real(1.0), real(0.0))
+        return spike, real(1.0) - spike
+
+    return call
+
+
+def _compiled(function: Callable, options: dict[str, Any]) -> Any:
+    """Prepare a function and those it calls; `where` and `maximum` have overloads below."""
+    if function in (where, maximum):
+        return function
+    return numba.njit(**options)(translated(function, partial(_compiled, options=options)))
+
+
+def compiled_function(function: Callable) -> Any:
+    """Prepare a model's function for Numba, which compiles it when first called."""
+    return _compiled(function, _EXACT)
+
+
+@overload(step, jit_options=_EXACT)
+def _step(model, drive, parameters, constants, state):
+    own = compiled_function(model.model.step)
+    return lambda model, drive, parameters, constants, state: own(
+        drive, parameters, constants, state, fire
+    )
+
+
+@overload(reverse_step, jit_options=_WITH_FMA)
+def _reverse_step(
+    model,
+    drive,
+    parameters,
+    constants,
+    state,
+    margin,
+    slope,
+    grad_spike,
+    reset_has_grad,
+    grad_state,
+):
+    own = _compiled(model.model.reverse_step, _WITH_FMA)
+
+    def call(
+        model,
+        drive,
+        parameters,
+        constants,
+        state,
+        margin,
+        slope,
+        grad_spike,
+        reset_has_grad,
+        grad_state,
+    ):
+        return own(
+            drive,
+            parameters,
+            constants,
+            state,
+            margin,
+            slope,
+            grad_spike,
+            reset_has_grad,
+            grad_state,
+        )
+
+    return call
+
+
+# Rows of numbers
+
+
+def n_rows(model: Any) -> Any:
+    """Numbers of parameters, states with counters, and states alone; callable in kernels only."""
+    raise NotImplementedError
+
+
+@overload(n_rows)
+def _n_rows(model):
+    m = model.model
+    n_states = len(m.states)
+    numbers = (len(m.parameters), n_states + len(m.counters), n_states)
+    return lambda model: numbers
+
+
+def _row_loader(count: Callable[[NeuronModel], int]) -> Any:
+    @intrinsic
+    def load_rows(typingctx, model, array, at, stride, n):  # pyright: ignore[reportUnusedParameter]
+        """Load n lanes from array[at + row · stride] on, for each row, as a tuple."""
+        result = types.UniTuple(lanes_of(array.dtype), count(model.model))
+
+        def codegen(context, builder, signature, args):
+            row, values = args[2], []
+            for _ in range(result.count):
+                values.append(load(context, builder, array, args[1], row, args[4]))
+                row = builder.add(row, args[3])
+            return context.make_tuple(builder, result, values)
+
+        return result(model, array, types.uintp, types.uintp, types.uintp), codegen
+
+    return load_rows
+
+
+parameter_rows = _row_loader(lambda m: len(m.parameters))
+state_rows = _row_loader(lambda m: len(m.states) + len(m.counters))
+grad_rows = _row_loader(lambda m: len(m.states))
+
+
+@intrinsic
+def no_sums(typingctx, model, array):  # pyright: ignore[reportUnusedParameter]
+    """Zeros for each parameter, as a tuple of vectors."""
+    result = types.UniTuple(lanes_of(array.dtype), len(model.model.parameters))
+
+    def codegen(context, builder, signature, args):
+        zeros = ir.Constant(result.dtype.llvm, None)
+        return context.make_tuple(builder, result, [zeros] * result.count)
+
+    return result(model, array), codegen
+
+
+def numbers(constants: tuple[float, ...], like: np.ndarray) -> tuple:
+    """Constants for a step in the dtype of the arrays: 0, 1, then those of the model."""
+    real = like.dtype.type
+    return tuple(real(x) for x in (0.0, 1.0, *constants))
