@@ -12,8 +12,6 @@ RESULTS ?= docs/results
 # The run whose neurons the report shows.
 RUN ?= $(wildcard $(OUTPUTS)/demo/default/seed=0)
 FAULT_SEED ?= 0
-# Otherwise PyTorch's idle threads spin for milliseconds on cores that others need.
-export GOMP_SPINCOUNT ?= 3000
 .DEFAULT_GOAL := help
 .PHONY: help setup setup-locked lock demo test test-slow docs wheel-check faults endurance lint bench bench-check bench-dynamics bench-fit gpu-check \
 	nir-peers data-nmnist data-shd data-ephys fig-classification fig-surrogates fig-detach fig-neurons fig-recordings fig-speed fig-tradeoff \

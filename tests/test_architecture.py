@@ -25,10 +25,10 @@ MAY_IMPORT = {
     "data": {"neurons.events", "files"},
     "training": {"networks", "neurons", "data", "files"},
     "fitting": {"training.guard", "networks", "neurons", "data", "files", "memory"},
-    "runs": {"files", "memory"},
+    "runs": {"files"},
     "figures": {"runs.renamed", "files"},
     "report": {"figures", "neurons"},
-    "benchmark": {"fitting", "networks", "neurons", "data", "runs", "memory"},
+    "benchmark": {"fitting", "networks", "neurons", "data", "runs"},
     "config": {"benchmark.studies", "runs", "training", "fitting", "networks", "neurons", "data"},
     "pretrained": {"config", "networks", "files"},
     "commands": {

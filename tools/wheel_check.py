@@ -119,7 +119,6 @@ class Environment:
         kept = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "VIRTUAL_ENV")}
         path = os.pathsep.join([str(self.bin), os.environ.get("PATH", "")])
         environment = {**kept, "PATH": path, "WANDB_MODE": "offline", **variables}
-        environment.setdefault("GOMP_SPINCOUNT", "3000")
         command = [str(self.bin / words[0]), *words[1:]]
         try:
             done = subprocess.run(

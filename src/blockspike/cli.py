@@ -65,10 +65,7 @@ def main() -> None:
     if name == "completion":
         _completion(sys.argv[2:])
         return
-    # Set before PyTorch starts. Otherwise its idle threads spin for milliseconds on cores that
-    # the kernels or other processes need.
-    os.environ.setdefault("GOMP_SPINCOUNT", "3000")
-    # The order of MKL's sums must not depend on the number of threads.
+    # Set before PyTorch starts: the order of MKL's sums must not depend on the number of threads.
     os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")
     if not _succeeds(name):
         sys.exit(2)

@@ -28,7 +28,6 @@ from blockspike.benchmark.timing import (
     report,
     steady,
 )
-from blockspike.memory import keep_freed_memory
 from blockspike.neurons import Method, MultiGaussian, SpikeTrace, alif
 from blockspike.neurons.alif.blocks import blocks
 from blockspike.neurons.surrogate import spike
@@ -307,7 +306,6 @@ def main(argv: Sequence[str] | None = None) -> list[Row]:
     )
     options = parse(parser, argv)
     console = Console()
-    keep_freed_memory()
     load = os.getloadavg()[0]
     rows = []
     for name in options.size or ("layer", "recording"):

@@ -25,7 +25,6 @@ from blockspike.fitting.distance import Window
 from blockspike.fitting.module import FittingBatch, NeuronFittingModule
 from blockspike.fitting.population import PaperPopulation
 from blockspike.fitting.synthetic_cells import SyntheticCells
-from blockspike.memory import keep_freed_memory
 from blockspike.neurons import Method
 from blockspike.runs.processes import OneProcess
 
@@ -94,7 +93,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--steps", type=int, default=_ALLEN_STEPS)
     parser.add_argument("--epochs", type=int, default=_PAPER_EPOCHS)
     options = parse(parser, argv)
-    keep_freed_memory()
     console, load = Console(), os.getloadavg()[0]
     costs = measure(make_batch(options.cells, options.steps), options.epochs, options.rounds)
     for method, seconds in costs.items():

@@ -27,7 +27,6 @@ from blockspike.benchmark.timing import (
     take_turns,
     time_turn,
 )
-from blockspike.memory import keep_freed_memory
 from blockspike.neurons import alif
 from blockspike.neurons.adlif import adlif
 
@@ -85,7 +84,6 @@ def main(argv: Sequence[str] | None = None) -> list[Claim]:
     options = parse(parser, argv)
     shape = (options.shape[0], options.shape[1], options.shape[2])
     console = Console()
-    keep_freed_memory()
     load = os.getloadavg()[0]
     claims = []
     for name in MODELS:

@@ -26,7 +26,6 @@ from blockspike.benchmark.timing import (
     time_turn,
 )
 from blockspike.benchmark.tradeoff import METHODS, STEPS_MS, Neuron, noise, spike_time_error_ms
-from blockspike.memory import keep_freed_memory
 from blockspike.neurons import Method
 from blockspike.neurons.events import EventBatch
 
@@ -247,7 +246,6 @@ def layer_peak_bytes(name: str, size: Size, device_name: str, n_threads: int) ->
     torch.set_num_threads(n_threads)
     device = torch.device(device_name)
     x = _input(name, *make_inputs(size, device))
-    keep_freed_memory()  # as the commands do
     module = CONTENDERS[name].make(size).to(device)
 
     def turn(x: EventBatch | Tensor) -> None:

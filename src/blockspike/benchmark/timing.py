@@ -169,7 +169,6 @@ def machine(device: torch.device) -> dict[str, Any]:
         "numba": version("numba"),
         "numpy": version("numpy"),
         "python": platform.python_version(),
-        "gomp_spincount": os.environ.get("GOMP_SPINCOUNT"),
     }
 
 

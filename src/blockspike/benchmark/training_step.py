@@ -42,7 +42,6 @@ from blockspike.benchmark.timing import (
 )
 from blockspike.data.shd import SHDDataModule
 from blockspike.data.shd_file import N_CHANNELS, N_CLASSES
-from blockspike.memory import keep_freed_memory
 from blockspike.networks.classifier import SpikingClassifier
 from blockspike.networks.synapses import SynapseMode
 from blockspike.neurons import Method
@@ -310,7 +309,6 @@ def step_peak_bytes(name: str, data: Path, size: Size = PAPER) -> int:
     Run it in a new process, since memory freed earlier would be reused without being counted. A
     step of a tiny network beforehand compiles every kernel.
     """
-    keep_freed_memory()  # as `blockspike train` does
     events, labels = read_batches(data, size, 1)[0]
     tiny = Training(make_network(name, Size(n_hidden=8)))
     tiny.step((repeat_in_time(events, min(_WARM_UP, events.n_steps), 1), labels))
@@ -402,7 +400,6 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Costs]:
     parser.add_argument("--only", nargs="+", choices=list(PARTS), help="default: all parts")
     options = parse(parser, argv)
     console = Console()
-    keep_freed_memory()
     load = os.getloadavg()[0]
     try:
         batches = read_batches(options.data, PAPER, options.rounds)

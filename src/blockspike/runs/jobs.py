@@ -17,7 +17,6 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from blockspike.memory import keep_freed_memory
 from blockspike.runs.processes import is_first_process, take_rank
 from blockspike.runs.run import Run, RunRefusedError, one_line
 
@@ -105,7 +104,6 @@ def _job(
 
 
 def _call(name: str, cfg: DictConfig, command_line: list[str]) -> None:
-    keep_freed_memory()
     take_rank(cfg.get("trainer"))
     if is_first_process():
         os.environ[_FIRST] = str(os.getpid())
