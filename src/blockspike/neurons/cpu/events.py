@@ -14,6 +14,7 @@ from torch import Tensor
 from blockspike.neurons.cpu.kernels import kernel, kernel_part, without_refcount
 from blockspike.neurons.cpu.lanes import (
     BLOCK,
+    LANES_BYTES,
     add_each,
     bits_of,
     load_block,
@@ -22,8 +23,6 @@ from blockspike.neurons.cpu.lanes import (
     store_block,
 )
 from blockspike.neurons.cpu.threads import run
-
-_LEAST_COLUMNS, _MOST_COLUMNS = 32, 128  # of a weight gradient, per thread at a time
 
 
 @dataclass(frozen=True, eq=False)
@@ -203,8 +202,7 @@ def event_weight_gradient(
     wait for cache lines that the other's prefetching takes (3 times slower).
     """
     n_columns = grad.shape[1]
-    per_thread = -(-n_columns // torch.get_num_threads())
-    width = min(max(per_thread, _LEAST_COLUMNS), _MOST_COLUMNS)
+    width = 2 * BLOCK * LANES_BYTES // grad.itemsize
     n_tiles = -(-n_columns // width)
     tiles = np.zeros((n_tiles, n_taps, n_units, width), grad.dtype)
     run(_event_weight_gradient, n_tiles, row_ptr, unit, grad, lag_rows, tiles)
@@ -213,16 +211,23 @@ def event_weight_gradient(
 
 
 @kernel
-def _event_weight_gradient(first, last, row_ptr, unit, grad, lag_rows, tiles):
-    one = np.uintp(1)
-    for tile_ in range(first, last):
-        tile, start = np.uintp(tile_), np.uintp(tile_ * tiles.shape[3])
-        width = np.uintp(min(grad.shape[1] - tile_ * tiles.shape[3], tiles.shape[3]))
-        for tap_ in range(tiles.shape[1]):
-            tap = np.uintp(tap_)
-            for row_ in range(tap_ * lag_rows, grad.shape[0]):
-                row, source = np.uintp(row_), np.uintp(row_ - tap_ * lag_rows)
-                for event in range(np.uintp(row_ptr[source]), np.uintp(row_ptr[source + one])):
-                    k = np.uintp(unit[event])
-                    for i in range(width):
-                        tiles[tile, tap, k, i] += grad[row, start + i]
+def _event_weight_gradient(first_tile, last_tile, row_ptr, unit, grad, lag_rows, tiles):
+    n_rows, n = grad.shape[0], np.uintp(grad.shape[1])
+    grad, half = without_refcount(grad).ravel(), np.uintp(tiles.shape[3] // 2)
+    for tile in range(first_tile, last_tile):
+        start = np.uintp(tile * tiles.shape[3])
+        left = n - start
+        own, other = min(left, half), min(max(left, half) - half, half)
+        for tap in range(tiles.shape[1]):
+            sums = without_refcount(tiles[tile, tap]).ravel()
+            for row in range(tap * lag_rows, n_rows):
+                first, last = row_ptr[row - tap * lag_rows], row_ptr[row - tap * lag_rows + 1]
+                if first == last:
+                    continue
+                at = np.uintp(row) * n + start
+                one, two = load_block(grad, at, own), load_block(grad, at + half, other)
+                for event in range(np.uintp(first), np.uintp(last)):
+                    k = np.uintp(unit[event]) * (half + half)
+                    store_block(add_each(load_block(sums, k, half), one), sums, k, half)
+                    k += half
+                    store_block(add_each(load_block(sums, k, half), two), sums, k, half)
