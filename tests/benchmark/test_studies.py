@@ -9,7 +9,8 @@ import torch
 from torch.autograd.graph import saved_tensors_hooks
 
 from blockspike.benchmark import roofline, studies, tradeoff
-from blockspike.benchmark.layers import CONTENDERS, Size
+from blockspike.benchmark.layers import Size
+from blockspike.benchmark.remote import Remote
 from blockspike.benchmark.studies import STUDIES, Options, pieces
 from blockspike.benchmark.timing import Turn, summary, take_turns
 from blockspike.benchmark.tradeoff import STEPS_MS, Neuron, noise, spike_time_error_ms
@@ -63,12 +64,12 @@ def test_rows_of_layers():
     assert 0 < rows[0]["input_density"] < 1
 
 
-def test_failed_and_slow_contenders_get_a_row(monkeypatch):
-    def fail(size: Size):
-        raise ImportError("no module named snntorch")
+def fail_to_make():
+    raise ImportError("no module named snntorch")
 
-    failing = replace(CONTENDERS["snnTorch"], make=fail)
-    monkeypatch.setitem(studies.CONTENDERS, "snnTorch", failing)
+
+def test_failed_and_slow_contenders_get_a_row(monkeypatch):
+    monkeypatch.setattr(studies, "_start_peer", lambda name, size, device: Remote(fail_to_make))
     options = replace(SMALL, contenders=("fused", "standard", "snnTorch"), longest_turn_s=0.0)
     first, second = pieces("length", options)
     left_out = [{row["contender"]: row["left_out"] for row in p.measure()} for p in (first, second)]

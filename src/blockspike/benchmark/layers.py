@@ -147,12 +147,12 @@ def _make_ours(layer: Callable[..., ALIFLayer], size: Size) -> nn.Module:
     return _Stack(layers)
 
 
-def _make_peer(make: Callable[[int, int, bool], nn.Module], size: Size) -> nn.Module:
+def _make_peer(make: Callable[[int, int, bool, int], nn.Module], size: Size) -> nn.Module:
     if size.n_layers != 1:
         raise ValueError(f"n_layers: expected 1 for other libraries, got {size.n_layers}")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        return make(size.n_inputs, size.n_units, size.recurrent)
+        return make(size.n_inputs, size.n_units, size.recurrent, size.arp_steps)
 
 
 def _ours(name: str, differs: str, layer: Callable[..., ALIFLayer], **options) -> Contender:

@@ -35,8 +35,9 @@ class Peer:
         differs: how it differs from an ALIF layer (β, p, b, refractory period, recurrent delay,
             surrogate).
         devices: types of devices that it runs on.
-        make: (n_inputs, n_units, recurrent) → the layer. Raises ImportError without the package.
-            Any error of the library, now or when the layer is called, is passed on.
+        make: (n_inputs, n_units, recurrent, arp) → the layer; most have no refractory period.
+            Raises ImportError without the package, and ValueError if the library has no recurrent
+            layer. Any error of the library, now or when the layer is called, is passed on.
     """
 
     name: str
@@ -44,7 +45,7 @@ class Peer:
     neuron: str
     differs: str
     devices: tuple[str, ...]
-    make: Callable[[int, int, bool], nn.Module]
+    make: Callable[[int, int, bool, int], nn.Module]
 
 
 def version(peer: Peer) -> str | None:
@@ -93,7 +94,7 @@ def _step_by_step(neurons: nn.Module, current: Tensor) -> Tensor:
     return torch.stack([neurons(x) for x in current])
 
 
-def _snntorch(n_inputs: int, n_units: int, recurrent: bool) -> nn.Module:
+def _snntorch(n_inputs: int, n_units: int, recurrent: bool, arp: int) -> nn.Module:
     snntorch = _import("snntorch")
     spike = _import("snntorch.surrogate").fast_sigmoid(_SLOPE)
     make_neurons = partial(snntorch.Leaky, _DECAY)
@@ -107,7 +108,9 @@ def _snntorch(n_inputs: int, n_units: int, recurrent: bool) -> nn.Module:
     )
 
 
-def _norse(n_inputs: int, n_units: int, recurrent: bool, compiled: bool = False) -> nn.Module:
+def _norse(
+    n_inputs: int, n_units: int, recurrent: bool, arp: int, compiled: bool = False
+) -> nn.Module:
     norse = _import("norse.torch")
     dt = 1e-3  # s
     options = {
@@ -174,7 +177,7 @@ def _spikingjelly(
     )
 
 
-def _spikingjelly_lif(n_inputs: int, n_units: int, recurrent: bool) -> nn.Module:
+def _spikingjelly_lif(n_inputs: int, n_units: int, recurrent: bool, arp: int) -> nn.Module:
     neuron = _import("spikingjelly.activation_based.neuron")
     surrogate = _import("spikingjelly.activation_based.surrogate")
     make_neurons = partial(
@@ -187,7 +190,7 @@ def _spikingjelly_lif(n_inputs: int, n_units: int, recurrent: bool) -> nn.Module
     return _spikingjelly(n_inputs, n_units, recurrent, make_neurons)
 
 
-def _spikingjelly_flexsn(n_inputs: int, n_units: int, recurrent: bool) -> nn.Module:
+def _spikingjelly_flexsn(n_inputs: int, n_units: int, recurrent: bool, arp: int) -> nn.Module:
     neuron = _import("spikingjelly.activation_based.neuron")
     spike = _import("spikingjelly.activation_based.surrogate").SoftSign.spiking_function
 
@@ -200,7 +203,7 @@ def _spikingjelly_flexsn(n_inputs: int, n_units: int, recurrent: bool) -> nn.Mod
     return _spikingjelly(n_inputs, n_units, recurrent, make_neurons)
 
 
-def _sinabs(n_inputs: int, n_units: int, recurrent: bool) -> nn.Module:
+def _sinabs(n_inputs: int, n_units: int, recurrent: bool, arp: int) -> nn.Module:
     layers, activation = _import("sinabs.layers"), _import("sinabs.activation")
     tau = -1 / math.log(_DECAY)  # steps
     make_neurons = partial(layers.ALIF, tau, tau)
@@ -225,6 +228,16 @@ def _sinabs(n_inputs: int, n_units: int, recurrent: bool) -> nn.Module:
 def _reset_sinabs(neurons) -> None:
     neurons.reset_states()
     neurons.firing_rate = None  # a tensor that holds the graph
+
+
+def _jax(n_inputs: int, n_units: int, recurrent: bool, arp: int) -> nn.Module:
+    return _import("blockspike.benchmark.jax_peers").scan_layer(n_inputs, n_units, recurrent, arp)
+
+
+def _of_jax_library(n_inputs: int, n_units: int, recurrent: bool, arp: int, name: str) -> nn.Module:
+    if recurrent:
+        raise ValueError("recurrent: expected False, since the library has no such ALIF layer")
+    return getattr(_import("blockspike.benchmark.jax_peers"), name)(n_inputs, n_units)
 
 
 _EVERYWHERE = ("cpu", "cuda")
@@ -292,5 +305,32 @@ PEERS = (
         ),
         devices=_EVERYWHERE,
         make=_sinabs,
+    ),
+    Peer(
+        name="JAX (lax.scan)",
+        package="jax",
+        neuron="ALIF written by us, a compiled scan",
+        differs="dense synapses; sums are rounded in another order",
+        devices=("cpu",),
+        make=_jax,
+    ),
+    Peer(
+        name="Spyx",
+        package="spyx",
+        neuron="ALIF",
+        differs=(
+            "no refractory period, no recurrent layer; gradient through the reset, which subtracts "
+            "the threshold; a spike raises the threshold by 1 − p"
+        ),
+        devices=("cpu",),
+        make=partial(_of_jax_library, name="spyx_layer"),
+    ),
+    Peer(
+        name="BrainPy",
+        package="brainpy",
+        neuron="brainpy.state.ALIF",
+        differs="no refractory period, no recurrent layer; reset a step later; surrogate ReLU",
+        devices=("cpu",),
+        make=partial(_of_jax_library, name="brainpy_layer"),
     ),
 )

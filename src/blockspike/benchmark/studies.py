@@ -9,10 +9,11 @@ from itertools import product
 from multiprocessing import get_context
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from blockspike.benchmark import roofline
 from blockspike.benchmark.layers import CONTENDERS, OURS, Size, check, first_steps, make_inputs
+from blockspike.benchmark.remote import Remote
 from blockspike.benchmark.table import Row
 from blockspike.benchmark.timing import (
     Turn,
@@ -20,7 +21,6 @@ from blockspike.benchmark.timing import (
     median_ratio,
     peak_bytes,
     quartiles,
-    reason,
     summary,
     take_turns,
     time_turn,
@@ -162,29 +162,37 @@ def _measure_layers(
     size: Size, names: Sequence[str], options: Options, left_out: LeftOut
 ) -> list[Row]:
     device = torch.device(options.device)
-    events, dense = make_inputs(size, device)
     any_arp = replace(size, arp_steps=0)
     reasons = {name: left_out[name, any_arp] for name in names if (name, any_arp) in left_out}
-    modules, failed = _make(size, [name for name in names if name not in reasons], device)
-    inputs = {name: _input(name, events, dense) for name in modules}
-    rates = check(size, modules, inputs)
-
-    def turn(name: str) -> Turn:
-        found = time_turn(partial(modules[name], inputs[name]), device)
-        modules[name].zero_grad(set_to_none=True)
-        return found
-
-    turns = take_turns(
-        {name: partial(turn, name) for name in modules},
-        options.rounds,
-        options.longest_turn_s,
-        _WARM_UPS[device.type],
+    wanted = [name for name in names if name not in reasons]
+    ours = {name: _Layer(name, size, options.device) for name in wanted if _is_ours(name)}
+    rates = check(
+        size,
+        {name: layer.module for name, layer in ours.items()},
+        {name: layer.input for name, layer in ours.items()},
     )
-    for name, why in (failed | turns).items():
+    peers = {name: _start_peer(name, size, options.device) for name in wanted if not _is_ours(name)}
+    try:
+        contenders = {name: layer.turn for name, layer in ours.items()}
+        contenders |= {name: partial(peer.call, "turn") for name, peer in peers.items()}
+        turns = take_turns(
+            {name: contenders[name] for name in wanted},
+            options.rounds,
+            options.longest_turn_s,
+            _WARM_UPS[device.type],
+        )
+        for name, peer in peers.items():
+            if not isinstance(turns[name], str):
+                rates[name] = peer.call("firing_per_step")
+    finally:
+        for peer in peers.values():
+            peer.close()
+    for name, why in turns.items():
         if isinstance(why, str) and CONTENDERS[name].any_arp_costs_the_same:
             left_out[name, any_arp] = f"not run, at another refractory period: {why}"
+    dense = make_inputs(size, device)[1]
     density = round(dense.count_nonzero().item() / dense.numel(), 5)
-    found = reasons | failed | turns
+    found = reasons | turns
     rows = []
     for name in names:
         activity = {"input_density": density, "firing_per_step": rates.get(name)}
@@ -194,18 +202,32 @@ def _measure_layers(
     return rows
 
 
-def _make(
-    size: Size, names: Sequence[str], device: torch.device
-) -> tuple[dict[str, nn.Module], dict[str, str]]:
-    """Make the contenders' modules; returns them and, for those that failed, why."""
-    modules: dict[str, nn.Module] = {}
-    failed: dict[str, str] = {}
-    for name in names:
-        try:
-            modules[name] = CONTENDERS[name].make(size).to(device)
-        except Exception as error:  # other libraries may be missing, or raise anything
-            failed[name] = reason(error)
-    return modules, failed
+def _is_ours(name: str) -> bool:
+    return CONTENDERS[name].package == "blockspike"
+
+
+class _Layer:
+    """A contender's layers with their input, for libraries in a process of their own."""
+
+    def __init__(self, name: str, size: Size, device_name: str):
+        self._device = torch.device(device_name)
+        self.module = CONTENDERS[name].make(size).to(self._device)
+        self.input = _input(name, *make_inputs(size, self._device))
+
+    def turn(self) -> Turn:
+        """Time forward and backward."""
+        found = time_turn(partial(self.module, self.input), self._device)
+        self.module.zero_grad(set_to_none=True)
+        return found
+
+    def firing_per_step(self) -> float:
+        """Share of the last layer's neurons that fire in a step."""
+        with torch.no_grad():
+            return round(self.module(self.input).mean().item(), 5)
+
+
+def _start_peer(name: str, size: Size, device_name: str) -> Remote:
+    return Remote(_Layer, name, size, device_name)
 
 
 def _about(name: str) -> Row:
