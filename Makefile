@@ -13,7 +13,7 @@ RESULTS ?= docs/results
 RUN ?= $(wildcard $(OUTPUTS)/demo/default/seed=0)
 FAULT_SEED ?= 0
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-locked lock demo test test-slow docs wheel-check faults endurance lint bench bench-check bench-dynamics bench-fit gpu-check \
+.PHONY: help setup setup-locked lock demo test test-slow docs wheel-check faults endurance lint bench bench-check gpu-check \
 	nir-peers data-nmnist data-shd data-ephys fig-classification fig-surrogates fig-detach fig-neurons fig-recordings fig-speed fig-tradeoff \
 	figures report
 
@@ -79,13 +79,6 @@ bench: ## compare the speed of methods and other libraries (an hour; resumes aft
 
 bench-check: setup ## fail if a speed ratio is below its floor (half a minute)
 	$(BIN)/blockspike benchmark --check
-
-bench-dynamics: setup ## time the neurons alone, without synapses, and check our claims
-	$(BIN)/python -m blockspike.benchmark.dynamics
-	$(BIN)/python -m blockspike.benchmark.models
-
-bench-fit: setup ## time the fit of 146 cells, and its ratio to the standard loop
-	$(BIN)/python -m blockspike.benchmark.fitting
 
 gpu-check: setup ## on a CUDA GPU: test the GPU kernels, then time fused, standard and blocks
 	$(BIN)/python -m blockspike.benchmark.gpu_check

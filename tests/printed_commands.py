@@ -28,15 +28,6 @@ _FEW_SIZES = {
     "study": "length,tradeoff", "n_steps": "20", "arp_steps": "2", "batch_size": "2",
     "contenders": "fused,blocks,standard", "rounds": "2", "memory": "false", "simulated_s": "0.016",
 }  # fmt: skip
-MODULES = {  # started as python -m …
-    "blockspike.benchmark.dynamics": ("--size", "small", "--rounds", "2"),
-    "blockspike.benchmark.models": ("--shape", "40", "2", "8", "--rounds", "2"),
-    "blockspike.benchmark.fitting": (
-        "--cells", "2", "--steps", "200", "--epochs", "2", "--rounds", "2",
-    ),
-    "blockspike.benchmark.training_step": ("--only", "comparison", "--rounds", "2"),
-}  # fmt: skip
-
 
 _ALL_STEPS = "data.dt_ms=0.05,0.1,0.5,1,2,4,8"
 _SLURM = "blockspike train -m sweep=slurm hydra.launcher"
@@ -194,15 +185,6 @@ def short(words: list[str], data_dir: Path, n_runs: int = 2) -> list[str]:
         nameless = [*_nameless(), *(key.removeprefix("+") for key in added)]
         values[_NAMELESS] = f"[{','.join(nameless)}]"
     return [name, *flags, *(f"{key}={value}" for key, value in values.items())]
-
-
-def module_arguments(words: list[str], data_dir: Path) -> list[str]:
-    """Arguments of `python -m MODULE …` for the same with few rounds and small sizes."""
-    _, _, module, *arguments = words
-    sample = str(data_dir / "hd_lauscher_sample.h5")
-    if module.endswith("training_step"):
-        arguments = ["--data", sample]
-    return [*MODULES[module], *arguments]
 
 
 def _few_runs(overrides: dict[str, str], n_values: int) -> dict[str, str]:

@@ -13,7 +13,6 @@ import runpy
 import shlex
 import subprocess
 import sys
-from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -29,7 +28,6 @@ from printed_commands import (
     ROOT,
     commands,
     composed,
-    module_arguments,
     parts,
     run_by_ci,
     short,
@@ -56,7 +54,7 @@ def small(monkeypatch):
     monkeypatch.setattr(studies, "STEPS_MS", (8.0, 1.0, 0.0125))
     monkeypatch.setattr(training_step, "PAPER", training_step.Size(8, 30, 16))
     monkeypatch.setattr(guard, "_SHAPE", (6, 2, 20))
-    monkeypatch.setitem(guard.dynamics.SIZES, "guard", guard.dynamics.SIZES["small"])
+    monkeypatch.setattr(guard.dynamics, "GUARD", guard.dynamics.Size(64, 2, 8, 5))
     for pair in guard.FLOORS:
         monkeypatch.setitem(guard.FLOORS, pair, 1e-9)
 
@@ -91,11 +89,9 @@ def run_shortly(command: str, blockspike, data_dir: Path, folder: Path) -> None:
             arguments = [*short(words, data_dir), f"data_dir={data_dir}"]
             process = [sys.executable, "-m", "blockspike.cli", *arguments]
             subprocess.run(process, cwd=folder, check=True)
-        elif words[0] == "blockspike":
-            blockspike(*short(words, data_dir))
         else:
-            assert words[:2] == ["python", "-m"], command
-            import_module(words[2]).main(module_arguments(words, data_dir))
+            assert words[0] == "blockspike", command
+            blockspike(*short(words, data_dir))
 
 
 def test_commands_are_found():

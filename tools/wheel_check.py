@@ -39,7 +39,6 @@ from printed_commands import (  # noqa: E402
     EXEMPT,
     PAGES,
     is_of_checkout,
-    module_arguments,
     python_and_commands,
     short,
 )
@@ -99,8 +98,6 @@ def _step(kind: str, text: str, data_dir: Path) -> Step:
     if text in EXEMPT:
         return Step(text, skipped=EXEMPT[text])
     words = shlex.split(text)
-    if words[:2] == ["python", "-m"]:
-        return Step(text, ("python", "-m", words[2], *module_arguments(words, data_dir)))
     if words[0] == "blockspike":
         return Step(text, ("blockspike", *short(words, data_dir, n_runs=1)))
     return Step(text, tuple(words))

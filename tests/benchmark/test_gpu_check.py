@@ -3,7 +3,7 @@
 import json
 import re
 import subprocess
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import pytest
 import torch
@@ -15,7 +15,7 @@ from blockspike.benchmark.gpu_check import measure, report
 from blockspike.benchmark.timing import Turn, summary
 
 CPU = torch.device("cpu")
-SIZE = Size(n_steps=32, batch_size=2, n_neurons=4, arp=5)
+SIZE = Size(n_steps=32, batch_size=2, n_units=4, arp_steps=5)
 
 
 @pytest.fixture
@@ -58,10 +58,10 @@ def test_no_time_is_reported_if_a_test_fails(monkeypatch, capsys):
 def test_every_method_is_timed_at_every_size(monkeypatch, capsys):
     seconds = {"fused": (0.5, 1.5), "blocks": (4.0, 6.0), "standard": (10.0, 30.0)}
 
-    def made_up(size, recurrent, device, rounds, methods):
+    def made_up(size, device, rounds, methods):
         assert device == torch.device("cuda", 0) and rounds == 3
         turns = {m: [Turn(*(ms / 1000 for ms in seconds[m]))] * rounds for m in methods}
-        work = {**asdict(size), "recurrent": recurrent}
+        work = asdict(size)
         return [work | {"method": m} | summary(turns[m], turns["fused"]) for m in methods]
 
     monkeypatch.setattr(gpu_check, "run_tests", lambda: True)
@@ -89,10 +89,10 @@ def test_rows_have_times_and_ratios(monkeypatch, recurrent):
 
     original = gpu_check.alif
     monkeypatch.setattr(gpu_check, "alif", alif)
-    rows = measure(SIZE, recurrent, CPU, 2, ["standard", "blocks", "fused"])
+    rows = measure(replace(SIZE, recurrent=recurrent), CPU, 2, ["standard", "blocks", "fused"])
     assert [row["method"] for row in rows] == ["standard", "blocks", "fused"]
     for row in rows:
-        assert row["recurrent"] == recurrent and row["n_neurons"] == 4 and row["rounds"] == 2
+        assert row["recurrent"] == recurrent and row["n_units"] == 4 and row["rounds"] == 2
         assert row["forward_ms_median"] > 0 and row["backward_ms_median"] > 0
         own = [c for c in calls if c["method"] == row["method"]]
         assert len(own) == gpu_check._WARM_UPS + 2
@@ -102,7 +102,7 @@ def test_rows_have_times_and_ratios(monkeypatch, recurrent):
 
 @pytest.mark.slow
 def test_a_report_without_fused_has_no_ratio(capsys):
-    report(Console(), measure(SIZE, False, CPU, 2, ["standard"]), CPU)
+    report(Console(), measure(SIZE, CPU, 2, ["standard"]), CPU)
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["device"] == "cpu"
 
 

@@ -43,7 +43,7 @@ def test_a_low_ratio_is_measured_again(measured):
 @pytest.mark.slow
 def test_the_real_measurements_have_all_compared_contenders(monkeypatch):
     monkeypatch.setattr(guard, "_SHAPE", (6, 2, 20))
-    monkeypatch.setitem(guard.dynamics.SIZES, "guard", guard.dynamics.SIZES["small"])
+    monkeypatch.setattr(guard.dynamics, "GUARD", guard.dynamics.Size(64, 2, 8, 5))
     seconds = guard._measure_neurons(2) | guard._measure_synapses(2)
     for pair in guard.FLOORS:
         assert all(len(seconds[name]) == 2 and min(seconds[name]) > 0 for name in pair)

@@ -1,15 +1,10 @@
 """The training-step benchmark is complete and times only equal methods; no time is asserted."""
 
-import json
-import statistics
-
 import pytest
 import torch
-from rich.console import Console
 
 from blockspike.benchmark import training_step
-from blockspike.benchmark.timing import Claim
-from blockspike.benchmark.training_step import METHODS, PARTS, Size, Task, Training, make_network
+from blockspike.benchmark.training_step import METHODS, Size, Task, Training, make_network
 from blockspike.neurons.events import EventBatch
 
 SMALL = Size(n_hidden=24, n_steps=240, batch_size=4)
@@ -107,14 +102,14 @@ def test_a_wrong_method_is_not_timed(monkeypatch, batches, task, name, key, chan
     monkeypatch.setattr(training_step, "make_network", wrong)
     monkeypatch.setattr(training_step, "take_turns", None)
     with pytest.raises(RuntimeError, match=f"{message}: no time is reported"):
-        training_step.compare(task, Console())
+        training_step.compare(task, list(METHODS))
 
 
 def test_a_wrong_gradient_is_not_timed(monkeypatch, task):
     """The published gradient has the spikes of `standard` but another slope."""
     monkeypatch.setitem(METHODS, "fused", ("blocks", "auto"))
     with pytest.raises(RuntimeError, match=r"gradients of fused differ \(layers.*\): no time"):
-        training_step.compare(task, Console())
+        training_step.compare(task, list(METHODS))
 
 
 def test_contenders_take_turns(monkeypatch, batches):
@@ -133,108 +128,45 @@ def test_contenders_take_turns(monkeypatch, batches):
     assert all(c[0] is t[0] and c[1] is t[1] for c, t in zip(calls, turns, strict=True))
 
 
+def test_contenders_and_floor(task):
+    names = [*METHODS, training_step.SCAN]
+    rows = training_step.compare(task, names)
+    assert [row["contender"] for row in rows] == [*names, "floor"]
+    *ours, scan, floor = rows
+    assert ("left_out" in scan) == (scan["version"] is None), scan
+    for row in ours:
+        assert row["rounds"] == 2 and row["update_ms_median"] > 0 and row["rates_hz"]
+    moved = floor["moved_mb"] / floor["gb_per_s"] + 1000 * floor["gflop"] / floor["gflop_per_s"]
+    assert floor["total_ms_median"] == pytest.approx(moved, rel=0.3, abs=0.02)
+    assert floor["total_by_fused"] < 1
+
+
+def test_bytes_of_the_floor():
+    """Per neuron and step: 20.5 forward, 29.5 backward, and 4 between the layers."""
+    row = training_step.floor(Size(n_hidden=100, n_steps=50, batch_size=20), None)
+    assert row["moved_mb"] == pytest.approx(0.1 * (2 * 50 + 4), abs=0.1)
+    assert row["gflop"] == pytest.approx(2 * 1000 * 100 * 120 / 1e9, abs=0.01)
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("part", "contenders"),
-    [
-        ("comparison", ["standard", "blocks", "fused"]),
-        ("length", ["T=120", "T=240", "T=480", "T=960"]),
-        ("refractory", ["arp=0", "arp=1", "arp=10", "arp=50", "arp=100"]),
-    ],
-)
-def test_parts_are_complete(task, capsys, part, contenders):
-    costs = PARTS[part](task, Console())
-    assert list(costs) == contenders
-    assert all(len(values) == 2 and min(values) > 0 for values in costs.values())
-    printed = capsys.readouterr().out
-    assert all(f"{name}: the hidden layers fire at" in printed for name in contenders)
-
-
-def test_length_is_per_step_of_time(monkeypatch, task):
-    def one_second(contenders, rounds):
-        return {name: [training_step.StepTime(0.5, 0.25, 0.25)] * rounds for name in contenders}
-
-    monkeypatch.setattr(training_step, "take_turns", one_second)
-    costs = training_step.measure_lengths(task, Console())
-    assert costs["T=120"] == (1 / 120,) * 2 and costs["T=960"] == (1 / 960,) * 2
+def test_other_parts(task):
+    rows = training_step.measure_lengths(task)
+    assert [row["case"] for row in rows] == [f"{n} steps" for n in (120, 240, 480, 960)]
+    for row, n_steps in zip(rows, (120, 240, 480, 960), strict=True):
+        assert row["us_per_step"] == pytest.approx(1000 * row["total_ms_median"] / n_steps, abs=1)
+    rows = training_step.measure_refractory(task)
+    assert [row["case"] for row in rows] == [f"refractory period {n}" for n in (0, 1, 10, 50, 100)]
 
 
 @pytest.mark.slow
 def test_peak_memory(data):
     """It is at least the spikes and margins of two layers, and not a multiple of everything."""
     size = Size(n_hidden=64, n_steps=240, batch_size=64)
-    peak = training_step._peak_in_fresh_process("fused", data, size)
+    peak = training_step._peak_in_new_process("fused", data, size)
     array = 240 * 64 * 64 * 4
     assert 4 * array < peak < 20 * array
 
 
-def test_memory_is_measured_in_new_processes_in_turns(monkeypatch, task, capsys):
-    asked = []
-
-    def peak(name, data, size):
-        asked.append((name, data, size))
-        return {"standard": 900, "fused": 300}[name] << 20
-
-    monkeypatch.setattr(training_step, "_peak_in_fresh_process", peak)
-    costs = training_step.measure_memory(task, Console())
-    assert asked == [(name, task.data, SMALL) for name in ("standard", "fused")] * 2
-    assert costs == {"standard": (900 << 20,) * 2, "fused": (300 << 20,) * 2}
-    assert "300" in capsys.readouterr().out
-
-
-COSTS = {
-    "comparison": {"standard": (60.0,) * 5, "blocks": (1.0,) * 5, "fused": (5.0,) * 5},
-    "memory": {"standard": (9.0,) * 5, "fused": (3.0,) * 5},
-    "length": {"T=1": (1.0,) * 5, "T=2": (1.5,) * 5, "T=4": (0.75,) * 5},
-    "refractory": {"arp=0": (1.0,) * 5, "arp=1": (1.3,) * 5},
-}
-
-
-def test_claims_are_judged(monkeypatch, data, tmp_path, capsys):
-    for part, costs in COSTS.items():
-        monkeypatch.setitem(PARTS, part, lambda task, console, costs=costs: costs)
-    path = tmp_path / "claims.jsonl"
-    assert training_step.main(["--data", str(data), "--json", str(path)]) == COSTS
-    expected = [
-        Claim("comparison: standard / fused", 12.0, "≥ 10", True),
-        Claim("memory: standard / fused", 3.0, "≥ 4", False),
-        Claim("length: most / least per step of time", 2.0, "≤ 1.2", False),
-        Claim("refractory: slowest / fastest", 1.3, "≤ 1.3", True),
-    ]
-    assert training_step.claims(COSTS) == expected
-    lines = [json.loads(line) for line in path.read_text().splitlines()]
-    assert [line["met"] for line in lines] == [True, False, False, True]
-    printed = capsys.readouterr().out
-    assert all(text in printed for text in ("NO", "yes", "threads", "load average", *PARTS))
-
-
-def test_only_the_chosen_parts_are_measured(monkeypatch, data):
-    for part, costs in COSTS.items():
-        monkeypatch.setitem(PARTS, part, lambda task, console, costs=costs: costs)
-    measured = training_step.main(
-        ["--data", str(data), "--only", "length", "memory", "--rounds", "2"]
-    )
-    assert list(measured) == ["length", "memory"]
-
-
-def test_the_ratio_is_the_median_of_the_rounds():
-    costs = {"standard": (10.0, 40.0, 90.0), "fused": (1.0, 2.0, 3.0)}
-    ratio = training_step.claims({"comparison": costs})[0].measured
-    assert ratio == statistics.median([10, 20, 30])
-
-
-def test_unsteady_rounds_leave_a_claim_open():
-    unsteady = (1.0, 1.0, 1.0, 9.0, 9.0)
-    for part, name in [("comparison", "fused"), ("memory", "standard"), ("length", "T=2")]:
-        claim = training_step.claims({part: COSTS[part] | {name: unsteady}})[0]
-        assert claim.met is None
-    blocks_unsteady = COSTS["comparison"] | {"blocks": unsteady}
-    assert training_step.claims({"comparison": blocks_unsteady})[0].met is True
-
-
-def test_missing_file_is_one_clear_error(tmp_path, capsys):
-    with pytest.raises(SystemExit):
-        training_step.main(["--data", str(tmp_path / "none.h5")])
-    message = capsys.readouterr().err
-    assert "none.h5" in message and "blockspike prepare data=hd_lauscher_sample" in message
-    assert "blockspike prepare data=hd_lauscher" in message
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"none.h5: .* prepare data=hd_lauscher_sample"):
+        training_step.read_batches(tmp_path / "none.h5", SMALL, 1)

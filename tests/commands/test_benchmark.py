@@ -1,11 +1,12 @@
 """`blockspike benchmark`: one table that resumes, its errors, and the guard's exit code."""
 
 import re
+from functools import partial
 
 import pandas as pd
 import pytest
 
-from blockspike.benchmark import guard, roofline
+from blockspike.benchmark import dynamics, fitting, guard, roofline, training_step
 from blockspike.benchmark.layers import Size
 
 QUICK = (
@@ -92,7 +93,7 @@ def test_bad_input_is_named(blockspike, override, message):
 def test_the_guard_has_an_exit_code(blockspike, monkeypatch, floor, code):
     monkeypatch.setattr(guard, "_SHAPE", (6, 2, 20))
     monkeypatch.setattr(guard, "_TRIES", 1)
-    monkeypatch.setitem(guard.dynamics.SIZES, "guard", guard.dynamics.SIZES["small"])
+    monkeypatch.setattr(guard.dynamics, "GUARD", guard.dynamics.Size(64, 2, 8, 5))
     for pair in guard.FLOORS:
         monkeypatch.setitem(guard.FLOORS, pair, floor)
     done = blockspike("benchmark", "--check", "rounds=2", check=False)
@@ -109,3 +110,22 @@ def test_the_roofline_is_printed(blockspike, monkeypatch):
     assert re.search(r"bandwidth of a copy, [\d.]+ GB/s \(the fastest [\d.]+\)", printed)
     assert re.search(r"fused, FastSigmoid .* [\d.]+ .* \d+% \(\d+%\)", printed)
     assert "nan" not in printed
+
+
+@pytest.mark.slow
+def test_dynamics_step_and_fit_are_studies(blockspike, monkeypatch, data_dir):
+    monkeypatch.setattr(dynamics, "SIZES", (dynamics.Size(40, 2, 8, 5),))
+    monkeypatch.setattr(fitting, "Size", partial(fitting.Size, 2, 200, 2))
+    monkeypatch.setattr(training_step, "PAPER", training_step.Size(8, 30, 16))
+    data = f"data={data_dir / 'hd_lauscher_sample.h5'}"
+    shown = blockspike("benchmark", "study=dynamics,step,fit", "rounds=2", "memory=false", data)
+    lines = (line for line in shown.stdout.splitlines() if line.startswith("step: part"))
+    assert [line.split(",")[0] for line in lines] == [
+        "step: part contenders", "step: part lengths", "step: part refractory periods",
+    ]  # fmt: skip
+    assert re.search(r"step +│ floor", shown.stdout)
+
+
+def test_a_missing_recording_is_named(blockspike):
+    done = blockspike("benchmark", "study=step", "rounds=2", check=False)
+    assert done.returncode == 2 and "blockspike prepare data=hd_lauscher_sample" in done.stderr

@@ -246,4 +246,11 @@ def test_every_autograd_function_is_guarded_or_differentiable():
                 is_guarded = any(d.startswith("differentiable_once(") for d in decorators)
                 (guarded if is_guarded else others).add(node.name)  # pyright: ignore
     assert others == DIFFERENTIABLE
-    assert guarded == {"_Fused", "_Blocks", "_BlocksCPU", "_FittingDistance", "_EventCurrents"}
+    assert guarded == {
+        "_Fused",
+        "_Blocks",
+        "_BlocksCPU",
+        "_FittingDistance",
+        "_EventCurrents",
+        "_InTorch",
+    }

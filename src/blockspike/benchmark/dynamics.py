@@ -1,92 +1,84 @@
-"""Time of the neuron dynamics alone, forward and backward, checked against our claims.
+"""The neuron dynamics alone, forward and backward: every model and method, and a compiled scan.
 
-    python -m blockspike.benchmark.dynamics [--size layer] [--rounds 5] [--json claims.jsonl]
-
-No synapses and no recurrence, float32, on the CPU. The methods take turns within a round, so that
-other work on the machine affects all of them, and a ratio is the median over the rounds.
+No synapses, float32, on the CPU. Contenders take turns within a round, so that other work on the
+machine affects all of them, and a ratio is the median over the rounds.
 """
 
-import argparse
-import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
+import numpy as np
 import torch
-from rich.console import Console
-from rich.table import Table
 from torch import Tensor
 from torch.nn import functional as F
 
-from blockspike.benchmark.timing import (
-    Claim,
-    judge,
-    median_ratio,
-    parse,
-    quartiles,
-    report,
-    steady,
-)
+from blockspike.benchmark.timing import Turn
 from blockspike.neurons import Method, MultiGaussian, SpikeTrace, alif
+from blockspike.neurons.adlif import adlif
 from blockspike.neurons.alif.blocks import blocks
 from blockspike.neurons.surrogate import spike
 
 _ROUNDING = 1e-5  # |V − θ| at which parallel blocks may round to the other side of the threshold
 _SURROGATE = MultiGaussian()
+_QUANTUM = 2.0**-12  # sums of a few multiples are exact, in any order
+SCAN = "JAX (lax.scan)"
 
 
 @dataclass(frozen=True)
 class Size:
-    """Steps T, batch B, neurons N and refractory period (steps) of one measurement."""
+    """One measurement; the fields are columns of the table.
+
+    Attributes:
+        n_steps, batch_size, n_units: T, B and N.
+        arp_steps: refractory period of ALIF in steps; the delay of the recurrence is one more.
+        recurrent: whether the neurons have recurrent weights.
+        model: a name in MODELS.
+    """
 
     n_steps: int
     batch_size: int
-    n_neurons: int
-    arp: int
+    n_units: int
+    arp_steps: int = 0
+    recurrent: bool = False
+    model: str = "ALIF"
 
 
-SIZES = {
-    "layer": Size(1024, 32, 128, 40),
-    "recording": Size(10_000, 3, 1, 20),
-    "guard": Size(512, 32, 64, 20),
-    "small": Size(64, 2, 8, 5),
+_DECAYS = {"alpha": 0.8, "beta": 0.97, "a": 0.5, "b": 1.0}
+# Model → function, parameters, and the largest current, for spikes in a few percent of the steps.
+MODELS: dict[str, tuple[Callable[..., Any], dict[str, float], float]] = {
+    "ALIF": (alif, {"beta": 0.9, "p": 0.9, "b": 0.5}, 0.3),
+    "adLIF": (partial(adlif, euler="forward", q=12.0), _DECAYS, 4.0),
+    "SE-adLIF": (partial(adlif, euler="symplectic", q=12.0), _DECAYS, 4.0),
 }
+SIZES = (
+    Size(1024, 32, 128, 40),
+    Size(1024, 32, 128, 40, recurrent=True),
+    Size(600, 64, 256, 0, recurrent=True),
+    Size(10_000, 3, 1, 20),
+    Size(10_000, 3, 146, 20),
+    *(
+        Size(1024, 32, 128, recurrent=recurrent, model=model)
+        for model in ("adLIF", "SE-adLIF")
+        for recurrent in (False, True)
+    ),
+)
+GUARD = Size(512, 32, 64, 20)
 
 
-@dataclass(frozen=True)
-class Row:
-    """Seconds of forward and backward of one method at one size.
-
-    Attributes:
-        size, method: names in SIZES and METHODS.
-        seconds: one per round, in order.
-        n_rounded: spike trains that differ from those of `standard` because of rounding.
-    """
-
-    size: str
-    method: str
-    seconds: tuple[float, ...]
-    n_rounded: int
-
-    @property
-    def quartiles(self) -> tuple[float, float, float]:
-        """First quartile, median and third quartile of the seconds."""
-        return quartiles(self.seconds)
-
-    @property
-    def steady(self) -> bool:
-        """Whether the rounds agree well enough to judge a claim by them."""
-        return steady(self.seconds)
-
-
-def plain_loop(current: Tensor, beta: Tensor, p: Tensor, b: Tensor, arp: int) -> Tensor:
-    """Naive PyTorch implementation of the neuron; returns spikes [T, B, N]."""
+def plain_loop(
+    current: Tensor, beta: Tensor, p: Tensor, b: Tensor, weight: Tensor | None = None, *, arp: int
+) -> Tensor:
+    """Naive PyTorch implementation of ALIF; returns spikes [T, B, N]."""
     state = torch.zeros_like(current[0])
     adaptation = torch.zeros_like(state)
     refractory_left = torch.zeros_like(state)
     spikes = []
-    for drive in current:
+    for t, drive in enumerate(current):
+        if weight is not None and t > arp:
+            drive = drive + spikes[t - arp - 1].detach() @ weight.T
         membrane = beta * state + drive * (refractory_left == 0)
         s = spike(membrane - (1 + b * adaptation), _SURROGATE)
         state = membrane * (1 - s.detach())
@@ -114,7 +106,7 @@ def _convolve(x: Tensor, kernel: Tensor) -> Tensor:
 
 
 def grouped_convolution_blocks(
-    current: Tensor, beta: Tensor, p: Tensor, b: Tensor, arp: int
+    current: Tensor, beta: Tensor, p: Tensor, b: Tensor, *, arp: int
 ) -> Tensor:
     """The paper's Blocks as published, with grouped convolutions, one group per neuron.
 
@@ -152,11 +144,7 @@ def grouped_convolution_blocks(
     return torch.cat(spikes, dim=2).permute(2, 0, 1).contiguous()
 
 
-def _simulate(method: Method, current, beta, p, b, arp) -> Tensor:
-    return alif(current, beta, p, b, arp=arp, surrogate=_SURROGATE, method=method).spikes
-
-
-def parallel_blocks(current: Tensor, beta: Tensor, p: Tensor, b: Tensor, arp: int) -> Tensor:
+def parallel_blocks(current: Tensor, beta: Tensor, p: Tensor, b: Tensor, *, arp: int) -> Tensor:
     """The paper's Blocks by matrix products, which `alif` uses on devices without a kernel."""
     return blocks(
         current,
@@ -170,36 +158,87 @@ def parallel_blocks(current: Tensor, beta: Tensor, p: Tensor, b: Tensor, arp: in
     ).spikes
 
 
+def _alif(
+    method: Method, current: Tensor, beta: Tensor, p: Tensor, b: Tensor,
+    weight: Tensor | None = None, *, arp: int,
+) -> Tensor:  # fmt: skip
+    return alif(
+        current, beta, p, b, arp=arp, recurrent_weight=weight, surrogate=_SURROGATE, method=method
+    ).spikes
+
+
+def _of_model(model: str, method: str, current: Tensor, *rest: Tensor, arp: int) -> Tensor:
+    """Spikes of a model that has no refractory period."""
+    simulate, names, _ = MODELS[model]
+    parameters = dict(zip(names, rest, strict=False))
+    weight = rest[len(names)] if len(rest) > len(names) else None
+    return simulate(current, **parameters, recurrent_weight=weight, method=method).spikes
+
+
 METHODS: dict[str, Callable[..., Tensor]] = {
-    "standard": partial(_simulate, "standard"),
+    "fused": partial(_alif, "fused"),
+    "blocks": partial(_alif, "blocks"),
+    "standard": partial(_alif, "standard"),
     "plain loop": plain_loop,
-    "blocks": partial(_simulate, "blocks"),
     "parallel blocks": parallel_blocks,
     "grouped convolution": grouped_convolution_blocks,
-    "fused": partial(_simulate, "fused"),
 }
 _SAME_GRADIENT = ("plain loop", "fused")  # same gradient and rounding as `standard`
+_WITHOUT_RECURRENCE = ("parallel blocks", "grouped convolution")
+
+
+def methods_for(size: Size) -> dict[str, Callable[..., Tensor]]:
+    """Functions (current, parameters and recurrent weights, arp=…) → spikes, by contender."""
+    if size.model != "ALIF":
+        return {name: partial(_of_model, size.model, name) for name in ("fused", "standard")}
+    return {
+        name: method
+        for name, method in METHODS.items()
+        if not (size.recurrent and name in _WITHOUT_RECURRENCE)
+    }
 
 
 def make_inputs(size: Size, dtype: torch.dtype = torch.float32) -> tuple[list[Tensor], Tensor]:
-    """Current, β, p and b that give spikes in a few percent of the steps; and dLoss/dspikes."""
+    """Inputs that give spikes in a few percent of the steps, and dLoss/dspikes.
+
+    The inputs are current, parameters and, with recurrence, weights. Currents and weights are
+    multiples of 2⁻¹², so that their sums do not depend on the order.
+    """
     generator = torch.Generator().manual_seed(0)
-    shape = (size.n_steps, size.batch_size, size.n_neurons)
-    current = 0.3 * torch.rand(shape, generator=generator, dtype=torch.float64)
+    shape = (size.n_steps, size.batch_size, size.n_units)
+    _, parameters, largest = MODELS[size.model]
+    current = largest * torch.rand(shape, generator=generator, dtype=torch.float64)
     gradient = torch.randn(shape, generator=generator, dtype=torch.float64)
-    parameters = [torch.full(shape[2:], x, dtype=torch.float64) for x in (0.9, 0.9, 0.5)]
-    return [x.to(dtype) for x in (current, *parameters)], gradient.to(dtype)
+    made = [(current / _QUANTUM).round() * _QUANTUM]
+    made += [torch.full(shape[2:], x, dtype=torch.float64) for x in parameters.values()]
+    if size.recurrent:
+        square = (size.n_units, size.n_units)
+        weight = torch.randn(square, generator=generator, dtype=torch.float64)
+        scale = 0.2 * largest / size.n_units**0.5
+        made.append((scale * weight / _QUANTUM).round() * _QUANTUM)
+    return [x.to(dtype) for x in made], gradient.to(dtype)
 
 
 def differentiate(
     method: Callable[..., Tensor], inputs: Sequence[Tensor], gradient: Tensor, arp: int
-) -> tuple[Tensor, list[Tensor], float]:
-    """Run forward and backward; returns spikes, gradients (current, β, p, b) and seconds."""
+) -> tuple[Tensor, list[Tensor]]:
+    """Run forward and backward; returns spikes and the gradients of all inputs."""
+    leaves = [x.detach().requires_grad_() for x in inputs]
+    spikes = method(*leaves, arp=arp)
+    return spikes.detach(), list(torch.autograd.grad(spikes, leaves, gradient))
+
+
+def time_method(
+    method: Callable[..., Tensor], inputs: Sequence[Tensor], gradient: Tensor, arp: int
+) -> Turn:
+    """Time `(spikes * gradient).sum()`, and backward from there."""
     leaves = [x.detach().requires_grad_() for x in inputs]
     started = time.perf_counter()
-    spikes = method(*leaves, arp)
-    grads = torch.autograd.grad(spikes, leaves, gradient)
-    return spikes.detach(), list(grads), time.perf_counter() - started
+    loss = (method(*leaves, arp=arp) * gradient).sum()
+    forwarded = time.perf_counter()
+    loss.backward()
+    del loss  # and with it the graph, which takes a while for a loop over time
+    return Turn(forwarded - started, time.perf_counter() - forwarded)
 
 
 def count_rounded(trace: SpikeTrace, spikes: Tensor) -> int:
@@ -216,7 +255,7 @@ def count_rounded(trace: SpikeTrace, spikes: Tensor) -> int:
     return int(wrong.any(dim=0).sum())
 
 
-def check(size: Size) -> dict[str, int]:
+def check(size: Size, methods: dict[str, Callable[..., Tensor]]) -> dict[str, int]:
     """Compare each method's spikes with the standard's, and its gradients where they must agree.
 
     Returns:
@@ -226,15 +265,19 @@ def check(size: Size) -> dict[str, int]:
         RuntimeError: spikes or gradients differ by more than rounding.
     """
     inputs, gradient = make_inputs(size)
-    with torch.no_grad():
-        trace = alif(*inputs, arp=size.arp, method="standard")
-    expected = differentiate(METHODS["standard"], inputs, gradient, size.arp)[1]
+    standard = methods_for(size)["standard"]
+    expected_spikes, expected = differentiate(standard, inputs, gradient, size.arp_steps)
     # A parameter's gradient is a sum of terms as large as the current's, which may cancel.
     scales = [max(expected[0].abs().max(), grad.abs().max()) for grad in expected]
     n_rounded = {}
-    for name, method in METHODS.items():
-        spikes, grads, _ = differentiate(method, inputs, gradient, size.arp)
-        n_rounded[name] = count_rounded(trace, spikes)
+    for name, method in methods.items():
+        spikes, grads = differentiate(method, inputs, gradient, size.arp_steps)
+        if name in _WITHOUT_RECURRENCE:
+            with torch.no_grad():
+                trace = alif(*inputs, arp=size.arp_steps, method="standard")
+            n_rounded[name] = count_rounded(trace, spikes)
+        elif not torch.equal(spikes, expected_spikes):
+            raise RuntimeError(f"{name}: spikes differ from the standard's: no time is reported")
         if name in _SAME_GRADIENT:
             for grad, reference, scale in zip(grads, expected, scales, strict=True):
                 if not (grad - reference).abs().max() <= 1e-4 * scale:
@@ -242,80 +285,22 @@ def check(size: Size) -> dict[str, int]:
     return n_rounded
 
 
-def measure(size_name: str, rounds: int = 5) -> list[Row]:
-    """Check the methods, which warms them up, then time them in turns for some rounds."""
-    size = SIZES[size_name]
-    n_rounded = check(size)
+def make_scan(size: Size) -> Any:
+    """The same work by JAX; call it in a process of its own."""
+    from blockspike.benchmark.jax_peers import Neurons
+
     inputs, gradient = make_inputs(size)
-    seconds: dict[str, list[float]] = {name: [] for name in METHODS}
-    for _ in range(rounds):
-        for name, method in METHODS.items():
-            seconds[name].append(differentiate(method, inputs, gradient, size.arp)[2])
-    return [Row(size_name, name, tuple(seconds[name]), n_rounded[name]) for name in METHODS]
+    return Neurons([x.numpy() for x in inputs], gradient.numpy(), size.arp_steps)
 
 
-def ratio(rows: Sequence[Row], size: str, slow: str, fast: str) -> float:
-    """Time of `slow` divided by that of `fast`, median over the rounds."""
-    by_method = {row.method: row.seconds for row in rows if row.size == size}
-    return median_ratio(by_method[slow], by_method[fast])
+def check_scan(size: Size, spikes: np.ndarray) -> None:
+    """Raise RuntimeError unless the scan's spikes are those of `fused` but for rounding.
 
-
-_CLAIMS = [  # size, slow, fast, bound of slow / fast, whether it is a lower or an upper bound
-    ("layer", "standard", "fused", 25.0, "≥"),
-    ("recording", "standard", "fused", 1000.0, "≥"),
-    ("layer", "grouped convolution", "parallel blocks", 3.0, "≥"),
-    ("layer", "standard", "plain loop", 1.5, "≤"),
-    ("recording", "standard", "plain loop", 1.5, "≤"),
-]
-
-
-def claims(rows: Sequence[Row]) -> list[Claim]:
-    """The documented claims about the measured sizes."""
-    by_name = {(row.size, row.method): row for row in rows}
-    found = []
-    for size, slow, fast, bound, sense in _CLAIMS:
-        if (size, slow) in by_name:
-            measured = ratio(rows, size, slow, fast)
-            seconds = [by_name[size, method].seconds for method in (slow, fast)]
-            found.append(judge(f"{size}: {slow} / {fast}", measured, sense, bound, seconds))
-    return found
-
-
-def _print_rows(console: Console, rows: Sequence[Row]) -> None:
-    table = Table(title=f"{rows[0].size}: forward + backward, ms")
-    table.add_column("method", no_wrap=True)
-    for column in ("median", "quartiles", "standard / it", "rounded"):
-        table.add_column(column, justify="right")
-    for row in rows:
-        low, median, high = (1000 * x for x in row.quartiles)
-        table.add_row(
-            row.method,
-            f"{median:.1f}",
-            f"{low:.1f} … {high:.1f}",
-            f"{ratio(rows, row.size, 'standard', row.method):.3g}",
-            str(row.n_rounded),
-        )
-    console.print(table)
-
-
-def main(argv: Sequence[str] | None = None) -> list[Row]:
-    """Measure, print times and claims, and return the rows."""
-    parser = argparse.ArgumentParser(description="Time the neuron dynamics.")
-    parser.add_argument(
-        "--size", action="append", choices=list(SIZES), help="default: layer and recording"
-    )
-    options = parse(parser, argv)
-    console = Console()
-    load = os.getloadavg()[0]
-    rows = []
-    for name in options.size or ("layer", "recording"):
-        console.print(f"{name}: {SIZES[name]}")
-        measured = measure(name, options.rounds)
-        _print_rows(console, measured)
-        rows += measured
-    report(console, claims(rows), options, load)
-    return rows
-
-
-if __name__ == "__main__":
-    main()
+    XLA rounds otherwise, and with recurrence one rounded spike changes others.
+    """
+    inputs, _ = make_inputs(size)
+    with torch.no_grad():
+        ours = methods_for(size)["fused"](*inputs, arp=size.arp_steps).numpy()
+    differing = (spikes != ours).mean() / max(ours.mean(), 1e-9)
+    if differing > (0.5 if size.recurrent else 0.05):
+        raise RuntimeError(f"{SCAN}: {differing:.0%} of the spikes differ: no time is reported")

@@ -1,26 +1,22 @@
-"""Time to fit a population of neurons to recordings, compared with the standard loop.
-
-    python -m blockspike.benchmark.fitting [--cells 146] [--steps 10000] [--epochs 200] [--rounds 5]
+"""Time of an epoch of fitting a population to recordings, by the kernel and by the standard loop.
 
 The size is that of the paper's recordings (docs/paper.md, Experiments): 146 cells × 3 sweeps of
 1 s at 0.1 ms, one start each, with its recipe but without early stopping. The data are synthetic
-cells. Whole epochs are timed: forward, loss, backward, optimiser and Lightning's overhead. The
-standard loop runs one epoch per round.
+cells. Whole epochs are timed: forward, loss, backward, optimiser and Lightning's overhead.
 """
 
-import argparse
-import os
+import logging
 import time
 import warnings
-from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 
 import pytorch_lightning as pl
 import torch
-from rich.console import Console
 from torch.utils.data import DataLoader
 
-from blockspike.benchmark.timing import Claim, judge, median_ratio, parse, report
+from blockspike.benchmark.table import Row
+from blockspike.benchmark.timing import Turn, summary
 from blockspike.fitting.distance import Window
 from blockspike.fitting.module import FittingBatch, NeuronFittingModule
 from blockspike.fitting.population import PaperPopulation
@@ -30,7 +26,15 @@ from blockspike.runs.processes import OneProcess
 
 _DT_MS = 0.1
 _SWEEPS = 3
-_ALLEN_CELLS, _ALLEN_STEPS, _PAPER_EPOCHS = 146, 10_000, 200
+
+
+@dataclass(frozen=True)
+class Size:
+    """Cells, steps of each of their three sweeps, epochs of a fit; columns of the table."""
+
+    n_cells: int = 146
+    n_steps: int = 10_000
+    n_epochs: int = 200
 
 
 def make_batch(n_cells: int, n_steps: int) -> FittingBatch:
@@ -66,44 +70,13 @@ def epoch_s(method: Method, batch: FittingBatch, n_epochs: int) -> float:
     return (time.perf_counter() - start) / n_epochs
 
 
-def measure(batch: FittingBatch, n_epochs: int, rounds: int) -> dict[str, list[float]]:
-    """Seconds per epoch of both methods, taking turns, one value per round."""
-    costs: dict[str, list[float]] = {"fused": [], "standard": []}
+def measure(size: Size, rounds: int) -> list[Row]:
+    """Time epochs of both methods in turns; the standard loop runs one epoch per round."""
+    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
+    batch = make_batch(size.n_cells, size.n_steps)
     epoch_s("fused", batch, 2)  # compiles
+    turns: dict[Method, list[Turn]] = {"fused": [], "standard": []}
     for _ in range(rounds):
-        costs["fused"].append(epoch_s("fused", batch, n_epochs))
-        costs["standard"].append(epoch_s("standard", batch, 1))
-    return costs
-
-
-def claims(costs: dict[str, list[float]]) -> list[Claim]:
-    """The documented claims about fits at the paper's size."""
-    total = sorted(costs["fused"])[len(costs["fused"]) // 2] * _PAPER_EPOCHS
-    ratio = median_ratio(costs["standard"], costs["fused"])
-    return [
-        judge("146 cells, 200 epochs, seconds", total, "≤", 20, [costs["fused"]]),
-        judge("an epoch: standard by fused", ratio, "≥", 100, list(costs.values())),
-    ]
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Measure and print; returns 1 if a claim fails at the paper's size, else 0."""
-    parser = argparse.ArgumentParser(prog="python -m blockspike.benchmark.fitting")
-    parser.add_argument("--cells", type=int, default=_ALLEN_CELLS)
-    parser.add_argument("--steps", type=int, default=_ALLEN_STEPS)
-    parser.add_argument("--epochs", type=int, default=_PAPER_EPOCHS)
-    options = parse(parser, argv)
-    console, load = Console(), os.getloadavg()[0]
-    costs = measure(make_batch(options.cells, options.steps), options.epochs, options.rounds)
-    for method, seconds in costs.items():
-        console.print(
-            f"{method}: " + ", ".join(f"{1000 * s:.1f}" for s in seconds) + " ms an epoch"
-        )
-    full = (options.cells, options.steps) == (_ALLEN_CELLS, _ALLEN_STEPS)
-    found = claims(costs) if full else []
-    report(console, found, options, load)
-    return 1 if any(claim.met is False for claim in found) else 0
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())
+        turns["fused"].append(Turn(epoch_s("fused", batch, size.n_epochs), 0.0))
+        turns["standard"].append(Turn(epoch_s("standard", batch, 1), 0.0))
+    return [{"contender": name, **summary(own, turns["fused"])} for name, own in turns.items()]

@@ -29,32 +29,30 @@ from blockspike.neurons import Method, alif
 
 ROOT = Path(__file__).parents[3]
 TESTS = [f"tests/neurons/test_{name}.py" for name in ("fused_gpu", "events_gpu", "gpu_graphs")]
-WORK = [  # size, recurrent
-    (Size(1024, 32, 128, 40), False),
-    (Size(1024, 32, 128, 40), True),
-    (Size(600, 64, 256, 20), True),
-    (Size(1024, 64, 512, 40), True),
-    (Size(10_000, 3, 146, 20), False),
+WORK = [
+    Size(1024, 32, 128, 40),
+    Size(1024, 32, 128, 40, recurrent=True),
+    Size(600, 64, 256, 20, recurrent=True),
+    Size(1024, 64, 512, 40, recurrent=True),
+    Size(10_000, 3, 146, 20),
 ]
 _WARM_UPS = 3  # calls; the first compiles, the second captures a graph
 
 
-def measure(
-    size: Size, recurrent: bool, device: torch.device, rounds: int, methods: Sequence[Method]
-) -> list[Row]:
+def measure(size: Size, device: torch.device, rounds: int, methods: Sequence[Method]) -> list[Row]:
     """Time `alif` forward and backward in float32; the methods take turns; one row per method."""
     leaves = [x.to(device).requires_grad_() for x in make_inputs(size)[0]]
-    weight = (0.1 * torch.eye(size.n_neurons, device=device)).requires_grad_()
 
     def forward(method: Method) -> Tensor:
-        for leaf in (*leaves, weight):
+        for leaf in leaves:
             leaf.grad = None  # otherwise backward would add to it
-        w = weight if recurrent else None
-        return alif(*leaves, arp=size.arp, recurrent_weight=w, method=method).spikes
+        weight = leaves[4] if size.recurrent else None
+        arp = size.arp_steps
+        return alif(*leaves[:4], arp=arp, recurrent_weight=weight, method=method).spikes
 
     contenders = {m: partial(time_turn, partial(forward, m), device) for m in methods}
     turns = all_turns(take_turns(contenders, rounds, warm_ups=_WARM_UPS))
-    work = {**asdict(size), "recurrent": recurrent}
+    work = asdict(size)
     return [work | {"method": m} | summary(turns[m], turns.get("fused")) for m in methods]
 
 
@@ -67,7 +65,7 @@ def report(console: Console, rows: Sequence[Row], device: torch.device) -> None:
     for column in ("forward", "backward", "both / fused"):
         table.add_column(column, justify="right")
     for row in rows:
-        work = ("n_steps", "batch_size", "n_neurons", "arp", "recurrent", "method")
+        work = ("n_steps", "batch_size", "n_units", "arp_steps", "recurrent", "method")
         times = (f"{row[f'{part}_ms_median']:.3f}" for part in ("forward", "backward"))
         by = f"{row['total_by_fused']:.3g}" if "total_by_fused" in row else ""
         table.add_row(*(str(row[key]) for key in work), *times, by)
@@ -98,8 +96,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     device = torch.device("cuda", torch.cuda.current_device())
     rows: list[Row] = []
-    for size, recurrent in WORK:
-        rows += measure(size, recurrent, device, options.rounds, get_args(Method))
+    for size in WORK:
+        rows += measure(size, device, options.rounds, get_args(Method))
     report(Console(), rows, device)
     return 0
 

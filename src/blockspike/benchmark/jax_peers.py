@@ -1,3 +1,6 @@
+# JAX and the libraries are optional; their types are unknown here.
+# pyright: reportMissingImports=false, reportAttributeAccessIssue=false, reportCallIssue=false
+# pyright: reportFunctionMemberAccess=false
 """ALIF by a compiled scan in JAX, and the layers of libraries on JAX, for the speed benchmark.
 
 JAX is in the extra `peers`; this module is imported only where one of its contenders is made. They
@@ -16,7 +19,8 @@ import torch
 from jax import lax
 from torch import Tensor, nn
 
-from blockspike.benchmark.timing import Turn
+from blockspike.benchmark.timing import Turn, repeat
+from blockspike.neurons.autograd import differentiable_once
 
 _DECAY = 0.9
 _SLOPE = 10.0  # of the fast sigmoid
@@ -35,7 +39,7 @@ def spike(u: Any) -> Any:
 @spike.defjvp
 def _spike_jvp(primals: tuple, tangents: tuple) -> tuple:
     (u,), (du,) = primals, tangents
-    sides = _gaussian(u, 3.0, 3.0) + _gaussian(u, -3.0, 3.0)
+    sides = _gaussian(u, 0.5, 3.0) + _gaussian(u, -0.5, 3.0)
     return spike(u), 0.5 * (1.15 * _gaussian(u, 0.0, 0.5) - 0.15 * sides) * du
 
 
@@ -97,15 +101,73 @@ class Neurons:
 
     def turn(self) -> Turn:
         """Time forward alone, and forward with backward."""
-        return _turn(lambda: self._forward(self._arrays, self._gradient),
-                     lambda: self._both(self._arrays, self._gradient))  # fmt: skip
+        arguments = self._arrays, self._gradient
+        return repeat(lambda: _turn(self._forward, self._both, arguments))
 
 
-def _turn(forward: Callable[[], Any], both: Callable[[], Any]) -> Turn:
+class Network:
+    """One training step of a classifier with two recurrent layers of ALIF and a leaky readout.
+
+    Forward, loss, backward and Adam are compiled as one function. Each step starts from the same
+    weights, and products are dense.
+
+    Args:
+        state: weights by the names of `SpikingClassifier`, as NumPy arrays.
+        arp: refractory period in steps.
+        batches: inputs [T, B, K] and labels [B] as NumPy arrays.
+    """
+
+    def __init__(self, state: dict[str, Any], arp: int, batches: list[tuple[Any, Any]]):
+        self._state = {name: jnp.asarray(x) for name, x in state.items()}
+        self._batches = [(jnp.asarray(x), jnp.asarray(y)) for x, y in batches]
+        trained = [name for name in state if not name.endswith(".b")]
+
+        def layer(inputs: Any, own: dict[str, Any], name: str) -> Any:
+            weight, bias, beta, p, b, recurrent_weight = (
+                own[f"{name}.{x}"] for x in ("weight", "bias", "beta", "p", "b", "recurrent_weight")
+            )
+            return alif(inputs @ weight[0].T + bias, beta, p, b, arp, recurrent_weight)
+
+        def loss(own: dict[str, Any], inputs: Any, labels: Any) -> Any:
+            spikes = layer(layer(inputs, own, "layers.0"), own, "layers.1")
+            current = spikes @ own["readout.weight"][0].T + own["readout.bias"]
+
+            def integrate(membrane: Any, drive: Any) -> tuple:
+                membrane = own["readout.beta"] * membrane + drive
+                return membrane, membrane
+
+            scores = lax.scan(integrate, jnp.zeros(current.shape[1:]), current)[1].mean(0)
+            return -jnp.take_along_axis(jax.nn.log_softmax(scores), labels[:, None], 1).mean()
+
+        def step(state: dict[str, Any], inputs: Any, labels: Any) -> tuple:
+            def of_trained(own: dict[str, Any]) -> Any:
+                return loss(state | own, inputs, labels)
+
+            own = {name: state[name] for name in trained}
+            value, grads = jax.value_and_grad(of_trained)(own)
+            return value, {name: _adam(own[name], grads[name]) for name in trained}
+
+        self._step = jax.jit(step)
+
+    def step(self, turn: int) -> Turn:
+        """Time the step on a batch, all of it as `forward`."""
+        inputs, labels = self._batches[turn % len(self._batches)]
+        started = time.perf_counter()
+        jax.block_until_ready(self._step(self._state, inputs, labels))
+        return Turn(time.perf_counter() - started, 0.0)
+
+
+def _adam(x: Any, grad: Any) -> tuple:
+    """The first step of Adam, with its moments."""
+    mean, square = 0.1 * grad, 0.001 * grad**2
+    return x - 1e-3 * (mean / 0.1) / (jnp.sqrt(square / 0.001) + 1e-5), mean, square
+
+
+def _turn(forward: Callable[..., Any], both: Callable[..., Any], arguments: tuple) -> Turn:
     started = time.perf_counter()
-    jax.block_until_ready(forward())
+    jax.block_until_ready(forward(*arguments))
     forwarded = time.perf_counter()
-    jax.block_until_ready(both())
+    jax.block_until_ready(both(*arguments))
     forward_s = forwarded - started
     return Turn(forward_s, max(time.perf_counter() - forwarded - forward_s, 0.0))
 
@@ -120,6 +182,7 @@ class _InTorch(torch.autograd.Function):
         return torch.from_dlpack(spikes.block_until_ready())
 
     @staticmethod
+    @differentiable_once("a layer in JAX", instead="JAX alone")
     def backward(ctx, *grads: Tensor):
         found = ctx.differentiate(ctx.pullback, jnp.from_dlpack(grads[0].contiguous()))
         return None, *(torch.from_dlpack(x) for x in jax.block_until_ready(found))

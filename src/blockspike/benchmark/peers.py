@@ -35,9 +35,11 @@ class Peer:
         differs: how it differs from an ALIF layer (β, p, b, refractory period, recurrent delay,
             surrogate).
         devices: types of devices that it runs on.
+        has_recurrent: whether it has a recurrent layer.
         make: (n_inputs, n_units, recurrent, arp) → the layer; most have no refractory period.
-            Raises ImportError without the package, and ValueError if the library has no recurrent
-            layer. Any error of the library, now or when the layer is called, is passed on.
+            Raises ImportError without the package, and ValueError for a recurrent layer that the
+            library does not have. Any error of the library, now or when the layer is called, is
+            passed on.
     """
 
     name: str
@@ -46,12 +48,18 @@ class Peer:
     differs: str
     devices: tuple[str, ...]
     make: Callable[[int, int, bool, int], nn.Module]
+    has_recurrent: bool = True
 
 
 def version(peer: Peer) -> str | None:
     """Version of the installed package, or None."""
+    return version_of(peer.package)
+
+
+def version_of(package: str) -> str | None:
+    """Version of an installed distribution, or None."""
     try:
-        return metadata.version(peer.package)
+        return metadata.version(package)
     except metadata.PackageNotFoundError:
         return None
 
@@ -324,6 +332,7 @@ PEERS = (
         ),
         devices=("cpu",),
         make=partial(_of_jax_library, name="spyx_layer"),
+        has_recurrent=False,
     ),
     Peer(
         name="BrainPy",
@@ -332,5 +341,6 @@ PEERS = (
         differs="no refractory period, no recurrent layer; reset a step later; surrogate ReLU",
         devices=("cpu",),
         make=partial(_of_jax_library, name="brainpy_layer"),
+        has_recurrent=False,
     ),
 )

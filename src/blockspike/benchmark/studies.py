@@ -7,11 +7,12 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import product
 from multiprocessing import get_context
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from blockspike.benchmark import roofline
+from blockspike.benchmark import dynamics, fitting, roofline, training_step
 from blockspike.benchmark.layers import CONTENDERS, OURS, Size, check, first_steps, make_inputs
 from blockspike.benchmark.remote import Remote
 from blockspike.benchmark.table import Row
@@ -21,6 +22,8 @@ from blockspike.benchmark.timing import (
     median_ratio,
     peak_bytes,
     quartiles,
+    reason,
+    repeat,
     summary,
     take_turns,
     time_turn,
@@ -30,6 +33,7 @@ from blockspike.neurons import Method
 from blockspike.neurons.events import EventBatch
 
 _METHODS = tuple(contender.name for contender in OURS if contender.name != "standard reference")
+KNOWN = tuple({**CONTENDERS, **dynamics.METHODS})
 LeftOut = dict[tuple[str, Size], str]  # (contender, size with arp_steps 0) → why it is left out
 _FINEST_MS, _USUAL_MS = min(STEPS_MS), 1.0
 _WARM_UPS = {"cpu": 1, "cuda": 3}  # on a GPU the second call captures a graph
@@ -42,7 +46,8 @@ class Options:
     Attributes:
         n_steps, arp_steps, batch_size: grid of the study `length`.
         n_units, n_layers: grid of the study `layers`.
-        contenders: names in CONTENDERS; None = all.
+        contenders: names in KNOWN; None = all.
+        data: prepared HD-Lauscher file for the study `step`.
         simulated_s: simulated time per trial of the study `tradeoff`.
         rounds: turns of each contender, at least 2.
         longest_turn_s: slower contenders are left out, with a row that says so.
@@ -59,6 +64,7 @@ class Options:
     n_units: tuple[int, ...] = (128, 256, 512)
     n_layers: tuple[int, ...] = (1, 2, 3, 4, 5)
     contenders: tuple[str, ...] | None = None
+    data: str = "data/hd_lauscher_sample.h5"
     simulated_s: float = 2.0
     rounds: int = 5
     longest_turn_s: float = 10.0
@@ -66,10 +72,10 @@ class Options:
     device: str = "cpu"
 
     def __post_init__(self):
-        unknown = sorted(set(self.contenders or ()) - set(CONTENDERS))
+        unknown = sorted(set(self.contenders or ()) - set(KNOWN))
         if unknown:
             raise ValueError(
-                f"contenders: expected some of {', '.join(CONTENDERS)}, got {', '.join(unknown)}"
+                f"contenders: expected some of {', '.join(KNOWN)}, got {', '.join(unknown)}"
             )
         if self.device not in ("cpu", "cuda"):
             raise ValueError(f"device: expected cpu or cuda, got {self.device!r}")
@@ -365,8 +371,83 @@ def _measure_roofline(options: Options) -> list[Row]:
     return rows
 
 
+def _dynamics(options: Options) -> Iterator[Piece]:
+    """The neurons alone: every model and method, and a compiled scan."""
+    for size in dynamics.SIZES:
+        names = [*dynamics.methods_for(size)]
+        names += [dynamics.SCAN] if size.model == "ALIF" else []
+        chosen = options.choose(names)
+        key = {"study": "dynamics", **asdict(size)}
+        measure = partial(_measure_dynamics, size, chosen, options)
+        if chosen:
+            yield Piece(key, tuple(chosen), torch.device("cpu"), measure)
+
+
+def _measure_dynamics(size: dynamics.Size, names: Sequence[str], options: Options) -> list[Row]:
+    methods = {n: method for n, method in dynamics.methods_for(size).items() if n in names}
+    n_rounded = dynamics.check(size, methods)
+    inputs = (*dynamics.make_inputs(size), size.arp_steps)
+    contenders: dict[str, Callable[[], Turn]] = {
+        name: partial(repeat, partial(dynamics.time_method, method, *inputs))
+        for name, method in methods.items()
+    }
+    failed: dict[str, list[Turn] | str] = {}
+    scan = Remote(dynamics.make_scan, size) if dynamics.SCAN in names else None
+    try:
+        if scan is not None:
+            try:
+                dynamics.check_scan(size, scan.call("spikes"))
+                contenders[dynamics.SCAN] = partial(scan.call, "turn")
+            except Exception as error:  # JAX may be missing, or fail in any way
+                failed[dynamics.SCAN] = reason(error)
+        turns = failed | take_turns(contenders, options.rounds, options.longest_turn_s)
+    finally:
+        if scan is not None:
+            scan.close()
+    rows = []
+    for name in names:
+        row: Row = _about(name) if name in CONTENDERS else {"contender": name}
+        if name in n_rounded:
+            row["n_rounded"] = n_rounded[name]
+        rows.append(row | _cost(turns[name], turns.get("fused")))
+    return rows
+
+
+def _step(options: Options) -> Iterator[Piece]:
+    """A training step of the paper's SHD network: contenders, lengths and refractory periods."""
+    size, cpu = training_step.PAPER, torch.device("cpu")
+    chosen = options.choose([*training_step.METHODS, training_step.SCAN])
+
+    def task() -> training_step.Task:
+        data = Path(options.data)
+        batches = training_step.read_batches(data, size, options.rounds)
+        return training_step.Task(data, size, batches, options.rounds, options.memory)
+
+    parts: dict[str, tuple[list[str], Callable[[], list[Row]]]] = {
+        "contenders": (chosen, lambda: training_step.compare(task(), chosen)),
+        "lengths": (["fused"], lambda: training_step.measure_lengths(task())),
+        "refractory periods": (["fused"], lambda: training_step.measure_refractory(task())),
+    }
+    for part, (names, measure) in parts.items():
+        if chosen and set(names) <= set(chosen):
+            key = {"study": "step", "part": part, **asdict(size)}
+            yield Piece(key, tuple(names), cpu, measure)
+
+
+def _fit(options: Options) -> Iterator[Piece]:
+    """An epoch of fitting as many cells as the paper's."""
+    size, names = fitting.Size(), options.choose(("fused", "standard"))
+    measure = partial(fitting.measure, size, options.rounds)
+    if names:
+        key = {"study": "fit", **asdict(size)}
+        yield Piece(key, ("fused", "standard"), torch.device("cpu"), measure)
+
+
 STUDIES: dict[str, Callable[[Options], Iterator[Piece]]] = {
     "roofline": _roofline,
+    "dynamics": _dynamics,
+    "step": _step,
+    "fit": _fit,
     "tradeoff": _tradeoff,
     "libraries": _libraries,
     "length": _length,

@@ -1,7 +1,4 @@
-"""Time and memory of one training step of the paper's SHD network, checked against our claims.
-
-    python -m blockspike.benchmark.training_step [--data data/hd_lauscher.h5] [--rounds 5]
-        [--only comparison|memory|length|refractory ...] [--json claims.jsonl]
+"""One training step of the paper's SHD network: time, memory and the floor that the machine sets.
 
 A step is forward, cross-entropy, backward, Adam and `project_`, on real batches of a prepared
 HD-Lauscher file, in float32 on the CPU. The contenders take turns within a round, each round has
@@ -15,31 +12,24 @@ half is empty, since the recordings are over by then: with whole batches, the nu
 step would depend on the length.
 """
 
-import argparse
-import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 import torch
-from rich.console import Console
-from rich.table import Table
 from torch import Tensor
 from torch.nn import functional as F
 
-from blockspike.benchmark.timing import (
-    Claim,
-    judge,
-    median_ratio,
-    parse,
-    peak_bytes,
-    quartiles,
-    report,
-)
+from blockspike.benchmark import roofline
+from blockspike.benchmark.peers import version_of
+from blockspike.benchmark.remote import Remote
+from blockspike.benchmark.table import Row
+from blockspike.benchmark.timing import Turn, peak_bytes, quartiles, reason, summary
 from blockspike.data.shd import SHDDataModule
 from blockspike.data.shd_file import N_CHANNELS, N_CLASSES
 from blockspike.networks.classifier import SpikingClassifier
@@ -48,7 +38,7 @@ from blockspike.neurons import Method
 from blockspike.neurons.events import EventBatch
 
 Batch = tuple[EventBatch, Tensor]
-Costs = dict[str, tuple[float, ...]]  # contender → cost of a step, one value per round
+SCAN = "JAX (lax.scan)"
 
 METHODS: dict[str, tuple[Method, SynapseMode]] = {  # by contender
     "standard": ("standard", "dense"),
@@ -71,7 +61,7 @@ _WARM_UP = 32  # steps, more than the refractory period
 
 @dataclass(frozen=True)
 class Size:
-    """Neurons per hidden layer, steps T and batch size B."""
+    """Neurons per hidden layer, steps T and batch size B; the fields are columns of the table."""
 
     n_hidden: int = 256
     n_steps: int = 600
@@ -83,26 +73,13 @@ PAPER = Size()
 
 @dataclass(frozen=True)
 class Task:
-    """A measurement: prepared file, sizes, batches (EventBatch [T, B, 700], labels [B]), rounds."""
+    """A measurement: file, sizes, batches (EventBatch [T, B, 700], labels [B]), rounds, memory."""
 
     data: Path
     size: Size
     batches: Sequence[Batch]
     rounds: int
-
-
-@dataclass(frozen=True)
-class StepTime:
-    """Seconds of one training step's parts; `update` is Adam and `project_`."""
-
-    forward: float
-    backward: float
-    update: float
-
-    @property
-    def total(self) -> float:
-        """Seconds of the whole step."""
-        return self.forward + self.backward + self.update
+    memory: bool = False
 
 
 def read_batches(path: Path, size: Size, n: int) -> list[Batch]:
@@ -115,8 +92,7 @@ def read_batches(path: Path, size: Size, n: int) -> list[Batch]:
     if not path.exists():
         raise FileNotFoundError(
             f"{path}: expected prepared recordings, got none; to use those shipped with "
-            "blockspike, run `blockspike prepare data=hd_lauscher_sample` and pass "
-            "--data data/hd_lauscher_sample.h5"
+            "blockspike, run `blockspike prepare data=hd_lauscher_sample`"
         )
     data = SHDDataModule(path, dt_ms=_DT_MS, n_steps=size.n_steps, batch_size=size.batch_size)
     data.setup()
@@ -185,7 +161,7 @@ class Training:
         trainable = [x for x in network.parameters() if x.requires_grad]
         self._optimizer = torch.optim.Adam(trainable, lr=1e-3, eps=1e-5)
 
-    def step(self, batch: Batch) -> StepTime:
+    def step(self, batch: Batch) -> Turn:
         """Reset the weights, train on one batch and return its times."""
         self.network.load_state_dict(self._start)
         events, labels = batch
@@ -199,7 +175,7 @@ class Training:
         self._optimizer.zero_grad()
         self.network.project_()
         ended = time.perf_counter()
-        return StepTime(forwarded - started, differentiated - forwarded, ended - differentiated)
+        return Turn(forwarded - started, differentiated - forwarded, ended - differentiated)
 
     @torch.no_grad()
     def rates_hz(self, batch: Batch) -> list[float]:
@@ -243,64 +219,152 @@ def check(batch: Batch, size: Size = PAPER) -> None:
 
 
 def take_turns(
-    contenders: Mapping[str, tuple[Training, Sequence[Batch]]], rounds: int
-) -> dict[str, list[StepTime]]:
+    contenders: Mapping[str, tuple[Any, Sequence[Batch]]], rounds: int
+) -> dict[str, list[Turn]]:
     """Warm up every contender with a step, then time them in turns for some rounds."""
     for training, batches in contenders.values():
         training.step(batches[0])
-    steps: dict[str, list[StepTime]] = {name: [] for name in contenders}
+    steps: dict[str, list[Turn]] = {name: [] for name in contenders}
     for turn in range(rounds):
         for name, (training, batches) in contenders.items():
             steps[name].append(training.step(batches[turn % len(batches)]))
     return steps
 
 
-def compare(task: Task, console: Console) -> Costs:
-    """Check the methods, then measure the seconds that each takes for the same steps."""
+def compare(task: Task, names: Sequence[str]) -> list[Row]:
+    """Check the methods, then time the same steps by each, JAX among them, and the floor."""
     check(task.batches[0], task.size)
-    contenders = {name: (Training(make_network(name, task.size)), task.batches) for name in METHODS}
-    steps = take_turns(contenders, task.rounds)
-    costs = {name: tuple(s.total for s in steps[name]) for name in steps}
-    relative = {name: median_ratio(costs["standard"], costs[name]) for name in costs}
-    _print_steps(console, "one step, ms", contenders, steps, "standard / it", relative)
-    return costs
+    ours = [name for name in names if name in METHODS]
+    contenders = {name: (Training(make_network(name, task.size)), task.batches) for name in ours}
+    found: dict[str, list[Turn] | str] = {}
+    if SCAN in names:
+        scan = Remote(make_scan, task.data, task.size, len(task.batches))
+        try:
+            scan.call("step", 0)
+            with_scan: dict[str, tuple[Any, Sequence[Batch]]] = {SCAN: (_Scan(scan), task.batches)}
+            steps = take_turns(contenders | with_scan, task.rounds)
+        except Exception as error:  # JAX may be missing, or fail in any way
+            found[SCAN] = reason(error)
+            steps = take_turns(contenders, task.rounds)
+        finally:
+            scan.close()
+    else:
+        steps = take_turns(contenders, task.rounds)
+    found |= steps
+    fused = steps.get("fused")
+    rows: list[Row] = []
+    for name in names:
+        turns = found[name]
+        about: Row = {"contender": name, "case": "step"}
+        if name == SCAN:
+            about["version"] = version_of("jax")
+        else:
+            rates = contenders[name][0].rates_hz(task.batches[0])
+            about["rates_hz"] = ", ".join(f"{rate:.1f}" for rate in rates)
+        if isinstance(turns, str):
+            rows.append(about | {"left_out": turns})
+            continue
+        rows.append(about | summary(turns, fused))
+        if task.memory and name in METHODS:
+            rows[-1]["peak_mib"] = round(
+                _peak_in_new_process(name, task.data, task.size) / 2**20, 1
+            )
+    return [*rows, {"contender": "floor", "case": "step", **floor(task.size, fused)}]
 
 
-def measure_lengths(task: Task, console: Console) -> Costs:
-    """Seconds per time step of `fused` at four lengths with equally many events per step."""
+# Bytes per neuron and step that go through memory in the neurons' layers. Forward writes the
+# current and reads it, writes spikes, their bytes and the total input, and every 8 steps 3 states;
+# it reads the bytes twice to list events. Backward writes the gradient of the spikes and reads it,
+# the total input and the states; it writes the gradient of the current, which is read again for the
+# weights, the recurrent weights and the bias.
+_FORWARD_BYTES = 4 + 4 + 4 + 1 + 4 + 12 / 8 + 2
+_BACKWARD_BYTES = 4 + 4 + 4 + 12 / 8 + 4 + 3 * 4
+_READ_AGAIN_BYTES = 4  # of the second layer, for the gradient of the first layer's spikes
+
+
+def floor(size: Size, fused: Sequence[Turn] | None) -> Row:
+    """Least time of a step: its bytes at a copy's bandwidth, its dense products at full speed.
+
+    Bandwidth and speed are measured now; event-driven products are not counted.
+    """
+    copy_s = quartiles([roofline.copy_s(streaming=False) for _ in range(7)])[1]
+    gb_per_s = 2 * roofline.COPIED_BYTES / copy_s / 1e9
+    gflop_per_s = _full_speed()
+    n_rows = size.n_steps * size.batch_size
+    elements = n_rows * size.n_hidden
+    moved = elements * (2 * (_FORWARD_BYTES + _BACKWARD_BYTES) + _READ_AGAIN_BYTES)
+    flops = 2 * n_rows * size.n_hidden * (size.n_hidden + N_CLASSES)
+    seconds = moved / gb_per_s / 1e9 + flops / gflop_per_s / 1e9
+    row: Row = {
+        "total_ms_median": round(1000 * seconds, 2), "moved_mb": round(moved / 1e6, 1),
+        "gflop": round(flops / 1e9, 2), "gb_per_s": round(gb_per_s, 1),
+        "gflop_per_s": round(gflop_per_s, 1),
+    }  # fmt: skip
+    if fused is not None:
+        row["total_by_fused"] = round(seconds / quartiles([x.total for x in fused])[1], 4)
+    return row
+
+
+def _full_speed(n: int = 2048) -> float:
+    """Speed of PyTorch's product of large matrices, in GFLOP/s."""
+    a, seconds = torch.rand(n, n), []
+    out = torch.empty(n, n)
+    for _ in range(8):
+        started = time.perf_counter()
+        torch.mm(a, a, out=out)
+        seconds.append(time.perf_counter() - started)
+    return 2 * n**3 / quartiles(seconds[1:])[1] / 1e9
+
+
+class _Scan:
+    """The step in JAX, in its own process, with the interface of `Training`."""
+
+    def __init__(self, remote: Remote):
+        self._remote, self._next = remote, 0
+
+    def step(self, batch: Batch) -> Turn:
+        """One step; its process has the same batches in the same order."""
+        self._next += 1
+        return self._remote.call("step", self._next - 1)
+
+
+def make_scan(data: Path, size: Size, n_batches: int) -> Any:
+    """The network in JAX, with the same weights and batches; call it in a process of its own."""
+    from blockspike.benchmark.jax_peers import Network
+
+    batches = read_batches(data, size, n_batches)
+    state = {name: x.numpy() for name, x in make_network("standard", size).state_dict().items()}
+    inputs = [(events.dense().numpy(), labels.numpy()) for events, labels in batches]
+    return Network(state, _ARP, inputs)
+
+
+def measure_lengths(task: Task) -> list[Row]:
+    """Steps of `fused` at four lengths with equally many events per step."""
     training = Training(make_network("fused", task.size))
     half = task.size.n_steps // 2
-    contenders = {
-        f"T={half * times}": (
+    cases = {
+        half * times: (
             training,
             [(repeat_in_time(events, half, times), labels) for events, labels in task.batches],
         )
         for times in _REPEATS
     }
-    steps = take_turns(contenders, task.rounds)
-    costs = {
-        name: tuple(s.total / (half * times) for s in steps[name])
-        for name, times in zip(contenders, _REPEATS, strict=True)
-    }
-    reference = f"T={2 * half}"
-    relative = {name: median_ratio(costs[name], costs[reference]) for name in costs}
-    heading = f"per T / {reference}"
-    _print_steps(console, "fused by length, ms", contenders, steps, heading, relative)
-    return costs
+    steps = take_turns({f"{n_steps} steps": case for n_steps, case in cases.items()}, task.rounds)
+    rows = []
+    for n_steps, turns in zip(cases, steps.values(), strict=True):
+        row: Row = {"contender": "fused", "case": f"{n_steps} steps", **summary(turns, None)}
+        rows.append(row | {"us_per_step": round(1000 * row["total_ms_median"] / n_steps, 2)})
+    return rows
 
 
-def measure_refractory(task: Task, console: Console) -> Costs:
-    """Seconds of a training step of `fused` at refractory periods of 0 to 100 steps."""
+def measure_refractory(task: Task) -> list[Row]:
+    """Steps of `fused` at refractory periods of 0 to 100 steps."""
     contenders = {
-        f"arp={arp}": (Training(make_network("fused", task.size, arp)), task.batches)
+        f"refractory period {arp}": (Training(make_network("fused", task.size, arp)), task.batches)
         for arp in _ARPS
     }
     steps = take_turns(contenders, task.rounds)
-    costs = {name: tuple(s.total for s in steps[name]) for name in steps}
-    relative = {name: median_ratio(costs[name], costs["arp=0"]) for name in costs}
-    title = "fused by refractory period in steps, ms"
-    _print_steps(console, title, contenders, steps, "it / arp=0", relative)
-    return costs
+    return [{"contender": "fused", "case": case, **summary(steps[case], None)} for case in steps]
 
 
 def step_peak_bytes(name: str, data: Path, size: Size = PAPER) -> int:
@@ -316,103 +380,6 @@ def step_peak_bytes(name: str, data: Path, size: Size = PAPER) -> int:
     return peak_bytes(lambda: training.step((events, labels)))
 
 
-def _peak_in_fresh_process(name: str, data: Path, size: Size) -> int:
+def _peak_in_new_process(name: str, data: Path, size: Size) -> int:
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
         return pool.submit(step_peak_bytes, name, data, size).result()
-
-
-def measure_memory(task: Task, console: Console) -> Costs:
-    """Peak bytes of a step of `standard` and `fused`, each measured in a new process."""
-    peaks: dict[str, list[float]] = {"standard": [], "fused": []}
-    for _ in range(task.rounds):
-        for name, values in peaks.items():
-            values.append(_peak_in_fresh_process(name, task.data, task.size))
-    costs = {name: tuple(values) for name, values in peaks.items()}
-    table = Table("method", "median", "quartiles", "standard / it", title="peak of one step, MiB")
-    for name, values in costs.items():
-        low, median, high = (x / 2**20 for x in quartiles(values))
-        ratio = median_ratio(costs["standard"], values)
-        table.add_row(name, f"{median:.0f}", f"{low:.0f} … {high:.0f}", f"{ratio:.3g}")
-    console.print(table)
-    return costs
-
-
-def _print_steps(
-    console: Console,
-    title: str,
-    contenders: Mapping[str, tuple[Training, Sequence[Batch]]],
-    steps: Mapping[str, Sequence[StepTime]],
-    heading: str,
-    relative: Mapping[str, float],
-) -> None:
-    table = Table(title=title)
-    table.add_column("contender", no_wrap=True)
-    for column in ("forward", "backward", "update", "step", "quartiles", heading):
-        table.add_column(column, justify="right")
-    for name in contenders:
-        parts = zip(*((s.forward, s.backward, s.update, s.total) for s in steps[name]), strict=True)
-        medians = [f"{1000 * quartiles(seconds)[1]:.0f}" for seconds in parts]
-        low, _, high = (1000 * x for x in quartiles([s.total for s in steps[name]]))
-        table.add_row(name, *medians, f"{low:.0f} … {high:.0f}", f"{relative[name]:.3g}")
-    console.print(table)
-    for name, (training, batches) in contenders.items():
-        rates = ", ".join(f"{rate:.1f}" for rate in training.rates_hz(batches[0]))
-        console.print(f"{name}: the hidden layers fire at {rates} Hz")
-
-
-PARTS: dict[str, Callable[[Task, Console], Costs]] = {
-    "comparison": compare,
-    "memory": measure_memory,
-    "length": measure_lengths,
-    "refractory": measure_refractory,
-}
-_CLAIMS = [  # part, text, bound, whether it is a lower or an upper bound
-    ("comparison", "standard / fused", 10.0, "≥"),
-    ("memory", "standard / fused", 4.0, "≥"),
-    ("length", "most / least per step of time", 1.2, "≤"),
-    ("refractory", "slowest / fastest", 1.3, "≤"),
-]
-
-
-def claims(measured: Mapping[str, Costs]) -> list[Claim]:
-    """The documented claims about the measured parts."""
-    found = []
-    for part, text, bound, sense in _CLAIMS:
-        if part in measured:
-            costs = measured[part]
-            pair = ("standard", "fused") if "fused" in costs else _most_and_least(costs)
-            ratio = median_ratio(*(costs[name] for name in pair))
-            judged = [costs[name] for name in (pair if "fused" in costs else costs)]
-            found.append(judge(f"{part}: {text}", ratio, sense, bound, judged))
-    return found
-
-
-def _most_and_least(costs: Costs) -> tuple[str, str]:
-    """The contenders with the largest and the smallest median cost."""
-    ordered = sorted(costs, key=lambda name: quartiles(costs[name])[1])
-    return ordered[-1], ordered[0]
-
-
-def main(argv: Sequence[str] | None = None) -> dict[str, Costs]:
-    """Measure, print times and claims, and return the costs of every part."""
-    parser = argparse.ArgumentParser(description="Time one training step of the SHD network.")
-    parser.add_argument("--data", type=Path, default=Path("data/hd_lauscher.h5"))
-    parser.add_argument("--only", nargs="+", choices=list(PARTS), help="default: all parts")
-    options = parse(parser, argv)
-    console = Console()
-    load = os.getloadavg()[0]
-    try:
-        batches = read_batches(options.data, PAPER, options.rounds)
-    except (FileNotFoundError, ValueError) as error:
-        parser.error(str(error))
-    task = Task(options.data, PAPER, batches, options.rounds)
-    measured = {}
-    for name in options.only or PARTS:
-        console.print(f"{name}: {PAPER}, {options.rounds} rounds ...")
-        measured[name] = PARTS[name](task, console)
-    report(console, claims(measured), options, load)
-    return measured
-
-
-if __name__ == "__main__":
-    main()

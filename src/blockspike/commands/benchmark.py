@@ -81,12 +81,18 @@ def _is_known(piece: Piece, rows: Sequence[Row]) -> bool:
     """Return whether each contender has a row measured with its installed version."""
     versions = {row["contender"]: row.get("version") for row in _last_of_each(rows)}
     return bool(rows) and all(
-        name in versions and versions[name] == CONTENDERS[name].version for name in piece.contenders
+        name in versions and versions[name] == _version(name) for name in piece.contenders
     )
 
 
+def _version(name: str) -> str | None:
+    """Installed version of a contender's library; None for our own methods."""
+    return CONTENDERS[name].version if name in CONTENDERS else None
+
+
 def _last_of_each(rows: Sequence[Row]) -> list[Row]:
-    return list({(row["contender"], row.get("dt_ms")): row for row in rows}.values())
+    columns = ("contender", "dt_ms", "case")
+    return list({tuple(map(row.get, columns)): row for row in rows}.values())
 
 
 def _check(console: Console, rounds: int) -> None:

@@ -155,7 +155,10 @@ def check_parameters_finite(
     given = {name: value.detach() for name, value in parameters.items()}
     if recurrent_weight is not None:
         given["recurrent_weight"] = recurrent_weight.detach()
-    if math.isfinite(sum(value.sum() for value in given.values())):
+    total = torch.stack([x.detach() for x in parameters.values()]).sum()
+    if recurrent_weight is not None:
+        total = total + recurrent_weight.detach().sum()
+    if math.isfinite(total):
         return  # one test for all, since it waits for the GPU; only a sum of huge values goes on
     for name, value in given.items():
         bad = value[~torch.isfinite(value)]

@@ -188,7 +188,8 @@ def _may_stream(tile: int, target: Tensor) -> bool:
 class _Result(NamedTuple):
     """Spikes [T, B, N], input (`drives`) and optional margin of each step and column [T, B·N].
 
-    `saved` [chunks, states, B·N] is empty if no backward is needed.
+    `saved` [chunks + 1, states, B·N] holds the states before each chunk and the last ones; without
+    backward only these. `parameters` are [K, B·N].
     """
 
     spikes: Tensor
@@ -196,11 +197,12 @@ class _Result(NamedTuple):
     margin: Tensor
     drives: Tensor
     saved: Tensor
+    parameters: np.ndarray
 
 
 def _columns(parameters: Sequence[Tensor], batch_size: int) -> np.ndarray:
     """Stack K tensors [N] and repeat them for each sample: [K, B·N]."""
-    return torch.stack([x.detach() for x in parameters]).repeat(1, batch_size).numpy()
+    return np.tile(torch.stack([x.detach() for x in parameters]).numpy(), (1, batch_size))
 
 
 def _run(
@@ -224,18 +226,21 @@ def _run(
     tile = tile_width(n_columns, weight, _WIDEST_TILE)
     written = [x for x in (spikes, margin, drives) if x.numel()]
     stream = all(_may_stream(tile, x) for x in written)
+    repeated = _columns(parameters, batch_size)
     try:
         run(
             _forward, -(-n_columns // tile), tile, flat.numpy(), model,
-            numbers(spec.constants, flat.numpy()), _columns(parameters, batch_size),
+            numbers(spec.constants, flat.numpy()), repeated,
             min(spec.recurrent_delay, n_steps), weight_t, stream, spikes.numpy(),
             spike_bytes.numpy(), margin.numpy(), drives.numpy(), saved.numpy(),
         )  # fmt: skip
     except NumbaError as error:
         raise error_of_model(spec, flat.dtype, error) from None
-    check_finite(saved[-1, 0].view(batch_size, n_neurons), current)
+    if not np.isfinite(saved[-1, 0].numpy()).all():  # quicker than PyTorch for a few neurons
+        check_finite(saved[-1, 0].view(batch_size, n_neurons), current)
     spikes, spike_bytes = spikes.view(current.shape), spike_bytes.view(current.shape)
-    return _Result(spikes, SpikeEvents(spike_bytes), margin, drives if keep_drives else flat, saved)
+    kept = drives if keep_drives else flat
+    return _Result(spikes, SpikeEvents(spike_bytes), margin, kept, saved, repeated)
 
 
 class _Fused(torch.autograd.Function):
@@ -249,7 +254,7 @@ class _Fused(torch.autograd.Function):
         events_out.append(result.events)
         ctx.save_for_backward(result.drives, result.saved[:-1], weight, *parameters)
         ctx.events = result.events if weight is not None else None
-        ctx.spec, ctx.shape = spec, current.shape
+        ctx.spec, ctx.shape, ctx.parameters = spec, current.shape, result.parameters
         return result.spikes
 
     @staticmethod
@@ -271,7 +276,7 @@ class _Fused(torch.autograd.Function):
             run(
                 _backward, -(-n_columns // tile), tile, grad_spikes.numpy(), drives.numpy(),
                 saved.numpy(), spec.model, numbers(spec.constants, drives.numpy()),
-                _columns(parameters, batch_size), min(spec.recurrent_delay, n_steps), panels,
+                ctx.parameters, min(spec.recurrent_delay, n_steps), panels,
                 n_neurons, surrogate_code(spec.surrogate),
                 drives.numpy().dtype.type(not spec.detach_spikes), grad_current.numpy(),
                 grads_of_states.numpy(), sums.numpy(),

@@ -47,8 +47,8 @@ def _fire_overload(margin):
     real = dtype_of(margin)
 
     def call(margin):
-        spike = where(margin > real(0.0), real(1.0), real(0.0))
-        return spike, real(1.0) - spike
+        fires = margin > real(0.0)  # 1 − spike as a choice of its own: a step has to wait less
+        return where(fires, real(1.0), real(0.0)), where(fires, real(0.0), real(1.0))
 
     return call
 
