@@ -75,13 +75,14 @@ faults: setup ## inject ≥ 200 faults into all commands (25 min); FAULT_SEED=0 
 
 bench: ## compare the speed of methods and other libraries (an hour; resumes after a kill)
 	$(MAKE) setup VENV=$(PEERS_VENV) EXTRAS=peers
+	$(PEERS_VENV)/bin/blockspike prepare data=hd_lauscher_sample
 	$(PEERS_VENV)/bin/blockspike benchmark output_dir=$(OUTPUTS)
 
 bench-check: setup ## fail if a speed ratio is below its floor (half a minute)
 	$(BIN)/blockspike benchmark --check
 
 gpu-check: setup ## on a CUDA GPU: test the GPU kernels, then time fused, standard and blocks
-	$(BIN)/python -m blockspike.benchmark.gpu_check
+	$(BIN)/blockspike benchmark study=gpu device=cuda output_dir=$(OUTPUTS)
 
 nir-peers: setup ## run NIR graphs in four simulators (4 GB); fail if docs/howto/nir.md disagrees
 	$(BIN)/python tools/nir_peers.py --cache $(NIR_PEERS)

@@ -1,18 +1,15 @@
-"""Parts of the GPU check that can be tested without a GPU."""
+"""Parts of the study `gpu` that can be tested without a GPU."""
 
-import json
-import re
 import subprocess
-from dataclasses import asdict, replace
+from dataclasses import replace
 
 import pytest
 import torch
-from rich.console import Console
 
 from blockspike.benchmark import gpu_check
 from blockspike.benchmark.dynamics import Size
-from blockspike.benchmark.gpu_check import measure, report
-from blockspike.benchmark.timing import Turn, summary
+from blockspike.benchmark.gpu_check import measure
+from blockspike.benchmark.studies import Options, pieces
 
 CPU = torch.device("cpu")
 SIZE = Size(n_steps=32, batch_size=2, n_units=4, arp_steps=5)
@@ -23,31 +20,33 @@ def cuda(monkeypatch):
     """Let PyTorch report a GPU."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: f"made-up {device}")
 
 
-def test_a_missing_gpu_is_reported(monkeypatch, capsys):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(gpu_check, "run_tests", pytest.fail)
-    assert gpu_check.main([]) == 2
-    printed = capsys.readouterr()
-    assert "expected a CUDA GPU" in printed.err
-    assert printed.out == ""
+@pytest.fixture
+def calls(monkeypatch):
+    """Commands that are run instead of the tests; they exit with the fixture's first element."""
+    made: list = [0]
+
+    def run(command, **options):
+        made.append((command, options))
+        return subprocess.CompletedProcess(command, returncode=made[0])
+
+    monkeypatch.setattr(subprocess, "run", run)
+    return made
+
+
+def test_a_gpu_is_asked_for(calls):
+    with pytest.raises(ValueError, match="device: expected cuda for the study 'gpu', got 'cpu'"):
+        next(pieces("gpu", Options()))
+    assert calls == [0]
 
 
 @pytest.mark.usefixtures("cuda")
-def test_no_time_is_reported_if_a_test_fails(monkeypatch, capsys):
-    calls = []
-
-    def run(command, **options):
-        calls.append((command, options))
-        return subprocess.CompletedProcess(command, returncode=1)
-
-    monkeypatch.setattr(subprocess, "run", run)
-    monkeypatch.setattr(gpu_check, "measure", pytest.fail)
-    assert gpu_check.main([]) == 1
-    assert "no time is reported" in capsys.readouterr().err
-    ((command, options),) = calls
+def test_no_time_is_reported_if_a_test_fails(calls):
+    calls[0] = 1
+    with pytest.raises(RuntimeError, match="no time is reported"):
+        next(pieces("gpu", Options(device="cuda")))
+    _, (command, options) = calls
     assert command[-3:] == gpu_check.TESTS
     assert all((options["cwd"] / file).is_file() for file in gpu_check.TESTS)
     assert options["env"]["TRITON_INTERPRET"] == "0"
@@ -55,27 +54,14 @@ def test_no_time_is_reported_if_a_test_fails(monkeypatch, capsys):
 
 
 @pytest.mark.usefixtures("cuda")
-def test_every_method_is_timed_at_every_size(monkeypatch, capsys):
-    seconds = {"fused": (0.5, 1.5), "blocks": (4.0, 6.0), "standard": (10.0, 30.0)}
-
-    def made_up(size, device, rounds, methods):
-        assert device == torch.device("cuda", 0) and rounds == 3
-        turns = {m: [Turn(*(ms / 1000 for ms in seconds[m]))] * rounds for m in methods}
-        work = asdict(size)
-        return [work | {"method": m} | summary(turns[m], turns["fused"]) for m in methods]
-
-    monkeypatch.setattr(gpu_check, "run_tests", lambda: True)
-    monkeypatch.setattr(gpu_check, "measure", made_up)
-    assert gpu_check.main(["--rounds", "3"]) == 0
-    *table, line = capsys.readouterr().out.splitlines()
-    result = json.loads(line)
-    assert result["device"] == "made-up cuda:0" and result["torch"] == torch.__version__
-    assert len(result["rows"]) == 3 * len(gpu_check.WORK)
-    assert result["rows"][0]["method"] == "standard"
-    printed = "\n".join(table)
-    assert "made-up cuda:0" in printed and "30.000" in printed
-    for method, slower in (("standard", 20), ("blocks", 5), ("fused", 1)):
-        assert re.search(rf"{method} .* {slower} │\n", printed)
+def test_every_method_is_timed_at_every_size_after_one_run_of_the_tests(calls):
+    found = list(pieces("gpu", Options(device="cuda")))
+    assert len(found) == len(gpu_check.SIZES) and len(calls) == 2
+    for piece in found:
+        assert piece.contenders == ("standard", "blocks", "fused")
+        assert piece.device == torch.device("cuda", 0)
+    (chosen, *_) = pieces("gpu", Options(device="cuda", contenders=("fused",)))
+    assert chosen.contenders == ("fused",)
 
 
 @pytest.mark.slow
@@ -89,25 +75,19 @@ def test_rows_have_times_and_ratios(monkeypatch, recurrent):
 
     original = gpu_check.alif
     monkeypatch.setattr(gpu_check, "alif", alif)
-    rows = measure(replace(SIZE, recurrent=recurrent), CPU, 2, ["standard", "blocks", "fused"])
-    assert [row["method"] for row in rows] == ["standard", "blocks", "fused"]
+    size = replace(SIZE, recurrent=recurrent)
+    rows = measure(size, CPU, 2, ["standard", "blocks", "fused"])
+    assert [row["contender"] for row in rows] == ["standard", "blocks", "fused"]
     for row in rows:
-        assert row["recurrent"] == recurrent and row["n_units"] == 4 and row["rounds"] == 2
+        assert row["rounds"] == 2
         assert row["forward_ms_median"] > 0 and row["backward_ms_median"] > 0
-        own = [c for c in calls if c["method"] == row["method"]]
+        own = [c for c in calls if c["method"] == row["contender"]]
         assert len(own) == gpu_check._WARM_UPS + 2
         assert all((c["recurrent_weight"] is not None) == recurrent and c["arp"] == 5 for c in own)
     assert rows[2]["total_by_fused"] == 1
 
 
 @pytest.mark.slow
-def test_a_report_without_fused_has_no_ratio(capsys):
-    report(Console(), measure(SIZE, CPU, 2, ["standard"]), CPU)
-    assert json.loads(capsys.readouterr().out.splitlines()[-1])["device"] == "cpu"
-
-
-@pytest.mark.usefixtures("cuda")
-def test_too_few_rounds_are_refused(capsys):
-    with pytest.raises(SystemExit):
-        gpu_check.main(["--rounds", "1"])
-    assert "--rounds: expected at least 2, got 1" in capsys.readouterr().err
+def test_a_row_without_fused_has_no_ratio():
+    (row,) = measure(SIZE, CPU, 2, ["standard"])
+    assert "total_by_fused" not in row

@@ -117,7 +117,7 @@ def test_dynamics_step_and_fit_are_studies(blockspike, monkeypatch, data_dir):
     monkeypatch.setattr(dynamics, "SIZES", (dynamics.Size(40, 2, 8, 5),))
     monkeypatch.setattr(fitting, "Size", partial(fitting.Size, 2, 200, 2))
     monkeypatch.setattr(training_step, "PAPER", training_step.Size(8, 30, 16))
-    data = f"data={data_dir / 'hd_lauscher_sample.h5'}"
+    data = f"data_path={data_dir / 'hd_lauscher_sample.h5'}"
     shown = blockspike("benchmark", "study=dynamics,step,fit", "rounds=2", "memory=false", data)
     lines = (line for line in shown.stdout.splitlines() if line.startswith("step: part"))
     assert [line.split(",")[0] for line in lines] == [

@@ -20,6 +20,7 @@ from blockspike.neurons.alif import blocks_cpu
 from blockspike.neurons.cpu import events as events_cpu
 from blockspike.neurons.cpu import fused as fused_cpu
 from blockspike.neurons.cpu.events import event_currents, event_weight_gradient, events_of
+from blockspike.neurons.cpu.lanes import BLOCK, LANES_BYTES
 from blockspike.neurons.cpu.tiles import add_feedback, add_recurrent
 from blockspike.neurons.surrogate import MultiGaussian
 
@@ -202,5 +203,8 @@ def test_recurrent_weights(sparse):
     assert np.array_equal(drive, 1 + 5 * np.arange(n, dtype=np.float32))
     later = np.zeros(n, np.float32)
     later[-1] = 2
-    add_feedback(later, weight, row)
+    width = BLOCK * LANES_BYTES // 4
+    panels = sparse((-(-n // width), n, width), np.float32)  # as weight_panels cuts them
+    panels[:, -1] = np.arange(len(panels) * width).reshape(-1, width)
+    add_feedback(later, panels, n, row)
     assert np.array_equal(row, 1 + 2 * np.arange(n, dtype=np.float32))

@@ -8,7 +8,7 @@ import numba
 import pytest
 import torch
 
-from blockspike.neurons.model import NeuronModel
+from blockspike.neurons.model import NeuronModel, maximum, where
 from blockspike.neurons.simulate import simulate
 
 
@@ -40,12 +40,45 @@ CURRENT = torch.rand(20, 2, 9)
 BETA = {"beta": torch.full((9,), 0.9)}
 
 
-def test_a_literal_in_a_step_is_named():
-    loop = simulate(MODELS[step_with_a_literal], CURRENT, BETA, method="standard")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_literals_are_numbers_of_the_current(dtype):
+    arguments = MODELS[step_with_a_literal], CURRENT.to(dtype), {"beta": BETA["beta"].to(dtype)}
+    loop = simulate(*arguments, method="standard")
     assert loop.spikes.sum() > 0
-    message = "^step_with_a_literal: expected it to return .*float32.*, got .*float64.*`constants`$"
-    with pytest.raises(ValueError, match=message):
-        simulate(MODELS[step_with_a_literal], CURRENT, BETA)
+    assert torch.equal(simulate(*arguments).spikes, loop.spikes)
+
+
+def step_with_all_operations(drive, parameters, constants, state, fire):
+    (beta,) = parameters
+    membrane, since = state
+    closed = (since > 0) & (since < 3) | (since == 7)
+    membrane = beta * membrane + where(closed, 0, abs(-drive) / 2)
+    margin = membrane - 1
+    spike, kept = fire(margin)
+    return spike, margin, (membrane * kept, where(margin > 0, 1, maximum(since - 1, 0)))
+
+
+def reverse_with_a_number(
+    drive, parameters, constants, state, margin, slope, grad_spike, reset_has_grad, grad_state
+):
+    return slope * grad_spike, (0,), (grad_state[0],)
+
+
+def test_operations_of_the_loop_work_in_the_kernels():
+    model = NeuronModel(
+        "mine",
+        ("beta",),
+        ("membrane",),
+        step_with_all_operations,
+        reverse_with_a_number,
+        ("since",),
+    )
+    beta = {"beta": torch.full((9,), 0.9, requires_grad=True)}
+    loop = simulate(model, 4 * CURRENT, beta, method="standard")
+    fused = simulate(model, 4 * CURRENT, beta)
+    assert loop.spikes.sum() > 20 and torch.equal(fused.spikes, loop.spikes)
+    (grad,) = torch.autograd.grad(fused.spikes.sum(), beta["beta"])
+    assert torch.equal(grad, torch.zeros(9))
 
 
 def with_torch(drive, parameters, constants, state, fire):

@@ -286,7 +286,7 @@ def check(size: Size, methods: dict[str, Callable[..., Tensor]]) -> dict[str, in
 
 
 def make_scan(size: Size) -> Any:
-    """The same work by JAX; call it in a process of its own."""
+    """Make the scan's contender for a size; call it in a process of its own."""
     from blockspike.benchmark.jax_peers import Neurons
 
     inputs, gradient = make_inputs(size)

@@ -136,7 +136,7 @@ class Network:
                 membrane = own["readout.beta"] * membrane + drive
                 return membrane, membrane
 
-            scores = lax.scan(integrate, jnp.zeros(current.shape[1:]), current)[1].mean(0)
+            scores = lax.scan(integrate, jnp.zeros(current.shape[1:]), current)[1].sum(0)
             return -jnp.take_along_axis(jax.nn.log_softmax(scores), labels[:, None], 1).mean()
 
         def step(state: dict[str, Any], inputs: Any, labels: Any) -> tuple:
@@ -149,9 +149,13 @@ class Network:
 
         self._step = jax.jit(step)
 
-    def step(self, turn: int) -> Turn:
+    def loss(self) -> float:
+        """Loss of the first batch."""
+        return float(self._step(self._state, *self._batches[0])[0])
+
+    def step(self, index: int) -> Turn:
         """Time the step on a batch, all of it as `forward`."""
-        inputs, labels = self._batches[turn % len(self._batches)]
+        inputs, labels = self._batches[index]
         started = time.perf_counter()
         jax.block_until_ready(self._step(self._state, inputs, labels))
         return Turn(time.perf_counter() - started, 0.0)
@@ -185,7 +189,7 @@ class _InTorch(torch.autograd.Function):
     @differentiable_once("a layer in JAX", instead="JAX alone")
     def backward(ctx, *grads: Tensor):
         found = ctx.differentiate(ctx.pullback, jnp.from_dlpack(grads[0].contiguous()))
-        return None, *(torch.from_dlpack(x) for x in jax.block_until_ready(found))
+        return None, None, *(torch.from_dlpack(x) for x in jax.block_until_ready(found))
 
 
 class JaxLayer(nn.Module):
@@ -209,10 +213,12 @@ class JaxLayer(nn.Module):
         def layer(inputs: Any, weight: Any, bias: Any, *recurrent_weight: Any) -> Any:
             return simulate(inputs @ weight.T + bias, *recurrent_weight)
 
+        def differentiable(inputs: Any, *parameters: Any) -> tuple:
+            return jax.vjp(lambda *own: layer(inputs, *own), *parameters)
+
         self._compiled = (
-            jax.jit(lambda *arrays: jax.vjp(layer, *arrays)),
-            jax.jit(lambda pullback, gradient: pullback(gradient)),
-        )
+            jax.jit(differentiable), jax.jit(lambda pullback, gradient: pullback(gradient))
+        )  # fmt: skip
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Spikes [T, B, N] of inputs [T, B, K]."""

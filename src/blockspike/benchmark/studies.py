@@ -8,11 +8,12 @@ from functools import partial
 from itertools import product
 from multiprocessing import get_context
 from pathlib import Path
+from typing import get_args
 
 import torch
 from torch import Tensor
 
-from blockspike.benchmark import dynamics, fitting, roofline, training_step
+from blockspike.benchmark import dynamics, fitting, gpu_check, roofline, training_step
 from blockspike.benchmark.layers import CONTENDERS, OURS, Size, check, first_steps, make_inputs
 from blockspike.benchmark.remote import Remote
 from blockspike.benchmark.table import Row
@@ -47,7 +48,7 @@ class Options:
         n_steps, arp_steps, batch_size: grid of the study `length`.
         n_units, n_layers: grid of the study `layers`.
         contenders: names in KNOWN; None = all.
-        data: prepared HD-Lauscher file for the study `step`.
+        data_path: prepared HD-Lauscher file for the study `step`.
         simulated_s: simulated time per trial of the study `tradeoff`.
         rounds: turns of each contender, at least 2.
         longest_turn_s: slower contenders are left out, with a row that says so.
@@ -64,7 +65,7 @@ class Options:
     n_units: tuple[int, ...] = (128, 256, 512)
     n_layers: tuple[int, ...] = (1, 2, 3, 4, 5)
     contenders: tuple[str, ...] | None = None
-    data: str = "data/hd_lauscher_sample.h5"
+    data_path: str = "data/hd_lauscher_sample.h5"
     simulated_s: float = 2.0
     rounds: int = 5
     longest_turn_s: float = 10.0
@@ -120,13 +121,11 @@ def pieces(study: str, options: Options) -> Iterator[Piece]:
     """
     if study not in STUDIES:
         raise ValueError(f"study: expected some of {', '.join(STUDIES)}, got {study!r}")
-    for piece in STUDIES[study](options):
-        if not piece.contenders and study != "roofline":
-            raise ValueError(
-                f"contenders: expected some of study {study!r}, "
-                f"got {', '.join(options.contenders or ())}"
-            )
-        yield piece
+    found = [x for x in STUDIES[study](options) if x.contenders or study == "roofline"]
+    if not found:
+        chosen = ", ".join(options.contenders or ())
+        raise ValueError(f"contenders: expected some of study {study!r}, got {chosen}")
+    yield from found
 
 
 def _length(options: Options) -> Iterator[Piece]:
@@ -417,9 +416,11 @@ def _step(options: Options) -> Iterator[Piece]:
     """A training step of the paper's SHD network: contenders, lengths and refractory periods."""
     size, cpu = training_step.PAPER, torch.device("cpu")
     chosen = options.choose([*training_step.METHODS, training_step.SCAN])
+    if chosen:  # before other studies have taken an hour
+        training_step.require_file(Path(options.data_path))
 
     def task() -> training_step.Task:
-        data = Path(options.data)
+        data = Path(options.data_path)
         batches = training_step.read_batches(data, size, options.rounds)
         return training_step.Task(data, size, batches, options.rounds, options.memory)
 
@@ -430,8 +431,22 @@ def _step(options: Options) -> Iterator[Piece]:
     }
     for part, (names, measure) in parts.items():
         if chosen and set(names) <= set(chosen):
-            key = {"study": "step", "part": part, **asdict(size)}
+            key = {"study": "step", "part": part, "data_path": options.data_path, **asdict(size)}
             yield Piece(key, tuple(names), cpu, measure)
+
+
+def _gpu(options: Options) -> Iterator[Piece]:
+    """The neurons alone on a GPU, once the kernels' tests have passed there."""
+    if options.device != "cuda":
+        raise ValueError(f"device: expected cuda for the study 'gpu', got {options.device!r}")
+    device = torch.device("cuda", torch.cuda.current_device())
+    methods: list[Method] = [x for x in get_args(Method) if x in options.choose(get_args(Method))]
+    if methods:
+        gpu_check.require_passing_tests()
+    for size in gpu_check.SIZES:
+        key = {"study": "gpu", **asdict(size)}
+        measure = partial(gpu_check.measure, size, device, options.rounds, methods)
+        yield Piece(key, tuple(methods), device, measure)
 
 
 def _fit(options: Options) -> Iterator[Piece]:
@@ -448,6 +463,7 @@ STUDIES: dict[str, Callable[[Options], Iterator[Piece]]] = {
     "dynamics": _dynamics,
     "step": _step,
     "fit": _fit,
+    "gpu": _gpu,
     "tradeoff": _tradeoff,
     "libraries": _libraries,
     "length": _length,

@@ -1,16 +1,14 @@
 """Shared parts of the benchmarks: timing in turns, statistics over rounds, and claims."""
 
-import argparse
 import ctypes
 import gc
-import json
 import math
 import os
 import platform
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from random import Random
@@ -241,37 +239,6 @@ def judge(
     """
     met = measured >= bound if sense == "≥" else measured <= bound
     return Claim(claim, measured, f"{sense} {bound:g}", met if all(map(steady, costs)) else None)
-
-
-def parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> argparse.Namespace:
-    """Add the options `--rounds` and `--json` and parse; fewer than two rounds is an error."""
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--json", type=Path, help="write the claims to this file, one per line")
-    options = parser.parse_args(argv)
-    if options.rounds < 2:
-        parser.error(f"--rounds: expected at least 2, got {options.rounds}")
-    return options
-
-
-def report(
-    console: Console, found: Sequence[Claim], options: argparse.Namespace, load: float
-) -> None:
-    """Print the claims, the threads and the load, and write the claims to `options.json`.
-
-    Args:
-        console: where to print.
-        found: the claims.
-        options: options from `parse`.
-        load: load average before the measurement.
-    """
-    if found:
-        print_claims(console, found)
-    threads = torch.get_num_threads()
-    console.print(f"{options.rounds} rounds, {threads} threads, torch {torch.__version__}")
-    console.print(f"load average {load:.2f} before, {os.getloadavg()[0]:.2f} after")
-    if options.json:
-        lines = [json.dumps(asdict(c) | {"threads": threads, "load": load}) for c in found]
-        options.json.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
 
 
 def print_claims(console: Console, found: Sequence[Claim]) -> None:

@@ -1,8 +1,8 @@
 """Neuron models: parameters, state, one step, and the derivative of that step.
 
 Everything else (the loop over time, recurrence, kernels, memory for backward) is shared by all
-models. The same step runs on tensors in the PyTorch loop (`loop.py`), on single numbers in the CPU
-kernels (`cpu/fused.py`), and on tiles of numbers in the GPU kernels (`gpu/fused.py`).
+models. The same step runs on tensors in the PyTorch loop (`loop.py`), on vectors in the CPU kernels
+(`cpu/fused.py`), and on tiles of numbers in the GPU kernels (`gpu/fused.py`).
 """
 
 from collections.abc import Callable
@@ -19,11 +19,10 @@ from blockspike.neurons.surrogate import Surrogate
 class NeuronModel:
     """Model of spiking neurons.
 
-    `step` and `reverse_step` are plain module-level functions. They use arithmetic, `where`,
-    `maximum` and other functions of this kind, called by name. In the loop, drive and states are
-    tensors [B, N] and parameters tensors [N]; in the kernels, all are numbers or tiles of numbers.
-    Constants come in `constants`, which begins with 0 and 1: a literal would make a kernel compute
-    in float64.
+    `step` and `reverse_step` are plain module-level functions. They use `+ - * /`, comparisons,
+    `& |`, `abs`, `where`, `maximum`, and functions made of these, called by name. In the loop,
+    drive and states are tensors [B, N] and parameters tensors [N]; in the kernels, all are vectors
+    or tiles of neurons. Constants come in `constants`, which begins with 0 and 1, or as literals.
 
     Attributes:
         name: name of the model, for messages.

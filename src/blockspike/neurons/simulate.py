@@ -87,7 +87,8 @@ def simulate(
     check_current(current, method)
     check_options(current, parameters, recurrent_weight, recurrent_delay, surrogate, method)
     check_parameters_finite(parameters, recurrent_weight)
-    keep_freed_memory_if_large(current.nbytes)
+    if current.device.type == "cpu":
+        keep_freed_memory_if_large(current.nbytes)
     run = loop if method == "standard" else run_kernels
     spec = SimulationSpec(model, constants, recurrent_delay, surrogate, detach_spikes)
     return run(spec, current, [parameters[name] for name in model.parameters], recurrent_weight)

@@ -77,7 +77,8 @@ def alif(
         29
     """
     delay = _check(current, beta, p, b, arp, recurrent_weight, recurrent_delay, surrogate, method)
-    keep_freed_memory_if_large(current.nbytes)
+    if current.device.type == "cpu":
+        keep_freed_memory_if_large(current.nbytes)
     neurons = (current, beta, p, b)
     options = {
         "arp": arp,

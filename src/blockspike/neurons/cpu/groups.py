@@ -35,7 +35,7 @@ CHUNK = 8  # steps between saved states, few enough that their replay stays in t
 
 
 class Neurons(NamedTuple):
-    """What all columns have in common, and the parameters [K, B·N] of each."""
+    """Model and constants of all columns, and parameters [K, B·N]."""
 
     model: Any
     constants: tuple
@@ -81,7 +81,7 @@ class Replayed(NamedTuple):
 def advance(neurons, span, source, states, before, after, out):
     """Run a span of steps.
 
-    The states of column c are read from states[before + c] and written to states[after + c].
+    The states of column c are at states[before + c] at first, and at states[after + c] at the end.
     """
     model, lanes = neurons.model, np.uintp(n_lanes(states))
     for column_ in range(span.start, span.stop, n_lanes(states)):

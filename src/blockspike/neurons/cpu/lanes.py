@@ -69,20 +69,46 @@ def dtype_of(kind: Any) -> Any:
 # Arithmetic
 
 
-def _spread(builder: Any, kind: Any, value: Any, lanes: Lanes) -> Any:
+def _spread(context: Any, builder: Any, kind: Any, value: Any, lanes: Lanes) -> Any:
     """The value as a vector: as it is, or a number in every lane."""
     if isinstance(kind, Lanes):
         return value
-    one = builder.insert_element(ir.Constant(lanes.llvm, ir.Undefined), value, ir.IntType(32)(0))
+    if isinstance(kind, types.BaseTuple):
+        parts = [
+            _spread(context, builder, part, builder.extract_value(value, i), lanes)
+            for i, part in enumerate(kind)  # pyright: ignore[reportArgumentType]
+        ]
+        return context.make_tuple(builder, _spread_type(kind, lanes), parts)
+    number = context.cast(builder, value, kind, lanes.dtype)
+    one = builder.insert_element(ir.Constant(lanes.llvm, ir.Undefined), number, ir.IntType(32)(0))
     places = ir.Constant(ir.VectorType(ir.IntType(32), lanes.count), [0] * lanes.count)
     return builder.shuffle_vector(one, ir.Constant(lanes.llvm, ir.Undefined), places)
 
 
+def _spread_type(kind: Any, lanes: Lanes) -> Any:
+    if isinstance(kind, types.BaseTuple):
+        parts = tuple(_spread_type(x, lanes) for x in kind)  # pyright: ignore[reportGeneralTypeIssues]
+        return types.BaseTuple.from_types(parts)
+    if kind == lanes or isinstance(kind, types.Float | types.Integer):
+        return lanes
+    raise TypingError(f"expected {lanes} or a number, got {kind}")
+
+
+@intrinsic
+def spread(typingctx, values, like):  # pyright: ignore[reportUnusedParameter]
+    """The values, also in nested tuples, with each number as a vector of the type of `like`."""
+
+    def codegen(context, builder, signature, args):
+        return _spread(context, builder, values, args[0], like)
+
+    return _spread_type(values, like)(values, like), codegen
+
+
 def _lanes_among(*kinds: Any) -> Lanes:
-    """Type of the vectors among the arguments of an operation; numbers must be of their dtype."""
+    """Type of the vectors among the arguments of an operation; the others are numbers."""
     lanes = next(kind for kind in kinds if isinstance(kind, Lanes))
-    if any(kind not in (lanes, lanes.dtype) for kind in kinds):
-        raise TypingError(f"expected {lanes} or {lanes.dtype}, got {kinds}")
+    for kind in kinds:
+        _spread_type(kind, lanes)
     return lanes
 
 
@@ -95,8 +121,8 @@ def _define(operation: Callable, build: Callable[..., Any], dtype: Any = None) -
         result = lanes if dtype is None else Lanes(dtype, lanes.count)
 
         def codegen(context, builder, signature, args):
-            pairs = zip(signature.args, args, strict=True)
-            return build(builder, *(_spread(builder, kind, value, lanes) for kind, value in pairs))
+            pairs = zip((x, y), args, strict=True)
+            return build(builder, *(_spread(context, builder, *pair, lanes) for pair in pairs))
 
         return result(x, y), codegen
 
@@ -119,6 +145,8 @@ _define(operator.gt, _compare(">"), types.boolean)
 _define(operator.lt, _compare("<"), types.boolean)
 _define(operator.ge, _compare(">="), types.boolean)
 _define(operator.le, _compare("<="), types.boolean)
+_define(operator.eq, _compare("=="), types.boolean)
+_define(operator.ne, lambda builder, x, y: builder.fcmp_unordered("!=", x, y), types.boolean)
 _define(operator.and_, lambda builder, x, y: builder.and_(x, y))
 _define(operator.or_, lambda builder, x, y: builder.or_(x, y))
 
@@ -133,17 +161,25 @@ def _neg(x):
     return (lambda x: _negate(x)) if isinstance(x, Lanes) else None
 
 
+@overload(abs)
+def _abs(x):
+    return (lambda x: maximum(x, -x)) if isinstance(x, Lanes) else None
+
+
+def _of_numbers(condition: Lanes) -> Lanes:
+    """Vectors for a choice between two numbers: as many lanes as the condition has."""
+    return lanes_of(types.float32 if condition.count * 32 == 8 * LANES_BYTES else types.float64)
+
+
 @intrinsic
 def select(typingctx, condition, x, y):  # pyright: ignore[reportUnusedParameter]
     """In each lane, x where the condition holds, else y; each a vector or a number."""
-    numbers = {dtype_of(kind) for kind in (x, y)}
-    if len(numbers) != 1:
-        raise TypingError(f"where: expected values of one type, got {x} and {y}")
-    lanes = Lanes(numbers.pop(), condition.count)
+    kinds = [kind for kind in (x, y) if isinstance(kind, Lanes)] or [_of_numbers(condition)]
+    lanes = _lanes_among(*kinds, x, y)
 
     def codegen(context, builder, signature, args):
         pairs = zip((x, y), args[1:], strict=True)
-        return builder.select(args[0], *(_spread(builder, *pair, lanes) for pair in pairs))
+        return builder.select(args[0], *(_spread(context, builder, *pair, lanes) for pair in pairs))
 
     return lanes(condition, x, y), codegen
 
@@ -392,7 +428,7 @@ def add_scaled(typingctx, total, number, block):  # pyright: ignore[reportUnused
     """Compute total + number · block for tuples of vectors."""
 
     def codegen(context, builder, signature, args):
-        factor = _spread(builder, number, args[1], total.dtype)
+        factor = _spread(context, builder, number, args[1], total.dtype)
         values = []
         for k in range(total.count):
             x, y = builder.extract_value(args[0], k), builder.extract_value(args[2], k)

@@ -8,7 +8,8 @@ import torch
 from numba import from_dtype, typeof, types
 from numba.core.errors import NumbaError
 
-from blockspike.neurons.cpu.steps import compiled_function, fire
+from blockspike.neurons.cpu.lanes import Lanes, lanes_of
+from blockspike.neurons.cpu.steps import compiled_alone, fire
 from blockspike.neurons.model import NeuronModel, SimulationSpec
 
 
@@ -31,50 +32,59 @@ class _Signature(NamedTuple):
 
 
 def _signatures(model: NeuronModel, n_constants: int, real: Any) -> list[_Signature]:
-    own, numbers, carried = (
-        types.UniTuple(real, n) for n in (len(model.parameters), n_constants, len(model.states))
-    )
-    state = types.UniTuple(real, len(model.states) + len(model.counters))
+    x = lanes_of(real)
+    own, carried = (types.UniTuple(x, n) for n in (len(model.parameters), len(model.states)))
+    numbers = types.UniTuple(real, n_constants)
+    state = types.UniTuple(x, len(model.states) + len(model.counters))
     return [
         _Signature(
             model.step,
-            (real, own, numbers, state, typeof(fire)),
-            (real, real, state),
-            f"(spike, margin, {state})",
+            (x, own, numbers, state, typeof(fire)),
+            (x, x, state),
+            f"(spike, margin, {len(state)} states)",
         ),
         _Signature(
             model.reverse_step,
-            (real, own, numbers, state, real, real, real, real, carried),
-            (real, own, carried),
-            f"gradients of (drive, parameters, states): ({real}, {own}, {carried})",
+            (x, own, numbers, state, x, x, x, real, carried),
+            (x, own, carried),
+            f"gradients of (drive, {len(own)} parameters, {len(carried)} states)",
         ),
     ]
+
+
+def _fits(got: Any, wanted: Any) -> bool:
+    """Whether a returned value can be stored: a vector or a number, or as many of them."""
+    if isinstance(wanted, Lanes):
+        return got == wanted or isinstance(got, types.Float | types.Integer)
+    if not isinstance(got, types.BaseTuple):
+        return False
+    parts: Any = got
+    return len(parts) == len(wanted) and all(map(_fits, parts, wanted))
 
 
 def _first_fault(spec: SimulationSpec, dtype: torch.dtype) -> str | None:
     """Describe the fault of the first function that has one, by compiling each function alone.
 
-    A spike, a margin or a gradient of the drive may have another float type, which is converted.
+    Numbers among the returned values are converted.
     """
     real = from_dtype(torch.empty(0, dtype=dtype).numpy().dtype)
     of_model = _signatures(spec.model, len(spec.constants) + 2, real)
     for function, arguments, returns, expected in of_model:
         name = function.__qualname__
         try:
-            compiled = compiled_function(function)
+            compiled = compiled_alone(function)
             compiled.compile(arguments)
         except (NumbaError, TypeError) as error:
             return f"{name}: expected a function that Numba compiles, got {_cause(error)}"
         got: Any = compiled.overloads[arguments].signature.return_type
-        found = tuple(got) if isinstance(got, types.BaseTuple) else ()  # pyright: ignore
-        alike = len(found) == 3 and all(
-            a == b or (isinstance(a, types.Float) and isinstance(b, types.Float))
-            for a, b in zip(found, returns, strict=True)
-        )
-        if not alike:
-            hint = "; take numbers from `constants`" if len(found) == 3 else ""
-            return f"{name}: expected it to return {expected}, got {got}{hint}"
+        if not _fits(got, types.Tuple(returns)):
+            return f"{name}: expected it to return {expected}, got {_shown(got)}"
     return None
+
+
+def _shown(kind: Any) -> str:
+    """The type as a reader of the step sees it: a value for each neuron is a vector."""
+    return re.sub(r"Lanes\((\w+), \d+\)", r"\1 per neuron", str(kind))
 
 
 def _cause(error: Exception) -> str:

@@ -1,4 +1,4 @@
-"""What kernels need of a neuron model: its step, its derivative, and rows of numbers as tuples."""
+"""A neuron model in kernels: its step, the derivative, and rows of numbers as tuples."""
 
 from collections.abc import Callable
 from functools import partial
@@ -12,7 +12,7 @@ from numba.extending import overload
 
 import blockspike.neurons.cpu.model  # noqa: F401 (it registers the type)
 from blockspike.neurons.cpu.kernels import intrinsic, kernel
-from blockspike.neurons.cpu.lanes import dtype_of, lanes_of, load
+from blockspike.neurons.cpu.lanes import Lanes, dtype_of, lanes_of, load, spread
 from blockspike.neurons.model import NeuronModel, maximum, translated, where
 
 _EXACT: Any = {"error_model": "numpy", "nogil": True}
@@ -60,16 +60,16 @@ def _compiled(function: Callable, options: dict[str, Any]) -> Any:
     return numba.njit(**options)(translated(function, partial(_compiled, options=options)))
 
 
-def compiled_function(function: Callable) -> Any:
-    """Prepare a model's function for Numba, which compiles it when first called."""
-    return _compiled(function, _EXACT)
+def compiled_alone(function: Callable) -> Any:
+    """Prepare a model's function for Numba, to be compiled but not called."""
+    return _compiled(function, {**_EXACT, "no_cpython_wrapper": True})
 
 
 @overload(step, jit_options=_EXACT)
 def _step(model, drive, parameters, constants, state):
-    own = compiled_function(model.model.step)
-    return lambda model, drive, parameters, constants, state: own(
-        drive, parameters, constants, state, fire
+    own = _compiled(model.model.step, _EXACT)
+    return lambda model, drive, parameters, constants, state: _complete(
+        own(drive, parameters, constants, state, fire), drive
     )
 
 
@@ -100,7 +100,7 @@ def _reverse_step(
         reset_has_grad,
         grad_state,
     ):
-        return own(
+        results = own(
             drive,
             parameters,
             constants,
@@ -111,8 +111,21 @@ def _reverse_step(
             reset_has_grad,
             grad_state,
         )
+        return _complete(results, drive)
 
     return call
+
+
+def _complete(results: Any, like: Any) -> Any:
+    """Results of a step, numbers among vectors spread over the lanes; callable in kernels only."""
+    raise NotImplementedError
+
+
+@overload(_complete)
+def _complete_overload(results, like):
+    if isinstance(like, Lanes):
+        return lambda results, like: spread(results, like)
+    return lambda results, like: results
 
 
 # Rows of numbers
