@@ -31,27 +31,22 @@ def fail_to_make(name: str):
 
 
 def test_methods_run_in_another_process():
-    remote = Remote(Counter, 5, n_threads=1)
-    assert [remote.call("add", 2), remote.call("add", 3)] == [7, 10]
-    pid, n_threads = remote.call("process")
-    assert pid != os.getpid() and n_threads == 1
-    with pytest.raises(RuntimeError, match="ZeroDivisionError: no luck"):
-        remote.call("fail")
-    assert remote.call("add", 1) == 11
-    remote.close()
+    with Remote(Counter, 5, n_threads=1) as remote:
+        assert [remote.call("add", 2), remote.call("add", 3)] == [7, 10]
+        pid, n_threads = remote.call("process")
+        assert pid != os.getpid() and n_threads == 1
+        with pytest.raises(RuntimeError, match="ZeroDivisionError: no luck"):
+            remote.call("fail")
+        assert remote.call("add", 1) == 11
     with pytest.raises(ProcessLookupError):
         os.kill(pid, 0)
 
 
 def test_an_error_of_the_making_is_raised_by_a_call():
-    remote = Remote(fail_to_make, "jax")
-    with pytest.raises(ImportError, match="no module named jax"):
+    with Remote(fail_to_make, "jax") as remote, pytest.raises(ImportError, match="named jax"):
         remote.call("turn")
-    remote.close()
 
 
 def test_a_dead_process_is_named():
-    remote = Remote(Counter, 0)
-    with pytest.raises(RuntimeError, match="the contender's process has ended"):
+    with Remote(Counter, 0) as remote, pytest.raises(RuntimeError, match="process has ended"):
         remote.call("die")
-    remote.close()

@@ -20,7 +20,8 @@ from blockspike.neurons.alif import blocks_cpu
 from blockspike.neurons.cpu import events as events_cpu
 from blockspike.neurons.cpu import fused as fused_cpu
 from blockspike.neurons.cpu.events import event_currents, event_weight_gradient, events_of
-from blockspike.neurons.cpu.lanes import BLOCK, LANES_BYTES
+from blockspike.neurons.cpu.lane_memory import BLOCK
+from blockspike.neurons.cpu.lanes import LANES_BYTES
 from blockspike.neurons.cpu.tiles import add_feedback, add_recurrent
 from blockspike.neurons.surrogate import MultiGaussian
 

@@ -6,6 +6,7 @@ machine affects all of them, and a ratio is the median over the rounds.
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -15,7 +16,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from blockspike.benchmark.timing import Turn
+from blockspike.benchmark.remote import Remote
+from blockspike.benchmark.timing import Turn, reason, repeat, take_turns
 from blockspike.neurons import Method, MultiGaussian, SpikeTrace, alif
 from blockspike.neurons.adlif import adlif
 from blockspike.neurons.alif.blocks import blocks
@@ -283,6 +285,33 @@ def check(size: Size, methods: dict[str, Callable[..., Tensor]]) -> dict[str, in
                 if not (grad - reference).abs().max() <= 1e-4 * scale:
                     raise RuntimeError(f"gradients of {name} differ: no time is reported")
     return n_rounded
+
+
+def measure(
+    size: Size, names: Sequence[str], rounds: int, longest_turn_s: float
+) -> tuple[dict[str, list[Turn] | str], dict[str, int]]:
+    """Check contenders, then time them in turns, the scan in its own process.
+
+    Returns:
+        Contender → its turns, or the reason why there are none; and what `check` returns.
+    """
+    methods = {name: method for name, method in methods_for(size).items() if name in names}
+    n_rounded = check(size, methods)
+    inputs = (*make_inputs(size), size.arp_steps)
+    contenders: dict[str, Callable[[], Turn]] = {
+        name: partial(repeat, partial(time_method, method, *inputs))
+        for name, method in methods.items()
+    }
+    failed: dict[str, list[Turn] | str] = {}
+    with ExitStack() as processes:
+        if SCAN in names:
+            scan = processes.enter_context(Remote(make_scan, size))
+            try:
+                check_scan(size, scan.call("spikes"))
+                contenders[SCAN] = partial(scan.call, "turn")
+            except Exception as error:  # JAX may be missing, or fail in any way
+                failed[SCAN] = reason(error)
+        return failed | take_turns(contenders, rounds, longest_turn_s), n_rounded
 
 
 def make_scan(size: Size) -> Any:

@@ -1,5 +1,6 @@
 """A quick check of a few speed ratios, to notice a change that slows down a fast path."""
 
+import math
 from functools import partial
 
 import torch
@@ -10,7 +11,6 @@ from blockspike.benchmark.timing import (
     all_turns,
     judge,
     median_ratio,
-    repeat,
     take_turns,
     time_turn,
 )
@@ -48,16 +48,9 @@ def _judge(slow: str, fast: str, floor: float, rounds: int) -> Claim:
 
 def _measure_neurons(rounds: int) -> dict[str, tuple[float, ...]]:
     """Seconds of forward and backward of the neurons, by method."""
-    size = dynamics.GUARD
-    methods = {name: dynamics.METHODS[name] for name in ("fused", "blocks", "standard")}
-    dynamics.check(size, methods)
-    inputs = (*dynamics.make_inputs(size), size.arp_steps)
-    contenders = {
-        name: partial(repeat, partial(dynamics.time_method, method, *inputs))
-        for name, method in methods.items()
-    }
-    turns = all_turns(take_turns(contenders, rounds))
-    return {name: tuple(turn.total for turn in own) for name, own in turns.items()}
+    names = ("fused", "blocks", "standard")
+    turns, _ = dynamics.measure(dynamics.GUARD, names, rounds, math.inf)
+    return {name: tuple(turn.total for turn in own) for name, own in all_turns(turns).items()}
 
 
 def _measure_synapses(rounds: int) -> dict[str, tuple[float, ...]]:

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
-from typing import Any
+from typing import Any, Self
 
 import torch
 
@@ -43,7 +43,10 @@ class Remote:
             raise result
         return result
 
-    def close(self) -> None:
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
         """End the process."""
         self._connection.close()
         self._process.join(10)

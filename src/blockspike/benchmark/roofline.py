@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from blockspike.benchmark.layers import Size, make_inputs
-from blockspike.benchmark.timing import Turn
+from blockspike.benchmark.table import Row
+from blockspike.benchmark.timing import Turn, all_turns, quartiles, summary, take_turns
 from blockspike.fitting.distance import Window
 from blockspike.fitting.distance_cpu import fitting_distance
 from blockspike.networks.synapses import synaptic_current
@@ -30,7 +31,8 @@ from blockspike.neurons import (
     leaky_integrate,
 )
 from blockspike.neurons.cpu.kernels import kernel
-from blockspike.neurons.cpu.lanes import load_lanes, n_lanes, store_lanes
+from blockspike.neurons.cpu.lane_memory import load_lanes, store_lanes
+from blockspike.neurons.cpu.lanes import n_lanes
 from blockspike.neurons.cpu.threads import run
 
 LAYER = Size(n_steps=2048, batch_size=64, n_inputs=256, n_units=128, arp_steps=10, recurrent=False)
@@ -87,6 +89,38 @@ def _stream(first, last, source, target):
 def kernels() -> list[Kernel]:
     """All CPU kernels, at the size of LAYER or of the paper's recordings."""
     return [*_neurons(), _integrator(), _event_synapses(), _fitting()]
+
+
+def measure(rounds: int) -> list[Row]:
+    """Time copies and kernels in turns; each kernel's row has its share of their bandwidths."""
+    measured = kernels()
+    copies: dict[str, bool] = {"copy": False, "copy past the caches": True}
+
+    def copy_turn(streaming: bool) -> Turn:
+        return Turn(copy_s(streaming), 0.0)
+
+    contenders = {name: partial(copy_turn, streaming) for name, streaming in copies.items()}
+    contenders |= {one.name: one.turn for one in measured}
+    turns = all_turns(take_turns(contenders, rounds))
+    bandwidth: dict[str, float] = {}
+    rows: list[Row] = []
+    for name in copies:
+        seconds = quartiles([turn.total for turn in turns[name]])[1]
+        bandwidth[name] = 2 * COPIED_BYTES / seconds
+        rows.append({"contender": name, "gb_per_s": round(bandwidth[name] / 1e9, 2)})
+    for one in measured:
+        row: Row = {"contender": one.name, **summary(turns[one.name], None)}
+        for i, part in enumerate(("forward", "backward")):
+            seconds = row[f"{part}_ms_median"] / 1000
+            row[f"{part}_mb"] = round(one.bytes_moved[i] / 1e6, 1)
+            row[f"{part}_mflop"] = round(one.flops[i] / 1e6, 1)
+            row[f"{part}_gb_per_s"] = round(one.bytes_moved[i] / seconds / 1e9, 2)
+            row[f"{part}_gflop_per_s"] = round(one.flops[i] / seconds / 1e9, 1)
+            for name, bytes_per_s in bandwidth.items():
+                share = one.bytes_moved[i] / seconds / bytes_per_s
+                row[f"{part}_share_of_{name.replace(' ', '_')}"] = round(share, 3)
+        rows.append(row)
+    return rows
 
 
 def _neurons() -> list[Kernel]:

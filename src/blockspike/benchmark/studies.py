@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import product
@@ -19,12 +20,8 @@ from blockspike.benchmark.remote import Remote
 from blockspike.benchmark.table import Row
 from blockspike.benchmark.timing import (
     Turn,
-    all_turns,
     median_ratio,
     peak_bytes,
-    quartiles,
-    reason,
-    repeat,
     summary,
     take_turns,
     time_turn,
@@ -176,10 +173,13 @@ def _measure_layers(
         {name: layer.module for name, layer in ours.items()},
         {name: layer.input for name, layer in ours.items()},
     )
-    peers = {name: _start_peer(name, size, options.device) for name in wanted if not _is_ours(name)}
-    try:
-        contenders = {name: layer.turn for name, layer in ours.items()}
-        contenders |= {name: partial(peer.call, "turn") for name, peer in peers.items()}
+    contenders = {name: layer.turn for name, layer in ours.items()}
+    with ExitStack() as processes:
+        peers: dict[str, Remote] = {}
+        for name in wanted:
+            if name not in ours:
+                peers[name] = processes.enter_context(_start_peer(name, size, options.device))
+                contenders[name] = partial(peers[name].call, "turn")
         turns = take_turns(
             {name: contenders[name] for name in wanted},
             options.rounds,
@@ -189,9 +189,6 @@ def _measure_layers(
         for name, peer in peers.items():
             if not isinstance(turns[name], str):
                 rates[name] = peer.call("firing_per_step")
-    finally:
-        for peer in peers.values():
-            peer.close()
     for name, why in turns.items():
         if isinstance(why, str) and CONTENDERS[name].any_arp_costs_the_same:
             left_out[name, any_arp] = f"not run, at another refractory period: {why}"
@@ -336,38 +333,7 @@ def _measure_tradeoff(methods: Sequence[Method], options: Options) -> list[Row]:
 def _roofline(options: Options) -> Iterator[Piece]:
     """All CPU kernels, compared with the bandwidth of a copy."""
     cpu = torch.device("cpu")
-    yield Piece({"study": "roofline"}, (), cpu, partial(_measure_roofline, options))
-
-
-def _measure_roofline(options: Options) -> list[Row]:
-    measured = roofline.kernels()
-    copies: dict[str, bool] = {"copy": False, "copy past the caches": True}
-
-    def copy_turn(streaming: bool) -> Turn:
-        return Turn(roofline.copy_s(streaming), 0.0)
-
-    contenders = {name: partial(copy_turn, streaming) for name, streaming in copies.items()}
-    contenders |= {kernel.name: kernel.turn for kernel in measured}
-    turns = all_turns(take_turns(contenders, options.rounds))
-    bandwidth: dict[str, float] = {}
-    rows: list[Row] = []
-    for name in copies:
-        seconds = quartiles([turn.total for turn in turns[name]])[1]
-        bandwidth[name] = 2 * roofline.COPIED_BYTES / seconds
-        rows.append({"contender": name, "gb_per_s": round(bandwidth[name] / 1e9, 2)})
-    for kernel in measured:
-        row: Row = {"contender": kernel.name, **summary(turns[kernel.name], None)}
-        for i, part in enumerate(("forward", "backward")):
-            seconds = row[f"{part}_ms_median"] / 1000
-            row[f"{part}_mb"] = round(kernel.bytes_moved[i] / 1e6, 1)
-            row[f"{part}_mflop"] = round(kernel.flops[i] / 1e6, 1)
-            row[f"{part}_gb_per_s"] = round(kernel.bytes_moved[i] / seconds / 1e9, 2)
-            row[f"{part}_gflop_per_s"] = round(kernel.flops[i] / seconds / 1e9, 1)
-            for name, bytes_per_s in bandwidth.items():
-                share = kernel.bytes_moved[i] / seconds / bytes_per_s
-                row[f"{part}_share_of_{name.replace(' ', '_')}"] = round(share, 3)
-        rows.append(row)
-    return rows
+    yield Piece({"study": "roofline"}, (), cpu, partial(roofline.measure, options.rounds))
 
 
 def _dynamics(options: Options) -> Iterator[Piece]:
@@ -383,26 +349,7 @@ def _dynamics(options: Options) -> Iterator[Piece]:
 
 
 def _measure_dynamics(size: dynamics.Size, names: Sequence[str], options: Options) -> list[Row]:
-    methods = {n: method for n, method in dynamics.methods_for(size).items() if n in names}
-    n_rounded = dynamics.check(size, methods)
-    inputs = (*dynamics.make_inputs(size), size.arp_steps)
-    contenders: dict[str, Callable[[], Turn]] = {
-        name: partial(repeat, partial(dynamics.time_method, method, *inputs))
-        for name, method in methods.items()
-    }
-    failed: dict[str, list[Turn] | str] = {}
-    scan = Remote(dynamics.make_scan, size) if dynamics.SCAN in names else None
-    try:
-        if scan is not None:
-            try:
-                dynamics.check_scan(size, scan.call("spikes"))
-                contenders[dynamics.SCAN] = partial(scan.call, "turn")
-            except Exception as error:  # JAX may be missing, or fail in any way
-                failed[dynamics.SCAN] = reason(error)
-        turns = failed | take_turns(contenders, options.rounds, options.longest_turn_s)
-    finally:
-        if scan is not None:
-            scan.close()
+    turns, n_rounded = dynamics.measure(size, names, options.rounds, options.longest_turn_s)
     rows = []
     for name in names:
         row: Row = _about(name) if name in CONTENDERS else {"contender": name}

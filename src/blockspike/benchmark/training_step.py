@@ -15,6 +15,7 @@ step would depend on the length.
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import islice
 from multiprocessing import get_context
@@ -239,23 +240,21 @@ def take_turns(
 def compare(task: Task, names: Sequence[str]) -> list[Row]:
     """Check the methods, then time the same steps by each, JAX among them, and the floor."""
     check(task.batches[0], task.size)
-    ours = [name for name in names if name in METHODS]
-    contenders = {name: (Training(make_network(name, task.size)), task.batches) for name in ours}
+    trainings = {name: Training(make_network(name, task.size)) for name in names if name != SCAN}
+    contenders: dict[str, tuple[Any, Sequence[Batch]]] = {
+        name: (training, task.batches) for name, training in trainings.items()
+    }
     found: dict[str, list[Turn] | str] = {}
-    if SCAN in names:
-        scan = Remote(make_scan, task.data, task.size, len(task.batches))
-        try:
-            _check_scan(scan, task)
-            with_scan: dict[str, tuple[Any, Sequence[Batch]]] = {
-                SCAN: (_Scan(scan, task.batches), task.batches)
-            }
-            steps = take_turns(contenders | with_scan, task.rounds)
-        except Exception as error:  # JAX may be missing, or fail in any way
-            found[SCAN] = reason(error)
-            steps = take_turns(contenders, task.rounds)
-        finally:
-            scan.close()
-    else:
+    with ExitStack() as processes:
+        if SCAN in names:
+            scan = processes.enter_context(
+                Remote(make_scan, task.data, task.size, len(task.batches))
+            )
+            try:
+                _check_scan(scan, task)
+                contenders[SCAN] = _Scan(scan, task.batches), task.batches
+            except Exception as error:  # JAX may be missing, or fail in any way
+                found[SCAN] = reason(error)
         steps = take_turns(contenders, task.rounds)
     found |= steps
     fused = steps.get("fused")
@@ -266,7 +265,7 @@ def compare(task: Task, names: Sequence[str]) -> list[Row]:
         if name == SCAN:
             about["version"] = version_of("jax")
         else:
-            rates = contenders[name][0].rates_hz(task.batches[0])
+            rates = trainings[name].rates_hz(task.batches[0])
             about["rates_hz"] = ", ".join(f"{rate:.1f}" for rate in rates)
         if isinstance(turns, str):
             rows.append(about | {"left_out": turns})

@@ -12,16 +12,8 @@ import torch
 from torch import Tensor
 
 from blockspike.neurons.cpu.kernels import kernel, kernel_part, without_refcount
-from blockspike.neurons.cpu.lanes import (
-    BLOCK,
-    LANES_BYTES,
-    add_each,
-    bits_of,
-    load_block,
-    lowest_bit,
-    n_lanes,
-    store_block,
-)
+from blockspike.neurons.cpu.lane_memory import BLOCK, bits_of, load_block, lowest_bit, store_block
+from blockspike.neurons.cpu.lanes import LANES_BYTES, add_each, n_lanes
 from blockspike.neurons.cpu.threads import run
 
 

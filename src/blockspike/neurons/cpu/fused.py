@@ -30,7 +30,8 @@ from blockspike.neurons.cpu.groups import (
     reverse,
 )
 from blockspike.neurons.cpu.kernels import kernel, without_refcount
-from blockspike.neurons.cpu.lanes import STREAM_BYTES, load_lanes, n_lanes, store_lanes
+from blockspike.neurons.cpu.lane_memory import STREAM_BYTES, load_lanes, store_lanes
+from blockspike.neurons.cpu.lanes import n_lanes
 from blockspike.neurons.cpu.model_errors import error_of_model
 from blockspike.neurons.cpu.steps import numbers
 from blockspike.neurons.cpu.surrogate import surrogate_code
@@ -39,6 +40,7 @@ from blockspike.neurons.cpu.tiles import (
     WIDEST_TILE,
     add_feedback,
     add_recurrent,
+    columns,
     list_spikes,
     recurrent_weight_gradient,
     tile_width,
@@ -200,11 +202,6 @@ class _Result(NamedTuple):
     parameters: np.ndarray
 
 
-def _columns(parameters: Sequence[Tensor], batch_size: int) -> np.ndarray:
-    """Stack K tensors [N] and repeat them for each sample: [K, B·N]."""
-    return np.tile(torch.stack([x.detach() for x in parameters]).numpy(), (1, batch_size))
-
-
 def _run(
     current: Tensor, parameters: Sequence[Tensor], weight: Tensor | None, spec: SimulationSpec,
     for_backward: bool, keep_margin: bool = False,
@@ -226,7 +223,7 @@ def _run(
     tile = tile_width(n_columns, weight, _WIDEST_TILE)
     written = [x for x in (spikes, margin, drives) if x.numel()]
     stream = all(_may_stream(tile, x) for x in written)
-    repeated = _columns(parameters, batch_size)
+    repeated = np.stack([columns(x, batch_size) for x in parameters])
     try:
         run(
             _forward, -(-n_columns // tile), tile, flat.numpy(), model,
@@ -236,8 +233,7 @@ def _run(
         )  # fmt: skip
     except NumbaError as error:
         raise error_of_model(spec, flat.dtype, error) from None
-    if not np.isfinite(saved[-1, 0].numpy()).all():  # quicker than PyTorch for a few neurons
-        check_finite(saved[-1, 0].view(batch_size, n_neurons), current)
+    check_finite(saved[-1, 0].view(batch_size, n_neurons), current)
     spikes, spike_bytes = spikes.view(current.shape), spike_bytes.view(current.shape)
     kept = drives if keep_drives else flat
     return _Result(spikes, SpikeEvents(spike_bytes), margin, kept, saved, repeated)

@@ -11,15 +11,14 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from blockspike.neurons.cpu.kernels import kernel, kernel_with_fma
-from blockspike.neurons.cpu.lanes import (
-    add_each,
+from blockspike.neurons.cpu.lane_memory import (
     add_rows,
     load_lanes,
-    n_lanes,
     store_bytes,
     store_lanes,
     store_rows,
 )
+from blockspike.neurons.cpu.lanes import add_each, n_lanes
 from blockspike.neurons.cpu.steps import (
     grad_rows,
     n_rows,

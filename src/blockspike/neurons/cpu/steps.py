@@ -12,23 +12,27 @@ from numba.extending import overload
 
 import blockspike.neurons.cpu.model  # noqa: F401 (it registers the type)
 from blockspike.neurons.cpu.kernels import intrinsic, kernel
-from blockspike.neurons.cpu.lanes import Lanes, dtype_of, lanes_of, load, spread
+from blockspike.neurons.cpu.lane_memory import load
+from blockspike.neurons.cpu.lanes import Lanes, dtype_of, lanes_of, spread
 from blockspike.neurons.model import NeuronModel, maximum, translated, where
 
 _EXACT: Any = {"error_model": "numpy", "nogil": True}
 _WITH_FMA: Any = {**_EXACT, "fastmath": {"contract"}}
 
 
-def step(model: Any, drive: Any, parameters: Any, constants: Any, state: Any) -> Any:
-    """Spike, margin and state after a step; callable in kernels only."""
+def step(model: Any, *arguments: Any) -> Any:
+    """Spike, margin and state after a step of (drive, parameters, constants, state).
+
+    Callable in kernels only.
+    """
     raise NotImplementedError
 
 
-def reverse_step(
-    model: Any, drive: Any, parameters: Any, constants: Any, state: Any, margin: Any, slope: Any,
-    grad_spike: Any, reset_has_grad: Any, grad_state: Any,
-) -> Any:  # fmt: skip
-    """Gradients of drive, parameters and state before a step; callable in kernels only."""
+def reverse_step(model: Any, *arguments: Any) -> Any:
+    """Gradients of drive, parameters and state before a step; arguments as in `NeuronModel`.
+
+    Callable in kernels only.
+    """
     raise NotImplementedError
 
 
@@ -54,7 +58,7 @@ def _fire_overload(margin):
 
 
 def _compiled(function: Callable, options: dict[str, Any]) -> Any:
-    """Prepare a function and those it calls; `where` and `maximum` have overloads below."""
+    """Prepare a function and those it calls; `where` and `maximum` have overloads."""
     if function in (where, maximum):
         return function
     return numba.njit(**options)(translated(function, partial(_compiled, options=options)))
@@ -66,54 +70,15 @@ def compiled_alone(function: Callable) -> Any:
 
 
 @overload(step, jit_options=_EXACT)
-def _step(model, drive, parameters, constants, state):
+def _step(model, *arguments):
     own = _compiled(model.model.step, _EXACT)
-    return lambda model, drive, parameters, constants, state: _complete(
-        own(drive, parameters, constants, state, fire), drive
-    )
+    return lambda model, *arguments: _complete(own(*arguments, fire), arguments[0])
 
 
 @overload(reverse_step, jit_options=_WITH_FMA)
-def _reverse_step(
-    model,
-    drive,
-    parameters,
-    constants,
-    state,
-    margin,
-    slope,
-    grad_spike,
-    reset_has_grad,
-    grad_state,
-):
+def _reverse_step(model, *arguments):
     own = _compiled(model.model.reverse_step, _WITH_FMA)
-
-    def call(
-        model,
-        drive,
-        parameters,
-        constants,
-        state,
-        margin,
-        slope,
-        grad_spike,
-        reset_has_grad,
-        grad_state,
-    ):
-        results = own(
-            drive,
-            parameters,
-            constants,
-            state,
-            margin,
-            slope,
-            grad_spike,
-            reset_has_grad,
-            grad_state,
-        )
-        return _complete(results, drive)
-
-    return call
+    return lambda model, *arguments: _complete(own(*arguments), arguments[0])
 
 
 def _complete(results: Any, like: Any) -> Any:

@@ -39,7 +39,7 @@ def run(compiled: Callable, n_items: int, *args: Any) -> None:
     else:
         parallel(_work_of_thread, job, n_threads, 0)
     if job.errors:
-        raise job.errors[0]
+        raise job.errors.pop(0)  # its traceback holds this frame, and with it the job
 
 
 class _Job(NamedTuple):
