@@ -4,7 +4,8 @@ import gzip
 import json
 import tarfile
 import zipfile
-from typing import Any
+import zlib
+from typing import Any, cast
 
 import h5py
 import numpy as np
@@ -137,6 +138,37 @@ def test_an_archive_is_not_read_past_its_end(tmp_path):
         prepare_nmnist(tmp_path / "a.tar.gz", tmp_path / "a.h5")
 
 
+@pytest.mark.parametrize("layout", [{}, {"chunks": (7,)}, {"chunks": (7,), "compression": "gzip"}])
+@pytest.mark.parametrize("dtype", [h5py.vlen_dtype(np.float32), h5py.string_dtype()])
+def test_lengths_are_checked_before_their_memory_is_taken(tmp_path, layout, dtype):
+    """The HDF5 library would allocate and clear 16 GB for one damaged length."""
+    path, is_text = tmp_path / "a.h5", h5py.check_string_dtype(dtype) is not None
+    values = ["a" * n if is_text else np.ones(n, np.float32) for n in range(19)]
+    with h5py.File(path, "w") as file:
+        dataset = file.create_dataset("x", (20,), dtype, **layout)  # the last is never written
+        dataset[:19] = np.array(values, object)
+    with h5py.File(path) as file:
+        dataset, reader = cast(h5py.Dataset, file["x"]), DatasetReader(file, path, ReadLimit(path))
+        assert [len(value) for value in reader.read(dataset)] == [*range(19), 0]
+        itemsize, start = 1 if is_text else 4, dataset.id.get_offset()
+        assert reader.limit.n_bytes - reader.limit.left == 20 * 8 + itemsize * sum(range(19))
+    if layout:
+        with h5py.File(path, "r+") as file:
+            chunks: Any = file["x"].id
+            mask, packed = chunks.read_direct_chunk((0,))
+            chunk = bytearray(zlib.decompress(packed) if "compression" in layout else packed)
+            chunk[3] = 0xF0
+            packed = zlib.compress(chunk) if "compression" in layout else bytes(chunk)
+            chunks.write_direct_chunk((0,), packed, mask)
+    else:
+        content = bytearray(path.read_bytes())
+        content[start + 3] = 0xF0  # the highest byte of the first length
+        path.write_bytes(content)
+    words = f"x: expected at most .*, got {str(itemsize * (0xF0 << 24))[:6]}"
+    with h5py.File(path) as file, pytest.raises(ValueError, match=words):
+        DatasetReader(file, path, ReadLimit(path)).read(cast(h5py.Dataset, file["x"]))
+
+
 def test_single_arrays_of_variable_length_are_not_read(tmp_path):
     """A flipped bit turns them into texts, at which h5py crashes."""
     kind = h5py.vlen_dtype(np.uint8)
@@ -145,7 +177,7 @@ def test_single_arrays_of_variable_length_are_not_read(tmp_path):
         name: Any = b"y"
         h5a.create(file.id, name, h5t.py_create(kind, logical=True), h5s.create(h5s.SCALAR))
         with pytest.raises(ValueError, match="x: expected numbers or texts, got object"):
-            DatasetReader(file, ReadLimit(tmp_path / "a.h5")).read(dataset)
+            DatasetReader(file, tmp_path / "a.h5", ReadLimit(tmp_path / "a.h5")).read(dataset)
         with pytest.raises(ValueError, match="'y' of /: expected numbers or texts, got object"):
             attribute(file, "y")
 

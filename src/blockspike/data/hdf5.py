@@ -12,7 +12,7 @@ from typing import Any
 
 import h5py
 import numpy as np
-from h5py import h5o  # pyright: ignore[reportAttributeAccessIssue]
+from h5py import h5d, h5o, h5s, h5t  # pyright: ignore[reportAttributeAccessIssue]
 
 from blockspike.data.limits import ReadLimit
 
@@ -22,6 +22,10 @@ _KINDS = "biufSU"
 _FEW_CHUNKS = 1000
 _CHUNK_ENTRY_BYTES = 8  # least size of a chunk's address; absent chunks hold zeros
 _HEAP = b"GCOL\1\0\0\0"
+# Number of items, address of the heap and index in it of a value of variable length, in files with
+# addresses of 8 bytes: all that h5py writes. The same as bytes without a meaning.
+_REFERENCE = np.dtype([("length", "<u4"), ("heap", "<u8"), ("index", "<u4")])
+_RAW = np.dtype(f"V{_REFERENCE.itemsize}")
 # A text of variable length as an attribute: its datatype (class 9, 16 bytes, of bytes) and scalar
 # dataspace, in the layouts of versions 1 to 3 of the message, then the number of its characters.
 _TEXT = re.compile(
@@ -104,10 +108,15 @@ def _check_kind(dtype: np.dtype, where: str) -> None:
 
 
 class DatasetReader:
-    """Reads datasets of an untrusted HDF5 file, none of which may be in another file."""
+    """Reads datasets of an untrusted HDF5 file, none of which may be in another file.
 
-    def __init__(self, file: h5py.File, limit: ReadLimit):
-        self.limit = limit
+    Args:
+        file: what `open_hdf5` returned for `source`.
+        limit: counts what is read.
+    """
+
+    def __init__(self, file: h5py.File, source: Path | io.BytesIO, limit: ReadLimit):
+        self.source, self.limit = source, limit
         self.number = _file_number(file)
 
     def read(self, dataset: h5py.Dataset) -> np.ndarray:
@@ -123,16 +132,7 @@ class DatasetReader:
         _check_kind(dtype, f"{self.limit.path}: {dataset.name}")
         if dataset.shape is None:
             return np.empty(0)
-        if dataset.dtype.kind in _KINDS or dataset.ndim == 0:
-            return np.asarray(dataset[()])
-        values = np.empty(dataset.shape, object)
-        at_once = max(1, self.limit.left // max(1, self.limit.n_file_bytes))
-        for start in range(0, len(values), at_once):
-            rows = slice(start, start + at_once)
-            values[rows] = dataset[rows]
-            # Each is in the file, but many may share the same bytes.
-            self.limit.take(sum(map(_n_bytes, values[rows].flat)), str(dataset.name))
-        return values
+        return np.asarray(dataset[()])
 
     def check(self, dataset: h5py.Dataset) -> None:
         """Check a dataset and count its size before it is read; errors as in `read`."""
@@ -151,14 +151,58 @@ class DatasetReader:
         self.limit.take(n_items * itemsize, str(dataset.name))
         if n_items > n_in_chunk * max(_FEW_CHUNKS, self.limit.n_file_bytes // _CHUNK_ENTRY_BYTES):
             raise ValueError(f"{where}: has more chunks than the file has room for")
+        base = h5py.check_vlen_dtype(dataset.dtype)
+        if base is not None and dataset.shape is not None and dataset.id.get_storage_size():
+            # The HDF5 library allocates a value's length before it looks for the value, and many
+            # may share the same bytes.
+            lengths = self._references(dataset)["length"]
+            itemsize = 1 if base in (str, bytes) else np.dtype(base).itemsize
+            self.limit.take(int(lengths.sum(dtype=np.int64)) * itemsize, str(dataset.name))
+
+    def _references(self, dataset: h5py.Dataset) -> np.ndarray:
+        """Return where values of variable length are, as the file has it: `_REFERENCE` ``[n]``."""
+        where = f"{self.limit.path}: {dataset.name}"
+        if dataset.file.id.get_create_plist().get_sizes()[0] != 8:
+            raise ValueError(f"{where}: expected a file with addresses of 8 bytes")
+        if dataset.chunks:
+            return self._decoded_chunks(dataset).ravel()
+        start, n_bytes = dataset.id.get_offset(), math.prod(dataset.shape) * _REFERENCE.itemsize
+        if start is None:
+            raise ValueError(f"{where}: expected chunks or one block, got a compact layout")
+        if isinstance(self.source, io.BytesIO):
+            content = self.source.getvalue()[start : start + n_bytes]
+        else:
+            with self.source.open("rb") as file:
+                file.seek(start)
+                content = file.read(n_bytes)
+        if len(content) < n_bytes:
+            raise ValueError(f"{where}: goes beyond the file's end")
+        return np.frombuffer(content, _REFERENCE)
+
+    def _decoded_chunks(self, dataset: h5py.Dataset) -> np.ndarray:
+        """Return the references of a chunked dataset, unpacked by the HDF5 library in memory."""
+        with h5py.File("chunks", "w", driver="core", backing_store=False) as file:
+            options = dataset.id.get_create_plist()
+            options.set_fill_value(np.zeros((), _RAW))
+            space = h5s.create_simple(dataset.shape)
+            copy = h5d.create(file.id, b"copy", h5t.py_create(_RAW), space, options)
+            for chunk in dataset.iter_chunks():
+                start = tuple(part.start for part in chunk)
+                n_bytes = dataset.id.get_chunk_info_by_coord(start).size
+                if n_bytes > self.limit.n_bytes:
+                    raise ValueError(
+                        f"{self.limit.path}: {dataset.name}: a chunk of {n_bytes} bytes"
+                    )
+                if n_bytes:
+                    mask, content = dataset.id.read_direct_chunk(start)
+                    copy.write_direct_chunk(start, content, mask)
+            values = np.empty(dataset.shape, _RAW)
+            copy.read(h5s.ALL, h5s.ALL, values)
+        return values.view(_REFERENCE)
 
 
 def _file_number(item: h5py.File | h5py.Dataset) -> int:
     return h5o.get_info(item.id).fileno
-
-
-def _n_bytes(value: Any) -> int:
-    return value.nbytes if isinstance(value, np.ndarray) else len(value)
 
 
 def check_tree(path: Path) -> None:
@@ -169,7 +213,7 @@ def check_tree(path: Path) -> None:
         OSError: the file is not HDF5.
     """
     with open_hdf5(path) as file:
-        reader = DatasetReader(file, ReadLimit(path))
+        reader = DatasetReader(file, path, ReadLimit(path))
 
         def check(name: str, found: h5py.Group | h5py.Dataset) -> None:
             if isinstance(found, h5py.Dataset):

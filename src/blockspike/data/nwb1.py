@@ -35,7 +35,7 @@ def allen_sweeps(path: Path, file: h5py.File) -> list[_AllenSweep]:
             f"{path}: expected NWB 1 of the Allen Cell Types Database, or NWB 2, got no epochs"
         )
     numbers = [int(m[1]) for m in (re.fullmatch(r"Sweep_(\d+)", str(key)) for key in epochs) if m]
-    reader = DatasetReader(file, ReadLimit(path))
+    reader = DatasetReader(file, path, ReadLimit(path))
     return [_AllenSweep(path, file, reader, number) for number in numbers]
 
 

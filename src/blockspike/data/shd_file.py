@@ -79,8 +79,9 @@ def open_h5(path: Path | str) -> SHDRecordings:
         raise FileNotFoundError(f"{path}: expected SHD data ({', '.join(_SUFFIXES)}), got no file")
     try:
         limit = ReadLimit(path)
-        with open_hdf5(_unpacked(path, limit)) as file:
-            return _read(path, file, DatasetReader(file, limit))
+        source = _unpacked(path, limit)
+        with open_hdf5(source) as file:
+            return _read(path, file, DatasetReader(file, source, limit))
     except (*_READ_ERRORS, ValueError) as error:
         if str(error).startswith(str(path)):
             raise
