@@ -13,6 +13,7 @@ from .fitting.metrics import van_rossum_distance as van_rossum_distance
 from .fitting.synthetic_cells import SyntheticCells as SyntheticCells
 from .memory import keep_freed_memory as keep_freed_memory
 from .networks.classifier import ClassifierOutput as ClassifierOutput
+from .networks.classifier import ClassifierState as ClassifierState
 from .networks.classifier import SpikingClassifier as SpikingClassifier
 from .networks.layers import AdLIFLayer as AdLIFLayer
 from .networks.layers import ALIFLayer as ALIFLayer
@@ -28,6 +29,7 @@ from .neurons.events import EventBatch as EventBatch
 from .neurons.model import NeuronModel as NeuronModel
 from .neurons.readout import leaky_integrate as leaky_integrate
 from .neurons.simulate import simulate as simulate
+from .neurons.state import NeuronState as NeuronState
 from .neurons.surrogate import Boxcar as Boxcar
 from .neurons.surrogate import FastSigmoid as FastSigmoid
 from .neurons.surrogate import MultiGaussian as MultiGaussian

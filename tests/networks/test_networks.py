@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from blockspike.networks.classifier import ClassifierOutput, SpikingClassifier
+from blockspike.networks.classifier import ClassifierOutput, ClassifierState, SpikingClassifier
 from blockspike.networks.layers import (
     AdLIFLayer,
     ALIFLayer,
@@ -309,7 +309,7 @@ def test_bad_sizes_of_a_classifier(name):
 
 def test_scores_are_means_over_the_views_of_a_sample():
     scores = torch.arange(12.0).reshape(6, 2)  # 2 samples × 3 views
-    output = ClassifierOutput(scores, [], scores)
+    output = ClassifierOutput(scores, [], scores, lambda: ClassifierState((), scores))
     assert torch.equal(output.mean_over_views(6), scores)
     assert output.mean_over_views(2).tolist() == [[4.0, 5.0], [6.0, 7.0]]
 

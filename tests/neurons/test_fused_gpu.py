@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import test_adlif
+import test_state
 import torch
 from gpu_cases import (
     DEVICE,
@@ -41,6 +42,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from blockspike.neurons import MultiGaussian
 from blockspike.neurons.adlif.step import SE_ADLIF
 from blockspike.neurons.alif.fused import fused
+from blockspike.neurons.alif.step import ALIF
 from blockspike.neurons.gpu import fused as fused_gpu
 from blockspike.neurons.model import SimulationSpec
 from blockspike.neurons.simulate import run_kernels, simulate
@@ -94,6 +96,24 @@ def test_odd_sizes(shape, recurrent, dtype):
 @pytest.mark.parametrize("arp", [0, 1, 7, 8, 9, 10**12])
 def test_every_arp(arp, recurrent):
     check(make_gpu_inputs((9, 1, 6), recurrent=recurrent), arp=arp, detach_spikes=False)
+
+
+@pytest.mark.parametrize("membrane_gradient", mostly_slow([True, False], lambda given: given))
+@pytest.mark.parametrize("detach_spikes", mostly_slow([False, True], lambda detach: not detach))
+@pytest.mark.parametrize("delay", mostly_slow([None, 1, 3, 20], lambda delay: delay in (None, 3)))
+@pytest.mark.parametrize("kind", ["alif", *mostly_slow(test_adlif.EULERS, lambda _: False)])
+def test_the_whole_from_its_parts(kind, delay, detach_spikes, membrane_gradient):
+    options: dict[str, Any] = {
+        "recurrent": delay is not None,
+        "delay": delay,
+        "detach_spikes": detach_spikes,
+        "membrane_gradient": membrane_gradient,
+        "device": DEVICE,
+    }
+    whole = test_state.made(kind, "standard", (11, 2, 3), **options).run([])
+    case = test_state.made(kind, "fused", (11, 2, 3), **options)
+    for cuts in ([], [1, 4, 9]):
+        test_state.assert_the_same(case.run(cuts), whole)
 
 
 @pytest.mark.parametrize("shape", [(30, 2, 3), *WIDE], ids=str)
@@ -214,12 +234,14 @@ def test_bfloat16_current(recurrent, detach_spikes):
         "detach_spikes": detach_spikes,
         "surrogate": MULTI_GAUSSIAN,
         "recurrent_weight": inputs.get("recurrent_weight"),
+        "start": None,
+        "membrane_gradient": False,
     }
     results = []
     for dtype in (torch.float32, torch.bfloat16):
         leaves = [inputs["current"].detach().to(dtype).requires_grad_()]
         leaves += [inputs[name] for name in inputs if name != "current"]
-        trace = fused(*leaves[:4], **options)
+        trace = fused(ALIF, *leaves[:4], **options)
         gradient = cotangent(trace.spikes).bfloat16().to(dtype)
         results.append((trace, torch.autograd.grad(trace.spikes, leaves, gradient)))
     (expected, expected_grads), (half, grads) = results
@@ -248,9 +270,10 @@ def test_dtypes_of_a_current_on_a_gpu():
 
 
 def test_a_gpu_gets_the_triton_kernels(monkeypatch):
-    monkeypatch.setattr(fused_gpu, "fused_gpu", lambda spec, current, **options: options)
+    monkeypatch.setattr(fused_gpu, "fused_gpu", lambda *arguments: arguments)
     spec = SimulationSpec(SE_ADLIF, (12.0,), 1, MULTI_GAUSSIAN, True)
-    assert run_kernels(spec, torch.zeros(3, 2, 1, device="meta"), answer=7) == {"answer": 7}
+    current = torch.zeros(3, 2, 1, device="meta")
+    assert run_kernels(spec, current, [], None) == (spec, current, [], None)
 
 
 @pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")  # from the interpreter

@@ -16,7 +16,6 @@ from neuron_cases import assert_same_result, make_inputs, run
 from blockspike.fitting import distance_cpu as fitting_cpu
 from blockspike.fitting.distance import Window
 from blockspike.neurons import leaky_integrate, readout
-from blockspike.neurons.alif import blocks_cpu
 from blockspike.neurons.cpu import events as events_cpu
 from blockspike.neurons.cpu import fused as fused_cpu
 from blockspike.neurons.cpu.events import event_currents, event_weight_gradient, events_of
@@ -92,7 +91,7 @@ def in_the_last_columns(monkeypatch, sparse, one_thread) -> list[int]:
             if x.flags.writeable:
                 x[...] = part.reshape(x.shape)
 
-    for module in (fused_cpu, blocks_cpu, fitting_cpu, readout):
+    for module in (fused_cpu, fitting_cpu, readout):
         monkeypatch.setattr(module, "run", run_there)
     return sizes
 

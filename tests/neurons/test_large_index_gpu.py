@@ -60,10 +60,10 @@ def test_neurons(tall):
         grads, grad_current = place(grad_spikes), place(torch.zeros_like(current))
         carried, sums = torch.zeros(2, N_COLUMNS), torch.zeros(3, N_COLUMNS, dtype=torch.float64)
         fused_gpu._launch(
-            kernels_gpu.backward, N_COLUMNS, grads, grads, drives, saved, parameters, constants,
-            carried, grad_current, sums, n_rows - 8, n_rows, N_COLUMNS, N_COLUMNS, step=step,
-            reverse_step=reverse_step, **counts, n_carried=2, has_feedback=False,
-            reset_has_grad=1.0, surrogate=2,
+            kernels_gpu.backward, N_COLUMNS, grads, grads, grads, drives, saved, parameters,
+            constants, carried, grad_current, sums, n_rows - 8, n_rows, N_COLUMNS, N_COLUMNS,
+            step=step, reverse_step=reverse_step, **counts, n_carried=2, has_feedback=False,
+            has_grad_membrane=False, threshold_bits=0, reset_has_grad=1.0, surrogate=2,
         )  # fmt: skip
         results = (spikes, margin, drives, grad_current, sums, state)
         found.append([x[-8:].clone() for x in results])

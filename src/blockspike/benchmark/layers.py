@@ -19,8 +19,9 @@ from blockspike.benchmark.peers import PEERS, version
 from blockspike.networks.layers import ALIFLayer, run_layers
 from blockspike.neurons import SpikeTrace
 from blockspike.neurons.alif.blocks import blocks
-from blockspike.neurons.cpu.events import SpikeEvents
+from blockspike.neurons.alif.step import ALIF
 from blockspike.neurons.events import EventBatch
+from blockspike.neurons.state import State
 from blockspike.neurons.surrogate import spike
 
 _DECAY = 0.9  # β and p, per step
@@ -63,11 +64,12 @@ class _Stack(nn.Module):
 class _ParallelBlocksLayer(ALIFLayer):
     """The paper's Blocks by matrix products, even on a CPU."""
 
-    def trace(self, x: EventBatch | Tensor, events: SpikeEvents | None = None) -> SpikeTrace:
+    def simulate(self, current: Tensor, state: State | None) -> SpikeTrace:
         return blocks(
-            self.current(x, events), self.beta, self.p, self.b, arp=self.arp,
-            recurrent_weight=self.recurrent_weight, surrogate=self.options.surrogate,
-            detach_spikes=self.options.detach_spikes,
+            ALIF, current, self.beta, self.p, self.b, arp=self.arp,
+            recurrent_weight=self.recurrent_weight, recurrent_delay=self.arp + 1,
+            surrogate=self.options.surrogate, detach_spikes=self.options.detach_spikes,
+            start=None, membrane_gradient=False,
         )  # fmt: skip
 
 
@@ -77,10 +79,9 @@ class _ReferenceLayer(ALIFLayer):
     For each assignment of a step, backward copies a whole [T, B, N] gradient: O(T²) traffic.
     """
 
-    def trace(self, x: EventBatch | Tensor, events: SpikeEvents | None = None) -> SpikeTrace:
-        current = self.current(x, events)
+    def simulate(self, current: Tensor, state: State | None) -> SpikeTrace:
         assert self.p is not None and self.b is not None
-        spikes, state = torch.zeros_like(current), torch.zeros_like(current)
+        spikes, after = torch.zeros_like(current), torch.zeros_like(current)
         adaptation = torch.zeros_like(current[0])
         refractory_left = torch.zeros_like(adaptation)
         for t in range(len(current)):
@@ -89,10 +90,10 @@ class _ReferenceLayer(ALIFLayer):
                 fed_back = spikes[t - self.arp - 1].detach().clone()
                 drive = drive + F.linear(fed_back, self.recurrent_weight)
             drive = drive * (refractory_left == 0)
-            membrane = drive if t == 0 else self.beta * state[t - 1].clone() + drive
+            membrane = drive if t == 0 else self.beta * after[t - 1].clone() + drive
             s = spike(membrane - (1 + self.b * adaptation), self.options.surrogate)
             spikes[t] = s
-            state[t] = membrane * (1 - s.detach())
+            after[t] = membrane * (1 - s.detach())
             adaptation = self.p * adaptation + s
             refractory_left = torch.where(s > 0, self.arp, (refractory_left - 1).clamp(min=0))
         return SpikeTrace(spikes, self._no_values)

@@ -91,6 +91,10 @@ def kernels() -> list[Kernel]:
     return [*_neurons(), _integrator(), _event_synapses(), _fitting()]
 
 
+def _to_3_digits(x: float) -> float:
+    return float(f"{x:.3g}")
+
+
 def measure(rounds: int) -> list[Row]:
     """Time copies and kernels in turns; each kernel's row has its share of their bandwidths."""
     measured = kernels()
@@ -107,18 +111,18 @@ def measure(rounds: int) -> list[Row]:
     for name in copies:
         seconds = quartiles([turn.total for turn in turns[name]])[1]
         bandwidth[name] = 2 * COPIED_BYTES / seconds
-        rows.append({"contender": name, "gb_per_s": round(bandwidth[name] / 1e9, 2)})
+        rows.append({"contender": name, "gb_per_s": _to_3_digits(bandwidth[name] / 1e9)})
     for one in measured:
         row: Row = {"contender": one.name, **summary(turns[one.name], None)}
         for i, part in enumerate(("forward", "backward")):
             seconds = row[f"{part}_ms_median"] / 1000
             row[f"{part}_mb"] = round(one.bytes_moved[i] / 1e6, 1)
             row[f"{part}_mflop"] = round(one.flops[i] / 1e6, 1)
-            row[f"{part}_gb_per_s"] = round(one.bytes_moved[i] / seconds / 1e9, 2)
+            row[f"{part}_gb_per_s"] = _to_3_digits(one.bytes_moved[i] / seconds / 1e9)
             row[f"{part}_gflop_per_s"] = round(one.flops[i] / seconds / 1e9, 1)
             for name, bytes_per_s in bandwidth.items():
                 share = one.bytes_moved[i] / seconds / bytes_per_s
-                row[f"{part}_share_of_{name.replace(' ', '_')}"] = round(share, 3)
+                row[f"{part}_share_of_{name.replace(' ', '_')}"] = _to_3_digits(share)
         rows.append(row)
     return rows
 

@@ -1,8 +1,10 @@
 """`SpikingClassifier`: hidden layers of spiking neurons and a leaky readout."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass
-from functools import partial
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import cached_property, partial
 from itertools import pairwise
 from typing import Any, Literal, get_args
 
@@ -22,8 +24,55 @@ from blockspike.networks.layers import (
 from blockspike.networks.synapses import SynapseMode
 from blockspike.neurons import SpikeTrace
 from blockspike.neurons.events import EventBatch
+from blockspike.neurons.state import NeuronState
 
 Scores = Literal["sum", "mean", "softmax"]
+
+
+@dataclass(frozen=True, eq=False)
+class ClassifierState:
+    """State of a `SpikingClassifier` after some steps of its input.
+
+    Attributes:
+        layers: state of each hidden layer.
+        readout: membrane of the readout, [B, n_classes].
+
+    Examples:
+        >>> import torch
+        >>> import blockspike as bs
+        >>> network = bs.SpikingClassifier(20, 3, n_hidden=5, dt_ms=1.0)
+        >>> x = torch.ones(30, 4, 20)
+        >>> first = network(x[:10])
+        >>> second = network(x[10:], first.state)
+        >>> torch.allclose(first.scores + second.scores, network(x).scores, rtol=1e-4)
+        True
+    """
+
+    layers: tuple[NeuronState, ...]
+    readout: Tensor
+
+    def detach(self) -> ClassifierState:
+        """The same state; no gradient flows through it."""
+        return self.map(Tensor.detach)
+
+    def clone(self) -> ClassifierState:
+        """A copy, through which gradients flow."""
+        return self.map(Tensor.clone)
+
+    def to(self, *args: Any, **options: Any) -> ClassifierState:
+        """A copy on another device or of another dtype; arguments as in `torch.Tensor.to`."""
+        return self.map(lambda x: x.to(*args, **options))
+
+    def __getitem__(self, samples: Any) -> ClassifierState:
+        """The state of some samples: an index, a slice, or a list or tensor of indices."""
+        chosen = [samples] if isinstance(samples, int) else samples
+        return ClassifierState(tuple(layer[chosen] for layer in self.layers), self.readout[chosen])
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> ClassifierState:
+        """The state with each of its tensors changed."""
+        return ClassifierState(
+            tuple(layer.map(change) for layer in self.layers), change(self.readout)
+        )
 
 
 @dataclass(frozen=True)
@@ -48,6 +97,17 @@ class ClassifierOutput:
     scores: Tensor
     spikes: list[Tensor]
     readout: Tensor
+    make_state: Callable[[], ClassifierState] = field(repr=False)
+
+    @cached_property
+    def state(self) -> ClassifierState:
+        """State of the network after the last step; the second argument of the next call."""
+        return self.make_state()
+
+    @property
+    def rates(self) -> list[Tensor]:
+        """Mean of the spikes of each hidden layer, spikes per neuron and step."""
+        return [spikes.mean() for spikes in self.spikes]
 
     def mean_over_views(self, n_samples: int) -> Tensor:
         """Mean scores over the views of each sample, [n_samples, n_classes].
@@ -55,7 +115,12 @@ class ClassifierOutput:
         A batch with several views holds the first view of every sample, then the second, and so
         on (see `EventDataset`).
         """
-        return self.scores.unflatten(0, (-1, n_samples)).mean(0)
+        return mean_over_views(self.scores, n_samples)
+
+
+def mean_over_views(scores: Tensor, n_samples: int) -> Tensor:
+    """See `ClassifierOutput.mean_over_views`."""
+    return scores.unflatten(0, (-1, n_samples)).mean(0)
 
 
 class SpikingClassifier(nn.Module):
@@ -131,12 +196,23 @@ class SpikingClassifier(nn.Module):
         self.dropout = dropout
         self.input_events = input_events
 
-    def forward(self, x: EventBatch | Tensor) -> ClassifierOutput:
-        """Scores and activity for input spikes [T, B, n_inputs], any T; see `synaptic_current`."""
-        return self.read(list(self.run_layers(x)))
+    def forward(
+        self, x: EventBatch | Tensor, state: ClassifierState | None = None
+    ) -> ClassifierOutput:
+        """Scores and activity for some steps of the input.
 
-    def run_layers(self, x: EventBatch | Tensor) -> Iterator[SpikeTrace]:
-        """Traces of the hidden layers, one after another."""
+        Args:
+            x: spikes [T, B, n_inputs], any T; see `synaptic_current`.
+            state: `output.state` of the steps before; None = 0.
+        """
+        return self.read(list(self.run_layers(x, state)), state)
+
+    def run_layers(
+        self, x: EventBatch | Tensor, state: ClassifierState | None = None
+    ) -> Iterator[SpikeTrace]:
+        """Traces of the hidden layers, one after another; arguments as in `forward`."""
+        if state is not None and len(state.layers) != len(self.layers):
+            raise ValueError(f"state: expected {len(self.layers)} layers, got {len(state.layers)}")
         if isinstance(x, Tensor) and not x.is_floating_point():
             x = x.to(self.readout.weight.dtype)
         if self.input_events is not None:
@@ -144,21 +220,32 @@ class SpikingClassifier(nn.Module):
                 x = x.scaled_to(self.input_events)
             else:
                 x = x * (self.input_events / x.sum((0, 2)).clamp(min=1))[:, None]
-        return run_layers(self.layers, x, self._dropout_now)
+        return run_layers(self.layers, x, self._dropout_now, state and state.layers)
 
     @property
     def _dropout_now(self) -> float:
         return self.dropout if self.training else 0.0
 
-    def read(self, traces: list[SpikeTrace]) -> ClassifierOutput:
-        """Class scores from the traces of the hidden layers."""
+    def read(
+        self, traces: list[SpikeTrace], state: ClassifierState | None = None
+    ) -> ClassifierOutput:
+        """Class scores from the traces of the hidden layers; `state` as in `forward`."""
         last = drop_spikes(traces[-1], self._dropout_now)
-        readout = self.readout(*last)
+        readout = self.readout(*last, start=None if state is None else state.readout)
         if self.scores == "mean":
             scores = readout.mean(0)
         else:
             scores = (readout.softmax(-1) if self.scores == "softmax" else readout).sum(0)
-        return ClassifierOutput(scores, [trace.spikes for trace in traces], readout)
+
+        def make_state() -> ClassifierState:
+            if self.input_events is not None:
+                raise ValueError(
+                    "input_events: expected null for a network that runs in pieces, since the "
+                    f"events of a whole sample are counted, got {self.input_events}"
+                )
+            return ClassifierState(tuple(trace.state for trace in traces), readout[-1])
+
+        return ClassifierOutput(scores, [trace.spikes for trace in traces], readout, make_state)
 
     def anneal_(self, progress: float) -> None:
         """Sharpen the learned delays; `progress` is the share of training completed, 0 to 1."""

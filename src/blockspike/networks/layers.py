@@ -1,7 +1,7 @@
 """Layers of spiking neurons (synapses onto one population) and the leaky readout."""
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, cast, get_args
 
@@ -18,6 +18,7 @@ from blockspike.neurons.adlif.step import Euler
 from blockspike.neurons.cpu.events import SpikeEvents
 from blockspike.neurons.events import EventBatch
 from blockspike.neurons.simulate import ExactMethod
+from blockspike.neurons.state import NeuronState, State
 
 
 def decay(tau_ms: float, dt_ms: float) -> float:
@@ -88,7 +89,7 @@ class LayerOptions:
 
 
 class NeuronLayer(BoundedParameters):
-    """Synapses onto one population of neurons; a subclass adds a model's parameters and `trace`.
+    """Synapses onto one population of neurons; a subclass adds a model's parameters and `simulate`.
 
     Weights start as U(±1/√n_inputs), biases at 0, recurrent weights as the identity.
 
@@ -105,9 +106,9 @@ class NeuronLayer(BoundedParameters):
         >>> import torch
         >>> import blockspike as bs
         >>> class LIFLayer(bs.NeuronLayer):
-        ...     def trace(self, x, events=None):
-        ...         beta = torch.full((self.recurrent_weight.shape[0],), 0.9)
-        ...         return bs.alif(self.current(x, events), beta, **self.simulation_options)
+        ...     def simulate(self, current, state):
+        ...         beta = torch.full((current.shape[2],), 0.9)
+        ...         return bs.alif(current, beta, state=state, **self.simulation_options)
         >>> layer = LIFLayer(20, 5, recurrent_delay=1)
         >>> layer.trace(torch.zeros(30, 2, 20)).spikes.shape
         torch.Size([30, 2, 5])
@@ -148,16 +149,74 @@ class NeuronLayer(BoundedParameters):
         """Spikes [T, B, n_units] for input [T, B, n_inputs]."""
         return self.trace(x).spikes
 
-    def current(self, x: EventBatch | Tensor, events: SpikeEvents | None = None) -> Tensor:
-        """Synaptic current [T, B, n_units] for input [T, B, n_inputs]; see `synaptic_current`."""
-        mode = self.options.synapses
-        if self.delays is not None:
-            return self.delays.current(x, self.weight[0], self.bias, events, mode)
-        return synaptic_current(x, self.weight, self.bias, events=events, mode=mode)
+    def trace(
+        self,
+        x: EventBatch | Tensor,
+        events: SpikeEvents | None = None,
+        state: State | None = None,
+    ) -> SpikeTrace:
+        """Simulate the layer.
 
-    def trace(self, x: EventBatch | Tensor, events: SpikeEvents | None = None) -> SpikeTrace:
-        """Simulate the layer for input [T, B, n_inputs]; `events`: see `synaptic_current`."""
+        Args:
+            x: input [T, B, n_inputs].
+            events: see `synaptic_current`.
+            state: `trace.state` of the steps before, or values by name; see `alif`.
+        """
+        before: Any = state.inputs if isinstance(state, NeuronState) else None
+        if isinstance(state, Mapping):
+            before, state = state.get("inputs"), {k: v for k, v in state.items() if k != "inputs"}
+        trace = self.simulate(self.current(x, events, before), state)
+        return trace.with_inputs(lambda: self._last_inputs(x, before)) if self._n_kept else trace
+
+    def simulate(self, current: Tensor, state: State | None) -> SpikeTrace:
+        """Simulate the neurons for a synaptic current [T, B, n_units]."""
         raise NotImplementedError
+
+    def current(
+        self,
+        x: EventBatch | Tensor,
+        events: SpikeEvents | None = None,
+        before: Tensor | None = None,
+    ) -> Tensor:
+        """Synaptic current [T, B, n_units] for input [T, B, n_inputs].
+
+        `events`: see `synaptic_current`; `before` [K, B, n_inputs] are the last steps of the input
+        before these.
+        """
+        mode, n_before = self.options.synapses, 0
+        if before is not None and self._n_kept:
+            n_before, (x, events) = len(before), _joined(before, x, events)
+        if self.delays is not None:
+            current = self.delays.current(x, self.weight[0], self.bias, events, mode)
+        else:
+            current = synaptic_current(x, self.weight, self.bias, events=events, mode=mode)
+        return current[n_before:]
+
+    @property
+    def _n_kept(self) -> int:
+        """Steps of input that synapses deliver later."""
+        return max(self.options.rf_len - 1, self.options.max_delay)
+
+    def _last_inputs(self, x: EventBatch | Tensor, before: Tensor | None) -> Tensor:
+        n_steps = x.shape[0]
+        first = max(0, n_steps - self._n_kept)
+        if isinstance(x, EventBatch):
+            last = x.steps(first, n_steps).dense(self.weight.dtype)
+        else:
+            last = x[first:].clone()
+        return last if before is None else torch.cat([before, last])[-self._n_kept :]
+
+
+def _joined(
+    before: Tensor, x: EventBatch | Tensor, events: SpikeEvents | None
+) -> tuple[EventBatch | Tensor, SpikeEvents | None]:
+    """The input of the steps before, and then `x` with its events."""
+    if isinstance(x, EventBatch):
+        return x.after(EventBatch.from_dense(before)), None
+    if events is not None:
+        spiked = torch.cat([(before.detach() != 0).view(torch.uint8), events.array.to(torch.uint8)])
+        events = SpikeEvents(spiked, events.scale)
+    return torch.cat([before, x]), events
 
 
 class ALIFLayer(NeuronLayer):
@@ -227,10 +286,10 @@ class ALIFLayer(NeuronLayer):
             self.add_bounded("p", p, p_bounds, train_p, "tau_adaptation_ms")
             self.add_bounded("b", torch.full((n_units,), float(b)), b_bounds, train_b, "b")
 
-    def trace(self, x: EventBatch | Tensor, events: SpikeEvents | None = None) -> SpikeTrace:
-        """Simulate the layer for input [T, B, n_inputs]; `events`: see `synaptic_current`."""
-        current = self.current(x, events)
-        return alif(current, self.beta, self.p, self.b, arp=self.arp, **self.simulation_options)
+    def simulate(self, current: Tensor, state: State | None) -> SpikeTrace:
+        """Simulate the neurons for a synaptic current [T, B, n_units]."""
+        neurons = (self.beta, self.p, self.b)
+        return alif(current, *neurons, arp=self.arp, state=state, **self.simulation_options)
 
 
 class AdLIFLayer(NeuronLayer):
@@ -310,17 +369,22 @@ class AdLIFLayer(NeuronLayer):
         with torch.no_grad():
             self.weight /= 1 - self.alpha[:, None]
 
-    def trace(self, x: EventBatch | Tensor, events: SpikeEvents | None = None) -> SpikeTrace:
-        """Simulate the layer for input [T, B, n_inputs]; `events`: see `synaptic_current`."""
-        parameters = (self.alpha, self.beta, self.a, self.b)
-        current = self.current(x, events)
-        return adlif(current, *parameters, q=self.q, euler=self.euler, **self.simulation_options)
+    def simulate(self, current: Tensor, state: State | None) -> SpikeTrace:
+        """Simulate the neurons for a synaptic current [T, B, n_units]."""
+        neurons = (self.alpha, self.beta, self.a, self.b)
+        options = self.simulation_options
+        return adlif(current, *neurons, q=self.q, euler=self.euler, state=state, **options)
 
 
 class HiddenLayer(Protocol):
     """Interface that a network expects of its hidden layers; `ALIFLayer` implements it."""
 
-    def trace(self, x: EventBatch | Tensor, events: SpikeEvents | None = None) -> SpikeTrace:
+    def trace(
+        self,
+        x: EventBatch | Tensor,
+        events: SpikeEvents | None = None,
+        state: State | None = None,
+    ) -> SpikeTrace:
         """Spikes, membrane and threshold [T, B, n_units] for input [T, B, n_inputs]."""
         ...
 
@@ -330,16 +394,24 @@ MakeLayer = Callable[..., nn.Module]
 
 
 def run_layers(
-    layers: Iterable[nn.Module], x: EventBatch | Tensor, dropout: float = 0.0
+    layers: Iterable[nn.Module],
+    x: EventBatch | Tensor,
+    dropout: float = 0.0,
+    states: Sequence[NeuronState] | None = None,
 ) -> Iterator[SpikeTrace]:
     """Run hidden layers one after another and yield each trace; its events feed the next layer.
 
-    `dropout` is the share of a layer's spikes that the next layer does not get.
+    Args:
+        layers: the layers, each a `HiddenLayer`.
+        x: input [T, B, n_inputs] of the first.
+        dropout: share of a layer's spikes that the next layer does not get.
+        states: state of each layer at the start; None = 0.
     """
     trace = None
-    for layer in layers:
+    for i, layer in enumerate(layers):
         given = (x, None) if trace is None else drop_spikes(trace, dropout)
-        trace = cast(HiddenLayer, layer).trace(*given)
+        own = cast(HiddenLayer, layer)
+        trace = own.trace(*given) if states is None else own.trace(*given, state=states[i])
         yield trace
 
 
@@ -387,9 +459,14 @@ class LeakyReadout(BoundedParameters):
         beta = torch.full((n_units,), decay(tau_membrane_ms, dt_ms))
         self.add_bounded("beta", beta, beta_bounds, train_beta, "tau_membrane_ms")
 
-    def forward(self, spikes: Tensor, events: SpikeEvents | None = None) -> Tensor:
-        """Membrane [T, B, n_units] for spikes [T, B, n_inputs]; see `synaptic_current`."""
+    def forward(
+        self, spikes: Tensor, events: SpikeEvents | None = None, start: Tensor | None = None
+    ) -> Tensor:
+        """Membrane [T, B, n_units] for spikes [T, B, n_inputs] and their events.
+
+        `events`: see `synaptic_current`; `start` [B, n_units] is the membrane before; None = 0.
+        """
         current = synaptic_current(
             spikes, self.weight, self.bias, events=events, mode=self.synapses
         )
-        return leaky_integrate(current, self.beta)
+        return leaky_integrate(current, self.beta, start)

@@ -100,6 +100,19 @@ class EventBatch:
         scale = None if self.scale is None else change(self.scale)
         return EventBatch(change(self.row_ptr), change(self.unit), self.shape, scale)
 
+    def steps(self, first: int, last: int) -> EventBatch:
+        """Steps ``first`` … ``last − 1`` as a batch."""
+        rows = self.row_ptr[first * self.batch_size : last * self.batch_size + 1]
+        unit = self.unit[int(rows[0]) : int(rows[-1])]
+        shape = (last - first, self.batch_size, self.n_units)
+        return EventBatch(rows - rows[0], unit, shape, self.scale)
+
+    def after(self, before: EventBatch) -> EventBatch:
+        """The steps of ``before``, a batch of the same samples, and then these."""
+        rows = torch.cat([before.row_ptr, before.row_ptr[-1] + self.row_ptr[1:]])
+        shape = (before.n_steps + self.n_steps, self.batch_size, self.n_units)
+        return EventBatch(rows, torch.cat([before.unit, self.unit]), shape, self.scale)
+
     def scaled_to(self, n_events: float) -> EventBatch:
         """Scale events so that those of each sample add up to ``n_events``."""
         n_steps, batch_size, _ = self.shape

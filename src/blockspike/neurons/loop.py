@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from blockspike.neurons.model import SimulationSpec
+from blockspike.neurons.state import NeuronState, Start, spikes_on_their_way
 from blockspike.neurons.surrogate import spike
 from blockspike.neurons.trace import SpikeTrace, check_finite
 
@@ -16,13 +17,18 @@ def loop(
     current: Tensor,
     parameters: Sequence[Tensor],
     recurrent_weight: Tensor | None,
+    start: Start | None = None,
+    margin_gradient: bool = False,
 ) -> SpikeTrace:
     """Run the model step by step; arguments as in `fused_cpu`, already checked."""
     model, constants, delay, surrogate, detach_spikes = spec
+    names = (*model.states, *model.counters)
+    if start is None:
+        start = Start(current.new_zeros(len(names), *current.shape[1:]), None)
     spikes: list[Tensor] = []
-    fed_back: list[Tensor] = []
     margins: list[Tensor] = []
-    state = (torch.zeros_like(current[0]),) * (len(model.states) + len(model.counters))
+    state = start.values.unbind()
+    fed_back = FedBack(start.spikes, delay, detach_spikes)
     numbers = (0.0, 1.0, *constants)
 
     def fire(margin: Tensor) -> tuple[Tensor, Tensor]:
@@ -30,12 +36,12 @@ def loop(
         return s, 1 - (s.detach() if detach_spikes else s)
 
     for t, drive in enumerate(current.unbind()):
-        if recurrent_weight is not None and t >= delay:
-            drive = drive + F.linear(fed_back[t - delay], recurrent_weight)
+        if recurrent_weight is not None and (arriving := fed_back.at(t)) is not None:
+            drive = drive + F.linear(arriving, recurrent_weight)
         s, margin, state = model.step(drive, parameters, numbers, state, fire)
         spikes.append(s)
-        fed_back.append(s.detach() if detach_spikes else s)
-        margins.append(margin.detach())
+        fed_back.append(s)
+        margins.append(margin if margin_gradient else margin.detach())
 
     check_finite(state[0], current)
 
@@ -43,4 +49,38 @@ def loop(
         threshold = torch.ones_like(current.detach())
         return torch.stack(margins) + threshold, threshold
 
-    return SpikeTrace(torch.stack(spikes), membrane_and_threshold)
+    def last_state() -> NeuronState:
+        delayed = None if recurrent_weight is None else fed_back.last()
+        return NeuronState(model.name, names, torch.stack(state), delayed)
+
+    membrane = torch.stack(margins) + 1 if margin_gradient else None
+    return SpikeTrace(torch.stack(spikes), membrane_and_threshold, None, last_state, membrane)
+
+
+class FedBack:
+    """Spikes [B, N] of each step, for synapses that deliver them `delay` steps later.
+
+    Args:
+        before: spikes [D, B, N] of the D = `delay` steps before the first; None: there were none.
+        delay: in steps.
+        detach: whether gradient stops at the spikes.
+    """
+
+    def __init__(self, before: Tensor | None, delay: int, detach: bool):
+        self.before = before.detach() if detach and before is not None else before
+        self.delay, self.detach = delay, detach
+        self.spikes: list[Tensor] = []
+
+    def append(self, spikes: Tensor) -> None:
+        """Keep the spikes of the next step."""
+        self.spikes.append(spikes.detach() if self.detach else spikes)
+
+    def at(self, t: int) -> Tensor | None:
+        """Spikes that arrive at step t."""
+        if t >= self.delay:
+            return self.spikes[t - self.delay]
+        return None if self.before is None else self.before[t]
+
+    def last(self) -> Tensor:
+        """Spikes [D, B, N] that have yet to arrive."""
+        return spikes_on_their_way(self.before, torch.stack(self.spikes), self.delay, self.detach)

@@ -39,6 +39,10 @@ class NeuronModel:
             the margin, and the gradients of the spike and of the states after the step;
             `reset_has_grad` is 1 if gradient flows through the reset's 1 − spike, else 0.
         counters: names of further states, which carry no gradient.
+        threshold_parameters: names of parameters that scale what the threshold adds to 1. With
+            these at 0, the margin is V − 1, from which the gradient of the membrane is taken.
+        accumulators: names of what only `reverse_step` carries from step to step, in `grad_state`
+            after the gradients of the states.
 
     Raises:
         ValueError: no parameters or states, or a step that is not a module-level function.
@@ -68,6 +72,8 @@ class NeuronModel:
     step: Callable[..., Any]
     reverse_step: Callable[..., Any]
     counters: tuple[str, ...] = ()
+    threshold_parameters: tuple[str, ...] = ()
+    accumulators: tuple[str, ...] = ()
 
     def __post_init__(self):
         for name, value in (("parameters", self.parameters), ("states", self.states)):

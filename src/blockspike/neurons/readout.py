@@ -14,15 +14,16 @@ _TILE = 1024  # columns whose state stays in the L1 cache
 
 
 @in_full_precision
-def leaky_integrate(current: Tensor, beta: Tensor) -> Tensor:
-    """Integrate V[t] = β V[t−1] + I[t] from V[−1] = 0 (docs/paper.md, The neuron).
+def leaky_integrate(current: Tensor, beta: Tensor, start: Tensor | None = None) -> Tensor:
+    """Integrate V[t] = β V[t−1] + I[t] (docs/paper.md, The neuron).
 
     Args:
         current: [T, B, N] float32 or float64; under autocast half precision becomes float32.
         beta: [N] decay per step, of the same dtype as the current.
+        start: [B, N], V[−1]; None = 0.
 
     Returns:
-        V [T, B, N], differentiable in both arguments.
+        V [T, B, N], differentiable in all arguments.
 
     Raises:
         ValueError: shapes or dtypes do not match.
@@ -44,6 +45,10 @@ def leaky_integrate(current: Tensor, beta: Tensor) -> Tensor:
             "current, beta: expected one dtype, float32 or float64, "
             f"got {current.dtype} and {beta.dtype}"
         )
+    if start is not None and start.shape != current.shape[1:]:
+        raise ValueError(f"start: expected {list(current.shape[1:])}, got {list(start.shape)}")
+    if start is not None and len(current):
+        current = torch.cat([current[:1] + beta * start, current[1:]])  # rounds as the scan does
     return _LeakyIntegrate.apply(current, beta, False)  # pyright: ignore[reportReturnType]
 
 

@@ -13,19 +13,20 @@ from blockspike.neurons.cpu.fused import fused_cpu
 from blockspike.neurons.gpu.graphs import require_triton
 from blockspike.neurons.loop import loop
 from blockspike.neurons.model import NeuronModel, SimulationSpec
+from blockspike.neurons.state import State, start_of
 from blockspike.neurons.surrogate import MultiGaussian, Surrogate
-from blockspike.neurons.trace import NotFiniteError, SpikeTrace
+from blockspike.neurons.trace import NotFiniteError, Simulation, SpikeTrace, trace_of
 
 ExactMethod = Literal["standard", "fused"]
 
 
-def run_kernels(spec: SimulationSpec, current: Tensor, *args: Any, **options: Any) -> SpikeTrace:
+def run_kernels(spec: SimulationSpec, current: Tensor, *args: Any) -> Simulation:
     """Simulate with the kernels for the current's device; arguments as in `fused_cpu`."""
     if current.device.type == "cpu":
-        return fused_cpu(spec, current, *args, **options)
+        return fused_cpu(spec, current, *args)
     from blockspike.neurons.gpu.fused import fused_gpu  # Triton is needed only here
 
-    return fused_gpu(spec, current, *args, **options)
+    return fused_gpu(spec, current, *args)
 
 
 @in_full_precision
@@ -39,6 +40,8 @@ def simulate(
     recurrent_delay: int = 1,
     surrogate: Surrogate = MultiGaussian(),  # noqa: B008 (frozen)
     detach_spikes: bool = True,
+    state: State | None = None,
+    membrane_gradient: bool = False,
     method: ExactMethod = "fused",
 ) -> SpikeTrace:
     """Simulate neurons of any model whose threshold is 1.
@@ -55,11 +58,15 @@ def simulate(
         recurrent_delay: delay of the recurrent synapses in steps, ≥ 1.
         surrogate: derivative of the spike with respect to V − 1 (docs/paper.md, Surrogates).
         detach_spikes: whether to stop the gradient through spikes in the reset and recurrence.
+        state: the state at the start: `trace.state` of the simulation before, or values by name,
+            the model's states and counters, each [B, N], [N] or a number, and "spikes"
+            [recurrent_delay, B, N], where those left out are 0; None = 0.
+        membrane_gradient: whether `trace.membrane` is differentiable.
         method: "standard", the loop over time, or "fused", one pass with the same spikes and
             gradients.
 
     Returns:
-        SpikeTrace with spikes, membrane and threshold, each [T, B, N].
+        SpikeTrace with spikes, membrane and threshold, each [T, B, N], and the state at the end.
 
     Raises:
         ValueError: a bad argument, naming it.
@@ -89,9 +96,14 @@ def simulate(
     check_parameters_finite(parameters, recurrent_weight)
     if current.device.type == "cpu":
         keep_freed_memory_if_large(current.nbytes)
-    run = loop if method == "standard" else run_kernels
+    recurrent = recurrent_weight is not None
+    start = start_of(state, model, current, recurrent_delay if recurrent else None)
     spec = SimulationSpec(model, constants, recurrent_delay, surrogate, detach_spikes)
-    return run(spec, current, [parameters[name] for name in model.parameters], recurrent_weight)
+    own = [parameters[name] for name in model.parameters]
+    arguments = (spec, current, own, recurrent_weight, start, membrane_gradient)
+    if method == "standard":
+        return loop(*arguments)
+    return trace_of(run_kernels(*arguments), recurrent)
 
 
 def check_current(current: Tensor, method: str) -> None:

@@ -2,13 +2,17 @@
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import cached_property
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from blockspike.neurons.cpu.events import SpikeEvents
+from blockspike.neurons.model import SimulationSpec
 from blockspike.neurons.readout import leaky_integrate
+from blockspike.neurons.state import NeuronState, Start, spikes_on_their_way
 
 
 class SpikeTrace:
@@ -17,8 +21,10 @@ class SpikeTrace:
     Attributes:
         spikes: 0 or 1, in the dtype of the current; differentiable.
         events: the spikes as events, without gradient; computed when first read.
-        membrane: V before reset, without gradient; computed when first read.
+        membrane: V before reset; computed when first read, without gradient, unless the simulation
+            was asked for it by `membrane_gradient`.
         threshold: θ in force at each step, without gradient; computed when first read.
+        state: `NeuronState` after the last step.
 
     Examples:
         >>> import torch
@@ -35,10 +41,15 @@ class SpikeTrace:
         spikes: Tensor,
         values: Callable[[], tuple[Tensor, Tensor]],
         events: SpikeEvents | None = None,
+        state: Callable[[], NeuronState] | None = None,
+        membrane: Tensor | None = None,
     ):
         self.spikes = spikes
         self._compute_values = values
         self._events = events
+        self._compute_state = state
+        self._membrane = membrane
+        self._compute_inputs: Callable[[], Tensor] | None = None
 
     @cached_property
     def events(self) -> SpikeEvents:
@@ -53,20 +64,50 @@ class SpikeTrace:
     @property
     def membrane(self) -> Tensor:
         """Membrane V[t] before reset, [T, B, N], in threshold units (rest 0, base threshold 1)."""
-        return self._values[0]
+        return self._values[0] if self._membrane is None else self._membrane
 
     @property
     def threshold(self) -> Tensor:
         """Threshold θ[t] in force at step t, [T, B, N]."""
         return self._values[1]
 
+    @cached_property
+    def state(self) -> NeuronState:
+        """State after the last step; `state=` of the next call continues from it.
 
-def threshold_of(spikes: Tensor, p: Tensor | None, b: Tensor | None) -> Tensor:
-    """Threshold θ[t+1] = 1 + b a[t], a[t] = p a[t−1] + S[t], of spikes S; both [T, B, N]."""
-    threshold = torch.ones_like(spikes)
-    if p is not None and b is not None:
-        threshold[1:] += b * leaky_integrate(spikes, p)[:-1]
-    return threshold
+        Raises:
+            RuntimeError: what made this trace does not give a state.
+        """
+        if self._compute_state is None:
+            raise RuntimeError("state: expected a simulation that gives its state, got another")
+        state = self._compute_state()
+        if self._compute_inputs is not None:
+            state = replace(state, inputs=self._compute_inputs())
+        return state
+
+    def with_check(self, check: Callable[[], None]) -> "SpikeTrace":
+        """This trace; `check` is called before its state is first read."""
+        compute = self._compute_state
+        self._compute_state = compute and (lambda: (check(), compute())[1])
+        return self
+
+    def with_inputs(self, compute_inputs: Callable[[], Tensor]) -> "SpikeTrace":
+        """This trace; its state has the `inputs` that are computed when it is first read."""
+        self._compute_inputs = compute_inputs
+        return self
+
+
+def threshold_of(
+    spikes: Tensor, p: Tensor | None, b: Tensor | None, start: Start | None = None
+) -> Tensor:
+    """Threshold θ[t] = 1 + b a[t−1], a[t] = p a[t−1] + S[t], of spikes S; both [T, B, N].
+
+    a[−1] is the second state of `start`.
+    """
+    if p is None or b is None:
+        return torch.ones_like(spikes)
+    before = torch.zeros_like(spikes[:1]) if start is None else start.values[1:2]
+    return 1 + b * torch.cat([before, leaky_integrate(spikes[:-1], p, before[0])])
 
 
 def needs_gradient(*inputs: Tensor | None) -> bool:
@@ -74,34 +115,68 @@ def needs_gradient(*inputs: Tensor | None) -> bool:
     return torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in inputs)
 
 
-def trace_of_margin(
-    spikes: Tensor,
-    compute_margin: Callable[[], Tensor],
-    compute_threshold: Callable[[Tensor], Tensor],
-    inputs: Sequence[Tensor | None],
-    events: SpikeEvents | None = None,
-) -> SpikeTrace:
-    """Make the trace of a kernel that gives spikes [T, B, N].
+class Simulation(NamedTuple):
+    """Result of a kernel.
 
-    When membrane or threshold is first read, `compute_margin` computes V − θ from `inputs`, and
-    `compute_threshold` computes θ from the spikes.
+    Attributes:
+        spec: the model and settings.
+        spikes, events: see `SpikeTrace`.
+        last: states after the last step, [K, B, N].
+        before: spikes [D, B, N] on their way at the start, or None.
+        margin: V − θ [T, B, N] with the gradient of V; None if that is not wanted.
+        compute_margin: gives V − θ without gradient, of any shape.
+        inputs: tensors that it is computed from.
+    """
+
+    spec: SimulationSpec
+    spikes: Tensor
+    events: SpikeEvents | None
+    last: Tensor
+    before: Tensor | None
+    margin: Tensor | None
+    compute_margin: Callable[[], Tensor]
+    inputs: Sequence[Tensor | None]
+
+
+def trace_of(
+    simulation: Simulation,
+    recurrent: bool,
+    compute_threshold: Callable[[Tensor], Tensor] = torch.ones_like,
+) -> SpikeTrace:
+    """Make the trace of a kernel's result.
+
+    When membrane or threshold is first read, V − θ is computed again, and `compute_threshold`
+    computes θ from the spikes.
 
     Raises:
         RuntimeError: raised on that read if an input was changed in place since the simulation.
     """
-    versions = _versions(inputs)
+    spikes, margin = simulation.spikes, simulation.margin
+    versions = _versions(simulation.inputs)
 
     def membrane_and_threshold() -> tuple[Tensor, Tensor]:
-        if versions != _versions(inputs):
+        if versions != _versions(simulation.inputs):
             raise RuntimeError(
                 "membrane: expected to be read before any argument of the simulation changes, "
                 "got one that was changed in place (by an optimiser?)"
             )
-        margin = compute_margin().view(spikes.shape)
+        margin = simulation.compute_margin().view(spikes.shape)
         threshold = compute_threshold(spikes.detach().to(margin.dtype))
         return margin + threshold, threshold
 
-    return SpikeTrace(spikes, membrane_and_threshold, events)
+    def state() -> NeuronState:
+        spec, model = simulation.spec, simulation.spec.model
+        delayed = None
+        if recurrent:
+            delay, detach = spec.recurrent_delay, spec.detach_spikes
+            delayed = spikes_on_their_way(simulation.before, spikes, delay, detach)
+        names = (*model.states, *model.counters)
+        return NeuronState(model.name, names, simulation.last, delayed)
+
+    membrane = None
+    if margin is not None:
+        membrane = margin + compute_threshold(spikes.detach().to(margin.dtype)).detach()
+    return SpikeTrace(spikes, membrane_and_threshold, simulation.events, state, membrane)
 
 
 def _versions(inputs: Sequence[Tensor | None]) -> list[int]:
@@ -109,15 +184,12 @@ def _versions(inputs: Sequence[Tensor | None]) -> list[int]:
     return [x._version for x in inputs if x is not None and not x.is_inference()]
 
 
-def zero_after_spike_(membrane: Tensor, spikes: Tensor, n: int) -> None:
-    """Set V to 0 after the spike in each block of n steps, in place; both [T, B, N]."""
+def zero_after_spike(membrane: Tensor, spikes: Tensor, n: int) -> Tensor:
+    """V [T, B, N], but 0 after the spike in each block of n steps."""
     if n == 1:
-        return
-    whole = len(spikes) // n * n
-    for steps, length in ((slice(0, whole), n), (slice(whole, None), len(spikes) - whole)):
-        if length:
-            s = spikes[steps].unflatten(0, (-1, length))
-            membrane[steps] *= (1 + s - s.cumsum(1)).flatten(0, 1)
+        return membrane
+    blocks = [s + 1 - s.cumsum(0) for s in spikes.split(n)]
+    return membrane * torch.cat(blocks)
 
 
 class NotFiniteError(ValueError):

@@ -6,6 +6,7 @@ from torch import Tensor
 
 from blockspike.neurons.model import NeuronModel, where
 from blockspike.neurons.simulate import ExactMethod, simulate
+from blockspike.neurons.state import State
 from blockspike.neurons.surrogate import MultiGaussian, Surrogate
 from blockspike.neurons.trace import SpikeTrace
 
@@ -125,6 +126,8 @@ def adlif(
     recurrent_delay: int = 1,
     surrogate: Surrogate = MultiGaussian(),  # noqa: B008 (frozen)
     detach_spikes: bool = True,
+    state: State | None = None,
+    membrane_gradient: bool = False,
     method: ExactMethod = "fused",
 ) -> SpikeTrace:
     """Simulate neurons with threshold 1 whose adaptation is coupled to the membrane.
@@ -140,7 +143,9 @@ def adlif(
         b: [N] coupling of the adaptation to the spike.
         q: scale of both couplings.
         euler: "symplectic" or "forward".
-        recurrent_weight, recurrent_delay, surrogate, detach_spikes, method: see `simulate`.
+        recurrent_weight, recurrent_delay, surrogate, detach_spikes, state, membrane_gradient,
+            method: see `simulate`. The states are "membrane", "adaptation" and, with forward Euler,
+            "last_spike".
 
     Returns:
         SpikeTrace with spikes, membrane before reset and threshold, each [T, B, N].
@@ -170,5 +175,7 @@ def adlif(
         recurrent_delay=recurrent_delay,
         surrogate=surrogate,
         detach_spikes=detach_spikes,
+        state=state,
+        membrane_gradient=membrane_gradient,
         method=method,
     )

@@ -2,25 +2,23 @@
 
 A neuron spikes at most once in a block, and recurrent input arrives one block later. So T steps
 take T / (arp + 1) sequential stages. The gradient is the published one, which differs from the
-standard gradient. On a CPU, where few stages can run at once, `blocks_cpu.py` does the same in one
-pass over time. Arrays here are [N, n, B], where n is the number of steps in a block: one small
+standard gradient. On a CPU, where few stages can run at once, `blocks_step.py` does the same in
+one pass over time. Arrays here are [N, n, B], where n is the number of steps in a block: one small
 matrix product per neuron. Forward and backward are written out by hand, since autograd would need
 twice as many passes. Equations: docs/paper.md, Blocks.
 """
 
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from blockspike.neurons.autograd import differentiable_once
+from blockspike.neurons.model import NeuronModel
+from blockspike.neurons.state import NeuronState, Start, spikes_on_their_way
 from blockspike.neurons.surrogate import Surrogate
-from blockspike.neurons.trace import (
-    SpikeTrace,
-    check_finite,
-    threshold_of,
-    zero_after_spike_,
-)
+from blockspike.neurons.trace import SpikeTrace, check_finite, threshold_of, zero_after_spike
 
 
 def _neurons_first(x: Tensor) -> Tensor:
@@ -71,12 +69,14 @@ class _Blocks(torch.autograd.Function):
     """Blocks method with its published gradient (docs/paper.md, Blocks).
 
     Inputs: current [T, B, N], recurrent_weight [N, N] or None, beta [N], powers p^0 … p^n
-    [N, n+1], and the margin matrix [N, n, n+2] made from them. Outputs: spikes [T, B, N] and, for
-    each block, the margins V − θ [N, m, B] as if no neuron spiked in it, without gradient.
+    [N, n+1], the margin matrix [N, n, n+2] made from them, and the states [K, B, N] and spikes
+    [n, B, N] before, or None. Outputs: spikes [T, B, N], the states at the end, of which the third
+    is the number of masked steps, and, for each block, V − θ [N, m, B] as if no
+    neuron spiked in it, with the gradient of V.
     """
 
     @staticmethod
-    def forward(ctx, current, weight, beta, powers, matrix, surrogate, detach_spikes):
+    def forward(ctx, current, weight, beta, powers, matrix, values, before, surrogate, detach):
         n = matrix.shape[1]
         n_steps, batch_size, n_neurons = current.shape
         ramp, count = _ramp(n, current), powers[:, :-1].flip(1)[:, None]
@@ -84,13 +84,19 @@ class _Blocks(torch.autograd.Function):
         start = current.new_zeros(n_neurons, 1, batch_size)  # V0
         adaptation = torch.zeros_like(start)  # a at the end of the previous block
         input_mask = None
+        if values is not None:
+            start, adaptation, *closed = _neurons_first(values.detach())[:, :, None].unbind(1)
+            if closed:
+                offset = torch.arange(n, device=current.device)
+                input_mask = (offset[:, None] >= closed[0]).to(current.dtype)
+        earlier = None if before is None else _neurons_first(before.detach())  # spikes
         blocks: list[_Block] = []
 
         for first in range(0, n_steps, n):
             drive = _neurons_first(current[first : first + n])
             m = drive.shape[1]  # n, or less in the last block
-            if weight is not None and blocks:
-                drive.flatten(1).addmm_(weight, _first_columns(blocks[-1].spikes, m))
+            if weight is not None and earlier is not None:
+                drive.flatten(1).addmm_(weight, _first_columns(earlier, m))
             x = drive.new_empty(n_neurons, m + 2, batch_size)
             if input_mask is None:
                 x[:, :m] = drive
@@ -111,6 +117,7 @@ class _Blocks(torch.autograd.Function):
             resting = (z[:, -1:] == 0).to(z.dtype)
             blocks.append(_Block(x, start, margin, s, resting, input_mask))
             # state of the next block
+            earlier = s
             start = (margin[:, -1:] + 1 - rows[:, -1:, m : m + 1] * adaptation) * resting
             if m == n:
                 # refractory in the next block until the offset of this block's spike
@@ -118,26 +125,28 @@ class _Blocks(torch.autograd.Function):
                 adaptation = powers[:, -1:, None] * adaptation + torch.bmm(count, s)
 
         check_finite(start.squeeze(1).T, current)
-        ctx.save_for_backward(spikes, weight, beta, powers, matrix)
-        ctx.blocks, ctx.surrogate, ctx.detach_spikes = blocks, surrogate, detach_spikes
-        margins = [block.margin for block in blocks]
-        ctx.mark_non_differentiable(*margins)
+        ctx.save_for_backward(spikes, weight, beta, powers, matrix, values, before)
+        ctx.blocks, ctx.surrogate, ctx.detach_spikes = blocks, surrogate, detach
         ctx.set_materialize_grads(False)
-        return spikes, *margins
+        closed = torch.zeros_like(start) if input_mask is None else (1 - input_mask).sum(1, True)
+        last = torch.stack([x.squeeze(1).T for x in (start, adaptation, closed)])
+        return spikes, last, *[block.margin for block in blocks]
 
     @staticmethod
     @differentiable_once("method='blocks'", instead="method='standard'")
     def backward(ctx, *grads):  # pyright: ignore[reportIncompatibleMethodOverride]
-        grad_spikes = grads[0]
+        spikes, weight, beta, powers, matrix, values, before = ctx.saved_tensors
+        grad_spikes, grad_last_states, *grad_margins = grads
         if grad_spikes is None:
-            return (None,) * 7
-        spikes, weight, beta, powers, matrix = ctx.saved_tensors
+            grad_spikes = torch.zeros_like(spikes)
         n, blocks = matrix.shape[1], ctx.blocks
         ramp, count = _ramp(n, grad_spikes), powers[:, :-1].flip(1)[:, None]
         grad_current = grad_spikes.new_empty(grad_spikes.shape)
         grad_beta, grad_powers = torch.zeros_like(beta), torch.zeros_like(powers)
         grad_matrix = torch.zeros_like(matrix)
         grad_start = grad_adaptation = torch.zeros_like(blocks[0].start)
+        if grad_last_states is not None:
+            grad_start, grad_adaptation = _neurons_first(grad_last_states[:2])[:, :, None].unbind(1)
         grad_drive = None  # of the next block
 
         for i in reversed(range(len(blocks))):
@@ -146,10 +155,10 @@ class _Blocks(torch.autograd.Function):
             steps = slice(i * n, i * n + m)
             g = _neurons_first(grad_spikes[steps])  # gradient of the spikes
             # gradient from the next block
-            if grad_drive is not None:
-                if weight is not None and not ctx.detach_spikes:
-                    k = grad_drive.shape[1]
-                    _first_columns(g, k).addmm_(weight.T, grad_drive.flatten(1))
+            if grad_drive is not None and weight is not None and not ctx.detach_spikes:
+                k = grad_drive.shape[1]
+                _first_columns(g, k).addmm_(weight.T, grad_drive.flatten(1))
+            if m == n:
                 grad_powers[:, :-1] += torch.bmm(block.spikes, grad_adaptation.mT)[:, :, 0].flip(1)
                 grad_powers[:, -1] += (a * grad_adaptation).sum((1, 2))
                 if not ctx.detach_spikes:
@@ -159,27 +168,44 @@ class _Blocks(torch.autograd.Function):
             g = torch.bmm(ramp[:, :m, :m].mT, g)
             # 2., 1.
             g *= ctx.surrogate.derivative(block.margin)
-            grad_last = grad_start * block.resting  # of the last V, where the next block starts
-            g[:, -1:] += grad_last
+            of_membrane = (
+                torch.zeros_like(g) if grad_margins[i] is None else grad_margins[i].clone()
+            )
+            of_membrane[:, -1:] += grad_start * block.resting  # where the next block starts
+            g += of_membrane
             rows = _rows(matrix, m)
             grad_rows = torch.bmm(g, block.x.mT)
-            grad_rows[:, -1, m] -= (grad_last * a).sum((1, 2))  # no θ in this V
+            grad_rows[:, :, m] -= (of_membrane * a).sum(2)  # no θ in V
             grad_matrix[:, :m, :m] += grad_rows[:, :, :m]
             grad_matrix[:, :m, n:] += grad_rows[:, :, m:]
             grad_x = torch.bmm(rows.mT, g)
             grad_beta += (grad_x[:, :1] * block.start).sum((1, 2))
             grad_start = beta[:, None, None] * grad_x[:, :1]
             grad_adaptation = powers[:, -1:, None] * grad_adaptation + grad_x[:, m : m + 1]
-            grad_adaptation -= rows[:, -1:, m : m + 1] * grad_last
+            grad_adaptation -= torch.bmm(rows[:, :, m : m + 1].mT, of_membrane)
             grad_drive = grad_x[:, :m]
-            grad_drive = grad_drive.contiguous() if i == 0 else grad_drive * block.input_mask[:, :m]
+            mask = block.input_mask
+            grad_drive = grad_drive.contiguous() if mask is None else grad_drive * mask[:, :m]
             _write_time_first(grad_drive, grad_current[steps])
 
-        grad_weight = None
+        grad_weight = grad_values = grad_before = None
+        first = grad_current[:n]
         if ctx.needs_input_grad[1]:  # spikes of the previous block
-            before, after = (x.flatten(0, 1) for x in (spikes[:-n], grad_current[n:]))
-            grad_weight = after.T @ before
-        return grad_current, grad_weight, grad_beta, grad_powers, grad_matrix, None, None
+            earlier, after = (x.flatten(0, 1) for x in (spikes[:-n], grad_current[n:]))
+            grad_weight = after.T @ earlier
+            if before is not None:
+                earlier = before[: len(first)].flatten(0, 1)
+                grad_weight += first.flatten(0, 1).T @ earlier
+        if ctx.needs_input_grad[5]:
+            grad_values = torch.zeros_like(values)
+            grad_values[0], grad_values[1] = grad_start.squeeze(1).T, grad_adaptation.squeeze(1).T
+        if weight is not None and before is not None and not ctx.detach_spikes:
+            grad_before = torch.zeros_like(before)
+            grad_before[: len(first)] = first @ weight
+        return (
+            grad_current, grad_weight, grad_beta, grad_powers, grad_matrix, grad_values,
+            grad_before, None, None,
+        )  # fmt: skip
 
 
 def _rows(matrix: Tensor, m: int) -> Tensor:
@@ -189,6 +215,7 @@ def _rows(matrix: Tensor, m: int) -> Tensor:
 
 
 def blocks(
+    model: NeuronModel,
     current: Tensor,
     beta: Tensor,
     p: Tensor | None,
@@ -196,32 +223,58 @@ def blocks(
     *,
     arp: int,
     recurrent_weight: Tensor | None,
+    recurrent_delay: int,
     surrogate: Surrogate,
     detach_spikes: bool,
+    start: Start | None,
+    membrane_gradient: bool,
 ) -> SpikeTrace:
     """Simulate by Blocks (docs/paper.md, Blocks); arguments as in `alif`, already checked."""
     n = min(arp + 1, len(current))
     p_or_zero, b_or_zero = (torch.zeros_like(beta) if x is None else x for x in (p, b))
     powers = p_or_zero[:, None] ** torch.arange(n + 1, device=current.device)  # p^0 … p^n  [N, n+1]
-    spikes, *margins = _Blocks.apply(  # pyright: ignore
+    values, before = start or (None, None)
+    spikes, last, *margins = _Blocks.apply(  # pyright: ignore
         current,
         recurrent_weight,
         beta,
         powers,
         _margin_matrix(beta, powers, b_or_zero),
+        values,
+        before,
         surrogate,
         detach_spikes,
     )
-    return SpikeTrace(spikes, lambda: _values(spikes.detach(), margins, p, b))
+    compute_threshold = partial(threshold_of, p=p, b=b, start=start)
+
+    def membrane_of(threshold: Tensor) -> Tensor:
+        margin = torch.cat([x.movedim(0, 2) for x in margins])
+        membrane = margin + threshold  # valid up to the spike in each block
+        return zero_after_spike(membrane, spikes.detach(), n)
+
+    def membrane_and_threshold() -> tuple[Tensor, Tensor]:
+        threshold = compute_threshold(spikes.detach())
+        return membrane_of(threshold), threshold
+
+    names = (*model.states, *model.counters)
+
+    def last_state() -> NeuronState:
+        check_whole_blocks(len(current), arp)
+        delayed = None
+        if recurrent_weight is not None:
+            delayed = spikes_on_their_way(before, spikes, recurrent_delay, detach_spikes)
+        return NeuronState(model.name, names, last[: len(names)], delayed)
+
+    membrane = None
+    if membrane_gradient:
+        membrane = membrane_of(compute_threshold(spikes.detach()).detach())
+    return SpikeTrace(spikes, membrane_and_threshold, None, last_state, membrane)
 
 
-def _values(
-    spikes: Tensor, margins: list[Tensor], p: Tensor | None, b: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    """Membrane and threshold [T, B, N]."""
-    threshold, membrane = threshold_of(spikes, p, b), torch.empty_like(spikes)
-    for margin, v in zip(margins, membrane.split(margins[0].shape[1]), strict=True):
-        _write_time_first(margin, v)
-    membrane += threshold  # valid up to the spike in each block
-    zero_after_spike_(membrane, spikes, margins[0].shape[1])
-    return membrane, threshold
+def check_whole_blocks(n_steps: int, arp: int) -> None:
+    """Raise ValueError unless the simulation ends with a block."""
+    if n_steps % (arp + 1):
+        raise ValueError(
+            f"state: expected a number of steps that is a multiple of arp + 1 = {arp + 1} for "
+            f"'blocks', got {n_steps}"
+        )

@@ -6,16 +6,17 @@ from torch import Tensor
 
 from blockspike.memory import keep_freed_memory_if_large
 from blockspike.neurons.alif.blocks import blocks
-from blockspike.neurons.alif.blocks_cpu import blocks_cpu
+from blockspike.neurons.alif.blocks_step import blocks_cpu
 from blockspike.neurons.alif.fused import fused
 from blockspike.neurons.alif.standard import standard
-from blockspike.neurons.alif.step import check_arp
+from blockspike.neurons.alif.step import ALIF, ALIF_ALWAYS_OPEN, check_arp
 from blockspike.neurons.autograd import in_full_precision
 from blockspike.neurons.simulate import (
     check_current,
     check_options,
     check_parameters_finite,
 )
+from blockspike.neurons.state import State, start_of
 from blockspike.neurons.surrogate import MultiGaussian, Surrogate
 from blockspike.neurons.trace import SpikeTrace
 
@@ -34,6 +35,8 @@ def alif(
     recurrent_delay: int | None = None,
     surrogate: Surrogate = MultiGaussian(),  # noqa: B008 (frozen)
     detach_spikes: bool = True,
+    state: State | None = None,
+    membrane_gradient: bool = False,
     method: Method = "fused",
 ) -> SpikeTrace:
     """Simulate adaptive leaky integrate-and-fire neurons (docs/paper.md, The neuron).
@@ -58,10 +61,15 @@ def alif(
             delay that "blocks" supports.
         surrogate: derivative of the spike with respect to V − θ (docs/paper.md, Surrogates).
         detach_spikes: whether to stop the gradient through spikes in the reset and recurrence.
+        state: the state at the start: `trace.state` of the simulation before, or values by name
+            ("membrane", "adaptation", "refractory_left" with arp > 0, each [B, N], [N] or a number,
+            and "spikes" [recurrent_delay, B, N]), where those left out are 0; None = 0. "blocks"
+            takes pieces whose lengths are multiples of arp + 1.
+        membrane_gradient: whether `trace.membrane` is differentiable.
         method: "standard", "blocks" or "fused".
 
     Returns:
-        SpikeTrace with spikes, membrane and threshold, each [T, B, N].
+        SpikeTrace with spikes, membrane and threshold, each [T, B, N], and the state at the end.
 
     Raises:
         ValueError: a bad argument, naming it.
@@ -79,17 +87,21 @@ def alif(
     delay = _check(current, beta, p, b, arp, recurrent_weight, recurrent_delay, surrogate, method)
     if current.device.type == "cpu":
         keep_freed_memory_if_large(current.nbytes)
-    neurons = (current, beta, p, b)
+    model = ALIF if arp else ALIF_ALWAYS_OPEN
+    neurons = (model, current, beta, p, b)
     options = {
         "arp": arp,
         "recurrent_weight": recurrent_weight,
+        "recurrent_delay": delay,
         "surrogate": surrogate,
         "detach_spikes": detach_spikes,
+        "start": start_of(state, model, current, None if recurrent_weight is None else delay),
+        "membrane_gradient": membrane_gradient,
     }
     if method == "standard":
-        return standard(*neurons, recurrent_delay=delay, **options)
+        return standard(*neurons, **options)
     if method == "fused":
-        return fused(*neurons, recurrent_delay=delay, **options)
+        return fused(*neurons, **options)
     _check_for_blocks(arp, delay, recurrent_weight, p=p, b=b)
     if current.device.type == "cpu":
         return blocks_cpu(*neurons, **options)

@@ -63,7 +63,11 @@ def reverse_refractory_step(
     return to_drive * where(refractory_left > zero, zero, one), to_parameters, before
 
 
-_NAMES: Any = {"parameters": ("beta", "p", "b"), "states": ("membrane", "adaptation")}
+_NAMES: Any = {
+    "parameters": ("beta", "p", "b"),
+    "states": ("membrane", "adaptation"),
+    "threshold_parameters": ("b",),
+}
 ALIF = NeuronModel(
     "alif",
     **_NAMES,

@@ -6,7 +6,7 @@ Backward takes a chunk at a time: it replays the steps from the chunk's first st
 chunk in reverse.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -48,7 +48,8 @@ from blockspike.neurons.cpu.tiles import (
     weight_panels,
 )
 from blockspike.neurons.model import SimulationSpec
-from blockspike.neurons.trace import SpikeTrace, check_finite, needs_gradient, trace_of_margin
+from blockspike.neurons.state import Start
+from blockspike.neurons.trace import Simulation, check_finite, needs_gradient
 
 _STREAMED_BYTES = 2**23  # larger results bypass the caches, which could not hold them
 _WIDEST_TILE = 4096  # without gradient through recurrence; long rows suit the memory
@@ -61,16 +62,19 @@ def _flat(array):
 
 @kernel
 def _forward(
-    first_tile, last_tile, tile, current, model, constants, parameters, delay, weight_t, stream,
-    spikes, spike_bytes, margin, drives, saved,
+    first_tile, last_tile, tile, current, model, constants, parameters, delay, weight_t, before,
+    stream, spikes, spike_bytes, margin, drives, saved,
 ):  # fmt: skip
     """Simulate some tiles; arrays of size 0 are not wanted, or mean that there is no recurrence.
+
+    `before` [delay, B·N] are the spikes, as bytes, that came before the first step; empty: none.
 
     Arguments are bundled here and not before, since Numba takes 10 µs to recognise a bundle.
     """
     n_steps, n_columns = current.shape
     stride, none, recurrent = np.uintp(n_columns), np.uintp(0), weight_t.size > 0
     current, spike_bytes = without_refcount(current), without_refcount(spike_bytes)
+    before = without_refcount(before)
     weight_t, states, drives = without_refcount(weight_t), _flat(saved), _flat(drives)
     neurons = Neurons(model, constants, _flat(parameters))
     out = Outputs(_flat(spikes), _flat(spike_bytes), _flat(margin), margin.size > 0, stream)
@@ -79,15 +83,17 @@ def _forward(
     size = np.uintp(saved.shape[1]) * stride if len(saved) > 1 else none
     for start in range(first_tile * tile, last_tile * tile, tile):
         stop = min(n_columns, start + tile)
-        width, before = stop - start, none
+        width, at = stop - start, none
         if not recurrent:
             for first in range(0, n_steps, CHUNK):
                 span = Span(first, min(n_steps, first + CHUNK), start, stop, stride)
-                advance(neurons, span, source, states, before, before + size, out)
-                before += size
+                advance(neurons, span, source, states, at, at + size, out)
+                at += size
             continue
         units = np.empty((delay, width), np.int32)  # that spiked: slot t mod delay is for step t
         n_units = np.zeros((delay, width // weight_t.shape[1]), np.int64)
+        for slot in range(len(before)):
+            list_spikes(before[slot, start:stop], weight_t.shape[1], units[slot], n_units[slot])
         block = np.empty((min(delay, CHUNK), width), current.dtype)  # total input of some steps
         for first in range(0, n_steps, CHUNK):
             last = min(n_steps, first + CHUNK)
@@ -100,15 +106,14 @@ def _forward(
                         _copy(row, drives, np.uintp(t) * stride + np.uintp(start), stream)
                 shift = np.uintp(begin) * np.uintp(width) + np.uintp(start)
                 span, rows = Span(begin, end, start, stop, stride), _flat(block)
-                now = before if begin == first else before + size
+                now = at if begin == first else at + size
                 advance(
-                    neurons, span, Rows(rows, np.uintp(width), shift), states, now, before + size,
-                    out,
+                    neurons, span, Rows(rows, np.uintp(width), shift), states, now, at + size, out,
                 )  # fmt: skip
                 for t in range(begin, end):
                     slot, fired = t % delay, spike_bytes[t, start:stop]
                     list_spikes(fired, weight_t.shape[1], units[slot], n_units[slot])
-            before += size
+            at += size
 
 
 @kernel
@@ -122,10 +127,13 @@ def _copy(row, target, at, stream):
 
 @kernel
 def _backward(
-    first_tile, last_tile, tile, grad_spikes, drives, saved, model, constants, parameters, delay,
-    panels, n_neurons, surrogate, reset_has_grad, grad_current, grads, sums,
+    first_tile, last_tile, tile, grad_spikes, grad_membrane, drives, saved, model, constants,
+    parameters, delay, panels, n_neurons, surrogate, reset_has_grad, grad_current, grads, sums,
 ):  # fmt: skip
-    """Backpropagate through some tiles; `panels` of size 0: not through recurrence."""
+    """Backpropagate through some tiles; `panels` of size 0: not through recurrence.
+
+    `grad_membrane` is flat, or None if the membrane has no gradient.
+    """
     n_steps, n_columns = drives.shape
     stride, none, feedback = np.uintp(n_columns), np.uintp(0), panels.size > 0
     grad_spikes, grad_current = without_refcount(grad_spikes), without_refcount(grad_current)
@@ -152,8 +160,8 @@ def _backward(
                     at += group_size
                 else:
                     reverse(
-                        neurons, reset_has_grad, first, span, from_spikes, drives, own, grads,
-                        to_current, sums,
+                        neurons, reset_has_grad, first, span, from_spikes, grad_membrane, drives,
+                        own, grads, to_current, sums,
                     )  # fmt: skip
             if not feedback:
                 continue
@@ -171,8 +179,8 @@ def _backward(
                     span = Span(begin, end, left, min(stop, left + lanes), stride)
                     own = Replayed(without_refcount(replayed), at)
                     reverse(
-                        neurons, reset_has_grad, first, span, from_block, drives, own, grads,
-                        to_current, sums,
+                        neurons, reset_has_grad, first, span, from_block, grad_membrane, drives,
+                        own, grads, to_current, sums,
                     )  # fmt: skip
                     at += group_size
 
@@ -202,9 +210,16 @@ class _Result(NamedTuple):
     parameters: np.ndarray
 
 
+def _bytes(spikes: Tensor | None, n_steps: int, like: Tensor) -> Tensor:
+    """The first `n_steps` steps of spikes [D, B, N] as uint8 [n_steps, B·N]; without any, empty."""
+    if spikes is None:
+        return like.new_empty(0, 0, dtype=torch.uint8)
+    return spikes.detach()[:n_steps].to(torch.uint8).flatten(1).contiguous()
+
+
 def _run(
-    current: Tensor, parameters: Sequence[Tensor], weight: Tensor | None, spec: SimulationSpec,
-    for_backward: bool, keep_margin: bool = False,
+    current: Tensor, parameters: Sequence[Tensor], weight: Tensor | None, start: Start | None,
+    spec: SimulationSpec, for_backward: bool, keep_margin: bool = False,
 ) -> _Result:  # fmt: skip
     n_steps, batch_size, n_neurons = current.shape
     flat = current.detach().reshape(n_steps, -1).contiguous()
@@ -216,10 +231,11 @@ def _run(
     margin = torch.empty_like(flat) if keep_margin else nothing
     keep_drives = for_backward and weight is not None
     drives = torch.empty_like(flat) if keep_drives else nothing
-    model = spec.model
+    model, delay = spec.model, min(spec.recurrent_delay, n_steps)
     n_states = len(model.states) + len(model.counters)
     saved = flat.new_empty(-(-n_steps // CHUNK) + 1 if for_backward else 1, n_states, n_columns)
-    saved[0] = 0
+    saved[0] = 0 if start is None else start.values.detach().flatten(1)
+    before = _bytes(None if start is None or weight is None else start.spikes, delay, flat)
     tile = tile_width(n_columns, weight, _WIDEST_TILE)
     written = [x for x in (spikes, margin, drives) if x.numel()]
     stream = all(_may_stream(tile, x) for x in written)
@@ -227,9 +243,9 @@ def _run(
     try:
         run(
             _forward, -(-n_columns // tile), tile, flat.numpy(), model,
-            numbers(spec.constants, flat.numpy()), repeated,
-            min(spec.recurrent_delay, n_steps), weight_t, stream, spikes.numpy(),
-            spike_bytes.numpy(), margin.numpy(), drives.numpy(), saved.numpy(),
+            numbers(spec.constants, flat.numpy()), repeated, delay, weight_t, before.numpy(),
+            stream, spikes.numpy(), spike_bytes.numpy(), margin.numpy(), drives.numpy(),
+            saved.numpy(),
         )  # fmt: skip
     except NumbaError as error:
         raise error_of_model(spec, flat.dtype, error) from None
@@ -242,38 +258,54 @@ def _run(
 class _Fused(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx, current, weight, spec: SimulationSpec, events_out: list[SpikeEvents],
-        *parameters: Tensor
+        ctx, current, weight, values, before, spec: SimulationSpec, keep_margin: bool,
+        events_out: list[SpikeEvents], *parameters: Tensor
     ):  # fmt: skip
-        """Spikes [T, B, N]; appends the events of the spikes to `events_out`."""
-        result = _run(current, parameters, weight, spec, for_backward=True)
+        """Spikes [T, B, N], the last states [K, B, N], the margin [T, B, N] if it is wanted.
+
+        `values` and `before` are a `Start`, or None. Appends the events to `events_out`.
+        """
+        start = None if values is None else Start(values, before)
+        result = _run(
+            current, parameters, weight, start, spec, for_backward=True, keep_margin=keep_margin
+        )
         events_out.append(result.events)
-        ctx.save_for_backward(result.drives, result.saved[:-1], weight, *parameters)
+        ctx.save_for_backward(result.drives, result.saved[:-1], weight, before, *parameters)
         ctx.events = result.events if weight is not None else None
         ctx.spec, ctx.shape, ctx.parameters = spec, current.shape, result.parameters
-        return result.spikes
+        ctx.set_materialize_grads(False)
+        last = result.saved[-1].clone().view(-1, *current.shape[1:])
+        if keep_margin:
+            return result.spikes, last, result.margin.view(current.shape)
+        return result.spikes, last
 
     @staticmethod
-    @differentiable_once("method='fused'", instead="method='standard'")
-    def backward(ctx, *grads: Tensor):  # pyright: ignore[reportIncompatibleMethodOverride]
-        drives, saved, weight, *parameters = ctx.saved_tensors
+    @differentiable_once("method='fused' (and 'blocks' on a CPU)", instead="method='standard'")
+    def backward(ctx, *grads: Tensor | None):  # pyright: ignore[reportIncompatibleMethodOverride]
+        drives, saved, weight, before, *parameters = ctx.saved_tensors
         spec: SimulationSpec = ctx.spec
         n_steps, batch_size, n_neurons = ctx.shape
-        recurrent = weight is not None
-        n_columns = drives.shape[1]
-        grad_spikes = grads[0].reshape(drives.shape).contiguous()
+        n_columns, n_states = drives.shape[1], len(spec.model.states)
+        grad_spikes, grad_last, grad_membrane = (*grads, None)[:3]
+        if grad_spikes is None:
+            grad_spikes = torch.zeros_like(drives)
+        grad_spikes = grad_spikes.reshape(drives.shape).contiguous()
+        if grad_membrane is not None:
+            grad_membrane = grad_membrane.reshape(-1).contiguous().numpy()
         grad_current = torch.empty_like(drives)
-        grads_of_states = drives.new_zeros(len(spec.model.states), n_columns)
+        grads_of_states = drives.new_zeros(n_states + len(spec.model.accumulators), n_columns)
+        if grad_last is not None:
+            grads_of_states[:n_states] = grad_last[:n_states].flatten(1)
         sums = torch.zeros(len(parameters), n_columns, dtype=torch.float64)
-        feedback = recurrent and not spec.detach_spikes
+        feedback = weight is not None and not spec.detach_spikes
+        delay = min(spec.recurrent_delay, n_steps)
         tile = tile_width(n_columns, weight, WIDEST_TILE if feedback else _WIDEST_TILE)
         panels = weight_panels(weight if feedback else None, drives)
         try:
             run(
-                _backward, -(-n_columns // tile), tile, grad_spikes.numpy(), drives.numpy(),
-                saved.numpy(), spec.model, numbers(spec.constants, drives.numpy()),
-                ctx.parameters, min(spec.recurrent_delay, n_steps), panels,
-                n_neurons, surrogate_code(spec.surrogate),
+                _backward, -(-n_columns // tile), tile, grad_spikes.numpy(), grad_membrane,
+                drives.numpy(), saved.numpy(), spec.model, numbers(spec.constants, drives.numpy()),
+                ctx.parameters, delay, panels, n_neurons, surrogate_code(spec.surrogate),
                 drives.numpy().dtype.type(not spec.detach_spikes), grad_current.numpy(),
                 grads_of_states.numpy(), sums.numpy(),
             )  # fmt: skip
@@ -281,10 +313,22 @@ class _Fused(torch.autograd.Function):
             raise error_of_model(spec, drives.dtype, error) from None
         grad_current = grad_current.view(ctx.shape)
         per_neuron = sums.view(-1, batch_size, n_neurons).sum(1).to(drives.dtype)
-        grad_weight = None
-        if recurrent and ctx.needs_input_grad[1]:
+        grad_weight = grad_values = grad_before = None
+        if weight is not None and ctx.needs_input_grad[1]:
             grad_weight = recurrent_weight_gradient(grad_current, ctx.events, spec.recurrent_delay)
-        return grad_current, grad_weight, None, None, *per_neuron
+            if before is not None:
+                on_their_way = SpikeEvents(before[:delay].to(torch.uint8))
+                grad_weight += recurrent_weight_gradient(grad_current[:delay], on_their_way, 0)
+        if ctx.needs_input_grad[2]:
+            grad_values = drives.new_zeros(saved.shape[1], n_columns)
+            grad_values[:n_states] = grads_of_states[:n_states]
+            grad_values = grad_values.view(-1, batch_size, n_neurons)
+        if weight is not None and before is not None and feedback and ctx.needs_input_grad[3]:
+            grad_before = drives.new_zeros(before.shape)
+            grad_before[:delay] = grad_current[:delay] @ weight
+        return (
+            grad_current, grad_weight, grad_values, grad_before, None, None, None, *per_neuron
+        )  # fmt: skip
 
 
 def fused_cpu(
@@ -292,8 +336,9 @@ def fused_cpu(
     current: Tensor,
     parameters: Sequence[Tensor],
     recurrent_weight: Tensor | None,
-    compute_threshold: Callable[[Tensor], Tensor] = torch.ones_like,
-) -> SpikeTrace:
+    start: Start | None = None,
+    membrane_gradient: bool = False,
+) -> Simulation:
     """Simulate in one pass, with the spikes and gradient of the loop; arguments already checked.
 
     Args:
@@ -301,17 +346,23 @@ def fused_cpu(
         current: [T, B, N].
         parameters: tensors [N], in the model's order.
         recurrent_weight: [N, N] (post, pre), or None.
-        compute_threshold: computes θ [T, B, N] from the spikes.
+        start: state at the start; None = 0.
+        membrane_gradient: whether `Simulation.margin` is wanted.
     """
-    inputs = (current, recurrent_weight, *parameters)
-    simulate = partial(_run, current, parameters, recurrent_weight, spec)
-    if needs_gradient(*inputs):
-        events_out: list[SpikeEvents] = []
-        spikes = _Fused.apply(  # pyright: ignore
-            current, recurrent_weight, spec, events_out, *parameters
-        )
-        events = events_out[0]
+    values, before = start or (None, None)
+    inputs = (current, recurrent_weight, values, before, *parameters)
+    simulate = partial(_run, current, parameters, recurrent_weight, start, spec)
+    if not needs_gradient(*inputs):
+        result = simulate(for_backward=False)
+        last, margin = result.saved[-1].view(-1, *current.shape[1:]), None
+        spikes, events = result.spikes, result.events
     else:
-        spikes, events, *_ = simulate(for_backward=False)
-    margin = partial(simulate, for_backward=False, keep_margin=True)
-    return trace_of_margin(spikes, lambda: margin().margin, compute_threshold, inputs, events)
+        events_out: list[SpikeEvents] = []
+        spikes, last, *margins = _Fused.apply(  # pyright: ignore
+            *inputs[:4], spec, membrane_gradient, events_out, *parameters
+        )
+        events, margin = events_out[0], next(iter(margins), None)
+    compute_margin = partial(simulate, for_backward=False, keep_margin=True)
+    return Simulation(
+        spec, spikes, events, last, before, margin, lambda: compute_margin().margin, inputs
+    )

@@ -18,15 +18,18 @@ from blockspike.neurons.cpu.lane_memory import (
     store_lanes,
     store_rows,
 )
-from blockspike.neurons.cpu.lanes import add_each, n_lanes
+from blockspike.neurons.cpu.lanes import add_each, n_lanes, spread
 from blockspike.neurons.cpu.steps import (
+    add_states,
     grad_rows,
     n_rows,
+    no_grads,
     no_sums,
     parameter_rows,
     reverse_step,
     state_rows,
     step,
+    without_threshold,
 )
 from blockspike.neurons.cpu.surrogate import slope_of
 
@@ -130,18 +133,21 @@ def replay(neurons, surrogate, span, drives, states, before, replayed):
 
 @kernel_with_fma
 def reverse(
-    neurons, reset_has_grad, chunk_first, span, grad_spikes, drives, replayed, grads, grad_current,
-    sums,
+    neurons, reset_has_grad, chunk_first, span, grad_spikes, grad_membrane, drives, replayed, grads,
+    grad_current, sums,
 ):  # fmt: skip
     """Backpropagate through the last steps of a group's chunk, which begins at chunk_first.
 
-    `grads` are the gradients of the states; `sums`, in float64, those of the parameters.
+    `grads` are the gradients of the states; `sums`, in float64, those of the parameters. The step
+    is linear in its gradients, so that `grad_membrane`, where there is one, is taken alone: it is
+    the gradient of a spike whose slope is 1 and whose threshold is 1.
     """
     model, lanes = neurons.model, np.uintp(n_lanes(drives))
     column, n = np.uintp(span.start), np.uintp(span.stop - span.start)
     own = parameter_rows(model, neurons.parameters, column, span.stride, n)
     now = grad_rows(model, grads, column, span.stride, n)
-    total = no_sums(model, drives)
+    total, zeros = no_sums(model, drives), no_grads(model, drives)
+    one = spread(neurons.constants[1], zeros[0])
     to_slopes, n_states = np.uintp(CHUNK) * lanes, np.uintp(n_rows(model)[1])
     done = np.uintp(span.last - chunk_first) * lanes
     x = np.uintp(span.last) * span.stride + column
@@ -159,6 +165,16 @@ def reverse(
             load_lanes(replayed.array, k, lanes), load_lanes(replayed.array, k + to_slopes, lanes),
             load_lanes(grad_spikes.array, y, n), reset_has_grad, now,
         )  # fmt: skip
+        if grad_membrane is not None:
+            to_drive_, to_parameters_, now_ = reverse_step(
+                model, load_lanes(drives, x, n), without_threshold(model, own), neurons.constants,
+                state_rows(model, replayed.array, kept, lanes, lanes),
+                load_lanes(replayed.array, k, lanes), one, load_lanes(grad_membrane, x, n),
+                reset_has_grad, zeros,
+            )  # fmt: skip
+            to_drive = to_drive + to_drive_
+            to_parameters = add_each(to_parameters, without_threshold(model, to_parameters_))
+            now = add_states(model, now, now_)
         store_lanes(to_drive, grad_current, x, n, False)
         total = add_each(total, to_parameters)
     store_rows(now, grads, column, span.stride, n)

@@ -24,7 +24,8 @@ class _ModelType(types.Type):
 
     def __init__(self, model: NeuronModel):
         self.model = model
-        content = [model.name, model.parameters, model.states, model.counters, _kernels()]
+        content = [model.name, model.parameters, model.states, model.counters]
+        content += [model.threshold_parameters, model.accumulators, _kernels()]
         for function in (model.step, model.reverse_step):
             code = marshal.dumps(function.__code__, 2)  # the source may be newer
             content += [function.__module__, function.__qualname__, code, _source(function)]

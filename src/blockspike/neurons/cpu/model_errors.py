@@ -33,7 +33,10 @@ class _Signature(NamedTuple):
 
 def _signatures(model: NeuronModel, n_constants: int, real: Any) -> list[_Signature]:
     x = lanes_of(real)
-    own, carried = (types.UniTuple(x, n) for n in (len(model.parameters), len(model.states)))
+    own, carried = (
+        types.UniTuple(x, n)
+        for n in (len(model.parameters), len(model.states) + len(model.accumulators))
+    )
     numbers = types.UniTuple(real, n_constants)
     state = types.UniTuple(x, len(model.states) + len(model.counters))
     return [

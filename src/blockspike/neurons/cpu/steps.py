@@ -129,19 +129,57 @@ def _row_loader(count: Callable[[NeuronModel], int]) -> Any:
 
 parameter_rows = _row_loader(lambda m: len(m.parameters))
 state_rows = _row_loader(lambda m: len(m.states) + len(m.counters))
-grad_rows = _row_loader(lambda m: len(m.states))
+grad_rows = _row_loader(lambda m: len(m.states) + len(m.accumulators))
+
+
+def _zeros(count: Callable[[NeuronModel], int]) -> Any:
+    @intrinsic
+    def zeros(typingctx, model, array):  # pyright: ignore[reportUnusedParameter]
+        """Zeros for each row, as a tuple of vectors."""
+        result = types.UniTuple(lanes_of(array.dtype), count(model.model))
+
+        def codegen(context, builder, signature, args):
+            zero = ir.Constant(result.dtype.llvm, None)
+            return context.make_tuple(builder, result, [zero] * result.count)
+
+        return result(model, array), codegen
+
+    return zeros
+
+
+no_sums = _zeros(lambda m: len(m.parameters))
+no_grads = _zeros(lambda m: len(m.states) + len(m.accumulators))
 
 
 @intrinsic
-def no_sums(typingctx, model, array):  # pyright: ignore[reportUnusedParameter]
-    """Zeros for each parameter, as a tuple of vectors."""
-    result = types.UniTuple(lanes_of(array.dtype), len(model.model.parameters))
+def without_threshold(typingctx, model, rows):  # pyright: ignore[reportUnusedParameter]
+    """Rows of parameters or their gradients, with 0 for those of the threshold."""
+    m = model.model
 
     def codegen(context, builder, signature, args):
-        zeros = ir.Constant(result.dtype.llvm, None)
-        return context.make_tuple(builder, result, [zeros] * result.count)
+        values = [
+            ir.Constant(rows.dtype.llvm, None)
+            if name in m.threshold_parameters
+            else builder.extract_value(args[1], k)
+            for k, name in enumerate(m.parameters)
+        ]
+        return context.make_tuple(builder, rows, values)
 
-    return result(model, array), codegen
+    return rows(model, rows), codegen
+
+
+@intrinsic
+def add_states(typingctx, model, grads, more):  # pyright: ignore[reportUnusedParameter]
+    """Add the gradients of states in `more` to those in `grads`; accumulators stay."""
+    n_states = len(model.model.states)
+
+    def codegen(context, builder, signature, args):
+        rows = [builder.extract_value(args[1], k) for k in range(grads.count)]
+        for k in range(n_states):
+            rows[k] = builder.fadd(rows[k], builder.extract_value(args[2], k))
+        return context.make_tuple(builder, grads, rows)
+
+    return grads(model, grads, more), codegen
 
 
 def numbers(constants: tuple[float, ...], like: np.ndarray) -> tuple:

@@ -6,7 +6,7 @@ takes them through `recurrent_delay` steps at a time, with one matrix product in
 backward: the input of each step, the states every CHUNK steps and, with recurrence, the spikes.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -19,8 +19,9 @@ from blockspike.neurons.gpu import kernels as kernels_gpu
 from blockspike.neurons.gpu.graphs import Graphs, launching_on
 from blockspike.neurons.gpu.kernels import in_triton
 from blockspike.neurons.model import NeuronModel, SimulationSpec
+from blockspike.neurons.state import Start
 from blockspike.neurons.surrogate import Boxcar, FastSigmoid, MultiGaussian
-from blockspike.neurons.trace import SpikeTrace, check_finite, needs_gradient, trace_of_margin
+from blockspike.neurons.trace import Simulation, check_finite, needs_gradient
 
 CHUNK = 8  # steps between saved states; 16 need too many registers
 TILE = 32  # columns per program: one warp, since few columns have to occupy many processors
@@ -57,16 +58,26 @@ def sizes(model: NeuronModel, n_constants: int) -> dict[str, int]:
     }
 
 
+def _threshold_bits(model: NeuronModel) -> int:
+    """Bit k is set if parameter k is one of the threshold."""
+    own = enumerate(model.parameters)
+    return sum(1 << k for k, name in own if name in model.threshold_parameters)
+
+
 def _launch(kernel: Any, n_columns: int, *args: Tensor | int, **options: Any) -> None:
     """Launch a kernel on all tiles of columns."""
     kernel[(triton.cdiv(n_columns, TILE),)](*args, tile=TILE, chunk=CHUNK, **options, **OPTIONS)
 
 
 def _simulate(
-    current: Tensor, parameters: Tensor, constants: Tensor, weight: Tensor | None = None, *,
+    current: Tensor, parameters: Tensor, constants: Tensor, values: Tensor,
+    weight: Tensor | None = None, before: Tensor | None = None, *,
     model: NeuronModel, delay: int, for_backward: bool, keep_margin: bool,
 ) -> _Result:  # fmt: skip
-    """Simulate for current [T, B, N], parameters [P, N] and constants [C], 0 and 1 first."""
+    """Simulate for current [T, B, N], parameters [P, N] and constants [C], 0 and 1 first.
+
+    `values` [K, B·N] and `before` [D, B, N] are the states and spikes at the start.
+    """
     n_steps, _, n_neurons = current.shape
     rows = current.reshape(n_steps, -1)
     n_columns = rows.shape[1]
@@ -77,14 +88,14 @@ def _simulate(
     drives = parameters.new_empty(rows.shape) if keep_drives else rows if for_backward else nothing
     n_saved = -(-n_steps // CHUNK) if for_backward else 0
     saved = parameters.new_empty(n_saved, counts["n_states"], n_columns)
-    state = parameters.new_zeros(counts["n_states"], n_columns)
+    state = values.clone()
     block = n_steps if weight is None else delay
     for first in range(0, n_steps, block):
         last = min(n_steps, first + block)
+        earlier = before if first == 0 else spikes[first - block : last - block]
         recurrent = None
-        if weight is not None and first > 0:
-            earlier = spikes[first - block : last - block].view(-1, n_neurons)
-            recurrent = earlier.to(weight.dtype) @ weight.T
+        if weight is not None and earlier is not None:
+            recurrent = earlier[:last].reshape(-1, n_neurons).to(weight.dtype) @ weight.T
         _launch(
             kernels_gpu.forward, n_columns, rows, rows if recurrent is None else recurrent,
             parameters, constants, state, spikes, margin, drives, saved, first, last, n_columns,
@@ -97,16 +108,18 @@ def _simulate(
 
 def _differentiate(
     grad_spikes: Tensor, drives: Tensor, saved: Tensor, parameters: Tensor, constants: Tensor,
-    weight: Tensor | None = None, *, spec: SimulationSpec,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """Gradients dLoss/dI [T, B·N] and, in float64, dLoss/dparameters [P, B·N].
+    grad_state: Tensor, grad_membrane: Tensor, weight: Tensor | None = None, *,
+    spec: SimulationSpec,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """Gradients of current [T, B·N], states [K, B·N] and, in float64, parameters [P, B·N].
 
+    `grad_state` and `grad_membrane`, which may be empty, come from the last states and the margin.
     Pass `weight` only if gradient flows through the recurrence.
     """
     model = spec.model
     n_steps, n_columns = drives.shape
     grad_current = torch.empty_like(grad_spikes)
-    carried = parameters.new_zeros(len(model.states), n_columns)
+    carried = grad_state.clone()
     sums = parameters.new_zeros(len(parameters), n_columns, dtype=torch.float64)
     block = n_steps if weight is None else spec.recurrent_delay
     for last in range(n_steps, 0, -block):
@@ -117,77 +130,116 @@ def _differentiate(
             feedback = later.to(weight.dtype) @ weight
         _launch(
             kernels_gpu.backward, n_columns, grad_spikes,
-            grad_spikes if feedback is None else feedback, drives, saved, parameters, constants,
-            carried, grad_current, sums, first, last, n_columns, parameters.shape[1],
+            grad_spikes if feedback is None else feedback, grad_membrane, drives, saved, parameters,
+            constants, carried, grad_current, sums, first, last, n_columns, parameters.shape[1],
             step=in_triton(model.step), reverse_step=in_triton(model.reverse_step),
             **sizes(model, len(constants)), n_carried=len(model.states),
-            has_feedback=feedback is not None, reset_has_grad=0.0 if spec.detach_spikes else 1.0,
+            has_feedback=feedback is not None, has_grad_membrane=grad_membrane.numel() > 0,
+            threshold_bits=_threshold_bits(model),
+            reset_has_grad=0.0 if spec.detach_spikes else 1.0,
             surrogate=_CODES[type(spec.surrogate)],
         )  # fmt: skip
-    return grad_current, sums
+    return grad_current, carried, sums
 
 
 def _run(
     current: Tensor, parameters: Tensor, constants: Tensor, weight: Tensor | None,
-    spec: SimulationSpec, for_backward: bool, keep_margin: bool = False,
+    start: Start | None, spec: SimulationSpec, for_backward: bool, keep_margin: bool = False,
 ) -> _Result:  # fmt: skip
-    tensors = [x.detach().contiguous() for x in (current, parameters, constants)]
+    model, delay = spec.model, min(spec.recurrent_delay, len(current))
+    values = parameters.new_zeros(len(model.states) + len(model.counters), *current.shape[1:])
+    if start is not None:
+        values = start.values
+    given = [current, parameters, constants, values.flatten(1), weight]
+    if weight is not None and start is not None and start.spikes is not None:
+        given.append(start.spikes[:delay])
+    tensors = [x.detach().contiguous() for x in given if x is not None]
     asked: dict[str, Any] = {"for_backward": for_backward, "keep_margin": keep_margin}
-    asked |= {"model": spec.model, "delay": min(spec.recurrent_delay, len(current))}
+    asked |= {"model": model, "delay": delay}
     with launching_on(current.device):
         if weight is None:
             result = _simulate(*tensors, **asked)
         else:
-            tensors.append(weight.detach().contiguous())
             result = _Result(*_graphs.run(_simulate, *tensors, **asked))
     check_finite(result.state[0].view(current.shape[1:]), current)
     return result
 
 
 def _recurrent_weight_gradient(
-    grad_current: Tensor, spike_bytes: Tensor, delay: int, dtype: torch.dtype
+    grad_current: Tensor, spikes: Tensor, delay: int, dtype: torch.dtype
 ) -> Tensor:
     """Gradient dLoss/dW[post, pre] = Σ gI[t, post] S[t − delay, pre] for gI and S [T, B, N]."""
-    n = spike_bytes.shape[2]
-    later, earlier = grad_current[delay:].reshape(-1, n), spike_bytes[:-delay].reshape(-1, n)
+    n = spikes.shape[2]
+    later = grad_current[delay:].reshape(-1, n)
+    earlier = spikes[: len(grad_current) - delay].reshape(-1, n)
     return later.to(dtype).T @ earlier.to(dtype)
 
 
 class _Fused(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, current, parameters, constants, weight, spec: SimulationSpec):
-        """Spikes [T, B, N]."""
-        result = _run(current, parameters, constants, weight, spec, for_backward=True)
+    def forward(
+        ctx, current, parameters, constants, weight, values, before, spec: SimulationSpec,
+        keep_margin: bool,
+    ):  # fmt: skip
+        """Spikes [T, B, N], the last states [K, B, N], the margin [T, B, N] if it is wanted.
+
+        `values` and `before` are a `Start`, or None.
+        """
+        start = None if values is None else Start(values, before)
+        result = _run(current, parameters, constants, weight, start, spec, True, keep_margin)
         spikes = result.spikes.view(current.shape)
         spike_bytes = None if weight is None else spikes.to(torch.uint8)
         ctx.save_for_backward(
-            result.drives, result.saved, parameters, constants, weight, spike_bytes
+            result.drives, result.saved, parameters, constants, weight, spike_bytes, before
         )
-        ctx.spec, ctx.shape = spec, current.shape
-        return spikes
+        ctx.spec, ctx.shape, ctx.dtype = spec, current.shape, current.dtype
+        ctx.set_materialize_grads(False)
+        last = result.state.view(-1, *current.shape[1:])
+        if keep_margin:
+            return spikes, last, result.margin.view(current.shape)
+        return spikes, last
 
     @staticmethod
     @differentiable_once("method='fused'", instead="method='standard'")
-    def backward(ctx, *grads: Tensor):  # pyright: ignore[reportIncompatibleMethodOverride]
-        drives, saved, parameters, constants, weight, spike_bytes = ctx.saved_tensors
+    def backward(ctx, *grads: Tensor | None):  # pyright: ignore[reportIncompatibleMethodOverride]
+        drives, saved, parameters, constants, weight, spike_bytes, before = ctx.saved_tensors
         delay = min(ctx.spec.recurrent_delay, ctx.shape[0])
         spec: SimulationSpec = ctx.spec._replace(recurrent_delay=delay)
-        tensors = [grads[0].reshape(drives.shape).contiguous(), drives, saved]
-        tensors += [parameters.contiguous(), constants]
-        grad_weight = None
+        n_states, dtype = len(spec.model.states), parameters.dtype
+        grad_spikes, grad_last, grad_membrane = (*grads, None)[:3]
+        if grad_spikes is None:
+            grad_spikes = torch.zeros(ctx.shape, dtype=ctx.dtype, device=drives.device)
+        grad_state = parameters.new_zeros(n_states, drives.shape[1])
+        if grad_last is not None:
+            grad_state = grad_last[:n_states].flatten(1).contiguous()
+        if grad_membrane is None:
+            grad_membrane = parameters.new_empty(0)
+        tensors = [grad_spikes.reshape(drives.shape).contiguous(), drives, saved]
+        tensors += [parameters.contiguous(), constants, grad_state, grad_membrane.contiguous()]
+        grad_weight = grad_values = grad_before = None
         with launching_on(drives.device):
             if weight is None or spec.detach_spikes:
-                grad_current, sums = _differentiate(*tensors, spec=spec)
+                grad_current, carried, sums = _differentiate(*tensors, spec=spec)
             else:
                 tensors.append(weight.contiguous())
-                grad_current, sums = _graphs.run(_differentiate, *tensors, spec=spec)
+                grad_current, carried, sums = _graphs.run(_differentiate, *tensors, spec=spec)
             grad_current = grad_current.view(ctx.shape)
             if weight is not None and ctx.needs_input_grad[3]:
-                grad_weight = _recurrent_weight_gradient(
-                    grad_current, spike_bytes, delay, weight.dtype
-                )
-        per_neuron = sums.view(len(parameters), -1, ctx.shape[2]).sum(1).to(parameters.dtype)
-        return grad_current, per_neuron, None, grad_weight, None
+                grad_weight = _recurrent_weight_gradient(grad_current, spike_bytes, delay, dtype)
+                if before is not None:
+                    grad_weight += _recurrent_weight_gradient(
+                        grad_current[:delay], before, 0, dtype
+                    )
+            if ctx.needs_input_grad[4]:
+                grad_values = parameters.new_zeros(saved.shape[1:])
+                grad_values[:n_states] = carried
+                grad_values = grad_values.view(-1, *ctx.shape[1:])
+            wanted = ctx.needs_input_grad[5] and not spec.detach_spikes
+            if weight is not None and before is not None and wanted:
+                grad_before = torch.zeros_like(before)
+                grad_before[:delay] = (grad_current[:delay].to(dtype) @ weight).to(before.dtype)
+        per_neuron = sums.view(len(parameters), -1, ctx.shape[2]).sum(1).to(dtype)
+        return grad_current, per_neuron, None, grad_weight, grad_values, grad_before, None, None
 
 
 def fused_gpu(
@@ -195,8 +247,9 @@ def fused_gpu(
     current: Tensor,
     parameters: Sequence[Tensor],
     recurrent_weight: Tensor | None,
-    compute_threshold: Callable[[Tensor], Tensor] = torch.ones_like,
-) -> SpikeTrace:
+    start: Start | None = None,
+    membrane_gradient: bool = False,
+) -> Simulation:
     """Simulate by Triton kernels, with the spikes and gradient of the loop; see `fused_cpu`.
 
     `current` may be bfloat16 with float32 parameters. Spikes and the current's gradient are then
@@ -214,11 +267,19 @@ def fused_gpu(
     # filled on the device, since a copy from the CPU would wait for it
     numbers = torch.stack([together.new_full((), x) for x in (0.0, 1.0, *spec.constants)])
     inputs = (current, together, numbers, recurrent_weight)
-    simulate = partial(_run, *inputs, spec)
-    if needs_gradient(*inputs):
-        spikes = _Fused.apply(*inputs, spec)  # pyright: ignore
+    values, before = start or (None, None)
+    simulate = partial(_run, *inputs, start, spec)
+    if needs_gradient(*inputs, values, before):
+        spikes, last, *margins = _Fused.apply(  # pyright: ignore
+            *inputs, values, before, spec, membrane_gradient
+        )
+        margin = next(iter(margins), None)
     else:
-        spikes = simulate(for_backward=False).spikes.view(current.shape)
-    margin = partial(simulate, for_backward=False, keep_margin=True)
-    watched = (current, recurrent_weight, *parameters)
-    return trace_of_margin(spikes, lambda: margin().margin, compute_threshold, watched)
+        result = simulate(for_backward=False)
+        spikes, margin = result.spikes.view(current.shape), None
+        last = result.state.view(-1, *current.shape[1:])
+    compute_margin = partial(simulate, for_backward=False, keep_margin=True)
+    watched = (current, recurrent_weight, values, before, *parameters)
+    return Simulation(
+        spec, spikes, None, last, before, margin, lambda: compute_margin().margin, watched
+    )

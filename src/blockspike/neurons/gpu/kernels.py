@@ -193,13 +193,17 @@ def _slope(u, surrogate: tl.constexpr):
 
 @triton.jit(do_not_specialize=_SCALARS)
 def backward(
-    grad_spikes, feedback, drives, saved, parameters, constants, carried, grad_current, sums,
-    first, last, n_columns, n_neurons, step: tl.constexpr, reverse_step: tl.constexpr,
-    n_parameters: tl.constexpr, n_constants: tl.constexpr, n_states: tl.constexpr,
-    n_carried: tl.constexpr, has_feedback: tl.constexpr, reset_has_grad: tl.constexpr,
+    grad_spikes, feedback, grad_membranes, drives, saved, parameters, constants, carried,
+    grad_current, sums, first, last, n_columns, n_neurons, step: tl.constexpr,
+    reverse_step: tl.constexpr, n_parameters: tl.constexpr, n_constants: tl.constexpr,
+    n_states: tl.constexpr, n_carried: tl.constexpr, has_feedback: tl.constexpr,
+    has_grad_membrane: tl.constexpr, threshold_bits: tl.constexpr, reset_has_grad: tl.constexpr,
     surrogate: tl.constexpr, tile: tl.constexpr, chunk: tl.constexpr,
 ):  # fmt: skip
     """Run steps last − 1 … first and update `carried` [n_carried, B·N], the states' gradient.
+
+    The step is linear in its gradients, so that `grad_membranes` are taken alone: the gradient of a
+    spike whose slope is 1 and whose threshold is 1.
 
     The parameters' gradient of each column is added to `sums`, float64 [n_parameters, B·N].
     """
@@ -242,6 +246,18 @@ def backward(
             t = start + k
             live = column < tl.where((t >= first) & (t < last), n_columns, 0)
             at = t * stride + column
+            if has_grad_membrane:
+                grad_m = tl.load(grad_membranes + at, mask=live, other=0.0).to(margins[k].dtype)
+                without = _without_threshold(own, threshold_bits, n_parameters)
+                to_drive_, to_own_, before_ = reverse_step(
+                    rows[k].to(margins[k].dtype), without, numbers, states[k], margins[k],
+                    tl.full(margins[k].shape, 1.0, margins[k].dtype), grad_m, reset_has_grad,
+                    _zeros_like(grad_state, n_carried),
+                )  # fmt: skip
+                to_drive = to_drive + to_drive_
+                to_own_ = _without_threshold(to_own_, threshold_bits, n_parameters)
+                to_own = _add_each(to_own, to_own_, n_parameters)
+                before = _add_each(before, before_, n_carried)
             tl.store(grad_current + at, to_drive.to(grad_current.dtype.element_ty), mask=live)
             grad_state = _choose(live, before, grad_state, n_carried)
             of_chunk = _add_live(of_chunk, to_own, live, n_parameters)
@@ -257,6 +273,26 @@ def _zeros_like(values, n: tl.constexpr):
     for k in tl.static_range(n):
         zeros += (tl.zeros_like(values[k]),)
     return zeros
+
+
+@triton.jit
+def _without_threshold(values, threshold_bits: tl.constexpr, n: tl.constexpr):
+    """Parameters or their gradients, with 0 for those of the threshold."""
+    rows = ()
+    for k in tl.static_range(n):
+        if (threshold_bits >> k) & 1:
+            rows += (tl.zeros_like(values[k]),)
+        else:
+            rows += (values[k],)
+    return rows
+
+
+@triton.jit
+def _add_each(x, y, n: tl.constexpr):
+    sums = ()
+    for k in tl.static_range(n):
+        sums += (x[k] + y[k],)
+    return sums
 
 
 @triton.jit

@@ -1,0 +1,173 @@
+"""Training on long recordings: a `SpikingClassifier` piece by piece, in little memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from blockspike.networks.classifier import (
+    ClassifierOutput,
+    ClassifierState,
+    SpikingClassifier,
+    mean_over_views,
+)
+from blockspike.networks.layers import check_counts
+from blockspike.neurons.autograd import differentiable_once
+from blockspike.neurons.events import EventBatch
+
+
+class PiecewiseOutput(NamedTuple):
+    """Result of `run_in_pieces`: `scores` and `rates` as in `ClassifierOutput`."""
+
+    scores: Tensor
+    rates: list[Tensor]
+
+    def mean_over_views(self, n_samples: int) -> Tensor:
+        """See `ClassifierOutput.mean_over_views`."""
+        return mean_over_views(self.scores, n_samples)
+
+
+def run_in_pieces(
+    network: SpikingClassifier, x: EventBatch | Tensor, n_steps: int, truncate: bool = False
+) -> PiecewiseOutput:
+    """Run a network piece by piece and keep only the states in between for backward.
+
+    Backward simulates each piece again. So memory grows with the number of pieces and their length,
+    T/K + K, and not with T.
+
+    Args:
+        network: the classifier.
+        x: input [T, B, n_inputs].
+        n_steps: length K of a piece; the last one may be shorter.
+        truncate: whether gradients stop where pieces meet (truncated backpropagation through time).
+            Else they are those of the whole.
+
+    Raises:
+        ValueError: `n_steps` is below 1, no multiple of arp + 1 with method "blocks", or the
+            network scales its input, for which it has to see the whole.
+    """
+    check_counts(n_steps=n_steps)
+    if torch.is_grad_enabled():
+        own = [p for p in network.parameters() if p.requires_grad]
+        scores, rates = _InPieces.apply(network, x, n_steps, truncate, *own)  # pyright: ignore
+    else:
+        scores, rates = _total([output for _, output in _run(network, x, n_steps)])
+    return PiecewiseOutput(scores, list(rates))
+
+
+def _run(
+    network: SpikingClassifier, x: EventBatch | Tensor, n_steps: int
+) -> Iterator[tuple[ClassifierState | None, tuple[Tensor, Tensor]]]:
+    """State at the start of each piece, and what it adds to the scores and rates."""
+    state = None
+    for first in range(0, x.shape[0], n_steps):
+        piece = _piece(x, first, n_steps)
+        output = network(piece, state)
+        yield state, _share(network, output, piece, x)
+        if first + n_steps < x.shape[0]:
+            state = output.state
+
+
+def _piece(x: EventBatch | Tensor, first: int, n_steps: int) -> EventBatch | Tensor:
+    last = min(first + n_steps, x.shape[0])
+    return x.steps(first, last) if isinstance(x, EventBatch) else x[first:last]
+
+
+def _share(
+    network: SpikingClassifier,
+    output: ClassifierOutput,
+    piece: EventBatch | Tensor,
+    x: EventBatch | Tensor,
+) -> tuple[Tensor, Tensor]:
+    share = piece.shape[0] / x.shape[0]
+    scores = output.scores * share if network.scores == "mean" else output.scores
+    return scores, torch.stack(output.rates) * share
+
+
+def _total(outputs: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, ...]:
+    return tuple(torch.stack(of_pieces).sum(0) for of_pieces in zip(*outputs, strict=True))
+
+
+class _InPieces(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx, network: SpikingClassifier, x: EventBatch | Tensor, n_steps: int, truncate: bool,
+        *parameters: Tensor
+    ):  # fmt: skip
+        """Scores [B, n_classes] and rates [n_layers]."""
+        ctx.network, ctx.x, ctx.n_steps, ctx.truncate = network, x, n_steps, truncate
+        ctx.save_for_backward(*parameters)
+        device = parameters[0].device.type
+        ctx.autocast = {
+            "device_type": device,
+            "dtype": torch.get_autocast_dtype(device),
+            "enabled": torch.is_autocast_enabled(device),
+        }
+        ctx.starts, outputs = [], []
+        drawn = _random_state(parameters[0].device)
+        for state, output in _run(network, x, n_steps):
+            ctx.starts.append((state, drawn))
+            outputs.append(output)
+            drawn = _random_state(parameters[0].device)
+        return _total(outputs)
+
+    @staticmethod
+    @differentiable_once("recompute_steps and truncate_steps", instead="neither")
+    def backward(ctx, *grads: Tensor):  # pyright: ignore[reportIncompatibleMethodOverride]
+        parameters = ctx.saved_tensors
+        sums = [torch.zeros_like(p) for p in parameters]
+        grads_of_state: list[Tensor | None] = []
+        for i, (state, drawn) in reversed(list(enumerate(ctx.starts))):
+            with torch.enable_grad(), torch.autocast(**ctx.autocast), _with_random_state(drawn):
+                start = (
+                    None
+                    if state is None
+                    else state.map(lambda x: x.detach().requires_grad_(not ctx.truncate))
+                )
+                piece = _piece(ctx.x, i * ctx.n_steps, ctx.n_steps)
+                output = ctx.network(piece, start)
+                ends = [*_share(ctx.network, output, piece, ctx.x)]
+                ends += _tensors(output.state) if grads_of_state else []
+            pairs = zip(ends, (*grads, *grads_of_state), strict=True)
+            used = [(x, g) for x, g in pairs if g is not None and x.requires_grad]
+            inputs = [x for x in _tensors(start) if x.requires_grad]
+            found = torch.autograd.grad(
+                [x for x, _ in used], [*parameters, *inputs], [g for _, g in used],
+                allow_unused=True,
+            )  # fmt: skip
+            for total, grad in zip(sums, found, strict=False):
+                if grad is not None:
+                    total += grad
+            of_inputs = iter(found[len(parameters) :])
+            grads_of_state = [next(of_inputs) if x.requires_grad else None for x in _tensors(start)]
+            if ctx.truncate:
+                grads_of_state = []
+        return None, None, None, None, *sums
+
+
+def _tensors(state: ClassifierState | None) -> list[Tensor]:
+    if state is None:
+        return []
+    tensors: list[Tensor] = []
+    state.map(lambda x: tensors.append(x) or x)
+    return tensors
+
+
+def _random_state(device: torch.device) -> tuple[torch.device, list[Tensor]]:
+    on_gpu = [torch.cuda.get_rng_state(device)] if device.type == "cuda" else []
+    return device, [torch.get_rng_state(), *on_gpu]
+
+
+@contextmanager
+def _with_random_state(drawn: tuple[torch.device, list[Tensor]]) -> Iterator[None]:
+    device, (on_cpu, *on_gpu) = drawn
+    devices: list[Any] = [device] if on_gpu else []
+    with torch.random.fork_rng(devices):
+        torch.set_rng_state(on_cpu)
+        for state in on_gpu:
+            torch.cuda.set_rng_state(state, device)
+        yield

@@ -1,0 +1,151 @@
+"""Networks in pieces: their state given on, and gradients in little memory."""
+
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import blockspike as bs
+from blockspike.networks.pieces import PiecewiseOutput, run_in_pieces
+
+NETWORKS: dict[str, dict[str, Any]] = {
+    "alif": {"arp_ms": 2.0},
+    "blocks": {"arp_ms": 2.0, "method": "blocks"},
+    "standard": {"arp_ms": 1.0, "method": "standard"},
+    "receptive field": {"rf_len": 4},
+    "delays": {"max_delay": 5},
+    "through spikes": {"recurrent_delay": 7, "detach_spikes": False},
+    "feed-forward": {"recurrent": False},
+}
+
+
+def network_of(name: str, **options: Any) -> bs.SpikingClassifier:
+    torch.manual_seed(0)
+    if name == "se_adlif":
+        options["layer"] = partial(bs.AdLIFLayer, recurrent_delay=2)
+    else:
+        options |= NETWORKS[name]
+    network = bs.SpikingClassifier(12, 4, n_hidden=8, dt_ms=1.0, **options).double()
+    with torch.no_grad():
+        for layer in network.layers:
+            layer.get_parameter("weight").mul_(3)
+    return network
+
+
+def spikes(n_steps: int = 48, density: float = 0.2) -> Tensor:
+    generator = torch.Generator().manual_seed(1)
+    return (torch.rand(n_steps, 3, 12, generator=generator) < density).double()
+
+
+def gradients(network: bs.SpikingClassifier, output: Any) -> dict[str, Tensor]:
+    network.zero_grad()
+    loss = torch.nn.functional.cross_entropy(output.scores, torch.tensor([0, 1, 2]))
+    (loss + 10 * sum(rate * rate for rate in output.rates)).backward()
+    return {name: p.grad.clone() for name, p in network.named_parameters() if p.grad is not None}
+
+
+def total(outputs: list[bs.ClassifierOutput]) -> PiecewiseOutput:
+    """The scores (a sum over time) and rates of the whole from those of its parts."""
+    scores = torch.stack([output.scores for output in outputs]).sum(0)
+    spikes = [torch.cat([output.spikes[k] for output in outputs]) for k in range(2)]
+    return PiecewiseOutput(scores, [x.mean() for x in spikes])
+
+
+def assert_equal(actual: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    assert actual.keys() == expected.keys()
+    for name, grad in expected.items():
+        torch.testing.assert_close(actual[name], grad, rtol=1e-9, atol=1e-12, msg=name)
+
+
+@pytest.mark.parametrize("as_events", [True, False])
+@pytest.mark.parametrize("name", [*NETWORKS, "se_adlif"])
+def test_the_whole_from_its_parts(name, as_events):
+    network, x = network_of(name), spikes()
+    given = bs.EventBatch.from_dense(x) if as_events else x
+    whole = network(given)
+    state, outputs = None, []
+    for first, last in ((0, 3), (3, 24), (24, 48)):
+        piece = given.steps(first, last) if isinstance(given, bs.EventBatch) else x[first:last]
+        outputs.append(network(piece, state))
+        state = outputs[-1].state if last < 48 else None
+    for k in range(2):
+        pieces = torch.cat([output.spikes[k] for output in outputs])
+        assert torch.equal(pieces, whole.spikes[k]) and pieces.mean() > 0.005
+    assert_equal(gradients(network, total(outputs)), gradients(network, whole))
+
+
+@pytest.mark.parametrize("as_events", [True, False])
+@pytest.mark.parametrize("scores", ["sum", "mean", "softmax"])
+@pytest.mark.parametrize("name", [*NETWORKS, "se_adlif"])
+def test_gradients_of_simulating_again_are_exact(name, scores, as_events):
+    network, x = network_of(name, scores=scores), spikes()
+    given = bs.EventBatch.from_dense(x) if as_events else x
+    whole = network(given)
+    pieces = run_in_pieces(network, given, 9)
+    torch.testing.assert_close(pieces.scores, whole.scores)
+    torch.testing.assert_close(torch.stack(pieces.rates), torch.stack(whole.rates))
+    assert_equal(gradients(network, pieces), gradients(network, whole))
+    with torch.no_grad():
+        torch.testing.assert_close(run_in_pieces(network, given, 9).scores, whole.scores)
+
+
+def test_truncated_gradients_are_those_of_detached_states():
+    network, x = network_of("through spikes"), spikes()
+    state, outputs = None, []
+    for piece in x.split(9):
+        outputs.append(network(piece, state))
+        state = outputs[-1].state.detach()
+    expected = gradients(network, total(outputs))
+    assert_equal(gradients(network, run_in_pieces(network, x, 9, truncate=True)), expected)
+    exact = gradients(network, network(x))
+    assert not torch.allclose(exact["layers.0.weight"], expected["layers.0.weight"])
+
+
+def test_dropout_draws_the_same_when_simulated_again():
+    network = network_of("through spikes", dropout=0.4)
+    torch.manual_seed(3)
+    grads = gradients(network, run_in_pieces(network, spikes(), 12))
+    torch.manual_seed(3)
+    state, outputs = None, []
+    for piece in spikes().split(12):
+        outputs.append(network(piece, state))
+        state = outputs[-1].state
+    assert_equal(grads, gradients(network, total(outputs)))
+
+
+def test_pieces_of_blocks_are_whole_blocks():
+    with pytest.raises(ValueError, match=r"a multiple of arp \+ 1 = 3 for 'blocks', got 10"):
+        run_in_pieces(network_of("blocks"), spikes(), 10)
+
+
+def test_what_does_not_run_in_pieces_is_refused():
+    scaled = network_of("alif", input_events=100)
+    with pytest.raises(ValueError, match="input_events: expected null for a network that runs in"):
+        run_in_pieces(scaled, spikes(), 10)
+    with pytest.raises(ValueError, match="n_steps: expected an integer ≥ 1, got 0"):
+        run_in_pieces(network_of("alif"), spikes(), 0)
+    network = network_of("alif")
+    state = network(spikes()).state
+    with pytest.raises(ValueError, match="state: expected 2 layers, got 1"):
+        network(spikes(), bs.ClassifierState(state.layers[:1], state.readout))
+
+
+def test_samples_of_a_state():
+    network, x = network_of("delays"), spikes()
+    state = network(x[:10]).state
+    expected = network(x[10:], state).scores
+    torch.testing.assert_close(network(x[10:, 1:2], state[1]).scores, expected[1:2])
+    torch.testing.assert_close(network(x[10:, [2, 0]], state[[2, 0]]).scores, expected[[2, 0]])
+    assert not state.detach().readout.requires_grad and state.clone().readout.requires_grad
+    assert state.to(torch.float32).layers[0].values.dtype == torch.float32
+
+
+def test_steps_of_an_event_batch():
+    x = spikes(7)
+    events = bs.EventBatch.from_dense(x)
+    assert torch.equal(events.steps(2, 5).dense(torch.float64), x[2:5])
+    joined = events.steps(4, 7).after(events.steps(0, 4))
+    assert torch.equal(joined.dense(torch.float64), x)
+    assert torch.equal(joined.row_ptr, events.row_ptr) and torch.equal(joined.unit, events.unit)

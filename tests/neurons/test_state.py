@@ -1,0 +1,289 @@
+"""A simulation cut anywhere is the whole simulation; the gradient of the membrane; states."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, cast
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from neuron_cases import METHODS, alif, assert_close, make_inputs
+from torch import Tensor
+
+import blockspike as bs
+from blockspike.neurons.adlif.step import SE_ADLIF
+
+EULERS = ["symplectic", "forward"]
+
+
+@dataclass
+class Case:
+    """A simulation of T steps that is cut, and what it is differentiated by."""
+
+    simulate: Callable[..., bs.SpikeTrace]
+    current: Tensor
+    start: dict[str, Tensor]
+    leaves: dict[str, Tensor]
+    differentiates_membrane: bool
+
+    def run(self, cuts: Sequence[int]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """All results, and the gradient of every leaf, of a simulation in pieces."""
+        state: Any = self.start
+        traces = []
+        bounds = (0, *cuts, len(self.current))
+        for first, last in pairwise(bounds):
+            traces.append(self.simulate(self.current[first:last], state=state))
+            state = traces[-1].state
+        names = ("spikes", "membrane", "threshold")
+        results = {name: torch.cat([getattr(x, name) for x in traces]) for name in names}
+        results |= {f"last {name}": value for name, value in state.as_dict().items()}
+        generator = torch.Generator().manual_seed(1)
+        loss = torch.zeros((), dtype=torch.float64)
+        for value in results.values():
+            if value.requires_grad:
+                weight = torch.randn(value.shape, generator=generator, dtype=value.dtype)
+                loss = loss + (value.cpu() * weight).sum()
+        assert results["membrane"].requires_grad == self.differentiates_membrane
+        grads = torch.autograd.grad(loss, list(self.leaves.values()), materialize_grads=True)
+        values = {name: value.detach() for name, value in results.items()}
+        return values, dict(zip(self.leaves, grads, strict=True))
+
+
+def made(
+    kind: str, method: str, shape: tuple[int, int, int], *, recurrent: bool = True, arp: int = 2,
+    delay: int | None = None, detach_spikes: bool = False, membrane_gradient: bool = True,
+    adaptive: bool = True, seed: int = 0, dtype: torch.dtype = torch.float64,
+    device: Any = "cpu",
+) -> Case:  # fmt: skip
+    inputs = make_inputs(shape, recurrent=recurrent, adaptive=adaptive, dtype=dtype, seed=seed)
+    inputs = {name: x.detach().to(device).requires_grad_() for name, x in inputs.items()}
+    current, weight = inputs.pop("current"), inputs.pop("recurrent_weight", None)
+    generator = torch.Generator().manual_seed(seed)
+    options: dict[str, Any] = {
+        "recurrent_weight": weight,
+        "detach_spikes": detach_spikes,
+        "membrane_gradient": membrane_gradient,
+        "method": method,
+    }
+    names = ["membrane", "adaptation"] if adaptive or kind != "alif" else ["membrane"]
+    start = {
+        name: torch.rand(shape[1:], generator=generator, dtype=torch.float64).to(device, dtype)
+        for name in names
+    }
+    if recurrent:
+        n_delayed = (arp + 1 if kind == "alif" else 1) if delay is None else delay
+        drawn = torch.rand((n_delayed, *shape[1:]), generator=generator)
+        start["spikes"] = (drawn < 0.2).to(device, dtype)
+    leaves = {"current": current, **inputs}
+    leaves |= {f"start {name}": value.requires_grad_() for name, value in start.items()}
+    if weight is not None:
+        leaves["recurrent_weight"] = weight
+
+    def simulate(current: Tensor, state: Any) -> bs.SpikeTrace:
+        if kind == "alif":
+            return alif(current, **inputs, arp=arp, recurrent_delay=delay, state=state, **options)
+        beta, p, b = inputs.values()
+        return bs.adlif(
+            4 * current, beta, p, b, 1 - b, q=1.0, euler=cast(Any, kind),
+            recurrent_delay=delay or 1, state=state, **options,
+        )  # fmt: skip
+
+    return Case(simulate, current, start, leaves, membrane_gradient)
+
+
+def assert_the_same(actual, expected, rtol=1e-9):
+    results, grads = actual
+    assert torch.equal(results["spikes"], expected[0]["spikes"])
+    for name, value in expected[0].items():
+        assert_close(results[name], value, 1e-3 * rtol, name, scale=1.0)
+    for name, grad in expected[1].items():
+        assert_close(grads[name], grad, rtol, name, scale=1e-3)
+
+
+@st.composite
+def cut_simulations(draw):
+    kind = draw(st.sampled_from(["alif", *EULERS]))
+    method = draw(st.sampled_from(METHODS if kind == "alif" else ["standard", "fused"]))
+    in_blocks = "blocks" in method
+    arp = draw(st.integers(0, 5))
+    n = arp + 1 if in_blocks else 1
+    n_steps = n * draw(st.integers(2, 40 // n))
+    cuts = draw(st.lists(st.integers(1, n_steps // n - 1), min_size=1, max_size=4, unique=True))
+    recurrent = draw(st.booleans())
+    own_delay = recurrent and not in_blocks
+    case = made(
+        kind,
+        method,
+        (n_steps, draw(st.integers(1, 3)), draw(st.integers(1, 20))),
+        arp=arp,
+        recurrent=recurrent,
+        delay=draw(st.one_of(st.none(), st.integers(1, 50))) if own_delay else None,
+        detach_spikes=draw(st.booleans()),
+        membrane_gradient=draw(st.booleans()),
+        adaptive=kind != "alif" or draw(st.booleans()),
+        seed=draw(st.integers(0, 10**6)),
+    )
+    return case, [n * cut for cut in sorted(cuts)]
+
+
+@settings(max_examples=150, deadline=None)
+@given(cut_simulations())
+def test_the_whole_from_its_parts(drawn):
+    case, cuts = drawn
+    assert_the_same(case.run(cuts), case.run([]))
+
+
+@pytest.mark.parametrize("kind", ["alif", *EULERS])
+@pytest.mark.parametrize("cuts", [[1], [7], [8, 9, 20]])
+def test_spikes_of_float32_in_parts(kind, cuts):
+    case = made(kind, "fused", (33, 2, 20), dtype=torch.float32)
+    assert_the_same(case.run(cuts), case.run([]), 1e-4)
+
+
+@pytest.mark.parametrize("membrane_gradient", [True, False])
+@pytest.mark.parametrize("detach_spikes", [True, False])
+@pytest.mark.parametrize("recurrent", [True, False])
+@pytest.mark.parametrize("kind", ["alif", *EULERS])
+def test_fused_equals_standard_from_any_state(kind, recurrent, detach_spikes, membrane_gradient):
+    options: Any = {
+        "recurrent": recurrent,
+        "detach_spikes": detach_spikes,
+        "membrane_gradient": membrane_gradient,
+    }
+    expected, actual = (
+        made(kind, method, (29, 2, 17), **options).run([]) for method in ("standard", "fused")
+    )
+    assert_the_same(actual, expected)
+
+
+@pytest.mark.parametrize("detach_spikes", [True, False])
+@pytest.mark.parametrize("recurrent", [True, False])
+def test_the_kernel_of_blocks_equals_its_twin_from_any_state(recurrent, detach_spikes):
+    expected, actual = (
+        made("alif", method, (30, 2, 17), recurrent=recurrent, detach_spikes=detach_spikes).run([])
+        for method in ("parallel blocks", "blocks")
+    )
+    assert_the_same(actual, expected)
+
+
+@pytest.mark.parametrize("method", ["standard", "fused", "blocks"])
+def test_a_state_of_one_method_continues_by_another(method):
+    whole = made("alif", "standard", (30, 2, 5), membrane_gradient=False)
+    other = made("alif", method, (30, 2, 5), membrane_gradient=False)
+    first = whole.simulate(whole.current[:12], state=whole.start)
+    second = other.simulate(whole.current[12:], state=first.state)
+    spikes = whole.simulate(whole.current, state=whole.start).spikes
+    assert torch.equal(torch.cat([first.spikes, second.spikes]), spikes)
+
+
+def test_detaching_cuts_the_gradient():
+    case = made("alif", "fused", (20, 1, 3))
+    state = case.simulate(case.current[:10], state=None).state
+    later = case.simulate(case.current[10:], state=state.detach())
+    (grad,) = torch.autograd.grad(later.spikes.sum(), case.current)
+    assert not grad[:10].any() and grad[10:].any()
+
+
+@pytest.fixture
+def state() -> bs.NeuronState:
+    return (
+        made("alif", "fused", (9, 4, 3))
+        .simulate(torch.ones(9, 4, 3, dtype=torch.float64), state=None)
+        .state
+    )
+
+
+@pytest.mark.parametrize(
+    "samples", [2, slice(1, 3), [0, 3], torch.tensor([True, False, True, False])]
+)
+def test_samples_of_a_state(state, samples):
+    chosen = [samples] if isinstance(samples, int) else samples
+    assert torch.equal(state[samples].values, state.values[:, chosen])
+    assert torch.equal(state[samples].spikes, state.spikes[:, chosen])
+    assert len(state) == 4 and len(state[samples]) == state.values[:, chosen].shape[1]
+
+
+def test_copies_of_a_state(state):
+    assert state.values.requires_grad and not state.detach().values.requires_grad
+    assert state.clone().values.requires_grad
+    single = state.to(torch.float32)
+    assert single.values.dtype == single.spikes.dtype == torch.float32
+
+
+def test_a_state_is_saved_and_loaded(state, tmp_path):
+    state.save(tmp_path / "a.safetensors")
+    loaded = bs.NeuronState.load(tmp_path / "a.safetensors")
+    assert repr(loaded) == repr(state)
+    for name, value in state.as_dict().items():
+        assert torch.equal(loaded.as_dict()[name], value)
+    (tmp_path / "b.safetensors").write_bytes(b"no state")
+    with pytest.raises(ValueError, match=r"b.safetensors: expected a state that NeuronState.save"):
+        bs.NeuronState.load(tmp_path / "b.safetensors")
+
+
+def test_a_membrane_that_does_not_start_at_0():
+    current = torch.zeros(3, 2, 2)
+    trace = bs.alif(current, torch.tensor([0.5, 0.9]), state={"membrane": 0.8})
+    assert torch.allclose(trace.membrane[0, 0], torch.tensor([0.4, 0.72]))
+    trace = bs.alif(current, torch.tensor([0.5, 0.5]), state={"membrane": torch.tensor([0.2, 0.4])})
+    assert torch.allclose(trace.membrane[0, 1], torch.tensor([0.1, 0.2]))
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda s: s[:2], r"state: expected shape \[3, 4, 3\], got \[3, 2, 3\]"),
+        (lambda s: s.to(torch.float32), "state: expected torch.float64 on cpu, got torch.float32"),
+        (lambda s: s.map(lambda x: x * float("nan")), "state: expected finite values, got NaN"),
+        (
+            lambda s: bs.NeuronState("other", s.names, s.values, s.spikes),
+            "state: expected a state of alif, got NeuronState of other",
+        ),
+        (
+            lambda s: bs.NeuronState(s.model, s.names, s.values),
+            "state: expected one of neurons with recurrence, got one without",
+        ),
+        (
+            lambda s: bs.NeuronState(s.model, s.names, s.values, s.spikes[1:]),
+            r"state: spikes: expected shape \[3, 4, 3\], got \[2, 4, 3\]",
+        ),
+        (
+            lambda s: {"voltage": 1.0},
+            "expected some of membrane, adaptation, refractory_left, spikes, got 'voltage'",
+        ),
+        (lambda s: {"membrane": torch.zeros(5).double()}, r"membrane: expected shape \[4, 3\]"),
+        (lambda s: {"membrane": torch.zeros(4, 3)}, "membrane: expected torch.float64 on cpu"),
+        (lambda s: 3, "state: expected trace.state or a dict of values by name, got int"),
+    ],
+)
+def test_a_state_that_does_not_fit_is_refused(state, change, words):
+    case = made("alif", "fused", (9, 4, 3))
+    with pytest.raises(ValueError, match=words):
+        case.simulate(case.current, state=change(state))
+
+
+def test_blocks_are_not_cut():
+    case = made("alif", "blocks", (30, 2, 5))
+    with pytest.raises(ValueError, match=r"a multiple of arp \+ 1 = 3 for 'blocks', got 10"):
+        case.simulate(case.current[:10], state=None).state  # noqa: B018
+
+
+def test_a_trace_without_a_state_says_so():
+    silent = torch.zeros(3, 1, 1)
+    with pytest.raises(RuntimeError, match="state: expected a simulation that gives its state"):
+        bs.SpikeTrace(silent, lambda: (silent, silent)).state  # noqa: B018
+
+
+def test_of_a_user_model_in_parts():
+    current = torch.rand(40, 2, 3, dtype=torch.float64)
+    parameters = {name: torch.full((3,), 0.5).double() for name in ("alpha", "beta", "a", "b")}
+    model = SE_ADLIF
+    state, spikes = None, []
+    for piece in current.split(7):
+        trace = bs.simulate(model, 4 * piece, parameters, (1.0,), state=state)
+        state = trace.state
+        spikes.append(trace.spikes)
+    whole = bs.simulate(model, 4 * current, parameters, (1.0,)).spikes
+    assert torch.equal(torch.cat(spikes), whole) and whole.any()
