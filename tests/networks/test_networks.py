@@ -1,7 +1,9 @@
 """Layers and the classifier: initial values, bounds, errors, and agreement of the methods."""
 
+import copy
 import json
 import math
+import pickle
 from dataclasses import replace
 from typing import Any
 
@@ -33,6 +35,10 @@ def make_classifier(**options) -> Any:
         for layer in net.layers:
             layer.weight.mul_(4)
     return net
+
+
+def by_pickle(net: SpikingClassifier) -> SpikingClassifier:
+    return pickle.loads(pickle.dumps(net))
 
 
 def make_spikes(n_steps=50, density=0.1) -> torch.Tensor:
@@ -209,8 +215,34 @@ def test_a_parameter_at_its_bound_can_move_back(name, bound):
     assert alive.sum() >= 8
     parameter.grad = -inward * grad.abs()  # as if the loss pulled it back inside
     torch.optim.Adam([parameter], lr=0.01).step()
-    net.project_()
     assert (inward * (parameter.detach() - bound) > 0)[alive].all()
+
+
+def in_range(net: SpikingClassifier) -> bool:
+    values = [p.detach() for layer in net.layers for p in (layer.beta, layer.p, layer.b)]
+    values.append(net.readout.beta.detach())
+    return all(bool(p.min() >= 0) and bool(p.max() <= 1) for p in values)
+
+
+@pytest.mark.parametrize("copied", [lambda net: net, copy.deepcopy, by_pickle])
+@pytest.mark.parametrize("make", [torch.optim.SGD, torch.optim.AdamW, torch.optim.RMSprop])
+def test_bounds_keep_themselves_in_any_loop(make, copied):
+    net = copied(make_classifier(train_b=True))
+    optimizer = make(net.parameters(), lr=3.0)
+    for _ in range(2):
+        optimizer.zero_grad()
+        net(make_spikes()).scores.square().sum().backward()
+        optimizer.step()
+        assert in_range(net)
+
+
+def test_an_optimiser_of_others_leaves_them_alone():
+    net, other = make_classifier(), torch.nn.Parameter(torch.ones(2))
+    with torch.no_grad():
+        net.readout.beta.fill_(7.0)
+    other.grad = torch.ones(2)
+    torch.optim.SGD([other, net.readout.bias], lr=1.0).step()
+    assert (net.readout.beta == 7).all()
 
 
 def test_projection_only_clamps_values_that_are_out_of_range():

@@ -247,3 +247,57 @@ def test_labels_are_smoothed_in_training_only():
     torch.testing.assert_close(logged["train/loss"], plain)
     with pytest.raises(ValueError, match="label_smoothing: expected 0 ≤ x < 1, got 1"):
         ClassificationModule(network, 2, 1.0, torch.optim.Adam, label_smoothing=1.0)
+
+
+@pytest.mark.parametrize("membrane_penalty", [0.0, 0.3])
+@pytest.mark.parametrize("scores", ["sum", "mean"])
+def test_simulating_again_trains_like_the_whole(scores, membrane_penalty):
+    ways: list[dict[str, Any]] = [{}, {"recompute_steps": 6}]
+    ways += [{"truncate_steps": 6}, {"truncate_steps": N_STEPS}]
+    grads = []
+    for options in ways:
+        torch.manual_seed(0)
+        network = SpikingClassifier(N_INPUTS, 2, 16, 2, dt_ms=1.0, scores=scores).double()
+        module = ClassificationModule(
+            network, 2, 1.0, torch.optim.Adam, membrane_penalty=membrane_penalty, **options
+        )
+        module.log_dict = lambda *_, **__: None  # pyright: ignore
+        module._step("train", batches(1)[0]).backward()
+        grads.append([p.grad for p in network.parameters() if p.requires_grad])
+    whole, again, truncated, one_piece = grads
+    torch.testing.assert_close(again, whole, rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(one_piece, whole, rtol=1e-9, atol=1e-12)
+    assert not torch.allclose(truncated[0], whole[0], rtol=1e-3)
+
+
+def test_the_penalty_is_the_mean_square_of_the_membrane():
+    torch.manual_seed(0)
+    network = SpikingClassifier(N_INPUTS, 2, 16, 2, dt_ms=1.0)
+    events, labels = batches(1)[0]
+    losses = []
+    for penalty in (0.0, 0.5):
+        module = ClassificationModule(network, 2, 1.0, torch.optim.Adam, membrane_penalty=penalty)
+        module.log_dict = lambda *_, **__: None  # pyright: ignore
+        losses.append(module._step("train", (events, labels)))
+    powers = [trace.membrane.square().mean() for trace in network.run_layers(events)]
+    torch.testing.assert_close(losses[1] - losses[0], 0.25 * (powers[0] + powers[1]))
+    module = ClassificationModule(network, 2, 1.0, torch.optim.Adam, membrane_penalty=0.5)
+    module.log_dict = lambda *_, **__: None  # pyright: ignore
+    torch.testing.assert_close(module._step("val", (events, labels)), losses[0])
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"membrane_penalty": -1.0}, "membrane_penalty: expected a number ≥ 0, got -1.0"),
+        ({"recompute_steps": 0}, "recompute_steps: expected an integer ≥ 1 or null, got 0"),
+        ({"recompute_steps": 5, "truncate_steps": 6}, "expected one of them, got 5 and 6"),
+        ({"truncate_steps": 5, "input_events": 9}, "network.input_events: expected null with"),
+    ],
+)
+def test_options_of_pieces_that_do_not_fit(options, words):
+    network = SpikingClassifier(
+        N_INPUTS, 2, dt_ms=1.0, input_events=options.pop("input_events", None)
+    )
+    with pytest.raises(ValueError, match=words):
+        ClassificationModule(network, 2, 1.0, torch.optim.Adam, **options)

@@ -1,6 +1,6 @@
 """One training step of the paper's SHD network: time, memory and the floor that the machine sets.
 
-A step is forward, cross-entropy, backward, Adam and `project_`, on real batches of a prepared
+A step is forward, cross-entropy, backward and Adam, on real batches of a prepared
 HD-Lauscher file, in float32 on the CPU. The contenders take turns within a round, each round has
 another batch, and a ratio is the median over the rounds.
 
@@ -179,7 +179,6 @@ class Training:
         differentiated = time.perf_counter()
         self._optimizer.step()
         self._optimizer.zero_grad()
-        self.network.project_()
         ended = time.perf_counter()
         return Turn(forwarded - started, differentiated - forwarded, ended - differentiated)
 

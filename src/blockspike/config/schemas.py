@@ -105,12 +105,22 @@ class _OneRunSchema:
 
 
 @dataclasses.dataclass
+class TrainingSchema:
+    """Key `training` of conf/train.yaml."""
+
+    membrane_penalty: float = 0.0
+    recompute_steps: int | None = None
+    truncate_steps: int | None = None
+
+
+@dataclasses.dataclass
 class TrainSchema(_OneRunSchema):
     """Top level of conf/train.yaml."""
 
     test_each_epoch: bool = False
     monitor: str = MISSING
     label_smoothing: float = 0.0
+    training: TrainingSchema = dataclasses.field(default_factory=TrainingSchema)
     model: Any = MISSING
     network: Any = MISSING
     scheduler: Any = None

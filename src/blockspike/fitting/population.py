@@ -87,6 +87,8 @@ class NeuronPopulation(BoundedParameters):
         ValueError: a value outside its range, naming the argument.
     """
 
+    clamps_after_step = False  # `FittingModule` does, once it has replaced the worst starts
+
     def __init__(
         self,
         n_cells: int,

@@ -1,21 +1,35 @@
-"""Parameters with bounds."""
+"""Parameters with bounds, which hold after each step of any optimiser."""
+
+from typing import Any
+from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 Bounds = tuple[float, float]
 
 
 class BoundedParameters(nn.Module):
-    """Parameters that hold effective values and are projected into their bounds after each step.
+    """Parameters that hold effective values and are put back into their bounds after each step.
 
-    The published code clamps in the forward pass instead. There, a parameter that leaves its range
-    never gets a gradient again.
+    A step is that of any PyTorch optimiser that has one of them, in anybody's loop. The published
+    code clamps in the forward pass instead, where a parameter that leaves its range never gets a
+    gradient again; so would most parametrisations.
     """
+
+    clamps_after_step = True
 
     def __init__(self):
         super().__init__()
         self._bounds: dict[str, Bounds] = {}
+        _modules.add(self)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Restore a copy."""
+        super().__setstate__(state)
+        _modules.add(self)
 
     def add_bounded(
         self, name: str, value: Tensor, bounds: Bounds, trainable: bool, argument: str
@@ -32,6 +46,21 @@ class BoundedParameters(nn.Module):
 
     @torch.no_grad()
     def project_(self) -> None:
-        """Clamp every bounded parameter to its range, in place."""
+        """Clamp every bounded parameter to its range, in place; for values set by hand."""
         for name, (low, high) in self._bounds.items():
             self.get_parameter(name).clamp_(low, high)
+
+
+_modules: WeakSet[BoundedParameters] = WeakSet()
+
+
+def _project_what_was_stepped(optimizer: Optimizer, *_: Any) -> None:
+    stepped = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    for module in list(_modules):
+        if module.clamps_after_step and any(
+            id(module.get_parameter(name)) in stepped for name in module._bounds
+        ):
+            module.project_()
+
+
+register_optimizer_step_post_hook(_project_what_was_stepped)

@@ -8,6 +8,7 @@ from functools import cached_property, partial
 from itertools import pairwise
 from typing import Any, Literal, get_args
 
+import torch
 from torch import Tensor, nn
 
 from blockspike.networks.bounded import BoundedParameters
@@ -52,7 +53,7 @@ class ClassifierState:
     readout: Tensor
 
     def detach(self) -> ClassifierState:
-        """The same state; no gradient flows through it."""
+        """State with the same values, through which no gradient flows."""
         return self.map(Tensor.detach)
 
     def clone(self) -> ClassifierState:
@@ -84,6 +85,8 @@ class ClassifierOutput:
             of its softmax over classes.
         spikes: one tensor [T, B, n_hidden] per hidden layer.
         readout: membrane of the readout, [T, B, n_classes].
+        membrane_power: mean square of the membrane of each hidden layer, [n_layers], if
+            `membrane_gradient` of the layers is on, else None.
 
     Examples:
         >>> import torch
@@ -98,6 +101,7 @@ class ClassifierOutput:
     spikes: list[Tensor]
     readout: Tensor
     make_state: Callable[[], ClassifierState] = field(repr=False)
+    membrane_power: Tensor | None = None
 
     @cached_property
     def state(self) -> ClassifierState:
@@ -245,7 +249,11 @@ class SpikingClassifier(nn.Module):
                 )
             return ClassifierState(tuple(trace.state for trace in traces), readout[-1])
 
-        return ClassifierOutput(scores, [trace.spikes for trace in traces], readout, make_state)
+        power = None
+        if all(getattr(layer, "membrane_gradient", False) for layer in self.layers):
+            power = torch.stack([trace.membrane.square().mean() for trace in traces])
+        spikes = [trace.spikes for trace in traces]
+        return ClassifierOutput(scores, spikes, readout, make_state, power)
 
     def anneal_(self, progress: float) -> None:
         """Sharpen the learned delays; `progress` is the share of training completed, 0 to 1."""
@@ -254,7 +262,7 @@ class SpikingClassifier(nn.Module):
                 module.anneal_(progress)
 
     def project_(self) -> None:
-        """Clamp the neurons' parameters to their ranges; call after each optimiser step."""
+        """Clamp the neurons' parameters to their ranges; for values set by hand."""
         for module in self.modules():
             if isinstance(module, BoundedParameters):
                 module.project_()

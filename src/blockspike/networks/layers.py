@@ -93,6 +93,9 @@ class NeuronLayer(BoundedParameters):
 
     Weights start as U(±1/√n_inputs), biases at 0, recurrent weights as the identity.
 
+    Attributes:
+        membrane_gradient: whether `trace.membrane` is differentiable; False at first.
+
     Args:
         n_inputs: number of units that feed the layer.
         n_units: number of neurons.
@@ -126,6 +129,7 @@ class NeuronLayer(BoundedParameters):
         check_counts(n_inputs=n_inputs, n_units=n_units)
         self.options = LayerOptions(**options)
         check_choice("method", self.options.method, methods)
+        self.membrane_gradient = False
         rf_len, max_delay = self.options.rf_len, self.options.max_delay
         bound = 1 / math.sqrt(n_inputs)
         self.weight = nn.Parameter(torch.empty(rf_len, n_units, n_inputs).uniform_(-bound, bound))
@@ -143,6 +147,8 @@ class NeuronLayer(BoundedParameters):
             "method": self.options.method,
         }
         delay = self.options.recurrent_delay  # None: the model's own
+        if self.membrane_gradient:
+            options["membrane_gradient"] = True
         return options if delay is None else options | {"recurrent_delay": delay}
 
     def forward(self, x: EventBatch | Tensor) -> Tensor:

@@ -21,10 +21,11 @@ from blockspike.neurons.events import EventBatch
 
 
 class PiecewiseOutput(NamedTuple):
-    """Result of `run_in_pieces`: `scores` and `rates` as in `ClassifierOutput`."""
+    """Result of `run_in_pieces`; attributes as in `ClassifierOutput`."""
 
     scores: Tensor
     rates: list[Tensor]
+    membrane_power: Tensor | None = None
 
     def mean_over_views(self, n_samples: int) -> Tensor:
         """See `ClassifierOutput.mean_over_views`."""
@@ -53,16 +54,17 @@ def run_in_pieces(
     check_counts(n_steps=n_steps)
     if torch.is_grad_enabled():
         own = [p for p in network.parameters() if p.requires_grad]
-        scores, rates = _InPieces.apply(network, x, n_steps, truncate, *own)  # pyright: ignore
+        results: Any = _InPieces.apply(network, x, n_steps, truncate, *own)
     else:
-        scores, rates = _total([output for _, output in _run(network, x, n_steps)])
-    return PiecewiseOutput(scores, list(rates))
+        results = _total([output for _, output in _run(network, x, n_steps)])
+    scores, rates, *power = results
+    return PiecewiseOutput(scores, list(rates), *power)
 
 
 def _run(
     network: SpikingClassifier, x: EventBatch | Tensor, n_steps: int
-) -> Iterator[tuple[ClassifierState | None, tuple[Tensor, Tensor]]]:
-    """State at the start of each piece, and what it adds to the scores and rates."""
+) -> Iterator[tuple[ClassifierState | None, tuple[Tensor, ...]]]:
+    """State at the start of each piece, and what it adds to the results."""
     state = None
     for first in range(0, x.shape[0], n_steps):
         piece = _piece(x, first, n_steps)
@@ -82,13 +84,14 @@ def _share(
     output: ClassifierOutput,
     piece: EventBatch | Tensor,
     x: EventBatch | Tensor,
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, ...]:
     share = piece.shape[0] / x.shape[0]
     scores = output.scores * share if network.scores == "mean" else output.scores
-    return scores, torch.stack(output.rates) * share
+    power = output.membrane_power
+    return (scores, torch.stack(output.rates) * share, *(() if power is None else (power * share,)))
 
 
-def _total(outputs: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, ...]:
+def _total(outputs: list[tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
     return tuple(torch.stack(of_pieces).sum(0) for of_pieces in zip(*outputs, strict=True))
 
 
@@ -98,7 +101,7 @@ class _InPieces(torch.autograd.Function):
         ctx, network: SpikingClassifier, x: EventBatch | Tensor, n_steps: int, truncate: bool,
         *parameters: Tensor
     ):  # fmt: skip
-        """Scores [B, n_classes] and rates [n_layers]."""
+        """Scores [B, n_classes], rates [n_layers] and, if it is asked for, the membrane's power."""
         ctx.network, ctx.x, ctx.n_steps, ctx.truncate = network, x, n_steps, truncate
         ctx.save_for_backward(*parameters)
         device = parameters[0].device.type

@@ -1,6 +1,7 @@
 """`NeuronState`: what a simulation needs of the one before it, and how it is given."""
 
 import json
+import math
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -53,7 +54,7 @@ class NeuronState:
         return own | {name: x for name, x in delayed.items() if x is not None}
 
     def detach(self) -> "NeuronState":
-        """The same state; no gradient flows through it."""
+        """State with the same values, through which no gradient flows."""
         return self.map(Tensor.detach)
 
     def clone(self) -> "NeuronState":
@@ -168,7 +169,9 @@ def start_of(
         spikes = None
     else:
         _check("state: spikes", spikes, (delay, *size), current.dtype, current)
-    if not torch.isfinite(values.detach()).all():
+    # A finite sum is the quicker proof; a sum of huge values may overflow.
+    known = values.detach()
+    if not math.isfinite(known.sum()) and not torch.isfinite(known).all():
         raise ValueError("state: expected finite values, got NaN or Inf")
     return Start(values, spikes)  # pyright: ignore[reportArgumentType]
 

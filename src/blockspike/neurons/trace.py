@@ -171,7 +171,8 @@ def trace_of(
             delay, detach = spec.recurrent_delay, spec.detach_spikes
             delayed = spikes_on_their_way(simulation.before, spikes, delay, detach)
         names = (*model.states, *model.counters)
-        return NeuronState(model.name, names, simulation.last, delayed)
+        last = simulation.last.clone()  # a view would keep all saved states in memory
+        return NeuronState(model.name, names, last, delayed)
 
     membrane = None
     if margin is not None:

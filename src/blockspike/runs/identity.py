@@ -18,6 +18,10 @@ def content_of(cfg: DictConfig) -> dict[str, Any]:
     content["data"].pop("download", None)
     if content["trainer"].get("precision") == "32-true":  # the default, not in older configurations
         del content["trainer"]["precision"]
+    # Options that are off are not in older configurations either.
+    training = {key: value for key, value in content.pop("training", {}).items() if value}
+    if training:
+        content["training"] = training
     if not is_fit(cfg):  # a data set may be anywhere; a recording is known by its path alone
         for key in ("path", "raw"):
             content["data"].pop(key, None)

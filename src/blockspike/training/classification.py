@@ -1,7 +1,8 @@
 """The Lightning module that trains a spiking classifier."""
 
+import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytorch_lightning as pl
@@ -14,10 +15,12 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from blockspike.data.loader import NO_LABEL
 from blockspike.networks.classifier import ClassifierOutput, SpikingClassifier
+from blockspike.networks.pieces import PiecewiseOutput, run_in_pieces
 from blockspike.neurons import NotFiniteError
 from blockspike.neurons.events import EventBatch
 
 Batch = tuple[EventBatch, Tensor]
+Output = ClassifierOutput | PiecewiseOutput
 
 
 class ClassificationModule(pl.LightningModule):
@@ -34,10 +37,16 @@ class ClassificationModule(pl.LightningModule):
         scheduler: makes a learning-rate scheduler, stepped once an epoch; None = constant rate.
         label_smoothing: share of each training target that is spread evenly over the classes;
             logged losses are plain cross-entropies.
+        membrane_penalty: factor of the membrane's mean square, averaged over the hidden layers,
+            that is added to the training loss.
+        recompute_steps: length of the pieces that are simulated again in backward, see
+            `run_in_pieces`; None = in one piece.
+        truncate_steps: the same, with gradients that stop where pieces meet.
         seed: seed of the dropout, together with epoch and process.
 
     Raises:
-        ValueError: label_smoothing is not in [0, 1).
+        ValueError: label_smoothing is not in [0, 1), a number of steps is below 1, both are given,
+            or membrane_penalty is negative.
 
     Examples:
         >>> from functools import partial
@@ -58,12 +67,36 @@ class ClassificationModule(pl.LightningModule):
         optimizer: Callable[[Any], Optimizer],
         scheduler: Callable[[Optimizer], Any] | None = None,
         label_smoothing: float = 0.0,
+        membrane_penalty: float = 0.0,
+        recompute_steps: int | None = None,
+        truncate_steps: int | None = None,
         seed: int = 0,
     ):
         super().__init__()
         if not 0 <= label_smoothing < 1:
             raise ValueError(f"label_smoothing: expected 0 ≤ x < 1, got {label_smoothing}")
+        if not 0 <= membrane_penalty < math.inf:
+            raise ValueError(f"membrane_penalty: expected a number ≥ 0, got {membrane_penalty}")
+        for name, n in (("recompute_steps", recompute_steps), ("truncate_steps", truncate_steps)):
+            if n is not None and n < 1:
+                raise ValueError(f"{name}: expected an integer ≥ 1 or null, got {n}")
+        if recompute_steps is not None and truncate_steps is not None:
+            raise ValueError(
+                "recompute_steps, truncate_steps: expected one of them, "
+                f"got {recompute_steps} and {truncate_steps}"
+            )
         self.label_smoothing = label_smoothing
+        self.membrane_penalty = membrane_penalty
+        self.recompute_steps = recompute_steps
+        self.truncate_steps = truncate_steps
+        if (recompute_steps or truncate_steps) and network.input_events is not None:
+            raise ValueError(
+                "network.input_events: expected null with recompute_steps or truncate_steps, since "
+                f"the events of a whole sample are counted, got {network.input_events}"
+            )
+        if membrane_penalty > 0:
+            for layer in network.layers:
+                cast(Any, layer).membrane_gradient = True
         self.seed = seed
         self.network = network
         self.dt_ms = dt_ms
@@ -83,7 +116,7 @@ class ClassificationModule(pl.LightningModule):
     def _step(self, stage: str, batch: Batch) -> Tensor:
         """Run and log a batch; return its loss, weighted by this process's share of the batch."""
         events, labels = batch
-        output, batch_size, weight = _run_together(self.network, events, labels)
+        output, batch_size, weight = _run_together(self._run, events, labels)
         scores = output.mean_over_views(len(labels))
         self.scores = scores.detach()  # for the search for NaN
         loss = weight * F.cross_entropy(scores, labels.clamp(min=0))
@@ -91,16 +124,26 @@ class ClassificationModule(pl.LightningModule):
         accuracy(scores, labels)  # pyright: ignore[reportCallIssue]
         values: dict[str, Any] = {f"{stage}/loss": loss, f"{stage}/accuracy": accuracy}
         values |= {
-            f"{stage}/rate_layer{i}_hz": weight * spikes.detach().mean() * 1000 / self.dt_ms
-            for i, spikes in enumerate(output.spikes, start=1)
+            f"{stage}/rate_layer{i}_hz": weight * rate.detach() * 1000 / self.dt_ms
+            for i, rate in enumerate(output.rates, start=1)
         }
         self.log_dict(
             values, on_step=False, on_epoch=True, batch_size=batch_size, add_dataloader_idx=False,
             sync_dist=True,
         )  # fmt: skip
-        if stage == "train" and self.label_smoothing:
-            return weight * self.training_loss(scores, labels)
+        if stage != "train":
+            return loss
+        if self.label_smoothing:
+            loss = weight * self.training_loss(scores, labels)
+        if output.membrane_power is not None:
+            loss = loss + weight * self.membrane_penalty * output.membrane_power.mean()
         return loss
+
+    def _run(self, events: EventBatch | Tensor) -> Output:
+        n_steps = self.recompute_steps or self.truncate_steps
+        if n_steps is None:
+            return self.network(events)
+        return run_in_pieces(self.network, events, n_steps, self.truncate_steps is not None)
 
     def training_loss(self, scores: Tensor, labels: Tensor) -> Tensor:
         """Cross-entropy with label smoothing, for scores [B, n_classes] and labels [B]."""
@@ -133,11 +176,6 @@ class ClassificationModule(pl.LightningModule):
         # the monitor is for schedulers that wait for a plateau
         return {"optimizer": optimizer, "lr_scheduler": scheduler, "monitor": "val/loss"}
 
-    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
-        """Step, then put neuron parameters back into their ranges."""
-        super().optimizer_step(*args, **kwargs)
-        self.network.project_()
-
     def transfer_batch_to_device(
         self, batch: Batch, device: torch.device, dataloader_idx: int
     ) -> Batch:
@@ -150,8 +188,8 @@ _STAGES = ("train", "val", "test", "test_each_epoch")
 
 
 def _run_together(
-    network: SpikingClassifier, events: EventBatch | Tensor, labels: Tensor
-) -> tuple[ClassifierOutput, int, float]:
+    network: Callable[[EventBatch | Tensor], Output], events: EventBatch | Tensor, labels: Tensor
+) -> tuple[Output, int, float]:
     """Run the network in every process that shares the batch.
 
     Returns:
