@@ -219,7 +219,8 @@ def test_a_parameter_at_its_bound_can_move_back(name, bound):
 
 
 def in_range(net: SpikingClassifier) -> bool:
-    values = [p.detach() for layer in net.layers for p in (layer.beta, layer.p, layer.b)]
+    own = [layer.get_parameter(name) for layer in net.layers for name in ("beta", "p", "b")]
+    values = [p.detach() for p in own]
     values.append(net.readout.beta.detach())
     return all(bool(p.min() >= 0) and bool(p.max() <= 1) for p in values)
 
