@@ -246,6 +246,14 @@ def test_an_optimiser_of_others_leaves_them_alone():
     assert (net.readout.beta == 7).all()
 
 
+def test_a_parametrised_parameter_is_its_owners_affair():
+    net, other = make_classifier(), torch.nn.Parameter(torch.ones(2))
+    torch.nn.utils.parametrize.register_parametrization(net.layers[0], "beta", torch.nn.Sigmoid())
+    other.grad = torch.ones(2)
+    torch.optim.SGD([other, net.layers[0].get_parameter("p")], lr=1.0).step()
+    net.project_()
+
+
 def test_projection_only_clamps_values_that_are_out_of_range():
     net = make_classifier(beta_bounds=(0.5, 0.99))
     before = {name: value.detach().clone() for name, value in net.named_parameters()}

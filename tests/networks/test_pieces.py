@@ -1,5 +1,7 @@
 """Networks in pieces: their state given on, and gradients in little memory."""
 
+import pickle
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -149,3 +151,78 @@ def test_steps_of_an_event_batch():
     joined = events.steps(4, 7).after(events.steps(0, 4))
     assert torch.equal(joined.dense(torch.float64), x)
     assert torch.equal(joined.row_ptr, events.row_ptr) and torch.equal(joined.unit, events.unit)
+
+
+def first_layer(name: str) -> Any:
+    return network_of(name).layers[0]
+
+
+@pytest.mark.parametrize("name", ["receptive field", "delays"])
+def test_inputs_of_a_state_are_checked(name):
+    layer, x = first_layer(name), spikes()
+    state = layer.trace(x).state
+    few = state.inputs[:, :, :5]
+    for given, words in (
+        (replace(state, inputs=None), "expected inputs, for synapses with delays, got none"),
+        (
+            replace(state, inputs=few),
+            r"inputs: expected at most . steps of \[3, 1",
+        ),
+        (state.to(torch.float32), "inputs: expected torch.float64 on cpu, got torch.float32"),
+        ({"inputs": 3.0}, "inputs: expected at most"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            layer.trace(x, state=given)
+
+
+@pytest.mark.parametrize("name", ["receptive field", "delays"])
+def test_scaled_events_in_parts(name):
+    layer = first_layer(name).eval()
+    events = replace(
+        bs.EventBatch.from_dense(spikes()), scale=torch.tensor([0.5, 1.5, 2.0]).double()
+    )
+    whole = layer.trace(events).membrane
+    first = layer.trace(events.steps(0, 20))
+    second = layer.trace(events.steps(20, 48), state=first.state)
+    torch.testing.assert_close(torch.cat([first.membrane, second.membrane]), whole)
+
+
+def test_a_state_of_changed_input_is_refused():
+    x = spikes()
+    trace = first_layer("receptive field").trace(x)
+    x.zero_()
+    with pytest.raises(RuntimeError, match="state: expected to be read before the input changes"):
+        trace.state  # noqa: B018
+
+
+def test_dropout_that_is_switched_off_in_between():
+    network = network_of("receptive field", dropout=0.5, synapses="auto")
+    x = spikes()
+    state = network(x[:20]).state
+    output = network.eval()(x[20:], state)
+    dense = network_of("receptive field", synapses="dense").eval()
+    dense.load_state_dict(network.state_dict())
+    torch.testing.assert_close(output.scores, dense(x[20:], state).scores)
+
+
+def test_frozen_networks_and_differentiable_inputs():
+    network, x = network_of("alif"), spikes()
+    with pytest.raises(ValueError, match="x: expected an input that needs no gradient"):
+        run_in_pieces(network, x.clone().requires_grad_(), 9)
+    output = run_in_pieces(network, x, 9)
+    x.zero_()
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        output.scores.sum().backward()
+    network.requires_grad_(False)
+    assert not run_in_pieces(network, spikes(), 9).scores.requires_grad
+
+
+def test_outputs_are_pickled_without_their_state():
+    output = network_of("alif")(spikes())
+    plain = replace(output, scores=output.scores.detach(), spikes=[], readout=torch.ones(1))
+    copied = pickle.loads(pickle.dumps(plain))
+    torch.testing.assert_close(copied.scores, output.scores)
+    with pytest.raises(RuntimeError, match="state: expected the output of a network, got a copy"):
+        copied.state  # noqa: B018
+    with pytest.raises(ValueError, match="state: expected `output.state`, got ClassifierOutput"):
+        network_of("alif")(spikes(), output)

@@ -1,5 +1,6 @@
 """A simulation cut anywhere is the whole simulation; the gradient of the membrane; states."""
 
+import gc
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -236,7 +237,10 @@ def test_a_membrane_that_does_not_start_at_0():
     [
         (lambda s: s[:2], r"state: expected shape \[3, 4, 3\], got \[3, 2, 3\]"),
         (lambda s: s.to(torch.float32), "state: expected torch.float64 on cpu, got torch.float32"),
-        (lambda s: s.map(lambda x: x * float("nan")), "state: expected finite values, got NaN"),
+        (
+            lambda s: bs.NeuronState(s.model, s.names, s.values * float("nan"), s.spikes),
+            "state: expected finite values, got NaN",
+        ),
         (
             lambda s: bs.NeuronState("other", s.names, s.values, s.spikes),
             "state: expected a state of alif, got NeuronState of other",
@@ -255,6 +259,11 @@ def test_a_membrane_that_does_not_start_at_0():
         ),
         (lambda s: {"membrane": torch.zeros(5).double()}, r"membrane: expected shape \[4, 3\]"),
         (lambda s: {"membrane": torch.zeros(4, 3)}, "membrane: expected torch.float64 on cpu"),
+        (
+            lambda s: bs.NeuronState(s.model, s.names, s.values, 2 - s.spikes),
+            "state: spikes: expected values of 0 or 1",
+        ),
+        (lambda s: {"membrane": [0.1, 0.2]}, "membrane: expected a tensor or a number, got list"),
         (lambda s: 3, "state: expected trace.state or a dict of values by name, got int"),
     ],
 )
@@ -287,3 +296,44 @@ def test_of_a_user_model_in_parts():
         spikes.append(trace.spikes)
     whole = bs.simulate(model, 4 * current, parameters, (1.0,)).spikes
     assert torch.equal(torch.cat(spikes), whole) and whole.any()
+
+
+@pytest.mark.parametrize(
+    ("state", "words"),
+    [
+        ({"refractory_left": 7.0}, "refractory_left: expected at most"),
+        ({"adaptation": -5.0}, "≥ 0"),
+    ],
+)
+def test_blocks_refuse_states_that_a_block_cannot_represent(state, words):
+    case = made("alif", "blocks", (9, 2, 5))
+    with pytest.raises(ValueError, match=words):
+        case.simulate(case.current, state=state)
+
+
+def test_a_state_that_was_first_read_without_gradients_has_them():
+    trace = made("alif", "fused", (9, 2, 5)).simulate(
+        torch.ones(9, 2, 5, dtype=torch.float64), state=None
+    )
+    with torch.no_grad():
+        state = trace.state
+    assert state.values.requires_grad
+    assert state.spikes is not None and state.spikes.requires_grad
+
+
+@pytest.mark.parametrize("method", ["fused", "blocks"])
+def test_a_membrane_of_changed_parameters_is_refused(method):
+    beta = torch.full((3,), 0.9, requires_grad=True)
+    trace = bs.alif(torch.ones(6, 2, 3), beta, arp=1, method=method)
+    with torch.no_grad():
+        beta.mul_(0.5)
+    with pytest.raises(RuntimeError, match="membrane: expected to be read before any argument"):
+        trace.membrane  # noqa: B018
+
+
+def test_nothing_of_parallel_blocks_stays_in_memory():
+    before = sum(type(x).__name__ == "_Block" for x in gc.get_objects())
+    for _ in range(3):
+        made("alif", "parallel blocks", (9, 2, 5)).run([])
+    gc.collect()
+    assert sum(type(x).__name__ == "_Block" for x in gc.get_objects()) == before

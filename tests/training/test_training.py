@@ -10,6 +10,8 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from blockspike.networks.classifier import SpikingClassifier
+from blockspike.networks.layers import ALIFLayer
+from blockspike.neurons import alif
 from blockspike.neurons.events import EventBatch
 from blockspike.training.callbacks import EpochLines, ReloadBestAtMilestone, Throughput
 from blockspike.training.classification import ClassificationModule
@@ -301,3 +303,18 @@ def test_options_of_pieces_that_do_not_fit(options, words):
     )
     with pytest.raises(ValueError, match=words):
         ClassificationModule(network, 2, 1.0, torch.optim.Adam, **options)
+
+
+def test_a_penalty_needs_layers_whose_membrane_is_differentiable():
+    class Own(ALIFLayer):
+        def simulate(self, current, state):
+            return alif(current, self.beta)
+
+    network = SpikingClassifier(N_INPUTS, 2, dt_ms=1.0, layer=partial(Own, recurrent=False))
+    module = ClassificationModule(network, 2, 1.0, torch.optim.Adam, membrane_penalty=0.5)
+    with pytest.raises(ValueError, match="membrane_gradient: expected layers whose membrane is"):
+        module._step("train", batches(1)[0])
+    network = SpikingClassifier(N_INPUTS, 2, dt_ms=1.0)
+    network.layers[0] = torch.nn.Linear(2, 2)
+    with pytest.raises(ValueError, match="membrane_penalty: expected layers derived from Neuron"):
+        ClassificationModule(network, 2, 1.0, torch.optim.Adam, membrane_penalty=0.5)

@@ -48,7 +48,9 @@ class BoundedParameters(nn.Module):
     def project_(self) -> None:
         """Clamp every bounded parameter to its range, in place; for values set by hand."""
         for name, (low, high) in self._bounds.items():
-            self.get_parameter(name).clamp_(low, high)
+            own = self._parameters.get(name)  # None: parametrised by the user
+            if own is not None:
+                own.clamp_(low, high)
 
 
 _modules: WeakSet[BoundedParameters] = WeakSet()
@@ -58,7 +60,7 @@ def _project_what_was_stepped(optimizer: Optimizer, *_: Any) -> None:
     stepped = {id(p) for group in optimizer.param_groups for p in group["params"]}
     for module in list(_modules):
         if module.clamps_after_step and any(
-            id(module.get_parameter(name)) in stepped for name in module._bounds
+            id(module._parameters.get(name)) in stepped for name in module._bounds
         ):
             module.project_()
 

@@ -100,13 +100,19 @@ class ClassifierOutput:
     scores: Tensor
     spikes: list[Tensor]
     readout: Tensor
-    make_state: Callable[[], ClassifierState] = field(repr=False)
+    make_state: Callable[[], ClassifierState] | None = field(default=None, repr=False)
     membrane_power: Tensor | None = None
 
     @cached_property
     def state(self) -> ClassifierState:
         """State of the network after the last step; the second argument of the next call."""
+        if self.make_state is None:
+            raise RuntimeError("state: expected the output of a network, got a copy of one")
         return self.make_state()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For copies and pickles, which have no `state`."""
+        return self.__dict__ | {"make_state": None}
 
     @property
     def rates(self) -> list[Tensor]:
@@ -215,6 +221,8 @@ class SpikingClassifier(nn.Module):
         self, x: EventBatch | Tensor, state: ClassifierState | None = None
     ) -> Iterator[SpikeTrace]:
         """Traces of the hidden layers, one after another; arguments as in `forward`."""
+        if state is not None and not isinstance(state, ClassifierState):
+            raise ValueError(f"state: expected `output.state`, got {type(state).__name__}")
         if state is not None and len(state.layers) != len(self.layers):
             raise ValueError(f"state: expected {len(self.layers)} layers, got {len(state.layers)}")
         if isinstance(x, Tensor) and not x.is_floating_point():
@@ -241,16 +249,25 @@ class SpikingClassifier(nn.Module):
         else:
             scores = (readout.softmax(-1) if self.scores == "softmax" else readout).sum(0)
 
+        makers = [trace.state_maker for trace in traces]
+
         def make_state() -> ClassifierState:
             if self.input_events is not None:
                 raise ValueError(
                     "input_events: expected null for a network that runs in pieces, since the "
                     f"events of a whole sample are counted, got {self.input_events}"
                 )
-            return ClassifierState(tuple(trace.state for trace in traces), readout[-1])
+            with torch.set_grad_enabled(readout.requires_grad or torch.is_grad_enabled()):
+                last = readout[-1].clone()  # a view would keep all steps in memory
+            return ClassifierState(tuple(make() for make in makers), last)
 
         power = None
         if all(getattr(layer, "membrane_gradient", False) for layer in self.layers):
+            if any(t.spikes.requires_grad and not t.membrane.requires_grad for t in traces):
+                raise ValueError(
+                    "membrane_gradient: expected layers whose membrane is differentiable, got one "
+                    "that does not pass `simulation_options` on"
+                )
             power = torch.stack([trace.membrane.square().mean() for trace in traces])
         spikes = [trace.spikes for trace in traces]
         return ClassifierOutput(scores, spikes, readout, make_state, power)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -18,6 +19,7 @@ from blockspike.networks.classifier import (
 from blockspike.networks.layers import check_counts
 from blockspike.neurons.autograd import differentiable_once
 from blockspike.neurons.events import EventBatch
+from blockspike.neurons.gpu.graphs import TRITON_DEVICES
 
 
 class PiecewiseOutput(NamedTuple):
@@ -48,12 +50,14 @@ def run_in_pieces(
             Else they are those of the whole.
 
     Raises:
-        ValueError: `n_steps` is below 1, no multiple of arp + 1 with method "blocks", or the
-            network scales its input, for which it has to see the whole.
+        ValueError: the input needs a gradient; `n_steps` is below 1, or no multiple of arp + 1 with
+            method "blocks"; the network scales its input, for which it has to see the whole.
     """
     check_counts(n_steps=n_steps)
-    if torch.is_grad_enabled():
-        own = [p for p in network.parameters() if p.requires_grad]
+    if isinstance(x, Tensor) and x.requires_grad:
+        raise ValueError("x: expected an input that needs no gradient, got one that does")
+    own = [p for p in network.parameters() if p.requires_grad]
+    if own and torch.is_grad_enabled():
         results: Any = _InPieces.apply(network, x, n_steps, truncate, *own)
     else:
         results = _total([output for _, output in _run(network, x, n_steps)])
@@ -69,9 +73,11 @@ def _run(
     for first in range(0, x.shape[0], n_steps):
         piece = _piece(x, first, n_steps)
         output = network(piece, state)
-        yield state, _share(network, output, piece, x)
+        of_piece = state, _share(network, output, piece, x)
         if first + n_steps < x.shape[0]:
             state = output.state
+        del output  # which holds all steps
+        yield of_piece
 
 
 def _piece(x: EventBatch | Tensor, first: int, n_steps: int) -> EventBatch | Tensor:
@@ -102,8 +108,11 @@ class _InPieces(torch.autograd.Function):
         *parameters: Tensor
     ):  # fmt: skip
         """Scores [B, n_classes], rates [n_layers] and, if it is asked for, the membrane's power."""
-        ctx.network, ctx.x, ctx.n_steps, ctx.truncate = network, x, n_steps, truncate
-        ctx.save_for_backward(*parameters)
+        ctx.network, ctx.n_steps, ctx.truncate = network, n_steps, truncate
+        ctx.like = x if isinstance(x, EventBatch) else None
+        given = (x.row_ptr, x.unit) if isinstance(x, EventBatch) else (x,)
+        ctx.n_given = len(given)
+        ctx.save_for_backward(*given, *parameters)  # which notices changes in place
         device = parameters[0].device.type
         ctx.autocast = {
             "device_type": device,
@@ -121,7 +130,8 @@ class _InPieces(torch.autograd.Function):
     @staticmethod
     @differentiable_once("recompute_steps and truncate_steps", instead="neither")
     def backward(ctx, *grads: Tensor):  # pyright: ignore[reportIncompatibleMethodOverride]
-        parameters = ctx.saved_tensors
+        given, parameters = ctx.saved_tensors[: ctx.n_given], ctx.saved_tensors[ctx.n_given :]
+        x = given[0] if ctx.like is None else replace(ctx.like, row_ptr=given[0], unit=given[1])
         sums = [torch.zeros_like(p) for p in parameters]
         grads_of_state: list[Tensor | None] = []
         for i, (state, drawn) in reversed(list(enumerate(ctx.starts))):
@@ -131,9 +141,9 @@ class _InPieces(torch.autograd.Function):
                     if state is None
                     else state.map(lambda x: x.detach().requires_grad_(not ctx.truncate))
                 )
-                piece = _piece(ctx.x, i * ctx.n_steps, ctx.n_steps)
+                piece = _piece(x, i * ctx.n_steps, ctx.n_steps)
                 output = ctx.network(piece, start)
-                ends = [*_share(ctx.network, output, piece, ctx.x)]
+                ends = [*_share(ctx.network, output, piece, x)]
                 ends += _tensors(output.state) if grads_of_state else []
             pairs = zip(ends, (*grads, *grads_of_state), strict=True)
             used = [(x, g) for x, g in pairs if g is not None and x.requires_grad]
@@ -161,7 +171,9 @@ def _tensors(state: ClassifierState | None) -> list[Tensor]:
 
 
 def _random_state(device: torch.device) -> tuple[torch.device, list[Tensor]]:
-    on_gpu = [torch.cuda.get_rng_state(device)] if device.type == "cuda" else []
+    on_gpu = []
+    if device.type in TRITON_DEVICES:
+        on_gpu = [torch.get_device_module(device).get_rng_state(device)]
     return device, [torch.get_rng_state(), *on_gpu]
 
 
@@ -169,8 +181,8 @@ def _random_state(device: torch.device) -> tuple[torch.device, list[Tensor]]:
 def _with_random_state(drawn: tuple[torch.device, list[Tensor]]) -> Iterator[None]:
     device, (on_cpu, *on_gpu) = drawn
     devices: list[Any] = [device] if on_gpu else []
-    with torch.random.fork_rng(devices):
+    with torch.random.fork_rng(devices, device_type=device.type if on_gpu else "cuda"):
         torch.set_rng_state(on_cpu)
         for state in on_gpu:
-            torch.cuda.set_rng_state(state, device)
+            torch.get_device_module(device).set_rng_state(state, device)
         yield

@@ -5,7 +5,7 @@ import math
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -169,6 +169,9 @@ def start_of(
         spikes = None
     else:
         _check("state: spikes", spikes, (delay, *size), current.dtype, current)
+        given = cast(Tensor, spikes)
+        if not bool(((given == 0) | (given == 1)).all()):
+            raise ValueError("state: spikes: expected values of 0 or 1, got others")
     # A finite sum is the quicker proof; a sum of huge values may overflow.
     known = values.detach()
     if not math.isfinite(known.sum()) and not torch.isfinite(known).all():
@@ -179,8 +182,12 @@ def start_of(
 def _row(
     name: str, value: Any, size: tuple[int, ...], dtype: torch.dtype, current: Tensor
 ) -> Tensor:
-    if not isinstance(value, Tensor):
+    if isinstance(value, int | float):
         return current.new_full(size, float(value), dtype=dtype)
+    if not isinstance(value, Tensor):
+        raise ValueError(
+            f"state: {name}: expected a tensor or a number, got {type(value).__name__}"
+        )
     if value.ndim > 2 or any(
         n not in (1, of) for n, of in zip(value.shape[::-1], size[::-1], strict=False)
     ):

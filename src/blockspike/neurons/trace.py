@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import NamedTuple
 
 import torch
@@ -78,12 +78,14 @@ class SpikeTrace:
         Raises:
             RuntimeError: what made this trace does not give a state.
         """
-        if self._compute_state is None:
-            raise RuntimeError("state: expected a simulation that gives its state, got another")
-        state = self._compute_state()
-        if self._compute_inputs is not None:
-            state = replace(state, inputs=self._compute_inputs())
-        return state
+        return self.state_maker()
+
+    @property
+    def state_maker(self) -> Callable[[], NeuronState]:
+        """Function that gives the state, and keeps less in memory than this trace."""
+        return partial(
+            _state_of, self._compute_state, self._compute_inputs, self.spikes.requires_grad
+        )
 
     def with_check(self, check: Callable[[], None]) -> "SpikeTrace":
         """This trace; `check` is called before its state is first read."""
@@ -95,6 +97,19 @@ class SpikeTrace:
         """This trace; its state has the `inputs` that are computed when it is first read."""
         self._compute_inputs = compute_inputs
         return self
+
+
+def _state_of(
+    compute_state: Callable[[], NeuronState] | None,
+    compute_inputs: Callable[[], Tensor] | None,
+    is_differentiable: bool,
+) -> NeuronState:
+    if compute_state is None:
+        raise RuntimeError("state: expected a simulation that gives its state, got another")
+    # It is made once, and may be read without gradients first.
+    with torch.set_grad_enabled(is_differentiable or torch.is_grad_enabled()):
+        state = compute_state()
+        return state if compute_inputs is None else replace(state, inputs=compute_inputs())
 
 
 def threshold_of(
@@ -152,32 +167,42 @@ def trace_of(
         RuntimeError: raised on that read if an input was changed in place since the simulation.
     """
     spikes, margin = simulation.spikes, simulation.margin
-    versions = _versions(simulation.inputs)
+    spec, before, last = simulation.spec, simulation.before, simulation.last
+    check_unchanged = unchanged(simulation.inputs)
 
     def membrane_and_threshold() -> tuple[Tensor, Tensor]:
-        if versions != _versions(simulation.inputs):
-            raise RuntimeError(
-                "membrane: expected to be read before any argument of the simulation changes, "
-                "got one that was changed in place (by an optimiser?)"
-            )
+        check_unchanged()
         margin = simulation.compute_margin().view(spikes.shape)
         threshold = compute_threshold(spikes.detach().to(margin.dtype))
         return margin + threshold, threshold
 
     def state() -> NeuronState:
-        spec, model = simulation.spec, simulation.spec.model
         delayed = None
         if recurrent:
             delay, detach = spec.recurrent_delay, spec.detach_spikes
-            delayed = spikes_on_their_way(simulation.before, spikes, delay, detach)
-        names = (*model.states, *model.counters)
-        last = simulation.last.clone()  # a view would keep all saved states in memory
-        return NeuronState(model.name, names, last, delayed)
+            delayed = spikes_on_their_way(before, spikes, delay, detach)
+        return NeuronState(
+            spec.model.name, (*spec.model.states, *spec.model.counters), last, delayed
+        )
 
     membrane = None
     if margin is not None:
         membrane = margin + compute_threshold(spikes.detach().to(margin.dtype)).detach()
     return SpikeTrace(spikes, membrane_and_threshold, simulation.events, state, membrane)
+
+
+def unchanged(inputs: Sequence[Tensor | None]) -> Callable[[], None]:
+    """Function that raises RuntimeError if an input was changed in place since this call."""
+    versions = _versions(inputs)
+
+    def check() -> None:
+        if versions != _versions(inputs):
+            raise RuntimeError(
+                "membrane: expected to be read before any argument of the simulation changes, "
+                "got one that was changed in place (by an optimiser?)"
+            )
+
+    return check
 
 
 def _versions(inputs: Sequence[Tensor | None]) -> list[int]:

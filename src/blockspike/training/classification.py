@@ -96,6 +96,11 @@ class ClassificationModule(pl.LightningModule):
             )
         if membrane_penalty > 0:
             for layer in network.layers:
+                if not hasattr(layer, "membrane_gradient"):
+                    raise ValueError(
+                        "membrane_penalty: expected layers derived from NeuronLayer, got "
+                        f"{type(layer).__name__}"
+                    )
                 cast(Any, layer).membrane_gradient = True
         self.seed = seed
         self.network = network

@@ -22,6 +22,7 @@ from blockspike.neurons.trace import (
     SpikeTrace,
     needs_gradient,
     threshold_of,
+    unchanged,
     zero_after_spike,
 )
 
@@ -148,7 +149,8 @@ def blocks_cpu(
     spec = SimulationSpec(BLOCKS, (float(n),), n, surrogate, detach_spikes)
     own = None if start is None else Start(_of_blocks(start.values), start.spikes)
     result = fused_cpu(spec, current, parameters, recurrent_weight, own, membrane_gradient)
-    spikes = result.spikes
+    spikes, last, before = result.spikes, result.last, result.before
+    check_unchanged = unchanged(result.inputs)
     compute_threshold = partial(threshold_of, p=p, b=b, start=start)
 
     def membrane_of(margin: Tensor, threshold: Tensor) -> Tensor:
@@ -156,15 +158,16 @@ def blocks_cpu(
         return zero_after_spike(membrane, spikes.detach(), n)
 
     def membrane_and_threshold() -> tuple[Tensor, Tensor]:
+        check_unchanged()
         threshold = compute_threshold(spikes.detach())
         return membrane_of(result.compute_margin(), threshold), threshold
 
     def last_state() -> NeuronState:
         check_whole_blocks(len(current), arp)
-        values = result.last[_ROWS_OF_ALIF if model is ALIF else _ROWS_OF_ALIF[:2]]
+        values = last[_ROWS_OF_ALIF if model is ALIF else _ROWS_OF_ALIF[:2]]
         delayed = None
         if recurrent_weight is not None:
-            delayed = spikes_on_their_way(result.before, spikes, n, detach_spikes)
+            delayed = spikes_on_their_way(before, spikes, n, detach_spikes)
         return NeuronState(model.name, (*model.states, *model.counters), values, delayed)
 
     membrane = None

@@ -16,7 +16,7 @@ from blockspike.neurons.simulate import (
     check_options,
     check_parameters_finite,
 )
-from blockspike.neurons.state import State, start_of
+from blockspike.neurons.state import Start, State, start_of
 from blockspike.neurons.surrogate import MultiGaussian, Surrogate
 from blockspike.neurons.trace import SpikeTrace
 
@@ -102,7 +102,7 @@ def alif(
         return standard(*neurons, **options)
     if method == "fused":
         return fused(*neurons, **options)
-    _check_for_blocks(arp, delay, recurrent_weight, p=p, b=b)
+    _check_for_blocks(arp, delay, recurrent_weight, options["start"], p=p, b=b)
     if current.device.type == "cpu":
         return blocks_cpu(*neurons, **options)
     return blocks(*neurons, **options)
@@ -124,9 +124,14 @@ def _check(current, beta, p, b, arp, recurrent_weight, recurrent_delay, surrogat
 
 
 def _check_for_blocks(
-    arp: int, delay: int, recurrent_weight: Tensor | None, **adaptation: Tensor | None
-) -> None:
+    arp: int, delay: int, recurrent_weight: Tensor | None, start: Start | None,
+    **adaptation: Tensor | None,
+) -> None:  # fmt: skip
     """Raise ValueError for arguments that a block cannot represent."""
+    if start is not None and bool((start.values[1:2] < 0).any()):
+        raise ValueError("state: adaptation: expected values ≥ 0 for 'blocks'")
+    if start is not None and bool((start.values[2:] > arp).any()):
+        raise ValueError(f"state: refractory_left: expected at most arp = {arp} for 'blocks'")
     if recurrent_weight is not None and delay != arp + 1:
         raise ValueError(f"recurrent_delay: expected arp + 1 = {arp + 1} for 'blocks', got {delay}")
     for name, value in adaptation.items():

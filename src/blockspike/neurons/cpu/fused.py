@@ -274,7 +274,7 @@ class _Fused(torch.autograd.Function):
         ctx.events = result.events if weight is not None else None
         ctx.spec, ctx.shape, ctx.parameters = spec, current.shape, result.parameters
         ctx.set_materialize_grads(False)
-        last = result.saved[-1].view(-1, *current.shape[1:])
+        last = result.saved[-1].clone().view(-1, *current.shape[1:])
         if keep_margin:
             return result.spikes, last, result.margin.view(current.shape)
         return result.spikes, last

@@ -256,8 +256,11 @@ def fused_gpu(
     bfloat16, and everything in between is float32.
 
     Raises:
-        ValueError: B·N exceeds the 32-bit column indices of the kernels.
+        ValueError: B·N exceeds the 32-bit column indices of the kernels, or the model has
+            accumulators.
     """
+    if spec.model.accumulators:
+        raise ValueError(f"{spec.model.name}: expected a current on a CPU, got {current.device}")
     if current.shape[1] * current.shape[2] > _MOST_COLUMNS:
         raise ValueError(
             f"current: expected B·N ≤ {_MOST_COLUMNS} for 'fused' on a GPU, "
