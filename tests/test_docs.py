@@ -71,9 +71,10 @@ def my_cell(tmp_path):
 )
 def test_a_page_runs_from_top_to_bottom(page, blockspike, tmp_path, data_dir, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    names: dict[str, object] = {}  # later blocks may use what earlier ones defined
     for kind, text in to_run(page):
         if kind == "python":
-            exec(compile(text, str(page), "exec"), {})
+            exec(compile(text, str(page), "exec"), names)
         else:
             run_shortly(text, blockspike, data_dir, tmp_path)
 

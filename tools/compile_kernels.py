@@ -75,10 +75,13 @@ def compile_model(
     simulate |= {"keep_states": True} | shared | size
     differentiate = {"has_feedback": chained, "reset_has_grad": float(chained), "surrogate": 2}
     differentiate |= {"n_carried": len(model.states)} | shared | size
+    differentiate |= {"has_grad_membrane": False, "threshold_bits": 0}
     differentiate["reverse_step"] = in_triton(model.reverse_step)
+    of_membrane = {"has_grad_membrane": True, "threshold_bits": fused_gpu.threshold_bits(model)}
     for kernel, constants in (
         (kernels_gpu.forward, simulate),
         (kernels_gpu.backward, differentiate),
+        (kernels_gpu.backward, differentiate | of_membrane),
     ):
         done = compile_one(kernel, real, passed, constants, **fused_gpu.OPTIONS)
         print(json.dumps({"model": model.name, "real": real, **done}))

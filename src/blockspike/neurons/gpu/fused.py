@@ -58,7 +58,7 @@ def sizes(model: NeuronModel, n_constants: int) -> dict[str, int]:
     }
 
 
-def _threshold_bits(model: NeuronModel) -> int:
+def threshold_bits(model: NeuronModel) -> int:
     """Bit k is set if parameter k is one of the threshold."""
     own = enumerate(model.parameters)
     return sum(1 << k for k, name in own if name in model.threshold_parameters)
@@ -135,7 +135,7 @@ def _differentiate(
             step=in_triton(model.step), reverse_step=in_triton(model.reverse_step),
             **sizes(model, len(constants)), n_carried=len(model.states),
             has_feedback=feedback is not None, has_grad_membrane=grad_membrane.numel() > 0,
-            threshold_bits=_threshold_bits(model),
+            threshold_bits=threshold_bits(model),
             reset_has_grad=0.0 if spec.detach_spikes else 1.0,
             surrogate=_CODES[type(spec.surrogate)],
         )  # fmt: skip
