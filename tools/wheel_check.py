@@ -84,7 +84,14 @@ def steps_of(page: Path, data_dir: Path) -> list[Step]:
             Step("pip install nbclient ipykernel", needed),
             Step(f"jupyter-execute {page.name}", ("jupyter-execute", page.name)),
         ]
-    return [_step(kind, text, data_dir) for kind, text in dict.fromkeys(python_and_commands(page))]
+    steps, earlier = [], ""
+    for kind, text in dict.fromkeys(python_and_commands(page)):
+        step = _step(kind, text, data_dir)
+        if kind == "python":  # a block that imports nothing of ours goes on from the ones before
+            earlier = text if "import blockspike" in text else f"{earlier}\n{text}"
+            step = Step(step.text, ("python", "-c", earlier))
+        steps.append(step)
+    return steps
 
 
 def _step(kind: str, text: str, data_dir: Path) -> Step:
