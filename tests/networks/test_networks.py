@@ -250,8 +250,12 @@ def test_a_parametrised_parameter_is_its_owners_affair():
     net, other = make_classifier(), torch.nn.Parameter(torch.ones(2))
     torch.nn.utils.parametrize.register_parametrization(net.layers[0], "beta", torch.nn.Sigmoid())
     other.grad = torch.ones(2)
+    with torch.no_grad():
+        net.layers[0].get_parameter("p").fill_(7.0)
+    before = net.layers[0].beta.detach().clone()
     torch.optim.SGD([other, net.layers[0].get_parameter("p")], lr=1.0).step()
-    net.project_()
+    assert net.layers[0].get_parameter("p").max() < 1  # the others are clamped
+    assert torch.equal(net.layers[0].beta, before)
 
 
 def test_projection_only_clamps_values_that_are_out_of_range():

@@ -22,7 +22,7 @@ from blockspike.neurons import Boxcar, FastSigmoid, alif, leaky_integrate, loop
 from blockspike.neurons.adlif import adlif
 from blockspike.neurons.alif import standard
 from blockspike.neurons.alif.blocks import blocks
-from blockspike.neurons.alif.step import ALIF
+from blockspike.neurons.alif.inputs import alif_inputs
 from blockspike.neurons.cpu.events import SpikeEvents
 from blockspike.neurons.events import EventBatch
 from blockspike.neurons.surrogate import MultiGaussian, Surrogate
@@ -179,9 +179,7 @@ def blocks_by_their_kernel():
 def parallel_blocks():
     inputs = make_inputs((9, 2, 4))
     options: dict[str, Any] = {"surrogate": MultiGaussian(), "detach_spikes": True}
-    options |= {"recurrent_weight": None, "recurrent_delay": 2, "start": None}
-    trace = blocks(ALIF, **inputs, arp=1, membrane_gradient=False, **options)
-    return trace.spikes, inputs["current"]
+    return blocks(alif_inputs(**inputs, arp=1, **options)).spikes, inputs["current"]
 
 
 def fitting():

@@ -42,7 +42,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from blockspike.neurons import MultiGaussian
 from blockspike.neurons.adlif.step import SE_ADLIF
 from blockspike.neurons.alif.fused import fused
-from blockspike.neurons.alif.step import ALIF
+from blockspike.neurons.alif.inputs import alif_inputs
 from blockspike.neurons.gpu import fused as fused_gpu
 from blockspike.neurons.model import SimulationSpec
 from blockspike.neurons.simulate import run_kernels, simulate
@@ -234,14 +234,12 @@ def test_bfloat16_current(recurrent, detach_spikes):
         "detach_spikes": detach_spikes,
         "surrogate": MULTI_GAUSSIAN,
         "recurrent_weight": inputs.get("recurrent_weight"),
-        "start": None,
-        "membrane_gradient": False,
     }
     results = []
     for dtype in (torch.float32, torch.bfloat16):
         leaves = [inputs["current"].detach().to(dtype).requires_grad_()]
         leaves += [inputs[name] for name in inputs if name != "current"]
-        trace = fused(ALIF, *leaves[:4], **options)
+        trace = fused(alif_inputs(*leaves[:4], **options))
         gradient = cotangent(trace.spikes).bfloat16().to(dtype)
         results.append((trace, torch.autograd.grad(trace.spikes, leaves, gradient)))
     (expected, expected_grads), (half, grads) = results

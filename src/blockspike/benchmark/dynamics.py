@@ -21,7 +21,7 @@ from blockspike.benchmark.timing import Turn, reason, repeat, take_turns
 from blockspike.neurons import Method, MultiGaussian, SpikeTrace, alif
 from blockspike.neurons.adlif import adlif
 from blockspike.neurons.alif.blocks import blocks
-from blockspike.neurons.alif.step import ALIF
+from blockspike.neurons.alif.inputs import alif_inputs
 from blockspike.neurons.surrogate import spike
 
 _ROUNDING = 1e-5  # |V − θ| at which parallel blocks may round to the other side of the threshold
@@ -149,20 +149,7 @@ def grouped_convolution_blocks(
 
 def parallel_blocks(current: Tensor, beta: Tensor, p: Tensor, b: Tensor, *, arp: int) -> Tensor:
     """The paper's Blocks by matrix products, which `alif` uses on devices without a kernel."""
-    return blocks(
-        ALIF,
-        current,
-        beta,
-        p,
-        b,
-        arp=arp,
-        recurrent_weight=None,
-        recurrent_delay=arp + 1,
-        surrogate=_SURROGATE,
-        detach_spikes=True,
-        start=None,
-        membrane_gradient=False,
-    ).spikes
+    return blocks(alif_inputs(current, beta, p, b, arp=arp, surrogate=_SURROGATE)).spikes
 
 
 def _alif(

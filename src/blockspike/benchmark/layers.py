@@ -19,7 +19,7 @@ from blockspike.benchmark.peers import PEERS, version
 from blockspike.networks.layers import ALIFLayer, run_layers
 from blockspike.neurons import SpikeTrace
 from blockspike.neurons.alif.blocks import blocks
-from blockspike.neurons.alif.step import ALIF
+from blockspike.neurons.alif.inputs import alif_inputs
 from blockspike.neurons.events import EventBatch
 from blockspike.neurons.state import State
 from blockspike.neurons.surrogate import spike
@@ -65,12 +65,9 @@ class _ParallelBlocksLayer(ALIFLayer):
     """The paper's Blocks by matrix products, even on a CPU."""
 
     def simulate(self, current: Tensor, state: State | None) -> SpikeTrace:
-        return blocks(
-            ALIF, current, self.beta, self.p, self.b, arp=self.arp,
-            recurrent_weight=self.recurrent_weight, recurrent_delay=self.arp + 1,
-            surrogate=self.options.surrogate, detach_spikes=self.options.detach_spikes,
-            start=None, membrane_gradient=False,
-        )  # fmt: skip
+        options = self.simulation_options
+        del options["method"]
+        return blocks(alif_inputs(current, self.beta, self.p, self.b, arp=self.arp, **options))
 
 
 class _ReferenceLayer(ALIFLayer):

@@ -25,13 +25,13 @@ from blockspike.networks.layers import (
 from blockspike.networks.synapses import SynapseMode
 from blockspike.neurons import SpikeTrace
 from blockspike.neurons.events import EventBatch
-from blockspike.neurons.state import NeuronState
+from blockspike.neurons.state import Changeable, NeuronState
 
 Scores = Literal["sum", "mean", "softmax"]
 
 
 @dataclass(frozen=True, eq=False)
-class ClassifierState:
+class ClassifierState(Changeable):
     """State of a `SpikingClassifier` after some steps of its input.
 
     Attributes:
@@ -51,18 +51,6 @@ class ClassifierState:
 
     layers: tuple[NeuronState, ...]
     readout: Tensor
-
-    def detach(self) -> ClassifierState:
-        """State with the same values, through which no gradient flows."""
-        return self.map(Tensor.detach)
-
-    def clone(self) -> ClassifierState:
-        """A copy, through which gradients flow."""
-        return self.map(Tensor.clone)
-
-    def to(self, *args: Any, **options: Any) -> ClassifierState:
-        """A copy on another device or of another dtype; arguments as in `torch.Tensor.to`."""
-        return self.map(lambda x: x.to(*args, **options))
 
     def __getitem__(self, samples: Any) -> ClassifierState:
         """The state of some samples: an index, a slice, or a list or tensor of indices."""

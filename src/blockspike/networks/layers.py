@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Protocol, cast, get_args
 
 import torch
@@ -11,6 +11,11 @@ from torch.nn import functional as F
 
 from blockspike.networks.bounded import BoundedParameters, Bounds
 from blockspike.networks.delays import Delays
+from blockspike.networks.last_inputs import (
+    check_last_inputs,
+    join_inputs,
+    last_inputs_maker,
+)
 from blockspike.networks.synapses import SynapseMode, synaptic_current
 from blockspike.neurons import Method, MultiGaussian, SpikeTrace, Surrogate, alif, leaky_integrate
 from blockspike.neurons.adlif import adlif
@@ -168,33 +173,18 @@ class NeuronLayer(BoundedParameters):
             events: see `synaptic_current`.
             state: `trace.state` of the steps before, or values by name; see `alif`.
         """
-        before = None
+        given: object = None
         if isinstance(state, NeuronState):
-            before = state.inputs
-            if before is None and self._n_kept:
+            given = state.inputs
+            if given is None and self._n_kept:
                 raise ValueError("state: expected inputs, for synapses with delays, got none")
         elif isinstance(state, Mapping):
-            before, state = state.get("inputs"), {k: v for k, v in state.items() if k != "inputs"}
-        if before is not None:
-            self._check_inputs(before, x)
-        trace = self.simulate(self.current(x, events, cast("Tensor | None", before)), state)
+            given, state = state.get("inputs"), {k: v for k, v in state.items() if k != "inputs"}
+        before = check_last_inputs(given, x, self.weight, self._n_kept)
+        trace = self.simulate(self.current(x, events, before), state)
         if not self._n_kept:
             return trace
-        return trace.with_inputs(self._last_inputs(x, cast("Tensor | None", before)))
-
-    def _check_inputs(self, before: object, x: EventBatch | Tensor) -> None:
-        weight, size = self.weight, [x.shape[1], self.weight.shape[2]]
-        fits = isinstance(before, Tensor) and list(before.shape[1:]) == size
-        if not isinstance(before, Tensor) or not fits or len(before) > self._n_kept:
-            got = list(before.shape) if isinstance(before, Tensor) else type(before).__name__
-            raise ValueError(
-                f"state: inputs: expected at most {self._n_kept} steps of {size}, got {got}"
-            )
-        if before.dtype != weight.dtype or before.device != weight.device:
-            raise ValueError(
-                f"state: inputs: expected {weight.dtype} on {weight.device}, got {before.dtype} on "
-                f"{before.device}"
-            )
+        return trace.with_inputs(last_inputs_maker(x, before, self._n_kept, self.weight.dtype))
 
     def simulate(self, current: Tensor, state: State | None) -> SpikeTrace:
         """Simulate the neurons for a synaptic current [T, B, n_units]."""
@@ -212,8 +202,8 @@ class NeuronLayer(BoundedParameters):
         before these.
         """
         mode, n_before = self.options.synapses, 0
-        if before is not None and self._n_kept:
-            n_before, (x, events) = len(before), _joined(before, x, events)
+        if before is not None:
+            n_before, (x, events) = len(before), join_inputs(before, x, events)
         if self.delays is not None:
             current = self.delays.current(x, self.weight[0], self.bias, events, mode)
         else:
@@ -224,45 +214,6 @@ class NeuronLayer(BoundedParameters):
     def _n_kept(self) -> int:
         """Steps of input that synapses deliver later."""
         return max(self.options.rf_len - 1, self.options.max_delay)
-
-    def _last_inputs(self, x: EventBatch | Tensor, before: Tensor | None) -> Callable[[], Tensor]:
-        """Function that gives the last steps of the input, of those before and of `x`."""
-        n_steps, n_kept, dtype = x.shape[0], self._n_kept, self.weight.dtype
-        last = x
-        if isinstance(x, EventBatch):
-            last = replace(x.steps(max(0, n_steps - n_kept), n_steps), scale=None)
-        else:
-            last = x[max(0, n_steps - n_kept) :]
-            last = last.clone() if x.is_inference() else last  # these have no versions
-        version = last._version if isinstance(last, Tensor) and not last.is_inference() else None
-
-        def make() -> Tensor:
-            if isinstance(last, EventBatch):
-                kept = last.dense(dtype)
-            else:
-                if version is not None and last._version != version:
-                    raise RuntimeError(
-                        "state: expected to be read before the input changes, got one that was "
-                        "changed in place"
-                    )
-                kept = last.to(dtype, copy=True)
-            return kept if before is None else torch.cat([before, kept])[-n_kept:]
-
-        return make
-
-
-def _joined(
-    before: Tensor, x: EventBatch | Tensor, events: SpikeEvents | None
-) -> tuple[EventBatch | Tensor, SpikeEvents | None]:
-    """The input of the steps before, and then `x` with its events."""
-    if isinstance(x, EventBatch):
-        return x.after(EventBatch.from_dense(before)), None
-    if events is not None and not bool(((before == 0) | (before == events.scale)).all()):
-        events = None  # dropout has been switched on or off in between
-    if events is not None:
-        spiked = torch.cat([(before.detach() != 0).view(torch.uint8), events.array.to(torch.uint8)])
-        events = SpikeEvents(spiked, events.scale)
-    return torch.cat([before, x]), events
 
 
 class ALIFLayer(NeuronLayer):

@@ -1,13 +1,14 @@
 """Simulation of any model by a loop over time, the reference for its kernels."""
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from blockspike.neurons.model import SimulationSpec
-from blockspike.neurons.state import NeuronState, Start, spikes_on_their_way
+from blockspike.neurons.state import Start, last_state
 from blockspike.neurons.surrogate import spike
 from blockspike.neurons.trace import SpikeTrace, check_finite
 
@@ -18,7 +19,7 @@ def loop(
     parameters: Sequence[Tensor],
     recurrent_weight: Tensor | None,
     start: Start | None = None,
-    margin_gradient: bool = False,
+    membrane_gradient: bool = False,
 ) -> SpikeTrace:
     """Run the model step by step; arguments as in `fused_cpu`, already checked."""
     model, constants, delay, surrogate, detach_spikes = spec
@@ -41,7 +42,7 @@ def loop(
         s, margin, state = model.step(drive, parameters, numbers, state, fire)
         spikes.append(s)
         fed_back.append(s)
-        margins.append(margin if margin_gradient else margin.detach())
+        margins.append(margin if membrane_gradient else margin.detach())
 
     check_finite(state[0], current)
 
@@ -49,12 +50,10 @@ def loop(
         threshold = torch.ones_like(current.detach())
         return torch.stack(margins) + threshold, threshold
 
-    def last_state() -> NeuronState:
-        delayed = None if recurrent_weight is None else fed_back.last()
-        return NeuronState(model.name, names, torch.stack(state), delayed)
-
-    membrane = torch.stack(margins) + 1 if margin_gradient else None
-    return SpikeTrace(torch.stack(spikes), membrane_and_threshold, None, last_state, membrane)
+    of_all, last, recurrent = torch.stack(spikes), torch.stack(state), recurrent_weight is not None
+    last_ = partial(last_state, spec, recurrent, last, of_all, start.spikes)
+    membrane = torch.stack(margins) + 1 if membrane_gradient else None
+    return SpikeTrace(of_all, membrane_and_threshold, None, last_, membrane)
 
 
 class FedBack:
@@ -80,7 +79,3 @@ class FedBack:
         if t >= self.delay:
             return self.spikes[t - self.delay]
         return None if self.before is None else self.before[t]
-
-    def last(self) -> Tensor:
-        """Spikes [D, B, N] that have yet to arrive."""
-        return spikes_on_their_way(self.before, torch.stack(self.spikes), self.delay, self.detach)

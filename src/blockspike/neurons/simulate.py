@@ -96,14 +96,14 @@ def simulate(
     check_parameters_finite(parameters, recurrent_weight)
     if current.device.type == "cpu":
         keep_freed_memory_if_large(current.nbytes)
-    recurrent = recurrent_weight is not None
-    start = start_of(state, model, current, recurrent_delay if recurrent else None)
+    delay = None if recurrent_weight is None else recurrent_delay
+    start = start_of(state, model, current, delay)
     spec = SimulationSpec(model, constants, recurrent_delay, surrogate, detach_spikes)
     own = [parameters[name] for name in model.parameters]
     arguments = (spec, current, own, recurrent_weight, start, membrane_gradient)
     if method == "standard":
         return loop(*arguments)
-    return trace_of(run_kernels(*arguments), recurrent)
+    return trace_of(run_kernels(*arguments))
 
 
 def check_current(current: Tensor, method: str) -> None:

@@ -5,16 +5,36 @@ import math
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple, Self, cast
 
 import torch
 from torch import Tensor
 
-from blockspike.neurons.model import NeuronModel
+from blockspike.neurons.model import NeuronModel, SimulationSpec
+
+
+class Changeable:
+    """Tensors that a subclass changes together by its method `map`."""
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> Self:
+        """A copy with each tensor changed."""
+        raise NotImplementedError
+
+    def detach(self) -> Self:
+        """A copy with the same values, through which no gradient flows."""
+        return self.map(Tensor.detach)
+
+    def clone(self) -> Self:
+        """A copy, through which gradients flow."""
+        return self.map(Tensor.clone)
+
+    def to(self, *args: Any, **options: Any) -> Self:
+        """A copy on another device or of another dtype; arguments as in `torch.Tensor.to`."""
+        return self.map(lambda x: x.to(*args, **options))
 
 
 @dataclass(frozen=True, eq=False)
-class NeuronState:
+class NeuronState(Changeable):
     """State of a population after a simulation; `state=` of the next call continues from it.
 
     `trace.state` has one. Gradients flow through it unless it is detached.
@@ -52,18 +72,6 @@ class NeuronState:
         own = dict(zip(self.names, self.values.unbind(), strict=True))
         delayed = {"spikes": self.spikes, "inputs": self.inputs}
         return own | {name: x for name, x in delayed.items() if x is not None}
-
-    def detach(self) -> "NeuronState":
-        """State with the same values, through which no gradient flows."""
-        return self.map(Tensor.detach)
-
-    def clone(self) -> "NeuronState":
-        """A copy, through which gradients flow."""
-        return self.map(Tensor.clone)
-
-    def to(self, *args: Any, **options: Any) -> "NeuronState":
-        """A copy on another device or of another dtype; arguments as in `torch.Tensor.to`."""
-        return self.map(lambda x: x.to(*args, **options))
 
     def __getitem__(self, samples: Any) -> "NeuronState":
         """The state of some samples: an index, a slice, or a list or tensor of indices."""
@@ -208,12 +216,26 @@ def _check(
         )
 
 
-def spikes_on_their_way(before: Tensor | None, spikes: Tensor, delay: int, detach: bool) -> Tensor:
-    """Spikes [D, B, N] of the last D = `delay` steps, of those before and these [T, B, N]."""
-    if detach:
-        before, spikes = None if before is None else before.detach(), spikes.detach()
-    if len(spikes) >= delay:
-        return spikes[-delay:].clone()  # a view would keep all of them in memory
-    if before is None:
-        before = spikes.new_zeros(delay, *spikes.shape[1:])
-    return torch.cat([before[len(spikes) :], spikes])
+def last_state(
+    spec: SimulationSpec, recurrent: bool, last: Tensor, spikes: Tensor, before: Tensor | None
+) -> NeuronState:
+    """State after a simulation.
+
+    Args:
+        spec: the model and settings.
+        recurrent: whether spikes are fed back.
+        last: states after the last step, [K, B, N].
+        spikes: [T, B, N].
+        before: spikes [D, B, N] of the D = `recurrent_delay` steps before; None = none.
+    """
+    model, delay, delayed = spec.model, spec.recurrent_delay, None
+    if recurrent:
+        if spec.detach_spikes:
+            before, spikes = None if before is None else before.detach(), spikes.detach()
+        if len(spikes) >= delay:
+            delayed = spikes[-delay:].clone()  # a view would keep all of them in memory
+        else:
+            if before is None:
+                before = spikes.new_zeros(delay, *spikes.shape[1:])
+            delayed = torch.cat([before[len(spikes) :], spikes])
+    return NeuronState(model.name, (*model.states, *model.counters), last, delayed)

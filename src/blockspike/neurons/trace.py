@@ -12,7 +12,7 @@ from torch import Tensor
 from blockspike.neurons.cpu.events import SpikeEvents
 from blockspike.neurons.model import SimulationSpec
 from blockspike.neurons.readout import leaky_integrate
-from blockspike.neurons.state import NeuronState, Start, spikes_on_their_way
+from blockspike.neurons.state import NeuronState, Start, last_state
 
 
 class SpikeTrace:
@@ -131,13 +131,14 @@ def needs_gradient(*inputs: Tensor | None) -> bool:
 
 
 class Simulation(NamedTuple):
-    """Result of a kernel.
+    """Result of a simulation by kernels.
 
     Attributes:
         spec: the model and settings.
         spikes, events: see `SpikeTrace`.
         last: states after the last step, [K, B, N].
         before: spikes [D, B, N] on their way at the start, or None.
+        recurrent: whether spikes are fed back.
         margin: V − θ [T, B, N] with the gradient of V; None if that is not wanted.
         compute_margin: gives V − θ without gradient, of any shape.
         inputs: tensors that it is computed from.
@@ -148,6 +149,7 @@ class Simulation(NamedTuple):
     events: SpikeEvents | None
     last: Tensor
     before: Tensor | None
+    recurrent: bool
     margin: Tensor | None
     compute_margin: Callable[[], Tensor]
     inputs: Sequence[Tensor | None]
@@ -155,40 +157,33 @@ class Simulation(NamedTuple):
 
 def trace_of(
     simulation: Simulation,
-    recurrent: bool,
     compute_threshold: Callable[[Tensor], Tensor] = torch.ones_like,
+    n_block: int = 1,
 ) -> SpikeTrace:
-    """Make the trace of a kernel's result.
+    """Make the trace of a simulation.
 
     When membrane or threshold is first read, V − θ is computed again, and `compute_threshold`
-    computes θ from the spikes.
+    computes θ from the spikes. In each block of `n_block` steps, V goes on without reset up to the
+    end, so that it is set to 0 after a spike.
 
     Raises:
         RuntimeError: raised on that read if an input was changed in place since the simulation.
     """
-    spikes, margin = simulation.spikes, simulation.margin
-    spec, before, last = simulation.spec, simulation.before, simulation.last
-    check_unchanged = unchanged(simulation.inputs)
+    spec, spikes, events, last, before, recurrent, of_membrane, compute_margin, inputs = simulation
+    check_unchanged = unchanged(inputs)
+
+    def complete(margin: Tensor) -> tuple[Tensor, Tensor]:
+        threshold = compute_threshold(spikes.detach().to(margin.dtype)).detach()
+        membrane = margin.view(spikes.shape) + threshold
+        return zero_after_spike(membrane, spikes.detach(), n_block), threshold
 
     def membrane_and_threshold() -> tuple[Tensor, Tensor]:
         check_unchanged()
-        margin = simulation.compute_margin().view(spikes.shape)
-        threshold = compute_threshold(spikes.detach().to(margin.dtype))
-        return margin + threshold, threshold
+        return complete(compute_margin())
 
-    def state() -> NeuronState:
-        delayed = None
-        if recurrent:
-            delay, detach = spec.recurrent_delay, spec.detach_spikes
-            delayed = spikes_on_their_way(before, spikes, delay, detach)
-        return NeuronState(
-            spec.model.name, (*spec.model.states, *spec.model.counters), last, delayed
-        )
-
-    membrane = None
-    if margin is not None:
-        membrane = margin + compute_threshold(spikes.detach().to(margin.dtype)).detach()
-    return SpikeTrace(spikes, membrane_and_threshold, simulation.events, state, membrane)
+    membrane = None if of_membrane is None else complete(of_membrane)[0]
+    state = partial(last_state, spec, recurrent, last, spikes, before)
+    return SpikeTrace(spikes, membrane_and_threshold, events, state, membrane)
 
 
 def unchanged(inputs: Sequence[Tensor | None]) -> Callable[[], None]:

@@ -9,16 +9,13 @@ twice as many passes. Equations: docs/paper.md, Blocks.
 """
 
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from torch import Tensor
 
+from blockspike.neurons.alif.inputs import ALIFInputs
 from blockspike.neurons.autograd import differentiable_once
-from blockspike.neurons.model import NeuronModel
-from blockspike.neurons.state import NeuronState, Start, spikes_on_their_way
-from blockspike.neurons.surrogate import Surrogate
-from blockspike.neurons.trace import SpikeTrace, check_finite, threshold_of, zero_after_spike
+from blockspike.neurons.trace import Simulation, SpikeTrace, check_finite, trace_of
 
 
 def _neurons_first(x: Tensor) -> Tensor:
@@ -215,67 +212,29 @@ def _rows(matrix: Tensor, m: int) -> Tensor:
     return matrix if m == n else torch.cat([matrix[:, :m, :m], matrix[:, :m, n:]], dim=2)
 
 
-def blocks(
-    model: NeuronModel,
-    current: Tensor,
-    beta: Tensor,
-    p: Tensor | None,
-    b: Tensor | None,
-    *,
-    arp: int,
-    recurrent_weight: Tensor | None,
-    recurrent_delay: int,
-    surrogate: Surrogate,
-    detach_spikes: bool,
-    start: Start | None,
-    membrane_gradient: bool,
-) -> SpikeTrace:
-    """Simulate by Blocks (docs/paper.md, Blocks); arguments as in `alif`, already checked."""
-    n = min(arp + 1, len(current))
-    p_or_zero, b_or_zero = (torch.zeros_like(beta) if x is None else x for x in (p, b))
-    powers = p_or_zero[:, None] ** torch.arange(n + 1, device=current.device)  # p^0 … p^n  [N, n+1]
-    values, before = start or (None, None)
+def blocks(x: ALIFInputs) -> SpikeTrace:
+    """Simulate by Blocks (docs/paper.md, Blocks)."""
+    n = min(x.arp + 1, len(x.current))
+    beta, p, b = x.parameters
+    powers = p[:, None] ** torch.arange(n + 1, device=beta.device)  # p^0 … p^n  [N, n+1]
+    values, before = x.start or (None, None)
     spikes, last, *margins = _Blocks.apply(  # pyright: ignore
-        current,
-        recurrent_weight,
+        x.current,
+        x.recurrent_weight,
         beta,
         powers,
-        _margin_matrix(beta, powers, b_or_zero),
+        _margin_matrix(beta, powers, b),
         values,
         before,
-        surrogate,
-        detach_spikes,
+        x.spec.surrogate,
+        x.spec.detach_spikes,
     )
-    compute_threshold = partial(threshold_of, p=p, b=b, start=start)
 
-    def membrane_of(threshold: Tensor) -> Tensor:
-        margin = torch.cat([x.movedim(0, 2) for x in margins])
-        membrane = margin + threshold  # valid up to the spike in each block
-        return zero_after_spike(membrane, spikes.detach(), n)
+    def margin() -> Tensor:
+        return torch.cat([margin.movedim(0, 2) for margin in margins])
 
-    def membrane_and_threshold() -> tuple[Tensor, Tensor]:
-        threshold = compute_threshold(spikes.detach())
-        return membrane_of(threshold), threshold
-
-    names = (*model.states, *model.counters)
-
-    def last_state() -> NeuronState:
-        check_whole_blocks(len(current), arp)
-        delayed = None
-        if recurrent_weight is not None:
-            delayed = spikes_on_their_way(before, spikes, recurrent_delay, detach_spikes)
-        return NeuronState(model.name, names, last[: len(names)], delayed)
-
-    membrane = None
-    if membrane_gradient:
-        membrane = membrane_of(compute_threshold(spikes.detach()).detach())
-    return SpikeTrace(spikes, membrane_and_threshold, None, last_state, membrane)
-
-
-def check_whole_blocks(n_steps: int, arp: int) -> None:
-    """Raise ValueError unless the simulation ends with a block."""
-    if n_steps % (arp + 1):
-        raise ValueError(
-            f"state: expected a number of steps that is a multiple of arp + 1 = {arp + 1} for "
-            f"'blocks', got {n_steps}"
-        )
+    model, recurrent = x.spec.model, x.recurrent_weight is not None
+    last = last[: len(model.states) + len(model.counters)]
+    of_membrane = margin() if x.membrane_gradient else None
+    result = Simulation(x.spec, spikes, None, last, before, recurrent, of_membrane, margin, ())
+    return trace_of(result, x.threshold, n)

@@ -6,25 +6,16 @@ n = arp + 1 steps, because the gradient depends on them: within a block, V conti
 and θ ignores the block's own spike. Equations: docs/paper.md, Blocks.
 """
 
-from functools import partial
-
 import torch
 from torch import Tensor
 
-from blockspike.neurons.alif.blocks import check_whole_blocks
 from blockspike.neurons.alif.fused import fused
+from blockspike.neurons.alif.inputs import ALIFInputs
 from blockspike.neurons.alif.step import ALIF
 from blockspike.neurons.cpu.fused import fused_cpu
-from blockspike.neurons.model import NeuronModel, SimulationSpec, maximum, where
-from blockspike.neurons.state import NeuronState, Start, spikes_on_their_way
-from blockspike.neurons.surrogate import Surrogate
-from blockspike.neurons.trace import (
-    SpikeTrace,
-    needs_gradient,
-    threshold_of,
-    unchanged,
-    zero_after_spike,
-)
+from blockspike.neurons.model import NeuronModel, maximum, where
+from blockspike.neurons.state import Start
+from blockspike.neurons.trace import SpikeTrace, needs_gradient, trace_of
 
 
 def step(drive, parameters, constants, state, fire):
@@ -117,63 +108,21 @@ BLOCKS = NeuronModel(
 )
 
 
-def blocks_cpu(
-    model: NeuronModel,
-    current: Tensor,
-    beta: Tensor,
-    p: Tensor | None,
-    b: Tensor | None,
-    *,
-    arp: int,
-    recurrent_weight: Tensor | None,
-    recurrent_delay: int,
-    surrogate: Surrogate,
-    detach_spikes: bool,
-    start: Start | None,
-    membrane_gradient: bool,
-) -> SpikeTrace:
-    """Simulate with spikes of `standard` and gradient of `blocks`; arguments as in `alif`, checked.
+def blocks_cpu(x: ALIFInputs) -> SpikeTrace:
+    """Simulate with the spikes of `standard` and the gradient of `blocks`.
 
     If no gradient is needed, `fused` gives the same result.
     """
-    n = arp + 1
-    inputs = (current, beta, p, b, recurrent_weight, *(start or ()))
-    if not needs_gradient(*inputs):
-        trace = fused(
-            model, current, beta, p, b, arp=arp, recurrent_weight=recurrent_weight,
-            recurrent_delay=recurrent_delay, surrogate=surrogate, detach_spikes=detach_spikes,
-            start=start, membrane_gradient=membrane_gradient,
-        )  # fmt: skip
-        return trace.with_check(lambda: check_whole_blocks(len(current), arp))
-    parameters = [beta, *(torch.zeros_like(beta) if x is None else x for x in (p, b))]
-    spec = SimulationSpec(BLOCKS, (float(n),), n, surrogate, detach_spikes)
-    own = None if start is None else Start(_of_blocks(start.values), start.spikes)
-    result = fused_cpu(spec, current, parameters, recurrent_weight, own, membrane_gradient)
-    spikes, last, before = result.spikes, result.last, result.before
-    check_unchanged = unchanged(result.inputs)
-    compute_threshold = partial(threshold_of, p=p, b=b, start=start)
-
-    def membrane_of(margin: Tensor, threshold: Tensor) -> Tensor:
-        membrane = margin.view(spikes.shape) + threshold  # valid up to the spike in each block
-        return zero_after_spike(membrane, spikes.detach(), n)
-
-    def membrane_and_threshold() -> tuple[Tensor, Tensor]:
-        check_unchanged()
-        threshold = compute_threshold(spikes.detach())
-        return membrane_of(result.compute_margin(), threshold), threshold
-
-    def last_state() -> NeuronState:
-        check_whole_blocks(len(current), arp)
-        values = last[_ROWS_OF_ALIF if model is ALIF else _ROWS_OF_ALIF[:2]]
-        delayed = None
-        if recurrent_weight is not None:
-            delayed = spikes_on_their_way(before, spikes, n, detach_spikes)
-        return NeuronState(model.name, (*model.states, *model.counters), values, delayed)
-
-    membrane = None
-    if result.margin is not None:
-        membrane = membrane_of(result.margin, compute_threshold(spikes.detach()).detach())
-    return SpikeTrace(spikes, membrane_and_threshold, result.events, last_state, membrane)
+    if not needs_gradient(x.current, x.beta, x.p, x.b, x.recurrent_weight, *(x.start or ())):
+        return fused(x)
+    n = x.arp + 1
+    spec = x.spec._replace(model=BLOCKS, constants=(float(n),))
+    start = None if x.start is None else Start(_of_blocks(x.start.values), x.start.spikes)
+    result = fused_cpu(
+        spec, x.current, x.parameters, x.recurrent_weight, start, x.membrane_gradient
+    )
+    last = result.last[_ROWS_OF_ALIF if x.spec.model is ALIF else _ROWS_OF_ALIF[:2]]
+    return trace_of(result._replace(spec=x.spec, last=last), x.threshold, n)
 
 
 _ROWS_OF_ALIF = [0, 1, 3]  # at the start of a block, where `base` is the adaptation

@@ -1,5 +1,6 @@
 """`alif`: the ALIF neuron by one of three methods."""
 
+from functools import partial
 from typing import Literal, get_args
 
 from torch import Tensor
@@ -8,15 +9,16 @@ from blockspike.memory import keep_freed_memory_if_large
 from blockspike.neurons.alif.blocks import blocks
 from blockspike.neurons.alif.blocks_step import blocks_cpu
 from blockspike.neurons.alif.fused import fused
+from blockspike.neurons.alif.inputs import ALIFInputs, alif_inputs
 from blockspike.neurons.alif.standard import standard
-from blockspike.neurons.alif.step import ALIF, ALIF_ALWAYS_OPEN, check_arp
+from blockspike.neurons.alif.step import check_arp
 from blockspike.neurons.autograd import in_full_precision
 from blockspike.neurons.simulate import (
     check_current,
     check_options,
     check_parameters_finite,
 )
-from blockspike.neurons.state import Start, State, start_of
+from blockspike.neurons.state import State
 from blockspike.neurons.surrogate import MultiGaussian, Surrogate
 from blockspike.neurons.trace import SpikeTrace
 
@@ -84,32 +86,25 @@ def alif(
         >>> int(trace.spikes.sum())
         29
     """
-    delay = _check(current, beta, p, b, arp, recurrent_weight, recurrent_delay, surrogate, method)
+    _check(current, beta, p, b, arp, recurrent_weight, recurrent_delay, surrogate, method)
     if current.device.type == "cpu":
         keep_freed_memory_if_large(current.nbytes)
-    model = ALIF if arp else ALIF_ALWAYS_OPEN
-    neurons = (model, current, beta, p, b)
-    options = {
-        "arp": arp,
-        "recurrent_weight": recurrent_weight,
-        "recurrent_delay": delay,
-        "surrogate": surrogate,
-        "detach_spikes": detach_spikes,
-        "start": start_of(state, model, current, None if recurrent_weight is None else delay),
-        "membrane_gradient": membrane_gradient,
-    }
+    x = alif_inputs(
+        current, beta, p, b, arp=arp, recurrent_weight=recurrent_weight,
+        recurrent_delay=recurrent_delay, surrogate=surrogate, detach_spikes=detach_spikes,
+        state=state, membrane_gradient=membrane_gradient,
+    )  # fmt: skip
     if method == "standard":
-        return standard(*neurons, **options)
+        return standard(x)
     if method == "fused":
-        return fused(*neurons, **options)
-    _check_for_blocks(arp, delay, recurrent_weight, options["start"], p=p, b=b)
-    if current.device.type == "cpu":
-        return blocks_cpu(*neurons, **options)
-    return blocks(*neurons, **options)
+        return fused(x)
+    _check_for_blocks(x)
+    trace = blocks_cpu(x) if current.device.type == "cpu" else blocks(x)
+    return trace.with_check(partial(_check_whole_blocks, len(current), arp))
 
 
-def _check(current, beta, p, b, arp, recurrent_weight, recurrent_delay, surrogate, method) -> int:
-    """Check the arguments of `alif` and return the delay of the recurrence in steps."""
+def _check(current, beta, p, b, arp, recurrent_weight, recurrent_delay, surrogate, method) -> None:
+    """Check the arguments of `alif` other than the state."""
     if method not in get_args(Method):
         raise ValueError(f"method: expected one of {', '.join(get_args(Method))}, got {method!r}")
     check_current(current, method)
@@ -120,20 +115,30 @@ def _check(current, beta, p, b, arp, recurrent_weight, recurrent_delay, surrogat
     delay = arp + 1 if recurrent_delay is None else recurrent_delay
     check_options(current, parameters, recurrent_weight, delay, surrogate, method)
     check_parameters_finite(parameters, recurrent_weight)
-    return delay
 
 
-def _check_for_blocks(
-    arp: int, delay: int, recurrent_weight: Tensor | None, start: Start | None,
-    **adaptation: Tensor | None,
-) -> None:  # fmt: skip
+def _check_for_blocks(x: ALIFInputs) -> None:
     """Raise ValueError for arguments that a block cannot represent."""
-    if start is not None and bool((start.values[1:2] < 0).any()):
-        raise ValueError("state: adaptation: expected values ≥ 0 for 'blocks'")
-    if start is not None and bool((start.values[2:] > arp).any()):
-        raise ValueError(f"state: refractory_left: expected at most arp = {arp} for 'blocks'")
-    if recurrent_weight is not None and delay != arp + 1:
-        raise ValueError(f"recurrent_delay: expected arp + 1 = {arp + 1} for 'blocks', got {delay}")
-    for name, value in adaptation.items():
+    n, delay = x.arp + 1, x.spec.recurrent_delay
+    if x.recurrent_weight is not None and delay != n:
+        raise ValueError(f"recurrent_delay: expected arp + 1 = {n} for 'blocks', got {delay}")
+    at_least_0 = {"p": x.p, "b": x.b}
+    if x.start is not None:
+        at_least_0["state: adaptation"] = x.start.values[1]
+        if bool((x.start.values[2:] > x.arp).any()):
+            raise ValueError(
+                f"state: refractory_left: expected at most arp = {x.arp} for 'blocks', "
+                f"got {x.start.values[2].max().item()}"
+            )
+    for name, value in at_least_0.items():
         if value is not None and bool((value < 0).any()):
             raise ValueError(f"{name}: expected values ≥ 0 for 'blocks', got {value.min().item()}")
+
+
+def _check_whole_blocks(n_steps: int, arp: int) -> None:
+    """Raise ValueError unless the simulation ends with a block."""
+    if n_steps % (arp + 1):
+        raise ValueError(
+            f"state: expected a number of steps that is a multiple of arp + 1 = {arp + 1} for "
+            f"'blocks', got {n_steps}"
+        )

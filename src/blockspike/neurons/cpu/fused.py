@@ -92,8 +92,8 @@ def _forward(
             continue
         units = np.empty((delay, width), np.int32)  # that spiked: slot t mod delay is for step t
         n_units = np.zeros((delay, width // weight_t.shape[1]), np.int64)
-        for slot in range(len(before)):
-            list_spikes(before[slot, start:stop], weight_t.shape[1], units[slot], n_units[slot])
+        if before.size > 0:
+            _list_before(before, start, stop, weight_t.shape[1], units, n_units)
         block = np.empty((min(delay, CHUNK), width), current.dtype)  # total input of some steps
         for first in range(0, n_steps, CHUNK):
             last = min(n_steps, first + CHUNK)
@@ -114,6 +114,12 @@ def _forward(
                     slot, fired = t % delay, spike_bytes[t, start:stop]
                     list_spikes(fired, weight_t.shape[1], units[slot], n_units[slot])
             at += size
+
+
+@kernel
+def _list_before(before, start, stop, n_neurons, units, n_units):
+    for slot in range(len(before)):
+        list_spikes(before[slot, start:stop], n_neurons, units[slot], n_units[slot])
 
 
 @kernel
@@ -210,11 +216,14 @@ class _Result(NamedTuple):
     parameters: np.ndarray
 
 
-def _bytes(spikes: Tensor | None, n_steps: int, like: Tensor) -> Tensor:
+_NO_SPIKES = np.empty((0, 0), np.uint8)
+
+
+def _bytes(spikes: Tensor | None, n_steps: int) -> np.ndarray:
     """The first `n_steps` steps of spikes [D, B, N] as uint8 [n_steps, B·N]; without any, empty."""
     if spikes is None:
-        return like.new_empty(0, 0, dtype=torch.uint8)
-    return spikes.detach()[:n_steps].to(torch.uint8).flatten(1).contiguous()
+        return _NO_SPIKES
+    return spikes.detach()[:n_steps].to(torch.uint8).flatten(1).contiguous().numpy()
 
 
 def _run(
@@ -235,15 +244,15 @@ def _run(
     n_states = len(model.states) + len(model.counters)
     saved = flat.new_empty(-(-n_steps // CHUNK) + 1 if for_backward else 1, n_states, n_columns)
     saved[0] = 0 if start is None else start.values.detach().flatten(1)
-    before = _bytes(None if start is None or weight is None else start.spikes, delay, flat)
+    before = _bytes(None if start is None or weight is None else start.spikes, delay)
     tile = tile_width(n_columns, weight, _WIDEST_TILE)
     written = [x for x in (spikes, margin, drives) if x.numel()]
     stream = all(_may_stream(tile, x) for x in written)
-    repeated = np.stack([columns(x, batch_size) for x in parameters])
+    repeated = columns(torch.stack(tuple(parameters)), batch_size)
     try:
         run(
             _forward, -(-n_columns // tile), tile, flat.numpy(), model,
-            numbers(spec.constants, flat.numpy()), repeated, delay, weight_t, before.numpy(),
+            numbers(spec.constants, flat.numpy()), repeated, delay, weight_t, before,
             stream, spikes.numpy(), spike_bytes.numpy(), margin.numpy(), drives.numpy(),
             saved.numpy(),
         )  # fmt: skip
@@ -364,5 +373,6 @@ def fused_cpu(
         events, margin = events_out[0], next(iter(margins), None)
     compute_margin = partial(simulate, for_backward=False, keep_margin=True)
     return Simulation(
-        spec, spikes, events, last, before, margin, lambda: compute_margin().margin, inputs
-    )
+        spec, spikes, events, last, before, recurrent_weight is not None, margin,
+        lambda: compute_margin().margin, inputs,
+    )  # fmt: skip

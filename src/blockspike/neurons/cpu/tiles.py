@@ -98,7 +98,7 @@ def tile_width(n_columns: int, weight: Tensor | None, widest: int = WIDEST_TILE)
 
 
 def columns(x: Tensor, batch_size: int) -> np.ndarray:
-    """Repeat a parameter [N] for each sample: [B·N], like the columns of flattened arrays."""
+    """Repeat parameters [..., N] for each sample: [..., B·N], as in flattened arrays."""
     return np.tile(x.detach().numpy(), batch_size)  # PyTorch's repeat takes 30 µs
 
 

@@ -284,5 +284,6 @@ def fused_gpu(
     compute_margin = partial(simulate, for_backward=False, keep_margin=True)
     watched = (current, recurrent_weight, values, before, *parameters)
     return Simulation(
-        spec, spikes, None, last, before, margin, lambda: compute_margin().margin, watched
-    )
+        spec, spikes, None, last, before, recurrent_weight is not None, margin,
+        lambda: compute_margin().margin, watched,
+    )  # fmt: skip

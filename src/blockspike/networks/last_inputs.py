@@ -1,0 +1,76 @@
+"""Last steps of a layer's input, which synapses with delays have yet to deliver."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from blockspike.neurons.cpu.events import SpikeEvents
+from blockspike.neurons.events import EventBatch
+
+
+def check_last_inputs(
+    before: object, x: EventBatch | Tensor, weight: Tensor, n_steps: int
+) -> Tensor | None:
+    """Return `before` [K, B, n_inputs] if it fits the input and weight, K ≤ `n_steps`, or None.
+
+    Raises:
+        ValueError: it does not fit.
+    """
+    if before is None:
+        return None
+    size = [x.shape[1], weight.shape[-1]]
+    fits = isinstance(before, Tensor) and list(before.shape[1:]) == size
+    if not isinstance(before, Tensor) or not fits or len(before) > n_steps:
+        got = list(before.shape) if isinstance(before, Tensor) else type(before).__name__
+        raise ValueError(f"state: inputs: expected at most {n_steps} steps of {size}, got {got}")
+    if before.dtype != weight.dtype or before.device != weight.device:
+        raise ValueError(
+            f"state: inputs: expected {weight.dtype} on {weight.device}, got {before.dtype} on "
+            f"{before.device}"
+        )
+    return before
+
+
+def join_inputs(
+    before: Tensor, x: EventBatch | Tensor, events: SpikeEvents | None
+) -> tuple[EventBatch | Tensor, SpikeEvents | None]:
+    """Return the input of the steps before, and then `x` [T, B, n_inputs], with its events."""
+    if isinstance(x, EventBatch):
+        return x.after(EventBatch.from_dense(before)), None
+    if events is not None and not bool(((before == 0) | (before == events.scale)).all()):
+        events = None  # dropout has been switched on or off in between
+    if events is not None:
+        spiked = torch.cat([(before.detach() != 0).view(torch.uint8), events.array.to(torch.uint8)])
+        events = SpikeEvents(spiked, events.scale)
+    return torch.cat([before, x]), events
+
+
+def last_inputs_maker(
+    x: EventBatch | Tensor, before: Tensor | None, n_steps: int, dtype: torch.dtype
+) -> Callable[[], Tensor]:
+    """Make a function that gives the last steps of the input, of those before and of `x`.
+
+    Events are counted without their scale, by which those of the next piece are scaled again.
+
+    Raises:
+        RuntimeError: raised by the function if `x` was changed in place.
+    """
+    given = x.clone() if isinstance(x, Tensor) and x.is_inference() else x  # without a version
+    version = given._version if isinstance(given, Tensor) and given is x else None
+
+    def make() -> Tensor:
+        first = max(0, given.shape[0] - n_steps)
+        if isinstance(given, EventBatch):
+            last = replace(given.steps(first, given.n_steps), scale=None).dense(dtype)
+        elif version is not None and given._version != version:
+            raise RuntimeError(
+                "state: expected to be read before the input changes, got one that was changed in "
+                "place"
+            )
+        else:
+            last = given[first:].to(dtype, copy=True)
+        return last if before is None else torch.cat([before, last])[-n_steps:]
+
+    return make
