@@ -10,11 +10,12 @@ from blockspike import neurons
 from blockspike.neurons import Boxcar, FastSigmoid, MultiGaussian, SpikeTrace, Surrogate
 from blockspike.neurons.alif import methods
 from blockspike.neurons.alif.blocks import blocks
-from blockspike.neurons.model import NeuronModel, where
+from blockspike.neurons.model import Detach, NeuronModel, where
 
 METHODS = ["standard", "blocks", "parallel blocks", "fused"]
 SURROGATES: list[Surrogate] = [FastSigmoid(), Boxcar(), MultiGaussian()]
 DTYPES = [torch.float32, torch.float64]
+DETACHED: list[Detach] = [True, False, "reset", "recurrence"]
 GRID = 1 / 64  # currents and weights are multiples, so that sums are exact in any order
 
 

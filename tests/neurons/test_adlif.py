@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from neuron_cases import DTYPES, SURROGATES, assert_close, cotangent
+from neuron_cases import DETACHED, DTYPES, SURROGATES, assert_close, cotangent
 from torch import Tensor
 
 from blockspike.neurons import NotFiniteError
@@ -89,7 +89,7 @@ def test_equations_in_plain_numbers(euler, method):
     assert (trace.threshold == 1).all()
 
 
-@pytest.mark.parametrize("detach_spikes", [True, False])
+@pytest.mark.parametrize("detach_spikes", DETACHED)
 @pytest.mark.parametrize("delay", [0, 1, 3, 100])  # 0 = no recurrence
 @pytest.mark.parametrize("shape", [(65, 2, 17), (40, 3, 130), (33, 1, 1)])
 @pytest.mark.parametrize("euler", EULERS)

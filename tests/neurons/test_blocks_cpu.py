@@ -3,6 +3,7 @@
 import pytest
 import torch
 from neuron_cases import (
+    DETACHED,
     DTYPES,
     SURROGATES,
     assert_same_result,
@@ -19,7 +20,7 @@ def check(inputs, **options):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("detach_spikes", [True, False])
+@pytest.mark.parametrize("detach_spikes", DETACHED)
 @pytest.mark.parametrize("adaptive", [True, False])
 @pytest.mark.parametrize("recurrent", [True, False])
 @pytest.mark.parametrize("surrogate", SURROGATES, ids=lambda s: type(s).__name__)

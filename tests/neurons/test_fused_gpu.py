@@ -26,6 +26,7 @@ from gpu_cases import (
     triton_kernels,  # noqa: F401
 )
 from neuron_cases import (
+    DETACHED,
     LEAST,
     SURROGATES,
     alif,
@@ -63,7 +64,7 @@ def check(inputs, **options):
     return expected[0]
 
 
-@pytest.mark.parametrize("detach_spikes", [True, False])
+@pytest.mark.parametrize("detach_spikes", DETACHED)
 @pytest.mark.parametrize("recurrent", [True, False])
 @pytest.mark.parametrize(
     "kind",

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from neuron_cases import (
+    DETACHED,
     DTYPES,
     METHODS,
     SURROGATES,
@@ -38,7 +39,7 @@ def test_fused_equals_standard_at_odd_sizes(n_steps, n_neurons, recurrent, detac
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("detach_spikes", [True, False])
+@pytest.mark.parametrize("detach_spikes", DETACHED)
 @pytest.mark.parametrize("adaptive", [True, False])
 @pytest.mark.parametrize("recurrent", [True, False])
 @pytest.mark.parametrize("surrogate", SURROGATES, ids=lambda s: type(s).__name__)

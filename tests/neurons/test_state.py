@@ -10,11 +10,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from neuron_cases import METHODS, alif, assert_close, make_inputs
+from neuron_cases import DETACHED, METHODS, alif, assert_close, make_inputs
 from torch import Tensor
 
 import blockspike as bs
 from blockspike.neurons.adlif.step import SE_ADLIF
+from blockspike.neurons.model import Detach
 
 EULERS = ["symplectic", "forward"]
 
@@ -54,7 +55,7 @@ class Case:
 
 def made(
     kind: str, method: str, shape: tuple[int, int, int], *, recurrent: bool = True, arp: int = 2,
-    delay: int | None = None, detach_spikes: bool = False, membrane_gradient: bool = True,
+    delay: int | None = None, detach_spikes: Detach = False, membrane_gradient: bool = True,
     adaptive: bool = True, seed: int = 0, dtype: torch.dtype = torch.float64,
     device: Any = "cpu",
 ) -> Case:  # fmt: skip
@@ -121,7 +122,7 @@ def cut_simulations(draw):
         arp=arp,
         recurrent=recurrent,
         delay=draw(st.one_of(st.none(), st.integers(1, 50))) if own_delay else None,
-        detach_spikes=draw(st.booleans()),
+        detach_spikes=draw(st.sampled_from(DETACHED)),
         membrane_gradient=draw(st.booleans()),
         adaptive=kind != "alif" or draw(st.booleans()),
         seed=draw(st.integers(0, 10**6)),

@@ -79,8 +79,11 @@ def _plain(kind: Any) -> Any:
         return str
     if origin in (typing.Union, types.UnionType):
         plain = {_plain(option) for option in options}
-        inner = (plain - {type(None)}).pop()
-        return inner | None if type(None) in plain else inner
+        inner = plain - {type(None)}
+        if len(inner) > 1:  # OmegaConf checks no such union; the class does
+            return Any
+        kind = inner.pop()
+        return kind | None if type(None) in plain else kind
     return kind
 
 

@@ -26,7 +26,7 @@ from blockspike.figures.panels import (
     where,
 )
 from blockspike.figures.paper_numbers import paper_numbers
-from blockspike.figures.style import BLUE, ORANGE
+from blockspike.figures.style import BLUE, GREEN, ORANGE
 
 
 def surrogates(table: pd.DataFrame, folder: Path) -> list[Path]:
@@ -86,12 +86,12 @@ def _detach(runs: pd.DataFrame, published: str) -> Figure:
     bars: list[tuple[str, pd.DataFrame, dict[str, Any]]] = []
     for (recipe, method, arp_ms, detached), rows in groups(points, keys):
         name = f"{METHODS[method][0]}, {recipe_look(recipe)[0]}, ARP {arp_ms:g} ms"
-        look = {"color": BLUE if detached else ORANGE}
-        bars.append((f"{_spikes(detached)}, {name}, {seeds(rows)}", rows, look))
+        look = {"color": {True: BLUE, False: ORANGE}.get(detached, GREEN)}
+        bars.append((f"{spikes_of(detached)}, {name}, {seeds(rows)}", rows, look))
     for detached in (False, True):
-        numbers = paper_numbers(experiment="shd_detach", spikes=_spikes(detached))
+        numbers = paper_numbers(experiment="shd_detach", spikes=spikes_of(detached))
         arp_ms = numbers["arp_steps"].iloc[0] * numbers["dt_ms"].iloc[0]
-        label = f"{_spikes(detached)}, published, {published}, ARP {arp_ms:g} ms"
+        label = f"{spikes_of(detached)}, published, {published}, ARP {arp_ms:g} ms"
         look = {"color": "white", "edgecolor": BLUE if detached else ORANGE, "hatch": "///"}
         rows = numbers.assign(mean=numbers["value"], error=np.nan, n_seeds=1)
         bars.append((label, rows, look))
@@ -107,5 +107,8 @@ def _detach(runs: pd.DataFrame, published: str) -> Figure:
     return figure
 
 
-def _spikes(detached: bool) -> str:
+def spikes_of(detached: bool | str) -> str:
+    """In words where gradient flows through spikes, for a value of `detach_spikes`."""
+    if isinstance(detached, str):
+        return f"detached in the {detached} alone"
     return "detached" if detached else "attached"

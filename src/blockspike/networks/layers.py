@@ -19,9 +19,10 @@ from blockspike.networks.last_inputs import (
 from blockspike.networks.synapses import SynapseMode, synaptic_current
 from blockspike.neurons import Method, MultiGaussian, SpikeTrace, Surrogate, alif, leaky_integrate
 from blockspike.neurons.adlif import adlif
-from blockspike.neurons.adlif.step import Euler
+from blockspike.neurons.adlif.step import MODELS, Euler
 from blockspike.neurons.cpu.events import SpikeEvents
 from blockspike.neurons.events import EventBatch
+from blockspike.neurons.model import Detach, detached
 from blockspike.neurons.simulate import ExactMethod
 from blockspike.neurons.state import NeuronState, State
 
@@ -57,7 +58,8 @@ class LayerOptions:
         max_delay: longest delay of the input synapses in steps; if above 0, each synapse learns
             its own.
         surrogate: derivative of the spike with respect to V − θ (docs/paper.md, Surrogates).
-        detach_spikes: whether to stop the gradient through spikes in the reset and recurrence.
+        detach_spikes: whether to stop the gradient through spikes in the reset and recurrence, or
+            where alone: "reset" or "recurrence".
         method: simulation method, "fused", "standard" or, for ALIF, "blocks".
         synapses: "auto", "events" or "dense", see `synaptic_current`.
 
@@ -76,7 +78,7 @@ class LayerOptions:
     rf_len: int = 1
     max_delay: int = 0
     surrogate: Surrogate = MultiGaussian()
-    detach_spikes: bool = True
+    detach_spikes: Detach = True
     method: str = "fused"
     synapses: SynapseMode = "auto"
 
@@ -84,6 +86,7 @@ class LayerOptions:
         check_counts(rf_len=self.rf_len)
         if not isinstance(self.surrogate, get_args(Surrogate)):
             raise ValueError(f"surrogate: expected a surrogate derivative, got {self.surrogate!r}")
+        detached(self.detach_spikes)
         check_choice("synapses", self.synapses, get_args(SynapseMode))
         if self.recurrent_delay is not None:
             check_counts(recurrent_delay=self.recurrent_delay)
@@ -304,8 +307,7 @@ class AdLIFLayer(NeuronLayer):
         a, b: ranges of the couplings to membrane and spike.
         q: scale of both couplings.
         recurrent_delay: delay of the recurrent synapses in steps.
-        detach_spikes: whether to stop the gradient through spikes in the reset and recurrence; by
-            default it flows.
+        detach_spikes: see `adlif`; None = as the authors do.
         **options: see `LayerOptions`; `method` is "fused" or "standard".
 
     Raises:
@@ -338,12 +340,14 @@ class AdLIFLayer(NeuronLayer):
         b: Bounds = (0.0, 2.0),
         q: float = 120.0,
         recurrent_delay: int = 1,
-        detach_spikes: bool = False,
+        detach_spikes: Detach | None = None,
         **options: Any,
     ):
+        check_choice("euler", euler, get_args(Euler))
+        if detach_spikes is None:
+            _, detach_spikes = MODELS[euler]
         options |= {"recurrent_delay": recurrent_delay, "detach_spikes": detach_spikes}
         super().__init__(n_inputs, n_units, **options)
-        check_choice("euler", euler, get_args(Euler))
         self.euler: Euler = euler
         self.q = q
         if self.recurrent_weight is not None:

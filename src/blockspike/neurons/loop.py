@@ -22,19 +22,19 @@ def loop(
     membrane_gradient: bool = False,
 ) -> SpikeTrace:
     """Run the model step by step; arguments as in `fused_cpu`, already checked."""
-    model, constants, delay, surrogate, detach_spikes = spec
+    model, constants, delay, surrogate, detach_reset, detach_recurrence = spec
     names = (*model.states, *model.counters)
     if start is None:
         start = Start(current.new_zeros(len(names), *current.shape[1:]), None)
     spikes: list[Tensor] = []
     margins: list[Tensor] = []
     state = start.values.unbind()
-    fed_back = FedBack(start.spikes, delay, detach_spikes)
+    fed_back = FedBack(start.spikes, delay, detach_recurrence)
     numbers = (0.0, 1.0, *constants)
 
     def fire(margin: Tensor) -> tuple[Tensor, Tensor]:
         s = spike(margin, surrogate)
-        return s, 1 - (s.detach() if detach_spikes else s)
+        return s, 1 - (s.detach() if detach_reset else s)
 
     for t, drive in enumerate(current.unbind()):
         if recurrent_weight is not None and (arriving := fed_back.at(t)) is not None:

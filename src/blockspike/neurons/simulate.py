@@ -12,7 +12,7 @@ from blockspike.neurons.autograd import in_full_precision
 from blockspike.neurons.cpu.fused import fused_cpu
 from blockspike.neurons.gpu.graphs import require_triton
 from blockspike.neurons.loop import loop
-from blockspike.neurons.model import NeuronModel, SimulationSpec
+from blockspike.neurons.model import Detach, NeuronModel, SimulationSpec, detached
 from blockspike.neurons.state import State, start_of
 from blockspike.neurons.surrogate import MultiGaussian, Surrogate
 from blockspike.neurons.trace import NotFiniteError, Simulation, SpikeTrace, trace_of
@@ -39,7 +39,7 @@ def simulate(
     recurrent_weight: Tensor | None = None,
     recurrent_delay: int = 1,
     surrogate: Surrogate = MultiGaussian(),  # noqa: B008 (frozen)
-    detach_spikes: bool = True,
+    detach_spikes: Detach = True,
     state: State | None = None,
     membrane_gradient: bool = False,
     method: ExactMethod = "fused",
@@ -57,7 +57,8 @@ def simulate(
         recurrent_weight: [N, N] (post, pre); None = no recurrence.
         recurrent_delay: delay of the recurrent synapses in steps, ≥ 1.
         surrogate: derivative of the spike with respect to V − 1 (docs/paper.md, Surrogates).
-        detach_spikes: whether to stop the gradient through spikes in the reset and recurrence.
+        detach_spikes: whether to stop the gradient through spikes in the reset and recurrence, or
+            where alone: "reset" or "recurrence".
         state: the state at the start: `trace.state` of the simulation before, or values by name,
             the model's states and counters, each [B, N], [N] or a number, and "spikes"
             [recurrent_delay, B, N], where those left out are 0; None = 0.
@@ -98,7 +99,7 @@ def simulate(
         keep_freed_memory_if_large(current.nbytes)
     delay = None if recurrent_weight is None else recurrent_delay
     start = start_of(state, model, current, delay)
-    spec = SimulationSpec(model, constants, recurrent_delay, surrogate, detach_spikes)
+    spec = SimulationSpec(model, constants, recurrent_delay, surrogate, *detached(detach_spikes))
     own = [parameters[name] for name in model.parameters]
     arguments = (spec, current, own, recurrent_weight, start, membrane_gradient)
     if method == "standard":

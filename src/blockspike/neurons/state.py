@@ -230,7 +230,7 @@ def last_state(
     """
     model, delay, delayed = spec.model, spec.recurrent_delay, None
     if recurrent:
-        if spec.detach_spikes:
+        if spec.detach_recurrence:
             before, spikes = None if before is None else before.detach(), spikes.detach()
         if len(spikes) >= delay:
             delayed = spikes[-delay:].clone()  # a view would keep all of them in memory

@@ -7,6 +7,7 @@ import pandas as pd
 
 from blockspike.figures.panels import command_of, mean_over_seeds, names_of, tidy
 from blockspike.figures.paper_numbers import paper_numbers
+from blockspike.figures.surrogates import spikes_of
 
 _ACCURACY = ("test_accuracy", "accuracy", "test accuracy (%)")
 _EPOCH = ("epoch_duration", "epoch_s", "seconds per epoch (published: GPU, paper's recipe)")
@@ -69,8 +70,7 @@ def _runs(table: pd.DataFrame | None) -> pd.DataFrame:
     if table is None or "experiment" not in table:
         return pd.DataFrame({"panel": []})
     runs = tidy(table)
-    spikes = ["detached" if detached else "attached" for detached in runs["detached"]]
-    return runs.assign(spikes=spikes)
+    return runs.assign(spikes=[spikes_of(detached) for detached in runs["detached"]])
 
 
 def _comparison(

@@ -33,7 +33,7 @@ _READ_BY_FIGURES: dict[str, tuple[type, ...]] = {
     "model.method": (str,),
     "model.arp_ms": (float, int),
     "model.surrogate": (str,),
-    "model.detach_spikes": (bool,),
+    "model.detach_spikes": (bool, str),
     "network.n_hidden": (int,),
     "data.dt_ms": (float, int),
     "data.n_steps": (int,),

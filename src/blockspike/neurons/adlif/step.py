@@ -4,7 +4,7 @@ from typing import Literal
 
 from torch import Tensor
 
-from blockspike.neurons.model import NeuronModel, where
+from blockspike.neurons.model import Detach, NeuronModel, where
 from blockspike.neurons.simulate import ExactMethod, simulate
 from blockspike.neurons.state import State
 from blockspike.neurons.surrogate import MultiGaussian, Surrogate
@@ -112,6 +112,12 @@ ADLIF = NeuronModel(
     reverse_step=reverse_step_forward,
 )
 
+MODELS: dict[str, tuple[NeuronModel, Detach]] = {
+    "symplectic": (SE_ADLIF, "reset"),
+    "forward": (ADLIF, False),
+}
+"""Each form of Euler's method: its model, and where its authors detach spikes."""
+
 
 def adlif(
     current: Tensor,
@@ -125,7 +131,7 @@ def adlif(
     recurrent_weight: Tensor | None = None,
     recurrent_delay: int = 1,
     surrogate: Surrogate = MultiGaussian(),  # noqa: B008 (frozen)
-    detach_spikes: bool = True,
+    detach_spikes: Detach | None = None,
     state: State | None = None,
     membrane_gradient: bool = False,
     method: ExactMethod = "fused",
@@ -143,8 +149,10 @@ def adlif(
         b: [N] coupling of the adaptation to the spike.
         q: scale of both couplings.
         euler: "symplectic" or "forward".
-        recurrent_weight, recurrent_delay, surrogate, detach_spikes, state, membrane_gradient,
-            method: see `simulate`. The states are "membrane", "adaptation" and, with forward Euler,
+        detach_spikes: see `simulate`; None = as the authors do: "reset" with symplectic Euler,
+            False with forward Euler.
+        recurrent_weight, recurrent_delay, surrogate, state, membrane_gradient, method: see
+            `simulate`. The states are "membrane", "adaptation" and, with forward Euler,
             "last_spike".
 
     Returns:
@@ -163,18 +171,18 @@ def adlif(
         >>> trace.spikes.shape
         torch.Size([1000, 1, 1])
     """
-    models = {"symplectic": SE_ADLIF, "forward": ADLIF}
-    if euler not in models:
-        raise ValueError(f"euler: expected one of {', '.join(models)}, got {euler!r}")
+    if euler not in MODELS:
+        raise ValueError(f"euler: expected one of {', '.join(MODELS)}, got {euler!r}")
+    model, of_authors = MODELS[euler]
     return simulate(
-        models[euler],
+        model,
         current,
         {"alpha": alpha, "beta": beta, "a": a, "b": b},
         (float(q),),
         recurrent_weight=recurrent_weight,
         recurrent_delay=recurrent_delay,
         surrogate=surrogate,
-        detach_spikes=detach_spikes,
+        detach_spikes=of_authors if detach_spikes is None else detach_spikes,
         state=state,
         membrane_gradient=membrane_gradient,
         method=method,

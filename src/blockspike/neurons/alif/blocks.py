@@ -73,7 +73,7 @@ class _Blocks(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, current, weight, beta, powers, matrix, values, before, surrogate, detach):
+    def forward(ctx, current, weight, beta, powers, matrix, values, before, spec):
         n = matrix.shape[1]
         n_steps, batch_size, n_neurons = current.shape
         ramp, count = _ramp(n, current), powers[:, :-1].flip(1)[:, None]
@@ -123,7 +123,7 @@ class _Blocks(torch.autograd.Function):
 
         check_finite(start.squeeze(1).T, current)
         ctx.save_for_backward(spikes, weight, beta, powers, matrix, values, before)
-        ctx.blocks, ctx.surrogate, ctx.detach_spikes = blocks, surrogate, detach
+        ctx.blocks, ctx.spec = blocks, spec
         ctx.set_materialize_grads(False)
         closed = torch.zeros_like(start) if input_mask is None else (1 - input_mask).sum(1, True)
         last = torch.stack([x.squeeze(1).T for x in (start, adaptation, closed)])
@@ -153,19 +153,19 @@ class _Blocks(torch.autograd.Function):
             steps = slice(i * n, i * n + m)
             g = _neurons_first(grad_spikes[steps])  # gradient of the spikes
             # gradient from the next block
-            if grad_drive is not None and weight is not None and not ctx.detach_spikes:
+            if grad_drive is not None and weight is not None and not ctx.spec.detach_recurrence:
                 k = grad_drive.shape[1]
                 _first_columns(g, k).addmm_(weight.T, grad_drive.flatten(1))
             if m == n:
                 grad_powers[:, :-1] += torch.bmm(block.spikes, grad_adaptation.mT)[:, :, 0].flip(1)
                 grad_powers[:, -1] += (a * grad_adaptation).sum((1, 2))
-                if not ctx.detach_spikes:
+                if not ctx.spec.detach_reset:
                     left = torch.bmm(count, block.spikes)  # p^(steps after the spike)
                     g.baddbmm_(powers[:, 1:, None], a * left * grad_adaptation)
             # 4., 3. straight-through gradient of z: Σ_{t≥k} (t−k+1) gS[t]
             g = torch.bmm(ramp[:, :m, :m].mT, g)
             # 2., 1.
-            g *= ctx.surrogate.derivative(block.margin)
+            g *= ctx.spec.surrogate.derivative(block.margin)
             of_membrane = (
                 torch.zeros_like(g) if grad_margins[i] is None else grad_margins[i].clone()
             )
@@ -197,12 +197,12 @@ class _Blocks(torch.autograd.Function):
         if ctx.needs_input_grad[5]:
             grad_values = torch.zeros_like(values)
             grad_values[0], grad_values[1] = grad_start.squeeze(1).T, grad_adaptation.squeeze(1).T
-        if weight is not None and before is not None and not ctx.detach_spikes:
+        if weight is not None and before is not None and not ctx.spec.detach_recurrence:
             grad_before = torch.zeros_like(before)
             grad_before[: len(first)] = first @ weight
         return (
             grad_current, grad_weight, grad_beta, grad_powers, grad_matrix, grad_values,
-            grad_before, None, None,
+            grad_before, None,
         )  # fmt: skip
 
 
@@ -226,8 +226,7 @@ def blocks(x: ALIFInputs) -> SpikeTrace:
         _margin_matrix(beta, powers, b),
         values,
         before,
-        x.spec.surrogate,
-        x.spec.detach_spikes,
+        x.spec,
     )
 
     def margin() -> Tensor:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from blockspike.neurons.alif.step import ALIF, ALIF_ALWAYS_OPEN
-from blockspike.neurons.model import SimulationSpec
+from blockspike.neurons.model import Detach, SimulationSpec, detached
 from blockspike.neurons.state import Start, State, start_of
 from blockspike.neurons.surrogate import MultiGaussian, Surrogate
 from blockspike.neurons.trace import threshold_of
@@ -52,13 +52,13 @@ def alif_inputs(
     recurrent_weight: Tensor | None = None,
     recurrent_delay: int | None = None,
     surrogate: Surrogate = MultiGaussian(),  # noqa: B008 (frozen)
-    detach_spikes: bool = True,
+    detach_spikes: Detach = True,
     state: State | None = None,
     membrane_gradient: bool = False,
 ) -> ALIFInputs:
     """Bundle the arguments of `alif`, of which only `state` is checked here."""
     model, constants = (ALIF, (float(arp),)) if arp else (ALIF_ALWAYS_OPEN, ())
     delay = arp + 1 if recurrent_delay is None else recurrent_delay
-    spec = SimulationSpec(model, constants, delay, surrogate, detach_spikes)
+    spec = SimulationSpec(model, constants, delay, surrogate, *detached(detach_spikes))
     start = start_of(state, model, current, None if recurrent_weight is None else delay)
     return ALIFInputs(spec, current, beta, p, b, arp, recurrent_weight, start, membrane_gradient)

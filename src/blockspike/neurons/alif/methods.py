@@ -13,6 +13,7 @@ from blockspike.neurons.alif.inputs import ALIFInputs, alif_inputs
 from blockspike.neurons.alif.standard import standard
 from blockspike.neurons.alif.step import check_arp
 from blockspike.neurons.autograd import in_full_precision
+from blockspike.neurons.model import Detach
 from blockspike.neurons.simulate import (
     check_current,
     check_options,
@@ -36,7 +37,7 @@ def alif(
     recurrent_weight: Tensor | None = None,
     recurrent_delay: int | None = None,
     surrogate: Surrogate = MultiGaussian(),  # noqa: B008 (frozen)
-    detach_spikes: bool = True,
+    detach_spikes: Detach = True,
     state: State | None = None,
     membrane_gradient: bool = False,
     method: Method = "fused",
@@ -62,7 +63,9 @@ def alif(
         recurrent_delay: delay of the recurrent synapses in steps, ≥ 1; None = arp + 1, the only
             delay that "blocks" supports.
         surrogate: derivative of the spike with respect to V − θ (docs/paper.md, Surrogates).
-        detach_spikes: whether to stop the gradient through spikes in the reset and recurrence.
+        detach_spikes: whether to stop the gradient through spikes in the reset and recurrence, or
+            where alone: "reset" or "recurrence". To "blocks", where there is no reset within a
+            block, the reset is what a block passes on through the time of its spike.
         state: the state at the start: `trace.state` of the simulation before, or values by name
             ("membrane", "adaptation", "refractory_left" with arp > 0, each [B, N], [N] or a number,
             and "spikes" [recurrent_delay, B, N]), where those left out are 0; None = 0. "blocks"

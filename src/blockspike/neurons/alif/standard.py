@@ -23,7 +23,7 @@ def standard(x: ALIFInputs) -> SpikeTrace:
     refractory_left = start.values[2].detach() if arp > 0 else torch.zeros_like(state)
     threshold = torch.ones_like(state) if b is None else 1 + b * adaptation  # θ
     input_mask = (refractory_left <= 0).to(current.dtype)  # 0 while refractory
-    fed_back = FedBack(start.spikes, spec.recurrent_delay, spec.detach_spikes)
+    fed_back = FedBack(start.spikes, spec.recurrent_delay, spec.detach_recurrence)
     spikes: list[Tensor] = []
     membranes: list[Tensor] = []
     thresholds: list[Tensor] = []
@@ -35,7 +35,7 @@ def standard(x: ALIFInputs) -> SpikeTrace:
             drive = drive * input_mask
         membrane = beta * state + drive
         s = spike(membrane - threshold, spec.surrogate)
-        reset = s.detach() if spec.detach_spikes else s
+        reset = s.detach() if spec.detach_reset else s
         state = membrane * (1 - reset)
 
         spikes.append(s)

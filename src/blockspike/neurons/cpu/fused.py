@@ -306,7 +306,7 @@ class _Fused(torch.autograd.Function):
         if grad_last is not None:
             grads_of_states[:n_states] = grad_last[:n_states].flatten(1)
         sums = torch.zeros(len(parameters), n_columns, dtype=torch.float64)
-        feedback = weight is not None and not spec.detach_spikes
+        feedback = weight is not None and not spec.detach_recurrence
         delay = min(spec.recurrent_delay, n_steps)
         tile = tile_width(n_columns, weight, WIDEST_TILE if feedback else _WIDEST_TILE)
         panels = weight_panels(weight if feedback else None, drives)
@@ -315,7 +315,7 @@ class _Fused(torch.autograd.Function):
                 _backward, -(-n_columns // tile), tile, grad_spikes.numpy(), grad_membrane,
                 drives.numpy(), saved.numpy(), spec.model, numbers(spec.constants, drives.numpy()),
                 ctx.parameters, delay, panels, n_neurons, surrogate_code(spec.surrogate),
-                drives.numpy().dtype.type(not spec.detach_spikes), grad_current.numpy(),
+                drives.numpy().dtype.type(not spec.detach_reset), grad_current.numpy(),
                 grads_of_states.numpy(), sums.numpy(),
             )  # fmt: skip
         except NumbaError as error:

@@ -136,7 +136,7 @@ def _differentiate(
             **sizes(model, len(constants)), n_carried=len(model.states),
             has_feedback=feedback is not None, has_grad_membrane=grad_membrane.numel() > 0,
             threshold_bits=threshold_bits(model),
-            reset_has_grad=0.0 if spec.detach_spikes else 1.0,
+            reset_has_grad=0.0 if spec.detach_reset else 1.0,
             surrogate=_CODES[type(spec.surrogate)],
         )  # fmt: skip
     return grad_current, carried, sums
@@ -218,7 +218,7 @@ class _Fused(torch.autograd.Function):
         tensors += [parameters.contiguous(), constants, grad_state, grad_membrane.contiguous()]
         grad_weight = grad_values = grad_before = None
         with launching_on(drives.device):
-            if weight is None or spec.detach_spikes:
+            if weight is None or spec.detach_recurrence:
                 grad_current, carried, sums = _differentiate(*tensors, spec=spec)
             else:
                 tensors.append(weight.contiguous())
@@ -234,7 +234,7 @@ class _Fused(torch.autograd.Function):
                 grad_values = parameters.new_zeros(saved.shape[1:])
                 grad_values[:n_states] = carried
                 grad_values = grad_values.view(-1, *ctx.shape[1:])
-            wanted = ctx.needs_input_grad[5] and not spec.detach_spikes
+            wanted = ctx.needs_input_grad[5] and not spec.detach_recurrence
             if weight is not None and before is not None and wanted:
                 grad_before = torch.zeros_like(before)
                 grad_before[:delay] = (grad_current[:delay].to(dtype) @ weight).to(before.dtype)
