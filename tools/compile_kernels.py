@@ -29,6 +29,7 @@ from blockspike.neurons.gpu import fused as fused_gpu
 from blockspike.neurons.gpu import kernels as kernels_gpu
 from blockspike.neurons.gpu.kernels import in_triton
 from blockspike.neurons.model import NeuronModel
+from blockspike.neurons.surrogate import MultiGaussian
 
 CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
 TYPES = {"sums": "*fp64", "row_ptr": "*i64"}
@@ -73,10 +74,11 @@ def compile_model(
     shared = {"step": in_triton(model.step), **fused_gpu.sizes(model, n_constants)}
     simulate = {"has_recurrent": chained, "keep_margin": True, "keep_drives": chained}
     simulate |= {"keep_states": True} | shared | size
-    differentiate = {"has_feedback": chained, "reset_has_grad": float(chained), "surrogate": 2}
+    differentiate = {"has_feedback": chained, "reset_has_grad": float(chained)}
     differentiate |= {"n_carried": len(model.states)} | shared | size
     differentiate |= {"has_grad_membrane": False, "threshold_bits": 0}
     differentiate["reverse_step"] = in_triton(model.reverse_step)
+    differentiate |= {"slope": in_triton(MultiGaussian.formula), "n_slope_constants": 4}
     of_membrane = {"has_grad_membrane": True, "threshold_bits": fused_gpu.threshold_bits(model)}
     for kernel, constants in (
         (kernels_gpu.forward, simulate),

@@ -30,9 +30,13 @@ from .neurons.model import NeuronModel as NeuronModel
 from .neurons.readout import leaky_integrate as leaky_integrate
 from .neurons.simulate import simulate as simulate
 from .neurons.state import NeuronState as NeuronState
+from .neurons.surrogate import SLAYER as SLAYER
+from .neurons.surrogate import Arctan as Arctan
 from .neurons.surrogate import Boxcar as Boxcar
 from .neurons.surrogate import FastSigmoid as FastSigmoid
 from .neurons.surrogate import MultiGaussian as MultiGaussian
+from .neurons.surrogate import Surrogate as Surrogate
+from .neurons.surrogate import Triangular as Triangular
 from .neurons.trace import NotFiniteError as NotFiniteError
 from .neurons.trace import SpikeTrace as SpikeTrace
 from .pretrained import load_pretrained as load_pretrained

@@ -1,5 +1,6 @@
 """Random inputs for `alif`, and comparisons of results, shared by the tests of the neurons."""
 
+from dataclasses import dataclass
 from typing import Any
 from unittest.mock import patch
 
@@ -7,13 +8,48 @@ import torch
 from torch import Tensor
 
 from blockspike import neurons
-from blockspike.neurons import Boxcar, FastSigmoid, MultiGaussian, SpikeTrace, Surrogate
+from blockspike.neurons import (
+    SLAYER,
+    Arctan,
+    Boxcar,
+    FastSigmoid,
+    MultiGaussian,
+    SpikeTrace,
+    Surrogate,
+    Triangular,
+)
 from blockspike.neurons.alif import methods
 from blockspike.neurons.alif.blocks import blocks
-from blockspike.neurons.model import Detach, NeuronModel, where
+from blockspike.neurons.model import NeuronModel, exp, where
+from blockspike.neurons.spec import Detach
 
 METHODS = ["standard", "blocks", "parallel blocks", "fused"]
 SURROGATES: list[Surrogate] = [FastSigmoid(), Boxcar(), MultiGaussian()]
+
+
+@dataclass(frozen=True)
+class Gaussian(Surrogate):
+    """A surrogate of one's own: height·exp(−u²/2σ²)."""
+
+    sigma: float = 0.5
+    height: float = 0.8
+
+    @staticmethod
+    def formula(margin, constants):
+        _, _, sigma, height = constants
+        x = margin / sigma
+        return height * exp(-0.5 * x * x)
+
+
+OTHER_SURROGATES: list[Surrogate] = [
+    FastSigmoid(slope=25),
+    Boxcar(width=0.75, height=0.3),
+    MultiGaussian(width=0.7, height=1.3),
+    Triangular(width=0.8, height=0.7),
+    Arctan(alpha=3),
+    SLAYER(slope=4, height=0.7),
+    Gaussian(),
+]
 DTYPES = [torch.float32, torch.float64]
 DETACHED: list[Detach] = [True, False, "reset", "recurrence"]
 GRID = 1 / 64  # currents and weights are multiples, so that sums are exact in any order

@@ -1,5 +1,7 @@
 """Where gradient stops at the spikes, against loops that detach in one place each."""
 
+from typing import Any
+
 import pytest
 import torch
 from neuron_cases import DETACHED, assert_close, make_inputs
@@ -12,14 +14,20 @@ SURROGATE = bs.MultiGaussian()
 
 
 def alif_spikes(
-    current: Tensor, beta: Tensor, p: Tensor, b: Tensor, weight: Tensor, in_reset: bool, fed: bool
+    current: Tensor,
+    beta: Tensor,
+    p: Tensor,
+    b: Tensor,
+    recurrent_weight: Tensor,
+    in_reset: bool,
+    in_recurrence: bool,
 ) -> Tensor:
-    """Spikes of ALIF without a refractory period; `in_reset` and `fed` spikes are detached."""
+    """Spikes of ALIF without a refractory period, detached in the reset or in the recurrence."""
     membrane = adaptation = s = torch.zeros_like(current[0])
     spikes = []
     for drive in current:
-        arriving = s.detach() if fed else s
-        membrane = beta * membrane + drive + arriving @ weight.T
+        arriving = s.detach() if in_recurrence else s
+        membrane = beta * membrane + drive + arriving @ recurrent_weight.T
         s = spike(membrane - (1 + b * adaptation), SURROGATE)
         membrane = membrane * (1 - (s.detach() if in_reset else s))
         adaptation = p * adaptation + s
@@ -59,7 +67,9 @@ def test_alif_detaches_where_it_is_told(detach_spikes, method):
     leaves = make_inputs((40, 2, 6), recurrent=True)
     ours = bs.alif(**leaves, surrogate=SURROGATE, detach_spikes=detach_spikes, method=method).spikes
     expected = alif_spikes(
-        *leaves.values(), detach_spikes in (True, "reset"), detach_spikes in (True, "recurrence")
+        **leaves,
+        in_reset=detach_spikes in (True, "reset"),
+        in_recurrence=detach_spikes in (True, "recurrence"),
     )
     assert_same_gradients(ours, expected, leaves)
 
@@ -75,7 +85,7 @@ def test_adlif_detaches_by_default_where_its_authors_do(euler, method):
         name: low + (high - low) * torch.rand(6, generator=generator)
         for name, (low, high) in ranges.items()
     }
-    leaves = {name: value.double().requires_grad_() for name, value in leaves.items()}
+    leaves: dict[str, Any] = {name: x.double().requires_grad_() for name, x in leaves.items()}
     ours = bs.adlif(**leaves, q=12.0, euler=euler, method=method).spikes
     weight = leaves["recurrent_weight"]
     expected = adlif_spikes(leaves["current"], leaves, weight, euler == "symplectic")

@@ -28,6 +28,7 @@ from gpu_cases import (
 from neuron_cases import (
     DETACHED,
     LEAST,
+    OTHER_SURROGATES,
     SURROGATES,
     alif,
     assert_close,
@@ -45,8 +46,8 @@ from blockspike.neurons.adlif.step import SE_ADLIF
 from blockspike.neurons.alif.fused import fused
 from blockspike.neurons.alif.inputs import alif_inputs
 from blockspike.neurons.gpu import fused as fused_gpu
-from blockspike.neurons.model import SimulationSpec
 from blockspike.neurons.simulate import run_kernels, simulate
+from blockspike.neurons.spec import SimulationSpec
 from tiers import mostly_slow
 
 pytestmark = pytest.mark.usefixtures("triton_kernels")
@@ -78,6 +79,11 @@ def test_every_option(kind, recurrent, detach_spikes):
     surrogate, adaptive = kind
     inputs = make_gpu_inputs((13, 2, 5), recurrent=recurrent, adaptive=adaptive)
     assert check(inputs, arp=2, detach_spikes=detach_spikes, surrogate=surrogate).sum() > 5
+
+
+@pytest.mark.parametrize("surrogate", OTHER_SURROGATES, ids=repr)
+def test_every_surrogate(surrogate):
+    assert check(make_gpu_inputs((13, 2, 5)), surrogate=surrogate).sum() > 5
 
 
 @pytest.mark.parametrize(
@@ -270,7 +276,7 @@ def test_dtypes_of_a_current_on_a_gpu():
 
 def test_a_gpu_gets_the_triton_kernels(monkeypatch):
     monkeypatch.setattr(fused_gpu, "fused_gpu", lambda *arguments: arguments)
-    spec = SimulationSpec(SE_ADLIF, (12.0,), 1, MULTI_GAUSSIAN, True)
+    spec = SimulationSpec(SE_ADLIF, (12.0,), 1, MULTI_GAUSSIAN, True, True)
     current = torch.zeros(3, 2, 1, device="meta")
     assert run_kernels(spec, current, [], None) == (spec, current, [], None)
 

@@ -13,6 +13,7 @@ from blockspike.neurons.gpu import fused as fused_gpu
 from blockspike.neurons.gpu import kernels as kernels_gpu
 from blockspike.neurons.gpu.events import _sum_rows
 from blockspike.neurons.gpu.kernels import in_triton
+from blockspike.neurons.surrogate import FastSigmoid
 
 pytestmark = [
     pytest.mark.usefixtures("triton_kernels"),
@@ -61,9 +62,10 @@ def test_neurons(tall):
         carried, sums = torch.zeros(2, N_COLUMNS), torch.zeros(3, N_COLUMNS, dtype=torch.float64)
         fused_gpu._launch(
             kernels_gpu.backward, N_COLUMNS, grads, grads, grads, drives, saved, parameters,
-            constants, carried, grad_current, sums, n_rows - 8, n_rows, N_COLUMNS, N_COLUMNS,
-            step=step, reverse_step=reverse_step, **counts, n_carried=2, has_feedback=False,
-            has_grad_membrane=False, threshold_bits=0, reset_has_grad=1.0, surrogate=2,
+            constants, constants, carried, grad_current, sums, n_rows - 8, n_rows, N_COLUMNS,
+            N_COLUMNS, step=step, reverse_step=reverse_step, **counts, n_carried=2,
+            has_feedback=False, has_grad_membrane=False, threshold_bits=0, reset_has_grad=1.0,
+            slope=in_triton(FastSigmoid.formula), n_slope_constants=3,
         )  # fmt: skip
         results = (spikes, margin, drives, grad_current, sums, state)
         found.append([x[-8:].clone() for x in results])

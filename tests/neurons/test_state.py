@@ -15,7 +15,7 @@ from torch import Tensor
 
 import blockspike as bs
 from blockspike.neurons.adlif.step import SE_ADLIF
-from blockspike.neurons.model import Detach
+from blockspike.neurons.spec import Detach
 
 EULERS = ["symplectic", "forward"]
 

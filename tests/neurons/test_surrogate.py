@@ -1,14 +1,35 @@
 """Surrogate derivatives against formulas in plain Python, and the kernels against PyTorch."""
 
 import math
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
 import torch
-from neuron_cases import DTYPES, SURROGATES
+from neuron_cases import (
+    DTYPES,
+    OTHER_SURROGATES,
+    SURROGATES,
+    Gaussian,
+    assert_same_result,
+    make_inputs,
+    run,
+)
 
-from blockspike.neurons import Boxcar, FastSigmoid, MultiGaussian, alif
-from blockspike.neurons.cpu.surrogate import exp2_negative, surrogate_code, surrogate_derivative
+from blockspike.neurons import (
+    SLAYER,
+    Arctan,
+    Boxcar,
+    FastSigmoid,
+    MultiGaussian,
+    Surrogate,
+    Triangular,
+    alif,
+)
+from blockspike.neurons.cpu.exponential import exp2_negative
+from blockspike.neurons.cpu.steps import numbers
+from blockspike.neurons.cpu.surrogate import surrogate_derivative
+from blockspike.neurons.model import where
 from blockspike.neurons.surrogate import spike
 
 EPS = {np.float32: 2.0**-23, np.float64: 2.0**-52}
@@ -20,11 +41,22 @@ def normal(x, mean, std):
 
 def formula(surrogate, u: float) -> float:
     """Surrogate derivative at one margin (docs/paper.md, Surrogates)."""
-    if isinstance(surrogate, FastSigmoid):
-        return (10 * abs(u) + 1) ** -2
-    if isinstance(surrogate, Boxcar):
-        return 1.0 if -0.5 < u <= 0.5 else 0.0
-    return 0.5 * (1.15 * normal(u, 0, 0.5) - 0.15 * (normal(u, 0.5, 3) + normal(u, -0.5, 3)))
+    match surrogate:
+        case FastSigmoid(slope):
+            return (slope * abs(u) + 1) ** -2
+        case Boxcar(width, height):
+            return height if -width / 2 < u <= width / 2 else 0.0
+        case Triangular(width, height):
+            return height * max(0.0, 1 - abs(u) / width)
+        case Arctan(alpha):
+            return alpha / 2 / (1 + (math.pi / 2 * alpha * u) ** 2)
+        case SLAYER(slope, height):
+            return height * math.exp(-slope * abs(u))
+        case Gaussian(sigma, height):
+            return height * math.exp(-(u**2) / (2 * sigma**2))
+    u /= surrogate.width
+    sides = normal(u, 0.5, 3) + normal(u, -0.5, 3)
+    return surrogate.height * 0.5 * (1.15 * normal(u, 0, 0.5) - 0.15 * sides)
 
 
 def margins(dtype) -> np.ndarray:
@@ -46,20 +78,33 @@ def margins(dtype) -> np.ndarray:
 
 def kernel_derivative(surrogate, u: np.ndarray) -> np.ndarray:
     out = np.full_like(u, np.nan)
-    surrogate_derivative(surrogate_code(surrogate), u, out)
+    surrogate_derivative(surrogate, numbers(surrogate.constants, u), u, out)
     return out
 
 
 def tolerance(surrogate, u: np.ndarray, rtol: float) -> np.ndarray:
     """Tolerance `rtol` relative to the formula's terms; absolute below 1e−15 of the peak."""
-    if not isinstance(surrogate, MultiGaussian):
-        return rtol * np.array([formula(surrogate, x) for x in u])
-    terms = [0.575 * normal(x, 0, 0.5) + 0.15 * normal(abs(x), 0.5, 3) for x in u]
-    return rtol * np.array(terms) + 1e-15
+    if isinstance(surrogate, MultiGaussian):
+        scaled = u / surrogate.width
+        terms = [0.575 * normal(x, 0, 0.5) + 0.15 * normal(abs(x), 0.5, 3) for x in scaled]
+        return surrogate.height * (rtol * np.array(terms) + 1e-15)
+    # The argument of an exponential has a rounding error too, and 1 − |u| / width cancels.
+    absolute = {SLAYER: 1e-15, Gaussian: 1e-15, Triangular: rtol}.get(type(surrogate), 0.0)
+    return rtol * np.array([formula(surrogate, x) * _condition(surrogate, x) for x in u]) + absolute
+
+
+def _condition(surrogate, u: float) -> float:
+    """How much an exponential magnifies relative errors of its argument."""
+    match surrogate:
+        case SLAYER(slope, _):
+            return 1 + slope * abs(u)
+        case Gaussian(sigma, _):
+            return 1 + (u / sigma) ** 2
+    return 1.0
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-@pytest.mark.parametrize("surrogate", SURROGATES, ids=lambda s: type(s).__name__)
+@pytest.mark.parametrize("surrogate", SURROGATES + OTHER_SURROGATES, ids=repr)
 def test_formula(surrogate, dtype):
     u = margins(dtype)
     ours = surrogate.derivative(torch.from_numpy(u)).numpy()
@@ -70,7 +115,7 @@ def test_formula(surrogate, dtype):
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-@pytest.mark.parametrize("surrogate", SURROGATES, ids=lambda s: type(s).__name__)
+@pytest.mark.parametrize("surrogate", SURROGATES + OTHER_SURROGATES, ids=repr)
 def test_kernel_equals_the_torch_derivative(surrogate, dtype):
     u = margins(dtype)
     expected = surrogate.derivative(torch.from_numpy(u)).numpy()
@@ -91,7 +136,7 @@ def test_area(surrogate, area):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("surrogate", SURROGATES, ids=lambda s: type(s).__name__)
+@pytest.mark.parametrize("surrogate", SURROGATES + OTHER_SURROGATES, ids=repr)
 def test_spike(surrogate, dtype):
     u = torch.tensor([-1.0, -1e-30, -0.0, 0.0, 1e-30, 1.0], dtype=dtype, requires_grad=True)
     s = spike(u, surrogate)
@@ -128,3 +173,61 @@ def test_huge_currents_have_the_gradient_of_the_loop(method):
         beta = torch.full((3,), 0.9, dtype=torch.float64, requires_grad=True)
         found += torch.autograd.grad(alif(current, beta, method=m).spikes.sum(), beta)
     assert torch.equal(*found) and not found[0].any()
+
+
+@pytest.mark.parametrize("surrogate", OTHER_SURROGATES, ids=repr)
+def test_fused_equals_standard(surrogate):
+    inputs = make_inputs((65, 3, 17))
+    expected = run(inputs, method="standard", surrogate=surrogate)
+    assert expected[0].sum() > 0
+    assert_same_result(run(inputs, method="fused", surrogate=surrogate), expected, 1e-9)
+
+
+@dataclass(frozen=True)
+class Tent(Surrogate):
+    """Compiled under the name and in the place of another, below."""
+
+    @staticmethod
+    def formula(margin, constants):
+        zero, one = constants
+        return where(abs(margin) < one, 0.5, zero)
+
+
+def test_kernels_know_surrogates_apart():
+    @dataclass(frozen=True)
+    class Other(Surrogate):
+        @staticmethod
+        def formula(margin, constants):
+            zero, one = constants
+            return where(abs(margin) < one, 0.25, zero)
+
+    Other.__qualname__ = Other.formula.__qualname__ = Tent.__qualname__
+    u = np.zeros(3)
+    assert kernel_derivative(Tent(), u).tolist() == [0.5] * 3
+    assert kernel_derivative(Other(), u).tolist() == [0.25] * 3
+
+
+@dataclass(frozen=True)
+class Unknown(Surrogate):
+    """Its formula is no arithmetic."""
+
+    @staticmethod
+    def formula(margin, constants):
+        return margin.softplus()
+
+
+def test_a_formula_that_no_kernel_can_take_is_named():
+    inputs = make_inputs((20, 2, 3))
+    trace = alif(**inputs, surrogate=Unknown())
+    with pytest.raises(ValueError, match=r"^Unknown.formula: expected .*softplus"):
+        trace.spikes.sum().backward()
+
+
+@pytest.mark.parametrize("value", ["10", math.nan, True, None])
+def test_a_value_that_is_no_number_is_named(value):
+    with pytest.raises(ValueError, match="FastSigmoid: slope: expected a finite number, got"):
+        FastSigmoid(slope=value)
+    with pytest.raises(
+        ValueError, match=r"surrogate: expected a Surrogate such as FastSigmoid\(\)"
+    ):
+        alif(torch.ones(3, 1, 1), torch.ones(1), surrogate=FastSigmoid)  # pyright: ignore

@@ -15,7 +15,15 @@ from blockspike.data.datamodule import EventDataModule
 from blockspike.data.recordings_datamodule import RecordingsDataModule
 from blockspike.fitting.module import NeuronFittingModule
 from blockspike.networks.classifier import SpikingClassifier
-from blockspike.neurons import Boxcar, FastSigmoid, MultiGaussian, Surrogate
+from blockspike.neurons import (
+    SLAYER,
+    Arctan,
+    Boxcar,
+    FastSigmoid,
+    MultiGaussian,
+    Surrogate,
+    Triangular,
+)
 from blockspike.runs.identity import plain
 from blockspike.runs.processes import cluster_environment
 from blockspike.training.classification import ClassificationModule
@@ -24,6 +32,9 @@ SURROGATES: dict[str, type[Surrogate]] = {
     "fast_sigmoid": FastSigmoid,
     "boxcar": Boxcar,
     "multi_gaussian": MultiGaussian,
+    "triangular": Triangular,
+    "arctan": Arctan,
+    "slayer": SLAYER,
 }
 _OF_HYDRA = ("_target_", "_partial_", "_convert_", "_recursive_")
 _Data = typing.TypeVar("_Data", bound=pl.LightningDataModule)
@@ -68,11 +79,18 @@ def build_fit(cfg: DictConfig, n_cells: int, dt_ms: float) -> NeuronFittingModul
 
 
 def _surrogate(node: DictConfig, key: str) -> Surrogate:
-    """Make the surrogate that a node names."""
-    name = node.surrogate
-    if name not in SURROGATES:
-        raise ValueError(f"{key}.surrogate: expected one of {', '.join(SURROGATES)}, got {name!r}")
-    return SURROGATES[name]()
+    """Make the surrogate that a node names, or that has a `_target_` and values."""
+    chosen = node.surrogate
+    if isinstance(chosen, DictConfig) and "_target_" in chosen:
+        chosen = _instantiate(chosen, f"{key}.surrogate")
+        if isinstance(chosen, Surrogate):
+            return chosen
+    if not isinstance(chosen, str) or chosen not in SURROGATES:
+        raise ValueError(
+            f"{key}.surrogate: expected one of {', '.join(SURROGATES)}, or a _target_ that is a "
+            f"Surrogate, got {chosen!r}"
+        )
+    return SURROGATES[chosen]()
 
 
 class Sizes(typing.Protocol):
@@ -97,7 +115,7 @@ def build_network(cfg: DictConfig, data: Sizes) -> SpikingClassifier:
     if "_target_" in cfg.model:
         try:
             layer = _instantiate(cfg.model, "model", _partial_=True)
-            if cfg.model.get("surrogate") in SURROGATES:
+            if str(cfg.model.get("surrogate")) in SURROGATES:
                 layer = partial(layer, surrogate=_surrogate(cfg.model, "model"))
             return _classifier(cfg, data, {"layer": layer})
         except TypeError as error:  # an argument that the class does not have

@@ -229,10 +229,10 @@ def register_schemas() -> None:
         ("report", ReportSchema),
     ):
         store.store(name=f"{name}_schema", node=node)
-    neurons = schema(ALIFLayer, _FROM_DATA, surrogate=(str, "multi_gaussian"))
+    neurons = schema(ALIFLayer, _FROM_DATA, surrogate=(Any, "multi_gaussian"))
     store.store(group="model", name="schema", node=neurons)
     from_model = {f.name for f in dataclasses.fields(neurons)}
-    adlif = schema(AdLIFLayer, _FROM_DATA, surrogate=(str, "multi_gaussian"))
+    adlif = schema(AdLIFLayer, _FROM_DATA, surrogate=(Any, "multi_gaussian"))
     adlif = dataclasses.make_dataclass("AdLIF", [_TARGET], bases=(adlif,))
     store.store(group="model", name="adlif_schema", node=adlif)
     network = schema(SpikingClassifier, (*_FROM_DATA, "layer", *from_model))
@@ -243,7 +243,7 @@ def register_schemas() -> None:
         store.store(group="data", name=f"{name}_schema", node=node)
     for name, cls in _POPULATIONS.items():
         skip = ("self", "n_cells", "dt_ms", "seed")
-        node = schema(cls, skip, surrogate=(str, "multi_gaussian"))
+        node = schema(cls, skip, surrogate=(Any, "multi_gaussian"))
         node = dataclasses.make_dataclass(cls.__name__, [_TARGET], bases=(node,))
         store.store(group="population", name=f"{name}_schema", node=node)
     fit = schema(NeuronFittingModule, ("self", "population", "optimizer", "n_epochs", "seed"))

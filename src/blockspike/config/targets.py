@@ -15,8 +15,10 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from blockspike.neurons.surrogate import Surrogate
+
 _CLASSES: dict[str, tuple[type, ...]] = {  # package → base classes of what it allows
-    "blockspike": (pl.LightningDataModule, pl.Callback, nn.Module),
+    "blockspike": (pl.LightningDataModule, pl.Callback, nn.Module, Surrogate),
     "pytorch_lightning": (pl.Trainer, pl.Callback),
     "torch.optim": (Optimizer, LRScheduler),
 }

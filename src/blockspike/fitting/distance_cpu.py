@@ -18,7 +18,7 @@ from blockspike.neurons.alif.step import ALIF, check_arp
 from blockspike.neurons.autograd import differentiable_once, in_full_precision
 from blockspike.neurons.cpu.kernels import kernel, kernel_with_fma, without_refcount
 from blockspike.neurons.cpu.steps import numbers, reverse_step, step
-from blockspike.neurons.cpu.surrogate import surrogate_code, surrogate_derivative
+from blockspike.neurons.cpu.surrogate import surrogate_derivative
 from blockspike.neurons.cpu.threads import run
 from blockspike.neurons.cpu.tiles import CHUNK, WIDEST_TILE, columns, tile_width
 from blockspike.neurons.surrogate import Surrogate
@@ -139,7 +139,8 @@ class _FittingDistance(torch.autograd.Function):
         sums = torch.zeros(6, len(scale), dtype=torch.float64)
         run(
             _backward, -(-len(scale) // ctx.arguments[-1]), *ctx.arguments, saved.numpy(),
-            scale.numpy(), surrogate_code(ctx.surrogate), sums.numpy(),
+            scale.numpy(), ctx.surrogate,
+            numbers(ctx.surrogate.constants, saved.numpy()), sums.numpy(),
         )  # fmt: skip
         per_neuron = sums.view(6, ctx.batch_size, -1).sum(1).to(saved.dtype)
         return None, None, *per_neuron, None, None, None, None, None
@@ -347,7 +348,7 @@ def _add_drive_gradient(grad_drive, current, draw, sum_weight, sum_bias, sum_noi
 @kernel
 def _backward(
     first_tile, last_tile, inputs, neurons, model, constants, decay, window, tile, saved,
-    scale, surrogate, sums,
+    scale, surrogate, slope_constants, sums,
 ):  # fmt: skip
     n_steps, n_columns, n_trials = len(inputs.current), sums.shape[1], len(saved) // 3
     current, target = without_refcount(inputs.current), without_refcount(inputs.target)
@@ -388,7 +389,7 @@ def _backward(
                     )  # fmt: skip
                 wanted = _spread(target[t], start, inputs.n_starts, cell, targets)
                 _replay_comparison(k, margins, n_spikes, share, wanted, decay, filtered, filters)
-            surrogate_derivative(surrogate, margins.ravel(), slopes.ravel())
+            surrogate_derivative(surrogate, slope_constants, margins.ravel(), slopes.ravel())
             for t in range(end - 1, begin - 1, -1):
                 k = t - begin
                 counts = real(1.0) if window.first <= t < window.split else real(0.0)

@@ -22,9 +22,10 @@ from blockspike.neurons.adlif import adlif
 from blockspike.neurons.adlif.step import MODELS, Euler
 from blockspike.neurons.cpu.events import SpikeEvents
 from blockspike.neurons.events import EventBatch
-from blockspike.neurons.model import Detach, detached
 from blockspike.neurons.simulate import ExactMethod
+from blockspike.neurons.spec import Detach, detached
 from blockspike.neurons.state import NeuronState, State
+from blockspike.neurons.surrogate import check_surrogate
 
 
 def decay(tau_ms: float, dt_ms: float) -> float:
@@ -84,8 +85,7 @@ class LayerOptions:
 
     def __post_init__(self):
         check_counts(rf_len=self.rf_len)
-        if not isinstance(self.surrogate, get_args(Surrogate)):
-            raise ValueError(f"surrogate: expected a surrogate derivative, got {self.surrogate!r}")
+        check_surrogate(self.surrogate)
         detached(self.detach_spikes)
         check_choice("synapses", self.synapses, get_args(SynapseMode))
         if self.recurrent_delay is not None:

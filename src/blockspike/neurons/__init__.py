@@ -2,9 +2,19 @@
 
 from blockspike.neurons.alif import Method, NotFiniteError, SpikeTrace, alif
 from blockspike.neurons.readout import leaky_integrate
-from blockspike.neurons.surrogate import Boxcar, FastSigmoid, MultiGaussian, Surrogate
+from blockspike.neurons.surrogate import (
+    SLAYER,
+    Arctan,
+    Boxcar,
+    FastSigmoid,
+    MultiGaussian,
+    Surrogate,
+    Triangular,
+)
 
 __all__ = [
+    "SLAYER",
+    "Arctan",
     "Boxcar",
     "FastSigmoid",
     "Method",
@@ -12,6 +22,7 @@ __all__ = [
     "NotFiniteError",
     "SpikeTrace",
     "Surrogate",
+    "Triangular",
     "alif",
     "leaky_integrate",
 ]

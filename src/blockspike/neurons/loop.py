@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from blockspike.neurons.model import SimulationSpec
+from blockspike.neurons.spec import SimulationSpec
 from blockspike.neurons.state import Start, last_state
 from blockspike.neurons.surrogate import spike
 from blockspike.neurons.trace import SpikeTrace, check_finite

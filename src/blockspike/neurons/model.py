@@ -8,11 +8,9 @@ models. The same step runs on tensors in the PyTorch loop (`loop.py`), on vector
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import FunctionType
-from typing import Any, Literal, NamedTuple
+from typing import Any
 
 import torch
-
-from blockspike.neurons.surrogate import Surrogate
 
 
 @dataclass(frozen=True)
@@ -89,43 +87,6 @@ class NeuronModel:
                 )
 
 
-Detach = bool | Literal["reset", "recurrence"]
-"""Where gradient stops at the spikes: in the reset and the recurrence (True), one, or neither."""
-
-
-def detached(spikes: Detach) -> tuple[bool, bool]:
-    """Whether spikes are detached in the reset, and in the recurrence.
-
-    Raises:
-        ValueError: `spikes` is none of True, False, "reset" and "recurrence".
-    """
-    if isinstance(spikes, bool):
-        return spikes, spikes
-    if spikes not in ("reset", "recurrence"):
-        raise ValueError(
-            f"detach_spikes: expected True, False, 'reset' or 'recurrence', got {spikes!r}"
-        )
-    return spikes == "reset", spikes == "recurrence"
-
-
-class SimulationSpec(NamedTuple):
-    """Settings shared by all neurons of a simulation.
-
-    Attributes:
-        model: the neuron model.
-        constants: numbers for `model.step`, without the leading 0 and 1.
-        recurrent_delay, surrogate: see `simulate`.
-        detach_reset, detach_recurrence: whether no gradient flows through the spikes of each.
-    """
-
-    model: NeuronModel
-    constants: tuple[float, ...]
-    recurrent_delay: int
-    surrogate: Surrogate
-    detach_reset: bool
-    detach_recurrence: bool
-
-
 def translated(function: Callable[..., Any], translate: Callable[..., Any]) -> FunctionType:
     """Copy a model's function for a compiler, with `translate` applied to each function it calls.
 
@@ -147,3 +108,11 @@ def where(condition: Any, x: Any, y: Any) -> Any:
 def maximum(x: Any, least: float) -> Any:
     """Maximum of x and `least`."""
     return x.clamp(min=least)
+
+
+def exp(x: Any) -> Any:
+    """Exponential of x, for surrogates: in a step, spikes of the methods would differ by rounding.
+
+    The kernels compute it to a few ulp (in float64 to 1e−12).
+    """
+    return torch.exp(x)

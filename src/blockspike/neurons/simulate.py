@@ -12,9 +12,10 @@ from blockspike.neurons.autograd import in_full_precision
 from blockspike.neurons.cpu.fused import fused_cpu
 from blockspike.neurons.gpu.graphs import require_triton
 from blockspike.neurons.loop import loop
-from blockspike.neurons.model import Detach, NeuronModel, SimulationSpec, detached
+from blockspike.neurons.model import NeuronModel
+from blockspike.neurons.spec import Detach, SimulationSpec, detached
 from blockspike.neurons.state import State, start_of
-from blockspike.neurons.surrogate import MultiGaussian, Surrogate
+from blockspike.neurons.surrogate import MultiGaussian, Surrogate, check_surrogate
 from blockspike.neurons.trace import NotFiniteError, Simulation, SpikeTrace, trace_of
 
 ExactMethod = Literal["standard", "fused"]
@@ -129,9 +130,7 @@ def check_options(
     method: str,
 ) -> None:
     """Raise ValueError naming an argument that is invalid or does not match the current."""
-    if not isinstance(surrogate, get_args(Surrogate)):
-        names = ", ".join(kind.__name__ for kind in get_args(Surrogate))
-        raise ValueError(f"surrogate: expected one of {names}, got {surrogate!r}")
+    check_surrogate(surrogate)
     is_int = isinstance(recurrent_delay, int) and not isinstance(recurrent_delay, bool)
     if not is_int or recurrent_delay < 1:
         raise ValueError(f"recurrent_delay: expected an int ≥ 1 (steps), got {recurrent_delay!r}")

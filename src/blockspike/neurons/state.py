@@ -10,7 +10,8 @@ from typing import Any, NamedTuple, Self, cast
 import torch
 from torch import Tensor
 
-from blockspike.neurons.model import NeuronModel, SimulationSpec
+from blockspike.neurons.model import NeuronModel
+from blockspike.neurons.spec import SimulationSpec
 
 
 class Changeable:

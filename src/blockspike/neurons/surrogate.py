@@ -4,33 +4,105 @@ Source: docs/paper.md, Surrogates.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
 
+from blockspike.neurons.model import exp, maximum, where
+
+_HALF_PI = math.pi / 2
 _DENSITY = 1 / math.sqrt(2 * math.pi)  # standard normal density at 0
+_CENTRE = 0.5 * 1.15 * _DENSITY / 0.5
+_SIDES = 0.5 * 0.15 * _DENSITY / 3
 
 
 @dataclass(frozen=True)
-class FastSigmoid:
-    """Surrogate derivative 1 / (10|u| + 1)², used by SuperSpike (Zenke & Ganguli 2018).
+class Surrogate:
+    """Surrogate derivative; one's own is a frozen dataclass of numbers with a `formula`.
+
+    The formula runs on tensors in the loop over time and on vectors of neurons in the kernels,
+    which compile it as they compile a model's step (`NeuronModel`).
+
+    Raises:
+        ValueError: a value that is no finite number.
+
+    Examples:
+        >>> from dataclasses import dataclass
+        >>> import torch
+        >>> import blockspike as bs
+        >>> from blockspike.neurons.model import exp
+        >>> @dataclass(frozen=True)
+        ... class Gaussian(bs.Surrogate):
+        ...     sigma: float = 0.5
+        ...
+        ...     @staticmethod
+        ...     def formula(margin, constants):
+        ...         _, one, sigma = constants
+        ...         x = margin / sigma
+        ...         return exp(-0.5 * x * x)
+        >>> Gaussian(sigma=1.0).derivative(torch.tensor([-1.0, 0.0, 1.0]))
+        tensor([0.6065, 1.0000, 0.6065])
+    """
+
+    def __post_init__(self):
+        for field in fields(self):
+            value = getattr(self, field.name)
+            is_number = isinstance(value, int | float) and not isinstance(value, bool)
+            if not is_number or not math.isfinite(value):
+                name = f"{type(self).__name__}: {field.name}"
+                raise ValueError(f"{name}: expected a finite number, got {value!r}")
+
+    @staticmethod
+    def formula(margin, constants):
+        """Derivative dS/dV at the margin u = V − θ, of any number of neurons.
+
+        Args:
+            margin: tensor, or vector of neurons in a kernel.
+            constants: 0, 1, then the values of the dataclass, in their order.
+        """
+        raise NotImplementedError
+
+    @property
+    def constants(self) -> tuple[float, ...]:
+        """Numbers that the formula gets after 0 and 1."""
+        return tuple(float(getattr(self, field.name)) for field in fields(self))
+
+    def derivative(self, margin: Tensor) -> Tensor:
+        """Derivative dS/dV at `margin` = V − θ (any shape, threshold units)."""
+        numbers = (0.0, 1.0, *self.constants)
+        slope = self.formula(margin, numbers)
+        if slope.dtype != margin.dtype:  # a choice between two numbers has PyTorch's default dtype
+            slope = self.formula(margin, margin.new_tensor(numbers).unbind())
+        return slope.to(margin.dtype)
+
+
+@dataclass(frozen=True)
+class FastSigmoid(Surrogate):
+    """Surrogate derivative 1 / (slope·|u| + 1)², used by SuperSpike (Zenke & Ganguli 2018).
 
     Examples:
         >>> import torch
         >>> import blockspike as bs
         >>> bs.FastSigmoid().derivative(torch.tensor([-0.1, 0.0, 0.1]))
         tensor([0.2500, 1.0000, 0.2500])
+        >>> bs.FastSigmoid(slope=25).derivative(torch.tensor(0.04))
+        tensor(0.2500)
     """
 
-    def derivative(self, margin: Tensor) -> Tensor:
-        """Derivative dS/dV at `margin` = V − θ (any shape, threshold units)."""
-        return 1 / (10 * margin.abs() + 1) ** 2
+    slope: float = 10.0
+
+    @staticmethod
+    def formula(margin, constants):
+        """See `Surrogate.formula`."""
+        _, one, slope = constants
+        root = slope * abs(margin) + one
+        return one / (root * root)
 
 
 @dataclass(frozen=True)
-class Boxcar:
-    """Surrogate derivative 1 for −0.5 < u ≤ 0.5, else 0 (Kaiser, Mostafa & Neftci 2020).
+class Boxcar(Surrogate):
+    """Surrogate derivative `height` for −width/2 < u ≤ width/2, else 0 (Kaiser et al. 2020).
 
     Examples:
         >>> import torch
@@ -39,17 +111,87 @@ class Boxcar:
         tensor([0., 1., 0.])
     """
 
-    def derivative(self, margin: Tensor) -> Tensor:
-        """Derivative dS/dV at `margin` = V − θ (any shape, threshold units)."""
-        return ((margin > -0.5) & (margin <= 0.5)).to(margin.dtype)
+    width: float = 1.0
+    height: float = 1.0
+
+    @staticmethod
+    def formula(margin, constants):
+        """See `Surrogate.formula`."""
+        zero, _, width, height = constants
+        half = 0.5 * width
+        return where((margin > -half) & (margin <= half), height, zero)
 
 
 @dataclass(frozen=True)
-class MultiGaussian:
+class Triangular(Surrogate):
+    """Surrogate derivative height·max(0, 1 − |u|/width) (Bellec et al. 2018).
+
+    Examples:
+        >>> import torch
+        >>> import blockspike as bs
+        >>> bs.Triangular().derivative(torch.tensor([-0.5, 0.0, 2.0]))
+        tensor([0.1500, 0.3000, 0.0000])
+    """
+
+    width: float = 1.0
+    height: float = 0.3
+
+    @staticmethod
+    def formula(margin, constants):
+        """See `Surrogate.formula`."""
+        zero, one, width, height = constants
+        return height * maximum(one - abs(margin) / width, zero)
+
+
+@dataclass(frozen=True)
+class Arctan(Surrogate):
+    """Surrogate derivative (α/2) / (1 + (π/2·α·u)²), that of an arctangent (Fang et al. 2021).
+
+    Examples:
+        >>> import torch
+        >>> import blockspike as bs
+        >>> bs.Arctan().derivative(torch.tensor([0.0, 0.5]))
+        tensor([1.0000, 0.2884])
+    """
+
+    alpha: float = 2.0
+
+    @staticmethod
+    def formula(margin, constants):
+        """See `Surrogate.formula`."""
+        _, one, alpha = constants
+        x = _HALF_PI * alpha * margin
+        return 0.5 * alpha / (one + x * x)
+
+
+@dataclass(frozen=True)
+class SLAYER(Surrogate):
+    """Surrogate derivative height·exp(−slope·|u|) (Shrestha & Orchard 2018).
+
+    Examples:
+        >>> import torch
+        >>> import blockspike as bs
+        >>> bs.SLAYER(slope=1).derivative(torch.tensor([-1.0, 0.0]))
+        tensor([0.3679, 1.0000])
+    """
+
+    slope: float = 5.0
+    height: float = 1.0
+
+    @staticmethod
+    def formula(margin, constants):
+        """See `Surrogate.formula`."""
+        _, _, slope, height = constants
+        return height * exp(-slope * abs(margin))
+
+
+@dataclass(frozen=True)
+class MultiGaussian(Surrogate):
     """Surrogate derivative made of three normal densities (Yin, Corradi & Bohté 2021).
 
-    It is 0.5·[1.15·N(u; 0, 0.5) − 0.15·N(u; 0.5, 3) − 0.15·N(u; −0.5, 3)], where N(u; μ, σ) is the
-    normal density with mean μ and standard deviation σ.
+    It is height·g(u/width) with g(u) = 0.5·[1.15·N(u; 0, 0.5) − 0.15·N(u; 0.5, 3) −
+    0.15·N(u; −0.5, 3)], where N(u; μ, σ) is the normal density with mean μ and standard deviation
+    σ.
 
     Examples:
         >>> import torch
@@ -58,34 +200,49 @@ class MultiGaussian:
         tensor([0.2600, 0.4400, 0.2600])
     """
 
+    width: float = 1.0
+    height: float = 1.0
+
+    @staticmethod
+    def formula(margin, constants):
+        """See `Surrogate.formula`."""
+        _, one, width, height = constants
+        u = margin * (one / width)
+        above, below = u - 0.5, u + 0.5
+        sides = exp(above * above * (-1 / 18)) + exp(below * below * (-1 / 18))
+        return height * (_CENTRE * exp(-2.0 * u * u) - _SIDES * sides)
+
     def derivative(self, margin: Tensor) -> Tensor:
         """Derivative dS/dV at `margin` = V − θ (any shape, threshold units)."""
         if torch.is_grad_enabled() and margin.requires_grad:
-            return self._differentiable_derivative(margin)
-        x = margin * (1 / math.sqrt(18))  # in place from here on, to save memory traffic
+            return super().derivative(margin)  # autograd needs the intermediate values
+        u = margin if self.width == 1 else margin * (1 / self.width)
+        x = u * (1 / math.sqrt(18))  # in place from here on, to save memory traffic
         above, below = x - 0.5 / math.sqrt(18), x.add_(0.5 / math.sqrt(18))
         sides = above.square_().neg_().exp_().add_(below.square_().neg_().exp_())
-        centre = (margin * margin).mul_(-2).exp_().mul_(0.5 * 1.15 * _DENSITY / 0.5)
-        return centre.sub_(sides, alpha=0.5 * 0.15 * _DENSITY / 3)
-
-    @staticmethod
-    def _differentiable_derivative(margin: Tensor) -> Tensor:
-        """Derivative computed out of place, since autograd needs the intermediate values."""
-        centre = (-2 * margin.square()).exp() * (0.5 * 1.15 * _DENSITY / 0.5)
-        above, below = (margin - 0.5).square(), (margin + 0.5).square()
-        sides = (above / -18).exp() + (below / -18).exp()
-        return centre - sides * (0.5 * 0.15 * _DENSITY / 3)
+        centre = (u * u).mul_(-2).exp_().mul_(_CENTRE)
+        slope = centre.sub_(sides, alpha=_SIDES)
+        return slope if self.height == 1 else slope.mul_(self.height)
 
 
-Surrogate = FastSigmoid | Boxcar | MultiGaussian
+def check_surrogate(surrogate: object) -> None:
+    """Raise ValueError unless `surrogate` is a `Surrogate`, not its class or name."""
+    if not isinstance(surrogate, Surrogate):
+        known = ", ".join(f"{kind.__name__}()" for kind in Surrogate.__subclasses__()[:6])
+        raise ValueError(f"surrogate: expected a Surrogate such as {known}; got {surrogate!r}")
 
 
 class _Spike(torch.autograd.Function):
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx, margin: Tensor, surrogate: Surrogate) -> Tensor:
-        ctx.save_for_backward(margin)
-        ctx.surrogate = surrogate
+    def forward(margin: Tensor, surrogate: Surrogate) -> Tensor:
         return (margin > 0).to(margin.dtype)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        margin, ctx.surrogate = inputs
+        ctx.save_for_backward(margin)
 
     @staticmethod
     def backward(ctx, *grads: Tensor):

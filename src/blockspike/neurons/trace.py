@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from blockspike.neurons.cpu.events import SpikeEvents
-from blockspike.neurons.model import SimulationSpec
 from blockspike.neurons.readout import leaky_integrate
+from blockspike.neurons.spec import SimulationSpec
 from blockspike.neurons.state import NeuronState, Start, last_state
 
 

@@ -4,8 +4,9 @@ from typing import Literal
 
 from torch import Tensor
 
-from blockspike.neurons.model import Detach, NeuronModel, where
+from blockspike.neurons.model import NeuronModel, where
 from blockspike.neurons.simulate import ExactMethod, simulate
+from blockspike.neurons.spec import Detach
 from blockspike.neurons.state import State
 from blockspike.neurons.surrogate import MultiGaussian, Surrogate
 from blockspike.neurons.trace import SpikeTrace

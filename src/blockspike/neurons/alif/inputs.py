@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from blockspike.neurons.alif.step import ALIF, ALIF_ALWAYS_OPEN
-from blockspike.neurons.model import Detach, SimulationSpec, detached
+from blockspike.neurons.spec import Detach, SimulationSpec, detached
 from blockspike.neurons.state import Start, State, start_of
 from blockspike.neurons.surrogate import MultiGaussian, Surrogate
 from blockspike.neurons.trace import threshold_of

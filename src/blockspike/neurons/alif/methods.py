@@ -13,12 +13,12 @@ from blockspike.neurons.alif.inputs import ALIFInputs, alif_inputs
 from blockspike.neurons.alif.standard import standard
 from blockspike.neurons.alif.step import check_arp
 from blockspike.neurons.autograd import in_full_precision
-from blockspike.neurons.model import Detach
 from blockspike.neurons.simulate import (
     check_current,
     check_options,
     check_parameters_finite,
 )
+from blockspike.neurons.spec import Detach
 from blockspike.neurons.state import State
 from blockspike.neurons.surrogate import MultiGaussian, Surrogate
 from blockspike.neurons.trace import SpikeTrace

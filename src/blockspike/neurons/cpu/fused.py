@@ -23,6 +23,7 @@ from blockspike.neurons.cpu.groups import (
     Outputs,
     Replayed,
     Rows,
+    Slopes,
     Span,
     advance,
     replay,
@@ -34,7 +35,6 @@ from blockspike.neurons.cpu.lane_memory import STREAM_BYTES, load_lanes, store_l
 from blockspike.neurons.cpu.lanes import n_lanes
 from blockspike.neurons.cpu.model_errors import error_of_model
 from blockspike.neurons.cpu.steps import numbers
-from blockspike.neurons.cpu.surrogate import surrogate_code
 from blockspike.neurons.cpu.threads import run
 from blockspike.neurons.cpu.tiles import (
     WIDEST_TILE,
@@ -47,7 +47,7 @@ from blockspike.neurons.cpu.tiles import (
     weight_array,
     weight_panels,
 )
-from blockspike.neurons.model import SimulationSpec
+from blockspike.neurons.spec import SimulationSpec
 from blockspike.neurons.state import Start
 from blockspike.neurons.trace import Simulation, check_finite, needs_gradient
 
@@ -134,7 +134,8 @@ def _copy(row, target, at, stream):
 @kernel
 def _backward(
     first_tile, last_tile, tile, grad_spikes, grad_membrane, drives, saved, model, constants,
-    parameters, delay, panels, n_neurons, surrogate, reset_has_grad, grad_current, grads, sums,
+    parameters, delay, panels, n_neurons, surrogate, slope_constants,
+    reset_has_grad, grad_current, grads, sums,
 ):  # fmt: skip
     """Backpropagate through some tiles; `panels` of size 0: not through recurrence.
 
@@ -146,6 +147,7 @@ def _backward(
     to_current, drives, states = _flat(grad_current), _flat(drives), _flat(saved)
     grads, sums, panels = _flat(grads), _flat(sums), without_refcount(panels)
     neurons = Neurons(model, constants, _flat(parameters))
+    slopes = Slopes(surrogate, slope_constants)
     from_spikes = Rows(_flat(grad_spikes), stride, none)
     lanes, group_size = n_lanes(drives), replayed_size(model, drives)
     n_block = min(delay, CHUNK) if feedback else 1  # steps that get their gradient together
@@ -161,7 +163,7 @@ def _backward(
             for left in range(start, stop, lanes):
                 span = Span(first, last, left, min(stop, left + lanes), stride)
                 own = Replayed(without_refcount(replayed), at)
-                replay(neurons, surrogate, span, drives, states, before, own)
+                replay(neurons, slopes, span, drives, states, before, own)
                 if feedback:
                     at += group_size
                 else:
@@ -314,7 +316,8 @@ class _Fused(torch.autograd.Function):
             run(
                 _backward, -(-n_columns // tile), tile, grad_spikes.numpy(), grad_membrane,
                 drives.numpy(), saved.numpy(), spec.model, numbers(spec.constants, drives.numpy()),
-                ctx.parameters, delay, panels, n_neurons, surrogate_code(spec.surrogate),
+                ctx.parameters, delay, panels, n_neurons, spec.surrogate,
+                numbers(spec.surrogate.constants, drives.numpy()),
                 drives.numpy().dtype.type(not spec.detach_reset), grad_current.numpy(),
                 grads_of_states.numpy(), sums.numpy(),
             )  # fmt: skip

@@ -54,6 +54,13 @@ class Span(NamedTuple):
     stride: Any
 
 
+class Slopes(NamedTuple):
+    """Surrogate and the constants of its formula."""
+
+    surrogate: Any
+    constants: tuple
+
+
 class Rows(NamedTuple):
     """An array that holds step t of column c at t · stride + c − shift."""
 
@@ -112,7 +119,7 @@ def replayed_size(model, like):
 
 
 @kernel
-def replay(neurons, surrogate, span, drives, states, before, replayed):
+def replay(neurons, slopes, span, drives, states, before, replayed):
     """Replay a chunk of one group from the states at states[before + column]."""
     model, lanes = neurons.model, np.uintp(n_lanes(drives))
     column, n = np.uintp(span.start), np.uintp(span.stop - span.start)
@@ -125,7 +132,8 @@ def replay(neurons, surrogate, span, drives, states, before, replayed):
         store_rows(now, replayed.array, kept, lanes, lanes)
         _, margin, now = step(model, load_lanes(drives, x, n), own, neurons.constants, now)
         store_lanes(margin, replayed.array, k, lanes, False)
-        store_lanes(slope_of(surrogate, margin), replayed.array, k + to_slopes, lanes, False)
+        slope = slope_of(slopes.surrogate, margin, slopes.constants)
+        store_lanes(slope, replayed.array, k + to_slopes, lanes, False)
         x += span.stride
         k += lanes
         kept += n_states * lanes

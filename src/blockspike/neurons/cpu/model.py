@@ -1,4 +1,4 @@
-"""Numba's type of a neuron model, and how a kernel's cache on disk knows the model."""
+"""Numba's types of neuron models and surrogates, and how a kernel's cache on disk knows them."""
 
 import hashlib
 import inspect
@@ -12,35 +12,41 @@ from numba import types
 from numba.extending import NativeValue, models, register_model, typeof_impl, unbox
 
 from blockspike.neurons.model import NeuronModel
+from blockspike.neurons.surrogate import Surrogate
 
 
-class _ModelType(types.Type):
-    """Numba type of a model, so that a kernel is compiled separately for each model.
+class Compiled(types.Type):
+    """Numba type of something with functions, so that a kernel is compiled for each separately.
 
-    The type's name identifies the model in Numba's cache on disk too. It contains a hash of the
-    step and of everything compiled with it, so that the cache notices a change: Numba itself only
+    The type's name identifies it in Numba's cache on disk too. It contains a hash of the functions
+    and of everything compiled with them, so that the cache notices a change: Numba itself only
     checks the file of the outermost function.
+
+    Args:
+        of: model, or class of surrogates; kernels are compiled for it.
+        name: its name.
+        content: what the kernels depend on besides the functions.
+        functions: compiled with the kernels.
     """
 
-    def __init__(self, model: NeuronModel):
-        self.model = model
-        content = [model.name, model.parameters, model.states, model.counters]
-        content += [model.threshold_parameters, model.accumulators, _kernels()]
-        for function in (model.step, model.reverse_step):
+    def __init__(self, of: Any, name: str, content: list[Any], functions: tuple[Callable, ...]):
+        self.of = of
+        content = [name, *content, _kernels()]
+        for function in functions:
             code = marshal.dumps(function.__code__, 2)  # the source may be newer
             content += [function.__module__, function.__qualname__, code, _source(function)]
         digest = hashlib.sha256(repr(content).encode()).hexdigest()
-        super().__init__(f"NeuronModel({model.name}, {digest[:32]})")
+        super().__init__(f"{type(of).__name__}({name}, {digest[:32]})")
 
     def __reduce__(self) -> Any:
-        """Reduce to the name, since a process that reads the cache may not have the model."""
+        """Reduce to the name, since a process that reads the cache may not have the functions."""
         return _known_or_bare, (self.name,)
 
 
-def _known_or_bare(name: str) -> _ModelType:
+def _known_or_bare(name: str) -> Compiled:
     if name not in _by_name:
-        bare = object.__new__(_ModelType)
-        bare.name = name  # enough to differ from every known model
+        bare = object.__new__(Compiled)
+        bare.name = name  # enough to differ from every known type
         return bare
     return _by_name[name]
 
@@ -57,19 +63,34 @@ def _kernels() -> bytes:
     return b"".join(p.read_bytes() for p in sorted(Path(__file__).parent.glob("*.py")))
 
 
-register_model(_ModelType)(models.OpaqueModel)
-_types: dict[NeuronModel, _ModelType] = {}
-_by_name: dict[str, _ModelType] = {}
+register_model(Compiled)(models.OpaqueModel)
+_types: dict[Any, Compiled] = {}
+_by_name: dict[str, Compiled] = {}
+
+
+def _remembered(known: Compiled) -> Compiled:
+    _types[known.of] = _by_name[known.name] = known
+    return known
 
 
 @typeof_impl.register(NeuronModel)
-def _typeof(model, c):  # pyright: ignore[reportUnusedParameter]
-    if model not in _types:
-        known = _types[model] = _ModelType(model)
-        _by_name[known.name] = known
-    return _types[model]
+def _typeof_model(model, c):  # pyright: ignore[reportUnusedParameter]
+    if model in _types:
+        return _types[model]
+    content = [model.parameters, model.states, model.counters]
+    content += [model.threshold_parameters, model.accumulators]
+    functions = (model.step, model.reverse_step)
+    return _remembered(Compiled(model, model.name, content, functions))
 
 
-@unbox(_ModelType)
-def _unbox(kind, model, c):  # pyright: ignore[reportUnusedParameter]
+@typeof_impl.register(Surrogate)
+def _typeof_surrogate(surrogate, c):  # pyright: ignore[reportUnusedParameter]
+    kind = type(surrogate)
+    if kind in _types:
+        return _types[kind]
+    return _remembered(Compiled(kind, kind.__qualname__, [], (kind.formula,)))
+
+
+@unbox(Compiled)
+def _unbox(kind, value, c):  # pyright: ignore[reportUnusedParameter]
     return NativeValue(c.context.get_dummy_value())

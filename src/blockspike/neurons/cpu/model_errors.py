@@ -10,14 +10,14 @@ from numba.core.errors import NumbaError
 
 from blockspike.neurons.cpu.lanes import Lanes, lanes_of
 from blockspike.neurons.cpu.steps import compiled_alone, fire
-from blockspike.neurons.model import NeuronModel, SimulationSpec
+from blockspike.neurons.spec import SimulationSpec
 
 
 def error_of_model(spec: SimulationSpec, dtype: torch.dtype, error: NumbaError) -> ValueError:
     """Make an error with a one-line message in place of Numba's pages.
 
-    It says that Numba cannot compile `step` or `reverse_step`, or that they return values other
-    than those the kernels store.
+    It says that Numba cannot compile a step, its derivative or the surrogate, or that they return
+    values other than those the kernels store.
     """
     return ValueError(_first_fault(spec, dtype) or f"{spec.model.name}: {_cause(error)}")
 
@@ -27,31 +27,35 @@ class _Signature(NamedTuple):
 
     function: Callable[..., Any]
     arguments: tuple[types.Type, ...]
-    returns: tuple[types.Type, ...]
+    returns: types.Type
     expected: str
 
 
-def _signatures(model: NeuronModel, n_constants: int, real: Any) -> list[_Signature]:
-    x = lanes_of(real)
+def _signatures(spec: SimulationSpec, real: Any) -> list[_Signature]:
+    model, x = spec.model, lanes_of(real)
     own, carried = (
         types.UniTuple(x, n)
         for n in (len(model.parameters), len(model.states) + len(model.accumulators))
     )
-    numbers = types.UniTuple(real, n_constants)
+    numbers, of_slope = (
+        types.UniTuple(real, 2 + len(constants))
+        for constants in (spec.constants, spec.surrogate.constants)
+    )
     state = types.UniTuple(x, len(model.states) + len(model.counters))
     return [
         _Signature(
             model.step,
             (x, own, numbers, state, typeof(fire)),
-            (x, x, state),
+            types.Tuple((x, x, state)),
             f"(spike, margin, {len(state)} states)",
         ),
         _Signature(
             model.reverse_step,
             (x, own, numbers, state, x, x, x, real, carried),
-            (x, own, carried),
+            types.Tuple((x, own, carried)),
             f"gradients of (drive, {len(own)} parameters, {len(carried)} states)",
         ),
+        _Signature(spec.surrogate.formula, (x, of_slope), x, "a derivative"),
     ]
 
 
@@ -71,8 +75,7 @@ def _first_fault(spec: SimulationSpec, dtype: torch.dtype) -> str | None:
     Numbers among the returned values are converted.
     """
     real = from_dtype(torch.empty(0, dtype=dtype).numpy().dtype)
-    of_model = _signatures(spec.model, len(spec.constants) + 2, real)
-    for function, arguments, returns, expected in of_model:
+    for function, arguments, returns, expected in _signatures(spec, real):
         name = function.__qualname__
         try:
             compiled = compiled_alone(function)
@@ -80,7 +83,7 @@ def _first_fault(spec: SimulationSpec, dtype: torch.dtype) -> str | None:
         except (NumbaError, TypeError) as error:
             return f"{name}: expected a function that Numba compiles, got {_cause(error)}"
         got: Any = compiled.overloads[arguments].signature.return_type
-        if not _fits(got, types.Tuple(returns)):
+        if not _fits(got, returns):
             return f"{name}: expected it to return {expected}, got {_shown(got)}"
     return None
 

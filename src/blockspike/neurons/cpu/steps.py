@@ -10,14 +10,15 @@ from llvmlite import ir
 from numba import types
 from numba.extending import overload
 
-import blockspike.neurons.cpu.model  # noqa: F401 (it registers the type)
+import blockspike.neurons.cpu.exponential
+import blockspike.neurons.cpu.model  # noqa: F401 (it registers the types)
 from blockspike.neurons.cpu.kernels import intrinsic, kernel
 from blockspike.neurons.cpu.lane_memory import load
 from blockspike.neurons.cpu.lanes import Lanes, dtype_of, lanes_of, spread
-from blockspike.neurons.model import NeuronModel, maximum, translated, where
+from blockspike.neurons.model import NeuronModel, exp, maximum, translated, where
 
 _EXACT: Any = {"error_model": "numpy", "nogil": True}
-_WITH_FMA: Any = {**_EXACT, "fastmath": {"contract"}}
+WITH_FMA: Any = {**_EXACT, "fastmath": {"contract"}}
 
 
 def step(model: Any, *arguments: Any) -> Any:
@@ -57,27 +58,27 @@ def _fire_overload(margin):
     return call
 
 
-def _compiled(function: Callable, options: dict[str, Any]) -> Any:
-    """Prepare a function and those it calls; `where` and `maximum` have overloads."""
-    if function in (where, maximum):
+def compiled(function: Callable, options: dict[str, Any]) -> Any:
+    """Prepare a function and those it calls; `where`, `maximum` and `exp` have overloads."""
+    if function in (where, maximum, exp):
         return function
-    return numba.njit(**options)(translated(function, partial(_compiled, options=options)))
+    return numba.njit(**options)(translated(function, partial(compiled, options=options)))
 
 
 def compiled_alone(function: Callable) -> Any:
     """Prepare a model's function for Numba, to be compiled but not called."""
-    return _compiled(function, {**_EXACT, "no_cpython_wrapper": True})
+    return compiled(function, {**_EXACT, "no_cpython_wrapper": True})
 
 
 @overload(step, jit_options=_EXACT)
 def _step(model, *arguments):
-    own = _compiled(model.model.step, _EXACT)
+    own = compiled(model.of.step, _EXACT)
     return lambda model, *arguments: _complete(own(*arguments, fire), arguments[0])
 
 
-@overload(reverse_step, jit_options=_WITH_FMA)
+@overload(reverse_step, jit_options=WITH_FMA)
 def _reverse_step(model, *arguments):
-    own = _compiled(model.model.reverse_step, _WITH_FMA)
+    own = compiled(model.of.reverse_step, WITH_FMA)
     return lambda model, *arguments: _complete(own(*arguments), arguments[0])
 
 
@@ -103,7 +104,7 @@ def n_rows(model: Any) -> Any:
 
 @overload(n_rows)
 def _n_rows(model):
-    m = model.model
+    m = model.of
     n_states = len(m.states)
     numbers = (len(m.parameters), n_states + len(m.counters), n_states)
     return lambda model: numbers
@@ -113,7 +114,7 @@ def _row_loader(count: Callable[[NeuronModel], int]) -> Any:
     @intrinsic
     def load_rows(typingctx, model, array, at, stride, n):  # pyright: ignore[reportUnusedParameter]
         """Load n lanes from array[at + row · stride] on, for each row, as a tuple."""
-        result = types.UniTuple(lanes_of(array.dtype), count(model.model))
+        result = types.UniTuple(lanes_of(array.dtype), count(model.of))
 
         def codegen(context, builder, signature, args):
             row, values = args[2], []
@@ -136,7 +137,7 @@ def _zeros(count: Callable[[NeuronModel], int]) -> Any:
     @intrinsic
     def zeros(typingctx, model, array):  # pyright: ignore[reportUnusedParameter]
         """Zeros for each row, as a tuple of vectors."""
-        result = types.UniTuple(lanes_of(array.dtype), count(model.model))
+        result = types.UniTuple(lanes_of(array.dtype), count(model.of))
 
         def codegen(context, builder, signature, args):
             zero = ir.Constant(result.dtype.llvm, None)
@@ -154,7 +155,7 @@ no_grads = _zeros(lambda m: len(m.states) + len(m.accumulators))
 @intrinsic
 def without_threshold(typingctx, model, rows):  # pyright: ignore[reportUnusedParameter]
     """Rows of parameters or their gradients, with 0 for those of the threshold."""
-    m = model.model
+    m = model.of
 
     def codegen(context, builder, signature, args):
         values = [
@@ -171,7 +172,7 @@ def without_threshold(typingctx, model, rows):  # pyright: ignore[reportUnusedPa
 @intrinsic
 def add_states(typingctx, model, grads, more):  # pyright: ignore[reportUnusedParameter]
     """Add the gradients of states in `more` to those in `grads`; accumulators stay."""
-    n_states = len(model.model.states)
+    n_states = len(model.of.states)
 
     def codegen(context, builder, signature, args):
         rows = [builder.extract_value(args[1], k) for k in range(grads.count)]

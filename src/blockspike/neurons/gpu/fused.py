@@ -18,18 +18,13 @@ from blockspike.neurons.autograd import differentiable_once
 from blockspike.neurons.gpu import kernels as kernels_gpu
 from blockspike.neurons.gpu.graphs import Graphs, launching_on
 from blockspike.neurons.gpu.kernels import in_triton
-from blockspike.neurons.model import NeuronModel, SimulationSpec
+from blockspike.neurons.model import NeuronModel
+from blockspike.neurons.spec import SimulationSpec
 from blockspike.neurons.state import Start
-from blockspike.neurons.surrogate import Boxcar, FastSigmoid, MultiGaussian
 from blockspike.neurons.trace import Simulation, check_finite, needs_gradient
 
 CHUNK = 8  # steps between saved states; 16 need too many registers
 TILE = 32  # columns per program: one warp, since few columns have to occupy many processors
-_CODES = {
-    FastSigmoid: kernels_gpu.FAST_SIGMOID.value,
-    Boxcar: kernels_gpu.BOXCAR.value,
-    MultiGaussian: kernels_gpu.MULTI_GAUSSIAN.value,
-}
 OPTIONS = {"num_warps": 1, "enable_fp_fusion": False}  # rounds like a PyTorch loop
 _MOST_COLUMNS = 2**31 - 2**10  # a tile past the end still fits in int32
 _graphs = Graphs()
@@ -108,8 +103,8 @@ def _simulate(
 
 def _differentiate(
     grad_spikes: Tensor, drives: Tensor, saved: Tensor, parameters: Tensor, constants: Tensor,
-    grad_state: Tensor, grad_membrane: Tensor, weight: Tensor | None = None, *,
-    spec: SimulationSpec,
+    slope_constants: Tensor, grad_state: Tensor, grad_membrane: Tensor,
+    weight: Tensor | None = None, *, spec: SimulationSpec,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """Gradients of current [T, B·N], states [K, B·N] and, in float64, parameters [P, B·N].
 
@@ -131,13 +126,14 @@ def _differentiate(
         _launch(
             kernels_gpu.backward, n_columns, grad_spikes,
             grad_spikes if feedback is None else feedback, grad_membrane, drives, saved, parameters,
-            constants, carried, grad_current, sums, first, last, n_columns, parameters.shape[1],
-            step=in_triton(model.step), reverse_step=in_triton(model.reverse_step),
-            **sizes(model, len(constants)), n_carried=len(model.states),
-            has_feedback=feedback is not None, has_grad_membrane=grad_membrane.numel() > 0,
+            constants, slope_constants, carried, grad_current, sums, first, last, n_columns,
+            parameters.shape[1], step=in_triton(model.step),
+            reverse_step=in_triton(model.reverse_step), **sizes(model, len(constants)),
+            n_carried=len(model.states), has_feedback=feedback is not None,
+            has_grad_membrane=grad_membrane.numel() > 0,
             threshold_bits=threshold_bits(model),
             reset_has_grad=0.0 if spec.detach_reset else 1.0,
-            surrogate=_CODES[type(spec.surrogate)],
+            slope=in_triton(type(spec.surrogate).formula), n_slope_constants=len(slope_constants),
         )  # fmt: skip
     return grad_current, carried, sums
 
@@ -215,7 +211,9 @@ class _Fused(torch.autograd.Function):
         if grad_membrane is None:
             grad_membrane = parameters.new_empty(0)
         tensors = [grad_spikes.reshape(drives.shape).contiguous(), drives, saved]
-        tensors += [parameters.contiguous(), constants, grad_state, grad_membrane.contiguous()]
+        of_slope = _on_device(spec.surrogate.constants, parameters)
+        tensors += [parameters.contiguous(), constants, of_slope, grad_state]
+        tensors.append(grad_membrane.contiguous())
         grad_weight = grad_values = grad_before = None
         with launching_on(drives.device):
             if weight is None or spec.detach_recurrence:
@@ -240,6 +238,11 @@ class _Fused(torch.autograd.Function):
                 grad_before[:delay] = (grad_current[:delay].to(dtype) @ weight).to(before.dtype)
         per_neuron = sums.view(len(parameters), -1, ctx.shape[2]).sum(1).to(dtype)
         return grad_current, per_neuron, None, grad_weight, grad_values, grad_before, None, None
+
+
+def _on_device(constants: tuple[float, ...], like: Tensor) -> Tensor:
+    """0, 1 and the constants, filled on the device, since a copy from the CPU would wait for it."""
+    return torch.stack([like.new_full((), x) for x in (0.0, 1.0, *constants)])
 
 
 def fused_gpu(
@@ -267,8 +270,7 @@ def fused_gpu(
             f"got {current.shape[1]} · {current.shape[2]}"
         )
     together = torch.stack(list(parameters))
-    # filled on the device, since a copy from the CPU would wait for it
-    numbers = torch.stack([together.new_full((), x) for x in (0.0, 1.0, *spec.constants)])
+    numbers = _on_device(spec.constants, together)
     inputs = (current, together, numbers, recurrent_weight)
     values, before = start or (None, None)
     simulate = partial(_run, *inputs, start, spec)

@@ -9,7 +9,6 @@ requested range are computed and dropped: the mask `live` of their columns is em
 # Triton's language only looks like Python to the type checker.
 # pyright: reportGeneralTypeIssues=false, reportAttributeAccessIssue=false
 
-import math
 from collections.abc import Callable
 from functools import cache
 from typing import Any
@@ -17,11 +16,8 @@ from typing import Any
 import triton
 import triton.language as tl
 
-from blockspike.neurons.model import maximum, translated, where
+from blockspike.neurons.model import exp, maximum, translated, where
 
-FAST_SIGMOID, BOXCAR, MULTI_GAUSSIAN = (tl.constexpr(code) for code in range(3))
-_CENTRE = tl.constexpr(0.5 * 1.15 / (0.5 * math.sqrt(2 * math.pi)))
-_SIDES = tl.constexpr(0.5 * 0.15 / (3 * math.sqrt(2 * math.pi)))
 _SCALARS = ["first", "last", "n_columns", "n_neurons"]  # one kernel for all values
 
 
@@ -35,16 +31,30 @@ def _maximum(x, least):
     return tl.maximum(x, least)
 
 
-_OF_TRITON = {where: _where, maximum: _maximum}
+@triton.jit
+def _exp(x):
+    return tl.exp(x)
+
+
+@triton.jit
+def _abs(x):
+    return tl.abs(x)
+
+
+_OF_TRITON = {where: _where, maximum: _maximum, exp: _exp}
 
 
 @cache
 def in_triton(function: Callable[..., Any]) -> Any:
-    """Translate a model's `step` or `reverse_step`, and what it calls, for these kernels."""
+    """Translate a model's `step` or a surrogate's formula, and what it calls, for these kernels."""
     if function in _OF_TRITON:
         return _OF_TRITON[function]
     own = translated(function, in_triton)
-    own.__globals__["tl"] = tl  # Triton's interpreter looks it up there
+    names = own.__globals__
+    for name in function.__code__.co_names:
+        if isinstance(names.get(name), int | float):
+            names[name] = tl.constexpr(names[name])
+    names |= {"tl": tl, "abs": _abs}  # Triton's interpreter looks `tl` up there
     return triton.jit(own)
 
 
@@ -88,10 +98,16 @@ def _own_columns(
     inside = column < n_columns
     stride = n_neurons.to(tl.int64)
     own = _load_each(parameters, column % n_neurons, inside, stride, n_parameters)
+    return column, inside, own, _numbers(constants, n_constants)
+
+
+@triton.jit
+def _numbers(constants, n: tl.constexpr):
+    """Load n numbers as a tuple."""
     numbers = ()
-    for k in tl.static_range(n_constants):
+    for k in tl.static_range(n):
         numbers += (tl.load(constants + k),)
-    return column, inside, own, numbers
+    return numbers
 
 
 @triton.jit
@@ -176,29 +192,14 @@ def _load_saved(
     return rows, _load_each(saved + c * n_states * stride, column, live, stride, n_states)
 
 
-@triton.jit
-def _slope(u, surrogate: tl.constexpr):
-    """Surrogate derivative at the margin u, selected by code; formulas as in `surrogate.py`."""
-    if surrogate == FAST_SIGMOID:
-        root = 10.0 * tl.abs(u) + 1.0
-        slope = 1.0 / (root * root)
-    elif surrogate == BOXCAR:
-        slope = ((u > -0.5) & (u <= 0.5)).to(u.dtype)
-    else:
-        above = tl.exp((u - 0.5) * (u - 0.5) * (-1 / 18))
-        below = tl.exp((u + 0.5) * (u + 0.5) * (-1 / 18))
-        slope = _CENTRE * tl.exp(-2.0 * u * u) - _SIDES * (above + below)
-    return slope
-
-
 @triton.jit(do_not_specialize=_SCALARS)
 def backward(
-    grad_spikes, feedback, grad_membranes, drives, saved, parameters, constants, carried,
-    grad_current, sums, first, last, n_columns, n_neurons, step: tl.constexpr,
+    grad_spikes, feedback, grad_membranes, drives, saved, parameters, constants, slope_constants,
+    carried, grad_current, sums, first, last, n_columns, n_neurons, step: tl.constexpr,
     reverse_step: tl.constexpr, n_parameters: tl.constexpr, n_constants: tl.constexpr,
     n_states: tl.constexpr, n_carried: tl.constexpr, has_feedback: tl.constexpr,
     has_grad_membrane: tl.constexpr, threshold_bits: tl.constexpr, reset_has_grad: tl.constexpr,
-    surrogate: tl.constexpr, tile: tl.constexpr, chunk: tl.constexpr,
+    slope: tl.constexpr, n_slope_constants: tl.constexpr, tile: tl.constexpr, chunk: tl.constexpr,
 ):  # fmt: skip
     """Run steps last − 1 … first and update `carried` [n_carried, B·N], the states' gradient.
 
@@ -213,6 +214,7 @@ def backward(
     stride = n_columns.to(tl.int64)
     grad_state = _load_each(carried, column, inside, stride, n_carried)
     totals = _load_each(sums, column, inside, stride, n_parameters)
+    of_slope = _numbers(slope_constants, n_slope_constants)
     final = (last - 1) // chunk
     grads, more = _load_two(
         grad_spikes, feedback, final * chunk, first, last, column, n_columns, has_feedback, chunk
@@ -241,7 +243,7 @@ def backward(
                 grad_s += more[k].to(margins[k].dtype)
             to_drive, to_own, before = reverse_step(
                 rows[k].to(margins[k].dtype), own, numbers, states[k], margins[k],
-                _slope(margins[k], surrogate), grad_s, reset_has_grad, grad_state,
+                slope(margins[k], of_slope), grad_s, reset_has_grad, grad_state,
             )  # fmt: skip
             t = start + k
             live = column < tl.where((t >= first) & (t < last), n_columns, 0)
