@@ -18,12 +18,13 @@ os.environ["TRITON_CACHE_DIR"] = sys.argv[1]
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "neurons"))
 
 import triton
-from neuron_cases import LEAST
+from neuron_cases import LEAST, WITHOUT_DERIVATIVE
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from blockspike.neurons.adlif.step import ADLIF, SE_ADLIF
 from blockspike.neurons.alif.step import ALIF, ALIF_ALWAYS_OPEN
+from blockspike.neurons.derivative import derived
 from blockspike.neurons.gpu import events as events_gpu
 from blockspike.neurons.gpu import fused as fused_gpu
 from blockspike.neurons.gpu import kernels as kernels_gpu
@@ -98,6 +99,7 @@ def main() -> None:
     compile_model(SE_ADLIF, 3, "fp32", "fp32", AS_RUN, True)
     compile_model(ADLIF, 3, "fp32", "fp32", AS_RUN, True)
     compile_model(LEAST, 2, "fp32", "fp32", SHORT, False)
+    compile_model(derived(WITHOUT_DERIVATIVE, 2), 2, "fp32", "fp32", SHORT, False)
     for index in ("*i32", "*i64"):
         print(json.dumps(compile_one(
             events_gpu.sum_rows, "fp32", "fp32", EVENTS, index, **events_gpu.OPTIONS

@@ -15,6 +15,7 @@ from lightning_fabric.plugins.environments.torchelastic import TorchElasticEnvir
 from omegaconf import OmegaConf
 from pytorch_lightning.utilities import rank_zero_only
 
+from blockspike.commands.trainer import _EndTogether
 from blockspike.files import read_json
 from blockspike.runs import run as runs
 from blockspike.runs.processes import (
@@ -230,6 +231,15 @@ def test_processes_that_all_receive_sigterm_end(tmp_path, data_dir):
             os.killpg(process.pid, signal.SIGKILL)
     assert read_json(run.folder / "status.json")["state"] == "interrupted"
     assert not run.is_held() and not run.error_log.exists()
+
+
+def test_an_interrupt_that_python_ignored_is_raised_at_the_next_batch():
+    end_together = _EndTogether()
+    end_together.on_train_batch_start()
+    with pytest.raises(KeyboardInterrupt):
+        end_together._interrupt(signal.SIGTERM, None)
+    with pytest.raises(KeyboardInterrupt):
+        end_together.on_validation_batch_start()
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ from blockspike.neurons import (
 )
 from blockspike.neurons.alif import methods
 from blockspike.neurons.alif.blocks import blocks
-from blockspike.neurons.model import NeuronModel, exp, where
+from blockspike.neurons.model import NeuronModel, exp, maximum, where
 from blockspike.neurons.spec import Detach
 
 METHODS = ["standard", "blocks", "parallel blocks", "fused"]
@@ -169,4 +169,25 @@ def reverse_least_step(
     return grad_before, (grad_before * membrane,), (beta * grad_before,)
 
 
+def varied_step(drive, parameters, constants, state, fire):
+    """Every operation of a step, in a model whose derivative nobody has written."""
+    beta, b = parameters
+    _, one = constants
+    membrane, adaptation, since = state
+    closed = (since > 0) & (since < 3) | (since == 7)
+    drive = where(closed, 0.25 * drive, maximum(drive, -0.5) / (1.5 + abs(adaptation)))
+    margin = beta * membrane + drive - b * adaptation - one
+    spike, kept = fire(margin)
+    membrane = (margin + one) * kept - 0.1 * (one - kept)
+    adaptation = beta * maximum(adaptation, -margin) + spike
+    return spike, margin, (membrane, adaptation, where(margin > 0, 1, maximum(since - 1, 0)))
+
+
+WITHOUT_DERIVATIVE = NeuronModel(
+    "varied",
+    ("beta", "b"),
+    ("membrane", "adaptation"),
+    varied_step,
+    counters=("since",),
+)
 LEAST = NeuronModel("least", ("beta",), ("membrane",), least_step, reverse_least_step)

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import test_adlif
+import test_derivative
 import test_state
 import torch
 from gpu_cases import (
@@ -153,6 +154,11 @@ def test_another_model(euler, dtype, delay, detach_spikes):
         inputs, RTOL[dtype], euler=euler, recurrent_delay=max(delay, 1),
         detach_spikes=detach_spikes, q=12.0,
     )  # fmt: skip
+
+
+@pytest.mark.parametrize("membrane_gradient", mostly_slow([True, False], lambda given: given))
+def test_a_model_whose_derivative_nobody_has_written(membrane_gradient):
+    test_derivative.check(False, membrane_gradient, shape=(13, 2, 5), device=DEVICE)
 
 
 def test_the_smallest_model():

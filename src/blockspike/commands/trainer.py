@@ -84,15 +84,30 @@ class _EndTogether(Callback):
 
     Slurm and a terminal signal all processes of a run. With Lightning's handler they would wait
     for each other, often forever, or the first would fail because another had already ended.
+
+    Where a signal arrives in a finaliser (of the last epoch's batches), Python prints the exception
+    and goes on; then it is raised again at the next batch.
     """
 
+    def __init__(self):
+        self.is_interrupted = False
+
+    def _interrupt(self, *_: object) -> None:
+        self.is_interrupted = True
+        raise KeyboardInterrupt
+
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        first = is_first_process()
-        signal.signal(signal.SIGTERM, signal.default_int_handler if first else signal.SIG_IGN)
-        if not first:
-            signal.signal(signal.SIGINT, signal.SIG_IGN)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._interrupt if is_first_process() else signal.SIG_IGN)
 
     on_test_start = on_train_start
+
+    def on_train_batch_start(self, *_: object) -> None:
+        if self.is_interrupted:
+            raise KeyboardInterrupt
+
+    on_validation_batch_start = on_train_batch_start
+    on_test_batch_start = on_train_batch_start
 
 
 @contextmanager

@@ -35,7 +35,8 @@ class NeuronModel:
             reset_has_grad, grad_state) → gradients of drive, parameters and the states before the
             step. The arguments are those of the step, its margin, the surrogate's derivative at
             the margin, and the gradients of the spike and of the states after the step;
-            `reset_has_grad` is 1 if gradient flows through the reset's 1 − spike, else 0.
+            `reset_has_grad` is 1 if gradient flows through the reset's 1 − spike, else 0. None: it
+            is derived from the step where a kernel needs it.
         counters: names of further states, which carry no gradient.
         threshold_parameters: names of parameters that scale what the threshold adds to 1. With
             these at 0, the margin is V − 1, from which the gradient of the membrane is taken.
@@ -53,13 +54,9 @@ class NeuronModel:
         ...     membrane = parameters[0] * state[0] + drive
         ...     spike, not_spiked = fire(membrane - one)
         ...     return spike, membrane - one, (membrane * not_spiked,)
-        >>> def reverse_step(
-        ...     drive, parameters, constants, state, margin, slope, grad_spike, has_grad, grad_state
-        ... ):
-        ...     raise NotImplementedError  # needed for gradients with method="fused"
-        >>> lif = bs.NeuronModel("LIF", ("beta",), ("membrane",), step, reverse_step)
-        >>> current = torch.full((100, 1, 1), 0.2)
-        >>> trace = bs.simulate(lif, current, {"beta": torch.tensor([0.9])}, method="standard")
+        >>> lif = bs.NeuronModel("LIF", ("beta",), ("membrane",), step)
+        >>> current = torch.full((100, 1, 1), 0.2, requires_grad=True)
+        >>> trace = bs.simulate(lif, current, {"beta": torch.tensor([0.9])})
         >>> int(trace.spikes.sum())
         14
     """
@@ -68,7 +65,7 @@ class NeuronModel:
     parameters: tuple[str, ...]
     states: tuple[str, ...]
     step: Callable[..., Any]
-    reverse_step: Callable[..., Any]
+    reverse_step: Callable[..., Any] | None = None
     counters: tuple[str, ...] = ()
     threshold_parameters: tuple[str, ...] = ()
     accumulators: tuple[str, ...] = ()
@@ -78,6 +75,8 @@ class NeuronModel:
             if not value or not isinstance(value, tuple):
                 raise ValueError(f"{name}: expected a tuple of at least one name, got {value!r}")
         for name, function in (("step", self.step), ("reverse_step", self.reverse_step)):
+            if name == "reverse_step" and function is None:
+                continue
             if not isinstance(function, FunctionType):
                 raise ValueError(f"{name}: expected a module-level function, got {function!r}")
             if function.__closure__:  # the cache of kernels could not tell two of them apart

@@ -10,13 +10,20 @@ from torch import Tensor
 from blockspike.memory import keep_freed_memory_if_large
 from blockspike.neurons.autograd import in_full_precision
 from blockspike.neurons.cpu.fused import fused_cpu
+from blockspike.neurons.derivative import derived
 from blockspike.neurons.gpu.graphs import require_triton
 from blockspike.neurons.loop import loop
 from blockspike.neurons.model import NeuronModel
 from blockspike.neurons.spec import Detach, SimulationSpec, detached
 from blockspike.neurons.state import State, start_of
 from blockspike.neurons.surrogate import MultiGaussian, Surrogate, check_surrogate
-from blockspike.neurons.trace import NotFiniteError, Simulation, SpikeTrace, trace_of
+from blockspike.neurons.trace import (
+    NotFiniteError,
+    Simulation,
+    SpikeTrace,
+    needs_gradient,
+    trace_of,
+)
 
 ExactMethod = Literal["standard", "fused"]
 
@@ -98,6 +105,9 @@ def simulate(
     check_parameters_finite(parameters, recurrent_weight)
     if current.device.type == "cpu":
         keep_freed_memory_if_large(current.nbytes)
+    if method == "fused" and model.reverse_step is None:
+        has_grad = needs_gradient(current, recurrent_weight, *parameters.values())
+        model = _with_derivative(model, 2 + len(constants), has_grad or state is not None)
     delay = None if recurrent_weight is None else recurrent_delay
     start = start_of(state, model, current, delay)
     spec = SimulationSpec(model, constants, recurrent_delay, surrogate, *detached(detach_spikes))
@@ -106,6 +116,16 @@ def simulate(
     if method == "standard":
         return loop(*arguments)
     return trace_of(run_kernels(*arguments))
+
+
+def _with_derivative(model: NeuronModel, n_constants: int, is_needed: bool) -> NeuronModel:
+    """The model with its derivative; without, if that cannot be derived and is not needed."""
+    try:
+        return derived(model, n_constants)
+    except ValueError:
+        if is_needed:
+            raise
+        return model
 
 
 def check_current(current: Tensor, method: str) -> None:

@@ -79,7 +79,7 @@ def _typeof_model(model, c):  # pyright: ignore[reportUnusedParameter]
         return _types[model]
     content = [model.parameters, model.states, model.counters]
     content += [model.threshold_parameters, model.accumulators]
-    functions = (model.step, model.reverse_step)
+    functions = tuple(f for f in (model.step, model.reverse_step) if f is not None)
     return _remembered(Compiled(model, model.name, content, functions))
 
 

@@ -42,21 +42,21 @@ def _signatures(spec: SimulationSpec, real: Any) -> list[_Signature]:
         for constants in (spec.constants, spec.surrogate.constants)
     )
     state = types.UniTuple(x, len(model.states) + len(model.counters))
-    return [
+    signatures = [
         _Signature(
             model.step,
             (x, own, numbers, state, typeof(fire)),
             types.Tuple((x, x, state)),
             f"(spike, margin, {len(state)} states)",
         ),
-        _Signature(
-            model.reverse_step,
-            (x, own, numbers, state, x, x, x, real, carried),
-            types.Tuple((x, own, carried)),
-            f"gradients of (drive, {len(own)} parameters, {len(carried)} states)",
-        ),
         _Signature(spec.surrogate.formula, (x, of_slope), x, "a derivative"),
     ]
+    if model.reverse_step is not None:
+        arguments = (x, own, numbers, state, x, x, x, real, carried)
+        expected = f"gradients of (drive, {len(own)} parameters, {len(carried)} states)"
+        returns = types.Tuple((x, own, carried))
+        signatures.insert(1, _Signature(model.reverse_step, arguments, returns, expected))
+    return signatures
 
 
 def _fits(got: Any, wanted: Any) -> bool:

@@ -1,0 +1,254 @@
+"""The derivative of a model's step, derived from the step itself.
+
+`derived` runs the step once on expressions instead of numbers, differentiates the expressions in
+reverse, and writes the result as a Python function of the same few operations. So the kernels
+compile it as they compile one written by hand.
+"""
+
+import linecache
+from collections.abc import Iterable
+from dataclasses import replace
+from functools import cache
+from types import FunctionType
+from typing import Any
+
+from blockspike.neurons.model import NeuronModel, maximum, translated, where
+
+_ARGUMENTS = (
+    "drive, parameters, constants, state, margin, slope, grad_spike, reset_has_grad, grad_state"
+)
+_OPERATORS = {
+    "add": "+", "sub": "-", "mul": "*", "truediv": "/", "and": "&", "or": "|",
+    "gt": ">", "lt": "<", "ge": ">=", "le": "<=", "eq": "==", "ne": "!=",
+}  # fmt: skip
+
+
+@cache
+def derived(model: NeuronModel, n_constants: int) -> NeuronModel:
+    """The model with a `reverse_step` that is derived from its step.
+
+    Args:
+        model: has no `reverse_step`.
+        n_constants: number of constants that the step gets, with 0 and 1.
+
+    Raises:
+        ValueError: the step does something else than a `NeuronModel` may; names it.
+    """
+    source = _source(model, n_constants)
+    place = f"<derivative of {model.step.__module__}.{model.step.__qualname__}>"
+    linecache.cache[place] = (len(source), None, source.splitlines(True), place)  # for Triton
+    names = {"where": where, "maximum": maximum, "__name__": model.step.__module__}
+    exec(compile(source, place, "exec"), names)
+    return replace(model, reverse_step=names["reverse_step"])
+
+
+class Expression:
+    """Value in a step: an operation and what it is applied to."""
+
+    __array_ufunc__ = None  # NumPy must not take it for an element
+
+    def __init__(self, operation: str, *arguments: Any):
+        self.operation, self.arguments = operation, arguments
+        self.has_grad = operation in ("with gradient", "spike", "kept")
+        if operation in {"+", "-", "*", "/", "negative", "abs", "maximum"}:
+            self.has_grad = any(x.has_grad for x in arguments)
+        elif operation == "where":
+            self.has_grad = any(x.has_grad for x in arguments[1:])
+
+    def __bool__(self) -> bool:
+        raise TypeError("`if`, `and`, `or` or `not` (write where, & or |)")
+
+    def __neg__(self) -> "Expression":
+        return Expression("negative", self)
+
+    def __abs__(self) -> "Expression":
+        return Expression("abs", self)
+
+    __hash__ = object.__hash__
+
+
+def _operator(sign: str, is_swapped: bool = False) -> Any:
+    def operate(x: Any, y: Any) -> Expression:
+        pair = (y, x) if is_swapped else (x, y)
+        return Expression(sign, *map(_expression, pair))
+
+    return operate
+
+
+for _name, _sign in _OPERATORS.items():
+    setattr(Expression, f"__{_name}__", _operator(_sign))
+    if _sign in "+-*/&|":  # comparisons are swapped by Python
+        setattr(Expression, f"__r{_name}__", _operator(_sign, is_swapped=True))
+
+
+def _expression(x: Any) -> Expression:
+    if isinstance(x, Expression):
+        return x
+    if isinstance(x, int | float):
+        return Expression("text", repr(x))
+    raise TypeError(f"{type(x).__name__} among the numbers")
+
+
+def _where(condition: Any, x: Any, y: Any) -> Expression:
+    return Expression("where", *map(_expression, (condition, x, y)))
+
+
+def _maximum(x: Any, least: Any) -> Expression:
+    return Expression("maximum", _expression(x), _expression(least))
+
+
+def _on_expressions(function: FunctionType) -> FunctionType:
+    return {where: _where, maximum: _maximum}.get(function) or translated(function, _on_expressions)
+
+
+def _texts(*names: str) -> tuple[Any, ...]:
+    return tuple(Expression("text", name) for name in names)
+
+
+ZERO, ONE = _texts("constants[0]", "constants[1]")
+
+
+def _inputs(name: str, count: int, kind: str = "with gradient") -> tuple[Expression, ...]:
+    return tuple(Expression(kind, f"{name}[{i}]") for i in range(count))
+
+
+def _source(model: NeuronModel, n_constants: int) -> str:
+    """Text of `reverse_step`."""
+    drive = Expression("with gradient", "drive")
+    parameters = _inputs("parameters", len(model.parameters))
+    states = _inputs("state", len(model.states))
+    counters = _inputs("state", len(model.states) + len(model.counters), "text")
+    constants = (ZERO, ONE, *_inputs("constants", n_constants, "text")[2:])
+    margins: list[Expression] = []
+
+    def fire(margin: Any) -> tuple[Expression, Expression]:
+        margins.append(_expression(margin))
+        return Expression("spike", margins[0]), Expression("kept", margins[0])
+
+    run = translated(model.step, _on_expressions)
+    try:
+        spike, _, after = run(
+            drive, parameters, constants, (*states, *counters[len(states) :]), fire
+        )
+        if len(margins) != 1 or spike.operation != "spike" or len(after) != len(counters):
+            raise TypeError(f"fire called {len(margins)} times, and {len(after)} states returned")
+        grads = _differentiate(margins[0], [_expression(x) for x in after[: len(states)]])
+    except (TypeError, AttributeError, ValueError) as error:
+        raise ValueError(
+            f"{model.step.__qualname__}: expected a step of + - * /, comparisons, & |, abs, where "
+            f"and maximum, from which its derivative can be derived, got {error}; write "
+            "reverse_step, or use method='standard'"
+        ) from None
+    return _written(margins[0], [drive], parameters, states, grads=grads)
+
+
+def _differentiate(margin: Expression, after: list[Expression]) -> dict[Expression, Any]:
+    """Gradient of each expression that `margin` and the states `after` the step are made of."""
+    grads: dict[Expression, Any] = {}
+
+    def add(x: Expression, grad: Any) -> None:
+        if x.has_grad:
+            grads[x] = grads[x] + grad if x in grads else grad
+
+    for x, grad in zip(after, _inputs("grad_state", len(after), "text"), strict=True):
+        add(x, grad)
+    of_spike, slope, reset_has_grad = _texts("grad_spike", "slope", "reset_has_grad")
+    spikes = [x for x in _in_order(after) if x.operation in ("spike", "kept")]
+    order = _in_order([*after, margin])
+    before = set(_in_order([margin]))
+    for x in reversed([x for x in order if x not in before]):
+        if x in grads:
+            _propagate(x, grads[x], add)
+    for x in spikes:
+        if x in grads:
+            is_spike = x.operation == "spike"
+            of_spike = of_spike + grads[x] if is_spike else of_spike - reset_has_grad * grads[x]
+    add(margin, slope * of_spike)
+    for x in reversed(_in_order([margin])):
+        if x in grads:
+            _propagate(x, grads[x], add)
+    return grads
+
+
+def _propagate(node: Expression, grad: Any, add: Any) -> None:
+    """Add to the gradients of a node's arguments what comes from the node's own."""
+    match node.operation, node.arguments:
+        case "+", (x, y):
+            add(x, grad)
+            add(y, grad)
+        case "-", (x, y):
+            add(x, grad)
+            add(y, -grad)
+        case "*", (x, y):
+            add(x, grad * y)
+            add(y, grad * x)
+        case "/", (x, y):
+            add(x, grad / y)
+            add(y, -(grad * node) / y)
+        case "negative", (x,):
+            add(x, -grad)
+        case "abs", (x,):
+            add(x, _where(x > ZERO, grad, _where(x < ZERO, -grad, ZERO)))
+        case "maximum", (x, least):
+            add(x, _where(x >= least, grad, ZERO))
+            add(least, _where(x >= least, ZERO, grad))
+        case "where", (condition, x, y):
+            add(x, _where(condition, grad, ZERO))
+            add(y, _where(condition, ZERO, grad))
+
+
+def _in_order(ends: Iterable[Expression], known: Iterable[Expression] = ()) -> list[Expression]:
+    """What the expressions are made of, arguments first, each once; `known` ones are not opened."""
+    order: dict[Expression, None] = dict.fromkeys(known)
+    stack = [(x, False) for x in ends]
+    while stack:
+        x, is_done = stack.pop()
+        if x in order:
+            continue
+        if is_done:
+            order[x] = None
+            continue
+        stack.append((x, True))
+        stack += [(y, False) for y in x.arguments if isinstance(y, Expression)]
+    return list(order)
+
+
+def _written(
+    margin: Expression,
+    *of: Iterable[Expression],
+    grads: dict[Expression, Expression],
+) -> str:
+    """Python text of the function that returns the gradients of each group of inputs."""
+    groups: list[list[Any]] = [[grads.get(x, ZERO) for x in group] for group in of]
+    names: dict[Expression, str] = {margin: "margin"}
+    known: dict[str, str] = {}  # text → name: equal expressions are computed once
+    lines: list[str] = []
+    for x in _in_order([y for group in groups for y in group], names):
+        if x in names:
+            continue
+        text = _text(x, names)
+        if x.operation in ("text", "with gradient"):
+            names[x] = text
+            continue
+        if text not in known:
+            known[text] = f"x{len(known)}"
+            lines.append(f"    {known[text]} = {text}\n")
+        names[x] = known[text]
+    to_drive, *others = (", ".join(names[x] for x in group) for group in groups)
+    returned = ", ".join([to_drive, *(f"({group},)" for group in others)])
+    return f"def reverse_step({_ARGUMENTS}):\n{''.join(lines)}    return {returned}\n"
+
+
+def _text(x: Expression, names: dict[Expression, str]) -> str:
+    if x.operation in ("text", "with gradient"):
+        return x.arguments[0]
+    own = [names[y] for y in x.arguments]
+    if x.operation in _OPERATORS.values():
+        return f"{own[0]} {x.operation} {own[1]}"
+    if x.operation == "negative":
+        return f"-{own[0]}"
+    if x.operation == "spike":
+        return f"where({own[0]} > constants[0], constants[1], constants[0])"
+    if x.operation == "kept":
+        return f"where({own[0]} > constants[0], constants[0], constants[1])"
+    return f"{x.operation}({', '.join(own)})"
