@@ -27,7 +27,7 @@ def write_lab(folder: Path) -> dict[str, str]:
     page = (ROOT / "docs" / "howto" / "extend.md").read_text()
     python, yaml = (_blocks(page, language) for language in ("python", "yaml"))
     names = re.findall(r"`(my_conf/[a-z_/]+\.yaml)`", page)
-    assert len(names) == len(yaml) == 2 and len(python) == 3
+    assert len(names) == len(yaml) == 2 and len(python) == 4
     named = {source.splitlines()[0].removeprefix("# "): source for source in python}
     for name, source in (named | dict(zip(names, yaml, strict=True))).items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)

@@ -192,13 +192,23 @@ def test_a_custom_model_learns_and_its_run_is_collected(blockspike, my_lab):
     assert row["model._target_"] == "my_lab.neurons.SoftResetLayer"
 
 
+WRONG = """
+def reverse_step(
+    drive, parameters, constants, state, margin, slope, grad_spike, reset_has_grad, grad_state
+):
+    grad_before = grad_state[0] + (grad_spike - reset_has_grad * grad_state[0]) * slope
+    return grad_before, (grad_before * state[0],), (grad_before,)
+"""  # β is missing from the last
+
+
 @pytest.mark.slow
 def test_a_custom_model_is_small_and_its_derivative_right(my_lab):
     assert len((my_lab / "my_lab" / "neurons.py").read_text().splitlines()) <= 60
     runpy.run_path(str(my_lab / "my_lab" / "check.py"))
     source = (my_lab / "my_lab" / "neurons.py").read_text()
-    wrong = source.replace("(beta * grad_before,)", "(grad_before,)")
-    assert wrong != source
+    wrong = source.replace("SOFT_RESET =", f"{WRONG}\n\nSOFT_RESET =")
+    wrong = wrong.replace("step=step)", "step=step, reverse_step=reverse_step)")
+    assert wrong.count("reverse_step") == 3
     (my_lab / "my_lab" / "neurons.py").write_text(wrong)
     for name in ("my_lab.neurons", "my_lab"):
         del sys.modules[name]

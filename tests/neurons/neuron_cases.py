@@ -29,7 +29,7 @@ SURROGATES: list[Surrogate] = [FastSigmoid(), Boxcar(), MultiGaussian()]
 
 @dataclass(frozen=True)
 class Gaussian(Surrogate):
-    """A surrogate of one's own: height·exp(−u²/2σ²)."""
+    """A user's surrogate: height·exp(−u²/2σ²)."""
 
     sigma: float = 0.5
     height: float = 0.8

@@ -162,7 +162,7 @@ def test_an_invalid_model_is_named():
         ({"step": made_within}, "made_within: expected a module-level function"),
         ({"parameters": ()}, "parameters: expected a tuple of at least one name"),
         ({"states": "v"}, "states: expected a tuple"),
-        ({"reverse_step": None}, "^reverse_step: expected a module-level function, got None$"),
+        ({"reverse_step": 1.0}, "^reverse_step: expected a module-level function, got 1.0$"),
         ({"step": torch.exp}, "^step: expected a module-level function, got <built-in"),
     ]
     for changed, words in bad:

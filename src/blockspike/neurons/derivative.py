@@ -198,7 +198,7 @@ def _propagate(node: Expression, grad: Any, add: Any) -> None:
 
 
 def _in_order(ends: Iterable[Expression], known: Iterable[Expression] = ()) -> list[Expression]:
-    """What the expressions are made of, arguments first, each once; `known` ones are not opened."""
+    """All that the expressions consist of, arguments first; parts of `known` ones are left out."""
     order: dict[Expression, None] = dict.fromkeys(known)
     stack = [(x, False) for x in ends]
     while stack:

@@ -1,4 +1,4 @@
-"""Neuron models: parameters, state, one step, and the derivative of that step.
+"""Neuron models: parameters, state, one step, and perhaps the derivative of that step.
 
 Everything else (the loop over time, recurrence, kernels, memory for backward) is shared by all
 models. The same step runs on tensors in the PyTorch loop (`loop.py`), on vectors in the CPU kernels

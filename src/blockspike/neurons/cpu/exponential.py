@@ -21,7 +21,7 @@ def real_of(x: Any) -> Any:
 
 
 @overload(real_of)
-def real_of_overload(x):
+def _real_of_overload(x):
     real = np.float32 if dtype_of(x) == types.float32 else np.float64
     return lambda x: real
 
@@ -32,7 +32,7 @@ def is_single(x: Any) -> Any:
 
 
 @overload(is_single)
-def is_single_overload(x):
+def _is_single_overload(x):
     single = dtype_of(x) == types.float32
     return lambda x: single
 
