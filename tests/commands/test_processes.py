@@ -8,6 +8,7 @@ import sys
 import time
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 from lightning_fabric.plugins.environments.lightning import LightningEnvironment
@@ -234,7 +235,7 @@ def test_processes_that_all_receive_sigterm_end(tmp_path, data_dir):
 
 
 def test_an_interrupt_that_python_ignored_is_raised_at_the_next_batch():
-    end_together = _EndTogether()
+    end_together: Any = _EndTogether()
     end_together.on_train_batch_start()
     with pytest.raises(KeyboardInterrupt):
         end_together._interrupt(signal.SIGTERM, None)

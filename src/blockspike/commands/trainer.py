@@ -102,7 +102,7 @@ class _EndTogether(Callback):
 
     on_test_start = on_train_start
 
-    def on_train_batch_start(self, *_: object) -> None:
+    def on_train_batch_start(self, *_: Any, **__: Any) -> None:
         if self.is_interrupted:
             raise KeyboardInterrupt
 

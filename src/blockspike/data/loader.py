@@ -72,6 +72,14 @@ class EventDataset(Dataset):
     def __len__(self) -> int:
         return len(self.indices)
 
+    def __getitem__(self, position: int) -> tuple[EventBatch, int]:
+        """Events ``(T, n_views, K)`` and the label of one sample; batches are made together."""
+        n = len(self)
+        if not -n <= position < n:
+            raise IndexError(f"position: expected {-n} to {n - 1}, got {position}")
+        events, labels = self.__getitems__([position % n])
+        return events, int(labels[0])
+
     def __getitems__(self, positions: list[int]) -> tuple[EventBatch, torch.Tensor]:
         """Return the batch of some positions.
 

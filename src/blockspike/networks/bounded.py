@@ -44,6 +44,16 @@ class BoundedParameters(nn.Module):
         self.register_parameter(name, nn.Parameter(value, requires_grad=trainable))
         self._bounds[name] = bounds
 
+    def parameters_repr(self) -> str:
+        """Smallest and largest value of each bounded parameter, and whether it is trained."""
+        shown = []
+        for name in self._bounds:
+            value = getattr(self, name)
+            low, high = value.min().item(), value.max().item()
+            values = f"{low:.4g}" if low == high else f"{low:.4g}…{high:.4g}"
+            shown.append(f"{name}={values}" + ("" if value.requires_grad else " (fixed)"))
+        return ", ".join(shown)
+
     @torch.no_grad()
     def project_(self) -> None:
         """Clamp every bounded parameter to its range, in place; for values set by hand."""

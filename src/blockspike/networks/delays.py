@@ -55,6 +55,10 @@ class Delays(BoundedParameters):
         self.add_bounded("delay", torch.rand(n_units, n_inputs), (0.0, 1.0), True, "max_delay")
         self.register_buffer("sigma", torch.tensor(max(max_delay / 2, LAST_SIGMA)))
 
+    def extra_repr(self) -> str:
+        """Longest delay, and the width of the Gaussian."""
+        return f"max_delay={self.max_delay}, sigma={self.sigma.item():.3g}"
+
     def anneal_(self, progress: float) -> None:
         """Narrow the Gaussian exponentially, down to `LAST_SIGMA` at progress `ANNEALED`."""
         first = max(self.max_delay / 2, LAST_SIGMA)

@@ -145,6 +145,13 @@ class NeuronLayer(BoundedParameters):
         self.delays = Delays(n_units, n_inputs, max_delay) if max_delay else None
         self.recurrent_weight = nn.Parameter(torch.eye(n_units)) if self.options.recurrent else None
 
+    def extra_repr(self) -> str:
+        """Sizes, options that differ from the defaults, and the ranges of the parameters."""
+        _, n_units, n_inputs = self.weight.shape
+        given = vars(self.options).items()
+        options = [f"{name}={x!r}" for name, x in given if x != getattr(LayerOptions, name)]
+        return ", ".join([f"{n_inputs}, {n_units}", *options, self.parameters_repr()])
+
     @property
     def simulation_options(self) -> dict[str, Any]:
         """Simulation arguments other than the current and the model's parameters."""
@@ -286,6 +293,10 @@ class ALIFLayer(NeuronLayer):
             self.add_bounded("p", p, p_bounds, train_p, "tau_adaptation_ms")
             self.add_bounded("b", torch.full((n_units,), float(b)), b_bounds, train_b, "b")
 
+    def extra_repr(self) -> str:
+        """See `NeuronLayer`; with the refractory period in steps."""
+        return f"{super().extra_repr()}, arp={self.arp}"
+
     def simulate(self, current: Tensor, state: State | None) -> SpikeTrace:
         """Simulate the neurons for a synaptic current [T, B, n_units]."""
         neurons = (self.beta, self.p, self.b)
@@ -369,6 +380,10 @@ class AdLIFLayer(NeuronLayer):
             self.add_bounded(name, values, bounds, True, argument)
         with torch.no_grad():
             self.weight /= 1 - self.alpha[:, None]
+
+    def extra_repr(self) -> str:
+        """See `NeuronLayer`; with Euler's method and the scale of the couplings."""
+        return f"{super().extra_repr()}, euler={self.euler!r}, q={self.q:g}"
 
     def simulate(self, current: Tensor, state: State | None) -> SpikeTrace:
         """Simulate the neurons for a synaptic current [T, B, n_units]."""
@@ -459,6 +474,11 @@ class LeakyReadout(BoundedParameters):
         self.bias = nn.Parameter(torch.zeros(n_units))
         beta = torch.full((n_units,), decay(tau_membrane_ms, dt_ms))
         self.add_bounded("beta", beta, beta_bounds, train_beta, "tau_membrane_ms")
+
+    def extra_repr(self) -> str:
+        """Sizes, and the range of β."""
+        _, n_units, n_inputs = self.weight.shape
+        return f"{n_inputs}, {n_units}, {self.parameters_repr()}"
 
     def forward(
         self, spikes: Tensor, events: SpikeEvents | None = None, start: Tensor | None = None

@@ -15,7 +15,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from blockspike.neurons.autograd import differentiable_once, in_full_precision, is_autocast_on
+from blockspike.neurons.autograd import (
+    differentiable_once,
+    in_full_precision,
+    is_autocast_on,
+    is_transformed,
+)
 from blockspike.neurons.cpu.events import SpikeEvents, event_currents, event_weight_gradient
 from blockspike.neurons.events import EventBatch
 from blockspike.neurons.gpu.graphs import has_triton, require_triton
@@ -75,7 +80,7 @@ def synaptic_current(
             "mode: expected 'auto' or 'dense' for dense spikes without `events`, got 'events'"
         )
     on_cpu = spikes.device.type == "cpu"
-    if events is None or mode == "dense" or (mode == "auto" and not on_cpu):
+    if events is None or is_transformed() or mode == "dense" or (mode == "auto" and not on_cpu):
         return _dense(spikes, weight, bias)
     batch = events_of_spikes(events) if on_cpu else EventBatch.from_dense(events.array)
     if not _use_events(mode, batch, MAX_EVENT_DENSITY):

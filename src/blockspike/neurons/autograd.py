@@ -1,4 +1,7 @@
-"""Decorators for autograd functions: full precision under autocast, first derivatives only."""
+"""Decorators for autograd functions: full precision under autocast, first derivatives only.
+
+They also keep PyTorch's compiler out, and know its function transforms.
+"""
 
 from collections.abc import Callable, Iterable, Mapping
 from functools import wraps
@@ -15,11 +18,22 @@ def in_full_precision(function: Callable[P, R]) -> Callable[P, R]:
     """Decorate a function of tensors so that autocast does not round its result.
 
     Under autocast, the function runs with autocast off and gets half-precision arguments as
-    float32. Without autocast, nothing is converted.
+    float32. Without autocast, nothing is converted. `torch.compile` leaves the function as it is.
+
+    Raises:
+        RuntimeError: raised by the function where `torch.export` or a transform of `torch.func`
+            cannot have it.
     """
 
     @wraps(function)
     def without_autocast(*args: P.args, **kwargs: P.kwargs) -> R:
+        if torch.compiler.is_compiling():
+            return _not_compiled(function)(*args, **kwargs)
+        if is_transformed() and kwargs.get("method") in _KERNELS.get(function.__name__, ()):
+            raise RuntimeError(
+                f"{function.__name__}: expected method='standard' in a transform of torch.func "
+                f"(grad, vmap, …), got {kwargs.get('method', 'fused')!r}"
+            )
         device = _device_type((*args, *kwargs.values()))
         if not is_autocast_on(device):
             return function(*args, **kwargs)
@@ -28,6 +42,29 @@ def in_full_precision(function: Callable[P, R]) -> Callable[P, R]:
             return function(*map(_single_at_least, args), **own)  # pyright: ignore
 
     return without_autocast
+
+
+_KERNELS = {  # values of `method` that have no transforms; None = the default
+    "alif": ("fused", "blocks", None),
+    "simulate": ("fused", None),
+    "_of_sparse": (None,),
+    "fitting_distance": (None,),
+}
+
+
+def is_transformed() -> bool:
+    """Whether a transform of `torch.func` runs, whose tensors have no values to look at."""
+    return torch._C._are_functorch_transforms_active()
+
+
+def _not_compiled(function: Callable[P, R]) -> Callable[P, R]:
+    """The function, run as it is by a graph that `torch.compile` makes."""
+    if not torch.compiler.is_dynamo_compiling():
+        raise RuntimeError(
+            f"{function.__name__}: expected to run eagerly, got torch.export, which cannot hold "
+            "blockspike's kernels; to_nir exports a network"
+        )
+    return torch.compiler.disable(function)  # pyright: ignore[reportReturnType]
 
 
 def is_autocast_on(device_type: str) -> bool:

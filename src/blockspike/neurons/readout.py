@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from blockspike.neurons.autograd import in_full_precision
+from blockspike.neurons.autograd import in_full_precision, is_transformed
 from blockspike.neurons.cpu.kernels import kernel, without_refcount
 from blockspike.neurons.cpu.threads import run
 
@@ -49,6 +49,8 @@ def leaky_integrate(current: Tensor, beta: Tensor, start: Tensor | None = None) 
         raise ValueError(f"start: expected {list(current.shape[1:])}, got {list(start.shape)}")
     if start is not None and len(current):
         current = torch.cat([current[:1] + beta * start, current[1:]])  # rounds as the scan does
+    if is_transformed():
+        return _scan_by_doubling(current, beta)
     return _LeakyIntegrate.apply(current, beta, False)  # pyright: ignore[reportReturnType]
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from blockspike.memory import keep_freed_memory_if_large
-from blockspike.neurons.autograd import in_full_precision
+from blockspike.neurons.autograd import in_full_precision, is_transformed
 from blockspike.neurons.cpu.fused import fused_cpu
 from blockspike.neurons.derivative import derived
 from blockspike.neurons.gpu.graphs import require_triton
@@ -185,6 +185,8 @@ def check_parameters_finite(
     The check of the membrane would miss these: with a NaN in the threshold, a neuron just does not
     spike.
     """
+    if is_transformed():
+        return
     given = {name: value.detach() for name, value in parameters.items()}
     if recurrent_weight is not None:
         given["recurrent_weight"] = recurrent_weight.detach()

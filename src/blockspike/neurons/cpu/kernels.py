@@ -4,13 +4,51 @@ A kernel is a serial function of a range of work items that releases the GIL; `t
 the range over threads.
 """
 
+import sys
 from collections.abc import Callable
+from threading import Timer
 from typing import Any
 
 import numba
 from llvmlite import ir
 from numba import extending
+from numba.core.event import Listener, register
 from numba.extending import overload
+
+_SLOW_S = 1.0
+
+
+class Announcement(Listener):
+    """Says on stderr, once and if somebody may be watching, why a first call takes so long."""
+
+    def __init__(self):
+        self.is_made, self.depth, self.timer = False, 0, Timer(0, self._say)
+
+    def on_start(self, event: Any) -> None:
+        """A function is going to be compiled, perhaps within another."""
+        self.depth += 1
+        module = event.data["dispatcher"].py_func.__module__
+        watched = sys.stderr.isatty() or "ipykernel" in sys.modules
+        if self.depth == 1 and watched and not self.is_made and module.startswith("blockspike."):
+            self.timer = Timer(_SLOW_S, self._say)
+            self.timer.daemon = True
+            self.timer.start()
+
+    def on_end(self, event: Any) -> None:
+        """It is compiled."""
+        self.depth -= 1
+        if self.depth == 0:
+            self.timer.cancel()
+
+    def _say(self) -> None:
+        self.is_made = True
+        print(
+            "blockspike: compiling kernels; each kind of simulation takes some seconds, once",
+            file=sys.stderr,
+        )
+
+
+register("numba:compile", Announcement())
 
 intrinsic: Any = extending.intrinsic  # pyright cannot know that callers leave out `typingctx`
 
