@@ -190,3 +190,14 @@ def test_sampler_order_is_a_function_of_seed_and_epoch():
     assert order(0, 3) != order(0, 4)
     assert order(0, 3) != order(9, 3)
     assert sorted(order(0, 3)) == list(range(60))
+
+
+def test_a_data_set_is_indexed():
+    dataset = EventDataset(events(), np.array([2, 0]), lambda t: t, n_steps=4, n_units=4)
+    batch, labels = dataset.__getitems__([0, 1])
+    recordings = [dataset[i] for i in range(len(dataset))]
+    for i, (recording, label) in enumerate(recordings):
+        assert torch.equal(recording.dense(), batch.dense()[:, i : i + 1]) and label == labels[i]
+    assert dataset[-1][1] == 7
+    with pytest.raises(IndexError, match="position: expected -2 to 1, got 2"):
+        dataset[2]
