@@ -403,7 +403,7 @@ def test_an_adlif_layer_equals_its_function(euler):
         ({"tau_adaptation_ms": (0.0, 5.0)}, "tau_ms, dt_ms: expected values > 0"),
         ({"recurrent_delay": 0}, "recurrent_delay: expected an integer ≥ 1"),
         ({"method": "blocks"}, "method: expected one of standard, fused"),
-        ({"surrogate": "boxcar"}, "surrogate: expected a surrogate"),
+        ({"surrogate": "boxcar"}, "surrogate: expected a Surrogate such as"),
     ],
 )
 def test_a_bad_argument_of_an_adlif_layer_is_named(options, words):

@@ -512,7 +512,7 @@ def test_properties_without_effect_need_no_lose(options):
 
 def with_parameter(net, name, value):
     with torch.no_grad():
-        net.get_parameter(name).view(-1)[-1] = value
+        net.get_parameter(name)[..., -1] = value
     return net
 
 

@@ -1,6 +1,8 @@
 """Networks in pieces: their state given on, and gradients in little memory."""
 
 import pickle
+import statistics
+import time
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -226,3 +228,31 @@ def test_outputs_are_pickled_without_their_state():
         copied.state  # noqa: B018
     with pytest.raises(ValueError, match="state: expected `output.state`, got ClassifierOutput"):
         network_of("alif")(spikes(), output)
+
+
+@pytest.mark.slow
+def test_a_stream_keeps_up_with_its_time():
+    """10 ms of 2 × 256 neurons, one recording, one thread; `-s` prints how long they take."""
+    torch.manual_seed(0)
+    network = bs.SpikingClassifier(700, 20, n_hidden=256, dt_ms=2.0).eval()
+    with torch.no_grad():
+        for layer, factor in zip(network.layers, (15, 25), strict=True):
+            layer.get_parameter("weight").mul_(factor)
+    events = bs.EventBatch.from_dense((torch.rand(3000, 1, 700) < 0.02).float())
+    n_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        state, scores, times_ms = None, torch.zeros(1, 20), []
+        with torch.inference_mode():
+            for first in range(0, 3000, 5):
+                begin = time.perf_counter()
+                output = network(events.steps(first, first + 5), state)
+                state, scores = output.state, scores + output.scores
+                times_ms.append(1000 * (time.perf_counter() - begin))
+            whole = network(events)
+    finally:
+        torch.set_num_threads(n_threads)
+    torch.testing.assert_close(scores, whole.scores, rtol=1e-4, atol=1e-2)
+    assert all(0.01 < rate < 0.2 for rate in whole.rates)
+    print(f"a piece of 10 ms takes {statistics.median(times_ms):.2f} ms")
+    assert statistics.median(times_ms) < 10

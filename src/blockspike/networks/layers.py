@@ -16,7 +16,7 @@ from blockspike.networks.last_inputs import (
     join_inputs,
     last_inputs_maker,
 )
-from blockspike.networks.synapses import SynapseMode, synaptic_current
+from blockspike.networks.synapses import SynapseMode, presynaptic_first, synaptic_current
 from blockspike.neurons import Method, MultiGaussian, SpikeTrace, Surrogate, alif, leaky_integrate
 from blockspike.neurons.adlif import adlif
 from blockspike.neurons.adlif.step import MODELS, Euler
@@ -140,10 +140,12 @@ class NeuronLayer(BoundedParameters):
         self.membrane_gradient = False
         rf_len, max_delay = self.options.rf_len, self.options.max_delay
         bound = 1 / math.sqrt(n_inputs)
-        self.weight = nn.Parameter(torch.empty(rf_len, n_units, n_inputs).uniform_(-bound, bound))
+        weight = torch.empty(rf_len, n_units, n_inputs).uniform_(-bound, bound)
+        self.weight = nn.Parameter(presynaptic_first(weight))
         self.bias = nn.Parameter(torch.zeros(n_units))
         self.delays = Delays(n_units, n_inputs, max_delay) if max_delay else None
-        self.recurrent_weight = nn.Parameter(torch.eye(n_units)) if self.options.recurrent else None
+        loop = presynaptic_first(torch.eye(n_units)) if self.options.recurrent else None
+        self.recurrent_weight = None if loop is None else nn.Parameter(loop)
 
     def extra_repr(self) -> str:
         """Sizes, options that differ from the defaults, and the ranges of the parameters."""
@@ -470,7 +472,8 @@ class LeakyReadout(BoundedParameters):
         check_counts(n_inputs=n_inputs, n_units=n_units)
         self.synapses: SynapseMode = synapses
         bound = 1 / math.sqrt(n_inputs)
-        self.weight = nn.Parameter(torch.empty(1, n_units, n_inputs).uniform_(-bound, bound))
+        weight = torch.empty(1, n_units, n_inputs).uniform_(-bound, bound)
+        self.weight = nn.Parameter(presynaptic_first(weight))
         self.bias = nn.Parameter(torch.zeros(n_units))
         beta = torch.full((n_units,), decay(tau_membrane_ms, dt_ms))
         self.add_bounded("beta", beta, beta_bounds, train_beta, "tau_membrane_ms")

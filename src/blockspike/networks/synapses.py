@@ -88,6 +88,15 @@ def synaptic_current(
     return _of_sparse(spikes, weight, bias, batch, events.scale)
 
 
+def presynaptic_first(weight: Tensor) -> Tensor:
+    """The same weights [..., post, pre], those of a presynaptic unit side by side in memory.
+
+    So does an event read them, and its gradient is made: without it, each call would transpose
+    them. Any other layout works too.
+    """
+    return weight.transpose(-1, -2).contiguous().transpose(-1, -2)
+
+
 @in_full_precision
 def _of_sparse(
     spikes: Tensor | None, weight: Tensor, bias: Tensor, events: EventBatch, scale: float

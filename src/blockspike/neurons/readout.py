@@ -9,6 +9,7 @@ from torch import Tensor
 from blockspike.neurons.autograd import in_full_precision, is_transformed
 from blockspike.neurons.cpu.kernels import kernel, without_refcount
 from blockspike.neurons.cpu.threads import run
+from blockspike.neurons.cpu.tiles import columns
 
 _TILE = 1024  # columns whose state stays in the L1 cache
 
@@ -85,7 +86,7 @@ def _scan(x: Tensor, beta: Tensor, reverse: bool) -> Tensor:
         n_columns = x.shape[1] * x.shape[2]
         # An array of steps, since LLVM does not vectorise inside a loop that counts down.
         steps = np.arange(len(x), dtype=np.uintp)[:: -1 if reverse else 1].copy()
-        decay = beta.repeat(x.shape[1]).numpy()
+        decay = columns(beta, x.shape[1])
         flat = x.contiguous().view(-1).numpy(), decay, steps, out.view(-1).numpy()
         run(_scan_cpu, -(-n_columns // _TILE), *flat)
         return out

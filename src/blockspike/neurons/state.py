@@ -179,7 +179,7 @@ def start_of(
     else:
         _check("state: spikes", spikes, (delay, *size), current.dtype, current)
         given = cast(Tensor, spikes)
-        if not bool(((given == 0) | (given == 1)).all()):
+        if not torch.equal(given * given, given):
             raise ValueError("state: spikes: expected values of 0 or 1, got others")
     # A finite sum is the quicker proof; a sum of huge values may overflow.
     known = values.detach()

@@ -47,7 +47,7 @@ def events_of(spike_bytes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """
     row_ptr = np.zeros(len(spike_bytes) + 1, np.int64)
     run(_count, len(spike_bytes), spike_bytes, row_ptr[1:])
-    np.cumsum(row_ptr, out=row_ptr)
+    row_ptr.cumsum(out=row_ptr)
     unit = np.empty(row_ptr[-1], np.int32)
     run(_fill, len(spike_bytes), spike_bytes, row_ptr, unit)
     return row_ptr, unit

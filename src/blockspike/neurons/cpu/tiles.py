@@ -82,7 +82,7 @@ def weight_panels(weight: Tensor | None, like: Tensor) -> np.ndarray:
     width = BLOCK * LANES_BYTES // like.itemsize
     n = len(weight)
     padded = F.pad(weight.detach(), (0, -n % width))
-    return padded.view(n, -1, width).transpose(0, 1).contiguous().numpy()
+    return padded.reshape(n, -1, width).transpose(0, 1).contiguous().numpy()
 
 
 def weight_array(weight: Tensor | None, like: Tensor) -> np.ndarray:
@@ -99,7 +99,8 @@ def tile_width(n_columns: int, weight: Tensor | None, widest: int = WIDEST_TILE)
 
 def columns(x: Tensor, batch_size: int) -> np.ndarray:
     """Repeat parameters [..., N] for each sample: [..., B·N], as in flattened arrays."""
-    return np.tile(x.detach().numpy(), batch_size)  # PyTorch's repeat takes 30 µs
+    values = np.ascontiguousarray(x.detach().numpy())
+    return values if batch_size == 1 else np.tile(values, batch_size)  # `repeat` takes 30 µs
 
 
 def recurrent_weight_gradient(grad_current: Tensor, events: SpikeEvents, delay: int) -> Tensor:
