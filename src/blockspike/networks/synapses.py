@@ -89,10 +89,9 @@ def synaptic_current(
 
 
 def presynaptic_first(weight: Tensor) -> Tensor:
-    """The same weights [..., post, pre], those of a presynaptic unit side by side in memory.
+    """Lay out weights [..., post, pre] with those of a presynaptic unit side by side in memory.
 
-    So does an event read them, and its gradient is made: without it, each call would transpose
-    them. Any other layout works too.
+    Events read them in this order; from another layout, each call would make a transposed copy.
     """
     return weight.transpose(-1, -2).contiguous().transpose(-1, -2)
 
