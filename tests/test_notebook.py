@@ -96,7 +96,8 @@ def test_it_runs_with_this_interpreter_and_without_complaints(name):
     assert printed(executed["interpreter"]).strip() == sys.executable
     for cell_id, cell in executed.items():
         assert cell.outputs, cell_id
-        assert not printed(cell, "stderr"), cell_id
+        complaints = printed(cell, "stderr").splitlines()  # a cold cache is none
+        assert not [x for x in complaints if not x.startswith("blockspike: compiling")], cell_id
 
 
 def test_the_methods_agree_as_the_prose_says(simulate):
