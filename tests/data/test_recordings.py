@@ -226,6 +226,7 @@ def test_npz_of_several_stimuli(tmp_path):
         tmp_path / "a.npz",
         current_pa=np.stack([noise_pa(s, 1000) for s in range(3)]),
         spike_stimulus=np.array([0, 0, 2]),
+        n_repeats=np.array([1, 1, 2]),
     )
     recording = load_recording(path)
     assert times_ms(recording) == [[[20.0, 50.0], None], [[], None], [[], [30.0]]]

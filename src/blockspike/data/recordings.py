@@ -12,6 +12,15 @@ from scipy.signal import find_peaks
 
 from blockspike.data.limits import read_npz
 from blockspike.data.nwb import read_sweeps
+from blockspike.data.plausible import (
+    check_intervals,
+    check_numbers,
+    check_peak,
+    check_rate,
+    check_traces,
+    rests,
+    swapped,
+)
 from blockspike.data.sweeps import (
     DT_RANGE_MS,
     VOLTAGE_RANGE_MV,
@@ -144,6 +153,11 @@ def detect_spikes(voltage_mv: np.ndarray, dt_ms: float) -> np.ndarray:
     Returns:
         Times in seconds from the first sample, float64 ``[n]``, sorted.
     """
+    return _spikes_and_widths(voltage_mv, dt_ms)[0]
+
+
+def _spikes_and_widths(voltage_mv: np.ndarray, dt_ms: float) -> tuple[np.ndarray, np.ndarray]:
+    """Times in s of the spikes in a voltage, and their widths at half height in ms."""
     reach = max(1, round(_REACH_MS / dt_ms))
     # The height is measured within 5 ms, so that neither a later after-hyperpolarisation nor a
     # step of the stimulus enters it.
@@ -156,7 +170,19 @@ def detect_spikes(voltage_mv: np.ndarray, dt_ms: float) -> np.ndarray:
         rel_height=0.5,
         wlen=2 * reach + 1,
     )
-    return found["left_ips"] * (dt_ms * 1e-3)
+    return found["left_ips"] * (dt_ms * 1e-3), found["widths"] * dt_ms
+
+
+def _spikes_of(
+    where: str, current_pa: np.ndarray, voltage_mv: np.ndarray, dt_ms: float
+) -> np.ndarray:
+    """Times of the spikes in a voltage, which is checked; see `detect_spikes`."""
+    check_numbers(where, voltage_mv)
+    if not rests(voltage_mv) and rests(current_pa) and len(detect_spikes(current_pa, dt_ms)):
+        raise swapped(where)
+    times_s, widths_ms = _spikes_and_widths(voltage_mv, dt_ms)
+    check_traces(where, times_s, widths_ms, voltage_mv, dt_ms)
+    return times_s
 
 
 def load_recording(
@@ -168,7 +194,8 @@ def load_recording(
 
     ``.npz``: ``current_pa`` ``[T]`` or ``[S, T]``, ``dt_ms`` and at least one of
 
-    - ``spike_times_s`` ``[n]`` with ``spike_repeat`` and ``spike_stimulus`` ``[n]``, 0 if left out,
+    - ``spike_times_s`` ``[n]`` with ``spike_repeat`` and ``spike_stimulus`` ``[n]``, 0 if left out;
+      ``n_repeats``, one number or ``[S]``, is needed if a repeat had no spike,
     - ``voltage_mv``, ``[T]`` or ``[R, T]`` of one stimulus, else ``[R, S, T]``, all NaN where a
       repeat is missing.
 
@@ -258,10 +285,12 @@ def _sweep_times(where: str, sweep: Sweep) -> np.ndarray:
             f"{sweep.voltage_mv.shape}"
         )
     if sweep.spike_times_s is not None:
-        return _check_times(where, sweep.spike_times_s, n_samples * sweep.dt_ms * 1e-3)
+        times_s = _check_times(where, sweep.spike_times_s, n_samples * sweep.dt_ms * 1e-3)
+        check_intervals(where, times_s)
+        return times_s
     if sweep.voltage_mv is None:
         raise _no_spikes(where)
-    return detect_spikes(sweep.voltage_mv, sweep.dt_ms)
+    return _spikes_of(where, sweep.current_pa, sweep.voltage_mv, sweep.dt_ms)
 
 
 def _check_alike(path: Path, first: Sweep, sweep: Sweep) -> None:
@@ -300,12 +329,13 @@ def _load_npz(path: Path, stimuli: Sequence[str] | None, sweeps: Sequence[int] |
         )
     for s, row in enumerate(current):
         check_current(f"{path}, stimulus {s}", row)
+    check_peak(str(path), current)
     names = tuple(f"stimulus {s}" for s in range(len(current)))
     kept = range(len(names)) if stimuli is None else indices_of(path, names, stimuli)
     if not kept:
         raise ValueError(f"{path}: stimuli: expected some of {', '.join(names)}, got none")
     dt_ms = _npz_dt_ms(path, arrays)
-    trains = _npz_trains(path, arrays, current.shape, dt_ms)
+    trains = _npz_trains(path, arrays, current, dt_ms)
     return Recording(
         name=path.stem,
         current_pa=current[list(kept)].astype(np.float64),
@@ -333,17 +363,36 @@ def _npz_dt_ms(path: Path, arrays: dict[str, np.ndarray]) -> float:
 
 
 def _npz_trains(
-    path: Path, arrays: dict[str, np.ndarray], shape: tuple[int, ...], dt_ms: float
+    path: Path, arrays: dict[str, np.ndarray], current: np.ndarray, dt_ms: float
 ) -> list[list[np.ndarray]]:
     """Spike times [S][R_s]."""
-    voltage = _npz_voltage(path, arrays, shape)
+    voltage = _npz_voltage(path, arrays, current.shape)
     if "spike_times_s" in arrays:
-        n_repeats = [max(1, len(of_stimulus)) for of_stimulus in voltage]
-        return _stored_trains(path, arrays, n_repeats, shape[1] * dt_ms * 1e-3)
+        return _stored_trains(path, arrays, [len(x) for x in voltage], current.shape[1], dt_ms)
     for s, of_stimulus in enumerate(voltage):
         if not of_stimulus:
             raise _no_spikes(f"{path}, stimulus {s}")
-    return [[detect_spikes(v, dt_ms) for v in of_stimulus] for of_stimulus in voltage]
+    return [
+        [
+            _spikes_of(f"{path}, stimulus {s}, repeat {r}", current[s], v, dt_ms)
+            for r, v in enumerate(of_stimulus)
+        ]
+        for s, of_stimulus in enumerate(voltage)
+    ]
+
+
+def _n_repeats(path: Path, arrays: dict[str, np.ndarray], n_stimuli: int) -> list[int | None]:
+    """Repeats of each stimulus, as the file says; None where it does not."""
+    if "n_repeats" not in arrays:
+        return [None] * n_stimuli
+    stored = arrays["n_repeats"]
+    fits = stored.size in (1, n_stimuli) and stored.dtype.kind in "iu"
+    if not fits or not ((stored >= 1) & (stored <= _MOST_REPEATS)).all():
+        raise ValueError(
+            f"{path}: n_repeats: expected an integer ≥ 1, or one for each of {n_stimuli} stimuli, "
+            f"got shape {stored.shape} and {stored.dtype}"
+        )
+    return [int(n) for n in np.broadcast_to(stored.reshape(-1), n_stimuli)]
 
 
 def _npz_voltage(
@@ -379,8 +428,9 @@ def _check_magnitudes(where: str, voltages: list[np.ndarray]) -> None:
 
 
 def _stored_trains(
-    path: Path, arrays: dict[str, np.ndarray], n_repeats: list[int], duration_s: float
+    path: Path, arrays: dict[str, np.ndarray], n_voltages: list[int], n_samples: int, dt_ms: float
 ) -> list[list[np.ndarray]]:
+    duration_s = n_samples * dt_ms * 1e-3
     times_s = arrays["spike_times_s"]
     if times_s.ndim != 1 or times_s.dtype.kind not in "fiu":
         raise ValueError(
@@ -389,11 +439,38 @@ def _stored_trains(
         )
     _check_times(str(path), times_s, duration_s)
     repeat = _indices(path, arrays, "spike_repeat", _MOST_REPEATS)
-    stimulus = _indices(path, arrays, "spike_stimulus", len(n_repeats))
-    return [
-        _repeats_of(times_s[stimulus == s], repeat[stimulus == s], n)
-        for s, n in enumerate(n_repeats)
-    ]
+    stimulus = _indices(path, arrays, "spike_stimulus", len(n_voltages))
+    trains = []
+    for s, n_repeats in enumerate(_n_repeats(path, arrays, len(n_voltages))):
+        own = stimulus == s
+        _check_repeats(f"{path}, stimulus {s}", repeat[own], n_voltages[s], n_repeats)
+        trains.append(_repeats_of(times_s[own], repeat[own], n_repeats or max(1, n_voltages[s])))
+    for s, of_stimulus in enumerate(trains):
+        for r, train in enumerate(of_stimulus):
+            where = f"{path}, stimulus {s}, repeat {r}"
+            check_intervals(where, train)
+            check_rate(where, train, duration_s, dt_ms)
+    return trains
+
+
+def _check_repeats(where: str, repeat: np.ndarray, n_voltages: int, n_repeats: int | None) -> None:
+    """Refuse numbers of repeats beyond `n_repeats` or, without it, with gaps.
+
+    A repeat that has a voltage may be silent.
+    """
+    last = int(repeat.max()) if len(repeat) else -1
+    if n_repeats is not None:
+        if last >= n_repeats:
+            raise ValueError(
+                f"{where}: spike_repeat: expected 0 to {n_repeats - 1}, as there are {n_repeats} "
+                f"repeats, got {last}"
+            )
+        return
+    for silent in np.setdiff1d(np.arange(n_voltages, last), repeat)[:1]:
+        raise ValueError(
+            f"{where}: spike_repeat: expected spikes in each of the repeats 0 to {last}, got none "
+            f"in repeat {silent}; are repeats numbered from 1? If one was silent, add n_repeats"
+        )
 
 
 def _repeats_of(times_s: np.ndarray, repeat: np.ndarray, at_least: int) -> list[np.ndarray]:

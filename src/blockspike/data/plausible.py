@@ -1,0 +1,107 @@
+"""Recordings that can be read but cannot be right: wrong units, swapped traces, merged trials."""
+
+from __future__ import annotations
+
+import warnings
+
+import numpy as np
+
+from blockspike.data.sweeps import peak_of
+
+CURRENT_PEAK_PA = (1.0, 100_000.0)
+USUAL_PEAK_PA = (10.0, 20_000.0)
+LEAST_INTERVAL_MS = 0.5  # no neuron fires twice in less; trials that were merged do
+USUAL_WIDTH_MS = (0.1, 5.0)  # of spikes, at half height
+MOST_RATE_HZ = 300.0
+REST_MV = (-110.0, -20.0)  # where a membrane is half of the time
+_UNITS = {1e12: "A", 1e6: "µA", 1e3: "nA", 1e-3: "fA"}  # pA in each
+
+
+def check_peak(where: str, current_pa: np.ndarray) -> None:
+    """Refuse a current whose unit cannot be pA; warn of an unusual one. 0 is left to the user.
+
+    Raises:
+        ValueError: the peak is outside `CURRENT_PEAK_PA`; names the likely unit.
+    """
+    peak = peak_of(current_pa)
+    low, high = CURRENT_PEAK_PA
+    if peak and not low * (1 - 1e-6) <= peak <= high:
+        least, most = USUAL_PEAK_PA
+        likely = [unit for pa, unit in _UNITS.items() if least <= peak * pa <= most]
+        hint = f"; it would be plausible in {likely[0]}" if likely else ""
+        raise ValueError(
+            f"{where}: current_pa: expected a peak of {low:g} to {high:,.0f} pA, got {peak:.3g} pA"
+            + hint
+        )
+    least, most = USUAL_PEAK_PA
+    if peak and not least <= peak <= most:
+        warn(f"{where}: current_pa: the peak is {peak:.3g} pA, which is unusual; is the unit pA?")
+
+
+def check_intervals(where: str, times_s: np.ndarray) -> None:
+    """Refuse spikes of one train that no neuron fires; `times_s` are sorted.
+
+    Raises:
+        ValueError: two spikes are less than `LEAST_INTERVAL_MS` apart.
+    """
+    intervals_ms = 1e3 * np.diff(times_s)
+    for i in np.flatnonzero(intervals_ms < LEAST_INTERVAL_MS * (1 - 1e-6))[:1]:
+        raise ValueError(
+            f"{where}: expected spikes of one trial at least {LEAST_INTERVAL_MS:g} ms apart, got "
+            f"{intervals_ms[i]:.3g} ms at {times_s[i]:.6g} s; are trials merged?"
+        )
+
+
+def check_numbers(where: str, voltage_mv: np.ndarray) -> None:
+    """Refuse a voltage that is NaN in places, which would be read as silence.
+
+    Raises:
+        ValueError: a value is NaN.
+    """
+    bad = np.flatnonzero(np.isnan(voltage_mv))
+    if len(bad):
+        raise ValueError(
+            f"{where}: voltage: expected numbers, got NaN from sample {bad[0]} on in "
+            f"{len(bad) / len(voltage_mv):.0%} of the samples"
+        )
+
+
+def check_traces(
+    where: str, times_s: np.ndarray, widths_ms: np.ndarray, voltage_mv: np.ndarray, dt_ms: float
+) -> None:
+    """Warn if the spikes found in a voltage are too wide, too narrow or too many for `dt_ms`."""
+    low, high = USUAL_WIDTH_MS
+    if len(widths_ms) and not low <= np.median(widths_ms) <= high:
+        warn(
+            f"{where}: the spikes are {np.median(widths_ms):.2g} ms wide at half height, expected "
+            f"{low:g} to {high:g} ms; is the time step of {dt_ms:g} ms right?"
+        )
+    check_rate(where, times_s, len(voltage_mv) * dt_ms * 1e-3, dt_ms)
+
+
+def check_rate(where: str, times_s: np.ndarray, duration_s: float, dt_ms: float) -> None:
+    """Warn if a train has more spikes than neurons sustain."""
+    if len(times_s) > 10 and len(times_s) > MOST_RATE_HZ * duration_s:
+        warn(
+            f"{where}: {len(times_s)} spikes in {duration_s:.3g} s, expected at most "
+            f"{MOST_RATE_HZ:g} Hz; is the time step of {dt_ms:g} ms right?"
+        )
+
+
+def rests(voltage_mv: np.ndarray) -> bool:
+    """Whether a voltage is that of a membrane for half of the time."""
+    low, high = REST_MV
+    return bool(low <= np.median(voltage_mv) <= high)
+
+
+def swapped(where: str) -> ValueError:
+    """Error for a current that has the rest and the spikes which the voltage lacks."""
+    return ValueError(
+        f"{where}: expected a membrane's rest and spikes in the voltage, got them in the current; "
+        "are the two swapped?"
+    )
+
+
+def warn(text: str) -> None:
+    """Warn the user of a recording that may be wrong."""
+    warnings.warn(text, stacklevel=4)
