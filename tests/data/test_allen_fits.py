@@ -18,7 +18,13 @@ def test_experiments_on_a_folder_of_allensdk(blockspike, tmp_path, experiment):
         folder.mkdir(parents=True)
         currents = {name: noise_pa(cell, n) for name, n in n_samples.items()}
         sweeps = [
-            MadeSweep(number, name, currents[name], None, np.sort(rng.uniform(0, 1, 15)))
+            MadeSweep(
+                number,
+                name,
+                currents[name],
+                None,
+                np.linspace(0.03, 0.93, 15) + rng.uniform(0, 0.05, 15),
+            )
             for number, name in enumerate(["Noise 1", "Noise 2"] * 4)
         ]
         make_nwb1(folder / "ephys.nwb", sweeps)

@@ -43,7 +43,7 @@ def test_recordings_with_absurd_numbers_are_refused(tmp_path, change, words):
 def test_spikes_come_back_by_repeat_and_in_order(tmp_path):
     times_s, repeat = np.array([0.003, 0.001, 0.002, 0.004]), np.array([3, 1, 3, 1])
     arrays = {"current_pa": noise_pa(1, 100), "dt_ms": 0.1, "spike_times_s": times_s}
-    np.savez(tmp_path / "a.npz", **arrays, spike_repeat=repeat)
+    np.savez(tmp_path / "a.npz", **arrays, spike_repeat=repeat, n_repeats=4)
     found = load_recording(tmp_path / "a.npz").spike_times_s
     expected = [[], [0.001, 0.004], [], [0.002, 0.003]]
     assert [np.asarray(train[0]).tolist() for train in found] == expected

@@ -142,3 +142,21 @@ def test_cells_with_equal_stems_get_distinct_names(tmp_path):
     data = RecordingsDataModule(tmp_path, dt_ms=1.0)
     data.setup()
     assert data.names == ["m1_cell.npz", "m2_cell.npz"]
+
+
+@pytest.mark.parametrize(
+    ("times_s", "words"),
+    [
+        ([], "expected at least 2 spikes in the training part .*got 0 and 0"),
+        ([0.5, 4.5], "expected at least 2 spikes in the training part .*got 1 and 1"),
+        ([0.5, 1.5], "expected spikes in the training and in the test part, got 2 and 0"),
+        ([3.5, 4.0, 4.5], "expected at least 2 .*got 0 and 3; choose parts by train_s and test_s"),
+    ],
+)
+def test_a_neuron_is_not_fitted_to_fewer_than_two_spikes(tmp_path, times_s, words):
+    np.savez(
+        tmp_path / "cell.npz", current_pa=np.random.default_rng(0).normal(0, 50, 50_000),
+        dt_ms=0.1, spike_times_s=np.array(times_s),
+    )  # fmt: skip
+    with pytest.raises(ValueError, match=f"^cell: {words}"):
+        RecordingsDataModule(tmp_path / "cell.npz").setup()

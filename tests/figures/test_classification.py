@@ -150,6 +150,34 @@ def test_attached_and_detached_are_bars_beside_the_published_ones():
     assert len(error_bars(axis)) == 2  # boxcar's
 
 
+@pytest.mark.parametrize("as_text", [False, True])
+def test_spikes_detached_in_one_place_have_bars_of_their_own(as_text):
+    """`collect` writes a column of several types as text."""
+    rows = [run("paper_detach", detach_spikes=d, arp_ms=60.0) for d in (True, False, "reset")]
+    if as_text:
+        rows = [row | {"model.detach_spikes": str(row["model.detach_spikes"])} for row in rows]
+    (axis,) = figures(*rows)["detach_hd_lauscher"].axes
+    name = "Blocks, paper's recipe, ARP 60 ms, 1 seed"
+    bars = {str(bars.get_label()) for bars in axis.containers if isinstance(bars, BarContainer)}
+    ours = {label for label in bars if "published" not in label}
+    wanted = {"detached", "attached", "detached in the reset alone"}
+    assert ours == {f"{spikes}, {name}" for spikes in wanted}
+
+
+def test_runs_with_other_surrogates_are_no_part_of_the_figures():
+    others = [
+        run("paper_surrogates", surrogate="arctan"),
+        run("paper_surrogates", seed=2) | {"model.surrogate": None},
+    ]
+    own_line = run("paper_surrogates")
+    assert lines(figures(own_line)["surrogates_hd_lauscher"].axes[0]) == lines(
+        figures(own_line, *others)["surrogates_hd_lauscher"].axes[0]
+    )
+    bare = {name: x for name, x in run().items() if name != "model.surrogate"}
+    own = {"model.surrogate._target_": "my_lab.Gaussian", "model.surrogate.sigma": 0.3}
+    assert lines(figures(bare | own)["classification_shd_published_values_only"].axes[0])
+
+
 def test_several_runs_of_one_seed_are_refused():
     with pytest.raises(ValueError, match=r"paper_shd.*method blocks, arp_ms 20\.0, seed 0"):
         figures(run(), run(surrogate="boxcar"))

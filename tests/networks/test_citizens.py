@@ -42,6 +42,10 @@ def test_transforms_of_functions_have_the_gradient_of_backward():
         assert gradient.abs().max() > 0
         scale = gradient.abs().max().item()
         torch.testing.assert_close(ours[name], gradient, rtol=1e-4, atol=1e-4 * scale)
+    batch = (bs.EventBatch.from_dense(INPUT),)
+    of_events = grad(lambda p: functional_call(made, p, batch).scores.square().sum())(parameters)
+    for name, gradient in ours.items():
+        torch.testing.assert_close(of_events[name], gradient, rtol=1e-4, atol=1e-2)
     several = {name: torch.stack([x, 0.9 * x]) for name, x in parameters.items()}
     each = [loss_of(made)({name: x[i] for name, x in several.items()}) for i in range(2)]
     torch.testing.assert_close(vmap(loss_of(made))(several), torch.stack(each))

@@ -118,7 +118,7 @@ def test_every_surrogate_and_type(euler, dtype, surrogate):
         ({"recurrent_delay": 0}, "recurrent_delay: expected an int ≥ 1"),
         ({"alpha": torch.zeros(3)}, "alpha: expected shape"),
         ({"b": torch.zeros(20)}, "b: expected torch.float64"),
-        ({"surrogate": "boxcar"}, "surrogate: expected one of"),
+        ({"surrogate": "boxcar"}, "surrogate: expected a Surrogate such as"),
         ({"current": torch.zeros(3, 2)}, "current: expected a non-empty tensor"),
     ],
 )

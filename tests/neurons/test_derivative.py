@@ -1,6 +1,7 @@
 """Derivatives of steps that nobody has written, against those by hand and against autograd."""
 
 import copy
+import math
 from dataclasses import replace
 from typing import Any, cast
 
@@ -13,6 +14,7 @@ import blockspike as bs
 from blockspike.neurons.adlif.step import ADLIF, SE_ADLIF
 from blockspike.neurons.alif.step import ALIF, ALIF_ALWAYS_OPEN
 from blockspike.neurons.derivative import derived
+from blockspike.neurons.model import maximum
 
 N_CONSTANTS = {ALIF: 3, ALIF_ALWAYS_OPEN: 2, SE_ADLIF: 3, ADLIF: 3}
 
@@ -112,6 +114,9 @@ def test_what_cannot_be_derived_simulates_and_says_so_when_a_gradient_is_needed(
         for method in ("standard", "fused")
     ]
     assert torch.equal(*found) and found[0].sum() > 5
+    with torch.no_grad():  # a stream
+        given = bs.simulate(model, current, {"beta": beta}, (1.0,), state={"membrane": 0.5})
+    assert given.spikes.sum() >= found[0].sum()
     with pytest.raises(
         ValueError, match=r"^unfinished: expected a step of .*`if`.*write reverse_step, or use"
     ):
@@ -132,12 +137,23 @@ def without_firing(drive, parameters, constants, state, fire):
     return drive, drive, state
 
 
+def with_another_margin(drive, parameters, constants, state, fire):
+    return fire(drive - 1)[0], drive - 0.5, state
+
+
+def with_infinity(drive, parameters, constants, state, fire):
+    margin = maximum(drive, -math.inf)
+    return fire(margin)[0], margin, state
+
+
 @pytest.mark.parametrize(
     ("step", "words"),
     [
         (with_torch, r"tanh"),
         (with_a_power, r"unsupported operand .*\*\*"),
         (without_firing, "fire called 0 times"),
+        (with_another_margin, "the margin given to it"),
+        (with_infinity, "-inf among the numbers"),
     ],
 )
 def test_what_cannot_be_differentiated_is_named(step, words):

@@ -264,6 +264,10 @@ def test_a_membrane_that_does_not_start_at_0():
             lambda s: bs.NeuronState(s.model, s.names, s.values, 2 - s.spikes),
             "state: spikes: expected values of 0 or 1",
         ),
+        (
+            lambda s: bs.NeuronState(s.model, s.names, s.values, s.spikes / 0),
+            "state: spikes: expected values of 0 or 1",
+        ),
         (lambda s: {"membrane": [0.1, 0.2]}, "membrane: expected a tensor or a number, got list"),
         (lambda s: 3, "state: expected trace.state or a dict of values by name, got int"),
     ],

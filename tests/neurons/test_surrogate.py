@@ -223,6 +223,57 @@ def test_a_formula_that_no_kernel_can_take_is_named():
         trace.spikes.sum().backward()
 
 
+@dataclass(frozen=True)
+class Flat(MultiGaussian):
+    """Inherits a derivative that is another formula's."""
+
+    @staticmethod
+    def formula(margin, constants):
+        return constants[1]
+
+
+def test_a_subclass_has_its_own_formula_everywhere():
+    u = torch.linspace(-1, 1, 5)
+    assert Flat().derivative(u).tolist() == [1.0] * 5
+    assert kernel_derivative(Flat(), u.numpy()).tolist() == [1.0] * 5
+
+
+def test_a_closure_and_a_width_of_0_are_refused():
+    factor = 2.0
+
+    @dataclass(frozen=True)
+    class Closed(Surrogate):
+        @staticmethod
+        def formula(margin, constants):
+            return factor * margin
+
+    with pytest.raises(ValueError, match="Closed.formula: expected a function without a closure"):
+        Closed()
+    for kind in (Boxcar, Triangular, MultiGaussian):
+        with pytest.raises(ValueError, match=f"{kind.__name__}: width: expected > 0, got 0"):
+            kind(width=0)
+
+
+def test_kernels_notice_a_changed_global_of_a_notebook():
+    u = np.full(3, 0.5)
+    for value in (2.0, 3.0):
+        cell = {"FACTOR": value, "Surrogate": Surrogate, "dataclass": dataclass}
+        exec(NOTEBOOK_CELL, cell)
+        assert kernel_derivative(cell["Own"](), u).tolist() == [value * 0.5] * 3
+
+
+NOTEBOOK_CELL = """
+def scaled(margin):
+    return FACTOR * margin
+
+@dataclass(frozen=True)
+class Own(Surrogate):
+    @staticmethod
+    def formula(margin, constants):
+        return scaled(margin)
+"""
+
+
 @pytest.mark.parametrize("value", ["10", math.nan, True, None])
 def test_a_value_that_is_no_number_is_named(value):
     with pytest.raises(ValueError, match="FastSigmoid: slope: expected a finite number, got"):

@@ -115,7 +115,8 @@ def build_network(cfg: DictConfig, data: Sizes) -> SpikingClassifier:
     if "_target_" in cfg.model:
         try:
             layer = _instantiate(cfg.model, "model", _partial_=True)
-            if str(cfg.model.get("surrogate")) in SURROGATES:
+            named = cfg.model.get("surrogate")
+            if isinstance(named, DictConfig) or str(named) in SURROGATES:
                 layer = partial(layer, surrogate=_surrogate(cfg.model, "model"))
             return _classifier(cfg, data, {"layer": layer})
         except TypeError as error:  # an argument that the class does not have

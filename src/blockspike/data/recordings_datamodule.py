@@ -19,6 +19,7 @@ from blockspike.data.recordings import RECORDING_SUFFIXES, Recording, load_recor
 
 Segments = list[list[Any]]  # numbers; OmegaConf takes no int for a float inside a list
 _TRAIN_SHARE = 0.6  # of a recording whose segments are not given
+_LEAST_SPIKES = 2
 
 
 @dataclass(frozen=True)
@@ -59,8 +60,9 @@ class _Cell:
 class RecordingsDataModule(pl.LightningDataModule):
     """Current-clamp recordings of C cells, split by time or by stimulus.
 
-    All segments of a part have the same length. A cell that cannot be read, or lacks a segment, is
-    left out and named in ``failed``; the others are used. ``title`` names the data set. After
+    All segments of a part have the same length. A cell that cannot be read, lacks a segment, or has
+    fewer than two spikes to fit or none to score, is left out and named in ``failed``; the others
+    are used. ``title`` names the data set. After
     `setup` there are ``names``, ``scale_pa``, ``train``, ``test`` and ``sha256``, the hash of the
     recordings as read (None if they are synthetic).
 
@@ -200,6 +202,7 @@ class RecordingsDataModule(pl.LightningDataModule):
         test_s = [[start - warm_up_s, stop] for start, stop in test_s]
         trained = self._segments(train, train_s)
         tested = self._segments(test, test_s)
+        _check_spikes(train.name, trained, tested, round(warm_up_s * 1000 / self.dt_ms))
         scale_pa = self._scale(trained[0])
         return _Cell(
             train.name, trained, tested, scale_pa,
@@ -322,6 +325,20 @@ def _check_apart(train_s: Segments, test_s: Segments) -> None:
         for c, d in test_s:
             require(b <= c or d <= a, "train_s, test_s", ([a, b], [c, d]),
                     "segments that do not overlap")  # fmt: skip
+
+
+def _check_spikes(name: str, trained: Segment, tested: Segment, warm_up_steps: int) -> None:
+    """Raise ValueError if there are too few spikes to fit a neuron to, or none to score it by."""
+    n_train = sum(int(trains.sum()) for trains in trained[1])
+    n_test = sum(int(trains[:, warm_up_steps:].sum()) for trains in tested[1])
+    found = f"got {n_train} and {n_test}; choose parts by train_s and test_s"
+    if n_train < _LEAST_SPIKES:
+        raise ValueError(
+            f"{name}: expected at least {_LEAST_SPIKES} spikes in the training part (parameters "
+            f"would be invented), and one in the test part, {found}"
+        )
+    if n_test < 1:
+        raise ValueError(f"{name}: expected spikes in the training and in the test part, {found}")
 
 
 def _part(cut: Sequence, scale: np.ndarray, first: int) -> Part:

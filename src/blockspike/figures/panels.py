@@ -131,6 +131,8 @@ def tidy(table: pd.DataFrame) -> pd.DataFrame:
         table = pd.DataFrame(table[table["experiment"].astype(str).str.match(_EXPERIMENT)])
         if table.empty:
             table = table.reindex(columns=list(_COLUMNS))
+    if "model.surrogate._target_" in table and "model.surrogate" not in table:
+        table = table.assign(**{"model.surrogate": None})
     missing = [name for name in _COLUMNS if name not in table]
     if missing:
         raise ValueError(
@@ -138,6 +140,8 @@ def tidy(table: pd.DataFrame) -> pd.DataFrame:
             f"got a table without {', '.join(missing)}"
         )
     runs = pd.DataFrame({name: table[column] for column, name in _COLUMNS.items()})
+    # A column with "reset" in it is of text.
+    runs["detached"] = [{"True": True, "False": False}.get(x, x) for x in runs["detached"]]
     parts = pd.Series(runs["experiment"], dtype=str).str.extract(_EXPERIMENT)
     is_ours = parts[0].isna()
     runs = runs.assign(

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from numba.core.errors import NumbaError
 from torch import Tensor
 
 from blockspike.fitting.distance import Window
@@ -17,10 +18,12 @@ from blockspike.memory import keep_freed_memory_if_large
 from blockspike.neurons.alif.step import ALIF, check_arp
 from blockspike.neurons.autograd import differentiable_once, in_full_precision
 from blockspike.neurons.cpu.kernels import kernel, kernel_with_fma, without_refcount
+from blockspike.neurons.cpu.model_errors import error_of_model
 from blockspike.neurons.cpu.steps import numbers, reverse_step, step
 from blockspike.neurons.cpu.surrogate import surrogate_derivative
 from blockspike.neurons.cpu.threads import run
 from blockspike.neurons.cpu.tiles import CHUNK, WIDEST_TILE, columns, tile_width
+from blockspike.neurons.spec import SimulationSpec
 from blockspike.neurons.surrogate import Surrogate
 from blockspike.neurons.trace import check_finite
 
@@ -137,11 +140,15 @@ class _FittingDistance(torch.autograd.Function):
         *_, saved = ctx.saved_tensors  # raises if an input was changed in place
         scale = 2 * grads[0].reshape(-1).contiguous()
         sums = torch.zeros(6, len(scale), dtype=torch.float64)
-        run(
-            _backward, -(-len(scale) // ctx.arguments[-1]), *ctx.arguments, saved.numpy(),
-            scale.numpy(), ctx.surrogate,
-            numbers(ctx.surrogate.constants, saved.numpy()), sums.numpy(),
-        )  # fmt: skip
+        try:
+            run(
+                _backward, -(-len(scale) // ctx.arguments[-1]), *ctx.arguments, saved.numpy(),
+                scale.numpy(), ctx.surrogate, numbers(ctx.surrogate.constants, saved.numpy()),
+                sums.numpy(),
+            )  # fmt: skip
+        except NumbaError as error:
+            spec = SimulationSpec(ALIF, (0.0,), 1, ctx.surrogate, True, True)
+            raise error_of_model(spec, saved.dtype, error) from None
         per_neuron = sums.view(6, ctx.batch_size, -1).sum(1).to(saved.dtype)
         return None, None, *per_neuron, None, None, None, None, None
 

@@ -115,7 +115,7 @@ def current_of_batch(
 
 
 def _of_events(events: EventBatch, bias: Tensor, *, weight: Tensor, mode: str) -> Tensor:
-    if _use_events(mode, events, MAX_EVENT_DENSITY_OF_BATCH):
+    if not is_transformed() and _use_events(mode, events, MAX_EVENT_DENSITY_OF_BATCH):
         return _of_sparse(None, weight, bias, events, 1.0)
     return _dense(events.dense(weight.dtype), weight, bias)
 

@@ -53,13 +53,14 @@ _KERNELS = {  # values of `method` that have no transforms; None = the default
 
 
 def is_transformed() -> bool:
-    """Whether a transform of `torch.func` runs, whose tensors have no values to look at."""
+    """Whether a transform of `torch.func` runs, where values need not be there to look at."""
     return torch._C._are_functorch_transforms_active()
 
 
 def _not_compiled(function: Callable[P, R]) -> Callable[P, R]:
     """The function, run as it is by a graph that `torch.compile` makes."""
-    if not torch.compiler.is_dynamo_compiling():
+    is_exporting = getattr(torch.compiler, "is_exporting", lambda: False)()
+    if is_exporting or not torch.compiler.is_dynamo_compiling():
         raise RuntimeError(
             f"{function.__name__}: expected to run eagerly, got torch.export, which cannot hold "
             "blockspike's kernels; to_nir exports a network"

@@ -5,7 +5,9 @@ reverse, and writes the result as a Python function of the same few operations. 
 compile it as they compile one written by hand.
 """
 
+import hashlib
 import linecache
+import math
 from collections.abc import Iterable
 from dataclasses import replace
 from functools import cache
@@ -35,7 +37,8 @@ def derived(model: NeuronModel, n_constants: int) -> NeuronModel:
         ValueError: the step does something else than a `NeuronModel` may; names it.
     """
     source = _source(model, n_constants)
-    place = f"<derivative of {model.step.__module__}.{model.step.__qualname__}>"
+    digest = hashlib.sha256(source.encode()).hexdigest()[:12]
+    place = f"<derivative of {model.step.__module__}.{model.step.__qualname__}, {digest}>"
     linecache.cache[place] = (len(source), None, source.splitlines(True), place)  # for Triton
     names = {"where": where, "maximum": maximum, "__name__": model.step.__module__}
     exec(compile(source, place, "exec"), names)
@@ -84,9 +87,9 @@ for _name, _sign in _OPERATORS.items():
 def _expression(x: Any) -> Expression:
     if isinstance(x, Expression):
         return x
-    if isinstance(x, int | float):
-        return Expression("text", repr(x))
-    raise TypeError(f"{type(x).__name__} among the numbers")
+    if isinstance(x, int | float) and math.isfinite(x):
+        return Expression("text", repr(int(x) if isinstance(x, int) else float(x)))
+    raise TypeError(f"{x!r} among the numbers")
 
 
 def _where(condition: Any, x: Any, y: Any) -> Expression:
@@ -127,19 +130,29 @@ def _source(model: NeuronModel, n_constants: int) -> str:
 
     run = translated(model.step, _on_expressions)
     try:
-        spike, _, after = run(
+        spike, margin, after = run(
             drive, parameters, constants, (*states, *counters[len(states) :]), fire
         )
-        if len(margins) != 1 or spike.operation != "spike" or len(after) != len(counters):
+        if len(margins) != 1 or len(after) != len(counters):
             raise TypeError(f"fire called {len(margins)} times, and {len(after)} states returned")
+        if _expression(spike).operation != "spike" or not _is_same(margin, margins[0]):
+            raise TypeError("other values than the spike of `fire` and the margin given to it")
         grads = _differentiate(margins[0], [_expression(x) for x in after[: len(states)]])
-    except (TypeError, AttributeError, ValueError) as error:
+    except (TypeError, AttributeError, ValueError, IndexError) as error:
         raise ValueError(
             f"{model.step.__qualname__}: expected a step of + - * /, comparisons, & |, abs, where "
             f"and maximum, from which its derivative can be derived, got {error}; write "
             "reverse_step, or use method='standard'"
         ) from None
     return _written(margins[0], [drive], parameters, states, grads=grads)
+
+
+def _is_same(x: Any, y: Any) -> bool:
+    """Whether two expressions do the same to the same inputs."""
+    if x is y or not (isinstance(x, Expression) and isinstance(y, Expression)):
+        return x is y or (isinstance(x, str) and x == y)
+    alike = x.operation == y.operation and len(x.arguments) == len(y.arguments)
+    return alike and all(map(_is_same, x.arguments, y.arguments))
 
 
 def _differentiate(margin: Expression, after: list[Expression]) -> dict[Expression, Any]:

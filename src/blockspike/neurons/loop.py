@@ -28,7 +28,7 @@ def loop(
         start = Start(current.new_zeros(len(names), *current.shape[1:]), None)
     spikes: list[Tensor] = []
     margins: list[Tensor] = []
-    state = start.values.unbind()
+    state, n_states = start.values.unbind(), len(model.states)
     fed_back = FedBack(start.spikes, delay, detach_recurrence)
     numbers = (0.0, 1.0, *constants)
 
@@ -40,6 +40,7 @@ def loop(
         if recurrent_weight is not None and (arriving := fed_back.at(t)) is not None:
             drive = drive + F.linear(arriving, recurrent_weight)
         s, margin, state = model.step(drive, parameters, numbers, state, fire)
+        state = (*state[:n_states], *(x.detach() for x in state[n_states:]))
         spikes.append(s)
         fed_back.append(s)
         margins.append(margin if membrane_gradient else margin.detach())

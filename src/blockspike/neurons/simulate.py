@@ -105,11 +105,11 @@ def simulate(
     check_parameters_finite(parameters, recurrent_weight)
     if current.device.type == "cpu":
         keep_freed_memory_if_large(current.nbytes)
-    if method == "fused" and model.reverse_step is None:
-        has_grad = needs_gradient(current, recurrent_weight, *parameters.values())
-        model = _with_derivative(model, 2 + len(constants), has_grad or state is not None)
     delay = None if recurrent_weight is None else recurrent_delay
     start = start_of(state, model, current, delay)
+    if method == "fused" and model.reverse_step is None:
+        inputs = (current, recurrent_weight, *parameters.values(), *(start or ()))
+        model = _with_derivative(model, 2 + len(constants), needs_gradient(*inputs))
     spec = SimulationSpec(model, constants, recurrent_delay, surrogate, *detached(detach_spikes))
     own = [parameters[name] for name in model.parameters]
     arguments = (spec, current, own, recurrent_weight, start, membrane_gradient)

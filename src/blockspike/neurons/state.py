@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, Self, cast
 import torch
 from torch import Tensor
 
+from blockspike.neurons.autograd import is_transformed
 from blockspike.neurons.model import NeuronModel
 from blockspike.neurons.spec import SimulationSpec
 
@@ -179,11 +180,11 @@ def start_of(
     else:
         _check("state: spikes", spikes, (delay, *size), current.dtype, current)
         given = cast(Tensor, spikes)
-        if not torch.equal(given * given, given):
+        if not is_transformed() and not torch.equal(given, (given != 0).to(given.dtype)):
             raise ValueError("state: spikes: expected values of 0 or 1, got others")
     # A finite sum is the quicker proof; a sum of huge values may overflow.
     known = values.detach()
-    if not math.isfinite(known.sum()) and not torch.isfinite(known).all():
+    if not is_transformed() and not math.isfinite(known.sum()) and not torch.isfinite(known).all():
         raise ValueError("state: expected finite values, got NaN or Inf")
     return Start(values, spikes)  # pyright: ignore[reportArgumentType]
 

@@ -25,7 +25,8 @@ class Surrogate:
     which compile it as they compile a model's step (`NeuronModel`).
 
     Raises:
-        ValueError: a value that is no finite number.
+        ValueError: a value that is no finite number, a width of 0 or less, or a formula that is a
+            closure.
 
     Examples:
         >>> from dataclasses import dataclass
@@ -52,6 +53,13 @@ class Surrogate:
             if not is_number or not math.isfinite(value):
                 name = f"{type(self).__name__}: {field.name}"
                 raise ValueError(f"{name}: expected a finite number, got {value!r}")
+            if field.name == "width" and value <= 0:
+                raise ValueError(f"{type(self).__name__}: width: expected > 0, got {value}")
+        if self.formula.__closure__:  # the cache of kernels could not tell two of them apart
+            raise ValueError(
+                f"{self.formula.__qualname__}: expected a function without a closure, got one; "
+                "numbers can be values of the dataclass"
+            )
 
     @staticmethod
     def formula(margin, constants):
@@ -71,10 +79,10 @@ class Surrogate:
     def derivative(self, margin: Tensor) -> Tensor:
         """Derivative dS/dV at `margin` = V − θ (any shape, threshold units)."""
         numbers = (0.0, 1.0, *self.constants)
-        slope = self.formula(margin, numbers)
+        slope = torch.as_tensor(self.formula(margin, numbers), device=margin.device)
         if slope.dtype != margin.dtype:  # a choice between two numbers has PyTorch's default dtype
             slope = self.formula(margin, margin.new_tensor(numbers).unbind())
-        return slope.to(margin.dtype)
+        return torch.as_tensor(slope).to(margin).expand(margin.shape)
 
 
 @dataclass(frozen=True)
@@ -214,7 +222,8 @@ class MultiGaussian(Surrogate):
 
     def derivative(self, margin: Tensor) -> Tensor:
         """Derivative dS/dV at `margin` = V − θ (any shape, threshold units)."""
-        if torch.is_grad_enabled() and margin.requires_grad:
+        is_own = type(self).formula is MultiGaussian.formula
+        if not is_own or (torch.is_grad_enabled() and margin.requires_grad):
             return super().derivative(margin)  # autograd needs the intermediate values
         u = margin if self.width == 1 else margin * (1 / self.width)
         x = u * (1 / math.sqrt(18))  # in place from here on, to save memory traffic

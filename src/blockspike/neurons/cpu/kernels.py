@@ -27,8 +27,8 @@ class Announcement(Listener):
     def on_start(self, event: Any) -> None:
         """A function is going to be compiled, perhaps within another."""
         self.depth += 1
-        module = event.data["dispatcher"].py_func.__module__
-        watched = sys.stderr.isatty() or "ipykernel" in sys.modules
+        module = str(event.data["dispatcher"].py_func.__module__)
+        watched = "ipykernel" in sys.modules or (sys.stderr is not None and sys.stderr.isatty())
         if self.depth == 1 and watched and not self.is_made and module.startswith("blockspike."):
             self.timer = Timer(_SLOW_S, self._say)
             self.timer.daemon = True

@@ -6,6 +6,7 @@ import marshal
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from types import FunctionType
 from typing import Any
 
 from numba import types
@@ -35,12 +36,26 @@ class Compiled(types.Type):
         for function in functions:
             code = marshal.dumps(function.__code__, 2)  # the source may be newer
             content += [function.__module__, function.__qualname__, code, _source(function)]
+            content += _globals_of(function)
         digest = hashlib.sha256(repr(content).encode()).hexdigest()
-        super().__init__(f"{type(of).__name__}({name}, {digest[:32]})")
+        super().__init__(f"Compiled({name}, {digest[:32]})")
 
     def __reduce__(self) -> Any:
         """Reduce to the name, since a process that reads the cache may not have the functions."""
         return _known_or_bare, (self.name,)
+
+
+def _globals_of(function: Callable, seen: tuple[Callable, ...] = ()) -> list[Any]:
+    """Numbers and functions that a function uses by name; in a notebook, its source has none."""
+    used = []
+    for name in function.__code__.co_names:
+        value = function.__globals__.get(name)
+        if isinstance(value, int | float):
+            used.append((name, repr(value)))
+        elif isinstance(value, FunctionType) and value not in seen:
+            used += [name, marshal.dumps(value.__code__, 2)]
+            used += _globals_of(value, (*seen, value))
+    return used
 
 
 def _known_or_bare(name: str) -> Compiled:

@@ -99,8 +99,8 @@ def tile_width(n_columns: int, weight: Tensor | None, widest: int = WIDEST_TILE)
 
 def columns(x: Tensor, batch_size: int) -> np.ndarray:
     """Repeat parameters [..., N] for each sample: [..., B·N], as in flattened arrays."""
-    values = np.ascontiguousarray(x.detach().numpy())
-    return values if batch_size == 1 else np.tile(values, batch_size)  # `repeat` takes 30 µs
+    values = x.detach().numpy()  # copied, since the parameters may change before backward
+    return np.array(values, order="C") if batch_size == 1 else np.tile(values, batch_size)
 
 
 def recurrent_weight_gradient(grad_current: Tensor, events: SpikeEvents, delay: int) -> Tensor:
