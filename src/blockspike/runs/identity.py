@@ -19,6 +19,8 @@ def content_of(cfg: DictConfig) -> dict[str, Any]:
     if content["trainer"].get("precision") == "32-true":  # the default, not in older configurations
         del content["trainer"]["precision"]
     # Options that are off are not in older configurations either.
+    if content.get("optimizer") and content["optimizer"].get("fused") is None:
+        content["optimizer"].pop("fused", None)
     training = {key: value for key, value in content.pop("training", {}).items() if value}
     if training:
         content["training"] = training

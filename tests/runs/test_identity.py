@@ -1,0 +1,38 @@
+"""What a run's result depends on: options that are off are not part of it."""
+
+from typing import Any
+
+import pytest
+from hydra import compose, initialize_config_dir
+
+from blockspike.commands.completion import CONF
+from blockspike.config.schemas import register_schemas
+from blockspike.files import CONF
+from blockspike.runs.identity import content_hash, content_of
+
+
+def content(*overrides: str) -> dict[str, Any]:
+    register_schemas()
+    with initialize_config_dir(str(CONF.resolve()), version_base="1.3"):
+        return content_of(
+            compose("train", ["experiment=demo", "data_config=x", "run_dir=x", *overrides])
+        )
+
+
+@pytest.mark.parametrize(
+    ("off", "on"),
+    [
+        ("optimizer.fused=null", "optimizer.fused=true"),
+        ("training.recompute_steps=null", "training.recompute_steps=5"),
+        ("trainer.precision=32-true", "trainer.precision=bf16-mixed"),
+    ],
+)
+def test_an_option_that_is_off_leaves_the_hash_as_it_was(off, on):
+    assert content_hash(content(off)) == content_hash(content()) != content_hash(content(on))
+    assert "fused" not in content()["optimizer"] and "training" not in content()
+
+
+def test_places_and_display_are_no_content():
+    places = ("output_dir=elsewhere", "data_dir=elsewhere", "progress=false", "threads=1")
+    assert content(*places) == content()
+    assert content("seed=7") != content()
