@@ -5,7 +5,6 @@ from typing import Any
 import pytest
 from hydra import compose, initialize_config_dir
 
-from blockspike.commands.completion import CONF
 from blockspike.config.schemas import register_schemas
 from blockspike.files import CONF
 from blockspike.runs.identity import content_hash, content_of
