@@ -10,6 +10,7 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ os.environ["TRITON_CACHE_DIR"] = sys.argv[1]
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "neurons"))
 
 import triton
-from neuron_cases import LEAST, WITHOUT_DERIVATIVE
+from neuron_cases import LEAST
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
@@ -99,7 +100,8 @@ def main() -> None:
     compile_model(SE_ADLIF, 3, "fp32", "fp32", AS_RUN, True)
     compile_model(ADLIF, 3, "fp32", "fp32", AS_RUN, True)
     compile_model(LEAST, 2, "fp32", "fp32", SHORT, False)
-    compile_model(derived(WITHOUT_DERIVATIVE, 2), 2, "fp32", "fp32", SHORT, False)
+    bare = replace(LEAST, name="least, derived", reverse_step=None)
+    compile_model(derived(bare, 2), 2, "fp32", "fp32", SHORT, False)
     for index in ("*i32", "*i64"):
         print(json.dumps(compile_one(
             events_gpu.sum_rows, "fp32", "fp32", EVENTS, index, **events_gpu.OPTIONS

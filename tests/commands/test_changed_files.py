@@ -89,7 +89,7 @@ def test_a_file_without_a_checksum_is_accepted(blockspike, tmp_path, data_dir):
 def test_a_changed_recording_is_refused(blockspike, tmp_path):
     def write(seed: int) -> None:
         rng = np.random.default_rng(seed)
-        times = np.sort(rng.uniform(0, 3, 30))
+        times = np.linspace(0.05, 2.95, 30) + rng.uniform(-0.04, 0.04, 30)
         np.savez(
             tmp_path / "cell.npz", current_pa=rng.normal(0, 50, 30_000), dt_ms=0.1,
             spike_times_s=times,

@@ -415,6 +415,7 @@ def test_kernels_compile_without_a_gpu(tmp_path):
         "SE-adLIF",
         "adLIF",
         "least",
+        "least, derived",
     }
     for kernel in kernels:
         assert kernel["stack_bytes"] == 0  # everything is in registers

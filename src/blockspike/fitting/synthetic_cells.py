@@ -56,6 +56,8 @@ class SyntheticCells(RecordingsDataModule):
     fixed_arguments = ("path", "train_stimulus", "test_stimulus", "name")
     truth: NeuronParameters
 
+    is_recorded = False
+
     def __init__(
         self,
         n_cells: int = 50,
