@@ -353,7 +353,7 @@ def test_nwb1_of_an_old_pipeline_holds_si(tmp_path, text, version):
 @pytest.mark.parametrize("text", [bytes, str])
 def test_nwb1_of_a_later_pipeline_does_not_hold_si(tmp_path, text):
     message = failure(make_nwb1(tmp_path / "a.nwb", SWEEPS, text, "1.1", is_si=True))
-    assert "sweep 9: expected a peak current of 1 to 20000 pA" in message
+    assert "sweep 9: expected a peak current of 1 to 100,000 pA" in message
     assert "the conversion factor 1e-12 looks wrong" in message
 
 

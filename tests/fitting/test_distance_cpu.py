@@ -9,6 +9,7 @@ import torch
 from blockspike.fitting.distance import Window, squared_distance
 from blockspike.fitting.population import PhysicalPopulation
 from blockspike.neurons import Boxcar, FastSigmoid, MultiGaussian
+from tiers import mostly_slow
 
 DECAY = math.exp(-0.5 / 20)
 
@@ -37,7 +38,10 @@ def results(compute, population, arrays, window):
     return fitted, held_out, *torch.autograd.grad((fitted * weight).sum(), parameters)
 
 
-@pytest.mark.parametrize("surrogate", [MultiGaussian(), FastSigmoid(), Boxcar()])
+@pytest.mark.parametrize(
+    "surrogate",
+    mostly_slow([MultiGaussian(), FastSigmoid(), Boxcar()], lambda s: isinstance(s, MultiGaussian)),
+)
 @pytest.mark.parametrize("arp_ms", [0.0, 0.5, 4.0])
 @pytest.mark.parametrize(
     ("n_cells", "n_starts", "n_steps"), [(1, 1, 63), (5, 1, 2100), (2, 7, 300), (3, 150, 33)]

@@ -7,8 +7,9 @@ import torch
 from neuron_cases import DETACHED, DTYPES, SURROGATES, assert_close, cotangent
 from torch import Tensor
 
-from blockspike.neurons import NotFiniteError
+from blockspike.neurons import MultiGaussian, NotFiniteError
 from blockspike.neurons.adlif import adlif
+from tiers import mostly_slow
 
 EULERS = ("symplectic", "forward")
 
@@ -101,7 +102,11 @@ def test_fused_equals_the_loop(euler, shape, delay, detach_spikes):
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("surrogate", SURROGATES, ids=lambda s: type(s).__name__)
+@pytest.mark.parametrize(
+    "surrogate",
+    mostly_slow(SURROGATES, lambda s: isinstance(s, MultiGaussian)),  # each has kernels of its own
+    ids=lambda s: type(s).__name__,
+)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("euler", EULERS)
 def test_every_surrogate_and_type(euler, dtype, surrogate):

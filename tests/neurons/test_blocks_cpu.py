@@ -11,6 +11,9 @@ from neuron_cases import (
     run,
 )
 
+from blockspike.neurons import MultiGaussian
+from tiers import mostly_slow
+
 
 def check(inputs, **options):
     expected = run(inputs, method="parallel blocks", **options)
@@ -23,7 +26,11 @@ def check(inputs, **options):
 @pytest.mark.parametrize("detach_spikes", DETACHED)
 @pytest.mark.parametrize("adaptive", [True, False])
 @pytest.mark.parametrize("recurrent", [True, False])
-@pytest.mark.parametrize("surrogate", SURROGATES, ids=lambda s: type(s).__name__)
+@pytest.mark.parametrize(
+    "surrogate",
+    mostly_slow(SURROGATES, lambda s: isinstance(s, MultiGaussian)),  # each has kernels of its own
+    ids=lambda s: type(s).__name__,
+)
 def test_kernel_equals_its_twin_for_every_option(
     surrogate, recurrent, adaptive, detach_spikes, dtype
 ):

@@ -31,6 +31,7 @@ from neuron_cases import (
     LEAST,
     OTHER_SURROGATES,
     SURROGATES,
+    Gaussian,
     alif,
     assert_close,
     assert_gradient_alone,
@@ -66,7 +67,7 @@ def check(inputs, **options):
     return expected[0]
 
 
-@pytest.mark.parametrize("detach_spikes", DETACHED)
+@pytest.mark.parametrize("detach_spikes", mostly_slow(DETACHED, lambda x: x in (False, "reset")))
 @pytest.mark.parametrize("recurrent", [True, False])
 @pytest.mark.parametrize(
     "kind",
@@ -82,7 +83,9 @@ def test_every_option(kind, recurrent, detach_spikes):
     assert check(inputs, arp=2, detach_spikes=detach_spikes, surrogate=surrogate).sum() > 5
 
 
-@pytest.mark.parametrize("surrogate", OTHER_SURROGATES, ids=repr)
+@pytest.mark.parametrize(
+    "surrogate", mostly_slow(OTHER_SURROGATES, lambda s: isinstance(s, Gaussian)), ids=repr
+)
 def test_every_surrogate(surrogate):
     assert check(make_gpu_inputs((13, 2, 5)), surrogate=surrogate).sum() > 5
 

@@ -15,7 +15,9 @@ from neuron_cases import (
     run,
 )
 
+from blockspike.neurons import Boxcar
 from blockspike.neurons.cpu import fused as fused_cpu
+from tiers import mostly_slow
 
 RTOL = {torch.float32: 1e-4, torch.float64: 1e-9}
 
@@ -42,7 +44,11 @@ def test_fused_equals_standard_at_odd_sizes(n_steps, n_neurons, recurrent, detac
 @pytest.mark.parametrize("detach_spikes", DETACHED)
 @pytest.mark.parametrize("adaptive", [True, False])
 @pytest.mark.parametrize("recurrent", [True, False])
-@pytest.mark.parametrize("surrogate", SURROGATES, ids=lambda s: type(s).__name__)
+@pytest.mark.parametrize(
+    "surrogate",
+    mostly_slow(SURROGATES, lambda s: not isinstance(s, Boxcar)),  # each has kernels of its own
+    ids=lambda s: type(s).__name__,
+)
 def test_fused_equals_standard_for_every_option(
     surrogate, recurrent, adaptive, detach_spikes, dtype
 ):

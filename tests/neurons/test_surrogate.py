@@ -31,6 +31,7 @@ from blockspike.neurons.cpu.steps import numbers
 from blockspike.neurons.cpu.surrogate import surrogate_derivative
 from blockspike.neurons.model import where
 from blockspike.neurons.surrogate import spike
+from tiers import mostly_slow
 
 EPS = {np.float32: 2.0**-23, np.float64: 2.0**-52}
 
@@ -175,7 +176,9 @@ def test_huge_currents_have_the_gradient_of_the_loop(method):
     assert torch.equal(*found) and not found[0].any()
 
 
-@pytest.mark.parametrize("surrogate", OTHER_SURROGATES, ids=repr)
+@pytest.mark.parametrize(
+    "surrogate", mostly_slow(OTHER_SURROGATES, lambda s: isinstance(s, Gaussian | SLAYER)), ids=repr
+)
 def test_fused_equals_standard(surrogate):
     inputs = make_inputs((65, 3, 17))
     expected = run(inputs, method="standard", surrogate=surrogate)

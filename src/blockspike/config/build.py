@@ -15,27 +15,11 @@ from blockspike.data.datamodule import EventDataModule
 from blockspike.data.recordings_datamodule import RecordingsDataModule
 from blockspike.fitting.module import NeuronFittingModule
 from blockspike.networks.classifier import SpikingClassifier
-from blockspike.neurons import (
-    SLAYER,
-    Arctan,
-    Boxcar,
-    FastSigmoid,
-    MultiGaussian,
-    Surrogate,
-    Triangular,
-)
+from blockspike.neurons.surrogate import SURROGATES, Surrogate
 from blockspike.runs.identity import plain
 from blockspike.runs.processes import cluster_environment
 from blockspike.training.classification import ClassificationModule
 
-SURROGATES: dict[str, type[Surrogate]] = {
-    "fast_sigmoid": FastSigmoid,
-    "boxcar": Boxcar,
-    "multi_gaussian": MultiGaussian,
-    "triangular": Triangular,
-    "arctan": Arctan,
-    "slayer": SLAYER,
-}
 _OF_HYDRA = ("_target_", "_partial_", "_convert_", "_recursive_")
 _Data = typing.TypeVar("_Data", bound=pl.LightningDataModule)
 

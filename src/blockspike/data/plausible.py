@@ -6,9 +6,8 @@ import warnings
 
 import numpy as np
 
-from blockspike.data.sweeps import peak_of
+from blockspike.data.sweeps import CURRENT_RANGE_PA, peak_of
 
-CURRENT_PEAK_PA = (1.0, 100_000.0)
 USUAL_PEAK_PA = (10.0, 20_000.0)
 LEAST_INTERVAL_MS = 0.5  # no neuron fires twice in less; trials that were merged do
 USUAL_WIDTH_MS = (0.1, 5.0)  # of spikes, at half height
@@ -21,10 +20,10 @@ def check_peak(where: str, current_pa: np.ndarray) -> None:
     """Refuse a current whose unit cannot be pA; warn of an unusual one. 0 is left to the user.
 
     Raises:
-        ValueError: the peak is outside `CURRENT_PEAK_PA`; names the likely unit.
+        ValueError: the peak is outside `CURRENT_RANGE_PA`; names the likely unit.
     """
     peak = peak_of(current_pa)
-    low, high = CURRENT_PEAK_PA
+    low, high = CURRENT_RANGE_PA
     if peak and not low * (1 - 1e-6) <= peak <= high:
         least, most = USUAL_PEAK_PA
         likely = [unit for pa, unit in _UNITS.items() if least <= peak * pa <= most]

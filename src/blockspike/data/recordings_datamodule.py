@@ -99,7 +99,7 @@ class RecordingsDataModule(pl.LightningDataModule):
         ['cell']
     """
 
-    is_recorded = True  # made cells are fitted however few spikes they have
+    is_recorded = True  # made cells have no file, and are fitted however few spikes they have
 
     def __init__(
         self,
@@ -193,6 +193,8 @@ class RecordingsDataModule(pl.LightningDataModule):
         self.test = _part([cell.test for cell in cells], self.test_scale_pa, cells[0].warm_up_steps)
 
     def _sha256(self, pairs: list[tuple[Recording, Recording]]) -> str | None:
+        if not self.is_recorded:
+            return None
         hashes = [x.sha256() for a, b in pairs for x in ((a,) if a is b else (a, b))]
         return hashlib.sha256("".join(hashes).encode()).hexdigest()
 

@@ -9,7 +9,7 @@ from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
-CURRENT_RANGE_PA = (1.0, 20_000.0)
+CURRENT_RANGE_PA = (1.0, 100_000.0)
 VOLTAGE_RANGE_MV = (1.0, 250.0)
 DT_RANGE_MS = (1e-4, 1e3)
 _PA_PER_A = 1e12
@@ -161,7 +161,7 @@ def converted_to(
     if may_be_si and low * (1 - 1e-6) <= peak_of(raw * per_si) <= high:
         return raw.astype(np.float64) * per_si
     raise ValueError(
-        f"{where}: expected a peak {quantity} of {low:g} to {high:g} {unit}, got {peak:.3g} "
+        f"{where}: expected a peak {quantity} of {low:g} to {high:,.0f} {unit}, got {peak:.3g} "
         f"{unit}; the conversion factor {conversion:g} looks wrong"
     )
 

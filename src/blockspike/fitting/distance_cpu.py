@@ -16,7 +16,7 @@ from torch import Tensor
 from blockspike.fitting.distance import Window
 from blockspike.memory import keep_freed_memory_if_large
 from blockspike.neurons.alif.step import ALIF, check_arp
-from blockspike.neurons.autograd import differentiable_once, in_full_precision
+from blockspike.neurons.autograd import differentiable_once, in_full_precision, refuse_transforms
 from blockspike.neurons.cpu.kernels import kernel, kernel_with_fma, without_refcount
 from blockspike.neurons.cpu.model_errors import error_of_model
 from blockspike.neurons.cpu.steps import numbers, reverse_step, step
@@ -88,6 +88,7 @@ def fitting_distance(
     Raises:
         ValueError: arp is invalid (see `alif`), or the membrane did not stay finite.
     """
+    refuse_transforms("fitting_distance", "fused")
     check_arp(arp, len(current), beta.dtype)
     fitted, held_out = _FittingDistance.apply(  # pyright: ignore
         current, target, beta, p, b, weight, bias, noise, draws, arp, surrogate, decay, window

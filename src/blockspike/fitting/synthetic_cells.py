@@ -79,9 +79,6 @@ class SyntheticCells(RecordingsDataModule):
         """Draw the cells; training and test data are parts of one recording."""
         return [(recording, recording) for recording in self.cells()]
 
-    def _sha256(self, pairs: list[tuple[Recording, Recording]]) -> None:
-        """None: there is no file that could change."""
-
     def cells(self) -> list[Recording]:
         """Draw and simulate the cells."""
         n_steps = round(self.duration_s * 1000 / _DT_MS)

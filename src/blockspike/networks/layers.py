@@ -152,7 +152,8 @@ class NeuronLayer(BoundedParameters):
         _, n_units, n_inputs = self.weight.shape
         given = vars(self.options).items()
         options = [f"{name}={x!r}" for name, x in given if x != getattr(LayerOptions, name)]
-        return ", ".join([f"{n_inputs}, {n_units}", *options, self.parameters_repr()])
+        parts = (f"{n_inputs}, {n_units}", *options, self.parameters_repr())
+        return ", ".join(filter(None, parts))
 
     @property
     def simulation_options(self) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """Decorators for autograd functions: full precision under autocast, first derivatives only.
 
-They also keep PyTorch's compiler out, and know its function transforms.
+They also keep PyTorch's compiler out. Transforms of `torch.func` are known here too.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -21,19 +21,13 @@ def in_full_precision(function: Callable[P, R]) -> Callable[P, R]:
     float32. Without autocast, nothing is converted. `torch.compile` leaves the function as it is.
 
     Raises:
-        RuntimeError: raised by the function where `torch.export` or a transform of `torch.func`
-            cannot have it.
+        RuntimeError: raised by the function in `torch.export`.
     """
 
     @wraps(function)
     def without_autocast(*args: P.args, **kwargs: P.kwargs) -> R:
         if torch.compiler.is_compiling():
             return _not_compiled(function)(*args, **kwargs)
-        if is_transformed() and kwargs.get("method") in _KERNELS.get(function.__name__, ()):
-            raise RuntimeError(
-                f"{function.__name__}: expected method='standard' in a transform of torch.func "
-                f"(grad, vmap, …), got {kwargs.get('method', 'fused')!r}"
-            )
         device = _device_type((*args, *kwargs.values()))
         if not is_autocast_on(device):
             return function(*args, **kwargs)
@@ -44,17 +38,18 @@ def in_full_precision(function: Callable[P, R]) -> Callable[P, R]:
     return without_autocast
 
 
-_KERNELS = {  # values of `method` that have no transforms; None = the default
-    "alif": ("fused", "blocks", None),
-    "simulate": ("fused", None),
-    "_of_sparse": (None,),
-    "fitting_distance": (None,),
-}
-
-
 def is_transformed() -> bool:
     """Whether a transform of `torch.func` runs, where values need not be there to look at."""
     return torch._C._are_functorch_transforms_active()
+
+
+def refuse_transforms(function: str, method: str) -> None:
+    """Raise RuntimeError in a transform of `torch.func`, unless the method is "standard"."""
+    if method != "standard" and is_transformed():
+        raise RuntimeError(
+            f"{function}: expected method='standard' in a transform of torch.func (grad, vmap, …), "
+            f"got {method!r}"
+        )
 
 
 def _not_compiled(function: Callable[P, R]) -> Callable[P, R]:

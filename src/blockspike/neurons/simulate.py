@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from blockspike.memory import keep_freed_memory_if_large
-from blockspike.neurons.autograd import in_full_precision, is_transformed
+from blockspike.neurons.autograd import in_full_precision, is_transformed, refuse_transforms
 from blockspike.neurons.cpu.fused import fused_cpu
 from blockspike.neurons.derivative import derived
 from blockspike.neurons.gpu.graphs import require_triton
@@ -95,6 +95,7 @@ def simulate(
     known = get_args(ExactMethod)
     if method not in known:
         raise ValueError(f"method: expected one of {', '.join(known)}, got {method!r}")
+    refuse_transforms(model.name, method)
     if not all(map(math.isfinite, constants)):
         raise NotFiniteError(f"constants: expected finite numbers, got {constants}")
     if set(parameters) != set(model.parameters):

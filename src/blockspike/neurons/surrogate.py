@@ -79,9 +79,11 @@ class Surrogate:
     def derivative(self, margin: Tensor) -> Tensor:
         """Derivative dS/dV at `margin` = V − θ (any shape, threshold units)."""
         numbers = (0.0, 1.0, *self.constants)
-        slope = torch.as_tensor(self.formula(margin, numbers), device=margin.device)
-        if slope.dtype != margin.dtype:  # a choice between two numbers has PyTorch's default dtype
-            slope = self.formula(margin, margin.new_tensor(numbers).unbind())
+        slope = self.formula(margin, numbers)
+        if isinstance(slope, Tensor) and slope.dtype == margin.dtype:
+            return slope
+        # Made of numbers alone, it is a number, or a choice that has PyTorch's default dtype.
+        slope = self.formula(margin, margin.new_tensor(numbers).unbind())
         return torch.as_tensor(slope).to(margin).expand(margin.shape)
 
 
@@ -234,10 +236,21 @@ class MultiGaussian(Surrogate):
         return slope if self.height == 1 else slope.mul_(self.height)
 
 
+SURROGATES: dict[str, type[Surrogate]] = {
+    "fast_sigmoid": FastSigmoid,
+    "boxcar": Boxcar,
+    "multi_gaussian": MultiGaussian,
+    "triangular": Triangular,
+    "arctan": Arctan,
+    "slayer": SLAYER,
+}
+"""The surrogates by their names in a configuration."""
+
+
 def check_surrogate(surrogate: object) -> None:
     """Raise ValueError unless `surrogate` is a `Surrogate`, not its class or name."""
     if not isinstance(surrogate, Surrogate):
-        known = ", ".join(f"{kind.__name__}()" for kind in Surrogate.__subclasses__()[:6])
+        known = ", ".join(f"{kind.__name__}()" for kind in SURROGATES.values())
         raise ValueError(f"surrogate: expected a Surrogate such as {known}; got {surrogate!r}")
 
 

@@ -81,8 +81,8 @@ def weight_panels(weight: Tensor | None, like: Tensor) -> np.ndarray:
         return like.new_empty(0, 0, 0).numpy()
     width = BLOCK * LANES_BYTES // like.itemsize
     n = len(weight)
-    padded = F.pad(weight.detach(), (0, -n % width))
-    return padded.reshape(n, -1, width).transpose(0, 1).contiguous().numpy()
+    padded = F.pad(weight.detach().T, (0, 0, 0, -n % width))  # (pre, post), as layers keep them
+    return padded.reshape(-1, width, n).transpose(1, 2).contiguous().numpy()
 
 
 def weight_array(weight: Tensor | None, like: Tensor) -> np.ndarray:
