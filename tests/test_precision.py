@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 import pytorch_lightning as pl
 import torch
+from neuron_cases import distance_of_alif
 from pytorch_lightning.plugins.precision import DoublePrecision
 from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
 from blockspike.fitting.distance import Window, squared_distance
-from blockspike.fitting.distance_cpu import fitting_distance
 from blockspike.fitting.population import PhysicalPopulation
 from blockspike.networks.classifier import SpikingClassifier
 from blockspike.networks.convolution import causal_convolution
@@ -274,7 +274,7 @@ def test_squared_distances_and_fits_of_half_precision_use_single():
         found = squared_distance(spikes.bfloat16(), target.bfloat16(), 0.9, Window(0, 9, 9))[0]
         values = [torch.rand(4).bfloat16() for _ in range(6)]
         options: dict[str, Any] = {"decay": 0.9, "arp": 1, "surrogate": MultiGaussian()}
-        fitted, _ = fitting_distance(spikes, target, *values, window=Window(0, 9, 9), **options)
+        fitted, _ = distance_of_alif(spikes, target, *values, window=Window(0, 9, 9), **options)
     assert torch.equal(found, expected)
     assert fitted.dtype == torch.float32
 

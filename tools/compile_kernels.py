@@ -26,6 +26,7 @@ from triton.compiler import ASTSource
 from blockspike.neurons.adlif.step import ADLIF, SE_ADLIF
 from blockspike.neurons.alif.step import ALIF, ALIF_ALWAYS_OPEN
 from blockspike.neurons.derivative import derived
+from blockspike.neurons.glif import GLIF
 from blockspike.neurons.gpu import events as events_gpu
 from blockspike.neurons.gpu import fused as fused_gpu
 from blockspike.neurons.gpu import kernels as kernels_gpu
@@ -99,6 +100,7 @@ def main() -> None:
     compile_model(ALIF, 3, "fp64", "fp64", SHORT, True)
     compile_model(SE_ADLIF, 3, "fp32", "fp32", AS_RUN, True)
     compile_model(ADLIF, 3, "fp32", "fp32", AS_RUN, True)
+    compile_model(derived(GLIF, 2), 2, "fp32", "fp32", AS_RUN, True)
     compile_model(LEAST, 2, "fp32", "fp32", SHORT, False)
     bare = replace(LEAST, name="least, derived", reverse_step=None)
     compile_model(derived(bare, 2), 2, "fp32", "fp32", SHORT, False)

@@ -9,6 +9,7 @@ from .fitting.fitted_neuron import FittedNeuron as FittedNeuron
 from .fitting.fitted_neuron import load_neuron as load_neuron
 from .fitting.metrics import explained_temporal_variance as explained_temporal_variance
 from .fitting.metrics import gamma_coincidence as gamma_coincidence
+from .fitting.metrics import md_star as md_star
 from .fitting.metrics import van_rossum_distance as van_rossum_distance
 from .fitting.synthetic_cells import SyntheticCells as SyntheticCells
 from .memory import keep_freed_memory as keep_freed_memory
@@ -26,6 +27,8 @@ from .networks.synapses import synaptic_current as synaptic_current
 from .neurons.adlif.step import adlif as adlif
 from .neurons.alif.methods import alif as alif
 from .neurons.events import EventBatch as EventBatch
+from .neurons.glif.neuron import ThresholdCoupling as ThresholdCoupling
+from .neurons.glif.neuron import glif as glif
 from .neurons.model import NeuronModel as NeuronModel
 from .neurons.readout import leaky_integrate as leaky_integrate
 from .neurons.simulate import simulate as simulate

@@ -21,8 +21,8 @@ from blockspike.commands.completion import SCRIPTS, candidates
 from blockspike.files import CONF
 
 COMMANDS = (
-    "prepare", "train", "fit", "evaluate", "publish", "figures", "benchmark", "status", "collect",
-    "report",
+    "prepare", "train", "fit", "evaluate", "inspect", "publish", "figures", "benchmark", "status",
+    "collect", "report",
 )  # fmt: skip
 RUNS = ("train", "fit")  # the commands that make runs and can sweep
 # Errors caused by the input; any other is a bug and keeps its traceback.
@@ -40,6 +40,7 @@ usage: blockspike COMMAND [overrides]
   evaluate   test a finished run:               blockspike evaluate run=outputs/…
              or a trained network:              blockspike evaluate pretrained=nmnist_sample_alif
              or a fitted neuron:                blockspike evaluate neuron=….json recording=…
+  inspect    list a recording's sweeps:         blockspike inspect my_cell.abf
   publish    export a network with its card:    blockspike publish run=outputs/… name=…
   figures    draw a finished run:               blockspike figures run=outputs/…
              or a table of runs:                blockspike figures figure=classification
@@ -106,7 +107,8 @@ def _succeeds(name: str) -> bool:
         if name not in COMMANDS:
             raise ValueError(f"command: expected one of {', '.join(COMMANDS)}, got {name!r}")
         # Overrides go last: Hydra's parser accepts no flag between them.
-        arguments = sorted(sys.argv[2:], key=_is_override)
+        given = [_with_key(name, a, sys.argv[1 + i]) for i, a in enumerate(sys.argv[2:])]
+        arguments = sorted(given, key=_is_override)
         sys.argv = [f"blockspike {name}", *(_as_override(name, a) for a in arguments)]
         if name in RUNS:
             check_names(name, sys.argv[1:])
@@ -140,12 +142,19 @@ def _completion(arguments: list[str]) -> None:
         sys.exit(2)
 
 
+def _with_key(command: str, argument: str, before: str) -> str:
+    """Turn the path that `inspect` takes without a key into an override."""
+    is_value = before in ("--cfg", "-c", "--package", "-p")
+    is_path = not (argument.startswith("-") or is_value or _is_override(argument))
+    return f"path={argument}" if command == "inspect" and is_path else argument
+
+
 def _is_override(argument: str) -> bool:
     """Return whether `argument` is an override (key=value, ~key), not a flag or its value."""
     return argument.startswith("~") or ("=" in argument and not argument.startswith("-"))
 
 
-_PATHS = ("run", "pretrained", "neuron", "recording", "data.path", "replay")
+_PATHS = ("run", "pretrained", "neuron", "recording", "data.path", "path", "replay")
 _LAUNCHERS = {  # choice of `sweep=` → the package it needs, from the extra `sweep`
     "joblib": "hydra-joblib-launcher",
     "slurm": "hydra-submitit-launcher",

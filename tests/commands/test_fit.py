@@ -7,11 +7,10 @@ import pandas as pd
 import pytest
 import torch
 
-from blockspike.commands import fit
 from blockspike.data.recordings import Recording
 from blockspike.files import read_json
-from blockspike.fitting.fitted_neuron import load_neuron
-from blockspike.fitting.population import NeuronParameters, simulate
+from blockspike.fitting.fitted_neuron import FittedNeuron, load_neuron
+from blockspike.fitting.parameters import NeuronParameters, simulate
 from blockspike.fitting.scores import predictions_of
 from blockspike.fitting.synthetic_cells import SyntheticCells
 from blockspike.training.metrics_file import read_metrics
@@ -156,11 +155,20 @@ def test_a_test_current_with_its_own_scale_is_simulated_with_it():
     )
     data.setup()
     assert data.scale_pa[1] != data.test_scale_pa[1]
-    values = ([15.0] * 2, [120.0] * 2, [0.2] * 2, [300.0] * 2, [0.5] * 2, [0.0] * 2)
-    parameters = NeuronParameters(*[torch.tensor(x, dtype=torch.float64) for x in values])
-    neurons = fit._neurons(data, parameters, arp_ms=2.0)
+    names = ("tau_membrane_ms", "tau_adaptation_ms", "b", "gain", "rest", "noise", "arp_ms")
+    values = (15.0, 120.0, 0.2, 300.0, 0.5, 0.0, 2.0)
+    parameters = NeuronParameters(
+        **{
+            name: torch.full((2,), value, dtype=torch.float64)
+            for name, value in zip(names, values, strict=True)
+        }
+    )
+    neurons = [
+        FittedNeuron.of(parameters, cell, name, float(data.scale_pa[cell]), 0.5)
+        for cell, name in enumerate(data.names)
+    ]
     predicted = predictions_of(neurons, data.test, data.scale_pa)
-    expected = simulate(parameters, data.test.current, 0.5, 2.0)[data.test.first :]
+    expected = simulate(parameters, data.test.current, 0.5)[data.test.first :]
     for cell in range(2):
         assert predicted[cell][0].noiseless.sum() > 3
         assert np.array_equal(predicted[cell][0].noiseless, expected[:, 0, cell].numpy())

@@ -96,7 +96,7 @@ def test_fits_are_logged_with_their_picture_and_table(blockspike, tmp_path):
     (logged,) = logged_runs(run.folder)
     check_result(logged, run)
     assert (logged.about.run_group, logged.about.job_type) == ("recovery", "fit")
-    assert list(logged.about.tags) == ["physical", "synthetic_cells"]
+    assert list(logged.about.tags) == ["alif", "synthetic_cells"]
     picture = run.folder / "figures" / "recording.png"
     assert logged.file("media/recording").read_bytes() == picture.read_bytes()
     stored = json.loads(logged.file("media/fits").read_text())

@@ -296,7 +296,7 @@ def test_npz_errors(tmp_path, changes, message):
 
 def test_npz_selection_errors(tmp_path):
     path = write_npz(tmp_path / "a.npz")
-    assert "sweeps: expected None, as an .npz has none, got [3]" in failure(path, sweeps=[3])
+    assert "expected a sweep of 0 to 0, got 3" in failure(path, sweeps=[3])
     assert "stimuli: expected some of stimulus 0, got none" in failure(path, stimuli=[])
 
 
@@ -330,8 +330,8 @@ def test_an_npy_or_a_flipped_byte_is_no_npz(tmp_path):
 
 
 def test_other_suffixes_are_refused(tmp_path):
-    path = write_npz(tmp_path / "a.npz").rename(tmp_path / "a.abf")
-    assert "expected .npz, .nwb, got a .abf" in failure(path)
+    path = write_npz(tmp_path / "a.npz").rename(tmp_path / "a.mat")
+    assert "expected .npz, .nwb, .abf, got a .mat" in failure(path)
 
 
 # NWB 1

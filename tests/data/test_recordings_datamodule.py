@@ -1,5 +1,7 @@
 """Recordings cut into training and test parts."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -72,6 +74,44 @@ def test_by_stimulus_as_published(tmp_path):
     # fitted to the first trial, scored on all
     assert [len(t) for t in data.test.trains[0]] == [2, 2]
     np.testing.assert_array_equal(data.batch()[1][:, 1, 0], data.train.trains[0][1][0])
+
+
+def test_by_sweep(tmp_path):
+    current, times = write(tmp_path / "a.npz", stimuli=3)
+    data = RecordingsDataModule(tmp_path / "a.npz", dt_ms=1.0, train_sweeps=[0, 2], test_sweeps=[1])
+    data.setup()
+    assert data.train.current.shape == (2000, 2, 1) and data.test.current.shape == (2000, 1, 1)
+    assert data.test.first == 0  # there is nothing before a sweep
+    tested = current[1].reshape(-1, 10).mean(1) / data.scale_pa[0]
+    np.testing.assert_allclose(data.test.current[:, 0, 0], tested, rtol=1e-5)
+    trained = current[2].reshape(-1, 10).mean(1) / data.scale_pa[0]
+    np.testing.assert_allclose(data.train.current[:, 1, 0], trained, rtol=1e-5)
+    assert data.test.trains[0][0].sum() == len(times[1]) + len(times[4])
+
+
+def test_a_sweep_in_both_parts_is_split_by_time(tmp_path):
+    write(tmp_path / "a.npz", stimuli=2)
+    same: dict[str, Any] = {"train_sweeps": [1], "test_sweeps": [1]}
+    data = RecordingsDataModule(tmp_path / "a.npz", dt_ms=1.0, warm_up_s=0, **same)
+    data.setup()
+    assert data.train.current.shape == (1200, 1, 1) and data.test.current.shape == (800, 1, 1)
+    with pytest.raises(ValueError, match="expected segments that do not overlap"):
+        RecordingsDataModule(tmp_path, train_s=[[0, 1]], test_s=[[0.5, 1.5]], **same)
+    apart: dict[str, Any] = {"train_sweeps": [0], "test_sweeps": [1]}
+    RecordingsDataModule(tmp_path, train_s=[[0, 1]], test_s=[[0.5, 1.5]], **apart)
+    with pytest.raises(ValueError, match="train_sweeps, test_sweeps: expected both or neither"):
+        RecordingsDataModule(tmp_path, train_sweeps=[0])
+
+
+def test_stimuli_are_chosen_by_a_pattern(tmp_path):
+    write(tmp_path / "a.npz", stimuli=3)
+    data = RecordingsDataModule(
+        tmp_path / "a.npz", dt_ms=1.0, train_stimulus="STIM*", test_stimulus="* [12]"
+    )
+    data.setup()
+    assert data.train.current.shape[1] == 3 and data.test.current.shape[1] == 2
+    with pytest.raises(ValueError, match=r"expected a stimulus of .*, got 'ramp\*'"):
+        RecordingsDataModule(tmp_path, train_stimulus="ramp*").setup()
 
 
 def test_unusable_cells_are_named_and_the_others_used(tmp_path):

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from blockspike.fitting.distance import Window, squared_distance
+from blockspike.fitting.glif_population import GLIFPopulation
 from blockspike.fitting.population import PhysicalPopulation
 from blockspike.neurons import Boxcar, FastSigmoid, MultiGaussian
 from tiers import mostly_slow
@@ -34,7 +35,7 @@ def results(compute, population, arrays, window):
     fitted, held_out = compute(current, target, DECAY, window, draws)
     weight = torch.linspace(0.5, 2, fitted.numel(), dtype=fitted.dtype).view_as(fitted)
     parameters = [x for x in population.parameters() if x.requires_grad]
-    assert len(parameters) == (6 if population.n_trials else 5)
+    assert len(parameters) >= (6 if population.n_trials else 5)
     return fitted, held_out, *torch.autograd.grad((fitted * weight).sum(), parameters)
 
 
@@ -59,6 +60,20 @@ def test_equal_in_float64(surrogate, arp_ms, n_cells, n_starts, n_steps, n_trial
     assert fused[0].sum() > 0
     if n_steps > 100:  # in fewer steps, the gradient of the boxcar is 0
         assert all(g.abs().max() > 0 for g in fused[2:])
+
+
+@pytest.mark.parametrize("parts", [{}, {"partial_reset": True, "threshold_coupling": True}])
+@pytest.mark.parametrize(("n_starts", "n_trials"), [(1, 0), (5, 3)])
+def test_every_part_of_glif(n_starts, n_trials, parts):
+    options = {"dt_ms": 0.5, "n_trials": n_trials, **parts}
+    population = GLIFPopulation(3, n_starts, **options).to(torch.float64)
+    _, *arrays = case(3, n_starts, 700)
+    window = Window(5, 500, 690)
+    fused = results(population.distance, population, arrays, window)
+    steps = results(partial(in_steps, population), population, arrays, window)
+    for ours, theirs in zip(fused, steps, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9)
+        assert ours.abs().max() > 0
 
 
 @pytest.mark.parametrize("n_trials", [0, 4])

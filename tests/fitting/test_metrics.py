@@ -16,6 +16,7 @@ from blockspike.fitting.distance import Window, squared_distance
 from blockspike.fitting.metrics import (
     explained_temporal_variance,
     gamma_coincidence,
+    md_star,
     van_rossum_distance,
 )
 
@@ -243,3 +244,66 @@ def test_dtype_of_a_van_rossum_distance():
 def test_bad_arguments_are_named(call, words):
     with pytest.raises(ValueError, match=words):
         call()
+
+
+def test_md_star_by_its_formula():
+    recorded, model = trains(3, 3000), trains(4, 3000, seed=1)
+    recorded[:, ::50] = 1  # shared spikes
+    model[:, 2::100] = 1
+    width = 4
+
+    def n_pairs(x: np.ndarray, y: np.ndarray) -> int:
+        a, b = np.flatnonzero(x), np.flatnonzero(y)
+        return int((np.abs(a[:, None] - b) <= width).sum())
+
+    def between(rows: np.ndarray) -> float:
+        n = range(len(rows))
+        return float(np.mean([n_pairs(rows[i], rows[j]) for i in n for j in n if i != j]))
+
+    of_both = np.mean([n_pairs(x, y) for x in recorded for y in model])
+    expected = 2 * of_both / (between(recorded) + between(model))
+    found = md_star(recorded, model, window_ms=width * DT_MS, dt_ms=DT_MS)
+    assert found == pytest.approx(expected) and 0.1 < found < 1
+    assert md_star(torch.from_numpy(recorded), model.tolist(), width * DT_MS, DT_MS) == found
+    alone = md_star(recorded, model[0], width * DT_MS, DT_MS)
+    single = n_pairs(model[0], model[0])
+    expected = 2 * np.mean([n_pairs(x, model[0]) for x in recorded]) / (between(recorded) + single)
+    assert alone == pytest.approx(expected)
+
+
+def test_md_star_of_the_neuron_itself_is_1_whatever_the_number_of_trials():
+    rate = 0.02 + 0.3 * (np.arange(40_000) % 200 < 8)
+    draw = np.random.default_rng(0)
+    for n in (2, 20):
+        recorded, model = (draw.random((n, 40_000)) < rate for _ in range(2))
+        assert md_star(recorded, model, 0.4, DT_MS) == pytest.approx(1, abs=0.03)
+    assert math.isnan(md_star(np.zeros((2, 50)), np.zeros(50)))
+
+
+@pytest.mark.parametrize(
+    ("recorded", "model", "words"),
+    [
+        (np.zeros((1, 50)), np.zeros(50), "trials: expected at least 2 recorded trials, got 1"),
+        (np.zeros((2, 50)), np.zeros((3, 40)), r"expected \[R, T\] and \[M, T\]"),
+        (np.zeros(50), np.zeros(50), r"expected \[R, T\] and \[M, T\]"),
+        (np.full((2, 50), np.nan), np.zeros(50), "trials: expected finite values"),
+    ],
+)
+def test_md_star_refuses_other_input(recorded, model, words):
+    with pytest.raises(ValueError, match=words):
+        md_star(recorded, model)
+    with pytest.raises(ValueError, match="window_ms: expected a number > 0"):
+        md_star(np.zeros((2, 9)), np.zeros(9), window_ms=0.0)
+
+
+def test_gamma_relative_to_the_neurons_reliability():
+    recorded, model = trains(3, 5000), trains(5000, seed=4)
+    recorded[:, ::100], model[::100] = 1, 1
+    others = [
+        gamma_coincidence(np.delete(recorded, i, 0), train, 0.2, DT_MS)
+        for i, train in enumerate(recorded)
+    ]
+    raw = gamma_coincidence(recorded, model, 0.2, DT_MS)
+    found = gamma_coincidence(recorded, model, 0.2, DT_MS, normalise=True)
+    assert found == pytest.approx(raw / np.mean(others)) and 0.5 < found < 1.5
+    assert math.isnan(gamma_coincidence(recorded[:1], model, 0.2, DT_MS, normalise=True))

@@ -11,7 +11,8 @@ from torch.utils.data import DataLoader
 from blockspike.fitting.distance import Window
 from blockspike.fitting.metrics import explained_temporal_variance, van_rossum_distance
 from blockspike.fitting.module import FittingBatch, NeuronFittingModule
-from blockspike.fitting.population import PaperPopulation, PhysicalPopulation, simulate
+from blockspike.fitting.parameters import simulate
+from blockspike.fitting.population import PaperPopulation, PhysicalPopulation
 from blockspike.fitting.synthetic_cells import SyntheticCells
 
 DT_MS = 0.5
@@ -113,7 +114,7 @@ def test_our_recipe_finds_neurons_that_predict_new_current(cells):
     assert start.shape == (3,)
     current = cells.test.current
     draws = torch.randn(*current.shape[:2], 40, generator=torch.Generator().manual_seed(0))
-    predicted = simulate(parameters, current, DT_MS, 2.0, draws)[cells.test.first :].mean(2)
+    predicted = simulate(parameters, current, DT_MS, draws)[cells.test.first :].mean(2)
     scores = [
         explained_temporal_variance(
             cells.test.trains[i][0][:, cells.test.first :], predicted[:, 0, i].numpy(), 15.0, DT_MS
@@ -133,7 +134,7 @@ def test_the_best_is_kept_once_tau_has_fallen(cells):
     epochs = module.best_epoch.gather(1, start.unsqueeze(1))[:, 0].tolist()
     current, target, _ = batch_of(cells)
     trials = [
-        simulate(parameters, current, DT_MS, 2.0, module.population.draw(len(current), 1, e))
+        simulate(parameters, current, DT_MS, module.population.draw(len(current), 1, e))
         for e in epochs  # with seed 0, the epoch is the seed of the draws
     ]
     predicted = torch.stack([trials[i].mean(2)[:, :, i] for i in range(3)], 2)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from blockspike import neurons
+from blockspike.fitting.distance_cpu import Drive, fitting_distance
 from blockspike.neurons import (
     SLAYER,
     Arctan,
@@ -20,6 +21,7 @@ from blockspike.neurons import (
 )
 from blockspike.neurons.alif import methods
 from blockspike.neurons.alif.blocks import blocks
+from blockspike.neurons.alif.step import ALIF
 from blockspike.neurons.model import NeuronModel, exp, maximum, where
 from blockspike.neurons.spec import Detach
 
@@ -191,3 +193,13 @@ WITHOUT_DERIVATIVE = NeuronModel(
     counters=("since",),
 )
 LEAST = NeuronModel("least", ("beta",), ("membrane",), least_step, reverse_least_step)
+
+
+def distance_of_alif(
+    current: Tensor, target: Tensor, beta: Tensor, p: Tensor, b: Tensor, weight: Tensor,
+    bias: Tensor, noise: Tensor, *, arp: int, **options: Any,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """`fitting_distance` of ALIF from a membrane of 0."""
+    drive = Drive(weight, bias, noise, torch.zeros_like(beta))
+    constants = (float(arp),)
+    return fitting_distance(current, target, ALIF, constants, (beta, p, b), drive, **options)

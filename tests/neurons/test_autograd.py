@@ -7,11 +7,10 @@ from typing import Any
 
 import pytest
 import torch
-from neuron_cases import SURROGATES, assert_close, make_inputs
+from neuron_cases import SURROGATES, assert_close, distance_of_alif, make_inputs
 
 import blockspike
 from blockspike.fitting.distance import Window, squared_distance
-from blockspike.fitting.distance_cpu import fitting_distance
 from blockspike.fitting.metrics import van_rossum_distance
 from blockspike.networks import layers as networks
 from blockspike.networks.classifier import SpikingClassifier
@@ -186,7 +185,7 @@ def fitting():
     current, target, beta = random(9, 2, 4), random(9, 2, 4).round(), random(4).requires_grad_()
     values = (beta, *random(5, 4))
     options: dict[str, Any] = {"surrogate": MultiGaussian(), "decay": 0.9, "arp": 1}
-    return fitting_distance(current, target, *values, window=Window(0, 9, 9), **options)[0], beta
+    return distance_of_alif(current, target, *values, window=Window(0, 9, 9), **options)[0], beta
 
 
 def events():

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import test_adlif
 import test_derivative
+import test_glif
 import test_state
 import torch
 from gpu_cases import (
@@ -157,6 +158,12 @@ def test_another_model(euler, dtype, delay, detach_spikes):
         inputs, RTOL[dtype], euler=euler, recurrent_delay=max(delay, 1),
         detach_spikes=detach_spikes, q=12.0,
     )  # fmt: skip
+
+
+@pytest.mark.parametrize("coupled", mostly_slow([True, False], lambda coupled: coupled))
+def test_the_model_with_most_parts(coupled):
+    inputs = test_glif.make_inputs((13, 2, 5), coupled, recurrent=True)
+    test_glif.check({name: value.to(DEVICE) for name, value in inputs.items()}, 1e-9, True)
 
 
 @pytest.mark.parametrize("membrane_gradient", mostly_slow([True, False], lambda given: given))

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from neuron_cases import assert_same_result, make_inputs, run
+from neuron_cases import assert_same_result, distance_of_alif, make_inputs, run
 
 from blockspike.fitting import distance_cpu as fitting_cpu
 from blockspike.fitting.distance import Window
@@ -72,7 +72,6 @@ def in_the_last_columns(monkeypatch, sparse, one_thread) -> list[int]:
         return x, None
 
     def run_there(compiled: Callable, n_items: int, *args: Any) -> None:
-        assert n_items == 1
         placed: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
 
         def place(x: Any) -> Any:
@@ -85,8 +84,8 @@ def in_the_last_columns(monkeypatch, sparse, one_thread) -> list[int]:
 
         there = [place(x) for x in args]
         sizes.append(max(big.size for _, big, _ in placed))
-        tile = N_COLUMNS // WIDTH - 1
-        compiled(tile, tile + 1, *there)
+        first = (N_COLUMNS // WIDTH - 1) * n_items
+        compiled(first, first + n_items, *there)
         for x, _, part in placed:
             if x.flags.writeable:
                 x[...] = part.reshape(x.shape)
@@ -132,7 +131,7 @@ def test_fitting(request):
     parameters.append(torch.full((WIDTH,), 0.1, requires_grad=True))
 
     def both() -> list[torch.Tensor]:
-        fitted, held_out = fitting_cpu.fitting_distance(
+        fitted, held_out = distance_of_alif(
             inputs["current"].detach(), target, *parameters, arp=2, surrogate=MultiGaussian(),
             decay=0.8, window=Window(1, 12, N_STEPS),
         )  # fmt: skip
@@ -142,7 +141,7 @@ def test_fitting(request):
     sizes = request.getfixturevalue("in_the_last_columns")
     for ours, theirs in zip(both(), expected, strict=True):
         assert torch.equal(ours, theirs)
-    assert len(sizes) == 2 and min(sizes) > 2**31
+    assert len(sizes) == 1 and sizes[0] > 2**31  # both passes are one call
 
 
 def made_events(n_rows: int = 64) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
+from made_abf import write_abf  # pyright: ignore
 from made_data import encode_events, make_shd  # pyright: ignore
 from made_nwb import MadeSweep, make_nwb1, make_nwb2, membrane_mv, noise_pa  # pyright: ignore
 from omegaconf import OmegaConf
@@ -380,6 +381,32 @@ def nwb2_seeds() -> list[bytes]:
     return [file_of(lambda p, t=t: make_nwb2(p, _SWEEPS, table=t)) for t in (True, False)]
 
 
+# .abf
+
+
+def abf_seeds() -> list[bytes]:
+    """Axon files of version 1; and one of version 2, where the example files are."""
+    voltage = np.stack([membrane_mv([2], 300)] * 2)
+    data = np.stack([voltage, np.full_like(voltage, 50.0)], 1)
+    steps = ((0.0, 0.0, 20), (-50.0, 25.0, 100))
+    made = [
+        file_of(lambda p: write_abf(p, data[:, :1], epochs=steps)),
+        file_of(lambda p: write_abf(p, data, ("mV", "pA"), epochs=steps)),
+    ]
+    example = Path(__file__).parents[3] / "shared" / "data" / "abf" / "File_axon_5.abf"
+    return [*made, example.read_bytes()] if example.is_file() else made
+
+
+def change_header(content: bytes, rng: random.Random) -> bytes:
+    """Another value in the header or a section."""
+    data = bytearray(content)
+    for _ in range(rng.choice((1, 1, 2, 5))):
+        at, size = rng.randrange(min(len(data), 8192)), rng.choice((1, 2, 4, 8))
+        value = (rng.choice(_EDGES) + rng.choice((-1, 0, 0, 1))) % 256**size
+        data[at : at + size] = value.to_bytes(size, "little")
+    return bytes(data)
+
+
 # .npz
 
 
@@ -683,6 +710,7 @@ PARSERS = {
         [change_checkpoint] * 3,
     ),
     "npz": Parser(100_000, at_path("a.npz", read_recording), npz_seeds, [change_npz] * 2),
+    "abf": Parser(100_000, at_path("a.abf", read_recording), abf_seeds, [change_header] * 3),
     "neuron": Parser(
         100_000, at_path("a.json", read_neuron), neuron_seeds, [change_json, change_text]
     ),

@@ -19,7 +19,7 @@ from blockspike.benchmark.layers import Size, make_inputs
 from blockspike.benchmark.table import Row
 from blockspike.benchmark.timing import Turn, all_turns, quartiles, summary, take_turns
 from blockspike.fitting.distance import Window
-from blockspike.fitting.distance_cpu import fitting_distance
+from blockspike.fitting.distance_cpu import Drive, fitting_distance
 from blockspike.networks.synapses import synaptic_current
 from blockspike.neurons import (
     Boxcar,
@@ -30,6 +30,7 @@ from blockspike.neurons import (
     alif,
     leaky_integrate,
 )
+from blockspike.neurons.alif.step import ALIF
 from blockspike.neurons.cpu.kernels import kernel
 from blockspike.neurons.cpu.lane_memory import load_lanes, store_lanes
 from blockspike.neurons.cpu.lanes import n_lanes
@@ -195,25 +196,26 @@ def _event_synapses() -> Kernel:
 
 
 def _fitting() -> Kernel:
-    """Fit to recordings: both passes read current and target; four values stored per 16 steps."""
+    """Fit to recordings: one call goes through current and target and back; backward scales."""
     shape = (10_000, 3, 146)  # the paper's recordings
     current = 0.2 * torch.rand(shape)
     target = torch.zeros(shape, dtype=torch.uint8)
-    parameters = [
-        torch.full(shape[2:], x, requires_grad=True) for x in (0.995, 0.999, 0.1, 1.0, 0.0, 0.0)
+    beta, p, b, *drive = parameters = [
+        torch.full(shape[2:], x, requires_grad=True)
+        for x in (0.995, 0.999, 0.1, 1.0, 0.0, 0.0, 0.0)
     ]
     n = current.numel()
 
     def forward() -> Tensor:
         return fitting_distance(
-            current, target, *parameters, arp=20, surrogate=MultiGaussian(), decay=0.99,
-            window=Window(0, shape[0], shape[0]),
+            current, target, ALIF, (20.0,), (beta, p, b), Drive(*drive), surrogate=MultiGaussian(),
+            decay=0.99, window=Window(0, shape[0], shape[0]),
         )[0]  # fmt: skip
 
-    kept = 4 * 4 / 16
-    flops = (16 * n, (45 + _SURROGATE_FLOPS[MultiGaussian]) * n)
+    n_gradients = len(parameters) * math.prod(shape[1:])
+    flops = ((16 + 16 + 45 + _SURROGATE_FLOPS[MultiGaussian]) * n, n_gradients)
     return Kernel(
-        "fit to recordings", ((5 + kept) * n, (5 + kept) * n), flops,
+        "fit to recordings", (10 * n, 8 * n_gradients), flops,
         partial(_turn, forward, parameters, torch.ones(shape[1:])),
     )  # fmt: skip
 

@@ -26,10 +26,10 @@ from blockspike.fitting.distance import Window
 from blockspike.fitting.fitted_neuron import FittedNeuron
 from blockspike.fitting.guard import FittingGuard
 from blockspike.fitting.module import FittingBatch, NeuronFittingModule
-from blockspike.fitting.population import NeuronParameters
 from blockspike.fitting.scores import (
     SIGMAS_MS,
     Prediction,
+    null_etv,
     predictions_of,
     scores_of_cells,
     traces_of_cell,
@@ -38,6 +38,10 @@ from blockspike.runs.run import Run
 from blockspike.training.metrics_file import read_metrics
 
 _EPOCHS_A_LINE = 20
+_SUMMARISED = (
+    "gamma_4ms", "gamma_a_2ms", "md_star_4ms", "rate_error", "noiseless_etv_15ms",
+    "reliability_etv_15ms", "null_etv_15ms",
+)  # fmt: skip
 _SHOWN_CELLS = 3
 
 
@@ -66,8 +70,10 @@ def _fit_and_score(
     """
     fit_s = _fit(cfg, run, data, module)
     parameters, _ = module.chosen()
-    arp_ms = module.population.arp * data.dt_ms
-    neurons = _neurons(data, parameters, arp_ms)
+    neurons = [
+        FittedNeuron.of(parameters, cell, name, float(data.scale_pa[cell]), data.dt_ms)
+        for cell, name in enumerate(data.names)
+    ]
     for neuron in neurons:
         neuron.save(run.folder / "fits" / f"{neuron.name}.json")
     train, test = (predictions_of(neurons, part, data.scale_pa) for part in (data.train, data.test))
@@ -79,6 +85,9 @@ def _fit_and_score(
         ],
         axis=1,
     )
+    table["test_null_etv_15ms"] = [
+        null_etv(data.train, data.test, cell, data.dt_ms) for cell in range(len(neurons))
+    ]
     with whole_file(run.folder / "fits.csv") as path:
         table.to_csv(path, index=False)
     traces = _traces(data, test, table)
@@ -120,17 +129,6 @@ def _parameter_columns(
     )  # fmt: skip
 
 
-def _neurons(
-    data: RecordingsDataModule, parameters: NeuronParameters, arp_ms: float
-) -> list[FittedNeuron]:
-    neurons = []
-    for cell, name in enumerate(data.names):
-        own = {key: float(x[cell]) for key, x in vars(parameters).items()}
-        own["gain_per_pa"] = own.pop("gain") / float(data.scale_pa[cell])
-        neurons.append(FittedNeuron(name=name, arp_ms=arp_ms, dt_ms=data.dt_ms, **own))
-    return neurons
-
-
 def _traces(
     data: RecordingsDataModule, predictions: list[list[Prediction]], table: pd.DataFrame
 ) -> dict[str, Any]:
@@ -154,7 +152,9 @@ def _medians(table: pd.DataFrame, data: RecordingsDataModule, fit_s: float) -> d
         "fit_s_per_cell": fit_s / len(table),
     }  # fmt: skip
     for part in ("test", "train"):
-        for name in (*(f"etv_{s:g}ms" for s in SIGMAS_MS), "gamma_4ms"):
+        for name in (*(f"etv_{s:g}ms" for s in SIGMAS_MS), *_SUMMARISED):
+            if f"{part}_{name}" not in table:
+                continue
             values = table[f"{part}_{name}"].dropna().to_numpy()
             quartiles = np.percentile(values, (25, 50, 75)) if len(values) else [float("nan")] * 3
             for label, value in zip(("q25", "median", "q75"), quartiles, strict=True):
@@ -166,9 +166,14 @@ def _summary(row: dict[str, Any]) -> str:
     """Summarise a fit on one line."""
     etv = ", ".join(f"{row[f'test_etv_{s:g}ms_median']:.3f} (σ {s:g} ms)" for s in SIGMAS_MS)
     cells = "1 cell" if row["n_cells"] == 1 else f"{row['n_cells']} cells"
+    trial = row["test_reliability_etv_15ms_median"]
+    beside = f"a constant rate during the stimulus {row['test_null_etv_15ms_median']:.3f}"
+    if trial == trial:  # not NaN: there are several recorded trials
+        beside += f", another trial of the neuron {trial:.3f}"
+    kind = "normalised ETV" if trial == trial else "ETV"
     return (
-        f"{cells} fitted in {row['fit_s']:.1f} s; on test, median normalised ETV "
-        f"{etv}, Γ ± 4 ms {row['test_gamma_4ms_median']:.3f}"
+        f"{cells} fitted in {row['fit_s']:.1f} s; on test, median {kind} {etv}, Γ ± 4 ms "
+        f"{row['test_gamma_4ms_median']:.3f}; at σ 15 ms, {beside}"
     )
 
 

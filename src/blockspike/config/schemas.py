@@ -22,6 +22,7 @@ from blockspike.data.datamodule import EventDataModule
 from blockspike.data.nmnist import NMNISTDataModule
 from blockspike.data.recordings_datamodule import RecordingsDataModule
 from blockspike.data.shd import SHDDataModule
+from blockspike.fitting.glif_population import GLIFPopulation
 from blockspike.fitting.module import NeuronFittingModule
 from blockspike.fitting.population import NeuronPopulation, PaperPopulation, PhysicalPopulation
 from blockspike.fitting.synthetic_cells import SyntheticCells
@@ -36,7 +37,8 @@ _DATA = {
     "synthetic_cells": SyntheticCells,
 }
 _POPULATIONS: dict[str, type[NeuronPopulation]] = {
-    "physical": PhysicalPopulation,
+    "alif": PhysicalPopulation,
+    "glif": GLIFPopulation,
     "paper": PaperPopulation,
 }
 # Base class → class with the arguments that its subclasses take as **keywords and pass on.
@@ -197,6 +199,14 @@ class StatusSchema:
 
 
 @dataclasses.dataclass
+class InspectSchema:
+    """Top level of conf/inspect.yaml."""
+
+    path: str = MISSING
+    sweeps: list[int] | None = None
+
+
+@dataclasses.dataclass
 class CollectSchema:
     """Top level of conf/collect.yaml."""
 
@@ -226,6 +236,7 @@ def register_schemas() -> None:
         ("benchmark", BenchmarkSchema),
         ("collect", CollectSchema),
         ("status", StatusSchema),
+        ("inspect", InspectSchema),
         ("report", ReportSchema),
     ):
         store.store(name=f"{name}_schema", node=node)

@@ -1,15 +1,16 @@
-"""Current-clamp recordings to which neurons are fitted: `.npz`, NWB 1 (Allen) and NWB 2."""
+"""Current-clamp recordings to which neurons are fitted: `.npz`, NWB 1 and 2, and Axon files."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from scipy.signal import find_peaks
 
+from blockspike.data.abf import read_abf
 from blockspike.data.limits import read_npz
 from blockspike.data.nwb import read_sweeps
 from blockspike.data.plausible import (
@@ -30,7 +31,7 @@ from blockspike.data.sweeps import (
     peak_of,
 )
 
-RECORDING_SUFFIXES = (".npz", ".nwb")
+RECORDING_SUFFIXES = (".npz", ".nwb", ".abf")
 _HDF5_SUFFIXES = (".nwb", ".h5")
 # Least peak of a spike, its least rise above both sides, how far these reach, and the least time
 # between peaks.
@@ -199,13 +200,17 @@ def load_recording(
     - ``voltage_mv``, ``[T]`` or ``[R, T]`` of one stimulus, else ``[R, S, T]``, all NaN where a
       repeat is missing.
 
-    NWB: sweeps with the same name and equal current are repeats of one stimulus; stimuli are in the
-    order of their first sweeps. Spikes that are not stored are detected (`detect_spikes`).
+    NWB and Axon: sweeps with the same name and equal current are repeats of one stimulus; stimuli
+    are in the order of their first sweeps. Spikes that are not stored are detected
+    (`detect_spikes`).
 
     Args:
-        path: ``.npz``, or ``.nwb`` or ``.h5`` of NWB 1 (Allen Cell Types Database) or NWB 2.
-        stimuli: names of the stimuli to read, upper or lower case; None = all.
-        sweeps: numbers of the NWB sweeps to read; None = all of current clamp.
+        path: ``.npz``, ``.nwb`` or ``.h5`` of NWB 1 (Allen Cell Types Database) or NWB 2, or
+            ``.abf`` (Axon), of which a recorded current is preferred to the command.
+        stimuli: names of the stimuli to read, upper or lower case, or patterns such as "*ramp*";
+            None = all.
+        sweeps: numbers of the sweeps to read, in an ``.npz`` of the stimuli; None = all of current
+            clamp.
 
     Raises:
         FileNotFoundError: no such file.
@@ -234,8 +239,8 @@ def load_recording(
         )
     if path.suffix == ".npz":
         return _load_npz(path, stimuli, sweeps)
-    if path.suffix in _HDF5_SUFFIXES:
-        return _load_nwb(path, stimuli, sweeps)
+    if path.suffix in (*_HDF5_SUFFIXES, ".abf"):
+        return _load_sweeps(path, stimuli, sweeps)
     raise ValueError(
         f"{path}: expected {', '.join(RECORDING_SUFFIXES)}, "
         f"got a {path.suffix or 'file without suffix'}"
@@ -256,10 +261,20 @@ def _no_spikes(where: str) -> ValueError:
     return ValueError(f"{where}: expected spike times or a voltage to find spikes in, got neither")
 
 
-def _load_nwb(path: Path, stimuli: Sequence[str] | None, sweeps: Sequence[int] | None) -> Recording:
+def sweeps_of(
+    path: Path, stimuli: Sequence[str] | None = None, sweeps: Sequence[int] | None = None
+) -> Iterator[Sweep]:
+    """Current-clamp sweeps of an NWB or Axon file; see `nwb.read_sweeps` and `abf.read_abf`."""
+    read = read_abf if path.suffix == ".abf" else read_sweeps
+    return read(path, stimuli, sweeps)
+
+
+def _load_sweeps(
+    path: Path, stimuli: Sequence[str] | None, sweeps: Sequence[int] | None
+) -> Recording:
     kinds: list[Sweep] = []
     trains: list[list[np.ndarray]] = []
-    for sweep in read_sweeps(path, stimuli, sweeps):
+    for sweep in sweeps_of(path, stimuli, sweeps):
         times_s = _sweep_times(f"{path}, sweep {sweep.number}", sweep)
         if kinds:
             _check_alike(path, kinds[0], sweep)
@@ -319,8 +334,6 @@ def _by_repeat(trains: Sequence[Sequence[np.ndarray | None]]) -> list[list[np.nd
 
 
 def _load_npz(path: Path, stimuli: Sequence[str] | None, sweeps: Sequence[int] | None) -> Recording:
-    if sweeps is not None:
-        raise ValueError(f"{path}: sweeps: expected None, as an .npz has none, got {list(sweeps)}")
     arrays = read_npz(path)
     current = np.atleast_2d(_required(path, arrays, "current_pa"))
     if current.ndim != 2 or not len(current):
@@ -334,6 +347,10 @@ def _load_npz(path: Path, stimuli: Sequence[str] | None, sweeps: Sequence[int] |
     kept = range(len(names)) if stimuli is None else indices_of(path, names, stimuli)
     if not kept:
         raise ValueError(f"{path}: stimuli: expected some of {', '.join(names)}, got none")
+    if sweeps is not None:
+        for number in set(sweeps) - set(range(len(names))):
+            raise ValueError(f"{path}: expected a sweep of 0 to {len(names) - 1}, got {number}")
+        kept = [s for s in kept if s in set(sweeps)]
     dt_ms = _npz_dt_ms(path, arrays)
     trains = _npz_trains(path, arrays, current, dt_ms)
     return Recording(

@@ -72,8 +72,11 @@ class RecordingsDataModule(pl.LightningDataModule):
     Args:
         path: one recording, or a folder with a recording of each cell.
         dt_ms: length of a step of the model, over which currents are averaged.
-        train_stimulus, test_stimulus: name of the stimulus; None = every stimulus.
-        train_s, test_s: segments [[start, stop], …] in seconds; None = the first 60 % and the rest.
+        train_stimulus, test_stimulus: name of the stimulus, or a pattern such as "*ramp*"; None =
+            every stimulus.
+        train_sweeps, test_sweeps: numbers of the sweeps, in an ``.npz`` of the stimuli; None = all.
+        train_s, test_s: segments [[start, stop], …] in seconds; None = the first 60 % and the rest,
+            or all of each sweep if no sweep is in both parts.
         held_out: share of each training segment, at its end, by which starts are chosen.
         warm_up_s: time before each test segment that is simulated but not scored.
         first_trial_only: fit to the first trial, not to the mean of all; all are scored.
@@ -107,6 +110,8 @@ class RecordingsDataModule(pl.LightningDataModule):
         dt_ms: float = 0.5,
         train_stimulus: str | None = None,
         test_stimulus: str | None = None,
+        train_sweeps: list[int] | None = None,
+        test_sweeps: list[int] | None = None,
         train_s: Segments | None = None,
         test_s: Segments | None = None,
         held_out: float = 0.2,
@@ -121,6 +126,9 @@ class RecordingsDataModule(pl.LightningDataModule):
         require(0 <= held_out < 1, "held_out", held_out, "0 ≤ x < 1")
         require(warm_up_s >= 0, "warm_up_s", warm_up_s, "at least 0")
         require(scaling in ("deviation", "maximum"), "scaling", scaling, "deviation or maximum")
+        require((train_sweeps is None) == (test_sweeps is None), "train_sweeps, test_sweeps",
+                (train_sweeps, test_sweeps), "both or neither")  # fmt: skip
+        apart = not set(train_sweeps or ()) & set(test_sweeps or ()) and train_sweeps is not None
         require((train_s is None) == (test_s is None), "train_s, test_s", (train_s, test_s),
                 "both or neither")  # fmt: skip
         for key, segments in (("train_s", train_s), ("test_s", test_s)):
@@ -128,11 +136,13 @@ class RecordingsDataModule(pl.LightningDataModule):
         if (
             train_s is not None
             and test_s is not None
+            and not apart
             and _may_be_same(train_stimulus, test_stimulus)
         ):
             _check_apart(train_s, test_s)
         self.path, self.dt_ms = Path(path), dt_ms
         self.train_stimulus, self.test_stimulus = train_stimulus, test_stimulus
+        self.train_sweeps, self.test_sweeps, self._apart = train_sweeps, test_sweeps, apart
         self.train_s, self.test_s = train_s, test_s
         self.held_out, self.warm_up_s = held_out, warm_up_s
         self.first_trial_only, self.scaling = first_trial_only, scaling
@@ -155,9 +165,11 @@ class RecordingsDataModule(pl.LightningDataModule):
         with progress(f"Reading {self.title}", len(files)) as advance:
             for name, file in zip(_cell_names(files, self.path), files, strict=True):
                 try:
-                    train = _read(file, name, self.train_stimulus)
-                    same = self.train_stimulus == self.test_stimulus
-                    pairs.append((train, train if same else _read(file, name, self.test_stimulus)))
+                    chosen = (self.train_stimulus, self.train_sweeps)
+                    tested = (self.test_stimulus, self.test_sweeps)
+                    train = _read(file, name, *chosen)
+                    test = train if chosen == tested else _read(file, name, *tested)
+                    pairs.append((train, test))
                 except (ValueError, OSError) as error:
                     self.failed[name] = str(error)
                 advance(1)
@@ -199,8 +211,10 @@ class RecordingsDataModule(pl.LightningDataModule):
         return hashlib.sha256("".join(hashes).encode()).hexdigest()
 
     def _cut(self, train: Recording, test: Recording) -> _Cell:
-        train_s = self.train_s or [[0.0, _TRAIN_SHARE * _duration_s(train)]]
-        test_s = self.test_s or [[_TRAIN_SHARE * _duration_s(test), _duration_s(test)]]
+        share = 1.0 if self._apart else _TRAIN_SHARE
+        first = 0.0 if self._apart else _TRAIN_SHARE
+        train_s = self.train_s or [[0.0, share * _duration_s(train)]]
+        test_s = self.test_s or [[first * _duration_s(test), _duration_s(test)]]
         # No longer than the time before any test segment.
         warm_up_s = min(self.warm_up_s, min(start for start, _ in test_s))
         test_s = [[start - warm_up_s, stop] for start, stop in test_s]
@@ -301,9 +315,9 @@ def _cell_names(files: list[Path], folder: Path) -> list[str]:
     return ["_".join(f.relative_to(folder).parts) for f in files]
 
 
-def _read(file: Path, name: str, stimulus: str | None) -> Recording:
+def _read(file: Path, name: str, stimulus: str | None, sweeps: list[int] | None) -> Recording:
     stimuli = None if stimulus is None else [stimulus]
-    return replace(load_recording(file, stimuli=stimuli), name=name)
+    return replace(load_recording(file, stimuli=stimuli, sweeps=sweeps), name=name)
 
 
 def _duration_s(recording: Recording) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -94,7 +95,7 @@ def _with_names(path: Path, stored: list[AnyStored], names: Sequence[str]) -> li
 
 
 def indices_of(path: Path, there: Sequence[str], names: Sequence[str] | str) -> list[int]:
-    """Find stimulus names, upper or lower case, in ``there`` and return their indices.
+    """Find stimulus names or patterns, upper or lower case, in ``there``; return their indices.
 
     Raises:
         ValueError: a name is not there; lists those that are.
@@ -103,10 +104,14 @@ def indices_of(path: Path, there: Sequence[str], names: Sequence[str] | str) -> 
     wanted = [name.strip().casefold() for name in names]
     folded = [name.strip().casefold() for name in there]
     for name, key in zip(names, wanted, strict=True):
-        if key not in folded:
+        if not any(_fits(x, key) for x in folded):
             listed = ", ".join(dict.fromkeys(repr(x) for x in there if x)) or "unnamed ones only"
             raise ValueError(f"{path}: expected a stimulus of {listed}, got {name!r}")
-    return [i for i, key in enumerate(folded) if key in wanted]
+    return [i for i, x in enumerate(folded) if any(_fits(x, key) for key in wanted)]
+
+
+def _fits(name: str, pattern: str) -> bool:
+    return name == pattern or fnmatchcase(name, pattern)
 
 
 def check_current(where: str, current: np.ndarray) -> None:

@@ -1,12 +1,13 @@
-"""Drive, ALIF neurons without recurrence and van Rossum distance in one pass (Numba).
+"""Drive, neurons of any model without recurrence and van Rossum distance in one pass (Numba).
 
-Computes the spikes and gradients of `alif(weight · current + bias + noise · draws)`, the mean over
-trials and `squared_distance`, without storing drives, spikes or filtered differences. Only the
-state every CHUNK steps is kept; backward recomputes the steps between. The steps are those of
-`step.py`; the readable twin is the other branch of `NeuronPopulation.distance`.
+Computes the spikes and gradients of a simulation with `weight · current + bias + noise · draws`,
+the mean over trials and `squared_distance`, without storing drives, spikes or filtered differences.
+As many neurons as a vector has lanes go through all steps and back at a time, so that only their
+states, every CHUNK steps, are kept. The gradient is computed at once, up to the factor that
+`backward` gets. The readable twin is the other branch of `NeuronPopulation.distance`.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -14,61 +15,98 @@ from numba.core.errors import NumbaError
 from torch import Tensor
 
 from blockspike.fitting.distance import Window
-from blockspike.memory import keep_freed_memory_if_large
-from blockspike.neurons.alif.step import ALIF, check_arp
 from blockspike.neurons.autograd import differentiable_once, in_full_precision, refuse_transforms
 from blockspike.neurons.cpu.kernels import kernel, kernel_with_fma, without_refcount
+from blockspike.neurons.cpu.lane_memory import add_rows, load_lanes, store_lanes, store_rows
+from blockspike.neurons.cpu.lanes import add_each, n_lanes, spread
 from blockspike.neurons.cpu.model_errors import error_of_model
-from blockspike.neurons.cpu.steps import numbers, reverse_step, step
-from blockspike.neurons.cpu.surrogate import surrogate_derivative
+from blockspike.neurons.cpu.steps import (
+    grad_rows,
+    n_rows,
+    no_sums,
+    numbers,
+    parameter_rows,
+    reverse_step,
+    state_rows,
+    step,
+)
+from blockspike.neurons.cpu.surrogate import slope_of
 from blockspike.neurons.cpu.threads import run
-from blockspike.neurons.cpu.tiles import CHUNK, WIDEST_TILE, columns, tile_width
+from blockspike.neurons.cpu.tiles import columns
+from blockspike.neurons.model import NeuronModel
 from blockspike.neurons.spec import SimulationSpec
 from blockspike.neurons.surrogate import Surrogate
 from blockspike.neurons.trace import check_finite
 
+CHUNK = 16  # steps between kept states
+
+
+class Drive(NamedTuple):
+    """How a current drives neurons, [N] each: I[t] = weight · current[t] + bias + noise · ξ[t].
+
+    Attributes:
+        weight, bias, noise: coefficients per step; ξ is standard normal, new for each trial.
+        start: membrane before the first step.
+    """
+
+    weight: Tensor
+    bias: Tensor
+    noise: Tensor
+    start: Tensor
+
 
 class _Inputs(NamedTuple):
-    """Arrays that every neuron reads.
+    """Arrays that every neuron reads, flat.
 
     Attributes:
         current, target: [T, B · C].
-        draws: [T, R, B], or None without noise.
+        draws: [T, R, B], empty without noise.
         n_starts: columns that share a cell's current.
         n_neurons: columns that share a segment's draws.
     """
 
     current: np.ndarray
     target: np.ndarray
-    draws: np.ndarray | None
+    draws: np.ndarray
     n_starts: int
     n_neurons: int
 
 
 class _Neurons(NamedTuple):
-    """Parameters of the columns, [B · N] each."""
+    """Model and constants of all columns, parameters [K, B · N] and drive [4, B · N]."""
 
-    beta: np.ndarray
-    p: np.ndarray
-    b: np.ndarray
-    weight: np.ndarray
-    bias: np.ndarray
-    noise: np.ndarray
+    model: Any
+    constants: tuple
+    parameters: np.ndarray
+    drive: np.ndarray
+
+
+class _Buffers(NamedTuple):
+    """Inputs and results of a group of neurons in a chunk: [CHUNK, lanes] each, flat.
+
+    Attributes:
+        currents, draws, wanted: of each lane.
+        counts: spikes of all trials.
+        filters: filtered differences; then gradients to a spike.
+    """
+
+    currents: np.ndarray
+    draws: np.ndarray
+    wanted: np.ndarray
+    counts: np.ndarray
+    filters: np.ndarray
 
 
 @in_full_precision
 def fitting_distance(
     current: Tensor,
     target: Tensor,
-    beta: Tensor,
-    p: Tensor,
-    b: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    noise: Tensor,
+    model: NeuronModel,
+    constants: tuple[float, ...],
+    parameters: tuple[Tensor, ...],
+    drive: Drive,
     *,
     draws: Tensor | None = None,
-    arp: int,
     surrogate: Surrogate,
     decay: float,
     window: Window,
@@ -77,21 +115,20 @@ def fitting_distance(
 
     Args:
         current, target: [T, B, C] of C cells; counts of one trial load faster as uint8.
-        beta, p, b, weight, bias, noise: [N], N = C · K, K consecutive starts for each cell. The
-            fitted sum is differentiable in these.
+        model, constants: the neurons' model, which must have a derivative; see `simulate`.
+        parameters: [N] each, in the model's order, N = C · K, K consecutive starts for each cell.
+        drive: [N] each. The fitted sum is differentiable in these and in the parameters.
         draws: [T, B, R], the noise of R trials, whose mean is compared; None = one trial without
             noise.
-        arp: refractory period in steps.
         surrogate: derivative of the spike; the reset carries no gradient.
         decay, window: as in `squared_distance`.
 
     Raises:
-        ValueError: arp is invalid (see `alif`), or the membrane did not stay finite.
+        ValueError: the membrane did not stay finite.
     """
     refuse_transforms("fitting_distance", "fused")
-    check_arp(arp, len(current), beta.dtype)
     fitted, held_out = _FittingDistance.apply(  # pyright: ignore
-        current, target, beta, p, b, weight, bias, noise, draws, arp, surrogate, decay, window
+        current, target, model, constants, draws, surrogate, decay, window, *drive, *parameters
     )
     return fitted, held_out
 
@@ -99,320 +136,287 @@ def fitting_distance(
 class _FittingDistance(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx, current, target, beta, p, b, weight, bias, noise, draws, arp: int, surrogate, decay,
-        window,
+        ctx, current, target, model, constants, draws, surrogate, decay, window, *neurons: Tensor
     ):  # fmt: skip
         n_steps, batch_size, n_cells = current.shape
-        n_columns = batch_size * len(beta)
-        rows = [x.reshape(n_steps, -1).contiguous() for x in (current.to(beta.dtype), target)]
-        if draws is not None:
-            draws = draws.to(beta.dtype).transpose(1, 2).contiguous()  # [T, R, B]
-        n_trials = 1 if draws is None else draws.shape[1]
-        # membranes, adaptations and refractory steps left of the trials, then the filter
-        saved = beta.new_empty(3 * n_trials + 1, -(-n_steps // CHUNK), n_columns)
-        keep_freed_memory_if_large(saved.nbytes)
-        sums = torch.zeros(2, n_columns, dtype=torch.float64)
-        last_state = beta.new_empty(n_columns)
-        drive = rows[0].numpy()
+        n_neurons = len(neurons[0])
+        n_columns = batch_size * n_neurons
+        real = neurons[0].dtype
+        n_trials = 1 if draws is None else draws.shape[2]
+        draws = current.new_empty(0, 0, 0) if draws is None else draws.transpose(1, 2)
         inputs = _Inputs(
-            drive, rows[1].numpy(), None if draws is None else draws.numpy(),
-            len(beta) // n_cells, len(beta),
+            _flat(current.to(real)), _flat(target), _flat(draws.to(real)), n_neurons // n_cells,
+            n_neurons,
         )  # fmt: skip
-        neurons = _Neurons(*(columns(x, batch_size) for x in (beta, p, b, weight, bias, noise)))
-        tile = tile_width(n_columns, None, WIDEST_TILE // n_trials)
-        ctx.arguments = (
-            inputs, neurons, ALIF, numbers((min(arp, n_steps),), drive), drive.dtype.type(decay),
-            window, tile,
-        )  # fmt: skip
-        run(
-            _forward, -(-n_columns // tile), *ctx.arguments, saved.numpy(), sums.numpy(),
-            last_state.numpy(),
-        )  # fmt: skip
-        check_finite(last_state.view(batch_size, -1), current)
-        ctx.save_for_backward(*rows, saved)
-        ctx.surrogate, ctx.batch_size = surrogate, batch_size
-        fitted, held_out = sums.to(beta.dtype).view(2, batch_size, -1)
+        repeated = columns(torch.stack(neurons), batch_size)
+        wants_gradient = any(ctx.needs_input_grad)
+        sums = torch.zeros(2, n_columns, dtype=torch.float64)
+        grads = torch.zeros(len(neurons), n_columns if wants_gradient else 0, dtype=torch.float64)
+        last = torch.empty(n_columns, dtype=real)
+        numbers_ = numbers(constants, repeated)
+        try:
+            run(
+                _run_groups, -(-n_columns // _N_LANES[real]), inputs,
+                _Neurons(model, numbers_, repeated[4:], repeated[:4]), n_steps, n_trials,
+                repeated.dtype.type(decay), window, surrogate,
+                numbers(surrogate.constants, repeated), wants_gradient, sums.numpy(),
+                grads.numpy(), last.numpy(),
+            )  # fmt: skip
+        except NumbaError as error:
+            spec = SimulationSpec(model, constants, 1, surrogate, True, True)
+            raise error_of_model(spec, real, error) from None
+        check_finite(last.view(batch_size, -1), current)
+        ctx.grads = grads.view(len(neurons), -1, n_neurons) if wants_gradient else None
+        fitted, held_out = sums.to(real).view(2, batch_size, -1)
         ctx.mark_non_differentiable(held_out)
         return fitted, held_out
 
     @staticmethod
     @differentiable_once("fitting with method='fused'", instead="method='standard'")
     def backward(ctx, *grads: Tensor):  # pyright: ignore[reportIncompatibleMethodOverride]
-        *_, saved = ctx.saved_tensors  # raises if an input was changed in place
-        scale = 2 * grads[0].reshape(-1).contiguous()
-        sums = torch.zeros(6, len(scale), dtype=torch.float64)
-        try:
-            run(
-                _backward, -(-len(scale) // ctx.arguments[-1]), *ctx.arguments, saved.numpy(),
-                scale.numpy(), ctx.surrogate, numbers(ctx.surrogate.constants, saved.numpy()),
-                sums.numpy(),
-            )  # fmt: skip
-        except NumbaError as error:
-            spec = SimulationSpec(ALIF, (0.0,), 1, ctx.surrogate, True, True)
-            raise error_of_model(spec, saved.dtype, error) from None
-        per_neuron = sums.view(6, ctx.batch_size, -1).sum(1).to(saved.dtype)
-        return None, None, *per_neuron, None, None, None, None, None
+        per_neuron = (ctx.grads * grads[0].double()).sum(1).to(grads[0].dtype)
+        return None, None, None, None, None, None, None, None, *per_neuron
+
+
+_N_LANES = {torch.float32: 16, torch.float64: 8}
+
+
+def _flat(x: Tensor) -> np.ndarray:
+    return x.contiguous().view(-1).numpy()
 
 
 @kernel
-def _of_column(start, width, n_each):
-    """Group of n_each columns to which each column of a tile belongs: its cell or its segment."""
-    return (np.arange(start, start + width) // n_each).astype(np.int32)
+def _gather(array, row, group, n, out, at):
+    """Set out[at + i] = array[row + group[i]] for n columns; of a long group, one value for all."""
+    real = out.dtype.type
+    if group[0] == group[n - 1]:
+        value = real(array[row + group[0]])
+        for i in range(group.size):
+            out[at + i] = value
+        return
+    for i in range(n):
+        out[at + i] = real(array[row + group[i]])
 
 
 @kernel
-def _spread(row, start, n_each, group, out):
-    """Spread a row with one value per group over columns; the row itself if a group is a column."""
-    if n_each == 1:
-        return row[start : start + group.size]
-    for i in range(group.size):
-        out[i] = row[group[i]]
-    return out
+def _enter(inputs, n_trials, chunk_start, chunk_stop, n_columns, cell, n, buffers):
+    """Gather the currents and targets of a chunk for the columns of a group."""
+    lanes = cell.size
+    n_rows_ = n_columns // inputs.n_starts
+    for t in range(chunk_start, chunk_stop):
+        at = (t - chunk_start) * lanes
+        _gather(inputs.current, t * n_rows_, cell, n, buffers.currents, at)
+        _gather(inputs.target, t * n_rows_, cell, n, buffers.wanted, at)
+        for i in range(lanes):
+            buffers.counts[at + i] = 0
 
 
 @kernel
-def _draw(draws, t, trial, start, n_neurons, segment, out):
-    """Draws of a trial at step t, one per column from its segment; None without noise."""
-    if draws is None:
-        return None
-    return _spread(draws[t, trial], start, n_neurons, segment, out)
+def _draw(inputs, trial, n_trials, chunk_start, chunk_stop, n_columns, segment, n, buffers):
+    """Gather a trial's draws of a chunk."""
+    lanes, n_segments = segment.size, n_columns // inputs.n_neurons
+    for t in range(chunk_start, chunk_stop):
+        row = (t * n_trials + trial) * n_segments
+        _gather(inputs.draws, row, segment, n, buffers.draws, (t - chunk_start) * lanes)
 
 
 @kernel
-def _drive(current, draw, weight, bias, noise, out):
-    for i in range(out.size):
-        out[i] = current[i] * weight[i] + bias[i]
-    if draw is not None:
-        for i in range(out.size):
-            out[i] += draw[i] * noise[i]
+def _driven(k, weight, bias, noise, has_draws, buffers, lanes):
+    """Drive of step k of a chunk."""
+    drive = load_lanes(buffers.currents, k, lanes) * weight + bias
+    if has_draws:
+        drive = drive + load_lanes(buffers.draws, k, lanes) * noise
+    return drive
 
 
 @kernel
-def _advance(trial, drive, beta, p, b, model, constants, membrane, adaptation, silent, n_spikes):
-    """One step of one trial of one tile."""
-    for i in range(n_spikes.size):
-        s, _, after = step(
-            model, drive[i], (beta[i], p[i], b[i]), constants,
-            (membrane[trial, i], adaptation[trial, i], silent[trial, i]),
-        )  # fmt: skip
-        membrane[trial, i], adaptation[trial, i], silent[trial, i] = after
-        n_spikes[i] = s if trial == 0 else n_spikes[i] + s
-
-
-@kernel
-def _compare(n_spikes, share, wanted, decay, counts, filtered, total):
-    """Filter the difference at a step and, where the step counts, add its square."""
-    real = type(decay)
-    for i in range(filtered.size):
-        f = decay * filtered[i] + (n_spikes[i] * share - real(wanted[i]))
-        filtered[i] = f
-        total[i] += counts * f * f
-
-
-@kernel
-def _flush(total, out):
-    """Move sums into float64, so that long recordings lose no precision."""
-    for i in range(total.size):
-        out[i] += total[i]
-        total[i] = 0
-
-
-@kernel
-def _without_refcount_or_none(array):
-    if array is None:
-        return None
-    return without_refcount(array)
-
-
-@kernel
-def _enter(inputs, neurons, start, stop):
-    """Neurons of a tile, the groups of its columns, and scratch arrays for their values."""
-    width = stop - start
-    own = _Neurons(
-        without_refcount(neurons.beta)[start:stop], without_refcount(neurons.p)[start:stop],
-        without_refcount(neurons.b)[start:stop], without_refcount(neurons.weight)[start:stop],
-        without_refcount(neurons.bias)[start:stop], without_refcount(neurons.noise)[start:stop],
-    )  # fmt: skip
-    cell = _of_column(start, width, inputs.n_starts)
-    segment = _of_column(start, width, inputs.n_neurons)
-    targets = np.empty(width, inputs.target.dtype)
-    values = np.empty_like(own.beta)
-    return own, cell, segment, targets, values, np.empty_like(values)
-
-
-@kernel
-def _forward(
-    first_tile, last_tile, inputs, neurons, model, constants, decay, window, tile, saved,
-    sums, last_state,
-):  # fmt: skip
-    n_steps, n_columns, n_trials = len(inputs.current), sums.shape[1], len(saved) // 3
-    current, target = without_refcount(inputs.current), without_refcount(inputs.target)
-    draws = _without_refcount_or_none(inputs.draws)
-    real = saved.dtype.type
-    share = real(1.0 / n_trials)
-    for start in range(first_tile * tile, min(n_columns, last_tile * tile), tile):
-        stop = min(n_columns, start + tile)
-        width = stop - start
-        own, cell, segment, targets, values, own_draw = _enter(inputs, neurons, start, stop)
-        membrane = np.zeros((n_trials, width), saved.dtype)
-        adaptation, silent = np.zeros_like(membrane), np.zeros_like(membrane)
-        filtered, total = np.zeros(width, saved.dtype), np.zeros(width, saved.dtype)
-        drive, n_spikes = np.empty_like(total), np.empty_like(total)
-        for t in range(n_steps):
-            if t % CHUNK == 0:
-                saved[:n_trials, t // CHUNK, start:stop] = membrane
-                saved[n_trials : 2 * n_trials, t // CHUNK, start:stop] = adaptation
-                saved[2 * n_trials : -1, t // CHUNK, start:stop] = silent
-                saved[-1, t // CHUNK, start:stop] = filtered
-            driven_by = _spread(current[t], start, inputs.n_starts, cell, values)
-            for trial in range(n_trials):
-                draw = _draw(draws, t, trial, start, inputs.n_neurons, segment, own_draw)
-                _drive(driven_by, draw, own.weight, own.bias, own.noise, drive)
-                _advance(
-                    trial, drive, own.beta, own.p, own.b, model, constants, membrane, adaptation,
-                    silent, n_spikes,
-                )  # fmt: skip
-            wanted = _spread(target[t], start, inputs.n_starts, cell, targets)
-            counts = real(1.0) if window.first <= t < window.last else real(0.0)
-            _compare(n_spikes, share, wanted, decay, counts, filtered, total)
-            if (t + 1) % 1024 == 0 or t + 1 == window.split or t + 1 == n_steps:
-                _flush(total, sums[0 if t < window.split else 1, start:stop])
-        for i in range(width):
-            last_state[start + i] = membrane[:, i].sum()
+def _advance(neurons, own, drive, has_draws, n_steps, buffers, states, at, lanes):
+    """Take one trial through a chunk; add its spikes to `counts`."""
+    weight, bias, noise = drive
+    now = state_rows(neurons.model, states, at, lanes, lanes)
+    k = np.uintp(0)
+    for _ in range(n_steps):
+        input_ = _driven(k, weight, bias, noise, has_draws, buffers, lanes)
+        spike, _, now = step(neurons.model, input_, own, neurons.constants, now)
+        store_lanes(load_lanes(buffers.counts, k, lanes) + spike, buffers.counts, k, lanes, False)
+        k += lanes
+    store_rows(now, states, at, lanes, lanes)
 
 
 @kernel
 def _replay(
-    trial, row, drive, beta, p, b, model, constants, membrane, adaptation, silent, membranes,
-    adaptations, silents, margins,
+    neurons, own, drive, has_draws, n_steps, surrogate, slope_constants, buffers, states, at,
+    replayed, into, lanes,
 ):  # fmt: skip
-    """Repeat a step of a trial; store its margin and the state before it in one row."""
-    for i in range(drive.size):
-        before = (membrane[trial, i], adaptation[trial, i], silent[trial, i])
-        membranes[row, i], adaptations[row, i], silents[row, i] = before
-        _, margins[row, i], after = step(model, drive[i], (beta[i], p[i], b[i]), constants, before)
-        membrane[trial, i], adaptation[trial, i], silent[trial, i] = after
-
-
-@kernel_with_fma
-def _replay_comparison(k, margins, n_spikes, share, wanted, decay, filtered, out):
-    """Repeat the filter of step k of a chunk; a spike is a margin above 0.
-
-    `n_spikes` is scratch space for several trials.
-    """
-    real = filtered.dtype.type
-    none, one = real(0.0), real(1.0)
-    if len(margins) == CHUNK:  # one trial
-        for i in range(filtered.size):
-            s = one if margins[k, i] > none else none
-            filtered[i] = decay * filtered[i] + (s - real(wanted[i]))
-            out[k, i] = filtered[i]
-        return
-    n_spikes[:] = 0
-    for row in range(k, len(margins), CHUNK):
-        for i in range(filtered.size):
-            n_spikes[i] += one if margins[row, i] > none else none
-    for i in range(filtered.size):
-        filtered[i] = decay * filtered[i] + (n_spikes[i] * share - real(wanted[i]))
-        out[k, i] = filtered[i]
-
-
-@kernel_with_fma
-def _adjoint(filtered, scale, decay, counts, state):
-    """Step the gradient to the spikes back; it is the same for every trial."""
-    for i in range(state.size):
-        state[i] = decay * state[i] + counts * scale[i] * filtered[i]
+    """Advance a trial and store margins, slopes and states before each step, from `into` on."""
+    weight, bias, noise = drive
+    now = state_rows(neurons.model, states, at, lanes, lanes)
+    to_slopes, n_states = np.uintp(CHUNK) * lanes, np.uintp(n_rows(neurons.model)[1])
+    k, kept = np.uintp(0), into + np.uintp(2) * to_slopes
+    for _ in range(n_steps):
+        store_rows(now, replayed, kept, lanes, lanes)
+        input_ = _driven(k, weight, bias, noise, has_draws, buffers, lanes)
+        spike, margin, now = step(neurons.model, input_, own, neurons.constants, now)
+        store_lanes(margin, replayed, into + k, lanes, False)
+        slope = slope_of(surrogate, margin, slope_constants)
+        store_lanes(slope, replayed, into + to_slopes + k, lanes, False)
+        store_lanes(load_lanes(buffers.counts, k, lanes) + spike, buffers.counts, k, lanes, False)
+        k += lanes
+        kept += n_states * lanes
 
 
 @kernel_with_fma
 def _reverse(
-    trial, row, grad_spikes, margins, slopes, membranes, adaptations, silents, beta, p, b, model,
-    constants, grad_membrane, grad_adaptation, grad_current, sum_beta, sum_p, sum_b,
-):  # fmt: skip
-    """Backpropagate through a step of one trial; ALIF does not need the drive."""
-    none = grad_current.dtype.type(0.0)
-    for i in range(grad_current.size):
-        grad_current[i], to_parameters, to_states = reverse_step(
-            model, none, (beta[i], p[i], b[i]), constants,
-            (membranes[row, i], adaptations[row, i], silents[row, i]),
-            margins[row, i], slopes[row, i], grad_spikes[i], none,
-            (grad_membrane[trial, i], grad_adaptation[trial, i]),
+    neurons, own, drive, has_draws, n_steps, buffers, grads, at, replayed, into, sums, lanes
+):
+    """Backpropagate through a trial's chunk; `sums` are those of parameters and of the drive."""
+    weight, bias, noise = drive
+    now = grad_rows(neurons.model, grads, at, lanes, lanes)
+    to_slopes, n_states = np.uintp(CHUNK) * lanes, np.uintp(n_rows(neurons.model)[1])
+    total, (of_weight, of_bias, of_noise) = sums
+    k = np.uintp(n_steps) * lanes
+    kept = into + np.uintp(2) * to_slopes + k * n_states
+    for _ in range(n_steps):
+        k -= lanes
+        kept -= n_states * lanes
+        to_drive, to_parameters, now = reverse_step(
+            neurons.model, _driven(k, weight, bias, noise, has_draws, buffers, lanes), own,
+            neurons.constants, state_rows(neurons.model, replayed, kept, lanes, lanes),
+            load_lanes(replayed, into + k, lanes),
+            load_lanes(replayed, into + to_slopes + k, lanes),
+            load_lanes(buffers.filters, k, lanes), neurons.constants[0], now,
         )  # fmt: skip
-        grad_membrane[trial, i], grad_adaptation[trial, i] = to_states
-        sum_beta[i] += to_parameters[0]
-        sum_p[i] += to_parameters[1]
-        sum_b[i] += to_parameters[2]
-
-
-@kernel_with_fma
-def _add_drive_gradient(grad_drive, current, draw, sum_weight, sum_bias, sum_noise):
-    for i in range(grad_drive.size):
-        sum_weight[i] += grad_drive[i] * current[i]
-        sum_bias[i] += grad_drive[i]
-        if draw is not None:
-            sum_noise[i] += grad_drive[i] * draw[i]
+        total = add_each(total, to_parameters)
+        of_weight = of_weight + to_drive * load_lanes(buffers.currents, k, lanes)
+        of_bias = of_bias + to_drive
+        if has_draws:
+            of_noise = of_noise + to_drive * load_lanes(buffers.draws, k, lanes)
+    store_rows(now, grads, at, lanes, lanes)
+    return total, (of_weight, of_bias, of_noise)
 
 
 @kernel
-def _backward(
-    first_tile, last_tile, inputs, neurons, model, constants, decay, window, tile, saved,
-    scale, surrogate, slope_constants, sums,
+def _run_groups(
+    first_group, last_group, inputs, neurons, n_steps, n_trials, decay, window, surrogate,
+    slope_constants, wants_gradient, sums, grads, last_states,
 ):  # fmt: skip
-    n_steps, n_columns, n_trials = len(inputs.current), sums.shape[1], len(saved) // 3
-    current, target = without_refcount(inputs.current), without_refcount(inputs.target)
-    draws = _without_refcount_or_none(inputs.draws)
-    real = saved.dtype.type
-    share = real(1.0 / n_trials)
-    for start in range(first_tile * tile, min(n_columns, last_tile * tile), tile):
-        stop = min(n_columns, start + tile)
-        width = stop - start
-        own, cell, segment, targets, values, own_draw = _enter(inputs, neurons, start, stop)
-        scale_ = scale[start:stop] * share  # of a spike of one trial
-        membrane = np.empty((n_trials, width), saved.dtype)
-        adaptation, silent = np.empty_like(membrane), np.empty_like(membrane)
-        grad_membrane, grad_adaptation = np.zeros_like(membrane), np.zeros_like(membrane)
-        filtered, grad_spikes = np.empty(width, saved.dtype), np.zeros(width, saved.dtype)
-        drive, grad_drive = np.empty_like(filtered), np.empty_like(filtered)
-        n_spikes = np.empty_like(filtered)
-        margins = np.zeros((n_trials * CHUNK, width), saved.dtype)  # CHUNK rows per trial
-        membranes, adaptations = np.empty_like(margins), np.empty_like(margins)
-        silents, slopes = np.empty_like(margins), np.empty_like(margins)
-        filters = np.empty((CHUNK, width), saved.dtype)
-        chunk_sums = np.zeros((6, width), saved.dtype)
-        for chunk in range((n_steps - 1) // CHUNK, -1, -1):
+    """Take some groups of columns through all steps, and back."""
+    model, n_columns = neurons.model, last_states.size
+    zero, one = neurons.constants[0], neurons.constants[1]
+    real, parameters = last_states.dtype.type, without_refcount(neurons.parameters).ravel()
+    own_drives = without_refcount(neurons.drive).ravel()
+    neurons = _Neurons(model, neurons.constants, parameters, own_drives)
+    sums, grads = without_refcount(sums).ravel(), without_refcount(grads).ravel()
+    has_draws, share = inputs.draws.size > 0, real(1.0 / n_trials)
+    lanes_ = n_lanes(last_states)
+    lanes, stride, nothing = np.uintp(lanes_), np.uintp(n_columns), np.uintp(0)
+    n_states, n_chunks = n_rows(model)[1], (n_steps + CHUNK - 1) // CHUNK
+    own_size, chunk_size = np.uintp(n_states * lanes_), CHUNK * lanes_
+    buffers = _Buffers(
+        np.zeros(chunk_size, real), np.zeros(chunk_size, real), np.zeros(chunk_size, real),
+        np.zeros(chunk_size, real), np.zeros(chunk_size, real),
+    )  # fmt: skip
+    states = np.empty(n_trials * n_states * lanes_, real)
+    kept_size = np.uintp((n_trials * n_states + 1) * lanes_)
+    kept = np.empty(kept_size * np.uintp(n_chunks) if wants_gradient else nothing, real)
+    replay_size = np.uintp((2 + n_states) * chunk_size)
+    replayed = np.empty(replay_size * np.uintp(n_trials) if wants_gradient else nothing, real)
+    n_gradients = n_rows(model)[2]
+    back_size = np.uintp(n_gradients * lanes_)
+    back = np.empty(n_trials * n_gradients * lanes_, real)
+    cell, segment = np.empty(lanes_, np.int64), np.empty(lanes_, np.int64)
+    for group in range(first_group, last_group):
+        first = group * lanes_
+        n_ = min(lanes_, n_columns - first)
+        column, n = np.uintp(first), np.uintp(n_)
+        for i in range(lanes_):
+            cell[i] = min(first + i, n_columns - 1) // inputs.n_starts
+            segment[i] = min(first + i, n_columns - 1) // inputs.n_neurons
+        own = parameter_rows(model, parameters, column, stride, n)
+        drive = (
+            load_lanes(own_drives, column, n), load_lanes(own_drives, stride + column, n),
+            load_lanes(own_drives, np.uintp(2) * stride + column, n),
+        )  # fmt: skip
+        start = load_lanes(own_drives, np.uintp(3) * stride + column, n)
+        states[:] = 0
+        for trial in range(n_trials):
+            store_lanes(start, states, np.uintp(trial) * own_size, lanes, False)
+        zeros = spread(zero, start)
+        filtered, fitted, held_out = zeros, zeros, zeros
+        for chunk in range(n_chunks):
             begin, end = chunk * CHUNK, min(n_steps, chunk * CHUNK + CHUNK)
-            membrane[:] = saved[:n_trials, chunk, start:stop]
-            adaptation[:] = saved[n_trials : 2 * n_trials, chunk, start:stop]
-            silent[:] = saved[2 * n_trials : -1, chunk, start:stop]
-            filtered[:] = saved[-1, chunk, start:stop]
+            _enter(inputs, n_trials, begin, end, n_columns, cell, n_, buffers)
+            if wants_gradient:
+                into = np.uintp(chunk) * kept_size
+                kept[into : into + np.uintp(states.size)] = states
+                store_lanes(filtered, kept, into + np.uintp(states.size), lanes, False)
+            for trial in range(n_trials):
+                if has_draws:
+                    _draw(inputs, trial, n_trials, begin, end, n_columns, segment, n_, buffers)
+                _advance(
+                    neurons, own, drive, has_draws, end - begin, buffers, states,
+                    np.uintp(trial) * own_size, lanes,
+                )  # fmt: skip
+            k = nothing
             for t in range(begin, end):
-                k = t - begin
-                driven_by = _spread(current[t], start, inputs.n_starts, cell, values)
-                for trial in range(n_trials):
-                    draw = _draw(draws, t, trial, start, inputs.n_neurons, segment, own_draw)
-                    _drive(driven_by, draw, own.weight, own.bias, own.noise, drive)
-                    _replay(
-                        trial, trial * CHUNK + k, drive, own.beta, own.p, own.b, model, constants,
-                        membrane, adaptation, silent, membranes, adaptations, silents, margins,
-                    )  # fmt: skip
-                wanted = _spread(target[t], start, inputs.n_starts, cell, targets)
-                _replay_comparison(k, margins, n_spikes, share, wanted, decay, filtered, filters)
-            surrogate_derivative(surrogate, slope_constants, margins.ravel(), slopes.ravel())
+                difference = load_lanes(buffers.counts, k, lanes) * share
+                difference = difference - load_lanes(buffers.wanted, k, lanes)
+                filtered = decay * filtered + difference
+                if window.first <= t < window.split:
+                    fitted = fitted + filtered * filtered
+                elif window.split <= t < window.last:
+                    held_out = held_out + filtered * filtered
+                k += lanes
+            if chunk % 64 == 63 or chunk + 1 == n_chunks:  # so that long recordings lose nothing
+                add_rows((fitted, held_out), sums, column, stride, n)
+                fitted, held_out = zeros, zeros
+        for i in range(n_):
+            last_states[first + i] = 0
+            for trial in range(n_trials):
+                last_states[first + i] += states[trial * n_states * lanes_ + i]
+        if not wants_gradient:
+            continue
+        back[:] = 0
+        to_spike = zeros
+        for chunk in range(n_chunks - 1, -1, -1):
+            begin, end = chunk * CHUNK, min(n_steps, chunk * CHUNK + CHUNK)
+            _enter(inputs, n_trials, begin, end, n_columns, cell, n_, buffers)
+            at = np.uintp(chunk) * kept_size
+            for trial in range(n_trials):
+                if has_draws:
+                    _draw(inputs, trial, n_trials, begin, end, n_columns, segment, n_, buffers)
+                _replay(
+                    neurons, own, drive, has_draws, end - begin, surrogate, slope_constants,
+                    buffers, kept, at + np.uintp(trial) * own_size, replayed,
+                    np.uintp(trial) * replay_size, lanes,
+                )  # fmt: skip
+            filtered = load_lanes(kept, at + np.uintp(states.size), lanes)
+            k = nothing
+            for _ in range(begin, end):
+                difference = load_lanes(buffers.counts, k, lanes) * share
+                difference = difference - load_lanes(buffers.wanted, k, lanes)
+                filtered = decay * filtered + difference
+                store_lanes(filtered, buffers.filters, k, lanes, False)
+                k += lanes
             for t in range(end - 1, begin - 1, -1):
-                k = t - begin
-                counts = real(1.0) if window.first <= t < window.split else real(0.0)
-                _adjoint(filters[k], scale_, decay, counts, grad_spikes)
-                driven_by = _spread(current[t], start, inputs.n_starts, cell, values)
-                for trial in range(n_trials):
-                    draw = _draw(draws, t, trial, start, inputs.n_neurons, segment, own_draw)
-                    _reverse(
-                        trial, trial * CHUNK + k, grad_spikes, margins, slopes, membranes,
-                        adaptations, silents, own.beta, own.p, own.b, model, constants,
-                        grad_membrane, grad_adaptation, grad_drive, chunk_sums[0], chunk_sums[1],
-                        chunk_sums[2],
-                    )  # fmt: skip
-                    _add_drive_gradient(
-                        grad_drive, driven_by, draw, chunk_sums[3], chunk_sums[4], chunk_sums[5]
+                k -= lanes
+                to_spike = decay * to_spike
+                if window.first <= t < window.split:
+                    to_spike = to_spike + (one + one) * share * load_lanes(
+                        buffers.filters, k, lanes
                     )
-            for j in range(5 if inputs.draws is None else 6):
-                _flush(chunk_sums[j], sums[j, start:stop])
+                store_lanes(to_spike, buffers.filters, k, lanes, False)
+            totals = (no_sums(model, last_states), (zeros, zeros, zeros))
+            for trial in range(n_trials):
+                if has_draws:
+                    _draw(inputs, trial, n_trials, begin, end, n_columns, segment, n_, buffers)
+                totals = _reverse(
+                    neurons, own, drive, has_draws, end - begin, buffers, back,
+                    np.uintp(trial) * back_size, replayed, np.uintp(trial) * replay_size, totals,
+                    lanes,
+                )  # fmt: skip
+            add_rows(totals[1], grads, column, stride, n)
+            add_rows(totals[0], grads, np.uintp(4) * stride + column, stride, n)
+        for trial in range(n_trials):
+            of_start = load_lanes(back, np.uintp(trial) * back_size, lanes)
+            add_rows((of_start,), grads, np.uintp(3) * stride + column, stride, n)

@@ -1,7 +1,7 @@
 """Fitted neurons: one small JSON file each, to simulate on any current."""
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +9,7 @@ import torch
 from numpy.typing import ArrayLike
 
 from blockspike.files import read_json, write_json
-from blockspike.fitting.population import NeuronParameters, simulate
+from blockspike.fitting.parameters import NeuronParameters, simulate
 
 _RANGES = {"dt_ms": (1e-4, 1e3), "arp_ms": (0.0, 1e3), "noise": (0.0, math.inf)}
 _TRIALS_AT_ONCE = 10  # bounds the memory of a long current
@@ -17,10 +17,11 @@ _TRIALS_AT_ONCE = 10  # bounds the memory of a long current
 
 @dataclass(frozen=True)
 class FittedNeuron:
-    """One fitted ALIF neuron in physical units: τ_m dV/dt = −(V − rest) + gain · current.
+    """One fitted neuron in physical units: τ_m dV/dt = −(V − rest) + gain · (current − Σ w_k).
 
     V is in units of the threshold without adaptation: a spike resets it to 0, and the neuron fires
-    where V exceeds 1 plus the adaptation.
+    where V exceeds 1 plus the adaptation. The parts of GLIF (neurons/glif/README.md) that a neuron
+    does not have are 0; without them it is an ALIF neuron.
 
     Attributes:
         name: the recorded cell.
@@ -32,6 +33,11 @@ class FittedNeuron:
         noise: standard deviation of V under the neuron's own white noise while it does not fire.
         arp_ms: absolute refractory period.
         dt_ms: step of the fit, also used by `simulate`.
+        b_2, tau_adaptation_2_ms: second increase of the threshold per spike.
+        current_1_pa, tau_current_1_ms, current_2_pa, tau_current_2_ms: currents w_k that a spike
+            leaves behind, which are subtracted from the input and decay.
+        reset_share: share of V that a reset leaves, while the neuron stays there for arp_ms.
+        coupling, tau_coupling_ms, coupling_onset, coupling_width: how the threshold follows V.
 
     Examples:
         >>> import numpy as np
@@ -54,6 +60,40 @@ class FittedNeuron:
     arp_ms: float
     dt_ms: float
     noise: float = 0.0
+    b_2: float = 0.0
+    tau_adaptation_2_ms: float = 0.0
+    current_1_pa: float = 0.0
+    tau_current_1_ms: float = 0.0
+    current_2_pa: float = 0.0
+    tau_current_2_ms: float = 0.0
+    reset_share: float = 0.0
+    coupling: float = 0.0
+    tau_coupling_ms: float = 0.0
+    coupling_onset: float = 0.0
+    coupling_width: float = 0.0
+
+    @classmethod
+    def of(
+        cls, parameters: NeuronParameters, cell: int, name: str, scale_pa: float, dt_ms: float
+    ) -> "FittedNeuron":
+        """Neuron of the parameters of one cell, whose current was divided by `scale_pa`."""
+        own = {key: float(x[cell]) for key, x in vars(parameters).items()}
+        own["gain_per_pa"] = own.pop("gain") / scale_pa
+        for key in ("current_1", "current_2"):
+            own[f"{key}_pa"] = own.pop(key) / own["gain_per_pa"]
+        return cls(name=name, dt_ms=dt_ms, **own)
+
+    def parameters(self) -> NeuronParameters:
+        """Parameters for a current in pA, [1] each."""
+        own = {
+            x.name: getattr(self, x.name) for x in fields(NeuronParameters) if hasattr(self, x.name)
+        }
+        own["gain"] = self.gain_per_pa
+        for key in ("current_1", "current_2"):
+            own[key] = getattr(self, f"{key}_pa") * self.gain_per_pa
+        return NeuronParameters(
+            **{key: torch.tensor([x], dtype=torch.float64) for key, x in own.items()}
+        )
 
     def simulate(
         self, current_pa: ArrayLike, n_trials: int | None = None, seed: int = 0
@@ -80,19 +120,16 @@ class FittedNeuron:
         if current.ndim not in (1, 2) or not current.size:
             raise ValueError(f"current_pa: expected [T] or [S, T], got {list(current.shape)}")
         columns = torch.from_numpy(np.ascontiguousarray(np.atleast_2d(current).T)).unsqueeze(2)
-        names = ("tau_membrane_ms", "tau_adaptation_ms", "b", "gain_per_pa", "rest", "noise")
-        parameters = NeuronParameters(
-            *(torch.tensor([getattr(self, n)], dtype=torch.float64) for n in names)
-        )
+        parameters = self.parameters()
         if n_trials is None:
-            spikes = simulate(parameters, columns, self.dt_ms, self.arp_ms)
+            spikes = simulate(parameters, columns, self.dt_ms)
             return spikes[:, :, 0].T.numpy().reshape(current.shape)
         generator = torch.Generator().manual_seed(seed)
         draws = torch.randn(*columns.shape[:2], n_trials, generator=generator)
         trials = np.empty((columns.shape[1], n_trials, len(columns)), np.uint8)
         for first in range(0, n_trials, _TRIALS_AT_ONCE):
             part = slice(first, first + _TRIALS_AT_ONCE)
-            spikes = simulate(parameters, columns, self.dt_ms, self.arp_ms, draws[:, :, part])
+            spikes = simulate(parameters, columns, self.dt_ms, draws[:, :, part])
             trials[:, part] = spikes[..., 0].permute(1, 2, 0).numpy()
         return trials.reshape(*current.shape[:-1], n_trials, -1)
 

@@ -1,4 +1,4 @@
-"""Similarity of spike trains: van Rossum distance, explained temporal variance, gamma coincidence.
+"""Similarity of spike trains: van Rossum distance, explained temporal variance, Γ and Md*.
 
 A spike train is an array, list or tensor of any real type with 0 or 1 (or a count) for each step,
 time first.
@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy.ndimage import gaussian_filter1d
+from scipy.ndimage import gaussian_filter1d, uniform_filter1d
 from torch import Tensor
 
 from blockspike.fitting.distance import Trains, float_tensors
@@ -113,7 +113,9 @@ def _etv(trials: np.ndarray, prediction: np.ndarray) -> float:
     return float(np.mean((total - (trials - prediction).var(axis=1)) / total))
 
 
-def gamma_coincidence(trials: Trains, prediction: Trains, window_ms: float, dt_ms: float) -> float:
+def gamma_coincidence(
+    trials: Trains, prediction: Trains, window_ms: float, dt_ms: float, normalise: bool = False
+) -> float:
     """Coincidences of recorded and predicted spikes beyond chance, as a mean over trials.
 
     Γ = (N_coinc − 2νΔ N_trial) / (½ (N_trial + N_model) (1 − 2νΔ)), where N_coinc is the number
@@ -127,9 +129,13 @@ def gamma_coincidence(trials: Trains, prediction: Trains, window_ms: float, dt_m
         prediction: the model's train [T], also whole numbers.
         window_ms: Δ, half the width of the window; usually 2 to 4.
         dt_ms: length of a step.
+        normalise: whether to divide by the reliability of the neuron, the mean Γ of a recorded
+            trial and another. With Δ = 2 ms, this is Γ_A of the competition of 2007 (Jolivet et
+            al. 2008).
 
     Returns:
-        1 for equal trains, about 0 for unrelated trains; NaN where neither has a spike.
+        1 for equal trains, about 0 for unrelated trains; NaN where neither has a spike, and
+        normalised where there is one trial only or the trials do not coincide beyond chance.
 
     Raises:
         ValueError: shapes do not fit, a value is not a whole number ≥ 0, a time is not above 0, or
@@ -145,11 +151,22 @@ def gamma_coincidence(trials: Trains, prediction: Trains, window_ms: float, dt_m
         1.0
     """
     recorded, model = _trains(trials, prediction)
-    for name, values in (("trials", recorded), ("prediction", model)):
-        wrong = values[(values < 0) | (values % 1 != 0)]
-        if wrong.size:
-            raise ValueError(f"{name}: expected whole numbers of spikes ≥ 0, got {wrong[0]}")
+    _require_counts(trials=recorded, prediction=model)
     _require_positive(window_ms=window_ms, dt_ms=dt_ms)
+    score = _gamma(recorded, model, window_ms, dt_ms)
+    if not normalise:
+        return score
+    others = [
+        _gamma(np.delete(recorded, i, 0), train, window_ms, dt_ms)
+        for i, train in enumerate(recorded)
+        if len(recorded) > 1
+    ]
+    reliability = float(np.mean(others)) if others else math.nan
+    return score / reliability if reliability > 0 else math.nan
+
+
+def _gamma(recorded: np.ndarray, model: np.ndarray, window_ms: float, dt_ms: float) -> float:
+    """Γ of a prediction [T], as a mean over trials [R, T]."""
     half_width = int(window_ms / dt_ms + 1e-9)
     by_chance = 2 * window_ms * model.sum() / (len(model) * dt_ms)
     if by_chance >= 1:
@@ -164,6 +181,70 @@ def gamma_coincidence(trials: Trains, prediction: Trains, window_ms: float, dt_m
         return math.nan
     beyond_chance = found - by_chance * recorded.sum(1)
     return float(np.mean(beyond_chance / (either * (1 - by_chance))))
+
+
+def md_star(
+    trials: Trains, predictions: Trains, window_ms: float = 4.0, dt_ms: float = 1.0
+) -> float:
+    """Md*: how well trials of a model match recorded trials, without a bias from their number.
+
+    Md* = 2 n_dm / (n_dd + n_mm), where n is the mean number of pairs of spikes at most Δ apart,
+    over all pairs of a recorded and a simulated trial, of two recorded trials, and of two simulated
+    trials (Naud, Gerhard, Mensi & Gerstner 2011, "Improved similarity measures for small sets of
+    spike trains"). A single simulated trial is compared with itself: it would always be the same.
+
+    Args:
+        trials: recorded trains [R, T], R ≥ 2.
+        predictions: the model's trains [M, T], or one train [T].
+        window_ms: Δ.
+        dt_ms: length of a step.
+
+    Returns:
+        1 where the two sets cannot be told apart, 0 where no spikes coincide; NaN where no two
+        trials of either coincide.
+
+    Raises:
+        ValueError: shapes do not fit, there are fewer than two trials, a value is not finite, or a
+            time is not above 0.
+
+    Examples:
+        >>> import numpy as np
+        >>> import blockspike as bs
+        >>> trials = np.zeros((2, 1000))
+        >>> trials[:, [100, 400, 700]] = 1
+        >>> bs.md_star(trials, np.roll(trials, 3, axis=1), window_ms=4.0, dt_ms=1.0)
+        1.0
+    """
+    recorded, model = (
+        x.detach().cpu().double().numpy()
+        for x in float_tensors(trials=trials, predictions=predictions)
+    )
+    model = np.atleast_2d(model)
+    if recorded.ndim != 2 or model.ndim != 2 or model.shape[1] != recorded.shape[1]:
+        raise ValueError(
+            f"trials, predictions: expected [R, T] and [M, T], got {list(recorded.shape)} and "
+            f"{list(model.shape)}"
+        )
+    if len(recorded) < 2:
+        raise ValueError(f"trials: expected at least 2 recorded trials, got {len(recorded)}")
+    for name, values in (("trials", recorded), ("predictions", model)):
+        _require_finite(name, bool(np.isfinite(values).all()))
+    _require_positive(window_ms=window_ms, dt_ms=dt_ms)
+    width = 2 * int(window_ms / dt_ms + 1e-9) + 1
+    near_recorded, near_model = (
+        uniform_filter1d(x, width, axis=1, mode="constant") for x in (recorded, model)
+    )
+    of_both = (recorded @ near_model.T).mean()
+    of_recorded = _between_trials(recorded @ near_recorded.T)
+    of_model = _between_trials(model @ near_model.T)
+    total = of_recorded + of_model
+    return float(2 * of_both / total) if total > 0 else math.nan
+
+
+def _between_trials(pairs: np.ndarray) -> float:
+    """Mean over the pairs of different trials; of a single trial, that with itself."""
+    n = len(pairs)
+    return float(pairs.sum() - np.trace(pairs)) / (n * (n - 1)) if n > 1 else float(pairs[0, 0])
 
 
 def _spike_steps(train: np.ndarray) -> list[int]:
@@ -198,6 +279,13 @@ def _trains(trials: Trains, prediction: Trains) -> tuple[np.ndarray, np.ndarray]
     for name, values in (("trials", recorded), ("prediction", model)):
         _require_finite(name, bool(np.isfinite(values).all()))
     return recorded, model
+
+
+def _require_counts(**trains: np.ndarray) -> None:
+    for name, values in trains.items():
+        wrong = values[(values < 0) | (values % 1 != 0)]
+        if wrong.size:
+            raise ValueError(f"{name}: expected whole numbers of spikes ≥ 0, got {wrong[0]}")
 
 
 def _require_finite(name: str, is_finite: bool) -> None:

@@ -11,7 +11,8 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from blockspike.fitting.distance import Window
-from blockspike.fitting.population import NeuronParameters, NeuronPopulation
+from blockspike.fitting.parameters import NeuronParameters
+from blockspike.fitting.population import NeuronPopulation
 
 FittingLoss = Literal["distance", "squared_distance"]
 
@@ -228,12 +229,12 @@ class NeuronFittingModule(pl.LightningModule):
         first_sd, last_sd = self.perturbation
         deviation = first_sd * (last_sd / first_sd) ** share
         state = self._optimizer().state
-        for parameter in self.population.parameters():
-            if not parameter.requires_grad:
+        for name, parameter in self.population.named_parameters():
+            if not parameter.requires_grad and name not in self.population.searched:
                 continue
             noise = deviation * torch.randn(len(target), generator=generator).to(device)
             parameter[target] = parameter[source] + noise
-            for value in state[parameter].values():
+            for value in state.get(parameter, {}).values():
                 if value.shape == parameter.shape:
                     value[target] = value[source]
 
@@ -260,7 +261,7 @@ class NeuronFittingModule(pl.LightningModule):
         physical = self.population.physical()
         for name in self._names:
             self.population.get_parameter(name).copy_(now[name])
-        return NeuronParameters(*(x[index] for x in vars(physical).values())), start
+        return physical[index], start
 
 
 def _safe_root(square: Tensor) -> Tensor:

@@ -2,83 +2,33 @@
 
 import math
 from abc import abstractmethod
-from dataclasses import dataclass
-from typing import NamedTuple
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
 
 from blockspike.fitting.distance import Window, check_target, squared_distance
-from blockspike.fitting.distance_cpu import fitting_distance
+from blockspike.fitting.distance_cpu import Drive, fitting_distance
+from blockspike.fitting.parameters import (
+    Coefficients,
+    NeuronParameters,
+    of_coefficients,
+    with_noise,
+)
 from blockspike.networks.bounded import BoundedParameters, Bounds
 from blockspike.networks.layers import decay
 from blockspike.neurons import Method, MultiGaussian, Surrogate, alif
-
-
-class Coefficients(NamedTuple):
-    """Coefficients of a simulation at one dt, [N] each.
-
-    I[t] = weight · current[t] + bias + noise · ξ[t] with standard normal ξ, new for each trial.
-    """
-
-    beta: Tensor
-    p: Tensor
-    b: Tensor
-    weight: Tensor
-    bias: Tensor
-    noise: Tensor
-
-
-@dataclass(frozen=True)
-class NeuronParameters:
-    """Parameters of neurons in units that do not depend on dt; [N] float64 each.
-
-    τ_m dV/dt = −(V − rest) + gain · current, with V = 0 after a spike and threshold 1; each spike
-    raises the threshold by b, which decays with τ_a.
-
-    Attributes:
-        tau_membrane_ms, tau_adaptation_ms: time constants.
-        b: increase of the threshold per spike, in thresholds.
-        gain: thresholds per unit of current.
-        rest: resting potential in thresholds; a spike resets V to 0.
-        noise: standard deviation of V, in thresholds, under the neuron's own white noise while it
-            does not fire.
-    """
-
-    tau_membrane_ms: Tensor
-    tau_adaptation_ms: Tensor
-    b: Tensor
-    gain: Tensor
-    rest: Tensor
-    noise: Tensor
-
-    def coefficients(self, dt_ms: float) -> Coefficients:
-        """Coefficients per step: β = exp(−dt/τ_m), weight = (1 − β) gain, bias = (1 − β) rest.
-
-        The noise of a step is √(1 − β²) noise, so that the noise of V does not depend on dt.
-        """
-        beta, p = (torch.exp(-dt_ms / x) for x in (self.tau_membrane_ms, self.tau_adaptation_ms))
-        share, own = 1 - beta, torch.sqrt(1 - beta * beta) * self.noise
-        return Coefficients(beta, p, self.b, share * self.gain, share * self.rest, own)
-
-
-def of_coefficients(c: Coefficients, dt_ms: float) -> NeuronParameters:
-    """Invert `NeuronParameters.coefficients`; p = 0 gives τ_a = 0."""
-    tau_membrane_ms, tau_adaptation_ms = (-dt_ms / torch.log(x) for x in (c.beta, c.p))
-    share = 1 - c.beta
-    return NeuronParameters(
-        tau_membrane_ms, tau_adaptation_ms, c.b, c.weight / share, c.bias / share,
-        c.noise / torch.sqrt(1 - c.beta * c.beta),
-    )  # fmt: skip
+from blockspike.neurons.alif.step import ALIF, check_arp
+from blockspike.neurons.derivative import derived
+from blockspike.neurons.simulate import simulate
 
 
 class NeuronPopulation(BoundedParameters):
-    """n_cells × n_starts independent ALIF neurons, N = C · K: K consecutive starts for each cell.
+    """n_cells × n_starts independent neurons, N = C · K: K consecutive starts for each cell.
 
     Args:
         n_cells, n_starts: C and K.
         dt_ms: length of a step.
-        arp_ms: absolute refractory period, rounded to steps.
         surrogate, method: see `alif`; spikes in the reset are detached.
         n_trials: trials, each with noise of its own, whose mean is compared to the recording; 0 =
             one trial without noise.
@@ -88,6 +38,8 @@ class NeuronPopulation(BoundedParameters):
     """
 
     clamps_after_step = False  # `FittingModule` does, once it has replaced the worst starts
+    searched: list[str]
+    """Names of parameters without a gradient, which are found by selection alone."""
 
     def __init__(
         self,
@@ -95,7 +47,6 @@ class NeuronPopulation(BoundedParameters):
         n_starts: int,
         *,
         dt_ms: float,
-        arp_ms: float,
         surrogate: Surrogate,
         method: Method,
         n_trials: int = 0,
@@ -106,23 +57,19 @@ class NeuronPopulation(BoundedParameters):
         for name, value in (("n_cells", n_cells), ("n_starts", n_starts)):
             if value < 1:
                 raise ValueError(f"{name}: expected an integer ≥ 1, got {value}")
-        if not 0 <= arp_ms < math.inf:
-            raise ValueError(f"arp_ms: expected a value ≥ 0, got {arp_ms}")
         self.n_cells, self.n_starts, self.dt_ms = n_cells, n_starts, dt_ms
         self.n_trials = n_trials
-        self.arp = round(arp_ms / dt_ms)
+        self.searched: list[str] = []
         self.surrogate = surrogate
         self.method: Method = method
 
     @abstractmethod
     def coefficients(self) -> Coefficients:
-        """Coefficients of the neurons, [N] each, differentiable."""
+        """Coefficients of the neurons, differentiable."""
 
-    @torch.no_grad()
+    @abstractmethod
     def physical(self) -> NeuronParameters:
         """Present parameters of the neurons in physical units, in float64."""
-        c = Coefficients(*(x.double() for x in self.coefficients()))
-        return of_coefficients(c, self.dt_ms)
 
     def forward(self, current: Tensor, draws: Tensor | None = None) -> Tensor:
         """Spikes [T, B, C · K] for the cells' currents [T, B, C].
@@ -134,19 +81,28 @@ class NeuronPopulation(BoundedParameters):
         """
         self._check(current, draws)
         c = self.coefficients()
-        weight, bias = (x.view(self.n_cells, self.n_starts) for x in (c.weight, c.bias))
+        weight, bias = (x.view(self.n_cells, self.n_starts) for x in c.drive[:2])
         drive = torch.addcmul(bias, current.unsqueeze(-1), weight).flatten(2)
         if draws is not None:
-            drive = _with_noise(drive, c.noise, draws)
-        spikes = alif(
-            drive, c.beta, c.p, c.b, arp=self.arp, surrogate=self.surrogate, method=self.method
-        ).spikes
-        return spikes if draws is None else spikes.unflatten(1, draws.shape[1:]).mean(2)
+            drive = with_noise(drive, c.drive.noise, draws)
+        start, own = {"membrane": c.drive.start}, c.parameters
+        if self.method == "blocks":
+            arp = int(c.constants[0])
+            trace = alif(
+                drive, own["beta"], own["p"], own["b"], arp=arp, surrogate=self.surrogate,
+                state=start, method="blocks",
+            )  # fmt: skip
+        else:
+            trace = simulate(
+                c.model, drive, own, c.constants, surrogate=self.surrogate, state=start,
+                method=self.method,
+            )  # fmt: skip
+        return trace.spikes if draws is None else trace.spikes.unflatten(1, draws.shape[1:]).mean(2)
 
     def draw(self, n_steps: int, n_segments: int, seed: int) -> Tensor | None:
         """Standard normal draws of `n_trials` trials, [T, B, R] float32, shared by all neurons.
 
-        None without trials. The noise of a step is `Coefficients.noise` times its draw.
+        None without trials. The noise of a step is `Drive.noise` times its draw.
         """
         if not self.n_trials:
             return None
@@ -186,36 +142,88 @@ class NeuronPopulation(BoundedParameters):
             return squared_distance(self(current, draws), target, filter_decay, window)
         self._check(current, draws)
         check_target(target, torch.Size((*current.shape[:2], self.n_cells * self.n_starts)), window)
+        c = self.coefficients()
+        model = c.model
+        if model.reverse_step is None:
+            model = derived(model, 2 + len(c.constants))
         return fitting_distance(
-            current, target, *self.coefficients(), draws=draws, arp=self.arp,
-            surrogate=self.surrogate, decay=filter_decay, window=window,
+            current, target, model, c.constants, tuple(c.parameters.values()), c.drive,
+            draws=draws, surrogate=self.surrogate, decay=filter_decay, window=window,
         )  # fmt: skip
 
 
-def _with_noise(drive: Tensor, noise: Tensor, draws: Tensor) -> Tensor:
-    """Drives [T, B · R, N] of R noisy trials, from drives [T, B, N] and draws [T, B, R]."""
-    return torch.addcmul(drive.unsqueeze(2), draws.to(drive).unsqueeze(3), noise).flatten(1, 2)
-
-
 Range = tuple[float, float]
+# Wide: they only keep a diverging start from overflowing.
+TAU_BOUNDS, SLOW_TAU_BOUNDS = (-1, 7), (-1, 10)
+GAIN_BOUNDS, LEVEL_BOUNDS, NOISE_BOUNDS = (-7, 5), (-9, 9), (-7, 2)
 
 
-class PhysicalPopulation(NeuronPopulation):
-    """Neurons fitted by rest and the logarithms of τ_m, τ_a, b, gain and noise, at any dt.
+def arp_steps(arp_ms: float, dt_ms: float) -> int:
+    """Absolute refractory period in steps.
+
+    Raises:
+        ValueError: it is not a time ≥ 0, or longer than can be counted.
+    """
+    if not 0 <= arp_ms < math.inf:
+        raise ValueError(f"arp_ms: expected a value ≥ 0, got {arp_ms}")
+    arp = round(arp_ms / dt_ms)
+    check_arp(arp, arp, torch.float32)
+    return arp
+
+
+class DrawnPopulation(NeuronPopulation):
+    """Neurons whose starts are drawn uniformly from ranges, of values or of their logarithms."""
+
+    def _draw(
+        self, ranges: Mapping[str, tuple[Range, Bounds]], fixed: tuple[str, ...], seed: int
+    ) -> None:
+        """Register parameters [N] by (range, bounds); a name that begins with log_ is a logarithm.
+
+        Those of `fixed` get no gradient.
+        """
+        draw = torch.Generator().manual_seed(seed)
+        for name, ((low, high), bounds) in ranges.items():
+            argument = name.removeprefix("log_")
+            if name.startswith("log_"):
+                if not 0 < low <= high:
+                    raise ValueError(f"{argument}: expected a range above 0, got {(low, high)}")
+                low, high = math.log(low), math.log(high)
+            elif not low <= high:
+                raise ValueError(f"{argument}: expected a range, got {(low, high)}")
+            value = low + (high - low) * torch.rand(self.n_cells * self.n_starts, generator=draw)
+            self.add_bounded(name, value, bounds, name not in fixed, argument)
+
+    def _value(self, name: str) -> Tensor:
+        """A parameter by its name or that of its logarithm; 0 if the neurons have no such part."""
+        if f"log_{name}" in self._parameters:
+            return self.get_parameter(f"log_{name}").exp()
+        if name in self._parameters:
+            return self.get_parameter(name)
+        return torch.zeros_like(self.get_parameter("rest"))
+
+    @abstractmethod
+    def values(self) -> NeuronParameters:
+        """Present parameters of the neurons in physical units, differentiable."""
+
+    @torch.no_grad()
+    def physical(self) -> NeuronParameters:
+        """Present parameters of the neurons in physical units, in float64."""
+        return NeuronParameters(*(x.double() for x in vars(self.values()).values()))
+
+
+class PhysicalPopulation(DrawnPopulation):
+    """ALIF neurons fitted by rest and the logarithms of τ_m, τ_a, b, gain and noise, at any dt.
 
     Each start draws rest and each logarithm uniformly from its range.
 
     Args:
-        n_cells, n_starts, dt_ms, arp_ms, surrogate, method, n_trials: as for `NeuronPopulation`.
+        n_cells, n_starts, dt_ms, surrogate, method, n_trials: as for `NeuronPopulation`.
+        arp_ms: absolute refractory period, rounded to steps.
         tau_membrane_ms, tau_adaptation_ms, b, gain, rest, noise: ranges of the starts. Currents are
             in standard deviations of the cell's training current (see `RecordingsDataModule`).
             Without trials there is no noise.
         seed: seed of the draw.
     """
-
-    NAMES = ("log_tau_membrane", "log_tau_adaptation", "log_b", "log_gain", "rest", "log_noise")
-    # Wide: they only keep a diverging start from overflowing.
-    _BOUNDS: tuple[Bounds, ...] = ((-1, 7), (-1, 10), (-10, 3), (-7, 5), (-9, 9), (-7, 2))
 
     def __init__(
         self,
@@ -236,28 +244,30 @@ class PhysicalPopulation(NeuronPopulation):
         seed: int = 0,
     ):
         super().__init__(
-            n_cells, n_starts, dt_ms=dt_ms, arp_ms=arp_ms, surrogate=surrogate, method=method,
-            n_trials=n_trials,
-        )  # fmt: skip
-        draw = torch.Generator().manual_seed(seed)
-        ranges = (tau_membrane_ms, tau_adaptation_ms, b, gain, rest, noise)
-        for name, (low, high), bounds in zip(self.NAMES, ranges, self._BOUNDS, strict=True):
-            if name.startswith("log_"):
-                if not 0 < low <= high:
-                    raise ValueError(
-                        f"{name.removeprefix('log_')}: expected a range above 0, got {(low, high)}"
-                    )
-                low, high = math.log(low), math.log(high)
-            value = low + (high - low) * torch.rand(n_cells * n_starts, generator=draw)
-            trained = n_trials > 0 or name != "log_noise"
-            self.add_bounded(name, value, bounds, trained, name.removeprefix("log_"))
+            n_cells, n_starts, dt_ms=dt_ms, surrogate=surrogate, method=method, n_trials=n_trials
+        )
+        self.arp = arp_steps(arp_ms, dt_ms)
+        ranges = {
+            "log_tau_membrane": (tau_membrane_ms, TAU_BOUNDS),
+            "log_tau_adaptation": (tau_adaptation_ms, SLOW_TAU_BOUNDS),
+            "log_b": (b, (-10, 3)),
+            "log_gain": (gain, GAIN_BOUNDS),
+            "rest": (rest, LEVEL_BOUNDS),
+            "log_noise": (noise, NOISE_BOUNDS),
+        }
+        self._draw(ranges, () if n_trials else ("log_noise",), seed)
+
+    def values(self) -> NeuronParameters:
+        """Present parameters of the neurons in physical units, differentiable."""
+        names = ("tau_membrane", "tau_adaptation", "b", "gain", "rest", "noise")
+        tau_membrane, tau_adaptation, b, gain, rest, noise = (self._value(name) for name in names)
+        noise = noise if self.n_trials else torch.zeros_like(noise)
+        arp_ms = torch.full_like(noise, self.arp * self.dt_ms)
+        return NeuronParameters(tau_membrane, tau_adaptation, b, gain, rest, noise, arp_ms)
 
     def coefficients(self) -> Coefficients:
-        """Coefficients of the neurons, [N] each, differentiable."""
-        tau_m, tau_a, b, gain, rest, noise = (self.get_parameter(name) for name in self.NAMES)
-        noise = noise.exp() if self.n_trials else torch.zeros_like(rest)
-        parameters = NeuronParameters(tau_m.exp(), tau_a.exp(), b.exp(), gain.exp(), rest, noise)
-        return parameters.coefficients(self.dt_ms)
+        """Coefficients of the neurons, differentiable."""
+        return self.values().alif_coefficients(self.dt_ms, self.arp)
 
 
 class PaperPopulation(NeuronPopulation):
@@ -268,11 +278,10 @@ class PaperPopulation(NeuronPopulation):
     the bound and not trained: the published clamp stops its gradient there.
 
     Args:
-        n_cells, dt_ms, arp_ms, surrogate, method: as for `NeuronPopulation`.
+        n_cells, dt_ms, surrogate, method: as for `NeuronPopulation`.
+        arp_ms: absolute refractory period, rounded to steps.
         beta_bounds, p_bounds, b_bounds: ranges of the parameters.
     """
-
-    NAMES = ("beta", "p", "b", "weight", "bias")
 
     def __init__(
         self,
@@ -286,7 +295,8 @@ class PaperPopulation(NeuronPopulation):
         surrogate: Surrogate = MultiGaussian(),  # noqa: B008 (frozen)
         method: Method = "fused",
     ):
-        super().__init__(n_cells, 1, dt_ms=dt_ms, arp_ms=arp_ms, surrogate=surrogate, method=method)
+        super().__init__(n_cells, 1, dt_ms=dt_ms, surrogate=surrogate, method=method)
+        self.arp = arp_steps(arp_ms, dt_ms)
         down_sampling = dt_ms / 0.1
         p, b = decay(100.0, dt_ms), 0.1 / down_sampling
         full = torch.ones(n_cells)
@@ -297,25 +307,16 @@ class PaperPopulation(NeuronPopulation):
         self.bias = nn.Parameter(torch.zeros(n_cells))
 
     def coefficients(self) -> Coefficients:
-        """Coefficients of the neurons, [N] each, differentiable; without noise."""
-        values = [self.get_parameter(name) for name in self.NAMES]
-        return Coefficients(*[*values, torch.zeros_like(self.bias)])
+        """Coefficients of the neurons, differentiable; without noise, from a membrane of 0."""
+        own: dict[str, Tensor] = dict(self.named_parameters())
+        nothing = torch.zeros_like(self.bias)
+        drive = Drive(own.pop("weight"), own.pop("bias"), nothing, nothing)
+        return Coefficients(ALIF, (float(self.arp),), own, drive)
 
-
-def simulate(
-    parameters: NeuronParameters,
-    current: Tensor,
-    dt_ms: float,
-    arp_ms: float,
-    draws: Tensor | None = None,
-) -> Tensor:
-    """Spikes [T, B, N] of neurons, each driven by its own current [T, B, N], in float64.
-
-    With standard normal draws [T, B, R], the spikes [T, B, R, N] of R trials with noise.
-    """
-    c = parameters.coefficients(dt_ms)
-    drive = c.weight * current.double() + c.bias
-    if draws is not None:
-        drive = _with_noise(drive, c.noise, draws)
-    spikes = alif(drive, c.beta, c.p, c.b, arp=round(arp_ms / dt_ms)).spikes
-    return spikes if draws is None else spikes.unflatten(1, draws.shape[1:])
+    @torch.no_grad()
+    def physical(self) -> NeuronParameters:
+        """Present parameters of the neurons in physical units, in float64."""
+        c = self.coefficients()
+        own = {name: x.double() for name, x in c.parameters.items()}
+        drive = Drive(*(x.double() for x in c.drive))
+        return of_coefficients(c._replace(parameters=own, drive=drive), self.dt_ms)

@@ -7,10 +7,10 @@ import pandas as pd
 
 from blockspike.data.recordings_datamodule import Part
 from blockspike.fitting.fitted_neuron import FittedNeuron
-from blockspike.fitting.metrics import explained_temporal_variance, gamma_coincidence
+from blockspike.fitting.metrics import explained_temporal_variance, gamma_coincidence, md_star
 
 SIGMAS_MS = (5.0, 10.0, 15.0)
-_GAMMA_MS = 4.0
+_GAMMA_MS, _GAMMA_A_MS, _MD_MS = 4.0, 2.0, 4.0
 _PREDICTING_TRIALS = 100  # simulated trials whose mean is the prediction of a neuron with noise
 _SCORED_TRIALS = 10  # of these, scored and shown one by one too
 
@@ -63,7 +63,46 @@ def scores_of_cells(part: Part, predictions: list[list[Prediction]], dt_ms: floa
             for trains, x in zip(segments, predicted, strict=True)
         ]
         rows.append(pd.DataFrame(of_segments).mean())
-    return pd.DataFrame(rows)
+    table = pd.DataFrame(rows)
+    table["rate_error"] = table["rate_hz"] / table["recorded_hz"] - 1
+    return table
+
+
+def null_etv(train: Part, test: Part, cell: int, dt_ms: float) -> float:
+    """Normalised ETV at 15 ms of a model that knows only when the stimulus is on.
+
+    Wherever the test current differs from its start, it predicts the mean rate that the cell had
+    under such a current in training; a fit that explains less has learnt nothing. The mean over
+    the test segments.
+    """
+    fired = steps = 0.0
+    for trains, current in zip(
+        train.trains[cell], train.current[:, :, cell].numpy().T, strict=True
+    ):
+        on = _is_on(current)
+        fired += trains[:, on].mean(0).sum()
+        steps += on.sum()
+    rate = fired / max(steps, 1)
+    scores = [
+        _explained(trains[:, test.first :], rate * _is_on(current)[test.first :], 15.0, dt_ms, True)
+        for trains, current in zip(
+            test.trains[cell], test.current[:, :, cell].numpy().T, strict=True
+        )
+    ]
+    return float(np.mean(scores))
+
+
+def _is_on(current: np.ndarray) -> np.ndarray:
+    return np.abs(current - current[0]) > 0.01 * np.ptp(current)
+
+
+def _explained(
+    trains: np.ndarray, prediction: np.ndarray, sigma_ms: float, dt_ms: float, normalise: bool
+) -> float:
+    """ETV; where the recorded trains are silent, 1 if the prediction is silent too, else 0."""
+    if not trains.any():
+        return float(not prediction.any())
+    return explained_temporal_variance(trains, prediction, sigma_ms, dt_ms, normalise)
 
 
 def segment_scores(trains: np.ndarray, predicted: Prediction, dt_ms: float) -> dict[str, float]:
@@ -71,7 +110,9 @@ def segment_scores(trains: np.ndarray, predicted: Prediction, dt_ms: float) -> d
 
     Returns:
         Rates in Hz; raw and normalised ETV of the trials' mean at three σ; Γ ± 4 ms of single
-        trials; normalised ETV at 15 ms of single trials and of the neuron without noise.
+        trials, and ± 2 ms relative to the neuron's own reliability; Md* ± 4 ms; normalised ETV at
+        15 ms of single trials, of the neuron without noise, and of a recorded trial as a prediction
+        of the others. What needs several recorded trials is NaN with one.
     """
     duration_s, mean = trains.shape[1] * dt_ms / 1000, predicted.mean
     row = {
@@ -80,20 +121,34 @@ def segment_scores(trains: np.ndarray, predicted: Prediction, dt_ms: float) -> d
     }
     for sigma in SIGMAS_MS:
         for name, normalise in (("etv", True), ("raw_etv", False)):
-            value = explained_temporal_variance(trains, mean, sigma, dt_ms, normalise)
+            value = _explained(trains, mean, sigma, dt_ms, normalise)
             row[f"{name}_{sigma:g}ms"] = value
     row["trial_etv_15ms"] = np.mean(
-        [explained_temporal_variance(trains, x, 15.0, dt_ms) for x in predicted.trials]
+        [_explained(trains, x, 15.0, dt_ms, True) for x in predicted.trials]
     )
-    row["noiseless_etv_15ms"] = explained_temporal_variance(
-        trains, predicted.noiseless, 15.0, dt_ms
-    )
-    try:
-        row["gamma_4ms"] = np.mean(
-            [gamma_coincidence(trains, x, _GAMMA_MS, dt_ms) for x in predicted.trials]
-        )
-    except ValueError:  # a trial that fires in every window
-        row["gamma_4ms"] = float("nan")
+    row["noiseless_etv_15ms"] = _explained(trains, predicted.noiseless, 15.0, dt_ms, True)
+    for name, window_ms, normalise in (
+        ("gamma_4ms", _GAMMA_MS, False),
+        ("gamma_a_2ms", _GAMMA_A_MS, True),
+    ):
+        try:
+            row[name] = np.mean(
+                [
+                    gamma_coincidence(trains, x, window_ms, dt_ms, normalise)
+                    for x in predicted.trials
+                ]
+            )
+        except ValueError:  # a trial that fires in every window
+            row[name] = float("nan")
+    several = len(trains) > 1
+    row["md_star_4ms"] = md_star(trains, predicted.trials, _MD_MS, dt_ms) if several else np.nan
+    row["reliability_etv_15ms"] = np.nan
+    if several:
+        others = [
+            _explained(np.delete(trains, i, 0), train, 15.0, dt_ms, True)
+            for i, train in enumerate(trains)
+        ]
+        row["reliability_etv_15ms"] = np.mean(others)
     return {name: float(value) for name, value in row.items()}  # plain numbers, for JSON
 
 

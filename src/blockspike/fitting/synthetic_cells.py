@@ -12,7 +12,7 @@ from torch import Tensor
 from blockspike.data.datamodule import require
 from blockspike.data.recordings import Recording
 from blockspike.data.recordings_datamodule import RecordingsDataModule
-from blockspike.fitting.population import NeuronParameters, simulate
+from blockspike.fitting.parameters import NeuronParameters, simulate
 from blockspike.neurons import leaky_integrate
 
 _DT_MS = 0.1
@@ -86,10 +86,10 @@ class SyntheticCells(RecordingsDataModule):
         current, spikes, parameters = [], [], []
         n_left = self.n_cells
         while n_left:
-            drawn = _draw(2 * n_left, generator)
+            drawn = _draw(2 * n_left, self.cell_arp_ms, generator)
             drive = _noise(n_steps, 1, 2 * n_left, generator)
             own = self.trial_noise * _noise(n_steps, self.n_trials, 2 * n_left, generator)
-            fired = simulate(drawn, drive + own, _DT_MS, self.cell_arp_ms)
+            fired = simulate(drawn, drive + own, _DT_MS)
             rate = fired.sum(0).mean(0) / self.duration_s
             fit = ((rate > _RATE_HZ[0]) & (rate < _RATE_HZ[1])).nonzero().flatten()[:n_left]
             current.append(drive[:, 0, fit])
@@ -105,12 +105,13 @@ class SyntheticCells(RecordingsDataModule):
         ]
 
 
-def _draw(n: int, generator: torch.Generator) -> NeuronParameters:
-    values = [
-        low + (high - low) * torch.rand(n, generator=generator, dtype=torch.float64)
-        for low, high in RANGES.values()
-    ]
-    return NeuronParameters(*[*values, torch.zeros_like(values[0])])
+def _draw(n: int, arp_ms: float, generator: torch.Generator) -> NeuronParameters:
+    values = {
+        name: low + (high - low) * torch.rand(n, generator=generator, dtype=torch.float64)
+        for name, (low, high) in RANGES.items()
+    }
+    nothing = torch.zeros(n, dtype=torch.float64)
+    return NeuronParameters(**values, noise=nothing, arp_ms=nothing + arp_ms)
 
 
 def _noise(n_steps: int, batch: int, n: int, generator: torch.Generator) -> Tensor:

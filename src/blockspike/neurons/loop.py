@@ -1,6 +1,6 @@
 """Simulation of any model by a loop over time, the reference for its kernels."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from blockspike.neurons.spec import SimulationSpec
 from blockspike.neurons.state import Start, last_state
 from blockspike.neurons.surrogate import spike
-from blockspike.neurons.trace import SpikeTrace, check_finite
+from blockspike.neurons.trace import SpikeTrace, check_finite, ones_like_margin
 
 
 def loop(
@@ -20,14 +20,20 @@ def loop(
     recurrent_weight: Tensor | None,
     start: Start | None = None,
     membrane_gradient: bool = False,
+    compute_threshold: Callable[[Tensor, Tensor], Tensor] = ones_like_margin,
 ) -> SpikeTrace:
-    """Run the model step by step; arguments as in `fused_cpu`, already checked."""
+    """Run the model step by step; arguments as in `fused_cpu` and `trace_of`, already checked."""
     model, constants, delay, surrogate, detach_reset, detach_recurrence = spec
     names = (*model.states, *model.counters)
     if start is None:
         start = Start(current.new_zeros(len(names), *current.shape[1:]), None)
     spikes: list[Tensor] = []
     margins: list[Tensor] = []
+    above_1: list[Tensor] = []
+    without_threshold = [
+        torch.zeros_like(x) if name in model.threshold_parameters else x
+        for name, x in zip(model.parameters, parameters, strict=True)
+    ]
     state, n_states = start.values.unbind(), len(model.states)
     fed_back = FedBack(start.spikes, delay, detach_recurrence)
     numbers = (0.0, 1.0, *constants)
@@ -39,21 +45,25 @@ def loop(
     for t, drive in enumerate(current.unbind()):
         if recurrent_weight is not None and (arriving := fed_back.at(t)) is not None:
             drive = drive + F.linear(arriving, recurrent_weight)
-        s, margin, state = model.step(drive, parameters, numbers, state, fire)
+        before = state
+        s, margin, state = model.step(drive, parameters, numbers, before, fire)
+        if membrane_gradient:  # of V alone: 1 is what is left of the threshold
+            above_1.append(model.step(drive, without_threshold, numbers, before, fire)[1])
         state = (*state[:n_states], *(x.detach() for x in state[n_states:]))
         spikes.append(s)
         fed_back.append(s)
-        margins.append(margin if membrane_gradient else margin.detach())
+        margins.append(margin.detach())
 
     check_finite(state[0], current)
 
     def membrane_and_threshold() -> tuple[Tensor, Tensor]:
-        threshold = torch.ones_like(current.detach())
-        return torch.stack(margins) + threshold, threshold
+        margin = torch.stack(margins)
+        threshold = compute_threshold(of_all.detach(), margin)
+        return margin + threshold, threshold
 
     of_all, last, recurrent = torch.stack(spikes), torch.stack(state), recurrent_weight is not None
     last_ = partial(last_state, spec, recurrent, last, of_all, start.spikes)
-    membrane = torch.stack(margins) + 1 if membrane_gradient else None
+    membrane = torch.stack(above_1) + 1 if membrane_gradient else None
     return SpikeTrace(of_all, membrane_and_threshold, None, last_, membrane)
 
 

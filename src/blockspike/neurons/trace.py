@@ -156,16 +156,21 @@ class Simulation(NamedTuple):
     inputs: Sequence[Tensor | None]
 
 
+def ones_like_margin(spikes: Tensor, margin: Tensor) -> Tensor:
+    """Threshold [T, B, N] of neurons that always have 1."""
+    return torch.ones_like(margin)
+
+
 def trace_of(
     simulation: Simulation,
-    compute_threshold: Callable[[Tensor], Tensor] = torch.ones_like,
+    compute_threshold: Callable[[Tensor, Tensor], Tensor] = ones_like_margin,
     n_block: int = 1,
 ) -> SpikeTrace:
     """Make the trace of a simulation.
 
     When membrane or threshold is first read, V − θ is computed again, and `compute_threshold`
-    computes θ from the spikes. In each block of `n_block` steps, V goes on without reset up to the
-    end, so that it is set to 0 after a spike.
+    computes θ from the spikes and V − θ. In each block of `n_block` steps, V goes on without reset
+    up to the end, so that it is set to 0 after a spike.
 
     Raises:
         RuntimeError: raised on that read if an input was changed in place since the simulation.
@@ -174,8 +179,9 @@ def trace_of(
     check_unchanged = unchanged(inputs)
 
     def complete(margin: Tensor) -> tuple[Tensor, Tensor]:
-        threshold = compute_threshold(spikes.detach().to(margin.dtype)).detach()
-        membrane = margin.view(spikes.shape) + threshold
+        margin = margin.view(spikes.shape)
+        threshold = compute_threshold(spikes.detach().to(margin.dtype), margin.detach()).detach()
+        membrane = margin + threshold
         return zero_after_spike(membrane, spikes.detach(), n_block), threshold
 
     def membrane_and_threshold() -> tuple[Tensor, Tensor]:

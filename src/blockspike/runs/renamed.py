@@ -18,7 +18,7 @@ EXPERIMENTS = {
     "e7_recordings_ours": "recordings",
 }
 _FITS = ("paper_recordings", "recordings", "recovery")
-_POPULATIONS = {"neurons": "physical", "published_neurons": "paper"}
+_POPULATIONS = {"neurons": "alif", "physical": "alif", "published_neurons": "paper"}
 _CLASSES = {  # old value of `fit.parameters` → class of the population
     "physical": "blockspike.fitting.population.PhysicalPopulation",
     "published": "blockspike.fitting.population.PaperPopulation",
@@ -53,6 +53,8 @@ def _expected(command: str, key: str, value: str) -> str | None:
         return f"`blockspike fit population={_POPULATIONS[value]}`"
     if command == "fit" and (key == "model" or key.startswith("model.")):
         return f"population{key.removeprefix('model')}"
+    if key == "population" and value in _POPULATIONS:
+        return _POPULATIONS[value]
     if key == "fit" and command == "train":
         return "`blockspike fit`, which fits neurons"
     if key == "fit" and value == "ours":

@@ -37,8 +37,8 @@ class ALIFInputs(NamedTuple):
         p_and_b = (torch.zeros_like(self.beta) if x is None else x for x in (self.p, self.b))
         return [self.beta, *p_and_b]
 
-    def threshold(self, spikes: Tensor) -> Tensor:
-        """Threshold [T, B, N] of spikes [T, B, N]."""
+    def threshold(self, spikes: Tensor, margin: Tensor) -> Tensor:
+        """Threshold [T, B, N] of spikes [T, B, N]; V − θ is not needed."""
         return threshold_of(spikes, self.p, self.b, self.start)
 
 

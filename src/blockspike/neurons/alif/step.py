@@ -83,12 +83,12 @@ ALIF_ALWAYS_OPEN = NeuronModel(
 _COUNTED_BY_FLOAT32 = 2**24  # the largest number of steps from which 1 can be subtracted
 
 
-def check_arp(arp: int, n_steps: int, dtype: torch.dtype) -> None:
+def check_arp(arp: int, n_steps: int, dtype: torch.dtype, name: str = "arp") -> None:
     """Raise ValueError unless `arp` is a number of steps that `dtype` can count exactly."""
     if isinstance(arp, bool) or not isinstance(arp, int) or arp < 0:
-        raise ValueError(f"arp: expected an int ≥ 0 (steps), got {arp!r}")
+        raise ValueError(f"{name}: expected an int ≥ 0 (steps), got {arp!r}")
     if min(arp, n_steps) > _COUNTED_BY_FLOAT32 and dtype != torch.float64:
         raise ValueError(
-            f"arp: expected at most {_COUNTED_BY_FLOAT32} steps, which float32 counts exactly, or "
-            f"a float64 current; got {arp}"
+            f"{name}: expected at most {_COUNTED_BY_FLOAT32} steps, which float32 counts exactly, "
+            f"or a float64 current; got {arp}"
         )

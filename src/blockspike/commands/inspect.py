@@ -1,0 +1,138 @@
+"""`blockspike inspect`: list the sweeps of recordings, and what a fit would use."""
+
+import sys
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from omegaconf import DictConfig
+from rich import box
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from blockspike.data.abf import open_abf
+from blockspike.data.recordings import Recording, detect_spikes, load_recording, sweeps_of
+from blockspike.data.recordings_datamodule import RecordingsDataModule, find_recordings
+
+_HOLDING_MS = 5.0  # at the start of a sweep, whose median current is the holding current
+
+
+class _Row(NamedTuple):
+    """A sweep, or a stimulus with all its repeats.
+
+    Attributes:
+        number, stimulus: of the sweep.
+        dt_ms, current_pa: time between samples, and the current [T].
+        voltage_mv: [T], None if there is none.
+        n_spikes: of each repeat; None where they would have to be found in a missing voltage.
+    """
+
+    number: int
+    stimulus: str
+    dt_ms: float
+    current_pa: np.ndarray
+    voltage_mv: np.ndarray | None
+    n_spikes: list[int] | None
+
+
+def inspect(cfg: DictConfig) -> None:
+    """Print the sweeps of each recording: stimulus, holding current, sampling, rest and spikes.
+
+    A recording that would be refused is named with the reason.
+
+    Raises:
+        FileNotFoundError: there is no recording at `path`.
+        ValueError: `path` is one recording, and it cannot be used.
+    """
+    path, sweeps = Path(cfg.path), None if cfg.sweeps is None else list(cfg.sweeps)
+    files = find_recordings(path)
+    console = Console(width=None if sys.stdout.isatty() else 120)
+    for file in files:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            try:
+                rows = list(_rows(file, sweeps))
+                use = _use(file, sweeps)
+            except (ValueError, OSError) as error:
+                if len(files) == 1:
+                    raise
+                console.print(f"{escape(str(error))}", soft_wrap=True)
+                continue
+        console.print(_table(file, rows))
+        for text in dict.fromkeys(str(x.message) for x in caught if x.category is UserWarning):
+            console.print(f"warning: {escape(text)}", soft_wrap=True)
+        console.print(f"{escape(use)}\n", soft_wrap=True)
+
+
+def _rows(file: Path, sweeps: list[int] | None) -> Iterator[_Row]:
+    if file.suffix == ".npz":
+        yield from _of_recording(load_recording(file, sweeps=sweeps))
+        return
+    for x in sweeps_of(file, sweeps=sweeps):
+        times_s = x.spike_times_s
+        if times_s is None and x.voltage_mv is not None:
+            times_s = detect_spikes(x.voltage_mv, x.dt_ms)
+        n_spikes = None if times_s is None else [len(times_s)]
+        yield _Row(x.number, x.stimulus, x.dt_ms, x.current_pa, x.voltage_mv, n_spikes)
+
+
+def _of_recording(recording: Recording) -> Iterator[_Row]:
+    for s, name in enumerate(recording.stimuli):
+        counts = [len(times) for r in recording.spike_times_s if (times := r[s]) is not None]
+        yield _Row(s, name, recording.dt_ms, recording.current_pa[s], None, counts)
+
+
+def _table(file: Path, rows: list[_Row]) -> Table:
+    title = str(file)
+    if file.suffix == ".abf":
+        content = open_abf(file)
+        title += f": voltage in {content.voltage.name}, stimulus from the {content.source}"
+    table = Table(title=escape(title), title_justify="left", box=box.SIMPLE_HEAD)
+    table.add_column("sweep", justify="right")
+    table.add_column("stimulus", overflow="fold")
+    for name in ("s", "dt ms", "holding pA", "current pA", "rest mV", "spikes", "Hz"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for row in rows:
+        table.add_row(*map(escape, _cells(row)))
+    return table
+
+
+def _cells(row: _Row) -> tuple[str, ...]:
+    duration_s = len(row.current_pa) * row.dt_ms / 1000
+    start = row.current_pa[: max(1, round(_HOLDING_MS / row.dt_ms))]
+    low, high = row.current_pa.min(), row.current_pa.max()
+    counts, rest = row.n_spikes, row.voltage_mv
+    return (
+        str(row.number),
+        row.stimulus,
+        f"{duration_s:g}",
+        f"{row.dt_ms:g}",
+        f"{np.median(start) + 0:.0f}",
+        f"{low + 0:.0f} to {high + 0:.0f}",
+        "" if rest is None else f"{np.median(rest):.0f}",
+        "?" if counts is None else ", ".join(map(str, counts)),
+        "?" if counts is None else f"{np.mean(counts) / duration_s:.1f}",
+    )
+
+
+def _use(file: Path, sweeps: list[int] | None) -> str:
+    """Describe what a fit of the file would use, or say why there would be none."""
+    data = RecordingsDataModule(file, train_sweeps=sweeps, test_sweeps=sweeps)
+    try:
+        data.setup()
+    except ValueError as error:
+        return f"a fit would be refused: {error}"
+    trains, tested = data.train.trains[0], data.test.trains[0]
+    n_train = sum(int(x.sum()) for x in trains)
+    n_test = sum(int(x[:, data.test.first :].sum()) for x in tested)
+    n_repeats = ", ".join(dict.fromkeys(str(len(x)) for x in trains))
+    seconds = len(data.train.current) * data.dt_ms / 1000
+    test_seconds = (len(data.test.current) - data.test.first) * data.dt_ms / 1000
+    return (
+        f"a fit would use {len(trains)} stimuli with {n_repeats} repeats: {n_train} spikes in "
+        f"{seconds:g} s of each to fit, {n_test} in {test_seconds:g} s to score; train_s, test_s, "
+        "train_sweeps and test_sweeps choose others"
+    )

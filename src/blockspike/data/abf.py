@@ -1,0 +1,293 @@
+"""Current-clamp sweeps of Axon files (.abf, versions 1 and 2), read by pyABF.
+
+A recorded current is preferred to the command, which an amplifier may scale and a protocol may
+change in ways that the file does not say. Where neither is known for certain, the file is refused.
+"""
+
+from __future__ import annotations
+
+import importlib
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from struct import error as StructError
+from struct import unpack_from
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from blockspike.data.plausible import check_peak, warn
+from blockspike.data.sweeps import (
+    VOLTAGE_RANGE_MV,
+    Sweep,
+    check_current,
+    choose,
+    dt_ms_of,
+    one_line,
+    peak_of,
+)
+
+_PER_MV = {"v": 1e3, "mv": 1.0, "uv": 1e-3, "µv": 1e-3}
+_PER_PA = {"a": 1e12, "ma": 1e9, "ua": 1e6, "µa": 1e6, "na": 1e3, "pa": 1.0}
+_SIGNATURES = (b"ABF ", b"ABF2")
+_MOST_SWEEPS, _MOST_CHANNELS = 100_000, 16
+_HEADER_BYTES, _BLOCK_BYTES = 512, 512
+_OTHER_WAVEFORM, _EPOCHS, _FROM_FILE = 0, 1, 2  # sources of a command in the file
+# Least difference of a recorded current from the command that is told, as a share of the command's
+# range and in pA, after averaging over some ms.
+_MOST_DIFFERENCE, _MOST_DIFFERENCE_PA, _AVERAGED_MS = 0.1, 5.0, 10.0
+
+
+class _Channel(NamedTuple):
+    """A recorded channel, or an output: its number and name, and its unit's size."""
+
+    number: int
+    name: str
+    scale: float
+
+
+@dataclass(frozen=True)
+class AbfContent:
+    """An Axon file and the channels and output of its electrode.
+
+    ``voltage`` and ``current`` are the recorded channels that are used, the latter None if there is
+    none; ``command`` the output that drives the electrode, None if none is in amperes;
+    ``unknown_command`` says why its stimulus is not known, "" if it is.
+    """
+
+    abf: Any
+    voltage: _Channel
+    current: _Channel | None
+    command: _Channel | None
+    unknown_command: str
+
+    @property
+    def source(self) -> str:
+        """Where the stimulus comes from, in words."""
+        if self.current is not None:
+            return f"recorded channel {self.current.name}"
+        return f"command of output {self.command.name}" if self.command else "unknown"
+
+
+def open_abf(path: Path) -> AbfContent:
+    """Open an Axon file and find the channels of its electrode.
+
+    Raises:
+        ValueError: a damaged file, no or several electrodes in current clamp, a missing pyABF;
+            names the file.
+    """
+    abf = _read(path)
+    units = [str(unit).strip().casefold() for unit in abf.adcUnits]
+    names = [str(name).strip() for name in abf.adcNames]
+    outputs = [str(unit).strip().casefold() for unit in abf.dacUnits]
+    recorded = ", ".join(
+        f"{n} in {str(u).strip() or 'no unit'}" for n, u in zip(names, abf.adcUnits, strict=True)
+    )
+    voltages = [i for i, unit in enumerate(units) if unit in _PER_MV]
+    currents = [i for i, unit in enumerate(units) if unit in _PER_PA]
+    if not voltages:
+        raise ValueError(f"{path}: expected a recorded voltage in mV or V, got {recorded}")
+    driven = [i for i in voltages if i < len(outputs) and outputs[i] in _PER_PA]
+    chosen = voltages if len(voltages) == 1 else driven
+    if len(chosen) != 1:
+        raise ValueError(
+            f"{path}: expected one electrode in current clamp, got {len(chosen)} of {recorded}; "
+            "files with several electrodes are not supported"
+        )
+    if len(currents) > 1:
+        raise ValueError(f"{path}: expected one recorded current, got {recorded}")
+    voltage = _Channel(chosen[0], names[chosen[0]], _PER_MV[units[chosen[0]]])
+    current = None
+    if currents:
+        current = _Channel(currents[0], names[currents[0]], _PER_PA[units[currents[0]]])
+    number = chosen[0] if chosen[0] in driven else next(
+        (i for i, unit in enumerate(outputs) if unit in _PER_PA), None
+    )  # fmt: skip
+    command = None
+    if number is not None:
+        command = _Channel(number, str(abf.dacNames[number]).strip(), _PER_PA[outputs[number]])
+    return AbfContent(abf, voltage, current, command, _why_unknown(abf, command))
+
+
+def _read(path: Path) -> Any:
+    _check_sizes(path)
+    try:
+        pyabf = importlib.import_module("pyabf")
+    except ModuleNotFoundError as error:
+        raise ValueError(
+            f"{path}: expected pyABF, which reads .abf, got none; pip install 'blockspike[abf]'"
+        ) from error
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            abf = pyabf.ABF(str(path), loadData=False)
+            size = int(abf.dataPointCount) * int(abf.dataPointByteSize)
+            if not 0 < size <= path.stat().st_size or not 1 <= abf.channelCount <= _MOST_CHANNELS:
+                raise ValueError(f"{abf.channelCount} channels in {size} bytes")
+            return pyabf.ABF(str(path), loadData=True)
+    except Exception as error:  # pyABF has no error class of its own
+        raise ValueError(f"{path}: not a complete Axon file ({one_line(error)})") from error
+
+
+def _check_sizes(path: Path) -> None:
+    """Refuse a file whose header declares more than the file holds, which pyABF would try to read.
+
+    The fields are those of the format's published description.
+    """
+    n_bytes = path.stat().st_size
+    with path.open("rb") as file:
+        head = file.read(_HEADER_BYTES)
+    if head[:4] not in _SIGNATURES:
+        raise ValueError(f"{path}: expected an Axon file, got one that does not begin with ABF")
+    sections: list[tuple[int, int, int]] = []  # first block, bytes per entry, entries
+    try:
+        if head[:4] == b"ABF ":
+            n_samples, n_sweeps = unpack_from("<i2xi", head, 10)
+            tag_block, n_tags = unpack_from("<ii", head, 44)
+            sync_block, n_syncs = unpack_from("<ii", head, 92)
+            sections += [(tag_block, 64, n_tags), (sync_block, 8, n_syncs)]
+            n_channels = unpack_from("<h", head, 120)[0]
+            size = 4 if unpack_from("<h", head, 100)[0] else 2
+            sections.append((unpack_from("<i", head, 40)[0], size, n_samples))
+        else:
+            n_sweeps = unpack_from("<I", head, 12)[0]
+            sections += [unpack_from("<IIq", head, 76 + 16 * i) for i in range(18)]
+            n_channels, n_samples = sections[1][2], sections[10][2]
+    except StructError:
+        raise ValueError(f"{path}: not a complete Axon file ({n_bytes} bytes)") from None
+    for block, size, count in sections:
+        if count and not (
+            block > 0
+            and count > 0
+            and _BLOCK_BYTES * block + size * count <= n_bytes + _BLOCK_BYTES
+        ):
+            raise ValueError(
+                f"{path}: not a complete Axon file (it declares {count} entries of {size} bytes "
+                f"from block {block} on, and has {n_bytes} bytes)"
+            )
+    # A recording without gaps has no sweeps, or one.
+    if not 0 <= n_sweeps <= min(_MOST_SWEEPS, n_samples) or not 1 <= n_channels <= _MOST_CHANNELS:
+        raise ValueError(
+            f"{path}: not a complete Axon file (it declares {n_sweeps} sweeps of {n_channels} "
+            f"channels and {n_samples} samples)"
+        )
+
+
+def _why_unknown(abf: Any, command: _Channel | None) -> str:
+    """Why the stimulus of a command cannot be known from the file; "" if it can."""
+    if command is None:
+        return "no output is in amperes"
+    section = getattr(abf, "_dacSection", None) or abf._headerV1
+    number = command.number
+    is_on = number < len(section.nWaveformEnable) and section.nWaveformEnable[number]
+    source = section.nWaveformSource[number] if is_on else _OTHER_WAVEFORM
+    if any(abf.userListEnable or ()):
+        return "a user list changes it from sweep to sweep"
+    if is_on and source == _FROM_FILE:
+        return "it was played from a stimulus file, which is not part of it"
+    if is_on and source != _EPOCHS:
+        return f"its waveform has an unknown source ({source})"
+    conditioning = getattr(section, "nConditEnable", None)
+    if conditioning and conditioning[number]:
+        return "a train of conditioning pulses precedes it"
+    protocol = getattr(abf, "_protocolSection", None)
+    if getattr(protocol, "nAlternateDACOutputState", 0):
+        return "it alternates between outputs"
+    return ""
+
+
+def read_abf(
+    path: Path, stimuli: Sequence[str] | None, sweeps: Sequence[int] | None
+) -> Iterator[Sweep]:
+    """Read current-clamp sweeps one by one; arguments as in `nwb.read_sweeps`.
+
+    Raises:
+        ValueError: as `open_abf`, or the stimulus is neither recorded nor known.
+    """
+    content = open_abf(path)
+    if content.current is None and content.unknown_command:
+        raise ValueError(
+            f"{path}: expected a recorded current or a known command, got none: "
+            f"{content.unknown_command}"
+        )
+    stored = (_AbfSweep(path, content, number) for number in content.abf.sweepList)
+    for sweep in choose(path, stored, stimuli, sweeps):
+        yield sweep.read()
+
+
+class _AbfSweep:
+    def __init__(self, path: Path, content: AbfContent, number: int) -> None:
+        self.where = f"{path}, sweep {number}"
+        self.content, self.number = content, number
+        self.stimulus = Path(str(content.abf.protocol or "").replace("\\", "/")).stem
+
+    def is_voltage_clamp(self) -> bool:
+        return False
+
+    def read(self) -> Sweep:
+        content, recorded = self.content, self.content.current
+        dt_ms = dt_ms_of(self.where, float(content.abf.dataRate))
+        voltage_mv = self._recorded(content.voltage)
+        command_pa = None if content.unknown_command else self._command()
+        current_pa = command_pa if recorded is None else self._recorded(recorded)
+        assert current_pa is not None
+        check_current(self.where, current_pa)
+        check_peak(self.where, current_pa)
+        if recorded is not None and command_pa is not None:
+            _compare(self.where, current_pa, command_pa, dt_ms)
+        low, high = VOLTAGE_RANGE_MV
+        peak = peak_of(voltage_mv)
+        if not low <= peak <= high:
+            raise ValueError(
+                f"{self.where}: expected a peak voltage of {low:g} to {high:g} mV, got "
+                f"{peak:.3g} mV in channel {content.voltage.name}"
+            )
+        return Sweep(self.number, self.stimulus, True, dt_ms, current_pa, voltage_mv, None)
+
+    def _recorded(self, channel: _Channel) -> np.ndarray:
+        self.content.abf.setSweep(self.number, channel=channel.number)
+        return np.asarray(self.content.abf.sweepY, np.float64) * channel.scale
+
+    def _command(self) -> np.ndarray:
+        command = self.content.command
+        assert command is not None
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                values = self._waveform(command.number)
+        except Exception as error:  # pyABF has no error class of its own
+            raise ValueError(
+                f"{self.where}: expected a command that can be read, got an error of pyABF "
+                f"({one_line(error)})"
+            ) from error
+        return np.asarray(values, np.float64) * command.scale
+
+    def _waveform(self, output: int) -> np.ndarray:
+        """Command of an output, in its unit: made of epochs, or else the holding level."""
+        abf = self.content.abf
+        section = getattr(abf, "_dacSection", None) or abf._headerV1
+        if output >= len(section.nWaveformEnable) or not section.nWaveformEnable[output]:
+            return np.full(abf.sweepPointCount, abf.holdingCommand[output])
+        table = importlib.import_module("pyabf.waveform").EpochTable(abf, output)
+        sweep = table.epochWaveformsBySweep[self.number]
+        if not sweep.p2s or max(sweep.p2s) > abf.sweepPointCount:
+            raise ValueError(
+                f"epochs of {max(sweep.p2s, default=0)} of {abf.sweepPointCount} samples"
+            )
+        return sweep.getWaveform()
+
+
+def _compare(where: str, current_pa: np.ndarray, command_pa: np.ndarray, dt_ms: float) -> None:
+    """Say by how much a recorded current differs from the command, if it does."""
+    if len(command_pa) != len(current_pa) or not np.isfinite(command_pa).all():
+        return
+    width = max(1, min(len(current_pa), round(_AVERAGED_MS / dt_ms)))
+    kept = len(current_pa) // width * width
+    difference = (current_pa - command_pa)[:kept].reshape(-1, width).mean(1)
+    most, span = float(np.abs(difference).max()), float(np.ptp(command_pa))
+    if most > max(_MOST_DIFFERENCE_PA, _MOST_DIFFERENCE * span):
+        warn(
+            f"{where}: the recorded current, which is used, differs from the command by up to "
+            f"{most:.3g} pA"
+        )

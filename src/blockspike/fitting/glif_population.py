@@ -1,0 +1,145 @@
+"""`GLIFPopulation`: GLIF neurons with the parts that a fit is to have."""
+
+import torch
+
+from blockspike.fitting.parameters import Coefficients, NeuronParameters
+from blockspike.fitting.population import (
+    GAIN_BOUNDS,
+    LEVEL_BOUNDS,
+    NOISE_BOUNDS,
+    SLOW_TAU_BOUNDS,
+    TAU_BOUNDS,
+    DrawnPopulation,
+    Range,
+)
+from blockspike.neurons import Method, MultiGaussian, Surrogate
+from blockspike.neurons.glif.step import N_KERNELS
+
+_AMPLITUDE_BOUNDS = (-5, 5)
+_ARP_BOUNDS = (-4, 4)
+
+
+class GLIFPopulation(DrawnPopulation):
+    """GLIF neurons with chosen parts (equations: neurons/glif/README.md), at any dt.
+
+    With no part they are LIF neurons. Each start draws every parameter uniformly from its range;
+    time constants, gain, noise and refractory period are drawn, and fitted, as logarithms. The
+    refractory period is a whole number of steps, which has no gradient: it is found by selection
+    among the starts.
+
+    Args:
+        n_cells, n_starts, dt_ms, surrogate, method, n_trials: as for `NeuronPopulation`.
+        after_spike_currents, threshold_kernels: how many of each, 0 to 2.
+        partial_reset: whether a reset leaves a share of V; otherwise it sets V to 0.
+        threshold_coupling: whether the threshold follows V.
+        tau_membrane_ms, gain, rest, noise, arp_ms: ranges of the starts. Currents are in standard
+            deviations of the cell's training current (see `RecordingsDataModule`).
+        current_1, tau_current_1_ms, current_2, tau_current_2_ms, b, tau_adaptation_ms, b_2,
+            tau_adaptation_2_ms, reset_share, coupling, tau_coupling_ms, coupling_onset,
+            coupling_width: ranges of the parts; see `NeuronParameters`.
+        seed: seed of the draw.
+
+    Raises:
+        ValueError: a value outside its range, naming the argument.
+    """
+
+    def __init__(
+        self,
+        n_cells: int,
+        n_starts: int = 64,
+        *,
+        dt_ms: float,
+        after_spike_currents: int = 2,
+        threshold_kernels: int = 2,
+        partial_reset: bool = False,
+        threshold_coupling: bool = False,
+        tau_membrane_ms: Range = (5.0, 40.0),
+        gain: Range = (0.25, 2.5),
+        rest: Range = (-0.5, 0.8),
+        noise: Range = (0.05, 0.3),
+        arp_ms: Range = (1.0, 6.0),
+        current_1: Range = (-0.2, 0.5),
+        tau_current_1_ms: Range = (3.0, 30.0),
+        current_2: Range = (0.0, 0.3),
+        tau_current_2_ms: Range = (30.0, 300.0),
+        b: Range = (0.02, 0.6),
+        tau_adaptation_ms: Range = (30.0, 400.0),
+        b_2: Range = (0.0, 0.6),
+        tau_adaptation_2_ms: Range = (3.0, 30.0),
+        reset_share: Range = (0.0, 0.5),
+        coupling: Range = (0.0, 0.5),
+        tau_coupling_ms: Range = (2.0, 20.0),
+        coupling_onset: Range = (0.0, 0.8),
+        coupling_width: Range = (0.1, 0.5),
+        n_trials: int = 6,
+        surrogate: Surrogate = MultiGaussian(),  # noqa: B008 (frozen)
+        method: Method = "fused",
+        seed: int = 0,
+    ):
+        super().__init__(
+            n_cells, n_starts, dt_ms=dt_ms, surrogate=surrogate, method=method, n_trials=n_trials
+        )
+        for name, count in (
+            ("after_spike_currents", after_spike_currents),
+            ("threshold_kernels", threshold_kernels),
+        ):
+            if isinstance(count, bool) or count not in range(N_KERNELS + 1):
+                raise ValueError(f"{name}: expected 0 to {N_KERNELS}, got {count!r}")
+        if method == "blocks":
+            raise ValueError("method: expected 'fused' or 'standard' for GLIF, got 'blocks'")
+        self.is_coupled = threshold_coupling
+        ranges = {
+            "log_tau_membrane": (tau_membrane_ms, TAU_BOUNDS),
+            "log_gain": (gain, GAIN_BOUNDS),
+            "rest": (rest, LEVEL_BOUNDS),
+            "log_noise": (noise, NOISE_BOUNDS),
+            "log_arp": (arp_ms, _ARP_BOUNDS),
+        }
+        currents = ((current_1, tau_current_1_ms), (current_2, tau_current_2_ms))
+        for i, (amplitude, tau_ms) in enumerate(currents[:after_spike_currents], 1):
+            ranges[f"current_{i}"] = (amplitude, _AMPLITUDE_BOUNDS)
+            ranges[f"log_tau_current_{i}"] = (tau_ms, SLOW_TAU_BOUNDS)
+        thresholds = (("", b, tau_adaptation_ms), ("_2", b_2, tau_adaptation_2_ms))
+        for suffix, amplitude, tau_ms in thresholds[:threshold_kernels]:
+            ranges[f"b{suffix}"] = (amplitude, _AMPLITUDE_BOUNDS)
+            ranges[f"log_tau_adaptation{suffix}"] = (tau_ms, SLOW_TAU_BOUNDS)
+        if partial_reset:
+            ranges["reset_share"] = (reset_share, (0, 0.95))
+        if threshold_coupling:
+            ranges |= {
+                "coupling": (coupling, _AMPLITUDE_BOUNDS),
+                "log_tau_coupling": (tau_coupling_ms, SLOW_TAU_BOUNDS),
+                "coupling_onset": (coupling_onset, LEVEL_BOUNDS),
+                "log_coupling_width": (coupling_width, (-4, 2)),
+            }
+        self._draw(ranges, ("log_arp",) if n_trials else ("log_arp", "log_noise"), seed)
+        self.searched = ["log_arp"] if arp_ms[0] < arp_ms[1] else []
+
+    def values(self) -> NeuronParameters:
+        """Present parameters of the neurons in physical units, differentiable."""
+        arp_ms = (self._value("arp").detach() / self.dt_ms).round() * self.dt_ms
+        noise = self._value("noise")
+        return NeuronParameters(
+            self._value("tau_membrane"),
+            self._value("tau_adaptation"),
+            self._value("b"),
+            self._value("gain"),
+            self._value("rest"),
+            noise if self.n_trials else torch.zeros_like(noise),
+            arp_ms,
+            self._value("reset_share"),
+            self._value("b_2"),
+            self._value("tau_adaptation_2"),
+            self._value("current_1"),
+            self._value("tau_current_1"),
+            self._value("current_2"),
+            self._value("tau_current_2"),
+            self._value("coupling"),
+            self._value("tau_coupling"),
+            self._value("coupling_onset"),
+            self._value("coupling_width"),
+        )
+
+    def coefficients(self) -> Coefficients:
+        """Coefficients of the neurons, differentiable."""
+        return self.values().coefficients(self.dt_ms, self.is_coupled)

@@ -1,0 +1,63 @@
+"""Scores of fitted neurons, beside a null and the neuron's own reliability."""
+
+import numpy as np
+import pytest
+import torch
+
+from blockspike.data.recordings_datamodule import Part
+from blockspike.fitting.scores import Prediction, null_etv, scores_of_cells, segment_scores
+
+DT_MS = 1.0
+
+
+def prediction(*trials: np.ndarray) -> Prediction:
+    rows = np.stack(trials).astype(np.uint8)
+    return Prediction(rows.mean(0).astype(np.float32), rows, rows[0])
+
+
+def fired(n_trials: int, seed: int = 0) -> np.ndarray:
+    rate = np.where(np.arange(2000) % 100 < 10, 0.3, 0.002)
+    return (np.random.default_rng(seed).random((n_trials, 2000)) < rate).astype(np.float32)
+
+
+def test_the_neuron_itself_scores_as_well_as_another_trial():
+    trains, own = fired(8), fired(1, seed=1)
+    row = segment_scores(trains, prediction(*own), DT_MS)
+    assert row["trial_etv_15ms"] == pytest.approx(row["reliability_etv_15ms"], abs=0.1)
+    assert row["gamma_a_2ms"] == pytest.approx(1, abs=0.2)
+    assert row["md_star_4ms"] > 0.6
+    alone = segment_scores(trains[:1], prediction(*own), DT_MS)
+    assert all(np.isnan(alone[x]) for x in ("reliability_etv_15ms", "gamma_a_2ms", "md_star_4ms"))
+
+
+def test_silence_is_predicted_or_not():
+    silent, one = np.zeros((3, 500), np.float32), np.zeros(500)
+    one[100] = 1
+    assert segment_scores(silent, prediction(np.zeros(500)), DT_MS)["etv_15ms"] == 1
+    assert segment_scores(silent, prediction(one), DT_MS)["etv_15ms"] == 0
+
+
+def part(current: np.ndarray, trains: list[np.ndarray], first: int = 0) -> Part:
+    return Part(torch.from_numpy(current.astype(np.float32)), [trains], first)
+
+
+def test_a_rate_during_a_step_is_a_null_that_a_fit_must_beat():
+    current = np.zeros((2000, 1, 1))
+    current[500:1500] = 1
+    rate = np.where(current[:, 0, 0] > 0, 0.05, 0)
+    draws = [np.random.default_rng(s).random((5, 2000)) for s in (0, 1)]
+    trains = [(x < rate).astype(np.float32) for x in draws]
+    train, test = part(current, trains[:1]), part(current, trains[1:], first=100)
+    assert null_etv(train, test, 0, DT_MS) > 0.5
+    noise = np.random.default_rng(2).normal(0, 1, (2000, 1, 1))
+    noisy = part(noise, trains[:1])
+    assert abs(null_etv(noisy, noisy, 0, DT_MS)) < 0.1  # always on: a constant explains nothing
+
+
+def test_a_wrong_rate_is_told():
+    trains = fired(4)
+    doubled = np.clip(trains[0] + np.roll(trains[0], 3), 0, 1)
+    test = part(np.zeros((2000, 1, 1)), [trains])
+    table = scores_of_cells(test, [[prediction(doubled)]], DT_MS)
+    expected = doubled.sum() / trains.sum(1).mean() - 1
+    assert table["rate_error"][0] == pytest.approx(expected, abs=1e-3)
