@@ -14,13 +14,13 @@ STEPS = ((0.0, 0.0, 500), (-50.0, 25.0, 2000))  # holding, then the step
 SHARED = Path(__file__).parents[3] / "shared" / "data" / "abf"
 
 
-def voltages_mv(n_sweeps: int, n_spikes: int = 3) -> np.ndarray:
-    """Voltages [S, T] at −70 mV; sweep s has n_spikes · s spikes, 20 ms apart."""
+def voltages_mv(n_sweeps: int, n_spikes: int = 3, spacing: int = 200) -> np.ndarray:
+    """Voltages [S, T] at −70 mV; sweep s has n_spikes · s spikes, `spacing` samples apart."""
     time = np.arange(N)
     voltage = np.full((n_sweeps, N), -70.0)
     for s in range(n_sweeps):
         for k in range(n_spikes * s):
-            voltage[s] += 100 * np.exp(-0.5 * ((time - 700 - 200 * k) / 4) ** 2)
+            voltage[s] += 100 * np.exp(-0.5 * ((time - 700 - spacing * k) / 4) ** 2)
     return voltage
 
 

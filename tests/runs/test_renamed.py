@@ -14,6 +14,7 @@ from blockspike.runs.renamed import check_names, with_new_names
         ("train", "experiment=fit_my_recording", "experiment: expected `blockspike fit data.path="),
         ("train", "experiment=e7_recordings", "expected `blockspike fit experiment=paper_recordi"),
         ("train", "experiment=recovery", "expected `blockspike fit experiment=recovery`"),
+        ("fit", "population=physical", "population: expected alif, got physical"),
         ("train", "model=neurons", "model: expected `blockspike fit population=alif`"),
         ("train", "fit=ours", "fit: expected `blockspike fit`"),
         ("fit", "experiment=e7_recordings_ours", "expected recordings, got e7_recordings_ours"),

@@ -132,7 +132,7 @@ def _use(file: Path, sweeps: list[int] | None) -> str:
     seconds = len(data.train.current) * data.dt_ms / 1000
     test_seconds = (len(data.test.current) - data.test.first) * data.dt_ms / 1000
     return (
-        f"a fit would use {len(trains)} stimuli with {n_repeats} repeats: {n_train} spikes in "
+        f"a fit would use {len(trains)} stimuli (repeats: {n_repeats}), {n_train} spikes in "
         f"{seconds:g} s of each to fit, {n_test} in {test_seconds:g} s to score; train_s, test_s, "
         "train_sweeps and test_sweeps choose others"
     )

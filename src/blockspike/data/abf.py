@@ -220,7 +220,9 @@ class _AbfSweep:
     def __init__(self, path: Path, content: AbfContent, number: int) -> None:
         self.where = f"{path}, sweep {number}"
         self.content, self.number = content, number
-        self.stimulus = Path(str(content.abf.protocol or "").replace("\\", "/")).stem
+        protocol = str(content.abf.protocol or "")
+        # pyABF says "None" where the file says nothing.
+        self.stimulus = "" if protocol == "None" else Path(protocol.replace("\\", "/")).stem
 
     def is_voltage_clamp(self) -> bool:
         return False

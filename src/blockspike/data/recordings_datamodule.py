@@ -274,7 +274,7 @@ class RecordingsDataModule(pl.LightningDataModule):
     def batch(self):
         """Return (current, target, (first, split, last)) of the training part.
 
-        The target is the mean of the trials, float32, or the counts of the first, uint8.
+        The target is the mean of the trials, or the first.
         """
         current = self.train.current
         target = np.stack(
@@ -282,8 +282,6 @@ class RecordingsDataModule(pl.LightningDataModule):
         )
         n_steps = len(current)
         split = n_steps - round(self.held_out * n_steps)
-        if self.first_trial_only:
-            target = target.astype(np.uint8)  # counts: a quarter of the memory to read
         return current, torch.from_numpy(target), (self.train.first, split, n_steps)
 
 

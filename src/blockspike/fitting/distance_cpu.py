@@ -16,7 +16,12 @@ from torch import Tensor
 
 from blockspike.fitting.distance import Window
 from blockspike.neurons.autograd import differentiable_once, in_full_precision, refuse_transforms
-from blockspike.neurons.cpu.kernels import kernel, kernel_with_fma, without_refcount
+from blockspike.neurons.cpu.kernels import (
+    kernel,
+    kernel_part,
+    kernel_with_fma,
+    without_refcount,
+)
 from blockspike.neurons.cpu.lane_memory import add_rows, load_lanes, store_lanes, store_rows
 from blockspike.neurons.cpu.lanes import add_each, n_lanes, spread
 from blockspike.neurons.cpu.model_errors import error_of_model
@@ -114,7 +119,7 @@ def fitting_distance(
     """Sums of squared filtered differences over fitted and held-out steps, [B, N] each.
 
     Args:
-        current, target: [T, B, C] of C cells; counts of one trial load faster as uint8.
+        current, target: [T, B, C] of C cells.
         model, constants: the neurons' model, which must have a derivative; see `simulate`.
         parameters: [N] each, in the model's order, N = C · K, K consecutive starts for each cell.
         drive: [N] each. The fitted sum is differentiable in these and in the parameters.
@@ -145,8 +150,8 @@ class _FittingDistance(torch.autograd.Function):
         n_trials = 1 if draws is None else draws.shape[2]
         draws = current.new_empty(0, 0, 0) if draws is None else draws.transpose(1, 2)
         inputs = _Inputs(
-            _flat(current.to(real)), _flat(target), _flat(draws.to(real)), n_neurons // n_cells,
-            n_neurons,
+            _flat(current.to(real)), _flat(target.to(real)), _flat(draws.to(real)),
+            n_neurons // n_cells, n_neurons,
         )  # fmt: skip
         repeated = columns(torch.stack(neurons), batch_size)
         wants_gradient = any(ctx.needs_input_grad)
@@ -185,21 +190,23 @@ def _flat(x: Tensor) -> np.ndarray:
     return x.contiguous().view(-1).numpy()
 
 
-@kernel
+@kernel_part
 def _gather(array, row, group, n, out, at):
-    """Set out[at + i] = array[row + group[i]] for n columns; of a long group, one value for all."""
-    real = out.dtype.type
+    """Set out[at + i] = array[row + group[i]] for n columns, which often share one value."""
+    first = row + group[0]
     if group[0] == group[n - 1]:
-        value = real(array[row + group[0]])
         for i in range(group.size):
-            out[at + i] = value
-        return
-    for i in range(n):
-        out[at + i] = real(array[row + group[i]])
+            out[at + i] = array[first]
+    elif group[n - 1] - group[0] == n - 1:
+        values = load_lanes(array, np.uintp(first), np.uintp(n))
+        store_lanes(values, out, np.uintp(at), np.uintp(group.size), False)
+    else:
+        for i in range(n):
+            out[at + i] = array[row + group[i]]
 
 
-@kernel
-def _enter(inputs, n_trials, chunk_start, chunk_stop, n_columns, cell, n, buffers):
+@kernel_part
+def _enter(inputs, chunk_start, chunk_stop, n_columns, cell, n, buffers):
     """Gather the currents and targets of a chunk for the columns of a group."""
     lanes = cell.size
     n_rows_ = n_columns // inputs.n_starts
@@ -211,7 +218,7 @@ def _enter(inputs, n_trials, chunk_start, chunk_stop, n_columns, cell, n, buffer
             buffers.counts[at + i] = 0
 
 
-@kernel
+@kernel_part
 def _draw(inputs, trial, n_trials, chunk_start, chunk_stop, n_columns, segment, n, buffers):
     """Gather a trial's draws of a chunk."""
     lanes, n_segments = segment.size, n_columns // inputs.n_neurons
@@ -220,7 +227,7 @@ def _draw(inputs, trial, n_trials, chunk_start, chunk_stop, n_columns, segment, 
         _gather(inputs.draws, row, segment, n, buffers.draws, (t - chunk_start) * lanes)
 
 
-@kernel
+@kernel_part
 def _driven(k, weight, bias, noise, has_draws, buffers, lanes):
     """Drive of step k of a chunk."""
     drive = load_lanes(buffers.currents, k, lanes) * weight + bias
@@ -295,128 +302,186 @@ def _reverse(
     return total, (of_weight, of_bias, of_noise)
 
 
+@kernel_part
+def _without_refcounts(inputs, buffers):
+    """The same arrays, whose slices and uses cost nothing; their owner is the caller."""
+    return _Inputs(
+        without_refcount(inputs.current), without_refcount(inputs.target),
+        without_refcount(inputs.draws), inputs.n_starts, inputs.n_neurons,
+    ), _Buffers(
+        without_refcount(buffers.currents), without_refcount(buffers.draws),
+        without_refcount(buffers.wanted), without_refcount(buffers.counts),
+        without_refcount(buffers.filters),
+    )  # fmt: skip
+
+
+@kernel_part
+def _load_group(neurons, n_columns, first, inputs, cell, segment):
+    """Parameters, drive and start of a group; writes the cell and segment of each column."""
+    n = np.uintp(min(cell.size, n_columns - first))
+    for i in range(cell.size):
+        cell[i] = min(first + i, n_columns - 1) // inputs.n_starts
+        segment[i] = min(first + i, n_columns - 1) // inputs.n_neurons
+    at, stride = np.uintp(first), np.uintp(n_columns)
+    drive = (
+        load_lanes(neurons.drive, at, n), load_lanes(neurons.drive, stride + at, n),
+        load_lanes(neurons.drive, np.uintp(2) * stride + at, n),
+    )  # fmt: skip
+    start = load_lanes(neurons.drive, np.uintp(3) * stride + at, n)
+    return parameter_rows(neurons.model, neurons.parameters, at, stride, n), drive, start
+
+
+@kernel
+def _forward(
+    first, inputs, neurons, n_steps, n_trials, decay, window, buffers, states, kept, cell, segment,
+    sums, last_states,
+):  # fmt: skip
+    """Take a group of columns through all steps; keep their states if `kept` has room."""
+    inputs, buffers = _without_refcounts(inputs, buffers)
+    states, kept = without_refcount(states), without_refcount(kept)
+    cell, segment = without_refcount(cell), without_refcount(segment)
+    sums, last_states = without_refcount(sums), without_refcount(last_states)
+    real, n_columns, has_draws = states.dtype.type, last_states.size, inputs.draws.size > 0
+    lanes, share = np.uintp(cell.size), real(1.0 / n_trials)
+    own_size, n_ = np.uintp(n_rows(neurons.model)[1]) * lanes, min(cell.size, n_columns - first)
+    own, drive, start = _load_group(neurons, n_columns, first, inputs, cell, segment)
+    for i in range(states.size):
+        states[i] = 0
+    for trial in range(n_trials):
+        store_lanes(start, states, np.uintp(trial) * own_size, lanes, False)
+    zeros = spread(neurons.constants[0], start)
+    filtered, fitted, held_out, into = zeros, zeros, zeros, np.uintp(0)
+    for begin in range(0, n_steps, CHUNK):
+        end = min(n_steps, begin + CHUNK)
+        _enter(inputs, begin, end, n_columns, cell, n_, buffers)
+        if kept.size > 0:
+            for i in range(states.size):
+                kept[into + np.uintp(i)] = states[i]
+            store_lanes(filtered, kept, into + np.uintp(states.size), lanes, False)
+            into += np.uintp(states.size) + lanes
+        for trial in range(n_trials):
+            if has_draws:
+                _draw(inputs, trial, n_trials, begin, end, n_columns, segment, n_, buffers)
+            at = np.uintp(trial) * own_size
+            _advance(neurons, own, drive, has_draws, end - begin, buffers, states, at, lanes)
+        k = np.uintp(0)
+        for t in range(begin, end):
+            filtered = _filtered(filtered, k, share, decay, buffers, lanes)
+            if window.first <= t < window.split:
+                fitted = fitted + filtered * filtered
+            elif window.split <= t < window.last:
+                held_out = held_out + filtered * filtered
+            k += lanes
+        if begin % 1024 == 0 or end == n_steps:  # so that long recordings lose no precision
+            add_rows((fitted, held_out), sums, np.uintp(first), np.uintp(n_columns), np.uintp(n_))
+            fitted, held_out = zeros, zeros
+    for i in range(n_):
+        last_states[first + i] = 0
+        for trial in range(n_trials):
+            last_states[first + i] += states[np.uintp(trial) * own_size + np.uintp(i)]
+
+
+@kernel_part
+def _filtered(filtered, k, share, decay, buffers, lanes):
+    """Filter the difference of the mean spike and the recorded one at step k of a chunk."""
+    difference = load_lanes(buffers.counts, k, lanes) * share
+    return decay * filtered + (difference - load_lanes(buffers.wanted, k, lanes))
+
+
+@kernel
+def _backward(
+    first, inputs, neurons, n_steps, n_trials, decay, window, surrogate, slope_constants, buffers,
+    states, kept, replayed, back, cell, segment, grads, n_columns,
+):  # fmt: skip
+    """Take a group of columns back through all steps, from the states that `_forward` kept."""
+    inputs, buffers = _without_refcounts(inputs, buffers)
+    kept, replayed = without_refcount(kept), without_refcount(replayed)
+    back, grads = without_refcount(back), without_refcount(grads)
+    cell, segment = without_refcount(cell), without_refcount(segment)
+    real, has_draws = kept.dtype.type, inputs.draws.size > 0
+    lanes, share = np.uintp(cell.size), real(1.0 / n_trials)
+    _, n_states, n_gradients = n_rows(neurons.model)
+    own_size, back_size = np.uintp(n_states) * lanes, np.uintp(n_gradients) * lanes
+    replay_size = np.uintp((2 + n_states) * CHUNK) * lanes
+    n_ = min(cell.size, n_columns - first)
+    own, drive, start = _load_group(neurons, n_columns, first, inputs, cell, segment)
+    column, stride, n = np.uintp(first), np.uintp(n_columns), np.uintp(n_)
+    zeros = spread(neurons.constants[0], start)
+    twice = (neurons.constants[1] + neurons.constants[1]) * share
+    for i in range(back.size):
+        back[i] = 0
+    to_spike = zeros
+    for chunk in range((n_steps - 1) // CHUNK, -1, -1):
+        begin, end = chunk * CHUNK, min(n_steps, chunk * CHUNK + CHUNK)
+        _enter(inputs, begin, end, n_columns, cell, n_, buffers)
+        at = np.uintp(chunk) * (np.uintp(states.size) + lanes)
+        for trial in range(n_trials):
+            if has_draws:
+                _draw(inputs, trial, n_trials, begin, end, n_columns, segment, n_, buffers)
+            _replay(
+                neurons, own, drive, has_draws, end - begin, surrogate, slope_constants, buffers,
+                kept, at + np.uintp(trial) * own_size, replayed, np.uintp(trial) * replay_size,
+                lanes,
+            )  # fmt: skip
+        filtered, k = load_lanes(kept, at + np.uintp(states.size), lanes), np.uintp(0)
+        for _ in range(begin, end):
+            filtered = _filtered(filtered, k, share, decay, buffers, lanes)
+            store_lanes(filtered, buffers.filters, k, lanes, False)
+            k += lanes
+        for t in range(end - 1, begin - 1, -1):
+            k -= lanes
+            to_spike = decay * to_spike
+            if window.first <= t < window.split:
+                to_spike = to_spike + twice * load_lanes(buffers.filters, k, lanes)
+            store_lanes(to_spike, buffers.filters, k, lanes, False)
+        totals = (no_sums(neurons.model, kept), (zeros, zeros, zeros))
+        for trial in range(n_trials):
+            if has_draws and n_trials > 1:
+                _draw(inputs, trial, n_trials, begin, end, n_columns, segment, n_, buffers)
+            totals = _reverse(
+                neurons, own, drive, has_draws, end - begin, buffers, back,
+                np.uintp(trial) * back_size, replayed, np.uintp(trial) * replay_size, totals,
+                lanes,
+            )  # fmt: skip
+        add_rows(totals[1], grads, column, stride, n)
+        add_rows(totals[0], grads, np.uintp(4) * stride + column, stride, n)
+    for trial in range(n_trials):
+        of_start = load_lanes(back, np.uintp(trial) * back_size, lanes)
+        add_rows((of_start,), grads, np.uintp(3) * stride + column, stride, n)
+
+
 @kernel
 def _run_groups(
     first_group, last_group, inputs, neurons, n_steps, n_trials, decay, window, surrogate,
     slope_constants, wants_gradient, sums, grads, last_states,
 ):  # fmt: skip
     """Take some groups of columns through all steps, and back."""
-    model, n_columns = neurons.model, last_states.size
-    zero, one = neurons.constants[0], neurons.constants[1]
-    real, parameters = last_states.dtype.type, without_refcount(neurons.parameters).ravel()
-    own_drives = without_refcount(neurons.drive).ravel()
-    neurons = _Neurons(model, neurons.constants, parameters, own_drives)
-    sums, grads = without_refcount(sums).ravel(), without_refcount(grads).ravel()
-    has_draws, share = inputs.draws.size > 0, real(1.0 / n_trials)
-    lanes_ = n_lanes(last_states)
-    lanes, stride, nothing = np.uintp(lanes_), np.uintp(n_columns), np.uintp(0)
-    n_states, n_chunks = n_rows(model)[1], (n_steps + CHUNK - 1) // CHUNK
-    own_size, chunk_size = np.uintp(n_states * lanes_), CHUNK * lanes_
-    buffers = _Buffers(
-        np.zeros(chunk_size, real), np.zeros(chunk_size, real), np.zeros(chunk_size, real),
-        np.zeros(chunk_size, real), np.zeros(chunk_size, real),
+    lanes, model, dtype = n_lanes(last_states), neurons.model, last_states.dtype
+    _, n_states, n_gradients = n_rows(model)
+    neurons = _Neurons(
+        model, neurons.constants, without_refcount(neurons.parameters).ravel(),
+        without_refcount(neurons.drive).ravel(),
     )  # fmt: skip
-    states = np.empty(n_trials * n_states * lanes_, real)
-    kept_size = np.uintp((n_trials * n_states + 1) * lanes_)
-    kept = np.empty(kept_size * np.uintp(n_chunks) if wants_gradient else nothing, real)
-    replay_size = np.uintp((2 + n_states) * chunk_size)
-    replayed = np.empty(replay_size * np.uintp(n_trials) if wants_gradient else nothing, real)
-    n_gradients = n_rows(model)[2]
-    back_size = np.uintp(n_gradients * lanes_)
-    back = np.empty(n_trials * n_gradients * lanes_, real)
-    cell, segment = np.empty(lanes_, np.int64), np.empty(lanes_, np.int64)
+    sums, grads = without_refcount(sums).ravel(), without_refcount(grads).ravel()
+    buffers = _Buffers(
+        np.zeros(CHUNK * lanes, dtype), np.zeros(CHUNK * lanes, dtype),
+        np.zeros(CHUNK * lanes, dtype), np.zeros(CHUNK * lanes, dtype),
+        np.zeros(CHUNK * lanes, dtype),
+    )  # fmt: skip
+    states = np.empty(n_trials * n_states * lanes, dtype)
+    n_chunks = (n_steps + CHUNK - 1) // CHUNK if wants_gradient else 0
+    kept = np.empty(n_chunks * (states.size + lanes), dtype)
+    replayed = np.empty(n_trials * (2 + n_states) * CHUNK * lanes, dtype)
+    back = np.empty(n_trials * n_gradients * lanes, dtype)
+    cell, segment = np.empty(lanes, np.int64), np.empty(lanes, np.int64)
     for group in range(first_group, last_group):
-        first = group * lanes_
-        n_ = min(lanes_, n_columns - first)
-        column, n = np.uintp(first), np.uintp(n_)
-        for i in range(lanes_):
-            cell[i] = min(first + i, n_columns - 1) // inputs.n_starts
-            segment[i] = min(first + i, n_columns - 1) // inputs.n_neurons
-        own = parameter_rows(model, parameters, column, stride, n)
-        drive = (
-            load_lanes(own_drives, column, n), load_lanes(own_drives, stride + column, n),
-            load_lanes(own_drives, np.uintp(2) * stride + column, n),
+        _forward(
+            group * lanes, inputs, neurons, n_steps, n_trials, decay, window, buffers, states,
+            kept, cell, segment, sums, last_states,
         )  # fmt: skip
-        start = load_lanes(own_drives, np.uintp(3) * stride + column, n)
-        states[:] = 0
-        for trial in range(n_trials):
-            store_lanes(start, states, np.uintp(trial) * own_size, lanes, False)
-        zeros = spread(zero, start)
-        filtered, fitted, held_out = zeros, zeros, zeros
-        for chunk in range(n_chunks):
-            begin, end = chunk * CHUNK, min(n_steps, chunk * CHUNK + CHUNK)
-            _enter(inputs, n_trials, begin, end, n_columns, cell, n_, buffers)
-            if wants_gradient:
-                into = np.uintp(chunk) * kept_size
-                kept[into : into + np.uintp(states.size)] = states
-                store_lanes(filtered, kept, into + np.uintp(states.size), lanes, False)
-            for trial in range(n_trials):
-                if has_draws:
-                    _draw(inputs, trial, n_trials, begin, end, n_columns, segment, n_, buffers)
-                _advance(
-                    neurons, own, drive, has_draws, end - begin, buffers, states,
-                    np.uintp(trial) * own_size, lanes,
-                )  # fmt: skip
-            k = nothing
-            for t in range(begin, end):
-                difference = load_lanes(buffers.counts, k, lanes) * share
-                difference = difference - load_lanes(buffers.wanted, k, lanes)
-                filtered = decay * filtered + difference
-                if window.first <= t < window.split:
-                    fitted = fitted + filtered * filtered
-                elif window.split <= t < window.last:
-                    held_out = held_out + filtered * filtered
-                k += lanes
-            if chunk % 64 == 63 or chunk + 1 == n_chunks:  # so that long recordings lose nothing
-                add_rows((fitted, held_out), sums, column, stride, n)
-                fitted, held_out = zeros, zeros
-        for i in range(n_):
-            last_states[first + i] = 0
-            for trial in range(n_trials):
-                last_states[first + i] += states[trial * n_states * lanes_ + i]
-        if not wants_gradient:
-            continue
-        back[:] = 0
-        to_spike = zeros
-        for chunk in range(n_chunks - 1, -1, -1):
-            begin, end = chunk * CHUNK, min(n_steps, chunk * CHUNK + CHUNK)
-            _enter(inputs, n_trials, begin, end, n_columns, cell, n_, buffers)
-            at = np.uintp(chunk) * kept_size
-            for trial in range(n_trials):
-                if has_draws:
-                    _draw(inputs, trial, n_trials, begin, end, n_columns, segment, n_, buffers)
-                _replay(
-                    neurons, own, drive, has_draws, end - begin, surrogate, slope_constants,
-                    buffers, kept, at + np.uintp(trial) * own_size, replayed,
-                    np.uintp(trial) * replay_size, lanes,
-                )  # fmt: skip
-            filtered = load_lanes(kept, at + np.uintp(states.size), lanes)
-            k = nothing
-            for _ in range(begin, end):
-                difference = load_lanes(buffers.counts, k, lanes) * share
-                difference = difference - load_lanes(buffers.wanted, k, lanes)
-                filtered = decay * filtered + difference
-                store_lanes(filtered, buffers.filters, k, lanes, False)
-                k += lanes
-            for t in range(end - 1, begin - 1, -1):
-                k -= lanes
-                to_spike = decay * to_spike
-                if window.first <= t < window.split:
-                    to_spike = to_spike + (one + one) * share * load_lanes(
-                        buffers.filters, k, lanes
-                    )
-                store_lanes(to_spike, buffers.filters, k, lanes, False)
-            totals = (no_sums(model, last_states), (zeros, zeros, zeros))
-            for trial in range(n_trials):
-                if has_draws:
-                    _draw(inputs, trial, n_trials, begin, end, n_columns, segment, n_, buffers)
-                totals = _reverse(
-                    neurons, own, drive, has_draws, end - begin, buffers, back,
-                    np.uintp(trial) * back_size, replayed, np.uintp(trial) * replay_size, totals,
-                    lanes,
-                )  # fmt: skip
-            add_rows(totals[1], grads, column, stride, n)
-            add_rows(totals[0], grads, np.uintp(4) * stride + column, stride, n)
-        for trial in range(n_trials):
-            of_start = load_lanes(back, np.uintp(trial) * back_size, lanes)
-            add_rows((of_start,), grads, np.uintp(3) * stride + column, stride, n)
+        if wants_gradient:
+            _backward(
+                group * lanes, inputs, neurons, n_steps, n_trials, decay, window, surrogate,
+                slope_constants, buffers, states, kept, replayed, back, cell, segment, grads,
+                last_states.size,
+            )  # fmt: skip

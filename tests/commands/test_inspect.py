@@ -1,0 +1,53 @@
+"""`blockspike inspect`."""
+
+import pytest
+from made_abf import write_abf
+from omegaconf import OmegaConf
+from test_abf import STEPS, voltages_mv
+
+from blockspike.commands.inspect import inspect
+from blockspike.fitting.synthetic_cells import SyntheticCells
+from made_recordings import write_recording
+
+
+def shown(capsys, path, sweeps=None) -> str:
+    inspect(OmegaConf.create({"path": str(path), "sweeps": sweeps}))
+    return " ".join(capsys.readouterr().out.split())
+
+
+def test_sweeps_of_an_axon_file(tmp_path, capsys):
+    path = write_abf(tmp_path / "a.abf", voltages_mv(4, spacing=350)[:, None], epochs=STEPS)
+    out = shown(capsys, path)
+    assert "voltage in IN 0, stimulus from the command of output Cmd 0" in out
+    assert "3 0.4 0.1 0 0 to 25 -70 9 22.5" in out
+    assert "a fit would use 4 stimuli (repeats: 1), 13 spikes in 0.24 s of each to fit" in out
+    assert "2 0.4 0.1" not in shown(capsys, path, [0, 3])
+
+
+def test_a_recording_of_arrays(tmp_path, capsys):
+    (cell,) = SyntheticCells(n_cells=1, n_trials=2, duration_s=3.0).cells()
+    write_recording(cell, tmp_path / "cell.npz")
+    out = shown(capsys, tmp_path / "cell.npz")
+    assert "stimulus 0" in out and "a fit would use 1 stimuli" in out
+
+
+def test_a_folder_names_what_would_be_refused(tmp_path, capsys):
+    write_abf(tmp_path / "a.abf", voltages_mv(3, spacing=500)[:, None], epochs=STEPS)
+    write_abf(tmp_path / "b.abf", voltages_mv(2)[:, None], source=2)
+    write_abf(tmp_path / "c.abf", voltages_mv(1)[:, None], epochs=STEPS)
+    out = shown(capsys, tmp_path)
+    assert "b.abf: expected a recorded current or a known command" in out
+    assert "a fit would be refused: c: expected at least 2 spikes" in out
+    with pytest.raises(ValueError, match=r"b.abf: expected a recorded current"):
+        shown(capsys, tmp_path / "b.abf")
+    with pytest.raises(FileNotFoundError, match="expected a recording"):
+        shown(capsys, tmp_path / "nothing")
+
+
+@pytest.mark.slow
+def test_the_path_needs_no_key(blockspike, tmp_path):
+    path = write_abf(tmp_path / "a=1.abf", voltages_mv(3, spacing=500)[:, None], epochs=STEPS)
+    assert "a fit would use 3 stimuli" in blockspike("inspect", f"path={path}").stdout
+    plain = path.rename(tmp_path / "a.abf")
+    assert "a fit would use 3 stimuli" in blockspike("inspect", str(plain)).stdout
+    assert "path" in blockspike("inspect", "--cfg", "job", str(plain)).stdout
