@@ -148,7 +148,8 @@ def nmnist_seeds() -> list[bytes]:
     rng = np.random.default_rng(0)
     return [
         encode_events(
-            *rng.integers(0, 34, (2, n)),
+            rng.integers(0, 34, n),
+            rng.integers(0, 34, n),
             rng.integers(0, 2, n),
             np.sort(rng.integers(0, 300_000, n)),
         )

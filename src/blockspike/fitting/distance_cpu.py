@@ -304,7 +304,7 @@ def _reverse(
 
 @kernel_part
 def _without_refcounts(inputs, buffers):
-    """The same arrays, whose slices and uses cost nothing; their owner is the caller."""
+    """Strip the arrays of their counts of references; the caller keeps them alive."""
     return _Inputs(
         without_refcount(inputs.current), without_refcount(inputs.target),
         without_refcount(inputs.draws), inputs.n_starts, inputs.n_neurons,
