@@ -37,6 +37,16 @@ class ThresholdCoupling(NamedTuple):
         decay: [N] decay per step of what follows the membrane, exp(−dt/τ).
         onset: [N] V around which the threshold begins to rise.
         width: [N] half the width of the bend around the onset, above 0.
+
+    Examples:
+        >>> import torch
+        >>> import blockspike as bs
+        >>> values = (torch.tensor([x]) for x in (0.5, 0.9, 0.3, 0.2))
+        >>> follows = bs.ThresholdCoupling(*values)
+        >>> current = torch.full((200, 1, 1), 0.1)  # [T, B, N]
+        >>> trace = bs.glif(current, torch.tensor([0.95]), threshold_coupling=follows)
+        >>> bool(trace.threshold[-1] > 1)
+        True
     """
 
     coupling: Tensor
