@@ -424,6 +424,7 @@ def test_kernels_compile_without_a_gpu(tmp_path):
         "alif, refractory period 0",
         "SE-adLIF",
         "adLIF",
+        "glif",
         "least",
         "least, derived",
     }
