@@ -99,6 +99,13 @@ def test_a_changed_recording_is_refused(blockspike, tmp_path):
     blockspike(*FIT)
     (result,) = tmp_path.rglob("result.json")
     row = read_json(result)
+    write(1)
+    done = blockspike(*FIT, check=False)  # a corrected file: the old result is not that of it
+    assert done.returncode == 2 and "the data have changed" in done.stderr
+    assert "skipped" not in done.stdout
+    write(0)
+    for _ in range(2):
+        assert "finished, skipped" in blockspike(*FIT).stdout
     result.unlink()
     write(1)
     done = blockspike(*FIT, check=False)

@@ -47,7 +47,8 @@ def run_once(cfg: DictConfig, task: Task) -> dict[str, Any]:
         The run's row, as in `result.json`; empty after a replay.
 
     Raises:
-        ValueError: the configuration is bad, or the folder holds a run with another one.
+        ValueError: the configuration is bad, or the folder holds a run with another one or of
+            other data, also if it is finished.
         FileNotFoundError: the data are missing.
     """
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
@@ -60,6 +61,8 @@ def run_once(cfg: DictConfig, task: Task) -> dict[str, Any]:
     run.clear_error()
     row = run.result()
     if row is not None:
+        if run.may_have_other_data(cfg.data.get("path")):
+            run.check_data(task.build(cfg)[0].sha256)
         run.mark_done()
         print(f"{run.folder}: finished, skipped")
         return row

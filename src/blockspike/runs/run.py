@@ -93,6 +93,16 @@ class Run:
                 "choose another experiment_name, or delete the folder"
             )
 
+    def may_have_other_data(self, path: str | None) -> bool:
+        """Whether a file at or below `path` is newer than the last check of the data, if any."""
+        last = self.folder / "data.json"
+        if path is None or not last.is_file():
+            return False
+        place, checked = Path(path), last.stat().st_mtime
+        files = place.rglob("*") if place.is_dir() else [place]
+        found = (file.stat() for file in files if file.is_file())
+        return any(max(x.st_mtime, x.st_ctime) > checked for x in found)
+
     def check_data(self, sha256: str | None) -> None:
         """Raise RunRefusedError if the run has read data with another hash; None matches all."""
         before = read_json(self.folder / "data.json").get("data_sha256")
@@ -101,6 +111,8 @@ class Run:
                 f"{self.folder}: the data have changed since the run started (SHA-256 {before} → "
                 f"{sha256}); restore them, or delete the folder"
             )
+        if (self.folder / "data.json").is_file():
+            os.utime(self.folder / "data.json")  # the time of the last check
 
     @contextmanager
     def recorded(
