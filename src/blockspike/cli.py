@@ -108,6 +108,8 @@ def _succeeds(name: str) -> bool:
             raise ValueError(f"command: expected one of {', '.join(COMMANDS)}, got {name!r}")
         # Overrides go last: Hydra's parser accepts no flag between them.
         given = [_with_key(name, a, sys.argv[1 + i]) for i, a in enumerate(sys.argv[2:])]
+        if sum(x.startswith("path=") for x in given) > 1:
+            raise ValueError(f"path: expected one path, got {' and '.join(sys.argv[2:])}")
         arguments = sorted(given, key=_is_override)
         sys.argv = [f"blockspike {name}", *(_as_override(name, a) for a in arguments)]
         if name in RUNS:

@@ -1,5 +1,6 @@
 """`blockspike inspect`."""
 
+import numpy as np
 import pytest
 from made_abf import write_abf
 from omegaconf import OmegaConf
@@ -31,6 +32,18 @@ def test_a_recording_of_arrays(tmp_path, capsys):
     assert "stimulus 0" in out and "a fit would use 1 stimuli" in out
 
 
+def test_chosen_sweeps_of_arrays_keep_their_numbers(tmp_path, capsys):
+    times = np.arange(0.02, 1, 0.04)
+    np.savez(
+        tmp_path / "cell.npz", current_pa=np.random.default_rng(0).normal(0, 50, (3, 10_000)),
+        dt_ms=0.1, spike_times_s=np.tile(times, 3), spike_stimulus=np.repeat([0, 1, 2], len(times)),
+    )  # fmt: skip
+    out = shown(capsys, tmp_path / "cell.npz", [2])
+    assert " 2 stimulus 2 1 0.1 " in out and "stimulus 0" not in out
+    with pytest.raises(ValueError, match="stimuli: expected some of stimulus 0"):
+        shown(capsys, tmp_path / "cell.npz", [])
+
+
 def test_a_folder_names_what_would_be_refused(tmp_path, capsys):
     write_abf(tmp_path / "a.abf", voltages_mv(3, spacing=500)[:, None], epochs=STEPS)
     write_abf(tmp_path / "b.abf", voltages_mv(2)[:, None], source=2)
@@ -50,4 +63,6 @@ def test_the_path_needs_no_key(blockspike, tmp_path):
     assert "a fit would use 3 stimuli" in blockspike("inspect", f"path={path}").stdout
     plain = path.rename(tmp_path / "a.abf")
     assert "a fit would use 3 stimuli" in blockspike("inspect", str(plain)).stdout
-    assert "path" in blockspike("inspect", "--cfg", "job", str(plain)).stdout
+    assert f"path: {plain}" in blockspike("inspect", "--cfg", "job", str(plain)).stdout
+    done = blockspike("inspect", str(plain), str(plain), check=False)
+    assert done.returncode == 2 and "expected one path" in done.stderr

@@ -19,6 +19,8 @@ def write_abf(
     *,
     output_units: tuple[str, ...] = ("pA", "mV"),
     epochs: tuple[tuple[float, float, int], ...] = (),
+    holding: float = 0.0,
+    kind: int = _STEP,
     source: int = 1,
     has_user_list: bool = False,
 ) -> Path:
@@ -31,6 +33,8 @@ def write_abf(
         rate_hz: sampling rate of a channel.
         output_units: of the outputs; the first drives the electrode.
         epochs: steps of the command: (level of the first sweep, increase per sweep, samples).
+        holding: level of the first output before and after the epochs.
+        kind: of the epochs: 1 = steps, 2 = ramps, 3 = pulses.
         source: 1 = the command is made of epochs, 2 = it is read from a stimulus file.
         has_user_list: whether a user list changes the command.
     """
@@ -63,11 +67,12 @@ def write_abf(
     for i, unit in enumerate(output_units):
         put("<10s", 1306 + 10 * i, f"Cmd {i}".ljust(10).encode())
         put("<8s", 1346 + 8 * i, unit.ljust(8).encode())
+    put("<f", 1394, holding)
     put("<2h", 2296, 1 if epochs or source != 1 else 0, 0)
     put("<2h", 2300, source, 1)
     for i, (level, increase, samples) in enumerate(epochs):
         assert i < _MOST_EPOCHS
-        put("<h", 2308 + 2 * i, _STEP)
+        put("<h", 2308 + 2 * i, kind)
         put("<f", 2348 + 4 * i, level)
         put("<f", 2428 + 4 * i, increase)
         put("<i", 2508 + 4 * i, samples)

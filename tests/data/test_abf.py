@@ -40,6 +40,35 @@ def test_steps_are_read_from_the_command(tmp_path):
     assert last - first == 2000 and first == N // 64 + 500  # Axon holds for 1/64 of a sweep first
 
 
+def test_the_holding_current_is_that_of_the_header(tmp_path):
+    options = {"epochs": ((200.0, 0.0, 1000), (-30.0, 0.0, 1000)), "holding": 15.0}
+    path = write_abf(tmp_path / "a.abf", voltages_mv(2)[:, None], **options)
+    current = load_recording(path).current_pa[0]
+    changes = of_command(current)
+    assert [current[0], *current[changes]] == [15, 200, -30, 15]
+    path = write_abf(tmp_path / "b.abf", voltages_mv(2)[:, None], holding=15.0)
+    np.testing.assert_allclose(load_recording(path).current_pa, 15)
+
+
+def test_repeats_are_known_by_the_command(tmp_path):
+    rng = np.random.default_rng(0)
+    command = np.zeros(N)
+    command[562:2562] = 50
+    recorded = command + rng.normal(0, 2, (4, N))
+    data = np.stack([voltages_mv(4), recorded], 1)
+    path = write_abf(tmp_path / "a.abf", data, ("mV", "pA"), epochs=((0, 0, 500), (50, 0, 2000)))
+    recording = load_recording(path)
+    assert recording.current_pa.shape == (1, N) and len(recording.spike_times_s) == 4
+
+
+def test_the_current_of_another_cell_is_refused(tmp_path):
+    other = np.tile(np.where(np.arange(N) < 2000, 0.0, -400.0), (2, 1))
+    data = np.stack([voltages_mv(2), other], 1)
+    path = write_abf(tmp_path / "a.abf", data, ("mV", "pA"), epochs=STEPS)
+    with pytest.raises(ValueError, match="is it that of another cell"):
+        load_recording(path)
+
+
 def test_a_recorded_current_is_preferred(tmp_path):
     current = np.zeros((2, N))
     current[:, 1000:3000] = [[30.0], [60.0]]
@@ -73,6 +102,7 @@ def test_units_are_converted(tmp_path):
         ({"source": 2}, "it was played from a stimulus file"),
         ({"source": 7}, "its waveform has an unknown source"),
         ({"output_units": ("mV", "mV")}, "no output is in amperes"),
+        ({"kind": 3, "epochs": STEPS}, "its waveform has other parts than steps and ramps"),
     ],
 )
 def test_a_command_that_is_not_known_is_refused(tmp_path, changed, why, has_current):

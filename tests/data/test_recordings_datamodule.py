@@ -110,6 +110,11 @@ def test_stimuli_are_chosen_by_a_pattern(tmp_path):
     )
     data.setup()
     assert data.train.current.shape[1] == 3 and data.test.current.shape[1] == 2
+    with pytest.raises(ValueError, match="expected segments that do not overlap"):
+        RecordingsDataModule(
+            tmp_path, train_stimulus="stim*", test_stimulus="stimulus 1", train_s=[[0, 1]],
+            test_s=[[0.5, 1.5]],
+        )  # fmt: skip
     with pytest.raises(ValueError, match=r"expected a stimulus of .*, got 'ramp\*'"):
         RecordingsDataModule(tmp_path, train_stimulus="ramp*").setup()
 

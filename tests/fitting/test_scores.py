@@ -35,6 +35,10 @@ def test_silence_is_predicted_or_not():
     one[100] = 1
     assert segment_scores(silent, prediction(np.zeros(500)), DT_MS)["etv_15ms"] == 1
     assert segment_scores(silent, prediction(one), DT_MS)["etv_15ms"] == 0
+    rarely = prediction(*np.stack([one, *np.zeros((9, 500))]))
+    assert segment_scores(silent, rarely, DT_MS)["etv_15ms"] == pytest.approx(0.9)
+    some = np.stack([one, np.zeros(500)]).astype(np.float32)
+    assert segment_scores(some, prediction(np.zeros(500)), DT_MS)["etv_15ms"] == 0
 
 
 def part(current: np.ndarray, trains: list[np.ndarray], first: int = 0) -> Part:
@@ -49,6 +53,8 @@ def test_a_rate_during_a_step_is_a_null_that_a_fit_must_beat():
     trains = [(x < rate).astype(np.float32) for x in draws]
     train, test = part(current, trains[:1]), part(current, trains[1:], first=100)
     assert null_etv(train, test, 0, DT_MS) > 0.5
+    inside = part(current[600:], [x[:, 600:] for x in trains[1:]], first=100)
+    assert null_etv(train, inside, 0, DT_MS) > 0.5  # a test part that begins within the step
     noise = np.random.default_rng(2).normal(0, 1, (2000, 1, 1))
     noisy = part(noise, trains[:1])
     assert abs(null_etv(noisy, noisy, 0, DT_MS)) < 0.1  # always on: a constant explains nothing

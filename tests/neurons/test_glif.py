@@ -204,6 +204,11 @@ def test_refractory_neurons_keep_their_reset():
         ({"threshold_kernels": [(None, None)] * 3}, "threshold_kernels: expected up to 2 pairs"),
         ({"threshold_kernels": [(0.1, 0.9)]}, "threshold_1: expected a tensor"),
         ({"reset_share": torch.zeros(4)}, "reset_share: expected shape"),
+        ({"beta": 0.9}, r"beta: expected a tensor \[N\], got float"),
+        (
+            {"threshold_coupling": ThresholdCoupling(*[0.5] * 4)},  # pyright: ignore
+            r"threshold_coupling.coupling: expected a tensor \[N\], got float",
+        ),
         ({"method": "blocks"}, "method: expected one of standard, fused, got 'blocks'"),
         (
             {"threshold_coupling": ThresholdCoupling(*torch.zeros(4, 5))},

@@ -2,7 +2,7 @@
 
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -69,7 +69,9 @@ def inspect(cfg: DictConfig) -> None:
 
 def _rows(file: Path, sweeps: list[int] | None) -> Iterator[_Row]:
     if file.suffix == ".npz":
-        yield from _of_recording(load_recording(file, sweeps=sweeps))
+        recording = load_recording(file, sweeps=sweeps)
+        numbers = range(len(recording.stimuli)) if sweeps is None else sorted(set(sweeps))
+        yield from _of_recording(recording, numbers)
         return
     for x in sweeps_of(file, sweeps=sweeps):
         times_s = x.spike_times_s
@@ -79,10 +81,10 @@ def _rows(file: Path, sweeps: list[int] | None) -> Iterator[_Row]:
         yield _Row(x.number, x.stimulus, x.dt_ms, x.current_pa, x.voltage_mv, n_spikes)
 
 
-def _of_recording(recording: Recording) -> Iterator[_Row]:
-    for s, name in enumerate(recording.stimuli):
+def _of_recording(recording: Recording, numbers: Sequence[int]) -> Iterator[_Row]:
+    for s, (number, name) in enumerate(zip(numbers, recording.stimuli, strict=True)):
         counts = [len(times) for r in recording.spike_times_s if (times := r[s]) is not None]
-        yield _Row(s, name, recording.dt_ms, recording.current_pa[s], None, counts)
+        yield _Row(number, name, recording.dt_ms, recording.current_pa[s], None, counts)
 
 
 def _table(file: Path, rows: list[_Row]) -> Table:

@@ -34,6 +34,8 @@ _SIGNATURES = (b"ABF ", b"ABF2")
 _MOST_SWEEPS, _MOST_CHANNELS = 100_000, 16
 _HEADER_BYTES, _BLOCK_BYTES = 512, 512
 _OTHER_WAVEFORM, _EPOCHS, _FROM_FILE = 0, 1, 2  # sources of a command in the file
+_EPISODIC, _OLDEST_VERSION = 5, 1.6
+_HOLDING_AT = 1394  # the outputs' holding levels in a header of version 1
 # Least difference of a recorded current from the command that is told, as a share of the command's
 # range and in pA, after averaging over some ms.
 _MOST_DIFFERENCE, _MOST_DIFFERENCE_PA, _AVERAGED_MS = 0.1, 5.0, 10.0
@@ -80,7 +82,8 @@ def open_abf(path: Path) -> AbfContent:
     abf = _read(path)
     units = [str(unit).strip().casefold() for unit in abf.adcUnits]
     names = [str(name).strip() for name in abf.adcNames]
-    outputs = [str(unit).strip().casefold() for unit in abf.dacUnits]
+    outputs = _outputs(abf)
+    output_units = [unit.casefold() for _, unit, _ in outputs]
     recorded = ", ".join(
         f"{n} in {str(u).strip() or 'no unit'}" for n, u in zip(names, abf.adcUnits, strict=True)
     )
@@ -88,7 +91,7 @@ def open_abf(path: Path) -> AbfContent:
     currents = [i for i, unit in enumerate(units) if unit in _PER_PA]
     if not voltages:
         raise ValueError(f"{path}: expected a recorded voltage in mV or V, got {recorded}")
-    driven = [i for i in voltages if i < len(outputs) and outputs[i] in _PER_PA]
+    driven = [i for i in voltages if i < len(outputs) and output_units[i] in _PER_PA]
     chosen = voltages if len(voltages) == 1 else driven
     if len(chosen) != 1:
         raise ValueError(
@@ -101,13 +104,55 @@ def open_abf(path: Path) -> AbfContent:
     current = None
     if currents:
         current = _Channel(currents[0], names[currents[0]], _PER_PA[units[currents[0]]])
-    number = chosen[0] if chosen[0] in driven else next(
-        (i for i, unit in enumerate(outputs) if unit in _PER_PA), None
-    )  # fmt: skip
-    command = None
-    if number is not None:
-        command = _Channel(number, str(abf.dacNames[number]).strip(), _PER_PA[outputs[number]])
-    return AbfContent(abf, voltage, current, command, _why_unknown(abf, command))
+    command, unknown = _command_of(path, outputs, chosen[0])
+    if command is not None and not unknown:
+        unknown = _why_unknown(abf, command)
+    return AbfContent(abf, voltage, current, command, unknown)
+
+
+class _Output(NamedTuple):
+    """An output: its name, its unit, and whether the protocol plays a waveform on it."""
+
+    name: str
+    unit: str
+    is_on: bool
+
+
+def _outputs(abf: Any) -> list[_Output]:
+    """All outputs; pyABF's own list is as long as that of the recorded channels."""
+    section = getattr(abf, "_dacSection", None)
+    if section is None:
+        names, units = abf.dacNames, abf.dacUnits
+        on = [*abf._headerV1.nWaveformEnable, *[0] * len(names)]
+    else:
+        text = abf._stringsSection._indexedStrings
+        names = [text[i] for i in section.lDACChannelNameIndex]
+        units = [text[i] for i in section.lDACChannelUnitsIndex]
+        on = section.nWaveformEnable
+    return [
+        _Output(str(name).strip(), str(unit).strip(), bool(is_on))
+        for name, unit, is_on in zip(names, units, on, strict=False)
+    ]
+
+
+def _command_of(path: Path, outputs: list[_Output], channel: int) -> tuple[_Channel | None, str]:
+    """The output that drives the electrode of a recorded channel, and why it is not known, if so.
+
+    A channel and its output need not have one number: the output is the one that is played.
+    """
+    in_amperes = [i for i, x in enumerate(outputs) if x.unit.casefold() in _PER_PA]
+    played = [i for i in in_amperes if outputs[i].is_on]
+    if not in_amperes:
+        if any(x.is_on and x.unit.casefold() in _PER_MV for x in outputs):
+            raise ValueError(f"{path}: expected current clamp, got a command in volts")
+        return None, "no output is in amperes"
+    number = channel if channel in in_amperes else in_amperes[0]
+    if played:
+        number = played[0]
+    command = _Channel(number, outputs[number].name, _PER_PA[outputs[number].unit.casefold()])
+    if len(played) > 1:
+        return command, "several outputs in amperes play a waveform"
+    return command, ""
 
 
 def _read(path: Path) -> Any:
@@ -125,7 +170,12 @@ def _read(path: Path) -> Any:
             size = int(abf.dataPointCount) * int(abf.dataPointByteSize)
             if not 0 < size <= path.stat().st_size or not 1 <= abf.channelCount <= _MOST_CHANNELS:
                 raise ValueError(f"{abf.channelCount} channels in {size} bytes")
-            return pyabf.ABF(str(path), loadData=True)
+            abf = pyabf.ABF(str(path), loadData=True)
+            if abf.abfVersion["major"] == 1:  # pyABF takes the levels of the first epochs
+                with path.open("rb") as file:
+                    header = file.read(_HOLDING_AT + 16)
+                abf.holdingCommand = list(unpack_from("<4f", header, _HOLDING_AT))
+            return abf
     except Exception as error:  # pyABF has no error class of its own
         raise ValueError(f"{path}: not a complete Axon file ({one_line(error)})") from error
 
@@ -174,14 +224,20 @@ def _check_sizes(path: Path) -> None:
         )
 
 
-def _why_unknown(abf: Any, command: _Channel | None) -> str:
+def _why_unknown(abf: Any, command: _Channel) -> str:
     """Why the stimulus of a command cannot be known from the file; "" if it can."""
-    if command is None:
-        return "no output is in amperes"
     section = getattr(abf, "_dacSection", None) or abf._headerV1
     number = command.number
     is_on = number < len(section.nWaveformEnable) and section.nWaveformEnable[number]
     source = section.nWaveformSource[number] if is_on else _OTHER_WAVEFORM
+    if is_on and abf.nOperationMode != _EPISODIC:
+        return "only episodic recordings have a command in each sweep"
+    if is_on and source == _EPOCHS and abf.abfVersion["major"] == 1:
+        # pyABF knows only part of the older header.
+        if abf._headerV1.fFileVersionNumber < _OLDEST_VERSION:
+            return f"its format is older than version {_OLDEST_VERSION}"
+        if not set(section.nEpochType[10 * number : 10 * number + 10]) <= {0, 1, 2}:
+            return "its waveform has other parts than steps and ramps"
     if any(abf.userListEnable or ()):
         return "a user list changes it from sweep to sweep"
     if is_on and source == _FROM_FILE:
@@ -220,9 +276,8 @@ class _AbfSweep:
     def __init__(self, path: Path, content: AbfContent, number: int) -> None:
         self.where = f"{path}, sweep {number}"
         self.content, self.number = content, number
-        protocol = str(content.abf.protocol or "")
-        # pyABF says "None" where the file says nothing.
-        self.stimulus = "" if protocol == "None" else Path(protocol.replace("\\", "/")).stem
+        protocol = str(content.abf.protocol or "").strip()
+        self.stimulus = "" if protocol == "None" else protocol  # as pyABF says for nothing
 
     def is_voltage_clamp(self) -> bool:
         return False
@@ -245,7 +300,9 @@ class _AbfSweep:
                 f"{self.where}: expected a peak voltage of {low:g} to {high:g} mV, got "
                 f"{peak:.3g} mV in channel {content.voltage.name}"
             )
-        return Sweep(self.number, self.stimulus, True, dt_ms, current_pa, voltage_mv, None)
+        return Sweep(
+            self.number, self.stimulus, True, dt_ms, current_pa, voltage_mv, None, command_pa
+        )
 
     def _recorded(self, channel: _Channel) -> np.ndarray:
         self.content.abf.setSweep(self.number, channel=channel.number)
@@ -281,13 +338,22 @@ class _AbfSweep:
 
 
 def _compare(where: str, current_pa: np.ndarray, command_pa: np.ndarray, dt_ms: float) -> None:
-    """Say by how much a recorded current differs from the command, if it does."""
+    """Say by how much a recorded current differs from the command, if it does.
+
+    Raises:
+        ValueError: it differs by more than twice the command's range, as another cell's would.
+    """
     if len(command_pa) != len(current_pa) or not np.isfinite(command_pa).all():
         return
     width = max(1, min(len(current_pa), round(_AVERAGED_MS / dt_ms)))
     kept = len(current_pa) // width * width
     difference = (current_pa - command_pa)[:kept].reshape(-1, width).mean(1)
     most, span = float(np.abs(difference).max()), float(np.ptp(command_pa))
+    if span > _MOST_DIFFERENCE_PA and most > 2 * span:
+        raise ValueError(
+            f"{where}: expected a recorded current like the command, whose range is {span:.3g} pA, "
+            f"got one that differs by up to {most:.3g} pA; is it that of another cell?"
+        )
     if most > max(_MOST_DIFFERENCE_PA, _MOST_DIFFERENCE * span):
         warn(
             f"{where}: the recorded current, which is used, differs from the command by up to "

@@ -324,6 +324,8 @@ def _check_alike(path: Path, first: Sweep, sweep: Sweep) -> None:
 def _is_repeat(sweep: Sweep, other: Sweep) -> bool:
     same_name = sweep.stimulus.casefold() == other.stimulus.casefold()
     may_be = same_name or not (sweep.is_shared_name or other.is_shared_name)
+    if sweep.command_pa is not None and other.command_pa is not None:  # without a recorder's noise
+        return may_be and np.array_equal(sweep.command_pa, other.command_pa)
     return may_be and np.allclose(sweep.current_pa, other.current_pa)
 
 
@@ -345,12 +347,12 @@ def _load_npz(path: Path, stimuli: Sequence[str] | None, sweeps: Sequence[int] |
     check_peak(str(path), current)
     names = tuple(f"stimulus {s}" for s in range(len(current)))
     kept = range(len(names)) if stimuli is None else indices_of(path, names, stimuli)
-    if not kept:
-        raise ValueError(f"{path}: stimuli: expected some of {', '.join(names)}, got none")
     if sweeps is not None:
         for number in set(sweeps) - set(range(len(names))):
             raise ValueError(f"{path}: expected a sweep of 0 to {len(names) - 1}, got {number}")
         kept = [s for s in kept if s in set(sweeps)]
+    if not kept:
+        raise ValueError(f"{path}: stimuli: expected some of {', '.join(names)}, got none")
     dt_ms = _npz_dt_ms(path, arrays)
     trains = _npz_trains(path, arrays, current, dt_ms)
     return Recording(

@@ -24,7 +24,8 @@ class Sweep:
     ``current_pa`` and ``voltage_mv`` float64 ``[T]``, the latter None if the file has none;
     ``spike_times_s`` float64 ``[n]`` as stored, seconds from the start, None if not stored.
     ``stimulus`` is "" if the file names none; ``is_shared_name`` is True if sweeps with the same
-    stimulus share its name, which is not so for the names of NWB 2 series.
+    stimulus share its name, which is not so for the names of NWB 2 series. ``command_pa`` is the
+    command, where it is known beside a recorded current.
     """
 
     number: int
@@ -34,6 +35,7 @@ class Sweep:
     current_pa: np.ndarray
     voltage_mv: np.ndarray | None
     spike_times_s: np.ndarray | None
+    command_pa: np.ndarray | None = None
 
 
 class Stored(Protocol):

@@ -273,9 +273,10 @@ class PhysicalPopulation(DrawnPopulation):
 class PaperPopulation(NeuronPopulation):
     """Neurons fitted by the paper's β, p, b, weight and bias per step, within the paper's bounds.
 
-    They start, at dt = ds · 0.1 ms, from τ_m 20 ms, τ_a 100 ms, b 0.1/ds, weight ds and bias 0
-    (docs/paper.md, Fitting recordings). Where p starts above its bound (dt ≤ 0.1 ms), it is set to
-    the bound and not trained: the published clamp stops its gradient there.
+    As published, the membrane is 0 before the first step; a `FittedNeuron` made of them starts at
+    rest. The parameters start, at dt = ds · 0.1 ms, from τ_m 20 ms, τ_a 100 ms, b 0.1/ds, weight ds
+    and bias 0 (docs/paper.md, Fitting recordings). Where p starts above its bound (dt ≤ 0.1 ms), it
+    is set to the bound and not trained: the published clamp stops its gradient there.
 
     Args:
         n_cells, dt_ms, surrogate, method: as for `NeuronPopulation`.

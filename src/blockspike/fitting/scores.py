@@ -11,6 +11,7 @@ from blockspike.fitting.metrics import explained_temporal_variance, gamma_coinci
 
 SIGMAS_MS = (5.0, 10.0, 15.0)
 _GAMMA_MS, _GAMMA_A_MS, _MD_MS = 4.0, 2.0, 4.0
+_BASELINE_MS = 5.0  # at the start of training, where a stimulus by steps is not yet on
 _PREDICTING_TRIALS = 100  # simulated trials whose mean is the prediction of a neuron with noise
 _SCORED_TRIALS = 10  # of these, scored and shown one by one too
 
@@ -71,20 +72,29 @@ def scores_of_cells(part: Part, predictions: list[list[Prediction]], dt_ms: floa
 def null_etv(train: Part, test: Part, cell: int, dt_ms: float) -> float:
     """Normalised ETV at 15 ms of a model that knows only when the stimulus is on.
 
-    Wherever the test current differs from its start, it predicts the mean rate that the cell had
-    under such a current in training; a fit that explains less has learnt nothing. The mean over
-    the test segments.
+    Wherever the current differs from that at the start of training, it predicts the mean rate that
+    the cell had under such a current in training; a fit that explains less has learnt nothing. The
+    mean over the test segments.
     """
+    start = train.current[: max(1, round(_BASELINE_MS / dt_ms)), :, cell].numpy()
+    spread = float(np.ptp(train.current[:, :, cell].numpy()))
+    noise = float(start.std(0).mean())
+
+    def is_on(current: np.ndarray) -> np.ndarray:
+        if noise > 0.05 * spread:  # it fluctuates from the start on
+            return np.ones(len(current), bool)
+        return np.abs(current - np.median(start)) > max(0.01 * spread, 5 * noise)
+
     fired = steps = 0.0
     for trains, current in zip(
         train.trains[cell], train.current[:, :, cell].numpy().T, strict=True
     ):
-        on = _is_on(current)
+        on = is_on(current)
         fired += trains[:, on].mean(0).sum()
         steps += on.sum()
     rate = fired / max(steps, 1)
     scores = [
-        _explained(trains[:, test.first :], rate * _is_on(current)[test.first :], 15.0, dt_ms, True)
+        _explained(trains[:, test.first :], rate * is_on(current)[test.first :], 15.0, dt_ms, True)
         for trains, current in zip(
             test.trains[cell], test.current[:, :, cell].numpy().T, strict=True
         )
@@ -92,17 +102,17 @@ def null_etv(train: Part, test: Part, cell: int, dt_ms: float) -> float:
     return float(np.mean(scores))
 
 
-def _is_on(current: np.ndarray) -> np.ndarray:
-    return np.abs(current - current[0]) > 0.01 * np.ptp(current)
-
-
 def _explained(
     trains: np.ndarray, prediction: np.ndarray, sigma_ms: float, dt_ms: float, normalise: bool
 ) -> float:
-    """ETV; where the recorded trains are silent, 1 if the prediction is silent too, else 0."""
+    """ETV; of silent trains, 1 − the number of predicted spikes, at least 0.
+
+    A silent prediction of trains of which only some are silent explains nothing.
+    """
     if not trains.any():
-        return float(not prediction.any())
-    return explained_temporal_variance(trains, prediction, sigma_ms, dt_ms, normalise)
+        return max(0.0, 1.0 - float(prediction.sum()))
+    score = explained_temporal_variance(trains, prediction, sigma_ms, dt_ms, normalise)
+    return 0.0 if np.isnan(score) else score
 
 
 def segment_scores(trains: np.ndarray, predicted: Prediction, dt_ms: float) -> dict[str, float]:

@@ -76,7 +76,7 @@ def _device_type(values: Iterable[Any]) -> str:
 def _single_at_least(x: Any) -> Any:
     if isinstance(x, Mapping):
         return {name: _single_at_least(value) for name, value in x.items()}
-    if isinstance(x, tuple):
+    if isinstance(x, tuple | list):
         values = map(_single_at_least, x)
         return type(x)(*values) if hasattr(x, "_fields") else tuple(values)
     is_half = isinstance(x, Tensor) and x.dtype in (torch.float16, torch.bfloat16)

@@ -120,6 +120,9 @@ def glif(
         raise ValueError(f"method: expected one of {known}, got {method!r}")
     refuse_transforms("glif", method)
     check_current(current, method)
+    for name, value in {"beta": beta, **_named(threshold_coupling)}.items():
+        if not isinstance(value, Tensor):
+            raise ValueError(f"{name}: expected a tensor [N], got {type(value).__name__}")
     parameters = {"beta": beta}
     parameters["reset_share"] = torch.zeros_like(beta) if reset_share is None else reset_share
     parameters["refractory"] = _steps(refractory, beta, len(current))
@@ -171,6 +174,11 @@ def _kernels(of: str, kernels: Sequence[Kernel], like: Tensor) -> dict[str, Tens
         for i, pair in enumerate(pairs)
         for key, value in zip((f"{of}_{i + 1}", f"{of}_decay_{i + 1}"), pair, strict=True)
     }
+
+
+def _named(coupling: ThresholdCoupling | None) -> dict[str, Tensor]:
+    own = {} if coupling is None else coupling._asdict()
+    return {f"threshold_coupling.{name}": value for name, value in own.items()}
 
 
 def _coupling(x: ThresholdCoupling) -> dict[str, Tensor]:
