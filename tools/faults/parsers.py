@@ -392,7 +392,7 @@ def abf_seeds() -> list[bytes]:
     steps = ((0.0, 0.0, 20), (-50.0, 25.0, 100))
     made = [
         file_of(lambda p: write_abf(p, data[:, :1], epochs=steps)),
-        file_of(lambda p: write_abf(p, data, ("mV", "pA"), epochs=steps)),
+        file_of(lambda p: write_abf(p, data, ("mV", "pA"))),
     ]
     example = Path(__file__).parents[3] / "shared" / "data" / "abf" / "File_axon_5.abf"
     return [*made, example.read_bytes()] if example.is_file() else made
