@@ -79,10 +79,9 @@ def open_abf(path: Path) -> AbfContent:
         ValueError: a damaged file, no or several electrodes in current clamp, a missing pyABF;
             names the file.
     """
-    abf = _read(path)
+    abf, outputs = _read(path)
     units = [str(unit).strip().casefold() for unit in abf.adcUnits]
     names = [str(name).strip() for name in abf.adcNames]
-    outputs = _outputs(abf)
     output_units = [unit.casefold() for _, unit, _ in outputs]
     recorded = ", ".join(
         f"{n} in {str(u).strip() or 'no unit'}" for n, u in zip(names, abf.adcUnits, strict=True)
@@ -155,7 +154,7 @@ def _command_of(path: Path, outputs: list[_Output], channel: int) -> tuple[_Chan
     return command, ""
 
 
-def _read(path: Path) -> Any:
+def _read(path: Path) -> tuple[Any, list[_Output]]:
     _check_sizes(path)
     try:
         pyabf = importlib.import_module("pyabf")
@@ -175,7 +174,7 @@ def _read(path: Path) -> Any:
                 with path.open("rb") as file:
                     header = file.read(_HOLDING_AT + 16)
                 abf.holdingCommand = list(unpack_from("<4f", header, _HOLDING_AT))
-            return abf
+            return abf, _outputs(abf)
     except Exception as error:  # pyABF has no error class of its own
         raise ValueError(f"{path}: not a complete Axon file ({one_line(error)})") from error
 
