@@ -62,7 +62,10 @@ def test_equal_in_float64(surrogate, arp_ms, n_cells, n_starts, n_steps, n_trial
         assert all(g.abs().max() > 0 for g in fused[2:])
 
 
-@pytest.mark.parametrize("parts", [{}, {"partial_reset": True, "threshold_coupling": True}])
+@pytest.mark.parametrize(
+    "parts",
+    mostly_slow([{}, {"partial_reset": True, "threshold_coupling": True}], lambda parts: not parts),
+)
 @pytest.mark.parametrize(("n_starts", "n_trials"), [(1, 0), (5, 3)])
 def test_every_part_of_glif(n_starts, n_trials, parts):
     options = {"dt_ms": 0.5, "n_trials": n_trials, **parts}

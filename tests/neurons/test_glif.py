@@ -10,6 +10,7 @@ from torch import Tensor
 
 import blockspike as bs
 from blockspike.neurons.glif import ThresholdCoupling, glif
+from tiers import mostly_slow
 
 COUPLED = (False, True)
 
@@ -149,7 +150,7 @@ def test_fused_equals_the_loop(coupled, delay, detach_spikes, of_membrane):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("coupled", COUPLED)
+@pytest.mark.parametrize("coupled", mostly_slow(COUPLED, lambda coupled: not coupled))
 def test_every_type(coupled, dtype):
     rtol = 1e-9 if dtype == torch.float64 else 1e-4
     check(make_inputs((50, 3, 20), coupled, dtype=dtype), rtol)
