@@ -1,7 +1,8 @@
 """`simulate`, which runs any neuron model by its loop or its kernels, and checks of arguments."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, Literal, get_args
 
 import torch
@@ -15,13 +16,14 @@ from blockspike.neurons.gpu.graphs import require_triton
 from blockspike.neurons.loop import loop
 from blockspike.neurons.model import NeuronModel
 from blockspike.neurons.spec import Detach, SimulationSpec, detached
-from blockspike.neurons.state import State, start_of
+from blockspike.neurons.state import Start, State, start_of
 from blockspike.neurons.surrogate import MultiGaussian, Surrogate, check_surrogate
 from blockspike.neurons.trace import (
     NotFiniteError,
     Simulation,
     SpikeTrace,
     needs_gradient,
+    ones_like_margin,
     trace_of,
 )
 
@@ -92,15 +94,42 @@ def simulate(
         >>> trace.spikes.shape
         torch.Size([100, 1, 1])
     """
+    if set(parameters) != set(model.parameters):
+        expected = ", ".join(model.parameters)
+        raise ValueError(f"parameters: expected {expected}, got {', '.join(parameters)}")
+    return run_model(
+        model, current, parameters, constants, recurrent_weight=recurrent_weight,
+        recurrent_delay=recurrent_delay, surrogate=surrogate, detach_spikes=detach_spikes,
+        state=state, membrane_gradient=membrane_gradient, method=method,
+    )  # fmt: skip
+
+
+def run_model(
+    model: NeuronModel,
+    current: Tensor,
+    parameters: Mapping[str, Tensor],
+    constants: tuple[float, ...] = (),
+    *,
+    recurrent_weight: Tensor | None,
+    recurrent_delay: int,
+    surrogate: Surrogate,
+    detach_spikes: Detach,
+    state: State | None,
+    membrane_gradient: bool,
+    method: ExactMethod,
+    compute_threshold: Callable[[Start | None, Tensor, Tensor], Tensor] | None = None,
+) -> SpikeTrace:
+    """Check and run a model; `parameters` have the model's names.
+
+    Arguments and errors are those of `simulate`, and `compute_threshold`: (start, spikes, V − θ) →
+    θ [T, B, N] of a model whose threshold is not always 1.
+    """
     known = get_args(ExactMethod)
     if method not in known:
         raise ValueError(f"method: expected one of {', '.join(known)}, got {method!r}")
     refuse_transforms(model.name, method)
     if not all(map(math.isfinite, constants)):
         raise NotFiniteError(f"constants: expected finite numbers, got {constants}")
-    if set(parameters) != set(model.parameters):
-        expected = ", ".join(model.parameters)
-        raise ValueError(f"parameters: expected {expected}, got {', '.join(parameters)}")
     check_current(current, method)
     check_options(current, parameters, recurrent_weight, recurrent_delay, surrogate, method)
     check_parameters_finite(parameters, recurrent_weight)
@@ -114,9 +143,10 @@ def simulate(
     spec = SimulationSpec(model, constants, recurrent_delay, surrogate, *detached(detach_spikes))
     own = [parameters[name] for name in model.parameters]
     arguments = (spec, current, own, recurrent_weight, start, membrane_gradient)
+    threshold = ones_like_margin if compute_threshold is None else partial(compute_threshold, start)
     if method == "standard":
-        return loop(*arguments)
-    return trace_of(run_kernels(*arguments))
+        return loop(*arguments, threshold)
+    return trace_of(run_kernels(*arguments), threshold)
 
 
 def _with_derivative(model: NeuronModel, n_constants: int, is_needed: bool) -> NeuronModel:

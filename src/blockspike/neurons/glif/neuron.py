@@ -2,28 +2,19 @@
 
 from collections.abc import Sequence
 from functools import partial
-from typing import NamedTuple, get_args
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from blockspike.memory import keep_freed_memory_if_large
 from blockspike.neurons.alif.step import check_arp
-from blockspike.neurons.autograd import in_full_precision, refuse_transforms
-from blockspike.neurons.derivative import derived
-from blockspike.neurons.glif.step import COUPLED_GLIF, GLIF, N_KERNELS
-from blockspike.neurons.loop import loop
-from blockspike.neurons.simulate import (
-    ExactMethod,
-    check_current,
-    check_options,
-    check_parameters_finite,
-    run_kernels,
-)
-from blockspike.neurons.spec import Detach, SimulationSpec, detached
-from blockspike.neurons.state import Start, State, start_of
+from blockspike.neurons.autograd import in_full_precision
+from blockspike.neurons.glif.step import COUPLED_GLIF, GLIF, N_KERNELS, follow
+from blockspike.neurons.simulate import ExactMethod, run_model
+from blockspike.neurons.spec import Detach
+from blockspike.neurons.state import Start, State
 from blockspike.neurons.surrogate import MultiGaussian, Surrogate
-from blockspike.neurons.trace import SpikeTrace, threshold_of, trace_of
+from blockspike.neurons.trace import SpikeTrace, threshold_of
 
 Kernel = tuple[Tensor, Tensor]
 """Amplitude and decay per step of what a spike leaves behind, [N] each."""
@@ -115,43 +106,29 @@ def glif(
         >>> int(trace.spikes.sum())
         24
     """  # fmt: skip
-    if method not in get_args(ExactMethod):
-        known = ", ".join(get_args(ExactMethod))
-        raise ValueError(f"method: expected one of {known}, got {method!r}")
-    refuse_transforms("glif", method)
-    check_current(current, method)
     for name, value in {"beta": beta, **_named(threshold_coupling)}.items():
         if not isinstance(value, Tensor):
             raise ValueError(f"{name}: expected a tensor [N], got {type(value).__name__}")
     parameters = {"beta": beta}
     parameters["reset_share"] = torch.zeros_like(beta) if reset_share is None else reset_share
-    parameters["refractory"] = _steps(refractory, beta, len(current))
+    parameters["refractory"] = _steps(refractory, beta)
     for name, kernels in (("current", after_spike_currents), ("threshold", threshold_kernels)):
         parameters |= _kernels(name, kernels, beta)
     model = GLIF
     if threshold_coupling is not None:
         model, parameters = COUPLED_GLIF, parameters | _coupling(threshold_coupling)
-    check_options(current, parameters, recurrent_weight, recurrent_delay, surrogate, method)
-    check_parameters_finite(parameters, recurrent_weight)
-    if current.device.type == "cpu":
-        keep_freed_memory_if_large(current.nbytes)
-    delay = None if recurrent_weight is None else recurrent_delay
-    start = start_of(state, model, current, delay)
-    if method == "fused":
-        model = derived(model, 2)
-    spec = SimulationSpec(model, (), recurrent_delay, surrogate, *detached(detach_spikes))
-    values = [parameters[name] for name in model.parameters]
-    arguments = (spec, current, values, recurrent_weight, start, membrane_gradient)
-    threshold = partial(_threshold, parameters, start)
-    if method == "standard":
-        return loop(*arguments, threshold)
-    return trace_of(run_kernels(*arguments), threshold)
+    return run_model(
+        model, current, parameters, recurrent_weight=recurrent_weight,
+        recurrent_delay=recurrent_delay, surrogate=surrogate, detach_spikes=detach_spikes,
+        state=state, membrane_gradient=membrane_gradient, method=method,
+        compute_threshold=partial(_threshold, parameters),
+    )  # fmt: skip
 
 
-def _steps(refractory: int | Tensor, like: Tensor, n_steps: int) -> Tensor:
+def _steps(refractory: int | Tensor, like: Tensor) -> Tensor:
     """Refractory steps of each neuron, [N]."""
     if not isinstance(refractory, Tensor):
-        check_arp(refractory, n_steps, like.dtype, "refractory")
+        check_arp(refractory, refractory, like.dtype, "refractory")
         return torch.full_like(like, refractory)
     wrong = refractory[(refractory < 0) | (refractory % 1 != 0)]
     if wrong.numel():
@@ -207,15 +184,12 @@ def _threshold(
     if "coupling" not in parameters:
         return threshold
     following = torch.zeros_like(spikes[0]) if rows is None else rows[5]
+    names = ("coupling_decay", "coupling_onset", "coupling_width", "quarter_of_inverse_width")
+    shape = [parameters[name] for name in names]
     thresholds = []
     for fired, above, fixed in zip(spikes, margin, threshold, strict=True):
         thresholds.append(fixed + parameters["coupling"] * following)
         membrane = above + thresholds[-1]
         after = torch.where(fired > 0, parameters["reset_share"] * membrane, membrane)
-        above_onset = after - parameters["coupling_onset"]
-        width = parameters["coupling_width"]
-        bend = (above_onset + width).clamp(min=0)
-        curve = parameters["quarter_of_inverse_width"] * bend * bend
-        rectified = torch.where(above_onset > width, above_onset, curve)
-        following = rectified + parameters["coupling_decay"] * (following - rectified)
+        following = follow(after, following, *shape)
     return torch.stack(thresholds)

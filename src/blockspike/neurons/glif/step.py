@@ -37,18 +37,22 @@ def step(drive, parameters, constants, state, fire):
     return advance(drive, parameters, constants, state, constants[0], fire)
 
 
+def follow(membrane, following, decay, onset, width, quarter_of_inverse_width):
+    """Let what the threshold follows decay to the rectified membrane after a reset."""
+    above = membrane - onset
+    bend = maximum(above + width, 0.0)
+    rectified = where(above > width, above, quarter_of_inverse_width * bend * bend)
+    return rectified + decay * (following - rectified)
+
+
 def coupled_step(drive, parameters, constants, state, fire):
     """One step of GLIF whose threshold also follows the membrane."""
     coupling, coupling_decay, onset, width, quarter_of_inverse_width = parameters[11:]
-    zero = constants[0]
     following = state[5]
     own = (state[0], state[1], state[2], state[3], state[4], state[6])
     raised = coupling * following
     spike, margin, after = advance(drive, parameters[:11], constants, own, raised, fire)
-    above = after[0] - onset
-    bend = maximum(above + width, zero)
-    rectified = where(above > width, above, quarter_of_inverse_width * bend * bend)
-    following = rectified + coupling_decay * (following - rectified)
+    following = follow(after[0], following, coupling_decay, onset, width, quarter_of_inverse_width)
     return spike, margin, (
         after[0], after[1], after[2], after[3], after[4], following, after[5],
     )  # fmt: skip
