@@ -10,6 +10,7 @@ import importlib
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from struct import error as StructError
 from struct import unpack_from
@@ -31,9 +32,10 @@ from blockspike.data.sweeps import (
 _PER_MV = {"v": 1e3, "mv": 1.0, "uv": 1e-3, "µv": 1e-3}
 _PER_PA = {"a": 1e12, "ma": 1e9, "ua": 1e6, "µa": 1e6, "na": 1e3, "pa": 1.0}
 _SIGNATURES = (b"ABF ", b"ABF2")
-_MOST_SWEEPS, _MOST_CHANNELS = 100_000, 16
+_MOST_CHANNELS = 16
+_LEAST_SAMPLES = 100  # of a sweep: 10 ms at 10 kHz
 _HEADER_BYTES, _BLOCK_BYTES = 512, 512
-_OTHER_WAVEFORM, _EPOCHS, _FROM_FILE = 0, 1, 2  # sources of a command in the file
+_EPOCHS, _FROM_FILE = 1, 2  # sources of a command in the file
 _EPISODIC, _OLDEST_VERSION = 5, 1.6
 _HOLDING_AT = 1394  # the outputs' holding levels in a header of version 1
 # Least difference of a recorded current from the command that is told, as a share of the command's
@@ -42,11 +44,20 @@ _MOST_DIFFERENCE, _MOST_DIFFERENCE_PA, _AVERAGED_MS = 0.1, 5.0, 10.0
 
 
 class _Channel(NamedTuple):
-    """A recorded channel, or an output: its number and name, and its unit's size."""
+    """A recorded channel: its number and name, and its unit's size in mV or pA."""
 
     number: int
     name: str
     scale: float
+
+
+class _Command(NamedTuple):
+    """An output in amperes, and whether the protocol plays a waveform on it."""
+
+    number: int
+    name: str
+    scale: float
+    is_on: bool
 
 
 @dataclass(frozen=True)
@@ -61,8 +72,15 @@ class AbfContent:
     abf: Any
     voltage: _Channel
     current: _Channel | None
-    command: _Channel | None
+    command: _Command | None
     unknown_command: str
+
+    @cached_property
+    def waveforms(self) -> list[Any]:
+        """Epochs of the command, sweep by sweep."""
+        assert self.command is not None
+        table = importlib.import_module("pyabf.waveform").EpochTable(self.abf, self.command.number)
+        return table.epochWaveformsBySweep
 
     @property
     def source(self) -> str:
@@ -82,7 +100,6 @@ def open_abf(path: Path) -> AbfContent:
     abf, outputs = _read(path)
     units = [str(unit).strip().casefold() for unit in abf.adcUnits]
     names = [str(name).strip() for name in abf.adcNames]
-    output_units = [unit.casefold() for _, unit, _ in outputs]
     recorded = ", ".join(
         f"{n} in {str(u).strip() or 'no unit'}" for n, u in zip(names, abf.adcUnits, strict=True)
     )
@@ -90,7 +107,7 @@ def open_abf(path: Path) -> AbfContent:
     currents = [i for i, unit in enumerate(units) if unit in _PER_PA]
     if not voltages:
         raise ValueError(f"{path}: expected a recorded voltage in mV or V, got {recorded}")
-    driven = [i for i in voltages if i < len(outputs) and output_units[i] in _PER_PA]
+    driven = [i for i in voltages if i < len(outputs) and outputs[i].unit in _PER_PA]
     chosen = voltages if len(voltages) == 1 else driven
     if len(chosen) != 1:
         raise ValueError(
@@ -110,7 +127,7 @@ def open_abf(path: Path) -> AbfContent:
 
 
 class _Output(NamedTuple):
-    """An output: its name, its unit, and whether the protocol plays a waveform on it."""
+    """An output: its name, its unit in lower case, whether the protocol plays a waveform on it."""
 
     name: str
     unit: str
@@ -129,26 +146,27 @@ def _outputs(abf: Any) -> list[_Output]:
         units = [text[i] for i in section.lDACChannelUnitsIndex]
         on = section.nWaveformEnable
     return [
-        _Output(str(name).strip(), str(unit).strip(), bool(is_on))
+        _Output(str(name).strip(), str(unit).strip().casefold(), bool(is_on))
         for name, unit, is_on in zip(names, units, on, strict=False)
     ]
 
 
-def _command_of(path: Path, outputs: list[_Output], channel: int) -> tuple[_Channel | None, str]:
+def _command_of(path: Path, outputs: list[_Output], channel: int) -> tuple[_Command | None, str]:
     """The output that drives the electrode of a recorded channel, and why it is not known, if so.
 
     A channel and its output need not have one number: the output is the one that is played.
     """
-    in_amperes = [i for i, x in enumerate(outputs) if x.unit.casefold() in _PER_PA]
+    in_amperes = [i for i, x in enumerate(outputs) if x.unit in _PER_PA]
     played = [i for i in in_amperes if outputs[i].is_on]
     if not in_amperes:
-        if any(x.is_on and x.unit.casefold() in _PER_MV for x in outputs):
+        if any(x.is_on and x.unit in _PER_MV for x in outputs):
             raise ValueError(f"{path}: expected current clamp, got a command in volts")
         return None, "no output is in amperes"
     number = channel if channel in in_amperes else in_amperes[0]
     if played:
         number = played[0]
-    command = _Channel(number, outputs[number].name, _PER_PA[outputs[number].unit.casefold()])
+    own = outputs[number]
+    command = _Command(number, own.name, _PER_PA[own.unit], own.is_on)
     if len(played) > 1:
         return command, "several outputs in amperes play a waveform"
     return command, ""
@@ -165,11 +183,7 @@ def _read(path: Path) -> tuple[Any, list[_Output]]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            abf = pyabf.ABF(str(path), loadData=False)
-            size = int(abf.dataPointCount) * int(abf.dataPointByteSize)
-            if not 0 < size <= path.stat().st_size or not 1 <= abf.channelCount <= _MOST_CHANNELS:
-                raise ValueError(f"{abf.channelCount} channels in {size} bytes")
-            abf = pyabf.ABF(str(path), loadData=True)
+            abf = pyabf.ABF(str(path))
             if abf.abfVersion["major"] == 1:  # pyABF takes the levels of the first epochs
                 with path.open("rb") as file:
                     header = file.read(_HOLDING_AT + 16)
@@ -216,19 +230,19 @@ def _check_sizes(path: Path) -> None:
                 f"from block {block} on, and has {n_bytes} bytes)"
             )
     # A recording without gaps has no sweeps, or one.
-    if not 0 <= n_sweeps <= min(_MOST_SWEEPS, n_samples) or not 1 <= n_channels <= _MOST_CHANNELS:
+    are_sweeps = 0 <= n_sweeps <= max(1, n_samples // _LEAST_SAMPLES)
+    if n_samples < 1 or not are_sweeps or not 1 <= n_channels <= _MOST_CHANNELS:
         raise ValueError(
             f"{path}: not a complete Axon file (it declares {n_sweeps} sweeps of {n_channels} "
             f"channels and {n_samples} samples)"
         )
 
 
-def _why_unknown(abf: Any, command: _Channel) -> str:
+def _why_unknown(abf: Any, command: _Command) -> str:
     """Why the stimulus of a command cannot be known from the file; "" if it can."""
     section = getattr(abf, "_dacSection", None) or abf._headerV1
-    number = command.number
-    is_on = number < len(section.nWaveformEnable) and section.nWaveformEnable[number]
-    source = section.nWaveformSource[number] if is_on else _OTHER_WAVEFORM
+    number, is_on = command.number, command.is_on
+    source = section.nWaveformSource[number] if is_on else _EPOCHS
     if is_on and abf.nOperationMode != _EPISODIC:
         return "only episodic recordings have a command in each sweep"
     if is_on and source == _EPOCHS and abf.abfVersion["major"] == 1:
@@ -239,9 +253,9 @@ def _why_unknown(abf: Any, command: _Channel) -> str:
             return "its waveform has other parts than steps and ramps"
     if any(abf.userListEnable or ()):
         return "a user list changes it from sweep to sweep"
-    if is_on and source == _FROM_FILE:
+    if source == _FROM_FILE:
         return "it was played from a stimulus file, which is not part of it"
-    if is_on and source != _EPOCHS:
+    if source != _EPOCHS:
         return f"its waveform has an unknown source ({source})"
     conditioning = getattr(section, "nConditEnable", None)
     if conditioning and conditioning[number]:
@@ -313,7 +327,7 @@ class _AbfSweep:
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                values = self._waveform(command.number)
+                values = self._waveform(command)
         except Exception as error:  # pyABF has no error class of its own
             raise ValueError(
                 f"{self.where}: expected a command that can be read, got an error of pyABF "
@@ -321,14 +335,12 @@ class _AbfSweep:
             ) from error
         return np.asarray(values, np.float64) * command.scale
 
-    def _waveform(self, output: int) -> np.ndarray:
-        """Command of an output, in its unit: made of epochs, or else the holding level."""
+    def _waveform(self, command: _Command) -> np.ndarray:
+        """The command in its unit: made of epochs, or else the holding level."""
         abf = self.content.abf
-        section = getattr(abf, "_dacSection", None) or abf._headerV1
-        if output >= len(section.nWaveformEnable) or not section.nWaveformEnable[output]:
-            return np.full(abf.sweepPointCount, abf.holdingCommand[output])
-        table = importlib.import_module("pyabf.waveform").EpochTable(abf, output)
-        sweep = table.epochWaveformsBySweep[self.number]
+        if not command.is_on:
+            return np.full(abf.sweepPointCount, abf.holdingCommand[command.number])
+        sweep = self.content.waveforms[self.number]
         if not sweep.p2s or max(sweep.p2s) > abf.sweepPointCount:
             raise ValueError(
                 f"epochs of {max(sweep.p2s, default=0)} of {abf.sweepPointCount} samples"

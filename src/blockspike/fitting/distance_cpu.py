@@ -23,7 +23,7 @@ from blockspike.neurons.cpu.kernels import (
     without_refcount,
 )
 from blockspike.neurons.cpu.lane_memory import add_rows, load_lanes, store_lanes, store_rows
-from blockspike.neurons.cpu.lanes import add_each, n_lanes, spread
+from blockspike.neurons.cpu.lanes import LANES_BYTES, add_each, n_lanes, spread
 from blockspike.neurons.cpu.model_errors import error_of_model
 from blockspike.neurons.cpu.steps import (
     grad_rows,
@@ -161,7 +161,7 @@ class _FittingDistance(torch.autograd.Function):
         numbers_ = numbers(constants, repeated)
         try:
             run(
-                _run_groups, -(-n_columns // _N_LANES[real]), inputs,
+                _run_groups, -(-n_columns // (LANES_BYTES // last.itemsize)), inputs,
                 _Neurons(model, numbers_, repeated[4:], repeated[:4]), n_steps, n_trials,
                 repeated.dtype.type(decay), window, surrogate,
                 numbers(surrogate.constants, repeated), wants_gradient, sums.numpy(),
@@ -181,9 +181,6 @@ class _FittingDistance(torch.autograd.Function):
     def backward(ctx, *grads: Tensor):  # pyright: ignore[reportIncompatibleMethodOverride]
         per_neuron = (ctx.grads * grads[0].double()).sum(1).to(grads[0].dtype)
         return None, None, None, None, None, None, None, None, *per_neuron
-
-
-_N_LANES = {torch.float32: 16, torch.float64: 8}
 
 
 def _flat(x: Tensor) -> np.ndarray:

@@ -1,8 +1,8 @@
 """`GLIFPopulation`: GLIF neurons with the parts that a fit is to have."""
 
-import torch
+from torch import Tensor
 
-from blockspike.fitting.parameters import Coefficients, NeuronParameters
+from blockspike.fitting.parameters import Coefficients
 from blockspike.fitting.population import (
     GAIN_BOUNDS,
     LEVEL_BOUNDS,
@@ -115,30 +115,9 @@ class GLIFPopulation(DrawnPopulation):
         self._draw(ranges, ("log_arp",) if n_trials else ("log_arp", "log_noise"), seed)
         self.searched = ["log_arp"] if arp_ms[0] < arp_ms[1] else []
 
-    def values(self) -> NeuronParameters:
-        """Present parameters of the neurons in physical units, differentiable."""
-        arp_ms = (self._value("arp").detach() / self.dt_ms).round() * self.dt_ms
-        noise = self._value("noise")
-        return NeuronParameters(
-            self._value("tau_membrane"),
-            self._value("tau_adaptation"),
-            self._value("b"),
-            self._value("gain"),
-            self._value("rest"),
-            noise if self.n_trials else torch.zeros_like(noise),
-            arp_ms,
-            self._value("reset_share"),
-            self._value("b_2"),
-            self._value("tau_adaptation_2"),
-            self._value("current_1"),
-            self._value("tau_current_1"),
-            self._value("current_2"),
-            self._value("tau_current_2"),
-            self._value("coupling"),
-            self._value("tau_coupling"),
-            self._value("coupling_onset"),
-            self._value("coupling_width"),
-        )
+    def arp_ms(self) -> Tensor:
+        """Absolute refractory period [N], a whole number of steps."""
+        return (self._value("arp").detach() / self.dt_ms).round() * self.dt_ms
 
     def coefficients(self) -> Coefficients:
         """Coefficients of the neurons, differentiable."""

@@ -156,13 +156,18 @@ def gamma_coincidence(
     score = _gamma(recorded, model, window_ms, dt_ms)
     if not normalise:
         return score
+    reliability = gamma_reliability(recorded, window_ms, dt_ms)
+    return score / reliability if reliability > 0 else math.nan
+
+
+def gamma_reliability(recorded: np.ndarray, window_ms: float, dt_ms: float) -> float:
+    """Mean Γ of one recorded trial and another, of trials [R, T]; NaN with one trial."""
     others = [
         _gamma(np.delete(recorded, i, 0), train, window_ms, dt_ms)
         for i, train in enumerate(recorded)
         if len(recorded) > 1
     ]
-    reliability = float(np.mean(others)) if others else math.nan
-    return score / reliability if reliability > 0 else math.nan
+    return float(np.mean(others)) if others else math.nan
 
 
 def _gamma(recorded: np.ndarray, model: np.ndarray, window_ms: float, dt_ms: float) -> float:

@@ -28,6 +28,9 @@ class Coefficients(NamedTuple):
     drive: Drive
 
 
+_NONE = torch.zeros(())  # stands for zeros of the right shape
+
+
 @dataclass(frozen=True)
 class NeuronParameters:
     """Parameters of GLIF neurons in units that do not depend on dt; [N] float64 each.
@@ -59,21 +62,21 @@ class NeuronParameters:
     rest: Tensor
     noise: Tensor
     arp_ms: Tensor
-    reset_share: Tensor = None  # pyright: ignore[reportAssignmentType] (0 of the right shape)
-    b_2: Tensor = None  # pyright: ignore[reportAssignmentType]
-    tau_adaptation_2_ms: Tensor = None  # pyright: ignore[reportAssignmentType]
-    current_1: Tensor = None  # pyright: ignore[reportAssignmentType]
-    tau_current_1_ms: Tensor = None  # pyright: ignore[reportAssignmentType]
-    current_2: Tensor = None  # pyright: ignore[reportAssignmentType]
-    tau_current_2_ms: Tensor = None  # pyright: ignore[reportAssignmentType]
-    coupling: Tensor = None  # pyright: ignore[reportAssignmentType]
-    tau_coupling_ms: Tensor = None  # pyright: ignore[reportAssignmentType]
-    coupling_onset: Tensor = None  # pyright: ignore[reportAssignmentType]
-    coupling_width: Tensor = None  # pyright: ignore[reportAssignmentType]
+    reset_share: Tensor = _NONE
+    b_2: Tensor = _NONE
+    tau_adaptation_2_ms: Tensor = _NONE
+    current_1: Tensor = _NONE
+    tau_current_1_ms: Tensor = _NONE
+    current_2: Tensor = _NONE
+    tau_current_2_ms: Tensor = _NONE
+    coupling: Tensor = _NONE
+    tau_coupling_ms: Tensor = _NONE
+    coupling_onset: Tensor = _NONE
+    coupling_width: Tensor = _NONE
 
     def __post_init__(self):
         for field in fields(self):
-            if getattr(self, field.name) is None:
+            if getattr(self, field.name) is _NONE:
                 object.__setattr__(self, field.name, torch.zeros_like(self.tau_membrane_ms))
 
     def __getitem__(self, chosen: Tensor) -> "NeuronParameters":

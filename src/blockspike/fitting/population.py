@@ -3,6 +3,7 @@
 import math
 from abc import abstractmethod
 from collections.abc import Mapping
+from dataclasses import fields
 
 import torch
 from torch import Tensor, nn
@@ -202,8 +203,17 @@ class DrawnPopulation(NeuronPopulation):
         return torch.zeros_like(self.get_parameter("rest"))
 
     @abstractmethod
+    def arp_ms(self) -> Tensor:
+        """Absolute refractory period [N], a whole number of steps."""
+
     def values(self) -> NeuronParameters:
         """Present parameters of the neurons in physical units, differentiable."""
+        names = [x.name for x in fields(NeuronParameters)]
+        own = {name: self._value(name.removesuffix("_ms")) for name in names}
+        own["arp_ms"] = self.arp_ms()
+        if not self.n_trials:
+            own["noise"] = torch.zeros_like(own["noise"])
+        return NeuronParameters(**own)
 
     @torch.no_grad()
     def physical(self) -> NeuronParameters:
@@ -257,13 +267,9 @@ class PhysicalPopulation(DrawnPopulation):
         }
         self._draw(ranges, () if n_trials else ("log_noise",), seed)
 
-    def values(self) -> NeuronParameters:
-        """Present parameters of the neurons in physical units, differentiable."""
-        names = ("tau_membrane", "tau_adaptation", "b", "gain", "rest", "noise")
-        tau_membrane, tau_adaptation, b, gain, rest, noise = (self._value(name) for name in names)
-        noise = noise if self.n_trials else torch.zeros_like(noise)
-        arp_ms = torch.full_like(noise, self.arp * self.dt_ms)
-        return NeuronParameters(tau_membrane, tau_adaptation, b, gain, rest, noise, arp_ms)
+    def arp_ms(self) -> Tensor:
+        """Absolute refractory period [N], a whole number of steps."""
+        return torch.full_like(self.get_parameter("rest"), self.arp * self.dt_ms)
 
     def coefficients(self) -> Coefficients:
         """Coefficients of the neurons, differentiable."""

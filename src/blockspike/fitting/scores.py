@@ -7,7 +7,12 @@ import pandas as pd
 
 from blockspike.data.recordings_datamodule import Part
 from blockspike.fitting.fitted_neuron import FittedNeuron
-from blockspike.fitting.metrics import explained_temporal_variance, gamma_coincidence, md_star
+from blockspike.fitting.metrics import (
+    explained_temporal_variance,
+    gamma_coincidence,
+    gamma_reliability,
+    md_star,
+)
 
 SIGMAS_MS = (5.0, 10.0, 15.0)
 _GAMMA_MS, _GAMMA_A_MS, _MD_MS = 4.0, 2.0, 4.0
@@ -137,19 +142,8 @@ def segment_scores(trains: np.ndarray, predicted: Prediction, dt_ms: float) -> d
         [_explained(trains, x, 15.0, dt_ms, True) for x in predicted.trials]
     )
     row["noiseless_etv_15ms"] = _explained(trains, predicted.noiseless, 15.0, dt_ms, True)
-    for name, window_ms, normalise in (
-        ("gamma_4ms", _GAMMA_MS, False),
-        ("gamma_a_2ms", _GAMMA_A_MS, True),
-    ):
-        try:
-            row[name] = np.mean(
-                [
-                    gamma_coincidence(trains, x, window_ms, dt_ms, normalise)
-                    for x in predicted.trials
-                ]
-            )
-        except ValueError:  # a trial that fires in every window
-            row[name] = float("nan")
+    row["gamma_4ms"] = _gamma(trains, predicted.trials, _GAMMA_MS, dt_ms)
+    row["gamma_a_2ms"] = _gamma_a(trains, predicted.trials, dt_ms)
     several = len(trains) > 1
     row["md_star_4ms"] = md_star(trains, predicted.trials, _MD_MS, dt_ms) if several else np.nan
     row["reliability_etv_15ms"] = np.nan
@@ -160,6 +154,26 @@ def segment_scores(trains: np.ndarray, predicted: Prediction, dt_ms: float) -> d
         ]
         row["reliability_etv_15ms"] = np.mean(others)
     return {name: float(value) for name, value in row.items()}  # plain numbers, for JSON
+
+
+def _gamma(trains: np.ndarray, predicted: np.ndarray, window_ms: float, dt_ms: float) -> float:
+    """Mean Γ of predicted trials; NaN if one fires in every window."""
+    try:
+        scores = [gamma_coincidence(trains, x, window_ms, dt_ms) for x in predicted]
+    except ValueError:
+        return float("nan")
+    return float(np.mean(scores))
+
+
+def _gamma_a(trains: np.ndarray, predicted: np.ndarray, dt_ms: float) -> float:
+    """Mean Γ ± 2 ms relative to the neuron's reliability; NaN if that is not above 0."""
+    try:
+        reliability = gamma_reliability(trains, _GAMMA_A_MS, dt_ms)
+    except ValueError:  # as in `_gamma`
+        return float("nan")
+    return (
+        _gamma(trains, predicted, _GAMMA_A_MS, dt_ms) / reliability if reliability > 0 else np.nan
+    )
 
 
 def traces_of_cell(
