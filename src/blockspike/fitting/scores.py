@@ -70,7 +70,8 @@ def scores_of_cells(part: Part, predictions: list[list[Prediction]], dt_ms: floa
         ]
         rows.append(pd.DataFrame(of_segments).mean())
     table = pd.DataFrame(rows)
-    table["rate_error"] = table["rate_hz"] / table["recorded_hz"] - 1
+    recorded_hz = table["recorded_hz"]
+    table["rate_error"] = table["rate_hz"] / recorded_hz.where(recorded_hz > 0) - 1
     return table
 
 
