@@ -25,6 +25,7 @@ from blockspike.files import whole_file, write_npz, write_text
 from blockspike.fitting.distance import Window
 from blockspike.fitting.fitted_neuron import FittedNeuron
 from blockspike.fitting.guard import FittingGuard
+from blockspike.fitting.likelihood import likelihoods_of_cells
 from blockspike.fitting.module import FittingBatch, NeuronFittingModule
 from blockspike.fitting.scores import (
     SIGMAS_MS,
@@ -40,7 +41,7 @@ from blockspike.training.metrics_file import read_metrics
 _EPOCHS_A_LINE = 20
 _SUMMARISED = (
     "gamma_4ms", "gamma_a_2ms", "md_star_4ms", "rate_error", "noiseless_etv_15ms",
-    "reliability_etv_15ms", "null_etv_15ms",
+    "reliability_etv_15ms", "null_etv_15ms", "bits_per_spike",
 )  # fmt: skip
 _SHOWN_CELLS = 3
 
@@ -82,6 +83,7 @@ def _fit_and_score(
             _parameter_columns(neurons, data, module),
             scores_of_cells(data.train, train, data.dt_ms).add_prefix("train_"),
             scores_of_cells(data.test, test, data.dt_ms).add_prefix("test_"),
+            likelihoods_of_cells(parameters, data.train, data.test, data.dt_ms),
         ],
         axis=1,
     )

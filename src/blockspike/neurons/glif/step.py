@@ -21,7 +21,7 @@ def advance(drive, parameters, constants, state, raised, fire):
     margin = membrane - (one + threshold_1 * in_threshold_1 + threshold_2 * in_threshold_2 + raised)
     spike, not_spiked = fire(margin)
     after = membrane * not_spiked + reset_share * membrane * (one - not_spiked)
-    refractory_left = where(margin > zero, refractory, maximum(refractory_left - one, zero))
+    refractory_left = where(spike > zero, refractory, maximum(refractory_left - one, zero))
     return spike, margin, (
         after,
         current_decay_1 * in_current_1 + spike,

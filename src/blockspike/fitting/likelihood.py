@@ -1,0 +1,173 @@
+"""Likelihood of recorded spikes under a fitted neuron with escape noise.
+
+Gerstner et al. 2014, "Neuronal Dynamics", chapter 9; Pozzorini et al. 2015, "Automated
+high-throughput characterization of single neurons by means of simplified spiking models".
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+import torch
+from scipy.optimize import minimize
+from torch import Tensor
+
+from blockspike.data.recordings_datamodule import Part
+from blockspike.fitting.parameters import NeuronParameters
+from blockspike.neurons.model import maximum, translated, where
+
+_START = (-5.0, 3.0)  # of the search: offset, and slope per standard deviation of the margin
+
+
+class EscapeNoise(NamedTuple):
+    """A neuron fires at rate_hz · exp(margin / width), where its margin is V − θ.
+
+    Attributes:
+        rate_hz: rate at the threshold.
+        width: change of the margin, in thresholds, by which the rate grows e-fold.
+    """
+
+    rate_hz: float
+    width: float
+
+    def log_likelihood(self, margins: np.ndarray, spikes: np.ndarray, dt_ms: float) -> float:
+        """Logarithm of the probability of the spikes [T, R], given the margins [T, R]."""
+        per_step = np.log(self.rate_hz * dt_ms / 1000) + margins / self.width
+        return _log_likelihood(per_step, spikes > 0)[0]
+
+
+def margins_at(
+    parameters: NeuronParameters, current: Tensor, trains: Tensor, dt_ms: float
+) -> np.ndarray:
+    """Margins V − θ [T, R, N] of neurons whose spikes are the recorded ones.
+
+    Args:
+        parameters: of N neurons.
+        current: [T, R, N], what drives each neuron.
+        trains: [T, R, N], recorded spikes, after each of which the neuron is reset.
+        dt_ms: length of a step.
+
+    Returns:
+        The margin of each step before the neuron is reset there, float64.
+    """
+    c = parameters.coefficients(dt_ms, bool(parameters.coupling.any()))
+    step = _on_arrays(c.model.step)
+    drive = (c.drive.weight * current.double() + c.drive.bias).numpy()
+    state = [np.zeros_like(drive[0]) for _ in (*c.model.states, *c.model.counters)]
+    state[0] += c.drive.start.numpy()
+    own, constants = tuple(x.numpy() for x in c.parameters.values()), (0.0, 1.0)
+    margins = np.empty_like(drive)
+    for t, spike in enumerate((trains > 0).double().numpy()):
+        fired = spike, 1 - spike
+        _, margins[t], state = step(drive[t], own, constants, state, lambda _, fired=fired: fired)
+    return margins
+
+
+def _on_arrays(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function of a model for NumPy arrays, whose small ones are faster than PyTorch's."""
+    return {where: np.where, maximum: np.maximum}.get(function) or translated(function, _on_arrays)
+
+
+def fit_escape_noise(margins: np.ndarray, spikes: np.ndarray, dt_ms: float) -> EscapeNoise | None:
+    """Escape noise of the greatest likelihood for the spikes, given the margins, of one shape.
+
+    The logarithm of the likelihood is concave in its two numbers, so that it has one maximum.
+
+    Returns:
+        None where there is none: there are no spikes, or the margin is not higher at spikes.
+    """
+    fired = spikes > 0
+    centre, spread = margins.mean(), margins.std()
+    if not fired.any() or not spread > 0:
+        return None
+    scaled = (margins - centre) / spread
+
+    def loss(x: np.ndarray) -> tuple[float, np.ndarray]:
+        value, slope = _log_likelihood(x[0] + x[1] * scaled, fired)
+        return -value, -np.array([slope.sum(), (slope * scaled).sum()])
+
+    offset, slope = minimize(loss, np.array(_START), jac=True, method="L-BFGS-B").x
+    if not slope > 0:
+        return None
+    width = spread / slope
+    return EscapeNoise(float(np.exp(offset - centre / width) * 1000 / dt_ms), float(width))
+
+
+def _log_likelihood(log_rate: np.ndarray, fired: np.ndarray) -> tuple[float, np.ndarray]:
+    """Sum of log P of all steps, P(spike) = 1 − exp(−rate), and its slope in each log rate."""
+    rate = np.exp(np.clip(log_rate, -60.0, 60.0))
+    missed = np.exp(-rate)
+    chance = -np.expm1(-rate)
+    value = np.where(fired, np.log(chance), -rate).sum()
+    return float(value), np.where(fired, rate * missed / chance, -rate)
+
+
+def bits_per_spike(
+    noise: EscapeNoise, margins: np.ndarray, spikes: np.ndarray, rate_hz: float, dt_ms: float
+) -> float:
+    """Log-likelihood of spikes beyond that of a constant rate, in bits per spike; NaN of none."""
+    fired = spikes > 0
+    if not fired.any():
+        return float("nan")
+    constant = np.full(fired.shape, np.log(rate_hz * dt_ms / 1000))
+    gain = noise.log_likelihood(margins, spikes, dt_ms) - _log_likelihood(constant, fired)[0]
+    return float(gain / (np.log(2) * fired.sum()))
+
+
+def likelihoods_of_cells(
+    parameters: NeuronParameters, train: Part, test: Part, dt_ms: float
+) -> pd.DataFrame:
+    """Escape noise of the greatest likelihood in training, and its score there and on test data.
+
+    Args:
+        parameters: of the cells, for the current of the parts.
+        train, test: parts of the recordings.
+        dt_ms: length of a step.
+
+    Returns:
+        A row per cell: escape_rate_hz, escape_width, and train_ and test_bits_per_spike, how much
+        more likely the spikes are than at the mean rate of training. NaN where there is no maximum.
+    """
+    trained, tested = (_with_margins(parameters, part, dt_ms) for part in (train, test))
+    rows = []
+    for (margins, spikes), new in zip(trained, tested, strict=True):
+        noise = fit_escape_noise(margins, spikes, dt_ms)
+        if noise is None:
+            rows.append({})
+            continue
+        rate_hz = 1000 * spikes.mean() / dt_ms
+        rows.append({
+            "escape_rate_hz": noise.rate_hz,
+            "escape_width": noise.width,
+            "train_bits_per_spike": bits_per_spike(noise, margins, spikes, rate_hz, dt_ms),
+            "test_bits_per_spike": bits_per_spike(noise, *new, rate_hz, dt_ms),
+        })  # fmt: skip
+    columns = ["escape_rate_hz", "escape_width", "train_bits_per_spike", "test_bits_per_spike"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def _with_margins(
+    parameters: NeuronParameters, part: Part, dt_ms: float
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Margins and recorded spikes of each cell, [T, R] each with the trials of all segments."""
+    n_steps, n_segments, n_cells = part.current.shape
+    n_trials = max(len(trains) for of_cell in part.trains for trains in of_cell)
+    trains = torch.zeros(n_steps, n_segments, n_trials, n_cells)
+    for cell, of_cell in enumerate(part.trains):
+        for segment, own in enumerate(of_cell):
+            trains[:, segment, : len(own), cell] = torch.from_numpy(own.T)
+    current = part.current.unsqueeze(2).expand_as(trains)
+    margins = margins_at(parameters, current.flatten(1, 2), trains.flatten(1, 2), dt_ms)
+    margins = margins.reshape(trains.shape)[part.first :]
+    spikes = trains.numpy()[part.first :]
+    found = []
+    for cell, of_cell in enumerate(part.trains):
+        there = [
+            (segment, trial) for segment, own in enumerate(of_cell) for trial in range(len(own))
+        ]
+        found.append(tuple(
+            np.stack([x[:, segment, trial, cell] for segment, trial in there], 1)
+            for x in (margins, spikes)
+        ))  # fmt: skip
+    return found
