@@ -77,7 +77,7 @@ def _succeeds(name: str) -> bool:
     from blockspike.runs.jobs import report, run_here, run_in_subprocess
     from blockspike.runs.renamed import check_names
     from blockspike.runs.run import remove_if_empty
-    from blockspike.runs.sweeps import RecordSweep, run_folder, sweep_is_done
+    from blockspike.runs.sweeps import RecordSweep, finished_runs, run_folder, sweep_is_done
 
     wished = os.environ.get("HYDRA_FULL_ERROR", "0")
     full = wished == "1"
@@ -128,7 +128,10 @@ def _succeeds(name: str) -> bool:
         failed = True
     finally:
         os.environ["HYDRA_FULL_ERROR"] = wished
-    return sweep_is_done() and not failed
+    done = sweep_is_done()
+    if name == "fit" and (folders := finished_runs()):
+        import_module("blockspike.commands.compare").compare_fits(RecordSweep.output_dir, folders)
+    return done and not failed
 
 
 def _completion(arguments: list[str]) -> None:

@@ -22,6 +22,8 @@ def check_training(cfg: DictConfig) -> None:
     epochs = cfg.trainer.max_epochs
     if not isinstance(epochs, int) or epochs < 1:
         raise ValueError(f"trainer.max_epochs: expected an integer ≥ 1, got {epochs}")
+    if is_fit(cfg) and cfg.n_bootstrap < 0:
+        raise ValueError(f"n_bootstrap: expected an integer ≥ 0, got {cfg.n_bootstrap}")
     _check_precision(cfg)
     if not is_fit(cfg) and cfg.monitor not in MONITORS:
         raise ValueError(

@@ -6,6 +6,7 @@ from omegaconf import DictConfig
 
 from blockspike.data.limits import read_npz
 from blockspike.figures.classification import classification
+from blockspike.figures.fits import fits
 from blockspike.figures.learning_curve import learning_curve
 from blockspike.figures.neurons import neurons
 from blockspike.figures.raster import raster
@@ -26,6 +27,7 @@ FIGURES = {
     "detach": detach,
     "neurons": neurons,
     "recordings": recordings,
+    "fits": fits,
     "speed": speed,
     "tradeoff": tradeoff,
 }

@@ -10,6 +10,7 @@ import pytorch_lightning as pl
 from omegaconf import DictConfig
 from torch.utils.data import DataLoader
 
+from blockspike.commands.fit_intervals import constrained_summary, fit_intervals, values_of
 from blockspike.commands.run_once import Task, run_once
 from blockspike.commands.trainer import (
     EpochCheckpoint,
@@ -81,6 +82,7 @@ def _fit_and_score(
     table = pd.concat(
         [
             _parameter_columns(neurons, data, module),
+            fit_intervals(cfg, run, data, module, neurons),
             scores_of_cells(data.train, train, data.dt_ms).add_prefix("train_"),
             scores_of_cells(data.test, test, data.dt_ms).add_prefix("test_"),
             likelihoods_of_cells(parameters, data.train, data.test, data.dt_ms),
@@ -98,7 +100,8 @@ def _fit_and_score(
     print(recording_fit(traces, run.folder / "figures" / "recording"))
     if data.failed:
         write_text(run.folder / "failed.json", json.dumps(data.failed, indent=1))
-    return _medians(table, data, fit_s)
+    row = {"neuron": module.population.neuron, "not_constrained": constrained_summary(table)}
+    return row | _medians(table, data, fit_s)
 
 
 def _fit(cfg, run: Run, data: RecordingsDataModule, module: NeuronFittingModule) -> float:
@@ -124,7 +127,8 @@ def _parameter_columns(
     neurons: list[FittedNeuron], data: RecordingsDataModule, module: NeuronFittingModule
 ) -> pd.DataFrame:
     best = module.best_distance.argmin(1, keepdim=True)
-    return pd.DataFrame(neurons).rename(columns={"name": "cell"}).assign(
+    given = pd.DataFrame({"cell": data.names, "dt_ms": data.dt_ms})
+    return pd.concat([given, values_of(neurons)], axis=1).assign(
         scale_pa=data.scale_pa,
         distance=module.best_distance.gather(1, best)[:, 0].numpy(),
         chosen_epoch=module.best_epoch.gather(1, best)[:, 0].numpy() + 1,
@@ -175,8 +179,13 @@ def _summary(row: dict[str, Any]) -> str:
     kind = "normalised ETV" if trial == trial else "ETV"
     return (
         f"{cells} fitted in {row['fit_s']:.1f} s; on test, median {kind} {etv}, Γ ± 4 ms "
-        f"{row['test_gamma_4ms_median']:.3f}; at σ 15 ms, {beside}"
+        f"{row['test_gamma_4ms_median']:.3f}; at σ 15 ms, {beside}" + _said_of(row)
     )
+
+
+def _said_of(row: dict[str, Any]) -> str:
+    names = row.get("not_constrained")
+    return f"; this stimulus does not constrain {names} (intervals in fits.csv)" if names else ""
 
 
 _TASK = Task(

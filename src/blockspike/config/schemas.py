@@ -135,6 +135,7 @@ class TrainSchema(_OneRunSchema):
 class FitSchema(_OneRunSchema):
     """Top level of conf/fit.yaml."""
 
+    n_bootstrap: int = 0
     population: Any = MISSING
     fit: Any = MISSING
 

@@ -19,6 +19,27 @@ _AMPLITUDE_BOUNDS = (-5, 5)
 _ARP_BOUNDS = (-4, 4)
 
 
+# after-spike currents, threshold kernels, partial reset, threshold coupling → name
+_NAMES = {
+    (0, 0, False, False): "LIF",
+    (0, 1, False, False): "ALIF, ARP fitted",
+    (0, 1, True, False): "GLIF2",
+    (2, 0, False, False): "GLIF3",
+    (2, 1, True, False): "GLIF4",
+    (2, 1, True, True): "GLIF5",
+    (2, 2, False, False): "GIF",
+    (2, 2, False, True): "GIF, coupled threshold",
+}
+
+
+def _name(n_currents: int, n_kernels: int, is_partial: bool, is_coupled: bool) -> str:
+    """Name of the neuron with these parts, or the list of them."""
+    parts = [f"{n_currents} currents", f"{n_kernels} kernels"]
+    parts += ["partial reset"] * is_partial + ["coupled threshold"] * is_coupled
+    of_parts = f"GLIF ({', '.join(parts)})"
+    return _NAMES.get((n_currents, n_kernels, is_partial, is_coupled), of_parts)
+
+
 class GLIFPopulation(DrawnPopulation):
     """GLIF neurons with chosen parts (equations: neurons/glif/README.md), at any dt.
 
@@ -88,6 +109,9 @@ class GLIFPopulation(DrawnPopulation):
         if method == "blocks":
             raise ValueError("method: expected 'fused' or 'standard' for GLIF, got 'blocks'")
         self.is_coupled = threshold_coupling
+        self.neuron = _name(
+            after_spike_currents, threshold_kernels, partial_reset, threshold_coupling
+        )
         ranges = {
             "log_tau_membrane": (tau_membrane_ms, TAU_BOUNDS),
             "log_gain": (gain, GAIN_BOUNDS),

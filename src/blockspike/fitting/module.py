@@ -250,6 +250,12 @@ class NeuronFittingModule(pl.LightningModule):
         current, target, window = batch
         return FittingBatch(current.to(device), target.to(device), window)
 
+    def chosen_values(self) -> dict[str, Tensor]:
+        """Each cell's best start as the population's own parameters, [C] each."""
+        start = self.best_distance.argmin(1)
+        index = start + torch.arange(len(start), device=start.device) * self.population.n_starts
+        return {name: getattr(self, f"best_{name}")[index] for name in self._names}
+
     @torch.no_grad()
     def chosen(self) -> tuple[NeuronParameters, Tensor]:
         """Parameters of each cell's best start, [C] each, and that start's index, [C]."""

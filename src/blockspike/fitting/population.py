@@ -38,6 +38,8 @@ class NeuronPopulation(BoundedParameters):
         ValueError: a value outside its range, naming the argument.
     """
 
+    neuron: str
+    """Name of the neurons, for tables."""
     clamps_after_step = False  # `FittingModule` does, once it has replaced the worst starts
     searched: list[str]
     """Names of parameters without a gradient, which are found by selection alone."""
@@ -202,6 +204,21 @@ class DrawnPopulation(NeuronPopulation):
             return self.get_parameter(name)
         return torch.zeros_like(self.get_parameter("rest"))
 
+    @torch.no_grad()
+    def start_around(self, values: Mapping[str, Tensor], deviation: float, seed: int) -> None:
+        """Start each cell at its values, [C] each by the parameters' names, and around them.
+
+        The first start is there, the others deviate by so much in each parameter that is fitted.
+        """
+        generator = torch.Generator().manual_seed(seed)
+        for name, parameter in self.named_parameters():
+            apart = deviation * torch.randn(self.n_cells, self.n_starts, generator=generator)
+            apart[:, 0] = 0
+            if not parameter.requires_grad and name not in self.searched:
+                apart[:] = 0
+            parameter.copy_((values[name].unsqueeze(1) + apart.to(parameter)).flatten())
+        self.project_()
+
     @abstractmethod
     def arp_ms(self) -> Tensor:
         """Absolute refractory period [N], a whole number of steps."""
@@ -234,6 +251,8 @@ class PhysicalPopulation(DrawnPopulation):
             Without trials there is no noise.
         seed: seed of the draw.
     """
+
+    neuron = "ALIF"
 
     def __init__(
         self,
@@ -289,6 +308,8 @@ class PaperPopulation(NeuronPopulation):
         arp_ms: absolute refractory period, rounded to steps.
         beta_bounds, p_bounds, b_bounds: ranges of the parameters.
     """
+
+    neuron = "ALIF, published recipe"
 
     def __init__(
         self,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -26,6 +26,16 @@ RANGES = {
     "gain": (0.6, 1.5),
     "rest": (-0.3, 0.7),
 }
+GIF_RANGES = RANGES | {
+    "b": (0.05, 0.4),
+    "b_2": (0.0, 0.4),
+    "tau_adaptation_2_ms": (5.0, 25.0),
+    "current_1": (0.0, 0.4),
+    "tau_current_1_ms": (5.0, 25.0),
+    "current_2": (0.0, 0.2),
+    "tau_current_2_ms": (50.0, 250.0),
+    "noise": (0.05, 0.25),
+}
 _RATE_HZ = (3.0, 30.0)
 
 
@@ -34,13 +44,15 @@ class SyntheticCells(RecordingsDataModule):
 
     τ_m, τ_a, b, gain and rest are uniform in `RANGES`; cells that fire at less than 3 or more than
     30 Hz are drawn again. Each trial has its own extra noise current. After `setup`, `truth` holds
-    the parameters; their noise is 0, because the noise of the trials is not white.
+    the parameters; the noise of ALIF cells is 0, because that of their trials is not white.
 
     Args:
         n_cells, n_trials, duration_s: size of the data.
         trial_noise: standard deviation of a trial's own current relative to the common one.
         cell_arp_ms: absolute refractory period of the cells.
         seed: seed of all draws.
+        neuron: "alif", or "gif", whose further parameters are uniform in `GIF_RANGES`. GIF cells
+            have white noise of their own, and need no `trial_noise`.
         **recordings: arguments of `RecordingsDataModule` except `fixed_arguments`.
 
     Raises:
@@ -66,12 +78,15 @@ class SyntheticCells(RecordingsDataModule):
         trial_noise: float = 0.1,
         cell_arp_ms: float = 2.0,
         seed: int = 0,
+        neuron: Literal["alif", "gif"] = "alif",
         **recordings: Any,
     ):
         require(n_cells >= 1, "n_cells", n_cells, "at least 1")
         require(n_trials >= 1, "n_trials", n_trials, "at least 1")
         require(0 < duration_s < math.inf, "duration_s", duration_s, "a positive number of s")
+        require(neuron in ("alif", "gif"), "neuron", neuron, "alif or gif")
         super().__init__("synthetic", name=f"{n_cells} synthetic cells", **recordings)
+        self.neuron = neuron
         self.n_cells, self.n_trials, self.duration_s = n_cells, n_trials, duration_s
         self.trial_noise, self.cell_arp_ms, self.seed = trial_noise, cell_arp_ms, seed
 
@@ -86,9 +101,11 @@ class SyntheticCells(RecordingsDataModule):
         current, spikes, parameters = [], [], []
         n_left = self.n_cells
         while n_left:
-            drawn = _draw(2 * n_left, self.cell_arp_ms, generator)
+            drawn = _draw(self.neuron, 2 * n_left, self.cell_arp_ms, generator)
             drive = _noise(n_steps, 1, 2 * n_left, generator)
             own = self.trial_noise * _noise(n_steps, self.n_trials, 2 * n_left, generator)
+            if self.neuron == "gif":
+                own = own + _white(drawn, n_steps, self.n_trials, generator)
             fired = simulate(drawn, drive + own, _DT_MS)
             rate = fired.sum(0).mean(0) / self.duration_s
             fit = ((rate > _RATE_HZ[0]) & (rate < _RATE_HZ[1])).nonzero().flatten()[:n_left]
@@ -105,13 +122,23 @@ class SyntheticCells(RecordingsDataModule):
         ]
 
 
-def _draw(n: int, arp_ms: float, generator: torch.Generator) -> NeuronParameters:
-    values = {
-        name: low + (high - low) * torch.rand(n, generator=generator, dtype=torch.float64)
-        for name, (low, high) in RANGES.items()
-    }
+def _draw(neuron: str, n: int, arp_ms: float, generator: torch.Generator) -> NeuronParameters:
+    ranges = GIF_RANGES if neuron == "gif" else RANGES
     nothing = torch.zeros(n, dtype=torch.float64)
-    return NeuronParameters(**values, noise=nothing, arp_ms=nothing + arp_ms)
+    values = {"noise": nothing} | {
+        name: low + (high - low) * torch.rand(n, generator=generator, dtype=torch.float64)
+        for name, (low, high) in ranges.items()
+    }
+    return NeuronParameters(**values, arp_ms=nothing + arp_ms)
+
+
+def _white(
+    drawn: NeuronParameters, n_steps: int, n_trials: int, generator: torch.Generator
+) -> Tensor:
+    """The neurons' own white noise [T, R, n], as a current."""
+    _, drive = drawn.drive(_DT_MS)
+    shape = (n_steps, n_trials, len(drawn.noise))
+    return torch.randn(shape, generator=generator, dtype=torch.float64) * drive.noise / drive.weight
 
 
 def _noise(n_steps: int, batch: int, n: int, generator: torch.Generator) -> Tensor:

@@ -307,6 +307,14 @@ def sweep_summary(states: pd.DataFrame) -> str:
     return "\n".join(lines)
 
 
+def finished_runs() -> list[Path]:
+    """Folders of the finished runs of this process's sweep; none without a sweep."""
+    if not RecordSweep.planned:
+        return []
+    states = run_states(RecordSweep.output_dir, RecordSweep.planned)
+    return states["folder"][states["state"] == "done"].tolist()
+
+
 def sweep_is_done() -> bool:
     """Print how a sweep ended, whichever process ran its jobs; True also without a sweep."""
     if RecordSweep.planned is None:

@@ -1,0 +1,136 @@
+"""Intervals of the parameters of a fit, by fitting again to resampled trials and segments."""
+
+from collections import Counter
+from pathlib import Path
+
+import pandas as pd
+import torch
+from omegaconf import DictConfig
+from torch.utils.data import DataLoader
+
+from blockspike.commands.trainer import EpochCheckpoint, without_known_warnings
+from blockspike.config.build import build_fit, build_trainer
+from blockspike.data.recordings_datamodule import RecordingsDataModule
+from blockspike.fitting.bootstrap import intervals, resample, unconstrained
+from blockspike.fitting.distance import Window
+from blockspike.fitting.fitted_neuron import FittedNeuron
+from blockspike.fitting.guard import FittingGuard
+from blockspike.fitting.identified import identified
+from blockspike.fitting.module import FittingBatch, NeuronFittingModule
+from blockspike.fitting.population import DrawnPopulation
+from blockspike.runs.run import Run
+from blockspike.training.callbacks import EpochLines
+from blockspike.training.checkpoint_io import PlainCheckpointIO, load_plain
+
+_SHARE_OF_STARTS, _SHARE_OF_EPOCHS = 8, 4  # a replicate has so many times fewer than the fit
+_DEVIATION = 0.3  # of a replicate's starts from the fit, most of which are logarithms
+_EPOCHS_A_LINE = 20
+_GIVEN = ("name", "dt_ms")
+
+
+def values_of(neurons: list[FittedNeuron]) -> pd.DataFrame:
+    """Parameters of the neurons and what is identified of them, a row each."""
+    table = pd.DataFrame(neurons).drop(columns=list(_GIVEN))
+    found = [{k: float(v) for k, v in identified(x.parameters()).items()} for x in neurons]
+    return pd.concat([table, pd.DataFrame(found)], axis=1)
+
+
+def fit_intervals(
+    cfg: DictConfig,
+    run: Run,
+    data: RecordingsDataModule,
+    module: NeuronFittingModule,
+    neurons: list[FittedNeuron],
+) -> pd.DataFrame:
+    """Fit to `cfg.n_bootstrap` replicates of each cell's data, all at once, from the fit on.
+
+    An interrupted run continues with its replicates where it was.
+
+    Returns:
+        A row per cell: `<name>_low` and `<name>_high`, the 90 % interval of each parameter that
+        varies; `intervals_from`, what was resampled; and `not_constrained`, the parameters of which
+        this stimulus says little. No columns without replicates.
+    """
+    n, population = cfg.n_bootstrap, module.population
+    if n == 0 or not isinstance(population, DrawnPopulation):
+        return pd.DataFrame(index=range(len(neurons)))
+    parameters, _ = module.chosen()
+    drawn = resample(data.train, parameters, n, data.dt_ms, cfg.seed + 1)
+    again = build_fit(_of_replicates(cfg), n * len(neurons), data.dt_ms)
+    assert isinstance(again.population, DrawnPopulation)
+    start = {name: x.repeat_interleave(n) for name, x in module.chosen_values().items()}
+    again.population.start_around(start, _DEVIATION, cfg.seed + 1)
+    names = [f"{neuron.name}, replicate {k}" for neuron in neurons for k in range(n)]
+    _fit(_of_replicates(cfg), run, again, drawn.current, drawn.target, names)
+    refitted, _ = again.chosen()
+    replicates = values_of([
+        FittedNeuron.of(refitted, i, "", float(data.scale_pa[i // n]), data.dt_ms)
+        for i in range(n * len(neurons))
+    ])  # fmt: skip
+    values = values_of(neurons)
+    vary = [x for x in values if replicates[x].nunique() > 1]
+    fitted = {x: values[x].to_numpy() for x in vary}
+    repeated = {x: replicates[x].to_numpy().reshape(-1, n) for x in vary}
+    found = intervals(fitted, repeated, drawn.inflation)
+    return pd.DataFrame(found).assign(
+        intervals_from=drawn.how,
+        not_constrained=["; ".join(unconstrained(fitted, found, i)) for i in range(len(neurons))],
+    )  # fmt: skip
+
+
+def _of_replicates(cfg: DictConfig) -> DictConfig:
+    """Configuration of the replicates: fewer starts and epochs, and τ fine from the beginning."""
+    own = cfg.copy()
+    own.population.n_starts = max(1, cfg.population.n_starts // _SHARE_OF_STARTS)
+    own.trainer.max_epochs = max(1, cfg.trainer.max_epochs // _SHARE_OF_EPOCHS)
+    own.fit.first_tau_ms = None
+    own.seed = cfg.seed + 1
+    own.logger = own.callbacks = None
+    return own
+
+
+def _fit(
+    cfg: DictConfig,
+    run: Run,
+    module: NeuronFittingModule,
+    current: torch.Tensor,
+    target: torch.Tensor,
+    names: list[str],
+) -> None:
+    folder = run.last_checkpoint.parent
+    checkpoint = EpochCheckpoint(
+        folder, filename="bootstrap", every_n_epochs=_EPOCHS_A_LINE, save_on_train_epoch_end=True,
+        enable_version_counter=False,
+    )  # fmt: skip
+    callbacks = [FittingGuard(run.folder / "bad_batch.ckpt", names), checkpoint]
+    if cfg.progress:
+        print("intervals: fitting to resampled trials")
+        callbacks.append(EpochLines(_EPOCHS_A_LINE))
+    trainer = build_trainer(
+        cfg, callbacks, plugins=[PlainCheckpointIO()], enable_progress_bar=False,
+        num_sanity_val_steps=0, enable_model_summary=False, limit_val_batches=0,
+        default_root_dir=str(run.folder),
+    )  # fmt: skip
+    n_steps = len(current)
+    batch = FittingBatch(current, target, Window(0, n_steps, n_steps))
+    loader = DataLoader([batch], batch_size=None)  # pyright: ignore
+    with without_known_warnings():
+        trainer.fit(module, loader, ckpt_path=_readable(folder / "bootstrap.ckpt"))
+
+
+def _readable(path: Path) -> Path | None:
+    """The checkpoint, if there is a whole one."""
+    try:
+        load_plain(path)
+    except (ValueError, OSError):
+        return None
+    return path
+
+
+def constrained_summary(table: pd.DataFrame) -> str:
+    """What the stimulus does not constrain in most cells, as part of a sentence; "" if nothing."""
+    if "not_constrained" not in table:
+        return ""
+    lists = [x.split("; ") for x in table["not_constrained"] if x]
+    counts = Counter(name for names in lists for name in names)
+    return ", ".join(name for name, n in counts.items() if n > len(table) / 2)

@@ -1,0 +1,157 @@
+"""Neuron models compared: the test scores of fits to the same recordings."""
+
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from blockspike.figures.panels import plural_range, slug, where
+from blockspike.figures.style import BLUE, GREY, save
+
+# score of `fits.csv` → what it is; all but the last are better the higher they are
+SCORES = {
+    "etv_15ms": "normalised ETV,\nσ 15 ms",
+    "etv_5ms": "normalised ETV,\nσ 5 ms",
+    "noiseless_etv_15ms": "ETV of one train\nwithout noise, σ 15 ms",
+    "gamma_a_2ms": "Γ_A ± 2 ms",
+    "md_star_4ms": "Md* ± 4 ms",
+    "bits_per_spike": "log-likelihood\n(bits per spike)",
+    "rate_error": "rate error",
+}
+_BESIDE = {"null_etv_15ms": "constant rate", "reliability_etv_15ms": "another trial"}
+_COLUMNS = ("run", "data_set", "neuron", "seed", "n_cells")
+_REPLICATES = re.compile(r"[/,]?\b(seed|data\.fold)=[^/,]*")
+_MOST_IN_A_ROW = 4
+
+
+def compared(table: pd.DataFrame) -> pd.DataFrame:
+    """Means of the test scores over the seeds and folds of each fit.
+
+    A run's score is the median over its cells.
+
+    Args:
+        table: a row per run, as `blockspike collect` writes; runs of `train` are ignored.
+
+    Returns:
+        A row per data set and fit: `data_set`, `fit` (the neuron, and what else the command chose
+        where two fits have the same), `n_runs`, `n_cells`, and each score and its standard error
+        `<score>_error`, NaN with one run. The best of each data set come first.
+
+    Raises:
+        ValueError: no run is a fit that says which neuron it has.
+    """
+    if "neuron" not in table:
+        raise ValueError("table: expected fits made by `blockspike fit`, got none")
+    fits = pd.DataFrame(table[table["neuron"].notna()])
+    missing = [name for name in _COLUMNS if name not in fits]
+    if missing:
+        raise ValueError(f"table: expected columns {', '.join(missing)}, got a table without them")
+    fits = fits.assign(recipe=fits["run"].str.replace(_REPLICATES, "", regex=True))
+    rows = []
+    for _, own in fits.groupby(["data_set", "recipe"], sort=False):
+        row: dict[str, Any] = own.iloc[0][["data_set", "recipe", "neuron"]].to_dict()
+        row |= {"fit": row.pop("neuron"), "n_runs": len(own), "n_cells": own["n_cells"].max()}
+        for score in (*SCORES, *_BESIDE):
+            values = own.reindex(columns=[f"test_{score}_median"]).iloc[:, 0]
+            row |= {score: values.mean(), f"{score}_error": values.sem()}
+        rows.append(row)
+    points = _with_labels(pd.DataFrame(rows)).drop(columns="recipe")
+    return points.sort_values(["data_set", "etv_15ms"], ascending=[True, False])
+
+
+def _with_labels(points: pd.DataFrame) -> pd.DataFrame:
+    """Add to the neuron the choices of its folder, where two fits of a data set share a neuron."""
+    alike = points.duplicated(["data_set", "fit"], keep=False)
+    options = (
+        points["recipe"].str.rpartition("/")[2].str.replace(r"population=[^,]*,?", "", regex=True)
+    )
+    labels = points["fit"] + options.map(lambda x: f", {x}" if x not in ("", "default") else "")
+    return points.assign(fit=points["fit"].where(~alike, labels))
+
+
+def fits(table: pd.DataFrame, folder: Path) -> list[Path]:
+    """Draw the test scores of all fits to each data set: means over runs, with standard errors.
+
+    Args:
+        table: as for `compared`.
+        folder: where to write.
+
+    Returns:
+        Paths of the PNGs, `fits_<data set>.png`.
+
+    Raises:
+        ValueError: as `compared`.
+    """
+    points = compared(table)
+    return [
+        save(_figure(where(points, "data_set", [name]), name), folder / f"fits_{slug(name)}")
+        for name in dict.fromkeys(points["data_set"])
+    ]
+
+
+def _figure(points: pd.DataFrame, data_set: str) -> Figure:
+    shown = _known(points, SCORES)
+    n_rows = -(-len(shown) // _MOST_IN_A_ROW)
+    n_columns = min(len(shown), _MOST_IN_A_ROW)
+    size = (1.6 + 2.1 * n_columns, n_rows * (1.1 + 0.26 * len(points)))
+    figure = Figure(figsize=size, layout="constrained")
+    axes = figure.subplots(n_rows, n_columns, sharey=True, squeeze=False).ravel()
+    for axis, score in zip(axes, shown, strict=False):
+        _panel(axis, points, score)
+    for axis in axes[len(shown) :]:
+        axis.remove()
+    axes[0].set_yticks(range(len(points)), points["fit"].tolist())
+    axes[0].set_ylim(len(points) - 0.4, -0.6)
+    cells = plural_range(points["n_cells"], "cell")
+    figure.suptitle(f"{data_set}: {cells}, {plural_range(points['n_runs'], 'run')} a row, test",
+                    fontsize=10)  # fmt: skip
+    return figure
+
+
+def _panel(axis: Axes, points: pd.DataFrame, score: str) -> None:
+    y = range(len(points))
+    axis.errorbar(
+        points[score], y, xerr=points[f"{score}_error"].fillna(0), fmt="o", color=BLUE, ms=5,
+        capsize=2,
+    )  # fmt: skip
+    axis.set_xlabel(SCORES[score], fontsize=8)
+    axis.tick_params(axis="x", labelsize=8)
+    axis.grid(axis="y", color="0.9")
+    axis.margins(x=0.15)
+    if score == "rate_error":
+        axis.axvline(0, color=GREY, lw=0.8)
+    if score == "etv_15ms":
+        for (name, label), look in zip(
+            _BESIDE.items(), ((":", "right"), ("--", "left")), strict=True
+        ):
+            _mark(axis, float(points[name].to_numpy(float).mean()), label, *look)
+
+
+def _mark(axis: Axes, value: float, label: str, style: str, side: str) -> None:
+    """Draw a score that all fits are compared to, named above the panel."""
+    if value == value:  # not NaN
+        axis.axvline(value, color=GREY, lw=1, ls=style)
+        axis.annotate(
+            label, (value, 1), xycoords=("data", "axes fraction"), ha=side, va="bottom",
+            fontsize=7, color=GREY,
+        )  # fmt: skip
+
+
+def _known(points: pd.DataFrame, names: Iterable[str]) -> list[str]:
+    return [name for name in names if points[name].notna().to_numpy().any()]
+
+
+def rounded(points: pd.DataFrame, names: Sequence[str] = tuple(SCORES)) -> pd.DataFrame:
+    """Scores as text, mean ± standard error, in the order of `names`; unknown ones are left out."""
+    known = _known(points, names)
+    table = pd.DataFrame({"fit": points["fit"], "runs": points["n_runs"].astype(str)})
+    for name in known:
+        table[name] = [
+            "" if mean != mean else f"{mean:.3f}" + (f" ± {error:.3f}" if error == error else "")
+            for mean, error in zip(points[name], points[f"{name}_error"], strict=True)
+        ]
+    return table

@@ -1,0 +1,136 @@
+"""Intervals of fitted parameters: the fit is repeated on resampled trials and segments.
+
+Efron & Tibshirani 1993, "An Introduction to the Bootstrap".
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from blockspike.data.recordings_datamodule import Part
+from blockspike.fitting.parameters import NeuronParameters, simulate
+
+_LEAST_SEGMENTS = 5  # of a cell, to resample them
+_Z = 1.645  # of a normal distribution, whose 90 % lie within ± z standard deviations
+_WIDE = 0.5  # share of a value by which an interval may reach beyond it, where data constrain it
+
+
+@dataclass(frozen=True)
+class Resampled:
+    """Data of the replicates of C cells, those of a cell one after another.
+
+    Attributes:
+        current, target: [T, B, C · n], as in `RecordingsDataModule.batch`.
+        inflation: [C], by which the spread of a cell's replicates is too small, since few trials
+            or segments were resampled; NaN where nothing could be.
+        how: of each cell: "trials", "segments", "trials and segments", "simulated trials" or "".
+    """
+
+    current: Tensor
+    target: Tensor
+    inflation: np.ndarray
+    how: list[str]
+
+
+def resample(
+    part: Part, parameters: NeuronParameters, n: int, dt_ms: float, seed: int
+) -> Resampled:
+    """Draw n replicates of the training data of each cell.
+
+    Trials are drawn with replacement within each segment, and segments too if there are at least
+    five. A cell with neither gets trials simulated by its fitted neuron, if that has noise.
+
+    Args:
+        part: the training part.
+        parameters: fitted neurons [C], for the current of the part.
+        n: number of replicates.
+        dt_ms: length of a step.
+        seed: seed of the draws.
+    """
+    random = np.random.default_rng(seed)
+    currents, targets, inflation, how = [], [], [], []
+    for cell, trains in enumerate(part.trains):
+        current = part.current[:, :, cell].numpy()
+        most = max(len(x) for x in trains)
+        has_segments, has_trials = len(trains) >= _LEAST_SEGMENTS, most > 1
+        words = [w for w, has in (("trials", has_trials), ("segments", has_segments)) if has]
+        n_drawn = len(trains) if has_segments else most
+        if not words and float(parameters.noise[cell]) > 0:
+            trains_of = _simulated(parameters, cell, part, n, dt_ms, seed)
+            words, n_drawn = ["simulated trials"], 0
+        else:
+            trains_of = None
+        for replicate in range(n):
+            segments = np.arange(len(trains))
+            if has_segments:
+                segments = random.integers(len(trains), size=len(trains))
+            target = [
+                trains_of[replicate][s] if trains_of is not None
+                else trains[s][random.integers(len(trains[s]), size=len(trains[s]))].mean(0)
+                for s in segments
+            ]  # fmt: skip
+            currents.append(current[:, segments])
+            targets.append(np.stack(target, 1))
+        enough = np.sqrt(n_drawn / (n_drawn - 1)) if n_drawn > 1 else 1.0
+        inflation.append(enough if words else np.nan)
+        how.append(" and ".join(words))
+    current, target = (
+        torch.from_numpy(np.stack(x, 2).astype(np.float32)) for x in (currents, targets)
+    )
+    return Resampled(current, target, np.array(inflation), how)
+
+
+def _simulated(
+    parameters: NeuronParameters, cell: int, part: Part, n: int, dt_ms: float, seed: int
+) -> np.ndarray:
+    """Trains [n, B, T] of one trial each, by the fitted neuron of a cell."""
+    own = parameters[torch.tensor([cell])]
+    current = part.current[:, :, cell : cell + 1]
+    generator = torch.Generator().manual_seed(seed + cell)
+    draws = torch.randn(*current.shape[:2], n, generator=generator)
+    return simulate(own, current, dt_ms, draws)[..., 0].permute(2, 1, 0).numpy()
+
+
+def intervals(
+    values: Mapping[str, np.ndarray], replicates: Mapping[str, np.ndarray], inflation: np.ndarray
+) -> dict[str, np.ndarray]:
+    """90 % intervals of fitted values [C], from those of their replicates [C, n].
+
+    A value and its interval are its estimate ± 1.645 root mean squared differences of the
+    replicates from it, on the scale of the logarithm for what cannot be negative.
+
+    Returns:
+        `<name>_low` and `<name>_high` [C] for every name; NaN where nothing was resampled.
+    """
+    found = {}
+    for name, value in values.items():
+        repeated = replicates[name]
+        if is_positive(name):
+            value, repeated = np.log(value), np.log(repeated)
+        spread = np.sqrt(np.mean((repeated - value[:, None]) ** 2, 1)) * inflation * _Z
+        low, high = value - spread, value + spread
+        if is_positive(name):
+            low, high = np.exp(low), np.exp(high)
+        found |= {f"{name}_low": low, f"{name}_high": high}
+    return found
+
+
+def is_positive(name: str) -> bool:
+    """Whether a value by this name cannot be negative."""
+    return name.startswith(("tau_", "gain", "noise", "coupling_width"))
+
+
+def unconstrained(
+    values: Mapping[str, np.ndarray], found: Mapping[str, np.ndarray], cell: int
+) -> list[str]:
+    """Names of the values of a cell whose interval reaches beyond half and one and a half of it."""
+    names = []
+    for name, value in values.items():
+        low, high = found[f"{name}_low"][cell], found[f"{name}_high"][cell]
+        middle = abs(value[cell])
+        if high - low > 2 * _WIDE * middle:
+            names.append(name)
+    return names

@@ -1,0 +1,74 @@
+"""What spikes tell of a neuron, however its parameters trade off against each other."""
+
+import torch
+from torch import Tensor
+
+from blockspike.fitting.parameters import NeuronParameters
+
+ADAPTATION_AFTER_MS = (20.0, 100.0)
+_LARGEST_PA = 1e6  # rheobase that is looked for
+_HALVINGS = 60
+
+
+def identified(parameters: NeuronParameters) -> dict[str, Tensor]:
+    """Quantities [N] in pA of neurons whose gain is per pA.
+
+    Scaling gain, b, noise and 1 − rest by one factor hardly changes the spikes of a neuron that has
+    forgotten its reset before the next spike; these quantities stay.
+
+    Returns:
+        `rheobase_pa`: the least current, slowly reached, at which the neuron fires.
+        `noise_pa`: noise / gain, the steady current that moves V by its standard deviation.
+        `adaptation_20ms_pa`, `adaptation_100ms_pa`: how much more current is needed to reach the
+        threshold so long after a spike, by after-spike currents and threshold kernels together.
+    """
+    p = parameters
+    found = {"rheobase_pa": _rheobase(p), "noise_pa": p.noise / p.gain}
+    for after_ms in ADAPTATION_AFTER_MS:
+        found[f"adaptation_{after_ms:g}ms_pa"] = _adaptation(p, after_ms) / p.gain
+    return found
+
+
+def _rheobase(p: NeuronParameters) -> Tensor:
+    """(1 − rest) / gain; by bisection where the threshold follows V, which it does from rest on."""
+    plain = (1 - p.rest) / p.gain
+    if not p.coupling.any():
+        return plain
+    low, high = plain, torch.full_like(plain, _LARGEST_PA)
+    for _ in range(_HALVINGS):
+        middle = (low + high) / 2
+        membrane = p.rest + p.gain * middle
+        fires = membrane > 1 + p.coupling * _rectified(
+            membrane - p.coupling_onset, p.coupling_width
+        )
+        low, high = torch.where(fires, low, middle), torch.where(fires, middle, high)
+    return high
+
+
+def _rectified(above: Tensor, width: Tensor) -> Tensor:
+    """What a coupled threshold follows, see neurons/glif/README.md."""
+    width = width.clamp(min=1e-6)
+    bend = (above + width).clamp(min=0)
+    return torch.where(above > width, above, bend * bend / (4 * width))
+
+
+def _adaptation(p: NeuronParameters, after_ms: float) -> Tensor:
+    """Rise of the threshold and fall of V some time after a spike, in thresholds."""
+    total = torch.zeros_like(p.b)
+    kernels = ((p.b, p.tau_adaptation_ms), (p.b_2, p.tau_adaptation_2_ms))
+    for amplitude, tau_ms in kernels:
+        total = total + amplitude * torch.exp(-after_ms / tau_ms.clamp(min=1e-6))
+    currents = ((p.current_1, p.tau_current_1_ms), (p.current_2, p.tau_current_2_ms))
+    for amplitude, tau_ms in currents:
+        total = total + amplitude * _through_membrane(tau_ms, p.tau_membrane_ms, after_ms)
+    return total
+
+
+def _through_membrane(tau_ms: Tensor, tau_membrane_ms: Tensor, after_ms: float) -> Tensor:
+    """exp(−t/τ), filtered by exp(−t/τ_m) / τ_m, at t; the two time constants may be equal."""
+    tau_ms = tau_ms.clamp(min=1e-6)
+    rate = 1 / tau_membrane_ms - 1 / tau_ms
+    growth = torch.where(
+        rate.abs() * after_ms < 1e-9, after_ms, torch.expm1(rate * after_ms) / rate
+    )
+    return torch.exp(-after_ms / tau_membrane_ms) * growth / tau_membrane_ms

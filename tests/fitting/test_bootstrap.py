@@ -1,0 +1,93 @@
+"""Intervals from fits to resampled trials and segments."""
+
+import numpy as np
+import pytest
+import torch
+
+from blockspike.data.recordings_datamodule import Part
+from blockspike.fitting.bootstrap import intervals, resample, unconstrained
+from blockspike.fitting.parameters import NeuronParameters
+
+N, T = 40, 300
+
+
+def part(*n_trials: int) -> Part:
+    """One cell with so many trials in each segment."""
+    random = np.random.default_rng(0)
+    trains = [(random.random((n, T)) < 0.05).astype(np.float32) for n in n_trials]
+    return Part(torch.randn(T, len(n_trials), 1), [trains], 0)
+
+
+def neuron(noise: float = 0.2) -> NeuronParameters:
+    own = {
+        "tau_membrane_ms": 10.0, "tau_adaptation_ms": 100.0, "b": 0.1, "gain": 1.0, "rest": 0.5,
+        "noise": noise, "arp_ms": 1.0,
+    }  # fmt: skip
+    return NeuronParameters(**{k: torch.tensor([x], dtype=torch.float64) for k, x in own.items()})
+
+
+def test_trials_are_drawn_within_their_segment():
+    data = part(4, 3)
+    drawn = resample(data, neuron(), N, 0.5, seed=0)
+    assert drawn.target.shape == drawn.current.shape == (T, 2, N)
+    assert (drawn.how, drawn.inflation.tolist()) == (["trials"], [pytest.approx(np.sqrt(4 / 3))])
+    assert torch.equal(drawn.current, data.current.expand(-1, -1, N))
+    for segment, trains in enumerate(data.trains[0]):
+        means = drawn.target[:, segment]
+        assert len(torch.unique(means, dim=1)[0]) > 5  # different draws
+        assert means.mean() == pytest.approx(trains.mean(), rel=0.1)
+        assert not means[:, 0][torch.from_numpy(trains.max(0) == 0)].any()
+
+
+def test_segments_are_drawn_too_where_there_are_enough():
+    data = part(*[1] * 6)
+    drawn = resample(data, neuron(), N, 0.5, seed=0)
+    assert (drawn.how, drawn.inflation.tolist()) == (["segments"], [pytest.approx(np.sqrt(6 / 5))])
+    original = {tuple(x.tolist()) for x in data.current[:, :, 0].T}
+    for replicate in range(N):
+        for segment in range(6):
+            current = drawn.current[:, segment, replicate]
+            assert tuple(current.tolist()) in original
+            (source,) = [s for s in range(6) if torch.equal(data.current[:, s, 0], current)]
+            own = data.trains[0][source][0]
+            assert np.array_equal(drawn.target[:, segment, replicate].numpy(), own)
+    assert resample(part(*[3] * 6), neuron(), 2, 0.5, seed=0).how == ["trials and segments"]
+
+
+def test_a_single_trial_is_simulated_by_a_neuron_with_noise():
+    drawn = resample(part(1), neuron(), N, 0.5, seed=0)
+    assert (drawn.how, drawn.inflation.tolist()) == (["simulated trials"], [1.0])
+    assert len(torch.unique(drawn.target[:, 0], dim=1)[0]) > 10
+    silent = resample(part(1), neuron(noise=0.0), N, 0.5, seed=0)
+    assert silent.how == [""] and np.isnan(silent.inflation).all()
+
+
+def test_the_same_seed_draws_the_same():
+    first, second, other = (resample(part(4), neuron(), 5, 0.5, seed=s).target for s in (0, 0, 1))
+    assert torch.equal(first, second) and not torch.equal(first, other)
+
+
+def test_intervals_cover_a_mean_as_often_as_they_say():
+    random = np.random.default_rng(0)
+    samples = random.normal(5.0, 1.0, (2000, 9))
+    drawn = random.integers(9, size=(2000, 64, 9))
+    means = np.take_along_axis(samples[:, None], drawn, 2).mean(2)
+    found = intervals({"rest": samples.mean(1)}, {"rest": means}, np.full(2000, np.sqrt(9 / 8)))
+    covered = (found["rest_low"] < 5) & (found["rest_high"] > 5)
+    assert covered.mean() == pytest.approx(0.88, abs=0.03)  # 9 samples: t and not normal
+
+
+def test_what_is_positive_stays_so_and_what_is_wide_is_named():
+    values = {"tau_membrane_ms": np.array([10.0, 10.0]), "b": np.array([0.1, 0.1])}
+    spread = np.linspace(-1, 1, 9)
+    repeated = {
+        "tau_membrane_ms": np.stack([10 * np.exp(2 * spread), 10 + 0.1 * spread]),
+        "b": np.stack([0.1 + 0.01 * spread, 0.1 + spread]),
+    }
+    found = intervals(values, repeated, np.ones(2))
+    assert (found["tau_membrane_ms_low"] > 0).all()
+    assert found["tau_membrane_ms_low"][0] < 3 and found["tau_membrane_ms_high"][0] > 30
+    assert unconstrained(values, found, 0) == ["tau_membrane_ms"]
+    assert unconstrained(values, found, 1) == ["b"]
+    nothing = intervals(values, repeated, np.full(2, np.nan))
+    assert np.isnan(nothing["b_low"]).all() and unconstrained(values, nothing, 0) == []

@@ -1,0 +1,69 @@
+"""What spikes tell of a neuron, in pA."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from blockspike.fitting.identified import identified
+from blockspike.fitting.parameters import NeuronParameters, simulate
+
+DT_MS = 0.1
+
+
+def neuron(**more: float) -> NeuronParameters:
+    own = {
+        "tau_membrane_ms": 15.0, "tau_adaptation_ms": 120.0, "b": 0.3, "gain": 0.008, "rest": 0.2,
+        "noise": 0.1, "arp_ms": 2.0,
+    } | more  # fmt: skip
+    return NeuronParameters(**{k: torch.tensor([x], dtype=torch.float64) for k, x in own.items()})
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {},
+        {"coupling": 0.5, "tau_coupling_ms": 10.0, "coupling_onset": 0.6, "coupling_width": 0.2},
+        {"coupling": 0.4, "tau_coupling_ms": 5.0, "coupling_onset": 1.3, "coupling_width": 0.1},
+    ],
+)
+def test_a_neuron_fires_above_its_rheobase_and_not_below(more: dict):
+    parameters = neuron(**more)
+    rheobase_pa = float(identified(parameters)["rheobase_pa"])
+    for factor, fires in ((0.99, False), (1.01, True)):
+        rising = torch.linspace(0, 1, 10_000).clamp(max=0.5) * 2  # slow: a threshold may lag
+        current = (rising * factor * rheobase_pa).reshape(-1, 1, 1)
+        assert bool(simulate(parameters, current, DT_MS).any()) is fires
+
+
+@pytest.mark.parametrize("after_ms", [20.0, 100.0])
+@pytest.mark.parametrize("tau_current_1_ms", [9.0, 15.0])  # the latter is that of the membrane
+def test_adaptation_is_the_current_that_makes_up_for_a_spike(
+    after_ms: float, tau_current_1_ms: float
+):
+    parameters = neuron(
+        b_2=0.2, tau_adaptation_2_ms=10.0, current_1=0.4, tau_current_1_ms=tau_current_1_ms,
+        current_2=-0.1, tau_current_2_ms=70.0,
+    )  # fmt: skip
+    time = torch.arange(0, after_ms, DT_MS, dtype=torch.float64)
+    membrane = 0.0
+    for t in time:  # by small steps of the equations
+        wanted = 0.4 * np.exp(-t / tau_current_1_ms) - 0.1 * np.exp(-t / 70)
+        membrane += DT_MS * float(wanted - membrane) / 15
+    threshold = 0.3 * np.exp(-after_ms / 120) + 0.2 * np.exp(-after_ms / 10)
+    found = float(identified(parameters)[f"adaptation_{after_ms:g}ms_pa"])
+    assert found == pytest.approx((membrane + threshold) / 0.008, rel=0.01)
+
+
+def test_what_trades_off_leaves_them_as_they_are():
+    one = neuron()
+    factor = 2.4
+    other = replace(
+        one, gain=one.gain * factor, b=one.b * factor, noise=one.noise * factor,
+        rest=1 - (1 - one.rest) * factor,
+    )  # fmt: skip
+    first, second = identified(one), identified(other)
+    assert {k: float(v) for k, v in first.items()} == pytest.approx(
+        {k: float(v) for k, v in second.items()}
+    )
