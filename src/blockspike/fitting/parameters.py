@@ -28,6 +28,10 @@ class Coefficients(NamedTuple):
     drive: Drive
 
 
+MIN_TAU_MS = 1e-9
+"""Shortest time constant of a simulation; its decay in a step is 0."""
+MIN_WIDTH = 1e-6
+"""Smallest half-width of the bend in the threshold's coupling."""
 _NONE = torch.zeros(())  # stands for zeros of the right shape
 
 
@@ -114,7 +118,7 @@ class NeuronParameters:
         }
         if not is_coupled:
             return Coefficients(GLIF, (), parameters, drive)
-        width = self.coupling_width.clamp(min=1e-6)
+        width = self.coupling_width.clamp(min=MIN_WIDTH)
         parameters |= {
             "coupling": self.coupling,
             "coupling_decay": _decay(self.tau_coupling_ms, dt_ms),
@@ -133,7 +137,7 @@ class NeuronParameters:
 
 def _decay(tau_ms: Tensor, dt_ms: float) -> Tensor:
     """exp(−dt/τ), 0 for τ = 0."""
-    return torch.exp(-dt_ms / tau_ms.clamp(min=1e-9))
+    return torch.exp(-dt_ms / tau_ms.clamp(min=MIN_TAU_MS))
 
 
 def of_coefficients(c: Coefficients, dt_ms: float) -> NeuronParameters:
