@@ -1,4 +1,4 @@
-"""What a sweep of `blockspike fit` shows at its end: its fits in one table and one picture."""
+"""The end of a sweep of `blockspike fit`: its fits in one table and one picture."""
 
 from pathlib import Path
 

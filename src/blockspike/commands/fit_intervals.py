@@ -3,9 +3,11 @@
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import torch
 from omegaconf import DictConfig
+from pytorch_lightning.callbacks import Callback
 from torch.utils.data import DataLoader
 
 from blockspike.commands.trainer import EpochCheckpoint, without_known_warnings
@@ -14,7 +16,6 @@ from blockspike.data.recordings_datamodule import RecordingsDataModule
 from blockspike.fitting.bootstrap import intervals, resample, unconstrained
 from blockspike.fitting.distance import Window
 from blockspike.fitting.fitted_neuron import FittedNeuron
-from blockspike.fitting.guard import FittingGuard
 from blockspike.fitting.identified import identified
 from blockspike.fitting.module import FittingBatch, NeuronFittingModule
 from blockspike.fitting.population import DrawnPopulation
@@ -25,14 +26,18 @@ from blockspike.training.checkpoint_io import PlainCheckpointIO, load_plain
 _SHARE_OF_STARTS, _SHARE_OF_EPOCHS = 8, 4  # a replicate has so many times fewer than the fit
 _DEVIATION = 0.3  # of a replicate's starts from the fit, most of which are logarithms
 _EPOCHS_A_LINE = 20
-_GIVEN = ("name", "dt_ms")
 
 
 def values_of(neurons: list[FittedNeuron]) -> pd.DataFrame:
     """Parameters of the neurons and what is identified of them, a row each."""
-    table = pd.DataFrame(neurons).drop(columns=list(_GIVEN))
-    found = [{k: float(v) for k, v in identified(x.parameters()).items()} for x in neurons]
-    return pd.concat([table, pd.DataFrame(found)], axis=1)
+    table = pd.DataFrame(neurons).drop(columns=["name", "dt_ms"])
+    return pd.concat([table, _identified(neurons)], axis=1)
+
+
+def _identified(neurons: list[FittedNeuron]) -> pd.DataFrame:
+    return pd.DataFrame(
+        [{k: float(v) for k, v in identified(x.parameters()).items()} for x in neurons]
+    )
 
 
 def fit_intervals(
@@ -47,9 +52,9 @@ def fit_intervals(
     An interrupted run continues with its replicates where it was.
 
     Returns:
-        A row per cell: `<name>_low` and `<name>_high`, the 90 % interval of each parameter that
-        varies; `intervals_from`, what was resampled; and `not_constrained`, the parameters of which
-        this stimulus says little. No columns without replicates.
+        A row per cell: `<name>_low` and `<name>_high`, the 90 % interval of the time constant of
+        the membrane and of each quantity of `identified`; `intervals_from`, what was resampled; and
+        `not_constrained`, those of which this stimulus says little. No columns without replicates.
     """
     n, population = cfg.n_bootstrap, module.population
     if n == 0 or not isinstance(population, DrawnPopulation):
@@ -60,22 +65,25 @@ def fit_intervals(
     assert isinstance(again.population, DrawnPopulation)
     start = {name: x.repeat_interleave(n) for name, x in module.chosen_values().items()}
     again.population.start_around(start, _DEVIATION, cfg.seed + 1)
-    names = [f"{neuron.name}, replicate {k}" for neuron in neurons for k in range(n)]
-    _fit(_of_replicates(cfg), run, again, drawn.current, drawn.target, names)
+    _fit(_of_replicates(cfg), run, again, drawn.current, drawn.target)
     refitted, _ = again.chosen()
-    replicates = values_of([
+    replicates = [
         FittedNeuron.of(refitted, i, "", float(data.scale_pa[i // n]), data.dt_ms)
         for i in range(n * len(neurons))
-    ])  # fmt: skip
-    values = values_of(neurons)
-    vary = [x for x in values if replicates[x].nunique() > 1]
-    fitted = {x: values[x].to_numpy() for x in vary}
-    repeated = {x: replicates[x].to_numpy().reshape(-1, n) for x in vary}
+    ]
+    fitted = {name: x for name, x in _determined(neurons).items() if x.any()}
+    repeated = {name: x.reshape(-1, n) for name, x in _determined(replicates).items()}
     found = intervals(fitted, repeated, drawn.inflation)
     return pd.DataFrame(found).assign(
         intervals_from=drawn.how,
         not_constrained=["; ".join(unconstrained(fitted, found, i)) for i in range(len(neurons))],
     )  # fmt: skip
+
+
+def _determined(neurons: list[FittedNeuron]) -> dict[str, np.ndarray]:
+    """Values that have intervals; the adaptation of neurons without any is 0."""
+    table = _identified(neurons).assign(tau_membrane_ms=[x.tau_membrane_ms for x in neurons])
+    return {str(name): column.to_numpy() for name, column in table.items()}
 
 
 def _of_replicates(cfg: DictConfig) -> DictConfig:
@@ -95,14 +103,13 @@ def _fit(
     module: NeuronFittingModule,
     current: torch.Tensor,
     target: torch.Tensor,
-    names: list[str],
 ) -> None:
     folder = run.last_checkpoint.parent
     checkpoint = EpochCheckpoint(
         folder, filename="bootstrap", every_n_epochs=_EPOCHS_A_LINE, save_on_train_epoch_end=True,
         enable_version_counter=False,
     )  # fmt: skip
-    callbacks = [FittingGuard(run.folder / "bad_batch.ckpt", names), checkpoint]
+    callbacks: list[Callback] = [checkpoint]  # a replicate of which every start fails stays put
     if cfg.progress:
         print("intervals: fitting to resampled trials")
         callbacks.append(EpochLines(_EPOCHS_A_LINE))
@@ -128,7 +135,7 @@ def _readable(path: Path) -> Path | None:
 
 
 def constrained_summary(table: pd.DataFrame) -> str:
-    """What the stimulus does not constrain in most cells, as part of a sentence; "" if nothing."""
+    """List the parameters that the stimulus does not constrain in most cells; "" if none."""
     if "not_constrained" not in table:
         return ""
     lists = [x.split("; ") for x in table["not_constrained"] if x]

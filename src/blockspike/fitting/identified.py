@@ -1,4 +1,4 @@
-"""What spikes tell of a neuron, however its parameters trade off against each other."""
+"""Quantities that spikes determine, however the parameters trade off against each other."""
 
 import torch
 from torch import Tensor
@@ -14,16 +14,16 @@ def identified(parameters: NeuronParameters) -> dict[str, Tensor]:
     """Quantities [N] in pA of neurons whose gain is per pA.
 
     Scaling gain, b, noise and 1 − rest by one factor hardly changes the spikes of a neuron that has
-    forgotten its reset before the next spike; these quantities stay.
+    forgotten its reset before the next spike; these quantities stay. Of two kernels, spikes tell
+    the sum and not each.
 
     Returns:
         `rheobase_pa`: the least current, slowly reached, at which the neuron fires.
-        `noise_pa`: noise / gain, the steady current that moves V by its standard deviation.
         `adaptation_20ms_pa`, `adaptation_100ms_pa`: how much more current is needed to reach the
         threshold so long after a spike, by after-spike currents and threshold kernels together.
     """
     p = parameters
-    found = {"rheobase_pa": _rheobase(p), "noise_pa": p.noise / p.gain}
+    found = {"rheobase_pa": _rheobase(p)}
     for after_ms in ADAPTATION_AFTER_MS:
         found[f"adaptation_{after_ms:g}ms_pa"] = _adaptation(p, after_ms) / p.gain
     return found
@@ -46,7 +46,7 @@ def _rheobase(p: NeuronParameters) -> Tensor:
 
 
 def _rectified(above: Tensor, width: Tensor) -> Tensor:
-    """What a coupled threshold follows, see neurons/glif/README.md."""
+    """Rectified membrane that a coupled threshold follows, see neurons/glif/README.md."""
     width = width.clamp(min=1e-6)
     bend = (above + width).clamp(min=0)
     return torch.where(above > width, above, bend * bend / (4 * width))
