@@ -13,13 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from made_nwb import DT_MS, MadeSweep, make_nwb1, make_nwb2, membrane_mv, noise_pa
 
-from blockspike.data.recordings import (
-    RECORDING_SUFFIXES,
-    Recording,
-    bin_spikes,
-    detect_spikes,
-    load_recording,
-)
+from blockspike.data.recordings import RECORDING_SUFFIXES, Recording, load_recording
+from blockspike.data.spikes import bin_spikes, detect_spikes
 
 EPHYS = Path(__file__).resolve().parents[3] / "shared" / "data" / "ephys"
 ALLEN = sorted(EPHYS.glob("allen_long_square/*.npz"))

@@ -14,8 +14,9 @@ from rich.markup import escape
 from rich.table import Table
 
 from blockspike.data.abf import open_abf
-from blockspike.data.recordings import Recording, detect_spikes, load_recording, sweeps_of
+from blockspike.data.recordings import Recording, load_recording, sweeps_of
 from blockspike.data.recordings_datamodule import RecordingsDataModule, find_recordings
+from blockspike.data.spikes import detect_spikes
 
 _HOLDING_MS = 5.0  # at the start of a sweep, whose median current is the holding current
 
