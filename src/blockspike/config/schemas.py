@@ -156,6 +156,7 @@ class RunSchema:
     pretrained: str | None = None
     neuron: str | None = None
     recording: str | None = None
+    electrode: str | None = None
     stimulus: str | None = None
     threads: int | None = None
     data_dir: str = MISSING

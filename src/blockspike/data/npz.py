@@ -13,10 +13,9 @@ from blockspike.data.plausible import check_intervals, check_peak, check_rate
 from blockspike.data.spikes import check_times, no_spikes, spikes_of
 from blockspike.data.sweeps import (
     DT_RANGE_MS,
-    VOLTAGE_RANGE_MV,
     check_current,
+    check_voltage_peak,
     indices_of,
-    peak_of,
 )
 
 _MOST_REPEATS = 10_000
@@ -138,17 +137,9 @@ def _npz_voltage(
         )
     rows = [[v for v in voltage[:, s] if not np.isnan(v).all()] for s in range(n_stimuli)]
     for s, row in enumerate(rows):
-        _check_magnitudes(f"{path}, stimulus {s}", row)
+        for v in row:
+            check_voltage_peak(f"{path}, stimulus {s}", v)
     return rows
-
-
-def _check_magnitudes(where: str, voltages: list[np.ndarray]) -> None:
-    low, high = VOLTAGE_RANGE_MV
-    for peak in (peak_of(v) for v in voltages):
-        if not low <= peak <= high:
-            raise ValueError(
-                f"{where}: expected a peak voltage of {low:g} to {high:g} mV, got {peak:.3g} mV"
-            )
 
 
 def _stored_trains(

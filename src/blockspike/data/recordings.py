@@ -1,20 +1,23 @@
-"""Current-clamp recordings to which neurons are fitted: `.npz`, NWB 1 and 2, and Axon files."""
+"""Current-clamp recordings to which neurons are fitted, in files of several formats."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from blockspike.data.abf import read_abf
+from blockspike.data.ibw import SUFFIX as IBW_SUFFIX
+from blockspike.data.ibw import read_ibw
 from blockspike.data.npz import read_stimuli
 from blockspike.data.nwb import read_sweeps
 from blockspike.data.plausible import check_intervals
 from blockspike.data.spikes import bin_spikes, check_times, no_spikes, spikes_of
-from blockspike.data.sweeps import Sweep
+from blockspike.data.sweeps import Sweep, choose_electrode
 
 RECORDING_SUFFIXES = (".npz", ".nwb", ".abf")
 _HDF5_SUFFIXES = (".nwb", ".h5")
@@ -24,7 +27,8 @@ _HDF5_SUFFIXES = (".nwb", ".h5")
 class Recording:
     """Responses of one neuron to S stimuli, each given up to R times.
 
-    ``name`` is the stem of the file; ``current_pa`` float64 ``[S, T]``, one sample every
+    ``name`` is the stem of the file, with "_" and the electrode if the file has several;
+    ``current_pa`` float64 ``[S, T]``, one sample every
     ``dt_ms``; ``spike_times_s[r][s]`` float64 ``[n]``, sorted, seconds from the start of the
     sweep, or None if stimulus ``s`` has fewer repeats; ``stimuli`` ``[S]`` names, which need not be
     unique, "stimulus 0" and so on if the file has none.
@@ -103,6 +107,7 @@ def load_recording(
     path: Path | str,
     stimuli: Sequence[str] | None = None,
     sweeps: Sequence[int] | None = None,
+    electrode: str | int | None = None,
 ) -> Recording:
     """Read and check a current-clamp recording.
 
@@ -113,24 +118,31 @@ def load_recording(
     - ``voltage_mv``, ``[T]`` or ``[R, T]`` of one stimulus, else ``[R, S, T]``, all NaN where a
       repeat is missing.
 
-    NWB and Axon: sweeps with the same name and equal current are repeats of one stimulus; stimuli
-    are in the order of their first sweeps. Spikes that are not stored are detected
-    (`detect_spikes`).
+    NWB, Axon and Igor: sweeps with the same name and equal current are repeats of one stimulus;
+    stimuli are in the order of their first sweeps. Spikes that are not stored are detected
+    (`detect_spikes`). In NWB 2 and Igor waves, stimulus and response may be of different length or
+    rate: both are cut to their common time, and the current is averaged over the steps of the
+    voltage, or repeated.
 
     Args:
-        path: ``.npz``, ``.nwb`` or ``.h5`` of NWB 1 (Allen Cell Types Database) or NWB 2, or
-            ``.abf`` (Axon), of which a recorded current is preferred to the command.
+        path: ``.npz``; ``.nwb`` or ``.h5`` of NWB 1 (Allen Cell Types Database) or NWB 2; ``.abf``
+            (Axon), of which a recorded current is preferred to the command; or the folder of a
+            cell's ``.ibw`` files (Igor), a voltage and a current of each sweep with the number of
+            the sweep at the end of their names, and with units.
         stimuli: names of the stimuli to read, upper or lower case, or patterns such as "*ramp*";
             None = all.
         sweeps: numbers of the sweeps to read, in an ``.npz`` of the stimuli; None = all of current
             clamp.
+        electrode: name of an electrode of NWB 2, or its number from 0; None = the only one. Each
+            is a cell of its own.
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: damaged file, missing key, sweep, stimulus, unit or spikes, a voltage-clamp
-            sweep, sweeps of different length, a current that is empty, NaN or infinite, implausible
-            magnitudes, or a spike outside its sweep; names the file and the sweep, what was
-            expected and what was found.
+        ValueError: several electrodes and none chosen, damaged file, missing key, sweep, stimulus,
+            unit or spikes, a sweep that is not in current clamp, sweeps of different length, clocks
+            of stimulus and response that do not fit, a current that is empty, NaN or infinite,
+            implausible magnitudes, or a spike outside its sweep; names the file and the sweep, what
+            was expected and what was found.
 
     Examples:
         >>> import numpy as np
@@ -146,46 +158,70 @@ def load_recording(
         array([0.01, 0.05])
     """
     path = Path(path)
+    if is_folder_of_waves(path):
+        with closing(sweeps_of(path, stimuli, sweeps, electrode)) as found:
+            return _load_sweeps(path, found)
     if not path.is_file():
         raise FileNotFoundError(
-            f"{path}: expected a recording ({', '.join(RECORDING_SUFFIXES)}), got no file"
+            f"{path}: expected a recording ({', '.join(RECORDING_SUFFIXES)}, or a folder of .ibw), "
+            "got none"
         )
     if path.suffix == ".npz":
+        choose_electrode(path, [], electrode)
         found = read_stimuli(path, stimuli, sweeps)
         trains = _by_repeat(found.trains)
         return Recording(path.stem, found.current_pa, trains, found.dt_ms, found.stimuli)
     if path.suffix in (*_HDF5_SUFFIXES, ".abf"):
-        return _load_sweeps(path, stimuli, sweeps)
+        with closing(sweeps_of(path, stimuli, sweeps, electrode)) as found:
+            return _load_sweeps(path, found)
+    if path.suffix == IBW_SUFFIX:
+        raise ValueError(f"{path}: expected the folder of a cell's .ibw files, got one of them")
     raise ValueError(
         f"{path}: expected {', '.join(RECORDING_SUFFIXES)}, "
         f"got a {path.suffix or 'file without suffix'}"
     )
 
 
+def is_folder_of_waves(path: Path) -> bool:
+    """Whether a path is a folder with Igor waves, which is one recording."""
+    return path.is_dir() and any(path.glob(f"*{IBW_SUFFIX}"))
+
+
+def name_of(path: Path) -> str:
+    """Name of the recording at a path: the stem of a file, the name of a folder."""
+    return path.name if path.is_dir() else path.stem
+
+
 def sweeps_of(
-    path: Path, stimuli: Sequence[str] | None = None, sweeps: Sequence[int] | None = None
-) -> Iterator[Sweep]:
-    """Current-clamp sweeps of an NWB or Axon file; see `nwb.read_sweeps` and `abf.read_abf`."""
-    read = read_abf if path.suffix == ".abf" else read_sweeps
-    return read(path, stimuli, sweeps)
+    path: Path,
+    stimuli: Sequence[str] | None = None,
+    sweeps: Sequence[int] | None = None,
+    electrode: str | int | None = None,
+) -> Generator[Sweep]:
+    """Current-clamp sweeps of NWB and Axon files and folders of Igor waves.
+
+    See `nwb.read_sweeps`, `abf.read_abf` and `ibw.read_ibw`.
+    """
+    read = read_ibw if path.is_dir() else read_abf if path.suffix == ".abf" else read_sweeps
+    return read(path, stimuli, sweeps, electrode)
 
 
-def _load_sweeps(
-    path: Path, stimuli: Sequence[str] | None, sweeps: Sequence[int] | None
-) -> Recording:
+def _load_sweeps(path: Path, sweeps: Iterator[Sweep]) -> Recording:
     kinds: list[Sweep] = []
     trains: list[list[np.ndarray]] = []
-    for sweep in sweeps_of(path, stimuli, sweeps):
+    sizes: dict[str, list[str]] = {}
+    for sweep in sweeps:
         times_s = _sweep_times(f"{path}, sweep {sweep.number}", sweep)
-        if kinds:
-            _check_alike(path, kinds[0], sweep)
+        _count(sizes, sweep)
+        if len(sizes) > 1:
+            raise _unlike(path, sizes, sweeps)
         kind = next((i for i, other in enumerate(kinds) if _is_repeat(sweep, other)), len(kinds))
         if kind == len(kinds):
             kinds.append(replace(sweep, voltage_mv=None))
             trains.append([])
         trains[kind].append(times_s)
     return Recording(
-        name=path.stem,
+        name=name_of(path) + (f"_{kinds[0].electrode}" if kinds[0].electrode else ""),
         current_pa=np.stack([kind.current_pa for kind in kinds]),
         spike_times_s=_by_repeat(trains),
         dt_ms=kinds[0].dt_ms,
@@ -209,16 +245,20 @@ def _sweep_times(where: str, sweep: Sweep) -> np.ndarray:
     return spikes_of(where, sweep.current_pa, sweep.voltage_mv, sweep.dt_ms)
 
 
-def _check_alike(path: Path, first: Sweep, sweep: Sweep) -> None:
-    if len(sweep.current_pa) == len(first.current_pa) and np.isclose(sweep.dt_ms, first.dt_ms):
-        return
-    described = " and ".join(
-        f"sweep {s.number} ({s.stimulus or 'unnamed'}) of {len(s.current_pa)} samples at "
-        f"{s.dt_ms:g} ms"
-        for s in (first, sweep)
-    )
-    raise ValueError(
-        f"{path}: expected one length and dt, got {described}; choose with stimuli= or sweeps="
+def _count(sizes: dict[str, list[str]], sweep: Sweep) -> None:
+    """Add a sweep to those of its length and dt."""
+    size = f"{len(sweep.current_pa)} samples at {sweep.dt_ms:.6g} ms"
+    sizes.setdefault(size, []).append(f"{sweep.number} ({sweep.stimulus or 'unnamed'})")
+
+
+def _unlike(path: Path, sizes: dict[str, list[str]], rest: Iterator[Sweep]) -> ValueError:
+    """Error that lists the sweeps by length and dt, the unread `rest` included."""
+    for sweep in rest:
+        _count(sizes, sweep)
+    listed = " and ".join(f"{size} in {', '.join(sweeps)}" for size, sweeps in sizes.items())
+    return ValueError(
+        f"{path}: expected sweeps of one length and dt, got {listed}; choose some by sweeps= or "
+        "stimuli="
     )
 
 
