@@ -93,7 +93,7 @@ def test_what_cannot_be_paired_is_refused_by_name(cell):
         ({"dx": 0.0}, "expected a sampling rate"),
         ({"dx": 1e-9}, "expected a sampling rate"),
         ({"units": "V"}, "expected a peak voltage"),
-        ({"values": np.zeros(0)}, "expected samples, got length 0"),
+        ({"values": np.zeros(0)}, "voltage: expected samples, got length 0"),
     ],
 )
 def test_waves_that_do_not_fit_are_refused(cell, options, words):

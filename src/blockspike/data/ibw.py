@@ -24,6 +24,7 @@ from blockspike.data.sweeps import (
     PER_PA,
     Sweep,
     check_current,
+    check_samples,
     check_voltage_peak,
     choose,
     choose_electrode,
@@ -70,14 +71,14 @@ def read_ibw(
 def _paired(folder: Path) -> list[_IbwSweep]:
     files: dict[str, dict[int, Path]] = {"voltage": {}, "current": {}}
     for path in sorted(folder.glob(f"*{SUFFIX}")):
-        of_kind = files[_read_wave(path).kind]
+        kind = _read_wave(path).kind
+        of_kind = files[kind]
         number, name = _number_and_name(path)
         first = next(iter(of_kind.values()), path)
         if number in of_kind or _number_and_name(first)[1] != name:
             raise ValueError(
-                f"{path}: expected one {_read_wave(path).kind} of each sweep, under a name that "
-                f"differs in its last number only, got {of_kind.get(number, first)} too; a folder "
-                "is one cell"
+                f"{path}: expected one {kind} of each sweep, under a name that differs in its last "
+                f"number only, got {of_kind.get(number, first)} too; a folder is one cell"
             )
         of_kind[number] = path
     voltages, currents = files.values()
@@ -111,7 +112,7 @@ class _IbwSweep:
         where = f"{self.folder}, sweep {self.number}"
         voltage, current = _read_wave(self.voltage), _read_wave(self.current)
         check_current(str(self.current), current.values)
-        check_current(str(self.voltage), voltage.values[:1])
+        check_samples(str(self.voltage), "voltage", voltage.values)
         current_pa, voltage_mv = on_one_clock(
             where, current.converted(), current.clock(), voltage.converted(), voltage.clock()
         )

@@ -26,6 +26,7 @@ from blockspike.data.sweeps import (
     VOLTAGE_CLAMP,
     Sweep,
     check_current,
+    check_samples,
     choose,
     choose_electrode,
     converted_to,
@@ -314,11 +315,7 @@ class _Nwb2Sweep:
 
     def _voltage_mv(self, response: _Part) -> np.ndarray:
         raw = without_padding(response.raw(self.limit))
-        if raw.ndim != 1 or raw.dtype.kind not in "fiu":
-            raise ValueError(
-                f"{self.where}: voltage: expected one number per sample, got shape {raw.shape} and "
-                f"{raw.dtype}"
-            )
+        check_samples(self.where, "voltage", raw)
         return response.converted(self.where, raw, "voltage")
 
 

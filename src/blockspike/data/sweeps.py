@@ -158,19 +158,28 @@ def _fits(name: str, pattern: str) -> bool:
     return name == pattern or fnmatchcase(name, pattern)
 
 
+def check_samples(where: str, quantity: str, values: np.ndarray) -> None:
+    """Check that values are numbers ``[T]``, T >= 1.
+
+    Raises:
+        ValueError: they are not; the message starts with ``where`` and ``quantity``.
+    """
+    if values.ndim != 1 or values.dtype.kind not in "fiu":
+        raise ValueError(
+            f"{where}: {quantity}: expected one number per sample, got shape {values.shape} and "
+            f"{values.dtype}"
+        )
+    if not len(values):
+        raise ValueError(f"{where}: {quantity}: expected samples, got length 0")
+
+
 def check_current(where: str, current: np.ndarray) -> None:
     """Check that a current is ``[T]``, T >= 1, of finite numbers.
 
     Raises:
         ValueError: it is not; the message starts with ``where``.
     """
-    if current.ndim != 1 or current.dtype.kind not in "fiu":
-        raise ValueError(
-            f"{where}: current: expected one number per sample, got shape {current.shape} and "
-            f"{current.dtype}"
-        )
-    if not len(current):
-        raise ValueError(f"{where}: current: expected samples, got length 0")
+    check_samples(where, "current", current)
     for i in np.flatnonzero(~np.isfinite(current))[:1]:
         raise ValueError(
             f"{where}: current: expected finite values, got {current[i]} at sample {i}"

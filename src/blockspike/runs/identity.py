@@ -21,6 +21,8 @@ def content_of(cfg: DictConfig) -> dict[str, Any]:
     # Options that are off are not in older configurations either.
     if content.get("optimizer") and content["optimizer"].get("fused") is None:
         content["optimizer"].pop("fused", None)
+    if content["data"].get("electrode") is None:
+        content["data"].pop("electrode", None)
     training = {key: value for key, value in content.pop("training", {}).items() if value}
     if training:
         content["training"] = training
