@@ -6,7 +6,9 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from made_nwb import make_nwb2_of, membrane_mv, noise_pa, stimulus_and_response
 
+from blockspike.commands.evaluate_neuron import evaluate_neuron
 from blockspike.data.recordings import Recording
 from blockspike.files import read_json
 from blockspike.fitting.fitted_neuron import FittedNeuron, load_neuron
@@ -172,3 +174,19 @@ def test_a_test_current_with_its_own_scale_is_simulated_with_it():
     for cell in range(2):
         assert predicted[cell][0].noiseless.sum() > 3
         assert np.array_equal(predicted[cell][0].noiseless, expected[:, 0, cell].numpy())
+
+
+def test_a_neuron_is_tested_on_one_electrode_of_several(tmp_path):
+    pytest.importorskip("pynwb")
+    voltage = membrane_mv([5.0, 20.0, 41.0], 2500)
+    series = [
+        *stimulus_and_response("0", noise_pa(1, 2500), voltage, "soma"),
+        *stimulus_and_response("d_0", noise_pa(2, 2500), voltage, "dend"),
+    ]
+    path = make_nwb2_of(tmp_path / "a.nwb", series)
+    neuron = FittedNeuron("x", 20.0, 100.0, 0.1, 0.01, 0.0, 2.0, 0.1)
+    neuron.save(tmp_path / "x.json")
+    with pytest.raises(ValueError, match="electrode: expected 'dend'"):
+        evaluate_neuron(tmp_path / "x.json", path, None)
+    assert list(evaluate_neuron(tmp_path / "x.json", path, None, "soma")) == ["in_0"]
+    assert (tmp_path / "x_on_a_soma.json").is_file()

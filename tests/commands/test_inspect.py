@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from made_abf import write_abf
+from made_nwb import make_nwb2_of, membrane_mv, noise_pa, stimulus_and_response
 from omegaconf import OmegaConf
 from test_abf import STEPS, voltages_mv
 
@@ -55,6 +56,18 @@ def test_a_folder_names_what_would_be_refused(tmp_path, capsys):
         shown(capsys, tmp_path / "b.abf")
     with pytest.raises(FileNotFoundError, match="expected a recording"):
         shown(capsys, tmp_path / "nothing")
+
+
+def test_every_electrode_of_a_file_is_shown(tmp_path, capsys):
+    pytest.importorskip("pynwb")
+    voltage = membrane_mv([5.0, 12.0, 20.0, 41.0], 2500)
+    series = [
+        *stimulus_and_response("0", noise_pa(1, 2500), voltage, "soma"),
+        *stimulus_and_response("d_0", noise_pa(1, 2500), membrane_mv([9.0], 2500), "dend"),
+    ]
+    out = shown(capsys, make_nwb2_of(tmp_path / "a.nwb", series))
+    assert "a.nwb: electrode 'soma'" in out and "a fit would use 1 stimuli (repeats: 1), 3" in out
+    assert "a.nwb: electrode 'dend'" in out and "a fit would be refused: a_dend: expected" in out
 
 
 @pytest.mark.slow

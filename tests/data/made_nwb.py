@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -148,6 +148,71 @@ def make_nwb2(
         rows = [file.add_icephys_simultaneous_recording([i]) for i in range(len(sweeps))]
         file.add_icephys_sequential_recording(
             simultaneous_recordings=rows, stimulus_type=stimulus_type
+        )
+    with pynwb.NWBHDF5IO(str(path), "w") as io:
+        io.write(file)
+    return path
+
+
+@dataclass(frozen=True)
+class MadeSeries:
+    """One series of an NWB 2 file, in pA or mV; ``options`` are arguments of its class."""
+
+    kind: str
+    name: str
+    values: np.ndarray
+    electrode: str = "electrode"
+    options: dict = field(default_factory=dict)
+
+
+def stimulus_and_response(
+    ending: str,
+    current_pa: np.ndarray,
+    voltage_mv: np.ndarray,
+    electrode: str = "electrode",
+    stimulus: dict | None = None,
+    response: dict | None = None,
+) -> list[MadeSeries]:
+    """A pair of series whose names have the same ending."""
+    return [
+        MadeSeries(
+            "CurrentClampStimulusSeries", f"in_{ending}", current_pa, electrode, stimulus or {}
+        ),
+        MadeSeries("CurrentClampSeries", f"out_{ending}", voltage_mv, electrode, response or {}),
+    ]
+
+
+def make_nwb2_of(
+    path: Path, series: Sequence[MadeSeries], rows: Sequence[tuple[str | None, str | None]] = ()
+) -> Path:
+    """Write NWB 2 with these series, at `RATE_HZ` unless their options say otherwise.
+
+    ``rows`` of ``intracellular_recordings`` are names of a stimulus and a response.
+    """
+    pynwb, icephys = (importlib.import_module(name) for name in ("pynwb", "pynwb.icephys"))
+    file = pynwb.NWBFile("made", "made", datetime(2024, 1, 1, tzinfo=UTC))
+    device = file.create_device("amplifier")
+    for name in dict.fromkeys(one.electrode for one in series):
+        file.create_icephys_electrode(name=name, description="-", device=device)
+    made: dict[str | None, object] = {None: None}
+    for one in series:
+        is_current = one.kind.startswith("CurrentClampStimulus") or one.kind == "VoltageClampSeries"
+        options = {} if "timestamps" in one.options else {"rate": RATE_HZ}
+        made[one.name] = getattr(icephys, one.kind)(
+            name=one.name,
+            data=one.values,
+            conversion=1e-12 if is_current else 1e-3,
+            electrode=file.icephys_electrodes[one.electrode],
+            gain=1.0,
+            **(options | one.options),
+        )
+        (file.add_stimulus if "Stimulus" in one.kind else file.add_acquisition)(made[one.name])
+    for stimulus, response in rows:
+        of_row = next(one for one in series if one.name in (stimulus, response))
+        file.add_intracellular_recording(
+            electrode=file.icephys_electrodes[of_row.electrode],
+            stimulus=made[stimulus],
+            response=made[response],
         )
     with pynwb.NWBHDF5IO(str(path), "w") as io:
         io.write(file)

@@ -178,7 +178,7 @@ REAL = {
     "17o05028_ic_steps": (16, -50, 100),
     "190619B_0003": (10, -120, 420),
     "2019_07_24_0055_fsi": (17, -100, 300),
-    "2020_03_02_0000": "sweep 15: expected a peak voltage",
+    "2020_03_02_0000": "sweep 15, channel .*: expected a peak voltage",
     "File_axon_5": (9, -100, 300),
     "opto_aps_bad_units": "expected a recorded voltage in mV or V, got IN 0 in pA",
 }

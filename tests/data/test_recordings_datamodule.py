@@ -4,6 +4,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from made_ibw import write_sweep
+from made_nwb import make_nwb2_of, membrane_mv, noise_pa, stimulus_and_response
 
 from blockspike.data.recordings_datamodule import RecordingsDataModule, find_recordings
 
@@ -205,3 +207,52 @@ def test_a_neuron_is_not_fitted_to_fewer_than_two_spikes(tmp_path, times_s, word
     )  # fmt: skip
     with pytest.raises(ValueError, match=f"^cell: {words}"):
         RecordingsDataModule(tmp_path / "cell.npz").setup()
+
+
+def electrodes_of(path, silent: bool = False):
+    """An NWB 2 file of two electrodes with 50 ms; one may be silent."""
+    pytest.importorskip("pynwb")
+    spikes = [5.0, 12.0, 20.0, 33.0, 41.0]
+    others = [] if silent else [x + 4 for x in spikes]
+    series = [
+        *stimulus_and_response("0", noise_pa(1, 2500), membrane_mv(spikes, 2500), "soma"),
+        *stimulus_and_response("d_0", noise_pa(2, 2500), membrane_mv(others, 2500), "dend"),
+    ]
+    return make_nwb2_of(path, series)
+
+
+def test_electrodes_of_one_file_are_cells_not_repeats(tmp_path):
+    path = electrodes_of(tmp_path / "a.nwb")
+    data = RecordingsDataModule(path)
+    data.setup()
+    assert data.names == ["a_dend", "a_soma"] and not data.failed
+    assert [len(trains[0]) for trains in data.test.trains] == [1, 1]
+    for electrode in ("soma", "1"):
+        one = RecordingsDataModule(path, electrode=electrode)
+        one.setup()
+        assert one.names == ["a_soma"]
+        np.testing.assert_array_equal(one.train.current[..., 0], data.train.current[..., 1])
+
+
+def test_an_electrode_that_fails_is_named_and_the_other_is_fitted(tmp_path):
+    data = RecordingsDataModule(electrodes_of(tmp_path / "a.nwb", silent=True))
+    data.setup()
+    assert data.names == ["a_soma"]
+    assert data.failed["a_dend"].startswith("a_dend: expected at least 2 spikes")
+    missing = RecordingsDataModule(tmp_path, electrode="axon")
+    with pytest.raises(ValueError, match=r"a.nwb: electrode: expected .* got 'axon'"):
+        missing.setup()
+
+
+def test_folders_of_igor_waves_are_cells(tmp_path):
+    pytest.importorskip("igor2")
+    voltage = membrane_mv([50.0, 90.0, 150.0, 190.0], 2000, 0.1)
+    for cell in ("cell_1", "cell_2"):
+        write_sweep(tmp_path / cell, 3, voltage, noise_pa(1, 2000))
+    write(tmp_path / "arrays.npz", 0.2)
+    files = [tmp_path / "arrays.npz", tmp_path / "cell_1", tmp_path / "cell_2"]
+    assert find_recordings(tmp_path) == files and find_recordings(files[1]) == files[1:2]
+    files[0].unlink()
+    data = RecordingsDataModule(tmp_path)
+    data.setup()
+    assert data.names == ["cell_1", "cell_2"] and data.title == tmp_path.name

@@ -14,7 +14,8 @@ from parsers import PARSERS, Parser
 
 from tiers import mostly_slow
 
-N_EXAMPLES = {"nwb2": 4, "overrides": 20, "config": 30}
+N_EXAMPLES = {"nwb2": 4, "nwb2_clocks": 10, "overrides": 20, "config": 30}
+NEEDS = {"nwb2": "pynwb", "nwb2_clocks": "pynwb", "ibw": "igor2"}
 
 
 @pytest.mark.filterwarnings("ignore")  # of numpy and pynwb on broken values
@@ -22,8 +23,8 @@ N_EXAMPLES = {"nwb2": 4, "overrides": 20, "config": 30}
     "name", mostly_slow(PARSERS, lambda name: name not in ("nwb2", "overrides"))
 )
 def test_broken_input_is_refused_by_a_typed_error(name):
-    if name == "nwb2":
-        pytest.importorskip("pynwb")
+    if name in NEEDS:
+        pytest.importorskip(NEEDS[name])
     parser = PARSERS[name]
     parser.prepare()
 

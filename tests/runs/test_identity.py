@@ -10,12 +10,11 @@ from blockspike.files import CONF
 from blockspike.runs.identity import content_hash, content_of
 
 
-def content(*overrides: str) -> dict[str, Any]:
+def content(*overrides: str, command: str = "train") -> dict[str, Any]:
     register_schemas()
+    chosen = ["experiment=demo"] if command == "train" else ["data.path=cell.nwb"]
     with initialize_config_dir(str(CONF.resolve()), version_base="1.3"):
-        return content_of(
-            compose("train", ["experiment=demo", "data_config=x", "run_dir=x", *overrides])
-        )
+        return content_of(compose(command, [*chosen, "data_config=x", "run_dir=x", *overrides]))
 
 
 @pytest.mark.parametrize(
@@ -29,6 +28,11 @@ def content(*overrides: str) -> dict[str, Any]:
 def test_an_option_that_is_off_leaves_the_hash_as_it_was(off, on):
     assert content_hash(content(off)) == content_hash(content()) != content_hash(content(on))
     assert "fused" not in content()["optimizer"] and "training" not in content()
+
+
+def test_a_fit_of_every_electrode_has_the_hash_of_a_fit_without_the_option():
+    chosen = content("data.electrode=soma", command="fit")
+    assert chosen["data"].pop("electrode") == "soma" and chosen == content(command="fit")
 
 
 def test_places_and_display_are_no_content():

@@ -22,7 +22,18 @@ from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from made_abf import write_abf  # pyright: ignore
 from made_data import encode_events, make_shd  # pyright: ignore
-from made_nwb import MadeSweep, make_nwb1, make_nwb2, membrane_mv, noise_pa  # pyright: ignore
+from made_ibw import write_ibw  # pyright: ignore
+from made_nwb import (  # pyright: ignore
+    RATE_HZ,
+    MadeSeries,
+    MadeSweep,
+    make_nwb1,
+    make_nwb2,
+    make_nwb2_of,
+    membrane_mv,
+    noise_pa,
+    stimulus_and_response,
+)
 from omegaconf import OmegaConf
 from safetensors.torch import save
 
@@ -32,7 +43,7 @@ from blockspike.config.targets import checked_targets
 from blockspike.data.event_file import SplitContent, read_event_file, write_event_file
 from blockspike.data.nmnist import parse_events
 from blockspike.data.nmnist_raw import open_raw
-from blockspike.data.recordings import load_recording
+from blockspike.data.recordings import Recording, load_recording
 from blockspike.data.shd_file import describe, open_h5
 from blockspike.fitting.fitted_neuron import FittedNeuron, load_neuron
 from blockspike.runs.identity import content_of, plain
@@ -367,7 +378,15 @@ _SWEEPS = [
 
 def read_recording(path: Path) -> None:
     """A recording, binned."""
-    recording = load_recording(path)
+    _bin(load_recording(path))
+
+
+def read_first_electrode(path: Path) -> None:
+    """The recording of the first electrode, binned."""
+    _bin(load_recording(path, electrode=0))
+
+
+def _bin(recording: Recording) -> None:
     for s in range(len(recording.stimuli)):
         with suppress(ValueError):
             recording.spike_trains(s, max(1.0, recording.dt_ms))
@@ -380,6 +399,63 @@ def nwb1_seeds() -> list[bytes]:
 
 def nwb2_seeds() -> list[bytes]:
     return [file_of(lambda p, t=t: make_nwb2(p, _SWEEPS, table=t)) for t in (True, False)]
+
+
+def nwb2_clock_seeds() -> list[bytes]:
+    """Timestamps, padding, other rates and starts, two electrodes, a sweep without a current."""
+    current, voltage = noise_pa(1, 600), membrane_mv([3], 600)
+    padded = np.r_[voltage[:400], np.full(200, np.nan)]
+    timed = {"timestamps": 7 + np.arange(600) / RATE_HZ}
+    bias = {"bias_current": 1e-11}
+    half, late = {"rate": RATE_HZ / 2}, {"starting_time": 0.001}
+    pairs = [
+        stimulus_and_response("0", current, voltage, stimulus=timed, response=timed),
+        stimulus_and_response("0", current, padded, response=bias | late),
+        stimulus_and_response("0", current, voltage, stimulus=half),
+    ]
+    two = [
+        *stimulus_and_response("0", current, voltage, "a"),
+        *stimulus_and_response("b_0", current, voltage, "b"),
+        MadeSeries("IZeroClampSeries", "rest_1", voltage, "b"),
+    ]
+    rows = [("in_0", "out_0"), ("in_b_0", "out_b_0"), (None, "rest_1")]
+    made = [file_of(lambda p, s=series: make_nwb2_of(p, s)) for series in (*pairs, two)]
+    return [*made, file_of(lambda p: make_nwb2_of(p, two, rows))]
+
+
+# .ibw
+
+
+def ibw_seeds() -> list[bytes]:
+    """Voltages and currents of both byte orders, with units of up to four bytes."""
+    current, voltage = noise_pa(1, 300), membrane_mv([2], 300)
+    kinds: list[Any] = [(voltage, "mV", 0.02), (voltage, "mV", 0.02, "msec"), (current, "pA", 0.01)]
+    return [
+        file_of(lambda p, x=x, o=order: write_ibw(p, *x, order=o)) for order in "<>" for x in kinds
+    ]
+
+
+def read_waves(content: bytes) -> None:
+    """A wave beside a good current, and beside a good voltage."""
+    errors = []
+    for units, values in (("pA", noise_pa(2, 300)), ("mV", membrane_mv([2], 300))):
+        folder = FOLDER / f"beside_{units}"
+        if not folder.exists():
+            folder.mkdir()
+            write_ibw(folder / "RecordB0.ibw", values, units, 0.02)
+        (folder / "RecordA0.ibw").write_bytes(content)
+        try:
+            read_recording(folder)
+        except ValueError as error:
+            errors.append(error)
+    if len(errors) == 2:
+        raise errors[0]
+
+
+def change_wave(content: bytes, rng: random.Random) -> bytes:
+    """Another value in the header, or another length of the data."""
+    header, data = content[:384], content[384:]
+    return change_header(header, rng) + data[: rng.choice((None, None, 0, 4, 400, 1199))]
 
 
 # .abf
@@ -734,5 +810,9 @@ PARSERS = {
     "overrides": Parser(
         20_000, read_overrides, override_seeds, [change_text] * 2, register_schemas
     ),
+    "ibw": Parser(100_000, read_waves, ibw_seeds, [change_wave] * 3),
     "nwb2": Parser(5_000, at_path("a.nwb", read_recording), nwb2_seeds, [change_hdf5]),
+    "nwb2_clocks": Parser(
+        5_000, at_path("a.nwb", read_first_electrode), nwb2_clock_seeds, [change_hdf5]
+    ),
 }

@@ -40,7 +40,7 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
     if given == {"pretrained"}:
         return _evaluate_pretrained(cfg)
     if given == {"neuron", "recording"}:
-        return evaluate_neuron(Path(cfg.neuron), Path(cfg.recording), cfg.stimulus)
+        return evaluate_neuron(Path(cfg.neuron), Path(cfg.recording), cfg.stimulus, cfg.electrode)
     if given != {"run"}:
         raise ValueError(
             "run, pretrained, neuron, recording: expected run=FOLDER, or neuron=FILE with "

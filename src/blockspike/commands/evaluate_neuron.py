@@ -12,13 +12,16 @@ from blockspike.fitting.fitted_neuron import load_neuron
 from blockspike.fitting.scores import predict, segment_scores, traces_of_cell
 
 
-def evaluate_neuron(fit: Path, recording_path: Path, stimulus: str | None) -> dict[str, Any]:
+def evaluate_neuron(
+    fit: Path, recording_path: Path, stimulus: str | None, electrode: str | None = None
+) -> dict[str, Any]:
     """Simulate a fitted neuron on a recording's currents; print and save its scores.
 
     Args:
         fit: file of the neuron; `<fit>_on_<recording>.{json,png}` are written beside it.
         recording_path: file of the recording.
         stimulus: name of one of its stimuli; None = all.
+        electrode: name or number of one of its electrodes; None = the only one.
 
     Returns:
         Stimulus → scores.
@@ -27,7 +30,9 @@ def evaluate_neuron(fit: Path, recording_path: Path, stimulus: str | None) -> di
         FileNotFoundError, ValueError: either file is missing or damaged.
     """
     neuron = load_neuron(fit)
-    recording = load_recording(recording_path, stimuli=None if stimulus is None else [stimulus])
+    recording = load_recording(
+        recording_path, stimuli=None if stimulus is None else [stimulus], electrode=electrode
+    )
     current = recording.current(neuron.dt_ms)
     result: dict[str, Any] = {}
     arrays: dict[str, Any] = {"dt_ms": neuron.dt_ms}

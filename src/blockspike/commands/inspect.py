@@ -14,8 +14,10 @@ from rich.markup import escape
 from rich.table import Table
 
 from blockspike.data.abf import open_abf
-from blockspike.data.recordings import Recording, detect_spikes, load_recording, sweeps_of
+from blockspike.data.recordings import Recording, load_recording, sweeps_of
 from blockspike.data.recordings_datamodule import RecordingsDataModule, find_recordings
+from blockspike.data.spikes import detect_spikes
+from blockspike.data.sweeps import SeveralElectrodesError
 
 _HOLDING_MS = 5.0  # at the start of a sweep, whose median current is the holding current
 
@@ -51,29 +53,40 @@ def inspect(cfg: DictConfig) -> None:
     files = find_recordings(path)
     console = Console(width=None if sys.stdout.isatty() else 120)
     for file in files:
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
-            try:
-                rows = list(_rows(file, sweeps))
-                use = _use(file, sweeps)
-            except (ValueError, OSError) as error:
-                if len(files) == 1:
-                    raise
-                console.print(f"{escape(str(error))}", soft_wrap=True)
-                continue
-        console.print(_table(file, rows))
-        for text in dict.fromkeys(str(x.message) for x in caught if x.category is UserWarning):
-            console.print(f"warning: {escape(text)}", soft_wrap=True)
-        console.print(f"{escape(use)}\n", soft_wrap=True)
+        try:
+            _show(console, file, sweeps)
+        except (ValueError, OSError) as error:
+            if len(files) == 1:
+                raise
+            console.print(f"{escape(str(error))}", soft_wrap=True)
 
 
-def _rows(file: Path, sweeps: list[int] | None) -> Iterator[_Row]:
+def _show(
+    console: Console, file: Path, sweeps: list[int] | None, electrode: str | None = None
+) -> None:
+    """Print a recording, or every electrode of a file of several."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        try:
+            rows = list(_rows(file, sweeps, electrode))
+        except SeveralElectrodesError as error:
+            for name in error.electrodes:
+                _show(console, file, sweeps, name)
+            return
+        use = _use(file, sweeps, electrode)
+    console.print(_table(file, rows, electrode))
+    for text in dict.fromkeys(str(x.message) for x in caught if x.category is UserWarning):
+        console.print(f"warning: {escape(text)}", soft_wrap=True)
+    console.print(f"{escape(use)}\n", soft_wrap=True)
+
+
+def _rows(file: Path, sweeps: list[int] | None, electrode: str | None) -> Iterator[_Row]:
     if file.suffix == ".npz":
         recording = load_recording(file, sweeps=sweeps)
         numbers = range(len(recording.stimuli)) if sweeps is None else sorted(set(sweeps))
         yield from _of_recording(recording, numbers)
         return
-    for x in sweeps_of(file, sweeps=sweeps):
+    for x in sweeps_of(file, sweeps=sweeps, electrode=electrode):
         times_s = x.spike_times_s
         if times_s is None and x.voltage_mv is not None:
             times_s = detect_spikes(x.voltage_mv, x.dt_ms)
@@ -87,8 +100,8 @@ def _of_recording(recording: Recording, numbers: Sequence[int]) -> Iterator[_Row
         yield _Row(number, name, recording.dt_ms, recording.current_pa[s], None, counts)
 
 
-def _table(file: Path, rows: list[_Row]) -> Table:
-    title = str(file)
+def _table(file: Path, rows: list[_Row], electrode: str | None) -> Table:
+    title = str(file) if electrode is None else f"{file}: electrode {electrode!r}"
     if file.suffix == ".abf":
         content = open_abf(file)
         title += f": voltage in {content.voltage.name}, stimulus from the {content.source}"
@@ -120,9 +133,9 @@ def _cells(row: _Row) -> tuple[str, ...]:
     )
 
 
-def _use(file: Path, sweeps: list[int] | None) -> str:
+def _use(file: Path, sweeps: list[int] | None, electrode: str | None) -> str:
     """Describe what a fit of the file would use, or say why there would be none."""
-    data = RecordingsDataModule(file, train_sweeps=sweeps, test_sweeps=sweeps)
+    data = RecordingsDataModule(file, train_sweeps=sweeps, test_sweeps=sweeps, electrode=electrode)
     try:
         data.setup()
     except ValueError as error:

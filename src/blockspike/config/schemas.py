@@ -157,6 +157,7 @@ class RunSchema:
     pretrained: str | None = None
     neuron: str | None = None
     recording: str | None = None
+    electrode: str | None = None
     stimulus: str | None = None
     threads: int | None = None
     data_dir: str = MISSING

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -20,17 +20,17 @@ import numpy as np
 
 from blockspike.data.plausible import check_peak, warn
 from blockspike.data.sweeps import (
-    VOLTAGE_RANGE_MV,
+    PER_MV,
+    PER_PA,
     Sweep,
     check_current,
+    check_voltage_peak,
     choose,
+    choose_electrode,
     dt_ms_of,
     one_line,
-    peak_of,
 )
 
-_PER_MV = {"v": 1e3, "mv": 1.0, "uv": 1e-3, "µv": 1e-3}
-_PER_PA = {"a": 1e12, "ma": 1e9, "ua": 1e6, "µa": 1e6, "na": 1e3, "pa": 1.0}
 _SIGNATURES = (b"ABF ", b"ABF2")
 _MOST_CHANNELS = 16
 _LEAST_SAMPLES = 100  # of a sweep: 10 ms at 10 kHz
@@ -103,11 +103,11 @@ def open_abf(path: Path) -> AbfContent:
     recorded = ", ".join(
         f"{n} in {str(u).strip() or 'no unit'}" for n, u in zip(names, abf.adcUnits, strict=True)
     )
-    voltages = [i for i, unit in enumerate(units) if unit in _PER_MV]
-    currents = [i for i, unit in enumerate(units) if unit in _PER_PA]
+    voltages = [i for i, unit in enumerate(units) if unit in PER_MV]
+    currents = [i for i, unit in enumerate(units) if unit in PER_PA]
     if not voltages:
         raise ValueError(f"{path}: expected a recorded voltage in mV or V, got {recorded}")
-    driven = [i for i in voltages if i < len(outputs) and outputs[i].unit in _PER_PA]
+    driven = [i for i in voltages if i < len(outputs) and outputs[i].unit in PER_PA]
     chosen = voltages if len(voltages) == 1 else driven
     if len(chosen) != 1:
         raise ValueError(
@@ -116,10 +116,10 @@ def open_abf(path: Path) -> AbfContent:
         )
     if len(currents) > 1:
         raise ValueError(f"{path}: expected one recorded current, got {recorded}")
-    voltage = _Channel(chosen[0], names[chosen[0]], _PER_MV[units[chosen[0]]])
+    voltage = _Channel(chosen[0], names[chosen[0]], PER_MV[units[chosen[0]]])
     current = None
     if currents:
-        current = _Channel(currents[0], names[currents[0]], _PER_PA[units[currents[0]]])
+        current = _Channel(currents[0], names[currents[0]], PER_PA[units[currents[0]]])
     command, unknown = _command_of(path, outputs, chosen[0])
     if command is not None and not unknown:
         unknown = _why_unknown(abf, command)
@@ -156,17 +156,17 @@ def _command_of(path: Path, outputs: list[_Output], channel: int) -> tuple[_Comm
 
     A channel and its output need not have one number: the output is the one that is played.
     """
-    in_amperes = [i for i, x in enumerate(outputs) if x.unit in _PER_PA]
+    in_amperes = [i for i, x in enumerate(outputs) if x.unit in PER_PA]
     played = [i for i in in_amperes if outputs[i].is_on]
     if not in_amperes:
-        if any(x.is_on and x.unit in _PER_MV for x in outputs):
+        if any(x.is_on and x.unit in PER_MV for x in outputs):
             raise ValueError(f"{path}: expected current clamp, got a command in volts")
         return None, "no output is in amperes"
     number = channel if channel in in_amperes else in_amperes[0]
     if played:
         number = played[0]
     own = outputs[number]
-    command = _Command(number, own.name, _PER_PA[own.unit], own.is_on)
+    command = _Command(number, own.name, PER_PA[own.unit], own.is_on)
     if len(played) > 1:
         return command, "several outputs in amperes play a waveform"
     return command, ""
@@ -267,14 +267,18 @@ def _why_unknown(abf: Any, command: _Command) -> str:
 
 
 def read_abf(
-    path: Path, stimuli: Sequence[str] | None, sweeps: Sequence[int] | None
-) -> Iterator[Sweep]:
+    path: Path,
+    stimuli: Sequence[str] | None,
+    sweeps: Sequence[int] | None,
+    electrode: str | int | None = None,
+) -> Generator[Sweep]:
     """Read current-clamp sweeps one by one; arguments as in `nwb.read_sweeps`.
 
     Raises:
         ValueError: as `open_abf`, or the stimulus is neither recorded nor known.
     """
     content = open_abf(path)
+    choose_electrode(path, [content.voltage.name], electrode)
     if content.current is None and content.unknown_command:
         raise ValueError(
             f"{path}: expected a recorded current or a known command, got none: "
@@ -292,8 +296,8 @@ class _AbfSweep:
         protocol = str(content.abf.protocol or "").strip()
         self.stimulus = "" if protocol == "None" else protocol  # as pyABF says for nothing
 
-    def is_voltage_clamp(self) -> bool:
-        return False
+    def other_mode(self) -> str:
+        return ""
 
     def read(self) -> Sweep:
         content, recorded = self.content, self.content.current
@@ -306,13 +310,7 @@ class _AbfSweep:
         check_peak(self.where, current_pa)
         if recorded is not None and command_pa is not None:
             _compare(self.where, current_pa, command_pa, dt_ms)
-        low, high = VOLTAGE_RANGE_MV
-        peak = peak_of(voltage_mv)
-        if not low <= peak <= high:
-            raise ValueError(
-                f"{self.where}: expected a peak voltage of {low:g} to {high:g} mV, got "
-                f"{peak:.3g} mV in channel {content.voltage.name}"
-            )
+        check_voltage_peak(f"{self.where}, channel {content.voltage.name}", voltage_mv)
         return Sweep(
             self.number, self.stimulus, True, dt_ms, current_pa, voltage_mv, None, command_pa
         )

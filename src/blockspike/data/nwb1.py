@@ -16,7 +16,14 @@ import numpy as np
 
 from blockspike.data.hdf5 import DatasetReader, attribute
 from blockspike.data.limits import ReadLimit
-from blockspike.data.sweeps import Sweep, check_current, converted_to, dt_ms_of, text_of
+from blockspike.data.sweeps import (
+    VOLTAGE_CLAMP,
+    Sweep,
+    check_current,
+    converted_to,
+    dt_ms_of,
+    text_of,
+)
 
 # AllenSDK's rule: files of earlier pipelines hold SI values and a wrong conversion factor.
 _FIRST_RIGHT_PIPELINE = (1, 1)
@@ -47,8 +54,8 @@ class _AllenSweep:
         self.reader = reader
         self.stimulus = self._name()
 
-    def is_voltage_clamp(self) -> bool:
-        return self._unit("stimulus") == "V"
+    def other_mode(self) -> str:
+        return VOLTAGE_CLAMP if self._unit("stimulus") == "V" else ""
 
     def read(self) -> Sweep:
         start = self._dataset("stimulus/timeseries/starting_time")

@@ -7,9 +7,10 @@ eLife 11:e78362.
 from __future__ import annotations
 
 import importlib
+import math
+import re
 import warnings
-from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,28 +18,42 @@ from typing import Any
 import h5py
 import numpy as np
 
+from blockspike.data.clocks import Clock, clock_of_timestamps, on_one_clock, without_padding
 from blockspike.data.hdf5 import check_tree
 from blockspike.data.limits import ReadLimit
+from blockspike.data.plausible import warn
 from blockspike.data.sweeps import (
+    VOLTAGE_CLAMP,
     Sweep,
     check_current,
+    check_samples,
     choose,
+    choose_electrode,
     converted_to,
     dt_ms_of,
     one_line,
     text_of,
 )
 
+_PA_PER_A = 1e12
+
 
 def read_nwb2(
-    path: Path, stimuli: Sequence[str] | None, sweeps: Sequence[int] | None
-) -> Iterator[Sweep]:
+    path: Path,
+    stimuli: Sequence[str] | None,
+    sweeps: Sequence[int] | None,
+    electrode: str | int | None,
+) -> Generator[Sweep]:
     """Read sweeps one by one; arguments and errors as in `nwb.read_sweeps`."""
     check_tree(path)
     try:
-        with _open_nwb2(path) as io, warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            for stored in choose(path, _nwb2_sweeps(path, io.read()), stimuli, sweeps):
+        with _open_nwb2(path) as io:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                found = _of_electrode(path, _nwb2_sweeps(path, io.read()), electrode)
+            chosen = choose(path, found, stimuli, sweeps)
+            _warn_of_bias(path, chosen)
+            for stored in chosen:
                 yield stored.read()
     except ValueError as error:
         if str(error).startswith(str(path)):
@@ -71,14 +86,41 @@ def _nwb2_sweeps(path: Path, content: Any) -> list[_Nwb2Sweep]:
     has_rows = table is not None and len(table)
     rows = _table_pairs(content, table) if has_rows else _pairs(path, content)
     limit = ReadLimit(path)
-    found = [_Nwb2Sweep(path, limit, *row) for row in rows]
-    for number, count in Counter(sweep.number for sweep in found).items():
-        if count > 1:
+    return [_Nwb2Sweep(path, limit, *row) for row in rows]
+
+
+def _of_electrode(
+    path: Path, found: list[_Nwb2Sweep], electrode: str | int | None
+) -> list[_Nwb2Sweep]:
+    """Sweeps of the chosen electrode, or of the only one that is in current clamp."""
+    usable = [sweep for sweep in found if not sweep.other_mode()] or found
+    names = list(dict.fromkeys(sweep.electrode for sweep in usable))
+    name = choose_electrode(path, names, electrode)
+    own = {}
+    for sweep in (sweep for sweep in found if sweep.electrode == name):
+        if sweep.number in own:
             raise ValueError(
-                f"{path}, sweep {number}: expected one response and stimulus, got {count}; files "
-                "with several electrodes are not supported"
+                f"{sweep.where}: expected one response and stimulus of electrode {name!r}, got "
+                f"{own[sweep.number].series_names} and {sweep.series_names}"
             )
-    return found
+        own[sweep.number] = sweep
+        sweep.is_of_several = len(names) > 1
+    return list(own.values())
+
+
+def _warn_of_bias(path: Path, chosen: list[_Nwb2Sweep]) -> None:
+    """Name holding currents that are stored apart from the stimulus.
+
+    The schema says "bias current, in amps", and not whether the stimulus includes it.
+    """
+    bias_pa = {sweep.number: x for sweep in chosen if (x := sweep.bias_pa())}
+    if bias_pa:
+        low, high = min(bias_pa.values()), max(bias_pa.values())
+        value = f"{low:.4g}" if low == high else f"{low:.4g} to {high:.4g}"
+        warn(
+            f"{path}: bias_current: {value} pA in sweeps {', '.join(map(str, sorted(bias_pa)))} is "
+            "not added, since NWB 2 leaves open whether the stimulus includes it"
+        )
 
 
 def _table_pairs(content: Any, table: Any) -> Iterator[tuple[int, str, _Part | None, _Part | None]]:
@@ -89,7 +131,8 @@ def _table_pairs(content: Any, table: Any) -> Iterator[tuple[int, str, _Part | N
         response = _Part.of_reference(table["responses"]["response"][row])
         numbers = [p.series.sweep_number for p in (response, stimulus) if p is not None]
         number = next((int(n) for n in numbers if n is not None), row)
-        yield number, types.get(row, ""), stimulus, response
+        if numbers:
+            yield number, types.get(row, ""), stimulus, response
 
 
 def _stimulus_types(content: Any) -> dict[int, str]:
@@ -114,29 +157,41 @@ def _rows(index: Any, i: int) -> Iterable[int]:
 
 
 def _pairs(path: Path, content: Any) -> Iterator[tuple[int, str, _Part | None, _Part | None]]:
-    """(number, "", stimulus, response) by ``sweep_number``, for files without a table."""
-    responses = _by_number(path, content.acquisition, "ClampSeries")
-    stimuli = _by_number(path, content.stimulus, "ClampStimulusSeries")
-    for number in sorted(responses.keys() | stimuli.keys()):
-        # Several of one number are several electrodes; pairing all lets the caller refuse them.
-        for response in responses.get(number, [None]):
-            for stimulus in stimuli.get(number, [None]):
-                yield number, "", stimulus, response
+    """(number, "", stimulus, response) of files without a table.
 
-
-def _by_number(path: Path, folder: Any, kind: str) -> dict[int, list[_Part]]:
-    found: dict[int, list[_Part]] = {}
-    for series in folder.values():
-        name = type(series).__name__
-        if not name.endswith(kind) or name.startswith("IZero"):  # the latter have no current
-            continue
-        if series.sweep_number is None:
+    Those of one electrode are paired by ``sweep_number`` or, if no series has one, by the numbers
+    in their names; sweeps are then numbered from 0.
+    """
+    responses = _series(content.acquisition, "ClampSeries")
+    stimuli = _series(content.stimulus, "ClampStimulusSeries")
+    has_number = [part.series.sweep_number is not None for part in (*responses, *stimuli)]
+    if any(has_number) and not all(has_number):
+        name = (*responses, *stimuli)[has_number.index(False)].series.name
+        raise ValueError(
+            f"{path}: {name}: expected a row of intracellular_recordings or a sweep_number, to "
+            "pair stimulus and response, got neither"
+        )
+    pairs: dict[tuple[tuple[int, ...], str], tuple[list[_Part], list[_Part]]] = {}
+    for side, parts in enumerate((stimuli, responses)):
+        for part in parts:
+            pairs.setdefault((part.numbers(any(has_number)), part.electrode), ([], []))[
+                side
+            ].append(part)
+    order = {key: i for i, key in enumerate(sorted({numbers for numbers, _ in pairs}))}
+    for (numbers, electrode), sides in sorted(pairs.items()):
+        names = ", ".join(part.series.name for side in sides for part in side)
+        if max(map(len, sides)) > 1:
             raise ValueError(
-                f"{path}: {series.name}: expected a row of intracellular_recordings or a "
-                "sweep_number, to pair stimulus and response, got neither"
+                f"{path}: expected one stimulus and one response of electrode {electrode!r} with "
+                f"the numbers {numbers}, got {names}"
             )
-        found.setdefault(int(series.sweep_number), []).append(_Part(series))
-    return found
+        stimulus, response = (side[0] if side else None for side in sides)
+        number = numbers[0] if any(has_number) else order[numbers]
+        yield number, "", stimulus, response
+
+
+def _series(folder: Any, kind: str) -> list[_Part]:
+    return [_Part(x) for x in folder.values() if type(x).__name__.endswith(kind)]
 
 
 @dataclass(frozen=True)
@@ -154,18 +209,42 @@ class _Part:
         start, count = int(reference.idx_start), int(reference.count)
         return cls(reference.timeseries, slice(start, start + count))
 
-    def is_voltage_clamp(self) -> bool:
-        return type(self.series).__name__.startswith("VoltageClamp")
+    @property
+    def electrode(self) -> str:
+        return str(self.series.electrode.name)
+
+    def is_kind(self, kind: str) -> bool:
+        return type(self.series).__name__.startswith(kind)
+
+    def numbers(self, has_number: bool) -> tuple[int, ...]:
+        if has_number:
+            return (int(self.series.sweep_number),)
+        return tuple(map(int, re.findall("[0-9]{1,18}", self.series.name)))
 
     def raw(self, limit: ReadLimit) -> np.ndarray:
-        data = self.series.data
-        if isinstance(data, h5py.Dataset):  # many series may share one
-            limit.take(data.nbytes, str(data.name))
-        return np.asarray(data[self.samples or slice(None)])
+        return self._read(self.series.data, limit)
+
+    def clock(self, where: str, limit: ReadLimit) -> Clock:
+        series = self.series
+        if series.timestamps is not None:
+            if len(series.timestamps) != len(series.data):
+                raise ValueError(
+                    f"{where}: timestamps: expected one for each of {len(series.data)} samples of "
+                    f"{series.name}, got {len(series.timestamps)}"
+                )
+            return clock_of_timestamps(where, self._read(series.timestamps, limit))
+        dt_ms = dt_ms_of(where, series.rate)
+        first = self.samples.start if self.samples else 0
+        return Clock(float(series.starting_time or 0.0) + first * dt_ms * 1e-3, dt_ms)
 
     def converted(self, where: str, raw: np.ndarray, quantity: str) -> np.ndarray:
         conversion, offset = float(self.series.conversion), float(self.series.offset)
         return converted_to(where, raw, quantity, conversion, offset)
+
+    def _read(self, data: Any, limit: ReadLimit) -> np.ndarray:
+        if isinstance(data, h5py.Dataset):  # many series may share one
+            limit.take(data.nbytes, str(data.name))
+        return np.asarray(data[self.samples or slice(None)])
 
 
 class _Nwb2Sweep:
@@ -185,33 +264,59 @@ class _Nwb2Sweep:
         self.response_part = response
         self.shared_name = _description(stimulus) or _description(response) or stimulus_type
         self.stimulus = self.shared_name or (stimulus.series.name if stimulus else "")
+        self.parts = [part for part in (stimulus, response) if part is not None]
+        self.series_names = " and ".join(part.series.name for part in self.parts)
+        self.electrode = self.parts[-1].electrode if self.parts else ""
+        self.is_of_several = False
 
-    def is_voltage_clamp(self) -> bool:
-        return any(p is not None and p.is_voltage_clamp() for p in self._parts())
+    def other_mode(self) -> str:
+        if any(part.is_kind("VoltageClamp") for part in self.parts):
+            return VOLTAGE_CLAMP
+        is_unclamped = any(part.is_kind("IZero") for part in self.parts)
+        return "I = 0 (the amplifier injects no current)" if is_unclamped else ""
+
+    def bias_pa(self) -> float:
+        """Bias current of the response, 0 if it is not known."""
+        bias = getattr(self.response_part and self.response_part.series, "bias_current", None)
+        bias_pa = 0.0 if bias is None else float(bias) * _PA_PER_A
+        return bias_pa if math.isfinite(bias_pa) else 0.0
 
     def read(self) -> Sweep:
         if self.stimulus_part is None:
             raise ValueError(
-                f"{self.where}: stimulus: expected a CurrentClampStimulusSeries, got none"
+                f"{self.where}: stimulus: expected a CurrentClampStimulusSeries for "
+                f"{self.series_names}, got none"
             )
-        current = self.stimulus_part.raw(self.limit)
-        check_current(self.where, current)
-        response = self.response_part
-        voltage = None if response is None else response.raw(self.limit)
+        if len({part.electrode for part in self.parts}) > 1:
+            raise ValueError(
+                f"{self.where}: expected a stimulus and a response of one electrode, got "
+                f"{' and '.join(part.electrode for part in self.parts)}"
+            )
+        stimulus, limit = self.stimulus_part, self.limit
+        raw = without_padding(stimulus.raw(limit))
+        check_current(self.where, raw)
+        current = stimulus.converted(self.where, raw, "current")
+        clock, voltage = stimulus.clock(self.where, limit), None
+        if self.response_part is not None:
+            voltage = self._voltage_mv(self.response_part)
+            own_clock = self.response_part.clock(self.where, limit)
+            current, voltage = on_one_clock(self.where, current, clock, voltage, own_clock)
+            clock = own_clock
         return Sweep(
             number=self.number,
             stimulus=self.stimulus,
             is_shared_name=bool(self.shared_name),
-            dt_ms=dt_ms_of(self.where, self.stimulus_part.series.rate),
-            current_pa=self.stimulus_part.converted(self.where, current, "current"),
-            voltage_mv=None
-            if response is None or voltage is None
-            else response.converted(self.where, voltage, "voltage"),
+            dt_ms=clock.dt_ms,
+            current_pa=current,
+            voltage_mv=voltage,
             spike_times_s=None,
+            electrode=self.electrode if self.is_of_several else "",
         )
 
-    def _parts(self) -> tuple[_Part | None, _Part | None]:
-        return self.stimulus_part, self.response_part
+    def _voltage_mv(self, response: _Part) -> np.ndarray:
+        raw = without_padding(response.raw(self.limit))
+        check_samples(self.where, "voltage", raw)
+        return response.converted(self.where, raw, "voltage")
 
 
 def _description(part: _Part | None) -> str:

@@ -1,52 +1,34 @@
-"""Current-clamp recordings to which neurons are fitted: `.npz`, NWB 1 and 2, and Axon files."""
+"""Current-clamp recordings to which neurons are fitted, in files of several formats."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from scipy.signal import find_peaks
 
 from blockspike.data.abf import read_abf
-from blockspike.data.limits import read_npz
+from blockspike.data.ibw import SUFFIX as IBW_SUFFIX
+from blockspike.data.ibw import read_ibw
+from blockspike.data.npz import read_stimuli
 from blockspike.data.nwb import read_sweeps
-from blockspike.data.plausible import (
-    check_intervals,
-    check_numbers,
-    check_peak,
-    check_rate,
-    check_traces,
-    rests,
-    swapped,
-)
-from blockspike.data.sweeps import (
-    DT_RANGE_MS,
-    VOLTAGE_RANGE_MV,
-    Sweep,
-    check_current,
-    indices_of,
-    peak_of,
-)
+from blockspike.data.plausible import check_intervals
+from blockspike.data.spikes import bin_spikes, check_times, no_spikes, spikes_of
+from blockspike.data.sweeps import Sweep, choose_electrode
 
 RECORDING_SUFFIXES = (".npz", ".nwb", ".abf")
 _HDF5_SUFFIXES = (".nwb", ".h5")
-# Least peak of a spike, its least rise above both sides, how far these reach, and the least time
-# between peaks.
-_MIN_PEAK_MV = -20.0
-_MIN_RISE_MV = 20.0
-_REACH_MS = 5.0
-_MIN_INTERVAL_MS = 1.0
-_MOST_REPEATS = 10_000
 
 
 @dataclass(frozen=True)
 class Recording:
     """Responses of one neuron to S stimuli, each given up to R times.
 
-    ``name`` is the stem of the file; ``current_pa`` float64 ``[S, T]``, one sample every
+    ``name`` is the stem of the file, with "_" and the electrode if the file has several;
+    ``current_pa`` float64 ``[S, T]``, one sample every
     ``dt_ms``; ``spike_times_s[r][s]`` float64 ``[n]``, sorted, seconds from the start of the
     sweep, or None if stimulus ``s`` has fewer repeats; ``stimuli`` ``[S]`` names, which need not be
     unique, "stimulus 0" and so on if the file has none.
@@ -121,75 +103,11 @@ class Recording:
         return n_steps
 
 
-def bin_spikes(times_s: np.ndarray, dt_ms: float, n_steps: int) -> np.ndarray:
-    """Count spikes in steps of ``dt_ms``, float32 ``[n_steps]``; later spikes are dropped.
-
-    Step k holds ``k·dt <= t < (k + 1)·dt``. A spike less than 1e-6 of a step before an edge counts
-    after it, so that rounding does not move times on the grid.
-
-    Raises:
-        ValueError: ``dt_ms`` is not above 0, or a time is NaN or negative.
-    """
-    if not 0 < dt_ms < np.inf:
-        raise ValueError(f"dt_ms: expected > 0, got {dt_ms}")
-    times_s = np.asarray(times_s, np.float64)
-    for t in times_s[~(times_s >= 0)][:1]:
-        raise ValueError(f"times_s: expected seconds >= 0, got {t}")
-    step = np.floor(times_s * 1e3 / dt_ms + 1e-6)
-    inside = step[step < n_steps].astype(np.int64)
-    return np.bincount(inside, minlength=n_steps).astype(np.float32)
-
-
-def detect_spikes(voltage_mv: np.ndarray, dt_ms: float) -> np.ndarray:
-    """Find the spikes of a membrane potential: its prominent peaks (`scipy.signal.find_peaks`).
-
-    A spike peaks above −20 mV, at least 20 mV above the lowest potential of the 5 ms on either
-    side. Its time is where the interpolated upstroke crosses half of that height, within 0.5 ms of
-    both its peak and its threshold. Spikes wider than about 5 ms are not found.
-
-    Args:
-        voltage_mv: ``[T]`` in mV.
-        dt_ms: time between samples.
-
-    Returns:
-        Times in seconds from the first sample, float64 ``[n]``, sorted.
-    """
-    return _spikes_and_widths(voltage_mv, dt_ms)[0]
-
-
-def _spikes_and_widths(voltage_mv: np.ndarray, dt_ms: float) -> tuple[np.ndarray, np.ndarray]:
-    """Times in s of the spikes in a voltage, and their widths at half height in ms."""
-    reach = max(1, round(_REACH_MS / dt_ms))
-    # The height is measured within 5 ms, so that neither a later after-hyperpolarisation nor a
-    # step of the stimulus enters it.
-    _, found = find_peaks(
-        np.asarray(voltage_mv, np.float64),
-        height=_MIN_PEAK_MV,
-        distance=max(1, round(_MIN_INTERVAL_MS / dt_ms)),
-        prominence=_MIN_RISE_MV,
-        width=0,
-        rel_height=0.5,
-        wlen=2 * reach + 1,
-    )
-    return found["left_ips"] * (dt_ms * 1e-3), found["widths"] * dt_ms
-
-
-def _spikes_of(
-    where: str, current_pa: np.ndarray, voltage_mv: np.ndarray, dt_ms: float
-) -> np.ndarray:
-    """Times of the spikes in a voltage, which is checked; see `detect_spikes`."""
-    check_numbers(where, voltage_mv)
-    if not rests(voltage_mv) and rests(current_pa) and len(detect_spikes(current_pa, dt_ms)):
-        raise swapped(where)
-    times_s, widths_ms = _spikes_and_widths(voltage_mv, dt_ms)
-    check_traces(where, times_s, widths_ms, voltage_mv, dt_ms)
-    return times_s
-
-
 def load_recording(
     path: Path | str,
     stimuli: Sequence[str] | None = None,
     sweeps: Sequence[int] | None = None,
+    electrode: str | int | None = None,
 ) -> Recording:
     """Read and check a current-clamp recording.
 
@@ -200,24 +118,31 @@ def load_recording(
     - ``voltage_mv``, ``[T]`` or ``[R, T]`` of one stimulus, else ``[R, S, T]``, all NaN where a
       repeat is missing.
 
-    NWB and Axon: sweeps with the same name and equal current are repeats of one stimulus; stimuli
-    are in the order of their first sweeps. Spikes that are not stored are detected
-    (`detect_spikes`).
+    NWB, Axon and Igor: sweeps with the same name and equal current are repeats of one stimulus;
+    stimuli are in the order of their first sweeps. Spikes that are not stored are detected
+    (`detect_spikes`). In NWB 2 and Igor waves, stimulus and response may be of different length or
+    rate: both are cut to their common time, and the current is averaged over the steps of the
+    voltage, or repeated.
 
     Args:
-        path: ``.npz``, ``.nwb`` or ``.h5`` of NWB 1 (Allen Cell Types Database) or NWB 2, or
-            ``.abf`` (Axon), of which a recorded current is preferred to the command.
+        path: ``.npz``; ``.nwb`` or ``.h5`` of NWB 1 (Allen Cell Types Database) or NWB 2; ``.abf``
+            (Axon), of which a recorded current is preferred to the command; or the folder of a
+            cell's ``.ibw`` files (Igor), a voltage and a current of each sweep with the number of
+            the sweep at the end of their names, and with units.
         stimuli: names of the stimuli to read, upper or lower case, or patterns such as "*ramp*";
             None = all.
         sweeps: numbers of the sweeps to read, in an ``.npz`` of the stimuli; None = all of current
             clamp.
+        electrode: name of an electrode of NWB 2, or its number from 0; None = the only one. Each
+            is a cell of its own.
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: damaged file, missing key, sweep, stimulus, unit or spikes, a voltage-clamp
-            sweep, sweeps of different length, a current that is empty, NaN or infinite, implausible
-            magnitudes, or a spike outside its sweep; names the file and the sweep, what was
-            expected and what was found.
+        ValueError: several electrodes and none chosen, damaged file, missing key, sweep, stimulus,
+            unit or spikes, a sweep that is not in current clamp, sweeps of different length, clocks
+            of stimulus and response that do not fit, a current that is empty, NaN or infinite,
+            implausible magnitudes, or a spike outside its sweep; names the file and the sweep, what
+            was expected and what was found.
 
     Examples:
         >>> import numpy as np
@@ -233,58 +158,70 @@ def load_recording(
         array([0.01, 0.05])
     """
     path = Path(path)
+    if is_folder_of_waves(path):
+        with closing(sweeps_of(path, stimuli, sweeps, electrode)) as found:
+            return _load_sweeps(path, found)
     if not path.is_file():
         raise FileNotFoundError(
-            f"{path}: expected a recording ({', '.join(RECORDING_SUFFIXES)}), got no file"
+            f"{path}: expected a recording ({', '.join(RECORDING_SUFFIXES)}, or a folder of .ibw), "
+            "got none"
         )
     if path.suffix == ".npz":
-        return _load_npz(path, stimuli, sweeps)
+        choose_electrode(path, [], electrode)
+        found = read_stimuli(path, stimuli, sweeps)
+        trains = _by_repeat(found.trains)
+        return Recording(path.stem, found.current_pa, trains, found.dt_ms, found.stimuli)
     if path.suffix in (*_HDF5_SUFFIXES, ".abf"):
-        return _load_sweeps(path, stimuli, sweeps)
+        with closing(sweeps_of(path, stimuli, sweeps, electrode)) as found:
+            return _load_sweeps(path, found)
+    if path.suffix == IBW_SUFFIX:
+        raise ValueError(f"{path}: expected the folder of a cell's .ibw files, got one of them")
     raise ValueError(
         f"{path}: expected {', '.join(RECORDING_SUFFIXES)}, "
         f"got a {path.suffix or 'file without suffix'}"
     )
 
 
-def _check_times(where: str, times_s: np.ndarray, duration_s: float) -> np.ndarray:
-    # Comparisons with NaN are false, so this also finds NaN.
-    for t in times_s[~((times_s >= 0) & (times_s < duration_s))][:1]:
-        raise ValueError(
-            f"{where}: expected spikes at 0 to {duration_s:g} s, the length of the sweep, got one "
-            f"at {t:g} s"
-        )
-    return np.sort(times_s)
+def is_folder_of_waves(path: Path) -> bool:
+    """Whether a path is a folder with Igor waves, which is one recording."""
+    return path.is_dir() and any(path.glob(f"*{IBW_SUFFIX}"))
 
 
-def _no_spikes(where: str) -> ValueError:
-    return ValueError(f"{where}: expected spike times or a voltage to find spikes in, got neither")
+def name_of(path: Path) -> str:
+    """Name of the recording at a path: the stem of a file, the name of a folder."""
+    return path.name if path.is_dir() else path.stem
 
 
 def sweeps_of(
-    path: Path, stimuli: Sequence[str] | None = None, sweeps: Sequence[int] | None = None
-) -> Iterator[Sweep]:
-    """Current-clamp sweeps of an NWB or Axon file; see `nwb.read_sweeps` and `abf.read_abf`."""
-    read = read_abf if path.suffix == ".abf" else read_sweeps
-    return read(path, stimuli, sweeps)
+    path: Path,
+    stimuli: Sequence[str] | None = None,
+    sweeps: Sequence[int] | None = None,
+    electrode: str | int | None = None,
+) -> Generator[Sweep]:
+    """Current-clamp sweeps of NWB and Axon files and folders of Igor waves.
+
+    See `nwb.read_sweeps`, `abf.read_abf` and `ibw.read_ibw`.
+    """
+    read = read_ibw if path.is_dir() else read_abf if path.suffix == ".abf" else read_sweeps
+    return read(path, stimuli, sweeps, electrode)
 
 
-def _load_sweeps(
-    path: Path, stimuli: Sequence[str] | None, sweeps: Sequence[int] | None
-) -> Recording:
+def _load_sweeps(path: Path, sweeps: Iterator[Sweep]) -> Recording:
     kinds: list[Sweep] = []
     trains: list[list[np.ndarray]] = []
-    for sweep in sweeps_of(path, stimuli, sweeps):
+    sizes: dict[str, list[str]] = {}
+    for sweep in sweeps:
         times_s = _sweep_times(f"{path}, sweep {sweep.number}", sweep)
-        if kinds:
-            _check_alike(path, kinds[0], sweep)
+        _count(sizes, sweep)
+        if len(sizes) > 1:
+            raise _unlike(path, sizes, sweeps)
         kind = next((i for i, other in enumerate(kinds) if _is_repeat(sweep, other)), len(kinds))
         if kind == len(kinds):
             kinds.append(replace(sweep, voltage_mv=None))
             trains.append([])
         trains[kind].append(times_s)
     return Recording(
-        name=path.stem,
+        name=name_of(path) + (f"_{kinds[0].electrode}" if kinds[0].electrode else ""),
         current_pa=np.stack([kind.current_pa for kind in kinds]),
         spike_times_s=_by_repeat(trains),
         dt_ms=kinds[0].dt_ms,
@@ -300,24 +237,28 @@ def _sweep_times(where: str, sweep: Sweep) -> np.ndarray:
             f"{sweep.voltage_mv.shape}"
         )
     if sweep.spike_times_s is not None:
-        times_s = _check_times(where, sweep.spike_times_s, n_samples * sweep.dt_ms * 1e-3)
+        times_s = check_times(where, sweep.spike_times_s, n_samples * sweep.dt_ms * 1e-3)
         check_intervals(where, times_s)
         return times_s
     if sweep.voltage_mv is None:
-        raise _no_spikes(where)
-    return _spikes_of(where, sweep.current_pa, sweep.voltage_mv, sweep.dt_ms)
+        raise no_spikes(where)
+    return spikes_of(where, sweep.current_pa, sweep.voltage_mv, sweep.dt_ms)
 
 
-def _check_alike(path: Path, first: Sweep, sweep: Sweep) -> None:
-    if len(sweep.current_pa) == len(first.current_pa) and np.isclose(sweep.dt_ms, first.dt_ms):
-        return
-    described = " and ".join(
-        f"sweep {s.number} ({s.stimulus or 'unnamed'}) of {len(s.current_pa)} samples at "
-        f"{s.dt_ms:g} ms"
-        for s in (first, sweep)
-    )
-    raise ValueError(
-        f"{path}: expected one length and dt, got {described}; choose with stimuli= or sweeps="
+def _count(sizes: dict[str, list[str]], sweep: Sweep) -> None:
+    """Add a sweep to those of its length and dt."""
+    size = f"{len(sweep.current_pa)} samples at {sweep.dt_ms:.6g} ms"
+    sizes.setdefault(size, []).append(f"{sweep.number} ({sweep.stimulus or 'unnamed'})")
+
+
+def _unlike(path: Path, sizes: dict[str, list[str]], rest: Iterator[Sweep]) -> ValueError:
+    """Error that lists the sweeps by length and dt, the unread `rest` included."""
+    for sweep in rest:
+        _count(sizes, sweep)
+    listed = " and ".join(f"{size} in {', '.join(sweeps)}" for size, sweeps in sizes.items())
+    return ValueError(
+        f"{path}: expected sweeps of one length and dt, got {listed}; choose some by sweeps= or "
+        "stimuli="
     )
 
 
@@ -333,179 +274,3 @@ def _by_repeat(trains: Sequence[Sequence[np.ndarray | None]]) -> list[list[np.nd
     """Turn [S][R_s] into [R][S], with None for missing repeats."""
     n_repeats = max(len(of_stimulus) for of_stimulus in trains)
     return [[t[r] if r < len(t) else None for t in trains] for r in range(n_repeats)]
-
-
-def _load_npz(path: Path, stimuli: Sequence[str] | None, sweeps: Sequence[int] | None) -> Recording:
-    arrays = read_npz(path)
-    current = np.atleast_2d(_required(path, arrays, "current_pa"))
-    if current.ndim != 2 or not len(current):
-        raise ValueError(
-            f"{path}: current_pa: expected [T] or [S, T] with S >= 1, got shape {current.shape}"
-        )
-    for s, row in enumerate(current):
-        check_current(f"{path}, stimulus {s}", row)
-    check_peak(str(path), current)
-    names = tuple(f"stimulus {s}" for s in range(len(current)))
-    kept = range(len(names)) if stimuli is None else indices_of(path, names, stimuli)
-    if sweeps is not None:
-        for number in set(sweeps) - set(range(len(names))):
-            raise ValueError(f"{path}: expected a sweep of 0 to {len(names) - 1}, got {number}")
-        kept = [s for s in kept if s in set(sweeps)]
-    if not kept:
-        raise ValueError(f"{path}: stimuli: expected some of {', '.join(names)}, got none")
-    dt_ms = _npz_dt_ms(path, arrays)
-    trains = _npz_trains(path, arrays, current, dt_ms)
-    return Recording(
-        name=path.stem,
-        current_pa=current[list(kept)].astype(np.float64),
-        spike_times_s=_by_repeat([trains[s] for s in kept]),
-        dt_ms=dt_ms,
-        stimuli=tuple(names[s] for s in kept),
-    )
-
-
-def _required(path: Path, arrays: dict[str, np.ndarray], key: str) -> np.ndarray:
-    if key not in arrays:
-        found = ", ".join(arrays) or "nothing"
-        raise ValueError(f"{path}: expected {key} in a recording, got {found}")
-    return arrays[key]
-
-
-def _npz_dt_ms(path: Path, arrays: dict[str, np.ndarray]) -> float:
-    dt_ms = _required(path, arrays, "dt_ms")
-    low, high = DT_RANGE_MS
-    if dt_ms.size != 1 or dt_ms.dtype.kind not in "fiu" or not low <= dt_ms.item() <= high:
-        found = dt_ms.item() if dt_ms.size == 1 else f"of shape {dt_ms.shape}"
-        expected = f"one number, {low:g} to {high:g}"
-        raise ValueError(f"{path}: dt_ms: expected {expected}, got {found}")
-    return float(dt_ms.item())
-
-
-def _npz_trains(
-    path: Path, arrays: dict[str, np.ndarray], current: np.ndarray, dt_ms: float
-) -> list[list[np.ndarray]]:
-    """Spike times [S][R_s]."""
-    voltage = _npz_voltage(path, arrays, current.shape)
-    if "spike_times_s" in arrays:
-        return _stored_trains(path, arrays, [len(x) for x in voltage], current.shape[1], dt_ms)
-    for s, of_stimulus in enumerate(voltage):
-        if not of_stimulus:
-            raise _no_spikes(f"{path}, stimulus {s}")
-    return [
-        [
-            _spikes_of(f"{path}, stimulus {s}, repeat {r}", current[s], v, dt_ms)
-            for r, v in enumerate(of_stimulus)
-        ]
-        for s, of_stimulus in enumerate(voltage)
-    ]
-
-
-def _n_repeats(path: Path, arrays: dict[str, np.ndarray], n_stimuli: int) -> list[int | None]:
-    """Repeats of each stimulus, as the file says; None where it does not."""
-    if "n_repeats" not in arrays:
-        return [None] * n_stimuli
-    stored = arrays["n_repeats"]
-    fits = stored.size in (1, n_stimuli) and stored.dtype.kind in "iu"
-    if not fits or not ((stored >= 1) & (stored <= _MOST_REPEATS)).all():
-        raise ValueError(
-            f"{path}: n_repeats: expected an integer ≥ 1, or one for each of {n_stimuli} stimuli, "
-            f"got shape {stored.shape} and {stored.dtype}"
-        )
-    return [int(n) for n in np.broadcast_to(stored.reshape(-1), n_stimuli)]
-
-
-def _npz_voltage(
-    path: Path, arrays: dict[str, np.ndarray], shape: tuple[int, ...]
-) -> list[list[np.ndarray]]:
-    """Voltages [S][R_s] of [T]."""
-    n_stimuli, n_samples = shape
-    if "voltage_mv" not in arrays:
-        return [[] for _ in range(n_stimuli)]
-    stored = arrays["voltage_mv"]
-    voltage = np.atleast_2d(stored)
-    if n_stimuli == 1 and voltage.ndim == 2:
-        voltage = voltage[:, None]
-    if voltage.ndim != 3 or voltage.shape[1:] != shape or stored.dtype.kind not in "fiu":
-        expected = "[T] or [R, T]" if n_stimuli == 1 else f"[R, {n_stimuli}, T]"
-        raise ValueError(
-            f"{path}: voltage_mv: expected numbers {expected} as long as the current, "
-            f"T = {n_samples}, got shape {stored.shape} and {stored.dtype}"
-        )
-    rows = [[v for v in voltage[:, s] if not np.isnan(v).all()] for s in range(n_stimuli)]
-    for s, row in enumerate(rows):
-        _check_magnitudes(f"{path}, stimulus {s}", row)
-    return rows
-
-
-def _check_magnitudes(where: str, voltages: list[np.ndarray]) -> None:
-    low, high = VOLTAGE_RANGE_MV
-    for peak in (peak_of(v) for v in voltages):
-        if not low <= peak <= high:
-            raise ValueError(
-                f"{where}: expected a peak voltage of {low:g} to {high:g} mV, got {peak:.3g} mV"
-            )
-
-
-def _stored_trains(
-    path: Path, arrays: dict[str, np.ndarray], n_voltages: list[int], n_samples: int, dt_ms: float
-) -> list[list[np.ndarray]]:
-    duration_s = n_samples * dt_ms * 1e-3
-    times_s = arrays["spike_times_s"]
-    if times_s.ndim != 1 or times_s.dtype.kind not in "fiu":
-        raise ValueError(
-            f"{path}: spike_times_s: expected numbers [n], got shape {times_s.shape} and "
-            f"{times_s.dtype}"
-        )
-    _check_times(str(path), times_s, duration_s)
-    repeat = _indices(path, arrays, "spike_repeat", _MOST_REPEATS)
-    stimulus = _indices(path, arrays, "spike_stimulus", len(n_voltages))
-    trains = []
-    for s, n_repeats in enumerate(_n_repeats(path, arrays, len(n_voltages))):
-        own = stimulus == s
-        _check_repeats(f"{path}, stimulus {s}", repeat[own], n_voltages[s], n_repeats)
-        trains.append(_repeats_of(times_s[own], repeat[own], n_repeats or max(1, n_voltages[s])))
-    for s, of_stimulus in enumerate(trains):
-        for r, train in enumerate(of_stimulus):
-            where = f"{path}, stimulus {s}, repeat {r}"
-            check_intervals(where, train)
-            check_rate(where, train, duration_s, dt_ms)
-    return trains
-
-
-def _check_repeats(where: str, repeat: np.ndarray, n_voltages: int, n_repeats: int | None) -> None:
-    """Refuse numbers of repeats beyond `n_repeats` or, without it, with gaps.
-
-    A repeat that has a voltage may be silent.
-    """
-    last = int(repeat.max()) if len(repeat) else -1
-    if n_repeats is not None:
-        if last >= n_repeats:
-            raise ValueError(
-                f"{where}: spike_repeat: expected 0 to {n_repeats - 1}, as there are {n_repeats} "
-                f"repeats, got {last}"
-            )
-        return
-    for silent in np.setdiff1d(np.arange(n_voltages, last), repeat)[:1]:
-        raise ValueError(
-            f"{where}: spike_repeat: expected spikes in each of the repeats 0 to {last}, got none "
-            f"in repeat {silent}; are repeats numbered from 1? If one was silent, add n_repeats"
-        )
-
-
-def _repeats_of(times_s: np.ndarray, repeat: np.ndarray, at_least: int) -> list[np.ndarray]:
-    n_repeats = max(at_least, int(repeat.max()) + 1 if len(repeat) else 0)
-    order = np.lexsort((times_s, repeat))
-    starts = np.searchsorted(repeat[order], np.arange(1, n_repeats))
-    return np.split(times_s[order].astype(np.float64), starts)
-
-
-def _indices(path: Path, arrays: dict[str, np.ndarray], key: str, end: int) -> np.ndarray:
-    n_spikes = len(arrays["spike_times_s"])
-    index = arrays.get(key, np.zeros(n_spikes, np.int64))
-    if index.shape != (n_spikes,):
-        raise ValueError(f"{path}: {key}: expected one per spike, {n_spikes}, got {index.size}")
-    integral = index.dtype.kind in "iu" or not n_spikes
-    wrong = (index < 0) | (index >= end) if integral else np.ones(n_spikes, bool)
-    for i in np.flatnonzero(wrong)[:1]:
-        raise ValueError(f"{path}: {key}: expected integers >= 0 below {end}, got {index[i]}")
-    return index

@@ -14,8 +14,16 @@ import torch
 from torch import Tensor
 
 from blockspike.data.datamodule import require
+from blockspike.data.ibw import SUFFIX as IBW_SUFFIX
 from blockspike.data.progress import progress
-from blockspike.data.recordings import RECORDING_SUFFIXES, Recording, load_recording
+from blockspike.data.recordings import (
+    RECORDING_SUFFIXES,
+    Recording,
+    is_folder_of_waves,
+    load_recording,
+    name_of,
+)
+from blockspike.data.sweeps import SeveralElectrodesError
 
 Segments = list[list[Any]]  # numbers; OmegaConf takes no int for a float inside a list
 _TRAIN_SHARE = 0.6  # of a recording whose segments are not given
@@ -70,11 +78,14 @@ class RecordingsDataModule(pl.LightningDataModule):
     standard deviation of its training current, or, in the paper's recipe, 100 times its maximum.
 
     Args:
-        path: one recording, or a folder with a recording of each cell.
+        path: one recording, or a folder with a recording of each cell. A folder of ``.ibw`` files
+            is one recording.
         dt_ms: length of a step of the model, over which currents are averaged.
         train_stimulus, test_stimulus: name of the stimulus, or a pattern such as "*ramp*"; None =
             every stimulus.
         train_sweeps, test_sweeps: numbers of the sweeps, in an ``.npz`` of the stimuli; None = all.
+        electrode: name or number of the electrode to read; None = each is a cell of its own, named
+            after its file and electrode.
         train_s, test_s: segments [[start, stop], …] in seconds; None = the first 60 % and the rest,
             or all of each sweep if no sweep is in both parts.
         held_out: share of each training segment, at its end, by which starts are chosen.
@@ -112,6 +123,7 @@ class RecordingsDataModule(pl.LightningDataModule):
         test_stimulus: str | None = None,
         train_sweeps: list[int] | None = None,
         test_sweeps: list[int] | None = None,
+        electrode: str | None = None,
         train_s: Segments | None = None,
         test_s: Segments | None = None,
         held_out: float = 0.2,
@@ -143,11 +155,11 @@ class RecordingsDataModule(pl.LightningDataModule):
         self.path, self.dt_ms = Path(path), dt_ms
         self.train_stimulus, self.test_stimulus = train_stimulus, test_stimulus
         self.train_sweeps, self.test_sweeps, self._apart = train_sweeps, test_sweeps, apart
-        self.train_s, self.test_s = train_s, test_s
+        self.electrode, self.train_s, self.test_s = electrode, train_s, test_s
         self.held_out, self.warm_up_s = held_out, warm_up_s
         self.first_trial_only, self.scaling = first_trial_only, scaling
         self.own_test_scale = own_test_scale
-        self.title: str = name or self.path.stem
+        self.title: str = name or name_of(self.path)
         self.failed: dict[str, str] = {}
         self._not_there: dict[str, str] = {}
 
@@ -164,16 +176,25 @@ class RecordingsDataModule(pl.LightningDataModule):
         pairs = []
         with progress(f"Reading {self.title}", len(files)) as advance:
             for name, file in zip(_cell_names(files, self.path), files, strict=True):
-                try:
-                    chosen = (self.train_stimulus, self.train_sweeps)
-                    tested = (self.test_stimulus, self.test_sweeps)
-                    train = _read(file, name, *chosen)
-                    test = train if chosen == tested else _read(file, name, *tested)
-                    pairs.append((train, test))
-                except (ValueError, OSError) as error:
-                    self.failed[name] = str(error)
+                pairs += self._pairs(file, name, self.electrode)
                 advance(1)
         return pairs
+
+    def _pairs(
+        self, file: Path, name: str, electrode: str | None
+    ) -> list[tuple[Recording, Recording]]:
+        """Training and test stimuli of each cell in a file; those that fail go into ``failed``."""
+        chosen = (electrode, self.train_stimulus, self.train_sweeps)
+        tested = (electrode, self.test_stimulus, self.test_sweeps)
+        try:
+            train = _read(file, name, *chosen)
+            return [(train, train if chosen == tested else _read(file, name, *tested))]
+        except SeveralElectrodesError as error:
+            return [pair for own in error.electrodes for pair in self._pairs(file, name, own)]
+        except (ValueError, OSError) as error:
+            is_one_of_several = electrode is not None and self.electrode is None
+            self.failed[f"{name}_{electrode}" if is_one_of_several else name] = str(error)
+            return []
 
     def setup(self, stage: str | None = None) -> None:
         """Read, cut, bin and scale all cells; the same for every stage.
@@ -257,8 +278,9 @@ class RecordingsDataModule(pl.LightningDataModule):
             if cell.shape != usual:
                 self.failed[cell.name] = (
                     f"{cell.name}: expected training and test parts of (steps, segments) "
-                    f"{usual[:2]} as in most cells, got {cell.shape[:2]}; train_s and test_s cut "
-                    "all alike"
+                    f"{usual[:2]} as in most cells, got {cell.shape[:2]}; cells of one fit need as "
+                    "many sweeps (train_sweeps and test_sweeps, or stimuli, choose them) cut to "
+                    "one length (train_s and test_s), others a fit of their own"
                 )
         return [cell for cell in cells if cell.shape == usual]
 
@@ -286,18 +308,21 @@ class RecordingsDataModule(pl.LightningDataModule):
 
 
 def find_recordings(path: Path) -> list[Path]:
-    """Find the recordings in a folder, at any depth; a path of a file gives that file.
+    """Find the recordings in a folder, at any depth; a path of a recording gives that one.
+
+    A folder of Igor waves is one recording.
 
     Raises:
         FileNotFoundError: there is none.
     """
-    if path.is_file():
+    if path.is_file() or is_folder_of_waves(path):
         return [path]
-    files = sorted(p for s in RECORDING_SUFFIXES for p in path.rglob(f"*{s}"))
+    folders = {p.parent for p in path.rglob(f"*{IBW_SUFFIX}")}
+    files = sorted([*folders, *(p for s in RECORDING_SUFFIXES for p in path.rglob(f"*{s}"))])
     if not files:
         raise FileNotFoundError(
             f"{path}: expected a recording, a {' or '.join(RECORDING_SUFFIXES)} file or a folder "
-            "of them, got none"
+            "of them or of .ibw files, got none"
         )
     return files
 
@@ -307,15 +332,19 @@ def _cell_names(files: list[Path], folder: Path) -> list[str]:
 
     AllenSDK names the folder of a cell, not its file.
     """
-    names = [f.parent.name if f.name == "ephys.nwb" else f.stem for f in files]
+    names = [f.parent.name if f.name == "ephys.nwb" else name_of(f) for f in files]
     if len(set(names)) == len(names):
         return names
     return ["_".join(f.relative_to(folder).parts) for f in files]
 
 
-def _read(file: Path, name: str, stimulus: str | None, sweeps: list[int] | None) -> Recording:
+def _read(
+    file: Path, name: str, electrode: str | None, stimulus: str | None, sweeps: list[int] | None
+) -> Recording:
     stimuli = None if stimulus is None else [stimulus]
-    return replace(load_recording(file, stimuli=stimuli, sweeps=sweeps), name=name)
+    recording = load_recording(file, stimuli, sweeps, electrode)
+    ending = recording.name.removeprefix(name_of(file))  # of the electrode
+    return replace(recording, name=name + ending)
 
 
 def _duration_s(recording: Recording) -> float:

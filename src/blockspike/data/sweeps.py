@@ -15,6 +15,10 @@ VOLTAGE_RANGE_MV = (1.0, 250.0)
 DT_RANGE_MS = (1e-4, 1e3)
 _PA_PER_A = 1e12
 _MV_PER_V = 1e3
+# Sizes of units, in lower case by `casefold`, in mV and in pA.
+PER_MV = {"v": 1e3, "mv": 1.0, "uv": 1e-3, "μv": 1e-3}
+PER_PA = {"a": 1e12, "ma": 1e9, "ua": 1e6, "μa": 1e6, "na": 1e3, "pa": 1.0}
+VOLTAGE_CLAMP = "voltage clamp (its stimulus is in volts)"
 
 
 @dataclass(frozen=True)
@@ -25,7 +29,8 @@ class Sweep:
     ``spike_times_s`` float64 ``[n]`` as stored, seconds from the start, None if not stored.
     ``stimulus`` is "" if the file names none; ``is_shared_name`` is True if sweeps with the same
     stimulus share its name, which is not so for the names of NWB 2 series. ``command_pa`` is the
-    command, where it is known beside a recorded current.
+    command, where it is known beside a recorded current; ``electrode`` the name of the electrode in
+    a file of several, else "".
     """
 
     number: int
@@ -36,6 +41,7 @@ class Sweep:
     voltage_mv: np.ndarray | None
     spike_times_s: np.ndarray | None
     command_pa: np.ndarray | None = None
+    electrode: str = ""
 
 
 class Stored(Protocol):
@@ -44,8 +50,8 @@ class Stored(Protocol):
     number: int
     stimulus: str
 
-    def is_voltage_clamp(self) -> bool:
-        """Whether its stimulus is in volts."""
+    def other_mode(self) -> str:
+        """How it was recorded if not in current clamp, else ""."""
         ...
 
     def read(self) -> Sweep:
@@ -65,7 +71,7 @@ def choose(
     """Choose sweeps by name or number (None = all), and sort them by number.
 
     Raises:
-        ValueError: a sweep is missing or in voltage clamp, or none is left.
+        ValueError: a sweep is missing or not in current clamp, or none is left.
     """
     found = sorted(stored, key=lambda sweep: sweep.number)
     if sweeps is not None:
@@ -74,13 +80,49 @@ def choose(
         found = _with_names(path, found, stimuli)
     if not found:
         raise ValueError(f"{path}: expected a current-clamp sweep, got none")
-    voltage_clamp = [sweep.number for sweep in found if sweep.is_voltage_clamp()]
-    if voltage_clamp and (sweeps is not None or len(voltage_clamp) == len(found)):
+    others = [sweep for sweep in found if sweep.other_mode()]
+    if others and (sweeps is not None or len(others) == len(found)):
         raise ValueError(
-            f"{path}, sweep {voltage_clamp[0]}: expected current clamp, got voltage clamp (its "
-            "stimulus is in volts)"
+            f"{path}, sweep {others[0].number}: expected current clamp, got "
+            f"{others[0].other_mode()}"
         )
-    return [sweep for sweep in found if sweep.number not in voltage_clamp]
+    return [sweep for sweep in found if sweep not in others]
+
+
+class SeveralElectrodesError(ValueError):
+    """No electrode was chosen of a file that has several; ``electrodes`` are their names."""
+
+    def __init__(self, path: Path, electrodes: Sequence[str]):
+        super().__init__(
+            f"{path}: electrode: expected {_listed(electrodes)}, as the file has several, got none"
+        )
+        self.electrodes = list(electrodes)
+
+
+def choose_electrode(path: Path, electrodes: Sequence[str], chosen: str | int | None) -> str:
+    """Find an electrode by its name or, from 0, its number; return its name, "" if there is none.
+
+    Raises:
+        SeveralElectrodesError: None was chosen, and there are several.
+        ValueError: there is no such electrode.
+    """
+    if chosen is None:
+        if len(electrodes) > 1:
+            raise SeveralElectrodesError(path, electrodes)
+        return electrodes[0] if electrodes else ""
+    text = str(chosen).strip()
+    for name in electrodes:
+        if text.casefold() == name.casefold():
+            return name
+    numbers = {str(i): name for i, name in enumerate(electrodes)}
+    if text not in numbers:
+        expected = _listed(electrodes) if electrodes else "none, as the file has one cell"
+        raise ValueError(f"{path}: electrode: expected {expected}, got {chosen!r}")
+    return numbers[text]
+
+
+def _listed(electrodes: Sequence[str]) -> str:
+    return " or ".join(f"{name!r} ({i})" for i, name in enumerate(electrodes))
 
 
 def _with_numbers(path: Path, stored: list[AnyStored], sweeps: Sequence[int]) -> list[AnyStored]:
@@ -116,19 +158,28 @@ def _fits(name: str, pattern: str) -> bool:
     return name == pattern or fnmatchcase(name, pattern)
 
 
+def check_samples(where: str, quantity: str, values: np.ndarray) -> None:
+    """Check that values are numbers ``[T]``, T >= 1.
+
+    Raises:
+        ValueError: they are not; the message starts with ``where`` and ``quantity``.
+    """
+    if values.ndim != 1 or values.dtype.kind not in "fiu":
+        raise ValueError(
+            f"{where}: {quantity}: expected one number per sample, got shape {values.shape} and "
+            f"{values.dtype}"
+        )
+    if not len(values):
+        raise ValueError(f"{where}: {quantity}: expected samples, got length 0")
+
+
 def check_current(where: str, current: np.ndarray) -> None:
     """Check that a current is ``[T]``, T >= 1, of finite numbers.
 
     Raises:
         ValueError: it is not; the message starts with ``where``.
     """
-    if current.ndim != 1 or current.dtype.kind not in "fiu":
-        raise ValueError(
-            f"{where}: current: expected one number per sample, got shape {current.shape} and "
-            f"{current.dtype}"
-        )
-    if not len(current):
-        raise ValueError(f"{where}: current: expected samples, got length 0")
+    check_samples(where, "current", current)
     for i in np.flatnonzero(~np.isfinite(current))[:1]:
         raise ValueError(
             f"{where}: current: expected finite values, got {current[i]} at sample {i}"
@@ -139,6 +190,20 @@ def peak_of(values: np.ndarray) -> float:
     """Return the largest finite magnitude, or 0."""
     magnitude = np.abs(values[np.isfinite(values)])
     return float(magnitude.max()) if magnitude.size else 0.0
+
+
+def check_voltage_peak(where: str, voltage_mv: np.ndarray) -> None:
+    """Check that the peak of a voltage is plausible.
+
+    Raises:
+        ValueError: it is not; the message starts with ``where``.
+    """
+    low, high = VOLTAGE_RANGE_MV
+    peak = peak_of(voltage_mv)
+    if not low <= peak <= high:
+        raise ValueError(
+            f"{where}: expected a peak voltage of {low:g} to {high:g} mV, got {peak:.3g} mV"
+        )
 
 
 def converted_to(

@@ -23,6 +23,8 @@ def content_of(cfg: DictConfig) -> dict[str, Any]:
         content["optimizer"].pop("fused", None)
     if not content.get("n_bootstrap"):
         content.pop("n_bootstrap", None)
+    if content["data"].get("electrode") is None:
+        content["data"].pop("electrode", None)
     training = {key: value for key, value in content.pop("training", {}).items() if value}
     if training:
         content["training"] = training

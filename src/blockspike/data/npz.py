@@ -1,0 +1,207 @@
+"""Recordings in `.npz` files."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from blockspike.data.limits import read_npz
+from blockspike.data.plausible import check_intervals, check_peak, check_rate
+from blockspike.data.spikes import check_times, no_spikes, spikes_of
+from blockspike.data.sweeps import (
+    DT_RANGE_MS,
+    check_current,
+    check_voltage_peak,
+    indices_of,
+)
+
+_MOST_REPEATS = 10_000
+
+
+class NpzContent(NamedTuple):
+    """Chosen stimuli of an `.npz`.
+
+    Attributes:
+        stimuli: names, [S].
+        current_pa: float64 [S, T], a sample every `dt_ms`.
+        dt_ms: time between samples.
+        trains: spike times in s of each stimulus and repeat, [S][R_s].
+    """
+
+    stimuli: tuple[str, ...]
+    current_pa: np.ndarray
+    dt_ms: float
+    trains: list[list[np.ndarray]]
+
+
+def read_stimuli(
+    path: Path, stimuli: Sequence[str] | None, sweeps: Sequence[int] | None
+) -> NpzContent:
+    """Read and check an `.npz`; arguments and errors as in `load_recording`."""
+    arrays = read_npz(path)
+    current = np.atleast_2d(_required(path, arrays, "current_pa"))
+    if current.ndim != 2 or not len(current):
+        raise ValueError(
+            f"{path}: current_pa: expected [T] or [S, T] with S >= 1, got shape {current.shape}"
+        )
+    for s, row in enumerate(current):
+        check_current(f"{path}, stimulus {s}", row)
+    check_peak(str(path), current)
+    names = tuple(f"stimulus {s}" for s in range(len(current)))
+    kept = range(len(names)) if stimuli is None else indices_of(path, names, stimuli)
+    if sweeps is not None:
+        for number in set(sweeps) - set(range(len(names))):
+            raise ValueError(f"{path}: expected a sweep of 0 to {len(names) - 1}, got {number}")
+        kept = [s for s in kept if s in set(sweeps)]
+    if not kept:
+        raise ValueError(f"{path}: stimuli: expected some of {', '.join(names)}, got none")
+    dt_ms = _npz_dt_ms(path, arrays)
+    trains = _npz_trains(path, arrays, current, dt_ms)
+    return NpzContent(
+        stimuli=tuple(names[s] for s in kept),
+        current_pa=current[list(kept)].astype(np.float64),
+        dt_ms=dt_ms,
+        trains=[trains[s] for s in kept],
+    )
+
+
+def _required(path: Path, arrays: dict[str, np.ndarray], key: str) -> np.ndarray:
+    if key not in arrays:
+        found = ", ".join(arrays) or "nothing"
+        raise ValueError(f"{path}: expected {key} in a recording, got {found}")
+    return arrays[key]
+
+
+def _npz_dt_ms(path: Path, arrays: dict[str, np.ndarray]) -> float:
+    dt_ms = _required(path, arrays, "dt_ms")
+    low, high = DT_RANGE_MS
+    if dt_ms.size != 1 or dt_ms.dtype.kind not in "fiu" or not low <= dt_ms.item() <= high:
+        found = dt_ms.item() if dt_ms.size == 1 else f"of shape {dt_ms.shape}"
+        expected = f"one number, {low:g} to {high:g}"
+        raise ValueError(f"{path}: dt_ms: expected {expected}, got {found}")
+    return float(dt_ms.item())
+
+
+def _npz_trains(
+    path: Path, arrays: dict[str, np.ndarray], current: np.ndarray, dt_ms: float
+) -> list[list[np.ndarray]]:
+    """Spike times [S][R_s]."""
+    voltage = _npz_voltage(path, arrays, current.shape)
+    if "spike_times_s" in arrays:
+        return _stored_trains(path, arrays, [len(x) for x in voltage], current.shape[1], dt_ms)
+    for s, of_stimulus in enumerate(voltage):
+        if not of_stimulus:
+            raise no_spikes(f"{path}, stimulus {s}")
+    return [
+        [
+            spikes_of(f"{path}, stimulus {s}, repeat {r}", current[s], v, dt_ms)
+            for r, v in enumerate(of_stimulus)
+        ]
+        for s, of_stimulus in enumerate(voltage)
+    ]
+
+
+def _n_repeats(path: Path, arrays: dict[str, np.ndarray], n_stimuli: int) -> list[int | None]:
+    """Repeats of each stimulus, as the file says; None where it does not."""
+    if "n_repeats" not in arrays:
+        return [None] * n_stimuli
+    stored = arrays["n_repeats"]
+    fits = stored.size in (1, n_stimuli) and stored.dtype.kind in "iu"
+    if not fits or not ((stored >= 1) & (stored <= _MOST_REPEATS)).all():
+        raise ValueError(
+            f"{path}: n_repeats: expected an integer ≥ 1, or one for each of {n_stimuli} stimuli, "
+            f"got shape {stored.shape} and {stored.dtype}"
+        )
+    return [int(n) for n in np.broadcast_to(stored.reshape(-1), n_stimuli)]
+
+
+def _npz_voltage(
+    path: Path, arrays: dict[str, np.ndarray], shape: tuple[int, ...]
+) -> list[list[np.ndarray]]:
+    """Voltages [S][R_s] of [T]."""
+    n_stimuli, n_samples = shape
+    if "voltage_mv" not in arrays:
+        return [[] for _ in range(n_stimuli)]
+    stored = arrays["voltage_mv"]
+    voltage = np.atleast_2d(stored)
+    if n_stimuli == 1 and voltage.ndim == 2:
+        voltage = voltage[:, None]
+    if voltage.ndim != 3 or voltage.shape[1:] != shape or stored.dtype.kind not in "fiu":
+        expected = "[T] or [R, T]" if n_stimuli == 1 else f"[R, {n_stimuli}, T]"
+        raise ValueError(
+            f"{path}: voltage_mv: expected numbers {expected} as long as the current, "
+            f"T = {n_samples}, got shape {stored.shape} and {stored.dtype}"
+        )
+    rows = [[v for v in voltage[:, s] if not np.isnan(v).all()] for s in range(n_stimuli)]
+    for s, row in enumerate(rows):
+        for v in row:
+            check_voltage_peak(f"{path}, stimulus {s}", v)
+    return rows
+
+
+def _stored_trains(
+    path: Path, arrays: dict[str, np.ndarray], n_voltages: list[int], n_samples: int, dt_ms: float
+) -> list[list[np.ndarray]]:
+    duration_s = n_samples * dt_ms * 1e-3
+    times_s = arrays["spike_times_s"]
+    if times_s.ndim != 1 or times_s.dtype.kind not in "fiu":
+        raise ValueError(
+            f"{path}: spike_times_s: expected numbers [n], got shape {times_s.shape} and "
+            f"{times_s.dtype}"
+        )
+    check_times(str(path), times_s, duration_s)
+    repeat = _indices(path, arrays, "spike_repeat", _MOST_REPEATS)
+    stimulus = _indices(path, arrays, "spike_stimulus", len(n_voltages))
+    trains = []
+    for s, n_repeats in enumerate(_n_repeats(path, arrays, len(n_voltages))):
+        own = stimulus == s
+        _check_repeats(f"{path}, stimulus {s}", repeat[own], n_voltages[s], n_repeats)
+        trains.append(_repeats_of(times_s[own], repeat[own], n_repeats or max(1, n_voltages[s])))
+    for s, of_stimulus in enumerate(trains):
+        for r, train in enumerate(of_stimulus):
+            where = f"{path}, stimulus {s}, repeat {r}"
+            check_intervals(where, train)
+            check_rate(where, train, duration_s, dt_ms)
+    return trains
+
+
+def _check_repeats(where: str, repeat: np.ndarray, n_voltages: int, n_repeats: int | None) -> None:
+    """Refuse numbers of repeats beyond `n_repeats` or, without it, with gaps.
+
+    A repeat that has a voltage may be silent.
+    """
+    last = int(repeat.max()) if len(repeat) else -1
+    if n_repeats is not None:
+        if last >= n_repeats:
+            raise ValueError(
+                f"{where}: spike_repeat: expected 0 to {n_repeats - 1}, as there are {n_repeats} "
+                f"repeats, got {last}"
+            )
+        return
+    for silent in np.setdiff1d(np.arange(n_voltages, last), repeat)[:1]:
+        raise ValueError(
+            f"{where}: spike_repeat: expected spikes in each of the repeats 0 to {last}, got none "
+            f"in repeat {silent}; are repeats numbered from 1? If one was silent, add n_repeats"
+        )
+
+
+def _repeats_of(times_s: np.ndarray, repeat: np.ndarray, at_least: int) -> list[np.ndarray]:
+    n_repeats = max(at_least, int(repeat.max()) + 1 if len(repeat) else 0)
+    order = np.lexsort((times_s, repeat))
+    starts = np.searchsorted(repeat[order], np.arange(1, n_repeats))
+    return np.split(times_s[order].astype(np.float64), starts)
+
+
+def _indices(path: Path, arrays: dict[str, np.ndarray], key: str, end: int) -> np.ndarray:
+    n_spikes = len(arrays["spike_times_s"])
+    index = arrays.get(key, np.zeros(n_spikes, np.int64))
+    if index.shape != (n_spikes,):
+        raise ValueError(f"{path}: {key}: expected one per spike, {n_spikes}, got {index.size}")
+    integral = index.dtype.kind in "iu" or not n_spikes
+    wrong = (index < 0) | (index >= end) if integral else np.ones(n_spikes, bool)
+    for i in np.flatnonzero(wrong)[:1]:
+        raise ValueError(f"{path}: {key}: expected integers >= 0 below {end}, got {index[i]}")
+    return index

@@ -1,0 +1,225 @@
+"""NWB 2 as rigs and converters write it: clocks, padding, electrodes, holding currents, pairs."""
+
+import warnings
+from dataclasses import replace
+
+import h5py
+import numpy as np
+import pytest
+from made_nwb import (
+    DT_MS,
+    RATE_HZ,
+    MadeSeries,
+    make_nwb2_of,
+    membrane_mv,
+    noise_pa,
+    stimulus_and_response,
+)
+
+from blockspike.data.recordings import load_recording
+from blockspike.data.sweeps import SeveralElectrodesError
+
+pytest.importorskip("pynwb")
+
+N = 5000
+CURRENT, VOLTAGE = noise_pa(1), membrane_mv([30.0, 60.0])
+TIMES_S = 7.0 + np.arange(N) / RATE_HZ
+
+
+@pytest.fixture
+def written(tmp_path):
+    """Writes `a.nwb` with one pair, or with given series, and returns its path."""
+
+    def write(stimulus=None, response=None, current=CURRENT, voltage=VOLTAGE, series=None, rows=()):
+        pair = stimulus_and_response("0", current, voltage, stimulus=stimulus, response=response)
+        return make_nwb2_of(tmp_path / "a.nwb", pair if series is None else series, rows)
+
+    return write
+
+
+def loaded(path, **choice):
+    """Load without a warning."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        return load_recording(path, **choice)
+
+
+def first_train_ms(recording) -> list[float]:
+    return np.round(np.asarray(recording.spike_times_s[0][0]) * 1e3, 2).tolist()
+
+
+# Clocks
+
+
+def test_regular_timestamps(written):
+    recording = loaded(written({"timestamps": TIMES_S}, {"timestamps": TIMES_S}))
+    assert recording.dt_ms == DT_MS and first_train_ms(recording) == [30.0, 60.0]
+    np.testing.assert_allclose(recording.current_pa, [CURRENT], atol=1e-9)
+
+
+def test_irregular_timestamps_are_refused(written):
+    gap = TIMES_S + 1e-3 * (np.arange(N) > 4000)
+    with pytest.raises(ValueError, match=r"a.nwb, sweep 0: timestamps: .* ms off$"):
+        loaded(written({"timestamps": TIMES_S}, {"timestamps": gap}))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # pynwb, on writing
+        path = written({"timestamps": TIMES_S[1:]}, {"timestamps": TIMES_S})
+    with pytest.raises(ValueError, match=r"one for each of 5000 samples of in_0, got 4999$"):
+        loaded(path)
+
+
+def test_a_response_that_is_shorter_ends_the_sweep(written):
+    recording = loaded(written(voltage=VOLTAGE[:2000]))
+    np.testing.assert_allclose(recording.current_pa, [CURRENT[:2000]], atol=1e-9)
+    assert first_train_ms(recording) == [30.0]
+
+
+def test_a_current_of_another_rate_keeps_its_charge(written):
+    coarse = CURRENT.reshape(-1, 2).mean(1)
+    recording = loaded(written(voltage=VOLTAGE[::2], response={"rate": RATE_HZ / 2}))
+    assert recording.dt_ms == 2 * DT_MS and first_train_ms(recording)[0] == pytest.approx(
+        30, abs=0.1
+    )
+    np.testing.assert_allclose(recording.current_pa, [coarse], atol=1e-9)
+    recording = loaded(written(current=coarse, stimulus={"rate": RATE_HZ / 2}))
+    np.testing.assert_allclose(recording.current_pa, [np.repeat(coarse, 2)], atol=1e-9)
+    with pytest.raises(ValueError, match="sweep 0: expected rates .* got 50000 and 30000 Hz"):
+        loaded(written(response={"rate": 30_000.0}))
+
+
+def test_padding_by_nan_is_cut_off(written):
+    padded = np.r_[CURRENT[:3000], np.full(2000, np.nan)]
+    recording = loaded(written(current=padded))
+    np.testing.assert_allclose(recording.current_pa, [CURRENT[:3000]], atol=1e-9)
+    recording = loaded(written(voltage=np.r_[VOLTAGE[:2500], np.full(2500, np.nan)]))
+    assert recording.current_pa.shape == (1, 2500) and first_train_ms(recording) == [30.0]
+    hole = np.where(np.arange(N) == 9, np.nan, padded)
+    with pytest.raises(ValueError, match="sweep 0: current: .* got nan at sample 9"):
+        loaded(written(current=hole))
+    with pytest.raises(ValueError, match="sweep 0: voltage: .* NaN from sample 9 on"):
+        loaded(written(voltage=np.where(np.arange(N) == 9, np.nan, VOLTAGE)))
+
+
+def test_starting_times_are_honoured(written):
+    path = written({"starting_time": 3.0}, {"starting_time": 3.01})
+    with pytest.warns(UserWarning, match=r"begins \+10 ms after the stimulus"):
+        recording = load_recording(path)
+    np.testing.assert_allclose(recording.current_pa, [CURRENT[500:]], atol=1e-9)
+    assert first_train_ms(recording) == [30.0, 60.0]
+    with pytest.raises(ValueError, match="stimulus and a response at the same time"):
+        loaded(written({"starting_time": 0.0}, {"starting_time": 50.0}))
+
+
+def test_a_bias_current_is_told_and_not_added(written):
+    for unknown in (0.0, np.nan):
+        loaded(written(response={"bias_current": unknown}))
+    path = written(response={"bias_current": -5e-11})
+    with pytest.warns(UserWarning, match=r"a.nwb: bias_current: -50 pA in sweeps 0 is not added"):
+        recording = load_recording(path)
+    np.testing.assert_allclose(recording.current_pa, [CURRENT], atol=1e-9)
+
+
+def test_warnings_of_spikes_reach_the_user(written):
+    voltage = np.tile(membrane_mv([1.0], 75), 67)[:N]  # 670 Hz
+    with pytest.warns(UserWarning, match="sweep 0: 66 spikes in 0.1 s"):
+        load_recording(written(voltage=voltage))
+
+
+# Electrodes and pairs
+
+TWO = [
+    *stimulus_and_response("0", CURRENT, VOLTAGE, "soma"),
+    *stimulus_and_response("1", noise_pa(2), VOLTAGE, "soma"),
+    *stimulus_and_response("dendrite_0", CURRENT, membrane_mv([40.0]), "dendrite"),
+]
+NUMBERS = (0, 0, 1, 1, 0, 0)
+NUMBERED = [
+    replace(one, options={"sweep_number": np.uint32(n)})
+    for one, n in zip(TWO, NUMBERS, strict=True)
+]
+TABLE = [("in_0", "out_0"), ("in_dendrite_0", "out_dendrite_0"), ("in_1", "out_1")]
+
+
+@pytest.mark.parametrize(
+    ("series", "rows"), [(TWO, ()), (NUMBERED, ()), (NUMBERED, TABLE), (TWO, TABLE)]
+)
+def test_electrodes_are_cells_of_their_own(written, series, rows):
+    path = written(series=series, rows=rows)
+    with pytest.raises(SeveralElectrodesError) as caught:
+        loaded(path)
+    assert caught.value.electrodes == (["soma", "dendrite"] if rows else ["dendrite", "soma"])
+    assert "'soma'" in str(caught.value) and str(caught.value).startswith(f"{path}: electrode: ")
+    soma, dendrite = (loaded(path, electrode=name) for name in ("Soma", "dendrite"))
+    assert (soma.name, dendrite.name) == ("a_soma", "a_dendrite")
+    assert len(soma.stimuli) == 2 and len(soma.spike_times_s) == 1
+    assert len(dendrite.stimuli) == 1 and first_train_ms(dendrite) == [40.0]
+    number = caught.value.electrodes.index("dendrite")
+    assert loaded(path, electrode=number).sha256() == dendrite.sha256()
+    with pytest.raises(ValueError, match=r"electrode: expected '.*' \(0\) or .*, got 'axon'"):
+        loaded(path, electrode="axon")
+
+
+def test_an_electrode_in_voltage_clamp_is_no_choice(written):
+    clamped = [
+        MadeSeries("VoltageClampStimulusSeries", "in_v_0", VOLTAGE, "other"),
+        MadeSeries("VoltageClampSeries", "out_v_0", CURRENT, "other"),
+    ]
+    path = written(series=[*stimulus_and_response("0", CURRENT, VOLTAGE), *clamped])
+    assert loaded(path).name == "a" and loaded(path, electrode="electrode").name == "a"
+    with pytest.raises(ValueError, match=r"electrode: expected 'electrode' \(0\), got 'other'"):
+        loaded(path, electrode="other")
+
+
+def test_other_files_have_no_electrodes(tmp_path):
+    np.savez(tmp_path / "a.npz", current_pa=CURRENT, dt_ms=DT_MS, spike_times_s=[0.01])
+    with pytest.raises(ValueError, match="electrode: expected none, as the file has one cell"):
+        loaded(tmp_path / "a.npz", electrode=1)
+
+
+def test_repeats_of_names_that_cannot_be_paired_are_refused(written):
+    pair = stimulus_and_response("0", CURRENT, VOLTAGE)
+    twin = replace(pair[1], name="again_0")
+    with pytest.raises(ValueError, match=r"one stimulus and one response .* got in_0, .*again_0"):
+        loaded(written(series=[*pair, twin]))
+    rows = [("in_0", "out_0"), ("in_0", "again_0")]
+    numbered = [replace(one, options={"sweep_number": np.uint32(4)}) for one in (*pair, twin)]
+    with pytest.raises(ValueError, match=r"sweep 4: .* got in_0 and out_0 and in_0 and again_0"):
+        loaded(written(series=numbered, rows=rows))
+    with pytest.raises(ValueError, match="stimulus: expected .* for out_0, got none"):
+        loaded(written(series=pair[1:]))
+    with pytest.raises(ValueError, match="out_0: expected a row of intracellular_recordings or"):
+        loaded(written({"sweep_number": np.uint32(1)}))
+
+
+def test_a_stimulus_of_another_electrode_is_refused(written):
+    path = written(series=NUMBERED, rows=TABLE)
+    with h5py.File(path, "r+") as file:
+        del file["stimulus/presentation/in_dendrite_0/electrode"]
+        soma = h5py.SoftLink("/general/intracellular_ephys/soma")
+        file["stimulus/presentation/in_dendrite_0/electrode"] = soma
+    with pytest.raises(ValueError, match="of one electrode, got soma and dendrite"):
+        loaded(path, electrode="dendrite")
+
+
+@pytest.mark.parametrize("rows", [(), [("in_0", "out_0"), (None, "rest_1")]])
+def test_a_sweep_without_a_current_is_skipped_unless_asked_for(written, rows):
+    rest = MadeSeries("IZeroClampSeries", "rest_1", VOLTAGE)
+    path = written(series=[*stimulus_and_response("0", CURRENT, VOLTAGE), rest], rows=rows)
+    assert loaded(path).current_pa.shape == (1, N)
+    with pytest.raises(ValueError, match="sweep 1: expected current clamp, got I = 0"):
+        loaded(path, sweeps=[1])
+
+
+def test_protocols_of_different_length_are_listed(written):
+    series = [
+        *stimulus_and_response("0", CURRENT, VOLTAGE),
+        *stimulus_and_response("1", noise_pa(2, 6000), membrane_mv([9.0], 6000)),
+        *stimulus_and_response("2", noise_pa(3), VOLTAGE),
+    ]
+    path = written(series=series)
+    with pytest.raises(ValueError, match=(
+        r"got 5000 samples at 0.02 ms in 0 \(in_0\), 2 \(in_2\) and 6000 samples at 0.02 ms in 1 "
+        r"\(in_1\); choose some by sweeps="
+    )):  # fmt: skip
+        loaded(path)
+    assert loaded(path, sweeps=[0, 2]).current_pa.shape == (2, N)
