@@ -91,6 +91,41 @@ def test_by_sweep(tmp_path):
     assert data.test.trains[0][0].sum() == len(times[1]) + len(times[4])
 
 
+def test_folds_test_each_stimulus_once(tmp_path):
+    current, times = write(tmp_path / "a.npz", stimuli=5)
+    tested = []
+    for fold in range(2):
+        data = RecordingsDataModule(tmp_path / "a.npz", dt_ms=1.0, n_folds=2, fold=fold)
+        data.setup()
+        own, others = range(fold, 5, 2), range(1 - fold, 5, 2)
+        for part, numbers in ((data.test, own), (data.train, others)):
+            assert part.current.shape == (2000, len(numbers), 1) and part.first == 0
+            wanted = current[list(numbers)].reshape(len(numbers), -1, 10).mean(2).T
+            np.testing.assert_allclose(
+                part.current[:, :, 0], wanted / data.scale_pa[0], rtol=1e-4, atol=1e-6
+            )
+            spikes = [sum(len(times[r * 5 + s]) for r in range(2)) for s in numbers]
+            assert [int(x.sum()) for x in part.trains[0]] == spikes
+        tested += own
+    assert sorted(tested) == [0, 1, 2, 3, 4]
+
+
+def test_folds_that_cannot_be_are_refused(tmp_path):
+    write(tmp_path / "a.npz", stimuli=2)
+    with pytest.raises(ValueError, match="a: expected at least 3 stimuli, one a fold, got 2"):
+        RecordingsDataModule(tmp_path / "a.npz", n_folds=3).setup()
+    cases: list[tuple[dict[str, Any], str]] = [
+        ({"n_folds": 1}, "n_folds: expected at least 2, got 1"),
+        ({"n_folds": 3, "fold": 3}, "fold: expected 0 to 2, got 3"),
+        ({"fold": 1}, "fold: expected none without n_folds, got 1"),
+        ({"n_folds": 2, "train_sweeps": [0], "test_sweeps": [1]}, "n_folds: expected none beside"),
+        ({"n_folds": 2, "test_stimulus": "b"}, "n_folds: expected none beside train_sweeps"),
+    ]
+    for arguments, message in cases:
+        with pytest.raises(ValueError, match=message):
+            RecordingsDataModule(tmp_path, **arguments)
+
+
 def test_a_sweep_in_both_parts_is_split_by_time(tmp_path):
     write(tmp_path / "a.npz", stimuli=2)
     same: dict[str, Any] = {"train_sweeps": [1], "test_sweeps": [1]}

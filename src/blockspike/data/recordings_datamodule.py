@@ -94,6 +94,8 @@ class RecordingsDataModule(pl.LightningDataModule):
         scaling: "deviation" or, as published, "maximum".
         own_test_scale: divide the test current by a scale of its own, as published.
         name: name of the data set, for tables; None = the file's or folder's name.
+        n_folds, fold: cross-validation: every n-th stimulus, from number `fold` on, is for the test
+            and the others are for training, each as a whole or in `train_s` and `test_s`.
 
     Raises:
         ValueError: an argument is out of range, or training and test segments overlap.
@@ -132,6 +134,8 @@ class RecordingsDataModule(pl.LightningDataModule):
         scaling: Literal["deviation", "maximum"] = "deviation",
         own_test_scale: bool = False,
         name: str | None = None,
+        n_folds: int | None = None,
+        fold: int = 0,
     ):
         super().__init__()
         require(0 < dt_ms < float("inf"), "dt_ms", dt_ms, "a positive number of ms")
@@ -140,7 +144,9 @@ class RecordingsDataModule(pl.LightningDataModule):
         require(scaling in ("deviation", "maximum"), "scaling", scaling, "deviation or maximum")
         require((train_sweeps is None) == (test_sweeps is None), "train_sweeps, test_sweeps",
                 (train_sweeps, test_sweeps), "both or neither")  # fmt: skip
+        _check_folds(n_folds, fold, train_sweeps, train_stimulus, test_stimulus)
         apart = not set(train_sweeps or ()) & set(test_sweeps or ()) and train_sweeps is not None
+        apart = apart or n_folds is not None
         require((train_s is None) == (test_s is None), "train_s, test_s", (train_s, test_s),
                 "both or neither")  # fmt: skip
         for key, segments in (("train_s", train_s), ("test_s", test_s)):
@@ -159,6 +165,7 @@ class RecordingsDataModule(pl.LightningDataModule):
         self.held_out, self.warm_up_s = held_out, warm_up_s
         self.first_trial_only, self.scaling = first_trial_only, scaling
         self.own_test_scale = own_test_scale
+        self.n_folds, self.fold = n_folds, fold
         self.title: str = name or name_of(self.path)
         self.failed: dict[str, str] = {}
         self._not_there: dict[str, str] = {}
@@ -188,6 +195,8 @@ class RecordingsDataModule(pl.LightningDataModule):
         tested = (electrode, self.test_stimulus, self.test_sweeps)
         try:
             train = _read(file, name, *chosen)
+            if self.n_folds is not None:
+                return [_fold(train, self.n_folds, self.fold)]
             return [(train, train if chosen == tested else _read(file, name, *tested))]
         except SeveralElectrodesError as error:
             return [pair for own in error.electrodes for pair in self._pairs(file, name, own)]
@@ -305,6 +314,38 @@ class RecordingsDataModule(pl.LightningDataModule):
         n_steps = len(current)
         split = n_steps - round(self.held_out * n_steps)
         return current, torch.from_numpy(target), (self.train.first, split, n_steps)
+
+
+def _check_folds(n_folds: int | None, fold: int, *choices: Any) -> None:
+    if n_folds is None:
+        require(fold == 0, "fold", fold, "none without n_folds")
+        return
+    require(n_folds >= 2, "n_folds", n_folds, "at least 2")
+    require(0 <= fold < n_folds, "fold", fold, f"0 to {n_folds - 1}")
+    sweeps, train_stimulus, test_stimulus = choices
+    require(sweeps is None and train_stimulus == test_stimulus, "n_folds", n_folds,
+            "none beside train_sweeps, or stimuli that differ")  # fmt: skip
+
+
+def _fold(recording: Recording, n_folds: int, fold: int) -> tuple[Recording, Recording]:
+    """Training and test stimuli of a fold."""
+    numbers = range(len(recording.stimuli))
+    if len(numbers) < n_folds:
+        raise ValueError(
+            f"{recording.name}: expected at least {n_folds} stimuli, one a fold, got {len(numbers)}"
+        )
+    tested = [s for s in numbers if s % n_folds == fold]
+    trained = [s for s in numbers if s not in tested]
+    return _with_stimuli(recording, trained), _with_stimuli(recording, tested)
+
+
+def _with_stimuli(recording: Recording, kept: list[int]) -> Recording:
+    return replace(
+        recording,
+        current_pa=recording.current_pa[kept],
+        spike_times_s=[[repeat[s] for s in kept] for repeat in recording.spike_times_s],
+        stimuli=tuple(recording.stimuli[s] for s in kept),
+    )
 
 
 def find_recordings(path: Path) -> list[Path]:

@@ -25,6 +25,9 @@ def content_of(cfg: DictConfig) -> dict[str, Any]:
         content.pop("n_bootstrap", None)
     if content["data"].get("electrode") is None:
         content["data"].pop("electrode", None)
+    if content["data"].get("n_folds") is None:
+        for key in ("n_folds", "fold"):
+            content["data"].pop(key, None)
     training = {key: value for key, value in content.pop("training", {}).items() if value}
     if training:
         content["training"] = training
