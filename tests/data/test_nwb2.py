@@ -114,7 +114,7 @@ def test_a_bias_current_is_told_and_not_added(written):
     for unknown in (0.0, np.nan):
         loaded(written(response={"bias_current": unknown}))
     path = written(response={"bias_current": -5e-11})
-    with pytest.warns(UserWarning, match=r"a.nwb: bias_current: -50 pA in sweeps 0 is not added"):
+    with pytest.warns(UserWarning, match=r"a.nwb: bias_current: -50 pA in sweep 0 is not added"):
         recording = load_recording(path)
     np.testing.assert_allclose(recording.current_pa, [CURRENT], atol=1e-9)
 

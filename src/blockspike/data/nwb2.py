@@ -117,9 +117,10 @@ def _warn_of_bias(path: Path, chosen: list[_Nwb2Sweep]) -> None:
     if bias_pa:
         low, high = min(bias_pa.values()), max(bias_pa.values())
         value = f"{low:.4g}" if low == high else f"{low:.4g} to {high:.4g}"
+        sweeps = f"sweep{'s' * (len(bias_pa) > 1)} {', '.join(map(str, sorted(bias_pa)))}"
         warn(
-            f"{path}: bias_current: {value} pA in sweeps {', '.join(map(str, sorted(bias_pa)))} is "
-            "not added, since NWB 2 leaves open whether the stimulus includes it"
+            f"{path}: bias_current: {value} pA in {sweeps} is not added, since NWB 2 leaves open "
+            "whether the stimulus includes it"
         )
 
 
