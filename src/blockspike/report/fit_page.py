@@ -107,8 +107,8 @@ def render_fit(
         made_by: see `blockspike.report.page.render`.
         run_name: folder of the run.
         title: name of the data set.
-        table: a row per cell, as in `fits.csv`. Intervals are read from columns `<name>_low` and
-            `<name>_high`, and types of cells from the first column whose name ends in "type".
+        table: a row per cell, as in `fits.csv`. Columns `<name>_low` and `<name>_high` hold
+            intervals, and the first column whose name ends in "type" the types of the cells.
         cells: their traces, in the same order.
         failed: cell that could not be fitted → reason.
 
