@@ -131,3 +131,16 @@ def test_the_picture_of_a_recording_is_written(tmp_path):
     assert recording_fit([made_cell()], tmp_path / "shown") == tmp_path / "shown.png"
     assert (tmp_path / "shown.png").stat().st_size > 10_000
     assert (tmp_path / "shown.svg").is_file()
+
+
+def test_a_silent_segment_is_drawn_as_such(columns):
+    silent = np.zeros((1, 400), np.float32)
+    nothing = np.zeros((0, 3), np.int32)
+    cell = replace(
+        made_cell(), recorded=nothing, model=nothing, recorded_hz=silent, model_hz=silent,
+        gamma_4ms=np.array([np.nan]),
+    )  # fmt: skip
+    (title,), figure = columns([cell])
+    assert title.split("\n")[0].endswith("Γ –")
+    _, raster, rate = figure.axes
+    assert raster.get_ylim() == (3 + 4 + 2, 0) and rate.get_ylim() == (0, 1)

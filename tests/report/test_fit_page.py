@@ -16,7 +16,7 @@ from selenium.webdriver.support.ui import Select
 
 from blockspike.figures.cell_traces import CellTraces
 from blockspike.fitting.fitted_neuron import FittedNeuron
-from blockspike.report.fit_page import PARAMETERS, number, render_fit
+from blockspike.report.fit_page import PARAMETERS, number, render_fit, score
 from blockspike.report.viewer import pack_series
 from made_traces import DT_MS, N_MODEL, N_STEPS, made_cell
 
@@ -60,7 +60,8 @@ def stored(html: str, k: int = 0) -> dict:
 
 
 def test_every_parameter_of_a_fitted_neuron_has_a_symbol_and_a_unit():
-    assert PARAMETERS.keys() == {x.name for x in fields(FittedNeuron)} - {"name"}
+    of_neuron = {x.name for x in fields(FittedNeuron)} - {"name"}
+    assert of_neuron == PARAMETERS.keys() - {"escape_rate_hz", "escape_width"}
 
 
 def test_a_cell_shows_its_parameters_and_scores():
@@ -70,8 +71,8 @@ def test_a_cell_shows_its_parameters_and_scores():
     assert ["τ_m time constant of the membrane", "20", "ms"] in rows
     assert not any("b₂" in row[0] for row in rows)  # 0: the neuron has no such part
     scores = {name: values for name, *values in rows_of(html, "Scores")}
-    assert scores["normalised ETV, σ 15 ms"] == ["0.9", "0.95"]
-    assert scores["null: a constant rate during the stimulus, σ 15 ms"] == ["0.3", "–"]
+    assert scores["normalised ETV, σ 15 ms"] == ["0.900", "0.950"]
+    assert scores["null: a constant rate during the stimulus, σ 15 ms"] == ["0.300", "–"]
     assert scores["reliability: another trial of the neuron, σ 15 ms"] == ["–", "–"]
     assert 'id="cells"' not in html and 'id="parameters"' not in html  # there is only one
 
@@ -143,6 +144,12 @@ def test_intervals_between_spikes_are_those_within_a_trial():
 def test_numbers_have_three_digits_and_a_minus_sign():
     values = (0.123456, -2.0, 12345.6, 0.0000123, float("nan"), None, 0)
     assert [number(x) for x in values] == ["0.123", "−2", "12346", "1.23e−05", "–", "–", "0"]
+
+
+def test_scores_have_three_decimals_and_rates_three_digits():
+    values = (0.12345, -0.0001, -0.5, 1.0, float("nan"), None)
+    assert [score("etv_15ms", x) for x in values] == ["0.123", "0.000", "−0.500", "1.000", "–", "–"]
+    assert score("recorded_hz", 3.333333) == "3.33"
 
 
 def test_unknown_values_of_a_series_are_marked():

@@ -72,7 +72,7 @@ def _column(axes, cell: CellTraces, segment: int) -> None:
     n = len(cell.titles)
     of_all = f" ({segment + 1} of {n})" if n > 1 else ""
     etv, gamma = cell.etv_15ms[segment], cell.gamma_4ms[segment]
-    scores = f"ETV {etv:.2f}, Γ {gamma:.2f}".replace("-", "−")
+    scores = f"ETV {etv:.2f}, Γ {gamma:.2f}".replace("-", "−").replace("nan", "–")
     axes[0].set_title(f"{cell.name}: {scores}\n{cell.titles[segment]}{of_all}", fontsize=9)
     current = cell.current_pa[segment]
     axes[0].plot(_times(len(current), duration_s), current, color=GREY, lw=0.5)
@@ -90,11 +90,12 @@ def _column(axes, cell: CellTraces, segment: int) -> None:
         [first + (n_trials - 1) / 2 for _, n_trials, first, _, _ in sets],
         [label for *_, label, _ in sets],
     )
-    axes[1].invert_yaxis()
+    axes[1].set_ylim(n_recorded + cell.n_model + 2, 0)  # the first trial on top
     rates = (("recorded", cell.recorded_hz, GREY), ("model", cell.model_hz, ORANGE))
     for label, hz, colour in rates:
         time_s = np.arange(hz.shape[1]) * cell.rate_steps * cell.dt_ms / 1000
         axes[2].plot(time_s, hz[segment], color=colour, lw=1, label=label)
+    axes[2].set_ylim(0, max(1, axes[2].get_ylim()[1]))
     axes[2].set_xlabel(f"time (s){part}")
     axes[2].set_xlim(0, min(duration_s, _SHOWN_S))
 

@@ -305,8 +305,9 @@
     }
 
     drawLines(box, x, label, series, inner, xOf) {
+      const least = label === "rate (Hz)" ? [0, 1] : []; // also of silence
       const drawn = series.map((line) => pointsOf(line, this.start, this.share, box.width));
-      const [low, high] = range(drawn.flatMap((points) => finite(points.map(([, v]) => v))));
+      const [low, high] = range([...least, ...drawn.flatMap((points) => finite(points.map(([, v]) => v)))]);
       const yOf = linear(low, high, box.height, 0);
       const marks = ticks(low, high, 3);
       frame(this.svg, box, x, { label, marks, of: (value) => box.y + yOf(value) });

@@ -24,6 +24,7 @@ _SCORES = {
     "gamma_4ms": "coincidence factor Γ ± 4 ms",
     "gamma_a_2ms": "Γ ± 2 ms relative to reliability",
     "md_star_4ms": "Md* ± 4 ms",
+    "bits_per_spike": "bits per spike beyond a constant rate, with escape noise",
     "rate_hz": "rate of the model (Hz)",
     "recorded_hz": "recorded rate (Hz)",
     "rate_error": "relative error of the rate",
@@ -48,6 +49,8 @@ PARAMETERS = {
     "tau_coupling_ms": ("τ_c", "how fast the threshold follows V", "ms"),
     "coupling_onset": ("onset", "V above which the threshold follows", "thresholds"),
     "coupling_width": ("width", "width of that onset", "thresholds"),
+    "escape_rate_hz": ("escape rate", "rate at the threshold, with escape noise instead", "Hz"),
+    "escape_width": ("escape width", "change of V by which that rate grows e-fold", "thresholds"),
     "dt_ms": ("dt", "time step", "ms"),
 }
 _TABLE_SCORES = {
@@ -169,15 +172,17 @@ def _section(
     parameters: Sequence[str],
     scores: Sequence[str],
 ) -> CellSection:
-    columns = [*scores, *parameters]
     counts, intervals = _interval_histogram(cell)
     return CellSection(
         name=cell.name,
         kind="" if kind is None or pd.isna(row[kind]) else str(row[kind]),
-        values=[Value(number(row[name]), float(row[name])) for name in columns],
+        values=[
+            *(Value(score(name, row[name]), float(row[name])) for name in scores),
+            *(Value(number(row[name]), float(row[name])) for name in parameters),
+        ],
         parameters=[_parameter(name, row) for name in parameters],
         scores=[
-            (label, *(number(row.get(f"{part}_{name}")) for part in ("test", "train")))
+            (label, *(score(name, row.get(f"{part}_{name}")) for part in ("test", "train")))
             for name, label in _SCORES.items()
             if f"test_{name}" in row or f"train_{name}" in row
         ],
@@ -185,7 +190,7 @@ def _section(
         rates=_rates_in_words(cell),
         n_rows=int(cell.n_recorded.max()) + cell.n_model,
         titles=[
-            f"{title}: ETV {number(etv)}, Γ {number(gamma)}"
+            f"{title}: ETV {score('etv', etv)}, Γ {score('gamma', gamma)}"
             for title, etv, gamma in zip(cell.titles, cell.etv_15ms, cell.gamma_4ms, strict=True)
         ],
         traces=_packed(cell) | {"intervals": counts},
@@ -211,6 +216,13 @@ def number(value: Any) -> str:
     size = abs(float(value))
     text = f"{float(value):.0f}" if size >= 1000 else f"{float(value):.3g}"
     return text.replace("-", "−")
+
+
+def score(name: str, value: Any) -> str:
+    """A score as text: a rate as `number` shows it, others with three decimals."""
+    if value is None or pd.isna(value) or name.endswith("hz"):
+        return number(value)
+    return f"{round(float(value), 3) + 0.0:.3f}".replace("-", "−")
 
 
 def _numbers(table: pd.DataFrame, name: str) -> list[float | None]:
