@@ -71,7 +71,7 @@ def _report_fit(run: Run) -> Path:
         made_by=provenance(),
         run_name=str(run.folder),
         title=str(row["data_set"]),
-        table=pd.read_csv(run.folder / "fits.csv"),
+        table=pd.read_csv(run.folder / "fits.csv", converters={"cell": str}),  # also "007"
         cells=cells,
         failed={name: str(reason) for name, reason in failed.items()},
     )
