@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from blockspike.figures.cell_traces import CellTraces, rate_steps, smoothed_hz, spikes_of
+from blockspike.figures.cell_traces import CellTraces, smoothed_hz, spikes_of
 
 DT_MS, N_STEPS, N_MODEL = 0.5, 2000, 4
 
@@ -26,9 +26,9 @@ def made_cell(name: str = "cell", n_segments: int = 1, seed: int = 0, rate_hz=20
         current_pa=rng.normal(50, 20, shape).astype(np.float32),
         membrane=rng.normal(0.5, 0.2, shape).astype(np.float16),
         threshold=np.ones(shape, np.float16),
-        recorded_hz=np.stack([smoothed_hz(x.mean(0), DT_MS) for x in recorded]),
-        model_hz=np.stack([smoothed_hz(x.mean(0), DT_MS) for x in model]),
-        rate_steps=rate_steps(DT_MS),
+        recorded_hz=np.stack([smoothed_hz(x.mean(0), DT_MS, 10) for x in recorded]),
+        model_hz=np.stack([smoothed_hz(x.mean(0), DT_MS, 10) for x in model]),
+        rate_steps=10,
         etv_15ms=rng.random(n_segments),
         gamma_4ms=rng.random(n_segments),
         rates=rng.uniform(1, 50, (n_segments, 4)).astype(np.float32),

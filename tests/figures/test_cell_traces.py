@@ -53,8 +53,9 @@ def test_a_long_series_keeps_its_extremes():
 
 
 def test_a_page_of_many_cells_is_small():
-    points_of_page = 146 * 3 * 4 * n_points(146, 3)
-    assert points_of_page * 2 * 4 / 3 < 14e6  # bytes, as base64 of int16
+    for n_segments in (1, 3, 20):  # each with a current, a voltage, V, θ and two rates
+        points_of_page = 146 * n_segments * 6 * n_points(146, n_segments)
+        assert points_of_page * 2 * 4 / 3 <= 16e6  # bytes, as base64 of int16
     assert n_points(146, 3) > 2000 and n_points(10_000, 50) == 200
 
 
@@ -69,7 +70,14 @@ def test_spikes_are_counted_by_segment_trial_and_step():
 
 def test_a_smoothed_rate_has_the_mean_rate():
     train = np.random.default_rng(0).random(40_000) < 0.005
-    hz = smoothed_hz(train, 0.5)
-    assert len(hz) == 40_000 / rate_steps(0.5) == 4000
-    assert hz.mean() == pytest.approx(train.mean() * 2000, rel=0.01)
-    assert rate_steps(8.0) == 1
+    hz = smoothed_hz(train, 0.5, 10)
+    assert hz.shape == (4000,) and hz.mean() == pytest.approx(train.mean() * 2000, rel=0.01)
+    np.testing.assert_allclose(hz[::3], smoothed_hz(train, 0.5, 30))
+
+
+@pytest.mark.parametrize(
+    ("dt_ms", "n_steps", "most", "expected"),
+    [(0.5, 40_000, 5000, 10), (8.0, 100, 5000, 1), (0.5, 40_000, 1000, 40), (0.5, 41, 2, 21)],
+)
+def test_rates_are_given_every_5_ms_if_they_are_not_too_many(dt_ms, n_steps, most, expected):
+    assert rate_steps(dt_ms, n_steps, most) == expected

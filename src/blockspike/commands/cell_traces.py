@@ -86,6 +86,7 @@ def cell_traces(
     membrane, threshold = (x[:, first:] for x in _membrane_and_threshold(neuron, current_pa))
     tested = _segments(shown_pa, recorded, predicted)
     rates, are_steps = rates_by_current([*training, *tested], dt_ms)
+    every = rate_steps(dt_ms, shown_pa.shape[1], most)
     is_test = np.arange(len(rates)) >= len(training)
     return CellTraces(
         name=neuron.name,
@@ -100,9 +101,9 @@ def cell_traces(
         membrane=thinned(membrane, most).astype(np.float16),
         threshold=thinned(threshold, most).astype(np.float16),
         voltage_mv=None if voltage_mv is None else thinned(voltage_mv, most).astype(np.float16),
-        recorded_hz=np.stack([smoothed_hz(trains.mean(0), dt_ms) for trains in recorded]),
-        model_hz=np.stack([smoothed_hz(x.mean, dt_ms) for x in predicted]),
-        rate_steps=rate_steps(dt_ms),
+        recorded_hz=np.stack([smoothed_hz(trains.mean(0), dt_ms, every) for trains in recorded]),
+        model_hz=np.stack([smoothed_hz(x.mean, dt_ms, every) for x in predicted]),
+        rate_steps=every,
         etv_15ms=scores["etv_15ms"].to_numpy(),
         gamma_4ms=scores["gamma_4ms"].to_numpy(),
         rates=np.column_stack([rates, is_test]).astype(np.float32),

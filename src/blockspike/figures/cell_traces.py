@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
@@ -12,8 +13,8 @@ from scipy.ndimage import gaussian_filter1d
 SIGMA_MS = 15.0
 """Width of the Gaussian that smooths rates."""
 _RATE_STEP_MS = 5.0  # a third of the width: no more is left to resolve
-_SERIES_POINTS = 5_000_000  # of all cells: at two bytes each, about 13 MB of a page
-_SERIES = 4  # current, membrane, threshold, voltage
+_SERIES_POINTS = 6_000_000  # of all cells: at two bytes each, at most 16 MB of a page
+_SERIES = 6  # current, membrane, threshold, voltage and two rates
 _FEWEST_POINTS = 200
 
 
@@ -124,13 +125,12 @@ def spikes_of(trials: Sequence[np.ndarray]) -> np.ndarray:
     return np.concatenate(rows).astype(np.int32)
 
 
-def rate_steps(dt_ms: float) -> int:
-    """Steps between two values of a smoothed rate."""
-    return max(1, round(_RATE_STEP_MS / dt_ms))
+def rate_steps(dt_ms: float, n_steps: int, most: int) -> int:
+    """Steps between two values of a smoothed rate, of which there are at most `most`."""
+    return max(1, round(_RATE_STEP_MS / dt_ms), math.ceil(n_steps / most))
 
 
-def smoothed_hz(spikes: np.ndarray, dt_ms: float) -> np.ndarray:
-    """Smoothed rate in Hz, float32 [..., Q], of spikes or their mean [..., T]."""
-    smooth = gaussian_filter1d(np.asarray(spikes, float), SIGMA_MS / dt_ms, axis=-1)
-    every = np.asarray(smooth, np.float32)[..., :: rate_steps(dt_ms)]
-    return every * np.float32(1000 / dt_ms)
+def smoothed_hz(spikes: np.ndarray, dt_ms: float, every: int) -> np.ndarray:
+    """Smoothed rate in Hz at every so many steps, float32 [Q], of spikes or their mean [T]."""
+    smooth = gaussian_filter1d(np.asarray(spikes, float), SIGMA_MS / dt_ms)
+    return np.asarray(smooth, np.float32)[::every] * np.float32(1000 / dt_ms)
