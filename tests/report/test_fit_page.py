@@ -16,6 +16,7 @@ from selenium.webdriver.support.ui import Select
 
 from blockspike.figures.cell_traces import CellTraces
 from blockspike.fitting.fitted_neuron import FittedNeuron
+from blockspike.fitting.identified import identified
 from blockspike.report.fit_page import PARAMETERS, number, render_fit, score
 from blockspike.report.viewer import pack_series
 from made_traces import DT_MS, N_MODEL, N_STEPS, made_cell
@@ -61,7 +62,9 @@ def stored(html: str, k: int = 0) -> dict:
 
 def test_every_parameter_of_a_fitted_neuron_has_a_symbol_and_a_unit():
     of_neuron = {x.name for x in fields(FittedNeuron)} - {"name"}
-    assert of_neuron == PARAMETERS.keys() - {"escape_rate_hz", "escape_width"}
+    neuron = FittedNeuron("cell", 10.0, 100.0, 0.2, 0.01, 0.0, arp_ms=2.0, dt_ms=0.5)
+    found = identified(neuron.parameters()).keys()
+    assert of_neuron | found == PARAMETERS.keys() - {"escape_rate_hz", "escape_width"}
 
 
 def test_a_cell_shows_its_parameters_and_scores():
@@ -79,9 +82,14 @@ def test_a_cell_shows_its_parameters_and_scores():
 
 def test_intervals_of_parameters_are_shown_where_there_are_some():
     cells = [made_cell("a"), made_cell("b")]
-    html = page_of(cells, tau_membrane_ms_low=[18.0, np.nan], tau_membrane_ms_high=[22.5, np.nan])
+    html = page_of(
+        cells, tau_membrane_ms_low=[18.0, np.nan], tau_membrane_ms_high=[22.5, np.nan],
+        not_constrained=["b; rest", None],
+    )  # fmt: skip
+    assert html.count("This stimulus does not constrain b; rest.") == 1
+    assert html.count("does not constrain") == 1
     rows = rows_of(html, "Parameters")
-    assert rows[0] == ["parameter", "value", "interval", "unit"]
+    assert rows[0] == ["parameter", "value", "90 % interval", "unit"]
     assert ["τ_m time constant of the membrane", "20", "18 to 22.5", "ms"] in rows
     assert ["gain steady change of V per current", "0.01", "–", "thresholds/pA"] in rows
     assert ["τ_m time constant of the membrane", "10", "–", "ms"] in rows_of(

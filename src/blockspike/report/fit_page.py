@@ -49,6 +49,10 @@ PARAMETERS = {
     "tau_coupling_ms": ("τ_c", "how fast the threshold follows V", "ms"),
     "coupling_onset": ("onset", "V above which the threshold follows", "thresholds"),
     "coupling_width": ("width", "width of that onset", "thresholds"),
+    "rheobase_pa": ("rheobase", "least steady current at which it fires", "pA"),
+    "noise_pa": ("noise/gain", "current that moves V by its noise", "pA"),
+    "adaptation_20ms_pa": ("adaptation, 20 ms", "current that a spike costs 20 ms later", "pA"),
+    "adaptation_100ms_pa": ("adaptation, 100 ms", "and 100 ms later", "pA"),
     "escape_rate_hz": ("escape rate", "rate at the threshold, with escape noise instead", "Hz"),
     "escape_width": ("escape width", "change of V by which that rate grows e-fold", "thresholds"),
     "dt_ms": ("dt", "time step", "ms"),
@@ -76,6 +80,7 @@ class CellSection:
     Attributes:
         name, kind: the cell and its type, or "".
         values: scores and parameters in the columns of the table of cells.
+        unconstrained: parameters of which the stimulus says little, or "".
         parameters: symbol, meaning, value, interval and unit, as text.
         scores: meaning, test and training, as text.
         intervals, rates: summaries in words.
@@ -86,6 +91,7 @@ class CellSection:
 
     name: str
     kind: str
+    unconstrained: str
     values: list[Value]
     parameters: list[tuple[str, ...]]
     scores: list[tuple[str, ...]]
@@ -110,8 +116,9 @@ def render_fit(
         made_by: see `blockspike.report.page.render`.
         run_name: folder of the run.
         title: name of the data set.
-        table: a row per cell, as in `fits.csv`. Columns `<name>_low` and `<name>_high` hold
-            intervals, and the first column whose name ends in "type" the types of the cells.
+        table: a row per cell, as in `fits.csv`. Columns `<name>_low` and `<name>_high` hold 90 %
+            intervals, `not_constrained` the parameters of which the stimulus says little, and the
+            first column whose name ends in "type" the types of the cells.
         cells: their traces, in the same order.
         failed: cell that could not be fitted → reason.
 
@@ -175,7 +182,8 @@ def _section(
     counts, intervals = _interval_histogram(cell)
     return CellSection(
         name=cell.name,
-        kind="" if kind is None or pd.isna(row[kind]) else str(row[kind]),
+        kind=_text(row, kind),
+        unconstrained=_text(row, "not_constrained"),
         values=[
             *(Value(score(name, row[name]), float(row[name])) for name in scores),
             *(Value(number(row[name]), float(row[name])) for name in parameters),
@@ -195,6 +203,12 @@ def _section(
         ],
         traces=_packed(cell) | {"intervals": counts},
     )
+
+
+def _text(row: dict[Any, Any], name: str | None) -> str:
+    value = None if name is None else row.get(name)
+    is_known = value is not None and value == value  # not NaN
+    return str(value) if is_known else ""
 
 
 def _headings(name: str) -> str:
