@@ -50,7 +50,6 @@ PARAMETERS = {
     "coupling_onset": ("onset", "V above which the threshold follows", "thresholds"),
     "coupling_width": ("width", "width of that onset", "thresholds"),
     "rheobase_pa": ("rheobase", "least steady current at which it fires", "pA"),
-    "noise_pa": ("noise/gain", "current that moves V by its noise", "pA"),
     "adaptation_20ms_pa": ("adaptation, 20 ms", "current that a spike costs 20 ms later", "pA"),
     "adaptation_100ms_pa": ("adaptation, 100 ms", "and 100 ms later", "pA"),
     "escape_rate_hz": ("escape rate", "rate at the threshold, with escape noise instead", "Hz"),
