@@ -48,6 +48,7 @@ usage: blockspike COMMAND [overrides]
   status     show the progress of all runs:     blockspike status
   collect    gather finished runs in a table:   blockspike collect
   report     put everything on one page:        blockspike report run=outputs/…
+             or the cells of a fit:             blockspike report run=outputs/fit/…
 
 `blockspike COMMAND --help` lists a command's options, `--cfg job` prints its configuration,
 and `eval "$(blockspike completion bash)"` (or zsh) switches on tab completion.

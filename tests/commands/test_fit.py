@@ -1,7 +1,9 @@
 """`blockspike train` on recordings: from file to figure, restarts, failures, evaluation."""
 
 import json
+from dataclasses import replace
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
@@ -9,8 +11,10 @@ import torch
 from made_nwb import make_nwb2_of, membrane_mv, noise_pa, stimulus_and_response
 
 from blockspike.commands.evaluate_neuron import evaluate_neuron
+from blockspike.data.limits import read_npz
 from blockspike.data.recordings import Recording
-from blockspike.files import read_json
+from blockspike.figures.cell_traces import cells_of
+from blockspike.files import read_json, write_npz
 from blockspike.fitting.fitted_neuron import FittedNeuron, load_neuron
 from blockspike.fitting.parameters import NeuronParameters, simulate
 from blockspike.fitting.scores import predictions_of
@@ -47,6 +51,12 @@ def test_a_recording_is_fitted_from_file_to_figure(blockspike, tmp_path, cells):
     assert neuron.noise == pytest.approx(table["noise"][0]) and neuron.noise > 0
     assert table["test_etv_15ms"][0] > table["test_trial_etv_15ms"][0] > 0
 
+    page = run / "report.html"
+    done = blockspike("report", f"run={run}")
+    assert f"{page.relative_to(tmp_path)}: " in done.stdout and "1 cell" in done.stdout
+    assert "my_cell: fitted neuron" in page.read_text()
+    assert not (tmp_path / "outputs" / "report.html").exists()
+
     assert "finished, skipped" in blockspike(*arguments).stdout
     shown = blockspike(
         "evaluate", f"neuron={run / 'fits' / 'my_cell.json'}", "recording=my_cell.npz"
@@ -76,6 +86,7 @@ def test_a_fit_without_noise_predicts_one_train(blockspike, tmp_path, cells):
 
 def test_other_cells_finish_when_one_is_broken(blockspike, tmp_path, cells):
     (tmp_path / "cells").mkdir()
+    cells = [replace(recording, name=f"00{k}") for k, recording in enumerate(cells)]
     for recording in cells:
         write_recording(recording, tmp_path / "cells" / f"{recording.name}.npz")
     (tmp_path / "cells" / "torn.npz").write_bytes(b"PK\x03\x04")
@@ -83,8 +94,69 @@ def test_other_cells_finish_when_one_is_broken(blockspike, tmp_path, cells):
     (run,) = (p.parent for p in (tmp_path / "outputs").rglob("result.json"))
     assert "left out: " in done.stderr and "torn.npz" in done.stderr
     assert list(json.loads((run / "failed.json").read_text())) == ["torn"]
-    assert list(pd.read_csv(run / "fits.csv")["cell"]) == [r.name for r in cells]
+    table = pd.read_csv(run / "fits.csv", converters={"cell": str})
+    assert list(table["cell"]) == [r.name for r in cells]
     assert read_json(run / "result.json")["n_failed"] == 1
+    _check_traces(run, cells)
+    blockspike("report", f"run={run}")
+    html = (run / "report.html").read_text()
+    assert "torn.npz" in html and all(f">{r.name}</a>" in html for r in cells)
+    _check_refusals(blockspike, run)
+
+
+def _check_traces(run, cells):
+    """The traces of every cell are those of its recording and of its fitted neuron."""
+    stored = cells_of(read_npz(run / "traces.npz"))
+    table = pd.read_csv(run / "fits.csv")
+    for cell, recording, (_, row) in zip(stored, cells, table.iterrows(), strict=True):
+        assert cell.name == recording.name and cell.titles == ["stimulus 0, 3–5 s"]
+        assert cell.etv_15ms[0] == pytest.approx(row["test_etv_15ms"])
+        assert cell.voltage_mv is None and not cell.are_steps
+        first = round(3000 / cell.dt_ms)
+        current = recording.current(cell.dt_ms)
+        np.testing.assert_allclose(cell.current_pa[0], current[0, first:], rtol=1e-3, atol=1e-2)
+        trains = recording.spike_trains(0, cell.dt_ms)[:, first:]
+        assert np.array_equal(cell.recorded[:, 1:], np.argwhere(trains))
+        neuron = load_neuron(run / "fits" / f"{cell.name}.json")
+        trials = neuron.simulate(current[0], 100)[:, first:].mean()
+        assert cell.model_hz.mean() == pytest.approx(trials * 1000 / cell.dt_ms, rel=0.1)
+        assert cell.n_model == 10 and len(cell.model) / 10 == pytest.approx(
+            row["test_rate_hz"] * 2, rel=0.2
+        )
+        fired = cell.membrane > cell.threshold  # of the neuron without noise
+        assert fired.sum() == pytest.approx(neuron.simulate(current[0])[first:].sum(), abs=2)
+        trained, tested = cell.rates
+        assert (trained[3], tested[3]) == (0, 1)
+        assert tested[1:3] == pytest.approx(row[["test_recorded_hz", "test_rate_hz"]].tolist())
+        assert trained[1:3] == pytest.approx(row[["train_recorded_hz", "train_rate_hz"]].tolist())
+        assert trained[0] == pytest.approx(current[0, :first].mean(), abs=0.1)
+
+
+def _check_refusals(blockspike, run):
+    """A fit of an older version, or without a result, is refused in one line."""
+    older = {"dt_ms": np.array(0.5), "cell0_name": np.array("a"), "cell0_trains": np.zeros((2, 9))}
+    write_npz(run / "traces.npz", older)
+    for command in ("report", "figures"):
+        done = blockspike(command, f"run={run}", check=False)
+        assert done.returncode == 2 and "older versions; fit again" in done.stderr
+    (run / "result.json").unlink()
+    done = blockspike("report", f"run={run}", check=False)
+    assert done.returncode == 2 and "expected a finished fit" in done.stderr
+
+
+def test_a_picture_of_many_stimuli_is_no_wider(blockspike, tmp_path):
+    rng = np.random.default_rng(0)
+    np.savez(
+        tmp_path / "steps.npz", current_pa=rng.normal(100, 50, (30, 4000)), dt_ms=0.5,
+        spike_times_s=np.linspace(0.1, 1.9, 30), spike_stimulus=np.arange(30), n_repeats=1,
+    )  # fmt: skip
+    neuron = FittedNeuron("cell", 10.0, 100.0, 0.2, 0.01, 0.0, arp_ms=2.0, dt_ms=0.5)
+    neuron.save(tmp_path / "cell.json")
+    done = blockspike("evaluate", "neuron=cell.json", "recording=steps.npz")
+    assert done.stdout.count("normalised ETV") == 30
+    assert len(json.loads((tmp_path / "cell_on_steps.json").read_text())) == 30
+    height, width, _ = plt.imread(tmp_path / "cell_on_steps.png").shape
+    assert width < 3000 and height < 1200
 
 
 def test_an_interrupted_fit_resumes_to_identical_bits(blockspike, tmp_path, cells):

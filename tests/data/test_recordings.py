@@ -641,3 +641,47 @@ def test_l5_has_nine_repeats():
     assert recording.current_pa.shape == (1, 150_000)
     assert recording.spike_trains(0, 0.1).shape == (9, 150_000)
     assert recording.spike_trains(0, 0.1).sum() == 1582
+
+
+def voltage_of(recording: Recording, stimulus: int, dt_ms: float) -> np.ndarray:
+    voltage = recording.voltage(stimulus, dt_ms)
+    assert voltage is not None
+    return voltage
+
+
+def test_the_voltage_of_a_step_is_the_largest_of_its_first_repeat(tmp_path):
+    rng = np.random.default_rng(0)
+    voltage = rng.normal(-60, 2, (2, 3, 1000))
+    voltage[0, 1] = np.nan  # stimulus 1 was first given in repeat 1
+    np.savez(
+        tmp_path / "cell.npz", current_pa=rng.normal(0, 50, (3, 1000)), dt_ms=0.1,
+        voltage_mv=voltage, spike_times_s=[0.01], n_repeats=2,
+    )  # fmt: skip
+    recording = load_recording(tmp_path / "cell.npz")
+    for stimulus, repeat in ((0, 0), (1, 1), (2, 0)):
+        expected = voltage[repeat, stimulus].reshape(-1, 5).max(1)
+        np.testing.assert_allclose(voltage_of(recording, stimulus, 0.5), expected, rtol=1e-6)
+    np.testing.assert_allclose(voltage_of(recording, 0, 0.1), voltage[0, 0], rtol=1e-6)
+    twice = np.repeat(voltage[0, 0], 2)
+    np.testing.assert_allclose(voltage_of(recording, 0, 0.05), twice, rtol=1e-6)
+    odd = voltage_of(recording, 0, 0.7)  # 142 steps of 7 samples; 6 samples are left over
+    assert len(odd) == len(recording.current(0.7)[0]) == 142
+    np.testing.assert_allclose(odd[-1], voltage[0, 0, 987:994].max(), rtol=1e-6)
+    assert recording.sha256() == replace(recording, voltage_mv=None).sha256()
+
+
+@pytest.mark.parametrize("make", [make_nwb1, make_nwb2])
+def test_the_voltage_of_a_file_of_sweeps_is_that_of_the_first_repeat(tmp_path, make):
+    first, second = membrane_mv([50.0]), membrane_mv([80.0])
+    sweeps = [
+        MadeSweep(number, "Noise 1", noise_pa(0), v) for number, v in ((3, first), (5, second))
+    ]
+    recording = load_recording(make(tmp_path / "cell.nwb", sweeps))
+    assert len(recording.spike_times_s) == 2
+    np.testing.assert_allclose(voltage_of(recording, 0, DT_MS), first, rtol=1e-5)
+
+
+def test_a_recording_of_spikes_has_no_voltage(tmp_path):
+    np.savez(tmp_path / "cell.npz", current_pa=np.arange(99.0), dt_ms=0.1, spike_times_s=[0.001])
+    recording = load_recording(tmp_path / "cell.npz")
+    assert recording.voltage_mv is None and recording.voltage(0, 0.5) is None

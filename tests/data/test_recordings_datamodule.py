@@ -291,3 +291,31 @@ def test_folders_of_igor_waves_are_cells(tmp_path):
     data = RecordingsDataModule(tmp_path)
     data.setup()
     assert data.names == ["cell_1", "cell_2"] and data.title == tmp_path.name
+
+
+def test_scored_segments_have_a_title_and_a_voltage(tmp_path):
+    write(tmp_path / "a.npz", stimuli=2)
+    with np.load(tmp_path / "a.npz") as stored:
+        arrays = dict(stored)
+    voltage = np.random.default_rng(1).normal(-60, 2, (2, 2, 20_000))
+    np.savez(tmp_path / "a.npz", **arrays, voltage_mv=voltage)
+    cut = RecordingsDataModule(
+        tmp_path / "a.npz", dt_ms=1.0, train_s=[[0, 1]], test_s=[[1, 1.5], [1.5, 2]], warm_up_s=0.25
+    )
+    cut.setup()
+    assert cut.test_titles == [
+        [f"stimulus {k}, {part} s" for k in (0, 1) for part in ("1–1.5", "1.5–2")]
+    ]
+    largest = voltage[0].reshape(2, -1, 10).max(2)  # of the first repeat, in steps of 1 ms
+    expected = np.concatenate([largest[:, 1000:1500], largest[:, 1500:]], 1).reshape(4, -1)
+    (shown,) = cut.test_voltage_mv
+    assert shown is not None
+    np.testing.assert_allclose(shown, expected, rtol=1e-6)
+
+    whole = RecordingsDataModule(tmp_path / "a.npz", dt_ms=1.0, train_sweeps=[0], test_sweeps=[1])
+    whole.setup()
+    assert whole.test_titles == [["stimulus 1"]]
+    write(tmp_path / "b.npz")
+    spikes = RecordingsDataModule(tmp_path / "b.npz", dt_ms=1.0)
+    spikes.setup()
+    assert spikes.test_voltage_mv == [None]

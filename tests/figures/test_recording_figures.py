@@ -1,5 +1,7 @@
 """The figure on recordings, drawn from a table of fits."""
 
+from dataclasses import replace
+
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -8,6 +10,7 @@ import pytest
 from blockspike.figures.recording import recording_fit
 from blockspike.figures.recordings import recordings
 from blockspike.figures.style import use_style
+from made_traces import made_cell
 
 
 def fits() -> pd.DataFrame:
@@ -70,24 +73,74 @@ def test_without_fits_the_published_values_and_the_command_are_shown(tmp_path, d
         assert override in axis.get_title(loc="left") and len(axis.get_lines()) == 1
 
 
-def test_each_cell_has_a_column(tmp_path):
+@pytest.fixture
+def columns(monkeypatch, tmp_path):
+    """Draw cells; return the titles and the figure."""
     use_style()
-    rng = np.random.default_rng(0)
-    traces = {"dt_ms": np.array(0.5)}
-    for k in range(2):
-        traces |= {
-            f"cell{k}_name": np.array(f"cell {k}"),
-            f"cell{k}_current_pa": rng.standard_normal(2000),
-            f"cell{k}_trains": (rng.random((3, 2000)) < 0.01).astype(np.uint8),
-            f"cell{k}_model": (rng.random((4, 2000)) < 0.01).astype(np.uint8),
-            f"cell{k}_predicted": rng.random(2000) * 0.02,
-            f"cell{k}_etv_15ms": np.array(0.8),
-            f"cell{k}_gamma_4ms": np.array(0.7),
-        }
-    assert recording_fit(traces, tmp_path / "shown") == tmp_path / "shown.png"
-    assert (tmp_path / "shown.png").stat().st_size > 10_000
-    del traces["cell0_predicted"]  # as in files of older versions
-    traces["cell0_model"] = traces["cell0_model"][0]
-    recording_fit(traces, tmp_path / "old")
-    assert (tmp_path / "old.png").stat().st_size > 10_000
+    figures = []
+    monkeypatch.setattr(
+        "blockspike.figures.recording.save", lambda f, path: figures.append(f) or path
+    )
+
+    def draw(cells):
+        recording_fit(cells, tmp_path / "shown")
+        axes = figures[-1].axes
+        return [axis.get_title() for axis in axes if axis.get_title()], figures[-1]
+
+    yield draw
     plt.close("all")
+
+
+def test_the_best_median_and_worst_cell_have_a_column_each(columns):
+    cells = [
+        replace(made_cell(f"cell {k}"), etv_15ms=np.array([score]))
+        for k, score in enumerate((0.5, 0.9, 0.1, 0.7, 0.3))
+    ]
+    titles, figure = columns(cells)
+    assert [title.split(":")[0] for title in titles] == ["cell 1", "cell 0", "cell 2"]
+    assert "ETV 0.90" in titles[0] and titles[0].endswith("\nstimulus 0")
+    assert figure.get_figwidth() < 14
+    raster = figure.axes[3].collections
+    assert sum(len(x.get_positions()) for x in raster) == len(cells[1].recorded) + len(
+        cells[1].model
+    )
+
+
+def test_many_segments_are_named_and_three_of_them_are_shown(columns):
+    cell = made_cell(n_segments=40)
+    titles, figure = columns([cell])
+    numbers = [title.split("\n")[1] for title in titles]
+    assert numbers == ["stimulus 0 (1 of 40)", "stimulus 19 (20 of 40)", "stimulus 39 (40 of 40)"]
+    for title, segment in zip(titles, (0, 19, 39), strict=True):
+        assert f"ETV {cell.etv_15ms[segment]:.2f}" in title
+    assert figure.get_figwidth() < 14
+    titles, _ = columns([cell, made_cell("other")])
+    assert {title.split("\n")[1] for title in titles} == {"stimulus 20 (21 of 40)", "stimulus 0"}
+
+
+def test_a_long_segment_is_cut_and_says_so(columns):
+    _, figure = columns([replace(made_cell(), dt_ms=2.0)])
+    assert figure.axes[2].get_xlabel() == "time (s), first 3 of 4"
+    assert figure.axes[2].get_xlim() == (0, 3)
+    _, figure = columns([made_cell()])
+    assert figure.axes[2].get_xlabel() == "time (s)" and figure.axes[2].get_xlim() == (0, 1)
+
+
+def test_the_picture_of_a_recording_is_written(tmp_path):
+    use_style()
+    assert recording_fit([made_cell()], tmp_path / "shown") == tmp_path / "shown.png"
+    assert (tmp_path / "shown.png").stat().st_size > 10_000
+    assert (tmp_path / "shown.svg").is_file()
+
+
+def test_a_silent_segment_is_drawn_as_such(columns):
+    silent = np.zeros((1, 400), np.float32)
+    nothing = np.zeros((0, 3), np.int32)
+    cell = replace(
+        made_cell(), recorded=nothing, model=nothing, recorded_hz=silent, model_hz=silent,
+        gamma_4ms=np.array([np.nan]),
+    )  # fmt: skip
+    (title,), figure = columns([cell])
+    assert title.split("\n")[0].endswith("Γ –")
+    _, raster, rate = figure.axes
+    assert raster.get_ylim() == (3 + 4 + 2, 0) and rate.get_ylim() == (0, 1)

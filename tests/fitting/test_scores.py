@@ -5,7 +5,13 @@ import pytest
 import torch
 
 from blockspike.data.recordings_datamodule import Part
-from blockspike.fitting.scores import Prediction, null_etv, scores_of_cells, segment_scores
+from blockspike.fitting.scores import (
+    Prediction,
+    null_etv,
+    scores_of_cells,
+    scores_of_segments,
+    segment_scores,
+)
 
 DT_MS = 1.0
 
@@ -64,6 +70,17 @@ def test_a_wrong_rate_is_told():
     trains = fired(4)
     doubled = np.clip(trains[0] + np.roll(trains[0], 3), 0, 1)
     test = part(np.zeros((2000, 1, 1)), [trains])
-    table = scores_of_cells(test, [[prediction(doubled)]], DT_MS)
+    table = scores_of_cells(scores_of_segments(test, [[prediction(doubled)]], DT_MS))
     expected = doubled.sum() / trains.sum(1).mean() - 1
     assert table["rate_error"][0] == pytest.approx(expected, abs=1e-3)
+
+
+def test_scores_of_a_cell_are_means_over_its_segments():
+    trains = [fired(4, seed) for seed in (0, 1)]
+    test = part(np.zeros((2000, 2, 1)), trains)
+    (segments,) = scores_of_segments(test, [[prediction(x[0]) for x in trains]], DT_MS)
+    table = scores_of_cells([segments])
+    assert len(segments) == 2 and len(table) == 1
+    expected = [segment_scores(x, prediction(x[0]), DT_MS)["gamma_4ms"] for x in trains]
+    np.testing.assert_allclose(segments["gamma_4ms"], expected)
+    assert table["gamma_4ms"][0] == pytest.approx(np.mean(expected))

@@ -1,10 +1,8 @@
 """`blockspike report`: the page in a browser, and its content."""
 
 import base64
-import os
 import re
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +11,6 @@ import pandas as pd
 import pytest
 import torch
 from selenium import webdriver
-from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
@@ -49,26 +46,6 @@ def page(states: pd.DataFrame = STATES, traces: dict[str, Any] | None = None) ->
         made_by=MADE_BY, figures=[], missing_figures={}, comparisons=comparisons(None),
         table=None, states=states, traces=traces, run_name="a/run",
     )  # fmt: skip
-
-
-@pytest.fixture
-def browser() -> Iterator[webdriver.Chrome]:
-    """A headless Chromium; without one the tests are skipped, except in CI."""
-    chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
-    if not chromium or not driver:
-        how = "no chromium: `sudo apt-get install chromium chromium-driver` installs it"
-        if os.environ.get("CI") or os.environ.get("REQUIRE_CHROMIUM"):
-            pytest.fail(how)
-        pytest.skip(how)
-    options = webdriver.ChromeOptions()
-    options.binary_location = chromium
-    for argument in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage"):
-        options.add_argument(argument)
-    options.add_argument("--window-size=1200,900")
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    chrome = webdriver.Chrome(options, Service(driver))
-    yield chrome
-    chrome.quit()
 
 
 def trained(blockspike, folder: Path) -> tuple[Path, list[SpikeTrace], list[int]]:

@@ -4,12 +4,15 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
+from blockspike.commands.cell_traces import cell_traces
 from blockspike.data.recordings import load_recording
 from blockspike.figures.recording import recording_fit
 from blockspike.figures.style import use_style
 from blockspike.files import write_text
 from blockspike.fitting.fitted_neuron import load_neuron
-from blockspike.fitting.scores import predict, segment_scores, traces_of_cell
+from blockspike.fitting.scores import predict, segment_scores
 
 
 def evaluate_neuron(
@@ -18,7 +21,8 @@ def evaluate_neuron(
     """Simulate a fitted neuron on a recording's currents; print and save its scores.
 
     Args:
-        fit: file of the neuron; `<fit>_on_<recording>.{json,png}` are written beside it.
+        fit: file of the neuron; `<fit>_on_<recording>.{json,png}` are written beside it. The
+            picture shows up to three stimuli.
         recording_path: file of the recording.
         stimulus: name of one of its stimuli; None = all.
         electrode: name or number of one of its electrodes; None = the only one.
@@ -33,24 +37,25 @@ def evaluate_neuron(
     recording = load_recording(
         recording_path, stimuli=None if stimulus is None else [stimulus], electrode=electrode
     )
-    current = recording.current(neuron.dt_ms)
+    current, numbers = recording.current(neuron.dt_ms), range(len(recording.stimuli))
+    trains = [recording.spike_trains(k, neuron.dt_ms) for k in numbers]
+    predicted = [predict(neuron, row) for row in current]
     result: dict[str, Any] = {}
-    arrays: dict[str, Any] = {"dt_ms": neuron.dt_ms}
     for k, shown in enumerate(recording.stimuli):
-        trains = recording.spike_trains(k, neuron.dt_ms)
-        predicted = predict(neuron, current[k])
-        row = segment_scores(trains, predicted, neuron.dt_ms)
-        name = f"{recording.name}, {shown}"
+        row = segment_scores(trains[k], predicted[k], neuron.dt_ms)
         once = recording.stimuli.count(shown) == 1
         result[shown if once else f"{shown} ({k})"] = row
-        arrays |= traces_of_cell(k, name, current[k], trains, predicted, row, "")
         print(
-            f"{neuron.name} on {name}: normalised ETV {row['etv_15ms']:.3f} (σ 15 ms), "
-            f"Γ ± 4 ms {row['gamma_4ms']:.3f}, {row['rate_hz']:.1f} Hz "
+            f"{neuron.name} on {recording.name}, {shown}: normalised ETV {row['etv_15ms']:.3f} "
+            f"(σ 15 ms), Γ ± 4 ms {row['gamma_4ms']:.3f}, {row['rate_hz']:.1f} Hz "
             f"(recorded {row['recorded_hz']:.1f} Hz)"
         )
     out = fit.with_name(f"{fit.stem}_on_{recording.name}.json")
     write_text(out, json.dumps(result, indent=1))
     use_style()
-    print(recording_fit(arrays, out.with_suffix("")))
+    cell = cell_traces(
+        neuron, current, trains, predicted, pd.DataFrame(list(result.values())),
+        titles=list(result), voltage_mv=None,
+    )  # fmt: skip
+    print(recording_fit([cell], out.with_suffix("")))
     return result

@@ -5,6 +5,7 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from blockspike.data.limits import read_npz
+from blockspike.figures.cell_traces import cells_of
 from blockspike.figures.classification import classification
 from blockspike.figures.fits import fits
 from blockspike.figures.learning_curve import learning_curve
@@ -53,7 +54,7 @@ def figures(cfg: DictConfig) -> None:
 def _of_run(run: Run) -> list[Path]:
     row, scores = run.result(), read_json(run.folder / "evaluation.json")
     if row is not None and "fit_s" in row:
-        traces = read_npz(run.folder / "traces.npz")
+        traces = cells_of(read_npz(run.folder / "traces.npz"))
         return [recording_fit(traces, run.folder / "figures" / "recording")]
     if row is None or not scores:
         raise FileNotFoundError(

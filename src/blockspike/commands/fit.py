@@ -10,6 +10,7 @@ import pytorch_lightning as pl
 from omegaconf import DictConfig
 from torch.utils.data import DataLoader
 
+from blockspike.commands.cell_traces import traces_of_fit
 from blockspike.commands.fit_intervals import constrained_summary, fit_intervals, values_of
 from blockspike.commands.run_once import Task, run_once
 from blockspike.commands.trainer import (
@@ -20,6 +21,7 @@ from blockspike.commands.trainer import (
 )
 from blockspike.config.build import build_data, build_fit
 from blockspike.data.recordings_datamodule import RecordingsDataModule
+from blockspike.figures.cell_traces import arrays_of
 from blockspike.figures.recording import recording_fit
 from blockspike.figures.style import use_style
 from blockspike.files import whole_file, write_npz, write_text
@@ -30,11 +32,10 @@ from blockspike.fitting.likelihood import likelihoods_of_cells
 from blockspike.fitting.module import FittingBatch, NeuronFittingModule
 from blockspike.fitting.scores import (
     SIGMAS_MS,
-    Prediction,
     null_etv,
     predictions_of,
     scores_of_cells,
-    traces_of_cell,
+    scores_of_segments,
 )
 from blockspike.runs.run import Run
 from blockspike.training.metrics_file import read_metrics
@@ -44,7 +45,6 @@ _SUMMARISED = (
     "gamma_4ms", "gamma_a_2ms", "md_star_4ms", "rate_error", "noiseless_etv_15ms",
     "reliability_etv_15ms", "null_etv_15ms", "bits_per_spike",
 )  # fmt: skip
-_SHOWN_CELLS = 3
 
 
 def fit(cfg: DictConfig) -> dict[str, Any]:
@@ -79,12 +79,14 @@ def _fit_and_score(
     for neuron in neurons:
         neuron.save(run.folder / "fits" / f"{neuron.name}.json")
     train, test = (predictions_of(neurons, part, data.scale_pa) for part in (data.train, data.test))
+    of_train = scores_of_segments(data.train, train, data.dt_ms)
+    of_test = scores_of_segments(data.test, test, data.dt_ms)
     table = pd.concat(
         [
             _parameter_columns(neurons, data, module),
             fit_intervals(cfg, run, data, module, neurons),
-            scores_of_cells(data.train, train, data.dt_ms).add_prefix("train_"),
-            scores_of_cells(data.test, test, data.dt_ms).add_prefix("test_"),
+            scores_of_cells(of_train).add_prefix("train_"),
+            scores_of_cells(of_test).add_prefix("test_"),
             likelihoods_of_cells(parameters, data.train, data.test, data.dt_ms),
         ],
         axis=1,
@@ -94,8 +96,8 @@ def _fit_and_score(
     ]
     with whole_file(run.folder / "fits.csv") as path:
         table.to_csv(path, index=False)
-    traces = _traces(data, test, table)
-    write_npz(run.folder / "traces.npz", traces)
+    traces = traces_of_fit(data, neurons, train, test, of_test)
+    write_npz(run.folder / "traces.npz", arrays_of(traces))
     use_style()
     print(recording_fit(traces, run.folder / "figures" / "recording"))
     if data.failed:
@@ -133,23 +135,6 @@ def _parameter_columns(
         distance=module.best_distance.gather(1, best)[:, 0].numpy(),
         chosen_epoch=module.best_epoch.gather(1, best)[:, 0].numpy() + 1,
     )  # fmt: skip
-
-
-def _traces(
-    data: RecordingsDataModule, predictions: list[list[Prediction]], table: pd.DataFrame
-) -> dict[str, Any]:
-    """Test current, recorded and simulated spikes of the best, median and worst cell."""
-    order = np.argsort(-table["test_etv_15ms"].to_numpy())
-    shown = order[np.unique(np.linspace(0, len(order) - 1, _SHOWN_CELLS).astype(int))]
-    part = data.test
-    arrays: dict[str, Any] = {"dt_ms": data.dt_ms}
-    for k, cell in enumerate(shown):
-        row = table.iloc[cell]
-        current = part.current[part.first :, 0, cell].numpy() * data.test_scale_pa[cell]
-        trains = part.trains[cell][0][:, part.first :]
-        predicted = predictions[cell][0]
-        arrays |= traces_of_cell(k, data.names[cell], current, trains, predicted, row, "test_")
-    return arrays
 
 
 def _medians(table: pd.DataFrame, data: RecordingsDataModule, fit_s: float) -> dict[str, Any]:

@@ -1,34 +1,44 @@
-"""`blockspike report`: one page of figures, numbers, runs and a view inside a network."""
+"""`blockspike report`: one page of figures, numbers, runs and a view inside a network or a fit."""
 
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import torch
 from omegaconf import DictConfig
 
 from blockspike.commands.activity import shown_samples
 from blockspike.commands.evaluate import load_run
 from blockspike.commands.run_once import use_threads
+from blockspike.data.limits import read_npz
+from blockspike.figures.cell_traces import cells_of
 from blockspike.figures.tables import read_table
+from blockspike.files import read_json, write_text
 from blockspike.report.comparison import comparisons
+from blockspike.report.fit_page import render_fit
 from blockspike.report.page import EmbeddedFigure, found_figures, render
 from blockspike.report.viewer import pack_traces
-from blockspike.runs.run import Run, provenance, write_text
+from blockspike.runs.identity import is_fit
+from blockspike.runs.run import Run, provenance
 from blockspike.runs.sweeps import run_states
 
 
 def report(cfg: DictConfig) -> Path:
     """Write `report.html`, a single self-contained file, into the output folder.
 
+    The page of a fit has its cells only, and is written into the folder of the run.
+
     Returns:
         Its path.
 
     Raises:
-        FileNotFoundError: the folder `run` holds no trained run, or the file `table` is missing.
-        ValueError: the run holds fitted neurons, or the table cannot be read or compared.
+        FileNotFoundError: the folder `run` holds no finished run, or the file `table` is missing.
+        ValueError: a file of the run is damaged, or the table cannot be read or compared.
     """
     use_threads(cfg.threads)
+    if cfg.run is not None and is_fit(Run(Path(cfg.run)).config()):
+        return _report_fit(Run(Path(cfg.run)))
     output_dir = Path(cfg.output_dir)
     figures, missing = found_figures(output_dir / "figures")
     file = _table(cfg, figures)
@@ -47,6 +57,28 @@ def report(cfg: DictConfig) -> Path:
     path = output_dir / "report.html"
     write_text(path, page)
     print(f"{path}: {len(page) / 1e6:.1f} MB, numbers from {file or 'no table'}")
+    return path
+
+
+def _report_fit(run: Run) -> Path:
+    """Write the page of a finished fit into its folder."""
+    row = run.result()
+    if row is None:
+        raise FileNotFoundError(f"{run.folder}: expected a finished fit, got one without a result")
+    cells = cells_of(read_npz(run.folder / "traces.npz"))
+    failed = read_json(run.folder / "failed.json")
+    page = render_fit(
+        made_by=provenance(),
+        run_name=str(run.folder),
+        title=str(row["data_set"]),
+        table=pd.read_csv(run.folder / "fits.csv", converters={"cell": str}),  # also "007"
+        cells=cells,
+        failed={name: str(reason) for name, reason in failed.items()},
+    )
+    path = run.folder / "report.html"
+    write_text(path, page)
+    n = len(cells)
+    print(f"{path}: {len(page.encode()) / 1e6:.1f} MB, {n} cell{'s' if n != 1 else ''}")
     return path
 
 

@@ -29,12 +29,14 @@ class NpzContent(NamedTuple):
         current_pa: float64 [S, T], a sample every `dt_ms`.
         dt_ms: time between samples.
         trains: spike times in s of each stimulus and repeat, [S][R_s].
+        voltages: voltages in mV of each stimulus and repeat, as far as the file has them.
     """
 
     stimuli: tuple[str, ...]
     current_pa: np.ndarray
     dt_ms: float
     trains: list[list[np.ndarray]]
+    voltages: list[list[np.ndarray]]
 
 
 def read_stimuli(
@@ -60,11 +62,13 @@ def read_stimuli(
         raise ValueError(f"{path}: stimuli: expected some of {', '.join(names)}, got none")
     dt_ms = _npz_dt_ms(path, arrays)
     trains = _npz_trains(path, arrays, current, dt_ms)
+    voltages = _npz_voltage(path, arrays, current.shape)
     return NpzContent(
         stimuli=tuple(names[s] for s in kept),
         current_pa=current[list(kept)].astype(np.float64),
         dt_ms=dt_ms,
         trains=[trains[s] for s in kept],
+        voltages=[voltages[s] for s in kept],
     )
 
 

@@ -31,7 +31,8 @@ class Recording:
     ``current_pa`` float64 ``[S, T]``, one sample every
     ``dt_ms``; ``spike_times_s[r][s]`` float64 ``[n]``, sorted, seconds from the start of the
     sweep, or None if stimulus ``s`` has fewer repeats; ``stimuli`` ``[S]`` names, which need not be
-    unique, "stimulus 0" and so on if the file has none.
+    unique, "stimulus 0" and so on if the file has none; ``voltage_mv[s]`` float32 ``[T]``, of the
+    first repeat of stimulus ``s``, or None, as ``voltage_mv`` is if the file has no voltage.
 
     Examples:
         >>> import numpy as np
@@ -52,6 +53,7 @@ class Recording:
     spike_times_s: list[list[np.ndarray | None]]
     dt_ms: float
     stimuli: tuple[str, ...]
+    voltage_mv: list[np.ndarray | None] | None = None
 
     def current(self, dt_ms: float) -> np.ndarray:
         """Return the mean current of each step in pA, float64 ``[S, n_steps]``.
@@ -83,6 +85,23 @@ class Recording:
         n_steps = self._n_steps(dt_ms)
         repeats = [r[stimulus] for r in self.spike_times_s]
         return np.stack([bin_spikes(t, dt_ms, n_steps) for t in repeats if t is not None])
+
+    def voltage(self, stimulus: int, dt_ms: float) -> np.ndarray | None:
+        """Return the largest voltage of each step in mV, float32 ``[n_steps]``, for plots.
+
+        It is that of the first repeat of a stimulus; None if the file has none. The largest, and
+        not the mean, since spikes are shorter than many a step.
+
+        Raises:
+            ValueError: as in `current`.
+        """
+        n_steps = self._n_steps(dt_ms)
+        voltage = None if self.voltage_mv is None else self.voltage_mv[stimulus]
+        if voltage is None:
+            return None
+        starts = (np.arange(n_steps) * (dt_ms / self.dt_ms) + 1e-6).astype(np.int64)
+        end = max(starts[-1] + 1, round(n_steps * dt_ms / self.dt_ms))
+        return np.maximum.reduceat(voltage[:end], starts)
 
     def sha256(self) -> str:
         """Hash of the name, currents and spike times, as read."""
@@ -170,7 +189,10 @@ def load_recording(
         choose_electrode(path, [], electrode)
         found = read_stimuli(path, stimuli, sweeps)
         trains = _by_repeat(found.trains)
-        return Recording(path.stem, found.current_pa, trains, found.dt_ms, found.stimuli)
+        voltage_mv = _or_none([_first_voltage(repeats) for repeats in found.voltages])
+        return Recording(
+            path.stem, found.current_pa, trains, found.dt_ms, found.stimuli, voltage_mv
+        )
     if path.suffix in (*_HDF5_SUFFIXES, ".abf"):
         with closing(sweeps_of(path, stimuli, sweeps, electrode)) as found:
             return _load_sweeps(path, found)
@@ -210,6 +232,7 @@ def _load_sweeps(path: Path, sweeps: Iterator[Sweep]) -> Recording:
     kinds: list[Sweep] = []
     trains: list[list[np.ndarray]] = []
     sizes: dict[str, list[str]] = {}
+    voltages: list[np.ndarray | None] = []
     for sweep in sweeps:
         times_s = _sweep_times(f"{path}, sweep {sweep.number}", sweep)
         _count(sizes, sweep)
@@ -218,6 +241,7 @@ def _load_sweeps(path: Path, sweeps: Iterator[Sweep]) -> Recording:
         kind = next((i for i, other in enumerate(kinds) if _is_repeat(sweep, other)), len(kinds))
         if kind == len(kinds):
             kinds.append(replace(sweep, voltage_mv=None))
+            voltages.append(_first_voltage([] if sweep.voltage_mv is None else [sweep.voltage_mv]))
             trains.append([])
         trains[kind].append(times_s)
     return Recording(
@@ -226,7 +250,17 @@ def _load_sweeps(path: Path, sweeps: Iterator[Sweep]) -> Recording:
         spike_times_s=_by_repeat(trains),
         dt_ms=kinds[0].dt_ms,
         stimuli=tuple(kind.stimulus or f"stimulus {i}" for i, kind in enumerate(kinds)),
+        voltage_mv=_or_none(voltages),
     )
+
+
+def _first_voltage(repeats: Sequence[np.ndarray]) -> np.ndarray | None:
+    """Voltage of the first repeat, as float32 of its own: half the memory."""
+    return np.array(repeats[0], np.float32) if len(repeats) else None
+
+
+def _or_none(voltages: list[np.ndarray | None]) -> list[np.ndarray | None] | None:
+    return None if all(voltage is None for voltage in voltages) else voltages
 
 
 def _sweep_times(where: str, sweep: Sweep) -> np.ndarray:

@@ -58,6 +58,8 @@ class _Cell:
     scale_pa: float
     test_scale_pa: float
     warm_up_steps: int
+    titles: list[str]
+    voltage_mv: np.ndarray | None
 
     @property
     def shape(self) -> tuple:
@@ -72,7 +74,9 @@ class RecordingsDataModule(pl.LightningDataModule):
     fewer than two spikes to fit or none to score, is left out and named in ``failed``; the others
     are used. ``title`` names the data set. After
     `setup` there are ``names``, ``scale_pa``, ``train``, ``test`` and ``sha256``, the hash of the
-    recordings as read (None if they are synthetic).
+    recordings as read (None if they are synthetic); and, for plots, of each cell's scored test
+    segments, ``test_titles`` and ``test_voltage_mv`` (see `Recording.voltage`), float32 ``[B, T]``
+    with NaN where a segment has no voltage, or None.
 
     Currents are divided by a number per cell, ``scale_pa``, that is stored with its fit: the
     standard deviation of its training current, or, in the paper's recipe, 100 times its maximum.
@@ -197,7 +201,10 @@ class RecordingsDataModule(pl.LightningDataModule):
             train = _read(file, name, *chosen)
             if self.n_folds is not None:
                 return [_fold(train, self.n_folds, self.fold)]
-            return [(train, train if chosen == tested else _read(file, name, *tested))]
+            if chosen == tested:
+                return [(train, train)]
+            test = _read(file, name, *tested)
+            return [(replace(train, voltage_mv=None), test)]  # that of training is never shown
         except SeveralElectrodesError as error:
             return [pair for own in error.electrodes for pair in self._pairs(file, name, own)]
         except (ValueError, OSError) as error:
@@ -231,6 +238,8 @@ class RecordingsDataModule(pl.LightningDataModule):
         self.names = [cell.name for cell in cells]
         self.scale_pa = np.array([cell.scale_pa for cell in cells])
         self.test_scale_pa = np.array([cell.test_scale_pa for cell in cells])
+        self.test_titles = [cell.titles for cell in cells]
+        self.test_voltage_mv = [cell.voltage_mv for cell in cells]
         self.train = _part([cell.train for cell in cells], self.scale_pa, 0)
         self.test = _part([cell.test for cell in cells], self.test_scale_pa, cells[0].warm_up_steps)
 
@@ -250,13 +259,15 @@ class RecordingsDataModule(pl.LightningDataModule):
         test_s = [[start - warm_up_s, stop] for start, stop in test_s]
         trained = self._segments(train, train_s)
         tested = self._segments(test, test_s)
+        warm_up_steps = round(warm_up_s * 1000 / self.dt_ms)
         if self.is_recorded:
-            _check_spikes(train.name, trained, tested, round(warm_up_s * 1000 / self.dt_ms))
+            _check_spikes(train.name, trained, tested, warm_up_steps)
         scale_pa = self._scale(trained[0])
         return _Cell(
             train.name, trained, tested, scale_pa,
             self._scale(tested[0]) if self.own_test_scale else scale_pa,
-            round(warm_up_s * 1000 / self.dt_ms),
+            warm_up_steps, _titles(test, test_s, warm_up_s),
+            self._voltage(test, test_s, warm_up_steps, len(tested[0])),
         )  # fmt: skip
 
     def _segments(self, recording: Recording, segments_s: Segments) -> Segment:
@@ -276,6 +287,20 @@ class RecordingsDataModule(pl.LightningDataModule):
                 currents.append(current[number, first:last])
                 trains.append(spikes[:, first:last])
         return np.stack(currents, 1), trains
+
+    def _voltage(
+        self, recording: Recording, segments_s: Segments, warm_up_steps: int, n_steps: int
+    ) -> np.ndarray | None:
+        """Voltages [B, T] of the scored steps of all segments, in the order of `_segments`."""
+        rows = []
+        for number in range(len(recording.stimuli)):
+            voltage = recording.voltage(number, self.dt_ms)
+            for start, _ in segments_s:
+                first = round(start * 1000 / self.dt_ms)
+                scored = slice(first + warm_up_steps, first + n_steps)
+                nothing = np.full(n_steps - warm_up_steps, np.nan, np.float32)
+                rows.append(nothing if voltage is None else voltage[scored])
+        return np.stack(rows) if recording.voltage_mv is not None else None
 
     def _of_one_shape(self, cells: list[_Cell]) -> list[_Cell]:
         """Cells of the most common shape; the others go into ``failed``."""
@@ -340,11 +365,13 @@ def _fold(recording: Recording, n_folds: int, fold: int) -> tuple[Recording, Rec
 
 
 def _with_stimuli(recording: Recording, kept: list[int]) -> Recording:
+    voltage_mv = recording.voltage_mv
     return replace(
         recording,
         current_pa=recording.current_pa[kept],
         spike_times_s=[[repeat[s] for s in kept] for repeat in recording.spike_times_s],
         stimuli=tuple(recording.stimuli[s] for s in kept),
+        voltage_mv=None if voltage_mv is None else [voltage_mv[s] for s in kept],
     )
 
 
@@ -386,6 +413,18 @@ def _read(
     recording = load_recording(file, stimuli, sweeps, electrode)
     ending = recording.name.removeprefix(name_of(file))  # of the electrode
     return replace(recording, name=name + ending)
+
+
+def _titles(recording: Recording, segments_s: Segments, warm_up_s: float) -> list[str]:
+    """Stimulus of each segment, in the order of `_segments`; its time if it is not the whole."""
+    titles = []
+    for number, stimulus in enumerate(recording.stimuli):
+        is_shared = recording.stimuli.count(stimulus) > 1
+        name = f"{stimulus} ({number})" if is_shared else stimulus
+        for start, stop in segments_s:
+            is_whole = start + warm_up_s == 0 and stop == _duration_s(recording)
+            titles.append(name if is_whole else f"{name}, {start + warm_up_s:g}–{stop:g} s")
+    return titles
 
 
 def _duration_s(recording: Recording) -> float:

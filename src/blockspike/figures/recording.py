@@ -1,41 +1,41 @@
 """Recordings beside the neurons fitted to them: current, rasters and smoothed rates."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
-from scipy.ndimage import gaussian_filter1d
 
+from blockspike.figures.cell_traces import SIGMA_MS, CellTraces
 from blockspike.figures.style import GREY, ORANGE, save
 
-_SIGMA_MS = 15.0
+_MOST_COLUMNS = 3
 _SHOWN_S = 3.0
 
 
-def recording_fit(traces: dict[str, np.ndarray], path: Path) -> Path:
-    """Draw one column per cell: test current, rasters of trials and model, rates at σ = 15 ms.
+def recording_fit(cells: Sequence[CellTraces], path: Path) -> Path:
+    """Draw current, rasters of trials and model, and rates at σ = 15 ms, in up to three columns.
+
+    Of several cells, these are the best, median and worst one by ETV, each on the segment with the
+    median number of recorded spikes. Of one cell, they are its segments with the fewest, the median
+    and the most spikes. Titles give the number of each segment and its own scores.
 
     Args:
-        traces: arrays of `traces.npz`: for each cell its name, current [T] in pA, recorded trains
-            [R, T], the model's trials [M, T], its prediction [T] and its scores on all test data.
-        path: where to write the PNG and SVG. The first 3 s are shown.
+        cells: the cells.
+        path: where to write the PNG and SVG. The first 3 s of a segment are shown.
 
     Returns:
         Path of the PNG.
     """
-    n_cells = sum(key.endswith("_name") for key in traces)
+    shown = _shown(cells)
     figure, axes = plt.subplots(
-        3, n_cells, sharex=True, squeeze=False, layout="constrained",
-        figsize=(max(7.0, 4.2 * n_cells), 4.2), height_ratios=(1, 1.3, 1),
+        3, len(shown), squeeze=False, sharex="col", layout="constrained",
+        figsize=(max(7.0, 4.2 * len(shown)), 4.4), height_ratios=(1, 1.3, 1),
     )  # fmt: skip
-    dt_ms = float(traces["dt_ms"])
-    for k in range(n_cells):
-        own = {
-            key.removeprefix(f"cell{k}_"): value
-            for key, value in traces.items() if key.startswith(f"cell{k}_")
-        }  # fmt: skip
-        _column(axes[:, k], own, dt_ms)
-    for axis, label in zip(axes[:, 0], ("current (pA)", "trial", "rate (Hz)"), strict=True):
+    for column, (cell, segment) in zip(axes.T, shown, strict=True):
+        _column(column, cell, segment)
+    labels = ("current (pA)", "trial", f"rate (Hz)\nσ {SIGMA_MS:g} ms")
+    for axis, label in zip(axes[:, 0], labels, strict=True):
         axis.set_ylabel(label)
     figure.align_ylabels(axes[:, 0])
     axes[2, -1].legend(
@@ -44,28 +44,62 @@ def recording_fit(traces: dict[str, np.ndarray], path: Path) -> Path:
     return save(figure, path)
 
 
-def _column(axes, own: dict[str, np.ndarray], dt_ms: float) -> None:
-    model = np.atleast_2d(own["model"])  # files of older versions hold a single train
-    predicted = own["predicted"] if "predicted" in own else model[0]
-    n_steps = min(len(predicted), round(_SHOWN_S * 1000 / dt_ms))
-    time_s = np.arange(n_steps) * dt_ms / 1000
-    axes[0].plot(time_s, own["current_pa"][:n_steps], color=GREY, lw=0.5)
-    axes[0].set_title(
-        f"{own['name']}: ETV {float(own['etv_15ms']):.2f}, Γ {float(own['gamma_4ms']):.2f}",
-        fontsize=9,
+def _shown(cells: Sequence[CellTraces]) -> list[tuple[CellTraces, int]]:
+    """Cell and segment of each column."""
+    if len(cells) == 1:
+        order = _by_spikes(cells[0])
+        return [(cells[0], segment) for segment in sorted(_spread(order))]
+    best_first = np.argsort([-float(np.mean(cell.etv_15ms)) for cell in cells])
+    chosen = [cells[k] for k in _spread(best_first)]
+    return [(cell, int(_by_spikes(cell)[len(cell.titles) // 2])) for cell in chosen]
+
+
+def _by_spikes(cell: CellTraces) -> np.ndarray:
+    """Segments by their number of recorded spikes per trial."""
+    counts = np.bincount(cell.recorded[:, 0], minlength=len(cell.titles))
+    return np.argsort(counts / cell.n_recorded, kind="stable")
+
+
+def _spread(order: np.ndarray) -> list[int]:
+    """First, middle and last of an order."""
+    places = np.unique(np.linspace(0, len(order) - 1, _MOST_COLUMNS).astype(int))
+    return [int(order[place]) for place in places]
+
+
+def _column(axes, cell: CellTraces, segment: int) -> None:
+    duration_s = cell.n_steps * cell.dt_ms / 1000
+    part = "" if duration_s <= _SHOWN_S else f", first {_SHOWN_S:g} of {duration_s:g}"
+    n = len(cell.titles)
+    of_all = f" ({segment + 1} of {n})" if n > 1 else ""
+    etv, gamma = cell.etv_15ms[segment], cell.gamma_4ms[segment]
+    scores = f"ETV {etv:.2f}, Γ {gamma:.2f}".replace("-", "−").replace("nan", "–")
+    axes[0].set_title(f"{cell.name}: {scores}\n{cell.titles[segment]}{of_all}", fontsize=9)
+    current = cell.current_pa[segment]
+    axes[0].plot(_times(len(current), duration_s), current, color=GREY, lw=0.5)
+    n_recorded = int(cell.n_recorded[segment])
+    sets = (
+        (cell.recorded, n_recorded, 1, f"1–{n_recorded}" if n_recorded > 1 else "1", GREY),
+        (cell.model, cell.n_model, n_recorded + 2, "model", ORANGE),
     )
-    trains = own["trains"].astype(float)
-    n, m = len(trains), len(model)
-    rows = [np.flatnonzero(train[:n_steps]) * dt_ms / 1000 for train in (*trains, *model)]
-    offsets = [*range(1, n + 1), *range(n + 2, n + m + 2)]
-    axes[1].eventplot(
-        rows, lineoffsets=offsets, linelengths=0.8, colors=[GREY] * n + [ORANGE] * m, lw=0.9
+    for spikes, n_trials, first, _, colour in sets:
+        own = spikes[spikes[:, 0] == segment]
+        rows = [own[own[:, 1] == trial, 2] * cell.dt_ms / 1000 for trial in range(n_trials)]
+        offsets = [first + trial for trial in range(n_trials)]
+        axes[1].eventplot(rows, lineoffsets=offsets, linelengths=0.8, colors=colour, lw=0.9)
+    axes[1].set_yticks(
+        [first + (n_trials - 1) / 2 for _, n_trials, first, _, _ in sets],
+        [label for *_, label, _ in sets],
     )
-    axes[1].set_yticks([(1 + n) / 2, n + (3 + m) / 2], [f"1–{n}", "model"])
-    axes[1].invert_yaxis()
-    lines = ((np.mean(trains, 0), GREY, "recorded"), (predicted, ORANGE, "model"))
-    for train, colour, name in lines:
-        smooth = np.asarray(gaussian_filter1d(train.astype(float), _SIGMA_MS / dt_ms), float)
-        rate = smooth * (1000 / dt_ms)
-        axes[2].plot(time_s, rate[:n_steps], color=colour, lw=1, label=name)
-    axes[2].set_xlabel("time (s)")
+    axes[1].set_ylim(n_recorded + cell.n_model + 2, 0)  # the first trial on top
+    rates = (("recorded", cell.recorded_hz, GREY), ("model", cell.model_hz, ORANGE))
+    for label, hz, colour in rates:
+        time_s = np.arange(hz.shape[1]) * cell.rate_steps * cell.dt_ms / 1000
+        axes[2].plot(time_s, hz[segment], color=colour, lw=1, label=label)
+    axes[2].set_ylim(0, max(1, axes[2].get_ylim()[1]))
+    axes[2].set_xlabel(f"time (s){part}")
+    axes[2].set_xlim(0, min(duration_s, _SHOWN_S))
+
+
+def _times(n_points: int, duration_s: float) -> np.ndarray:
+    """Times of the points of a series, see `blockspike.figures.cell_traces.thinned`."""
+    return np.arange(n_points) * (duration_s / n_points)

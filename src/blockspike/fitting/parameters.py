@@ -11,6 +11,7 @@ from blockspike.neurons.alif.step import ALIF
 from blockspike.neurons.glif.neuron import ThresholdCoupling, glif
 from blockspike.neurons.glif.step import COUPLED_GLIF, GLIF
 from blockspike.neurons.model import NeuronModel
+from blockspike.neurons.trace import SpikeTrace
 
 
 class Coefficients(NamedTuple):
@@ -164,13 +165,21 @@ def simulate(
     They start at rest. With standard normal draws [T, B, R], the spikes [T, B, R, N] of R trials
     with noise.
     """
+    spikes = simulated_trace(parameters, current, dt_ms, draws).spikes
+    return spikes if draws is None else spikes.unflatten(1, draws.shape[1:])
+
+
+def simulated_trace(
+    parameters: NeuronParameters, current: Tensor, dt_ms: float, draws: Tensor | None = None
+) -> SpikeTrace:
+    """Trace of the simulation of `simulate`, arrays [T, B, N], or [T, B · R, N] with draws."""
     is_coupled = bool(parameters.coupling.any())
     c = parameters.coefficients(dt_ms, is_coupled)
     drive = c.drive.weight * current.double() + c.drive.bias
     if draws is not None:
         drive = with_noise(drive, c.drive.noise, draws)
     x = c.parameters
-    spikes = glif(
+    return glif(
         drive, x["beta"], reset_share=x["reset_share"], refractory=x["refractory"],
         after_spike_currents=[(x[f"current_{i}"], x[f"current_decay_{i}"]) for i in (1, 2)],
         threshold_kernels=[(x[f"threshold_{i}"], x[f"threshold_decay_{i}"]) for i in (1, 2)],
@@ -178,5 +187,4 @@ def simulate(
             x["coupling"], x["coupling_decay"], x["coupling_onset"], x["coupling_width"]
         ) if is_coupled else None,
         state={"membrane": c.drive.start},
-    ).spikes  # fmt: skip
-    return spikes if draws is None else spikes.unflatten(1, draws.shape[1:])
+    )  # fmt: skip

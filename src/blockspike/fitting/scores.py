@@ -1,6 +1,6 @@
 """Scores of fitted neurons: predicted spike trains against recorded ones."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -60,16 +60,22 @@ def predictions_of(
     ]
 
 
-def scores_of_cells(part: Part, predictions: list[list[Prediction]], dt_ms: float) -> pd.DataFrame:
-    """Scores of `segment_scores`, averaged over segments: a row per cell."""
-    rows = []
-    for segments, predicted in zip(part.trains, predictions, strict=True):
-        of_segments = [
+def scores_of_segments(
+    part: Part, predictions: list[list[Prediction]], dt_ms: float
+) -> list[pd.DataFrame]:
+    """Scores of `segment_scores` for each cell: a row per segment."""
+    return [
+        pd.DataFrame(
             segment_scores(trains[:, part.first :], x, dt_ms)
             for trains, x in zip(segments, predicted, strict=True)
-        ]
-        rows.append(pd.DataFrame(of_segments).mean())
-    table = pd.DataFrame(rows)
+        )
+        for segments, predicted in zip(part.trains, predictions, strict=True)
+    ]
+
+
+def scores_of_cells(segments: list[pd.DataFrame]) -> pd.DataFrame:
+    """Scores of `scores_of_segments`, averaged over segments: a row per cell."""
+    table = pd.DataFrame([scores.mean() for scores in segments])
     recorded_hz = table["recorded_hz"]
     table["rate_error"] = table["rate_hz"] / recorded_hz.where(recorded_hz > 0) - 1
     return table
@@ -175,18 +181,3 @@ def _gamma_a(trains: np.ndarray, predicted: np.ndarray, dt_ms: float) -> float:
     return (
         _gamma(trains, predicted, _GAMMA_A_MS, dt_ms) / reliability if reliability > 0 else np.nan
     )
-
-
-def traces_of_cell(
-    k: int, name: str, current_pa, trains, predicted: Prediction, row, prefix: str
-) -> dict[str, Any]:
-    """Arrays of cell k for `traces.npz`; its scores in `row` begin with `prefix`."""
-    return {
-        f"cell{k}_name": name,
-        f"cell{k}_current_pa": current_pa,
-        f"cell{k}_trains": trains.astype(np.uint8),
-        f"cell{k}_model": predicted.trials,
-        f"cell{k}_predicted": predicted.mean,
-        f"cell{k}_etv_15ms": row[f"{prefix}etv_15ms"],
-        f"cell{k}_gamma_4ms": row[f"{prefix}gamma_4ms"],
-    }

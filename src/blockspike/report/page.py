@@ -136,16 +136,10 @@ def render(
         traces: see `blockspike.report.viewer`; None = no viewer.
         run_name: the run that `traces` belong to.
     """
-    environment = Environment(
-        loader=FileSystemLoader(_HERE),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template("page.html.j2").render(
-        made=time.strftime("%Y-%m-%d %H:%M %z"),
-        made_by=made_by,
+    return render_template(
+        "page.html.j2",
+        made_by,
+        "viewer.js",
         figures=[f for f in figures if not f.is_of_runs or f.table == table],
         other_figures=[f for f in figures if f.is_of_runs and f.table != table],
         missing_figures=missing_figures,
@@ -155,8 +149,28 @@ def render(
         counts=states["state"].value_counts().to_dict(),
         traces=traces,
         run_name=run_name,
+    )
+
+
+def render_template(name: str, made_by: dict[str, Any], script: str, **content: Any) -> str:
+    """Render a template with the style, `plot.js` and a script of its own.
+
+    `made_by` is as in `render`.
+    """
+    environment = Environment(
+        loader=FileSystemLoader(_HERE),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template(name).render(
+        made=time.strftime("%Y-%m-%d %H:%M %z"),
+        made_by=made_by,
         style=(_HERE / "style.css").read_text(),
-        script=(_HERE / "viewer.js").read_text(),
+        plot_script=(_HERE / "plot.js").read_text(),
+        script=(_HERE / script).read_text(),
+        **content,
     )
 
 

@@ -1,6 +1,6 @@
 "use strict";
 (() => {
-  const SVG = "http://www.w3.org/2000/svg";
+  const { add, numbers, ticks, withMinus } = plot;
   const LEFT = 64;
   const RIGHT = 24;
   const TOP = 12;
@@ -17,11 +17,6 @@
 
   const state = { neuron: 0, step: 0, held: false };
   let layer;
-
-  function numbers(text, kind) {
-    const bytes = Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0));
-    return new kind(bytes.buffer);
-  }
 
   // Values of one neuron over time, unpacked from the output of `pack` in viewer.py.
   function series(quantity, neuron) {
@@ -43,28 +38,6 @@
     };
   }
 
-  function add(parent, name, attributes, text) {
-    const element = document.createElementNS(SVG, name);
-    for (const [key, value] of Object.entries(attributes)) element.setAttribute(key, value);
-    if (text !== undefined) element.textContent = text;
-    parent.append(element);
-    return element;
-  }
-
-  // About `count` round numbers from low to high.
-  function ticks(low, high, count) {
-    const rough = (high - low) / count;
-    const power = 10 ** Math.floor(Math.log10(rough));
-    const step = [1, 2, 5, 10].map((factor) => factor * power).find((size) => size >= rough);
-    const first = Math.ceil(low / step);
-    const last = Math.floor(high / step + 1e-9);
-    const digits = Math.max(0, -Math.floor(Math.log10(step) + 1e-9));
-    return Array.from({ length: last - first + 1 }, (_, i) => {
-      const value = (first + i) * step;
-      return { value, text: value.toFixed(digits).replace("-", "−") };
-    });
-  }
-
   const rasterHeight = () => Math.min(Math.max(2 * layer.nUnits, 220), 480);
   const plotWidth = (svg) => Math.max(svg.clientWidth - LEFT - RIGHT, 100);
   const xOf = (svg, step) => LEFT + (step / nSteps) * plotWidth(svg);
@@ -75,22 +48,12 @@
     svg.replaceChildren();
     svg.style.height = `${height + TOP + BOTTOM}px`;
     const width = plotWidth(svg);
-    add(svg, "rect", { x: LEFT, y: TOP, width, height, class: "axis", fill: "none" });
-    for (const { value, text } of marks) {
-      const y = yOf(value);
-      add(svg, "line", { x1: LEFT - 4, x2: LEFT, y1: y, y2: y, class: "axis" });
-      add(svg, "text", { x: LEFT - 8, y: y + 4, "text-anchor": "end" }, text);
-    }
-    for (const { value, text } of ticks(0, nSteps * packed.dt_ms, width / 110)) {
-      const x = LEFT + (value / packed.dt_ms / nSteps) * width;
-      add(svg, "line", { x1: x, x2: x, y1: TOP + height, y2: TOP + height + 4, class: "axis" });
-      add(svg, "text", { x, y: TOP + height + 18, "text-anchor": "middle" }, text);
-    }
-    const middle = { x: LEFT + width / 2, y: TOP + height + 34, "text-anchor": "middle" };
-    add(svg, "text", middle, "time (ms)");
-    const y = TOP + height / 2;
-    const turned = { x: 14, y, "text-anchor": "middle", transform: `rotate(-90 14 ${y})` };
-    add(svg, "text", turned, label);
+    const xAxis = {
+      label: "time (ms)",
+      marks: ticks(0, nSteps * packed.dt_ms, width / 110),
+      of: (time) => xOf(svg, time / packed.dt_ms),
+    };
+    plot.frame(svg, { x: LEFT, y: TOP, width, height }, xAxis, { label, marks, of: yOf });
   }
 
   function ticksPath(svg, steps, y, height) {
@@ -155,7 +118,7 @@
     const shown = `Neuron ${neuron}${state.held ? " (held)" : ""}, ${count} ` +
       `spike${count === 1 ? "" : "s"}. At ${time} ms: V ${membrane.toFixed(3)}, ` +
       `θ ${threshold.toFixed(3)}${fired ? ", spike" : ""}`;
-    readout.textContent = shown.replaceAll("-", "−");
+    readout.textContent = withMinus(shown);
     Object.assign(trace.dataset, { neuron, step, membrane, threshold, fired });
     raster.setAttribute("aria-valuenow", neuron);
     raster.setAttribute("aria-valuetext", readout.textContent);

@@ -1,0 +1,132 @@
+"""Test recordings with the answer of the neurons fitted to them, for figures and pages."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+import torch
+
+from blockspike.data.recordings_datamodule import Part, RecordingsDataModule
+from blockspike.figures.cell_traces import (
+    CellTraces,
+    n_points,
+    rate_steps,
+    smoothed_hz,
+    spikes_of,
+    thinned,
+)
+from blockspike.fitting.fitted_neuron import FittedNeuron
+from blockspike.fitting.parameters import simulated_trace
+from blockspike.fitting.rates import Segment, rates_by_current
+from blockspike.fitting.scores import Prediction
+
+
+def traces_of_fit(
+    data: RecordingsDataModule,
+    neurons: Sequence[FittedNeuron],
+    train: list[list[Prediction]],
+    test: list[list[Prediction]],
+    scores: list[pd.DataFrame],
+) -> list[CellTraces]:
+    """Traces of every cell: its predictions of both parts, and the scores of its test segments."""
+    cells = []
+    for cell, neuron in enumerate(neurons):
+        trained_pa, given_pa = (
+            _current(part, cell) * data.scale_pa[cell] for part in (data.train, data.test)
+        )
+        traces = cell_traces(
+            neuron,
+            given_pa,
+            [trains[:, data.test.first :] for trains in data.test.trains[cell]],
+            test[cell],
+            scores[cell],
+            first=data.test.first,
+            n_cells=len(neurons),
+            titles=data.test_titles[cell],
+            voltage_mv=data.test_voltage_mv[cell],
+            # The recorded current, which the neuron was not given if it has a scale of its own.
+            shown_pa=_current(data.test, cell) * data.test_scale_pa[cell],
+            training=_segments(trained_pa, data.train.trains[cell], train[cell]),
+        )
+        cells.append(traces)
+    return cells
+
+
+def cell_traces(
+    neuron: FittedNeuron,
+    current_pa: np.ndarray,
+    recorded: Sequence[np.ndarray],
+    predicted: Sequence[Prediction],
+    scores: pd.DataFrame,
+    *,
+    titles: Sequence[str],
+    voltage_mv: np.ndarray | None,
+    first: int = 0,
+    n_cells: int = 1,
+    shown_pa: np.ndarray | None = None,
+    training: Sequence[Segment] = (),
+) -> CellTraces:
+    """Traces of one cell.
+
+    Args:
+        neuron: the fitted neuron.
+        current_pa: currents [B, T] that it was simulated with; those before step `first` are not
+            scored.
+        recorded: scored trains [R, T − first] of each segment.
+        predicted: predictions of the same steps.
+        scores: scores of the segments, a row each.
+        titles, voltage_mv: see `CellTraces`; voltages [B, T − first].
+        first: first scored step.
+        n_cells: number of cells that share a page.
+        shown_pa: currents to show, if they differ from `current_pa`.
+        training: training segments, for the rates against the current.
+    """
+    dt_ms, most = neuron.dt_ms, n_points(n_cells, len(recorded))
+    shown_pa = (current_pa if shown_pa is None else shown_pa)[:, first:]
+    membrane, threshold = (x[:, first:] for x in _membrane_and_threshold(neuron, current_pa))
+    tested = _segments(shown_pa, recorded, predicted)
+    rates, are_steps = rates_by_current([*training, *tested], dt_ms)
+    every = rate_steps(dt_ms, shown_pa.shape[1], most)
+    is_test = np.arange(len(rates)) >= len(training)
+    return CellTraces(
+        name=neuron.name,
+        titles=list(titles),
+        dt_ms=dt_ms,
+        n_steps=shown_pa.shape[1],
+        n_recorded=np.array([len(trains) for trains in recorded]),
+        recorded=spikes_of(recorded),
+        model=spikes_of([x.trials for x in predicted]),
+        n_model=len(predicted[0].trials),
+        current_pa=thinned(shown_pa, most).astype(np.float32),
+        membrane=thinned(membrane, most).astype(np.float16),
+        threshold=thinned(threshold, most).astype(np.float16),
+        voltage_mv=None if voltage_mv is None else thinned(voltage_mv, most).astype(np.float16),
+        recorded_hz=np.stack([smoothed_hz(trains.mean(0), dt_ms, every) for trains in recorded]),
+        model_hz=np.stack([smoothed_hz(x.mean, dt_ms, every) for x in predicted]),
+        rate_steps=every,
+        etv_15ms=scores["etv_15ms"].to_numpy(),
+        gamma_4ms=scores["gamma_4ms"].to_numpy(),
+        rates=np.column_stack([rates, is_test]).astype(np.float32),
+        are_steps=are_steps,
+    )
+
+
+def _current(part: Part, cell: int) -> np.ndarray:
+    """Currents [B, T] of a cell, in units of its scale."""
+    return part.current[:, :, cell].double().numpy().T
+
+
+def _segments(
+    current_pa: np.ndarray, recorded: Sequence[np.ndarray], predicted: Sequence[Prediction]
+) -> list[Segment]:
+    means = [prediction.mean for prediction in predicted]
+    return [Segment(*row) for row in zip(current_pa, recorded, means, strict=True)]
+
+
+def _membrane_and_threshold(
+    neuron: FittedNeuron, current_pa: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Both [B, T], of the neuron without noise."""
+    columns = torch.from_numpy(np.ascontiguousarray(current_pa.T)).unsqueeze(2)
+    trace = simulated_trace(neuron.parameters(), columns, neuron.dt_ms)
+    return trace.membrane[..., 0].T.numpy(), trace.threshold[..., 0].T.numpy()
