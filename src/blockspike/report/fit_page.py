@@ -32,6 +32,9 @@ _SCORES = {
 # Column of `fits.csv`: symbol, meaning, unit.
 PARAMETERS = {
     "tau_membrane_ms": ("τ_m", "time constant of the membrane", "ms"),
+    "rheobase_pa": ("rheobase", "least steady current at which it fires", "pA"),
+    "adaptation_20ms_pa": ("adaptation, 20 ms", "current that a spike costs 20 ms later", "pA"),
+    "adaptation_100ms_pa": ("adaptation, 100 ms", "and 100 ms later", "pA"),
     "gain_per_pa": ("gain", "steady change of V per current", "thresholds/pA"),
     "rest": ("rest", "where V settles without a current", "thresholds"),
     "noise": ("noise", "standard deviation of V by the neuron’s own noise", "thresholds"),
@@ -49,9 +52,6 @@ PARAMETERS = {
     "tau_coupling_ms": ("τ_c", "how fast the threshold follows V", "ms"),
     "coupling_onset": ("onset", "V above which the threshold follows", "thresholds"),
     "coupling_width": ("width", "width of that onset", "thresholds"),
-    "rheobase_pa": ("rheobase", "least steady current at which it fires", "pA"),
-    "adaptation_20ms_pa": ("adaptation, 20 ms", "current that a spike costs 20 ms later", "pA"),
-    "adaptation_100ms_pa": ("adaptation, 100 ms", "and 100 ms later", "pA"),
     "escape_rate_hz": ("escape rate", "rate at the threshold, with escape noise instead", "Hz"),
     "escape_width": ("escape width", "change of V by which that rate grows e-fold", "thresholds"),
     "dt_ms": ("dt", "time step", "ms"),
