@@ -13,11 +13,13 @@ from blockspike.files import write_json
 
 def run(neuron: str, seed: int, etv: float, options: str = "", data_set: str = "cell") -> dict:
     folder = ",".join(x for x in (f"population={neuron.lower()}", options) if x)
+    pairs = (option.split("=") for option in options.split(",") if option)
     row: dict[str, Any] = {
         "run": f"fit/{data_set}/{folder}/seed={seed}", "data_set": data_set, "neuron": neuron,
         "seed": seed, "n_cells": 1, "test_etv_15ms_median": etv,
         "test_null_etv_15ms_median": 0.1, "test_reliability_etv_15ms_median": 0.9,
-        "test_rate_error_median": 0.05,
+        "test_rate_error_median": 0.05, "version.torch": f"2.{seed}",
+        "data.dt_ms": 0.5, "data.n_starts": 64, **dict(pairs),
     }  # fmt: skip
     return row
 
@@ -31,7 +33,7 @@ RUNS = [
 def test_means_are_over_seeds_and_the_best_come_first():
     points = compared(pd.DataFrame(RUNS))
     own = points[points["data_set"] == "cell"]
-    assert own["fit"].tolist() == ["GIF", "GIF, data.dt_ms=1", "LIF"]
+    assert own["fit"].tolist() == ["GIF, dt_ms=0.5", "GIF, dt_ms=1", "LIF"]
     assert own["n_runs"].tolist() == [2, 1, 2]
     assert own["etv_15ms"].tolist() == pytest.approx([0.8, 0.7, 0.55])
     assert own["etv_15ms_error"].tolist()[2] == pytest.approx(0.05)

@@ -29,6 +29,7 @@ from blockspike.fitting.distance import Window
 from blockspike.fitting.fitted_neuron import FittedNeuron
 from blockspike.fitting.guard import FittingGuard
 from blockspike.fitting.likelihood import likelihoods_of_cells
+from blockspike.fitting.millivolts import millivolts_of_cells
 from blockspike.fitting.module import FittingBatch, NeuronFittingModule
 from blockspike.fitting.scores import (
     SIGMAS_MS,
@@ -88,6 +89,9 @@ def _fit_and_score(
             scores_of_cells(of_train).add_prefix("train_"),
             scores_of_cells(of_test).add_prefix("test_"),
             likelihoods_of_cells(parameters, data.train, data.test, data.dt_ms),
+            millivolts_of_cells(
+                parameters, data.train, data.train_voltage_mv, data.scale_pa, data.dt_ms
+            ),
         ],
         axis=1,
     )

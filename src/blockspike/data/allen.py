@@ -25,7 +25,7 @@ import logging
 import socket
 import sys
 import warnings
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from importlib import import_module
@@ -80,14 +80,14 @@ class AllenRecordings(RecordingsDataModule):
         super().__init__(path, **recordings)
         self.n_cells, self.download = n_cells, download
 
-    def load(self) -> list[tuple[Recording, Recording]]:
-        """Read every cell, see `RecordingsDataModule.load`.
+    def load(self) -> Iterable[tuple[Recording, Recording]]:
+        """Read one cell after another, see `RecordingsDataModule.load`.
 
         Raises:
             FileNotFoundError: no recording at ``path``; names the command that downloads them.
         """
         try:
-            return super().load()
+            yield from super().load()
         except FileNotFoundError as error:
             raise FileNotFoundError(
                 f"{error}; `blockspike prepare data=allen data.download=true` downloads them "

@@ -7,6 +7,7 @@ from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
@@ -86,11 +87,13 @@ class Recording:
         repeats = [r[stimulus] for r in self.spike_times_s]
         return np.stack([bin_spikes(t, dt_ms, n_steps) for t in repeats if t is not None])
 
-    def voltage(self, stimulus: int, dt_ms: float) -> np.ndarray | None:
-        """Return the largest voltage of each step in mV, float32 ``[n_steps]``, for plots.
+    def voltage(
+        self, stimulus: int, dt_ms: float, of_step: Literal["largest", "mean"] = "largest"
+    ) -> np.ndarray | None:
+        """Return the voltage of each step in mV, float32 ``[n_steps]``.
 
-        It is that of the first repeat of a stimulus; None if the file has none. The largest, and
-        not the mean, since spikes are shorter than many a step.
+        It is that of the first repeat of a stimulus; None if the file has none. The largest is for
+        plots, since spikes are shorter than many a step.
 
         Raises:
             ValueError: as in `current`.
@@ -101,7 +104,10 @@ class Recording:
             return None
         starts = (np.arange(n_steps) * (dt_ms / self.dt_ms) + 1e-6).astype(np.int64)
         end = max(starts[-1] + 1, round(n_steps * dt_ms / self.dt_ms))
-        return np.maximum.reduceat(voltage[:end], starts)
+        if of_step == "largest":
+            return np.maximum.reduceat(voltage[:end], starts)
+        sums = np.add.reduceat(voltage[:end].astype(np.float64), starts)
+        return (sums / np.diff(np.append(starts, end))).astype(np.float32)
 
     def sha256(self) -> str:
         """Hash of the name, currents and spike times, as read."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -59,6 +59,7 @@ class _Cell:
     test_scale_pa: float
     warm_up_steps: int
     titles: list[str]
+    train_voltage_mv: np.ndarray | None
     voltage_mv: np.ndarray | None
 
     @property
@@ -76,7 +77,8 @@ class RecordingsDataModule(pl.LightningDataModule):
     `setup` there are ``names``, ``scale_pa``, ``train``, ``test`` and ``sha256``, the hash of the
     recordings as read (None if they are synthetic); and, for plots, of each cell's scored test
     segments, ``test_titles`` and ``test_voltage_mv`` (see `Recording.voltage`), float32 ``[B, T]``
-    with NaN where a segment has no voltage, or None.
+    with NaN where a segment has no voltage, or None. ``train_voltage_mv`` are means of the steps of
+    the training segments.
 
     Currents are divided by a number per cell, ``scale_pa``, that is stored with its fit: the
     standard deviation of its training current, or, in the paper's recipe, 100 times its maximum.
@@ -177,19 +179,17 @@ class RecordingsDataModule(pl.LightningDataModule):
     def prepare(self) -> None:
         """Do nothing: recordings need no preparation."""
 
-    def load(self) -> list[tuple[Recording, Recording]]:
-        """Read every cell's training and test stimuli; cells that fail go into ``failed``.
+    def load(self) -> Iterable[tuple[Recording, Recording]]:
+        """Read one cell after another, its training and test stimuli; failures go into ``failed``.
 
         Raises:
             FileNotFoundError: no recording at ``path``.
         """
         files = find_recordings(self.path)
-        pairs = []
         with progress(f"Reading {self.title}", len(files)) as advance:
             for name, file in zip(_cell_names(files, self.path), files, strict=True):
-                pairs += self._pairs(file, name, self.electrode)
+                yield from self._pairs(file, name, self.electrode)
                 advance(1)
-        return pairs
 
     def _pairs(
         self, file: Path, name: str, electrode: str | None
@@ -203,8 +203,7 @@ class RecordingsDataModule(pl.LightningDataModule):
                 return [_fold(train, self.n_folds, self.fold)]
             if chosen == tested:
                 return [(train, train)]
-            test = _read(file, name, *tested)
-            return [(replace(train, voltage_mv=None), test)]  # that of training is never shown
+            return [(train, _read(file, name, *tested))]
         except SeveralElectrodesError as error:
             return [pair for own in error.electrodes for pair in self._pairs(file, name, own)]
         except (ValueError, OSError) as error:
@@ -220,15 +219,17 @@ class RecordingsDataModule(pl.LightningDataModule):
             ValueError: no cell could be used; names the first reason.
         """
         self.failed = dict(self._not_there)
-        cells, pairs = [], self.load()
-        self.sha256 = self._sha256(pairs)
-        for train, test in pairs:
+        cells, digest = [], hashlib.sha256()
+        for train, test in self.load():
+            for recording in (train,) if train is test else (train, test):
+                digest.update(recording.sha256().encode())
             try:
                 cells.append(self._cut(train, test))
             except ValueError as error:
                 text = str(error)
                 own = text.startswith(train.name)
                 self.failed[train.name] = text if own else f"{train.name}: {text}"
+        self.sha256 = digest.hexdigest() if self.is_recorded else None
         cells = self._of_one_shape(cells)
         if not cells:
             reasons = list(self.failed.values())
@@ -239,15 +240,10 @@ class RecordingsDataModule(pl.LightningDataModule):
         self.scale_pa = np.array([cell.scale_pa for cell in cells])
         self.test_scale_pa = np.array([cell.test_scale_pa for cell in cells])
         self.test_titles = [cell.titles for cell in cells]
+        self.train_voltage_mv = [cell.train_voltage_mv for cell in cells]
         self.test_voltage_mv = [cell.voltage_mv for cell in cells]
         self.train = _part([cell.train for cell in cells], self.scale_pa, 0)
         self.test = _part([cell.test for cell in cells], self.test_scale_pa, cells[0].warm_up_steps)
-
-    def _sha256(self, pairs: list[tuple[Recording, Recording]]) -> str | None:
-        if not self.is_recorded:
-            return None
-        hashes = [x.sha256() for a, b in pairs for x in ((a,) if a is b else (a, b))]
-        return hashlib.sha256("".join(hashes).encode()).hexdigest()
 
     def _cut(self, train: Recording, test: Recording) -> _Cell:
         share = 1.0 if self._apart else _TRAIN_SHARE
@@ -267,7 +263,8 @@ class RecordingsDataModule(pl.LightningDataModule):
             train.name, trained, tested, scale_pa,
             self._scale(tested[0]) if self.own_test_scale else scale_pa,
             warm_up_steps, _titles(test, test_s, warm_up_s),
-            self._voltage(test, test_s, warm_up_steps, len(tested[0])),
+            self._voltage(train, train_s, 0, len(trained[0]), "mean"),
+            self._voltage(test, test_s, warm_up_steps, len(tested[0]), "largest"),
         )  # fmt: skip
 
     def _segments(self, recording: Recording, segments_s: Segments) -> Segment:
@@ -289,12 +286,17 @@ class RecordingsDataModule(pl.LightningDataModule):
         return np.stack(currents, 1), trains
 
     def _voltage(
-        self, recording: Recording, segments_s: Segments, warm_up_steps: int, n_steps: int
+        self,
+        recording: Recording,
+        segments_s: Segments,
+        warm_up_steps: int,
+        n_steps: int,
+        of_step: Literal["largest", "mean"],
     ) -> np.ndarray | None:
         """Voltages [B, T] of the scored steps of all segments, in the order of `_segments`."""
         rows = []
         for number in range(len(recording.stimuli)):
-            voltage = recording.voltage(number, self.dt_ms)
+            voltage = recording.voltage(number, self.dt_ms, of_step)
             for start, _ in segments_s:
                 first = round(start * 1000 / self.dt_ms)
                 scored = slice(first + warm_up_steps, first + n_steps)

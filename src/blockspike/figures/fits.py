@@ -1,6 +1,7 @@
 """Neuron models compared: the test scores of fits to the same recordings."""
 
 import re
+import textwrap
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ _BESIDE = {"null_etv_15ms": "constant rate", "reliability_etv_15ms": "another tr
 _COLUMNS = ("run", "data_set", "neuron", "seed", "n_cells")
 _REPLICATES = re.compile(r"[/,]?\b(seed|data\.fold)=[^/,]*")
 _MOST_IN_A_ROW = 4
+_LONGEST_LABEL = 44
 
 
 def compared(table: pd.DataFrame) -> pd.DataFrame:
@@ -37,8 +39,8 @@ def compared(table: pd.DataFrame) -> pd.DataFrame:
         table: a row per run, as `blockspike collect` writes; runs of `train` are ignored.
 
     Returns:
-        A row per data set and fit: `data_set`, `fit` (the neuron, and what else the command chose
-        where two fits have the same), `n_runs`, `n_cells`, and each score and its standard error
+        A row per data set and fit: `data_set`, `fit` (the neuron, and the options by which fits
+        with the same one differ), `n_runs`, `n_cells`, and each score and its standard error
         `<score>_error`, NaN with one run. The best of each data set come first.
 
     Raises:
@@ -51,26 +53,34 @@ def compared(table: pd.DataFrame) -> pd.DataFrame:
     if missing:
         raise ValueError(f"table: expected columns {', '.join(missing)}, got a table without them")
     fits = fits.assign(recipe=fits["run"].str.replace(_REPLICATES, "", regex=True))
+    fits = fits.assign(fit=_with_options(fits))
     rows = []
     for _, own in fits.groupby(["data_set", "recipe"], sort=False):
-        row: dict[str, Any] = own.iloc[0][["data_set", "recipe", "neuron"]].to_dict()
-        row |= {"fit": row.pop("neuron"), "n_runs": len(own), "n_cells": own["n_cells"].max()}
+        row: dict[str, Any] = own.iloc[0][["data_set", "fit"]].to_dict()
+        row |= {"n_runs": len(own), "n_cells": own["n_cells"].max()}
         for score in (*SCORES, *_BESIDE):
             values = own.reindex(columns=[f"test_{score}_median"]).iloc[:, 0]
             row |= {score: values.mean(), f"{score}_error": values.sem()}
         rows.append(row)
-    points = _with_labels(pd.DataFrame(rows)).drop(columns="recipe")
-    return points.sort_values(["data_set", "etv_15ms"], ascending=[True, False])
+    return pd.DataFrame(rows).sort_values(["data_set", "etv_15ms"], ascending=[True, False])
 
 
-def _with_labels(points: pd.DataFrame) -> pd.DataFrame:
-    """Add to the neuron the choices of its folder, where two fits of a data set share a neuron."""
-    alike = points.duplicated(["data_set", "fit"], keep=False)
-    options = (
-        points["recipe"].str.rpartition("/")[2].str.replace(r"population=[^,]*,?", "", regex=True)
-    )
-    labels = points["fit"] + options.map(lambda x: f", {x}" if x not in ("", "default") else "")
-    return points.assign(fit=points["fit"].where(~alike, labels))
+def _with_options(fits: pd.DataFrame) -> pd.Series:
+    """Name of each run's fit: its neuron, and the options by which such fits differ, if any do."""
+    options = [
+        name for name in fits
+        if "." in str(name) and not str(name).startswith(("version.", "data.fold"))
+    ]  # fmt: skip
+    labels = dict(zip(fits.index, fits["neuron"].tolist(), strict=True))
+    for _, alike in fits.groupby(["data_set", "neuron"]):
+        if alike["recipe"].nunique() == 1:
+            continue
+        texts = {name: [str(x) for x in alike[name].tolist()] for name in options}
+        varied = [name for name in options if len(set(texts[name])) > 1]
+        for i, index in enumerate(alike.index):
+            own = [f"{str(name).rpartition('.')[2]}={texts[name][i]}" for name in varied]
+            labels[index] = textwrap.shorten(", ".join([labels[index], *own]), _LONGEST_LABEL)
+    return pd.Series(labels)
 
 
 def fits(table: pd.DataFrame, folder: Path) -> list[Path]:
@@ -97,7 +107,10 @@ def _figure(points: pd.DataFrame, data_set: str) -> Figure:
     shown = _known(points, SCORES)
     n_rows = -(-len(shown) // _MOST_IN_A_ROW)
     n_columns = min(len(shown), _MOST_IN_A_ROW)
-    size = (1.6 + 2.1 * n_columns, n_rows * (1.1 + 0.26 * len(points)))
+    size = (
+        0.6 + 0.075 * points["fit"].str.len().max() + 2.1 * n_columns,
+        n_rows * (1.1 + 0.26 * len(points)),
+    )
     figure = Figure(figsize=size, layout="constrained")
     axes = figure.subplots(n_rows, n_columns, sharey=True, squeeze=False).ravel()
     for axis, score in zip(axes, shown, strict=False):
