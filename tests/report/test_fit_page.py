@@ -17,6 +17,7 @@ from selenium.webdriver.support.ui import Select
 from blockspike.figures.cell_traces import CellTraces
 from blockspike.fitting.fitted_neuron import FittedNeuron
 from blockspike.fitting.identified import identified
+from blockspike.fitting.millivolts import COLUMNS
 from blockspike.report.fit_page import PARAMETERS, number, render_fit, score
 from blockspike.report.viewer import pack_series
 from made_traces import DT_MS, N_MODEL, N_STEPS, made_cell
@@ -64,7 +65,8 @@ def test_every_parameter_of_a_fitted_neuron_has_a_symbol_and_a_unit():
     of_neuron = {x.name for x in fields(FittedNeuron)} - {"name"}
     neuron = FittedNeuron("cell", 10.0, 100.0, 0.2, 0.01, 0.0, arp_ms=2.0, dt_ms=0.5)
     found = identified(neuron.parameters()).keys()
-    assert of_neuron | found == PARAMETERS.keys() - {"escape_rate_hz", "escape_width"}
+    scales = {"escape_rate_hz", "escape_width", *COLUMNS}
+    assert of_neuron | found | scales == PARAMETERS.keys()
 
 
 def test_a_cell_shows_its_parameters_and_scores():
