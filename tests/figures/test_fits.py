@@ -15,11 +15,12 @@ def run(neuron: str, seed: int, etv: float, options: str = "", data_set: str = "
     folder = ",".join(x for x in (f"population={neuron.lower()}", options) if x)
     pairs = (option.split("=") for option in options.split(",") if option)
     row: dict[str, Any] = {
-        "run": f"fit/{data_set}/{folder}/seed={seed}", "data_set": data_set, "neuron": neuron,
+        "run": f"fit/{data_set}/{folder}/seed={seed}", "experiment": "fit",
+        "data_set": data_set, "neuron": neuron,
         "seed": seed, "n_cells": 1, "test_etv_15ms_median": etv,
         "test_null_etv_15ms_median": 0.1, "test_reliability_etv_15ms_median": 0.9,
         "test_rate_error_median": 0.05, "version.torch": f"2.{seed}",
-        "data.dt_ms": 0.5, "data.n_starts": 64, **dict(pairs),
+        "data.dt_ms": 0.5, "population.seed": seed, **dict(pairs),
     }  # fmt: skip
     return row
 
@@ -45,6 +46,13 @@ def test_folds_are_replicates_as_seeds_are():
     (row,) = compared(pd.DataFrame(folds)).to_dict("records")
     assert (row["n_runs"], row["fit"]) == (3, "GIF")
     assert row["etv_15ms"] == pytest.approx(0.81)
+
+
+def test_data_sets_may_be_numbers_and_differ_in_signs_alone(tmp_path: Path):
+    rows = [run("GIF", 0, 0.5, data_set=name) for name in ("a b", "a_b")]
+    rows.append(run("GIF", 0, 0.5) | {"data_set": 313862})
+    names = [path.name for path in fits(pd.DataFrame(rows), tmp_path)]
+    assert len(set(names)) == 3 and "fits_313862.png" in names
 
 
 def test_text_has_errors_where_there_are_several_runs_and_leaves_unknown_scores_out():

@@ -62,6 +62,12 @@ def test_a_single_trial_is_simulated_by_a_neuron_with_noise():
     assert silent.how == [""] and np.isnan(silent.inflation).all()
 
 
+def test_a_fit_to_first_trials_is_repeated_on_them():
+    drawn = resample(part(4), neuron(), N, 0.5, seed=0, first_trial_only=True)
+    assert drawn.how == ["simulated trials"]
+    assert set(drawn.target.unique().tolist()) == {0, 1}  # single trials and no means
+
+
 def test_the_same_seed_draws_the_same():
     first, second, other = (resample(part(4), neuron(), 5, 0.5, seed=s).target for s in (0, 0, 1))
     assert torch.equal(first, second) and not torch.equal(first, other)

@@ -26,6 +26,8 @@ def neuron(**more: float) -> NeuronParameters:
         {},
         {"coupling": 0.5, "tau_coupling_ms": 10.0, "coupling_onset": 0.6, "coupling_width": 0.2},
         {"coupling": 0.4, "tau_coupling_ms": 5.0, "coupling_onset": 1.3, "coupling_width": 0.1},
+        {"coupling": -0.5, "tau_coupling_ms": 5.0, "coupling_onset": 0.3, "coupling_width": 0.2},
+        {"coupling": 1.2, "tau_coupling_ms": 5.0, "coupling_onset": 1.5, "coupling_width": 0.2},
     ],
 )
 def test_a_neuron_fires_above_its_rheobase_and_not_below(more: dict):
@@ -35,6 +37,11 @@ def test_a_neuron_fires_above_its_rheobase_and_not_below(more: dict):
         rising = torch.linspace(0, 1, 10_000).clamp(max=0.5) * 2  # slow: a threshold may lag
         current = (rising * factor * rheobase_pa).reshape(-1, 1, 1)
         assert bool(simulate(parameters, current, DT_MS).any()) is fires
+
+
+def test_a_threshold_that_outruns_the_membrane_has_no_rheobase():
+    own = {"coupling": 1.2, "tau_coupling_ms": 5.0, "coupling_onset": 0.3, "coupling_width": 0.1}
+    assert identified(neuron(**own))["rheobase_pa"].isnan().all()
 
 
 @pytest.mark.parametrize("after_ms", [20.0, 100.0])

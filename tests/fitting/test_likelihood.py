@@ -83,6 +83,20 @@ def test_there_is_no_maximum_without_spikes_or_with_spikes_at_low_margins():
     assert fit_escape_noise(margins, np.zeros((500, 1)), DT_MS) is None
     assert fit_escape_noise(margins, margins < -1.5, DT_MS) is None
     assert fit_escape_noise(margins * 0, margins > 1, DT_MS) is None
+    assert fit_escape_noise(margins, margins > 2, DT_MS) is None  # no noise at all
+    outlier = np.concatenate([margins, [[40.0]]])  # one high margin without a spike
+    fired = np.random.default_rng(1).random(outlier.shape) < 0.02
+    found = fit_escape_noise(outlier, fired, DT_MS)
+    rate_hz = 1000 * fired.mean() / DT_MS
+    assert found is None or bits_per_spike(found, outlier, fired, rate_hz, DT_MS) > 0
+
+
+def test_no_step_rules_all_others():
+    noise, margins = EscapeNoise(100.0, 0.1), np.full((1000, 1), -0.5)
+    margins[:100] = 1e6  # the recorded neuron is blocked there, the model fires
+    fired = np.zeros((1000, 1))
+    fired[500] = 1
+    assert bits_per_spike(noise, margins, fired, 2.0, DT_MS) > -5000
 
 
 def test_the_neuron_itself_is_likelier_than_another_one():

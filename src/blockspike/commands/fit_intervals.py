@@ -24,6 +24,7 @@ from blockspike.training.callbacks import EpochLines
 from blockspike.training.checkpoint_io import PlainCheckpointIO, load_plain
 
 _SHARE_OF_STARTS, _SHARE_OF_EPOCHS = 8, 4  # a replicate has so many times fewer than the fit
+_LEAST_STARTS, _LEAST_EPOCHS = 8, 60
 _DEVIATION = 0.3  # of a replicate's starts from the fit, most of which are logarithms
 _EPOCHS_A_LINE = 20
 
@@ -57,10 +58,17 @@ def fit_intervals(
         `not_constrained`, those of which this stimulus says little. No columns without replicates.
     """
     n, population = cfg.n_bootstrap, module.population
-    if n == 0 or not isinstance(population, DrawnPopulation):
-        return pd.DataFrame(index=range(len(neurons)))
+    nothing = pd.DataFrame(index=range(len(neurons)))
+    if n == 0:
+        return nothing
+    if not isinstance(population, DrawnPopulation):
+        print(f"no intervals: expected neurons whose starts are drawn, got {population.neuron}")
+        return nothing
     parameters, _ = module.chosen()
-    drawn = resample(data.train, parameters, n, data.dt_ms, cfg.seed + 1)
+    drawn = resample(data.train, parameters, n, data.dt_ms, cfg.seed + 1, data.first_trial_only)
+    if not any(drawn.how):
+        print("no intervals: expected several trials or segments, or neurons with noise")
+        return nothing
     again = build_fit(_of_replicates(cfg), n * len(neurons), data.dt_ms)
     assert isinstance(again.population, DrawnPopulation)
     start = {name: x.repeat_interleave(n) for name, x in module.chosen_values().items()}
@@ -89,8 +97,9 @@ def _determined(neurons: list[FittedNeuron]) -> dict[str, np.ndarray]:
 def _of_replicates(cfg: DictConfig) -> DictConfig:
     """Configuration of the replicates: fewer starts and epochs, and τ fine from the beginning."""
     own = cfg.copy()
-    own.population.n_starts = max(1, cfg.population.n_starts // _SHARE_OF_STARTS)
-    own.trainer.max_epochs = max(1, cfg.trainer.max_epochs // _SHARE_OF_EPOCHS)
+    own.population.n_starts = max(_LEAST_STARTS, cfg.population.n_starts // _SHARE_OF_STARTS)
+    least = min(_LEAST_EPOCHS, cfg.trainer.max_epochs)
+    own.trainer.max_epochs = max(least, cfg.trainer.max_epochs // _SHARE_OF_EPOCHS)
     own.fit.first_tau_ms = None
     own.seed = cfg.seed + 1
     own.logger = own.callbacks = None

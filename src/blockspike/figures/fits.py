@@ -1,6 +1,5 @@
 """Neuron models compared: the test scores of fits to the same recordings."""
 
-import re
 import textwrap
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -24,8 +23,7 @@ SCORES = {
     "rate_error": "rate error",
 }
 _BESIDE = {"null_etv_15ms": "constant rate", "reliability_etv_15ms": "another trial"}
-_COLUMNS = ("run", "data_set", "neuron", "seed", "n_cells")
-_REPLICATES = re.compile(r"[/,]?\b(seed|data\.fold)=[^/,]*")
+_COLUMNS = ("experiment", "data_set", "neuron", "seed", "n_cells")
 _MOST_IN_A_ROW = 4
 _LONGEST_LABEL = 44
 
@@ -52,8 +50,16 @@ def compared(table: pd.DataFrame) -> pd.DataFrame:
     missing = [name for name in _COLUMNS if name not in fits]
     if missing:
         raise ValueError(f"table: expected columns {', '.join(missing)}, got a table without them")
-    fits = fits.assign(recipe=fits["run"].str.replace(_REPLICATES, "", regex=True))
-    fits = fits.assign(fit=_with_options(fits))
+    options = [
+        name for name in fits
+        if "." in str(name) and not str(name).startswith(("version.", "data.fold"))
+        and not str(name).endswith(".seed")
+    ]  # fmt: skip
+    texts = [
+        [str(x) for x in row] for row in fits[["experiment", "neuron", *options]].to_numpy(object)
+    ]
+    fits = fits.assign(data_set=fits["data_set"].astype(str), recipe=["\n".join(x) for x in texts])
+    fits = fits.assign(fit=_with_options(fits, options))
     rows = []
     for _, own in fits.groupby(["data_set", "recipe"], sort=False):
         row: dict[str, Any] = own.iloc[0][["data_set", "fit"]].to_dict()
@@ -65,12 +71,8 @@ def compared(table: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows).sort_values(["data_set", "etv_15ms"], ascending=[True, False])
 
 
-def _with_options(fits: pd.DataFrame) -> pd.Series:
+def _with_options(fits: pd.DataFrame, options: list[Any]) -> pd.Series:
     """Name of each run's fit: its neuron, and the options by which such fits differ, if any do."""
-    options = [
-        name for name in fits
-        if "." in str(name) and not str(name).startswith(("version.", "data.fold"))
-    ]  # fmt: skip
     labels = dict(zip(fits.index, fits["neuron"].tolist(), strict=True))
     for _, alike in fits.groupby(["data_set", "neuron"]):
         if alike["recipe"].nunique() == 1:
@@ -96,11 +98,13 @@ def fits(table: pd.DataFrame, folder: Path) -> list[Path]:
     Raises:
         ValueError: as `compared`.
     """
-    points = compared(table)
-    return [
-        save(_figure(where(points, "data_set", [name]), name), folder / f"fits_{slug(name)}")
-        for name in dict.fromkeys(points["data_set"])
-    ]
+    points, paths = compared(table), []
+    for name in dict.fromkeys(points["data_set"]):
+        path = folder / f"fits_{slug(name)}"
+        while path.with_suffix(".png") in paths:  # names that differ in signs alone
+            path = path.with_name(f"{path.name}_")
+        paths.append(save(_figure(where(points, "data_set", [name]), name), path))
+    return paths
 
 
 def _figure(points: pd.DataFrame, data_set: str) -> Figure:

@@ -36,7 +36,12 @@ class Resampled:
 
 
 def resample(
-    part: Part, parameters: NeuronParameters, n: int, dt_ms: float, seed: int
+    part: Part,
+    parameters: NeuronParameters,
+    n: int,
+    dt_ms: float,
+    seed: int,
+    first_trial_only: bool = False,
 ) -> Resampled:
     """Draw n replicates of the training data of each cell.
 
@@ -49,10 +54,12 @@ def resample(
         n: number of replicates.
         dt_ms: length of a step.
         seed: seed of the draws.
+        first_trial_only: whether the neurons were fitted to first trials and not to means.
     """
     random = np.random.default_rng(seed)
     currents, targets, inflation, how = [], [], [], []
     for cell, trains in enumerate(part.trains):
+        trains = [x[:1] for x in trains] if first_trial_only else trains
         current = part.current[:, :, cell].numpy()
         most = max(len(x) for x in trains)
         has_segments, has_trials = len(trains) >= _LEAST_SEGMENTS, most > 1
@@ -110,7 +117,7 @@ def intervals(
         repeated = replicates[name]
         if is_positive(name):
             value, repeated = np.log(value), np.log(repeated)
-        spread = np.sqrt(np.mean((repeated - value[:, None]) ** 2, 1)) * inflation * _Z
+        spread = np.sqrt(np.nanmean((repeated - value[:, None]) ** 2, 1)) * inflation * _Z
         low, high = value - spread, value + spread
         if is_positive(name):
             low, high = np.exp(low), np.exp(high)

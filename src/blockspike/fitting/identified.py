@@ -6,8 +6,6 @@ from torch import Tensor
 from blockspike.fitting.parameters import NeuronParameters
 
 ADAPTATION_AFTER_MS = (20.0, 100.0)
-_LARGEST_PA = 1e6  # rheobase that is looked for
-_HALVINGS = 60
 
 
 def identified(parameters: NeuronParameters) -> dict[str, Tensor]:
@@ -30,26 +28,25 @@ def identified(parameters: NeuronParameters) -> dict[str, Tensor]:
 
 
 def _rheobase(p: NeuronParameters) -> Tensor:
-    """(1 − rest) / gain; by bisection where the threshold follows V, which it does from rest on."""
-    plain = (1 - p.rest) / p.gain
-    if not p.coupling.any():
-        return plain
-    low, high = plain, torch.full_like(plain, _LARGEST_PA)
-    for _ in range(_HALVINGS):
-        middle = (low + high) / 2
-        membrane = p.rest + p.gain * middle
-        fires = membrane > 1 + p.coupling * _rectified(
-            membrane - p.coupling_onset, p.coupling_width
-        )
-        low, high = torch.where(fires, low, middle), torch.where(fires, middle, high)
-    return high
+    """(V − rest) / gain for the lowest V at the threshold, V = 1 + coupling · rectified V.
 
-
-def _rectified(above: Tensor, width: Tensor) -> Tensor:
-    """Rectified membrane that a coupled threshold follows, see neurons/glif/README.md."""
-    width = width.clamp(min=1e-6)
-    bend = (above + width).clamp(min=0)
-    return torch.where(above > width, above, bend * bend / (4 * width))
+    The rectified V of neurons/glif/README.md is 0, a parabola, and V − onset; each has its own
+    solution, which counts where that part holds. NaN: V never reaches a threshold that follows it.
+    """
+    low, high = p.coupling_onset - p.coupling_width, p.coupling_onset + p.coupling_width
+    curvature = p.coupling / (4 * p.coupling_width.clamp(min=1e-6))
+    # curvature · x² − x + (1 − low) = 0 for x = V − low; the form without cancellation
+    root = torch.sqrt(1 - 4 * curvature * (1 - low))
+    bent = low + 2 * (1 - low) / (1 + root)
+    straight = (1 - p.coupling * p.coupling_onset) / (1 - p.coupling)
+    one = torch.ones_like(low)
+    parts = torch.stack([
+        torch.where((one <= low) | (p.coupling == 0), one, torch.inf),
+        torch.where((bent >= low) & (bent <= high) & (one > low), bent, torch.inf),
+        torch.where(straight >= high, straight, torch.inf),
+    ])  # fmt: skip
+    membrane = parts.nan_to_num(torch.inf, torch.inf).min(0).values
+    return torch.where(membrane < torch.inf, (membrane - p.rest) / p.gain, torch.nan)
 
 
 def _adaptation(p: NeuronParameters, after_ms: float) -> Tensor:

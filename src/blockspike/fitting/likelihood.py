@@ -17,7 +17,8 @@ from blockspike.data.recordings_datamodule import Part
 from blockspike.fitting.parameters import NeuronParameters
 from blockspike.neurons.model import maximum, translated, where
 
-_START = (-5.0, 3.0)  # of the search: offset, and slope per standard deviation of the margin
+_LOG_RATES = (-60.0, 3.0)  # of a step; at the upper one, a spike is all but certain
+_STEEPEST = 50.0  # e-folds of the rate per standard deviation of the margin
 
 
 class EscapeNoise(NamedTuple):
@@ -75,32 +76,43 @@ def fit_escape_noise(margins: np.ndarray, spikes: np.ndarray, dt_ms: float) -> E
     The logarithm of the likelihood is concave in its two numbers, so that it has one maximum.
 
     Returns:
-        None where there is none: there are no spikes, or the margin is not higher at spikes.
+        None where there is none: there are no spikes, the margin is not higher at spikes, or it
+        tells them from all other steps, so that the noise would be 0.
     """
     fired = spikes > 0
     centre, spread = margins.mean(), margins.std()
     if not fired.any() or not spread > 0:
         return None
     scaled = (margins - centre) / spread
+    if fired.all() or scaled[fired].min() > scaled[~fired].max():
+        return None
 
     def loss(x: np.ndarray) -> tuple[float, np.ndarray]:
         value, slope = _log_likelihood(x[0] + x[1] * scaled, fired)
         return -value, -np.array([slope.sum(), (slope * scaled).sum()])
 
-    offset, slope = minimize(loss, np.array(_START), jac=True, method="L-BFGS-B").x
-    if not slope > 0:
+    constant = np.array([np.log(fired.mean()), 0.0])
+    found = minimize(
+        loss, constant, jac=True, method="L-BFGS-B", bounds=[_LOG_RATES, (0.0, _STEEPEST)]
+    )
+    offset, slope = found.x
+    if not 0 < slope < _STEEPEST or found.fun >= loss(constant)[0]:
         return None
     width = spread / slope
     return EscapeNoise(float(np.exp(offset - centre / width) * 1000 / dt_ms), float(width))
 
 
 def _log_likelihood(log_rate: np.ndarray, fired: np.ndarray) -> tuple[float, np.ndarray]:
-    """Sum of log P of all steps, P(spike) = 1 − exp(−rate), and its slope in each log rate."""
-    rate = np.exp(np.clip(log_rate, -60.0, 60.0))
-    missed = np.exp(-rate)
+    """Sum of log P of all steps, P(spike) = 1 − exp(−rate), and its slope in each log rate.
+
+    The rate is bounded by 20 per step, so that no step that is wrongly predicted rules all others.
+    """
+    low, high = _LOG_RATES
+    rate = np.exp(np.clip(log_rate, low, high))
     chance = -np.expm1(-rate)
     value = np.where(fired, np.log(chance), -rate).sum()
-    return float(value), np.where(fired, rate * missed / chance, -rate)
+    slope = np.where(fired, rate * np.exp(-rate) / chance, -rate)
+    return float(value), np.where((log_rate > low) & (log_rate < high), slope, 0.0)
 
 
 def bits_per_spike(

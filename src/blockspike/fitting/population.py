@@ -206,14 +206,13 @@ class DrawnPopulation(NeuronPopulation):
 
     @torch.no_grad()
     def start_around(self, values: Mapping[str, Tensor], deviation: float, seed: int) -> None:
-        """Start each cell at its values, [C] each by the parameters' names, and around them.
+        """Start each cell around its values, [C] each by the parameters' names.
 
-        The first start is there, the others deviate by so much in each parameter that is fitted.
+        Starts deviate by so much, as a standard deviation, in each parameter that is fitted.
         """
         generator = torch.Generator().manual_seed(seed)
         for name, parameter in self.named_parameters():
             apart = deviation * torch.randn(self.n_cells, self.n_starts, generator=generator)
-            apart[:, 0] = 0
             if not parameter.requires_grad and name not in self.searched:
                 apart[:] = 0
             parameter.copy_((values[name].unsqueeze(1) + apart.to(parameter)).flatten())

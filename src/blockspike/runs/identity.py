@@ -25,6 +25,8 @@ def content_of(cfg: DictConfig) -> dict[str, Any]:
         content.pop("n_bootstrap", None)
     if content["data"].get("electrode") is None:
         content["data"].pop("electrode", None)
+    if content["data"].get("neuron") == "alif":  # of synthetic cells
+        del content["data"]["neuron"]
     if content["data"].get("n_folds") is None:
         for key in ("n_folds", "fold"):
             content["data"].pop(key, None)
