@@ -15,6 +15,9 @@ from blockspike.fitting.parameters import NeuronParameters, simulate
 
 _LEAST_SEGMENTS = 5  # of a cell, to resample them
 _Z = 1.645  # of a normal distribution, whose 90 % lie within ± z standard deviations
+# Replicates stay nearer to the fit than fits to new data would be: by these factors, found on cells
+# with known parameters (docs/howto/fit_your_own_neuron.md).
+OF_RESAMPLED, OF_SIMULATED = 1.4, 2.1
 _WIDE = 0.5  # share of a value by which an interval may reach beyond it, where data constrain it
 
 
@@ -24,8 +27,9 @@ class Resampled:
 
     Attributes:
         current, target: [T, B, C · n], as in `RecordingsDataModule.batch`.
-        inflation: [C], by which the spread of a cell's replicates is too small, since few trials
-            or segments were resampled; NaN where nothing could be.
+        inflation: [C], by which the spread of a cell's replicates is too small, since they stay
+            near the fit, and since few trials or segments were resampled; NaN where nothing could
+            be.
         how: of each cell: "trials", "segments", "trials and segments", "simulated trials" or "".
     """
 
@@ -81,8 +85,8 @@ def resample(
             ]  # fmt: skip
             currents.append(current[:, segments])
             targets.append(np.stack(target, 1))
-        enough = np.sqrt(n_drawn / (n_drawn - 1)) if n_drawn > 1 else 1.0
-        inflation.append(enough if words else np.nan)
+        few = np.sqrt(n_drawn / (n_drawn - 1)) if n_drawn > 1 else 1.0
+        inflation.append(few * (OF_RESAMPLED if n_drawn else OF_SIMULATED) if words else np.nan)
         how.append(" and ".join(words))
     current, target = (
         torch.from_numpy(np.stack(x, 2).astype(np.float32)) for x in (currents, targets)
