@@ -55,9 +55,9 @@ def test_adaptation_is_the_current_that_makes_up_for_a_spike(
     )  # fmt: skip
     time = torch.arange(0, after_ms, DT_MS, dtype=torch.float64)
     membrane = 0.0
-    for t in time:  # by small steps of the equations
+    for t in time.tolist():  # by small steps of the equations
         wanted = 0.4 * np.exp(-t / tau_current_1_ms) - 0.1 * np.exp(-t / 70)
-        membrane += DT_MS * float(wanted - membrane) / 15
+        membrane += DT_MS * (wanted - membrane) / 15
     threshold = 0.3 * np.exp(-after_ms / 120) + 0.2 * np.exp(-after_ms / 10)
     found = float(identified(parameters)[f"adaptation_{after_ms:g}ms_pa"])
     assert found == pytest.approx((membrane + threshold) / 0.008, rel=0.01)
