@@ -11,7 +11,7 @@ from omegaconf import DictConfig
 from torch.utils.data import DataLoader
 
 from blockspike.commands.cell_traces import traces_of_fit
-from blockspike.commands.fit_intervals import constrained_summary, fit_intervals, values_of
+from blockspike.commands.fit_intervals import constrained_summary, determined, fit_intervals
 from blockspike.commands.run_once import Task, run_once
 from blockspike.commands.trainer import (
     EpochCheckpoint,
@@ -31,6 +31,7 @@ from blockspike.fitting.guard import FittingGuard
 from blockspike.fitting.likelihood import likelihoods_of_cells
 from blockspike.fitting.millivolts import millivolts_of_cells
 from blockspike.fitting.module import FittingBatch, NeuronFittingModule
+from blockspike.fitting.parameters import NeuronParameters
 from blockspike.fitting.scores import (
     SIGMAS_MS,
     null_etv,
@@ -84,8 +85,8 @@ def _fit_and_score(
     of_test = scores_of_segments(data.test, test, data.dt_ms)
     table = pd.concat(
         [
-            _parameter_columns(neurons, data, module),
-            fit_intervals(cfg, run, data, module, neurons),
+            _parameter_columns(neurons, parameters, data, module),
+            fit_intervals(cfg, run, data, module),
             scores_of_cells(of_train).add_prefix("train_"),
             scores_of_cells(of_test).add_prefix("test_"),
             likelihoods_of_cells(parameters, data.train, data.test, data.dt_ms),
@@ -130,11 +131,14 @@ def _fit(cfg, run: Run, data: RecordingsDataModule, module: NeuronFittingModule)
 
 
 def _parameter_columns(
-    neurons: list[FittedNeuron], data: RecordingsDataModule, module: NeuronFittingModule
+    neurons: list[FittedNeuron],
+    parameters: NeuronParameters,
+    data: RecordingsDataModule,
+    module: NeuronFittingModule,
 ) -> pd.DataFrame:
     best = module.best_distance.argmin(1, keepdim=True)
-    given = pd.DataFrame({"cell": data.names, "dt_ms": data.dt_ms})
-    return pd.concat([given, values_of(neurons)], axis=1).assign(
+    return pd.DataFrame(neurons).rename(columns={"name": "cell"}).assign(
+        **determined(parameters, data.scale_pa),
         scale_pa=data.scale_pa,
         distance=module.best_distance.gather(1, best)[:, 0].numpy(),
         chosen_epoch=module.best_epoch.gather(1, best)[:, 0].numpy() + 1,

@@ -1,6 +1,7 @@
 """Intervals of the parameters of a fit, by fitting again to resampled trials and segments."""
 
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,9 +16,9 @@ from blockspike.config.build import build_fit, build_trainer
 from blockspike.data.recordings_datamodule import RecordingsDataModule
 from blockspike.fitting.bootstrap import intervals, resample, unconstrained
 from blockspike.fitting.distance import Window
-from blockspike.fitting.fitted_neuron import FittedNeuron
 from blockspike.fitting.identified import identified
 from blockspike.fitting.module import FittingBatch, NeuronFittingModule
+from blockspike.fitting.parameters import NeuronParameters
 from blockspike.fitting.population import DrawnPopulation
 from blockspike.runs.run import Run
 from blockspike.training.callbacks import EpochLines
@@ -29,16 +30,16 @@ _DEVIATION = 0.3  # of a replicate's starts from the fit, most of which are loga
 _EPOCHS_A_LINE = 20
 
 
-def values_of(neurons: list[FittedNeuron]) -> pd.DataFrame:
-    """Parameters of the neurons and what is identified of them, a row each."""
-    table = pd.DataFrame(neurons).drop(columns=["name", "dt_ms"])
-    return pd.concat([table, _identified(neurons)], axis=1)
+def determined(parameters: NeuronParameters, scale_pa: np.ndarray) -> dict[str, np.ndarray]:
+    """Time constant of the membrane and `identified`, [N] each.
 
-
-def _identified(neurons: list[FittedNeuron]) -> pd.DataFrame:
-    return pd.DataFrame(
-        [{k: float(v) for k, v in identified(x.parameters()).items()} for x in neurons]
-    )
+    Args:
+        parameters: of N neurons.
+        scale_pa: pA of a unit of their current, [N].
+    """
+    per_pa = replace(parameters, gain=parameters.gain / torch.from_numpy(scale_pa))
+    found = {"tau_membrane_ms": per_pa.tau_membrane_ms, **identified(per_pa)}
+    return {name: x.numpy() for name, x in found.items()}
 
 
 def fit_intervals(
@@ -46,7 +47,6 @@ def fit_intervals(
     run: Run,
     data: RecordingsDataModule,
     module: NeuronFittingModule,
-    neurons: list[FittedNeuron],
 ) -> pd.DataFrame:
     """Fit to `cfg.n_bootstrap` replicates of each cell's data, all at once, from the fit on.
 
@@ -58,7 +58,8 @@ def fit_intervals(
         `not_constrained`, those of which this stimulus says little. No columns without replicates.
     """
     n, population = cfg.n_bootstrap, module.population
-    nothing = pd.DataFrame(index=range(len(neurons)))
+    n_cells = len(data.names)
+    nothing = pd.DataFrame(index=range(n_cells))
     if n == 0:
         return nothing
     if not isinstance(population, DrawnPopulation):
@@ -69,29 +70,20 @@ def fit_intervals(
     if not any(drawn.how):
         print("no intervals: expected several trials or segments, or neurons with noise")
         return nothing
-    again = build_fit(_of_replicates(cfg), n * len(neurons), data.dt_ms)
+    again = build_fit(_of_replicates(cfg), n * n_cells, data.dt_ms)
     assert isinstance(again.population, DrawnPopulation)
     start = {name: x.repeat_interleave(n) for name, x in module.chosen_values().items()}
     again.population.start_around(start, _DEVIATION, cfg.seed + 1)
     _fit(_of_replicates(cfg), run, again, drawn.current, drawn.target)
     refitted, _ = again.chosen()
-    replicates = [
-        FittedNeuron.of(refitted, i, "", float(data.scale_pa[i // n]), data.dt_ms)
-        for i in range(n * len(neurons))
-    ]
-    fitted = {name: x for name, x in _determined(neurons).items() if x.any()}
-    repeated = {name: x.reshape(-1, n) for name, x in _determined(replicates).items()}
-    found = intervals(fitted, repeated, drawn.inflation)
+    fitted = determined(parameters, data.scale_pa)
+    fitted = {name: x for name, x in fitted.items() if x.any()}  # without adaptation it is 0
+    repeated = determined(refitted, data.scale_pa.repeat(n))
+    found = intervals(fitted, {k: x.reshape(-1, n) for k, x in repeated.items()}, drawn.inflation)
     return pd.DataFrame(found).assign(
         intervals_from=drawn.how,
-        not_constrained=["; ".join(unconstrained(fitted, found, i)) for i in range(len(neurons))],
+        not_constrained=["; ".join(unconstrained(fitted, found, i)) for i in range(n_cells)],
     )  # fmt: skip
-
-
-def _determined(neurons: list[FittedNeuron]) -> dict[str, np.ndarray]:
-    """Values that have intervals; the adaptation of neurons without any is 0."""
-    table = _identified(neurons).assign(tau_membrane_ms=[x.tau_membrane_ms for x in neurons])
-    return {str(name): column.to_numpy() for name, column in table.items()}
 
 
 def _of_replicates(cfg: DictConfig) -> DictConfig:

@@ -29,6 +29,7 @@ from blockspike.data.sweeps import (
     choose_electrode,
     dt_ms_of,
     one_line,
+    reader_of,
 )
 
 _SIGNATURES = (b"ABF ", b"ABF2")
@@ -174,12 +175,7 @@ def _command_of(path: Path, outputs: list[_Output], channel: int) -> tuple[_Comm
 
 def _read(path: Path) -> tuple[Any, list[_Output]]:
     _check_sizes(path)
-    try:
-        pyabf = importlib.import_module("pyabf")
-    except ModuleNotFoundError as error:
-        raise ValueError(
-            f"{path}: expected pyABF, which reads .abf, got none; pip install 'blockspike[abf]'"
-        ) from error
+    pyabf = reader_of(path, "pyabf", "pyABF", "abf")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

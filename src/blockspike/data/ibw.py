@@ -5,7 +5,6 @@ A wave holds one trace, so a sweep is two files: a voltage, and the current that
 
 from __future__ import annotations
 
-import importlib
 import logging
 import re
 from collections.abc import Generator, Sequence
@@ -30,6 +29,7 @@ from blockspike.data.sweeps import (
     choose_electrode,
     dt_ms_of,
     one_line,
+    reader_of,
 )
 
 SUFFIX = ".ibw"
@@ -160,12 +160,7 @@ class _Wave(NamedTuple):
 
 def _read_wave(path: Path) -> _Wave:
     _check_sizes(path)
-    try:
-        igor = importlib.import_module("igor2.binarywave")
-    except ModuleNotFoundError as error:
-        raise ValueError(
-            f"{path}: expected igor2, which reads .ibw, got none; pip install 'blockspike[ibw]'"
-        ) from error
+    igor = reader_of(path, "igor2.binarywave", "igor2", "ibw")
     logging.getLogger(igor.__name__).disabled = True  # it logs all bytes that it cannot use
     try:
         with path.open("rb") as file:

@@ -6,7 +6,6 @@ eLife 11:e78362.
 
 from __future__ import annotations
 
-import importlib
 import math
 import re
 import warnings
@@ -32,6 +31,7 @@ from blockspike.data.sweeps import (
     converted_to,
     dt_ms_of,
     one_line,
+    reader_of,
     text_of,
 )
 
@@ -70,15 +70,10 @@ def _unreadable(path: Path, error: Exception) -> ValueError:
 
 
 def _open_nwb2(path: Path) -> Any:
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about older schemas, which pynwb still reads
-            pynwb = importlib.import_module("pynwb")
-            return pynwb.NWBHDF5IO(str(path), "r", load_namespaces=True)
-    except ModuleNotFoundError as error:
-        raise ValueError(
-            f"{path}: expected pynwb, which reads NWB 2, got none; pip install 'blockspike[nwb]'"
-        ) from error
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about older schemas, which pynwb still reads
+        pynwb = reader_of(path, "pynwb", "pynwb", "nwb")
+        return pynwb.NWBHDF5IO(str(path), "r", load_namespaces=True)
 
 
 def _nwb2_sweeps(path: Path, content: Any) -> list[_Nwb2Sweep]:

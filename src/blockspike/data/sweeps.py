@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -254,6 +255,27 @@ def dt_ms_of(where: str, rate: Any) -> float:
             f"{where}: expected a sampling rate of {low:g} to {high:g} Hz, got {found} Hz"
         )
     return 1e3 / float(rate[0])
+
+
+def reader_of(path: Path, module: str, name: str, extra: str) -> Any:
+    """Import the library that reads a file.
+
+    Args:
+        path: the file, for the error.
+        module: to import.
+        name: of the library, as it is written.
+        extra: installs it.
+
+    Raises:
+        ValueError: it is not installed; names the extra.
+    """
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        raise ValueError(
+            f"{path}: expected {name}, which reads this file, got none; "
+            f"pip install 'blockspike[{extra}]'"
+        ) from error
 
 
 def text_of(value: Any) -> str:

@@ -111,7 +111,7 @@ def intervals(
     """90 % intervals of fitted values [C], from those of their replicates [C, n].
 
     A value and its interval are its estimate ± 1.645 root mean squared differences of the
-    replicates from it, on the scale of the logarithm for what cannot be negative.
+    replicates from it, on the scale of the logarithm for a time constant.
 
     Returns:
         `<name>_low` and `<name>_high` [C] for every name; NaN where nothing was resampled.
@@ -119,19 +119,15 @@ def intervals(
     found = {}
     for name, value in values.items():
         repeated = replicates[name]
-        if is_positive(name):
+        is_positive = name.startswith("tau_")
+        if is_positive:
             value, repeated = np.log(value), np.log(repeated)
         spread = np.sqrt(np.nanmean((repeated - value[:, None]) ** 2, 1)) * inflation * _Z
         low, high = value - spread, value + spread
-        if is_positive(name):
+        if is_positive:
             low, high = np.exp(low), np.exp(high)
         found |= {f"{name}_low": low, f"{name}_high": high}
     return found
-
-
-def is_positive(name: str) -> bool:
-    """Whether a value by this name cannot be negative."""
-    return name.startswith(("tau_", "gain", "noise", "coupling_width"))
 
 
 def unconstrained(
