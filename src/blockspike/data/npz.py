@@ -61,8 +61,8 @@ def read_stimuli(
     if not kept:
         raise ValueError(f"{path}: stimuli: expected some of {', '.join(names)}, got none")
     dt_ms = _npz_dt_ms(path, arrays)
-    trains = _npz_trains(path, arrays, current, dt_ms)
     voltages = _npz_voltage(path, arrays, current.shape)
+    trains = _npz_trains(path, arrays, voltages, current, dt_ms)
     return NpzContent(
         stimuli=tuple(names[s] for s in kept),
         current_pa=current[list(kept)].astype(np.float64),
@@ -90,10 +90,13 @@ def _npz_dt_ms(path: Path, arrays: dict[str, np.ndarray]) -> float:
 
 
 def _npz_trains(
-    path: Path, arrays: dict[str, np.ndarray], current: np.ndarray, dt_ms: float
+    path: Path,
+    arrays: dict[str, np.ndarray],
+    voltage: list[list[np.ndarray]],
+    current: np.ndarray,
+    dt_ms: float,
 ) -> list[list[np.ndarray]]:
     """Spike times [S][R_s]."""
-    voltage = _npz_voltage(path, arrays, current.shape)
     if "spike_times_s" in arrays:
         return _stored_trains(path, arrays, [len(x) for x in voltage], current.shape[1], dt_ms)
     for s, of_stimulus in enumerate(voltage):

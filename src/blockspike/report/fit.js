@@ -145,17 +145,20 @@
 
   // ---- one cell
 
-  // Series of a segment: `at(i)` and the number of points, evenly spaced over the segment.
+  // Series of a segment: `at(i)`, the number of points, and how many of them fill the segment.
   function seriesOf(quantity, segment, nSegments) {
     const n = quantity.whole.length / nSegments;
     const own = quantity.whole.subarray(segment * n, (segment + 1) * n);
-    return { n, at: (i) => (own[i] === NO_NUMBER ? NaN : own[i] * quantity.scale) };
+    return { n, full: quantity.full ?? n, at: (i) => (own[i] === NO_NUMBER ? NaN : own[i] * quantity.scale) };
   }
 
   function unpacked(stored) {
     const quantity = (one) => one && { scale: one.scale, whole: numbers(one.data, Int16Array) };
     const names = ["current_pa", "voltage_mv", "membrane", "threshold", "recorded_hz", "model_hz"];
     const series = Object.fromEntries(names.map((name) => [name, quantity(stored[name])]));
+    for (const rate of [series.recorded_hz, series.model_hz]) {
+      rate.full = stored.n_steps / stored.rate_steps; // the last may stand for fewer steps
+    }
     const spikes = (text) => {
       const segments = stored.n_recorded.map(() => []);
       const whole = numbers(text, Int32Array);
@@ -243,7 +246,7 @@
       const value = (name, unit) => {
         if (!this.data.series[name]) return "";
         const line = seriesOf(this.data.series[name], segment, this.data.n_recorded.length);
-        const there = line.at(Math.floor(share * line.n));
+        const there = line.at(Math.min(Math.floor(share * line.full), line.n - 1));
         return Number.isNaN(there) ? "" : `${short(there)}${unit}`;
       };
       const known = [
@@ -386,8 +389,8 @@
 
   // [share of the segment, value] of the points shown; of more than two a pixel, the extremes.
   function pointsOf(line, start, share, width) {
-    const first = Math.max(0, Math.floor(start * line.n) - 1);
-    const last = Math.min(line.n, Math.ceil((start + share) * line.n) + 1);
+    const first = Math.max(0, Math.floor(start * line.full) - 1);
+    const last = Math.min(line.n, Math.ceil((start + share) * line.full) + 1);
     const size = Math.max(1, Math.floor((last - first) / (2 * width)));
     const points = [];
     for (let i = first; i < last; i += size) {
@@ -397,8 +400,8 @@
         if (!(value >= low)) low = Number.isNaN(value) ? low : value;
         if (!(value <= high)) high = Number.isNaN(value) ? high : value;
       }
-      points.push([i / line.n, low]);
-      if (high !== low && size > 1) points.push([i / line.n, high]);
+      points.push([i / line.full, low]);
+      if (high !== low && size > 1) points.push([i / line.full, high]);
     }
     return points;
   }
