@@ -78,6 +78,18 @@ def test_repeats_are_numbered_from_0(tmp_path):
         load_recording(saved(tmp_path, spike_repeat=repeat, n_repeats=0.5))
 
 
+def test_a_repeat_without_spikes_and_voltage_is_missing_and_not_silent(tmp_path):
+    voltage = np.full((3, len(noise_pa())), -70.0)
+    voltage[1] = np.nan
+    repeat = 2 * (np.arange(len(TIMES_S)) % 2)
+    for own in (repeat, 0 * repeat):  # also if the later one is silent
+        with pytest.raises(ValueError, match="got none in repeat 1"):
+            load_recording(saved(tmp_path, spike_repeat=own, voltage_mv=voltage))
+    voltage[1] = -70.0  # silent
+    said = load_recording(saved(tmp_path, spike_repeat=repeat, voltage_mv=voltage)).spike_times_s
+    assert [len(train[0]) for train in said] == [10, 0, 9]  # pyright: ignore
+
+
 def test_a_voltage_of_nan_in_part_is_refused(tmp_path):
     voltage = voltage_mv()
     voltage[N_SAMPLES // 2 :] = np.nan

@@ -68,7 +68,7 @@ def read_stimuli(
         current_pa=current[list(kept)].astype(np.float64),
         dt_ms=dt_ms,
         trains=[trains[s] for s in kept],
-        voltages=[voltages[s] for s in kept],
+        voltages=[list(voltages[s].values()) for s in kept],
     )
 
 
@@ -92,20 +92,20 @@ def _npz_dt_ms(path: Path, arrays: dict[str, np.ndarray]) -> float:
 def _npz_trains(
     path: Path,
     arrays: dict[str, np.ndarray],
-    voltage: list[list[np.ndarray]],
+    voltage: list[dict[int, np.ndarray]],
     current: np.ndarray,
     dt_ms: float,
 ) -> list[list[np.ndarray]]:
     """Spike times [S][R_s]."""
     if "spike_times_s" in arrays:
-        return _stored_trains(path, arrays, [len(x) for x in voltage], current.shape[1], dt_ms)
+        return _stored_trains(path, arrays, voltage, current.shape[1], dt_ms)
     for s, of_stimulus in enumerate(voltage):
         if not of_stimulus:
             raise no_spikes(f"{path}, stimulus {s}")
     return [
         [
             spikes_of(f"{path}, stimulus {s}, repeat {r}", current[s], v, dt_ms)
-            for r, v in enumerate(of_stimulus)
+            for r, v in of_stimulus.items()
         ]
         for s, of_stimulus in enumerate(voltage)
     ]
@@ -127,11 +127,11 @@ def _n_repeats(path: Path, arrays: dict[str, np.ndarray], n_stimuli: int) -> lis
 
 def _npz_voltage(
     path: Path, arrays: dict[str, np.ndarray], shape: tuple[int, ...]
-) -> list[list[np.ndarray]]:
-    """Voltages [S][R_s] of [T]."""
+) -> list[dict[int, np.ndarray]]:
+    """Voltages [S] of [T] by repeat, without those that are missing."""
     n_stimuli, n_samples = shape
     if "voltage_mv" not in arrays:
-        return [[] for _ in range(n_stimuli)]
+        return [{} for _ in range(n_stimuli)]
     stored = arrays["voltage_mv"]
     voltage = np.atleast_2d(stored)
     if n_stimuli == 1 and voltage.ndim == 2:
@@ -142,15 +142,22 @@ def _npz_voltage(
             f"{path}: voltage_mv: expected numbers {expected} as long as the current, "
             f"T = {n_samples}, got shape {stored.shape} and {stored.dtype}"
         )
-    rows = [[v for v in voltage[:, s] if not np.isnan(v).all()] for s in range(n_stimuli)]
+    rows = [
+        {r: v for r, v in enumerate(voltage[:, s]) if not np.isnan(v).all()}
+        for s in range(n_stimuli)
+    ]
     for s, row in enumerate(rows):
-        for v in row:
+        for v in row.values():
             check_voltage_peak(f"{path}, stimulus {s}", v)
     return rows
 
 
 def _stored_trains(
-    path: Path, arrays: dict[str, np.ndarray], n_voltages: list[int], n_samples: int, dt_ms: float
+    path: Path,
+    arrays: dict[str, np.ndarray],
+    voltage: list[dict[int, np.ndarray]],
+    n_samples: int,
+    dt_ms: float,
 ) -> list[list[np.ndarray]]:
     duration_s = n_samples * dt_ms * 1e-3
     times_s = arrays["spike_times_s"]
@@ -161,12 +168,13 @@ def _stored_trains(
         )
     check_times(str(path), times_s, duration_s)
     repeat = _indices(path, arrays, "spike_repeat", _MOST_REPEATS)
-    stimulus = _indices(path, arrays, "spike_stimulus", len(n_voltages))
+    stimulus = _indices(path, arrays, "spike_stimulus", len(voltage))
     trains = []
-    for s, n_repeats in enumerate(_n_repeats(path, arrays, len(n_voltages))):
-        own = stimulus == s
-        _check_repeats(f"{path}, stimulus {s}", repeat[own], n_voltages[s], n_repeats)
-        trains.append(_repeats_of(times_s[own], repeat[own], n_repeats or max(1, n_voltages[s])))
+    for s, n_repeats in enumerate(_n_repeats(path, arrays, len(voltage))):
+        own, known = stimulus == s, list(voltage[s])
+        _check_repeats(f"{path}, stimulus {s}", repeat[own], known, n_repeats)
+        at_least = n_repeats or max(known, default=0) + 1
+        trains.append(_repeats_of(times_s[own], repeat[own], at_least))
     for s, of_stimulus in enumerate(trains):
         for r, train in enumerate(of_stimulus):
             where = f"{path}, stimulus {s}, repeat {r}"
@@ -175,10 +183,10 @@ def _stored_trains(
     return trains
 
 
-def _check_repeats(where: str, repeat: np.ndarray, n_voltages: int, n_repeats: int | None) -> None:
+def _check_repeats(where: str, repeat: np.ndarray, known: list[int], n_repeats: int | None) -> None:
     """Refuse numbers of repeats beyond `n_repeats` or, without it, with gaps.
 
-    A repeat that has a voltage may be silent.
+    A repeat that is `known`, as it has a voltage, may be silent.
     """
     last = int(repeat.max()) if len(repeat) else -1
     if n_repeats is not None:
@@ -188,7 +196,8 @@ def _check_repeats(where: str, repeat: np.ndarray, n_voltages: int, n_repeats: i
                 f"repeats, got {last}"
             )
         return
-    for silent in np.setdiff1d(np.arange(n_voltages, last), repeat)[:1]:
+    last = max([last, *known])
+    for silent in np.setdiff1d(np.arange(last), [*repeat, *known])[:1]:
         raise ValueError(
             f"{where}: spike_repeat: expected spikes in each of the repeats 0 to {last}, got none "
             f"in repeat {silent}; are repeats numbered from 1? If one was silent, add n_repeats"
