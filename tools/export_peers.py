@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-KINDS = ("lif", "alif", "glif", "gif", "every part")
+KINDS = ("lif", "alif", "glif", "gif", "every part", "escape noise")
 STEPS_MS = (0.05, 0.1, 0.25, 0.5, 1.0)
 _SHIFT = 3  # steps by which NEST's spikes come later: two of delays, and the step's end is its time
 
@@ -33,6 +33,8 @@ def random_parameters(kind: str, rng: np.random.Generator) -> dict[str, Any]:
     }  # fmt: skip
     if kind != "lif":
         own["b"] = u(0, 0.6)
+    if kind == "escape noise":
+        own |= {"noise": 0.0, "escape_width": u(0.05, 0.3)}
     if kind in ("glif", "gif", "every part"):
         own |= {"current_1_pa": u(-20, 60), "tau_current_1_ms": u(1, 50)}
         own |= {"current_2_pa": u(-10, 20), "tau_current_2_ms": u(50, 400)}
@@ -93,7 +95,8 @@ def in_nest(path: Path, current_pa: np.ndarray, dt_ms: float) -> np.ndarray:
     times = np.round(dt_ms * np.arange(1, n_steps + 1), 3)
     given = {"amplitude_times": times, "amplitude_values": current_pa}
     generator = nest.Create("step_current_generator", params=given)
-    neuron = nest.Create(f"fitted_case_{int(path.stem[-3:])}", params={"noise": 0.0})
+    neuron = nest.Create(f"fitted_case_{int(path.stem[-3:])}")
+    neuron.set({"noise" if "noise" in neuron.get() else "is_noisy": 0.0})
     recorder = nest.Create("spike_recorder")
     nest.Connect(generator, neuron, syn_spec={"delay": dt_ms})
     nest.Connect(neuron, recorder, syn_spec={"delay": dt_ms})

@@ -132,7 +132,7 @@ def test_the_best_is_kept_once_tau_has_fallen(cells):
     # the kept parameters have the kept distance, with the noise of their epoch
     parameters, start = module.chosen()
     epochs = module.best_epoch.gather(1, start.unsqueeze(1))[:, 0].tolist()
-    current, target, _ = batch_of(cells)
+    current, target, *_ = batch_of(cells)
     trials = [
         simulate(parameters, current, DT_MS, module.population.draw(len(current), 1, e))
         for e in epochs  # with seed 0, the epoch is the seed of the draws

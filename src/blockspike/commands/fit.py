@@ -124,7 +124,10 @@ def _fit(cfg, run: Run, data: RecordingsDataModule, module: NeuronFittingModule)
             f"trainer: expected one process, since all fits are one batch, got {trainer.world_size}"
         )
     current, target, window = data.batch()
-    loader = DataLoader([FittingBatch(current, target, Window(*window))], batch_size=None)  # pyright: ignore
+    batch = FittingBatch(current, target, Window(*window))
+    if module.loss == "likelihood":
+        batch = FittingBatch(*batch[:3], *data.trials())
+    loader = DataLoader([batch], batch_size=None)  # pyright: ignore
     with without_known_warnings():
         trainer.fit(module, loader, ckpt_path=last_checkpoint(run))
     return float(read_metrics(run.folder / "metrics.csv")["time/epoch_s"].to_numpy(float).sum())

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 
 from blockspike.commands.trainer import EpochCheckpoint, without_known_warnings
 from blockspike.config.build import build_fit, build_trainer
-from blockspike.data.recordings_datamodule import RecordingsDataModule
+from blockspike.data.recordings_datamodule import RecordingsDataModule, padded
 from blockspike.fitting.bootstrap import intervals, resample, unconstrained
 from blockspike.fitting.distance import Window
 from blockspike.fitting.identified import identified
@@ -74,7 +74,11 @@ def fit_intervals(
     assert isinstance(again.population, DrawnPopulation)
     start = {name: x.repeat_interleave(n) for name, x in module.chosen_values().items()}
     again.population.start_around(start, _DEVIATION, cfg.seed + 1)
-    _fit(_of_replicates(cfg), run, again, drawn.current, drawn.target)
+    n_steps = len(drawn.current)
+    batch = FittingBatch(drawn.current, drawn.target, Window(0, n_steps, n_steps))
+    if module.loss == "likelihood":
+        batch = FittingBatch(*batch[:3], *padded(drawn.trains))
+    _fit(_of_replicates(cfg), run, again, batch)
     refitted, _ = again.chosen()
     fitted = determined(parameters, data.scale_pa)
     fitted = {name: x for name, x in fitted.items() if x.any()}  # without adaptation it is 0
@@ -98,13 +102,7 @@ def _of_replicates(cfg: DictConfig) -> DictConfig:
     return own
 
 
-def _fit(
-    cfg: DictConfig,
-    run: Run,
-    module: NeuronFittingModule,
-    current: torch.Tensor,
-    target: torch.Tensor,
-) -> None:
+def _fit(cfg: DictConfig, run: Run, module: NeuronFittingModule, batch: FittingBatch) -> None:
     folder = run.last_checkpoint.parent
     checkpoint = EpochCheckpoint(
         folder, filename="bootstrap", every_n_epochs=_EPOCHS_A_LINE, save_on_train_epoch_end=True,
@@ -119,8 +117,6 @@ def _fit(
         num_sanity_val_steps=0, enable_model_summary=False, limit_val_batches=0,
         default_root_dir=str(run.folder),
     )  # fmt: skip
-    n_steps = len(current)
-    batch = FittingBatch(current, target, Window(0, n_steps, n_steps))
     loader = DataLoader([batch], batch_size=None)  # pyright: ignore
     with without_known_warnings():
         trainer.fit(module, loader, ckpt_path=_readable(folder / "bootstrap.ckpt"))

@@ -51,8 +51,16 @@ def build_fit(cfg: DictConfig, n_cells: int, dt_ms: float) -> NeuronFittingModul
     surrogate = _surrogate(cfg.population, "population")
     options: dict[str, Any] = {"dt_ms": dt_ms, "surrogate": surrogate}
     make = _instantiate(cfg.population, "population", _partial_=True)
-    if "seed" in inspect.signature(make.func).parameters:
+    accepted = inspect.signature(make.func).parameters
+    if "seed" in accepted:
         options["seed"] = cfg.seed
+    if cfg.fit.loss == "likelihood":
+        if "escape_noise" not in accepted:
+            raise ValueError(
+                "fit.loss: expected a distance for this population, whose neurons have no escape "
+                "noise, got likelihood"
+            )
+        options["escape_noise"] = True
     return NeuronFittingModule(
         make(n_cells, **options),
         _instantiate(cfg.optimizer, "optimizer"),

@@ -255,7 +255,7 @@ def register_schemas() -> None:
         node = dataclasses.make_dataclass(cls.__name__, [_TARGET], bases=(schema(cls, skip),))
         store.store(group="data", name=f"{name}_schema", node=node)
     for name, cls in _POPULATIONS.items():
-        skip = ("self", "n_cells", "dt_ms", "seed")
+        skip = ("self", "n_cells", "dt_ms", "seed", "escape_noise")
         node = schema(cls, skip, surrogate=(Any, "multi_gaussian"))
         node = dataclasses.make_dataclass(cls.__name__, [_TARGET], bases=(node,))
         store.store(group="population", name=f"{name}_schema", node=node)

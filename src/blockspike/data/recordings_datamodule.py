@@ -342,6 +342,31 @@ class RecordingsDataModule(pl.LightningDataModule):
         split = n_steps - round(self.held_out * n_steps)
         return current, torch.from_numpy(target), (self.train.first, split, n_steps)
 
+    def trials(self) -> tuple[Tensor, Tensor]:
+        """Return the recorded spikes of the training part and which trials there are; see `padded`.
+
+        They are those whose mean is the target of `batch`.
+        """
+        n_trials = 1 if self.first_trial_only else None
+        return padded([[x[:n_trials] for x in trains] for trains in self.train.trains])
+
+
+def padded(trains: list[list[np.ndarray]]) -> tuple[Tensor, Tensor]:
+    """Trains [R, T] of each cell and segment as one tensor of up to R trials.
+
+    Returns:
+        Spikes, uint8 [T, R, B, C], and whether there is such a trial, bool [R, B, C].
+    """
+    n_trials = max(len(x) for of_cell in trains for x in of_cell)
+    n_steps = trains[0][0].shape[1]
+    spikes = torch.zeros(n_steps, n_trials, len(trains[0]), len(trains), dtype=torch.uint8)
+    is_there = torch.zeros(spikes.shape[1:], dtype=torch.bool)
+    for cell, of_cell in enumerate(trains):
+        for segment, own in enumerate(of_cell):
+            spikes[:, : len(own), segment, cell] = torch.from_numpy((own.T > 0).astype(np.uint8))
+            is_there[: len(own), segment, cell] = True
+    return spikes, is_there
+
 
 def _check_folds(n_folds: int | None, fold: int, *choices: Any) -> None:
     if n_folds is None:

@@ -17,7 +17,8 @@ _LEAST_SEGMENTS = 5  # of a cell, to resample them
 _Z = 1.645  # of a normal distribution, whose 90 % lie within ± z standard deviations
 # Replicates stay nearer to the fit than fits to new data would be: by these factors, found on cells
 # with known parameters (docs/howto/fit_your_own_neuron.md).
-OF_RESAMPLED, OF_SIMULATED = 1.4, 2.1
+OF_RESAMPLED = {"distance": 1.4, "likelihood": 1.0}
+OF_SIMULATED = {"distance": 2.1, "likelihood": 1.0}
 _WIDE = 0.5  # share of a value by which an interval may reach beyond it, where data constrain it
 
 
@@ -27,6 +28,7 @@ class Resampled:
 
     Attributes:
         current, target: [T, B, C · n], as in `RecordingsDataModule.batch`.
+        trains: [R, T] uint8 of each replicate and segment, whose means are the target.
         inflation: [C], by which the spread of a cell's replicates is too small, since they stay
             near the fit, and since few trials or segments were resampled; NaN where nothing could
             be.
@@ -35,6 +37,7 @@ class Resampled:
 
     current: Tensor
     target: Tensor
+    trains: list[list[np.ndarray]]
     inflation: np.ndarray
     how: list[str]
 
@@ -61,7 +64,7 @@ def resample(
         first_trial_only: whether the neurons were fitted to first trials and not to means.
     """
     random = np.random.default_rng(seed)
-    currents, targets, inflation, how = [], [], [], []
+    currents, targets, drawn, inflation, how = [], [], [], [], []
     for cell, trains in enumerate(part.trains):
         trains = [x[:1] for x in trains] if first_trial_only else trains
         current = part.current[:, :, cell].numpy()
@@ -69,7 +72,8 @@ def resample(
         has_segments, has_trials = len(trains) >= _LEAST_SEGMENTS, most > 1
         words = [w for w, has in (("trials", has_trials), ("segments", has_segments)) if has]
         n_drawn = len(trains) if has_segments else most
-        if not words and float(parameters.noise[cell]) > 0:
+        by_likelihood = float(parameters.escape_width[cell]) > 0
+        if not words and (by_likelihood or float(parameters.noise[cell]) > 0):
             trains_of = _simulated(parameters, cell, part, n, dt_ms, seed)
             words, n_drawn = ["simulated trials"], 0
         else:
@@ -78,20 +82,24 @@ def resample(
             segments = np.arange(len(trains))
             if has_segments:
                 segments = random.integers(len(trains), size=len(trains))
-            target = [
-                trains_of[replicate][s] if trains_of is not None
-                else trains[s][random.integers(len(trains[s]), size=len(trains[s]))].mean(0)
+            trials = [
+                trains_of[replicate][s : s + 1] if trains_of is not None
+                else trains[s][random.integers(len(trains[s]), size=len(trains[s]))]
                 for s in segments
             ]  # fmt: skip
             currents.append(current[:, segments])
-            targets.append(np.stack(target, 1))
+            targets.append(np.stack([x.mean(0) for x in trials], 1))
+            drawn.append([(x > 0).astype(np.uint8) for x in trials])
         few = np.sqrt(n_drawn / (n_drawn - 1)) if n_drawn > 1 else 1.0
-        inflation.append(few * (OF_RESAMPLED if n_drawn else OF_SIMULATED) if words else np.nan)
+        factor = (OF_RESAMPLED if n_drawn else OF_SIMULATED)[
+            "likelihood" if by_likelihood else "distance"
+        ]
+        inflation.append(few * factor if words else np.nan)
         how.append(" and ".join(words))
     current, target = (
         torch.from_numpy(np.stack(x, 2).astype(np.float32)) for x in (currents, targets)
     )
-    return Resampled(current, target, np.array(inflation), how)
+    return Resampled(current, target, drawn, np.array(inflation), how)
 
 
 def _simulated(

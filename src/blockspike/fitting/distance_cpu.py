@@ -77,7 +77,7 @@ class _Inputs(NamedTuple):
     n_neurons: int
 
 
-class _Neurons(NamedTuple):
+class Neurons(NamedTuple):
     """Model and constants of all columns, parameters [K, B · N] and drive [4, B · N]."""
 
     model: Any
@@ -150,7 +150,7 @@ class _FittingDistance(torch.autograd.Function):
         n_trials = 1 if draws is None else draws.shape[2]
         draws = current.new_empty(0, 0, 0) if draws is None else draws.transpose(1, 2)
         inputs = _Inputs(
-            _flat(current.to(real)), _flat(target.to(real)), _flat(draws.to(real)),
+            flat(current.to(real)), flat(target.to(real)), flat(draws.to(real)),
             n_neurons // n_cells, n_neurons,
         )  # fmt: skip
         repeated = columns(torch.stack(neurons), batch_size)
@@ -162,7 +162,7 @@ class _FittingDistance(torch.autograd.Function):
         try:
             run(
                 _run_groups, -(-n_columns // (LANES_BYTES // last.itemsize)), inputs,
-                _Neurons(model, numbers_, repeated[4:], repeated[:4]), n_steps, n_trials,
+                Neurons(model, numbers_, repeated[4:], repeated[:4]), n_steps, n_trials,
                 repeated.dtype.type(decay), window, surrogate,
                 numbers(surrogate.constants, repeated), wants_gradient, sums.numpy(),
                 grads.numpy(), last.numpy(),
@@ -183,12 +183,12 @@ class _FittingDistance(torch.autograd.Function):
         return None, None, None, None, None, None, None, None, *per_neuron
 
 
-def _flat(x: Tensor) -> np.ndarray:
+def flat(x: Tensor) -> np.ndarray:
     return x.contiguous().view(-1).numpy()
 
 
 @kernel_part
-def _gather(array, row, group, n, out, at):
+def gather(array, row, group, n, out, at):
     """Set out[at + i] = array[row + group[i]] for n columns, which often share one value."""
     first = row + group[0]
     if group[0] == group[n - 1]:
@@ -209,8 +209,8 @@ def _enter(inputs, chunk_start, chunk_stop, n_columns, cell, n, buffers):
     n_rows_ = n_columns // inputs.n_starts
     for t in range(chunk_start, chunk_stop):
         at = (t - chunk_start) * lanes
-        _gather(inputs.current, t * n_rows_, cell, n, buffers.currents, at)
-        _gather(inputs.target, t * n_rows_, cell, n, buffers.wanted, at)
+        gather(inputs.current, t * n_rows_, cell, n, buffers.currents, at)
+        gather(inputs.target, t * n_rows_, cell, n, buffers.wanted, at)
         for i in range(lanes):
             buffers.counts[at + i] = 0
 
@@ -221,7 +221,7 @@ def _draw(inputs, trial, n_trials, chunk_start, chunk_stop, n_columns, segment, 
     lanes, n_segments = segment.size, n_columns // inputs.n_neurons
     for t in range(chunk_start, chunk_stop):
         row = (t * n_trials + trial) * n_segments
-        _gather(inputs.draws, row, segment, n, buffers.draws, (t - chunk_start) * lanes)
+        gather(inputs.draws, row, segment, n, buffers.draws, (t - chunk_start) * lanes)
 
 
 @kernel_part
@@ -313,7 +313,7 @@ def _without_refcounts(inputs, buffers):
 
 
 @kernel_part
-def _load_group(neurons, n_columns, first, inputs, cell, segment):
+def load_group(neurons, n_columns, first, inputs, cell, segment):
     """Parameters, drive and start of a group; writes the cell and segment of each column."""
     n = np.uintp(min(cell.size, n_columns - first))
     for i in range(cell.size):
@@ -341,7 +341,7 @@ def _forward(
     real, n_columns, has_draws = states.dtype.type, last_states.size, inputs.draws.size > 0
     lanes, share = np.uintp(cell.size), real(1.0 / n_trials)
     own_size, n_ = np.uintp(n_rows(neurons.model)[1]) * lanes, min(cell.size, n_columns - first)
-    own, drive, start = _load_group(neurons, n_columns, first, inputs, cell, segment)
+    own, drive, start = load_group(neurons, n_columns, first, inputs, cell, segment)
     for i in range(states.size):
         states[i] = 0
     for trial in range(n_trials):
@@ -401,7 +401,7 @@ def _backward(
     own_size, back_size = np.uintp(n_states) * lanes, np.uintp(n_gradients) * lanes
     replay_size = np.uintp((2 + n_states) * CHUNK) * lanes
     n_ = min(cell.size, n_columns - first)
-    own, drive, start = _load_group(neurons, n_columns, first, inputs, cell, segment)
+    own, drive, start = load_group(neurons, n_columns, first, inputs, cell, segment)
     column, stride, n = np.uintp(first), np.uintp(n_columns), np.uintp(n_)
     zeros = spread(neurons.constants[0], start)
     twice = (neurons.constants[1] + neurons.constants[1]) * share
@@ -455,7 +455,7 @@ def _run_groups(
     """Take some groups of columns through all steps, and back."""
     lanes, model, dtype = n_lanes(last_states), neurons.model, last_states.dtype
     _, n_states, n_gradients = n_rows(model)
-    neurons = _Neurons(
+    neurons = Neurons(
         model, neurons.constants, without_refcount(neurons.parameters).ravel(),
         without_refcount(neurons.drive).ravel(),
     )  # fmt: skip

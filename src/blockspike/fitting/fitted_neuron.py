@@ -11,7 +11,12 @@ from numpy.typing import ArrayLike
 from blockspike.files import read_json, write_json
 from blockspike.fitting.parameters import NeuronParameters, simulate
 
-_RANGES = {"dt_ms": (1e-4, 1e3), "arp_ms": (0.0, 1e3), "noise": (0.0, math.inf)}
+_RANGES = {
+    "dt_ms": (1e-4, 1e3),
+    "arp_ms": (0.0, 1e3),
+    "noise": (0.0, math.inf),
+    "escape_width": (0.0, math.inf),
+}
 _TRIALS_AT_ONCE = 10  # bounds the memory of a long current
 
 
@@ -38,6 +43,8 @@ class FittedNeuron:
             leaves behind, which are subtracted from the input and decay.
         reset_share: share of V that a reset leaves, while the neuron stays there for arp_ms.
         coupling, tau_coupling_ms, coupling_onset, coupling_width: how the threshold follows V.
+        escape_width: width of the escape noise, in thresholds: the neuron fires at 1 kHz times
+            exp((V − θ) / width), not where V exceeds θ; 0 = without.
 
     Examples:
         >>> import numpy as np
@@ -71,6 +78,7 @@ class FittedNeuron:
     tau_coupling_ms: float = 0.0
     coupling_onset: float = 0.0
     coupling_width: float = 0.0
+    escape_width: float = 0.0
 
     @classmethod
     def of(
@@ -82,6 +90,11 @@ class FittedNeuron:
         for key in ("current_1", "current_2"):
             own[f"{key}_pa"] = own.pop(key) / own["gain_per_pa"]
         return cls(name=name, dt_ms=dt_ms, **own)
+
+    @property
+    def is_noisy(self) -> bool:
+        """Whether trials differ."""
+        return self.noise > 0 or self.escape_width > 0
 
     def parameters(self) -> NeuronParameters:
         """Parameters for a current in pA, [1] each."""

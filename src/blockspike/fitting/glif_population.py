@@ -4,13 +4,14 @@ from torch import Tensor
 
 from blockspike.fitting.parameters import Coefficients
 from blockspike.fitting.population import (
+    ESCAPE_WIDTH,
     GAIN_BOUNDS,
     LEVEL_BOUNDS,
-    NOISE_BOUNDS,
     SLOW_TAU_BOUNDS,
     TAU_BOUNDS,
     DrawnPopulation,
     Range,
+    noise_range,
 )
 from blockspike.neurons import Method, MultiGaussian, Surrogate
 from blockspike.neurons.glif.step import N_KERNELS
@@ -59,6 +60,7 @@ class GLIFPopulation(DrawnPopulation):
             tau_adaptation_2_ms, reset_share, coupling, tau_coupling_ms, coupling_onset,
             coupling_width: ranges of the parts; see `NeuronParameters`.
         seed: seed of the draw.
+        escape_noise, escape_width: as for `PhysicalPopulation`.
 
     Raises:
         ValueError: a value outside its range, naming the argument.
@@ -96,6 +98,8 @@ class GLIFPopulation(DrawnPopulation):
         surrogate: Surrogate = MultiGaussian(),  # noqa: B008 (frozen)
         method: Method = "fused",
         seed: int = 0,
+        escape_noise: bool = False,
+        escape_width: Range = ESCAPE_WIDTH,
     ):
         super().__init__(
             n_cells, n_starts, dt_ms=dt_ms, surrogate=surrogate, method=method, n_trials=n_trials
@@ -108,7 +112,7 @@ class GLIFPopulation(DrawnPopulation):
                 raise ValueError(f"{name}: expected 0 to {N_KERNELS}, got {count!r}")
         if method == "blocks":
             raise ValueError("method: expected 'fused' or 'standard' for GLIF, got 'blocks'")
-        self.is_coupled = threshold_coupling
+        self.is_coupled, self.escape_noise = threshold_coupling, escape_noise
         self.neuron = _name(
             after_spike_currents, threshold_kernels, partial_reset, threshold_coupling
         )
@@ -116,7 +120,7 @@ class GLIFPopulation(DrawnPopulation):
             "log_tau_membrane": (tau_membrane_ms, TAU_BOUNDS),
             "log_gain": (gain, GAIN_BOUNDS),
             "rest": (rest, LEVEL_BOUNDS),
-            "log_noise": (noise, NOISE_BOUNDS),
+            **noise_range(escape_noise, noise, escape_width),
             "log_arp": (arp_ms, _ARP_BOUNDS),
         }
         currents = ((current_1, tau_current_1_ms), (current_2, tau_current_2_ms))

@@ -109,8 +109,8 @@ class FittingGuard(Guard):
         return f"{self.names[i // n_starts]}, start {i % n_starts + 1}"
 
     def _plain(self, batch: FittingBatch) -> dict[str, Any]:
-        window = tuple(batch.window)
-        return {"current": batch.current, "target": batch.target, "window": window}
+        return batch._asdict() | {"window": tuple(batch.window)}
 
     def _unpacked(self, plain: dict[str, Any]) -> FittingBatch:
-        return FittingBatch(plain["current"], plain["target"], Window(*plain["window"]))
+        current, target, window, *trials = (plain[name] for name in FittingBatch._fields)
+        return FittingBatch(current, target, Window(*window), *trials)

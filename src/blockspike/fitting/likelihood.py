@@ -9,15 +9,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
-import torch
 from scipy.optimize import minimize
 from torch import Tensor
 
-from blockspike.data.recordings_datamodule import Part
+from blockspike.data.recordings_datamodule import Part, padded
+from blockspike.fitting.escape import LOG_RATES, RATE_AT_THRESHOLD_HZ
 from blockspike.fitting.parameters import NeuronParameters
 from blockspike.neurons.model import maximum, translated, where
 
-_LOG_RATES = (-60.0, 3.0)  # of a step; at the upper one, a spike is all but certain
 _STEEPEST = 50.0  # e-folds of the rate per standard deviation of the margin
 
 
@@ -33,7 +32,7 @@ class EscapeNoise(NamedTuple):
     width: float
 
     def log_likelihood(self, margins: np.ndarray, spikes: np.ndarray, dt_ms: float) -> float:
-        """Logarithm of the probability of the spikes [T, R], given the margins [T, R]."""
+        """Logarithm of the probability of the spikes, given the margins, arrays of one shape."""
         per_step = np.log(self.rate_hz * dt_ms / 1000) + margins / self.width
         return _log_likelihood(per_step, spikes > 0)[0]
 
@@ -50,7 +49,8 @@ def margins_at(
         dt_ms: length of a step.
 
     Returns:
-        The margin of each step before the neuron is reset there, float64.
+        The margin of each step before the neuron is reset there, float64; −inf within the
+        refractory period.
     """
     c = parameters.coefficients(dt_ms, bool(parameters.coupling.any()))
     step = _on_arrays(c.model.step)
@@ -60,8 +60,9 @@ def margins_at(
     own, constants = tuple(x.numpy() for x in c.parameters.values()), (0.0, 1.0)
     margins = np.empty_like(drive)
     for t, spike in enumerate((trains > 0).double().numpy()):
-        fired = spike, 1 - spike
-        _, margins[t], state = step(drive[t], own, constants, state, lambda _, fired=fired: fired)
+        fired, left = (spike, 1 - spike), state[-1]
+        _, margin, state = step(drive[t], own, constants, state, lambda _, fired=fired: fired)
+        margins[t] = np.where(left > 0, -np.inf, margin)
     return margins
 
 
@@ -79,7 +80,10 @@ def fit_escape_noise(margins: np.ndarray, spikes: np.ndarray, dt_ms: float) -> E
         None where there is none: there are no spikes, the margin is not higher at spikes, or it
         tells them from all other steps, so that the noise would be 0.
     """
-    fired = spikes > 0
+    free = np.isfinite(margins)
+    margins, fired = margins[free], spikes[free] > 0
+    if not len(margins):
+        return None
     centre, spread = margins.mean(), margins.std()
     if not fired.any() or not spread > 0:
         return None
@@ -93,7 +97,7 @@ def fit_escape_noise(margins: np.ndarray, spikes: np.ndarray, dt_ms: float) -> E
 
     constant = np.array([np.log(fired.mean()), 0.0])
     found = minimize(
-        loss, constant, jac=True, method="L-BFGS-B", bounds=[_LOG_RATES, (0.0, _STEEPEST)]
+        loss, constant, jac=True, method="L-BFGS-B", bounds=[LOG_RATES, (0.0, _STEEPEST)]
     )
     offset, slope = found.x
     if not 0 < slope < _STEEPEST or found.fun >= loss(constant)[0]:
@@ -107,7 +111,7 @@ def _log_likelihood(log_rate: np.ndarray, fired: np.ndarray) -> tuple[float, np.
 
     The rate is bounded by 20 per step, so that no step that is wrongly predicted rules all others.
     """
-    low, high = _LOG_RATES
+    low, high = LOG_RATES
     rate = np.exp(np.clip(log_rate, low, high))
     chance = -np.expm1(-rate)
     value = np.where(fired, np.log(chance), -rate).sum()
@@ -130,7 +134,9 @@ def bits_per_spike(
 def likelihoods_of_cells(
     parameters: NeuronParameters, train: Part, test: Part, dt_ms: float
 ) -> pd.DataFrame:
-    """Escape noise of the greatest likelihood in training, and its score there and on test data.
+    """Score of the spikes in training and on test data, by their likelihood.
+
+    Neurons without escape noise get the one of the greatest likelihood in training.
 
     Args:
         parameters: of the cells, for the current of the parts.
@@ -138,37 +144,33 @@ def likelihoods_of_cells(
         dt_ms: length of a step.
 
     Returns:
-        A row per cell: escape_rate_hz, escape_width, and train_ and test_bits_per_spike, how much
-        more likely the spikes are than at the mean rate of training. NaN where there is no maximum.
+        A row per cell: train_ and test_bits_per_spike, how much more likely the spikes are than at
+        the mean rate of training. NaN where there is no maximum.
     """
     trained, tested = (_with_margins(parameters, part, dt_ms) for part in (train, test))
     rows = []
-    for (margins, spikes), new in zip(trained, tested, strict=True):
+    widths = parameters.escape_width.tolist()
+    for (margins, spikes), new, width in zip(trained, tested, widths, strict=True):
         noise = fit_escape_noise(margins, spikes, dt_ms)
+        if width > 0:
+            noise = EscapeNoise(RATE_AT_THRESHOLD_HZ, width)
         if noise is None:
             rows.append({})
             continue
         rate_hz = 1000 * spikes.mean() / dt_ms
         rows.append({
-            "escape_rate_hz": noise.rate_hz,
-            "escape_width": noise.width,
             "train_bits_per_spike": bits_per_spike(noise, margins, spikes, rate_hz, dt_ms),
             "test_bits_per_spike": bits_per_spike(noise, *new, rate_hz, dt_ms),
         })  # fmt: skip
-    columns = ["escape_rate_hz", "escape_width", "train_bits_per_spike", "test_bits_per_spike"]
-    return pd.DataFrame(rows, columns=columns)
+    return pd.DataFrame(rows, columns=["train_bits_per_spike", "test_bits_per_spike"])
 
 
 def _with_margins(
     parameters: NeuronParameters, part: Part, dt_ms: float
 ) -> list[tuple[np.ndarray, np.ndarray]]:
     """Margins and recorded spikes of each cell, [T, R] each with the trials of all segments."""
-    n_steps, n_segments, n_cells = part.current.shape
-    n_trials = max(len(trains) for of_cell in part.trains for trains in of_cell)
-    trains = torch.zeros(n_steps, n_segments, n_trials, n_cells)
-    for cell, of_cell in enumerate(part.trains):
-        for segment, own in enumerate(of_cell):
-            trains[:, segment, : len(own), cell] = torch.from_numpy(own.T)
+    trains, _ = padded(part.trains)
+    trains = trains.transpose(1, 2)  # [T, B, R, C]
     current = part.current.unsqueeze(2).expand_as(trains)
     margins = margins_at(parameters, current.flatten(1, 2), trains.flatten(1, 2), dt_ms)
     margins = margins.reshape(trains.shape)[part.first :]

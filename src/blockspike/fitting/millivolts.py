@@ -73,7 +73,7 @@ def _millivolts(
     spikes = torch.from_numpy(trains).unsqueeze(2)
     membrane = margins_at(without_adaptation, current, spikes, dt_ms)[:, :, 0] + 1
     membrane[1:] = (membrane[1:] + membrane[:-1]) / 2  # of the middle of a step, as the voltage is
-    between = _between_spikes(trains > 0, dt_ms) & np.isfinite(voltage)
+    between = _between_spikes(trains > 0, dt_ms) & np.isfinite(voltage) & np.isfinite(membrane)
     if between.sum() * dt_ms < _LEAST_MS or not _shows_spikes(trains > 0, voltage, dt_ms):
         return None
     through_electrode = current[:, :, 0].double().numpy()[between] * scale_pa / 1000  # nA

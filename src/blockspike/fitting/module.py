@@ -14,7 +14,7 @@ from blockspike.fitting.distance import Window
 from blockspike.fitting.parameters import NeuronParameters
 from blockspike.fitting.population import NeuronPopulation
 
-FittingLoss = Literal["distance", "squared_distance"]
+FittingLoss = Literal["distance", "squared_distance", "likelihood"]
 
 
 class FittingBatch(NamedTuple):
@@ -24,15 +24,21 @@ class FittingBatch(NamedTuple):
         current: [T, B, C] scaled current of B segments of C cells.
         target: [T, B, C] recorded spikes, the counts of a trial or the mean of the trials.
         window: the steps that are fitted and those held out.
+        trains: [T, R, B, C] recorded spikes of up to R trials, for the likelihood.
+        is_there: [R, B, C], whether there is such a trial.
     """
 
     current: Tensor
     target: Tensor
     window: Window
+    trains: Tensor | None = None
+    is_there: Tensor | None = None
 
 
 class NeuronFittingModule(pl.LightningModule):
-    """Fits all starts of all cells at once by the van Rossum distance; one epoch is one step.
+    """Fits all starts of all cells at once, by the van Rossum distance or by the likelihood.
+
+    One epoch is one step.
 
     Each start follows its own gradient. With `resample_every`, the starts of a cell that are
     furthest from its recording are replaced by perturbed copies of the nearest ones: descent alone
@@ -49,7 +55,9 @@ class NeuronFittingModule(pl.LightningModule):
         n_epochs: length of the schedules.
         tau_ms: time constant τ of the van Rossum distance.
         first_tau_ms: τ falls from here to `tau_ms` over the first half of the epochs.
-        loss: "distance", as published, or "squared_distance".
+        loss: "distance", as published, "squared_distance", or "likelihood": the negative
+            log-likelihood of the recorded spikes, for each of them, of neurons with escape noise,
+            which is then the distance; τ has no part in it.
         resample_every: epochs between selections; None = starts stay independent.
         elite_fraction: share of a cell's starts that survive a selection.
         perturbation: (first, last) standard deviation of the copies' changes.
@@ -121,7 +129,12 @@ class NeuronFittingModule(pl.LightningModule):
         return loss.sum()
 
     def losses(self, batch: FittingBatch) -> tuple[Tensor, Tensor, Tensor]:
-        """Losses [N] of the starts; squared distances [B, N] over fitted and held-out steps."""
+        """Losses [N] of the starts; squared distances [B, N] over fitted and held-out steps.
+
+        Of the likelihood, negative logarithms instead of distances.
+        """
+        if self.loss == "likelihood":
+            return self._losses_by_likelihood(batch)
         scale = self.population.dt_ms / self._tau_ms()
         n_steps, n_segments, _ = batch.current.shape
         draws = self.population.draw(n_steps, n_segments, self._epoch_seed())
@@ -132,6 +145,16 @@ class NeuronFittingModule(pl.LightningModule):
         fitted, held_out = (scale * x for x in squares)
         loss = _safe_root(fitted).mean(0) if self.loss == "distance" else fitted.sum(0)
         return loss, fitted, held_out
+
+    def _losses_by_likelihood(self, batch: FittingBatch) -> tuple[Tensor, Tensor, Tensor]:
+        assert batch.trains is not None and batch.is_there is not None
+        fitted, held_out = self.population.log_likelihoods(
+            batch.current, batch.trains, batch.is_there, batch.window
+        )
+        first, split, _ = batch.window
+        n_spikes = batch.trains[first:split].sum((0, 1, 2)).clamp(min=1).to(fitted)
+        loss = -fitted.sum(0).view(self.population.n_cells, -1) / n_spikes.unsqueeze(1)
+        return loss.flatten(), -fitted.detach(), -held_out
 
     def _epoch_seed(self) -> int:
         """Seed of this epoch's draws, the same in a run that resumes here."""
@@ -247,8 +270,8 @@ class NeuronFittingModule(pl.LightningModule):
         self, batch: FittingBatch, device: torch.device, dataloader_idx: int
     ) -> FittingBatch:
         """Move the arrays to the device."""
-        current, target, window = batch
-        return FittingBatch(current.to(device), target.to(device), window)
+        moved = {k: x.to(device) for k, x in batch._asdict().items() if isinstance(x, Tensor)}
+        return batch._replace(**moved)
 
     def chosen_values(self) -> dict[str, Tensor]:
         """Each cell's best start as the population's own parameters, [C] each."""

@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 
 from blockspike.fitting.distance_cpu import Drive
+from blockspike.fitting.escape import CERTAIN, log_rate_at_threshold
+from blockspike.fitting.escape_cpu import escape_spikes
 from blockspike.neurons.alif.step import ALIF
 from blockspike.neurons.glif.neuron import ThresholdCoupling, glif
 from blockspike.neurons.glif.step import COUPLED_GLIF, GLIF
@@ -58,6 +60,8 @@ class NeuronParameters:
         current_1, tau_current_1_ms, current_2, tau_current_2_ms: after-spike currents, as the
             thresholds by which they would lower V if they lasted.
         coupling, tau_coupling_ms, coupling_onset, coupling_width: how the threshold follows V.
+        escape_width: width of the escape noise in thresholds: the neuron fires at 1 kHz times
+            exp((V − θ) / width), not where V exceeds θ; 0 = without.
     """
 
     tau_membrane_ms: Tensor
@@ -78,6 +82,7 @@ class NeuronParameters:
     tau_coupling_ms: Tensor = _NONE
     coupling_onset: Tensor = _NONE
     coupling_width: Tensor = _NONE
+    escape_width: Tensor = _NONE
 
     def __post_init__(self):
         for field in fields(self):
@@ -172,10 +177,18 @@ def simulate(
 def simulated_trace(
     parameters: NeuronParameters, current: Tensor, dt_ms: float, draws: Tensor | None = None
 ) -> SpikeTrace:
-    """Trace of the simulation of `simulate`, arrays [T, B, N], or [T, B · R, N] with draws."""
+    """Trace of the simulation of `simulate`, arrays [T, B, N], or [T, B · R, N] with draws.
+
+    A neuron with escape noise fires, without draws, at the median of the times at which it could.
+
+    Raises:
+        ValueError: some neurons have escape noise and others do not.
+    """
     is_coupled = bool(parameters.coupling.any())
     c = parameters.coefficients(dt_ms, is_coupled)
     drive = c.drive.weight * current.double() + c.drive.bias
+    if parameters.escape_width.any():
+        return _trace_by_escape(parameters, c, drive, dt_ms, draws)
     if draws is not None:
         drive = with_noise(drive, c.drive.noise, draws)
     x = c.parameters
@@ -188,3 +201,21 @@ def simulated_trace(
         ) if is_coupled else None,
         state={"membrane": c.drive.start},
     )  # fmt: skip
+
+
+def _trace_by_escape(
+    parameters: NeuronParameters, c: Coefficients, drive: Tensor, dt_ms: float, draws: Tensor | None
+) -> SpikeTrace:
+    if not parameters.escape_width.all():
+        raise ValueError("escape_width: expected one above 0 of all neurons, or of none")
+    if draws is None:
+        limits = torch.full_like(drive, CERTAIN)
+    else:  # of a uniform distribution, by that of the normal one; then of the exponential one
+        limits = -torch.special.log_ndtr(draws.double()).flatten(1).unsqueeze(2)
+        limits = limits.expand(-1, -1, drive.shape[2])
+        drive = drive.repeat_interleave(draws.shape[2], 1)
+    spikes, membrane, margin = escape_spikes(
+        drive, limits, c.model, tuple(c.parameters.values()),
+        c.drive._replace(noise=1 / parameters.escape_width), log_rate_at_threshold(dt_ms),
+    )  # fmt: skip
+    return SpikeTrace(spikes, lambda: (membrane, membrane - margin))

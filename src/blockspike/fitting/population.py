@@ -8,6 +8,7 @@ from dataclasses import fields
 import torch
 from torch import Tensor, nn
 
+from blockspike.fitting import escape, escape_cpu
 from blockspike.fitting.distance import Window, check_target, squared_distance
 from blockspike.fitting.distance_cpu import Drive, fitting_distance
 from blockspike.fitting.parameters import (
@@ -154,11 +155,38 @@ class NeuronPopulation(BoundedParameters):
             draws=draws, surrogate=self.surrogate, decay=filter_decay, window=window,
         )  # fmt: skip
 
+    def log_likelihoods(
+        self, current: Tensor, trains: Tensor, is_there: Tensor, window: Window
+    ) -> tuple[Tensor, Tensor]:
+        """Log-likelihoods of recorded spikes over fitted and over held-out steps, [B, N] each.
+
+        Args:
+            current: [T, B, C].
+            trains, is_there: recorded spikes [T, R, B, C], and whether there is such a trial.
+            window: the steps that are fitted and those held out.
+
+        Raises:
+            ValueError: the neurons have no escape noise.
+        """
+        raise ValueError(f"loss: expected a distance for {self.neuron}, got likelihood")
+
 
 Range = tuple[float, float]
 # Wide: they only keep a diverging start from overflowing.
 TAU_BOUNDS, SLOW_TAU_BOUNDS = (-1, 7), (-1, 10)
 GAIN_BOUNDS, LEVEL_BOUNDS, NOISE_BOUNDS = (-7, 5), (-9, 9), (-7, 2)
+
+
+ESCAPE_WIDTH: Range = (0.05, 0.5)
+
+
+def noise_range(
+    escape_noise: bool, noise: Range, escape_width: Range
+) -> dict[str, tuple[Range, Bounds]]:
+    """Range and bounds of the parameter of the neurons' noise."""
+    if escape_noise:
+        return {"log_escape_width": (escape_width, NOISE_BOUNDS)}
+    return {"log_noise": (noise, NOISE_BOUNDS)}
 
 
 def arp_steps(arp_ms: float, dt_ms: float) -> int:
@@ -176,6 +204,9 @@ def arp_steps(arp_ms: float, dt_ms: float) -> int:
 
 class DrawnPopulation(NeuronPopulation):
     """Neurons whose starts are drawn uniformly from ranges, of values or of their logarithms."""
+
+    is_coupled = False
+    escape_noise: bool
 
     def _draw(
         self, ranges: Mapping[str, tuple[Range, Bounds]], fixed: tuple[str, ...], seed: int
@@ -218,6 +249,21 @@ class DrawnPopulation(NeuronPopulation):
             parameter.copy_((values[name].unsqueeze(1) + apart.to(parameter)).flatten())
         self.project_()
 
+    def log_likelihoods(
+        self, current: Tensor, trains: Tensor, is_there: Tensor, window: Window
+    ) -> tuple[Tensor, Tensor]:
+        """Log-likelihoods of recorded spikes; see `NeuronPopulation`."""
+        if not self.escape_noise:
+            return super().log_likelihoods(current, trains, is_there, window)
+        values = self.values()
+        c = values.coefficients(self.dt_ms, self.is_coupled)
+        is_fused = self.method == "fused" and current.device.type == "cpu"
+        return (escape_cpu if is_fused else escape).escape_likelihood(
+            current, trains, is_there, c.model, tuple(c.parameters.values()),
+            c.drive._replace(noise=1 / values.escape_width),
+            at_threshold=escape.log_rate_at_threshold(self.dt_ms), window=window,
+        )  # fmt: skip
+
     @abstractmethod
     def arp_ms(self) -> Tensor:
         """Absolute refractory period [N], a whole number of steps."""
@@ -227,7 +273,7 @@ class DrawnPopulation(NeuronPopulation):
         names = [x.name for x in fields(NeuronParameters)]
         own = {name: self._value(name.removesuffix("_ms")) for name in names}
         own["arp_ms"] = self.arp_ms()
-        if not self.n_trials:
+        if not self.n_trials or self.escape_noise:
             own["noise"] = torch.zeros_like(own["noise"])
         return NeuronParameters(**own)
 
@@ -249,6 +295,8 @@ class PhysicalPopulation(DrawnPopulation):
             in standard deviations of the cell's training current (see `RecordingsDataModule`).
             Without trials there is no noise.
         seed: seed of the draw.
+        escape_noise: whether the neurons have escape noise instead, for `log_likelihoods`.
+        escape_width: its range.
     """
 
     neuron = "ALIF"
@@ -270,10 +318,13 @@ class PhysicalPopulation(DrawnPopulation):
         surrogate: Surrogate = MultiGaussian(),  # noqa: B008 (frozen)
         method: Method = "fused",
         seed: int = 0,
+        escape_noise: bool = False,
+        escape_width: Range = ESCAPE_WIDTH,
     ):
         super().__init__(
             n_cells, n_starts, dt_ms=dt_ms, surrogate=surrogate, method=method, n_trials=n_trials
         )
+        self.escape_noise = escape_noise
         self.arp = arp_steps(arp_ms, dt_ms)
         ranges = {
             "log_tau_membrane": (tau_membrane_ms, TAU_BOUNDS),
@@ -281,7 +332,7 @@ class PhysicalPopulation(DrawnPopulation):
             "log_b": (b, (-10, 3)),
             "log_gain": (gain, GAIN_BOUNDS),
             "rest": (rest, LEVEL_BOUNDS),
-            "log_noise": (noise, NOISE_BOUNDS),
+            **noise_range(escape_noise, noise, escape_width),
         }
         self._draw(ranges, () if n_trials else ("log_noise",), seed)
 

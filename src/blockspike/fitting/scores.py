@@ -39,7 +39,7 @@ def predict(neuron: FittedNeuron, current_pa: np.ndarray, first: int = 0) -> Pre
     """Simulate a neuron on a current; the prediction begins at step `first`."""
     noiseless = neuron.simulate(current_pa)[first:].astype(np.uint8)
     trials = noiseless[None]
-    if neuron.noise:
+    if neuron.is_noisy:
         trials = neuron.simulate(current_pa, _PREDICTING_TRIALS)[:, first:]
     return Prediction(trials.mean(0, dtype=np.float32), trials[:_SCORED_TRIALS].copy(), noiseless)
 

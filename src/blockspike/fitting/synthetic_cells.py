@@ -34,7 +34,7 @@ GIF_RANGES = RANGES | {
     "tau_current_1_ms": (5.0, 25.0),
     "current_2": (0.0, 0.2),
     "tau_current_2_ms": (50.0, 250.0),
-    "noise": (0.05, 0.25),
+    "noise": (0.05, 0.25),  # the standard deviation of the membrane, or the width of escape noise
 }
 _RATE_HZ = (3.0, 30.0)
 
@@ -52,7 +52,8 @@ class SyntheticCells(RecordingsDataModule):
         cell_arp_ms: absolute refractory period of the cells.
         seed: seed of all draws.
         neuron: "alif", or "gif", whose further parameters are uniform in `GIF_RANGES`. GIF cells
-            have white noise of their own, and need no `trial_noise`.
+            have noise of their own, and need no `trial_noise`.
+        noise: of GIF cells: "membrane", white, or "escape", as in `FittedNeuron`.
         **recordings: arguments of `RecordingsDataModule` except `fixed_arguments`.
 
     Raises:
@@ -79,14 +80,16 @@ class SyntheticCells(RecordingsDataModule):
         cell_arp_ms: float = 2.0,
         seed: int = 0,
         neuron: Literal["alif", "gif"] = "alif",
+        noise: Literal["membrane", "escape"] = "membrane",
         **recordings: Any,
     ):
         require(n_cells >= 1, "n_cells", n_cells, "at least 1")
         require(n_trials >= 1, "n_trials", n_trials, "at least 1")
         require(0 < duration_s < math.inf, "duration_s", duration_s, "a positive number of s")
         require(neuron in ("alif", "gif"), "neuron", neuron, "alif or gif")
+        require(noise in ("membrane", "escape"), "noise", noise, "membrane or escape")
         super().__init__("synthetic", name=f"{n_cells} synthetic cells", **recordings)
-        self.neuron = neuron
+        self.neuron, self.noise = neuron, noise
         self.n_cells, self.n_trials, self.duration_s = n_cells, n_trials, duration_s
         self.trial_noise, self.cell_arp_ms, self.seed = trial_noise, cell_arp_ms, seed
 
@@ -101,12 +104,16 @@ class SyntheticCells(RecordingsDataModule):
         current, spikes, parameters = [], [], []
         n_left = self.n_cells
         while n_left:
-            drawn = _draw(self.neuron, 2 * n_left, self.cell_arp_ms, generator)
+            drawn = self._draw(2 * n_left, generator)
             drive = _noise(n_steps, 1, 2 * n_left, generator)
             own = self.trial_noise * _noise(n_steps, self.n_trials, 2 * n_left, generator)
-            if self.neuron == "gif":
+            if drawn.noise.any():
                 own = own + _white(drawn, n_steps, self.n_trials, generator)
-            fired = simulate(drawn, drive + own, _DT_MS)
+            if drawn.escape_width.any():
+                draws = torch.randn(n_steps, self.n_trials, 1, generator=generator)
+                fired = simulate(drawn, drive + own, _DT_MS, draws)[:, :, 0]
+            else:
+                fired = simulate(drawn, drive + own, _DT_MS)
             rate = fired.sum(0).mean(0) / self.duration_s
             fit = ((rate > _RATE_HZ[0]) & (rate < _RATE_HZ[1])).nonzero().flatten()[:n_left]
             current.append(drive[:, 0, fit])
@@ -121,15 +128,16 @@ class SyntheticCells(RecordingsDataModule):
             )
         ]
 
-
-def _draw(neuron: str, n: int, arp_ms: float, generator: torch.Generator) -> NeuronParameters:
-    ranges = GIF_RANGES if neuron == "gif" else RANGES
-    nothing = torch.zeros(n, dtype=torch.float64)
-    values = {"noise": nothing} | {
-        name: low + (high - low) * torch.rand(n, generator=generator, dtype=torch.float64)
-        for name, (low, high) in ranges.items()
-    }
-    return NeuronParameters(**values, arp_ms=nothing + arp_ms)
+    def _draw(self, n: int, generator: torch.Generator) -> NeuronParameters:
+        """Parameters of n cells."""
+        nothing = torch.zeros(n, dtype=torch.float64)
+        values = {"noise": nothing} | {
+            name: low + (high - low) * torch.rand(n, generator=generator, dtype=torch.float64)
+            for name, (low, high) in (GIF_RANGES if self.neuron == "gif" else RANGES).items()
+        }
+        if self.noise == "escape" and self.neuron == "gif":
+            values |= {"escape_width": values["noise"], "noise": nothing}
+        return NeuronParameters(**values, arp_ms=nothing + self.cell_arp_ms)
 
 
 def _white(

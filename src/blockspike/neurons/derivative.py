@@ -2,17 +2,18 @@
 
 `derived` runs the step once on expressions instead of numbers, differentiates the expressions in
 reverse, and writes the result as a Python function of the same few operations. So the kernels
-compile it as they compile one written by hand.
+compile it as they compile one written by hand. `given_spikes` does so for a neuron whose spikes are
+known beforehand.
 """
 
 import hashlib
 import linecache
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import cache
 from types import FunctionType
-from typing import Any
+from typing import Any, NamedTuple
 
 from blockspike.neurons.model import NeuronModel, maximum, translated, where
 
@@ -36,13 +37,41 @@ def derived(model: NeuronModel, n_constants: int) -> NeuronModel:
     Raises:
         ValueError: the step does something else than a `NeuronModel` may; names it.
     """
-    source = _source(model, n_constants)
+    run = _run(model, n_constants, Expression("with gradient", "drive"), _fired)
+    return replace(model, reverse_step=_compiled(model, _reverse_source(run), "reverse_step"))
+
+
+@cache
+def given_spikes(model: NeuronModel, n_constants: int) -> NeuronModel:
+    """The model of neurons that are reset by given spikes and fire none of their own.
+
+    The `drive` of its step is a pair, of the drive and of the spike, 1 or 0; `fire` is not called.
+    In its reverse_step, slope · grad_spike is the gradient of the margin.
+
+    Args:
+        model, n_constants: see `derived`.
+
+    Raises:
+        ValueError: see `derived`.
+    """
+    given = Expression("text", "drive[1]")
+    run = _run(
+        model, n_constants, Expression("with gradient", "drive[0]"), lambda _: (given, ONE - given)
+    )
+    own = {
+        "step": _compiled(model, _step_source(run), "step"),
+        "reverse_step": _compiled(model, _reverse_source(run), "reverse_step"),
+    }
+    return replace(model, name=f"{model.name}, spikes given", **own)
+
+
+def _compiled(model: NeuronModel, source: str, name: str) -> FunctionType:
     digest = hashlib.sha256(source.encode()).hexdigest()[:12]
-    place = f"<derivative of {model.step.__module__}.{model.step.__qualname__}, {digest}>"
+    place = f"<{name} derived from {model.step.__module__}.{model.step.__qualname__}, {digest}>"
     linecache.cache[place] = (len(source), None, source.splitlines(True), place)  # for Triton
     names = {"where": where, "maximum": maximum, "__name__": model.step.__module__}
     exec(compile(source, place, "exec"), names)
-    return replace(model, reverse_step=names["reverse_step"])
+    return names[name]
 
 
 class Expression:
@@ -115,36 +144,54 @@ def _inputs(name: str, count: int, kind: str = "with gradient") -> tuple[Express
     return tuple(Expression(kind, f"{name}[{i}]") for i in range(count))
 
 
-def _source(model: NeuronModel, n_constants: int) -> str:
-    """Text of `reverse_step`."""
-    drive = Expression("with gradient", "drive")
+class _Run(NamedTuple):
+    """A step on expressions: what it was given, its margin and the states after it."""
+
+    drive: Expression
+    parameters: tuple[Expression, ...]
+    states: tuple[Expression, ...]
+    spike: Expression
+    margin: Expression
+    after: list[Expression]
+
+
+def _fired(margin: Expression) -> tuple[Expression, Expression]:
+    return Expression("spike", margin), Expression("kept", margin)
+
+
+def _run(
+    model: NeuronModel, n_constants: int, drive: Expression, spikes_of: Callable[[Expression], Any]
+) -> _Run:
+    """Run the step with the spike, and 1 − spike, that `spikes_of` returns for its margin."""
     parameters = _inputs("parameters", len(model.parameters))
     states = _inputs("state", len(model.states))
     counters = _inputs("state", len(model.states) + len(model.counters), "text")
     constants = (ZERO, ONE, *_inputs("constants", n_constants, "text")[2:])
-    margins: list[Expression] = []
+    fired: list[tuple[Expression, Any]] = []
 
-    def fire(margin: Any) -> tuple[Expression, Expression]:
-        margins.append(_expression(margin))
-        return Expression("spike", margins[0]), Expression("kept", margins[0])
+    def fire(margin: Any) -> Any:
+        fired.append((_expression(margin), spikes_of(_expression(margin))))
+        return fired[0][1]
 
     run = translated(model.step, _on_expressions)
     try:
         spike, margin, after = run(
             drive, parameters, constants, (*states, *counters[len(states) :]), fire
         )
-        if len(margins) != 1 or len(after) != len(counters):
-            raise TypeError(f"fire called {len(margins)} times, and {len(after)} states returned")
-        if _expression(spike).operation != "spike" or not _is_same(margin, margins[0]):
+        if len(fired) != 1 or len(after) != len(counters):
+            raise TypeError(f"fire called {len(fired)} times, and {len(after)} states returned")
+        own, (own_spike, _) = fired[0]
+        if not (_is_same(_expression(spike), own_spike) and _is_same(margin, own)):
             raise TypeError("other values than the spike of `fire` and the margin given to it")
-        grads = _differentiate(margins[0], [_expression(x) for x in after[: len(states)]])
+        found = _Run(drive, parameters, states, own_spike, own, [_expression(x) for x in after])
+        _differentiate(found)
+        return found
     except (TypeError, AttributeError, ValueError, IndexError) as error:
         raise ValueError(
             f"{model.step.__qualname__}: expected a step of + - * /, comparisons, & |, abs, where "
             f"and maximum, from which its derivative can be derived, got {error}; write "
             "reverse_step, or use method='standard'"
         ) from None
-    return _written(margins[0], [drive], parameters, states, grads=grads)
 
 
 def _is_same(x: Any, y: Any) -> bool:
@@ -155,9 +202,10 @@ def _is_same(x: Any, y: Any) -> bool:
     return alike and all(map(_is_same, x.arguments, y.arguments))
 
 
-def _differentiate(margin: Expression, after: list[Expression]) -> dict[Expression, Any]:
-    """Gradient of each expression that `margin` and the states `after` the step are made of."""
+def _differentiate(run: _Run) -> dict[Expression, Any]:
+    """Gradient of each expression that the margin and the states after the step are made of."""
     grads: dict[Expression, Any] = {}
+    margin, after = run.margin, run.after[: len(run.states)]
 
     def add(x: Expression, grad: Any) -> None:
         if x.has_grad:
@@ -226,14 +274,24 @@ def _in_order(ends: Iterable[Expression], known: Iterable[Expression] = ()) -> l
     return list(order)
 
 
-def _written(
-    margin: Expression,
-    *of: Iterable[Expression],
-    grads: dict[Expression, Expression],
-) -> str:
-    """Python text of the function that returns the gradients of each group of inputs."""
-    groups: list[list[Any]] = [[grads.get(x, ZERO) for x in group] for group in of]
-    names: dict[Expression, str] = {margin: "margin"}
+def _step_source(run: _Run) -> str:
+    """Text of `step`."""
+    lines, (spike, margin, after) = _written([[run.spike], [run.margin], run.after], {})
+    header = "def step(drive, parameters, constants, state, fire):\n"
+    return f"{header}{lines}    return {spike}, {margin}, ({after},)\n"
+
+
+def _reverse_source(run: _Run) -> str:
+    """Text of `reverse_step`: the gradients of drive, parameters and states."""
+    grads = _differentiate(run)
+    groups = [[grads.get(x, ZERO) for x in of] for of in ([run.drive], run.parameters, run.states)]
+    lines, (to_drive, *others) = _written(groups, {run.margin: "margin"})
+    returned = ", ".join([to_drive, *(f"({group},)" for group in others)])
+    return f"def reverse_step({_ARGUMENTS}):\n{lines}    return {returned}\n"
+
+
+def _written(groups: list[list[Expression]], names: dict[Expression, str]) -> tuple[str, list[str]]:
+    """Lines that compute all expressions, and each group as text; some have `names` already."""
     known: dict[str, str] = {}  # text → name: equal expressions are computed once
     lines: list[str] = []
     for x in _in_order([y for group in groups for y in group], names):
@@ -247,9 +305,7 @@ def _written(
             known[text] = f"x{len(known)}"
             lines.append(f"    {known[text]} = {text}\n")
         names[x] = known[text]
-    to_drive, *others = (", ".join(names[x] for x in group) for group in groups)
-    returned = ", ".join([to_drive, *(f"({group},)" for group in others)])
-    return f"def reverse_step({_ARGUMENTS}):\n{''.join(lines)}    return {returned}\n"
+    return "".join(lines), [", ".join(names[x] for x in group) for group in groups]
 
 
 def _text(x: Expression, names: dict[Expression, str]) -> str:

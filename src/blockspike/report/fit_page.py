@@ -59,8 +59,11 @@ PARAMETERS = {
     "tau_coupling_ms": ("τ_c", "how fast the threshold follows V", "ms"),
     "coupling_onset": ("onset", "V above which the threshold follows", "thresholds"),
     "coupling_width": ("width", "width of that onset", "thresholds"),
-    "escape_rate_hz": ("escape rate", "rate at the threshold, with escape noise instead", "Hz"),
-    "escape_width": ("escape width", "change of V by which that rate grows e-fold", "thresholds"),
+    "escape_width": (
+        "escape width",
+        "change of V by which the rate grows e-fold; 1 kHz at the threshold",
+        "thresholds",
+    ),
     "dt_ms": ("dt", "time step", "ms"),
 }
 _TABLE_SCORES = {

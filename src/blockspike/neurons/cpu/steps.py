@@ -24,6 +24,8 @@ WITH_FMA: Any = {**_EXACT, "fastmath": {"contract"}}
 def step(model: Any, *arguments: Any) -> Any:
     """Spike, margin and state after a step of (drive, parameters, constants, state).
 
+    The drive may be a pair (see `given_spikes`).
+
     Callable in kernels only.
     """
     raise NotImplementedError
@@ -91,6 +93,8 @@ def _complete(results: Any, like: Any) -> Any:
 def _complete_overload(results, like):
     if isinstance(like, Lanes):
         return lambda results, like: spread(results, like)
+    if isinstance(like, types.UniTuple):  # a drive and the given spikes
+        return lambda results, like: spread(results, like[0])  # pyright: ignore
     return lambda results, like: results
 
 
