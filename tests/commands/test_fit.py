@@ -84,6 +84,32 @@ def test_a_fit_without_noise_predicts_one_train(blockspike, tmp_path, cells):
     assert load_neuron(path.parent / "fits" / "my_cell.json").noise == 0
 
 
+def test_a_fit_by_the_likelihood_from_file_to_page(blockspike, tmp_path, cells):
+    write_recording(cells[0], tmp_path / "my_cell.npz")
+    done = blockspike(
+        "fit", "data.path=my_cell.npz", "population=gif", "fit=likelihood", "n_bootstrap=3",
+        "trainer.max_epochs=40", "population.n_starts=8", "threads=1",
+    )  # fmt: skip
+    assert "median normalised ETV" in done.stdout
+    (run,) = (p.parent for p in (tmp_path / "outputs").rglob("result.json"))
+    row = pd.read_csv(run / "fits.csv").iloc[0]
+    neuron = load_neuron(run / "fits" / "my_cell.json")
+    assert neuron.escape_width == pytest.approx(row["escape_width"]) and neuron.escape_width > 0
+    assert neuron.noise == 0 and neuron.simulate([100.0] * 2000, 5).std(0).any()
+    assert row["test_etv_15ms"] > row["test_trial_etv_15ms"] > 0
+    assert row["train_bits_per_spike"] > 1 and row["intervals_from"] == "trials"
+    assert row["rheobase_pa_low"] < row["rheobase_pa"] < row["rheobase_pa_high"]
+    blockspike("report", f"run={run}")
+    assert "escape width" in (run / "report.html").read_text()
+
+
+def test_the_published_neurons_are_not_fitted_by_the_likelihood(blockspike, tmp_path, cells):
+    write_recording(cells[0], tmp_path / "my_cell.npz")
+    arguments = ("population=paper", "fit=likelihood")
+    done = blockspike("fit", "data.path=my_cell.npz", *arguments, check=False)
+    assert "fit.loss: expected a distance for this population" in done.stderr
+
+
 def test_other_cells_finish_when_one_is_broken(blockspike, tmp_path, cells):
     (tmp_path / "cells").mkdir()
     cells = [replace(recording, name=f"00{k}") for k, recording in enumerate(cells)]

@@ -8,11 +8,13 @@ import pytorch_lightning as pl
 import torch
 from torch.utils.data import DataLoader
 
+from blockspike.fitting.bfgs import BatchedBFGS
 from blockspike.fitting.distance import Window
+from blockspike.fitting.glif_population import GLIFPopulation
 from blockspike.fitting.metrics import explained_temporal_variance, van_rossum_distance
 from blockspike.fitting.module import FittingBatch, NeuronFittingModule
 from blockspike.fitting.parameters import simulate
-from blockspike.fitting.population import PaperPopulation, PhysicalPopulation
+from blockspike.fitting.population import DrawnPopulation, PaperPopulation, PhysicalPopulation
 from blockspike.fitting.synthetic_cells import SyntheticCells
 
 DT_MS = 0.5
@@ -208,3 +210,42 @@ def test_noise_is_found_in_cells_that_have_it():
         fit(module, batch_of(data), 60)
         found.append(module.chosen()[0].noise)
     assert found[1].mean() > 1.4 * found[0].mean(), found
+
+
+def by_likelihood(cells: SyntheticCells, population: DrawnPopulation) -> NeuronFittingModule:
+    make = partial(BatchedBFGS, lr=1.0)
+    options = {"loss": "likelihood", "resample_every": None, "patience": None}
+    return NeuronFittingModule(population, make, 60, **options)
+
+
+@pytest.mark.parametrize("kind", [PhysicalPopulation, GLIFPopulation])
+def test_a_fit_by_the_likelihood_approaches_the_recording(cells, kind):
+    population = kind(3, 8, dt_ms=DT_MS, escape_noise=True)
+    module = by_likelihood(cells, population)
+    batch = FittingBatch(*batch_of(cells)[:3], *cells.trials())
+    first = module.losses(batch)[0].detach()
+    fit(module, batch, 60)
+    loss = module.best_distance.min(1).values
+    assert (loss < 0.6 * _nats(first, cells)).all()
+    parameters, _ = module.chosen()
+    assert (parameters.escape_width > 0).all() and not parameters.noise.any()
+    trials = simulate(
+        parameters, cells.test.current, DT_MS, torch.randn(len(cells.test.current), 1, 50)
+    )
+    for cell in range(3):
+        trains = cells.test.trains[cell][0]
+        etv = explained_temporal_variance(trains, trials[:, 0, :, cell].mean(1), 15.0, DT_MS, True)
+        assert etv > 0.7
+
+
+def _nats(loss: torch.Tensor, cells: SyntheticCells) -> torch.Tensor:
+    """Smallest negative log-likelihood of each cell, from losses for each spike."""
+    n_spikes = torch.tensor([sum(x.sum() for x in trains) for trains in cells.train.trains])
+    return loss.view(3, -1).min(1).values * n_spikes
+
+
+def test_neurons_without_escape_noise_have_no_likelihood(cells):
+    batch = FittingBatch(*batch_of(cells)[:3], *cells.trials())
+    module = by_likelihood(cells, PhysicalPopulation(3, 2, dt_ms=DT_MS))
+    with pytest.raises(ValueError, match="loss"):
+        module.losses(batch)

@@ -471,8 +471,11 @@ class HarmedFit(NeuronFittingModule):
 
 
 def fit_module(harm=None, method: Any = "fused", **options) -> HarmedFit:
-    population = PhysicalPopulation(2, N_STARTS, dt_ms=1.0, arp_ms=2.0, method=method)
     options = {"patience": None, "loss": "squared_distance", **options}
+    population = PhysicalPopulation(
+        2, N_STARTS, dt_ms=1.0, arp_ms=2.0, method=method,
+        escape_noise=options["loss"] == "likelihood",
+    )  # fmt: skip
     module = HarmedFit(population, partial(torch.optim.Adam, lr=1e-2), 4, **options)
     module.harm = harm
     return module
@@ -482,7 +485,8 @@ def fit_batch() -> FittingBatch:
     generator = torch.Generator().manual_seed(0)
     current = torch.randn(300, 2, 2, generator=generator) + 1
     target = (torch.rand(300, 2, 2, generator=generator) < 0.05).float()
-    return FittingBatch(current, target, Window(10, 200, 300))
+    is_there = torch.ones(1, 2, 2, dtype=torch.bool)
+    return FittingBatch(current, target, Window(10, 200, 300), target.unsqueeze(1), is_there)
 
 
 def fit(module, tmp_path, batch=None, max_epochs=4) -> pl.Trainer:
@@ -555,15 +559,16 @@ def lost(*starts: int) -> Callable[[Any], None]:
     """Make the distance of these starts NaN, permanently."""
 
     def do(module):
-        distance = module.population.distance
+        name = "log_likelihoods" if module.loss == "likelihood" else "distance"
+        measure = getattr(module.population, name)
 
         def wrong(*args):
-            fitted, held_out = distance(*args)
+            fitted, held_out = measure(*args)
             spoil = torch.zeros(2 * N_STARTS)
             spoil[list(starts)] = math.nan
             return fitted + spoil, held_out
 
-        module.population.distance = wrong
+        setattr(module.population, name, wrong)
 
     return do
 
@@ -573,7 +578,7 @@ def test_a_cell_without_a_start_left_stops_the_fit(tmp_path, capsys, loss):
     said = fit_stopped(fit_module(lost(4, 5, 6, 7), loss=loss), tmp_path)
     text = "bob: loss of all 4 starts is not finite"
     assert said == f"{text}; epoch 2, step 2, batch 1"
-    assert "every number is finite here" in fit_replayed(fit_module(), tmp_path)
+    assert "every number is finite here" in fit_replayed(fit_module(loss=loss), tmp_path)
 
 
 @pytest.mark.parametrize("loss", get_args(FittingLoss))

@@ -24,7 +24,8 @@ from blockspike.runs.run import Run
 from blockspike.training.callbacks import EpochLines
 from blockspike.training.checkpoint_io import PlainCheckpointIO, load_plain
 
-_SHARE_OF_STARTS, _SHARE_OF_EPOCHS = 8, 4  # a replicate has so many times fewer than the fit
+# A replicate has so many times fewer than the fit; second number of epochs: by the likelihood.
+_SHARE_OF_STARTS, _SHARE_OF_EPOCHS = 8, (4, 2)
 _LEAST_STARTS, _LEAST_EPOCHS = 8, 60
 _DEVIATION = 0.3  # of a replicate's starts from the fit, most of which are logarithms
 _EPOCHS_A_LINE = 20
@@ -95,7 +96,8 @@ def _of_replicates(cfg: DictConfig) -> DictConfig:
     own = cfg.copy()
     own.population.n_starts = max(_LEAST_STARTS, cfg.population.n_starts // _SHARE_OF_STARTS)
     least = min(_LEAST_EPOCHS, cfg.trainer.max_epochs)
-    own.trainer.max_epochs = max(least, cfg.trainer.max_epochs // _SHARE_OF_EPOCHS)
+    share = _SHARE_OF_EPOCHS[cfg.fit.loss == "likelihood"]
+    own.trainer.max_epochs = max(least, cfg.trainer.max_epochs // share)
     own.fit.first_tau_ms = None
     own.seed = cfg.seed + 1
     own.logger = own.callbacks = None

@@ -18,7 +18,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from blockspike.neurons.surrogate import Surrogate
 
 _CLASSES: dict[str, tuple[type, ...]] = {  # package → base classes of what it allows
-    "blockspike": (pl.LightningDataModule, pl.Callback, nn.Module, Surrogate),
+    "blockspike": (pl.LightningDataModule, pl.Callback, nn.Module, Optimizer, Surrogate),
     "pytorch_lightning": (pl.Trainer, pl.Callback),
     "torch.optim": (Optimizer, LRScheduler),
 }

@@ -17,8 +17,8 @@ _LEAST_SEGMENTS = 5  # of a cell, to resample them
 _Z = 1.645  # of a normal distribution, whose 90 % lie within ± z standard deviations
 # Replicates stay nearer to the fit than fits to new data would be: by these factors, found on cells
 # with known parameters (docs/howto/fit_your_own_neuron.md).
-OF_RESAMPLED = {"distance": 1.4, "likelihood": 1.0}
-OF_SIMULATED = {"distance": 2.1, "likelihood": 1.0}
+# First by the van Rossum distance, then by the likelihood.
+OF_RESAMPLED, OF_SIMULATED = (1.4, 1.2), (2.1, 1.2)
 _WIDE = 0.5  # share of a value by which an interval may reach beyond it, where data constrain it
 
 
@@ -91,9 +91,7 @@ def resample(
             targets.append(np.stack([x.mean(0) for x in trials], 1))
             drawn.append([(x > 0).astype(np.uint8) for x in trials])
         few = np.sqrt(n_drawn / (n_drawn - 1)) if n_drawn > 1 else 1.0
-        factor = (OF_RESAMPLED if n_drawn else OF_SIMULATED)[
-            "likelihood" if by_likelihood else "distance"
-        ]
+        factor = (OF_RESAMPLED if n_drawn else OF_SIMULATED)[by_likelihood]
         inflation.append(few * factor if words else np.nan)
         how.append(" and ".join(words))
     current, target = (

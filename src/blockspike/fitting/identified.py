@@ -12,13 +12,14 @@ def identified(parameters: NeuronParameters) -> dict[str, Tensor]:
     """Quantities [N] in pA of neurons whose gain is per pA.
 
     Scaling gain, b, noise and 1 − rest by one factor hardly changes the spikes of a neuron that has
-    forgotten its reset before the next spike; these quantities stay. Of two kernels, spikes tell
-    the sum and not each.
+    forgotten its reset before the next spike; these quantities stay. Of the reset and several
+    kernels, spikes tell the sum and not each.
 
     Returns:
         `rheobase_pa`: the least current, slowly reached, at which the neuron fires.
         `adaptation_20ms_pa`, `adaptation_100ms_pa`: how much more current is needed to reach the
-        threshold so long after a spike, by after-spike currents and threshold kernels together.
+        threshold so long after a spike, by its reset, after-spike currents and threshold kernels
+        together.
     """
     p = parameters
     found = {"rheobase_pa": _rheobase(p)}
@@ -50,8 +51,11 @@ def _rheobase(p: NeuronParameters) -> Tensor:
 
 
 def _adaptation(p: NeuronParameters, after_ms: float) -> Tensor:
-    """Rise of the threshold and fall of V some time after a spike, in thresholds."""
-    total = torch.zeros_like(p.b)
+    """Rise of the threshold and fall of V some time after a spike, in thresholds.
+
+    The reset is from the threshold.
+    """
+    total = (1 - p.reset_share) * torch.exp(-(after_ms - p.arp_ms).clamp(min=0) / p.tau_membrane_ms)
     kernels = ((p.b, p.tau_adaptation_ms), (p.b_2, p.tau_adaptation_2_ms))
     for amplitude, tau_ms in kernels:
         total = total + amplitude * torch.exp(-after_ms / tau_ms.clamp(min=1e-6))

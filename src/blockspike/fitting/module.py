@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from blockspike.fitting.bfgs import BatchedBFGS
 from blockspike.fitting.distance import Window
 from blockspike.fitting.parameters import NeuronParameters
 from blockspike.fitting.population import NeuronPopulation
@@ -126,6 +127,8 @@ class NeuronFittingModule(pl.LightningModule):
             self._keep_best((fitted + held_out).sum(0), loss)
             self._log(loss, held_out.sum(0))
         self.loss_of_starts = loss.detach().view_as(self.best_distance)
+        if isinstance(optimizer := self._optimizer(), BatchedBFGS):
+            optimizer.losses = loss.detach()
         return loss.sum()
 
     def losses(self, batch: FittingBatch) -> tuple[Tensor, Tensor, Tensor]:
