@@ -10,7 +10,8 @@ from blockspike.fitting.distance import Window
 from blockspike.fitting.distance_cpu import Drive
 from blockspike.fitting.fitted_neuron import FittedNeuron
 from blockspike.fitting.glif_population import GLIFPopulation
-from blockspike.fitting.parameters import Coefficients, NeuronParameters
+from blockspike.fitting.parameters import Coefficients, NeuronParameters, simulate
+from blockspike.fitting.population import PhysicalPopulation
 
 DT_MS, N_STEPS, N_SEGMENTS, N_CELLS, N_TRIALS = 0.5, 203, 2, 2, 3
 WINDOW = Window(10, 150, 200)
@@ -56,6 +57,22 @@ def test_likelihood_and_gradients_equal_the_loop(is_coupled, dtype, rtol):
         scale = float(loop.abs().max()) + 1e-12
         torch.testing.assert_close(fused / scale, loop / scale, rtol=0, atol=rtol)
     assert sum(bool(x.abs().max() > 0) for x in found[0]) >= len(found[0]) - 1  # R has no gradient
+
+
+@pytest.mark.parametrize("kind", [PhysicalPopulation, GLIFPopulation])
+def test_populations_have_one_likelihood_by_both_methods(kind):
+    current, trains, is_there = data(torch.float32)
+    found = []
+    for method in ("standard", "fused"):
+        population = kind(N_CELLS, 4, dt_ms=DT_MS, escape_noise=True, method=method)
+        fitted, _ = population.log_likelihoods(current, trains, is_there, WINDOW)
+        fitted.sum().backward()
+        names = [name for name, x in population.named_parameters() if x.requires_grad]
+        grads = [population.get_parameter(name).grad for name in names]
+        assert "log_escape_width" in names and "log_noise" not in names
+        found.append((fitted.detach(), *grads))
+    for loop, fused in zip(*found, strict=True):
+        torch.testing.assert_close(fused, loop, rtol=1e-4, atol=1e-3)
 
 
 @pytest.mark.parametrize("is_coupled", [False, True])
@@ -108,7 +125,5 @@ def test_neurons_with_and_without_escape_noise_do_not_mix():
         10 * two, 0 * two, 0 * two, two, 0 * two, 0 * two, 2 * two,
         escape_width=torch.tensor([0.0, 0.2], dtype=torch.float64),
     )  # fmt: skip
-    from blockspike.fitting.parameters import simulate
-
     with pytest.raises(ValueError, match="escape_width"):
         simulate(parameters, torch.ones(10, 1, 2), 0.5)

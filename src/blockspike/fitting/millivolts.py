@@ -48,7 +48,8 @@ def millivolts_of_cells(
         A row per cell of `COLUMNS`: potentials of reset, threshold (without adaptation) and rest;
         resistance and capacitance of the membrane, resistance of the electrode; share of the
         voltage's variance that is explained. NaN where there is no voltage, where it does not show
-        the spikes, or where it does not follow the membrane. Columns are left out if all are NaN.
+        the spikes, or where it does not follow the membrane: it falls as the membrane rises, or
+        most of it is the electrode's. Columns are left out if all are NaN.
     """
     rows = []
     for cell, voltage in enumerate(voltage_mv):
@@ -84,6 +85,8 @@ def _millivolts(
         return None
     left = recorded - columns @ np.array([reset_mv, unit_mv, electrode_mohm])
     resistance_mohm = unit_mv * float(own.gain) / scale_pa * 1000
+    if electrode_mohm > resistance_mohm:
+        return None
     return {
         "reset_mv": reset_mv,
         "threshold_mv": reset_mv + unit_mv,
