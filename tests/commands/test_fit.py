@@ -179,7 +179,7 @@ def test_a_picture_of_many_stimuli_is_no_wider(blockspike, tmp_path):
     neuron = FittedNeuron("cell", 10.0, 100.0, 0.2, 0.01, 0.0, arp_ms=2.0, dt_ms=0.5)
     neuron.save(tmp_path / "cell.json")
     done = blockspike("evaluate", "neuron=cell.json", "recording=steps.npz")
-    assert done.stdout.count("normalised ETV") == 30
+    assert done.stdout.count(": ETV ") == 30
     assert len(json.loads((tmp_path / "cell_on_steps.json").read_text())) == 30
     height, width, _ = plt.imread(tmp_path / "cell_on_steps.png").shape
     assert width < 3000 and height < 1200

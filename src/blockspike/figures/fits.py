@@ -135,7 +135,10 @@ def _panel(axis: Axes, points: pd.DataFrame, score: str) -> None:
         points[score], y, xerr=points[f"{score}_error"].fillna(0), fmt="o", color=BLUE, ms=5,
         capsize=2,
     )  # fmt: skip
-    axis.set_xlabel(SCORES[score], fontsize=8)
+    label = SCORES[score]
+    if points["reliability_etv_15ms"].isna().all():  # of one trial
+        label = label.removeprefix("normalised ")
+    axis.set_xlabel(label, fontsize=8)
     axis.tick_params(axis="x", labelsize=8)
     axis.grid(axis="y", color="0.9")
     axis.margins(x=0.15)

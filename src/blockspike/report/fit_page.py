@@ -199,7 +199,10 @@ def _section(
         ],
         parameters=[_parameter(name, row) for name in parameters],
         scores=[
-            (label, *(score(name, row.get(f"{part}_{name}")) for part in ("test", "train")))
+            (
+                label if cell.n_recorded.max() > 1 else label.removeprefix("normalised "),
+                *(score(name, row.get(f"{part}_{name}")) for part in ("test", "train")),
+            )
             for name, label in _SCORES.items()
             if f"test_{name}" in row or f"train_{name}" in row
         ],
