@@ -136,7 +136,7 @@ def _panel(axis: Axes, points: pd.DataFrame, score: str) -> None:
         capsize=2,
     )  # fmt: skip
     label = SCORES[score]
-    if points["reliability_etv_15ms"].isna().all():  # of one trial
+    if not _known(points, ["reliability_etv_15ms"]):  # of one trial
         label = label.removeprefix("normalised ")
     axis.set_xlabel(label, fontsize=8)
     axis.tick_params(axis="x", labelsize=8)
