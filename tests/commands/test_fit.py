@@ -23,6 +23,10 @@ from blockspike.training.metrics_file import read_metrics
 from made_recordings import write_recording
 
 QUICK = ("trainer.max_epochs=30", "population.n_starts=16", "population.arp_ms=2", "threads=1")
+BY_LIKELIHOOD = (
+    "trainer.max_epochs=30", "population=gif", "fit=likelihood", "population.n_starts=8",
+    "n_bootstrap=3", "threads=1",
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -86,10 +90,7 @@ def test_a_fit_without_noise_predicts_one_train(blockspike, tmp_path, cells):
 
 def test_a_fit_by_the_likelihood_from_file_to_page(blockspike, tmp_path, cells):
     write_recording(cells[0], tmp_path / "my_cell.npz")
-    done = blockspike(
-        "fit", "data.path=my_cell.npz", "population=gif", "fit=likelihood", "n_bootstrap=3",
-        "trainer.max_epochs=40", "population.n_starts=8", "threads=1",
-    )  # fmt: skip
+    done = blockspike("fit", "data.path=my_cell.npz", *BY_LIKELIHOOD)
     assert "median normalised ETV" in done.stdout
     (run,) = (p.parent for p in (tmp_path / "outputs").rglob("result.json"))
     row = pd.read_csv(run / "fits.csv").iloc[0]
@@ -185,9 +186,10 @@ def test_a_picture_of_many_stimuli_is_no_wider(blockspike, tmp_path):
     assert width < 3000 and height < 1200
 
 
-def test_an_interrupted_fit_resumes_to_identical_bits(blockspike, tmp_path, cells):
+@pytest.mark.parametrize("options", [QUICK, BY_LIKELIHOOD], ids=["distance", "likelihood"])
+def test_an_interrupted_fit_resumes_to_identical_bits(blockspike, tmp_path, cells, options):
     write_recording(cells[0], tmp_path / "my_cell.npz")
-    arguments = ("fit", "data.path=my_cell.npz", *QUICK)
+    arguments = ("fit", "data.path=my_cell.npz", *options)
     blockspike(*arguments, "output_dir=whole")
     (whole,) = (tmp_path / "whole").rglob("fits.csv")
     (run,) = (p.parent for p in (tmp_path / "whole").rglob("result.json"))
