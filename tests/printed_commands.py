@@ -80,6 +80,16 @@ EXEMPT = {
     },
     "blockspike train -m experiment=paper_shd model=fused,blocks "
     "model.arp_ms=20,40,60,80,100 seed=0,1,2": "needs the whole of SHD",
+    **dict.fromkeys(
+        (
+            "blockspike inspect 171116sh_0018.abf",
+            "blockspike fit -m data.path=171116sh_0018.abf 'data.train_sweeps=[6,8,10,12,14,16]' "
+            "'data.test_sweeps=[7,9,11,13,15]' data.held_out=0 fit=likelihood "
+            "population=lif,alif,gif",
+            "blockspike report run=outputs/fit/171116sh_0018/…,population=gif/seed=0",
+        ),
+        "needs a file of pyABF",
+    ),
     "make nir-peers": "downloads four simulators; test_nir_peers.py does without them",
     "make setup-locked": "downloads 3 GB; test_lock.py compares the file with pyproject.toml",
     "make lock": "changes requirements.lock",

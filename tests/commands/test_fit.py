@@ -213,6 +213,8 @@ def test_an_interrupted_fit_resumes_to_identical_bits(blockspike, tmp_path, cell
         (("data.path=text.npz", "data.train_s=[[0,1]]"), "both or neither"),
         (("data.path=x.npz", "population.surrogate=x"), "expected a recording"),
         (("data=nmnist_sample",), "data: expected recordings, got events"),
+        (("data=synthetic_cells", "fit=likelihood", "optimizer=adam"), "optimizer: expected bfgs"),
+        (("data=synthetic_cells", "optimizer=bfgs"), "optimizer: expected bfgs for fit=likelihood"),
     ],
 )
 def test_bad_input_is_one_line(blockspike, tmp_path, arguments, message):

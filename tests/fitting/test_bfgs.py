@@ -89,3 +89,50 @@ def test_it_goes_on_from_a_checkpoint_to_the_same_bits():
 def test_it_needs_a_closure():
     with pytest.raises(ValueError, match="closure"):
         BatchedBFGS(parameters()).step()
+
+
+def test_a_minimum_at_a_bound_is_reached():
+    generator = torch.Generator().manual_seed(0)
+    x = torch.zeros(3, 40, dtype=torch.float64)
+    a = torch.randn(40, 3, 3, generator=generator, dtype=torch.float64)
+    a = a @ a.transpose(1, 2) + 0.1 * torch.eye(3)
+    centre = torch.randn(40, 3, generator=generator, dtype=torch.float64)
+    low, high = torch.tensor([-9.0, -0.2, -9.0]), torch.tensor([9.0, 0.3, 9.0])
+    own = [z.requires_grad_() for z in x]
+    optimizer = BatchedBFGS(own)
+    optimizer.bounds = low, high
+
+    def loss(*parameters: Tensor) -> Tensor:
+        apart = torch.stack(parameters, 1) - centre
+        return (apart.unsqueeze(1) @ a @ apart.unsqueeze(2))[:, 0, 0]
+
+    losses = []
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        optimizer.losses = loss(*own)
+        optimizer.losses.sum().backward()
+        losses.append(optimizer.losses.detach())
+        return optimizer.losses.sum()
+
+    for _ in range(150):
+        optimizer.step(closure)
+    # Exact: with the middle one at each bound, or free; the best feasible of the three.
+    best = torch.full((40,), torch.inf, dtype=torch.float64)
+    free = torch.tensor([0, 2])
+    for value in (-0.2, 0.3):
+        y = centre.clone()
+        y[:, 1] = value
+        rest = torch.linalg.solve(a[:, free][:, :, free], a[:, free, 1] * (y - centre)[:, 1:2])
+        y[:, free] = centre[:, free] - rest
+        best = torch.minimum(best, loss(*y.T))
+    inside = (centre[:, 1] >= -0.2) & (centre[:, 1] <= 0.3)
+    best = torch.where(inside, 0, best)
+    assert (~inside).sum() > 20
+    torch.testing.assert_close(torch.stack(losses).min(0).values, best, rtol=1e-6, atol=1e-8)
+
+
+@pytest.mark.parametrize("shapes", [[(3, 2)], [(3,), (4,)]])
+def test_parameters_of_other_shapes_are_refused(shapes):
+    with pytest.raises(ValueError, match="of one shape"):
+        BatchedBFGS([torch.zeros(shape, requires_grad=True) for shape in shapes])

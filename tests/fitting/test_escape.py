@@ -12,6 +12,7 @@ from blockspike.fitting.fitted_neuron import FittedNeuron
 from blockspike.fitting.glif_population import GLIFPopulation
 from blockspike.fitting.parameters import Coefficients, NeuronParameters, simulate
 from blockspike.fitting.population import PhysicalPopulation
+from blockspike.fitting.synthetic_cells import SyntheticCells
 
 DT_MS, N_STEPS, N_SEGMENTS, N_CELLS, N_TRIALS = 0.5, 203, 2, 2, 3
 WINDOW = Window(10, 150, 200)
@@ -127,3 +128,22 @@ def test_neurons_with_and_without_escape_noise_do_not_mix():
     )  # fmt: skip
     with pytest.raises(ValueError, match="escape_width"):
         simulate(parameters, torch.ones(10, 1, 2), 0.5)
+
+
+@pytest.mark.parametrize("module", [escape, escape_cpu])
+def test_a_current_that_is_not_a_number_shows(module):
+    c, (current, trains, is_there) = coefficients(False, torch.float64), data(torch.float64)
+    current[40, 0, 1] = math.nan
+    fitted, _ = module.escape_likelihood(
+        current, trains, is_there, c.model, tuple(c.parameters.values()), c.drive,
+        at_threshold=-0.7, window=WINDOW,
+    )  # fmt: skip
+    assert fitted[0, 3:].isnan().all() and fitted[:, :3].isfinite().all()
+
+
+def test_synthetic_cells_have_the_noise_that_is_asked_for():
+    cells = SyntheticCells(n_cells=2, n_trials=2, duration_s=1.0, neuron="gif", noise="escape")
+    cells.cells()
+    assert (cells.truth.escape_width > 0).all() and not cells.truth.noise.any()
+    with pytest.raises(ValueError, match="noise: expected membrane, or escape of GIF cells"):
+        SyntheticCells(noise="escape")

@@ -76,3 +76,22 @@ def test_what_trades_off_leaves_them_as_they_are():
     first, second = identified(one), identified(other)
     for name in ("rheobase_pa", "adaptation_100ms_pa"):  # after 100 ms, the reset is forgotten
         assert float(first[name]) == pytest.approx(float(second[name]), rel=0.01)
+
+
+def test_a_neuron_with_escape_noise_fires_once_a_second_at_its_rheobase():
+    parameters = neuron(
+        noise=0.0, escape_width=0.1, coupling=0.5, tau_coupling_ms=10.0, coupling_onset=0.1,
+        coupling_width=0.1, b=0.0,
+    )  # fmt: skip
+    current = identified(parameters)["rheobase_pa"].expand(20_000, 1, 1)
+    draws = torch.randn(20_000, 1, 200, generator=torch.Generator().manual_seed(0))
+    spikes = simulate(parameters, current, DT_MS, draws)[:, 0, :, 0]
+    first = spikes.max(0)
+    waiting = torch.where(first.values > 0, first.indices, 20_000) * DT_MS
+    silent = float((waiting > 1000 + 100).double().mean())  # V settles within the first 100 ms
+    assert silent == pytest.approx(np.exp(-1), abs=0.12)
+
+
+def test_a_neuron_without_adaptation_has_none():
+    found = identified(neuron(b=0.0))
+    assert not found["adaptation_20ms_pa"].any() and not found["adaptation_100ms_pa"].any()

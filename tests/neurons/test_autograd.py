@@ -250,6 +250,7 @@ def test_every_autograd_function_is_guarded_or_differentiable():
         "_Fused",
         "_Blocks",
         "_FittingDistance",
+        "_EscapeLikelihood",
         "_InPieces",
         "_EventCurrents",
         "_InTorch",

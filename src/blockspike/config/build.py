@@ -13,6 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from blockspike.config.targets import checked_targets
 from blockspike.data.datamodule import EventDataModule
 from blockspike.data.recordings_datamodule import RecordingsDataModule
+from blockspike.fitting.bfgs import BatchedBFGS
 from blockspike.fitting.module import NeuronFittingModule
 from blockspike.networks.classifier import SpikingClassifier
 from blockspike.neurons.surrogate import SURROGATES, Surrogate
@@ -42,6 +43,9 @@ def build_data(cfg: DictConfig, kind: type[_Data]) -> _Data:
     return data
 
 
+_BFGS = f"{BatchedBFGS.__module__}.{BatchedBFGS.__qualname__}"
+
+
 def build_fit(cfg: DictConfig, n_cells: int, dt_ms: float) -> NeuronFittingModule:
     """Build the population of `cfg.population` and the module that fits it.
 
@@ -61,6 +65,8 @@ def build_fit(cfg: DictConfig, n_cells: int, dt_ms: float) -> NeuronFittingModul
                 "noise, got likelihood"
             )
         options["escape_noise"] = True
+        if cfg.optimizer.get("_target_") != _BFGS:
+            raise ValueError("optimizer: expected bfgs with fit=likelihood, got another")
     return NeuronFittingModule(
         make(n_cells, **options),
         _instantiate(cfg.optimizer, "optimizer"),

@@ -17,17 +17,28 @@ class BatchedBFGS(Optimizer):
 
     A step evaluates the losses once. Each problem keeps the step if its loss has become smaller;
     otherwise it returns, and tries a shorter one. `losses` [N] have to be set by the closure.
-    Nocedal & Wright 2006, "Numerical Optimization", chapter 6.
+    Parameters at one of their `bounds`, beyond which the loss would fall, stay there.
+    Nocedal & Wright 2006, "Numerical Optimization", chapters 6 and 16.
 
     Args:
         params: parameters [N].
         lr: largest change of a problem's parameters in a step, as a norm.
+
+    Raises:
+        ValueError: parameters of another shape.
     """
 
     losses: Tensor
+    bounds: tuple[Tensor, Tensor] | None = None
+    """Lowest and highest value of each parameter, [D] each."""
 
     def __init__(self, params: Iterable[Tensor], lr: float = 1.0):
         super().__init__(params, {"lr": lr})
+        shapes = {tuple(x.shape) for x in self.param_groups[0]["params"]}
+        if len(shapes) != 1 or len(next(iter(shapes))) != 1 or len(self.param_groups) != 1:
+            raise ValueError(
+                "params: expected parameters of one shape [N], as those of `blockspike fit` have"
+            )
         # Not in `state`, whose numbers PyTorch rounds to float32 when it loads a checkpoint.
         self.param_groups[0]["bfgs"] = {}
 
@@ -53,6 +64,7 @@ class BatchedBFGS(Optimizer):
     def _next(self, now: Tensor, loss: Tensor, gradient: Tensor) -> Tensor:
         """Where to evaluate next, [N, D], given the loss [N] and gradient [N, D] at `now`."""
         kept, lr = self.param_groups[0]["bfgs"], self.param_groups[0]["lr"]
+        kept |= {name: x.to(now.device) for name, x in kept.items()}  # a checkpoint is on the CPU
         identity = torch.eye(now.shape[1], dtype=now.dtype, device=now.device)
         if not kept:
             size = gradient.norm(dim=1).clamp(min=1e-12)
@@ -63,7 +75,8 @@ class BatchedBFGS(Optimizer):
                 "radius": torch.full_like(loss, _FIRST_STEP),
             }  # fmt: skip
         else:
-            step, change = now - kept["at"], gradient - kept["gradient"]
+            step = now - kept["at"]
+            change = torch.where(step != 0, gradient - kept["gradient"], 0)  # not across bounds
             length = step.norm(dim=1)
             curvature = (step * change).sum(1)
             is_finite = torch.isfinite(loss) & torch.isfinite(gradient).all(1)
@@ -78,9 +91,21 @@ class BatchedBFGS(Optimizer):
             for name, value in (("at", now), ("gradient", gradient)):
                 kept[name] = torch.where(better.unsqueeze(1), value, kept[name])
             kept["loss"] = torch.where(better, loss, kept["loss"])
-        step = -(kept["inverse"] @ kept["gradient"].unsqueeze(2)).squeeze(2)
+        is_free = self._is_free(kept["at"], kept["gradient"])
+        downhill = torch.where(is_free, -kept["gradient"], 0)
+        step = torch.where(is_free, (kept["inverse"] @ downhill.unsqueeze(2)).squeeze(2), 0)
         length = step.norm(dim=1).clamp(min=1e-12)
-        return kept["at"] + step * (kept["radius"] / length).clamp(max=1).unsqueeze(1)
+        step = step * (kept["radius"] / length).clamp(max=1).unsqueeze(1)
+        if self.bounds is None:
+            return kept["at"] + step
+        return (kept["at"] + step).clamp(*(x.to(step) for x in self.bounds))
+
+    def _is_free(self, at: Tensor, gradient: Tensor) -> Tensor:
+        """Whether a parameter may follow its gradient, [N, D]."""
+        if self.bounds is None:
+            return torch.ones_like(at, dtype=torch.bool)
+        low, high = (x.to(at) for x in self.bounds)
+        return ~(((at <= low) & (gradient > 0)) | ((at >= high) & (gradient < 0)))
 
 
 def _update(

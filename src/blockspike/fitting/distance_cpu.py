@@ -184,6 +184,7 @@ class _FittingDistance(torch.autograd.Function):
 
 
 def flat(x: Tensor) -> np.ndarray:
+    """The numbers of a tensor in one row, for a kernel."""
     return x.contiguous().view(-1).numpy()
 
 

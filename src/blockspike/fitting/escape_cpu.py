@@ -31,7 +31,7 @@ from blockspike.neurons.cpu.steps import (
 from blockspike.neurons.cpu.threads import run
 from blockspike.neurons.cpu.tiles import columns
 from blockspike.neurons.derivative import given_spikes
-from blockspike.neurons.model import NeuronModel, exp, maximum, where
+from blockspike.neurons.model import NeuronModel, exp, where
 
 
 class _Inputs(NamedTuple):
@@ -166,8 +166,9 @@ def _advance(neurons, own, drive, n_steps, buffers, states, into, lanes):
 
 @kernel_part
 def _rate(log_rate, bounds):
-    """Rate of a step, within its bounds."""
-    return exp(maximum(where(log_rate > bounds[2], bounds[2], log_rate), bounds[1]))
+    """Rate of a step, within its bounds; NaN stays NaN."""
+    bounded = where(log_rate > bounds[2], bounds[2], log_rate)
+    return exp(where(log_rate < bounds[1], bounds[1], bounded)) + (log_rate - log_rate)
 
 
 @kernel

@@ -1,11 +1,15 @@
 """Quantities that spikes determine, however the parameters trade off against each other."""
 
+import math
+
 import torch
 from torch import Tensor
 
+from blockspike.fitting.escape import RATE_AT_THRESHOLD_HZ
 from blockspike.fitting.parameters import NeuronParameters
 
 ADAPTATION_AFTER_MS = (20.0, 100.0)
+_RATE_AT_RHEOBASE_HZ = 1.0  # a spike in the second that a step of current often lasts
 
 
 def identified(parameters: NeuronParameters) -> dict[str, Tensor]:
@@ -16,10 +20,11 @@ def identified(parameters: NeuronParameters) -> dict[str, Tensor]:
     kernels, spikes tell the sum and not each.
 
     Returns:
-        `rheobase_pa`: the least current, slowly reached, at which the neuron fires.
+        `rheobase_pa`: the least current, slowly reached, at which the neuron fires; with escape
+            noise, at which its rate from rest is 1 Hz.
         `adaptation_20ms_pa`, `adaptation_100ms_pa`: how much more current is needed to reach the
         threshold so long after a spike, by its reset, after-spike currents and threshold kernels
-        together.
+        together; 0 of neurons without adaptation.
     """
     p = parameters
     found = {"rheobase_pa": _rheobase(p)}
@@ -29,21 +34,23 @@ def identified(parameters: NeuronParameters) -> dict[str, Tensor]:
 
 
 def _rheobase(p: NeuronParameters) -> Tensor:
-    """(V − rest) / gain for the lowest V at the threshold, V = 1 + coupling · rectified V.
+    """(V − rest) / gain for the lowest V that fires, V = base + coupling · rectified V.
+
+    The base is 1, and lower with escape noise, by the width times ln(1 kHz / 1 Hz).
 
     The rectified V of neurons/glif/README.md is 0, a parabola, and V − onset; each has its own
     solution, which counts where that part holds. NaN: V never reaches a threshold that follows it.
     """
+    base = 1 - p.escape_width * math.log(RATE_AT_THRESHOLD_HZ / _RATE_AT_RHEOBASE_HZ)
     low, high = p.coupling_onset - p.coupling_width, p.coupling_onset + p.coupling_width
     curvature = p.coupling / (4 * p.coupling_width.clamp(min=1e-6))
-    # curvature · x² − x + (1 − low) = 0 for x = V − low; the form without cancellation
-    root = torch.sqrt(1 - 4 * curvature * (1 - low))
-    bent = low + 2 * (1 - low) / (1 + root)
-    straight = (1 - p.coupling * p.coupling_onset) / (1 - p.coupling)
-    one = torch.ones_like(low)
+    # curvature · x² − x + (base − low) = 0 for x = V − low; the form without cancellation
+    root = torch.sqrt(1 - 4 * curvature * (base - low))
+    bent = low + 2 * (base - low) / (1 + root)
+    straight = (base - p.coupling * p.coupling_onset) / (1 - p.coupling)
     parts = torch.stack([
-        torch.where((one <= low) | (p.coupling == 0), one, torch.inf),
-        torch.where((bent >= low) & (bent <= high) & (one > low), bent, torch.inf),
+        torch.where((base <= low) | (p.coupling == 0), base, torch.inf),
+        torch.where((bent >= low) & (bent <= high) & (base > low), bent, torch.inf),
         torch.where(straight >= high, straight, torch.inf),
     ])  # fmt: skip
     membrane = parts.nan_to_num(torch.inf, torch.inf).min(0).values
@@ -62,7 +69,8 @@ def _adaptation(p: NeuronParameters, after_ms: float) -> Tensor:
     currents = ((p.current_1, p.tau_current_1_ms), (p.current_2, p.tau_current_2_ms))
     for amplitude, tau_ms in currents:
         total = total + amplitude * _through_membrane(tau_ms, p.tau_membrane_ms, after_ms)
-    return total
+    adapts = torch.stack([p.b, p.b_2, p.current_1, p.current_2]).any(0)
+    return torch.where(adapts, total, 0)
 
 
 def _through_membrane(tau_ms: Tensor, tau_membrane_ms: Tensor, after_ms: float) -> Tensor:

@@ -122,7 +122,12 @@ def _log_likelihood(log_rate: np.ndarray, fired: np.ndarray) -> tuple[float, np.
 def bits_per_spike(
     noise: EscapeNoise, margins: np.ndarray, spikes: np.ndarray, rate_hz: float, dt_ms: float
 ) -> float:
-    """Log-likelihood of spikes beyond that of a constant rate, in bits per spike; NaN of none."""
+    """Log-likelihood of spikes beyond that of a constant rate, in bits per spike; NaN of none.
+
+    Steps of the refractory period, where the margin is −inf, are left out with their spikes.
+    """
+    free = np.isfinite(margins)
+    margins, spikes = margins[free], spikes[free]
     fired = spikes > 0
     if not fired.any():
         return float("nan")

@@ -125,7 +125,7 @@ class NeuronFittingModule(pl.LightningModule):
         loss, fitted, held_out = self.losses(batch)
         with torch.no_grad():
             self._keep_best((fitted + held_out).sum(0), loss)
-            self._log(loss, held_out.sum(0))
+            self._log(loss, self._held_out_loss(held_out.sum(0), batch))
         self.loss_of_starts = loss.detach().view_as(self.best_distance)
         if isinstance(optimizer := self._optimizer(), BatchedBFGS):
             optimizer.losses = loss.detach()
@@ -158,6 +158,14 @@ class NeuronFittingModule(pl.LightningModule):
         n_spikes = batch.trains[first:split].sum((0, 1, 2)).clamp(min=1).to(fitted)
         loss = -fitted.sum(0).view(self.population.n_cells, -1) / n_spikes.unsqueeze(1)
         return loss.flatten(), -fitted.detach(), -held_out
+
+    def _held_out_loss(self, held_out: Tensor, batch: FittingBatch) -> Tensor:
+        """Held-out part of the loss [N], for the log: of the likelihood, for each spike."""
+        if batch.trains is None or self.loss != "likelihood":
+            return held_out
+        _, split, last = batch.window
+        n_spikes = batch.trains[split:last].sum((0, 1, 2)).clamp(min=1).to(held_out)
+        return (held_out.view(self.population.n_cells, -1) / n_spikes.unsqueeze(1)).flatten()
 
     def _epoch_seed(self) -> int:
         """Seed of this epoch's draws, the same in a run that resumes here."""
@@ -199,8 +207,23 @@ class NeuronFittingModule(pl.LightningModule):
         return self.stale < (math.inf if self.patience is None else self.patience)
 
     def configure_optimizers(self) -> Optimizer:
-        """Make the optimiser of the trainable parameters."""
-        return self.make_optimizer([x for x in self.population.parameters() if x.requires_grad])
+        """Make the optimiser of the trainable parameters.
+
+        Raises:
+            ValueError: BFGS with a loss that is not smooth, or with what it does itself.
+        """
+        own = {n: x for n, x in self.population.named_parameters() if x.requires_grad}
+        optimizer = self.make_optimizer(list(own.values()))
+        if isinstance(optimizer, BatchedBFGS):
+            others = self.resample_every or self.gradient_clip or self.decay_lr
+            if self.loss != "likelihood" or others:
+                raise ValueError(
+                    "optimizer: expected bfgs for fit=likelihood alone, which selects no starts "
+                    "and neither clips gradients nor lowers the learning rate"
+                )
+            bounds = torch.tensor([self.population.bounds[n] for n in own])  # as in the parameters
+            optimizer.bounds = bounds[:, 0], bounds[:, 1]
+        return optimizer
 
     def on_train_epoch_start(self) -> None:
         """Set the learning rate and start the epoch's clock."""

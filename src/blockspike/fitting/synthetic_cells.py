@@ -87,7 +87,8 @@ class SyntheticCells(RecordingsDataModule):
         require(n_trials >= 1, "n_trials", n_trials, "at least 1")
         require(0 < duration_s < math.inf, "duration_s", duration_s, "a positive number of s")
         require(neuron in ("alif", "gif"), "neuron", neuron, "alif or gif")
-        require(noise in ("membrane", "escape"), "noise", noise, "membrane or escape")
+        require(noise == "membrane" or (noise == "escape" and neuron == "gif"), "noise", noise,
+                "membrane, or escape of GIF cells")  # fmt: skip
         super().__init__("synthetic", name=f"{n_cells} synthetic cells", **recordings)
         self.neuron, self.noise = neuron, noise
         self.n_cells, self.n_trials, self.duration_s = n_cells, n_trials, duration_s
@@ -135,7 +136,7 @@ class SyntheticCells(RecordingsDataModule):
             name: low + (high - low) * torch.rand(n, generator=generator, dtype=torch.float64)
             for name, (low, high) in (GIF_RANGES if self.neuron == "gif" else RANGES).items()
         }
-        if self.noise == "escape" and self.neuron == "gif":
+        if self.noise == "escape":
             values |= {"escape_width": values["noise"], "noise": nothing}
         return NeuronParameters(**values, arp_ms=nothing + self.cell_arp_ms)
 

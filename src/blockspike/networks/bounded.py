@@ -1,5 +1,6 @@
 """Parameters with bounds, which hold after each step of any optimiser."""
 
+from collections.abc import Mapping
 from typing import Any
 from weakref import WeakSet
 
@@ -43,6 +44,11 @@ class BoundedParameters(nn.Module):
             )
         self.register_parameter(name, nn.Parameter(value, requires_grad=trainable))
         self._bounds[name] = bounds
+
+    @property
+    def bounds(self) -> Mapping[str, Bounds]:
+        """Bounds of the parameters by name."""
+        return self._bounds
 
     def parameters_repr(self) -> str:
         """Smallest and largest value of each bounded parameter, and whether it is trained."""

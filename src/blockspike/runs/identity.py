@@ -25,6 +25,10 @@ def content_of(cfg: DictConfig) -> dict[str, Any]:
         content.pop("n_bootstrap", None)
     if content["data"].get("electrode") is None:
         content["data"].pop("electrode", None)
+    if content["data"].get("noise") == "membrane":  # of synthetic cells
+        del content["data"]["noise"]
+    if is_fit(cfg) and cfg.fit.get("loss") != "likelihood":
+        content["population"].pop("escape_width", None)
     if content["data"].get("neuron") == "alif":  # of synthetic cells
         del content["data"]["neuron"]
     if content["data"].get("n_folds") is None:
