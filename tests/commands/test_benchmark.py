@@ -60,6 +60,7 @@ def test_a_library_installed_later_is_measured(blockspike, tmp_path, monkeypatch
     assert table["version"].tolist()[2] == 9.9
 
 
+@pytest.mark.slow
 def test_names_with_brackets_can_be_chosen(blockspike):
     chosen = "contenders=fused,SpikingJelly (LIFNode),SpikingJelly (FlexSN)"
     done = blockspike("benchmark", *QUICK, "study=length", "arp_steps=2", chosen)

@@ -23,6 +23,7 @@ from blockspike.training.metrics_file import read_metrics
 from made_recordings import write_recording
 
 QUICK = ("trainer.max_epochs=30", "population.n_starts=16", "population.arp_ms=2", "threads=1")
+ONE_CELL = ("experiment=recovery", "data.n_cells=1", "data.duration_s=2")
 BY_LIKELIHOOD = (
     "trainer.max_epochs=30", "population=gif", "fit=likelihood", "population.n_starts=8",
     "n_bootstrap=3", "threads=1",
@@ -213,8 +214,8 @@ def test_an_interrupted_fit_resumes_to_identical_bits(blockspike, tmp_path, cell
         (("data.path=text.npz", "data.train_s=[[0,1]]"), "both or neither"),
         (("data.path=x.npz", "population.surrogate=x"), "expected a recording"),
         (("data=nmnist_sample",), "data: expected recordings, got events"),
-        (("data=synthetic_cells", "fit=likelihood", "optimizer=adam"), "optimizer: expected bfgs"),
-        (("data=synthetic_cells", "optimizer=bfgs"), "optimizer: expected bfgs for fit=likelihood"),
+        ((*ONE_CELL, "fit=likelihood", "optimizer=adam"), "optimizer: expected bfgs"),
+        ((*ONE_CELL, "optimizer=bfgs"), "optimizer: expected bfgs"),
     ],
 )
 def test_bad_input_is_one_line(blockspike, tmp_path, arguments, message):

@@ -65,8 +65,8 @@ def build_fit(cfg: DictConfig, n_cells: int, dt_ms: float) -> NeuronFittingModul
                 "noise, got likelihood"
             )
         options["escape_noise"] = True
-        if cfg.optimizer.get("_target_") != _BFGS:
-            raise ValueError("optimizer: expected bfgs with fit=likelihood, got another")
+    if (cfg.optimizer.get("_target_") == _BFGS) != (cfg.fit.loss == "likelihood"):
+        raise ValueError("optimizer: expected bfgs for fit=likelihood, and another for other fits")
     return NeuronFittingModule(
         make(n_cells, **options),
         _instantiate(cfg.optimizer, "optimizer"),
