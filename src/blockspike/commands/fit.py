@@ -124,9 +124,8 @@ def _fit(cfg, run: Run, data: RecordingsDataModule, module: NeuronFittingModule)
             f"trainer: expected one process, since all fits are one batch, got {trainer.world_size}"
         )
     current, target, window = data.batch()
-    batch = FittingBatch(current, target, Window(*window))
-    if module.loss == "likelihood":
-        batch = FittingBatch(*batch[:3], *data.trials())
+    trials = data.trials() if module.loss == "likelihood" else ()
+    batch = FittingBatch(current, target, Window(*window), *trials)
     loader = DataLoader([batch], batch_size=None)  # pyright: ignore
     with without_known_warnings():
         trainer.fit(module, loader, ckpt_path=last_checkpoint(run))

@@ -76,9 +76,8 @@ def fit_intervals(
     start = {name: x.repeat_interleave(n) for name, x in module.chosen_values().items()}
     again.population.start_around(start, _DEVIATION, cfg.seed + 1)
     n_steps = len(drawn.current)
-    batch = FittingBatch(drawn.current, drawn.target, Window(0, n_steps, n_steps))
-    if module.loss == "likelihood":
-        batch = FittingBatch(*batch[:3], *padded(drawn.trains))
+    trials = padded(drawn.trains) if module.loss == "likelihood" else ()
+    batch = FittingBatch(drawn.current, drawn.target, Window(0, n_steps, n_steps), *trials)
     _fit(_of_replicates(cfg), run, again, batch)
     refitted, _ = again.chosen()
     fitted = determined(parameters, data.scale_pa)

@@ -355,15 +355,15 @@ def padded(trains: list[list[np.ndarray]]) -> tuple[Tensor, Tensor]:
     """Trains [R, T] of each cell and segment as one tensor of up to R trials.
 
     Returns:
-        Spikes, uint8 [T, R, B, C], and whether there is such a trial, bool [R, B, C].
+        Spikes, 0 or 1, float32 [T, R, B, C], and whether there is such a trial, bool [R, B, C].
     """
     n_trials = max(len(x) for of_cell in trains for x in of_cell)
     n_steps = trains[0][0].shape[1]
-    spikes = torch.zeros(n_steps, n_trials, len(trains[0]), len(trains), dtype=torch.uint8)
+    spikes = torch.zeros(n_steps, n_trials, len(trains[0]), len(trains))
     is_there = torch.zeros(spikes.shape[1:], dtype=torch.bool)
     for cell, of_cell in enumerate(trains):
         for segment, own in enumerate(of_cell):
-            spikes[:, : len(own), segment, cell] = torch.from_numpy((own.T > 0).astype(np.uint8))
+            spikes[:, : len(own), segment, cell] = torch.from_numpy(own.T > 0)
             is_there[: len(own), segment, cell] = True
     return spikes, is_there
 

@@ -28,7 +28,8 @@ class Resampled:
 
     Attributes:
         current, target: [T, B, C · n], as in `RecordingsDataModule.batch`.
-        trains: [R, T] uint8 of each replicate and segment, whose means are the target.
+        trains: [R, T] of each replicate and segment, whose means are the target; none of neurons
+            that were not fitted by the likelihood.
         inflation: [C], by which the spread of a cell's replicates is too small, since they stay
             near the fit, and since few trials or segments were resampled; NaN where nothing could
             be.
@@ -89,7 +90,8 @@ def resample(
             ]  # fmt: skip
             currents.append(current[:, segments])
             targets.append(np.stack([x.mean(0) for x in trials], 1))
-            drawn.append([(x > 0).astype(np.uint8) for x in trials])
+            if by_likelihood:
+                drawn.append(trials)
         few = np.sqrt(n_drawn / (n_drawn - 1)) if n_drawn > 1 else 1.0
         factor = (OF_RESAMPLED if n_drawn else OF_SIMULATED)[by_likelihood]
         inflation.append(few * factor if words else np.nan)

@@ -155,8 +155,7 @@ class _FittingDistance(torch.autograd.Function):
         )  # fmt: skip
         repeated = columns(torch.stack(neurons), batch_size)
         wants_gradient = any(ctx.needs_input_grad)
-        sums = torch.zeros(2, n_columns, dtype=torch.float64)
-        grads = torch.zeros(len(neurons), n_columns if wants_gradient else 0, dtype=torch.float64)
+        sums, grads = accumulators(len(neurons), n_columns, wants_gradient)
         last = torch.empty(n_columns, dtype=real)
         numbers_ = numbers(constants, repeated)
         try:
@@ -171,16 +170,33 @@ class _FittingDistance(torch.autograd.Function):
             spec = SimulationSpec(model, constants, 1, surrogate, True, True)
             raise error_of_model(spec, real, error) from None
         check_finite(last.view(batch_size, -1), current)
-        ctx.grads = grads.view(len(neurons), -1, n_neurons) if wants_gradient else None
-        fitted, held_out = sums.to(real).view(2, batch_size, -1)
-        ctx.mark_non_differentiable(held_out)
-        return fitted, held_out
+        return results(ctx, sums, grads, batch_size, real)
 
     @staticmethod
     @differentiable_once("fitting with method='fused'", instead="method='standard'")
     def backward(ctx, *grads: Tensor):  # pyright: ignore[reportIncompatibleMethodOverride]
-        per_neuron = (ctx.grads * grads[0].double()).sum(1).to(grads[0].dtype)
-        return None, None, None, None, None, None, None, None, *per_neuron
+        return None, None, None, None, None, None, None, None, *per_neuron(ctx, grads[0])
+
+
+def accumulators(n_rows: int, n_columns: int, wants_gradient: bool) -> tuple[Tensor, Tensor]:
+    """Sums over fitted and held-out steps, and gradients of `n_rows` numbers, of each column."""
+    sums = torch.zeros(2, n_columns, dtype=torch.float64)
+    return sums, torch.zeros(n_rows, n_columns if wants_gradient else 0, dtype=torch.float64)
+
+
+def results(
+    ctx: Any, sums: Tensor, grads: Tensor, batch_size: int, real: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """Both sums, [B, N] each, of which the first is differentiable; keeps the gradients."""
+    ctx.grads = grads.view(len(grads), batch_size, -1)
+    fitted, held_out = sums.to(real).view(2, batch_size, -1)
+    ctx.mark_non_differentiable(held_out)
+    return fitted, held_out
+
+
+def per_neuron(ctx: Any, grad: Tensor) -> Tensor:
+    """Gradients of the numbers of each neuron, given that [B, N] of the first of the `results`."""
+    return (ctx.grads * grad.double()).sum(1).to(grad.dtype)
 
 
 def flat(x: Tensor) -> np.ndarray:

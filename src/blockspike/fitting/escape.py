@@ -36,6 +36,15 @@ def log_rates(margin: Tensor, left: Tensor, drive: Drive, at_threshold: float) -
     return torch.where(left > 0, LOG_RATES[0], free)
 
 
+def _start(
+    model: NeuronModel, driven: Tensor, drive: Drive
+) -> tuple[tuple[Tensor, Tensor], list[Tensor]]:
+    """Constants of the steps, 0 and 1, and the states before the first one."""
+    state = [torch.zeros_like(driven[0]) for _ in (*model.states, *model.counters)]
+    state[0] = state[0] + drive.start
+    return (driven.new_zeros(()), driven.new_ones(())), state
+
+
 def escape_likelihood(
     current: Tensor, trains: Tensor, is_there: Tensor, model: NeuronModel,
     parameters: tuple[Tensor, ...], drive: Drive, *, at_threshold: float, window: Window,
@@ -46,13 +55,10 @@ def escape_likelihood(
     spikes = trains.to(drive.weight).repeat_interleave(n // n_cells, 3).flatten(1, 2)
     driven = current.to(drive.weight).repeat_interleave(n // n_cells, 2) * drive.weight + drive.bias
     driven = driven.unsqueeze(1).expand(-1, trains.shape[1], -1, -1).flatten(1, 2)
-    zero, one = driven.new_zeros(()), driven.new_ones(())
-    state = [torch.zeros_like(driven[0]) for _ in (*given.states, *given.counters)]
-    state[0] = state[0] + drive.start
-    values = []
+    constants, state, values = *_start(given, driven, drive), []
     for input_, spike in zip(driven, spikes, strict=True):
         left = state[-1]
-        _, margin, state = given.step((input_, spike), parameters, (zero, one), state, None)
+        _, margin, state = given.step((input_, spike), parameters, constants, state, None)
         rate = log_rates(margin, left, drive, at_threshold).exp()
         values.append(torch.where(spike > 0, torch.log(-torch.expm1(-rate)), -rate))
     total = torch.stack(values).unflatten(1, trains.shape[1:3])
@@ -67,16 +73,15 @@ def escape_spikes(
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """Simulated spikes, membrane before a reset and margin; arguments as in `escape_cpu`."""
     given = given_spikes(model, 2)
-    zero, one = driven.new_zeros(()), driven.new_ones(())
-    state = [torch.zeros_like(driven[0]) for _ in (*given.states, *given.counters)]
-    state[0] = state[0] + drive.start
+    constants, state = _start(given, driven, drive)
+    zero = constants[0]
     expected, limit, rows = torch.zeros_like(driven[0]), draws[0], []
     for input_, next_limit in zip(driven, draws, strict=True):
         left = state[-1]
-        silent = given.step((input_, zero), parameters, (zero, one), state, None)
+        silent = given.step((input_, zero), parameters, constants, state, None)
         expected = expected + log_rates(silent[1], left, drive, at_threshold).exp()
         spike = (expected >= limit).to(driven)
-        _, margin, state = given.step((input_, spike), parameters, (zero, one), state, None)
+        _, margin, state = given.step((input_, spike), parameters, constants, state, None)
         expected = torch.where(spike > 0, zero, expected)
         limit = torch.where(spike > 0, next_limit, limit)
         rows.append((spike, silent[2][0], margin))

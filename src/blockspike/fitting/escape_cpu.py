@@ -12,7 +12,17 @@ import torch
 from torch import Tensor
 
 from blockspike.fitting.distance import Window
-from blockspike.fitting.distance_cpu import CHUNK, Drive, Neurons, flat, gather, load_group
+from blockspike.fitting.distance_cpu import (
+    CHUNK,
+    Drive,
+    Neurons,
+    accumulators,
+    flat,
+    gather,
+    load_group,
+    per_neuron,
+    results,
+)
 from blockspike.fitting.escape import LOG_RATES
 from blockspike.neurons.autograd import differentiable_once, in_full_precision, refuse_transforms
 from blockspike.neurons.cpu.kernels import kernel, kernel_part, kernel_with_fma, without_refcount
@@ -120,24 +130,19 @@ class _EscapeLikelihood(torch.autograd.Function):
         )  # fmt: skip
         repeated = columns(torch.stack(neurons), batch_size)
         wants_gradient = any(ctx.needs_input_grad)
-        sums = torch.zeros(2, n_columns, dtype=torch.float64)
-        grads = torch.zeros(len(neurons), n_columns if wants_gradient else 0, dtype=torch.float64)
+        sums, grads = accumulators(len(neurons), n_columns, wants_gradient)
         own = Neurons(given_spikes(model, 2), numbers((), repeated), repeated[4:], repeated[:4])
         run(
             _run_groups, -(-n_columns // (LANES_BYTES // repeated.dtype.itemsize)), inputs, own,
             n_steps, n_trials, n_columns, numbers((at_threshold, *LOG_RATES), repeated)[2:], window,
             wants_gradient, sums.numpy(), grads.numpy(),
         )  # fmt: skip
-        ctx.grads = grads.view(len(neurons), -1, n_neurons) if wants_gradient else None
-        fitted, held_out = sums.to(real).view(2, batch_size, -1)
-        ctx.mark_non_differentiable(held_out)
-        return fitted, held_out
+        return results(ctx, sums, grads, batch_size, real)
 
     @staticmethod
     @differentiable_once("fitting with method='fused'", instead="method='standard'")
     def backward(ctx, *grads: Tensor):  # pyright: ignore[reportIncompatibleMethodOverride]
-        per_neuron = (ctx.grads * grads[0].double()).sum(1).to(grads[0].dtype)
-        return None, None, None, None, None, None, *per_neuron
+        return None, None, None, None, None, None, *per_neuron(ctx, grads[0])
 
 
 @kernel_part
@@ -204,6 +209,24 @@ def _replay(neurons, own, drive, n_steps, bounds, buffers, states, into, lanes):
                 buffers.slopes[i] = rate * np.exp(-rate) / chance
 
 
+@kernel_part
+def _sums(window, begin, end, is_there, zeros, buffers, lanes):
+    """Sums over the fitted and the held-out steps of a chunk; slopes of other steps become 0."""
+    fitted, held_out, k = zeros, zeros, np.uintp(0)
+    for t in range(begin, end):
+        value = load_lanes(buffers.values, k, lanes) * is_there
+        slope = load_lanes(buffers.slopes, k, lanes) * is_there
+        if window.first <= t < window.split:
+            fitted = fitted + value
+        else:
+            slope = zeros
+        if window.split <= t < window.last:
+            held_out = held_out + value
+        store_lanes(slope, buffers.slopes, k, lanes, False)
+        k += lanes
+    return fitted, held_out
+
+
 @kernel_with_fma
 def _reverse(neurons, own, drive, n_steps, buffers, now, sums, lanes):
     """Backpropagate through a trial's chunk; `slopes` are those of the loss.
@@ -220,10 +243,8 @@ def _reverse(neurons, own, drive, n_steps, buffers, now, sums, lanes):
     for _ in range(n_steps):
         k -= lanes
         kept -= own_size
-        current, spike = (
-            load_lanes(buffers.currents, k, lanes),
-            load_lanes(buffers.spikes, k, lanes),
-        )
+        current = load_lanes(buffers.currents, k, lanes)
+        spike = load_lanes(buffers.spikes, k, lanes)
         margin, slope = load_lanes(buffers.margins, k, lanes), load_lanes(buffers.slopes, k, lanes)
         to_drive, to_parameters, now = reverse_step(
             neurons.model, (current * weight + bias, spike), own, neurons.constants,
@@ -280,19 +301,8 @@ def _run_group(
             _enter(inputs, trial, n_trials, begin, end, n_columns, cell, n_, buffers)
             into = np.uintp(chunk) * own_size
             _replay(neurons, own, drive, end - begin, bounds, buffers, states, into, lanes)
-            fitted, held_out, k = zeros, zeros, np.uintp(0)
-            for t in range(begin, end):
-                value = load_lanes(buffers.values, k, lanes) * is_there
-                slope = load_lanes(buffers.slopes, k, lanes) * is_there
-                if window.first <= t < window.split:
-                    fitted = fitted + value
-                else:
-                    slope = zeros
-                if window.split <= t < window.last:
-                    held_out = held_out + value
-                store_lanes(slope, buffers.slopes, k, lanes, False)
-                k += lanes
-            add_rows((fitted, held_out), sums, column, stride, n)
+            found = _sums(window, begin, end, is_there, zeros, buffers, lanes)
+            add_rows(found, sums, column, stride, n)
             if wants_gradient:
                 totals = (no_sums(neurons.model, states), (zeros, zeros, zeros))
                 now = grad_rows(neurons.model, back, np.uintp(0), lanes, lanes)

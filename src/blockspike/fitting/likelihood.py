@@ -15,6 +15,7 @@ from torch import Tensor
 from blockspike.data.recordings_datamodule import Part, padded
 from blockspike.fitting.escape import LOG_RATES, RATE_AT_THRESHOLD_HZ
 from blockspike.fitting.parameters import NeuronParameters
+from blockspike.neurons.derivative import given_spikes
 from blockspike.neurons.model import maximum, translated, where
 
 _STEEPEST = 50.0  # e-folds of the rate per standard deviation of the margin
@@ -53,15 +54,15 @@ def margins_at(
         refractory period.
     """
     c = parameters.coefficients(dt_ms, bool(parameters.coupling.any()))
-    step = _on_arrays(c.model.step)
+    step = _on_arrays(given_spikes(c.model, 2).step)
     drive = (c.drive.weight * current.double() + c.drive.bias).numpy()
     state = [np.zeros_like(drive[0]) for _ in (*c.model.states, *c.model.counters)]
     state[0] += c.drive.start.numpy()
     own, constants = tuple(x.numpy() for x in c.parameters.values()), (0.0, 1.0)
     margins = np.empty_like(drive)
     for t, spike in enumerate((trains > 0).double().numpy()):
-        fired, left = (spike, 1 - spike), state[-1]
-        _, margin, state = step(drive[t], own, constants, state, lambda _, fired=fired: fired)
+        left = state[-1]
+        _, margin, state = step((drive[t], spike), own, constants, state, None)
         margins[t] = np.where(left > 0, -np.inf, margin)
     return margins
 

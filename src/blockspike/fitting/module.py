@@ -57,8 +57,8 @@ class NeuronFittingModule(pl.LightningModule):
         tau_ms: time constant τ of the van Rossum distance.
         first_tau_ms: τ falls from here to `tau_ms` over the first half of the epochs.
         loss: "distance", as published, "squared_distance", or "likelihood": the negative
-            log-likelihood of the recorded spikes, for each of them, of neurons with escape noise,
-            which is then the distance; τ has no part in it.
+            log-likelihood of the recorded spikes, of neurons with escape noise, which is then the
+            distance; τ has no part in it.
         resample_every: epochs between selections; None = starts stay independent.
         elite_fraction: share of a cell's starts that survive a selection.
         perturbation: (first, last) standard deviation of the copies' changes.
@@ -125,7 +125,7 @@ class NeuronFittingModule(pl.LightningModule):
         loss, fitted, held_out = self.losses(batch)
         with torch.no_grad():
             self._keep_best((fitted + held_out).sum(0), loss)
-            self._log(loss, self._held_out_loss(held_out.sum(0), batch))
+            self._log(loss, held_out.sum(0))
         self.loss_of_starts = loss.detach().view_as(self.best_distance)
         if isinstance(optimizer := self._optimizer(), BatchedBFGS):
             optimizer.losses = loss.detach()
@@ -154,18 +154,7 @@ class NeuronFittingModule(pl.LightningModule):
         fitted, held_out = self.population.log_likelihoods(
             batch.current, batch.trains, batch.is_there, batch.window
         )
-        first, split, _ = batch.window
-        n_spikes = batch.trains[first:split].sum((0, 1, 2)).clamp(min=1).to(fitted)
-        loss = -fitted.sum(0).view(self.population.n_cells, -1) / n_spikes.unsqueeze(1)
-        return loss.flatten(), -fitted.detach(), -held_out
-
-    def _held_out_loss(self, held_out: Tensor, batch: FittingBatch) -> Tensor:
-        """Held-out part of the loss [N], for the log: of the likelihood, for each spike."""
-        if batch.trains is None or self.loss != "likelihood":
-            return held_out
-        _, split, last = batch.window
-        n_spikes = batch.trains[split:last].sum((0, 1, 2)).clamp(min=1).to(held_out)
-        return (held_out.view(self.population.n_cells, -1) / n_spikes.unsqueeze(1)).flatten()
+        return -fitted.sum(0), -fitted.detach(), -held_out
 
     def _epoch_seed(self) -> int:
         """Seed of this epoch's draws, the same in a run that resumes here."""
