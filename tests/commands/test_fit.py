@@ -273,7 +273,7 @@ def test_a_test_current_with_its_own_scale_is_simulated_with_it():
         for cell, name in enumerate(data.names)
     ]
     predicted = predictions_of(neurons, data.test, data.scale_pa)
-    expected = simulate(parameters, data.test.current, 0.5)[data.test.first :]
+    expected = simulate(parameters, data.test.current, 0.5)[data.test.first[0] :]
     for cell in range(2):
         assert predicted[cell][0].noiseless.sum() > 3
         assert np.array_equal(predicted[cell][0].noiseless, expected[:, 0, cell].numpy())

@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from made_nwb import DT_MS, MadeSweep, make_nwb1, make_nwb2, membrane_mv, noise_pa
 
+from blockspike.data import recordings
 from blockspike.data.recordings import RECORDING_SUFFIXES, Recording, load_recording
 from blockspike.data.spikes import bin_spikes, detect_spikes
 
@@ -252,6 +253,29 @@ def test_npz_stored_spikes_come_before_the_voltage(tmp_path):
     assert times_ms(recording) == [[[20.0, 50.0], [30.0], []]]
 
 
+def test_npz_stimuli_of_different_length(tmp_path):
+    current = np.stack([noise_pa(s, 1000) for s in range(2)])
+    current[1, 600:] = np.nan
+    voltage = np.stack([membrane_mv([t], 1000, 0.1) for t in (20.0, 30.0)])[None]
+    voltage[0, 1, 600:] = np.nan
+    times_s, stimulus = np.array([0.02, 0.05, 0.03]), np.array([0, 0, 1])
+    arrays = {
+        "current_pa": current, "spike_stimulus": stimulus, "spike_repeat": None,
+        "voltage_mv": voltage,
+    }  # fmt: skip
+    recording = load_recording(write_npz(tmp_path / "a.npz", **arrays, spike_times_s=times_s))
+    np.testing.assert_array_equal(recording.current_pa, current)
+    assert [recording.duration_s(s) for s in range(2)] == [0.1, 0.06]
+    assert times_ms(recording) == [[[20.0, 50.0]], [[30.0]]]
+    detected = load_recording(write_npz(tmp_path / "b.npz", **arrays, spike_times_s=None))
+    assert times_ms(detected, 0) == [[[20]], [[30]]]
+    short = load_recording(tmp_path / "a.npz", sweeps=[1])
+    np.testing.assert_array_equal(short.current_pa, current[1:, :600])
+    late = write_npz(tmp_path / "c.npz", **arrays, spike_times_s=np.array([0.02, 0.05, 0.06]))
+    message = "stimulus 1, repeat 0: expected spikes at 0 to 0.06 s"
+    assert message in failure(late)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -470,17 +494,44 @@ def test_nwb1_voltage_clamp(tmp_path, unit):
 
 @pytest.mark.parametrize("n_samples", [100, N + 1])
 def test_nwb1_sweeps_of_different_length(tmp_path, n_samples):
-    ramp = MadeSweep(12, "Ramp", noise_pa(3, n_samples), membrane_mv([], n_samples))
-    path = make_nwb1(tmp_path / "a.nwb", [*SWEEPS, ramp])
-    message = failure(path)
-    assert "5000 samples at 0.02 ms in 9 (Noise 1), 10 (Noise 2), 11 (noise 2) and" in message
-    assert f"{n_samples} samples at 0.02 ms in 12 (Ramp); choose some by sweeps=" in message
+    last = MadeSweep(12, "Noise 1", noise_pa(1, n_samples), membrane_mv([], n_samples))
+    path = make_nwb1(tmp_path / "a.nwb", [*SWEEPS, last])
+    recording = load_recording(path)
+    assert recording.stimuli == ("Noise 1", "Noise 2", "Noise 1")  # no repeat of the longer one
+    assert recording.current_pa.shape == (3, max(N, n_samples))
+    assert [recording.n_samples(s) for s in range(3)] == [N, N, n_samples]
+    assert recording.voltage_mv is not None
+    for s, current in enumerate((noise_pa(1), noise_pa(2), last.current_pa)):
+        np.testing.assert_allclose(recording.current_pa[s, : len(current)], current, atol=1e-9)
+        assert np.isnan(recording.current_pa[s, len(current) :]).all()
+        n_steps = len(current) // 25  # of 0.5 ms
+        assert recording.spike_trains(s, 0.5).shape[1] == n_steps
+        means = recording.current(0.5)[s]
+        expected = np.reshape(current[: 25 * n_steps], (n_steps, 25)).mean(1)
+        np.testing.assert_allclose(means[:n_steps], expected, atol=1e-6)
+        assert np.isnan(means[n_steps:]).all()
+        voltage = recording.voltage(s, 0.5)
+        assert voltage is not None and voltage.shape == (n_steps,)
     assert load_recording(path, sweeps=[12]).current_pa.shape == (1, n_samples)
+
+
+def test_much_padding_is_refused(tmp_path, monkeypatch):
+    short = [
+        MadeSweep(20 + i, f"Short {i}", noise_pa(9 + i, 100), membrane_mv([], 100))
+        for i in range(3)
+    ]
+    path = make_nwb1(tmp_path / "a.nwb", [*SWEEPS, *short])
+    monkeypatch.setattr(recordings, "_MOST_PADDING_BYTES", 8 * 3 * (N - 100))
+    assert load_recording(path).current_pa.shape == (5, N)
+    monkeypatch.setattr(recordings, "_MOST_PADDING_BYTES", 8 * 3 * (N - 100) - 1)
+    expected = "expected sweeps of similar length, got 100 to 5,000 samples in 5 of them; choose"
+    assert expected in failure(path)
 
 
 def test_nwb1_sweeps_of_different_rate(tmp_path):
     path = changed(tmp_path / "a.nwb", f"{STIMULUS}/starting_time", "rate", 1e5)
-    assert "at 0.01 ms in 9 (Noise 1) and 5000 samples at 0.02 ms in 10" in failure(path)
+    message = failure(path)
+    assert "expected sweeps of one dt, got 0.01 ms in 9 (Noise 1) and 0.02 ms in 10" in message
 
 
 # NWB 2

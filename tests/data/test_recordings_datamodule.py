@@ -43,7 +43,7 @@ def test_by_time_with_warm_up_and_held_out(tmp_path):
     trial = np.bincount(np.floor(times[0] * 1000 + 1e-6).astype(int), minlength=2000)
     other = np.bincount(np.floor(times[1] * 1000 + 1e-6).astype(int), minlength=2000)
     np.testing.assert_allclose(target[:, 0, 0], (trial + other)[:1000] / 2)
-    assert data.test.first == 250 and data.test.current.shape == (1250, 1, 1)
+    assert data.test.first == [250] and data.test.current.shape == (1250, 1, 1)
     np.testing.assert_allclose(data.test.current[:, 0, 0], mean[750:] / scale, rtol=1e-5)
     np.testing.assert_array_equal(data.test.trains[0][0][0], trial[750:])
 
@@ -53,7 +53,7 @@ def test_segments_are_the_first_part_and_the_rest_if_none_are_given(tmp_path):
     data = RecordingsDataModule(tmp_path, dt_ms=1.0, warm_up_s=0.5)
     data.setup()
     assert data.train.current.shape == (1200, 1, 1)
-    assert data.test.current.shape[0] - data.test.first == 800
+    assert data.test.current.shape[0] - data.test.first[0] == 800
 
 
 def test_by_stimulus_as_published(tmp_path):
@@ -83,7 +83,7 @@ def test_by_sweep(tmp_path):
     data = RecordingsDataModule(tmp_path / "a.npz", dt_ms=1.0, train_sweeps=[0, 2], test_sweeps=[1])
     data.setup()
     assert data.train.current.shape == (2000, 2, 1) and data.test.current.shape == (2000, 1, 1)
-    assert data.test.first == 0  # there is nothing before a sweep
+    assert data.test.first == [0]  # there is nothing before a sweep
     tested = current[1].reshape(-1, 10).mean(1) / data.scale_pa[0]
     np.testing.assert_allclose(data.test.current[:, 0, 0], tested, rtol=1e-5)
     trained = current[2].reshape(-1, 10).mean(1) / data.scale_pa[0]
@@ -99,7 +99,7 @@ def test_folds_test_each_stimulus_once(tmp_path):
         data.setup()
         own, others = range(fold, 5, 2), range(1 - fold, 5, 2)
         for part, numbers in ((data.test, own), (data.train, others)):
-            assert part.current.shape == (2000, len(numbers), 1) and part.first == 0
+            assert part.current.shape == (2000, len(numbers), 1) and part.first == [0]
             wanted = current[list(numbers)].reshape(len(numbers), -1, 10).mean(2).T
             np.testing.assert_allclose(
                 part.current[:, :, 0], wanted / data.scale_pa[0], rtol=1e-4, atol=1e-6
@@ -173,6 +173,52 @@ def test_unusable_cells_are_named_and_the_others_used(tmp_path):
     assert len(data.failed) == 3
 
 
+def test_cells_and_sweeps_of_different_size_share_a_batch(tmp_path):
+    write(tmp_path / "a.npz", seconds=2.0, stimuli=3)
+    write(tmp_path / "b.npz", seconds=1.2, repeats=3, seed=4)
+    current, times = write(tmp_path / "c.npz", seconds=2.0, stimuli=2, repeats=1, seed=2)
+    current[1, 15_000:] = np.nan
+    kept = [times[0], times[1][times[1] < 1.5]]
+    np.savez(
+        tmp_path / "c.npz", current_pa=current, dt_ms=0.1, spike_times_s=np.concatenate(kept),
+        spike_stimulus=np.repeat([0, 1], [len(x) for x in kept]),
+    )  # fmt: skip
+    data = RecordingsDataModule(tmp_path, dt_ms=1.0)
+    data.setup()
+    assert data.names == ["a", "b", "c"] and not data.failed
+    x, target, (first, split, last) = data.batch()
+    assert x.shape == target.shape == (1200, 3, 3) and first == 0
+    assert last.T.tolist() == [[1200] * 3, [720, 0, 0], [1200, 900, 0]]
+    assert split.T.tolist() == [[960] * 3, [576, 0, 0], [960, 720, 0]]
+    assert data.test.first == [1000, 720, 900]
+    spikes, is_there = data.trials()
+    for cell, name in enumerate("abc"):
+        alone = RecordingsDataModule(tmp_path / f"{name}.npz", dt_ms=1.0)
+        alone.setup()
+        assert data.scale_pa[cell] == alone.scale_pa[0]
+        own, wanted, (_, _, own_last) = alone.batch()
+        n_steps, n_segments, _ = own.shape
+        for ours, theirs in ((x, own), (target, wanted)):
+            np.testing.assert_array_equal(ours[:n_steps, :n_segments, cell], theirs[..., 0])
+            assert not ours[n_steps:, :, cell].any() and not ours[:, n_segments:, cell].any()
+        np.testing.assert_array_equal(last[:n_segments, cell], np.broadcast_to(own_last, n_segments)
+                                      if isinstance(own_last, int) else own_last[:, 0])  # fmt: skip
+        assert alone.test.first == [data.test.first[cell]]
+        for ours, theirs in zip(data.test.segments(cell), alone.test.segments(0), strict=True):
+            np.testing.assert_array_equal(ours[0], theirs[0])
+            np.testing.assert_array_equal(ours[1], theirs[1])
+        there = is_there[:, :, cell]
+        assert there.sum() == sum(len(trains) for trains in data.train.trains[cell])
+        summed = sum(float(trains.sum()) for trains in data.train.trains[cell])
+        assert spikes[..., cell].sum() == summed > 0
+    cut = RecordingsDataModule(tmp_path / "c.npz", train_s=[[0, 1], [1.2, 1.4]], test_s=[[1, 1.2]])
+    cut.setup()
+    lengths = [[trains.shape[1] for trains in part.trains[0]] for part in (cut.train, cut.test)]
+    assert lengths == [[2000, 400, 2000, 400], [2400, 2400]]  # with 1 s to settle
+    with pytest.raises(ValueError, match=r"holds the segment 1.5–1.6 s, got one of 1.5 s \(stim"):
+        RecordingsDataModule(tmp_path / "c.npz", train_s=[[0, 1]], test_s=[[1.5, 1.6]]).setup()
+
+
 def test_allensdks_cells_are_named_by_their_folder(tmp_path):
     (tmp_path / "specimen_7").mkdir()
     (tmp_path / "specimen_7" / "ephys.nwb").write_bytes(b"no")
@@ -201,7 +247,6 @@ def test_an_empty_folder_is_refused(tmp_path):
             "do not overlap",
         ),
         ({"train_s": [[1, 0]], "test_s": [[2, 3]]}, "train_s"),
-        ({"train_s": [[0, 1], [1, 3]], "test_s": [[4, 5]]}, "of one length"),
     ],
 )
 def test_bad_arguments_are_named(arguments, message):
@@ -213,8 +258,8 @@ def test_a_recording_shorter_than_the_warm_up(tmp_path):
     write(tmp_path / "a.npz", seconds=0.9)
     data = RecordingsDataModule(tmp_path, dt_ms=1.0, warm_up_s=1.0)
     data.setup()
-    assert data.test.first == 540
-    assert data.test.current.shape[0] - data.test.first == 360
+    assert data.test.first == [540]
+    assert data.test.current.shape[0] - data.test.first[0] == 360
 
 
 def test_cells_with_equal_stems_get_distinct_names(tmp_path):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from blockspike.data.recordings_datamodule import Part
+from blockspike.data.parts import Part
 from blockspike.fitting.bootstrap import (
     OF_RESAMPLED,
     OF_SIMULATED,
@@ -21,7 +21,7 @@ def part(*n_trials: int) -> Part:
     """One cell with so many trials in each segment."""
     random = np.random.default_rng(0)
     trains = [(random.random((n, T)) < 0.05).astype(np.float32) for n in n_trials]
-    return Part(torch.randn(T, len(n_trials), 1), [trains], 0)
+    return Part(torch.randn(T, len(n_trials), 1), [trains], [0])
 
 
 def neuron(noise: float = 0.2) -> NeuronParameters:

@@ -79,6 +79,28 @@ def test_every_part_of_glif(n_starts, n_trials, parts):
         assert ours.abs().max() > 0
 
 
+@pytest.mark.parametrize(("n_starts", "n_trials"), [(1, 0), (7, 3)])
+def test_segments_of_different_length(n_starts, n_trials):
+    population, *arrays = case(4, n_starts, 300, n_trials=n_trials)
+    last = torch.tensor([[300, 61, 16, 299], [0, 300, 1, 32], [0, 0, 48, 150]])
+    window = Window(0, (0.8 * last).round().long(), last)
+    fused = results(population.distance, population, arrays, window)
+    steps = results(partial(in_steps, population), population, arrays, window)
+    for ours, theirs in zip(fused, steps, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9)
+    assert fused[0].max() > 0 and fused[1].max() > 0 and fused[2].abs().max() > 0
+    fitted, held_out = (x.view(3, 4, n_starts) for x in fused[:2])
+    assert not fitted[last == 0].any() and not held_out[last == 0].any()
+    current, target = arrays
+    split, end = int(window.of_segments(3, 4)[0][1, 3]), int(last[1, 3])
+    alone = results(
+        population.distance, population, (current[:end], target[:end]), Window(0, split, end)
+    )
+    if not n_trials:  # fewer steps have other draws
+        torch.testing.assert_close(fitted[1, 3], alone[0].view(3, 4, n_starts)[1, 3])
+        torch.testing.assert_close(held_out[1, 3], alone[1].view(3, 4, n_starts)[1, 3])
+
+
 @pytest.mark.parametrize("n_trials", [0, 4])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.uint8])
 def test_equal_in_float32(dtype, n_trials):

@@ -16,6 +16,7 @@ from blockspike.fitting.synthetic_cells import SyntheticCells
 
 DT_MS, N_STEPS, N_SEGMENTS, N_CELLS, N_TRIALS = 0.5, 203, 2, 2, 3
 WINDOW = Window(10, 150, 200)
+OF_EACH = Window(0, torch.tensor([[160, 33], [50, 0]]), torch.tensor([[203, 48], [64, 0]]))
 
 
 def coefficients(is_coupled: bool, dtype: torch.dtype) -> Coefficients:
@@ -37,9 +38,10 @@ def data(dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
     return current, trains, is_there
 
 
+@pytest.mark.parametrize("window", [WINDOW, OF_EACH])
 @pytest.mark.parametrize("is_coupled", [False, True])
 @pytest.mark.parametrize(("dtype", "rtol"), [(torch.float64, 1e-10), (torch.float32, 2e-5)])
-def test_likelihood_and_gradients_equal_the_loop(is_coupled, dtype, rtol):
+def test_likelihood_and_gradients_equal_the_loop(window, is_coupled, dtype, rtol):
     c = coefficients(is_coupled, dtype)
     current, trains, is_there = data(dtype)
     own = tuple(x.clone().requires_grad_() for x in c.parameters.values())
@@ -48,7 +50,7 @@ def test_likelihood_and_gradients_equal_the_loop(is_coupled, dtype, rtol):
     for module in (escape, escape_cpu):
         fitted, held_out = module.escape_likelihood(
             current, trains, is_there, c.model, own, drive,
-            at_threshold=escape.log_rate_at_threshold(DT_MS), window=WINDOW,
+            at_threshold=escape.log_rate_at_threshold(DT_MS), window=window,
         )  # fmt: skip
         weights = torch.arange(1.0, 1 + fitted.numel(), dtype=dtype).view_as(fitted)
         inputs = [*own, *drive]

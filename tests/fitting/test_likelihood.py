@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from blockspike.data.recordings_datamodule import Part
+from blockspike.data.parts import Part
 from blockspike.fitting.likelihood import (
     EscapeNoise,
     bits_per_spike,
@@ -107,14 +107,14 @@ def test_the_neuron_itself_is_likelier_than_another_one():
     draws = torch.randn(6000, 1, 3, generator=torch.Generator().manual_seed(1))
     spikes = simulate(true, driving, DT_MS, draws)[:, 0].float()  # [T, R, C]
     trains = [[spikes[:, :2, 0].T.numpy()], [spikes[:, :, 1].T.numpy()]]  # one trial fewer
-    train = Part(driving.float(), trains, 0)
-    test = Part(driving.float(), trains, 1000)
+    train = Part(driving.float(), trains, [0, 0])
+    test = Part(driving.float(), trains, [1000, 1000])
     own, worse = (likelihoods_of_cells(x, train, test, DT_MS) for x in (true, other))
     assert (own["train_bits_per_spike"] > 1).all() and (own["test_bits_per_spike"] > 1).all()
     assert (own["test_bits_per_spike"] > worse["test_bits_per_spike"] + 0.2).all()
 
 
 def test_a_cell_without_a_maximum_gets_a_row_without_numbers():
-    silent = Part(current(300, 1, 1).float(), [[np.zeros((2, 300), np.float32)]], 0)
+    silent = Part(current(300, 1, 1).float(), [[np.zeros((2, 300), np.float32)]], [0])
     row = likelihoods_of_cells(neurons(1), silent, silent, DT_MS)
     assert len(row) == 1 and row.isna().to_numpy().all()

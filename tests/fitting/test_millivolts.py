@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from blockspike.data.recordings_datamodule import Part
+from blockspike.data.parts import Part
 from blockspike.fitting.millivolts import COLUMNS, millivolts_of_cells
 from blockspike.fitting.parameters import NeuronParameters, simulated_trace
 
@@ -38,7 +38,7 @@ def recorded() -> tuple[Part, np.ndarray]:
     voltage[spikes > 0] = 30.0
     assert spikes.sum() > 30
     trains = [spikes[:, s][None].astype(np.float32) for s in range(2)]
-    return Part(current, [trains], 0), voltage.T.astype(np.float32)
+    return Part(current, [trains], [0]), voltage.T.astype(np.float32)
 
 
 def row(part: Part, voltage: np.ndarray | None) -> dict[str, float]:

@@ -8,6 +8,7 @@ import pytorch_lightning as pl
 import torch
 from torch.utils.data import DataLoader
 
+from blockspike.data.parts import beside, n_steps_of, padded, stacked
 from blockspike.fitting.bfgs import BatchedBFGS
 from blockspike.fitting.distance import Window
 from blockspike.fitting.glif_population import GLIFPopulation
@@ -116,14 +117,48 @@ def test_our_recipe_finds_neurons_that_predict_new_current(cells):
     assert start.shape == (3,)
     current = cells.test.current
     draws = torch.randn(*current.shape[:2], 40, generator=torch.Generator().manual_seed(0))
-    predicted = simulate(parameters, current, DT_MS, draws)[cells.test.first :].mean(2)
+    predicted = simulate(parameters, current, DT_MS, draws)[cells.test.first[0] :].mean(2)
     scores = [
         explained_temporal_variance(
-            cells.test.trains[i][0][:, cells.test.first :], predicted[:, 0, i].numpy(), 15.0, DT_MS
+            cells.test.trains[i][0][:, cells.test.first[0] :],
+            predicted[:, 0, i].numpy(),
+            15.0,
+            DT_MS,
         )
         for i in range(3)
     ]
     assert sorted(scores)[1] > 0.85, scores
+
+
+@pytest.mark.parametrize("loss", ["distance", "squared_distance", "likelihood"])
+def test_a_cell_has_the_same_loss_beside_one_of_another_size(cells, loss):
+    parts = [[(0, 1.5), (2, 2.4)], [(1, 2), (3, 3.9), (4, 5)]]
+
+    def losses(chosen: list[int]) -> list[torch.Tensor]:
+        currents, trains = [], []
+        for cell in chosen:
+            cuts = [slice(*(round(2000 * s) for s in part)) for part in parts[cell]]
+            currents.append(beside([cells.train.current[cut, 0, cell].numpy() for cut in cuts]))
+            trains.append([cells.train.trains[cell][0][:, cut] for cut in cuts])
+        last = n_steps_of(trains)
+        window = Window(0, last - 100 * (torch.as_tensor(last) > 0), last)
+        target = stacked([beside([x.mean(0) for x in own]) for own in trains])
+        batch = FittingBatch(stacked(currents), target, window, *padded(trains))
+        noise = {"escape_noise": True} if loss == "likelihood" else {"n_trials": 0}
+        population = GLIFPopulation(len(chosen), 2, dt_ms=DT_MS, **noise)
+        middle = GLIFPopulation(1, 1, dt_ms=DT_MS, **noise).parameters()
+        for parameter, value in zip(population.parameters(), middle, strict=True):
+            own = value.detach() + torch.tensor([[0.0, 0.1], [0.05, -0.1]])[chosen]
+            parameter.data = own.flatten()
+        module = NeuronFittingModule(population, torch.optim.Adam, 10, loss=loss)
+        found, fitted, held_out = module.losses(batch)
+        return [x.detach() for x in (found, fitted.sum(0), held_out.sum(0))]
+
+    both = losses([0, 1])
+    for cell in range(2):
+        for ours, theirs in zip(both, losses([cell]), strict=True):
+            torch.testing.assert_close(ours[2 * cell : 2 * cell + 2], theirs)
+            assert (theirs != 0).all()
 
 
 def test_the_best_is_kept_once_tau_has_fallen(cells):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from blockspike.data.recordings_datamodule import Part
+from blockspike.data.parts import Part
 from blockspike.fitting.scores import (
     Prediction,
     null_etv,
@@ -48,7 +48,7 @@ def test_silence_is_predicted_or_not():
 
 
 def part(current: np.ndarray, trains: list[np.ndarray], first: int = 0) -> Part:
-    return Part(torch.from_numpy(current.astype(np.float32)), [trains], first)
+    return Part(torch.from_numpy(current.astype(np.float32)), [trains], [first])
 
 
 def test_a_rate_during_a_step_is_a_null_that_a_fit_must_beat():

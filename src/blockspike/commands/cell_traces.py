@@ -6,7 +6,8 @@ import numpy as np
 import pandas as pd
 import torch
 
-from blockspike.data.recordings_datamodule import Part, RecordingsDataModule
+from blockspike.data.parts import Part, beside
+from blockspike.data.recordings_datamodule import RecordingsDataModule
 from blockspike.figures.cell_traces import (
     CellTraces,
     n_points,
@@ -31,22 +32,24 @@ def traces_of_fit(
     """Traces of every cell: its predictions of both parts, and the scores of its test segments."""
     cells = []
     for cell, neuron in enumerate(neurons):
-        trained_pa, given_pa = (
-            _current(part, cell) * data.scale_pa[cell] for part in (data.train, data.test)
-        )
+        first = data.test.first[cell]
         traces = cell_traces(
             neuron,
-            given_pa,
-            [trains[:, data.test.first :] for trains in data.test.trains[cell]],
+            _currents(data.test, cell, data.scale_pa[cell]),
+            [trains[:, first:] for trains in data.test.trains[cell]],
             test[cell],
             scores[cell],
-            first=data.test.first,
+            first=first,
             n_cells=len(neurons),
             titles=data.test_titles[cell],
             voltage_mv=data.test_voltage_mv[cell],
             # The recorded current, which the neuron was not given if it has a scale of its own.
-            shown_pa=_current(data.test, cell) * data.test_scale_pa[cell],
-            training=_segments(trained_pa, data.train.trains[cell], train[cell]),
+            shown_pa=_currents(data.test, cell, data.test_scale_pa[cell]),
+            training=_segments(
+                _currents(data.train, cell, data.scale_pa[cell]),
+                data.train.trains[cell],
+                train[cell],
+            ),
         )
         cells.append(traces)
     return cells
@@ -54,7 +57,7 @@ def traces_of_fit(
 
 def cell_traces(
     neuron: FittedNeuron,
-    current_pa: np.ndarray,
+    current_pa: Sequence[np.ndarray],
     recorded: Sequence[np.ndarray],
     predicted: Sequence[Prediction],
     scores: pd.DataFrame,
@@ -63,15 +66,15 @@ def cell_traces(
     voltage_mv: np.ndarray | None,
     first: int = 0,
     n_cells: int = 1,
-    shown_pa: np.ndarray | None = None,
+    shown_pa: Sequence[np.ndarray] | None = None,
     training: Sequence[Segment] = (),
 ) -> CellTraces:
     """Traces of one cell.
 
     Args:
         neuron: the fitted neuron.
-        current_pa: currents [B, T] that it was simulated with; those before step `first` are not
-            scored.
+        current_pa: current [T] of each segment that it was simulated with; steps before `first` are
+            not scored.
         recorded: scored trains [R, T − first] of each segment.
         predicted: predictions of the same steps.
         scores: scores of the segments, a row each.
@@ -82,27 +85,29 @@ def cell_traces(
         training: training segments, for the rates against the current.
     """
     dt_ms, most = neuron.dt_ms, n_points(n_cells, len(recorded))
-    shown_pa = (current_pa if shown_pa is None else shown_pa)[:, first:]
-    membrane, threshold = (x[:, first:] for x in _membrane_and_threshold(neuron, current_pa))
+    shown_pa = [row[first:] for row in (current_pa if shown_pa is None else shown_pa)]
+    simulated = [_membrane_and_threshold(neuron, row) for row in current_pa]
+    membrane, threshold = (_rows([x[k][first:] for x in simulated]) for k in (0, 1))
     tested = _segments(shown_pa, recorded, predicted)
     rates, are_steps = rates_by_current([*training, *tested], dt_ms)
-    every = rate_steps(dt_ms, shown_pa.shape[1], most)
+    shown = _rows(shown_pa)
+    every = rate_steps(dt_ms, shown.shape[1], most)
     is_test = np.arange(len(rates)) >= len(training)
     return CellTraces(
         name=neuron.name,
         titles=list(titles),
         dt_ms=dt_ms,
-        n_steps=shown_pa.shape[1],
+        n_steps=shown.shape[1],
         n_recorded=np.array([len(trains) for trains in recorded]),
         recorded=spikes_of(recorded),
         model=spikes_of([x.trials for x in predicted]),
         n_model=len(predicted[0].trials),
-        current_pa=thinned(shown_pa, most).astype(np.float32),
+        current_pa=thinned(shown, most).astype(np.float32),
         membrane=thinned(membrane, most).astype(np.float16),
         threshold=thinned(threshold, most).astype(np.float16),
         voltage_mv=None if voltage_mv is None else thinned(voltage_mv, most).astype(np.float16),
-        recorded_hz=np.stack([smoothed_hz(trains.mean(0), dt_ms, every) for trains in recorded]),
-        model_hz=np.stack([smoothed_hz(x.mean, dt_ms, every) for x in predicted]),
+        recorded_hz=_rows([smoothed_hz(trains.mean(0), dt_ms, every) for trains in recorded]),
+        model_hz=_rows([smoothed_hz(x.mean, dt_ms, every) for x in predicted]),
         rate_steps=every,
         etv_15ms=scores["etv_15ms"].to_numpy(),
         gamma_4ms=scores["gamma_4ms"].to_numpy(),
@@ -111,13 +116,20 @@ def cell_traces(
     )
 
 
-def _current(part: Part, cell: int) -> np.ndarray:
-    """Currents [B, T] of a cell, in units of its scale."""
-    return part.current[:, :, cell].double().numpy().T
+def _currents(part: Part, cell: int, scale_pa: float) -> list[np.ndarray]:
+    """Current [T] in pA of each segment of a cell."""
+    return [current.astype(float) * scale_pa for current, _ in part.segments(cell)]
+
+
+def _rows(series: Sequence[np.ndarray]) -> np.ndarray:
+    """Series of each segment as [B, T], NaN after the end of a shorter one."""
+    return np.ascontiguousarray(beside(series).T)
 
 
 def _segments(
-    current_pa: np.ndarray, recorded: Sequence[np.ndarray], predicted: Sequence[Prediction]
+    current_pa: Sequence[np.ndarray],
+    recorded: Sequence[np.ndarray],
+    predicted: Sequence[Prediction],
 ) -> list[Segment]:
     means = [prediction.mean for prediction in predicted]
     return [Segment(*row) for row in zip(current_pa, recorded, means, strict=True)]
@@ -126,7 +138,8 @@ def _segments(
 def _membrane_and_threshold(
     neuron: FittedNeuron, current_pa: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Both [B, T], of the neuron without noise."""
-    columns = torch.from_numpy(np.ascontiguousarray(current_pa.T)).unsqueeze(2)
-    trace = simulated_trace(neuron.parameters(), columns, neuron.dt_ms)
-    return trace.membrane[..., 0].T.numpy(), trace.threshold[..., 0].T.numpy()
+    """Both [T], of the neuron without noise."""
+    trace = simulated_trace(
+        neuron.parameters(), torch.from_numpy(current_pa)[:, None, None], neuron.dt_ms
+    )
+    return trace.membrane[:, 0, 0].numpy(), trace.threshold[:, 0, 0].numpy()

@@ -1,5 +1,6 @@
 """The end of a sweep of `blockspike fit`: its fits in one table and one picture."""
 
+import os
 from pathlib import Path
 
 import pandas as pd
@@ -19,7 +20,7 @@ def compare_fits(output_dir: Path, folders: list[Path]) -> None:
         output_dir: folder of the runs; the picture goes to `figures` in it.
         folders: of the finished runs.
     """
-    rows = [(str(folder.relative_to(output_dir)), Run(folder).result()) for folder in folders]
+    rows = [(os.path.relpath(folder, output_dir), Run(folder).result()) for folder in folders]
     table = pd.DataFrame([{"run": run, **row} for run, row in rows if row is not None])
     if "neuron" not in table or len(points := compared(table)) < 2:
         return

@@ -37,8 +37,9 @@ def evaluate_neuron(
     recording = load_recording(
         recording_path, stimuli=None if stimulus is None else [stimulus], electrode=electrode
     )
-    current, numbers = recording.current(neuron.dt_ms), range(len(recording.stimuli))
-    trains = [recording.spike_trains(k, neuron.dt_ms) for k in numbers]
+    trains = [recording.spike_trains(k, neuron.dt_ms) for k in range(len(recording.stimuli))]
+    current = recording.current(neuron.dt_ms)
+    current = [row[: own.shape[1]] for row, own in zip(current, trains, strict=True)]
     predicted = [predict(neuron, row) for row in current]
     result: dict[str, Any] = {}
     for k, shown in enumerate(recording.stimuli):

@@ -13,7 +13,8 @@ from torch.utils.data import DataLoader
 
 from blockspike.commands.trainer import EpochCheckpoint, without_known_warnings
 from blockspike.config.build import build_fit, build_trainer
-from blockspike.data.recordings_datamodule import RecordingsDataModule, padded
+from blockspike.data.parts import padded
+from blockspike.data.recordings_datamodule import RecordingsDataModule
 from blockspike.fitting.bootstrap import intervals, resample, unconstrained
 from blockspike.fitting.distance import Window
 from blockspike.fitting.identified import identified
@@ -75,9 +76,9 @@ def fit_intervals(
     assert isinstance(again.population, DrawnPopulation)
     start = {name: x.repeat_interleave(n) for name, x in module.chosen_values().items()}
     again.population.start_around(start, _DEVIATION, cfg.seed + 1)
-    n_steps = len(drawn.current)
+    window = Window(0, drawn.n_steps, drawn.n_steps)
     trials = padded(drawn.trains) if module.loss == "likelihood" else ()
-    batch = FittingBatch(drawn.current, drawn.target, Window(0, n_steps, n_steps), *trials)
+    batch = FittingBatch(drawn.current, drawn.target, window, *trials)
     _fit(_of_replicates(cfg), run, again, batch)
     refitted, _ = again.chosen()
     fitted = determined(parameters, data.scale_pa)

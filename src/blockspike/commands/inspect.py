@@ -97,7 +97,8 @@ def _rows(file: Path, sweeps: list[int] | None, electrode: str | None) -> Iterat
 def _of_recording(recording: Recording, numbers: Sequence[int]) -> Iterator[_Row]:
     for s, (number, name) in enumerate(zip(numbers, recording.stimuli, strict=True)):
         counts = [len(times) for r in recording.spike_times_s if (times := r[s]) is not None]
-        yield _Row(number, name, recording.dt_ms, recording.current_pa[s], None, counts)
+        current_pa = recording.current_pa[s, : recording.n_samples(s)]
+        yield _Row(number, name, recording.dt_ms, current_pa, None, counts)
 
 
 def _table(file: Path, rows: list[_Row], electrode: str | None) -> Table:
@@ -142,12 +143,18 @@ def _use(file: Path, sweeps: list[int] | None, electrode: str | None) -> str:
         return f"a fit would be refused: {error}"
     trains, tested = data.train.trains[0], data.test.trains[0]
     n_train = sum(int(x.sum()) for x in trains)
-    n_test = sum(int(x[:, data.test.first :].sum()) for x in tested)
+    first = data.test.first[0]
+    n_test = sum(int(x[:, first:].sum()) for x in tested)
     n_repeats = ", ".join(dict.fromkeys(str(len(x)) for x in trains))
-    seconds = len(data.train.current) * data.dt_ms / 1000
-    test_seconds = (len(data.test.current) - data.test.first) * data.dt_ms / 1000
+    seconds = _seconds([x.shape[1] for x in trains], data.dt_ms)
+    test_seconds = _seconds([x.shape[1] - first for x in tested], data.dt_ms)
     return (
         f"a fit would use {len(trains)} stimuli (repeats: {n_repeats}), {n_train} spikes in "
-        f"{seconds:g} s of each to fit, {n_test} in {test_seconds:g} s to score; train_s, test_s, "
+        f"{seconds} s of each to fit, {n_test} in {test_seconds} s to score; train_s, test_s, "
         "train_sweeps and test_sweeps choose others"
     )
+
+
+def _seconds(n_steps: list[int], dt_ms: float) -> str:
+    low, high = (f"{n * dt_ms / 1000:g}" for n in (min(n_steps), max(n_steps)))
+    return low if low == high else f"{low} to {high}"

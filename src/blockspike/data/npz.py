@@ -16,6 +16,7 @@ from blockspike.data.sweeps import (
     check_current,
     check_voltage_peak,
     indices_of,
+    n_samples_of,
 )
 
 _MOST_REPEATS = 10_000
@@ -26,7 +27,7 @@ class NpzContent(NamedTuple):
 
     Attributes:
         stimuli: names, [S].
-        current_pa: float64 [S, T], a sample every `dt_ms`.
+        current_pa: float64 [S, T], a sample every `dt_ms`, NaN after the end of a shorter stimulus.
         dt_ms: time between samples.
         trains: spike times in s of each stimulus and repeat, [S][R_s].
         voltages: voltages in mV of each stimulus and repeat, as far as the file has them.
@@ -49,7 +50,8 @@ def read_stimuli(
         raise ValueError(
             f"{path}: current_pa: expected [T] or [S, T] with S >= 1, got shape {current.shape}"
         )
-    for s, row in enumerate(current):
+    rows = _without_padding(current)
+    for s, row in enumerate(rows):
         check_current(f"{path}, stimulus {s}", row)
     check_peak(str(path), current)
     names = tuple(f"stimulus {s}" for s in range(len(current)))
@@ -61,15 +63,25 @@ def read_stimuli(
     if not kept:
         raise ValueError(f"{path}: stimuli: expected some of {', '.join(names)}, got none")
     dt_ms = _npz_dt_ms(path, arrays)
-    voltages = _npz_voltage(path, arrays, current.shape)
-    trains = _npz_trains(path, arrays, voltages, current, dt_ms)
+    voltages = _npz_voltage(path, arrays, rows)
+    trains = _npz_trains(path, arrays, voltages, rows, dt_ms)
+    longest = max(len(rows[s]) for s in kept)
     return NpzContent(
         stimuli=tuple(names[s] for s in kept),
-        current_pa=current[list(kept)].astype(np.float64),
+        current_pa=current[list(kept), :longest].astype(np.float64),
         dt_ms=dt_ms,
         trains=[trains[s] for s in kept],
         voltages=[list(voltages[s].values()) for s in kept],
     )
+
+
+def _without_padding(current: np.ndarray) -> list[np.ndarray]:
+    """Rows without the NaNs at the end of those that are shorter than others."""
+    if current.dtype.kind != "f":
+        return list(current)
+    n_samples = [n_samples_of(row) or len(row) for row in current]
+    is_padded = max(n_samples) == current.shape[1]
+    return [row[:n] if is_padded else row for row, n in zip(current, n_samples, strict=True)]
 
 
 def _required(path: Path, arrays: dict[str, np.ndarray], key: str) -> np.ndarray:
@@ -93,12 +105,13 @@ def _npz_trains(
     path: Path,
     arrays: dict[str, np.ndarray],
     voltage: list[dict[int, np.ndarray]],
-    current: np.ndarray,
+    current: list[np.ndarray],
     dt_ms: float,
 ) -> list[list[np.ndarray]]:
     """Spike times [S][R_s]."""
     if "spike_times_s" in arrays:
-        return _stored_trains(path, arrays, voltage, current.shape[1], dt_ms)
+        durations_s = [len(row) * dt_ms * 1e-3 for row in current]
+        return _stored_trains(path, arrays, voltage, durations_s, dt_ms)
     for s, of_stimulus in enumerate(voltage):
         if not of_stimulus:
             raise no_spikes(f"{path}, stimulus {s}")
@@ -126,25 +139,29 @@ def _n_repeats(path: Path, arrays: dict[str, np.ndarray], n_stimuli: int) -> lis
 
 
 def _npz_voltage(
-    path: Path, arrays: dict[str, np.ndarray], shape: tuple[int, ...]
+    path: Path, arrays: dict[str, np.ndarray], current: list[np.ndarray]
 ) -> list[dict[int, np.ndarray]]:
     """Voltages [S] of [T] by repeat, without those that are missing."""
-    n_stimuli, n_samples = shape
+    n_stimuli, n_samples = np.atleast_2d(arrays["current_pa"]).shape
     if "voltage_mv" not in arrays:
         return [{} for _ in range(n_stimuli)]
     stored = arrays["voltage_mv"]
     voltage = np.atleast_2d(stored)
     if n_stimuli == 1 and voltage.ndim == 2:
         voltage = voltage[:, None]
-    if voltage.ndim != 3 or voltage.shape[1:] != shape or stored.dtype.kind not in "fiu":
+    if (
+        voltage.ndim != 3
+        or voltage.shape[1:] != (n_stimuli, n_samples)
+        or stored.dtype.kind not in "fiu"
+    ):
         expected = "[T] or [R, T]" if n_stimuli == 1 else f"[R, {n_stimuli}, T]"
         raise ValueError(
             f"{path}: voltage_mv: expected numbers {expected} as long as the current, "
             f"T = {n_samples}, got shape {stored.shape} and {stored.dtype}"
         )
     rows = [
-        {r: v for r, v in enumerate(voltage[:, s]) if not np.isnan(v).all()}
-        for s in range(n_stimuli)
+        {r: v for r, v in enumerate(voltage[:, s, : len(row)]) if not np.isnan(v).all()}
+        for s, row in enumerate(current)
     ]
     for s, row in enumerate(rows):
         for v in row.values():
@@ -156,17 +173,16 @@ def _stored_trains(
     path: Path,
     arrays: dict[str, np.ndarray],
     voltage: list[dict[int, np.ndarray]],
-    n_samples: int,
+    durations_s: list[float],
     dt_ms: float,
 ) -> list[list[np.ndarray]]:
-    duration_s = n_samples * dt_ms * 1e-3
     times_s = arrays["spike_times_s"]
     if times_s.ndim != 1 or times_s.dtype.kind not in "fiu":
         raise ValueError(
             f"{path}: spike_times_s: expected numbers [n], got shape {times_s.shape} and "
             f"{times_s.dtype}"
         )
-    check_times(str(path), times_s, duration_s)
+    check_times(str(path), times_s, max(durations_s))
     repeat = _indices(path, arrays, "spike_repeat", _MOST_REPEATS)
     stimulus = _indices(path, arrays, "spike_stimulus", len(voltage))
     trains = []
@@ -178,8 +194,9 @@ def _stored_trains(
     for s, of_stimulus in enumerate(trains):
         for r, train in enumerate(of_stimulus):
             where = f"{path}, stimulus {s}, repeat {r}"
+            check_times(where, train, durations_s[s])
             check_intervals(where, train)
-            check_rate(where, train, duration_s, dt_ms)
+            check_rate(where, train, durations_s[s], dt_ms)
     return trains
 
 

@@ -16,12 +16,14 @@ from blockspike.data.ibw import SUFFIX as IBW_SUFFIX
 from blockspike.data.ibw import read_ibw
 from blockspike.data.npz import read_stimuli
 from blockspike.data.nwb import read_sweeps
+from blockspike.data.parts import beside
 from blockspike.data.plausible import check_intervals
 from blockspike.data.spikes import bin_spikes, check_times, no_spikes, spikes_of
-from blockspike.data.sweeps import Sweep, choose_electrode
+from blockspike.data.sweeps import Sweep, choose_electrode, n_samples_of
 
 RECORDING_SUFFIXES = (".npz", ".nwb", ".abf")
 _HDF5_SUFFIXES = (".nwb", ".h5")
+_MOST_PADDING_BYTES = 256 << 20
 
 
 @dataclass(frozen=True)
@@ -29,11 +31,12 @@ class Recording:
     """Responses of one neuron to S stimuli, each given up to R times.
 
     ``name`` is the stem of the file, with "_" and the electrode if the file has several;
-    ``current_pa`` float64 ``[S, T]``, one sample every
-    ``dt_ms``; ``spike_times_s[r][s]`` float64 ``[n]``, sorted, seconds from the start of the
+    ``current_pa`` float64 ``[S, T]``, one sample every ``dt_ms``, NaN after the end of a stimulus
+    shorter than T; ``spike_times_s[r][s]`` float64 ``[n]``, sorted, seconds from the start of the
     sweep, or None if stimulus ``s`` has fewer repeats; ``stimuli`` ``[S]`` names, which need not be
-    unique, "stimulus 0" and so on if the file has none; ``voltage_mv[s]`` float32 ``[T]``, of the
-    first repeat of stimulus ``s``, or None, as ``voltage_mv`` is if the file has no voltage.
+    unique, "stimulus 0" and so on if the file has none; ``voltage_mv[s]`` float32, of the first
+    repeat of stimulus ``s`` and as long as it, or None, as ``voltage_mv`` is if the file has no
+    voltage.
 
     Examples:
         >>> import numpy as np
@@ -56,22 +59,31 @@ class Recording:
     stimuli: tuple[str, ...]
     voltage_mv: list[np.ndarray | None] | None = None
 
+    def n_samples(self, stimulus: int) -> int:
+        """Samples of a stimulus."""
+        return n_samples_of(self.current_pa[stimulus])
+
+    def duration_s(self, stimulus: int) -> float:
+        """Duration of a stimulus."""
+        return self.n_samples(stimulus) * self.dt_ms / 1000
+
     def current(self, dt_ms: float) -> np.ndarray:
         """Return the mean current of each step in pA, float64 ``[S, n_steps]``.
 
         The recorded current, constant between samples, is integrated exactly: charge is conserved
-        at any ``dt_ms``. An incomplete last step is left out.
+        at any ``dt_ms``. An incomplete last step is left out. Shorter stimuli end with NaN.
 
         Raises:
-            ValueError: ``dt_ms`` is not above 0, or is longer than the recording.
+            ValueError: ``dt_ms`` is not above 0, or is longer than a stimulus.
         """
-        n_steps = self._n_steps(dt_ms)
-        edges = np.arange(n_steps + 1) * (dt_ms / self.dt_ms)  # in samples
-        samples = np.arange(self.current_pa.shape[1] + 1)
-        charge = np.cumsum(self.current_pa, axis=1, dtype=np.float64)
-        charge = np.pad(charge, ((0, 0), (1, 0)))  # [S, T + 1] pA·samples
-        at_edges = np.stack([np.interp(edges, samples, row) for row in charge])
-        return np.diff(at_edges, axis=1) * (self.dt_ms / dt_ms)
+        return beside([self._current(number, dt_ms) for number in range(len(self.stimuli))]).T
+
+    def _current(self, stimulus: int, dt_ms: float) -> np.ndarray:
+        edges = np.arange(self._n_steps(stimulus, dt_ms) + 1) * (dt_ms / self.dt_ms)  # in samples
+        n_samples = self.n_samples(stimulus)
+        charge = np.cumsum(self.current_pa[stimulus, :n_samples], dtype=np.float64)  # pA·samples
+        at_edges = np.interp(edges, np.arange(n_samples + 1), np.pad(charge, (1, 0)))
+        return np.diff(at_edges) * (self.dt_ms / dt_ms)
 
     def spike_trains(self, stimulus: int, dt_ms: float) -> np.ndarray:
         """Return spike counts of every repeat of one stimulus, float32 ``[R_s, n_steps]``.
@@ -83,7 +95,7 @@ class Recording:
             raise ValueError(
                 f"stimulus: expected 0 to {len(self.stimuli) - 1} of {self.name}, got {stimulus}"
             )
-        n_steps = self._n_steps(dt_ms)
+        n_steps = self._n_steps(stimulus, dt_ms)
         repeats = [r[stimulus] for r in self.spike_times_s]
         return np.stack([bin_spikes(t, dt_ms, n_steps) for t in repeats if t is not None])
 
@@ -98,7 +110,7 @@ class Recording:
         Raises:
             ValueError: as in `current`.
         """
-        n_steps = self._n_steps(dt_ms)
+        n_steps = self._n_steps(stimulus, dt_ms)
         voltage = None if self.voltage_mv is None else self.voltage_mv[stimulus]
         if voltage is None:
             return None
@@ -117,8 +129,8 @@ class Recording:
             digest.update(b"" if array is None else np.ascontiguousarray(array, "<f8").data)
         return digest.hexdigest()
 
-    def _n_steps(self, dt_ms: float) -> int:
-        duration_ms = self.current_pa.shape[1] * self.dt_ms
+    def _n_steps(self, stimulus: int, dt_ms: float) -> int:
+        duration_ms = self.n_samples(stimulus) * self.dt_ms
         n_steps = int(duration_ms / dt_ms + 1e-9) if 0 < dt_ms < np.inf else 0
         if n_steps < 1:
             raise ValueError(
@@ -136,7 +148,8 @@ def load_recording(
 ) -> Recording:
     """Read and check a current-clamp recording.
 
-    ``.npz``: ``current_pa`` ``[T]`` or ``[S, T]``, ``dt_ms`` and at least one of
+    ``.npz``: ``current_pa`` ``[T]`` or ``[S, T]``, NaN after the end of a shorter stimulus,
+    ``dt_ms`` and at least one of
 
     - ``spike_times_s`` ``[n]`` with ``spike_repeat`` and ``spike_stimulus`` ``[n]``, 0 if left out;
       ``n_repeats``, one number or ``[S]``, is needed if a repeat had no spike,
@@ -164,10 +177,11 @@ def load_recording(
     Raises:
         FileNotFoundError: no such file.
         ValueError: several electrodes and none chosen, damaged file, missing key, sweep, stimulus,
-            unit or spikes, a sweep that is not in current clamp, sweeps of different length, clocks
-            of stimulus and response that do not fit, a current that is empty, NaN or infinite,
-            implausible magnitudes, or a spike outside its sweep; names the file and the sweep, what
-            was expected and what was found.
+            unit or spikes, a sweep that is not in current clamp, sweeps of different dt, or of such
+            different length that padding would take over 256 MiB, clocks of stimulus and response
+            that do not fit, a current that is empty, NaN or infinite, implausible magnitudes, or a
+            spike outside its sweep; names the file and the sweep, what was expected and what was
+            found.
 
     Examples:
         >>> import numpy as np
@@ -237,27 +251,38 @@ def sweeps_of(
 def _load_sweeps(path: Path, sweeps: Iterator[Sweep]) -> Recording:
     kinds: list[Sweep] = []
     trains: list[list[np.ndarray]] = []
-    sizes: dict[str, list[str]] = {}
+    clocks: dict[str, list[str]] = {}
     voltages: list[np.ndarray | None] = []
     for sweep in sweeps:
         times_s = _sweep_times(f"{path}, sweep {sweep.number}", sweep)
-        _count(sizes, sweep)
-        if len(sizes) > 1:
-            raise _unlike(path, sizes, sweeps)
+        _count(clocks, sweep)
+        if len(clocks) > 1:
+            raise _unlike(path, clocks, sweeps)
         kind = next((i for i, other in enumerate(kinds) if _is_repeat(sweep, other)), len(kinds))
         if kind == len(kinds):
             kinds.append(replace(sweep, voltage_mv=None))
             voltages.append(_first_voltage([] if sweep.voltage_mv is None else [sweep.voltage_mv]))
             trains.append([])
+            _check_padding(path, [len(other.current_pa) for other in kinds])
         trains[kind].append(times_s)
     return Recording(
         name=name_of(path) + (f"_{kinds[0].electrode}" if kinds[0].electrode else ""),
-        current_pa=np.stack([kind.current_pa for kind in kinds]),
+        current_pa=np.ascontiguousarray(beside([kind.current_pa for kind in kinds]).T),
         spike_times_s=_by_repeat(trains),
         dt_ms=kinds[0].dt_ms,
         stimuli=tuple(kind.stimulus or f"stimulus {i}" for i, kind in enumerate(kinds)),
         voltage_mv=_or_none(voltages),
     )
+
+
+def _check_padding(path: Path, n_samples: list[int]) -> None:
+    padding = 8 * (len(n_samples) * max(n_samples) - sum(n_samples))
+    if padding > _MOST_PADDING_BYTES:
+        raise ValueError(
+            f"{path}: expected sweeps of similar length, got {min(n_samples):,} to "
+            f"{max(n_samples):,} samples in {len(n_samples)} of them; choose some by sweeps= or "
+            "stimuli="
+        )
 
 
 def _first_voltage(repeats: Sequence[np.ndarray]) -> np.ndarray | None:
@@ -285,24 +310,25 @@ def _sweep_times(where: str, sweep: Sweep) -> np.ndarray:
     return spikes_of(where, sweep.current_pa, sweep.voltage_mv, sweep.dt_ms)
 
 
-def _count(sizes: dict[str, list[str]], sweep: Sweep) -> None:
-    """Add a sweep to those of its length and dt."""
-    size = f"{len(sweep.current_pa)} samples at {sweep.dt_ms:.6g} ms"
-    sizes.setdefault(size, []).append(f"{sweep.number} ({sweep.stimulus or 'unnamed'})")
+def _count(clocks: dict[str, list[str]], sweep: Sweep) -> None:
+    """Add a sweep to those of its dt."""
+    sweeps = clocks.setdefault(f"{sweep.dt_ms:.6g} ms", [])
+    sweeps.append(f"{sweep.number} ({sweep.stimulus or 'unnamed'})")
 
 
-def _unlike(path: Path, sizes: dict[str, list[str]], rest: Iterator[Sweep]) -> ValueError:
-    """Error that lists the sweeps by length and dt, the unread `rest` included."""
+def _unlike(path: Path, clocks: dict[str, list[str]], rest: Iterator[Sweep]) -> ValueError:
+    """Error that lists the sweeps by dt, the unread `rest` included."""
     for sweep in rest:
-        _count(sizes, sweep)
-    listed = " and ".join(f"{size} in {', '.join(sweeps)}" for size, sweeps in sizes.items())
+        _count(clocks, sweep)
+    listed = " and ".join(f"{dt} in {', '.join(sweeps)}" for dt, sweeps in clocks.items())
     return ValueError(
-        f"{path}: expected sweeps of one length and dt, got {listed}; choose some by sweeps= or "
-        "stimuli="
+        f"{path}: expected sweeps of one dt, got {listed}; choose some by sweeps= or stimuli="
     )
 
 
 def _is_repeat(sweep: Sweep, other: Sweep) -> bool:
+    if len(sweep.current_pa) != len(other.current_pa):
+        return False
     same_name = sweep.stimulus.casefold() == other.stimulus.casefold()
     may_be = same_name or not (sweep.is_shared_name or other.is_shared_name)
     if sweep.command_pa is not None and other.command_pa is not None:  # without a recorder's noise

@@ -5,16 +5,17 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from itertools import groupby
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pytorch_lightning as pl
-import torch
 from torch import Tensor
 
 from blockspike.data.datamodule import require
 from blockspike.data.ibw import SUFFIX as IBW_SUFFIX
+from blockspike.data.parts import Part, beside, n_steps_of, padded, stacked
 from blockspike.data.progress import progress
 from blockspike.data.recordings import (
     RECORDING_SUFFIXES,
@@ -30,22 +31,20 @@ _TRAIN_SHARE = 0.6  # of a recording whose segments are not given
 _LEAST_SPIKES = 2
 
 
-@dataclass(frozen=True)
-class Part:
-    """The training or the test part of all cells.
+class _Cut(NamedTuple):
+    """A segment of a stimulus."""
 
-    Attributes:
-        current: float32 [T, B, C], B segments of C cells, divided by the cell's scale.
-        trains: recorded trains of each cell and segment, float32 [R, T].
-        first: first step that is scored; in those before, the neuron settles.
-    """
+    stimulus: int
+    start_s: float
+    stop_s: float
 
-    current: Tensor
-    trains: list[list[np.ndarray]]
-    first: int
+    def steps(self, dt_ms: float) -> slice:
+        """Its steps."""
+        first = round(self.start_s * 1000 / dt_ms)
+        return slice(first, first + int((self.stop_s - self.start_s) * 1000 / dt_ms + 1e-6))
 
 
-Segment = tuple[np.ndarray, list[np.ndarray]]
+_Segments = tuple[np.ndarray, list[np.ndarray]]  # currents [T, B], as `beside`; trains [B][R, T]
 
 
 @dataclass(frozen=True)
@@ -53,8 +52,8 @@ class _Cell:
     """One cell's parts, cut but not scaled."""
 
     name: str
-    train: Segment
-    test: Segment
+    train: _Segments
+    test: _Segments
     scale_pa: float
     test_scale_pa: float
     warm_up_steps: int
@@ -62,23 +61,18 @@ class _Cell:
     train_voltage_mv: np.ndarray | None
     voltage_mv: np.ndarray | None
 
-    @property
-    def shape(self) -> tuple:
-        """Shape that cells must share to form one batch."""
-        return self.train[0].shape, self.test[0].shape, self.warm_up_steps
-
 
 class RecordingsDataModule(pl.LightningDataModule):
     """Current-clamp recordings of C cells, split by time or by stimulus.
 
-    All segments of a part have the same length. A cell that cannot be read, lacks a segment, or has
-    fewer than two spikes to fit or none to score, is left out and named in ``failed``; the others
-    are used. ``title`` names the data set. After
-    `setup` there are ``names``, ``scale_pa``, ``train``, ``test`` and ``sha256``, the hash of the
-    recordings as read (None if they are synthetic); and, for plots, of each cell's scored test
-    segments, ``test_titles`` and ``test_voltage_mv`` (see `Recording.voltage`), float32 ``[B, T]``
-    with NaN where a segment has no voltage, or None. ``train_voltage_mv`` are means of the steps of
-    the training segments.
+    Cells may have different numbers of segments, and segments different lengths. A cell that cannot
+    be read, lacks a segment, or has fewer than two spikes to fit or none to score, is left out and
+    named in ``failed``; the others are used. ``title`` names the data set. After `setup` there are
+    ``names``, ``scale_pa``, ``train``, ``test`` and ``sha256``, the hash of the recordings as read
+    (None if they are synthetic); and, for plots, of each cell's scored test segments,
+    ``test_titles`` and ``test_voltage_mv`` (see `Recording.voltage`), float32 ``[B, T]`` with NaN
+    where a segment has no voltage, or None. ``train_voltage_mv`` are means of the steps of the
+    training segments.
 
     Currents are divided by a number per cell, ``scale_pa``, that is stored with its fit: the
     standard deviation of its training current, or, in the paper's recipe, 100 times its maximum.
@@ -92,8 +86,8 @@ class RecordingsDataModule(pl.LightningDataModule):
         train_sweeps, test_sweeps: numbers of the sweeps, in an ``.npz`` of the stimuli; None = all.
         electrode: name or number of the electrode to read; None = each is a cell of its own, named
             after its file and electrode.
-        train_s, test_s: segments [[start, stop], …] in seconds; None = the first 60 % and the rest,
-            or all of each sweep if no sweep is in both parts.
+        train_s, test_s: segments [[start, stop], …] in seconds; None = the first 60 % of each sweep
+            and the rest, or all of each sweep if no sweep is in both parts.
         held_out: share of each training segment, at its end, by which starts are chosen.
         warm_up_s: time before each test segment that is simulated but not scored.
         first_trial_only: fit to the first trial, not to the mean of all; all are scored.
@@ -230,7 +224,6 @@ class RecordingsDataModule(pl.LightningDataModule):
                 own = text.startswith(train.name)
                 self.failed[train.name] = text if own else f"{train.name}: {text}"
         self.sha256 = digest.hexdigest() if self.is_recorded else None
-        cells = self._of_one_shape(cells)
         if not cells:
             reasons = list(self.failed.values())
             raise ValueError(reasons[0] if len(reasons) == 1 else
@@ -242,85 +235,65 @@ class RecordingsDataModule(pl.LightningDataModule):
         self.test_titles = [cell.titles for cell in cells]
         self.train_voltage_mv = [cell.train_voltage_mv for cell in cells]
         self.test_voltage_mv = [cell.voltage_mv for cell in cells]
-        self.train = _part([cell.train for cell in cells], self.scale_pa, 0)
-        self.test = _part([cell.test for cell in cells], self.test_scale_pa, cells[0].warm_up_steps)
+        nothing = [0] * len(cells)
+        warm_up_steps = [cell.warm_up_steps for cell in cells]
+        self.train = _part([cell.train for cell in cells], self.scale_pa, nothing)
+        self.test = _part([cell.test for cell in cells], self.test_scale_pa, warm_up_steps)
 
     def _cut(self, train: Recording, test: Recording) -> _Cell:
         share = 1.0 if self._apart else _TRAIN_SHARE
-        first = 0.0 if self._apart else _TRAIN_SHARE
-        train_s = self.train_s or [[0.0, share * _duration_s(train)]]
-        test_s = self.test_s or [[first * _duration_s(test), _duration_s(test)]]
+        trained = _cuts(train, self.train_s, (0.0, share))
+        tested = _cuts(test, self.test_s, (0.0 if self._apart else _TRAIN_SHARE, 1.0))
         # No longer than the time before any test segment.
-        warm_up_s = min(self.warm_up_s, min(start for start, _ in test_s))
-        test_s = [[start - warm_up_s, stop] for start, stop in test_s]
-        trained = self._segments(train, train_s)
-        tested = self._segments(test, test_s)
+        warm_up_s = min(self.warm_up_s, *(cut.start_s for cut in tested))
+        titles = _titles(test, tested)
+        tested = [cut._replace(start_s=cut.start_s - warm_up_s) for cut in tested]
+        train_data, test_data = self._segments(train, trained), self._segments(test, tested)
         warm_up_steps = round(warm_up_s * 1000 / self.dt_ms)
         if self.is_recorded:
-            _check_spikes(train.name, trained, tested, warm_up_steps)
-        scale_pa = self._scale(trained[0])
+            _check_spikes(train.name, train_data, test_data, warm_up_steps)
+        scale_pa = self._scale(train_data[0])
         return _Cell(
-            train.name, trained, tested, scale_pa,
-            self._scale(tested[0]) if self.own_test_scale else scale_pa,
-            warm_up_steps, _titles(test, test_s, warm_up_s),
-            self._voltage(train, train_s, 0, len(trained[0]), "mean"),
-            self._voltage(test, test_s, warm_up_steps, len(tested[0]), "largest"),
+            train.name, train_data, test_data, scale_pa,
+            self._scale(test_data[0]) if self.own_test_scale else scale_pa,
+            warm_up_steps, titles,
+            self._voltage(train, trained, 0, "mean"),
+            self._voltage(test, tested, warm_up_steps, "largest"),
         )  # fmt: skip
 
-    def _segments(self, recording: Recording, segments_s: Segments) -> Segment:
-        """Currents [T, B] and trains [B][R, T] of all segments of each stimulus in turn."""
+    def _segments(self, recording: Recording, cuts: list[_Cut]) -> _Segments:
         currents, trains = [], []
-        current, duration_s = recording.current(self.dt_ms), _duration_s(recording)
-        for number in range(len(recording.stimuli)):
+        current = recording.current(self.dt_ms)
+        for number, of_stimulus in groupby(cuts, lambda cut: cut.stimulus):
             spikes = recording.spike_trains(number, self.dt_ms)
-            for start, stop in segments_s:
-                if stop > duration_s + 1e-9:
-                    raise ValueError(
-                        f"{recording.name}: expected a recording that holds the segment "
-                        f"{start:g}–{stop:g} s, got one of {duration_s:g} s"
-                    )
-                first = round(start * 1000 / self.dt_ms)
-                last = first + int((stop - start) * 1000 / self.dt_ms + 1e-6)
-                currents.append(current[number, first:last])
-                trains.append(spikes[:, first:last])
-        return np.stack(currents, 1), trains
+            for cut in of_stimulus:
+                steps = cut.steps(self.dt_ms)
+                currents.append(current[number, steps])
+                trains.append(spikes[:, steps])
+        return beside(currents), trains
 
     def _voltage(
         self,
         recording: Recording,
-        segments_s: Segments,
+        cuts: list[_Cut],
         warm_up_steps: int,
-        n_steps: int,
         of_step: Literal["largest", "mean"],
     ) -> np.ndarray | None:
-        """Voltages [B, T] of the scored steps of all segments, in the order of `_segments`."""
+        """Voltages [B, T] of the scored steps of all segments, NaN where there is none."""
+        if recording.voltage_mv is None:
+            return None
         rows = []
-        for number in range(len(recording.stimuli)):
+        for number, of_stimulus in groupby(cuts, lambda cut: cut.stimulus):
             voltage = recording.voltage(number, self.dt_ms, of_step)
-            for start, _ in segments_s:
-                first = round(start * 1000 / self.dt_ms)
-                scored = slice(first + warm_up_steps, first + n_steps)
-                nothing = np.full(n_steps - warm_up_steps, np.nan, np.float32)
+            for cut in of_stimulus:
+                steps = cut.steps(self.dt_ms)
+                scored = slice(steps.start + warm_up_steps, steps.stop)
+                nothing = np.full(scored.stop - scored.start, np.nan, np.float32)
                 rows.append(nothing if voltage is None else voltage[scored])
-        return np.stack(rows) if recording.voltage_mv is not None else None
-
-    def _of_one_shape(self, cells: list[_Cell]) -> list[_Cell]:
-        """Cells of the most common shape; the others go into ``failed``."""
-        shapes = [cell.shape for cell in cells]
-        if not shapes:
-            return cells
-        usual = max(shapes, key=shapes.count)  # the first of equally common ones
-        for cell in cells:
-            if cell.shape != usual:
-                self.failed[cell.name] = (
-                    f"{cell.name}: expected training and test parts of (steps, segments) "
-                    f"{usual[:2]} as in most cells, got {cell.shape[:2]}; cells of one fit need as "
-                    "many sweeps (train_sweeps and test_sweeps, or stimuli, choose them) cut to "
-                    "one length (train_s and test_s), others a fit of their own"
-                )
-        return [cell for cell in cells if cell.shape == usual]
+        return beside(rows).T
 
     def _scale(self, current: np.ndarray) -> float:
+        current = current[~np.isnan(current)]
         scale = current.std() if self.scaling == "deviation" else 100 * current.max()
         if not scale > 0:
             raise ValueError(f"current: expected one that varies, got {self.scaling} {scale:g} pA")
@@ -334,13 +307,13 @@ class RecordingsDataModule(pl.LightningDataModule):
 
         The target is the mean of the trials, or the first.
         """
-        current = self.train.current
-        target = np.stack(
-            [np.stack([self._wanted(t) for t in trains], 1) for trains in self.train.trains], 2
+        targets = [[self._wanted(t) for t in trains] for trains in self.train.trains]
+        last = n_steps_of(self.train.trains)
+        held_out = self.held_out * last
+        split = last - (
+            held_out.round().long() if isinstance(held_out, Tensor) else round(held_out)
         )
-        n_steps = len(current)
-        split = n_steps - round(self.held_out * n_steps)
-        return current, torch.from_numpy(target), (self.train.first, split, n_steps)
+        return self.train.current, stacked([beside(own) for own in targets]), (0, split, last)
 
     def trials(self) -> tuple[Tensor, Tensor]:
         """Return the recorded spikes of the training part and which trials there are; see `padded`.
@@ -349,23 +322,6 @@ class RecordingsDataModule(pl.LightningDataModule):
         """
         n_trials = 1 if self.first_trial_only else None
         return padded([[x[:n_trials] for x in trains] for trains in self.train.trains])
-
-
-def padded(trains: list[list[np.ndarray]]) -> tuple[Tensor, Tensor]:
-    """Trains [R, T] of each cell and segment as one tensor of up to R trials.
-
-    Returns:
-        Spikes, 0 or 1, float32 [T, R, B, C], and whether there is such a trial, bool [R, B, C].
-    """
-    n_trials = max(len(x) for of_cell in trains for x in of_cell)
-    n_steps = trains[0][0].shape[1]
-    spikes = torch.zeros(n_steps, n_trials, len(trains[0]), len(trains))
-    is_there = torch.zeros(spikes.shape[1:], dtype=torch.bool)
-    for cell, of_cell in enumerate(trains):
-        for segment, own in enumerate(of_cell):
-            spikes[:, : len(own), segment, cell] = torch.from_numpy(own.T > 0)
-            is_there[: len(own), segment, cell] = True
-    return spikes, is_there
 
 
 def _check_folds(n_folds: int | None, fold: int, *choices: Any) -> None:
@@ -442,20 +398,33 @@ def _read(
     return replace(recording, name=name + ending)
 
 
-def _titles(recording: Recording, segments_s: Segments, warm_up_s: float) -> list[str]:
-    """Stimulus of each segment, in the order of `_segments`; its time if it is not the whole."""
-    titles = []
+def _cuts(
+    recording: Recording, segments_s: Segments | None, shares: tuple[float, float]
+) -> list[_Cut]:
+    """Segments of each stimulus in turn: those given, or one between two shares of its duration."""
+    cuts = []
     for number, stimulus in enumerate(recording.stimuli):
+        duration_s = recording.duration_s(number)
+        for start, stop in segments_s or [[share * duration_s for share in shares]]:
+            if stop > duration_s + 1e-9:
+                raise ValueError(
+                    f"{recording.name}: expected a recording that holds the segment "
+                    f"{start:g}–{stop:g} s, got one of {duration_s:g} s ({stimulus})"
+                )
+            cuts.append(_Cut(number, start, stop))
+    return cuts
+
+
+def _titles(recording: Recording, cuts: list[_Cut]) -> list[str]:
+    """Stimulus of each segment, and its time if it is not the whole."""
+    titles = []
+    for number, start_s, stop_s in cuts:
+        stimulus = recording.stimuli[number]
         is_shared = recording.stimuli.count(stimulus) > 1
         name = f"{stimulus} ({number})" if is_shared else stimulus
-        for start, stop in segments_s:
-            is_whole = start + warm_up_s == 0 and stop == _duration_s(recording)
-            titles.append(name if is_whole else f"{name}, {start + warm_up_s:g}–{stop:g} s")
+        is_whole = start_s == 0 and stop_s == recording.duration_s(number)
+        titles.append(name if is_whole else f"{name}, {start_s:g}–{stop_s:g} s")
     return titles
-
-
-def _duration_s(recording: Recording) -> float:
-    return recording.current_pa.shape[1] * recording.dt_ms / 1000
 
 
 def _check_segments(key: str, segments: Segments | None) -> None:
@@ -463,8 +432,6 @@ def _check_segments(key: str, segments: Segments | None) -> None:
         return
     fine = len(segments) > 0 and all(len(s) == 2 and 0 <= s[0] < s[1] for s in segments)
     require(fine, key, segments, "[[start, stop], …] in seconds with 0 ≤ start < stop")
-    lengths = {round(stop - start, 9) for start, stop in segments}
-    require(len(lengths) == 1, key, segments, "segments of one length")
 
 
 def _may_be_same(train_stimulus: str | None, test_stimulus: str | None) -> bool:
@@ -482,7 +449,7 @@ def _check_apart(train_s: Segments, test_s: Segments) -> None:
                     "segments that do not overlap")  # fmt: skip
 
 
-def _check_spikes(name: str, trained: Segment, tested: Segment, warm_up_steps: int) -> None:
+def _check_spikes(name: str, trained: _Segments, tested: _Segments, warm_up_steps: int) -> None:
     """Raise ValueError if there are too few spikes to fit a neuron to, or none to score it by."""
     n_train = sum(int(trains.sum()) for trains in trained[1])
     n_test = sum(int(trains[:, warm_up_steps:].sum()) for trains in tested[1])
@@ -496,6 +463,6 @@ def _check_spikes(name: str, trained: Segment, tested: Segment, warm_up_steps: i
         raise ValueError(f"{name}: expected spikes in the training and in the test part, {found}")
 
 
-def _part(cut: Sequence, scale: np.ndarray, first: int) -> Part:
-    current = np.stack([current for current, _ in cut], 2) / scale
-    return Part(torch.from_numpy(current.astype(np.float32)), [t for _, t in cut], first)
+def _part(cut: Sequence[_Segments], scale: np.ndarray, first: list[int]) -> Part:
+    currents = [current / own for (current, _), own in zip(cut, scale, strict=True)]
+    return Part(stacked(currents), [trains for _, trains in cut], first)

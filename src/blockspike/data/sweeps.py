@@ -187,6 +187,14 @@ def check_current(where: str, current: np.ndarray) -> None:
         )
 
 
+def n_samples_of(row: np.ndarray) -> int:
+    """Samples before the NaNs at the end of a row, by which it is padded."""
+    if not len(row) or not np.isnan(row[-1]):
+        return len(row)
+    there = np.flatnonzero(~np.isnan(row))
+    return int(there[-1]) + 1 if len(there) else 0
+
+
 def peak_of(values: np.ndarray) -> float:
     """Return the largest finite magnitude, or 0."""
     magnitude = np.abs(values[np.isfinite(values)])

@@ -67,15 +67,15 @@ def _spread(order: np.ndarray) -> list[int]:
 
 
 def _column(axes, cell: CellTraces, segment: int) -> None:
-    duration_s = cell.n_steps * cell.dt_ms / 1000
-    part = "" if duration_s <= _SHOWN_S else f", first {_SHOWN_S:g} of {duration_s:g}"
+    current, longest_s = cell.current_pa[segment], cell.n_steps * cell.dt_ms / 1000
+    duration_s = longest_s * (np.flatnonzero(np.isfinite(current))[-1] + 1) / len(current)
+    part = "" if duration_s <= _SHOWN_S else f", first {_SHOWN_S:g} of {duration_s:.3g}"
     n = len(cell.titles)
     of_all = f" ({segment + 1} of {n})" if n > 1 else ""
     etv, gamma = cell.etv_15ms[segment], cell.gamma_4ms[segment]
     scores = f"ETV {etv:.2f}, Γ {gamma:.2f}".replace("-", "−").replace("nan", "–")
     axes[0].set_title(f"{cell.name}: {scores}\n{cell.titles[segment]}{of_all}", fontsize=9)
-    current = cell.current_pa[segment]
-    axes[0].plot(_times(len(current), duration_s), current, color=GREY, lw=0.5)
+    axes[0].plot(_times(len(current), longest_s), current, color=GREY, lw=0.5)
     n_recorded = int(cell.n_recorded[segment])
     sets = (
         (cell.recorded, n_recorded, 1, f"1–{n_recorded}" if n_recorded > 1 else "1", GREY),

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from blockspike.data.recordings_datamodule import Part
+from blockspike.data.parts import Part, beside, n_steps_of, stacked
 from blockspike.fitting.parameters import NeuronParameters, simulate
 
 _LEAST_SEGMENTS = 5  # of a cell, to resample them
@@ -28,6 +28,7 @@ class Resampled:
 
     Attributes:
         current, target: [T, B, C · n], as in `RecordingsDataModule.batch`.
+        n_steps: of all segments, or of each, [B, C · n].
         trains: [R, T] of each replicate and segment, whose means are the target; none of neurons
             that were not fitted by the likelihood.
         inflation: [C], by which the spread of a cell's replicates is too small, since they stay
@@ -38,6 +39,7 @@ class Resampled:
 
     current: Tensor
     target: Tensor
+    n_steps: int | Tensor
     trains: list[list[np.ndarray]]
     inflation: np.ndarray
     how: list[str]
@@ -65,10 +67,10 @@ def resample(
         first_trial_only: whether the neurons were fitted to first trials and not to means.
     """
     random = np.random.default_rng(seed)
-    currents, targets, drawn, inflation, how = [], [], [], [], []
+    currents, targets, lengths, drawn, inflation, how = [], [], [], [], [], []
     for cell, trains in enumerate(part.trains):
         trains = [x[:1] for x in trains] if first_trial_only else trains
-        current = part.current[:, :, cell].numpy()
+        current = beside([current for current, _ in part.segments(cell)])
         most = max(len(x) for x in trains)
         has_segments, has_trials = len(trains) >= _LEAST_SEGMENTS, most > 1
         words = [w for w, has in (("trials", has_trials), ("segments", has_segments)) if has]
@@ -84,33 +86,35 @@ def resample(
             if has_segments:
                 segments = random.integers(len(trains), size=len(trains))
             trials = [
-                trains_of[replicate][s : s + 1] if trains_of is not None
+                trains_of[replicate][s][None] if trains_of is not None
                 else trains[s][random.integers(len(trains[s]), size=len(trains[s]))]
                 for s in segments
             ]  # fmt: skip
             currents.append(current[:, segments])
-            targets.append(np.stack([x.mean(0) for x in trials], 1))
+            targets.append(beside([x.mean(0) for x in trials]))
+            lengths.append(trials)
             if by_likelihood:
                 drawn.append(trials)
         few = np.sqrt(n_drawn / (n_drawn - 1)) if n_drawn > 1 else 1.0
         factor = (OF_RESAMPLED if n_drawn else OF_SIMULATED)[by_likelihood]
         inflation.append(few * factor if words else np.nan)
         how.append(" and ".join(words))
-    current, target = (
-        torch.from_numpy(np.stack(x, 2).astype(np.float32)) for x in (currents, targets)
+    return Resampled(
+        stacked(currents), stacked(targets), n_steps_of(lengths), drawn, np.array(inflation), how
     )
-    return Resampled(current, target, drawn, np.array(inflation), how)
 
 
 def _simulated(
     parameters: NeuronParameters, cell: int, part: Part, n: int, dt_ms: float, seed: int
-) -> np.ndarray:
-    """Trains [n, B, T] of one trial each, by the fitted neuron of a cell."""
+) -> list[list[np.ndarray]]:
+    """Trains [T] of one trial of each segment, n times, by the fitted neuron of a cell."""
     own = parameters[torch.tensor([cell])]
-    current = part.current[:, :, cell : cell + 1]
+    steps = [trains.shape[1] for trains in part.trains[cell]]
+    current = part.current[: max(steps), : len(steps), cell : cell + 1]
     generator = torch.Generator().manual_seed(seed + cell)
     draws = torch.randn(*current.shape[:2], n, generator=generator)
-    return simulate(own, current, dt_ms, draws)[..., 0].permute(2, 1, 0).numpy()
+    trials = simulate(own, current, dt_ms, draws)[..., 0].numpy()  # [T, B, n]
+    return [[trials[:n_steps, s, k] for s, n_steps in enumerate(steps)] for k in range(n)]
 
 
 def intervals(

@@ -20,11 +20,38 @@ Trains = Tensor | ArrayLike
 
 
 class Window(NamedTuple):
-    """Steps that are compared: first … split − 1 are fitted, split … last − 1 are held out."""
+    """Steps that are compared: first … split − 1 are fitted, split … last − 1 are held out.
+
+    ``split`` and ``last`` are numbers, or tensors [B, C] if segments are of different length.
+    """
 
     first: int
-    split: int
-    last: int
+    split: int | Tensor
+    last: int | Tensor
+
+    def of_segments(self, batch_size: int, n_cells: int) -> tuple[Tensor, Tensor]:
+        """``split`` and ``last`` of each segment and cell, int64 [B, C] on the CPU."""
+        split, last = (
+            torch.as_tensor(x, dtype=torch.int64, device="cpu").expand(batch_size, n_cells)
+            for x in (self.split, self.last)
+        )
+        return split, last
+
+    def sums(self, values: Tensor, n_cells: int) -> tuple[Tensor, Tensor]:
+        """Sums of values [T, B, N] over the fitted and over the held-out steps, [B, N] each.
+
+        Only the first carries a gradient.
+        """
+        steps = torch.arange(len(values), device=values.device).view(-1, 1, 1)
+        n_starts = values.shape[2] // n_cells
+        split, last = (
+            x.to(values.device).repeat_interleave(n_starts, 1)
+            for x in self.of_segments(values.shape[1], n_cells)
+        )
+        is_fitted, is_held_out = (self.first <= steps) & (steps < split), steps >= split
+        zero = values.new_zeros(())
+        held_out = torch.where(is_held_out & (steps < last), values.detach(), zero)
+        return torch.where(is_fitted, values, zero).sum(0), held_out.sum(0)
 
 
 def squared_distance(
@@ -40,7 +67,7 @@ def squared_distance(
         spikes: simulated trains [T, B, N], N = C · K: K consecutive trains for each of C targets.
         target: recorded trains [T, B, C].
         decay: decay factor of the filter per step.
-        window: 0 ≤ first ≤ split ≤ last ≤ T.
+        window: 0 ≤ first ≤ split ≤ last ≤ T, of each segment and target.
 
     Returns:
         Sums over the fitted and over the held-out steps, tensors [B, N]. Only the first carries a
@@ -54,8 +81,7 @@ def squared_distance(
     n_cells = target.shape[2]
     difference = (spikes.unflatten(2, (n_cells, -1)) - target.unsqueeze(3)).flatten(2)
     f = leaky_integrate(difference, difference.new_full(difference.shape[2:], decay))
-    fitted = f[window.first : window.split].square().sum(0)
-    return fitted, f.detach()[window.split : window.last].square().sum(0)
+    return window.sums(f.square(), n_cells)
 
 
 def check_target(target: Tensor, shape: torch.Size, window: Window) -> None:
@@ -68,7 +94,9 @@ def check_target(target: Tensor, shape: torch.Size, window: Window) -> None:
             f"target: expected [{n_steps}, {batch_size}, a divisor of {n}], "
             f"got {list(target.shape)}"
         )
-    if not 0 <= window.first <= window.split <= window.last <= n_steps:
+    split, last = window.of_segments(batch_size, target.shape[2])
+    ordered = (window.first <= split) & (split <= last) & (last <= n_steps)
+    if window.first < 0 or not ordered.all():
         raise ValueError(f"window: expected 0 ≤ first ≤ split ≤ last ≤ {n_steps}, got {window}")
 
 

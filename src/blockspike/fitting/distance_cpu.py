@@ -38,7 +38,7 @@ from blockspike.neurons.cpu.steps import (
 from blockspike.neurons.cpu.surrogate import slope_of
 from blockspike.neurons.cpu.threads import run
 from blockspike.neurons.cpu.tiles import columns
-from blockspike.neurons.model import NeuronModel
+from blockspike.neurons.model import NeuronModel, where
 from blockspike.neurons.spec import SimulationSpec
 from blockspike.neurons.surrogate import Surrogate
 from blockspike.neurons.trace import check_finite
@@ -66,6 +66,7 @@ class _Inputs(NamedTuple):
     Attributes:
         current, target: [T, B · C].
         draws: [T, R, B], empty without noise.
+        splits, lasts: [B · C], see `Window`.
         n_starts: columns that share a cell's current.
         n_neurons: columns that share a segment's draws.
     """
@@ -73,6 +74,8 @@ class _Inputs(NamedTuple):
     current: np.ndarray
     target: np.ndarray
     draws: np.ndarray
+    splits: np.ndarray
+    lasts: np.ndarray
     n_starts: int
     n_neurons: int
 
@@ -93,6 +96,7 @@ class _Buffers(NamedTuple):
         currents, draws, wanted: of each lane.
         counts: spikes of all trials.
         filters: filtered differences; then gradients to a spike.
+        ends: [2, lanes], steps from the start of the chunk to the split and to the end.
     """
 
     currents: np.ndarray
@@ -100,6 +104,7 @@ class _Buffers(NamedTuple):
     wanted: np.ndarray
     counts: np.ndarray
     filters: np.ndarray
+    ends: np.ndarray
 
 
 @in_full_precision
@@ -149,9 +154,10 @@ class _FittingDistance(torch.autograd.Function):
         real = neurons[0].dtype
         n_trials = 1 if draws is None else draws.shape[2]
         draws = current.new_empty(0, 0, 0) if draws is None else draws.transpose(1, 2)
+        split, last = window.of_segments(batch_size, n_cells)
         inputs = _Inputs(
             flat(current.to(real)), flat(target.to(real)), flat(draws.to(real)),
-            n_neurons // n_cells, n_neurons,
+            flat(split), flat(last), n_neurons // n_cells, n_neurons,
         )  # fmt: skip
         repeated = columns(torch.stack(neurons), batch_size)
         wants_gradient = any(ctx.needs_input_grad)
@@ -162,7 +168,7 @@ class _FittingDistance(torch.autograd.Function):
             run(
                 _run_groups, -(-n_columns // (LANES_BYTES // last.itemsize)), inputs,
                 Neurons(model, numbers_, repeated[4:], repeated[:4]), n_steps, n_trials,
-                repeated.dtype.type(decay), window, surrogate,
+                repeated.dtype.type(decay), window.first, surrogate,
                 numbers(surrogate.constants, repeated), wants_gradient, sums.numpy(),
                 grads.numpy(), last.numpy(),
             )  # fmt: skip
@@ -217,6 +223,23 @@ def gather(array, row, group, n, out, at):
     else:
         for i in range(n):
             out[at + i] = array[row + group[i]]
+
+
+@kernel_part
+def latest(steps, cell):
+    """The largest of the steps of a group's columns."""
+    most = 0
+    for i in range(cell.size):
+        most = max(most, steps[cell[i]])
+    return most
+
+
+@kernel_part
+def enter_window(inputs, chunk_start, cell, ends):
+    """Set the steps from the start of a chunk to the split and to the end of each lane's window."""
+    for i in range(cell.size):
+        ends[i] = min(max(inputs.splits[cell[i]] - chunk_start, 0), CHUNK)
+        ends[cell.size + i] = min(max(inputs.lasts[cell[i]] - chunk_start, 0), CHUNK)
 
 
 @kernel_part
@@ -321,11 +344,12 @@ def _without_refcounts(inputs, buffers):
     """Strip the arrays of their counts of references; the caller keeps them alive."""
     return _Inputs(
         without_refcount(inputs.current), without_refcount(inputs.target),
-        without_refcount(inputs.draws), inputs.n_starts, inputs.n_neurons,
+        without_refcount(inputs.draws), without_refcount(inputs.splits),
+        without_refcount(inputs.lasts), inputs.n_starts, inputs.n_neurons,
     ), _Buffers(
         without_refcount(buffers.currents), without_refcount(buffers.draws),
         without_refcount(buffers.wanted), without_refcount(buffers.counts),
-        without_refcount(buffers.filters),
+        without_refcount(buffers.filters), without_refcount(buffers.ends),
     )  # fmt: skip
 
 
@@ -347,10 +371,10 @@ def load_group(neurons, n_columns, first, inputs, cell, segment):
 
 @kernel
 def _forward(
-    first, inputs, neurons, n_steps, n_trials, decay, window, buffers, states, kept, cell, segment,
-    sums, last_states,
+    first, inputs, neurons, n_steps, n_trials, decay, first_scored, buffers, states, kept, cell,
+    segment, sums, last_states,
 ):  # fmt: skip
-    """Take a group of columns through all steps; keep their states if `kept` has room."""
+    """Take a group of columns through their steps; keep their states if `kept` has room."""
     inputs, buffers = _without_refcounts(inputs, buffers)
     states, kept = without_refcount(states), without_refcount(kept)
     cell, segment = without_refcount(cell), without_refcount(segment)
@@ -365,6 +389,7 @@ def _forward(
         store_lanes(start, states, np.uintp(trial) * own_size, lanes, False)
     zeros = spread(neurons.constants[0], start)
     filtered, fitted, held_out, into = zeros, zeros, zeros, np.uintp(0)
+    n_steps = min(n_steps, latest(inputs.lasts, cell))
     for begin in range(0, n_steps, CHUNK):
         end = min(n_steps, begin + CHUNK)
         _enter(inputs, begin, end, n_columns, cell, n_, buffers)
@@ -378,13 +403,17 @@ def _forward(
                 _draw(inputs, trial, n_trials, begin, end, n_columns, segment, n_, buffers)
             at = np.uintp(trial) * own_size
             _advance(neurons, own, drive, has_draws, end - begin, buffers, states, at, lanes)
+        enter_window(inputs, begin, cell, buffers.ends)
+        split = load_lanes(buffers.ends, np.uintp(0), lanes)
+        last = load_lanes(buffers.ends, lanes, lanes)
         k = np.uintp(0)
         for t in range(begin, end):
             filtered = _filtered(filtered, k, share, decay, buffers, lanes)
-            if window.first <= t < window.split:
-                fitted = fitted + filtered * filtered
-            elif window.split <= t < window.last:
-                held_out = held_out + filtered * filtered
+            if first_scored <= t:
+                square = where(last > real(t - begin), filtered * filtered, zeros)
+                of_fitted = where(split > real(t - begin), square, zeros)
+                fitted = fitted + of_fitted
+                held_out = held_out + (square - of_fitted)
             k += lanes
         if begin % 1024 == 0 or end == n_steps:  # so that long recordings lose no precision
             add_rows((fitted, held_out), sums, np.uintp(first), np.uintp(n_columns), np.uintp(n_))
@@ -404,10 +433,10 @@ def _filtered(filtered, k, share, decay, buffers, lanes):
 
 @kernel
 def _backward(
-    first, inputs, neurons, n_steps, n_trials, decay, window, surrogate, slope_constants, buffers,
-    states, kept, replayed, back, cell, segment, grads, n_columns,
+    first, inputs, neurons, n_steps, n_trials, decay, first_scored, surrogate, slope_constants,
+    buffers, states, kept, replayed, back, cell, segment, grads, n_columns,
 ):  # fmt: skip
-    """Take a group of columns back through all steps, from the states that `_forward` kept."""
+    """Take a group of columns back through the fitted steps, from the states `_forward` kept."""
     inputs, buffers = _without_refcounts(inputs, buffers)
     kept, replayed = without_refcount(kept), without_refcount(replayed)
     back, grads = without_refcount(back), without_refcount(grads)
@@ -424,7 +453,7 @@ def _backward(
     twice = (neurons.constants[1] + neurons.constants[1]) * share
     for i in range(back.size):
         back[i] = 0
-    to_spike = zeros
+    to_spike, n_steps = zeros, min(n_steps, latest(inputs.splits, cell))
     for chunk in range((n_steps - 1) // CHUNK, -1, -1):
         begin, end = chunk * CHUNK, min(n_steps, chunk * CHUNK + CHUNK)
         _enter(inputs, begin, end, n_columns, cell, n_, buffers)
@@ -442,11 +471,14 @@ def _backward(
             filtered = _filtered(filtered, k, share, decay, buffers, lanes)
             store_lanes(filtered, buffers.filters, k, lanes, False)
             k += lanes
+        enter_window(inputs, begin, cell, buffers.ends)
+        split = load_lanes(buffers.ends, np.uintp(0), lanes)
         for t in range(end - 1, begin - 1, -1):
             k -= lanes
             to_spike = decay * to_spike
-            if window.first <= t < window.split:
-                to_spike = to_spike + twice * load_lanes(buffers.filters, k, lanes)
+            if first_scored <= t:
+                own_slope = twice * load_lanes(buffers.filters, k, lanes)
+                to_spike = to_spike + where(split > real(t - begin), own_slope, zeros)
             store_lanes(to_spike, buffers.filters, k, lanes, False)
         totals = (no_sums(neurons.model, kept), (zeros, zeros, zeros))
         for trial in range(n_trials):
@@ -466,7 +498,7 @@ def _backward(
 
 @kernel
 def _run_groups(
-    first_group, last_group, inputs, neurons, n_steps, n_trials, decay, window, surrogate,
+    first_group, last_group, inputs, neurons, n_steps, n_trials, decay, first_scored, surrogate,
     slope_constants, wants_gradient, sums, grads, last_states,
 ):  # fmt: skip
     """Take some groups of columns through all steps, and back."""
@@ -480,7 +512,7 @@ def _run_groups(
     buffers = _Buffers(
         np.zeros(CHUNK * lanes, dtype), np.zeros(CHUNK * lanes, dtype),
         np.zeros(CHUNK * lanes, dtype), np.zeros(CHUNK * lanes, dtype),
-        np.zeros(CHUNK * lanes, dtype),
+        np.zeros(CHUNK * lanes, dtype), np.zeros(2 * lanes, dtype),
     )  # fmt: skip
     states = np.empty(n_trials * n_states * lanes, dtype)
     n_chunks = (n_steps + CHUNK - 1) // CHUNK if wants_gradient else 0
@@ -490,12 +522,12 @@ def _run_groups(
     cell, segment = np.empty(lanes, np.int64), np.empty(lanes, np.int64)
     for group in range(first_group, last_group):
         _forward(
-            group * lanes, inputs, neurons, n_steps, n_trials, decay, window, buffers, states,
+            group * lanes, inputs, neurons, n_steps, n_trials, decay, first_scored, buffers, states,
             kept, cell, segment, sums, last_states,
         )  # fmt: skip
         if wants_gradient:
             _backward(
-                group * lanes, inputs, neurons, n_steps, n_trials, decay, window, surrogate,
+                group * lanes, inputs, neurons, n_steps, n_trials, decay, first_scored, surrogate,
                 slope_constants, buffers, states, kept, replayed, back, cell, segment, grads,
                 last_states.size,
             )  # fmt: skip

@@ -63,8 +63,7 @@ def escape_likelihood(
         values.append(torch.where(spike > 0, torch.log(-torch.expm1(-rate)), -rate))
     total = torch.stack(values).unflatten(1, trains.shape[1:3])
     total = (total * is_there.to(total).repeat_interleave(n // n_cells, 2)).sum(1)
-    fitted = total[window.first : window.split].sum(0)
-    return fitted, total.detach()[window.split : window.last].sum(0)
+    return window.sums(total, n_cells)
 
 
 def escape_spikes(

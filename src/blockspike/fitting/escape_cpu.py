@@ -17,8 +17,10 @@ from blockspike.fitting.distance_cpu import (
     Drive,
     Neurons,
     accumulators,
+    enter_window,
     flat,
     gather,
+    latest,
     load_group,
     per_neuron,
     results,
@@ -51,6 +53,7 @@ class _Inputs(NamedTuple):
         current: [T, B · C].
         spikes: [T, R, B · C], recorded.
         is_there: [R, B · C], 1 if there is such a trial, else 0.
+        splits, lasts: [B · C], see `Window`.
         n_starts: columns that share a cell's current.
         n_neurons: columns that share a segment.
     """
@@ -58,6 +61,8 @@ class _Inputs(NamedTuple):
     current: np.ndarray
     spikes: np.ndarray
     is_there: np.ndarray
+    splits: np.ndarray
+    lasts: np.ndarray
     n_starts: int
     n_neurons: int
 
@@ -71,6 +76,7 @@ class _Buffers(NamedTuple):
         rates: of a step.
         values, slopes: log-likelihoods, and their derivatives by the logarithm of the rate.
         states: before each step.
+        ends: [2, lanes], as in `distance_cpu`.
     """
 
     currents: np.ndarray
@@ -80,6 +86,7 @@ class _Buffers(NamedTuple):
     values: np.ndarray
     slopes: np.ndarray
     states: np.ndarray
+    ends: np.ndarray
 
 
 @in_full_precision
@@ -124,9 +131,10 @@ class _EscapeLikelihood(torch.autograd.Function):
         n_steps, batch_size, n_cells = current.shape
         n_neurons, real = len(neurons[0]), neurons[0].dtype
         n_columns, n_trials = batch_size * n_neurons, trains.shape[1]
+        split, last = window.of_segments(batch_size, n_cells)
         inputs = _Inputs(
             flat(current.to(real)), flat(trains.to(real)), flat(is_there.to(real)),
-            n_neurons // n_cells, n_neurons,
+            flat(split), flat(last), n_neurons // n_cells, n_neurons,
         )  # fmt: skip
         repeated = columns(torch.stack(neurons), batch_size)
         wants_gradient = any(ctx.needs_input_grad)
@@ -134,8 +142,8 @@ class _EscapeLikelihood(torch.autograd.Function):
         own = Neurons(given_spikes(model, 2), numbers((), repeated), repeated[4:], repeated[:4])
         run(
             _run_groups, -(-n_columns // (LANES_BYTES // repeated.dtype.itemsize)), inputs, own,
-            n_steps, n_trials, n_columns, numbers((at_threshold, *LOG_RATES), repeated)[2:], window,
-            wants_gradient, sums.numpy(), grads.numpy(),
+            n_steps, n_trials, n_columns, numbers((at_threshold, *LOG_RATES), repeated)[2:],
+            window.first, wants_gradient, sums.numpy(), grads.numpy(),
         )  # fmt: skip
         return results(ctx, sums, grads, batch_size, real)
 
@@ -210,18 +218,22 @@ def _replay(neurons, own, drive, n_steps, bounds, buffers, states, into, lanes):
 
 
 @kernel_part
-def _sums(window, begin, end, is_there, zeros, buffers, lanes):
+def _sums(first_scored, begin, end, is_there, zeros, buffers, lanes):
     """Sums over the fitted and the held-out steps of a chunk; slopes of other steps become 0."""
     fitted, held_out, k = zeros, zeros, np.uintp(0)
+    split = load_lanes(buffers.ends, np.uintp(0), lanes)
+    last = load_lanes(buffers.ends, lanes, lanes)
     for t in range(begin, end):
-        value = load_lanes(buffers.values, k, lanes) * is_there
-        slope = load_lanes(buffers.slopes, k, lanes) * is_there
-        if window.first <= t < window.split:
-            fitted = fitted + value
-        else:
-            slope = zeros
-        if window.split <= t < window.last:
-            held_out = held_out + value
+        slope = zeros
+        if first_scored <= t:
+            step_ = buffers.ends.dtype.type(t - begin)
+            value = load_lanes(buffers.values, k, lanes) * is_there
+            value = where(last > step_, value, zeros)
+            of_fitted = where(split > step_, value, zeros)
+            fitted = fitted + of_fitted
+            held_out = held_out + (value - of_fitted)
+            slope = load_lanes(buffers.slopes, k, lanes) * is_there
+            slope = where(split > step_, slope, zeros)
         store_lanes(slope, buffers.slopes, k, lanes, False)
         k += lanes
     return fitted, held_out
@@ -260,19 +272,20 @@ def _reverse(neurons, own, drive, n_steps, buffers, now, sums, lanes):
 
 @kernel
 def _run_group(
-    first, inputs, neurons, n_steps, n_trials, n_columns, bounds, window, wants_gradient, buffers,
-    states, cell, segment, sums, grads, back,
+    first, inputs, neurons, n_steps, n_trials, n_columns, bounds, first_scored, wants_gradient,
+    buffers, states, cell, segment, sums, grads, back,
 ):  # fmt: skip
     """Take a group of columns through all trials, and back."""
     inputs = _Inputs(
         without_refcount(inputs.current), without_refcount(inputs.spikes),
-        without_refcount(inputs.is_there), inputs.n_starts, inputs.n_neurons,
+        without_refcount(inputs.is_there), without_refcount(inputs.splits),
+        without_refcount(inputs.lasts), inputs.n_starts, inputs.n_neurons,
     )  # fmt: skip
     buffers = _Buffers(
         without_refcount(buffers.currents), without_refcount(buffers.spikes),
         without_refcount(buffers.margins), without_refcount(buffers.rates),
         without_refcount(buffers.values), without_refcount(buffers.slopes),
-        without_refcount(buffers.states),
+        without_refcount(buffers.states), without_refcount(buffers.ends),
     )  # fmt: skip
     states, back = without_refcount(states), without_refcount(back)
     cell, segment = without_refcount(cell), without_refcount(segment)
@@ -282,7 +295,8 @@ def _run_group(
     own, drive, start = load_group(neurons, n_columns, first, inputs, cell, segment)
     column, stride, n = np.uintp(first), np.uintp(n_columns), np.uintp(n_)
     zeros = spread(neurons.constants[0], start)
-    n_rows_, n_chunks = n_columns // inputs.n_starts, (n_steps + CHUNK - 1) // CHUNK
+    n_rows_, n_steps = n_columns // inputs.n_starts, min(n_steps, latest(inputs.lasts, cell))
+    n_chunks, n_fitted = (n_steps + CHUNK - 1) // CHUNK, latest(inputs.splits, cell)
     for trial in range(n_trials):
         gather(inputs.is_there, trial * n_rows_, cell, n_, buffers.values, 0)
         is_there = load_lanes(buffers.values, np.uintp(0), lanes)
@@ -301,9 +315,10 @@ def _run_group(
             _enter(inputs, trial, n_trials, begin, end, n_columns, cell, n_, buffers)
             into = np.uintp(chunk) * own_size
             _replay(neurons, own, drive, end - begin, bounds, buffers, states, into, lanes)
-            found = _sums(window, begin, end, is_there, zeros, buffers, lanes)
+            enter_window(inputs, begin, cell, buffers.ends)
+            found = _sums(first_scored, begin, end, is_there, zeros, buffers, lanes)
             add_rows(found, sums, column, stride, n)
-            if wants_gradient:
+            if wants_gradient and begin < n_fitted:
                 totals = (no_sums(neurons.model, states), (zeros, zeros, zeros))
                 now = grad_rows(neurons.model, back, np.uintp(0), lanes, lanes)
                 now, totals = _reverse(
@@ -319,7 +334,7 @@ def _run_group(
 
 @kernel
 def _run_groups(
-    first_group, last_group, inputs, neurons, n_steps, n_trials, n_columns, bounds, window,
+    first_group, last_group, inputs, neurons, n_steps, n_trials, n_columns, bounds, first_scored,
     wants_gradient, sums, grads,
 ):  # fmt: skip
     """Take some groups of columns through all trials, and back."""
@@ -335,7 +350,7 @@ def _run_groups(
         np.zeros(CHUNK * lanes, dtype), np.zeros(CHUNK * lanes, dtype),
         np.zeros(CHUNK * lanes, dtype), np.zeros(CHUNK * lanes, dtype),
         np.zeros(CHUNK * lanes, dtype), np.zeros(CHUNK * lanes, dtype),
-        np.zeros(CHUNK * n_states * lanes, dtype),
+        np.zeros(CHUNK * n_states * lanes, dtype), np.zeros(2 * lanes, dtype),
     )  # fmt: skip
     n_chunks = (n_steps + CHUNK - 1) // CHUNK
     states = np.zeros((n_chunks + 1) * n_states * lanes, dtype)
@@ -343,7 +358,7 @@ def _run_groups(
     cell, segment = np.empty(lanes, np.int64), np.empty(lanes, np.int64)
     for group in range(first_group, last_group):
         _run_group(
-            group * lanes, inputs, neurons, n_steps, n_trials, n_columns, bounds, window,
+            group * lanes, inputs, neurons, n_steps, n_trials, n_columns, bounds, first_scored,
             wants_gradient, buffers, states, cell, segment, sums, grads, back,
         )  # fmt: skip
 

@@ -12,7 +12,7 @@ import pandas as pd
 from scipy.optimize import minimize
 from torch import Tensor
 
-from blockspike.data.recordings_datamodule import Part, padded
+from blockspike.data.parts import Part, padded
 from blockspike.fitting.escape import LOG_RATES, RATE_AT_THRESHOLD_HZ
 from blockspike.fitting.parameters import NeuronParameters
 from blockspike.neurons.derivative import given_spikes
@@ -174,20 +174,23 @@ def likelihoods_of_cells(
 def _with_margins(
     parameters: NeuronParameters, part: Part, dt_ms: float
 ) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Margins and recorded spikes of each cell, [T, R] each with the trials of all segments."""
+    """Margins and recorded spikes of each cell, [n] of all scored steps, trials and segments."""
     trains, _ = padded(part.trains)
     trains = trains.transpose(1, 2)  # [T, B, R, C]
     current = part.current.unsqueeze(2).expand_as(trains)
     margins = margins_at(parameters, current.flatten(1, 2), trains.flatten(1, 2), dt_ms)
-    margins = margins.reshape(trains.shape)[part.first :]
-    spikes = trains.numpy()[part.first :]
+    margins = margins.reshape(trains.shape)
     found = []
     for cell, of_cell in enumerate(part.trains):
+        first = part.first[cell]
         there = [
-            (segment, trial) for segment, own in enumerate(of_cell) for trial in range(len(own))
+            margins[first : own.shape[1], segment, : len(own), cell]
+            for segment, own in enumerate(of_cell)
         ]
-        found.append(tuple(
-            np.stack([x[:, segment, trial, cell] for segment, trial in there], 1)
-            for x in (margins, spikes)
-        ))  # fmt: skip
+        recorded = [own[:, first:].T for own in of_cell]
+        found.append((_in_a_row(there), _in_a_row(recorded)))
     return found
+
+
+def _in_a_row(arrays: list[np.ndarray]) -> np.ndarray:
+    return np.concatenate([x.ravel() for x in arrays])

@@ -13,7 +13,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from blockspike.data.recordings_datamodule import Part
+from blockspike.data.parts import Part, beside, stacked
 from blockspike.fitting.likelihood import margins_at
 from blockspike.fitting.parameters import NeuronParameters
 
@@ -56,8 +56,9 @@ def millivolts_of_cells(
         row = None
         if voltage is not None:
             own = parameters[torch.tensor([cell])]
-            current = part.current[:, :, cell : cell + 1]
-            trains = np.stack([trains[0] for trains in part.trains[cell]], 1)
+            segments = part.segments(cell)
+            current = stacked([beside([current for current, _ in segments])])
+            trains = beside([trains[0] for _, trains in segments])
             row = _millivolts(own, current, trains, voltage.T, float(scale_pa[cell]), dt_ms)
         rows.append(row or {})
     table = pd.DataFrame(rows, columns=pd.Index(COLUMNS))

@@ -146,7 +146,11 @@ class NeuronFittingModule(pl.LightningModule):
             None if draws is None else draws.to(batch.current),
         )  # fmt: skip
         fitted, held_out = (scale * x for x in squares)
-        loss = _safe_root(fitted).mean(0) if self.loss == "distance" else fitted.sum(0)
+        loss = fitted.sum(0)
+        if self.loss == "distance":
+            last = batch.window.of_segments(n_segments, self.population.n_cells)[1]
+            n_there = (last > 0).sum(0).repeat_interleave(self.population.n_starts)
+            loss = _safe_root(fitted).sum(0) / n_there.to(fitted)
         return loss, fitted, held_out
 
     def _losses_by_likelihood(self, batch: FittingBatch) -> tuple[Tensor, Tensor, Tensor]:
@@ -284,7 +288,7 @@ class NeuronFittingModule(pl.LightningModule):
     def transfer_batch_to_device(
         self, batch: FittingBatch, device: torch.device, dataloader_idx: int
     ) -> FittingBatch:
-        """Move the arrays to the device."""
+        """Move the arrays to the device; the window stays."""
         moved = {k: x.to(device) for k, x in batch._asdict().items() if isinstance(x, Tensor)}
         return batch._replace(**moved)
 

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from blockspike.data.recordings_datamodule import Part
+from blockspike.data.parts import Part, beside
 from blockspike.fitting.fitted_neuron import FittedNeuron
 from blockspike.fitting.metrics import (
     explained_temporal_variance,
@@ -53,8 +53,8 @@ def predictions_of(
     """
     return [
         [
-            predict(neuron, current * scale, part.first)
-            for current in part.current[:, :, cell].double().numpy().T
+            predict(neuron, current.astype(float) * scale, part.first[cell])
+            for current, _ in part.segments(cell)
         ]
         for cell, (neuron, scale) in enumerate(zip(neurons, scale_pa, strict=True))
     ]
@@ -66,10 +66,10 @@ def scores_of_segments(
     """Scores of `segment_scores` for each cell: a row per segment."""
     return [
         pd.DataFrame(
-            segment_scores(trains[:, part.first :], x, dt_ms)
-            for trains, x in zip(segments, predicted, strict=True)
+            segment_scores(trains[:, part.first[cell] :], x, dt_ms)
+            for trains, x in zip(part.trains[cell], predicted, strict=True)
         )
-        for segments, predicted in zip(part.trains, predictions, strict=True)
+        for cell, predicted in enumerate(predictions)
     ]
 
 
@@ -88,28 +88,27 @@ def null_etv(train: Part, test: Part, cell: int, dt_ms: float) -> float:
     the cell had under such a current in training; a fit that explains less has learnt nothing. The
     mean over the test segments.
     """
-    start = train.current[: max(1, round(_BASELINE_MS / dt_ms)), :, cell].numpy()
-    spread = float(np.ptp(train.current[:, :, cell].numpy()))
-    noise = float(start.std(0).mean())
+    n_start = max(1, round(_BASELINE_MS / dt_ms))
+    trained = [current for current, _ in train.segments(cell)]
+    start = beside([current[:n_start] for current in trained])
+    spread = float(np.ptp(np.concatenate(trained)))
+    noise = float(np.nanstd(start, 0).mean())
+    base = np.nanmedian(start)
 
     def is_on(current: np.ndarray) -> np.ndarray:
         if noise > 0.05 * spread:  # it fluctuates from the start on
             return np.ones(len(current), bool)
-        return np.abs(current - np.median(start)) > max(0.01 * spread, 5 * noise)
+        return np.abs(current - base) > max(0.01 * spread, 5 * noise)
 
     fired = steps = 0.0
-    for trains, current in zip(
-        train.trains[cell], train.current[:, :, cell].numpy().T, strict=True
-    ):
+    for current, trains in train.segments(cell):
         on = is_on(current)
         fired += trains[:, on].mean(0).sum()
         steps += on.sum()
-    rate = fired / max(steps, 1)
+    rate, first = fired / max(steps, 1), test.first[cell]
     scores = [
-        _explained(trains[:, test.first :], rate * is_on(current)[test.first :], 15.0, dt_ms, True)
-        for trains, current in zip(
-            test.trains[cell], test.current[:, :, cell].numpy().T, strict=True
-        )
+        _explained(trains[:, first:], rate * is_on(current)[first:], 15.0, dt_ms, True)
+        for current, trains in test.segments(cell)
     ]
     return float(np.mean(scores))
 
