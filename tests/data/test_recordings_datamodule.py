@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from made_ibw import write_sweep
 from made_nwb import make_nwb2_of, membrane_mv, noise_pa, stimulus_and_response
+from torch import Tensor
 
 from blockspike.data.recordings_datamodule import RecordingsDataModule, find_recordings
 
@@ -188,6 +189,7 @@ def test_cells_and_sweeps_of_different_size_share_a_batch(tmp_path):
     assert data.names == ["a", "b", "c"] and not data.failed
     x, target, (first, split, last) = data.batch()
     assert x.shape == target.shape == (1200, 3, 3) and first == 0
+    assert isinstance(split, Tensor) and isinstance(last, Tensor)
     assert last.T.tolist() == [[1200] * 3, [720, 0, 0], [1200, 900, 0]]
     assert split.T.tolist() == [[960] * 3, [576, 0, 0], [960, 720, 0]]
     assert data.test.first == [1000, 720, 900]

@@ -2,6 +2,7 @@
 
 import math
 from functools import partial
+from typing import Any
 
 import pytest
 import pytorch_lightning as pl
@@ -144,7 +145,7 @@ def test_a_cell_has_the_same_loss_beside_one_of_another_size(cells, loss):
         window = Window(0, last - 100 * (torch.as_tensor(last) > 0), last)
         target = stacked([beside([x.mean(0) for x in own]) for own in trains])
         batch = FittingBatch(stacked(currents), target, window, *padded(trains))
-        noise = {"escape_noise": True} if loss == "likelihood" else {"n_trials": 0}
+        noise: dict[str, Any] = {"n_trials": 0, "escape_noise": loss == "likelihood"}
         population = GLIFPopulation(len(chosen), 2, dt_ms=DT_MS, **noise)
         middle = GLIFPopulation(1, 1, dt_ms=DT_MS, **noise).parameters()
         for parameter, value in zip(population.parameters(), middle, strict=True):
