@@ -10,10 +10,12 @@ import scipy.sparse
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.ndimage import gaussian_filter1d
 from scipy.sparse.csgraph import maximum_bipartite_matching
 
 from blockspike.fitting.distance import Window, squared_distance
 from blockspike.fitting.metrics import (
+    etv_standard_error,
     explained_temporal_variance,
     gamma_coincidence,
     md_star,
@@ -307,3 +309,20 @@ def test_gamma_relative_to_the_neurons_reliability():
     found = gamma_coincidence(recorded, model, 0.2, DT_MS, normalise=True)
     assert found == pytest.approx(raw / np.mean(others)) and 0.5 < found < 1.5
     assert math.isnan(gamma_coincidence(recorded[:1], model, 0.2, DT_MS, normalise=True))
+
+
+@pytest.mark.parametrize("share", [0.5, 1.0])
+def test_the_standard_error_of_etv_is_the_spread_over_recordings(share):
+    scores, errors = [], []
+    for seed in range(60):
+        random = np.random.default_rng(seed)
+        rate = 0.06 * (np.asarray(gaussian_filter1d(random.normal(size=6000), 20)) > 0.02)
+        trials = random.random((4, 6000)) < rate
+        model = (random.random((20, 6000)) < share * rate + 0.01).mean(0)
+        scores.append(explained_temporal_variance(trials, model, 15.0, 0.5))
+        errors.append(etv_standard_error(trials, model, 15.0, 0.5))
+    assert 0.7 < np.mean(errors) / np.std(scores, ddof=1) < 1.5
+
+
+def test_the_standard_error_of_silence_is_unknown():
+    assert np.isnan(etv_standard_error(np.zeros((2, 100)), np.zeros(100), 5.0, 1.0))

@@ -45,7 +45,7 @@ from blockspike.training.metrics_file import read_metrics
 _EPOCHS_A_LINE = 20
 _SUMMARISED = (
     "gamma_4ms", "gamma_a_2ms", "md_star_4ms", "rate_error", "noiseless_etv_15ms",
-    "reliability_etv_15ms", "null_etv_15ms", "bits_per_spike",
+    "reliability_etv_15ms", "null_etv_15ms", "bits_per_spike", "etv_15ms_se",
 )  # fmt: skip
 
 
@@ -166,6 +166,8 @@ def _medians(table: pd.DataFrame, data: RecordingsDataModule, fit_s: float) -> d
 def _summary(row: dict[str, Any]) -> str:
     """Summarise a fit on one line."""
     etv = ", ".join(f"{row[f'test_etv_{s:g}ms_median']:.3f} (σ {s:g} ms)" for s in SIGMAS_MS)
+    if row["n_cells"] == 1:
+        etv += f" ± {row['test_etv_15ms_se_median']:.3f}"
     cells = "1 cell" if row["n_cells"] == 1 else f"{row['n_cells']} cells"
     trial = row["test_reliability_etv_15ms_median"]
     beside = f"a constant rate during the stimulus {row['test_null_etv_15ms_median']:.3f}"

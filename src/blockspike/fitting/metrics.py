@@ -98,10 +98,48 @@ def explained_temporal_variance(
         >>> bs.explained_temporal_variance(train[None], train, sigma_ms=15.0, dt_ms=1.0)
         1.0
     """
+    return _score(*_smoothed(trials, prediction, sigma_ms, dt_ms), normalise)
+
+
+def etv_standard_error(
+    trials: Trains, prediction: Trains, sigma_ms: float, dt_ms: float, n_pieces: int = 10
+) -> float:
+    """Standard error of the normalised explained temporal variance.
+
+    From a jackknife over pieces of time: the score is computed without each of them (Efron &
+    Tibshirani 1993, chapter 11). The noise of the trials and, for a prediction that is a mean of
+    simulated trials, that of its draws are part of it.
+
+    Args:
+        trials, prediction, sigma_ms, dt_ms: see `explained_temporal_variance`.
+        n_pieces: number of pieces, of equal length.
+
+    Returns:
+        NaN where the score without a piece is.
+
+    Raises:
+        ValueError: as in `explained_temporal_variance`.
+    """
+    smoothed, model = _smoothed(trials, prediction, sigma_ms, dt_ms)
+    without = [
+        _score(np.delete(smoothed, piece, 1), np.delete(model, piece), True)
+        for piece in np.array_split(np.arange(len(model)), n_pieces)
+    ]
+    return float(np.sqrt(n_pieces - 1) * np.std(without))
+
+
+def _smoothed(
+    trials: Trains, prediction: Trains, sigma_ms: float, dt_ms: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Smoothed trials [R, T] and prediction [T]."""
     recorded, model = _trains(trials, prediction)
     _require_positive(sigma_ms=sigma_ms, dt_ms=dt_ms)
     smoothed = gaussian_filter1d(recorded, sigma_ms / dt_ms, axis=1, mode="constant")
-    score = _etv(smoothed, gaussian_filter1d(model, sigma_ms / dt_ms, mode="constant"))
+    return smoothed, gaussian_filter1d(model, sigma_ms / dt_ms, mode="constant")
+
+
+def _score(smoothed: np.ndarray, model: np.ndarray, normalise: bool) -> float:
+    score = _etv(smoothed, model)
     return score / _etv(smoothed, smoothed.mean(0)) if normalise else score
 
 

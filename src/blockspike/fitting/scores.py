@@ -8,6 +8,7 @@ import pandas as pd
 from blockspike.data.parts import Part, beside
 from blockspike.fitting.fitted_neuron import FittedNeuron
 from blockspike.fitting.metrics import (
+    etv_standard_error,
     explained_temporal_variance,
     gamma_coincidence,
     gamma_reliability,
@@ -76,6 +77,9 @@ def scores_of_segments(
 def scores_of_cells(segments: list[pd.DataFrame]) -> pd.DataFrame:
     """Scores of `scores_of_segments`, averaged over segments: a row per cell."""
     table = pd.DataFrame([scores.mean() for scores in segments])
+    table["etv_15ms_se"] = [
+        np.sqrt((scores["etv_15ms_se"] ** 2).mean() / len(scores)) for scores in segments
+    ]
     recorded_hz = table["recorded_hz"]
     table["rate_error"] = table["rate_hz"] / recorded_hz.where(recorded_hz > 0) - 1
     return table
@@ -130,7 +134,8 @@ def segment_scores(trains: np.ndarray, predicted: Prediction, dt_ms: float) -> d
     """Score a prediction against recorded trains [R, T].
 
     Returns:
-        Rates in Hz; raw and normalised ETV of the trials' mean at three σ; Γ ± 4 ms of single
+        Rates in Hz; raw and normalised ETV of the trials' mean at three σ, at 15 ms with its
+        standard error; Γ ± 4 ms of single
         trials, and ± 2 ms relative to the neuron's own reliability; Md* ± 4 ms; normalised ETV at
         15 ms of single trials, of the neuron without noise, and of a recorded trial as a prediction
         of the others. What needs several recorded trials is NaN with one.
@@ -144,6 +149,7 @@ def segment_scores(trains: np.ndarray, predicted: Prediction, dt_ms: float) -> d
         for name, normalise in (("etv", True), ("raw_etv", False)):
             value = _explained(trains, mean, sigma, dt_ms, normalise)
             row[f"{name}_{sigma:g}ms"] = value
+    row["etv_15ms_se"] = etv_standard_error(trains, mean, 15.0, dt_ms)
     row["trial_etv_15ms"] = np.mean(
         [_explained(trains, x, 15.0, dt_ms, True) for x in predicted.trials]
     )

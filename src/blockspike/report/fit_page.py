@@ -15,6 +15,7 @@ NOTHING = "–"
 # Column of `fits.csv` without its part, meaning.
 _SCORES = {
     "etv_15ms": "normalised ETV, σ 15 ms",
+    "etv_15ms_se": "its standard error, from a jackknife over pieces of time",
     "null_etv_15ms": "null: a constant rate during the stimulus, σ 15 ms",
     "reliability_etv_15ms": "reliability: another trial of the neuron, σ 15 ms",
     "noiseless_etv_15ms": "neuron without noise, σ 15 ms",
@@ -67,7 +68,7 @@ PARAMETERS = {
     "dt_ms": ("dt", "time step", "ms"),
 }
 _TABLE_SCORES = {
-    "test_etv_15ms": "ETV", "test_null_etv_15ms": "null",
+    "test_etv_15ms": "ETV", "test_etv_15ms_se": "± s.e.", "test_null_etv_15ms": "null",
     "test_reliability_etv_15ms": "reliability",
     "test_gamma_4ms": "Γ", "test_recorded_hz": "recorded (Hz)", "test_rate_hz": "model (Hz)",
 }  # fmt: skip
