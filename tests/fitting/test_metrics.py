@@ -316,7 +316,8 @@ def test_the_standard_error_of_etv_is_the_spread_over_recordings(share):
     scores, errors = [], []
     for seed in range(60):
         random = np.random.default_rng(seed)
-        rate = 0.06 * (np.asarray(gaussian_filter1d(random.normal(size=6000), 20)) > 0.02)
+        smooth = np.asarray(gaussian_filter1d(random.normal(size=6000), 20), float)
+        rate = 0.06 * (smooth > 0.02)
         trials = random.random((4, 6000)) < rate
         model = (random.random((20, 6000)) < share * rate + 0.01).mean(0)
         scores.append(explained_temporal_variance(trials, model, 15.0, 0.5))
