@@ -327,6 +327,14 @@ def test_loggers(blockspike, tmp_path, logger):
     assert bool(list(run.rglob("events.out.*"))) == (logger in ("tensorboard", "many"))
 
 
+@pytest.mark.parametrize(
+    "optimizer", mostly_slow(["adamw", "radam", "sgd"], lambda x: x == "adamw")
+)
+def test_optimisers(blockspike, tmp_path, optimizer):
+    blockspike("train", *SMALL, "debug=fast", f"optimizer={optimizer}")
+    assert optimizer in read_json(one_run(tmp_path) / "result.json")["optimizer._target_"].lower()
+
+
 def test_evaluate_and_figures(blockspike, tmp_path):
     blockspike("train", *SMALL, "trainer.max_epochs=1")
     run = one_run(tmp_path)

@@ -67,6 +67,11 @@ def build_fit(cfg: DictConfig, n_cells: int, dt_ms: float) -> NeuronFittingModul
         options["escape_noise"] = True
     if (cfg.optimizer.get("_target_") == _BFGS) != (cfg.fit.loss == "likelihood"):
         raise ValueError("optimizer: expected bfgs for fit=likelihood, and another for other fits")
+    if weight_decay := cfg.optimizer.get("weight_decay"):
+        raise ValueError(
+            "optimizer.weight_decay: expected 0 for a fit, whose neurons' parameters it would pull "
+            f"to 0, got {weight_decay}"
+        )
     return NeuronFittingModule(
         make(n_cells, **options),
         _instantiate(cfg.optimizer, "optimizer"),

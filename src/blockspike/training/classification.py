@@ -18,6 +18,7 @@ from blockspike.networks.classifier import ClassifierOutput, SpikingClassifier
 from blockspike.networks.pieces import PiecewiseOutput, run_in_pieces
 from blockspike.neurons import NotFiniteError
 from blockspike.neurons.events import EventBatch
+from blockspike.training.parameter_groups import make_optimizer
 
 Batch = tuple[EventBatch, Tensor]
 Output = ClassifierOutput | PiecewiseOutput
@@ -33,7 +34,7 @@ class ClassificationModule(pl.LightningModule):
         network: the classifier.
         n_classes: number of classes, for the accuracy.
         dt_ms: length of a step, for firing rates in Hz.
-        optimizer: makes the optimiser from the parameters.
+        optimizer: makes the optimiser from the parameters; see `make_optimizer`.
         scheduler: makes a learning-rate scheduler, stepped once an epoch; None = constant rate.
         label_smoothing: share of each training target that is spread evenly over the classes;
             logged losses are plain cross-entropies.
@@ -174,7 +175,8 @@ class ClassificationModule(pl.LightningModule):
 
     def configure_optimizers(self) -> Any:
         """Make the optimiser of the trainable parameters, and the scheduler if there is one."""
-        optimizer = self.make_optimizer([p for p in self.parameters() if p.requires_grad])
+        trained = {n: p for n, p in self.network.named_parameters() if p.requires_grad}
+        optimizer = make_optimizer(self.make_optimizer, trained)
         if self.make_scheduler is None:
             return optimizer
         scheduler = self.make_scheduler(optimizer)
