@@ -22,6 +22,7 @@ def content(*overrides: str, command: str = "train") -> dict[str, Any]:
     [
         ("optimizer.fused=null", "optimizer.fused=true"),
         ("training.recompute_steps=null", "training.recompute_steps=5"),
+        ("training.lr_factors=null", "training.lr_factors={beta:0.1}"),
         ("trainer.precision=32-true", "trainer.precision=bf16-mixed"),
     ],
 )

@@ -55,11 +55,14 @@ def fit(
     folder=None,
     train_b: bool = True,
     max_delay: int = 0,
+    lr_factors: dict[str, float] | None = None,
 ):
     pl.seed_everything(0, verbose=False)
     neurons: dict[str, Any] = {"b": 1.0, "train_b": train_b, "max_delay": max_delay}
     network = SpikingClassifier(N_INPUTS, 2, 16, 1, dt_ms=1.0, arp_ms=2.0, **neurons)
-    module = ClassificationModule(network, 2, 1.0, partial(torch.optim.Adam, lr=lr))
+    module = ClassificationModule(
+        network, 2, 1.0, partial(torch.optim.Adam, lr=lr), lr_factors=lr_factors
+    )
     trainer = pl.Trainer(
         accelerator="cpu", max_epochs=max_epochs, logger=False,
         callbacks=[*callbacks, *([MetricsFile(folder)] if folder else [])],
@@ -109,7 +112,7 @@ class Record(pl.Callback):
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
         if batch_idx == 0:
             self.start.append(pl_module.get_parameter("network.readout.weight").detach().clone())
-            self.lr.append(trainer.optimizers[0].param_groups[0]["lr"])
+            self.lr.append([group["lr"] for group in trainer.optimizers[0].param_groups])
             self.n_state = len(trainer.optimizers[0].state)
             if trainer.current_epoch == 4:
                 self.state_at_milestone = self.n_state

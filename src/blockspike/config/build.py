@@ -144,7 +144,7 @@ def build_module(cfg: DictConfig, data: EventDataModule) -> ClassificationModule
         _instantiate(cfg.optimizer, "optimizer"),
         scheduler,
         label_smoothing=cfg.label_smoothing,
-        **cfg.get("training", {}),  # not in older configurations
+        **(plain(cfg.training) if "training" in cfg else {}),  # not in older configurations
         seed=cfg.seed,
     )
 

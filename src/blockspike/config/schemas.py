@@ -116,6 +116,7 @@ class TrainingSchema:
     membrane_penalty: float = 0.0
     recompute_steps: int | None = None
     truncate_steps: int | None = None
+    lr_factors: Any = None  # of patterns; OmegaConf has no optional dict that an override fills
 
 
 @dataclasses.dataclass

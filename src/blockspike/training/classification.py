@@ -1,7 +1,7 @@
 """The Lightning module that trains a spiking classifier."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, cast
 
 import numpy as np
@@ -18,7 +18,12 @@ from blockspike.networks.classifier import ClassifierOutput, SpikingClassifier
 from blockspike.networks.pieces import PiecewiseOutput, run_in_pieces
 from blockspike.neurons import NotFiniteError
 from blockspike.neurons.events import EventBatch
-from blockspike.training.parameter_groups import make_optimizer
+from blockspike.training.parameter_groups import (
+    check_factors,
+    make_optimizer,
+    make_scheduler,
+    pattern_of,
+)
 
 Batch = tuple[EventBatch, Tensor]
 Output = ClassifierOutput | PiecewiseOutput
@@ -43,11 +48,13 @@ class ClassificationModule(pl.LightningModule):
         recompute_steps: length of the pieces that are simulated again in backward, see
             `run_in_pieces`; None = in one piece.
         truncate_steps: the same, with gradients that stop where pieces meet.
+        lr_factors: factors of the learning rate by patterns of the parameters' names, such as
+            {"beta": 0.1, "layers.0.*": 0.5}; see `pattern_of`. Schedulers keep the ratios.
         seed: seed of the dropout, together with epoch and process.
 
     Raises:
         ValueError: label_smoothing is not in [0, 1), a number of steps is below 1, both are given,
-            or membrane_penalty is negative.
+            membrane_penalty is negative, or a pattern matches no trained parameter.
 
     Examples:
         >>> from functools import partial
@@ -71,6 +78,7 @@ class ClassificationModule(pl.LightningModule):
         membrane_penalty: float = 0.0,
         recompute_steps: int | None = None,
         truncate_steps: int | None = None,
+        lr_factors: Mapping[str, float] | None = None,
         seed: int = 0,
     ):
         super().__init__()
@@ -105,6 +113,8 @@ class ClassificationModule(pl.LightningModule):
                 cast(Any, layer).membrane_gradient = True
         self.seed = seed
         self.network = network
+        self.lr_factors = check_factors(lr_factors)
+        pattern_of(self._trained(), self.lr_factors)
         self.dt_ms = dt_ms
         self.make_optimizer = optimizer
         self.make_scheduler = scheduler
@@ -175,13 +185,15 @@ class ClassificationModule(pl.LightningModule):
 
     def configure_optimizers(self) -> Any:
         """Make the optimiser of the trainable parameters, and the scheduler if there is one."""
-        trained = {n: p for n, p in self.network.named_parameters() if p.requires_grad}
-        optimizer = make_optimizer(self.make_optimizer, trained)
+        optimizer = make_optimizer(self.make_optimizer, self._trained(), self.lr_factors)
         if self.make_scheduler is None:
             return optimizer
-        scheduler = self.make_scheduler(optimizer)
+        scheduler = make_scheduler(self.make_scheduler, optimizer)
         # the monitor is for schedulers that wait for a plateau
         return {"optimizer": optimizer, "lr_scheduler": scheduler, "monitor": "val/loss"}
+
+    def _trained(self) -> dict[str, torch.nn.Parameter]:
+        return {n: p for n, p in self.network.named_parameters() if p.requires_grad}
 
     def transfer_batch_to_device(
         self, batch: Batch, device: torch.device, dataloader_idx: int
