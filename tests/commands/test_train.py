@@ -106,8 +106,12 @@ def kill_when(process: subprocess.Popen, condition, seconds: float = 90) -> None
 @pytest.mark.slow
 def test_a_killed_run_resumes_to_identical_bits(blockspike, tmp_path, data_dir):
     args = (*SMALL, "trainer.max_epochs=4", "data.pixel_shift=1", "scheduler=cosine")
-    args += ("callbacks=reload_best", "callbacks.reload_best.milestone=3")
+    args += (
+        "callbacks=[reload_best,early_stopping,lr_monitor]",
+        "callbacks.reload_best.milestone=3",
+    )
     args += ("network.dropout=0.2", "model.max_delay=3")
+    args += ("optimizer=adamw", "training.lr_factors={beta:0.5,delays.*:2}")
     killed, whole = tmp_path / "killed", tmp_path / "whole"
     process = start(killed, data_dir, "train", *args)
     outputs = killed / "outputs"
@@ -236,6 +240,11 @@ def test_a_folder_in_use_is_refused(blockspike, tmp_path, data_dir):
         ("trainer.max_epoch=3", ("max_epoch",)),
         ("threads=0", ("threads", "0")),
         ("label_smoothing=1", ("label_smoothing", "1", "< 1")),
+        (
+            "callbacks=early_stopping callbacks.early_stopping.monitor=test/loss",
+            ("callbacks.early_stopping.monitor: expected a training", "test/loss"),
+        ),
+        ("callbacks=[early_stopping,nothing]", ("callbacks/nothing",)),
         ("callbacks=nothing", ("callbacks/nothing",)),
         ("seed=-1", ("seed: expected", "-1")),
         ("seed=4294967296", ("seed: expected", "4294967295")),
@@ -248,6 +257,10 @@ def test_a_folder_in_use_is_refused(blockspike, tmp_path, data_dir):
             "+callbacks.stop._target_=pytorch_lightning.callbacks.EarlyStopping "
             "+callbacks.stop.monitor=test_each_epoch/loss",
             ("callbacks.stop.monitor: expected", "test_each_epoch/loss"),
+        ),
+        (
+            "training.lr_factors={alpha:1}",
+            ("lr_factors.alpha: expected", "layers.0.recurrent_weight"),
         ),
         ("trainer.precision=16-mixed", ("trainer.precision: expected 32-true", "16-mixed")),
         ("trainer.precision=bf16-true", ("trainer.precision: expected 32-true", "bf16-true")),
@@ -333,6 +346,27 @@ def test_loggers(blockspike, tmp_path, logger):
 def test_optimisers(blockspike, tmp_path, optimizer):
     blockspike("train", *SMALL, "debug=fast", f"optimizer={optimizer}")
     assert optimizer in read_json(one_run(tmp_path) / "result.json")["optimizer._target_"].lower()
+
+
+def test_a_resumed_run_keeps_its_patience(blockspike, tmp_path):
+    """Without learning, the first epoch stays the best: the third is the last."""
+    args = ("train", *SMALL, "trainer.max_epochs=5", "optimizer=adamw", "optimizer.lr=1e-12")
+    args += ("callbacks=[early_stopping,lr_monitor]", "callbacks.early_stopping.patience=2")
+    blockspike(*args)
+    whole, run = results(tmp_path), one_run(tmp_path)
+    assert len(read_metrics(run / "metrics.csv")) == 3
+    (run / "result.json").unlink()  # as if killed after the last epoch
+    assert "continued after epoch 3" in blockspike(*args).stdout
+    assert not differences(results(tmp_path), whole)
+    (run / "result.json").unlink()  # as if killed in the last epoch
+    (run / "checkpoints" / "previous.ckpt").replace(run / "checkpoints" / "last.ckpt")
+    assert "continued after epoch 2" in blockspike(*args).stdout
+    assert not differences(results(tmp_path), whole)
+
+
+def test_the_network_is_summarised(blockspike):
+    done = blockspike("train", *SMALL, "debug=fast", "callbacks=model_summary")
+    assert "network.layers.1" in done.stdout and "Trainable params" in done.stdout
 
 
 def test_evaluate_and_figures(blockspike, tmp_path):

@@ -40,3 +40,10 @@ def test_places_and_display_are_no_content():
     places = ("output_dir=elsewhere", "data_dir=elsewhere", "progress=false", "threads=1")
     assert content(*places) == content()
     assert content("seed=7") != content()
+
+
+@pytest.mark.parametrize(("monitor", "mode"), [("val/accuracy", "max"), ("val/loss", "min")])
+def test_early_stopping_follows_the_monitor(monitor, mode):
+    callback = content("callbacks=early_stopping", f"monitor={monitor}")["callbacks"]
+    assert callback["early_stopping"]["monitor"] == monitor
+    assert callback["early_stopping"]["mode"] == mode

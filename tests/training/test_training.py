@@ -13,7 +13,13 @@ from blockspike.networks.classifier import SpikingClassifier
 from blockspike.networks.layers import ALIFLayer
 from blockspike.neurons import alif
 from blockspike.neurons.events import EventBatch
-from blockspike.training.callbacks import EpochLines, ReloadBestAtMilestone, Throughput
+from blockspike.training.callbacks import (
+    EarlyStopping,
+    EpochLines,
+    LearningRates,
+    ReloadBestAtMilestone,
+    Throughput,
+)
 from blockspike.training.classification import ClassificationModule
 from blockspike.training.linear_baseline import linear_baseline
 from blockspike.training.metrics_file import MetricsFile, read_metrics
@@ -124,12 +130,34 @@ class Record(pl.Callback):
 
 def test_milestone_reloads_the_best_model_with_a_fresh_optimiser():
     record = Record()
-    fit([ReloadBestAtMilestone(milestone=4, factor=0.1), record], lr=0.2)
+    fit([ReloadBestAtMilestone(milestone=4, factor=0.1), record], lr=0.2, lr_factors={"beta": 0.5})
     best = min(range(4), key=lambda e: record.losses[e])
     assert torch.equal(record.start[4], record.after[best])
     assert record.state_at_milestone == 0
-    assert record.lr[:4] == [0.2] * 4
-    assert record.lr[4:] == pytest.approx([0.02] * 4)
+    assert record.lr[:4] == [[0.2, 0.1]] * 4
+    assert record.lr[4:] == [pytest.approx([0.02, 0.01])] * 4
+
+
+def test_a_training_ends_when_patience_is_exhausted(tmp_path):
+    _, trainer = fit([EarlyStopping("val/loss", "min", patience=2)], lr=0.0, folder=tmp_path)
+    assert trainer.current_epoch == len(read_metrics(tmp_path / "metrics.csv")) == 3
+    _, trainer = fit([EarlyStopping("val/loss", "min", patience=2)], lr=0.02, max_epochs=4)
+    assert trainer.current_epoch == 4
+
+
+@pytest.mark.parametrize("value", [{"patience": 0}, {"min_delta": -1.0}])
+def test_bad_early_stopping_is_refused(value):
+    with pytest.raises(ValueError, match=f"{next(iter(value))}: expected .* ≥ "):
+        EarlyStopping("val/loss", "min", **value)
+
+
+def test_learning_rates_are_logged(tmp_path):
+    fit([LearningRates()], max_epochs=2, lr=0.02, folder=tmp_path)
+    assert read_metrics(tmp_path / "metrics.csv")["lr"].tolist() == pytest.approx([0.02] * 2)
+    (tmp_path / "two").mkdir()
+    fit([LearningRates()], max_epochs=1, folder=tmp_path / "two", lr_factors={"beta": 0.5})
+    rates = read_metrics(tmp_path / "two" / "metrics.csv").filter(like="lr/").iloc[0]
+    assert dict(rates) == {"lr/others": pytest.approx(0.02), "lr/beta": pytest.approx(0.01)}
 
 
 def test_milestone_must_be_an_epoch():

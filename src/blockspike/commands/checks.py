@@ -30,6 +30,8 @@ def check_training(cfg: DictConfig) -> None:
             f"monitor: expected {' or '.join(MONITORS)}, since models are chosen on validation "
             f"data, got {cfg.monitor!r}"
         )
+    if is_fit(cfg) and "early_stopping" in (cfg.callbacks or {}):
+        raise ValueError("callbacks: expected fit.patience=… for a fit, got early_stopping")
     for name, callback in (cfg.callbacks or {}).items():
         monitor = callback.get("monitor") if isinstance(callback, DictConfig) else None
         if str(monitor).startswith("test"):

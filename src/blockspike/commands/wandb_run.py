@@ -30,7 +30,7 @@ from blockspike.training.metrics_file import read_metrics
 Mode = Literal["online", "offline", "disabled"]
 _LONGEST_NAME = 128  # characters that the server takes
 _N_BINS = 32
-_BY_EPOCH = ("train/*", "val/*", "time/*", "test_each_epoch/*")
+_BY_EPOCH = ("train/*", "val/*", "time/*", "test_each_epoch/*", "lr", "lr/*")
 _BEST = {"val/accuracy": "max", "val/loss": "min"}
 
 

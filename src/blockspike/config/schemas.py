@@ -28,6 +28,7 @@ from blockspike.fitting.population import NeuronPopulation, PaperPopulation, Phy
 from blockspike.fitting.synthetic_cells import SyntheticCells
 from blockspike.networks.classifier import SpikingClassifier
 from blockspike.networks.layers import AdLIFLayer, ALIFLayer, LayerOptions, NeuronLayer
+from blockspike.training.callbacks import mode_of
 
 _DATA = {
     "nmnist": NMNISTDataModule,
@@ -264,6 +265,7 @@ def register_schemas() -> None:
     store.store(group="fit", name="schema", node=fit)
     OmegaConf.register_new_resolver("folder_name", _folder_name, replace=True)
     OmegaConf.register_new_resolver("cores", _cores, replace=True)
+    OmegaConf.register_new_resolver("mode_of", mode_of, replace=True)
     OmegaConf.register_new_resolver("stem", lambda path: Path(path).stem, replace=True)
 
 
