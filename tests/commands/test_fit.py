@@ -229,6 +229,8 @@ def test_an_interrupted_fit_resumes_to_identical_bits(blockspike, tmp_path, cell
         ((*ONE_CELL, "fit=likelihood", "optimizer=adam"), "optimizer: expected bfgs"),
         ((*ONE_CELL, "optimizer=bfgs"), "optimizer: expected bfgs"),
         ((*ONE_CELL, "optimizer=adamw"), "optimizer.weight_decay: expected 0 for a fit"),
+        ((*ONE_CELL, "trainer.gradient_clip_val=1"), "expected null for a fit"),
+        ((*ONE_CELL, "trainer.accumulate_grad_batches=2"), "expected 1 for a fit"),
         ((*ONE_CELL, "callbacks=early_stopping"), "callbacks: expected fit.patience"),
     ],
 )

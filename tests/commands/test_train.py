@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import torch
 
 from blockspike.files import read_json, write_json
 from blockspike.runs.run import flatten
@@ -111,6 +112,7 @@ def test_a_killed_run_resumes_to_identical_bits(blockspike, tmp_path, data_dir):
         "callbacks.reload_best.milestone=3",
     )
     args += ("network.dropout=0.2", "model.max_delay=3")
+    args += ("trainer.accumulate_grad_batches=2", "trainer.gradient_clip_val=1")
     args += ("optimizer=adamw", "training.lr_factors={beta:0.5,delays.*:2}")
     killed, whole = tmp_path / "killed", tmp_path / "whole"
     process = start(killed, data_dir, "train", *args)
@@ -224,7 +226,8 @@ def test_a_folder_in_use_is_refused(blockspike, tmp_path, data_dir):
     ("override", "words"),
     [
         ("network.n_hiden=3", ("n_hiden",)),
-        ("network.n_hidden=many", ("network.n_hidden", "many", "Integer")),
+        ("network.n_hidden=many", ("n_hidden: expected an integer", "got 'many'")),
+        ("network.n_hidden=[8,8,8]", ("n_hidden: expected 2 numbers", "set n_layers=3")),
         ("data=mnist", ("data/mnist", "nmnist_sample")),
         (
             "data.path=nowhere.h5 data.raw=nowhere",
@@ -262,6 +265,12 @@ def test_a_folder_in_use_is_refused(blockspike, tmp_path, data_dir):
             "training.lr_factors={alpha:1}",
             ("lr_factors.alpha: expected", "layers.0.recurrent_weight"),
         ),
+        ("trainer.gradient_clip_val=0", ("trainer.gradient_clip_val: expected", "> 0", "got 0")),
+        (
+            "trainer.gradient_clip_algorithm=max",
+            ("trainer.gradient_clip_algorithm", "value", "max"),
+        ),
+        ("trainer.accumulate_grad_batches=0", ("trainer.accumulate_grad_batches", "≥ 1", "0")),
         ("trainer.precision=16-mixed", ("trainer.precision: expected 32-true", "16-mixed")),
         ("trainer.precision=bf16-true", ("trainer.precision: expected 32-true", "bf16-true")),
     ],
@@ -346,6 +355,29 @@ def test_loggers(blockspike, tmp_path, logger):
 def test_optimisers(blockspike, tmp_path, optimizer):
     blockspike("train", *SMALL, "debug=fast", f"optimizer={optimizer}")
     assert optimizer in read_json(one_run(tmp_path) / "result.json")["optimizer._target_"].lower()
+
+
+@pytest.mark.parametrize("algorithm", mostly_slow(["norm", "value"], lambda x: x == "value"))
+def test_gradients_are_clipped(blockspike, tmp_path, algorithm):
+    args = ("train", *SMALL, "optimizer=sgd", "optimizer.momentum=0", "debug=fast")
+    args += ("trainer.limit_train_batches=1", "trainer.gradient_clip_val=1e-3")
+    weights = []
+    for lr in ("0", "1"):
+        folder = f"output_dir={lr}/outputs"
+        blockspike(
+            *args, f"trainer.gradient_clip_algorithm={algorithm}", f"optimizer.lr={lr}", folder
+        )
+        state = load_plain(one_run(tmp_path / lr) / "checkpoints" / "last.ckpt")["state_dict"]
+        weights.append(torch.cat([x.double().flatten() for x in state.values()]))
+    step = weights[1] - weights[0]
+    largest = step.norm() if algorithm == "norm" else step.abs().max()
+    assert float(largest) == pytest.approx(1e-3, rel=1e-3)
+
+
+def test_gradients_of_several_batches_make_a_step(blockspike, tmp_path):
+    blockspike("train", *SMALL, "debug=fast", "trainer.accumulate_grad_batches=2")
+    run = one_run(tmp_path)
+    assert load_plain(run / "checkpoints" / "last.ckpt")["global_step"] == 1
 
 
 def test_a_resumed_run_keeps_its_patience(blockspike, tmp_path):

@@ -23,6 +23,8 @@ def content(*overrides: str, command: str = "train") -> dict[str, Any]:
         ("optimizer.fused=null", "optimizer.fused=true"),
         ("training.recompute_steps=null", "training.recompute_steps=5"),
         ("training.lr_factors=null", "training.lr_factors={beta:0.1}"),
+        ("trainer.accumulate_grad_batches=1", "trainer.accumulate_grad_batches=2"),
+        ("trainer.gradient_clip_algorithm=null", "trainer.gradient_clip_algorithm=value"),
         ("trainer.precision=32-true", "trainer.precision=bf16-mixed"),
     ],
 )

@@ -13,9 +13,9 @@ def check_training(cfg: DictConfig) -> None:
     """Check the settings of a run before it starts.
 
     Raises:
-        ValueError: the seed or the number of epochs is out of range, the precision is not
-            supported everywhere, or test data would choose the model or stop training. The
-            message names the key.
+        ValueError: the seed, the number of epochs or an option of the gradient is out of range, the
+            precision is not supported everywhere, or test data would choose the model or stop
+            training. The message names the key.
     """
     if not 0 <= cfg.seed <= _LARGEST_SEED:
         raise ValueError(f"seed: expected an integer from 0 to {_LARGEST_SEED}, got {cfg.seed}")
@@ -25,6 +25,7 @@ def check_training(cfg: DictConfig) -> None:
     if is_fit(cfg) and cfg.n_bootstrap < 0:
         raise ValueError(f"n_bootstrap: expected an integer ≥ 0, got {cfg.n_bootstrap}")
     _check_precision(cfg)
+    _check_gradient(cfg)
     if not is_fit(cfg) and cfg.monitor not in MONITORS:
         raise ValueError(
             f"monitor: expected {' or '.join(MONITORS)}, since models are chosen on validation "
@@ -51,3 +52,30 @@ def _check_precision(cfg: DictConfig) -> None:
         )
     if precision == "64-true" and cfg.trainer.accelerator == "mps":
         raise ValueError("trainer.precision: expected 32-true or bf16-mixed on mps, got '64-true'")
+
+
+def _check_gradient(cfg: DictConfig) -> None:
+    """Check options for which Lightning is silent, or refuses only when the trainer is made."""
+    value = cfg.trainer.get("gradient_clip_val")
+    if value is not None and (not isinstance(value, int | float) or not value > 0):
+        raise ValueError(f"trainer.gradient_clip_val: expected a number > 0 or null, got {value!r}")
+    algorithm = cfg.trainer.get("gradient_clip_algorithm")
+    if algorithm not in (None, "norm", "value"):
+        raise ValueError(
+            f"trainer.gradient_clip_algorithm: expected norm, value or null, got {algorithm!r}"
+        )
+    n_batches = cfg.trainer.get("accumulate_grad_batches", 1)
+    if type(n_batches) is not int or n_batches < 1:
+        raise ValueError(
+            f"trainer.accumulate_grad_batches: expected an integer ≥ 1, got {n_batches!r}"
+        )
+    if is_fit(cfg) and value is not None:
+        raise ValueError(
+            "trainer.gradient_clip_val: expected null for a fit, whose fit.gradient_clip clips the "
+            f"gradient of each start, got {value}"
+        )
+    if is_fit(cfg) and n_batches > 1:
+        raise ValueError(
+            "trainer.accumulate_grad_batches: expected 1 for a fit, whose data are one batch, "
+            f"got {n_batches}"
+        )

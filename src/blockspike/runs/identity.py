@@ -9,6 +9,11 @@ from omegaconf import DictConfig, OmegaConf
 # Keys that may differ between two starts of one run: places and display.
 _NOT_CONTENT = ("output_dir", "data_dir", "run_dir", "logger", "progress", "threads", "replay")
 
+# Defaults of keys of the trainer that older configurations lack.
+_OF_TRAINER = {
+    "precision": "32-true", "gradient_clip_algorithm": None, "accumulate_grad_batches": 1,
+}  # fmt: skip
+
 
 def content_of(cfg: DictConfig) -> dict[str, Any]:
     """Resolved configuration without the keys that do not change a result."""
@@ -16,9 +21,10 @@ def content_of(cfg: DictConfig) -> dict[str, Any]:
     for key in _NOT_CONTENT:
         content.pop(key, None)
     content["data"].pop("download", None)
-    if content["trainer"].get("precision") == "32-true":  # the default, not in older configurations
-        del content["trainer"]["precision"]
-    # Options that are off are not in older configurations either.
+    # Defaults and options that are off are not in older configurations.
+    for key, default in _OF_TRAINER.items():
+        if content["trainer"].get(key) == default:
+            content["trainer"].pop(key, None)
     if content.get("optimizer") and content["optimizer"].get("fused") is None:
         content["optimizer"].pop("fused", None)
     if not content.get("n_bootstrap"):
