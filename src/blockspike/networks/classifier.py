@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from itertools import pairwise
@@ -116,6 +116,26 @@ class ClassifierOutput:
         return mean_over_views(self.scores, n_samples)
 
 
+def hidden_sizes(n_hidden: int | Sequence[int], n_layers: int) -> list[int]:
+    """Number of neurons in each of `n_layers` hidden layers; arguments of `SpikingClassifier`.
+
+    Raises:
+        ValueError: a number is no integer ≥ 1, or a list has another length.
+    """
+    if isinstance(n_hidden, Sequence) and not isinstance(n_hidden, str):
+        expected, sizes = "integers ≥ 1", list(n_hidden)
+    else:
+        expected, sizes = "an integer ≥ 1", [n_hidden] * n_layers
+    if not all(type(n) is int and n >= 1 for n in sizes):
+        raise ValueError(f"n_hidden: expected {expected}, got {n_hidden!r}")
+    if len(sizes) != n_layers:
+        raise ValueError(
+            f"n_hidden: expected {n_layers} numbers for n_layers={n_layers}, got {sizes}; "
+            f"set n_layers={len(sizes)}"
+        )
+    return sizes
+
+
 def mean_over_views(scores: Tensor, n_samples: int) -> Tensor:
     """See `ClassifierOutput.mean_over_views`."""
     return scores.unflatten(0, (-1, n_samples)).mean(0)
@@ -126,7 +146,7 @@ class SpikingClassifier(nn.Module):
 
     Args:
         n_inputs, n_classes: number of input units and of classes.
-        n_hidden: neurons in each hidden layer.
+        n_hidden: neurons in each hidden layer, or a list with the number in each.
         n_layers: number of hidden layers.
         dt_ms: length of a step in ms.
         tau_membrane_ms, train_beta: see `ALIFLayer`; apply to hidden layers and readout.
@@ -157,7 +177,7 @@ class SpikingClassifier(nn.Module):
         self,
         n_inputs: int,
         n_classes: int,
-        n_hidden: int = 256,
+        n_hidden: int | Sequence[int] = 256,
         n_layers: int = 2,
         *,
         dt_ms: float,
@@ -171,7 +191,8 @@ class SpikingClassifier(nn.Module):
         **neurons,
     ):
         super().__init__()
-        check_counts(n_inputs=n_inputs, n_classes=n_classes, n_hidden=n_hidden, n_layers=n_layers)
+        check_counts(n_inputs=n_inputs, n_classes=n_classes, n_layers=n_layers)
+        sizes = hidden_sizes(n_hidden, n_layers)
         check_choice("scores", scores, get_args(Scores))
         if not 0 <= dropout < 1:
             raise ValueError(f"dropout: expected 0 ≤ x < 1, got {dropout}")
@@ -185,11 +206,10 @@ class SpikingClassifier(nn.Module):
             "synapses": synapses,
         }
         make = layer or partial(ALIFLayer, **{**shared, **neurons})
-        sizes = [n_inputs] + [n_hidden] * n_layers
         self.layers = nn.ModuleList(
-            make(n_in, n_out, dt_ms=dt_ms) for n_in, n_out in pairwise(sizes)
+            make(n_in, n_out, dt_ms=dt_ms) for n_in, n_out in pairwise([n_inputs, *sizes])
         )
-        self.readout = LeakyReadout(n_hidden, n_classes, dt_ms=dt_ms, **shared)
+        self.readout = LeakyReadout(sizes[-1], n_classes, dt_ms=dt_ms, **shared)
         self.scores: Scores = scores
         self.dropout = dropout
         self.input_events = input_events
