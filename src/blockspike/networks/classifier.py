@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from blockspike.networks.bounded import BoundedParameters
 from blockspike.networks.delays import Delays
+from blockspike.networks.initialisation import Init, RecurrentInit, initialise_
 from blockspike.networks.layers import (
     ALIFLayer,
     LeakyReadout,
@@ -153,6 +154,8 @@ class SpikingClassifier(nn.Module):
         scores: how the readout's membrane gives the class scores: its sum over time, its mean, or
             the sum of its softmax over classes at each step (Bittar & Garner 2022).
         dropout: share of hidden spikes that are dropped on the way to the next layer in training.
+        init: rule by which input weights are drawn; "default" is each layer's own, see `ALIFLayer`.
+        recurrent_init: the same for recurrent weights.
         input_events: total that the events of each sample are scaled to, so that loud and quiet
             recordings weigh the same; None = no scaling.
         synapses: see `synaptic_current`.
@@ -185,6 +188,8 @@ class SpikingClassifier(nn.Module):
         train_beta: bool = True,
         scores: Scores = "sum",
         dropout: float = 0.0,
+        init: Init = "default",
+        recurrent_init: RecurrentInit = "default",
         input_events: float | None = None,
         synapses: SynapseMode = "auto",
         layer: MakeLayer | None = None,
@@ -194,6 +199,8 @@ class SpikingClassifier(nn.Module):
         check_counts(n_inputs=n_inputs, n_classes=n_classes, n_layers=n_layers)
         sizes = hidden_sizes(n_hidden, n_layers)
         check_choice("scores", scores, get_args(Scores))
+        check_choice("init", init, get_args(Init))
+        check_choice("recurrent_init", recurrent_init, get_args(RecurrentInit))
         if not 0 <= dropout < 1:
             raise ValueError(f"dropout: expected 0 ≤ x < 1, got {dropout}")
         if input_events is not None and not input_events > 0:
@@ -210,6 +217,7 @@ class SpikingClassifier(nn.Module):
             make(n_in, n_out, dt_ms=dt_ms) for n_in, n_out in pairwise([n_inputs, *sizes])
         )
         self.readout = LeakyReadout(sizes[-1], n_classes, dt_ms=dt_ms, **shared)
+        initialise_([*self.layers, self.readout], init, recurrent_init)
         self.scores: Scores = scores
         self.dropout = dropout
         self.input_events = input_events

@@ -9,10 +9,18 @@ from omegaconf import DictConfig, OmegaConf
 # Keys that may differ between two starts of one run: places and display.
 _NOT_CONTENT = ("output_dir", "data_dir", "run_dir", "logger", "progress", "threads", "replay")
 
-# Defaults of keys of the trainer that older configurations lack.
-_OF_TRAINER = {
-    "precision": "32-true", "gradient_clip_algorithm": None, "accumulate_grad_batches": 1,
-}  # fmt: skip
+# Option → its value when it is off. Older configurations lack it, so it is then no content.
+_OFF = {
+    ("trainer", "precision"): "32-true",
+    ("trainer", "gradient_clip_algorithm"): None,
+    ("trainer", "accumulate_grad_batches"): 1,
+    ("optimizer", "fused"): None,
+    ("network", "init"): "default",
+    ("network", "recurrent_init"): "default",
+    ("data", "electrode"): None,
+    ("data", "noise"): "membrane",  # of synthetic cells
+    ("data", "neuron"): "alif",  # of synthetic cells
+}
 
 
 def content_of(cfg: DictConfig) -> dict[str, Any]:
@@ -21,22 +29,14 @@ def content_of(cfg: DictConfig) -> dict[str, Any]:
     for key in _NOT_CONTENT:
         content.pop(key, None)
     content["data"].pop("download", None)
-    # Defaults and options that are off are not in older configurations.
-    for key, default in _OF_TRAINER.items():
-        if content["trainer"].get(key) == default:
-            content["trainer"].pop(key, None)
-    if content.get("optimizer") and content["optimizer"].get("fused") is None:
-        content["optimizer"].pop("fused", None)
+    for (node, key), off in _OFF.items():
+        part = content.get(node) or {}
+        if key in part and part[key] == off:
+            del part[key]
     if not content.get("n_bootstrap"):
         content.pop("n_bootstrap", None)
-    if content["data"].get("electrode") is None:
-        content["data"].pop("electrode", None)
-    if content["data"].get("noise") == "membrane":  # of synthetic cells
-        del content["data"]["noise"]
     if is_fit(cfg) and cfg.fit.get("loss") != "likelihood":
         content["population"].pop("escape_width", None)
-    if content["data"].get("neuron") == "alif":  # of synthetic cells
-        del content["data"]["neuron"]
     if content["data"].get("n_folds") is None:
         for key in ("n_folds", "fold"):
             content["data"].pop(key, None)
