@@ -113,6 +113,8 @@ def test_a_killed_run_resumes_to_identical_bits(blockspike, tmp_path, data_dir):
     )
     args += ("network.dropout=0.2", "model.max_delay=3")
     args += ("trainer.accumulate_grad_batches=2", "trainer.gradient_clip_val=1")
+    args += ("training.rate_upper_hz=5", "training.rate_upper_factor=1e-3")
+    args += ("network.init=kaiming_uniform", "network.n_hidden=[16,12]")
     args += ("optimizer=adamw", "training.lr_factors={beta:0.5,delays.*:2}")
     killed, whole = tmp_path / "killed", tmp_path / "whole"
     process = start(killed, data_dir, "train", *args)
@@ -265,6 +267,7 @@ def test_a_folder_in_use_is_refused(blockspike, tmp_path, data_dir):
             "training.lr_factors={alpha:1}",
             ("lr_factors.alpha: expected", "layers.0.recurrent_weight"),
         ),
+        ("training.rate_lower_hz=2", ("rate_lower_hz, rate_lower_factor: expected", "2.0 and 0")),
         ("trainer.gradient_clip_val=0", ("trainer.gradient_clip_val: expected", "> 0", "got 0")),
         (
             "trainer.gradient_clip_algorithm=max",

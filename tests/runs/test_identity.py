@@ -25,6 +25,7 @@ def content(*overrides: str, command: str = "train") -> dict[str, Any]:
         ("training.lr_factors=null", "training.lr_factors={beta:0.1}"),
         ("trainer.accumulate_grad_batches=1", "trainer.accumulate_grad_batches=2"),
         ("trainer.gradient_clip_algorithm=null", "trainer.gradient_clip_algorithm=value"),
+        ("training.rate_upper_factor=0", "training.rate_upper_factor=1"),
         ("network.init=default", "network.init=kaiming_uniform"),
         ("network.recurrent_init=default", "network.recurrent_init=orthogonal"),
         ("trainer.precision=32-true", "trainer.precision=bf16-mixed"),

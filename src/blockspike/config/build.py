@@ -20,6 +20,7 @@ from blockspike.neurons.surrogate import SURROGATES, Surrogate
 from blockspike.runs.identity import plain
 from blockspike.runs.processes import cluster_environment
 from blockspike.training.classification import ClassificationModule
+from blockspike.training.rate_penalty import RatePenalty
 
 _OF_HYDRA = ("_target_", "_partial_", "_convert_", "_recursive_")
 _Data = typing.TypeVar("_Data", bound=pl.LightningDataModule)
@@ -137,6 +138,9 @@ def build_module(cfg: DictConfig, data: EventDataModule) -> ClassificationModule
     """Build the Lightning module: network, optimiser and scheduler."""
     network = build_network(cfg, data)
     scheduler = _instantiate(cfg.scheduler, "scheduler") if cfg.scheduler else None
+    options = plain(cfg.training) if "training" in cfg else {}  # not in older configurations
+    of_rates = [key for key in options if key.startswith("rate_")]
+    rates = {key.removeprefix("rate_"): options.pop(key) for key in of_rates}
     return ClassificationModule(
         network,
         data.n_classes,
@@ -144,7 +148,8 @@ def build_module(cfg: DictConfig, data: EventDataModule) -> ClassificationModule
         _instantiate(cfg.optimizer, "optimizer"),
         scheduler,
         label_smoothing=cfg.label_smoothing,
-        **(plain(cfg.training) if "training" in cfg else {}),  # not in older configurations
+        rate_penalty=RatePenalty(**rates) if any(rates.values()) else None,
+        **options,
         seed=cfg.seed,
     )
 

@@ -117,6 +117,10 @@ class TrainingSchema:
     membrane_penalty: float = 0.0
     recompute_steps: int | None = None
     truncate_steps: int | None = None
+    rate_lower_hz: float | None = None
+    rate_lower_factor: float = 0.0
+    rate_upper_hz: float | None = None
+    rate_upper_factor: float = 0.0
     lr_factors: Any = None  # of patterns; OmegaConf has no optional dict that an override fills
 
 

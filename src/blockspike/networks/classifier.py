@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from itertools import pairwise
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 import torch
 from torch import Tensor, nn
@@ -108,6 +108,11 @@ class ClassifierOutput:
         """Mean of the spikes of each hidden layer, spikes per neuron and step."""
         return [spikes.mean() for spikes in self.spikes]
 
+    @property
+    def rates_by_neuron(self) -> list[Tensor]:
+        """Mean of the spikes over time, [B, n_hidden] for each hidden layer."""
+        return [spikes.mean(0) for spikes in self.spikes]
+
     def mean_over_views(self, n_samples: int) -> Tensor:
         """Mean scores over the views of each sample, [n_samples, n_classes].
 
@@ -123,10 +128,9 @@ def hidden_sizes(n_hidden: int | Sequence[int], n_layers: int) -> list[int]:
     Raises:
         ValueError: a number is no integer ≥ 1, or a list has another length.
     """
+    expected, sizes = "an integer ≥ 1", cast(list[int], [n_hidden] * n_layers)
     if isinstance(n_hidden, Sequence) and not isinstance(n_hidden, str):
         expected, sizes = "integers ≥ 1", list(n_hidden)
-    else:
-        expected, sizes = "an integer ≥ 1", [n_hidden] * n_layers
     if not all(type(n) is int and n >= 1 for n in sizes):
         raise ValueError(f"n_hidden: expected {expected}, got {n_hidden!r}")
     if len(sizes) != n_layers:

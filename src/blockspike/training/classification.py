@@ -24,6 +24,7 @@ from blockspike.training.parameter_groups import (
     make_scheduler,
     pattern_of,
 )
+from blockspike.training.rate_penalty import RatePenalty
 
 Batch = tuple[EventBatch, Tensor]
 Output = ClassifierOutput | PiecewiseOutput
@@ -48,6 +49,7 @@ class ClassificationModule(pl.LightningModule):
         recompute_steps: length of the pieces that are simulated again in backward, see
             `run_in_pieces`; None = in one piece.
         truncate_steps: the same, with gradients that stop where pieces meet.
+        rate_penalty: penalty on the hidden layers' firing rates, added to the training loss.
         lr_factors: factors of the learning rate by patterns of the parameters' names, such as
             {"beta": 0.1, "layers.0.*": 0.5}; see `pattern_of`. Schedulers keep the ratios.
         seed: seed of the dropout, together with epoch and process.
@@ -78,6 +80,7 @@ class ClassificationModule(pl.LightningModule):
         membrane_penalty: float = 0.0,
         recompute_steps: int | None = None,
         truncate_steps: int | None = None,
+        rate_penalty: RatePenalty | None = None,
         lr_factors: Mapping[str, float] | None = None,
         seed: int = 0,
     ):
@@ -113,6 +116,7 @@ class ClassificationModule(pl.LightningModule):
                 cast(Any, layer).membrane_gradient = True
         self.seed = seed
         self.network = network
+        self.rate_penalty = rate_penalty
         self.lr_factors = check_factors(lr_factors)
         pattern_of(self._trained(), self.lr_factors)
         self.dt_ms = dt_ms
@@ -153,13 +157,17 @@ class ClassificationModule(pl.LightningModule):
             loss = weight * self.training_loss(scores, labels)
         if output.membrane_power is not None:
             loss = loss + weight * self.membrane_penalty * output.membrane_power.mean()
+        if self.rate_penalty is not None:
+            rates_hz = [rates * 1000 / self.dt_ms for rates in output.rates_by_neuron]
+            loss = loss + weight * self.rate_penalty(rates_hz)
         return loss
 
     def _run(self, events: EventBatch | Tensor) -> Output:
         n_steps = self.recompute_steps or self.truncate_steps
         if n_steps is None:
             return self.network(events)
-        return run_in_pieces(self.network, events, n_steps, self.truncate_steps is not None)
+        truncate, by_neuron = self.truncate_steps is not None, self.rate_penalty is not None
+        return run_in_pieces(self.network, events, n_steps, truncate, by_neuron)
 
     def training_loss(self, scores: Tensor, labels: Tensor) -> Tensor:
         """Cross-entropy with label smoothing, for scores [B, n_classes] and labels [B]."""
