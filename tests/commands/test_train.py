@@ -267,6 +267,7 @@ def test_a_folder_in_use_is_refused(blockspike, tmp_path, data_dir):
             "training.lr_factors={alpha:1}",
             ("lr_factors.alpha: expected", "layers.0.recurrent_weight"),
         ),
+        (f"tags=[good,{'x' * 65}]", ("tags: expected words of 1 to 64 letters", "xxx")),
         ("training.rate_lower_hz=2", ("rate_lower_hz, rate_lower_factor: expected", "2.0 and 0")),
         ("trainer.gradient_clip_val=0", ("trainer.gradient_clip_val: expected", "> 0", "got 0")),
         (
@@ -397,6 +398,31 @@ def test_a_resumed_run_keeps_its_patience(blockspike, tmp_path):
     (run / "checkpoints" / "previous.ckpt").replace(run / "checkpoints" / "last.ckpt")
     assert "continued after epoch 2" in blockspike(*args).stdout
     assert not differences(results(tmp_path), whole)
+
+
+def test_a_run_has_tags_and_a_log(blockspike, tmp_path):
+    args = ("train", *SMALL, "trainer.max_epochs=2", "logger=tensorboard")
+    blockspike(*args, "tags=[pilot,figure 2]")
+    run = one_run(tmp_path)
+    assert "tags" not in run.parent.name
+    assert read_json(run / "result.json")["tags"] == ["pilot", "figure 2"]
+    assert any(b"pilot, figure 2" in file.read_bytes() for file in run.rglob("events.out.*"))
+    assert "tags" not in read_json(run / "content.json")
+    (run / "result.json").unlink()
+    (run / "checkpoints" / "previous.ckpt").replace(run / "checkpoints" / "last.ckpt")
+    blockspike(*args)  # the same run
+    lines = (run / "train.log").read_text().splitlines()
+    words = (
+        "train data=",
+        "epoch 1/2",
+        "epoch 2/2",
+        "done",
+        "train data=",
+        "continued after epoch 1",
+    )
+    assert [word for line in lines for word in {*words} if word in line][:6] == list(words)
+    assert lines[-1].endswith("done") and "test accuracy" in lines[-2]
+    assert "tags" not in read_json(run / "result.json")
 
 
 def test_the_network_is_summarised(blockspike):

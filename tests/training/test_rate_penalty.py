@@ -1,5 +1,7 @@
 """The penalty on firing rates, against its formula written out."""
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -46,7 +48,7 @@ def test_rates_within_the_bounds_cost_nothing():
     assert RatePenalty(lower_hz=21.0, lower_factor=2.0)([rates]).item() == pytest.approx(18.0)
 
 
-def losses_of(penalty: RatePenalty | None, stage: str, **options: int):
+def losses_of(penalty: RatePenalty | None, stage: str, **options: Any):
     """Loss of a batch, and the gradient of each parameter."""
     torch.manual_seed(0)
     network = SpikingClassifier(6, 2, [5, 4], dt_ms=2.0).double()

@@ -6,6 +6,7 @@ from blockspike.runs.identity import is_fit
 
 MONITORS = ("val/accuracy", "val/loss")
 PRECISIONS = ("32-true", "64-true", "bf16-mixed")
+_LONGEST_TAG = 64  # letters that wandb takes
 _LARGEST_SEED = 2**32 - 1  # NumPy's
 
 
@@ -19,6 +20,9 @@ def check_training(cfg: DictConfig) -> None:
     """
     if not 0 <= cfg.seed <= _LARGEST_SEED:
         raise ValueError(f"seed: expected an integer from 0 to {_LARGEST_SEED}, got {cfg.seed}")
+    for tag in cfg.get("tags") or ():
+        if not 1 <= len(tag) <= _LONGEST_TAG:
+            raise ValueError(f"tags: expected words of 1 to {_LONGEST_TAG} letters, got {tag!r}")
     epochs = cfg.trainer.max_epochs
     if not isinstance(epochs, int) or epochs < 1:
         raise ValueError(f"trainer.max_epochs: expected an integer ≥ 1, got {epochs}")

@@ -98,6 +98,7 @@ class _OneRunSchema:
     seed: int = MISSING
     threads: int | None = None  # None = PyTorch's default
     progress: bool = True
+    tags: list[str] = dataclasses.field(default_factory=list)
     replay: str | None = None
     output_dir: str = MISSING
     data_config: str = MISSING

@@ -7,7 +7,16 @@ from typing import Any, cast
 from omegaconf import DictConfig, OmegaConf
 
 # Keys that may differ between two starts of one run: places and display.
-_NOT_CONTENT = ("output_dir", "data_dir", "run_dir", "logger", "progress", "threads", "replay")
+_NOT_CONTENT = (
+    "output_dir",
+    "data_dir",
+    "run_dir",
+    "logger",
+    "progress",
+    "threads",
+    "replay",
+    "tags",
+)
 
 # Option → its value when it is off. Older configurations lack it, so it is then no content.
 _OFF = {

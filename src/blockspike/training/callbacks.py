@@ -1,5 +1,6 @@
 """Callbacks: the paper's schedule, timing and progress."""
 
+import logging
 import time
 from copy import deepcopy
 from typing import Any
@@ -8,6 +9,8 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Callback, early_stopping
 from pytorch_lightning.utilities import rank_zero_only
+
+_LOG = logging.getLogger(__name__)  # what is printed is also in the run's log file
 
 
 class ReloadBestAtMilestone(Callback):
@@ -173,4 +176,6 @@ class EpochLines(Callback):
         values = "  ".join(
             f"{name} {float(metrics[name]):.4g}" for name in shown if name in metrics
         )
-        print(f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}  {values}", flush=True)
+        line = f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}  {values}"
+        print(line, flush=True)
+        _LOG.info(line)
