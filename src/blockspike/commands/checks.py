@@ -2,6 +2,7 @@
 
 from omegaconf import DictConfig
 
+from blockspike.commands.mlflow_run import check_mlflow
 from blockspike.runs.identity import is_fit
 
 MONITORS = ("val/accuracy", "val/loss")
@@ -14,12 +15,14 @@ def check_training(cfg: DictConfig) -> None:
     """Check the settings of a run before it starts.
 
     Raises:
-        ValueError: the seed, the number of epochs or an option of the gradient is out of range, the
-            precision is not supported everywhere, or test data would choose the model or stop
-            training. The message names the key.
+        ValueError: the logger is not installed; the seed, the number of epochs, a tag or an option
+            of the gradient is out of range; the precision is not supported everywhere; or test data
+            would choose the model or stop training. The message names the key.
     """
     if not 0 <= cfg.seed <= _LARGEST_SEED:
         raise ValueError(f"seed: expected an integer from 0 to {_LARGEST_SEED}, got {cfg.seed}")
+    if "mlflow" in (cfg.logger or {}):
+        check_mlflow()
     for tag in cfg.get("tags") or ():
         if not 1 <= len(tag) <= _LONGEST_TAG:
             raise ValueError(f"tags: expected words of 1 to {_LONGEST_TAG} letters, got {tag!r}")
