@@ -31,7 +31,7 @@ _FEW_SIZES = {
 
 _ALL_STEPS = "data.dt_ms=0.05,0.1,0.5,1,2,4,8"
 _SLURM = "blockspike train -m sweep=slurm hydra.launcher"
-_EXTRAS = ("gpu", "sweep", "abf", "nwb", "ibw", "nir", "wandb", "data")
+_EXTRAS = ("gpu", "sweep", "abf", "nwb", "ibw", "nir", "wandb", "data", "mlflow")
 EXEMPT = {
     "source .venv/bin/activate": "changes the shell that it is typed into",
     "make setup": "the first step of every target that CI runs",

@@ -21,6 +21,7 @@ from blockspike.fitting.scores import predictions_of
 from blockspike.fitting.synthetic_cells import SyntheticCells
 from blockspike.training.metrics_file import read_metrics
 from made_recordings import write_recording
+from tiers import mostly_slow
 
 QUICK = ("trainer.max_epochs=30", "population.n_starts=16", "population.arp_ms=2", "threads=1")
 ONE_CELL = ("experiment=recovery", "data.n_cells=1", "data.duration_s=2")
@@ -103,6 +104,17 @@ def test_a_fit_by_the_likelihood_from_file_to_page(blockspike, tmp_path, cells):
     assert row["rheobase_pa_low"] < row["rheobase_pa"] < row["rheobase_pa_high"]
     blockspike("report", f"run={run}")
     assert "escape width" in (run / "report.html").read_text()
+
+
+@pytest.mark.parametrize(
+    "optimizer",
+    mostly_slow(["adamw optimizer.weight_decay=0", "sgd", "radam"], lambda x: x == "sgd"),
+)
+def test_a_fit_descends_by_any_optimiser(blockspike, tmp_path, optimizer):
+    few = ("trainer.max_epochs=3", "population.n_starts=2", "n_bootstrap=0", "threads=1")
+    blockspike("fit", *ONE_CELL, *few, *f"optimizer={optimizer}".split())
+    (metrics,) = (tmp_path / "outputs").rglob("metrics.csv")
+    assert len(set(read_metrics(metrics)["train/loss"])) == 3
 
 
 def test_the_published_neurons_are_not_fitted_by_the_likelihood(blockspike, tmp_path, cells):
@@ -216,6 +228,10 @@ def test_an_interrupted_fit_resumes_to_identical_bits(blockspike, tmp_path, cell
         (("data=nmnist_sample",), "data: expected recordings, got events"),
         ((*ONE_CELL, "fit=likelihood", "optimizer=adam"), "optimizer: expected bfgs"),
         ((*ONE_CELL, "optimizer=bfgs"), "optimizer: expected bfgs"),
+        ((*ONE_CELL, "optimizer=adamw"), "optimizer.weight_decay: expected 0 for a fit"),
+        ((*ONE_CELL, "trainer.gradient_clip_val=1"), "expected null for a fit"),
+        ((*ONE_CELL, "trainer.accumulate_grad_batches=2"), "expected 1 for a fit"),
+        ((*ONE_CELL, "callbacks=early_stopping"), "callbacks: expected fit.patience"),
     ],
 )
 def test_bad_input_is_one_line(blockspike, tmp_path, arguments, message):

@@ -36,7 +36,7 @@ from killed_sweep import start
 ODD = (
     "data=nmnist_sample", "data.validation_fraction=0.2", "data.n_steps=40", "data.dt_ms=10",
     "network.n_hidden=8", "trainer.max_epochs=1", "label_smoothing=0.1", "threads=1",
-    "optimizer._target_=torch.optim.SGD", "~optimizer.eps", "optimizer.lr=1e-3",
+    "optimizer=sgd", "optimizer.momentum=0", "optimizer.lr=1e-3",
 )  # fmt: skip
 
 

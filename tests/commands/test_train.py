@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import torch
 
 from blockspike.files import read_json, write_json
 from blockspike.runs.run import flatten
@@ -106,8 +107,15 @@ def kill_when(process: subprocess.Popen, condition, seconds: float = 90) -> None
 @pytest.mark.slow
 def test_a_killed_run_resumes_to_identical_bits(blockspike, tmp_path, data_dir):
     args = (*SMALL, "trainer.max_epochs=4", "data.pixel_shift=1", "scheduler=cosine")
-    args += ("callbacks=reload_best", "callbacks.reload_best.milestone=3")
+    args += (
+        "callbacks=[reload_best,early_stopping,lr_monitor]",
+        "callbacks.reload_best.milestone=3",
+    )
     args += ("network.dropout=0.2", "model.max_delay=3")
+    args += ("trainer.accumulate_grad_batches=2", "trainer.gradient_clip_val=1")
+    args += ("training.rate_upper_hz=5", "training.rate_upper_factor=1e-3")
+    args += ("network.init=kaiming_uniform", "network.n_hidden=[16,12]")
+    args += ("optimizer=adamw", "training.lr_factors={beta:0.5,delays.*:2}")
     killed, whole = tmp_path / "killed", tmp_path / "whole"
     process = start(killed, data_dir, "train", *args)
     outputs = killed / "outputs"
@@ -220,7 +228,8 @@ def test_a_folder_in_use_is_refused(blockspike, tmp_path, data_dir):
     ("override", "words"),
     [
         ("network.n_hiden=3", ("n_hiden",)),
-        ("network.n_hidden=many", ("network.n_hidden", "many", "Integer")),
+        ("network.n_hidden=many", ("n_hidden: expected an integer", "got 'many'")),
+        ("network.n_hidden=[8,8,8]", ("n_hidden: expected 2 numbers", "set n_layers=3")),
         ("data=mnist", ("data/mnist", "nmnist_sample")),
         (
             "data.path=nowhere.h5 data.raw=nowhere",
@@ -236,6 +245,11 @@ def test_a_folder_in_use_is_refused(blockspike, tmp_path, data_dir):
         ("trainer.max_epoch=3", ("max_epoch",)),
         ("threads=0", ("threads", "0")),
         ("label_smoothing=1", ("label_smoothing", "1", "< 1")),
+        (
+            "callbacks=early_stopping callbacks.early_stopping.monitor=test/loss",
+            ("callbacks.early_stopping.monitor: expected a training", "test/loss"),
+        ),
+        ("callbacks=[early_stopping,nothing]", ("callbacks/nothing",)),
         ("callbacks=nothing", ("callbacks/nothing",)),
         ("seed=-1", ("seed: expected", "-1")),
         ("seed=4294967296", ("seed: expected", "4294967295")),
@@ -249,6 +263,18 @@ def test_a_folder_in_use_is_refused(blockspike, tmp_path, data_dir):
             "+callbacks.stop.monitor=test_each_epoch/loss",
             ("callbacks.stop.monitor: expected", "test_each_epoch/loss"),
         ),
+        (
+            "training.lr_factors={alpha:1}",
+            ("lr_factors.alpha: expected", "layers.0.recurrent_weight"),
+        ),
+        (f"tags=[good,{'x' * 65}]", ("tags: expected words of 1 to 64 letters", "xxx")),
+        ("training.rate_lower_hz=2", ("rate_lower_hz, rate_lower_factor: expected", "2.0 and 0")),
+        ("trainer.gradient_clip_val=0", ("trainer.gradient_clip_val: expected", "> 0", "got 0")),
+        (
+            "trainer.gradient_clip_algorithm=max",
+            ("trainer.gradient_clip_algorithm", "value", "max"),
+        ),
+        ("trainer.accumulate_grad_batches=0", ("trainer.accumulate_grad_batches", "≥ 1", "0")),
         ("trainer.precision=16-mixed", ("trainer.precision: expected 32-true", "16-mixed")),
         ("trainer.precision=bf16-true", ("trainer.precision: expected 32-true", "bf16-true")),
     ],
@@ -325,6 +351,83 @@ def test_loggers(blockspike, tmp_path, logger):
     run = one_run(tmp_path)
     assert bool(list(run.rglob("*.wandb"))) == (logger in ("wandb", "many"))
     assert bool(list(run.rglob("events.out.*"))) == (logger in ("tensorboard", "many"))
+
+
+@pytest.mark.parametrize(
+    "optimizer", mostly_slow(["adamw", "radam", "sgd"], lambda x: x == "adamw")
+)
+def test_optimisers(blockspike, tmp_path, optimizer):
+    blockspike("train", *SMALL, "debug=fast", f"optimizer={optimizer}")
+    assert optimizer in read_json(one_run(tmp_path) / "result.json")["optimizer._target_"].lower()
+
+
+@pytest.mark.parametrize("algorithm", mostly_slow(["norm", "value"], lambda x: x == "value"))
+def test_gradients_are_clipped(blockspike, tmp_path, algorithm):
+    args = ("train", *SMALL, "optimizer=sgd", "optimizer.momentum=0", "debug=fast")
+    args += ("trainer.limit_train_batches=1", "trainer.gradient_clip_val=1e-3")
+    weights = []
+    for lr in ("0", "1"):
+        folder = f"output_dir={lr}/outputs"
+        blockspike(
+            *args, f"trainer.gradient_clip_algorithm={algorithm}", f"optimizer.lr={lr}", folder
+        )
+        state = load_plain(one_run(tmp_path / lr) / "checkpoints" / "last.ckpt")["state_dict"]
+        weights.append(torch.cat([x.double().flatten() for x in state.values()]))
+    step = weights[1] - weights[0]
+    largest = step.norm() if algorithm == "norm" else step.abs().max()
+    assert float(largest) == pytest.approx(1e-3, rel=1e-3)
+
+
+def test_gradients_of_several_batches_make_a_step(blockspike, tmp_path):
+    blockspike("train", *SMALL, "debug=fast", "trainer.accumulate_grad_batches=2")
+    run = one_run(tmp_path)
+    assert load_plain(run / "checkpoints" / "last.ckpt")["global_step"] == 1
+
+
+def test_a_resumed_run_keeps_its_patience(blockspike, tmp_path):
+    """Without learning, the first epoch stays the best: the third is the last."""
+    args = ("train", *SMALL, "trainer.max_epochs=5", "optimizer=adamw", "optimizer.lr=1e-12")
+    args += ("callbacks=[early_stopping,lr_monitor]", "callbacks.early_stopping.patience=2")
+    blockspike(*args)
+    whole, run = results(tmp_path), one_run(tmp_path)
+    assert len(read_metrics(run / "metrics.csv")) == 3
+    (run / "result.json").unlink()  # as if killed after the last epoch
+    assert "continued after epoch 3" in blockspike(*args).stdout
+    assert not differences(results(tmp_path), whole)
+    (run / "result.json").unlink()  # as if killed in the last epoch
+    (run / "checkpoints" / "previous.ckpt").replace(run / "checkpoints" / "last.ckpt")
+    assert "continued after epoch 2" in blockspike(*args).stdout
+    assert not differences(results(tmp_path), whole)
+
+
+def test_a_run_has_tags_and_a_log(blockspike, tmp_path):
+    args = ("train", *SMALL, "trainer.max_epochs=2", "logger=tensorboard")
+    blockspike(*args, "tags=[pilot,figure 2]")
+    run = one_run(tmp_path)
+    assert "tags" not in run.parent.name
+    assert read_json(run / "result.json")["tags"] == ["pilot", "figure 2"]
+    assert any(b"pilot, figure 2" in file.read_bytes() for file in run.rglob("events.out.*"))
+    assert "tags" not in read_json(run / "content.json")
+    (run / "result.json").unlink()
+    (run / "checkpoints" / "previous.ckpt").replace(run / "checkpoints" / "last.ckpt")
+    blockspike(*args)  # the same run
+    lines = (run / "train.log").read_text().splitlines()
+    words = (
+        "train data=",
+        "epoch 1/2",
+        "epoch 2/2",
+        "done",
+        "train data=",
+        "continued after epoch 1",
+    )
+    assert [word for line in lines for word in {*words} if word in line][:6] == list(words)
+    assert lines[-1].endswith("done") and "test accuracy" in lines[-2]
+    assert "tags" not in read_json(run / "result.json")
+
+
+def test_the_network_is_summarised(blockspike):
+    done = blockspike("train", *SMALL, "debug=fast", "callbacks=model_summary")
+    assert "network.layers.1" in done.stdout and "Trainable params" in done.stdout
 
 
 def test_evaluate_and_figures(blockspike, tmp_path):

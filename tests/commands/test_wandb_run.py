@@ -52,7 +52,7 @@ def test_a_classifier_is_logged_completely_without_changing_its_result(
     for folder, logger in (("plain", "csv"), ("logged", "wandb")):
         blockspike(
             "train", *QUICK, f"logger={logger}", f"output_dir={folder}/outputs",
-            "experiment_name=mine",
+            "experiment_name=mine", "tags=[pilot]",
         )  # fmt: skip
         states.append(random_states())
     assert os.environ["WANDB_ERROR_REPORTING"] == "false"
@@ -66,7 +66,7 @@ def test_a_classifier_is_logged_completely_without_changing_its_result(
     assert logged.about.project == "spikes"
     assert logged.about.display_name == f"mine/{CHOICES}/seed=0"
     assert (logged.about.run_group, logged.about.job_type) == ("mine", "train")
-    assert list(logged.about.tags) == ["fused", "nmnist_sample"]
+    assert list(logged.about.tags) == ["fused", "nmnist_sample", "pilot"]
     for name in ("train/*", "val/*", "time/*", "test_each_epoch/*"):
         assert logged.defined[name] == ("epoch", set())
     assert logged.defined["val/accuracy"] == ("epoch", {"max"})

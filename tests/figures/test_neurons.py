@@ -95,3 +95,11 @@ def test_missing_columns_and_repeated_seeds_are_named():
         neuron_figures(pd.concat([table(ALIF), table(ALIF)]))
     with pytest.raises(ValueError, match="blockspike collect"):
         neuron_figures(pd.DataFrame({"run": ["a"]}))
+
+
+def test_layers_of_other_sizes_count_by_layer():
+    lists = SE | {"network.n_hidden": "[100, 50]", "test_accuracy": 0.95}
+    figure = neuron_figures(table(lists, ALIF | {"network.n_hidden": "256"}))["neurons_hd_lauscher"]
+    by_layer, same = (spikes for spikes, _, _ in marks(figure.axes[0]).values())
+    assert by_layer == pytest.approx((4 * 100 + 6 * 50) * 1.2)
+    assert same == pytest.approx(10 * 256 * 1.2)

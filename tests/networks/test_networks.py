@@ -439,3 +439,33 @@ def test_recurrence_of_any_delay_in_a_layer():
     assert not torch.equal(layer(x), spikes) and spikes.sum() > 0
     with pytest.raises(ValueError, match="recurrent_delay"):
         ALIFLayer(20, 50, dt_ms=1.0, recurrent_delay=0)
+
+
+def test_hidden_layers_have_sizes_of_their_own():
+    net = SpikingClassifier(6, 3, n_hidden=[5, 4], dt_ms=1.0)
+    spikes = net(torch.ones(10, 2, 6)).spikes
+    assert [x.shape[2] for x in spikes] == [5, 4]
+    torch.manual_seed(0)
+    same = SpikingClassifier(6, 3, n_hidden=[5, 5, 5], n_layers=3, dt_ms=1.0).state_dict()
+    torch.manual_seed(0)
+    state = SpikingClassifier(6, 3, n_hidden=5, n_layers=3, dt_ms=1.0).state_dict()
+    assert all(torch.equal(same[name], value) for name, value in state.items())
+
+
+@pytest.mark.parametrize(
+    ("n_hidden", "words"),
+    [
+        (
+            [5, 4, 3],
+            r"n_hidden: expected 2 numbers for n_layers=2, got \[5, 4, 3\]; set n_layers=3",
+        ),
+        ([5], "n_hidden: expected 2 numbers"),
+        ([5, 0], r"n_hidden: expected integers ≥ 1, got \[5, 0\]"),
+        ("many", "n_hidden: expected an integer ≥ 1, got 'many'"),
+        (0, "n_hidden: expected an integer ≥ 1"),
+        (2.5, "n_hidden: expected an integer ≥ 1"),
+    ],
+)
+def test_bad_sizes_are_refused(n_hidden, words):
+    with pytest.raises(ValueError, match=words):
+        SpikingClassifier(6, 3, n_hidden=n_hidden, dt_ms=1.0)

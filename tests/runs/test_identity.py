@@ -22,6 +22,12 @@ def content(*overrides: str, command: str = "train") -> dict[str, Any]:
     [
         ("optimizer.fused=null", "optimizer.fused=true"),
         ("training.recompute_steps=null", "training.recompute_steps=5"),
+        ("training.lr_factors=null", "training.lr_factors={beta:0.1}"),
+        ("trainer.accumulate_grad_batches=1", "trainer.accumulate_grad_batches=2"),
+        ("trainer.gradient_clip_algorithm=null", "trainer.gradient_clip_algorithm=value"),
+        ("training.rate_upper_factor=0", "training.rate_upper_factor=1"),
+        ("network.init=default", "network.init=kaiming_uniform"),
+        ("network.recurrent_init=default", "network.recurrent_init=orthogonal"),
         ("trainer.precision=32-true", "trainer.precision=bf16-mixed"),
     ],
 )
@@ -36,6 +42,19 @@ def test_a_fit_of_every_electrode_has_the_hash_of_a_fit_without_the_option():
 
 
 def test_places_and_display_are_no_content():
-    places = ("output_dir=elsewhere", "data_dir=elsewhere", "progress=false", "threads=1")
+    places = (
+        "output_dir=elsewhere",
+        "data_dir=elsewhere",
+        "progress=false",
+        "threads=1",
+        "tags=[mine]",
+    )
     assert content(*places) == content()
     assert content("seed=7") != content()
+
+
+@pytest.mark.parametrize(("monitor", "mode"), [("val/accuracy", "max"), ("val/loss", "min")])
+def test_early_stopping_follows_the_monitor(monitor, mode):
+    callback = content("callbacks=early_stopping", f"monitor={monitor}")["callbacks"]
+    assert callback["early_stopping"]["monitor"] == monitor
+    assert callback["early_stopping"]["mode"] == mode

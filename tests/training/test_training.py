@@ -13,7 +13,13 @@ from blockspike.networks.classifier import SpikingClassifier
 from blockspike.networks.layers import ALIFLayer
 from blockspike.neurons import alif
 from blockspike.neurons.events import EventBatch
-from blockspike.training.callbacks import EpochLines, ReloadBestAtMilestone, Throughput
+from blockspike.training.callbacks import (
+    EarlyStopping,
+    EpochLines,
+    LearningRates,
+    ReloadBestAtMilestone,
+    Throughput,
+)
 from blockspike.training.classification import ClassificationModule
 from blockspike.training.linear_baseline import linear_baseline
 from blockspike.training.metrics_file import MetricsFile, read_metrics
@@ -55,11 +61,14 @@ def fit(
     folder=None,
     train_b: bool = True,
     max_delay: int = 0,
+    lr_factors: dict[str, float] | None = None,
 ):
     pl.seed_everything(0, verbose=False)
     neurons: dict[str, Any] = {"b": 1.0, "train_b": train_b, "max_delay": max_delay}
     network = SpikingClassifier(N_INPUTS, 2, 16, 1, dt_ms=1.0, arp_ms=2.0, **neurons)
-    module = ClassificationModule(network, 2, 1.0, partial(torch.optim.Adam, lr=lr))
+    module = ClassificationModule(
+        network, 2, 1.0, partial(torch.optim.Adam, lr=lr), lr_factors=lr_factors
+    )
     trainer = pl.Trainer(
         accelerator="cpu", max_epochs=max_epochs, logger=False,
         callbacks=[*callbacks, *([MetricsFile(folder)] if folder else [])],
@@ -109,7 +118,7 @@ class Record(pl.Callback):
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
         if batch_idx == 0:
             self.start.append(pl_module.get_parameter("network.readout.weight").detach().clone())
-            self.lr.append(trainer.optimizers[0].param_groups[0]["lr"])
+            self.lr.append([group["lr"] for group in trainer.optimizers[0].param_groups])
             self.n_state = len(trainer.optimizers[0].state)
             if trainer.current_epoch == 4:
                 self.state_at_milestone = self.n_state
@@ -121,12 +130,34 @@ class Record(pl.Callback):
 
 def test_milestone_reloads_the_best_model_with_a_fresh_optimiser():
     record = Record()
-    fit([ReloadBestAtMilestone(milestone=4, factor=0.1), record], lr=0.2)
+    fit([ReloadBestAtMilestone(milestone=4, factor=0.1), record], lr=0.2, lr_factors={"beta": 0.5})
     best = min(range(4), key=lambda e: record.losses[e])
     assert torch.equal(record.start[4], record.after[best])
     assert record.state_at_milestone == 0
-    assert record.lr[:4] == [0.2] * 4
-    assert record.lr[4:] == pytest.approx([0.02] * 4)
+    assert record.lr[:4] == [[0.2, 0.1]] * 4
+    assert record.lr[4:] == [pytest.approx([0.02, 0.01])] * 4
+
+
+def test_a_training_ends_when_patience_is_exhausted(tmp_path):
+    _, trainer = fit([EarlyStopping("val/loss", "min", patience=2)], lr=0.0, folder=tmp_path)
+    assert trainer.current_epoch == len(read_metrics(tmp_path / "metrics.csv")) == 3
+    _, trainer = fit([EarlyStopping("val/loss", "min", patience=2)], lr=0.02, max_epochs=4)
+    assert trainer.current_epoch == 4
+
+
+@pytest.mark.parametrize("value", [{"patience": 0}, {"min_delta": -1.0}])
+def test_bad_early_stopping_is_refused(value):
+    with pytest.raises(ValueError, match=f"{next(iter(value))}: expected .* ≥ "):
+        EarlyStopping("val/loss", "min", **value)
+
+
+def test_learning_rates_are_logged(tmp_path):
+    fit([LearningRates()], max_epochs=2, lr=0.02, folder=tmp_path)
+    assert read_metrics(tmp_path / "metrics.csv")["lr"].tolist() == pytest.approx([0.02] * 2)
+    (tmp_path / "two").mkdir()
+    fit([LearningRates()], max_epochs=1, folder=tmp_path / "two", lr_factors={"beta": 0.5})
+    rates = read_metrics(tmp_path / "two" / "metrics.csv").filter(like="lr/").iloc[0]
+    assert dict(rates) == {"lr/others": pytest.approx(0.02), "lr/beta": pytest.approx(0.01)}
 
 
 def test_milestone_must_be_an_epoch():

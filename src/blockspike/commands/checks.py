@@ -2,10 +2,12 @@
 
 from omegaconf import DictConfig
 
+from blockspike.commands.mlflow_run import check_mlflow
 from blockspike.runs.identity import is_fit
 
 MONITORS = ("val/accuracy", "val/loss")
 PRECISIONS = ("32-true", "64-true", "bf16-mixed")
+_LONGEST_TAG = 64  # letters that wandb takes
 _LARGEST_SEED = 2**32 - 1  # NumPy's
 
 
@@ -13,23 +15,31 @@ def check_training(cfg: DictConfig) -> None:
     """Check the settings of a run before it starts.
 
     Raises:
-        ValueError: the seed or the number of epochs is out of range, the precision is not
-            supported everywhere, or test data would choose the model or stop training. The
-            message names the key.
+        ValueError: the logger is not installed; the seed, the number of epochs, a tag or an option
+            of the gradient is out of range; the precision is not supported everywhere; or test data
+            would choose the model or stop training. The message names the key.
     """
     if not 0 <= cfg.seed <= _LARGEST_SEED:
         raise ValueError(f"seed: expected an integer from 0 to {_LARGEST_SEED}, got {cfg.seed}")
+    if "mlflow" in (cfg.logger or {}):
+        check_mlflow()
+    for tag in cfg.get("tags") or ():
+        if not 1 <= len(tag) <= _LONGEST_TAG:
+            raise ValueError(f"tags: expected words of 1 to {_LONGEST_TAG} letters, got {tag!r}")
     epochs = cfg.trainer.max_epochs
     if not isinstance(epochs, int) or epochs < 1:
         raise ValueError(f"trainer.max_epochs: expected an integer ≥ 1, got {epochs}")
     if is_fit(cfg) and cfg.n_bootstrap < 0:
         raise ValueError(f"n_bootstrap: expected an integer ≥ 0, got {cfg.n_bootstrap}")
     _check_precision(cfg)
+    _check_gradient(cfg)
     if not is_fit(cfg) and cfg.monitor not in MONITORS:
         raise ValueError(
             f"monitor: expected {' or '.join(MONITORS)}, since models are chosen on validation "
             f"data, got {cfg.monitor!r}"
         )
+    if is_fit(cfg) and "early_stopping" in (cfg.callbacks or {}):
+        raise ValueError("callbacks: expected fit.patience=… for a fit, got early_stopping")
     for name, callback in (cfg.callbacks or {}).items():
         monitor = callback.get("monitor") if isinstance(callback, DictConfig) else None
         if str(monitor).startswith("test"):
@@ -49,3 +59,30 @@ def _check_precision(cfg: DictConfig) -> None:
         )
     if precision == "64-true" and cfg.trainer.accelerator == "mps":
         raise ValueError("trainer.precision: expected 32-true or bf16-mixed on mps, got '64-true'")
+
+
+def _check_gradient(cfg: DictConfig) -> None:
+    """Check options for which Lightning is silent, or refuses only when the trainer is made."""
+    value = cfg.trainer.get("gradient_clip_val")
+    if value is not None and (not isinstance(value, int | float) or not value > 0):
+        raise ValueError(f"trainer.gradient_clip_val: expected a number > 0 or null, got {value!r}")
+    algorithm = cfg.trainer.get("gradient_clip_algorithm")
+    if algorithm not in (None, "norm", "value"):
+        raise ValueError(
+            f"trainer.gradient_clip_algorithm: expected norm, value or null, got {algorithm!r}"
+        )
+    n_batches = cfg.trainer.get("accumulate_grad_batches", 1)
+    if type(n_batches) is not int or n_batches < 1:
+        raise ValueError(
+            f"trainer.accumulate_grad_batches: expected an integer ≥ 1, got {n_batches!r}"
+        )
+    if is_fit(cfg) and value is not None:
+        raise ValueError(
+            "trainer.gradient_clip_val: expected null for a fit, whose fit.gradient_clip clips the "
+            f"gradient of each start, got {value}"
+        )
+    if is_fit(cfg) and n_batches > 1:
+        raise ValueError(
+            "trainer.accumulate_grad_batches: expected 1 for a fit, whose data are one batch, "
+            f"got {n_batches}"
+        )

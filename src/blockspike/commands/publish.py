@@ -8,6 +8,7 @@ from omegaconf import DictConfig
 
 from blockspike.commands.evaluate import load_run
 from blockspike.files import write_text
+from blockspike.networks.classifier import hidden_sizes
 from blockspike.pretrained import NetworkFile, save_pretrained
 from blockspike.runs.identity import content_of
 from blockspike.runs.run import Run
@@ -89,8 +90,9 @@ def _card(
     elif kind == "ALIFLayer":
         kind = "ALIF"
     steps_s = n_steps * content["data"]["dt_ms"] / 1000
-    layers = sorted(key for key in row if key.startswith("rate_layer"))
-    spikes = sum(row[key] for key in layers) * steps_s * content["network"]["n_hidden"]
+    network = content["network"]
+    sizes = hidden_sizes(network["n_hidden"], network["n_layers"])
+    spikes = steps_s * sum(n * row[f"rate_layer{i}_hz"] for i, n in enumerate(sizes, start=1))
     return {key: row[key] for key in keys} | {
         "name": name,
         "model": kind,

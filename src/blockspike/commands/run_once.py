@@ -14,6 +14,7 @@ from blockspike.commands.trainer import processes_of_one_run
 from blockspike.commands.wandb_run import log_result, wandb_closed
 from blockspike.config.build import build_trainer
 from blockspike.runs.identity import content_hash, content_of
+from blockspike.runs.log import LOGGER
 from blockspike.runs.processes import is_first_process
 from blockspike.runs.run import Run, flatten, provenance
 from blockspike.training.guard import Guard
@@ -69,11 +70,12 @@ def run_once(cfg: DictConfig, task: Task) -> dict[str, Any]:
     use_threads(cfg.threads)
     data, module = task.build(cfg)
     held = run.recorded(cfg, content, content_hash(content), data.sha256)
-    with held, processes_of_one_run(), wandb_closed():
+    with held, run.logged(), processes_of_one_run(), wandb_closed():
         row = _identity(cfg, content, task.title(data)) | {"data_sha256": data.sha256}
         row |= task.work(cfg, run, data, module)
         log_result(run, row, data, module)
         run.write_result(row)
+        LOGGER.info(task.summary(row))
     if is_first_process():
         print(f"{run.folder}: {task.summary(row)}")
     return row
@@ -104,6 +106,7 @@ def _identity(cfg: DictConfig, content: dict[str, Any], data_set: str) -> dict[s
         "experiment": cfg.experiment_name,
         "data_set": data_set,
         "seed": cfg.seed,
+        **({"tags": list(cfg.tags)} if cfg.get("tags") else {}),
         "config_hash": content_hash(content),
         "git_sha": made["git_sha"],
         "git_dirty": made["git_dirty"],

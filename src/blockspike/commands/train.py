@@ -17,7 +17,7 @@ from blockspike.commands.trainer import (
 from blockspike.config.build import build_data, build_module
 from blockspike.data.datamodule import EventDataModule
 from blockspike.runs.run import Run
-from blockspike.training.callbacks import Throughput
+from blockspike.training.callbacks import Throughput, mode_of
 from blockspike.training.classification import ClassificationModule
 from blockspike.training.classifier_guard import ClassifierGuard
 from blockspike.training.metrics_file import read_metrics
@@ -43,7 +43,7 @@ def _fit_and_test(
         run.best_checkpoint.parent,
         filename=run.best_checkpoint.stem,
         monitor=cfg.monitor,
-        mode="min" if cfg.monitor.endswith("loss") else "max",
+        mode=mode_of(cfg.monitor),
         enable_version_counter=False,
     )
     # Lightning's save_last writes only when a model is chosen; resuming needs every epoch.

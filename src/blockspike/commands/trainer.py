@@ -14,8 +14,10 @@ import pytorch_lightning as pl
 import torch.distributed as dist
 from omegaconf import DictConfig
 from pytorch_lightning.callbacks import Callback, ModelCheckpoint, RichProgressBar
+from pytorch_lightning.loggers import TensorBoardLogger
 
 from blockspike.config.build import build_trainer
+from blockspike.runs.log import LOGGER
 from blockspike.runs.processes import is_first_process
 from blockspike.runs.run import Run
 from blockspike.training.callbacks import EpochLines
@@ -31,13 +33,17 @@ def make_trainer(
     callbacks = [MetricsFile(run.folder), *callbacks, _FirstError(run), _EndTogether()]
     if cfg.progress:
         callbacks.append(RichProgressBar() if on_terminal else EpochLines(epochs_a_line))
-    return build_trainer(
+    trainer = build_trainer(
         cfg, callbacks, plugins=[PlainCheckpointIO()], enable_progress_bar=on_terminal,
         num_sanity_val_steps=0, enable_model_summary=False,
         # In a Slurm step, Lightning would otherwise resume from a file of the current folder.
         default_root_dir=str(run.folder),
         **options,
     )  # fmt: skip
+    for logger in trainer.loggers if cfg.get("tags") else ():
+        if isinstance(logger, TensorBoardLogger) and is_first_process():
+            logger.experiment.add_text("tags", ", ".join(cfg.tags))
+    return trainer
 
 
 class EpochCheckpoint(ModelCheckpoint):
@@ -138,9 +144,11 @@ def last_checkpoint(run: Run) -> Path | None:
             epochs = load_plain(path)["epoch"] + 1
         except ValueError as error:
             print(f"{error}; left aside", file=sys.stderr)
+            LOGGER.info("%s; left aside", error)
             continue
         if is_first_process():
             print(f"{run.folder}: continued after epoch {epochs}")
+            LOGGER.info("continued after epoch %d", epochs)
         return path
     if kept:
         raise ValueError(

@@ -30,7 +30,7 @@ from blockspike.training.metrics_file import read_metrics
 Mode = Literal["online", "offline", "disabled"]
 _LONGEST_NAME = 128  # characters that the server takes
 _N_BINS = 32
-_BY_EPOCH = ("train/*", "val/*", "time/*", "test_each_epoch/*")
+_BY_EPOCH = ("train/*", "val/*", "time/*", "test_each_epoch/*", "lr", "lr/*")
 _BEST = {"val/accuracy": "max", "val/loss": "min"}
 
 
@@ -52,7 +52,7 @@ def wandb_logger(
         output_dir: folder of all runs.
         project: name of the project in Weights & Biases.
         mode: wandb's mode.
-        tags: of the run; None is left out.
+        tags: in addition to those of the configuration; None is left out.
         **options: further arguments of `wandb.init`.
     """
     options |= {"project": project, "tags": [tag for tag in tags if tag is not None]}
@@ -67,6 +67,7 @@ def _start(run: Run, output_dir: str, mode: Mode, **options: Any) -> Any:
     if mode != "online":
         os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # else it looks up a host offline
     cfg = run.config()
+    options["tags"] = [*options["tags"], *cfg.get("tags", [])]
     experiment = wandb.init(
         id=run_id(run), resume="allow", mode=mode, dir=str(run.folder), config=plain(cfg),
         name=os.path.relpath(run.folder, output_dir)[-_LONGEST_NAME:],

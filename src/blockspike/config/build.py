@@ -20,6 +20,7 @@ from blockspike.neurons.surrogate import SURROGATES, Surrogate
 from blockspike.runs.identity import plain
 from blockspike.runs.processes import cluster_environment
 from blockspike.training.classification import ClassificationModule
+from blockspike.training.rate_penalty import RatePenalty
 
 _OF_HYDRA = ("_target_", "_partial_", "_convert_", "_recursive_")
 _Data = typing.TypeVar("_Data", bound=pl.LightningDataModule)
@@ -67,6 +68,11 @@ def build_fit(cfg: DictConfig, n_cells: int, dt_ms: float) -> NeuronFittingModul
         options["escape_noise"] = True
     if (cfg.optimizer.get("_target_") == _BFGS) != (cfg.fit.loss == "likelihood"):
         raise ValueError("optimizer: expected bfgs for fit=likelihood, and another for other fits")
+    if weight_decay := cfg.optimizer.get("weight_decay"):
+        raise ValueError(
+            "optimizer.weight_decay: expected 0 for a fit, whose neurons' parameters it would pull "
+            f"to 0, got {weight_decay}"
+        )
     return NeuronFittingModule(
         make(n_cells, **options),
         _instantiate(cfg.optimizer, "optimizer"),
@@ -132,6 +138,9 @@ def build_module(cfg: DictConfig, data: EventDataModule) -> ClassificationModule
     """Build the Lightning module: network, optimiser and scheduler."""
     network = build_network(cfg, data)
     scheduler = _instantiate(cfg.scheduler, "scheduler") if cfg.scheduler else None
+    options = plain(cfg.training) if "training" in cfg else {}  # not in older configurations
+    of_rates = [key for key in options if key.startswith("rate_")]
+    rates = {key.removeprefix("rate_"): options.pop(key) for key in of_rates}
     return ClassificationModule(
         network,
         data.n_classes,
@@ -139,7 +148,8 @@ def build_module(cfg: DictConfig, data: EventDataModule) -> ClassificationModule
         _instantiate(cfg.optimizer, "optimizer"),
         scheduler,
         label_smoothing=cfg.label_smoothing,
-        **cfg.get("training", {}),  # not in older configurations
+        rate_penalty=RatePenalty(**rates) if any(rates.values()) else None,
+        **options,
         seed=cfg.seed,
     )
 

@@ -28,6 +28,7 @@ from blockspike.fitting.population import NeuronPopulation, PaperPopulation, Phy
 from blockspike.fitting.synthetic_cells import SyntheticCells
 from blockspike.networks.classifier import SpikingClassifier
 from blockspike.networks.layers import AdLIFLayer, ALIFLayer, LayerOptions, NeuronLayer
+from blockspike.training.callbacks import mode_of
 
 _DATA = {
     "nmnist": NMNISTDataModule,
@@ -97,6 +98,7 @@ class _OneRunSchema:
     seed: int = MISSING
     threads: int | None = None  # None = PyTorch's default
     progress: bool = True
+    tags: list[str] = dataclasses.field(default_factory=list)
     replay: str | None = None
     output_dir: str = MISSING
     data_config: str = MISSING
@@ -116,6 +118,11 @@ class TrainingSchema:
     membrane_penalty: float = 0.0
     recompute_steps: int | None = None
     truncate_steps: int | None = None
+    rate_lower_hz: float | None = None
+    rate_lower_factor: float = 0.0
+    rate_upper_hz: float | None = None
+    rate_upper_factor: float = 0.0
+    lr_factors: Any = None  # of patterns; OmegaConf has no optional dict that an override fills
 
 
 @dataclasses.dataclass
@@ -263,6 +270,7 @@ def register_schemas() -> None:
     store.store(group="fit", name="schema", node=fit)
     OmegaConf.register_new_resolver("folder_name", _folder_name, replace=True)
     OmegaConf.register_new_resolver("cores", _cores, replace=True)
+    OmegaConf.register_new_resolver("mode_of", mode_of, replace=True)
     OmegaConf.register_new_resolver("stem", lambda path: Path(path).stem, replace=True)
 
 

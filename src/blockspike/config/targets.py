@@ -23,6 +23,7 @@ _CLASSES: dict[str, tuple[type, ...]] = {  # package → base classes of what it
     "torch.optim": (Optimizer, LRScheduler),
 }
 _OTHERS = (
+    "blockspike.commands.mlflow_run.mlflow_logger",
     "blockspike.commands.wandb_run.wandb_logger",
     "pytorch_lightning.loggers.CSVLogger",
     "pytorch_lightning.loggers.TensorBoardLogger",

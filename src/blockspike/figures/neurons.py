@@ -1,5 +1,6 @@
 """Test accuracy against number of spikes, for every neuron model and recipe."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -59,17 +60,24 @@ def neuron_figures(table: pd.DataFrame) -> dict[str, Figure]:
     if chosen.empty:
         return {"neurons": _figure(None, "no runs")}
     runs = chosen.reindex(columns=[*_COLUMNS, *_OPTIONAL])
-    rates_hz = chosen.filter(regex="^rate_layer[0-9]+_hz$").sum(axis=1)
     duration_s = runs["data.n_steps"] * runs["data.dt_ms"] / 1000
     runs = runs.assign(
         recipe=runs["run"].str.replace("/seed=[0-9]+$", "", regex=True),
         accuracy=100 * runs["test_accuracy"],
-        spikes=rates_hz * runs["network.n_hidden"] * duration_s,
+        spikes=[_spikes_hz(row) for _, row in chosen.iterrows()] * duration_s,
     )
     return {
         f"neurons_{slug(data_set)}": _figure(where(runs, "data_set", [data_set]), data_set)
         for data_set in sorted(set(runs["data_set"]))
     }
+
+
+def _spikes_hz(row: pd.Series) -> float:
+    """Spikes per second of all hidden neurons of a run."""
+    rates_hz = row.filter(regex="^rate_layer[0-9]+_hz$").dropna()
+    n_hidden = json.loads(str(row["network.n_hidden"]))  # a number, or a list by layer
+    sizes = n_hidden if isinstance(n_hidden, list) else [n_hidden] * len(rates_hz)
+    return sum(n * row[f"rate_layer{i}_hz"] for i, n in enumerate(sizes, start=1))
 
 
 def _figure(runs: pd.DataFrame | None, title: str) -> Figure:

@@ -1,6 +1,5 @@
 """A guard that stops a fit when its data, or all starts of a cell, are not finite."""
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from torch import Tensor
 from blockspike.fitting.distance import Window
 from blockspike.fitting.module import FittingBatch, NeuronFittingModule
 from blockspike.neurons import NotFiniteError
-from blockspike.training.guard import Guard, require_finite
+from blockspike.training.guard import Guard, require_finite, warn
 
 
 class FittingGuard(Guard):
@@ -49,11 +48,10 @@ class FittingGuard(Guard):
             if cell not in self._warned:
                 self._warned.add(cell)
                 starts = ", ".join(str(k + 1) for k in wrong[cell].nonzero()[:5, 0].tolist())
-                print(
-                    f"warning: {self.names[cell]}: loss or gradient of {int(wrong[cell].sum())} "
+                warn(
+                    f"{self.names[cell]}: loss or gradient of {int(wrong[cell].sum())} "
                     f"of {wrong.shape[1]} starts is not finite in epoch {epoch} "
-                    f"(start {starts}); left out of this step",
-                    file=sys.stderr,
+                    f"(start {starts}); left out of this step"
                 )
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
@@ -63,10 +61,9 @@ class FittingGuard(Guard):
     def on_train_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Print how often a start was left out."""
         if self._n_left_out:
-            print(
-                f"warning: a start was left out of a step {self._n_left_out} times, in "
-                f"{len(self._warned)} cells, because its loss or gradient was not finite",
-                file=sys.stderr,
+            warn(
+                f"a start was left out of a step {self._n_left_out} times, in "
+                f"{len(self._warned)} cells, because its loss or gradient was not finite"
             )
 
     def _find(self, module: NeuronFittingModule, batch: FittingBatch) -> str | None:

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from itertools import pairwise
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 import torch
 from torch import Tensor, nn
 
 from blockspike.networks.bounded import BoundedParameters
 from blockspike.networks.delays import Delays
+from blockspike.networks.initialisation import Init, RecurrentInit, initialise_
 from blockspike.networks.layers import (
     ALIFLayer,
     LeakyReadout,
@@ -107,6 +108,11 @@ class ClassifierOutput:
         """Mean of the spikes of each hidden layer, spikes per neuron and step."""
         return [spikes.mean() for spikes in self.spikes]
 
+    @property
+    def rates_by_neuron(self) -> list[Tensor]:
+        """Mean of the spikes over time, [B, n_hidden] for each hidden layer."""
+        return [spikes.mean(0) for spikes in self.spikes]
+
     def mean_over_views(self, n_samples: int) -> Tensor:
         """Mean scores over the views of each sample, [n_samples, n_classes].
 
@@ -114,6 +120,25 @@ class ClassifierOutput:
         on (see `EventDataset`).
         """
         return mean_over_views(self.scores, n_samples)
+
+
+def hidden_sizes(n_hidden: int | Sequence[int], n_layers: int) -> list[int]:
+    """Number of neurons in each of `n_layers` hidden layers; arguments of `SpikingClassifier`.
+
+    Raises:
+        ValueError: a number is no integer ≥ 1, or a list has another length.
+    """
+    expected, sizes = "an integer ≥ 1", cast(list[int], [n_hidden] * n_layers)
+    if isinstance(n_hidden, Sequence) and not isinstance(n_hidden, str):
+        expected, sizes = "integers ≥ 1", list(n_hidden)
+    if not all(type(n) is int and n >= 1 for n in sizes):
+        raise ValueError(f"n_hidden: expected {expected}, got {n_hidden!r}")
+    if len(sizes) != n_layers:
+        raise ValueError(
+            f"n_hidden: expected {n_layers} numbers for n_layers={n_layers}, got {sizes}; "
+            f"set n_layers={len(sizes)}"
+        )
+    return sizes
 
 
 def mean_over_views(scores: Tensor, n_samples: int) -> Tensor:
@@ -126,13 +151,15 @@ class SpikingClassifier(nn.Module):
 
     Args:
         n_inputs, n_classes: number of input units and of classes.
-        n_hidden: neurons in each hidden layer.
+        n_hidden: neurons in each hidden layer, or a list with the number in each.
         n_layers: number of hidden layers.
         dt_ms: length of a step in ms.
         tau_membrane_ms, train_beta: see `ALIFLayer`; apply to hidden layers and readout.
         scores: how the readout's membrane gives the class scores: its sum over time, its mean, or
             the sum of its softmax over classes at each step (Bittar & Garner 2022).
         dropout: share of hidden spikes that are dropped on the way to the next layer in training.
+        init: rule by which input weights are drawn; "default" is each layer's own, see `ALIFLayer`.
+        recurrent_init: the same for recurrent weights.
         input_events: total that the events of each sample are scaled to, so that loud and quiet
             recordings weigh the same; None = no scaling.
         synapses: see `synaptic_current`.
@@ -157,7 +184,7 @@ class SpikingClassifier(nn.Module):
         self,
         n_inputs: int,
         n_classes: int,
-        n_hidden: int = 256,
+        n_hidden: int | Sequence[int] = 256,
         n_layers: int = 2,
         *,
         dt_ms: float,
@@ -165,14 +192,19 @@ class SpikingClassifier(nn.Module):
         train_beta: bool = True,
         scores: Scores = "sum",
         dropout: float = 0.0,
+        init: Init = "default",
+        recurrent_init: RecurrentInit = "default",
         input_events: float | None = None,
         synapses: SynapseMode = "auto",
         layer: MakeLayer | None = None,
         **neurons,
     ):
         super().__init__()
-        check_counts(n_inputs=n_inputs, n_classes=n_classes, n_hidden=n_hidden, n_layers=n_layers)
+        check_counts(n_inputs=n_inputs, n_classes=n_classes, n_layers=n_layers)
+        sizes = hidden_sizes(n_hidden, n_layers)
         check_choice("scores", scores, get_args(Scores))
+        check_choice("init", init, get_args(Init))
+        check_choice("recurrent_init", recurrent_init, get_args(RecurrentInit))
         if not 0 <= dropout < 1:
             raise ValueError(f"dropout: expected 0 ≤ x < 1, got {dropout}")
         if input_events is not None and not input_events > 0:
@@ -185,11 +217,11 @@ class SpikingClassifier(nn.Module):
             "synapses": synapses,
         }
         make = layer or partial(ALIFLayer, **{**shared, **neurons})
-        sizes = [n_inputs] + [n_hidden] * n_layers
         self.layers = nn.ModuleList(
-            make(n_in, n_out, dt_ms=dt_ms) for n_in, n_out in pairwise(sizes)
+            make(n_in, n_out, dt_ms=dt_ms) for n_in, n_out in pairwise([n_inputs, *sizes])
         )
-        self.readout = LeakyReadout(n_hidden, n_classes, dt_ms=dt_ms, **shared)
+        self.readout = LeakyReadout(sizes[-1], n_classes, dt_ms=dt_ms, **shared)
+        initialise_([*self.layers, self.readout], init, recurrent_init)
         self.scores: Scores = scores
         self.dropout = dropout
         self.input_events = input_events

@@ -169,6 +169,11 @@ class NeuronLayer(BoundedParameters):
             options["membrane_gradient"] = True
         return options if delay is None else options | {"recurrent_delay": delay}
 
+    @property
+    def weight_scale(self) -> Tensor | float:
+        """Factor of the initial weights of a model whose step scales its input by the inverse."""
+        return 1.0
+
     def forward(self, x: EventBatch | Tensor) -> Tensor:
         """Spikes [T, B, n_units] for input [T, B, n_inputs]."""
         return self.trace(x).spikes
@@ -383,6 +388,11 @@ class AdLIFLayer(NeuronLayer):
             self.add_bounded(name, values, bounds, True, argument)
         with torch.no_grad():
             self.weight /= 1 - self.alpha[:, None]
+
+    @property
+    def weight_scale(self) -> Tensor:
+        """1 / (1 − α) of each neuron, [n_units, 1]."""
+        return 1 / (1 - self.alpha[:, None])
 
     def extra_repr(self) -> str:
         """See `NeuronLayer`; with Euler's method and the scale of the couplings."""

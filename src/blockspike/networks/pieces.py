@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -28,6 +28,7 @@ class PiecewiseOutput(NamedTuple):
     scores: Tensor
     rates: list[Tensor]
     membrane_power: Tensor | None = None
+    rates_by_neuron: Sequence[Tensor] = ()  # if `by_neuron`
 
     def mean_over_views(self, n_samples: int) -> Tensor:
         """See `ClassifierOutput.mean_over_views`."""
@@ -35,7 +36,11 @@ class PiecewiseOutput(NamedTuple):
 
 
 def run_in_pieces(
-    network: SpikingClassifier, x: EventBatch | Tensor, n_steps: int, truncate: bool = False
+    network: SpikingClassifier,
+    x: EventBatch | Tensor,
+    n_steps: int,
+    truncate: bool = False,
+    by_neuron: bool = False,
 ) -> PiecewiseOutput:
     """Run a network piece by piece and keep only the states in between for backward.
 
@@ -48,6 +53,7 @@ def run_in_pieces(
         n_steps: length K of a piece; the last one may be shorter.
         truncate: whether gradients stop where pieces meet (truncated backpropagation through time).
             Else they are those of the whole.
+        by_neuron: whether the output has `rates_by_neuron`.
 
     Raises:
         ValueError: the input needs a gradient; `n_steps` is below 1, or no multiple of arp + 1 with
@@ -58,22 +64,24 @@ def run_in_pieces(
         raise ValueError("x: expected an input that needs no gradient, got one that does")
     own = [p for p in network.parameters() if p.requires_grad]
     if own and torch.is_grad_enabled():
-        results: Any = _InPieces.apply(network, x, n_steps, truncate, *own)
+        results: Any = _InPieces.apply(network, x, n_steps, truncate, by_neuron, *own)
     else:
-        results = _total([output for _, output in _run(network, x, n_steps)])
-    scores, rates, *power = results
-    return PiecewiseOutput(scores, list(rates), *power)
+        results = _total([output for _, output in _run(network, x, n_steps, by_neuron)])
+    scores, rates, *others = results
+    n_layers = len(network.layers) if by_neuron else 0
+    power, of_neurons = others[: len(others) - n_layers], others[len(others) - n_layers :]
+    return PiecewiseOutput(scores, list(rates), power[0] if power else None, of_neurons)
 
 
 def _run(
-    network: SpikingClassifier, x: EventBatch | Tensor, n_steps: int
+    network: SpikingClassifier, x: EventBatch | Tensor, n_steps: int, by_neuron: bool
 ) -> Iterator[tuple[ClassifierState | None, tuple[Tensor, ...]]]:
     """State at the start of each piece, and what it adds to the results."""
     state = None
     for first in range(0, x.shape[0], n_steps):
         piece = _piece(x, first, n_steps)
         output = network(piece, state)
-        of_piece = state, _share(network, output, piece, x)
+        of_piece = state, _share(network, output, piece, x, by_neuron)
         if first + n_steps < x.shape[0]:
             state = output.state
         del output  # which holds all steps
@@ -90,11 +98,13 @@ def _share(
     output: ClassifierOutput,
     piece: EventBatch | Tensor,
     x: EventBatch | Tensor,
+    by_neuron: bool,
 ) -> tuple[Tensor, ...]:
     share = piece.shape[0] / x.shape[0]
     scores = output.scores * share if network.scores == "mean" else output.scores
-    power = output.membrane_power
-    return (scores, torch.stack(output.rates) * share, *(() if power is None else (power * share,)))
+    power = () if output.membrane_power is None else (output.membrane_power * share,)
+    of_neurons = [rates * share for rates in output.rates_by_neuron] if by_neuron else []
+    return scores, torch.stack(output.rates) * share, *power, *of_neurons
 
 
 def _total(outputs: list[tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
@@ -105,10 +115,11 @@ class _InPieces(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx, network: SpikingClassifier, x: EventBatch | Tensor, n_steps: int, truncate: bool,
-        *parameters: Tensor
+        by_neuron: bool, *parameters: Tensor
     ):  # fmt: skip
-        """Scores [B, n_classes], rates [n_layers] and, if it is asked for, the membrane's power."""
+        """Scores [B, n_classes], rates [n_layers] and what else is asked for, see `_share`."""
         ctx.network, ctx.n_steps, ctx.truncate = network, n_steps, truncate
+        ctx.by_neuron = by_neuron
         ctx.like = x if isinstance(x, EventBatch) else None
         given = (x.row_ptr, x.unit) if isinstance(x, EventBatch) else (x,)
         ctx.n_given = len(given)
@@ -121,7 +132,7 @@ class _InPieces(torch.autograd.Function):
         }
         ctx.starts, outputs = [], []
         drawn = _random_state(parameters[0].device)
-        for state, output in _run(network, x, n_steps):
+        for state, output in _run(network, x, n_steps, by_neuron):
             ctx.starts.append((state, drawn))
             outputs.append(output)
             drawn = _random_state(parameters[0].device)
@@ -143,7 +154,7 @@ class _InPieces(torch.autograd.Function):
                 )
                 piece = _piece(x, i * ctx.n_steps, ctx.n_steps)
                 output = ctx.network(piece, start)
-                ends = [*_share(ctx.network, output, piece, x)]
+                ends = [*_share(ctx.network, output, piece, x, ctx.by_neuron)]
                 ends += _tensors(output.state) if grads_of_state else []
             pairs = zip(ends, (*grads, *grads_of_state), strict=True)
             used = [(x, g) for x, g in pairs if g is not None and x.requires_grad]
@@ -159,7 +170,7 @@ class _InPieces(torch.autograd.Function):
             grads_of_state = [next(of_inputs) if x.requires_grad else None for x in _tensors(start)]
             if ctx.truncate:
                 grads_of_state = []
-        return None, None, None, None, *sums
+        return None, None, None, None, None, *sums
 
 
 def _tensors(state: ClassifierState | None) -> list[Tensor]:

@@ -129,19 +129,25 @@ def _checked(text: str) -> NetworkFile:
         raise ValueError(f"expected at most {_MOST_CHARACTERS} characters and no interpolations")
     about = NetworkFile(**json.loads(text))
     nodes = (about.model, about.network, about.data, about.card)
-    sizes = (about.n_inputs, about.n_classes, about.network["n_hidden"], about.network["n_layers"])
-    if not all(type(node) is dict for node in nodes) or not all(type(n) is int for n in sizes):
+    counts = (about.n_inputs, about.n_classes, about.network["n_layers"], *_hidden(about))
+    if not all(type(node) is dict for node in nodes) or not all(type(n) is int for n in counts):
         raise ValueError("expected model, network, data and card as mappings, and integer sizes")
     if type(about.card["test_accuracy"]) is not float or type(about.data_config) is not str:
         raise ValueError("expected card.test_accuracy as a float and data_config as a string")
     return about
 
 
+def _hidden(about: NetworkFile) -> list[Any]:
+    """Number of neurons in each hidden layer, or once if it is the same in all; unchecked."""
+    n_hidden = about.network["n_hidden"]
+    return n_hidden if type(n_hidden) is list else [n_hidden]
+
+
 def _check(about: NetworkFile, tensors: dict[str, torch.Tensor]) -> None:
     """Check that sizes match the parameters, before allocating, and that parameters are finite."""
     largest = max((n for tensor in tensors.values() for n in tensor.shape), default=0)
     layers = {key.split(".")[1] for key in tensors if key.startswith("layers.")}
-    sizes = (about.n_inputs, about.n_classes, about.network["n_hidden"])
+    sizes = (about.n_inputs, about.n_classes, *_hidden(about))
     if max(sizes) > largest or about.network["n_layers"] != len(layers):
         raise ValueError("expected sizes that match the parameters, got others")
     if not all(torch.isfinite(tensor).all() for tensor in tensors.values()):

@@ -7,7 +7,29 @@ from typing import Any, cast
 from omegaconf import DictConfig, OmegaConf
 
 # Keys that may differ between two starts of one run: places and display.
-_NOT_CONTENT = ("output_dir", "data_dir", "run_dir", "logger", "progress", "threads", "replay")
+_NOT_CONTENT = (
+    "output_dir",
+    "data_dir",
+    "run_dir",
+    "logger",
+    "progress",
+    "threads",
+    "replay",
+    "tags",
+)
+
+# Option → its value when it is off. Older configurations lack it, so it is then no content.
+_OFF = {
+    ("trainer", "precision"): "32-true",
+    ("trainer", "gradient_clip_algorithm"): None,
+    ("trainer", "accumulate_grad_batches"): 1,
+    ("optimizer", "fused"): None,
+    ("network", "init"): "default",
+    ("network", "recurrent_init"): "default",
+    ("data", "electrode"): None,
+    ("data", "noise"): "membrane",  # of synthetic cells
+    ("data", "neuron"): "alif",  # of synthetic cells
+}
 
 
 def content_of(cfg: DictConfig) -> dict[str, Any]:
@@ -16,21 +38,14 @@ def content_of(cfg: DictConfig) -> dict[str, Any]:
     for key in _NOT_CONTENT:
         content.pop(key, None)
     content["data"].pop("download", None)
-    if content["trainer"].get("precision") == "32-true":  # the default, not in older configurations
-        del content["trainer"]["precision"]
-    # Options that are off are not in older configurations either.
-    if content.get("optimizer") and content["optimizer"].get("fused") is None:
-        content["optimizer"].pop("fused", None)
+    for (node, key), off in _OFF.items():
+        part = content.get(node) or {}
+        if key in part and part[key] == off:
+            del part[key]
     if not content.get("n_bootstrap"):
         content.pop("n_bootstrap", None)
-    if content["data"].get("electrode") is None:
-        content["data"].pop("electrode", None)
-    if content["data"].get("noise") == "membrane":  # of synthetic cells
-        del content["data"]["noise"]
     if is_fit(cfg) and cfg.fit.get("loss") != "likelihood":
         content["population"].pop("escape_width", None)
-    if content["data"].get("neuron") == "alif":  # of synthetic cells
-        del content["data"]["neuron"]
     if content["data"].get("n_folds") is None:
         for key in ("n_folds", "fold"):
             content["data"].pop(key, None)

@@ -34,7 +34,7 @@ _READ_BY_FIGURES: dict[str, tuple[type, ...]] = {
     "model.arp_ms": (float, int),
     "model.surrogate": (str,),
     "model.detach_spikes": (bool, str),
-    "network.n_hidden": (int,),
+    "network.n_hidden": (int, list),
     "data.dt_ms": (float, int),
     "data.n_steps": (int,),
     "trainer.accelerator": (str,),

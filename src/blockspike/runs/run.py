@@ -9,7 +9,7 @@ import time
 import tomllib
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import IO, Any
@@ -19,6 +19,8 @@ from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.utilities import rank_zero_only
 
 from blockspike.files import read_json, write_json, write_text
+from blockspike.runs.identity import is_fit
+from blockspike.runs.log import logged_to
 from blockspike.runs.plain_yaml import read_plain_yaml
 from blockspike.runs.processes import is_first_process
 from blockspike.runs.slurm import own_job_id
@@ -37,12 +39,21 @@ class Run:
 
     It holds `config.yaml`, `content.json` (what the result depends on), `data.json` (the data's
     hash), `status.json`, `checkpoints/{last,previous,best}.ckpt`, `metrics.csv` and, when finished,
-    `result.json`; `error.log` if the last attempt failed, with `bad_batch.ckpt` if a number was not
-    finite. If several processes share a run, only the first writes.
+    `result.json`; `train.log` or `fit.log`; `error.log` if the last attempt failed, with
+    `bad_batch.ckpt` if a number was not finite. If several processes share a run, only the
+    first writes.
     """
 
     def __init__(self, folder: Path):
         self.folder = folder
+
+    def logged(self) -> AbstractContextManager[None]:
+        """Append what the first process logs and warns of to `train.log`, or `fit.log`."""
+        if not is_first_process():
+            return nullcontext()
+        kind = "fit" if is_fit(self.config()) else "train"
+        title = f"blockspike {version('blockspike')}: {' '.join(sys.argv[1:])}"
+        return logged_to(self.folder / f"{kind}.log", title)
 
     @property
     def last_checkpoint(self) -> Path:
@@ -184,7 +195,16 @@ class Run:
     def arguments(self) -> list[str]:
         """Command and overrides of the last start, without those that only name places."""
         given = read_json(self.folder / "status.json").get("arguments", [])
-        of_place = ("run_dir", "output_dir", "data_dir", "progress", "threads", "hydra.", "logger")
+        of_place = (
+            "run_dir",
+            "output_dir",
+            "data_dir",
+            "progress",
+            "threads",
+            "hydra.",
+            "logger",
+            "tags",
+        )
         of_place += ("data.path", "data.raw", "data.download", "sweep", "/", "-")
         return [argument for argument in given if not argument.lstrip("+~").startswith(of_place)]
 

@@ -1,13 +1,16 @@
 """Callbacks: the paper's schedule, timing and progress."""
 
+import logging
 import time
 from copy import deepcopy
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import Callback
+from pytorch_lightning.callbacks import Callback, early_stopping
 from pytorch_lightning.utilities import rank_zero_only
+
+_LOG = logging.getLogger(__name__)  # what is printed is also in the run's log file
 
 
 class ReloadBestAtMilestone(Callback):
@@ -50,6 +53,50 @@ class ReloadBestAtMilestone(Callback):
         """Restore the state of the interrupted run."""
         self.best_loss = state_dict["best_loss"]
         self.best_weights = state_dict["best_weights"]
+
+
+def mode_of(monitor: str) -> str:
+    """Whether a metric is better when it is lower, "min", or higher, "max"."""
+    return "min" if monitor.endswith("loss") else "max"
+
+
+class EarlyStopping(early_stopping.EarlyStopping):
+    """Ends the training after some epochs in a row without a better metric.
+
+    A run that is interrupted after its last epoch does not train another when it resumes.
+
+    Args:
+        monitor: name of the metric.
+        mode: see `mode_of`.
+        patience: number of epochs.
+        min_delta: changes that are not larger count as none.
+
+    Raises:
+        ValueError: a value outside its range, naming the argument.
+    """
+
+    def __init__(self, monitor: str, mode: str, patience: int = 10, min_delta: float = 0.0):
+        if patience < 1:
+            raise ValueError(f"patience: expected an integer ≥ 1, got {patience}")
+        if not 0 <= min_delta < float("inf"):
+            raise ValueError(f"min_delta: expected a number ≥ 0, got {min_delta}")
+        super().__init__(monitor, min_delta, patience, mode=mode, check_finite=False)
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Stop at once if the checkpoint is of the epoch that exhausted the patience."""
+        trainer.should_stop = trainer.should_stop or self.wait_count >= self.patience
+
+
+class LearningRates(Callback):
+    """Logs each epoch's learning rate as `lr`, or as `lr/PATTERN` if rates differ by pattern."""
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Log the rates that the epoch starts with."""
+        groups = trainer.optimizers[0].param_groups
+        rates = {group.get("pattern", ""): group["lr"] for group in groups}
+        for pattern, lr in rates.items():
+            name = f"lr/{pattern}" if len(rates) > 1 else "lr"
+            pl_module.log(name, lr, on_step=False, on_epoch=True, sync_dist=True)
 
 
 class Throughput(Callback):
@@ -129,4 +176,6 @@ class EpochLines(Callback):
         values = "  ".join(
             f"{name} {float(metrics[name]):.4g}" for name in shown if name in metrics
         )
-        print(f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}  {values}", flush=True)
+        line = f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}  {values}"
+        print(line, flush=True)
+        _LOG.info(line)

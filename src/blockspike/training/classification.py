@@ -1,7 +1,7 @@
 """The Lightning module that trains a spiking classifier."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, cast
 
 import numpy as np
@@ -18,6 +18,13 @@ from blockspike.networks.classifier import ClassifierOutput, SpikingClassifier
 from blockspike.networks.pieces import PiecewiseOutput, run_in_pieces
 from blockspike.neurons import NotFiniteError
 from blockspike.neurons.events import EventBatch
+from blockspike.training.parameter_groups import (
+    check_factors,
+    make_optimizer,
+    make_scheduler,
+    pattern_of,
+)
+from blockspike.training.rate_penalty import RatePenalty
 
 Batch = tuple[EventBatch, Tensor]
 Output = ClassifierOutput | PiecewiseOutput
@@ -33,7 +40,7 @@ class ClassificationModule(pl.LightningModule):
         network: the classifier.
         n_classes: number of classes, for the accuracy.
         dt_ms: length of a step, for firing rates in Hz.
-        optimizer: makes the optimiser from the parameters.
+        optimizer: makes the optimiser from the parameters; see `make_optimizer`.
         scheduler: makes a learning-rate scheduler, stepped once an epoch; None = constant rate.
         label_smoothing: share of each training target that is spread evenly over the classes;
             logged losses are plain cross-entropies.
@@ -42,11 +49,14 @@ class ClassificationModule(pl.LightningModule):
         recompute_steps: length of the pieces that are simulated again in backward, see
             `run_in_pieces`; None = in one piece.
         truncate_steps: the same, with gradients that stop where pieces meet.
+        rate_penalty: penalty on the hidden layers' firing rates, added to the training loss.
+        lr_factors: factors of the learning rate by patterns of the parameters' names, such as
+            {"beta": 0.1, "layers.0.*": 0.5}; see `pattern_of`. Schedulers keep the ratios.
         seed: seed of the dropout, together with epoch and process.
 
     Raises:
         ValueError: label_smoothing is not in [0, 1), a number of steps is below 1, both are given,
-            or membrane_penalty is negative.
+            membrane_penalty is negative, or a pattern matches no trained parameter.
 
     Examples:
         >>> from functools import partial
@@ -70,6 +80,8 @@ class ClassificationModule(pl.LightningModule):
         membrane_penalty: float = 0.0,
         recompute_steps: int | None = None,
         truncate_steps: int | None = None,
+        rate_penalty: RatePenalty | None = None,
+        lr_factors: Mapping[str, float] | None = None,
         seed: int = 0,
     ):
         super().__init__()
@@ -104,6 +116,9 @@ class ClassificationModule(pl.LightningModule):
                 cast(Any, layer).membrane_gradient = True
         self.seed = seed
         self.network = network
+        self.rate_penalty = rate_penalty
+        self.lr_factors = check_factors(lr_factors)
+        pattern_of(self._trained(), self.lr_factors)
         self.dt_ms = dt_ms
         self.make_optimizer = optimizer
         self.make_scheduler = scheduler
@@ -142,13 +157,17 @@ class ClassificationModule(pl.LightningModule):
             loss = weight * self.training_loss(scores, labels)
         if output.membrane_power is not None:
             loss = loss + weight * self.membrane_penalty * output.membrane_power.mean()
+        if self.rate_penalty is not None:
+            rates_hz = [rates * 1000 / self.dt_ms for rates in output.rates_by_neuron]
+            loss = loss + weight * self.rate_penalty(rates_hz)
         return loss
 
     def _run(self, events: EventBatch | Tensor) -> Output:
         n_steps = self.recompute_steps or self.truncate_steps
         if n_steps is None:
             return self.network(events)
-        return run_in_pieces(self.network, events, n_steps, self.truncate_steps is not None)
+        truncate, by_neuron = self.truncate_steps is not None, self.rate_penalty is not None
+        return run_in_pieces(self.network, events, n_steps, truncate, by_neuron)
 
     def training_loss(self, scores: Tensor, labels: Tensor) -> Tensor:
         """Cross-entropy with label smoothing, for scores [B, n_classes] and labels [B]."""
@@ -174,12 +193,15 @@ class ClassificationModule(pl.LightningModule):
 
     def configure_optimizers(self) -> Any:
         """Make the optimiser of the trainable parameters, and the scheduler if there is one."""
-        optimizer = self.make_optimizer([p for p in self.parameters() if p.requires_grad])
+        optimizer = make_optimizer(self.make_optimizer, self._trained(), self.lr_factors)
         if self.make_scheduler is None:
             return optimizer
-        scheduler = self.make_scheduler(optimizer)
+        scheduler = make_scheduler(self.make_scheduler, optimizer)
         # the monitor is for schedulers that wait for a plateau
         return {"optimizer": optimizer, "lr_scheduler": scheduler, "monitor": "val/loss"}
+
+    def _trained(self) -> dict[str, torch.nn.Parameter]:
+        return {n: p for n, p in self.network.named_parameters() if p.requires_grad}
 
     def transfer_batch_to_device(
         self, batch: Batch, device: torch.device, dataloader_idx: int

@@ -1,7 +1,6 @@
 """A guard that stops a classifier's training at a NaN or Inf, and warns of dead layers."""
 
 import math
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ from torch import Tensor, nn
 from blockspike.neurons import NotFiniteError, SpikeTrace
 from blockspike.neurons.events import EventBatch
 from blockspike.training.classification import Batch, ClassificationModule
-from blockspike.training.guard import Guard, not_finite, require_finite
+from blockspike.training.guard import Guard, not_finite, require_finite, warn
 
 SATURATED = 0.9
 """Share of the spikes that the refractory period allows, above which a layer is saturated."""
@@ -83,7 +82,7 @@ class ClassifierGuard(Guard):
                     "add up less input, or lower optimizer.lr"
                 )
             if state and state != self._state.get(f"layers.{i}"):
-                print(f"warning: layers.{i}: {text}", file=sys.stderr)
+                warn(f"layers.{i}: {text}")
             self._state[f"layers.{i}"] = state
 
     def _find(self, module: ClassificationModule, batch: Batch) -> str | None:

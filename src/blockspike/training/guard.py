@@ -4,7 +4,9 @@ The check of a step is one norm over loss, scores, gradients and parameters. Onl
 finite is the batch run again, layer by layer, to find the first number that is not.
 """
 
+import logging
 import math
+import sys
 from abc import abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -172,6 +174,12 @@ def not_finite(value: Tensor) -> str | None:
     place = bad[0].tolist()
     where = f" at {place} ({len(bad)} of {value.numel()} values)" if place else ""
     return f"is {value[tuple(place)].item()}{where}"
+
+
+def warn(text: str) -> None:
+    """Print a warning, which goes into the run's log file too."""
+    print(f"warning: {text}", file=sys.stderr)
+    logging.getLogger(__name__).info("warning: %s", text)
 
 
 def _is_shared() -> bool:

@@ -1,0 +1,68 @@
+"""Runs in MLflow: named by their folder and resumed under their id.
+
+mlflow, of the extra `mlflow`, is imported only when a run that logs to it starts.
+"""
+
+import fcntl
+import os
+import re
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from pytorch_lightning.loggers import MLFlowLogger
+
+from blockspike.files import read_json, write_text
+from blockspike.runs.processes import is_first_process
+from blockspike.runs.run import Run, flatten
+
+
+def check_mlflow() -> None:
+    """Raise ValueError if mlflow is not installed."""
+    if find_spec("mlflow") is None:
+        raise ValueError(
+            "logger: expected another, since mlflow is not installed, got mlflow; install it with "
+            "pip install 'blockspike[mlflow]'"
+        )
+
+
+def mlflow_logger(
+    run_dir: str, output_dir: str, experiment: str, tracking_uri: str | None = None
+) -> MLFlowLogger:
+    """Start or resume the MLflow run of `run_dir` and return Lightning's logger for it.
+
+    Its name is the folder below `output_dir`; its parameters are what the result depends on. The
+    words of the configuration's `tags` are one tag, `tags`.
+
+    Args:
+        run_dir: folder of a started run.
+        output_dir: folder of all runs, which holds the database `mlflow.db`.
+        experiment: name of the experiment in MLflow.
+        tracking_uri: address of an MLflow server; None = that database.
+
+    Raises:
+        ValueError: mlflow is not installed.
+    """
+    check_mlflow()
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    run, root = Run(Path(run_dir)), Path(output_dir).absolute()
+    id_file = run.folder / "mlflow_id"
+    options: dict[str, Any] = {
+        "experiment_name": experiment,
+        "run_name": os.path.relpath(run.folder, output_dir),
+        "tracking_uri": tracking_uri or f"sqlite:///{root / 'mlflow.db'}",
+        "artifact_location": None if tracking_uri else (root / "mlflow_artifacts").as_uri(),
+    }
+    if tags := run.config().get("tags"):
+        options["tags"] = {"tags": ", ".join(tags)}
+    if not is_first_process():
+        return MLFlowLogger(**options)  # which logs nothing
+    with (root / ".mlflow.lock").open("w") as lock:  # runs of a sweep make one database
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if id_file.is_file():
+            return MLFlowLogger(**options, run_id=id_file.read_text())
+        logger = MLFlowLogger(**options)
+        content = flatten(read_json(run.folder / "content.json"))
+        logger.log_hyperparams({re.sub(r"[^\w ./-]", "_", key): x for key, x in content.items()})
+        write_text(id_file, str(logger.run_id))
+        return logger

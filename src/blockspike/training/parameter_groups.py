@@ -1,0 +1,110 @@
+"""An optimiser's parameters in groups: learning rates by name, weight decay for weights alone."""
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from fnmatch import fnmatchcase
+from typing import Any
+
+from torch import nn
+from torch.optim import Optimizer
+
+_OTHERS = "others"  # name of the group of parameters that no pattern matches
+_ABSOLUTE = ("max_lr", "base_lr")  # arguments of schedulers that set a learning rate
+
+
+def check_factors(factors: Any) -> dict[str, float]:
+    """Factors of the learning rate by pattern, as a plain dict; None = none.
+
+    Raises:
+        ValueError: `factors` is no mapping of patterns to finite numbers ≥ 0.
+    """
+    if factors is not None and not isinstance(factors, Mapping):
+        raise ValueError(f"lr_factors: expected {{pattern: factor}}, got {factors!r}")
+    for pattern, factor in (factors or {}).items():
+        is_number = isinstance(factor, int | float) and not isinstance(factor, bool)
+        if not is_number or not 0 <= factor < math.inf:
+            raise ValueError(f"lr_factors.{pattern}: expected a number ≥ 0, got {factor!r}")
+    return {str(pattern): float(factor) for pattern, factor in (factors or {}).items()}
+
+
+def pattern_of(names: Iterable[str], patterns: Iterable[str]) -> dict[str, str]:
+    """The pattern that matches each name; names that none matches are left out.
+
+    A pattern may have `*` and `?`. It matches whole names and their ends: `beta` and `readout.*`
+    both match `readout.beta`.
+
+    Raises:
+        ValueError: a pattern matches no name, or two match the same.
+    """
+    names, found = list(names), {}
+    for pattern in patterns:
+        matched = [n for n in names if fnmatchcase(f".{n}", f"*.{pattern}")]
+        if not matched:
+            raise ValueError(
+                f"lr_factors.{pattern}: expected a trained parameter ({', '.join(names)}), got none"
+            )
+        for name in matched:
+            if name in found:
+                raise ValueError(
+                    f"lr_factors: expected one pattern for {name}, got {found[name]} and {pattern}"
+                )
+            found[name] = pattern
+    return found
+
+
+def make_optimizer(
+    make: Callable[[Any], Optimizer],
+    parameters: Mapping[str, nn.Parameter],
+    factors: Mapping[str, float],
+) -> Optimizer:
+    """Make an optimiser whose learning rates and weight decay differ among parameters.
+
+    Weight decay acts on synaptic weights alone: biases, delays and the neurons' parameters, which
+    decay would pull to 0, are in groups without it. With neither, all parameters are one group.
+
+    Args:
+        make: makes the optimiser from parameters or groups of them.
+        parameters: the parameters by name; the last part of a weight's name ends in "weight".
+        factors: factors of the learning rate by pattern, see `pattern_of`.
+
+    Raises:
+        ValueError: see `pattern_of`.
+    """
+    optimizer = make(list(parameters.values()))
+    has_decay = bool(optimizer.defaults.get("weight_decay"))
+    if not factors and not has_decay:
+        return optimizer
+    matched = pattern_of(parameters, factors)
+    groups: dict[str, dict[str, Any]] = {}
+    for name, parameter in parameters.items():
+        name_of_group = pattern = matched.get(name, _OTHERS)
+        factor = factors.get(pattern, 1.0)
+        options = {"pattern": pattern, "lr_factor": factor}
+        options["lr"] = optimizer.defaults["lr"] * factor
+        if has_decay and not name.endswith("weight"):
+            name_of_group, options["weight_decay"] = f"{pattern} (no decay)", 0.0
+        group = groups.setdefault(name_of_group, {"name": name_of_group, "params": []} | options)
+        group["params"].append(parameter)
+    return make(list(groups.values()))
+
+
+def make_scheduler(make: Callable[..., Any], optimizer: Optimizer) -> Any:
+    """Make a scheduler that keeps the ratios between the groups' learning rates.
+
+    Most schedulers scale each group's rate. OneCycleLR and CyclicLR set rates instead: theirs are
+    multiplied for each group.
+
+    Args:
+        make: makes the scheduler from the optimiser; if it is a `partial`, its keywords count.
+        optimizer: see `make_optimizer`.
+    """
+    factors = [group.get("lr_factor", 1.0) for group in optimizer.param_groups]
+    if all(factor == 1 for factor in factors):
+        return make(optimizer)
+    given = getattr(make, "keywords", {})
+    rates = {
+        name: [given[name] * factor for factor in factors]
+        for name in _ABSOLUTE
+        if isinstance(given.get(name), int | float)
+    }
+    return make(optimizer, **rates)

@@ -1,0 +1,46 @@
+"""`logger=mlflow`: refused without mlflow; complete and resumed with it."""
+
+import pytest
+
+from blockspike.commands import mlflow_run
+from blockspike.files import read_json
+
+QUICK = (
+    "train", "data=nmnist_sample", "data.n_steps=40", "data.dt_ms=10", "network.n_hidden=8",
+    "trainer.max_epochs=2", "threads=1", "logger=mlflow", "tags=[pilot,mine]",
+    "training.lr_factors={*weight:2}",
+)  # fmt: skip
+
+
+def test_without_mlflow_it_is_refused_with_the_line_that_installs_it(
+    blockspike, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(mlflow_run, "find_spec", lambda name: None)
+    done = blockspike(*QUICK, check=False)
+    (line,) = done.stderr.splitlines()
+    assert done.returncode == 2 and not list(tmp_path.iterdir())
+    assert "since mlflow is not installed" in line and "pip install 'blockspike[mlflow]'" in line
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # mlflow's own
+def test_a_run_is_logged_and_resumed(blockspike, tmp_path, monkeypatch):
+    mlflow = pytest.importorskip("mlflow")
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    blockspike(*QUICK)
+    (result,) = (tmp_path / "outputs").rglob("result.json")
+    folder = result.parent
+    row = read_json(result)
+    result.unlink()
+    last = folder / "checkpoints" / "last.ckpt"
+    (folder / "checkpoints" / "previous.ckpt").replace(last)
+    assert "continued after epoch 1" in blockspike(*QUICK).stdout
+    client = mlflow.MlflowClient(f"sqlite:///{tmp_path / 'outputs' / 'mlflow.db'}")
+    (experiment,) = client.search_experiments(filter_string="name = 'default'")
+    (run,) = client.search_runs([experiment.experiment_id])
+    assert run.info.run_name == str(folder.relative_to(tmp_path / "outputs"))
+    assert run.data.tags["tags"] == "pilot, mine"
+    assert run.data.params["network.n_hidden"] == "8" and run.info.status == "FINISHED"
+    assert run.data.metrics["test/accuracy"] == pytest.approx(row["test_accuracy"])
+    steps = [x.step for x in client.get_metric_history(run.info.run_id, "val/loss")]
+    assert len(set(steps)) == 2

@@ -1,0 +1,122 @@
+"""Optimisers with groups of parameters."""
+
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from torch.optim.lr_scheduler import CosineAnnealingLR, OneCycleLR, StepLR
+
+from blockspike.networks.classifier import SpikingClassifier
+from blockspike.training.classification import ClassificationModule
+
+
+def network(**options: Any) -> SpikingClassifier:
+    torch.manual_seed(0)
+    return SpikingClassifier(6, 2, n_hidden=4, n_layers=2, dt_ms=1.0, max_delay=3, **options)
+
+
+def optimizer_of(net: SpikingClassifier, make: Any, **options: Any) -> torch.optim.Optimizer:
+    return ClassificationModule(net, 2, 1.0, make, **options).configure_optimizers()
+
+
+@pytest.mark.parametrize("make", [torch.optim.AdamW, torch.optim.SGD, torch.optim.RAdam])
+def test_weight_decay_acts_on_synaptic_weights_alone(make):
+    net = network()
+    before = {name: p.detach().clone() for name, p in net.named_parameters()}
+    optimizer = optimizer_of(net, partial(make, lr=0.1, weight_decay=0.5))
+    for parameter in net.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    changed = {name for name, p in net.named_parameters() if not torch.equal(p, before[name])}
+    assert changed == {name for name in before if name.endswith("weight")}
+    assert len(changed) == 5
+
+
+def test_without_weight_decay_all_parameters_are_one_group():
+    (group,) = optimizer_of(network(), partial(torch.optim.Adam, lr=0.1)).param_groups
+    assert len(group["params"]) == len(list(network().parameters())) - 2  # b is not trained
+
+
+RATES = {"beta": 0.5, "delays.*": 10, "layers.?.recurrent_weight": 0}
+
+
+def lr_of(optimizer: torch.optim.Optimizer) -> dict[str, float]:
+    return {group["name"]: group["lr"] for group in optimizer.param_groups}
+
+
+def test_patterns_choose_learning_rates():
+    net = network()
+    optimizer = optimizer_of(net, partial(torch.optim.SGD, lr=0.01), lr_factors=RATES)
+    expected = {"others": 0.01, "beta": 0.005, "delays.*": 0.1, "layers.?.recurrent_weight": 0}
+    assert lr_of(optimizer) == pytest.approx(expected)
+    before = {name: p.detach().clone() for name, p in net.named_parameters()}
+    for name, parameter in net.named_parameters():
+        parameter.grad = torch.full_like(parameter, -1e-3 if name.endswith("beta") else 1e-3)
+        if name.endswith("delay"):
+            parameter.data.fill_(0.5)
+            before[name].fill_(0.5)
+    optimizer.step()
+    for name, parameter in net.named_parameters():
+        factor = RATES["delays.*"] if "delays" in name else 1
+        factor = 0 if "recurrent" in name or name.endswith(".b") else factor
+        factor = -RATES["beta"] if name.endswith("beta") else factor
+        step = (before[name] - parameter.detach()) / 1e-5
+        torch.testing.assert_close(step, torch.full_like(step, factor), atol=0.02, rtol=0)
+
+
+@pytest.mark.parametrize(
+    "scheduler",
+    [
+        partial(OneCycleLR, max_lr=0.01, total_steps=10, cycle_momentum=False),
+        partial(CosineAnnealingLR, T_max=10),
+        partial(StepLR, step_size=2),
+    ],
+    ids=lambda x: x.func.__name__,
+)
+def test_schedulers_keep_the_ratios(scheduler):
+    options = {"scheduler": scheduler, "lr_factors": {"beta": 0.5, "*weight": 3}}
+    made: Any = optimizer_of(network(), partial(torch.optim.Adam, lr=0.01), **options)
+    alone: Any = optimizer_of(network(), partial(torch.optim.Adam, lr=0.01), scheduler=scheduler)
+    for _ in range(8):
+        rates = lr_of(made["optimizer"])
+        (group,) = alone["optimizer"].param_groups
+        assert rates["others"] == pytest.approx(group["lr"])
+        assert rates["beta"] == pytest.approx(0.5 * group["lr"])
+        assert rates["*weight"] == pytest.approx(3 * group["lr"])
+        for one in (made, alone):
+            one["optimizer"].step()
+            one["lr_scheduler"].step()
+
+
+def test_weight_decay_splits_a_group():
+    options = {"lr_factors": {"layers.0.*": 0.1}}
+    make = partial(torch.optim.AdamW, lr=0.1, weight_decay=0.5)
+    groups = optimizer_of(network(), make, **options).param_groups
+    found = {g["name"]: (g["lr"], g["weight_decay"], len(g["params"])) for g in groups}
+    assert found == {
+        "layers.0.*": (pytest.approx(0.01), 0.5, 2),
+        "layers.0.* (no decay)": (pytest.approx(0.01), 0.0, 4),
+        "others": (0.1, 0.5, 3),
+        "others (no decay)": (0.1, 0.0, 6),
+    }
+
+
+@pytest.mark.parametrize(
+    ("factors", "words"),
+    [
+        ({"alpha": 1}, r"lr_factors.alpha: expected a trained parameter \(layers.0.weight, .*none"),
+        ({"b": 1}, "lr_factors.b: expected a trained parameter"),
+        ({"eta": 1}, "lr_factors.eta: expected a trained parameter"),
+        (
+            {"beta": 1, "readout.*": 1},
+            "expected one pattern for readout.beta, got beta and readout.*",
+        ),
+        ({"beta": -1}, "lr_factors.beta: expected a number ≥ 0, got -1"),
+        ({"beta": "fast"}, "lr_factors.beta: expected a number ≥ 0, got 'fast'"),
+        (0.5, "lr_factors: expected {pattern: factor}, got 0.5"),
+    ],
+)
+def test_bad_factors_are_refused(factors, words):
+    with pytest.raises(ValueError, match=words):
+        optimizer_of(network(), torch.optim.Adam, lr_factors=factors)
