@@ -36,7 +36,9 @@ STATES = pd.DataFrame(
     {
         "run": ["e4/a=1,b=2/seed=0", "e4/bad/seed=1"], "state": ["done", "failed"],
         "epochs": [40, np.nan], "started": ["2026-01-02T03:04:05+0000", None],
-        "seconds": [61.4, np.nan], "error": [None, "<script>alert('x')</script> & more"],
+        "seconds": [61.4, np.nan], "val_score": [0.9123, np.nan],
+        "test_score": [0.8765, np.nan], "last_val_score": [0.9, 0.25],
+        "error": [None, "<script>alert('x')</script> & more"],
     }
 )  # fmt: skip
 
@@ -219,6 +221,7 @@ def test_runs_are_listed_without_unknown_values():
     text = re.sub("<[^>]+>", "|", page())
     assert "2 in all, 1 done, 1 failed." in text
     assert "|61|" in text and "|40|" in text
+    assert "|0.912||0.876||0.900|" in text and "||||0.250|" in text
     assert "nan" not in text.lower() and "None" not in text
     assert "blockspike train experiment=demo" in page(states=STATES.head(0))
 

@@ -132,7 +132,8 @@ def render(
         comparisons: see `blockspike.report.comparison`.
         table: the table behind `comparisons`; None = no table. Figures of runs drawn from another
             table are named, not shown.
-        states: a row per run: run, state, epochs, started, seconds, error.
+        states: a row per run: run, state, epochs, started, seconds, val_score, test_score,
+            last_val_score, error.
         traces: see `blockspike.report.viewer`; None = no viewer.
         run_name: the run that `traces` belong to.
     """
@@ -177,6 +178,7 @@ def render_template(name: str, made_by: dict[str, Any], script: str, **content: 
 def _texts(row: dict[Any, Any]) -> dict[str, str]:
     """A run's row as text; unknown values are empty."""
     known = {str(name): "" if pd.isna(value) else value for name, value in row.items()}
-    for name in ("epochs", "seconds"):
-        known[name] = known[name] if known[name] == "" else f"{known[name]:.0f}"
+    digits = {"epochs": 0, "seconds": 0, "val_score": 3, "test_score": 3, "last_val_score": 3}
+    for name, n in digits.items():
+        known[name] = known[name] if known[name] == "" else f"{known[name]:.{n}f}"
     return {name: str(value) for name, value in known.items()}

@@ -7,15 +7,27 @@ from typing import Any, cast
 from omegaconf import DictConfig, OmegaConf
 
 # Keys that may differ between two starts of one run: places and display.
-_NOT_CONTENT = ("output_dir", "data_dir", "run_dir", "logger", "progress", "threads", "replay")
+_NOT_CONTENT = (
+    "output_dir", "data_dir", "run_dir", "logger", "progress", "threads", "replay", "choices",
+)  # fmt: skip
+
+
+def settings_of(cfg: DictConfig) -> dict[str, Any]:
+    """Resolved configuration without the keys that do not change a result."""
+    settings = plain(cfg)
+    for key in _NOT_CONTENT:
+        settings.pop(key, None)
+    settings["data"].pop("download", None)
+    if not is_fit(cfg):  # a data set may be anywhere; a recording is known by its path alone
+        for key in ("path", "raw"):
+            settings["data"].pop(key, None)
+        settings.pop("fit", None)
+    return settings
 
 
 def content_of(cfg: DictConfig) -> dict[str, Any]:
-    """Resolved configuration without the keys that do not change a result."""
-    content = plain(cfg)
-    for key in _NOT_CONTENT:
-        content.pop(key, None)
-    content["data"].pop("download", None)
+    """Settings without options that are off: what a run's result depends on."""
+    content = settings_of(cfg)
     if content["trainer"].get("precision") == "32-true":  # the default, not in older configurations
         del content["trainer"]["precision"]
     # Options that are off are not in older configurations either.
@@ -37,10 +49,6 @@ def content_of(cfg: DictConfig) -> dict[str, Any]:
     training = {key: value for key, value in content.pop("training", {}).items() if value}
     if training:
         content["training"] = training
-    if not is_fit(cfg):  # a data set may be anywhere; a recording is known by its path alone
-        for key in ("path", "raw"):
-            content["data"].pop(key, None)
-        content.pop("fit", None)
     return content
 
 
