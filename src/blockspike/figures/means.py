@@ -41,12 +41,12 @@ class Means:
 
     @property
     def varied(self) -> list[str]:
-        """Those of `by` that have several values."""
+        """Settings of `by` with several values."""
         return [name for name in self.by if self.points[name].nunique(dropna=False) > 1]
 
     @property
     def shared(self) -> dict[str, str]:
-        """Those of `by` that all runs share, with their values."""
+        """Settings of `by` that all runs share, with their values."""
         return {n: text_of(self.points[n].iloc[0]) for n in self.by if n not in self.varied}
 
     @property
@@ -57,9 +57,7 @@ class Means:
             names = ", ".join(self.mixed)
             found.append(f"runs of one mean differ in more than the seed: {names}")
         if self.n_left_out:
-            found.append(
-                f"runs left out, without {self.metric} or these settings: {self.n_left_out}"
-            )
+            found.append(f"runs left out, without {self.metric}: {self.n_left_out}")
         return found
 
 
@@ -91,12 +89,12 @@ def means(table: pd.DataFrame, by: Sequence[str], metric: str | None = None) -> 
     settings = pd.DataFrame({name: setting(table, name) for name in by}, index=table.index)
     if len(settings.columns) < len(by):
         raise ValueError(f"by: expected different names, got {', '.join(by)}")
-    own = settings.notna().any(axis=1) if by else pd.Series(True, index=table.index)
-    metric = _metric(pd.DataFrame(table[own]), metric)
+    has_some = settings.notna().any(axis=1) if by else pd.Series(True, index=table.index)
+    metric = _metric(pd.DataFrame(table[has_some] if has_some.any() else table), metric)
     if metric in by:
         raise ValueError(f"metric: expected a column that is not in by, got {metric!r}")
-    own &= table[metric].notna()
-    chosen, settings = pd.DataFrame(table[own]), pd.DataFrame(settings[own])
+    known = table[metric].notna()
+    chosen, settings = pd.DataFrame(table[known]), pd.DataFrame(settings[known])
     runs = settings.assign(**{metric: chosen[metric].astype(float)})
     groups = (
         runs.groupby(list(by), dropna=False)[metric] if by else runs.groupby(lambda _: 0)[metric]
@@ -141,7 +139,8 @@ def text_of(value: Any) -> str:
     """Short text of a setting's value."""
     if not isinstance(value, str) and pd.isna(value):
         return "–"
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    short = f"{value:g}" if isinstance(value, float) else str(value)
+    return short if not isinstance(value, float) or float(short) == value else str(value)
 
 
 def rounded(points: pd.DataFrame) -> list[str]:

@@ -50,6 +50,20 @@ _READ_BY_FIGURES: dict[str, tuple[type, ...]] = {
 def collect_runs(output_dir: Path) -> pd.DataFrame:
     """Gather every `result.json` below `output_dir` into `tables/runs.parquet` and `.csv`.
 
+    Returns and raises as `finished_rows`.
+    """
+    table = finished_rows(output_dir)
+    folder = output_dir / "tables"
+    with whole_file(folder / "runs.parquet") as file:
+        table.to_parquet(file, index=False)
+    with whole_file(folder / "runs.csv") as file:
+        table.to_csv(file, index=False)
+    return table
+
+
+def finished_rows(output_dir: Path) -> pd.DataFrame:
+    """Gather every `result.json` below `output_dir`.
+
     Returns:
         A row per finished run, sorted by its folder, which the column `run` names. If two folders
         hold the same run, the first one counts, with a warning on stderr.
@@ -66,14 +80,7 @@ def collect_runs(output_dir: Path) -> pd.DataFrame:
         for file in files
     ]
     table = pd.DataFrame(rows)
-    table = with_new_names(pd.DataFrame(table.apply(_of_one_type)))
-    table = _unique(table)
-    folder = output_dir / "tables"
-    with whole_file(folder / "runs.parquet") as file:
-        table.to_parquet(file, index=False)
-    with whole_file(folder / "runs.csv") as file:
-        table.to_csv(file, index=False)
-    return table
+    return _unique(with_new_names(pd.DataFrame(table.apply(_of_one_type))))
 
 
 def with_settings(table: pd.DataFrame, output_dir: Path, names: Iterable[str]) -> pd.DataFrame:
