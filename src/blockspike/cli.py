@@ -166,7 +166,13 @@ _LAUNCHERS = {  # choice of `sweep=` → the package it needs, from the extra `s
     "slurm": "hydra-submitit-launcher",
     "submitit_local": "hydra-submitit-launcher",
 }
-_LISTS = ("study", "n_steps", "arp_steps", "batch_size", "n_units", "n_layers", "contenders")
+_LISTS = {  # command → its options that take several values
+    "benchmark": (
+        "study", "n_steps", "arp_steps", "batch_size", "n_units", "n_layers", "contenders",
+    ),
+    "collect": ("by",),
+    "figures": ("color",),
+}  # fmt: skip
 
 
 def _as_override(command: str, argument: str) -> str:
@@ -179,12 +185,11 @@ def _as_override(command: str, argument: str) -> str:
         raise ValueError(f"override: expected key=value, got {argument:.80}")
     if name == "sweep" and value in _LAUNCHERS:
         _check_launcher(value)
-    if command == "benchmark":
-        if argument == "--check":
-            return "check=true"
-        if name in _LISTS and value[:1] not in ("", "[") and value != "null":
-            items = (item if item.isdigit() else f"'{item}'" for item in value.split(","))
-            return f"{name}=[{','.join(items)}]"
+    if command == "benchmark" and argument == "--check":
+        return "check=true"
+    if name in _LISTS.get(command, ()) and value[:1] not in ("", "[") and value != "null":
+        items = (item if item.isdigit() else f"'{item}'" for item in value.split(","))
+        return f"{name}=[{','.join(items)}]"
     if name not in _PATHS or value[:1] in ("'", '"', ""):
         return argument
     return f"{name}='{value}'"

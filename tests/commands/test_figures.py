@@ -3,12 +3,7 @@
 import pandas as pd
 import pytest
 
-MADE = {
-    "experiment": "paper_shd", "data_set": "HD-Lauscher", "seed": 0, "n_threads": 1,
-    "model.method": "fused", "model.arp_ms": 20.0, "model.surrogate": "multi_gaussian",
-    "model.detach_spikes": True, "trainer.accelerator": "cpu", "test_accuracy": 0.7,
-    "epoch_s": 50.0,
-}  # fmt: skip
+from made_runs import run, swept
 
 
 @pytest.mark.slow
@@ -30,13 +25,44 @@ def test_runs_are_collected_and_drawn(blockspike, tmp_path):
 
 @pytest.mark.parametrize("suffix", ["csv", "parquet"])
 def test_another_table_is_read_by_its_suffix(blockspike, tmp_path, suffix):
-    table = pd.DataFrame([MADE])
+    table = pd.DataFrame([run()])
     if suffix == "csv":
         table.to_csv(tmp_path / "mine.csv", index=False)
     else:
         table.to_parquet(tmp_path / "mine.parquet", index=False)
     blockspike("figures", "figure=classification", f"table=mine.{suffix}", "output_dir=there")
     assert (tmp_path / "there" / "figures" / "classification_hd_lauscher.png").is_file()
+
+
+def test_a_sweep_is_drawn_with_its_source(blockspike, tmp_path):
+    (tmp_path / "outputs" / "tables").mkdir(parents=True)
+    swept().to_csv(tmp_path / "outputs" / "tables" / "runs.csv", index=False)
+    settings = ("x=network.n_hidden", "color=model,model.method", "facet=data", "metric=epoch_s")
+    done = blockspike("figures", "figure=sweep", *settings, "experiment_name=default")
+    path = "outputs/figures/sweep_default_epoch_s.png"
+    assert (done.stdout.strip(), done.stderr) == (path, "")
+    for suffix in (".png", ".svg", ".json"):
+        assert (tmp_path / path).with_suffix(suffix).is_file()
+    done = blockspike("figures", "figure=sweep", "x=network.n_hidden", "color=model", "facet=seed")
+    assert "differ in more than the seed: data" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ("figure=sweep x=n_hidden", "by: expected one of network.n_hidden, got 'n_hidden'"),
+        ("figure=sweep metric=loss", "metric: expected one of "),
+        ("figure=sweep experiment_name=defualt", "experiment_name: expected one of default, got"),
+        ("figure=classification color=model", "color: expected figure=sweep, got figure=class"),
+    ],
+)
+def test_settings_of_a_sweep_that_do_not_fit_are_refused(blockspike, tmp_path, arguments, words):
+    swept().to_csv(tmp_path / "runs.csv", index=False)
+    done = blockspike("figures", "table=runs.csv", *arguments.split(), check=False)
+    assert done.returncode == 2
+    (line,) = done.stderr.strip().splitlines()
+    assert words in line
+    assert not (tmp_path / "outputs").exists()
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import base64
 import re
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,10 @@ from blockspike.networks.layers import run_layers
 from blockspike.neurons import SpikeTrace, alif
 from blockspike.report.comparison import comparisons
 from blockspike.report.page import found_figures, render
+from blockspike.report.sweeps import Sweep, sweeps
 from blockspike.report.viewer import pack, pack_traces
 from blockspike.runs.run import Run
+from made_runs import run, swept, write_runs
 
 IMAGES = Path(__file__).parents[2] / "docs" / "images"
 RESULTS = Path(__file__).parents[2] / "docs" / "results"
@@ -36,15 +39,21 @@ STATES = pd.DataFrame(
     {
         "run": ["e4/a=1,b=2/seed=0", "e4/bad/seed=1"], "state": ["done", "failed"],
         "epochs": [40, np.nan], "started": ["2026-01-02T03:04:05+0000", None],
-        "seconds": [61.4, np.nan], "error": [None, "<script>alert('x')</script> & more"],
+        "seconds": [61.4, np.nan], "val_score": [0.9123, np.nan],
+        "test_score": [0.8765, np.nan], "last_val_score": [0.9, 0.25],
+        "error": [None, "<script>alert('x')</script> & more"],
     }
 )  # fmt: skip
 
 
-def page(states: pd.DataFrame = STATES, traces: dict[str, Any] | None = None) -> str:
+def page(
+    states: pd.DataFrame = STATES,
+    traces: dict[str, Any] | None = None,
+    shown: Sequence[Sweep] = (),
+) -> str:
     return render(
-        made_by=MADE_BY, figures=[], missing_figures={}, comparisons=comparisons(None),
-        table=None, states=states, traces=traces, run_name="a/run",
+        made_by=MADE_BY, figures=[], missing_figures={}, sweeps=shown,
+        comparisons=comparisons(None), table=None, states=states, traces=traces, run_name="a/run",
     )  # fmt: skip
 
 
@@ -219,6 +228,7 @@ def test_runs_are_listed_without_unknown_values():
     text = re.sub("<[^>]+>", "|", page())
     assert "2 in all, 1 done, 1 failed." in text
     assert "|61|" in text and "|40|" in text
+    assert "|0.912||0.876||0.900|" in text and "||||0.250|" in text
     assert "nan" not in text.lower() and "None" not in text
     assert "blockspike train experiment=demo" in page(states=STATES.head(0))
 
@@ -296,6 +306,42 @@ def test_figures_of_runs_and_numbers_come_from_one_table(blockspike, tmp_path):
     made_table(tmp_path / "kept" / "runs.csv", "Kept", 3)  # the figure was drawn before this change
     blockspike("report", "table=kept/runs.csv")
     assert set(captions(tmp_path)) == {"tradeoff"}
+
+
+def test_sweeps_are_on_the_page_without_being_collected(blockspike, tmp_path):
+    write_runs(tmp_path / "outputs", swept())
+    write_runs(tmp_path / "outputs", pd.DataFrame([run("seeds"), run("seeds", seed=1)]))
+    blockspike("report")
+    html = (tmp_path / "outputs" / "report.html").read_text()
+    assert re.findall("<h3>(.*?)</h3>", html) == ["default"]
+    heads = ["network.n_hidden", "model", "data", "test_accuracy", "runs"]
+    assert re.findall('<th scope="col".*?>(.*?)</th>', html)[:5] == heads
+    (first, *_) = re.findall("<tr><td>(.*?)</tr>", html)
+    assert re.sub("<[^>]+>", " ", first).split()[:7] == [
+        "64",
+        "blocks",
+        "nmnist",
+        "0.510",
+        "±",
+        "0.010",
+        "2",
+    ]
+    assert html.count('<img src="data:image/svg+xml') == 1
+    assert not (tmp_path / "outputs" / "tables").exists()
+
+
+def test_a_damaged_result_leaves_the_page_without_sweeps(blockspike, tmp_path):
+    (folder, *_) = write_runs(tmp_path / "outputs", swept())
+    (folder / "result.json").write_text("{")
+    assert "no sweeps" in blockspike("report").stderr
+    html = (tmp_path / "outputs" / "report.html").read_text()
+    assert "<h3>" not in html and "damaged file" in html
+
+
+def test_a_mean_over_different_settings_is_marked_on_the_page():
+    (made,) = sweeps(swept().assign(git_sha=["a", "b"] * 8))
+    assert made.warnings and "git_sha" in made.warnings[0]
+    assert f'<p class="warning">{made.warnings[0]}</p>' in page(shown=[made])
 
 
 def test_an_empty_page_says_how_to_fill_it(blockspike, tmp_path):

@@ -14,7 +14,9 @@ def content(*overrides: str, command: str = "train") -> dict[str, Any]:
     register_schemas()
     chosen = ["experiment=demo"] if command == "train" else ["data.path=cell.nwb"]
     with initialize_config_dir(str(CONF.resolve()), version_base="1.3"):
-        return content_of(compose(command, [*chosen, "data_config=x", "run_dir=x", *overrides]))
+        return content_of(
+            compose(command, [*chosen, "data_config=x", "choices=null", "run_dir=x", *overrides])
+        )
 
 
 @pytest.mark.parametrize(

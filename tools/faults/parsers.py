@@ -546,7 +546,7 @@ def train_config(*overrides: str, command: str = "train") -> Any:
     """A configuration as a run writes it."""
     GlobalHydra.instance().clear()
     own = ["data=nmnist_sample"] if command == "train" else []
-    own += ["run_dir=x", "data_config=nmnist_sample"]
+    own += ["run_dir=x", "data_config=nmnist_sample", "choices=null"]
     with initialize_config_dir(str(CONF.resolve()), version_base="1.3"):
         return compose(command, [*own, *overrides])
 

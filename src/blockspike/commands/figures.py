@@ -1,7 +1,9 @@
 """`blockspike figures`: draw an evaluated run, or a figure of the paper."""
 
+import sys
 from pathlib import Path
 
+import pandas as pd
 from omegaconf import DictConfig
 
 from blockspike.data.limits import read_npz
@@ -9,6 +11,7 @@ from blockspike.figures.cell_traces import cells_of
 from blockspike.figures.classification import classification
 from blockspike.figures.fits import fits
 from blockspike.figures.learning_curve import learning_curve
+from blockspike.figures.means import of_experiment
 from blockspike.figures.neurons import neurons
 from blockspike.figures.raster import raster
 from blockspike.figures.recording import recording_fit
@@ -16,6 +19,7 @@ from blockspike.figures.recordings import recordings
 from blockspike.figures.speed import speed, tradeoff
 from blockspike.figures.style import use_style
 from blockspike.figures.surrogates import detach, surrogates
+from blockspike.figures.sweep import roles, sweep
 from blockspike.figures.tables import read_table
 from blockspike.files import read_json
 from blockspike.runs.run import Run
@@ -32,18 +36,21 @@ FIGURES = {
     "speed": speed,
     "tradeoff": tradeoff,
 }
+_NAMES = (*FIGURES, "sweep")
+_OF_SWEEP = ("x", "color", "facet", "metric", "experiment_name")
 
 
 def figures(cfg: DictConfig) -> None:
-    """Draw one run's pictures into its folder, or a figure of the paper from a table of runs.
+    """Draw one run's pictures into its folder, or a figure of a sweep or the paper from a table.
 
     Raises:
-        ValueError: the arguments are not exactly one of run and figure, or the figure is unknown.
+        ValueError: the arguments are not exactly one of run and figure, or the figure, a setting or
+            the metric is unknown.
         FileNotFoundError: the run is not finished or not evaluated, or the table is missing.
     """
     if (cfg.run is None) == (cfg.figure is None):
         raise ValueError(
-            f"run, figure: expected exactly one of run=FOLDER and figure={'|'.join(FIGURES)}, "
+            f"run, figure: expected exactly one of run=FOLDER and figure={'|'.join(_NAMES)}, "
             f"got {'neither' if cfg.run is None else 'both'}"
         )
     use_style()
@@ -70,10 +77,29 @@ def _of_run(run: Run) -> list[Path]:
 
 
 def _of_table(cfg: DictConfig) -> list[Path]:
-    if cfg.figure not in FIGURES:
-        raise ValueError(f"figure: expected one of {', '.join(FIGURES)}, got {cfg.figure!r}")
-    table, source = read_table(Path(cfg.table))
-    paths = FIGURES[cfg.figure](table, Path(cfg.output_dir) / "figures")
+    if cfg.figure not in _NAMES:
+        raise ValueError(f"figure: expected one of {', '.join(_NAMES)}, got {cfg.figure!r}")
+    folder = Path(cfg.output_dir) / "figures"
+    if cfg.figure != "sweep":
+        _check_only_sweep(cfg)
+        table, source = read_table(Path(cfg.table))
+        paths = FIGURES[cfg.figure](table, folder)
+    else:
+        table, source = read_table(Path(cfg.table))
+        paths = [_sweep(of_experiment(table, cfg.experiment_name), folder, cfg)]
     for path in paths:
         source.write_beside(path)
     return paths
+
+
+def _sweep(table: pd.DataFrame, folder: Path, cfg: DictConfig) -> Path:
+    path, found = sweep(table, folder, roles(table, cfg.x, cfg.color, cfg.facet), cfg.metric)
+    for warning in found.warnings:
+        print(f"blockspike figures: {warning}", file=sys.stderr)
+    return path
+
+
+def _check_only_sweep(cfg: DictConfig) -> None:
+    given = next((name for name in _OF_SWEEP if cfg[name] is not None), None)
+    if given is not None:
+        raise ValueError(f"{given}: expected figure=sweep, got figure={cfg.figure}")

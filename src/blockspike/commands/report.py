@@ -1,5 +1,6 @@
 """`blockspike report`: one page of figures, numbers, runs and a view inside a network or a fit."""
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,13 +14,16 @@ from blockspike.commands.evaluate import load_run
 from blockspike.commands.run_once import use_threads
 from blockspike.data.limits import read_npz
 from blockspike.figures.cell_traces import cells_of
+from blockspike.figures.style import use_style
 from blockspike.figures.tables import read_table
 from blockspike.files import read_json, write_text
 from blockspike.report.comparison import comparisons
 from blockspike.report.fit_page import render_fit
 from blockspike.report.page import EmbeddedFigure, found_figures, render
+from blockspike.report.sweeps import Sweep, sweeps
 from blockspike.report.viewer import pack_traces
 from blockspike.runs.identity import is_fit
+from blockspike.runs.results import finished_rows
 from blockspike.runs.run import Run, provenance
 from blockspike.runs.sweeps import run_states
 
@@ -47,6 +51,7 @@ def report(cfg: DictConfig) -> Path:
         made_by=provenance(),
         figures=figures,
         missing_figures=missing,
+        sweeps=_sweeps(output_dir),
         comparisons=comparisons(table),
         table=source,
         states=run_states(output_dir),
@@ -58,6 +63,19 @@ def report(cfg: DictConfig) -> Path:
     write_text(path, page)
     print(f"{path}: {len(page) / 1e6:.1f} MB, numbers from {file or 'no table'}")
     return path
+
+
+def _sweeps(output_dir: Path) -> list[Sweep]:
+    """The sweeps of all finished runs, also of those that no table holds yet."""
+    if not any(output_dir.rglob("result.json")):
+        return []
+    try:
+        table = finished_rows(output_dir)
+    except ValueError as error:  # a damaged file, which the list of runs names too
+        print(f"blockspike report: no sweeps: {error}", file=sys.stderr)
+        return []
+    use_style()
+    return sweeps(table)
 
 
 def _report_fit(run: Run) -> Path:

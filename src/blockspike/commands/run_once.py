@@ -13,11 +13,13 @@ from blockspike.commands.checks import check_training
 from blockspike.commands.trainer import processes_of_one_run
 from blockspike.commands.wandb_run import log_result, wandb_closed
 from blockspike.config.build import build_trainer
-from blockspike.runs.identity import content_hash, content_of
+from blockspike.runs.identity import content_hash, content_of, settings_of
 from blockspike.runs.log import LOGGER
 from blockspike.runs.processes import is_first_process
 from blockspike.runs.run import Run, flatten, provenance
 from blockspike.training.guard import Guard
+
+_ELSEWHERE = ("seed", "experiment_name")  # settings that the row has under other names
 
 
 @dataclass(frozen=True)
@@ -114,5 +116,6 @@ def _identity(cfg: DictConfig, content: dict[str, Any], data_set: str) -> dict[s
         "python": made["python"],
         **{f"version.{name}": number for name, number in made["versions"].items()},
         "n_threads": torch.get_num_threads(),
-        **{k: v for k, v in flatten(content).items() if k not in ("seed", "experiment_name")},
+        **{f"{group}_config": choice for group, choice in (cfg.choices or {}).items()},
+        **{k: v for k, v in flatten(settings_of(cfg)).items() if k not in _ELSEWHERE},
     }

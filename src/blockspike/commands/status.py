@@ -12,11 +12,15 @@ from rich.table import Table
 
 from blockspike.runs.sweeps import STATES, run_states
 
+_SCORES = {"val_score": "val", "test_score": "test", "last_val_score": "last val"}
 _COLOURS = dict(zip(STATES, ("green", "cyan", "yellow", "red", "white"), strict=True))
 
 
 def status(cfg: DictConfig) -> None:
     """Print a table of all runs below the output folder, including planned ones of sweeps.
+
+    `val` and `test` are scores of the chosen model, `last val` is that of the last epoch so far:
+    accuracies, of fits the explained temporal variance (ETV).
 
     Raises:
         FileNotFoundError: there are no runs.
@@ -31,13 +35,17 @@ def status(cfg: DictConfig) -> None:
     table.add_column("run", overflow="fold")
     for name in ("state", "epochs", "started", "took"):
         table.add_column(name, no_wrap=True)
+    shown = {n: title for n, title in _SCORES.items() if states[n].notna().to_numpy().any()}
+    for title in shown.values():
+        table.add_column(title, justify="right", no_wrap=True)
     table.add_column("error", overflow="fold")
     for row in states.to_dict("records"):
         state = f"[{_COLOURS[row['state']]}]{row['state']}[/]"
         took = "" if row["seconds"] != row["seconds"] else _duration(row["seconds"])
         started = row["started"][:16].replace("T", " ")
         run, error = escape(row["run"]), escape(row["error"])
-        table.add_row(run, state, str(row["epochs"]), started, took, error)
+        scores = ("" if row[n] != row[n] else f"{row[n]:.3f}" for n in shown)
+        table.add_row(run, state, str(row["epochs"]), started, took, *scores, error)
     # A pipe has no width, and folder names are long.
     Console(width=None if sys.stdout.isatty() else 200).print(table)
 

@@ -102,6 +102,7 @@ class _OneRunSchema:
     replay: str | None = None
     output_dir: str = MISSING
     data_config: str = MISSING
+    choices: Any = None
     data_dir: str = MISSING
     run_dir: str = MISSING
     data: Any = MISSING
@@ -186,6 +187,11 @@ class FiguresSchema:
     run: str | None = None
     figure: str | None = None
     table: str = MISSING
+    x: str | None = None
+    color: list[str] | None = None
+    facet: str | None = None
+    metric: str | None = None
+    experiment_name: str | None = None
     output_dir: str = MISSING
 
 
@@ -219,6 +225,9 @@ class InspectSchema:
 class CollectSchema:
     """Top level of conf/collect.yaml."""
 
+    by: list[str] | None = None
+    metric: str | None = None
+    experiment_name: str | None = None
     output_dir: str = MISSING
 
 

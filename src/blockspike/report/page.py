@@ -13,11 +13,16 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from blockspike.figures.tables import Source, source_beside
 from blockspike.report.comparison import Comparison
+from blockspike.report.sweeps import Sweep
 
 _HERE = Path(__file__).parent
 _LARGEST_SVG_BYTES = 400_000
 # first part of the file names, name of the figure in `blockspike figures`, caption
 _KINDS = (
+    (
+        "sweep", "sweep",
+        "A metric of the runs of a sweep, with means and standard errors over seeds.",
+    ),
     (
         "classification", "classification",
         "Test accuracy and seconds per epoch against the absolute refractory period.",
@@ -40,7 +45,7 @@ _KINDS = (
     ("libraries", "speed", "Times of other libraries relative to fused."),
     ("tradeoff", "tradeoff", "Error of spike times against the cost of the simulation."),
 )  # fmt: skip
-_OF_RUNS = ("classification", "surrogates", "detach", "neurons", "recordings")
+_OF_RUNS = ("sweep", "classification", "surrogates", "detach", "neurons", "recordings")
 
 
 @dataclass(frozen=True)
@@ -80,7 +85,7 @@ def found_figures(folder: Path) -> tuple[list[EmbeddedFigure], dict[str, str]]:
         own = [stem for stem in stems if stem.startswith(kind)]
         figures += [_embedded(folder / stem, figure, caption, kind in _OF_RUNS) for stem in own]
         stems = [stem for stem in stems if stem not in own]
-        if not own:
+        if not own and kind != "sweep":  # the page draws its own
             missing[kind] = _command(figure, folder.parent, kind in _OF_RUNS)
     return figures + [_embedded(folder / stem, None, "") for stem in stems], missing
 
@@ -118,6 +123,7 @@ def render(
     made_by: dict[str, Any],
     figures: Sequence[EmbeddedFigure],
     missing_figures: dict[str, str],
+    sweeps: Sequence[Sweep],
     comparisons: Sequence[Comparison],
     table: Source | None,
     states: pd.DataFrame,
@@ -129,10 +135,12 @@ def render(
     Args:
         made_by: commit, versions and machine, from `blockspike.runs.run.provenance`.
         figures, missing_figures: see `found_figures`.
+        sweeps: see `blockspike.report.sweeps`.
         comparisons: see `blockspike.report.comparison`.
         table: the table behind `comparisons`; None = no table. Figures of runs drawn from another
             table are named, not shown.
-        states: a row per run: run, state, epochs, started, seconds, error.
+        states: a row per run: run, state, epochs, started, seconds, val_score, test_score,
+            last_val_score, error.
         traces: see `blockspike.report.viewer`; None = no viewer.
         run_name: the run that `traces` belong to.
     """
@@ -143,6 +151,7 @@ def render(
         figures=[f for f in figures if not f.is_of_runs or f.table == table],
         other_figures=[f for f in figures if f.is_of_runs and f.table != table],
         missing_figures=missing_figures,
+        sweeps=sweeps,
         comparisons=comparisons,
         table=table,
         runs=[_texts(row) for row in states.to_dict("records")],
@@ -177,6 +186,7 @@ def render_template(name: str, made_by: dict[str, Any], script: str, **content: 
 def _texts(row: dict[Any, Any]) -> dict[str, str]:
     """A run's row as text; unknown values are empty."""
     known = {str(name): "" if pd.isna(value) else value for name, value in row.items()}
-    for name in ("epochs", "seconds"):
-        known[name] = known[name] if known[name] == "" else f"{known[name]:.0f}"
+    digits = {"epochs": 0, "seconds": 0, "val_score": 3, "test_score": 3, "last_val_score": 3}
+    for name, n in digits.items():
+        known[name] = known[name] if known[name] == "" else f"{known[name]:.{n}f}"
     return {name: str(value) for name, value in known.items()}

@@ -16,6 +16,7 @@ _NOT_CONTENT = (
     "threads",
     "replay",
     "tags",
+    "choices",
 )
 
 # Option → its value when it is off. Older configurations lack it, so it is then no content.
@@ -32,12 +33,22 @@ _OFF = {
 }
 
 
-def content_of(cfg: DictConfig) -> dict[str, Any]:
+def settings_of(cfg: DictConfig) -> dict[str, Any]:
     """Resolved configuration without the keys that do not change a result."""
-    content = plain(cfg)
+    settings = plain(cfg)
     for key in _NOT_CONTENT:
-        content.pop(key, None)
-    content["data"].pop("download", None)
+        settings.pop(key, None)
+    settings["data"].pop("download", None)
+    if not is_fit(cfg):  # a data set may be anywhere; a recording is known by its path alone
+        for key in ("path", "raw"):
+            settings["data"].pop(key, None)
+        settings.pop("fit", None)
+    return settings
+
+
+def content_of(cfg: DictConfig) -> dict[str, Any]:
+    """Settings without options that are off: what a run's result depends on."""
+    content = settings_of(cfg)
     for (node, key), off in _OFF.items():
         part = content.get(node) or {}
         if key in part and part[key] == off:
@@ -52,10 +63,6 @@ def content_of(cfg: DictConfig) -> dict[str, Any]:
     training = {key: value for key, value in content.pop("training", {}).items() if value}
     if training:
         content["training"] = training
-    if not is_fit(cfg):  # a data set may be anywhere; a recording is known by its path alone
-        for key in ("path", "raw"):
-            content["data"].pop(key, None)
-        content.pop("fit", None)
     return content
 
 

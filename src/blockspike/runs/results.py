@@ -2,13 +2,16 @@
 
 import json
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from blockspike.files import read_json, whole_file
+from blockspike.runs.identity import plain
 from blockspike.runs.renamed import with_new_names
+from blockspike.runs.run import Run, flatten
 
 # Columns of every row → type. A classifier's row also has `test_accuracy`, a fit's `fit_s`.
 _COLUMNS: dict[str, tuple[type, ...]] = {
@@ -47,6 +50,20 @@ _READ_BY_FIGURES: dict[str, tuple[type, ...]] = {
 def collect_runs(output_dir: Path) -> pd.DataFrame:
     """Gather every `result.json` below `output_dir` into `tables/runs.parquet` and `.csv`.
 
+    Returns and raises as `finished_rows`.
+    """
+    table = finished_rows(output_dir)
+    folder = output_dir / "tables"
+    with whole_file(folder / "runs.parquet") as file:
+        table.to_parquet(file, index=False)
+    with whole_file(folder / "runs.csv") as file:
+        table.to_csv(file, index=False)
+    return table
+
+
+def finished_rows(output_dir: Path) -> pd.DataFrame:
+    """Gather every `result.json` below `output_dir`.
+
     Returns:
         A row per finished run, sorted by its folder, which the column `run` names. If two folders
         hold the same run, the first one counts, with a warning on stderr.
@@ -63,14 +80,42 @@ def collect_runs(output_dir: Path) -> pd.DataFrame:
         for file in files
     ]
     table = pd.DataFrame(rows)
-    table = with_new_names(pd.DataFrame(table.apply(_of_one_type)))
-    table = _unique(table)
-    folder = output_dir / "tables"
-    with whole_file(folder / "runs.parquet") as file:
-        table.to_parquet(file, index=False)
-    with whole_file(folder / "runs.csv") as file:
-        table.to_csv(file, index=False)
+    return _unique(with_new_names(pd.DataFrame(table.apply(_of_one_type))))
+
+
+def with_settings(table: pd.DataFrame, output_dir: Path, names: Iterable[str]) -> pd.DataFrame:
+    """Add settings that rows lack, such as `threads`, from the configurations of their runs.
+
+    Args:
+        table: as from `collect_runs`.
+        output_dir: folder of the runs.
+        names: keys of the configuration; others are ignored.
+
+    Raises:
+        ValueError: the configuration of a run is damaged.
+    """
+    table = table.copy()
+    lacking = [name for name in names if name not in table or table[name].isna().to_numpy().any()]
+    if not lacking:
+        return table
+    configs = [_config(Run(output_dir / run)) for run in table["run"]]
+    for name in lacking:
+        if any(name in config for config in configs):
+            own = table[name] if name in table else [None] * len(table)
+            cells = [
+                config.get(name) if pd.isna(value) else value
+                for value, config in zip(own, configs, strict=True)
+            ]
+            table[name] = _of_one_type(pd.Series(cells, table.index))
     return table
+
+
+def _config(run: Run) -> dict[str, Any]:
+    """Cells of a run's configuration; none without one."""
+    try:
+        return _as_cells(flatten(plain(run.config())))
+    except FileNotFoundError:
+        return {}
 
 
 def _read(file: Path) -> dict[str, Any]:

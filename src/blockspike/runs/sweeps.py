@@ -21,6 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 from blockspike.files import read_json, write_json
 from blockspike.runs.identity import content_hash, content_of
 from blockspike.runs.run import Run, now, run_folders, time_text
+from blockspike.runs.scores import scores
 from blockspike.runs.slurm import (
     FORGOTTEN,
     LOST,
@@ -162,15 +163,17 @@ def run_states(output_dir: Path, planned: dict[str, str] | None = None) -> pd.Da
     Returns:
         Columns `run`, `state` (one of `STATES`), `epochs` done, `started` (ISO 8601, the last
         attempt), `seconds` of that attempt (so far, if it is running; up to its last epoch, if it
-        was killed), `error` (one line), `folder`: where the run is, which is not the folder that
-        `run` names if its overrides were spelt differently.
+        was killed), `val_score`, `test_score` and `last_val_score` (see `scores`), `error` (one
+        line), `folder`: where the run is, which is not the folder that `run` names if its overrides
+        were spelt differently.
     """
     folders = run_folders(output_dir)
     if planned is None:
         there = {str(f.parent.relative_to(output_dir)) for f in output_dir.rglob(".lock")}
         absent = {r for r, digest in planned_runs(output_dir).items() if digest not in folders}
         planned = dict.fromkeys(sorted(there | absent), "")
-    columns = ["run", "state", "epochs", "started", "seconds", "error", "folder"]
+    columns = ["run", "state", "epochs", "started", "seconds"]
+    columns += ["val_score", "test_score", "last_val_score", "error", "folder"]
     rows = []
     for run, digest in planned.items():
         folder = output_dir / run
@@ -263,6 +266,8 @@ def _state_of_whole(run: Run, planned: str) -> dict[str, Any]:
     status, metrics = read_json(run.folder / "status.json"), run.folder / "metrics.csv"
     row = {"error": "", "started": status.get("started", "")}
     row["epochs"] = max(metrics.read_bytes().count(b"\n") - 1, 0) if metrics.is_file() else 0
+    result = run.result()
+    row |= scores(result, metrics)
     if run.is_held():
         return row | {"state": "running", "seconds": _seconds(status, now())}
     last_epoch = time_text(metrics.stat().st_mtime) if metrics.is_file() else None
@@ -277,7 +282,7 @@ def _state_of_whole(run: Run, planned: str) -> dict[str, Any]:
             "state": "failed",
             "error": run.error_log.read_text().strip().splitlines()[-1],
         }
-    if run.result() is not None:
+    if result is not None:
         return row | {"state": "done"}
     return row | {"state": "interrupted" if status else "missing"}
 
