@@ -4,6 +4,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
+from blockspike.commands.search_figures import draw_searches
 from blockspike.data.limits import read_npz
 from blockspike.figures.cell_traces import cells_of
 from blockspike.figures.classification import classification
@@ -21,6 +22,7 @@ from blockspike.files import read_json
 from blockspike.runs.run import Run
 from blockspike.training.metrics_file import read_metrics
 
+SEARCH = "search"  # drawn from studies, not from a table
 # name of the figure → function of a table of runs and the folder to write to
 FIGURES = {
     "classification": classification,
@@ -35,17 +37,21 @@ FIGURES = {
 
 
 def figures(cfg: DictConfig) -> None:
-    """Draw one run's pictures into its folder, or a figure of the paper from a table of runs.
+    """Draw one run's pictures into its folder, a figure of the paper from a table, or searches.
 
     Raises:
         ValueError: the arguments are not exactly one of run and figure, or the figure is unknown.
-        FileNotFoundError: the run is not finished or not evaluated, or the table is missing.
+        FileNotFoundError: the run is not finished or not evaluated, or the table or a study is
+            missing.
     """
+    known = [*FIGURES, SEARCH]
     if (cfg.run is None) == (cfg.figure is None):
         raise ValueError(
-            f"run, figure: expected exactly one of run=FOLDER and figure={'|'.join(FIGURES)}, "
+            f"run, figure: expected exactly one of run=FOLDER and figure={'|'.join(known)}, "
             f"got {'neither' if cfg.run is None else 'both'}"
         )
+    if cfg.figure is not None and cfg.figure not in known:
+        raise ValueError(f"figure: expected one of {', '.join(known)}, got {cfg.figure!r}")
     use_style()
     for path in _of_run(Run(Path(cfg.run))) if cfg.run is not None else _of_table(cfg):
         print(path)
@@ -70,8 +76,13 @@ def _of_run(run: Run) -> list[Path]:
 
 
 def _of_table(cfg: DictConfig) -> list[Path]:
-    if cfg.figure not in FIGURES:
-        raise ValueError(f"figure: expected one of {', '.join(FIGURES)}, got {cfg.figure!r}")
+    if cfg.figure == SEARCH:
+        if not (paths := draw_searches(Path(cfg.output_dir))):
+            raise FileNotFoundError(
+                f"{cfg.output_dir}: expected the study of a search, got none; "
+                "`blockspike train -m search=nmnist_sample` makes one"
+            )
+        return paths
     table, source = read_table(Path(cfg.table))
     paths = FIGURES[cfg.figure](table, Path(cfg.output_dir) / "figures")
     for path in paths:

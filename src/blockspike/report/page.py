@@ -39,6 +39,11 @@ _KINDS = (
     ("speed", "speed", "Speed of a layer relative to the step loop."),
     ("libraries", "speed", "Times of other libraries relative to fused."),
     ("tradeoff", "tradeoff", "Error of spike times against the cost of the simulation."),
+    (
+        "search", "search",
+        "Trials of a search, and how much each parameter matters for a validation value among "
+        "its best.",
+    ),
 )  # fmt: skip
 _OF_RUNS = ("classification", "surrogates", "detach", "neurons", "recordings")
 
@@ -80,7 +85,7 @@ def found_figures(folder: Path) -> tuple[list[EmbeddedFigure], dict[str, str]]:
         own = [stem for stem in stems if stem.startswith(kind)]
         figures += [_embedded(folder / stem, figure, caption, kind in _OF_RUNS) for stem in own]
         stems = [stem for stem in stems if stem not in own]
-        if not own:
+        if not own and kind != "search":  # the report draws each study that there is
             missing[kind] = _command(figure, folder.parent, kind in _OF_RUNS)
     return figures + [_embedded(folder / stem, None, "") for stem in stems], missing
 

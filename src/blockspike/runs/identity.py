@@ -7,7 +7,10 @@ from typing import Any, cast
 from omegaconf import DictConfig, OmegaConf
 
 # Keys that may differ between two starts of one run: places and display.
-_NOT_CONTENT = ("output_dir", "data_dir", "run_dir", "logger", "progress", "threads", "replay")
+_NOT_CONTENT = (
+    "output_dir", "data_dir", "run_dir", "logger", "progress", "threads", "replay", "search",
+    "pruning",  # a run with it is a part of the run without it
+)  # fmt: skip
 
 
 def content_of(cfg: DictConfig) -> dict[str, Any]:
