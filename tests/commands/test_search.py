@@ -1,13 +1,16 @@
 """Searches: refused options, the value for Hydra, kills, failed trials, launchers, figures."""
 
 import random
+import re
 import shutil
 from pathlib import Path
 
 import hydra._internal.hydra as hydra_runs
 import pandas as pd
 import pytest
+import yaml
 from hydra._internal.core_plugins import basic_launcher
+from wandb.sdk.launch.sweeps.utils import create_sweep_command_args
 
 from blockspike.files import read_json
 from blockspike.runs.sweeps import run_states
@@ -16,6 +19,7 @@ from blockspike.training.metrics_file import read_metrics
 from killed_search import trials
 from killed_sweep import interrupted, killed, start
 
+ROOT = Path(__file__).parents[2]
 SMALL = ("data.n_steps=40", "data.dt_ms=10", "data.batch_size=50", "threads=1")
 SEARCH = (
     "train", "-m", "search=nmnist_sample", *SMALL, "trainer.max_epochs=3", "search.n_trials=8",
@@ -72,7 +76,7 @@ def test_a_sweeper_gets_the_value_of_new_and_finished_runs_and_none_of_failed_on
         (("seed=0,1",), "seed: expected one value in a search, got 0,1"),
         (("optimizer.lr=0.1",), "optimizer.lr: expected no value next to search.space.optimizer"),
         (("search.space.network.n_hidden=[1.5,2.5]",), "network.n_hidden"),
-        (("search.space.network.scores={choice:[sum]}",), "search.space.network.scores: expected"),
+        (("search.space.network.scores=[choice,sum]",), "search.space.network.scores: expected"),
         (("sweep=joblib",), "search.batch_size: expected the number of trials"),
         (("search.n_trials=0",), "search.n_trials: expected an integer ≥ 1, got 0"),
         (("search.trials=3",), "search.trials"),
@@ -169,7 +173,7 @@ def test_other_launchers_give_the_same_trials(tmp_path, data_dir):
 
 @pytest.mark.slow
 def test_failed_trials_are_kept_and_named_and_the_search_continues(blockspike, tmp_path):
-    space = "search.space.network.scores={choice:[sum,nothing]}"
+    space = "search.space.network.scores=[choice,sum,nothing]"
     args = (*SEARCH, space, "search.n_trials=4", "trainer.max_epochs=1")
     done = blockspike(*args, check=False)
     states = [state for state, *_ in trials(tmp_path)]
@@ -201,3 +205,25 @@ def test_a_study_is_drawn_and_in_the_report(blockspike, copied):
 def test_a_figure_without_a_study_names_the_command(blockspike):
     done = blockspike("figures", "figure=search", check=False)
     assert done.returncode == 2 and "blockspike train -m search=" in done.stderr
+
+
+@pytest.mark.slow
+def test_the_printed_line_is_what_a_wandb_agent_runs(tmp_path, data_dir, monkeypatch):
+    """The agent names the run; its parameters are overrides."""
+    page = (ROOT / "docs" / "howto" / "search.md").read_text()
+    (block,) = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
+    sweep = yaml.safe_load(block)
+    values = {"network.dropout": 0.25, "network.n_hidden": 64, "optimizer.lr": 0.001}
+    assert sweep["parameters"].keys() == values.keys()
+    parts = create_sweep_command_args({"args": {k: {"value": v} for k, v in values.items()}})
+    *words, last = sweep["command"]
+    words += parts[last.strip("${}")]
+    assert f"```bash\n{' '.join(words)}\n```" in page
+
+    for name, value in {"SWEEP_ID": "abc", "RUN_ID": "of-agent", "MODE": "offline"}.items():
+        monkeypatch.setenv(f"WANDB_{name}", value)
+    args = (*words[1:], *SMALL, "trainer.max_epochs=1")
+    assert start(tmp_path, data_dir, *args).wait() == 0
+    (folder,) = tmp_path.rglob("offline-run-*")
+    assert folder.name.endswith("of-agent")
+    assert interrupted(tmp_path) == [] and len(list(tmp_path.rglob("result.json"))) == 1

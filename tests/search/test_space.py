@@ -26,12 +26,12 @@ def test_ranges_have_the_type_of_their_bounds_and_the_configured_value():
         {
             "optimizer": {"lr": [1e-4, 1e-2, "log"], "eps": None},
             "network": {"n_hidden": [16, 64, "log"], "dropout": [0, 1], "input_events": [1, 9]},
-            "model": {"choice": ["fused", "blocks"], "arp_ms": [0, 20]},
+            "model": {"surrogate": ["choice", "boxcar", None, 1], "arp_ms": [0, 20]},
         }
     )
     assert space == {
-        "model": CategoricalDistribution(["fused", "blocks"]),
         "model.arp_ms": FloatDistribution(0, 20),
+        "model.surrogate": CategoricalDistribution(["boxcar", None, 1]),
         "network.dropout": FloatDistribution(0, 1),
         "network.input_events": IntDistribution(1, 9),
         "network.n_hidden": IntDistribution(16, 64, log=True),
@@ -56,8 +56,8 @@ def test_ranges_have_the_type_of_their_bounds_and_the_configured_value():
         ({"optimizer": {"lr": ["a", "b"]}}, r"expected \[low, high\]"),
         ({"optimizer": {"lr": [0.0, float("inf")]}}, r"expected \[low, high\]"),
         ({"optimizer": {"lr": 0.1}}, r"expected \[low, high\]"),
-        ({"model": {"surrogate": {"choice": ["boxcar"]}}}, r"expected \[low, high\]"),
-        ({"model": {"surrogate": {"choice": [[1], [2]]}}}, r"expected \[low, high\]"),
+        ({"model": {"surrogate": ["choice", "boxcar"]}}, r"expected \[low, high\]"),
+        ({"model": {"surrogate": ["choice", [1], [2]]}}, r"expected \[low, high\]"),
     ],
 )
 def test_a_wrong_space_is_refused_by_name(space, words):

@@ -167,6 +167,17 @@ def test_two_searches_in_one_folder_are_refused(tmp_path):
         pass
 
 
+def test_a_damaged_file_is_named(tmp_path):
+    (tmp_path / "studies.db").write_bytes(b"no database" * 100)
+    with pytest.raises(ValueError, match=r"studies.db: expected studies of Optuna"):
+        read_studies(tmp_path)
+
+
+def test_the_sampler_may_start_without_random_trials():
+    plan = replace(PLAN, n_random_trials=0)
+    assert suggested(plan, [], [], 0) == suggested(plan, [], [], 0)
+
+
 def test_a_missing_optuna_is_named(monkeypatch, tmp_path):
     assert read_studies(tmp_path) == []
     monkeypatch.setitem(__import__("sys").modules, "optuna", None)

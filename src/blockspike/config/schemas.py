@@ -128,7 +128,7 @@ class SearchSchema:
     prune: bool = True  # by successive halving
     n_unpruned_trials: int = 5  # that pass a rung before it prunes
     min_epochs: int = 1  # up to the first rung
-    reduction_factor: int = 2  # of the number of trials from rung to rung
+    reduction_factor: int = 4  # of the number of trials from rung to rung
     space: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 

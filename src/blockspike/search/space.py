@@ -11,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
 
-_FORM = "[low, high], [low, high, log] or {choice: [...]}"
+_FORM = "[low, high], [low, high, log] or [choice, option, option, …]"
 _SIGNIFICANT_DIGITS = 4
 # Places, and what trials must share to be compared.
 _NOT_SEARCHED = (
@@ -25,7 +25,7 @@ def read_space(cfg: DictConfig) -> dict[str, BaseDistribution]:
     """Read `search.space`: key of the configuration → Optuna's distribution, sorted by key.
 
     A range is of whole numbers if its bounds are and the configured value is not a float. Null
-    takes a key out of the space. `{choice: […]}` may also be the options of a group (`model`).
+    takes a key out of the space. Options may also be those of a group (`scheduler`).
 
     Raises:
         ValueError: there is no range, the configuration has no such key, a range is malformed, or
@@ -56,9 +56,7 @@ def _ranges(node: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]
     for name, item in node.items():
         key = f"{prefix}{name}"
         if isinstance(item, dict):
-            if "choice" in item:
-                yield key, {"choice": item["choice"]}
-            yield from _ranges({k: v for k, v in item.items() if k != "choice"}, f"{key}.")
+            yield from _ranges(item, f"{key}.")
         elif item is not None:
             yield key, item
 
@@ -84,15 +82,14 @@ def _distribution(key: str, spec: Any, cfg: DictConfig) -> BaseDistribution:
     )
 
     wrong = ValueError(f"search.space.{key}: expected {_FORM}, got {spec}")
-    if isinstance(spec, dict):
-        options = spec["choice"]
+    if not isinstance(spec, list):
+        raise wrong
+    if spec[:1] == ["choice"]:
         scalars = (bool, int, float, str, type(None))
-        if not isinstance(options, list) or len(options) < 2:
+        if len(spec) < 3 or not all(isinstance(option, scalars) for option in spec):
             raise wrong
-        if not all(isinstance(option, scalars) for option in options):
-            raise wrong
-        return CategoricalDistribution(options)
-    if not isinstance(spec, list) or spec[2:] not in ([], ["log"]):
+        return CategoricalDistribution(spec[1:])
+    if spec[2:] not in ([], ["log"]):
         raise wrong
     bounds = spec[:2]
     if len(bounds) < 2 or not all(type(x) in (int, float) and math.isfinite(x) for x in bounds):

@@ -33,7 +33,7 @@ FILE = "studies.db"
 
 @dataclass(frozen=True)
 class Plan:
-    """What the trials of a study depend on.
+    """All that determines a study's trials.
 
     Attributes:
         base: hash of the configuration without the parameters.
@@ -136,7 +136,7 @@ def open_study(folder: Path, name: str, plan: Plan) -> Iterator[Study]:
     """Open a study of `folder/studies.db`, or make it; no other process may write meanwhile.
 
     Raises:
-        ValueError: another search runs in the folder.
+        ValueError: another search runs in the folder, or the file is damaged.
     """
     import optuna
 
@@ -186,7 +186,7 @@ def read_studies(output_dir: Path) -> list[StudyRecord]:
     """Read all studies below a folder; none where Optuna never wrote.
 
     Raises:
-        ValueError: there are some, but Optuna is not installed.
+        ValueError: there are some, but Optuna is not installed, or a file is damaged.
     """
     files = sorted(output_dir.rglob(FILE))
     if files:
@@ -232,7 +232,15 @@ def _storage(file: Path) -> Iterator[Any]:
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    storage = optuna.storages.RDBStorage(f"sqlite:///{file.absolute()}")
+    from sqlalchemy.exc import DatabaseError
+
+    try:
+        storage = optuna.storages.RDBStorage(f"sqlite:///{file.absolute()}")
+    except (DatabaseError, RuntimeError) as error:  # the latter: of another version of Optuna
+        reason = str(error).splitlines()[0]
+        raise ValueError(
+            f"{file}: expected studies of Optuna, got another file ({reason})"
+        ) from error
     try:
         yield storage
     finally:
