@@ -31,7 +31,7 @@ _FEW_SIZES = {
 
 _ALL_STEPS = "data.dt_ms=0.05,0.1,0.5,1,2,4,8"
 _SLURM = "blockspike train -m sweep=slurm hydra.launcher"
-_EXTRAS = ("gpu", "sweep", "abf", "nwb", "ibw", "nir", "wandb", "data", "mlflow")
+_EXTRAS = ("gpu", "sweep", "search", "abf", "nwb", "ibw", "nir", "wandb", "data", "mlflow")
 EXEMPT = {
     "source .venv/bin/activate": "changes the shell that it is typed into",
     "make setup": "the first step of every target that CI runs",
@@ -50,6 +50,7 @@ EXEMPT = {
     "python tools/faults/fuzz.py npz --runs 20000": "minutes; test_fuzz.py runs its short form",
     "make endurance": "an hour and 14 GiB; test_endurance.py runs its short form",
     "python tools/killed_sweep.py data": "minutes; test_sweeps.py runs its short form",
+    "python tools/killed_search.py data": "minutes; test_search.py runs its short form",
     **{f"pip install 'blockspike[{extra}]'": "downloads packages" for extra in _EXTRAS},
     "pip install blockspike": "tools/wheel_check.py installs the wheel",
     "pip install .": "the first step of every target that CI runs",
@@ -103,8 +104,11 @@ EXEMPT = {
     "trainer=ddp +trainer.num_nodes=2 trainer.devices=4 experiment=paper_shd seed=0": (
         "needs a Slurm cluster"
     ),
+    "blockspike train -m experiment=shd search=shd": "needs the whole of SHD",
+    "blockspike train -m search=shd experiment=shd sweep=slurm search.batch_size=16 "
+    "hydra.launcher.partition=long": "needs a Slurm cluster",
     "wandb leet": "takes over the terminal",
-    "wandb login": "needs wandb's server",
+    **dict.fromkeys(("wandb login", "wandb sweep", "wandb agent"), "needs wandb's server"),
     "wandb sync outputs/*/*/seed=*/wandb/offline-run-*": "needs wandb's server",
     "python -m blockspike.commands.wandb_dashboard ENTITY/PROJECT": (
         "needs wandb's server; test_wandb_dashboard.py does without"
@@ -190,6 +194,10 @@ def short(words: list[str], data_dir: Path, n_runs: int = 2) -> list[str]:
             few = next((few for fit, few in _FITS.items() if fit in arguments), _FEW_STARTS)
         if {"data=hd_lauscher", "experiment=digits", "experiment=se_adlif"} & set(arguments):
             few = {**few, "data.path": f"{data_dir / 'hd_lauscher_sample.h5'}"}
+        if any(key == "search" for key in values):  # the size is in its space
+            few = {k: v for k, v in few.items() if k != "network.n_hidden"} | {
+                "search.n_trials": "2"
+            }
         added = {key: value for key, value in few.items() if key not in values}
         values = _few_runs(values, n_runs) | added
         nameless = [*_nameless(), *(key.removeprefix("+") for key in added)]

@@ -26,14 +26,15 @@ MAY_IMPORT = {
     "training": {"networks", "neurons", "data", "files"},
     "fitting": {"training.guard", "networks", "neurons", "data", "files", "memory"},
     "runs": {"files"},
+    "search": {"runs", "training.metrics_file", "training.pruning"},
     "figures": {"runs.renamed", "files"},
     "report": {"figures", "neurons"},
     "benchmark": {"fitting", "networks", "neurons", "data", "runs"},
     "config": {"benchmark.studies", "runs", "training", "fitting", "networks", "neurons", "data"},
     "pretrained": {"config", "networks", "files"},
     "commands": {
-        "pretrained", "report", "figures", "config", "benchmark", "runs", "training", "fitting",
-        "networks", "neurons", "data", "files",
+        "pretrained", "report", "figures", "search", "config", "benchmark", "runs", "training",
+        "fitting", "networks", "neurons", "data", "files",
     },
     "cli": {"commands", "runs", "config", "files"},
 }  # fmt: skip

@@ -48,6 +48,7 @@ GROUPS = {
     "callbacks": "Lightning's callbacks, beside those that every run has.",
     "experiment": "Complete recipes; each sets several of the groups above.",
     "sweep": "Where the runs of a sweep go.",
+    "search": "Searches for hyperparameters: their space and trials.",
     "debug": "Short runs that look for faults.",
 }
 _PLACES = {ROOT / source: f"development/{name}.md" for name, source in OF_ROOT.items()} | {

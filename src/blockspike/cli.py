@@ -86,16 +86,21 @@ def _succeeds(name: str) -> bool:
     RecordSweep.planned = None
     failed = composed = False
 
-    def job(cfg: DictConfig) -> None:
+    def job(cfg: DictConfig) -> float | None:
         nonlocal failed, composed
         composed = True
         try:
             if name in RUNS:
                 cfg.run_dir = str(run_folder(cfg))
+            if cfg.get("search") is not None:
+                if cfg.pruning is None:  # the sweeper of a search sets it
+                    raise ValueError("search: expected -m and search=NAME, got only one of them")
+                cfg.search = None
             if HydraConfig.get().mode is RunMode.MULTIRUN:
                 run_in_subprocess(name, cfg, full)  # its outcome is in the sweep's states
             else:
                 run_here(name, cfg)
+            return _value(name, cfg)
         except EXPECTED as error:  # caught here because Hydra would print its overrides first
             report(name, error, full)
             failed = True
@@ -111,6 +116,9 @@ def _succeeds(name: str) -> bool:
         given = [_with_key(name, a, sys.argv[1 + i]) for i, a in enumerate(sys.argv[2:])]
         if sum(x.startswith("path=") for x in given) > 1:
             raise ValueError(f"path: expected one path, got {' and '.join(sys.argv[2:])}")
+        for space in (x for x in given if x.startswith("search.space.")):
+            if not any(x.startswith("search=") for x in given):
+                raise ValueError(f"search: expected -m and search=NAME, got only {space}")
         arguments = sorted(given, key=_is_override)
         sys.argv = [f"blockspike {name}", *(_as_override(name, a) for a in arguments)]
         if name in RUNS:
@@ -133,6 +141,14 @@ def _succeeds(name: str) -> bool:
     if name == "fit" and (folders := finished_runs()):
         import_module("blockspike.commands.compare").compare_fits(RecordSweep.output_dir, folders)
     return done and not failed
+
+
+def _value(name: str, cfg: DictConfig) -> float | None:
+    """Validation value that a sweeper may optimise; None unless a classifier is finished."""
+    if name != "train" or cfg.replay is not None:
+        return None
+    monitored_value = import_module("blockspike.search.trials").monitored_value
+    return monitored_value(Path(cfg.run_dir), cfg.monitor)
 
 
 def _completion(arguments: list[str]) -> None:
@@ -185,6 +201,10 @@ def _as_override(command: str, argument: str) -> str:
         raise ValueError(f"override: expected key=value, got {argument:.80}")
     if name == "sweep" and value in _LAUNCHERS:
         _check_launcher(value)
+    if (name, value) in (("sweep", "optuna"), ("hydra/sweeper", "optuna")):
+        raise ValueError(f"{name}: expected search=NAME, a search that resumes, got {value}")
+    if name.startswith("search.space."):
+        argument = f"++{argument}"  # a key that the file of the search may not have
     if command == "benchmark" and argument == "--check":
         return "check=true"
     if name in _LISTS.get(command, ()) and value[:1] not in ("", "[") and value != "null":

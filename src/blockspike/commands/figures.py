@@ -6,6 +6,7 @@ from pathlib import Path
 import pandas as pd
 from omegaconf import DictConfig
 
+from blockspike.commands.search_figures import draw_searches
 from blockspike.data.limits import read_npz
 from blockspike.figures.cell_traces import cells_of
 from blockspike.figures.classification import classification
@@ -25,6 +26,7 @@ from blockspike.files import read_json
 from blockspike.runs.run import Run
 from blockspike.training.metrics_file import read_metrics
 
+SEARCH = "search"  # drawn from studies, not from a table
 # name of the figure → function of a table of runs and the folder to write to
 FIGURES = {
     "classification": classification,
@@ -41,18 +43,22 @@ _OF_SWEEP = ("x", "color", "facet", "metric", "experiment_name")
 
 
 def figures(cfg: DictConfig) -> None:
-    """Draw one run's pictures into its folder, or a figure of a sweep or the paper from a table.
+    """Draw one run's pictures into its folder, or a figure of a sweep, of searches or of the paper.
 
     Raises:
         ValueError: the arguments are not exactly one of run and figure, or the figure, a setting or
             the metric is unknown.
-        FileNotFoundError: the run is not finished or not evaluated, or the table is missing.
+        FileNotFoundError: the run is not finished or not evaluated, or the table or a study is
+            missing.
     """
+    known = [*_NAMES, SEARCH]
     if (cfg.run is None) == (cfg.figure is None):
         raise ValueError(
-            f"run, figure: expected exactly one of run=FOLDER and figure={'|'.join(_NAMES)}, "
+            f"run, figure: expected exactly one of run=FOLDER and figure={'|'.join(known)}, "
             f"got {'neither' if cfg.run is None else 'both'}"
         )
+    if cfg.figure is not None and cfg.figure not in known:
+        raise ValueError(f"figure: expected one of {', '.join(known)}, got {cfg.figure!r}")
     use_style()
     for path in _of_run(Run(Path(cfg.run))) if cfg.run is not None else _of_table(cfg):
         print(path)
@@ -77,8 +83,13 @@ def _of_run(run: Run) -> list[Path]:
 
 
 def _of_table(cfg: DictConfig) -> list[Path]:
-    if cfg.figure not in _NAMES:
-        raise ValueError(f"figure: expected one of {', '.join(_NAMES)}, got {cfg.figure!r}")
+    if cfg.figure == SEARCH:
+        if not (paths := draw_searches(Path(cfg.output_dir))):
+            raise FileNotFoundError(
+                f"{cfg.output_dir}: expected the study of a search, got none; "
+                "`blockspike train -m search=nmnist_sample` makes one"
+            )
+        return paths
     folder = Path(cfg.output_dir) / "figures"
     if cfg.figure != "sweep":
         _check_only_sweep(cfg)

@@ -12,6 +12,7 @@ from omegaconf import DictConfig
 from blockspike.commands.activity import shown_samples
 from blockspike.commands.evaluate import load_run
 from blockspike.commands.run_once import use_threads
+from blockspike.commands.search_figures import draw_searches
 from blockspike.data.limits import read_npz
 from blockspike.figures.cell_traces import cells_of
 from blockspike.figures.style import use_style
@@ -31,6 +32,7 @@ from blockspike.runs.sweeps import run_states
 def report(cfg: DictConfig) -> Path:
     """Write `report.html`, a single self-contained file, into the output folder.
 
+    The studies of searches are drawn first.
     The page of a fit has its cells only, and is written into the folder of the run.
 
     Returns:
@@ -44,6 +46,10 @@ def report(cfg: DictConfig) -> Path:
     if cfg.run is not None and is_fit(Run(Path(cfg.run)).config()):
         return _report_fit(Run(Path(cfg.run)))
     output_dir = Path(cfg.output_dir)
+    try:
+        draw_searches(output_dir)
+    except ValueError as error:  # without Optuna
+        print(f"{error}; searches are not redrawn", file=sys.stderr)
     figures, missing = found_figures(output_dir / "figures")
     file = _table(cfg, figures)
     table, source = (None, None) if file is None else read_table(file)

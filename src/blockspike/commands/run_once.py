@@ -18,6 +18,8 @@ from blockspike.runs.log import LOGGER
 from blockspike.runs.processes import is_first_process
 from blockspike.runs.run import Run, flatten, provenance
 from blockspike.training.guard import Guard
+from blockspike.training.metrics_file import read_metrics
+from blockspike.training.pruning import higher_is_better, pruned_epoch
 
 _ELSEWHERE = ("seed", "experiment_name")  # settings that the row has under other names
 
@@ -44,6 +46,7 @@ class Task:
 def run_once(cfg: DictConfig, task: Task) -> dict[str, Any]:
     """Perform the task in the run's folder: resume an interrupted run, skip a finished one.
 
+    A pruned run is skipped where it would be pruned again, and continued otherwise.
     With `replay`, only the batch in that file, left by a stopped run, is run; nothing is written.
 
     Returns:
@@ -63,11 +66,11 @@ def run_once(cfg: DictConfig, task: Task) -> dict[str, Any]:
     run.check_content(content)
     run.clear_error()
     row = run.result()
-    if row is not None:
+    if row is not None and not _is_to_continue(cfg, run, row):
         if run.may_have_other_data(cfg.data.get("path")):
             run.check_data(task.build(cfg)[0].sha256)
         run.mark_done()
-        print(f"{run.folder}: finished, skipped")
+        print(f"{run.folder}: {'pruned' if row.get('pruned') else 'finished'}, skipped")
         return row
     use_threads(cfg.threads)
     data, module = task.build(cfg)
@@ -81,6 +84,14 @@ def run_once(cfg: DictConfig, task: Task) -> dict[str, Any]:
     if is_first_process():
         print(f"{run.folder}: {task.summary(row)}")
     return row
+
+
+def _is_to_continue(cfg: DictConfig, run: Run, row: dict[str, Any]) -> bool:
+    """Whether the run was pruned, and is not with the thresholds of this configuration."""
+    if not row.get("pruned"):
+        return False
+    values = read_metrics(run.folder / "metrics.csv")[cfg.monitor].tolist()
+    return pruned_epoch(values, cfg.get("pruning") or [], higher_is_better(cfg.monitor)) is None
 
 
 def _replay(cfg: DictConfig, task: Task) -> None:

@@ -13,7 +13,7 @@ from rich.table import Table
 from blockspike.runs.sweeps import STATES, run_states
 
 _SCORES = {"val_score": "val", "test_score": "test", "last_val_score": "last val"}
-_COLOURS = dict(zip(STATES, ("green", "cyan", "yellow", "red", "white"), strict=True))
+_COLOURS = dict(zip(STATES, ("green", "green", "cyan", "yellow", "red", "white"), strict=True))
 
 
 def status(cfg: DictConfig) -> None:

@@ -21,10 +21,14 @@ from blockspike.training.callbacks import Throughput, mode_of
 from blockspike.training.classification import ClassificationModule
 from blockspike.training.classifier_guard import ClassifierGuard
 from blockspike.training.metrics_file import read_metrics
+from blockspike.training.pruning import Pruner
 
 
 def train(cfg: DictConfig) -> dict[str, Any]:
-    """Train a classifier and test it once, as one run (see `run_once`)."""
+    """Train a classifier and test it once, as one run (see `run_once`).
+
+    A run that is pruned is not tested.
+    """
     return run_once(cfg, _TASK)
 
 
@@ -54,7 +58,8 @@ def _fit_and_test(
         enable_version_counter=False,
     )
     guard = ClassifierGuard(run.folder / "bad_batch.ckpt")
-    trainer = make_trainer(cfg, run, [Throughput(), guard, chosen, last])
+    pruner = Pruner(run.folder / "metrics.csv", cfg.monitor, cfg.get("pruning") or [])
+    trainer = make_trainer(cfg, run, [Throughput(), guard, pruner, chosen, last])
     with without_known_warnings():
         data.trainer = trainer
         loaders = [data.val_dataloader()]
@@ -67,19 +72,20 @@ def _fit_and_test(
             )
         best = load_best(run)
         module.load_state_dict(best["state_dict"])
+        scores = _scores(run, best["epoch"], module)
+        if pruner.has_pruned:
+            return {"pruned": True, **scores}
         trainer.test(module, data.test_dataloader(), verbose=False)
-    return _scores(run, trainer, best["epoch"], module)
+    return {"test_accuracy": float(trainer.callback_metrics["test/accuracy"]), **scores}
 
 
-def _scores(
-    run: Run, trainer: pl.Trainer, best_epoch: int, module: ClassificationModule
-) -> dict[str, Any]:
+def _scores(run: Run, best_epoch: int, module: ClassificationModule) -> dict[str, Any]:
+    """Columns of the run's row that do not depend on test data, but for `best_test_accuracy`."""
     history = read_metrics(run.folder / "metrics.csv").set_index("epoch")
     values = history.loc[best_epoch].to_numpy(dtype=float)
     chosen = dict(zip(map(str, history.columns), values.tolist(), strict=True))
     epoch_s = history["time/epoch_s"].to_numpy(dtype=float)
     row = {
-        "test_accuracy": float(trainer.callback_metrics["test/accuracy"]),
         "val_accuracy": chosen["val/accuracy"],
         "train_accuracy": chosen["train/accuracy"],
         "chosen_epoch": best_epoch + 1,
@@ -97,6 +103,8 @@ def _scores(
 
 
 def _summary(row: dict[str, Any]) -> str:
+    if row.get("pruned"):
+        return f"pruned after epoch {row['n_epochs']} (validation: {row['val_accuracy']:.2%})"
     text = (
         f"test accuracy {row['test_accuracy']:.2%} (model of epoch {row['chosen_epoch']}, "
         f"chosen on validation: {row['val_accuracy']:.2%})"

@@ -127,6 +127,20 @@ class TrainingSchema:
 
 
 @dataclasses.dataclass
+class SearchSchema:
+    """Key `search` of conf/search/*.yaml: a search by Optuna."""
+
+    n_trials: int = 30
+    batch_size: int | None = None  # trials at a time; None = 1, for sweep=serial
+    n_random_trials: int = 10  # before the sampler uses what it has seen
+    prune: bool = True  # by successive halving
+    n_unpruned_trials: int = 5  # that pass a rung before it prunes
+    min_epochs: int = 1  # up to the first rung
+    reduction_factor: int = 4  # of the number of trials from rung to rung
+    space: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass
 class TrainSchema(_OneRunSchema):
     """Top level of conf/train.yaml."""
 
@@ -137,6 +151,8 @@ class TrainSchema(_OneRunSchema):
     model: Any = MISSING
     network: Any = MISSING
     scheduler: Any = None
+    search: SearchSchema | None = None
+    pruning: list[float | None] | None = None
 
 
 @dataclasses.dataclass

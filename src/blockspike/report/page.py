@@ -44,6 +44,11 @@ _KINDS = (
     ("speed", "speed", "Speed of a layer relative to the step loop."),
     ("libraries", "speed", "Times of other libraries relative to fused."),
     ("tradeoff", "tradeoff", "Error of spike times against the cost of the simulation."),
+    (
+        "search", "search",
+        "Trials of a search, and how much each parameter matters for a validation value among "
+        "its best.",
+    ),
 )  # fmt: skip
 _OF_RUNS = ("sweep", "classification", "surrogates", "detach", "neurons", "recordings")
 
@@ -85,7 +90,7 @@ def found_figures(folder: Path) -> tuple[list[EmbeddedFigure], dict[str, str]]:
         own = [stem for stem in stems if stem.startswith(kind)]
         figures += [_embedded(folder / stem, figure, caption, kind in _OF_RUNS) for stem in own]
         stems = [stem for stem in stems if stem not in own]
-        if not own and kind != "sweep":  # the page draws its own
+        if not own and kind not in ("sweep", "search"):  # the page draws its own
             missing[kind] = _command(figure, folder.parent, kind in _OF_RUNS)
     return figures + [_embedded(folder / stem, None, "") for stem in stems], missing
 

@@ -17,6 +17,8 @@ _NOT_CONTENT = (
     "replay",
     "tags",
     "choices",
+    "search",
+    "pruning",  # a run with it is a part of the run without it
 )
 
 # Option → its value when it is off. Older configurations lack it, so it is then no content.

@@ -13,7 +13,8 @@ from blockspike.runs.identity import plain
 from blockspike.runs.renamed import with_new_names
 from blockspike.runs.run import Run, flatten
 
-# Columns of every row → type. A classifier's row also has `test_accuracy`, a fit's `fit_s`.
+# Columns of every row → type. A classifier's row also has `test_accuracy` or, of a pruned trial,
+# `pruned`; a fit's has `fit_s`.
 _COLUMNS: dict[str, tuple[type, ...]] = {
     "experiment": (str,),
     "data_set": (str,),
@@ -125,6 +126,8 @@ def _read(file: Path) -> dict[str, Any]:
         if name not in row or type(row[name]) not in kinds:
             found = f"{row[name]!r}" if name in row else "nothing"
             raise ValueError(f"{file}: {name}: expected a {kinds[0].__name__}, got {found}")
+    if row.get("pruned") is True:  # a trial of a search that was not tested
+        return row
     accuracy = row.get("test_accuracy", row.get("fit_s"))
     if not isinstance(accuracy, float) or ("test_accuracy" in row and not 0 <= accuracy <= 1):
         raise ValueError(f"{file}: expected test_accuracy, 0 to 1, or fit_s, got {accuracy!r}")

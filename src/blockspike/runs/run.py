@@ -71,7 +71,7 @@ class Run:
         return self.folder / "checkpoints" / "best.ckpt"
 
     def result(self) -> dict[str, Any] | None:
-        """Row of the finished run, or None.
+        """Row of the finished or pruned run, or None; that of a pruned one has `pruned`.
 
         Raises:
             ValueError: the file is damaged.
@@ -153,7 +153,8 @@ class Run:
                 raise RunRefusedError(f"{self.folder}: already running as process {self._pid()}")
             self.check_content(content)  # another process may have run since
             self.check_data(data_sha256)
-            if self.result() is not None:
+            row = self.result()
+            if row is not None and not row.get("pruned"):
                 raise RunRefusedError(f"{self.folder}: another process has finished it meanwhile")
             write_text(self.folder / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
             write_json(self.folder / "content.json", content)
@@ -206,6 +207,7 @@ class Run:
             "tags",
         )
         of_place += ("data.path", "data.raw", "data.download", "sweep", "/", "-")
+        of_place += ("search", "pruning")
         return [argument for argument in given if not argument.lstrip("+~").startswith(of_place)]
 
     @rank_zero_only

@@ -32,7 +32,7 @@ from blockspike.runs.slurm import (
     submitted_jobs,
 )
 
-STATES = ("done", "running", "interrupted", "failed", "missing")
+STATES = ("done", "pruned", "running", "interrupted", "failed", "missing")
 
 
 class RecordSweep(Callback):
@@ -47,7 +47,7 @@ class RecordSweep(Callback):
     """Folder of each run below `output_dir` → hash of its configuration; None without a sweep."""
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Compose every job to find its folder."""
+        """Compose every job to find its folder; a search finds those of its trials itself."""
         launcher = config.hydra.launcher._target_
         if "hydra_submitit_launcher" in launcher:
             _outlast_lost_jobs()
@@ -56,6 +56,8 @@ class RecordSweep(Callback):
                 check_launcher(config.hydra.launcher)
             except ValueError:
                 return  # the launcher itself reports it, before it submits anything
+        if config.get("search") is not None:
+            return
         RecordSweep.output_dir, RecordSweep.planned = Path(config.output_dir), {}
         try:
             planned = _planned(config)
@@ -283,7 +285,7 @@ def _state_of_whole(run: Run, planned: str) -> dict[str, Any]:
             "error": run.error_log.read_text().strip().splitlines()[-1],
         }
     if result is not None:
-        return row | {"state": "done"}
+        return row | {"state": "pruned" if result.get("pruned") else "done"}
     return row | {"state": "interrupted" if status else "missing"}
 
 

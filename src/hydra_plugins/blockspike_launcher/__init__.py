@@ -42,7 +42,8 @@ with contextlib.suppress(ImportError):  # installed with the extra `sweep`
                 ValueError: the time limit is too short, or Slurm is not installed.
             """
             from blockspike.runs.slurm import cancelling, check_launcher, wait_for_jobs
-            from blockspike.runs.sweeps import planned_run, runs_to_submit
+            from blockspike.runs.sweeps import planned_run, run_states, runs_to_submit
+            from blockspike.search.trials import monitored_value
 
             check_launcher(self.params)
             assert self.config is not None
@@ -61,7 +62,12 @@ with contextlib.suppress(ImportError):  # installed with the extra `sweep`
             except KeyboardInterrupt:
                 print(f"the jobs continue; this ends them: {cancelling(jobs.values())}")
                 raise
-            return [JobReturn(status=JobStatus.COMPLETED) for _ in job_overrides]
+            states = run_states(output_dir, dict(runs)).set_index("run")
+            monitor = self.config.get("monitor")  # a fit has none
+            values = [
+                monitor and monitored_value(states.loc[run, "folder"], monitor) for run, _ in runs
+            ]
+            return [JobReturn(status=JobStatus.COMPLETED, _return_value=x) for x in values]
 
         def _submit(
             self, output_dir: Path, chosen: dict[str, tuple[list[str], int]]

@@ -1,0 +1,1 @@
+"""Searches for hyperparameters by Optuna: their space, their study, and their trials as runs."""
