@@ -53,7 +53,7 @@ def test_points_are_those_of_the_table(tmp_path, drawn):
     np.testing.assert_allclose(against_arp.containers[0][0].get_xdata(), [0.5, 8.0])
     assert "my cells (4 cells), not the Allen cells" in drawn[0].get_suptitle()
     names = [label.get_text() for label in seconds.get_yticklabels()]
-    assert "our recipe, CPU, dt 0.1 ms, 64 starts" in names
+    assert "our recipe\nCPU, dt 0.1 ms, 64 starts" in names
     assert sum("published" in name and "GPU" in name for name in names) == 2
 
 

@@ -2,6 +2,7 @@
 
 import pandas as pd
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from blockspike.figures.paper_numbers import paper_numbers
 from blockspike.figures.speed import speed, tradeoff
@@ -62,6 +63,17 @@ def test_points_are_those_of_the_table(tmp_path, drawn):
     names = [label.get_text() for label in drawn["libraries"].axes[0].get_yticklabels()]
     # Ordered by their medians.
     assert names == ["sinabs", "fused", "standard", "standard reference"]
+
+
+def test_legends_are_beside_the_panels(tmp_path, drawn):
+    speed(rows(), tmp_path)
+    tradeoff(rows(), tmp_path)
+    for figure in drawn.values():
+        FigureCanvasAgg(figure).draw()
+        legends = [*figure.legends, *(axis.get_legend() for axis in figure.axes)]
+        boxes = [legend.get_window_extent() for legend in legends if legend is not None]
+        assert boxes or figure is drawn["libraries"]  # made rows of no library in the paper
+        assert not any(box.overlaps(axis.bbox) for box in boxes for axis in figure.axes)
 
 
 def test_files_are_written(tmp_path):

@@ -65,6 +65,7 @@ def test_each_data_set_has_a_panel_and_each_model_a_line():
     expected = means(swept(), ["data", "model", "network.n_hidden"]).points
     for axis, data in zip(drawn.axes, ("nmnist", "shd"), strict=True):
         assert axis.get_xticks().tolist() == [64, 128]
+        assert axis.get_xlim()[0] > 55
         shown = lines(axis)
         assert set(shown) == {"blocks", "fused"}
         for model, points in shown.items():
@@ -90,6 +91,8 @@ def test_each_data_set_has_a_panel_and_each_model_a_line():
 def test_the_axis_is_logarithmic_if_numbers_span_more_than_a_decade_as_ratios(values, scale):
     (axis,) = figure(grid(**{"network.n_hidden": values})).axes
     assert axis.get_xscale() == scale
+    low, high = axis.get_xlim()
+    assert low > values[0] - 0.1 * values[-1] and high < 2 * values[-1]  # no empty half
     if scale == "log":
         assert axis.get_xticks().tolist() == list(values)
 

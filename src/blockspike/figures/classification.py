@@ -4,7 +4,6 @@ from pathlib import Path
 
 import pandas as pd
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator
 
 from blockspike.figures.panels import (
     ACCURACY,
@@ -22,7 +21,7 @@ from blockspike.figures.panels import (
     seeds,
 )
 from blockspike.figures.paper_numbers import paper_numbers
-from blockspike.figures.style import METHOD_COLOURS
+from blockspike.figures.style import METHOD_COLOURS, label_log_axis
 
 
 def classification(table: pd.DataFrame, folder: Path) -> list[Path]:
@@ -73,8 +72,7 @@ def _figure_4(runs: pd.DataFrame, published: str) -> Figure:
         axis.set_xlabel(ARP)
     left.set_ylabel(ACCURACY)
     right.set(yscale="log", ylabel=f"seconds per epoch{_hardware(runs)}")
-    right.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    right.yaxis.set_major_formatter("{x:g}")
+    label_log_axis(right.yaxis)
     handles, labels = left.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=2, frameon=False, fontsize=8)
     return figure

@@ -32,7 +32,7 @@ def raster(activity: dict[str, np.ndarray], path: Path) -> Path:
         column = axes[:, k]
         for i in range(n_layers):
             step, unit = activity[f"sample{k}_layer{i}"]
-            size = 0.15 if i == 0 else 0.8
+            size = 0.3 if i == 0 else 1.5
             column[i].scatter(step * dt_ms, unit, s=size, c=GREY if i == 0 else BLUE, lw=0)
             column[i].set_ylim(-1, int(activity[f"n_units_layer{i}"]))
         _readout(column[-1], activity, k, dt_ms)
@@ -44,6 +44,15 @@ def raster(activity: dict[str, np.ndarray], path: Path) -> Path:
     for axis, name in zip(axes[:, 0], names, strict=True):
         axis.set_ylabel(name)
     figure.align_ylabels(axes[:, 0])
+    handles, labels = axes[-1, 0].get_legend_handles_labels()
+    figure.legend(
+        handles[:-3:-1],
+        labels[:-3:-1],
+        loc="outside lower center",
+        ncols=2,
+        frameon=False,
+        fontsize=9,
+    )
     return save(figure, path)
 
 
@@ -55,6 +64,5 @@ def _readout(axis, activity: dict[str, np.ndarray], k: int, dt_ms: float) -> Non
         true = c == label
         axis.plot(
             time, readout[:, c], color=ORANGE if true else "0.75", lw=1.4 if true else 0.7,
-            label=f"class {label}" if true else None,
+            label="the recording's class" if true else "other classes",
         )  # fmt: skip
-    axis.legend(frameon=False, fontsize=7, loc="upper left")

@@ -39,7 +39,7 @@ def recording_fit(cells: Sequence[CellTraces], path: Path) -> Path:
         axis.set_ylabel(label)
     figure.align_ylabels(axes[:, 0])
     axes[2, -1].legend(
-        frameon=False, fontsize=7, loc="lower right", bbox_to_anchor=(1, 0.95), ncols=2
+        frameon=False, fontsize=8, loc="lower right", bbox_to_anchor=(1, 0.95), ncols=2
     )
     return save(figure, path)
 

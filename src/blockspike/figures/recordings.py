@@ -2,7 +2,6 @@
 
 import statistics
 from pathlib import Path
-from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -10,7 +9,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from blockspike.figures.paper_numbers import paper_numbers
-from blockspike.figures.style import BLUE, GREY, ORANGE, save
+from blockspike.figures.style import BLUE, GREY, ORANGE, label_log_axis, save
 
 _SCORE = "test_etv_15ms"
 _COLUMNS = (
@@ -24,7 +23,7 @@ _RECIPES = {
     "PaperPopulation": ("published recipe", ORANGE, "s"),
 }
 _ARP_PANEL_DT_MS = 0.1
-_SCALE: Any = {"ylim": (-0.4, 1), "yticks": (0, 0.2, 0.4, 0.6, 0.8, 1)}  # room for the legend
+_LOWEST_ETV = -1.0  # that is drawn
 _PUBLISHED = "published: 146 Allen cells"
 _NOBODY = "Published values only"
 
@@ -54,7 +53,7 @@ def recordings(table: pd.DataFrame, folder: Path) -> list[Path]:
         raise ValueError(f"table: expected columns {', '.join(missing)}, got a table without them")
     paths = []
     for data_set, own in _groups(fits, "data_set") or [(_NOBODY, fits)]:
-        figure, axes = plt.subplots(1, 3, figsize=(10, 3.1), layout="constrained")
+        figure, axes = plt.subplots(1, 3, figsize=(10.5, 3.9), layout="constrained")
         _against_dt(axes[0], own)
         _against_arp(axes[1], own)
         _seconds(axes[2], own)
@@ -94,17 +93,23 @@ def _against_dt(axis: Axes, fits: pd.DataFrame) -> None:
         xscale="log",
         xlabel="time step (ms)",
         ylabel="normalised ETV, σ 15 ms",
-        **_SCALE,
     )
-    axis.legend(frameon=False, fontsize=7, loc="lower left")
+    _finish(axis)
     _say_how(axis, fits, "data.dt_ms=0.1,0.5,1,2,4,8")
+
+
+def _finish(axis: Axes) -> None:
+    """Scale and legend of a panel; the legend is below, where it hides no data."""
+    axis.set_ylim(max(min(-0.05, axis.get_ylim()[0]), _LOWEST_ETV), 1)
+    label_log_axis(axis.xaxis)
+    axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.24), frameon=False, fontsize=8)
 
 
 def _say_how(axis: Axes, fits: pd.DataFrame, overrides: str) -> None:
     """Title a panel without fits with the command that makes them."""
     if fits.empty:
         command = f"no fits yet:\nblockspike fit -m\nexperiment=recordings\n{overrides}"
-        axis.set_title(command, loc="left", fontsize=7, family="monospace")
+        axis.set_title(command, loc="left", fontsize=8, family="monospace")
 
 
 def _against_arp(axis: Axes, fits: pd.DataFrame) -> None:
@@ -115,9 +120,8 @@ def _against_arp(axis: Axes, fits: pd.DataFrame) -> None:
     axis.set(
         xscale="log",
         xlabel="absolute refractory period (ms)",
-        **_SCALE,
     )
-    axis.legend(frameon=False, fontsize=7, loc="lower left")
+    _finish(axis)
     _say_how(axis, at_dt, "data.dt_ms=0.1 population.arp_ms=1,2,4,6,8,16")
 
 
@@ -161,11 +165,12 @@ def _seconds(axis: Axes, fits: pd.DataFrame) -> None:
                 bars.append((name, seconds, colour))
     names, seconds, colours = zip(*bars, strict=True)
     axis.barh(range(len(bars)), seconds, color=colours)
-    axis.set_yticks(range(len(bars)), names, fontsize=7)
+    axis.set_yticks(range(len(bars)), [n.replace(", ", "\n", 1) for n in names], fontsize=8)
     axis.invert_yaxis()
     axis.set(xscale="log", xlabel="fit time per cell (s)")
     for i, value in enumerate(seconds):
         axis.text(
-            value, i, f" {value:.0f}" if value > 9 else f" {value:.2g}", va="center", fontsize=7
+            value, i, f" {value:.0f}" if value > 9 else f" {value:.2g}", va="center", fontsize=8
         )
-    axis.set_xlim(right=max(seconds) * 4)
+    axis.set_xlim(left=min(seconds) / 2, right=max(seconds) * 4)
+    label_log_axis(axis.xaxis)

@@ -9,7 +9,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from blockspike.figures.paper_numbers import paper_numbers
-from blockspike.figures.style import BLUE, GREEN, GREY, METHOD_COLOURS, ORANGE, save
+from blockspike.figures.style import BLUE, GREEN, GREY, METHOD_COLOURS, ORANGE, label_log_axis, save
 
 _BATCHES = (32, 64, 128)
 _STEPS = {512: (BLUE, "o"), 1024: (ORANGE, "s"), 2048: (GREEN, "^")}
@@ -79,7 +79,7 @@ def _where(table: pd.DataFrame, *studies: str) -> str:
 
 def _speed(table: pd.DataFrame, path: Path) -> Path:
     """Draw the ratio of step loop to fused: against refractory period, and against layers."""
-    figure, axes = plt.subplots(1, 4, figsize=(12.5, 3.5), layout="constrained", sharey=True)
+    figure, axes = plt.subplots(1, 4, figsize=(12.5, 4.1), layout="constrained", sharey=True)
     length, layers = _of(table, study="length"), _of(table, study="layers")
     for axis, batch in zip(axes, _BATCHES, strict=False):
         published = paper_numbers(experiment="speed_length")
@@ -101,9 +101,13 @@ def _speed(table: pd.DataFrame, path: Path) -> Path:
     axes[3].set(title="T = 1024, batch 64, 40 steps", xlabel="layers", xticks=range(1, 6))
     axes[0].set(ylabel="times faster than a step loop", yscale="log", ylim=(3, 400))
     axes[0].plot([], [], color=GREY, ls=":", label="than slices of full tensors")
-    for axis in (axes[0], axes[3]):
+    label_log_axis(axes[0].yaxis)
+    for axis, side in ((axes[0], "left"), (axes[3], "right")):
         axis.plot([], [], color=GREY, ls="--", label="published: Blocks, GPU")
-        axis.legend(frameon=False, fontsize=7)
+        figure.legend(
+            *axis.get_legend_handles_labels(), loc=f"outside lower {side}", ncols=3,
+            frameon=False, fontsize=9,
+        )  # fmt: skip
     for axis in axes:
         axis.grid(axis="y", lw=0.3)
     figure.suptitle(
@@ -128,14 +132,14 @@ def _line(
 def _say_if_empty(axis: Axes, table: pd.DataFrame, overrides: str, **values: object) -> None:
     if _of(table, **values).empty:
         axis.text(
-            0.5, 0.5, f"not measured:\nblockspike benchmark\n{overrides}", fontsize=7,
+            0.5, 0.5, f"not measured:\nblockspike benchmark\n{overrides}", fontsize=8,
             ha="center", va="center", transform=axis.transAxes, color=GREY,
         )  # fmt: skip
 
 
 def _tradeoff(table: pd.DataFrame, path: Path) -> Path:
     """Draw the error of spike times against cost: a line per method, a point per step length."""
-    figure, axis = plt.subplots(figsize=(5.6, 3.8), layout="constrained")
+    figure, axis = plt.subplots(figsize=(5.8, 4.4), layout="constrained")
     finest = min(table["dt_ms"].tolist())
     shown = table.dropna(subset="total_ms_median")
     shown = pd.DataFrame(shown[np.isfinite(shown["spike_time_error_ms"])])
@@ -156,11 +160,11 @@ def _tradeoff(table: pd.DataFrame, path: Path) -> Path:
             if name == "fused" or dt_ms in (8, 1, 0.1):
                 axis.annotate(
                     f"{dt_ms:g} ms", (x, y), xytext=(-4, -3), textcoords="offset points",
-                    fontsize=7, ha="right", va="top", color=METHOD_COLOURS[name],
+                    fontsize=8, ha="right", va="top", color=METHOD_COLOURS[name],
                 )  # fmt: skip
     axis.axhline(floor * 1.6, color=GREY, lw=0.5, ls=":")
     axis.text(
-        0.99, 0.02, f"below the line: {finest:g} ms, the reference", fontsize=7, color=GREY,
+        0.99, 0.02, f"below the line: {finest:g} ms, the reference", fontsize=8, color=GREY,
         ha="right", transform=axis.transAxes,
     )  # fmt: skip
     axis.set(
@@ -168,7 +172,13 @@ def _tradeoff(table: pd.DataFrame, path: Path) -> Path:
         xlabel="cost of 8 one-second trials, forward and backward (ms)",
         ylabel="mean error of a spike time (ms)",
     )  # fmt: skip
-    axis.legend(frameon=False, fontsize=8, title="time step at the points", title_fontsize=8)
+    axis.margins(x=0.12)  # for the labels of the leftmost points
+    label_log_axis(axis.xaxis)
+    label_log_axis(axis.yaxis)
+    figure.legend(
+        loc="outside lower center", ncols=3, frameon=False, fontsize=9, title_fontsize=9,
+        title="time step at the points",
+    )  # fmt: skip
     figure.suptitle(f"One neuron driven by noise: {_where(table, 'tradeoff')}", fontsize=9)
     return save(figure, path)
 
@@ -190,12 +200,13 @@ def _libraries(table: pd.DataFrame, path: Path) -> Path:
                 low, middle, high = min(ratios), statistics.median(ratios), max(ratios)
                 axis.plot([low, high], [y, y], color=_colour(name), lw=3, alpha=0.4)
                 axis.plot([middle], [y], "o", color=_colour(name), ms=6)
-                axis.text(high, y, f"  {middle:.3g}", va="center", fontsize=7)
+                axis.text(high, y, f"  {middle:.3g}", va="center", fontsize=8)
         if study == "libraries":
             _published_libraries(axis, order)
         axis.axvline(1, color=GREY, lw=0.6)
         axis.set(xscale="log", xlabel="time relative to fused", title=f"{title}")
         axis.set_xlim(right=axis.get_xlim()[1] * 2)
+        label_log_axis(axis.xaxis)
     axes[0].set_yticks(range(len(order)), order, fontsize=8)
     figure.suptitle(
         f"Forward and backward, median and range over sizes: {_where(table, *studies)}",
@@ -214,7 +225,7 @@ def _published_libraries(axis: Axes, order: list[str]) -> None:
             axis.plot([value / numbers["blocks"]], [y], "D", color=GREY, mfc="none", label=label)
             label = None
     if label is None:
-        axis.legend(frameon=False, fontsize=7, loc="lower right")
+        axis.legend(frameon=False, fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.2))
 
 
 def _colour(name: str) -> str:

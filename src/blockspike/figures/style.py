@@ -1,11 +1,14 @@
 """Style of all figures: readable in print and by colour-blind readers."""
 
+import math
 from pathlib import Path
 
 import matplotlib
 import matplotlib.pyplot as plt
 import seaborn as sns
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
 from blockspike.files import whole_file
 
@@ -17,6 +20,18 @@ def use_style() -> None:
     """Set the backend without a screen, and the project's fonts and lines."""
     matplotlib.use("Agg")
     sns.set_theme(context="paper", style="ticks", font_scale=1.1, palette="colorblind")
+
+
+def label_log_axis(axis: Axis) -> None:
+    """Label a logarithmic axis with plain numbers, as many as fit; call it once all is drawn."""
+    low, high = axis.get_view_interval()
+    decades = math.log10(high / low)
+    subs = (1, 2, 5) if decades < 1.7 else (1, 3) if decades < 2.5 else (1,)
+    axis.set_major_locator(
+        LogLocator(subs=subs) if decades > 0.7 else MaxNLocator(4, steps=[1, 2, 5, 10])
+    )
+    axis.set_major_formatter("{x:g}")
+    axis.set_minor_formatter(NullFormatter())
 
 
 def save(figure: Figure, path: Path) -> Path:

@@ -120,11 +120,12 @@ def sweep_figure(found: Means, chosen: Roles, title: str) -> Figure:
     })  # fmt: skip
     for i, (axis, text) in enumerate(zip(axes, facets, strict=False)):
         _panel(axis, where(runs, "facet", [text]), labels, scale)
-        scale.set_ticks(axis)
         axis.set_title(f"{chosen.facet} {text}" if facet else "", fontsize=10)
         axis.set(xlabel=chosen.x, ylabel="" if i % n_columns else found.metric)
     for axis in axes[len(facets) :]:
         axis.remove()
+    for axis in figure.axes:  # once all are drawn, since they share their limits
+        scale.set_ticks(axis)
     if _is_wide(y) and y.max() > 1:
         axes[0].set_yscale("log")
     if chosen.color:
