@@ -17,6 +17,7 @@ import pytest
 from blockspike.files import read_json
 from blockspike.runs.slurm import own_job_id, submitted_jobs
 from blockspike.runs.sweeps import run_states
+from killed_search import trials
 from killed_sweep import runs_table, start
 
 pytestmark = pytest.mark.slow
@@ -209,3 +210,17 @@ def test_packed_tasks_are_separate_runs(tmp_path, data_dir):
     words = " ".join(command(data_dir, *SMALL, "seed=$SLURM_PROCID", "trainer.max_epochs=1"))
     run(tmp_path, "srun", "--ntasks=2", "--ntasks-per-node=2", "bash", "-c", words)
     assert states(tmp_path) == {"0": ("done", ""), "1": ("done", "")}
+
+
+def test_a_search_gives_the_trials_of_a_serial_one(tmp_path, data_dir):
+    """A batch of jobs at a time; the values come from the folders of the runs."""
+    search = ("-m", "search=nmnist_sample", "search.n_trials=3", "search.batch_size=2", *SMALL[1:3])
+    search = (*search, "search.n_random_trials=1", "search.space.network.n_hidden=[8,12]")
+    search = (*search, "threads=1", "trainer.max_epochs=1")
+    slurm = (*SWEEP[1:4], "progress=false")
+    run(tmp_path, *command(data_dir, *search, *slurm))
+    assert len(submitted_jobs(tmp_path / "outputs")) == 3
+    (tmp_path / "serial").mkdir()
+    run(tmp_path / "serial", *command(data_dir, *search))
+    found = trials(tmp_path)
+    assert len(found) == 3 and found == trials(tmp_path / "serial")
