@@ -24,7 +24,7 @@ _MOST_TICKS = 8
 _LEAST_GAP = 0.06  # between two labels, as a share of the axis
 _LONGEST_TICKS = 36  # characters that fit below a panel
 _SHIFT, _SHIFT_OF_NAMES = 0.15, 0.4  # of the least distance between two positions
-_LARGEST_SHIFT = 0.02  # of the axis
+_LARGEST_SHIFT = 0.05  # of the axis
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 
 
