@@ -57,4 +57,4 @@ def _readout(axis, activity: dict[str, np.ndarray], k: int, dt_ms: float) -> Non
             time, readout[:, c], color=ORANGE if true else "0.75", lw=1.4 if true else 0.7,
             label=f"class {label}" if true else None,
         )  # fmt: skip
-    axis.legend(frameon=False, fontsize=7, loc="upper left")
+    axis.legend(frameon=False, fontsize=7, loc="best")
