@@ -75,6 +75,7 @@ def main() -> None:
 
 def _succeeds(name: str) -> bool:
     """Run the command, once or for each run of a sweep; print what was wrong."""
+    from blockspike.commands.choices import check_choices, explained, hide_schemas
     from blockspike.runs.jobs import report, run_here, run_in_subprocess
     from blockspike.runs.renamed import check_names
     from blockspike.runs.run import remove_if_empty
@@ -125,6 +126,8 @@ def _succeeds(name: str) -> bool:
             check_names(name, sys.argv[1:])
         elif {"-m", "--multirun"} & set(arguments):
             raise ValueError(f"-m: expected {' or '.join(RUNS)}, got {name}")
+        check_choices(sys.argv[1:])
+        hide_schemas()
         import_module("blockspike.config.schemas").register_schemas()
         hydra.main(version_base="1.3", config_path=str(CONF), config_name=name)(job)()
     except KeyboardInterrupt:
@@ -133,7 +136,8 @@ def _succeeds(name: str) -> bool:
         expected = EXPECTED if composed else OF_OVERRIDES
         if RecordSweep.planned is None and not isinstance(error, expected):
             raise
-        report(name, error, full)  # a sweep's launcher failed, so runs may be missing
+        # a sweep's launcher failed, so runs may be missing
+        report(name, explained(error, sys.argv[1:]), full)
         failed = True
     finally:
         os.environ["HYDRA_FULL_ERROR"] = wished

@@ -227,10 +227,23 @@ def test_a_folder_in_use_is_refused(blockspike, tmp_path, data_dir):
 @pytest.mark.parametrize(
     ("override", "words"),
     [
-        ("network.n_hiden=3", ("n_hiden",)),
+        (
+            "network.n_hiden=3",
+            (
+                "network.n_hiden: expected a key of network=classifier (n_hidden, n_layers,",
+                "n_hiden",
+            ),
+        ),
+        (
+            "model=adlif model.arp_ms=5",
+            ("model.arp_ms: expected a key of model=adlif (recurrent,", "got arp_ms"),
+        ),
+        ("model=schema", ("model: expected one of adlif, blocks, fused, se_adlif", "got schema")),
+        ("model=se_adlif model.method=blocks", ("standard, fused for AdLIFLayer, got 'blocks'",)),
         ("network.n_hidden=many", ("n_hidden: expected an integer", "got 'many'")),
         ("network.n_hidden=[8,8,8]", ("n_hidden: expected 2 numbers", "set n_layers=3")),
         ("data=mnist", ("data/mnist", "nmnist_sample")),
+        ("model=relu", ("'model': adlif blocks fused se_adlif standard Config search",)),
         (
             "data.path=nowhere.h5 data.raw=nowhere",
             ("nowhere.h5", "data=nmnist_sample comes with blockspike"),
@@ -322,6 +335,19 @@ def test_a_plateau_scheduler_gets_the_validation_loss(blockspike, tmp_path):
     )  # fmt: skip
     (scheduler,) = load_plain(one_run(tmp_path) / "checkpoints/last.ckpt")["lr_schedulers"]
     assert scheduler["_last_lr"][0] < 1e-3
+
+
+def test_a_sweep_names_the_model_that_lacks_a_key(blockspike, tmp_path):
+    done = blockspike("train", "-m", "model=fused,se_adlif", "model.arp_ms=5", check=False)
+    assert done.returncode == 2 and not list(tmp_path.rglob("config.yaml"))
+    assert "model.arp_ms: expected a key of model=se_adlif (recurrent," in done.stderr
+    assert "tau_adaptation_ms, a, b, q), got arp_ms" in done.stderr
+
+
+def test_help_lists_only_what_can_be_chosen(blockspike):
+    shown = blockspike("train", "--help").stdout
+    assert "\nmodel: adlif, blocks, fused, se_adlif, standard\n" in shown
+    assert "schema" not in shown.partition("== Config ==")[0]
 
 
 def test_unknown_command_is_named(blockspike):

@@ -136,7 +136,11 @@ class NeuronLayer(BoundedParameters):
         super().__init__()
         check_counts(n_inputs=n_inputs, n_units=n_units)
         self.options = LayerOptions(**options)
-        check_choice("method", self.options.method, methods)
+        if self.options.method not in methods:
+            raise ValueError(
+                f"method: expected one of {', '.join(methods)} for {type(self).__name__}, "
+                f"got {self.options.method!r}"
+            )
         self.membrane_gradient = False
         rf_len, max_delay = self.options.rf_len, self.options.max_delay
         bound = 1 / math.sqrt(n_inputs)
