@@ -38,4 +38,5 @@ def test_a_fit_of_every_electrode_has_the_hash_of_a_fit_without_the_option():
 def test_places_and_display_are_no_content():
     places = ("output_dir=elsewhere", "data_dir=elsewhere", "progress=false", "threads=1")
     assert content(*places) == content()
+    assert content("search=shd", "pruning=[null,0.5]", "experiment_name=demo") == content()
     assert content("seed=7") != content()
