@@ -142,7 +142,7 @@ def test_only_config_instantiates():
 
 def test_training_loads_no_rarely_used_library():
     """Such imports are slow, and tqdm.auto warns in a notebook."""
-    rare = {"wandb", "tqdm.auto", "allensdk", "pynwb", "pyabf", "igor2", "tonic"}
+    rare = {"wandb", "tqdm.auto", "allensdk", "pynwb", "pyabf", "igor2", "tonic", "optuna"}
     code = f"import sys, blockspike.commands.train; print({rare} & sys.modules.keys())"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "set()\n"

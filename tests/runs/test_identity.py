@@ -52,6 +52,7 @@ def test_places_and_display_are_no_content():
         "tags=[mine]",
     )
     assert content(*places) == content()
+    assert content("search=shd", "pruning=[null,0.5]", "experiment_name=demo") == content()
     assert content("seed=7") != content()
 
 

@@ -48,6 +48,9 @@ def test_a_pruned_run_is_kept_skipped_and_continued_without_pruning(blockspike, 
     assert not [name for name in row if "test_acc" in name]
     assert run_states(tmp_path / "outputs")["state"].tolist() == ["pruned"]
     assert "pruned, skipped" in blockspike(*run, "pruning=[null,1.0]").stdout
+    for command in (("evaluate", f"run={folder}"), ("publish", f"run={folder}", "name=a")):
+        done = blockspike(*command, check=False)
+        assert done.returncode == 2 and "got one that a search pruned" in done.stderr
     (folder / "result.json").unlink()  # as if killed after the epoch
     blockspike(*run, "pruning=[null,1.0]")
     assert len((folder / "metrics.csv").read_text().splitlines()) == 3

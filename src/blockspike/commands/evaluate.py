@@ -105,9 +105,11 @@ def load_run(run: Run) -> tuple[EventDataModule, SpikingClassifier]:
 
     Raises:
         FileNotFoundError: the folder holds no run or no checkpoint.
-        ValueError: a file of the run is damaged, or its data have changed.
+        ValueError: a file of the run is damaged, its data have changed, or it was pruned.
     """
     cfg = run.config()
+    if (run.result() or {}).get("pruned"):
+        raise ValueError(f"{run.folder}: expected a finished run, got one that a search pruned")
     OmegaConf.set_struct(cfg, True)
     try:
         content = content_of(cfg)

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from blockspike.runs.identity import plain
+
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
 
@@ -31,9 +33,7 @@ def read_space(cfg: DictConfig) -> dict[str, BaseDistribution]:
         ValueError: there is no range, the configuration has no such key, a range is malformed, or
             the key also has a value on the command line; names the key.
     """
-    whole: dict[str, Any] = {}
-    _plain_into(whole, cfg.search.space)
-    ranges = dict(sorted(_ranges(whole)))
+    ranges = dict(sorted(_ranges(plain(cfg.search.space))))
     if not ranges:
         raise ValueError(f"search.space: expected KEY={_FORM}, got nothing")
     given = {override.lstrip("+~").partition("=")[0] for override in cfg.hydra.overrides.task}
@@ -45,10 +45,6 @@ def read_space(cfg: DictConfig) -> dict[str, BaseDistribution]:
                 f"search.space.{key}=null removes, got one"
             )
     return {key: _distribution(key, spec, cfg) for key, spec in ranges.items()}
-
-
-def _plain_into(found: dict[str, Any], node: DictConfig) -> None:
-    found.update(OmegaConf.to_container(node, resolve=True))  # pyright: ignore
 
 
 def _ranges(node: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

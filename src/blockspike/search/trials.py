@@ -88,16 +88,18 @@ def run_search(config: DictConfig, arguments: list[str], launch: Launch) -> None
 
 
 def monitored_value(folder: Path, monitor: str) -> float | None:
-    """Validation value of the epoch that a run chose; None if the run is not finished.
+    """Validation value of the epoch that a run chose; None if it is not finished.
+
+    Also None where somebody has removed the `metrics.csv` of a finished run.
 
     Args:
         folder: of the run.
         monitor: `val/accuracy` or `val/loss`.
     """
-    row = Run(folder).result()
-    if row is None or row.get("pruned"):
+    row, file = Run(folder).result(), folder / "metrics.csv"
+    if row is None or row.get("pruned") or not file.is_file():
         return None
-    metrics = read_metrics(folder / "metrics.csv").set_index("epoch")
+    metrics = read_metrics(file).set_index("epoch")
     return float(metrics[monitor].loc[row["chosen_epoch"] - 1])
 
 
@@ -269,7 +271,9 @@ def _print_end(study: Study, plan: Plan) -> None:
     counts = Counter(trial.state.name for trial in trials)
     ends = ", ".join(f"{counts[state]} {word}" for state, word in words.items() if counts[state])
     n_epochs = sum(len(trial.intermediate_values) for trial in trials)
-    print(f"{study.study_name}: {len(trials)} trials: {ends}; {n_epochs} epochs")
+    n, n_planned = len(trials), len(trials) * plan.n_epochs
+    word = "trial" if n == 1 else "trials"
+    print(f"{study.study_name}: {n} {word}: {ends}; {n_epochs} of {n_planned} epochs")
     if best is not None:
         print(
             f"best: trial {best.number}, {plan.monitor} {best.value:.4g}, {best.user_attrs['run']}"
