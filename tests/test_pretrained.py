@@ -9,12 +9,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import blockspike.pretrained
-from blockspike.commands.evaluate import load_run
+from blockspike.commands.loaded_run import load_run
 from blockspike.data.nmnist import NMNISTDataModule
 from blockspike.data.shd import SHDDataModule
 from blockspike.neurons.events import EventBatch
 from blockspike.pretrained import about_pretrained, load_pretrained, pretrained_names
-from blockspike.runs.run import Run
 from tiers import mostly_slow
 
 FOLDER = Path(blockspike.pretrained.__file__).parent
@@ -33,7 +32,7 @@ def published(blockspike, copy_of_run, tmp_path) -> tuple[Path, Path]:
 def test_a_run_is_published_with_its_card(published, tmp_path, monkeypatch):
     folder, path = published
     monkeypatch.chdir(tmp_path)
-    data, network = load_run(Run(folder))
+    network, data, *_ = load_run(folder)
     events, _ = next(iter(data.test_dataloader()))
     assert torch.equal(load_pretrained(path)(events).scores, network(events).scores)
     about, row = about_pretrained(path), json.loads((folder / "result.json").read_text())

@@ -1,3 +1,5 @@
+from .commands.loaded_run import LoadedRun as LoadedRun
+from .commands.loaded_run import load_run as load_run
 from .data.allen import AllenRecordings as AllenRecordings
 from .data.datamodule import EventDataModule as EventDataModule
 from .data.nmnist import NMNISTDataModule as NMNISTDataModule

@@ -180,7 +180,7 @@ def _is_override(argument: str) -> bool:
     return argument.startswith("~") or ("=" in argument and not argument.startswith("-"))
 
 
-_PATHS = ("run", "pretrained", "neuron", "recording", "data.path", "path", "replay")
+_PATHS = ("run", "pretrained", "neuron", "recording", "data.path", "path", "replay", "init_from")
 _LAUNCHERS = {  # choice of `sweep=` → the package it needs, from the extra `sweep`
     "joblib": "hydra-joblib-launcher",
     "slurm": "hydra-submitit-launcher",

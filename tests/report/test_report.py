@@ -18,14 +18,13 @@ from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import Select
 
 from blockspike.commands.activity import shown_samples
-from blockspike.commands.evaluate import load_run
+from blockspike.commands.loaded_run import load_run
 from blockspike.networks.layers import run_layers
 from blockspike.neurons import SpikeTrace, alif
 from blockspike.report.comparison import comparisons
 from blockspike.report.page import found_figures, render
 from blockspike.report.sweeps import Sweep, sweeps
 from blockspike.report.viewer import pack, pack_traces
-from blockspike.runs.run import Run
 from made_runs import run, swept, write_runs
 
 IMAGES = Path(__file__).parents[2] / "docs" / "images"
@@ -64,7 +63,7 @@ def trained(blockspike, folder: Path) -> tuple[Path, list[SpikeTrace], list[int]
         "threads=1", "trainer.max_epochs=4", "optimizer.lr=0.02",
     )  # fmt: skip
     (result,) = (folder / "outputs").rglob("result.json")
-    data, network = load_run(Run(result.parent))
+    network, data, *_ = load_run(result.parent)
     events, labels = next(iter(data.test_dataloader()))
     with torch.no_grad():
         traces = list(run_layers(network.layers, events))

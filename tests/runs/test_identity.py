@@ -31,6 +31,7 @@ def content(*overrides: str, command: str = "train") -> dict[str, Any]:
         ("network.init=default", "network.init=kaiming_uniform"),
         ("network.recurrent_init=default", "network.recurrent_init=orthogonal"),
         ("trainer.precision=32-true", "trainer.precision=bf16-mixed"),
+        ("init_from=null", "init_from=nmnist_sample_se_adlif"),
     ],
 )
 def test_an_option_that_is_off_leaves_the_hash_as_it_was(off, on):

@@ -9,15 +9,14 @@ from omegaconf import DictConfig, OmegaConf
 
 from blockspike.commands.activity import activity
 from blockspike.commands.evaluate_neuron import evaluate_neuron
+from blockspike.commands.loaded_run import load_run
 from blockspike.commands.run_once import use_threads
-from blockspike.config.build import build_data, build_network
+from blockspike.config.build import build_data
 from blockspike.data.datamodule import EventDataModule
 from blockspike.files import CONF, write_json, write_npz
 from blockspike.networks.classifier import SpikingClassifier
-from blockspike.pretrained import read_network, weights_dtype
-from blockspike.runs.identity import content_of, is_fit
+from blockspike.pretrained import read_network
 from blockspike.runs.run import Run
-from blockspike.training.checkpoint_io import load_plain
 from blockspike.training.linear_baseline import linear_baseline
 
 
@@ -47,7 +46,7 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
             f"recording=FILE, or pretrained=NAME, got {', '.join(sorted(given)) or 'none of them'}"
         )
     run = Run(Path(cfg.run))
-    data, network = load_run(run)
+    network, data, *_ = load_run(run.folder)
     precision = run.config().trainer.get("precision", "32-true")
     predicted, labels = _predict(network, data, precision)
     confusion = np.zeros((data.n_classes, data.n_classes), int)
@@ -98,38 +97,6 @@ def _evaluate_pretrained(cfg: DictConfig) -> dict[str, Any]:
         f"its card says {about.card['test_accuracy']:.2%}{same}"
     )
     return {"data_set": data.name, "n_test": len(labels), "test_accuracy": accuracy}
-
-
-def load_run(run: Run) -> tuple[EventDataModule, SpikingClassifier]:
-    """Open the data of a finished run and load its network with the chosen weights.
-
-    Raises:
-        FileNotFoundError: the folder holds no run or no checkpoint.
-        ValueError: a file of the run is damaged, its data have changed, or it was pruned.
-    """
-    cfg = run.config()
-    if (run.result() or {}).get("pruned"):
-        raise ValueError(f"{run.folder}: expected a finished run, got one that a search pruned")
-    OmegaConf.set_struct(cfg, True)
-    try:
-        content = content_of(cfg)
-    except (KeyError, AttributeError) as error:  # its `data` are missing or empty
-        raise ValueError(f"{run.folder / 'config.yaml'}: damaged, lacks {error}") from error
-    run.check_content(content)  # the file may have been edited or damaged
-    if is_fit(cfg):
-        raise ValueError(
-            f"{run.folder}: expected a classifier, got fitted neurons; their scores are in fits.csv"
-        )
-    data = build_data(cfg, EventDataModule)
-    data.prepare_data()
-    data.setup()
-    run.check_data(data.sha256)
-    network = build_network(cfg, data)
-    weights = load_plain(run.best_checkpoint)["state_dict"]
-    own = {k.removeprefix("network."): v for k, v in weights.items() if k.startswith("network.")}
-    network.to(weights_dtype(own))
-    network.load_state_dict(own)
-    return data, network.eval()
 
 
 def _as_trained(precision: str) -> torch.autocast:

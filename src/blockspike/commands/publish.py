@@ -6,7 +6,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from blockspike.commands.evaluate import load_run
+from blockspike.commands.loaded_run import load_run
 from blockspike.files import write_text
 from blockspike.networks.classifier import hidden_sizes
 from blockspike.pretrained import NetworkFile, save_pretrained
@@ -56,7 +56,7 @@ def publish(cfg: DictConfig) -> Path:
     if not str(cfg.name).replace("_", "").isalnum():
         raise ValueError(f"name: expected letters, digits and _, got {cfg.name!r}")
     run = Run(Path(cfg.run))
-    data, network = load_run(run)
+    network, data, *_ = load_run(run.folder)
     row = run.result()
     if row is None:
         raise FileNotFoundError(f"{run.folder}: expected a finished run, got no result.json")

@@ -10,7 +10,7 @@ import torch
 from omegaconf import DictConfig
 
 from blockspike.commands.activity import shown_samples
-from blockspike.commands.evaluate import load_run
+from blockspike.commands.loaded_run import load_run
 from blockspike.commands.run_once import use_threads
 from blockspike.commands.search_figures import draw_searches
 from blockspike.data.limits import read_npz
@@ -124,7 +124,7 @@ def traces_of(run: Run) -> dict[str, Any]:
         FileNotFoundError: the folder holds no trained run.
         ValueError: the run holds fitted neurons.
     """
-    data, network = load_run(run)
+    network, data, *_ = load_run(run.folder)
     events, labels = next(iter(data.test_dataloader()))
     read_as = network(events).mean_over_views(len(labels)).argmax(1)
     samples = shown_samples(labels).tolist()

@@ -6,6 +6,7 @@ import numpy as np
 import pytorch_lightning as pl
 from omegaconf import DictConfig
 
+from blockspike.commands.initial_weights import start_from
 from blockspike.commands.run_once import Task, run_once
 from blockspike.commands.trainer import (
     EpochCheckpoint,
@@ -57,6 +58,10 @@ def _fit_and_test(
         save_on_train_epoch_end=True,
         enable_version_counter=False,
     )
+    resumed = last_checkpoint(run)
+    if cfg.init_from is not None and resumed is None:
+        for name in start_from(module.network, cfg.init_from):
+            print(f"{name}: new, since it differs from that of {cfg.init_from}")
     guard = ClassifierGuard(run.folder / "bad_batch.ckpt")
     pruner = Pruner(run.folder / "metrics.csv", cfg.monitor, cfg.get("pruning") or [])
     trainer = make_trainer(cfg, run, [Throughput(), guard, pruner, chosen, last])
@@ -65,7 +70,7 @@ def _fit_and_test(
         loaders = [data.val_dataloader()]
         if cfg.test_each_epoch:
             loaders.append(data.test_dataloader())
-        trainer.fit(module, data.train_dataloader(), loaders, ckpt_path=last_checkpoint(run))
+        trainer.fit(module, data.train_dataloader(), loaders, ckpt_path=resumed)
         if not run.best_checkpoint.is_file():
             raise ValueError(
                 f"trainer: expected a finished epoch, got none (max_epochs {trainer.max_epochs})"

@@ -55,8 +55,9 @@ def content_of(cfg: DictConfig) -> dict[str, Any]:
         part = content.get(node) or {}
         if key in part and part[key] == off:
             del part[key]
-    if not content.get("n_bootstrap"):
-        content.pop("n_bootstrap", None)
+    for key in ("n_bootstrap", "init_from"):
+        if not content.get(key):
+            content.pop(key, None)
     if is_fit(cfg) and cfg.fit.get("loss") != "likelihood":
         content["population"].pop("escape_width", None)
     if content["data"].get("n_folds") is None:

@@ -1,0 +1,54 @@
+"""Training that starts from the weights of another network."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+import blockspike as bs
+from blockspike.commands.initial_weights import start_from
+
+SMALL = (
+    "data=nmnist_sample", "data.n_steps=40", "data.dt_ms=10", "model.arp_ms=0", "threads=1",
+    "trainer.max_epochs=1", "network.n_hidden=8",
+)  # fmt: skip
+
+
+@pytest.fixture
+def source(copy_of_run, tmp_path) -> Path:
+    return copy_of_run(tmp_path, "train", *SMALL)
+
+
+def test_frozen_layers_keep_the_weights_of_the_run(source, blockspike, tmp_path):
+    frozen = "training.lr_factors={layers.*:0}"
+    blockspike("train", *SMALL, f"init_from={source}", frozen, "experiment_name=tuned")
+    (result,) = (tmp_path / "outputs" / "tuned").rglob("result.json")
+    before, after = bs.load_run(source), bs.load_run(result.parent)
+    weights = before.network.state_dict()
+    for name, value in after.network.state_dict().items():
+        assert torch.equal(value, weights[name]) == (not name.startswith("readout."))
+    assert after.config.init_from == str(source)
+    assert after.row["n_epochs"] == 1 and after.data.sha256 == before.data.sha256
+
+
+def test_hidden_layers_of_another_size_are_refused(source, blockspike):
+    done = blockspike("train", *SMALL, "network.n_hidden=9", f"init_from={source}", check=False)
+    assert done.returncode != 0
+    assert "init_from: expected hidden layers as in" in done.stderr
+    assert "layers.0.bias [9], there [8]" in done.stderr
+    missing = blockspike("train", *SMALL, "seed=1", "init_from=nowhere", check=False)
+    assert "nowhere: expected a .safetensors file or one of hd_lauscher" in missing.stderr
+
+
+def test_a_readout_of_other_classes_stays_new():
+    name = "nmnist_sample_se_adlif"
+    trained, other = bs.load_pretrained(name), bs.load_pretrained(name)
+    for parameter in other.parameters():
+        parameter.data.zero_()
+    weight = other.readout.get_parameter("weight")
+    weight.data = weight.data[:, :3]  # of 10 classes
+    assert start_from(other, name) == ["readout.weight"]
+    assert not other.readout.get_parameter("weight").any()
+    for key, value in trained.state_dict().items():
+        if key != "readout.weight":
+            assert torch.equal(value, other.state_dict()[key]), key
