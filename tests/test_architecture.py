@@ -31,7 +31,7 @@ MAY_IMPORT = {
     "report": {"figures", "neurons"},
     "benchmark": {"fitting", "networks", "neurons", "data", "runs"},
     "config": {"benchmark.studies", "runs", "training", "fitting", "networks", "neurons", "data"},
-    "pretrained": {"config", "networks", "files"},
+    "pretrained": {"config", "runs", "training", "networks", "data", "files"},
     "commands": {
         "pretrained", "report", "figures", "search", "config", "benchmark", "runs", "training",
         "fitting", "networks", "neurons", "data", "files",

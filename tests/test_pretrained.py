@@ -9,11 +9,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import blockspike.pretrained
-from blockspike.commands.loaded_run import load_run
 from blockspike.data.nmnist import NMNISTDataModule
 from blockspike.data.shd import SHDDataModule
 from blockspike.neurons.events import EventBatch
 from blockspike.pretrained import about_pretrained, load_pretrained, pretrained_names
+from blockspike.pretrained.loaded_run import load_run
 from tiers import mostly_slow
 
 FOLDER = Path(blockspike.pretrained.__file__).parent

@@ -32,7 +32,7 @@ PACKAGES = {
     "data": "Recordings of events and of cells, read and batched.",
     "fitting": "Neurons fitted to recordings, and how alike spike trains are.",
     "training": "Lightning modules.",
-    "pretrained": "Trained networks that come with blockspike.",
+    "pretrained": "Trained networks that come with blockspike, and those of finished runs.",
     "memory": "What a program that imports blockspike may want to set.",
 }
 GROUPS = {

@@ -1,5 +1,3 @@
-from .commands.loaded_run import LoadedRun as LoadedRun
-from .commands.loaded_run import load_run as load_run
 from .data.allen import AllenRecordings as AllenRecordings
 from .data.datamodule import EventDataModule as EventDataModule
 from .data.nmnist import NMNISTDataModule as NMNISTDataModule
@@ -47,6 +45,8 @@ from .neurons.trace import NotFiniteError as NotFiniteError
 from .neurons.trace import SpikeTrace as SpikeTrace
 from .pretrained import load_pretrained as load_pretrained
 from .pretrained import pretrained_names as pretrained_names
+from .pretrained.loaded_run import LoadedRun as LoadedRun
+from .pretrained.loaded_run import load_run as load_run
 from .training.classification import ClassificationModule as ClassificationModule
 
 __version__: str

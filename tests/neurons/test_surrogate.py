@@ -65,8 +65,8 @@ def margins(dtype) -> np.ndarray:
     tiny = np.finfo(dtype).tiny
     positive = np.concatenate(
         [
-            [0.0, 0.5, 1.0, 6.3, 6.4, 12.5, 39.9, 40.0, 41.0, 1e3, 1e6, 1e12],
-            [tiny / 8, tiny, tiny * 8, np.sqrt(tiny), np.finfo(dtype).eps],
+            np.array([0.0, 0.5, 1.0, 6.3, 6.4, 12.5, 39.9, 40.0, 41.0, 1e3, 1e6, 1e12]),
+            np.array([tiny / 8, tiny, tiny * 8, np.sqrt(tiny), np.finfo(dtype).eps]),
             np.geomspace(1e-30, 1e3, 400),
             np.linspace(0, 45, 901),
         ]

@@ -18,9 +18,9 @@ from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import Select
 
 from blockspike.commands.activity import shown_samples
-from blockspike.commands.loaded_run import load_run
 from blockspike.networks.layers import run_layers
 from blockspike.neurons import SpikeTrace, alif
+from blockspike.pretrained.loaded_run import load_run
 from blockspike.report.comparison import comparisons
 from blockspike.report.page import found_figures, render
 from blockspike.report.sweeps import Sweep, sweeps

@@ -9,13 +9,13 @@ from omegaconf import DictConfig, OmegaConf
 
 from blockspike.commands.activity import activity
 from blockspike.commands.evaluate_neuron import evaluate_neuron
-from blockspike.commands.loaded_run import load_run
 from blockspike.commands.run_once import use_threads
 from blockspike.config.build import build_data
 from blockspike.data.datamodule import EventDataModule
 from blockspike.files import CONF, write_json, write_npz
 from blockspike.networks.classifier import SpikingClassifier
 from blockspike.pretrained import read_network
+from blockspike.pretrained.loaded_run import load_run
 from blockspike.runs.run import Run
 from blockspike.training.linear_baseline import linear_baseline
 

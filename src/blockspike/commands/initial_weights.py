@@ -5,9 +5,9 @@ from pathlib import Path
 
 import torch
 
-from blockspike.commands.loaded_run import chosen_weights
 from blockspike.networks.classifier import SpikingClassifier
 from blockspike.pretrained import read_network
+from blockspike.pretrained.loaded_run import chosen_weights
 from blockspike.runs.run import Run
 
 _MAY_DIFFER = re.compile(r"readout\.")  # another number of classes

@@ -6,10 +6,10 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from blockspike.commands.loaded_run import load_run
 from blockspike.files import write_text
 from blockspike.networks.classifier import hidden_sizes
 from blockspike.pretrained import NetworkFile, save_pretrained
+from blockspike.pretrained.loaded_run import load_run
 from blockspike.runs.identity import content_of
 from blockspike.runs.run import Run
 

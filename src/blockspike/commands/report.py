@@ -10,7 +10,6 @@ import torch
 from omegaconf import DictConfig
 
 from blockspike.commands.activity import shown_samples
-from blockspike.commands.loaded_run import load_run
 from blockspike.commands.run_once import use_threads
 from blockspike.commands.search_figures import draw_searches
 from blockspike.data.limits import read_npz
@@ -18,6 +17,7 @@ from blockspike.figures.cell_traces import cells_of
 from blockspike.figures.style import use_style
 from blockspike.figures.tables import read_table
 from blockspike.files import read_json, write_text
+from blockspike.pretrained.loaded_run import load_run
 from blockspike.report.comparison import comparisons
 from blockspike.report.fit_page import render_fit
 from blockspike.report.page import EmbeddedFigure, found_figures, render
