@@ -214,7 +214,7 @@ def _as_override(command: str, argument: str) -> str:
     if name in _LISTS.get(command, ()) and value[:1] not in ("", "[") and value != "null":
         items = (item if item.isdigit() else f"'{item}'" for item in value.split(","))
         return f"{name}=[{','.join(items)}]"
-    if name not in _PATHS or value[:1] in ("'", '"', ""):
+    if name not in _PATHS or value == "null" or value[:1] in ("'", '"', ""):
         return argument
     return f"{name}='{value}'"
 

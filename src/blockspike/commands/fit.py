@@ -165,9 +165,11 @@ def _medians(table: pd.DataFrame, data: RecordingsDataModule, fit_s: float) -> d
 
 def _summary(row: dict[str, Any]) -> str:
     """Summarise a fit on one line."""
-    etv = ", ".join(f"{row[f'test_etv_{s:g}ms_median']:.3f} (σ {s:g} ms)" for s in SIGMAS_MS)
-    if row["n_cells"] == 1:
-        etv += f" ± {row['test_etv_15ms_se_median']:.3f}"
+    values = {s: f"{row[f'test_etv_{s:g}ms_median']:.3f}" for s in SIGMAS_MS}
+    error = row["test_etv_15ms_se_median"]
+    if row["n_cells"] == 1 and error == error:  # not NaN
+        values[15.0] += f" ± {error:.3f}"
+    etv = ", ".join(f"{value} (σ {s:g} ms)" for s, value in values.items())
     cells = "1 cell" if row["n_cells"] == 1 else f"{row['n_cells']} cells"
     trial = row["test_reliability_etv_15ms_median"]
     beside = f"a constant rate during the stimulus {row['test_null_etv_15ms_median']:.3f}"

@@ -26,9 +26,9 @@ def start_from(network: SpikingClassifier, source: str) -> list[str]:
         differ.
 
     Raises:
-        FileNotFoundError: there is no such run or network.
-        ValueError: it is damaged, or a parameter of a hidden layer is missing or of another shape;
-            names all of them.
+        FileNotFoundError: there is no such network.
+        ValueError: the run is not finished, a file is damaged, or a parameter of a hidden layer is
+            missing or of another shape; names all of them.
     """
     weights = _weights(source)
     own = network.state_dict()
@@ -50,8 +50,10 @@ def start_from(network: SpikingClassifier, source: str) -> list[str]:
 def _weights(source: str) -> dict[str, torch.Tensor]:
     folder = Path(source)
     if folder.is_dir():
-        if not Run(folder).best_checkpoint.is_file():
-            raise FileNotFoundError(f"init_from: expected a trained run in {folder}, got none")
+        row = Run(folder).result()
+        if row is None or row.get("pruned"):  # its weights may still change
+            found = "none" if row is None else "one that a search pruned"
+            raise ValueError(f"init_from: expected a finished run in {folder}, got {found}")
         return chosen_weights(Run(folder))
     return dict(read_network(source)[1].state_dict())
 

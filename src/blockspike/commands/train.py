@@ -17,6 +17,7 @@ from blockspike.commands.trainer import (
 )
 from blockspike.config.build import build_data, build_module
 from blockspike.data.datamodule import EventDataModule
+from blockspike.runs.log import LOGGER
 from blockspike.runs.run import Run
 from blockspike.training.callbacks import Throughput, mode_of
 from blockspike.training.classification import ClassificationModule
@@ -60,8 +61,10 @@ def _fit_and_test(
     )
     resumed = last_checkpoint(run)
     if cfg.init_from is not None and resumed is None:
+        if cfg.trainer.get("precision") == "64-true":  # Lightning converts later
+            module.double()
         for name in start_from(module.network, cfg.init_from):
-            print(f"{name}: new, since it differs from that of {cfg.init_from}")
+            LOGGER.warning("%s: initialised anew; it differs from %s", name, cfg.init_from)
     guard = ClassifierGuard(run.folder / "bad_batch.ckpt")
     pruner = Pruner(run.folder / "metrics.csv", cfg.monitor, cfg.get("pruning") or [])
     trainer = make_trainer(cfg, run, [Throughput(), guard, pruner, chosen, last])

@@ -138,6 +138,7 @@ def log_result(
         return
     if isinstance(module, ClassificationModule) and isinstance(data, EventDataModule):
         started.log(_media(run, module.network, data))
+        row = {"pruned": False, **row}  # it may have been, and been continued
     else:
         started.log(_media_of_fits(run))
     started.summary.update(row)

@@ -141,6 +141,7 @@ def build_module(cfg: DictConfig, data: EventDataModule) -> ClassificationModule
     options = plain(cfg.training) if "training" in cfg else {}  # not in older configurations
     of_rates = [key for key in options if key.startswith("rate_")]
     rates = {key.removeprefix("rate_"): options.pop(key) for key in of_rates}
+    has_penalty = any(x is not None if name.endswith("_hz") else x for name, x in rates.items())
     return ClassificationModule(
         network,
         data.n_classes,
@@ -148,7 +149,7 @@ def build_module(cfg: DictConfig, data: EventDataModule) -> ClassificationModule
         _instantiate(cfg.optimizer, "optimizer"),
         scheduler,
         label_smoothing=cfg.label_smoothing,
-        rate_penalty=RatePenalty(**rates) if any(rates.values()) else None,
+        rate_penalty=RatePenalty(**rates) if has_penalty else None,
         **options,
         seed=cfg.seed,
     )

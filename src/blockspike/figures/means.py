@@ -10,7 +10,7 @@ from pandas.api.types import is_bool_dtype, is_numeric_dtype
 
 DEFAULT_METRICS = ("test_accuracy", "test_etv_15ms_median")
 """Metric of classifiers, and of fits."""
-TOP_LEVEL_SETTINGS = ("test_each_epoch", "monitor", "label_smoothing", "n_bootstrap")
+TOP_LEVEL_SETTINGS = ("test_each_epoch", "monitor", "init_from", "label_smoothing", "n_bootstrap")
 """Settings of a run without a dot in their names; results have none either."""
 _OF_DATA = ("data_set", "data_sha256", "experiment")
 _MADE_BY = ("git_sha", "git_dirty", "python", "machine", "n_threads")
@@ -119,10 +119,20 @@ def setting(table: pd.DataFrame, name: str) -> pd.Series:
     """
     for column in (f"{name}{_CHOICE}", name):
         if column in table:
-            return pd.Series(table[column])
+            return _numbers_if_all_are(pd.Series(table[column]))
     groups = [c.removesuffix(_CHOICE) for c in map(str, table) if c.endswith(_CHOICE)]
     near = _near(name, [*groups, *map(str, table)])
     raise ValueError(f"by: expected {near}, got {name!r}")
+
+
+def _numbers_if_all_are(column: pd.Series) -> pd.Series:
+    """Numbers where they were text, as in a table with lists among them in other rows."""
+    if is_numeric_dtype(column):
+        return column
+    try:
+        return pd.Series(pd.to_numeric(column))
+    except (ValueError, TypeError):
+        return column
 
 
 def varied_settings(table: pd.DataFrame) -> list[str]:

@@ -75,7 +75,10 @@ def scores_of_segments(
 
 
 def scores_of_cells(segments: list[pd.DataFrame]) -> pd.DataFrame:
-    """Scores of `scores_of_segments`, averaged over segments: a row per cell."""
+    """Scores of `scores_of_segments`, averaged over segments: a row per cell.
+
+    Segments whose standard error is unknown, such as silent ones, count as the others do.
+    """
     table = pd.DataFrame([scores.mean() for scores in segments])
     table["etv_15ms_se"] = [
         np.sqrt((scores["etv_15ms_se"] ** 2).mean() / len(scores)) for scores in segments

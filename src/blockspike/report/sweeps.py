@@ -7,7 +7,14 @@ from dataclasses import dataclass
 import pandas as pd
 from matplotlib.figure import Figure
 
-from blockspike.figures.means import Means, means, rounded, text_of, varied_settings
+from blockspike.figures.means import (
+    DEFAULT_METRICS,
+    Means,
+    means,
+    rounded,
+    text_of,
+    varied_settings,
+)
 from blockspike.figures.sweep import roles, sweep_figure
 
 _LARGEST_SVG_BYTES = 400_000
@@ -43,7 +50,8 @@ def sweeps(table: pd.DataFrame) -> list[Sweep]:
     found = []
     for experiment, rows in table.groupby("experiment"):
         own = pd.DataFrame(rows)
-        if varied_settings(own):
+        has_scores = any(name in own and own[name].notna().any() for name in DEFAULT_METRICS)
+        if has_scores and varied_settings(own):
             found.append(_sweep(str(experiment), own))
     return found
 

@@ -55,6 +55,8 @@ def content_of(cfg: DictConfig) -> dict[str, Any]:
         part = content.get(node) or {}
         if key in part and part[key] == off:
             del part[key]
+    if not is_fit(cfg) and (content.get("optimizer") or {}).get("weight_decay"):
+        content["decays"] = "weights"  # in earlier versions, all parameters
     for key in ("n_bootstrap", "init_from"):
         if not content.get(key):
             content.pop(key, None)

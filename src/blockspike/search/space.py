@@ -97,6 +97,8 @@ def _distribution(key: str, spec: Any, cfg: DictConfig) -> BaseDistribution:
         raise ValueError(f"search.space.{key}: expected {expected}, got {spec}")
     if all(type(x) is int for x in bounds) and not _is_float(key, cfg):
         return IntDistribution(low, high, log=is_log)
+    if type(OmegaConf.select(cfg, key)) is int:
+        raise ValueError(f"search.space.{key}: expected whole numbers, got {spec}")
     return FloatDistribution(float(low), float(high), log=is_log)
 
 

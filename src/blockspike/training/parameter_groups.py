@@ -97,11 +97,19 @@ def make_scheduler(make: Callable[..., Any], optimizer: Optimizer) -> Any:
     Args:
         make: makes the scheduler from the optimiser; if it is a `partial`, its keywords count.
         optimizer: see `make_optimizer`.
+
+    Raises:
+        ValueError: the scheduler has a floor, and factors differ from 1.
     """
     factors = [group.get("lr_factor", 1.0) for group in optimizer.param_groups]
     if all(factor == 1 for factor in factors):
         return make(optimizer)
     given = getattr(make, "keywords", {})
+    if given.get("eta_min"):
+        raise ValueError(
+            "scheduler.eta_min: expected 0 with training.lr_factors, whose ratios a common floor "
+            f"would not keep, got {given['eta_min']}"
+        )
     rates = {
         name: [given[name] * factor for factor in factors]
         for name in _ABSOLUTE

@@ -62,7 +62,7 @@ class Pruner(Callback):
         if trainer.current_epoch > 0:
             before = read_metrics(self._metrics)[self._monitor].tolist()
             self._values = before[: trainer.current_epoch]
-        trainer.should_stop = self.has_pruned
+        trainer.should_stop = trainer.should_stop or self.has_pruned  # another callback may stop it
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Stop if the trial is pruned at this epoch."""
