@@ -105,6 +105,18 @@ EXEMPT = {
         "needs a Slurm cluster"
     ),
     "blockspike train -m experiment=shd search=shd": "needs the whole of SHD",
+    **dict.fromkeys(
+        (
+            f"blockspike fit -m data.path=qsnmc2007_a.npz data.n_folds=3 data.fold=0,1,2 {rest}"
+            for rest in (
+                "population=lif,alif,glif,gif n_bootstrap=0",
+                "population=lif,alif,glif,gif n_bootstrap=0 fit=likelihood data.held_out=0",
+                "population=gif population.threshold_coupling=true n_bootstrap=0 fit=likelihood "
+                "data.held_out=0",
+            )
+        ),
+        "needs recordings without a licence",
+    ),
     "blockspike train -m search=shd experiment=shd sweep=slurm search.batch_size=16 "
     "hydra.launcher.partition=long": "needs a Slurm cluster",
     "wandb leet": "takes over the terminal",
