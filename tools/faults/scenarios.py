@@ -148,7 +148,8 @@ def outcome(folder: Path) -> dict[str, Any]:
     return found | {"states": states.to_numpy().tolist()}
 
 
-_PASSING = (".lock", "multirun.yaml")  # the second is Hydra's note, which nothing reads
+# Locks, Hydra's note, which nothing reads, and logs, which tell of every start and its time.
+_PASSING = (".lock", "multirun.yaml", "train.log", "fit.log")
 
 
 def damaged(folder: Path) -> list[str]:
