@@ -113,18 +113,10 @@ def _succeeds(name: str) -> bool:
     try:
         if name not in COMMANDS:
             raise ValueError(f"command: expected one of {', '.join(COMMANDS)}, got {name!r}")
-        # Overrides go last: Hydra's parser accepts no flag between them.
-        given = [_with_key(name, a, sys.argv[1 + i]) for i, a in enumerate(sys.argv[2:])]
-        if sum(x.startswith("path=") for x in given) > 1:
-            raise ValueError(f"path: expected one path, got {' and '.join(sys.argv[2:])}")
-        for space in (x for x in given if x.startswith("search.space.")):
-            if not any(x.startswith("search=") for x in given):
-                raise ValueError(f"search: expected -m and search=NAME, got only {space}")
-        arguments = sorted(given, key=_is_override)
-        sys.argv = [f"blockspike {name}", *(_as_override(name, a) for a in arguments)]
+        sys.argv = [f"blockspike {name}", *_arguments(name)]
         if name in RUNS:
             check_names(name, sys.argv[1:])
-        elif {"-m", "--multirun"} & set(arguments):
+        elif {"-m", "--multirun"} & set(sys.argv[1:]):
             raise ValueError(f"-m: expected {' or '.join(RUNS)}, got {name}")
         check_choices(sys.argv[1:])
         hide_schemas()
@@ -145,6 +137,17 @@ def _succeeds(name: str) -> bool:
     if name == "fit" and (folders := finished_runs()):
         import_module("blockspike.commands.compare").compare_fits(RecordSweep.output_dir, folders)
     return done and not failed
+
+
+def _arguments(name: str) -> list[str]:
+    """Arguments of the command as Hydra takes them: overrides go last, with no flag between."""
+    given = [_with_key(name, a, sys.argv[1 + i]) for i, a in enumerate(sys.argv[2:])]
+    if sum(x.startswith("path=") for x in given) > 1:
+        raise ValueError(f"path: expected one path, got {' and '.join(sys.argv[2:])}")
+    for space in (x for x in given if x.startswith("search.space.")):
+        if not any(x.startswith("search=") for x in given):
+            raise ValueError(f"search: expected -m and search=NAME, got only {space}")
+    return [_as_override(name, argument) for argument in sorted(given, key=_is_override)]
 
 
 def _value(name: str, cfg: DictConfig) -> float | None:

@@ -86,8 +86,7 @@ def cell_traces(
     """
     dt_ms, most = neuron.dt_ms, n_points(n_cells, len(recorded))
     shown_pa = [row[first:] for row in (current_pa if shown_pa is None else shown_pa)]
-    simulated = [_membrane_and_threshold(neuron, row) for row in current_pa]
-    membrane, threshold = (_rows([x[k][first:] for x in simulated]) for k in (0, 1))
+    membrane, threshold = (x[:, first:] for x in _membrane_and_threshold(neuron, current_pa))
     tested = _segments(shown_pa, recorded, predicted)
     rates, are_steps = rates_by_current([*training, *tested], dt_ms)
     shown = _rows(shown_pa)
@@ -136,10 +135,14 @@ def _segments(
 
 
 def _membrane_and_threshold(
-    neuron: FittedNeuron, current_pa: np.ndarray
+    neuron: FittedNeuron, current_pa: Sequence[np.ndarray]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Both [T], of the neuron without noise."""
-    trace = simulated_trace(
-        neuron.parameters(), torch.from_numpy(current_pa)[:, None, None], neuron.dt_ms
+    """Both [B, T], of the neuron without noise; NaN after the end of a segment."""
+    columns = beside(current_pa)
+    driving = torch.from_numpy(np.nan_to_num(columns)).unsqueeze(2)
+    trace = simulated_trace(neuron.parameters(), driving, neuron.dt_ms)
+    membrane, threshold = (
+        np.where(np.isnan(columns), np.nan, x[..., 0].numpy()).T
+        for x in (trace.membrane, trace.threshold)
     )
-    return trace.membrane[:, 0, 0].numpy(), trace.threshold[:, 0, 0].numpy()
+    return membrane, threshold

@@ -90,14 +90,14 @@ def _of_table(cfg: DictConfig) -> list[Path]:
                 "`blockspike train -m search=nmnist_sample` makes one"
             )
         return paths
-    folder = Path(cfg.output_dir) / "figures"
     if cfg.figure != "sweep":
         _check_only_sweep(cfg)
-        table, source = read_table(Path(cfg.table))
-        paths = FIGURES[cfg.figure](table, folder)
-    else:
-        table, source = read_table(Path(cfg.table))
+    table, source = read_table(Path(cfg.table))
+    folder = Path(cfg.output_dir) / "figures"
+    if cfg.figure == "sweep":
         paths = [_sweep(of_experiment(table, cfg.experiment_name), folder, cfg)]
+    else:
+        paths = FIGURES[cfg.figure](table, folder)
     for path in paths:
         source.write_beside(path)
     return paths
