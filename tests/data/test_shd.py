@@ -246,6 +246,25 @@ def test_validation_on_speakers_holds_out_whole_speakers(prepared):
     assert np.array_equal(module.val_indices, again.val_indices)
 
 
+def test_each_fold_holds_out_another_speaker(prepared):
+    modules = [opened(prepared, validation="speaker", fold=fold) for fold in range(4)]
+    speaker = modules[0].train.speaker
+    assert speaker is not None
+    held_out = [set(speaker[module.val_indices]) for module in modules]
+    assert held_out == [{0}, {1}, {2}, {3}]
+    for module, own in zip(modules, held_out, strict=True):
+        assert not own & set(speaker[module.train_indices])
+        assert len(module.train_indices) + len(module.val_indices) == 80
+    with pytest.raises(ValueError, match="fold: expected 0 to 3, got 4"):
+        opened(prepared, validation="speaker", fold=4)
+
+
+def test_nothing_is_held_out_where_the_fraction_is_0(prepared):
+    module = opened(prepared, validation_fraction=0.0)
+    assert len(module.val_indices) == 0
+    assert len(module.train_indices) == len(module.train) == 80
+
+
 def test_validation_must_leave_a_speaker_for_training():
     with pytest.raises(ValueError, match="leaves one of 2 speakers for training"):
         speaker_subset(np.array([1, 1, 2]), 0.99, 0)
@@ -259,6 +278,7 @@ def test_validation_must_leave_a_speaker_for_training():
         ("channel_jitter", -1),
         ("channel_jitter", 700),
         ("validation", "other"),
+        ("fold", 3),  # without validation="speaker"
     ],
 )
 def test_a_value_out_of_range_is_named(name, value):

@@ -39,6 +39,13 @@ def test_an_option_that_is_off_leaves_the_hash_as_it_was(off, on):
     assert "fused" not in content()["optimizer"] and "training" not in content()
 
 
+def test_a_fold_of_speakers_is_content_and_none_is_not():
+    whole = content("data=hd_lauscher_sample")
+    assert "fold" not in whole["data"]
+    folds = [content("data=hd_lauscher_sample", f"data.fold={fold}") for fold in range(2)]
+    assert len({content_hash(x) for x in [whole, *folds]}) == 3
+
+
 def test_a_fit_of_every_electrode_has_the_hash_of_a_fit_without_the_option():
     chosen = content("data.electrode=soma", command="fit")
     assert chosen["data"].pop("electrode") == "soma" and chosen == content(command="fit")

@@ -38,6 +38,7 @@ def check_training(cfg: DictConfig) -> None:
             f"monitor: expected {' or '.join(MONITORS)}, since models are chosen on validation "
             f"data, got {cfg.monitor!r}"
         )
+    _check_validation(cfg)
     if is_fit(cfg) and "early_stopping" in (cfg.callbacks or {}):
         raise ValueError("callbacks: expected fit.patience=… for a fit, got early_stopping")
     for name, callback in (cfg.callbacks or {}).items():
@@ -47,6 +48,24 @@ def check_training(cfg: DictConfig) -> None:
                 f"callbacks.{name}.monitor: expected a training or validation metric, "
                 f"got {monitor!r}"
             )
+
+
+def _check_validation(cfg: DictConfig) -> None:
+    """Refuse what needs a validation split where there is none."""
+    if cfg.data.get("validation_fraction") != 0 or cfg.data.get("fold") is not None:
+        return
+    plateau = "ReduceLROnPlateau" in str((cfg.get("scheduler") or {}).get("_target_"))
+    needing = {
+        "callbacks": "early_stopping" in (cfg.callbacks or {}),
+        "scheduler": plateau,
+        "search": cfg.get("search") is not None or bool(cfg.get("pruning")),
+        "test_each_epoch": bool(cfg.get("test_each_epoch")),
+    }
+    for name in (name for name, needs in needing.items() if needs):
+        raise ValueError(
+            f"{name}: expected nothing that follows validation, since "
+            f"data.validation_fraction is 0, got {cfg.get(name)}"
+        )
 
 
 def _check_precision(cfg: DictConfig) -> None:

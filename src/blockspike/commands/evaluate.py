@@ -11,7 +11,7 @@ from blockspike.commands.activity import activity
 from blockspike.commands.evaluate_neuron import evaluate_neuron
 from blockspike.commands.run_once import use_threads
 from blockspike.config.build import build_data
-from blockspike.data.datamodule import EventDataModule
+from blockspike.data.datamodule import EventDataModule, stratified_subset
 from blockspike.files import CONF, write_json, write_npz
 from blockspike.networks.classifier import SpikingClassifier
 from blockspike.pretrained import read_network
@@ -47,11 +47,14 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
         )
     run = Run(Path(cfg.run))
     network, data, *_ = load_run(run.folder)
+    row = run.result()
+    if row is not None and "test_accuracy" not in row:
+        raise ValueError(f"{run.folder}: expected a tested run, got a fold of cross-validation")
     precision = run.config().trainer.get("precision", "32-true")
     predicted, labels = _predict(network, data, precision)
     confusion = np.zeros((data.n_classes, data.n_classes), int)
     np.add.at(confusion, (labels, predicted), 1)
-    baseline = linear_baseline(*(data.spike_counts(split) for split in ("train", "val", "test")))
+    baseline = linear_baseline(*_spike_counts(data))
     scores = {
         "data_set": data.name,
         "n_test": len(labels),
@@ -66,7 +69,8 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
     write_npz(run.folder / "activity.npz", shown)
     print(
         f"{data.name}: test accuracy {scores['test_accuracy']:.2%} of {scores['n_test']} "
-        f"(model chosen on validation); linear model on spike counts: {baseline:.2%}"
+        f"({'model chosen on validation' if data.validates else 'trained on everything'}); "
+        f"linear model on spike counts: {baseline:.2%}"
     )
     return scores
 
@@ -97,6 +101,20 @@ def _evaluate_pretrained(cfg: DictConfig) -> dict[str, Any]:
         f"its card says {about.card['test_accuracy']:.2%}{same}"
     )
     return {"data_set": data.name, "n_test": len(labels), "test_accuracy": accuracy}
+
+
+def _spike_counts(data: EventDataModule) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Counts and labels for training, validation and test of the linear model.
+
+    Without a validation split, a tenth of the training data is one.
+    """
+    train, test = data.spike_counts("train"), data.spike_counts("test")
+    if data.validates:
+        return [train, data.spike_counts("val"), test]
+    counts, labels = train
+    held_out = stratified_subset(labels, 0.1, data.seed)
+    kept = np.setdiff1d(np.arange(len(labels)), held_out)
+    return [(counts[part], labels[part]) for part in (kept, held_out)] + [test]
 
 
 def _as_trained(precision: str) -> torch.autocast:

@@ -20,9 +20,9 @@ _CARD = """# {name}
 | | |
 |---|---|
 | test accuracy | {test_accuracy:.2%} |
-| validation accuracy, which chose epoch {chosen_epoch} of {n_epochs} | {val_accuracy:.2%} |
+| {choice} |
 | training accuracy in that epoch | {train_accuracy:.2%} |
-| spikes per validation recording | {spikes} |
+| spikes per {part} recording | {spikes} |
 | minutes of training | {minutes:.1f} (CPU threads: {n_threads}) |
 | seed | {seed} |
 | blockspike | {source} |
@@ -60,6 +60,8 @@ def publish(cfg: DictConfig) -> Path:
     row = run.result()
     if row is None:
         raise FileNotFoundError(f"{run.folder}: expected a finished run, got no result.json")
+    if "test_accuracy" not in row:
+        raise ValueError(f"{run.folder}: expected a tested run, got a fold of cross-validation")
     content = content_of(run.config())
     card = _card(cfg.name, run, row, content, data.n_steps)
     about = NetworkFile(
@@ -80,7 +82,7 @@ def _card(
     name: str, run: Run, row: dict[str, Any], content: dict[str, Any], n_steps: int
 ) -> dict[str, Any]:
     keys = (
-        "data_set", "n_parameters", "test_accuracy", "val_accuracy", "train_accuracy",
+        "data_set", "n_parameters", "test_accuracy", "train_accuracy",
         "chosen_epoch", "n_epochs", "n_threads", "seed", "git_sha", "data_sha256",
     )  # fmt: skip
     model = content["model"]
@@ -90,11 +92,23 @@ def _card(
     elif kind == "ALIFLayer":
         kind = "ALIF"
     steps_s = n_steps * content["data"]["dt_ms"] / 1000
+    part = "training"
+    choice, validation = f"epochs, on all training data | {row['n_epochs']}", {}
+    if "val_accuracy" in row:
+        validation = {"val_accuracy": row["val_accuracy"]}
+        part = "validation"
+        choice = (
+            f"validation accuracy, which chose epoch {row['chosen_epoch']} of {row['n_epochs']} "
+            f"| {row['val_accuracy']:.2%}"
+        )
     network = content["network"]
     sizes = hidden_sizes(network["n_hidden"], network["n_layers"])
     spikes = steps_s * sum(n * row[f"rate_layer{i}_hz"] for i, n in enumerate(sizes, start=1))
     return {key: row[key] for key in keys} | {
+        **validation,
         "name": name,
+        "choice": choice,
+        "part": part,
         "model": kind,
         "source": _source(row),
         "precision": row.get("trainer.precision", "32-true"),

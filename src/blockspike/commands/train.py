@@ -29,7 +29,8 @@ from blockspike.training.pruning import Pruner
 def train(cfg: DictConfig) -> dict[str, Any]:
     """Train a classifier and test it once, as one run (see `run_once`).
 
-    A run that is pruned is not tested.
+    The model is the best of all epochs on the validation split, or without one that of the last
+    epoch. A run that is pruned, or holds out a fold of cross-validation, is not tested.
     """
     return run_once(cfg, _TASK)
 
@@ -48,8 +49,9 @@ def _fit_and_test(
     chosen = EpochCheckpoint(
         run.best_checkpoint.parent,
         filename=run.best_checkpoint.stem,
-        monitor=cfg.monitor,
+        monitor=cfg.monitor if data.validates else None,  # None = the last epoch
         mode=mode_of(cfg.monitor),
+        save_on_train_epoch_end=None if data.validates else True,
         enable_version_counter=False,
     )
     # Lightning's save_last writes only when a model is chosen; resuming needs every epoch.
@@ -67,13 +69,14 @@ def _fit_and_test(
             LOGGER.warning("%s: initialised anew; it differs from %s", name, cfg.init_from)
     guard = ClassifierGuard(run.folder / "bad_batch.ckpt")
     pruner = Pruner(run.folder / "metrics.csv", cfg.monitor, cfg.get("pruning") or [])
-    trainer = make_trainer(cfg, run, [Throughput(), guard, pruner, chosen, last])
+    pruning = [pruner] if data.validates else []
+    trainer = make_trainer(cfg, run, [Throughput(), guard, *pruning, chosen, last])
     with without_known_warnings():
         data.trainer = trainer
-        loaders = [data.val_dataloader()]
+        loaders = [data.val_dataloader()] if data.validates else []
         if cfg.test_each_epoch:
             loaders.append(data.test_dataloader())
-        trainer.fit(module, data.train_dataloader(), loaders, ckpt_path=resumed)
+        trainer.fit(module, data.train_dataloader(), loaders or None, ckpt_path=resumed)
         if not run.best_checkpoint.is_file():
             raise ValueError(
                 f"trainer: expected a finished epoch, got none (max_epochs {trainer.max_epochs})"
@@ -83,6 +86,8 @@ def _fit_and_test(
         scores = _scores(run, best["epoch"], module)
         if pruner.has_pruned:
             return {"pruned": True, **scores}
+        if cfg.data.get("fold") is not None:
+            return scores
         trainer.test(module, data.test_dataloader(), verbose=False)
     return {"test_accuracy": float(trainer.callback_metrics["test/accuracy"]), **scores}
 
@@ -94,7 +99,6 @@ def _scores(run: Run, best_epoch: int, module: ClassificationModule) -> dict[str
     chosen = dict(zip(map(str, history.columns), values.tolist(), strict=True))
     epoch_s = history["time/epoch_s"].to_numpy(dtype=float)
     row = {
-        "val_accuracy": chosen["val/accuracy"],
         "train_accuracy": chosen["train/accuracy"],
         "chosen_epoch": best_epoch + 1,
         "n_epochs": len(history),
@@ -102,9 +106,12 @@ def _scores(run: Run, best_epoch: int, module: ClassificationModule) -> dict[str
         "train_s": float(epoch_s.sum()),
         "n_parameters": sum(p.numel() for p in module.parameters() if p.requires_grad),
     }
+    part = "val" if "val/accuracy" in chosen else "train"
     for name, value in chosen.items():
-        if name.startswith("val/rate_"):
-            row[name.removeprefix("val/")] = value
+        if name.startswith(f"{part}/rate_"):
+            row[name.removeprefix(f"{part}/")] = value
+    if part == "val":
+        row["val_accuracy"] = chosen["val/accuracy"]
     if "test_each_epoch/accuracy" in history:
         row["best_test_accuracy"] = max(history["test_each_epoch/accuracy"].tolist())
     return row
@@ -113,10 +120,13 @@ def _scores(run: Run, best_epoch: int, module: ClassificationModule) -> dict[str
 def _summary(row: dict[str, Any]) -> str:
     if row.get("pruned"):
         return f"pruned after epoch {row['n_epochs']} (validation: {row['val_accuracy']:.2%})"
-    text = (
-        f"test accuracy {row['test_accuracy']:.2%} (model of epoch {row['chosen_epoch']}, "
-        f"chosen on validation: {row['val_accuracy']:.2%})"
-    )
+    model = f"model of epoch {row['chosen_epoch']}"
+    if "test_accuracy" not in row:
+        return f"validation accuracy {row['val_accuracy']:.2%} ({model}); a fold, not tested"
+    how = "trained on everything"
+    if "val_accuracy" in row:
+        how = f"chosen on validation: {row['val_accuracy']:.2%}"
+    text = f"test accuracy {row['test_accuracy']:.2%} ({model}, {how})"
     if "best_test_accuracy" in row:
         text += f"; best test accuracy of all epochs {row['best_test_accuracy']:.2%}"
     return text

@@ -178,6 +178,7 @@ def without_known_warnings() -> Iterator[None]:
         warnings.filterwarnings("ignore", ".*does not have many workers.*")
         warnings.filterwarnings("ignore", ".*LeafSpec.*is deprecated.*")  # Lightning's own
         warnings.filterwarnings("ignore", ".*exists and is not empty.*")  # a resumed run
+        warnings.filterwarnings("ignore", ".*have no `val_dataloader`.*")  # validation_fraction=0
         # Lightning warns at every fit and test, but `build_trainer` has settled it.
         warnings.filterwarnings("ignore", ".*`srun` command is available.*")
         yield

@@ -38,7 +38,8 @@ class EventDataModule(pl.LightningDataModule):
             downloads go; "sample" = recordings that come with blockspike.
         download: whether `prepare` may download the published files.
         batch_size: samples of a batch, in all processes together.
-        validation_fraction: part of the training set held out, stratified by label.
+        validation_fraction: part of the training set held out, stratified by label; 0 = none, to
+            train on everything for a number of epochs chosen before.
         seed: seed of the validation split and the training order.
 
     Raises:
@@ -82,7 +83,7 @@ class EventDataModule(pl.LightningDataModule):
         require(n_steps >= 1, "n_steps", n_steps, "at least 1")
         require(batch_size >= 1, "batch_size", batch_size, "at least 1")
         require(
-            0 < validation_fraction < 1, "validation_fraction", validation_fraction, "0 < x < 1"
+            0 <= validation_fraction < 1, "validation_fraction", validation_fraction, "0 ≤ x < 1"
         )
         require(seed >= 0, "seed", seed, "at least 0")
         self.path = Path(path)
@@ -189,9 +190,16 @@ class EventDataModule(pl.LightningDataModule):
             )
         self.name, self.sha256 = file.name, file.verified_sha256()
         self.train, self.test = file.train, file.test
-        self.val_indices = self._validation_indices(file.train)
+        self.val_indices = np.empty(0, int)
+        if self.validates:
+            self.val_indices = self._validation_indices(file.train)
         self.train_indices = np.setdiff1d(np.arange(len(file.train)), self.val_indices)
         self._is_open = True
+
+    @property
+    def validates(self) -> bool:
+        """Whether a part of the training set is held out."""
+        return self.validation_fraction > 0
 
     def _stored_sizes(self) -> tuple[int, int]:
         """Units and classes that the prepared file must have."""

@@ -34,6 +34,9 @@ class SHDDataModule(EventDataModule):
             recording are averaged; figures show the first.
         validation: how the validation split is held out: "stratified" by class, or whole
             "speaker"s until `validation_fraction` is reached.
+        fold: with validation="speaker", the one speaker that is held out, as an index into the
+            sorted speakers of the training data (leave-one-speaker-out); None = by
+            `validation_fraction`.
         path, dt_ms, n_steps, **options: see `EventDataModule`; `seed` also seeds the jitter and the
             stretch, and `download=True` downloads the published SHD.
 
@@ -65,6 +68,7 @@ class SHDDataModule(EventDataModule):
         time_stretch: float = 0.0,
         test_shifts: tuple[int, ...] = (0,),
         validation: Literal["stratified", "speaker"] = "stratified",
+        fold: int | None = None,
         **options: Any,
     ) -> None:
         super().__init__(path, dt_ms, n_steps, **options)
@@ -78,6 +82,12 @@ class SHDDataModule(EventDataModule):
             "stratified or speaker",
         )
         require(
+            fold is None or (validation == "speaker" and fold >= 0),
+            "fold",
+            fold,
+            "None, or with validation=speaker an index of a speaker",
+        )
+        require(
             len(test_shifts) > 0 and all(abs(s) < N_CHANNELS for s in test_shifts),
             "test_shifts",
             test_shifts,
@@ -88,6 +98,7 @@ class SHDDataModule(EventDataModule):
         self.time_stretch = time_stretch
         self.test_shifts = tuple(test_shifts)
         self.validation = validation
+        self.fold = fold
         self.n_inputs = -(-N_CHANNELS // channel_pooling)
 
     def _fetch(self) -> None:
@@ -104,12 +115,21 @@ class SHDDataModule(EventDataModule):
     def _stored_sizes(self) -> tuple[int, int]:
         return N_CHANNELS, N_CLASSES
 
+    @property
+    def validates(self) -> bool:
+        """Whether a part of the training set is held out."""
+        return self.fold is not None or super().validates
+
     def _validation_indices(self, train: EventSplit) -> np.ndarray:
         if self.validation == "stratified":
             return super()._validation_indices(train)
         if train.speaker is None:
             raise ValueError(f"{self.path}: expected speakers, for validation=speaker, got none")
-        return speaker_subset(train.speaker, self.validation_fraction, self.seed)
+        if self.fold is None:
+            return speaker_subset(train.speaker, self.validation_fraction, self.seed)
+        speakers = np.unique(train.speaker)
+        require(self.fold < len(speakers), "fold", self.fold, f"0 to {len(speakers) - 1}")
+        return np.flatnonzero(train.speaker == speakers[self.fold])
 
     def _event_map(self, training: bool) -> EventMap:
         if not training:

@@ -11,13 +11,13 @@ from blockspike.figures.style import BLUE, GREEN, GREY, ORANGE, save
 def learning_curve(
     metrics: pd.DataFrame, scores: dict, chosen_epoch: int, test_accuracy: float, path: Path
 ) -> Path:
-    """Draw training and validation loss and accuracy against the epoch.
+    """Draw training and, where there is one, validation loss and accuracy against the epoch.
 
     Args:
         metrics: a row per epoch, as in `metrics.csv`.
         scores: content of `evaluation.json`, for the linear model's accuracy and the data set's
             name.
-        chosen_epoch: epoch (from 1) whose model was chosen on validation data.
+        chosen_epoch: epoch (from 1) whose model was chosen.
         test_accuracy: test accuracy of that model.
         path: where to write the PNG and SVG.
 
@@ -28,7 +28,8 @@ def learning_curve(
     epoch = metrics["epoch"] + 1
     for axis, name in ((left, "loss"), (right, "accuracy")):
         axis.plot(epoch, metrics[f"train/{name}"], color=GREY, ls="--", label="training")
-        axis.plot(epoch, metrics[f"val/{name}"], color=BLUE, label="validation")
+        if f"val/{name}" in metrics:
+            axis.plot(epoch, metrics[f"val/{name}"], color=BLUE, label="validation")
         axis.axvline(chosen_epoch, color=GREY, lw=0.8, ls=":", label="chosen epoch")
         axis.set(xlabel="epoch", ylabel="cross-entropy" if name == "loss" else name)
     left.set_yscale("log")

@@ -8,8 +8,8 @@ from typing import Any
 import pandas as pd
 from pandas.api.types import is_bool_dtype, is_numeric_dtype
 
-DEFAULT_METRICS = ("test_accuracy", "test_etv_15ms_median")
-"""Metric of classifiers, and of fits."""
+DEFAULT_METRICS = ("test_accuracy", "test_etv_15ms_median", "val_accuracy")
+"""Metric of classifiers, of fits, and of folds, which are not tested."""
 TOP_LEVEL_SETTINGS = ("test_each_epoch", "monitor", "init_from", "label_smoothing", "n_bootstrap")
 """Settings of a run without a dot in their names; results have none either."""
 _OF_DATA = ("data_set", "data_sha256", "experiment")

@@ -62,9 +62,12 @@ def content_of(cfg: DictConfig) -> dict[str, Any]:
             content.pop(key, None)
     if is_fit(cfg) and cfg.fit.get("loss") != "likelihood":
         content["population"].pop("escape_width", None)
-    if content["data"].get("n_folds") is None:
-        for key in ("n_folds", "fold"):
-            content["data"].pop(key, None)
+    data = content["data"]
+    if is_fit(cfg) and data.get("n_folds") is None:
+        data.pop("fold", None)
+    for key in ("n_folds", "fold"):
+        if data.get(key) is None:
+            data.pop(key, None)
     training = {key: value for key, value in content.pop("training", {}).items() if value}
     if training:
         content["training"] = training

@@ -13,8 +13,8 @@ from blockspike.runs.identity import plain
 from blockspike.runs.renamed import with_new_names
 from blockspike.runs.run import Run, flatten
 
-# Columns of every row → type. A classifier's row also has `test_accuracy` or, of a pruned trial,
-# `pruned`; a fit's has `fit_s`.
+# Columns of every row → type. A classifier's row also has `test_accuracy`, or if it was not tested
+# `val_accuracy` (a fold) or `pruned` (a trial); a fit's has `fit_s`.
 _COLUMNS: dict[str, tuple[type, ...]] = {
     "experiment": (str,),
     "data_set": (str,),
@@ -46,6 +46,9 @@ _READ_BY_FIGURES: dict[str, tuple[type, ...]] = {
     "n_epochs": (int,),
     "n_parameters": (int,),
 }
+
+
+_SCORES = ("test_accuracy", "val_accuracy", "fit_s")  # a row has one of them
 
 
 def collect_runs(output_dir: Path) -> pd.DataFrame:
@@ -128,9 +131,11 @@ def _read(file: Path) -> dict[str, Any]:
             raise ValueError(f"{file}: {name}: expected a {kinds[0].__name__}, got {found}")
     if row.get("pruned") is True:  # a trial of a search that was not tested
         return row
-    accuracy = row.get("test_accuracy", row.get("fit_s"))
-    if not isinstance(accuracy, float) or ("test_accuracy" in row and not 0 <= accuracy <= 1):
-        raise ValueError(f"{file}: expected test_accuracy, 0 to 1, or fit_s, got {accuracy!r}")
+    name = next((name for name in _SCORES if name in row), None)
+    score = row.get(name) if name else None
+    if not isinstance(score, float) or (name != "fit_s" and not 0 <= score <= 1):
+        expected = "test_accuracy or val_accuracy, 0 to 1, or fit_s"
+        raise ValueError(f"{file}: expected {expected}, got {score!r}")
     return row
 
 

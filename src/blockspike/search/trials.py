@@ -90,7 +90,8 @@ def run_search(config: DictConfig, arguments: list[str], launch: Launch) -> None
 def monitored_value(folder: Path, monitor: str) -> float | None:
     """Validation value of the epoch that a run chose; None if it is not finished.
 
-    Also None where somebody has removed the `metrics.csv` of a finished run.
+    Also None without a validation split, and where somebody has removed the `metrics.csv` of a
+    finished run.
 
     Args:
         folder: of the run.
@@ -100,6 +101,8 @@ def monitored_value(folder: Path, monitor: str) -> float | None:
     if row is None or row.get("pruned") or not file.is_file():
         return None
     metrics = read_metrics(file).set_index("epoch")
+    if monitor not in metrics:
+        return None
     return float(metrics[monitor].loc[row["chosen_epoch"] - 1])
 
 

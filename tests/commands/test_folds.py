@@ -1,0 +1,64 @@
+"""Cross-validation over speakers, and training on everything."""
+
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from blockspike.files import read_json
+from blockspike.training.checkpoint_io import load_plain
+from blockspike.training.metrics_file import read_metrics
+
+SMALL = (
+    "data=hd_lauscher_sample",
+    "network.n_hidden=8",
+    "data.n_steps=50",
+    "data.dt_ms=20",
+    "data.channel_pooling=20",
+    "trainer.max_epochs=3",
+    "threads=1",
+)
+
+
+def runs(folder: Path) -> list[Path]:
+    return sorted(path.parent for path in (folder / "outputs").rglob("result.json"))
+
+
+@pytest.mark.slow
+def test_folds_are_validated_but_not_tested(blockspike, tmp_path):
+    """Each fold holds out a speaker of its own; their mean is the score to choose by."""
+    done = blockspike("train", "-m", *SMALL, "data.validation=speaker", "data.fold=0,1,2")
+    assert "a fold, not tested" in done.stdout
+    rows = [read_json(folder / "result.json") for folder in runs(tmp_path)]
+    assert [row["data.fold"] for row in rows] == [0, 1, 2]
+    assert len({row["config_hash"] for row in rows}) == 3
+    for row, folder in zip(rows, runs(tmp_path), strict=True):
+        assert "test_accuracy" not in row
+        curve = read_metrics(folder / "metrics.csv")["val/accuracy"]
+        assert row["val_accuracy"] == pytest.approx(max(curve))
+    blockspike("collect", "by=data")
+    table = pd.read_csv(tmp_path / "outputs/tables/runs.csv")
+    assert table["val_accuracy"].tolist() == pytest.approx([row["val_accuracy"] for row in rows])
+    refused = blockspike("evaluate", f"run={runs(tmp_path)[0]}", check=False)
+    assert "expected a tested run, got a fold" in refused.stderr
+
+
+@pytest.mark.slow
+def test_without_validation_the_model_of_the_last_epoch_is_tested(blockspike, tmp_path):
+    done = blockspike("train", *SMALL, "data.validation_fraction=0")
+    assert "model of epoch 3, trained on everything" in done.stdout
+    (folder,) = runs(tmp_path)
+    row = read_json(folder / "result.json")
+    assert (row["chosen_epoch"], row["n_epochs"]) == (3, 3)
+    assert "val_accuracy" not in row
+    assert load_plain(folder / "checkpoints/best.ckpt")["epoch"] == 2
+    assert "finished, skipped" in blockspike("train", *SMALL, "data.validation_fraction=0").stdout
+    blockspike("status")
+    evaluated = blockspike("evaluate", f"run={folder}")
+    assert f"test accuracy {row['test_accuracy']:.2%}" in evaluated.stdout
+    assert "trained on everything" in evaluated.stdout
+    blockspike("figures", f"run={folder}")
+    blockspike("report")
+    blockspike("publish", f"run={folder}", "name=mine")
+    card = (tmp_path / "outputs/published/mine.md").read_text()
+    assert "| epochs, on all training data | 3 |" in card
