@@ -65,6 +65,17 @@ def test_round_trip(recurrent, n_layers, tmp_path):
     assert_equal_output(back, net, made_spikes())
 
 
+def test_weights_contain_the_normalisation(tmp_path):
+    net = made(batch_norm=True)
+    with torch.no_grad():
+        for layer in net.layers:
+            layer.norm.gain.uniform_(0.5, 1.5)
+            layer.norm.mean.uniform_(-0.1, 0.1)
+    back = from_nir(through_a_file(to_nir(net, DT_MS), tmp_path), DT_MS).eval()
+    assert not back.has_batch_norm
+    assert_equal_output(back, net, made_spikes())
+
+
 @pytest.mark.parametrize(("gain", "rtol"), [("weights", 2**-23), ("r", 0), ("none", 0)])
 def test_round_trip_of_float32_gives_the_same_numbers(gain, rtol, tmp_path):
     """Weights that were divided by 1 − β may differ by one rounding."""

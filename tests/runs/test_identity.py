@@ -28,6 +28,7 @@ def content(*overrides: str, command: str = "train") -> dict[str, Any]:
         ("trainer.accumulate_grad_batches=1", "trainer.accumulate_grad_batches=2"),
         ("trainer.gradient_clip_algorithm=null", "trainer.gradient_clip_algorithm=value"),
         ("training.rate_upper_factor=0", "training.rate_upper_factor=1"),
+        ("model.batch_norm=false", "model.batch_norm=true"),
         ("network.init=default", "network.init=kaiming_uniform"),
         ("network.recurrent_init=default", "network.recurrent_init=orthogonal"),
         ("trainer.precision=32-true", "trainer.precision=bf16-mixed"),
@@ -40,9 +41,10 @@ def test_an_option_that_is_off_leaves_the_hash_as_it_was(off, on):
 
 
 def test_a_fold_of_speakers_is_content_and_none_is_not():
-    whole = content("data=hd_lauscher_sample")
+    digits = ("experiment=shd", "data=hd_lauscher_sample")
+    whole = content(*digits)
     assert "fold" not in whole["data"]
-    folds = [content("data=hd_lauscher_sample", f"data.fold={fold}") for fold in range(2)]
+    folds = [content(*digits, f"data.fold={fold}") for fold in range(2)]
     assert len({content_hash(x) for x in [whole, *folds]}) == 3
 
 

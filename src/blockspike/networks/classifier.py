@@ -23,6 +23,7 @@ from blockspike.networks.layers import (
     drop_spikes,
     run_layers,
 )
+from blockspike.networks.normalisation import BatchNorm
 from blockspike.networks.synapses import SynapseMode
 from blockspike.neurons import SpikeTrace
 from blockspike.neurons.events import EventBatch
@@ -291,6 +292,11 @@ class SpikingClassifier(nn.Module):
             power = torch.stack([trace.membrane.square().mean() for trace in traces])
         spikes = [trace.spikes for trace in traces]
         return ClassifierOutput(scores, spikes, readout, make_state, power)
+
+    @property
+    def has_batch_norm(self) -> bool:
+        """Whether a layer normalises its synaptic current over samples and time."""
+        return any(isinstance(module, BatchNorm) for module in self.modules())
 
     def anneal_(self, progress: float) -> None:
         """Sharpen the learned delays; `progress` is the share of training completed, 0 to 1."""

@@ -16,6 +16,7 @@ from blockspike.networks.last_inputs import (
     join_inputs,
     last_inputs_maker,
 )
+from blockspike.networks.normalisation import BatchNorm
 from blockspike.networks.synapses import SynapseMode, presynaptic_first, synaptic_current
 from blockspike.neurons import Method, MultiGaussian, SpikeTrace, Surrogate, alif, leaky_integrate
 from blockspike.neurons.adlif import adlif
@@ -58,6 +59,8 @@ class LayerOptions:
         rf_len: temporal receptive field in steps: input at t − rf_len + 1 … t acts at t.
         max_delay: longest delay of the input synapses in steps; if above 0, each synapse learns
             its own.
+        batch_norm: whether the synaptic current of each unit is normalised, see `BatchNorm`;
+            currents of recurrent synapses are not.
         surrogate: derivative of the spike with respect to V − θ (docs/paper.md, Surrogates).
         detach_spikes: whether to stop the gradient through spikes in the reset and recurrence, or
             where alone: "reset" or "recurrence".
@@ -78,6 +81,7 @@ class LayerOptions:
     recurrent_delay: int | None = None
     rf_len: int = 1
     max_delay: int = 0
+    batch_norm: bool = False
     surrogate: Surrogate = MultiGaussian()
     detach_spikes: Detach = True
     method: str = "fused"
@@ -148,6 +152,7 @@ class NeuronLayer(BoundedParameters):
         self.weight = nn.Parameter(presynaptic_first(weight))
         self.bias = nn.Parameter(torch.zeros(n_units))
         self.delays = Delays(n_units, n_inputs, max_delay) if max_delay else None
+        self.norm = BatchNorm(n_units) if self.options.batch_norm else None
         loop = presynaptic_first(torch.eye(n_units)) if self.options.recurrent else None
         self.recurrent_weight = None if loop is None else nn.Parameter(loop)
 
@@ -226,11 +231,26 @@ class NeuronLayer(BoundedParameters):
         mode, n_before = self.options.synapses, 0
         if before is not None:
             n_before, (x, events) = len(before), join_inputs(before, x, events)
+        norm = self.norm if self.training else None
+        weight, bias = self.weight_and_bias()
         if self.delays is not None:
-            current = self.delays.current(x, self.weight[0], self.bias, events, mode)
+            current = self.delays.current(x, weight[0], bias, events, mode)
         else:
-            current = synaptic_current(x, self.weight, self.bias, events=events, mode=mode)
-        return current[n_before:]
+            current = synaptic_current(x, weight, bias, events=events, mode=mode)
+        current = current[n_before:]
+        return current if norm is None else norm(current, self.bias)
+
+    def weight_and_bias(self) -> tuple[Tensor, Tensor]:
+        """Weight [n_taps, n_units, n_inputs] and bias [n_units] of the synaptic current.
+
+        With `batch_norm` they contain the normalisation in evaluation; in training the bias is 0,
+        since the normalisation adds it.
+        """
+        if self.norm is None:
+            return self.weight, self.bias
+        if self.training:
+            return self.weight, torch.zeros_like(self.bias)
+        return self.norm.folded(self.weight, self.bias)
 
     @property
     def _n_kept(self) -> int:

@@ -314,8 +314,10 @@ def _lost(layer: ALIFLayer) -> list[str]:
 def _nodes(nir: Any, name: str, layer: Any, form: Dialect) -> tuple[Any, Any, Any]:
     """Nodes of a layer: synapses, neurons, and recurrent synapses or None."""
     tau_s, r, gain = _neuron_numbers(name, layer.beta, form)
-    weight = _array(name, "weight", layer.weight, gain[:, None])[0]
-    bias = _array(name, "bias", layer.bias, gain)
+    norm: Any = getattr(layer, "norm", None)
+    own = (layer.weight, layer.bias) if norm is None else norm.folded(layer.weight, layer.bias)
+    weight = _array(name, "weight", own[0], gain[:, None])[0]
+    bias = _array(name, "bias", own[1], gain)
     recurrent = None
     if name == "readout" and form.readout == "li":
         neurons = nir.LI(tau_s, r, v_leak=0 * r)

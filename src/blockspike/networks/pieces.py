@@ -57,11 +57,14 @@ def run_in_pieces(
 
     Raises:
         ValueError: the input needs a gradient; `n_steps` is below 1, or no multiple of arp + 1 with
-            method "blocks"; the network scales its input, for which it has to see the whole.
+            method "blocks"; the network scales its input, or normalises currents in training, for
+            which it has to see the whole.
     """
     check_counts(n_steps=n_steps)
     if isinstance(x, Tensor) and x.requires_grad:
         raise ValueError("x: expected an input that needs no gradient, got one that does")
+    if network.training and network.has_batch_norm:
+        raise ValueError("network: expected no batch_norm in training, got a layer with it")
     own = [p for p in network.parameters() if p.requires_grad]
     if own and torch.is_grad_enabled():
         results: Any = _InPieces.apply(network, x, n_steps, truncate, by_neuron, *own)

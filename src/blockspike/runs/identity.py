@@ -27,6 +27,7 @@ _OFF = {
     ("trainer", "gradient_clip_algorithm"): None,
     ("trainer", "accumulate_grad_batches"): 1,
     ("optimizer", "fused"): None,
+    ("model", "batch_norm"): False,
     ("network", "init"): "default",
     ("network", "recurrent_init"): "default",
     ("data", "electrode"): None,

@@ -34,7 +34,7 @@ class ClassificationModule(pl.LightningModule):
     """Trains by cross-entropy; logs loss, accuracy and the firing rate of each hidden layer.
 
     Processes that share a batch get the gradient and the logs that one process would have, except
-    that each draws its own dropout.
+    that each draws its own dropout and normalises by the statistics of its own share.
 
     Args:
         network: the classifier.
@@ -101,6 +101,11 @@ class ClassificationModule(pl.LightningModule):
         self.membrane_penalty = membrane_penalty
         self.recompute_steps = recompute_steps
         self.truncate_steps = truncate_steps
+        if (recompute_steps or truncate_steps) and network.has_batch_norm:
+            raise ValueError(
+                "model.batch_norm: expected false with recompute_steps or truncate_steps, since "
+                "each piece would have statistics of its own, got true"
+            )
         if (recompute_steps or truncate_steps) and network.input_events is not None:
             raise ValueError(
                 "network.input_events: expected null with recompute_steps or truncate_steps, since "
