@@ -53,7 +53,10 @@ def test_a_sweep_is_drawn_with_its_source(blockspike, tmp_path):
         ("figure=sweep x=n_hidden", "by: expected one of network.n_hidden, got 'n_hidden'"),
         ("figure=sweep metric=loss", "metric: expected one of "),
         ("figure=sweep experiment_name=defualt", "experiment_name: expected one of default, got"),
-        ("figure=classification color=model", "color: expected figure=sweep, got figure=class"),
+        (
+            "figure=classification color=model",
+            "color: expected figure=sweep or figure=epochs, got figure=class",
+        ),
     ],
 )
 def test_settings_of_a_sweep_that_do_not_fit_are_refused(blockspike, tmp_path, arguments, words):

@@ -39,6 +39,9 @@ def test_folds_are_validated_but_not_tested(blockspike, tmp_path):
     blockspike("collect", "by=data")
     table = pd.read_csv(tmp_path / "outputs/tables/runs.csv")
     assert table["val_accuracy"].tolist() == pytest.approx([row["val_accuracy"] for row in rows])
+    drawn = blockspike("figures", "figure=epochs")
+    assert "best mean validation accuracy" in drawn.stdout and "(runs: 3)" in drawn.stdout
+    assert (tmp_path / "outputs/figures/epochs_default.png").is_file()
     refused = blockspike("evaluate", f"run={runs(tmp_path)[0]}", check=False)
     assert "expected a tested run, got a fold" in refused.stderr
 

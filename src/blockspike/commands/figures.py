@@ -10,6 +10,7 @@ from blockspike.commands.search_figures import draw_searches
 from blockspike.data.limits import read_npz
 from blockspike.figures.cell_traces import cells_of
 from blockspike.figures.classification import classification
+from blockspike.figures.epochs import epochs, mean_curves
 from blockspike.figures.fits import fits
 from blockspike.figures.learning_curve import learning_curve
 from blockspike.figures.means import of_experiment
@@ -38,8 +39,12 @@ FIGURES = {
     "speed": speed,
     "tradeoff": tradeoff,
 }
-_NAMES = (*FIGURES, "sweep")
-_OF_SWEEP = ("x", "color", "facet", "metric", "experiment_name")
+# figure of any sweep → the arguments that it takes
+_OF_SWEEPS = {
+    "sweep": ("x", "color", "facet", "metric", "experiment_name"),
+    "epochs": ("color", "experiment_name"),
+}
+_NAMES = (*FIGURES, *_OF_SWEEPS)
 
 
 def figures(cfg: DictConfig) -> None:
@@ -90,12 +95,13 @@ def _of_table(cfg: DictConfig) -> list[Path]:
                 "`blockspike train -m search=nmnist_sample` makes one"
             )
         return paths
-    if cfg.figure != "sweep":
-        _check_only_sweep(cfg)
+    _check_arguments(cfg)
     table, source = read_table(Path(cfg.table))
     folder = Path(cfg.output_dir) / "figures"
     if cfg.figure == "sweep":
         paths = [_sweep(of_experiment(table, cfg.experiment_name), folder, cfg)]
+    elif cfg.figure == "epochs":
+        paths = [_epochs(of_experiment(table, cfg.experiment_name), folder, cfg)]
     else:
         paths = FIGURES[cfg.figure](table, folder)
     for path in paths:
@@ -110,7 +116,18 @@ def _sweep(table: pd.DataFrame, folder: Path, cfg: DictConfig) -> Path:
     return path
 
 
-def _check_only_sweep(cfg: DictConfig) -> None:
-    given = next((name for name in _OF_SWEEP if cfg[name] is not None), None)
-    if given is not None:
-        raise ValueError(f"{given}: expected figure=sweep, got figure={cfg.figure}")
+def _epochs(table: pd.DataFrame, folder: Path, cfg: DictConfig) -> Path:
+    metrics = [read_metrics(Path(cfg.output_dir) / run / "metrics.csv") for run in table["run"]]
+    curves = mean_curves(table, metrics, cfg.color)
+    for curve in curves:
+        print(curve)
+    return epochs(curves, sorted({str(name) for name in table["experiment"]}), folder)
+
+
+def _check_arguments(cfg: DictConfig) -> None:
+    allowed = _OF_SWEEPS.get(cfg.figure, ())
+    for name in _OF_SWEEPS["sweep"]:
+        if cfg[name] is not None and name not in allowed:
+            takers = [figure for figure, names in _OF_SWEEPS.items() if name in names]
+            expected = " or ".join(f"figure={figure}" for figure in takers)
+            raise ValueError(f"{name}: expected {expected}, got figure={cfg.figure}")

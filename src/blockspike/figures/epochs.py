@@ -1,0 +1,121 @@
+"""Validation accuracy by epoch, averaged over folds and seeds: how many epochs to train."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.figure import Figure
+
+from blockspike.figures.means import setting, text_of, varied_settings
+from blockspike.figures.style import save
+
+_METRIC = "val/accuracy"
+_FOLD = "data.fold"
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Mean of the validation curves of runs that differ in fold and seed alone.
+
+    Attributes:
+        label: settings in which it differs from the other curves.
+        n_runs: number of runs.
+        mean, standard_error: [n_epochs]; the standard error of one run is NaN.
+    """
+
+    label: str
+    n_runs: int
+    mean: np.ndarray
+    standard_error: np.ndarray
+
+    @property
+    def best(self) -> int:
+        """Epoch, from 1, at which the mean is largest."""
+        return int(self.mean.argmax()) + 1
+
+    def __str__(self) -> str:
+        best, error = self.best - 1, self.standard_error[self.best - 1]
+        spread = "" if np.isnan(error) else f" ± {error:.2%}"
+        label = f"{self.label}: " if self.label else ""
+        return (
+            f"{label}best mean validation accuracy {self.mean[best]:.2%}{spread} at epoch "
+            f"{self.best} of {len(self.mean)} (runs: {self.n_runs})"
+        )
+
+
+def mean_curves(
+    table: pd.DataFrame, metrics: Sequence[pd.DataFrame], color: Sequence[str] | None = None
+) -> list[Curve]:
+    """Average the validation accuracy of each epoch over the runs with the same settings.
+
+    Args:
+        table: a row per run, as `blockspike collect` writes.
+        metrics: of each run, a row per epoch, as in `metrics.csv`.
+        color: settings that tell curves apart; None = all that differ but the fold.
+
+    Raises:
+        ValueError: no run has a validation split, or runs of one curve have different numbers of
+            epochs.
+    """
+    known = [i for i, curve in enumerate(metrics) if _METRIC in curve]
+    if not known:
+        raise ValueError(f"table: expected runs with {_METRIC} in metrics.csv, got none")
+    table = table.iloc[known].reset_index(drop=True)
+    names = list(color) if color is not None else _settings(table)
+    settings = pd.DataFrame({name: setting(table, name) for name in names}, index=table.index)
+    groups = settings.groupby(names, dropna=False).indices if names else {(): table.index}
+    curves = []
+    for values, rows in groups.items():
+        values = values if isinstance(values, tuple) else (values,)
+        label = ", ".join(f"{n}={text_of(v)}" for n, v in zip(names, values, strict=True))
+        own = [metrics[known[row]][_METRIC].to_numpy(float) for row in rows]
+        lengths = sorted({len(curve) for curve in own})
+        if len(lengths) > 1:
+            raise ValueError(
+                f"{label or 'runs'}: expected as many epochs in each, got {lengths[0]} to "
+                f"{lengths[-1]}; color=trainer.max_epochs tells them apart"
+            )
+        stacked = np.array(own)
+        error = np.full(lengths[0], np.nan)
+        if len(own) > 1:
+            error = stacked.std(0, ddof=1) / np.sqrt(len(own))
+        curves.append(Curve(label, len(own), stacked.mean(0), error))
+    return curves
+
+
+def _settings(table: pd.DataFrame) -> list[str]:
+    """Settings in which runs differ, apart from the fold."""
+    folded = table.drop(columns=[_FOLD], errors="ignore")
+    return [name for name in varied_settings(folded) if name != _FOLD]
+
+
+def epochs(curves: Sequence[Curve], experiments: Sequence[str], folder: Path) -> Path:
+    """Draw the curves, with a circle at the best epoch of each, into `folder`.
+
+    Args:
+        curves: see `mean_curves`.
+        experiments: names of the experiments, for the file's name and the title.
+        folder: where to write `epochs_<experiment>.png`.
+    """
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axis = figure.subplots()
+    colours = sns.color_palette("colorblind" if len(curves) <= 10 else "husl", len(curves))
+    for curve, colour in zip(curves, colours, strict=True):
+        epoch = np.arange(1, len(curve.mean) + 1)
+        label = f"{curve.label or 'mean'}; best epoch {curve.best}: {curve.mean.max():.1%}"
+        axis.plot(epoch, 100 * curve.mean, color=colour, label=label)
+        low, high = curve.mean - curve.standard_error, curve.mean + curve.standard_error
+        axis.fill_between(epoch, 100 * low, 100 * high, color=colour, alpha=0.2, lw=0)
+        axis.plot(curve.best, 100 * curve.mean.max(), "o", color=colour, mfc="white")
+    axis.set(xlabel="epoch", ylabel="validation accuracy (%)")
+    axis.grid(axis="y", color="0.9")
+    numbers = sorted({curve.n_runs for curve in curves})
+    runs = " to ".join(map(str, dict.fromkeys([numbers[0], numbers[-1]])))
+    figure.suptitle(f"{', '.join(experiments)}: mean ± s.e., runs a curve: {runs}", fontsize=10)
+    figure.legend(loc="outside lower center", frameon=False, fontsize=9)
+    own = experiments[0] if len(experiments) == 1 else "all"
+    return save(figure, folder / re.sub(r"\W+", "_", f"epochs_{own}"))
