@@ -37,8 +37,8 @@ def data_dir(tmp_path_factory) -> Path:
     """A data folder with the prepared samples."""
     folder = tmp_path_factory.mktemp("data")
     prepare_nmnist(NMNIST_SAMPLE, folder / "nmnist_sample.h5")
-    train, test = find_h5(HD_LAUSCHER_SAMPLE)
-    prepare_shd(train, test, folder / "hd_lauscher_sample.h5", describe(train, test))
+    files = find_h5(HD_LAUSCHER_SAMPLE)
+    prepare_shd(files, folder / "hd_lauscher_sample.h5", describe(files))
     return folder
 
 

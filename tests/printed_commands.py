@@ -62,6 +62,9 @@ EXEMPT = {
     "blockspike prepare data=shd data.download=true": (
         "downloads 0.2 GB; test_download.py has a small server"
     ),
+    "blockspike prepare data=ssc data.download=true": (
+        "downloads gigabytes; test_download.py has a small server"
+    ),
     "blockspike prepare data=allen data.download=true": (
         "downloads 146 cells; test_allen.py has synthetic ones"
     ),

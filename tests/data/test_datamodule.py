@@ -199,7 +199,7 @@ def test_spike_counts_are_sums_of_the_network_input(prepared):
         ("dt_ms", float("inf")),
         ("n_steps", 0),
         ("batch_size", 0),
-        ("validation_fraction", 0.0),
+        ("validation_fraction", -0.1),
         ("validation_fraction", 1.0),
         ("seed", -1),
     ],

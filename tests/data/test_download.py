@@ -10,13 +10,14 @@ from http.server import ThreadingHTTPServer
 from pathlib import Path
 
 import h5py
+import numpy as np
 import pytest
 from made_data import make_nmnist, make_shd
 
-from blockspike.data.download import RemoteFile, fetch, nmnist_files, shd_files
+from blockspike.data.download import RemoteFile, fetch, nmnist_files, shd_files, ssc_files
 from blockspike.data.event_file import read_event_file
 from blockspike.data.nmnist import NMNISTDataModule
-from blockspike.data.shd import SHDDataModule
+from blockspike.data.shd import SHDDataModule, SSCDataModule
 from range_requests import RangeHandler
 
 # A key and a certificate of its own for 127.0.0.1, trusted by these tests alone:
@@ -199,7 +200,7 @@ def test_a_missing_page_is_named(server, tmp_path):
         fetch(RemoteFile(server.url("absent"), "a.zip", md5(b"")), tmp_path)
 
 
-@pytest.mark.parametrize("files", [nmnist_files, shd_files])
+@pytest.mark.parametrize("files", [nmnist_files, shd_files, ssc_files])
 def test_without_tonic_one_line_says_what_to_install(monkeypatch, files):
     monkeypatch.setitem(sys.modules, "tonic", None)
     monkeypatch.delitem(sys.modules, "tonic.datasets", raising=False)
@@ -210,7 +211,7 @@ def test_without_tonic_one_line_says_what_to_install(monkeypatch, files):
 
 
 def test_tonic_knows_addresses_and_checksums():
-    for file in (*nmnist_files(), *shd_files()):
+    for file in (*nmnist_files(), *shd_files(), *ssc_files()):
         assert file.url.startswith("https://")
         assert file.filename.endswith(".zip")
         assert len(file.md5) == 32
@@ -252,3 +253,46 @@ def test_only_the_download_is_named_shd(server, tmp_path, monkeypatch):
     monkeypatch.setattr(known + "train_md5", md5(b"other"))
     local = SHDDataModule(tmp_path / "b.h5", raw=tmp_path)
     assert read_event_file(local.prepare()).name == "SHD-layout data"
+
+
+def test_ssc_from_the_address_to_batches(server, tmp_path, monkeypatch):
+    known = "tonic.datasets.SSC."
+    monkeypatch.setattr(known + "base_url", server.url(""))
+    sizes = {"train": 70, "valid": 35, "test": 40}
+    for seed, (part, n) in enumerate(sizes.items()):
+        labels = (np.arange(n) % 35).astype(np.uint16)
+        keys = np.array([b"key"] * 35)
+        changes = {"labels": labels, "extra/speaker": None, "extra/keys": keys}
+        h5 = make_shd(tmp_path / f"ssc_{part}.h5", n, seed=seed, **changes)
+        name = f"ssc_{part}.h5.zip"
+        with zipfile.ZipFile(tmp_path / name, "w") as archive:
+            archive.write(h5, h5.name)
+        server.files[name] = (tmp_path / name).read_bytes()
+        monkeypatch.setattr(known + f"{part}_md5", md5(server.files[name]))
+    fetched = SSCDataModule(
+        tmp_path / "data" / "a.h5", download=True, validation="own", n_steps=700
+    )
+    fetched.prepare()
+    fetched.setup()
+    assert fetched.name == "SSC"
+    assert len(fetched.train_indices) == 70
+    loaders = fetched.train_dataloader(), fetched.val_dataloader(), fetched.test_dataloader()
+    found = [sorted(np.concatenate([labels for _, labels in loader])) for loader in loaders]
+    assert [len(labels) for labels in found] == list(sizes.values())
+    assert all(set(labels) == set(range(35)) for labels in found)
+    validated = next(iter(fetched.val_dataloader()))[0]
+    assert len(validated.unit) == len(fetched.val.unit)
+    other = SHDDataModule(tmp_path / "data" / "a.h5")
+    with pytest.raises(ValueError, match=r"expected \(700, 20\) units and classes, got SSC"):
+        other.setup()
+
+
+def test_ssc_without_its_validation_set_is_named(tmp_path):
+    for part in ("train", "test"):
+        make_shd(tmp_path / f"{part}.h5")
+    with pytest.raises(FileNotFoundError, match=r"expected \*valid\.h5"):
+        SSCDataModule(tmp_path / "a.h5", raw=tmp_path).prepare()
+    shd = SHDDataModule(tmp_path / "b.h5", raw=tmp_path, validation="own")
+    shd.prepare()
+    with pytest.raises(ValueError, match="expected a validation set, for validation=own, got none"):
+        shd.setup()

@@ -29,7 +29,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def prepared(folder):
-    prepare_shd(folder / "train.h5", folder / "test.h5", folder / "a.h5", "some digits")
+    prepare_shd([folder / "train.h5", folder / "test.h5"], folder / "a.h5", "some digits")
     return folder / "a.h5"
 
 
@@ -68,6 +68,7 @@ def test_a_file_is_read_from_any_packing(tmp_path, suffix):
             assert np.array_equal(times, stored(file, "spikes/times")[i])
             assert np.array_equal(units, stored(file, "spikes/units")[i])
         assert np.array_equal(recordings.label, stored(file, "labels"))
+        assert recordings.speaker is not None
         assert np.array_equal(recordings.speaker, stored(file, "extra/speaker"))
     assert recordings.time_s.dtype == np.float16
     assert recordings.unit.dtype == np.uint16
@@ -157,7 +158,7 @@ def test_the_prepared_file_holds_every_event(folder, prepared):
         assert np.array_equal(split.unit, recordings.unit)
         assert np.array_equal(split.offset, recordings.offset)
         assert np.array_equal(split.label, recordings.label)
-        assert split.speaker is not None
+        assert split.speaker is not None and recordings.speaker is not None
         assert np.array_equal(split.speaker, recordings.speaker)
         assert split.time.dtype == np.float16
         assert split.unit_s == 1.0
@@ -292,7 +293,7 @@ def test_files_are_found_by_their_endings(folder, tmp_path):
     train, test = tmp_path / "my_train.h5", tmp_path / "my_test.h5.xz"
     shutil.copy(folder / "train.h5", train)
     test.write_bytes(lzma.compress((folder / "test.h5").read_bytes()))
-    assert find_h5(tmp_path) == (train, test)
+    assert find_h5(tmp_path) == [train, test]
     shutil.copy(train, tmp_path / "other_train.h5")
     with pytest.raises(ValueError, match=r"expected one \*train.h5, got my_train.h5, other_"):
         find_h5(tmp_path)
@@ -313,7 +314,7 @@ def test_only_published_files_are_named_shd(tmp_path, attributes, name):
     for part in ("train", "test"):
         with h5py.File(make_shd(tmp_path / f"shd_{part}.h5"), "r+") as file:
             file.attrs.update(attributes)
-    assert describe(*find_h5(tmp_path)) == name
+    assert describe(find_h5(tmp_path)) == name
 
 
 def test_the_shipped_sample(tmp_path):

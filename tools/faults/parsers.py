@@ -340,7 +340,7 @@ def read_shd(path: Path) -> None:
     recordings = open_h5(path)
     for i in range(len(recordings)):
         recordings.sample(i)
-    describe(path, path)
+    describe([path, path])
 
 
 def shd_packed_seeds() -> list[bytes]:

@@ -32,7 +32,7 @@ from blockspike.benchmark.remote import Remote
 from blockspike.benchmark.table import Row
 from blockspike.benchmark.timing import Turn, peak_bytes, quartiles, reason, summary
 from blockspike.data.shd import SHDDataModule
-from blockspike.data.shd_file import N_CHANNELS, N_CLASSES
+from blockspike.data.shd_file import N_CHANNELS, SHD
 from blockspike.networks.classifier import SpikingClassifier
 from blockspike.networks.synapses import SynapseMode
 from blockspike.neurons import Method
@@ -142,7 +142,7 @@ def make_network(name: str, size: Size = PAPER, arp: int = _ARP) -> SpikingClass
         torch.manual_seed(0)
         network = SpikingClassifier(
             N_CHANNELS,
-            N_CLASSES,
+            SHD.n_classes,
             size.n_hidden,
             dt_ms=_DT_MS,
             arp_ms=arp * _DT_MS,
@@ -298,7 +298,7 @@ def floor(size: Size, fused: Sequence[Turn] | None) -> Row:
     n_rows = size.n_steps * size.batch_size
     elements = n_rows * size.n_hidden
     moved = elements * (2 * (_FORWARD_BYTES + _BACKWARD_BYTES) + _READ_AGAIN_BYTES)
-    flops = 2 * n_rows * size.n_hidden * (size.n_hidden + N_CLASSES)
+    flops = 2 * n_rows * size.n_hidden * (size.n_hidden + SHD.n_classes)
     seconds = moved / gb_per_s / 1e9 + flops / gflop_per_s / 1e9
     row: Row = {
         "total_ms_median": round(1000 * seconds, 2), "moved_mb": round(moved / 1e6, 1),

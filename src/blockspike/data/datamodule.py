@@ -9,7 +9,7 @@ import numpy as np
 import pytorch_lightning as pl
 import torch
 
-from blockspike.data.event_file import EventSplit, read_event_file
+from blockspike.data.event_file import EventFile, EventSplit, read_event_file
 from blockspike.data.loader import EpochSampler, EventDataset, EventMap, PrefetchLoader, identity
 from blockspike.files import SAMPLES
 
@@ -63,6 +63,7 @@ class EventDataModule(pl.LightningDataModule):
     sample: str | None = None
     sha256: str
     train: EventSplit
+    val: EventSplit
     test: EventSplit
     train_indices: np.ndarray
     val_indices: np.ndarray
@@ -126,6 +127,10 @@ class EventDataModule(pl.LightningDataModule):
         """Return the map that moves or drops events of a batch, if there is one."""
         return None
 
+    def _validation(self, file: EventFile) -> tuple[EventSplit, np.ndarray]:
+        """Return the split that validation data are in, and their indices there."""
+        return file.train, self._validation_indices(file.train)
+
     def _validation_indices(self, train: EventSplit) -> np.ndarray:
         return stratified_subset(train.label, self.validation_fraction, self.seed)
 
@@ -159,13 +164,15 @@ class EventDataModule(pl.LightningDataModule):
     def _missing(self) -> FileNotFoundError:
         """Error that names where data were expected and how to get them."""
         advice = []
-        if self.download_gb and self.raw.parts[-2:] == ("raw", self.config_name):
+        can_download = type(self)._fetch is not EventDataModule._fetch
+        if can_download and self.raw.parts[-2:] == ("raw", self.config_name):
             command = ["blockspike", "prepare", f"data={self.config_name}", "data.download=true"]
             if self.path.name != f"{self.config_name}.h5":
                 command.append(f"data.path={self.path}")
             elif self.path.parent != Path("data"):
                 command.append(f"data_dir={self.path.parent}")
-            advice.append(f"`{shlex.join(command)}` downloads them ({self.download_gb} GB)")
+            size = f" ({self.download_gb} GB)" if self.download_gb else ""
+            advice.append(f"`{shlex.join(command)}` downloads them{size}")
         else:
             advice.append("put recordings there")
         if self.sample:
@@ -190,10 +197,12 @@ class EventDataModule(pl.LightningDataModule):
             )
         self.name, self.sha256 = file.name, file.verified_sha256()
         self.train, self.test = file.train, file.test
-        self.val_indices = np.empty(0, int)
+        self.train_indices, self.val_indices = np.arange(len(file.train)), np.empty(0, int)
+        self.val = file.train
         if self.validates:
-            self.val_indices = self._validation_indices(file.train)
-        self.train_indices = np.setdiff1d(np.arange(len(file.train)), self.val_indices)
+            self.val, self.val_indices = self._validation(file)
+        if self.val is file.train:
+            self.train_indices = np.setdiff1d(self.train_indices, self.val_indices)
         self._is_open = True
 
     @property
@@ -210,7 +219,7 @@ class EventDataModule(pl.LightningDataModule):
             raise RuntimeError("the data are not open: call setup() first")
         parts = {
             "train": (self.train, self.train_indices),
-            "val": (self.train, self.val_indices),
+            "val": (self.val, self.val_indices),
             "test": (self.test, np.arange(len(self.test))),
         }
         require(split in parts, "split", split, "train, val or test")

@@ -54,6 +54,20 @@ def shd_files() -> list[RemoteFile]:
     ]
 
 
+def ssc_files() -> list[RemoteFile]:
+    """Return the published SSC's training, validation and test ``.h5.zip``.
+
+    Raises:
+        ValueError: tonic is not installed.
+    """
+    known = _tonic_datasets().SSC
+    return [
+        RemoteFile(known.base_url + known.train_zip, known.train_zip, known.train_md5),
+        RemoteFile(known.base_url + known.valid_zip, known.valid_zip, known.valid_md5),
+        RemoteFile(known.base_url + known.test_zip, known.test_zip, known.test_md5),
+    ]
+
+
 def _tonic_datasets() -> Any:
     try:
         return import_module("tonic.datasets")

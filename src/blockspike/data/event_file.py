@@ -1,11 +1,11 @@
 """The prepared file: spikes of a data set in one memory-mapped HDF5 file.
 
 Root attributes: ``format``, ``version``, ``name``, ``source``, ``n_units``, ``n_classes`` and
-``sha256`` of all the rest (`EventFile.sha256`). Groups ``train`` and ``test`` hold
-contiguous, uncompressed arrays: ``time`` (dtype of the source, in units of ``unit_s`` seconds, an
-attribute of the group), ``unit`` (uint16), ``offset`` (int64 ``[n + 1]``; sample ``i`` has the
-events ``offset[i]:offset[i + 1]``), ``label`` (int64 ``[n]``) and, where known, ``speaker``
-(int64 ``[n]``).
+``sha256`` of all the rest (`EventFile.sha256`). Groups ``train``, ``test`` and, where the data set
+has its own, ``validation`` hold contiguous, uncompressed arrays: ``time`` (dtype of the source, in
+units of ``unit_s`` seconds, an attribute of the group), ``unit`` (uint16), ``offset`` (int64
+``[n + 1]``; sample ``i`` has the events ``offset[i]:offset[i + 1]``), ``label`` (int64 ``[n]``)
+and, where known, ``speaker`` (int64 ``[n]``).
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class EventSplit:
 
 @dataclass(frozen=True)
 class EventFile:
-    """A prepared data set: its name, sizes and the splits ``train`` and ``test``."""
+    """A prepared data set: its name, sizes and splits; ``validation`` is its own or None."""
 
     path: Path
     name: str
@@ -78,12 +78,15 @@ class EventFile:
     train: EventSplit
     test: EventSplit
     stored_sha256: str | None  # None: prepared by an earlier version
+    validation: EventSplit | None = None
 
     def sha256(self) -> str:
         """Hash the whole content, at about 1 GB/s."""
         about = (self.name, self.source, self.n_units, self.n_classes)
         digest = hashlib.sha256(repr(about).encode())
-        for split in (self.train, self.test):
+        for split in (self.train, self.test, self.validation):
+            if split is None:
+                continue
             digest.update(repr(split.unit_s).encode())
             for array in (split.time, split.unit, split.offset, split.label, split.speaker):
                 if array is not None:
@@ -126,6 +129,7 @@ def write_event_file(
     n_classes: int,
     train: SplitContent,
     test: SplitContent,
+    validation: SplitContent | None = None,
 ) -> None:
     """Write a prepared file; it appears under its name only when complete.
 
@@ -134,7 +138,7 @@ def write_event_file(
         name: name of the data set.
         source: one line on where the spikes come from.
         n_units, n_classes: numbers of inputs and of labels.
-        train, test: the splits.
+        train, test, validation: the splits; None = there is no own validation set.
 
     Raises:
         ValueError: ``chunks`` yields another number of events than ``n_events`` declares.
@@ -151,8 +155,9 @@ def write_event_file(
                 n_units=n_units,
                 n_classes=n_classes,
             )
-            for key, content in (("train", train), ("test", test)):
-                _write_split(file.create_group(key), content)
+            for key, content in (("train", train), ("test", test), ("validation", validation)):
+                if content is not None:
+                    _write_split(file.create_group(key), content)
         raw.check()
         digest = read_event_file(temporary).sha256()
         with h5py.File(raw, "r+") as file:
@@ -256,6 +261,7 @@ def _read(path: Path, file: h5py.File) -> EventFile:
         train=_read_split(path, file, "train"),
         test=_read_split(path, file, "test"),
         stored_sha256=attribute(file, "sha256"),
+        validation=_read_split(path, file, "validation") if "validation" in file else None,
     )
 
 

@@ -1,4 +1,4 @@
-"""Spiking Heidelberg Digits (SHD), or data in its layout, for Lightning."""
+"""Spiking Heidelberg Digits (SHD) and Spiking Speech Commands (SSC) for Lightning."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from typing import Any, Literal
 import numpy as np
 
 from blockspike.data.datamodule import EventDataModule, require
-from blockspike.data.download import fetch, shd_files
-from blockspike.data.event_file import EventSplit
+from blockspike.data.download import fetch
+from blockspike.data.event_file import EventFile, EventSplit
 from blockspike.data.loader import EventDataset, EventMap, Gathered
-from blockspike.data.shd_file import N_CHANNELS, N_CLASSES, describe, find_h5, prepare_shd
+from blockspike.data.shd_file import N_CHANNELS, SHD, SSC, describe, find_h5, prepare_shd
 
 
 class SHDDataModule(EventDataModule):
@@ -32,8 +32,8 @@ class SHDDataModule(EventDataModule):
             logarithm of the factor is uniform, drawn in the same way.
         test_shifts: channel shifts for test-time augmentation. The scores of these views of a test
             recording are averaged; figures show the first.
-        validation: how the validation split is held out: "stratified" by class, or whole
-            "speaker"s until `validation_fraction` is reached.
+        validation: how the validation split is held out: "stratified" by class, whole "speaker"s
+            until `validation_fraction` is reached, or the data set's "own", such as SSC's.
         fold: with validation="speaker", the one speaker that is held out, as an index into the
             sorted speakers of the training data (leave-one-speaker-out); None = by
             `validation_fraction`.
@@ -56,7 +56,8 @@ class SHDDataModule(EventDataModule):
     config_name = "shd"
     download_gb = 0.2
     sample = "hd_lauscher"
-    n_classes = N_CLASSES
+    layout = SHD
+    n_classes = SHD.n_classes
 
     def __init__(
         self,
@@ -67,7 +68,7 @@ class SHDDataModule(EventDataModule):
         channel_jitter: int = 0,
         time_stretch: float = 0.0,
         test_shifts: tuple[int, ...] = (0,),
-        validation: Literal["stratified", "speaker"] = "stratified",
+        validation: Literal["stratified", "speaker", "own"] = "stratified",
         fold: int | None = None,
         **options: Any,
     ) -> None:
@@ -76,10 +77,10 @@ class SHDDataModule(EventDataModule):
         require(0 <= channel_jitter < N_CHANNELS, "channel_jitter", channel_jitter, "0 to 699")
         require(0 <= time_stretch < 1, "time_stretch", time_stretch, "0 ≤ x < 1")
         require(
-            validation in ("stratified", "speaker"),
+            validation in ("stratified", "speaker", "own"),
             "validation",
             validation,
-            "stratified or speaker",
+            "stratified, speaker or own",
         )
         require(
             fold is None or (validation == "speaker" and fold >= 0),
@@ -102,23 +103,32 @@ class SHDDataModule(EventDataModule):
         self.n_inputs = -(-N_CHANNELS // channel_pooling)
 
     def _fetch(self) -> None:
-        for file in shd_files():
+        for file in self.layout.published():
             fetch(file, self.raw)
 
     def _convert(self) -> None:
-        train_h5, test_h5 = find_h5(self.raw)
-        prepare_shd(train_h5, test_h5, self.path, describe(train_h5, test_h5))
+        files = find_h5(self.raw, self.layout)
+        prepare_shd(files, self.path, describe(files, self.layout), self.layout)
 
     def _bin(self, time: np.ndarray) -> np.ndarray:
         return np.rint(time.astype(np.float64) / (1e-3 * self.dt_ms))
 
     def _stored_sizes(self) -> tuple[int, int]:
-        return N_CHANNELS, N_CLASSES
+        return N_CHANNELS, self.n_classes
 
     @property
     def validates(self) -> bool:
         """Whether a part of the training set is held out."""
         return self.fold is not None or super().validates
+
+    def _validation(self, file: EventFile) -> tuple[EventSplit, np.ndarray]:
+        if self.validation != "own":
+            return super()._validation(file)
+        if file.validation is None:
+            raise ValueError(
+                f"{self.path}: expected a validation set, for validation=own, got none"
+            )
+        return file.validation, np.arange(len(file.validation))
 
     def _validation_indices(self, train: EventSplit) -> np.ndarray:
         if self.validation == "stratified":
@@ -141,6 +151,31 @@ class SHDDataModule(EventDataModule):
         dataset.event_map = ShiftedViews(self.channel_pooling, self.test_shifts)
         dataset.n_views = len(self.test_shifts)
         return dataset
+
+
+class SSCDataModule(SHDDataModule):
+    """SSC, or data in its layout, for Lightning: 35 spoken commands through 700 channels.
+
+    SSC has a validation set of its own: ``validation="own"``. Its speakers are not known.
+
+    Args:
+        raw: folder of ``*train.h5``, ``*valid.h5`` and ``*test.h5``, each possibly ``.gz``, ``.xz``
+            or ``.zip``; None = ``raw/ssc`` beside ``path``, where downloads go.
+        path, **options: see `SHDDataModule`; `download=True` downloads the published SSC.
+
+    Raises:
+        ValueError: an argument is out of range.
+
+    Examples:
+        >>> import blockspike as bs
+        >>> bs.SSCDataModule("ssc.h5", validation="own").n_classes
+        35
+    """
+
+    config_name = "ssc"
+    sample = None
+    layout = SSC
+    n_classes = SSC.n_classes
 
 
 @dataclass(frozen=True)

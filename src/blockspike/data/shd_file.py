@@ -1,8 +1,8 @@
-"""Files in SHD's layout: reading, checking and converting them to a prepared file.
+"""Files of SHD and SSC, or in their layout: read, checked and converted to a prepared file.
 
 Cramer, Stradmann, Schemmel and Zenke 2022, "The Heidelberg Spiking Data Sets for the Systematic
-Evaluation of Spiking Neural Networks", IEEE TNNLS 33(7). Spoken digits in English (labels 0 to 9)
-and German (10 to 19) through an inner-ear model with 700 channels.
+Evaluation of Spiking Neural Networks", IEEE TNNLS 33(7). Sound through an inner-ear model with 700
+channels: SHD has spoken digits in English (labels 0 to 9) and German (10 to 19), SSC 35 commands.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import hashlib
 import io
 import lzma
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,34 +19,56 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from blockspike.data.download import shd_files
+from blockspike.data.download import RemoteFile, shd_files, ssc_files
 from blockspike.data.event_file import SplitContent, write_event_file
 from blockspike.data.hdf5 import HDF5_ERRORS, DatasetReader, attribute, open_hdf5
 from blockspike.data.limits import ZIP_ERRORS, ReadLimit, open_unpacked, read_zip_member
 from blockspike.data.progress import progress
 
 N_CHANNELS = 700
-N_CLASSES = 20
 _SUFFIXES = (".h5", ".h5.gz", ".h5.xz", ".h5.zip")
 _CHUNK_SAMPLES = 256
 _READ_ERRORS = (*ZIP_ERRORS, *HDF5_ERRORS, lzma.LZMAError)
 
 
 @dataclass(frozen=True)
+class Layout:
+    """Sizes and names of the files of SHD or SSC.
+
+    Attributes:
+        name: of the published data set.
+        n_classes: number of labels.
+        parts: endings of the files' names: training, validation if there is one, and test.
+        has_speakers: whether files name the speaker of each recording.
+        published: returns the published files, in the order of `parts`.
+    """
+
+    name: str
+    n_classes: int
+    parts: tuple[str, ...]
+    has_speakers: bool
+    published: Callable[[], list[RemoteFile]]
+
+
+SHD = Layout("SHD", 20, ("train", "test"), True, shd_files)
+SSC = Layout("SSC", 35, ("train", "valid", "test"), False, ssc_files)
+
+
+@dataclass(frozen=True)
 class SHDRecordings:
-    """All recordings of one SHD file.
+    """All recordings of one file.
 
     Events of sample ``i`` are ``time_s[offset[i]:offset[i + 1]]`` (float, seconds, as stored) and
-    the same range of ``unit`` (uint16 channel, 0 to 699). ``label`` int64 ``[n]`` 0 to 19;
-    ``speaker`` int64 ``[n]``; ``keys`` are the names of the labels; ``source_file`` are the names
-    of the audio files, empty if the file has none.
+    the same range of ``unit`` (uint16 channel, 0 to 699). ``label`` int64 ``[n]``; ``speaker``
+    int64 ``[n]``, None if the layout has none; ``keys`` are the names of the labels;
+    ``source_file`` are the names of the audio files, empty if the file has none.
     """
 
     time_s: np.ndarray
     unit: np.ndarray
     offset: np.ndarray
     label: np.ndarray
-    speaker: np.ndarray
+    speaker: np.ndarray | None
     keys: tuple[str, ...]
     source_file: tuple[str, ...]
 
@@ -59,33 +81,36 @@ class SHDRecordings:
         return self.time_s[events], self.unit[events]
 
 
-def open_h5(path: Path | str) -> SHDRecordings:
-    """Read and check a file in SHD's layout.
+def open_h5(path: Path | str, layout: Layout = SHD) -> SHDRecordings:
+    """Read and check a file in the layout of SHD or SSC.
 
-    The layout has ``spikes/times`` and ``spikes/units`` (one variable-length array per sample),
-    ``labels``, ``extra/speaker``, ``extra/keys`` and, optionally, ``extra/source_file``.
+    It has ``spikes/times`` and ``spikes/units`` (one variable-length array per sample), ``labels``,
+    ``extra/speaker`` (SHD), ``extra/keys`` and, optionally, ``extra/source_file``.
 
     Args:
         path: ``.h5``, or packed as ``.h5.gz``, ``.h5.xz`` or ``.h5.zip``.
+        layout: `SHD` or `SSC`.
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: damaged file, missing key, lengths that differ, a label outside 0 to 19, a
+        ValueError: damaged file, missing key, lengths that differ, an unknown label, a
             channel outside 0 to 699, or times that are NaN, infinite, negative or out of order;
             names the file, the sample, what was expected and what was found.
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: expected SHD data ({', '.join(_SUFFIXES)}), got no file")
+        kinds = ", ".join(_SUFFIXES)
+        raise FileNotFoundError(f"{path}: expected {layout.name} data ({kinds}), got no file")
     try:
         limit = ReadLimit(path)
         source = _unpacked(path, limit)
         with open_hdf5(source) as file:
-            return _read(path, file, DatasetReader(file, source, limit))
+            return _read(path, file, DatasetReader(file, source, limit), layout)
     except (*_READ_ERRORS, ValueError) as error:
         if str(error).startswith(str(path)):
             raise
-        raise ValueError(f"{path}: not a complete file of SHD's layout ({error})") from error
+        layout_of = f"{layout.name}'s layout"
+        raise ValueError(f"{path}: not a complete file of {layout_of} ({error})") from error
 
 
 def _unpacked(path: Path, limit: ReadLimit) -> Path | io.BytesIO:
@@ -101,7 +126,7 @@ def _unpacked(path: Path, limit: ReadLimit) -> Path | io.BytesIO:
     return path
 
 
-def _read(path: Path, file: h5py.File, reader: DatasetReader) -> SHDRecordings:
+def _read(path: Path, file: h5py.File, reader: DatasetReader, layout: Layout) -> SHDRecordings:
     column = partial(_column, path, file, reader)
     label = column("labels")
     n_samples = len(label)
@@ -115,7 +140,7 @@ def _read(path: Path, file: h5py.File, reader: DatasetReader) -> SHDRecordings:
         )
     offset = np.concatenate([[0], np.cumsum(n_times)]).astype(np.int64)
     time_s, unit = _joined(times, np.float16), _joined(units, np.uint16)
-    _check_labels(path, label)
+    _check_labels(path, label, layout.n_classes)
     _check_units(path, unit, offset)
     _check_times(path, time_s, offset)
     return SHDRecordings(
@@ -123,7 +148,9 @@ def _read(path: Path, file: h5py.File, reader: DatasetReader) -> SHDRecordings:
         unit=unit.astype(np.uint16),
         offset=offset,
         label=label.astype(np.int64),
-        speaker=column("extra/speaker", n_samples).astype(np.int64),
+        speaker=column("extra/speaker", n_samples).astype(np.int64)
+        if layout.has_speakers
+        else None,
         keys=_strings(column("extra/keys")),
         source_file=_strings(column("extra/source_file")) if "extra/source_file" in file else (),
     )
@@ -156,12 +183,12 @@ def _strings(column: np.ndarray) -> tuple[str, ...]:
     return tuple(x.decode() if isinstance(x, bytes) else str(x) for x in column)
 
 
-def _check_labels(path: Path, label: np.ndarray) -> None:
+def _check_labels(path: Path, label: np.ndarray, n_classes: int) -> None:
     integral = label.dtype.kind in "iu"
-    wrong = (label < 0) | (label >= N_CLASSES) if integral else np.ones(len(label), bool)
+    wrong = (label < 0) | (label >= n_classes) if integral else np.ones(len(label), bool)
     for i in np.flatnonzero(wrong)[:1]:
         raise ValueError(
-            f"{path}, sample {i}: label: expected an integer 0 to {N_CLASSES - 1}, got {label[i]}"
+            f"{path}, sample {i}: label: expected an integer 0 to {n_classes - 1}, got {label[i]}"
         )
 
 
@@ -201,27 +228,32 @@ def _sample_of(event: int, offset: np.ndarray) -> int:
     return int(np.searchsorted(offset, event, side="right")) - 1
 
 
-def prepare_shd(train_h5: Path | str, test_h5: Path | str, out: Path | str, name: str) -> None:
-    """Convert two files in SHD's layout to a prepared file (`blockspike.data.event_file`).
+def prepare_shd(
+    files: Sequence[Path | str], out: Path | str, name: str, layout: Layout = SHD
+) -> None:
+    """Convert files in the layout of SHD or SSC to a prepared one (`blockspike.data.event_file`).
 
     Args:
-        train_h5, test_h5: files that `open_h5` reads.
+        files: files that `open_h5` reads, in the order of `layout.parts`.
         out: the file to write; it appears only when complete.
-        name: name of the data; "SHD" for the published download and nothing else.
+        name: name of the data; "SHD" or "SSC" for the published download and nothing else.
+        layout: `SHD` or `SSC`.
 
     Raises:
         FileNotFoundError, ValueError: as in `open_h5`.
     """
-    recordings = [open_h5(path) for path in (train_h5, test_h5)]
-    train, test = (_content(part, f"Preparing {name}") for part in recordings)
+    recordings = [open_h5(path, layout) for path in files]
+    train, *own, test = (_content(part, f"Preparing {name}") for part in recordings)
+    names = [Path(path).name for path in files]
     write_event_file(
         out,
         name=name,
-        source=f"{Path(train_h5).name} and {Path(test_h5).name}; Cramer et al. 2022, CC BY 4.0",
+        source=f"{', '.join(names[:-1])} and {names[-1]}; Cramer et al. 2022, CC BY 4.0",
         n_units=N_CHANNELS,
-        n_classes=N_CLASSES,
+        n_classes=layout.n_classes,
         train=train,
         test=test,
+        validation=own[0] if own else None,
     )
 
 
@@ -245,15 +277,15 @@ def _chunks(part: SHDRecordings, description: str) -> Iterator[tuple[np.ndarray,
             advance(stop - start)
 
 
-def find_h5(raw: Path) -> tuple[Path, Path]:
-    """Find the training and the test file in a folder, ``*train.h5*`` and ``*test.h5*``.
+def find_h5(raw: Path, layout: Layout = SHD) -> list[Path]:
+    """Find the file of each part in a folder: ``*train.h5*``, ``*test.h5*`` and so on.
 
     Raises:
         FileNotFoundError: no such folder or file.
         ValueError: several files match.
     """
     found = []
-    for part in ("train", "test"):
+    for part in layout.parts:
         files = [p for s in _SUFFIXES for p in sorted(raw.glob(f"*{part}{s}"))]
         if not files:
             raise FileNotFoundError(
@@ -264,30 +296,31 @@ def find_h5(raw: Path) -> tuple[Path, Path]:
                 f"{raw}: expected one *{part}.h5, got {', '.join(p.name for p in files)}"
             )
         found.append(files[0])
-    return found[0], found[1]
+    return found
 
 
-def describe(train_h5: Path, test_h5: Path) -> str:
-    """Name the data set that two files hold.
+def describe(files: Sequence[Path], layout: Layout = SHD) -> str:
+    """Name the data set that the files of all parts hold.
 
-    "SHD" needs the checksums of the published archives, which tonic knows. Other files are named by
-    their root attribute ``name``, or by the start of ``note`` up to a colon; without either they
-    are "SHD-layout data".
+    "SHD" and "SSC" need the checksums of the published archives, which tonic knows. Other files are
+    named by their root attribute ``name``, or by the start of ``note`` up to a colon; without
+    either they are "SHD-layout data" or "SSC-layout data".
     """
-    if train_h5.suffix == test_h5.suffix == ".zip" and _are_published(train_h5, test_h5):
-        return "SHD"
-    with open_hdf5(_unpacked(train_h5, ReadLimit(train_h5))) as file:
+    if all(path.suffix == ".zip" for path in files) and _are_published(files, layout):
+        return layout.name
+    unnamed = f"{layout.name}-layout data"
+    with open_hdf5(_unpacked(files[0], ReadLimit(files[0]))) as file:
         note, colon, _ = str(attribute(file, "note", "")).partition(":")
-        own = str(attribute(file, "name", note if colon else "SHD-layout data"))
-    return "SHD-layout data" if own.strip().upper() == "SHD" else own
+        own = str(attribute(file, "name", note if colon else unnamed))
+    return unnamed if own.strip().upper() in (SHD.name, SSC.name) else own
 
 
-def _are_published(train_h5: Path, test_h5: Path) -> bool:
+def _are_published(files: Sequence[Path], layout: Layout) -> bool:
     try:
-        published = [file.md5 for file in shd_files()]
+        published = [file.md5 for file in layout.published()]
     except ValueError:  # tonic is not installed
         return False
-    return [_md5(train_h5), _md5(test_h5)] == published
+    return [_md5(path) for path in files] == published
 
 
 def _md5(path: Path) -> str:
