@@ -18,10 +18,12 @@ from blockspike.commands.trainer import (
 from blockspike.config.build import build_data, build_module
 from blockspike.data.datamodule import EventDataModule
 from blockspike.runs.log import LOGGER
+from blockspike.runs.processes import is_first_process
 from blockspike.runs.run import Run
-from blockspike.training.callbacks import Throughput, mode_of
+from blockspike.training.callbacks import GradientNorm, Throughput, mode_of
 from blockspike.training.classification import ClassificationModule
 from blockspike.training.classifier_guard import ClassifierGuard
+from blockspike.training.confusion import write_confusion
 from blockspike.training.metrics_file import read_metrics
 from blockspike.training.pruning import Pruner
 
@@ -67,7 +69,7 @@ def _fit_and_test(
             LOGGER.warning("%s: initialised anew; it differs from %s", name, cfg.init_from)
     guard = ClassifierGuard(run.folder / "bad_batch.ckpt")
     pruner = Pruner(run.folder / "metrics.csv", cfg.monitor, cfg.get("pruning") or [])
-    trainer = make_trainer(cfg, run, [Throughput(), guard, pruner, chosen, last])
+    trainer = make_trainer(cfg, run, [Throughput(), GradientNorm(), guard, pruner, chosen, last])
     with without_known_warnings():
         data.trainer = trainer
         loaders = [data.val_dataloader()]
@@ -84,6 +86,8 @@ def _fit_and_test(
         if pruner.has_pruned:
             return {"pruned": True, **scores}
         trainer.test(module, data.test_dataloader(), verbose=False)
+    if is_first_process():
+        write_confusion(run.confusion, module.test_confusion)
     return {"test_accuracy": float(trainer.callback_metrics["test/accuracy"]), **scores}
 
 

@@ -70,6 +70,11 @@ class Run:
         """Model chosen on the validation data."""
         return self.folder / "checkpoints" / "best.ckpt"
 
+    @property
+    def confusion(self) -> Path:
+        """Confusion matrix of a classifier's test, one row per true class."""
+        return self.folder / "confusion.csv"
+
     def result(self) -> dict[str, Any] | None:
         """Row of the finished or pruned run, or None; that of a pruned one has `pruned`.
 
