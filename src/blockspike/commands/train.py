@@ -1,11 +1,13 @@
 """`blockspike train`: train a classifier, choose it on validation data and test it once."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytorch_lightning as pl
 from omegaconf import DictConfig
 
+from blockspike.commands.extension import check_source, first_epochs
 from blockspike.commands.initial_weights import start_from
 from blockspike.commands.run_once import Task, run_once
 from blockspike.commands.trainer import (
@@ -41,7 +43,15 @@ def _build(cfg: DictConfig) -> tuple[EventDataModule, ClassificationModule]:
     data = build_data(cfg, EventDataModule)
     data.prepare_data()
     data.setup()
-    return data, build_module(cfg, data)
+    module = build_module(cfg, data)
+    if _is_extended(cfg, Run(Path(cfg.run_dir))) and cfg.replay is None:
+        check_source(cfg, module.network, data.sha256)
+    return data, module
+
+
+def _is_extended(cfg: DictConfig, run: Run) -> bool:
+    """Whether the run is to begin with the epochs of another one."""
+    return cfg.extend is not None and not run.last_checkpoint.is_file()
 
 
 def _fit_and_test(
@@ -61,7 +71,8 @@ def _fit_and_test(
         save_on_train_epoch_end=True,
         enable_version_counter=False,
     )
-    resumed = last_checkpoint(run)
+    is_extended = _is_extended(cfg, run)
+    resumed = first_epochs(Run(Path(cfg.extend)), run) if is_extended else last_checkpoint(run)
     if cfg.init_from is not None and resumed is None:
         if cfg.trainer.get("precision") == "64-true":  # Lightning converts later
             module.double()
