@@ -1,3 +1,4 @@
+from .commands.compose import compose as compose
 from .data.allen import AllenRecordings as AllenRecordings
 from .data.datamodule import EventDataModule as EventDataModule
 from .data.nmnist import NMNISTDataModule as NMNISTDataModule

@@ -7,28 +7,23 @@ are quick.
 import os
 import sys
 from importlib import import_module
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig
-from omegaconf.errors import OmegaConfBaseException
 
 from blockspike.commands.completion import SCRIPTS, candidates
+from blockspike.commands.overrides import (
+    COMMANDS,
+    EXPECTED,
+    OF_OVERRIDES,
+    RUNS,
+    as_override,
+    is_override,
+)
 from blockspike.files import CONF
-
-COMMANDS = (
-    "prepare", "train", "fit", "evaluate", "inspect", "publish", "figures", "benchmark", "status",
-    "collect", "report",
-)  # fmt: skip
-RUNS = ("train", "fit")  # the commands that make runs and can sweep
-# Errors caused by the input; any other is a bug and keeps its traceback.
-EXPECTED = (ValueError, OSError, HydraException, OmegaConfBaseException)
-# Hydra also raises these for extreme overrides: 3,000 digits, 500 brackets.
-OF_OVERRIDES = (*EXPECTED, OverflowError, RecursionError)
 
 HELP = """blockspike: train and fit adaptive spiking neurons, exactly and fast
 
@@ -147,7 +142,7 @@ def _arguments(name: str) -> list[str]:
     for space in (x for x in given if x.startswith("search.space.")):
         if not any(x.startswith("search=") for x in given):
             raise ValueError(f"search: expected -m and search=NAME, got only {space}")
-    return [_as_override(name, argument) for argument in sorted(given, key=_is_override)]
+    return [as_override(name, argument) for argument in sorted(given, key=is_override)]
 
 
 def _value(name: str, cfg: DictConfig) -> float | None:
@@ -174,63 +169,8 @@ def _completion(arguments: list[str]) -> None:
 def _with_key(command: str, argument: str, before: str) -> str:
     """Turn the path that `inspect` takes without a key into an override."""
     is_value = before in ("--cfg", "-c", "--package", "-p")
-    is_path = not (argument.startswith("-") or is_value or _is_override(argument))
+    is_path = not (argument.startswith("-") or is_value or is_override(argument))
     return f"path={argument}" if command == "inspect" and is_path else argument
-
-
-def _is_override(argument: str) -> bool:
-    """Return whether `argument` is an override (key=value, ~key), not a flag or its value."""
-    return argument.startswith("~") or ("=" in argument and not argument.startswith("-"))
-
-
-_PATHS = ("run", "pretrained", "neuron", "recording", "data.path", "path", "replay", "init_from")
-_LAUNCHERS = {  # choice of `sweep=` → the package it needs, from the extra `sweep`
-    "joblib": "hydra-joblib-launcher",
-    "slurm": "hydra-submitit-launcher",
-    "submitit_local": "hydra-submitit-launcher",
-}
-_LISTS = {  # command → its options that take several values
-    "benchmark": (
-        "study", "n_steps", "arp_steps", "batch_size", "n_units", "n_layers", "contenders",
-    ),
-    "collect": ("by",),
-    "figures": ("color",),
-}  # fmt: skip
-
-
-def _as_override(command: str, argument: str) -> str:
-    """Translate an argument for Hydra: quote paths, put lists in brackets, turn --check into a key.
-
-    run=outputs/a=1,b=2 → run='outputs/a=1,b=2'; study=length,layers → study=['length','layers'].
-    """
-    name, _, value = argument.partition("=")
-    if not name.strip("+~@ "):
-        raise ValueError(f"override: expected key=value, got {argument:.80}")
-    if name == "sweep" and value in _LAUNCHERS:
-        _check_launcher(value)
-    if (name, value) in (("sweep", "optuna"), ("hydra/sweeper", "optuna")):
-        raise ValueError(f"{name}: expected search=NAME, a search that resumes, got {value}")
-    if name.startswith("search.space."):
-        argument = f"++{argument}"  # a key that the file of the search may not have
-    if command == "benchmark" and argument == "--check":
-        return "check=true"
-    if name in _LISTS.get(command, ()) and value[:1] not in ("", "[") and value != "null":
-        items = (item if item.isdigit() else f"'{item}'" for item in value.split(","))
-        return f"{name}=[{','.join(items)}]"
-    if name not in _PATHS or value == "null" or value[:1] in ("'", '"', ""):
-        return argument
-    return f"{name}='{value}'"
-
-
-def _check_launcher(name: str) -> None:
-    """Raise ValueError if the launcher is not installed; Hydra's own message does not say so."""
-    try:
-        version(_LAUNCHERS[name])
-    except PackageNotFoundError:
-        raise ValueError(
-            f"sweep: expected serial, since the launcher of {name} is not installed, got {name}; "
-            "install it with pip install 'blockspike[sweep]'"
-        ) from None
 
 
 if __name__ == "__main__":

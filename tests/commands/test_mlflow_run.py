@@ -1,5 +1,9 @@
 """`logger=mlflow`: refused without mlflow; complete and resumed with it."""
 
+import json
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 
 from blockspike.commands import mlflow_run
@@ -20,6 +24,51 @@ def test_without_mlflow_it_is_refused_with_the_line_that_installs_it(
     (line,) = done.stderr.splitlines()
     assert done.returncode == 2 and not list(tmp_path.iterdir())
     assert "since mlflow is not installed" in line and "pip install 'blockspike[mlflow]'" in line
+
+
+class Recorder:
+    """In place of Lightning's logger: runs, their parameters and tags, in memory."""
+
+    runs: dict[str, dict[str, Any]]
+
+    def __init__(self, run_id: str | None = None, tags: dict[str, str] | None = None, **about: Any):
+        self.run_id = run_id or f"id{len(self.runs)}"
+        if run_id is None:
+            self.runs[self.run_id] = {**about, "tags": tags or {}}
+        self.experiment = self
+
+    def log_hyperparams(self, parameters: dict[str, Any]) -> None:
+        self.runs[self.run_id]["parameters"] = parameters
+
+    def get_run(self, run_id: str) -> Any:
+        return SimpleNamespace(data=SimpleNamespace(tags=self.runs[run_id]["tags"]))
+
+    def set_tag(self, run_id: str, key: str, value: str) -> None:
+        self.runs[run_id]["tags"][key] = value
+
+
+def test_a_run_resumes_under_its_id_with_the_tags_of_its_last_start(tmp_path, monkeypatch):
+    monkeypatch.setattr(mlflow_run, "check_mlflow", lambda: None)
+    monkeypatch.setattr(mlflow_run, "MLFlowLogger", Recorder)
+    monkeypatch.setattr(Recorder, "runs", {}, raising=False)
+    run = tmp_path / "mine" / "seed=0"
+    run.mkdir(parents=True)
+    (run / "content.json").write_text(json.dumps({"training": {"lr_factors": {"*weight": 2}}}))
+
+    def start(*tags: str) -> dict[str, Any]:
+        (run / "config.yaml").write_text(json.dumps({"tags": tags}))
+        mlflow_run.mlflow_logger(str(run), str(tmp_path), "mine")
+        (logged,) = Recorder.runs.values()
+        return logged
+
+    logged = start()
+    assert logged["run_name"] == "mine/seed=0" and logged["experiment_name"] == "mine"
+    assert logged["tracking_uri"] == f"sqlite:///{tmp_path / 'mlflow.db'}"
+    assert logged["parameters"] == {"training.lr_factors._weight": 2}
+    assert start()["tags"] == {}
+    assert start("pilot", "mine")["tags"] == {"tags": "pilot, mine"}
+    assert start("final")["tags"] == {"tags": "final"}
+    assert start()["tags"] == {"tags": ""}
 
 
 @pytest.mark.slow

@@ -66,7 +66,7 @@ def test_a_launcher_that_is_not_installed_is_named(monkeypatch, capfd, tmp_path,
     def missing(package):
         raise PackageNotFoundError(package)
 
-    monkeypatch.setattr("blockspike.cli.version", missing)
+    monkeypatch.setattr("blockspike.commands.overrides.version", missing)
     line = refused(monkeypatch, capfd, tmp_path, f"train -m sweep={name} seed=0,1")
     assert f"got {name}; install it with pip install 'blockspike[sweep]'" in line
     assert not list(tmp_path.iterdir())

@@ -72,6 +72,7 @@ def test_a_run_leaves_result_metrics_status_and_checkpoints(blockspike, tmp_path
     assert row["val_accuracy"] == metrics["val/accuracy"].max()
     assert row["best_test_accuracy"] == metrics["test_each_epoch/accuracy"].max()
     assert row["best_test_accuracy"] >= row["test_accuracy"]
+    assert metrics["lr"].eq(row["optimizer.lr"]).all() and metrics["train/grad_norm"].gt(0).all()
     assert metrics["time/forward_s"].gt(0).all()
     assert metrics["time/samples_per_s"].gt(0).all()
     kept = {p.name for p in (run / "checkpoints").iterdir()}
@@ -108,7 +109,7 @@ def kill_when(process: subprocess.Popen, condition, seconds: float = 90) -> None
 def test_a_killed_run_resumes_to_identical_bits(blockspike, tmp_path, data_dir):
     args = (*SMALL, "trainer.max_epochs=4", "data.pixel_shift=1", "scheduler=cosine")
     args += (
-        "callbacks=[reload_best,early_stopping,lr_monitor]",
+        "callbacks=[reload_best,early_stopping]",
         "callbacks.reload_best.milestone=3",
     )
     args += ("network.dropout=0.2", "model.max_delay=3")
@@ -262,6 +263,7 @@ def test_a_folder_in_use_is_refused(blockspike, tmp_path, data_dir):
             "callbacks=early_stopping callbacks.early_stopping.monitor=test/loss",
             ("callbacks.early_stopping.monitor: expected a training", "test/loss"),
         ),
+        ("callbacks=[early_stopping,lr_monitor]", ("callbacks: expected other", "every run logs")),
         ("callbacks=[early_stopping,nothing]", ("callbacks/nothing",)),
         ("callbacks=nothing", ("callbacks/nothing",)),
         ("seed=-1", ("seed: expected", "-1")),
@@ -425,7 +427,7 @@ def test_gradients_of_several_batches_make_a_step(blockspike, tmp_path):
 def test_a_resumed_run_keeps_its_patience(blockspike, tmp_path):
     """Without learning, the first epoch stays the best: the third is the last."""
     args = ("train", *SMALL, "trainer.max_epochs=5", "optimizer=adamw", "optimizer.lr=1e-12")
-    args += ("callbacks=[early_stopping,lr_monitor]", "callbacks.early_stopping.patience=2")
+    args += ("callbacks=early_stopping", "callbacks.early_stopping.patience=2")
     blockspike(*args)
     whole, run = results(tmp_path), one_run(tmp_path)
     assert len(read_metrics(run / "metrics.csv")) == 3
@@ -480,9 +482,13 @@ def test_evaluate_and_figures(blockspike, tmp_path):
     row = read_json(run / "result.json")
     assert scores["test_accuracy"] == pytest.approx(row["test_accuracy"])
     assert sum(map(sum, scores["confusion"])) == scores["n_test"] == 80
+    table = pd.read_csv(run / "confusion.csv")  # of the test after the training
+    assert table.filter(like="predicted_").to_numpy().tolist() == scores["confusion"]
     blockspike("figures", f"run={run}")
     made = {p.name for p in (run / "figures").iterdir()}
-    assert made == {f"{n}.{s}" for n in ("learning_curve", "raster") for s in ("png", "svg")}
+    assert made == {
+        f"{n}.{s}" for n in ("learning_curve", "raster", "confusion") for s in ("png", "svg")
+    }
     nothing = blockspike("evaluate", "run=nothing", check=False)
     assert nothing.returncode != 0
     assert "nothing" in nothing.stderr

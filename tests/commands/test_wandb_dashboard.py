@@ -38,21 +38,24 @@ def panels_of(section: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
 def test_sections_and_axes(section):
     panels = panels_of(section)
     assert list(panels) == [
-        "Test accuracy", "Accuracy", "Loss", "Firing rates", "Media", "Fits of neurons", "Time",
+        "Test accuracy", "Accuracy", "Loss", "Firing rates", "Optimisation", "Media",
+        "Fits of neurons", "Time",
     ]  # fmt: skip
     lines = [p for own in panels.values() for p in own if p["kind"] == "Run History Line Plot"]
-    assert len(lines) == 8 and {p["xAxis"] for p in lines} == {"epoch"}
+    assert len(lines) == 10 and {p["xAxis"] for p in lines} == {"epoch"}
     assert section["settings"]["shouldAutoGeneratePanels"]
 
 
 def test_runs_and_bars_are_grouped(section):
     (runs,) = section["runSets"]
     assert [(key["section"], key["name"]) for key in runs["grouping"]] == [
-        ("run", "group"), ("config", "model.value.method"), ("config", "model.value.arp_ms"),
+        ("run", "group"), ("config", "choices.value.model"), ("config", "model.value.arp_ms"),
+        ("config", "data_config.value"), ("config", "network.value.n_hidden"),
+        ("config", "choices.value.population"),
     ]  # fmt: skip
     bars = panels_of(section)["Test accuracy"]
-    assert [p["metrics"] for p in bars] == [["test_accuracy"]] * 3
-    assert [p.get("groupBy") for p in bars] == [None, "model.value.method", "model.value.arp_ms"]
+    assert [p["metrics"] for p in bars] == [["test_accuracy"], ["val_accuracy"]]
+    assert not any(p.get("groupBy") for p in bars)  # a mean over different neurons
     assert {p["groupAgg"] for p in bars} == {"mean"}
 
 

@@ -4,6 +4,8 @@ import json
 import os
 import pickle
 import random
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -13,9 +15,10 @@ import wandb
 from test_train import SMALL, differences, kill_when, one_run, results, start
 from wandb_file import LoggedRun, logged_runs
 
+import blockspike as bs
 from blockspike.commands.wandb_run import run_id
-from blockspike.runs.identity import plain
-from blockspike.runs.run import Run
+from blockspike.runs.identity import plain, settings_of
+from blockspike.runs.run import Run, flatten
 from blockspike.training.metrics_file import read_metrics
 
 QUICK = (*SMALL, "trainer.max_epochs=2", "data.batch_size=80")  # all test data in one batch
@@ -39,7 +42,14 @@ def check_result(logged: LoggedRun, run: Run) -> None:
     config = {k: v for k, v in logged.config.items() if k != "_wandb"}
     assert config == json.loads(json.dumps(plain(run.config())))
     assert logged.epochs() == by_epoch(run.folder / "metrics.csv")
-    assert {k: logged.summary[k] for k in row} == row
+    settings = {*settings_of(run.config()), *flatten(settings_of(run.config()))}
+    settings |= {k for k in row if k.startswith(("version.", "git_"))} | {"machine", "python"}
+    results = {k: v for k, v in row.items() if k not in settings and not k.endswith("_config")}
+    for key in ("experiment", "n_threads", "tags"):
+        results.pop(key, None)
+    assert {k: logged.summary[k] for k in results} == results
+    assert {"data_set", "config_hash", "data_sha256"} < results.keys()
+    assert not settings & logged.summary.keys()
     assert logged.exit_code == 0 and wandb.run is None
 
 
@@ -72,6 +82,37 @@ def test_a_classifier_is_logged_completely_without_changing_its_result(
     assert logged.defined["val/accuracy"] == ("epoch", {"max"})
     assert logged.defined["val/loss"] == ("epoch", {"min"})
     check_media(logged, run)
+    check_confusion(logged, run)
+    check_model(logged, run, tmp_path / "downloaded")
+    assert all({"lr", "train/grad_norm"} <= row.keys() for row in logged.epochs().values())
+
+
+def check_model(logged: LoggedRun, run: Run, to: Path) -> None:
+    """Check that the artifact's files are those of the run, and make a network."""
+    row = run.result()
+    (artifact,) = (x for x in logged.artifacts if x.type == "model")  # tables are others
+    assert row is not None and artifact.name == f"model-{row['config_hash']}"
+    about = json.loads(artifact.metadata)
+    assert about == {key: row[key] for key in about} and len(about) == 7
+    for entry in artifact.manifest.contents:
+        assert Path(entry.local_path) == run.folder / entry.path
+        (to / entry.path).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(entry.local_path, to / entry.path)
+    one, other = bs.load_run(run.folder).network, bs.load_run(to).network
+    assert all(map(torch.equal, one.state_dict().values(), other.state_dict().values()))
+
+
+def check_confusion(logged: LoggedRun, run: Run) -> None:
+    """Check each class's accuracy, in wandb and in the run's folder."""
+    row, table = run.result(), pd.read_csv(run.folder / "confusion.csv")
+    counts = table.filter(like="predicted_").to_numpy()
+    assert row is not None and counts.trace() / counts.sum() == row["test_accuracy"]
+    assert (counts.sum(1) == table["n_test"]).all()
+    chart = json.loads(logged.file("media/confusion_table").read_text())["data"]
+    assert [n for _, _, n in chart] == counts.ravel().tolist()
+    (tested,) = (row for row in logged.history if "test/accuracy" in row)
+    of_classes = [tested[f"test/accuracy_class{k}"] for k in table["class"]]
+    assert of_classes == pytest.approx(table["accuracy"])
 
 
 def check_media(logged: LoggedRun, run: Run) -> None:

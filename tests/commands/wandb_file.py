@@ -23,13 +23,14 @@ class LoggedRun:
     history: list[dict[str, Any]] = field(default_factory=list)
     summary: dict[str, Any] = field(default_factory=dict)
     defined: dict[str, tuple[str, set[str]]] = field(default_factory=dict)
+    artifacts: list[Any] = field(default_factory=list)
     exit_code: int | None = None
 
     def epochs(self) -> dict[int, dict[str, float]]:
         """Metrics by epoch without those of wandb and Lightning; the last of a repeated epoch."""
         found: dict[int, dict[str, float]] = {}
         for row in self.history:
-            own = {k: v for k, v in row.items() if k.startswith(("train/", "val/", "time/"))}
+            own = {k: v for k, v in row.items() if k.startswith(("train/", "val/", "time/", "lr"))}
             if own:
                 found.setdefault(row["epoch"], {}).update(own)
         return found
@@ -70,6 +71,8 @@ def _logged(path: Path) -> LoggedRun:
                 metric.step_metric,
                 {f.name for f, _ in metric.summary.ListFields()},
             )
+        elif kind == "artifact":
+            run.artifacts.append(record.artifact)
         elif kind == "exit":
             run.exit_code = record.exit.exit_code
     return run

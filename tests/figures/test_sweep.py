@@ -135,6 +135,20 @@ def test_settings_that_are_not_given_are_those_that_differ(given, expected):
     assert roles(swept(), **given) == expected
 
 
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"x": "modle"}, "^x: expected one of model, got 'modle'"),
+        ({"x": "model", "color": ["modle"]}, "^color: expected one of model, got 'modle'"),
+        ({"facet": "modle"}, "^facet: expected one of model, got 'modle'"),
+        ({"x": "model", "facet": "model"}, "^x, color, facet: expected different .* model, model"),
+    ],
+)
+def test_a_wrong_setting_is_named_by_its_option(given, words):
+    with pytest.raises(ValueError, match=words):
+        roles(swept(), **given)
+
+
 def test_runs_that_differ_in_the_seed_alone_have_no_axis():
     with pytest.raises(ValueError, match="x: expected a setting, since runs differ in the seed"):
         roles(pd.DataFrame([run(), run(seed=1)]))

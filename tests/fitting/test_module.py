@@ -279,3 +279,8 @@ def test_neurons_without_escape_noise_have_no_likelihood(cells):
     module = by_likelihood(cells, PhysicalPopulation(3, 2, dt_ms=DT_MS))
     with pytest.raises(ValueError, match="loss"):
         module.losses(batch)
+
+
+def test_lightnings_own_loading_names_the_function_to_use(tmp_path):
+    with pytest.raises(NotImplementedError, match=r"expected blockspike\.load_neuron\(FILE\)"):
+        NeuronFittingModule.load_from_checkpoint(tmp_path / "last.ckpt")

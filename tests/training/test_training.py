@@ -16,6 +16,7 @@ from blockspike.neurons.events import EventBatch
 from blockspike.training.callbacks import (
     EarlyStopping,
     EpochLines,
+    GradientNorm,
     LearningRates,
     ReloadBestAtMilestone,
     Throughput,
@@ -62,6 +63,7 @@ def fit(
     train_b: bool = True,
     max_delay: int = 0,
     lr_factors: dict[str, float] | None = None,
+    **options: Any,
 ):
     pl.seed_everything(0, verbose=False)
     neurons: dict[str, Any] = {"b": 1.0, "train_b": train_b, "max_delay": max_delay}
@@ -74,7 +76,7 @@ def fit(
         callbacks=[*callbacks, *([MetricsFile(folder)] if folder else [])],
         enable_checkpointing=folder is not None,
         enable_progress_bar=False, enable_model_summary=False, log_every_n_steps=1,
-        num_sanity_val_steps=0,
+        num_sanity_val_steps=0, **options,
     )  # fmt: skip
     loader = partial(DataLoader[Any], Batches(batches()), batch_size=None, num_workers=0)
     trainer.fit(module, loader(), [loader(), loader()])
@@ -349,3 +351,21 @@ def test_a_penalty_needs_layers_whose_membrane_is_differentiable():
     network.layers[0] = torch.nn.Linear(2, 2)
     with pytest.raises(ValueError, match="membrane_penalty: expected layers derived from Neuron"):
         ClassificationModule(network, 2, 1.0, torch.optim.Adam, membrane_penalty=0.5)
+
+
+def test_the_norm_of_the_gradient_is_the_mean_over_an_epochs_steps(tmp_path):
+    norms: list[float] = []
+
+    class Watch(pl.Callback):
+        def on_before_optimizer_step(self, trainer, pl_module, optimizer):
+            gradients = [p.grad.flatten() for p in pl_module.parameters() if p.grad is not None]
+            norms.append(float(torch.cat(gradients).norm()))
+
+    fit([GradientNorm(), Watch()], max_epochs=1, folder=tmp_path, gradient_clip_val=1e-3)
+    (logged,) = read_metrics(tmp_path / "metrics.csv")["train/grad_norm"]
+    assert len(norms) > 1 and logged == pytest.approx(sum(norms) / len(norms), rel=1e-5)
+
+
+def test_lightnings_own_loading_names_the_function_to_use(tmp_path):
+    with pytest.raises(NotImplementedError, match=r"expected blockspike\.load_run\(FOLDER\)"):
+        ClassificationModule.load_from_checkpoint(tmp_path / "best.ckpt")

@@ -37,7 +37,7 @@ from made_nwb import (  # pyright: ignore
 from omegaconf import OmegaConf
 from safetensors.torch import save
 
-from blockspike.cli import CONF, OF_OVERRIDES, _as_override
+from blockspike.commands.overrides import OF_OVERRIDES, as_override
 from blockspike.config.schemas import register_schemas
 from blockspike.config.targets import checked_targets
 from blockspike.data.event_file import SplitContent, read_event_file, write_event_file
@@ -45,6 +45,7 @@ from blockspike.data.nmnist import parse_events
 from blockspike.data.nmnist_raw import open_raw
 from blockspike.data.recordings import Recording, load_recording
 from blockspike.data.shd_file import describe, open_h5
+from blockspike.files import CONF
 from blockspike.fitting.fitted_neuron import FittedNeuron, load_neuron
 from blockspike.runs.identity import content_of, plain
 from blockspike.runs.run import Run, RunRefusedError
@@ -554,7 +555,7 @@ def train_config(*overrides: str, command: str = "train") -> Any:
 def read_overrides(content: bytes) -> None:
     """One override, as from the command line; the configuration and its hash if it is right."""
     try:
-        cfg = train_config(_as_override("train", content.decode(errors="replace")))
+        cfg = train_config(as_override("train", content.decode(errors="replace")))
     except OF_OVERRIDES as error:
         raise ValueError from error
     content_of(cfg)

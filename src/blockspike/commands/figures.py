@@ -3,6 +3,7 @@
 import sys
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 from omegaconf import DictConfig
 
@@ -10,6 +11,7 @@ from blockspike.commands.search_figures import draw_searches
 from blockspike.data.limits import read_npz
 from blockspike.figures.cell_traces import cells_of
 from blockspike.figures.classification import classification
+from blockspike.figures.confusion import confusion_matrix
 from blockspike.figures.epochs import epochs, mean_curves
 from blockspike.figures.fits import fits
 from blockspike.figures.learning_curve import learning_curve
@@ -84,7 +86,12 @@ def _of_run(run: Run) -> list[Path]:
     curve = learning_curve(
         metrics, scores, row["chosen_epoch"], row["test_accuracy"], folder / "learning_curve"
     )
-    return [curve, raster(read_npz(run.folder / "activity.npz"), folder / "raster")]
+    counts = np.array(scores["confusion"])
+    return [
+        curve,
+        raster(read_npz(run.folder / "activity.npz"), folder / "raster"),
+        confusion_matrix(counts, folder / "confusion"),
+    ]
 
 
 def _of_table(cfg: DictConfig) -> list[Path]:

@@ -50,10 +50,7 @@ def start_from(network: SpikingClassifier, source: str) -> list[str]:
 def _weights(source: str) -> dict[str, torch.Tensor]:
     folder = Path(source)
     if folder.is_dir():
-        row = Run(folder).result()
-        if row is None or row.get("pruned"):  # its weights may still change
-            found = "none" if row is None else "one that a search pruned"
-            raise ValueError(f"init_from: expected a finished run in {folder}, got {found}")
+        Run(folder).check_finished("init_from")  # else its weights may still change
         return chosen_weights(Run(folder))
     return dict(read_network(source)[1].state_dict())
 

@@ -32,7 +32,7 @@ def mlflow_logger(
     """Start or resume the MLflow run of `run_dir` and return Lightning's logger for it.
 
     Its name is the folder below `output_dir`; its parameters are what the result depends on. The
-    words of the configuration's `tags` are one tag, `tags`.
+    words of the configuration's `tags` are one tag, `tags`, which follows each start's.
 
     Args:
         run_dir: folder of a started run.
@@ -53,14 +53,20 @@ def mlflow_logger(
         "tracking_uri": tracking_uri or f"sqlite:///{root / 'mlflow.db'}",
         "artifact_location": None if tracking_uri else (root / "mlflow_artifacts").as_uri(),
     }
-    if tags := run.config().get("tags"):
-        options["tags"] = {"tags": ", ".join(tags)}
+    tags = ", ".join(run.config().get("tags") or ())
+    if tags:
+        options["tags"] = {"tags": tags}
     if not is_first_process():
         return MLFlowLogger(**options)  # which logs nothing
     with (root / ".mlflow.lock").open("w") as lock:  # runs of a sweep make one database
         fcntl.flock(lock, fcntl.LOCK_EX)
         if id_file.is_file():
-            return MLFlowLogger(**options, run_id=id_file.read_text())
+            logger = MLFlowLogger(**options, run_id=id_file.read_text())
+            if tags or "tags" in logger.experiment.get_run(logger.run_id).data.tags:
+                logger.experiment.set_tag(
+                    logger.run_id, "tags", tags
+                )  # Lightning does so only once
+            return logger
         logger = MLFlowLogger(**options)
         content = flatten(read_json(run.folder / "content.json"))
         logger.log_hyperparams({re.sub(r"[^\w ./-]", "_", key): x for key, x in content.items()})

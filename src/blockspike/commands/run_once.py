@@ -77,8 +77,9 @@ def run_once(cfg: DictConfig, task: Task) -> dict[str, Any]:
     held = run.recorded(cfg, content, content_hash(content), data.sha256)
     with held, run.logged(), processes_of_one_run(), wandb_closed():
         row = _identity(cfg, content, task.title(data)) | {"data_sha256": data.sha256}
-        row |= task.work(cfg, run, data, module)
-        log_result(run, row, data, module)
+        results = task.work(cfg, run, data, module)
+        row |= results
+        log_result(run, row, results, data, module)
         run.write_result(row)
         LOGGER.info(task.summary(row))
     if is_first_process():

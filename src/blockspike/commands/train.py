@@ -1,11 +1,13 @@
 """`blockspike train`: train a classifier, choose it on validation data and test it once."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytorch_lightning as pl
 from omegaconf import DictConfig
 
+from blockspike.commands.extension import check_source, first_epochs
 from blockspike.commands.initial_weights import start_from
 from blockspike.commands.run_once import Task, run_once
 from blockspike.commands.trainer import (
@@ -18,10 +20,12 @@ from blockspike.commands.trainer import (
 from blockspike.config.build import build_data, build_module
 from blockspike.data.datamodule import EventDataModule
 from blockspike.runs.log import LOGGER
+from blockspike.runs.processes import is_first_process
 from blockspike.runs.run import Run
-from blockspike.training.callbacks import Throughput, mode_of
+from blockspike.training.callbacks import GradientNorm, Throughput, mode_of
 from blockspike.training.classification import ClassificationModule
 from blockspike.training.classifier_guard import ClassifierGuard
+from blockspike.training.confusion import write_confusion
 from blockspike.training.metrics_file import read_metrics
 from blockspike.training.pruning import Pruner
 
@@ -40,7 +44,15 @@ def _build(cfg: DictConfig) -> tuple[EventDataModule, ClassificationModule]:
     data = build_data(cfg, EventDataModule)
     data.prepare_data()
     data.setup()
-    return data, build_module(cfg, data)
+    module = build_module(cfg, data)
+    if _is_extended(cfg, Run(Path(cfg.run_dir))) and cfg.replay is None:
+        check_source(cfg, module.network, data.sha256)
+    return data, module
+
+
+def _is_extended(cfg: DictConfig, run: Run) -> bool:
+    """Whether the run is to begin with the epochs of another one."""
+    return cfg.extend is not None and not run.last_checkpoint.is_file()
 
 
 def _fit_and_test(
@@ -61,7 +73,8 @@ def _fit_and_test(
         save_on_train_epoch_end=True,
         enable_version_counter=False,
     )
-    resumed = last_checkpoint(run)
+    is_extended = _is_extended(cfg, run)
+    resumed = first_epochs(Run(Path(cfg.extend)), run) if is_extended else last_checkpoint(run)
     if cfg.init_from is not None and resumed is None:
         if cfg.trainer.get("precision") == "64-true":  # Lightning converts later
             module.double()
@@ -70,7 +83,8 @@ def _fit_and_test(
     guard = ClassifierGuard(run.folder / "bad_batch.ckpt")
     pruner = Pruner(run.folder / "metrics.csv", cfg.monitor, cfg.get("pruning") or [])
     pruning = [pruner] if data.validates else []
-    trainer = make_trainer(cfg, run, [Throughput(), guard, *pruning, chosen, last])
+    callbacks = [Throughput(), GradientNorm(), guard, *pruning, chosen, last]
+    trainer = make_trainer(cfg, run, callbacks)
     with without_known_warnings():
         data.trainer = trainer
         loaders = [data.val_dataloader()] if data.validates else []
@@ -89,6 +103,8 @@ def _fit_and_test(
         if cfg.data.get("fold") is not None:
             return scores
         trainer.test(module, data.test_dataloader(), verbose=False)
+    if is_first_process():
+        write_confusion(run.confusion, module.test_confusion)
     return {"test_accuracy": float(trainer.callback_metrics["test/accuracy"]), **scores}
 
 

@@ -20,7 +20,7 @@ from blockspike.config.build import build_trainer
 from blockspike.runs.log import LOGGER
 from blockspike.runs.processes import is_first_process
 from blockspike.runs.run import Run
-from blockspike.training.callbacks import EpochLines
+from blockspike.training.callbacks import EpochLines, LearningRates
 from blockspike.training.checkpoint_io import PlainCheckpointIO, load_plain
 from blockspike.training.metrics_file import MetricsFile
 
@@ -30,7 +30,13 @@ def make_trainer(
 ) -> pl.Trainer:
     """Build the configured trainer, with progress, plain checkpoints and `metrics.csv`."""
     on_terminal = cfg.progress and sys.stdout.isatty()
-    callbacks = [MetricsFile(run.folder), *callbacks, _FirstError(run), _EndTogether()]
+    callbacks = [
+        MetricsFile(run.folder),
+        LearningRates(),
+        *callbacks,
+        _FirstError(run),
+        _EndTogether(),
+    ]
     if cfg.progress:
         callbacks.append(RichProgressBar() if on_terminal else EpochLines(epochs_a_line))
     trainer = build_trainer(

@@ -11,11 +11,12 @@ from typing import Any
 import wandb_workspaces.reports.v2 as wr
 import wandb_workspaces.workspaces as ws
 
-_METHOD, _ARP_MS = "model.method", "model.arp_ms"
+# Configuration keys: runs that differ in one of them are never averaged.
+_APART = ("choices.model", "model.arp_ms", "data_config", "network.n_hidden", "choices.population")
 
 
 def dashboard(entity: str, project: str) -> ws.Workspace:
-    """Unsaved workspace with runs grouped by experiment, method and refractory period.
+    """Unsaved workspace with runs grouped by experiment, neuron, data set and network size.
 
     A line or bar is the mean over a group's runs, which differ in seed and other swept options.
     """
@@ -28,6 +29,7 @@ def dashboard(entity: str, project: str) -> ws.Workspace:
             _curves("Accuracy", "val/accuracy", "train/accuracy"),
             _curves("Loss", "val/loss", "train/loss"),
             _rates(),
+            _curves("Optimisation", "lr", "train/grad_norm"),
             _media(),
             _fits(),
             _curves("Time", "time/epoch_s", "time/samples_per_s"),
@@ -35,16 +37,15 @@ def dashboard(entity: str, project: str) -> ws.Workspace:
         auto_generate_panels=True,  # histograms, and anything else that is logged
         settings=ws.WorkspaceSettings(x_axis="epoch", max_runs=50),
         runset_settings=ws.RunsetSettings(
-            groupby=[ws.Metric("Group"), ws.Config(_METHOD), ws.Config(_ARP_MS)]
+            groupby=[ws.Metric("Group"), *(ws.Config(key) for key in _APART)]
         ),
     )
 
 
 def _test() -> ws.Section:
     bars: list[Any] = [
-        _bar("test_accuracy", "test accuracy by experiment, method and ARP"),
-        _bar("test_accuracy", "test accuracy by method", wr.Config(_METHOD)),
-        _bar("test_accuracy", "test accuracy by ARP (ms)", wr.Config(_ARP_MS)),
+        _bar("test_accuracy", "test accuracy of each group"),
+        _bar("val_accuracy", "validation accuracy of each group"),
     ]
     return ws.Section(name="Test accuracy", panels=bars, is_open=True)
 
@@ -82,9 +83,9 @@ def _curves(name: str, *metrics: str) -> ws.Section:
     return ws.Section(name=name, panels=curves, is_open=True)
 
 
-def _bar(metric: str, title: str, groupby: wr.Config | None = None) -> wr.BarPlot:
-    """Bars of means over the runset's groups, or over the values of one configuration key."""
-    return wr.BarPlot(title=title, metrics=[metric], groupby=groupby, groupby_aggfunc="mean")
+def _bar(metric: str, title: str) -> wr.BarPlot:
+    """Bars of means over the runset's groups."""
+    return wr.BarPlot(title=title, metrics=[metric], groupby_aggfunc="mean")
 
 
 def main() -> None:

@@ -21,7 +21,6 @@ from blockspike.commands.activity import activity
 from blockspike.data.datamodule import EventDataModule
 from blockspike.figures.raster import raster
 from blockspike.figures.style import use_style
-from blockspike.networks.classifier import SpikingClassifier
 from blockspike.runs.identity import content_hash, is_fit, plain
 from blockspike.runs.run import Run, read_json, write_text
 from blockspike.training.classification import ClassificationModule
@@ -31,6 +30,9 @@ Mode = Literal["online", "offline", "disabled"]
 _LONGEST_NAME = 128  # characters that the server takes
 _N_BINS = 32
 _BY_EPOCH = ("train/*", "val/*", "time/*", "test_each_epoch/*", "lr", "lr/*")
+_IDENTITY = ("data_set", "config_hash", "data_sha256")  # columns of the row in the summary
+_OF_MODEL = ("monitor", "val_accuracy", "chosen_epoch", "seed")  # with them in its artifact
+_MODEL_FILES = ("config.yaml", "content.json", "data.json", "checkpoints/best.ckpt")
 _BEST = {"val/accuracy": "max", "val/loss": "min"}
 
 
@@ -119,38 +121,58 @@ def _open_run() -> Any:
 
 
 def log_result(
-    run: Run, row: dict[str, Any], data: pl.LightningDataModule, module: pl.LightningModule
+    run: Run,
+    row: dict[str, Any],
+    results: dict[str, Any],
+    data: pl.LightningDataModule,
+    module: pl.LightningModule,
 ) -> None:
-    """Log the row as the summary, log pictures, and close the wandb run if one is open.
+    """Log the results as the summary, log pictures, and close the wandb run if one is open.
 
-    For a classifier, log a raster of a few test recordings and each layer's histogram of firing
-    rates; for fits, log their picture and table. Call it before `result.json` is written: a run
-    killed earlier is not finished, and the same command logs it again.
+    For a classifier, log the confusion matrix of its test, a raster of a few test recordings and
+    each layer's histogram of firing rates, and the chosen model as an artifact; for fits, log their
+    picture and table. Call it before `result.json` is written: a run killed earlier is not
+    finished, and the same command logs it again.
 
     Args:
         run: the run; for fits its folder holds `fits.csv` and `figures/recording.png`.
         row: the content of `result.json`.
+        results: the columns of the row that are results, not settings.
         data: the data module; firing rates are those of its first test batch.
         module: the module with the chosen model.
     """
     started = _open_run()
     if started is None:
         return
+    summary = {key: row[key] for key in _IDENTITY} | results
     if isinstance(module, ClassificationModule) and isinstance(data, EventDataModule):
-        started.log(_media(run, module.network, data))
-        row = {"pruned": False, **row}  # it may have been, and been continued
+        started.log(_media(run, module, data))
+        started.log_artifact(_chosen_model(run, row))
+        summary = {"pruned": False, **summary}  # it may have been, and been continued
     else:
         started.log(_media_of_fits(run))
-    started.summary.update(row)
+    started.summary.update(summary)
     started.finish()
 
 
-def _media(run: Run, network: SpikingClassifier, data: EventDataModule) -> dict[str, Any]:
+def _chosen_model(run: Run, row: dict[str, Any]) -> Any:
+    """Artifact of the files that `load_run` needs; they are not copied."""
+    import wandb
+
+    about = {key: row[key] for key in (*_IDENTITY, *_OF_MODEL) if key in row}
+    artifact = wandb.Artifact(f"model-{row['config_hash']}", "model", metadata=about)
+    for name in _MODEL_FILES:
+        if (path := run.folder / name).is_file():  # data without a hash have no data.json
+            artifact.add_file(str(path), name, skip_cache=True, policy="immutable")
+    return artifact
+
+
+def _media(run: Run, module: ClassificationModule, data: EventDataModule) -> dict[str, Any]:
     import wandb
 
     events, labels = next(iter(data.test_dataloader()))
     with torch.no_grad():
-        output = network(events)
+        output = module.network(events)
     use_style()
     shown = activity(output, events, labels, data.dt_ms)
     picture = raster(shown, run.folder / "figures" / "raster")
@@ -158,6 +180,13 @@ def _media(run: Run, network: SpikingClassifier, data: EventDataModule) -> dict[
     for i, spikes in enumerate(output.spikes, start=1):
         rates_hz = spikes.mean((0, 1)).numpy() * 1000 / data.dt_ms
         media[f"media/rates_layer{i}_hz"] = wandb.Histogram(rates_hz, num_bins=_N_BINS)
+    counts = module.test_confusion
+    if counts.any():  # a pruned run is not tested
+        true, predicted = counts.nonzero().repeat_interleave(counts[counts > 0], dim=0).T.tolist()
+        names = [str(k) for k in range(len(counts))]
+        media["media/confusion"] = wandb.plot.confusion_matrix(
+            y_true=true, preds=predicted, class_names=names, title="Confusion matrix (test)"
+        )
     return media
 
 

@@ -147,6 +147,7 @@ class TrainSchema(_OneRunSchema):
     test_each_epoch: bool = False
     monitor: str = MISSING
     init_from: str | None = None
+    extend: str | None = None
     label_smoothing: float = 0.0
     training: TrainingSchema = dataclasses.field(default_factory=TrainingSchema)
     model: Any = MISSING

@@ -111,18 +111,19 @@ def means(table: pd.DataFrame, by: Sequence[str], metric: str | None = None) -> 
     )
 
 
-def setting(table: pd.DataFrame, name: str) -> pd.Series:
+def setting(table: pd.DataFrame, name: str, option: str = "by") -> pd.Series:
     """Values of a setting: of a group of the configuration, the choice; else of the column.
 
     Raises:
-        ValueError: there is no such group or column; the message has the near names.
+        ValueError: there is no such group or column; the message has the near names, and `option`,
+            which gave the name.
     """
     for column in (f"{name}{_CHOICE}", name):
         if column in table:
             return _numbers_if_all_are(pd.Series(table[column]))
     groups = [c.removesuffix(_CHOICE) for c in map(str, table) if c.endswith(_CHOICE)]
     near = _near(name, [*groups, *map(str, table)])
-    raise ValueError(f"by: expected {near}, got {name!r}")
+    raise ValueError(f"{option}: expected {near}, got {name!r}")
 
 
 def _numbers_if_all_are(column: pd.Series) -> pd.Series:

@@ -60,8 +60,16 @@ def roles(
     are the others.
 
     Raises:
-        ValueError: x is not given and the runs differ in nothing but the seed.
+        ValueError: a setting is unknown or has two roles, or x is not given and the runs differ in
+            nothing but the seed.
     """
+    given = [("x", x), *(("color", name) for name in color or ()), ("facet", facet)]
+    names = [name for _, name in given if name is not None]
+    for option, name in given:
+        if name is not None:
+            setting(table, name, option)  # raises if there is none
+    if len(set(names)) < len(names):
+        raise ValueError(f"x, color, facet: expected different settings, got {', '.join(names)}")
     free = [name for name in varied_settings(table) if name not in (x, facet, *(color or ()))]
     if facet is None and "data" in free and (x or len(free) > 1):
         facet = "data"

@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, NoReturn
 
 import pytorch_lightning as pl
 import torch
@@ -119,6 +119,18 @@ class NeuronFittingModule(pl.LightningModule):
         self.register_buffer("lowest", torch.full(shape[:1], math.inf))
         for name in self._names:
             self.register_buffer(f"best_{name}", population.get_parameter(name).detach().clone())
+
+    @classmethod
+    def load_from_checkpoint(cls, *_: Any, **__: Any) -> NoReturn:
+        """Refuse: fitted neurons are files of their own.
+
+        Raises:
+            NotImplementedError: always; it names `blockspike.load_neuron`.
+        """
+        raise NotImplementedError(
+            "load_from_checkpoint: expected blockspike.load_neuron(FILE), with a neuron's file in "
+            "the folder fits of its run, got a checkpoint"
+        )
 
     def training_step(self, batch: FittingBatch, batch_idx: int) -> Tensor:
         """Return the sum of all starts' losses; keep the best parameters so far."""

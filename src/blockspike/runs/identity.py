@@ -15,6 +15,7 @@ _NOT_CONTENT = (
     "progress",
     "threads",
     "replay",
+    "extend",  # the result is that of all epochs in one run
     "tags",
     "choices",
     "search",

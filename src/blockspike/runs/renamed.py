@@ -53,6 +53,8 @@ def _expected(command: str, key: str, value: str) -> str | None:
         return f"`blockspike fit population={_POPULATIONS[value]}`"
     if command == "fit" and (key == "model" or key.startswith("model.")):
         return f"population{key.removeprefix('model')}"
+    if key == "callbacks" and value.strip("[]") == "lr_monitor":
+        return "other callbacks, since every run logs its learning rates"
     if key == "population" and value in _POPULATIONS:
         return _POPULATIONS[value]
     if key == "fit" and command == "train":

@@ -39,9 +39,9 @@ class Run:
 
     It holds `config.yaml`, `content.json` (what the result depends on), `data.json` (the data's
     hash), `status.json`, `checkpoints/{last,previous,best}.ckpt`, `metrics.csv` and, when finished,
-    `result.json`; `train.log` or `fit.log`; `error.log` if the last attempt failed, with
-    `bad_batch.ckpt` if a number was not finite. If several processes share a run, only the
-    first writes.
+    `result.json` and, of a classifier, `confusion.csv`; `train.log` or `fit.log`; `error.log` if
+    the last attempt failed, with `bad_batch.ckpt` if a number was not finite. If several processes
+    share a run, only the first writes.
     """
 
     def __init__(self, folder: Path):
@@ -70,6 +70,11 @@ class Run:
         """Model chosen on the validation data."""
         return self.folder / "checkpoints" / "best.ckpt"
 
+    @property
+    def confusion(self) -> Path:
+        """Confusion matrix of a classifier's test, one row per true class."""
+        return self.folder / "confusion.csv"
+
     def result(self) -> dict[str, Any] | None:
         """Row of the finished or pruned run, or None; that of a pruned one has `pruned`.
 
@@ -77,6 +82,13 @@ class Run:
             ValueError: the file is damaged.
         """
         return read_json(self.folder / "result.json") or None
+
+    def check_finished(self, option: str) -> None:
+        """Raise ValueError if the run, which the key `option` names, is not finished."""
+        row = self.result()
+        if row is None or row.get("pruned"):
+            found = "none" if row is None else "one that a search pruned"
+            raise ValueError(f"{option}: expected a finished run in {self.folder}, got {found}")
 
     def config(self) -> DictConfig:
         """Configuration of the run; plain values only, as it may be another person's.
@@ -99,9 +111,11 @@ class Run:
         changed = sorted(k for k in before | now if before.get(k) != now.get(k))
         if changed:
             changes = ", ".join(f"{k}: {before.get(k)!r} → {now.get(k)!r}" for k in changed[:4])
+            hint = "choose another experiment_name, or delete the folder"
+            if changed == ["trainer.max_epochs"] and self.result() is not None:
+                hint = f"extend={self.folder} continues it in another folder"
             raise RunRefusedError(
-                f"{self.folder}: holds a run with another configuration ({changes}); "
-                "choose another experiment_name, or delete the folder"
+                f"{self.folder}: holds a run with another configuration ({changes}); {hint}"
             )
 
     def may_have_other_data(self, path: str | None) -> bool:
@@ -205,6 +219,7 @@ class Run:
             "hydra.",
             "logger",
             "tags",
+            "extend",
         )
         of_place += ("data.path", "data.raw", "data.download", "sweep", "/", "-")
         of_place += ("search", "pruning")

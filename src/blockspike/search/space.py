@@ -18,8 +18,8 @@ _SIGNIFICANT_DIGITS = 4
 # Places, and what trials must share to be compared.
 _NOT_SEARCHED = (
     "output_dir", "data_dir", "run_dir", "experiment_name", "data_config", "logger", "progress",
-    "threads", "replay", "search", "pruning", "hydra", "seed", "monitor", "trainer.max_epochs",
-    "test_each_epoch",
+    "threads", "replay", "extend", "search", "pruning", "hydra", "seed", "monitor",
+    "trainer.max_epochs", "test_each_epoch",
 )  # fmt: skip
 
 

@@ -9,6 +9,7 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Callback, early_stopping
 from pytorch_lightning.utilities import rank_zero_only
+from torch.nn.utils import get_total_norm
 
 _LOG = logging.getLogger(__name__)  # what is printed is also in the run's log file
 
@@ -97,6 +98,23 @@ class LearningRates(Callback):
         for pattern, lr in rates.items():
             name = f"lr/{pattern}" if len(rates) > 1 else "lr"
             pl_module.log(name, lr, on_step=False, on_epoch=True, sync_dist=True)
+
+
+class GradientNorm(Callback):
+    """Logs the norm of the gradient before clipping, the mean of an epoch's steps.
+
+    It costs one reduction of the gradient a step, which the device does not wait for.
+    """
+
+    def on_before_optimizer_step(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: torch.optim.Optimizer
+    ) -> None:
+        """Log a step's norm as `train/grad_norm`."""
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        norm = get_total_norm([p.grad for p in parameters if p.grad is not None])
+        pl_module.log(
+            "train/grad_norm", norm, on_step=False, on_epoch=True, batch_size=1, sync_dist=True
+        )
 
 
 class Throughput(Callback):

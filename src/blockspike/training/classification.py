@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Any, cast
+from typing import Any, NoReturn, cast
 
 import numpy as np
 import pytorch_lightning as pl
@@ -11,7 +11,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.nn import functional as F
 from torch.optim import Optimizer
-from torchmetrics.classification import MulticlassAccuracy
+from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
 
 from blockspike.data.loader import NO_LABEL
 from blockspike.networks.classifier import ClassifierOutput, SpikingClassifier
@@ -32,6 +32,9 @@ Output = ClassifierOutput | PiecewiseOutput
 
 class ClassificationModule(pl.LightningModule):
     """Trains by cross-entropy; logs loss, accuracy and the firing rate of each hidden layer.
+
+    At the test it also logs each class's accuracy, and keeps the counts of true and predicted
+    classes in `test_confusion`, int64 [n_classes, n_classes].
 
     Processes that share a batch get the gradient and the logs that one process would have, except
     that each draws its own dropout and normalises by the statistics of its own share.
@@ -127,11 +130,25 @@ class ClassificationModule(pl.LightningModule):
         self.dt_ms = dt_ms
         self.make_optimizer = optimizer
         self.make_scheduler = scheduler
+        self.confusion = MulticlassConfusionMatrix(n_classes, ignore_index=NO_LABEL)
+        self.test_confusion = torch.zeros(n_classes, n_classes, dtype=torch.long)
         self.accuracy = torch.nn.ModuleDict(
             {  # "train" itself is the name of a method of modules
                 f"{stage}_": MulticlassAccuracy(n_classes, average="micro", ignore_index=NO_LABEL)
                 for stage in _STAGES
             }
+        )
+
+    @classmethod
+    def load_from_checkpoint(cls, *_: Any, **__: Any) -> NoReturn:
+        """Refuse: a checkpoint has no configuration, which the run's folder has.
+
+        Raises:
+            NotImplementedError: always; it names `blockspike.load_run`.
+        """
+        raise NotImplementedError(
+            "load_from_checkpoint: expected blockspike.load_run(FOLDER), since the configuration "
+            "and the data of a network are in its run's folder, got a checkpoint"
         )
 
     def forward(self, x: EventBatch | Tensor) -> ClassifierOutput:
@@ -192,9 +209,22 @@ class ClassificationModule(pl.LightningModule):
         """Metrics of a validation batch; a second loader is the test set, named as such."""
         self._step("val" if dataloader_idx == 0 else "test_each_epoch", batch)
 
+    def on_test_epoch_start(self) -> None:
+        """Start a confusion matrix."""
+        self.confusion.reset()
+
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         """Metrics of a test batch."""
         self._step("test", batch)
+        self.confusion.update(self.scores, batch[1])
+
+    def on_test_epoch_end(self) -> None:
+        """Log each class's accuracy; keep the confusion matrix [true, predicted]."""
+        self.test_confusion = self.confusion.compute().cpu()
+        n_tested = self.test_confusion.sum(1)
+        of_classes = self.test_confusion.diagonal() / n_tested
+        for k in n_tested.nonzero().flatten().tolist():
+            self.log(f"test/accuracy_class{k}", of_classes[k].float(), sync_dist=True)
 
     def configure_optimizers(self) -> Any:
         """Make the optimiser of the trainable parameters, and the scheduler if there is one."""

@@ -1,0 +1,80 @@
+"""Overrides on the command line, and how Hydra takes them."""
+
+from importlib.metadata import PackageNotFoundError, version
+
+from hydra.errors import HydraException
+from omegaconf.errors import OmegaConfBaseException
+
+COMMANDS = (
+    "prepare", "train", "fit", "evaluate", "inspect", "publish", "figures", "benchmark", "status",
+    "collect", "report",
+)  # fmt: skip
+RUNS = ("train", "fit")  # the commands that make runs and can sweep
+# Errors caused by the input; any other is a bug and keeps its traceback.
+EXPECTED = (ValueError, OSError, HydraException, OmegaConfBaseException)
+# Hydra also raises these for extreme overrides: 3,000 digits, 500 brackets.
+OF_OVERRIDES = (*EXPECTED, OverflowError, RecursionError)
+
+_PATHS = (
+    "run",
+    "pretrained",
+    "neuron",
+    "recording",
+    "data.path",
+    "path",
+    "replay",
+    "init_from",
+    "extend",
+)
+_LAUNCHERS = {  # choice of `sweep=` → the package it needs, from the extra `sweep`
+    "joblib": "hydra-joblib-launcher",
+    "slurm": "hydra-submitit-launcher",
+    "submitit_local": "hydra-submitit-launcher",
+}
+_LISTS = {  # command → its options that take several values
+    "benchmark": (
+        "study", "n_steps", "arp_steps", "batch_size", "n_units", "n_layers", "contenders",
+    ),
+    "collect": ("by",),
+    "figures": ("color",),
+}  # fmt: skip
+
+
+def is_override(argument: str) -> bool:
+    """Return whether `argument` is an override (key=value, ~key), not a flag or its value."""
+    return argument.startswith("~") or ("=" in argument and not argument.startswith("-"))
+
+
+def as_override(command: str, argument: str) -> str:
+    """Translate an argument for Hydra: quote paths, put lists in brackets, turn --check into a key.
+
+    run=outputs/a=1,b=2 → run='outputs/a=1,b=2'; study=length,layers → study=['length','layers'].
+    """
+    name, _, value = argument.partition("=")
+    if not name.strip("+~@ "):
+        raise ValueError(f"override: expected key=value, got {argument:.80}")
+    if name == "sweep" and value in _LAUNCHERS:
+        _check_launcher(value)
+    if (name, value) in (("sweep", "optuna"), ("hydra/sweeper", "optuna")):
+        raise ValueError(f"{name}: expected search=NAME, a search that resumes, got {value}")
+    if name.startswith("search.space."):
+        argument = f"++{argument}"  # a key that the file of the search may not have
+    if command == "benchmark" and argument == "--check":
+        return "check=true"
+    if name in _LISTS.get(command, ()) and value[:1] not in ("", "[") and value != "null":
+        items = (item if item.isdigit() else f"'{item}'" for item in value.split(","))
+        return f"{name}=[{','.join(items)}]"
+    if name not in _PATHS or value == "null" or value[:1] in ("'", '"', ""):
+        return argument
+    return f"{name}='{value}'"
+
+
+def _check_launcher(name: str) -> None:
+    """Raise ValueError if the launcher is not installed; Hydra's own message does not say so."""
+    try:
+        version(_LAUNCHERS[name])
+    except PackageNotFoundError:
+        raise ValueError(
+            f"sweep: expected serial, since the launcher of {name} is not installed, got {name}; "
+            "install it with pip install 'blockspike[sweep]'"
+        ) from None

@@ -1,0 +1,26 @@
+"""`confusion.csv`: how many samples of each class a classifier takes for each class."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from torch import Tensor
+
+from blockspike.files import whole_file
+
+
+def write_confusion(path: Path, confusion: Tensor) -> None:
+    """Write a row per true class: its number of samples, its accuracy and the predicted classes.
+
+    Args:
+        path: of the file.
+        confusion: counts [true class, predicted class].
+    """
+    counts = confusion.numpy()
+    n_samples = counts.sum(1)
+    with np.errstate(invalid="ignore"):  # a class without samples
+        accuracy = counts.diagonal() / n_samples
+    predicted = {f"predicted_{k}": column for k, column in enumerate(counts.T)}
+    about = {"class": np.arange(len(counts)), "n_test": n_samples, "accuracy": accuracy}
+    with whole_file(path) as temporary:
+        pd.DataFrame(about | predicted).to_csv(temporary, index=False)
