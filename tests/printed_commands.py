@@ -105,6 +105,8 @@ EXEMPT = {
         "needs a Slurm cluster"
     ),
     "blockspike train -m experiment=shd search=shd": "needs the whole of SHD",
+    "blockspike fit data.path=my_cell.npz population=gif fit=likelihood fit.voltage_weight=1 "
+    "data.compensation=aec": "needs a recording with voltage; test_fit.py has a synthetic one",
     **dict.fromkeys(
         (
             f"blockspike fit -m data.path=qsnmc2007_a.npz data.n_folds=3 data.fold=0,1,2 {rest}"
