@@ -119,6 +119,19 @@ EXEMPT = {
         ),
         "needs recordings without a licence",
     ),
+    **dict.fromkeys(
+        (
+            "blockspike fit -m data.path=l5_pyramidal_noise_9_repeats.npz 'data.train_s=[[0,8]]' "
+            f"'data.test_s=[[8,15]]' population=gif n_bootstrap=0 seed=0,1,2 {rest}"
+            for rest in (
+                "data.compensation=aec fit.voltage_weight=0,1 population.n_starts=8 "
+                "trainer.max_epochs=120 fit=likelihood data.held_out=0",
+                "data.compensation=aec fit.voltage_weight=0,1 population.n_starts=32 "
+                "trainer.max_epochs=160",
+            )
+        ),
+        "needs a recording without a licence",
+    ),
     "blockspike train -m search=shd experiment=shd sweep=slurm search.batch_size=16 "
     "hydra.launcher.partition=long": "needs a Slurm cluster",
     "wandb leet": "takes over the terminal",
