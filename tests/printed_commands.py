@@ -108,6 +108,8 @@ EXEMPT = {
         "needs a Slurm cluster"
     ),
     "blockspike train -m experiment=shd search=shd": "needs the whole of SHD",
+    "blockspike fit data.path=my_cell.npz population=gif fit=likelihood fit.voltage_weight=1 "
+    "data.compensation=aec": "needs a recording with voltage; test_fit.py has a synthetic one",
     **dict.fromkeys(
         (
             f"blockspike fit -m data.path=qsnmc2007_a.npz data.n_folds=3 data.fold=0,1,2 {rest}"
@@ -119,6 +121,19 @@ EXEMPT = {
             )
         ),
         "needs recordings without a licence",
+    ),
+    **dict.fromkeys(
+        (
+            "blockspike fit -m data.path=l5_pyramidal_noise_9_repeats.npz 'data.train_s=[[0,8]]' "
+            f"'data.test_s=[[8,15]]' population=gif n_bootstrap=0 seed=0,1,2 {rest}"
+            for rest in (
+                "data.compensation=aec fit.voltage_weight=0,1 population.n_starts=8 "
+                "trainer.max_epochs=120 fit=likelihood data.held_out=0",
+                "data.compensation=aec fit.voltage_weight=0,1 population.n_starts=32 "
+                "trainer.max_epochs=160",
+            )
+        ),
+        "needs a recording without a licence",
     ),
     "blockspike train -m search=shd experiment=shd sweep=slurm search.batch_size=16 "
     "hydra.launcher.partition=long": "needs a Slurm cluster",

@@ -20,6 +20,7 @@ from blockspike.fitting.parameters import NeuronParameters, simulate
 from blockspike.fitting.scores import predictions_of
 from blockspike.fitting.synthetic_cells import SyntheticCells
 from blockspike.training.metrics_file import read_metrics
+from made_electrode import cell_behind, write_cell
 from made_recordings import write_recording
 from tiers import mostly_slow
 
@@ -104,6 +105,28 @@ def test_a_fit_by_the_likelihood_from_file_to_page(blockspike, tmp_path, cells):
     assert row["rheobase_pa_low"] < row["rheobase_pa"] < row["rheobase_pa_high"]
     blockspike("report", f"run={run}")
     assert "escape width" in (run / "report.html").read_text()
+
+
+def test_a_fit_to_spikes_and_compensated_voltage(blockspike, tmp_path):
+    cell = cell_behind(40.0, 0.3)
+    write_cell(cell, tmp_path / "my_cell.npz")
+    few = ("population=gif", "population.n_starts=4", "trainer.max_epochs=15", "threads=1")
+    options = (*few, "fit=likelihood", "data.compensation=aec", "fit.voltage_weight=1")
+    done = blockspike("fit", "data.path=my_cell.npz", *options)
+    assert "no intervals: expected fit.voltage_weight=0" in done.stdout
+    (run,) = (p.parent for p in (tmp_path / "outputs").rglob("result.json"))
+    row = pd.read_csv(run / "fits.csv").iloc[0]
+    assert row["compensated_mohm"] == pytest.approx(40, rel=0.1)
+    assert row["compensated_tau_ms"] == pytest.approx(0.3, rel=0.2)
+    assert 0 < row["compensated_mohm_se"] < 2 and abs(row["electrode_mohm"]) < 15
+    assert 0.5 < row["test_voltage_rms_mv"] < 3
+    blockspike("report", f"run={run}")
+    assert "without the electrode’s share" in (run / "report.html").read_text()
+    # Another voltage is another recording.
+    (run / "result.json").unlink()
+    write_cell(cell._replace(voltage_mv=cell.voltage_mv + 1), tmp_path / "my_cell.npz")
+    done = blockspike("fit", "data.path=my_cell.npz", *options, check=False)
+    assert done.returncode == 2
 
 
 @pytest.mark.parametrize(
@@ -227,6 +250,7 @@ def test_an_interrupted_fit_resumes_to_identical_bits(blockspike, tmp_path, cell
         (("data.path=x.npz", "population.surrogate=x"), "expected a recording"),
         (("data=nmnist_sample",), "data: expected recordings, got events"),
         ((*ONE_CELL, "fit=likelihood", "optimizer=adam"), "optimizer: expected bfgs"),
+        ((*ONE_CELL, "fit.voltage_weight=1"), "voltage_weight: expected a voltage between spikes"),
         ((*ONE_CELL, "optimizer=bfgs"), "optimizer: expected bfgs"),
         ((*ONE_CELL, "optimizer=adamw"), "optimizer.weight_decay: expected 0 for a fit"),
         ((*ONE_CELL, "trainer.gradient_clip_val=1"), "expected null for a fit"),

@@ -65,7 +65,7 @@ def test_every_parameter_of_a_fitted_neuron_has_a_symbol_and_a_unit():
     of_neuron = {x.name for x in fields(FittedNeuron)} - {"name"}
     neuron = FittedNeuron("cell", 10.0, 100.0, 0.2, 0.01, 0.0, arp_ms=2.0, dt_ms=0.5)
     found = identified(neuron.parameters()).keys()
-    scales = set(COLUMNS)
+    scales = {*COLUMNS, "compensated_mohm", "compensated_tau_ms"}
     assert of_neuron | found | scales == PARAMETERS.keys()
 
 
@@ -97,6 +97,26 @@ def test_intervals_of_parameters_are_shown_where_there_are_some():
     assert ["τ_m time constant of the membrane", "10", "–", "ms"] in rows_of(
         html.split('id="cell-1"')[1], "Parameters"
     )
+
+
+def test_a_compensated_voltage_is_shown_as_such():
+    cell = made_cell()
+    assert cell.voltage_mv is not None
+    assert "the recorded voltage is the largest of each step" in page_of([cell])
+    html = page_of(
+        [cell], compensated_mohm=21.5, compensated_tau_ms=0.31, test_voltage_rms_mv=1.25,
+        train_voltage_rms_mv=1.5,
+    )  # fmt: skip
+    assert "the recorded voltage, without the electrode’s share, is the largest" in html
+    rows = rows_of(html, "Parameters")
+    assert [
+        "R_e compensated resistance of the electrode that was compensated",
+        "21.5",
+        "MΩ",
+    ] in rows
+    scores = {name: values for name, *values in rows_of(html, "Scores")}
+    name = "root mean squared error of the voltage between spikes (mV)"
+    assert scores[name] == ["1.250", "1.500"]
 
 
 def test_every_row_of_the_table_leads_to_its_cell():

@@ -53,6 +53,21 @@ def test_a_fit_of_every_electrode_has_the_hash_of_a_fit_without_the_option():
     assert chosen["data"].pop("electrode") == "soma" and chosen == content(command="fit")
 
 
+@pytest.mark.parametrize(
+    ("off", "on"),
+    [
+        ("data.compensation=null", "data.compensation=aec"),
+        ("fit.voltage_weight=0", "fit.voltage_weight=1"),
+    ],
+)
+@pytest.mark.parametrize("fit", ["multistart", "likelihood"])
+def test_the_voltage_is_no_content_of_a_fit_without_it(off, on, fit):
+    plain = content(f"fit={fit}", command="fit")
+    assert "compensation" not in plain["data"] and "voltage_weight" not in plain["fit"]
+    assert content(f"fit={fit}", off, command="fit") == plain
+    assert content(f"fit={fit}", on, command="fit") != plain
+
+
 def test_places_and_display_are_no_content():
     places = (
         "output_dir=elsewhere",

@@ -1,5 +1,6 @@
 """`blockspike fit`: fit neurons to all recordings at once, score them and draw them."""
 
+import hashlib
 import json
 import sys
 from typing import Any
@@ -29,7 +30,7 @@ from blockspike.fitting.distance import Window
 from blockspike.fitting.fitted_neuron import FittedNeuron
 from blockspike.fitting.guard import FittingGuard
 from blockspike.fitting.likelihood import likelihoods_of_cells
-from blockspike.fitting.millivolts import millivolts_of_cells
+from blockspike.fitting.millivolts import millivolts_of_cells, voltage_errors_of_cells
 from blockspike.fitting.module import FittingBatch, NeuronFittingModule
 from blockspike.fitting.parameters import NeuronParameters
 from blockspike.fitting.scores import (
@@ -39,6 +40,7 @@ from blockspike.fitting.scores import (
     scores_of_cells,
     scores_of_segments,
 )
+from blockspike.fitting.voltage import RecordedVoltage, recorded_voltage
 from blockspike.runs.run import Run
 from blockspike.training.metrics_file import read_metrics
 
@@ -61,7 +63,18 @@ def _build(cfg: DictConfig) -> tuple[RecordingsDataModule, NeuronFittingModule]:
     data.setup()
     for reason in data.failed.values():
         print(f"left out: {reason}", file=sys.stderr)
-    return data, build_fit(cfg, len(data.names), data.dt_ms)
+    module = build_fit(cfg, len(data.names), data.dt_ms)
+    if module.voltage_weight:  # refuse a recording without voltage before the run has a folder
+        voltage = _voltage(data)
+        if data.sha256 is not None:
+            data.sha256 = hashlib.sha256(
+                data.sha256.encode() + voltage.mv.numpy().tobytes()
+            ).hexdigest()
+    return data, module
+
+
+def _voltage(data: RecordingsDataModule) -> RecordedVoltage:
+    return recorded_voltage(data.names, data.train, data.train_voltage_mv, data.dt_ms)
 
 
 def _fit_and_score(
@@ -90,9 +103,7 @@ def _fit_and_score(
             scores_of_cells(of_train).add_prefix("train_"),
             scores_of_cells(of_test).add_prefix("test_"),
             likelihoods_of_cells(parameters, data.train, data.test, data.dt_ms),
-            millivolts_of_cells(
-                parameters, data.train, data.train_voltage_mv, data.scale_pa, data.dt_ms
-            ),
+            _voltage_columns(parameters, data),
         ],
         axis=1,
     )
@@ -124,12 +135,35 @@ def _fit(cfg, run: Run, data: RecordingsDataModule, module: NeuronFittingModule)
             f"trainer: expected one process, since all fits are one batch, got {trainer.world_size}"
         )
     current, target, window = data.batch()
-    trials = data.trials() if module.loss == "likelihood" else ()
-    batch = FittingBatch(current, target, Window(*window), *trials)
+    trains, is_there = data.trials() if module.loss == "likelihood" else (None, None)
+    voltage = _voltage(data) if module.voltage_weight else None
+    batch = FittingBatch(current, target, Window(*window), trains, is_there, voltage)
     loader = DataLoader([batch], batch_size=None)  # pyright: ignore
     with without_known_warnings():
         trainer.fit(module, loader, ckpt_path=last_checkpoint(run))
     return float(read_metrics(run.folder / "metrics.csv")["time/epoch_s"].to_numpy(float).sum())
+
+
+def _voltage_columns(parameters: NeuronParameters, data: RecordingsDataModule) -> pd.DataFrame:
+    """Scales in mV, errors of the voltage, and the electrodes that were compensated."""
+    scale_pa, dt_ms = data.scale_pa, data.dt_ms
+    table = millivolts_of_cells(parameters, data.train, data.train_voltage_mv, scale_pa, dt_ms)
+    if len(table.columns):
+        of_parts = {"train": data.train_voltage_mv, "test": data.test_mean_voltage_mv}
+        table = table.assign(**{
+            f"{name}_voltage_rms_mv": voltage_errors_of_cells(
+                parameters, table, getattr(data, name), voltage_mv, scale_pa, dt_ms
+            )
+            for name, voltage_mv in of_parts.items()
+        })  # fmt: skip
+    electrodes = [x for x in data.compensated if x is not None]
+    if not electrodes:
+        return table
+    return table.assign(
+        compensated_mohm=[x.resistance_mohm for x in electrodes],
+        compensated_mohm_se=[x.error_mohm for x in electrodes],
+        compensated_tau_ms=[x.tau_ms for x in electrodes],
+    )
 
 
 def _parameter_columns(

@@ -67,6 +67,9 @@ def fit_intervals(
     if not isinstance(population, DrawnPopulation):
         print(f"no intervals: expected neurons whose starts are drawn, got {population.neuron}")
         return nothing
+    if module.voltage_weight:
+        print("no intervals: expected fit.voltage_weight=0, as the voltage cannot be resampled")
+        return nothing
     parameters, _ = module.chosen()
     drawn = resample(data.train, parameters, n, data.dt_ms, cfg.seed + 1, data.first_trial_only)
     if not any(drawn.how):
@@ -77,8 +80,8 @@ def fit_intervals(
     start = {name: x.repeat_interleave(n) for name, x in module.chosen_values().items()}
     again.population.start_around(start, _DEVIATION, cfg.seed + 1)
     window = Window(0, drawn.n_steps, drawn.n_steps)
-    trials = padded(drawn.trains) if module.loss == "likelihood" else ()
-    batch = FittingBatch(drawn.current, drawn.target, window, *trials)
+    trains, is_there = padded(drawn.trains) if module.loss == "likelihood" else (None, None)
+    batch = FittingBatch(drawn.current, drawn.target, window, trains, is_there)
     _fit(_of_replicates(cfg), run, again, batch)
     refitted, _ = again.chosen()
     fitted = determined(parameters, data.scale_pa)

@@ -14,6 +14,7 @@ import pytorch_lightning as pl
 from torch import Tensor
 
 from blockspike.data.datamodule import require
+from blockspike.data.electrode import Electrode, electrode_of, without_electrode
 from blockspike.data.ibw import SUFFIX as IBW_SUFFIX
 from blockspike.data.parts import Part, beside, n_steps_of, padded, stacked
 from blockspike.data.progress import progress
@@ -59,7 +60,9 @@ class _Cell:
     warm_up_steps: int
     titles: list[str]
     train_voltage_mv: np.ndarray | None
+    test_mean_voltage_mv: np.ndarray | None
     voltage_mv: np.ndarray | None
+    compensated: Electrode | None
 
 
 class RecordingsDataModule(pl.LightningDataModule):
@@ -71,8 +74,9 @@ class RecordingsDataModule(pl.LightningDataModule):
     ``names``, ``scale_pa``, ``train``, ``test`` and ``sha256``, the hash of the recordings as read
     (None if they are synthetic); and, for plots, of each cell's scored test segments,
     ``test_titles`` and ``test_voltage_mv`` (see `Recording.voltage`), float32 ``[B, T]`` with NaN
-    where a segment has no voltage, or None. ``train_voltage_mv`` are means of the steps of the
-    training segments.
+    where a segment has no voltage, or None. ``train_voltage_mv`` and ``test_mean_voltage_mv`` are
+    means of the steps of all segments, with their warm-up. ``compensated`` are the electrodes whose
+    voltage was subtracted, one per cell, or None.
 
     Currents are divided by a number per cell, ``scale_pa``, that is stored with its fit: the
     standard deviation of its training current, or, in the paper's recipe, 100 times its maximum.
@@ -94,6 +98,8 @@ class RecordingsDataModule(pl.LightningDataModule):
         scaling: "deviation" or, as published, "maximum".
         own_test_scale: divide the test current by a scale of its own, as published.
         name: name of the data set, for tables; None = the file's or folder's name.
+        compensation: "aec" subtracts the electrode's share of the recorded voltage, estimated in
+            the training segments (see `electrode_of`); None = nothing.
         n_folds, fold: cross-validation: every n-th stimulus, from number `fold` on, is for the test
             and the others are for training, each as a whole or in `train_s` and `test_s`.
 
@@ -136,8 +142,10 @@ class RecordingsDataModule(pl.LightningDataModule):
         name: str | None = None,
         n_folds: int | None = None,
         fold: int = 0,
+        compensation: Literal["aec"] | None = None,
     ):
         super().__init__()
+        require(compensation in (None, "aec"), "compensation", compensation, "aec or null")
         require(0 < dt_ms < float("inf"), "dt_ms", dt_ms, "a positive number of ms")
         require(0 <= held_out < 1, "held_out", held_out, "0 ≤ x < 1")
         require(warm_up_s >= 0, "warm_up_s", warm_up_s, "at least 0")
@@ -166,6 +174,7 @@ class RecordingsDataModule(pl.LightningDataModule):
         self.first_trial_only, self.scaling = first_trial_only, scaling
         self.own_test_scale = own_test_scale
         self.n_folds, self.fold = n_folds, fold
+        self.compensation = compensation
         self.title: str = name or name_of(self.path)
         self.failed: dict[str, str] = {}
         self._not_there: dict[str, str] = {}
@@ -235,6 +244,8 @@ class RecordingsDataModule(pl.LightningDataModule):
         self.test_titles = [cell.titles for cell in cells]
         self.train_voltage_mv = [cell.train_voltage_mv for cell in cells]
         self.test_voltage_mv = [cell.voltage_mv for cell in cells]
+        self.test_mean_voltage_mv = [cell.test_mean_voltage_mv for cell in cells]
+        self.compensated = [cell.compensated for cell in cells]
         nothing = [0] * len(cells)
         warm_up_steps = [cell.warm_up_steps for cell in cells]
         self.train = _part([cell.train for cell in cells], self.scale_pa, nothing)
@@ -253,12 +264,19 @@ class RecordingsDataModule(pl.LightningDataModule):
         if self.is_recorded:
             _check_spikes(train.name, train_data, test_data, warm_up_steps)
         scale_pa = self._scale(train_data[0])
+        compensated = None
+        if self.compensation is not None:
+            own = [(cut.stimulus, cut.steps(train.dt_ms)) for cut in trained]
+            compensated = electrode_of(train, own)
+            train, test = (without_electrode(x, compensated) for x in (train, test))
         return _Cell(
             train.name, train_data, test_data, scale_pa,
             self._scale(test_data[0]) if self.own_test_scale else scale_pa,
             warm_up_steps, titles,
             self._voltage(train, trained, 0, "mean"),
+            self._voltage(test, tested, 0, "mean"),
             self._voltage(test, tested, warm_up_steps, "largest"),
+            compensated,
         )  # fmt: skip
 
     def _segments(self, recording: Recording, cuts: list[_Cut]) -> _Segments:

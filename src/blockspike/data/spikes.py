@@ -13,6 +13,8 @@ _MIN_PEAK_MV = -20.0
 _MIN_RISE_MV = 20.0
 _REACH_MS = 5.0
 _MIN_INTERVAL_MS = 1.0
+_BEFORE_MS, _AFTER_MS = 2.0, 10.0  # about a spike, where the voltage is that of the spike
+_HEIGHT_MV = 20.0  # by which the voltage at a spike must exceed the median
 
 
 def bin_spikes(times_s: np.ndarray, dt_ms: float, n_steps: int) -> np.ndarray:
@@ -94,3 +96,35 @@ def check_times(where: str, times_s: np.ndarray, duration_s: float) -> np.ndarra
 def no_spikes(where: str) -> ValueError:
     """Error for a sweep with neither spike times nor a voltage."""
     return ValueError(f"{where}: expected spike times or a voltage to find spikes in, got neither")
+
+
+def between_spikes(fired: np.ndarray, dt_ms: float) -> np.ndarray:
+    """Steps ``[T, B]`` without a spike nearby, in which the voltage is that of the membrane.
+
+    They are not within 2 ms before or 10 ms after a spike, nor among the first 10 ms, of which it
+    is not known whether a spike preceded them.
+
+    Args:
+        fired: ``[T, B]``, whether there is a spike.
+        dt_ms: length of a step.
+    """
+    before, after = round(_BEFORE_MS / dt_ms), round(_AFTER_MS / dt_ms)
+    near = np.zeros(fired.shape, bool)
+    near[:after] = True
+    for shift in range(-before, after + 1):
+        if shift < 0:
+            near[:shift] |= fired[-shift:]
+        else:
+            near[shift:] |= fired[: len(fired) - shift]
+    return ~near
+
+
+def shows_spikes(fired: np.ndarray, voltage_mv: np.ndarray, dt_ms: float) -> bool:
+    """Whether the voltage ``[T, B]`` is high where the spikes are: it may be of other trials."""
+    known = np.isfinite(voltage_mv).all(0)
+    if not fired[:, known].any():
+        return True
+    n_after = round(_BEFORE_MS / dt_ms) + 1
+    padded = np.pad(voltage_mv[:, known], ((0, n_after), (0, 0)), mode="edge")
+    peak = np.max([padded[k : k + len(voltage_mv)] for k in range(n_after)], 0)
+    return np.median(peak[fired[:, known]]) > np.median(voltage_mv[:, known]) + _HEIGHT_MV

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from blockspike.fitting.distance import Window
 from blockspike.fitting.module import FittingBatch, NeuronFittingModule
+from blockspike.fitting.voltage import RecordedVoltage
 from blockspike.neurons import NotFiniteError
 from blockspike.training.guard import Guard, require_finite, warn
 
@@ -106,8 +107,13 @@ class FittingGuard(Guard):
         return f"{self.names[i // n_starts]}, start {i % n_starts + 1}"
 
     def _plain(self, batch: FittingBatch) -> dict[str, Any]:
-        return batch._asdict() | {"window": tuple(batch.window)}
+        voltage = None if batch.voltage is None else tuple(batch.voltage)
+        return batch._asdict() | {"window": tuple(batch.window), "voltage": voltage}
 
     def _unpacked(self, plain: dict[str, Any]) -> FittingBatch:
-        current, target, window, *trials = (plain[name] for name in FittingBatch._fields)
-        return FittingBatch(current, target, Window(*window), *trials)
+        voltage = plain.get("voltage")
+        own = {
+            "window": Window(*plain["window"]),
+            "voltage": None if voltage is None else RecordedVoltage(*voltage),
+        }
+        return FittingBatch(**plain | own)

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from torch import Tensor
 
 from blockspike.data.parts import Part, beside, stacked
+from blockspike.data.spikes import between_spikes, shows_spikes
 from blockspike.fitting.likelihood import margins_at
 from blockspike.fitting.parameters import NeuronParameters
 
@@ -21,9 +21,7 @@ COLUMNS = (
     "reset_mv", "threshold_mv", "rest_mv", "resistance_mohm", "capacitance_pf", "electrode_mohm",
     "voltage_explained",
 )  # fmt: skip
-_BEFORE_MS, _AFTER_MS = 2.0, 10.0  # about a spike, where the voltage is that of the spike
 _LEAST_MS = 200.0  # of voltage between spikes
-_HEIGHT_MV = 20.0  # by which the voltage at a spike must exceed the median
 _OF_THRESHOLD = ("b", "b_2", "coupling")
 
 
@@ -56,31 +54,67 @@ def millivolts_of_cells(
         row = None
         if voltage is not None:
             own = parameters[torch.tensor([cell])]
-            segments = part.segments(cell)
-            current = stacked([beside([current for current, _ in segments])])
-            trains = beside([trains[0] for _, trains in segments])
-            row = _millivolts(own, current, trains, voltage.T, float(scale_pa[cell]), dt_ms)
+            row = _millivolts(own, part, cell, voltage, float(scale_pa[cell]), dt_ms)
         rows.append(row or {})
     table = pd.DataFrame(rows, columns=pd.Index(COLUMNS))
     return table if table.notna().to_numpy().any() else pd.DataFrame(index=range(len(rows)))
 
 
-def _millivolts(
-    own: NeuronParameters, current: Tensor, trains: np.ndarray, voltage: np.ndarray,
-    scale_pa: float, dt_ms: float,
-) -> dict[str, Any] | None:  # fmt: skip
-    """A row of one cell, from current [T, B, 1], trains and voltage [T, B]."""
+def voltage_errors_of_cells(
+    parameters: NeuronParameters, millivolts: pd.DataFrame, part: Part,
+    voltage_mv: list[np.ndarray | None], scale_pa: np.ndarray, dt_ms: float,
+) -> np.ndarray:  # fmt: skip
+    """Root mean squared errors [C] in mV of the fitted membranes between spikes.
+
+    Args:
+        parameters, part, voltage_mv, scale_pa, dt_ms: as in `millivolts_of_cells`.
+        millivolts: its table, of this part or another.
+
+    Returns:
+        NaN of a cell without a scale or a voltage. Steps before the first scored one do not count.
+    """
+    errors = np.full(len(voltage_mv), np.nan)
+    for cell, voltage in enumerate(voltage_mv):
+        if voltage is None or "reset_mv" not in millivolts:
+            continue
+        row = millivolts.iloc[cell]
+        unit_mv = row["threshold_mv"] - row["reset_mv"]
+        scales = np.array([row["reset_mv"], unit_mv, row["electrode_mohm"]], float)
+        own = parameters[torch.tensor([cell])]
+        columns, recorded, _ = _compared(own, part, cell, voltage, float(scale_pa[cell]), dt_ms)
+        if len(recorded):
+            errors[cell] = np.sqrt(np.mean((recorded - columns @ scales) ** 2))
+    return errors
+
+
+def _compared(
+    own: NeuronParameters, part: Part, cell: int, voltage: np.ndarray, scale_pa: float, dt_ms: float
+) -> tuple[np.ndarray, np.ndarray, bool]:
+    """Columns 1, membrane and current in nA, [n, 3], and the voltage [n], of steps between spikes.
+
+    And whether the voltage [B, T] shows the spikes.
+    """
+    segments = part.segments(cell)
+    current = stacked([beside([current for current, _ in segments])])
+    fired = beside([trains[0] for _, trains in segments]) > 0
     nothing = {x.name: torch.zeros_like(own.b) for x in fields(own) if x.name in _OF_THRESHOLD}
-    without_adaptation = replace(own, **nothing)
-    spikes = torch.from_numpy(trains).unsqueeze(2)
-    membrane = margins_at(without_adaptation, current, spikes, dt_ms)[:, :, 0] + 1
+    spikes = torch.from_numpy(fired).unsqueeze(2)
+    membrane = margins_at(replace(own, **nothing), current, spikes, dt_ms)[:, :, 0] + 1
     membrane[1:] = (membrane[1:] + membrane[:-1]) / 2  # of the middle of a step, as the voltage is
-    between = _between_spikes(trains > 0, dt_ms) & np.isfinite(voltage) & np.isfinite(membrane)
-    if between.sum() * dt_ms < _LEAST_MS or not _shows_spikes(trains > 0, voltage, dt_ms):
-        return None
+    between = between_spikes(fired, dt_ms) & np.isfinite(voltage.T) & np.isfinite(membrane)
+    between[: part.first[cell]] = False
     through_electrode = current[:, :, 0].double().numpy()[between] * scale_pa / 1000  # nA
     columns = np.stack([np.ones(between.sum()), membrane[between], through_electrode], 1)
-    recorded = voltage[between].astype(float)
+    return columns, voltage.T[between].astype(float), shows_spikes(fired, voltage.T, dt_ms)
+
+
+def _millivolts(
+    own: NeuronParameters, part: Part, cell: int, voltage: np.ndarray, scale_pa: float, dt_ms: float
+) -> dict[str, Any] | None:
+    """A row of one cell."""
+    columns, recorded, is_its_own = _compared(own, part, cell, voltage, scale_pa, dt_ms)
+    if len(recorded) * dt_ms < _LEAST_MS or not is_its_own:
+        return None
     (reset_mv, unit_mv, electrode_mohm), *_ = np.linalg.lstsq(columns, recorded, rcond=None)
     if not unit_mv > 0:
         return None
@@ -97,27 +131,3 @@ def _millivolts(
         "electrode_mohm": electrode_mohm,
         "voltage_explained": 1 - left.var() / recorded.var(),
     }
-
-
-def _between_spikes(fired: np.ndarray, dt_ms: float) -> np.ndarray:
-    """Steps [T, B] without a spike nearby, or before the first ones, of which nothing is known."""
-    before, after = round(_BEFORE_MS / dt_ms), round(_AFTER_MS / dt_ms)
-    near = np.zeros(fired.shape, bool)
-    near[:after] = True
-    for shift in range(-before, after + 1):
-        if shift < 0:
-            near[:shift] |= fired[-shift:]
-        else:
-            near[shift:] |= fired[: len(fired) - shift]
-    return ~near
-
-
-def _shows_spikes(fired: np.ndarray, voltage: np.ndarray, dt_ms: float) -> bool:
-    """Whether the voltage is high where the spikes are: it may be that of other trials."""
-    known = np.isfinite(voltage).all(0)
-    if not fired[:, known].any():
-        return True
-    n_after = round(_BEFORE_MS / dt_ms) + 1
-    padded = np.pad(voltage[:, known], ((0, n_after), (0, 0)), mode="edge")
-    peak = np.max([padded[k : k + len(voltage)] for k in range(n_after)], 0)
-    return np.median(peak[fired[:, known]]) > np.median(voltage[:, known]) + _HEIGHT_MV

@@ -14,6 +14,7 @@ from blockspike.fitting.bfgs import BatchedBFGS
 from blockspike.fitting.distance import Window
 from blockspike.fitting.parameters import NeuronParameters
 from blockspike.fitting.population import NeuronPopulation
+from blockspike.fitting.voltage import RecordedVoltage
 
 FittingLoss = Literal["distance", "squared_distance", "likelihood"]
 
@@ -27,6 +28,7 @@ class FittingBatch(NamedTuple):
         window: the steps that are fitted and those held out.
         trains: [T, R, B, C] recorded spikes of up to R trials, for the likelihood.
         is_there: [R, B, C], whether there is such a trial.
+        voltage: recorded voltage, for fits with a `voltage_weight`.
     """
 
     current: Tensor
@@ -34,6 +36,7 @@ class FittingBatch(NamedTuple):
     window: Window
     trains: Tensor | None = None
     is_there: Tensor | None = None
+    voltage: RecordedVoltage | None = None
 
 
 class NeuronFittingModule(pl.LightningModule):
@@ -59,6 +62,9 @@ class NeuronFittingModule(pl.LightningModule):
         loss: "distance", as published, "squared_distance", or "likelihood": the negative
             log-likelihood of the recorded spikes, of neurons with escape noise, which is then the
             distance; τ has no part in it.
+        voltage_weight: weight of the recorded voltage between spikes: what leaving all its variance
+            unexplained costs, for each recorded spike. It is added to the distance, too. 0 = the
+            spikes alone.
         resample_every: epochs between selections; None = starts stay independent.
         elite_fraction: share of a cell's starts that survive a selection.
         perturbation: (first, last) standard deviation of the copies' changes.
@@ -85,6 +91,7 @@ class NeuronFittingModule(pl.LightningModule):
         tau_ms: float = 10.0,
         first_tau_ms: float | None = None,
         loss: FittingLoss = "distance",
+        voltage_weight: float = 0.0,
         resample_every: int | None = None,
         elite_fraction: float = 0.25,
         perturbation: tuple[float, float] = (0.3, 0.02),
@@ -104,9 +111,14 @@ class NeuronFittingModule(pl.LightningModule):
         for name, count in (("resample_every", resample_every), ("patience", patience)):
             if count is not None and count < 1:
                 raise ValueError(f"{name}: expected an integer ≥ 1 or null, got {count}")
+        if not 0 <= voltage_weight < math.inf or (voltage_weight and loss == "distance"):
+            raise ValueError(
+                "voltage_weight: expected a number ≥ 0, and 0 for loss=distance, got "
+                f"{voltage_weight}"
+            )
         self.population = population
         self.make_optimizer = optimizer
-        self.n_epochs, self.loss = n_epochs, loss
+        self.n_epochs, self.loss, self.voltage_weight = n_epochs, loss, voltage_weight
         self.tau_ms, self.first_tau_ms = tau_ms, first_tau_ms or tau_ms
         self.resample_every, self.elite_fraction = resample_every, elite_fraction
         self.perturbation, self.gradient_clip = tuple(perturbation), gradient_clip
@@ -146,10 +158,18 @@ class NeuronFittingModule(pl.LightningModule):
     def losses(self, batch: FittingBatch) -> tuple[Tensor, Tensor, Tensor]:
         """Losses [N] of the starts; squared distances [B, N] over fitted and held-out steps.
 
-        Of the likelihood, negative logarithms instead of distances.
+        Of the likelihood, negative logarithms instead of distances. Those of the recorded voltage
+        are added, if it has a weight.
         """
-        if self.loss == "likelihood":
-            return self._losses_by_likelihood(batch)
+        by_likelihood = self.loss == "likelihood"
+        of_spikes = self._losses_by_likelihood if by_likelihood else self._losses_by_distance
+        loss, fitted, held_out = of_spikes(batch)
+        if not self.voltage_weight:
+            return loss, fitted, held_out
+        of_fitted, of_held_out = self._losses_of_voltage(batch)
+        return loss + of_fitted.sum(0), fitted + of_fitted, held_out + of_held_out
+
+    def _losses_by_distance(self, batch: FittingBatch) -> tuple[Tensor, Tensor, Tensor]:
         scale = self.population.dt_ms / self._tau_ms()
         n_steps, n_segments, _ = batch.current.shape
         draws = self.population.draw(n_steps, n_segments, self._epoch_seed())
@@ -171,6 +191,22 @@ class NeuronFittingModule(pl.LightningModule):
             batch.current, batch.trains, batch.is_there, batch.window
         )
         return -fitted.sum(0), -fitted.detach(), -held_out
+
+    def _losses_of_voltage(self, batch: FittingBatch) -> tuple[Tensor, Tensor]:
+        """Weighted squared errors [B, N] of the membrane over fitted and held-out steps."""
+        assert batch.voltage is not None
+        shares = self.population.unexplained_voltage(batch.current, batch.voltage, batch.window)
+        if batch.trains is None:
+            target = batch.target
+        else:
+            assert batch.is_there is not None
+            target = (batch.trains * batch.is_there).sum(1)
+        n_spikes, _ = batch.window.sums(target, self.population.n_cells)
+        of_cell = self.voltage_weight * n_spikes.sum(0)
+        fitted, held_out = (
+            of_cell.repeat_interleave(self.population.n_starts) * share for share in shares
+        )
+        return fitted, held_out
 
     def _epoch_seed(self) -> int:
         """Seed of this epoch's draws, the same in a run that resumes here."""
@@ -301,7 +337,11 @@ class NeuronFittingModule(pl.LightningModule):
         self, batch: FittingBatch, device: torch.device, dataloader_idx: int
     ) -> FittingBatch:
         """Move the arrays to the device; the window stays."""
-        moved = {k: x.to(device) for k, x in batch._asdict().items() if isinstance(x, Tensor)}
+        moved: dict[str, Any] = {
+            k: x.to(device) for k, x in batch._asdict().items() if isinstance(x, Tensor)
+        }
+        if batch.voltage is not None:
+            moved["voltage"] = RecordedVoltage(*(x.to(device) for x in batch.voltage))
         return batch._replace(**moved)
 
     def chosen_values(self) -> dict[str, Tensor]:

@@ -17,6 +17,7 @@ from blockspike.fitting.parameters import (
     of_coefficients,
     with_noise,
 )
+from blockspike.fitting.voltage import RecordedVoltage, driven_membrane, unexplained_voltage
 from blockspike.networks.bounded import BoundedParameters, Bounds
 from blockspike.networks.layers import decay
 from blockspike.neurons import Method, MultiGaussian, Surrogate, alif
@@ -170,6 +171,18 @@ class NeuronPopulation(BoundedParameters):
         """
         raise ValueError(f"loss: expected a distance for {self.neuron}, got likelihood")
 
+    def unexplained_voltage(
+        self, current: Tensor, recorded: RecordedVoltage, window: Window
+    ) -> tuple[Tensor, Tensor]:
+        """Shares of the voltage's variance that the neurons do not explain, [B, N] each.
+
+        Arguments and results are those of `voltage.unexplained_voltage`.
+
+        Raises:
+            ValueError: the neurons have no such parameters.
+        """
+        raise ValueError(f"voltage_weight: expected 0 for {self.neuron}, got more")
+
 
 Range = tuple[float, float]
 # Wide: they only keep a diverging start from overflowing.
@@ -263,6 +276,13 @@ class DrawnPopulation(NeuronPopulation):
             c.drive._replace(noise=1 / values.escape_width),
             at_threshold=escape.log_rate_at_threshold(self.dt_ms), window=window,
         )  # fmt: skip
+
+    def unexplained_voltage(
+        self, current: Tensor, recorded: RecordedVoltage, window: Window
+    ) -> tuple[Tensor, Tensor]:
+        """Shares of the voltage's variance that are not explained; see `NeuronPopulation`."""
+        membrane = driven_membrane(self.values(), self.dt_ms, current, recorded.spikes)
+        return unexplained_voltage(membrane, current, recorded, window)
 
     @abstractmethod
     def arp_ms(self) -> Tensor:

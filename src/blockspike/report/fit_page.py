@@ -26,6 +26,7 @@ _SCORES = {
     "gamma_a_2ms": "Γ ± 2 ms relative to reliability",
     "md_star_4ms": "Md* ± 4 ms",
     "bits_per_spike": "bits per spike beyond a constant rate, with escape noise",
+    "voltage_rms_mv": "root mean squared error of the voltage between spikes (mV)",
     "rate_hz": "rate of the model (Hz)",
     "recorded_hz": "recorded rate (Hz)",
     "rate_error": "relative error of the rate",
@@ -42,6 +43,12 @@ PARAMETERS = {
     "resistance_mohm": ("R", "resistance of the membrane", "MΩ"),
     "capacitance_pf": ("C", "capacitance of the membrane", "pF"),
     "electrode_mohm": ("R_e", "resistance of the electrode", "MΩ"),
+    "compensated_mohm": (
+        "R_e compensated",
+        "resistance of the electrode that was compensated",
+        "MΩ",
+    ),
+    "compensated_tau_ms": ("τ_e", "time constant of that electrode", "ms"),
     "voltage_explained": ("R²", "share of the voltage between spikes that these explain", ""),
     "gain_per_pa": ("gain", "steady change of V per current", "thresholds/pA"),
     "rest": ("rest", "where V settles without a current", "thresholds"),
@@ -154,6 +161,7 @@ def render_fit(
         columns=[*scores.values(), *(_headings(name) for name in shown)],
         sections=sections,
         failed=failed,
+        is_compensated="compensated_mohm" in table,
         has_intervals=any(f"{name}_low" in table for name in shown),
         sigma_ms=f"{SIGMA_MS:g}",
         overview={

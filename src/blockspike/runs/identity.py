@@ -32,6 +32,8 @@ _OFF = {
     ("network", "init"): "default",
     ("network", "recurrent_init"): "default",
     ("data", "electrode"): None,
+    ("data", "compensation"): None,
+    ("fit", "voltage_weight"): 0.0,
     ("data", "noise"): "membrane",  # of synthetic cells
     ("data", "neuron"): "alif",  # of synthetic cells
 }
