@@ -30,6 +30,7 @@ _OFF = {
     ("network", "init"): "default",
     ("network", "recurrent_init"): "default",
     ("data", "electrode"): None,
+    ("data", "train_warm_up_s"): 0.0,
     ("data", "noise"): "membrane",  # of synthetic cells
     ("data", "neuron"): "alif",  # of synthetic cells
 }
