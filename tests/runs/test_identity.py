@@ -86,3 +86,11 @@ def test_early_stopping_follows_the_monitor(monitor, mode):
     callback = content("callbacks=early_stopping", f"monitor={monitor}")["callbacks"]
     assert callback["early_stopping"]["monitor"] == monitor
     assert callback["early_stopping"]["mode"] == mode
+
+
+def test_a_fit_without_warm_up_before_training_has_the_hash_that_it_had():
+    chosen = ["data.train_s=[[2,3]]", "data.test_s=[[4,5]]"]
+    off = content(*chosen, command="fit")
+    assert "train_warm_up_s" not in off["data"]
+    on = content(*chosen, "data.train_warm_up_s=1", command="fit")
+    assert on["data"]["train_warm_up_s"] == 1.0 and content_hash(on) != content_hash(off)

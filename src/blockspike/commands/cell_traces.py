@@ -32,7 +32,7 @@ def traces_of_fit(
     """Traces of every cell: its predictions of both parts, and the scores of its test segments."""
     cells = []
     for cell, neuron in enumerate(neurons):
-        first = data.test.first[cell]
+        first, first_fitted = data.test.first[cell], data.train.first[cell]
         traces = cell_traces(
             neuron,
             _currents(data.test, cell, data.scale_pa[cell]),
@@ -46,8 +46,8 @@ def traces_of_fit(
             # The recorded current, which the neuron was not given if it has a scale of its own.
             shown_pa=_currents(data.test, cell, data.test_scale_pa[cell]),
             training=_segments(
-                _currents(data.train, cell, data.scale_pa[cell]),
-                data.train.trains[cell],
+                [row[first_fitted:] for row in _currents(data.train, cell, data.scale_pa[cell])],
+                [trains[:, first_fitted:] for trains in data.train.trains[cell]],
                 train[cell],
             ),
         )

@@ -44,6 +44,10 @@ class _Cut(NamedTuple):
         first = round(self.start_s * 1000 / dt_ms)
         return slice(first, first + int((self.stop_s - self.start_s) * 1000 / dt_ms + 1e-6))
 
+    def begun_earlier(self, by_s: float) -> _Cut:
+        """The segment and some time before it."""
+        return self._replace(start_s=self.start_s - by_s)
+
 
 _Segments = tuple[np.ndarray, list[np.ndarray]]  # currents [T, B], as `beside`; trains [B][R, T]
 
@@ -75,8 +79,8 @@ class RecordingsDataModule(pl.LightningDataModule):
     (None if they are synthetic); and, for plots, of each cell's scored test segments,
     ``test_titles`` and ``test_voltage_mv`` (see `Recording.voltage`), float32 ``[B, T]`` with NaN
     where a segment has no voltage, or None. ``train_voltage_mv`` and ``test_mean_voltage_mv`` are
-    means of the steps of all segments, with their warm-up. ``compensated`` are the electrodes whose
-    voltage was subtracted, one per cell, or None.
+    means of the steps of all segments, with the time before them that is simulated.
+    ``compensated`` are the electrodes whose voltage was subtracted, one per cell, or None.
 
     Currents are divided by a number per cell, ``scale_pa``, that is stored with its fit: the
     standard deviation of its training current, or, in the paper's recipe, 100 times its maximum.
@@ -94,6 +98,8 @@ class RecordingsDataModule(pl.LightningDataModule):
             and the rest, or all of each sweep if no sweep is in both parts.
         held_out: share of each training segment, at its end, by which starts are chosen.
         warm_up_s: time before each test segment that is simulated but not scored.
+        train_warm_up_s: time before each segment of `train_s` that is simulated but not fitted, so
+            that the neuron enters it adapted. Without it each segment begins at rest.
         first_trial_only: fit to the first trial, not to the mean of all; all are scored.
         scaling: "deviation" or, as published, "maximum".
         own_test_scale: divide the test current by a scale of its own, as published.
@@ -136,6 +142,7 @@ class RecordingsDataModule(pl.LightningDataModule):
         test_s: Segments | None = None,
         held_out: float = 0.2,
         warm_up_s: float = 1.0,
+        train_warm_up_s: float = 0.0,
         first_trial_only: bool = False,
         scaling: Literal["deviation", "maximum"] = "deviation",
         own_test_scale: bool = False,
@@ -149,6 +156,7 @@ class RecordingsDataModule(pl.LightningDataModule):
         require(0 < dt_ms < float("inf"), "dt_ms", dt_ms, "a positive number of ms")
         require(0 <= held_out < 1, "held_out", held_out, "0 ≤ x < 1")
         require(warm_up_s >= 0, "warm_up_s", warm_up_s, "at least 0")
+        _check_train_warm_up(train_warm_up_s, train_s)
         require(scaling in ("deviation", "maximum"), "scaling", scaling, "deviation or maximum")
         require((train_sweeps is None) == (test_sweeps is None), "train_sweeps, test_sweeps",
                 (train_sweeps, test_sweeps), "both or neither")  # fmt: skip
@@ -171,6 +179,7 @@ class RecordingsDataModule(pl.LightningDataModule):
         self.train_sweeps, self.test_sweeps, self._apart = train_sweeps, test_sweeps, apart
         self.electrode, self.train_s, self.test_s = electrode, train_s, test_s
         self.held_out, self.warm_up_s = held_out, warm_up_s
+        self.train_warm_up_s = train_warm_up_s
         self.first_trial_only, self.scaling = first_trial_only, scaling
         self.own_test_scale = own_test_scale
         self.n_folds, self.fold = n_folds, fold
@@ -246,9 +255,9 @@ class RecordingsDataModule(pl.LightningDataModule):
         self.test_voltage_mv = [cell.voltage_mv for cell in cells]
         self.test_mean_voltage_mv = [cell.test_mean_voltage_mv for cell in cells]
         self.compensated = [cell.compensated for cell in cells]
-        nothing = [0] * len(cells)
+        first_fitted = [self._train_warm_up_steps] * len(cells)
         warm_up_steps = [cell.warm_up_steps for cell in cells]
-        self.train = _part([cell.train for cell in cells], self.scale_pa, nothing)
+        self.train = _part([cell.train for cell in cells], self.scale_pa, first_fitted)
         self.test = _part([cell.test for cell in cells], self.test_scale_pa, warm_up_steps)
 
     def _cut(self, train: Recording, test: Recording) -> _Cell:
@@ -258,12 +267,15 @@ class RecordingsDataModule(pl.LightningDataModule):
         # No longer than the time before any test segment.
         warm_up_s = min(self.warm_up_s, *(cut.start_s for cut in tested))
         titles = _titles(test, tested)
-        tested = [cut._replace(start_s=cut.start_s - warm_up_s) for cut in tested]
+        trained = [cut.begun_earlier(self.train_warm_up_s) for cut in trained]
+        tested = [cut.begun_earlier(warm_up_s) for cut in tested]
         train_data, test_data = self._segments(train, trained), self._segments(test, tested)
         warm_up_steps = round(warm_up_s * 1000 / self.dt_ms)
         if self.is_recorded:
-            _check_spikes(train.name, train_data, test_data, warm_up_steps)
-        scale_pa = self._scale(train_data[0])
+            _check_spikes(
+                train.name, train_data, self._train_warm_up_steps, test_data, warm_up_steps
+            )
+        scale_pa = self._scale(train_data[0][self._train_warm_up_steps :])
         compensated = None
         if self.compensation is not None:
             own = [(cut.stimulus, cut.steps(train.dt_ms)) for cut in trained]
@@ -278,6 +290,10 @@ class RecordingsDataModule(pl.LightningDataModule):
             self._voltage(test, tested, warm_up_steps, "largest"),
             compensated,
         )  # fmt: skip
+
+    @property
+    def _train_warm_up_steps(self) -> int:
+        return round(self.train_warm_up_s * 1000 / self.dt_ms)
 
     def _segments(self, recording: Recording, cuts: list[_Cut]) -> _Segments:
         currents, trains = [], []
@@ -326,12 +342,15 @@ class RecordingsDataModule(pl.LightningDataModule):
         The target is the mean of the trials, or the first.
         """
         targets = [[self._wanted(t) for t in trains] for trains in self.train.trains]
-        last = n_steps_of(self.train.trains)
-        held_out = self.held_out * last
+        first, last = self._train_warm_up_steps, n_steps_of(self.train.trains)
+        n_steps = last - first
+        if isinstance(n_steps, Tensor):
+            n_steps = n_steps.clamp(min=0)  # where there is no segment
+        held_out = self.held_out * n_steps
         split = last - (
             held_out.round().long() if isinstance(held_out, Tensor) else round(held_out)
         )
-        return self.train.current, stacked([beside(own) for own in targets]), (0, split, last)
+        return self.train.current, stacked([beside(own) for own in targets]), (first, split, last)
 
     def trials(self) -> tuple[Tensor, Tensor]:
         """Return the recorded spikes of the training part and which trials there are; see `padded`.
@@ -452,6 +471,15 @@ def _check_segments(key: str, segments: Segments | None) -> None:
     require(fine, key, segments, "[[start, stop], …] in seconds with 0 ≤ start < stop")
 
 
+def _check_train_warm_up(train_warm_up_s: float, train_s: Segments | None) -> None:
+    key = "train_warm_up_s"
+    require(0 <= train_warm_up_s < float("inf"), key, train_warm_up_s, "a time of at least 0 s")
+    if train_warm_up_s > 0:
+        before_s = min(start for start, _ in train_s or [[0.0, 0.0]])
+        expected = f"no more than the {before_s:g} s before the first segment of train_s"
+        require(train_warm_up_s <= before_s, key, train_warm_up_s, expected)
+
+
 def _may_be_same(train_stimulus: str | None, test_stimulus: str | None) -> bool:
     if train_stimulus is None or test_stimulus is None:
         return True
@@ -467,10 +495,12 @@ def _check_apart(train_s: Segments, test_s: Segments) -> None:
                     "segments that do not overlap")  # fmt: skip
 
 
-def _check_spikes(name: str, trained: _Segments, tested: _Segments, warm_up_steps: int) -> None:
+def _check_spikes(
+    name: str, trained: _Segments, first_fitted: int, tested: _Segments, first_scored: int
+) -> None:
     """Raise ValueError if there are too few spikes to fit a neuron to, or none to score it by."""
-    n_train = sum(int(trains.sum()) for trains in trained[1])
-    n_test = sum(int(trains[:, warm_up_steps:].sum()) for trains in tested[1])
+    n_train = sum(int(trains[:, first_fitted:].sum()) for trains in trained[1])
+    n_test = sum(int(trains[:, first_scored:].sum()) for trains in tested[1])
     found = f"got {n_train} and {n_test}; choose parts by train_s and test_s"
     if n_train < _LEAST_SPIKES:
         raise ValueError(

@@ -81,7 +81,7 @@ def _spikes_hz(row: pd.Series) -> float:
 
 
 def _figure(runs: pd.DataFrame | None, title: str) -> Figure:
-    figure = Figure(figsize=(9, 4.2), layout="constrained")
+    figure = Figure(figsize=(6.2, 6.2), layout="constrained")
     axis = figure.subplots()
     axis.set(xlabel="spikes of all hidden neurons per recording", ylabel=ACCURACY)
     if runs is None:
@@ -96,9 +96,9 @@ def _figure(runs: pd.DataFrame | None, title: str) -> Figure:
         number = drawn[neuron] = drawn.get(neuron, -1) + 1
         marker = _MARKERS[number % len(_MARKERS)]
         _draw(axis, where(runs, "recipe", [recipe]), points.loc[[recipe]], neuron, marker)
-    axis.legend(
-        loc="center left", bbox_to_anchor=(1, 0.5), frameon=False, fontsize=8, alignment="left",
-        title="parameters, epochs, seeds; open: with learned delays", title_fontsize=8,
+    figure.legend(
+        loc="outside lower center", frameon=False, fontsize=9, alignment="left",
+        title="parameters, epochs, seeds; open: with learned delays", title_fontsize=9,
     )  # fmt: skip
     return figure
 

@@ -79,7 +79,8 @@ def _where(table: pd.DataFrame, *studies: str) -> str:
 
 def _speed(table: pd.DataFrame, path: Path) -> Path:
     """Draw the ratio of step loop to fused: against refractory period, and against layers."""
-    figure, axes = plt.subplots(1, 4, figsize=(12.5, 4.1), layout="constrained", sharey=True)
+    figure, grid = plt.subplots(2, 2, figsize=(7.6, 7.4), layout="constrained", sharey=True)
+    axes = grid.ravel()
     length, layers = _of(table, study="length"), _of(table, study="layers")
     for axis, batch in zip(axes, _BATCHES, strict=False):
         published = paper_numbers(experiment="speed_length")
@@ -99,19 +100,21 @@ def _speed(table: pd.DataFrame, path: Path) -> Path:
         axes[3].plot(theirs["n_layers"], theirs["value"], color=colour, ls="--", lw=1)
     _say_if_empty(axes[3], layers, "study=layers")
     axes[3].set(title="T = 1024, batch 64, 40 steps", xlabel="layers", xticks=range(1, 6))
-    axes[0].set(ylabel="times faster than a step loop", yscale="log", ylim=(3, 400))
+    axes[0].set(yscale="log", ylim=(3, 400))
+    for axis in grid[:, 0]:
+        axis.set_ylabel("times faster than a step loop")
     axes[0].plot([], [], color=GREY, ls=":", label="than slices of full tensors")
     label_log_axis(axes[0].yaxis)
-    for axis, side in ((axes[0], "left"), (axes[3], "right")):
-        axis.plot([], [], color=GREY, ls="--", label="published: Blocks, GPU")
+    axes[0].plot([], [], color=GREY, ls="--", label="published: Blocks, GPU")
+    for axis, side, title in ((axes[0], "left", "by batch"), (axes[3], "right", "by layers")):
         figure.legend(
-            *axis.get_legend_handles_labels(), loc=f"outside lower {side}", ncols=3,
-            frameon=False, fontsize=9,
+            *axis.get_legend_handles_labels(), loc=f"outside lower {side}", ncols=2,
+            frameon=False, fontsize=9, title=title, title_fontsize=9, alignment="left",
         )  # fmt: skip
     for axis in axes:
         axis.grid(axis="y", lw=0.3)
     figure.suptitle(
-        "fused against the step loop with dense synapses, forward and backward, "
+        "fused against the step loop with dense synapses, forward and backward,\n"
         f"whole layers: {_where(table, 'length', 'layers')}",
         fontsize=9,
     )

@@ -22,7 +22,8 @@ Trains = Tensor | ArrayLike
 class Window(NamedTuple):
     """Steps that are compared: first … split − 1 are fitted, split … last − 1 are held out.
 
-    ``split`` and ``last`` are numbers, or tensors [B, C] if segments are of different length.
+    ``split`` and ``last`` are numbers, or tensors [B, C] if segments are of different length; 0
+    where there is no segment.
     """
 
     first: int
@@ -95,7 +96,8 @@ def check_target(target: Tensor, shape: torch.Size, window: Window) -> None:
             f"got {list(target.shape)}"
         )
     split, last = window.of_segments(batch_size, target.shape[2])
-    ordered = (window.first <= split) & (split <= last) & (last <= n_steps)
+    begins = (window.first <= split) | (last == 0)  # or there is no segment
+    ordered = begins & (split >= 0) & (split <= last) & (last <= n_steps)
     if window.first < 0 or not ordered.all():
         raise ValueError(f"window: expected 0 ≤ first ≤ split ≤ last ≤ {n_steps}, got {window}")
 

@@ -109,7 +109,7 @@ def null_etv(train: Part, test: Part, cell: int, dt_ms: float) -> float:
 
     fired = steps = 0.0
     for current, trains in train.segments(cell):
-        on = is_on(current)
+        on = is_on(current) & (np.arange(len(current)) >= train.first[cell])
         fired += trains[:, on].mean(0).sum()
         steps += on.sum()
     rate, first = fired / max(steps, 1), test.first[cell]

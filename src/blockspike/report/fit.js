@@ -1,12 +1,12 @@
 "use strict";
 (() => {
-  const { add, numbers, ticks, frame, linear, withMinus } = plot;
+  const { add, bytesOf, ticks, frame, linear, withMinus } = plot;
   const LEFT = 72;
   const RIGHT = 14;
   const TOP = 10;
   const GAP = 14;
   const BOTTOM = 42;
-  const NO_NUMBER = -32768; // see `pack_series` in viewer.py
+  const UNKNOWN = 65535; // see packed.py
   const SHORTEST_STEPS = 20;
 
   const overview = JSON.parse(document.getElementById("overview").textContent);
@@ -146,28 +146,55 @@
   // ---- one cell
 
   // Series of a segment: `at(i)`, the number of points, and how many of them fill the segment.
-  function seriesOf(quantity, segment, nSegments) {
-    const n = quantity.whole.length / nSegments;
-    const own = quantity.whole.subarray(segment * n, (segment + 1) * n);
-    return { n, full: quantity.full ?? n, at: (i) => (own[i] === NO_NUMBER ? NaN : own[i] * quantity.scale) };
+  function seriesOf(quantity, segment) {
+    const { low, level, whole } = quantity;
+    const n = whole.length / low.length;
+    const own = whole.subarray(segment * n, (segment + 1) * n);
+    const at = (i) => (own[i] === UNKNOWN ? NaN : low[segment] + level[segment] * own[i]);
+    return { n, full: quantity.full ?? n, at };
   }
 
-  function unpacked(stored) {
-    const quantity = (one) => one && { scale: one.scale, whole: numbers(one.data, Int16Array) };
-    const names = ["current_pa", "voltage_mv", "membrane", "threshold", "recorded_hz", "model_hz"];
-    const series = Object.fromEntries(names.map((name) => [name, quantity(stored[name])]));
+  // Whole numbers as `pack_numbers` in packed.py packs them.
+  async function inflated(text, kind) {
+    const stream = new Blob([bytesOf(text)]).stream();
+    const whole = new Response(stream.pipeThrough(new DecompressionStream("deflate")));
+    const planes = new Uint8Array(await whole.arrayBuffer());
+    const size = kind.BYTES_PER_ELEMENT;
+    const n = planes.length / size;
+    const bytes = new Uint8Array(planes.length);
+    for (let k = 0; k < size; k += 1) {
+      for (let i = 0; i < n; i += 1) bytes[i * size + k] = planes[k * n + i];
+    }
+    return new kind(bytes.buffer);
+  }
+
+  async function spikesOf(text, nSegments, nTrials, nSteps) {
+    const segments = Array.from({ length: nSegments }, () => []);
+    let place = 0;
+    for (const difference of await inflated(text, Uint32Array)) {
+      place += difference;
+      const row = Math.floor(place / nSteps);
+      segments[Math.floor(row / nTrials)].push({ trial: row % nTrials, step: place % nSteps });
+    }
+    return segments;
+  }
+
+  async function unpacked(stored) {
+    const series = {};
+    for (const name of ["current_pa", "voltage_mv", "membrane", "threshold", "recorded_hz", "model_hz"]) {
+      const one = stored[name];
+      series[name] = one && { ...one, whole: await inflated(one.data, Uint16Array) };
+    }
     for (const rate of [series.recorded_hz, series.model_hz]) {
       rate.full = stored.n_steps / stored.rate_steps; // the last may stand for fewer steps
     }
-    const spikes = (text) => {
-      const segments = stored.n_recorded.map(() => []);
-      const whole = numbers(text, Int32Array);
-      for (let i = 0; i < whole.length; i += 3) {
-        segments[whole[i]].push({ trial: whole[i + 1], step: whole[i + 2] });
-      }
-      return segments;
+    const { n_recorded: nRecorded, n_model: nModel, n_steps: nSteps } = stored;
+    const spikes = (text, nTrials) => spikesOf(text, nRecorded.length, nTrials, nSteps);
+    return {
+      ...stored, series,
+      recorded: await spikes(stored.recorded, Math.max(...nRecorded)),
+      model: await spikes(stored.model, nModel),
     };
-    return { ...stored, series, recorded: spikes(stored.recorded), model: spikes(stored.model) };
   }
 
   const PANELS = { current: 80, rate: 110, voltage: 110, membrane: 110 };
@@ -181,9 +208,9 @@
   }
 
   class Cell {
-    constructor(section) {
+    constructor(section, data) {
       this.section = section;
-      this.data = unpacked(JSON.parse(section.querySelector("script.traces").textContent));
+      this.data = data;
       this.svg = section.querySelector("svg.time");
       this.choice = section.querySelector(".segment");
       this.zoom = section.querySelector(".zoom");
@@ -245,7 +272,7 @@
       const segment = Number(this.choice.value);
       const value = (name, unit) => {
         if (!this.data.series[name]) return "";
-        const line = seriesOf(this.data.series[name], segment, this.data.n_recorded.length);
+        const line = seriesOf(this.data.series[name], segment);
         const there = line.at(Math.min(Math.floor(share * line.full), line.n - 1));
         return Number.isNaN(there) ? "" : `${short(there)}${unit}`;
       };
@@ -298,7 +325,7 @@
         const inner = () => add(svg, "svg", { ...box, overflow: "hidden" });
         if (lines) {
           const series = lines.map(([name, style]) =>
-            ({ style, ...seriesOf(data.series[name], segment, data.n_recorded.length) }));
+            ({ style, ...seriesOf(data.series[name], segment) }));
           this.drawLines(box, x, label, series, inner, xOf);
         } else {
           this.drawRaster(box, x, segment, inner, xOf);
@@ -408,11 +435,14 @@
 
   // ---- drawn when they come into view, and again when their width changes
 
-  const cells = new Map();
+  const cells = new Map(); // section → promise of its cell
 
-  function drawCell(section) {
-    if (!cells.has(section)) cells.set(section, new Cell(section));
-    cells.get(section).draw();
+  async function drawCell(section) {
+    if (!cells.has(section)) {
+      const stored = JSON.parse(section.querySelector("script.traces").textContent);
+      cells.set(section, unpacked(stored).then((data) => new Cell(section, data)));
+    }
+    (await cells.get(section)).draw();
   }
 
   const near = new IntersectionObserver((entries) => {

@@ -8,8 +8,8 @@ import numpy as np
 import pandas as pd
 
 from blockspike.figures.cell_traces import SIGMA_MS, CellTraces
+from blockspike.report.packed import pack_rows, pack_spikes
 from blockspike.report.page import render_template
-from blockspike.report.viewer import pack_series, pack_whole
 
 NOTHING = "–"
 # Column of `fits.csv` without its part, meaning.
@@ -79,6 +79,8 @@ _TABLE_SCORES = {
     "test_reliability_etv_15ms": "reliability",
     "test_gamma_4ms": "Γ", "test_recorded_hz": "recorded (Hz)", "test_rate_hz": "model (Hz)",
 }  # fmt: skip
+# Levels of a series. The series of many cells have few points, and little is seen between them.
+_LEVELS, _LEVELS_OF_MANY, _MANY_CELLS = 4000, 200, 20
 _HISTOGRAM_BINS = 40
 _HISTOGRAM_SHARE = 0.98  # of the intervals, at least; the longest are beyond the axis
 
@@ -146,8 +148,9 @@ def render_fit(
     kind = next((str(name) for name in table if str(name).endswith("type")), None)
     shown = [name for name in PARAMETERS if name in table and (table[name] != 0).any()]
     scores = {name: label for name, label in _TABLE_SCORES.items() if name in table}
+    n_levels = _LEVELS if len(cells) < _MANY_CELLS else _LEVELS_OF_MANY
     sections = [
-        _section(row, cell, kind, shown, list(scores))
+        _section(row, cell, kind, shown, list(scores), n_levels)
         for row, cell in zip(table.to_dict("records"), cells, strict=True)
     ]
     varied = [name for name in shown if table[name].nunique() > 1]
@@ -196,6 +199,7 @@ def _section(
     kind: str | None,
     parameters: Sequence[str],
     scores: Sequence[str],
+    n_levels: int,
 ) -> CellSection:
     counts, intervals = _interval_histogram(cell)
     return CellSection(
@@ -222,7 +226,7 @@ def _section(
             f"{title}: ETV {score('etv', etv)}, Γ {score('gamma', gamma)}"
             for title, etv, gamma in zip(cell.titles, cell.etv_15ms, cell.gamma_4ms, strict=True)
         ],
-        traces=_packed(cell) | {"intervals": counts},
+        traces=_packed(cell, n_levels) | {"intervals": counts},
     )
 
 
@@ -266,7 +270,7 @@ def _numbers(table: pd.DataFrame, name: str) -> list[float | None]:
     return [float(value) if np.isfinite(value) else None for value in values]
 
 
-def _packed(cell: CellTraces) -> dict[str, Any]:
+def _packed(cell: CellTraces, n_levels: int) -> dict[str, Any]:
     series = {
         name: getattr(cell, name)
         for name in (
@@ -279,11 +283,11 @@ def _packed(cell: CellTraces) -> dict[str, Any]:
         "rate_steps": cell.rate_steps,
         "n_recorded": cell.n_recorded.tolist(),
         "n_model": cell.n_model,
-        "recorded": pack_whole(cell.recorded),
-        "model": pack_whole(cell.model),
+        "recorded": pack_spikes(cell.recorded, int(cell.n_recorded.max()), cell.n_steps),
+        "model": pack_spikes(cell.model, cell.n_model, cell.n_steps),
         "rates": np.asarray(cell.rates, float).round(3).tolist(),
         "are_steps": cell.are_steps,
-        **{name: None if x is None else pack_series(x) for name, x in series.items()},
+        **{name: None if x is None else pack_rows(x, n_levels) for name, x in series.items()},
     }
 
 

@@ -11,10 +11,9 @@ const plot = (() => {
     return element;
   }
 
-  function numbers(text, kind) {
-    const bytes = Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0));
-    return new kind(bytes.buffer);
-  }
+  // Bytes of base64, and the numbers that they are.
+  const bytesOf = (text) => Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0));
+  const numbers = (text, kind) => new kind(bytesOf(text).buffer);
 
   const withMinus = (text) => text.replaceAll("-", "−");
 
@@ -58,5 +57,5 @@ const plot = (() => {
   const linear = (low, high, first, last) => (value) =>
     first + ((value - low) / (high - low || 1)) * (last - first);
 
-  return { add, numbers, ticks, frame, linear, withMinus };
+  return { add, bytesOf, numbers, ticks, frame, linear, withMinus };
 })();

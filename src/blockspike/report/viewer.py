@@ -57,20 +57,9 @@ def pack(values: Tensor) -> dict[str, Any]:
 
     The error of a value is at most half the scale.
     """
-    return pack_series(values.T.double().numpy())
-
-
-def pack_series(values: np.ndarray) -> dict[str, Any]:
-    """Pack series [N, T] as `pack` does, in their order; NaN is the number −32768."""
-    values = np.asarray(values, float)
-    scale = float(np.nan_to_num(np.abs(values)).max(initial=0)) / _LARGEST or 1.0
-    whole = np.where(np.isnan(values), -_LARGEST - 1, np.round(values / scale))
-    return {"scale": scale, "data": _text(whole.astype("<i2"))}
-
-
-def pack_whole(values: np.ndarray) -> str:
-    """Pack whole numbers as base64 of int32."""
-    return _text(values.astype("<i4"))
+    rows = values.T.double().numpy()
+    scale = float(np.abs(rows).max(initial=0)) / _LARGEST or 1.0
+    return {"scale": scale, "data": _text(np.round(rows / scale).astype("<i2"))}
 
 
 def _text(numbers: np.ndarray) -> str:

@@ -33,6 +33,7 @@ _OFF = {
     ("network", "recurrent_init"): "default",
     ("data", "electrode"): None,
     ("data", "compensation"): None,
+    ("data", "train_warm_up_s"): 0.0,
     ("fit", "voltage_weight"): 0.0,
     ("data", "noise"): "membrane",  # of synthetic cells
     ("data", "neuron"): "alif",  # of synthetic cells
