@@ -50,7 +50,7 @@ def test_a_sweep_is_drawn_with_its_source(blockspike, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ("figure=sweep x=n_hidden", "by: expected one of network.n_hidden, got 'n_hidden'"),
+        ("figure=sweep x=n_hidden", "x: expected one of network.n_hidden, got 'n_hidden'"),
         ("figure=sweep metric=loss", "metric: expected one of "),
         ("figure=sweep experiment_name=defualt", "experiment_name: expected one of default, got"),
         (
