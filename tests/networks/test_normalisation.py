@@ -82,6 +82,16 @@ def test_folded_weights_are_those_of_a_plain_layer():
     assert layer(x).any()
 
 
+def test_neurons_that_scale_their_input_get_the_same_drive():
+    """With the gain at its start, the scaled current of each neuron has the variance 1."""
+    torch.manual_seed(0)
+    layer = bs.AdLIFLayer(K, N, dt_ms=1.0, batch_norm=True).double()
+    scaled = (1 - layer.alpha) * layer.current(made_spikes())
+    torch.testing.assert_close(
+        scaled.var((0, 1)), torch.ones(N, dtype=torch.float64), rtol=0.01, atol=0
+    )
+
+
 def test_one_step_of_one_sample_cannot_be_normalised():
     layer = made_layer()
     with pytest.raises(ValueError, match="expected steps × samples ≥ 2 to normalise, got 1"):

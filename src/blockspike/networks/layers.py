@@ -412,6 +412,8 @@ class AdLIFLayer(NeuronLayer):
             self.add_bounded(name, values, bounds, True, argument)
         with torch.no_grad():
             self.weight /= 1 - self.alpha[:, None]
+            if self.norm is not None:
+                self.norm.gain /= 1 - self.alpha
 
     @property
     def weight_scale(self) -> Tensor:

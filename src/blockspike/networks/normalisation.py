@@ -15,7 +15,8 @@ class BatchNorm(nn.Module):
     that the whole is a change of weights and bias: `folded`.
 
     Attributes:
-        gain: [n_units], learned; starts at 1.
+        gain: [n_units], learned; starts at 1, of a model whose step scales its input at the inverse
+            of that scale.
         mean, variance: [n_units], running statistics of the current without bias.
     """
 
