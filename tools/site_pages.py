@@ -101,11 +101,13 @@ def generated() -> dict[str, str | bytes]:
     for name, source in OF_ROOT.items():
         uri = f"development/{name}.md"
         pages[uri] = with_site_links((ROOT / source).read_text(), ROOT / source, uri)
-    for package, names in public_names().items():
+    public = public_names()
+    in_python = "\n\n".join(f"::: blockspike.{name}" for name in public.pop("commands"))
+    for package, names in public.items():
         pages[f"reference/{package}.md"] = reference(package, names)
     index = ROOT / "docs" / "reference" / "index.md"
     pages["reference/index.md"] = f"{index.read_text()}\n{list_of_names()}"
-    pages["reference/commands.md"] = commands_page()
+    pages["reference/commands.md"] = f"{commands_page()}\n\n## In Python\n\n{in_python}\n"
     pages["reference/configuration.md"] = configuration_page()
     return pages
 

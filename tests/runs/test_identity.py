@@ -75,6 +75,7 @@ def test_places_and_display_are_no_content():
         "progress=false",
         "threads=1",
         "tags=[mine]",
+        "extend=outputs/mine",
     )
     assert content(*places) == content()
     assert content("search=shd", "pruning=[null,0.5]", "experiment_name=demo") == content()

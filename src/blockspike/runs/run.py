@@ -112,7 +112,8 @@ class Run:
         if changed:
             changes = ", ".join(f"{k}: {before.get(k)!r} → {now.get(k)!r}" for k in changed[:4])
             hint = "choose another experiment_name, or delete the folder"
-            if changed == ["trainer.max_epochs"] and self.result() is not None:
+            is_longer = changed == ["trainer.max_epochs"] and "fit" not in content
+            if is_longer and self.result() is not None:
                 hint = f"extend={self.folder} continues it in another folder"
             raise RunRefusedError(
                 f"{self.folder}: holds a run with another configuration ({changes}); {hint}"
