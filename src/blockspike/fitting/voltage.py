@@ -136,9 +136,7 @@ def _since(free: Tensor, beta: Tensor, held: Tensor, end: Tensor, steps: Tensor)
     return torch.where(age > 0, free.gather(0, steps.expand_as(end)) + left, held)
 
 
-def _after_resets(
-    free: Tensor, own: dict[str, Tensor], spikes: Tensor, n_starts: int
-) -> Tensor:  # fmt: skip
+def _after_resets(free: Tensor, own: dict[str, Tensor], spikes: Tensor, n_starts: int) -> Tensor:
     """Membrane after the last reset before each step, [T, B, N], of neurons with partial resets."""
     n_spikes = (spikes > 0).sum(0)
     most = int(n_spikes.max())
@@ -192,14 +190,14 @@ def unexplained_voltage(
     def dot(x: Tensor, y: Tensor) -> Tensor:
         return (weight * x * y).sum((0, 1)) / n_fitted
 
-    one, voltage, nano_ampere = torch.ones_like(weight), each(recorded.mv), each(current)
-    voltage, nano_ampere, middle = (
-        x - dot(one, x) for x in (voltage, nano_ampere, middle)
-    )  # fmt: skip
+    one, voltage, through_electrode = torch.ones_like(weight), each(recorded.mv), each(current)
+    voltage, through_electrode, middle = (
+        x - dot(one, x) for x in (voltage, through_electrode, middle)
+    )
     variance = dot(voltage, voltage)
-    of_current = dot(nano_ampere, nano_ampere).clamp(min=1e-12)
+    of_current = dot(through_electrode, through_electrode).clamp(min=1e-12)
     voltage, middle = (
-        x - nano_ampere * (dot(nano_ampere, x) / of_current) for x in (voltage, middle)
+        x - through_electrode * (dot(through_electrode, x) / of_current) for x in (voltage, middle)
     )
     unit = (dot(middle, voltage) / dot(middle, middle).clamp(min=1e-12)).clamp(min=0)
     error = (voltage - unit * middle).square() / (variance * n_fitted)
