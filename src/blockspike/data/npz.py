@@ -135,13 +135,12 @@ def _n_repeats(path: Path, arrays: dict[str, np.ndarray], n_stimuli: int) -> lis
             f"{path}: n_repeats: expected an integer ≥ 1, or one for each of {n_stimuli} stimuli, "
             f"got shape {stored.shape} and {stored.dtype}"
         )
-    n_repeats = [int(n) for n in np.broadcast_to(stored.reshape(-1), n_stimuli)]
-    if sum(n_repeats) > _MOST_REPEATS:
+    n_repeats = np.broadcast_to(stored.reshape(-1), n_stimuli)
+    if (n_all := n_repeats.sum(dtype=np.int64)) > _MOST_REPEATS:
         raise ValueError(
-            f"{path}: n_repeats: expected at most {_MOST_REPEATS} of all stimuli, got "
-            f"{sum(n_repeats)}"
+            f"{path}: n_repeats: expected at most {_MOST_REPEATS} of all stimuli, got {n_all}"
         )
-    return n_repeats
+    return [int(n) for n in n_repeats]
 
 
 def _npz_voltage(
