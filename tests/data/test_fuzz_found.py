@@ -25,6 +25,17 @@ from blockspike.fitting.fitted_neuron import FittedNeuron, load_neuron
 from blockspike.runs.sweeps import planned_runs, run_states
 
 
+def test_repeats_of_many_stimuli_are_limited_together(tmp_path):
+    """A file of a few hundred bytes could ask for a million silent trains."""
+    arrays = {
+        "current_pa": np.stack([noise_pa(1, 100)] * 120), "dt_ms": 0.1,
+        "spike_times_s": np.array([0.001]), "n_repeats": 10_000,
+    }  # fmt: skip
+    np.savez(tmp_path / "a.npz", **arrays)
+    with pytest.raises(ValueError, match="n_repeats: expected at most 10000 .* got 1200000"):
+        load_recording(tmp_path / "a.npz")
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [

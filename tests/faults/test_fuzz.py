@@ -14,8 +14,8 @@ from parsers import PARSERS, Parser
 
 from tiers import mostly_slow
 
-N_EXAMPLES = {"nwb2": 4, "nwb2_clocks": 10, "overrides": 20, "config": 30}
-NEEDS = {"nwb2": "pynwb", "nwb2_clocks": "pynwb", "ibw": "igor2"}
+N_EXAMPLES = {"nwb2": 4, "nwb2_clocks": 10, "nwb2_cells": 4, "overrides": 20, "config": 30}
+NEEDS = {"nwb2": "pynwb", "nwb2_clocks": "pynwb", "nwb2_cells": "pynwb", "ibw": "igor2"}
 
 
 @pytest.mark.filterwarnings("ignore")  # of numpy and pynwb on broken values

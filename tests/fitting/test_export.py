@@ -107,8 +107,8 @@ def test_trials_with_noise_agree_in_brian2(tmp_path, noise):
     assert counts[0].var() == pytest.approx(counts[1].var(), rel=4 * np.sqrt(4 / 600))
     # The PSTH in bins of 5 ms: the mean square of z is 1, to 4 standard errors of a χ².
     bins = [x.reshape(600, -1, 10).sum(2, dtype=float) for x in (ours, theirs)]
-    spread = np.array([x.var(0, ddof=1) for x in bins]).sum(0) / 600
-    seen = np.concatenate(bins).sum(0) >= 20
+    spread = np.add(*(x.var(0, ddof=1) for x in bins)) / 600
+    seen = np.add(*(x.sum(0) for x in bins)) >= 20
     z = (bins[0].mean(0) - bins[1].mean(0))[seen] / np.sqrt(spread[seen])
     assert seen.sum() > 30
     assert (z**2).mean() == pytest.approx(1.0, abs=4 * np.sqrt(2 / seen.sum()))

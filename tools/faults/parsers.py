@@ -9,7 +9,7 @@ import struct
 import tempfile
 import zipfile
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import redirect_stderr, suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -44,6 +44,7 @@ from blockspike.data.event_file import SplitContent, read_event_file, write_even
 from blockspike.data.nmnist import parse_events
 from blockspike.data.nmnist_raw import open_raw
 from blockspike.data.recordings import Recording, load_recording
+from blockspike.data.recordings_datamodule import RecordingsDataModule
 from blockspike.data.shd_file import describe, open_h5
 from blockspike.files import CONF
 from blockspike.fitting.fitted_neuron import FittedNeuron, load_neuron
@@ -387,6 +388,18 @@ def read_first_electrode(path: Path) -> None:
     _bin(load_recording(path, electrode=0))
 
 
+def read_cells(path: Path) -> None:
+    """The batch of a fit to a recording, its trials, and the segments of both parts."""
+    data = RecordingsDataModule(path, dt_ms=1.0)
+    with redirect_stderr(io.StringIO()):  # its progress
+        data.setup()
+    data.batch()
+    data.trials()
+    for part in (data.train, data.test):
+        for cell in range(len(data.names)):
+            part.segments(cell)
+
+
 def _bin(recording: Recording) -> None:
     for s in range(len(recording.stimuli)):
         with suppress(ValueError):
@@ -485,7 +498,93 @@ def change_header(content: bytes, rng: random.Random) -> bytes:
     return bytes(data)
 
 
+def nwb2_cell_seeds() -> list[bytes]:
+    """Two sweeps of different lengths, to fit to."""
+    sweeps = []
+    for number, n in enumerate((1200, 800)):
+        current, voltage = noise_pa(number, n), membrane_mv([2, 5, 14], n)
+        sweeps += stimulus_and_response(str(number), current, voltage)
+    return [file_of(lambda p: make_nwb2_of(p, sweeps))]
+
+
 # .npz
+
+
+def npz_cell_seeds() -> list[bytes]:
+    """Stimuli of different lengths with NaN after their ends, spikes as times or by a voltage."""
+    rng = np.random.default_rng(0)
+    lengths, n_repeats, dt_ms = (1200, 700, 1000), (2, 1, 3), 0.5
+    current = np.full((3, 1200), np.nan)
+    voltage = np.full((3, 3, 1200), np.nan)
+    rows = []
+    for s, (n, repeats) in enumerate(zip(lengths, n_repeats, strict=True)):
+        current[s, :n] = rng.normal(50, 20, n)
+        for r in range(repeats):
+            steps = np.arange(20 + 5 * r, n - 20, 60)
+            voltage[r, s, :n] = -65 + rng.normal(0, 0.5, n)
+            voltage[r, s, steps], voltage[r, s, steps + 1] = 30, 10
+            rows += [(step * dt_ms / 1000, r, s) for step in steps]
+    times_s, repeat, stimulus = (np.array(x) for x in zip(*rows, strict=True))
+    spikes = {"spike_times_s": times_s, "spike_repeat": repeat, "spike_stimulus": stimulus}
+    counts = {"n_repeats": np.array(n_repeats)}
+    made = []
+    for extra in ({"voltage_mv": voltage}, spikes | counts, spikes | {"voltage_mv": voltage}):
+        stream = io.BytesIO()
+        np.savez(stream, current_pa=current, dt_ms=dt_ms, **extra)
+        made.append(stream.getvalue())
+    return made
+
+
+def change_lengths(content: bytes, rng: random.Random) -> bytes:
+    """A stimulus that ends earlier, with its voltages and spikes, or that is silent or constant."""
+    arrays = dict(np.load(io.BytesIO(content)))
+    s = rng.randrange(len(arrays["current_pa"]))
+    end = rng.choice((0, 1, 2, 3, rng.randrange(1200), rng.randrange(1200)))
+    kind = rng.randrange(4)
+    if kind == 0:
+        arrays["current_pa"][s, rng.randrange(1200) :] = rng.choice((0.0, 5.0))
+    elif kind < 3:
+        arrays["current_pa"][s, end:] = np.nan
+        if "voltage_mv" in arrays:
+            arrays["voltage_mv"][:, s, end:] = np.nan
+    if "spike_times_s" in arrays and kind:
+        end_s = 0.0 if kind == 3 else end * 0.0005
+        kept = (arrays["spike_stimulus"] != s) | (arrays["spike_times_s"] < end_s)
+        for name in ("spike_times_s", "spike_repeat", "spike_stimulus"):
+            arrays[name] = arrays[name][kept]
+    stream = io.BytesIO()
+    np.savez(stream, **arrays)
+    return stream.getvalue()
+
+
+def change_shape(content: bytes, rng: random.Random) -> bytes:
+    """An array with rows or columns less, more, transposed, reordered or padded otherwise."""
+    arrays = dict(np.load(io.BytesIO(content)))
+    name = rng.choice(list(arrays))
+    array = np.atleast_1d(arrays[name])
+    axis = rng.randrange(array.ndim)
+    at = rng.randrange(array.shape[axis] + 1)
+    is_number = array.dtype.kind == "f"
+    match rng.randrange(7):
+        case 0:
+            array = np.delete(array, slice(at, at + rng.choice((1, 2, 500))), axis)
+        case 1:
+            array = np.concatenate([array, np.take(array, range(min(at, 3)), axis)], axis)
+        case 2:
+            array = array.T.copy()
+        case 3:
+            array = np.flip(array, axis).copy()
+        case 4:
+            array = array[None]
+        case 5:
+            array = array.astype(rng.choice(("f4", "f2", "i8", "u1", "i4")))
+        case 6:
+            values = (np.nan, np.inf, 1e300, -1.0) if is_number else (-1, 99, 10_000, 2**31)
+            array = array.copy()
+            array[tuple(slice(rng.randrange(n), None) for n in array.shape)] = rng.choice(values)
+    stream = io.BytesIO()
+    np.savez(stream, **(arrays | {name: array}))
+    return stream.getvalue()
 
 
 def npz_seeds() -> list[bytes]:
@@ -788,6 +887,12 @@ PARSERS = {
         [change_checkpoint] * 3,
     ),
     "npz": Parser(100_000, at_path("a.npz", read_recording), npz_seeds, [change_npz] * 2),
+    "npz_cells": Parser(
+        20_000,
+        at_path("a.npz", read_cells),
+        npz_cell_seeds,
+        [change_lengths, change_lengths, change_lengths, change_shape],
+    ),
     "abf": Parser(100_000, at_path("a.abf", read_recording), abf_seeds, [change_header] * 3),
     "neuron": Parser(
         100_000, at_path("a.json", read_neuron), neuron_seeds, [change_json, change_text]
@@ -816,4 +921,5 @@ PARSERS = {
     "nwb2_clocks": Parser(
         5_000, at_path("a.nwb", read_first_electrode), nwb2_clock_seeds, [change_hdf5]
     ),
+    "nwb2_cells": Parser(5_000, at_path("a.nwb", read_cells), nwb2_cell_seeds, [change_hdf5]),
 }

@@ -19,7 +19,7 @@ from blockspike.data.sweeps import (
     n_samples_of,
 )
 
-_MOST_REPEATS = 10_000
+_MOST_REPEATS = 10_000  # of all stimuli together, where the file gives their numbers
 
 
 class NpzContent(NamedTuple):
@@ -135,7 +135,12 @@ def _n_repeats(path: Path, arrays: dict[str, np.ndarray], n_stimuli: int) -> lis
             f"{path}: n_repeats: expected an integer ≥ 1, or one for each of {n_stimuli} stimuli, "
             f"got shape {stored.shape} and {stored.dtype}"
         )
-    return [int(n) for n in np.broadcast_to(stored.reshape(-1), n_stimuli)]
+    n_repeats = np.broadcast_to(stored.reshape(-1), n_stimuli)
+    if (n_all := n_repeats.sum(dtype=np.int64)) > _MOST_REPEATS:
+        raise ValueError(
+            f"{path}: n_repeats: expected at most {_MOST_REPEATS} of all stimuli, got {n_all}"
+        )
+    return [int(n) for n in n_repeats]
 
 
 def _npz_voltage(
