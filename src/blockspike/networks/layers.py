@@ -413,7 +413,7 @@ class AdLIFLayer(NeuronLayer):
         with torch.no_grad():
             self.weight /= 1 - self.alpha[:, None]
             if self.norm is not None:
-                self.norm.gain /= 1 - self.alpha
+                self.norm.gain.div_(1 - self.alpha)
 
     @property
     def weight_scale(self) -> Tensor:
