@@ -125,12 +125,13 @@ EXEMPT = {
     **dict.fromkeys(
         (
             "blockspike fit -m data.path=l5_pyramidal_noise_9_repeats.npz 'data.train_s=[[0,8]]' "
-            f"'data.test_s=[[8,15]]' population=gif n_bootstrap=0 seed=0,1,2 {rest}"
+            f"'data.test_s=[[8,15]]' population=gif n_bootstrap=0 seed=0,1,2{rest}"
             for rest in (
-                "data.compensation=aec fit.voltage_weight=0,1 population.n_starts=8 "
+                " data.compensation=aec fit.voltage_weight=0,1 population.n_starts=8 "
                 "trainer.max_epochs=120 fit=likelihood data.held_out=0",
-                "data.compensation=aec fit.voltage_weight=0,1 population.n_starts=32 "
+                " data.compensation=aec fit.voltage_weight=0,1 population.n_starts=32 "
                 "trainer.max_epochs=160",
+                ",3,4 data.compensation=aec fit.voltage_weight=0.3,1",
             )
         ),
         "needs a recording without a licence",

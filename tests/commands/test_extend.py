@@ -174,7 +174,10 @@ def test_a_source_without_checkpoints_or_of_other_data_is_refused(source, blocks
 def test_more_epochs_in_the_same_folder_are_refused_with_the_option(source, blockspike):
     same = (*EVERYTHING, "trainer.max_epochs=4", f"hydra.run.dir='{source}'")
     done = blockspike(*same, check=False)
-    assert f"(trainer.max_epochs: 2 → 4); extend={source} continues it" in done.stderr
+    assert (
+        f"(trainer.max_epochs: 2 → 4); with another experiment_name, extend={source} continues it"
+        in done.stderr
+    )
 
 
 @pytest.mark.slow

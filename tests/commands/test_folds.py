@@ -42,20 +42,22 @@ def test_folds_are_validated_but_not_tested(blockspike, tmp_path):
     drawn = blockspike("figures", "figure=epochs")
     assert "best mean validation accuracy" in drawn.stdout and "(runs: 3)" in drawn.stdout
     assert (tmp_path / "outputs/figures/epochs_default.png").is_file()
-    refused = blockspike("evaluate", f"run={runs(tmp_path)[0]}", check=False)
-    assert "expected a tested run, got a fold" in refused.stderr
+    for command in ("evaluate", "figures"):
+        refused = blockspike(command, f"run={runs(tmp_path)[0]}", check=False)
+        assert "expected a tested run, got a fold" in refused.stderr
 
 
 @pytest.mark.slow
 def test_without_validation_the_model_of_the_last_epoch_is_tested(blockspike, tmp_path):
-    done = blockspike("train", *SMALL, "data.validation_fraction=0")
+    whole = ("data.validation_fraction=0", "monitor=val/loss")
+    done = blockspike("train", *SMALL, *whole)
     assert "model of epoch 3, trained on everything" in done.stdout
     (folder,) = runs(tmp_path)
     row = read_json(folder / "result.json")
     assert (row["chosen_epoch"], row["n_epochs"]) == (3, 3)
     assert "val_accuracy" not in row
     assert load_plain(folder / "checkpoints/best.ckpt")["epoch"] == 2
-    assert "finished, skipped" in blockspike("train", *SMALL, "data.validation_fraction=0").stdout
+    assert "finished, skipped" in blockspike("train", *SMALL, *whole).stdout
     blockspike("status")
     evaluated = blockspike("evaluate", f"run={folder}")
     assert f"test accuracy {row['test_accuracy']:.2%}" in evaluated.stdout

@@ -52,7 +52,8 @@ def check_training(cfg: DictConfig) -> None:
 
 def _check_validation(cfg: DictConfig) -> None:
     """Refuse what needs a validation split where there is none."""
-    if cfg.data.get("validation_fraction") != 0 or cfg.data.get("fold") is not None:
+    own = cfg.data.get("fold") is not None or cfg.data.get("validation") == "own"
+    if cfg.data.get("validation_fraction") != 0 or own:
         return
     plateau = "ReduceLROnPlateau" in str((cfg.get("scheduler") or {}).get("_target_"))
     needing = {

@@ -76,6 +76,9 @@ def _of_run(run: Run) -> list[Path]:
     if row is not None and "fit_s" in row:
         traces = cells_of(read_npz(run.folder / "traces.npz"))
         return [recording_fit(traces, run.folder / "figures" / "recording")]
+    if row is not None and "test_accuracy" not in row:
+        found = "one that a search pruned" if row.get("pruned") else "a fold of cross-validation"
+        raise ValueError(f"{run.folder}: expected a tested run, got {found}")
     if row is None or not scores:
         raise FileNotFoundError(
             f"{run.folder}: expected a finished, evaluated run, got none; "

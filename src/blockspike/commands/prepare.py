@@ -24,4 +24,7 @@ def prepare(cfg: DictConfig) -> None:
     assert isinstance(data, EventDataModule)
     path = data.prepare()
     data.setup()
-    print(f"{data.name}: {len(data.train)} training and {len(data.test)} test recordings in {path}")
+    own = "" if data.val is data.train else f", {len(data.val)} validation"
+    print(
+        f"{data.name}: {len(data.train)} training{own} and {len(data.test)} test recordings in {path}"
+    )

@@ -62,7 +62,7 @@ def _fit_and_test(
         run.best_checkpoint.parent,
         filename=run.best_checkpoint.stem,
         monitor=cfg.monitor if data.validates else None,  # None = the last epoch
-        mode=mode_of(cfg.monitor),
+        mode=mode_of(cfg.monitor) if data.validates else "max",  # apart from `last`, of mode "min"
         save_on_train_epoch_end=None if data.validates else True,
         enable_version_counter=False,
     )

@@ -172,7 +172,7 @@ def _media(run: Run, module: ClassificationModule, data: EventDataModule) -> dic
 
     events, labels = next(iter(data.test_dataloader()))
     with torch.no_grad():
-        output = module.network(events)
+        output = module.network.eval()(events)
     use_style()
     shown = activity(output, events, labels, data.dt_ms)
     picture = raster(shown, run.folder / "figures" / "raster")

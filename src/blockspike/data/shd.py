@@ -119,7 +119,7 @@ class SHDDataModule(EventDataModule):
     @property
     def validates(self) -> bool:
         """Whether a part of the training set is held out."""
-        return self.fold is not None or super().validates
+        return self.fold is not None or self.validation == "own" or super().validates
 
     def _validation(self, file: EventFile) -> tuple[EventSplit, np.ndarray]:
         if self.validation != "own":

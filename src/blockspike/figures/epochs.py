@@ -77,7 +77,8 @@ def mean_curves(
         if len(lengths) > 1:
             raise ValueError(
                 f"{label or 'runs'}: expected as many epochs in each, got {lengths[0]} to "
-                f"{lengths[-1]}; color=trainer.max_epochs tells them apart"
+                f"{lengths[-1]}; train them without callbacks=early_stopping, or tell them apart "
+                "by color=trainer.max_epochs"
             )
         stacked = np.array(own)
         error = np.full(lengths[0], np.nan)

@@ -112,9 +112,9 @@ class Run:
         if changed:
             changes = ", ".join(f"{k}: {before.get(k)!r} → {now.get(k)!r}" for k in changed[:4])
             hint = "choose another experiment_name, or delete the folder"
-            is_longer = changed == ["trainer.max_epochs"] and "fit" not in content
-            if is_longer and self.result() is not None:
-                hint = f"extend={self.folder} continues it in another folder"
+            if changed == ["trainer.max_epochs"] and "fit" not in content and self.result():
+                if now[changed[0]] > before[changed[0]]:
+                    hint = f"with another experiment_name, extend={self.folder} continues it"
             raise RunRefusedError(
                 f"{self.folder}: holds a run with another configuration ({changes}); {hint}"
             )

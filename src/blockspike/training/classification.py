@@ -220,9 +220,10 @@ class ClassificationModule(pl.LightningModule):
 
     def on_test_epoch_end(self) -> None:
         """Log each class's accuracy; keep the confusion matrix [true, predicted]."""
-        self.test_confusion = self.confusion.compute().cpu()
-        n_tested = self.test_confusion.sum(1)
-        of_classes = self.test_confusion.diagonal() / n_tested
+        counts = self.confusion.compute()
+        n_tested = counts.sum(1)
+        of_classes = counts.diagonal() / n_tested
+        self.test_confusion = counts.cpu()
         for k in n_tested.nonzero().flatten().tolist():
             self.log(f"test/accuracy_class{k}", of_classes[k].float(), sync_dist=True)
 
