@@ -25,6 +25,5 @@ def prepare(cfg: DictConfig) -> None:
     path = data.prepare()
     data.setup()
     own = "" if data.val is data.train else f", {len(data.val)} validation"
-    print(
-        f"{data.name}: {len(data.train)} training{own} and {len(data.test)} test recordings in {path}"
-    )
+    counts = f"{len(data.train)} training{own} and {len(data.test)} test recordings"
+    print(f"{data.name}: {counts} in {path}")

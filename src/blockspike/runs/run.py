@@ -112,9 +112,10 @@ class Run:
         if changed:
             changes = ", ".join(f"{k}: {before.get(k)!r} → {now.get(k)!r}" for k in changed[:4])
             hint = "choose another experiment_name, or delete the folder"
-            if changed == ["trainer.max_epochs"] and "fit" not in content and self.result():
-                if now[changed[0]] > before[changed[0]]:
-                    hint = f"with another experiment_name, extend={self.folder} continues it"
+            is_finished = "fit" not in content and self.result() is not None
+            key = "trainer.max_epochs"
+            if is_finished and changed == [key] and now[key] > before[key]:
+                hint = f"with another experiment_name, extend={self.folder} continues it"
             raise RunRefusedError(
                 f"{self.folder}: holds a run with another configuration ({changes}); {hint}"
             )
