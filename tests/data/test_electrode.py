@@ -3,9 +3,16 @@
 import numpy as np
 import pytest
 
-from blockspike.data.electrode import Electrode, Stretch, electrode_of, estimate_electrode
+from blockspike.data.electrode import (
+    Electrode,
+    Stretch,
+    electrode_of,
+    estimate_electrode,
+    without_electrode,
+)
 from blockspike.data.recordings import Recording
 from blockspike.data.recordings_datamodule import RecordingsDataModule
+from blockspike.data.spikes import shows_spikes
 from made_electrode import DT_MS, Cell, cell_behind, noise_pa, write_cell
 
 
@@ -135,3 +142,69 @@ def test_a_cell_whose_electrode_is_not_found_is_named(tmp_path):
         data.setup()
     with pytest.raises(ValueError, match="compensation: expected aec or null, got 'bridge'"):
         RecordingsDataModule(tmp_path / "cell.npz", compensation="bridge")  # pyright: ignore
+
+
+@pytest.mark.parametrize("most", [400_000, 40_000])
+def test_little_memory_leaves_enough_intervals_for_the_error(monkeypatch, most):
+    """First fewer intervals are taken, down to those of the jackknife, then less of each."""
+    cell = cell_behind(40.0, 0.3)
+    monkeypatch.setattr("blockspike.data.electrode._MOST_VALUES", most)
+    found = estimate_electrode("cell", [cell.stretch()], DT_MS)
+    assert found.resistance_mohm == pytest.approx(40.0, rel=0.25)
+    whole = cell_behind(40.0, 0.3).stretch()
+    monkeypatch.undo()
+    assert found.error_mohm > 1.2 * estimate_electrode("cell", [whole], DT_MS).error_mohm
+
+
+def test_a_kernel_of_another_sampling_rate_is_refused():
+    recording = recording_of(cell_behind(0.0, 0.0, noise_pa(20_000)))
+    electrode = Electrode(np.ones(3), 0.1, 2 * DT_MS)
+    with pytest.raises(ValueError, match="my cell: compensation: expected samples every 0.2 ms"):
+        without_electrode(recording, electrode)
+
+
+def test_the_warm_up_of_the_training_part_is_not_in_the_estimate(tmp_path):
+    cell = cell_behind(40.0, 0.3)
+    write_cell(cell, tmp_path / "cell.npz")
+    second = {"train_s": [[3, 6]], "test_s": [[0, 3]], "compensation": "aec"}
+    found = []
+    for warm_up_s in (0.0, 3.0):
+        data = RecordingsDataModule(tmp_path / "cell.npz", train_warm_up_s=warm_up_s, **second)
+        data.setup()
+        (electrode,) = data.compensated
+        assert electrode is not None
+        found.append(electrode.kernel_mohm)
+    np.testing.assert_array_equal(*found)
+
+
+def test_the_voltage_of_every_segment_is_judged():
+    """Of segments of different length, the shorter ones end in NaN."""
+    fired = np.zeros((1000, 2), bool)
+    fired[100::100] = True
+    voltage = np.full((1000, 2), -60.0)
+    voltage[fired] = 30.0
+    voltage[900:, 1] = np.nan
+    assert shows_spikes(fired, voltage, 0.5)
+    voltage[:900, 1] = -60.0
+    assert shows_spikes(fired[:, :1], voltage[:, :1], 0.5)
+    assert not shows_spikes(fired[:, 1:], voltage[:, 1:], 0.5)
+
+
+def test_a_stimulus_without_voltage_has_the_steps_of_its_spikes(tmp_path):
+    """A cut that rounds past the end of the recording is clipped there, with or without voltage."""
+    n, dt_ms = 40_076, 0.05
+    rng = np.random.default_rng(0)
+    times_s = np.tile(np.arange(0.05, 2.0, 0.1), 2)
+    voltage = np.full((1, 2, n), np.nan)
+    voltage[0, 0] = rng.normal(-60, 1, n)
+    np.savez(
+        tmp_path / "cell.npz", current_pa=rng.normal(0, 100, (2, n)), dt_ms=dt_ms,
+        spike_times_s=times_s, spike_repeat=np.zeros(len(times_s), int), voltage_mv=voltage,
+        spike_stimulus=np.repeat([0, 1], len(times_s) // 2),
+    )  # fmt: skip
+    data = RecordingsDataModule(tmp_path / "cell.npz")
+    data.setup()
+    (shown,) = data.test_mean_voltage_mv
+    assert shown is not None
+    for row, (current, _) in zip(shown, data.test.segments(0), strict=True):
+        assert row.shape == current.shape

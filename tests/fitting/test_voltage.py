@@ -20,6 +20,7 @@ from blockspike.fitting.parameters import NeuronParameters, simulated_trace
 from blockspike.fitting.population import PaperPopulation, PhysicalPopulation
 from blockspike.fitting.voltage import (
     RecordedVoltage,
+    check_fitted,
     driven_membrane,
     driven_membrane_by_steps,
     recorded_voltage,
@@ -198,6 +199,18 @@ def test_a_cell_without_its_voltage_is_named(voltage, message):
     part = part_of(np.zeros((1, 1000)))
     with pytest.raises(ValueError, match=message):
         recorded_voltage(["my cell"], part, [voltage], DT_MS)
+
+
+@pytest.mark.parametrize("mv", [np.nan, -60.0])
+def test_a_cell_without_a_voltage_in_the_fitted_steps_is_named(mv):
+    """Held-out steps have one, and none or a constant one is in the fitted steps."""
+    voltage = np.random.default_rng(0).normal(-60.0, 1.0, (1, 1000))
+    voltage[0, :600] = mv
+    voltage[0, 300::200] = 30
+    found = recorded_voltage(["cell"], part_of(voltage), [voltage], DT_MS)
+    check_fitted(["cell"], found, Window(0, 800, 1000))
+    with pytest.raises(ValueError, match="my cell: voltage_weight: expected a voltage that varies"):
+        check_fitted(["my cell"], found, Window(0, 600, 1000))
 
 
 def batch(by_likelihood: bool) -> FittingBatch:

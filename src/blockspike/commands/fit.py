@@ -40,7 +40,7 @@ from blockspike.fitting.scores import (
     scores_of_cells,
     scores_of_segments,
 )
-from blockspike.fitting.voltage import RecordedVoltage, recorded_voltage
+from blockspike.fitting.voltage import RecordedVoltage, check_fitted, recorded_voltage
 from blockspike.runs.run import Run
 from blockspike.training.metrics_file import read_metrics
 
@@ -74,7 +74,10 @@ def _build(cfg: DictConfig) -> tuple[RecordingsDataModule, NeuronFittingModule]:
 
 
 def _voltage(data: RecordingsDataModule) -> RecordedVoltage:
-    return recorded_voltage(data.names, data.train, data.train_voltage_mv, data.dt_ms)
+    _, _, window = data.batch()
+    found = recorded_voltage(data.names, data.train, data.train_voltage_mv, data.dt_ms)
+    check_fitted(data.names, found, Window(*window))
+    return found
 
 
 def _fit_and_score(
@@ -149,12 +152,13 @@ def _voltage_columns(parameters: NeuronParameters, data: RecordingsDataModule) -
     scale_pa, dt_ms = data.scale_pa, data.dt_ms
     table = millivolts_of_cells(parameters, data.train, data.train_voltage_mv, scale_pa, dt_ms)
     if len(table.columns):
-        of_parts = {"train": data.train_voltage_mv, "test": data.test_mean_voltage_mv}
+        of_parts = {
+            "train": (data.train, data.train_voltage_mv, scale_pa),
+            "test": (data.test, data.test_mean_voltage_mv, data.test_scale_pa),
+        }
         table = table.assign(**{
-            f"{name}_voltage_rms_mv": voltage_errors_of_cells(
-                parameters, table, getattr(data, name), voltage_mv, scale_pa, dt_ms
-            )
-            for name, voltage_mv in of_parts.items()
+            f"{name}_voltage_rms_mv": voltage_errors_of_cells(parameters, table, *of_part, dt_ms)
+            for name, of_part in of_parts.items()
         })  # fmt: skip
     electrodes = [x for x in data.compensated if x is not None]
     if not electrodes:

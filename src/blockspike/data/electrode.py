@@ -100,7 +100,16 @@ def electrode_of(recording: Recording, parts: Sequence[tuple[int, slice]]) -> El
 
 
 def without_electrode(recording: Recording, electrode: Electrode) -> Recording:
-    """The recording with the electrode's share of its voltages subtracted."""
+    """The recording with the electrode's share of its voltages subtracted.
+
+    Raises:
+        ValueError: it has another time between samples than the electrode's kernel.
+    """
+    if recording.dt_ms != electrode.dt_ms:
+        raise ValueError(
+            f"{recording.name}: compensation: expected samples every {electrode.dt_ms:g} ms, as in "
+            f"the training part, got {recording.dt_ms:g} ms"
+        )
     voltages: list[np.ndarray | None] = []
     for stimulus, voltage in enumerate(recording.voltage_mv or []):
         if voltage is not None:
@@ -132,8 +141,7 @@ def estimate_electrode(where: str, stretches: Sequence[Stretch], dt_ms: float) -
         raise ValueError(f"{where}: compensation: expected samples of at most 1 ms, got {dt_ms:g}")
     parts = [part for x in stretches for part in _between(where, x, dt_ms, n_taps)]
     _check(where, parts, dt_ms)
-    parts = parts[:: -(-sum(len(x.voltage) for x in parts) * (n_taps + 3) // _MOST_VALUES)]
-    equations = _Equations(parts, dt_ms)
+    equations = _Equations(_thinned(parts, n_taps), dt_ms)
     if equations.n_directions() < _LEAST_DIRECTIONS:
         raise ValueError(
             f"{where}: compensation: expected a current that fluctuates within {_KERNEL_MS:g} ms, "
@@ -181,6 +189,18 @@ def _between(where: str, stretch: Stretch, dt_ms: float, n_taps: int) -> list[_I
         for start, stop in edges.reshape(-1, 2)
         if (stop - start) * dt_ms >= _LEAST_INTERVAL_MS
     ]
+
+
+def _thinned(parts: list[_Interval], n_taps: int) -> list[_Interval]:
+    """As many intervals, but at least those of the jackknife, and as much of each as fit."""
+    n_values = sum(len(x.voltage) for x in parts) * (n_taps + 3)
+    stride = min(-(-n_values // _MOST_VALUES), len(parts) // _N_BLOCKS)
+    parts = parts[::stride]
+    n_values = sum(len(x.voltage) for x in parts) * (n_taps + 3)
+    if n_values <= _MOST_VALUES:
+        return parts
+    most = _MOST_VALUES // ((n_taps + 3) * len(parts))
+    return [_Interval(x.voltage[:most], x.current[: n_taps + most]) for x in parts]
 
 
 class _Equations:

@@ -267,6 +267,7 @@ class RecordingsDataModule(pl.LightningDataModule):
         # No longer than the time before any test segment.
         warm_up_s = min(self.warm_up_s, *(cut.start_s for cut in tested))
         titles = _titles(test, tested)
+        fitted = trained
         trained = [cut.begun_earlier(self.train_warm_up_s) for cut in trained]
         tested = [cut.begun_earlier(warm_up_s) for cut in tested]
         train_data, test_data = self._segments(train, trained), self._segments(test, tested)
@@ -278,7 +279,7 @@ class RecordingsDataModule(pl.LightningDataModule):
         scale_pa = self._scale(train_data[0][self._train_warm_up_steps :])
         compensated = None
         if self.compensation is not None:
-            own = [(cut.stimulus, cut.steps(train.dt_ms)) for cut in trained]
+            own = [(cut.stimulus, cut.steps(train.dt_ms)) for cut in fitted]
             compensated = electrode_of(train, own)
             train, test = (without_electrode(x, compensated) for x in (train, test))
         return _Cell(
@@ -319,11 +320,12 @@ class RecordingsDataModule(pl.LightningDataModule):
         rows = []
         for number, of_stimulus in groupby(cuts, lambda cut: cut.stimulus):
             voltage = recording.voltage(number, self.dt_ms, of_step)
+            if voltage is None:
+                n_steps = recording.spike_trains(number, self.dt_ms).shape[1]
+                voltage = np.full(n_steps, np.nan, np.float32)
             for cut in of_stimulus:
                 steps = cut.steps(self.dt_ms)
-                scored = slice(steps.start + warm_up_steps, steps.stop)
-                nothing = np.full(scored.stop - scored.start, np.nan, np.float32)
-                rows.append(nothing if voltage is None else voltage[scored])
+                rows.append(voltage[steps.start + warm_up_steps : steps.stop])
         return beside(rows).T
 
     def _scale(self, current: np.ndarray) -> float:

@@ -121,10 +121,11 @@ def between_spikes(fired: np.ndarray, dt_ms: float) -> np.ndarray:
 
 def shows_spikes(fired: np.ndarray, voltage_mv: np.ndarray, dt_ms: float) -> bool:
     """Whether the voltage ``[T, B]`` is high where the spikes are: it may be of other trials."""
-    known = np.isfinite(voltage_mv).all(0)
-    if not fired[:, known].any():
+    known = np.isfinite(voltage_mv)
+    fired = fired & known
+    if not fired.any():
         return True
     n_after = round(_BEFORE_MS / dt_ms) + 1
-    padded = np.pad(voltage_mv[:, known], ((0, n_after), (0, 0)), mode="edge")
+    padded = np.pad(np.where(known, voltage_mv, -np.inf), ((0, n_after), (0, 0)), mode="edge")
     peak = np.max([padded[k : k + len(voltage_mv)] for k in range(n_after)], 0)
-    return np.median(peak[fired[:, known]]) > np.median(voltage_mv[:, known]) + _HEIGHT_MV
+    return np.median(peak[fired]) > np.median(voltage_mv[known]) + _HEIGHT_MV

@@ -71,6 +71,21 @@ def recorded_voltage(
     return RecordedVoltage(mv, is_between > 0, fired)
 
 
+def check_fitted(names: list[str], recorded: RecordedVoltage, window: Window) -> None:
+    """Raise ValueError, naming the cell, if no voltage that varies is in the fitted steps."""
+    n_steps, batch_size, n_cells = recorded.mv.shape
+    steps = torch.arange(n_steps).view(-1, 1, 1)
+    split, _ = window.of_segments(batch_size, n_cells)
+    is_fitted = recorded.is_between & (steps >= window.first) & (steps < split)
+    for cell, name in enumerate(names):
+        own = recorded.mv[:, :, cell][is_fitted[:, :, cell]]
+        if len(own) == 0 or bool((own == own[0]).all()):
+            raise ValueError(
+                f"{name}: voltage_weight: expected a voltage that varies between the spikes of the "
+                f"fitted steps, got {len(own)} steps of it"
+            )
+
+
 def driven_membrane_by_steps(
     values: NeuronParameters, dt_ms: float, current: Tensor, spikes: Tensor
 ) -> Tensor:
