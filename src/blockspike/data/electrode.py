@@ -192,7 +192,7 @@ def _between(where: str, stretch: Stretch, dt_ms: float, n_taps: int) -> list[_I
 
 
 def _thinned(parts: list[_Interval], n_taps: int) -> list[_Interval]:
-    """As many intervals, but at least those of the jackknife, and as much of each as fit."""
+    """Intervals, and as much of each as memory has room for; at least those of the jackknife."""
     n_values = sum(len(x.voltage) for x in parts) * (n_taps + 3)
     stride = min(-(-n_values // _MOST_VALUES), len(parts) // _N_BLOCKS)
     parts = parts[::stride]
