@@ -173,6 +173,7 @@ def test_a_damaged_checkpoint_is_skipped_for_the_previous_one(blockspike, tmp_pa
     last.write_bytes(content[:-100] if harm == "truncated" else content)
     again = blockspike(*args)
     assert "last.ckpt" in again.stderr and "continued after epoch 2" in again.stdout
+    assert load_plain(run / "checkpoints" / "previous.ckpt")["epoch"] == 1
     assert not differences(results(tmp_path), before)
 
     (run / "result.json").unlink()

@@ -73,7 +73,7 @@ def first_epochs(source: Run, run: Run) -> Path:
     Raises:
         ValueError: `source` has no readable checkpoint.
     """
-    checkpoint = last_checkpoint(source)
+    checkpoint = last_checkpoint(source, is_own=False)
     if checkpoint is None:
         raise ValueError(f"extend: expected {source.last_checkpoint}, got no such file")
     if is_first_process():

@@ -136,8 +136,11 @@ def processes_of_one_run() -> Iterator[None]:
                 os.environ.pop(name, None)
 
 
-def last_checkpoint(run: Run) -> Path | None:
+def last_checkpoint(run: Run, is_own: bool = True) -> Path | None:
     """Path of the checkpoint to resume from, which is printed; None for a new run.
+
+    A damaged one is deleted if the one before is readable, whose place it would take at the next
+    epoch; not in another run's folder, with `is_own` False.
 
     Raises:
         ValueError: no checkpoint is readable, or the best one is damaged.
@@ -145,16 +148,20 @@ def last_checkpoint(run: Run) -> Path | None:
     if run.best_checkpoint.is_file():
         load_best(run)  # a damaged one would be noticed only after training
     kept = [p for p in (run.last_checkpoint, run.previous_checkpoint) if p.is_file()]
+    damaged: list[Path] = []
     for path in kept:
         try:
             epochs = load_plain(path)["epoch"] + 1
         except ValueError as error:
-            print(f"{error}; left aside", file=sys.stderr)
-            LOGGER.info("%s; left aside", error)
+            print(f"{error}; not used", file=sys.stderr)
+            LOGGER.info("%s; not used", error)
+            damaged.append(path)
             continue
         if is_first_process():
             print(f"{run.folder}: continued after epoch {epochs}")
             LOGGER.info("continued after epoch %d", epochs)
+            for other in damaged if is_own else ():
+                other.unlink(missing_ok=True)
         return path
     if kept:
         raise ValueError(
