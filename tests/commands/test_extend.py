@@ -130,21 +130,22 @@ def test_another_configuration_is_refused_and_nothing_written(
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_a_schedule_for_the_whole_training_is_refused_by_its_length(blockspike, tmp_path):
-    args = (*TINY, "scheduler=cosine")
+@pytest.mark.parametrize(
+    ("option", "words"),
+    [
+        ("scheduler=cosine", ("got scheduler.T_max: 1 → 2; a schedule for the whole",)),
+        (
+            "model.max_delay=3",
+            ("extend: expected a network without learned delays", "got model.max_delay=3"),
+        ),
+    ],
+)
+def test_what_follows_the_share_of_the_training_is_refused(blockspike, tmp_path, option, words):
+    args = (*TINY, option)
     blockspike(*args, "trainer.max_epochs=1")
     source = run_of(tmp_path, 1)
     done = blockspike(*args, "trainer.max_epochs=2", f"extend={source}", check=False)
-    assert "got scheduler.T_max: 1 → 2; a schedule for the whole" in done.stderr
-
-
-def test_learned_delays_are_refused(blockspike, tmp_path):
-    args = (*TINY, "model.max_delay=3")
-    blockspike(*args, "trainer.max_epochs=1")
-    source = run_of(tmp_path, 1)
-    done = blockspike(*args, "trainer.max_epochs=2", f"extend={source}", check=False)
-    assert "extend: expected a network without learned delays" in done.stderr
-    assert "got model.max_delay=3" in done.stderr
+    assert all(word in done.stderr for word in words)
 
 
 def test_averaged_weights_are_refused(source, blockspike):

@@ -67,3 +67,24 @@ def test_without_validation_the_model_of_the_last_epoch_is_tested(blockspike, tm
     blockspike("publish", f"run={folder}", "name=mine")
     card = (tmp_path / "outputs/published/mine.md").read_text()
     assert "| epochs, on all training data | 3 |" in card
+
+
+@pytest.mark.parametrize(
+    ("option", "words"),
+    [
+        ("callbacks=early_stopping", ("callbacks", "early_stopping")),
+        (
+            "scheduler=step ~scheduler.step_size ~scheduler.gamma "
+            "scheduler._target_=torch.optim.lr_scheduler.ReduceLROnPlateau",
+            ("scheduler", "ReduceLROnPlateau"),
+        ),
+        ("test_each_epoch=true", ("test_each_epoch", "True")),
+    ],
+)
+def test_what_follows_validation_is_refused_without_it(blockspike, tmp_path, option, words):
+    given = ("data=nmnist_sample", "data.validation_fraction=0", *option.split())
+    done = blockspike("train", *given, check=False)
+    (line,) = done.stderr.splitlines()
+    name, value = words
+    assert f"{name}: expected nothing that follows validation" in line and value in line
+    assert not list(tmp_path.iterdir())

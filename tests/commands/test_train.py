@@ -291,19 +291,6 @@ def test_a_folder_in_use_is_refused(blockspike, tmp_path, data_dir):
             "trainer.gradient_clip_algorithm=max",
             ("trainer.gradient_clip_algorithm", "value", "max"),
         ),
-        (
-            "data.validation_fraction=0 callbacks=early_stopping",
-            ("callbacks: expected nothing that follows validation", "early_stopping"),
-        ),
-        (
-            "data.validation_fraction=0 scheduler=step ~scheduler.step_size ~scheduler.gamma "
-            "scheduler._target_=torch.optim.lr_scheduler.ReduceLROnPlateau",
-            ("scheduler: expected nothing that follows validation", "ReduceLROnPlateau"),
-        ),
-        (
-            "data.validation_fraction=0 test_each_epoch=true",
-            ("test_each_epoch: expected nothing that follows validation", "True"),
-        ),
         ("trainer.accumulate_grad_batches=0", ("trainer.accumulate_grad_batches", "≥ 1", "0")),
         ("trainer.precision=16-mixed", ("trainer.precision: expected 32-true", "16-mixed")),
         ("trainer.precision=bf16-true", ("trainer.precision: expected 32-true", "bf16-true")),

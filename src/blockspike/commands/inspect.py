@@ -14,8 +14,9 @@ from rich.markup import escape
 from rich.table import Table
 
 from blockspike.data.abf import open_abf
+from blockspike.data.recording_files import find_recordings
 from blockspike.data.recordings import Recording, load_recording, sweeps_of
-from blockspike.data.recordings_datamodule import RecordingsDataModule, find_recordings
+from blockspike.data.recordings_datamodule import RecordingsDataModule
 from blockspike.data.spikes import detect_spikes
 from blockspike.data.sweeps import SeveralElectrodesError
 

@@ -62,10 +62,9 @@ def mlflow_logger(
         fcntl.flock(lock, fcntl.LOCK_EX)
         if id_file.is_file():
             logger = MLFlowLogger(**options, run_id=id_file.read_text())
-            if tags or "tags" in logger.experiment.get_run(logger.run_id).data.tags:
-                logger.experiment.set_tag(
-                    logger.run_id, "tags", tags
-                )  # Lightning does so only once
+            client, run_id = logger.experiment, logger.run_id
+            if tags or "tags" in client.get_run(run_id).data.tags:
+                client.set_tag(run_id, "tags", tags)  # Lightning only does so for a new run
             return logger
         logger = MLFlowLogger(**options)
         content = flatten(read_json(run.folder / "content.json"))

@@ -47,11 +47,7 @@ def shd_files() -> list[RemoteFile]:
     Raises:
         ValueError: tonic is not installed.
     """
-    known = _tonic_datasets().SHD
-    return [
-        RemoteFile(known.base_url + known.train_zip, known.train_zip, known.train_md5),
-        RemoteFile(known.base_url + known.test_zip, known.test_zip, known.test_md5),
-    ]
+    return _heidelberg_files("SHD", ("train", "test"))
 
 
 def ssc_files() -> list[RemoteFile]:
@@ -60,12 +56,16 @@ def ssc_files() -> list[RemoteFile]:
     Raises:
         ValueError: tonic is not installed.
     """
-    known = _tonic_datasets().SSC
-    return [
-        RemoteFile(known.base_url + known.train_zip, known.train_zip, known.train_md5),
-        RemoteFile(known.base_url + known.valid_zip, known.valid_zip, known.valid_md5),
-        RemoteFile(known.base_url + known.test_zip, known.test_zip, known.test_md5),
-    ]
+    return _heidelberg_files("SSC", ("train", "valid", "test"))
+
+
+def _heidelberg_files(name: str, parts: tuple[str, ...]) -> list[RemoteFile]:
+    known = getattr(_tonic_datasets(), name)
+    files = []
+    for part in parts:
+        filename = getattr(known, f"{part}_zip")
+        files.append(RemoteFile(known.base_url + filename, filename, getattr(known, f"{part}_md5")))
+    return files
 
 
 def _tonic_datasets() -> Any:

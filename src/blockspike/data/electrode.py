@@ -209,19 +209,18 @@ class _Equations:
     def __init__(self, parts: Sequence[_Interval], dt_ms: float):
         self._parts, self._dt_ms = parts, dt_ms
         n_taps = len(parts[0].current) - len(parts[0].voltage)
-        rows = []
-        for voltage, current in parts:
+        stops = np.cumsum([len(x.voltage) - 1 for x in parts]).tolist()
+        self._slices = [slice(*x) for x in zip([0, *stops[:-1]], stops, strict=True)]
+        self._rows = np.empty((stops[-1], n_taps + 2))  # taps, membrane (see `solve`), voltage
+        for (voltage, current), own in zip(parts, self._slices, strict=True):
             lagged = np.lib.stride_tricks.sliding_window_view(np.diff(current), n_taps)[:, ::-1]
-            rows.append(np.column_stack([lagged[-len(voltage) + 1 :], np.diff(voltage)]))
-        lengths = np.array([len(x) for x in rows])
-        self._firsts = np.concatenate([[0], np.cumsum(lengths)[:-1]])
-        self._ages = np.concatenate([np.arange(n) for n in lengths])
-        self._rows = np.concatenate(rows)  # [n, K + 1]
+            self._rows[own, :n_taps] = lagged[-len(voltage) + 1 :]
+            self._rows[own, -1] = np.diff(voltage)
         self._n_taps = n_taps
 
     def n_directions(self) -> int:
         """Independent ways in which the current varies within a kernel."""
-        taps = self._rows[:, :-1]
+        taps = self._rows[:, : self._n_taps]
         sizes = np.linalg.eigvalsh(taps.T @ taps)
         return int((sizes > _NEGLIGIBLE * sizes[-1]).sum())
 
@@ -233,19 +232,16 @@ class _Equations:
         The last are the same without each block of a jackknife.
         """
         beta = np.exp(-self._dt_ms / tau_ms)
-        membrane = [
-            np.diff(np.asarray(lfilter([1 - beta], [1, -beta], current[self._n_taps :])))
-            for _, current in self._parts
-        ]
-        taps, voltage = self._rows[:, :-1], self._rows[:, -1:]
-        rows = np.concatenate([taps, np.concatenate(membrane)[:, None], voltage], 1)
-        after_spike = beta ** self._ages[:, None]  # what each interval may begin with
-        sizes = np.add.reduceat(after_spike**2, self._firsts)
-        begun = np.add.reduceat(after_spike * rows, self._firsts) / np.sqrt(sizes)
+        begun = []  # what each interval may begin with
+        for (_, current), own in zip(self._parts, self._slices, strict=True):
+            filtered = np.asarray(lfilter([1 - beta], [1, -beta], current[self._n_taps :]))
+            self._rows[own, self._n_taps] = np.diff(filtered)
+            after_spike = beta ** np.arange(own.stop - own.start)
+            begun.append(after_spike @ self._rows[own] / np.linalg.norm(after_spike))
         blocks = []
-        for part in np.array_split(np.arange(len(self._firsts)), _N_BLOCKS if wants_blocks else 1):
-            stop = self._firsts[part[-1] + 1] if part[-1] + 1 < len(self._firsts) else len(rows)
-            own, first = rows[self._firsts[part[0]] : stop], begun[part]
+        for part in np.array_split(np.arange(len(begun)), _N_BLOCKS if wants_blocks else 1):
+            own = self._rows[self._slices[part[0]].start : self._slices[part[-1]].stop]
+            first = np.stack([begun[i] for i in part])
             blocks.append(own.T @ own - first.T @ first)
         total = np.sum(blocks, 0)
         found = _solved(total)

@@ -15,16 +15,10 @@ from torch import Tensor
 
 from blockspike.data.datamodule import require
 from blockspike.data.electrode import Electrode, electrode_of, without_electrode
-from blockspike.data.ibw import SUFFIX as IBW_SUFFIX
 from blockspike.data.parts import Part, beside, n_steps_of, padded, stacked
 from blockspike.data.progress import progress
-from blockspike.data.recordings import (
-    RECORDING_SUFFIXES,
-    Recording,
-    is_folder_of_waves,
-    load_recording,
-    name_of,
-)
+from blockspike.data.recording_files import cell_names, find_recordings
+from blockspike.data.recordings import Recording, load_recording, name_of
 from blockspike.data.sweeps import SeveralElectrodesError
 
 Segments = list[list[Any]]  # numbers; OmegaConf takes no int for a float inside a list
@@ -199,7 +193,7 @@ class RecordingsDataModule(pl.LightningDataModule):
         """
         files = find_recordings(self.path)
         with progress(f"Reading {self.title}", len(files)) as advance:
-            for name, file in zip(_cell_names(files, self.path), files, strict=True):
+            for name, file in zip(cell_names(files, self.path), files, strict=True):
                 yield from self._pairs(file, name, self.electrode)
                 advance(1)
 
@@ -395,37 +389,6 @@ def _with_stimuli(recording: Recording, kept: list[int]) -> Recording:
         stimuli=tuple(recording.stimuli[s] for s in kept),
         voltage_mv=None if voltage_mv is None else [voltage_mv[s] for s in kept],
     )
-
-
-def find_recordings(path: Path) -> list[Path]:
-    """Find the recordings in a folder, at any depth; a path of a recording gives that one.
-
-    A folder of Igor waves is one recording.
-
-    Raises:
-        FileNotFoundError: there is none.
-    """
-    if path.is_file() or is_folder_of_waves(path):
-        return [path]
-    folders = {p.parent for p in path.rglob(f"*{IBW_SUFFIX}")}
-    files = sorted([*folders, *(p for s in RECORDING_SUFFIXES for p in path.rglob(f"*{s}"))])
-    if not files:
-        raise FileNotFoundError(
-            f"{path}: expected a recording, a {' or '.join(RECORDING_SUFFIXES)} file or a folder "
-            "of them or of .ibw files, got none"
-        )
-    return files
-
-
-def _cell_names(files: list[Path], folder: Path) -> list[str]:
-    """Names of the cells: stems of their files, or paths if stems are not unique.
-
-    AllenSDK names the folder of a cell, not its file.
-    """
-    names = [f.parent.name if f.name == "ephys.nwb" else name_of(f) for f in files]
-    if len(set(names)) == len(names):
-        return names
-    return ["_".join(f.relative_to(folder).parts) for f in files]
 
 
 def _read(

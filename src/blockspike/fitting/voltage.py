@@ -71,12 +71,18 @@ def recorded_voltage(
     return RecordedVoltage(mv, is_between > 0, fired)
 
 
+def _compared(recorded: RecordedVoltage, window: Window) -> tuple[Tensor, Tensor]:
+    """Which of the fitted and of the held-out steps are compared, [T, B, C] each."""
+    n_steps, batch_size, n_cells = recorded.mv.shape
+    steps = torch.arange(n_steps, device=recorded.mv.device).view(-1, 1, 1)
+    split, last = (x.to(steps.device) for x in window.of_segments(batch_size, n_cells))
+    is_fitted = recorded.is_between & (steps >= window.first) & (steps < split)
+    return is_fitted, recorded.is_between & (steps >= split) & (steps < last)
+
+
 def check_fitted(names: list[str], recorded: RecordedVoltage, window: Window) -> None:
     """Raise ValueError, naming the cell, if no voltage that varies is in the fitted steps."""
-    n_steps, batch_size, n_cells = recorded.mv.shape
-    steps = torch.arange(n_steps).view(-1, 1, 1)
-    split, _ = window.of_segments(batch_size, n_cells)
-    is_fitted = recorded.is_between & (steps >= window.first) & (steps < split)
+    is_fitted, _ = _compared(recorded, window)
     for cell, name in enumerate(names):
         own = recorded.mv[:, :, cell][is_fitted[:, :, cell]]
         if len(own) == 0 or bool((own == own[0]).all()):
@@ -195,10 +201,7 @@ def unexplained_voltage(
     def each(x: Tensor) -> Tensor:
         return x.to(membrane).repeat_interleave(n // n_cells, 2)
 
-    steps = torch.arange(len(membrane), device=membrane.device).view(-1, 1, 1)
-    split, last = (x.to(steps.device) for x in window.of_segments(current.shape[1], n_cells))
-    is_fitted = recorded.is_between & (steps >= window.first) & (steps < split)
-    is_held_out = recorded.is_between & (steps >= split) & (steps < last)
+    is_fitted, is_held_out = _compared(recorded, window)
     weight = each(is_fitted)
     n_fitted = weight.sum((0, 1)).clamp(min=1)
 
