@@ -1,11 +1,11 @@
-"""Learned delays against a causal convolution summed by taps, and a test that they learn."""
+"""Learned delays against a causal convolution summed by taps, what is drawn, and that they learn."""
 
+import itertools
 import math
 
 import pytest
 import torch
 
-from blockspike.networks import delays as delays_module
 from blockspike.networks.classifier import SpikingClassifier
 from blockspike.networks.delays import LAST_SIGMA, Delays, delayed_current
 from blockspike.networks.layers import AdLIFLayer, ALIFLayer
@@ -47,12 +47,12 @@ def test_whole_steps_are_a_causal_convolution(given, dtype):
     current = delays.current(x, weight, bias, events)
     expected = convolution(spikes, kernel, bias)
     torch.testing.assert_close(current, expected, rtol=tolerance, atol=tolerance)
-    if given != "dense":  # with a gradient, by taps
+    if given != "dense":  # with a gradient, not by events
         assert torch.equal(current, delayed_current(x, weight, bias, steps, events))
         weight.requires_grad_()
-        by_taps = delays.current(x, weight, bias, events)
-        assert by_taps.requires_grad and not current.requires_grad
-        torch.testing.assert_close(by_taps.detach(), current, rtol=tolerance, atol=tolerance)
+        with_gradient = delays.current(x, weight, bias, events)
+        assert with_gradient.requires_grad and not current.requires_grad
+        torch.testing.assert_close(with_gradient.detach(), current, rtol=tolerance, atol=tolerance)
 
 
 def test_scaled_events():
@@ -64,9 +64,11 @@ def test_scaled_events():
     torch.testing.assert_close(current, delays.eval().current(0.5 * spikes, weight, bias))
     scaled = EventBatch.from_dense(spikes).scaled_to(50.0)
     dense = scaled.dense(torch.float64)
-    torch.testing.assert_close(
-        delays.current(scaled, weight, bias), delays.current(dense, weight, bias)
-    )
+    for own in (delays.eval(), delays.train()):
+        torch.manual_seed(1)
+        expected = own.current(dense, weight, bias)
+        torch.manual_seed(1)
+        torch.testing.assert_close(own.current(scaled, weight, bias), expected)
 
 
 def test_delays_beyond_the_end_are_silent():
@@ -79,93 +81,137 @@ def test_delays_beyond_the_end_are_silent():
     assert current[:, 0].tolist() == [[0, 0, 0], [2, 0, 0], [0, 3, 0]]
 
 
-def test_the_kernel_in_training_is_a_gaussian_around_each_delay():
-    delays, spikes, weight, bias = made()
-    kernel = delays.kernel()
-    for n, k in ((0, 0), (5, 7)):
-        mean = delays.delay[n, k].item() * MAX_DELAY
-        sigma = MAX_DELAY / 2
-        gaussian = [math.exp(-0.5 * ((d - mean) / sigma) ** 2) for d in range(MAX_DELAY + 1)]
-        expected = [g / sum(gaussian) for g in gaussian]
-        assert kernel[:, n, k].tolist() == pytest.approx(expected, rel=1e-6)
-    current = delays.current(spikes, weight, bias)
-    torch.testing.assert_close(current, convolution(spikes, weight * kernel, bias))
+@pytest.mark.parametrize(("learned", "sigma"), [(0.4, 3.0), (0.02, 3.0), (0.93, 0.5), (1.0, 6.0)])
+def test_delays_are_drawn_from_a_gaussian_cut_off_at_the_ends(learned, sigma):
+    torch.manual_seed(0)
+    delays = Delays(400, 500, MAX_DELAY).double()
+    delays.delay.data.fill_(learned)
+    delays.sigma.fill_(sigma)
+    drawn = delays.drawn().detach()
+    assert -0.5 <= drawn.min() and drawn.max() <= MAX_DELAY + 0.5
+    found = drawn.round().long().clamp(0, MAX_DELAY).flatten().bincount(minlength=MAX_DELAY + 1)
+    edges = torch.arange(MAX_DELAY + 2).double() - 0.5
+    below = torch.special.ndtr((edges - MAX_DELAY * learned) / sigma)
+    expected = below.diff() / (below[-1] - below[0])
+    torch.testing.assert_close(found.double() / drawn.numel(), expected, rtol=0, atol=0.005)
 
 
-@pytest.mark.parametrize("given", ["batch", "sparse batch", "events", "dense"])
-@pytest.mark.parametrize("max_delay", [2, MAX_DELAY])
-def test_all_modes_agree_in_training(given, max_delay):
-    _, spikes, weight, bias = made()
-    if given == "sparse batch":
-        spikes[torch.rand(spikes.shape) < 0.8] = 0
-    delays = Delays(N_UNITS, N_INPUTS, max_delay).double()
-    events = SpikeEvents(spikes.to(torch.uint8)) if given == "events" else None
-    x = EventBatch.from_dense(spikes) if "batch" in given else spikes
+# One step; vectors and tiles of steps filled and not; more steps and units than a tile of gradients.
+SIZES = [
+    (1, 1, 1, 1, 1),
+    (37, 5, 9, 6, 7),
+    (8, 17, 33, 20, 12),
+    (130, 33, 21, 10, 25),
+    (9, 3, 4, 5, 2),
+]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(("n_steps", "batch_size", "n_inputs", "n_units", "most"), SIZES)
+def test_products_with_delays_equal_products_by_taps(
+    n_steps, batch_size, n_inputs, n_units, most, dtype
+):
+    torch.manual_seed(0)
+    spikes = torch.randint(-1, 3, (n_steps, batch_size, n_inputs)).to(dtype).requires_grad_()
+    weight = torch.randn(n_units, n_inputs, dtype=dtype, requires_grad=True)
+    bias = torch.randn(n_units, dtype=dtype, requires_grad=True)
+    delays = Delays(n_units, n_inputs, most).to(dtype)
+    to_current = torch.randn(n_steps, batch_size, n_units, dtype=dtype)
     results = []
+    for mode in ("auto", "dense"):
+        torch.manual_seed(1)
+        current = delays.current(spikes, weight, bias, mode=mode)
+        leaves = (spikes, weight, bias, delays.delay)
+        results.append([current, *torch.autograd.grad((current * to_current).sum(), leaves)])
+    rtol, atol = (1e-10, 1e-10) if dtype == torch.float64 else (1e-4, 1e-3)
+    torch.testing.assert_close(*results, rtol=rtol, atol=atol)
+
+
+def later(x, steps):
+    """The values of x [T, …] that many steps later (−1: one earlier); 0 from outside."""
+    moved = torch.zeros_like(x)
+    if steps < 0:
+        moved[:steps] = x[-steps:]
+    else:
+        moved[steps:] = x[: len(x) - steps]
+    return moved
+
+
+@pytest.mark.parametrize("given", ["batch", "events", "dense"])
+@pytest.mark.parametrize("max_delay", [2, MAX_DELAY])  # "dense": by a sum over taps, by convolution
+def test_current_and_gradients_in_training(given, max_delay):
+    """Against sums written out; a delay's gradient is the central difference of its synapse."""
+    _, spikes, weight, bias = made()
+    delays = Delays(N_UNITS, N_INPUTS, max_delay).double()
+    torch.manual_seed(1)
+    drawn = delays.drawn()
+    steps = drawn.detach().round().long().tolist()
+    expected = bias.expand(N_STEPS, BATCH, -1).clone()
+    for n, k in itertools.product(range(N_UNITS), range(N_INPUTS)):
+        expected[:, :, n] += weight[n, k] * later(spikes[:, :, k], steps[n][k])
+    to_weight, to_drawn = torch.zeros_like(weight), torch.zeros_like(weight)
+    for n, k in itertools.product(range(N_UNITS), range(N_INPUTS)):
+        at = [later(spikes[:, :, k], steps[n][k] + x) for x in (-delays.span, 0, delays.span)]
+        before, here, after = ((2 * expected[:, :, n] * x).sum() for x in at)
+        to_weight[n, k], to_drawn[n, k] = here, weight[n, k] * (after - before) / 2 / delays.span
+    (to_delay,) = torch.autograd.grad(drawn, delays.delay, to_drawn)
+    events = SpikeEvents(spikes.to(torch.uint8)) if given == "events" else None
+    x = EventBatch.from_dense(spikes) if given == "batch" else spikes
     modes: list[SynapseMode] = (
         ["auto", "dense"] if given == "dense" else ["auto", "dense", "events"]
     )
     for mode in modes:
+        torch.manual_seed(1)
         leaves = weight.clone().requires_grad_(), bias.clone().requires_grad_()
         current = delays.current(x, leaves[0], leaves[1], events, mode)
-        grads = torch.autograd.grad(current.square().sum(), (*leaves, delays.delay))
-        results.append([current, *grads])
-    expected = convolution(spikes, weight * delays.kernel(), bias)
-    for result in results:
-        torch.testing.assert_close(result[0], expected, rtol=1e-12, atol=1e-12)
-        torch.testing.assert_close(result, results[0], rtol=1e-9, atol=1e-12)
+        torch.testing.assert_close(current, expected, rtol=1e-12, atol=1e-12)
+        found = torch.autograd.grad(current.square().sum(), (*leaves, delays.delay))
+        wanted = to_weight, 2 * expected.sum((0, 1)), to_delay
+        torch.testing.assert_close(found, wanted, rtol=1e-9, atol=1e-9)
 
 
-def test_the_convolution_is_chosen_where_it_is_faster(monkeypatch):
-    """It is not chosen for few taps, for sparse events, or in evaluation."""
-    calls = []
-    convolve = delays_module.causal_convolution
-    monkeypatch.setattr(
-        delays_module, "causal_convolution", lambda *args: calls.append(0) or convolve(*args)
-    )
+def test_the_mean_gradient_is_that_of_the_mean_loss():
+    """For a loss linear in the current, over many draws; the mean loss is a sum over the delays."""
+    torch.manual_seed(0)
+    spikes, to_current = torch.zeros(60, 1, 1).double(), (torch.arange(60.0).double() / 9).sin()
+    spikes[10:18:4], to_current = 1, to_current[:, None, None]
+    loss_at = [(to_current * later(spikes, d)).sum().item() for d in range(21)]
+    for learned in (0.1, 0.55):
+        delays = Delays(1, 5000, 20).double()
+        delays.delay.data.fill_(learned)
+        delays.sigma.fill_(3.0)
+        weight = torch.ones(1, 5000).double()
+        current = delays.current(spikes.expand(-1, -1, 5000), weight, torch.zeros(1).double())
+        (gradient,) = torch.autograd.grad((current * to_current).sum(), delays.delay)
+        mean = torch.tensor(learned).double().requires_grad_()
+        edges = (torch.arange(22).double() - 0.5 - 20 * mean) / 3
+        below = torch.special.ndtr(edges)
+        share = below.diff() / (below[-1] - below[0])
+        (expected,) = torch.autograd.grad((share * torch.tensor(loss_at)).sum(), mean)
+        error = (gradient.std() / 5000**0.5).item()
+        assert abs(gradient.mean() - expected).item() < 4 * error + 0.08 * abs(
+            expected
+        )  # the difference over σ
+        assert abs(expected) > 8 * error
+
+
+def test_dense_products_have_a_second_derivative():
     delays, spikes, weight, bias = made()
-    sparse = spikes * (torch.rand(spikes.shape) < 0.1)
-    few = Delays(N_UNITS, N_INPUTS, 5).double()
-    for layer, x, mode, expected in [
-        (delays, EventBatch.from_dense(spikes), "auto", 0),  # 0.1 × 10 taps
-        (delays, EventBatch.from_dense(torch.ones_like(spikes)), "auto", 1),
-        (delays, EventBatch.from_dense(sparse), "dense", 1),
-        (delays, sparse, "auto", 1),
-        (few, spikes, "auto", 0),
-        (made()[0].eval(), spikes, "auto", 0),
-    ]:
-        calls.clear()
-        layer.current(x, weight, bias, mode=mode)
-        assert len(calls) == expected
+    weight.requires_grad_()
+    for mode in ("dense", "auto"):
+        current = delays.current(spikes, weight, bias, mode=mode)
+        if mode == "auto":
+            with pytest.raises(RuntimeError, match="^synapses with delays: .*synapses='dense'"):
+                torch.autograd.grad(current.square().sum(), weight, create_graph=True)
+        else:
+            (first,) = torch.autograd.grad(current.square().sum(), weight, create_graph=True)
+            assert torch.autograd.grad(first.sum(), weight)[0].any()
 
 
 def test_an_empty_batch_is_refused_by_the_neurons():
     layer = ALIFLayer(30, 8, dt_ms=1.0, max_delay=9)
     with pytest.raises(ValueError, match="^current: expected a non-empty tensor"):
         layer(torch.zeros(0, 2, 30))
-
-
-def test_gradients_match_finite_differences():
-    _, spikes, weight, bias = made()
-    small = Delays(2, 4, MAX_DELAY).double()
-    small.anneal_(0.3)
-    weight, bias = weight[:2, :4].clone(), bias[:2].clone()
-    kernel_inputs = [x.requires_grad_() for x in (weight, bias)]
-    gradients = torch.autograd.grad(
-        small.current(spikes[:12, :1, :4], weight, bias).square().sum(),
-        [*kernel_inputs, small.delay],
-    )
-    for x, gradient in zip((weight, bias, small.delay), gradients, strict=True):
-        for place in ((0,) * x.ndim, (1,) * x.ndim):
-            losses = []
-            for change in (1e-6, -1e-6):
-                with torch.no_grad():
-                    x[place] += change
-                    losses.append(small.current(spikes[:12, :1, :4], weight, bias).square().sum())
-                    x[place] -= change
-            assert (losses[0] - losses[1]).item() / 2e-6 == pytest.approx(
-                gradient[place].item(), rel=1e-5, abs=1e-8
-            )
 
 
 def test_the_gaussian_narrows():
@@ -189,8 +235,8 @@ def test_a_delay_is_learned():
     wanted[2 + 4] = 1
     weight, bias = torch.ones(1, 1), torch.zeros(1)
     optimizer = torch.optim.Adam(delays.parameters(), lr=0.02)
-    for step in range(200):
-        delays.anneal_(step / 200)
+    for step in range(400):
+        delays.anneal_(step / 400)
         optimizer.zero_grad()
         (delays.current(spikes, weight, bias) - wanted).square().sum().backward()
         optimizer.step()

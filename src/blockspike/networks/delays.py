@@ -1,8 +1,9 @@
 """Learned delays: each input synapse has its own delay as well as its weight.
 
-In training, a Gaussian around the learned delay spreads the weight over all delays, so that the
-delay gets a gradient. The Gaussian narrows as training proceeds. In evaluation, delays are whole
-steps (dilated convolution with learnable spacings, Hammouamri et al., ICLR 2024).
+In training, each batch draws the delay of each synapse from a Gaussian around the learned one, which
+narrows as training proceeds. The current is then, on average, the one of dilated convolution with
+learnable spacings (Hammouamri et al., ICLR 2024), which spreads each weight over all delays; but a
+synapse acts at one step instead of at all. In evaluation, delays are whole steps too.
 """
 
 import math
@@ -10,6 +11,7 @@ from functools import partial
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from blockspike.networks.bounded import BoundedParameters
 from blockspike.networks.convolution import causal_convolution
@@ -21,6 +23,8 @@ from blockspike.networks.synapses import (
     synaptic_current,
     with_type_of,
 )
+from blockspike.neurons.autograd import differentiable_once, in_full_precision, is_transformed
+from blockspike.neurons.cpu import delays as cpu
 from blockspike.neurons.cpu.events import SpikeEvents, delayed_event_currents
 from blockspike.neurons.events import EventBatch
 from blockspike.neurons.trace import needs_gradient
@@ -29,9 +33,8 @@ LAST_SIGMA = 0.5
 """Final σ of the Gaussian, in steps."""
 ANNEALED = 0.5
 """Share of the training after which σ is `LAST_SIGMA`."""
-MOST_TAPS, MOST_EVENT_TAPS = 6, 2.0
-"""Number of taps, and of events × taps per input and step, up to which a sum over taps is faster
-than the convolution (one thread, 70 to 700 inputs, 128 to 256 units, batches of 16 to 64)."""
+MOST_TAPS = 6
+"""Number of taps up to which a sum over taps is faster than the convolution."""
 
 
 class Delays(BoundedParameters):
@@ -67,15 +70,28 @@ class Delays(BoundedParameters):
 
     def steps(self) -> Tensor:
         """The delays as whole steps, int64 [n_units, n_inputs]."""
-        steps = (self.delay.detach() * self.max_delay).round().long()
-        return steps.clamp(0, self.max_delay)  # last, since long() turns a NaN into a number
+        return _rounded(self.max_delay * self.delay, self.max_delay)
 
-    def kernel(self) -> Tensor:
-        """Share of each weight at each delay, [max_delay + 1, n_units, n_inputs], summing to 1."""
-        steps = torch.arange(self.max_delay + 1, device=self.delay.device)[:, None, None]
-        if not self.training:
-            return (steps == self.steps()).to(self.delay.dtype)
-        return (-0.5 * ((steps - self.max_delay * self.delay) / self.sigma) ** 2).softmax(0)
+    @property
+    def span(self) -> int:
+        """Steps of the difference that is the delays' gradient: σ, rounded, but at least one.
+
+        A difference over σ hardly blurs the mean loss more than the Gaussian does, and differs much
+        less from draw to draw than one over a single step.
+        """
+        return max(1, round(self.sigma.item()))
+
+    def drawn(self) -> Tensor:
+        """Draw a delay for each synapse, in steps [n_units, n_inputs], differentiable.
+
+        It is distributed as the Gaussian cut off half a step outside 0 … `max_delay`.
+        """
+        mean = self.max_delay * self.delay
+        low, high = -0.5 - mean, self.max_delay + 0.5 - mean
+        below, up_to = (torch.special.ndtr(x / self.sigma) for x in (low, high))
+        share = below + torch.rand_like(mean) * (up_to - below)
+        tiny = torch.finfo(mean.dtype).eps
+        return mean + self.sigma * torch.special.ndtri(share.clamp(tiny, 1 - tiny))
 
     def current(
         self,
@@ -85,45 +101,108 @@ class Delays(BoundedParameters):
         events: SpikeEvents | None = None,
         mode: SynapseMode = "auto",
     ) -> Tensor:
-        """Sum I[t, n] = bias[n] + Σ_k Σ_d weight[n, k] kernel[d, n, k] spikes[t − d, k].
+        """Sum I[t, n] = bias[n] + Σ_k weight[n, k] spikes[t − delay[n, k], k].
 
-        In evaluation on the CPU without gradient, it is summed event by event. In training it is a
-        convolution in the frequency domain, or a sum over taps if `mode` is "events" or if there
-        are so few taps or events that the sum is cheaper.
+        In training the delays are drawn, see `drawn`, and rounded. Their gradient is a central
+        difference over `span` steps to either side.
 
         Args:
-            spikes, bias, events, mode: see `synaptic_current`.
+            spikes, bias, events: see `synaptic_current`.
             weight: [n_units, n_inputs].
+            mode: see `synaptic_current`; with "dense" the current can be differentiated twice.
 
         Returns:
             Current [T, B, n_units].
         """
         check_synapses(spikes, weight[None], bias, mode, events)
         spikes = with_type_of(weight, spikes)
-        is_sparse = isinstance(spikes, EventBatch) or events is not None
         dense = None if isinstance(spikes, EventBatch) else spikes
-        if (
-            self.training
-            or not is_sparse
-            or mode == "dense"
-            or weight.device.type != "cpu"
-            or needs_gradient(dense, weight, bias)
-        ):
-            kernel = weight * self.kernel()
-            if not self.training or mode == "events" or _tap_by_tap(spikes, len(kernel), mode):
-                return synaptic_current(spikes, kernel, bias, events=events, mode=mode)
-            dense = spikes.dense(weight.dtype) if isinstance(spikes, EventBatch) else spikes
-            return causal_convolution(dense, kernel) + bias
-        return delayed_current(spikes, weight, bias, self.steps(), events)
+        is_sparse = dense is None or events is not None
+        on_cpu = weight.device.type == "cpu" and mode != "dense" and not is_transformed()
+        if not self.training:
+            if on_cpu and is_sparse and not needs_gradient(dense, weight, bias):
+                return delayed_current(spikes, weight, bias, self.steps(), events)
+            delay = self.steps().to(weight.dtype)
+        else:
+            delay = self.drawn()
+        if dense is None:
+            dense = spikes.dense(weight.dtype)
+        if on_cpu and dense.numel():
+            return _of_lanes(dense, weight, delay, bias, self.max_delay, self.span)
+        kernel = weight * taps(delay, self.max_delay, self.span)
+        return _of_taps(dense, kernel, bias, self.span)
 
 
-def _tap_by_tap(spikes: EventBatch | Tensor, n_taps: int, mode: SynapseMode) -> bool:
-    """Whether to sum over taps, which is faster or, for an empty input, the only way."""
-    if n_taps <= MOST_TAPS or 0 in spikes.shape:
-        return True
-    if mode == "dense" or not isinstance(spikes, EventBatch) or spikes.device.type != "cpu":
-        return False
-    return len(spikes.unit) * n_taps <= MOST_EVENT_TAPS * math.prod(spikes.shape)
+def taps(delay: Tensor, most: int, span: int) -> Tensor:
+    """Share of each weight at each delay of −span … most + span steps, [most + 2 span + 1, N, K].
+
+    The share is 1 at the rounded delay [N, K] and 0 elsewhere. Its gradient to the delay is that of
+    a difference between the taps `span` steps to either side.
+    """
+    steps = torch.arange(-span, most + span + 1, device=delay.device)[:, None, None]
+    nearest = _rounded(delay, most)
+    before, here, after = ((steps == nearest + x).to(delay.dtype) for x in (-span, 0, span))
+    return here + (delay - delay.detach()) * (after - before) / (2 * span)
+
+
+def _rounded(delay: Tensor, most: int) -> Tensor:
+    """Whole steps from 0 to `most`, int64."""
+    return delay.detach().round().long().clamp(0, most)  # last, since long() makes NaN a number
+
+
+def _of_taps(spikes: Tensor, kernel: Tensor, bias: Tensor, span: int) -> Tensor:
+    """Current of spikes [T, B, K] for `weight * taps(delay, most, span)`, by products."""
+    spikes = F.pad(spikes, (0, 0, 0, 0, 0, span))  # the first tap acts `span` steps early
+    if len(kernel) <= MOST_TAPS or not spikes.numel():
+        return synaptic_current(spikes, kernel, bias)[span:]
+    return (causal_convolution(spikes, kernel) + bias)[span:]
+
+
+@in_full_precision
+def _of_lanes(
+    spikes: Tensor, weight: Tensor, delay: Tensor, bias: Tensor, most: int, span: int
+) -> Tensor:
+    """The same on the CPU, delay by delay."""
+    steps = _rounded(delay, most)
+    return _DelayedCurrent.apply(spikes, weight, delay, bias, steps, most, span)  # pyright: ignore
+
+
+class _DelayedCurrent(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx,
+        spikes: Tensor,
+        weight: Tensor,
+        delay: Tensor,  # pyright: ignore[reportUnusedParameter]
+        bias: Tensor,
+        steps: Tensor,
+        most: int,
+        span: int,
+    ):
+        ctx.most, ctx.span, ctx.shape = most, span, spikes.shape
+        n_steps, batch_size, _ = spikes.shape
+        spikes = cpu.to_lanes(spikes, before=most, after=span)
+        ctx.save_for_backward(spikes, weight, steps)
+        summed = cpu.sum_shifted(spikes, weight, most - steps, n_steps)
+        return cpu.from_lanes(summed, n_steps, batch_size, bias)
+
+    @staticmethod
+    @differentiable_once("synapses with delays", instead="synapses='dense'")
+    def backward(ctx, *grads: Tensor):  # pyright: ignore[reportIncompatibleMethodOverride]
+        spikes, weight, steps = ctx.saved_tensors
+        (n_steps, batch_size, n_inputs), span = ctx.shape, ctx.span
+        grad = cpu.to_lanes(grads[0], before=span, after=ctx.most + span)
+        grad_spikes = grad_weight = grad_delay = grad_bias = None
+        if ctx.needs_input_grad[0]:
+            summed = cpu.sum_shifted(grad, weight.T, steps.T + span, n_steps)
+            grad_spikes = cpu.from_lanes(summed, n_steps, batch_size, weight.new_zeros(n_inputs))
+        if ctx.needs_input_grad[1] or ctx.needs_input_grad[2]:
+            reach = ctx.most - steps
+            grad_weight, change = cpu.correlations(spikes, grad, reach, n_steps + span, span)
+            grad_delay = weight * change / (2 * span)
+        if ctx.needs_input_grad[3]:
+            grad_bias = grads[0].sum((0, 1))
+        return grad_spikes, grad_weight, grad_delay, grad_bias, None, None, None
 
 
 def delayed_current(

@@ -1,0 +1,189 @@
+"""Dense products on the CPU in which each synapse has a delay of its own.
+
+Vectors hold neighbouring samples: array [block, unit, step, sample in the block], each block as
+many samples as a vector has lanes. A delay then moves whole vectors, so that a synapse costs about
+twice what it costs in a matrix product. PyTorch aligns these arrays to vectors.
+"""
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from blockspike.neurons.cpu.kernels import kernel, kernel_with_fma, without_refcount
+from blockspike.neurons.cpu.lane_memory import (
+    ROWS,
+    STEPS,
+    add_sums,
+    load_each,
+    load_lanes,
+    load_steps,
+    store_steps,
+)
+from blockspike.neurons.cpu.lanes import LANES_BYTES, add_scaled, n_lanes, spread
+from blockspike.neurons.cpu.threads import run
+
+_CACHED_BYTES = 1 << 15  # of the units that are summed from the L1 cache
+_GROUP, _LONGEST = 8, 60  # units and steps of a tile of the gradient, in the same cache
+_NEAR = 16  # units whose steps are rearranged together, so that cache lines are used whole
+_NO_STEPS, _NO_ROWS = (0,) * STEPS, (0,) * ROWS
+
+
+def to_lanes(x: Tensor, before: int = 0, after: int = 0) -> Tensor:
+    """Rearrange [T, B, K] to [blocks of samples, K, before + T + after, lanes]; the rest is 0.
+
+    T is rounded up to a multiple of STEPS.
+    """
+    n_steps, batch_size, n_units = x.shape
+    lanes = LANES_BYTES // x.element_size()
+    n_blocks, rounded = -(-batch_size // lanes), -(-n_steps // STEPS) * STEPS
+    out = torch.empty(n_blocks, n_units, before + rounded + after, lanes, dtype=x.dtype)
+    run(_spread_samples, n_blocks, x.detach().contiguous().numpy(), before, out.numpy())
+    return out
+
+
+def from_lanes(x: Tensor, n_steps: int, batch_size: int, bias: Tensor) -> Tensor:
+    """Undo `to_lanes` without padding, and add bias [K]."""
+    out = torch.empty(n_steps, batch_size, x.shape[1], dtype=x.dtype)
+    run(_gather_samples, len(x), x.numpy(), bias.detach().contiguous().numpy(), out.numpy())
+    return out
+
+
+def sum_shifted(source: Tensor, weight: Tensor, shift: Tensor, n_steps: int) -> Tensor:
+    """Sum out[c, o, t] = Σ_i weight[o, i] source[c, i, t + shift[o, i]], in lanes.
+
+    Args:
+        source: [n_blocks, I, n_steps in tiles of STEPS + the largest shift, lanes].
+        weight: [O, I].
+        shift: int64 [O, I], ≥ 0.
+        n_steps: steps of the result, rounded up to a multiple of STEPS.
+    """
+    n_blocks, n_in, available, lanes = source.shape
+    n_tiles = -(-n_steps // STEPS)
+    out = torch.empty(n_blocks, len(weight), n_tiles * STEPS, lanes, dtype=source.dtype)
+    window_bytes = LANES_BYTES * (available - (n_tiles - 1) * STEPS)
+    at_once = max(1, _CACHED_BYTES // window_bytes)
+    arrays = [x.detach().contiguous().numpy() for x in (source, weight, shift, out)]
+    run(_sum_shifted, n_blocks * n_tiles, *arrays, at_once)
+    return out
+
+
+@kernel_with_fma
+def _sum_shifted(first, last, source, weight, shift, out, at_once):
+    n_in, n_out, n_tiles = source.shape[1], out.shape[1], out.shape[2] // STEPS
+    lanes = np.uintp(n_lanes(source))
+    row, row_out = np.uintp(source.shape[2]) * lanes, np.uintp(out.shape[2]) * lanes
+    source, out = without_refcount(source).ravel(), without_refcount(out).ravel()
+    weight, shift = without_refcount(weight).ravel(), without_refcount(shift).ravel()
+    zeros = spread(_NO_STEPS, load_lanes(source, np.uintp(0), lanes))
+    for item in range(first, last):
+        block, step = np.uintp(item // n_tiles), np.uintp(item % n_tiles * STEPS) * lanes
+        for start in range(0, n_in, at_once):
+            stop = np.uintp(min(start + at_once, n_in))
+            begin = (block * np.uintp(n_in) + np.uintp(start)) * row + step
+            to = block * np.uintp(n_out) * row_out + step
+            for post in range(n_out):
+                total = load_steps(out, to) if start > 0 else zeros
+                at, synapses = begin, np.uintp(post) * np.uintp(n_in)
+                for pre in range(np.uintp(start), stop):
+                    own = load_steps(source, at + np.uintp(shift[synapses + pre]) * lanes)
+                    total = add_scaled(total, weight[synapses + pre], own)
+                    at += row
+                store_steps(total, out, to)
+                to += row_out
+
+
+def correlations(
+    early: Tensor, late: Tensor, shift: Tensor, n_steps: int, span: int
+) -> tuple[Tensor, Tensor]:
+    """Sum Σ_c Σ_t early[c, i, t + shift[o, i]] late[c, o, t + span] in lanes; and with a difference.
+
+    Args:
+        early: [n_blocks, I, at least n_steps + the largest shift, lanes].
+        late: [n_blocks, O, at least n_steps + 2 · span, lanes].
+        shift: int64 [O, I], ≥ 0.
+        n_steps: steps t = 0 … n_steps − 1 that are summed.
+        span: ≥ 1.
+
+    Returns:
+        The sums, and those with late[c, o, t + 2 · span] − late[c, o, t] instead; both [O, I].
+    """
+    n_in = shift.shape[1]
+    shift = F.pad(shift, (0, -n_in % ROWS))
+    sums = torch.zeros(2, *shift.shape, dtype=early.dtype)
+    arrays = [x.numpy() for x in (early, late, shift, *sums)]
+    run(_correlate, -(-n_in // _GROUP), *arrays, n_steps, span)
+    return sums[0, :, :n_in], sums[1, :, :n_in]
+
+
+@kernel_with_fma
+def _correlate(first, last, early, late, shift, sums, changes, n_steps, span):
+    n_blocks, n_in, n_out = early.shape[0], early.shape[1], late.shape[1]
+    synapses, lanes = np.uintp(shift.shape[1]), np.uintp(n_lanes(early))
+    row, row_out = np.uintp(early.shape[2]) * lanes, np.uintp(late.shape[2]) * lanes
+    early, late = without_refcount(early).ravel(), without_refcount(late).ravel()
+    shift, sums = without_refcount(shift).ravel(), without_refcount(sums).ravel()
+    changes, places = without_refcount(changes).ravel(), np.empty(ROWS, np.uintp)
+    ahead = np.uintp(span) * lanes
+    zeros = spread(_NO_ROWS, load_lanes(early, np.uintp(0), lanes))
+    for item in range(first, last):
+        stop = min((item + 1) * _GROUP, n_in)
+        for block in range(n_blocks):
+            for begin in range(0, n_steps, _LONGEST):
+                length = np.uintp(min(_LONGEST, n_steps - begin))
+                for post in range(n_out):
+                    start = np.uintp(block * n_out + post) * row_out + np.uintp(begin) * lanes
+                    for pre in range(item * _GROUP, stop, ROWS):
+                        synapse = np.uintp(post) * synapses + np.uintp(pre)
+                        for k in range(ROWS):  # the last unit stands in for missing ones
+                            own_row = np.uintp(block * n_in + min(pre + k, n_in - 1)) * row
+                            own_step = np.uintp(shift[synapse + np.uintp(k)] + begin)
+                            places[k] = own_row + own_step * lanes
+                        total, change = zeros, zeros
+                        for step in range(length):
+                            offset = step * lanes
+                            own = load_each(early, places, offset)
+                            at = start + offset
+                            before, here = (
+                                load_lanes(late, at, lanes),
+                                load_lanes(late, at + ahead, lanes),
+                            )
+                            after = load_lanes(late, at + ahead + ahead, lanes)
+                            total = add_scaled(total, here, own)
+                            change = add_scaled(change, after - before, own)
+                        add_sums(total, sums, synapse)
+                        add_sums(change, changes, synapse)
+
+
+@kernel
+def _spread_samples(first, last, x, before, out):
+    n_steps, batch_size, n_units = x.shape
+    available, lanes = out.shape[2], out.shape[3]
+    for block in range(first, last):
+        n_samples = min(lanes, batch_size - block * lanes)
+        for start in range(0, n_units, _NEAR):
+            stop = min(start + _NEAR, n_units)
+            for at in range(available):
+                t, n_given = at - before, n_samples
+                if not 0 <= t < n_steps:
+                    n_given = 0
+                for sample in range(n_given):
+                    for unit in range(start, stop):
+                        out[block, unit, at, sample] = x[t, block * lanes + sample, unit]
+                for sample in range(n_given, lanes):
+                    for unit in range(start, stop):
+                        out[block, unit, at, sample] = 0
+
+
+@kernel
+def _gather_samples(first, last, x, bias, out):
+    n_steps, batch_size, n_units = out.shape
+    lanes = x.shape[3]
+    for block in range(first, last):
+        n_samples = min(lanes, batch_size - block * lanes)
+        for start in range(0, n_units, _NEAR):
+            for t in range(n_steps):
+                for sample in range(n_samples):
+                    for unit in range(start, min(start + _NEAR, n_units)):
+                        value = bias[unit] + x[block, unit, t, sample]
+                        out[t, block * lanes + sample, unit] = value
