@@ -1,4 +1,4 @@
-"""Learned delays against a causal convolution summed by taps, what is drawn, and that they learn."""
+"""Learned delays: what is drawn, products against sums written out, and that they learn."""
 
 import itertools
 import math
@@ -88,7 +88,7 @@ def test_delays_are_drawn_from_a_gaussian_cut_off_at_the_ends(learned, sigma):
     delays.delay.data.fill_(learned)
     delays.sigma.fill_(sigma)
     drawn = delays.drawn().detach()
-    assert -0.5 <= drawn.min() and drawn.max() <= MAX_DELAY + 0.5
+    assert drawn.min() >= -0.5 and drawn.max() <= MAX_DELAY + 0.5
     found = drawn.round().long().clamp(0, MAX_DELAY).flatten().bincount(minlength=MAX_DELAY + 1)
     edges = torch.arange(MAX_DELAY + 2).double() - 0.5
     below = torch.special.ndtr((edges - MAX_DELAY * learned) / sigma)
@@ -96,7 +96,7 @@ def test_delays_are_drawn_from_a_gaussian_cut_off_at_the_ends(learned, sigma):
     torch.testing.assert_close(found.double() / drawn.numel(), expected, rtol=0, atol=0.005)
 
 
-# One step; vectors and tiles of steps filled and not; more steps and units than a tile of gradients.
+# One step; vectors and tiles of steps, full and not; more than one tile of gradients.
 SIZES = [
     (1, 1, 1, 1, 1),
     (37, 5, 9, 6, 7),

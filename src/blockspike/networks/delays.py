@@ -1,12 +1,12 @@
 """Learned delays: each input synapse has its own delay as well as its weight.
 
-In training, each batch draws the delay of each synapse from a Gaussian around the learned one, which
-narrows as training proceeds. The current is then, on average, the one of dilated convolution with
-learnable spacings (Hammouamri et al., ICLR 2024), which spreads each weight over all delays; but a
-synapse acts at one step instead of at all. In evaluation, delays are whole steps too.
+In training, each batch draws the delay of each synapse from a Gaussian around the learned one. The
+Gaussian narrows as training proceeds. The current is then, on average, the one of dilated
+convolution with learnable spacings (Hammouamri et al., ICLR 2024), which spreads each weight over
+all delays; but a synapse acts at one step instead of at all. In evaluation, delays are the learned
+ones, as whole steps.
 """
 
-import math
 from functools import partial
 
 import torch
@@ -89,7 +89,8 @@ class Delays(BoundedParameters):
         mean = self.max_delay * self.delay
         low, high = -0.5 - mean, self.max_delay + 0.5 - mean
         below, up_to = (torch.special.ndtr(x / self.sigma) for x in (low, high))
-        share = below + torch.rand_like(mean) * (up_to - below)
+        chance = torch.rand(mean.shape, dtype=torch.float32, device=mean.device)  # in any precision
+        share = below + chance * (up_to - below)
         tiny = torch.finfo(mean.dtype).eps
         return mean + self.sigma * torch.special.ndtri(share.clamp(tiny, 1 - tiny))
 
@@ -125,8 +126,7 @@ class Delays(BoundedParameters):
             delay = self.steps().to(weight.dtype)
         else:
             delay = self.drawn()
-        if dense is None:
-            dense = spikes.dense(weight.dtype)
+        dense = spikes.dense(weight.dtype) if isinstance(spikes, EventBatch) else spikes
         if on_cpu and dense.numel():
             return _of_lanes(dense, weight, delay, bias, self.max_delay, self.span)
         kernel = weight * taps(delay, self.max_delay, self.span)
@@ -162,7 +162,7 @@ def _of_taps(spikes: Tensor, kernel: Tensor, bias: Tensor, span: int) -> Tensor:
 def _of_lanes(
     spikes: Tensor, weight: Tensor, delay: Tensor, bias: Tensor, most: int, span: int
 ) -> Tensor:
-    """The same on the CPU, delay by delay."""
+    """Current of spikes [T, B, K] on the CPU, each synapse at its delay."""
     steps = _rounded(delay, most)
     return _DelayedCurrent.apply(spikes, weight, delay, bias, steps, most, span)  # pyright: ignore
 

@@ -58,7 +58,7 @@ def sum_shifted(source: Tensor, weight: Tensor, shift: Tensor, n_steps: int) -> 
         shift: int64 [O, I], ≥ 0.
         n_steps: steps of the result, rounded up to a multiple of STEPS.
     """
-    n_blocks, n_in, available, lanes = source.shape
+    n_blocks, _, available, lanes = source.shape
     n_tiles = -(-n_steps // STEPS)
     out = torch.empty(n_blocks, len(weight), n_tiles * STEPS, lanes, dtype=source.dtype)
     window_bytes = LANES_BYTES * (available - (n_tiles - 1) * STEPS)
@@ -96,7 +96,7 @@ def _sum_shifted(first, last, source, weight, shift, out, at_once):
 def correlations(
     early: Tensor, late: Tensor, shift: Tensor, n_steps: int, span: int
 ) -> tuple[Tensor, Tensor]:
-    """Sum Σ_c Σ_t early[c, i, t + shift[o, i]] late[c, o, t + span] in lanes; and with a difference.
+    """Sum Σ_c Σ_t early[c, i, t + shift[o, i]] late[c, o, t + span], and with a difference.
 
     Args:
         early: [n_blocks, I, at least n_steps + the largest shift, lanes].
