@@ -19,7 +19,7 @@ from blockspike.fitting.population import PhysicalPopulation
 from blockspike.networks.classifier import SpikingClassifier
 from blockspike.networks.convolution import causal_convolution
 from blockspike.networks.delays import Delays
-from blockspike.networks.layers import AdLIFLayer, ALIFLayer, LeakyReadout
+from blockspike.networks.layers import ALIFLayer, EulerAdLIFLayer, LeakyReadout
 from blockspike.networks.synapses import synaptic_current
 from blockspike.neurons import alif, leaky_integrate
 from blockspike.neurons.events import EventBatch
@@ -31,8 +31,10 @@ LAYERS: dict[str, Callable[..., Any]] = {
     "standard": partial(ALIFLayer, method="standard", arp_ms=2.0),
     "blocks": partial(ALIFLayer, method="blocks", arp_ms=2.0),
     "fused": partial(ALIFLayer, method="fused", arp_ms=2.0),
-    "adlif, standard": partial(AdLIFLayer, method="standard", q=5.0, tau_membrane_ms=(0.5, 1.0)),
-    "adlif, fused": partial(AdLIFLayer, method="fused", q=5.0, tau_membrane_ms=(0.5, 1.0)),
+    "se_adlif, standard": partial(
+        EulerAdLIFLayer, method="standard", q=5.0, tau_membrane_ms=(0.5, 1.0)
+    ),
+    "se_adlif, fused": partial(EulerAdLIFLayer, method="fused", q=5.0, tau_membrane_ms=(0.5, 1.0)),
 }
 # density of the input, whether it comes as events, and `synapses`
 PATHS: dict[str, tuple[float, bool, Any]] = {
@@ -48,7 +50,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "delays, in training": {"max_delay": 3},
     "delays, in evaluation": {"max_delay": 3},
 }
-QUICK = ("blocks", "fused", "adlif, fused", "plain", "delays, in training")
+QUICK = ("blocks", "fused", "se_adlif, fused", "plain", "delays, in training")
 EVERY_PATH = [
     pytest.mark.parametrize("options", mostly_slow(OPTIONS, lambda name: name in QUICK)),
     pytest.mark.parametrize("path", PATHS),

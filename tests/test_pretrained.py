@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 import blockspike.pretrained
 from blockspike.data.nmnist import NMNISTDataModule
 from blockspike.data.shd import SHDDataModule
+from blockspike.networks.layers import EulerAdLIFLayer
 from blockspike.neurons.events import EventBatch
 from blockspike.pretrained import about_pretrained, load_pretrained, pretrained_names
 from blockspike.pretrained.loaded_run import load_run
@@ -170,8 +171,31 @@ def test_a_torn_file_is_refused(published):
 
 def test_a_network_of_each_kind_is_shipped():
     of_data = {"nmnist_sample", "hd_lauscher"}
-    kinds = {"alif", "adlif", "se_adlif"}
+    kinds = {"alif", "ef_adlif", "se_adlif"}
     assert set(pretrained_names()) == {f"{data}_{kind}" for data in of_data for kind in kinds}
+
+
+def test_an_earlier_shipped_network_opens_by_its_old_name():
+    """Its stored configuration names a class that has another name now."""
+    about = about_pretrained("nmnist_sample_adlif")
+    assert about.card["name"] == "nmnist_sample_ef_adlif" and about.card["model"] == "EF-adLIF"
+    assert about.model["_target_"] == "blockspike.networks.AdLIFLayer"
+    layer = load_pretrained("nmnist_sample_adlif").layers[0]
+    assert isinstance(layer, EulerAdLIFLayer) and layer.euler == "forward"
+
+
+def test_an_earlier_run_opens_and_continues(blockspike, copy_of_run, tmp_path):
+    choices = ("model=se_adlif", "trainer.max_epochs=1", "threads=1")
+    folder = copy_of_run(tmp_path, "train", *SMALL, *choices)
+    config = folder / "config.yaml"
+    text = config.read_text()
+    assert text.count("blockspike.networks.EulerAdLIFLayer") == 1
+    before = blockspike("evaluate", f"run={folder}").stdout
+    config.write_text(text.replace(".EulerAdLIFLayer", ".AdLIFLayer"))
+    content = json.loads((folder / "content.json").read_text())
+    assert content["model"]["_target_"] == "blockspike.networks.AdLIFLayer"
+    assert blockspike("evaluate", f"run={folder}").stdout == before
+    assert "finished" in blockspike("train", *SMALL, *choices).stdout
 
 
 @pytest.mark.parametrize("name", pretrained_names())

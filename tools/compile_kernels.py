@@ -23,9 +23,11 @@ from neuron_cases import LEAST
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from blockspike.neurons.adlif.step import ADLIF, SE_ADLIF
+from blockspike.neurons.adlif import ADLIF
 from blockspike.neurons.alif.step import ALIF, ALIF_ALWAYS_OPEN
+from blockspike.neurons.c_silif import C_SILIF
 from blockspike.neurons.derivative import derived
+from blockspike.neurons.euler_adlif.step import EF_ADLIF, SE_ADLIF
 from blockspike.neurons.glif import GLIF
 from blockspike.neurons.gpu import events as events_gpu
 from blockspike.neurons.gpu import fused as fused_gpu
@@ -99,7 +101,9 @@ def main() -> None:
     compile_model(ALIF_ALWAYS_OPEN, 2, "fp32", "fp32", AS_RUN, True)
     compile_model(ALIF, 3, "fp64", "fp64", SHORT, True)
     compile_model(SE_ADLIF, 3, "fp32", "fp32", AS_RUN, True)
-    compile_model(ADLIF, 3, "fp32", "fp32", AS_RUN, True)
+    compile_model(EF_ADLIF, 3, "fp32", "fp32", AS_RUN, True)
+    compile_model(derived(ADLIF, 2), 2, "fp32", "fp32", AS_RUN, True)
+    compile_model(derived(C_SILIF, 2), 2, "fp32", "fp32", AS_RUN, True)
     compile_model(derived(GLIF, 2), 2, "fp32", "fp32", AS_RUN, True)
     compile_model(LEAST, 2, "fp32", "fp32", SHORT, False)
     bare = replace(LEAST, name="least, derived", reverse_step=None)

@@ -241,12 +241,21 @@ def test_a_folder_in_use_is_refused(blockspike, tmp_path, data_dir):
             "model=adlif model.arp_ms=5",
             ("model.arp_ms: expected a key of model=adlif (recurrent,", "got arp_ms"),
         ),
-        ("model=schema", ("model: expected one of adlif, blocks, fused, se_adlif", "got schema")),
-        ("model=se_adlif model.method=blocks", ("standard, fused for AdLIFLayer, got 'blocks'",)),
+        (
+            "model=schema",
+            ("model: expected one of adlif, blocks, c_silif, ef_adlif, fused", "got schema"),
+        ),
+        (
+            "model=se_adlif model.method=blocks",
+            ("standard, fused for EulerAdLIFLayer, got 'blocks'",),
+        ),
         ("network.n_hidden=many", ("n_hidden: expected an integer", "got 'many'")),
         ("network.n_hidden=[8,8,8]", ("n_hidden: expected 2 numbers", "set n_layers=3")),
         ("data=mnist", ("data/mnist", "nmnist_sample")),
-        ("model=relu", ("'model': adlif blocks fused se_adlif standard Config search",)),
+        (
+            "model=relu",
+            ("'model': adlif blocks c_silif ef_adlif fused se_adlif standard Config search",),
+        ),
         (
             "data.path=nowhere.h5 data.raw=nowhere",
             ("nowhere.h5", "data=nmnist_sample comes with blockspike"),
@@ -350,7 +359,7 @@ def test_a_sweep_names_the_model_that_lacks_a_key(blockspike, tmp_path):
 
 def test_help_lists_only_what_can_be_chosen(blockspike):
     shown = blockspike("train", "--help").stdout
-    assert "\nmodel: adlif, blocks, fused, se_adlif, standard\n" in shown
+    assert "\nmodel: adlif, blocks, c_silif, ef_adlif, fused, se_adlif, standard\n" in shown
     assert "schema" not in shown.partition("== Config ==")[0]
 
 

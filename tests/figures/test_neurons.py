@@ -14,7 +14,7 @@ ALIF = {
     "rate_layer2_hz": 6.0, "network.n_hidden": 256, "data.n_steps": 120, "data.dt_ms": 10.0,
 }  # fmt: skip
 SE = ALIF | {
-    "run": "se_adlif/default", "experiment": "se_adlif", "model._target_": "a.b.AdLIFLayer",
+    "run": "se_adlif/default", "experiment": "se_adlif", "model._target_": "a.b.EulerAdLIFLayer",
     "model.euler": "symplectic", "model.q": 120.0, "model.max_delay": 0,
 }  # fmt: skip
 
@@ -63,14 +63,14 @@ def test_a_mark_is_the_mean_of_a_recipes_seeds():
 
 def test_recipes_delays_and_custom_models_are_distinguished():
     delayed = SE | {"run": "se_adlif/model.max_delay=20", "model.max_delay": 20}
-    forward = SE | {"run": "se_adlif/model=adlif", "model.euler": "forward", "model.q": 24}
+    forward = SE | {"run": "se_adlif/model=ef_adlif", "model.euler": "forward", "model.q": 24}
     own = ALIF | {"run": "digits/model=mine", "model._target_": "mine.SoftReset"}
     ((_, figure),) = neuron_figures(table(SE, delayed, forward, own)).items()
     drawn = marks(figure.axes[0])
     assert set(drawn) == {
         "SE-adLIF, q = 120, 240 k, 60 epochs, 1 seed",
         "SE-adLIF, q = 120, delays ≤ 20 steps, 240 k, 60 epochs, 1 seed",
-        "adLIF, q = 24, 240 k, 60 epochs, 1 seed",
+        "EF-adLIF, q = 24, 240 k, 60 epochs, 1 seed",
         "SoftReset, 240 k, 60 epochs, 1 seed",
     }
     open_ = {label for label, mark in drawn.items() if mark[2] == "white"}
@@ -103,3 +103,15 @@ def test_layers_of_other_sizes_count_by_layer():
     by_layer, same = (spikes for spikes, _, _ in marks(figure.axes[0]).values())
     assert by_layer == pytest.approx((4 * 100 + 6 * 50) * 1.2)
     assert same == pytest.approx(10 * 256 * 1.2)
+
+
+def test_neurons_without_eulers_method_are_named_after_their_layer():
+    rows = [
+        SE | {"run": f"digits/model={name}", "model._target_": f"blockspike.networks.{name}",
+              "model.euler": np.nan, "model.q": np.nan}
+        for name in ("AdLIFLayer", "CSiLIFLayer", "TheirLayer")
+    ]  # fmt: skip
+    ((_, figure),) = neuron_figures(table(*rows)).items()
+    assert [label.split(",")[0] for label in marks(figure.axes[0])] == [
+        "adLIF", "C-SiLIF", "TheirLayer",
+    ]  # fmt: skip

@@ -102,5 +102,5 @@ def test_a_representation_has_sizes_and_values():
         "LeakyReadout(8, 3, beta=",
     ):
         assert words in shown, shown
-    shown = repr(bs.AdLIFLayer(20, 4, dt_ms=1.0, recurrent=False))
+    shown = repr(bs.EulerAdLIFLayer(20, 4, dt_ms=1.0, recurrent=False))
     assert "20, 4, recurrent=False" in shown and "a=0…1" in shown and "euler='symplectic'" in shown

@@ -8,7 +8,8 @@ import torch
 
 from blockspike.networks.classifier import SpikingClassifier
 from blockspike.networks.delays import LAST_SIGMA, Delays, delayed_current
-from blockspike.networks.layers import AdLIFLayer, ALIFLayer
+from blockspike.networks.layers import ALIFLayer, EulerAdLIFLayer
+from blockspike.networks.published import AdLIFLayer, CSiLIFLayer
 from blockspike.networks.synapses import SynapseMode
 from blockspike.neurons.cpu.events import SpikeEvents
 from blockspike.neurons.events import EventBatch
@@ -245,7 +246,7 @@ def test_a_delay_is_learned():
     assert torch.equal(delays.current(spikes, weight, bias), wanted)
 
 
-@pytest.mark.parametrize("kind", [ALIFLayer, AdLIFLayer])
+@pytest.mark.parametrize("kind", [ALIFLayer, EulerAdLIFLayer, AdLIFLayer, CSiLIFLayer])
 def test_layers_with_delays(kind):
     torch.manual_seed(0)
     layer = kind(30, 8, dt_ms=1.0, max_delay=5).double()

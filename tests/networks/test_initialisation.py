@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from blockspike.networks.classifier import SpikingClassifier
-from blockspike.networks.layers import AdLIFLayer, ALIFLayer, LeakyReadout
+from blockspike.networks.layers import ALIFLayer, EulerAdLIFLayer, LeakyReadout
 
 N_INPUTS, N_HIDDEN, N_CLASSES = 300, 200, 100
 # Rule → (standard deviation, largest value) for a fan-in and a number of units.
@@ -58,14 +58,14 @@ def test_recurrent_weights_follow_their_rule():
     assert (weight != torch.eye(N_HIDDEN)).any()
     weight = network(recurrent_init="xavier_uniform").layers[0].recurrent_weight.detach()
     assert float(weight.abs().max()) == pytest.approx(math.sqrt(6 / (2 * N_HIDDEN)), rel=0.01)
-    adlif = partial(AdLIFLayer, euler="symplectic")
+    adlif = partial(EulerAdLIFLayer, euler="symplectic")
     weight = network(recurrent_init="identity", layer=adlif).layers[0].recurrent_weight
     assert torch.equal(weight, torch.eye(N_HIDDEN))
 
 
 def test_a_model_that_scales_its_input_gets_the_weights_in_its_unit():
     """SE-adLIF multiplies its input by 1 − α."""
-    layer = network(init="kaiming_uniform", layer=AdLIFLayer).layers[0]
+    layer = network(init="kaiming_uniform", layer=EulerAdLIFLayer).layers[0]
     scaled = layer.weight.detach() * (1 - layer.alpha.detach()[:, None])
     assert float(scaled.std()) == pytest.approx(math.sqrt(2 / N_INPUTS), rel=0.02)
     assert float(scaled.abs().max()) <= math.sqrt(6 / N_INPUTS) * (1 + 1e-6)

@@ -12,15 +12,15 @@ import torch
 
 from blockspike.networks.classifier import ClassifierOutput, ClassifierState, SpikingClassifier
 from blockspike.networks.layers import (
-    AdLIFLayer,
     ALIFLayer,
+    EulerAdLIFLayer,
     LeakyReadout,
     decay,
     drop_spikes,
     run_layers,
 )
 from blockspike.neurons import Boxcar, MultiGaussian
-from blockspike.neurons.adlif import adlif
+from blockspike.neurons.euler_adlif import euler_adlif
 from blockspike.neurons.events import EventBatch
 
 METHODS = ["standard", "blocks", "fused"]
@@ -361,7 +361,7 @@ def test_scores_are_means_over_the_views_of_a_sample():
 
 def test_an_adlif_layer_starts_spread_over_its_ranges():
     torch.manual_seed(0)
-    layer = AdLIFLayer(20, 50, dt_ms=1.0, tau_membrane_ms=(5.0, 25.0), b=(0.5, 2.0))
+    layer = EulerAdLIFLayer(20, 50, dt_ms=1.0, tau_membrane_ms=(5.0, 25.0), b=(0.5, 2.0))
     tau_ms = -1 / torch.log(layer.alpha)
     assert tau_ms.min().item() == pytest.approx(5, rel=1e-4)
     assert tau_ms.max().item() == pytest.approx(25, rel=1e-4)
@@ -376,9 +376,9 @@ def test_an_adlif_layer_starts_spread_over_its_ranges():
 @pytest.mark.parametrize("euler", ["symplectic", "forward"])
 def test_an_adlif_layer_equals_its_function(euler):
     torch.manual_seed(0)
-    layer = AdLIFLayer(20, 50, dt_ms=1.0, euler=euler, recurrent_delay=3, q=12.0)
+    layer = EulerAdLIFLayer(20, 50, dt_ms=1.0, euler=euler, recurrent_delay=3, q=12.0)
     x = (torch.rand(40, 2, 20) < 0.3).float()
-    expected = adlif(
+    expected = euler_adlif(
         layer.current(x), layer.alpha, layer.beta, layer.a, layer.b, q=12.0, euler=euler,
         recurrent_weight=layer.recurrent_weight, recurrent_delay=3, detach_spikes=False,
         method="standard",
@@ -408,11 +408,11 @@ def test_an_adlif_layer_equals_its_function(euler):
 )
 def test_a_bad_argument_of_an_adlif_layer_is_named(options, words):
     with pytest.raises(ValueError, match=words):
-        AdLIFLayer(20, 50, dt_ms=1.0, **options)
+        EulerAdLIFLayer(20, 50, dt_ms=1.0, **options)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("model", ["se_adlif", "adlif"])
+@pytest.mark.parametrize("model", ["se_adlif", "ef_adlif"])
 def test_adlif_from_the_command_line(blockspike, tmp_path, model):
     small = (
         "data=nmnist_sample", "data.n_steps=20", "data.dt_ms=15", "network.n_hidden=16",
@@ -422,7 +422,7 @@ def test_adlif_from_the_command_line(blockspike, tmp_path, model):
     blockspike("train", *small, f"model={model}", "model.surrogate=fast_sigmoid")
     (result,) = tmp_path.rglob("result.json")
     row = json.loads(result.read_text())
-    assert row["model.euler"] == {"se_adlif": "symplectic", "adlif": "forward"}[model]
+    assert row["model.euler"] == {"se_adlif": "symplectic", "ef_adlif": "forward"}[model]
     done = blockspike("train", *small, f"model={model}", "model.surrogate=step", check=False)
     assert done.returncode == 2 and "surrogate: expected" in done.stderr
     done = blockspike("train", *small, f"model={model}", "model.tau=3", check=False)

@@ -12,8 +12,9 @@ import pytest
 import torch
 
 from blockspike.networks.classifier import SpikingClassifier
-from blockspike.networks.layers import AdLIFLayer, ALIFLayer, LeakyReadout
+from blockspike.networks.layers import ALIFLayer, EulerAdLIFLayer, LeakyReadout
 from blockspike.networks.nir import DIALECTS, DROPPABLE, NEVER, Dialect, from_nir, to_nir, write
+from blockspike.networks.published import AdLIFLayer, CSiLIFLayer
 
 N_STEPS, BATCH, DT_MS = 40, 3, 2.0
 
@@ -558,9 +559,19 @@ def with_other_readout():
         (lambda: made().readout, {}, "^network: expected a SpikingClassifier, got LeakyReadout"),
         (with_other_readout, {}, "^readout: expected a LeakyReadout, got OtherReadout"),
         (
-            lambda: SpikingClassifier(12, 4, 10, dt_ms=DT_MS, layer=AdLIFLayer),
+            lambda: SpikingClassifier(12, 4, 10, dt_ms=DT_MS, layer=EulerAdLIFLayer),
             {"allow_dropping": DROPPABLE},
-            "^layers.0: expected an ALIFLayer, got AdLIFLayer; layers.1: .* got AdLIFLayer",
+            "^layers.0: expected an ALIFLayer, got EulerAdLIFLayer; layers.1: .* got EulerAdLIF",
+        ),
+        (
+            lambda: SpikingClassifier(12, 4, 10, 1, dt_ms=DT_MS, layer=AdLIFLayer),
+            {"allow_dropping": DROPPABLE},
+            "^layers.0: expected an ALIFLayer, got AdLIFLayer",
+        ),
+        (
+            lambda: SpikingClassifier(12, 4, 10, 1, dt_ms=DT_MS, layer=CSiLIFLayer),
+            {"allow_dropping": DROPPABLE},
+            "^layers.0: expected an ALIFLayer, got CSiLIFLayer",
         ),
         (
             lambda: SpikingClassifier(12, 4, 10, dt_ms=DT_MS, layer=OtherLayer),

@@ -87,7 +87,7 @@ def test_folded_weights_are_those_of_a_plain_layer():
 def test_neurons_that_scale_their_input_get_the_same_drive():
     """With the gain at its start, the scaled current of each neuron has the variance 1."""
     torch.manual_seed(0)
-    layer = bs.AdLIFLayer(K, N, dt_ms=1.0, batch_norm=True).double()
+    layer = bs.EulerAdLIFLayer(K, N, dt_ms=1.0, batch_norm=True).double()
     scaled = (1 - layer.alpha) * layer.current(made_spikes())
     torch.testing.assert_close(
         scaled.var((0, 1)), torch.ones(N, dtype=torch.float64), rtol=0.01, atol=0

@@ -28,7 +28,7 @@ NETWORKS: dict[str, dict[str, Any]] = {
 def network_of(name: str, **options: Any) -> bs.SpikingClassifier:
     torch.manual_seed(0)
     if name == "se_adlif":
-        options["layer"] = partial(bs.AdLIFLayer, recurrent_delay=2)
+        options["layer"] = partial(bs.EulerAdLIFLayer, recurrent_delay=2)
     else:
         options |= NETWORKS[name]
     network = bs.SpikingClassifier(12, 4, n_hidden=8, dt_ms=1.0, **options).double()

@@ -18,11 +18,11 @@ from blockspike.networks.convolution import causal_convolution
 from blockspike.networks.delays import Delays
 from blockspike.networks.synapses import synaptic_current
 from blockspike.neurons import Boxcar, FastSigmoid, alif, leaky_integrate, loop
-from blockspike.neurons.adlif import adlif
 from blockspike.neurons.alif import standard
 from blockspike.neurons.alif.blocks import blocks
 from blockspike.neurons.alif.inputs import alif_inputs
 from blockspike.neurons.cpu.events import SpikeEvents
+from blockspike.neurons.euler_adlif import euler_adlif
 from blockspike.neurons.events import EventBatch
 from blockspike.neurons.surrogate import MultiGaussian, Surrogate
 
@@ -102,7 +102,7 @@ def test_second_derivatives_of_the_adlif_loop(euler, monkeypatch):
 
     def spikes(**inputs):
         options: dict[str, Any] = {"euler": euler, "method": "standard", "q": 3.0}
-        return adlif(**inputs, **options, detach_spikes=False).spikes
+        return euler_adlif(**inputs, **options, detach_spikes=False).spikes
 
     found = second_derivatives(spikes, inputs)
     monkeypatch.setattr(loop, "spike", straight_through)
@@ -167,7 +167,7 @@ def fused_alif():
 
 def fused_adlif():
     current = random(9, 2, 4).requires_grad_()
-    return adlif(current, *random(4, 4)).spikes, current
+    return euler_adlif(current, *random(4, 4)).spikes, current
 
 
 def blocks_by_their_kernel():

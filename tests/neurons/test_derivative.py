@@ -11,12 +11,12 @@ from neuron_cases import DETACHED, WITHOUT_DERIVATIVE, assert_close
 from torch import Tensor
 
 import blockspike as bs
-from blockspike.neurons.adlif.step import ADLIF, SE_ADLIF
 from blockspike.neurons.alif.step import ALIF, ALIF_ALWAYS_OPEN
 from blockspike.neurons.derivative import derived
+from blockspike.neurons.euler_adlif.step import EF_ADLIF, SE_ADLIF
 from blockspike.neurons.model import maximum
 
-N_CONSTANTS = {ALIF: 3, ALIF_ALWAYS_OPEN: 2, SE_ADLIF: 3, ADLIF: 3}
+N_CONSTANTS = {ALIF: 3, ALIF_ALWAYS_OPEN: 2, SE_ADLIF: 3, EF_ADLIF: 3}
 
 
 @pytest.mark.parametrize("reset_has_grad", [0.0, 1.0])

@@ -14,7 +14,9 @@ from typing import Any
 import numpy as np
 import pytest
 import test_adlif
+import test_c_silif
 import test_derivative
+import test_euler_adlif
 import test_glif
 import test_state
 import torch
@@ -45,9 +47,9 @@ from test_kernels_cpu import poison
 from torch.autograd.graph import saved_tensors_hooks
 
 from blockspike.neurons import MultiGaussian
-from blockspike.neurons.adlif.step import SE_ADLIF
 from blockspike.neurons.alif.fused import fused
 from blockspike.neurons.alif.inputs import alif_inputs
+from blockspike.neurons.euler_adlif.step import SE_ADLIF
 from blockspike.neurons.gpu import fused as fused_gpu
 from blockspike.neurons.simulate import run_kernels, simulate
 from blockspike.neurons.spec import SimulationSpec
@@ -113,7 +115,7 @@ def test_every_arp(arp, recurrent):
 @pytest.mark.parametrize("membrane_gradient", mostly_slow([True, False], lambda given: given))
 @pytest.mark.parametrize("detach_spikes", mostly_slow([False, True], lambda detach: not detach))
 @pytest.mark.parametrize("delay", mostly_slow([None, 1, 3, 20], lambda delay: delay in (None, 3)))
-@pytest.mark.parametrize("kind", ["alif", *mostly_slow(test_adlif.EULERS, lambda _: False)])
+@pytest.mark.parametrize("kind", ["alif", *mostly_slow(test_state.KINDS, lambda _: False)])
 def test_the_whole_from_its_parts(kind, delay, detach_spikes, membrane_gradient):
     options: dict[str, Any] = {
         "recurrent": delay is not None,
@@ -149,15 +151,24 @@ def test_every_recurrent_delay(delay, detach_spikes):
     ids=str,
 )
 @pytest.mark.parametrize(
-    "euler", mostly_slow(test_adlif.EULERS, lambda euler: euler == "symplectic")
+    "euler", mostly_slow(test_euler_adlif.EULERS, lambda euler: euler == "symplectic")
 )
 def test_another_model(euler, dtype, delay, detach_spikes):
-    inputs = test_adlif.make_inputs((13, 2, 5), recurrent=delay > 0, dtype=dtype)
+    inputs = test_euler_adlif.make_inputs((13, 2, 5), recurrent=delay > 0, dtype=dtype)
     inputs = {name: value.to(DEVICE) for name, value in inputs.items()}
-    test_adlif.check(
+    test_euler_adlif.check(
         inputs, RTOL[dtype], euler=euler, recurrent_delay=max(delay, 1),
         detach_spikes=detach_spikes, q=12.0,
     )  # fmt: skip
+
+
+@pytest.mark.parametrize("detach_spikes", mostly_slow([False, True], lambda detach: not detach))
+@pytest.mark.parametrize("delay", mostly_slow([0, 1, 3], lambda delay: delay == 3))  # 0: none
+@pytest.mark.parametrize("module", [test_adlif, test_c_silif])
+def test_published_neurons(module, delay, detach_spikes):
+    inputs = module.make_inputs((13, 2, 5), delay)
+    inputs = {name: value.to(DEVICE) for name, value in inputs.items()}
+    module.check(inputs, 1e-9, recurrent_delay=max(delay, 1), detach_spikes=detach_spikes)
 
 
 @pytest.mark.parametrize("coupled", mostly_slow([True, False], lambda coupled: coupled))
@@ -423,7 +434,9 @@ def test_kernels_compile_without_a_gpu(tmp_path):
         "alif",
         "alif, refractory period 0",
         "SE-adLIF",
+        "EF-adLIF",
         "adLIF",
+        "C-SiLIF",
         "glif",
         "least",
         "least, derived",

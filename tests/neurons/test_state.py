@@ -14,10 +14,10 @@ from neuron_cases import DETACHED, METHODS, alif, assert_close, make_inputs
 from torch import Tensor
 
 import blockspike as bs
-from blockspike.neurons.adlif.step import SE_ADLIF
+from blockspike.neurons.euler_adlif.step import SE_ADLIF
 from blockspike.neurons.spec import Detach
 
-EULERS = ["symplectic", "forward"]
+KINDS = ["symplectic", "forward", "adlif", "c_silif"]
 
 
 @dataclass
@@ -69,7 +69,9 @@ def made(
         "membrane_gradient": membrane_gradient,
         "method": method,
     }
-    names = ["membrane", "adaptation"] if adaptive or kind != "alif" else ["membrane"]
+    names = ["membrane", "imaginary" if kind == "c_silif" else "adaptation"]
+    if kind == "alif" and not adaptive:
+        names = ["membrane"]
     start = {
         name: torch.rand(shape[1:], generator=generator, dtype=torch.float64).to(device, dtype)
         for name in names
@@ -87,9 +89,13 @@ def made(
         if kind == "alif":
             return alif(current, **inputs, arp=arp, recurrent_delay=delay, state=state, **options)
         beta, p, b = inputs.values()
-        return bs.adlif(
-            4 * current, beta, p, b, 1 - b, q=1.0, euler=cast(Any, kind),
-            recurrent_delay=delay or 1, state=state, **options,
+        alone = {"recurrent_delay": delay or 1, "state": state, **options}
+        if kind == "adlif":
+            return bs.adlif(4 * current, beta, p, 0.1 * b, 1 - b, **alone)
+        if kind == "c_silif":
+            return bs.c_silif(2 * current, beta, 3 * p, b, 1 - b, **alone)
+        return bs.euler_adlif(
+            4 * current, beta, p, b, 1 - b, q=1.0, euler=cast(Any, kind), **alone
         )  # fmt: skip
 
     return Case(simulate, current, start, leaves, membrane_gradient)
@@ -106,7 +112,7 @@ def assert_the_same(actual, expected, rtol=1e-9):
 
 @st.composite
 def cut_simulations(draw):
-    kind = draw(st.sampled_from(["alif", *EULERS]))
+    kind = draw(st.sampled_from(["alif", *KINDS]))
     method = draw(st.sampled_from(METHODS if kind == "alif" else ["standard", "fused"]))
     in_blocks = "blocks" in method
     arp = draw(st.integers(0, 5))
@@ -137,7 +143,7 @@ def test_the_whole_from_its_parts(drawn):
     assert_the_same(case.run(cuts), case.run([]))
 
 
-@pytest.mark.parametrize("kind", ["alif", *EULERS])
+@pytest.mark.parametrize("kind", ["alif", *KINDS])
 @pytest.mark.parametrize("cuts", [[1], [7], [8, 9, 20]])
 def test_spikes_of_float32_in_parts(kind, cuts):
     case = made(kind, "fused", (33, 2, 20), dtype=torch.float32)
@@ -147,7 +153,7 @@ def test_spikes_of_float32_in_parts(kind, cuts):
 @pytest.mark.parametrize("membrane_gradient", [True, False])
 @pytest.mark.parametrize("detach_spikes", [True, False])
 @pytest.mark.parametrize("recurrent", [True, False])
-@pytest.mark.parametrize("kind", ["alif", *EULERS])
+@pytest.mark.parametrize("kind", ["alif", *KINDS])
 def test_fused_equals_standard_from_any_state(kind, recurrent, detach_spikes, membrane_gradient):
     options: Any = {
         "recurrent": recurrent,

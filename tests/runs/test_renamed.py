@@ -3,7 +3,7 @@
 import pandas as pd
 import pytest
 
-from blockspike.runs.renamed import check_names, with_new_names
+from blockspike.runs.renamed import check_names, former_target, present_target, with_new_names
 
 
 @pytest.mark.parametrize(
@@ -59,3 +59,25 @@ def test_a_table_of_earlier_runs_has_the_present_names():
         "blockspike.fitting.population.PhysicalPopulation"
     ]
     assert "fit.parameters" not in new and with_new_names(new).equals(new)
+
+
+def test_earlier_layers_are_found_by_their_present_name():
+    new, old = (f"blockspike.networks.{name}" for name in ("EulerAdLIFLayer", "AdLIFLayer"))
+    assert present_target({"_target_": old, "euler": "forward"}) == new
+    assert present_target({"_target_": f"{old[:-11]}.layers.AdLIFLayer", "euler": "forward"}) == (
+        "blockspike.networks.layers.EulerAdLIFLayer"
+    )
+    kept = [
+        {"_target_": old},  # that of Bittar & Garner
+        {"_target_": new, "euler": "symplectic"},
+        {"_target_": "my_lab.AdLIFLayer", "euler": "forward"},
+        {},
+    ]
+    assert [present_target(model) for model in kept] == [model.get("_target_") for model in kept]
+    assert [former_target(x) for x in (new, old, "my_lab.EulerAdLIFLayer")] == [
+        old, old, "my_lab.EulerAdLIFLayer",
+    ]  # fmt: skip
+    table = pd.DataFrame(
+        {"model._target_": [old, old, None], "model.euler": ["forward", None, None]}
+    )
+    assert with_new_names(table)["model._target_"].tolist() == [new, old, None]

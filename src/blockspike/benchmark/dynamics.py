@@ -22,6 +22,8 @@ from blockspike.neurons import Method, MultiGaussian, SpikeTrace, alif
 from blockspike.neurons.adlif import adlif
 from blockspike.neurons.alif.blocks import blocks
 from blockspike.neurons.alif.inputs import alif_inputs
+from blockspike.neurons.c_silif import c_silif
+from blockspike.neurons.euler_adlif import euler_adlif
 from blockspike.neurons.surrogate import spike
 
 _ROUNDING = 1e-5  # |V − θ| at which parallel blocks may round to the other side of the threshold
@@ -53,8 +55,10 @@ _DECAYS = {"alpha": 0.8, "beta": 0.97, "a": 0.5, "b": 1.0}
 # Model → function, parameters, and the largest current, for spikes in a few percent of the steps.
 MODELS: dict[str, tuple[Callable[..., Any], dict[str, float], float]] = {
     "ALIF": (alif, {"beta": 0.9, "p": 0.9, "b": 0.5}, 0.3),
-    "adLIF": (partial(adlif, euler="forward", q=12.0), _DECAYS, 4.0),
-    "SE-adLIF": (partial(adlif, euler="symplectic", q=12.0), _DECAYS, 4.0),
+    "SE-adLIF": (partial(euler_adlif, euler="symplectic", q=12.0), _DECAYS, 4.0),
+    "EF-adLIF": (partial(euler_adlif, euler="forward", q=12.0), _DECAYS, 4.0),
+    "adLIF": (adlif, _DECAYS | {"a": 0.1}, 8.0),
+    "C-SiLIF": (c_silif, {"rate": 0.5, "frequency": 3.14, "time_step": 0.1, "b": 0.5}, 0.5),
 }
 SIZES = (
     Size(1024, 32, 128, 40),
@@ -64,7 +68,7 @@ SIZES = (
     Size(10_000, 3, 146, 20),
     *(
         Size(1024, 32, 128, recurrent=recurrent, model=model)
-        for model in ("adLIF", "SE-adLIF")
+        for model in ("EF-adLIF", "SE-adLIF", "adLIF", "C-SiLIF")
         for recurrent in (False, True)
     ),
 )

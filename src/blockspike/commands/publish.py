@@ -41,6 +41,15 @@ steps of {dt_ms:g} ms; `blockspike.pretrained.about_pretrained("{name}.safetenso
 recordings are converted to it.
 """
 
+_NEURONS = {
+    "ALIFLayer": "ALIF",
+    "AdLIFLayer": "adLIF",
+    "CSiLIFLayer": "C-SiLIF",
+    "symplectic": "SE-adLIF",
+    "forward": "EF-adLIF",
+}
+"""Name of the neurons by the class of their layers, or by Euler's method."""
+
 
 def publish(cfg: DictConfig) -> Path:
     """Write `NAME.safetensors` and `NAME.md` into `output_dir/published`.
@@ -87,10 +96,7 @@ def _card(
     )  # fmt: skip
     model = content["model"]
     kind = str(model.get("_target_", "ALIFLayer")).rpartition(".")[2]
-    if "euler" in model:
-        kind = {"symplectic": "SE-adLIF", "forward": "adLIF"}[model["euler"]]
-    elif kind == "ALIFLayer":
-        kind = "ALIF"
+    kind = _NEURONS.get(model.get("euler", kind), kind)
     steps_s = n_steps * content["data"]["dt_ms"] / 1000
     part = "training"
     choice, validation = f"epochs, on all training data | {row['n_epochs']}", {}

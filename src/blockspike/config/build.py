@@ -19,6 +19,7 @@ from blockspike.networks.classifier import SpikingClassifier
 from blockspike.neurons.surrogate import SURROGATES, Surrogate
 from blockspike.runs.identity import plain
 from blockspike.runs.processes import cluster_environment
+from blockspike.runs.renamed import present_target
 from blockspike.training.classification import ClassificationModule
 from blockspike.training.rate_penalty import RatePenalty
 
@@ -117,11 +118,13 @@ def build_network(cfg: DictConfig, data: Sizes) -> SpikingClassifier:
         ValueError: a value is outside its range; names it.
     """
     if "_target_" in cfg.model:
+        model = OmegaConf.merge(cfg.model, {"_target_": present_target(cfg.model)})
+        assert isinstance(model, DictConfig)
         try:
-            layer = _instantiate(cfg.model, "model", _partial_=True)
-            named = cfg.model.get("surrogate")
+            layer = _instantiate(model, "model", _partial_=True)
+            named = model.get("surrogate")
             if isinstance(named, DictConfig) or str(named) in SURROGATES:
-                layer = partial(layer, surrogate=_surrogate(cfg.model, "model"))
+                layer = partial(layer, surrogate=_surrogate(model, "model"))
             return _classifier(cfg, data, {"layer": layer})
         except TypeError as error:  # an argument that the class does not have
             raise ValueError(f"model: {error}") from error

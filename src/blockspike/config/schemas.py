@@ -27,7 +27,8 @@ from blockspike.fitting.module import NeuronFittingModule
 from blockspike.fitting.population import NeuronPopulation, PaperPopulation, PhysicalPopulation
 from blockspike.fitting.synthetic_cells import SyntheticCells
 from blockspike.networks.classifier import SpikingClassifier
-from blockspike.networks.layers import AdLIFLayer, ALIFLayer, LayerOptions, NeuronLayer
+from blockspike.networks.layers import ALIFLayer, EulerAdLIFLayer, LayerOptions, NeuronLayer
+from blockspike.networks.published import AdLIFLayer, CSiLIFLayer, RandomStartLayer
 from blockspike.training.callbacks import mode_of
 
 _DATA = {
@@ -42,11 +43,17 @@ _POPULATIONS: dict[str, type[NeuronPopulation]] = {
     "glif": GLIFPopulation,
     "paper": PaperPopulation,
 }
+_LAYERS: dict[str, type[NeuronLayer]] = {
+    "adlif": AdLIFLayer,
+    "euler_adlif": EulerAdLIFLayer,
+    "c_silif": CSiLIFLayer,
+}
 # Base class → class with the arguments that its subclasses take as **keywords and pass on.
 _PASSED_ON: dict[type, type] = {
     EventDataModule: EventDataModule,
     RecordingsDataModule: RecordingsDataModule,
     NeuronLayer: LayerOptions,
+    RandomStartLayer: LayerOptions,
 }
 _TARGET = ("_target_", str, dataclasses.field(default=MISSING))
 _FROM_DATA = ("self", "n_inputs", "n_units", "n_classes", "dt_ms")
@@ -279,9 +286,10 @@ def register_schemas() -> None:
     neurons = schema(ALIFLayer, _FROM_DATA, surrogate=(Any, "multi_gaussian"))
     store.store(group="model", name="schema", node=neurons)
     from_model = {f.name for f in dataclasses.fields(neurons)}
-    adlif = schema(AdLIFLayer, _FROM_DATA, surrogate=(Any, "multi_gaussian"))
-    adlif = dataclasses.make_dataclass("AdLIF", [_TARGET], bases=(adlif,))
-    store.store(group="model", name="adlif_schema", node=adlif)
+    for name, cls in _LAYERS.items():
+        node = schema(cls, _FROM_DATA, surrogate=(Any, "multi_gaussian"))
+        node = dataclasses.make_dataclass(cls.__name__, [_TARGET], bases=(node,))
+        store.store(group="model", name=f"{name}_schema", node=node)
     network = schema(SpikingClassifier, (*_FROM_DATA, "layer", *from_model))
     store.store(group="network", name="schema", node=network)
     for name, cls in _DATA.items():

@@ -18,7 +18,7 @@ from blockspike.figures.panels import (
     slug,
     where,
 )
-from blockspike.figures.style import BLUE, GREEN, GREY, ORANGE
+from blockspike.figures.style import BLUE, GREEN, GREY, ORANGE, PURPLE, YELLOW
 
 EXPERIMENTS = ("digits", "se_adlif")
 # columns that a row must have, and columns that ALIF's rows may lack
@@ -27,8 +27,9 @@ _COLUMNS = (
     "rate_layer1_hz", "network.n_hidden", "data.n_steps", "data.dt_ms",
 )  # fmt: skip
 _OPTIONAL = ("model._target_", "model.euler", "model.q", "model.max_delay")
-_ADLIF = {"symplectic": "SE-adLIF", "forward": "adLIF"}
-_COLOURS = {"SE-adLIF": BLUE, "adLIF": ORANGE, "ALIF": GREEN}
+_EULER = {"symplectic": "SE-adLIF", "forward": "EF-adLIF"}
+_NEURONS = {"AdLIFLayer": "adLIF", "CSiLIFLayer": "C-SiLIF"}
+_COLOURS = {"SE-adLIF": BLUE, "EF-adLIF": ORANGE, "ALIF": GREEN, "adLIF": PURPLE, "C-SiLIF": YELLOW}
 _MARKERS = "os^vDP*X"
 
 
@@ -118,9 +119,12 @@ def _draw(axis: Axes, rows: pd.DataFrame, point: pd.DataFrame, neuron: str, mark
 
 def _neuron(row: Any) -> str:
     if isinstance(row["model.euler"], str):
-        return _ADLIF.get(row["model.euler"], "adLIF")
+        return _EULER[row["model.euler"]]
     target = row["model._target_"]
-    return target.rsplit(".", 1)[-1] if isinstance(target, str) else "ALIF"
+    if not isinstance(target, str):
+        return "ALIF"
+    name = target.rsplit(".", 1)[-1]
+    return _NEURONS.get(name, name)
 
 
 def _choices(row: Any) -> str:

@@ -14,6 +14,7 @@ from blockspike.files import whole_file
 
 METHOD_COLOURS = {"fused": "#0072B2", "blocks": "#D55E00", "standard": "#555555"}
 BLUE, ORANGE, GREY, GREEN = "#0072B2", "#D55E00", "#555555", "#009E73"
+PURPLE, YELLOW = "#CC79A7", "#E69F00"
 
 
 def use_style() -> None:

@@ -19,9 +19,9 @@ from blockspike.networks.last_inputs import (
 from blockspike.networks.normalisation import BatchNorm
 from blockspike.networks.synapses import SynapseMode, presynaptic_first, synaptic_current
 from blockspike.neurons import Method, MultiGaussian, SpikeTrace, Surrogate, alif, leaky_integrate
-from blockspike.neurons.adlif import adlif
-from blockspike.neurons.adlif.step import MODELS, Euler
 from blockspike.neurons.cpu.events import SpikeEvents
+from blockspike.neurons.euler_adlif import euler_adlif
+from blockspike.neurons.euler_adlif.step import Euler
 from blockspike.neurons.events import EventBatch
 from blockspike.neurons.simulate import ExactMethod
 from blockspike.neurons.spec import Detach, detached
@@ -335,8 +335,8 @@ class ALIFLayer(NeuronLayer):
         return alif(current, *neurons, arp=self.arp, state=state, **self.simulation_options)
 
 
-class AdLIFLayer(NeuronLayer):
-    """Synapses and one population of adLIF or SE-adLIF neurons (neurons/adlif/README.md).
+class EulerAdLIFLayer(NeuronLayer):
+    """Synapses and one population of SE-adLIF or EF-adLIF neurons (neurons/euler_adlif/README.md).
 
     Parameters start evenly spaced over their ranges, in random order. Recurrent weights start
     orthogonal, and weights as U(±1/√n_inputs) / (1 − α), since the model scales its input by 1 − α.
@@ -345,12 +345,12 @@ class AdLIFLayer(NeuronLayer):
         n_inputs: number of units that feed the layer.
         n_units: number of neurons.
         dt_ms: length of a step in ms.
-        euler: "symplectic" for SE-adLIF, "forward" for adLIF.
+        euler: "symplectic" for SE-adLIF, "forward" for EF-adLIF.
         tau_membrane_ms, tau_adaptation_ms: ranges of τ_u and τ_w in ms.
         a, b: ranges of the couplings to membrane and spike.
         q: scale of both couplings.
         recurrent_delay: delay of the recurrent synapses in steps.
-        detach_spikes: see `adlif`; None = as the authors do.
+        detach_spikes: see `simulate`; "reset" as in the authors' code.
         **options: see `LayerOptions`; `method` is "fused" or "standard".
 
     Raises:
@@ -359,7 +359,7 @@ class AdLIFLayer(NeuronLayer):
     Examples:
         >>> import torch
         >>> import blockspike as bs
-        >>> layer = bs.AdLIFLayer(700, 64, dt_ms=2.0, euler="symplectic")
+        >>> layer = bs.EulerAdLIFLayer(700, 64, dt_ms=2.0, euler="symplectic")
         >>> spikes = (torch.rand(50, 8, 700) < 0.1).float()  # [T, B, n_inputs]
         >>> layer.trace(spikes).spikes.shape
         torch.Size([50, 8, 64])
@@ -383,12 +383,10 @@ class AdLIFLayer(NeuronLayer):
         b: Bounds = (0.0, 2.0),
         q: float = 120.0,
         recurrent_delay: int = 1,
-        detach_spikes: Detach | None = None,
+        detach_spikes: Detach = "reset",
         **options: Any,
     ):
         check_choice("euler", euler, get_args(Euler))
-        if detach_spikes is None:
-            _, detach_spikes = MODELS[euler]
         options |= {"recurrent_delay": recurrent_delay, "detach_spikes": detach_spikes}
         super().__init__(n_inputs, n_units, **options)
         self.euler: Euler = euler
@@ -428,7 +426,7 @@ class AdLIFLayer(NeuronLayer):
         """Simulate the neurons for a synaptic current [T, B, n_units]."""
         neurons = (self.alpha, self.beta, self.a, self.b)
         options = self.simulation_options
-        return adlif(current, *neurons, q=self.q, euler=self.euler, state=state, **options)
+        return euler_adlif(current, *neurons, q=self.q, euler=self.euler, state=state, **options)
 
 
 class HiddenLayer(Protocol):

@@ -86,7 +86,7 @@ def simulate(
     Examples:
         >>> import torch
         >>> import blockspike as bs
-        >>> from blockspike.neurons.adlif.step import SE_ADLIF
+        >>> from blockspike.neurons.euler_adlif.step import SE_ADLIF
         >>> parameters = {"alpha": 0.9, "beta": 0.99, "a": 0.5, "b": 1.0}
         >>> parameters = {name: torch.tensor([value]) for name, value in parameters.items()}
         >>> current = torch.full((100, 1, 1), 2.0)  # [T, B, N]

@@ -176,7 +176,10 @@ class Arctan(Surrogate):
 
 @dataclass(frozen=True)
 class SLAYER(Surrogate):
-    """Surrogate derivative height·exp(−slope·|u|) (Shrestha & Orchard 2018).
+    """Surrogate derivative height·exp(−slope·|u|) (Shrestha & Orchard, NeurIPS 2018).
+
+    Baronig et al. 2025 write it as c·α/2·exp(−α·|u|); with their α = 5 and c = 0.4 it is the
+    default.
 
     Examples:
         >>> import torch

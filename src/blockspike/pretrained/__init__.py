@@ -20,6 +20,7 @@ from blockspike.networks.classifier import SpikingClassifier
 
 _FORMAT = "blockspike-network-1"
 _FOLDER = Path(__file__).parent
+_FORMER = {f"{data}_adlif": f"{data}_ef_adlif" for data in ("hd_lauscher", "nmnist_sample")}
 _MOST_CHARACTERS = 1 << 16
 
 
@@ -52,7 +53,7 @@ def pretrained_names() -> list[str]:
     Examples:
         >>> import blockspike as bs
         >>> bs.pretrained_names()[:3]
-        ['hd_lauscher_adlif', 'hd_lauscher_alif', 'hd_lauscher_se_adlif']
+        ['hd_lauscher_alif', 'hd_lauscher_ef_adlif', 'hd_lauscher_se_adlif']
     """
     return sorted(path.stem for path in _FOLDER.glob("*.safetensors"))
 
@@ -116,7 +117,7 @@ def weights_dtype(tensors: dict[str, torch.Tensor]) -> torch.dtype:
 def _path(name: str | Path) -> Path:
     path = Path(name)
     if path.suffix != ".safetensors":
-        path = _FOLDER / f"{name}.safetensors"
+        path = _FOLDER / f"{_FORMER.get(str(name), name)}.safetensors"
     if not path.is_file():
         names = ", ".join(pretrained_names())
         raise FileNotFoundError(f"{name}: expected a .safetensors file or one of {names}")

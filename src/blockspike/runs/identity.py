@@ -6,6 +6,8 @@ from typing import Any, cast
 
 from omegaconf import DictConfig, OmegaConf
 
+from blockspike.runs.renamed import former_target
+
 # Keys that may differ between two starts of one run: places and display.
 _NOT_CONTENT = (
     "output_dir",
@@ -60,6 +62,8 @@ def content_of(cfg: DictConfig) -> dict[str, Any]:
         part = content.get(node) or {}
         if key in part and part[key] == off:
             del part[key]
+    if target := (content.get("model") or {}).get("_target_"):
+        content["model"]["_target_"] = former_target(str(target))
     if not is_fit(cfg) and (content.get("optimizer") or {}).get("weight_decay"):
         content["decays"] = "weights"  # in earlier versions, all parameters
     for key in ("n_bootstrap", "init_from"):

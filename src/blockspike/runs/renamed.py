@@ -1,6 +1,6 @@
 """Names that have changed: old overrides are refused with the new name, old tables converted."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import pandas as pd
@@ -23,6 +23,7 @@ _CLASSES = {  # old value of `fit.parameters` → class of the population
     "physical": "blockspike.fitting.population.PhysicalPopulation",
     "published": "blockspike.fitting.population.PaperPopulation",
 }
+_LAYER, _FORMER_LAYER = ".EulerAdLIFLayer", ".AdLIFLayer"  # of SE-adLIF and EF-adLIF
 _FIT_KEYS = {"survival_every": "resample_every", "survivors": "elite_fraction", "root": "loss"}
 
 
@@ -66,11 +67,31 @@ def _expected(command: str, key: str, value: str) -> str | None:
     return None
 
 
+def present_target(model: Mapping[str, Any]) -> Any:
+    """Class of a model's layers by its present name; `model` is a node of a configuration."""
+    target = model.get("_target_")
+    is_former = "euler" in model and str(target).startswith("blockspike.networks.")
+    if is_former and str(target).endswith(_FORMER_LAYER):
+        return str(target).removesuffix(_FORMER_LAYER) + _LAYER
+    return target
+
+
+def former_target(target: str) -> str:
+    """Class of a model's layers by the name that hashes of runs have had from the start."""
+    is_renamed = target.startswith("blockspike.networks.") and target.endswith(_LAYER)
+    return target.removesuffix(_LAYER) + _FORMER_LAYER if is_renamed else target
+
+
 def with_new_names(table: pd.DataFrame) -> pd.DataFrame:
     """Copy a table of runs with the present names of experiments and columns."""
     table = table.copy()
     if "experiment" in table:
         table["experiment"] = [_experiment(name) for name in table["experiment"]]
+    if "model.euler" in table and "model._target_" in table:
+        is_adlif = ~pd.isna(table["model.euler"].to_numpy())
+        targets = table["model._target_"][is_adlif]
+        present = [present_target({"_target_": target, "euler": ""}) for target in targets]
+        table.loc[is_adlif, "model._target_"] = present
     if "fit.parameters" not in table:
         return table
     is_fit = ~pd.isna(table["fit.parameters"].to_numpy())

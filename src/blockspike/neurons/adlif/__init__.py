@@ -1,5 +1,5 @@
-"""adLIF and SE-adLIF: neurons whose adaptation is coupled to the membrane."""
+"""adLIF, with recurrence RadLIF: adaptive neurons with a soft reset."""
 
-from blockspike.neurons.adlif.step import ADLIF, SE_ADLIF, adlif
+from blockspike.neurons.adlif.step import ADLIF, adlif
 
-__all__ = ["ADLIF", "SE_ADLIF", "adlif"]
+__all__ = ["ADLIF", "adlif"]
