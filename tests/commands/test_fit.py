@@ -112,21 +112,22 @@ def test_a_fit_to_spikes_and_compensated_voltage(blockspike, tmp_path):
     write_cell(cell, tmp_path / "my_cell.npz")
     few = ("population=gif", "population.n_starts=4", "trainer.max_epochs=15", "threads=1")
     options = (*few, "fit=likelihood", "data.compensation=aec", "fit.voltage_weight=1")
-    done = blockspike("fit", "data.path=my_cell.npz", *options)
-    assert "no intervals: expected fit.voltage_weight=0" in done.stdout
+    blockspike("fit", "data.path=my_cell.npz", *options, "n_bootstrap=4")
     (run,) = (p.parent for p in (tmp_path / "outputs").rglob("result.json"))
     row = pd.read_csv(run / "fits.csv").iloc[0]
     assert row["compensated_mohm"] == pytest.approx(40, rel=0.1)
     assert row["compensated_tau_ms"] == pytest.approx(0.3, rel=0.2)
     assert 0 < row["compensated_mohm_se"] < 2 and abs(row["electrode_mohm"]) < 15
     assert 0.5 < row["test_voltage_rms_mv"] < 3
+    assert row["intervals_from"] == "simulated trials and blocks of the voltage"
+    assert row["tau_membrane_ms_low"] < row["tau_membrane_ms"] < row["tau_membrane_ms_high"]
     blockspike("report", f"run={run}")
     assert "without the electrode’s share" in (run / "report.html").read_text()
     # Another voltage is another recording.
     (run / "result.json").unlink()
     write_cell(cell._replace(voltage_mv=cell.voltage_mv + 1), tmp_path / "my_cell.npz")
-    done = blockspike("fit", "data.path=my_cell.npz", *options, check=False)
-    assert done.returncode == 2
+    done = blockspike("fit", "data.path=my_cell.npz", *options, "n_bootstrap=4", check=False)
+    assert done.returncode == 2 and "the data have changed" in done.stderr
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from made_nwb import (
     stimulus_and_response,
 )
 
+from blockspike.data.hdf5 import check_tree
 from blockspike.data.recordings import load_recording
 from blockspike.data.sweeps import SeveralElectrodesError
 
@@ -221,3 +222,44 @@ def test_protocols_of_different_length(written):
     assert recording.current_pa.shape == (3, 6000)
     assert [recording.n_samples(s) for s in range(3)] == [N, 6000, N]
     assert loaded(path, sweeps=[0, 2]).current_pa.shape == (2, N)
+
+
+# Groups within themselves
+
+
+def _link(file: h5py.File) -> None:
+    file["acquisition/out_0/own"] = file["acquisition"]
+
+
+def _soft_link(file: h5py.File) -> None:
+    file["general/devices/own"] = h5py.SoftLink("/general")
+
+
+def _refer(file: h5py.File) -> None:
+    file["acquisition/out_0"].attrs["own"] = file["acquisition"].ref
+
+
+def _refer_by_a_value(file: h5py.File) -> None:
+    file["acquisition/out_0/own"] = file["general"].ref
+    file["general/own"] = file["acquisition"].ref
+
+
+def _nest(file: h5py.File) -> None:
+    file["/".join(["general", *"a" * 500])] = 1.0
+
+
+@pytest.mark.parametrize("change", [_link, _soft_link, _refer, _refer_by_a_value, _nest])
+def test_groups_within_themselves_are_refused_before_pynwb_descends(written, change):
+    path = written()
+    with h5py.File(path, "r+") as file:
+        change(file)
+    with pytest.raises(ValueError, match="a.nwb: expected groups at most 50 deep, got deeper ones"):
+        loaded(path)
+
+
+def test_a_device_under_two_names_and_a_link_to_nowhere_are_no_groups_within_themselves(written):
+    path = written()
+    with h5py.File(path, "r+") as file:
+        file["general/again"] = file["general/devices"]
+        file["general/nowhere"] = h5py.SoftLink("/nowhere")
+    check_tree(path)

@@ -718,7 +718,14 @@ def test_the_voltage_of_a_step_is_the_largest_of_its_first_repeat(tmp_path):
     odd = voltage_of(recording, 0, 0.7)  # 142 steps of 7 samples; 6 samples are left over
     assert len(odd) == len(recording.current(0.7)[0]) == 142
     np.testing.assert_allclose(odd[-1], voltage[0, 0, 987:994].max(), rtol=1e-6)
-    assert recording.sha256() == replace(recording, voltage_mv=None).sha256()
+
+
+def test_another_voltage_is_another_recording():
+    voltage = np.random.default_rng(0).normal(-60, 2, 1000).astype(np.float32)
+    own = Recording("cell", np.zeros((1, 1000)), [[np.array([0.01])]], 0.1, ("noise",), [voltage])
+    others = [replace(own, voltage_mv=x) for x in (None, [None], [voltage + 1])]
+    assert len({x.sha256() for x in (own, *others)}) == 4
+    assert replace(own, voltage_mv=[voltage.copy()]).sha256() == own.sha256()
 
 
 @pytest.mark.parametrize("make", [make_nwb1, make_nwb2])

@@ -13,6 +13,7 @@ from blockspike.fitting.bootstrap import (
     unconstrained,
 )
 from blockspike.fitting.parameters import NeuronParameters
+from blockspike.fitting.voltage import RecordedVoltage
 
 N, T = 40, 300
 
@@ -72,6 +73,60 @@ def test_a_single_trial_is_simulated_by_a_neuron_with_noise():
     assert len(torch.unique(drawn.target[:, 0], dim=1)[0]) > 10
     silent = resample(part(1), neuron(noise=0.0), N, 0.5, seed=0)
     assert silent.how == [""] and np.isnan(silent.inflation).all()
+
+
+def voltage_of(data: Part) -> RecordedVoltage:
+    """Known in the second half of the first segment and in all others."""
+    shape = data.current.shape
+    mv = torch.arange(1, shape[0] * shape[1] + 1).reshape(shape[1], shape[0]).T.unsqueeze(2).float()
+    weight = torch.ones(shape)
+    weight[: T // 2, 0] = 0
+    first = [torch.from_numpy(trains[0]) for trains in data.trains[0]]
+    return RecordedVoltage(mv * weight, weight, torch.stack(first, 1).unsqueeze(2))
+
+
+def test_blocks_of_a_voltage_are_drawn_beside_trials():
+    data, dt_ms = part(4, 4), 20.0  # 25 steps are a block
+    own = voltage_of(data)
+    drawn = resample(data, neuron(), N, dt_ms, seed=0, voltage=own)
+    assert drawn.how == ["trials and blocks of the voltage"]
+    assert drawn.inflation == pytest.approx(OF_RESAMPLED[0] * np.sqrt(4 / 3))
+    assert torch.equal(drawn.target, resample(data, neuron(), N, dt_ms, seed=0).target)
+    assert drawn.voltage is not None
+    mv, weight, spikes = drawn.voltage
+    assert torch.equal(mv, own.mv.expand(-1, -1, N))
+    assert torch.equal(spikes, own.spikes.expand(-1, -1, N))
+    blocks = weight.reshape(T // 25, 25, 2, N)
+    assert torch.equal(blocks, blocks[:, :1].expand_as(blocks)) and not blocks[:6, :, 0].any()
+    assert (weight.sum((0, 1)) == own.weight.sum()).all()  # 18 of 18 blocks
+    assert set(weight.unique().tolist()) >= {0, 1, 2, 3}
+    assert weight.mean(2)[own.weight[:, :, 0] > 0].mean() == pytest.approx(1)
+
+
+def test_a_voltage_comes_with_its_segment():
+    data = part(*[1] * 6)
+    own = voltage_of(data)
+    drawn = resample(data, neuron(), N, 0.5, seed=0, voltage=own)
+    assert drawn.how == ["segments"] and drawn.voltage is not None
+    assert len(torch.unique(drawn.voltage.mv, dim=2)[0, 0]) > 10
+    for replicate in range(N):
+        for segment in range(6):
+            target = drawn.target[:, segment, replicate]
+            assert torch.equal(target, drawn.voltage.spikes[:, segment, replicate])
+            source = int(drawn.voltage.mv[-1, segment, replicate]) // T - 1
+            for x, whole in zip(drawn.voltage, own, strict=True):
+                assert torch.equal(x[:, segment, replicate], whole[:, source, 0])
+            assert torch.equal(target, torch.from_numpy(data.trains[0][source][0]))
+
+
+def test_too_few_blocks_of_a_voltage_give_no_interval():
+    data = part(4)
+    drawn = resample(data, neuron(), 2, 6.0, seed=0, voltage=voltage_of(data))  # 0.9 s
+    assert drawn.how == [""] and np.isnan(drawn.inflation).all()
+    alone = part(1)
+    drawn = resample(alone, neuron(), 2, 20.0, seed=0, voltage=voltage_of(alone))  # 6 blocks
+    assert drawn.how == ["simulated trials and blocks of the voltage"]
+    assert drawn.inflation == pytest.approx(OF_SIMULATED[0] * np.sqrt(6 / 5))
 
 
 def test_a_fit_to_first_trials_is_repeated_on_them():

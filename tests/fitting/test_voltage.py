@@ -87,9 +87,9 @@ def test_the_membrane_is_that_of_a_neuron_that_fired_those_spikes():
 def recorded(spikes: Tensor, mv: Tensor | None = None) -> RecordedVoltage:
     generator = torch.Generator().manual_seed(1)
     drawn = torch.randn(spikes.shape, generator=generator, dtype=torch.float64)
-    is_between = torch.rand(spikes.shape, generator=generator) < 0.8
+    weight = (torch.rand(spikes.shape, generator=generator) < 0.8).double()
     mv = -60 + 5 * drawn if mv is None else mv
-    return RecordedVoltage(torch.where(is_between, mv, 0), is_between, spikes)
+    return RecordedVoltage(mv * weight, weight, spikes)
 
 
 @pytest.mark.parametrize("window", [WINDOW, OF_EACH])
@@ -106,7 +106,7 @@ def test_scales_are_those_of_least_squares(window):
     steps = np.arange(N_STEPS)[:, None]
     for n in range(N_CELLS * N_STARTS):
         cell = n // N_STARTS
-        there = own.is_between[:, :, cell].numpy()
+        there = own.weight[:, :, cell].numpy() > 0
         is_fitted = there & (steps >= window.first) & (steps < splits[:, cell])
         is_held_out = there & (steps >= splits[:, cell]) & (steps < lasts[:, cell])
         columns = np.stack([np.ones(there.shape), middle[:, :, n], current[:, :, cell].numpy()], -1)
@@ -120,6 +120,19 @@ def test_scales_are_those_of_least_squares(window):
         for share, chosen in ((fitted, is_fitted), (held_out, is_held_out)):
             expected = np.where(chosen, error, 0).sum(0) / unit
             np.testing.assert_allclose(share[:, n].numpy(), expected, rtol=1e-9, atol=1e-12)
+
+
+def test_a_segment_that_was_drawn_twice_counts_as_two():
+    current, spikes = data()
+    membrane = driven_membrane(values(), DT_MS, current, spikes)
+    own = recorded(spikes)
+    drawn = [0, 0, 1]
+    twice = RecordedVoltage(*(x[:, drawn] for x in own))
+    counted = own._replace(weight=own.weight * torch.tensor([2.0, 1.0]).view(1, 2, 1))
+    expected, _ = unexplained_voltage(membrane[:, drawn], current[:, drawn], twice, WINDOW)
+    found, _ = unexplained_voltage(membrane, current, counted, WINDOW)
+    torch.testing.assert_close(found[0], expected[:2].sum(0))
+    torch.testing.assert_close(found[1], expected[2])
 
 
 @pytest.mark.parametrize("options", [{}, {"partial_reset": True}])
@@ -179,11 +192,11 @@ def test_only_steps_between_spikes_are_compared():
     voltage[0, 300::200] = 30
     voltage[0, :50] = np.nan
     found = recorded_voltage(["cell"], part_of(voltage), [voltage], DT_MS)
-    assert found.mv.shape == found.is_between.shape == found.spikes.shape == (1000, 1, 1)
-    between = found.is_between[:, 0, 0]
+    assert found.mv.shape == found.weight.shape == found.spikes.shape == (1000, 1, 1)
+    between = found.weight[:, 0, 0] > 0
     assert not between[:50].any() and between[50:296].all()
     assert not between[296:321].any() and between[321:496].all()
-    assert (found.mv[found.is_between] == -60).all() and not found.mv[~found.is_between].any()
+    assert (found.mv[found.weight > 0] == -60).all() and not found.mv[found.weight == 0].any()
     assert found.spikes.sum() == 4
 
 

@@ -32,6 +32,7 @@ from made_nwb import (  # pyright: ignore
     make_nwb2_of,
     membrane_mv,
     noise_pa,
+    share_types,
     stimulus_and_response,
 )
 from omegaconf import OmegaConf
@@ -917,9 +918,11 @@ PARSERS = {
         20_000, read_overrides, override_seeds, [change_text] * 2, register_schemas
     ),
     "ibw": Parser(100_000, read_waves, ibw_seeds, [change_wave] * 3),
-    "nwb2": Parser(5_000, at_path("a.nwb", read_recording), nwb2_seeds, [change_hdf5]),
+    "nwb2": Parser(5_000, at_path("a.nwb", read_recording), nwb2_seeds, [change_hdf5], share_types),
     "nwb2_clocks": Parser(
-        5_000, at_path("a.nwb", read_first_electrode), nwb2_clock_seeds, [change_hdf5]
+        5_000, at_path("a.nwb", read_first_electrode), nwb2_clock_seeds, [change_hdf5], share_types
     ),
-    "nwb2_cells": Parser(5_000, at_path("a.nwb", read_cells), nwb2_cell_seeds, [change_hdf5]),
+    "nwb2_cells": Parser(
+        5_000, at_path("a.nwb", read_cells), nwb2_cell_seeds, [change_hdf5], share_types
+    ),
 }

@@ -1,8 +1,8 @@
 """`blockspike fit`: fit neurons to all recordings at once, score them and draw them."""
 
-import hashlib
 import json
 import sys
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -65,14 +65,11 @@ def _build(cfg: DictConfig) -> tuple[RecordingsDataModule, NeuronFittingModule]:
         print(f"left out: {reason}", file=sys.stderr)
     module = build_fit(cfg, len(data.names), data.dt_ms)
     if module.voltage_weight:  # refuse a recording without voltage before the run has a folder
-        voltage = _voltage(data)
-        if data.sha256 is not None:
-            data.sha256 = hashlib.sha256(
-                data.sha256.encode() + voltage.mv.numpy().tobytes()
-            ).hexdigest()
+        _voltage(data)
     return data, module
 
 
+@lru_cache(maxsize=1)
 def _voltage(data: RecordingsDataModule) -> RecordedVoltage:
     _, _, window = data.batch()
     found = recorded_voltage(data.names, data.train, data.train_voltage_mv, data.dt_ms)
@@ -88,7 +85,8 @@ def _fit_and_score(
     Returns:
         Columns of the run's row, among them medians over the cells.
     """
-    fit_s = _fit(cfg, run, data, module)
+    voltage = _voltage(data) if module.voltage_weight else None
+    fit_s = _fit(cfg, run, data, module, voltage)
     parameters, _ = module.chosen()
     neurons = [
         FittedNeuron.of(parameters, cell, name, float(data.scale_pa[cell]), data.dt_ms)
@@ -102,7 +100,7 @@ def _fit_and_score(
     table = pd.concat(
         [
             _parameter_columns(neurons, parameters, data, module),
-            fit_intervals(cfg, run, data, module),
+            fit_intervals(cfg, run, data, module, voltage),
             scores_of_cells(of_train).add_prefix("train_"),
             scores_of_cells(of_test).add_prefix("test_"),
             likelihoods_of_cells(parameters, data.train, data.test, data.dt_ms),
@@ -125,7 +123,13 @@ def _fit_and_score(
     return row | _medians(table, data, fit_s)
 
 
-def _fit(cfg, run: Run, data: RecordingsDataModule, module: NeuronFittingModule) -> float:
+def _fit(
+    cfg: DictConfig,
+    run: Run,
+    data: RecordingsDataModule,
+    module: NeuronFittingModule,
+    voltage: RecordedVoltage | None,
+) -> float:
     """Fit; returns the seconds of all epochs, including those before an interruption."""
     last = EpochCheckpoint(
         run.last_checkpoint.parent, filename="last", every_n_epochs=_EPOCHS_A_LINE,
@@ -139,7 +143,6 @@ def _fit(cfg, run: Run, data: RecordingsDataModule, module: NeuronFittingModule)
         )
     current, target, window = data.batch()
     trains, is_there = data.trials() if module.loss == "likelihood" else (None, None)
-    voltage = _voltage(data) if module.voltage_weight else None
     batch = FittingBatch(current, target, Window(*window), trains, is_there, voltage)
     loader = DataLoader([batch], batch_size=None)  # pyright: ignore
     with without_known_warnings():

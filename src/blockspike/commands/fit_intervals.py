@@ -21,6 +21,7 @@ from blockspike.fitting.identified import identified
 from blockspike.fitting.module import FittingBatch, NeuronFittingModule
 from blockspike.fitting.parameters import NeuronParameters
 from blockspike.fitting.population import DrawnPopulation
+from blockspike.fitting.voltage import RecordedVoltage
 from blockspike.runs.run import Run
 from blockspike.training.callbacks import EpochLines
 from blockspike.training.checkpoint_io import PlainCheckpointIO, load_plain
@@ -49,6 +50,7 @@ def fit_intervals(
     run: Run,
     data: RecordingsDataModule,
     module: NeuronFittingModule,
+    voltage: RecordedVoltage | None,
 ) -> pd.DataFrame:
     """Fit to `cfg.n_bootstrap` replicates of each cell's data, all at once, from the fit on.
 
@@ -67,13 +69,13 @@ def fit_intervals(
     if not isinstance(population, DrawnPopulation):
         print(f"no intervals: expected neurons whose starts are drawn, got {population.neuron}")
         return nothing
-    if module.voltage_weight:
-        print("no intervals: expected fit.voltage_weight=0, as the voltage cannot be resampled")
-        return nothing
     parameters, _ = module.chosen()
-    drawn = resample(data.train, parameters, n, data.dt_ms, cfg.seed + 1, data.first_trial_only)
+    drawn = resample(
+        data.train, parameters, n, data.dt_ms, cfg.seed + 1, data.first_trial_only, voltage
+    )
     if not any(drawn.how):
-        print("no intervals: expected several trials or segments, or neurons with noise")
+        needs = ", and five blocks of the voltage of 0.5 s" if voltage else ""
+        print(f"no intervals: expected several trials or segments, or neurons with noise{needs}")
         return nothing
     again = build_fit(_of_replicates(cfg), n * n_cells, data.dt_ms)
     assert isinstance(again.population, DrawnPopulation)
@@ -81,7 +83,7 @@ def fit_intervals(
     again.population.start_around(start, _DEVIATION, cfg.seed + 1)
     window = Window(data.train.first[0], drawn.n_steps, drawn.n_steps)
     trains, is_there = padded(drawn.trains) if module.loss == "likelihood" else (None, None)
-    batch = FittingBatch(drawn.current, drawn.target, window, trains, is_there)
+    batch = FittingBatch(drawn.current, drawn.target, window, trains, is_there, drawn.voltage)
     _fit(_of_replicates(cfg), run, again, batch)
     refitted, _ = again.chosen()
     fitted = determined(parameters, data.scale_pa)

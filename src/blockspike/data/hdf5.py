@@ -7,6 +7,7 @@ import math
 import mmap
 import re
 import struct
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,10 @@ from h5py import h5d, h5o, h5s, h5t  # pyright: ignore[reportAttributeAccessIssu
 
 from blockspike.data.limits import ReadLimit
 
+_Item = h5py.Group | h5py.Dataset | h5py.Datatype
 # Errors of h5py in damaged files, besides `ValueError`.
 HDF5_ERRORS = (OSError, RuntimeError, KeyError, TypeError, OverflowError)
+_DEEPEST = 50  # levels of groups, links and references; NWB has about ten
 _KINDS = "biufSU"
 _FEW_CHUNKS = 1000
 _CHUNK_ENTRY_BYTES = 8  # least size of a chunk's address; absent chunks hold zeros
@@ -209,19 +212,47 @@ def check_tree(path: Path) -> None:
     """Check every dataset and link of a file, for a library that has no limits of its own.
 
     Raises:
-        ValueError: as in `DatasetReader.read`, or a link to another file.
+        ValueError: as in `DatasetReader.read`, a link to another file, or groups that are nested
+            too deep or within themselves, also by links or references: a library that descends
+            into them would not come back.
         OSError: the file is not HDF5.
     """
     with open_hdf5(path) as file:
         reader = DatasetReader(file, path, ReadLimit(path))
-
-        def check(name: str, found: h5py.Group | h5py.Dataset) -> None:
-            if isinstance(found, h5py.Dataset):
-                reader.check(found)
+        level: dict[int, _Item] = {_address(file): file}
+        checked: set[int] = set()
+        for _ in range(_DEEPEST):
+            for address in level.keys() - checked:
+                if isinstance(found := level[address], h5py.Dataset):
+                    reader.check(found)
+            checked |= level.keys()
+            level = {_address(x): x for item in level.values() for x in _within(path, item)}
+            if not level:
                 return
-            for key in found:
-                if isinstance(found.get(key, getlink=True), h5py.ExternalLink):
-                    raise ValueError(f"{path}: {name}/{key} is a link to another file")
+        raise ValueError(
+            f"{path}: expected groups at most {_DEEPEST} deep, got deeper ones or one within itself"
+        )
 
-        check("", file)
-        file.visititems(check)
+
+def _within(path: Path, item: _Item) -> Iterator[_Item]:
+    """Items of a group, and those that an attribute or a dataset of one value refers to."""
+    if isinstance(item, h5py.Group):
+        for key in item:
+            if isinstance(item.get(key, getlink=True), h5py.ExternalLink):
+                raise ValueError(f"{path}: {item.name}/{key} is a link to another file")
+            found: Any = item.get(key)
+            if found is not None:  # a link to nowhere
+                yield found
+    elif isinstance(item, h5py.Dataset) and _is_reference(item):
+        yield item.file[item[()]]
+    for name in item.attrs:
+        if _is_reference(item.attrs.get_id(name)):
+            yield item.file[item.attrs[name]]
+
+
+def _is_reference(stored: Any) -> bool:
+    return stored.shape == () and h5py.check_ref_dtype(stored.dtype) is h5py.Reference
+
+
+def _address(item: _Item) -> int:
+    return h5o.get_info(item.id).addr

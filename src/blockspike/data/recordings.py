@@ -122,11 +122,16 @@ class Recording:
         return (sums / np.diff(np.append(starts, end))).astype(np.float32)
 
     def sha256(self) -> str:
-        """Hash of the name, currents and spike times, as read."""
+        """Hash of the name, currents, spike times and voltage, as read.
+
+        The voltage is part of every fit: it gives the scales in mV, also without a weight.
+        """
         digest = hashlib.sha256(repr((self.name, self.dt_ms, self.stimuli)).encode())
         for array in (self.current_pa, *(t for repeat in self.spike_times_s for t in repeat)):
             digest.update(b"none" if array is None else f"{array.shape}".encode())
             digest.update(b"" if array is None else np.ascontiguousarray(array, "<f8").data)
+        for voltage in self.voltage_mv or ():
+            digest.update(b"none" if voltage is None else np.ascontiguousarray(voltage, "<f4").data)
         return digest.hexdigest()
 
     def _n_steps(self, stimulus: int, dt_ms: float) -> int:

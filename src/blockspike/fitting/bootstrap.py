@@ -1,6 +1,7 @@
 """Intervals of fitted parameters: the fit is repeated on resampled trials and segments.
 
-Efron & Tibshirani 1993, "An Introduction to the Bootstrap".
+Efron & Tibshirani 1993, "An Introduction to the Bootstrap". The voltage of one trial is
+resampled by blocks of time; Künsch 1989, Annals of Statistics 17, 1217.
 """
 
 from collections.abc import Mapping
@@ -12,8 +13,11 @@ from torch import Tensor
 
 from blockspike.data.parts import Part, beside, n_steps_of, stacked
 from blockspike.fitting.parameters import NeuronParameters, simulate
+from blockspike.fitting.voltage import RecordedVoltage
 
-_LEAST_SEGMENTS = 5  # of a cell, to resample them
+_LEAST_SEGMENTS = 5  # of a cell, to resample them, or blocks of its voltage
+_BLOCK_MS = 500.0  # much longer than a membrane remembers
+_VOLTAGE = "blocks of the voltage"
 _Z = 1.645  # of a normal distribution, whose 90 % lie within ± z standard deviations
 # Replicates stay nearer to the fit than fits to new data would be: by these factors, found on cells
 # with known parameters (docs/howto/fit_your_own_neuron.md).
@@ -34,7 +38,9 @@ class Resampled:
         inflation: [C], by which the spread of a cell's replicates is too small, since they stay
             near the fit, and since few trials or segments were resampled; NaN where nothing could
             be.
-        how: of each cell: "trials", "segments", "trials and segments", "simulated trials" or "".
+        how: of each cell: "trials", "segments", "trials and segments" or "simulated trials", with
+            "and blocks of the voltage" if those were drawn; "" where nothing could be.
+        voltage: recorded voltage of the replicates, if there is one.
     """
 
     current: Tensor
@@ -43,6 +49,7 @@ class Resampled:
     trains: list[list[np.ndarray]]
     inflation: np.ndarray
     how: list[str]
+    voltage: RecordedVoltage | None
 
 
 def resample(
@@ -52,11 +59,16 @@ def resample(
     dt_ms: float,
     seed: int,
     first_trial_only: bool = False,
+    voltage: RecordedVoltage | None = None,
 ) -> Resampled:
     """Draw n replicates of the training data of each cell.
 
     Trials are drawn with replacement within each segment, and segments too if there are at least
     five. A cell with neither gets trials simulated by its fitted neuron, if that has noise.
+
+    The voltage, which is that of one trial, comes with its segment where segments are drawn.
+    Elsewhere its blocks of 0.5 s are drawn, apart from the trials: a step then counts as often as
+    its block was drawn. With less than five such blocks nothing is resampled.
 
     Args:
         part: the training part.
@@ -65,25 +77,25 @@ def resample(
         dt_ms: length of a step.
         seed: seed of the draws.
         first_trial_only: whether the neurons were fitted to first trials and not to means.
+        voltage: recorded voltage of the part, if the neurons were fitted to it, too.
     """
-    random = np.random.default_rng(seed)
+    random, random_of_blocks = np.random.default_rng(seed), np.random.default_rng((seed, 1))
     currents, targets, lengths, drawn, inflation, how = [], [], [], [], [], []
+    voltages: list[list[np.ndarray]] = []
     for cell, trains in enumerate(part.trains):
         trains = [x[:1] for x in trains] if first_trial_only else trains
         current = beside([current for current, _ in part.segments(cell)])
-        most = max(len(x) for x in trains)
-        has_segments, has_trials = len(trains) >= _LEAST_SEGMENTS, most > 1
-        words = [w for w, has in (("trials", has_trials), ("segments", has_segments)) if has]
-        n_drawn = len(trains) if has_segments else most
         by_likelihood = float(parameters.escape_width[cell]) > 0
-        if not words and (by_likelihood or float(parameters.noise[cell]) > 0):
+        recorded = [x[:, : len(trains), cell].numpy() for x in voltage or ()]
+        block = _blocks(recorded[1], dt_ms) if recorded else None
+        has_noise = by_likelihood or float(parameters.noise[cell]) > 0
+        counts = _to_draw(trains, has_noise, None if block is None else int(block.max()) + 1)
+        trains_of = None
+        if "simulated trials" in counts:
             trains_of = _simulated(parameters, cell, part, n, dt_ms, seed)
-            words, n_drawn = ["simulated trials"], 0
-        else:
-            trains_of = None
         for replicate in range(n):
             segments = np.arange(len(trains))
-            if has_segments:
+            if "segments" in counts:
                 segments = random.integers(len(trains), size=len(trains))
             trials = [
                 trains_of[replicate][s][None] if trains_of is not None
@@ -95,13 +107,58 @@ def resample(
             lengths.append(trials)
             if by_likelihood:
                 drawn.append(trials)
-        few = np.sqrt(n_drawn / (n_drawn - 1)) if n_drawn > 1 else 1.0
-        factor = (OF_RESAMPLED if n_drawn else OF_SIMULATED)[by_likelihood]
-        inflation.append(few * factor if words else np.nan)
-        how.append(" and ".join(words))
+            if block is not None:
+                mv, weight, spikes = (x[:, segments] for x in recorded)
+                if _VOLTAGE in counts:
+                    weight = weight * _times_drawn(block, random_of_blocks)
+                voltages.append([mv, weight, spikes])
+        inflation.append(_inflation(counts, by_likelihood))
+        how.append(" and ".join(counts))
     return Resampled(
-        stacked(currents), stacked(targets), n_steps_of(lengths), drawn, np.array(inflation), how
-    )
+        stacked(currents), stacked(targets), n_steps_of(lengths), drawn, np.array(inflation), how,
+        RecordedVoltage(*map(stacked, zip(*voltages, strict=True))) if voltages else None,
+    )  # fmt: skip
+
+
+def _to_draw(trains: list[np.ndarray], has_noise: bool, n_blocks: int | None) -> dict[str, int]:
+    """Kinds of data that are drawn for a cell, and from how many; simulated trials are from 0.
+
+    Args:
+        trains: [R, T] of each segment.
+        has_noise: whether the fitted neuron has noise.
+        n_blocks: of the voltage; None without.
+    """
+    counts = {"trials": max(map(len, trains)), "segments": len(trains)}
+    least = {"trials": 2, "segments": _LEAST_SEGMENTS}
+    counts = {name: n for name, n in counts.items() if n >= least[name]}
+    if not counts and has_noise:
+        counts = {"simulated trials": 0}
+    if not counts or n_blocks is None or "segments" in counts:
+        return counts
+    return counts | {_VOLTAGE: n_blocks} if n_blocks >= _LEAST_SEGMENTS else {}
+
+
+def _inflation(counts: dict[str, int], by_likelihood: bool) -> float:
+    if not counts:
+        return np.nan
+    n = counts.get("segments") or min((n for n in counts.values() if n), default=0)
+    few = np.sqrt(n / (n - 1)) if n else 1.0
+    return few * (OF_SIMULATED if "simulated trials" in counts else OF_RESAMPLED)[by_likelihood]
+
+
+def _blocks(weight: np.ndarray, dt_ms: float) -> np.ndarray:
+    """Number of the block of each step [T, B], of those blocks in which there is a voltage."""
+    n_steps, n_segments = weight.shape
+    of_segment = np.arange(n_steps)[:, None] // round(_BLOCK_MS / dt_ms)
+    block = of_segment * n_segments + np.arange(n_segments)
+    there = np.unique(block[weight > 0])
+    return np.where(np.isin(block, there), np.searchsorted(there, block), -1)
+
+
+def _times_drawn(block: np.ndarray, random: np.random.Generator) -> np.ndarray:
+    """How often the block of each step is drawn, [T, B]."""
+    n = block.max() + 1
+    return np.append(np.bincount(random.integers(n, size=n), minlength=n), 0)[block]
 
 
 def _simulated(

@@ -27,12 +27,13 @@ class RecordedVoltage(NamedTuple):
 
     Attributes:
         mv: [T, B, C], 0 where it is not compared.
-        is_between: [T, B, C], whether it is: known, and between spikes.
+        weight: [T, B, C], 1 where it is: known, and between spikes; as often as a step was drawn,
+            in resampled data.
         spikes: [T, B, C], 1 where that trial has a spike.
     """
 
     mv: Tensor
-    is_between: Tensor
+    weight: Tensor
     spikes: Tensor
 
 
@@ -67,24 +68,23 @@ def recorded_voltage(
         betweens.append(is_between)
         spikes.append(fired)
     of_part = (stacked([x.astype(np.float32) for x in of]) for of in (voltages, betweens, spikes))
-    mv, is_between, fired = of_part
-    return RecordedVoltage(mv, is_between > 0, fired)
+    return RecordedVoltage(*of_part)
 
 
 def _compared(recorded: RecordedVoltage, window: Window) -> tuple[Tensor, Tensor]:
-    """Which of the fitted and of the held-out steps are compared, [T, B, C] each."""
+    """Weights of the fitted and of the held-out steps, [T, B, C] each."""
     n_steps, batch_size, n_cells = recorded.mv.shape
     steps = torch.arange(n_steps, device=recorded.mv.device).view(-1, 1, 1)
     split, last = (x.to(steps.device) for x in window.of_segments(batch_size, n_cells))
-    is_fitted = recorded.is_between & (steps >= window.first) & (steps < split)
-    return is_fitted, recorded.is_between & (steps >= split) & (steps < last)
+    is_fitted, is_held_out = (steps >= window.first) & (steps < split), (steps >= split)
+    return recorded.weight * is_fitted, recorded.weight * (is_held_out & (steps < last))
 
 
 def check_fitted(names: list[str], recorded: RecordedVoltage, window: Window) -> None:
     """Raise ValueError, naming the cell, if no voltage that varies is in the fitted steps."""
-    is_fitted, _ = _compared(recorded, window)
+    fitted, _ = _compared(recorded, window)
     for cell, name in enumerate(names):
-        own = recorded.mv[:, :, cell][is_fitted[:, :, cell]]
+        own = recorded.mv[:, :, cell][fitted[:, :, cell] > 0]
         if len(own) == 0 or bool((own == own[0]).all()):
             raise ValueError(
                 f"{name}: voltage_weight: expected a voltage that varies between the spikes of the "
@@ -201,8 +201,7 @@ def unexplained_voltage(
     def each(x: Tensor) -> Tensor:
         return x.to(membrane).repeat_interleave(n // n_cells, 2)
 
-    is_fitted, is_held_out = _compared(recorded, window)
-    weight = each(is_fitted)
+    weight, held_out = (each(x) for x in _compared(recorded, window))
     n_fitted = weight.sum((0, 1)).clamp(min=1)
 
     def dot(x: Tensor, y: Tensor) -> Tensor:
@@ -212,11 +211,11 @@ def unexplained_voltage(
     voltage, through_electrode, middle = (
         x - dot(one, x) for x in (voltage, through_electrode, middle)
     )
-    variance = dot(voltage, voltage)
+    variance = dot(voltage, voltage).clamp(min=1e-12)
     of_current = dot(through_electrode, through_electrode).clamp(min=1e-12)
     voltage, middle = (
         x - through_electrode * (dot(through_electrode, x) / of_current) for x in (voltage, middle)
     )
     unit = (dot(middle, voltage) / dot(middle, middle).clamp(min=1e-12)).clamp(min=0)
     error = (voltage - unit * middle).square() / (variance * n_fitted)
-    return (weight * error).sum(0), (each(is_held_out) * error.detach()).sum(0)
+    return (weight * error).sum(0), (held_out * error.detach()).sum(0)
