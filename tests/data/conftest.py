@@ -1,9 +1,14 @@
 """Fixtures of the data tests."""
 
+import importlib.util
 from pathlib import Path
 
 import pytest
 from made_data import make_nmnist
+from made_nwb import share_types
+
+if importlib.util.find_spec("pynwb"):
+    share_types()
 
 
 @pytest.fixture(scope="session")

@@ -2,28 +2,22 @@
 
 from itertools import pairwise
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 
-from blockspike.figures import confusion as module
+from blockspike.figures.confusion import confusion_figure
 from blockspike.figures.style import use_style
-from blockspike.training.confusion import write_confusion
+from blockspike.training.confusion import read_confusion, write_confusion
 
 
 @pytest.mark.parametrize("n_classes", [2, 20, 35])
-def test_rows_are_shares_of_the_true_class_and_few_classes_have_numbers(
-    monkeypatch, tmp_path, n_classes
-):
-    drawn = []
-    monkeypatch.setattr(module, "save", lambda figure, path: drawn.append(figure) or path)
+def test_rows_are_shares_of_the_true_class_and_few_classes_have_numbers(n_classes):
     use_style()
     counts = np.eye(n_classes, dtype=int) * 8
     counts[0, 1] = 2
-    module.confusion_matrix(counts, tmp_path / "confusion")
-    (figure,) = drawn
+    figure = confusion_figure(counts)
     axis = figure.axes[0]
     share = axis.images[0].get_array()
     assert share is not None and share[0, 1] == pytest.approx(0.2) and share[1, 1] == 1
@@ -33,7 +27,6 @@ def test_rows_are_shares_of_the_true_class_and_few_classes_have_numbers(
     figure.draw_without_rendering()
     labels = [label.get_window_extent() for label in axis.get_xticklabels()]
     assert not any(a.overlaps(b) for a, b in pairwise(labels))
-    plt.close(figure)
 
 
 def test_the_file_has_a_row_for_each_true_class(tmp_path):
@@ -42,3 +35,11 @@ def test_the_file_has_a_row_for_each_true_class(tmp_path):
     assert list(table) == ["class", "n_test", "accuracy", "predicted_0", "predicted_1"]
     assert table.loc[0].tolist() == [0, 4, 0.75, 3, 1]
     assert np.isnan(table["accuracy"][1])  # none was tested
+    assert read_confusion(tmp_path / "confusion.csv").tolist() == [[3, 1], [0, 0]]
+
+
+@pytest.mark.parametrize("text", ["", "class,predicted_0\n0,x\n", "class,predicted_0\n0,1\n1,1\n"])
+def test_a_damaged_file_is_named(tmp_path, text):
+    (tmp_path / "confusion.csv").write_text(text)
+    with pytest.raises(ValueError, match="confusion.csv: expected a row and a column per class"):
+        read_confusion(tmp_path / "confusion.csv")

@@ -99,7 +99,7 @@ def test_the_best_median_and_worst_cell_have_a_column_each(columns):
     titles, figure = columns(cells)
     assert [title.split(":")[0] for title in titles] == ["cell 1", "cell 0", "cell 2"]
     assert "ETV 0.90" in titles[0] and titles[0].endswith("\nstimulus 0")
-    assert figure.get_figwidth() < 14
+    assert figure.get_figwidth() < 7.5  # the width of a page: type keeps its size
     raster = figure.axes[3].collections
     assert sum(len(x.get_positions()) for x in raster) == len(cells[1].recorded) + len(
         cells[1].model
@@ -113,7 +113,7 @@ def test_many_segments_are_named_and_three_of_them_are_shown(columns):
     assert numbers == ["stimulus 0 (1 of 40)", "stimulus 19 (20 of 40)", "stimulus 39 (40 of 40)"]
     for title, segment in zip(titles, (0, 19, 39), strict=True):
         assert f"ETV {cell.etv_15ms[segment]:.2f}" in title
-    assert figure.get_figwidth() < 14
+    assert figure.get_figwidth() < 7.5  # the width of a page: type keeps its size
     titles, _ = columns([cell, made_cell("other")])
     assert {title.split("\n")[1] for title in titles} == {"stimulus 20 (21 of 40)", "stimulus 0"}
 

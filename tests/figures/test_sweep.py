@@ -171,3 +171,23 @@ def test_files_are_named_by_experiment_and_metric(tmp_path):
     assert path.with_suffix(".svg").is_file() and found.metric == "epoch_s"
     two = pd.concat([swept(), swept().assign(experiment="fit/a b")], ignore_index=True)
     assert sweep(two, tmp_path, roles(swept()))[0].name == "sweep_all_test_accuracy.png"
+
+
+def test_many_combinations_have_one_colour_and_one_entry():
+    rows = [
+        run("default", test_accuracy=0.5 + 0.01 * i)
+        | {"optimizer.lr": 1e-3 * (i + 1), "network.n_hidden": 16 + i, "network.dropout": i / 100}
+        for i in range(17)
+    ]
+    chosen = Roles("optimizer.lr", ["network.n_hidden", "network.dropout"], None)
+    for n, n_entries in ((17, 1), (16, 16)):
+        drawn = figure(pd.DataFrame(rows[:n]), chosen)
+        (legend,) = drawn.legends
+        texts = [text.get_text() for text in legend.get_texts()]
+        assert len(texts) == n_entries and (texts == ["17 combinations"]) == (n == 17)
+        (axis,) = drawn.axes
+        means_shown = mean_lines(axis)
+        assert len({line.get_color() for line, _ in means_shown}) == n_entries
+        assert sorted(y for _, xy in means_shown for y in xy[:, 1]) == pytest.approx(
+            [0.5 + 0.01 * i for i in range(n)]
+        )

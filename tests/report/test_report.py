@@ -18,6 +18,7 @@ from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import Select
 
 from blockspike.commands.activity import shown_samples
+from blockspike.commands.report import confusion_of
 from blockspike.networks.layers import run_layers
 from blockspike.neurons import SpikeTrace, alif
 from blockspike.pretrained.loaded_run import load_run
@@ -25,6 +26,8 @@ from blockspike.report.comparison import comparisons
 from blockspike.report.page import found_figures, render
 from blockspike.report.sweeps import Sweep, sweeps
 from blockspike.report.viewer import pack, pack_traces
+from blockspike.runs.run import Run
+from blockspike.training.confusion import write_confusion
 from made_runs import run, swept, write_runs
 
 IMAGES = Path(__file__).parents[2] / "docs" / "images"
@@ -49,10 +52,12 @@ def page(
     states: pd.DataFrame = STATES,
     traces: dict[str, Any] | None = None,
     shown: Sequence[Sweep] = (),
+    confusion: str | None = None,
 ) -> str:
     return render(
         made_by=MADE_BY, figures=[], missing_figures={}, sweeps=shown,
         comparisons=comparisons(None), table=None, states=states, traces=traces, run_name="a/run",
+        confusion=confusion,
     )  # fmt: skip
 
 
@@ -141,7 +146,7 @@ def test_the_page_of_a_run_in_a_browser(blockspike, browser, tmp_path):
     browser.get((tmp_path / "outputs" / "report.html").as_uri())
 
     loaded = browser.execute_script("return [...document.images].map((i) => i.naturalWidth)")
-    assert len(loaded) == 2 and min(loaded) > 0
+    assert len(loaded) == 3 and min(loaded) > 0  # and the confusion matrix
     options = Select(browser.find_element(By.ID, "recording")).options
     assert len(options) == len(samples) == 3
 
@@ -212,6 +217,18 @@ def test_a_large_network_shows_fewer_recordings():
     made = pack_traces([trace], [0, 1, 2], ["a", "b", "c"], 1.0)
     assert [r["title"] for r in made["recordings"]] == ["a"]
     assert len(made_traces()["recordings"]) == 2
+
+
+def test_the_page_of_a_run_has_its_confusion_matrix(tmp_path):
+    assert confusion_of(Run(tmp_path)) is None  # of a run that was not tested
+    write_confusion(tmp_path / "confusion.csv", torch.tensor([[3, 1], [0, 4]]))
+    address = confusion_of(Run(tmp_path))
+    assert address is not None and b"test accuracy 87.5%" in base64.b64decode(
+        address.removeprefix("data:image/svg+xml;base64,")
+    )
+    html = page(confusion=address)
+    assert f'<img src="{address}" alt="Confusion matrix of a/run">' in html
+    assert "Confusion matrix" not in page()
 
 
 def test_texts_of_a_run_are_escaped():

@@ -14,6 +14,7 @@ from blockspike.commands.run_once import use_threads
 from blockspike.commands.search_figures import draw_searches
 from blockspike.data.limits import read_npz
 from blockspike.figures.cell_traces import cells_of
+from blockspike.figures.confusion import confusion_figure
 from blockspike.figures.style import use_style
 from blockspike.figures.tables import read_table
 from blockspike.files import read_json, write_text
@@ -21,12 +22,13 @@ from blockspike.pretrained.loaded_run import load_run
 from blockspike.report.comparison import comparisons
 from blockspike.report.fit_page import render_fit
 from blockspike.report.page import EmbeddedFigure, found_figures, render
-from blockspike.report.sweeps import Sweep, sweeps
+from blockspike.report.sweeps import Sweep, address_of, sweeps
 from blockspike.report.viewer import pack_traces
 from blockspike.runs.identity import is_fit
 from blockspike.runs.results import finished_rows
 from blockspike.runs.run import Run, provenance
 from blockspike.runs.sweeps import run_states
+from blockspike.training.confusion import read_confusion
 
 
 def report(cfg: DictConfig) -> Path:
@@ -63,6 +65,7 @@ def report(cfg: DictConfig) -> Path:
         states=run_states(output_dir),
         traces=None if cfg.run is None else traces_of(Run(Path(cfg.run))),
         run_name=cfg.run,
+        confusion=None if cfg.run is None else confusion_of(Run(Path(cfg.run))),
     )
     output_dir.mkdir(parents=True, exist_ok=True)
     path = output_dir / "report.html"
@@ -82,6 +85,18 @@ def _sweeps(output_dir: Path) -> list[Sweep]:
         return []
     use_style()
     return sweeps(table)
+
+
+def confusion_of(run: Run) -> str | None:
+    """Draw the confusion matrix of a run as a data: address; None if it was not tested.
+
+    Raises:
+        ValueError: its file is damaged.
+    """
+    if not run.confusion.is_file():
+        return None
+    use_style()
+    return address_of(confusion_figure(read_confusion(run.confusion)))
 
 
 def _report_fit(run: Run) -> Path:

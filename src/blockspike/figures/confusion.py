@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.figure import Figure
 
 from blockspike.figures.style import save
 
@@ -11,19 +11,21 @@ _MOST_NUMBERS = 20  # classes up to which counts are written into the cells
 
 
 def confusion_matrix(counts: np.ndarray, path: Path) -> Path:
+    """Write `confusion_figure` as PNG and SVG; returns the path of the PNG."""
+    return save(confusion_figure(counts), path)
+
+
+def confusion_figure(counts: np.ndarray) -> Figure:
     """Draw the share of each true class's samples that is taken for each class.
 
     Args:
         counts: numbers of test samples [true class, predicted class].
-        path: where to write the PNG and SVG.
-
-    Returns:
-        Path of the PNG.
     """
     n_classes, n_samples = len(counts), counts.sum(1, keepdims=True)
     share = counts / np.maximum(n_samples, 1)
     inches = max(3.2, 0.32 * min(n_classes, 40) + 1.2)
-    figure, axis = plt.subplots(figsize=(inches + 0.9, inches), layout="constrained")
+    figure = Figure(figsize=(inches + 0.9, inches), layout="constrained")
+    axis = figure.subplots()
     image = axis.imshow(share, cmap="Blues", vmin=0, vmax=1)
     for true, predicted in np.argwhere(counts) if n_classes <= _MOST_NUMBERS else ():
         colour = "white" if share[true, predicted] > 0.5 else "black"
@@ -38,4 +40,4 @@ def confusion_matrix(counts: np.ndarray, path: Path) -> Path:
     figure.colorbar(image, ax=axis, label="share of the true class", shrink=0.8)
     accuracy = counts.trace() / max(counts.sum(), 1)
     axis.set_title(f"test accuracy {accuracy:.1%} of {counts.sum()}", fontsize=10)
-    return save(figure, path)
+    return figure

@@ -30,7 +30,7 @@ def recording_fit(cells: Sequence[CellTraces], path: Path) -> Path:
     shown = _shown(cells)
     figure, axes = plt.subplots(
         3, len(shown), squeeze=False, sharex="col", layout="constrained",
-        figsize=(max(7.0, 4.2 * len(shown)), 4.4), height_ratios=(1, 1.3, 1),
+        figsize=(7.2, 4.8), height_ratios=(1, 1.3, 1),  # as wide as a page
     )  # fmt: skip
     for column, (cell, segment) in zip(axes.T, shown, strict=True):
         _column(column, cell, segment)
@@ -39,7 +39,7 @@ def recording_fit(cells: Sequence[CellTraces], path: Path) -> Path:
         axis.set_ylabel(label)
     figure.align_ylabels(axes[:, 0])
     axes[2, -1].legend(
-        frameon=False, fontsize=8, loc="lower right", bbox_to_anchor=(1, 0.95), ncols=2
+        frameon=False, fontsize=9, loc="lower right", bbox_to_anchor=(1, 0.95), ncols=2
     )
     return save(figure, path)
 
@@ -74,7 +74,7 @@ def _column(axes, cell: CellTraces, segment: int) -> None:
     of_all = f" ({segment + 1} of {n})" if n > 1 else ""
     etv, gamma = cell.etv_15ms[segment], cell.gamma_4ms[segment]
     scores = f"ETV {etv:.2f}, Γ {gamma:.2f}".replace("-", "−").replace("nan", "–")
-    axes[0].set_title(f"{cell.name}: {scores}\n{cell.titles[segment]}{of_all}", fontsize=9)
+    axes[0].set_title(f"{cell.name}: {scores}\n{cell.titles[segment]}{of_all}", fontsize=8)
     axes[0].plot(_times(len(current), longest_s), current, color=GREY, lw=0.5)
     n_recorded = int(cell.n_recorded[segment])
     sets = (

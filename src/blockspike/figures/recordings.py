@@ -53,10 +53,13 @@ def recordings(table: pd.DataFrame, folder: Path) -> list[Path]:
         raise ValueError(f"table: expected columns {', '.join(missing)}, got a table without them")
     paths = []
     for data_set, own in _groups(fits, "data_set") or [(_NOBODY, fits)]:
-        figure, axes = plt.subplots(1, 3, figsize=(10.5, 3.9), layout="constrained")
-        _against_dt(axes[0], own)
-        _against_arp(axes[1], own)
-        _seconds(axes[2], own)
+        figure, axes = plt.subplot_mosaic(
+            [["dt", "arp"], ["seconds", "seconds"]], figsize=(7.2, 6.4), layout="constrained",
+            height_ratios=[3, 2],
+        )  # fmt: skip
+        _against_dt(axes["dt"], own)
+        _against_arp(axes["arp"], own)
+        _seconds(axes["seconds"], own)
         figure.suptitle(_title(data_set, own), fontsize=10)
         slug = "".join(c if c.isalnum() else "_" for c in str(data_set).lower())
         paths.append(save(figure, folder / f"recordings_{slug}"))
@@ -102,7 +105,7 @@ def _finish(axis: Axes) -> None:
     """Scale and legend of a panel; the legend is below, where it hides no data."""
     axis.set_ylim(max(min(-0.05, axis.get_ylim()[0]), _LOWEST_ETV), 1)
     label_log_axis(axis.xaxis)
-    axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.24), frameon=False, fontsize=8)
+    axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.22), frameon=False, fontsize=9)
 
 
 def _say_how(axis: Axes, fits: pd.DataFrame, overrides: str) -> None:
@@ -165,12 +168,12 @@ def _seconds(axis: Axes, fits: pd.DataFrame) -> None:
                 bars.append((name, seconds, colour))
     names, seconds, colours = zip(*bars, strict=True)
     axis.barh(range(len(bars)), seconds, color=colours)
-    axis.set_yticks(range(len(bars)), [n.replace(", ", "\n", 1) for n in names], fontsize=8)
+    axis.set_yticks(range(len(bars)), [n.replace(", ", "\n", 1) for n in names], fontsize=9)
     axis.invert_yaxis()
     axis.set(xscale="log", xlabel="fit time per cell (s)")
     for i, value in enumerate(seconds):
         axis.text(
-            value, i, f" {value:.0f}" if value > 9 else f" {value:.2g}", va="center", fontsize=8
+            value, i, f" {value:.0f}" if value > 9 else f" {value:.2g}", va="center", fontsize=9
         )
     axis.set_xlim(left=min(seconds) / 2, right=max(seconds) * 4)
     label_log_axis(axis.xaxis)

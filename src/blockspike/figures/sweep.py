@@ -21,6 +21,7 @@ from blockspike.figures.style import BLUE, METHOD_COLOURS, save
 
 _MOST_IN_A_ROW = 3
 _MOST_TICKS = 8
+_MOST_COLOURS = 16  # of more labels, as those of a search's trials, none has a colour or an entry
 _LEAST_GAP = 0.06  # between two labels, as a share of the axis
 _LONGEST_TICKS = 36  # characters that fit below a panel
 _SHIFT, _SHIFT_OF_NAMES = 0.15, 0.4  # of the least distance between two positions
@@ -148,9 +149,12 @@ def _legend(figure: Figure, labels: list[str], title: str) -> None:
     """Explain the colours below the panels; a panel need not have all."""
     drawn = [axis.get_legend_handles_labels() for axis in figure.axes]
     handles = {x: h for hs, xs in drawn for h, x in zip(hs, xs, strict=True)}
+    entries = {x: handles[x] for x in labels}
+    if len(labels) > _MOST_COLOURS:
+        entries = {f"{len(labels)} combinations": handles[labels[0]]}
     figure.legend(
-        [handles[x] for x in labels], labels, loc="outside lower center", frameon=False,
-        ncols=min(len(labels), 4), fontsize=9, title=title, title_fontsize=9,
+        list(entries.values()), list(entries), loc="outside lower center", frameon=False,
+        ncols=min(len(entries), 4), fontsize=9, title=title, title_fontsize=9,
     )  # fmt: skip
 
 
@@ -163,7 +167,8 @@ def _panel(axis: Axes, runs: pd.DataFrame, labels: list[str], scale: "_Scale") -
         "data": runs.assign(x=x), "x": "x", "y": "y", "hue": "label", "style": "label",
         "hue_order": labels, "style_order": labels, "palette": _palette(labels), "ax": axis,
     }  # fmt: skip
-    markers = [_MARKERS[i % len(_MARKERS)] for i in range(len(labels))]
+    n_markers = 1 if len(labels) > _MOST_COLOURS else len(_MARKERS)
+    markers = [_MARKERS[i % n_markers] for i in range(len(labels))]
     width = 1.2 if scale.is_number else 0.0
     sns.scatterplot(**look, markers=markers, s=16, alpha=0.4, linewidth=0, legend=False)
     sns.lineplot(
@@ -177,9 +182,9 @@ def _panel(axis: Axes, runs: pd.DataFrame, labels: list[str], scale: "_Scale") -
 
 
 def _palette(labels: list[str]) -> dict[str, Any]:
-    """Colours of the methods where labels are methods; else distinct ones."""
-    if len(labels) == 1:
-        return {labels[0]: BLUE}
+    """Colours of the methods where labels are methods; else distinct ones, or one for all."""
+    if len(labels) == 1 or len(labels) > _MOST_COLOURS:
+        return dict.fromkeys(labels, BLUE)
     if set(labels) <= METHOD_COLOURS.keys():
         return {label: METHOD_COLOURS[label] for label in labels}
     name = "colorblind" if len(labels) <= 10 else "husl"

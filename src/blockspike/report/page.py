@@ -134,6 +134,7 @@ def render(
     states: pd.DataFrame,
     traces: dict[str, Any] | None,
     run_name: str | None,
+    confusion: str | None = None,
 ) -> str:
     """Render the page as HTML that loads nothing from elsewhere.
 
@@ -148,6 +149,7 @@ def render(
             last_val_score, error.
         traces: see `blockspike.report.viewer`; None = no viewer.
         run_name: the run that `traces` belong to.
+        confusion: its confusion matrix as a data: address; None = it was not tested.
     """
     return render_template(
         "page.html.j2",
@@ -163,6 +165,7 @@ def render(
         counts=states["state"].value_counts().to_dict(),
         traces=traces,
         run_name=run_name,
+        confusion=confusion,
     )
 
 

@@ -66,7 +66,7 @@ def _sweep(experiment: str, table: pd.DataFrame) -> Sweep:
         settings=found.by,
         rows=_rows(found),
         warnings=found.warnings,
-        address=_address(figure),
+        address=address_of(figure),
     )
 
 
@@ -78,8 +78,8 @@ def _rows(found: Means) -> list[list[str]]:
     ]
 
 
-def _address(figure: Figure) -> str:
-    """Draw as SVG, which is sharp at any size, or as PNG if that is too large."""
+def address_of(figure: Figure) -> str:
+    """Draw as a data: address of an SVG, sharp at any size, or of a PNG if that is too large."""
     svg = _drawn(figure, "svg")
     if len(svg) <= _LARGEST_SVG_BYTES:
         return f"data:image/svg+xml;base64,{base64.b64encode(svg).decode()}"

@@ -24,3 +24,21 @@ def write_confusion(path: Path, confusion: Tensor) -> None:
     about = {"class": np.arange(len(counts)), "n_test": n_samples, "accuracy": accuracy}
     with whole_file(path) as temporary:
         pd.DataFrame(about | predicted).to_csv(temporary, index=False)
+
+
+def read_confusion(path: Path) -> np.ndarray:
+    """Read the counts [true class, predicted class] that `write_confusion` wrote.
+
+    Raises:
+        ValueError: the file is damaged.
+    """
+    try:
+        table = pd.read_csv(path)
+        counts = table.filter(regex="^predicted_").to_numpy(np.int64)
+    except ValueError as error:  # also of pandas
+        counts, reason = np.empty((0, 1)), str(error)
+    else:
+        reason = f"shape {counts.shape}"
+    if counts.shape[0] != counts.shape[1]:
+        raise ValueError(f"{path}: expected a row and a column per class, got {reason}")
+    return counts
