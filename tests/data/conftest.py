@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+from https_server import CERTIFICATE, serving
 from made_data import make_nmnist
 
 
@@ -10,3 +11,10 @@ from made_data import make_nmnist
 def nmnist_folder(tmp_path_factory) -> Path:
     """Random recordings in N-MNIST's folders."""
     return make_nmnist(tmp_path_factory.mktemp("nmnist") / "N-MNIST")
+
+
+@pytest.fixture(params=[True])
+def server(request, monkeypatch):
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(CERTIFICATE))
+    with serving(ranges=request.param) as running:
+        yield running
