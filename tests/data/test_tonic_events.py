@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tonic.datasets
-from made_tonic import SETS, camera_events, dvs_gesture, place, publish, serve, zipped
+from made_tonic import SETS, camera_events, dvs_gesture, place, publish, serve, tarred, zipped
 
 from blockspike.data import tonic_sets
 from blockspike.data.event_file import read_event_file
@@ -62,6 +62,7 @@ def test_a_set_is_prepared_whole(tmp_path, monkeypatch, dataset, sensor, n_class
         assert all((first == 0).all() for first in own)
 
 
+@pytest.mark.filterwarnings("ignore:Python 3.14 will, by default, filter")
 def test_every_event_is_as_tonic_reads_it(tmp_path, monkeypatch):
     module = prepared(tmp_path, monkeypatch, "DVSGesture")
     with pytest.MonkeyPatch.context() as patch:
@@ -258,6 +259,16 @@ def test_what_is_no_archive_is_refused(tmp_path, monkeypatch):
     module = TonicDataModule("DVSGesture", tmp_path / "a.h5", raw=place(tmp_path / "r", archives))
     with pytest.raises(ValueError, match="DVSGesture: tonic cannot unpack the archives"):
         module.prepare()
+
+
+def test_a_tar_that_leaves_its_folder_is_refused(tmp_path, monkeypatch):
+    archives = SETS["DVSGesture"](tmp_path)
+    archives["ibmGestureTest.tar.gz"] = tarred({"../../../outside.npy": b"x"})
+    publish(monkeypatch, "DVSGesture", archives)
+    module = TonicDataModule("DVSGesture", tmp_path / "a.h5", raw=place(tmp_path / "r", archives))
+    with pytest.raises(ValueError, match=r"cannot unpack .*outside.npy.* outside the destination"):
+        module.prepare()
+    assert not list(tmp_path.rglob("outside.npy"))
 
 
 def test_a_missing_set_is_named_with_the_command(tmp_path, monkeypatch):

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import inspect
 import sys
+import tarfile
 from collections.abc import Callable, Iterator
-from contextlib import redirect_stdout
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -108,7 +109,7 @@ class TonicSet:
         if archive := self._archive(self.splits[split]):
             (folder / archive.filename).symlink_to((raw / archive.filename).resolve())
         try:
-            with redirect_stdout(sys.stderr):
+            with redirect_stdout(sys.stderr), _tar_within_its_folder():
                 dataset = self.cls(str(scratch), **self.splits[split])
                 if len(dataset) == 0 and self.name in _INNER_ARCHIVES:
                     from tonic.download_utils import extract_archive
@@ -120,6 +121,20 @@ class TonicSet:
         if len(dataset) == 0:
             raise ValueError(f"{self.name}: expected recordings in the archives, got none")
         return dataset
+
+
+@contextmanager
+def _tar_within_its_folder() -> Iterator[None]:
+    """Let tarfile refuse members that leave the folder; Python 3.14 does so by itself."""
+    if not hasattr(tarfile, "data_filter"):  # Python before 3.11.4
+        yield
+        return
+    before = tarfile.TarFile.extraction_filter
+    tarfile.TarFile.extraction_filter = staticmethod(tarfile.data_filter)
+    try:
+        yield
+    finally:
+        tarfile.TarFile.extraction_filter = before
 
 
 class _AskedError(Exception):
