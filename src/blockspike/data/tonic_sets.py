@@ -67,7 +67,7 @@ class TonicSet:
         return list({file.filename: file for file in found if file is not None}.values())
 
     def _archive(self, arguments: dict[str, Any]) -> RemoteFile | None:
-        """What tonic would download for a split; None: it has that already."""
+        """Return what tonic would download for a split, or None if it comes with tonic."""
 
         def ask(dataset: Any) -> None:
             raise _AskedError(RemoteFile(dataset.url, dataset.filename, dataset.file_md5))
@@ -125,7 +125,7 @@ class TonicSet:
 
 @contextmanager
 def _tar_within_its_folder() -> Iterator[None]:
-    """Let tarfile refuse members that leave the folder; Python 3.14 does so by itself."""
+    """Make tarfile refuse members that leave the folder, as Python 3.14 does by itself."""
     if not hasattr(tarfile, "data_filter"):  # Python before 3.11.4
         yield
         return
