@@ -65,6 +65,22 @@ EXEMPT = {
     "blockspike prepare data=ssc data.download=true": (
         "downloads gigabytes; test_download.py has a small server"
     ),
+    **dict.fromkeys(
+        (
+            "blockspike prepare data=tonic data.dataset=DVSGesture data.download=true",
+            "blockspike train data=tonic data.dataset=DVSGesture data.pooling=4",
+        ),
+        "downloads gigabytes; test_tonic_events.py has a small server",
+    ),
+    **dict.fromkeys(
+        (
+            "blockspike prepare data=sequential_mnist data.download=true",
+            "blockspike train data=sequential_mnist",
+            "blockspike prepare data=permuted_mnist data.download=true",
+        ),
+        "downloads MNIST; test_sequential_mnist.py has a small server",
+    ),
+    "pip install aedat": "downloads a package",
     "blockspike prepare data=allen data.download=true": (
         "downloads 146 cells; test_allen.py has synthetic ones"
     ),

@@ -3,13 +3,14 @@
 import errno
 import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from blockspike.files import read_json, whole_file, write_json, write_text
+from blockspike.files import read_json, scratch_folder, whole_file, write_json, write_text
 
 
 def test_json_is_read_back_and_flipped_bits_are_detected_or_harmless(tmp_path):
@@ -60,6 +61,23 @@ def test_a_file_is_on_disk_before_it_is_renamed(tmp_path, monkeypatch):
     with whole_file(path) as temporary:
         temporary.write_text("x")
     assert calls == [False, True]  # the file, then its folder
+
+
+def test_a_scratch_folder_is_removed_and_that_of_a_dead_process_too(tmp_path):
+    path = tmp_path / "new" / "a.h5"
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    left = path.with_name(f".a.h5.{socket.gethostname()}.{dead.pid}.part")
+    kept = path.with_name(f".a.h5.{socket.gethostname()}.{os.getppid()}.part")
+    for folder in (left, kept):
+        (folder / "inner").mkdir(parents=True)
+    with scratch_folder(path) as folder:
+        assert not left.exists() and list(folder.iterdir()) == []
+        (folder / "x").write_text("x")
+    assert list(path.parent.iterdir()) == [kept]
+    with pytest.raises(OSError, match=r"No space left on device: '.*\.part'"), scratch_folder(path):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    assert list(path.parent.iterdir()) == [kept]
 
 
 def check_error_is_one_line(code: str, path: Path, n_bytes: int) -> None:

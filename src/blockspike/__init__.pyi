@@ -5,8 +5,10 @@ from .data.nmnist import NMNISTDataModule as NMNISTDataModule
 from .data.recordings import Recording as Recording
 from .data.recordings import load_recording as load_recording
 from .data.recordings_datamodule import RecordingsDataModule as RecordingsDataModule
+from .data.sequential_mnist import SequentialMNISTDataModule as SequentialMNISTDataModule
 from .data.shd import SHDDataModule as SHDDataModule
 from .data.shd import SSCDataModule as SSCDataModule
+from .data.tonic_events import TonicDataModule as TonicDataModule
 from .fitting.export import export_neuron as export_neuron
 from .fitting.fitted_neuron import FittedNeuron as FittedNeuron
 from .fitting.fitted_neuron import load_neuron as load_neuron

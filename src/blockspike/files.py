@@ -4,6 +4,7 @@ import hashlib
 import io
 import json
 import os
+import shutil
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -42,6 +43,29 @@ def whole_file(path: Path) -> Iterator[Path]:
         raise OSError(error.errno, error.strerror, str(path)) from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def scratch_folder(path: Path) -> Iterator[Path]:
+    """Yield an empty folder beside `path`, removed at the end.
+
+    That of a killed process is removed by the next call for the same `path` on the same machine.
+
+    Raises:
+        OSError: the folder or a file in it cannot be written; the error names one of them.
+    """
+    folder = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.part")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _remove_stale_temporaries(path)
+    folder.mkdir()
+    try:
+        yield folder
+    except OSError as error:
+        if error.errno is None or error.filename is not None:
+            raise
+        raise OSError(error.errno, error.strerror, str(folder)) from error
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -92,12 +116,15 @@ def _digest(content: dict[str, Any]) -> str:
 
 
 def _remove_stale_temporaries(path: Path) -> None:
-    """Remove temporary files left by killed processes of this machine."""
+    """Remove temporary files and folders left by killed processes of this machine."""
     prefix = f".{path.name}.{socket.gethostname()}."
     for found in path.parent.iterdir():
         pid = found.name.removeprefix(prefix).removesuffix(".part")
         if found.name == f"{prefix}{pid}.part" and pid.isdecimal() and not _is_running(int(pid)):
-            found.unlink(missing_ok=True)
+            if found.is_dir():
+                shutil.rmtree(found, ignore_errors=True)
+            else:
+                found.unlink(missing_ok=True)
 
 
 def _is_running(pid: int) -> bool:

@@ -4,6 +4,7 @@ import importlib.util
 from pathlib import Path
 
 import pytest
+from https_server import CERTIFICATE, serving
 from made_data import make_nmnist
 from made_nwb import share_types
 
@@ -15,3 +16,10 @@ if importlib.util.find_spec("pynwb"):
 def nmnist_folder(tmp_path_factory) -> Path:
     """Random recordings in N-MNIST's folders."""
     return make_nmnist(tmp_path_factory.mktemp("nmnist") / "N-MNIST")
+
+
+@pytest.fixture(params=[True])
+def server(request, monkeypatch):
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(CERTIFICATE))
+    with serving(ranges=request.param) as running:
+        yield running

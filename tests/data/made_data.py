@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 from pathlib import Path
 
 import h5py
@@ -54,3 +55,25 @@ def make_shd(path: Path, n: int = 80, n_speakers: int = 4, seed: int = 0, **chan
             elif column is not None:
                 file[key] = column
     return path
+
+
+def idx_bytes(array: np.ndarray) -> bytes:
+    """Encode bytes in MNIST's format, independently of the reader that it tests."""
+    sizes = b"".join(size.to_bytes(4, "big") for size in array.shape)
+    return bytes([0, 0, 8, array.ndim]) + sizes + array.tobytes()
+
+
+def make_mnist(folder: Path, n_train: int, n_test: int) -> Path:
+    """Write MNIST's four files; digit k differs in columns and grey value."""
+    rng = np.random.default_rng(4)
+    folder.mkdir(parents=True)
+    for part, n in (("train", n_train), ("t10k", n_test)):
+        labels = (np.arange(n) % 10).astype(np.uint8)
+        images = np.zeros((n, 28, 28), np.uint8)
+        for image, label in zip(images, labels, strict=True):
+            image[:, : 6 + 12 * (label % 2) : 2] = 30 + 50 * (label // 2)
+            image[image > 0] += rng.integers(0, 20, (image > 0).sum()).astype(np.uint8)
+        for name, array in (("images-idx3", images), ("labels-idx1", labels)):
+            path = folder / f"{part}-{name}-ubyte.gz"
+            path.write_bytes(gzip.compress(idx_bytes(array)))
+    return folder

@@ -1,88 +1,20 @@
 from __future__ import annotations
 
-import hashlib
-import ssl
 import sys
-import threading
 import zipfile
-from contextlib import contextmanager
-from http.server import ThreadingHTTPServer
-from pathlib import Path
 
 import h5py
 import numpy as np
 import pytest
+from https_server import Server, md5, serving
 from made_data import make_nmnist, make_shd
+from made_tonic import SETS, serve
 
 from blockspike.data.download import RemoteFile, fetch, nmnist_files, shd_files, ssc_files
 from blockspike.data.event_file import read_event_file
 from blockspike.data.nmnist import NMNISTDataModule
 from blockspike.data.shd import SHDDataModule, SSCDataModule
-from range_requests import RangeHandler
-
-# A key and a certificate of its own for 127.0.0.1, trusted by these tests alone:
-# openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 36500
-#   -subj /CN=localhost -addext subjectAltName=DNS:localhost,IP:127.0.0.1
-CERTIFICATE = Path(__file__).with_name("localhost.pem")
-
-
-class Server(ThreadingHTTPServer):
-    """Serves ``files`` from memory; cuts the next answers after ``cut_after`` bytes."""
-
-    def __init__(self, ranges: bool = True, scheme: str = "https") -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.scheme = scheme
-        if scheme == "https":
-            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-            context.load_cert_chain(CERTIFICATE)
-            self.socket = context.wrap_socket(self.socket, server_side=True)
-        self.redirects: dict[str, str] = {}
-        self.files: dict[str, bytes] = {}
-        self.cut_after: int | None = None
-        self.ranges = ranges
-        self.requests: list[tuple[str, str | None]] = []
-
-    def url(self, name: str) -> str:
-        return f"{self.scheme}://127.0.0.1:{self.server_port}/{name}"
-
-
-class Handler(RangeHandler):
-    server: Server  # pyright: ignore[reportIncompatibleVariableOverride]
-
-    def answer(self, name: str, asked: str | None) -> None:
-        self.server.requests.append((name, asked))
-        if name in self.server.redirects:
-            self.send_response(302)
-            self.send_header("Location", self.server.redirects[name])
-            self.end_headers()
-            return
-        if name not in self.server.files:
-            self.send_error(404)
-            return
-        rest = self.send_head(self.server.files[name], asked if self.server.ranges else None)
-        self.wfile.write(rest[: self.server.cut_after])
-
-
-@contextmanager
-def serving(**options):
-    with Server(**options) as running:
-        thread = threading.Thread(target=running.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
-        yield running
-        running.shutdown()
-        thread.join()
-
-
-@pytest.fixture(params=[True])
-def server(request, monkeypatch):
-    monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(CERTIFICATE))
-    with serving(ranges=request.param) as running:
-        yield running
-
-
-def md5(content: bytes) -> str:
-    return hashlib.md5(content).hexdigest()
-
+from blockspike.files import read_json
 
 CONTENT = bytes(range(256)) * 1000
 
@@ -285,6 +217,20 @@ def test_ssc_from_the_address_to_batches(server, tmp_path, monkeypatch):
     other = SHDDataModule(tmp_path / "data" / "a.h5")
     with pytest.raises(ValueError, match=r"expected \(700, 20\) units and classes, got SSC"):
         other.setup()
+
+
+@pytest.mark.slow
+def test_ssc_from_the_address_to_the_score(server, tmp_path, monkeypatch, blockspike):
+    serve(monkeypatch, server, "SSC", SETS["SSC"](tmp_path))
+    data = ("data=ssc", "data.path=data/a.h5", "data.raw=data/raw")
+    done = blockspike("prepare", *data, "data.download=true")
+    assert done.stdout == "SSC: 70 training, 70 validation and 70 test recordings in data/a.h5\n"
+    small = ("data.channel_pooling=20", "data.n_steps=70", "data.dt_ms=20", "network.n_hidden=16")
+    run = ("trainer.max_epochs=2", "threads=1", "hydra.run.dir=run")
+    assert "test accuracy" in blockspike("train", *data, *small, *run).stdout
+    assert read_json(tmp_path / "run/result.json")["chosen_epoch"] in (1, 2)
+    assert blockspike("evaluate", "run=run").stdout.startswith("SSC: test accuracy")
+    assert read_json(tmp_path / "run/evaluation.json")["n_test"] == 70
 
 
 def test_ssc_without_its_validation_set_is_named(tmp_path):

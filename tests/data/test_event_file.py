@@ -32,9 +32,9 @@ def content(n: int, seed: int, **changes) -> SplitContent:
     return SplitContent(**(values | changes))
 
 
-def write(path, train=None, test=None):
+def write(path, train=None, test=None, n_units=7, sensor=None):
     train, test = train or content(6, 0), test or content(4, 1)
-    write_event_file(path, "name", "source", n_units=7, n_classes=3, train=train, test=test)
+    write_event_file(path, "name", "source", n_units, 3, train, test, sensor=sensor)
     return path
 
 
@@ -52,6 +52,19 @@ def test_a_file_is_read_as_written(tmp_path):
         assert split.unit_s == 1e-6
     assert file.train.speaker is None
     assert file.test.speaker is not None and file.test.speaker.tolist() == [3, 1, 4, 1]
+
+
+def test_a_sensor_and_many_units_are_read_as_written(tmp_path):
+    last = [(np.zeros(1, np.uint32), np.array([239 * 180 * 2], np.uint32))]
+    train = content(1, 0, n_events=np.array([1]), label=np.zeros(1, int), chunks=last)
+    path = write(tmp_path / "a.h5", train, None, 240 * 180 * 2, (240, 180, 2))
+    file = read_event_file(path)
+    assert file.sensor == (240, 180, 2) and file.train.unit.tolist() == [239 * 180 * 2]
+    assert file.train.unit.dtype == np.uint32 and file.test.unit.dtype == np.uint32
+    assert file.verified_sha256() == file.stored_sha256
+    edit(path, attribute("/", "sensor", [180, 240, 2]))
+    with pytest.raises(ValueError, match="damaged, expected SHA-256"):
+        read_event_file(path).verified_sha256()
 
 
 def test_events_are_mapped_not_loaded(tmp_path):
@@ -229,6 +242,11 @@ def attribute(group, key, value):
         (replace("train/time", np.zeros(3, np.uint32)), "as many times as units, got 3"),
         (widen("train/unit"), "unit: expected uint16, got int64"),
         (replace("train/time", np.zeros((2, 2))), "expected a vector 'time'"),
+        *(
+            (attribute("/", "sensor", sensor), "sensor: expected width, height and polarities of 7")
+            for sensor in ([7, 1, 2], [7, 1], [-7, -1, 1], [7.0, 1, 1], "7 1 1", np.inf)
+        ),
+        (attribute("/", "n_units", 70_000), "unit: expected uint32, got uint16"),
     ],
 )
 def test_damage_is_named(tmp_path, change, message):

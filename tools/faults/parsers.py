@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import json
 import random
@@ -21,7 +22,7 @@ import torch
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from made_abf import write_abf  # pyright: ignore
-from made_data import encode_events, make_shd  # pyright: ignore
+from made_data import encode_events, idx_bytes, make_shd  # pyright: ignore
 from made_ibw import write_ibw  # pyright: ignore
 from made_nwb import (  # pyright: ignore
     RATE_HZ,
@@ -42,6 +43,7 @@ from blockspike.commands.overrides import OF_OVERRIDES, as_override
 from blockspike.config.schemas import register_schemas
 from blockspike.config.targets import checked_targets
 from blockspike.data.event_file import SplitContent, read_event_file, write_event_file
+from blockspike.data.idx import read_idx
 from blockspike.data.nmnist import parse_events
 from blockspike.data.nmnist_raw import open_raw
 from blockspike.data.recordings import Recording, load_recording
@@ -222,7 +224,6 @@ def change_zip(content: bytes, rng: random.Random) -> bytes:
 def change_tar(content: bytes, rng: random.Random) -> bytes:
     """A header's field, with a checksum that fits; of a packed archive the unpacked one."""
     import bz2
-    import gzip
     import lzma
 
     packers: tuple[Any, ...] = (gzip, bz2, lzma)
@@ -347,8 +348,6 @@ def read_shd(path: Path) -> None:
 
 
 def shd_packed_seeds() -> list[bytes]:
-    import gzip
-
     return [gzip.compress(x) for x in shd_seeds()]
 
 
@@ -360,9 +359,23 @@ def event_seeds() -> list[bytes]:
         return SplitContent(counts, label, chunks, np.dtype("f4"), 1e-3, label if speaker else None)
 
     def write(path: Path, speaker: bool) -> None:
-        write_event_file(path, "x", "y", 7, 2, split(4, speaker), split(2, speaker))
+        sensor = None if speaker else (7, 1, 1)
+        write_event_file(path, "x", "y", 7, 2, split(4, speaker), split(2, speaker), sensor=sensor)
 
     return [file_of(lambda p, s=s: write(p, s)) for s in (True, False)]
+
+
+def idx_seeds() -> list[bytes]:
+    arrays = (np.arange(9, dtype=np.uint8), np.zeros((2, 28, 28), np.uint8))
+    return [*map(idx_bytes, arrays), gzip.compress(idx_bytes(arrays[1]))]
+
+
+def change_idx(content: bytes, rng: random.Random) -> bytes:
+    """Another type, number of dimensions or size."""
+    data = bytearray(content)
+    at, size = rng.choice(((2, 1), (3, 1), (4, 4), (8, 4), (12, 4)))
+    data[at : at + size] = (rng.choice(_EDGES) % 256**size).to_bytes(size, "big")
+    return bytes(data)
 
 
 def read_events_file(path: Path) -> None:
@@ -913,6 +926,7 @@ PARSERS = {
     "shd": Parser(20_000, at_path("a.h5", read_shd), shd_seeds, [change_hdf5]),
     "shd_packed": Parser(20_000, at_path("a.h5.gz", read_shd), shd_packed_seeds),
     "events": Parser(20_000, at_path("a.h5", read_events_file), event_seeds, [change_hdf5]),
+    "idx": Parser(100_000, at_path("a-idx", read_idx), idx_seeds, [change_idx] * 2),
     "nwb1": Parser(20_000, at_path("a.nwb", read_recording), nwb1_seeds, [change_hdf5]),
     "overrides": Parser(
         20_000, read_overrides, override_seeds, [change_text] * 2, register_schemas

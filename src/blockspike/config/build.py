@@ -33,7 +33,8 @@ def build_data(cfg: DictConfig, kind: type[_Data]) -> _Data:
     Raises:
         ValueError: it is of the other kind, or a required value is missing.
     """
-    for key in sorted(OmegaConf.missing_keys(cfg.data)):
+    # Not `missing_keys`, which raises where another value is made of a missing one.
+    for key in sorted(key for key in cfg.data if OmegaConf.is_missing(cfg.data, key)):
         raise ValueError(f"data.{key}: expected a value, got nothing; set it with data.{key}=…")
     data = _instantiate(cfg.data, "data", _convert_="all")
     if not isinstance(data, kind):

@@ -21,7 +21,9 @@ from blockspike.data.allen import AllenRecordings
 from blockspike.data.datamodule import EventDataModule
 from blockspike.data.nmnist import NMNISTDataModule
 from blockspike.data.recordings_datamodule import RecordingsDataModule
+from blockspike.data.sequential_mnist import SequentialMNISTDataModule
 from blockspike.data.shd import SHDDataModule
+from blockspike.data.tonic_events import TonicDataModule
 from blockspike.fitting.glif_population import GLIFPopulation
 from blockspike.fitting.module import NeuronFittingModule
 from blockspike.fitting.population import NeuronPopulation, PaperPopulation, PhysicalPopulation
@@ -34,6 +36,8 @@ from blockspike.training.callbacks import mode_of
 _DATA = {
     "nmnist": NMNISTDataModule,
     "shd": SHDDataModule,
+    "tonic": TonicDataModule,
+    "sequential_mnist": SequentialMNISTDataModule,
     "recordings": RecordingsDataModule,
     "allen": AllenRecordings,
     "synthetic_cells": SyntheticCells,

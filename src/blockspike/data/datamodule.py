@@ -161,12 +161,16 @@ class EventDataModule(pl.LightningDataModule):
             raise self._missing()
         self._convert()
 
+    def _overrides(self) -> list[str]:
+        """Return the words of a command that choose this data set."""
+        return [f"data={self.config_name}"]
+
     def _missing(self) -> FileNotFoundError:
         """Error that names where data were expected and how to get them."""
         advice = []
         can_download = type(self)._fetch is not EventDataModule._fetch
         if can_download and self.raw.parts[-2:] == ("raw", self.config_name):
-            command = ["blockspike", "prepare", f"data={self.config_name}", "data.download=true"]
+            command = ["blockspike", "prepare", *self._overrides(), "data.download=true"]
             if self.path.name != f"{self.config_name}.h5":
                 command.append(f"data.path={self.path}")
             elif self.path.parent != Path("data"):
@@ -190,11 +194,7 @@ class EventDataModule(pl.LightningDataModule):
             ValueError: the prepared file is damaged or holds another data set.
         """
         file = read_event_file(self.path)
-        if (file.n_units, file.n_classes) != self._stored_sizes():
-            raise ValueError(
-                f"{self.path}: expected {self._stored_sizes()} units and classes, got {file.name} "
-                f"with {file.n_units} and {file.n_classes}"
-            )
+        self._check_content(file)
         self.name, self.sha256 = file.name, file.verified_sha256()
         self.train, self.test = file.train, file.test
         self.train_indices, self.val_indices = np.arange(len(file.train)), np.empty(0, int)
@@ -209,6 +209,14 @@ class EventDataModule(pl.LightningDataModule):
     def validates(self) -> bool:
         """Whether a part of the training set is held out."""
         return self.validation_fraction > 0
+
+    def _check_content(self, file: EventFile) -> None:
+        """Raise ValueError if the prepared file holds another data set."""
+        if (file.n_units, file.n_classes) != self._stored_sizes():
+            raise ValueError(
+                f"{self.path}: expected {self._stored_sizes()} units and classes, got {file.name} "
+                f"with {file.n_units} and {file.n_classes}"
+            )
 
     def _stored_sizes(self) -> tuple[int, int]:
         """Units and classes that the prepared file must have."""

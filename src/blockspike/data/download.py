@@ -1,4 +1,4 @@
-"""Downloads of public data sets over https, with addresses and checksums from tonic.
+"""Downloads of public data sets over https, most with addresses and checksums from tonic.
 
 tonic's own downloader leaves an unverified file under the final name, cannot resume and falls
 back from https to http, so it is not used.
@@ -16,6 +16,13 @@ from typing import Any
 from blockspike.data.progress import progress
 
 _TIMEOUT_S = 60
+_MNIST_URL = "https://ossci-datasets.s3.amazonaws.com/mnist/"  # PyTorch's copy
+_MNIST_MD5 = {
+    "train-images-idx3-ubyte.gz": "f68b3c2dcbeaaa9fbdd348bbdeb94873",
+    "train-labels-idx1-ubyte.gz": "d53e105ee54ea40749a09fcbcd1e9432",
+    "t10k-images-idx3-ubyte.gz": "9fb629c4189551a2d022fa330f9573f3",
+    "t10k-labels-idx1-ubyte.gz": "ec29112dd5afa0611ce80d1b7f02629c",
+}
 _BLOCK_BYTES = 1 << 16  # an interruption loses at most this much
 
 
@@ -34,7 +41,7 @@ def nmnist_files() -> list[RemoteFile]:
     Raises:
         ValueError: tonic is not installed.
     """
-    known = _tonic_datasets().NMNIST
+    known = tonic_datasets().NMNIST
     return [
         RemoteFile(known.train_url, known.train_filename, known.train_md5),
         RemoteFile(known.test_url, known.test_filename, known.test_md5),
@@ -59,8 +66,13 @@ def ssc_files() -> list[RemoteFile]:
     return _heidelberg_files("SSC", ("train", "valid", "test"))
 
 
+def mnist_files() -> list[RemoteFile]:
+    """Return the four files of MNIST, with the checksums that torchvision has."""
+    return [RemoteFile(_MNIST_URL + name, name, md5) for name, md5 in _MNIST_MD5.items()]
+
+
 def _heidelberg_files(name: str, parts: tuple[str, ...]) -> list[RemoteFile]:
-    known = getattr(_tonic_datasets(), name)
+    known = getattr(tonic_datasets(), name)
     files = []
     for part in parts:
         filename = getattr(known, f"{part}_zip")
@@ -68,12 +80,18 @@ def _heidelberg_files(name: str, parts: tuple[str, ...]) -> list[RemoteFile]:
     return files
 
 
-def _tonic_datasets() -> Any:
+def tonic_datasets(argument: str = "download") -> Any:
+    """Return the module of tonic's data sets.
+
+    Raises:
+        ValueError: tonic is not installed; names the `argument` that needs it.
+    """
     try:
         return import_module("tonic.datasets")
     except ModuleNotFoundError as error:
         raise ValueError(
-            f"download: expected the package {error.name}, got none; pip install 'blockspike[data]'"
+            f"{argument}: expected the package {error.name}, got none; "
+            "pip install 'blockspike[data]'"
         ) from None
 
 
@@ -94,7 +112,7 @@ def fetch(file: RemoteFile, folder: Path | str) -> Path:
     if not file.url.startswith("https://"):
         raise ValueError(f"{file.url}: expected an address that starts with https://")
     path = Path(folder) / file.filename
-    if path.is_file() and _md5(path) == file.md5:
+    if path.is_file() and has_md5(path, file.md5):
         return path
     partial = path.with_name(f"{path.name}.part")
     _Download(partial).continue_from(file.url)
@@ -106,6 +124,11 @@ def fetch(file: RemoteFile, folder: Path | str) -> Path:
         )
     partial.replace(path)
     return path
+
+
+def has_md5(path: Path, md5: str) -> bool:
+    """Whether the file has this checksum."""
+    return _md5(path) == md5
 
 
 def _md5(path: Path) -> str:

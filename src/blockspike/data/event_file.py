@@ -1,17 +1,20 @@
 """The prepared file: spikes of a data set in one memory-mapped HDF5 file.
 
 Root attributes: ``format``, ``version``, ``name``, ``source``, ``n_units``, ``n_classes`` and
-``sha256`` of all the rest (`EventFile.sha256`). Groups ``train``, ``test`` and, where the data set
-has its own, ``validation`` hold contiguous, uncompressed arrays: ``time`` (dtype of the source, in
-units of ``unit_s`` seconds, an attribute of the group), ``unit`` (uint16), ``offset`` (int64
-``[n + 1]``; sample ``i`` has the events ``offset[i]:offset[i + 1]``), ``label`` (int64 ``[n]``)
-and, where known, ``speaker`` (int64 ``[n]``).
+``sha256`` of all the rest (`EventFile.sha256`); of events on a sensor also ``sensor``, its width,
+height and number of polarities, where unit ``(p · height + y) · width + x`` is the pixel (x, y) of
+polarity p. Groups ``train``, ``test`` and, where the data set has its own, ``validation`` hold
+contiguous, uncompressed arrays: ``time`` (dtype of the source, in units of ``unit_s`` seconds, an
+attribute of the group), ``unit`` (uint16, or uint32 if ``n_units`` is above 65 536), ``offset``
+(int64 ``[n + 1]``; sample ``i`` has the events ``offset[i]:offset[i + 1]``), ``label`` (int64
+``[n]``) and, where known, ``speaker`` (int64 ``[n]``).
 """
 
 from __future__ import annotations
 
 import hashlib
 import io
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,8 +36,8 @@ _TEXTS_BYTES = 8 << 20
 class EventSplit:
     """One split of a prepared file, memory-mapped.
 
-    ``time`` ``[n_events]`` in ``unit_s`` seconds, ``unit`` uint16 ``[n_events]``, ``offset`` int64
-    ``[n + 1]``, ``label`` int64 ``[n]``, ``speaker`` int64 ``[n]`` or None.
+    ``time`` ``[n_events]`` in ``unit_s`` seconds, ``unit`` uint16 or uint32 ``[n_events]``,
+    ``offset`` int64 ``[n + 1]``, ``label`` int64 ``[n]``, ``speaker`` int64 ``[n]`` or None.
     """
 
     time: np.ndarray
@@ -68,7 +71,10 @@ class EventSplit:
 
 @dataclass(frozen=True)
 class EventFile:
-    """A prepared data set: its name, sizes and splits; ``validation`` is its own or None."""
+    """A prepared data set: its name, sizes and splits.
+
+    ``validation`` is its own or None; ``sensor`` is (width, height, polarities) or None.
+    """
 
     path: Path
     name: str
@@ -79,11 +85,14 @@ class EventFile:
     test: EventSplit
     stored_sha256: str | None  # None: prepared by an earlier version
     validation: EventSplit | None = None
+    sensor: tuple[int, int, int] | None = None
 
     def sha256(self) -> str:
         """Hash the whole content, at about 1 GB/s."""
         about = (self.name, self.source, self.n_units, self.n_classes)
         digest = hashlib.sha256(repr(about).encode())
+        if self.sensor is not None:
+            digest.update(repr(self.sensor).encode())
         for split in (self.train, self.test, self.validation):
             if split is None:
                 continue
@@ -130,6 +139,7 @@ def write_event_file(
     train: SplitContent,
     test: SplitContent,
     validation: SplitContent | None = None,
+    sensor: tuple[int, int, int] | None = None,
 ) -> None:
     """Write a prepared file; it appears under its name only when complete.
 
@@ -139,6 +149,8 @@ def write_event_file(
         source: one line on where the spikes come from.
         n_units, n_classes: numbers of inputs and of labels.
         train, test, validation: the splits; None = there is no own validation set.
+        sensor: width, height and number of polarities, whose product is `n_units`; None = units
+            are no pixels.
 
     Raises:
         ValueError: ``chunks`` yields another number of events than ``n_events`` declares.
@@ -155,14 +167,21 @@ def write_event_file(
                 n_units=n_units,
                 n_classes=n_classes,
             )
+            if sensor is not None:
+                file.attrs["sensor"] = np.array(sensor, np.int64)
             for key, content in (("train", train), ("test", test), ("validation", validation)):
                 if content is not None:
-                    _write_split(file.create_group(key), content)
+                    _write_split(file.create_group(key), content, unit_dtype(n_units))
         raw.check()
         digest = read_event_file(temporary).sha256()
         with h5py.File(raw, "r+") as file:
             file.attrs["sha256"] = digest
         raw.check()
+
+
+def unit_dtype(n_units: int) -> type[np.uint16 | np.uint32]:
+    """Return the type of the numbers of so many units in a prepared file."""
+    return np.uint16 if n_units <= 1 << 16 else np.uint32
 
 
 class _QuietFile(io.FileIO):
@@ -198,12 +217,12 @@ class _QuietFile(io.FileIO):
             raise self.error
 
 
-def _write_split(group: h5py.Group, content: SplitContent) -> None:
+def _write_split(group: h5py.Group, content: SplitContent, units: type) -> None:
     offset = np.zeros(len(content.n_events) + 1, np.int64)
     np.cumsum(content.n_events, out=offset[1:])
     total = int(offset[-1])
     time = group.create_dataset("time", (total,), content.time_dtype)
-    unit = group.create_dataset("unit", (total,), np.uint16)
+    unit = group.create_dataset("unit", (total,), units)
     done = 0
     for chunk_time, chunk_unit in content.chunks:
         end = done + len(chunk_time)
@@ -262,7 +281,23 @@ def _read(path: Path, file: h5py.File) -> EventFile:
         test=_read_split(path, file, "test"),
         stored_sha256=attribute(file, "sha256"),
         validation=_read_split(path, file, "validation") if "validation" in file else None,
+        sensor=_read_sensor(path, file),
     )
+
+
+def _read_sensor(path: Path, file: h5py.File) -> tuple[int, int, int] | None:
+    stored = attribute(file, "sensor")
+    if stored is None:
+        return None
+    n_units, sizes = int(_attribute(path, file, "n_units")), np.asarray(stored)
+    is_whole = sizes.shape == (3,) and sizes.dtype.kind in "iu" and (sizes > 0).all()
+    if not is_whole or math.prod(sizes.tolist()) != n_units:
+        raise ValueError(
+            f"{path}: sensor: expected width, height and polarities of {n_units} units in all, "
+            f"got {stored}"
+        )
+    width, height, n_polarities = sizes.tolist()
+    return width, height, n_polarities
 
 
 def _attribute(path: Path, group: h5py.Group, key: str) -> Any:
@@ -276,9 +311,10 @@ def _read_split(path: Path, file: h5py.File, key: str) -> EventSplit:
     group = file.get(key)
     if group is None or not isinstance(group, h5py.Group):
         raise ValueError(f"{path}: expected groups train and test, got no {key!r}")
+    units = unit_dtype(int(_attribute(path, file, "n_units")))
     split = EventSplit(
         time=_map(path, _array(path, group, "time")),
-        unit=_map(path, _array(path, group, "unit", np.uint16)),
+        unit=_map(path, _array(path, group, "unit", units)),
         offset=_map(path, _array(path, group, "offset", np.int64)).copy(),
         label=_map(path, _array(path, group, "label", np.int64)).copy(),
         speaker=_map(path, _array(path, group, "speaker", np.int64)).copy()

@@ -11,7 +11,6 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ from blockspike.data.datamodule import EventDataModule, require
 from blockspike.data.download import fetch, nmnist_files
 from blockspike.data.event_file import SplitContent, write_event_file
 from blockspike.data.loader import EventMap, Gathered
+from blockspike.data.microseconds import exact_us, whole_steps
 from blockspike.data.nmnist_raw import RawRecording, open_raw
 from blockspike.data.progress import progress
 
@@ -233,8 +233,7 @@ class NMNISTDataModule(EventDataModule):
         super().__init__(path, dt_ms, n_steps, **options)
         require(0 <= pixel_shift < WIDTH, "pixel_shift", pixel_shift, f"0 to {WIDTH - 1}")
         self.pixel_shift = pixel_shift
-        # repr() gives the shortest decimal of a float, so that 0.1 ms is exactly 100 µs.
-        self._dt_us = (Fraction(repr(float(dt_ms))) * 1000).limit_denominator(1_000_000)
+        self._dt_us = exact_us(dt_ms)
 
     def _fetch(self) -> None:
         for file in nmnist_files():
@@ -244,8 +243,7 @@ class NMNISTDataModule(EventDataModule):
         prepare_nmnist(self.raw, self.path)
 
     def _bin(self, time: np.ndarray) -> np.ndarray:
-        scaled = time.astype(np.int64) * self._dt_us.denominator
-        return scaled // self._dt_us.numerator
+        return whole_steps(time, self._dt_us)
 
     def _event_map(self, training: bool) -> EventMap | None:
         return PixelShift(self.pixel_shift, self.seed) if training and self.pixel_shift else None
