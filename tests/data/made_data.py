@@ -75,5 +75,5 @@ def make_mnist(folder: Path, n_train: int, n_test: int) -> Path:
             image[image > 0] += rng.integers(0, 20, (image > 0).sum()).astype(np.uint8)
         for name, array in (("images-idx3", images), ("labels-idx1", labels)):
             path = folder / f"{part}-{name}-ubyte.gz"
-            path.write_bytes(gzip.compress(idx_bytes(array)))
+            path.write_bytes(gzip.compress(idx_bytes(array), mtime=0))
     return folder
