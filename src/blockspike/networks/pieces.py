@@ -52,7 +52,8 @@ def run_in_pieces(
         x: input [T, B, n_inputs].
         n_steps: length K of a piece; the last one may be shorter.
         truncate: whether gradients stop where pieces meet (truncated backpropagation through time).
-            Else they are those of the whole.
+            Else they are those of the whole; but dropped spikes and delays are drawn anew for each
+            piece, and the difference that is a delay's gradient ends with its piece.
         by_neuron: whether the output has `rates_by_neuron`.
 
     Raises:
