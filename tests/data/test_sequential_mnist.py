@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from made_data import idx_bytes, make_mnist
+from omegaconf import OmegaConf
 
 from blockspike.data import download
 from blockspike.data.event_file import read_event_file
@@ -22,7 +23,7 @@ from blockspike.data.sequential_mnist import (
     pixel_order,
     prepare_mnist,
 )
-from blockspike.files import read_json
+from blockspike.files import CONF, read_json
 
 
 def opened(folder, path, **options) -> SequentialMNISTDataModule:
@@ -162,6 +163,29 @@ def test_files_that_do_not_fit_are_named(tmp_path, name, array, message):
     with pytest.raises(ValueError, match=f"{name}.*{message}"):
         prepare_mnist(raw, tmp_path / "a.h5")
     assert not (tmp_path / "a.h5").exists()
+
+
+def test_the_advised_command_prepares_these_data(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    module = SequentialMNISTDataModule(
+        "data/permuted_mnist.h5",
+        n_thresholds=9,
+        permutation_seed=3,
+        raw="data/raw/sequential_mnist",
+    )
+    command = (
+        "`blockspike prepare data=sequential_mnist data.n_thresholds=9 data.permutation_seed=3 "
+        "data.download=true data.path=data/permuted_mnist.h5`"
+    )
+    with pytest.raises(FileNotFoundError, match=command):
+        module.prepare_data()
+
+
+@pytest.mark.parametrize("name", ["sequential_mnist", "permuted_mnist", "tonic", "ssc", "shd"])
+def test_a_configuration_of_events_says_where_they_are(name):
+    """`evaluate pretrained=` reads these places without the defaults of the file."""
+    own = OmegaConf.load(CONF / "data" / f"{name}.yaml")
+    assert {"path", "raw"} <= set(own)
 
 
 def test_a_missing_file_is_named(tmp_path):

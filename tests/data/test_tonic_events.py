@@ -20,7 +20,13 @@ from blockspike.data.loader import Gathered
 from blockspike.data.nmnist import prepare_nmnist
 from blockspike.data.shd_file import SSC, prepare_shd
 from blockspike.data.tonic_events import SensorPooling, TonicDataModule
-from blockspike.data.tonic_sets import _NOT_CLASSES, checked_events, find_set, prepare_tonic
+from blockspike.data.tonic_sets import (
+    _NOT_CLASSES,
+    TonicSet,
+    checked_events,
+    find_set,
+    prepare_tonic,
+)
 from blockspike.files import read_json
 
 FIELDS = np.dtype([("x", int), ("y", int), ("p", int), ("t", int)])
@@ -115,6 +121,17 @@ def test_a_set_without_a_division_is_divided_by_seed(tmp_path, monkeypatch):
     assert read_event_file(again).sha256() == module.sha256
     prepare_tonic("NCALTECH101", module.raw, again, 0.3, 3)
     assert read_event_file(again).sha256() != module.sha256
+
+    opened = TonicSet._opened
+
+    def in_another_order(*args):  # as another file system may list the files
+        found = opened(*args)
+        found.data.reverse(), found.targets.reverse()
+        return found
+
+    monkeypatch.setattr(TonicSet, "_opened", in_another_order)
+    prepare_tonic("NCALTECH101", module.raw, again, 0.3, 2)
+    assert read_event_file(again).sha256() == module.sha256
 
 
 @pytest.mark.parametrize(("pooling", "sides"), [(1, (128, 128)), (5, (26, 26)), (128, (1, 1))])
@@ -276,6 +293,9 @@ def test_a_missing_set_is_named_with_the_command(tmp_path, monkeypatch):
     module = TonicDataModule("DVSGesture", "data/tonic_DVSGesture.h5")
     command = "`blockspike prepare data=tonic data.dataset=DVSGesture data.download=true`"
     with pytest.raises(FileNotFoundError, match=command):
+        module.prepare_data()
+    module = TonicDataModule("NCALTECH101", "data/tonic_NCALTECH101.h5", split_seed=2)
+    with pytest.raises(FileNotFoundError, match=r"data.split_seed=2 data.download=true`"):
         module.prepare_data()
 
 

@@ -127,6 +127,9 @@ def test_too_few_blocks_of_a_voltage_give_no_interval():
     drawn = resample(alone, neuron(), 2, 20.0, seed=0, voltage=voltage_of(alone))  # 6 blocks
     assert drawn.how == ["simulated trials and blocks of the voltage"]
     assert drawn.inflation == pytest.approx(OF_SIMULATED[0] * np.sqrt(6 / 5))
+    settling = Part(alone.current, alone.trains, [T - 75])  # 3 blocks that are fitted
+    drawn = resample(settling, neuron(), 2, 20.0, seed=0, voltage=voltage_of(alone))
+    assert drawn.how == [""]
 
 
 def test_a_fit_to_first_trials_is_repeated_on_them():

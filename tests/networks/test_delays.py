@@ -6,6 +6,7 @@ import math
 import pytest
 import torch
 
+import blockspike as bs
 from blockspike.networks.classifier import SpikingClassifier
 from blockspike.networks.delays import LAST_SIGMA, Delays, delayed_current
 from blockspike.networks.layers import ALIFLayer, EulerAdLIFLayer
@@ -207,6 +208,25 @@ def test_dense_products_have_a_second_derivative():
         else:
             (first,) = torch.autograd.grad(current.square().sum(), weight, create_graph=True)
             assert torch.autograd.grad(first.sum(), weight)[0].any()
+
+
+@pytest.mark.parametrize("sigma", [6.0, 1e30, math.inf, math.nan])
+def test_a_sigma_beyond_the_longest_delay(sigma):
+    """It may come from a file; the difference then has the length of the longest delay."""
+    delays = Delays(4, 5, 1).double()
+    delays.sigma.fill_(sigma)
+    assert delays.span == 1
+    spikes, bias = torch.ones(8, 2, 5).double(), torch.zeros(4).double()
+    if sigma == 6:
+        results = []
+        for mode in ("auto", "dense"):
+            torch.manual_seed(0)
+            current = delays.current(spikes, torch.ones(4, 5).double(), bias, mode=mode)
+            results.append(torch.autograd.grad(current[5].sum(), delays.delay)[0])
+        torch.testing.assert_close(*results)
+    elif not math.isfinite(sigma):
+        with pytest.raises(bs.NotFiniteError, match="^delay: expected finite numbers"):
+            delays.current(spikes, torch.ones(4, 5).double(), bias)
 
 
 def test_an_empty_batch_is_refused_by_the_neurons():

@@ -82,6 +82,11 @@ def test_places_and_display_are_no_content():
     assert content("seed=7") != content()
 
 
+def test_runs_with_drawn_delays_are_others_than_those_with_spread_weights():
+    assert "delays" not in content()
+    assert content("model.max_delay=5")["delays"] == "drawn"
+
+
 @pytest.mark.parametrize(("monitor", "mode"), [("val/accuracy", "max"), ("val/loss", "min")])
 def test_early_stopping_follows_the_monitor(monitor, mode):
     callback = content("callbacks=early_stopping", f"monitor={monitor}")["callbacks"]

@@ -11,6 +11,7 @@ from blockspike.networks.classifier import hidden_sizes
 from blockspike.pretrained import NetworkFile, save_pretrained
 from blockspike.pretrained.loaded_run import load_run
 from blockspike.runs.identity import content_of
+from blockspike.runs.renamed import present_target
 from blockspike.runs.run import Run
 
 _CARD = """# {name}
@@ -73,9 +74,12 @@ def publish(cfg: DictConfig) -> Path:
         raise ValueError(f"{run.folder}: expected a tested run, got a fold of cross-validation")
     content = content_of(run.config())
     card = _card(cfg.name, run, row, content, data.n_steps)
+    model = content["model"]
+    if "_target_" in model:
+        model = model | {"_target_": present_target(model)}
     about = NetworkFile(
         data.n_inputs, data.n_classes, data.dt_ms,
-        content["model"], content["network"], content["data"],
+        model, content["network"], content["data"],
         content["data_config"], card,
     )  # fmt: skip
     folder = Path(cfg.output_dir) / "published"

@@ -119,7 +119,10 @@ def build_network(cfg: DictConfig, data: Sizes) -> SpikingClassifier:
         ValueError: a value is outside its range; names it.
     """
     if "_target_" in cfg.model:
-        model = OmegaConf.merge(cfg.model, {"_target_": present_target(cfg.model)})
+        present = {"_target_": present_target(cfg.model)}
+        if "euler" in cfg.model and cfg.model.get("detach_spikes", "") is None:  # earlier runs
+            present["detach_spikes"] = "reset" if cfg.model.euler == "symplectic" else False
+        model = OmegaConf.merge(cfg.model, present)
         assert isinstance(model, DictConfig)
         try:
             layer = _instantiate(model, "model", _partial_=True)

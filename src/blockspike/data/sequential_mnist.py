@@ -75,6 +75,14 @@ class SequentialMNISTDataModule(EventDataModule):
         self.permutation_seed = permutation_seed
         self.n_inputs = 2 * n_thresholds
 
+    def _overrides(self) -> list[str]:
+        overrides = super()._overrides()
+        if self.n_thresholds != 40:
+            overrides.append(f"data.n_thresholds={self.n_thresholds}")
+        if self.permutation_seed is not None:
+            overrides.append(f"data.permutation_seed={self.permutation_seed}")
+        return overrides
+
     def _fetch(self) -> None:
         for file in mnist_files():
             fetch(file, self.raw)
@@ -209,4 +217,5 @@ def _content(
             yield step.astype(np.uint16), unit.astype(np.uint16)
             advance(len(some))
 
+    # Times are the numbers of pixels; a reader of the file who needs a unit gets 1 ms for each.
     return SplitContent(np.array(n_events), label, chunks(), np.dtype(np.uint16), unit_s=1e-3)

@@ -74,7 +74,12 @@ class TonicDataModule(EventDataModule):
         self._dt_us = exact_us(dt_ms)
 
     def _overrides(self) -> list[str]:
-        return ["data=tonic", f"data.dataset={self.dataset}"]
+        overrides = ["data=tonic", f"data.dataset={self.dataset}"]
+        if self.test_fraction != 0.1:
+            overrides.append(f"data.test_fraction={self.test_fraction:g}")
+        if self.split_seed != 0:
+            overrides.append(f"data.split_seed={self.split_seed}")
+        return overrides
 
     def _fetch(self) -> None:
         for file in find_set(self.dataset).archives():

@@ -129,7 +129,7 @@ def _tar_within_its_folder() -> Iterator[None]:
     if not hasattr(tarfile, "data_filter"):  # Python before 3.11.4
         yield
         return
-    before = tarfile.TarFile.extraction_filter
+    before = vars(tarfile.TarFile)["extraction_filter"]
     tarfile.TarFile.extraction_filter = staticmethod(tarfile.data_filter)
     try:
         yield
@@ -224,15 +224,16 @@ def prepare_tonic(
         labels, n_classes = _numbered(
             {split: part.target for split, part in read.items()}, opened, dataset
         )
-        parts = {
-            split: part.content(labels[split], np.arange(len(labels[split])))
-            for split, part in read.items()
-        }
         if "all" in read:
             test = stratified_subset(labels["all"], test_fraction, split_seed)
             train = np.setdiff1d(np.arange(len(labels["all"])), test)
             chosen = {"train": train, "test": test}
             parts = {s: read["all"].content(labels["all"], own) for s, own in chosen.items()}
+        else:
+            parts = {
+                split: part.content(labels[split], np.arange(len(labels[split])))
+                for split, part in read.items()
+            }
         write_event_file(
             out,
             name=content_name(dataset, test_fraction, split_seed) if "all" in read else dataset,
@@ -280,7 +281,7 @@ def _read(
     units = unit_dtype(int(np.prod(found.sensor)))
     places = [path.with_suffix(suffix) for suffix in (".time", ".unit")]
     with places[0].open("wb") as times_file, places[1].open("wb") as units_file:
-        for i in range(len(recordings)):
+        for i in _in_order(recordings):
             where = f"{found.name}, {split} recording {i}"
             try:
                 events, label = recordings[i]
@@ -303,6 +304,14 @@ def _read(
         for p, k in zip(places, kinds, strict=True)
     )
     return _Spool(time, unit, np.array(n_events, np.int64), target)
+
+
+def _in_order(recordings: Any) -> list[int]:
+    """Numbers of the recordings, sorted by path where tonic takes the order of the file system."""
+    paths = recordings.data if isinstance(getattr(recordings, "data", None), list) else []
+    if len(paths) != len(recordings) or not all(isinstance(path, str | Path) for path in paths):
+        return list(range(len(recordings)))
+    return sorted(range(len(paths)), key=lambda i: Path(paths[i]).parts)
 
 
 def checked_events(

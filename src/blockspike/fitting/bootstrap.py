@@ -1,7 +1,7 @@
 """Intervals of fitted parameters: the fit is repeated on resampled trials and segments.
 
 Efron & Tibshirani 1993, "An Introduction to the Bootstrap". The voltage of one trial is
-resampled by blocks of time; Künsch 1989, Annals of Statistics 17, 1217.
+resampled by blocks of time; Carlstein 1986, Annals of Statistics 14, 1171.
 """
 
 from collections.abc import Mapping
@@ -87,7 +87,7 @@ def resample(
         current = beside([current for current, _ in part.segments(cell)])
         by_likelihood = float(parameters.escape_width[cell]) > 0
         recorded = [x[:, : len(trains), cell].numpy() for x in voltage or ()]
-        block = _blocks(recorded[1], dt_ms) if recorded else None
+        block = _blocks(recorded[1], part.first[cell], dt_ms) if recorded else None
         has_noise = by_likelihood or float(parameters.noise[cell]) > 0
         counts = _to_draw(trains, has_noise, None if block is None else int(block.max()) + 1)
         trains_of = None
@@ -146,12 +146,17 @@ def _inflation(counts: dict[str, int], by_likelihood: bool) -> float:
     return few * (OF_SIMULATED if "simulated trials" in counts else OF_RESAMPLED)[by_likelihood]
 
 
-def _blocks(weight: np.ndarray, dt_ms: float) -> np.ndarray:
-    """Number of the block of each step [T, B], of those blocks in which there is a voltage."""
+def _blocks(weight: np.ndarray, first: int, dt_ms: float) -> np.ndarray:
+    """Number of the block of each step [T, B], of those in which a voltage is fitted; else −1.
+
+    Steps before the first one that is scored are not fitted.
+    """
     n_steps, n_segments = weight.shape
     of_segment = np.arange(n_steps)[:, None] // round(_BLOCK_MS / dt_ms)
     block = of_segment * n_segments + np.arange(n_segments)
-    there = np.unique(block[weight > 0])
+    fitted = weight > 0
+    fitted[:first] = False
+    there = np.unique(block[fitted])
     return np.where(np.isin(block, there), np.searchsorted(there, block), -1)
 
 

@@ -7,6 +7,7 @@ all delays; but a synapse acts at one step instead of at all. In evaluation, del
 ones, as whole steps.
 """
 
+import math
 from functools import partial
 
 import torch
@@ -27,7 +28,7 @@ from blockspike.neurons.autograd import differentiable_once, in_full_precision, 
 from blockspike.neurons.cpu import delays as cpu
 from blockspike.neurons.cpu.events import SpikeEvents, delayed_event_currents
 from blockspike.neurons.events import EventBatch
-from blockspike.neurons.trace import needs_gradient
+from blockspike.neurons.trace import NotFiniteError, needs_gradient
 
 LAST_SIGMA = 0.5
 """Final σ of the Gaussian, in steps."""
@@ -38,7 +39,7 @@ MOST_TAPS = 6
 
 
 class Delays(BoundedParameters):
-    """Learned delays of the synapses from n_inputs units to n_units, drawn uniformly at first.
+    """Learned delays of the synapses from n_inputs units to n_units, uniform at first.
 
     Attributes:
         delay: [n_units, n_inputs], learned, as a fraction of `max_delay`, 0 to 1.
@@ -74,12 +75,12 @@ class Delays(BoundedParameters):
 
     @property
     def span(self) -> int:
-        """Steps of the difference that is the delays' gradient: σ, rounded, but at least one.
+        """Steps of the difference that is the delays' gradient: σ, rounded, from 1 to `max_delay`.
 
         A difference over σ hardly blurs the mean loss more than the Gaussian does, and differs much
         less from draw to draw than one over a single step.
         """
-        return max(1, round(self.sigma.item()))
+        return int(self.sigma.nan_to_num(1.0).clamp(1, self.max_delay).round())
 
     def drawn(self) -> Tensor:
         """Draw a delay for each synapse, in steps [n_units, n_inputs], differentiable.
@@ -92,7 +93,8 @@ class Delays(BoundedParameters):
         chance = torch.rand(mean.shape, dtype=torch.float32, device=mean.device)  # in any precision
         share = below + chance * (up_to - below)
         tiny = torch.finfo(mean.dtype).eps
-        return mean + self.sigma * torch.special.ndtri(share.clamp(tiny, 1 - tiny))
+        quantile = math.sqrt(2) * torch.erfinv(2 * share.clamp(tiny, 1 - tiny) - 1)
+        return mean + self.sigma * quantile
 
     def current(
         self,
@@ -110,27 +112,40 @@ class Delays(BoundedParameters):
         Args:
             spikes, bias, events: see `synaptic_current`.
             weight: [n_units, n_inputs].
-            mode: see `synaptic_current`; with "dense" the current can be differentiated twice.
+            mode: see `synaptic_current`. In training only "dense" matters: a convolution, as on a
+                GPU, that can be differentiated twice.
 
         Returns:
             Current [T, B, n_units].
+
+        Raises:
+            NotFiniteError: a delay is NaN in training on the CPU; elsewhere the current is.
         """
         check_synapses(spikes, weight[None], bias, mode, events)
         spikes = with_type_of(weight, spikes)
         dense = None if isinstance(spikes, EventBatch) else spikes
         is_sparse = dense is None or events is not None
-        on_cpu = weight.device.type == "cpu" and mode != "dense" and not is_transformed()
+        each_at_its_delay = (
+            weight.device.type == "cpu"
+            and mode != "dense"
+            and not is_transformed()
+            and 0 not in spikes.shape
+        )
         if not self.training:
-            if on_cpu and is_sparse and not needs_gradient(dense, weight, bias):
-                return delayed_current(spikes, weight, bias, self.steps(), events)
-            delay = self.steps().to(weight.dtype)
+            steps, span = self.steps(), 1
+            if not each_at_its_delay:
+                all_steps = torch.arange(self.max_delay + 1, device=steps.device)
+                shares = all_steps[:, None, None] == steps
+                return synaptic_current(spikes, weight * shares, bias, events=events, mode=mode)
+            if is_sparse and not needs_gradient(dense, weight, bias):
+                return delayed_current(spikes, weight, bias, steps, events)
+            delay = steps.to(weight.dtype)
         else:
-            delay = self.drawn()
+            delay, span = self.drawn(), self.span
         dense = spikes.dense(weight.dtype) if isinstance(spikes, EventBatch) else spikes
-        if on_cpu and dense.numel():
-            return _of_lanes(dense, weight, delay, bias, self.max_delay, self.span)
-        kernel = weight * taps(delay, self.max_delay, self.span)
-        return _of_taps(dense, kernel, bias, self.span)
+        if each_at_its_delay:
+            return _of_lanes(dense, weight, delay, bias, self.max_delay, span)
+        return _of_taps(dense, weight * taps(delay, self.max_delay, span), bias, span)
 
 
 def taps(delay: Tensor, most: int, span: int) -> Tensor:
@@ -163,6 +178,8 @@ def _of_lanes(
     spikes: Tensor, weight: Tensor, delay: Tensor, bias: Tensor, most: int, span: int
 ) -> Tensor:
     """Current of spikes [T, B, K] on the CPU, each synapse at its delay."""
+    if not bool(delay.isfinite().all()):
+        raise NotFiniteError("delay: expected finite numbers, got NaN or Inf")
     steps = _rounded(delay, most)
     return _DelayedCurrent.apply(spikes, weight, delay, bias, steps, most, span)  # pyright: ignore
 

@@ -43,8 +43,13 @@ class RandomStartLayer(NeuronLayer):
         """The current [T, B, n_units] with what recurrent weights deliver of the spikes before."""
         options = self.simulation_options
         weight, last = options["recurrent_weight"], options["recurrent_delay"] - 1
-        if weight is None or last >= len(current):
+        if weight is None:
             return current
+        if last >= len(current):
+            raise ValueError(
+                f"current: expected at least recurrent_delay = {last + 1} steps with random_start, "
+                f"got {len(current)}"
+            )
         index = torch.tensor([last], device=current.device)
         return current.index_add(0, index, F.linear(spikes, weight)[None].to(current.dtype))
 

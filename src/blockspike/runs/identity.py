@@ -66,6 +66,8 @@ def content_of(cfg: DictConfig) -> dict[str, Any]:
         content["model"]["_target_"] = former_target(str(target))
     if not is_fit(cfg) and (content.get("optimizer") or {}).get("weight_decay"):
         content["decays"] = "weights"  # in earlier versions, all parameters
+    if (content.get("model") or {}).get("max_delay"):
+        content["delays"] = "drawn"  # in earlier versions, weights were spread over all delays
     for key in ("n_bootstrap", "init_from"):
         if not content.get(key):
             content.pop(key, None)

@@ -67,7 +67,10 @@ def kernel_part(function: Callable) -> Callable:
 
 
 def kernel_with_fma(function: Callable) -> Callable:
-    """Compile as `kernel` does, but let a·b + c round once (FMA); for gradients only."""
+    """Compile as `kernel` does, but let a·b + c round once (FMA).
+
+    For gradients, and for products with delays, whose sums have an order of their own anyway.
+    """
     return numba.njit(cache=True, error_model="numpy", nogil=True, fastmath={"contract"})(function)
 
 
