@@ -44,7 +44,7 @@ demo: setup ## train on the shipped N-MNIST recordings (≤ 5 min), test and dra
 	$(BIN)/blockspike evaluate run=$(OUTPUTS)/demo/default/seed=0
 	$(BIN)/blockspike figures run=$(OUTPUTS)/demo/default/seed=0
 
-test: setup ## the tests to run before a commit (under 8 minutes, no network)
+test: setup ## the tests to run before a commit (ten minutes on two cores, no network)
 	$(BIN)/python -m pytest -m 'not slow' -n 2 --dist loadfile $(TESTS)
 
 test-slow: setup ## all other tests: kills, launchers, pages, browser, whole grids (a quarter of an hour)
