@@ -168,6 +168,7 @@ def test_kernels_take_half_precision_under_autocast(dtype):
     assert torch.equal(convolved, causal_convolution(current, weight[None]))
 
 
+@pytest.mark.slow
 def test_fitting_under_autocast_and_in_float64():
     torch.manual_seed(0)
     current, target = 1 + torch.randn(200, 1, 2), (torch.rand(200, 1, 2) < 0.1).float()

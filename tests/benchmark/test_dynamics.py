@@ -77,6 +77,7 @@ def test_methods_agree(model, recurrent):
     dynamics.check(size, methods_for(size))
 
 
+@pytest.mark.slow
 def test_rows_are_complete(monkeypatch):
     monkeypatch.setattr(dynamics, "SIZES", (SIZE, replace(SIZE, arp_steps=0, model="adLIF")))
     first, second = pieces("dynamics", Options(rounds=2))

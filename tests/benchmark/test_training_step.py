@@ -128,6 +128,7 @@ def test_contenders_take_turns(monkeypatch, batches):
     assert all(c[0] is t[0] and c[1] is t[1] for c, t in zip(calls, turns, strict=True))
 
 
+@pytest.mark.slow
 def test_contenders_and_floor(task):
     names = [*METHODS, training_step.SCAN]
     rows = training_step.compare(task, names)

@@ -573,6 +573,7 @@ def lost(*starts: int) -> Callable[[Any], None]:
     return do
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loss", get_args(FittingLoss))
 def test_a_cell_without_a_start_left_stops_the_fit(tmp_path, capsys, loss):
     said = fit_stopped(fit_module(lost(4, 5, 6, 7), loss=loss), tmp_path)
