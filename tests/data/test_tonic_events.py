@@ -127,7 +127,8 @@ def test_a_set_without_a_division_is_divided_by_seed(tmp_path, monkeypatch):
 
     def in_another_order(*args):  # as another file system may list the files
         found = opened(*args)
-        found.data.reverse(), found.targets.reverse()
+        found.data.reverse()
+        found.targets.reverse()
         return found
 
     monkeypatch.setattr(TonicSet, "_opened", in_another_order)
