@@ -275,6 +275,7 @@ def test_lightning_trains_in(precision, input_events):
     assert trainer.callback_metrics["val/loss"].isfinite()
 
 
+@pytest.mark.slow
 def test_squared_distances_and_fits_of_half_precision_use_single():
     spikes, target = torch.rand(9, 2, 4).round(), torch.rand(9, 2, 4).round()
     expected = squared_distance(spikes, target, 0.9, Window(0, 9, 9))[0]

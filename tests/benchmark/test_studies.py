@@ -69,6 +69,7 @@ def fail_to_make():
     raise ImportError("no module named snntorch")
 
 
+@pytest.mark.slow
 def test_failed_and_slow_contenders_get_a_row(monkeypatch):
     monkeypatch.setattr(studies, "_start_peer", lambda name, size, device: Remote(fail_to_make))
     options = replace(SMALL, contenders=("fused", "standard", "snnTorch"), longest_turn_s=0.0)

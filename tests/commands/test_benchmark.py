@@ -90,6 +90,7 @@ def test_bad_input_is_named(blockspike, override, message):
     assert done.returncode == 2 and message in done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("floor", "code"), [(1e-9, 0), (1e9, 1)])
 def test_the_guard_has_an_exit_code(blockspike, monkeypatch, floor, code):
     monkeypatch.setattr(guard, "_SHAPE", (6, 2, 20))

@@ -65,6 +65,7 @@ def test_no_replicates_no_intervals(folder: Path, monkeypatch: pytest.MonkeyPatc
     assert "rheobase_pa" in row
 
 
+@pytest.mark.slow
 def test_a_fit_killed_between_its_replicates_gives_the_same_intervals(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ):

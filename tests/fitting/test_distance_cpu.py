@@ -62,6 +62,7 @@ def test_equal_in_float64(surrogate, arp_ms, n_cells, n_starts, n_steps, n_trial
         assert all(g.abs().max() > 0 for g in fused[2:])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "parts",
     mostly_slow([{}, {"partial_reset": True, "threshold_coupling": True}], lambda parts: not parts),

@@ -111,6 +111,7 @@ def test_neurons_do_not_depend_on_others_in_the_fit(cells):
         torch.testing.assert_close(alone.best_distance[0], together.best_distance[cell])
 
 
+@pytest.mark.slow
 def test_our_recipe_finds_neurons_that_predict_new_current(cells):
     module = ours(n_starts=48, n_epochs=80)
     fit(module, batch_of(cells), 80)

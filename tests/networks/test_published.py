@@ -113,6 +113,7 @@ def test_simulating_again_in_pieces_draws_the_same_start(kind):
         torch.testing.assert_close(pieces, whole, rtol=1e-8, atol=1e-11)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", LAYERS)
 def test_training_in_mixed_precision(kind):
     torch.manual_seed(0)

@@ -1,5 +1,6 @@
 """Random inputs for `alif`, and comparisons of results, shared by the tests of the neurons."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 from unittest.mock import patch
@@ -107,18 +108,34 @@ def assert_gradient_alone(simulate, inputs: dict[str, Any], name: str) -> None:
     assert_close(grad, expected, 1e-9, name)
 
 
+class BoxcarSpike(torch.autograd.Function):
+    """S = [x > 0], with gradient 1 where −0.5 < x ≤ 0.5."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return (x > 0).to(x.dtype)
+
+    @staticmethod
+    def backward(ctx, *grads: Tensor):
+        (x,) = ctx.saved_tensors
+        return grads[0] * ((x > -0.5) & (x <= 0.5))
+
+
 def cotangent(spikes: Tensor, seed: int = 1) -> Tensor:
     """A random gradient of the loss with respect to `spikes`."""
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(spikes.shape, generator=generator, dtype=torch.float64).to(spikes)
 
 
-def run(inputs: dict[str, Any], *, seed: int = 1, **options) -> tuple[Tensor, dict[str, Any]]:
-    """Spikes, and the gradient of every input (zeros if there is none)."""
+def run(
+    inputs: dict[str, Any], *, of: Callable[..., SpikeTrace] | None = None, seed: int = 1, **options
+) -> tuple[Tensor, dict[str, Any]]:
+    """Spikes `of` neurons (None: ALIF), and the gradient of every input (zeros if none)."""
     leaves: dict[str, Any] = {
         name: value.detach().requires_grad_() for name, value in inputs.items()
     }
-    spikes = alif(**leaves, **options).spikes
+    spikes = (of or alif)(**leaves, **options).spikes
     spikes.backward(cotangent(spikes, seed))
     grads = {
         name: torch.zeros_like(leaf) if leaf.grad is None else leaf.grad
@@ -148,6 +165,16 @@ def assert_same_result(actual, expected, rtol: float = 0.0) -> None:
     scale = expected[1]["current"].abs().max().item()
     for name, grad in expected[1].items():
         assert_close(actual[1][name], grad, rtol, name, scale)
+
+
+def check_kernels(
+    of: Callable[..., SpikeTrace], inputs: dict[str, Tensor], rtol: float,
+    rates: tuple[float, float], **options: Any,
+) -> None:  # fmt: skip
+    """Assert that both methods `of` neurons agree, and that spikes per step are within `rates`."""
+    expected = run(inputs, of=of, method="standard", **options)
+    assert rates[0] < expected[0].mean() < rates[1]
+    assert_same_result(run(inputs, of=of, method="fused", **options), expected, rtol)
 
 
 def least_step(drive, parameters, constants, state, fire):

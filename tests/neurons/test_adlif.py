@@ -4,25 +4,20 @@ from typing import Any
 
 import pytest
 import torch
-from neuron_cases import DETACHED, DTYPES, OTHER_SURROGATES, SURROGATES, assert_close, cotangent
+from neuron_cases import (
+    DETACHED,
+    DTYPES,
+    OTHER_SURROGATES,
+    SURROGATES,
+    BoxcarSpike,
+    assert_close,
+    check_kernels,
+    cotangent,
+)
 from torch import Tensor
 
 import blockspike as bs
 from tiers import mostly_slow
-
-
-class BoxcarSpike(torch.autograd.Function):
-    """S = [x > 0], with gradient 1 where −0.5 < x ≤ 0.5."""
-
-    @staticmethod
-    def forward(ctx, x: Tensor) -> Tensor:
-        ctx.save_for_backward(x)
-        return (x > 0).to(x.dtype)
-
-    @staticmethod
-    def backward(ctx, *grads: Tensor):
-        (x,) = ctx.saved_tensors
-        return grads[0] * ((x > -0.5) & (x <= 0.5))
 
 
 def published(
@@ -115,30 +110,10 @@ def test_equations_in_plain_numbers(method):
     assert last["adaptation"].item() == pytest.approx(beta * w + a * u + b * s)
 
 
-def run(inputs: dict[str, Tensor], **options: Any) -> tuple[Tensor, dict[str, Tensor]]:
-    leaves = {name: value.detach().clone().requires_grad_() for name, value in inputs.items()}
-    spikes = bs.adlif(**leaves, **options).spikes
-    grads = torch.autograd.grad(
-        spikes, list(leaves.values()), cotangent(spikes), materialize_grads=True
-    )
-    return spikes.detach(), dict(zip(leaves, grads, strict=True))
-
-
 def make_inputs(shape: tuple[int, int, int], delay: int) -> dict[str, Any]:
     """Tensor arguments of `adlif`; delay 0 = no recurrence."""
     inputs = made(shape, delay > 0)
     return {name: x.detach() for name, x in inputs.items() if name not in ("u", "w", "s")}
-
-
-def check(inputs: dict[str, Tensor], rtol: float, **options: Any) -> None:
-    """Assert that kernels and loop have the same spikes and gradients."""
-    expected, grads = run(inputs, method="standard", **options)
-    assert 0.05 < expected.mean() < 0.9
-    spikes, ours = run(inputs, method="fused", **options)
-    assert torch.equal(spikes, expected)
-    scale = grads["current"].abs().max().item()
-    for name, grad in grads.items():
-        assert_close(ours[name], grad, rtol, name, scale)
 
 
 @pytest.mark.parametrize("detach_spikes", DETACHED)
@@ -146,7 +121,14 @@ def check(inputs: dict[str, Tensor], rtol: float, **options: Any) -> None:
 @pytest.mark.parametrize("shape", [(65, 2, 17), (40, 3, 130)])
 def test_fused_equals_the_loop(shape, delay, detach_spikes):
     inputs = make_inputs(shape, delay)
-    check(inputs, 1e-9, recurrent_delay=max(delay, 1), detach_spikes=detach_spikes)
+    check_kernels(
+        bs.adlif,
+        inputs,
+        1e-9,
+        (0.05, 0.9),
+        recurrent_delay=max(delay, 1),
+        detach_spikes=detach_spikes,
+    )
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -158,7 +140,7 @@ def test_fused_equals_the_loop(shape, delay, detach_spikes):
 def test_every_surrogate_and_type(surrogate, dtype):
     inputs = {name: x.to(dtype) for name, x in make_inputs((30, 2, 20), 0).items()}
     rtol = 1e-9 if dtype == torch.float64 else 1e-4
-    check(inputs, rtol, surrogate=surrogate)
+    check_kernels(bs.adlif, inputs, rtol, (0.05, 0.9), surrogate=surrogate)
 
 
 @pytest.mark.parametrize("method", ["standard", "fused"])

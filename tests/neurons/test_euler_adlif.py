@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from neuron_cases import DETACHED, DTYPES, SURROGATES, assert_close, cotangent
+from neuron_cases import DETACHED, DTYPES, SURROGATES, check_kernels
 from torch import Tensor
 
 from blockspike.neurons import MultiGaussian, NotFiniteError
@@ -34,26 +34,6 @@ def make_inputs(
         weight = torch.randn(n, n, generator=generator, dtype=torch.float64)
         inputs["recurrent_weight"] = 2 * weight / n**0.5
     return {name: value.to(dtype) for name, value in inputs.items()}
-
-
-def run(inputs: dict[str, Tensor], **options: Any) -> tuple[Tensor, dict[str, Tensor]]:
-    leaves = {name: value.clone().requires_grad_() for name, value in inputs.items()}
-    spikes = euler_adlif(**leaves, **options).spikes
-    spikes.backward(cotangent(spikes))
-    zero = torch.zeros_like
-    grads = {k: zero(leaf) if leaf.grad is None else leaf.grad for k, leaf in leaves.items()}
-    return spikes.detach(), grads
-
-
-def check(inputs: dict[str, Tensor], rtol: float, **options: Any) -> None:
-    spikes, grads = run(inputs, method="standard", **options)
-    assert 0.02 < spikes.mean() < 0.6
-    ours, our_grads = run(inputs, method="fused", **options)
-    assert torch.equal(ours, spikes)
-    assert our_grads.keys() == grads.keys() == inputs.keys()
-    scale = grads["current"].abs().max().item()
-    for name, grad in grads.items():
-        assert_close(our_grads[name], grad, rtol, name, scale)
 
 
 @pytest.mark.parametrize("method", ["standard", "fused"])
@@ -96,9 +76,9 @@ def test_equations_in_plain_numbers(euler, method):
 @pytest.mark.parametrize("euler", EULERS)
 def test_fused_equals_the_loop(euler, shape, delay, detach_spikes):
     inputs = make_inputs(shape, recurrent=delay > 0)
-    check(
-        inputs, 1e-9, euler=euler, recurrent_delay=max(delay, 1), detach_spikes=detach_spikes,
-        q=12.0,
+    check_kernels(
+        euler_adlif, inputs, 1e-9, (0.02, 0.6), euler=euler, recurrent_delay=max(delay, 1),
+        detach_spikes=detach_spikes, q=12.0,
     )  # fmt: skip
 
 
@@ -112,7 +92,16 @@ def test_fused_equals_the_loop(euler, shape, delay, detach_spikes):
 def test_every_surrogate_and_type(euler, dtype, surrogate):
     rtol = 1e-9 if dtype == torch.float64 else 1e-4
     inputs = make_inputs((50, 2, 20), dtype=dtype)
-    check(inputs, rtol, euler=euler, surrogate=surrogate, detach_spikes=False, q=12.0)
+    check_kernels(
+        euler_adlif,
+        inputs,
+        rtol,
+        (0.02, 0.6),
+        euler=euler,
+        surrogate=surrogate,
+        detach_spikes=False,
+        q=12.0,
+    )
 
 
 @pytest.mark.parametrize(

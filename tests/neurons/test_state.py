@@ -136,6 +136,7 @@ def cut_simulations(draw):
     return case, [n * cut for cut in sorted(cuts)]
 
 
+@pytest.mark.slow
 @settings(max_examples=150, deadline=None)
 @given(cut_simulations())
 def test_the_whole_from_its_parts(drawn):

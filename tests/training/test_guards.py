@@ -507,6 +507,7 @@ def fit_replayed(module, tmp_path) -> str:
     return FittingGuard(tmp_path / "x", CELLS).replay(tmp_path / "bad.ckpt", module, trainer_of())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", ["current", "target"])
 def test_data_of_a_fit(tmp_path, part):
     batch = fit_batch()
@@ -582,6 +583,7 @@ def test_a_cell_without_a_start_left_stops_the_fit(tmp_path, capsys, loss):
     assert "every number is finite here" in fit_replayed(fit_module(loss=loss), tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loss", get_args(FittingLoss))
 def test_a_lost_start_is_named_and_its_cell_survives(tmp_path, capsys, loss):
     module = fit_module(lost(5), loss=loss, patience=2, resample_every=2)

@@ -30,7 +30,7 @@ from blockspike.fitting.population import NeuronPopulation, PaperPopulation, Phy
 from blockspike.fitting.synthetic_cells import SyntheticCells
 from blockspike.networks.classifier import SpikingClassifier
 from blockspike.networks.layers import ALIFLayer, EulerAdLIFLayer, LayerOptions, NeuronLayer
-from blockspike.networks.published import AdLIFLayer, CSiLIFLayer, RandomStartLayer
+from blockspike.networks.published import AdLIFLayer, CSiLIFLayer, PublishedLayer
 from blockspike.training.callbacks import mode_of
 
 _DATA = {
@@ -57,7 +57,7 @@ _PASSED_ON: dict[type, type] = {
     EventDataModule: EventDataModule,
     RecordingsDataModule: RecordingsDataModule,
     NeuronLayer: LayerOptions,
-    RandomStartLayer: LayerOptions,
+    PublishedLayer: LayerOptions,
 }
 _TARGET = ("_target_", str, dataclasses.field(default=MISSING))
 _FROM_DATA = ("self", "n_inputs", "n_units", "n_classes", "dt_ms")

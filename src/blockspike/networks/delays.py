@@ -26,7 +26,7 @@ from blockspike.networks.synapses import (
 )
 from blockspike.neurons.autograd import differentiable_once, in_full_precision, is_transformed
 from blockspike.neurons.cpu import delays as cpu
-from blockspike.neurons.cpu.events import SpikeEvents, delayed_event_currents
+from blockspike.neurons.cpu.events import SpikeEvents
 from blockspike.neurons.events import EventBatch
 from blockspike.neurons.trace import NotFiniteError, needs_gradient
 
@@ -180,8 +180,7 @@ def _of_lanes(
     """Current of spikes [T, B, K] on the CPU, each synapse at its delay."""
     if not bool(delay.isfinite().all()):
         raise NotFiniteError("delay: expected finite numbers, got NaN or Inf")
-    steps = _rounded(delay, most)
-    return _DelayedCurrent.apply(spikes, weight, delay, bias, steps, most, span)  # pyright: ignore
+    return _DelayedCurrent.apply(spikes, weight, delay, bias, most, span)  # pyright: ignore
 
 
 class _DelayedCurrent(torch.autograd.Function):
@@ -190,14 +189,14 @@ class _DelayedCurrent(torch.autograd.Function):
         ctx,
         spikes: Tensor,
         weight: Tensor,
-        delay: Tensor,  # pyright: ignore[reportUnusedParameter]
+        delay: Tensor,
         bias: Tensor,
-        steps: Tensor,
         most: int,
         span: int,
     ):
         ctx.most, ctx.span, ctx.shape = most, span, spikes.shape
         n_steps, batch_size, _ = spikes.shape
+        steps = _rounded(delay, most)
         spikes = cpu.to_lanes(spikes, before=most, after=span)
         ctx.save_for_backward(spikes, weight, steps)
         summed = cpu.sum_shifted(spikes, weight, most - steps, n_steps)
@@ -219,7 +218,7 @@ class _DelayedCurrent(torch.autograd.Function):
             grad_delay = weight * change / (2 * span)
         if ctx.needs_input_grad[3]:
             grad_bias = grads[0].sum((0, 1))
-        return grad_spikes, grad_weight, grad_delay, grad_bias, None, None, None
+        return grad_spikes, grad_weight, grad_delay, grad_bias, None, None
 
 
 def delayed_current(
@@ -259,5 +258,5 @@ def _delayed(weight: Tensor, delay: Tensor, events: EventBatch, bias: Tensor) ->
     n_steps, batch_size, _ = events.shape
     out = weight.new_empty(n_steps, batch_size, len(bias), requires_grad=False)
     arrays = (events.row_ptr, events.unit, weight.T, delay.T, bias, out)
-    delayed_event_currents(*(x.detach().contiguous().numpy() for x in arrays))
+    cpu.delayed_event_currents(*(x.detach().contiguous().numpy() for x in arrays))
     return out

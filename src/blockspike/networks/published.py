@@ -11,16 +11,26 @@ from blockspike.networks.bounded import Bounds
 from blockspike.networks.layers import NeuronLayer
 from blockspike.neurons.adlif import adlif
 from blockspike.neurons.c_silif import c_silif
-from blockspike.neurons.spec import Detach
 from blockspike.neurons.state import State
-from blockspike.neurons.surrogate import Boxcar, Surrogate
+from blockspike.neurons.surrogate import Boxcar
 from blockspike.neurons.trace import SpikeTrace
 
 
-class RandomStartLayer(NeuronLayer):
-    """Layer whose neurons start in training from random states and spikes."""
+class PublishedLayer(NeuronLayer):
+    """Layer with the authors' options, whose neurons start in training from random states.
 
-    random_start: bool
+    Args:
+        n_inputs, n_units: see `NeuronLayer`.
+        random_start: whether states and spikes of each sample start as U(0, 1) in training, unless
+            a state is given. They are drawn by PyTorch's generator.
+        **options: see `LayerOptions`. By default currents are normalised, the surrogate is the
+            boxcar, nothing is detached, and recurrence takes a step, as in the authors' code.
+    """
+
+    def __init__(self, n_inputs: int, n_units: int, *, random_start: bool, **options: Any):
+        of_authors = {"batch_norm": True, "surrogate": Boxcar(), "detach_spikes": False}
+        super().__init__(n_inputs, n_units, **of_authors | {"recurrent_delay": 1} | options)
+        self.random_start = random_start
 
     def simulate(self, current: Tensor, state: State | None) -> SpikeTrace:
         """Simulate the neurons for a synaptic current [T, B, n_units]."""
@@ -54,7 +64,7 @@ class RandomStartLayer(NeuronLayer):
         return current.index_add(0, index, F.linear(spikes, weight)[None].to(current.dtype))
 
 
-class AdLIFLayer(RandomStartLayer):
+class AdLIFLayer(PublishedLayer):
     """Synapses and one population of adLIF neurons, or RadLIF neurons if they are recurrent.
 
     Equations: neurons/adlif/README.md. As in the code of Bittar & Garner 2022, parameters start
@@ -71,11 +81,8 @@ class AdLIFLayer(RandomStartLayer):
         tau_membrane_steps, tau_adaptation_steps: ranges of the time constants in steps;
             α = exp(−1/τ).
         a, b: ranges of the couplings to membrane and spike.
-        random_start: whether u, w and s of each sample start as U(0, 1) in training, unless a
-            state is given. They are drawn by PyTorch's generator.
-        recurrent_delay: delay of the recurrent synapses in steps.
-        batch_norm, surrogate, detach_spikes: see `LayerOptions`; the authors' by default.
-        **options: see `LayerOptions`; `method` is "fused" or "standard".
+        random_start, **options: see `PublishedLayer`; random are u, w and s. `method` is "fused" or
+            "standard".
 
     Raises:
         ValueError: a value outside its range, naming the argument.
@@ -105,16 +112,9 @@ class AdLIFLayer(RandomStartLayer):
         a: Bounds = (-1.0, 1.0),
         b: Bounds = (0.0, 2.0),
         random_start: bool = True,
-        recurrent_delay: int = 1,
-        batch_norm: bool = True,
-        surrogate: Surrogate = Boxcar(),  # noqa: B008 (frozen)
-        detach_spikes: Detach = False,
         **options: Any,
     ):
-        options |= {"recurrent_delay": recurrent_delay, "batch_norm": batch_norm}
-        options |= {"surrogate": surrogate, "detach_spikes": detach_spikes}
-        super().__init__(n_inputs, n_units, **options)
-        self.random_start = random_start
+        super().__init__(n_inputs, n_units, random_start=random_start, **options)
         if self.recurrent_weight is not None:
             nn.init.orthogonal_(self.recurrent_weight)
         for name, argument, limits in (
@@ -150,7 +150,7 @@ class AdLIFLayer(RandomStartLayer):
         return adlif(current, *neurons, state=state, **self.simulation_options)
 
 
-class CSiLIFLayer(RandomStartLayer):
+class CSiLIFLayer(PublishedLayer):
     """Synapses and one population of C-SiLIF neurons.
 
     Equations: neurons/c_silif/README.md. As in the code of Fabre et al. 2025, the logarithms of
@@ -165,12 +165,9 @@ class CSiLIFLayer(RandomStartLayer):
         rate: initial decay rate of every neuron, per unit of time.
         frequency: initial angular frequency of every neuron in radians per unit of time.
         time_step: range of the initial time steps in units of time.
-        random_start: whether real and imaginary part and s of each sample start as U(0, 1) in
-            training, unless a state is given. They are drawn by PyTorch's generator.
         recurrent: whether the layer has all-to-all recurrence; the authors' has none.
-        recurrent_delay: delay of the recurrent synapses in steps.
-        batch_norm, surrogate, detach_spikes: see `LayerOptions`; the authors' by default.
-        **options: see `LayerOptions`; `method` is "fused" or "standard".
+        random_start, **options: see `PublishedLayer`; random are real and imaginary part and s.
+            `method` is "fused" or "standard".
 
     Raises:
         ValueError: a value outside its range, naming the argument.
@@ -193,23 +190,17 @@ class CSiLIFLayer(RandomStartLayer):
         rate: float = 0.5,
         frequency: float = math.pi,
         time_step: Bounds = (0.01, 0.5),
-        random_start: bool = True,
         recurrent: bool = False,
-        recurrent_delay: int = 1,
-        batch_norm: bool = True,
-        surrogate: Surrogate = Boxcar(),  # noqa: B008 (frozen)
-        detach_spikes: Detach = False,
+        random_start: bool = True,
         **options: Any,
     ):
-        options |= {"recurrent": recurrent, "recurrent_delay": recurrent_delay}
-        options |= {"batch_norm": batch_norm, "surrogate": surrogate}
-        super().__init__(n_inputs, n_units, detach_spikes=detach_spikes, **options)
+        options["recurrent"] = recurrent
+        super().__init__(n_inputs, n_units, random_start=random_start, **options)
         if not 0 < rate < math.inf:
             raise ValueError(f"rate: expected a finite value > 0, got {rate}")
         if not math.isfinite(frequency):
             raise ValueError(f"frequency: expected a finite value, got {frequency}")
         low, high = _range("time_step", time_step, above=0.0)
-        self.random_start = random_start
         self.log_rate = nn.Parameter(torch.full((n_units,), math.log(rate)))
         self.log_time_step = nn.Parameter(_uniform(n_units, math.log(low), math.log(high)))
         self.frequency = nn.Parameter(torch.full((n_units,), float(frequency)))

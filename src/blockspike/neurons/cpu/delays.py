@@ -1,8 +1,8 @@
-"""Dense products on the CPU in which each synapse has a delay of its own.
+"""Products on the CPU in which each synapse has a delay of its own, dense or event by event.
 
-Vectors hold neighbouring samples: array [block, unit, step, sample in the block], each block as
-many samples as a vector has lanes. A delay then moves whole vectors, so that a synapse costs about
-twice what it costs in a matrix product. PyTorch aligns these arrays to vectors.
+In the dense ones vectors hold neighbouring samples: array [block, unit, step, sample in the block],
+each block as many samples as a vector has lanes. A delay then moves whole vectors, and a synapse
+costs about twice what it costs in a matrix product. PyTorch aligns these arrays to vectors.
 """
 
 import numpy as np
@@ -144,10 +144,8 @@ def _correlate(first, last, early, late, shift, sums, changes, n_steps, span):
                             offset = step * lanes
                             own = load_each(early, places, offset)
                             at = start + offset
-                            before, here = (
-                                load_lanes(late, at, lanes),
-                                load_lanes(late, at + ahead, lanes),
-                            )
+                            before = load_lanes(late, at, lanes)
+                            here = load_lanes(late, at + ahead, lanes)
                             after = load_lanes(late, at + ahead + ahead, lanes)
                             total = add_scaled(total, here, own)
                             change = add_scaled(change, after - before, own)
@@ -187,3 +185,42 @@ def _gather_samples(first, last, x, bias, out):
                     for unit in range(start, min(start + _NEAR, n_units)):
                         value = bias[unit] + x[block, unit, t, sample]
                         out[t, block * lanes + sample, unit] = value
+
+
+def delayed_event_currents(
+    row_ptr: np.ndarray,
+    unit: np.ndarray,
+    weight_t: np.ndarray,
+    delay_t: np.ndarray,
+    bias: np.ndarray,
+    out: np.ndarray,
+) -> None:
+    """Add bias, and weight_t[k, n] to out[t + delay_t[k, n], b, n] for events of unit k at (t, b).
+
+    Args:
+        row_ptr, unit: the events, T·B rows.
+        weight_t: [K, N].
+        delay_t: int64 [K, N] in steps, ≥ 0.
+        bias: [N].
+        out: [T, B, N], overwritten.
+    """
+    offset = (delay_t * len(bias) + np.arange(len(bias))).astype(np.uint64)
+    reach = int(delay_t.max(initial=0)) + 1
+    run(_delayed, out.shape[1], row_ptr, unit, weight_t, offset, bias, reach, out)
+
+
+@kernel
+def _delayed(first, last, row_ptr, unit, weight_t, offset, bias, reach, out):
+    n_steps, batch_size, n_units = out.shape
+    coming = np.empty((n_steps + reach) * n_units, out.dtype)  # input arriving at each step
+    for sample in range(first, last):
+        coming[:] = 0
+        for t in range(n_steps):
+            row = t * batch_size + sample
+            now = coming[t * n_units :]
+            for event in range(row_ptr[row], row_ptr[row + 1]):
+                k = unit[event]
+                for i in range(n_units):
+                    now[offset[k, i]] += weight_t[k, i]
+            for i in range(n_units):
+                out[t, sample, i] = bias[i] + now[i]

@@ -140,45 +140,6 @@ def _event_currents(start, stop, row_ptr, unit, weight_t, bias, lag_rows, out):
                 sum_rows(out, at, rows, unit, first, last, out, at, n)
 
 
-def delayed_event_currents(
-    row_ptr: np.ndarray,
-    unit: np.ndarray,
-    weight_t: np.ndarray,
-    delay_t: np.ndarray,
-    bias: np.ndarray,
-    out: np.ndarray,
-) -> None:
-    """Add bias, and weight_t[k, n] to out[t + delay_t[k, n], b, n] for events of unit k at (t, b).
-
-    Args:
-        row_ptr, unit: the events, T·B rows.
-        weight_t: [K, N].
-        delay_t: int64 [K, N] in steps, ≥ 0.
-        bias: [N].
-        out: [T, B, N], overwritten.
-    """
-    offset = (delay_t * len(bias) + np.arange(len(bias))).astype(np.uint64)
-    reach = int(delay_t.max(initial=0)) + 1
-    run(_delayed, out.shape[1], row_ptr, unit, weight_t, offset, bias, reach, out)
-
-
-@kernel
-def _delayed(first, last, row_ptr, unit, weight_t, offset, bias, reach, out):
-    n_steps, batch_size, n_units = out.shape
-    coming = np.empty((n_steps + reach) * n_units, out.dtype)  # input arriving at each step
-    for sample in range(first, last):
-        coming[:] = 0
-        for t in range(n_steps):
-            row = t * batch_size + sample
-            now = coming[t * n_units :]
-            for event in range(row_ptr[row], row_ptr[row + 1]):
-                k = unit[event]
-                for i in range(n_units):
-                    now[offset[k, i]] += weight_t[k, i]
-            for i in range(n_units):
-                out[t, sample, i] = bias[i] + now[i]
-
-
 def event_weight_gradient(
     row_ptr: np.ndarray,
     unit: np.ndarray,
