@@ -39,6 +39,7 @@ from neuron_cases import (
     assert_close,
     assert_gradient_alone,
     assert_same_result,
+    check_kernels,
     cotangent,
     run,
 )
@@ -46,6 +47,7 @@ from test_golden import CASES, load
 from test_kernels_cpu import poison
 from torch.autograd.graph import saved_tensors_hooks
 
+import blockspike as bs
 from blockspike.neurons import MultiGaussian
 from blockspike.neurons.alif.fused import fused
 from blockspike.neurons.alif.inputs import alif_inputs
@@ -156,19 +158,23 @@ def test_every_recurrent_delay(delay, detach_spikes):
 def test_another_model(euler, dtype, delay, detach_spikes):
     inputs = test_euler_adlif.make_inputs((13, 2, 5), recurrent=delay > 0, dtype=dtype)
     inputs = {name: value.to(DEVICE) for name, value in inputs.items()}
-    test_euler_adlif.check(
-        inputs, RTOL[dtype], euler=euler, recurrent_delay=max(delay, 1),
-        detach_spikes=detach_spikes, q=12.0,
+    check_kernels(
+        bs.euler_adlif, inputs, RTOL[dtype], (0.02, 0.6), euler=euler,
+        recurrent_delay=max(delay, 1), detach_spikes=detach_spikes, q=12.0,
     )  # fmt: skip
 
 
 @pytest.mark.parametrize("detach_spikes", mostly_slow([False, True], lambda detach: not detach))
 @pytest.mark.parametrize("delay", mostly_slow([0, 1, 3], lambda delay: delay == 3))  # 0: none
-@pytest.mark.parametrize("module", [test_adlif, test_c_silif])
-def test_published_neurons(module, delay, detach_spikes):
-    inputs = module.make_inputs((13, 2, 5), delay)
-    inputs = {name: value.to(DEVICE) for name, value in inputs.items()}
-    module.check(inputs, 1e-9, recurrent_delay=max(delay, 1), detach_spikes=detach_spikes)
+@pytest.mark.parametrize(
+    ("neurons", "make_inputs"),
+    [(bs.adlif, test_adlif.make_inputs), (bs.c_silif, test_c_silif.make_inputs)],
+    ids=["adlif", "c_silif"],
+)
+def test_published_neurons(neurons, make_inputs, delay, detach_spikes):
+    inputs = {name: value.to(DEVICE) for name, value in make_inputs((13, 2, 5), delay).items()}
+    options = {"recurrent_delay": max(delay, 1), "detach_spikes": detach_spikes}
+    check_kernels(neurons, inputs, 1e-9, (0.05, 0.9), **options)
 
 
 @pytest.mark.parametrize("coupled", mostly_slow([True, False], lambda coupled: coupled))
