@@ -173,7 +173,9 @@ def test_another_model(euler, dtype, delay, detach_spikes):
 )
 def test_published_neurons(neurons, make_inputs, delay, detach_spikes):
     inputs = {name: value.to(DEVICE) for name, value in make_inputs((13, 2, 5), delay).items()}
-    options = {"recurrent_delay": max(delay, 1), "detach_spikes": detach_spikes}
+    options: dict[str, Any] = {
+        "recurrent_delay": max(delay, 1), "detach_spikes": detach_spikes,
+    }  # fmt: skip
     check_kernels(neurons, inputs, 1e-9, (0.05, 0.9), **options)
 
 
