@@ -28,8 +28,9 @@ class PublishedLayer(NeuronLayer):
     """
 
     def __init__(self, n_inputs: int, n_units: int, *, random_start: bool, **options: Any):
-        of_authors = {"batch_norm": True, "surrogate": Boxcar(), "detach_spikes": False}
-        super().__init__(n_inputs, n_units, **of_authors | {"recurrent_delay": 1} | options)
+        of_authors: dict[str, Any] = {"batch_norm": True, "surrogate": Boxcar()}
+        of_authors |= {"detach_spikes": False, "recurrent_delay": 1}
+        super().__init__(n_inputs, n_units, **of_authors | options)
         self.random_start = random_start
 
     def simulate(self, current: Tensor, state: State | None) -> SpikeTrace:
