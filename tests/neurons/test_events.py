@@ -23,7 +23,8 @@ def test_dense_and_back(counts):
     assert (batch.n_steps, batch.batch_size, batch.n_units) == counts.shape
     assert batch.unit.numel() == counts.sum()
     assert torch.equal(batch.dense(), spikes)
-    assert batch.dense(torch.float64).dtype == torch.float64
+    for dtype in (torch.float64, torch.float16):
+        assert torch.equal(batch.dense(dtype), spikes.to(dtype))
 
 
 @given(counts_3d)

@@ -19,6 +19,8 @@ from blockspike.networks.last_inputs import (
 from blockspike.networks.normalisation import BatchNorm
 from blockspike.networks.synapses import SynapseMode, presynaptic_first, synaptic_current
 from blockspike.neurons import Method, MultiGaussian, SpikeTrace, Surrogate, alif, leaky_integrate
+from blockspike.neurons.autograd import is_transformed
+from blockspike.neurons.cpu.dropout import dropout_mask
 from blockspike.neurons.cpu.events import SpikeEvents
 from blockspike.neurons.euler_adlif import euler_adlif
 from blockspike.neurons.euler_adlif.step import Euler
@@ -475,7 +477,10 @@ def drop_spikes(trace: SpikeTrace, share: float) -> tuple[Tensor, SpikeEvents]:
     """
     if share == 0:
         return trace.spikes, trace.events
-    kept = F.dropout(trace.spikes, share)
+    if trace.spikes.device.type == "cpu" and not is_transformed():
+        kept = trace.spikes * dropout_mask(trace.spikes, share)
+    else:
+        kept = F.dropout(trace.spikes, share)
     return kept, SpikeEvents((kept.detach() != 0).view(torch.uint8), 1 / (1 - share))
 
 

@@ -60,6 +60,11 @@ def _not_compiled(function: Callable[P, R]) -> Callable[P, R]:
             f"{function.__name__}: expected to run eagerly, got torch.export, which cannot hold "
             "blockspike's kernels; to_nir exports a network"
         )
+    return run_as_it_is(function)
+
+
+def run_as_it_is(function: Callable[P, R]) -> Callable[P, R]:
+    """Decorate a function that `torch.compile` must not look into."""
     return torch.compiler.disable(function)  # pyright: ignore[reportReturnType]
 
 

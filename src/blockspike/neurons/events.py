@@ -10,6 +10,9 @@ import torch
 from numba import njit
 from torch import Tensor
 
+from blockspike.neurons.autograd import is_transformed
+from blockspike.neurons.cpu.events import add_events
+
 
 @dataclass(eq=False)  # not frozen: Lightning cannot convert frozen dataclasses to another precision
 class EventBatch:
@@ -122,9 +125,14 @@ class EventBatch:
     def dense(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """Sum the events of each step, sample and unit into a tensor ``[T, B, K]`` of ``dtype``."""
         n_steps, batch_size, n_units = self.shape
-        counts = torch.zeros(n_steps * batch_size * n_units, dtype=dtype, device=self.device)
-        row = torch.repeat_interleave(self.row_ptr.diff(), output_size=self.unit.numel())
-        counts.index_add_(0, row * n_units + self.unit, torch.ones_like(self.unit, dtype=dtype))
+        counts = torch.zeros(n_steps * batch_size, n_units, dtype=dtype, device=self.device)
+        by_kernel = self.device.type == "cpu" and dtype in (torch.float32, torch.float64)
+        if by_kernel and not is_transformed():
+            add_events(self.row_ptr, self.unit, counts)
+        else:
+            row = torch.repeat_interleave(self.row_ptr.diff(), output_size=self.unit.numel())
+            one = torch.ones_like(self.unit, dtype=dtype)
+            counts.view(-1).index_add_(0, row * n_units + self.unit, one)
         counts = counts.view(self.shape)
         return counts if self.scale is None else counts * self.scale[:, None].to(dtype)
 

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from blockspike.neurons.autograd import run_as_it_is
 from blockspike.neurons.cpu.kernels import kernel, kernel_part, without_refcount
 from blockspike.neurons.cpu.lane_memory import BLOCK, bits_of, load_block, lowest_bit, store_block
 from blockspike.neurons.cpu.lanes import LANES_BYTES, add_each, n_lanes
@@ -107,6 +108,20 @@ def sum_rows(start_with, start_at, rows, unit, first, last, total, at, n):
             row = np.uintp(unit[event]) * np.uintp(n) + done
             own = add_each(own, load_block(rows, row, left))
         store_block(own, total, at + done, left)
+
+
+@run_as_it_is
+def add_events(row_ptr: Tensor, unit: Tensor, counts: Tensor) -> None:
+    """Add 1 to counts [R, K] at each event's row and unit, as often as a unit is listed."""
+    run(_add_events, len(counts), row_ptr.numpy(), unit.numpy(), counts.numpy())
+
+
+@kernel
+def _add_events(start, stop, row_ptr, unit, counts):
+    for row in range(start, stop):
+        own = counts[row]
+        for event in range(row_ptr[row], row_ptr[row + 1]):
+            own[unit[event]] += 1
 
 
 def event_currents(
