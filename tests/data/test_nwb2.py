@@ -263,3 +263,13 @@ def test_a_device_under_two_names_and_a_link_to_nowhere_are_no_groups_within_the
         file["general/again"] = file["general/devices"]
         file["general/nowhere"] = h5py.SoftLink("/nowhere")
     check_tree(path)
+
+
+def test_an_attribute_of_variable_length_that_is_no_text_is_refused(written):
+    """Where its datatype was damaged, h5py crashes at it."""
+    path = written()
+    with h5py.File(path, "r+") as file:
+        value = np.array([1, 2], np.uint8)
+        file["acquisition"].attrs.create("own", value, (), h5py.vlen_dtype(np.uint8))
+    with pytest.raises(ValueError, match="attribute 'own' of /acquisition: expected numbers, te"):
+        loaded(path)

@@ -212,9 +212,10 @@ def check_tree(path: Path) -> None:
     """Check every dataset and link of a file, for a library that has no limits of its own.
 
     Raises:
-        ValueError: as in `DatasetReader.read`, a link to another file, or groups that are nested
-            too deep or within themselves, also by links or references: a library that descends
-            into them would not come back.
+        ValueError: as in `DatasetReader.read`, a link to another file, an attribute of variable
+            length that is no text, at some of which h5py crashes, or groups that are nested too
+            deep or within themselves, also by links or references: a library that descends into
+            them would not come back.
         OSError: the file is not HDF5.
     """
     with open_hdf5(path) as file:
@@ -246,7 +247,13 @@ def _within(path: Path, item: _Item) -> Iterator[_Item]:
     elif isinstance(item, h5py.Dataset) and _is_reference(item):
         yield item.file[item[()]]
     for name in item.attrs:
-        if _is_reference(item.attrs.get_id(name)):
+        stored = item.attrs.get_id(name)
+        if h5py.check_vlen_dtype(stored.dtype) not in (None, str, bytes):
+            raise ValueError(
+                f"{path}: attribute {name!r} of {item.name}: expected numbers, texts or "
+                f"references, got {h5py.check_vlen_dtype(stored.dtype)} of variable length"
+            )
+        if _is_reference(stored):
             yield item.file[item.attrs[name]]
 
 
