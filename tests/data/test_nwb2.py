@@ -269,7 +269,8 @@ def test_an_attribute_of_variable_length_that_is_no_text_is_refused(written):
     """Where its datatype was damaged, h5py crashes at it."""
     path = written()
     with h5py.File(path, "r+") as file:
-        value = np.array([1, 2], np.uint8)
-        file["acquisition"].attrs.create("own", value, (), h5py.vlen_dtype(np.uint8))
+        value = np.empty(1, object)
+        value[0] = np.array([1, 2], np.uint8)
+        file["acquisition"].attrs.create("own", value, dtype=h5py.vlen_dtype(np.uint8))
     with pytest.raises(ValueError, match="attribute 'own' of /acquisition: expected numbers, te"):
         loaded(path)
