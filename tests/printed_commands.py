@@ -50,6 +50,7 @@ EXEMPT = {
     "python tools/faults/fuzz.py npz --runs 20000": "minutes; test_fuzz.py runs its short form",
     "make endurance": "an hour and 14 GiB; test_endurance.py runs its short form",
     "python tools/killed_sweep.py data": "minutes; test_sweeps.py runs its short form",
+    "python tools/least_errors.py": "a minute, 3 GB; test_least_errors.py runs its short form",
     "python tools/killed_search.py data": "minutes; test_search.py runs its short form",
     **{f"pip install 'blockspike[{extra}]'": "downloads packages" for extra in _EXTRAS},
     "pip install blockspike": "tools/wheel_check.py installs the wheel",
