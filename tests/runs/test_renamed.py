@@ -80,5 +80,5 @@ def test_earlier_layers_are_found_by_their_present_name():
     table = pd.DataFrame(
         {"model._target_": [old, old, None], "model.euler": ["forward", None, None]}
     )
-    target = with_new_names(table)["model._target_"]
-    assert target[:2].tolist() == [new, old] and pd.isna(target[2])
+    *targets, missing = with_new_names(table)["model._target_"].tolist()
+    assert targets == [new, old] and pd.isna(missing)
