@@ -26,7 +26,7 @@ _DT_MS, _FITTED_S = 0.5, 9.6  # 80 % of the 80 % of 15 s that are for training
 
 def differences(parameters: NeuronParameters) -> list[tuple[NeuronParameters, NeuronParameters]]:
     """The neurons with each of the `FITTED` parameters a little larger, and smaller."""
-    return [tuple(_moved(parameters, name, h) for h in (_H, -_H)) for name in FITTED]  # pyright: ignore
+    return [(_moved(parameters, name, _H), _moved(parameters, name, -_H)) for name in FITTED]
 
 
 def _moved(parameters: NeuronParameters, name: str, by: float) -> NeuronParameters:

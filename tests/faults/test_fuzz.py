@@ -34,8 +34,10 @@ def test_broken_input_is_refused_by_a_typed_error(name):
     @given(st.sampled_from(parser.seeds), st.integers(0, 2**32))
     def check(content: bytes, seed: int) -> None:
         broken = parser.changed(content, random.Random(seed))
-        # A second time if need be: imports, and other work of a process's first call, take seconds.
-        assert failure(parser.read, broken) is None or failure(parser.read, broken) is None
+        wrong = failure(parser.read, broken)
+        if wrong and "CPU time" in wrong:  # perhaps of an import, in the first call that needs it
+            wrong = failure(parser.read, broken)
+        assert wrong is None
 
     check()
 

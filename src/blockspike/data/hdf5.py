@@ -248,10 +248,11 @@ def _within(path: Path, item: _Item) -> Iterator[_Item]:
         yield item.file[item[()]]
     for name in item.attrs:
         stored = item.attrs.get_id(name)
-        if h5py.check_vlen_dtype(stored.dtype) not in (None, str, bytes):
+        base = h5py.check_vlen_dtype(stored.dtype)
+        if base not in (None, str, bytes):
             raise ValueError(
                 f"{path}: attribute {name!r} of {item.name}: expected numbers, texts or "
-                f"references, got {h5py.check_vlen_dtype(stored.dtype)} of variable length"
+                f"references, got {base} of variable length"
             )
         if _is_reference(stored):
             yield item.file[item.attrs[name]]
