@@ -221,6 +221,11 @@ def test_a_start_that_is_not_finite_does_not_stop_the_others(cells):
         ({"perturbation": (0.3, 0.0)}, "perturbation"),
         ({"resample_every": 0}, "resample_every"),
         ({"patience": 0}, "patience"),
+        (
+            {"prior_weight": 1.0},
+            "prior_weight: expected a number ≥ 0, and 0 unless loss=likelihood",
+        ),
+        ({"prior_weight": -1.0, "loss": "likelihood"}, "prior_weight"),
     ],
 )
 def test_bad_arguments_are_named(options, message):
@@ -249,9 +254,11 @@ def test_noise_is_found_in_cells_that_have_it():
     assert found[1].mean() > 1.4 * found[0].mean(), found
 
 
-def by_likelihood(cells: SyntheticCells, population: DrawnPopulation) -> NeuronFittingModule:
+def by_likelihood(
+    cells: SyntheticCells, population: DrawnPopulation, **options
+) -> NeuronFittingModule:
     make = partial(BatchedBFGS, lr=1.0)
-    options = {"loss": "likelihood", "resample_every": None, "patience": None}
+    options |= {"loss": "likelihood", "resample_every": None, "patience": None}
     return NeuronFittingModule(population, make, 60, **options)
 
 
@@ -273,6 +280,25 @@ def test_a_fit_by_the_likelihood_approaches_the_recording(cells, kind):
         trains = cells.test.trains[cell][0]
         etv = explained_temporal_variance(trains, trials[:, 0, :, cell].mean(1), 15.0, DT_MS, True)
         assert etv > 0.7
+
+
+def test_the_prior_is_part_of_the_loss_and_of_the_choice(cells):
+    batch = FittingBatch(*batch_of(cells)[:3], *cells.trials())
+    found = {}
+    for weight in (0.0, 1.0, 1e6):
+        population = GLIFPopulation(3, 4, dt_ms=DT_MS, escape_noise=True)
+        module = by_likelihood(cells, population, prior_weight=weight)
+        prior = population.minus_log_prior().detach()
+        found[weight] = loss, fitted, held_out = [x.detach() for x in module.losses(batch)]
+        torch.testing.assert_close(loss, found[0.0][0] + weight * prior)
+        torch.testing.assert_close(fitted.sum(0), found[0.0][1].sum(0) + weight * prior)
+        torch.testing.assert_close(held_out, found[0.0][2])
+    fit(module, batch, 60)  # the heaviest
+    for name, chosen in module.chosen_values().items():
+        if name in ("log_tau_membrane", "log_gain"):
+            low, high = (5.0, 40.0) if name == "log_tau_membrane" else (0.25, 2.5)
+            middle = math.log(low * high) / 2
+            torch.testing.assert_close(chosen, torch.full_like(chosen, middle), atol=0.05, rtol=0)
 
 
 def test_neurons_without_escape_noise_have_no_likelihood(cells):

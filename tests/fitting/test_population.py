@@ -239,6 +239,23 @@ def test_lif_has_no_part_and_ranges_are_held():
     assert names == {"log_tau_membrane", "log_gain", "rest", "log_noise"}
 
 
+def test_the_prior_is_that_of_the_ranges_of_the_starts():
+    lif = {"after_spike_currents": 0, "threshold_kernels": 0, "escape_noise": True}
+    population = GLIFPopulation(1, 20_000, dt_ms=0.5, gain=(1.0, 1.0), **lif)
+    # Of a uniform draw, the square of each parameter's score is 1 on average: τ_m, rest and width.
+    # The refractory period has no gradient, and the gain's range no width.
+    cost = population.minus_log_prior()
+    assert abs(cost.detach().mean().item() - 3 / 2) < 0.02
+    cost.sum().backward()
+    gradients = {name: p.grad for name, p in population.named_parameters() if p.grad is not None}
+    assert set(gradients) == {"log_tau_membrane", "rest", "log_escape_width"}
+    rest = population.get_parameter("rest").detach()
+    torch.testing.assert_close(gradients["rest"], (rest - 0.15) / (1.3**2 / 12))
+    none = {"tau_membrane_ms": (10.0, 10.0), "rest": (0.0, 0.0), "escape_width": (0.1, 0.1)}
+    fixed = GLIFPopulation(1, 2, dt_ms=0.5, gain=(1.0, 1.0), **none, **lif)
+    assert fixed.minus_log_prior().tolist() == [0.0, 0.0]
+
+
 @pytest.mark.parametrize(
     ("changed", "words"),
     [

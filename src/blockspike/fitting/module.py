@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 from blockspike.fitting.bfgs import BatchedBFGS
 from blockspike.fitting.distance import Window
 from blockspike.fitting.parameters import NeuronParameters
-from blockspike.fitting.population import NeuronPopulation
+from blockspike.fitting.population import DrawnPopulation, NeuronPopulation
 from blockspike.fitting.voltage import RecordedVoltage
 
 FittingLoss = Literal["distance", "squared_distance", "likelihood"]
@@ -62,6 +62,8 @@ class NeuronFittingModule(pl.LightningModule):
         loss: "distance", as published, "squared_distance", or "likelihood": the negative
             log-likelihood of the recorded spikes, of neurons with escape noise, which is then the
             distance; τ has no part in it.
+        prior_weight: weight of the prior of the parameters (see `DrawnPopulation.minus_log_prior`),
+            which is added to the distance, too; 0 = none. 1 gives the most probable parameters.
         voltage_weight: weight of the recorded voltage between spikes: what leaving all its variance
             unexplained costs, for each recorded spike. It is added to the distance, too. 0 = the
             spikes alone.
@@ -91,6 +93,7 @@ class NeuronFittingModule(pl.LightningModule):
         tau_ms: float = 10.0,
         first_tau_ms: float | None = None,
         loss: FittingLoss = "distance",
+        prior_weight: float = 0.0,
         voltage_weight: float = 0.0,
         resample_every: int | None = None,
         elite_fraction: float = 0.25,
@@ -116,9 +119,15 @@ class NeuronFittingModule(pl.LightningModule):
                 "voltage_weight: expected a number ≥ 0, and 0 for loss=distance, got "
                 f"{voltage_weight}"
             )
+        if not 0 <= prior_weight < math.inf or (prior_weight and loss != "likelihood"):
+            raise ValueError(
+                "prior_weight: expected a number ≥ 0, and 0 unless loss=likelihood, got "
+                f"{prior_weight}"
+            )
         self.population = population
         self.make_optimizer = optimizer
         self.n_epochs, self.loss, self.voltage_weight = n_epochs, loss, voltage_weight
+        self.prior_weight = prior_weight
         self.tau_ms, self.first_tau_ms = tau_ms, first_tau_ms or tau_ms
         self.resample_every, self.elite_fraction = resample_every, elite_fraction
         self.perturbation, self.gradient_clip = tuple(perturbation), gradient_clip
@@ -158,12 +167,16 @@ class NeuronFittingModule(pl.LightningModule):
     def losses(self, batch: FittingBatch) -> tuple[Tensor, Tensor, Tensor]:
         """Losses [N] of the starts; squared distances [B, N] over fitted and held-out steps.
 
-        Of the likelihood, negative logarithms instead of distances. Those of the recorded voltage
-        are added, if it has a weight.
+        Of the likelihood, negative logarithms instead of distances. What the recorded voltage and
+        the prior cost is added, if they have a weight.
         """
         by_likelihood = self.loss == "likelihood"
         of_spikes = self._losses_by_likelihood if by_likelihood else self._losses_by_distance
         loss, fitted, held_out = of_spikes(batch)
+        if self.prior_weight:
+            assert isinstance(self.population, DrawnPopulation)
+            cost = self.prior_weight * self.population.minus_log_prior()
+            loss, fitted = loss + cost, fitted + cost.detach() / len(fitted)
         if not self.voltage_weight:
             return loss, fitted, held_out
         of_fitted, of_held_out = self._losses_of_voltage(batch)

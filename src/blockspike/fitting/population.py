@@ -220,6 +220,7 @@ class DrawnPopulation(NeuronPopulation):
 
     is_coupled = False
     escape_noise: bool
+    _priors: dict[str, tuple[float, float]]
 
     def _draw(
         self, ranges: Mapping[str, tuple[Range, Bounds]], fixed: tuple[str, ...], seed: int
@@ -229,6 +230,7 @@ class DrawnPopulation(NeuronPopulation):
         Those of `fixed` get no gradient.
         """
         draw = torch.Generator().manual_seed(seed)
+        self._priors = {}
         for name, ((low, high), bounds) in ranges.items():
             argument = name.removeprefix("log_")
             if name.startswith("log_"):
@@ -239,6 +241,19 @@ class DrawnPopulation(NeuronPopulation):
                 raise ValueError(f"{argument}: expected a range, got {(low, high)}")
             value = low + (high - low) * torch.rand(self.n_cells * self.n_starts, generator=draw)
             self.add_bounded(name, value, bounds, name not in fixed, argument)
+            if name not in fixed and low < high:
+                self._priors[name] = (low + high) / 2, (high - low) / math.sqrt(12)
+
+    def minus_log_prior(self) -> Tensor:
+        """Minus the logarithm of the neurons' prior [N], 0 at its maximum.
+
+        It is normal in each parameter that is fitted, or its logarithm, with the mean and the
+        standard deviation of the range from which starts are drawn, unless that has no width.
+        """
+        cost = torch.zeros_like(self.get_parameter("rest"))
+        for name, (mean, sd) in self._priors.items():
+            cost = cost + ((self.get_parameter(name) - mean) / sd).square() / 2
+        return cost
 
     def _value(self, name: str) -> Tensor:
         """A parameter by its name or that of its logarithm; 0 if the neurons have no such part."""
