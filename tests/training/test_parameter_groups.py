@@ -4,8 +4,10 @@ from functools import partial
 from typing import Any
 
 import pytest
+import pytorch_lightning as pl
 import torch
 from torch.optim.lr_scheduler import CosineAnnealingLR, OneCycleLR, StepLR
+from torch.utils.data import DataLoader
 
 from blockspike.networks.classifier import SpikingClassifier
 from blockspike.training.classification import ClassificationModule
@@ -86,7 +88,38 @@ def test_schedulers_keep_the_ratios(scheduler):
         assert rates["*weight"] == pytest.approx(3 * group["lr"])
         for one in (made, alone):
             one["optimizer"].step()
-            one["lr_scheduler"].step()
+            one["lr_scheduler"]["scheduler"].step()
+        assert made["lr_scheduler"]["interval"] == "epoch"
+
+
+@pytest.mark.parametrize("lr_factors", [None, {"beta": 0.5}])
+def test_one_cycle_goes_from_batch_to_batch(lr_factors):
+    rates = []
+
+    class Rates(pl.Callback):
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+            rates.append({g.get("pattern"): g["lr"] for g in trainer.optimizers[0].param_groups})
+
+    module = ClassificationModule(
+        network(), 2, 1.0, partial(torch.optim.Adam, lr=0.01), lr_factors=lr_factors,
+        scheduler=partial(OneCycleLR, max_lr=0.01, epochs=3, cycle_momentum=False),
+    )  # fmt: skip
+    batches = [(torch.ones(10, 4, 6), torch.tensor([0, 1, 0, 1]))] * 7
+    trainer = pl.Trainer(
+        accelerator="cpu", max_epochs=3, accumulate_grad_batches=2, logger=False,
+        enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
+        callbacks=[Rates()],
+    )  # fmt: skip
+    loader = DataLoader(batches, batch_size=None)  # pyright: ignore
+    trainer.fit(module, loader, loader)
+    of_one = [x["others"] if lr_factors else x[None] for x in rates]
+    # Twelve steps, four an epoch: the first has 1/25 of the largest rate, the last next to none.
+    steps = of_one[:1] + [of_one[i] for i in range(20) if i % 7 in (1, 3, 5, 6)]
+    assert len(set(steps)) == len(steps) == 12
+    assert steps[:4] == sorted(steps[:4]) and steps[3:] == sorted(steps[3:], reverse=True)
+    assert (steps[0], steps[3]) == pytest.approx((0.0004, 0.01), rel=0.02) and steps[-1] < 1e-6
+    if lr_factors:
+        assert all(x["beta"] == pytest.approx(0.5 * x["others"]) for x in rates)
 
 
 def test_weight_decay_splits_a_group():

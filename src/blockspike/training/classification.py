@@ -44,7 +44,7 @@ class ClassificationModule(pl.LightningModule):
         n_classes: number of classes, for the accuracy.
         dt_ms: length of a step, for firing rates in Hz.
         optimizer: makes the optimiser from the parameters; see `make_optimizer`.
-        scheduler: makes a learning-rate scheduler, stepped once an epoch; None = constant rate.
+        scheduler: makes a learning-rate scheduler, see `make_scheduler`; None = constant rate.
         label_smoothing: share of each training target that is spread evenly over the classes;
             logged losses are plain cross-entropies.
         membrane_penalty: factor of the membrane's mean square, averaged over the hidden layers,
@@ -232,9 +232,11 @@ class ClassificationModule(pl.LightningModule):
         optimizer = make_optimizer(self.make_optimizer, self._trained(), self.lr_factors)
         if self.make_scheduler is None:
             return optimizer
-        scheduler = make_scheduler(self.make_scheduler, optimizer)
+        scheduler = make_scheduler(
+            self.make_scheduler, optimizer, lambda: self.trainer.estimated_stepping_batches
+        )
         # the monitor is for schedulers that wait for a plateau
-        return {"optimizer": optimizer, "lr_scheduler": scheduler, "monitor": "val/loss"}
+        return {"optimizer": optimizer, "lr_scheduler": scheduler | {"monitor": "val/loss"}}
 
     def _trained(self) -> dict[str, torch.nn.Parameter]:
         return {n: p for n, p in self.network.named_parameters() if p.requires_grad}

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterable, Mapping
 from fnmatch import fnmatchcase
+from functools import partial
 from typing import Any
 
 from torch import nn
@@ -88,7 +89,9 @@ def make_optimizer(
     return make(list(groups.values()))
 
 
-def make_scheduler(make: Callable[..., Any], optimizer: Optimizer) -> Any:
+def make_scheduler(
+    make: Callable[..., Any], optimizer: Optimizer, n_steps: Callable[[], float]
+) -> dict[str, Any]:
     """Make a scheduler that keeps the ratios between the groups' learning rates.
 
     Most schedulers scale each group's rate. OneCycleLR and CyclicLR set rates instead: theirs are
@@ -97,14 +100,24 @@ def make_scheduler(make: Callable[..., Any], optimizer: Optimizer) -> Any:
     Args:
         make: makes the scheduler from the optimiser; if it is a `partial`, its keywords count.
         optimizer: see `make_optimizer`.
+        n_steps: counts the optimiser's steps of the whole training.
+
+    Returns:
+        The scheduler with its interval, for Lightning: "epoch", or "step" of a scheduler that is
+        given `epochs` and takes `steps_per_epoch`, as OneCycleLR does.
 
     Raises:
         ValueError: the scheduler has a floor, and factors differ from 1.
     """
     factors = [group.get("lr_factor", 1.0) for group in optimizer.param_groups]
-    if all(factor == 1 for factor in factors):
-        return make(optimizer)
     given = getattr(make, "keywords", {})
+    if "epochs" in given and "steps_per_epoch" not in given:
+        of_epoch = math.ceil(n_steps() / given["epochs"])
+        make, interval = partial(make, steps_per_epoch=of_epoch), "step"
+    else:
+        interval = "epoch"
+    if all(factor == 1 for factor in factors):
+        return {"scheduler": make(optimizer), "interval": interval}
     if given.get("eta_min"):
         raise ValueError(
             "scheduler.eta_min: expected 0 with training.lr_factors, whose ratios a common floor "
@@ -115,4 +128,4 @@ def make_scheduler(make: Callable[..., Any], optimizer: Optimizer) -> Any:
         for name in _ABSOLUTE
         if isinstance(given.get(name), int | float)
     }
-    return make(optimizer, **rates)
+    return {"scheduler": make(optimizer, **rates), "interval": interval}
