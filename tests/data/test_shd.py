@@ -198,6 +198,18 @@ def test_draws_depend_only_on_seed_epoch_and_sample():
     assert [other.draw(0, i)[0] for i in range(200)] != shifts[0].tolist()
 
 
+@pytest.mark.parametrize("share", [0.25, 1.0])
+def test_a_share_of_the_samples_is_left_unchanged(share):
+    changed = SpeechMap(pooling=1, jitter=40, stretch=0.2, seed=5)
+    speech = SpeechMap(pooling=1, jitter=40, stretch=0.2, unchanged=share, seed=5)
+    draws = [(speech.draw(e, i), changed.draw(e, i)) for i in range(200) for e in range(5)]
+    left = [own == (0, 1.0) for own, _ in draws]
+    assert np.mean(left) == pytest.approx(share, abs=0.04)
+    assert all(is_left or own == other for is_left, (own, other) in zip(left, draws, strict=True))
+    if share < 1:
+        assert max(np.reshape(left, (200, 5)).sum(1)) < 5  # drawn anew each epoch
+
+
 def test_a_sample_is_shifted_and_stretched_as_a_whole():
     speech = SpeechMap(pooling=2, jitter=50, stretch=0.3, seed=0)
     unit = np.tile(np.array([0, 350, 699], np.uint16), 6)

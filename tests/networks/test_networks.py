@@ -19,6 +19,7 @@ from blockspike.networks.layers import (
     drop_spikes,
     run_layers,
 )
+from blockspike.networks.published import AdLIFLayer, CSiLIFLayer
 from blockspike.neurons import Boxcar, MultiGaussian
 from blockspike.neurons.euler_adlif import euler_adlif
 from blockspike.neurons.events import EventBatch
@@ -133,6 +134,21 @@ def test_scores_are_the_sum_of_the_readout_or_its_mean():
     torch.testing.assert_close(mean.scores, summed.scores / len(spikes))
 
 
+@pytest.mark.parametrize("scores", ["sum", "mean", "softmax"])
+def test_skipped_steps_do_not_count_for_the_scores(scores):
+    net, spikes = make_classifier(scores=scores, skip_steps=12), make_spikes()
+    output = net(spikes)
+    counted = output.readout[12:]
+    counted = counted.softmax(-1) if scores == "softmax" else counted
+    assert torch.equal(output.scores, counted.mean(0) if scores == "mean" else counted.sum(0))
+    assert len(output.readout) == 50
+    later = net(spikes[20:], net(spikes[:20]).state)  # which goes on, and skips nothing
+    if scores == "sum":
+        torch.testing.assert_close(later.scores, output.readout[20:].sum(0))
+    with pytest.raises(ValueError, match="x: expected more than skip_steps = 12 steps, got 12"):
+        net(spikes[:12])
+
+
 def test_scores_from_a_softmax_at_each_step():
     output = make_classifier(scores="softmax")(make_spikes())
     assert torch.equal(output.scores, output.readout.softmax(-1).sum(0))
@@ -154,6 +170,36 @@ def test_dropout_drops_spikes_in_training_only():
     traces = list(run_layers(net.layers, spikes))
     assert not torch.equal(net.read(traces).readout, expected.readout)  # so does the readout
     assert torch.equal(net.eval()(spikes).scores, expected.scores)
+
+
+@pytest.mark.parametrize("kind", [ALIFLayer, EulerAdLIFLayer, AdLIFLayer, CSiLIFLayer])
+def test_recurrent_dropout_drops_neurons_from_the_recurrence_in_training_only(kind):
+    torch.manual_seed(0)
+    options: dict[str, Any] = {"dt_ms": 1.0, "recurrent": True, "batch_norm": False}
+    if kind in (AdLIFLayer, CSiLIFLayer):
+        options["random_start"] = False
+    layer: Any = kind(30, 16, recurrent_dropout=0.4, **options)
+    whole: Any = kind(30, 16, **options)
+    whole.load_state_dict(layer.state_dict())
+    for one in (layer, whole):
+        one.weight.data.mul_(4)
+        one.recurrent_weight.data.uniform_(-2, 2, generator=torch.Generator().manual_seed(1))
+    x = make_spikes()
+    torch.manual_seed(2)
+    spikes = layer.trace(x).spikes
+    torch.manual_seed(2)
+    kept = torch.nn.functional.dropout(torch.ones(16), 0.4)
+    assert kept.unique().tolist() == pytest.approx([0, 1 / 0.6])
+    weight = whole.recurrent_weight.detach().clone()
+    whole.recurrent_weight.data.mul_(kept)
+    assert torch.equal(spikes, whole.trace(x).spikes)
+    whole.recurrent_weight.data.copy_(weight)
+    assert not torch.equal(spikes, whole.trace(x).spikes)
+    spikes.sum().backward()
+    grad = layer.recurrent_weight.grad
+    assert not grad[:, kept == 0].any() and grad[:, kept > 0].any()
+    assert not torch.equal(layer.trace(x).spikes, layer.trace(x).spikes)  # drawn for each call
+    assert torch.equal(layer.eval().trace(x).spikes, whole.eval().trace(x).spikes)
 
 
 def test_dropped_spikes_as_events_and_dense():
@@ -322,6 +368,7 @@ def test_checkpoint_round_trip():
             r"^b_bounds: expected bounds ≥ 0 for 'blocks', got \[-0.5, 1.0\]",
         ),
         ({"p_bounds": (-1, 0.9), "method": "blocks"}, "^p_bounds: expected bounds ≥ 0 .*-1, 0.9"),
+        ({"recurrent_dropout": 1.0}, "^recurrent_dropout: expected 0 ≤ x < 1, got 1.0"),
         ({"b": 1.8}, "^b: expected 0.0 ≤ b ≤ 1.0, got b = 1.8"),
         ({"b": float("nan")}, "^b: expected 0.0 ≤ b ≤ 1.0, got b = nan"),
     ],
@@ -335,6 +382,7 @@ def test_bad_arguments_of_a_layer(options, message):
     ("options", "message"),
     [
         ({"scores": "max"}, "^scores: expected one of sum, mean, softmax, got 'max'"),
+        ({"skip_steps": -1}, "^skip_steps: expected an integer ≥ 0, got -1"),
         ({"dropout": 1.0}, "^dropout: expected 0 ≤ x < 1, got 1.0"),
         ({"input_events": 0}, "^input_events: expected a number > 0 or null, got 0"),
     ],

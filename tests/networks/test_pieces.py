@@ -114,7 +114,17 @@ def test_truncated_gradients_are_those_of_detached_states():
     assert not torch.allclose(exact["layers.0.weight"], expected["layers.0.weight"])
 
 
-@pytest.mark.parametrize("options", [{"dropout": 0.4}, {"max_delay": 5}])
+@pytest.mark.parametrize("scores", ["sum", "mean", "softmax"])
+def test_pieces_skip_the_steps_that_the_whole_skips(scores):
+    network, x = network_of("alif", scores=scores, skip_steps=5), spikes()
+    whole, pieces = network(x), run_in_pieces(network, x, 9)
+    torch.testing.assert_close(pieces.scores, whole.scores)
+    assert_equal(gradients(network, pieces), gradients(network, whole))
+
+
+@pytest.mark.parametrize(
+    "options", [{"dropout": 0.4}, {"recurrent_dropout": 0.4}, {"max_delay": 5}]
+)
 def test_what_is_drawn_is_drawn_again_when_simulated_again(options):
     network = network_of("through spikes", **options)
     torch.manual_seed(3)

@@ -30,6 +30,8 @@ class SHDDataModule(EventDataModule):
             from (seed, epoch, sample); events shifted off the ends are dropped.
         time_stretch: a training sample is up to ``exp(time_stretch)`` times slower or faster; the
             logarithm of the factor is uniform, drawn in the same way.
+        unchanged: share of the training samples that are neither shifted nor stretched, drawn in
+            the same way; 1/(n + 1) is as if n changed copies of each sample were added to it.
         test_shifts: channel shifts for test-time augmentation. The scores of these views of a test
             recording are averaged; figures show the first.
         validation: how the validation split is held out: "stratified" by class, whole "speaker"s
@@ -67,6 +69,7 @@ class SHDDataModule(EventDataModule):
         channel_pooling: int = 1,
         channel_jitter: int = 0,
         time_stretch: float = 0.0,
+        unchanged: float = 0.0,
         test_shifts: tuple[int, ...] = (0,),
         validation: Literal["stratified", "speaker", "own"] = "stratified",
         fold: int | None = None,
@@ -76,6 +79,7 @@ class SHDDataModule(EventDataModule):
         require(1 <= channel_pooling <= N_CHANNELS, "channel_pooling", channel_pooling, "1 to 700")
         require(0 <= channel_jitter < N_CHANNELS, "channel_jitter", channel_jitter, "0 to 699")
         require(0 <= time_stretch < 1, "time_stretch", time_stretch, "0 ≤ x < 1")
+        require(0 <= unchanged <= 1, "unchanged", unchanged, "0 ≤ x ≤ 1")
         require(
             validation in ("stratified", "speaker", "own"),
             "validation",
@@ -97,6 +101,7 @@ class SHDDataModule(EventDataModule):
         self.channel_pooling = channel_pooling
         self.channel_jitter = channel_jitter
         self.time_stretch = time_stretch
+        self.unchanged = unchanged
         self.test_shifts = tuple(test_shifts)
         self.validation = validation
         self.fold = fold
@@ -144,7 +149,9 @@ class SHDDataModule(EventDataModule):
     def _event_map(self, training: bool) -> EventMap:
         if not training:
             return SpeechMap(self.channel_pooling)
-        return SpeechMap(self.channel_pooling, self.channel_jitter, self.time_stretch, self.seed)
+        return SpeechMap(
+            self.channel_pooling, self.channel_jitter, self.time_stretch, self.unchanged, self.seed
+        )
 
     def _test_dataset(self) -> EventDataset:
         dataset = super()._test_dataset()
@@ -207,6 +214,7 @@ class SpeechMap:
     pooling: int
     jitter: int = 0
     stretch: float = 0.0
+    unchanged: float = 0.0
     seed: int = 0
 
     def __call__(self, events: Gathered) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -223,7 +231,8 @@ class SpeechMap:
         """Return the shift in channels and the factor of the times of a sample."""
         rng = np.random.default_rng([self.seed, epoch, int(sample)])
         shift = int(rng.integers(-self.jitter, self.jitter, endpoint=True))
-        return shift, math.exp(rng.uniform(-self.stretch, self.stretch))
+        factor = math.exp(rng.uniform(-self.stretch, self.stretch))
+        return (0, 1.0) if self.unchanged and rng.random() < self.unchanged else (shift, factor)
 
 
 def speaker_subset(speaker: np.ndarray, fraction: float, seed: int) -> np.ndarray:

@@ -158,6 +158,7 @@ class SpikingClassifier(nn.Module):
         tau_membrane_ms, train_beta: see `ALIFLayer`; apply to hidden layers and readout.
         scores: how the readout's membrane gives the class scores: its sum over time, its mean, or
             the sum of its softmax over classes at each step (Bittar & Garner 2022).
+        skip_steps: steps at the beginning of a sample that do not count for the scores.
         dropout: share of hidden spikes that are dropped on the way to the next layer in training.
         init: rule by which input weights are drawn; "default" is each layer's own, see `ALIFLayer`.
         recurrent_init: the same for recurrent weights.
@@ -192,6 +193,7 @@ class SpikingClassifier(nn.Module):
         tau_membrane_ms: float = 20.0,
         train_beta: bool = True,
         scores: Scores = "sum",
+        skip_steps: int = 0,
         dropout: float = 0.0,
         init: Init = "default",
         recurrent_init: RecurrentInit = "default",
@@ -206,6 +208,8 @@ class SpikingClassifier(nn.Module):
         check_choice("scores", scores, get_args(Scores))
         check_choice("init", init, get_args(Init))
         check_choice("recurrent_init", recurrent_init, get_args(RecurrentInit))
+        if skip_steps < 0:
+            raise ValueError(f"skip_steps: expected an integer ≥ 0, got {skip_steps}")
         if not 0 <= dropout < 1:
             raise ValueError(f"dropout: expected 0 ≤ x < 1, got {dropout}")
         if input_events is not None and not input_events > 0:
@@ -224,6 +228,7 @@ class SpikingClassifier(nn.Module):
         self.readout = LeakyReadout(sizes[-1], n_classes, dt_ms=dt_ms, **shared)
         initialise_([*self.layers, self.readout], init, recurrent_init)
         self.scores: Scores = scores
+        self.skip_steps = skip_steps
         self.dropout = dropout
         self.input_events = input_events
 
@@ -265,10 +270,15 @@ class SpikingClassifier(nn.Module):
         """Class scores from the traces of the hidden layers; `state` as in `forward`."""
         last = drop_spikes(traces[-1], self._dropout_now)
         readout = self.readout(*last, start=None if state is None else state.readout)
+        counted = readout[self.skip_steps :] if state is None else readout
+        if not len(counted):
+            raise ValueError(
+                f"x: expected more than skip_steps = {self.skip_steps} steps, got {len(readout)}"
+            )
         if self.scores == "mean":
-            scores = readout.mean(0)
+            scores = counted.mean(0)
         else:
-            scores = (readout.softmax(-1) if self.scores == "softmax" else readout).sum(0)
+            scores = (counted.softmax(-1) if self.scores == "softmax" else counted).sum(0)
 
         makers = [trace.state_maker for trace in traces]
 

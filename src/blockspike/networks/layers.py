@@ -58,6 +58,8 @@ class LayerOptions:
     Attributes:
         recurrent: whether the layer has all-to-all recurrence.
         recurrent_delay: delay of the recurrent synapses in steps; None = the model's default.
+        recurrent_dropout: share of the neurons whose spikes recurrent synapses do not get, drawn
+            for each call in training; other spikes are scaled up (Gal & Ghahramani 2016).
         rf_len: temporal receptive field in steps: input at t − rf_len + 1 … t acts at t.
         max_delay: longest delay of the input synapses in steps; if above 0, each synapse learns
             its own.
@@ -81,6 +83,7 @@ class LayerOptions:
 
     recurrent: bool = True
     recurrent_delay: int | None = None
+    recurrent_dropout: float = 0.0
     rf_len: int = 1
     max_delay: int = 0
     batch_norm: bool = False
@@ -96,6 +99,8 @@ class LayerOptions:
         check_choice("synapses", self.synapses, get_args(SynapseMode))
         if self.recurrent_delay is not None:
             check_counts(recurrent_delay=self.recurrent_delay)
+        if not 0 <= self.recurrent_dropout < 1:
+            raise ValueError(f"recurrent_dropout: expected 0 ≤ x < 1, got {self.recurrent_dropout}")
         if self.max_delay < 0 or (self.max_delay and self.rf_len > 1):
             raise ValueError(
                 f"max_delay: expected an integer ≥ 0, and 0 with rf_len > 1, got {self.max_delay}"
@@ -148,6 +153,7 @@ class NeuronLayer(BoundedParameters):
                 f"got {self.options.method!r}"
             )
         self.membrane_gradient = False
+        self._kept: Tensor | None = None
         rf_len, max_delay = self.options.rf_len, self.options.max_delay
         bound = 1 / math.sqrt(n_inputs)
         weight = torch.empty(rf_len, n_units, n_inputs).uniform_(-bound, bound)
@@ -169,8 +175,11 @@ class NeuronLayer(BoundedParameters):
     @property
     def simulation_options(self) -> dict[str, Any]:
         """Simulation arguments other than the current and the model's parameters."""
+        weight = self.recurrent_weight
+        if weight is not None and self.training and self._kept is not None:
+            weight = weight * self._kept
         options = {
-            "recurrent_weight": self.recurrent_weight,
+            "recurrent_weight": weight,
             "surrogate": self.options.surrogate,
             "detach_spikes": self.options.detach_spikes,
             "method": self.options.method,
@@ -210,10 +219,18 @@ class NeuronLayer(BoundedParameters):
         elif isinstance(state, Mapping):
             given, state = state.get("inputs"), {k: v for k, v in state.items() if k != "inputs"}
         before = check_last_inputs(given, x, self.weight, self._n_kept)
+        self._kept = self._draw_kept()
         trace = self.simulate(self.current(x, events, before), state)
         if not self._n_kept:
             return trace
         return trace.with_inputs(last_inputs_maker(x, before, self._n_kept, self.weight.dtype))
+
+    def _draw_kept(self) -> Tensor | None:
+        """Factor of each neuron's recurrent spikes, [n_units]; None = all are kept."""
+        share, weight = self.options.recurrent_dropout, self.recurrent_weight
+        if weight is None or not share or not self.training:
+            return None
+        return F.dropout(torch.ones_like(weight[0]), share)
 
     def simulate(self, current: Tensor, state: State | None) -> SpikeTrace:
         """Simulate the neurons for a synaptic current [T, B, n_units]."""

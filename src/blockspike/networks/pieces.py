@@ -85,7 +85,7 @@ def _run(
     for first in range(0, x.shape[0], n_steps):
         piece = _piece(x, first, n_steps)
         output = network(piece, state)
-        of_piece = state, _share(network, output, piece, x, by_neuron)
+        of_piece = state, _share(network, output, piece, x, by_neuron, state is None)
         if first + n_steps < x.shape[0]:
             state = output.state
         del output  # which holds all steps
@@ -103,9 +103,13 @@ def _share(
     piece: EventBatch | Tensor,
     x: EventBatch | Tensor,
     by_neuron: bool,
+    is_first: bool,
 ) -> tuple[Tensor, ...]:
     share = piece.shape[0] / x.shape[0]
-    scores = output.scores * share if network.scores == "mean" else output.scores
+    scores = output.scores
+    if network.scores == "mean":
+        n_counted = piece.shape[0] - is_first * network.skip_steps
+        scores = scores * (n_counted / (x.shape[0] - network.skip_steps))
     power = () if output.membrane_power is None else (output.membrane_power * share,)
     of_neurons = [rates * share for rates in output.rates_by_neuron] if by_neuron else []
     return scores, torch.stack(output.rates) * share, *power, *of_neurons
@@ -158,7 +162,7 @@ class _InPieces(torch.autograd.Function):
                 )
                 piece = _piece(x, i * ctx.n_steps, ctx.n_steps)
                 output = ctx.network(piece, start)
-                ends = [*_share(ctx.network, output, piece, x, ctx.by_neuron)]
+                ends = [*_share(ctx.network, output, piece, x, ctx.by_neuron, state is None)]
                 ends += _tensors(output.state) if grads_of_state else []
             pairs = zip(ends, (*grads, *grads_of_state), strict=True)
             used = [(x, g) for x, g in pairs if g is not None and x.requires_grad]

@@ -133,7 +133,8 @@ class AdLIFLayer(PublishedLayer):
     @property
     def simulation_options(self) -> dict[str, Any]:
         """See `NeuronLayer`; without the recurrent weight of a neuron to itself."""
-        options, weight = super().simulation_options, self.recurrent_weight
+        options = super().simulation_options
+        weight = options["recurrent_weight"]
         if weight is not None:
             own = torch.eye(len(weight), dtype=torch.bool, device=weight.device)
             options["recurrent_weight"] = weight.masked_fill(own, 0.0)
