@@ -8,6 +8,7 @@ import shutil
 import tarfile
 import zipfile
 from pathlib import Path
+from typing import cast
 
 import h5py
 import numpy as np
@@ -15,7 +16,7 @@ import pytest
 import torch
 from made_data import make_nmnist, make_shd
 
-from blockspike.data import limits
+from blockspike.data import hdf5, limits
 from blockspike.data.event_file import read_event_file
 from blockspike.data.hdf5 import open_hdf5
 from blockspike.data.limits import read_npz
@@ -235,6 +236,36 @@ def test_a_text_longer_than_the_file_is_refused(tmp_path, version):
     path.write_bytes(content.replace(length, b"\1\0\0\xfe", 1))
     with pytest.raises(ValueError, match="expected a text in the file, got 4261412865 bytes"):
         open_hdf5(path)
+
+
+@pytest.mark.parametrize("reserved", [20, 23, 28, 31])  # after the type, and in the dataspace
+def test_a_text_longer_than_the_file_is_found_whatever_reserved_bytes_hold(tmp_path, reserved):
+    path = tmp_path / "a.h5"
+    with h5py.File(path, "w", libver="earliest") as file:
+        file.attrs["name"] = "a text of 23 characters"
+    content = bytearray(path.read_bytes())
+    length = content.find((23).to_bytes(4, "little"))
+    content[length : length + 4] = b"\1\0\0\xfe"
+    content[length - 32 + reserved] = 0x65
+    with h5py.File(io.BytesIO(content), "r") as file:
+        assert file.attrs.get_id("name").shape == ()
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match="expected a text in the file, got 4261412865 bytes"):
+        open_hdf5(path)
+
+
+@pytest.mark.parametrize("chunks", [None, (12,)])
+def test_numbers_that_look_like_such_a_text_are_read(tmp_path, chunks):
+    path, numbers = (
+        tmp_path / "a.h5",
+        np.array([25, 16, 16, 3, 4, 0, 1, 7, -5, 25, 16, 0], np.int32),
+    )
+    with h5py.File(path, "w") as file:
+        file.create_dataset("numbers", data=numbers, chunks=chunks)
+    assert hdf5._too_long_texts(path.read_bytes())
+    with open_hdf5(path) as file:
+        found = cast(h5py.Dataset, file["numbers"])
+        assert (found[()] == numbers).all()
 
 
 def test_a_zip_member_larger_than_the_archive_is_refused(tmp_path):
