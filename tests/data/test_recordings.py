@@ -12,7 +12,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from made_nwb import DT_MS, MadeSweep, make_nwb1, make_nwb2, membrane_mv, noise_pa
-from scipy.signal import lfilter
 
 from blockspike.data import recordings
 from blockspike.data.recordings import RECORDING_SUFFIXES, Recording, load_recording
@@ -131,31 +130,6 @@ def test_mean_of_samples_and_hold():
     np.testing.assert_allclose(recording.current(0.15), [[5 / 3, 13 / 3, 38]])
     np.testing.assert_allclose(recording.current(0.05)[:, :6], [[1, 1, 3, 3, 5, 5]])
     np.testing.assert_allclose(recording.current(0.1), recording.current_pa)
-
-
-@pytest.mark.parametrize("n_samples", [1, 4, 5])  # a step: half of an odd number is no sample
-def test_a_centred_current_is_that_about_the_beginning_of_a_step(n_samples):
-    recorded = np.random.default_rng(0).normal(0, 100, 60)
-    current = recording_of(recorded, 0.1).current(0.1 * n_samples, centred=True)
-    halves = np.repeat(recorded, 2)  # of a sample
-    before = np.full(n_samples, recorded[0])
-    expected = np.concatenate([before, halves])[: len(halves)].reshape(-1, 2 * n_samples).mean(1)
-    np.testing.assert_allclose(current[0], expected)
-
-
-def test_a_centred_current_drives_the_membrane_of_the_middle_of_a_step():
-    def membrane(current, dt_ms: float) -> np.ndarray:
-        keep = np.exp(-dt_ms / 10.0)
-        return np.asarray(lfilter([1 - keep], [1, -keep], current))
-
-    recorded = np.random.default_rng(0).normal(0, 100, 20_000)
-    recording = recording_of(recorded, 0.01)
-    middle = membrane(recorded, 0.01)[24::50]
-    late, centred = (
-        np.std(membrane(recording.current(0.5, centred)[0], 0.5) - middle)
-        for centred in (False, True)
-    )
-    assert centred < 0.1 * late
 
 
 @pytest.mark.parametrize("dt_ms", [0, -1, np.nan, np.inf, 0.6])

@@ -67,32 +67,22 @@ class Recording:
         """Duration of a stimulus."""
         return self.n_samples(stimulus) * self.dt_ms / 1000
 
-    def current(self, dt_ms: float, centred: bool = False) -> np.ndarray:
+    def current(self, dt_ms: float) -> np.ndarray:
         """Return the mean current of each step in pA, float64 ``[S, n_steps]``.
 
         The recorded current, constant between samples, is integrated exactly: charge is conserved
         at any ``dt_ms``. An incomplete last step is left out. Shorter stimuli end with NaN.
 
-        Args:
-            dt_ms: length of a step.
-            centred: average from half a step before a step's beginning to its middle, so that a
-                membrane that the current drives is that of the step's middle and not of its end.
-
         Raises:
             ValueError: ``dt_ms`` is not above 0, or is longer than a stimulus.
         """
-        return beside(
-            [self._current(number, dt_ms, centred) for number in range(len(self.stimuli))]
-        ).T
+        return beside([self._current(number, dt_ms) for number in range(len(self.stimuli))]).T
 
-    def _current(self, stimulus: int, dt_ms: float, centred: bool) -> np.ndarray:
-        edges = np.arange(self._n_steps(stimulus, dt_ms) + 1) - 0.5 * centred
-        edges = edges * (dt_ms / self.dt_ms)  # in samples
+    def _current(self, stimulus: int, dt_ms: float) -> np.ndarray:
+        edges = np.arange(self._n_steps(stimulus, dt_ms) + 1) * (dt_ms / self.dt_ms)  # in samples
         n_samples = self.n_samples(stimulus)
-        current = self.current_pa[stimulus, :n_samples]
-        charge = np.pad(np.cumsum(current, dtype=np.float64), (1, 0))  # pA·samples
-        before = edges[0] * current[0]  # of the first sample, held before it
-        at_edges = np.interp(edges, np.arange(n_samples + 1), charge, left=before)
+        charge = np.cumsum(self.current_pa[stimulus, :n_samples], dtype=np.float64)  # pA·samples
+        at_edges = np.interp(edges, np.arange(n_samples + 1), np.pad(charge, (1, 0)))
         return np.diff(at_edges) * (self.dt_ms / dt_ms)
 
     def spike_trains(self, stimulus: int, dt_ms: float) -> np.ndarray:

@@ -102,7 +102,6 @@ class RecordingsDataModule(pl.LightningDataModule):
             the training segments (see `electrode_of`); None = nothing.
         n_folds, fold: cross-validation: every n-th stimulus, from number `fold` on, is for the test
             and the others are for training, each as a whole or in `train_s` and `test_s`.
-        centred: average currents about the beginning of each step; see `Recording.current`.
 
     Raises:
         ValueError: an argument is out of range, or training and test segments overlap.
@@ -145,7 +144,6 @@ class RecordingsDataModule(pl.LightningDataModule):
         n_folds: int | None = None,
         fold: int = 0,
         compensation: Literal["aec"] | None = None,
-        centred: bool = False,
     ):
         super().__init__()
         require(compensation in (None, "aec"), "compensation", compensation, "aec or null")
@@ -180,7 +178,6 @@ class RecordingsDataModule(pl.LightningDataModule):
         self.own_test_scale = own_test_scale
         self.n_folds, self.fold = n_folds, fold
         self.compensation = compensation
-        self.centred = centred
         self.title: str = name or name_of(self.path)
         self.failed: dict[str, str] = {}
         self._not_there: dict[str, str] = {}
@@ -295,7 +292,7 @@ class RecordingsDataModule(pl.LightningDataModule):
 
     def _segments(self, recording: Recording, cuts: list[_Cut]) -> _Segments:
         currents, trains = [], []
-        current = recording.current(self.dt_ms, self.centred)
+        current = recording.current(self.dt_ms)
         for number, of_stimulus in groupby(cuts, lambda cut: cut.stimulus):
             spikes = recording.spike_trains(number, self.dt_ms)
             for cut in of_stimulus:
