@@ -199,6 +199,8 @@ def test_recurrent_dropout_drops_neurons_from_the_recurrence_in_training_only(ki
     grad = layer.recurrent_weight.grad
     assert not grad[:, kept == 0].any() and grad[:, kept > 0].any()
     assert not torch.equal(layer.trace(x).spikes, layer.trace(x).spikes)  # drawn for each call
+    alone = layer.simulate(layer.current(x), None).spikes  # no call of the layer
+    assert torch.equal(alone, whole.trace(x).spikes)
     assert torch.equal(layer.eval().trace(x).spikes, whole.eval().trace(x).spikes)
 
 
@@ -368,6 +370,7 @@ def test_checkpoint_round_trip():
             r"^b_bounds: expected bounds ≥ 0 for 'blocks', got \[-0.5, 1.0\]",
         ),
         ({"p_bounds": (-1, 0.9), "method": "blocks"}, "^p_bounds: expected bounds ≥ 0 .*-1, 0.9"),
+        ({"recurrent_dropout": 0.2, "recurrent": False}, "^recurrent_dropout: expected 0 without"),
         ({"recurrent_dropout": 1.0}, "^recurrent_dropout: expected 0 ≤ x < 1, got 1.0"),
         ({"b": 1.8}, "^b: expected 0.0 ≤ b ≤ 1.0, got b = 1.8"),
         ({"b": float("nan")}, "^b: expected 0.0 ≤ b ≤ 1.0, got b = nan"),

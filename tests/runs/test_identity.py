@@ -29,6 +29,8 @@ def content(*overrides: str, command: str = "train") -> dict[str, Any]:
         ("trainer.gradient_clip_algorithm=null", "trainer.gradient_clip_algorithm=value"),
         ("training.rate_upper_factor=0", "training.rate_upper_factor=1"),
         ("model.batch_norm=false", "model.batch_norm=true"),
+        ("model.recurrent_dropout=0", "model.recurrent_dropout=0.2"),
+        ("network.skip_steps=0", "network.skip_steps=5"),
         ("network.init=default", "network.init=kaiming_uniform"),
         ("network.recurrent_init=default", "network.recurrent_init=orthogonal"),
         ("trainer.precision=32-true", "trainer.precision=bf16-mixed"),
@@ -48,6 +50,12 @@ def test_a_fold_of_speakers_is_content_and_none_is_not():
     assert len({content_hash(x) for x in [whole, *folds]}) == 3
 
 
+def test_a_share_of_unchanged_recordings_is_content_and_none_is_not():
+    digits = ("experiment=shd", "data=hd_lauscher_sample")
+    assert "unchanged" not in content(*digits)["data"]
+    assert content(*digits, "data.unchanged=0.25") != content(*digits)
+
+
 def test_a_fit_of_every_electrode_has_the_hash_of_a_fit_without_the_option():
     chosen = content("data.electrode=soma", command="fit")
     assert chosen["data"].pop("electrode") == "soma" and chosen == content(command="fit")
@@ -58,12 +66,14 @@ def test_a_fit_of_every_electrode_has_the_hash_of_a_fit_without_the_option():
     [
         ("data.compensation=null", "data.compensation=aec"),
         ("fit.voltage_weight=0", "fit.voltage_weight=1"),
+        ("fit.prior_weight=0", "fit.prior_weight=1"),
     ],
 )
 @pytest.mark.parametrize("fit", ["multistart", "likelihood"])
-def test_the_voltage_is_no_content_of_a_fit_without_it(off, on, fit):
+def test_voltage_and_prior_are_no_content_of_a_fit_without_them(off, on, fit):
     plain = content(f"fit={fit}", command="fit")
-    assert "compensation" not in plain["data"] and "voltage_weight" not in plain["fit"]
+    assert "compensation" not in plain["data"]
+    assert not {"voltage_weight", "prior_weight"} & set(plain["fit"])
     assert content(f"fit={fit}", off, command="fit") == plain
     assert content(f"fit={fit}", on, command="fit") != plain
 

@@ -92,6 +92,28 @@ def test_schedulers_keep_the_ratios(scheduler):
         assert made["lr_scheduler"]["interval"] == "epoch"
 
 
+class OfEpochs(StepLR):
+    def __init__(self, optimizer, epochs):
+        super().__init__(optimizer, step_size=epochs)
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "interval", "n_steps"),
+    [
+        (partial(OneCycleLR, max_lr=0.01, epochs=3, steps_per_epoch=7), "step", 21),
+        (partial(OneCycleLR, max_lr=0.01, total_steps=9), "epoch", 9),
+        (partial(OneCycleLR, max_lr=0.01, epochs=3, total_steps=9), "epoch", 9),
+        (partial(OfEpochs, epochs=3), "epoch", None),
+        (StepLR, "epoch", None),
+    ],
+)
+def test_only_one_cycle_over_epochs_goes_from_batch_to_batch(scheduler, interval, n_steps):
+    scheduler = partial(scheduler, step_size=1) if scheduler is StepLR else scheduler
+    made: Any = optimizer_of(network(), partial(torch.optim.Adam, lr=0.01), scheduler=scheduler)
+    assert made["lr_scheduler"]["interval"] == interval
+    assert getattr(made["lr_scheduler"]["scheduler"], "total_steps", None) == n_steps
+
+
 @pytest.mark.parametrize("lr_factors", [None, {"beta": 0.5}])
 def test_one_cycle_goes_from_batch_to_batch(lr_factors):
     rates = []

@@ -328,12 +328,12 @@ def test_the_penalty_is_the_mean_square_of_the_membrane():
         ({"recompute_steps": 0}, "recompute_steps: expected an integer ≥ 1 or null, got 0"),
         ({"recompute_steps": 5, "truncate_steps": 6}, "expected one of them, got 5 and 6"),
         ({"truncate_steps": 5, "input_events": 9}, "network.input_events: expected null with"),
+        ({"recompute_steps": 5, "skip_steps": 5}, "network.skip_steps: expected fewer .* 5, got 5"),
     ],
 )
 def test_options_of_pieces_that_do_not_fit(options, words):
-    network = SpikingClassifier(
-        N_INPUTS, 2, dt_ms=1.0, input_events=options.pop("input_events", None)
-    )
+    own = {name: options.pop(name) for name in ("input_events", "skip_steps") if name in options}
+    network = SpikingClassifier(N_INPUTS, 2, dt_ms=1.0, **own)
     with pytest.raises(ValueError, match=words):
         ClassificationModule(network, 2, 1.0, torch.optim.Adam, **options)
 

@@ -8,7 +8,6 @@ import mmap
 import re
 import struct
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -32,9 +31,9 @@ _REFERENCE = np.dtype([("length", "<u4"), ("heap", "<u8"), ("index", "<u4")])
 _RAW = np.dtype(f"V{_REFERENCE.itemsize}")
 # A text of variable length as an attribute: its datatype (class 9, 16 bytes, of bytes) and scalar
 # dataspace, in the layouts of versions 1 to 3 of the message, then the number of its characters.
-# HDF5 does not look at reserved bytes.
+# HDF5 does not look at the four bytes before that number, which are reserved.
 _TEXT = re.compile(
-    rb"\x19.{3}\x10\0{3}\x10.{11}(?:\x02\0.\0|.{4}\x01\0.{6})(?P<length>.{4})", re.DOTALL
+    rb"\x19.{3}\x10\0{3}\x10.{11}(?:\x02\0.\0|\0{4}\x01\0.\0.{4})(?P<length>.{4})", re.DOTALL
 )
 
 
@@ -50,9 +49,8 @@ def open_hdf5(source: Path | io.BytesIO, n_bytes: int = 0) -> h5py.File:
         ValueError: the HDF5 library would hang at a heap of texts or variable-length arrays, or
             allocate gigabytes for a text.
     """
-    too_long: dict[int, int] = {}
     if isinstance(source, io.BytesIO):
-        too_long = _too_long_texts(source.getvalue())
+        _check_texts(source.getvalue())
         _check_heaps(source.getvalue())
     elif source.stat().st_size:
         n_bytes = min(n_bytes, source.stat().st_size)
@@ -60,54 +58,25 @@ def open_hdf5(source: Path | io.BytesIO, n_bytes: int = 0) -> h5py.File:
             source.open("rb") as file,
             mmap.mmap(file.fileno(), n_bytes, access=mmap.ACCESS_READ) as content,
         ):
-            too_long = _too_long_texts(content)
+            _check_texts(content)
             _check_heaps(content)
-    file = h5py.File(source, "r")
-    try:
-        _check_within_data(file, too_long)
-    except BaseException:
-        file.close()
-        raise
-    return file
+    return h5py.File(source, "r")
 
 
-def _too_long_texts(content: bytes | mmap.mmap) -> dict[int, int]:
-    """Lengths of text attributes that claim to be longer than the file, by where they are.
+def _check_texts(content: bytes | mmap.mmap) -> None:
+    """Raise ValueError for a text attribute that claims to be longer than the file.
 
     The HDF5 library allocates and clears the memory before it looks for the text. Format: "The
-    Attribute Message" of the HDF5 file format specification. Numbers of a dataset may look alike.
+    Attribute Message" of the HDF5 file format specification.
     """
-    lengths = {x.start(): int.from_bytes(x["length"], "little") for x in _TEXT.finditer(content)}
-    return {start: length for start, length in lengths.items() if length > len(content)}
-
-
-def _check_within_data(file: h5py.File, texts: dict[int, int]) -> None:
-    """Raise ValueError for a text, found by `_too_long_texts`, that is no part of a dataset."""
-    stored: list[range] = []
-    if not texts:
-        return
-
-    def add(item: h5py.HLObject) -> None:
-        if isinstance(item, h5py.Dataset):
-            stored.extend(_stored(item))
-
-    with suppress(*HDF5_ERRORS):  # damaged there, too
-        file.visititems(lambda _, item: add(item))
-    for start, length in texts.items():
-        if not any(start in part for part in stored):
+    text = _TEXT.search(content)
+    while text:
+        length = int.from_bytes(text["length"], "little")
+        if length > len(content):
             raise ValueError(
-                f"attribute at byte {start}: expected a text in the file, got {length} bytes"
+                f"attribute at byte {text.start()}: expected a text in the file, got {length} bytes"
             )
-
-
-def _stored(dataset: h5py.Dataset) -> list[range]:
-    """Bytes of the file in which the values of a dataset are."""
-    own = dataset.id
-    if dataset.chunks:
-        chunks = [own.get_chunk_info(i) for i in range(own.get_num_chunks())]
-        return [range(x.byte_offset, x.byte_offset + x.size) for x in chunks]
-    start = own.get_offset()
-    return [] if start is None else [range(start, start + own.get_storage_size())]
+        text = _TEXT.search(content, text.start() + 1)  # which may overlap
 
 
 def _check_heaps(content: bytes | mmap.mmap) -> None:

@@ -63,7 +63,7 @@ class NeuronFittingModule(pl.LightningModule):
             log-likelihood of the recorded spikes, of neurons with escape noise, which is then the
             distance; τ has no part in it.
         prior_weight: weight of the prior of the parameters (see `DrawnPopulation.minus_log_prior`),
-            which is added to the distance, too; 0 = none. 1 gives the most probable parameters.
+            of the likelihood; it is added to the distance, too. 1 = most probable parameters.
         voltage_weight: weight of the recorded voltage between spikes: what leaving all its variance
             unexplained costs, for each recorded spike. It is added to the distance, too. 0 = the
             spikes alone.

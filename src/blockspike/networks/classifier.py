@@ -158,7 +158,8 @@ class SpikingClassifier(nn.Module):
         tau_membrane_ms, train_beta: see `ALIFLayer`; apply to hidden layers and readout.
         scores: how the readout's membrane gives the class scores: its sum over time, its mean, or
             the sum of its softmax over classes at each step (Bittar & Garner 2022).
-        skip_steps: steps at the beginning of a sample that do not count for the scores.
+        skip_steps: steps at the beginning of a sample that do not count for the scores; a first
+            piece has to have more. A call with a state skips nothing.
         dropout: share of hidden spikes that are dropped on the way to the next layer in training.
         init: rule by which input weights are drawn; "default" is each layer's own, see `ALIFLayer`.
         recurrent_init: the same for recurrent weights.

@@ -59,7 +59,8 @@ class LayerOptions:
         recurrent: whether the layer has all-to-all recurrence.
         recurrent_delay: delay of the recurrent synapses in steps; None = the model's default.
         recurrent_dropout: share of the neurons whose spikes recurrent synapses do not get, drawn
-            for each call in training; other spikes are scaled up (Gal & Ghahramani 2016).
+            in training for each call, or piece of `run_in_pieces`; other spikes are scaled up (Gal
+            & Ghahramani 2016).
         rf_len: temporal receptive field in steps: input at t − rf_len + 1 … t acts at t.
         max_delay: longest delay of the input synapses in steps; if above 0, each synapse learns
             its own.
@@ -101,6 +102,10 @@ class LayerOptions:
             check_counts(recurrent_delay=self.recurrent_delay)
         if not 0 <= self.recurrent_dropout < 1:
             raise ValueError(f"recurrent_dropout: expected 0 ≤ x < 1, got {self.recurrent_dropout}")
+        if self.recurrent_dropout and not self.recurrent:
+            raise ValueError(
+                f"recurrent_dropout: expected 0 without recurrence, got {self.recurrent_dropout}"
+            )
         if self.max_delay < 0 or (self.max_delay and self.rf_len > 1):
             raise ValueError(
                 f"max_delay: expected an integer ≥ 0, and 0 with rf_len > 1, got {self.max_delay}"
@@ -176,7 +181,7 @@ class NeuronLayer(BoundedParameters):
     def simulation_options(self) -> dict[str, Any]:
         """Simulation arguments other than the current and the model's parameters."""
         weight = self.recurrent_weight
-        if weight is not None and self.training and self._kept is not None:
+        if weight is not None and self._kept is not None:
             weight = weight * self._kept
         options = {
             "recurrent_weight": weight,
@@ -220,7 +225,10 @@ class NeuronLayer(BoundedParameters):
             given, state = state.get("inputs"), {k: v for k, v in state.items() if k != "inputs"}
         before = check_last_inputs(given, x, self.weight, self._n_kept)
         self._kept = self._draw_kept()
-        trace = self.simulate(self.current(x, events, before), state)
+        try:
+            trace = self.simulate(self.current(x, events, before), state)
+        finally:
+            self._kept = None
         if not self._n_kept:
             return trace
         return trace.with_inputs(last_inputs_maker(x, before, self._n_kept, self.weight.dtype))

@@ -31,12 +31,16 @@ _OFF = {
     ("trainer", "accumulate_grad_batches"): 1,
     ("optimizer", "fused"): None,
     ("model", "batch_norm"): False,
+    ("model", "recurrent_dropout"): 0.0,
     ("network", "init"): "default",
     ("network", "recurrent_init"): "default",
+    ("network", "skip_steps"): 0,
+    ("data", "unchanged"): 0.0,
     ("data", "electrode"): None,
     ("data", "compensation"): None,
     ("data", "train_warm_up_s"): 0.0,
     ("fit", "voltage_weight"): 0.0,
+    ("fit", "prior_weight"): 0.0,
     ("data", "noise"): "membrane",  # of synthetic cells
     ("data", "neuron"): "alif",  # of synthetic cells
 }

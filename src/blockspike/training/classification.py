@@ -58,8 +58,9 @@ class ClassificationModule(pl.LightningModule):
         seed: seed of the dropout, together with epoch and process.
 
     Raises:
-        ValueError: label_smoothing is not in [0, 1), a number of steps is below 1, both are given,
-            membrane_penalty is negative, or a pattern matches no trained parameter.
+        ValueError: label_smoothing is not in [0, 1), a number of steps is below 1 or no more than
+            the network skips, both are given, membrane_penalty is negative, or a pattern matches no
+            trained parameter.
 
     Examples:
         >>> from functools import partial
@@ -113,6 +114,12 @@ class ClassificationModule(pl.LightningModule):
             raise ValueError(
                 "network.input_events: expected null with recompute_steps or truncate_steps, since "
                 f"the events of a whole sample are counted, got {network.input_events}"
+            )
+        n_first = min(n for n in (recompute_steps, truncate_steps, math.inf) if n is not None)
+        if n_first <= network.skip_steps:
+            raise ValueError(
+                "network.skip_steps: expected fewer steps than a piece of recompute_steps or "
+                f"truncate_steps, {n_first}, got {network.skip_steps}"
             )
         if membrane_penalty > 0:
             for layer in network.layers:

@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 from fnmatch import fnmatchcase
 from functools import partial
+from inspect import signature
 from typing import Any
 
 from torch import nn
@@ -104,18 +105,18 @@ def make_scheduler(
 
     Returns:
         The scheduler with its interval, for Lightning: "epoch", or "step" of a scheduler that is
-        given `epochs` and takes `steps_per_epoch`, as OneCycleLR does.
+        given `epochs`, no `total_steps`, and takes `steps_per_epoch`, as OneCycleLR does.
 
     Raises:
         ValueError: the scheduler has a floor, and factors differ from 1.
     """
     factors = [group.get("lr_factor", 1.0) for group in optimizer.param_groups]
     given = getattr(make, "keywords", {})
-    if "epochs" in given and "steps_per_epoch" not in given:
-        of_epoch = math.ceil(n_steps() / given["epochs"])
-        make, interval = partial(make, steps_per_epoch=of_epoch), "step"
-    else:
-        interval = "epoch"
+    interval = "epoch"
+    if "epochs" in given and "total_steps" not in given and _takes_steps_per_epoch(make):
+        interval = "step"
+        if "steps_per_epoch" not in given:
+            make = partial(make, steps_per_epoch=math.ceil(n_steps() / given["epochs"]))
     if all(factor == 1 for factor in factors):
         return {"scheduler": make(optimizer), "interval": interval}
     if given.get("eta_min"):
@@ -129,3 +130,7 @@ def make_scheduler(
         if isinstance(given.get(name), int | float)
     }
     return {"scheduler": make(optimizer, **rates), "interval": interval}
+
+
+def _takes_steps_per_epoch(make: Callable[..., Any]) -> bool:
+    return "steps_per_epoch" in signature(getattr(make, "func", make)).parameters
