@@ -115,11 +115,11 @@ class ClassificationModule(pl.LightningModule):
                 "network.input_events: expected null with recompute_steps or truncate_steps, since "
                 f"the events of a whole sample are counted, got {network.input_events}"
             )
-        n_first = min(n for n in (recompute_steps, truncate_steps, math.inf) if n is not None)
-        if n_first <= network.skip_steps:
+        of_piece = recompute_steps or truncate_steps
+        if of_piece is not None and of_piece <= network.skip_steps:
             raise ValueError(
                 "network.skip_steps: expected fewer steps than a piece of recompute_steps or "
-                f"truncate_steps, {n_first}, got {network.skip_steps}"
+                f"truncate_steps, {of_piece}, got {network.skip_steps}"
             )
         if membrane_penalty > 0:
             for layer in network.layers:
