@@ -77,6 +77,13 @@ def test_recipes_delays_and_custom_models_are_distinguished():
     assert open_ == {"SE-adLIF, q = 120, delays ≤ 20 steps, 240 k, 60 epochs, 1 seed"}
 
 
+def test_runs_without_a_test_are_left_out():
+    held_out = SE | {"run": "loso/data.fold=0", "test_accuracy": float("nan")}
+    (figure,) = neuron_figures(table(ALIF, held_out)).values()
+    assert list(marks(figure.axes[0])) == ["ALIF, 240 k, 60 epochs, 1 seed"]
+    assert list(neuron_figures(table(held_out))) == ["neurons"]
+
+
 def test_data_sets_are_never_drawn_together():
     made = neuron_figures(table(ALIF, ALIF | {"data_set": "HD-Lauscher (660 recordings)"}))
     assert set(made) == {"neurons_hd_lauscher", "neurons_hd_lauscher_660_recordings"}

@@ -38,6 +38,5 @@ def confusion_figure(counts: np.ndarray) -> Figure:
     )  # fmt: skip
     axis.tick_params(labelsize=8)
     figure.colorbar(image, ax=axis, label="share of the true class", shrink=0.8)
-    accuracy = counts.trace() / max(counts.sum(), 1)
-    axis.set_title(f"test accuracy {accuracy:.1%} of {counts.sum()}", fontsize=10)
+    axis.set_title(f"test: {counts.trace()} of {counts.sum()} classified correctly", fontsize=10)
     return figure

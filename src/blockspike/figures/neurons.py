@@ -39,7 +39,7 @@ def neurons(table: pd.DataFrame, folder: Path) -> list[Path]:
 
 
 def neuron_figures(table: pd.DataFrame) -> dict[str, Figure]:
-    """Draw the runs of `EXPERIMENTS`: a mark per run, and means with standard errors.
+    """Draw the tested runs of `EXPERIMENTS`: a mark per run, and means with standard errors.
 
     The number of spikes is that of all hidden neurons in a validation recording.
 
@@ -58,6 +58,8 @@ def neuron_figures(table: pd.DataFrame) -> dict[str, Figure]:
     missing = [] if chosen.empty else [name for name in _COLUMNS if name not in chosen]
     if missing:
         raise ValueError(f"table: expected columns {', '.join(missing)}, got a table without them")
+    if not chosen.empty:  # those that hold out a speaker are not tested
+        chosen = chosen.dropna(subset="test_accuracy")
     if chosen.empty:
         return {"neurons": _figure(None, "no runs")}
     runs = chosen.reindex(columns=[*_COLUMNS, *_OPTIONAL])
