@@ -223,7 +223,7 @@ def test_the_page_of_a_run_has_its_confusion_matrix(tmp_path):
     assert confusion_of(Run(tmp_path)) is None  # of a run that was not tested
     write_confusion(tmp_path / "confusion.csv", torch.tensor([[3, 1], [0, 4]]))
     address = confusion_of(Run(tmp_path))
-    assert address is not None and b"test accuracy 87.5%" in base64.b64decode(
+    assert address is not None and b"7 of 8 classified correctly" in base64.b64decode(
         address.removeprefix("data:image/svg+xml;base64,")
     )
     html = page(confusion=address)
