@@ -182,12 +182,20 @@ def test_batches_equal_a_naive_binning(folder, prepared, pooling):
         assert (dense[:, b] == expected).all()
 
 
+def change_of(speech, epoch, sample):
+    """Shift in channels and factor of the times of a sample, read from one event."""
+    one = np.array([1.0], np.float16), np.array([350], np.uint16)
+    gathered = Gathered(*one, np.array([0, 1]), np.array([sample]), epoch)
+    time, channel, _ = speech(gathered)
+    return int(channel[0]) - 350, float(time[0])
+
+
 def test_draws_depend_only_on_seed_epoch_and_sample():
     speech = SpeechMap(pooling=1, jitter=3, stretch=0.2, seed=5)
-    draws = np.array([[speech.draw(e, i) for i in range(200)] for e in range(5)])
+    draws = np.array([[change_of(speech, e, i) for i in range(200)] for e in range(5)])
     np.random.seed(0)
     again = SpeechMap(pooling=1, jitter=3, stretch=0.2, seed=5)
-    assert draws[3, 7].tolist() == list(again.draw(3, 7))
+    assert draws[3, 7].tolist() == list(change_of(again, 3, 7))
     shifts, factors = draws[..., 0], draws[..., 1]
     assert set(shifts.ravel()) == {-3, -2, -1, 0, 1, 2, 3}
     assert abs(shifts.mean()) < 0.25
@@ -195,19 +203,63 @@ def test_draws_depend_only_on_seed_epoch_and_sample():
     assert np.log(factors).max() > 0.19 and np.log(factors).min() < -0.19
     assert len({tuple(row.ravel()) for row in draws}) == 5
     other = SpeechMap(pooling=1, jitter=3, stretch=0.2, seed=6)
-    assert [other.draw(0, i)[0] for i in range(200)] != shifts[0].tolist()
+    assert [change_of(other, 0, i)[0] for i in range(200)] != shifts[0].tolist()
 
 
 @pytest.mark.parametrize("share", [0.25, 1.0])
 def test_a_share_of_the_samples_is_left_unchanged(share):
-    changed = SpeechMap(pooling=1, jitter=40, stretch=0.2, seed=5)
-    speech = SpeechMap(pooling=1, jitter=40, stretch=0.2, unchanged=share, seed=5)
-    draws = [(speech.draw(e, i), changed.draw(e, i)) for i in range(200) for e in range(5)]
+    options = {"jitter": 40, "stretch": 0.2, "time_jitter_s": 0.01, "replaced": 0.5, "seed": 5}
+    changed = SpeechMap(pooling=1, **options)
+    speech = SpeechMap(pooling=1, unchanged=share, **options)
+    draws = [
+        (change_of(speech, e, i), change_of(changed, e, i)) for i in range(200) for e in range(5)
+    ]
     left = [own == (0, 1.0) for own, _ in draws]
     assert np.mean(left) == pytest.approx(share, abs=0.04)
-    assert all(is_left or own == other for is_left, (own, other) in zip(left, draws, strict=True))
+    assert not any(other == (0, 1.0) for _, other in draws)
     if share < 1:
         assert max(np.reshape(left, (200, 5)).sum(1)) < 5  # drawn anew each epoch
+
+
+def random_events(n):
+    rng = np.random.default_rng(1)
+    return rng.uniform(0, 1, n), rng.integers(0, 700, n).astype(np.uint16)
+
+
+def test_each_channel_is_delayed_by_itself():
+    time, unit = random_events(20_000)
+    twice = Gathered(
+        np.r_[time, time], np.r_[unit, unit], np.array([0, 20_000, 40_000]), np.array([3, 8]), 2
+    )
+    speech = SpeechMap(pooling=1, time_jitter_s=0.02, seed=0)
+    delayed, channel, keep = speech(twice)
+    delays = np.stack([
+        [np.unique((delayed - twice.time)[own][unit == k].round(9)).item() for k in range(700)]
+        for own in (slice(0, 20_000), slice(20_000, None))
+    ])  # one of each channel  # fmt: skip
+    assert np.array_equal(channel, twice.unit)
+    assert delays.std() == pytest.approx(0.02, rel=0.1) and abs(delays.mean()) < 0.002
+    assert (
+        abs(np.corrcoef(delays)[0, 1]) < 0.15
+        and abs(np.corrcoef(delays[0, 1:], delays[0, :-1])[0, 1]) < 0.15
+    )
+    assert np.array_equal(keep, delayed >= 0) and not keep.all()
+    alone = speech(Gathered(time, unit, np.array([0, 20_000]), np.array([8]), 2))
+    assert np.array_equal(alone[0], delayed[20_000:])
+
+
+def test_a_share_of_the_events_is_replaced_at_random():
+    time, unit = random_events(20_000)
+    speech = SpeechMap(pooling=1, replaced=0.1, seed=0)
+    found, channel, keep = speech(Gathered(time, unit, np.array([0, 20_000]), np.array([8]), 2))
+    replaced = found != time
+    assert replaced.mean() == pytest.approx(0.1, abs=0.01) and keep.all()
+    assert np.array_equal(channel[~replaced], unit[~replaced])
+    assert found.min() >= 0 and found.max() <= time.max()
+    assert channel[replaced].min() < 20 and channel[replaced].max() > 680
+    assert found[replaced].mean() == pytest.approx(0.5, abs=0.05)
+    empty = speech(Gathered(time[:0], unit[:0], np.array([0, 0]), np.array([8]), 2))
+    assert [len(x) for x in empty] == [0, 0, 0]
 
 
 def test_a_sample_is_shifted_and_stretched_as_a_whole():
@@ -217,7 +269,7 @@ def test_a_sample_is_shifted_and_stretched_as_a_whole():
     offset, samples = np.arange(7) * 3, np.array([4, 9, 2, 4, 30, 31])
     stretched, pooled, keep = speech(Gathered(time, unit, offset, samples, epoch=1))
     for b, sample in enumerate(samples):
-        shift, factor = speech.draw(1, int(sample))
+        shift, factor = change_of(SpeechMap(pooling=1, jitter=50, stretch=0.3, seed=0), 1, sample)
         shifted = np.array([0, 350, 699]) + shift
         inside = (shifted >= 0) & (shifted < 700)
         own = slice(3 * b, 3 * b + 3)

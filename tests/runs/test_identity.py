@@ -50,10 +50,13 @@ def test_a_fold_of_speakers_is_content_and_none_is_not():
     assert len({content_hash(x) for x in [whole, *folds]}) == 3
 
 
-def test_a_share_of_unchanged_recordings_is_content_and_none_is_not():
+@pytest.mark.parametrize(
+    ("option", "value"), [("unchanged", 0.25), ("replaced", 0.1), ("channel_time_jitter_ms", 10)]
+)
+def test_a_change_of_recordings_is_content_and_none_is_not(option, value):
     digits = ("experiment=shd", "data=hd_lauscher_sample")
-    assert "unchanged" not in content(*digits)["data"]
-    assert content(*digits, "data.unchanged=0.25") != content(*digits)
+    assert option not in content(*digits)["data"]
+    assert content(*digits, f"data.{option}={value}") != content(*digits)
 
 
 def test_a_fit_of_every_electrode_has_the_hash_of_a_fit_without_the_option():

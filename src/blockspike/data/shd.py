@@ -30,8 +30,12 @@ class SHDDataModule(EventDataModule):
             from (seed, epoch, sample); events shifted off the ends are dropped.
         time_stretch: a training sample is up to ``exp(time_stretch)`` times slower or faster; the
             logarithm of the factor is uniform, drawn in the same way.
-        unchanged: share of the training samples that are neither shifted nor stretched, drawn in
-            the same way; 1/(n + 1) is as if n changed copies of each sample were added to it.
+        channel_time_jitter_ms: standard deviation of a delay of each channel of a training sample,
+            normal, drawn in the same way; events before the beginning are dropped.
+        replaced: share of the events of a training sample that are replaced by as many at random
+            channels and times, drawn in the same way.
+        unchanged: share of the training samples that none of these changes, drawn in the same way;
+            1/(n + 1) is as if n changed copies of each sample were added to it.
         test_shifts: channel shifts for test-time augmentation. The scores of these views of a test
             recording are averaged; figures show the first.
         validation: how the validation split is held out: "stratified" by class, whole "speaker"s
@@ -69,6 +73,8 @@ class SHDDataModule(EventDataModule):
         channel_pooling: int = 1,
         channel_jitter: int = 0,
         time_stretch: float = 0.0,
+        channel_time_jitter_ms: float = 0.0,
+        replaced: float = 0.0,
         unchanged: float = 0.0,
         test_shifts: tuple[int, ...] = (0,),
         validation: Literal["stratified", "speaker", "own"] = "stratified",
@@ -79,6 +85,13 @@ class SHDDataModule(EventDataModule):
         require(1 <= channel_pooling <= N_CHANNELS, "channel_pooling", channel_pooling, "1 to 700")
         require(0 <= channel_jitter < N_CHANNELS, "channel_jitter", channel_jitter, "0 to 699")
         require(0 <= time_stretch < 1, "time_stretch", time_stretch, "0 ≤ x < 1")
+        require(
+            0 <= channel_time_jitter_ms < math.inf,
+            "channel_time_jitter_ms",
+            channel_time_jitter_ms,
+            "a value ≥ 0",
+        )
+        require(0 <= replaced <= 1, "replaced", replaced, "0 ≤ x ≤ 1")
         require(0 <= unchanged <= 1, "unchanged", unchanged, "0 ≤ x ≤ 1")
         require(
             validation in ("stratified", "speaker", "own"),
@@ -101,6 +114,8 @@ class SHDDataModule(EventDataModule):
         self.channel_pooling = channel_pooling
         self.channel_jitter = channel_jitter
         self.time_stretch = time_stretch
+        self.channel_time_jitter_ms = channel_time_jitter_ms
+        self.replaced = replaced
         self.unchanged = unchanged
         self.test_shifts = tuple(test_shifts)
         self.validation = validation
@@ -150,7 +165,13 @@ class SHDDataModule(EventDataModule):
         if not training:
             return SpeechMap(self.channel_pooling)
         return SpeechMap(
-            self.channel_pooling, self.channel_jitter, self.time_stretch, self.unchanged, self.seed
+            self.channel_pooling,
+            self.channel_jitter,
+            self.time_stretch,
+            self.channel_time_jitter_ms / 1000,
+            self.replaced,
+            self.unchanged,
+            self.seed,
         )
 
     def _test_dataset(self) -> EventDataset:
@@ -206,33 +227,49 @@ class ShiftedViews:
 
 @dataclass(frozen=True)
 class SpeechMap:
-    """Shifts the channels and stretches the time of each sample, then pools neighbouring channels.
+    """Changes each sample at random, then pools neighbouring channels.
 
-    Args: see `SHDDataModule`.
+    Args: see `SHDDataModule`; `time_jitter_s` is its `channel_time_jitter_ms`.
     """
 
     pooling: int
     jitter: int = 0
     stretch: float = 0.0
+    time_jitter_s: float = 0.0
+    replaced: float = 0.0
     unchanged: float = 0.0
     seed: int = 0
 
     def __call__(self, events: Gathered) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Return times, pooled channels int ``[n]`` and which events stay on the 700 channels."""
         time, channel = events.time, events.unit.astype(np.int32)
-        if self.jitter or self.stretch:
-            n_events = np.diff(events.offset)
-            shift, factor = np.array([self.draw(events.epoch, i) for i in events.samples]).T
-            channel += np.repeat(shift.astype(np.int32), n_events)
-            time = time.astype(np.float64) * np.repeat(factor, n_events)
-        return time, channel // self.pooling, (channel >= 0) & (channel < N_CHANNELS)
+        if self.jitter or self.stretch or self.time_jitter_s or self.replaced:
+            time = time.astype(np.float64)
+            for i, sample in enumerate(events.samples):
+                own = slice(events.offset[i], events.offset[i + 1])
+                rng = np.random.default_rng([self.seed, events.epoch, int(sample)])
+                time[own], channel[own] = self.changed(time[own], channel[own], rng)
+        keep = (channel >= 0) & (channel < N_CHANNELS) & (time >= 0)
+        return time, channel // self.pooling, keep
 
-    def draw(self, epoch: int, sample: int) -> tuple[int, float]:
-        """Return the shift in channels and the factor of the times of a sample."""
-        rng = np.random.default_rng([self.seed, epoch, int(sample)])
-        shift = int(rng.integers(-self.jitter, self.jitter, endpoint=True))
+    def changed(
+        self, time_s: np.ndarray, channel: np.ndarray, rng: np.random.Generator
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Return other times float64 ``[n]`` and channels int32 ``[n]`` of a sample's events."""
+        shift = rng.integers(-self.jitter, self.jitter, endpoint=True)
         factor = math.exp(rng.uniform(-self.stretch, self.stretch))
-        return (0, 1.0) if self.unchanged and rng.random() < self.unchanged else (shift, factor)
+        if self.unchanged and rng.random() < self.unchanged:
+            return time_s, channel
+        end_s = time_s.max(initial=0.0) * factor
+        time_s = time_s * factor
+        if self.time_jitter_s:
+            time_s += rng.normal(0.0, self.time_jitter_s, N_CHANNELS)[channel]
+        channel = channel + shift
+        if self.replaced:
+            chosen = rng.random(len(time_s)) < self.replaced
+            time_s[chosen] = rng.uniform(0.0, end_s, chosen.sum())
+            channel[chosen] = rng.integers(0, N_CHANNELS, chosen.sum())
+        return time_s, channel
 
 
 def speaker_subset(speaker: np.ndarray, fraction: float, seed: int) -> np.ndarray:

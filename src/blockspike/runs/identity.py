@@ -35,6 +35,8 @@ _OFF = {
     ("network", "init"): "default",
     ("network", "recurrent_init"): "default",
     ("network", "skip_steps"): 0,
+    ("data", "channel_time_jitter_ms"): 0.0,
+    ("data", "replaced"): 0.0,
     ("data", "unchanged"): 0.0,
     ("data", "electrode"): None,
     ("data", "compensation"): None,
