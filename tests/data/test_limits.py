@@ -13,6 +13,7 @@ import h5py
 import numpy as np
 import pytest
 import torch
+from h5py import h5s
 from made_data import make_nmnist, make_shd
 
 from blockspike.data import limits
@@ -233,11 +234,11 @@ def test_a_text_longer_than_the_file_is_refused(tmp_path, version):
     assert open_hdf5(path).attrs["name"] == "a text of 23 characters"
     length = (23).to_bytes(4, "little")  # first in the attribute, then in the heap
     path.write_bytes(content.replace(length, b"\1\0\0\xfe", 1))
-    with pytest.raises(ValueError, match="expected a text in the file, got 4261412865 bytes"):
+    with pytest.raises(ValueError, match="expected texts in the file, got 4261412865 bytes"):
         open_hdf5(path)
 
 
-@pytest.mark.parametrize("reserved", [28, 31])
+@pytest.mark.parametrize("reserved", [27, 28, 31])
 def test_a_text_longer_than_the_file_is_found_whatever_reserved_bytes_hold(tmp_path, reserved):
     path = tmp_path / "a.h5"
     with h5py.File(path, "w", libver="earliest") as file:
@@ -249,15 +250,32 @@ def test_a_text_longer_than_the_file_is_found_whatever_reserved_bytes_hold(tmp_p
     with h5py.File(io.BytesIO(content), "r") as file:
         assert file.attrs.get_id("name").shape == ()
     path.write_bytes(content)
-    with pytest.raises(ValueError, match="expected a text in the file, got 4261412865 bytes"):
+    with pytest.raises(ValueError, match="expected texts in the file, got 4261412865 bytes"):
+        open_hdf5(path)
+
+
+@pytest.mark.parametrize("most", [3, None])
+@pytest.mark.parametrize("version", ["earliest", "latest"])
+def test_each_of_several_texts_is_looked_at(tmp_path, version, most):
+    path, texts = tmp_path / "a.h5", ["one text", "a text of 23 characters", "another"]
+    space = h5s.create_simple((3,), (most or h5s.UNLIMITED,))
+    with h5py.File(path, "w", libver=version) as file:
+        kind = h5py.h5t.py_create(h5py.string_dtype(), logical=True)
+        attribute = h5py.h5a.create(file.id, b"names", kind, space)
+        attribute.write(np.array(texts, object))
+    content = path.read_bytes()
+    assert open_hdf5(path).attrs["names"].tolist() == texts
+    length = (23).to_bytes(4, "little")  # first in the attribute, then in the heap
+    path.write_bytes(content.replace(length, b"\1\0\0\xfe", 1))
+    with pytest.raises(ValueError, match="expected texts in the file, got 4261412865 bytes"):
         open_hdf5(path)
 
 
 def test_a_text_longer_than_the_file_is_found_within_what_looks_like_another():
     begin, scalar = b"\x19\1\1\0\x10\0\0\0\x10", b"\0\0\0\0\1\0\0\0\0\0\0\0"
     short = b"\2\0\0\0" + b"\1\0\0\0"  # a dataspace of version 2, then a length
-    text = begin + b"\0\0" + begin + short + b"\0\0\0" + scalar + b"\1\0\0\xfe"
-    with pytest.raises(ValueError, match="byte 11: expected a text in the file, got 4261412865 by"):
+    text = begin + b"\0\0" + begin + short + b"\0\0\0" + scalar + b"\1\0\0\xfe" + bytes(12)
+    with pytest.raises(ValueError, match="byte 11: expected texts in the file, got 4261412865 by"):
         open_hdf5(io.BytesIO(text))
 
 

@@ -29,11 +29,13 @@ _HEAP = b"GCOL\1\0\0\0"
 # addresses of 8 bytes: all that h5py writes. The same as bytes without a meaning.
 _REFERENCE = np.dtype([("length", "<u4"), ("heap", "<u8"), ("index", "<u4")])
 _RAW = np.dtype(f"V{_REFERENCE.itemsize}")
-# A text of variable length as an attribute: its datatype (class 9, 16 bytes, of bytes) and scalar
-# dataspace, in the layouts of versions 1 to 3 of the message, then the number of its characters.
-# HDF5 does not look at the four bytes before that number, which are reserved.
-_TEXT = re.compile(
-    rb"\x19.{3}\x10\0{3}\x10.{11}(?:\x02\0.\0|\0{4}\x01\0.\0.{4})(?P<length>.{4})", re.DOTALL
+# Texts of variable length as an attribute: their datatype (class 9, 16 bytes, of bytes), and a
+# dataspace of no or one dimension, in the layouts of versions 1 to 3 of the message. HDF5 does not
+# look at the five bytes with which a dataspace of version 1 ends, which are reserved.
+_TEXTS = re.compile(
+    rb"\x19.{3}\x10\0{3}\x10.{11}"
+    rb"(?:\x02(?P<rank>[\0\x01])(?P<flags>.).|\0{4}\x01(?P<rank_1>[\0\x01])(?P<flags_1>.).{5})",
+    re.DOTALL,
 )
 
 
@@ -64,19 +66,27 @@ def open_hdf5(source: Path | io.BytesIO, n_bytes: int = 0) -> h5py.File:
 
 
 def _check_texts(content: bytes | mmap.mmap) -> None:
-    """Raise ValueError for a text attribute that claims to be longer than the file.
+    """Raise ValueError for a text in an attribute that claims to be longer than the file.
 
     The HDF5 library allocates and clears the memory before it looks for the text. Format: "The
     Attribute Message" of the HDF5 file format specification.
     """
-    text = _TEXT.search(content)
-    while text:
-        length = int.from_bytes(text["length"], "little")
-        if length > len(content):
+    found = _TEXTS.search(content)
+    while found:
+        at, n_texts = found.end(), 1
+        if (found["rank"] or found["rank_1"]) == b"\1":
+            n_texts = int.from_bytes(content[at : at + 8], "little")
+            has_maximum = (found["flags"] or found["flags_1"])[0] & 1
+            at += 16 if has_maximum else 8
+        n_texts = min(n_texts, (len(content) - at) // _REFERENCE.itemsize)
+        texts = np.frombuffer(content[at : at + n_texts * _REFERENCE.itemsize], _REFERENCE)
+        longest = int(texts["length"].max(initial=0))
+        if longest > len(content):
             raise ValueError(
-                f"attribute at byte {text.start()}: expected a text in the file, got {length} bytes"
+                f"attribute at byte {found.start()}: expected texts in the file, "
+                f"got {longest} bytes"
             )
-        text = _TEXT.search(content, text.start() + 1)  # which may overlap
+        found = _TEXTS.search(content, found.start() + 1)  # which may overlap
 
 
 def _check_heaps(content: bytes | mmap.mmap) -> None:
