@@ -40,6 +40,7 @@ from .neurons.glif.neuron import ThresholdCoupling as ThresholdCoupling
 from .neurons.glif.neuron import glif as glif
 from .neurons.model import NeuronModel as NeuronModel
 from .neurons.readout import leaky_integrate as leaky_integrate
+from .neurons.recurrent_delays import RecurrentDelays as RecurrentDelays
 from .neurons.simulate import simulate as simulate
 from .neurons.state import NeuronState as NeuronState
 from .neurons.surrogate import SLAYER as SLAYER

@@ -204,6 +204,39 @@ def test_recurrent_dropout_drops_neurons_from_the_recurrence_in_training_only(ki
     assert torch.equal(layer.eval().trace(x).spikes, whole.eval().trace(x).spikes)
 
 
+@pytest.mark.parametrize("method", ["fused", "standard"])
+@pytest.mark.parametrize("kind", [ALIFLayer, EulerAdLIFLayer, AdLIFLayer, CSiLIFLayer])
+def test_each_neuron_learns_the_delay_of_its_recurrent_spikes(kind, method):
+    torch.manual_seed(0)
+    options: dict[str, Any] = {"dt_ms": 1.0, "recurrent": True, "batch_norm": False}
+    if kind in (AdLIFLayer, CSiLIFLayer):
+        options["random_start"] = False
+    layer: Any = kind(30, 16, recurrent_delay=2, recurrent_max_delay=9, method=method, **options)
+    layer.weight.data.mul_(4)
+    layer.recurrent_weight.data.uniform_(-2, 2, generator=torch.Generator().manual_seed(1))
+    x, learned = make_spikes(), layer.recurrent_delays
+    layer.eval()
+    trace = layer.trace(x)
+    assert trace.state.spikes.shape == (11, *trace.spikes.shape[1:])
+    whole: Any = kind(30, 16, recurrent_delay=5, method=method, **options).eval()
+    with torch.no_grad():
+        learned.delay.fill_(3 / 9)  # 2 + 3 steps
+        own = {k: v for k, v in layer.state_dict().items() if "recurrent_delays" not in k}
+    whole.load_state_dict(own)
+    assert torch.equal(layer.trace(x).spikes, whole.trace(x).spikes)
+    assert not torch.equal(layer.trace(x).spikes, trace.spikes)
+    layer.train()
+    spikes = layer.trace(x).spikes
+    assert not torch.equal(spikes, layer.trace(x).spikes)  # drawn for each call
+    alone = layer.simulate(layer.current(x), None).spikes  # no call of the layer
+    assert torch.equal(alone, whole.trace(x).spikes)
+    assert learned.delay.shape == (16, 1)
+    spikes.sum().backward()
+    assert learned.delay.grad.any()
+    learned.anneal_(1.0)
+    assert learned.sigma == 0.5
+
+
 def test_dropped_spikes_as_events_and_dense():
     """Both give equal values and gradients through both layers and the readout."""
     found = []
@@ -372,6 +405,12 @@ def test_checkpoint_round_trip():
         ({"p_bounds": (-1, 0.9), "method": "blocks"}, "^p_bounds: expected bounds ≥ 0 .*-1, 0.9"),
         ({"recurrent_dropout": 0.2, "recurrent": False}, "^recurrent_dropout: expected 0 without"),
         ({"recurrent_dropout": 1.0}, "^recurrent_dropout: expected 0 ≤ x < 1, got 1.0"),
+        (
+            {"recurrent_max_delay": 3, "recurrent": False},
+            "^recurrent_max_delay: expected 0 without",
+        ),
+        ({"recurrent_max_delay": -1}, "^recurrent_max_delay: expected an integer ≥ 0"),
+        ({"recurrent_max_delay": 3, "method": "blocks"}, "^recurrent_max_delay: .* method=blocks"),
         ({"b": 1.8}, "^b: expected 0.0 ≤ b ≤ 1.0, got b = 1.8"),
         ({"b": float("nan")}, "^b: expected 0.0 ≤ b ≤ 1.0, got b = nan"),
     ],

@@ -123,7 +123,8 @@ def test_pieces_skip_the_steps_that_the_whole_skips(scores):
 
 
 @pytest.mark.parametrize(
-    "options", [{"dropout": 0.4}, {"recurrent_dropout": 0.4}, {"max_delay": 5}]
+    "options",
+    [{"dropout": 0.4}, {"recurrent_dropout": 0.4}, {"max_delay": 5}, {"recurrent_max_delay": 5}],
 )
 def test_what_is_drawn_is_drawn_again_when_simulated_again(options):
     network = network_of("through spikes", **options)

@@ -18,6 +18,7 @@ import test_c_silif
 import test_derivative
 import test_euler_adlif
 import test_glif
+import test_recurrent_delays
 import test_state
 import torch
 from gpu_cases import (
@@ -143,6 +144,23 @@ def test_every_recurrent_delay(delay, detach_spikes):
     inputs = make_gpu_inputs((13, 2, 5), recurrent=True)
     options = {"arp": 1, "recurrent_delay": delay, "detach_spikes": detach_spikes}
     assert check(inputs, **options).sum() > 5
+
+
+@pytest.mark.parametrize("detach_spikes", [True, False])
+@pytest.mark.parametrize("with_state", [True, False])
+@pytest.mark.parametrize("longest", mostly_slow([1, 5, 20], lambda longest: longest == 5))
+def test_recurrent_delays_of_neurons(monkeypatch, longest, with_state, detach_spikes):
+    monkeypatch.setattr(test_recurrent_delays, "N", 5)
+    monkeypatch.setattr(test_recurrent_delays, "B", 2)
+    inputs = test_recurrent_delays.made_inputs(longest, 13, with_state)
+    inputs = {name: x.detach().to(DEVICE).requires_grad_() for name, x in inputs.items()}
+    options: dict[str, Any] = {"detach_spikes": detach_spikes}
+    expected, grads = test_recurrent_delays.run(inputs, longest, method="standard", **options)
+    trace, own = test_recurrent_delays.run(inputs, longest, method="fused", **options)
+    assert expected.spikes.any() and torch.equal(trace.spikes, expected.spikes)
+    assert torch.equal(trace.state.spikes, expected.state.spikes)
+    for name, grad in grads.items():
+        assert_close(own[name], grad, 1e-9, name)
 
 
 @pytest.mark.parametrize("detach_spikes", [True, False])

@@ -25,6 +25,7 @@ from blockspike.neurons.cpu.events import SpikeEvents
 from blockspike.neurons.euler_adlif import euler_adlif
 from blockspike.neurons.euler_adlif.step import Euler
 from blockspike.neurons.events import EventBatch
+from blockspike.neurons.recurrent_delays import RecurrentDelays
 from blockspike.neurons.simulate import ExactMethod
 from blockspike.neurons.spec import Detach, detached
 from blockspike.neurons.state import NeuronState, State
@@ -58,6 +59,8 @@ class LayerOptions:
     Attributes:
         recurrent: whether the layer has all-to-all recurrence.
         recurrent_delay: delay of the recurrent synapses in steps; None = the model's default.
+        recurrent_max_delay: longest further delay of the recurrent synapses in steps; if above 0,
+            each neuron learns that of its spikes, see `Delays`.
         recurrent_dropout: share of the neurons whose spikes recurrent synapses do not get, drawn
             in training for each call, or piece of `run_in_pieces`; other spikes are scaled up (Gal
             & Ghahramani 2016).
@@ -84,6 +87,7 @@ class LayerOptions:
 
     recurrent: bool = True
     recurrent_delay: int | None = None
+    recurrent_max_delay: int = 0
     recurrent_dropout: float = 0.0
     rf_len: int = 1
     max_delay: int = 0
@@ -102,9 +106,16 @@ class LayerOptions:
             check_counts(recurrent_delay=self.recurrent_delay)
         if not 0 <= self.recurrent_dropout < 1:
             raise ValueError(f"recurrent_dropout: expected 0 ≤ x < 1, got {self.recurrent_dropout}")
-        if self.recurrent_dropout and not self.recurrent:
+        for name in ("recurrent_dropout", "recurrent_max_delay"):
+            if getattr(self, name) and not self.recurrent:
+                raise ValueError(
+                    f"{name}: expected 0 without recurrence, got {getattr(self, name)}"
+                )
+        longest = self.recurrent_max_delay
+        if longest < 0 or (longest and self.method == "blocks"):
             raise ValueError(
-                f"recurrent_dropout: expected 0 without recurrence, got {self.recurrent_dropout}"
+                f"recurrent_max_delay: expected an integer ≥ 0, and 0 with method=blocks, "
+                f"got {longest}"
             )
         if self.max_delay < 0 or (self.max_delay and self.rf_len > 1):
             raise ValueError(
@@ -158,7 +169,7 @@ class NeuronLayer(BoundedParameters):
                 f"got {self.options.method!r}"
             )
         self.membrane_gradient = False
-        self._kept: Tensor | None = None
+        self._drawn: dict[str, Any] | None = None
         rf_len, max_delay = self.options.rf_len, self.options.max_delay
         bound = 1 / math.sqrt(n_inputs)
         weight = torch.empty(rf_len, n_units, n_inputs).uniform_(-bound, bound)
@@ -168,6 +179,8 @@ class NeuronLayer(BoundedParameters):
         self.norm = BatchNorm(n_units) if self.options.batch_norm else None
         loop = presynaptic_first(torch.eye(n_units)) if self.options.recurrent else None
         self.recurrent_weight = None if loop is None else nn.Parameter(loop)
+        longest = self.options.recurrent_max_delay
+        self.recurrent_delays = Delays(n_units, 1, longest) if longest else None
 
     def extra_repr(self) -> str:
         """Sizes, options that differ from the defaults, and the ranges of the parameters."""
@@ -180,19 +193,23 @@ class NeuronLayer(BoundedParameters):
     @property
     def simulation_options(self) -> dict[str, Any]:
         """Simulation arguments other than the current and the model's parameters."""
-        weight = self.recurrent_weight
-        if weight is not None and self._kept is not None:
-            weight = weight * self._kept
         options = {
-            "recurrent_weight": weight,
+            "recurrent_weight": self.recurrent_weight,
             "surrogate": self.options.surrogate,
             "detach_spikes": self.options.detach_spikes,
             "method": self.options.method,
         }
         delay = self.options.recurrent_delay  # None: the model's own
+        if delay is not None:
+            options["recurrent_delay"] = delay
         if self.membrane_gradient:
             options["membrane_gradient"] = True
-        return options if delay is None else options | {"recurrent_delay": delay}
+        return options | (self._draw(is_training=False) if self._drawn is None else self._drawn)
+
+    @property
+    def shortest_recurrent_delay(self) -> int:
+        """Delay of the recurrent synapses in steps, without what neurons learn to add."""
+        return self.options.recurrent_delay or 1
 
     @property
     def weight_scale(self) -> Tensor | float:
@@ -224,21 +241,28 @@ class NeuronLayer(BoundedParameters):
         elif isinstance(state, Mapping):
             given, state = state.get("inputs"), {k: v for k, v in state.items() if k != "inputs"}
         before = check_last_inputs(given, x, self.weight, self._n_kept)
-        self._kept = self._draw_kept()
+        self._drawn = self._draw(self.training)
         try:
             trace = self.simulate(self.current(x, events, before), state)
         finally:
-            self._kept = None
+            self._drawn = None
         if not self._n_kept:
             return trace
         return trace.with_inputs(last_inputs_maker(x, before, self._n_kept, self.weight.dtype))
 
-    def _draw_kept(self) -> Tensor | None:
-        """Factor of each neuron's recurrent spikes, [n_units]; None = all are kept."""
+    def _draw(self, is_training: bool) -> dict[str, Any]:
+        """Options that a call draws in training: recurrent spikes to drop, and their delays."""
+        options: dict[str, Any] = {}
         share, weight = self.options.recurrent_dropout, self.recurrent_weight
-        if weight is None or not share or not self.training:
-            return None
-        return F.dropout(torch.ones_like(weight[0]), share)
+        if weight is not None and share and is_training:
+            options["recurrent_weight"] = weight * F.dropout(torch.ones_like(weight[0]), share)
+        delays, shortest = self.recurrent_delays, self.shortest_recurrent_delay
+        if delays is not None:
+            added = delays.drawn() if is_training else delays.steps().to(delays.delay.dtype)
+            options["recurrent_delay"] = RecurrentDelays(
+                shortest + added[:, 0], shortest + delays.max_delay, delays.span
+            )
+        return options
 
     def simulate(self, current: Tensor, state: State | None) -> SpikeTrace:
         """Simulate the neurons for a synaptic current [T, B, n_units]."""
@@ -355,6 +379,11 @@ class ALIFLayer(NeuronLayer):
     def extra_repr(self) -> str:
         """See `NeuronLayer`; with the refractory period in steps."""
         return f"{super().extra_repr()}, arp={self.arp}"
+
+    @property
+    def shortest_recurrent_delay(self) -> int:
+        """See `NeuronLayer`; arp + 1 by default."""
+        return self.options.recurrent_delay or self.arp + 1
 
     def simulate(self, current: Tensor, state: State | None) -> SpikeTrace:
         """Simulate the neurons for a synaptic current [T, B, n_units]."""

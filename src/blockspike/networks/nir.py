@@ -305,7 +305,7 @@ def _lost(layer: ALIFLayer) -> list[str]:
         "adaptation": layer.b is not None and bool((layer.b != 0).any()),
         "refractory period": layer.arp > 0,
         "recurrent delay": layer.recurrent_weight is not None and delay != 1,
-        "synaptic delays": layer.delays is not None,
+        "synaptic delays": layer.delays is not None or layer.recurrent_delays is not None,
         "temporal receptive field": len(layer.weight) > 1,
     }
     return [name for name, is_lost in lost.items() if is_lost]

@@ -11,6 +11,7 @@ from blockspike.networks.bounded import Bounds
 from blockspike.networks.layers import NeuronLayer
 from blockspike.neurons.adlif import adlif
 from blockspike.neurons.c_silif import c_silif
+from blockspike.neurons.recurrent_delays import RecurrentDelays, longest_delay
 from blockspike.neurons.state import State
 from blockspike.neurons.surrogate import Boxcar
 from blockspike.neurons.trace import SpikeTrace
@@ -53,16 +54,20 @@ class PublishedLayer(NeuronLayer):
     def _with_recurrence_of(self, spikes: Tensor, current: Tensor) -> Tensor:
         """The current [T, B, n_units] with what recurrent weights deliver of the spikes before."""
         options = self.simulation_options
-        weight, last = options["recurrent_weight"], options["recurrent_delay"] - 1
+        weight, delay = options["recurrent_weight"], options["recurrent_delay"]
         if weight is None:
             return current
-        if last >= len(current):
+        longest = longest_delay(delay)
+        if longest > len(current):
             raise ValueError(
-                f"current: expected at least recurrent_delay = {last + 1} steps with random_start, "
+                f"current: expected at least recurrent_delay = {longest} steps with random_start, "
                 f"got {len(current)}"
             )
-        index = torch.tensor([last], device=current.device)
-        return current.index_add(0, index, F.linear(spikes, weight)[None].to(current.dtype))
+        own = delay.whole if isinstance(delay, RecurrentDelays) else torch.tensor(delay)
+        index = (own - 1).to(spikes.device).expand(1, *spikes.shape)
+        arriving = spikes.new_zeros(longest, *spikes.shape).scatter(0, index, spikes[None])
+        steps = torch.arange(longest, device=current.device)
+        return current.index_add(0, steps, F.linear(arriving, weight).to(current.dtype))
 
 
 class AdLIFLayer(PublishedLayer):

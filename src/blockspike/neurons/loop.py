@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from blockspike.neurons.recurrent_delays import RecurrentDelays, shifted
 from blockspike.neurons.spec import SimulationSpec
 from blockspike.neurons.state import Start, last_state
 from blockspike.neurons.surrogate import spike
@@ -72,11 +73,11 @@ class FedBack:
 
     Args:
         before: spikes [D, B, N] of the D = `delay` steps before the first; None: there were none.
-        delay: in steps.
+        delay: in steps; or a delay of each neuron's spikes, D the longest.
         detach: whether gradient stops at the spikes.
     """
 
-    def __init__(self, before: Tensor | None, delay: int, detach: bool):
+    def __init__(self, before: Tensor | None, delay: int | RecurrentDelays, detach: bool):
         self.before = before.detach() if detach and before is not None else before
         self.delay, self.detach = delay, detach
         self.spikes: list[Tensor] = []
@@ -87,6 +88,27 @@ class FedBack:
 
     def at(self, t: int) -> Tensor | None:
         """Spikes that arrive at step t."""
+        if isinstance(self.delay, RecurrentDelays):
+            return self._at_own_delays(t, self.delay)
         if t >= self.delay:
             return self.spikes[t - self.delay]
         return None if self.before is None else self.before[t]
+
+    def _at_own_delays(self, t: int, delays: RecurrentDelays) -> Tensor | None:
+        """Spikes that arrive at step t, those of each neuron after its own delay."""
+        if t == 0 and self.before is None:
+            return None
+        window = torch.stack([self._of_step(k) for k in range(t - delays.longest, t)])
+
+        def after(delay: Tensor) -> Tensor:
+            return shifted(window, delays.longest - delay, window[:1])[0]
+
+        early, late = delays.ends
+        change = (after(late) - after(early)).detach() / (late - early).clamp(min=1)
+        return after(delays.whole) + (delays.steps - delays.steps.detach()) * change
+
+    def _of_step(self, t: int) -> Tensor:
+        """Spikes of step t, which is below 0 before the first."""
+        if t >= 0:
+            return self.spikes[t]
+        return torch.zeros_like(self.spikes[0]) if self.before is None else self.before[t]

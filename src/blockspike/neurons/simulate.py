@@ -15,6 +15,7 @@ from blockspike.neurons.derivative import derived
 from blockspike.neurons.gpu.graphs import require_triton
 from blockspike.neurons.loop import loop
 from blockspike.neurons.model import NeuronModel
+from blockspike.neurons.recurrent_delays import RecurrentDelays, longest_delay
 from blockspike.neurons.spec import Detach, SimulationSpec, detached
 from blockspike.neurons.state import Start, State, start_of
 from blockspike.neurons.surrogate import MultiGaussian, Surrogate, check_surrogate
@@ -47,7 +48,7 @@ def simulate(
     constants: tuple[float, ...] = (),
     *,
     recurrent_weight: Tensor | None = None,
-    recurrent_delay: int = 1,
+    recurrent_delay: int | RecurrentDelays = 1,
     surrogate: Surrogate = MultiGaussian(),  # noqa: B008 (frozen)
     detach_spikes: Detach = True,
     state: State | None = None,
@@ -65,13 +66,14 @@ def simulate(
         parameters: tensors [N] by name, as the model names them.
         constants: numbers that `model.step` gets after 0 and 1.
         recurrent_weight: [N, N] (post, pre); None = no recurrence.
-        recurrent_delay: delay of the recurrent synapses in steps, ≥ 1.
+        recurrent_delay: delay of the recurrent synapses in steps, ≥ 1, or `RecurrentDelays` of each
+            neuron's spikes.
         surrogate: derivative of the spike with respect to V − 1 (docs/paper.md, Surrogates).
         detach_spikes: whether to stop the gradient through spikes in the reset and recurrence, or
             where alone: "reset" or "recurrence".
         state: the state at the start: `trace.state` of the simulation before, or values by name,
-            the model's states and counters, each [B, N], [N] or a number, and "spikes"
-            [recurrent_delay, B, N], where those left out are 0; None = 0.
+            the model's states and counters, each [B, N], [N] or a number, and "spikes" [D, B, N] of
+            the D steps before, D the longest delay, where those left out are 0; None = 0.
         membrane_gradient: whether `trace.membrane` is differentiable.
         method: "standard", the loop over time, or "fused", one pass with the same spikes and
             gradients.
@@ -111,7 +113,7 @@ def run_model(
     constants: tuple[float, ...] = (),
     *,
     recurrent_weight: Tensor | None,
-    recurrent_delay: int,
+    recurrent_delay: int | RecurrentDelays,
     surrogate: Surrogate,
     detach_spikes: Detach,
     state: State | None,
@@ -135,10 +137,11 @@ def run_model(
     check_parameters_finite(parameters, recurrent_weight)
     if current.device.type == "cpu":
         keep_freed_memory_if_large(current.nbytes)
-    delay = None if recurrent_weight is None else recurrent_delay
+    delay = None if recurrent_weight is None else longest_delay(recurrent_delay)
     start = start_of(state, model, current, delay)
     if method == "fused" and model.reverse_step is None:
-        inputs = (current, recurrent_weight, *parameters.values(), *(start or ()))
+        steps = recurrent_delay.steps if isinstance(recurrent_delay, RecurrentDelays) else None
+        inputs = (current, recurrent_weight, steps, *parameters.values(), *(start or ()))
         model = _with_derivative(model, 2 + len(constants), needs_gradient(*inputs))
     spec = SimulationSpec(model, constants, recurrent_delay, surrogate, *detached(detach_spikes))
     own = [parameters[name] for name in model.parameters]
@@ -176,22 +179,36 @@ def check_options(
     current: Tensor,
     parameters: Mapping[str, Tensor],
     recurrent_weight: Tensor | None,
-    recurrent_delay: int,
+    recurrent_delay: int | RecurrentDelays,
     surrogate: Surrogate,
     method: str,
 ) -> None:
     """Raise ValueError naming an argument that is invalid or does not match the current."""
     check_surrogate(surrogate)
-    is_int = isinstance(recurrent_delay, int) and not isinstance(recurrent_delay, bool)
-    if not is_int or recurrent_delay < 1:
-        raise ValueError(f"recurrent_delay: expected an int ≥ 1 (steps), got {recurrent_delay!r}")
     n = current.shape[2]
+    if isinstance(recurrent_delay, RecurrentDelays):
+        _check_delays(recurrent_delay, n, current)
+    elif not _is_count(recurrent_delay):
+        raise ValueError(f"recurrent_delay: expected an int ≥ 1 (steps), got {recurrent_delay!r}")
     for name, value in parameters.items():
         _check_like(name, value, (n,), current)
     if recurrent_weight is not None:
         _check_like("recurrent_weight", recurrent_weight, (n, n), current)
     if method == "fused" and current.device.type != "cpu":
         require_triton("method='fused'", "current", current.device)
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+
+
+def _check_delays(delays: RecurrentDelays, n: int, current: Tensor) -> None:
+    for name, value in (("longest", delays.longest), ("span", delays.span)):
+        if not _is_count(value):
+            raise ValueError(f"recurrent_delay: {name}: expected an int ≥ 1 (steps), got {value!r}")
+    _check_like("recurrent_delay: steps", delays.steps, (n,), current)
+    if not is_transformed() and not bool(delays.steps.isfinite().all()):
+        raise NotFiniteError("recurrent_delay: steps: expected finite values, got NaN or Inf")
 
 
 def _check_like(name: str, value: object, shape: tuple[int, ...], current: Tensor) -> None:

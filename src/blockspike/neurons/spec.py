@@ -2,7 +2,10 @@
 
 from typing import Literal, NamedTuple
 
+from torch import Tensor
+
 from blockspike.neurons.model import NeuronModel
+from blockspike.neurons.recurrent_delays import RecurrentDelays, longest_delay
 from blockspike.neurons.surrogate import Surrogate
 
 Detach = bool | Literal["reset", "recurrence"]
@@ -36,7 +39,22 @@ class SimulationSpec(NamedTuple):
 
     model: NeuronModel
     constants: tuple[float, ...]
-    recurrent_delay: int
+    recurrent_delay: int | RecurrentDelays
     surrogate: Surrogate
     detach_reset: bool
     detach_recurrence: bool
+
+    @property
+    def longest_delay(self) -> int:
+        """The longest recurrent delay in steps."""
+        return longest_delay(self.recurrent_delay)
+
+    @property
+    def delays(self) -> RecurrentDelays | None:
+        """Delays of each neuron's spikes, if they have their own."""
+        return None if isinstance(self.recurrent_delay, int) else self.recurrent_delay
+
+    @property
+    def delay_steps(self) -> Tensor | None:
+        """Those delays [N], differentiable."""
+        return None if self.delays is None else self.delays.steps

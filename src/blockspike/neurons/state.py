@@ -228,9 +228,9 @@ def last_state(
         recurrent: whether spikes are fed back.
         last: states after the last step, [K, B, N].
         spikes: [T, B, N].
-        before: spikes [D, B, N] of the D = `recurrent_delay` steps before; None = none.
+        before: spikes [D, B, N] of the D steps before, D the longest delay; None = none.
     """
-    model, delay, delayed = spec.model, spec.recurrent_delay, None
+    model, delay, delayed = spec.model, spec.longest_delay, None
     if recurrent:
         if spec.detach_recurrence:
             before, spikes = None if before is None else before.detach(), spikes.detach()

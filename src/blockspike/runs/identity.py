@@ -32,6 +32,7 @@ _OFF = {
     ("optimizer", "fused"): None,
     ("model", "batch_norm"): False,
     ("model", "recurrent_dropout"): 0.0,
+    ("model", "recurrent_max_delay"): 0,
     ("network", "init"): "default",
     ("network", "recurrent_init"): "default",
     ("network", "skip_steps"): 0,

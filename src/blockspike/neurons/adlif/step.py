@@ -3,6 +3,7 @@
 from torch import Tensor
 
 from blockspike.neurons.model import NeuronModel
+from blockspike.neurons.recurrent_delays import RecurrentDelays
 from blockspike.neurons.simulate import ExactMethod, simulate
 from blockspike.neurons.spec import Detach
 from blockspike.neurons.state import State
@@ -38,7 +39,7 @@ def adlif(
     b: Tensor,
     *,
     recurrent_weight: Tensor | None = None,
-    recurrent_delay: int = 1,
+    recurrent_delay: int | RecurrentDelays = 1,
     surrogate: Surrogate = Boxcar(),  # noqa: B008 (frozen)
     detach_spikes: Detach = False,
     state: State | None = None,

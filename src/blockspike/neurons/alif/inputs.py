@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from blockspike.neurons.alif.step import ALIF, ALIF_ALWAYS_OPEN
+from blockspike.neurons.recurrent_delays import RecurrentDelays
 from blockspike.neurons.spec import Detach, SimulationSpec, detached
 from blockspike.neurons.state import Start, State, start_of
 from blockspike.neurons.surrogate import MultiGaussian, Surrogate
@@ -50,7 +51,7 @@ def alif_inputs(
     *,
     arp: int = 0,
     recurrent_weight: Tensor | None = None,
-    recurrent_delay: int | None = None,
+    recurrent_delay: int | RecurrentDelays | None = None,
     surrogate: Surrogate = MultiGaussian(),  # noqa: B008 (frozen)
     detach_spikes: Detach = True,
     state: State | None = None,
@@ -60,5 +61,6 @@ def alif_inputs(
     model, constants = (ALIF, (float(arp),)) if arp else (ALIF_ALWAYS_OPEN, ())
     delay = arp + 1 if recurrent_delay is None else recurrent_delay
     spec = SimulationSpec(model, constants, delay, surrogate, *detached(detach_spikes))
-    start = start_of(state, model, current, None if recurrent_weight is None else delay)
+    longest = None if recurrent_weight is None else spec.longest_delay
+    start = start_of(state, model, current, longest)
     return ALIFInputs(spec, current, beta, p, b, arp, recurrent_weight, start, membrane_gradient)

@@ -13,6 +13,7 @@ from blockspike.neurons.alif.inputs import ALIFInputs, alif_inputs
 from blockspike.neurons.alif.standard import standard
 from blockspike.neurons.alif.step import check_arp
 from blockspike.neurons.autograd import in_full_precision, refuse_transforms
+from blockspike.neurons.recurrent_delays import RecurrentDelays
 from blockspike.neurons.simulate import (
     check_current,
     check_options,
@@ -35,7 +36,7 @@ def alif(
     *,
     arp: int = 0,
     recurrent_weight: Tensor | None = None,
-    recurrent_delay: int | None = None,
+    recurrent_delay: int | RecurrentDelays | None = None,
     surrogate: Surrogate = MultiGaussian(),  # noqa: B008 (frozen)
     detach_spikes: Detach = True,
     state: State | None = None,
@@ -60,16 +61,16 @@ def alif(
         arp: absolute refractory period in steps, ≥ 0; in float32 at most 2²⁴ unless the simulation
             is shorter.
         recurrent_weight: [N, N] (post, pre), threshold units per spike; None = no recurrence.
-        recurrent_delay: delay of the recurrent synapses in steps, ≥ 1; None = arp + 1, the only
-            delay that "blocks" supports.
+        recurrent_delay: delay of the recurrent synapses in steps, ≥ 1, or `RecurrentDelays` of each
+            neuron's spikes; None = arp + 1, the only delay that "blocks" supports.
         surrogate: derivative of the spike with respect to V − θ (docs/paper.md, Surrogates).
         detach_spikes: whether to stop the gradient through spikes in the reset and recurrence, or
             where alone: "reset" or "recurrence". To "blocks", where there is no reset within a
             block, the reset is what a block passes on through the time of its spike.
         state: the state at the start: `trace.state` of the simulation before, or values by name
             ("membrane", "adaptation", "refractory_left" with arp > 0, each [B, N], [N] or a number,
-            and "spikes" [recurrent_delay, B, N]), where those left out are 0; None = 0. "blocks"
-            takes pieces whose lengths are multiples of arp + 1.
+            and "spikes" [D, B, N], D the longest delay), where those left out are 0; None = 0.
+            "blocks" takes pieces whose lengths are multiples of arp + 1.
         membrane_gradient: whether `trace.membrane` is differentiable.
         method: "standard", "blocks" or "fused".
 
@@ -123,7 +124,7 @@ def _check(current, beta, p, b, arp, recurrent_weight, recurrent_delay, surrogat
 
 def _check_for_blocks(x: ALIFInputs) -> None:
     """Raise ValueError for arguments that a block cannot represent."""
-    n, delay = x.arp + 1, x.spec.recurrent_delay
+    n, delay = x.arp + 1, x.spec.recurrent_delay  # RecurrentDelays are no number
     if x.recurrent_weight is not None and delay != n:
         raise ValueError(f"recurrent_delay: expected arp + 1 = {n} for 'blocks', got {delay}")
     at_least_0 = {"p": x.p, "b": x.b}

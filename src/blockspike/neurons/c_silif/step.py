@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from blockspike.neurons.model import NeuronModel
+from blockspike.neurons.recurrent_delays import RecurrentDelays
 from blockspike.neurons.simulate import ExactMethod, simulate
 from blockspike.neurons.spec import Detach
 from blockspike.neurons.state import State
@@ -39,7 +40,7 @@ def c_silif(
     b: Tensor,
     *,
     recurrent_weight: Tensor | None = None,
-    recurrent_delay: int = 1,
+    recurrent_delay: int | RecurrentDelays = 1,
     surrogate: Surrogate = Boxcar(),  # noqa: B008 (frozen)
     detach_spikes: Detach = False,
     state: State | None = None,

@@ -38,9 +38,11 @@ from blockspike.neurons.cpu.steps import numbers
 from blockspike.neurons.cpu.threads import run
 from blockspike.neurons.cpu.tiles import (
     WIDEST_TILE,
+    add_arriving,
     add_feedback,
     add_recurrent,
     columns,
+    list_arriving,
     list_spikes,
     recurrent_weight_gradient,
     tile_width,
@@ -62,12 +64,13 @@ def _flat(array):
 
 @kernel
 def _forward(
-    first_tile, last_tile, tile, current, model, constants, parameters, delay, weight_t, before,
-    stream, spikes, spike_bytes, margin, drives, saved,
+    first_tile, last_tile, tile, current, model, constants, parameters, delay, delays, weight_t,
+    before, stream, spikes, spike_bytes, margin, drives, saved,
 ):  # fmt: skip
     """Simulate some tiles; arrays of size 0 are not wanted, or mean that there is no recurrence.
 
     `before` [delay, B·N] are the spikes, as bytes, that came before the first step; empty: none.
+    With `delays` [N] of the neurons, `delay` is the shortest, and `before` as long as the longest.
 
     Arguments are bundled here and not before, since Numba takes 10 µs to recognise a bundle.
     """
@@ -92,7 +95,7 @@ def _forward(
             continue
         units = np.empty((delay, width), np.int32)  # that spiked: slot t mod delay is for step t
         n_units = np.zeros((delay, width // weight_t.shape[1]), np.int64)
-        if before.size > 0:
+        if before.size > 0 and delays.size == 0:
             _list_before(before, start, stop, weight_t.shape[1], units, n_units)
         block = np.empty((min(delay, CHUNK), width), current.dtype)  # total input of some steps
         for first in range(0, n_steps, CHUNK):
@@ -101,6 +104,10 @@ def _forward(
                 end = min(last, begin + len(block))
                 for t in range(begin, end):
                     slot, row = t % delay, block[t - begin]
+                    if delays.size > 0:
+                        list_arriving(
+                            spike_bytes, before, t, start, delays, units[slot], n_units[slot]
+                        )
                     add_recurrent(current[t, start:stop], units[slot], n_units[slot], weight_t, row)
                     if drives.size > 0:
                         _copy(row, drives, np.uintp(t) * stride + np.uintp(start), stream)
@@ -110,7 +117,7 @@ def _forward(
                 advance(
                     neurons, span, Rows(rows, np.uintp(width), shift), states, now, at + size, out,
                 )  # fmt: skip
-                for t in range(begin, end):
+                for t in range(begin, end if delays.size == 0 else begin):
                     slot, fired = t % delay, spike_bytes[t, start:stop]
                     list_spikes(fired, weight_t.shape[1], units[slot], n_units[slot])
             at += size
@@ -134,10 +141,12 @@ def _copy(row, target, at, stream):
 @kernel
 def _backward(
     first_tile, last_tile, tile, grad_spikes, grad_membrane, drives, saved, model, constants,
-    parameters, delay, panels, n_neurons, surrogate, slope_constants,
+    parameters, delay, delays, panels, n_neurons, surrogate, slope_constants,
     reset_has_grad, grad_current, grads, sums,
 ):  # fmt: skip
     """Backpropagate through some tiles; `panels` of size 0: not through recurrence.
+
+    `delay` and `delays` are as in `_forward`.
 
     `grad_membrane` is flat, or None if the membrane has no gradient.
     """
@@ -157,6 +166,8 @@ def _backward(
         n_groups = (width + lanes - 1) // lanes if feedback else 1
         replayed = np.empty(np.uintp(n_groups) * group_size, drives.dtype)
         block = np.empty((n_block, width if feedback else 1), drives.dtype)
+        n_fed = delays.max() + n_block if feedback and delays.size > 0 else 1
+        fed = np.empty((n_fed, width if n_fed > 1 else 1), drives.dtype)
         for chunk in range((n_steps - 1) // CHUNK, -1, -1):
             first, before = chunk * CHUNK, np.uintp(chunk) * np.uintp(saved.shape[1]) * stride
             last, at = min(n_steps, first + CHUNK), none
@@ -178,7 +189,9 @@ def _backward(
                 for t in range(begin, end):
                     row = block[t - begin]
                     row[:] = grad_spikes[t, start:stop]
-                    if t + delay < n_steps:  # the step that receives the spikes of step t
+                    if delays.size > 0:
+                        add_arriving(fed, t, n_steps, delays, row)
+                    elif t + delay < n_steps:  # the step that receives the spikes of step t
                         later = grad_current[t + delay, start:stop]
                         add_feedback(later, panels, n_neurons, row)
                 shift = np.uintp(begin) * np.uintp(width) + np.uintp(start)
@@ -191,6 +204,10 @@ def _backward(
                         own, grads, to_current, sums,
                     )  # fmt: skip
                     at += group_size
+                for t in range(begin, end if delays.size > 0 else begin):
+                    row = fed[t % n_fed]
+                    row[:] = 0
+                    add_feedback(grad_current[t, start:stop], panels, n_neurons, row)
 
 
 def _may_stream(tile: int, target: Tensor) -> bool:
@@ -219,6 +236,7 @@ class _Result(NamedTuple):
 
 
 _NO_SPIKES = np.empty((0, 0), np.uint8)
+_NO_DELAYS = np.empty(0, np.int64)
 
 
 def _bytes(spikes: Tensor | None, n_steps: int) -> np.ndarray:
@@ -226,6 +244,13 @@ def _bytes(spikes: Tensor | None, n_steps: int) -> np.ndarray:
     if spikes is None:
         return _NO_SPIKES
     return spikes.detach()[:n_steps].to(torch.uint8).flatten(1).contiguous().numpy()
+
+
+def _delays(spec: SimulationSpec, weight: Tensor | None, n_steps: int) -> tuple[int, np.ndarray]:
+    """The delay of the recurrence, or the shortest, and those of the neurons if they have own."""
+    if weight is None or spec.delays is None:
+        return min(spec.longest_delay, n_steps), _NO_DELAYS
+    return min(spec.delays.shortest, n_steps), spec.delays.whole.numpy()
 
 
 def _run(
@@ -242,11 +267,12 @@ def _run(
     margin = torch.empty_like(flat) if keep_margin else nothing
     keep_drives = for_backward and weight is not None
     drives = torch.empty_like(flat) if keep_drives else nothing
-    model, delay = spec.model, min(spec.recurrent_delay, n_steps)
+    model, (delay, delays) = spec.model, _delays(spec, weight, n_steps)
     n_states = len(model.states) + len(model.counters)
     saved = flat.new_empty(-(-n_steps // CHUNK) + 1 if for_backward else 1, n_states, n_columns)
     saved[0] = 0 if start is None else start.values.detach().flatten(1)
-    before = _bytes(None if start is None or weight is None else start.spikes, delay)
+    n_before = delay if len(delays) == 0 else spec.longest_delay
+    before = _bytes(None if start is None or weight is None else start.spikes, n_before)
     tile = tile_width(n_columns, weight, _WIDEST_TILE)
     written = [x for x in (spikes, margin, drives) if x.numel()]
     stream = all(_may_stream(tile, x) for x in written)
@@ -254,7 +280,7 @@ def _run(
     try:
         run(
             _forward, -(-n_columns // tile), tile, flat.numpy(), model,
-            numbers(spec.constants, flat.numpy()), repeated, delay, weight_t, before,
+            numbers(spec.constants, flat.numpy()), repeated, delay, delays, weight_t, before,
             stream, spikes.numpy(), spike_bytes.numpy(), margin.numpy(), drives.numpy(),
             saved.numpy(),
         )  # fmt: skip
@@ -269,12 +295,13 @@ def _run(
 class _Fused(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx, current, weight, values, before, spec: SimulationSpec, keep_margin: bool,
+        ctx, current, weight, values, before, delay_steps, spec: SimulationSpec, keep_margin: bool,
         events_out: list[SpikeEvents], *parameters: Tensor
     ):  # fmt: skip
         """Spikes [T, B, N], the last states [K, B, N], the margin [T, B, N] if it is wanted.
 
-        `values` and `before` are a `Start`, or None. Appends the events to `events_out`.
+        `values` and `before` are a `Start`, or None; `delay_steps` those of `spec`. Appends the
+        events to `events_out`.
         """
         start = None if values is None else Start(values, before)
         result = _run(
@@ -309,14 +336,14 @@ class _Fused(torch.autograd.Function):
             grads_of_states[:n_states] = grad_last[:n_states].flatten(1)
         sums = torch.zeros(len(parameters), n_columns, dtype=torch.float64)
         feedback = weight is not None and not spec.detach_recurrence
-        delay = min(spec.recurrent_delay, n_steps)
+        delay, delays = _delays(spec, weight, n_steps)
         tile = tile_width(n_columns, weight, WIDEST_TILE if feedback else _WIDEST_TILE)
         panels = weight_panels(weight if feedback else None, drives)
         try:
             run(
                 _backward, -(-n_columns // tile), tile, grad_spikes.numpy(), grad_membrane,
                 drives.numpy(), saved.numpy(), spec.model, numbers(spec.constants, drives.numpy()),
-                ctx.parameters, delay, panels, n_neurons, spec.surrogate,
+                ctx.parameters, delay, delays, panels, n_neurons, spec.surrogate,
                 numbers(spec.surrogate.constants, drives.numpy()),
                 drives.numpy().dtype.type(not spec.detach_reset), grad_current.numpy(),
                 grads_of_states.numpy(), sums.numpy(),
@@ -325,9 +352,14 @@ class _Fused(torch.autograd.Function):
             raise error_of_model(spec, drives.dtype, error) from None
         grad_current = grad_current.view(ctx.shape)
         per_neuron = sums.view(-1, batch_size, n_neurons).sum(1).to(drives.dtype)
-        grad_weight = grad_values = grad_before = None
-        if weight is not None and ctx.needs_input_grad[1]:
-            grad_weight = recurrent_weight_gradient(grad_current, ctx.events, spec.recurrent_delay)
+        grad_weight = grad_values = grad_before = grad_steps = None
+        if weight is not None and spec.delays is not None:
+            grad_weight, grad_steps, grad_before = spec.delays.gradients(
+                grad_current, weight, ctx.events.array, before
+            )
+            grad_before = grad_before if before is not None and feedback else None
+        elif weight is not None and ctx.needs_input_grad[1]:
+            grad_weight = recurrent_weight_gradient(grad_current, ctx.events, spec.longest_delay)
             if before is not None:
                 on_their_way = SpikeEvents(before[:delay].to(torch.uint8))
                 grad_weight += recurrent_weight_gradient(grad_current[:delay], on_their_way, 0)
@@ -335,11 +367,13 @@ class _Fused(torch.autograd.Function):
             grad_values = drives.new_zeros(saved.shape[1], n_columns)
             grad_values[:n_states] = grads_of_states[:n_states]
             grad_values = grad_values.view(-1, batch_size, n_neurons)
-        if weight is not None and before is not None and feedback and ctx.needs_input_grad[3]:
+        is_uniform = weight is not None and spec.delays is None
+        if is_uniform and before is not None and feedback and ctx.needs_input_grad[3]:
             grad_before = drives.new_zeros(before.shape)
             grad_before[:delay] = grad_current[:delay] @ weight
         return (
-            grad_current, grad_weight, grad_values, grad_before, None, None, None, *per_neuron
+            grad_current, grad_weight, grad_values, grad_before, grad_steps, None, None, None,
+            *per_neuron,
         )  # fmt: skip
 
 
@@ -362,7 +396,7 @@ def fused_cpu(
         membrane_gradient: whether `Simulation.margin` is wanted.
     """
     values, before = start or (None, None)
-    inputs = (current, recurrent_weight, values, before, *parameters)
+    inputs = (current, recurrent_weight, values, before, spec.delay_steps, *parameters)
     simulate = partial(_run, current, parameters, recurrent_weight, start, spec)
     if not needs_gradient(*inputs):
         result = simulate(for_backward=False)
@@ -371,7 +405,7 @@ def fused_cpu(
     else:
         events_out: list[SpikeEvents] = []
         spikes, last, *margins = _Fused.apply(  # pyright: ignore
-            *inputs[:4], spec, membrane_gradient, events_out, *parameters
+            *inputs[:5], spec, membrane_gradient, events_out, *parameters
         )
         events, margin = events_out[0], next(iter(margins), None)
     compute_margin = partial(simulate, for_backward=False, keep_margin=True)

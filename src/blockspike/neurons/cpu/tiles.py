@@ -37,6 +37,42 @@ def list_spikes(spike_bytes, n_neurons, units, n_units):
         n_units[sample] = list_units(spike_bytes, at, n_neurons, units, at)
 
 
+@kernel_part
+def list_arriving(spike_bytes, before, t, start, delays, units, n_units):
+    """List the units whose spikes arrive at step t, each after its delay, sample by sample.
+
+    `spike_bytes` [T, B·N] and `before` [D, B·N], of the steps before the first, may be read from
+    column `start` on; an empty `before` holds no spikes.
+    """
+    n_neurons = delays.size
+    for sample in range(n_units.size):
+        first, count = sample * n_neurons, 0
+        for n in range(n_neurons):
+            step, column = t - delays[n], start + first + n
+            fired = np.uint8(0)
+            if step >= 0:
+                fired = spike_bytes[step, column]
+            elif before.size > 0:
+                fired = before[before.shape[0] + step, column]
+            units[first + count] = n
+            count += np.int64(fired)
+        n_units[sample] = count
+
+
+@kernel_part
+def add_arriving(fed, t, n_steps, delays, grad_spikes):
+    """Add to grad_spikes of step t what `fed` holds of the steps at which its spikes arrive.
+
+    `fed` [R, B·N] are the last R rows of Wᵀ gI; step t has row t mod R.
+    """
+    n_neurons = delays.size
+    for first in range(0, grad_spikes.size, n_neurons):
+        for n in range(n_neurons):
+            step = t + delays[n]
+            if step < n_steps:
+                grad_spikes[first + n] += fed[step % fed.shape[0], first + n]
+
+
 @kernel_with_fma
 def add_feedback(later, panels, n_neurons, grad_spikes):
     """Add Wᵀ later to grad_spikes: the gradient through the recurrence.

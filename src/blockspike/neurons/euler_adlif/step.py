@@ -5,6 +5,7 @@ from typing import Literal
 from torch import Tensor
 
 from blockspike.neurons.model import NeuronModel, where
+from blockspike.neurons.recurrent_delays import RecurrentDelays
 from blockspike.neurons.simulate import ExactMethod, simulate
 from blockspike.neurons.spec import Detach
 from blockspike.neurons.state import State
@@ -127,7 +128,7 @@ def euler_adlif(
     q: float = 120.0,
     euler: Euler = "symplectic",
     recurrent_weight: Tensor | None = None,
-    recurrent_delay: int = 1,
+    recurrent_delay: int | RecurrentDelays = 1,
     surrogate: Surrogate = MultiGaussian(),  # noqa: B008 (frozen)
     detach_spikes: Detach = "reset",
     state: State | None = None,

@@ -10,6 +10,7 @@ from torch import Tensor
 from blockspike.neurons.alif.step import check_arp
 from blockspike.neurons.autograd import in_full_precision
 from blockspike.neurons.glif.step import COUPLED_GLIF, GLIF, N_KERNELS, follow
+from blockspike.neurons.recurrent_delays import RecurrentDelays
 from blockspike.neurons.simulate import ExactMethod, run_model
 from blockspike.neurons.spec import Detach
 from blockspike.neurons.state import Start, State
@@ -57,7 +58,7 @@ def glif(
     threshold_kernels: Sequence[Kernel] = (),
     threshold_coupling: ThresholdCoupling | None = None,
     recurrent_weight: Tensor | None = None,
-    recurrent_delay: int = 1,
+    recurrent_delay: int | RecurrentDelays = 1,
     surrogate: Surrogate = MultiGaussian(),  # noqa: B008 (frozen)
     detach_spikes: Detach = True,
     state: State | None = None,

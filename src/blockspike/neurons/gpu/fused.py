@@ -19,6 +19,7 @@ from blockspike.neurons.gpu import kernels as kernels_gpu
 from blockspike.neurons.gpu.graphs import Graphs, launching_on
 from blockspike.neurons.gpu.kernels import in_triton
 from blockspike.neurons.model import NeuronModel
+from blockspike.neurons.recurrent_delays import shifted
 from blockspike.neurons.spec import SimulationSpec
 from blockspike.neurons.state import Start
 from blockspike.neurons.trace import Simulation, check_finite, needs_gradient
@@ -66,18 +67,24 @@ def _launch(kernel: Any, n_columns: int, *args: Tensor | int, **options: Any) ->
 
 def _simulate(
     current: Tensor, parameters: Tensor, constants: Tensor, values: Tensor,
-    weight: Tensor | None = None, before: Tensor | None = None, *,
+    weight: Tensor | None = None, before: Tensor | None = None, delays: Tensor | None = None, *,
     model: NeuronModel, delay: int, for_backward: bool, keep_margin: bool,
 ) -> _Result:  # fmt: skip
     """Simulate for current [T, B, N], parameters [P, N] and constants [C], 0 and 1 first.
 
-    `values` [K, B·N] and `before` [D, B, N] are the states and spikes at the start.
+    `values` [K, B·N] and `before` [D, B, N] are the states and spikes at the start. With `delays`
+    [N] of the neurons, `delay` is the shortest and D the longest that is possible.
     """
     n_steps, _, n_neurons = current.shape
     rows = current.reshape(n_steps, -1)
     n_columns = rows.shape[1]
     counts = sizes(model, len(constants))
     spikes, nothing = torch.empty_like(rows), parameters.new_empty(0, 0)
+    history = None
+    if delays is not None and before is not None:
+        history = torch.cat([before.flatten(1), torch.zeros_like(rows)])
+        spikes = history[len(before) :]
+        history = history.view(-1, *current.shape[1:])
     margin = parameters.new_empty(rows.shape) if keep_margin else nothing
     keep_drives = for_backward and weight is not None
     drives = parameters.new_empty(rows.shape) if keep_drives else rows if for_backward else nothing
@@ -87,7 +94,11 @@ def _simulate(
     block = n_steps if weight is None else delay
     for first in range(0, n_steps, block):
         last = min(n_steps, first + block)
-        earlier = before if first == 0 else spikes[first - block : last - block]
+        if history is not None:  # at the steps of the block
+            by = first + len(history) - n_steps - delays
+            earlier = shifted(history, by, current[first:last])
+        else:
+            earlier = before if first == 0 else spikes[first - block : last - block]
         recurrent = None
         if weight is not None and earlier is not None:
             recurrent = earlier[:last].reshape(-1, n_neurons).to(weight.dtype) @ weight.T
@@ -104,9 +115,12 @@ def _simulate(
 def _differentiate(
     grad_spikes: Tensor, drives: Tensor, saved: Tensor, parameters: Tensor, constants: Tensor,
     slope_constants: Tensor, grad_state: Tensor, grad_membrane: Tensor,
-    weight: Tensor | None = None, *, spec: SimulationSpec,
+    weight: Tensor | None = None, delays: Tensor | None = None, *, spec: SimulationSpec,
+    delay: int, longest: int,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """Gradients of current [T, B·N], states [K, B·N] and, in float64, parameters [P, B·N].
+
+    If neurons have `delays` [N] of their own, `delay` is the shortest.
 
     `grad_state` and `grad_membrane`, which may be empty, come from the last states and the margin.
     Pass `weight` only if gradient flows through the recurrence.
@@ -116,13 +130,19 @@ def _differentiate(
     grad_current = torch.empty_like(grad_spikes)
     carried = grad_state.clone()
     sums = parameters.new_zeros(len(parameters), n_columns, dtype=torch.float64)
-    block = n_steps if weight is None else spec.recurrent_delay
+    block = n_steps if weight is None else delay
+    fed = None
+    if weight is not None and delays is not None:
+        fed = weight.new_zeros(n_steps + longest, n_columns // len(weight), len(weight))
     for last in range(n_steps, 0, -block):
         first = max(0, last - block)
         feedback = None
         if weight is not None and last < n_steps:
-            later = grad_current[first + block : last + block].view(-1, len(weight))
-            feedback = later.to(weight.dtype) @ weight
+            if delays is not None and fed is not None:
+                feedback = shifted(fed, first + delays, fed[first:last])
+            else:
+                later = grad_current[first + block : last + block].view(-1, len(weight))
+                feedback = later.to(weight.dtype) @ weight
         _launch(
             kernels_gpu.backward, n_columns, grad_spikes,
             grad_spikes if feedback is None else feedback, grad_membrane, drives, saved, parameters,
@@ -135,6 +155,9 @@ def _differentiate(
             reset_has_grad=0.0 if spec.detach_reset else 1.0,
             slope=in_triton(type(spec.surrogate).formula), n_slope_constants=len(slope_constants),
         )  # fmt: skip
+        if weight is not None and fed is not None:
+            own = grad_current[first:last].view(-1, *fed.shape[1:])
+            fed[first:last] = own.to(weight.dtype) @ weight
     return grad_current, carried, sums
 
 
@@ -142,13 +165,18 @@ def _run(
     current: Tensor, parameters: Tensor, constants: Tensor, weight: Tensor | None,
     start: Start | None, spec: SimulationSpec, for_backward: bool, keep_margin: bool = False,
 ) -> _Result:  # fmt: skip
-    model, delay = spec.model, min(spec.recurrent_delay, len(current))
+    model, delay, delays = spec.model, _delay(spec, len(current)), spec.delays
     values = parameters.new_zeros(len(model.states) + len(model.counters), *current.shape[1:])
     if start is not None:
         values = start.values
     given = [current, parameters, constants, values.flatten(1), weight]
-    if weight is not None and start is not None and start.spikes is not None:
-        given.append(start.spikes[:delay])
+    before = None if start is None else start.spikes
+    if weight is not None and delays is not None:
+        if before is None:
+            before = current.new_zeros(delays.longest, *current.shape[1:])
+        given += [before, delays.whole]
+    elif weight is not None and before is not None:
+        given.append(before[:delay])
     tensors = [x.detach().contiguous() for x in given if x is not None]
     asked: dict[str, Any] = {"for_backward": for_backward, "keep_margin": keep_margin}
     asked |= {"model": model, "delay": delay}
@@ -159,6 +187,12 @@ def _run(
             result = _Result(*_graphs.run(_simulate, *tensors, **asked))
     check_finite(result.state[0].view(current.shape[1:]), current)
     return result
+
+
+def _delay(spec: SimulationSpec, n_steps: int) -> int:
+    """Steps that are simulated at a time: the delay of the recurrence, or the shortest."""
+    delays = spec.delays
+    return min(spec.longest_delay if delays is None else delays.shortest, n_steps)
 
 
 def _recurrent_weight_gradient(
@@ -174,12 +208,12 @@ def _recurrent_weight_gradient(
 class _Fused(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx, current, parameters, constants, weight, values, before, spec: SimulationSpec,
-        keep_margin: bool,
+        ctx, current, parameters, constants, weight, values, before, delay_steps,
+        spec: SimulationSpec, keep_margin: bool,
     ):  # fmt: skip
         """Spikes [T, B, N], the last states [K, B, N], the margin [T, B, N] if it is wanted.
 
-        `values` and `before` are a `Start`, or None.
+        `values` and `before` are a `Start`, or None; `delay_steps` those of `spec`.
         """
         start = None if values is None else Start(values, before)
         result = _run(current, parameters, constants, weight, start, spec, True, keep_margin)
@@ -199,8 +233,10 @@ class _Fused(torch.autograd.Function):
     @differentiable_once("method='fused'", instead="method='standard'")
     def backward(ctx, *grads: Tensor | None):  # pyright: ignore[reportIncompatibleMethodOverride]
         drives, saved, parameters, constants, weight, spike_bytes, before = ctx.saved_tensors
-        delay = min(ctx.spec.recurrent_delay, ctx.shape[0])
-        spec: SimulationSpec = ctx.spec._replace(recurrent_delay=delay)
+        spec: SimulationSpec = ctx.spec
+        delay, delays = _delay(spec, ctx.shape[0]), spec.delays
+        asked: dict[str, Any] = {"spec": spec._replace(recurrent_delay=delay), "delay": delay}
+        asked["longest"] = spec.longest_delay
         n_states, dtype = len(spec.model.states), parameters.dtype
         grad_spikes, grad_last, grad_membrane = (*grads, None)[:3]
         if grad_spikes is None:
@@ -214,15 +250,21 @@ class _Fused(torch.autograd.Function):
         of_slope = _on_device(spec.surrogate.constants, parameters)
         tensors += [parameters.contiguous(), constants, of_slope, grad_state]
         tensors.append(grad_membrane.contiguous())
-        grad_weight = grad_values = grad_before = None
+        grad_weight = grad_values = grad_before = grad_steps = None
         with launching_on(drives.device):
             if weight is None or spec.detach_recurrence:
-                grad_current, carried, sums = _differentiate(*tensors, spec=spec)
+                grad_current, carried, sums = _differentiate(*tensors, **asked)
             else:
-                tensors.append(weight.contiguous())
-                grad_current, carried, sums = _graphs.run(_differentiate, *tensors, spec=spec)
+                tensors += [weight.contiguous()] if delays is None else [weight, delays.whole]
+                grad_current, carried, sums = _graphs.run(_differentiate, *tensors, **asked)
             grad_current = grad_current.view(ctx.shape)
-            if weight is not None and ctx.needs_input_grad[3]:
+            wanted = ctx.needs_input_grad[5] and not spec.detach_recurrence
+            if weight is not None and delays is not None:
+                grad_weight, grad_steps, grad_before = delays.gradients(
+                    grad_current, weight, spike_bytes, before
+                )
+                grad_before = grad_before.to(before.dtype) if wanted else None
+            elif weight is not None and ctx.needs_input_grad[3]:
                 grad_weight = _recurrent_weight_gradient(grad_current, spike_bytes, delay, dtype)
                 if before is not None:
                     grad_weight += _recurrent_weight_gradient(
@@ -232,12 +274,14 @@ class _Fused(torch.autograd.Function):
                 grad_values = parameters.new_zeros(saved.shape[1:])
                 grad_values[:n_states] = carried
                 grad_values = grad_values.view(-1, *ctx.shape[1:])
-            wanted = ctx.needs_input_grad[5] and not spec.detach_recurrence
-            if weight is not None and before is not None and wanted:
+            if weight is not None and delays is None and before is not None and wanted:
                 grad_before = torch.zeros_like(before)
                 grad_before[:delay] = (grad_current[:delay].to(dtype) @ weight).to(before.dtype)
         per_neuron = sums.view(len(parameters), -1, ctx.shape[2]).sum(1).to(dtype)
-        return grad_current, per_neuron, None, grad_weight, grad_values, grad_before, None, None
+        return (
+            grad_current, per_neuron, None, grad_weight, grad_values, grad_before, grad_steps, None,
+            None,
+        )  # fmt: skip
 
 
 def _on_device(constants: tuple[float, ...], like: Tensor) -> Tensor:
@@ -274,9 +318,10 @@ def fused_gpu(
     inputs = (current, together, numbers, recurrent_weight)
     values, before = start or (None, None)
     simulate = partial(_run, *inputs, start, spec)
-    if needs_gradient(*inputs, values, before):
+    more = (values, before, spec.delay_steps)
+    if needs_gradient(*inputs, *more):
         spikes, last, *margins = _Fused.apply(  # pyright: ignore
-            *inputs, values, before, spec, membrane_gradient
+            *inputs, *more, spec, membrane_gradient
         )
         margin = next(iter(margins), None)
     else:
@@ -284,7 +329,7 @@ def fused_gpu(
         spikes, margin = result.spikes.view(current.shape), None
         last = result.state.view(-1, *current.shape[1:])
     compute_margin = partial(simulate, for_backward=False, keep_margin=True)
-    watched = (current, recurrent_weight, values, before, *parameters)
+    watched = (current, recurrent_weight, *more, *parameters)
     return Simulation(
         spec, spikes, None, last, before, recurrent_weight is not None, margin,
         lambda: compute_margin().margin, watched,

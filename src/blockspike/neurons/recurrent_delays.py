@@ -1,0 +1,107 @@
+"""`RecurrentDelays`: a delay of each neuron's spikes on their way to the others, and its gradient.
+
+Delays along axons are learned as in DelRec (Queant et al. 2025), but drawn and rounded in training.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class RecurrentDelays:
+    """Delays of each neuron's spikes on their way to the others, given as `recurrent_delay`.
+
+    Their gradient is a difference: how the current would change if the spikes arrived `span` steps
+    later rather than `span` steps earlier, both cut off at 1 and `longest`.
+
+    Attributes:
+        steps: [N], of the current's dtype, differentiable; rounded to 1 … `longest` whole steps.
+        longest: the longest delay; a state holds the spikes of so many steps.
+        span: reach of the difference, in steps.
+
+    Examples:
+        >>> import torch
+        >>> import blockspike as bs
+        >>> delays = bs.RecurrentDelays(torch.tensor([1.0, 4.0]), longest=5)
+        >>> current, weight = torch.zeros(10, 1, 2), 2 * torch.ones(2, 2)
+        >>> current[0, 0, 1] = 2.0  # the second neuron spikes first
+        >>> beta = torch.zeros(2)
+        >>> trace = bs.alif(current, beta, recurrent_weight=weight, recurrent_delay=delays)
+        >>> trace.spikes[:6, 0, 0].int().tolist()
+        [0, 0, 0, 0, 1, 1]
+    """
+
+    steps: Tensor
+    longest: int
+    span: int = 1
+
+    @cached_property
+    def whole(self) -> Tensor:
+        """The delays as whole steps, int64 [N]."""
+        return self.steps.detach().round().long().clamp(1, self.longest)
+
+    @property
+    def shortest(self) -> int:
+        """The shortest of the delays in steps."""
+        return int(self.whole.min())
+
+    @property
+    def ends(self) -> tuple[Tensor, Tensor]:
+        """Delays between which the difference is taken, each int64 [N]."""
+        whole = self.whole
+        return (whole - self.span).clamp(min=1), (whole + self.span).clamp(max=self.longest)
+
+    def arriving(self, spikes: Tensor, before: Tensor | None, delay: Tensor) -> Tensor:
+        """Spikes [T, B, N] that arrive at each step.
+
+        Args:
+            spikes: [T, B, N].
+            before: spikes [`longest`, B, N] of the steps before; None = none.
+            delay: int64 [N].
+        """
+        if before is None:
+            before = spikes.new_zeros(self.longest, *spikes.shape[1:])
+        return shifted(torch.cat([before.to(spikes.dtype), spikes]), self.longest - delay, spikes)
+
+    def gradients(
+        self, grad_current: Tensor, weight: Tensor, spikes: Tensor, before: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Gradients of the weight [N, N], of `steps` [N] and of `before` [`longest`, B, N].
+
+        Args:
+            grad_current: [T, B, N], gradient of the current with what recurrent synapses add.
+            weight: recurrent weight [N, N] (post, pre).
+            spikes, before: see `arriving`; of any dtype.
+        """
+        rows, dtype = grad_current.flatten(0, 1).to(weight.dtype), weight.dtype
+        arrived = self.arriving(spikes, before, self.whole).flatten(0, 1)
+        grad_weight = rows.T @ arrived.to(dtype)
+        to_arrived = (rows @ weight).view(grad_current.shape)
+        early, late = self.ends
+        sooner, later = (self.arriving(spikes, before, x).to(dtype) for x in self.ends)
+        change = (to_arrived * (later - sooner)).sum((0, 1))
+        grad_steps = change / (late - early).clamp(min=1)
+        n_before, n_steps = self.longest, len(grad_current)
+        of_all = to_arrived.new_zeros(n_before + n_steps, *grad_current.shape[1:])
+        index = _index(n_before - self.whole, to_arrived)
+        grad_before = of_all.scatter_(0, index, to_arrived)[:n_before]
+        return grad_weight, grad_steps, grad_before
+
+
+def shifted(rows: Tensor, by: Tensor, like: Tensor) -> Tensor:
+    """Row t + by[n] of rows [R, B, N] for each neuron n and step t of `like` [T, B, N]."""
+    return rows.gather(0, _index(by, like))
+
+
+def _index(by: Tensor, like: Tensor) -> Tensor:
+    steps = torch.arange(len(like), device=like.device)
+    return (steps[:, None] + by)[:, None].expand(like.shape)
+
+
+def longest_delay(recurrent_delay: "int | RecurrentDelays") -> int:
+    """The longest delay in steps."""
+    is_int = isinstance(recurrent_delay, int)
+    return recurrent_delay if is_int else recurrent_delay.longest
