@@ -30,6 +30,7 @@ def content(*overrides: str, command: str = "train") -> dict[str, Any]:
         ("training.rate_upper_factor=0", "training.rate_upper_factor=1"),
         ("model.batch_norm=false", "model.batch_norm=true"),
         ("model.recurrent_dropout=0", "model.recurrent_dropout=0.2"),
+        ("model.recurrent_max_delay=0", "model.recurrent_max_delay=5"),
         ("network.skip_steps=0", "network.skip_steps=5"),
         ("network.init=default", "network.init=kaiming_uniform"),
         ("network.recurrent_init=default", "network.recurrent_init=orthogonal"),

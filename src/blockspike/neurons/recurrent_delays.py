@@ -1,6 +1,7 @@
 """`RecurrentDelays`: a delay of each neuron's spikes on their way to the others, and its gradient.
 
-Delays along axons are learned as in DelRec (Queant et al. 2025), but drawn and rounded in training.
+Delays along axons are learned in DelRec (Queant et al., arXiv:2509.24852) by spreading each spike
+over several steps. Here a spike arrives once, at a whole step.
 """
 
 from dataclasses import dataclass
@@ -103,5 +104,4 @@ def _index(by: Tensor, like: Tensor) -> Tensor:
 
 def longest_delay(recurrent_delay: "int | RecurrentDelays") -> int:
     """The longest delay in steps."""
-    is_int = isinstance(recurrent_delay, int)
-    return recurrent_delay if is_int else recurrent_delay.longest
+    return recurrent_delay if isinstance(recurrent_delay, int) else recurrent_delay.longest
