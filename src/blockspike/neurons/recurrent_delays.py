@@ -4,6 +4,7 @@ Delays along axons are learned in DelRec (Queant et al., arXiv:2509.24852) by sp
 over several steps. Here a spike arrives once, at a whole step.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -68,28 +69,26 @@ class RecurrentDelays:
         return shifted(torch.cat([before.to(spikes.dtype), spikes]), self.longest - delay, spikes)
 
     def gradients(
-        self, grad_current: Tensor, weight: Tensor, spikes: Tensor, before: Tensor | None
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Gradients of the weight [N, N], of `steps` [N] and of `before` [`longest`, B, N].
+        self, grad_current: Tensor, weight: Tensor, arriving: Callable[[Tensor], Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        """Gradients of the weight [N, N] and of `steps` [N].
 
         Args:
             grad_current: [T, B, N], gradient of the current with what recurrent synapses add.
             weight: recurrent weight [N, N] (post, pre).
-            spikes, before: see `arriving`; of any dtype.
+            arriving: gives the spikes [T, B, N] that arrive after delays int64 [N].
         """
-        rows, dtype = grad_current.flatten(0, 1).to(weight.dtype), weight.dtype
-        arrived = self.arriving(spikes, before, self.whole).flatten(0, 1)
-        grad_weight = rows.T @ arrived.to(dtype)
-        to_arrived = (rows @ weight).view(grad_current.shape)
+        rows = grad_current.flatten(0, 1).to(weight.dtype)
+        grad_weight = rows.T @ arriving(self.whole).flatten(0, 1)
         early, late = self.ends
-        sooner, later = (self.arriving(spikes, before, x).to(dtype) for x in self.ends)
-        change = (to_arrived * (later - sooner)).sum((0, 1))
-        grad_steps = change / (late - early).clamp(min=1)
-        n_before, n_steps = self.longest, len(grad_current)
-        of_all = to_arrived.new_zeros(n_before + n_steps, *grad_current.shape[1:])
-        index = _index(n_before - self.whole, to_arrived)
-        grad_before = of_all.scatter_(0, index, to_arrived)[:n_before]
-        return grad_weight, grad_steps, grad_before
+        later = (rows @ weight).mul_((arriving(late) - arriving(early)).flatten(0, 1))
+        return grad_weight, later.sum(0) / (late - early).clamp(min=1)
+
+    def gradient_of_before(self, grad_current: Tensor, weight: Tensor) -> Tensor:
+        """Gradient of the spikes [`longest`, B, N] before; arguments as in `gradients`."""
+        fed = grad_current[: self.longest].to(weight.dtype) @ weight
+        of_all = fed.new_zeros(self.longest + len(fed), *fed.shape[1:])
+        return of_all.scatter_(0, _index(self.longest - self.whole, fed), fed)[: self.longest]
 
 
 def shifted(rows: Tensor, by: Tensor, like: Tensor) -> Tensor:

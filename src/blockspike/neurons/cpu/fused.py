@@ -48,7 +48,9 @@ from blockspike.neurons.cpu.tiles import (
     tile_width,
     weight_array,
     weight_panels,
+    write_arriving,
 )
+from blockspike.neurons.recurrent_delays import RecurrentDelays
 from blockspike.neurons.spec import SimulationSpec
 from blockspike.neurons.state import Start
 from blockspike.neurons.trace import Simulation, check_finite, needs_gradient
@@ -292,6 +294,19 @@ def _run(
     return _Result(spikes, SpikeEvents(spike_bytes), margin, kept, saved, repeated)
 
 
+def _arriving(
+    spike_bytes: Tensor, before: Tensor | None, delays: RecurrentDelays, dtype: torch.dtype,
+    delay: Tensor,
+) -> Tensor:  # fmt: skip
+    """Spikes [T, B, N] that arrive after delays int64 [N]; see `RecurrentDelays.arriving`."""
+    arriving = torch.empty(spike_bytes.shape, dtype=dtype)
+    run(
+        write_arriving, len(arriving), spike_bytes.flatten(1).numpy(),
+        _bytes(before, delays.longest), delay.numpy(), arriving.flatten(1).numpy(),
+    )  # fmt: skip
+    return arriving
+
+
 class _Fused(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -354,10 +369,10 @@ class _Fused(torch.autograd.Function):
         per_neuron = sums.view(-1, batch_size, n_neurons).sum(1).to(drives.dtype)
         grad_weight = grad_values = grad_before = grad_steps = None
         if weight is not None and spec.delays is not None:
-            grad_weight, grad_steps, grad_before = spec.delays.gradients(
-                grad_current, weight, ctx.events.array, before
-            )
-            grad_before = grad_before if before is not None and feedback else None
+            arriving = partial(_arriving, ctx.events.array, before, spec.delays, weight.dtype)
+            grad_weight, grad_steps = spec.delays.gradients(grad_current, weight, arriving)
+            if before is not None and feedback:
+                grad_before = spec.delays.gradient_of_before(grad_current, weight)
         elif weight is not None and ctx.needs_input_grad[1]:
             grad_weight = recurrent_weight_gradient(grad_current, ctx.events, spec.longest_delay)
             if before is not None:

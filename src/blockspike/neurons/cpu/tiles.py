@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from blockspike.neurons.cpu.events import SpikeEvents, event_weight_gradient, list_units, sum_rows
-from blockspike.neurons.cpu.kernels import kernel_part, kernel_with_fma
+from blockspike.neurons.cpu.kernels import kernel, kernel_part, kernel_with_fma
 from blockspike.neurons.cpu.lane_memory import BLOCK, load_block, store_block
 from blockspike.neurons.cpu.lanes import LANES_BYTES, add_scaled
 
@@ -59,6 +59,22 @@ def list_arriving(spike_bytes, before, t, start, delays, units, n_units):
         n_units[sample] = count
 
 
+@kernel
+def write_arriving(first_step, last_step, spike_bytes, before, delays, arriving):
+    """Write the spikes [T, B·N] that arrive at each step; arguments as in `list_arriving`."""
+    n_neurons = delays.size
+    for t in range(first_step, last_step):
+        for n in range(n_neurons):
+            step = t - delays[n]
+            for column in range(n, arriving.shape[1], n_neurons):
+                fired = np.uint8(0)
+                if step >= 0:
+                    fired = spike_bytes[step, column]
+                elif before.size > 0:
+                    fired = before[before.shape[0] + step, column]
+                arriving[t, column] = fired
+
+
 @kernel_part
 def add_arriving(fed, t, n_steps, delays, grad_spikes):
     """Add to grad_spikes of step t what `fed` holds of the steps at which its spikes arrive.
@@ -66,11 +82,12 @@ def add_arriving(fed, t, n_steps, delays, grad_spikes):
     `fed` [R, B·N] are the last R rows of Wᵀ gI; step t has row t mod R.
     """
     n_neurons = delays.size
-    for first in range(0, grad_spikes.size, n_neurons):
-        for n in range(n_neurons):
-            step = t + delays[n]
-            if step < n_steps:
-                grad_spikes[first + n] += fed[step % fed.shape[0], first + n]
+    for n in range(n_neurons):
+        step = t + delays[n]
+        if step < n_steps:
+            row = fed[step % fed.shape[0]]
+            for column in range(n, grad_spikes.size, n_neurons):
+                grad_spikes[column] += row[column]
 
 
 @kernel_with_fma

@@ -260,10 +260,10 @@ class _Fused(torch.autograd.Function):
             grad_current = grad_current.view(ctx.shape)
             wanted = ctx.needs_input_grad[5] and not spec.detach_recurrence
             if weight is not None and delays is not None:
-                grad_weight, grad_steps, grad_before = delays.gradients(
-                    grad_current, weight, spike_bytes, before
-                )
-                grad_before = grad_before.to(before.dtype) if wanted else None
+                arriving = partial(delays.arriving, spike_bytes.to(dtype), before)
+                grad_weight, grad_steps = delays.gradients(grad_current, weight, arriving)
+                if before is not None and wanted:
+                    grad_before = delays.gradient_of_before(grad_current, weight).to(before.dtype)
             elif weight is not None and ctx.needs_input_grad[3]:
                 grad_weight = _recurrent_weight_gradient(grad_current, spike_bytes, delay, dtype)
                 if before is not None:
