@@ -371,8 +371,6 @@ class _Fused(torch.autograd.Function):
         if weight is not None and spec.delays is not None:
             arriving = partial(_arriving, ctx.events.array, before, spec.delays, weight.dtype)
             grad_weight, grad_steps = spec.delays.gradients(grad_current, weight, arriving)
-            if before is not None and feedback:
-                grad_before = spec.delays.gradient_of_before(grad_current, weight)
         elif weight is not None and ctx.needs_input_grad[1]:
             grad_weight = recurrent_weight_gradient(grad_current, ctx.events, spec.longest_delay)
             if before is not None:
@@ -382,10 +380,12 @@ class _Fused(torch.autograd.Function):
             grad_values = drives.new_zeros(saved.shape[1], n_columns)
             grad_values[:n_states] = grads_of_states[:n_states]
             grad_values = grad_values.view(-1, batch_size, n_neurons)
-        is_uniform = weight is not None and spec.delays is None
-        if is_uniform and before is not None and feedback and ctx.needs_input_grad[3]:
-            grad_before = drives.new_zeros(before.shape)
-            grad_before[:delay] = grad_current[:delay] @ weight
+        if weight is not None and before is not None and feedback and ctx.needs_input_grad[3]:
+            if spec.delays is not None:
+                grad_before = spec.delays.gradient_of_before(grad_current, weight)
+            else:
+                grad_before = drives.new_zeros(before.shape)
+                grad_before[:delay] = grad_current[:delay] @ weight
         return (
             grad_current, grad_weight, grad_values, grad_before, grad_steps, None, None, None,
             *per_neuron,

@@ -94,7 +94,7 @@ def _simulate(
     block = n_steps if weight is None else delay
     for first in range(0, n_steps, block):
         last = min(n_steps, first + block)
-        if history is not None:  # at the steps of the block
+        if history is not None and delays is not None:  # at the steps of the block
             by = first + len(history) - n_steps - delays
             earlier = shifted(history, by, current[first:last])
         else:
@@ -262,8 +262,6 @@ class _Fused(torch.autograd.Function):
             if weight is not None and delays is not None:
                 arriving = partial(delays.arriving, spike_bytes.to(dtype), before)
                 grad_weight, grad_steps = delays.gradients(grad_current, weight, arriving)
-                if before is not None and wanted:
-                    grad_before = delays.gradient_of_before(grad_current, weight).to(before.dtype)
             elif weight is not None and ctx.needs_input_grad[3]:
                 grad_weight = _recurrent_weight_gradient(grad_current, spike_bytes, delay, dtype)
                 if before is not None:
@@ -274,7 +272,9 @@ class _Fused(torch.autograd.Function):
                 grad_values = parameters.new_zeros(saved.shape[1:])
                 grad_values[:n_states] = carried
                 grad_values = grad_values.view(-1, *ctx.shape[1:])
-            if weight is not None and delays is None and before is not None and wanted:
+            if weight is not None and delays is not None and before is not None and wanted:
+                grad_before = delays.gradient_of_before(grad_current, weight).to(before.dtype)
+            elif weight is not None and before is not None and wanted:
                 grad_before = torch.zeros_like(before)
                 grad_before[:delay] = (grad_current[:delay].to(dtype) @ weight).to(before.dtype)
         per_neuron = sums.view(len(parameters), -1, ctx.shape[2]).sum(1).to(dtype)
