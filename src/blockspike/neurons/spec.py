@@ -56,5 +56,5 @@ class SimulationSpec(NamedTuple):
 
     @property
     def delay_steps(self) -> Tensor | None:
-        """Those delays [N], differentiable."""
+        """The delays [N] of each neuron's spikes, differentiable."""
         return None if self.delays is None else self.delays.steps
