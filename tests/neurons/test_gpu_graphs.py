@@ -4,6 +4,7 @@ from functools import partial
 from typing import Any
 
 import pytest
+import test_recurrent_delays
 import torch
 from gpu_cases import DEVICE, capture_by_copying, make_gpu_inputs, triton_kernels  # noqa: F401
 from neuron_cases import alif, assert_same_result, cotangent, run
@@ -99,17 +100,41 @@ def test_chains_run_directly_where_graphs_are_not_supported():
         assert graphs.run(chain, x, x)[1] == 3
 
 
-@pytest.mark.usefixtures("triton_kernels")
-@pytest.mark.parametrize("detach_spikes", [True, False])
-def test_forward_several_times_before_backward(monkeypatch, detach_spikes):
-    captured = []
+@pytest.fixture
+def chains(monkeypatch) -> list:
+    """Chains of the kernels that were captured."""
+    found = []
 
     def capture(bound, tensors):
-        captured.append(bound)
+        found.append(bound)
         return (capture_by_copying if DEVICE.type == "cpu" else capture_cuda)(bound, tensors)
 
     on_cpu: dict[str, Any] = {"may_capture": lambda tensor: True} if DEVICE.type == "cpu" else {}
     monkeypatch.setattr(fused_gpu, "_graphs", Graphs(capture, **on_cpu))
+    return found
+
+
+@pytest.mark.usefixtures("triton_kernels")
+def test_a_graph_takes_other_delays(monkeypatch, chains):
+    for name, value in (("N", 3), ("B", 2)):
+        monkeypatch.setattr(test_recurrent_delays, name, value)
+    given = test_recurrent_delays.made_inputs(5, 9)
+    inputs = {name: x.detach().to(DEVICE).requires_grad_() for name, x in given.items()}
+    for steps in ([2.0, 3.0, 5.0], [4.0, 2.0, 2.0], [3.0, 2.0, 4.0]):
+        with torch.no_grad():
+            inputs["steps"].copy_(torch.tensor(steps))
+        results = [
+            test_recurrent_delays.run(inputs, 5, method=method, detach_spikes=False)
+            for method in ("standard", "fused")
+        ]
+        (expected, grads), (trace, own) = results
+        assert_same_result((trace.spikes.detach(), own), (expected.spikes.detach(), grads), 1e-9)
+    assert len(chains) == 2
+
+
+@pytest.mark.usefixtures("triton_kernels")
+@pytest.mark.parametrize("detach_spikes", [True, False])
+def test_forward_several_times_before_backward(chains, detach_spikes):
     options = {"arp": 3, "detach_spikes": detach_spikes}
     batches = [make_gpu_inputs((9, 2, 3), recurrent=True, seed=seed) for seed in range(3)]
     traces = [alif(**inputs, **options) for inputs in batches]
@@ -118,7 +143,7 @@ def test_forward_several_times_before_backward(monkeypatch, detach_spikes):
         trace.spikes.backward(cotangent(trace.spikes))
         grads = {name: value.grad for name, value in inputs.items()}
         assert_same_result((trace.spikes.detach(), grads), expected, 1e-9)
-    assert len(captured) == (1 if detach_spikes else 2)  # forward; backward through the recurrence
+    assert len(chains) == (1 if detach_spikes else 2)  # forward; backward through the recurrence
 
 
 def test_devices(monkeypatch):
