@@ -138,6 +138,7 @@ def test_another_configuration_is_refused_and_nothing_written(
             "model.max_delay=3",
             ("extend: expected a network without learned delays", "got model.max_delay=3"),
         ),
+        ("model.recurrent_max_delay=3", ("learned delays", "got model.recurrent_max_delay=3")),
     ],
 )
 def test_what_follows_the_share_of_the_training_is_refused(blockspike, tmp_path, option, words):

@@ -6,6 +6,7 @@ import json
 import lzma
 import shutil
 import tarfile
+import time
 import zipfile
 from pathlib import Path
 
@@ -269,6 +270,25 @@ def test_each_of_several_texts_is_looked_at(tmp_path, version, most):
     path.write_bytes(content.replace(length, b"\1\0\0\xfe", 1))
     with pytest.raises(ValueError, match="expected texts in the file, got 4261412865 bytes"):
         open_hdf5(path)
+
+
+@pytest.mark.parametrize("version", ["earliest", "latest"])
+def test_an_attribute_without_a_value_is_no_text(tmp_path, version):
+    path = tmp_path / "a.h5"
+    with h5py.File(path, "w", libver=version) as file:
+        file.attrs["name"] = h5py.Empty(h5py.string_dtype())
+        file.attrs["other"] = "a text of 23 characters"
+    with open_hdf5(path) as file:
+        assert isinstance(file.attrs["name"], h5py.Empty)
+
+
+def test_a_file_full_of_claims_of_many_texts_takes_time_in_proportion():
+    begin = b"\x19\1\1\0\x10\0\0\0\x10" + bytes(11)
+    many = begin + b"\2\1\0\1" + b"\0\0\0\0\0\0\0\1"  # 2**56 of them, in 32 bytes
+    began_s = time.process_time()
+    with pytest.raises(OSError, match="signature not found"):
+        open_hdf5(io.BytesIO(many * 60_000))
+    assert time.process_time() - began_s < 10
 
 
 def test_a_text_longer_than_the_file_is_found_within_what_looks_like_another():

@@ -410,6 +410,7 @@ def test_checkpoint_round_trip():
             "^recurrent_max_delay: expected 0 without",
         ),
         ({"recurrent_max_delay": -1}, "^recurrent_max_delay: expected an integer ≥ 0"),
+        ({"recurrent_max_delay": 2.5}, "^recurrent_max_delay: expected an integer ≥ 0, .*got 2.5"),
         ({"recurrent_max_delay": 3, "method": "blocks"}, "^recurrent_max_delay: .* method=blocks"),
         ({"b": 1.8}, "^b: expected 0.0 ≤ b ≤ 1.0, got b = 1.8"),
         ({"b": float("nan")}, "^b: expected 0.0 ≤ b ≤ 1.0, got b = nan"),

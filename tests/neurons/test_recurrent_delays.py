@@ -168,6 +168,36 @@ def test_a_simulation_goes_on_from_its_state(n_first, method):
     assert first.state.spikes is not None and first.state.spikes.shape == (9, B, N)
 
 
+@pytest.mark.parametrize("method", ["standard", "fused"])
+def test_delays_that_changed_are_used_in_the_next_simulation(method):
+    current, weight = torch.zeros(9, 1, 2), torch.tensor([[0.0, 0.0], [2.0, 0.0]])
+    current[0, 0, 0] = 2.0
+    delays = bs.RecurrentDelays(torch.tensor([2.0, 1.0]), 8)
+    for delay in (2, 6):
+        delays.steps.fill_(float(delay))
+        options: dict[str, Any] = {"recurrent_delay": delays, "method": method}
+        trace = bs.alif(current, torch.zeros(2), recurrent_weight=weight, **options)
+        assert trace.spikes[:, 0, 1].nonzero().flatten().tolist() == [delay]
+
+
+@pytest.mark.parametrize("method", ["standard", "fused"])
+def test_autocast_does_not_round_what_they_do(method):
+    inputs = made_inputs(6, dtype=torch.float32)
+    inputs = {name: x.detach().bfloat16() for name, x in inputs.items()}
+    beta = torch.full((N,), 0.9, dtype=torch.bfloat16)
+    results = []
+    for dtype in (torch.bfloat16, torch.float32):
+        given = {name: x.to(dtype) for name, x in inputs.items()}
+        with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+            results.append(
+                bs.alif(
+                    given["current"], beta.to(dtype), recurrent_weight=given["weight"],
+                    recurrent_delay=bs.RecurrentDelays(given["steps"], 6), method=method,
+                ).spikes
+            )  # fmt: skip
+    assert results[1].sum() > 100 and torch.equal(*results)
+
+
 @pytest.mark.parametrize("n_threads", [1, 2])
 def test_the_number_of_threads_changes_nothing(n_threads):
     before = torch.get_num_threads()

@@ -52,9 +52,11 @@ def check_source(cfg: DictConfig, network: nn.Module, data_sha256: str | None) -
 def _check_end(cfg: DictConfig, network: nn.Module) -> None:
     """Refuse what follows the share of the epochs that is done, and no key shows."""
     if any(isinstance(module, Delays) for module in network.modules()):
+        names = [x for x in ("max_delay", "recurrent_max_delay") if cfg.model.get(x)]
+        got = ", ".join(f"model.{x}={cfg.model[x]}" for x in names)
         raise ValueError(
             "extend: expected a network without learned delays, which sharpen up to half of "
-            f"{_EPOCHS}, got model.max_delay={cfg.model.get('max_delay')}; train without extend"
+            f"{_EPOCHS}, got {got}; train without extend"
         )
     for name, callback in (cfg.callbacks or {}).items():
         if isinstance(callback, DictConfig) and str(callback._target_).endswith(_AVERAGING):

@@ -28,13 +28,14 @@ _HEAP = b"GCOL\1\0\0\0"
 # Number of items, address of the heap and index in it of a value of variable length, in files with
 # addresses of 8 bytes: all that h5py writes. The same as bytes without a meaning.
 _REFERENCE = np.dtype([("length", "<u4"), ("heap", "<u8"), ("index", "<u4")])
+_MOST_TEXTS = 4096  # in an attribute of an object's header, which is shorter than 64 KiB
 _RAW = np.dtype(f"V{_REFERENCE.itemsize}")
 # Texts of variable length as an attribute: their datatype (class 9, 16 bytes, of bytes), and a
 # dataspace of no or one dimension, in the layouts of versions 1 to 3 of the message. HDF5 does not
 # look at the five bytes with which a dataspace of version 1 ends, which are reserved.
 _TEXTS = re.compile(
     rb"\x19.{3}\x10\0{3}\x10.{11}"
-    rb"(?:\x02(?P<rank>[\0\x01])(?P<flags>.).|\0{4}\x01(?P<rank_1>[\0\x01])(?P<flags_1>.).{5})",
+    rb"(?:\x02(?P<rank>[\0\x01])(?P<flags>.)[\0\x01]|\0{4}\x01(?P<rank_1>[\0\x01])(?P<flags_1>.).{5})",
     re.DOTALL,
 )
 
@@ -78,7 +79,7 @@ def _check_texts(content: bytes | mmap.mmap) -> None:
             n_texts = int.from_bytes(content[at : at + 8], "little")
             has_maximum = (found["flags"] or found["flags_1"])[0] & 1
             at += 16 if has_maximum else 8
-        n_texts = min(n_texts, (len(content) - at) // _REFERENCE.itemsize)
+        n_texts = min(n_texts, _MOST_TEXTS, (len(content) - at) // _REFERENCE.itemsize)
         texts = np.frombuffer(content[at : at + n_texts * _REFERENCE.itemsize], _REFERENCE)
         longest = int(texts["length"].max(initial=0))
         if longest > len(content):

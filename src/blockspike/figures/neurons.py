@@ -26,7 +26,9 @@ _COLUMNS = (
     "run", "experiment", "data_set", "seed", "test_accuracy", "n_parameters", "n_epochs",
     "rate_layer1_hz", "network.n_hidden", "data.n_steps", "data.dt_ms",
 )  # fmt: skip
-_OPTIONAL = ("model._target_", "model.euler", "model.q", "model.max_delay")
+_OPTIONAL = (
+    "model._target_", "model.euler", "model.q", "model.max_delay", "model.recurrent_max_delay",
+)  # fmt: skip
 _EULER = {"symplectic": "SE-adLIF", "forward": "EF-adLIF"}
 _NEURONS = {"AdLIFLayer": "adLIF", "CSiLIFLayer": "C-SiLIF"}
 _COLOURS = {"SE-adLIF": BLUE, "EF-adLIF": ORANGE, "ALIF": GREEN, "adLIF": PURPLE, "C-SiLIF": YELLOW}
@@ -110,7 +112,8 @@ def _draw(axis: Axes, rows: pd.DataFrame, point: pd.DataFrame, neuron: str, mark
     """Draw the runs of a recipe, small and pale, and their mean."""
     first, colour = rows.iloc[0], _COLOURS.get(neuron, GREY)
     axis.scatter(rows["spikes"], rows["accuracy"], s=9, color=colour, marker=marker, alpha=0.4)
-    face = "white" if first["model.max_delay"] > 0 else colour
+    has_delays = first["model.max_delay"] > 0 or first["model.recurrent_max_delay"] > 0
+    face = "white" if has_delays else colour
     label = f"{neuron}{_choices(first)}, {seeds(point)}"
     axis.plot(
         point["spikes"], point["mean"], label=label, color=colour, marker=marker, mfc=face, ms=7,
@@ -134,5 +137,7 @@ def _choices(row: Any) -> str:
     words = [f"q = {row['model.q']:g}"] if row["model.q"] > 0 else []
     if row["model.max_delay"] > 0:
         words.append(f"delays ≤ {row['model.max_delay']:g} steps")
+    if row["model.recurrent_max_delay"] > 0:
+        words.append(f"recurrent delays + 0 to {row['model.recurrent_max_delay']:g} steps")
     words += [f"{row['n_parameters'] / 1000:.0f} k", f"{row['n_epochs']:.0f} epochs"]
     return "".join(f", {word}" for word in words)

@@ -111,11 +111,12 @@ class LayerOptions:
                 raise ValueError(
                     f"{name}: expected 0 without recurrence, got {getattr(self, name)}"
                 )
-        longest = self.recurrent_max_delay
-        if longest < 0 or (longest and self.method == "blocks"):
+        longest: object = self.recurrent_max_delay
+        is_count = isinstance(longest, int) and not isinstance(longest, bool) and longest >= 0
+        if not is_count or (longest and self.method == "blocks"):
             raise ValueError(
-                f"recurrent_max_delay: expected an integer ≥ 0, and 0 with method=blocks, "
-                f"got {longest}"
+                "recurrent_max_delay: expected an integer ≥ 0, and 0 with method=blocks, "
+                f"got {longest!r}"
             )
         if self.max_delay < 0 or (self.max_delay and self.rf_len > 1):
             raise ValueError(

@@ -60,8 +60,8 @@ class PublishedLayer(NeuronLayer):
         longest = longest_delay(delay)
         if longest > len(current):
             raise ValueError(
-                f"current: expected at least recurrent_delay = {longest} steps with random_start, "
-                f"got {len(current)}"
+                f"current: expected at least recurrent_delay + recurrent_max_delay = {longest} "
+                f"steps with random_start, got {len(current)}"
             )
         own = delay.whole if isinstance(delay, RecurrentDelays) else torch.tensor(delay)
         index = (own - 1).to(spikes.device).expand(1, *spikes.shape)

@@ -4,11 +4,14 @@ They also keep PyTorch's compiler out. Transforms of `torch.func` are known here
 """
 
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from functools import wraps
 from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
+
+from blockspike.neurons.recurrent_delays import RecurrentDelays
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -79,6 +82,8 @@ def _device_type(values: Iterable[Any]) -> str:
 
 
 def _single_at_least(x: Any) -> Any:
+    if isinstance(x, RecurrentDelays):
+        return replace(x, steps=_single_at_least(x.steps))
     if isinstance(x, Mapping):
         return {name: _single_at_least(value) for name, value in x.items()}
     if isinstance(x, tuple | list):

@@ -15,7 +15,7 @@ from blockspike.neurons.derivative import derived
 from blockspike.neurons.gpu.graphs import require_triton
 from blockspike.neurons.loop import loop
 from blockspike.neurons.model import NeuronModel
-from blockspike.neurons.recurrent_delays import RecurrentDelays, longest_delay
+from blockspike.neurons.recurrent_delays import RecurrentDelays, longest_delay, of_now
 from blockspike.neurons.spec import Detach, SimulationSpec, detached
 from blockspike.neurons.state import Start, State, start_of
 from blockspike.neurons.surrogate import MultiGaussian, Surrogate, check_surrogate
@@ -143,7 +143,8 @@ def run_model(
         steps = recurrent_delay.steps if isinstance(recurrent_delay, RecurrentDelays) else None
         inputs = (current, recurrent_weight, steps, *parameters.values(), *(start or ()))
         model = _with_derivative(model, 2 + len(constants), needs_gradient(*inputs))
-    spec = SimulationSpec(model, constants, recurrent_delay, surrogate, *detached(detach_spikes))
+    delays = of_now(recurrent_delay)
+    spec = SimulationSpec(model, constants, delays, surrogate, *detached(detach_spikes))
     own = [parameters[name] for name in model.parameters]
     arguments = (spec, current, own, recurrent_weight, start, membrane_gradient)
     threshold = ones_like_margin if compute_threshold is None else partial(compute_threshold, start)

@@ -46,7 +46,7 @@ class NeuronState(Changeable):
         names: names of the states, in the order of `values`.
         values: [K, B, N], one row per name.
         spikes: [D, B, N], 0 or 1: spikes of the last D steps, the oldest first, that synapses with
-            a delay of D steps have yet to deliver; None without recurrence.
+            delays of up to D steps have yet to deliver; None without recurrence.
         inputs: [K, B, n_inputs], the last steps of a layer's input, which its synapses have yet to
             deliver; None if they have no delays, and outside layers.
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from blockspike.neurons.alif.step import ALIF, ALIF_ALWAYS_OPEN
-from blockspike.neurons.recurrent_delays import RecurrentDelays
+from blockspike.neurons.recurrent_delays import RecurrentDelays, of_now
 from blockspike.neurons.spec import Detach, SimulationSpec, detached
 from blockspike.neurons.state import Start, State, start_of
 from blockspike.neurons.surrogate import MultiGaussian, Surrogate
@@ -59,7 +59,7 @@ def alif_inputs(
 ) -> ALIFInputs:
     """Bundle the arguments of `alif`, of which only `state` is checked here."""
     model, constants = (ALIF, (float(arp),)) if arp else (ALIF_ALWAYS_OPEN, ())
-    delay = arp + 1 if recurrent_delay is None else recurrent_delay
+    delay = arp + 1 if recurrent_delay is None else of_now(recurrent_delay)
     spec = SimulationSpec(model, constants, delay, surrogate, *detached(detach_spikes))
     longest = None if recurrent_weight is None else spec.longest_delay
     start = start_of(state, model, current, longest)

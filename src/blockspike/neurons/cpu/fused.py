@@ -168,7 +168,7 @@ def _backward(
         n_groups = (width + lanes - 1) // lanes if feedback else 1
         replayed = np.empty(np.uintp(n_groups) * group_size, drives.dtype)
         block = np.empty((n_block, width if feedback else 1), drives.dtype)
-        n_fed = delays.max() + n_block if feedback and delays.size > 0 else 1
+        n_fed = min(n_steps, delays.max()) + n_block if feedback and delays.size > 0 else 1
         fed = np.empty((n_fed, width if n_fed > 1 else 1), drives.dtype)
         for chunk in range((n_steps - 1) // CHUNK, -1, -1):
             first, before = chunk * CHUNK, np.uintp(chunk) * np.uintp(saved.shape[1]) * stride

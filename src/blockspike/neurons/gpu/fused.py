@@ -2,8 +2,8 @@
 
 Contract, equations and gradient are those of `cpu/fused.py`. [T, B, N] is T rows of B·N columns. A
 Triton program of `gpu/kernels.py` takes a tile of columns through all steps; with recurrence, it
-takes them through `recurrent_delay` steps at a time, with one matrix product in between. Saved for
-backward: the input of each step, the states every CHUNK steps and, with recurrence, the spikes.
+takes them through the shortest recurrent delay at a time, with one matrix product in between. Saved
+for backward: the input of each step, the states every CHUNK steps and, with recurrence, the spikes.
 """
 
 from collections.abc import Sequence
