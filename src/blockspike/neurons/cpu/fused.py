@@ -119,9 +119,10 @@ def _forward(
                 advance(
                     neurons, span, Rows(rows, np.uintp(width), shift), states, now, at + size, out,
                 )  # fmt: skip
-                for t in range(begin, end if delays.size == 0 else begin):
-                    slot, fired = t % delay, spike_bytes[t, start:stop]
-                    list_spikes(fired, weight_t.shape[1], units[slot], n_units[slot])
+                if delays.size == 0:
+                    for t in range(begin, end):
+                        slot, fired = t % delay, spike_bytes[t, start:stop]
+                        list_spikes(fired, weight_t.shape[1], units[slot], n_units[slot])
             at += size
 
 
