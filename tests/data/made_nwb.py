@@ -6,6 +6,7 @@ import importlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from itertools import zip_longest
 from pathlib import Path
 
 import h5py
@@ -190,11 +191,15 @@ def stimulus_and_response(
 
 
 def make_nwb2_of(
-    path: Path, series: Sequence[MadeSeries], rows: Sequence[tuple[str | None, str | None]] = ()
+    path: Path,
+    series: Sequence[MadeSeries],
+    rows: Sequence[tuple[str | None, str | None]] = (),
+    samples: Sequence[slice] = (),
 ) -> Path:
     """Write NWB 2 with these series, at `RATE_HZ` unless their options say otherwise.
 
-    ``rows`` of ``intracellular_recordings`` are names of a stimulus and a response.
+    ``rows`` of ``intracellular_recordings`` are names of a stimulus and a response, each of all
+    samples or of these ``samples`` of both.
     """
     pynwb, icephys = (importlib.import_module(name) for name in ("pynwb", "pynwb.icephys"))
     file = pynwb.NWBFile("made", "made", datetime(2024, 1, 1, tzinfo=UTC))
@@ -214,12 +219,17 @@ def make_nwb2_of(
             **(options | one.options),
         )
         (file.add_stimulus if "Stimulus" in one.kind else file.add_acquisition)(made[one.name])
-    for stimulus, response in rows:
+    for stimulus, response, part in zip_longest(*zip(*rows, strict=True), samples):
         of_row = next(one for one in series if one.name in (stimulus, response))
+        names = ("start_index", "index_count")
+        values = (part.start, part.stop - part.start) if part else ()
+        bounds = {f"{side}_{name}": value for side in ("stimulus", "response")
+                  for name, value in zip(names, values, strict=False)}  # fmt: skip
         file.add_intracellular_recording(
             electrode=file.icephys_electrodes[of_row.electrode],
             stimulus=made[stimulus],
             response=made[response],
+            **bounds,
         )
     with pynwb.NWBHDF5IO(str(path), "w") as io:
         io.write(file)

@@ -60,9 +60,11 @@ def test_clocks_that_agree_change_nothing():
 
 def test_a_faster_current_is_averaged_and_a_slower_one_repeated():
     current = np.array([1.0, 3.0, 10.0, 20.0, 7.0])
-    found, voltage = on_one_clock("x", current, Clock(0, 0.05), np.arange(9.0), Clock(0, 0.1))
+    with pytest.warns(UserWarning, match="in common"):
+        found, voltage = on_one_clock("x", current, Clock(0, 0.05), np.arange(9.0), Clock(0, 0.1))
     assert found.tolist() == [2, 15] and voltage.tolist() == [0, 1]
-    found, voltage = on_one_clock("x", current, Clock(0, 0.1), np.arange(7.0), Clock(0, 0.05))
+    with pytest.warns(UserWarning, match="in common"):
+        found, voltage = on_one_clock("x", current, Clock(0, 0.1), np.arange(7.0), Clock(0, 0.05))
     assert found.tolist() == [1, 1, 3, 3, 10, 10, 20] and voltage.tolist() == list(range(7))
 
 
@@ -80,6 +82,10 @@ def test_charge_is_conserved_and_samples_keep_their_time(n, m, factor, is_slower
     inside = (edges[:-1] > -1e-9) & (edges[1:] < n * dt_c * 1e-3 + 1e-9)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
+        if n == m > 1 and factor > 1:
+            with pytest.raises(ValueError, match=f"^x: expected one rate .* {n} samples each"):
+                on_one_clock("x", current, clock_c, voltage, clock_v)
+            return
         if not inside.any():
             with pytest.raises(ValueError, match="^x: expected a stimulus and a response at the"):
                 on_one_clock("x", current, clock_c, voltage, clock_v)
@@ -102,7 +108,17 @@ def test_charge_is_conserved_and_samples_keep_their_time(n, m, factor, is_slower
 )
 def test_clocks_that_do_not_fit_are_refused(current, voltage, words):
     with pytest.raises(ValueError, match=f"^x: .*{words}"):
-        on_one_clock("x", np.ones(5), current, np.ones(5), voltage)
+        on_one_clock("x", np.ones(5), current, np.ones(6), voltage)
+
+
+@pytest.mark.parametrize(("n", "m", "words"), [(10, 8, "0.001 and 0.0008"), (8, 10, "0.0008 and")])
+def test_a_stimulus_that_is_much_longer_or_shorter_than_the_response_is_warned_of(n, m, words):
+    clock = Clock(0, 0.1)
+    with pytest.warns(UserWarning, match=f"^x: stimulus and response take {words}.* cut to the 0"):
+        on_one_clock("x", np.ones(n), clock, np.ones(m), clock)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        on_one_clock("x", np.ones(10), clock, np.ones(9), clock)
 
 
 @pytest.mark.parametrize(("start_s", "words"), [(2e-4, r"\+0.2"), (-2e-4, "-0.2")])

@@ -2,6 +2,7 @@
 
 import warnings
 from dataclasses import replace
+from itertools import chain
 
 import h5py
 import numpy as np
@@ -16,7 +17,9 @@ from made_nwb import (
     stimulus_and_response,
 )
 
+from blockspike.data import nwb2
 from blockspike.data.hdf5 import check_tree
+from blockspike.data.limits import ReadLimit
 from blockspike.data.recordings import load_recording
 from blockspike.data.sweeps import SeveralElectrodesError
 
@@ -70,7 +73,10 @@ def test_irregular_timestamps_are_refused(written):
 
 
 def test_a_response_that_is_shorter_ends_the_sweep(written):
-    recording = loaded(written(voltage=VOLTAGE[:2000]))
+    with pytest.warns(
+        UserWarning, match=r"stimulus and response take 0.1 and 0.04 s; both are cut"
+    ):
+        recording = load_recording(written(voltage=VOLTAGE[:2000]))
     np.testing.assert_allclose(recording.current_pa, [CURRENT[:2000]], atol=1e-9)
     assert first_train_ms(recording) == [30.0]
 
@@ -90,9 +96,12 @@ def test_a_current_of_another_rate_keeps_its_charge(written):
 
 def test_padding_by_nan_is_cut_off(written):
     padded = np.r_[CURRENT[:3000], np.full(2000, np.nan)]
-    recording = loaded(written(current=padded))
+    with pytest.warns(UserWarning, match="stimulus and response take 0.06 and 0.1 s"):
+        recording = load_recording(written(current=padded))
     np.testing.assert_allclose(recording.current_pa, [CURRENT[:3000]], atol=1e-9)
-    recording = loaded(written(voltage=np.r_[VOLTAGE[:2500], np.full(2500, np.nan)]))
+    path = written(voltage=np.r_[VOLTAGE[:2500], np.full(2500, np.nan)])
+    with pytest.warns(UserWarning, match="stimulus and response take 0.1 and 0.05 s"):
+        recording = load_recording(path)
     assert recording.current_pa.shape == (1, 2500) and first_train_ms(recording) == [30.0]
     hole = np.where(np.arange(N) == 9, np.nan, padded)
     with pytest.raises(ValueError, match="sweep 0: current: .* got nan at sample 9"):
@@ -182,14 +191,70 @@ def test_repeats_of_names_that_cannot_be_paired_are_refused(written):
     twin = replace(pair[1], name="again_0")
     with pytest.raises(ValueError, match=r"one stimulus and one response .* got in_0, .*again_0"):
         loaded(written(series=[*pair, twin]))
-    rows = [("in_0", "out_0"), ("in_0", "again_0")]
     numbered = [replace(one, options={"sweep_number": np.uint32(4)}) for one in (*pair, twin)]
-    with pytest.raises(ValueError, match=r"sweep 4: .* got in_0 and out_0 and in_0 and again_0"):
+    rows = [("in_0", "out_0"), ("in_0", "out_0")]
+    with pytest.raises(ValueError, match=r"sweep 4: .* got in_0 and out_0 and in_0 and out_0"):
         loaded(written(series=numbered, rows=rows))
     with pytest.raises(ValueError, match="stimulus: expected .* for out_0, got none"):
         loaded(written(series=pair[1:]))
     with pytest.raises(ValueError, match="out_0: expected a row of intracellular_recordings or"):
         loaded(written({"sweep_number": np.uint32(1)}))
+
+
+def test_rows_count_if_sweep_numbers_repeat(written):
+    number = {"sweep_number": np.uint32(4)}
+    pairs = [
+        stimulus_and_response(str(i), (i + 1) * CURRENT, VOLTAGE, stimulus=number, response=number)
+        for i in range(2)
+    ]
+    path = written(series=[*chain(*pairs)], rows=[("in_0", "out_0"), ("in_1", "out_1")])
+    recording = loaded(path)
+    np.testing.assert_allclose(recording.current_pa, [CURRENT, 2 * CURRENT], atol=1e-9)
+    np.testing.assert_allclose(loaded(path, sweeps=[1]).current_pa, [2 * CURRENT], atol=1e-9)
+
+
+@pytest.mark.parametrize("numbers", [("0", "1"), ("0", "0")])
+@pytest.mark.parametrize("has_table", [True, False])
+def test_voltage_clamp_does_not_hinder_current_clamp(written, numbers, has_table):
+    """A seal test with the sweep's number, or with another, beside a sweep in current clamp."""
+    options = [{"sweep_number": np.uint32(n)} for n in numbers]
+    clamped = stimulus_and_response(
+        "seal_0", CURRENT, VOLTAGE, stimulus=options[1], response=options[1]
+    )
+    clamped = [replace(x, kind=x.kind.replace("Current", "Voltage")) for x in clamped]
+    pair = stimulus_and_response("1", CURRENT, VOLTAGE, stimulus=options[0], response=options[0])
+    rows = [("in_seal_0", "out_seal_0"), ("in_1", "out_1")] if has_table else ()
+    np.testing.assert_allclose(
+        loaded(written(series=[*clamped, *pair], rows=rows)).current_pa, [CURRENT], atol=1e-9
+    )
+
+
+@pytest.mark.parametrize("noise_pa", [0.0, 0.1])
+def test_a_step_of_0_pa_is_a_step(written, noise_pa):
+    silent = noise_pa * np.random.default_rng(0).normal(size=N)
+    pairs = [
+        stimulus_and_response(str(i), current, VOLTAGE)
+        for i, current in enumerate([silent, CURRENT])
+    ]
+    recording = loaded(written(series=[*chain(*pairs)]))
+    np.testing.assert_allclose(recording.current_pa, [silent, CURRENT], atol=1e-9)
+    with pytest.raises(ValueError, match=r"a.nwb, sweep 0: current_pa: expected a peak of 1 to"):
+        loaded(written(current=1e-3 * CURRENT / np.abs(CURRENT).max()))
+    with pytest.warns(UserWarning, match="sweep 0: current_pa: the peak is 3 pA, which is unusual"):
+        load_recording(written(current=3 * CURRENT / np.abs(CURRENT).max()))
+
+
+def test_parts_of_one_series_count_once_in_the_limit(tmp_path, monkeypatch):
+    parts = [slice(k, k + 500) for k in range(0, N, 500)]
+    pair = stimulus_and_response("0", CURRENT, VOLTAGE)
+    path = make_nwb2_of(tmp_path / "a.nwb", pair, [("in_0", "out_0")] * len(parts), parts)
+    limit = ReadLimit(path)
+    monkeypatch.setattr(nwb2, "ReadLimit", lambda path: limit)
+    limit.left = CURRENT.nbytes + VOLTAGE.nbytes
+    np.testing.assert_allclose(loaded(path).current_pa, CURRENT.reshape(10, 500), atol=1e-9)
+    limit.left = CURRENT.nbytes + VOLTAGE.nbytes - 1
+    with pytest.raises(ValueError, match="out_0/data: expected at most .* more bytes"):
+        loaded(path)
 
 
 def test_a_stimulus_of_another_electrode_is_refused(written):

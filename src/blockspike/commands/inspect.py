@@ -82,7 +82,7 @@ def _show(
 
 
 def _rows(file: Path, sweeps: list[int] | None, electrode: str | None) -> Iterator[_Row]:
-    if file.suffix == ".npz":
+    if file.suffix.lower() == ".npz":
         recording = load_recording(file, sweeps=sweeps)
         numbers = range(len(recording.stimuli)) if sweeps is None else sorted(set(sweeps))
         yield from _of_recording(recording, numbers)
@@ -104,7 +104,7 @@ def _of_recording(recording: Recording, numbers: Sequence[int]) -> Iterator[_Row
 
 def _table(file: Path, rows: list[_Row], electrode: str | None) -> Table:
     title = str(file) if electrode is None else f"{file}: electrode {electrode!r}"
-    if file.suffix == ".abf":
+    if file.suffix.lower() == ".abf":
         content = open_abf(file)
         title += f": voltage in {content.voltage.name}, stimulus from the {content.source}"
     table = Table(title=escape(title), title_justify="left", box=box.SIMPLE_HEAD)

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from blockspike.data.plausible import check_peak, warn
+from blockspike.data.plausible import warn
 from blockspike.data.sweeps import (
     PER_MV,
     PER_PA,
@@ -303,7 +303,6 @@ class _AbfSweep:
         current_pa = command_pa if recorded is None else self._recorded(recorded)
         assert current_pa is not None
         check_current(self.where, current_pa)
-        check_peak(self.where, current_pa)
         if recorded is not None and command_pa is not None:
             _compare(self.where, current_pa, command_pa, dt_ms)
         check_voltage_peak(f"{self.where}, channel {content.voltage.name}", voltage_mv)

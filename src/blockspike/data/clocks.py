@@ -12,6 +12,7 @@ from blockspike.data.sweeps import dt_ms_of
 
 _MOST_DEVIATION = 0.1  # of a sample from a regular clock, in steps
 _SAME = 1e-6  # relative difference of two rates that is rounding
+_MOST_CUT = 0.1  # of a stimulus or response, without a warning
 
 
 class Clock(NamedTuple):
@@ -86,14 +87,20 @@ def on_one_clock(
         Current and voltage, both ``[V]`` with V <= U.
 
     Raises:
-        ValueError: neither rate is a multiple of the other, the two do not begin a whole number of
-            steps apart, or they have no time in common.
+        ValueError: neither rate is a multiple of the other, the two have as many samples at
+            different rates, they do not begin a whole number of steps apart, or they have no time
+            in common.
     """
     step_ms = min(current_clock.dt_ms, voltage_clock.dt_ms)
     per_current, per_voltage = (
         _multiple(where, clock.dt_ms, step_ms, current_clock, voltage_clock)
         for clock in (current_clock, voltage_clock)
     )
+    if len(current) == len(voltage) > 1 and per_current != per_voltage:
+        raise ValueError(
+            f"{where}: expected one rate of a stimulus and a response of {len(current)} samples "
+            f"each, got {_rates(current_clock, voltage_clock)}"
+        )
     offset = _offset(where, current_clock, voltage_clock, step_ms)
     first = max(0, -(offset // per_voltage))  # before it, the current is not known
     begin = offset + first * per_voltage  # in steps of the faster clock, from the current's start
@@ -107,11 +114,15 @@ def on_one_clock(
             f"{where}: expected a stimulus and a response at the same time, got them at "
             f"{' and '.join(spans)}"
         )
+    common_s = n * voltage_clock.dt_ms * 1e-3
+    pairs = (current, current_clock), (voltage, voltage_clock)
+    durations_s = [len(x) * clock.dt_ms * 1e-3 for x, clock in pairs]
+    cut = f"both are cut to the {common_s:.6g} s that they have in common"
     if offset:
-        warn(
-            f"{where}: the response begins {offset * step_ms:+.6g} ms after the stimulus; both are "
-            f"cut to the {n * voltage_clock.dt_ms * 1e-3:.6g} s that they have in common"
-        )
+        warn(f"{where}: the response begins {offset * step_ms:+.6g} ms after the stimulus; {cut}")
+    elif common_s < (1 - _MOST_CUT) * max(durations_s):
+        lengths = " and ".join(f"{x:.6g}" for x in durations_s)
+        warn(f"{where}: stimulus and response take {lengths} s; {cut}")
     if per_current > 1:
         current = current[(begin + np.arange(n)) // per_current]
     else:
@@ -124,9 +135,13 @@ def _multiple(where: str, dt_ms: float, step_ms: float, current: Clock, voltage:
     if abs(ratio - round(ratio)) > _SAME * ratio:
         raise ValueError(
             f"{where}: expected rates of stimulus and response of which one is a multiple of the "
-            f"other, got {1e3 / current.dt_ms:.9g} and {1e3 / voltage.dt_ms:.9g} Hz"
+            f"other, got {_rates(current, voltage)}"
         )
     return round(ratio)
+
+
+def _rates(current: Clock, voltage: Clock) -> str:
+    return f"{1e3 / current.dt_ms:.9g} and {1e3 / voltage.dt_ms:.9g} Hz"
 
 
 def _offset(where: str, current: Clock, voltage: Clock, step_ms: float) -> int:

@@ -17,7 +17,6 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from blockspike.data.clocks import Clock, on_one_clock, without_padding
-from blockspike.data.plausible import check_peak
 from blockspike.data.sweeps import (
     PER_MV,
     PER_PA,
@@ -70,7 +69,7 @@ def read_ibw(
 
 def _paired(folder: Path) -> list[_IbwSweep]:
     files: dict[str, dict[int, Path]] = {"voltage": {}, "current": {}}
-    for path in sorted(folder.glob(f"*{SUFFIX}")):
+    for path in sorted(x for x in folder.iterdir() if x.suffix.lower() == SUFFIX):
         kind = _read_wave(path).kind
         of_kind = files[kind]
         number, name = _number_and_name(path)
@@ -116,7 +115,6 @@ class _IbwSweep:
         current_pa, voltage_mv = on_one_clock(
             where, current.converted(), current.clock(), voltage.converted(), voltage.clock()
         )
-        check_peak(str(self.current), current_pa)
         check_voltage_peak(str(self.voltage), voltage_mv)
         dt_ms = voltage.clock().dt_ms
         return Sweep(self.number, "", False, dt_ms, current_pa, voltage_mv, None)

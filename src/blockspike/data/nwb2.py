@@ -36,6 +36,7 @@ from blockspike.data.sweeps import (
 )
 
 _PA_PER_A = 1e12
+_MOST_KEPT = 4  # datasets: data and times of a stimulus and of a response
 
 
 def read_nwb2(
@@ -80,8 +81,8 @@ def _nwb2_sweeps(path: Path, content: Any) -> list[_Nwb2Sweep]:
     table = content.intracellular_recordings
     has_rows = table is not None and len(table)
     rows = _table_pairs(content, table) if has_rows else _pairs(path, content)
-    limit = ReadLimit(path)
-    return [_Nwb2Sweep(path, limit, *row) for row in rows]
+    reader = _Reader(path)
+    return [_Nwb2Sweep(path, reader, *row) for row in rows]
 
 
 def _of_electrode(
@@ -92,7 +93,7 @@ def _of_electrode(
     names = list(dict.fromkeys(sweep.electrode for sweep in usable))
     name = choose_electrode(path, names, electrode)
     own = {}
-    for sweep in (sweep for sweep in found if sweep.electrode == name):
+    for sweep in (sweep for sweep in usable if sweep.electrode == name):
         if sweep.number in own:
             raise ValueError(
                 f"{sweep.where}: expected one response and stimulus of electrode {name!r}, got "
@@ -100,6 +101,8 @@ def _of_electrode(
             )
         own[sweep.number] = sweep
         sweep.is_of_several = len(names) > 1
+    for sweep in (sweep for sweep in found if sweep.electrode == name):
+        own.setdefault(sweep.number, sweep)  # in another mode, for errors
     return list(own.values())
 
 
@@ -122,13 +125,28 @@ def _warn_of_bias(path: Path, chosen: list[_Nwb2Sweep]) -> None:
 def _table_pairs(content: Any, table: Any) -> Iterator[tuple[int, str, _Part | None, _Part | None]]:
     """(number, stimulus type, stimulus, response) of the rows of ``intracellular_recordings``."""
     types = _stimulus_types(content)
+    found: list[tuple[int, int, _Part | None, _Part | None]] = []
     for row in range(len(table)):
         stimulus = _Part.of_reference(table["stimuli"]["stimulus"][row])
         response = _Part.of_reference(table["responses"]["response"][row])
         numbers = [p.series.sweep_number for p in (response, stimulus) if p is not None]
         number = next((int(n) for n in numbers if n is not None), row)
         if numbers:
-            yield number, types.get(row, ""), stimulus, response
+            found.append((row, number, stimulus, response))
+    by_row = _numbers_repeat(found)
+    for row, number, stimulus, response in found:
+        yield row if by_row else number, types.get(row, ""), stimulus, response
+
+
+def _numbers_repeat(rows: list[tuple[int, int, _Part | None, _Part | None]]) -> bool:
+    """Whether rows of different current-clamp data of an electrode share a sweep number."""
+    content: dict[tuple[str, int], set[tuple[Any, ...]]] = {}
+    for _, number, *sides in rows:
+        parts = [part for part in sides if part is not None]
+        if all(part.is_kind("CurrentClamp") for part in parts):
+            key = parts[-1].electrode, number
+            content.setdefault(key, set()).add(tuple(part.identity for part in parts))
+    return any(len(different) > 1 for different in content.values())
 
 
 def _stimulus_types(content: Any) -> dict[int, str]:
@@ -160,9 +178,12 @@ def _pairs(path: Path, content: Any) -> Iterator[tuple[int, str, _Part | None, _
     """
     responses = _series(content.acquisition, "ClampSeries")
     stimuli = _series(content.stimulus, "ClampStimulusSeries")
-    has_number = [part.series.sweep_number is not None for part in (*responses, *stimuli)]
+    everything = [*responses, *stimuli]
+    mode = "CurrentClamp" if any(part.is_kind("CurrentClamp") for part in everything) else ""
+    clamped = [part for part in everything if part.is_kind(mode)]
+    has_number = [part.series.sweep_number is not None for part in clamped]
     if any(has_number) and not all(has_number):
-        name = (*responses, *stimuli)[has_number.index(False)].series.name
+        name = clamped[has_number.index(False)].series.name
         raise ValueError(
             f"{path}: {name}: expected a row of intracellular_recordings or a sweep_number, to "
             "pair stimulus and response, got neither"
@@ -170,11 +191,15 @@ def _pairs(path: Path, content: Any) -> Iterator[tuple[int, str, _Part | None, _
     pairs: dict[tuple[tuple[int, ...], str], tuple[list[_Part], list[_Part]]] = {}
     for side, parts in enumerate((stimuli, responses)):
         for part in parts:
+            if part.series.sweep_number is None and any(has_number):
+                continue  # in another mode, and without a number
             pairs.setdefault((part.numbers(any(has_number)), part.electrode), ([], []))[
                 side
             ].append(part)
     order = {key: i for i, key in enumerate(sorted({numbers for numbers, _ in pairs}))}
-    for (numbers, electrode), sides in sorted(pairs.items()):
+    for (numbers, electrode), both in sorted(pairs.items(), key=lambda pair: pair[0]):
+        own = [[part for part in side if part.is_kind(mode)] for side in both]
+        sides = own if any(own) else [side[:1] for side in both]
         names = ", ".join(part.series.name for side in sides for part in side)
         if max(map(len, sides)) > 1:
             raise ValueError(
@@ -212,15 +237,20 @@ class _Part:
     def is_kind(self, kind: str) -> bool:
         return type(self.series).__name__.startswith(kind)
 
+    @property
+    def identity(self) -> tuple[str, int | None]:
+        """What tells this part from others of the file."""
+        return self.series.object_id, self.samples.start if self.samples else None
+
     def numbers(self, has_number: bool) -> tuple[int, ...]:
         if has_number:
             return (int(self.series.sweep_number),)
         return tuple(map(int, re.findall("[0-9]{1,18}", self.series.name)))
 
-    def raw(self, limit: ReadLimit) -> np.ndarray:
-        return self._read(self.series.data, limit)
+    def raw(self, reader: _Reader) -> np.ndarray:
+        return reader.read(self.series.data, self.samples)
 
-    def clock(self, where: str, limit: ReadLimit) -> Clock:
+    def clock(self, where: str, reader: _Reader) -> Clock:
         series = self.series
         if series.timestamps is not None:
             if len(series.timestamps) != len(series.data):
@@ -228,26 +258,45 @@ class _Part:
                     f"{where}: timestamps: expected one for each of {len(series.data)} samples of "
                     f"{series.name}, got {len(series.timestamps)}"
                 )
-            return clock_of_timestamps(where, self._read(series.timestamps, limit))
+            return clock_of_timestamps(where, reader.read(series.timestamps, self.samples))
         dt_ms = dt_ms_of(where, series.rate)
         first = self.samples.start if self.samples else 0
         return Clock(float(series.starting_time or 0.0) + first * dt_ms * 1e-3, dt_ms)
 
     def converted(self, where: str, raw: np.ndarray, quantity: str) -> np.ndarray:
         conversion, offset = float(self.series.conversion), float(self.series.offset)
-        return converted_to(where, raw, quantity, conversion, offset)
+        return converted_to(where, raw, quantity, conversion, offset, may_be_small=True)
 
-    def _read(self, data: Any, limit: ReadLimit) -> np.ndarray:
-        if isinstance(data, h5py.Dataset):  # many series may share one
-            limit.take(data.nbytes, str(data.name))
-        return np.asarray(data[self.samples or slice(None)])
+
+class _Reader:
+    """Reads series, of which many may share one dataset, up to the limit of their file."""
+
+    def __init__(self, path: Path) -> None:
+        self.limit = ReadLimit(path)
+        self.last: dict[str, np.ndarray] = {}  # of which parts were read, by name
+
+    def read(self, data: Any, samples: slice | None) -> np.ndarray:
+        """Samples of a dataset or, as pynwb has it for links, of an array."""
+        if isinstance(data, h5py.Dataset):
+            data = self._whole(data, samples is not None)
+        return np.asarray(data[samples or slice(None)])
+
+    def _whole(self, data: h5py.Dataset, has_parts: bool) -> np.ndarray:
+        name = str(data.name)
+        values = self.last.pop(name, None)
+        if values is None:
+            self.limit.take(data.nbytes, name)
+            values = np.asarray(data[()])
+        if has_parts:
+            self.last = dict(list(self.last.items())[1 - _MOST_KEPT :]) | {name: values}
+        return values
 
 
 class _Nwb2Sweep:
     def __init__(
         self,
         path: Path,
-        limit: ReadLimit,
+        reader: _Reader,
         number: int,
         stimulus_type: str,
         stimulus: _Part | None,
@@ -255,7 +304,7 @@ class _Nwb2Sweep:
     ) -> None:
         self.number = number
         self.where = f"{path}, sweep {number}"
-        self.limit = limit
+        self.reader = reader
         self.stimulus_part = stimulus
         self.response_part = response
         self.shared_name = _description(stimulus) or _description(response) or stimulus_type
@@ -288,14 +337,14 @@ class _Nwb2Sweep:
                 f"{self.where}: expected a stimulus and a response of one electrode, got "
                 f"{' and '.join(part.electrode for part in self.parts)}"
             )
-        stimulus, limit = self.stimulus_part, self.limit
-        raw = without_padding(stimulus.raw(limit))
+        stimulus, reader = self.stimulus_part, self.reader
+        raw = without_padding(stimulus.raw(reader))
         check_current(self.where, raw)
         current = stimulus.converted(self.where, raw, "current")
-        clock, voltage = stimulus.clock(self.where, limit), None
+        clock, voltage = stimulus.clock(self.where, reader), None
         if self.response_part is not None:
             voltage = self._voltage_mv(self.response_part)
-            own_clock = self.response_part.clock(self.where, limit)
+            own_clock = self.response_part.clock(self.where, reader)
             current, voltage = on_one_clock(self.where, current, clock, voltage, own_clock)
             clock = own_clock
         return Sweep(
@@ -310,7 +359,7 @@ class _Nwb2Sweep:
         )
 
     def _voltage_mv(self, response: _Part) -> np.ndarray:
-        raw = without_padding(response.raw(self.limit))
+        raw = without_padding(response.raw(self.reader))
         check_samples(self.where, "voltage", raw)
         return response.converted(self.where, raw, "voltage")
 

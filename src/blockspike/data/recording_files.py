@@ -16,8 +16,9 @@ def find_recordings(path: Path) -> list[Path]:
     """
     if path.is_file() or is_folder_of_waves(path):
         return [path]
-    folders = {p.parent for p in path.rglob(f"*{IBW_SUFFIX}")}
-    files = sorted([*folders, *(p for s in RECORDING_SUFFIXES for p in path.rglob(f"*{s}"))])
+    there = [(p, p.suffix.lower()) for p in path.rglob("*")]
+    folders = {p.parent for p, suffix in there if suffix == IBW_SUFFIX}
+    files = sorted([*folders, *(p for p, suffix in there if suffix in RECORDING_SUFFIXES)])
     if not files:
         raise FileNotFoundError(
             f"{path}: expected a recording, a {' or '.join(RECORDING_SUFFIXES)} file or a folder "

@@ -17,9 +17,9 @@ from blockspike.data.ibw import read_ibw
 from blockspike.data.npz import read_stimuli
 from blockspike.data.nwb import read_sweeps
 from blockspike.data.parts import beside
-from blockspike.data.plausible import check_intervals
+from blockspike.data.plausible import check_intervals, check_peak
 from blockspike.data.spikes import bin_spikes, check_times, no_spikes, spikes_of
-from blockspike.data.sweeps import Sweep, choose_electrode, n_samples_of
+from blockspike.data.sweeps import Sweep, choose_electrode, n_samples_of, peak_of
 
 RECORDING_SUFFIXES = (".npz", ".nwb", ".abf")
 _HDF5_SUFFIXES = (".nwb", ".h5")
@@ -210,7 +210,8 @@ def load_recording(
             f"{path}: expected a recording ({', '.join(RECORDING_SUFFIXES)}, or a folder of .ibw), "
             "got none"
         )
-    if path.suffix == ".npz":
+    suffix = path.suffix.lower()
+    if suffix == ".npz":
         choose_electrode(path, [], electrode)
         found = read_stimuli(path, stimuli, sweeps)
         trains = _by_repeat(found.trains)
@@ -218,10 +219,10 @@ def load_recording(
         return Recording(
             path.stem, found.current_pa, trains, found.dt_ms, found.stimuli, voltage_mv
         )
-    if path.suffix in (*_HDF5_SUFFIXES, ".abf"):
+    if suffix in (*_HDF5_SUFFIXES, ".abf"):
         with closing(sweeps_of(path, stimuli, sweeps, electrode)) as found:
             return _load_sweeps(path, found)
-    if path.suffix == IBW_SUFFIX:
+    if suffix == IBW_SUFFIX:
         raise ValueError(f"{path}: expected the folder of a cell's .ibw files, got one of them")
     raise ValueError(
         f"{path}: expected {', '.join(RECORDING_SUFFIXES)}, "
@@ -231,7 +232,7 @@ def load_recording(
 
 def is_folder_of_waves(path: Path) -> bool:
     """Whether a path is a folder with Igor waves, which is one recording."""
-    return path.is_dir() and any(path.glob(f"*{IBW_SUFFIX}"))
+    return path.is_dir() and any(x.suffix.lower() == IBW_SUFFIX for x in path.iterdir())
 
 
 def name_of(path: Path) -> str:
@@ -249,7 +250,8 @@ def sweeps_of(
 
     See `nwb.read_sweeps`, `abf.read_abf` and `ibw.read_ibw`.
     """
-    read = read_ibw if path.is_dir() else read_abf if path.suffix == ".abf" else read_sweeps
+    is_abf = path.suffix.lower() == ".abf"
+    read = read_ibw if path.is_dir() else read_abf if is_abf else read_sweeps
     return read(path, stimuli, sweeps, electrode)
 
 
@@ -270,6 +272,8 @@ def _load_sweeps(path: Path, sweeps: Iterator[Sweep]) -> Recording:
             trains.append([])
             _check_padding(path, [len(other.current_pa) for other in kinds])
         trains[kind].append(times_s)
+    largest = max(kinds, key=lambda kind: peak_of(kind.current_pa))
+    check_peak(f"{path}, sweep {largest.number}", largest.current_pa)
     return Recording(
         name=name_of(path) + (f"_{kinds[0].electrode}" if kinds[0].electrode else ""),
         current_pa=np.ascontiguousarray(beside([kind.current_pa for kind in kinds]).T),

@@ -222,11 +222,12 @@ def converted_to(
     conversion: float,
     offset: float = 0.0,
     may_be_si: bool = False,
+    may_be_small: bool = False,
 ) -> np.ndarray:
     """Convert stored values, × conversion + offset, to a current in pA or voltage in mV, float64.
 
     With `may_be_si`, values that are plausible in SI units without the conversion are taken as
-    such.
+    such. A peak of 0 is that of a step of 0 pA; with `may_be_small`, any small one may be.
 
     Raises:
         ValueError: the peak is implausible; the message starts with `where`.
@@ -237,7 +238,8 @@ def converted_to(
     }[quantity]
     converted = (raw.astype(np.float64) * conversion + offset) * per_si
     peak = peak_of(converted)
-    if low * (1 - 1e-6) <= peak <= high:
+    is_small = quantity == "current" and (may_be_small or not peak)
+    if (is_small or low * (1 - 1e-6) <= peak) and peak <= high:
         return converted
     if may_be_si and low * (1 - 1e-6) <= peak_of(raw * per_si) <= high:
         return raw.astype(np.float64) * per_si
