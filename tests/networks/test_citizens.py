@@ -78,6 +78,32 @@ def test_a_compiled_network_is_the_network(method):
         torch.testing.assert_close(one, other)
 
 
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # of PyTorch's compiler
+@pytest.mark.parametrize("max_delay", [0, 3])
+def test_a_compiled_network_takes_batches_of_other_sizes(max_delay):
+    torch._dynamo.reset()
+    made = network(max_delay=max_delay).eval()
+    compiled = torch.compile(made, backend="aot_eager")
+    for x in (INPUT, INPUT[:, :1], INPUT[:-3], INPUT[:-5, 1:]):
+        assert torch.equal(compiled(x).scores, made(x).scores)
+
+
+def test_hooks_that_do_not_run_are_told():
+    made = network()
+    made.readout.register_forward_hook(lambda *_: None)
+    made(INPUT)  # the readout is called, so its hooks run
+    layer = made.layers[0]
+    called = []
+    handle = layer.register_forward_hook(lambda *_: called.append(1))
+    with pytest.warns(UserWarning, match="layers.0: hooks of hidden layers do not run"):
+        made(INPUT)
+    layer(INPUT)
+    assert called == [1]
+    handle.remove()
+    made(INPUT)
+
+
 def test_a_network_is_not_exported():
     with pytest.raises(
         RuntimeError, match="^alif: expected to run eagerly, got torch.export, .*to_nir"

@@ -100,6 +100,19 @@ def test_one_step_of_one_sample_cannot_be_normalised():
         layer(made_spikes()[:1, :1])
 
 
+def test_statistics_can_be_frozen():
+    layer, x = made_layer(), made_spikes()
+    assert layer.norm is not None
+    expected, mean = layer.eval()(x), layer.norm.mean.clone()
+    layer.train()
+    layer.norm.eval()
+    torch.testing.assert_close(layer(x), expected)
+    assert torch.equal(layer.norm.mean, mean)
+    layer.norm.train()
+    layer(x)
+    assert not torch.equal(layer.norm.mean, mean)
+
+
 def test_pieces_are_refused_in_training():
     network = bs.SpikingClassifier(K, 3, n_hidden=N, dt_ms=1.0, batch_norm=True)
     with pytest.raises(ValueError, match="expected no batch_norm in training"):

@@ -226,6 +226,19 @@ def test_dropout_that_is_switched_off_in_between():
     torch.testing.assert_close(output.scores, dense(x[20:], state).scores)
 
 
+def test_a_network_that_changed_before_backward_is_refused():
+    network = network_of("alif", dropout=0.3)
+    loss = run_in_pieces(network, spikes(), 12).scores.square().sum()
+    network.eval()
+    with pytest.raises(RuntimeError, match=r"in the mode of the forward pass.* got another; call"):
+        loss.backward()
+    network = network_of("delays")
+    loss = run_in_pieces(network, spikes(), 12).scores.square().sum()
+    network.anneal_(0.5)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
 def test_frozen_networks_and_differentiable_inputs():
     network, x = network_of("alif"), spikes()
     with pytest.raises(ValueError, match="x: expected an input that needs no gradient"):

@@ -306,8 +306,8 @@ class SpikingClassifier(nn.Module):
 
     @property
     def has_batch_norm(self) -> bool:
-        """Whether a layer normalises its synaptic current over samples and time."""
-        return any(isinstance(module, BatchNorm) for module in self.modules())
+        """Whether a layer normalises its synaptic current over the samples and time of a batch."""
+        return any(isinstance(module, BatchNorm) and module.training for module in self.modules())
 
     def anneal_(self, progress: float) -> None:
         """Sharpen the learned delays; `progress` is the share of training completed, 0 to 1."""

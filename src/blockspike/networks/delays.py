@@ -24,7 +24,12 @@ from blockspike.networks.synapses import (
     synaptic_current,
     with_type_of,
 )
-from blockspike.neurons.autograd import differentiable_once, in_full_precision, is_transformed
+from blockspike.neurons.autograd import (
+    differentiable_once,
+    in_full_precision,
+    is_transformed,
+    run_as_it_is,
+)
 from blockspike.neurons.cpu import delays as cpu
 from blockspike.neurons.cpu.events import SpikeEvents
 from blockspike.neurons.events import EventBatch
@@ -254,6 +259,7 @@ def delayed_current(
     return _delayed(events.scale * weight, delay, events_of_spikes(events), bias)
 
 
+@run_as_it_is
 def _delayed(weight: Tensor, delay: Tensor, events: EventBatch, bias: Tensor) -> Tensor:
     n_steps, batch_size, _ = events.shape
     out = weight.new_empty(n_steps, batch_size, len(bias), requires_grad=False)

@@ -1,6 +1,7 @@
 """Layers of spiking neurons (synapses onto one population) and the leaky readout."""
 
 import math
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, cast, get_args
@@ -283,7 +284,7 @@ class NeuronLayer(BoundedParameters):
         mode, n_before = self.options.synapses, 0
         if before is not None:
             n_before, (x, events) = len(before), join_inputs(before, x, events)
-        norm = self.norm if self.training else None
+        norm = self.norm if self.norm is not None and self.norm.training else None
         weight, bias = self.weight_and_bias()
         if self.delays is not None:
             current = self.delays.current(x, weight[0], bias, events, mode)
@@ -300,7 +301,7 @@ class NeuronLayer(BoundedParameters):
         """
         if self.norm is None:
             return self.weight, self.bias
-        if self.training:
+        if self.norm.training:
             return self.weight, torch.zeros_like(self.bias)
         return self.norm.folded(self.weight, self.bias)
 
@@ -521,6 +522,12 @@ def run_layers(
     for i, layer in enumerate(layers):
         given = (x, None) if trace is None else drop_spikes(trace, dropout)
         own = cast(HiddenLayer, layer)
+        if layer._forward_pre_hooks or layer._forward_hooks:
+            warnings.warn(
+                f"layers.{i}: hooks of hidden layers do not run, so nothing is pruned, normalised "
+                "(weight_norm) or recorded by them; see docs/howto/python.md",
+                stacklevel=3,
+            )
         trace = own.trace(*given) if states is None else own.trace(*given, state=states[i])
         yield trace
 

@@ -64,7 +64,7 @@ def run_in_pieces(
     check_counts(n_steps=n_steps)
     if isinstance(x, Tensor) and x.requires_grad:
         raise ValueError("x: expected an input that needs no gradient, got one that does")
-    if network.training and network.has_batch_norm:
+    if network.has_batch_norm:
         raise ValueError("network: expected no batch_norm in training, got a layer with it")
     own = [p for p in network.parameters() if p.requires_grad]
     if own and torch.is_grad_enabled():
@@ -131,7 +131,9 @@ class _InPieces(torch.autograd.Function):
         ctx.like = x if isinstance(x, EventBatch) else None
         given = (x.row_ptr, x.unit) if isinstance(x, EventBatch) else (x,)
         ctx.n_given = len(given)
-        ctx.save_for_backward(*given, *parameters)  # which notices changes in place
+        ctx.n_parameters, ctx.modes = len(parameters), _modes(network)
+        # Backward notices if one of these was changed in place.
+        ctx.save_for_backward(*given, *parameters, *network.buffers())
         device = parameters[0].device.type
         ctx.autocast = {
             "device_type": device,
@@ -149,7 +151,13 @@ class _InPieces(torch.autograd.Function):
     @staticmethod
     @differentiable_once("recompute_steps and truncate_steps", instead="neither")
     def backward(ctx, *grads: Tensor):  # pyright: ignore[reportIncompatibleMethodOverride]
-        given, parameters = ctx.saved_tensors[: ctx.n_given], ctx.saved_tensors[ctx.n_given :]
+        given, saved = ctx.saved_tensors[: ctx.n_given], ctx.saved_tensors[ctx.n_given :]
+        parameters = saved[: ctx.n_parameters]
+        if _modes(ctx.network) != ctx.modes:
+            raise RuntimeError(
+                "recompute_steps: expected the network in the mode of the forward pass, which "
+                "backward repeats, got another; call train() or eval() after backward()"
+            )
         x = given[0] if ctx.like is None else replace(ctx.like, row_ptr=given[0], unit=given[1])
         sums = [torch.zeros_like(p) for p in parameters]
         grads_of_state: list[Tensor | None] = []
@@ -179,6 +187,10 @@ class _InPieces(torch.autograd.Function):
             if ctx.truncate:
                 grads_of_state = []
         return None, None, None, None, None, *sums
+
+
+def _modes(network: SpikingClassifier) -> list[bool]:
+    return [module.training for module in network.modules()]
 
 
 def _tensors(state: ClassifierState | None) -> list[Tensor]:

@@ -20,6 +20,7 @@ from blockspike.neurons.autograd import (
     in_full_precision,
     is_autocast_on,
     is_transformed,
+    run_as_it_is,
 )
 from blockspike.neurons.cpu.events import SpikeEvents, event_currents, event_weight_gradient
 from blockspike.neurons.events import EventBatch
@@ -120,6 +121,7 @@ def _of_events(events: EventBatch, bias: Tensor, *, weight: Tensor, mode: str) -
     return _dense(events.dense(weight.dtype), weight, bias)
 
 
+@run_as_it_is
 def events_of_spikes(events: SpikeEvents) -> EventBatch:
     """Convert to an EventBatch on the CPU."""
     n_steps, batch_size, n_units = events.array.shape
