@@ -110,6 +110,16 @@ def test_padding_by_nan_is_cut_off(written):
         loaded(written(voltage=np.where(np.arange(N) == 9, np.nan, VOLTAGE)))
 
 
+def test_zeros_after_a_sweep_that_was_stopped_are_cut_off(written):
+    path = written(voltage=np.where(np.arange(N) < 3000, VOLTAGE, 0.0))
+    with pytest.warns(UserWarning, match="sweep 0: the voltage is exactly 0 from 0.06 s on"):
+        recording = load_recording(path)
+    np.testing.assert_allclose(recording.current_pa, [CURRENT[:3000]], atol=1e-9)
+    over = np.where(np.arange(N) < 3000, CURRENT, 0.0)
+    whole = loaded(written(current=over, voltage=np.where(np.arange(N) < 3000, VOLTAGE, 0.0)))
+    np.testing.assert_allclose(whole.current_pa, [over], atol=1e-9)
+
+
 def test_starting_times_are_honoured(written):
     path = written({"starting_time": 3.0}, {"starting_time": 3.01})
     with pytest.warns(UserWarning, match=r"begins \+10 ms after the stimulus"):

@@ -78,6 +78,7 @@ def test_repeats_are_numbered_from_0(tmp_path):
         load_recording(saved(tmp_path, spike_repeat=repeat, n_repeats=0.5))
 
 
+@pytest.mark.filterwarnings("ignore:.*not high at the stored spikes")
 def test_a_repeat_without_spikes_and_voltage_is_missing_and_not_silent(tmp_path):
     voltage = np.full((3, len(noise_pa())), -70.0)
     voltage[1] = np.nan
@@ -88,6 +89,49 @@ def test_a_repeat_without_spikes_and_voltage_is_missing_and_not_silent(tmp_path)
     voltage[1] = -70.0  # silent
     said = load_recording(saved(tmp_path, spike_repeat=repeat, voltage_mv=voltage)).spike_times_s
     assert [len(train[0]) for train in said] == [10, 0, 9]  # pyright: ignore
+
+
+def test_spikes_beside_voltages_of_several_repeats_need_their_repeat(tmp_path):
+    voltages = np.stack([voltage_mv(), voltage_mv(TIMES_S[:5])])
+    with pytest.raises(ValueError, match="spike_repeat: expected one per spike, 19, as there are"):
+        load_recording(saved(tmp_path, voltage_mv=voltages))
+    times_s, repeat = np.r_[TIMES_S, TIMES_S[:5]], np.repeat([0, 1], [19, 5])
+    path = saved(tmp_path, voltage_mv=voltages, spike_times_s=times_s, spike_repeat=repeat)
+    assert [len(train[0]) for train in load_recording(path).spike_times_s] == [19, 5]  # pyright: ignore
+
+
+@pytest.mark.parametrize("times_s", [0.8 * TIMES_S, TIMES_S + 0.05])
+def test_stored_spikes_that_the_voltage_does_not_show_are_told(tmp_path, times_s):
+    with pytest.warns(UserWarning, match="repeat 0: the voltage is not high at the stored spikes"):
+        load_recording(saved(tmp_path, voltage_mv=voltage_mv(), spike_times_s=times_s))
+    load_recording(saved(tmp_path, voltage_mv=voltage_mv()))  # without a word
+
+
+@pytest.mark.parametrize("change", [lambda v: 2 * v, lambda v: -v, lambda v: v + 75])
+@pytest.mark.parametrize("stored", [TIMES_S, None])
+@pytest.mark.filterwarnings("ignore:.*not high at the stored spikes")
+def test_a_rest_that_no_membrane_has_is_told(tmp_path, change, stored):
+    with pytest.warns(UserWarning, match="the median of the voltage is .* expected -110 to -20 mV"):
+        load_recording(saved(tmp_path, voltage_mv=change(voltage_mv()), spike_times_s=stored))
+
+
+def test_a_sweep_filled_up_with_zeros_is_told(tmp_path):
+    voltage = np.where(np.arange(N_SAMPLES) < 15_000, voltage_mv(), 0.0)
+    path = saved(tmp_path, voltage_mv=voltage, spike_times_s=None)
+    with pytest.warns(UserWarning, match="voltage_mv: exactly 0 from 1.5 s on, while the current"):
+        load_recording(path)
+    over = np.where(np.arange(N_SAMPLES) < 15_000, noise_pa(), 0.0)
+    load_recording(saved(tmp_path, current_pa=over, voltage_mv=voltage, spike_times_s=None))
+
+
+@pytest.mark.parametrize("factor", [10, 100])
+def test_spikes_at_the_start_of_a_current_are_told(tmp_path, factor):
+    with pytest.warns(
+        UserWarning, match=r"all 19 spikes are in the first 1.9 of .* s; is the time"
+    ):
+        load_recording(saved(tmp_path, dt_ms=factor * DT_MS))
+    step = 100.0 * (np.arange(N_SAMPLES) > 100)  # a neuron may fire at its onset only
+    load_recording(saved(tmp_path, current_pa=step, spike_times_s=TIMES_S[:12] / 20))
 
 
 def test_a_voltage_of_nan_in_part_is_refused(tmp_path):
@@ -111,6 +155,11 @@ def test_a_wrong_time_step_is_warned_of(tmp_path, factor):
         load_recording(
             saved(tmp_path, dt_ms=factor * DT_MS, voltage_mv=voltage, spike_times_s=None)
         )
+
+
+def test_a_voltage_with_few_samples_is_told(tmp_path):
+    with pytest.warns(UserWarning, match="missed in a voltage with a sample every 2 ms"):
+        load_recording(saved(tmp_path, dt_ms=2.0, voltage_mv=voltage_mv(), spike_times_s=None))
 
 
 def test_a_train_that_no_neuron_sustains_is_warned_of(tmp_path):

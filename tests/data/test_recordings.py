@@ -20,6 +20,8 @@ from blockspike.data.spikes import bin_spikes, detect_spikes
 EPHYS = Path(__file__).resolve().parents[3] / "shared" / "data" / "ephys"
 ALLEN = sorted(EPHYS.glob("allen_long_square/*.npz"))
 L5 = EPHYS / "l5_pyramidal_noise_9_repeats.npz"
+# Stored spikes are others than those of the voltage, to see which are read.
+pytestmark = pytest.mark.filterwarnings("ignore:.*not high at the stored spikes")
 needs_ephys = pytest.mark.skipif(not EPHYS.is_dir(), reason="shared/data/ephys is not here")
 
 SWEEPS = (
@@ -459,7 +461,6 @@ def changed(path: Path, key: str, attribute: str | None, value) -> Path:
         (f"{RESPONSE}/data", "conversion", 1e-6, "voltage of .* factor 1e-06 looks wrong"),
         (f"{RESPONSE}/data", "conversion", 1.0, "expected a peak voltage of 1 to 250 mV"),
         (f"{RESPONSE}/data", "conversion", np.nan, "factor nan looks wrong"),
-        (f"{STIMULUS}/data", None, np.zeros(N), "peak current .* got 0 pA"),
         (f"{STIMULUS}/data", None, np.array([1, np.nan]), "current: .* got nan at sample 1"),
         (f"{STIMULUS}/data", None, np.empty(0), "length 0"),
         (f"{STIMULUS}/data", None, np.ones((5, 2)), r"shape \(5, 2\)"),
@@ -706,7 +707,7 @@ def test_the_voltage_of_a_step_is_the_largest_of_its_first_repeat(tmp_path):
     voltage[0, 1] = np.nan  # stimulus 1 was first given in repeat 1
     np.savez(
         tmp_path / "cell.npz", current_pa=rng.normal(0, 50, (3, 1000)), dt_ms=0.1,
-        voltage_mv=voltage, spike_times_s=[0.01], n_repeats=2,
+        voltage_mv=voltage, spike_times_s=[0.01], spike_repeat=[0], n_repeats=2,
     )  # fmt: skip
     recording = load_recording(tmp_path / "cell.npz")
     for stimulus, repeat in ((0, 0), (1, 1), (2, 0)):

@@ -9,8 +9,16 @@ from typing import NamedTuple
 import numpy as np
 
 from blockspike.data.limits import read_npz
-from blockspike.data.plausible import check_intervals, check_peak, check_rate
-from blockspike.data.spikes import check_times, no_spikes, spikes_of
+from blockspike.data.plausible import (
+    aborted_at,
+    check_intervals,
+    check_peak,
+    check_rate,
+    check_rest,
+    check_span,
+    warn,
+)
+from blockspike.data.spikes import check_shown, check_times, no_spikes, spikes_of
 from blockspike.data.sweeps import (
     DT_RANGE_MS,
     check_current,
@@ -63,8 +71,9 @@ def read_stimuli(
     if not kept:
         raise ValueError(f"{path}: stimuli: expected some of {', '.join(names)}, got none")
     dt_ms = _npz_dt_ms(path, arrays)
-    voltages = _npz_voltage(path, arrays, rows)
+    voltages = _npz_voltage(path, arrays, rows, dt_ms)
     trains = _npz_trains(path, arrays, voltages, rows, dt_ms)
+    check_rest(str(path), [float(np.nanmedian(v)) for row in voltages for v in row.values()])
     longest = max(len(rows[s]) for s in kept)
     return NpzContent(
         stimuli=tuple(names[s] for s in kept),
@@ -111,7 +120,14 @@ def _npz_trains(
     """Spike times [S][R_s]."""
     if "spike_times_s" in arrays:
         durations_s = [len(row) * dt_ms * 1e-3 for row in current]
-        return _stored_trains(path, arrays, voltage, durations_s, dt_ms)
+        trains = _stored_trains(path, arrays, voltage, durations_s, dt_ms)
+        for s, row in enumerate(current):
+            for r, train in enumerate(trains[s]):
+                where = f"{path}, stimulus {s}, repeat {r}"
+                check_span(where, train, row, dt_ms)
+                if r in voltage[s]:
+                    check_shown(where, train, voltage[s][r], dt_ms)
+        return trains
     for s, of_stimulus in enumerate(voltage):
         if not of_stimulus:
             raise no_spikes(f"{path}, stimulus {s}")
@@ -144,7 +160,7 @@ def _n_repeats(path: Path, arrays: dict[str, np.ndarray], n_stimuli: int) -> lis
 
 
 def _npz_voltage(
-    path: Path, arrays: dict[str, np.ndarray], current: list[np.ndarray]
+    path: Path, arrays: dict[str, np.ndarray], current: list[np.ndarray], dt_ms: float
 ) -> list[dict[int, np.ndarray]]:
     """Voltages [S] of [T] by repeat, without those that are missing."""
     n_stimuli, n_samples = np.atleast_2d(arrays["current_pa"]).shape
@@ -169,8 +185,14 @@ def _npz_voltage(
         for s, row in enumerate(current)
     ]
     for s, row in enumerate(rows):
-        for v in row.values():
-            check_voltage_peak(f"{path}, stimulus {s}", v)
+        for r, v in row.items():
+            where = f"{path}, stimulus {s}, repeat {r}"
+            check_voltage_peak(where, v)
+            if (end := aborted_at(current[s], v, dt_ms)) is not None:
+                warn(
+                    f"{where}: voltage_mv: exactly 0 from {end * dt_ms * 1e-3:.6g} s on, while the "
+                    "current goes on; was the sweep stopped there?"
+                )
     return rows
 
 
@@ -188,6 +210,12 @@ def _stored_trains(
             f"{times_s.dtype}"
         )
     check_times(str(path), times_s, max(durations_s))
+    most = max(map(len, voltage))
+    if most > 1 and len(times_s) and "spike_repeat" not in arrays:
+        raise ValueError(
+            f"{path}: spike_repeat: expected one per spike, {len(times_s)}, as there are voltages "
+            f"of {most} repeats, got none"
+        )
     repeat = _indices(path, arrays, "spike_repeat", _MOST_REPEATS)
     stimulus = _indices(path, arrays, "spike_stimulus", len(voltage))
     trains = []

@@ -12,6 +12,9 @@ USUAL_PEAK_PA = (10.0, 20_000.0)
 LEAST_INTERVAL_MS = 0.5  # no neuron fires twice in less; trials that were merged do
 USUAL_WIDTH_MS = (0.1, 5.0)  # of spikes, at half height
 MOST_RATE_HZ = 300.0
+MOST_STEP_MS = 1.0  # between samples of a voltage, for spikes to be found in it
+LEAST_SHARE = 0.1  # of a train, in time, that holds spikes; all are in less if the step is too long
+ABORTED_MS = 10.0  # of exactly 0 mV, by which programs fill up a sweep that was stopped
 REST_MV = (-110.0, -20.0)  # where a membrane is half of the time
 _UNITS = {1e12: "A", 1e6: "µA", 1e3: "nA", 1e-3: "fA"}  # pA in each
 
@@ -69,6 +72,11 @@ def check_traces(
     where: str, times_s: np.ndarray, widths_ms: np.ndarray, voltage_mv: np.ndarray, dt_ms: float
 ) -> None:
     """Warn if the spikes found in a voltage are too wide, too narrow or too many for `dt_ms`."""
+    if dt_ms > MOST_STEP_MS:
+        warn(
+            f"{where}: spikes are missed in a voltage with a sample every {dt_ms:g} ms, expected "
+            f"at most {MOST_STEP_MS:g} ms; is the time step right?"
+        )
     low, high = USUAL_WIDTH_MS
     if len(widths_ms) and not low <= np.median(widths_ms) <= high:
         warn(
@@ -85,6 +93,37 @@ def check_rate(where: str, times_s: np.ndarray, duration_s: float, dt_ms: float)
             f"{where}: {len(times_s)} spikes in {duration_s:.3g} s, expected at most "
             f"{MOST_RATE_HZ:g} Hz; is the time step of {dt_ms:g} ms right?"
         )
+
+
+def check_span(where: str, times_s: np.ndarray, current_pa: np.ndarray, dt_ms: float) -> None:
+    """Warn if all spikes are at the start of a current that fluctuates to its end."""
+    n_first = int(LEAST_SHARE * len(current_pa))
+    if len(times_s) < 10 or times_s[-1] > (n_first + 1) * dt_ms * 1e-3:
+        return
+    if np.median(np.abs(np.diff(current_pa[n_first:]))) > 0:
+        warn(
+            f"{where}: all {len(times_s)} spikes are in the first {times_s[-1]:.3g} of "
+            f"{len(current_pa) * dt_ms * 1e-3:.6g} s; is the time step of {dt_ms:g} ms right?"
+        )
+
+
+def check_rest(where: str, medians_mv: list[float]) -> None:
+    """Warn if voltages of a cell, of these medians, are not those of a membrane."""
+    median_mv = float(np.median(medians_mv)) if medians_mv else REST_MV[0]
+    low, high = REST_MV
+    if not low <= median_mv <= high:
+        warn(
+            f"{where}: the median of the voltage is {median_mv:.3g} mV, expected {low:g} to "
+            f"{high:g} mV; are its unit and its offset right?"
+        )
+
+
+def aborted_at(current_pa: np.ndarray, voltage_mv: np.ndarray, dt_ms: float) -> int | None:
+    """Sample from which a voltage is filled with zeros while the current goes on, if it is."""
+    other = np.flatnonzero(voltage_mv)
+    end = int(other[-1]) + 1 if len(other) else len(voltage_mv)
+    is_long = (len(voltage_mv) - end) * dt_ms >= ABORTED_MS
+    return end if is_long and current_pa[end:].any() else None
 
 
 def rests(voltage_mv: np.ndarray) -> bool:

@@ -17,8 +17,15 @@ from blockspike.data.ibw import read_ibw
 from blockspike.data.npz import read_stimuli
 from blockspike.data.nwb import read_sweeps
 from blockspike.data.parts import beside
-from blockspike.data.plausible import check_intervals, check_peak
-from blockspike.data.spikes import bin_spikes, check_times, no_spikes, spikes_of
+from blockspike.data.plausible import (
+    aborted_at,
+    check_intervals,
+    check_peak,
+    check_rest,
+    check_span,
+    warn,
+)
+from blockspike.data.spikes import bin_spikes, check_shown, check_times, no_spikes, spikes_of
 from blockspike.data.sweeps import Sweep, choose_electrode, n_samples_of, peak_of
 
 RECORDING_SUFFIXES = (".npz", ".nwb", ".abf")
@@ -252,7 +259,27 @@ def sweeps_of(
     """
     is_abf = path.suffix.lower() == ".abf"
     read = read_ibw if path.is_dir() else read_abf if is_abf else read_sweeps
-    return read(path, stimuli, sweeps, electrode)
+    with closing(read(path, stimuli, sweeps, electrode)) as found:
+        for sweep in found:
+            yield _until_aborted(f"{path}, sweep {sweep.number}", sweep)
+
+
+def _until_aborted(where: str, sweep: Sweep) -> Sweep:
+    """Cut off the end of a sweep in which its voltage is filled with zeros."""
+    current_pa, voltage_mv = sweep.current_pa, sweep.voltage_mv
+    if voltage_mv is None or len(voltage_mv) != len(current_pa):
+        return sweep
+    end = aborted_at(current_pa, voltage_mv, sweep.dt_ms)
+    if end is None:
+        return sweep
+    warn(
+        f"{where}: the voltage is exactly 0 from {end * sweep.dt_ms * 1e-3:.6g} s on, while the "
+        "current goes on; the sweep is cut there"
+    )
+    command_pa = None if sweep.command_pa is None else sweep.command_pa[:end]
+    return replace(
+        sweep, current_pa=current_pa[:end], voltage_mv=voltage_mv[:end], command_pa=command_pa
+    )
 
 
 def _load_sweeps(path: Path, sweeps: Iterator[Sweep]) -> Recording:
@@ -260,7 +287,10 @@ def _load_sweeps(path: Path, sweeps: Iterator[Sweep]) -> Recording:
     trains: list[list[np.ndarray]] = []
     clocks: dict[str, list[str]] = {}
     voltages: list[np.ndarray | None] = []
+    medians_mv: list[float] = []
     for sweep in sweeps:
+        if sweep.voltage_mv is not None:
+            medians_mv.append(float(np.median(sweep.voltage_mv)))
         times_s = _sweep_times(f"{path}, sweep {sweep.number}", sweep)
         _count(clocks, sweep)
         if len(clocks) > 1:
@@ -272,6 +302,7 @@ def _load_sweeps(path: Path, sweeps: Iterator[Sweep]) -> Recording:
             trains.append([])
             _check_padding(path, [len(other.current_pa) for other in kinds])
         trains[kind].append(times_s)
+    check_rest(str(path), medians_mv)
     largest = max(kinds, key=lambda kind: peak_of(kind.current_pa))
     check_peak(f"{path}, sweep {largest.number}", largest.current_pa)
     return Recording(
@@ -313,6 +344,9 @@ def _sweep_times(where: str, sweep: Sweep) -> np.ndarray:
     if sweep.spike_times_s is not None:
         times_s = check_times(where, sweep.spike_times_s, n_samples * sweep.dt_ms * 1e-3)
         check_intervals(where, times_s)
+        check_span(where, times_s, sweep.current_pa, sweep.dt_ms)
+        if sweep.voltage_mv is not None:
+            check_shown(where, times_s, sweep.voltage_mv, sweep.dt_ms)
         return times_s
     if sweep.voltage_mv is None:
         raise no_spikes(where)

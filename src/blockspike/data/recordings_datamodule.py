@@ -261,14 +261,15 @@ class RecordingsDataModule(pl.LightningDataModule):
         # No longer than the time before any test segment.
         warm_up_s = min(self.warm_up_s, *(cut.start_s for cut in tested))
         titles = _titles(test, tested)
-        fitted = trained
+        fitted, scored = trained, tested
         trained = [cut.begun_earlier(self.train_warm_up_s) for cut in trained]
         tested = [cut.begun_earlier(warm_up_s) for cut in tested]
         train_data, test_data = self._segments(train, trained), self._segments(test, tested)
         warm_up_steps = round(warm_up_s * 1000 / self.dt_ms)
         if self.is_recorded:
+            own_s = [sum(x.stop_s - x.start_s for x in cuts) for cuts in (fitted, scored)]
             _check_spikes(
-                train.name, train_data, self._train_warm_up_steps, test_data, warm_up_steps
+                train.name, own_s, train_data, self._train_warm_up_steps, test_data, warm_up_steps
             )
         scale_pa = self._scale(train_data[0][self._train_warm_up_steps :])
         compensated = None
@@ -461,12 +462,18 @@ def _check_apart(train_s: Segments, test_s: Segments) -> None:
 
 
 def _check_spikes(
-    name: str, trained: _Segments, first_fitted: int, tested: _Segments, first_scored: int
+    name: str,
+    durations_s: Sequence[float],
+    trained: _Segments,
+    first_fitted: int,
+    tested: _Segments,
+    first_scored: int,
 ) -> None:
     """Raise ValueError if there are too few spikes to fit a neuron to, or none to score it by."""
     n_train = sum(int(trains[:, first_fitted:].sum()) for trains in trained[1])
     n_test = sum(int(trains[:, first_scored:].sum()) for trains in tested[1])
-    found = f"got {n_train} and {n_test}; choose parts by train_s and test_s"
+    parts = " and ".join(f"{x:.6g}" for x in durations_s)
+    found = f"got {n_train} and {n_test} in {parts} s; choose parts by train_s and test_s"
     if n_train < _LEAST_SPIKES:
         raise ValueError(
             f"{name}: expected at least {_LEAST_SPIKES} spikes in the training part (parameters "

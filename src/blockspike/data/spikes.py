@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 from scipy.signal import find_peaks
 
-from blockspike.data.plausible import check_numbers, check_traces, rests, swapped
+from blockspike.data.plausible import check_numbers, check_traces, rests, swapped, warn
 
 # Least peak of a spike, its least rise above both sides, how far these reach, and the least time
 # between peaks.
@@ -58,15 +60,17 @@ def _spikes_and_widths(voltage_mv: np.ndarray, dt_ms: float) -> tuple[np.ndarray
     reach = max(1, round(_REACH_MS / dt_ms))
     # The height is measured within 5 ms, so that neither a later after-hyperpolarisation nor a
     # step of the stimulus enters it.
-    _, found = find_peaks(
-        np.asarray(voltage_mv, np.float64),
-        height=_MIN_PEAK_MV,
-        distance=max(1, round(_MIN_INTERVAL_MS / dt_ms)),
-        prominence=_MIN_RISE_MV,
-        width=0,
-        rel_height=0.5,
-        wlen=2 * reach + 1,
-    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # peaks of no prominence
+        _, found = find_peaks(
+            np.asarray(voltage_mv, np.float64),
+            height=_MIN_PEAK_MV,
+            distance=max(1, round(_MIN_INTERVAL_MS / dt_ms)),
+            prominence=_MIN_RISE_MV,
+            width=0,
+            rel_height=0.5,
+            wlen=2 * reach + 1,
+        )
     return found["left_ips"] * (dt_ms * 1e-3), found["widths"] * dt_ms
 
 
@@ -91,6 +95,16 @@ def check_times(where: str, times_s: np.ndarray, duration_s: float) -> np.ndarra
             f"at {t:g} s"
         )
     return np.sort(times_s)
+
+
+def check_shown(where: str, times_s: np.ndarray, voltage_mv: np.ndarray, dt_ms: float) -> None:
+    """Warn if a voltage does not show the spikes that are stored beside it."""
+    fired = bin_spikes(times_s, dt_ms, len(voltage_mv)) > 0
+    if not shows_spikes(fired[:, None], voltage_mv[:, None], dt_ms):
+        warn(
+            f"{where}: the voltage is not high at the stored spikes; are they of another sweep, or "
+            f"in another unit, or is the time step of {dt_ms:g} ms wrong?"
+        )
 
 
 def no_spikes(where: str) -> ValueError:
