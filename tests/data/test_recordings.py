@@ -20,7 +20,7 @@ from blockspike.data.spikes import bin_spikes, detect_spikes
 EPHYS = Path(__file__).resolve().parents[3] / "shared" / "data" / "ephys"
 ALLEN = sorted(EPHYS.glob("allen_long_square/*.npz"))
 L5 = EPHYS / "l5_pyramidal_noise_9_repeats.npz"
-# Stored spikes are others than those of the voltage, to see which are read.
+# The stored spikes are not those of the voltage, to tell which of them the reader takes.
 pytestmark = pytest.mark.filterwarnings("ignore:.*not high at the stored spikes")
 needs_ephys = pytest.mark.skipif(not EPHYS.is_dir(), reason="shared/data/ephys is not here")
 

@@ -239,7 +239,7 @@ class _Part:
 
     @property
     def identity(self) -> tuple[str, int | None]:
-        """What tells this part from others of the file."""
+        """Identifier of the series, and the first sample of a part of it."""
         return self.series.object_id, self.samples.start if self.samples else None
 
     def numbers(self, has_number: bool) -> tuple[int, ...]:
