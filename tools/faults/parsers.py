@@ -439,7 +439,7 @@ def nwb2_clock_seeds() -> list[bytes]:
     pairs = [
         stimulus_and_response("0", current, voltage, stimulus=timed, response=timed),
         stimulus_and_response("0", current, padded, response=bias | late),
-        stimulus_and_response("0", current, voltage, stimulus=half),
+        stimulus_and_response("0", current[::2], voltage, stimulus=half),
     ]
     two = [
         *stimulus_and_response("0", current, voltage, "a"),
@@ -456,7 +456,7 @@ def nwb2_clock_seeds() -> list[bytes]:
 
 def ibw_seeds() -> list[bytes]:
     """Voltages and currents of both byte orders, with units of up to four bytes."""
-    current, voltage = noise_pa(1, 300), membrane_mv([2], 300)
+    current, voltage = noise_pa(1, 600), membrane_mv([2], 300)
     kinds: list[Any] = [(voltage, "mV", 0.02), (voltage, "mV", 0.02, "msec"), (current, "pA", 0.01)]
     return [
         file_of(lambda p, x=x, o=order: write_ibw(p, *x, order=o)) for order in "<>" for x in kinds
