@@ -190,6 +190,7 @@ def test_the_voltage_of_every_segment_is_judged():
     assert not shows_spikes(fired[:, 1:], voltage[:, 1:], 0.5)
 
 
+@pytest.mark.filterwarnings("ignore:.*not high at the stored spikes")
 def test_a_stimulus_without_voltage_has_the_steps_of_its_spikes(tmp_path):
     """A cut that rounds past the end of the recording is clipped there, with or without voltage."""
     n, dt_ms = 40_076, 0.05

@@ -98,7 +98,7 @@ def check_rate(where: str, times_s: np.ndarray, duration_s: float, dt_ms: float)
 def check_span(where: str, times_s: np.ndarray, current_pa: np.ndarray, dt_ms: float) -> None:
     """Warn if all spikes are at the start of a current that fluctuates to its end."""
     n_first = int(LEAST_SHARE * len(current_pa))
-    if len(times_s) < 10 or times_s[-1] > (n_first + 1) * dt_ms * 1e-3:
+    if min(len(times_s), len(current_pa)) < 10 or times_s[-1] > (n_first + 1) * dt_ms * 1e-3:
         return
     if np.median(np.abs(np.diff(current_pa[n_first:]))) > 0:
         warn(

@@ -140,6 +140,6 @@ def shows_spikes(fired: np.ndarray, voltage_mv: np.ndarray, dt_ms: float) -> boo
     if not fired.any():
         return True
     n_after = round(_BEFORE_MS / dt_ms) + 1
-    padded = np.pad(np.where(known, voltage_mv, -np.inf), ((0, n_after), (0, 0)), mode="edge")
-    peak = np.max([padded[k : k + len(voltage_mv)] for k in range(n_after)], 0)
-    return np.median(peak[fired]) > np.median(voltage_mv[known]) + _HEIGHT_MV
+    steps = np.argwhere(fired)
+    peaks_mv = [np.fmax.reduce(voltage_mv[t : t + n_after, b]) for t, b in steps]
+    return bool(np.median(peaks_mv) > np.median(voltage_mv[known]) + _HEIGHT_MV)
