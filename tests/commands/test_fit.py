@@ -1,6 +1,8 @@
 """`blockspike train` on recordings: from file to figure, restarts, failures, evaluation."""
 
 import json
+import subprocess
+import sys
 from dataclasses import replace
 
 import matplotlib.pyplot as plt
@@ -283,6 +285,20 @@ def test_prepare_checks_recordings(blockspike, tmp_path, cells):
     write_recording(cells[0], tmp_path / "my_cell.npz")
     shown = blockspike("prepare", "data=recordings", "data.path=my_cell.npz").stdout
     assert "my_cell: 1 cell can be fitted" in shown
+
+
+def test_a_warning_is_one_line_without_the_code_that_gave_it(tmp_path):
+    current_pa = np.random.default_rng(0).normal(0, 100, 20_000)
+    voltage_mv = np.full((1, 20_000), 10.0)
+    voltage_mv[:, 1000::1000] = 90.0
+    np.savez(tmp_path / "cell.npz", current_pa=current_pa, voltage_mv=voltage_mv, dt_ms=0.1)
+    # pytest keeps warnings to itself, so this needs a process of its own.
+    command = [sys.executable, "-m", "blockspike.cli", "prepare", "data=recordings"]
+    done = subprocess.run(
+        [*command, "data.path=cell.npz"], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    assert any(line.startswith("warning: cell.npz") for line in done.stderr.splitlines())
+    assert "UserWarning" not in done.stderr and ".py" not in done.stderr
 
 
 @pytest.mark.slow

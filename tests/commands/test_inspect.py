@@ -30,7 +30,7 @@ def test_a_recording_of_arrays(tmp_path, capsys):
     (cell,) = SyntheticCells(n_cells=1, n_trials=2, duration_s=3.0).cells()
     write_recording(cell, tmp_path / "cell.npz")
     out = shown(capsys, tmp_path / "cell.npz")
-    assert "stimulus 0" in out and "a fit would use 1 stimuli" in out
+    assert "stimulus 0" in out and "a fit would use 1 stimulus" in out
 
 
 def test_chosen_sweeps_of_arrays_keep_their_numbers(tmp_path, capsys):
@@ -66,7 +66,7 @@ def test_every_electrode_of_a_file_is_shown(tmp_path, capsys):
         *stimulus_and_response("d_0", noise_pa(1, 2500), membrane_mv([9.0], 2500), "dend"),
     ]
     out = shown(capsys, make_nwb2_of(tmp_path / "a.nwb", series))
-    assert "a.nwb: electrode 'soma'" in out and "a fit would use 1 stimuli (repeats: 1), 3" in out
+    assert "a.nwb: electrode 'soma'" in out and "a fit would use 1 stimulus (repeats: 1), 3" in out
     assert "a.nwb: electrode 'dend'" in out and "a fit would be refused: a_dend: expected" in out
 
 

@@ -233,7 +233,7 @@ def test_a_folder_in_use_is_refused(blockspike, tmp_path, data_dir):
         (
             "network.n_hiden=3",
             (
-                "network.n_hiden: expected a key of network=classifier (n_hidden, n_layers,",
+                "network.n_hiden: expected a key of network (n_hidden, n_layers,",
                 "n_hiden",
             ),
         ),
@@ -251,10 +251,10 @@ def test_a_folder_in_use_is_refused(blockspike, tmp_path, data_dir):
         ),
         ("network.n_hidden=many", ("n_hidden: expected an integer", "got 'many'")),
         ("network.n_hidden=[8,8,8]", ("n_hidden: expected 2 numbers", "set n_layers=3")),
-        ("data=mnist", ("data/mnist", "nmnist_sample")),
+        ("data=mnist", ("data: expected one of allen,", "nmnist_sample, ", "got mnist")),
         (
             "model=relu",
-            ("'model': adlif blocks c_silif ef_adlif fused se_adlif standard Config search",),
+            ("expected one of adlif, blocks, c_silif, ef_adlif, fused, se_adlif, standard, got",),
         ),
         (
             "data.path=nowhere.h5 data.raw=nowhere",
@@ -276,7 +276,7 @@ def test_a_folder_in_use_is_refused(blockspike, tmp_path, data_dir):
         ),
         ("callbacks=[early_stopping,lr_monitor]", ("callbacks: expected other", "every run logs")),
         ("callbacks=[early_stopping,nothing]", ("callbacks/nothing",)),
-        ("callbacks=nothing", ("callbacks/nothing",)),
+        ("callbacks=nothing", ("callbacks: expected one of early_stopping,", "got nothing")),
         ("seed=-1", ("seed: expected", "-1")),
         ("seed=4294967296", ("seed: expected", "4294967295")),
         ("trainer.max_epochs=-1", ("trainer.max_epochs: expected", "≥ 1", "-1")),

@@ -247,6 +247,8 @@ def test_npz_spikes_are_detected_where_not_stored(tmp_path):
     current = np.stack([noise_pa(0, 1000), noise_pa(1, 1000)])
     path = write_npz(tmp_path / "many.npz", current_pa=current, voltage_mv=voltage, **bare)
     assert times_ms(load_recording(path), 0) == [[[20], [40]], [[40], None]]
+    path = write_npz(tmp_path / "once.npz", current_pa=current, voltage_mv=voltage[0], **bare)
+    assert times_ms(load_recording(path), 0) == [[[20]], [[40]]]
 
 
 def test_npz_stored_spikes_come_before_the_voltage(tmp_path):

@@ -1,4 +1,4 @@
-"""Options of a group: those that can be chosen, and what a wrong key of one is told.
+"""Options of a group: those that can be chosen, and what a wrong option, key or type is told.
 
 Schemas are options too, as far as Hydra knows; here they are hidden and refused.
 """
@@ -7,15 +7,25 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
-import yaml
 from hydra._internal.config_repository import ConfigRepository
-from hydra.core.config_store import ConfigStore
-from hydra.errors import ConfigCompositionException
-from omegaconf import OmegaConf
+from hydra.errors import ConfigCompositionException, MissingConfigException
+from omegaconf.errors import (
+    ConfigAttributeError,
+    ConfigKeyError,
+    OmegaConfBaseException,
+    ValidationError,
+)
 
 from blockspike.files import CONF
 
-_WRONG_KEY = re.compile(r"Could not override '(\w+)\.([^']+)'.*Key '\w+' not in '(\w+)'", re.DOTALL)
+_NO_GROUP = re.compile(r"Could not override '([^']+)'\. No match in the defaults list")
+_VALUE = re.compile(r"Error merging override \+*([^=]+)=(.*)", re.DOTALL)
+_TYPES = {
+    "Integer": ("an integer", "integers"),
+    "Float": ("a number", "numbers"),
+    "Boolean": ("true or false", "true or false"),
+    "ListConfig": ("a list", "lists"),
+}
 
 
 def hide_schemas() -> None:
@@ -41,31 +51,38 @@ def check_choices(overrides: Iterable[str]) -> None:
 
 
 def explained(error: Exception, overrides: Iterable[str]) -> Exception:
-    """An error that names the option and its keys, if `error` is that of a key it lacks."""
-    text = f"{error}: {error.__cause__}"
-    found = _WRONG_KEY.search(text) if isinstance(error, ConfigCompositionException) else None
-    if found is None:
+    """The error in our words if an override has a wrong key, option or type; else as it is."""
+    if isinstance(error, MissingConfigException) and error.options:
+        group, _, option = str(error.missing_cfg_file).rpartition("/")
+        known = ", ".join(error.options)
+        return ValueError(f"{group}: expected one of {known}, got {option}")
+    if not isinstance(error, ConfigCompositionException):
         return error
-    group, key, kind = found.groups()
-    with_schema = {path.stem: _schema(group, path.stem) for path in (CONF / group).glob("*.yaml")}
-    lacking = {name: keys for name, (of, keys) in with_schema.items() if of == kind}
-    values = [x.partition("=")[2] for x in overrides if x.startswith(f"{group}=")]
-    chosen = {name for value in values for name in value.split(",")} & lacking.keys()
-    names = sorted(chosen or lacking)
-    if not names:
-        return error
-    keys = ", ".join(key for key in lacking[names[0]] if not key.startswith("_"))
-    options = " or ".join(f"{group}={name}" for name in names)
-    return ValueError(f"{group}.{key}: expected a key of {options} ({keys}), got {key}")
+    cause = error.__cause__
+    if found := _NO_GROUP.search(str(error)):
+        return ValueError(f"{found[1]}: expected a group or a key of this command, got {found[1]}")
+    if isinstance(cause, ConfigAttributeError | ConfigKeyError) and cause.parent_node is not None:
+        return _unknown_key(cause, overrides)
+    if isinstance(cause, ValidationError) and (found := _VALUE.match(str(error))):
+        return _wrong_type(cause, *found.groups())
+    return error
 
 
-def _schema(group: str, name: str) -> tuple[str, list[str]]:
-    """Class and keys of the schema that an option is based on; empty if there is none."""
-    if name.endswith("schema"):
-        node = ConfigStore.instance().repo[group][f"{name}.yaml"].node
-        return OmegaConf.get_type(node).__name__, [str(key) for key in node]  # pyright: ignore
-    content = yaml.safe_load((CONF / group / f"{name}.yaml").read_text(encoding="utf-8")) or {}
-    for default in content.get("defaults", []) if isinstance(content, dict) else []:
-        if isinstance(default, str) and not default.startswith(("_", "/")):
-            return _schema(group, default)
-    return "", []
+def _unknown_key(cause: OmegaConfBaseException, overrides: Iterable[str]) -> ValueError:
+    full_key = str(cause.full_key)
+    group, _, key = full_key.rpartition(".")
+    known = [str(x) for x in cause.parent_node or () if x != "hydra" and not str(x).startswith("_")]
+    chosen = [x for x in overrides if x.startswith(f"{group}=")]
+    of = chosen[-1] if chosen else group or "the configuration"
+    text = f"{full_key}: expected a key of {of} ({', '.join(known)}), got {key}"
+    # Groups without a schema take any key.
+    return ValueError(f"{text}; +{full_key}=… adds one" if cause.object_type is dict else text)
+
+
+def _wrong_type(cause: ValidationError, key: str, value: str) -> ValueError:
+    text = str(cause).splitlines()[0]
+    for name, (one, several) in _TYPES.items():
+        if re.search(rf"converted to {name}$|not a {name}\b", text):
+            expected = one if cause.full_key == key else f"a list of {several}"
+            return ValueError(f"{key}: expected {expected}, got {value}")
+    return ValueError(f"{key}: {text}")

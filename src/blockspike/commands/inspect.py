@@ -149,8 +149,9 @@ def _use(file: Path, sweeps: list[int] | None, electrode: str | None) -> str:
     n_repeats = ", ".join(dict.fromkeys(str(len(x)) for x in trains))
     seconds = _seconds([x.shape[1] for x in trains], data.dt_ms)
     test_seconds = _seconds([x.shape[1] - first for x in tested], data.dt_ms)
+    stimuli = "1 stimulus" if len(trains) == 1 else f"{len(trains)} stimuli"
     return (
-        f"a fit would use {len(trains)} stimuli (repeats: {n_repeats}), {n_train} spikes in "
+        f"a fit would use {stimuli} (repeats: {n_repeats}), {n_train} spikes in "
         f"{seconds} s of each to fit, {n_test} in {test_seconds} s to score; train_s, test_s, "
         "train_sweeps and test_sweeps choose others"
     )

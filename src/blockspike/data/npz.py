@@ -168,14 +168,14 @@ def _npz_voltage(
         return [{} for _ in range(n_stimuli)]
     stored = arrays["voltage_mv"]
     voltage = np.atleast_2d(stored)
-    if n_stimuli == 1 and voltage.ndim == 2:
-        voltage = voltage[:, None]
+    if voltage.ndim == 2:  # repeats of one stimulus, or one repeat of several
+        voltage = voltage[:, None] if n_stimuli == 1 else voltage[None]
     if (
         voltage.ndim != 3
         or voltage.shape[1:] != (n_stimuli, n_samples)
         or stored.dtype.kind not in "fiu"
     ):
-        expected = "[T] or [R, T]" if n_stimuli == 1 else f"[R, {n_stimuli}, T]"
+        expected = "[T] or [R, T]" if n_stimuli == 1 else f"[{n_stimuli}, T] or [R, {n_stimuli}, T]"
         raise ValueError(
             f"{path}: voltage_mv: expected numbers {expected} as long as the current, "
             f"T = {n_samples}, got shape {stored.shape} and {stored.dtype}"

@@ -165,8 +165,8 @@ def load_recording(
 
     - ``spike_times_s`` ``[n]`` with ``spike_repeat`` and ``spike_stimulus`` ``[n]``, 0 if left out;
       ``n_repeats``, one number or ``[S]``, is needed if a repeat had no spike,
-    - ``voltage_mv``, ``[T]`` or ``[R, T]`` of one stimulus, else ``[R, S, T]``, all NaN where a
-      repeat is missing.
+    - ``voltage_mv``, ``[T]`` or ``[R, T]`` of one stimulus, else ``[S, T]`` or ``[R, S, T]``, all
+      NaN where a repeat is missing.
 
     NWB, Axon and Igor: sweeps with the same name and equal current are repeats of one stimulus;
     stimuli are in the order of their first sweeps. Spikes that are not stored are detected

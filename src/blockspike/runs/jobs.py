@@ -7,8 +7,10 @@ import sys
 import threading
 import time
 import traceback
+import warnings
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -112,10 +114,21 @@ def _call(name: str, cfg: DictConfig, command_line: list[str]) -> None:
     # Lightning starts the other processes of a run with these, whatever program this one is.
     sys.argv = command_line
     sys.modules["__main__"].__spec__ = find_spec("blockspike.cli")
+    python_lines = warnings.formatwarning
+    warnings.formatwarning = partial(_warning_line, python_lines)
     try:
         getattr(import_module(f"blockspike.commands.{name}"), name)(cfg)
     finally:
+        warnings.formatwarning = python_lines
         os.environ.pop(_FIRST, None)
+
+
+def _warning_line(
+    python_lines: Callable[..., str], message: Any, category: Any, file: str, *place: Any
+) -> str:
+    """Our own warnings without the line of code that gave them; others as Python prints them."""
+    ours = Path(file).is_relative_to(Path(__file__).parents[1])
+    return f"warning: {message}\n" if ours else python_lines(message, category, file, *place)
 
 
 def _command_line(name: str, cfg: DictConfig) -> list[str]:
