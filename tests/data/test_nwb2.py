@@ -108,6 +108,8 @@ def test_padding_by_nan_is_cut_off(written):
         loaded(written(current=hole))
     with pytest.raises(ValueError, match="sweep 0: voltage: .* NaN from sample 9 on"):
         loaded(written(voltage=np.where(np.arange(N) == 9, np.nan, VOLTAGE)))
+    with pytest.raises(ValueError, match="sweep 0: voltage: expected numbers, got none"):
+        loaded(written(voltage=np.full(N, np.nan)))
 
 
 def test_zeros_after_a_sweep_that_was_stopped_are_cut_off(written):

@@ -207,11 +207,20 @@ def check_voltage_peak(where: str, voltage_mv: np.ndarray) -> None:
     Raises:
         ValueError: it is not; the message starts with ``where``.
     """
+    _check_has_numbers(where, "voltage", voltage_mv)
     low, high = VOLTAGE_RANGE_MV
     peak = peak_of(voltage_mv)
     if not low <= peak <= high:
         raise ValueError(
             f"{where}: expected a peak voltage of {low:g} to {high:g} mV, got {peak:.3g} mV"
+        )
+
+
+def _check_has_numbers(where: str, quantity: str, values: np.ndarray) -> None:
+    if values.size and not np.isfinite(values).any():
+        raise ValueError(
+            f"{where}: {quantity}: expected numbers, got none; `data.train_sweeps` and "
+            "`data.test_sweeps` can leave the sweep out"
         )
 
 
@@ -232,6 +241,7 @@ def converted_to(
     Raises:
         ValueError: the peak is implausible; the message starts with `where`.
     """
+    _check_has_numbers(where, quantity, raw)
     per_si, unit, (low, high) = {
         "current": (_PA_PER_A, "pA", CURRENT_RANGE_PA),
         "voltage": (_MV_PER_V, "mV", VOLTAGE_RANGE_MV),
