@@ -1,5 +1,7 @@
 """Files changed or damaged between two starts are refused in one line, or made again."""
 
+import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +85,22 @@ def test_a_file_without_a_checksum_is_accepted(blockspike, tmp_path, data_dir):
     blockspike(*ARGS)
     (result,) = tmp_path.rglob("result.json")
     assert read_json(result)["data_sha256"] == read_event_file(path).sha256()
+
+
+def test_another_file_of_other_data_is_not_the_finished_run(blockspike, tmp_path, run):
+    for name in ("same.h5", "other.h5"):
+        (tmp_path / name).write_bytes((tmp_path / "events.h5").read_bytes())
+    other_labels(tmp_path / "other.h5")
+    later = time.time() + 3600  # neither file is newer than the last check
+    again = [x for x in ARGS if not x.startswith("data.path=")]
+    os.utime(run / "data.json", (later, later))
+    assert "finished, skipped" in blockspike(*again, "data.path=same.h5").stdout
+    os.utime(run / "data.json", (later, later))
+    done = blockspike(*again, "data.path=other.h5", check=False)
+    assert done.returncode == 2 and "the data have changed" in done.stderr
+    done = blockspike(*again, "data.path=none.h5", "data.raw=none", check=False)
+    assert done.returncode == 2 and "none.h5: expected prepared data" in done.stderr
+    assert "finished, skipped" in blockspike(*ARGS).stdout
 
 
 @pytest.mark.slow

@@ -31,6 +31,15 @@ def test_frozen_layers_keep_the_weights_of_the_run(source, blockspike, tmp_path)
     assert after.row["n_epochs"] == 1 and after.data.sha256 == before.data.sha256
 
 
+def test_settings_that_do_not_hold_are_told(source, blockspike):
+    changed = ("model.tau_membrane_ms=40", "data.dt_ms=5", "experiment_name=tuned")
+    told = blockspike("train", *SMALL, *changed, f"init_from={source}").stderr
+    assert "(model.tau_membrane_ms=20.0), not with model.tau_membrane_ms=40" in told
+    assert "in steps of 10 ms, become 0.5 times as long" in told
+    same = blockspike("train", *SMALL, "experiment_name=same", f"init_from={source}").stderr
+    assert "init_from" not in same
+
+
 def test_hidden_layers_of_another_size_are_refused(source, blockspike):
     done = blockspike("train", *SMALL, "network.n_hidden=9", f"init_from={source}", check=False)
     assert done.returncode != 0

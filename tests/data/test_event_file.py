@@ -67,6 +67,33 @@ def test_a_sensor_and_many_units_are_read_as_written(tmp_path):
         read_event_file(path).verified_sha256()
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"unit": [0, 7]}, r"^unit: expected a whole number from 0 to 6, got 7 \(number 1\)$"),
+        ({"unit": [0, -1]}, "^unit: .* got -1 "),
+        ({"unit": [0.0, 1.5]}, "^unit: .* got 1.5 "),
+        ({"unit": [[0, 1]]}, r"^unit: expected numbers \[n\], got \(1, 2\)|as many times as units"),
+        ({"time": [0.0, np.nan]}, "^time: expected a number from 0 to 4,294,967,295, got nan"),
+        ({"time": [-1, 1]}, "^time: .* got -1 "),
+        ({"time": [0, 2**33]}, "^time: .* got 8589934592 "),
+        ({"label": [1.7]}, "^label: expected a whole number from 0 to 2, got 1.7 "),
+        ({"label": [3]}, "^label: .* got 3 "),
+        ({"n_events": [2.5]}, "^n_events: .* got 2.5 "),
+    ],
+)
+def test_numbers_are_written_as_they_are_or_not_at_all(tmp_path, changes, message):
+    given = {"time": [0, 1], "unit": [0, 1], "label": [1], "n_events": [2]} | changes
+    arrays = {name: np.array(x) for name, x in given.items()}
+    train = content(
+        1, 0, n_events=arrays["n_events"], label=arrays["label"],
+        chunks=[(arrays["time"], arrays["unit"])],
+    )  # fmt: skip
+    with pytest.raises(ValueError, match=message):
+        write(tmp_path / "a.h5", train)
+    assert not list(tmp_path.iterdir())
+
+
 def test_events_are_mapped_not_loaded(tmp_path):
     split = read_event_file(write(tmp_path / "a.h5")).train
     assert isinstance(split.time.base, np.memmap)

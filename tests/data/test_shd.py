@@ -114,6 +114,9 @@ GOOD = {
         ({"spikes/units": None}, "spikes/units: expected .* got none"),
         ({"extra/speaker": None}, "extra/speaker: expected .* got none"),
         ({"extra/speaker": np.zeros(3, int)}, "extra/speaker: expected .* got 3"),
+        ({"extra/speaker": np.array([0, 0.1, 1, 1])}, "sample 1: extra/speaker: .* got 0.1"),
+        ({"extra/speaker": np.array([0, np.nan, 1, 1])}, "sample 1: extra/speaker: .* got nan"),
+        ({"extra/speaker": np.array([b"a"] * 4)}, "sample 0: extra/speaker: expected an integer"),
         ({"extra/keys": None}, "extra/keys: expected .* got none"),
         ({"spikes/times": np.zeros((4, 2), np.float32)}, "spikes/times: expected a one-dimension"),
         ({"spikes/times": np.zeros(4, np.float32)}, "expected a variable-length array"),
@@ -126,6 +129,24 @@ def test_damage_is_named(tmp_path, changes, message):
     with pytest.raises(ValueError, match=message) as caught:
         open_h5(path)
     assert str(path) in str(caught.value)
+
+
+def test_a_split_without_recordings_is_named(tmp_path):
+    file = make_shd(tmp_path / "a.h5", **GOOD)  # one speaker
+    prepare_shd([file, file], tmp_path / "all.h5", "digits")
+    with pytest.raises(ValueError, match="all.h5: expected recordings for training, got none of 4"):
+        opened(tmp_path / "all.h5", validation="speaker", fold=0)
+    with pytest.raises(ValueError, match="expected recordings for validation, got none of 4"):
+        opened(tmp_path / "all.h5")  # one recording of each class
+    assert len(opened(tmp_path / "all.h5", validation_fraction=0.0).train_indices) == 4
+
+
+def test_times_in_another_unit_are_told(tmp_path):
+    in_ms = [1000 * x for x in times(0.1, 0.2, 0.3, 0.4)]
+    file = make_shd(tmp_path / "a.h5", **(GOOD | {"spikes/times": in_ms}))
+    prepare_shd([file, file], tmp_path / "all.h5", "digits")
+    with pytest.warns(UserWarning, match="0.0% of the events are within 100 steps of 10 ms"):
+        opened(tmp_path / "all.h5", validation_fraction=0.0, dt_ms=10.0, n_steps=100)
 
 
 @pytest.mark.parametrize("suffix", ["", ".gz", ".xz", ".zip"])

@@ -269,3 +269,21 @@ def test_the_prior_is_that_of_the_ranges_of_the_starts():
 def test_bad_parts_are_named(changed, words):
     with pytest.raises(ValueError, match=words):
         GLIFPopulation(1, 2, dt_ms=0.5, **changed)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"tau_membrane_ms": 0.0}, "^tau_membrane_ms: expected > 0, got 0$"),
+        ({"tau_adaptation_ms": -5.0}, "^tau_adaptation_ms: expected > 0, got -5$"),
+        ({"b_2": 0.3}, "^tau_adaptation_2_ms: expected > 0, got 0$"),
+        ({"coupling": 0.3}, "^tau_coupling_ms: expected > 0, got 0$"),
+        ({"noise": -0.5}, "^noise: expected 0 to inf, got -0.5$"),
+        ({"arp_ms": 2000.0}, "^arp_ms: expected 0 to 1000, got 2000$"),
+    ],
+)
+def test_a_fitted_neuron_that_cannot_be_is_refused(changes, message):
+    neuron = FittedNeuron("cell", 10.0, 100.0, 0.2, 0.01, 0.0, arp_ms=2.0, dt_ms=0.5)
+    assert replace(neuron, b=0.0, tau_adaptation_ms=0.0).simulate(np.full(9, 1.0)).shape == (9,)
+    with pytest.raises(ValueError, match=message):
+        replace(neuron, **changes)

@@ -107,6 +107,20 @@ def test_wrong_structure_is_named(row_ptr, unit, shape, message):
         EventBatch(row_ptr, unit, shape)
 
 
+@pytest.mark.parametrize(
+    ("row_ptr", "unit", "message"),
+    [
+        ([0, 1, 2], [0, 8], "^unit: expected 0 to 7, got 8$"),
+        ([0, 1, 2], [-1, 3], "^unit: expected 0 to 7, got -1$"),
+        ([1, 1, 2], [0, 3], "^row_ptr: expected non-decreasing numbers from 0"),
+        ([0, 3, 2], [0, 3], "^row_ptr: expected non-decreasing numbers from 0"),
+    ],
+)
+def test_events_outside_the_batch_never_reach_a_kernel(row_ptr, unit, message):
+    with pytest.raises(ValueError, match=message):
+        EventBatch(torch.tensor(row_ptr), torch.tensor(unit, dtype=torch.int32), (2, 1, 8))
+
+
 def test_parts_on_different_devices_are_refused():
     row_ptr = torch.zeros(2, dtype=torch.int64)
     with pytest.raises(ValueError, match="unit: expected device cpu like row_ptr, got meta"):

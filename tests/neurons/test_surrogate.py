@@ -255,6 +255,9 @@ def test_a_closure_and_a_width_of_0_are_refused():
     for kind in (Boxcar, Triangular, MultiGaussian):
         with pytest.raises(ValueError, match=f"{kind.__name__}: width: expected > 0, got 0"):
             kind(width=0)
+    for kind in (FastSigmoid, SLAYER):
+        with pytest.raises(ValueError, match=f"{kind.__name__}: slope: expected > 0, got -3"):
+            kind(slope=-3)
 
 
 def test_kernels_notice_a_changed_global_of_a_notebook():

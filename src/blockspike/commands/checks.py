@@ -7,6 +7,7 @@ from blockspike.runs.identity import is_fit
 
 MONITORS = ("val/accuracy", "val/loss")
 PRECISIONS = ("32-true", "64-true", "bf16-mixed")
+_FOLDERS = ("published", "sweeps", "tables")  # in `output_dir`, beside the experiments
 _LONGEST_TAG = 64  # letters that wandb takes
 _LARGEST_SEED = 2**32 - 1  # NumPy's
 
@@ -31,6 +32,8 @@ def check_training(cfg: DictConfig) -> None:
         raise ValueError(f"trainer.max_epochs: expected an integer ≥ 1, got {epochs}")
     if is_fit(cfg) and cfg.n_bootstrap < 0:
         raise ValueError(f"n_bootstrap: expected an integer ≥ 0, got {cfg.n_bootstrap}")
+    _check_name(cfg.experiment_name)
+    _check_each_epoch(cfg)
     _check_precision(cfg)
     _check_gradient(cfg)
     if not is_fit(cfg) and cfg.monitor not in MONITORS:
@@ -47,6 +50,26 @@ def check_training(cfg: DictConfig) -> None:
             raise ValueError(
                 f"callbacks.{name}.monitor: expected a training or validation metric, "
                 f"got {monitor!r}"
+            )
+
+
+def _check_name(name: str) -> None:
+    """Refuse a name whose runs would not lie in a folder of their own below `output_dir`."""
+    if name in (*_FOLDERS, "", ".", "..") or set(name) & set("/\\"):
+        others = ", ".join(_FOLDERS)
+        raise ValueError(
+            f"experiment_name: expected the name of one folder other than {others}, got {name!r}"
+        )
+
+
+def _check_each_epoch(cfg: DictConfig) -> None:
+    """Refuse options of Lightning after which an epoch has no scores, or there is none."""
+    for name in ("check_val_every_n_epoch", "fast_dev_run"):
+        value = cfg.trainer.get(name)
+        if value not in (None, False, -1) and (name, value) != ("check_val_every_n_epoch", 1):
+            raise ValueError(
+                f"trainer.{name}: expected none, since each epoch is whole and validated; "
+                f"trainer.max_epochs and trainer.limit_train_batches shorten a run, got {value}"
             )
 
 

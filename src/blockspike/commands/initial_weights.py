@@ -2,15 +2,19 @@
 
 import re
 from pathlib import Path
+from typing import Any
 
 import torch
+from omegaconf import DictConfig
 
 from blockspike.networks.classifier import SpikingClassifier
 from blockspike.pretrained import read_network
 from blockspike.pretrained.loaded_run import chosen_weights
 from blockspike.runs.run import Run
+from blockspike.training.guard import warn
 
 _MAY_DIFFER = re.compile(r"readout\.")  # another number of classes
+_LEARNED = ("tau_membrane_ms", "tau_adaptation_ms", "b", "a")  # start as in the other network
 
 
 def start_from(network: SpikingClassifier, source: str) -> list[str]:
@@ -45,6 +49,31 @@ def start_from(network: SpikingClassifier, source: str) -> list[str]:
     same = {name: x for name, x in weights.items() if name not in differing}
     network.load_state_dict({**own, **same})
     return list(differing)
+
+
+def warn_of_settings(cfg: DictConfig, source: str) -> None:
+    """Name settings of a run from which a network that starts from `source` differs."""
+    model, dt_ms = _origin(source)
+    for key in _LEARNED:
+        if key in model and key in cfg.model and cfg.model[key] != model[key]:
+            warn(
+                f"init_from: the neurons start as those of {source} "
+                f"(model.{key}={model[key]}), not with model.{key}={cfg.model[key]}"
+            )
+    if dt_ms != cfg.data.dt_ms:
+        warn(
+            f"init_from: time constants are kept in steps, so those of {source}, trained in steps "
+            f"of {dt_ms:g} ms, become {cfg.data.dt_ms / dt_ms:.3g} times as long"
+        )
+
+
+def _origin(source: str) -> tuple[dict[str, Any], float]:
+    """Configuration of a network's neurons, and its time step in ms."""
+    if Path(source).is_dir():
+        cfg = Run(Path(source)).config()
+        return dict(cfg.model), cfg.data.dt_ms
+    about, _ = read_network(source)
+    return about.model, about.dt_ms
 
 
 def _weights(source: str) -> dict[str, torch.Tensor]:

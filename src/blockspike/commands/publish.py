@@ -8,11 +8,12 @@ from omegaconf import DictConfig
 
 from blockspike.files import write_text
 from blockspike.networks.classifier import hidden_sizes
-from blockspike.pretrained import NetworkFile, save_pretrained
+from blockspike.pretrained import NetworkFile, about_pretrained, save_pretrained
 from blockspike.pretrained.loaded_run import load_run
 from blockspike.runs.identity import content_of
 from blockspike.runs.renamed import present_target
 from blockspike.runs.run import Run
+from blockspike.training.guard import warn
 
 _CARD = """# {name}
 
@@ -20,7 +21,7 @@ _CARD = """# {name}
 
 | | |
 |---|---|
-| test accuracy | {test_accuracy:.2%} |
+| test accuracy{limits} | {test_accuracy:.2%} |
 | {choice} |
 | training accuracy in that epoch | {train_accuracy:.2%} |
 | spikes per {part} recording | {spikes} |
@@ -42,6 +43,7 @@ steps of {dt_ms:g} ms; `blockspike.pretrained.about_pretrained("{name}.safetenso
 recordings are converted to it.
 """
 
+_LIMITS = tuple(f"trainer.limit_{part}_batches" for part in ("train", "val", "test"))
 _NEURONS = {
     "ALIFLayer": "ALIF",
     "AdLIFLayer": "adLIF",
@@ -60,8 +62,8 @@ def publish(cfg: DictConfig) -> Path:
 
     Raises:
         FileNotFoundError: the folder holds no finished run.
-        ValueError: the name has other characters than letters, digits and _, or the run's files
-            are damaged.
+        ValueError: the name has other characters than letters, digits and _, or is another run's,
+            or the run's files are damaged.
     """
     if not str(cfg.name).replace("_", "").isalnum():
         raise ValueError(f"name: expected letters, digits and _, got {cfg.name!r}")
@@ -72,6 +74,12 @@ def publish(cfg: DictConfig) -> Path:
         raise FileNotFoundError(f"{run.folder}: expected a finished run, got no result.json")
     if "test_accuracy" not in row:
         raise ValueError(f"{run.folder}: expected a tested run, got a fold of cross-validation")
+    limits = [f"{k}={row[k]}" for k in _LIMITS if row.get(k) not in (None, 1.0)]
+    if limits:
+        warn(f"{run.folder}: its scores are of a part of the data ({', '.join(limits)})")
+    folder = Path(cfg.output_dir) / "published"
+    path = folder / f"{cfg.name}.safetensors"
+    _check_is_free(path, row)
     content = content_of(run.config())
     card = _card(cfg.name, run, row, content, data.n_steps)
     model = content["model"]
@@ -82,13 +90,24 @@ def publish(cfg: DictConfig) -> Path:
         model, content["network"], content["data"],
         content["data_config"], card,
     )  # fmt: skip
-    folder = Path(cfg.output_dir) / "published"
-    path = folder / f"{cfg.name}.safetensors"
     save_pretrained(path, network, about)
-    text = _CARD.format(**card, n_inputs=data.n_inputs, dt_ms=data.dt_ms)
+    part = f" ({', '.join(limits)})" if limits else ""
+    text = _CARD.format(**card, limits=part, n_inputs=data.n_inputs, dt_ms=data.dt_ms)
     write_text(folder / f"{cfg.name}.md", text)
     print(f"{path}: {path.stat().st_size / 1e6:.2f} MB, with its card {cfg.name}.md")
     return path
+
+
+def _check_is_free(path: Path, row: dict[str, Any]) -> None:
+    """Raise ValueError if the file holds another run's network."""
+    if not path.is_file():
+        return
+    card = about_pretrained(path).card
+    if any(card.get(key) != row.get(key) for key in ("seed", "data_sha256", "test_accuracy")):
+        raise ValueError(
+            f"name: expected one that is free, got {path.stem}, which is another run's network "
+            f"({path})"
+        )
 
 
 def _card(

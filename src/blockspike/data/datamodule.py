@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from blockspike.data.loader import EpochSampler, EventDataset, EventMap, Prefetc
 from blockspike.files import SAMPLES
 
 _COUNT_CHUNK = 256
+_CHECKED_EVENTS, _LEAST_KEPT = 1_000_000, 0.02
 
 
 class EventDataModule(pl.LightningDataModule):
@@ -191,7 +193,8 @@ class EventDataModule(pl.LightningDataModule):
 
         Raises:
             FileNotFoundError: no prepared file.
-            ValueError: the prepared file is damaged or holds another data set.
+            ValueError: the prepared file is damaged or holds another data set, or no recording is
+                left for training or validation.
         """
         file = read_event_file(self.path)
         self._check_content(file)
@@ -203,7 +206,25 @@ class EventDataModule(pl.LightningDataModule):
             self.val, self.val_indices = self._validation(file)
         if self.val is file.train:
             self.train_indices = np.setdiff1d(self.train_indices, self.val_indices)
+        for part, size in (("training", self.train_indices), ("validation", self.val_indices)):
+            if not len(size) and (self.validates or part == "training"):
+                raise ValueError(
+                    f"{self.path}: expected recordings for {part}, got none of {len(file.train)}"
+                )
+        self._warn_of_times()
         self._is_open = True
+
+    def _warn_of_times(self) -> None:
+        """Tell if hardly any event is within the steps; then the times may have another unit."""
+        first = np.asarray(self.train.time[:_CHECKED_EVENTS])
+        step = self._bin(first)
+        kept = float(((step >= 0) & (step < self.n_steps)).mean()) if len(first) else 1.0
+        if kept < _LEAST_KEPT:
+            warnings.warn(
+                f"{self.path}: {kept:.1%} of the events are within {self.n_steps} steps of "
+                f"{self.dt_ms:g} ms, and the rest is left out; is the unit of their times right?",
+                stacklevel=3,
+            )
 
     @property
     def validates(self) -> bool:

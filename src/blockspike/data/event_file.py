@@ -22,6 +22,7 @@ from typing import Any
 
 import h5py
 import numpy as np
+from numpy.typing import ArrayLike
 
 from blockspike.data.hdf5 import HDF5_ERRORS, attribute, open_hdf5
 from blockspike.files import whole_file
@@ -30,6 +31,7 @@ FORMAT = "blockspike events"
 VERSION = 1
 # The texts are in these first bytes; to search gigabytes of events would take seconds.
 _TEXTS_BYTES = 8 << 20
+_MOST_EVENTS = 1 << 40  # of a recording
 
 
 @dataclass(frozen=True)
@@ -153,7 +155,9 @@ def write_event_file(
             are no pixels.
 
     Raises:
-        ValueError: ``chunks`` yields another number of events than ``n_events`` declares.
+        ValueError: ``chunks`` yields another number of events than ``n_events`` declares; a number
+            of events, a unit or a label is no whole number or out of range; a time is negative, not
+            finite or too large for ``time_dtype``.
         OSError: the file cannot be written; an existing one is kept.
     """
     path = Path(path)
@@ -171,7 +175,7 @@ def write_event_file(
                 file.attrs["sensor"] = np.array(sensor, np.int64)
             for key, content in (("train", train), ("test", test), ("validation", validation)):
                 if content is not None:
-                    _write_split(file.create_group(key), content, unit_dtype(n_units))
+                    _write_split(file.create_group(key), content, n_units, n_classes)
         raw.check()
         digest = read_event_file(temporary).sha256()
         with h5py.File(raw, "r+") as file:
@@ -217,12 +221,14 @@ class _QuietFile(io.FileIO):
             raise self.error
 
 
-def _write_split(group: h5py.Group, content: SplitContent, units: type) -> None:
+def _write_split(group: h5py.Group, content: SplitContent, n_units: int, n_classes: int) -> None:
     offset = np.zeros(len(content.n_events) + 1, np.int64)
-    np.cumsum(content.n_events, out=offset[1:])
+    n_events = _in_range("n_events", content.n_events, _MOST_EVENTS)
+    np.cumsum(n_events, out=offset[1:])
     total = int(offset[-1])
     time = group.create_dataset("time", (total,), content.time_dtype)
-    unit = group.create_dataset("unit", (total,), units)
+    unit = group.create_dataset("unit", (total,), unit_dtype(n_units))
+    last_time = np.iinfo(time.dtype).max if time.dtype.kind in "iu" else np.finfo(time.dtype).max
     done = 0
     for chunk_time, chunk_unit in content.chunks:
         end = done + len(chunk_time)
@@ -231,16 +237,35 @@ def _write_split(group: h5py.Group, content: SplitContent, units: type) -> None:
                 f"chunks: expected as many times as units and {total} events in all, got "
                 f"{len(chunk_time)} times and {len(chunk_unit)} units after {done} events"
             )
-        time[done:end] = chunk_time
-        unit[done:end] = chunk_unit
+        time[done:end] = _in_range("time", chunk_time, last_time, False, done)
+        unit[done:end] = _in_range("unit", chunk_unit, n_units - 1, first=done)
         done = end
     if done != total:
         raise ValueError(f"chunks: expected {total} events, got {done}")
     group.attrs["unit_s"] = content.unit_s
     group.create_dataset("offset", data=offset)
-    group.create_dataset("label", data=np.asarray(content.label, np.int64))
+    label = _in_range("label", content.label, n_classes - 1)
+    group.create_dataset("label", data=label.astype(np.int64))
     if content.speaker is not None:
         group.create_dataset("speaker", data=np.asarray(content.speaker, np.int64))
+
+
+def _in_range(
+    name: str, values: ArrayLike, most: float, is_whole: bool = True, first: int = 0
+) -> np.ndarray:
+    """Numbers [n] from 0 to `most`; the message of the error counts them from `first`."""
+    found = np.asarray(values)
+    if found.ndim != 1 or (len(found) and found.dtype.kind not in "iuf"):
+        raise ValueError(f"{name}: expected numbers [n], got {found.shape} of {found.dtype}")
+    bad = ~((found >= 0) & (found <= most))  # NaN is bad, too
+    if is_whole and found.dtype.kind == "f":
+        bad |= found != np.floor(found)
+    for i in np.flatnonzero(bad)[:1]:
+        kind = "a whole number" if is_whole else "a number"
+        raise ValueError(
+            f"{name}: expected {kind} from 0 to {most:,.0f}, got {found[i]} (number {first + i})"
+        )
+    return found
 
 
 def read_event_file(path: Path | str) -> EventFile:

@@ -148,7 +148,7 @@ def _read(path: Path, file: h5py.File, reader: DatasetReader, layout: Layout) ->
         unit=unit.astype(np.uint16),
         offset=offset,
         label=label.astype(np.int64),
-        speaker=column("extra/speaker", n_samples).astype(np.int64)
+        speaker=_speakers(path, column("extra/speaker", n_samples))
         if layout.has_speakers
         else None,
         keys=_strings(column("extra/keys")),
@@ -190,6 +190,18 @@ def _check_labels(path: Path, label: np.ndarray, n_classes: int) -> None:
         raise ValueError(
             f"{path}, sample {i}: label: expected an integer 0 to {n_classes - 1}, got {label[i]}"
         )
+
+
+def _speakers(path: Path, speaker: np.ndarray) -> np.ndarray:
+    is_integer = speaker.dtype.kind in "iu"
+    with np.errstate(invalid="ignore"):
+        whole = speaker.astype(np.int64) if speaker.dtype.kind in "iuf" else None
+    wrong = np.ones(len(speaker), bool) if whole is None else whole != speaker
+    for i in np.flatnonzero(wrong & (not is_integer))[:1]:
+        raise ValueError(
+            f"{path}, sample {i}: extra/speaker: expected an integer, got {speaker[i]}"
+        )
+    return speaker.astype(np.int64)
 
 
 def _check_units(path: Path, unit: np.ndarray, offset: np.ndarray) -> None:
@@ -309,9 +321,13 @@ def describe(files: Sequence[Path], layout: Layout = SHD) -> str:
     if all(path.suffix == ".zip" for path in files) and _are_published(files, layout):
         return layout.name
     unnamed = f"{layout.name}-layout data"
-    with open_hdf5(_unpacked(files[0], ReadLimit(files[0]))) as file:
-        note, colon, _ = str(attribute(file, "note", "")).partition(":")
-        own = str(attribute(file, "name", note if colon else unnamed))
+    try:
+        with open_hdf5(_unpacked(files[0], ReadLimit(files[0]))) as file:
+            note, colon, _ = str(attribute(file, "note", "")).partition(":")
+            own = str(attribute(file, "name", note if colon else unnamed))
+    except _READ_ERRORS as error:
+        layout_of = f"{layout.name}'s layout"
+        raise ValueError(f"{files[0]}: not a complete file of {layout_of} ({error})") from error
     return unnamed if own.strip().upper() in (SHD.name, SSC.name) else own
 
 

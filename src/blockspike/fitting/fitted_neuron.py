@@ -16,7 +16,16 @@ _RANGES = {
     "arp_ms": (0.0, 1e3),
     "noise": (0.0, math.inf),
     "escape_width": (0.0, math.inf),
+    "coupling_width": (0.0, math.inf),
 }
+_NEEDED = {
+    "b": "tau_adaptation_ms",
+    "b_2": "tau_adaptation_2_ms",
+    "current_1_pa": "tau_current_1_ms",
+    "current_2_pa": "tau_current_2_ms",
+    "coupling": "tau_coupling_ms",
+}
+"""Time constant of each part; that of a part that is 0 is not used."""
 _TRIALS_AT_ONCE = 10  # bounds the memory of a long current
 
 
@@ -45,6 +54,9 @@ class FittedNeuron:
         coupling, tau_coupling_ms, coupling_onset, coupling_width: how the threshold follows V.
         escape_width: width of the escape noise, in thresholds: the neuron fires at 1 kHz times
             exp((V − θ) / width), not where V exceeds θ; 0 = without.
+
+    Raises:
+        ValueError: a time constant that is used is not > 0, or another value is out of range.
 
     Examples:
         >>> import numpy as np
@@ -79,6 +91,17 @@ class FittedNeuron:
     coupling_onset: float = 0.0
     coupling_width: float = 0.0
     escape_width: float = 0.0
+
+    def __post_init__(self) -> None:
+        needed = ["tau_membrane_ms", *(tau for part, tau in _NEEDED.items() if getattr(self, part))]
+        for name in needed:
+            value = getattr(self, name)
+            if isinstance(value, int | float) and value <= 0:
+                raise ValueError(f"{name}: expected > 0, got {value:g}")
+        for name, (low, high) in _RANGES.items():
+            value = getattr(self, name)
+            if isinstance(value, int | float) and (value < low or value > high):
+                raise ValueError(f"{name}: expected {low:g} to {high:g}, got {value:g}")
 
     @classmethod
     def of(
@@ -177,7 +200,4 @@ def load_neuron(path: str | Path) -> FittedNeuron:
             continue
         if type(value) not in (int, float) or not abs(value) < 1e300:
             raise ValueError(f"{path}: {name}: expected a number, got {value!r:.80}")
-        low, high = _RANGES.get(name, (-math.inf, math.inf))
-        if not low <= value <= high:
-            raise ValueError(f"{path}: {name}: expected {low:g} to {high:g}, got {value:g}")
     return neuron

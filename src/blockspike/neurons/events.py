@@ -28,8 +28,8 @@ class EventBatch:
         scale: ``[B]``, weight of each event of a sample; None = 1.
 
     Raises:
-        ValueError: a tensor has the wrong dtype, number of elements or device. On an accelerator,
-            values are not checked, since reading them would wait for the device.
+        ValueError: a tensor has the wrong dtype, number of elements, device or values. On an
+            accelerator, values are not checked, since reading them would wait for the device.
 
     Examples:
         >>> import torch
@@ -65,11 +65,24 @@ class EventBatch:
             raise ValueError(
                 f"unit: expected device {self.row_ptr.device} like row_ptr, got {self.unit.device}"
             )
-        if self.row_ptr.device.type == "cpu" and int(self.row_ptr[-1]) != self.unit.numel():
+        if self.row_ptr.device.type == "cpu":
+            self._check_values()
+
+    def _check_values(self) -> None:
+        """Check what kernels rely on: they read and write wherever rows and units point."""
+        n_events, n_units = self.unit.numel(), self.shape[2]
+        if int(self.row_ptr[-1]) != n_events:
             raise ValueError(
-                f"row_ptr: expected last element {self.unit.numel()}, the number of events, "
+                f"row_ptr: expected last element {n_events}, the number of events, "
                 f"got {int(self.row_ptr[-1])}"
             )
+        if int(self.row_ptr[0]) != 0 or bool((self.row_ptr.diff() < 0).any()):
+            raise ValueError("row_ptr: expected non-decreasing numbers from 0, got others")
+        if n_events:
+            low, high = (int(x) for x in torch.aminmax(self.unit))
+            if low < 0 or high >= n_units:
+                wrong = low if low < 0 else high
+                raise ValueError(f"unit: expected 0 to {n_units - 1}, got {wrong}")
 
     @property
     def n_steps(self) -> int:

@@ -25,8 +25,8 @@ class Surrogate:
     which compile it as they compile a model's step (`NeuronModel`).
 
     Raises:
-        ValueError: a value that is no finite number, a width of 0 or less, or a formula that is a
-            closure.
+        ValueError: a value that is no finite number, a width or slope of 0 or less, or a formula
+            that is a closure.
 
     Examples:
         >>> from dataclasses import dataclass
@@ -53,8 +53,8 @@ class Surrogate:
             if not is_number or not math.isfinite(value):
                 name = f"{type(self).__name__}: {field.name}"
                 raise ValueError(f"{name}: expected a finite number, got {value!r}")
-            if field.name == "width" and value <= 0:
-                raise ValueError(f"{type(self).__name__}: width: expected > 0, got {value}")
+            if field.name in ("width", "slope") and value <= 0:
+                raise ValueError(f"{type(self).__name__}: {field.name}: expected > 0, got {value}")
         if self.formula.__closure__:  # the cache of kernels could not tell two of them apart
             raise ValueError(
                 f"{self.formula.__qualname__}: expected a function without a closure, got one; "

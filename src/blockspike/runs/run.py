@@ -121,10 +121,12 @@ class Run:
             )
 
     def may_have_other_data(self, path: str | None) -> bool:
-        """Whether a file at or below `path` is newer than the last check of the data, if any."""
+        """Whether `path` is another than the run's, or holds what is newer than the last check."""
         last = self.folder / "data.json"
         if path is None or not last.is_file():
             return False
+        if path != self.config().data.get("path"):
+            return True
         place, checked = Path(path), last.stat().st_mtime
         files = place.rglob("*") if place.is_dir() else [place]
         found = (file.stat() for file in files if file.is_file())

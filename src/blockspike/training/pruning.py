@@ -65,7 +65,17 @@ class Pruner(Callback):
         trainer.should_stop = trainer.should_stop or self.has_pruned  # another callback may stop it
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Stop if the trial is pruned at this epoch."""
-        self._values.append(float(trainer.callback_metrics[self._monitor]))
+        """Stop if the trial is pruned at this epoch.
+
+        Raises:
+            ValueError: the epoch was not validated.
+        """
+        value = trainer.callback_metrics.get(self._monitor)
+        if value is None:
+            raise ValueError(
+                f"trainer: expected {self._monitor} after each epoch, got none; max_steps, "
+                "limit_val_batches=0 and the like leave out validation"
+            )
+        self._values.append(float(value))
         if self.has_pruned:
             trainer.should_stop = True
