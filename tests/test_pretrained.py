@@ -21,6 +21,9 @@ FOLDER = Path(blockspike.pretrained.__file__).parent
 SMALL = ("data=nmnist_sample", "network.n_hidden=16", "data.n_steps=60", "data.dt_ms=6")
 
 
+PART = ("trainer.max_epochs=1", "network.n_hidden=8", "trainer.limit_test_batches=1")
+
+
 @pytest.fixture
 def published(blockspike, copy_of_run, tmp_path) -> tuple[Path, Path]:
     """A run and its file."""
@@ -45,6 +48,22 @@ def test_a_run_is_published_with_its_card(published, tmp_path, monkeypatch):
     assert "`blockspike evaluate pretrained=mine`" in card
     choices = "model=se_adlif trainer.max_epochs=1"
     assert f"\nblockspike train {' '.join(SMALL)} {choices}\n" in card
+
+
+def test_a_name_of_another_run_is_refused(published, blockspike):
+    folder, path = published
+    blockspike("publish", f"run={folder}", "name=mine")  # again, the same
+    path.write_bytes(edited(path, lambda about, _: about["card"].update(seed=7)).read_bytes())
+    failed = blockspike("publish", f"run={folder}", "name=mine", check=False)
+    assert failed.returncode == 2 and "name: expected one that is free, got mine" in failed.stderr
+
+
+def test_scores_of_a_part_of_the_data_say_so(copy_of_run, blockspike, tmp_path):
+    run = copy_of_run(tmp_path, "train", *SMALL, "threads=1", *PART)
+    told = blockspike("publish", f"run={run}", "name=part").stderr
+    assert "its scores are of a part of the data (trainer.limit_test_batches=1)" in told
+    card = (tmp_path / "outputs" / "published" / "part.md").read_text()
+    assert "| test accuracy (trainer.limit_test_batches=1) | " in card
 
 
 def test_a_file_is_evaluated_on_its_data(published, blockspike):

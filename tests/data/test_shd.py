@@ -5,6 +5,7 @@ import lzma
 import shutil
 import time
 import zipfile
+from typing import Any
 
 import h5py
 import numpy as np
@@ -143,7 +144,8 @@ def test_a_split_without_recordings_is_named(tmp_path):
 
 def test_times_in_another_unit_are_told(tmp_path):
     in_ms = [1000 * x for x in times(0.1, 0.2, 0.3, 0.4)]
-    file = make_shd(tmp_path / "a.h5", **(GOOD | {"spikes/times": in_ms}))
+    columns: dict[str, Any] = GOOD | {"spikes/times": in_ms}
+    file = make_shd(tmp_path / "a.h5", **columns)
     prepare_shd([file, file], tmp_path / "all.h5", "digits")
     with pytest.warns(UserWarning, match="0.0% of the events are within 100 steps of 10 ms"):
         opened(tmp_path / "all.h5", validation_fraction=0.0, dt_ms=10.0, n_steps=100)

@@ -228,7 +228,8 @@ def _write_split(group: h5py.Group, content: SplitContent, n_units: int, n_class
     total = int(offset[-1])
     time = group.create_dataset("time", (total,), content.time_dtype)
     unit = group.create_dataset("unit", (total,), unit_dtype(n_units))
-    last_time = np.iinfo(time.dtype).max if time.dtype.kind in "iu" else np.finfo(time.dtype).max
+    kind = np.iinfo if time.dtype.kind in "iu" else np.finfo
+    last_time = float(kind(time.dtype).max)
     done = 0
     for chunk_time, chunk_unit in content.chunks:
         end = done + len(chunk_time)
