@@ -74,7 +74,8 @@ def publish(cfg: DictConfig) -> Path:
         raise FileNotFoundError(f"{run.folder}: expected a finished run, got no result.json")
     if "test_accuracy" not in row:
         raise ValueError(f"{run.folder}: expected a tested run, got a fold of cross-validation")
-    limits = [f"{k}={row[k]}" for k in _LIMITS if row.get(k) not in (None, 1.0)]
+    # 1.0 is all batches, 1 is one.
+    limits = [f"{k}={row[k]}" for k in _LIMITS if repr(row.get(k)) not in ("None", "1.0")]
     if limits:
         warn(f"{run.folder}: its scores are of a part of the data ({', '.join(limits)})")
     folder = Path(cfg.output_dir) / "published"
