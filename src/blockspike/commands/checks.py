@@ -1,5 +1,7 @@
 """Checks of settings that would fail or mislead only hours into a run."""
 
+from pathlib import Path
+
 from omegaconf import DictConfig
 
 from blockspike.commands.mlflow_run import check_mlflow
@@ -55,10 +57,11 @@ def check_training(cfg: DictConfig) -> None:
 
 def _check_name(name: str) -> None:
     """Refuse a name whose runs would not lie in a folder of their own below `output_dir`."""
-    if name in (*_FOLDERS, "", ".", "..") or set(name) & set("/\\"):
-        others = ", ".join(_FOLDERS)
+    path = Path(name)
+    if not path.parts or path.is_absolute() or ".." in path.parts or path.parts[0] in _FOLDERS:
         raise ValueError(
-            f"experiment_name: expected the name of one folder other than {others}, got {name!r}"
+            "experiment_name: expected a folder in output_dir other than "
+            f"{', '.join(_FOLDERS)}, got {name!r}"
         )
 
 
