@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
+import yaml
 from hydra._internal.config_repository import ConfigRepository
 from hydra.errors import ConfigCompositionException, MissingConfigException
 from omegaconf.errors import (
@@ -72,11 +73,22 @@ def _unknown_key(cause: OmegaConfBaseException, overrides: Iterable[str]) -> Val
     full_key = str(cause.full_key)
     group, _, key = full_key.rpartition(".")
     known = [str(x) for x in cause.parent_node or () if x != "hydra" and not str(x).startswith("_")]
-    chosen = [x for x in overrides if x.startswith(f"{group}=")]
-    of = chosen[-1] if chosen else group or "the configuration"
+    chosen = [x.partition("=")[2] for x in overrides if x.startswith(f"{group}=")]
+    names = chosen[-1].split(",") if chosen else []
+    if len(names) > 1:  # of a sweep: the one whose configuration it is, if that can be told
+        target = (cause.parent_node or {}).get("_target_")
+        names = [x for x in names if _target(group, x) == target] or names
+    of = f"{group}={','.join(names)}" if names else group or "the configuration"
     text = f"{full_key}: expected a key of {of} ({', '.join(known)}), got {key}"
     # Groups without a schema take any key.
     return ValueError(f"{text}; +{full_key}=… adds one" if cause.object_type is dict else text)
+
+
+def _target(group: str, name: str) -> str | None:
+    """Class that an option of its own makes; None if a schema says it."""
+    path = CONF / group / f"{name}.yaml"
+    content = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else None
+    return (content or {}).get("_target_")
 
 
 def _wrong_type(cause: ValidationError, key: str, value: str) -> ValueError:
