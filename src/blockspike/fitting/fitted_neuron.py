@@ -93,15 +93,15 @@ class FittedNeuron:
     escape_width: float = 0.0
 
     def __post_init__(self) -> None:
-        needed = ["tau_membrane_ms", *(tau for part, tau in _NEEDED.items() if getattr(self, part))]
-        for name in needed:
-            value = getattr(self, name)
-            if isinstance(value, int | float) and value <= 0:
-                raise ValueError(f"{name}: expected > 0, got {value:g}")
+        # Not a word of NaN, which a cell that could not be fitted has.
+        numbers = {name: x for name, x in asdict(self).items() if isinstance(x, int | float)}
+        parts = [tau for part, tau in _NEEDED.items() if abs(numbers.get(part, 0)) > 0]
+        for name in ("tau_membrane_ms", *parts):
+            if numbers.get(name, 1) <= 0:
+                raise ValueError(f"{name}: expected > 0, got {numbers[name]:g}")
         for name, (low, high) in _RANGES.items():
-            value = getattr(self, name)
-            if isinstance(value, int | float) and (value < low or value > high):
-                raise ValueError(f"{name}: expected {low:g} to {high:g}, got {value:g}")
+            if numbers.get(name, low) < low or numbers.get(name, low) > high:
+                raise ValueError(f"{name}: expected {low:g} to {high:g}, got {numbers[name]:g}")
 
     @classmethod
     def of(
