@@ -147,7 +147,7 @@ def test_times_in_another_unit_are_told(tmp_path):
     columns: dict[str, Any] = GOOD | {"spikes/times": in_ms}
     file = make_shd(tmp_path / "a.h5", **columns)
     prepare_shd([file, file], tmp_path / "all.h5", "digits")
-    with pytest.warns(UserWarning, match="0.0% of the events are within 100 steps of 10 ms"):
+    with pytest.warns(UserWarning, match="0.00% of the events are within 100 steps of 10 ms"):
         opened(tmp_path / "all.h5", validation_fraction=0.0, dt_ms=10.0, n_steps=100)
 
 

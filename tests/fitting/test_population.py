@@ -275,9 +275,9 @@ def test_bad_parts_are_named(changed, words):
     ("changes", "message"),
     [
         ({"tau_membrane_ms": 0.0}, "^tau_membrane_ms: expected > 0, got 0$"),
-        ({"tau_adaptation_ms": -5.0}, "^tau_adaptation_ms: expected > 0, got -5$"),
-        ({"b_2": 0.3}, "^tau_adaptation_2_ms: expected > 0, got 0$"),
-        ({"coupling": 0.3}, "^tau_coupling_ms: expected > 0, got 0$"),
+        ({"tau_adaptation_ms": -5.0}, "^tau_adaptation_ms: expected 0 to inf, got -5$"),
+        ({"tau_coupling_ms": -1.0}, "^tau_coupling_ms: expected 0 to inf, got -1$"),
+        ({"coupling_width": -1.0}, "^coupling_width: expected 0 to inf, got -1$"),
         ({"noise": -0.5}, "^noise: expected 0 to inf, got -0.5$"),
         ({"arp_ms": 2000.0}, "^arp_ms: expected 0 to 1000, got 2000$"),
     ],

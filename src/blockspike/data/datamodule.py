@@ -15,7 +15,7 @@ from blockspike.data.loader import EpochSampler, EventDataset, EventMap, Prefetc
 from blockspike.files import SAMPLES
 
 _COUNT_CHUNK = 256
-_CHECKED_EVENTS, _LEAST_KEPT = 1_000_000, 0.02
+_CHECKED_EVENTS, _LEAST_KEPT = 1_000_000, 0.002
 
 
 class EventDataModule(pl.LightningDataModule):
@@ -221,7 +221,7 @@ class EventDataModule(pl.LightningDataModule):
         kept = float(((step >= 0) & (step < self.n_steps)).mean()) if len(first) else 1.0
         if kept < _LEAST_KEPT:
             warnings.warn(
-                f"{self.path}: {kept:.1%} of the events are within {self.n_steps} steps of "
+                f"{self.path}: {kept:.2%} of the events are within {self.n_steps} steps of "
                 f"{self.dt_ms:g} ms, and the rest is left out; is the unit of their times right?",
                 stacklevel=3,
             )

@@ -13,19 +13,17 @@ from blockspike.fitting.parameters import NeuronParameters, simulate
 
 _RANGES = {
     "dt_ms": (1e-4, 1e3),
+    # A time constant of 0 is an effect that is gone after a step.
+    "tau_adaptation_ms": (0.0, math.inf),
+    "tau_adaptation_2_ms": (0.0, math.inf),
+    "tau_current_1_ms": (0.0, math.inf),
+    "tau_current_2_ms": (0.0, math.inf),
+    "tau_coupling_ms": (0.0, math.inf),
     "arp_ms": (0.0, 1e3),
     "noise": (0.0, math.inf),
     "escape_width": (0.0, math.inf),
     "coupling_width": (0.0, math.inf),
 }
-_NEEDED = {
-    "b": "tau_adaptation_ms",
-    "b_2": "tau_adaptation_2_ms",
-    "current_1_pa": "tau_current_1_ms",
-    "current_2_pa": "tau_current_2_ms",
-    "coupling": "tau_coupling_ms",
-}
-"""Time constant of each part; that of a part that is 0 is not used."""
 _TRIALS_AT_ONCE = 10  # bounds the memory of a long current
 
 
@@ -56,7 +54,7 @@ class FittedNeuron:
             exp((V − θ) / width), not where V exceeds θ; 0 = without.
 
     Raises:
-        ValueError: a time constant that is used is not > 0, or another value is out of range.
+        ValueError: the membrane's time constant is not > 0, or another value is out of range.
 
     Examples:
         >>> import numpy as np
@@ -95,10 +93,8 @@ class FittedNeuron:
     def __post_init__(self) -> None:
         # Not a word of NaN, which a cell that could not be fitted has.
         numbers = {name: x for name, x in asdict(self).items() if isinstance(x, int | float)}
-        parts = [tau for part, tau in _NEEDED.items() if abs(numbers.get(part, 0)) > 0]
-        for name in ("tau_membrane_ms", *parts):
-            if numbers.get(name, 1) <= 0:
-                raise ValueError(f"{name}: expected > 0, got {numbers[name]:g}")
+        if numbers.get("tau_membrane_ms", 1) <= 0:
+            raise ValueError(f"tau_membrane_ms: expected > 0, got {self.tau_membrane_ms:g}")
         for name, (low, high) in _RANGES.items():
             if numbers.get(name, low) < low or numbers.get(name, low) > high:
                 raise ValueError(f"{name}: expected {low:g} to {high:g}, got {numbers[name]:g}")
