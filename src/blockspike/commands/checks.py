@@ -69,7 +69,7 @@ def _check_each_epoch(cfg: DictConfig) -> None:
     """Refuse options of Lightning after which an epoch has no scores, or there is none."""
     for name in ("check_val_every_n_epoch", "fast_dev_run"):
         value = cfg.trainer.get(name)
-        if value not in (None, False, -1) and (name, value) != ("check_val_every_n_epoch", 1):
+        if value not in (None, False) and (name, value) != ("check_val_every_n_epoch", 1):
             raise ValueError(
                 f"trainer.{name}: expected none, since each epoch is whole and validated; "
                 f"trainer.max_epochs and trainer.limit_train_batches shorten a run, got {value}"

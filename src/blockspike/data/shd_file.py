@@ -193,11 +193,11 @@ def _check_labels(path: Path, label: np.ndarray, n_classes: int) -> None:
 
 
 def _speakers(path: Path, speaker: np.ndarray) -> np.ndarray:
-    is_integer = speaker.dtype.kind in "iu"
-    with np.errstate(invalid="ignore"):
-        whole = speaker.astype(np.int64) if speaker.dtype.kind in "iuf" else None
-    wrong = np.ones(len(speaker), bool) if whole is None else whole != speaker
-    for i in np.flatnonzero(wrong & (not is_integer))[:1]:
+    if speaker.dtype.kind == "f":
+        wrong = ~np.isfinite(speaker) | (speaker != np.floor(speaker))
+    else:
+        wrong = np.full(len(speaker), speaker.dtype.kind not in "iu")
+    for i in np.flatnonzero(wrong)[:1]:
         raise ValueError(
             f"{path}, sample {i}: extra/speaker: expected an integer, got {speaker[i]}"
         )
