@@ -335,10 +335,10 @@ def test_collected_rows_record_their_origin(blockspike, finished, tmp_path):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"seed": "0"}, "seed: expected a int, got '0'"),
+        ({"seed": "0"}, "seed: expected int, got '0'"),
         ({"test_accuracy": 89.2}, "0 to 1"),
         ({"config_hash": None}, "config_hash"),
-        ({"machine": ...}, "machine: expected a str, got nothing"),
+        ({"machine": ...}, "machine: expected str, got nothing"),
     ],
 )
 def test_a_row_that_is_not_a_result_is_refused(blockspike, finished, change, words):

@@ -219,6 +219,14 @@ def test_npz_without_repeats_or_spikes(tmp_path):
     assert times_ms(load_recording(path)) == [[[]]]
 
 
+def test_npz_of_repeats_in_floating_point(tmp_path):
+    whole, floats = (
+        write_npz(tmp_path / f"{kind}.npz", spike_repeat=np.array([0, 0, 1], kind))
+        for kind in ("int64", "float64")
+    )
+    assert times_ms(load_recording(floats)) == times_ms(load_recording(whole))
+
+
 def test_npz_of_several_stimuli(tmp_path):
     path = write_npz(
         tmp_path / "a.npz",
@@ -301,7 +309,8 @@ def test_npz_stimuli_of_different_length(tmp_path):
         ({"spike_times_s": np.zeros((3, 1))}, r"spike_times_s: .* got shape \(3, 1\)"),
         ({"spike_repeat": np.array([0, 1])}, "spike_repeat: expected one per spike, 3, got 2"),
         ({"spike_repeat": np.array([0, -1, 0])}, "spike_repeat: .* got -1"),
-        ({"spike_repeat": np.array([0, 0.5, 0])}, "spike_repeat: expected integers .* got 0.0"),
+        ({"spike_repeat": np.array([0, 0.5, 0])}, "spike_repeat: expected integers .* got 0.5"),
+        ({"spike_repeat": np.array(["0"] * 3)}, "spike_repeat: expected integers, got an array"),
         ({"spike_stimulus": np.array([0, 1, 0])}, "spike_stimulus: .* below 1, got 1"),
         ({"spike_times_s": None}, "expected spike times or a voltage .* got neither"),
         ({"voltage_mv": np.full(999, -70.0)}, r"voltage_mv: .* T = 1000, got shape \(999,\)"),

@@ -239,6 +239,7 @@ def test_dtype_of_a_van_rossum_distance():
         (lambda: explained_temporal_variance(np.zeros((1, 5)), np.zeros(4), 1, 1), r"\[1, 5\].*4"),
         (lambda: explained_temporal_variance([[math.nan]], [0.0], 1.0, 1.0), "trials: .*NaN"),
         (lambda: explained_temporal_variance([[0.0]], [0.0], 1.0, -1.0), "dt_ms: .*-1.0"),
+        (lambda: explained_temporal_variance([[0.1]], [0.1], 1.0, 1.0), "trials: .*whole .*0.1"),
         (lambda: gamma_coincidence([[0.0]], [math.inf], 1.0, 1.0), "prediction: .*Inf"),
         (lambda: gamma_coincidence([[0.0, 1.0]], [0.0, 1.0], 1.0, 1.0), "window_ms: .* 1.0 at 1"),
     ],
@@ -289,6 +290,8 @@ def test_md_star_of_the_neuron_itself_is_1_whatever_the_number_of_trials():
         (np.zeros((2, 50)), np.zeros((3, 40)), r"expected \[R, T\] and \[M, T\]"),
         (np.zeros(50), np.zeros(50), r"expected \[R, T\] and \[M, T\]"),
         (np.full((2, 50), np.nan), np.zeros(50), "trials: expected finite values"),
+        (-np.ones((2, 50)), np.zeros(50), "trials: expected whole numbers of spikes"),
+        (np.zeros((2, 50)), np.full(50, 0.5), "predictions: expected whole numbers of spikes"),
     ],
 )
 def test_md_star_refuses_other_input(recorded, model, words):

@@ -280,6 +280,7 @@ def test_bad_parts_are_named(changed, words):
         ({"coupling_width": -1.0}, "^coupling_width: expected 0 to inf, got -1$"),
         ({"noise": -0.5}, "^noise: expected 0 to inf, got -0.5$"),
         ({"arp_ms": 2000.0}, "^arp_ms: expected 0 to 1000, got 2000$"),
+        ({"rest": "0"}, "^rest: expected a number, got '0'$"),
     ],
 )
 def test_a_fitted_neuron_that_cannot_be_is_refused(changes, message):
@@ -287,3 +288,19 @@ def test_a_fitted_neuron_that_cannot_be_is_refused(changes, message):
     assert replace(neuron, b=0.0, tau_adaptation_ms=0.0).simulate(np.full(9, 1.0)).shape == (9,)
     with pytest.raises(ValueError, match=message):
         replace(neuron, **changes)
+
+
+@pytest.mark.parametrize("escape_width", [0.0, 0.1])
+def test_what_a_fitted_neuron_cannot_simulate_is_named(escape_width):
+    neuron = FittedNeuron(
+        "cell", 10.0, 100.0, 0.2, 0.01, 0.0, arp_ms=2.0, dt_ms=0.5, escape_width=escape_width
+    )
+    current = np.full(100, 200.0)
+    for wrong in (np.nan, np.inf):
+        with pytest.raises(ValueError, match="^current_pa: expected finite values"):
+            neuron.simulate(np.append(current, wrong))
+    with pytest.raises(ValueError, match="^gain_per_pa: expected a finite number, got nan$"):
+        replace(neuron, gain_per_pa=np.nan).simulate(current)
+    for n_trials in (0, 2.5):
+        with pytest.raises(ValueError, match=f"^n_trials: expected an integer .*got {n_trials}$"):
+            neuron.simulate(current, n_trials)

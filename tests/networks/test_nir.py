@@ -193,6 +193,20 @@ def test_a_step_of_each_dialect_equals_a_step_of_ours(dialect, recurrent, tmp_pa
     assert_equal_output(from_nir(graph, DT_MS, dialect=dialect), net, x)
 
 
+@pytest.mark.parametrize("dialect", DIALECTS)
+def test_r_of_others_counts_as_the_dialect_says(dialect):
+    x = made_spikes()
+    graph: Any = to_nir(made(recurrent=False), DT_MS, dialect=dialect)
+    for node in graph.nodes.values():
+        if hasattr(node, "r"):
+            node.r = node.r * np.linspace(0.6, 1.5, len(node.r))
+    *spikes, membrane = stepped(flat(graph.nodes), STEPS[dialect], x.numpy())
+    output = from_nir(graph, DT_MS, dialect=dialect)(x)
+    for found, expected in zip(spikes, output.spikes, strict=True):
+        np.testing.assert_array_equal(found, expected.detach().numpy())
+    np.testing.assert_allclose(membrane, output.readout.detach().numpy(), rtol=1e-9, atol=1e-9)
+
+
 def test_a_custom_dialect():
     net, x = made(), made_spikes()
     form = Dialect("euler", "r", step_ms=0.5, readout="lif")
@@ -618,7 +632,7 @@ def test_networks_that_are_refused(net, options, message):
     ("options", "message"),
     [
         ({"decay": "Euler"}, "^decay: expected one of exact, euler, got 'Euler'"),
-        ({"gain": "R"}, "^gain: expected one of weights, r, none, got 'R'"),
+        ({"gain": "R"}, "^gain: expected one of weights, leak, r, none, got 'R'"),
         ({"step_ms": 0.0}, "^step_ms: expected a finite value > 0, got 0.0"),
     ],
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import warnings
+from numbers import Integral
 from pathlib import Path
 
 import numpy as np
@@ -83,6 +84,7 @@ class EventDataModule(pl.LightningDataModule):
     ) -> None:
         super().__init__()
         require(0 < dt_ms < float("inf"), "dt_ms", dt_ms, "a positive number of ms")
+        require_whole(n_steps=n_steps, batch_size=batch_size, seed=seed)
         require(n_steps >= 1, "n_steps", n_steps, "at least 1")
         require(batch_size >= 1, "batch_size", batch_size, "at least 1")
         require(
@@ -336,6 +338,12 @@ def stratified_subset(label: np.ndarray, fraction: float, seed: int) -> np.ndarr
         most = len(members) - 1
         chosen.append(members[: min(max(round(fraction * len(members)), 1), most)])
     return np.sort(np.concatenate(chosen))
+
+
+def require_whole(**given: object) -> None:
+    """Raise ValueError naming the first argument that is no whole number; None is none."""
+    for name, value in given.items():
+        require(value is None or isinstance(value, Integral), name, value, "a whole number")
 
 
 def require(valid: bool, name: str, given: object, expected: str) -> None:

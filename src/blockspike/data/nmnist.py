@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numba import njit
 
-from blockspike.data.datamodule import EventDataModule, require
+from blockspike.data.datamodule import EventDataModule, require, require_whole
 from blockspike.data.download import fetch, nmnist_files
 from blockspike.data.event_file import SplitContent, write_event_file
 from blockspike.data.loader import EventMap, Gathered
@@ -231,6 +231,7 @@ class NMNISTDataModule(EventDataModule):
         **options: Any,
     ) -> None:
         super().__init__(path, dt_ms, n_steps, **options)
+        require_whole(pixel_shift=pixel_shift)
         require(0 <= pixel_shift < WIDTH, "pixel_shift", pixel_shift, f"0 to {WIDTH - 1}")
         self.pixel_shift = pixel_shift
         self._dt_us = exact_us(dt_ms)

@@ -266,8 +266,9 @@ def _indices(path: Path, arrays: dict[str, np.ndarray], key: str, end: int) -> n
     index = arrays.get(key, np.zeros(n_spikes, np.int64))
     if index.shape != (n_spikes,):
         raise ValueError(f"{path}: {key}: expected one per spike, {n_spikes}, got {index.size}")
-    integral = index.dtype.kind in "iu" or not n_spikes
-    wrong = (index < 0) | (index >= end) if integral else np.ones(n_spikes, bool)
+    if index.dtype.kind not in "iuf":
+        raise ValueError(f"{path}: {key}: expected integers, got an array of {index.dtype}")
+    wrong = ~((index >= 0) & (index < end) & (index % 1 == 0))
     for i in np.flatnonzero(wrong)[:1]:
         raise ValueError(f"{path}: {key}: expected integers >= 0 below {end}, got {index[i]}")
-    return index
+    return index.astype(np.int64)

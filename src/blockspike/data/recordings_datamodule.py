@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from itertools import groupby
+from itertools import groupby, pairwise
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -13,7 +13,7 @@ import numpy as np
 import pytorch_lightning as pl
 from torch import Tensor
 
-from blockspike.data.datamodule import require
+from blockspike.data.datamodule import require, require_whole
 from blockspike.data.electrode import Electrode, electrode_of, without_electrode
 from blockspike.data.parts import Part, beside, n_steps_of, padded, stacked
 from blockspike.data.progress import progress
@@ -152,6 +152,8 @@ class RecordingsDataModule(pl.LightningDataModule):
         require(warm_up_s >= 0, "warm_up_s", warm_up_s, "at least 0")
         _check_train_warm_up(train_warm_up_s, train_s)
         require(scaling in ("deviation", "maximum"), "scaling", scaling, "deviation or maximum")
+        for key, sweeps in (("train_sweeps", train_sweeps), ("test_sweeps", test_sweeps)):
+            _check_sweeps(key, sweeps)
         require((train_sweeps is None) == (test_sweeps is None), "train_sweeps, test_sweeps",
                 (train_sweeps, test_sweeps), "both or neither")  # fmt: skip
         _check_folds(n_folds, fold, train_sweeps, train_stimulus, test_stimulus)
@@ -359,6 +361,7 @@ class RecordingsDataModule(pl.LightningDataModule):
 
 
 def _check_folds(n_folds: int | None, fold: int, *choices: Any) -> None:
+    require_whole(n_folds=n_folds, fold=fold)
     if n_folds is None:
         require(fold == 0, "fold", fold, "none without n_folds")
         return
@@ -430,11 +433,18 @@ def _titles(recording: Recording, cuts: list[_Cut]) -> list[str]:
     return titles
 
 
+def _check_sweeps(key: str, sweeps: Sequence[int] | None) -> None:
+    if sweeps is not None:
+        require(0 < len(set(sweeps)) == len(sweeps), key, sweeps, "a list of different sweeps")
+
+
 def _check_segments(key: str, segments: Segments | None) -> None:
     if segments is None:
         return
     fine = len(segments) > 0 and all(len(s) == 2 and 0 <= s[0] < s[1] for s in segments)
     require(fine, key, segments, "[[start, stop], …] in seconds with 0 ≤ start < stop")
+    for (_, stop), (start, _) in pairwise(sorted(segments)):
+        require(stop <= start, key, segments, "segments that do not overlap")
 
 
 def _check_train_warm_up(train_warm_up_s: float, train_s: Segments | None) -> None:

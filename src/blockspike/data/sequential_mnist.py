@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from blockspike.data.datamodule import EventDataModule, require
+from blockspike.data.datamodule import EventDataModule, require, require_whole
 from blockspike.data.download import fetch, has_md5, mnist_files
 from blockspike.data.event_file import EventFile, SplitContent, write_event_file
 from blockspike.data.idx import read_idx
@@ -64,6 +64,7 @@ class SequentialMNISTDataModule(EventDataModule):
         **options: Any,
     ) -> None:
         super().__init__(path, dt_ms, n_steps, **options)
+        require_whole(n_thresholds=n_thresholds, permutation_seed=permutation_seed)
         require(1 <= n_thresholds <= 254, "n_thresholds", n_thresholds, "1 to 254")
         require(
             permutation_seed is None or 0 <= permutation_seed < 2**32,

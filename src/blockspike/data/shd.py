@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from dataclasses import dataclass
+from numbers import Integral
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
-from blockspike.data.datamodule import EventDataModule, require
+from blockspike.data.datamodule import EventDataModule, require, require_whole
 from blockspike.data.download import fetch
 from blockspike.data.event_file import EventFile, EventSplit
 from blockspike.data.loader import EventDataset, EventMap, Gathered
@@ -82,6 +84,7 @@ class SHDDataModule(EventDataModule):
         **options: Any,
     ) -> None:
         super().__init__(path, dt_ms, n_steps, **options)
+        require_whole(channel_pooling=channel_pooling, channel_jitter=channel_jitter, fold=fold)
         require(1 <= channel_pooling <= N_CHANNELS, "channel_pooling", channel_pooling, "1 to 700")
         require(0 <= channel_jitter < N_CHANNELS, "channel_jitter", channel_jitter, "0 to 699")
         require(0 <= time_stretch < 1, "time_stretch", time_stretch, "0 ≤ x < 1")
@@ -106,10 +109,12 @@ class SHDDataModule(EventDataModule):
             "None, or with validation=speaker an index of a speaker",
         )
         require(
-            len(test_shifts) > 0 and all(abs(s) < N_CHANNELS for s in test_shifts),
+            isinstance(test_shifts, Collection)
+            and len(test_shifts) > 0
+            and all(isinstance(s, Integral) and abs(s) < N_CHANNELS for s in test_shifts),
             "test_shifts",
             test_shifts,
-            "at least one shift, each of −699 to 699 channels",
+            "a list of at least one shift, each a whole number of −699 to 699 channels",
         )
         self.channel_pooling = channel_pooling
         self.channel_jitter = channel_jitter

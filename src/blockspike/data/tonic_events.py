@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from blockspike.data.datamodule import EventDataModule, require
+from blockspike.data.datamodule import EventDataModule, require, require_whole
 from blockspike.data.download import fetch
 from blockspike.data.event_file import EventFile, EventSplit
 from blockspike.data.loader import EventMap, Gathered
@@ -65,6 +65,7 @@ class TonicDataModule(EventDataModule):
         self.dataset = dataset
         self.config_name = f"tonic_{dataset}"
         super().__init__(path, dt_ms, n_steps, **options)
+        require_whole(pooling=pooling, split_seed=split_seed)
         require(pooling >= 1, "pooling", pooling, "at least 1")
         require(0 < test_fraction < 1, "test_fraction", test_fraction, "0 < x < 1")
         require(split_seed >= 0, "split_seed", split_seed, "at least 0")

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import asdict, dataclass, fields
+from numbers import Integral, Real
 from pathlib import Path
 
 import numpy as np
@@ -54,7 +55,8 @@ class FittedNeuron:
             exp((V − θ) / width), not where V exceeds θ; 0 = without.
 
     Raises:
-        ValueError: the membrane's time constant is not > 0, or another value is out of range.
+        ValueError: a value is no number or out of range, or the membrane's time constant is not
+            > 0.
 
     Examples:
         >>> import numpy as np
@@ -91,12 +93,15 @@ class FittedNeuron:
     escape_width: float = 0.0
 
     def __post_init__(self) -> None:
+        numbers = {key: x for key, x in asdict(self).items() if key != "name"}
+        for name, value in numbers.items():
+            if not isinstance(value, Real) or isinstance(value, bool):
+                raise ValueError(f"{name}: expected a number, got {value!r:.80}")
         # Not a word of NaN, which a cell that could not be fitted has.
-        numbers = {name: x for name, x in asdict(self).items() if isinstance(x, int | float)}
-        if numbers.get("tau_membrane_ms", 1) <= 0:
+        if self.tau_membrane_ms <= 0:
             raise ValueError(f"tau_membrane_ms: expected > 0, got {self.tau_membrane_ms:g}")
         for name, (low, high) in _RANGES.items():
-            if numbers.get(name, low) < low or numbers.get(name, low) > high:
+            if numbers[name] < low or numbers[name] > high:
                 raise ValueError(f"{name}: expected {low:g} to {high:g}, got {numbers[name]:g}")
 
     @classmethod
@@ -144,13 +149,19 @@ class FittedNeuron:
             predicts the probability of a spike in each step.
 
         Raises:
-            ValueError: the current is empty, has more dimensions or is not finite, or n_trials < 1.
+            ValueError: the current is empty, has more dimensions or is not finite, a parameter is
+                not finite, or n_trials is no integer ≥ 1.
         """
-        if n_trials is not None and n_trials < 1:
+        if n_trials is not None and (not isinstance(n_trials, Integral) or n_trials < 1):
             raise ValueError(f"n_trials: expected an integer ≥ 1 or None, got {n_trials}")
         current = np.asarray(current_pa, float)
         if current.ndim not in (1, 2) or not current.size:
             raise ValueError(f"current_pa: expected [T] or [S, T], got {list(current.shape)}")
+        if not np.isfinite(current).all():
+            raise ValueError("current_pa: expected finite values, got NaN or Inf")
+        for name, value in asdict(self).items():
+            if name != "name" and not math.isfinite(value):
+                raise ValueError(f"{name}: expected a finite number, got {value}")
         columns = torch.from_numpy(np.ascontiguousarray(np.atleast_2d(current).T)).unsqueeze(2)
         parameters = self.parameters()
         if n_trials is None:

@@ -85,10 +85,12 @@ def explained_temporal_variance(
         normalise: whether to normalise the score.
 
     Returns:
-        1 for a perfect prediction; NaN where neither train has a spike.
+        1 for a perfect prediction. NaN where neither the prediction nor one of the trials has a
+        spike; normalised, also where no trial has one.
 
     Raises:
-        ValueError: shapes do not fit, a value is not finite, or a time is not above 0.
+        ValueError: shapes do not fit, a trial does not consist of spike counts, a value is not
+            finite, or a time is not above 0.
 
     Examples:
         >>> import numpy as np
@@ -133,6 +135,7 @@ def _smoothed(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Smoothed trials [R, T] and prediction [T]."""
     recorded, model = _trains(trials, prediction)
+    _require_counts(trials=recorded)
     _require_positive(sigma_ms=sigma_ms, dt_ms=dt_ms)
     smoothed = gaussian_filter1d(recorded, sigma_ms / dt_ms, axis=1, mode="constant")
     return smoothed, gaussian_filter1d(model, sigma_ms / dt_ms, mode="constant")
@@ -247,8 +250,8 @@ def md_star(
         trials of either coincide.
 
     Raises:
-        ValueError: shapes do not fit, there are fewer than two trials, a value is not finite, or a
-            time is not above 0.
+        ValueError: shapes do not fit, there are fewer than two trials, a train does not consist of
+            spike counts, a value is not finite, or a time is not above 0.
 
     Examples:
         >>> import numpy as np
@@ -272,6 +275,7 @@ def md_star(
         raise ValueError(f"trials: expected at least 2 recorded trials, got {len(recorded)}")
     for name, values in (("trials", recorded), ("predictions", model)):
         _require_finite(name, bool(np.isfinite(values).all()))
+    _require_counts(trials=recorded, predictions=model)
     _require_positive(window_ms=window_ms, dt_ms=dt_ms)
     width = 2 * int(window_ms / dt_ms + 1e-9) + 1
     near_recorded, near_model = (

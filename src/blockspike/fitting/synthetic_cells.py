@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from blockspike.data.datamodule import require
+from blockspike.data.datamodule import require, require_whole
 from blockspike.data.recordings import Recording
 from blockspike.data.recordings_datamodule import RecordingsDataModule
 from blockspike.fitting.parameters import NeuronParameters, simulate
@@ -83,6 +83,7 @@ class SyntheticCells(RecordingsDataModule):
         noise: Literal["membrane", "escape"] = "membrane",
         **recordings: Any,
     ):
+        require_whole(n_cells=n_cells, n_trials=n_trials, seed=seed)
         require(n_cells >= 1, "n_cells", n_cells, "at least 1")
         require(n_trials >= 1, "n_trials", n_trials, "at least 1")
         require(0 < duration_s < math.inf, "duration_s", duration_s, "a positive number of s")

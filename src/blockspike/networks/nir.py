@@ -37,7 +37,7 @@ NEVER = float(np.finfo(np.float32).max)
 """Threshold of a LIF that cannot spike; finite, so that 0 spikes × threshold is 0."""
 
 Decay = Literal["exact", "euler"]
-Gain = Literal["weights", "r", "none"]
+Gain = Literal["weights", "leak", "r", "none"]
 Readout = Literal["li", "lif", "none"]
 
 
@@ -50,9 +50,9 @@ class Dialect:
 
     Attributes:
         decay: β is exp(−dt/τ) ("exact") or 1 − dt/τ ("euler").
-        gain: what compensates for g. "weights": divide the weights by 1 − β and set r = 1 (g is
-            r (1 − β) or 1 − β). "r": set r = 1 / (1 − β) (g is r (1 − β)). "none": set r = 1 (g
-            is 1).
+        gain: what g is, and what compensates for it. "weights": g is r (1 − β); divide the weights
+            by 1 − β and set r = 1. "leak": the same, for a simulator that ignores r (g is 1 − β).
+            "r": g is r (1 − β); set r = 1 / (1 − β). "none": g is 1; set r = 1.
         step_ms: dt in ms if the simulator has only one; None = the network's.
         nested: whether to write a recurrent layer as a graph inside the graph.
         readout: how to write the readout: as a leaky integrator ("li"), as a LIF with threshold
@@ -80,7 +80,7 @@ class Dialect:
 
 DIALECTS = {
     "nir": Dialect(),
-    "norse": Dialect("euler", readout="lif"),
+    "norse": Dialect("euler", "leak", readout="lif"),
     "sinabs": Dialect(gain="none", step_ms=1000.0),  # τ counts steps
     "snntorch": Dialect("euler", "r", step_ms=0.1, nested=True, readout="lif"),
     "spyx": Dialect("euler", "none", readout="lif"),
@@ -372,7 +372,7 @@ def _neuron_numbers(
     missing = 1 / _leak(torch.from_numpy(tau_s).double(), form).numpy()
     one = np.ones_like(wide)
     r = missing if form.gain == "r" else one
-    return tau_s, r.astype(beta.dtype), missing if form.gain == "weights" else one
+    return tau_s, r.astype(beta.dtype), missing if form.gain in ("weights", "leak") else one
 
 
 def _step_s(form: Dialect) -> float:
@@ -550,7 +550,8 @@ def _beta_and_gain(
             f"node {name!r}: expected tau from {least_s:.6g} to {most_s:.6g} s for steps of "
             f"{form.step_ms:g} ms, got {tau_s[outside][0]:.6g}"
         )
-    gain = (1.0 if form.gain == "none" else r.double() * leak) / threshold.double()
+    raised = {"none": torch.ones_like(leak), "leak": leak}.get(form.gain, r.double() * leak)
+    gain = raised / threshold.double()
     rounding = max(torch.finfo(x.dtype).eps for x in (tau_s, r, threshold))
     return beta, torch.where((gain - 1).abs() <= 4 * rounding, torch.ones_like(gain), gain)
 

@@ -74,15 +74,22 @@ def finished_rows(output_dir: Path) -> pd.DataFrame:
 
     Raises:
         FileNotFoundError: there is no finished run.
-        ValueError: a `result.json` is damaged, lacks a column or has one of another type.
+        ValueError: a `result.json` is damaged, lacks a column or has one of another type; each
+            such file is named.
     """
     files = sorted(output_dir.rglob("result.json"))
     if not files:
         raise FileNotFoundError(f"{output_dir}: no finished run (expected a result.json)")
-    rows = [
-        {"run": str(file.parent.relative_to(output_dir)), **_as_cells(_read(file))}
-        for file in files
-    ]
+    rows, wrong = [], []
+    for file in files:
+        try:
+            row = _as_cells(_read(file))
+        except ValueError as error:
+            wrong.append(str(error))
+        else:
+            rows.append({"run": str(file.parent.relative_to(output_dir)), **row})
+    if wrong:
+        raise ValueError("\n".join(wrong))
     table = pd.DataFrame(rows)
     return _unique(with_new_names(pd.DataFrame(table.apply(_of_one_type))))
 
@@ -128,7 +135,7 @@ def _read(file: Path) -> dict[str, Any]:
     for name, kinds in (_COLUMNS | of_figures).items():
         if name not in row or type(row[name]) not in kinds:
             found = f"{row[name]!r}" if name in row else "nothing"
-            raise ValueError(f"{file}: {name}: expected a {kinds[0].__name__}, got {found}")
+            raise ValueError(f"{file}: {name}: expected {kinds[0].__name__}, got {found}")
     if row.get("pruned") is True:  # a trial of a search that was not tested
         return row
     name = next((name for name in _SCORES if name in row), None)
