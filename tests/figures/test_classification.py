@@ -125,6 +125,19 @@ def test_surrogates_are_lines_beside_the_published_ones():
         assert [x for x, _ in drawn[f"published, SHD: {name}"]] == [20, 40, 60, 80, 100]
 
 
+def test_detached_runs_are_points_that_the_surrogates_lack():
+    own = [run("paper_surrogates", surrogate="boxcar", arp_ms=a) for a in (20.0, 100.0)]
+    other = [
+        run("paper_detach", surrogate="boxcar", arp_ms=60.0, detach_spikes=d, test_accuracy=a)
+        for d, a in ((True, 0.5), (False, 0.9))
+    ]
+    twice = run("paper_detach", surrogate="boxcar", arp_ms=100.0, test_accuracy=0.1)
+    (axis,) = figures(*own, *other, twice)["surrogates_hd_lauscher"].axes
+    drawn = lines(axis)["boxcar, Blocks, paper's recipe, 1 seed"]
+    np.testing.assert_allclose(drawn, [(20, 70), (60, 50), (100, 70)])
+    assert "surrogates_hd_lauscher" not in figures(*other)
+
+
 def test_attached_and_detached_are_bars_beside_the_published_ones():
     rows = [
         run("paper_detach", surrogate=s, detach_spikes=d, arp_ms=60.0, test_accuracy=a, seed=seed)

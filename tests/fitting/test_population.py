@@ -303,4 +303,4 @@ def test_what_a_fitted_neuron_cannot_simulate_is_named(escape_width):
         replace(neuron, gain_per_pa=np.nan).simulate(current)
     for n_trials in (0, 2.5):
         with pytest.raises(ValueError, match=f"^n_trials: expected an integer .*got {n_trials}$"):
-            neuron.simulate(current, n_trials)
+            neuron.simulate(current, n_trials)  # pyright: ignore[reportArgumentType]

@@ -14,6 +14,7 @@ from blockspike.figures.panels import (
     figures_of_data_sets,
     groups,
     mean_over_seeds,
+    of_panel,
     plural_range,
     recipe_look,
     save_all,
@@ -44,9 +45,11 @@ def classification_figures(table: pd.DataFrame) -> dict[str, Figure]:
     Raises:
         ValueError: columns are missing, or two runs of a point have the same seed.
     """
-    return figures_of_data_sets(table, "classification", "N-MNIST", "nmnist", _figure_4) | (
-        figures_of_data_sets(table, "classification", "SHD", "shd", _figure_4)
-    )
+    figures = {}
+    for panel, published in (("nmnist", "N-MNIST"), ("shd", "SHD")):
+        runs = of_panel(table, panel)
+        figures |= figures_of_data_sets(runs, "classification", published, _figure_4)
+    return figures
 
 
 def _figure_4(runs: pd.DataFrame, published: str) -> Figure:

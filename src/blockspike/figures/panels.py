@@ -57,28 +57,25 @@ def save_all(figures: dict[str, Figure], folder: Path) -> list[Path]:
 
 
 def figures_of_data_sets(
-    table: pd.DataFrame,
+    chosen: pd.DataFrame,
     stem: str,
     published: str,
-    panel: str,
     draw: Callable[[pd.DataFrame, str], Figure],
 ) -> dict[str, Figure]:
     """Draw a figure for each data set with runs of a panel; a title marks a substitute data set.
 
     Args:
-        table: as for `classification_figures`.
+        chosen: runs of the panel, as from `of_panel`.
         stem: first part of the figures' names.
         published: data set of the published values.
-        panel: nmnist, shd, surrogates or detach.
         draw: (runs, name of the published data set) → figure.
 
     Returns:
         Name → figure; without runs, one figure with the published values alone.
 
     Raises:
-        ValueError: columns are missing, or two runs of a point have the same seed.
+        ValueError: two runs of a point have the same seed.
     """
-    chosen = where(tidy(table), "panel", [panel])
     nobody = f"{published}, published values only"
     figures: dict[str, Figure] = {}
     for data_set in sorted(set(chosen["data_set"])) or [nobody]:
@@ -114,6 +111,11 @@ def mean_over_seeds(runs: pd.DataFrame, by: Sequence[str], value: str) -> pd.Dat
     points = runs.groupby(list(by))[value]
     parts = {"mean": points.mean(), "error": points.sem(), "n_seeds": points.count()}
     return pd.DataFrame(parts).reset_index()
+
+
+def of_panel(table: pd.DataFrame, panel: str) -> pd.DataFrame:
+    """Runs of one panel: nmnist, shd, surrogates or detach; see `tidy`."""
+    return where(tidy(table), "panel", [panel])
 
 
 def tidy(table: pd.DataFrame) -> pd.DataFrame:

@@ -19,6 +19,7 @@ from blockspike.figures.panels import (
     figures_of_data_sets,
     groups,
     mean_over_seeds,
+    of_panel,
     recipe_look,
     save_all,
     say_how,
@@ -40,13 +41,23 @@ def detach(table: pd.DataFrame, folder: Path) -> list[Path]:
 
 
 def surrogate_figures(table: pd.DataFrame) -> dict[str, Figure]:
-    """Draw the panel of surrogate gradients; see `classification_figures`."""
-    return figures_of_data_sets(table, "surrogates", "SHD", "surrogates", _surrogates)
+    """Draw the panel of surrogate gradients; see `classification_figures`.
+
+    Refractory periods that its runs leave out are taken from detached runs of the panel `detach`,
+    which have the same settings.
+    """
+    runs, others = of_panel(table, "surrogates"), of_panel(table, "detach")
+    if not runs.empty:
+        key = ["data_set", "recipe", "method", "surrogate", "arp_ms", "seed"]
+        known = set(map(tuple, runs[key].to_numpy(object)))
+        is_new = [tuple(row) not in known for row in others[key].to_numpy(object)]
+        runs = pd.concat([runs, others[is_new & others["detached"].eq(True)]])
+    return figures_of_data_sets(runs, "surrogates", "SHD", _surrogates)
 
 
 def detach_figures(table: pd.DataFrame) -> dict[str, Figure]:
     """Draw the panel of detached spikes; see `classification_figures`."""
-    return figures_of_data_sets(table, "detach", "SHD", "detach", _detach)
+    return figures_of_data_sets(of_panel(table, "detach"), "detach", "SHD", _detach)
 
 
 def _axis() -> tuple[Figure, Axes]:
