@@ -51,7 +51,8 @@ def surrogate_figures(table: pd.DataFrame) -> dict[str, Figure]:
         key = ["data_set", "recipe", "method", "surrogate", "arp_ms", "seed"]
         known = set(map(tuple, runs[key].to_numpy(object)))
         is_new = [tuple(row) not in known for row in others[key].to_numpy(object)]
-        runs = pd.concat([runs, others[is_new & others["detached"].eq(True)]])
+        chosen = others["detached"].eq(True) & is_new
+        runs = pd.concat([runs, pd.DataFrame(others[chosen])])
     return figures_of_data_sets(runs, "surrogates", "SHD", _surrogates)
 
 
