@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from made_ibw import write_sweep
 from made_nwb import make_nwb2_of, membrane_mv, noise_pa, stimulus_and_response
+from omegaconf import OmegaConf
 from torch import Tensor
 
 from blockspike.data.recordings_datamodule import RecordingsDataModule, find_recordings
@@ -132,6 +133,12 @@ def test_folds_that_cannot_be_are_refused(tmp_path):
     for arguments, message in cases:
         with pytest.raises(ValueError, match=message):
             RecordingsDataModule(tmp_path, **arguments)
+
+
+def test_segments_may_come_from_a_configuration(tmp_path):
+    segments = OmegaConf.create({"train_s": [[2, 3], [0, 1]], "test_s": [[4, 5], [6, 7]]})
+    data = RecordingsDataModule(tmp_path, train_s=segments.train_s, test_s=segments.test_s)
+    assert data.train_s is not None and [list(s) for s in data.train_s] == [[2, 3], [0, 1]]
 
 
 def test_a_sweep_in_both_parts_is_split_by_time(tmp_path):

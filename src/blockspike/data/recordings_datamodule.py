@@ -443,7 +443,7 @@ def _check_segments(key: str, segments: Segments | None) -> None:
         return
     fine = len(segments) > 0 and all(len(s) == 2 and 0 <= s[0] < s[1] for s in segments)
     require(fine, key, segments, "[[start, stop], …] in seconds with 0 ≤ start < stop")
-    for (_, stop), (start, _) in pairwise(sorted(segments)):
+    for (_, stop), (start, _) in pairwise(sorted(tuple(s) for s in segments)):
         require(stop <= start, key, segments, "segments that do not overlap")
 
 
