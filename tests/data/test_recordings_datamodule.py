@@ -118,13 +118,13 @@ def test_folds_that_cannot_be_are_refused(tmp_path):
         RecordingsDataModule(tmp_path / "a.npz", n_folds=3).setup()
     cases: list[tuple[dict[str, Any], str]] = [
         ({"n_folds": 1}, "n_folds: expected at least 2, got 1"),
-        ({"train_sweeps": [], "test_sweeps": [1]}, "train_sweeps: expected a list of different"),
-        ({"train_sweeps": [0], "test_sweeps": [1, 1]}, "test_sweeps: expected a list of different"),
+        ({"train_sweeps": [], "test_sweeps": [1]}, "train_sweeps: expected at least one sweep"),
+        ({"train_sweeps": [0], "test_sweeps": [1, 1]}, "test_sweeps: expected at least one sweep"),
         (
             {"train_s": [[0, 3], [1, 2]], "test_s": [[3, 4]]},
             "train_s: expected segments that do not overlap",
         ),
-        ({"n_folds": 2.5}, "n_folds: expected a whole number, got 2.5"),
+        ({"n_folds": 2.5}, "n_folds: expected an integer, got 2.5"),
         ({"n_folds": 3, "fold": 3}, "fold: expected 0 to 2, got 3"),
         ({"fold": 1}, "fold: expected none without n_folds, got 1"),
         ({"n_folds": 2, "train_sweeps": [0], "test_sweeps": [1]}, "n_folds: expected none beside"),

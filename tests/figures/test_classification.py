@@ -131,11 +131,19 @@ def test_detached_runs_are_points_that_the_surrogates_lack():
         run("paper_detach", surrogate="boxcar", arp_ms=60.0, detach_spikes=d, test_accuracy=a)
         for d, a in ((True, 0.5), (False, 0.9))
     ]
-    twice = run("paper_detach", surrogate="boxcar", arp_ms=100.0, test_accuracy=0.1)
-    (axis,) = figures(*own, *other, twice)["surrogates_hd_lauscher"].axes
-    drawn = lines(axis)["boxcar, Blocks, paper's recipe, 1 seed"]
-    np.testing.assert_allclose(drawn, [(20, 70), (60, 50), (100, 70)])
-    assert "surrogates_hd_lauscher" not in figures(*other)
+    not_lacking = [
+        run("paper_detach", surrogate="boxcar", arp_ms=100.0, test_accuracy=0.1, seed=1),
+        run("paper_detach", surrogate="fast_sigmoid", arp_ms=60.0),
+        run("detach", surrogate="boxcar", arp_ms=60.0),
+        run("paper_detach", data_set="SHD", surrogate="boxcar", arp_ms=60.0),
+    ]
+    made = figures(*own, *other, *not_lacking)
+    (axis,) = made["surrogates_hd_lauscher"].axes
+    drawn = lines(axis)
+    name = "boxcar, Blocks, paper's recipe, 1 seed"
+    assert [name for name in drawn if "published" not in name] == [name]
+    np.testing.assert_allclose(drawn[name], [(20, 70), (60, 50), (100, 70)])
+    assert "surrogates_shd" not in made and "surrogates_hd_lauscher" not in figures(*other)
 
 
 def test_attached_and_detached_are_bars_beside_the_published_ones():

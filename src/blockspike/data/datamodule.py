@@ -341,9 +341,9 @@ def stratified_subset(label: np.ndarray, fraction: float, seed: int) -> np.ndarr
 
 
 def require_whole(**given: object) -> None:
-    """Raise ValueError naming the first argument that is no whole number; None is none."""
+    """Raise ValueError naming the first argument that is not an integer; None is allowed."""
     for name, value in given.items():
-        require(value is None or isinstance(value, Integral), name, value, "a whole number")
+        require(value is None or isinstance(value, Integral), name, value, "an integer")
 
 
 def require(valid: bool, name: str, given: object, expected: str) -> None:

@@ -435,7 +435,7 @@ def _titles(recording: Recording, cuts: list[_Cut]) -> list[str]:
 
 def _check_sweeps(key: str, sweeps: Sequence[int] | None) -> None:
     if sweeps is not None:
-        require(0 < len(set(sweeps)) == len(sweeps), key, sweeps, "a list of different sweeps")
+        require(0 < len(set(sweeps)) == len(sweeps), key, sweeps, "at least one sweep, each once")
 
 
 def _check_segments(key: str, segments: Segments | None) -> None:

@@ -114,7 +114,7 @@ class SHDDataModule(EventDataModule):
             and all(isinstance(s, Integral) and abs(s) < N_CHANNELS for s in test_shifts),
             "test_shifts",
             test_shifts,
-            "a list of at least one shift, each a whole number of −699 to 699 channels",
+            "a list of at least one shift, each an integer from −699 to 699 (channels)",
         )
         self.channel_pooling = channel_pooling
         self.channel_jitter = channel_jitter

@@ -24,6 +24,7 @@ from blockspike.figures.panels import (
     save_all,
     say_how,
     seeds,
+    tidy,
     where,
 )
 from blockspike.figures.paper_numbers import paper_numbers
@@ -43,17 +44,23 @@ def detach(table: pd.DataFrame, folder: Path) -> list[Path]:
 def surrogate_figures(table: pd.DataFrame) -> dict[str, Figure]:
     """Draw the panel of surrogate gradients; see `classification_figures`.
 
-    Refractory periods that its runs leave out are taken from detached runs of the panel `detach`,
-    which have the same settings.
+    A line takes refractory periods that its runs leave out from detached runs of the panel
+    `detach`, whose experiments differ in nothing else.
     """
-    runs, others = of_panel(table, "surrogates"), of_panel(table, "detach")
-    if not runs.empty:
-        key = ["data_set", "recipe", "method", "surrogate", "arp_ms", "seed"]
-        known = set(map(tuple, runs[key].to_numpy(object)))
-        is_new = [tuple(row) not in known for row in others[key].to_numpy(object)]
-        chosen = others["detached"].eq(True) & is_new
-        runs = pd.concat([runs, pd.DataFrame(others[chosen])])
-    return figures_of_data_sets(runs, "surrogates", "SHD", _surrogates)
+    runs = tidy(table)
+    of_line = ["data_set", "recipe", "method", "surrogate"]
+    own = runs["panel"].eq("surrogates").to_numpy(bool)
+    lines, points = (
+        set(map(tuple, runs.loc[own, names].to_numpy(object)))
+        for names in (of_line, [*of_line, "arp_ms"])
+    )
+    lacking = [
+        tuple(row[:-1]) in lines and tuple(row) not in points
+        for row in runs[[*of_line, "arp_ms"]].to_numpy(object)
+    ]
+    others = (runs["panel"].eq("detach") & runs["detached"].eq(True)).to_numpy(bool)
+    chosen = pd.DataFrame(runs[own | (others & np.array(lacking, bool))])
+    return figures_of_data_sets(chosen, "surrogates", "SHD", _surrogates)
 
 
 def detach_figures(table: pd.DataFrame) -> dict[str, Figure]:

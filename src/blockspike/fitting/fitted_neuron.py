@@ -55,7 +55,7 @@ class FittedNeuron:
             exp((V − θ) / width), not where V exceeds θ; 0 = without.
 
     Raises:
-        ValueError: a value is no number or out of range, or the membrane's time constant is not
+        ValueError: a value is not a number or out of range, or the membrane's time constant is not
             > 0.
 
     Examples:
@@ -150,7 +150,7 @@ class FittedNeuron:
 
         Raises:
             ValueError: the current is empty, has more dimensions or is not finite, a parameter is
-                not finite, or n_trials is no integer ≥ 1.
+                not finite, or n_trials is not an integer ≥ 1.
         """
         if n_trials is not None and (not isinstance(n_trials, Integral) or n_trials < 1):
             raise ValueError(f"n_trials: expected an integer ≥ 1 or None, got {n_trials}")

@@ -85,8 +85,8 @@ def explained_temporal_variance(
         normalise: whether to normalise the score.
 
     Returns:
-        1 for a perfect prediction. NaN where neither the prediction nor one of the trials has a
-        spike; normalised, also where no trial has one.
+        1 for a perfect prediction. NaN where the prediction and at least one trial are silent; the
+        normalised score also where all trials are.
 
     Raises:
         ValueError: shapes do not fit, a trial does not consist of spike counts, a value is not
