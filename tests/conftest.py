@@ -10,12 +10,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-if worker := os.environ.get("PYTEST_XDIST_WORKER"):
+if "PYTEST_XDIST_WORKER" in os.environ:
     # A core each: threads of two workers that wait for each other took three times the CPU time.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    # Two processes that compile the same function could name each other's file in Numba's index.
-    cache = Path(__file__).parents[1] / ".pytest_cache" / "numba"
-    os.environ["NUMBA_CACHE_DIR"] = f"{os.environ.get('NUMBA_CACHE_DIR', cache)}/{worker}"
 
 import pytest
 import torch

@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 _CODE = re.compile(r"^```(\w*)\n(.*?)^```$|`([^`]+)`", re.DOTALL | re.MULTILINE)
-_PROGRAM = re.compile(r"(blockspike|make|python|pip|wandb|find|source|\.venv/bin/\S+) ")
+_PROGRAM = re.compile(r"(blockspike|make|python|pip|wandb|source|\.venv/bin/\S+) ")
 _NAMELESS = "hydra.job.config.override_dirname.exclude_keys"  # what does not name a run's folder
 
 _STEPS = "+trainer.max_steps"  # of the optimiser, in all epochs together
@@ -38,7 +38,6 @@ EXEMPT = {
     ".venv/bin/pre-commit install": "changes the clone's git hooks",
     ".venv/bin/jupyter-execute --inplace notebooks/simulate.ipynb notebooks/train.ipynb "
     "notebooks/fit.ipynb": "test_notebook.py runs the notebooks, without writing them",
-    "find src -name '*.nb?' -delete": "other tests use those kernels at the same time",
     **{
         f"blockspike train data=nmnist_sample network.n_hidden=32 optimizer.lr=1e30 "
         f"hydra.run.dir=outputs/wrong{replay}": "goes wrong, as it should; test_replay.py runs it"
@@ -162,7 +161,7 @@ EXEMPT = {
         "needs wandb's server; test_wandb_dashboard.py does without"
     ),
 }
-_OF_CHECKOUT = re.compile(r"make |\.venv/|source |find |python (tests|tools)/|pip install '?\.")
+_OF_CHECKOUT = re.compile(r"make |\.venv/|source |python (tests|tools)/|pip install '?\.")
 
 
 def python_and_commands(page: Path) -> list[tuple[str, str]]:

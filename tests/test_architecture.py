@@ -22,7 +22,7 @@ MAY_IMPORT = {
     "memory": set(),
     "neurons": {"memory"},
     "networks": {"neurons"},
-    "data": {"neurons.events", "files"},
+    "data": {"neurons.events", "neurons.cpu.kernels", "files"},
     "training": {"networks", "neurons", "data", "files"},
     "fitting": {"training.guard", "networks", "neurons", "data", "files", "memory"},
     "runs": {"files"},
@@ -144,6 +144,20 @@ def test_training_loads_no_rarely_used_library():
     """Such imports are slow, and tqdm.auto warns in a notebook."""
     rare = {"wandb", "tqdm.auto", "allensdk", "pynwb", "pyabf", "igor2", "tonic", "optuna"}
     code = f"import sys, blockspike.commands.train; print({rare} & sys.modules.keys())"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "set()\n"
+
+
+def test_commands_that_train_nothing_load_no_pytorch():
+    """It would take them ten times as long."""
+    names = ("status", "collect", "figures", "report")
+    code = (
+        "import sys; from importlib import import_module; import blockspike.runs.jobs\n"
+        "from blockspike.config.top_level import register_for\n"
+        f"for name in {names}:\n"
+        "    register_for(name); import_module(f'blockspike.commands.{name}')\n"
+        "print({'torch', 'lightning_fabric', 'numba'} & sys.modules.keys())"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "set()\n"
 

@@ -115,7 +115,7 @@ def _succeeds(name: str) -> bool:
             raise ValueError(f"-m: expected {' or '.join(RUNS)}, got {name}")
         check_choices(sys.argv[1:])
         hide_schemas()
-        import_module("blockspike.config.schemas").register_schemas()
+        import_module("blockspike.config.top_level").register_for(name)
         hydra.main(version_base="1.3", config_path=str(CONF), config_name=name)(job)()
     except KeyboardInterrupt:
         sys.exit("interrupted; the same command resumes it")

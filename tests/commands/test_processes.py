@@ -23,9 +23,8 @@ from blockspike.runs.processes import (
     OneProcess,
     SlurmStep,
     cluster_environment,
-    is_first_process,
-    take_rank,
 )
+from blockspike.runs.rank import is_first_process, take_rank
 from blockspike.runs.run import Run, RunRefusedError
 from blockspike.training.checkpoint_io import load_plain
 from blockspike.training.metrics_file import read_metrics

@@ -86,3 +86,17 @@ def test_a_sweep_prints_its_fits(tmp_path: Path, capsys: pytest.CaptureFixture):
     assert "0.550 ± 0.050" in said and "GIF" in said and "fits_cell.png" in said
     compare_fits(tmp_path, folders[:2])  # seeds of one fit: nothing to compare
     assert capsys.readouterr().out == ""
+
+
+def test_the_same_fit_with_and_without_a_bootstrap_counts_once():
+    runs = [run("GIF", seed, 0.7 + 0.1 * seed) for seed in (0, 1)]
+    runs += [{**runs[0], "n_bootstrap": 20}, run("GIF", 0, 0.9, "data.fold=1,data.n_folds=3")]
+    by_fold = compared(pd.DataFrame(runs))
+    assert by_fold["n_runs"].tolist() == [1, 2] and by_fold["etv_15ms"].tolist()[1] == 0.75
+
+
+def test_a_mean_is_unknown_if_a_score_of_a_run_is():
+    (row,) = compared(pd.DataFrame([run("GIF", 0, 0.8), run("GIF", 1, float("nan"))])).to_dict(
+        "records"
+    )
+    assert row["n_runs"] == 2 and row["etv_15ms"] != row["etv_15ms"]

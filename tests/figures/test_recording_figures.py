@@ -144,3 +144,24 @@ def test_a_silent_segment_is_drawn_as_such(columns):
     assert title.split("\n")[0].endswith("Γ –")
     _, raster, rate = figure.axes
     assert raster.get_ylim() == (3 + 4 + 2, 0) and rate.get_ylim() == (0, 1)
+
+
+def test_fits_of_one_point_that_differ_in_an_option_are_told(tmp_path, drawn):
+    table = fits().assign(experiment="a", seed=0)
+    others = table.assign(**{"population.n_starts": 8.0, "experiment": "b", "seed": 1})
+    with pytest.warns(UserWarning, match="one point are averaged but differ in population.n_start"):
+        recordings(pd.concat([table, others]), tmp_path)
+    names = [label.get_text() for label in drawn[0].axes[2].get_yticklabels()]
+    assert "our recipe\nCPU, dt 0.1 ms, 8 and 64 starts" in names
+
+
+def test_methods_have_bars_of_their_own_and_do_not_mix_in_lines(tmp_path, drawn):
+    table = fits().assign(**{"trainer.accelerator": "gpu"})
+    extra = pd.DataFrame(table[table["data.dt_ms"] == 0.1])
+    extra = extra.assign(**{"population.method": "standard", "test_etv_15ms_median": 0.0})
+    recordings(pd.concat([table, extra], ignore_index=True), tmp_path)
+    names = [label.get_text() for label in drawn[0].axes[2].get_yticklabels()]
+    assert "our recipe (standard)\nGPU, dt 0.1 ms, 64 starts" in names
+    lines = {line.get_label(): line for line in drawn[0].axes[0].containers}
+    of_table = table["test_etv_15ms_median"][:3]
+    np.testing.assert_allclose(lines["our recipe, ARP 0.5 ms"][0].get_ydata(), of_table)

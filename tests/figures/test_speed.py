@@ -107,3 +107,11 @@ def test_rows_of_two_machines_or_commits_are_refused(tmp_path, column, value):
 def test_a_table_of_other_columns_is_refused(tmp_path):
     with pytest.raises(ValueError, match="table: .* without study, contender"):
         speed(pd.DataFrame({"test_accuracy": [1.0]}), tmp_path)
+
+
+def test_panels_show_ratios_of_other_machines(tmp_path, drawn):
+    table = rows()
+    table["total_by_fused"] *= 20
+    speed(table, tmp_path)
+    lowest, highest = drawn["speed"].axes[0].get_ylim()
+    assert lowest <= 3 and highest > table["total_by_fused"].max()

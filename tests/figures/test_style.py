@@ -6,7 +6,7 @@ import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from blockspike.figures.style import label_log_axis
+from blockspike.figures.style import label_log_axis, save
 
 
 @pytest.mark.parametrize(
@@ -35,3 +35,11 @@ def test_a_log_axis_has_plain_labels_that_do_not_overlap(low, high, some):
     boxes = [label.get_window_extent() for label in shown]
     assert all(left.x1 < right.x0 for left, right in pairwise(boxes))
     assert not any(label.get_text() for label in axis.get_xticklabels(minor=True))
+
+
+def test_a_name_with_dots_keeps_all_of_them(tmp_path):
+    for name in ("cell.2", "cell.3"):
+        assert save(Figure(), tmp_path / name) == tmp_path / f"{name}.png"
+    assert {p.name for p in tmp_path.iterdir()} == {
+        f"cell.{n}.{kind}" for n in (2, 3) for kind in ("png", "svg")
+    }

@@ -65,7 +65,7 @@ def compose(
         if not Path(config_dir).is_dir():
             raise FileNotFoundError(f"config_dir: expected a folder, got {str(config_dir)!r}")
         given = [*given, f"hydra.searchpath=['file://{Path(config_dir).absolute()}']"]
-    with _own_hydra():
+    with _own_hydra(command):
         try:
             return _composed(command, given)
         except OF_OVERRIDES as error:
@@ -87,7 +87,7 @@ def _composed(command: str, overrides: list[str]) -> DictConfig:
 
 
 @contextmanager
-def _own_hydra() -> Iterator[None]:
+def _own_hydra(command: str) -> Iterator[None]:
     """Give the block a Hydra with our schemas; afterwards put back what was there before."""
     Plugins.instance()  # whose import stores configurations that stay
     apart = (GlobalHydra, HydraConfig, JobRuntime, VersionBase)
@@ -97,7 +97,7 @@ def _own_hydra() -> Iterator[None]:
     store.repo = copy.deepcopy(repo)
     try:
         hide_schemas()
-        import_module("blockspike.config.schemas").register_schemas()
+        import_module("blockspike.config.top_level").register_for(command)
         yield
     finally:
         store.repo, ConfigRepository.get_group_options = repo, options

@@ -59,5 +59,5 @@ def evaluate_neuron(
         neuron, current, trains, predicted, pd.DataFrame(list(result.values())),
         titles=list(result), voltage_mv=None,
     )  # fmt: skip
-    print(recording_fit([cell], out.with_suffix("")))
+    print(recording_fit([cell], out.with_name(out.stem)))
     return result

@@ -10,7 +10,7 @@ from blockspike.commands.trainer import last_checkpoint
 from blockspike.files import read_json, whole_file
 from blockspike.networks.delays import Delays
 from blockspike.runs.identity import content_of
-from blockspike.runs.processes import is_first_process
+from blockspike.runs.rank import is_first_process
 from blockspike.runs.run import Run, flatten
 
 _EPOCHS = "trainer.max_epochs"

@@ -42,11 +42,13 @@ FIGURES = {
     "tradeoff": tradeoff,
 }
 # figure of any sweep → the arguments that it takes
-_OF_SWEEPS = {
+_OPTIONS = {
     "sweep": ("x", "color", "facet", "metric", "experiment_name"),
     "epochs": ("color", "experiment_name"),
+    "recordings": ("experiment_name",),
+    "fits": ("experiment_name",),
 }
-_NAMES = (*FIGURES, *_OF_SWEEPS)
+_NAMES = tuple({**FIGURES, **_OPTIONS})
 
 
 def figures(cfg: DictConfig) -> None:
@@ -113,7 +115,7 @@ def _of_table(cfg: DictConfig) -> list[Path]:
     elif cfg.figure == "epochs":
         paths = [_epochs(of_experiment(table, cfg.experiment_name), folder, cfg)]
     else:
-        paths = FIGURES[cfg.figure](table, folder)
+        paths = FIGURES[cfg.figure](of_experiment(table, cfg.experiment_name), folder)
     for path in paths:
         source.write_beside(path)
     return paths
@@ -135,9 +137,9 @@ def _epochs(table: pd.DataFrame, folder: Path, cfg: DictConfig) -> Path:
 
 
 def _check_arguments(cfg: DictConfig) -> None:
-    allowed = _OF_SWEEPS.get(cfg.figure, ())
-    for name in _OF_SWEEPS["sweep"]:
+    allowed = _OPTIONS.get(cfg.figure, ())
+    for name in _OPTIONS["sweep"]:
         if cfg[name] is not None and name not in allowed:
-            takers = [figure for figure, names in _OF_SWEEPS.items() if name in names]
+            takers = [figure for figure, names in _OPTIONS.items() if name in names]
             expected = " or ".join(f"figure={figure}" for figure in takers)
             raise ValueError(f"{name}: expected {expected}, got figure={cfg.figure}")

@@ -13,7 +13,7 @@ from typing import Any
 from pytorch_lightning.loggers import MLFlowLogger
 
 from blockspike.files import read_json, write_text
-from blockspike.runs.processes import is_first_process
+from blockspike.runs.rank import is_first_process
 from blockspike.runs.run import Run, flatten
 
 

@@ -2,15 +2,13 @@
 
 import sys
 from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import torch
 from omegaconf import DictConfig
 
-from blockspike.commands.activity import shown_samples
-from blockspike.commands.run_once import use_threads
 from blockspike.commands.search_figures import draw_searches
 from blockspike.data.limits import read_npz
 from blockspike.figures.cell_traces import cells_of
@@ -18,12 +16,10 @@ from blockspike.figures.confusion import confusion_figure
 from blockspike.figures.style import use_style
 from blockspike.figures.tables import read_table
 from blockspike.files import read_json, write_text
-from blockspike.pretrained.loaded_run import load_run
 from blockspike.report.comparison import comparisons
 from blockspike.report.fit_page import render_fit
 from blockspike.report.page import EmbeddedFigure, found_figures, render
 from blockspike.report.sweeps import Sweep, address_of, sweeps
-from blockspike.report.viewer import pack_traces
 from blockspike.runs.identity import is_fit
 from blockspike.runs.results import finished_rows
 from blockspike.runs.run import Run, provenance
@@ -44,7 +40,6 @@ def report(cfg: DictConfig) -> Path:
         FileNotFoundError: the folder `run` holds no finished run, or the file `table` is missing.
         ValueError: a file of the run is damaged, or the table cannot be read or compared.
     """
-    use_threads(cfg.threads)
     if cfg.run is not None and is_fit(Run(Path(cfg.run)).config()):
         return _report_fit(Run(Path(cfg.run)))
     output_dir = Path(cfg.output_dir)
@@ -63,7 +58,7 @@ def report(cfg: DictConfig) -> Path:
         comparisons=comparisons(table),
         table=source,
         states=run_states(output_dir),
-        traces=None if cfg.run is None else traces_of(Run(Path(cfg.run))),
+        traces=_traces(cfg),
         run_name=cfg.run,
         confusion=None if cfg.run is None else confusion_of(Run(Path(cfg.run))),
     )
@@ -85,6 +80,13 @@ def _sweeps(output_dir: Path) -> list[Sweep]:
         return []
     use_style()
     return sweeps(table)
+
+
+def _traces(cfg: DictConfig) -> dict[str, Any] | None:
+    """What the viewer shows; its libraries load only for a page that has one."""
+    if cfg.run is None:
+        return None
+    return import_module("blockspike.commands.viewed").traces_of(Run(Path(cfg.run)), cfg.threads)
 
 
 def confusion_of(run: Run) -> str | None:
@@ -129,20 +131,3 @@ def _table(cfg: DictConfig, figures: Sequence[EmbeddedFigure]) -> Path | None:
     files = [Path(f.table.path) for f in newest_first if f.is_of_runs and f.table is not None]
     files.append(Path(cfg.output_dir) / "tables" / "runs.csv")
     return next((file for file in files if file.is_file()), None)
-
-
-@torch.no_grad()
-def traces_of(run: Run) -> dict[str, Any]:
-    """Packed traces of the hidden layers on the test recordings that `evaluate` shows.
-
-    Raises:
-        FileNotFoundError: the folder holds no trained run.
-        ValueError: the run holds fitted neurons.
-    """
-    network, data, *_ = load_run(run.folder)
-    events, labels = next(iter(data.test_dataloader()))
-    read_as = network(events).mean_over_views(len(labels)).argmax(1)
-    samples = shown_samples(labels).tolist()
-    titles = [f"class {int(labels[i])}, classified as {int(read_as[i])}" for i in samples]
-    traces = list(network.run_layers(events))
-    return pack_traces(traces, samples, titles, data.dt_ms)

@@ -15,7 +15,7 @@ from blockspike.commands.wandb_run import log_result, wandb_closed
 from blockspike.config.build import build_trainer
 from blockspike.runs.identity import content_hash, content_of, settings_of
 from blockspike.runs.log import LOGGER
-from blockspike.runs.processes import is_first_process
+from blockspike.runs.rank import is_first_process
 from blockspike.runs.run import Run, flatten, provenance
 from blockspike.training.guard import Guard
 from blockspike.training.metrics_file import read_metrics

@@ -20,14 +20,13 @@ from blockspike.commands.trainer import (
 from blockspike.config.build import build_data, build_module
 from blockspike.data.datamodule import EventDataModule
 from blockspike.runs.log import LOGGER
-from blockspike.runs.processes import is_first_process
+from blockspike.runs.rank import is_first_process
 from blockspike.runs.run import Run
-from blockspike.training.callbacks import GradientNorm, Throughput, mode_of
+from blockspike.training.callbacks import GradientNorm, Pruner, Throughput, mode_of
 from blockspike.training.classification import ClassificationModule
 from blockspike.training.classifier_guard import ClassifierGuard
 from blockspike.training.confusion import write_confusion
 from blockspike.training.metrics_file import read_metrics
-from blockspike.training.pruning import Pruner
 
 
 def train(cfg: DictConfig) -> dict[str, Any]:

@@ -18,11 +18,11 @@ from pytorch_lightning.loggers import TensorBoardLogger
 
 from blockspike.config.build import build_trainer
 from blockspike.runs.log import LOGGER
-from blockspike.runs.processes import is_first_process
+from blockspike.runs.rank import is_first_process
 from blockspike.runs.run import Run
 from blockspike.training.callbacks import EpochLines, LearningRates
 from blockspike.training.checkpoint_io import PlainCheckpointIO, load_plain
-from blockspike.training.metrics_file import MetricsFile
+from blockspike.training.metrics_writer import MetricsFile
 
 
 def make_trainer(

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numba import njit
 
 from blockspike.data.datamodule import EventDataModule, require, require_whole
 from blockspike.data.download import fetch, nmnist_files
@@ -24,6 +23,7 @@ from blockspike.data.loader import EventMap, Gathered
 from blockspike.data.microseconds import exact_us, whole_steps
 from blockspike.data.nmnist_raw import RawRecording, open_raw
 from blockspike.data.progress import progress
+from blockspike.neurons.cpu.kernels import kernel
 
 WIDTH = 34
 N_CLASSES = 10
@@ -92,7 +92,7 @@ def parse_events(content: bytes, name: str) -> CameraEvents:
 
 
 # Compiled, and without the GIL, so that threads decode on all cores.
-@njit(cache=True, nogil=True)
+@kernel
 def _decode_bytes(raw, x, y, polarity, t_us):  # pragma: no cover
     """Fill the columns; return the first event off the camera, or -1, and if times are in order."""
     outside = -1

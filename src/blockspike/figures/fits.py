@@ -31,7 +31,9 @@ _LONGEST_LABEL = 44
 def compared(table: pd.DataFrame) -> pd.DataFrame:
     """Means of the test scores over the seeds and folds of each fit.
 
-    A run's score is the median over its cells.
+    A run's score is the median over its cells. Of runs that differ neither in the neuron and its
+    options nor in seed and fold, such as one with and one without a bootstrap, the last counts. A
+    mean is NaN if a score of one of its runs is.
 
     Args:
         table: a row per run, as `blockspike collect` writes; runs of `train` are ignored.
@@ -60,13 +62,16 @@ def compared(table: pd.DataFrame) -> pd.DataFrame:
     ]
     fits = fits.assign(data_set=fits["data_set"].astype(str), recipe=["\n".join(x) for x in texts])
     fits = fits.assign(fit=_with_options(fits, options))
+    replicate = [name for name in fits if str(name).startswith("data.fold")]
+    is_repeated = fits.duplicated(["data_set", "recipe", "seed", *replicate], keep="last")
+    fits = pd.DataFrame(fits[~is_repeated])
     rows = []
     for _, own in fits.groupby(["data_set", "recipe"], sort=False):
         row: dict[str, Any] = own.iloc[0][["data_set", "fit"]].to_dict()
         row |= {"n_runs": len(own), "n_cells": own["n_cells"].max()}
         for score in (*SCORES, *_BESIDE):
             values = own.reindex(columns=[f"test_{score}_median"]).iloc[:, 0]
-            row |= {score: values.mean(), f"{score}_error": values.sem()}
+            row |= {score: values.mean(skipna=False), f"{score}_error": values.sem(skipna=False)}
         rows.append(row)
     return pd.DataFrame(rows).sort_values(["data_set", "etv_15ms"], ascending=[True, False])
 

@@ -136,6 +136,13 @@ def _numbers_if_all_are(column: pd.Series) -> pd.Series:
         return column
 
 
+def mixed_settings(table: pd.DataFrame, by: Sequence[str]) -> list[str]:
+    """Settings in which rows that agree in `by` differ, apart from the seed and the fold."""
+    names = [n for n in _settings(table) if not n.startswith("data.fold")]
+    codes = _codes(pd.DataFrame({name: setting(table, name) for name in by}, index=table.index))
+    return _differing(table, codes, [*names, *_made_by(table)])
+
+
 def varied_settings(table: pd.DataFrame) -> list[str]:
     """Fewest settings that tell apart all runs that differ in more than the seed.
 

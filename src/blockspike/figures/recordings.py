@@ -1,6 +1,7 @@
 """The paper's figure on recordings: explained variance and fit times, published and ours."""
 
 import statistics
+import warnings
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -8,6 +9,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
+from blockspike.figures.means import mixed_settings
 from blockspike.figures.paper_numbers import paper_numbers
 from blockspike.figures.style import BLUE, GREY, ORANGE, label_log_axis, save
 
@@ -32,7 +34,8 @@ def recordings(table: pd.DataFrame, folder: Path) -> list[Path]:
     """Draw normalised ETV against dt and against ARP, and seconds per cell, for each data set.
 
     Points are means over seeds of the medians over cells; bars span the quartiles of the cells.
-    The dt panel shows the most frequent refractory period of each recipe's runs.
+    Each recipe's points are those of its most frequent method, in the dt panel also of its most
+    frequent refractory period. It warns if the fits of a point differ in other options.
 
     Args:
         table: a row per run, as `blockspike collect` writes; other experiments are ignored.
@@ -51,6 +54,13 @@ def recordings(table: pd.DataFrame, folder: Path) -> list[Path]:
     missing = [name for name in _COLUMNS if name not in table]
     if missing and len(fits):
         raise ValueError(f"table: expected columns {', '.join(missing)}, got a table without them")
+    point = ["data_set", "recipe", "data.dt_ms", "population.arp_ms", "population.method"]
+    if mixed := mixed_settings(fits, point):
+        warnings.warn(
+            f"figure=recordings: fits of one point are averaged but differ in {', '.join(mixed)}; "
+            "experiment_name=NAME draws those of one experiment",
+            stacklevel=2,
+        )
     paths = []
     for data_set, own in _groups(fits, "data_set") or [(_NOBODY, fits)]:
         figure, axes = plt.subplot_mosaic(
@@ -86,11 +96,16 @@ def _by_recipe(fits: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
     return [(name, own) for name, own in found if len(own)]
 
 
+def _usual(fits: pd.DataFrame, column: str) -> pd.DataFrame:
+    """The fits with the most frequent value of a column."""
+    return pd.DataFrame(fits[fits[column] == statistics.mode(fits[column].tolist())])
+
+
 def _against_dt(axis: Axes, fits: pd.DataFrame) -> None:
     for recipe, own in _by_recipe(fits):
-        usual = statistics.mode(own["population.arp_ms"].tolist())
-        at_usual = pd.DataFrame(own[own["population.arp_ms"] == usual])
-        _line(axis, recipe, at_usual, "data.dt_ms", f", ARP {usual:g} ms")
+        usual = _usual(_usual(own, "population.method"), "population.arp_ms")
+        arp_ms = usual["population.arp_ms"].iloc[0]
+        _line(axis, recipe, usual, "data.dt_ms", f", ARP {arp_ms:g} ms")
     _published_line(axis, "recordings_dt", "dt_ms")
     axis.set(
         xscale="log",
@@ -118,7 +133,8 @@ def _say_how(axis: Axes, fits: pd.DataFrame, overrides: str) -> None:
 def _against_arp(axis: Axes, fits: pd.DataFrame) -> None:
     at_dt = pd.DataFrame(fits[np.isclose(fits["data.dt_ms"], _ARP_PANEL_DT_MS)])
     for recipe, own in _by_recipe(at_dt):
-        _line(axis, recipe, own, "population.arp_ms", f", dt {_ARP_PANEL_DT_MS} ms")
+        usual = _usual(own, "population.method")
+        _line(axis, recipe, usual, "population.arp_ms", f", dt {_ARP_PANEL_DT_MS} ms")
     _published_line(axis, "recordings_arp", "arp_ms")
     axis.set(
         xscale="log",
@@ -145,8 +161,18 @@ def _published_line(axis: Axes, experiment: str, x: str) -> None:
     axis.plot(numbers[x], numbers["value"], color=GREY, ls="--", marker="x", ms=4, label=_PUBLISHED)
 
 
+def _bar(fits: pd.DataFrame, label: str, colour: str) -> tuple[str, float, str]:
+    """Name, seconds and colour of the bar for fits with one recipe, method and time step."""
+    first = fits.iloc[0]
+    device = "GPU" if first.get("trainer.accelerator") in ("gpu", "cuda") else "CPU"
+    starts = fits["population.n_starts"].fillna(1).unique().tolist()
+    each = " and ".join(f"{n:g}" for n in sorted(starts)) + " start" + "s" * (starts != [1])
+    name = f"{label}, {device}, dt {first['data.dt_ms']:g} ms, {each}"
+    return name, float(np.median(fits["fit_s_per_cell"])), colour
+
+
 def _seconds(axis: Axes, fits: pd.DataFrame) -> None:
-    """Draw fit times as bars: published on a GPU, ours on a CPU at the paper's dt and our own."""
+    """Draw fit times as bars: published on a GPU, ours at the paper's dt and our own."""
     seconds, etv = (
         paper_numbers(experiment="recordings_method", quantity=quantity).set_index("method")[
             "value"
@@ -159,13 +185,13 @@ def _seconds(axis: Axes, fits: pd.DataFrame) -> None:
     ]
     for recipe, own in _by_recipe(fits):
         label, colour, _ = _RECIPES[recipe]
+        methods = own["population.method"].unique().tolist()
         for dt_ms in sorted({_ARP_PANEL_DT_MS, statistics.mode(own["data.dt_ms"].tolist())}):
-            values = own["fit_s_per_cell"][own["data.dt_ms"] == dt_ms]
-            if len(values):
-                seconds = float(np.median(values))
-                starts = own["population.n_starts"].fillna(1).tolist()[0]
-                name = f"{label}, CPU, dt {dt_ms:g} ms, {starts:g} start" + "s" * (starts > 1)
-                bars.append((name, seconds, colour))
+            for method in methods:
+                is_own = (own["data.dt_ms"] == dt_ms) & (own["population.method"] == method)
+                which = f" ({method})" if len(methods) > 1 else ""
+                if is_own.any():
+                    bars.append(_bar(pd.DataFrame(own[is_own]), label + which, colour))
     names, seconds, colours = zip(*bars, strict=True)
     axis.barh(range(len(bars)), seconds, color=colours)
     axis.set_yticks(range(len(bars)), [n.replace(", ", "\n", 1) for n in names], fontsize=9)

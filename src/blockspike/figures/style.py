@@ -36,9 +36,14 @@ def label_log_axis(axis: Axis) -> None:
 
 
 def save(figure: Figure, path: Path) -> Path:
-    """Write the figure as PNG and SVG and close it; returns the PNG's path."""
+    """Write the figure as PNG and SVG and close it; returns the PNG's path.
+
+    Args:
+        figure: what to write.
+        path: of the files without `.png` and `.svg`; other dots are part of the name.
+    """
     for suffix in (".png", ".svg"):
-        with whole_file(path.with_suffix(suffix)) as file:
+        with whole_file(path.with_name(path.name + suffix)) as file:
             figure.savefig(file, format=suffix[1:], dpi=200, bbox_inches="tight")
     plt.close(figure)
-    return path.with_suffix(".png")
+    return path.with_name(f"{path.name}.png")

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from numba import njit
 from torch import Tensor
 
 from blockspike.neurons.autograd import is_transformed
 from blockspike.neurons.cpu.events import add_events
+from blockspike.neurons.cpu.kernels import kernel
 
 
 @dataclass(eq=False)  # not frozen: Lightning cannot convert frozen dataclasses to another precision
@@ -217,7 +217,7 @@ def assemble_batch(
 
 # Serial on purpose: it runs in loader threads and forked workers, where a parallel Numba kernel
 # would abort the process.
-@njit(cache=True, nogil=True)
+@kernel
 def _counting_sort(step, unit, offset, samples, n_steps, n_units):  # pragma: no cover
     n_samples = len(samples)
     row_ptr = np.zeros(n_steps * n_samples + 1, np.int64)

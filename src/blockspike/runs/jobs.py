@@ -19,7 +19,7 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from blockspike.runs.processes import is_first_process, take_rank
+from blockspike.runs.rank import is_first_process, take_rank
 from blockspike.runs.run import Run, RunRefusedError, one_line
 
 _FAILED, _INTERRUPTED = 2, 130  # exit codes

@@ -9,7 +9,6 @@ from lightning_fabric.plugins.environments.cluster_environment import ClusterEnv
 from lightning_fabric.plugins.environments.lightning import LightningEnvironment
 from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning_fabric.plugins.environments.torchelastic import TorchElasticEnvironment
-from pytorch_lightning.utilities import rank_zero_only
 
 
 class OneProcess(LightningEnvironment):
@@ -117,22 +116,12 @@ def cluster_environment(trainer: Mapping[str, Any]) -> ClusterEnvironment:
     return LightningEnvironment()
 
 
-def take_rank(trainer: Mapping[str, Any] | None) -> None:
-    """Set which process of its run this one is, for code that only the first one runs.
-
-    Args:
-        trainer: the run's trainer configuration; None for a command that trains nothing.
-    """
-    environment = OneProcess() if trainer is None else cluster_environment(trainer)
-    rank = environment.global_rank()
-    if trainer is not None and type(environment) is LightningEnvironment:  # unset as yet
-        rank = environment.node_rank() * _n_devices(trainer) + environment.local_rank()
-    rank_zero_only.rank = rank  # pyright: ignore[reportFunctionMemberAccess]
-
-
-def is_first_process() -> bool:
-    """Whether this is the only process of its run, or the first of those that share it."""
-    return not getattr(rank_zero_only, "rank", 0)
+def rank_of(trainer: Mapping[str, Any]) -> int:
+    """Number of this process among those of a run with this `trainer` configuration."""
+    environment = cluster_environment(trainer)
+    if type(environment) is LightningEnvironment:  # unset as yet
+        return environment.node_rank() * _n_devices(trainer) + environment.local_rank()
+    return environment.global_rank()
 
 
 def _n_devices(trainer: Mapping[str, Any]) -> int:

@@ -10,19 +10,19 @@ import tomllib
 import traceback
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from datetime import datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import IO, Any
 
 from hydra.errors import InstantiationException
 from omegaconf import DictConfig, OmegaConf
-from pytorch_lightning.utilities import rank_zero_only
 
 from blockspike.files import read_json, write_json, write_text
 from blockspike.runs.identity import is_fit
 from blockspike.runs.log import logged_to
 from blockspike.runs.plain_yaml import read_plain_yaml
-from blockspike.runs.processes import is_first_process
+from blockspike.runs.rank import is_first_process
 from blockspike.runs.slurm import own_job_id
 
 _PACKAGES = ("blockspike", "torch", "pytorch-lightning", "numpy", "numba")
@@ -178,9 +178,11 @@ class Run:
             write_json(self.folder / "content.json", content)
             if data_sha256 is not None:
                 write_json(self.folder / "data.json", {"data_sha256": data_sha256})
+            had_attempt = (self.folder / "status.json").is_file()
+            earlier_s = self.seconds(runs=False) if had_attempt else 0.0
             status = {"state": "running", "pid": os.getpid(), "started": now(), **provenance()}
             status |= {"config_hash": digest, "arguments": sys.argv[1:]}
-            status |= {"slurm_job": own_job_id()}
+            status |= {"slurm_job": own_job_id(), "earlier_s": earlier_s}
             self._write_status(status)
             try:
                 yield
@@ -229,11 +231,28 @@ class Run:
         of_place += ("search", "pruning")
         return [argument for argument in given if not argument.lstrip("+~").startswith(of_place)]
 
-    @rank_zero_only
+    def seconds(self, runs: bool) -> float | None:
+        """Seconds of all attempts together; None if a file is damaged or there was no attempt.
+
+        An attempt that was killed ended with its last epoch.
+
+        Args:
+            runs: whether the last attempt still runs.
+        """
+        metrics = self.folder / "metrics.csv"
+        try:
+            status = read_json(self.folder / "status.json")
+            began = datetime.fromisoformat(status["started"])
+            last_epoch = time_text(metrics.stat().st_mtime) if metrics.is_file() else None
+            end = datetime.fromisoformat(now() if runs else status.get("ended", last_epoch))
+            return max((end - began).total_seconds(), 0.0) + status.get("earlier_s", 0.0)
+        except (KeyError, ValueError, TypeError):
+            return None
+
     def mark_done(self) -> None:
         """Correct the status of a process that was killed right after it wrote its result."""
         status = read_json(self.folder / "status.json")
-        if status.get("state") == "running":
+        if is_first_process() and status.get("state") == "running":
             self._write_status({**status, "state": "done"})
 
     def _write_status(self, status: dict[str, Any]) -> None:
@@ -245,10 +264,10 @@ class Run:
         except ValueError:  # damaged
             return "unknown"
 
-    @rank_zero_only
     def write_result(self, row: dict[str, Any]) -> None:
         """Write the finished run's row."""
-        write_json(self.folder / "result.json", row)
+        if is_first_process():
+            write_json(self.folder / "result.json", row)
 
     @property
     def error_log(self) -> Path:
@@ -263,10 +282,10 @@ class Run:
         trace = "".join(traceback.format_exception(error))
         write_text(self.error_log, f"{trace}\n{type(error).__name__}: {one_line(error)}\n")
 
-    @rank_zero_only
     def clear_error(self) -> None:
         """Delete the log of an earlier attempt."""
-        self.error_log.unlink(missing_ok=True)
+        if is_first_process():
+            self.error_log.unlink(missing_ok=True)
 
     def is_held(self) -> bool:
         """Whether a process is running here."""

@@ -20,7 +20,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from blockspike.files import read_json, write_json
 from blockspike.runs.identity import content_hash, content_of
-from blockspike.runs.run import Run, now, run_folders, time_text
+from blockspike.runs.run import Run, run_folders
 from blockspike.runs.scores import scores
 from blockspike.runs.slurm import (
     FORGOTTEN,
@@ -271,9 +271,8 @@ def _state_of_whole(run: Run, planned: str) -> dict[str, Any]:
     result = run.result()
     row |= scores(result, metrics)
     if run.is_held():
-        return row | {"state": "running", "seconds": _seconds(status, now())}
-    last_epoch = time_text(metrics.stat().st_mtime) if metrics.is_file() else None
-    row["seconds"] = _seconds(status, status.get("ended", last_epoch))
+        return row | {"state": "running", "seconds": _or_nan(run.seconds(runs=True))}
+    row["seconds"] = _or_nan(run.seconds(runs=False))
     if planned and status.get("config_hash", planned) != planned:
         return row | {
             "state": "failed",
@@ -289,12 +288,8 @@ def _state_of_whole(run: Run, planned: str) -> dict[str, Any]:
     return row | {"state": "interrupted" if status else "missing"}
 
 
-def _seconds(status: dict[str, Any], ended: str | None) -> float:
-    try:
-        began, end = (datetime.fromisoformat(str(time)) for time in (status["started"], ended))
-        return max((end - began).total_seconds(), 0.0)
-    except (KeyError, ValueError, TypeError):  # missing, or malformed
-        return float("nan")
+def _or_nan(value: float | None) -> float:
+    return float("nan") if value is None else value
 
 
 def sweep_summary(states: pd.DataFrame) -> str:

@@ -1,12 +1,17 @@
 """`confusion.csv`: how many samples of each class a classifier takes for each class."""
 
+from __future__ import annotations
+
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
-from torch import Tensor
 
 from blockspike.files import whole_file
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def write_confusion(path: Path, confusion: Tensor) -> None:

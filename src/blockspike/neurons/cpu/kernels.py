@@ -15,6 +15,8 @@ from numba import extending
 from numba.core.event import Listener, register
 from numba.extending import overload
 
+from blockspike.neurons.cpu.cache import keep_on_disk
+
 _SLOW_S = 1.0
 
 
@@ -58,12 +60,13 @@ def kernel(function: Callable) -> Callable:
 
     Operations are rounded as written, so that spikes equal those of PyTorch.
     """
-    return numba.njit(cache=True, error_model="numpy", nogil=True)(function)
+    return keep_on_disk(numba.njit(error_model="numpy", nogil=True)(function))
 
 
 def kernel_part(function: Callable) -> Callable:
     """Compile as `kernel` does, always inlined: a call would count the references of each array."""
-    return numba.njit(cache=True, error_model="numpy", nogil=True, forceinline=True)(function)
+    options = {"error_model": "numpy", "nogil": True, "forceinline": True}
+    return keep_on_disk(numba.njit(**options)(function))
 
 
 def kernel_with_fma(function: Callable) -> Callable:
@@ -71,7 +74,8 @@ def kernel_with_fma(function: Callable) -> Callable:
 
     For gradients, and for products with delays, whose sums have an order of their own anyway.
     """
-    return numba.njit(cache=True, error_model="numpy", nogil=True, fastmath={"contract"})(function)
+    options = {"error_model": "numpy", "nogil": True, "fastmath": {"contract"}}
+    return keep_on_disk(numba.njit(**options)(function))
 
 
 def without_refcount(array: Any) -> Any:

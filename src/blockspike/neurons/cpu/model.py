@@ -4,8 +4,6 @@ import hashlib
 import inspect
 import marshal
 from collections.abc import Callable
-from functools import cache
-from pathlib import Path
 from types import FunctionType
 from typing import Any
 
@@ -32,7 +30,7 @@ class Compiled(types.Type):
 
     def __init__(self, of: Any, name: str, content: list[Any], functions: tuple[Callable, ...]):
         self.of = of
-        content = [name, *content, _kernels()]
+        content = [name, *content]
         for function in functions:
             code = marshal.dumps(function.__code__, 2)  # the source may be newer
             content += [function.__module__, function.__qualname__, code, _source(function)]
@@ -71,11 +69,6 @@ def _source(function: Callable) -> str:
         return inspect.getsource(inspect.getmodule(function) or function)
     except (OSError, TypeError):  # defined interactively
         return ""
-
-
-@cache
-def _kernels() -> bytes:
-    return b"".join(p.read_bytes() for p in sorted(Path(__file__).parent.glob("*.py")))
 
 
 register_model(Compiled)(models.OpaqueModel)

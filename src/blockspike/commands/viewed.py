@@ -1,0 +1,29 @@
+"""What the report's viewer shows of a trained network."""
+
+from typing import Any
+
+import torch
+
+from blockspike.commands.activity import shown_samples
+from blockspike.commands.run_once import use_threads
+from blockspike.pretrained.loaded_run import load_run
+from blockspike.report.viewer import pack_traces
+from blockspike.runs.run import Run
+
+
+@torch.no_grad()
+def traces_of(run: Run, threads: int | None) -> dict[str, Any]:
+    """Packed traces of the hidden layers on the test recordings that `evaluate` shows.
+
+    Raises:
+        FileNotFoundError: the folder holds no trained run.
+        ValueError: the run holds fitted neurons.
+    """
+    use_threads(threads)
+    network, data, *_ = load_run(run.folder)
+    events, labels = next(iter(data.test_dataloader()))
+    read_as = network(events).mean_over_views(len(labels)).argmax(1)
+    samples = shown_samples(labels).tolist()
+    titles = [f"class {int(labels[i])}, classified as {int(read_as[i])}" for i in samples]
+    traces = list(network.run_layers(events))
+    return pack_traces(traces, samples, titles, data.dt_ms)

@@ -1,0 +1,87 @@
+"""Compiled kernels on disk: written by several processes at once, and outdated by any change."""
+
+import subprocess
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+from numba.core import caching
+
+from blockspike.neurons.cpu import cache
+from blockspike.neurons.cpu.cache import _SharedFiles
+from blockspike.neurons.cpu.kernels import kernel
+
+N_PROCESSES, N_KEYS = 4, 25
+
+
+def test_processes_that_compile_at_once_keep_their_own_code(tmp_path):
+    """Threads stand for processes. Numba's own class loses entries and mixes up the code of two."""
+    start = threading.Barrier(N_PROCESSES)
+
+    def save(number: int) -> None:
+        files = _SharedFiles(str(tmp_path), "f", "stamp")
+        start.wait()
+        for i in range(N_KEYS):
+            files.save((number, i), f"code {number} {i}")
+
+    with ThreadPoolExecutor(N_PROCESSES) as pool:
+        list(pool.map(save, range(N_PROCESSES)))
+    files = _SharedFiles(str(tmp_path), "f", "stamp")
+    for number in range(N_PROCESSES):
+        for i in range(N_KEYS):
+            assert files.load((number, i)) == f"code {number} {i}"
+    assert len(list(tmp_path.glob("*.nbc"))) == N_PROCESSES * N_KEYS
+
+
+def test_a_missing_file_is_written_again(tmp_path):
+    files = _SharedFiles(str(tmp_path), "f", "stamp")
+    files.save("a", "code")
+    (tmp_path / "f.1.nbc").unlink()
+    assert files.load("a") is None
+    files.save("a", "code")
+    assert files.load("a") == "code"
+
+
+def test_nothing_is_saved_without_locks(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise OSError("No locks available")
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    files = _SharedFiles(str(tmp_path), "f", "stamp")
+    files.save("a", "code")
+    assert files.load("a") is None
+
+
+def test_a_change_in_any_file_of_kernels_outdates_all(tmp_path, monkeypatch):
+    monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(caching.config, "CACHE_DIR", str(tmp_path))
+
+    def double(x):
+        return 2 * x
+
+    assert kernel(double)(3) == 6
+    again: Any = kernel(double)
+    assert again(3) == 6 and sum(again.stats.cache_hits.values()) == 1
+    monkeypatch.setattr(cache, "_sources", lambda: "other")
+    changed: Any = kernel(double)
+    assert changed(3) == 6 and sum(changed.stats.cache_misses.values()) == 1
+
+
+def test_kernels_run_where_no_folder_is_writable(monkeypatch):
+    monkeypatch.setattr(caching.CacheImpl, "_locator_classes", [])
+    cache._warn.cache_clear()
+    with pytest.warns(UserWarning, match="NUMBA_CACHE_DIR=FOLDER"):
+        double = kernel(lambda x: 2 * x)
+    assert double(3) == 6
+    cache._warn.cache_clear()
+
+
+def test_kernels_can_be_plain_python():
+    code = "from blockspike.neurons.cpu.kernels import kernel; print(kernel(lambda x: 2 * x)(3))"
+    variables = {"NUMBA_DISABLE_JIT": "1", "PATH": ""}
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=variables
+    )
+    assert done.stdout == "6\n", done.stderr
