@@ -54,8 +54,8 @@ docs: setup ## build the site in OUTPUTS/site; fail at a dead link or anything l
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict --site-dir $(OUTPUTS)/site
 	$(BIN)/python tools/check_site.py $(OUTPUTS)/site
 
-wheel-check: setup ## install the wheel in a new environment and run all commands of README and docs (10 min)
-	$(BIN)/python tools/wheel_check.py
+wheel-check: setup ## run README, docs and notebooks in a new environment, from the wheel (25 min); PAGES="FILE ..."
+	$(BIN)/python tools/wheel_check.py $(if $(PAGES),--page $(PAGES))
 
 endurance: setup ## runs of 2,000 epochs, a million steps, arrays of more than 2³¹ elements (half an hour, 14 GiB)
 	$(BIN)/blockspike prepare data=nmnist_sample

@@ -117,6 +117,7 @@ class Environment:
         self.bin = folder / "bin"
         self._free = threading.Condition()
         self._running, self._changing = 0, False
+        self.changes: set[tuple[str, ...]] = set()  # that steps have made
 
     def run(self, words: Sequence[str], cwd: Path, **variables: str) -> str | None:
         """Run a program of the environment; returns its output if it failed, else None."""
@@ -202,7 +203,13 @@ def run_page(page: Path, environment: Environment, data_dir: Path, folder: Path)
 def _run(
     page: str, step: Step, environment: Environment, folder: Path, variables: dict[str, str]
 ) -> Result:
+    """Run a step, unless it would change the environment as an earlier one has."""
     with environment.use(alone=step.changes_environment):
+        if step.words in environment.changes:
+            print(f"{page}: not run    {step.text} (an earlier page has)", flush=True)
+            return Result(page, step.text)
+        if step.changes_environment:
+            environment.changes.add(step.words)
         start = time.monotonic()
         output = environment.run(step.words, folder, **variables)
     how = "ok" if output is None else "FAILED"

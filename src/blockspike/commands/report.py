@@ -83,7 +83,7 @@ def _sweeps(output_dir: Path) -> list[Sweep]:
 
 
 def _traces(cfg: DictConfig) -> dict[str, Any] | None:
-    """What the viewer shows; its libraries load only for a page that has one."""
+    """Traces for the viewer, whose libraries load only for a page that has one."""
     if cfg.run is None:
         return None
     return import_module("blockspike.commands.viewed").traces_of(Run(Path(cfg.run)), cfg.threads)

@@ -1,4 +1,4 @@
-"""What the report's viewer shows of a trained network."""
+"""A trained network's traces for the report's viewer."""
 
 from typing import Any
 
