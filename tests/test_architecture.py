@@ -26,7 +26,7 @@ MAY_IMPORT = {
     "training": {"networks", "neurons", "data", "files"},
     "fitting": {"training.guard", "networks", "neurons", "data", "files", "memory"},
     "runs": {"files"},
-    "search": {"runs", "training.metrics_file", "training.pruning"},
+    "search": {"runs", "training.metrics_table", "training.pruning"},
     "figures": {"runs.renamed", "files"},
     "report": {"figures", "neurons"},
     "benchmark": {"fitting", "networks", "neurons", "data", "runs"},

@@ -21,7 +21,7 @@ from blockspike.fitting.fitted_neuron import FittedNeuron, load_neuron
 from blockspike.fitting.parameters import NeuronParameters, simulate
 from blockspike.fitting.scores import predictions_of
 from blockspike.fitting.synthetic_cells import SyntheticCells
-from blockspike.training.metrics_file import read_metrics
+from blockspike.training.metrics_table import read_metrics
 from made_electrode import cell_behind, write_cell
 from made_recordings import write_recording
 from tiers import mostly_slow

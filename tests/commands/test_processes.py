@@ -27,7 +27,7 @@ from blockspike.runs.processes import (
 from blockspike.runs.rank import is_first_process, take_rank
 from blockspike.runs.run import Run, RunRefusedError
 from blockspike.training.checkpoint_io import load_plain
-from blockspike.training.metrics_file import read_metrics
+from blockspike.training.metrics_table import read_metrics
 from killed_sweep import start
 
 # 801 training samples. Plain gradient descent, since Adam would hide a gradient's scale. Only two

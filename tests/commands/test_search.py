@@ -14,7 +14,7 @@ from wandb.sdk.launch.sweeps.utils import create_sweep_command_args
 from blockspike.files import read_json
 from blockspike.runs.sweeps import run_states
 from blockspike.search.study import read_studies
-from blockspike.training.metrics_file import read_metrics
+from blockspike.training.metrics_table import read_metrics
 from killed_search import trials
 from killed_sweep import interrupted, killed, start
 

@@ -15,7 +15,7 @@ from blockspike.files import read_json, write_json
 from blockspike.runs.run import flatten
 from blockspike.training import checkpoint_io
 from blockspike.training.checkpoint_io import load_plain, save_plain
-from blockspike.training.metrics_file import read_metrics
+from blockspike.training.metrics_table import read_metrics
 from killed_sweep import VOLATILE, start
 from tiers import mostly_slow
 

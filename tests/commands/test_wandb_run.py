@@ -19,7 +19,7 @@ import blockspike as bs
 from blockspike.commands.wandb_run import run_id
 from blockspike.runs.identity import plain, settings_of
 from blockspike.runs.run import Run, flatten
-from blockspike.training.metrics_file import read_metrics
+from blockspike.training.metrics_table import read_metrics
 
 QUICK = (*SMALL, "trainer.max_epochs=2", "data.batch_size=80")  # all test data in one batch
 CHOICES = ",".join(sorted(a for a in QUICK if not a.startswith("threads")))

@@ -11,7 +11,7 @@ import torch
 
 from blockspike.files import read_json
 from blockspike.training.checkpoint_io import load_plain
-from blockspike.training.metrics_file import read_metrics
+from blockspike.training.metrics_table import read_metrics
 
 pytestmark = pytest.mark.slow
 

@@ -23,8 +23,8 @@ from blockspike.training.callbacks import (
 )
 from blockspike.training.classification import ClassificationModule
 from blockspike.training.linear_baseline import linear_baseline
-from blockspike.training.metrics_file import read_metrics
-from blockspike.training.metrics_writer import MetricsFile
+from blockspike.training.metrics_file import MetricsFile
+from blockspike.training.metrics_table import read_metrics
 
 N_INPUTS, N_STEPS = 12, 20
 

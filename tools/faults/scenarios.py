@@ -23,7 +23,7 @@ from blockspike.files import read_json
 from blockspike.fitting.synthetic_cells import SyntheticCells
 from blockspike.runs.sweeps import run_states
 from blockspike.training.checkpoint_io import load_plain
-from blockspike.training.metrics_file import read_metrics
+from blockspike.training.metrics_table import read_metrics
 
 sys.path += [str(Path(__file__).parents[2] / folder) for folder in ("tests", "tests/data")]
 from made_data import make_nmnist, make_shd  # pyright: ignore[reportMissingImports]

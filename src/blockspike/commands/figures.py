@@ -27,7 +27,7 @@ from blockspike.figures.sweep import roles, sweep
 from blockspike.figures.tables import read_table
 from blockspike.files import read_json
 from blockspike.runs.run import Run
-from blockspike.training.metrics_file import read_metrics
+from blockspike.training.metrics_table import read_metrics
 
 SEARCH = "search"  # drawn from studies, not from a table
 # name of the figure → function of a table of runs and the folder to write to

@@ -42,7 +42,7 @@ from blockspike.fitting.scores import (
 )
 from blockspike.fitting.voltage import RecordedVoltage, check_fitted, recorded_voltage
 from blockspike.runs.run import Run
-from blockspike.training.metrics_file import read_metrics
+from blockspike.training.metrics_table import read_metrics
 
 _EPOCHS_A_LINE = 20
 _SUMMARISED = (

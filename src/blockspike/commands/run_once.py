@@ -18,7 +18,7 @@ from blockspike.runs.log import LOGGER
 from blockspike.runs.rank import is_first_process
 from blockspike.runs.run import Run, flatten, provenance
 from blockspike.training.guard import Guard
-from blockspike.training.metrics_file import read_metrics
+from blockspike.training.metrics_table import read_metrics
 from blockspike.training.pruning import higher_is_better, pruned_epoch
 
 _ELSEWHERE = ("seed", "experiment_name")  # settings that the row has under other names

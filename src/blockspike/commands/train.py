@@ -26,7 +26,7 @@ from blockspike.training.callbacks import GradientNorm, Pruner, Throughput, mode
 from blockspike.training.classification import ClassificationModule
 from blockspike.training.classifier_guard import ClassifierGuard
 from blockspike.training.confusion import write_confusion
-from blockspike.training.metrics_file import read_metrics
+from blockspike.training.metrics_table import read_metrics
 
 
 def train(cfg: DictConfig) -> dict[str, Any]:

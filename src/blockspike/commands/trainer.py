@@ -22,7 +22,7 @@ from blockspike.runs.rank import is_first_process
 from blockspike.runs.run import Run
 from blockspike.training.callbacks import EpochLines, LearningRates
 from blockspike.training.checkpoint_io import PlainCheckpointIO, load_plain
-from blockspike.training.metrics_writer import MetricsFile
+from blockspike.training.metrics_file import MetricsFile
 
 
 def make_trainer(

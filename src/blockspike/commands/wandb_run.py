@@ -24,7 +24,7 @@ from blockspike.figures.style import use_style
 from blockspike.runs.identity import content_hash, is_fit, plain
 from blockspike.runs.run import Run, read_json, write_text
 from blockspike.training.classification import ClassificationModule
-from blockspike.training.metrics_file import read_metrics
+from blockspike.training.metrics_table import read_metrics
 
 Mode = Literal["online", "offline", "disabled"]
 _LONGEST_NAME = 128  # characters that the server takes

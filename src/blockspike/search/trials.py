@@ -22,7 +22,7 @@ from blockspike.search.study import (
     thresholds,
     trials_of,
 )
-from blockspike.training.metrics_file import read_metrics
+from blockspike.training.metrics_table import read_metrics
 from blockspike.training.pruning import higher_is_better, pruned_epoch
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from pytorch_lightning.callbacks import Callback, early_stopping
 from pytorch_lightning.utilities import rank_zero_only
 from torch.nn.utils import get_total_norm
 
-from blockspike.training.metrics_file import read_metrics
+from blockspike.training.metrics_table import read_metrics
 from blockspike.training.pruning import higher_is_better, pruned_epoch
 
 _LOG = logging.getLogger(__name__)  # what is printed is also in the run's log file
