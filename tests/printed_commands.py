@@ -20,8 +20,10 @@ _ONE_BATCH = {
     "data.dt_ms": "20",
 }  # fmt: skip
 _FEW_STARTS = {_STEPS: "2", "population.n_starts": "4"}
+_ONE_CELL = _FEW_STARTS | {"data.n_cells": "1", "data.duration_s": "2"}
 _FITS = {
-    "experiment=recovery": _FEW_STARTS | {"data.n_cells": "1", "data.duration_s": "2"},
+    "experiment=recovery": _ONE_CELL,
+    "experiment=recovery_gif": _ONE_CELL,
     "experiment=paper_recordings": {_STEPS: "2"},
 }
 _FEW_SIZES = {
