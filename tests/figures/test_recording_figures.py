@@ -62,6 +62,21 @@ def test_a_table_of_fits_without_scores_is_refused(tmp_path):
         recordings(fits().drop(columns="test_etv_15ms_median"), tmp_path)
 
 
+def test_lists_in_rows_of_other_neurons_do_not_matter(tmp_path, drawn):
+    """A GIF's refractory period is a range, so all values of that column are text."""
+    table = fits().astype({"population.arp_ms": object, "population.n_starts": object})
+    gif = table.iloc[[0]].assign(
+        **{"population._target_": "a.GIFPopulation", "population.arp_ms": "[1.0, 6.0]"}
+    )
+    with_gif = pd.concat([table, gif]).astype(
+        {"population.arp_ms": str, "population.n_starts": str}
+    )
+    recordings(with_gif, tmp_path)
+    recordings(fits(), tmp_path)
+    ours, expected = (figure.axes[1].containers[0][0].get_xydata() for figure in drawn)
+    np.testing.assert_allclose(ours, expected)
+
+
 @pytest.mark.parametrize(
     "table", [pd.DataFrame({"a": [1]}), fits().assign(**{"population._target_": None})]
 )

@@ -12,6 +12,7 @@ from blockspike.networks.delays import LAST_SIGMA, Delays, delayed_current
 from blockspike.networks.layers import ALIFLayer, EulerAdLIFLayer
 from blockspike.networks.published import AdLIFLayer, CSiLIFLayer
 from blockspike.networks.synapses import SynapseMode
+from blockspike.neurons.cpu.delayed_spikes import NEURONS, sort_spikes
 from blockspike.neurons.cpu.events import SpikeEvents
 from blockspike.neurons.events import EventBatch
 
@@ -98,6 +99,21 @@ def test_delays_are_drawn_from_a_gaussian_cut_off_at_the_ends(learned, sigma):
     torch.testing.assert_close(found.double() / drawn.numel(), expected, rtol=0, atol=0.005)
 
 
+@pytest.mark.parametrize("sigma", [0.5, 4.0])
+def test_the_gradients_of_a_drawn_delay(sigma):
+    """First and second derivative against finite differences, for a given chance."""
+    torch.manual_seed(1)
+    delays = Delays(3, 4, MAX_DELAY).double()
+    delays.sigma.fill_(sigma)
+
+    def drawn(_):  # the checks change the parameter in place
+        torch.manual_seed(0)
+        return delays.drawn()
+
+    assert torch.autograd.gradcheck(drawn, (delays.delay,))
+    assert torch.autograd.gradgradcheck(drawn, (delays.delay,))
+
+
 # One step; vectors and tiles of steps, full and not; more than one tile of gradients.
 SIZES = [
     (1, 1, 1, 1, 1),
@@ -108,13 +124,16 @@ SIZES = [
 ]
 
 
+# Spike by spike; the gradient only; as products.
+@pytest.mark.parametrize("active", [0.06, 0.14, 1.0])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize(("n_steps", "batch_size", "n_inputs", "n_units", "most"), SIZES)
 def test_products_with_delays_equal_products_by_taps(
-    n_steps, batch_size, n_inputs, n_units, most, dtype
+    n_steps, batch_size, n_inputs, n_units, most, dtype, active
 ):
     torch.manual_seed(0)
-    spikes = torch.randint(-1, 3, (n_steps, batch_size, n_inputs)).to(dtype).requires_grad_()
+    spikes = torch.randn(n_steps, batch_size, n_inputs, dtype=dtype)
+    spikes = (spikes * (torch.rand(spikes.shape) < active)).requires_grad_()
     weight = torch.randn(n_units, n_inputs, dtype=dtype, requires_grad=True)
     bias = torch.randn(n_units, dtype=dtype, requires_grad=True)
     delays = Delays(n_units, n_inputs, most).to(dtype)
@@ -127,6 +146,53 @@ def test_products_with_delays_equal_products_by_taps(
         results.append([current, *torch.autograd.grad((current * to_current).sum(), leaves)])
     rtol, atol = (1e-10, 1e-10) if dtype == torch.float64 else (1e-4, 1e-3)
     torch.testing.assert_close(*results, rtol=rtol, atol=atol)
+
+
+@pytest.mark.parametrize("active", [0.06, 0.14, 0.5])
+def test_the_number_of_threads_changes_nothing(active):
+    torch.manual_seed(0)
+    spikes = (torch.rand(50, 21, 30) < active).float().requires_grad_()
+    weight, bias = torch.randn(20, 30, requires_grad=True), torch.randn(20, requires_grad=True)
+    delays, to_current = Delays(20, 30, MAX_DELAY), torch.randn(50, 21, 20)
+    leaves, before, results = (spikes, weight, bias, delays.delay), torch.get_num_threads(), []
+    try:
+        for n_threads in (1, 3):
+            torch.set_num_threads(n_threads)
+            torch.manual_seed(1)
+            current = delays.current(spikes, weight, bias)
+            results.append([current, *torch.autograd.grad((current * to_current).sum(), leaves)])
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(*pair) for pair in zip(*results, strict=True))
+
+
+@pytest.mark.parametrize("n_units", [8, 9])
+def test_a_current_can_be_changed_in_place(n_units):
+    spikes = (torch.rand(10, 4, 30) < 0.05).float()
+    weight, bias = torch.ones(n_units, 30, requires_grad=True), torch.zeros(n_units).double()
+    current = Delays(n_units, 30, MAX_DELAY).current(spikes, weight, bias)
+    assert current.is_contiguous() and current.dtype == torch.float32
+    current += 1
+    current.sum().backward()
+    assert weight.grad is not None and weight.grad.any()
+
+
+@pytest.mark.parametrize("most", [0.1, 0.4])
+def test_sorted_spikes(most):
+    """All of them, each at its place; or none if one block of samples has too many."""
+    torch.manual_seed(0)
+    spikes = torch.randn(11, 6, 70) * (torch.rand(11, 6, 70) < 0.2)  # [T, B, K], blocks of 4
+    found = sort_spikes(spikes, MAX_DELAY, most)
+    if most == 0.1:
+        assert found is None
+        return
+    assert found is not None and found.n_spikes() == spikes.count_nonzero()
+    again = torch.zeros(2, 4, 11 + MAX_DELAY, 70)  # [block, sample, step, unit]
+    for block, unit in itertools.product(range(2), range(70)):
+        own = slice(int(found.first[block, unit]), int(found.last[block, unit]))
+        places = found.place[own] // NEURONS
+        again[block, places // found.row, places % found.row, unit] = found.size[own]
+    assert torch.equal(again.flatten(0, 1)[:6, :11], spikes.movedim(0, 1))
 
 
 def later(x, steps):

@@ -1,5 +1,6 @@
 """Compiled kernels on disk: written by several processes at once, and outdated by any change."""
 
+import fcntl
 import subprocess
 import sys
 import threading
@@ -38,20 +39,43 @@ def test_processes_that_compile_at_once_keep_their_own_code(tmp_path):
 def test_a_missing_file_is_written_again(tmp_path):
     files = _SharedFiles(str(tmp_path), "f", "stamp")
     files.save("a", "code")
-    (tmp_path / "f.1.nbc").unlink()
+    next(tmp_path.glob("*.nbc")).unlink()
     assert files.load("a") is None
     files.save("a", "code")
     assert files.load("a") == "code"
 
 
-def test_nothing_is_saved_without_locks(tmp_path, monkeypatch):
+def test_kernels_are_saved_without_locks(tmp_path, monkeypatch):
     def refuse(*_):
         raise OSError("No locks available")
 
     monkeypatch.setattr("fcntl.flock", refuse)
     files = _SharedFiles(str(tmp_path), "f", "stamp")
     files.save("a", "code")
-    assert files.load("a") is None
+    assert files.load("a") == "code"
+
+
+def test_a_stopped_process_stops_no_other(tmp_path, monkeypatch):
+    monkeypatch.setattr(cache, "_TRIES", 2)
+    files = _SharedFiles(str(tmp_path), "f", "stamp")
+    with (tmp_path / ".lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        files.save("a", "code")
+    assert files.load("a") == "code"
+
+
+def test_a_process_that_is_killed_leaves_no_code_under_another_name(tmp_path, monkeypatch):
+    """Killed between the two writes, after the source has changed; then the source is as before."""
+    old, new = (_SharedFiles(str(tmp_path), "f", stamp) for stamp in ("old", "new"))
+    old.save("a", "code of old")
+    with monkeypatch.context() as patched:
+        patched.setattr(_SharedFiles, "_save_index", lambda *_: sys.exit())
+        with pytest.raises(SystemExit):
+            new.save("b", "code of new")
+    assert old.load("a") == "code of old" and new.load("b") is None
+    new.save("b", "code of new")
+    assert new.load("b") == "code of new" and old.load("a") is None
+    assert len(list(tmp_path.glob("*.nbc"))) == 1  # the others are removed
 
 
 def test_a_change_in_any_file_of_kernels_outdates_all(tmp_path, monkeypatch):

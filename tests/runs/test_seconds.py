@@ -25,6 +25,15 @@ def test_attempts_add_up(tmp_path):
     assert run.seconds(runs=False) == pytest.approx(30, abs=10)
 
 
+def test_an_attempt_that_was_killed_before_its_first_epoch_counts_as_none(tmp_path):
+    run, before = Run(tmp_path), time_text(time.time() - 100)
+    write_json(run.folder / "status.json", {"state": "running", "started": before})
+    assert run.seconds(runs=False) == 0
+    with run.recorded(OmegaConf.create(), {}, ""):
+        pass
+    assert run.seconds(runs=False) == pytest.approx(0, abs=10)
+
+
 @pytest.mark.parametrize(
     "status", [{}, {"started": "yesterday"}, {"started": 3}, {"earlier_s": None}]
 )

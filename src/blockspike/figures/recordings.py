@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
-from blockspike.figures.means import mixed_settings
+from blockspike.figures.means import mixed_settings, setting
 from blockspike.figures.paper_numbers import paper_numbers
 from blockspike.figures.style import BLUE, GREY, ORANGE, label_log_axis, save
 
@@ -54,6 +54,11 @@ def recordings(table: pd.DataFrame, folder: Path) -> list[Path]:
     missing = [name for name in _COLUMNS if name not in table]
     if missing and len(fits):
         raise ValueError(f"table: expected columns {', '.join(missing)}, got a table without them")
+    # Text where a table also has lists, such as the range of a GIF's refractory period.
+    numbers = [
+        name for name in _COLUMNS if name.startswith(("data.", "population.arp", "population.n"))
+    ]
+    fits = fits.assign(**{name: setting(fits, name) for name in numbers})
     point = ["data_set", "recipe", "data.dt_ms", "population.arp_ms", "population.method"]
     if mixed := mixed_settings(fits, point):
         warnings.warn(

@@ -234,7 +234,7 @@ class Run:
     def seconds(self, runs: bool) -> float | None:
         """Seconds of all attempts together; None if a file is damaged or there was no attempt.
 
-        An attempt that was killed ended with its last epoch.
+        An attempt that was killed ended with its last epoch; before its first one, it counts as 0.
 
         Args:
             runs: whether the last attempt still runs.
@@ -243,7 +243,9 @@ class Run:
         try:
             status = read_json(self.folder / "status.json")
             began = datetime.fromisoformat(status["started"])
-            last_epoch = time_text(metrics.stat().st_mtime) if metrics.is_file() else None
+            last_epoch = (
+                time_text(metrics.stat().st_mtime) if metrics.is_file() else status["started"]
+            )
             end = datetime.fromisoformat(now() if runs else status.get("ended", last_epoch))
             return max((end - began).total_seconds(), 0.0) + status.get("earlier_s", 0.0)
         except (KeyError, ValueError, TypeError):

@@ -164,7 +164,7 @@ def run_states(output_dir: Path, planned: dict[str, str] | None = None) -> pd.Da
 
     Returns:
         Columns `run`, `state` (one of `STATES`), `epochs` done, `started` (ISO 8601, the last
-        attempt), `seconds` of that attempt (so far, if it is running; up to its last epoch, if it
+        attempt), `seconds` of all attempts (so far, if it is running; up to its last epoch, if it
         was killed), `val_score`, `test_score` and `last_val_score` (see `scores`), `error` (one
         line), `folder`: where the run is, which is not the folder that `run` names if its overrides
         were spelt differently.

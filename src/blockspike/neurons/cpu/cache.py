@@ -8,17 +8,21 @@ which a kernel calls in another file.
 
 import fcntl
 import hashlib
+import time
 import warnings
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from functools import cache
+from glob import escape
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
+from uuid import uuid4
 
 from numba.core.caching import FunctionCache, IndexDataCacheFile
 from numba.core.dispatcher import Dispatcher
 
 _PACKAGE = Path(__file__).parents[2]
+_TRIES, _PAUSE_S = 100, 0.01
 
 
 def keep_on_disk(kernel: Any) -> Any:
@@ -61,15 +65,51 @@ class _KernelCache(FunctionCache):
 
 
 class _SharedFiles(IndexDataCacheFile):
-    """Index and results of a function, in a folder where one process at a time writes."""
+    """Index and results of a function, in a folder in which several processes read and write.
+
+    Each result has a file of its own, whose name is never used again, so no index can name another.
+    """
 
     def save(self, key: Any, data: Any) -> None:
-        """Add a result unless another process has; on a file system without locks, do nothing."""
-        with suppress(OSError), (Path(self._cache_path) / ".lock").open("a") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        """Add a result unless another process has."""
+        with suppress(OSError), self._alone() as is_alone:
             index = self._load_index()
-            names = [self._data_name(i) for i in range(1, len(index) + 2)]
-            name = index.get(key) or next(n for n in names if n not in index.values())
-            if key not in index or not Path(self._data_path(name)).is_file():
-                self._save_data(name, data)  # first: what the index names must be there
-                self._save_index(index | {key: name})
+            if key in index and Path(self._data_path(index[key])).is_file():
+                return
+            base = self._index_name.removesuffix(".nbi")
+            index[key] = f"{base}.{uuid4().hex}.nbc"
+            self._save_data(index[key], data)  # first: what the index names must be there
+            self._save_index(index)
+            if is_alone:
+                for path in Path(self._cache_path).glob(f"{escape(base)}.*.nbc"):
+                    if path.name not in index.values():
+                        path.unlink(missing_ok=True)
+
+    @contextmanager
+    def _alone(self) -> Iterator[bool]:
+        """Whether no other process writes meanwhile; without locks one may, and lose an entry."""
+        with ExitStack() as stack:
+            try:
+                lock = stack.enter_context((Path(self._cache_path) / ".lock").open("a"))
+            except OSError:  # of another user
+                yield False
+                return
+            is_alone = _locked(lock)
+            try:
+                yield is_alone
+            finally:
+                if is_alone:
+                    fcntl.flock(lock, fcntl.LOCK_UN)  # a process forked meanwhile has it, too
+
+
+def _locked(lock: IO[str]) -> bool:
+    """Lock the file; False where there are no locks, or after a second."""
+    for _ in range(_TRIES):
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        except BlockingIOError:
+            time.sleep(_PAUSE_S)
+        except OSError:
+            break
+    return False

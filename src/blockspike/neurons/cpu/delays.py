@@ -12,12 +12,16 @@ from torch.nn import functional as F
 
 from blockspike.neurons.cpu.kernels import kernel, kernel_with_fma, without_refcount
 from blockspike.neurons.cpu.lane_memory import (
+    PART,
     ROWS,
     STEPS,
     add_sums,
     load_each,
     load_lanes,
+    load_part,
+    load_parts,
     load_steps,
+    store_part,
     store_steps,
 )
 from blockspike.neurons.cpu.lanes import LANES_BYTES, add_scaled, n_lanes, spread
@@ -25,7 +29,6 @@ from blockspike.neurons.cpu.threads import run
 
 _CACHED_BYTES = 1 << 15  # of the units that are summed from the L1 cache
 _GROUP, _LONGEST = 8, 60  # units and steps of a tile of the gradient, in the same cache
-_NEAR = 16  # units whose steps are rearranged together, so that cache lines are used whole
 _NO_STEPS, _NO_ROWS = (0,) * STEPS, (0,) * ROWS
 
 
@@ -157,15 +160,25 @@ def _correlate(first, last, early, late, shift, sums, changes, n_steps, span):
 def _spread_samples(first, last, x, before, out):
     n_steps, batch_size, n_units = x.shape
     available, lanes = out.shape[2], out.shape[3]
+    flat, flat_out = x.ravel(), out.ravel()
+    row, row_out = np.uintp(n_units), np.uintp(available * lanes)
     for block in range(first, last):
         n_samples = min(lanes, batch_size - block * lanes)
-        for start in range(0, n_units, _NEAR):
-            stop = min(start + _NEAR, n_units)
+        whole_samples = n_samples // PART * PART
+        for start in range(0, n_units, PART):
+            stop = min(start + PART, n_units)
+            n_whole = whole_samples if stop - start == PART else 0
             for at in range(available):
-                t, n_given = at - before, n_samples
+                t, n_given, n_fast = at - before, n_samples, n_whole
                 if not 0 <= t < n_steps:
-                    n_given = 0
-                for sample in range(n_given):
+                    n_given, n_fast = 0, 0
+                for sample in range(0, n_fast, PART):
+                    source = (t * batch_size + block * lanes + sample) * n_units + start
+                    to = np.uintp(((block * n_units + start) * available + at) * lanes + sample)
+                    for part in load_parts(flat, np.uintp(source), row):
+                        store_part(part, flat_out, to)
+                        to += row_out
+                for sample in range(n_fast, n_given):
                     for unit in range(start, stop):
                         out[block, unit, at, sample] = x[t, block * lanes + sample, unit]
                 for sample in range(n_given, lanes):
@@ -176,13 +189,24 @@ def _spread_samples(first, last, x, before, out):
 @kernel
 def _gather_samples(first, last, x, bias, out):
     n_steps, batch_size, n_units = out.shape
-    lanes = x.shape[3]
+    available, lanes = x.shape[2], x.shape[3]
+    flat, flat_out = x.ravel(), out.ravel()
+    row, row_out = np.uintp(available * lanes), np.uintp(n_units)
     for block in range(first, last):
         n_samples = min(lanes, batch_size - block * lanes)
-        for start in range(0, n_units, _NEAR):
+        for start in range(0, n_units, PART):
+            stop = min(start + PART, n_units)
+            n_fast = n_samples // PART * PART if stop - start == PART else 0
             for t in range(n_steps):
-                for sample in range(n_samples):
-                    for unit in range(start, min(start + _NEAR, n_units)):
+                for sample in range(0, n_fast, PART):
+                    source = ((block * n_units + start) * available + t) * lanes + sample
+                    to = np.uintp((t * batch_size + block * lanes + sample) * n_units + start)
+                    own_bias = load_part(bias, np.uintp(start))
+                    for part in load_parts(flat, np.uintp(source), row):
+                        store_part(own_bias + part, flat_out, to)
+                        to += row_out
+                for sample in range(n_fast, n_samples):
+                    for unit in range(start, stop):
                         value = bias[unit] + x[block, unit, t, sample]
                         out[t, block * lanes + sample, unit] = value
 

@@ -8,12 +8,12 @@ from numba import types
 from numba.core import cgutils
 
 from blockspike.neurons.cpu.kernels import intrinsic
-from blockspike.neurons.cpu.lanes import in_every_lane, lanes_of
+from blockspike.neurons.cpu.lanes import Lanes, in_every_lane, lanes_of
 
-STREAM_BYTES = 32
+STREAM_BYTES, PART = 32, 8  # a part of a vector, or a vector: so many numbers
 # Vectors that a sum over rows keeps in registers; a vector takes one of the 32 of AVX-512.
 BLOCK = 2 if get_host_cpu_features().get("avx512f") else 1
-STEPS, ROWS = 4 * BLOCK, 2 * BLOCK  # the same for sums over synapses with delays
+STEPS, ROWS = 4 + 2 * BLOCK, 2 * BLOCK  # the same for sums over synapses with delays
 
 
 def _mask(builder: Any, n: Any, count: int) -> Any:
@@ -320,3 +320,73 @@ def add_sums(typingctx, values, array, at):  # pyright: ignore[reportUnusedParam
         return context.get_dummy_value()
 
     return types.void(values, array, types.uintp), codegen
+
+
+def pointer_to(
+    context: Any, builder: Any, kind: Any, array: Any, at: Any, ahead: int, count: int = 1
+) -> Any:
+    """Generate code for a pointer to array[at + ahead], or to a vector of `count` from there on.
+
+    Places count numbers, as in a flat array.
+    """
+    data = context.make_array(kind)(context, builder, array).data
+    pointer = builder.gep(data, [builder.add(at, at.type(ahead))])
+    if count == 1:
+        return pointer
+    return builder.bitcast(pointer, ir.VectorType(data.type.pointee, count).as_pointer())
+
+
+@intrinsic
+def load_part(typingctx, array, at):  # pyright: ignore[reportUnusedParameter]
+    """Load PART numbers from place `at` on, as in a flat array."""
+    result = Lanes(array.dtype, PART)
+
+    def codegen(context, builder, signature, args):
+        place = pointer_to(context, builder, array, args[0], args[1], 0, PART)
+        return builder.load(place, align=array.dtype.bitwidth // 8)
+
+    return result(array, types.uintp), codegen
+
+
+@intrinsic
+def store_part(typingctx, part, array, at):  # pyright: ignore[reportUnusedParameter]
+    """Store PART numbers from place `at` on, as in a flat array."""
+
+    def codegen(context, builder, signature, args):
+        place = pointer_to(context, builder, array, args[1], args[2], 0, PART)
+        builder.store(args[0], place, align=array.dtype.bitwidth // 8)
+        return context.get_dummy_value()
+
+    return types.void(part, array, types.uintp), codegen
+
+
+@intrinsic
+def load_parts(typingctx, array, at, stride):  # pyright: ignore[reportUnusedParameter]
+    """Load PART vectors of PART numbers, `stride` apart; the result's k-th has the k-th of each."""
+    result = types.UniTuple(Lanes(array.dtype, PART), PART)
+
+    def codegen(context, builder, signature, args):
+        place, rows = args[1], []
+        for _ in range(PART):
+            pointer = pointer_to(context, builder, array, args[0], place, 0, PART)
+            rows.append(builder.load(pointer, align=array.dtype.bitwidth // 8))
+            place = builder.add(place, args[2])
+        return context.make_tuple(builder, result, _transposed(builder, rows))
+
+    return result(array, types.uintp, types.uintp), codegen
+
+
+def _transposed(builder: Any, rows: list[Any]) -> list[Any]:
+    """Generate code that transposes rows: swap blocks off the diagonal, then smaller ones."""
+    n = len(rows)
+    index = ir.VectorType(ir.IntType(32), n)
+    rows, size = list(rows), n // 2
+    while size:
+        for i in (i for i in range(n) if not i & size):
+            upper = [n + k - size if k & size else k for k in range(n)]
+            lower = [n + k if k & size else k + size for k in range(n)]
+            pair = rows[i], rows[i + size]
+            for to, lanes in ((i, upper), (i + size, lower)):
+                rows[to] = builder.shuffle_vector(*pair, ir.Constant(index, lanes))
+        size //= 2
+    return rows
