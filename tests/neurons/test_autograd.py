@@ -234,7 +234,7 @@ def test_a_gradient_penalty_is_not_silently_wrong():
 
 # These are made of PyTorch's operations or of themselves; they are tested above, or are
 # straight-through.
-DIFFERENTIABLE = {"_Spike", "_LeakyIntegrate", "_SpikeWhereOne"}
+DIFFERENTIABLE = {"_Spike", "_LeakyIntegrate", "_SpikeWhereOne", "_Drawn"}
 
 
 def test_every_autograd_function_is_guarded_or_differentiable():
