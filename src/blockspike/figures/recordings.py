@@ -55,9 +55,7 @@ def recordings(table: pd.DataFrame, folder: Path) -> list[Path]:
     if missing and len(fits):
         raise ValueError(f"table: expected columns {', '.join(missing)}, got a table without them")
     # Text where a table also has lists, such as the range of a GIF's refractory period.
-    numbers = [
-        name for name in _COLUMNS if name.startswith(("data.", "population.arp", "population.n"))
-    ]
+    numbers = ("data.dt_ms", "population.arp_ms", "population.n_starts")
     fits = fits.assign(**{name: setting(fits, name) for name in numbers})
     point = ["data_set", "recipe", "data.dt_ms", "population.arp_ms", "population.method"]
     if mixed := mixed_settings(fits, point):

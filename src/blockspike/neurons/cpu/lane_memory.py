@@ -76,12 +76,26 @@ def store(
             _call(builder, "llvm.masked.store", void, vector, value, place, align, mask)
 
 
+def pointer_to(
+    context: Any, builder: Any, kind: Any, array: Any, at: Any, ahead: int, count: int = 1
+) -> Any:
+    """Generate code for a pointer to array[at + ahead], or to a vector of `count` from there on.
+
+    Places count numbers, as in a flat array.
+    """
+    data = context.make_array(kind)(context, builder, array).data
+    pointer = builder.gep(data, [builder.add(at, at.type(ahead))])
+    if count == 1:
+        return pointer
+    return builder.bitcast(pointer, ir.VectorType(data.type.pointee, count).as_pointer())
+
+
 def _vector_at(
     context: Any, builder: Any, kind: Any, array: Any, at: Any, count: int | None = None
 ) -> tuple[Any, Any]:
-    data = context.make_array(kind)(context, builder, array).data
-    vector = ir.VectorType(data.type.pointee, count or lanes_of(kind.dtype).count)
-    return vector, builder.bitcast(builder.gep(data, [at]), vector.as_pointer())
+    count = count or lanes_of(kind.dtype).count
+    place = pointer_to(context, builder, kind, array, at, 0, count)
+    return place.type.pointee, place
 
 
 def _is_whole(builder: Any, n: Any, vector: Any) -> Any:
@@ -320,20 +334,6 @@ def add_sums(typingctx, values, array, at):  # pyright: ignore[reportUnusedParam
         return context.get_dummy_value()
 
     return types.void(values, array, types.uintp), codegen
-
-
-def pointer_to(
-    context: Any, builder: Any, kind: Any, array: Any, at: Any, ahead: int, count: int = 1
-) -> Any:
-    """Generate code for a pointer to array[at + ahead], or to a vector of `count` from there on.
-
-    Places count numbers, as in a flat array.
-    """
-    data = context.make_array(kind)(context, builder, array).data
-    pointer = builder.gep(data, [builder.add(at, at.type(ahead))])
-    if count == 1:
-        return pointer
-    return builder.bitcast(pointer, ir.VectorType(data.type.pointee, count).as_pointer())
 
 
 @intrinsic
