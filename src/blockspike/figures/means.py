@@ -1,12 +1,15 @@
 """Means over seeds of the runs in a table, by any of their settings."""
 
 import difflib
+import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
 from pandas.api.types import is_bool_dtype, is_numeric_dtype
+
+from blockspike.runs.renamed import OFF
 
 DEFAULT_METRICS = ("test_accuracy", "test_etv_15ms_median", "val_accuracy")
 """Metric of classifiers, of fits, and of folds, which are not tested."""
@@ -136,11 +139,22 @@ def _numbers_if_all_are(column: pd.Series) -> pd.Series:
         return column
 
 
-def mixed_settings(table: pd.DataFrame, by: Sequence[str]) -> list[str]:
-    """Settings in which rows that agree in `by` differ, apart from the seed and the fold."""
+def warn_of_mixed(table: pd.DataFrame, by: Sequence[str], figure: str, advice: str) -> None:
+    """Warn of settings in which runs of one point of a figure differ, apart from seed and fold.
+
+    Args:
+        table: the runs of the figure.
+        by: settings that tell its points apart.
+        figure: what the warning calls the figure.
+        advice: how to keep the runs apart.
+    """
     names = [n for n in _settings(table) if not n.startswith("data.fold")]
     codes = _codes(pd.DataFrame({name: setting(table, name) for name in by}, index=table.index))
-    return _differing(table, codes, [*names, *_made_by(table)])
+    if mixed := _differing(table, codes, names):
+        warnings.warn(
+            f"{figure}: runs of one point are averaged but differ in {', '.join(mixed)}; {advice}",
+            stacklevel=3,
+        )
 
 
 def varied_settings(table: pd.DataFrame) -> list[str]:
@@ -235,10 +249,16 @@ def _codes(settings: pd.DataFrame) -> pd.Series:
 
 
 def _differing(table: pd.DataFrame, codes: pd.Series, names: Iterable[str]) -> list[str]:
-    """Names of settings that tell apart rows of one code, each only if earlier ones do not."""
+    """Names of settings that tell apart rows of one code, each only if earlier ones do not.
+
+    An option that a run of an earlier version lacks was off.
+    """
     found = []
     for name in names:
-        both = pd.DataFrame({"codes": codes, "values": setting(table, name)})
+        values = setting(table, name)
+        if name in OFF:
+            values = pd.Series([OFF[name] if pd.isna(x) else x for x in values], table.index)
+        both = pd.DataFrame({"codes": codes, "values": values})
         finer = both.groupby(["codes", "values"], dropna=False, sort=False).ngroup()
         if finer.nunique() > codes.nunique():
             found.append(name)

@@ -14,6 +14,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from blockspike.figures.means import warn_of_mixed
 from blockspike.figures.style import save
 from blockspike.files import CONF
 
@@ -31,6 +32,7 @@ _COLUMNS = {
     "test_accuracy": "accuracy",
     "epoch_s": "epoch_s",
 }
+_OF_POINTS = ("experiment", "data_set", "method", "arp_ms", "surrogate", "detached")
 # name, name with its gradient, line style for figures where colours mean something else
 METHODS = {
     "fused": ("fused", "fused (standard gradient)", "-."),
@@ -124,7 +126,8 @@ def tidy(table: pd.DataFrame) -> pd.DataFrame:
     Columns get short names, and accuracy is in %.
 
     The experiment `paper_shd` is the paper's recipe for the panel `shd`, `shd` is ours, and
-    `shd_wide` is a recipe called "wide".
+    `shd_wide` is a recipe called "wide". Runs of one point that differ in more than the seed are
+    warned of.
 
     Raises:
         ValueError: there are such runs, but columns are missing.
@@ -154,7 +157,11 @@ def tidy(table: pd.DataFrame) -> pd.DataFrame:
     unknown = sorted(set(map(str, runs["method"])) - set(METHODS))
     if unknown:
         raise ValueError(f"table: method: expected {', '.join(METHODS)}, got {unknown[0]!r}")
-    return pd.DataFrame(runs[runs["surrogate"].isin(SURROGATES)])
+    runs = pd.DataFrame(runs[runs["surrogate"].isin(SURROGATES)])
+    by = [column for column, name in _COLUMNS.items() if name in _OF_POINTS]
+    advice = "give them another experiment_name, such as shd_wide"
+    warn_of_mixed(pd.DataFrame(table.loc[runs.index]), by, "figures of experiments", advice)
+    return runs
 
 
 def draw_line(

@@ -1,7 +1,6 @@
 """The paper's figure on recordings: explained variance and fit times, published and ours."""
 
 import statistics
-import warnings
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -9,7 +8,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
-from blockspike.figures.means import mixed_settings, setting
+from blockspike.figures.means import setting, warn_of_mixed
 from blockspike.figures.paper_numbers import paper_numbers
 from blockspike.figures.style import BLUE, GREY, ORANGE, label_log_axis, save
 
@@ -58,12 +57,8 @@ def recordings(table: pd.DataFrame, folder: Path) -> list[Path]:
     numbers = ("data.dt_ms", "population.arp_ms", "population.n_starts")
     fits = fits.assign(**{name: setting(fits, name) for name in numbers})
     point = ["data_set", "recipe", "data.dt_ms", "population.arp_ms", "population.method"]
-    if mixed := mixed_settings(fits, point):
-        warnings.warn(
-            f"figure=recordings: fits of one point are averaged but differ in {', '.join(mixed)}; "
-            "experiment_name=NAME draws those of one experiment",
-            stacklevel=2,
-        )
+    advice = "experiment_name=NAME draws those of one experiment"
+    warn_of_mixed(fits, point, "figure=recordings", advice)
     paths = []
     for data_set, own in _groups(fits, "data_set") or [(_NOBODY, fits)]:
         figure, axes = plt.subplot_mosaic(

@@ -6,7 +6,7 @@ from typing import Any, cast
 
 from omegaconf import DictConfig, OmegaConf
 
-from blockspike.runs.renamed import former_target
+from blockspike.runs.renamed import OFF, former_target
 
 # Keys that may differ between two starts of one run: places and display.
 _NOT_CONTENT = (
@@ -23,30 +23,6 @@ _NOT_CONTENT = (
     "search",
     "pruning",  # a run with it is a part of the run without it
 )
-
-# Option → its value when it is off. Older configurations lack it, so it is then no content.
-_OFF = {
-    ("trainer", "precision"): "32-true",
-    ("trainer", "gradient_clip_algorithm"): None,
-    ("trainer", "accumulate_grad_batches"): 1,
-    ("optimizer", "fused"): None,
-    ("model", "batch_norm"): False,
-    ("model", "recurrent_dropout"): 0.0,
-    ("model", "recurrent_max_delay"): 0,
-    ("network", "init"): "default",
-    ("network", "recurrent_init"): "default",
-    ("network", "skip_steps"): 0,
-    ("data", "channel_time_jitter_ms"): 0.0,
-    ("data", "replaced"): 0.0,
-    ("data", "unchanged"): 0.0,
-    ("data", "electrode"): None,
-    ("data", "compensation"): None,
-    ("data", "train_warm_up_s"): 0.0,
-    ("fit", "voltage_weight"): 0.0,
-    ("fit", "prior_weight"): 0.0,
-    ("data", "noise"): "membrane",  # of synthetic cells
-    ("data", "neuron"): "alif",  # of synthetic cells
-}
 
 
 def settings_of(cfg: DictConfig) -> dict[str, Any]:
@@ -65,7 +41,8 @@ def settings_of(cfg: DictConfig) -> dict[str, Any]:
 def content_of(cfg: DictConfig) -> dict[str, Any]:
     """Settings without options that are off: what a run's result depends on."""
     content = settings_of(cfg)
-    for (node, key), off in _OFF.items():
+    for name, off in OFF.items():
+        node, key = name.split(".")
         part = content.get(node) or {}
         if key in part and part[key] == off:
             del part[key]

@@ -1,4 +1,4 @@
-"""Names that have changed: old overrides are refused with the new name, old tables converted."""
+"""What earlier versions lacked or named otherwise: old overrides are refused, tables converted."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -25,6 +25,29 @@ _CLASSES = {  # old value of `fit.parameters` → class of the population
 }
 _LAYER, _FORMER_LAYER = ".EulerAdLIFLayer", ".AdLIFLayer"  # of SE-adLIF and EF-adLIF
 _FIT_KEYS = {"survival_every": "resample_every", "survivors": "elite_fraction", "root": "loss"}
+OFF = {
+    "trainer.precision": "32-true",
+    "trainer.gradient_clip_algorithm": None,
+    "trainer.accumulate_grad_batches": 1,
+    "optimizer.fused": None,
+    "model.batch_norm": False,
+    "model.recurrent_dropout": 0.0,
+    "model.recurrent_max_delay": 0,
+    "network.init": "default",
+    "network.recurrent_init": "default",
+    "network.skip_steps": 0,
+    "data.channel_time_jitter_ms": 0.0,
+    "data.replaced": 0.0,
+    "data.unchanged": 0.0,
+    "data.electrode": None,
+    "data.compensation": None,
+    "data.train_warm_up_s": 0.0,
+    "fit.voltage_weight": 0.0,
+    "fit.prior_weight": 0.0,
+    "data.noise": "membrane",  # of synthetic cells
+    "data.neuron": "alif",  # of synthetic cells
+}
+"""Options that earlier versions lacked, with their values when they are off."""
 
 
 def check_names(command: str, overrides: Iterable[str]) -> None:
