@@ -463,6 +463,11 @@ class EulerAdLIFLayer(NeuronLayer):
             values = torch.linspace(low, high, n_units)[torch.randperm(n_units)]
             bounds = (float(low), float(high))
             if argument.startswith("tau"):
+                if high < dt_ms / 7 or low > 1e5 * dt_ms:  # seconds, or a step in seconds
+                    raise ValueError(
+                        f"{argument}: expected ms, of a seventh of a step to 100,000 steps of "
+                        f"{dt_ms:g} ms, got {list(limits)}"
+                    )
                 bounds = (decay(low, dt_ms), decay(high, dt_ms))
                 values = torch.exp(-dt_ms / values).clamp(*bounds)
             self.add_bounded(name, values, bounds, True, argument)
