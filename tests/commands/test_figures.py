@@ -52,6 +52,7 @@ def test_a_sweep_is_drawn_with_its_source(blockspike, tmp_path):
     [
         ("figure=sweep x=n_hidden", "x: expected one of network.n_hidden, got 'n_hidden'"),
         ("figure=sweep metric=loss", "metric: expected one of "),
+        ("figure=epochs", "`blockspike collect` writes, got a table without run"),
         ("figure=sweep experiment_name=defualt", "experiment_name: expected one of default, got"),
         (
             "figure=classification color=model",

@@ -96,7 +96,7 @@ def test_without_runs_the_command_is_shown():
 
 
 def test_missing_columns_and_repeated_seeds_are_named():
-    with pytest.raises(ValueError, match="expected columns n_epochs"):
+    with pytest.raises(ValueError, match="a table without n_epochs"):
         neuron_figures(table(ALIF).drop(columns="n_epochs"))
     with pytest.raises(ValueError, match="got several of experiment digits"):
         neuron_figures(pd.concat([table(ALIF), table(ALIF)]))

@@ -490,7 +490,10 @@ def test_an_adlif_layer_equals_its_function(euler):
     [
         ({"euler": "backward"}, "euler: expected one of"),
         ({"tau_membrane_ms": (25.0, 5.0)}, "tau_membrane_ms: expected .least, most."),
-        ({"tau_membrane_ms": (0.005, 0.025)}, "tau_membrane_ms: expected ms, of a seventh of a step"),
+        (
+            {"tau_membrane_ms": (0.005, 0.025)},
+            "tau_membrane_ms: expected ms, of a seventh of a step",
+        ),
         ({"a": (1.0,)}, "^a: expected .least, most."),
         ({"tau_adaptation_ms": (0.0, 5.0)}, "tau_ms, dt_ms: expected values > 0"),
         ({"recurrent_delay": 0}, "recurrent_delay: expected an integer ≥ 1"),

@@ -24,7 +24,7 @@ from blockspike.figures.speed import speed, tradeoff
 from blockspike.figures.style import use_style
 from blockspike.figures.surrogates import detach, surrogates
 from blockspike.figures.sweep import roles, sweep
-from blockspike.figures.tables import read_table
+from blockspike.figures.tables import read_table, require_columns
 from blockspike.files import read_json
 from blockspike.runs.run import Run
 from blockspike.training.metrics_table import read_metrics
@@ -129,6 +129,7 @@ def _sweep(table: pd.DataFrame, folder: Path, cfg: DictConfig) -> Path:
 
 
 def _epochs(table: pd.DataFrame, folder: Path, cfg: DictConfig) -> Path:
+    require_columns(table, ("run", "experiment"))
     metrics = [read_metrics(Path(cfg.output_dir) / run / "metrics.csv") for run in table["run"]]
     curves = mean_curves(table, metrics, cfg.color)
     for curve in curves:

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 
 from blockspike.figures.panels import plural_range, slug, where
 from blockspike.figures.style import BLUE, GREY, save
+from blockspike.figures.tables import require_columns
 
 # score of `fits.csv` → what it is; all but the last are better the higher they are
 SCORES = {
@@ -49,9 +50,7 @@ def compared(table: pd.DataFrame) -> pd.DataFrame:
     if "neuron" not in table:
         raise ValueError("table: expected fits made by `blockspike fit`, got none")
     fits = pd.DataFrame(table[table["neuron"].notna()])
-    missing = [name for name in _COLUMNS if name not in fits]
-    if missing:
-        raise ValueError(f"table: expected columns {', '.join(missing)}, got a table without them")
+    require_columns(fits, _COLUMNS)
     options = [
         name for name in fits
         if "." in str(name) and not str(name).startswith(("version.", "data.fold"))

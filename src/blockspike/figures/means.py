@@ -9,6 +9,7 @@ from typing import Any
 import pandas as pd
 from pandas.api.types import is_bool_dtype, is_numeric_dtype
 
+from blockspike.figures.tables import require_columns
 from blockspike.runs.renamed import OFF
 
 DEFAULT_METRICS = ("test_accuracy", "test_etv_15ms_median", "val_accuracy")
@@ -68,10 +69,11 @@ def of_experiment(table: pd.DataFrame, name: str | None) -> pd.DataFrame:
     """Rows of one experiment; None = all.
 
     Raises:
-        ValueError: no row is of this experiment.
+        ValueError: no row is of this experiment, or the table has no column of it.
     """
     if name is None:
         return table
+    require_columns(table, ["experiment"])
     names = sorted({str(x) for x in table["experiment"]})
     if name not in names:
         raise ValueError(f"experiment_name: expected {_near(name, names)}, got {name!r}")
@@ -257,7 +259,8 @@ def _differing(table: pd.DataFrame, codes: pd.Series, names: Iterable[str]) -> l
     for name in names:
         values = setting(table, name)
         if name in OFF:
-            values = pd.Series([OFF[name] if pd.isna(x) else x for x in values], table.index)
+            known = [OFF[name] if pd.isna(x) else x for x in values]
+            values = pd.Series(known, table.index, dtype=object)
         both = pd.DataFrame({"codes": codes, "values": values})
         finer = both.groupby(["codes", "values"], dropna=False, sort=False).ngroup()
         if finer.nunique() > codes.nunique():

@@ -19,6 +19,7 @@ from blockspike.figures.panels import (
     where,
 )
 from blockspike.figures.style import BLUE, GREEN, GREY, ORANGE, PURPLE, YELLOW
+from blockspike.figures.tables import require_columns
 
 EXPERIMENTS = ("digits", "se_adlif")
 # columns that a row must have, and columns that ALIF's rows may lack
@@ -54,13 +55,10 @@ def neuron_figures(table: pd.DataFrame) -> dict[str, Figure]:
     Raises:
         ValueError: columns are missing, or two runs of a recipe have the same seed.
     """
-    if "experiment" not in table:
-        raise ValueError("table: expected the columns that `blockspike collect` writes")
+    require_columns(table, ["experiment"])
     chosen = where(table, "experiment", list(EXPERIMENTS))
-    missing = [] if chosen.empty else [name for name in _COLUMNS if name not in chosen]
-    if missing:
-        raise ValueError(f"table: expected columns {', '.join(missing)}, got a table without them")
     if not chosen.empty:  # those that hold out a speaker are not tested
+        require_columns(chosen, _COLUMNS)
         chosen = chosen.dropna(subset="test_accuracy")
     if chosen.empty:
         return {"neurons": _figure(None, "no runs")}

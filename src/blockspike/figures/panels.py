@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 
 from blockspike.figures.means import warn_of_mixed
 from blockspike.figures.style import save
+from blockspike.figures.tables import require_columns
 from blockspike.files import CONF
 
 # column of the table → name in this module
@@ -138,12 +139,7 @@ def tidy(table: pd.DataFrame) -> pd.DataFrame:
             table = table.reindex(columns=list(_COLUMNS))
     if "model.surrogate._target_" in table and "model.surrogate" not in table:
         table = table.assign(**{"model.surrogate": None})
-    missing = [name for name in _COLUMNS if name not in table]
-    if missing:
-        raise ValueError(
-            f"table: expected the columns that `blockspike collect` writes, "
-            f"got a table without {', '.join(missing)}"
-        )
+    require_columns(table, _COLUMNS)
     runs = pd.DataFrame({name: table[column] for column, name in _COLUMNS.items()})
     # A column with "reset" in it is of text.
     runs["detached"] = [{"True": True, "False": False}.get(x, x) for x in runs["detached"]]

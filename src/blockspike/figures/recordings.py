@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 from blockspike.figures.means import setting, warn_of_mixed
 from blockspike.figures.paper_numbers import paper_numbers
 from blockspike.figures.style import BLUE, GREY, ORANGE, label_log_axis, save
+from blockspike.figures.tables import require_columns
 
 _SCORE = "test_etv_15ms"
 _COLUMNS = (
@@ -50,9 +51,8 @@ def recordings(table: pd.DataFrame, folder: Path) -> list[Path]:
     recipes = [str(target).rpartition(".")[2] for target in fits["population._target_"]]
     fits = fits.assign(recipe=recipes)
     fits = pd.DataFrame(fits[fits["recipe"].isin(list(_RECIPES))])
-    missing = [name for name in _COLUMNS if name not in table]
-    if missing and len(fits):
-        raise ValueError(f"table: expected columns {', '.join(missing)}, got a table without them")
+    if len(fits):
+        require_columns(table, _COLUMNS)
     # Text where a table also has lists, such as the range of a GIF's refractory period.
     numbers = ("data.dt_ms", "population.arp_ms", "population.n_starts")
     fits = fits.assign(**{name: setting(fits, name) for name in numbers})

@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 
 from blockspike.figures.paper_numbers import paper_numbers
 from blockspike.figures.style import BLUE, GREEN, GREY, METHOD_COLOURS, ORANGE, label_log_axis, save
+from blockspike.figures.tables import require_columns
 
 _BATCHES = (32, 64, 128)
 _STEPS = {512: (BLUE, "o"), 1024: (ORANGE, "s"), 2048: (GREEN, "^")}
@@ -54,12 +55,7 @@ def tradeoff(table: pd.DataFrame, folder: Path) -> list[Path]:
 
 
 def _studies(table: pd.DataFrame) -> set[str]:
-    missing = [name for name in _COLUMNS if name not in table]
-    if missing:
-        raise ValueError(
-            "table: expected the columns that `blockspike benchmark` writes, "
-            f"got a table without {', '.join(missing)}"
-        )
+    require_columns(table, _COLUMNS, "blockspike benchmark")
     if len(table.groupby(["cpu", "threads", "git_sha"], dropna=False)) > 1:
         raise ValueError("table: expected rows of one machine and commit, got several")
     return set(table["study"].tolist())

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -56,6 +57,21 @@ def read_table(path: Path) -> tuple[pd.DataFrame, Source]:
         )
     table = with_new_names(readers[path.suffix](path))
     return table, source_of(path, len(table))
+
+
+def require_columns(
+    table: pd.DataFrame, names: Iterable[str], command: str = "blockspike collect"
+) -> None:
+    """Refuse a table without the columns that a command writes.
+
+    Raises:
+        ValueError: columns are missing; it names them.
+    """
+    if missing := [name for name in names if name not in table]:
+        raise ValueError(
+            f"table: expected the columns that `{command}` writes, got a table without "
+            f"{', '.join(missing)}"
+        )
 
 
 def source_of(path: Path, n_rows: int) -> Source:
