@@ -1,4 +1,4 @@
-"""What earlier versions lacked or named otherwise: old overrides are refused, tables converted."""
+"""Names of earlier versions: old overrides are refused, old tables converted."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
