@@ -71,14 +71,13 @@ def test_a_fit_of_every_electrode_has_the_hash_of_a_fit_without_the_option():
         ("data.compensation=null", "data.compensation=aec"),
         ("fit.voltage_weight=0", "fit.voltage_weight=1"),
         ("fit.prior_weight=0", "fit.prior_weight=1"),
-        ("fit.resample_groups=1", "fit.resample_groups=2"),
     ],
 )
 @pytest.mark.parametrize("fit", ["multistart", "likelihood"])
-def test_voltage_prior_and_groups_are_no_content_of_a_fit_without_them(off, on, fit):
+def test_voltage_and_prior_are_no_content_of_a_fit_without_them(off, on, fit):
     plain = content(f"fit={fit}", command="fit")
     assert "compensation" not in plain["data"]
-    assert not {"voltage_weight", "prior_weight", "resample_groups"} & set(plain["fit"])
+    assert not {"voltage_weight", "prior_weight"} & set(plain["fit"])
     assert content(f"fit={fit}", off, command="fit") == plain
     assert content(f"fit={fit}", on, command="fit") != plain
 

@@ -103,7 +103,7 @@ def _of_replicates(cfg: DictConfig) -> DictConfig:
     least = min(_LEAST_EPOCHS, cfg.trainer.max_epochs)
     share = _SHARE_OF_EPOCHS[cfg.fit.loss == "likelihood"]
     own.trainer.max_epochs = max(least, cfg.trainer.max_epochs // share)
-    own.fit.first_tau_ms, own.fit.resample_groups = None, 1
+    own.fit.first_tau_ms = None
     own.seed = cfg.seed + 1
     own.logger = own.callbacks = None
     return own

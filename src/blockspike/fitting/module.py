@@ -47,9 +47,7 @@ class NeuronFittingModule(pl.LightningModule):
     Each start follows its own gradient. With `resample_every`, the starts of a cell that are
     furthest from its recording are replaced by perturbed copies of the nearest ones: descent alone
     gets stuck, because the distance of a deterministic spike train is rough, and selection alone
-    overfits. The starts of a cell soon become one family, near one minimum. With `resample_groups`
-    each group of starts is a family of its own (islands of a genetic algorithm; Whitley, Rana &
-    Heckendorn 1999, Journal of Computing and Information Technology 7, 33).
+    overfits.
 
     The result for a cell is the parameters, of any start and epoch, with the smallest distance over
     fitted and held-out steps together (epochs before τ reaches `tau_ms` do not count). With noise,
@@ -70,9 +68,7 @@ class NeuronFittingModule(pl.LightningModule):
             unexplained costs, for each recorded spike. It is added to the distance, too. 0 = the
             spikes alone.
         resample_every: epochs between selections; None = starts stay independent.
-        resample_groups: number of groups into which a cell's starts are divided; each selects by
-            itself.
-        elite_fraction: share of a group's starts that survive a selection.
+        elite_fraction: share of a cell's starts that survive a selection.
         perturbation: (first, last) standard deviation of the copies' changes.
         gradient_clip: largest norm of a start's gradient; None = no limit.
         patience: epochs without a smaller loss after which a cell stops; None = never.
@@ -100,7 +96,6 @@ class NeuronFittingModule(pl.LightningModule):
         prior_weight: float = 0.0,
         voltage_weight: float = 0.0,
         resample_every: int | None = None,
-        resample_groups: int = 1,
         elite_fraction: float = 0.25,
         perturbation: tuple[float, float] = (0.3, 0.02),
         gradient_clip: float | None = None,
@@ -119,15 +114,6 @@ class NeuronFittingModule(pl.LightningModule):
         for name, count in (("resample_every", resample_every), ("patience", patience)):
             if count is not None and count < 1:
                 raise ValueError(f"{name}: expected an integer ≥ 1 or null, got {count}")
-        if resample_groups < 1 or population.n_starts % resample_groups:
-            raise ValueError(
-                f"resample_groups: expected a divisor of the number of starts, "
-                f"{population.n_starts}, got {resample_groups}"
-            )
-        if resample_groups > 1 and not resample_every:
-            raise ValueError(
-                f"resample_groups: expected 1 without selections, got {resample_groups}"
-            )
         if not 0 <= voltage_weight < math.inf or (voltage_weight and loss == "distance"):
             raise ValueError(
                 "voltage_weight: expected a number ≥ 0, and 0 for loss=distance, got "
@@ -143,8 +129,7 @@ class NeuronFittingModule(pl.LightningModule):
         self.n_epochs, self.loss, self.voltage_weight = n_epochs, loss, voltage_weight
         self.prior_weight = prior_weight
         self.tau_ms, self.first_tau_ms = tau_ms, first_tau_ms or tau_ms
-        self.resample_every, self.resample_groups = resample_every, resample_groups
-        self.elite_fraction = elite_fraction
+        self.resample_every, self.elite_fraction = resample_every, elite_fraction
         self.perturbation, self.gradient_clip = tuple(perturbation), gradient_clip
         self.patience, self.decay_lr, self.seed = patience, decay_lr, seed
         shape = (population.n_cells, population.n_starts)
@@ -333,15 +318,14 @@ class NeuronFittingModule(pl.LightningModule):
             self.trainer.should_stop = True
 
     def _select(self) -> None:
-        """Replace the worst starts of each group by perturbed copies of its best ones."""
-        loss = self.loss_of_starts.reshape(len(self.loss_of_starts) * self.resample_groups, -1)
-        device = loss.device
-        n_groups, n_starts = loss.shape
+        """Replace the worst starts of each cell by perturbed copies of its best ones."""
+        device = self.loss_of_starts.device
+        n_cells, n_starts = self.loss_of_starts.shape
         n_best = max(1, round(self.elite_fraction * n_starts))
         generator = torch.Generator().manual_seed(self._epoch_seed())
-        order = _ranked(loss).argsort(1)
-        pick = torch.randint(n_best, (n_groups, n_starts - n_best), generator=generator).to(device)
-        first = torch.arange(n_groups, device=device).unsqueeze(1) * n_starts
+        order = _ranked(self.loss_of_starts).argsort(1)
+        pick = torch.randint(n_best, (n_cells, n_starts - n_best), generator=generator).to(device)
+        first = torch.arange(n_cells, device=device).unsqueeze(1) * n_starts
         source = (order.gather(1, pick) + first).flatten()
         target = (order[:, n_best:] + first).flatten()
         share = self.current_epoch / max(self.n_epochs - 1, 1)

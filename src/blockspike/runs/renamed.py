@@ -44,7 +44,6 @@ OFF = {
     "data.train_warm_up_s": 0.0,
     "fit.voltage_weight": 0.0,
     "fit.prior_weight": 0.0,
-    "fit.resample_groups": 1,
     "data.noise": "membrane",  # of synthetic cells
     "data.neuron": "alif",  # of synthetic cells
 }
