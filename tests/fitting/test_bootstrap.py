@@ -39,7 +39,7 @@ def test_trials_are_drawn_within_their_segment():
     assert drawn.target.shape == drawn.current.shape == (T, 2, N)
     assert (drawn.how, drawn.inflation) == (
         ["trials"],
-        pytest.approx(OF_RESAMPLED[0] * np.sqrt(4 / 3)),
+        pytest.approx(OF_RESAMPLED * np.sqrt(4 / 3)),
     )
     assert torch.equal(drawn.current, data.current.expand(-1, -1, N))
     for segment, trains in enumerate(data.trains[0]):
@@ -54,7 +54,7 @@ def test_segments_are_drawn_too_where_there_are_enough():
     drawn = resample(data, neuron(), N, 0.5, seed=0)
     assert (drawn.how, drawn.inflation) == (
         ["segments"],
-        pytest.approx(OF_RESAMPLED[0] * np.sqrt(6 / 5)),
+        pytest.approx(OF_RESAMPLED * np.sqrt(6 / 5)),
     )
     original = {tuple(x.tolist()) for x in data.current[:, :, 0].T}
     for replicate in range(N):
@@ -69,7 +69,7 @@ def test_segments_are_drawn_too_where_there_are_enough():
 
 def test_a_single_trial_is_simulated_by_a_neuron_with_noise():
     drawn = resample(part(1), neuron(), N, 0.5, seed=0)
-    assert (drawn.how, drawn.inflation.tolist()) == (["simulated trials"], [OF_SIMULATED[0]])
+    assert (drawn.how, drawn.inflation.tolist()) == (["simulated trials"], [OF_SIMULATED])
     assert len(torch.unique(drawn.target[:, 0], dim=1)[0]) > 10
     silent = resample(part(1), neuron(noise=0.0), N, 0.5, seed=0)
     assert silent.how == [""] and np.isnan(silent.inflation).all()
@@ -90,7 +90,7 @@ def test_blocks_of_a_voltage_are_drawn_beside_trials():
     own = voltage_of(data)
     drawn = resample(data, neuron(), N, dt_ms, seed=0, voltage=own)
     assert drawn.how == ["trials and blocks of the voltage"]
-    assert drawn.inflation == pytest.approx(OF_RESAMPLED[0] * np.sqrt(4 / 3))
+    assert drawn.inflation == pytest.approx(OF_RESAMPLED * np.sqrt(4 / 3))
     assert torch.equal(drawn.target, resample(data, neuron(), N, dt_ms, seed=0).target)
     assert drawn.voltage is not None
     mv, weight, spikes = drawn.voltage
@@ -126,7 +126,7 @@ def test_too_few_blocks_of_a_voltage_give_no_interval():
     alone = part(1)
     drawn = resample(alone, neuron(), 2, 20.0, seed=0, voltage=voltage_of(alone))  # 6 blocks
     assert drawn.how == ["simulated trials and blocks of the voltage"]
-    assert drawn.inflation == pytest.approx(OF_SIMULATED[0] * np.sqrt(6 / 5))
+    assert drawn.inflation == pytest.approx(OF_SIMULATED * np.sqrt(6 / 5))
     settling = Part(alone.current, alone.trains, [T - 75])  # 3 blocks that are fitted
     drawn = resample(settling, neuron(), 2, 20.0, seed=0, voltage=voltage_of(alone))
     assert drawn.how == [""]

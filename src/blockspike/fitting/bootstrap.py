@@ -21,8 +21,7 @@ _VOLTAGE = "blocks of the voltage"
 _Z = 1.645  # of a normal distribution, whose 90 % lie within ± z standard deviations
 # Replicates stay nearer to the fit than fits to new data would be: by these factors, found on cells
 # with known parameters (docs/howto/fit_your_own_neuron.md).
-# First by the van Rossum distance, then by the likelihood.
-OF_RESAMPLED, OF_SIMULATED = (1.4, 1.2), (2.1, 1.2)
+OF_RESAMPLED, OF_SIMULATED = 1.4, 2.1  # the second by the van Rossum distance alone
 _WIDE = 0.5  # share of a value by which an interval may reach beyond it, where data constrain it
 
 
@@ -143,7 +142,8 @@ def _inflation(counts: dict[str, int], by_likelihood: bool) -> float:
         return np.nan
     n = counts.get("segments") or min((n for n in counts.values() if n), default=0)
     few = np.sqrt(n / (n - 1)) if n else 1.0
-    return few * (OF_SIMULATED if "simulated trials" in counts else OF_RESAMPLED)[by_likelihood]
+    simulated = "simulated trials" in counts and not by_likelihood
+    return few * (OF_SIMULATED if simulated else OF_RESAMPLED)
 
 
 def _blocks(weight: np.ndarray, first: int, dt_ms: float) -> np.ndarray:
