@@ -58,7 +58,7 @@ def test_points_are_those_of_the_table(tmp_path, drawn):
 
 
 def test_a_table_of_fits_without_scores_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="a table without .*test_etv_15ms_median"):
+    with pytest.raises(ValueError, match="a table without test_etv_15ms_median"):
         recordings(fits().drop(columns="test_etv_15ms_median"), tmp_path)
 
 

@@ -153,11 +153,11 @@ def tidy(table: pd.DataFrame) -> pd.DataFrame:
     unknown = sorted(set(map(str, runs["method"])) - set(METHODS))
     if unknown:
         raise ValueError(f"table: method: expected {', '.join(METHODS)}, got {unknown[0]!r}")
-    runs = pd.DataFrame(runs[runs["surrogate"].isin(SURROGATES)])
+    is_drawn = runs["surrogate"].isin(SURROGATES)
     by = [column for column, name in _COLUMNS.items() if name in _OF_POINTS]
     advice = "give them another experiment_name, such as shd_wide"
-    warn_of_mixed(pd.DataFrame(table.loc[runs.index]), by, "figures of experiments", advice)
-    return runs
+    warn_of_mixed(pd.DataFrame(table[is_drawn]), by, "figures of experiments", advice)
+    return pd.DataFrame(runs[is_drawn])
 
 
 def draw_line(
