@@ -45,6 +45,9 @@ def test_folds_are_validated_but_not_tested(blockspike, tmp_path):
     for command in ("evaluate", "figures"):
         refused = blockspike(command, f"run={runs(tmp_path)[0]}", check=False)
         assert "expected a tested run, got a fold" in refused.stderr
+    (runs(tmp_path)[1] / "metrics.csv").unlink()
+    (line,) = blockspike("figures", "figure=epochs", check=False).stderr.splitlines()
+    assert "metrics.csv: expected a row per epoch, got no file" in line
 
 
 @pytest.mark.slow

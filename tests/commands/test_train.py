@@ -303,6 +303,10 @@ def test_a_folder_in_use_is_refused(blockspike, tmp_path, data_dir):
             "trainer.gradient_clip_algorithm=max",
             ("trainer.gradient_clip_algorithm", "value", "max"),
         ),
+        (
+            "trainer.gradient_clip_algorithm=value",
+            ("trainer.gradient_clip_algorithm: expected null", "gradient_clip_val, which is null"),
+        ),
         ("trainer.accumulate_grad_batches=0", ("trainer.accumulate_grad_batches", "≥ 1", "0")),
         ("trainer.precision=16-mixed", ("trainer.precision: expected 32-true", "16-mixed")),
         ("trainer.precision=bf16-true", ("trainer.precision: expected 32-true", "bf16-true")),

@@ -343,6 +343,15 @@ def test_an_electrode_that_fails_is_named_and_the_other_is_fitted(tmp_path):
         missing.setup()
 
 
+def test_suffixes_in_capitals_are_recordings(tmp_path):
+    write(tmp_path / "a.npz")
+    (tmp_path / "a.npz").rename(tmp_path / "A.NPZ")
+    for path in (tmp_path, tmp_path / "A.NPZ"):
+        data = RecordingsDataModule(path)
+        data.setup()
+        assert data.names == ["A"]
+
+
 def test_folders_of_igor_waves_are_cells(tmp_path):
     pytest.importorskip("igor2")
     voltage = membrane_mv([50.0, 90.0, 150.0, 190.0], 2000, 0.1)

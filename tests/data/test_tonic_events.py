@@ -375,10 +375,13 @@ def test_the_five_lines_of_the_page(tmp_path, monkeypatch, blockspike):
     archives = SETS["DVSGesture"](tmp_path)
     publish(monkeypatch, "DVSGesture", archives)
     place(tmp_path / "raw", archives)
-    done = blockspike(
-        "prepare", "--config-dir", "my_conf", "data=gestures", "data.path=a.h5", "data.raw=raw"
-    )
-    assert done.stdout == "DVSGesture: 33 training and 11 test recordings in a.h5\n"
+    prepare = ("prepare", "--config-dir", "my_conf", "data=gestures", "data.path=a.h5")
+    counts = "DVSGesture: 33 training and 11 test recordings in a.h5\n"
+    done = blockspike(*prepare, "data.raw=raw")
+    assert done.stdout == counts and "already" not in done.stderr
+    again = blockspike(*prepare, "data.raw=raw")
+    advice = "a.h5 was there already; to prepare raw, delete that file or name another data.path\n"
+    assert (again.stdout, again.stderr) == (counts, advice)
 
 
 def test_a_set_must_be_chosen(blockspike):

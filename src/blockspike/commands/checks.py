@@ -117,6 +117,11 @@ def _check_gradient(cfg: DictConfig) -> None:
         raise ValueError(
             f"trainer.gradient_clip_algorithm: expected norm, value or null, got {algorithm!r}"
         )
+    if algorithm is not None and value is None:
+        raise ValueError(
+            "trainer.gradient_clip_algorithm: expected null without trainer.gradient_clip_val, "
+            f"which is null, got {algorithm}"
+        )
     n_batches = cfg.trainer.get("accumulate_grad_batches", 1)
     if type(n_batches) is not int or n_batches < 1:
         raise ValueError(

@@ -22,8 +22,12 @@ def prepare(cfg: DictConfig) -> None:
         print(f"{data.title}: {cells} can be fitted in {data.path}")
         return
     assert isinstance(data, EventDataModule)
+    is_unread = data.path.exists() and data.raw.exists()
     path = data.prepare()
     data.setup()
+    if is_unread:
+        advice = f"to prepare {data.raw}, delete that file or name another data.path"
+        print(f"{path} was there already; {advice}", file=sys.stderr)
     own = "" if data.val is data.train else f", {len(data.val)} validation"
     counts = f"{len(data.train)} training{own} and {len(data.test)} test recordings"
     print(f"{data.name}: {counts} in {path}")

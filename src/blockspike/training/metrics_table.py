@@ -13,8 +13,11 @@ def read_metrics(path: Path) -> pd.DataFrame:
     of older pandas is not used, because it is off by one unit in the last place.
 
     Raises:
+        FileNotFoundError: there is no such file.
         ValueError: the file is damaged.
     """
+    if not path.exists():
+        raise FileNotFoundError(f"{path}: expected a row per epoch, got no file")
     try:
         whole_lines = path.read_text().rpartition("\n")[0].splitlines()
         rows = [
