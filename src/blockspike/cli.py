@@ -21,6 +21,7 @@ from blockspike.commands.overrides import (
     OF_OVERRIDES,
     RUNS,
     as_override,
+    check_has_key,
     is_override,
 )
 from blockspike.files import CONF
@@ -98,7 +99,7 @@ def _succeeds(name: str) -> bool:
                 run_here(name, cfg)
             return _value(name, cfg)
         except EXPECTED as error:  # caught here because Hydra would print its overrides first
-            report(name, error, full)
+            report(name, explained(error, sys.argv[1:]), full)
             failed = True
         finally:
             if name in RUNS:  # Hydra makes the run's folder even if the run is then refused
@@ -107,7 +108,8 @@ def _succeeds(name: str) -> bool:
 
     try:
         if name not in COMMANDS:
-            raise ValueError(f"command: expected one of {', '.join(COMMANDS)}, got {name!r}")
+            hint = "; flags follow the command" if name.startswith("-") else ""
+            raise ValueError(f"command: expected one of {', '.join(COMMANDS)}, got {name!r}{hint}")
         sys.argv = [f"blockspike {name}", *_arguments(name)]
         if name in RUNS:
             check_names(name, sys.argv[1:])
@@ -128,6 +130,8 @@ def _succeeds(name: str) -> bool:
         failed = True
     finally:
         os.environ["HYDRA_FULL_ERROR"] = wished
+    if failed and not RecordSweep.planned:
+        return False
     done = sweep_is_done()
     if name == "fit" and (folders := finished_runs()):
         import_module("blockspike.commands.compare").compare_fits(RecordSweep.output_dir, folders)
@@ -167,10 +171,14 @@ def _completion(arguments: list[str]) -> None:
 
 
 def _with_key(command: str, argument: str, before: str) -> str:
-    """Turn the path that `inspect` takes without a key into an override."""
-    is_value = before in ("--cfg", "-c", "--package", "-p")
-    is_path = not (argument.startswith("-") or is_value or is_override(argument))
-    return f"path={argument}" if command == "inspect" and is_path else argument
+    """Turn the path that `inspect` takes without a key into an override; refuse another one."""
+    is_value = before.startswith("-") and before not in ("-m", "--multirun")  # of a flag
+    if argument.startswith("-") or is_value:
+        return argument
+    if command == "inspect" and not is_override(argument):
+        return f"path={argument}"
+    check_has_key(command, argument)
+    return argument
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from omegaconf.errors import (
 from blockspike.files import CONF
 
 _NO_GROUP = re.compile(r"Could not override '([^']+)'\. No match in the defaults list")
+_MISSING = re.compile(r"Missing mandatory value: (\S+)")
 _VALUE = re.compile(r"Error merging override \+*([^=]+)=(.*)", re.DOTALL)
 _TYPES = {
     "Integer": ("an integer", "integers"),
@@ -52,7 +53,10 @@ def check_choices(overrides: Iterable[str]) -> None:
 
 
 def explained(error: Exception, overrides: Iterable[str]) -> Exception:
-    """The error in our words if an override has a wrong key, option or type; else as it is."""
+    """The error in our words if an override is missing or has a wrong key, option or type."""
+    if isinstance(error, OmegaConfBaseException) and (found := _MISSING.search(str(error))):
+        key = found[1]
+        return ValueError(f"{key}: expected a value, got nothing; set it with {key}=…")
     if isinstance(error, MissingConfigException) and error.options:
         group, _, option = str(error.missing_cfg_file).rpartition("/")
         known = ", ".join(error.options)

@@ -20,7 +20,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.basecontainer import BaseContainer
 
 from blockspike.commands.choices import check_choices, explained, hide_schemas
-from blockspike.commands.overrides import COMMANDS, OF_OVERRIDES, RUNS, as_override
+from blockspike.commands.overrides import COMMANDS, OF_OVERRIDES, RUNS, as_override, check_has_key
 from blockspike.files import CONF
 from blockspike.runs.renamed import check_names
 from blockspike.runs.run import one_line
@@ -57,6 +57,8 @@ def compose(
         raise ValueError(f"command: expected one of {', '.join(COMMANDS)}, got {command!r}")
     if isinstance(overrides, str):
         raise ValueError(f"overrides: expected a list of key=value, got {overrides!r}")
+    for override in overrides:
+        check_has_key(command, override)
     given = [as_override(command, override) for override in overrides]
     if command in RUNS:
         check_names(command, given)

@@ -26,6 +26,9 @@ _PATHS = (
     "init_from",
     "extend",
 )
+_KEY_OF_PATH = {  # command → the key of the path that a user may have given alone
+    "fit": "data.path", "evaluate": "run", "publish": "run", "figures": "run", "report": "run",
+}  # fmt: skip
 _LAUNCHERS = {  # choice of `sweep=` → the package it needs, from the extra `sweep`
     "joblib": "hydra-joblib-launcher",
     "slurm": "hydra-submitit-launcher",
@@ -45,14 +48,20 @@ def is_override(argument: str) -> bool:
     return argument.startswith("~") or ("=" in argument and not argument.startswith("-"))
 
 
+def check_has_key(command: str, argument: str) -> None:
+    """Raise ValueError if an argument that is no flag has no key, as a lone path."""
+    if not is_override(argument) or not argument.partition("=")[0].strip("+~@ "):
+        key = _KEY_OF_PATH.get(command)
+        example = f", such as {key}={argument.strip('+~@= '):.80}" if key else ""
+        raise ValueError(f"override: expected key=value{example}, got {argument:.80}")
+
+
 def as_override(command: str, argument: str) -> str:
     """Translate an argument for Hydra: quote paths, put lists in brackets, turn --check into a key.
 
     run=outputs/a=1,b=2 → run='outputs/a=1,b=2'; study=length,layers → study=['length','layers'].
     """
     name, _, value = argument.partition("=")
-    if not name.strip("+~@ "):
-        raise ValueError(f"override: expected key=value, got {argument:.80}")
     if name == "sweep" and value in _LAUNCHERS:
         _check_launcher(value)
     if (name, value) in (("sweep", "optuna"), ("hydra/sweeper", "optuna")):
