@@ -33,6 +33,13 @@ def test_a_recording_of_arrays(tmp_path, capsys):
     assert "stimulus 0" in out and "a fit would use 1 stimulus" in out
 
 
+def test_the_rest_of_a_voltage_in_arrays(tmp_path, capsys):
+    voltage, current = membrane_mv([50.0, 90.0, 150.0], 2000, 0.1), noise_pa(1, 2000)
+    np.savez(tmp_path / "a.npz", current_pa=current, dt_ms=0.1, voltage_mv=voltage)
+    out = shown(capsys, tmp_path / "a.npz")
+    assert f" {np.median(voltage):.0f} 3 " in out
+
+
 def test_chosen_sweeps_of_arrays_keep_their_numbers(tmp_path, capsys):
     times = np.arange(0.02, 1, 0.04)
     np.savez(

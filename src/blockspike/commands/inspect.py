@@ -99,7 +99,8 @@ def _of_recording(recording: Recording, numbers: Sequence[int]) -> Iterator[_Row
     for s, (number, name) in enumerate(zip(numbers, recording.stimuli, strict=True)):
         counts = [len(times) for r in recording.spike_times_s if (times := r[s]) is not None]
         current_pa = recording.current_pa[s, : recording.n_samples(s)]
-        yield _Row(number, name, recording.dt_ms, current_pa, None, counts)
+        voltage_mv = None if recording.voltage_mv is None else recording.voltage_mv[s]
+        yield _Row(number, name, recording.dt_ms, current_pa, voltage_mv, counts)
 
 
 def _table(file: Path, rows: list[_Row], electrode: str | None) -> Table:

@@ -189,7 +189,7 @@ class SHDDataModule(EventDataModule):
 class SSCDataModule(SHDDataModule):
     """SSC, or data in its layout, for Lightning: 35 spoken commands through 700 channels.
 
-    SSC has a validation set of its own: ``validation="own"``. Its speakers are not known.
+    SSC has a validation set of its own: ``validation="own"``. Its speakers are not read.
 
     Args:
         raw: folder of ``*train.h5``, ``*valid.h5`` and ``*test.h5``, each possibly ``.gz``, ``.xz``

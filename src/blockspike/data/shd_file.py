@@ -85,7 +85,7 @@ def open_h5(path: Path | str, layout: Layout = SHD) -> SHDRecordings:
     """Read and check a file in the layout of SHD or SSC.
 
     It has ``spikes/times`` and ``spikes/units`` (one variable-length array per sample), ``labels``,
-    ``extra/speaker`` (SHD), ``extra/keys`` and, optionally, ``extra/source_file``.
+    ``extra/speaker`` (read of SHD alone), ``extra/keys`` and, optionally, ``extra/source_file``.
 
     Args:
         path: ``.h5``, or packed as ``.h5.gz``, ``.h5.xz`` or ``.h5.zip``.

@@ -19,8 +19,8 @@ from blockspike.neurons import leaky_integrate
 def van_rossum_distance(x: Trains, y: Trains, tau_ms: float, dt_ms: float) -> Any:
     """√(dt/τ · Σ_t f[t]²), f the difference of the trains filtered by exp(−t/τ).
 
-    van Rossum 2001, "A novel spike distance", without its factor of 2: a single unmatched spike
-    gives √½ (for dt ≪ τ).
+    Normalised as in van Rossum 2001, "A novel spike distance": a single unmatched spike gives √½
+    (for dt ≪ τ). Elephant's distance is √2 times as large.
 
     Args:
         x, y: trains [T, ...] of one shape.

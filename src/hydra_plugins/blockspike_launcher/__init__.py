@@ -79,7 +79,7 @@ with contextlib.suppress(ImportError):  # installed with the extra `sweep`
 
             given = dict(self.params)
             folder, n_timeouts = given.pop("submitit_folder"), given.pop("max_num_timeout")
-            # In Slurm 22.05 to 23.11, srun uses one core by default.
+            # In Slurm 22.05 and 23.02, srun does not take over the job's --cpus-per-task.
             cores = "export SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-1}"
             given["setup"] = [cores, *(given.get("setup") or [])]
             executor = submitit.AutoExecutor(

@@ -67,9 +67,9 @@ def glif(
 ) -> SpikeTrace:
     """Simulate generalised leaky integrate-and-fire neurons (neurons/glif/README.md).
 
-    With no part this is the LIF neuron, and with one threshold kernel ALIF. GLIF1 to GLIF5 of
-    Teeter et al. 2018 and the GIF of Mensi et al. 2012 and Pozzorini et al. 2015, without its
-    escape noise, are choices of the parts.
+    With no part this is the LIF neuron, and with one threshold kernel ALIF. GLIF1 to GLIF4 of
+    Teeter et al. 2018 are choices of the parts, and so is the GIF of Mensi et al. 2012 and
+    Pozzorini et al. 2015, without its escape noise and with kernels that are sums of exponentials.
 
     Args:
         current: [T, B, N] input current in threshold units per step, see `simulate`; never
