@@ -158,7 +158,9 @@ def test_the_noise_is_the_same_at_every_step_length():
         gain = 1 - math.exp(-dt_ms / 20)
         assert len(neuron.current) == 400 / dt_ms and neuron.arp == round(2 / dt_ms)
         assert (neuron.current.mean() / gain).item() == pytest.approx(current.mean().item(), 1e-4)
-    with pytest.raises(ValueError, match=r"duration_s: expected a multiple of 0.008 s, got 0.4001"):
+    with pytest.raises(
+        ValueError, match=r"simulated_s: expected a multiple of 0.008 s, got 0.4001"
+    ):
         noise(0.4001)
 
 

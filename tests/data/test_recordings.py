@@ -757,3 +757,18 @@ def test_a_recording_of_spikes_has_no_voltage(tmp_path):
     np.savez(tmp_path / "cell.npz", current_pa=np.arange(99.0), dt_ms=0.1, spike_times_s=[0.001])
     recording = load_recording(tmp_path / "cell.npz")
     assert recording.voltage_mv is None and recording.voltage(0, 0.5) is None
+
+
+def test_what_a_recording_has_not_is_refused():
+    arrays = {"spike_times_s": [[None]], "dt_ms": 0.1, "stimuli": ("noise",)}
+    with pytest.raises(
+        ValueError, match=r"^current_pa: expected \[1, T\] for 1 stimuli, got \[9\]$"
+    ):
+        Recording("a", np.zeros(9), **arrays)
+    recording = Recording("a", np.zeros((1, 9)), voltage_mv=[np.zeros(9, np.float32)], **arrays)
+    for call in (recording.n_samples, recording.duration_s):
+        for number in (-1, 1):
+            with pytest.raises(ValueError, match=f"^stimulus: expected 0 to 0 of a, got {number}$"):
+                call(number)
+    with pytest.raises(ValueError, match="^of_step: expected largest or mean, got 'median'$"):
+        recording.voltage(0, 0.5, "median")  # pyright: ignore[reportArgumentType]

@@ -311,3 +311,26 @@ def test_neurons_without_escape_noise_have_no_likelihood(cells):
 def test_lightnings_own_loading_names_the_function_to_use(tmp_path):
     with pytest.raises(NotImplementedError, match=r"expected blockspike\.load_neuron\(FILE\)"):
         NeuronFittingModule.load_from_checkpoint(tmp_path / "last.ckpt")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"n_folds": 2},
+            "^n_folds: expected None, since a synthetic cell has a single sweep, got 2",
+        ),
+        ({"train_sweeps": [0], "test_sweeps": [1]}, "^train_sweeps: expected None"),
+        ({"train_stimulus": "noise"}, "^train_stimulus: expected None"),
+        ({"trial_noise": -0.1}, "^trial_noise: expected a number ≥ 0, got -0.1"),
+        ({"cell_arp_ms": 400.0}, "^cell_arp_ms: expected 0 to 333 ms, got 400.0"),
+    ],
+)
+def test_bad_options_of_synthetic_cells(options, message):
+    with pytest.raises(ValueError, match=message):
+        SyntheticCells(n_cells=1, n_trials=1, duration_s=1.0, **options)
+
+
+def test_cells_that_cannot_fire_at_a_plausible_rate_are_refused():
+    with pytest.raises(ValueError, match="^duration_s, cell_arp_ms: expected cells that fire at 3"):
+        SyntheticCells(n_cells=1, n_trials=1, duration_s=0.02).cells()

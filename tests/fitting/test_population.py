@@ -132,7 +132,9 @@ def test_bad_arguments_are_named():
         PaperPopulation(1, dt_ms=1.0, arp_ms=-1.0)
     with pytest.raises(ValueError, match=r"current.*2 cells"):
         PhysicalPopulation(2, 1, dt_ms=1.0)(torch.zeros(5, 1, 3))
-    with pytest.raises(ValueError, match=r"noise: expected a range above 0, got \(0"):
+    with pytest.raises(
+        ValueError, match=r"noise: expected a range within 0.000912 to 7.39, got 0 to 0.1"
+    ):
         PhysicalPopulation(1, 1, dt_ms=1.0, noise=(0.0, 0.1))
     with pytest.raises(ValueError, match="tau_membrane"):
         PhysicalPopulation(1, 1, dt_ms=1.0, tau_membrane_ms=(2000.0, 3000.0))
@@ -262,8 +264,10 @@ def test_the_prior_is_that_of_the_ranges_of_the_starts():
         ({"after_spike_currents": 3}, "after_spike_currents: expected 0 to 2, got 3"),
         ({"threshold_kernels": -1}, "threshold_kernels: expected 0 to 2, got -1"),
         ({"method": "blocks"}, "method: expected 'fused' or 'standard' for GLIF"),
-        ({"arp_ms": (0.0, 2.0)}, "arp: expected a range above 0"),
-        ({"b": (1.0, 0.5)}, "b: expected a range"),
+        ({"arp_ms": (0.0, 2.0)}, "^arp_ms: expected a range within 0.0183 to 54.6, got 0 to 2$"),
+        ({"tau_membrane_ms": (5, 5000)}, "^tau_membrane_ms: expected a range within 0.368 to 1.1e"),
+        ({"gain": (float("nan"), 1.0)}, "^gain: expected a range within"),
+        ({"b": (1.0, 0.5)}, "^b: expected a range within -5 to 5, got 1 to 0.5$"),
     ],
 )
 def test_bad_parts_are_named(changed, words):
@@ -281,6 +285,8 @@ def test_bad_parts_are_named(changed, words):
         ({"noise": -0.5}, "^noise: expected 0 to inf, got -0.5$"),
         ({"arp_ms": 2000.0}, "^arp_ms: expected 0 to 1000, got 2000$"),
         ({"rest": "0"}, "^rest: expected a number, got '0'$"),
+        ({"name": None}, "^name: expected a text, got None$"),
+        ({"noise": 0.1, "escape_width": 0.2}, "^noise, escape_width: expected at most one of them"),
     ],
 )
 def test_a_fitted_neuron_that_cannot_be_is_refused(changes, message):
@@ -288,6 +294,14 @@ def test_a_fitted_neuron_that_cannot_be_is_refused(changes, message):
     assert replace(neuron, b=0.0, tau_adaptation_ms=0.0).simulate(np.full(9, 1.0)).shape == (9,)
     with pytest.raises(ValueError, match=message):
         replace(neuron, **changes)
+
+
+def test_a_fitted_neuron_of_numpy_numbers_is_saved(tmp_path):
+    numbers = [np.float32(10), np.int64(100), np.float64(0.2), 0.01, 0]
+    neuron = FittedNeuron("cell", *numbers, arp_ms=2.0, dt_ms=0.5)
+    neuron.save(tmp_path / "cell.json")
+    assert load_neuron(tmp_path / "cell.json") == neuron
+    assert {type(x) for key, x in vars(neuron).items() if key != "name"} == {float}
 
 
 @pytest.mark.parametrize("escape_width", [0.0, 0.1])

@@ -169,7 +169,7 @@ def test_the_number_of_threads_changes_nothing(active):
 @pytest.mark.parametrize("n_units", [8, 9])
 def test_a_current_can_be_changed_in_place(n_units):
     spikes = (torch.rand(10, 4, 30) < 0.05).float()
-    weight, bias = torch.ones(n_units, 30, requires_grad=True), torch.zeros(n_units).double()
+    weight, bias = torch.ones(n_units, 30, requires_grad=True), torch.zeros(n_units)
     current = Delays(n_units, 30, MAX_DELAY).current(spikes, weight, bias)
     assert current.is_contiguous() and current.dtype == torch.float32
     current += 1

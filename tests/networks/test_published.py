@@ -198,3 +198,13 @@ def test_c_silif_starts_as_published():
 def test_a_bad_argument_is_named(kind, options, words):
     with pytest.raises(ValueError, match=words):
         kind(20, 12, dt_ms=1.0, **options)
+
+
+@pytest.mark.parametrize("kind", [bs.AdLIFLayer, bs.CSiLIFLayer])
+def test_the_delay_of_the_model_is_one_step(kind):
+    found = []
+    for delay in (None, 1):
+        torch.manual_seed(0)
+        layer = kind(5, 4, dt_ms=1.0, recurrent_delay=delay)
+        found.append(layer(torch.ones(6, 2, 5)))
+    assert torch.equal(*found)

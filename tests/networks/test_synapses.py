@@ -168,6 +168,8 @@ def test_bitwise_equal_with_any_number_of_threads(mode):
         ({"mode": "events"}, "^mode: expected 'auto' or 'dense' for dense .* got 'events'"),
         ({"weight": torch.zeros(4, 5)}, r"^weight, bias: expected .*got \[4, 5\] and \[4\]"),
         ({"bias": torch.zeros(5)}, r"^weight, bias: expected .*got \[1, 4, 5\] and \[5\]"),
+        ({"bias": torch.zeros(4).double()}, "^bias: expected torch.float32 like .*torch.float64$"),
+        ({"bias": torch.zeros(4).int()}, "^bias: expected torch.float32 like .*torch.int32$"),
         ({"spikes": torch.zeros(6, 2, 4)}, r"^spikes: expected \[T, B, 5\].*got \[6, 2, 4\]"),
         (
             {"events": events_of(torch.zeros(6, 2, 4))},

@@ -147,3 +147,18 @@ def test_nan_is_reported_with_its_position(method):
     inputs["current"][7, 1, 3] = float("nan")
     with pytest.raises(bs.NotFiniteError, match="at step 7, sample 1, neuron 3"):
         bs.c_silif(**inputs, method=method)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"rate": torch.ones(1)}, r"^rate: expected shape \[3\], got \[1\]"),
+        ({"frequency": 3.0}, r"^frequency: expected a tensor \[3\], got float"),
+        ({"time_step": torch.ones(3).double()}, "^time_step: expected torch.float32"),
+        ({"rate": torch.full((3,), float("inf"))}, "^rate: "),
+    ],
+)
+def test_a_bad_parameter_is_named(change, message):
+    own = {name: torch.full((3,), 0.5) for name in ("rate", "frequency", "time_step", "b")}
+    with pytest.raises(ValueError, match=message):
+        bs.c_silif(torch.ones(5, 2, 3), **(own | change))

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, cast
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -205,10 +206,11 @@ def state() -> bs.NeuronState:
 
 
 @pytest.mark.parametrize(
-    "samples", [2, slice(1, 3), [0, 3], torch.tensor([True, False, True, False])]
+    "samples",
+    [2, np.int64(2), torch.tensor(2), slice(1, 3), [0, 3], torch.tensor([True, False] * 2)],
 )
 def test_samples_of_a_state(state, samples):
-    chosen = [samples] if isinstance(samples, int) else samples
+    chosen = samples if isinstance(samples, slice | list) or np.ndim(samples) else [int(samples)]
     assert torch.equal(state[samples].values, state.values[:, chosen])
     assert torch.equal(state[samples].spikes, state.spikes[:, chosen])
     assert len(state) == 4 and len(state[samples]) == state.values[:, chosen].shape[1]

@@ -288,3 +288,9 @@ def test_a_value_that_is_no_number_is_named(value):
         ValueError, match=r"surrogate: expected a Surrogate such as FastSigmoid\(\)"
     ):
         alif(torch.ones(3, 1, 1), torch.ones(1), surrogate=FastSigmoid)  # pyright: ignore
+
+
+@pytest.mark.parametrize("kind", [Boxcar, Triangular, MultiGaussian, FastSigmoid, SLAYER])
+def test_a_margin_of_integers_is_refused(kind):
+    with pytest.raises(ValueError, match=r"^margin: expected floating point, got torch.int64$"):
+        kind().derivative(torch.tensor([-1, 0, 1]))

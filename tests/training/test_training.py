@@ -9,6 +9,7 @@ import pytorch_lightning as pl
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from blockspike.data.loader import NO_LABEL
 from blockspike.networks.classifier import SpikingClassifier
 from blockspike.networks.layers import ALIFLayer
 from blockspike.neurons import alif
@@ -370,3 +371,16 @@ def test_the_norm_of_the_gradient_is_the_mean_over_an_epochs_steps(tmp_path):
 def test_lightnings_own_loading_names_the_function_to_use(tmp_path):
     with pytest.raises(NotImplementedError, match=r"expected blockspike\.load_run\(FOLDER\)"):
         ClassificationModule.load_from_checkpoint(tmp_path / "best.ckpt")
+
+
+def test_a_label_that_counts_nowhere_is_no_class():
+    torch.manual_seed(0)
+    module = ClassificationModule(
+        SpikingClassifier(N_INPUTS, 2, 16, 1, dt_ms=1.0), 2, 1.0, torch.optim.Adam
+    )
+    scores = torch.tensor([[0.0, 3.0], [2.0, 0.0]], requires_grad=True)
+    one = module.training_loss(scores[:1], torch.tensor([1]))
+    torch.testing.assert_close(module.training_loss(scores, torch.tensor([1, NO_LABEL])), one)
+    assert module.training_loss(scores[:1], torch.tensor([NO_LABEL])).isfinite()
+    with pytest.raises((IndexError, RuntimeError), match="Target -1 is out of bounds"):
+        module.training_loss(scores, torch.tensor([1, -1]))

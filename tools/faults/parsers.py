@@ -39,7 +39,7 @@ from made_nwb import (  # pyright: ignore
 from omegaconf import OmegaConf
 from safetensors.torch import save
 
-from blockspike.commands.overrides import OF_OVERRIDES, as_override
+from blockspike.commands.overrides import OF_OVERRIDES, as_override, check_has_key
 from blockspike.config.schemas import register_schemas
 from blockspike.config.targets import checked_targets
 from blockspike.data.event_file import SplitContent, read_event_file, write_event_file
@@ -668,7 +668,9 @@ def train_config(*overrides: str, command: str = "train") -> Any:
 def read_overrides(content: bytes) -> None:
     """One override, as from the command line; the configuration and its hash if it is right."""
     try:
-        cfg = train_config(as_override("train", content.decode(errors="replace")))
+        override = content.decode(errors="replace")
+        check_has_key("train", override)
+        cfg = train_config(as_override("train", override))
     except OF_OVERRIDES as error:
         raise ValueError from error
     content_of(cfg)

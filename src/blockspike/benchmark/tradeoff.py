@@ -24,7 +24,7 @@ _RAISE = 0.1  # rise of the threshold per spike
 _MEAN, _DEVIATION, _TAU_NOISE_MS = 0.9, 0.9, 5.0  # of the current, in thresholds at steady state
 
 
-def noise(duration_s: float) -> Tensor:
+def noise(simulated_s: float) -> Tensor:
     """Trials of an Ornstein-Uhlenbeck current at the shortest step, [T, trials, 1], float32.
 
     Its unit is the steady membrane potential: a constant 1 would just reach the base threshold.
@@ -32,10 +32,10 @@ def noise(duration_s: float) -> Tensor:
     Raises:
         ValueError: the duration is not a multiple of the longest step.
     """
-    n_steps = round(duration_s * 1000 / _FINEST_MS)
+    n_steps = round(simulated_s * 1000 / _FINEST_MS)
     if n_steps < 1 or n_steps % round(max(STEPS_MS) / _FINEST_MS):
         raise ValueError(
-            f"duration_s: expected a multiple of {max(STEPS_MS) / 1000} s, got {duration_s}"
+            f"simulated_s: expected a multiple of {max(STEPS_MS) / 1000} s, got {simulated_s}"
         )
     generator = torch.Generator().manual_seed(0)
     white = torch.randn(n_steps, _N_TRIALS, 1, generator=generator, dtype=torch.float64)

@@ -23,6 +23,8 @@ from blockspike.files import whole_file
 from blockspike.runs.identity import plain
 from blockspike.runs.run import provenance
 
+_DRAWN = {"speed": {"length", "layers", "libraries"}, "tradeoff": {"tradeoff"}}  # figure → studies
+
 _NOT_OPTIONS = ("study", "check", "threads", "output_dir")
 
 
@@ -74,7 +76,9 @@ def benchmark(cfg: DictConfig) -> None:
     path = Path(cfg.output_dir) / "tables" / "speed.csv"
     with whole_file(path) as file_path:
         pd.DataFrame(rows).to_csv(file_path, index=False)
-    console.print(f"{path}: drawn by `blockspike figures figure=speed table={path}`")
+    drawn = [name for name, of in _DRAWN.items() if of & {row["study"] for row in rows}]
+    commands = [f"`blockspike figures figure={name} table={path}`" for name in drawn]
+    console.print(f"{path}: drawn by {' and '.join(commands)}" if drawn else f"{path}")
 
 
 def _is_known(piece: Piece, rows: Sequence[Row]) -> bool:

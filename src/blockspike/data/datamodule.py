@@ -93,12 +93,12 @@ class EventDataModule(pl.LightningDataModule):
         require(seed >= 0, "seed", seed, "at least 0")
         self.path = Path(path)
         self.raw = self._raw(raw)
-        require(
-            not (download and raw == "sample"),
-            "download",
-            download,
-            f"False for the sample (data={self.config_name} is the whole data set)",
-        )
+        if download and raw == "sample":
+            whole = Path(str(self.sample)).parts[0]
+            raise ValueError(
+                f"download: expected False for the sample (data={whole} is the whole data set), "
+                "got True"
+            )
         self.download = download
         self.dt_ms = dt_ms
         self.n_steps = n_steps

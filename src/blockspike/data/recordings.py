@@ -30,10 +30,14 @@ from blockspike.data.sweeps import Sweep, choose_electrode, n_samples_of, peak_o
 
 RECORDING_SUFFIXES = (".npz", ".nwb", ".abf")
 _HDF5_SUFFIXES = (".nwb", ".h5")
+_CHOOSE = (
+    "choose some by sweeps= or stimuli=, for a fit by data.train_sweeps and data.test_sweeps, or "
+    "data.train_stimulus and data.test_stimulus"
+)
 _MOST_PADDING_BYTES = 256 << 20
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Recording:
     """Responses of one neuron to S stimuli, each given up to R times.
 
@@ -44,6 +48,9 @@ class Recording:
     unique, "stimulus 0" and so on if the file has none; ``voltage_mv[s]`` float32, of the first
     repeat of stimulus ``s`` and as long as it, or None, as ``voltage_mv`` is if the file has no
     voltage.
+
+    Raises:
+        ValueError: ``current_pa`` has no row for each stimulus.
 
     Examples:
         >>> import numpy as np
@@ -66,8 +73,21 @@ class Recording:
     stimuli: tuple[str, ...]
     voltage_mv: list[np.ndarray | None] | None = None
 
+    def __post_init__(self) -> None:
+        shape, n = self.current_pa.shape, len(self.stimuli)
+        if len(shape) != 2 or shape[0] != n:
+            raise ValueError(f"current_pa: expected [{n}, T] for {n} stimuli, got {list(shape)}")
+
     def n_samples(self, stimulus: int) -> int:
-        """Samples of a stimulus."""
+        """Samples of a stimulus.
+
+        Raises:
+            ValueError: no such stimulus.
+        """
+        if not 0 <= stimulus < len(self.stimuli):
+            raise ValueError(
+                f"stimulus: expected 0 to {len(self.stimuli) - 1} of {self.name}, got {stimulus}"
+            )
         return n_samples_of(self.current_pa[stimulus])
 
     def duration_s(self, stimulus: int) -> float:
@@ -98,10 +118,6 @@ class Recording:
         Raises:
             ValueError: as in `current`, or no such stimulus.
         """
-        if not 0 <= stimulus < len(self.stimuli):
-            raise ValueError(
-                f"stimulus: expected 0 to {len(self.stimuli) - 1} of {self.name}, got {stimulus}"
-            )
         n_steps = self._n_steps(stimulus, dt_ms)
         repeats = [r[stimulus] for r in self.spike_times_s]
         return np.stack([bin_spikes(t, dt_ms, n_steps) for t in repeats if t is not None])
@@ -115,8 +131,10 @@ class Recording:
         plots, since spikes are shorter than many a step.
 
         Raises:
-            ValueError: as in `current`.
+            ValueError: as in `spike_trains`, or ``of_step`` is neither "largest" nor "mean".
         """
+        if of_step not in ("largest", "mean"):
+            raise ValueError(f"of_step: expected largest or mean, got {of_step!r}")
         n_steps = self._n_steps(stimulus, dt_ms)
         voltage = None if self.voltage_mv is None else self.voltage_mv[stimulus]
         if voltage is None:
@@ -320,8 +338,7 @@ def _check_padding(path: Path, n_samples: list[int]) -> None:
     if padding > _MOST_PADDING_BYTES:
         raise ValueError(
             f"{path}: expected sweeps of similar length, got {min(n_samples):,} to "
-            f"{max(n_samples):,} samples in {len(n_samples)} of them; choose some by sweeps= or "
-            "stimuli="
+            f"{max(n_samples):,} samples in {len(n_samples)} of them; {_CHOOSE}"
         )
 
 
@@ -364,9 +381,7 @@ def _unlike(path: Path, clocks: dict[str, list[str]], rest: Iterator[Sweep]) -> 
     for sweep in rest:
         _count(clocks, sweep)
     listed = " and ".join(f"{dt} in {', '.join(sweeps)}" for dt, sweeps in clocks.items())
-    return ValueError(
-        f"{path}: expected sweeps of one dt, got {listed}; choose some by sweeps= or stimuli="
-    )
+    return ValueError(f"{path}: expected sweeps of one dt, got {listed}; {_CHOOSE}")
 
 
 def _is_repeat(sweep: Sweep, other: Sweep) -> bool:

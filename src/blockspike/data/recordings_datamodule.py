@@ -89,7 +89,8 @@ class RecordingsDataModule(pl.LightningDataModule):
         electrode: name or number of the electrode to read; None = each is a cell of its own, named
             after its file and electrode.
         train_s, test_s: segments [[start, stop], …] in seconds; None = the first 60 % of each sweep
-            and the rest, or all of each sweep if no sweep is in both parts.
+            and the rest, or all of each if sweeps, folds or stimuli are given of which none is in
+            both parts (two patterns may share one).
         held_out: share of each training segment, at its end, by which starts are chosen.
         warm_up_s: time before each test segment that is simulated but not scored.
         train_warm_up_s: time before each segment of `train_s` that is simulated but not fitted, so
@@ -159,16 +160,12 @@ class RecordingsDataModule(pl.LightningDataModule):
         _check_folds(n_folds, fold, train_sweeps, train_stimulus, test_stimulus)
         apart = not set(train_sweeps or ()) & set(test_sweeps or ()) and train_sweeps is not None
         apart = apart or n_folds is not None
+        apart = apart or not _may_be_same(train_stimulus, test_stimulus)
         require((train_s is None) == (test_s is None), "train_s, test_s", (train_s, test_s),
                 "both or neither")  # fmt: skip
         for key, segments in (("train_s", train_s), ("test_s", test_s)):
             _check_segments(key, segments)
-        if (
-            train_s is not None
-            and test_s is not None
-            and not apart
-            and _may_be_same(train_stimulus, test_stimulus)
-        ):
+        if train_s is not None and test_s is not None and not apart:
             _check_apart(train_s, test_s)
         self.path, self.dt_ms = Path(path), dt_ms
         self.train_stimulus, self.test_stimulus = train_stimulus, test_stimulus

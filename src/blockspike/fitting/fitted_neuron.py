@@ -52,11 +52,11 @@ class FittedNeuron:
         reset_share: share of V that a reset leaves, while the neuron stays there for arp_ms.
         coupling, tau_coupling_ms, coupling_onset, coupling_width: how the threshold follows V.
         escape_width: width of the escape noise, in thresholds: the neuron fires at 1 kHz times
-            exp((V − θ) / width), not where V exceeds θ; 0 = without.
+            exp((V − θ) / width), not where V exceeds θ; 0 = without. A neuron has either noise.
 
     Raises:
-        ValueError: a value is not a number or out of range, or the membrane's time constant is not
-            > 0.
+        ValueError: a value is not a number or out of range, the membrane's time constant is not
+            > 0, or the neuron has both kinds of noise.
 
     Examples:
         >>> import numpy as np
@@ -93,16 +93,24 @@ class FittedNeuron:
     escape_width: float = 0.0
 
     def __post_init__(self) -> None:
+        if not isinstance(self.name, str):
+            raise ValueError(f"name: expected a text, got {self.name!r:.80}")
         numbers = {key: x for key, x in asdict(self).items() if key != "name"}
         for name, value in numbers.items():
-            if not isinstance(value, Real) or isinstance(value, bool):
+            if not isinstance(value, Real) or isinstance(value, bool) or abs(value) > 1e300:
                 raise ValueError(f"{name}: expected a number, got {value!r:.80}")
+            object.__setattr__(self, name, float(value))  # also of NumPy, which JSON does not take
         # Not a word of NaN, which a cell that could not be fitted has.
         if self.tau_membrane_ms <= 0:
             raise ValueError(f"tau_membrane_ms: expected > 0, got {self.tau_membrane_ms:g}")
         for name, (low, high) in _RANGES.items():
             if numbers[name] < low or numbers[name] > high:
                 raise ValueError(f"{name}: expected {low:g} to {high:g}, got {numbers[name]:g}")
+        if self.noise > 0 and self.escape_width > 0:
+            raise ValueError(
+                "noise, escape_width: expected at most one of them above 0, "
+                f"got {self.noise:g} and {self.escape_width:g}"
+            )
 
     @classmethod
     def of(
@@ -137,11 +145,13 @@ class FittedNeuron:
     ) -> np.ndarray:
         """Simulate spikes, 0 or 1, for a current in steps of ``dt_ms``.
 
-        `Recording.current(dt_ms)` gives a recorded current in such steps.
+        `Recording.current(dt_ms)` gives the recorded currents in such steps; where one is shorter
+        than another, simulate it alone, without the NaN at its end.
 
         Args:
             current_pa: [T] or [S, T].
-            n_trials: trials with noise; None = one trial without noise.
+            n_trials: trials with noise; None = one trial without noise, in which a neuron with
+                escape noise fires at the median of the times at which it could.
             seed: seed of the noise.
 
         Returns:

@@ -27,7 +27,7 @@ _NAMES = {
     (0, 1, True, False): "GLIF2",
     (2, 0, False, False): "GLIF3",
     (2, 1, True, False): "GLIF4",
-    (2, 1, True, True): "GLIF5",
+    (2, 1, True, True): "GLIF4, coupled threshold",
     (2, 2, False, False): "GIF",
     (2, 2, False, True): "GIF, coupled threshold",
 }

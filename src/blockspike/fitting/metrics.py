@@ -43,7 +43,7 @@ def van_rossum_distance(x: Trains, y: Trains, tau_ms: float, dt_ms: float) -> An
         0.71
     """
     a, b = float_tensors(x=x, y=y)
-    if a.shape != b.shape or a.ndim == 0:
+    if a.shape != b.shape or a.ndim == 0 or not a.numel():
         raise ValueError(
             f"x, y: expected trains [T, ...] of one shape, got {list(a.shape)} and {list(b.shape)}"
         )
@@ -266,7 +266,8 @@ def md_star(
         for x in float_tensors(trials=trials, predictions=predictions)
     )
     model = np.atleast_2d(model)
-    if recorded.ndim != 2 or model.ndim != 2 or model.shape[1] != recorded.shape[1]:
+    shapes = recorded.shape, model.shape
+    if recorded.ndim != 2 or model.ndim != 2 or shapes[0][1] != shapes[1][1] or not model.size:
         raise ValueError(
             f"trials, predictions: expected [R, T] and [M, T], got {list(recorded.shape)} and "
             f"{list(model.shape)}"

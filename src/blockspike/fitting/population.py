@@ -232,13 +232,17 @@ class DrawnPopulation(NeuronPopulation):
         draw = torch.Generator().manual_seed(seed)
         self._priors = {}
         for name, ((low, high), bounds) in ranges.items():
-            argument = name.removeprefix("log_")
-            if name.startswith("log_"):
-                if not 0 < low <= high:
-                    raise ValueError(f"{argument}: expected a range above 0, got {(low, high)}")
+            is_log = name.startswith("log_")
+            unit = "_ms" if name.startswith(("log_tau_", "log_arp")) else ""
+            argument = f"{name.removeprefix('log_')}{unit}"
+            least, most = (math.exp(x) for x in bounds) if is_log else bounds
+            if not least <= low <= high <= most:
+                raise ValueError(
+                    f"{argument}: expected a range within {least:.3g} to {most:.3g}, "
+                    f"got {low:g} to {high:g}"
+                )
+            if is_log:
                 low, high = math.log(low), math.log(high)
-            elif not low <= high:
-                raise ValueError(f"{argument}: expected a range, got {(low, high)}")
             value = low + (high - low) * torch.rand(self.n_cells * self.n_starts, generator=draw)
             self.add_bounded(name, value, bounds, name not in fixed, argument)
             if name not in fixed and low < high:

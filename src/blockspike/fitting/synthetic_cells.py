@@ -37,6 +37,10 @@ GIF_RANGES = RANGES | {
     "noise": (0.05, 0.25),  # the standard deviation of the membrane, or the width of escape noise
 }
 _RATE_HZ = (3.0, 30.0)
+_MOST_DRAWS = 100  # without a cell that fires at such a rate
+_OF_SEVERAL_SWEEPS = (
+    "train_stimulus", "test_stimulus", "train_sweeps", "test_sweeps", "n_folds", "electrode",
+)  # fmt: skip
 
 
 class SyntheticCells(RecordingsDataModule):
@@ -57,7 +61,8 @@ class SyntheticCells(RecordingsDataModule):
         **recordings: arguments of `RecordingsDataModule` except `fixed_arguments`.
 
     Raises:
-        ValueError: an argument is out of range.
+        ValueError: an argument is out of range, chooses among sweeps, or lets no cell fire at such
+            a rate.
 
     Examples:
         >>> import blockspike as bs
@@ -90,6 +95,12 @@ class SyntheticCells(RecordingsDataModule):
         require(neuron in ("alif", "gif"), "neuron", neuron, "alif or gif")
         require(noise == "membrane" or (noise == "escape" and neuron == "gif"), "noise", noise,
                 "membrane, or escape of GIF cells")  # fmt: skip
+        require(0 <= trial_noise < math.inf, "trial_noise", trial_noise, "a number ≥ 0")
+        most_ms = 1000 / _RATE_HZ[0]
+        require(0 <= cell_arp_ms < most_ms, "cell_arp_ms", cell_arp_ms, f"0 to {most_ms:.0f} ms")
+        for key in _OF_SEVERAL_SWEEPS:
+            value = recordings.get(key)
+            require(value is None, key, value, "None, since a synthetic cell has a single sweep")
         super().__init__("synthetic", name=f"{n_cells} synthetic cells", **recordings)
         self.neuron, self.noise = neuron, noise
         self.n_cells, self.n_trials, self.duration_s = n_cells, n_trials, duration_s
@@ -104,8 +115,14 @@ class SyntheticCells(RecordingsDataModule):
         n_steps = round(self.duration_s * 1000 / _DT_MS)
         generator = torch.Generator().manual_seed(self.seed)
         current, spikes, parameters = [], [], []
-        n_left = self.n_cells
+        n_left, n_in_vain = self.n_cells, 0
         while n_left:
+            if n_in_vain == _MOST_DRAWS:
+                raise ValueError(
+                    f"duration_s, cell_arp_ms: expected cells that fire at {_RATE_HZ[0]:g} to "
+                    f"{_RATE_HZ[1]:g} Hz, got none in {_MOST_DRAWS} draws of {self.duration_s} s "
+                    f"with {self.cell_arp_ms} ms"
+                )
             drawn = self._draw(2 * n_left, generator)
             drive = _noise(n_steps, 1, 2 * n_left, generator)
             own = self.trial_noise * _noise(n_steps, self.n_trials, 2 * n_left, generator)
@@ -122,6 +139,7 @@ class SyntheticCells(RecordingsDataModule):
             spikes.append(fired[:, :, fit])
             parameters.append(torch.stack([x[fit] for x in vars(drawn).values()]))
             n_left -= len(fit)
+            n_in_vain = 0 if len(fit) else n_in_vain + 1
         self.truth = NeuronParameters(*torch.cat(parameters, 1))
         return [
             _recording(f"cell_{i:03d}", x, s)

@@ -37,10 +37,11 @@ class BoundedParameters(nn.Module):
     ) -> None:
         """Register parameter `name` [N]; if out of bounds, raise a ValueError naming `argument`."""
         low, high = bounds
-        if not bool(((value >= low) & (value <= high)).all()):
+        outside = value[~((value >= low) & (value <= high))]
+        if len(outside):
             raise ValueError(
                 f"{argument}: expected {low} ≤ {name} ≤ {high}, "
-                f"got {name} = {value.flatten()[0].item():.6g}"
+                f"got {name} = {outside[0].item():.6g}"
             )
         self.register_parameter(name, nn.Parameter(value, requires_grad=trainable))
         self._bounds[name] = bounds

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from itertools import pairwise
+from numbers import Integral
 from typing import Any, Literal, cast, get_args
 
 import torch
@@ -27,7 +28,7 @@ from blockspike.networks.normalisation import BatchNorm
 from blockspike.networks.synapses import SynapseMode
 from blockspike.neurons import SpikeTrace
 from blockspike.neurons.events import EventBatch
-from blockspike.neurons.state import Changeable, NeuronState
+from blockspike.neurons.state import Changeable, NeuronState, as_indices
 
 Scores = Literal["sum", "mean", "softmax"]
 
@@ -56,7 +57,7 @@ class ClassifierState(Changeable):
 
     def __getitem__(self, samples: Any) -> ClassifierState:
         """The state of some samples: an index, a slice, or a list or tensor of indices."""
-        chosen = [samples] if isinstance(samples, int) else samples
+        chosen = as_indices(samples)
         return ClassifierState(tuple(layer[chosen] for layer in self.layers), self.readout[chosen])
 
     def map(self, change: Callable[[Tensor], Tensor]) -> ClassifierState:
@@ -209,8 +210,8 @@ class SpikingClassifier(nn.Module):
         check_choice("scores", scores, get_args(Scores))
         check_choice("init", init, get_args(Init))
         check_choice("recurrent_init", recurrent_init, get_args(RecurrentInit))
-        if skip_steps < 0:
-            raise ValueError(f"skip_steps: expected an integer ≥ 0, got {skip_steps}")
+        if not isinstance(skip_steps, Integral) or skip_steps < 0:
+            raise ValueError(f"skip_steps: expected an integer ≥ 0, got {skip_steps!r}")
         if not 0 <= dropout < 1:
             raise ValueError(f"dropout: expected 0 ≤ x < 1, got {dropout}")
         if input_events is not None and not input_events > 0:

@@ -4,6 +4,7 @@ import math
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any, Protocol, cast, get_args
 
 import torch
@@ -33,18 +34,18 @@ from blockspike.neurons.state import NeuronState, State
 from blockspike.neurons.surrogate import check_surrogate
 
 
-def decay(tau_ms: float, dt_ms: float) -> float:
-    """Decay per step exp(−dt/τ), for τ and dt in ms, both above 0."""
+def decay(tau_ms: float, dt_ms: float, argument: str = "tau_ms") -> float:
+    """Decay per step exp(−dt/τ), for τ, which errors call `argument`, and dt in ms, both > 0."""
     if not tau_ms > 0 or not dt_ms > 0:
-        raise ValueError(f"tau_ms, dt_ms: expected values > 0, got {tau_ms} and {dt_ms}")
+        raise ValueError(f"{argument}, dt_ms: expected values > 0, got {tau_ms} and {dt_ms}")
     return math.exp(-dt_ms / tau_ms)
 
 
 def check_counts(**counts: int) -> None:
-    """Raise ValueError naming the first count that is below 1."""
+    """Raise ValueError naming the first count that is no integer or is below 1."""
     for name, value in counts.items():
-        if value < 1:
-            raise ValueError(f"{name}: expected an integer ≥ 1, got {value}")
+        if not isinstance(value, Integral) or isinstance(value, bool) or value < 1:
+            raise ValueError(f"{name}: expected an integer ≥ 1, got {value!r}")
 
 
 def check_choice(name: str, value: object, known: tuple[str, ...]) -> None:
@@ -119,7 +120,8 @@ class LayerOptions:
                 "recurrent_max_delay: expected an integer ≥ 0, and 0 with method=blocks, "
                 f"got {longest!r}"
             )
-        if self.max_delay < 0 or (self.max_delay and self.rf_len > 1):
+        is_count = isinstance(self.max_delay, Integral) and self.max_delay >= 0
+        if not is_count or (self.max_delay and self.rf_len > 1):
             raise ValueError(
                 f"max_delay: expected an integer ≥ 0, and 0 with rf_len > 1, got {self.max_delay}"
             )
@@ -368,13 +370,13 @@ class ALIFLayer(NeuronLayer):
         for name, (low, high) in (("p_bounds", p_bounds), ("b_bounds", b_bounds)):
             if self.options.method == "blocks" and low < 0:
                 raise ValueError(f"{name}: expected bounds ≥ 0 for 'blocks', got {[low, high]}")
-        beta = torch.full((n_units,), decay(tau_membrane_ms, dt_ms))
+        beta = torch.full((n_units,), decay(tau_membrane_ms, dt_ms, "tau_membrane_ms"))
         self.add_bounded("beta", beta, beta_bounds, train_beta, "tau_membrane_ms")
         self.arp = round(arp_ms / dt_ms)
         if tau_adaptation_ms is None:
             self.p = self.b = None
         else:
-            p = torch.full((n_units,), decay(tau_adaptation_ms, dt_ms))
+            p = torch.full((n_units,), decay(tau_adaptation_ms, dt_ms, "tau_adaptation_ms"))
             self.add_bounded("p", p, p_bounds, train_p, "tau_adaptation_ms")
             self.add_bounded("b", torch.full((n_units,), float(b)), b_bounds, train_b, "b")
 
@@ -445,6 +447,8 @@ class EulerAdLIFLayer(NeuronLayer):
         **options: Any,
     ):
         check_choice("euler", euler, get_args(Euler))
+        if not math.isfinite(q):
+            raise ValueError(f"q: expected a finite number, got {q}")
         options |= {"recurrent_delay": recurrent_delay, "detach_spikes": detach_spikes}
         super().__init__(n_inputs, n_units, **options)
         self.euler: Euler = euler
@@ -463,12 +467,12 @@ class EulerAdLIFLayer(NeuronLayer):
             values = torch.linspace(low, high, n_units)[torch.randperm(n_units)]
             bounds = (float(low), float(high))
             if argument.startswith("tau"):
-                if high < dt_ms / 7 or low > 1e5 * dt_ms:  # seconds, or a step in seconds
+                if high < dt_ms / 7 or low > 1e5 * dt_ms or high > 1e7 * dt_ms:  # seconds
                     raise ValueError(
                         f"{argument}: expected ms, of a seventh of a step to 100,000 steps of "
                         f"{dt_ms:g} ms, got {list(limits)}"
                     )
-                bounds = (decay(low, dt_ms), decay(high, dt_ms))
+                bounds = (decay(low, dt_ms, argument), decay(high, dt_ms, argument))
                 values = torch.exp(-dt_ms / values).clamp(*bounds)
             self.add_bounded(name, values, bounds, True, argument)
         with torch.no_grad():
@@ -582,7 +586,7 @@ class LeakyReadout(BoundedParameters):
         weight = torch.empty(1, n_units, n_inputs).uniform_(-bound, bound)
         self.weight = nn.Parameter(presynaptic_first(weight))
         self.bias = nn.Parameter(torch.zeros(n_units))
-        beta = torch.full((n_units,), decay(tau_membrane_ms, dt_ms))
+        beta = torch.full((n_units,), decay(tau_membrane_ms, dt_ms, "tau_membrane_ms"))
         self.add_bounded("beta", beta, beta_bounds, train_beta, "tau_membrane_ms")
 
     def extra_repr(self) -> str:

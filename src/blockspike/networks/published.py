@@ -54,9 +54,10 @@ class PublishedLayer(NeuronLayer):
     def _with_recurrence_of(self, spikes: Tensor, current: Tensor) -> Tensor:
         """The current [T, B, n_units] with what recurrent weights deliver of the spikes before."""
         options = self.simulation_options
-        weight, delay = options["recurrent_weight"], options["recurrent_delay"]
+        weight = options["recurrent_weight"]
         if weight is None:
             return current
+        delay = options.get("recurrent_delay", self.shortest_recurrent_delay)
         longest = longest_delay(delay)
         if longest > len(current):
             raise ValueError(

@@ -46,8 +46,11 @@ def leaky_integrate(current: Tensor, beta: Tensor, start: Tensor | None = None) 
             "current, beta: expected one dtype, float32 or float64, "
             f"got {current.dtype} and {beta.dtype}"
         )
-    if start is not None and start.shape != current.shape[1:]:
-        raise ValueError(f"start: expected {list(current.shape[1:])}, got {list(start.shape)}")
+    if start is not None and (start.shape, start.dtype) != (current.shape[1:], current.dtype):
+        raise ValueError(
+            f"start: expected {list(current.shape[1:])} {current.dtype}, "
+            f"got {list(start.shape)} {start.dtype}"
+        )
     if start is not None and len(current):
         current = torch.cat([current[:1] + beta * start, current[1:]])  # rounds as the scan does
     if is_transformed():

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Mapping
 from functools import partial
+from numbers import Real
 from typing import Any, Literal, get_args
 
 import torch
@@ -130,6 +131,8 @@ def run_model(
     if method not in known:
         raise ValueError(f"method: expected one of {', '.join(known)}, got {method!r}")
     refuse_transforms(model.name, method)
+    if not isinstance(constants, tuple | list) or not all(isinstance(x, Real) for x in constants):
+        raise ValueError(f"constants: expected a tuple of numbers, got {constants!r}")
     if not all(map(math.isfinite, constants)):
         raise NotFiniteError(f"constants: expected finite numbers, got {constants}")
     check_current(current, method)
@@ -192,9 +195,9 @@ def check_options(
     elif not _is_count(recurrent_delay):
         raise ValueError(f"recurrent_delay: expected an int ≥ 1 (steps), got {recurrent_delay!r}")
     for name, value in parameters.items():
-        _check_like(name, value, (n,), current)
+        check_like(name, value, (n,), current)
     if recurrent_weight is not None:
-        _check_like("recurrent_weight", recurrent_weight, (n, n), current)
+        check_like("recurrent_weight", recurrent_weight, (n, n), current)
     if method == "fused" and current.device.type != "cpu":
         require_triton("method='fused'", "current", current.device)
 
@@ -207,12 +210,13 @@ def _check_delays(delays: RecurrentDelays, n: int, current: Tensor) -> None:
     for name, value in (("longest", delays.longest), ("span", delays.span)):
         if not _is_count(value):
             raise ValueError(f"recurrent_delay: {name}: expected an int ≥ 1 (steps), got {value!r}")
-    _check_like("recurrent_delay: steps", delays.steps, (n,), current)
+    check_like("recurrent_delay: steps", delays.steps, (n,), current)
     if not is_transformed() and not bool(delays.steps.isfinite().all()):
         raise NotFiniteError("recurrent_delay: steps: expected finite values, got NaN or Inf")
 
 
-def _check_like(name: str, value: object, shape: tuple[int, ...], current: Tensor) -> None:
+def check_like(name: str, value: object, shape: tuple[int, ...], current: Tensor) -> None:
+    """Raise ValueError unless a value is a tensor of a shape, and otherwise like the current."""
     if not isinstance(value, Tensor):
         raise ValueError(f"{name}: expected a tensor {list(shape)}, got {type(value).__name__}")
     if tuple(value.shape) != shape:

@@ -5,6 +5,7 @@ import math
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any, NamedTuple, Self, cast
 
 import torch
@@ -13,6 +14,12 @@ from torch import Tensor
 from blockspike.neurons.autograd import is_transformed
 from blockspike.neurons.model import NeuronModel
 from blockspike.neurons.spec import SimulationSpec
+
+
+def as_indices(samples: Any) -> Any:
+    """Indices that keep the dimension of samples: a single index as a list, others as they are."""
+    is_single = isinstance(samples, Tensor) and samples.ndim == 0
+    return [int(samples)] if isinstance(samples, Integral) or is_single else samples
 
 
 class Changeable:
@@ -77,7 +84,7 @@ class NeuronState(Changeable):
 
     def __getitem__(self, samples: Any) -> "NeuronState":
         """The state of some samples: an index, a slice, or a list or tensor of indices."""
-        chosen = [samples] if isinstance(samples, int) else samples
+        chosen = as_indices(samples)
         return self.map(lambda x: x[:, chosen])
 
     def __len__(self) -> int:

@@ -77,7 +77,9 @@ class Surrogate:
         return tuple(float(getattr(self, field.name)) for field in fields(self))
 
     def derivative(self, margin: Tensor) -> Tensor:
-        """Derivative dS/dV at `margin` = V − θ (any shape, threshold units)."""
+        """Derivative dS/dV at `margin` = V − θ (any shape, floating point, threshold units)."""
+        if not margin.is_floating_point():
+            raise ValueError(f"margin: expected floating point, got {margin.dtype}")
         numbers = (0.0, 1.0, *self.constants)
         slope = self.formula(margin, numbers)
         if isinstance(slope, Tensor) and slope.dtype == margin.dtype:
@@ -227,7 +229,7 @@ class MultiGaussian(Surrogate):
 
     def derivative(self, margin: Tensor) -> Tensor:
         """Derivative dS/dV at `margin` = V − θ (any shape, threshold units)."""
-        is_own = type(self).formula is MultiGaussian.formula
+        is_own = type(self).formula is MultiGaussian.formula and margin.is_floating_point()
         if not is_own or (torch.is_grad_enabled() and margin.requires_grad):
             return super().derivative(margin)  # autograd needs the intermediate values
         u = margin if self.width == 1 else margin * (1 / self.width)

@@ -168,7 +168,7 @@ class ClassificationModule(pl.LightningModule):
         output, batch_size, weight = _run_together(self._run, events, labels)
         scores = output.mean_over_views(len(labels))
         self.scores = scores.detach()  # for the search for NaN
-        loss = weight * F.cross_entropy(scores, labels.clamp(min=0))
+        loss = weight * F.cross_entropy(scores, _counted(labels))
         accuracy = self.accuracy[f"{stage}_"]
         accuracy(scores, labels)  # pyright: ignore[reportCallIssue]
         values: dict[str, Any] = {f"{stage}/loss": loss, f"{stage}/accuracy": accuracy}
@@ -200,7 +200,7 @@ class ClassificationModule(pl.LightningModule):
 
     def training_loss(self, scores: Tensor, labels: Tensor) -> Tensor:
         """Cross-entropy with label smoothing, for scores [B, n_classes] and labels [B]."""
-        return F.cross_entropy(scores, labels.clamp(min=0), label_smoothing=self.label_smoothing)
+        return F.cross_entropy(scores, _counted(labels), label_smoothing=self.label_smoothing)
 
     def on_train_epoch_start(self) -> None:
         """Sharpen delays and seed the epoch's draws, so that a resumed run draws the same."""
@@ -280,6 +280,11 @@ def _run_together(
     batch_size, weight = _global_batch_size_and_weight(labels, failed)
     assert output is not None
     return output, batch_size, weight
+
+
+def _counted(labels: Tensor) -> Tensor:
+    """Labels for a loss, which ignores `NO_LABEL`; a batch of nothing else has the weight 0."""
+    return torch.where((labels != NO_LABEL).any(), labels, 0)
 
 
 def _global_batch_size_and_weight(

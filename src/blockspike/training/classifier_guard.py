@@ -72,14 +72,15 @@ class ClassifierGuard(Guard):
                 state = "dead"
                 text = (
                     f"no neuron spiked in epoch {epoch} (dead layer); if that persists, raise "
-                    "tau_membrane_ms or data.dt_ms to add up more input, or lower optimizer.lr"
+                    "data.dt_ms or the membrane's time constant to add up more input, or lower "
+                    "optimizer.lr"
                 )
             elif share > SATURATED:
                 state = "saturated"
                 text = (
                     f"{share:.0%} of the spikes that the refractory period allows in epoch {epoch} "
-                    "(saturated layer); if that persists, lower tau_membrane_ms or data.dt_ms to "
-                    "add up less input, or lower optimizer.lr"
+                    "(saturated layer); if that persists, lower data.dt_ms or the membrane's time "
+                    "constant to add up less input, or lower optimizer.lr"
                 )
             if state and state != self._state.get(f"layers.{i}"):
                 warn(f"layers.{i}: {text}")

@@ -5,7 +5,13 @@ from torch import Tensor
 
 from blockspike.neurons.model import NeuronModel
 from blockspike.neurons.recurrent_delays import RecurrentDelays
-from blockspike.neurons.simulate import ExactMethod, simulate
+from blockspike.neurons.simulate import (
+    ExactMethod,
+    check_current,
+    check_like,
+    check_parameters_finite,
+    simulate,
+)
 from blockspike.neurons.spec import Detach
 from blockspike.neurons.state import State
 from blockspike.neurons.surrogate import Boxcar, Surrogate
@@ -80,6 +86,11 @@ def c_silif(
         >>> trace.spikes.shape
         torch.Size([1000, 1, 1])
     """
+    check_current(current, method)
+    given = {"rate": rate, "frequency": frequency, "time_step": time_step}
+    for name, value in given.items():
+        check_like(name, value, tuple(current.shape[2:]), current)
+    check_parameters_finite(given, None)
     size, angle = torch.exp(-time_step * rate), time_step * frequency
     return simulate(
         C_SILIF,

@@ -155,6 +155,9 @@ def _kernels(of: str, kernels: Sequence[Kernel], like: Tensor) -> dict[str, Tens
 
 
 def _named(coupling: ThresholdCoupling | None) -> dict[str, Tensor]:
+    if not isinstance(coupling, ThresholdCoupling | None):
+        got = type(coupling).__name__
+        raise ValueError(f"threshold_coupling: expected a ThresholdCoupling or None, got {got}")
     own = {} if coupling is None else coupling._asdict()
     return {f"threshold_coupling.{name}": value for name, value in own.items()}
 
