@@ -51,6 +51,12 @@ and `eval "$(blockspike completion bash)"` (or zsh) switches on tab completion.
 """
 
 
+_WITH_VALUE = (  # Hydra's flags that are followed by a value
+    "--cfg", "-c", "--package", "-p", "--config-path", "-cp", "--config-name", "-cn",
+    "--config-dir", "-cd", "--experimental-rerun", "--info", "-i",
+)  # fmt: skip
+
+
 def main() -> None:
     """Run the command line: exit code 0, or 2 with one line that says what was wrong.
 
@@ -172,8 +178,7 @@ def _completion(arguments: list[str]) -> None:
 
 def _with_key(command: str, argument: str, before: str) -> str:
     """Turn the path that `inspect` takes without a key into an override; refuse another one."""
-    is_value = before.startswith("-") and before not in ("-m", "--multirun")  # of a flag
-    if argument.startswith("-") or is_value:
+    if argument.startswith("-") or before in _WITH_VALUE:
         return argument
     if command == "inspect" and not is_override(argument):
         return f"path={argument}"

@@ -39,6 +39,7 @@ def refused(monkeypatch, capfd, folder, command: str) -> str:
         ("fit -m seed=0,1", "data.path: expected a value, got nothing; set it with data.path=…"),
         ("fit data=recordings", "data.path"),
         ("fit -m my_cell.npz", "override: expected key=value, such as data.path=my_cell.npz, got"),
+        ("fit --config-dir=x a.npz", "override: expected key=value, such as data.path=a.npz, got"),
         ("train demo", "override: expected key=value, got demo"),
         ("train --config-dir nothing demo", "override: expected key=value, got demo"),
         ("inspect", "path: expected a value, got nothing"),
@@ -104,3 +105,9 @@ def test_a_sweep_keeps_the_errors_of_its_runs(monkeypatch, capfd, tmp_path, choi
     assert (SHD if n_logs else "model: expected one of") in "".join(capfd.readouterr())
     assert len(list(tmp_path.rglob("error.log"))) == n_logs
     assert not [p for p in tmp_path.rglob("*") if p.is_dir() and not list(p.iterdir())]
+
+
+def test_a_run_s_folder_without_its_key_is_told(monkeypatch, capfd, tmp_path):
+    (tmp_path / "outputs/x/seed=0").mkdir(parents=True)
+    line = refused(monkeypatch, capfd, tmp_path, "figures outputs/x/seed=0")
+    assert "such as run=outputs/x/seed=0, got outputs/x/seed=0" in line

@@ -93,11 +93,12 @@ def test_by_sweep(tmp_path):
     assert data.test.trains[0][0].sum() == len(times[1]) + len(times[4])
 
 
-def test_two_stimuli_are_used_whole_and_two_patterns_in_parts(tmp_path):
+def test_two_stimuli_are_used_whole_and_those_that_may_be_one_in_parts(tmp_path):
     write(tmp_path / "a.npz", stimuli=2)
     for names, steps in (
         (("stimulus 0", "stimulus 1"), (2000, 2000)),
-        (("*0", "*1"), (1200, 800)),
+        (("stimulus 0", "*1"), (1200, 800)),
+        (("stimulus 0", "Stimulus 0 "), (1200, 800)),
     ):
         data = RecordingsDataModule(tmp_path / "a.npz", 1.0, *names, warm_up_s=0.0)
         data.setup()

@@ -289,7 +289,11 @@ def test_md_star_of_the_neuron_itself_is_1_whatever_the_number_of_trials():
         (np.zeros((1, 50)), np.zeros(50), "trials: expected at least 2 recorded trials, got 1"),
         (np.zeros((2, 50)), np.zeros((3, 40)), r"expected \[R, T\] and \[M, T\]"),
         (np.zeros(50), np.zeros(50), r"expected \[R, T\] and \[M, T\]"),
-        (np.zeros((2, 50)), np.zeros((0, 50)), r"expected \[R, T\] and \[M, T\], got .*\[0, 50\]"),
+        (
+            np.zeros((2, 50)),
+            np.zeros((0, 50)),
+            r"expected \[R, T\] and \[M, T\], none empty, got .*\[0, 50\]",
+        ),
         (np.full((2, 50), np.nan), np.zeros(50), "trials: expected finite values"),
         (-np.ones((2, 50)), np.zeros(50), "trials: expected whole numbers of spikes"),
         (np.zeros((2, 50)), np.full(50, 0.5), "predictions: expected whole numbers of spikes"),

@@ -304,6 +304,11 @@ def test_a_fitted_neuron_of_numpy_numbers_is_saved(tmp_path):
     assert {type(x) for key, x in vars(neuron).items() if key != "name"} == {float}
 
 
+def test_the_bounds_that_an_error_shows_are_accepted():
+    starts = GLIFPopulation(1, 20, dt_ms=0.5, arp_ms=(0.0183, 54.6)).get_parameter("log_arp")
+    assert starts.min() >= -4 and starts.max() <= 4
+
+
 @pytest.mark.parametrize("escape_width", [0.0, 0.1])
 def test_what_a_fitted_neuron_cannot_simulate_is_named(escape_width):
     neuron = FittedNeuron(

@@ -207,7 +207,15 @@ def state() -> bs.NeuronState:
 
 @pytest.mark.parametrize(
     "samples",
-    [2, np.int64(2), torch.tensor(2), slice(1, 3), [0, 3], torch.tensor([True, False] * 2)],
+    [
+        2,
+        np.int64(2),
+        np.array(2),
+        torch.tensor(2),
+        slice(1, 3),
+        [0, 3],
+        torch.tensor([True, False] * 2),
+    ],
 )
 def test_samples_of_a_state(state, samples):
     chosen = samples if isinstance(samples, slice | list) or np.ndim(samples) else [int(samples)]

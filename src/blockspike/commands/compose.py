@@ -57,9 +57,9 @@ def compose(
         raise ValueError(f"command: expected one of {', '.join(COMMANDS)}, got {command!r}")
     if isinstance(overrides, str):
         raise ValueError(f"overrides: expected a list of key=value, got {overrides!r}")
-    for override in overrides:
-        check_has_key(command, override)
     given = [as_override(command, override) for override in overrides]
+    for override in given:
+        check_has_key(command, override)
     if command in RUNS:
         check_names(command, given)
     check_choices(given)

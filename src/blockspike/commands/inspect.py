@@ -130,7 +130,7 @@ def _cells(row: _Row) -> tuple[str, ...]:
         f"{row.dt_ms:g}",
         f"{np.median(start) + 0:.0f}",
         f"{low + 0:.0f} to {high + 0:.0f}",
-        "" if rest is None else f"{np.median(rest):.0f}",
+        "" if rest is None or np.isnan(rest).all() else f"{np.nanmedian(rest):.0f}",
         "?" if counts is None else ", ".join(map(str, counts)),
         "?" if counts is None else f"{np.mean(counts) / duration_s:.1f}",
     )

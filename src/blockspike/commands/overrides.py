@@ -1,6 +1,7 @@
 """Overrides on the command line, and how Hydra takes them."""
 
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
@@ -50,8 +51,10 @@ def is_override(argument: str) -> bool:
 
 def check_has_key(command: str, argument: str) -> None:
     """Raise ValueError if an argument that is no flag has no key, as a lone path."""
-    if not is_override(argument) or not argument.partition("=")[0].strip("+~@ "):
-        key = _KEY_OF_PATH.get(command)
+    key = _KEY_OF_PATH.get(command)
+    name = argument.partition("=")[0]
+    is_path = key is not None and "/" in name and Path(argument).exists()  # such as a/seed=0
+    if is_path or not is_override(argument) or not name.strip("+~@ "):
         example = f", such as {key}={argument.strip('+~@= '):.80}" if key else ""
         raise ValueError(f"override: expected key=value{example}, got {argument:.80}")
 

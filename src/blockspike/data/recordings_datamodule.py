@@ -90,7 +90,7 @@ class RecordingsDataModule(pl.LightningDataModule):
             after its file and electrode.
         train_s, test_s: segments [[start, stop], …] in seconds; None = the first 60 % of each sweep
             and the rest, or all of each if sweeps, folds or stimuli are given of which none is in
-            both parts (two patterns may share one).
+            both parts (a pattern may share one with the other stimulus).
         held_out: share of each training segment, at its end, by which starts are chosen.
         warm_up_s: time before each test segment that is simulated but not scored.
         train_warm_up_s: time before each segment of `train_s` that is simulated but not fitted, so
@@ -158,9 +158,11 @@ class RecordingsDataModule(pl.LightningDataModule):
         require((train_sweeps is None) == (test_sweeps is None), "train_sweeps, test_sweeps",
                 (train_sweeps, test_sweeps), "both or neither")  # fmt: skip
         _check_folds(n_folds, fold, train_sweeps, train_stimulus, test_stimulus)
-        apart = not set(train_sweeps or ()) & set(test_sweeps or ()) and train_sweeps is not None
-        apart = apart or n_folds is not None
-        apart = apart or not _may_be_same(train_stimulus, test_stimulus)
+        apart = (
+            n_folds is not None
+            or (train_sweeps is not None and not set(train_sweeps) & set(test_sweeps or ()))
+            or not _may_be_same(train_stimulus, test_stimulus)
+        )
         require((train_s is None) == (test_s is None), "train_s, test_s", (train_s, test_s),
                 "both or neither")  # fmt: skip
         for key, segments in (("train_s", train_s), ("test_s", test_s)):
@@ -458,7 +460,7 @@ def _may_be_same(train_stimulus: str | None, test_stimulus: str | None) -> bool:
         return True
     if any(sign in train_stimulus + test_stimulus for sign in "*?["):  # patterns may overlap
         return True
-    return train_stimulus.lower() == test_stimulus.lower()
+    return train_stimulus.strip().casefold() == test_stimulus.strip().casefold()
 
 
 def _check_apart(train_s: Segments, test_s: Segments) -> None:

@@ -97,7 +97,8 @@ class FittedNeuron:
             raise ValueError(f"name: expected a text, got {self.name!r:.80}")
         numbers = {key: x for key, x in asdict(self).items() if key != "name"}
         for name, value in numbers.items():
-            if not isinstance(value, Real) or isinstance(value, bool) or abs(value) > 1e300:
+            is_number = isinstance(value, Real) and not isinstance(value, bool)
+            if not is_number or (isinstance(value, int) and abs(value) > 1e300):
                 raise ValueError(f"{name}: expected a number, got {value!r:.80}")
             object.__setattr__(self, name, float(value))  # also of NumPy, which JSON does not take
         # Not a word of NaN, which a cell that could not be fitted has.

@@ -43,9 +43,10 @@ def van_rossum_distance(x: Trains, y: Trains, tau_ms: float, dt_ms: float) -> An
         0.71
     """
     a, b = float_tensors(x=x, y=y)
-    if a.shape != b.shape or a.ndim == 0 or not a.numel():
+    if a.shape != b.shape or a.ndim == 0 or not len(a):
         raise ValueError(
-            f"x, y: expected trains [T, ...] of one shape, got {list(a.shape)} and {list(b.shape)}"
+            "x, y: expected trains [T, ...] of one shape, T ≥ 1, "
+            f"got {list(a.shape)} and {list(b.shape)}"
         )
     for name, train in (("x", a), ("y", b)):
         _require_finite(name, bool(torch.isfinite(train).all()))
@@ -269,8 +270,8 @@ def md_star(
     shapes = recorded.shape, model.shape
     if recorded.ndim != 2 or model.ndim != 2 or shapes[0][1] != shapes[1][1] or not model.size:
         raise ValueError(
-            f"trials, predictions: expected [R, T] and [M, T], got {list(recorded.shape)} and "
-            f"{list(model.shape)}"
+            "trials, predictions: expected [R, T] and [M, T], none empty, "
+            f"got {list(recorded.shape)} and {list(model.shape)}"
         )
     if len(recorded) < 2:
         raise ValueError(f"trials: expected at least 2 recorded trials, got {len(recorded)}")

@@ -236,13 +236,15 @@ class DrawnPopulation(NeuronPopulation):
             unit = "_ms" if name.startswith(("log_tau_", "log_arp")) else ""
             argument = f"{name.removeprefix('log_')}{unit}"
             least, most = (math.exp(x) for x in bounds) if is_log else bounds
-            if not least <= low <= high <= most:
+            slack = 1e-3 if is_log else 0.0  # of the digits that the error shows
+            if not least * (1 - slack) <= low <= high <= most * (1 + slack):
                 raise ValueError(
                     f"{argument}: expected a range within {least:.3g} to {most:.3g}, "
                     f"got {low:g} to {high:g}"
                 )
+            low, high = max(low, least), min(high, most)
             if is_log:
-                low, high = math.log(low), math.log(high)
+                low, high = (min(max(math.log(x), bounds[0]), bounds[1]) for x in (low, high))
             value = low + (high - low) * torch.rand(self.n_cells * self.n_starts, generator=draw)
             self.add_bounded(name, value, bounds, name not in fixed, argument)
             if name not in fixed and low < high:

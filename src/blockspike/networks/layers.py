@@ -469,8 +469,8 @@ class EulerAdLIFLayer(NeuronLayer):
             if argument.startswith("tau"):
                 if high < dt_ms / 7 or low > 1e5 * dt_ms or high > 1e7 * dt_ms:  # seconds
                     raise ValueError(
-                        f"{argument}: expected ms, of a seventh of a step to 100,000 steps of "
-                        f"{dt_ms:g} ms, got {list(limits)}"
+                        f"{argument}: expected ms, of a seventh of a step to 100,000 steps (the "
+                        f"most: 10,000,000) of {dt_ms:g} ms, got {list(limits)}"
                     )
                 bounds = (decay(low, dt_ms, argument), decay(high, dt_ms, argument))
                 values = torch.exp(-dt_ms / values).clamp(*bounds)

@@ -147,7 +147,7 @@ def check_synapses(
             "weight, bias: expected [n_taps, N, K] and [N], "
             f"got {list(weight.shape)} and {list(bias.shape)}"
         )
-    if bias.dtype != weight.dtype:
+    if bias.dtype != weight.dtype and not is_autocast_on(weight.device.type):
         raise ValueError(f"bias: expected {weight.dtype} like the weight, got {bias.dtype}")
     if len(spikes.shape) != 3 or spikes.shape[2] != weight.shape[2]:
         raise ValueError(

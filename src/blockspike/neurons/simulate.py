@@ -3,7 +3,6 @@
 import math
 from collections.abc import Callable, Mapping
 from functools import partial
-from numbers import Real
 from typing import Any, Literal, get_args
 
 import torch
@@ -131,8 +130,10 @@ def run_model(
     if method not in known:
         raise ValueError(f"method: expected one of {', '.join(known)}, got {method!r}")
     refuse_transforms(model.name, method)
-    if not isinstance(constants, tuple | list) or not all(isinstance(x, Real) for x in constants):
-        raise ValueError(f"constants: expected a tuple of numbers, got {constants!r}")
+    try:
+        constants = tuple(map(float, constants))
+    except (TypeError, ValueError):
+        raise ValueError(f"constants: expected a tuple of numbers, got {constants!r}") from None
     if not all(map(math.isfinite, constants)):
         raise NotFiniteError(f"constants: expected finite numbers, got {constants}")
     check_current(current, method)

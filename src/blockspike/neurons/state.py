@@ -2,6 +2,7 @@
 
 import json
 import math
+import operator
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -18,8 +19,8 @@ from blockspike.neurons.spec import SimulationSpec
 
 def as_indices(samples: Any) -> Any:
     """Indices that keep the dimension of samples: a single index as a list, others as they are."""
-    is_single = isinstance(samples, Tensor) and samples.ndim == 0
-    return [int(samples)] if isinstance(samples, Integral) or is_single else samples
+    is_single = isinstance(samples, Integral) or getattr(samples, "ndim", 1) == 0
+    return [operator.index(samples)] if is_single else samples
 
 
 class Changeable:

@@ -283,7 +283,10 @@ def _run_together(
 
 
 def _counted(labels: Tensor) -> Tensor:
-    """Labels for a loss, which ignores `NO_LABEL`; a batch of nothing else has the weight 0."""
+    """Labels for a loss, which ignores `NO_LABEL`, unless there is no other.
+
+    Our loader makes such a batch for a process without a share of it; its loss has the weight 0.
+    """
     return torch.where((labels != NO_LABEL).any(), labels, 0)
 
 

@@ -5,13 +5,7 @@ from torch import Tensor
 
 from blockspike.neurons.model import NeuronModel
 from blockspike.neurons.recurrent_delays import RecurrentDelays
-from blockspike.neurons.simulate import (
-    ExactMethod,
-    check_current,
-    check_like,
-    check_parameters_finite,
-    simulate,
-)
+from blockspike.neurons.simulate import ExactMethod, check_current, check_like, simulate
 from blockspike.neurons.spec import Detach
 from blockspike.neurons.state import State
 from blockspike.neurons.surrogate import Boxcar, Surrogate
@@ -87,10 +81,8 @@ def c_silif(
         torch.Size([1000, 1, 1])
     """
     check_current(current, method)
-    given = {"rate": rate, "frequency": frequency, "time_step": time_step}
-    for name, value in given.items():
+    for name, value in (("rate", rate), ("frequency", frequency), ("time_step", time_step)):
         check_like(name, value, tuple(current.shape[2:]), current)
-    check_parameters_finite(given, None)
     size, angle = torch.exp(-time_step * rate), time_step * frequency
     return simulate(
         C_SILIF,
