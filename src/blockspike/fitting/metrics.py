@@ -267,8 +267,8 @@ def md_star(
         for x in float_tensors(trials=trials, predictions=predictions)
     )
     model = np.atleast_2d(model)
-    shapes = recorded.shape, model.shape
-    if recorded.ndim != 2 or model.ndim != 2 or shapes[0][1] != shapes[1][1] or not model.size:
+    are_matrices = recorded.ndim == model.ndim == 2
+    if not are_matrices or model.shape[1] != recorded.shape[1] or not model.size:
         raise ValueError(
             "trials, predictions: expected [R, T] and [M, T], none empty, "
             f"got {list(recorded.shape)} and {list(model.shape)}"

@@ -242,9 +242,9 @@ class DrawnPopulation(NeuronPopulation):
                     f"{argument}: expected a range within {least:.3g} to {most:.3g}, "
                     f"got {low:g} to {high:g}"
                 )
-            low, high = max(low, least), min(high, most)
             if is_log:
-                low, high = (min(max(math.log(x), bounds[0]), bounds[1]) for x in (low, high))
+                low, high = math.log(low), math.log(high)
+            low, high = max(low, bounds[0]), min(high, bounds[1])
             value = low + (high - low) * torch.rand(self.n_cells * self.n_starts, generator=draw)
             self.add_bounded(name, value, bounds, name not in fixed, argument)
             if name not in fixed and low < high:
