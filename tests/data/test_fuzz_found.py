@@ -193,6 +193,18 @@ def test_single_arrays_of_variable_length_are_not_read(tmp_path):
             attribute(file, "y")
 
 
+@pytest.mark.parametrize("kind", [2, 15])
+def test_arrays_of_an_unknown_variable_length_are_not_read(tmp_path, kind):
+    """The HDF5 library crashes at some of them."""
+    content = make_shd(tmp_path / "a.h5", 3).read_bytes()
+    variable, damaged = b"\x19\0\0\0\x10\0\0\0", bytes([0x19, kind, 0, 0, 16, 0, 0, 0])
+    assert content.count(variable) == 2  # times and units
+    (tmp_path / "a.h5").write_bytes(content.replace(variable, damaged))
+    words = f"spikes/times: expected arrays or texts of variable length, got kind {kind}"
+    with pytest.raises(ValueError, match=words):
+        open_h5(tmp_path / "a.h5")
+
+
 @pytest.mark.parametrize(
     "override", [f"model.arp_ms={10**3000}", f"seed=${{oc.env:{'[' * 500}A,3}}"]
 )

@@ -242,6 +242,10 @@ def test_dtype_of_a_van_rossum_distance():
         (lambda: explained_temporal_variance([[0.1]], [0.1], 1.0, 1.0), "trials: .*whole .*0.1"),
         (lambda: gamma_coincidence([[0.0]], [math.inf], 1.0, 1.0), "prediction: .*Inf"),
         (lambda: gamma_coincidence([[0.0, 1.0]], [0.0, 1.0], 1.0, 1.0), "window_ms: .* 1.0 at 1"),
+        (
+            lambda: gamma_coincidence([[0.0, 1.0]] * 2, [0.0, 0.0], 1.0, 1.0, normalise=True),
+            "mean interval of a train, got 1.0 at 1 spikes",
+        ),
     ],
 )
 def test_bad_arguments_are_named(call, words):

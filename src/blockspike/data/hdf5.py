@@ -169,6 +169,10 @@ class DatasetReader:
         if n_items > n_in_chunk * max(_FEW_CHUNKS, self.limit.n_file_bytes // _CHUNK_ENTRY_BYTES):
             raise ValueError(f"{where}: has more chunks than the file has room for")
         base = h5py.check_vlen_dtype(dataset.dtype)
+        if base is not None and (kind := _kind_of_length(dataset)) > 1:
+            raise ValueError(
+                f"{where}: expected arrays or texts of variable length, got kind {kind}"
+            )
         if base is not None and dataset.shape is not None and dataset.id.get_storage_size():
             # The HDF5 library allocates a value's length before it looks for the value, and many
             # may share the same bytes.
@@ -220,6 +224,15 @@ class DatasetReader:
 
 def _file_number(item: h5py.File | h5py.Dataset) -> int:
     return h5o.get_info(item.id).fileno
+
+
+def _kind_of_length(dataset: h5py.Dataset) -> int:
+    """Return 0 for arrays of variable length, 1 for texts; the HDF5 library crashes at others.
+
+    Format: the low four bits of the class bit field of "The Datatype Message", class 9, after two
+    bytes that `encode` puts first and one of class and version.
+    """
+    return dataset.id.get_type().encode()[3] & 15
 
 
 def check_tree(path: Path) -> None:

@@ -218,7 +218,7 @@ def _gamma(recorded: np.ndarray, model: np.ndarray, window_ms: float, dt_ms: flo
     by_chance = 2 * window_ms * model.sum() / (len(model) * dt_ms)
     if by_chance >= 1:
         raise ValueError(
-            f"window_ms: expected less than half the prediction's mean interval, "
+            "window_ms: expected less than half the mean interval of a train, "
             f"got {window_ms} at {model.sum():g} spikes in {len(model) * dt_ms:g} ms"
         )
     predicted = _spike_steps(model)
