@@ -169,7 +169,7 @@ _OF_CHECKOUT = re.compile(r"make |\.venv/|source |python (tests|tools)/|pip inst
 def python_and_commands(page: Path) -> list[tuple[str, str]]:
     """("python", source) and ("command", line) in the order in which a page prints them."""
     found: list[tuple[str, str]] = []
-    for language, block, inline in _CODE.findall(page.read_text()):
+    for language, block, inline in _CODE.findall(page.read_text(encoding="utf-8")):
         if language == "python":
             found.append(("python", block))
             continue

@@ -141,7 +141,7 @@ def with_site_links(text: str, source: Path, uri: str) -> str:
 def tutorial(path: Path) -> dict[str, str | bytes]:
     """A notebook as a page with its pictures."""
     parts, files = [], {}
-    for number, cell in enumerate(json.loads(path.read_text())["cells"]):
+    for number, cell in enumerate(json.loads(path.read_text(encoding="utf-8"))["cells"]):
         source = "".join(cell["source"])
         if cell["cell_type"] == "markdown":
             parts.append(with_site_links(source, path, f"tutorials/{path.stem}.md"))

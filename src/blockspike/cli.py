@@ -4,6 +4,7 @@ Modules that load PyTorch are imported only when a command runs, so `--help` and
 are quick.
 """
 
+import io
 import os
 import sys
 from importlib import import_module
@@ -62,6 +63,10 @@ def main() -> None:
 
     A traceback is printed for bugs, and for every error if HYDRA_FULL_ERROR=1.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # not every locale has all letters that we print
+            stream.reconfigure(errors="backslashreplace")
+    os.environ.setdefault("PYTHONIOENCODING", ":backslashreplace")  # of the runs of a sweep
     name = sys.argv[1] if len(sys.argv) > 1 else "--help"
     if name in ("-h", "--help", "help"):
         print(HELP)

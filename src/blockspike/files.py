@@ -1,5 +1,6 @@
 """Atomic file writes, and JSON files with a checksum."""
 
+import errno
 import hashlib
 import io
 import json
@@ -13,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+_NO_SYNC = (errno.EINVAL, errno.EBADF, errno.ENOTSUP, errno.EIO)
 CONF = Path(__file__).parent / "conf"
 """The tree of Hydra configurations."""
 SAMPLES = Path(__file__).parent / "data" / "samples"
@@ -36,7 +38,7 @@ def whole_file(path: Path) -> Iterator[Path]:
         yield temporary
         _sync(temporary)
         temporary.replace(path)
-        _sync(path.parent)
+        _sync_folder(path.parent)
     except OSError as error:
         if error.errno is None or error.filename not in (None, str(temporary)):
             raise
@@ -135,6 +137,15 @@ def _is_running(pid: int) -> bool:
     except PermissionError:
         return True
     return True
+
+
+def _sync_folder(path: Path) -> None:
+    """Sync the renaming of a file; some shared folders and network drives cannot."""
+    try:
+        _sync(path)
+    except OSError as error:
+        if error.errno not in _NO_SYNC:
+            raise
 
 
 def _sync(path: Path) -> None:

@@ -48,7 +48,7 @@ class Recorder:
 
 
 def test_a_run_resumes_under_its_id_with_the_tags_of_its_last_start(tmp_path, monkeypatch):
-    monkeypatch.setattr(mlflow_run, "check_mlflow", lambda: None)
+    monkeypatch.setattr(mlflow_run, "check_installed", lambda logger: None)
     monkeypatch.setattr(mlflow_run, "MLFlowLogger", Recorder)
     monkeypatch.setattr(Recorder, "runs", {}, raising=False)
     run = tmp_path / "mine" / "seed=0"

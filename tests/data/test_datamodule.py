@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 import pytorch_lightning as pl
@@ -264,6 +265,15 @@ def test_setup_refuses_another_data_set(prepared):
         SHDDataModule(prepared).setup()
 
 
+def test_setup_refuses_times_in_another_unit(prepared, tmp_path):
+    path = tmp_path / "a.h5"
+    path.write_bytes(prepared.read_bytes())
+    with h5py.File(path, "r+") as file:
+        file["test"].attrs["unit_s"] = 1.0
+    with pytest.raises(ValueError, match="a.h5: expected times in units of 1e-06 s, got 1.0"):
+        NMNISTDataModule(path).setup()
+
+
 def test_loaders_need_setup(prepared):
     with pytest.raises(RuntimeError, match="setup"):
         NMNISTDataModule(prepared).train_dataloader()
@@ -274,3 +284,4 @@ def test_stratified_subset_of_small_classes():
     chosen = stratified_subset(label, 0.1, seed=0)
     assert np.bincount(label[chosen], minlength=4).tolist() == [4, 1, 1, 0]
     assert np.bincount(label[stratified_subset(label, 0.99, 0)]).tolist() == [39, 1, 4]
+    assert stratified_subset(label[:0], 0.1, seed=0).tolist() == []

@@ -219,6 +219,25 @@ def test_npz_without_repeats_or_spikes(tmp_path):
     assert times_ms(load_recording(path)) == [[[]]]
 
 
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"n_repeats": 3, "spike_repeat": None}, "spike_repeat: .* as n_repeats is 3, got none"),
+        ({"stimuli": 3}, "spike_stimulus: expected one per spike, 3, as there are 3 stimuli"),
+        (
+            {"n_repeats": 2, "voltage_mv": np.full((3, 1000), -60.0)},
+            "voltage_mv, repeat: expected 0 to 1, as there are 2 repeats, got 2",
+        ),
+    ],
+)
+def test_npz_that_does_not_say_which_spikes_are_whose(tmp_path, changes, words):
+    """A forgotten array would make silent trials of the others."""
+    current = np.stack([noise_pa(s, 1000) for s in range(changes.pop("stimuli", 1))])
+    path = write_npz(tmp_path / "a.npz", current_pa=current, **changes)
+    with pytest.raises(ValueError, match=words):
+        load_recording(path)
+
+
 def test_npz_of_repeats_in_floating_point(tmp_path):
     whole, floats = (
         write_npz(tmp_path / f"{kind}.npz", spike_repeat=np.array([0, 0, 1], kind))
@@ -718,15 +737,18 @@ def test_the_voltage_of_a_step_is_the_largest_of_its_first_repeat(tmp_path):
     voltage[0, 1] = np.nan  # stimulus 1 was first given in repeat 1
     np.savez(
         tmp_path / "cell.npz", current_pa=rng.normal(0, 50, (3, 1000)), dt_ms=0.1,
-        voltage_mv=voltage, spike_times_s=[0.01], spike_repeat=[0], n_repeats=2,
+        voltage_mv=voltage, spike_times_s=[0.01, 0.02], spike_repeat=[0, 1], n_repeats=2,
+        spike_stimulus=[0, 1],
     )  # fmt: skip
     recording = load_recording(tmp_path / "cell.npz")
+    assert recording.spike_times_s[0][1] == [0.02]  # of the repeat whose voltage there is
     for stimulus, repeat in ((0, 0), (1, 1), (2, 0)):
         expected = voltage[repeat, stimulus].reshape(-1, 5).max(1)
         np.testing.assert_allclose(voltage_of(recording, stimulus, 0.5), expected, rtol=1e-6)
     np.testing.assert_allclose(voltage_of(recording, 0, 0.1), voltage[0, 0], rtol=1e-6)
     twice = np.repeat(voltage[0, 0], 2)
     np.testing.assert_allclose(voltage_of(recording, 0, 0.05), twice, rtol=1e-6)
+    np.testing.assert_allclose(recording.voltage(0, 0.05, "mean"), twice, rtol=1e-6)
     odd = voltage_of(recording, 0, 0.7)  # 142 steps of 7 samples; 6 samples are left over
     assert len(odd) == len(recording.current(0.7)[0]) == 142
     np.testing.assert_allclose(odd[-1], voltage[0, 0, 987:994].max(), rtol=1e-6)
@@ -760,11 +782,26 @@ def test_a_recording_of_spikes_has_no_voltage(tmp_path):
 
 
 def test_what_a_recording_has_not_is_refused():
-    arrays = {"spike_times_s": [[None]], "dt_ms": 0.1, "stimuli": ("noise",)}
+    arrays = {"spike_times_s": [[np.array([2e-4])]], "dt_ms": 0.1, "stimuli": ("noise",)}
     with pytest.raises(
         ValueError, match=r"^current_pa: expected \[1, T\] for 1 stimuli, got \[9\]$"
     ):
         Recording("a", np.zeros(9), **arrays)
+    for own, words in (
+        (
+            {"spike_times_s": [[np.array([0.1])] * 2]},
+            r"\[0\]: expected .* of 1 stimuli, got 2 in a",
+        ),
+        ({"spike_times_s": [np.array([0.1])]}, r"\[0\]: expected a list .*, got 1 in a ndarray"),
+        ({"spike_times_s": [[0.1]]}, r"\[0\]\[0\]: expected an array \[n\] or None, got 0.1"),
+        ({"spike_times_s": [[None]]}, "expected a repeat of noise, got none"),
+        ({"voltage_mv": [np.zeros(8)]}, r"voltage_mv: expected lengths \[9\], or None, got \[8\]"),
+        ({"current_pa": [[0.0] * 9]}, r"expected \[1, T\] for 1 stimuli, got list"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            Recording(**{"name": "a", "current_pa": np.zeros((1, 9)), **arrays, **own})
+    with pytest.raises(ValueError, match="^sweeps: expected a list of numbers, got 0$"):
+        load_recording("a.npz", sweeps=0)  # pyright: ignore[reportArgumentType]
     recording = Recording("a", np.zeros((1, 9)), voltage_mv=[np.zeros(9, np.float32)], **arrays)
     for call in (recording.n_samples, recording.duration_s):
         for number in (-1, 1):

@@ -1,5 +1,6 @@
 """Recordings cut into training and test parts."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,7 @@ from made_nwb import make_nwb2_of, membrane_mv, noise_pa, stimulus_and_response
 from omegaconf import OmegaConf
 from torch import Tensor
 
+from blockspike.data.recording_files import cell_names
 from blockspike.data.recordings_datamodule import RecordingsDataModule, find_recordings
 
 
@@ -124,12 +126,21 @@ def test_folds_test_each_stimulus_once(tmp_path):
     assert sorted(tested) == [0, 1, 2, 3, 4]
 
 
+def test_a_file_of_allensdk_has_its_folders_name(tmp_path, monkeypatch):
+    (tmp_path / "specimen_7").mkdir()
+    monkeypatch.chdir(tmp_path / "specimen_7")
+    assert cell_names([Path("ephys.nwb")], Path("ephys.nwb")) == ["specimen_7"]
+
+
 def test_folds_that_cannot_be_are_refused(tmp_path):
     write(tmp_path / "a.npz", stimuli=2)
     with pytest.raises(ValueError, match="a: expected at least 3 stimuli, one a fold, got 2"):
         RecordingsDataModule(tmp_path / "a.npz", n_folds=3).setup()
     cases: list[tuple[dict[str, Any], str]] = [
         ({"n_folds": 1}, "n_folds: expected at least 2, got 1"),
+        ({"train_sweeps": 0, "test_sweeps": 1}, "train_sweeps: expected at least one .*, got 0"),
+        ({"train_s": [0, 1], "test_s": [[3, 4]]}, r"train_s: expected \[\[start, stop\], …\]"),
+        ({"train_stimulus": ["a"]}, "train_stimulus: expected a name or None, got"),
         ({"train_sweeps": [], "test_sweeps": [1]}, "train_sweeps: expected at least one sweep"),
         ({"train_sweeps": [0], "test_sweeps": [1, 1]}, "test_sweeps: expected at least one sweep"),
         (

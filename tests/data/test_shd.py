@@ -74,7 +74,20 @@ def test_a_file_is_read_from_any_packing(tmp_path, suffix):
         assert np.array_equal(recordings.speaker, stored(file, "extra/speaker"))
     assert recordings.time_s.dtype == np.float16
     assert recordings.unit.dtype == np.uint16
-    assert recordings.keys == ("key",) * 20
+
+
+def test_a_note_that_is_no_text_names_the_file(tmp_path):
+    for part in ("train", "test"):
+        make_shd(tmp_path / f"{part}.h5", 3)
+    with h5py.File(tmp_path / "train.h5", "r+") as file:
+        file.attrs["note"] = 1j
+    with pytest.raises(ValueError, match=r"train\.h5: .*'note' of /: expected numbers or texts"):
+        describe(find_h5(tmp_path))
+
+
+def test_labels_need_no_names(tmp_path):
+    path = make_shd(tmp_path / "a.h5", **{"extra/keys": None})
+    assert len(open_h5(path)) == 80
 
 
 def times(*values: float, dtype: type = np.float32) -> list[np.ndarray]:
@@ -119,7 +132,6 @@ GOOD = {
         ({"extra/speaker": np.array([0, 0.1, 1, 1])}, "sample 1: extra/speaker: .* got 0.1"),
         ({"extra/speaker": np.array([0, np.nan, 1, 1])}, "sample 1: extra/speaker: .* got nan"),
         ({"extra/speaker": np.array([b"a"] * 4)}, "sample 0: extra/speaker: expected an integer"),
-        ({"extra/keys": None}, "extra/keys: expected .* got none"),
         ({"spikes/times": np.zeros((4, 2), np.float32)}, "spikes/times: expected a one-dimension"),
         ({"spikes/times": np.zeros(4, np.float32)}, "expected a variable-length array"),
     ],

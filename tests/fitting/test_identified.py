@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from blockspike.fitting.identified import identified
-from blockspike.fitting.parameters import NeuronParameters, simulate
+from blockspike.fitting.parameters import NeuronParameters, simulate, simulated_trace
 
 DT_MS = 0.1
 
@@ -53,7 +53,7 @@ def test_adaptation_is_the_current_that_makes_up_for_a_spike(
         b_2=0.2, tau_adaptation_2_ms=10.0, current_1=0.4, tau_current_1_ms=tau_current_1_ms,
         current_2=-0.1, tau_current_2_ms=70.0,
     )  # fmt: skip
-    time = torch.arange(0, after_ms, DT_MS, dtype=torch.float64)
+    time = torch.arange(2.0, after_ms, DT_MS, dtype=torch.float64)  # V is held for 2 ms
     membrane = 0.0
     for t in time.tolist():  # by small steps of the equations
         wanted = 0.4 * np.exp(-t / tau_current_1_ms) - 0.1 * np.exp(-t / 70)
@@ -64,6 +64,21 @@ def test_adaptation_is_the_current_that_makes_up_for_a_spike(
     )  # where V would be from the threshold, less where it is from 0
     found = float(identified(parameters)[f"adaptation_{after_ms:g}ms_pa"])
     assert found == pytest.approx((reset + membrane + threshold) / 0.008, rel=0.01)
+
+
+@pytest.mark.parametrize("arp_ms", [0.0, 5.0])
+def test_adaptation_is_what_a_spike_takes_from_the_membrane(arp_ms: float):
+    """At a current that holds V near the threshold, with a spike and without."""
+    own = {"b": 0.0, "current_1": 0.4, "tau_current_1_ms": 10.0, "arp_ms": arp_ms, "noise": 0.0}
+    parameters = neuron(**own)
+    current = torch.full((3200, 1, 1), (1 - 1e-6 - 0.2) / 0.008, dtype=torch.float64)
+    current[2000] += 1e5
+    trace = simulated_trace(parameters, current, DT_MS)
+    (step,) = trace.spikes[:, 0, 0].nonzero()[:, 0].tolist()
+    for after_ms in (20.0, 100.0):
+        found = float(identified(parameters)[f"adaptation_{after_ms:g}ms_pa"])
+        missing = 1 - float(trace.membrane[step + round(after_ms / DT_MS), 0, 0])
+        assert found == pytest.approx(missing / 0.008, rel=0.02)
 
 
 def test_what_trades_off_leaves_them_as_they_are():

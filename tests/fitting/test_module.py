@@ -182,6 +182,40 @@ def test_the_best_is_kept_once_tau_has_fallen(cells):
     torch.testing.assert_close(kept.double(), expected, rtol=0.05, atol=0.2)
 
 
+def test_patience_counts_losses_of_the_last_tau(monkeypatch):
+    module = ours(n_starts=2, patience=2)
+    low, high = (torch.full((6,), x) for x in (1.0, 5.0))
+    monkeypatch.setattr(module, "_tau_ms", lambda: 100.0)
+    for _ in range(4):
+        module._keep_best(low, low)
+    assert module.active.all() and (module.best_epoch == -1).all()
+    monkeypatch.setattr(module, "_tau_ms", lambda: 30.0)
+    module._keep_best(high, high)  # not compared with the losses before
+    assert module.active.all() and (module.best_epoch == 0).all() and (module.lowest == 5).all()
+    for _ in range(2):
+        module._keep_best(high, high)
+    assert not module.active.any()
+
+
+def test_nothing_is_chosen_before_the_last_tau(cells):
+    module = ours(n_starts=4, n_epochs=40)
+    fit(module, batch_of(cells), 2)
+    for choose in (module.chosen, module.chosen_values):
+        with pytest.raises(ValueError, match="^n_epochs: expected an epoch with τ at 30 ms"):
+            choose()
+
+
+def test_a_stopped_cell_stays_while_others_are_selected(cells):
+    module = ours(n_starts=4, n_epochs=9, first_tau_ms=None, patience=1, resample_every=1)
+    fit(module, batch_of(cells), 1)
+    module.stale[0], module.lowest[0] = 1, -1.0
+    before = state(module)
+    fit(module, batch_of(cells), 1)
+    for name in ("rest", "log_b"):
+        moved = module.population.get_parameter(name) != before[f"population.{name}"]
+        assert not moved[:4].any() and moved[4:].any()
+
+
 def test_selection_copies_only_within_a_cell(cells):
     module = ours(n_starts=8, resample_every=None, n_epochs=2)
     fit(module, batch_of(cells), 1)

@@ -15,7 +15,7 @@ SOURCE = Path(blockspike.__file__).parents[2]
 
 
 def git(folder: Path, *args: str) -> str:
-    own = ["-c", "user.name=n", "-c", "user.email=e@example.org"]
+    own = ["-c", "user.name=n", "-c", "user.email=e@example.org", "-c", "commit.gpgsign=false"]
     command = ["git", "-C", str(folder), *own, *args]
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
 

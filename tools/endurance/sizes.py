@@ -78,7 +78,7 @@ def saved_bytes(inputs: dict[str, Any], n_steps: int, method: str) -> int:
 
 def require_free(gib: float) -> None:
     """Raise MemoryError unless so much is available."""
-    for line in Path("/proc/meminfo").read_text().splitlines():
+    for line in Path("/proc/meminfo").read_text(encoding="utf-8").splitlines():
         if line.startswith("MemAvailable:"):
             available = int(line.split()[1]) * 1024 / GIB
             if available < gib:

@@ -71,7 +71,7 @@ def out_of_memory(error: BaseException | None) -> BaseException | None:
 @contextmanager
 def little_memory() -> Iterator[None]:
     """1 GiB more than now."""
-    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    pages = int(Path("/proc/self/statm").read_text(encoding="utf-8").split()[0])
     before = resource.getrlimit(resource.RLIMIT_AS)
     resource.setrlimit(resource.RLIMIT_AS, (pages * mmap.PAGESIZE + MEMORY_BYTES, before[1]))
     try:
@@ -146,7 +146,7 @@ def _child(name: str, seed: int, begin: int, stop: int, at: mmap.mmap) -> tuple[
 
 def _cpu_s(pid: int) -> float:
     """CPU time of a process that has not been waited for; others may take the cores meanwhile."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
     return sum(map(int, fields[11:13])) / os.sysconf("SC_CLK_TCK")
 
 

@@ -189,10 +189,12 @@ def _content(path: Path) -> Any:
         case ".svg":
             return len(list(xml.etree.ElementTree.parse(path).iter())) > 1
         case ".html":
-            assert path.read_text().rstrip().endswith("</html>")
+            assert path.read_text(encoding="utf-8").rstrip().endswith("</html>")
             return True
         case ".jsonl":
-            whole_lines = path.read_text().split("\n")[:-1]  # a cut-off one is left out
+            whole_lines = path.read_text(encoding="utf-8").split("\n")[
+                :-1
+            ]  # a cut-off one is left out
             rows = [row for line in whole_lines for row in json.loads(line)]
             return sorted((row["study"], row["n_steps"], row["contender"]) for row in rows)
     return _hash(path.read_bytes())

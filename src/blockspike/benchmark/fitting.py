@@ -8,6 +8,7 @@ cells. Whole epochs are timed: forward, loss, backward, optimiser and Lightning'
 import logging
 import time
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -70,13 +71,15 @@ def epoch_s(method: Method, batch: FittingBatch, n_epochs: int) -> float:
     return (time.perf_counter() - start) / n_epochs
 
 
-def measure(size: Size, rounds: int) -> list[Row]:
-    """Time epochs of both methods in turns; the standard loop runs one epoch per round."""
+def measure(size: Size, rounds: int, methods: Sequence[Method]) -> list[Row]:
+    """Time epochs of the methods in turns; the standard loop runs one epoch per round."""
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
     batch = make_batch(size.n_cells, size.n_steps)
-    epoch_s("fused", batch, 2)  # compiles
-    turns: dict[Method, list[Turn]] = {"fused": [], "standard": []}
+    if "fused" in methods:
+        epoch_s("fused", batch, 2)  # compiles
+    turns: dict[Method, list[Turn]] = {method: [] for method in methods}
     for _ in range(rounds):
-        turns["fused"].append(Turn(epoch_s("fused", batch, size.n_epochs), 0.0))
-        turns["standard"].append(Turn(epoch_s("standard", batch, 1), 0.0))
-    return [{"contender": name, **summary(own, turns["fused"])} for name, own in turns.items()]
+        for method, own in turns.items():
+            own.append(Turn(epoch_s(method, batch, size.n_epochs if method == "fused" else 1), 0.0))
+    fused = turns.get("fused")
+    return [{"contender": name, **summary(own, fused)} for name, own in turns.items()]

@@ -215,10 +215,7 @@ def make_inputs(size: Size, device: torch.device) -> tuple[EventBatch | None, Te
 def first_steps(x: EventBatch | Tensor, n_steps: int) -> EventBatch | Tensor:
     """The first `n_steps` steps of an input [T, B, K], or all of a shorter one."""
     n_steps = min(n_steps, x.shape[0])
-    if isinstance(x, Tensor):
-        return x[:n_steps]
-    row_ptr = x.row_ptr[: n_steps * x.batch_size + 1]
-    return EventBatch(row_ptr, x.unit[: int(row_ptr[-1])], (n_steps, *x.shape[1:]))
+    return x[:n_steps] if isinstance(x, Tensor) else x.steps(0, n_steps)
 
 
 def check(
@@ -249,7 +246,7 @@ def check(
         except Exception:
             if CONTENDERS[name].spikes:
                 raise
-            continue  # errors of other libraries are reported when they are timed
+            continue  # reported when it is timed
         rates[name] = round(spikes.mean().item(), 5)
         if expected is not None and CONTENDERS[name].spikes:
             _compare(name, spikes, grads, *expected)

@@ -48,7 +48,8 @@ class Options:
         data_path: prepared HD-Lauscher file for the study `step`.
         simulated_s: simulated time per trial of the study `tradeoff`.
         rounds: turns of each contender, at least 2.
-        longest_turn_s: slower contenders are left out, with a row that says so.
+        longest_turn_s: slower contenders are left out, with a row that says so (tradeoff,
+            libraries, length, layers, dynamics).
         memory: whether to measure peak memory, each contender in a new process.
         device: device of the layer studies; the others run on the CPU.
 
@@ -399,10 +400,10 @@ def _gpu(options: Options) -> Iterator[Piece]:
 def _fit(options: Options) -> Iterator[Piece]:
     """An epoch of fitting as many cells as the paper's."""
     size, names = fitting.Size(), options.choose(("fused", "standard"))
-    measure = partial(fitting.measure, size, options.rounds)
+    measure = partial(fitting.measure, size, options.rounds, names)
     if names:
         key = {"study": "fit", **asdict(size)}
-        yield Piece(key, ("fused", "standard"), torch.device("cpu"), measure)
+        yield Piece(key, tuple(names), torch.device("cpu"), measure)
 
 
 STUDIES: dict[str, Callable[[Options], Iterator[Piece]]] = {

@@ -188,7 +188,7 @@ def machine(device: torch.device) -> dict[str, Any]:
 
 
 def _lines(path: Path) -> list[str]:
-    return path.read_text().splitlines() if path.is_file() else []
+    return path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
 
 
 def peak_bytes(step: Callable[[], object]) -> int:
@@ -199,7 +199,9 @@ def peak_bytes(step: Callable[[], object]) -> int:
     """
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)
-    Path("/proc/self/clear_refs").write_text("5")  # reset the peak to the memory held now
+    Path("/proc/self/clear_refs").write_text(
+        "5", encoding="utf-8"
+    )  # reset the peak to the memory held now
     held = _resident_bytes("VmRSS")
     step()
     return _resident_bytes("VmHWM") - held

@@ -7,7 +7,7 @@ another batch, and a ratio is the median over the rounds.
 Every step starts from the same weights, scaled so that the layers fire as in a trained network.
 With freshly drawn weights the second layer is silent, which would flatter event-driven methods.
 
-`length` repeats the first half of the batch's steps (300 of 600) 1, 2, 4 and 8 times. The second
+"lengths" repeats the first half of the batch's steps (300 of 600) 1, 2, 4 and 8 times. The second
 half is empty, since the recordings are over by then: with whole batches, the number of events per
 step would depend on the length.
 """

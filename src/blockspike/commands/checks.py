@@ -4,7 +4,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from blockspike.commands.mlflow_run import check_mlflow
+from blockspike.commands.mlflow_run import check_installed
 from blockspike.runs.identity import is_fit
 
 MONITORS = ("val/accuracy", "val/loss")
@@ -24,8 +24,8 @@ def check_training(cfg: DictConfig) -> None:
     """
     if not 0 <= cfg.seed <= _LARGEST_SEED:
         raise ValueError(f"seed: expected an integer from 0 to {_LARGEST_SEED}, got {cfg.seed}")
-    if "mlflow" in (cfg.logger or {}):
-        check_mlflow()
+    for logger in {"mlflow", "tensorboard"} & {*(cfg.logger or {})}:
+        check_installed(logger)
     for tag in cfg.get("tags") or ():
         if not 1 <= len(tag) <= _LONGEST_TAG:
             raise ValueError(f"tags: expected words of 1 to {_LONGEST_TAG} letters, got {tag!r}")
@@ -44,6 +44,7 @@ def check_training(cfg: DictConfig) -> None:
             f"data, got {cfg.monitor!r}"
         )
     _check_validation(cfg)
+    _check_callbacks(cfg)
     if is_fit(cfg) and "early_stopping" in (cfg.callbacks or {}):
         raise ValueError("callbacks: expected fit.patience=… for a fit, got early_stopping")
     for name, callback in (cfg.callbacks or {}).items():
@@ -67,12 +68,31 @@ def _check_name(name: str) -> None:
 
 def _check_each_epoch(cfg: DictConfig) -> None:
     """Refuse options of Lightning after which an epoch has no scores, or there is none."""
-    for name in ("check_val_every_n_epoch", "fast_dev_run"):
+    usual = {"check_val_every_n_epoch": 1, "val_check_interval": 1.0, "fast_dev_run": False}
+    for name, as_it_is in usual.items():
         value = cfg.trainer.get(name)
-        if value not in (None, False) and (name, value) != ("check_val_every_n_epoch", 1):
+        if value is not None and (value != as_it_is or type(value) is not type(as_it_is)):
             raise ValueError(
                 f"trainer.{name}: expected none, since each epoch is whole and validated; "
                 f"trainer.max_epochs and trainer.limit_train_batches shorten a run, got {value}"
+            )
+
+
+def _check_callbacks(cfg: DictConfig) -> None:
+    """Refuse callbacks of Lightning that have no effect here, or lose it to the scheduler."""
+    scheduler = str((cfg.get("scheduler") or {}).get("_target_")).rpartition(".")[2]
+    for name, callback in (cfg.get("callbacks") or {}).items():
+        target = callback.get("_target_") if isinstance(callback, DictConfig) else None
+        kind = str(target).rpartition(".")[2]
+        if kind == "StochasticWeightAveraging":
+            raise ValueError(
+                f"callbacks.{name}: expected an average that is validated, such as Lightning's "
+                f"EMAWeightAveraging, got {kind}, whose average no checkpoint has"
+            )
+        if kind == "ReloadBestAtMilestone" and scheduler in ("OneCycleLR", "CyclicLR", "LambdaLR"):
+            raise ValueError(
+                f"callbacks.{name}: expected a scheduler that goes on from the lowered learning "
+                f"rate, got {scheduler}, which sets it anew"
             )
 
 

@@ -28,6 +28,7 @@ def compare_fits(output_dir: Path, folders: list[Path]) -> None:
         _print(rounded(pd.DataFrame(points[points["data_set"] == name])), str(name))
     use_style()
     for path in fits(table, output_dir / "figures"):
+        path.with_suffix(".json").unlink(missing_ok=True)  # of a picture drawn from a table
         print(path)
 
 

@@ -30,9 +30,9 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
         linear model on spike counts, and the confusion matrix [true class, predicted class].
 
     Raises:
-        FileNotFoundError: the folder holds no finished run.
-        ValueError: the best checkpoint is damaged, or the arguments are not exactly one of run,
-            pretrained, and neuron with recording.
+        FileNotFoundError: the folder holds no run.
+        ValueError: the run is not finished, the best checkpoint is damaged, or the arguments are
+            not exactly one of run, pretrained, and neuron with recording.
     """
     use_threads(cfg.threads)
     given = {k for k in ("run", "pretrained", "neuron", "recording") if cfg[k] is not None}
@@ -46,9 +46,9 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
             f"recording=FILE, or pretrained=NAME, got {', '.join(sorted(given)) or 'none of them'}"
         )
     run = Run(Path(cfg.run))
+    run.check_finished("run")
     network, data, *_ = load_run(run.folder)
-    row = run.result()
-    if row is not None and "test_accuracy" not in row:
+    if "test_accuracy" not in (run.result() or {}):
         raise ValueError(f"{run.folder}: expected a tested run, got a fold of cross-validation")
     precision = run.config().trainer.get("precision", "32-true")
     predicted, labels = _predict(network, data, precision)

@@ -68,6 +68,7 @@ def figures(cfg: DictConfig) -> None:
         )
     if cfg.figure is not None and cfg.figure not in known:
         raise ValueError(f"figure: expected one of {', '.join(known)}, got {cfg.figure!r}")
+    _check_arguments(cfg)
     use_style()
     for path in _of_run(Run(Path(cfg.run))) if cfg.run is not None else _of_table(cfg):
         print(path)
@@ -107,7 +108,6 @@ def _of_table(cfg: DictConfig) -> list[Path]:
                 "`blockspike train -m search=nmnist_sample` makes one"
             )
         return paths
-    _check_arguments(cfg)
     table, source = read_table(Path(cfg.table))
     folder = Path(cfg.output_dir) / "figures"
     if cfg.figure == "sweep":
@@ -143,4 +143,5 @@ def _check_arguments(cfg: DictConfig) -> None:
         if cfg[name] is not None and name not in allowed:
             takers = [figure for figure, names in _OPTIONS.items() if name in names]
             expected = " or ".join(f"figure={figure}" for figure in takers)
-            raise ValueError(f"{name}: expected {expected}, got figure={cfg.figure}")
+            got = f"run={cfg.run}" if cfg.figure is None else f"figure={cfg.figure}"
+            raise ValueError(f"{name}: expected {expected}, got {got}")

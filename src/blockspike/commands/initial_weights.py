@@ -14,7 +14,10 @@ from blockspike.runs.run import Run
 from blockspike.training.guard import warn
 
 _MAY_DIFFER = re.compile(r"readout\.")  # another number of classes
-_LEARNED = ("tau_membrane_ms", "tau_adaptation_ms", "b", "a")  # start as in the other network
+_LEARNED = (  # start as in the other network
+    "tau_membrane_ms", "tau_adaptation_ms", "b", "a", "tau_membrane_steps", "tau_adaptation_steps",
+    "rate", "frequency", "time_step",
+)  # fmt: skip
 
 
 def start_from(network: SpikingClassifier, source: str) -> list[str]:
@@ -48,6 +51,7 @@ def start_from(network: SpikingClassifier, source: str) -> list[str]:
         )
     same = {name: x for name, x in weights.items() if name not in differing}
     network.load_state_dict({**own, **same})
+    network.project_()
     return list(differing)
 
 

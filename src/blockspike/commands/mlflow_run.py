@@ -17,12 +17,12 @@ from blockspike.runs.rank import is_first_process
 from blockspike.runs.run import Run, flatten
 
 
-def check_mlflow() -> None:
-    """Raise ValueError if mlflow is not installed."""
-    if find_spec("mlflow") is None:
+def check_installed(logger: str) -> None:
+    """Raise ValueError if the package of a logger, which has its name, is not installed."""
+    if find_spec(logger) is None:
         raise ValueError(
-            "logger: expected another, since mlflow is not installed, got mlflow; install it with "
-            "pip install 'blockspike[mlflow]'"
+            f"logger: expected another, since {logger} is not installed, got {logger}; install it "
+            f"with pip install 'blockspike[{logger}]'"
         )
 
 
@@ -41,9 +41,9 @@ def mlflow_logger(
         tracking_uri: address of an MLflow server; None = that database.
 
     Raises:
-        ValueError: mlflow is not installed.
+        ValueError: mlflow is not installed, or the file system has no locks.
     """
-    check_mlflow()
+    check_installed("mlflow")
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     run, root = Run(Path(run_dir)), Path(output_dir).absolute()
     id_file = run.folder / "mlflow_id"
@@ -59,9 +59,14 @@ def mlflow_logger(
     if not is_first_process():
         return MLFlowLogger(**options)  # which logs nothing
     with (root / ".mlflow.lock").open("w") as lock:  # runs of a sweep make one database
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        except OSError as error:
+            raise ValueError(
+                f"{root}: cannot be locked; does its file system have flock? ({error})"
+            ) from error
         if id_file.is_file():
-            logger = MLFlowLogger(**options, run_id=id_file.read_text())
+            logger = MLFlowLogger(**options, run_id=id_file.read_text(encoding="utf-8"))
             client, run_id = logger.experiment, logger.run_id
             if tags or "tags" in client.get_run(run_id).data.tags:
                 client.set_tag(run_id, "tags", tags)  # Lightning only does so for a new run

@@ -8,8 +8,11 @@ Needs `wandb login`; each call saves a new view and prints its address.
 import argparse
 from typing import Any
 
-import wandb_workspaces.reports.v2 as wr
-import wandb_workspaces.workspaces as ws
+try:
+    import wandb_workspaces.reports.v2 as wr
+    import wandb_workspaces.workspaces as ws
+except ImportError as error:
+    raise SystemExit(f"{error}; install it with pip install 'blockspike[wandb]'") from error
 
 # Configuration keys: runs that differ in one of them are never averaged.
 _APART = ("choices.model", "model.arp_ms", "data_config", "network.n_hidden", "choices.population")

@@ -101,7 +101,7 @@ def run_id(run: Run) -> str:
     if not path.is_file():
         digest = content_hash(read_json(run.folder / "content.json"))
         write_text(path, f"{digest}-{secrets.token_hex(4)}")
-    return path.read_text()
+    return path.read_text(encoding="utf-8")
 
 
 @contextmanager

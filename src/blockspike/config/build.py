@@ -37,13 +37,15 @@ def build_data(cfg: DictConfig, kind: type[_Data]) -> _Data:
     for key in sorted(key for key in cfg.data if OmegaConf.is_missing(cfg.data, key)):
         raise ValueError(f"data.{key}: expected a value, got nothing; set it with data.{key}=…")
     data = _instantiate(cfg.data, "data", _convert_="all")
-    if not isinstance(data, kind):
-        raise ValueError(
-            "data: expected recordings, got events, which `blockspike train` takes"
-            if kind is RecordingsDataModule
-            else "data: expected events, got recordings, which `blockspike fit` takes"
-        )
-    return data
+    if isinstance(data, kind):
+        return data
+    got = f"{type(data).__module__}.{type(data).__qualname__}"
+    for other, what in ((EventDataModule, "events"), (RecordingsDataModule, "recordings")):
+        if isinstance(data, other):
+            command = "train" if other is EventDataModule else "fit"
+            got = f"{what}, which `blockspike {command}` takes"
+    of = "recordings" if kind is RecordingsDataModule else "events"
+    raise ValueError(f"data: expected {of}, a {kind.__name__}, got {got}")
 
 
 _BFGS = f"{BatchedBFGS.__module__}.{BatchedBFGS.__qualname__}"

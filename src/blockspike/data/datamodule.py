@@ -24,7 +24,8 @@ class EventDataModule(pl.LightningDataModule):
 
     A subclass sets ``config_name``, ``n_inputs`` and ``n_classes`` and implements `_fetch`,
     `_convert` and `_bin`. It sets ``download_gb`` if `_fetch` downloads something, and ``sample``,
-    a path below `SAMPLES`, if recordings come with blockspike, which ``raw="sample"`` chooses.
+    a path below `SAMPLES`, if recordings come with blockspike, which ``raw="sample"`` chooses, and
+    ``unit_s``, the unit of the times that `_bin` takes, to refuse prepared files of another.
     After `setup` there are ``name`` (of what the prepared file holds), its ``sha256``, the splits
     ``train`` and ``test``, and ``train_indices`` and ``val_indices``, which divide ``train``.
 
@@ -64,6 +65,7 @@ class EventDataModule(pl.LightningDataModule):
     n_classes: int
     download_gb: float | None = None
     sample: str | None = None
+    unit_s: float | None = None
     sha256: str
     train: EventSplit
     val: EventSplit
@@ -200,6 +202,11 @@ class EventDataModule(pl.LightningDataModule):
         """
         file = read_event_file(self.path)
         self._check_content(file)
+        for split in (file.train, file.test):
+            if self.unit_s not in (None, split.unit_s):
+                raise ValueError(
+                    f"{self.path}: expected times in units of {self.unit_s} s, got {split.unit_s}"
+                )
         self.name, self.sha256 = file.name, file.verified_sha256()
         self.train, self.test = file.train, file.test
         self.train_indices, self.val_indices = np.arange(len(file.train)), np.empty(0, int)
@@ -332,7 +339,7 @@ def stratified_subset(label: np.ndarray, fraction: float, seed: int) -> np.ndarr
         Sorted indices into ``label``.
     """
     rng = np.random.default_rng(seed)
-    chosen = []
+    chosen = [np.empty(0, np.int64)]
     for value in np.unique(label):
         members = rng.permutation(np.flatnonzero(label == value))
         most = len(members) - 1

@@ -217,6 +217,7 @@ class NMNISTDataModule(EventDataModule):
     """
 
     config_name = "nmnist"
+    unit_s = 1e-6
     download_gb = 1.2
     sample = "nmnist/nmnist_1080.tar.xz"
     n_inputs = WIDTH * WIDTH

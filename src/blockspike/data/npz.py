@@ -117,7 +117,7 @@ def _npz_trains(
     current: list[np.ndarray],
     dt_ms: float,
 ) -> list[list[np.ndarray]]:
-    """Spike times [S][R_s]."""
+    """Spike times [S][R_s]; the first repeat that has a voltage comes first."""
     if "spike_times_s" in arrays:
         durations_s = [len(row) * dt_ms * 1e-3 for row in current]
         trains = _stored_trains(path, arrays, voltage, durations_s, dt_ms)
@@ -127,6 +127,8 @@ def _npz_trains(
                 check_span(where, train, row, dt_ms)
                 if r in voltage[s]:
                     check_shown(where, train, voltage[s][r], dt_ms)
+            first = min(voltage[s], default=0)  # the one whose voltage is kept
+            trains[s].insert(0, trains[s].pop(first))
         return trains
     for s, of_stimulus in enumerate(voltage):
         if not of_stimulus:
@@ -211,15 +213,21 @@ def _stored_trains(
         )
     check_times(str(path), times_s, max(durations_s))
     most = max(map(len, voltage))
-    if most > 1 and len(times_s) and "spike_repeat" not in arrays:
-        raise ValueError(
-            f"{path}: spike_repeat: expected one per spike, {len(times_s)}, as there are voltages "
-            f"of {most} repeats, got none"
-        )
+    repeats = _n_repeats(path, arrays, len(voltage))
+    most_named = max(n or 1 for n in repeats)
+    for key, n, of in (
+        ("spike_repeat", most, f"there are voltages of {most} repeats"),
+        ("spike_repeat", most_named, f"n_repeats is {most_named}"),
+        ("spike_stimulus", len(voltage), f"there are {len(voltage)} stimuli"),
+    ):
+        if n > 1 and len(times_s) and key not in arrays:
+            raise ValueError(
+                f"{path}: {key}: expected one per spike, {len(times_s)}, as {of}, got none"
+            )
     repeat = _indices(path, arrays, "spike_repeat", _MOST_REPEATS)
     stimulus = _indices(path, arrays, "spike_stimulus", len(voltage))
     trains = []
-    for s, n_repeats in enumerate(_n_repeats(path, arrays, len(voltage))):
+    for s, n_repeats in enumerate(repeats):
         own, known = stimulus == s, list(voltage[s])
         _check_repeats(f"{path}, stimulus {s}", repeat[own], known, n_repeats)
         at_least = n_repeats or max(known, default=0) + 1
@@ -240,11 +248,12 @@ def _check_repeats(where: str, repeat: np.ndarray, known: list[int], n_repeats: 
     """
     last = int(repeat.max()) if len(repeat) else -1
     if n_repeats is not None:
-        if last >= n_repeats:
-            raise ValueError(
-                f"{where}: spike_repeat: expected 0 to {n_repeats - 1}, as there are {n_repeats} "
-                f"repeats, got {last}"
-            )
+        for key, most in (("spike_repeat", last), ("voltage_mv, repeat", max(known, default=-1))):
+            if most >= n_repeats:
+                raise ValueError(
+                    f"{where}: {key}: expected 0 to {n_repeats - 1}, as there are {n_repeats} "
+                    f"repeats, got {most}"
+                )
         return
     last = max([last, *known])
     for silent in np.setdiff1d(np.arange(last), [*repeat, *known])[:1]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -50,7 +50,8 @@ class Recording:
     voltage.
 
     Raises:
-        ValueError: ``current_pa`` has no row for each stimulus.
+        ValueError: ``current_pa`` has no row for each stimulus, a repeat no entry for each, a
+            stimulus no repeat, or a voltage another length than its stimulus.
 
     Examples:
         >>> import numpy as np
@@ -74,9 +75,16 @@ class Recording:
     voltage_mv: list[np.ndarray | None] | None = None
 
     def __post_init__(self) -> None:
-        shape, n = self.current_pa.shape, len(self.stimuli)
-        if len(shape) != 2 or shape[0] != n:
-            raise ValueError(f"current_pa: expected [{n}, T] for {n} stimuli, got {list(shape)}")
+        n, is_array = len(self.stimuli), isinstance(self.current_pa, np.ndarray)
+        if not is_array or self.current_pa.ndim != 2 or len(self.current_pa) != n:
+            got = list(self.current_pa.shape) if is_array else type(self.current_pa).__name__
+            raise ValueError(f"current_pa: expected [{n}, T] for {n} stimuli, got {got}")
+        _check_trains(self.spike_times_s, self.stimuli)
+        if self.voltage_mv is not None:
+            given = [None if voltage is None else len(voltage) for voltage in self.voltage_mv]
+            own = [self.n_samples(s) for s in range(n)]
+            if len(given) != n or not all(x in (None, y) for x, y in zip(given, own, strict=True)):
+                raise ValueError(f"voltage_mv: expected lengths {own}, or None, got {given}")
 
     def n_samples(self, stimulus: int) -> int:
         """Samples of a stimulus.
@@ -144,7 +152,8 @@ class Recording:
         if of_step == "largest":
             return np.maximum.reduceat(voltage[:end], starts)
         sums = np.add.reduceat(voltage[:end].astype(np.float64), starts)
-        return (sums / np.diff(np.append(starts, end))).astype(np.float32)
+        n_samples = np.diff(np.append(starts, end)).clip(1)  # 0 where steps share a sample
+        return (sums / n_samples).astype(np.float32)
 
     def sha256(self) -> str:
         """Hash of the name, currents, spike times and voltage, as read.
@@ -170,6 +179,24 @@ class Recording:
         return n_steps
 
 
+def _check_trains(
+    spike_times_s: Sequence[Sequence[np.ndarray | None]], stimuli: Sequence[str]
+) -> None:
+    """Raise ValueError unless they are arrays [n], or None, by repeat and then by stimulus."""
+    n = len(stimuli)
+    for r, repeat in enumerate(spike_times_s):
+        where = f"spike_times_s[{r}]"
+        if not isinstance(repeat, list | tuple) or len(repeat) != n:
+            got = f"{len(repeat)} in a {type(repeat).__name__}"
+            raise ValueError(f"{where}: expected a list with times of {n} stimuli, got {got}")
+        for s, times_s in enumerate(repeat):
+            if times_s is not None and np.ndim(times_s) != 1:
+                raise ValueError(f"{where}[{s}]: expected an array [n] or None, got {times_s!r}")
+    for s, name in enumerate(stimuli):
+        if all(repeat[s] is None for repeat in spike_times_s):
+            raise ValueError(f"spike_times_s: expected a repeat of {name}, got none")
+
+
 def load_recording(
     path: Path | str,
     stimuli: Sequence[str] | None = None,
@@ -181,10 +208,11 @@ def load_recording(
     ``.npz``: ``current_pa`` ``[T]`` or ``[S, T]``, NaN after the end of a shorter stimulus,
     ``dt_ms`` and at least one of
 
-    - ``spike_times_s`` ``[n]`` with ``spike_repeat`` and ``spike_stimulus`` ``[n]``, 0 if left out;
-      ``n_repeats``, one number or ``[S]``, is needed if a repeat had no spike,
+    - ``spike_times_s`` ``[n]`` with ``spike_repeat`` and ``spike_stimulus`` ``[n]``, which may be
+      left out of one repeat or stimulus; ``n_repeats``, one number or ``[S]``, is needed if a
+      repeat had no spike,
     - ``voltage_mv``, ``[T]`` or ``[R, T]`` of one stimulus, else ``[S, T]`` or ``[R, S, T]``, all
-      NaN where a repeat is missing.
+      NaN where a repeat is missing; the first repeat with a voltage becomes the first of all.
 
     NWB, Axon and Igor: sweeps with the same name and equal current are repeats of one stimulus;
     stimuli are in the order of their first sweeps. Spikes that are not stored are detected
@@ -227,6 +255,8 @@ def load_recording(
         array([0.01, 0.05])
     """
     path = Path(path)
+    if sweeps is not None and not isinstance(sweeps, Iterable):
+        raise ValueError(f"sweeps: expected a list of numbers, got {sweeps!r}")
     if is_folder_of_waves(path):
         with closing(sweeps_of(path, stimuli, sweeps, electrode)) as found:
             return _load_sweeps(path, found)

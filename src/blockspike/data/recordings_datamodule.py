@@ -91,7 +91,8 @@ class RecordingsDataModule(pl.LightningDataModule):
         train_s, test_s: segments [[start, stop], …] in seconds; None = the first 60 % of each sweep
             and the rest, or all of each if sweeps, folds or stimuli are given of which none is in
             both parts (a pattern may share one with the other stimulus).
-        held_out: share of each training segment, at its end, by which starts are chosen.
+        held_out: share of each training segment, at its end, that the gradient and selections do
+            not see; the best epoch and start are chosen by the whole segment.
         warm_up_s: time before each test segment that is simulated but not scored.
         train_warm_up_s: time before each segment of `train_s` that is simulated but not fitted, so
             that the neuron enters it adapted. Without it each segment begins at rest.
@@ -155,6 +156,11 @@ class RecordingsDataModule(pl.LightningDataModule):
         require(scaling in ("deviation", "maximum"), "scaling", scaling, "deviation or maximum")
         for key, sweeps in (("train_sweeps", train_sweeps), ("test_sweeps", test_sweeps)):
             _check_sweeps(key, sweeps)
+        for key, name_of_one in (
+            ("train_stimulus", train_stimulus),
+            ("test_stimulus", test_stimulus),
+        ):
+            require(isinstance(name_of_one, str | None), key, name_of_one, "a name or None")
         require((train_sweeps is None) == (test_sweeps is None), "train_sweeps, test_sweeps",
                 (train_sweeps, test_sweeps), "both or neither")  # fmt: skip
         _check_folds(n_folds, fold, train_sweeps, train_stimulus, test_stimulus)
@@ -434,13 +440,15 @@ def _titles(recording: Recording, cuts: list[_Cut]) -> list[str]:
 
 def _check_sweeps(key: str, sweeps: Sequence[int] | None) -> None:
     if sweeps is not None:
-        require(0 < len(set(sweeps)) == len(sweeps), key, sweeps, "at least one sweep, each once")
+        fine = isinstance(sweeps, Iterable) and 0 < len(set(sweeps)) == len(sweeps)
+        require(fine, key, sweeps, "at least one sweep, each once")
 
 
 def _check_segments(key: str, segments: Segments | None) -> None:
     if segments is None:
         return
-    fine = len(segments) > 0 and all(len(s) == 2 and 0 <= s[0] < s[1] for s in segments)
+    pairs = [s for s in segments if isinstance(s, Iterable) and len(s) == 2]
+    fine = 0 < len(pairs) == len(segments) and all(0 <= start < stop for start, stop in pairs)
     require(fine, key, segments, "[[start, stop], …] in seconds with 0 ≤ start < stop")
     for (_, stop), (start, _) in pairwise(sorted(tuple(s) for s in segments)):
         require(stop <= start, key, segments, "segments that do not overlap")

@@ -51,6 +51,7 @@ class SequentialMNISTDataModule(EventDataModule):
     """
 
     config_name = "sequential_mnist"
+    unit_s = 1e-3
     download_gb = 0.01
     n_classes = N_CLASSES
 

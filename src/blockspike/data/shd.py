@@ -62,6 +62,7 @@ class SHDDataModule(EventDataModule):
     """
 
     config_name = "shd"
+    unit_s = 1.0
     download_gb = 0.2
     sample = "hd_lauscher"
     layout = SHD

@@ -7,7 +7,6 @@ channels: SHD has spoken digits in English (labels 0 to 9) and German (10 to 19)
 
 from __future__ import annotations
 
-import hashlib
 import io
 import lzma
 import zipfile
@@ -19,7 +18,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from blockspike.data.download import RemoteFile, shd_files, ssc_files
+from blockspike.data.download import RemoteFile, has_md5, shd_files, ssc_files
 from blockspike.data.event_file import SplitContent, write_event_file
 from blockspike.data.hdf5 import HDF5_ERRORS, DatasetReader, attribute, open_hdf5
 from blockspike.data.limits import ZIP_ERRORS, ReadLimit, open_unpacked, read_zip_member
@@ -60,8 +59,7 @@ class SHDRecordings:
 
     Events of sample ``i`` are ``time_s[offset[i]:offset[i + 1]]`` (float, seconds, as stored) and
     the same range of ``unit`` (uint16 channel, 0 to 699). ``label`` int64 ``[n]``; ``speaker``
-    int64 ``[n]``, None if the layout has none; ``keys`` are the names of the labels;
-    ``source_file`` are the names of the audio files, empty if the file has none.
+    int64 ``[n]``, None if the layout has none.
     """
 
     time_s: np.ndarray
@@ -69,8 +67,6 @@ class SHDRecordings:
     offset: np.ndarray
     label: np.ndarray
     speaker: np.ndarray | None
-    keys: tuple[str, ...]
-    source_file: tuple[str, ...]
 
     def __len__(self) -> int:
         return len(self.label)
@@ -84,8 +80,8 @@ class SHDRecordings:
 def open_h5(path: Path | str, layout: Layout = SHD) -> SHDRecordings:
     """Read and check a file in the layout of SHD or SSC.
 
-    It has ``spikes/times`` and ``spikes/units`` (one variable-length array per sample), ``labels``,
-    ``extra/speaker`` (read of SHD alone), ``extra/keys`` and, optionally, ``extra/source_file``.
+    It has ``spikes/times`` and ``spikes/units`` (one variable-length array per sample), ``labels``
+    and, in SHD's layout, ``extra/speaker``. The rest of a file is not read.
 
     Args:
         path: ``.h5``, or packed as ``.h5.gz``, ``.h5.xz`` or ``.h5.zip``.
@@ -151,8 +147,6 @@ def _read(path: Path, file: h5py.File, reader: DatasetReader, layout: Layout) ->
         speaker=_speakers(path, column("extra/speaker", n_samples))
         if layout.has_speakers
         else None,
-        keys=_strings(column("extra/keys")),
-        source_file=_strings(column("extra/source_file")) if "extra/source_file" in file else (),
     )
 
 
@@ -177,10 +171,6 @@ def _ragged(path: Path, column: np.ndarray, key: str) -> np.ndarray:
 
 def _joined(ragged: np.ndarray, dtype_if_empty: type) -> np.ndarray:
     return np.concatenate(ragged) if len(ragged) else np.empty(0, dtype_if_empty)
-
-
-def _strings(column: np.ndarray) -> tuple[str, ...]:
-    return tuple(x.decode() if isinstance(x, bytes) else str(x) for x in column)
 
 
 def _check_labels(path: Path, label: np.ndarray, n_classes: int) -> None:
@@ -325,7 +315,7 @@ def describe(files: Sequence[Path], layout: Layout = SHD) -> str:
         with open_hdf5(_unpacked(files[0], ReadLimit(files[0]))) as file:
             note, colon, _ = str(attribute(file, "note", "")).partition(":")
             own = str(attribute(file, "name", note if colon else unnamed))
-    except _READ_ERRORS as error:
+    except (*_READ_ERRORS, ValueError) as error:
         layout_of = f"{layout.name}'s layout"
         raise ValueError(f"{files[0]}: not a complete file of {layout_of} ({error})") from error
     return unnamed if own.strip().upper() in (SHD.name, SSC.name) else own
@@ -336,9 +326,4 @@ def _are_published(files: Sequence[Path], layout: Layout) -> bool:
         published = [file.md5 for file in layout.published()]
     except ValueError:  # tonic is not installed
         return False
-    return [_md5(path) for path in files] == published
-
-
-def _md5(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "md5").hexdigest()
+    return all(has_md5(path, md5) for path, md5 in zip(files, published, strict=True))

@@ -49,6 +49,7 @@ class TonicDataModule(EventDataModule):
     """
 
     sensor: tuple[int, int, int]
+    unit_s = 1e-6
 
     def __init__(
         self,

@@ -83,6 +83,9 @@ def _with_options(fits: pd.DataFrame, options: list[Any]) -> pd.Series:
             continue
         texts = {name: [str(x) for x in alike[name].tolist()] for name in options}
         varied = [name for name in options if len(set(texts[name])) > 1]
+        if alike["experiment"].nunique() > 1:
+            texts["experiment"] = [str(x) for x in alike["experiment"].tolist()]
+            varied.append("experiment")
         for i, index in enumerate(alike.index):
             own = [f"{str(name).rpartition('.')[2]}={texts[name][i]}" for name in varied]
             labels[index] = textwrap.shorten(", ".join([labels[index], *own]), _LONGEST_LABEL)

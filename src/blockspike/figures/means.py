@@ -33,7 +33,7 @@ class Means:
             `standard_error`, which is NaN for one run.
         runs: the runs behind them, a column per setting in `by` and `metric`.
         mixed: settings in which runs of one mean differ, apart from the seed.
-        n_left_out: number of runs without this metric.
+        n_left_out: number of runs without this metric, or pruned.
     """
 
     metric: str
@@ -61,7 +61,7 @@ class Means:
             names = ", ".join(self.mixed)
             found.append(f"runs of one mean differ in more than the seed: {names}")
         if self.n_left_out:
-            found.append(f"runs left out, without {self.metric}: {self.n_left_out}")
+            found.append(f"runs left out, pruned or without {self.metric}: {self.n_left_out}")
         return found
 
 
@@ -99,6 +99,8 @@ def means(table: pd.DataFrame, by: Sequence[str], metric: str | None = None) -> 
     if metric in by:
         raise ValueError(f"metric: expected a column that is not in by, got {metric!r}")
     known = table[metric].notna()
+    if "pruned" in table:
+        known &= table["pruned"].astype(str).str.lower() != "true"
     chosen, settings = pd.DataFrame(table[known]), pd.DataFrame(settings[known])
     runs = settings.assign(**{metric: chosen[metric].astype(float)})
     groups = (

@@ -195,7 +195,7 @@ def say_how(axis: Axes, file: str, published: str) -> None:
 
 def command_of(experiment: str) -> str:
     """The command that makes an experiment's runs: the first comment in its configuration file."""
-    head = (CONF / "experiment" / f"{experiment}.yaml").read_text().splitlines()[1]
+    head = (CONF / "experiment" / f"{experiment}.yaml").read_text(encoding="utf-8").splitlines()[1]
     return head.removeprefix("# ")
 
 

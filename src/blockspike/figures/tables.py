@@ -34,7 +34,7 @@ class Source:
 def source_beside(picture: Path) -> Source | None:
     """Read what `write_beside` recorded for a picture; None if there is no record."""
     path = picture.with_suffix(".json")
-    return Source(**json.loads(path.read_text())) if path.is_file() else None
+    return Source(**json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else None
 
 
 def read_table(path: Path) -> tuple[pd.DataFrame, Source]:

@@ -157,9 +157,10 @@ def likelihoods_of_cells(
     rows = []
     widths = parameters.escape_width.tolist()
     for (margins, spikes), new, width in zip(trained, tested, widths, strict=True):
-        noise = fit_escape_noise(margins, spikes, dt_ms)
         if width > 0:
             noise = EscapeNoise(RATE_AT_THRESHOLD_HZ, width)
+        else:
+            noise = fit_escape_noise(margins, spikes, dt_ms)
         if noise is None:
             rows.append({})
             continue

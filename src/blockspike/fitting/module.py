@@ -71,7 +71,8 @@ class NeuronFittingModule(pl.LightningModule):
         elite_fraction: share of a cell's starts that survive a selection.
         perturbation: (first, last) standard deviation of the copies' changes.
         gradient_clip: largest norm of a start's gradient; None = no limit.
-        patience: epochs without a smaller loss after which a cell stops; None = never.
+        patience: epochs without a smaller loss after which a cell stops, counted from where τ has
+            reached `tau_ms`; None = never.
         decay_lr: whether the learning rate falls, linearly to a tenth.
         seed: seed of the selections and of the trials' noise.
 
@@ -232,14 +233,15 @@ class NeuronFittingModule(pl.LightningModule):
         return self.first_tau_ms * (self.tau_ms / self.first_tau_ms) ** share
 
     def _keep_best(self, distance: Tensor, loss: Tensor) -> None:
-        if self._tau_ms() == self.tau_ms:
-            distance = distance.view_as(self.best_distance)
-            better = distance < self.best_distance
-            self.best_distance = torch.where(better, distance, self.best_distance)
-            self.best_epoch = torch.where(better, self.current_epoch, self.best_epoch)
-            for name in self._names:
-                now, kept = self.population.get_parameter(name), getattr(self, f"best_{name}")
-                kept.copy_(torch.where(better.flatten(), now, kept))
+        if self._tau_ms() != self.tau_ms:
+            return  # losses of another τ do not compare
+        distance = distance.view_as(self.best_distance)
+        better = distance < self.best_distance
+        self.best_distance = torch.where(better, distance, self.best_distance)
+        self.best_epoch = torch.where(better, self.current_epoch, self.best_epoch)
+        for name in self._names:
+            now, kept = self.population.get_parameter(name), getattr(self, f"best_{name}")
+            kept.copy_(torch.where(better.flatten(), now, kept))
         cell_loss = _ranked(loss.view_as(self.best_distance)).min(1).values
         self.stale = torch.where(cell_loss < self.lowest, 0, self.stale + 1)
         self.lowest = torch.minimum(cell_loss, self.lowest)
@@ -303,16 +305,16 @@ class NeuronFittingModule(pl.LightningModule):
                 gradient.mul_((self.gradient_clip / norm).clamp(max=1.0))
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
-        """Take a step, restore stopped cells, select starts, clamp parameters to their ranges."""
+        """Take a step, select starts, restore stopped cells, clamp parameters to their ranges."""
         before = {n: self.population.get_parameter(n).detach().clone() for n in self._names}
         super().optimizer_step(*args, **kwargs)
         moving = self.active.repeat_interleave(self.population.n_starts)
         with torch.no_grad():
+            if self.resample_every and (self.current_epoch + 1) % self.resample_every == 0:
+                self._select()
             for name in self._names if not moving.all() else ():
                 parameter = self.population.get_parameter(name)
                 parameter.copy_(torch.where(moving, parameter, before[name]))
-            if self.resample_every and (self.current_epoch + 1) % self.resample_every == 0:
-                self._select()
         self.population.project_()
         if not self.active.any():
             self.trainer.should_stop = True
@@ -358,16 +360,18 @@ class NeuronFittingModule(pl.LightningModule):
         return batch._replace(**moved)
 
     def chosen_values(self) -> dict[str, Tensor]:
-        """Each cell's best start as the population's own parameters, [C] each."""
-        start = self.best_distance.argmin(1)
-        index = start + torch.arange(len(start), device=start.device) * self.population.n_starts
+        """Each cell's best start as the population's own parameters, [C] each; see `chosen`."""
+        _, index = self._chosen_start()
         return {name: getattr(self, f"best_{name}")[index] for name in self._names}
 
     @torch.no_grad()
     def chosen(self) -> tuple[NeuronParameters, Tensor]:
-        """Parameters of each cell's best start, [C] each, and that start's index, [C]."""
-        start = self.best_distance.argmin(1)
-        index = start + torch.arange(len(start), device=start.device) * self.population.n_starts
+        """Parameters of each cell's best start, [C] each, and that start's index, [C].
+
+        Raises:
+            ValueError: no epoch has had the last τ, so none can be chosen.
+        """
+        start, index = self._chosen_start()
         now = {n: self.population.get_parameter(n).detach().clone() for n in self._names}
         for name in self._names:
             self.population.get_parameter(name).copy_(getattr(self, f"best_{name}"))
@@ -375,6 +379,17 @@ class NeuronFittingModule(pl.LightningModule):
         for name in self._names:
             self.population.get_parameter(name).copy_(now[name])
         return physical[index], start
+
+    def _chosen_start(self) -> tuple[Tensor, Tensor]:
+        """Each cell's best start, and its place among those of all cells, [C] each."""
+        if not bool((self.best_epoch >= 0).any(1).all()):
+            raise ValueError(
+                f"n_epochs: expected an epoch with τ at {self.tau_ms:g} ms, the second half of "
+                f"{self.n_epochs}, got {self.current_epoch} epochs"
+            )
+        start = self.best_distance.argmin(1)
+        first = torch.arange(len(start), device=start.device) * self.population.n_starts
+        return start, start + first
 
 
 def _safe_root(square: Tensor) -> Tensor:

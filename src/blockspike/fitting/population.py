@@ -42,7 +42,7 @@ class NeuronPopulation(BoundedParameters):
 
     neuron: str
     """Name of the neurons, for tables."""
-    clamps_after_step = False  # `FittingModule` does, once it has replaced the worst starts
+    clamps_after_step = False  # `NeuronFittingModule` does, once it has replaced the worst starts
     searched: list[str]
     """Names of parameters without a gradient, which are found by selection alone."""
 

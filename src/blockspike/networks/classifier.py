@@ -120,6 +120,9 @@ class ClassifierOutput:
 
         A batch with several views holds the first view of every sample, then the second, and so
         on (see `EventDataset`).
+
+        Raises:
+            ValueError: the batch is not so many samples with equally many views each.
         """
         return mean_over_views(self.scores, n_samples)
 
@@ -145,6 +148,10 @@ def hidden_sizes(n_hidden: int | Sequence[int], n_layers: int) -> list[int]:
 
 def mean_over_views(scores: Tensor, n_samples: int) -> Tensor:
     """See `ClassifierOutput.mean_over_views`."""
+    if n_samples < 1 or len(scores) % n_samples:
+        raise ValueError(
+            f"n_samples: expected a divisor of the batch's {len(scores)} samples, got {n_samples}"
+        )
     return scores.unflatten(0, (-1, n_samples)).mean(0)
 
 

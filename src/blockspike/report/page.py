@@ -44,13 +44,18 @@ _KINDS = (
     ("speed", "speed", "Speed of a layer relative to the step loop."),
     ("libraries", "speed", "Times of other libraries relative to fused."),
     ("tradeoff", "tradeoff", "Error of spike times against the cost of the simulation."),
+    ("fits", "fits", "Test scores of fits: means over runs, with standard errors."),
+    ("epochs", "epochs", "Metrics of each epoch: means over runs."),
     (
         "search", "search",
         "Trials of a search, and how much each parameter matters for a validation value among "
         "its best.",
     ),
 )  # fmt: skip
-_OF_RUNS = ("sweep", "classification", "surrogates", "detach", "neurons", "recordings")
+_OF_RUNS = (
+    "sweep", "classification", "surrogates", "detach", "neurons", "recordings", "fits", "epochs",
+)  # fmt: skip
+_NOT_MISSED = ("sweep", "search", "fits", "epochs")  # the page, or a sweep itself, draws them
 
 
 @dataclass(frozen=True)
@@ -90,7 +95,7 @@ def found_figures(folder: Path) -> tuple[list[EmbeddedFigure], dict[str, str]]:
         own = [stem for stem in stems if stem.startswith(kind)]
         figures += [_embedded(folder / stem, figure, caption, kind in _OF_RUNS) for stem in own]
         stems = [stem for stem in stems if stem not in own]
-        if not own and kind not in ("sweep", "search"):  # the page draws its own
+        if not own and kind not in _NOT_MISSED:
             missing[kind] = _command(figure, folder.parent, kind in _OF_RUNS)
     return figures + [_embedded(folder / stem, None, "") for stem in stems], missing
 
@@ -113,13 +118,14 @@ def _embedded(
     sharp = svg.is_file() and (not png.is_file() or svg.stat().st_size <= _LARGEST_SVG_BYTES)
     picture, kind = (svg, "svg+xml") if sharp else (png, "png")
     data = base64.b64encode(picture.read_bytes()).decode()
+    table = source_beside(png)
     return EmbeddedFigure(
         name=stem.name,
         figure=figure,
         caption=caption,
         address=f"data:image/{kind};base64,{data}",
-        table=source_beside(png),
-        is_of_runs=is_of_runs,
+        table=table,
+        is_of_runs=is_of_runs and (figure != "fits" or table is not None),  # a sweep has no table
         drawn_s=picture.stat().st_mtime,
     )
 
@@ -184,9 +190,9 @@ def render_template(name: str, made_by: dict[str, Any], script: str, **content: 
     return environment.get_template(name).render(
         made=time.strftime("%Y-%m-%d %H:%M %z"),
         made_by=made_by,
-        style=(_HERE / "style.css").read_text(),
-        plot_script=(_HERE / "plot.js").read_text(),
-        script=(_HERE / script).read_text(),
+        style=(_HERE / "style.css").read_text(encoding="utf-8"),
+        plot_script=(_HERE / "plot.js").read_text(encoding="utf-8"),
+        script=(_HERE / script).read_text(encoding="utf-8"),
         **content,
     )
 

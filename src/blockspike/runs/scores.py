@@ -31,7 +31,7 @@ def _first(row: dict[str, Any], names: tuple[str, ...]) -> float:
 def _last(metrics: Path, column: str) -> float:
     """Value in the last whole row; NaN if there is none, or if the file is damaged."""
     try:
-        lines = metrics.read_text().rpartition("\n")[0].splitlines()
+        lines = metrics.read_text(encoding="utf-8").rpartition("\n")[0].splitlines()
         (row,) = csv.DictReader([lines[0], lines[-1]])
         return float(row[column])
     except (OSError, ValueError, IndexError, KeyError, TypeError, csv.Error):

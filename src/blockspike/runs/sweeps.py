@@ -63,6 +63,9 @@ class RecordSweep(Callback):
             planned = _planned(config)
         except (HydraException, OmegaConfBaseException):
             return  # the sweep itself reports it
+        except ValueError as error:  # Hydra would turn it into a warning and go on
+            print(f"blockspike: {error}", file=sys.stderr)
+            raise SystemExit(2) from error
         RecordSweep.planned = planned
         name = hashlib.sha256("\n".join(planned).encode()).hexdigest()[:12]
         plan = RecordSweep.output_dir / "sweeps" / f"{name}.json"
@@ -93,7 +96,20 @@ def _planned(config: DictConfig) -> dict[str, str]:
     swept = [f"{k}={v}" for k, v in (config.hydra.sweeper.get("params") or {}).items()]
     overrides = parser.parse_overrides([*swept, *config.hydra.overrides.task])
     (jobs,) = BasicSweeper.split_arguments(overrides, max_batch_size=None)
-    return dict(sorted(planned_run(config, job) for job in jobs))
+    runs: dict[str, str] = {}
+    job_of: dict[str, list[str]] = {}
+    for job in jobs:
+        folder, runs_hash = planned_run(config, job)
+        if (other := job_of.setdefault(folder, job)) != job:
+            one, two = (
+                " ".join(x for x in a if x not in b) for a, b in ((other, job), (job, other))
+            )
+            raise ValueError(
+                f"-m: expected a folder for each run, got {folder} for both {one} and {two}; "
+                "start them one by one, with another experiment_name"
+            )
+        runs[folder] = runs_hash
+    return dict(sorted(runs.items()))
 
 
 def planned_run(config: DictConfig, overrides: list[str]) -> tuple[str, str]:
@@ -281,7 +297,7 @@ def _state_of_whole(run: Run, planned: str) -> dict[str, Any]:
     if run.error_log.is_file():
         return row | {
             "state": "failed",
-            "error": run.error_log.read_text().strip().splitlines()[-1],
+            "error": run.error_log.read_text(encoding="utf-8").strip().splitlines()[-1],
         }
     if result is not None:
         return row | {"state": "pruned" if result.get("pruned") else "done"}

@@ -148,6 +148,10 @@ def open_study(folder: Path, name: str, plan: Plan) -> Iterator[Study]:
             raise ValueError(
                 f"{folder}: expected no other search here, but one is running"
             ) from None
+        except OSError as error:
+            raise ValueError(
+                f"{folder}: cannot be locked; does its file system have flock? ({error})"
+            ) from error
         with _storage(folder / FILE) as storage:
             study = optuna.create_study(
                 storage=storage, study_name=name, direction=plan.direction, load_if_exists=True

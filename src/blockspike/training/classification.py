@@ -15,6 +15,7 @@ from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionM
 
 from blockspike.data.loader import NO_LABEL
 from blockspike.networks.classifier import ClassifierOutput, SpikingClassifier
+from blockspike.networks.delays import Delays
 from blockspike.networks.pieces import PiecewiseOutput, run_in_pieces
 from blockspike.neurons import NotFiniteError
 from blockspike.neurons.events import EventBatch
@@ -165,6 +166,11 @@ class ClassificationModule(pl.LightningModule):
     def _step(self, stage: str, batch: Batch) -> Tensor:
         """Run and log a batch; return its loss, weighted by this process's share of the batch."""
         events, labels = batch
+        if isinstance(events, Tensor) and events.shape[1:2] != labels.shape:
+            raise ValueError(
+                "batch: expected spikes [T, B, n_inputs], time first, and labels [B], got "
+                f"{list(events.shape)} and {list(labels.shape)}"
+            )
         output, batch_size, weight = _run_together(self._run, events, labels)
         scores = output.mean_over_views(len(labels))
         self.scores = scores.detach()  # for the search for NaN
@@ -204,9 +210,21 @@ class ClassificationModule(pl.LightningModule):
 
     def on_train_epoch_start(self) -> None:
         """Sharpen delays and seed the epoch's draws, so that a resumed run draws the same."""
-        self.network.anneal_(self.current_epoch / max(self.trainer.max_epochs or 1, 1))
+        self.network.anneal_(self._progress())
         draw = np.random.SeedSequence([self.seed, self.current_epoch, self.global_rank])
         torch.manual_seed(int(draw.generate_state(1)[0]))
+
+    def _progress(self) -> float:
+        """Share of the training completed, 0 to 1: of its epochs or, without a limit, its steps."""
+        if (self.trainer.max_epochs or 0) > 0:
+            return self.current_epoch / self.trainer.max_epochs
+        if (self.trainer.max_steps or 0) > 0:
+            return self.global_step / self.trainer.max_steps
+        if any(isinstance(module, Delays) for module in self.network.modules()):
+            raise ValueError(
+                "max_epochs: expected a number, over which learned delays sharpen, got none"
+            )
+        return 0.0
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Loss of one training batch."""
@@ -285,7 +303,7 @@ def _run_together(
 def _counted(labels: Tensor) -> Tensor:
     """Labels for a loss, which ignores `NO_LABEL`, unless there is no other.
 
-    Our loader makes such a batch for a process without a share of it; its loss has the weight 0.
+    Then the loss has the weight 0. Our loader makes such a batch for a process without a share.
     """
     return torch.where((labels != NO_LABEL).any(), labels, 0)
 
@@ -293,15 +311,15 @@ def _counted(labels: Tensor) -> Tensor:
 def _global_batch_size_and_weight(
     labels: Tensor, failed: NotFiniteError | None
 ) -> tuple[int, float]:
-    """Number of samples in all processes and this one's weight; raises in all if one failed."""
+    """Number of labels in all processes and this one's weight; raises in all if one failed."""
+    counted = (labels != NO_LABEL).sum()
     if not (dist.is_available() and dist.is_initialized()):
         if failed is not None:
             raise failed
-        return len(labels), 1.0
-    counted = (labels != NO_LABEL).sum()
+        return int(counted), float(counted > 0)
     of_all = torch.stack([counted, torch.full_like(counted, failed is not None)])
     dist.all_reduce(of_all)
     n_samples, n_failed = of_all.tolist()
     if n_failed:
         raise failed or NotFiniteError("another process of this run met a NaN or Inf")
-    return n_samples, dist.get_world_size() * int(counted) / n_samples
+    return n_samples, dist.get_world_size() * int(counted) / max(n_samples, 1)

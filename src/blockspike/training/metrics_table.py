@@ -19,7 +19,7 @@ def read_metrics(path: Path) -> pd.DataFrame:
     if not path.exists():
         raise FileNotFoundError(f"{path}: expected a row per epoch, got no file")
     try:
-        whole_lines = path.read_text().rpartition("\n")[0].splitlines()
+        whole_lines = path.read_text(encoding="utf-8").rpartition("\n")[0].splitlines()
         rows = [
             {k: float(v or "nan") for k, v in row.items()} for row in csv.DictReader(whole_lines)
         ]

@@ -5,7 +5,6 @@ from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cache, partial
-from importlib.metadata import PackageNotFoundError, version
 from threading import Lock
 
 import torch
@@ -26,9 +25,10 @@ def has_triton(device: torch.device) -> bool:
 @cache
 def _triton_is_new_enough() -> bool:
     try:
-        major, minor = version("triton").split(".")[:2]
-    except PackageNotFoundError:
+        import triton  # by its own word: for AMD and Intel its distribution has another name
+    except ImportError:
         return False
+    major, minor = triton.__version__.split(".")[:2]
     return (int(major), int(minor)) >= _LEAST_TRITON
 
 
