@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import socket
+import stat
 import subprocess
 import sys
 from pathlib import Path
@@ -61,6 +62,20 @@ def test_a_file_is_on_disk_before_it_is_renamed(tmp_path, monkeypatch):
     with whole_file(path) as temporary:
         temporary.write_text("x")
     assert calls == [False, True]  # the file, then its folder
+
+
+def test_a_folder_that_cannot_be_synced_is_no_failure(tmp_path, monkeypatch):
+    """As on some network drives."""
+    sync = os.fsync
+
+    def of_files_alone(descriptor: int) -> None:
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, "Invalid argument")
+        sync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", of_files_alone)
+    write_json(tmp_path / "a.json", {"x": 1})
+    assert read_json(tmp_path / "a.json") == {"x": 1}
 
 
 def test_a_scratch_folder_is_removed_and_that_of_a_dead_process_too(tmp_path):

@@ -123,7 +123,8 @@ def _succeeds(name: str) -> bool:
             raise ValueError(f"command: expected one of {', '.join(COMMANDS)}, got {name!r}{hint}")
         sys.argv = [f"blockspike {name}", *_arguments(name)]
         if name in RUNS:
-            check_names(name, sys.argv[1:])
+            own = any(x.startswith(("--config-dir", "-cd")) for x in sys.argv[1:])
+            check_names(name, sys.argv[1:], has_own_files=own)
         elif {"-m", "--multirun"} & set(sys.argv[1:]):
             raise ValueError(f"-m: expected {' or '.join(RUNS)}, got {name}")
         check_choices(sys.argv[1:])

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.autograd.graph import saved_tensors_hooks
 
-from blockspike.benchmark import roofline, studies, tradeoff
+from blockspike.benchmark import fitting, roofline, studies, tradeoff
 from blockspike.benchmark.layers import Size
 from blockspike.benchmark.remote import Remote
 from blockspike.benchmark.studies import STUDIES, Options, pieces
@@ -50,6 +50,16 @@ def test_an_unknown_study_is_refused():
 def test_a_study_without_the_chosen_contenders_is_refused():
     with pytest.raises(ValueError, match="contenders: expected some of study 'layers', got sinabs"):
         next(pieces("layers", replace(SMALL, contenders=("sinabs",))))
+
+
+def test_the_study_of_fits_times_the_chosen_method_alone(monkeypatch):
+    (piece,) = STUDIES["fit"](replace(SMALL, contenders=("fused",)))
+    assert piece.contenders == ("fused",)
+    timed = []
+    monkeypatch.setattr(fitting, "make_batch", lambda *_: None)
+    monkeypatch.setattr(fitting, "epoch_s", lambda method, *_: timed.append(method) or 1.0)
+    rows = piece.measure()
+    assert [row["contender"] for row in rows] == ["fused"] and set(timed) == {"fused"}
 
 
 def test_rows_of_layers():

@@ -149,18 +149,6 @@ def test_what_follows_the_share_of_the_training_is_refused(blockspike, tmp_path,
     assert all(word in done.stderr for word in words)
 
 
-def test_averaged_weights_are_refused(source, blockspike):
-    content = Run(source).folder / "content.json"
-    average = "+callbacks.mean._target_=pytorch_lightning.callbacks.StochasticWeightAveraging"
-    args = (*TINY, average, "+callbacks.mean.swa_lrs=1e-3")
-    assert content.is_file()
-    blockspike(*args, "trainer.max_epochs=2", "experiment_name=mean")
-    (mean,) = source.parents[3].glob("outputs/mean/*/seed=0")
-    done = blockspike(*args, "trainer.max_epochs=4", f"extend={mean}", check=False)
-    assert "StochasticWeightAveraging, which starts at a share" in done.stderr
-    assert "got callbacks.mean" in done.stderr
-
-
 def test_a_source_without_checkpoints_or_of_other_data_is_refused(source, blockspike):
     args = (*EVERYTHING, "trainer.max_epochs=4", f"extend={source}")
     data = (source / "data.json").read_text()

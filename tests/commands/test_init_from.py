@@ -40,6 +40,20 @@ def test_settings_that_do_not_hold_are_told(source, blockspike):
     assert "init_from" not in same
 
 
+@pytest.mark.slow
+def test_settings_of_every_neuron_are_told(blockspike, tmp_path):
+    small = (*(x for x in SMALL if "arp" not in x), "model=adlif", "model.recurrent=false")
+    blockspike("train", *small, "experiment_name=first")
+    (source,) = (tmp_path / "outputs" / "first").glob("*/seed=*")
+    changed = ("model.tau_membrane_steps=[6,7]", "experiment_name=second", f"init_from={source}")
+    told = blockspike("train", *small, *changed).stderr
+    assert "not with model.tau_membrane_steps=[6.0, 7.0]" in told
+    weights = bs.load_run(next((tmp_path / "outputs" / "second").glob("*/seed=*"))).network
+    projected = {name: x.clone() for name, x in weights.state_dict().items()}
+    weights.project_()
+    assert all(torch.equal(x, projected[name]) for name, x in weights.state_dict().items())
+
+
 def test_hidden_layers_of_another_size_are_refused(source, blockspike):
     done = blockspike("train", *SMALL, "network.n_hidden=9", f"init_from={source}", check=False)
     assert done.returncode != 0

@@ -16,14 +16,17 @@ QUICK = (
 )  # fmt: skip
 
 
-def test_without_mlflow_it_is_refused_with_the_line_that_installs_it(
-    blockspike, tmp_path, monkeypatch
+@pytest.mark.parametrize("logger", ["mlflow", "tensorboard", "many"])
+def test_a_logger_that_is_not_installed_is_refused_with_the_line_that_installs_it(
+    blockspike, tmp_path, monkeypatch, logger
 ):
     monkeypatch.setattr(mlflow_run, "find_spec", lambda name: None)
-    done = blockspike(*QUICK, check=False)
+    done = blockspike(*QUICK, f"logger={logger}", check=False)
     (line,) = done.stderr.splitlines()
+    package = "mlflow" if logger == "mlflow" else "tensorboard"
     assert done.returncode == 2 and not list(tmp_path.iterdir())
-    assert "since mlflow is not installed" in line and "pip install 'blockspike[mlflow]'" in line
+    assert f"since {package} is not installed" in line
+    assert f"pip install 'blockspike[{package}]'" in line
 
 
 class Recorder:

@@ -1,5 +1,7 @@
 """Refused commands, and failures before there is anything to keep, leave no folder behind."""
 
+import os
+import subprocess
 import sys
 from importlib.metadata import PackageNotFoundError
 
@@ -46,6 +48,22 @@ def refused(monkeypatch, capfd, folder, command: str) -> str:
         ("train data=tonic", "data.dataset: expected a value, got nothing"),
         ("publish name=mine", "run: expected a value, got nothing"),
         ("-m train", "got '-m'; flags follow the command"),
+        (
+            "train experiment=demo +callbacks.x._target_=pytorch_lightning.callbacks."
+            "StochasticWeightAveraging +callbacks.x.swa_lrs=0.1",
+            "callbacks.x: expected an average that is validated",
+        ),
+        (
+            "train experiment=demo scheduler=one_cycle callbacks=reload_best",
+            "callbacks.reload_best: expected a scheduler that goes on from the lowered",
+        ),
+        ("train experiment=demo +trainer.val_check_interval=0.5", "trainer.val_check_interval: ex"),
+        (
+            "train -m data=shd data.path='a/x.h5','b/x.h5'",
+            "for both data.path='a/x.h5' and data",
+        ),
+        ("figures run=outputs/nothing x=seed", "x: expected figure=sweep, got run=outputs/nothing"),
+        ("figures figure=search metric=x", "metric: expected figure=sweep, got figure=search"),
         ("fit data.path=nothing.npz", "nothing.npz"),
         ("fit experiment=paper_recordings", ALLEN),
         ("fit experiment=recovery data.n_cells=0", "n_cells"),
@@ -111,3 +129,12 @@ def test_a_run_s_folder_without_its_key_is_told(monkeypatch, capfd, tmp_path):
     (tmp_path / "outputs/x/seed=0").mkdir(parents=True)
     line = refused(monkeypatch, capfd, tmp_path, "figures outputs/x/seed=0")
     assert "such as run=outputs/x/seed=0, got outputs/x/seed=0" in line
+
+
+def test_help_is_printed_in_any_locale():
+    environment = os.environ | {"PYTHONIOENCODING": "ascii"}
+    code = "import sys; sys.argv[1:] = ['--help']; from blockspike.cli import main; main()"
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0 and "blockspike COMMAND" in done.stdout, done.stderr

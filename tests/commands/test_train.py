@@ -502,6 +502,9 @@ def test_evaluate_and_figures(blockspike, tmp_path):
     assert made == {
         f"{n}.{s}" for n in ("learning_curve", "raster", "confusion") for s in ("png", "svg")
     }
+    (run / "result.json").rename(run / "hidden")
+    unfinished = blockspike("evaluate", f"run={run}", check=False)
+    assert "run: expected a finished run in" in unfinished.stderr
     nothing = blockspike("evaluate", "run=nothing", check=False)
     assert nothing.returncode != 0
     assert "nothing" in nothing.stderr

@@ -86,7 +86,8 @@ def test_a_note_that_is_no_text_names_the_file(tmp_path):
 
 
 def test_labels_need_no_names(tmp_path):
-    path = make_shd(tmp_path / "a.h5", **{"extra/keys": None})
+    without: dict[str, Any] = {"extra/keys": None}
+    path = make_shd(tmp_path / "a.h5", **without)
     assert len(open_h5(path)) == 80
 
 

@@ -61,6 +61,12 @@ def test_text_has_errors_where_there_are_several_runs_and_leaves_unknown_scores_
     assert table["etv_15ms"].tolist() == ["0.800", "0.550 ± 0.050"]
 
 
+def test_fits_of_two_experiments_have_names_of_their_own():
+    again = [{**row, "experiment": "again"} for row in RUNS[:2]]
+    names = compared(pd.DataFrame([*RUNS[:2], *again]))["fit"].tolist()
+    assert sorted(names) == ["LIF, experiment=again", "LIF, experiment=fit"]
+
+
 def test_runs_of_train_are_no_fits():
     with pytest.raises(ValueError, match="expected fits made by"):
         compared(pd.DataFrame({"run": ["a"], "test_accuracy": [0.5]}))

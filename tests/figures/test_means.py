@@ -35,6 +35,15 @@ def test_a_mean_and_its_standard_error_are_those_over_seeds():
     assert means(table, ["model.arp_ms"], "epoch_s").points["mean"].tolist() == [50, 50]
 
 
+@pytest.mark.parametrize("others", [np.nan, False])
+def test_pruned_trials_are_in_no_mean(others):
+    rows = [run(seed=s) | {"val_accuracy": a} for s, a in enumerate((0.9, 0.92, 0.2))]
+    table = pd.DataFrame(rows).assign(pruned=[others, others, True])
+    found = means(table, [], "val_accuracy")
+    assert found.points["n"].tolist() == [2] and found.points["mean"].tolist() == [0.91]
+    assert found.warnings == ["runs left out, pruned or without val_accuracy: 1"]
+
+
 def test_a_group_of_the_configuration_is_its_choice():
     found = means(swept(), ["model", "data", "network.n_hidden"])
     assert found.points["model"].tolist() == ["blocks"] * 4 + ["fused"] * 4

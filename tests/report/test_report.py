@@ -19,6 +19,7 @@ from selenium.webdriver.support.ui import Select
 
 from blockspike.commands.activity import shown_samples
 from blockspike.commands.report import confusion_of
+from blockspike.figures.tables import Source
 from blockspike.networks.layers import run_layers
 from blockspike.neurons import SpikeTrace, alif
 from blockspike.pretrained.loaded_run import load_run
@@ -255,11 +256,16 @@ def test_found_figures_are_shown_and_missing_ones_named(tmp_path):
     (tmp_path / "speed.svg").write_text(SVG)
     (tmp_path / "tradeoff.svg").write_text(SVG.replace("</svg>", " " * 500_000 + "</svg>"))
     (tmp_path / "mine.svg").write_text(SVG)
+    for name in ("fits_cell", "epochs_shd"):
+        (tmp_path / f"{name}.svg").write_text(SVG)
+    Source("runs.csv", 2, "0").write_beside(tmp_path / "epochs_shd.png")
     figures, missing = found_figures(tmp_path)
     kinds = {figure.name: figure.address.split(";")[0] for figure in figures}
     assert kinds == {
         "speed": "data:image/svg+xml", "tradeoff": "data:image/png", "mine": "data:image/svg+xml",
+        "fits_cell": "data:image/svg+xml", "epochs_shd": "data:image/svg+xml",
     }  # fmt: skip
+    assert {f.name for f in figures if f.is_of_runs} == {"epochs_shd"}  # fits may be a sweep's own
     place = f"output_dir={tmp_path.parent}"
     of_runs = ("classification", "surrogates", "detach", "neurons", "recordings")
     assert missing == {

@@ -382,5 +382,43 @@ def test_a_label_that_counts_nowhere_is_no_class():
     one = module.training_loss(scores[:1], torch.tensor([1]))
     torch.testing.assert_close(module.training_loss(scores, torch.tensor([1, NO_LABEL])), one)
     assert module.training_loss(scores[:1], torch.tensor([NO_LABEL])).isfinite()
+    events, labels = batches(1)[0]
+    with pytest.warns(UserWarning, match="`self.trainer` reference is not registered"):
+        nothing = module._step("train", (events, torch.full_like(labels, NO_LABEL)))
+    nothing.backward()
+    assert nothing == 0
+    assert all(p.grad is None or not p.grad.any() for p in module.parameters())
     with pytest.raises((IndexError, RuntimeError), match="Target -1 is out of bounds"):
         module.training_loss(scores, torch.tensor([1, -1]))
+
+
+def test_a_batch_with_its_samples_first_is_refused():
+    """Its samples would be taken for steps, and its steps for samples."""
+    network = SpikingClassifier(N_INPUTS, 2, 16, 1, dt_ms=1.0)
+    module = ClassificationModule(network, 2, 1.0, torch.optim.Adam)
+    events, labels = batches(1)[0]
+    first = events.dense().transpose(0, 1)
+    with pytest.raises(ValueError, match=r"^batch: expected spikes \[T, B, n_inputs\], time first"):
+        module._step("train", (first, labels))
+    with pytest.raises(ValueError, match="^n_samples: expected a divisor of the batch's"):
+        network(first.transpose(0, 1)).mean_over_views(len(labels) - 1)
+
+
+@pytest.mark.parametrize(
+    ("limit", "shares"),
+    [({"max_epochs": 4}, [0, 0.25, 0.5, 0.75]), ({"max_steps": 6}, [0, 2 / 6, 4 / 6])],
+)
+def test_delays_sharpen_with_the_share_of_the_training(limit, shares, monkeypatch):
+    network = SpikingClassifier(N_INPUTS, 2, 8, 1, dt_ms=1.0, max_delay=3)
+    module = ClassificationModule(network, 2, 1.0, torch.optim.Adam)
+    seen: list[float] = []
+    monkeypatch.setattr(network, "anneal_", seen.append)
+    quiet: dict[str, Any] = dict.fromkeys(
+        ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False
+    )
+    loader = DataLoader(Batches(batches(2)), batch_size=None)
+    pl.Trainer(accelerator="cpu", **limit, **quiet).fit(module, loader, loader)
+    assert seen == pytest.approx(shares)
+    endless = pl.Trainer(accelerator="cpu", max_time={"seconds": 5}, **quiet)
+    with pytest.raises(ValueError, match="^max_epochs: expected a number, over which learned del"):
+        endless.fit(module, loader, loader)

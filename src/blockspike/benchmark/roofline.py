@@ -199,7 +199,7 @@ def _fitting() -> Kernel:
     """Fit to recordings: one call goes through current and target and back; backward scales."""
     shape = (10_000, 3, 146)  # the paper's recordings
     current = 0.2 * torch.rand(shape)
-    target = torch.zeros(shape, dtype=torch.uint8)
+    target = torch.zeros(shape)
     beta, p, b, *drive = parameters = [
         torch.full(shape[2:], x, requires_grad=True)
         for x in (0.995, 0.999, 0.1, 1.0, 0.0, 0.0, 0.0)
@@ -215,7 +215,7 @@ def _fitting() -> Kernel:
     n_gradients = len(parameters) * math.prod(shape[1:])
     flops = ((16 + 16 + 45 + _SURROGATE_FLOPS[MultiGaussian]) * n, n_gradients)
     return Kernel(
-        "fit to recordings", (10 * n, 8 * n_gradients), flops,
+        "fit to recordings", (16 * n, 8 * n_gradients), flops,
         partial(_turn, forward, parameters, torch.ones(shape[1:])),
     )  # fmt: skip
 

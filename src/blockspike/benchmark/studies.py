@@ -399,11 +399,12 @@ def _gpu(options: Options) -> Iterator[Piece]:
 
 def _fit(options: Options) -> Iterator[Piece]:
     """An epoch of fitting as many cells as the paper's."""
-    size, names = fitting.Size(), options.choose(("fused", "standard"))
-    measure = partial(fitting.measure, size, options.rounds, names)
-    if names:
+    size, known = fitting.Size(), ("fused", "standard")
+    methods: list[Method] = [x for x in known if x in options.choose(known)]
+    if methods:
         key = {"study": "fit", **asdict(size)}
-        yield Piece(key, tuple(names), torch.device("cpu"), measure)
+        measure = partial(fitting.measure, size, options.rounds, methods)
+        yield Piece(key, tuple(methods), torch.device("cpu"), measure)
 
 
 STUDIES: dict[str, Callable[[Options], Iterator[Piece]]] = {

@@ -61,7 +61,7 @@ def compose(
     for override in given:
         check_has_key(command, override)
     if command in RUNS:
-        check_names(command, given)
+        check_names(command, given, has_own_files=config_dir is not None)
     check_choices(given)
     if config_dir is not None:
         if not Path(config_dir).is_dir():

@@ -15,7 +15,6 @@ from blockspike.runs.run import Run, flatten
 
 _EPOCHS = "trainer.max_epochs"
 _MAY_DIFFER = (_EPOCHS, "experiment_name")
-_AVERAGING = "StochasticWeightAveraging"  # of Lightning; it starts late in the training
 
 
 def check_source(cfg: DictConfig, network: nn.Module, data_sha256: str | None) -> None:
@@ -58,12 +57,6 @@ def _check_end(cfg: DictConfig, network: nn.Module) -> None:
             "extend: expected a network without learned delays, which sharpen up to half of "
             f"{_EPOCHS}, got {got}; train without extend"
         )
-    for name, callback in (cfg.callbacks or {}).items():
-        if isinstance(callback, DictConfig) and str(callback._target_).endswith(_AVERAGING):
-            raise ValueError(
-                f"extend: expected no {_AVERAGING}, which starts at a share of {_EPOCHS}, "
-                f"got callbacks.{name}; train without extend"
-            )
 
 
 def first_epochs(source: Run, run: Run) -> Path:

@@ -21,7 +21,9 @@ def prepare(cfg: DictConfig) -> None:
         cells = "1 cell" if len(data.names) == 1 else f"{len(data.names)} cells"
         print(f"{data.title}: {cells} can be fitted in {data.path}")
         return
-    assert isinstance(data, EventDataModule)
+    if not isinstance(data, EventDataModule):
+        got = f"{type(data).__module__}.{type(data).__qualname__}"
+        raise ValueError(f"data: expected an EventDataModule or RecordingsDataModule, got {got}")
     is_unread = data.path.exists() and data.raw.exists()
     path = data.prepare()
     data.setup()

@@ -39,13 +39,13 @@ def build_data(cfg: DictConfig, kind: type[_Data]) -> _Data:
     data = _instantiate(cfg.data, "data", _convert_="all")
     if isinstance(data, kind):
         return data
-    got = f"{type(data).__module__}.{type(data).__qualname__}"
+    got = f"{type(data).__module__}.{type(data).__qualname__}, which is no {kind.__name__}"
     for other, what in ((EventDataModule, "events"), (RecordingsDataModule, "recordings")):
         if isinstance(data, other):
             command = "train" if other is EventDataModule else "fit"
             got = f"{what}, which `blockspike {command}` takes"
     of = "recordings" if kind is RecordingsDataModule else "events"
-    raise ValueError(f"data: expected {of}, a {kind.__name__}, got {got}")
+    raise ValueError(f"data: expected {of}, got {got}")
 
 
 _BFGS = f"{BatchedBFGS.__module__}.{BatchedBFGS.__qualname__}"

@@ -50,14 +50,18 @@ OFF = {
 """Options that earlier versions lacked, with their values when they are off."""
 
 
-def check_names(command: str, overrides: Iterable[str]) -> None:
+def check_names(command: str, overrides: Iterable[str], has_own_files: bool = False) -> None:
     """Refuse an override of `train` or `fit` that uses an old name.
+
+    If the user has configuration files, a name may be that of one of them.
 
     Raises:
         ValueError: names the override and says what to write instead.
     """
     for override in overrides:
         key, _, value = override.lstrip("+~").partition("=")
+        if has_own_files and key in ("experiment", "model", "population"):
+            continue
         for choice in value.split(","):
             if expected := _expected(command, key, choice):
                 raise ValueError(f"{key}: expected {expected}, got {choice or 'no value'}")

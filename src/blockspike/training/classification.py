@@ -216,10 +216,11 @@ class ClassificationModule(pl.LightningModule):
 
     def _progress(self) -> float:
         """Share of the training completed, 0 to 1: of its epochs or, without a limit, its steps."""
-        if (self.trainer.max_epochs or 0) > 0:
-            return self.current_epoch / self.trainer.max_epochs
-        if (self.trainer.max_steps or 0) > 0:
-            return self.global_step / self.trainer.max_steps
+        n_epochs, n_steps = self.trainer.max_epochs or 0, self.trainer.max_steps or 0
+        if n_epochs > 0:
+            return self.current_epoch / n_epochs
+        if n_steps > 0:
+            return self.global_step / n_steps
         if any(isinstance(module, Delays) for module in self.network.modules()):
             raise ValueError(
                 "max_epochs: expected a number, over which learned delays sharpen, got none"
