@@ -21,7 +21,7 @@ help: ## print this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-18s %s\n", $$1, $$2}'
 
 CHECK_PYTHON = $(PYTHON) -c 'import sys; sys.exit(None if (3, 11) <= sys.version_info[:2] <= (3, 13) \
-	else "needs Python 3.11 to 3.13, as in: make PYTHON=python3.12 $(MAKECMDGOALS)")'
+	else "needs Python 3.11 to 3.13, as in: make PYTHON=python3.12 demo")'
 
 setup: $(VENV)/.installed-$(EXTRAS) ## make .venv and install blockspike with its extras
 
