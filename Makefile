@@ -13,6 +13,7 @@ RESULTS ?= docs/results
 RUN ?= $(wildcard $(OUTPUTS)/demo/default/seed=0)
 FAULT_SEED ?= 0
 .DEFAULT_GOAL := help
+.NOTPARALLEL: # targets share an environment
 .PHONY: help setup setup-locked lock demo test test-slow docs wheel-check faults fuzz endurance lint bench bench-check gpu-check \
 	nir-peers data-nmnist data-shd data-ephys fig-classification fig-surrogates fig-detach fig-neurons fig-recordings fig-speed fig-tradeoff \
 	figures report
@@ -23,12 +24,12 @@ help: ## print this list
 CHECK_PYTHON = $(PYTHON) -c 'import sys; sys.exit(None if (3, 11) <= sys.version_info[:2] <= (3, 13) \
 	else "needs Python 3.11 to 3.13, as in: make PYTHON=python3.12 demo")'
 
-setup: $(VENV)/.installed-$(EXTRAS) ## make .venv and install blockspike with its extras
+setup: $(VENV)/.installed-$(or $(EXTRAS),base) ## make .venv and install blockspike with its extras
 
-$(VENV)/.installed-$(EXTRAS): pyproject.toml
+$(VENV)/.installed-%: pyproject.toml
 	@$(CHECK_PYTHON)
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.$(if $(EXTRAS),[$(EXTRAS)])'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.$(if $(filter-out base,$*),[$*])'
 	@touch '$@'
 
 setup-locked: ## make .venv with the exact versions of requirements.lock, hashes verified
@@ -44,8 +45,7 @@ lock: ## update requirements.lock to the newest versions, for every Python and s
 	.venv-lock/bin/uv pip compile pyproject.toml --quiet --upgrade --universal --python-version 3.11 \
 		--generate-hashes $(addprefix --extra ,dev docs data sweep nir) --no-header -o requirements.lock
 
-demo: ## train on the shipped N-MNIST recordings (≤ 5 min), test and draw; needs no extras
-	$(if $(wildcard $(VENV)/.installed-*),,$(MAKE) setup EXTRAS=)
+demo: $(or $(wildcard $(VENV)/.installed-*),$(VENV)/.installed-base) ## train on the shipped N-MNIST recordings (≤ 5 min), test and draw
 	$(BIN)/blockspike train experiment=demo output_dir=$(OUTPUTS)
 	$(BIN)/blockspike evaluate run=$(OUTPUTS)/demo/default/seed=0
 	$(BIN)/blockspike figures run=$(OUTPUTS)/demo/default/seed=0

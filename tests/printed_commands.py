@@ -19,7 +19,7 @@ _ONE_BATCH = {
     "trainer.limit_test_batches": "1", "network.n_hidden": "8", "data.n_steps": "20",
     "data.dt_ms": "20",
 }  # fmt: skip
-_FEW_STARTS = {_STEPS: "2", "population.n_starts": "4"}
+_FEW_STARTS = {_STEPS: "2", "population.n_starts": "4", "fit.first_tau_ms": "null"}
 _ONE_CELL = _FEW_STARTS | {"data.n_cells": "1", "data.duration_s": "2"}
 _FITS = {
     "experiment=recovery": _ONE_CELL,

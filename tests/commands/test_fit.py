@@ -252,10 +252,6 @@ def test_an_interrupted_fit_resumes_to_identical_bits(blockspike, tmp_path, cell
         (("data.path=text.npz", "data.train_s=[[0,1]]"), "both or neither"),
         (("data.path=x.npz", "population.surrogate=x"), "expected a recording"),
         (("data=nmnist_sample",), "data: expected recordings, got events"),
-        (
-            ("+data._target_=pytorch_lightning.demos.boring_classes.BoringDataModule",),
-            "data: expected recordings, got pytorch_lightning.demos.boring_classes.BoringData",
-        ),
         ((*ONE_CELL, "fit=likelihood", "optimizer=adam"), "optimizer: expected bfgs"),
         ((*ONE_CELL, "fit.voltage_weight=1"), "voltage_weight: expected a voltage between spikes"),
         ((*ONE_CELL, "optimizer=bfgs"), "optimizer: expected bfgs"),

@@ -8,10 +8,13 @@ import pytest
 import pytorch_lightning as pl
 import torch
 from made_data import make_shd
+from omegaconf import OmegaConf
 
+from blockspike.config.build import build_data
 from blockspike.data.datamodule import EventDataModule, stratified_subset
 from blockspike.data.loader import EpochSampler
 from blockspike.data.nmnist import NMNISTDataModule, read_events
+from blockspike.data.recordings_datamodule import RecordingsDataModule
 from blockspike.data.shd import SHDDataModule
 from blockspike.files import SAMPLES
 
@@ -263,6 +266,21 @@ def test_every_sample_has_a_licence():
 def test_setup_refuses_another_data_set(prepared):
     with pytest.raises(ValueError, match=r"expected \(700, 20\) .* with 1156 and 10"):
         SHDDataModule(prepared).setup()
+
+
+class Other(pl.LightningDataModule):
+    """Neither of events nor of recordings."""
+
+
+@pytest.mark.parametrize(
+    ("kind", "what"), [(EventDataModule, "events"), (RecordingsDataModule, "recordings")]
+)
+def test_a_module_of_another_kind_is_named(kind, what, monkeypatch):
+    monkeypatch.setenv("BLOCKSPIKE_ALLOW", __name__)
+    name = f"{__name__}.Other"
+    words = f"^data: expected {what}, got {name}, which is no {kind.__name__}$"
+    with pytest.raises(ValueError, match=words):
+        build_data(OmegaConf.create({"data": {"_target_": name}}), kind)
 
 
 def test_setup_refuses_times_in_another_unit(prepared, tmp_path):

@@ -238,6 +238,15 @@ def test_npz_that_does_not_say_which_spikes_are_whose(tmp_path, changes, words):
         load_recording(path)
 
 
+def test_repeats_of_a_stimulus_without_spikes_need_no_numbers(tmp_path):
+    current = np.stack([noise_pa(s, 1000) for s in range(2)])
+    path = write_npz(
+        tmp_path / "a.npz", current_pa=current, n_repeats=np.array([1, 3]), spike_repeat=None,
+        spike_stimulus=np.zeros(3, int),
+    )  # fmt: skip
+    assert [len(x) for x in times_ms(load_recording(path))] == [3, 3]
+
+
 def test_npz_of_repeats_in_floating_point(tmp_path):
     whole, floats = (
         write_npz(tmp_path / f"{kind}.npz", spike_repeat=np.array([0, 0, 1], kind))
@@ -797,6 +806,8 @@ def test_what_a_recording_has_not_is_refused():
         ({"spike_times_s": [np.array([0.1])]}, r"\[0\]: expected a list .*, got 1 in a ndarray"),
         ({"spike_times_s": [[0.1]]}, r"\[0\]\[0\]: expected an array \[n\] or None, got 0.1"),
         ({"spike_times_s": [[None]]}, "expected a repeat of noise, got none"),
+        ({"spike_times_s": [None]}, r"\[0\]: expected a list .*, got NoneType"),
+        ({"voltage_mv": [1.0]}, r"voltage_mv: expected lengths \[9\], or None, got \[1\]"),
         ({"voltage_mv": [np.zeros(8)]}, r"voltage_mv: expected lengths \[9\], or None, got \[8\]"),
         ({"current_pa": [[0.0] * 9]}, r"expected \[1, T\] for 1 stimuli, got list"),
     ):

@@ -129,6 +129,7 @@ def test_folds_test_each_stimulus_once(tmp_path):
 def test_a_file_of_allensdk_has_its_folders_name(tmp_path, monkeypatch):
     (tmp_path / "specimen_7").mkdir()
     monkeypatch.chdir(tmp_path / "specimen_7")
+    Path("ephys.nwb").symlink_to("elsewhere/object")  # as of a shared store
     assert cell_names([Path("ephys.nwb")], Path("ephys.nwb")) == ["specimen_7"]
 
 
@@ -139,6 +140,12 @@ def test_folds_that_cannot_be_are_refused(tmp_path):
     cases: list[tuple[dict[str, Any], str]] = [
         ({"n_folds": 1}, "n_folds: expected at least 2, got 1"),
         ({"train_sweeps": 0, "test_sweeps": 1}, "train_sweeps: expected at least one .*, got 0"),
+        (
+            {"train_sweeps": "12", "test_sweeps": [1]},
+            "train_sweeps: expected at least one .*, got '12'",
+        ),
+        ({"train_sweeps": [[1]], "test_sweeps": [1]}, "train_sweeps: expected at least one"),
+        ({"train_s": 5, "test_s": [[3, 4]]}, r"train_s: expected \[\[start, stop\], …\]"),
         ({"train_s": [0, 1], "test_s": [[3, 4]]}, r"train_s: expected \[\[start, stop\], …\]"),
         ({"train_stimulus": ["a"]}, "train_stimulus: expected a name or None, got"),
         ({"train_sweeps": [], "test_sweeps": [1]}, "train_sweeps: expected at least one sweep"),

@@ -399,8 +399,8 @@ def _gpu(options: Options) -> Iterator[Piece]:
 
 def _fit(options: Options) -> Iterator[Piece]:
     """An epoch of fitting as many cells as the paper's."""
-    size, known = fitting.Size(), ("fused", "standard")
-    methods: list[Method] = [x for x in known if x in options.choose(known)]
+    size, known = fitting.Size(), get_args(Method)
+    methods: list[Method] = [x for x in known if x in options.choose(("fused", "standard"))]
     if methods:
         key = {"study": "fit", **asdict(size)}
         measure = partial(fitting.measure, size, options.rounds, methods)

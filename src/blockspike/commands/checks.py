@@ -24,8 +24,9 @@ def check_training(cfg: DictConfig) -> None:
     """
     if not 0 <= cfg.seed <= _LARGEST_SEED:
         raise ValueError(f"seed: expected an integer from 0 to {_LARGEST_SEED}, got {cfg.seed}")
-    for logger in {"mlflow", "tensorboard"} & {*(cfg.logger or {})}:
-        check_installed(logger)
+    for logger in ("mlflow", "tensorboard"):
+        if logger in (cfg.logger or {}):
+            check_installed(logger)
     for tag in cfg.get("tags") or ():
         if not 1 <= len(tag) <= _LONGEST_TAG:
             raise ValueError(f"tags: expected words of 1 to {_LONGEST_TAG} letters, got {tag!r}")
@@ -68,10 +69,11 @@ def _check_name(name: str) -> None:
 
 def _check_each_epoch(cfg: DictConfig) -> None:
     """Refuse options of Lightning after which an epoch has no scores, or there is none."""
-    usual = {"check_val_every_n_epoch": 1, "val_check_interval": 1.0, "fast_dev_run": False}
+    usual = {"check_val_every_n_epoch": 1, "val_check_interval": 1.0, "fast_dev_run": 0}
     for name, as_it_is in usual.items():
         value = cfg.trainer.get(name)
-        if value is not None and (value != as_it_is or type(value) is not type(as_it_is)):
+        is_one_batch = name == "val_check_interval" and isinstance(value, int)
+        if value is not None and (value != as_it_is or is_one_batch):
             raise ValueError(
                 f"trainer.{name}: expected none, since each epoch is whole and validated; "
                 f"trainer.max_epochs and trainer.limit_train_batches shorten a run, got {value}"

@@ -19,7 +19,7 @@ from blockspike.runs.run import Run, flatten
 
 def check_installed(logger: str) -> None:
     """Raise ValueError if the package of a logger, which has its name, is not installed."""
-    if find_spec(logger) is None:
+    if not any(map(find_spec, (logger, "tensorboardX") if logger == "tensorboard" else (logger,))):
         raise ValueError(
             f"logger: expected another, since {logger} is not installed, got {logger}; install it "
             f"with pip install 'blockspike[{logger}]'"

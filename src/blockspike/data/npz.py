@@ -212,20 +212,17 @@ def _stored_trains(
             f"{times_s.dtype}"
         )
     check_times(str(path), times_s, max(durations_s))
-    most = max(map(len, voltage))
-    repeats = _n_repeats(path, arrays, len(voltage))
-    most_named = max(n or 1 for n in repeats)
-    for key, n, of in (
-        ("spike_repeat", most, f"there are voltages of {most} repeats"),
-        ("spike_repeat", most_named, f"n_repeats is {most_named}"),
-        ("spike_stimulus", len(voltage), f"there are {len(voltage)} stimuli"),
-    ):
-        if n > 1 and len(times_s) and key not in arrays:
-            raise ValueError(
-                f"{path}: {key}: expected one per spike, {len(times_s)}, as {of}, got none"
-            )
-    repeat = _indices(path, arrays, "spike_repeat", _MOST_REPEATS)
+    if len(voltage) > 1 and len(times_s) and "spike_stimulus" not in arrays:
+        raise _index_missing(path, "spike_stimulus", times_s, f"there are {len(voltage)} stimuli")
     stimulus = _indices(path, arrays, "spike_stimulus", len(voltage))
+    repeats = _n_repeats(path, arrays, len(voltage))
+    for s in np.unique(stimulus) if "spike_repeat" not in arrays else ():
+        if (n := repeats[s] or 1) > 1:
+            raise _index_missing(path, "spike_repeat", times_s, f"n_repeats is {n}")
+        if (n := len(voltage[s])) > 1:
+            of = f"there are voltages of {n} repeats"
+            raise _index_missing(path, "spike_repeat", times_s, of)
+    repeat = _indices(path, arrays, "spike_repeat", _MOST_REPEATS)
     trains = []
     for s, n_repeats in enumerate(repeats):
         own, known = stimulus == s, list(voltage[s])
@@ -239,6 +236,10 @@ def _stored_trains(
             check_intervals(where, train)
             check_rate(where, train, durations_s[s], dt_ms)
     return trains
+
+
+def _index_missing(path: Path, key: str, times_s: np.ndarray, why: str) -> ValueError:
+    return ValueError(f"{path}: {key}: expected one per spike, {len(times_s)}, as {why}, got none")
 
 
 def _check_repeats(where: str, repeat: np.ndarray, known: list[int], n_repeats: int | None) -> None:

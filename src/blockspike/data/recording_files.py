@@ -32,7 +32,7 @@ def cell_names(files: list[Path], folder: Path) -> list[str]:
 
     AllenSDK names the folder of a cell, not its file.
     """
-    names = [f.resolve().parent.name if f.name == "ephys.nwb" else name_of(f) for f in files]
+    names = [f.absolute().parent.name if f.name == "ephys.nwb" else name_of(f) for f in files]
     if len(set(names)) == len(names):
         return names
     return ["_".join(f.relative_to(folder).parts) for f in files]

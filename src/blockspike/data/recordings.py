@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence, Sized
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -81,7 +81,7 @@ class Recording:
             raise ValueError(f"current_pa: expected [{n}, T] for {n} stimuli, got {got}")
         _check_trains(self.spike_times_s, self.stimuli)
         if self.voltage_mv is not None:
-            given = [None if voltage is None else len(voltage) for voltage in self.voltage_mv]
+            given = [None if voltage is None else np.size(voltage) for voltage in self.voltage_mv]
             own = [self.n_samples(s) for s in range(n)]
             if len(given) != n or not all(x in (None, y) for x, y in zip(given, own, strict=True)):
                 raise ValueError(f"voltage_mv: expected lengths {own}, or None, got {given}")
@@ -187,7 +187,8 @@ def _check_trains(
     for r, repeat in enumerate(spike_times_s):
         where = f"spike_times_s[{r}]"
         if not isinstance(repeat, list | tuple) or len(repeat) != n:
-            got = f"{len(repeat)} in a {type(repeat).__name__}"
+            kind = type(repeat).__name__
+            got = f"{len(repeat)} in a {kind}" if isinstance(repeat, Sized) else kind
             raise ValueError(f"{where}: expected a list with times of {n} stimuli, got {got}")
         for s, times_s in enumerate(repeat):
             if times_s is not None and np.ndim(times_s) != 1:

@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby, pairwise
+from numbers import Integral
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -440,14 +441,19 @@ def _titles(recording: Recording, cuts: list[_Cut]) -> list[str]:
 
 def _check_sweeps(key: str, sweeps: Sequence[int] | None) -> None:
     if sweeps is not None:
-        fine = isinstance(sweeps, Iterable) and 0 < len(set(sweeps)) == len(sweeps)
+        fine = isinstance(sweeps, Iterable) and all(isinstance(x, Integral) for x in sweeps)
+        fine = fine and 0 < len(set(sweeps)) == len(sweeps)
         require(fine, key, sweeps, "at least one sweep, each once")
+
+
+def _is_nested(values: object) -> bool:
+    return isinstance(values, Iterable) and all(isinstance(x, Iterable) for x in values)
 
 
 def _check_segments(key: str, segments: Segments | None) -> None:
     if segments is None:
         return
-    pairs = [s for s in segments if isinstance(s, Iterable) and len(s) == 2]
+    pairs = [s for s in segments if len(s) == 2] if _is_nested(segments) else []
     fine = 0 < len(pairs) == len(segments) and all(0 <= start < stop for start, stop in pairs)
     require(fine, key, segments, "[[start, stop], …] in seconds with 0 ≤ start < stop")
     for (_, stop), (start, _) in pairwise(sorted(tuple(s) for s in segments)):

@@ -100,7 +100,9 @@ def _planned(config: DictConfig) -> dict[str, str]:
     job_of: dict[str, list[str]] = {}
     for job in jobs:
         folder, runs_hash = planned_run(config, job)
-        if (other := job_of.setdefault(folder, job)) != job:
+        other = job_of.setdefault(folder, job)
+        data = [[x for x in a if x.startswith("data.")] for a in (other, job)]
+        if runs.get(folder, runs_hash) != runs_hash or data[0] != data[1]:
             one, two = (
                 " ".join(x for x in a if x not in b) for a, b in ((other, job), (job, other))
             )

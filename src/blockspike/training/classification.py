@@ -166,7 +166,8 @@ class ClassificationModule(pl.LightningModule):
     def _step(self, stage: str, batch: Batch) -> Tensor:
         """Run and log a batch; return its loss, weighted by this process's share of the batch."""
         events, labels = batch
-        if isinstance(events, Tensor) and events.shape[1:2] != labels.shape:
+        n = len(labels)
+        if isinstance(events, Tensor) and n == events.shape[0] != events.shape[1]:
             raise ValueError(
                 "batch: expected spikes [T, B, n_inputs], time first, and labels [B], got "
                 f"{list(events.shape)} and {list(labels.shape)}"
@@ -304,7 +305,8 @@ def _run_together(
 def _counted(labels: Tensor) -> Tensor:
     """Labels for a loss, which ignores `NO_LABEL`, unless there is no other.
 
-    Then the loss has the weight 0. Our loader makes such a batch for a process without a share.
+    Then the loss has the weight 0 and is in no mean. Our loader makes such a batch for a process
+    without a share.
     """
     return torch.where((labels != NO_LABEL).any(), labels, 0)
 
@@ -317,7 +319,8 @@ def _global_batch_size_and_weight(
     if not (dist.is_available() and dist.is_initialized()):
         if failed is not None:
             raise failed
-        return int(counted), float(counted > 0)
+        n_labels = int(counted)
+        return n_labels, float(n_labels > 0)
     of_all = torch.stack([counted, torch.full_like(counted, failed is not None)])
     dist.all_reduce(of_all)
     n_samples, n_failed = of_all.tolist()
