@@ -46,8 +46,8 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
             f"recording=FILE, or pretrained=NAME, got {', '.join(sorted(given)) or 'none of them'}"
         )
     run = Run(Path(cfg.run))
-    run.check_finished("run")
     network, data, *_ = load_run(run.folder)
+    run.check_finished("run")
     if "test_accuracy" not in (run.result() or {}):
         raise ValueError(f"{run.folder}: expected a tested run, got a fold of cross-validation")
     precision = run.config().trainer.get("precision", "32-true")
