@@ -212,10 +212,10 @@ def _stored_trains(
             f"{times_s.dtype}"
         )
     check_times(str(path), times_s, max(durations_s))
+    repeats = _n_repeats(path, arrays, len(voltage))
     if len(voltage) > 1 and len(times_s) and "spike_stimulus" not in arrays:
         raise _index_missing(path, "spike_stimulus", times_s, f"there are {len(voltage)} stimuli")
     stimulus = _indices(path, arrays, "spike_stimulus", len(voltage))
-    repeats = _n_repeats(path, arrays, len(voltage))
     for s in np.unique(stimulus) if "spike_repeat" not in arrays else ():
         if (n := repeats[s] or 1) > 1:
             raise _index_missing(path, "spike_repeat", times_s, f"n_repeats is {n}")

@@ -68,11 +68,10 @@ def _adaptation(p: NeuronParameters, after_ms: float) -> Tensor:
         total = total + amplitude * torch.exp(-after_ms / tau_ms.clamp(min=1e-6))
     currents = ((p.current_1, p.tau_current_1_ms), (p.current_2, p.tau_current_2_ms))
     for amplitude, tau_ms in currents:
-        at_release = amplitude * torch.exp(
-            -p.arp_ms / tau_ms.clamp(min=1e-6)
-        )  # V is held till then
+        # V is held till the end of the refractory period.
+        left = amplitude * torch.exp(-p.arp_ms / tau_ms.clamp(min=1e-6))
         since = (after_ms - p.arp_ms).clamp(min=0)
-        total = total + at_release * _through_membrane(tau_ms, p.tau_membrane_ms, since)
+        total = total + left * _through_membrane(tau_ms, p.tau_membrane_ms, since)
     adapts = torch.stack([p.b, p.b_2, p.current_1, p.current_2]).any(0)
     return torch.where(adapts, total, 0)
 
