@@ -5,37 +5,35 @@ import pytest
 
 from blockspike.runs.renamed import check_names, former_target, present_target, with_new_names
 
-CASES = [
-    ("train", "experiment=e4_shd", "experiment: expected paper_shd, got e4_shd"),
-    ("train", "experiment=demo,e4_shd_ours", "experiment: expected shd, got e4_shd_ours"),
-    ("train", "experiment=fit_my_recording", "experiment: expected `blockspike fit data.path="),
-    ("train", "experiment=e7_recordings", "expected `blockspike fit experiment=paper_recordi"),
-    ("train", "experiment=recovery", "expected `blockspike fit experiment=recovery`"),
-    ("fit", "population=physical", "population: expected alif, got physical"),
-    ("train", "model=neurons", "model: expected `blockspike fit population=alif`"),
-    ("train", "fit=ours", "fit: expected `blockspike fit`"),
-    ("fit", "experiment=e7_recordings_ours", "expected recordings, got e7_recordings_ours"),
-    ("fit", "fit=ours", "fit: expected multistart, got ours"),
-    ("fit", "model.n_starts=4", "model.n_starts: expected population.n_starts, got 4"),
-    ("fit", "fit.survivors=0.5", "fit.survivors: expected fit.elite_fraction, got 0.5"),
-    ("fit", "+fit.root=true", "fit.root: expected fit.loss, got true"),
-]
+
+@pytest.mark.parametrize(
+    ("command", "override", "expected"),
+    [
+        ("train", "experiment=e4_shd", "experiment: expected paper_shd, got e4_shd"),
+        ("train", "experiment=demo,e4_shd_ours", "experiment: expected shd, got e4_shd_ours"),
+        ("train", "experiment=fit_my_recording", "experiment: expected `blockspike fit data.path="),
+        ("train", "experiment=e7_recordings", "expected `blockspike fit experiment=paper_recordi"),
+        ("train", "experiment=recovery", "expected `blockspike fit experiment=recovery`"),
+        ("fit", "population=physical", "population: expected alif, got physical"),
+        ("train", "model=neurons", "model: expected `blockspike fit population=alif`"),
+        ("train", "fit=ours", "fit: expected `blockspike fit`"),
+        ("fit", "experiment=e7_recordings_ours", "expected recordings, got e7_recordings_ours"),
+        ("fit", "fit=ours", "fit: expected multistart, got ours"),
+        ("fit", "model.n_starts=4", "model.n_starts: expected population.n_starts, got 4"),
+        ("fit", "fit.survivors=0.5", "fit.survivors: expected fit.elite_fraction, got 0.5"),
+        ("fit", "+fit.root=true", "fit.root: expected fit.loss, got true"),
+    ],
+)
+def test_an_old_spelling_is_refused_with_the_new_one(command, override, expected):
+    with pytest.raises(ValueError, match="expected") as raised:
+        check_names(command, ["-m", override])
+    assert expected in str(raised.value)
 
 
 def test_own_files_may_have_old_names():
     check_names("train", ["model=neurons", "experiment=recovery"], has_own_files=True)
     with pytest.raises(ValueError, match="fit: expected"):
         check_names("train", ["fit=ours"], has_own_files=True)
-
-
-@pytest.mark.parametrize(
-    ("command", "override", "expected"),
-    CASES,
-)
-def test_an_old_spelling_is_refused_with_the_new_one(command, override, expected):
-    with pytest.raises(ValueError, match="expected") as raised:
-        check_names(command, ["-m", override])
-    assert expected in str(raised.value)
 
 
 @pytest.mark.parametrize(

@@ -199,9 +199,7 @@ def peak_bytes(step: Callable[[], object]) -> int:
     """
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)
-    Path("/proc/self/clear_refs").write_text(
-        "5", encoding="utf-8"
-    )  # reset the peak to the memory held now
+    Path("/proc/self/clear_refs").write_text("5")  # reset the peak to the memory held now
     held = _resident_bytes("VmRSS")
     step()
     return _resident_bytes("VmHWM") - held

@@ -19,7 +19,8 @@ from blockspike.runs.run import Run, flatten
 
 def check_installed(logger: str) -> None:
     """Raise ValueError if the package of a logger, which has its name, is not installed."""
-    if not any(map(find_spec, (logger, "tensorboardX") if logger == "tensorboard" else (logger,))):
+    packages = (logger, "tensorboardX") if logger == "tensorboard" else (logger,)
+    if not any(map(find_spec, packages)):
         raise ValueError(
             f"logger: expected another, since {logger} is not installed, got {logger}; install it "
             f"with pip install 'blockspike[{logger}]'"
