@@ -63,6 +63,19 @@ def main() -> None:
 
     A traceback is printed for bugs, and for every error if HYDRA_FULL_ERROR=1.
     """
+    try:
+        try:
+            _main()
+        finally:
+            if sys.stdout is not None:
+                sys.stdout.flush()
+    except BrokenPipeError:
+        if not _nobody_reads():
+            raise
+        sys.exit(1)
+
+
+def _main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # not every locale has all letters that we print
             stream.reconfigure(errors="backslashreplace")
@@ -78,6 +91,16 @@ def main() -> None:
     os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")
     if not _succeeds(name):
         sys.exit(2)
+
+
+def _nobody_reads() -> bool:
+    """Whether the reader of what we print, such as `head`, has gone; then drop the rest of it."""
+    try:
+        print(flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return True
+    return False
 
 
 def _succeeds(name: str) -> bool:
@@ -109,6 +132,8 @@ def _succeeds(name: str) -> bool:
             else:
                 run_here(name, cfg)
             return _value(name, cfg)
+        except BrokenPipeError:
+            raise
         except EXPECTED as error:  # caught here because Hydra would print its overrides first
             report(name, explained(error, sys.argv[1:]), full)
             failed = True
@@ -133,6 +158,8 @@ def _succeeds(name: str) -> bool:
         hydra.main(version_base="1.3", config_path=str(CONF), config_name=name)(job)()
     except KeyboardInterrupt:
         sys.exit("interrupted; the same command resumes it")
+    except BrokenPipeError:
+        raise
     except Exception as error:
         expected = EXPECTED if composed else OF_OVERRIDES
         if RecordSweep.planned is None and not isinstance(error, expected):

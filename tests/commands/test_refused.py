@@ -138,3 +138,23 @@ def test_help_is_printed_in_any_locale():
         [sys.executable, "-c", code], env=environment, capture_output=True, text=True
     )
     assert done.returncode == 0 and "blockspike COMMAND" in done.stdout, done.stderr
+
+
+@pytest.mark.parametrize("command", ["--help", "train --help", "completion bash"])
+def test_a_reader_of_the_output_may_leave(command):
+    ours, theirs = os.pipe()
+    os.close(ours)  # as `| head` does when it has enough
+    code = f"import sys; sys.argv[1:] = {command.split()}; from blockspike.cli import main; main()"
+    program = [sys.executable, "-c", code]
+    done = subprocess.run(program, stdout=theirs, stderr=subprocess.PIPE, text=True)
+    os.close(theirs)
+    assert (done.returncode, done.stderr) == (1, "")
+
+
+def test_a_pipe_that_breaks_elsewhere_is_an_error(monkeypatch):
+    def broken() -> None:
+        raise BrokenPipeError
+
+    monkeypatch.setattr("blockspike.cli._main", broken)
+    with pytest.raises(BrokenPipeError):
+        main()

@@ -14,7 +14,7 @@ from pytorch_lightning.loggers import MLFlowLogger
 
 from blockspike.files import read_json, write_text
 from blockspike.runs.rank import is_first_process
-from blockspike.runs.run import Run, flatten
+from blockspike.runs.run import Run, cannot_lock, flatten
 
 
 def check_installed(logger: str) -> None:
@@ -63,9 +63,7 @@ def mlflow_logger(
         try:
             fcntl.flock(lock, fcntl.LOCK_EX)
         except OSError as error:
-            raise ValueError(
-                f"{root}: cannot be locked; does its file system have flock? ({error})"
-            ) from error
+            raise cannot_lock(root, error) from error
         if id_file.is_file():
             logger = MLFlowLogger(**options, run_id=id_file.read_text(encoding="utf-8"))
             client, run_id = logger.experiment, logger.run_id

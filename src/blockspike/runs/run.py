@@ -164,9 +164,7 @@ class Run:
             try:
                 held = _locked(lock)
             except OSError as error:
-                raise ValueError(
-                    f"{self.folder}: cannot be locked; does its file system have flock? ({error})"
-                ) from error
+                raise cannot_lock(self.folder, error) from error
             if not held:
                 raise RunRefusedError(f"{self.folder}: already running as process {self._pid()}")
             self.check_content(content)  # another process may have run since
@@ -309,6 +307,11 @@ def _locked(lock: IO[str]) -> bool:
         except BlockingIOError:
             time.sleep(_LOCK_PAUSE_S)
     return False
+
+
+def cannot_lock(folder: Path, error: OSError) -> ValueError:
+    """Make the error of a folder whose file system has no locks."""
+    return ValueError(f"{folder}: cannot be locked; does its file system have flock? ({error})")
 
 
 def one_line(error: BaseException) -> str:

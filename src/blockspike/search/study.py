@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from blockspike.runs.run import cannot_lock
 from blockspike.search.space import rounded
 from blockspike.training.pruning import higher_is_better
 
@@ -149,9 +150,7 @@ def open_study(folder: Path, name: str, plan: Plan) -> Iterator[Study]:
                 f"{folder}: expected no other search here, but one is running"
             ) from None
         except OSError as error:
-            raise ValueError(
-                f"{folder}: cannot be locked; does its file system have flock? ({error})"
-            ) from error
+            raise cannot_lock(folder, error) from error
         with _storage(folder / FILE) as storage:
             study = optuna.create_study(
                 storage=storage, study_name=name, direction=plan.direction, load_if_exists=True
