@@ -46,10 +46,10 @@ EXEMPT = {
         for replay in ("", " replay=outputs/wrong/bad_batch.ckpt")
     },
     "python tools/guard_cost.py": "needs the whole of HD-Lauscher, and minutes",
-    "make faults": "half an hour; test_faults.py runs its short form",
-    "make fuzz": "hours; test_fuzz.py runs its short form",
+    "make faults": "takes long; test_faults.py runs its short form",
+    "make fuzz": "takes long; test_fuzz.py runs its short form",
     "python tools/faults/fuzz.py npz --runs 20000": "minutes; test_fuzz.py runs its short form",
-    "make endurance": "an hour and 14 GiB; test_endurance.py runs its short form",
+    "make endurance": "takes long, and 14 GiB; test_endurance.py runs its short form",
     "python tools/killed_sweep.py data": "minutes; test_sweeps.py runs its short form",
     "python tools/least_errors.py": "a minute, 3 GB; test_least_errors.py runs its short form",
     "python tools/killed_search.py data": "minutes; test_search.py runs its short form",

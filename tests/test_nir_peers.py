@@ -2,13 +2,11 @@
 
 import sys
 from importlib import import_module
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "tools"))
 nir_peers: Any = import_module("nir_peers")
 READOUT, ROWS = nir_peers.READOUT, nir_peers.ROWS
 

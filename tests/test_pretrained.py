@@ -76,7 +76,7 @@ def test_a_file_is_evaluated_on_its_data(published, blockspike):
     assert " on other data\n" in blockspike("evaluate", f"pretrained={another}").stdout
     other = edited(path, lambda about, tensors: about.update(data_config="shd"))
     failed = blockspike("evaluate", f"pretrained={other}", check=False)
-    assert failed.returncode == 2
+    assert failed.returncode == 2 and "shd.h5: expected prepared data" in failed.stderr
     other = edited(path, lambda about, tensors: about.update(data_config="synthetic_cells"))
     failed = blockspike("evaluate", f"pretrained={other}", check=False)
     assert failed.returncode == 2 and "expected a data configuration of events" in failed.stderr

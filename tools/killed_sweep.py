@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
@@ -45,6 +46,15 @@ def killed(process: subprocess.Popen, seconds: float) -> bool:
         process.kill()
         process.wait()
         return True
+
+
+def wait_for(condition: Callable[[], object], process: subprocess.Popen | None = None) -> None:
+    """Wait up to two minutes for a moment, at which the process must still run."""
+    end = time.monotonic() + 120
+    while not condition():
+        assert process is None or process.poll() is None, "it ended first"
+        assert time.monotonic() < end, "the moment did not come"
+        time.sleep(0.02)
 
 
 def n_epochs(folder: Path) -> int:

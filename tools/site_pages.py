@@ -199,19 +199,20 @@ def list_of_names() -> str:
 
 
 def commands_page() -> str:
-    """Every command: its configuration with comments, and what its --help prints."""
-    from blockspike.cli import COMMANDS, HELP
+    """Every command: its configuration with comments, and what --help prints of train and fit."""
+    from blockspike.cli import COMMANDS, HELP, RUNS
 
     usage = re.sub(r"\A.*?\n\n", "", HELP, flags=re.DOTALL).strip()
     parts = [f"# Commands\n\n```text\n{usage}\n```\n"]
     with ThreadPoolExecutor(2) as pool:
-        helps = pool.map(help_of, COMMANDS)
-    for name, text in zip(COMMANDS, helps, strict=True):
+        helps = dict(zip(RUNS, pool.map(help_of, RUNS), strict=True))
+    for name in COMMANDS:
         comment, body = head_and_body((CONF / f"{name}.yaml").read_text())
         parts.append(f"## {name}\n\n{comment}\n")
         parts.append(f"```yaml\n{own_values(body)}\n```\n")
-        shown = "\n".join(f"    {line}".rstrip() for line in text.splitlines())
-        parts.append(f'??? note "blockspike {name} --help"\n\n    ```text\n{shown}\n    ```\n')
+        if name in RUNS:
+            shown = "\n".join(f"    {line}".rstrip() for line in helps[name].splitlines())
+            parts.append(f'??? note "blockspike {name} --help"\n\n    ```text\n{shown}\n    ```\n')
     return "\n".join(parts)
 
 

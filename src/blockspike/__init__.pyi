@@ -34,6 +34,7 @@ from .networks.synapses import synaptic_current as synaptic_current
 from .neurons.adlif.step import adlif as adlif
 from .neurons.alif.methods import alif as alif
 from .neurons.c_silif.step import c_silif as c_silif
+from .neurons.errors import NotFiniteError as NotFiniteError
 from .neurons.euler_adlif.step import euler_adlif as euler_adlif
 from .neurons.events import EventBatch as EventBatch
 from .neurons.glif.neuron import ThresholdCoupling as ThresholdCoupling
@@ -50,7 +51,6 @@ from .neurons.surrogate import FastSigmoid as FastSigmoid
 from .neurons.surrogate import MultiGaussian as MultiGaussian
 from .neurons.surrogate import Surrogate as Surrogate
 from .neurons.surrogate import Triangular as Triangular
-from .neurons.trace import NotFiniteError as NotFiniteError
 from .neurons.trace import SpikeTrace as SpikeTrace
 from .pretrained import load_pretrained as load_pretrained
 from .pretrained import pretrained_names as pretrained_names

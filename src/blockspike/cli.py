@@ -6,6 +6,7 @@ are quick.
 
 import io
 import os
+import re
 import sys
 from importlib import import_module
 from pathlib import Path
@@ -87,10 +88,24 @@ def _main() -> None:
     if name == "completion":
         _completion(sys.argv[2:])
         return
+    if name in COMMANDS and name not in RUNS and {"-h", "--help"} & set(sys.argv[2:]):
+        print(_help(name))
+        return
     # Set before PyTorch starts: the order of MKL's sums must not depend on the number of threads.
     os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")
     if not _succeeds(name):
         sys.exit(2)
+
+
+def _help(command: str) -> str:
+    """Text of a command without runs: its configuration file, whose comments explain each value."""
+    text = (CONF / f"{command}.yaml").read_text(encoding="utf-8")
+    about, defaults, values = re.split(r"^defaults:\n((?:  - .*\n)+)\n", text, flags=re.MULTILINE)
+    for group, option in re.findall(r"  - (\w+): (\w+)\n", defaults):
+        others = sorted(x.stem for x in (CONF / group).glob("*.yaml") if x.stem != option)
+        values += f"{group}: {option} # or {', '.join(others)}\n"
+    about = re.sub(r"^# ?", "", about, flags=re.MULTILINE)
+    return f"{about}\nOptions, set by NAME=VALUE, with their defaults:\n\n{values.rstrip()}"
 
 
 def _nobody_reads() -> bool:

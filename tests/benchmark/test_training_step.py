@@ -146,7 +146,8 @@ def test_bytes_of_the_floor():
     """Per neuron and step: 20.5 forward, 29.5 backward, and 4 between the layers."""
     row = training_step.floor(Size(n_hidden=100, n_steps=50, batch_size=20), None)
     assert row["moved_mb"] == pytest.approx(0.1 * (2 * 50 + 4), abs=0.1)
-    assert row["gflop"] == pytest.approx(2 * 1000 * 100 * 120 / 1e9, abs=0.01)
+    wide = training_step.floor(Size(n_hidden=1000, n_steps=50, batch_size=20), None)
+    assert wide["gflop"] == pytest.approx(2 * 1000 * 1000 * 1020 / 1e9, rel=0.01)
 
 
 @pytest.mark.slow

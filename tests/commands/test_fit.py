@@ -1,4 +1,4 @@
-"""`blockspike train` on recordings: from file to figure, restarts, failures, evaluation."""
+"""`blockspike fit`: from file to figure, restarts, failures, evaluation."""
 
 import json
 import subprocess
@@ -234,13 +234,16 @@ def test_an_interrupted_fit_resumes_to_identical_bits(blockspike, tmp_path, cell
     (run,) = (p.parent for p in (tmp_path / "whole").rglob("result.json"))
     for name in ("result.json", "fits.csv"):  # as if killed after its last checkpoint, epoch 20
         (run / name).rename(tmp_path / name)
-    before = pd.read_csv(tmp_path / "fits.csv")
+    before, first = pd.read_csv(tmp_path / "fits.csv"), read_metrics(run / "metrics.csv")
     blockspike(*arguments, "output_dir=whole")
     pd.testing.assert_frame_equal(before, pd.read_csv(whole))
     # Its seconds are those of all epochs, not only of the last process.
     seconds = read_metrics(run / "metrics.csv")["time/epoch_s"]
     row = read_json(run / "result.json")
     assert len(seconds) == 30 and row["fit_s"] == pytest.approx(seconds.sum())
+    # The first 20 are not fitted again.
+    assert seconds[:20].equals(first["time/epoch_s"][:20])
+    assert not seconds.equals(first["time/epoch_s"])
 
 
 @pytest.mark.parametrize(
@@ -302,7 +305,7 @@ def test_a_warning_is_one_line_without_the_code_that_gave_it(tmp_path):
 
 
 @pytest.mark.slow
-def test_known_parameters_are_recovered(blockspike, tmp_path):
+def test_synthetic_cells_are_fitted_and_drawn(blockspike, tmp_path):
     quick = ("data.n_cells=2", "data.duration_s=3", "data.dt_ms=0.5", "population.n_starts=8")
     blockspike("fit", "experiment=recovery", *quick, "trainer.max_epochs=4", "threads=1")
     (result,) = (tmp_path / "outputs" / "recovery").rglob("result.json")

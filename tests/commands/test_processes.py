@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -28,7 +27,7 @@ from blockspike.runs.rank import is_first_process, take_rank
 from blockspike.runs.run import Run, RunRefusedError
 from blockspike.training.checkpoint_io import load_plain
 from blockspike.training.metrics_table import read_metrics
-from killed_sweep import start
+from killed_sweep import start, wait_for
 
 # 801 training samples. Plain gradient descent, since Adam would hide a gradient's scale. Only two
 # steps, since another order of sums may move a spike, and the gradients then soon differ.
@@ -220,9 +219,7 @@ def test_processes_that_all_receive_sigterm_end(tmp_path, data_dir):
     args = (*TINY, "trainer=ddp_cpu", "trainer.max_epochs=100000", "run_dir=run")
     process = start(tmp_path, data_dir, "train", *args)
     run = Run(tmp_path / "run")
-    while not (run.folder / "metrics.csv").is_file():
-        assert process.poll() is None
-        time.sleep(0.1)
+    wait_for((run.folder / "metrics.csv").is_file, process)
     os.killpg(process.pid, signal.SIGTERM)
     try:
         process.wait(60)

@@ -55,7 +55,7 @@ def refused(monkeypatch, capfd, folder, command: str) -> str:
         ),
         (
             "train experiment=demo scheduler=one_cycle callbacks=reload_best",
-            "callbacks.reload_best: expected a scheduler that goes on from the lowered",
+            "callbacks.reload_best: expected a scheduler that continues from the lowered",
         ),
         ("train experiment=demo +trainer.val_check_interval=0.5", "trainer.val_check_interval: ex"),
         (

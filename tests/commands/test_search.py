@@ -16,7 +16,7 @@ from blockspike.runs.sweeps import run_states
 from blockspike.search.study import read_studies
 from blockspike.training.metrics_table import read_metrics
 from killed_search import trials
-from killed_sweep import interrupted, killed, start
+from killed_sweep import interrupted, killed, n_epochs, start, wait_for
 
 ROOT = Path(__file__).parents[2]
 SMALL = ("data.n_steps=40", "data.dt_ms=10", "data.batch_size=50", "threads=1")
@@ -130,14 +130,17 @@ def copied(searched, tmp_path) -> Path:
 
 @pytest.mark.slow
 def test_a_repeatedly_killed_search_gives_the_same_trials(searched, tmp_path, data_dir):
-    """Kills are at random moments; `tools/killed_search.py` is the long form."""
-    found, rng, amid = trials(searched), random.Random(3), 0
+    """Each kill is an epoch or two later; `tools/killed_search.py` is the long form."""
+    found, rng, amid = trials(searched), random.Random(3), set()
     n_pruned = sum(state == "PRUNED" for state, *_ in found)
     assert len(found) == 8 and n_pruned > 0
     for _ in range(3):
         process = start(tmp_path, data_dir, *SEARCH)
-        killed(process, rng.uniform(8, 20))
-        amid += bool(interrupted(tmp_path))
+        enough = n_epochs(tmp_path) + rng.randint(1, 2)
+        wait_for(lambda enough=enough: n_epochs(tmp_path) >= enough, process)
+        assert killed(process, rng.uniform(0, 0.2))
+        amid |= set(interrupted(tmp_path))
+    assert amid
     assert start(tmp_path, data_dir, *SEARCH).wait() == 0
     assert trials(tmp_path) == found
     states = run_states(tmp_path / "outputs")["state"].value_counts()

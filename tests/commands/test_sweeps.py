@@ -8,8 +8,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
@@ -19,18 +17,10 @@ from omegaconf import OmegaConf
 from blockspike.files import read_json
 from blockspike.runs.run import Run, RunRefusedError
 from blockspike.runs.sweeps import run_states
-from killed_sweep import interrupted, killed, n_epochs, runs_table, start
+from killed_sweep import interrupted, killed, n_epochs, runs_table, start, wait_for
 
 SMALL = ("data=nmnist_sample", "data.n_steps=40", "data.dt_ms=10")
 FOUR = (*SMALL, "model=standard,fused", "network.n_hidden=8", "seed=0,1", "trainer.max_epochs=2")
-
-
-def wait_for(condition: Callable[[], object], process: subprocess.Popen | None = None) -> None:
-    end = time.monotonic() + 120
-    while not condition():
-        assert process is None or process.poll() is None, "it ended first"
-        assert time.monotonic() < end, "the moment did not come"
-        time.sleep(0.02)
 
 
 def is_alive(pid: int) -> bool:

@@ -4,19 +4,20 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pandas as pd
 import pytest
 import torch
+from omegaconf import OmegaConf
 
-from blockspike.files import read_json, write_json
+from blockspike.cli import COMMANDS, RUNS, main
+from blockspike.files import CONF, read_json, write_json
 from blockspike.runs.run import flatten
 from blockspike.training import checkpoint_io
 from blockspike.training.checkpoint_io import load_plain, save_plain
 from blockspike.training.metrics_table import read_metrics
-from killed_sweep import VOLATILE, start
+from killed_sweep import VOLATILE, start, wait_for
 from tiers import mostly_slow
 
 SMALL = (
@@ -96,12 +97,8 @@ def test_a_finished_run_is_skipped_and_collected_once(blockspike, tmp_path):
     assert read_json(run / "status.json")["state"] == "done"
 
 
-def kill_when(process: subprocess.Popen, condition, seconds: float = 90) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert process.poll() is None, "the process ended before it could be killed"
-        assert time.monotonic() < end, "the moment to kill did not come"
-        time.sleep(0.01)
+def kill_when(process: subprocess.Popen, condition) -> None:
+    wait_for(condition, process)
     process.send_signal(signal.SIGKILL)
     process.wait()
 
@@ -216,9 +213,7 @@ def test_a_folder_in_use_is_refused(blockspike, tmp_path, data_dir):
     args = (*SMALL, "trainer.max_epochs=1000")
     process = start(tmp_path, data_dir, "train", *args)
     try:
-        while not list((tmp_path / "outputs").rglob("last.ckpt")):
-            assert process.poll() is None
-            time.sleep(0.05)
+        wait_for(lambda: list((tmp_path / "outputs").rglob("last.ckpt")), process)
         done = blockspike("train", *args, check=False)
         assert done.returncode != 0
         assert f"already running as process {process.pid}" in done.stderr
@@ -375,6 +370,18 @@ def test_help_lists_only_what_can_be_chosen(blockspike):
     shown = blockspike("train", "--help").stdout
     assert "\nmodel: adlif, blocks, c_silif, ef_adlif, fused, se_adlif, standard\n" in shown
     assert "schema" not in shown.partition("== Config ==")[0]
+
+
+@pytest.mark.parametrize("command", [name for name in COMMANDS if name not in RUNS])
+def test_help_of_a_command_without_runs_explains_its_own_values(command, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["blockspike", command, "--help"])
+    main()
+    about, values = capsys.readouterr().out.split(
+        "\nOptions, set by NAME=VALUE, with their defaults:"
+    )
+    assert about.startswith(f"blockspike {command}")
+    own = set(OmegaConf.load(CONF / f"{command}.yaml")) - {"defaults"}
+    assert set(OmegaConf.create(values)) == own | ({"data"} if command == "prepare" else set())
 
 
 def test_unknown_command_is_named(blockspike):

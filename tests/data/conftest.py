@@ -21,5 +21,6 @@ def nmnist_folder(tmp_path_factory) -> Path:
 @pytest.fixture(params=[True])
 def server(request, monkeypatch):
     monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(CERTIFICATE))
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     with serving(ranges=request.param) as running:
         yield running

@@ -225,6 +225,21 @@ def test_a_heap_without_an_end_is_refused(tmp_path):
         open_h5(path)
 
 
+@pytest.mark.parametrize("size", [2**64 - 16, 2**64 - 1])
+def test_a_heap_whose_sizes_wrap_around_is_refused(tmp_path, size):
+    """HDF5 adds the object's header in 64 bits; so it would never leave the object."""
+    path = make_shd(tmp_path / "a.h5", 3)
+    content = bytearray(path.read_bytes())
+    at = content.find(b"GCOL") + 16
+    content[at + 8 : at + 16] = size.to_bytes(8, "little")
+    if size % 16:  # it goes on 16 bytes later, with what is now free space of no size
+        content[at + 16 : at + 32] = bytes(16)
+        at += 16
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=f"damaged heap at byte {at}"):
+        open_h5(path)
+
+
 @pytest.mark.parametrize("version", ["earliest", "latest"])
 def test_a_text_longer_than_the_file_is_refused(tmp_path, version):
     """HDF5 would allocate and clear 4 GB before it looks for the text."""

@@ -50,5 +50,5 @@ def value_and_gradients(function, spikes, weight, bias, **options):
 
 def assert_all_close(actual, expected, dtype):
     rtol = 1e-5 if dtype == torch.float32 else 1e-12
-    for a, e in zip(actual, expected, strict=False):
+    for a, e in zip(actual, expected, strict=True):
         torch.testing.assert_close(a, e, rtol=rtol, atol=rtol * e.abs().max().item())

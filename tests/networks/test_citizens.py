@@ -2,13 +2,18 @@
 
 import copy
 import pickle
+import threading
 
 import pytest
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.func import functional_call, grad, vmap
 
 import blockspike as bs
+from blockspike.neurons.cpu.dropout import dropout_mask
+from blockspike.neurons.cpu.events import SpikeEvents
+from blockspike.neurons.events import EventBatch
 
 INPUT = (torch.rand(30, 4, 20, generator=torch.Generator().manual_seed(0)) < 0.3).float()
 WORDS = r"^alif: expected method='standard' in a transform of torch.func .*, got '{}'$"
@@ -130,3 +135,79 @@ def test_a_representation_has_sizes_and_values():
         assert words in shown, shown
     shown = repr(bs.EulerAdLIFLayer(20, 4, dt_ms=1.0, recurrent=False))
     assert "20, 4, recurrent=False" in shown and "a=0…1" in shown and "euler='symplectic'" in shown
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated")  # of make_dual
+@pytest.mark.parametrize("method", ["fused", "blocks"])
+def test_kernels_refuse_forward_mode(method):
+    current, beta = torch.ones(5, 1, 2), torch.full((2,), 0.9)
+    with forward_ad.dual_level():
+        dual = forward_ad.make_dual(current, torch.ones_like(current))
+        with pytest.raises(RuntimeError, match="expected method='standard' in a transform"):
+            bs.alif(dual, beta, method=method)
+        with pytest.raises(RuntimeError, match="expected method='standard' in a transform"):
+            bs.c_silif(dual, beta, beta, beta, beta)
+
+
+def test_kernels_keep_to_the_device_of_their_input():
+    layer, x = bs.ALIFLayer(6, 4, dt_ms=1.0, recurrent=False, max_delay=3), torch.rand(5, 2, 6)
+    torch.set_default_device("meta")
+    try:
+        layer(x).sum().backward()
+        layer(EventBatch.from_dense((x > 0.5).float())).sum().backward()
+        assert dropout_mask(x, 0.5).device.type == "cpu"
+    finally:
+        torch.set_default_device(None)
+
+
+def test_autocast_takes_no_other_precision_for_half():
+    layer = bs.ALIFLayer(6, 4, dt_ms=1.0, max_delay=3)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        with pytest.raises(ValueError, match="^spikes: expected torch.float32 like the weight"):
+            layer(torch.zeros(5, 2, 6).double())
+        half = torch.ones(5, 1, 2).bfloat16()
+        ones = torch.ones(2)
+        assert bs.c_silif(half, ones, ones, ones, ones).spikes.dtype == torch.float32
+
+
+class Graded(torch.nn.Module):
+    """A layer that returns other values than spikes."""
+
+    def __init__(self, value: float):
+        super().__init__()
+        self.value = value
+
+    def trace(self, x, events=None, state=None):
+        return bs.SpikeTrace(torch.full(x.shape, self.value), lambda: (x, x))
+
+
+@pytest.mark.parametrize("value", [0.5, 3.0, float("nan")])
+def test_values_other_than_spikes_are_refused_as_events(value):
+    trace, readout = Graded(value).trace(torch.zeros(40, 1, 60)), bs.LeakyReadout(60, 2, dt_ms=1.0)
+    with pytest.raises(ValueError, match="^spikes: expected 0 or 1, got .* synapses='dense'"):
+        readout(trace.spikes, trace.events)
+    readout.synapses = "dense"
+    assert readout(trace.spikes, trace.events).abs().sum() != 0
+
+
+def test_bytes_other_than_0_and_1_are_one_event_each():
+    many = torch.full((3, 1, 70), 200, dtype=torch.uint8)
+    row_ptr, unit = SpikeEvents(many).row_ptr_and_unit
+    assert row_ptr.tolist() == [0, 70, 140, 210] and unit.tolist() == list(range(70)) * 3
+
+
+def test_threads_that_train_one_layer_draw_for_themselves():
+    drawn = []
+
+    class Layer(bs.ALIFLayer):
+        def simulate(self, current, state):
+            if threading.current_thread() is threading.main_thread():
+                other = threading.Thread(target=self.trace, args=(torch.zeros(3, 1, 6),))
+                other.start()
+                other.join()
+                drawn.append(self.simulation_options["recurrent_weight"])
+            return super().simulate(current, state)
+
+    layer = Layer(6, 4, dt_ms=1.0, recurrent_dropout=0.9)
+    layer.train()(torch.zeros(3, 1, 6))
+    assert drawn[0] is not layer.recurrent_weight

@@ -161,3 +161,11 @@ def test_a_bad_parameter_is_named(change, message):
     own = {name: torch.full((3,), 0.5) for name in ("rate", "frequency", "time_step", "b")}
     with pytest.raises(ValueError, match=message):
         bs.c_silif(torch.ones(5, 2, 3), **(own | change))
+
+
+@pytest.mark.parametrize("name", ["rate", "frequency", "time_step"])
+def test_a_parameter_that_is_not_finite_is_named(name):
+    given = dict.fromkeys(("rate", "frequency", "time_step", "b"), torch.ones(2))
+    given[name] = torch.tensor([1.0, float("nan")])
+    with pytest.raises(bs.NotFiniteError, match=f"^{name}: expected finite values"):
+        bs.c_silif(torch.ones(5, 1, 2), **given)

@@ -128,3 +128,8 @@ def test_nan_is_reported_with_its_position(euler, method):
     inputs["current"][7, 1, 3] = float("nan")
     with pytest.raises(NotFiniteError, match="at step 7, sample 1, neuron 3"):
         euler_adlif(**inputs, euler=euler, method=method)
+
+
+def test_a_scale_that_is_not_finite_is_named():
+    with pytest.raises(NotFiniteError, match="^q: expected a finite number, got nan"):
+        euler_adlif(torch.ones(5, 1, 2), *[torch.full((2,), 0.5)] * 4, q=float("nan"))

@@ -154,3 +154,30 @@ def test_scale_weights_the_events_of_each_sample():
     assert scaled.to("meta").scale is not None and events.to("meta").scale is None
     with pytest.raises(ValueError, match=r"^scale: expected shape \[2\], got \[3\]"):
         EventBatch(events.row_ptr, events.unit, events.shape, torch.ones(3))
+
+
+def test_steps_outside_a_batch_are_refused():
+    batch = EventBatch.from_dense(torch.ones(2, 1, 1))
+    for first, last in ((2, 1), (0, 5), (-1, 1)):
+        with pytest.raises(ValueError, match="^steps: expected some of 0 … 2"):
+            batch.steps(first, last)
+
+
+def test_only_steps_of_the_same_samples_come_before():
+    batch = EventBatch.from_dense(torch.ones(2, 1, 1))
+    assert batch.scaled_to(6.0).after(batch).dense().flatten().tolist() == [3.0] * 4
+    for other in (batch.scaled_to(6.0), EventBatch.from_dense(torch.ones(2, 2, 1))):
+        with pytest.raises(ValueError, match="^before: expected B and K of"):
+            batch.after(other)
+
+
+def test_large_numbers_do_not_wrap_around_and_samples_exist():
+    offset = np.array([0, 2])
+    columns = np.array([1, 2**32 + 1]), np.array([0, 1])
+    batch = assemble_batch(*columns, offset, np.array([0]), n_steps=3, n_units=2)
+    assert batch.unit.tolist() == [0]
+    with pytest.raises(ValueError, match=f"^unit: expected 0 to 1, got {2**32 + 1}"):
+        assemble_batch(columns[1], columns[0], offset, np.array([0]), n_steps=3, n_units=2)
+    for wrong in (-1, 1):
+        with pytest.raises(ValueError, match="^samples: expected 0 to 0"):
+            assemble_batch(*columns, offset, np.array([wrong]), n_steps=3, n_units=2)

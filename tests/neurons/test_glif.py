@@ -203,7 +203,10 @@ def test_refractory_neurons_keep_their_reset():
         ({"refractory": torch.full((5,), 1.5)}, "refractory: expected whole steps ≥ 0, got 1.5"),
         ({"after_spike_currents": [(1,)]}, "after_spike_currents: expected up to 2 pairs"),
         ({"threshold_kernels": [(None, None)] * 3}, "threshold_kernels: expected up to 2 pairs"),
-        ({"threshold_kernels": [(0.1, 0.9)]}, "threshold_1: expected a tensor"),
+        (
+            {"threshold_kernels": [(0.1, 0.9)]},
+            r"threshold_kernels\[0\]: amplitude: expected a tensor",
+        ),
         ({"reset_share": torch.zeros(4)}, "reset_share: expected shape"),
         ({"beta": 0.9}, r"beta: expected a tensor \[N\], got float"),
         (
@@ -236,3 +239,37 @@ def test_models_hold_each_other():
     off = x | {"coupling": torch.zeros(9, dtype=torch.float64)}
     without = {k: v for k, v in x.items() if k not in ("coupling", "decay", "onset", "width")}
     assert torch.equal(simulate(off).spikes, simulate(without).spikes)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"after_spike_currents": None}, "^after_spike_currents: expected a list of pairs"),
+        (
+            {"after_spike_currents": [(torch.zeros(4), torch.zeros(3))]},
+            r"^after_spike_currents\[0\]: amplitude: expected shape \[3\], got \[4\]",
+        ),
+        (
+            {"threshold_kernels": [(torch.zeros(3), 0.9)]},
+            r"^threshold_kernels\[0\]: decay: expected a tensor",
+        ),
+    ],
+)
+def test_kernels_are_named_as_they_were_given(options, words):
+    with pytest.raises(ValueError, match=words):
+        bs.glif(torch.ones(5, 1, 3), torch.full((3,), 0.9), **options)
+
+
+def test_parts_are_mapped_by_vmap():
+    current, beta = torch.ones(5, 1, 3), torch.full((3,), 0.9)
+
+    def spikes(width, refractory):
+        coupling = bs.ThresholdCoupling(beta, beta, beta, width)
+        return bs.glif(
+            current, beta, refractory=refractory, threshold_coupling=coupling, method="standard"
+        ).spikes
+
+    widths, periods = torch.full((2, 3), 0.5), torch.tensor([[0.0] * 3, [2.0] * 3])
+    found = torch.vmap(spikes)(widths, periods)
+    for i in range(2):
+        assert torch.equal(found[i], spikes(widths[i], periods[i]))

@@ -1,6 +1,7 @@
 """Chains of launches as graphs: when they are captured, which are kept, and what calls return."""
 
 import sys
+from contextlib import nullcontext
 from functools import partial
 from types import SimpleNamespace
 from typing import Any
@@ -169,3 +170,23 @@ def test_minimum_version_of_triton(monkeypatch, installed, enough):
     module = None if installed is None else SimpleNamespace(__version__=installed)
     monkeypatch.setitem(sys.modules, "triton", module)  # None cannot be imported
     assert gpu._triton_is_new_enough.__wrapped__() == enough
+
+
+def test_a_graph_captured_in_inference_mode_is_replayed_without(monkeypatch):
+    """Lightning validates in inference mode; a test may not."""
+
+    class FakeGraph:
+        def replay(self) -> None:
+            pass
+
+    for name, value in {
+        "CUDAGraph": FakeGraph,
+        "Stream": lambda device: None,
+        "graph": lambda *args, **options: nullcontext(),
+    }.items():
+        monkeypatch.setattr(torch.cuda, name, value)
+    with torch.inference_mode():
+        graph = capture_cuda(partial(chain, factor=2), (torch.ones(3), torch.ones(3)))
+    with torch.no_grad():
+        total, _ = graph((torch.zeros(3), torch.zeros(3)))
+    assert total.tolist() == [3.0] * 3  # the fake replays nothing

@@ -2,6 +2,7 @@
 
 import dataclasses
 import pickle
+from types import FunctionType
 from typing import Any
 
 import numba
@@ -195,3 +196,34 @@ def test_membrane_and_threshold_are_those_of_the_loop():
     assert torch.equal(ours.spikes, loop.spikes) and ours.spikes.sum() > 0
     assert torch.allclose(ours.membrane, loop.membrane)
     assert torch.equal(ours.threshold, loop.threshold)
+
+
+GAIN = 0.1
+
+
+def with_default(x, factor=2.0):
+    return factor * x
+
+
+def step_of_globals(drive, parameters, constants, state, fire):
+    (beta,) = parameters
+    _, one = constants
+    (membrane,) = state
+    margin = beta * membrane + GAIN * with_default(drive) - one
+    spike, not_spiked = fire(margin)
+    return spike, margin, ((margin + one) * not_spiked,)
+
+
+@pytest.mark.parametrize("changed", ["GAIN", "with_default"])
+def test_a_number_or_function_that_a_step_uses_by_name_may_change(monkeypatch, changed):
+    model = dataclasses.replace(MODELS[step], name="of globals", step=step_of_globals)
+
+    def counts() -> list[int]:
+        traces = (simulate(model, CURRENT, BETA, method=m) for m in ("standard", "fused"))
+        return [int(trace.spikes.sum()) for trace in traces]
+
+    first = counts()
+    other = 1.0 if changed == "GAIN" else FunctionType(with_default.__code__, {}, "f", (20.0,))
+    monkeypatch.setitem(step_of_globals.__globals__, changed, other)
+    second = counts()
+    assert first[0] == first[1] < second[0] == second[1]

@@ -101,3 +101,9 @@ def test_a_start_of_another_type_is_refused():
         ValueError, match=r"^start: expected \[2, 1\] torch.float32, got .*float64$"
     ):
         leaky_integrate(current, beta, torch.ones(2, 1).double())
+
+
+@pytest.mark.parametrize("beta", [0.9, torch.zeros(1, device="meta")])
+def test_a_decay_that_is_no_tensor_of_the_device_is_named(beta):
+    with pytest.raises(ValueError, match="^beta: expected"):
+        leaky_integrate(torch.ones(3, 1, 1), beta)

@@ -359,3 +359,24 @@ def test_nothing_of_parallel_blocks_stays_in_memory():
         made("alif", "parallel blocks", (9, 2, 5)).run([])
     gc.collect()
     assert sum(type(x).__name__ == "_Block" for x in gc.get_objects()) == before
+
+
+@pytest.mark.parametrize("method", ["fused", "blocks", "standard"])
+@pytest.mark.parametrize("what", ["threshold", "membrane", "state"])
+def test_what_is_read_after_the_spikes_have_changed_is_refused(method, what):
+    trace = bs.alif(torch.ones(6, 2, 3), torch.full((3,), 0.9), arp=1, method=method)
+    torch.nn.functional.dropout(trace.spikes, 0.5, inplace=True)
+    with pytest.raises(RuntimeError, match="^trace: expected to be read before its spikes change"):
+        getattr(trace, what)
+
+
+def test_a_state_is_read_after_its_trace_and_spikes_are_gone():
+    trace = bs.alif(torch.ones(6, 2, 3), torch.full((3,), 0.9), method="standard")
+    make, expected = trace.state_maker, trace.state
+    del trace
+    assert torch.equal(make().values, expected.values)
+
+
+def test_a_state_that_is_not_finite_is_no_number():
+    with pytest.raises(bs.NotFiniteError, match="^state: expected finite values"):
+        bs.alif(torch.ones(6, 2, 3), torch.full((3,), 0.9), state={"membrane": float("nan")})

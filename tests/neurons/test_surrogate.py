@@ -27,8 +27,9 @@ from blockspike.neurons import (
     alif,
 )
 from blockspike.neurons.cpu.exponential import exp2_negative
+from blockspike.neurons.cpu.kernels import kernel_with_fma
 from blockspike.neurons.cpu.steps import numbers
-from blockspike.neurons.cpu.surrogate import surrogate_derivative
+from blockspike.neurons.cpu.surrogate import slope_of
 from blockspike.neurons.model import where
 from blockspike.neurons.surrogate import spike
 from tiers import mostly_slow
@@ -75,6 +76,12 @@ def margins(dtype) -> np.ndarray:
         near = np.nextafter(positive, dtype(0)), np.nextafter(positive, dtype(2000))
     positive = np.concatenate([positive, *near])
     return np.concatenate([positive, -positive])
+
+
+@kernel_with_fma
+def surrogate_derivative(surrogate, constants, margin, out):
+    for i in range(margin.size):
+        out[i] = slope_of(surrogate, margin[i], constants)
 
 
 def kernel_derivative(surrogate, u: np.ndarray) -> np.ndarray:

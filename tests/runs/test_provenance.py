@@ -1,5 +1,6 @@
 """The commit that a run records is blockspike's own, whatever repository it is installed in."""
 
+import os
 import shutil
 import subprocess
 import sys
@@ -51,7 +52,7 @@ def test_a_copy_in_another_projects_repository_has_no_commit(repository, place):
     )
     done = subprocess.run(
         [sys.executable, "-c", code], check=True, capture_output=True, text=True, cwd=repository,
-        env={"PYTHONPATH": str(folder)},
+        env=os.environ | {"PYTHONPATH": str(folder)},
     )  # fmt: skip
     assert done.stdout.split() == ["None", "False"]
 

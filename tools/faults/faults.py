@@ -313,6 +313,7 @@ def limited_sizes(h: Harness, names: tuple[str, ...], number: int) -> Iterator[F
 def full_disks(h: Harness, names: tuple[str, ...], number: int) -> Iterator[Fault]:
     """A small disk of its own with so much left, where root can mount one."""
     if not _can_mount(h):
+        print("left out: small disks, which only root can mount", flush=True)
         return
     for name in names:
         scenario = h.scenarios[name]

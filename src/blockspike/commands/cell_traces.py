@@ -137,7 +137,7 @@ def _segments(
 def _membrane_and_threshold(
     neuron: FittedNeuron, current_pa: Sequence[np.ndarray]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Both [B, T], of the neuron without noise; NaN after the end of a segment."""
+    """Compute both [B, T], of the neuron without noise; NaN after the end of a segment."""
     columns = beside(current_pa)
     driving = torch.from_numpy(np.nan_to_num(columns)).unsqueeze(2)
     trace = simulated_trace(neuron.parameters(), driving, neuron.dt_ms)

@@ -81,7 +81,7 @@ def _check_each_epoch(cfg: DictConfig) -> None:
 
 
 def _check_callbacks(cfg: DictConfig) -> None:
-    """Refuse callbacks of Lightning that have no effect here, or lose it to the scheduler."""
+    """Refuse callbacks of Lightning without effect here, or whose effect the scheduler undoes."""
     scheduler = str((cfg.get("scheduler") or {}).get("_target_")).rpartition(".")[2]
     for name, callback in (cfg.get("callbacks") or {}).items():
         target = callback.get("_target_") if isinstance(callback, DictConfig) else None
@@ -93,7 +93,7 @@ def _check_callbacks(cfg: DictConfig) -> None:
             )
         if kind == "ReloadBestAtMilestone" and scheduler in ("OneCycleLR", "CyclicLR", "LambdaLR"):
             raise ValueError(
-                f"callbacks.{name}: expected a scheduler that goes on from the lowered learning "
+                f"callbacks.{name}: expected a scheduler that continues from the lowered learning "
                 f"rate, got {scheduler}, which sets it anew"
             )
 

@@ -1,4 +1,4 @@
-"""Options of a group: those that can be chosen, and what a wrong option, key or type is told.
+"""Options of a group, and the errors for a wrong option, key or type.
 
 Schemas are options too, as far as Hydra knows; here they are hidden and refused.
 """

@@ -49,7 +49,7 @@ def check_source(cfg: DictConfig, network: nn.Module, data_sha256: str | None) -
 
 
 def _check_end(cfg: DictConfig, network: nn.Module) -> None:
-    """Refuse what follows the share of the epochs that is done, and no key shows."""
+    """Refuse learned delays: they sharpen with the share of the epochs that is done."""
     if any(isinstance(module, Delays) for module in network.modules()):
         names = [x for x in ("max_delay", "recurrent_max_delay") if cfg.model.get(x)]
         got = ", ".join(f"model.{x}={cfg.model[x]}" for x in names)

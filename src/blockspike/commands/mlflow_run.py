@@ -22,8 +22,8 @@ def check_installed(logger: str) -> None:
     packages = (logger, "tensorboardX") if logger == "tensorboard" else (logger,)
     if not any(map(find_spec, packages)):
         raise ValueError(
-            f"logger: expected another, since {logger} is not installed, got {logger}; install it "
-            f"with pip install 'blockspike[{logger}]'"
+            f"logger: expected one that is installed, got {logger}; install it with "
+            f"pip install 'blockspike[{logger}]'"
         )
 
 

@@ -71,7 +71,10 @@ def build_fit(cfg: DictConfig, n_cells: int, dt_ms: float) -> NeuronFittingModul
             )
         options["escape_noise"] = True
     if (cfg.optimizer.get("_target_") == _BFGS) != (cfg.fit.loss == "likelihood"):
-        raise ValueError("optimizer: expected bfgs for fit=likelihood, and another for other fits")
+        raise ValueError(
+            "optimizer: expected bfgs for fit=likelihood and another one for other fits, got "
+            f"{cfg.optimizer.get('_target_')}"
+        )
     if weight_decay := cfg.optimizer.get("weight_decay"):
         raise ValueError(
             "optimizer.weight_decay: expected 0 for a fit, whose neurons' parameters it would pull "

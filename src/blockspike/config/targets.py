@@ -83,7 +83,9 @@ def _definition(target: str, key: str) -> str:
     try:
         found = getattr(import_module(module), name)
     except Exception as error:  # an import runs the module
-        raise ValueError(f"{key}: cannot import {target} ({error})") from error
+        raise ValueError(
+            f"{key}: expected a name that can be imported, got {target} ({error})"
+        ) from error
     home = getattr(found, "__module__", None) or ""
     is_plain = (inspect.isclass(found) or inspect.isfunction(found)) and (
         getattr(sys.modules.get(home), found.__name__, None) is found

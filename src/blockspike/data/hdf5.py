@@ -24,7 +24,7 @@ _DEEPEST = 50  # levels of groups, links and references; NWB has about ten
 _KINDS = "biufSU"
 _FEW_CHUNKS = 1000
 _CHUNK_ENTRY_BYTES = 8  # least size of a chunk's address; absent chunks hold zeros
-_HEAP = b"GCOL\1\0\0\0"
+_HEAP, _64_BITS = b"GCOL\1\0\0\0", 1 << 64
 # Number of items, address of the heap and index in it of a value of variable length, in files with
 # addresses of 8 bytes: all that h5py writes. The same as bytes without a meaning.
 _REFERENCE = np.dtype([("length", "<u4"), ("heap", "<u8"), ("index", "<u4")])
@@ -93,17 +93,19 @@ def _check_texts(content: bytes | mmap.mmap) -> None:
 def _check_heaps(content: bytes | mmap.mmap) -> None:
     """Raise ValueError for a heap in which the HDF5 library would loop for ever.
 
-    HDF5 2.0 advances by the size of object 0, the free space, which must not be 0. Format: "Level
-    1E, Global Heap" of the HDF5 file format specification.
+    HDF5 2.0 advances by the size of object 0, the free space, which must not be 0. It advances in
+    numbers of 64 bits, so that a size near 2⁶⁴ becomes a small one. Format: "Level 1E, Global
+    Heap" of the HDF5 file format specification.
     """
     start = content.find(_HEAP)
     while start >= 0:
         n_bytes, at = int.from_bytes(content[start + 8 : start + 16], "little"), 16
         while at + 16 <= min(n_bytes, len(content) - start):
             index, n = struct.unpack("<H6xQ", content[start + at : start + at + 16])
-            if index == n == 0:
+            step = n if index == 0 else (16 + (n + 7) % _64_BITS // 8 * 8) % _64_BITS
+            if step == 0:
                 raise ValueError(f"damaged heap at byte {start + at}")
-            at += n if index == 0 else 16 + -(-n // 8) * 8
+            at += step
         start = content.find(_HEAP, start + 8)
 
 

@@ -193,7 +193,7 @@ def _npz_voltage(
             if (end := aborted_at(current[s], v, dt_ms)) is not None:
                 warn(
                     f"{where}: voltage_mv: exactly 0 from {end * dt_ms * 1e-3:.6g} s on, while the "
-                    "current goes on; was the sweep stopped there?"
+                    "current continues; was the sweep stopped there?"
                 )
     return rows
 

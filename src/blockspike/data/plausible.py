@@ -119,7 +119,7 @@ def check_rest(where: str, medians_mv: list[float]) -> None:
 
 
 def aborted_at(current_pa: np.ndarray, voltage_mv: np.ndarray, dt_ms: float) -> int | None:
-    """Sample from which a voltage is filled with zeros while the current goes on, if it is."""
+    """Sample from which a voltage is filled with zeros while the current continues, if it is."""
     other = np.flatnonzero(voltage_mv)
     end = int(other[-1]) + 1 if len(other) else len(voltage_mv)
     is_long = (len(voltage_mv) - end) * dt_ms >= ABORTED_MS

@@ -323,7 +323,7 @@ def _until_aborted(where: str, sweep: Sweep) -> Sweep:
         return sweep
     warn(
         f"{where}: the voltage is exactly 0 from {end * sweep.dt_ms * 1e-3:.6g} s on, while the "
-        "current goes on; the sweep is cut there"
+        "current continues; the sweep is cut there"
     )
     command_pa = None if sweep.command_pa is None else sweep.command_pa[:end]
     return replace(

@@ -189,7 +189,7 @@ def say_how(axis: Axes, file: str, published: str) -> None:
     """Title a panel without runs with the command that makes them."""
     lines = ["no runs yet:", *textwrap.wrap(command_of(file), 52, break_long_words=False)]
     if published == "SHD":
-        lines.append("(without SHD: data=hd_lauscher)")
+        lines.append("(without SHD: data=hd_lauscher_sample)")
     axis.set_title("\n".join(lines), loc="left", fontsize=7, family="monospace")
 
 

@@ -38,8 +38,9 @@ from blockspike.neurons.cpu.delayed_spikes import (
     sum_spikes,
 )
 from blockspike.neurons.cpu.events import SpikeEvents
+from blockspike.neurons.errors import NotFiniteError
 from blockspike.neurons.events import EventBatch
-from blockspike.neurons.trace import NotFiniteError, needs_gradient
+from blockspike.neurons.trace import needs_gradient
 
 LAST_SIGMA = 0.5
 """Final σ of the Gaussian, in steps."""
@@ -83,7 +84,13 @@ class Delays(BoundedParameters):
         self.sigma.fill_(first ** (1 - share) * LAST_SIGMA**share)
 
     def steps(self) -> Tensor:
-        """The delays as whole steps, int64 [n_units, n_inputs]."""
+        """The delays as whole steps, int64 [n_units, n_inputs].
+
+        Raises:
+            NotFiniteError: a delay is NaN.
+        """
+        if not is_transformed() and not bool(self.delay.isfinite().all()):
+            raise NotFiniteError("delay: expected finite numbers, got NaN or Inf")
         return _rounded(self.max_delay * self.delay, self.max_delay)
 
     @property
@@ -127,7 +134,7 @@ class Delays(BoundedParameters):
             Current [T, B, n_units].
 
         Raises:
-            NotFiniteError: a delay is NaN in training on the CPU; elsewhere the current is.
+            NotFiniteError: a delay is NaN. In training on a GPU the current is NaN instead.
         """
         check_synapses(spikes, weight[None], bias, mode, events)
         spikes = with_type_of(weight, spikes)

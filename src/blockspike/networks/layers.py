@@ -3,6 +3,7 @@
 import math
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass
 from numbers import Integral
 from typing import Any, Protocol, cast, get_args
@@ -127,6 +128,10 @@ class LayerOptions:
             )
 
 
+# The layer that simulates, and what it drew for that. Each thread has its own.
+_DRAWN: ContextVar[tuple[object, dict[str, Any]]] = ContextVar("drawn", default=(None, {}))
+
+
 class NeuronLayer(BoundedParameters):
     """Synapses onto one population of neurons; a subclass adds a model's parameters and `simulate`.
 
@@ -173,7 +178,6 @@ class NeuronLayer(BoundedParameters):
                 f"got {self.options.method!r}"
             )
         self.membrane_gradient = False
-        self._drawn: dict[str, Any] | None = None
         rf_len, max_delay = self.options.rf_len, self.options.max_delay
         bound = 1 / math.sqrt(n_inputs)
         weight = torch.empty(rf_len, n_units, n_inputs).uniform_(-bound, bound)
@@ -205,10 +209,11 @@ class NeuronLayer(BoundedParameters):
         }
         delay = self.options.recurrent_delay  # None: the model's own
         if delay is not None:
-            options["recurrent_delay"] = delay
+            options["recurrent_delay"] = int(delay)
         if self.membrane_gradient:
             options["membrane_gradient"] = True
-        return options | (self._draw(is_training=False) if self._drawn is None else self._drawn)
+        layer, drawn = _DRAWN.get()
+        return options | (drawn if layer is self else self._draw(is_training=False))
 
     @property
     def shortest_recurrent_delay(self) -> int:
@@ -245,11 +250,11 @@ class NeuronLayer(BoundedParameters):
         elif isinstance(state, Mapping):
             given, state = state.get("inputs"), {k: v for k, v in state.items() if k != "inputs"}
         before = check_last_inputs(given, x, self.weight, self._n_kept)
-        self._drawn = self._draw(self.training)
+        before_this = _DRAWN.set((self, self._draw(self.training)))
         try:
             trace = self.simulate(self.current(x, events, before), state)
         finally:
-            self._drawn = None
+            _DRAWN.reset(before_this)
         if not self._n_kept:
             return trace
         return trace.with_inputs(last_inputs_maker(x, before, self._n_kept, self.weight.dtype))

@@ -173,7 +173,8 @@ def with_type_of(weight: Tensor, spikes: SpikesT) -> SpikesT:
         return spikes
     if not (spikes.is_floating_point() or spikes.is_complex()):
         return spikes.to(weight.dtype)
-    if not is_autocast_on(spikes.device.type):
+    half = spikes.dtype in (torch.float16, torch.bfloat16)
+    if not (half and is_autocast_on(spikes.device.type)):
         raise ValueError(
             f"spikes: expected {weight.dtype} like the weight, or a bool or integer dtype, "
             f"got {spikes.dtype}"

@@ -47,8 +47,12 @@ def is_transformed() -> bool:
 
 
 def refuse_transforms(function: str, method: str) -> None:
-    """Raise RuntimeError in a transform of `torch.func`, unless the method is "standard"."""
-    if method != "standard" and is_transformed():
+    """Raise RuntimeError in a transform of `torch.func`, unless the method is "standard".
+
+    So too in forward-mode differentiation, in which kernels would lose the tangents.
+    """
+    forward_mode = getattr(torch.autograd.forward_ad, "_current_level", -1) >= 0
+    if method != "standard" and (is_transformed() or forward_mode):
         raise RuntimeError(
             f"{function}: expected method='standard' in a transform of torch.func (grad, vmap, …), "
             f"got {method!r}"

@@ -117,14 +117,31 @@ class EventBatch:
         return EventBatch(change(self.row_ptr), change(self.unit), self.shape, scale)
 
     def steps(self, first: int, last: int) -> EventBatch:
-        """Steps ``first`` … ``last − 1`` as a batch."""
+        """Steps ``first`` … ``last − 1`` as a batch.
+
+        Raises:
+            ValueError: they are not among those of the batch.
+        """
+        if not 0 <= first <= last <= self.n_steps:
+            raise ValueError(f"steps: expected some of 0 … {self.n_steps}, got {first} … {last}")
         rows = self.row_ptr[first * self.batch_size : last * self.batch_size + 1]
         unit = self.unit[int(rows[0]) : int(rows[-1])]
         shape = (last - first, self.batch_size, self.n_units)
         return EventBatch(rows - rows[0], unit, shape, self.scale)
 
     def after(self, before: EventBatch) -> EventBatch:
-        """The steps of ``before``, a batch of the same samples, and then these."""
+        """The steps of ``before``, a batch of the same samples, and then these.
+
+        The events of both get the scale of this batch.
+
+        Raises:
+            ValueError: ``before`` has a scale, or other numbers of samples or units.
+        """
+        if before.shape[1:] != self.shape[1:] or before.scale is not None:
+            raise ValueError(
+                f"before: expected B and K of {list(self.shape[1:])} and no scale, got "
+                f"{list(before.shape[1:])} and {before.scale}"
+            )
         rows = torch.cat([before.row_ptr, before.row_ptr[-1] + self.row_ptr[1:]])
         shape = (before.n_steps + self.n_steps, self.batch_size, self.n_units)
         return EventBatch(rows, torch.cat([before.unit, self.unit]), shape, self.scale)
@@ -203,16 +220,25 @@ def assemble_batch(
         Batch ``(n_steps, B, n_units)``; events in one row keep their stored order.
 
     Raises:
-        ValueError: a kept event has a unit outside ``[0, n_units)``.
+        ValueError: a kept event has a unit outside ``[0, n_units)``, or a sample does not exist.
     """
     chosen = np.ascontiguousarray(samples, dtype=np.int64)
-    steps, units = (np.ascontiguousarray(column, dtype=np.int32) for column in (step, unit))
+    if len(chosen) and not 0 <= chosen.min() <= chosen.max() < len(offset) - 1:
+        raise ValueError(f"samples: expected 0 to {len(offset) - 2}, got {chosen.tolist()}")
+    steps, units = _as_int32(step, n_steps), _as_int32(unit, n_units)
     bounds = np.ascontiguousarray(offset, dtype=np.int64)
     row_ptr, sorted_unit, bad = _counting_sort(steps, units, bounds, chosen, n_steps, n_units)
     if bad >= 0:
         raise ValueError(f"unit: expected 0 to {n_units - 1}, got {int(unit[bad])} (event {bad})")
     shape = (n_steps, len(chosen), n_units)
     return EventBatch(torch.from_numpy(row_ptr), torch.from_numpy(sorted_unit), shape)
+
+
+def _as_int32(column: np.ndarray, end: int) -> np.ndarray:
+    """The numbers as int32; of wider ones, those outside [0, end) as −1 or `end`."""
+    if not np.can_cast(column.dtype, np.int32):  # else they could wrap around into the range
+        column = np.clip(column.astype(np.int64), -1, end)
+    return np.ascontiguousarray(column, dtype=np.int32)
 
 
 # Serial on purpose: it runs in loader threads and forked workers, where a parallel Numba kernel

@@ -96,7 +96,7 @@ def translated(function: Callable[..., Any], translate: Callable[..., Any]) -> F
     for name in function.__code__.co_names:
         if isinstance(names.get(name), FunctionType):
             names[name] = translate(names[name])
-    return FunctionType(function.__code__, names, function.__name__)
+    return FunctionType(function.__code__, names, function.__name__, function.__defaults__)
 
 
 def where(condition: Any, x: Any, y: Any) -> Any:

@@ -36,6 +36,10 @@ def leaky_integrate(current: Tensor, beta: Tensor, start: Tensor | None = None) 
         >>> bs.leaky_integrate(current, torch.tensor([0.5])).flatten()
         tensor([1.0000, 1.5000, 1.7500])
     """
+    if not isinstance(beta, Tensor):
+        raise ValueError(f"beta: expected a tensor [N], got {type(beta).__name__}")
+    if beta.device != current.device:
+        raise ValueError(f"beta: expected device {current.device}, got {beta.device}")
     if current.ndim != 3 or beta.shape != current.shape[2:]:
         raise ValueError(
             "current, beta: expected [T, B, N] and [N], "

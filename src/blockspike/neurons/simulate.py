@@ -12,6 +12,7 @@ from blockspike.memory import keep_freed_memory_if_large
 from blockspike.neurons.autograd import in_full_precision, is_transformed, refuse_transforms
 from blockspike.neurons.cpu.fused import fused_cpu
 from blockspike.neurons.derivative import derived
+from blockspike.neurons.errors import NotFiniteError
 from blockspike.neurons.gpu.graphs import require_triton
 from blockspike.neurons.loop import loop
 from blockspike.neurons.model import NeuronModel
@@ -20,7 +21,6 @@ from blockspike.neurons.spec import Detach, SimulationSpec, detached
 from blockspike.neurons.state import Start, State, start_of
 from blockspike.neurons.surrogate import MultiGaussian, Surrogate, check_surrogate
 from blockspike.neurons.trace import (
-    NotFiniteError,
     Simulation,
     SpikeTrace,
     needs_gradient,

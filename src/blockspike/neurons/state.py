@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from blockspike.neurons.autograd import is_transformed
+from blockspike.neurons.errors import NotFiniteError
 from blockspike.neurons.model import NeuronModel
 from blockspike.neurons.spec import SimulationSpec
 
@@ -156,7 +157,8 @@ def start_of(
         delay: delay of the recurrence in steps; None = no recurrence.
 
     Raises:
-        ValueError: the state is of another model, shape, dtype or device, or not finite.
+        ValueError: the state is of another model, shape, dtype or device.
+        NotFiniteError: it holds NaN or Inf.
     """
     if state is None:
         return None
@@ -193,7 +195,7 @@ def start_of(
     # A finite sum is the quicker proof; a sum of huge values may overflow.
     known = values.detach()
     if not is_transformed() and not math.isfinite(known.sum()) and not torch.isfinite(known).all():
-        raise ValueError("state: expected finite values, got NaN or Inf")
+        raise NotFiniteError("state: expected finite values, got NaN or Inf")
     return Start(values, spikes)  # pyright: ignore[reportArgumentType]
 
 

@@ -1,6 +1,7 @@
 """Result of a simulation, `SpikeTrace`, and the check that the simulation stayed finite."""
 
 import math
+import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cached_property, partial
@@ -11,9 +12,10 @@ from torch import Tensor
 
 from blockspike.neurons.autograd import is_transformed
 from blockspike.neurons.cpu.events import SpikeEvents
+from blockspike.neurons.errors import NotFiniteError
 from blockspike.neurons.readout import leaky_integrate
 from blockspike.neurons.spec import SimulationSpec
-from blockspike.neurons.state import NeuronState, Start, last_state
+from blockspike.neurons.state import NeuronState, last_state
 
 
 class SpikeTrace:
@@ -46,6 +48,7 @@ class SpikeTrace:
         membrane: Tensor | None = None,
     ):
         self.spikes = spikes
+        self._check_spikes = _watched(spikes)
         self._compute_values = values
         self._events = events
         self._compute_state = state
@@ -59,6 +62,7 @@ class SpikeTrace:
 
     @cached_property
     def _values(self) -> tuple[Tensor, Tensor]:
+        self._check_spikes()
         with torch.no_grad():
             return self._compute_values()
 
@@ -84,9 +88,8 @@ class SpikeTrace:
     @property
     def state_maker(self) -> Callable[[], NeuronState]:
         """Function that gives the state, and keeps less in memory than this trace."""
-        return partial(
-            _state_of, self._compute_state, self._compute_inputs, self.spikes.requires_grad
-        )
+        checked = (self._check_spikes, self._compute_state, self._compute_inputs)
+        return partial(_state_of, *checked, self.spikes.requires_grad)
 
     def with_check(self, check: Callable[[], None]) -> "SpikeTrace":
         """This trace; `check` is called before its state is first read."""
@@ -101,12 +104,14 @@ class SpikeTrace:
 
 
 def _state_of(
+    check_spikes: Callable[[], None],
     compute_state: Callable[[], NeuronState] | None,
     compute_inputs: Callable[[], Tensor] | None,
     is_differentiable: bool,
 ) -> NeuronState:
     if compute_state is None:
         raise RuntimeError("state: expected a simulation that gives its state, got another")
+    check_spikes()
     # It is made once, and may be read without gradients first.
     with torch.set_grad_enabled(is_differentiable or torch.is_grad_enabled()):
         state = compute_state()
@@ -114,16 +119,16 @@ def _state_of(
 
 
 def threshold_of(
-    spikes: Tensor, p: Tensor | None, b: Tensor | None, start: Start | None = None
+    spikes: Tensor, p: Tensor | None, b: Tensor | None, start: Tensor | None = None
 ) -> Tensor:
     """Threshold θ[t] = 1 + b a[t−1], a[t] = p a[t−1] + S[t], of spikes S; both [T, B, N].
 
-    a[−1] is the second state of `start`.
+    `start` [B, N] is a[−1]; None = 0.
     """
     if p is None or b is None:
         return torch.ones_like(spikes)
-    before = torch.zeros_like(spikes[:1]) if start is None else start.values[1:2]
-    return 1 + b * torch.cat([before, leaky_integrate(spikes[:-1], p, before[0])])
+    before = torch.zeros_like(spikes[0]) if start is None else start
+    return 1 + b * torch.cat([before[None], leaky_integrate(spikes[:-1], p, before)])
 
 
 def needs_gradient(*inputs: Tensor | None) -> bool:
@@ -173,7 +178,8 @@ def trace_of(
     up to the end, so that it is set to 0 after a spike.
 
     Raises:
-        RuntimeError: raised on that read if an input was changed in place since the simulation.
+        RuntimeError: raised on that read if the spikes or an input was changed in place since the
+            simulation.
     """
     spec, spikes, events, last, before, recurrent, of_membrane, compute_margin, inputs = simulation
     check_unchanged = unchanged(inputs)
@@ -207,6 +213,20 @@ def unchanged(inputs: Sequence[Tensor | None]) -> Callable[[], None]:
     return check
 
 
+def _watched(spikes: Tensor) -> Callable[[], None]:
+    """Do as `unchanged`, for the spikes as long as somebody holds them."""
+    held, versions = weakref.ref(spikes), _versions([spikes])
+
+    def check() -> None:
+        if (still := held()) is not None and versions != _versions([still]):
+            raise RuntimeError(
+                "trace: expected to be read before its spikes change, got spikes that were changed "
+                "in place; change a copy"
+            )
+
+    return check
+
+
 def _versions(inputs: Sequence[Tensor | None]) -> list[int]:
     """PyTorch's counts of in-place changes, for the inputs that have one."""
     return [x._version for x in inputs if x is not None and not x.is_inference()]
@@ -218,25 +238,6 @@ def zero_after_spike(membrane: Tensor, spikes: Tensor, n: int) -> Tensor:
         return membrane
     blocks = [s + 1 - s.cumsum(0) for s in spikes.split(n)]
     return membrane * torch.cat(blocks)
-
-
-class NotFiniteError(ValueError):
-    """NaN or Inf in an argument or the membrane; `neuron` is the first affected one, if known.
-
-    Examples:
-        >>> import torch
-        >>> import blockspike as bs
-        >>> current = torch.full((10, 1, 2), float("nan"))
-        >>> try:
-        ...     bs.alif(current, torch.tensor([0.9, 0.9]))
-        ... except bs.NotFiniteError as error:
-        ...     print(error.neuron)
-        0
-    """
-
-    def __init__(self, message: str, neuron: int | None = None):
-        super().__init__(message)
-        self.neuron = neuron
 
 
 def check_finite(last_state: Tensor, current: Tensor) -> None:

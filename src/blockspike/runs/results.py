@@ -79,7 +79,7 @@ def finished_rows(output_dir: Path) -> pd.DataFrame:
     """
     files = sorted(output_dir.rglob("result.json"))
     if not files:
-        raise FileNotFoundError(f"{output_dir}: no finished run (expected a result.json)")
+        raise FileNotFoundError(f"{output_dir}: expected a finished run (a result.json), got none")
     rows, wrong = [], []
     for file in files:
         try:

@@ -121,7 +121,7 @@ class Run:
             )
 
     def may_have_other_data(self, path: str | None) -> bool:
-        """Whether `path` is another than the run's, or holds what is newer than the last check."""
+        """Whether `path` differs from that of the run, or has files newer than the last check."""
         last = self.folder / "data.json"
         if path is None or not last.is_file():
             return False

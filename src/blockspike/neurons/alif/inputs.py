@@ -40,7 +40,8 @@ class ALIFInputs(NamedTuple):
 
     def threshold(self, spikes: Tensor, margin: Tensor) -> Tensor:
         """Threshold [T, B, N] of spikes [T, B, N]; V − θ is not needed."""
-        return threshold_of(spikes, self.p, self.b, self.start)
+        start = None if self.start is None else self.start.values[1]
+        return threshold_of(spikes, self.p, self.b, start)
 
 
 def alif_inputs(

@@ -3,9 +3,16 @@
 import torch
 from torch import Tensor
 
+from blockspike.neurons.autograd import in_full_precision
 from blockspike.neurons.model import NeuronModel
 from blockspike.neurons.recurrent_delays import RecurrentDelays
-from blockspike.neurons.simulate import ExactMethod, check_current, check_like, simulate
+from blockspike.neurons.simulate import (
+    ExactMethod,
+    check_current,
+    check_like,
+    check_parameters_finite,
+    simulate,
+)
 from blockspike.neurons.spec import Detach
 from blockspike.neurons.state import State
 from blockspike.neurons.surrogate import Boxcar, Surrogate
@@ -32,6 +39,7 @@ C_SILIF = NeuronModel(
 )
 
 
+@in_full_precision
 def c_silif(
     current: Tensor,
     rate: Tensor,
@@ -83,6 +91,7 @@ def c_silif(
     check_current(current, method)
     for name, value in (("rate", rate), ("frequency", frequency), ("time_step", time_step)):
         check_like(name, value, tuple(current.shape[2:]), current)
+    check_parameters_finite({"rate": rate, "frequency": frequency, "time_step": time_step}, None)
     size, angle = torch.exp(-time_step * rate), time_step * frequency
     return simulate(
         C_SILIF,

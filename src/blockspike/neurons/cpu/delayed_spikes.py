@@ -59,8 +59,8 @@ def sort_spikes(spikes: Tensor, longest: int, most: float) -> SortedSpikes | Non
     spikes = spikes.detach().contiguous()
     n_steps, batch_size, n_units = spikes.shape
     n_blocks, n_most = -(-batch_size // _SAMPLES), int(most * _SAMPLES * n_steps * n_units)
-    first, last = torch.empty(2, n_blocks, n_units, dtype=torch.int64)
-    place = torch.empty(n_blocks * n_most, dtype=torch.int32)
+    first, last = spikes.new_empty(2, n_blocks, n_units, dtype=torch.int64)
+    place = spikes.new_empty(n_blocks * n_most, dtype=torch.int32)
     sorted_ = SortedSpikes(first, last, place, spikes.new_empty(len(place)), n_steps + longest)
     run(_sort, n_blocks, *_arrays(spikes, *sorted_[:4]), sorted_.row, n_most)
     return None if bool((last[:, -1] < 0).any()) else sorted_

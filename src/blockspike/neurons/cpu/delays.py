@@ -6,7 +6,6 @@ costs about twice what it costs in a matrix product. PyTorch aligns these arrays
 """
 
 import numpy as np
-import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -40,14 +39,14 @@ def to_lanes(x: Tensor, before: int = 0, after: int = 0) -> Tensor:
     n_steps, batch_size, n_units = x.shape
     lanes = LANES_BYTES // x.element_size()
     n_blocks, rounded = -(-batch_size // lanes), -(-n_steps // STEPS) * STEPS
-    out = torch.empty(n_blocks, n_units, before + rounded + after, lanes, dtype=x.dtype)
+    out = x.new_empty(n_blocks, n_units, before + rounded + after, lanes)
     run(_spread_samples, n_blocks, x.detach().contiguous().numpy(), before, out.numpy())
     return out
 
 
 def from_lanes(x: Tensor, n_steps: int, batch_size: int, bias: Tensor) -> Tensor:
     """Undo `to_lanes` without padding, and add bias [K]."""
-    out = torch.empty(n_steps, batch_size, x.shape[1], dtype=x.dtype)
+    out = x.new_empty(n_steps, batch_size, x.shape[1])
     run(_gather_samples, len(x), x.numpy(), bias.detach().contiguous().numpy(), out.numpy())
     return out
 
@@ -63,7 +62,7 @@ def sum_shifted(source: Tensor, weight: Tensor, shift: Tensor, n_steps: int) -> 
     """
     n_blocks, _, available, lanes = source.shape
     n_tiles = -(-n_steps // STEPS)
-    out = torch.empty(n_blocks, len(weight), n_tiles * STEPS, lanes, dtype=source.dtype)
+    out = source.new_empty(n_blocks, len(weight), n_tiles * STEPS, lanes)
     window_bytes = LANES_BYTES * (available - (n_tiles - 1) * STEPS)
     at_once = max(1, _CACHED_BYTES // window_bytes)
     arrays = [x.detach().contiguous().numpy() for x in (source, weight, shift, out)]
@@ -113,7 +112,7 @@ def correlations(
     """
     n_in = shift.shape[1]
     shift = F.pad(shift, (0, -n_in % ROWS))
-    sums = torch.zeros(2, *shift.shape, dtype=early.dtype)
+    sums = early.new_zeros(2, *shift.shape)
     arrays = [x.numpy() for x in (early, late, shift, *sums)]
     run(_correlate, -(-n_in // _GROUP), *arrays, n_steps, span)
     return sums[0, :, :n_in], sums[1, :, :n_in]

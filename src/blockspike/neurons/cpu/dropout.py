@@ -18,9 +18,9 @@ def dropout_mask(like: Tensor, share: float) -> Tensor:
     The probability is rounded to 2⁻³². Each element's number is a hash of its index and of a seed
     drawn by torch's generator, so it depends neither on the order nor on the number of threads.
     """
-    mask = torch.empty(like.shape, dtype=like.dtype)
+    mask = torch.empty(like.shape, dtype=like.dtype, device="cpu")
     flat = mask.view(-1).numpy()
-    seed = torch.randint(2**32, (2,)).numpy().astype(np.uint32)
+    seed = torch.randint(2**32, (2,), device="cpu").numpy().astype(np.uint32)
     least = np.uint32(min(round(share * 2**32), 2**32 - 1))
     run(_fill_mask, -(-len(flat) // _PIECE), flat, seed, least, flat.dtype.type(1 / (1 - share)))
     return mask

@@ -32,9 +32,21 @@ class SpikeEvents:
 
     @cached_property
     def row_ptr_and_unit(self) -> tuple[np.ndarray, np.ndarray]:
-        """Events on the CPU: row_ptr [T·B + 1] and unit [n_events]."""
-        spike_bytes = self.array.to(torch.uint8).flatten(0, 1).contiguous()  # copies only if needed
-        return events_of(spike_bytes.numpy())
+        """Events on the CPU: row_ptr [T·B + 1] and unit [n_events].
+
+        Raises:
+            ValueError: an element is neither 0 nor 1.
+        """
+        spiked = self.array
+        if spiked.dtype != torch.uint8:  # those are of our kernels
+            spiked = (self.array != 0).view(torch.uint8)
+            wrong = self.array != spiked
+            if bool(wrong.any()):
+                raise ValueError(
+                    f"spikes: expected 0 or 1, got {self.array[wrong][0].item()}; other values "
+                    "need layers with synapses='dense'"
+                )
+        return events_of(spiked.flatten(0, 1).contiguous().numpy())
 
 
 def events_of(spike_bytes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -59,7 +71,7 @@ def _count(start, stop, spike_bytes, count):
     for row in range(start, stop):
         total = np.int32(0)
         for k in range(spike_bytes.shape[1]):
-            total += np.int32(spike_bytes[row, k])
+            total += np.int32(spike_bytes[row, k] != 0)
         count[row] = total
 
 
@@ -89,7 +101,7 @@ def list_units(spike_bytes, at, n, unit, unit_at):
             fired &= fired - one
     for k in range(n_grouped, n):  # no branch, which would often be mispredicted
         unit[count] = k
-        count += np.uintp(spike_bytes[at + np.uintp(k)])
+        count += np.uintp(spike_bytes[at + np.uintp(k)] != 0)
     return count - unit_at
 
 

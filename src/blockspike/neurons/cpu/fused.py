@@ -300,7 +300,7 @@ def _arriving(
     delay: Tensor,
 ) -> Tensor:  # fmt: skip
     """Spikes [T, B, N] that arrive after delays int64 [N]; see `RecurrentDelays.arriving`."""
-    arriving = torch.empty(spike_bytes.shape, dtype=dtype)
+    arriving = torch.empty(spike_bytes.shape, dtype=dtype, device="cpu")
     run(
         write_arriving, len(arriving), spike_bytes.flatten(1).numpy(),
         _bytes(before, delays.longest), delay.numpy(), arriving.flatten(1).numpy(),
@@ -350,7 +350,7 @@ class _Fused(torch.autograd.Function):
         grads_of_states = drives.new_zeros(n_states + len(spec.model.accumulators), n_columns)
         if grad_last is not None:
             grads_of_states[:n_states] = grad_last[:n_states].flatten(1)
-        sums = torch.zeros(len(parameters), n_columns, dtype=torch.float64)
+        sums = torch.zeros(len(parameters), n_columns, dtype=torch.float64, device="cpu")
         feedback = weight is not None and not spec.detach_recurrence
         delay, delays = _delays(spec, weight, n_steps)
         tile = tile_width(n_columns, weight, WIDEST_TILE if feedback else _WIDEST_TILE)

@@ -62,10 +62,3 @@ def _slope_of(surrogate, margin, constants):
     if isinstance(margin, Lanes):
         return lambda surrogate, margin, constants: spread(own(margin, constants), margin)
     return lambda surrogate, margin, constants: own(margin, constants)
-
-
-@kernel_with_fma
-def surrogate_derivative(surrogate, constants, margin, out):
-    """Write dS/dV of the surrogate at `margin` [N] to `out` [N]."""
-    for i in range(margin.size):
-        out[i] = slope_of(surrogate, margin[i], constants)

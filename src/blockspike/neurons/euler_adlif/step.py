@@ -1,9 +1,11 @@
 """`euler_adlif`, the steps of SE-adLIF and EF-adLIF, and their derivatives: README.md."""
 
+import math
 from typing import Literal
 
 from torch import Tensor
 
+from blockspike.neurons.errors import NotFiniteError
 from blockspike.neurons.model import NeuronModel, where
 from blockspike.neurons.recurrent_delays import RecurrentDelays
 from blockspike.neurons.simulate import ExactMethod, simulate
@@ -172,6 +174,8 @@ def euler_adlif(
     """
     if euler not in MODELS:
         raise ValueError(f"euler: expected one of {', '.join(MODELS)}, got {euler!r}")
+    if not math.isfinite(q):
+        raise NotFiniteError(f"q: expected a finite number, got {q}")
     return simulate(
         MODELS[euler],
         current,

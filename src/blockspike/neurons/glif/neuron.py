@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from blockspike.neurons.alif.step import check_arp
-from blockspike.neurons.autograd import in_full_precision
+from blockspike.neurons.autograd import in_full_precision, is_transformed
 from blockspike.neurons.glif.step import COUPLED_GLIF, GLIF, N_KERNELS, follow
 from blockspike.neurons.recurrent_delays import RecurrentDelays
-from blockspike.neurons.simulate import ExactMethod, run_model
+from blockspike.neurons.simulate import ExactMethod, check_like, run_model
 from blockspike.neurons.spec import Detach
 from blockspike.neurons.state import Start, State
 from blockspike.neurons.surrogate import MultiGaussian, Surrogate
@@ -131,21 +131,28 @@ def _steps(refractory: int | Tensor, like: Tensor) -> Tensor:
     if not isinstance(refractory, Tensor):
         check_arp(refractory, refractory, like.dtype, "refractory")
         return torch.full_like(like, refractory)
-    wrong = refractory[(refractory < 0) | (refractory % 1 != 0)]
-    if wrong.numel():
-        raise ValueError(f"refractory: expected whole steps ≥ 0, got {wrong.flatten()[0].item()}")
+    if not is_transformed():
+        wrong = refractory[(refractory < 0) | (refractory % 1 != 0)]
+        if wrong.numel():
+            got = wrong.flatten()[0].item()
+            raise ValueError(f"refractory: expected whole steps ≥ 0, got {got}")
     return refractory.to(like)
 
 
 def _kernels(of: str, kernels: Sequence[Kernel], like: Tensor) -> dict[str, Tensor]:
     """Amplitudes and decays by the model's names for them; 0 for kernels that are not given."""
     name = "after_spike_currents" if of == "current" else "threshold_kernels"
+    if not isinstance(kernels, Sequence):
+        raise ValueError(f"{name}: expected a list of pairs, got {type(kernels).__name__}")
     pairs = list(kernels)
     if len(pairs) > N_KERNELS or any(not isinstance(x, tuple | list) or len(x) != 2 for x in pairs):
         raise ValueError(
             f"{name}: expected up to {N_KERNELS} pairs of an amplitude and a decay, "
             f"got {len(pairs)}"
         )
+    for i, pair in enumerate(pairs):
+        for part, value in zip(("amplitude", "decay"), pair, strict=True):
+            check_like(f"{name}[{i}]: {part}", value, tuple(like.shape), like)
     pairs += [(torch.zeros_like(like), torch.zeros_like(like))] * (N_KERNELS - len(pairs))
     return {
         key: value
@@ -163,9 +170,10 @@ def _named(coupling: ThresholdCoupling | None) -> dict[str, Tensor]:
 
 
 def _coupling(x: ThresholdCoupling) -> dict[str, Tensor]:
-    wrong = x.width[~(x.width > 0)]
-    if wrong.numel():
-        raise ValueError(f"threshold_coupling: expected a width > 0, got {wrong[0].item()}")
+    if not is_transformed():
+        wrong = x.width[~(x.width > 0)]
+        if wrong.numel():
+            raise ValueError(f"threshold_coupling: expected a width > 0, got {wrong[0].item()}")
     return {
         "coupling": x.coupling,
         "coupling_decay": x.decay,
@@ -183,7 +191,7 @@ def _threshold(
     threshold = torch.ones_like(margin)
     for i in (1, 2):
         decay, amplitude = parameters[f"threshold_decay_{i}"], parameters[f"threshold_{i}"]
-        first = None if rows is None else Start(rows[i + 1 : i + 3], None)
+        first = None if rows is None else rows[i + 2]
         threshold = threshold + threshold_of(spikes, decay, amplitude, first) - 1
     if "coupling" not in parameters:
         return threshold

@@ -74,13 +74,14 @@ class Graph:
 
 def capture_cuda(chain: Chain, tensors: Sequence[Tensor]) -> Graph:
     """Capture `chain` as a CUDA graph, on copies of `tensors`."""
-    inputs = [x.clone(memory_format=torch.contiguous_format) for x in tensors]
-    chain(*inputs)  # compiles and loads kernels, which a capture may not do
     graph = torch.cuda.CUDAGraph()
     # Other threads, such as a data loader's that pins memory, may continue meanwhile.
     stream = torch.cuda.Stream(tensors[0].device)
-    with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
-        outputs = chain(*inputs)
+    with torch.inference_mode(False), torch.no_grad():  # later calls may be in another mode
+        inputs = [x.clone(memory_format=torch.contiguous_format) for x in tensors]
+        chain(*inputs)  # compiles and loads kernels, which a capture may not do
+        with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
+            outputs = chain(*inputs)
     return Graph(inputs, graph.replay, outputs)
 
 
