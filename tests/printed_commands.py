@@ -36,7 +36,7 @@ _SLURM = "blockspike train -m sweep=slurm hydra.launcher"
 _EXTRAS = ("gpu", "sweep", "search", "abf", "nwb", "ibw", "nir", "wandb", "data", "mlflow")
 EXEMPT = {
     "source .venv/bin/activate": "changes the shell that it is typed into",
-    "make setup": "the first step of every target that CI runs",
+    "pip install jupyterlab": "downloads packages",
     ".venv/bin/pre-commit install": "changes the clone's git hooks",
     ".venv/bin/jupyter-execute --inplace notebooks/simulate.ipynb notebooks/train.ipynb "
     "notebooks/fit.ipynb": "test_notebook.py runs the notebooks, without writing them",
@@ -57,7 +57,6 @@ EXEMPT = {
     "pip install blockspike": "tools/wheel_check.py installs the wheel",
     "pip install .": "the first step of every target that CI runs",
     "pip install '.[data,sweep]'": "downloads packages",
-    "make docs": "minutes; test_site.py builds its generated pages",
     "blockspike prepare data=nmnist data.download=true": (
         "downloads 1.2 GB; test_download.py has a small server"
     ),
@@ -218,12 +217,17 @@ def parts(command: str) -> list[list[str]]:
     return [[Path(first).name, *others] for first, *others in words]
 
 
-def composed(words: list[str]) -> list[str]:
-    """Arguments of blockspike that print a configuration, of a sweep that of its first run."""
+def composed(words: list[str]) -> list[list[str]]:
+    """Arguments of blockspike that print a configuration; of a sweep, one with each value."""
     _, name, *arguments = words
     sweeps = name in ("train", "fit")
-    first = [a if "[" in a or not sweeps else a.split(",")[0] for a in arguments if a != "-m"]
-    return [name, "--cfg", "job", *first]
+    choices = []
+    for argument in (a for a in arguments if a != "-m"):
+        key, equals, value = argument.partition("=")
+        values = value.split(",") if sweeps and "[" not in value else [value]
+        choices.append([key + equals + x for x in values])
+    n = max(map(len, choices), default=1)
+    return [[name, "--cfg", "job", *(c[min(i, len(c) - 1)] for c in choices)] for i in range(n)]
 
 
 def short(words: list[str], data_dir: Path, n_runs: int = 2) -> list[str]:

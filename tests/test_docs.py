@@ -121,7 +121,8 @@ def test_exempt_are_only_commands_that_are_printed():
 def test_what_is_exempt_is_at_least_there(blockspike, command):
     for words in parts(command):
         if words[0] == "blockspike":
-            blockspike(*composed(words))
+            for arguments in composed(words):
+                blockspike(*arguments)
         if words[:2] == ["python", "-m"]:
             assert find_spec(words[2]), command
         for word in words:
@@ -133,8 +134,8 @@ def test_what_is_exempt_is_at_least_there(blockspike, command):
 @pytest.mark.parametrize("command", sorted(set(HEADS)))
 def test_commands_at_the_heads_of_configuration_files_have_a_configuration(blockspike, command):
     for part in command.split(" && "):
-        shown = blockspike(*composed(shlex.split(part, comments=True)))
-        assert ": " in shown.stdout
+        for arguments in composed(shlex.split(part, comments=True)):
+            assert ": " in blockspike(*arguments).stdout
 
 
 @pytest.mark.slow
@@ -143,15 +144,21 @@ def test_commands_on_the_cards_of_trained_networks_have_a_configuration(blockspi
     found = commands(card)
     assert {command.split()[1] for command in found} == {"train", "evaluate"}
     for command in found:
-        assert ": " in blockspike(*composed(shlex.split(command))).stdout
+        (arguments,) = composed(shlex.split(command))
+        assert ": " in blockspike(*arguments).stdout
 
 
 def test_the_map_of_the_house_is_true():
     house = (ROOT / "docs" / "development" / "house.md").read_text()
-    names = re.findall(r"^ {2,4}([a-z_]+(?:\.py|/))", house, re.MULTILINE)
-    assert len(names) > 20
-    for name in names:
-        assert list((ROOT / "src" / "blockspike").rglob(name.rstrip("/"))), name
+    room, drawn, source = Path(), set(), ROOT / "src" / "blockspike"
+    for indent, name in re.findall(r"^(  |    )([a-z_]+(?:\.py|/))", house, re.MULTILINE):
+        room = room if len(indent) == 4 else Path()
+        assert (source / room / name).exists(), f"{room}/{name}"
+        drawn.add((room / name).as_posix())
+        room = room / name if len(indent) == 2 else room
+    packages = {path.parent.relative_to(source) for path in source.rglob("__init__.py")}
+    rooms = {path.as_posix() for path in packages if len(path.parts) == 1}
+    assert rooms <= drawn and len(drawn) > 30
 
 
 def test_the_readme_is_short_and_prints_its_output(capsys):

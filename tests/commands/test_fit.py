@@ -242,8 +242,8 @@ def test_an_interrupted_fit_resumes_to_identical_bits(blockspike, tmp_path, cell
     row = read_json(run / "result.json")
     assert len(seconds) == 30 and row["fit_s"] == pytest.approx(seconds.sum())
     # The first 20 are not fitted again.
-    assert seconds[:20].equals(first["time/epoch_s"][:20])
-    assert not seconds.equals(first["time/epoch_s"])
+    before_s = first["time/epoch_s"]
+    assert list(seconds[:20]) == list(before_s[:20]) and list(seconds) != list(before_s)
 
 
 @pytest.mark.parametrize(

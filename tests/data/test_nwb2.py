@@ -3,6 +3,7 @@
 import warnings
 from dataclasses import replace
 from itertools import chain
+from typing import Any
 
 import h5py
 import numpy as np
@@ -67,7 +68,7 @@ def test_irregular_timestamps_are_refused(written):
         loaded(written({"timestamps": TIMES_S}, {"timestamps": gap}))
     path = written({"timestamps": TIMES_S}, {"timestamps": TIMES_S})
     with h5py.File(path, "r+") as file:  # which pynwb would not write
-        series = file["stimulus/presentation/in_0"]
+        series: Any = file["stimulus/presentation/in_0"]
         attributes = dict(series["timestamps"].attrs)
         del series["timestamps"]
         series.create_dataset("timestamps", data=TIMES_S[1:]).attrs.update(attributes)

@@ -384,8 +384,9 @@ def test_delays_outside_their_range_are_clamped(value):
 @pytest.mark.parametrize("options", [{"max_delay": 5}, {"recurrent_max_delay": 5}])
 def test_a_delay_that_is_nan_is_no_delay_of_0(options):
     layer = ALIFLayer(3, 4, dt_ms=1.0, **options).eval()
-    delays = layer.delays if "max_delay" in options else layer.recurrent_delays
     with torch.no_grad():
-        delays.delay.fill_(float("nan"))
+        for name, parameter in layer.named_parameters():
+            if name.endswith("delay"):
+                parameter.fill_(float("nan"))
     with pytest.raises(bs.NotFiniteError, match="^delay: expected finite numbers"):
         layer(torch.ones(5, 1, 3))
