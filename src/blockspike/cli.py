@@ -7,6 +7,7 @@ are quick.
 import io
 import os
 import re
+import select
 import sys
 from importlib import import_module
 from pathlib import Path
@@ -70,9 +71,10 @@ def main() -> None:
         finally:
             if sys.stdout is not None:
                 sys.stdout.flush()
-    except BrokenPipeError:
-        if not _nobody_reads():
+    except BrokenPipeError as error:
+        if sys.stdout is None or not _is_unread(error):
             raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the rest of it
         sys.exit(1)
 
 
@@ -108,14 +110,13 @@ def _help(command: str) -> str:
     return f"{about}\nOptions, set by NAME=VALUE, with their defaults:\n\n{values.rstrip()}"
 
 
-def _nobody_reads() -> bool:
-    """Whether the reader of what we print, such as `head`, has gone; then drop the rest of it."""
-    try:
-        print(flush=True)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return True
-    return False
+def _is_unread(error: Exception) -> bool:
+    """Whether an error is that the reader of what we print, such as `head`, has gone."""
+    if not isinstance(error, BrokenPipeError) or sys.stdout is None:
+        return False
+    poll = select.poll()
+    poll.register(sys.stdout.fileno(), 0)
+    return any(event & select.POLLERR for _, event in poll.poll(0))
 
 
 def _succeeds(name: str) -> bool:
@@ -131,6 +132,7 @@ def _succeeds(name: str) -> bool:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises, we print
     RecordSweep.planned = None
     failed = composed = False
+    unread: list[Exception] = []
 
     def job(cfg: DictConfig) -> float | None:
         nonlocal failed, composed
@@ -147,9 +149,10 @@ def _succeeds(name: str) -> bool:
             else:
                 run_here(name, cfg)
             return _value(name, cfg)
-        except BrokenPipeError:
-            raise
         except EXPECTED as error:  # caught here because Hydra would print its overrides first
+            if _is_unread(error):
+                unread.append(error)
+                return None
             report(name, explained(error, sys.argv[1:]), full)
             failed = True
         finally:
@@ -171,11 +174,13 @@ def _succeeds(name: str) -> bool:
         hide_schemas()
         import_module("blockspike.config.top_level").register_for(name)
         hydra.main(version_base="1.3", config_path=str(CONF), config_name=name)(job)()
+        if unread:
+            raise unread[0]
     except KeyboardInterrupt:
         sys.exit("interrupted; the same command resumes it")
-    except BrokenPipeError:
-        raise
     except Exception as error:
+        if _is_unread(error):
+            raise
         expected = EXPECTED if composed else OF_OVERRIDES
         if RecordSweep.planned is None and not isinstance(error, expected):
             raise

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from importlib.metadata import PackageNotFoundError
 
+import numpy as np
 import pytest
 from hydra.core.global_hydra import GlobalHydra
 
@@ -140,15 +141,22 @@ def test_help_is_printed_in_any_locale():
     assert done.returncode == 0 and "blockspike COMMAND" in done.stdout, done.stderr
 
 
-@pytest.mark.parametrize("command", ["--help", "train --help", "completion bash"])
-def test_a_reader_of_the_output_may_leave(command):
+@pytest.mark.parametrize(
+    "command", ["--help", "train --help", "completion bash", "inspect my_cell.npz"]
+)
+def test_a_reader_of_the_output_may_leave(command, tmp_path):
+    np.savez(
+        tmp_path / "my_cell.npz", current_pa=np.full(2000, 100.0), dt_ms=0.5,
+        spike_times_s=np.linspace(0.1, 0.9, 9),
+    )  # fmt: skip
     ours, theirs = os.pipe()
     os.close(ours)  # as `| head` does when it has enough
     code = f"import sys; sys.argv[1:] = {command.split()}; from blockspike.cli import main; main()"
     program = [sys.executable, "-c", code]
-    done = subprocess.run(program, stdout=theirs, stderr=subprocess.PIPE, text=True)
+    done = subprocess.run(program, stdout=theirs, stderr=subprocess.PIPE, text=True, cwd=tmp_path)
     os.close(theirs)
-    assert (done.returncode, done.stderr) == (1, "")
+    progress = "Reading my_cell: 100 %\n" * command.startswith("inspect")
+    assert (done.returncode, done.stderr) == (1, progress)
 
 
 def test_a_pipe_that_breaks_elsewhere_is_an_error(monkeypatch):

@@ -8,6 +8,7 @@ from typing import Any
 import numba
 import pytest
 import torch
+from torch import Tensor
 
 from blockspike.neurons.model import NeuronModel, maximum, where
 from blockspike.neurons.simulate import simulate
@@ -215,15 +216,28 @@ def step_of_globals(drive, parameters, constants, state, fire):
 
 
 @pytest.mark.parametrize("changed", ["GAIN", "with_default"])
-def test_a_number_or_function_that_a_step_uses_by_name_may_change(monkeypatch, changed):
-    model = dataclasses.replace(MODELS[step], name="of globals", step=step_of_globals)
+def test_a_step_whose_numbers_or_functions_have_changed_is_refused(monkeypatch, changed):
+    """Its kernels and derivative have the first ones."""
+    model = NeuronModel("of globals", ("beta",), ("membrane",), step_of_globals)
 
-    def counts() -> list[int]:
-        traces = (simulate(model, CURRENT, BETA, method=m) for m in ("standard", "fused"))
-        return [int(trace.spikes.sum()) for trace in traces]
+    def results() -> list[tuple[int, Tensor]]:
+        found = []
+        for method in ("standard", "fused"):
+            current = CURRENT.clone().requires_grad_()
+            trace = simulate(model, current, BETA, method=method)
+            (grad,) = torch.autograd.grad(trace.spikes.sum(), current)
+            found.append((int(trace.spikes.sum()), grad))
+        return found
 
-    first = counts()
-    other = 1.0 if changed == "GAIN" else FunctionType(with_default.__code__, {}, "f", (20.0,))
-    monkeypatch.setitem(step_of_globals.__globals__, changed, other)
-    second = counts()
-    assert first[0] == first[1] < second[0] == second[1]
+    (n, grad), (n_fused, grad_fused) = results()
+    assert n == n_fused and grad.abs().sum() > 0
+    torch.testing.assert_close(grad, grad_fused)
+    same = FunctionType(with_default.__code__, {}, "f", (2.0,)), GAIN + 0
+    for value in (*same, FunctionType(with_default.__code__, {}, "f", (20.0,)), 1.0):
+        if isinstance(value, float) == (changed == "GAIN"):
+            monkeypatch.setitem(step_of_globals.__globals__, changed, value)
+            if value in same:
+                results()
+            else:
+                with pytest.raises(ValueError, match=f"of globals: {changed}: expected .* as in"):
+                    results()

@@ -377,6 +377,6 @@ def test_a_state_is_read_after_its_trace_and_spikes_are_gone():
     assert torch.equal(make().values, expected.values)
 
 
-def test_a_state_that_is_not_finite_is_no_number():
+def test_a_state_that_is_not_finite_raises_not_finite_error():
     with pytest.raises(bs.NotFiniteError, match="^state: expected finite values"):
         bs.alif(torch.ones(6, 2, 3), torch.full((3,), 0.9), state={"membrane": float("nan")})

@@ -87,7 +87,7 @@ class Delays(BoundedParameters):
         """The delays as whole steps, int64 [n_units, n_inputs].
 
         Raises:
-            NotFiniteError: a delay is NaN.
+            NotFiniteError: a delay is NaN or Inf.
         """
         if not is_transformed() and not bool(self.delay.isfinite().all()):
             raise NotFiniteError("delay: expected finite numbers, got NaN or Inf")
@@ -134,7 +134,7 @@ class Delays(BoundedParameters):
             Current [T, B, n_units].
 
         Raises:
-            NotFiniteError: a delay is NaN. In training on a GPU the current is NaN instead.
+            NotFiniteError: a delay is NaN or Inf. In training on a GPU the current is NaN instead.
         """
         check_synapses(spikes, weight[None], bias, mode, events)
         spikes = with_type_of(weight, spikes)

@@ -200,7 +200,10 @@ class NeuronLayer(BoundedParameters):
 
     @property
     def simulation_options(self) -> dict[str, Any]:
-        """Simulation arguments other than the current and the model's parameters."""
+        """Simulation arguments other than the current and the model's parameters.
+
+        What a call draws in training is among them in the thread that calls `simulate`.
+        """
         options = {
             "recurrent_weight": self.recurrent_weight,
             "surrogate": self.options.surrogate,

@@ -10,6 +10,7 @@ from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from blockspike.neurons.recurrent_delays import RecurrentDelays
 
@@ -47,15 +48,21 @@ def is_transformed() -> bool:
 
 
 def refuse_transforms(function: str, method: str) -> None:
-    """Raise RuntimeError in a transform of `torch.func`, unless the method is "standard".
-
-    So too in forward-mode differentiation, in which kernels would lose the tangents.
-    """
-    forward_mode = getattr(torch.autograd.forward_ad, "_current_level", -1) >= 0
-    if method != "standard" and (is_transformed() or forward_mode):
+    """Raise RuntimeError in a transform of `torch.func`, unless the method is "standard"."""
+    if method != "standard" and is_transformed():
         raise RuntimeError(
             f"{function}: expected method='standard' in a transform of torch.func (grad, vmap, …), "
             f"got {method!r}"
+        )
+
+
+def refuse_tangents(function: str, *inputs: Any) -> None:
+    """Raise RuntimeError if an input has a tangent, of forward-mode differentiation."""
+    if getattr(forward_ad, "_current_level", -1) < 0 or is_transformed():
+        return
+    if any(isinstance(x, Tensor) and forward_ad.unpack_dual(x).tangent is not None for x in inputs):
+        raise RuntimeError(
+            f"{function}: expected no forward-mode differentiation, got an input with a tangent"
         )
 
 

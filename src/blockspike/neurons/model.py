@@ -86,6 +86,46 @@ class NeuronModel:
                 )
 
 
+_at_first: dict[NeuronModel, list[tuple[dict[str, Any], str, Any]]] = {}
+
+
+def check_names(model: NeuronModel) -> None:
+    """Raise ValueError if a number or function that a step uses by name has changed.
+
+    Kernels and derivatives are made at the first simulation, and keep its values.
+    """
+    used = _at_first.get(model)
+    if used is None:
+        used = _at_first[model] = _used_by_name(model.step)
+    for names, name, value in used:
+        now = names.get(name)
+        if now is not value and _content(now) != _content(value):
+            raise ValueError(
+                f"{model.name}: {name}: expected {value} as in the first simulation, got {now}; "
+                "define the step again, or use `constants`"
+            )
+
+
+def _used_by_name(function: Callable[..., Any]) -> list[tuple[dict[str, Any], str, Any]]:
+    """Globals, name and value of each number and function that a function uses, also in calls."""
+    used, seen, left = [], set(), [function]
+    while left:
+        own: Any = left.pop()
+        seen.add(own)
+        for name in own.__code__.co_names:
+            value = own.__globals__.get(name)
+            if isinstance(value, int | float | FunctionType):
+                used.append((own.__globals__, name, value))
+            if isinstance(value, FunctionType) and value not in seen:
+                left.append(value)
+    return used
+
+
+def _content(value: Any) -> Any:
+    is_function = isinstance(value, FunctionType)
+    return (value.__code__, value.__defaults__) if is_function else value
+
+
 def translated(function: Callable[..., Any], translate: Callable[..., Any]) -> FunctionType:
     """Copy a model's function for a compiler, with `translate` applied to each function it calls.
 

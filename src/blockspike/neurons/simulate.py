@@ -9,13 +9,18 @@ import torch
 from torch import Tensor
 
 from blockspike.memory import keep_freed_memory_if_large
-from blockspike.neurons.autograd import in_full_precision, is_transformed, refuse_transforms
+from blockspike.neurons.autograd import (
+    in_full_precision,
+    is_transformed,
+    refuse_tangents,
+    refuse_transforms,
+)
 from blockspike.neurons.cpu.fused import fused_cpu
 from blockspike.neurons.derivative import derived
 from blockspike.neurons.errors import NotFiniteError
 from blockspike.neurons.gpu.graphs import require_triton
 from blockspike.neurons.loop import loop
-from blockspike.neurons.model import NeuronModel
+from blockspike.neurons.model import NeuronModel, check_names
 from blockspike.neurons.recurrent_delays import RecurrentDelays, longest_delay, of_now
 from blockspike.neurons.spec import Detach, SimulationSpec, detached
 from blockspike.neurons.state import Start, State, start_of
@@ -130,6 +135,7 @@ def run_model(
     if method not in known:
         raise ValueError(f"method: expected one of {', '.join(known)}, got {method!r}")
     refuse_transforms(model.name, method)
+    refuse_tangents(model.name, current, recurrent_weight, *parameters.values())
     try:
         constants = tuple(map(float, constants))
     except (TypeError, ValueError):
@@ -143,6 +149,8 @@ def run_model(
         keep_freed_memory_if_large(current.nbytes)
     delay = None if recurrent_weight is None else longest_delay(recurrent_delay)
     start = start_of(state, model, current, delay)
+    if method == "fused":
+        check_names(model)
     if method == "fused" and model.reverse_step is None:
         steps = recurrent_delay.steps if isinstance(recurrent_delay, RecurrentDelays) else None
         inputs = (current, recurrent_weight, steps, *parameters.values(), *(start or ()))

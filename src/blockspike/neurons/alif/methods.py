@@ -12,7 +12,7 @@ from blockspike.neurons.alif.fused import fused
 from blockspike.neurons.alif.inputs import ALIFInputs, alif_inputs
 from blockspike.neurons.alif.standard import standard
 from blockspike.neurons.alif.step import check_arp
-from blockspike.neurons.autograd import in_full_precision, refuse_transforms
+from blockspike.neurons.autograd import in_full_precision, refuse_tangents, refuse_transforms
 from blockspike.neurons.recurrent_delays import RecurrentDelays
 from blockspike.neurons.simulate import (
     check_current,
@@ -112,6 +112,7 @@ def _check(current, beta, p, b, arp, recurrent_weight, recurrent_delay, surrogat
     if method not in get_args(Method):
         raise ValueError(f"method: expected one of {', '.join(get_args(Method))}, got {method!r}")
     refuse_transforms("alif", method)
+    refuse_tangents("alif", current, beta, p, b, recurrent_weight)
     check_current(current, method)
     check_arp(arp, len(current), current.dtype)
     if (p is None) != (b is None):

@@ -38,15 +38,25 @@ class SpikeEvents:
             ValueError: an element is neither 0 nor 1.
         """
         spiked = self.array
-        if spiked.dtype != torch.uint8:  # those are of our kernels
-            spiked = (self.array != 0).view(torch.uint8)
-            wrong = self.array != spiked
-            if bool(wrong.any()):
-                raise ValueError(
-                    f"spikes: expected 0 or 1, got {self.array[wrong][0].item()}; other values "
-                    "need layers with synapses='dense'"
-                )
-        return events_of(spiked.flatten(0, 1).contiguous().numpy())
+        if spiked.dtype not in (torch.uint8, torch.bool):  # our kernels write those
+            spiked = spiked.bool()
+            _check_binary(self.array, spiked)
+        return events_of(spiked.view(torch.uint8).flatten(0, 1).contiguous().numpy())
+
+
+def _check_binary(values: Tensor, is_other_than_0: Tensor) -> None:
+    if not values.numel():
+        return
+    low, high = values.aminmax()
+    # Those that are not 0 are all 1 if none exceeds 1 and they add up to their number. Float32 adds
+    # up so many ones exactly.
+    pieces = zip(*(x.flatten().split(1 << 23) for x in (values, is_other_than_0)), strict=True)
+    is_less = any(own.sum() != spiked.count_nonzero() for own, spiked in pieces)
+    if low < 0 or not high <= 1 or is_less:
+        wrong = values[is_other_than_0 & (values != 1)][0].item()
+        raise ValueError(
+            f"spikes: expected 0 or 1, got {wrong}; other values need layers with synapses='dense'"
+        )
 
 
 def events_of(spike_bytes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -35,38 +35,12 @@ class Compiled(types.Type):
             code = marshal.dumps(function.__code__, 2)  # the source may be newer
             content += [function.__module__, function.__qualname__, code, _source(function)]
             content += _globals_of(function)
-        self.functions, self.used = functions, _used(functions)
         digest = hashlib.sha256(repr(content).encode()).hexdigest()
         super().__init__(f"Compiled({name}, {digest[:32]})")
 
     def __reduce__(self) -> Any:
         """Reduce to the name, since a process that reads the cache may not have the functions."""
         return _known_or_bare, (self.name,)
-
-
-def _used(functions: tuple[Callable, ...]) -> list[tuple[dict[str, Any], str, Any]]:
-    """Globals, name and value of each number and function that functions use by name."""
-    found, seen, left = [], set(), list(functions)
-    while left:
-        function: Any = left.pop()
-        if function in seen:
-            continue
-        seen.add(function)
-        own = function.__globals__
-        for name in function.__code__.co_names:
-            value = own.get(name)
-            if isinstance(value, int | float | FunctionType):
-                found.append((own, name, value))
-                left += [value] if isinstance(value, FunctionType) else []
-    return found
-
-
-def _known(of: Any) -> Compiled | None:
-    """Look up what was compiled, unless a number or function that it uses by name has changed."""
-    known = _types.get(of)
-    if known is None or any(own.get(name) is not value for own, name, value in known.used):
-        return None
-    return known
 
 
 def _globals_of(function: Callable, seen: tuple[Callable, ...] = ()) -> list[Any]:
@@ -109,8 +83,8 @@ def _remembered(known: Compiled) -> Compiled:
 
 @typeof_impl.register(NeuronModel)
 def _typeof_model(model, c):  # pyright: ignore[reportUnusedParameter]
-    if (known := _known(model)) is not None:
-        return known
+    if model in _types:
+        return _types[model]
     content = [model.parameters, model.states, model.counters]
     content += [model.threshold_parameters, model.accumulators]
     functions = tuple(f for f in (model.step, model.reverse_step) if f is not None)
@@ -120,8 +94,8 @@ def _typeof_model(model, c):  # pyright: ignore[reportUnusedParameter]
 @typeof_impl.register(Surrogate)
 def _typeof_surrogate(surrogate, c):  # pyright: ignore[reportUnusedParameter]
     kind = type(surrogate)
-    if (known := _known(kind)) is not None:
-        return known
+    if kind in _types:
+        return _types[kind]
     return _remembered(Compiled(kind, kind.__qualname__, [], (kind.formula,)))
 
 

@@ -1,6 +1,6 @@
 """`glif`: the generalised leaky integrate-and-fire neuron, with the parts that are given."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -142,7 +142,7 @@ def _steps(refractory: int | Tensor, like: Tensor) -> Tensor:
 def _kernels(of: str, kernels: Sequence[Kernel], like: Tensor) -> dict[str, Tensor]:
     """Amplitudes and decays by the model's names for them; 0 for kernels that are not given."""
     name = "after_spike_currents" if of == "current" else "threshold_kernels"
-    if not isinstance(kernels, Sequence):
+    if not isinstance(kernels, Iterable):
         raise ValueError(f"{name}: expected a list of pairs, got {type(kernels).__name__}")
     pairs = list(kernels)
     if len(pairs) > N_KERNELS or any(not isinstance(x, tuple | list) or len(x) != 2 for x in pairs):
