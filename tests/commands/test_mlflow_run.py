@@ -25,7 +25,7 @@ def test_a_logger_that_is_not_installed_is_refused_with_the_line_that_installs_i
     (line,) = done.stderr.splitlines()
     package = "mlflow" if logger == "mlflow" else "tensorboard"
     assert done.returncode == 2 and not list(tmp_path.iterdir())
-    assert f"since {package} is not installed" in line
+    assert f"expected one that is installed, got {package}" in line
     assert f"pip install 'blockspike[{package}]'" in line
 
 

@@ -60,7 +60,7 @@ def test_currents_and_gradients(kind, rf_len, dtype):
         synapses.synaptic_current, given, *parameters, events=events, mode="events"
     )
     assert len(ours) == (4 if binary else 3) and spikes.sum() > 20
-    assert_all_close(ours, expected, dtype)
+    assert_all_close(ours, expected[: len(ours)], dtype)
 
 
 @pytest.mark.parametrize("density", [0.0, 0.5])

@@ -4,6 +4,7 @@ Events are `row_ptr` [R + 1] and `unit` [n_events]: the units that spiked in row
 `unit[row_ptr[r]:row_ptr[r + 1]]`. A unit listed twice in a row counts twice.
 """
 
+import math
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -16,6 +17,9 @@ from blockspike.neurons.cpu.kernels import kernel, kernel_part, without_refcount
 from blockspike.neurons.cpu.lane_memory import BLOCK, bits_of, load_block, lowest_bit, store_block
 from blockspike.neurons.cpu.lanes import LANES_BYTES, add_each, n_lanes
 from blockspike.neurons.cpu.threads import run
+from blockspike.neurons.errors import NotFiniteError
+
+_PIECE, _ROUNDING = 1 << 16, 1e-5
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,26 +40,32 @@ class SpikeEvents:
 
         Raises:
             ValueError: an element is neither 0 nor 1.
+            NotFiniteError: an element is NaN or Inf.
         """
         spiked = self.array
         if spiked.dtype not in (torch.uint8, torch.bool):  # our kernels write those
-            spiked = spiked.bool()
-            _check_binary(self.array, spiked)
+            _check_binary(spiked)
+            spiked = spiked > 0.5
         return events_of(spiked.view(torch.uint8).flatten(0, 1).contiguous().numpy())
 
 
-def _check_binary(values: Tensor, is_other_than_0: Tensor) -> None:
+def _check_binary(values: Tensor) -> None:
+    """Raise ValueError unless all values are 0 or 1, up to the rounding of 1 + x − x."""
     if not values.numel():
         return
-    low, high = values.aminmax()
-    # Those that are not 0 are all 1 if none exceeds 1 and they add up to their number. Float32 adds
-    # up so many ones exactly.
-    pieces = zip(*(x.flatten().split(1 << 23) for x in (values, is_other_than_0)), strict=True)
-    is_less = any(own.sum() != spiked.count_nonzero() for own, spiked in pieces)
-    if low < 0 or not high <= 1 or is_less:
-        wrong = values[is_other_than_0 & (values != 1)][0].item()
+    low, high = (float(x) for x in values.aminmax())
+    if not math.isfinite(low + high):
+        raise NotFiniteError("spikes: expected 0 or 1, got NaN or Inf")
+    between = False
+    if values.is_floating_point():  # x − x² is above 0 between 0 and 1
+        for own in values.flatten().split(_PIECE):
+            total = float(own.sum())
+            between |= total - float(own.dot(own)) > 1e-3 + 1e-6 * total
+    if low < -_ROUNDING or high > 1 + _ROUNDING or between:
+        wrong = values[(values - (values > 0.5).to(values.dtype)).abs() > _ROUNDING]
+        got = wrong.flatten()[:1].tolist() or [high]
         raise ValueError(
-            f"spikes: expected 0 or 1, got {wrong}; other values need layers with synapses='dense'"
+            f"spikes: expected 0 or 1, got {got[0]}; other values need layers with synapses='dense'"
         )
 
 
