@@ -70,6 +70,15 @@ def test_nwb_with_an_impossible_rate(tmp_path, rate):
         load_recording(path)
 
 
+def test_nwb_without_a_conversion_is_named(tmp_path):
+    sweep = MadeSweep(9, "Noise", noise_pa(1, 600), membrane_mv([3], 600))
+    path = make_nwb1(tmp_path / "a.nwb", [sweep])
+    with h5py.File(path, "r+") as file:
+        file["epochs/Sweep_9/stimulus/timeseries/data"].attrs["conversion"] = np.empty(0)
+    with pytest.raises(ValueError, match="sweep 9: conversion of the current: expected a number"):
+        load_recording(path)
+
+
 def test_links_in_a_circle_are_damage(tmp_path):
     path = make_shd(tmp_path / "a.h5", 3, labels=None)
     with h5py.File(path, "r+") as file:

@@ -93,7 +93,10 @@ class _AllenSweep:
         return self._in_si(dataset, self.reader.read(dataset), "voltage")
 
     def _in_si(self, dataset: h5py.Dataset, raw: np.ndarray, quantity: str) -> np.ndarray:
-        conversion = float(np.asarray(attribute(dataset, "conversion", 1.0)).reshape(-1)[0])
+        given = np.asarray(attribute(dataset, "conversion", 1.0)).reshape(-1)
+        if not given.size:
+            raise ValueError(f"{self.where}: conversion of the {quantity}: expected a number")
+        conversion = float(given[0])
         is_old = _pipeline_version(self.file, self.reader) < _FIRST_RIGHT_PIPELINE
         return converted_to(self.where, raw, quantity, conversion, may_be_si=is_old)
 
