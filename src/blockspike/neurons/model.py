@@ -96,7 +96,7 @@ def check_names(model: NeuronModel) -> None:
     """
     used = _at_first.get(model)
     if used is None:
-        used = _at_first[model] = _used_by_name(model.step)
+        used = _at_first[model] = used_by_name(model.step)
     for names, name, value in used:
         now = names.get(name)
         if now is not value and _content(now) != _content(value):
@@ -106,7 +106,7 @@ def check_names(model: NeuronModel) -> None:
             )
 
 
-def _used_by_name(function: Callable[..., Any]) -> list[tuple[dict[str, Any], str, Any]]:
+def used_by_name(function: Callable[..., Any]) -> list[tuple[dict[str, Any], str, Any]]:
     """Globals, name and value of each number and function that a function uses, also in calls."""
     used, seen, left = [], set(), [function]
     while left:

@@ -10,7 +10,7 @@ from typing import Any
 from numba import types
 from numba.extending import NativeValue, models, register_model, typeof_impl, unbox
 
-from blockspike.neurons.model import NeuronModel
+from blockspike.neurons.model import NeuronModel, used_by_name
 from blockspike.neurons.surrogate import Surrogate
 
 
@@ -43,17 +43,14 @@ class Compiled(types.Type):
         return _known_or_bare, (self.name,)
 
 
-def _globals_of(function: Callable, seen: tuple[Callable, ...] = ()) -> list[Any]:
-    """Numbers and functions that a function uses by name; in a notebook, its source has none."""
-    used = []
-    for name in function.__code__.co_names:
-        value = function.__globals__.get(name)
-        if isinstance(value, int | float):
-            used.append((name, repr(value)))
-        elif isinstance(value, FunctionType) and value not in seen:
-            used += [name, marshal.dumps(value.__code__, 2), repr(value.__defaults__)]
-            used += _globals_of(value, (*seen, value))
-    return used
+def _globals_of(function: Callable) -> list[Any]:
+    """Content of what a function uses by name; in a notebook, its source has none."""
+    found = []
+    for _, name, value in used_by_name(function):
+        is_function = isinstance(value, FunctionType)
+        own = (marshal.dumps(value.__code__, 2), value.__defaults__) if is_function else value
+        found.append((name, repr(own)))
+    return found
 
 
 def _known_or_bare(name: str) -> Compiled:
