@@ -110,7 +110,7 @@ def test_padding_by_nan_is_cut_off(written):
     hole = np.where(np.arange(N) == 9, np.nan, padded)
     with pytest.raises(ValueError, match="sweep 0: current: .* got nan at sample 9"):
         loaded(written(current=hole))
-    with pytest.raises(ValueError, match="sweep 0: voltage: .* NaN from sample 9 on"):
+    with pytest.raises(ValueError, match="sweep 0: voltage: .* NaN in .*, first in sample 9"):
         loaded(written(voltage=np.where(np.arange(N) == 9, np.nan, VOLTAGE)))
     with pytest.raises(ValueError, match="sweep 0: voltage: expected numbers, got none"):
         loaded(written(voltage=np.full(N, np.nan)))

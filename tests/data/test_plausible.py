@@ -137,7 +137,9 @@ def test_spikes_at_the_start_of_a_current_are_told(tmp_path, factor):
 def test_a_voltage_of_nan_in_part_is_refused(tmp_path):
     voltage = voltage_mv()
     voltage[N_SAMPLES // 2 :] = np.nan
-    with pytest.raises(ValueError, match="expected numbers, got NaN from sample 10000 on in 50%"):
+    with pytest.raises(
+        ValueError, match="got NaN in 10000 of 20000 samples, first in sample 10000"
+    ):
         load_recording(saved(tmp_path, voltage_mv=voltage, spike_times_s=None))
 
 

@@ -107,6 +107,8 @@ def test_a_neuron_with_escape_noise_fires_once_a_second_at_its_rheobase():
     assert silent == pytest.approx(np.exp(-1), abs=0.12)
 
 
-def test_a_neuron_without_adaptation_has_none():
-    found = identified(neuron(b=0.0))
-    assert not found["adaptation_20ms_pa"].any() and not found["adaptation_100ms_pa"].any()
+def test_the_reset_counts_in_the_adaptation_also_where_it_is_all():
+    without, hardly = (identified(neuron(b=b)) for b in (0.0, 1e-9))
+    for name in ("adaptation_20ms_pa", "adaptation_100ms_pa"):
+        assert without[name] > 0
+        torch.testing.assert_close(without[name], hardly[name])

@@ -82,6 +82,15 @@ def test_the_published_loss_is_the_mean_distance_of_the_segments(cells):
     torch.testing.assert_close(module.lowest, expected.detach())
 
 
+def test_the_loss_of_held_out_steps_is_told_only_where_there_are_any(cells):
+    batch = batch_of(cells)
+    assert fit(published(), batch, 1).callback_metrics["val/loss"] > 0
+    everything = batch.window._replace(split=batch.window.last)
+    trainer = fit(published(), batch._replace(window=everything), 1)
+    assert "train/loss" in trainer.callback_metrics
+    assert "val/loss" not in trainer.callback_metrics
+
+
 def test_a_cell_stops_alone_and_the_fit_stops_when_all_have(cells):
     # The loss of a neuron that never fires stays as it is.
     batch = batch_of(cells)

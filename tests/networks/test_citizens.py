@@ -111,9 +111,58 @@ def test_hooks_that_do_not_run_are_told():
 
 def test_a_network_is_not_exported():
     with pytest.raises(
-        RuntimeError, match="^alif: expected to run eagerly, got torch.export, .*to_nir"
+        RuntimeError, match="^alif: expected to run eagerly, got torch.export or .*to_nir"
     ):
         torch.export.export(network().eval(), (INPUT,))
+
+
+@pytest.mark.filterwarnings("ignore")  # of torch.jit
+def test_a_network_is_not_traced():
+    with pytest.raises(RuntimeError, match="^alif: expected to run eagerly, got .* torch.jit, "):
+        torch.jit.trace(network().eval(), (INPUT,))
+
+
+def test_compilers_know_the_simulations_apart():
+    """They count compilations, of which there may be 8, for each code object."""
+    assert bs.alif.__code__ is not bs.simulate.__code__  # pyright: ignore
+
+
+@pytest.mark.parametrize("method", ["fused", "blocks"])
+def test_kernels_refuse_batches_of_gradients(method):
+    current, beta = torch.rand(20, 2, 3, requires_grad=True), torch.full((3,), 0.9)
+    spikes = bs.alif(current, beta, method=method).spikes.sum((1, 2))
+    with pytest.raises(RuntimeError, match="expected no batch of gradients.*'standard'"):
+        torch.autograd.grad(spikes, current, torch.eye(20), is_grads_batched=True)
+
+
+def test_spikes_may_be_changed_in_place():
+    current, beta = torch.rand(20, 2, 3, requires_grad=True), torch.full((3,), 0.9)
+    grads = []
+    for method in ("standard", "fused"):
+        spikes = bs.alif(current, beta, method=method).spikes
+        spikes[:5] = 0
+        grads.append(torch.autograd.grad(spikes.mul_(2).sum(), current)[0])
+    torch.testing.assert_close(*grads)
+    assert grads[0].abs().sum() > 0
+
+
+def test_a_network_is_made_on_the_meta_device():
+    with torch.device("meta"):
+        made = network()
+    assert "beta on meta" in repr(made)
+    made.to_empty(device="cpu").load_state_dict((whole := network()).state_dict())
+    assert torch.equal(made(INPUT).scores, whole(INPUT).scores)
+
+
+def test_values_out_of_bounds_are_not_loaded():
+    made = network()
+    state = made.state_dict()
+    made.load_state_dict({name: x.bfloat16() for name, x in state.items()})  # rounded
+    state["layers.0.beta"] = torch.full((8,), 1.5)
+    with pytest.raises(
+        RuntimeError, match=r"layers.0.beta: expected values from 0.001 to 0.999, got 1.5"
+    ):
+        made.load_state_dict(state)
 
 
 def test_copies_are_equal():

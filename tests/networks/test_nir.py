@@ -641,6 +641,20 @@ def test_dialects_that_are_refused(options, message):
         Dialect(**options)
 
 
+def test_a_parametrised_layer_is_exported_with_its_effective_weights():
+    net = made()
+    for layer in (net.layers[0], net.readout):
+        torch.nn.utils.parametrizations.weight_norm(layer, "weight")
+        layer.parametrizations.weight.original0.data.mul_(1.5)  # pyright: ignore
+    graph = to_nir(net, dt_ms=DT_MS)
+    for layer in (net.layers[0], net.readout):
+        torch.nn.utils.parametrize.remove_parametrizations(layer, "weight")
+    same = to_nir(net, dt_ms=DT_MS)
+    for name, node in graph.nodes.items():
+        if hasattr(node, "weight"):
+            np.testing.assert_array_equal(node.weight, same.nodes[name].weight)
+
+
 def test_any_readout_is_accepted_if_it_is_not_written():
     """`readout="none"` leaves it out of the graph."""
     net = with_other_readout()

@@ -6,6 +6,8 @@ import pytest
 import torch
 from neuron_cases import METHODS, alif, make_inputs
 
+import blockspike as bs
+
 INPUTS = make_inputs((9, 2, 5), recurrent=True)
 META = torch.device("meta")
 BAD = [
@@ -113,6 +115,19 @@ def test_parameter_that_is_not_finite(method, name, value, grad):
     with torch.set_grad_enabled(grad), pytest.raises(ValueError, match=f"^{name}: ") as error:
         alif(**inputs, arp=2, method=method)
     assert f"expected finite values, got {value} (1 such values)" in str(error.value)
+
+
+@pytest.mark.parametrize("grad", [True, False])
+@pytest.mark.parametrize("arp", [0, 4])
+@pytest.mark.parametrize("method", METHODS)
+def test_adaptation_that_overflows(method, arp, grad):
+    """An infinite threshold would silence the neuron, and without adaptation one of 0 · Inf."""
+    current = torch.full((4000, 1, 2), 0.1)
+    beta = torch.full((2,), 0.95, requires_grad=grad)
+    p, b = torch.tensor([0.9, 1.1]), torch.tensor([0.1, 0.0])
+    with pytest.raises(bs.NotFiniteError, match="^(adaptation|membrane): expected finite") as error:
+        alif(current, beta, p, b, arp=arp, method=method)
+    assert error.value.neuron == 1
 
 
 @pytest.mark.parametrize("method", METHODS)

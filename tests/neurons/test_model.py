@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from blockspike.neurons.model import NeuronModel, maximum, where
+from blockspike.neurons.alif import alif
+from blockspike.neurons.model import NeuronModel, exp, maximum, where
 from blockspike.neurons.simulate import simulate
 
 
@@ -48,6 +49,22 @@ def test_literals_are_numbers_of_the_current(dtype):
     loop = simulate(*arguments, method="standard")
     assert loop.spikes.sum() > 0
     assert torch.equal(simulate(*arguments).spikes, loop.spikes)
+
+
+def with_exp(drive, parameters, constants, state, fire):
+    (beta,) = parameters
+    membrane = beta * state[0] + 0.1 * exp(state[0]) + drive
+    spike, kept = fire(membrane - 1)
+    return spike, membrane - 1, (membrane * kept,)
+
+
+def test_a_step_with_exp_simulates_and_says_that_it_has_no_derivative():
+    """`exp` calls an attribute of its own name."""
+    model = NeuronModel("exponential", ("beta",), ("membrane",), with_exp)
+    loop, fused = (simulate(model, CURRENT, BETA, method=m) for m in ("standard", "fused"))
+    assert torch.equal(loop.spikes, fused.spikes) and loop.spikes.sum() > 20
+    with pytest.raises(ValueError, match="^with_exp: expected a step of .* exp.*reverse_step"):
+        simulate(model, CURRENT.clone().requires_grad_(), BETA)
 
 
 def step_with_all_operations(drive, parameters, constants, state, fire):
@@ -121,9 +138,12 @@ def reverse_without_states(
     [
         ((with_torch, reverse_step), r"Numba compiles, got .*'tanh'.*torch \(test_model.py, line "),
         ((with_what_it_calls, reverse_step), r"Numba compiles, got .*'tanh'.*test_model.py, line"),
-        ((without_margin, reverse_step), r"to return \(spike, margin, .*, got Tuple\("),
-        ((with_too_few_arguments, reverse_step), "Numba compiles, got .*5 argument.*takes 4"),
-        ((with_another_number_of_parameters, reverse_step), "got .*parameters: expected 2, got 1"),
+        ((without_margin, reverse_step), r"spike, margin and .* to be returned, got 2 values"),
+        ((with_too_few_arguments, reverse_step), "runs on tensors, got .*takes 4 positional"),
+        (
+            (with_another_number_of_parameters, reverse_step),
+            "runs on tensors, got not enough values",
+        ),
         pytest.param((step, reverse_with_torch), "Numba compiles, got .*'tanh'", marks=SLOW),
         pytest.param((step, reverse_without_states), "to return gradients .*, got ", marks=SLOW),
     ],
@@ -178,6 +198,110 @@ def test_a_membrane_read_too_late_is_refused():
     beta.mul_(0.5)
     with pytest.raises(RuntimeError, match="was changed in place"):
         _ = trace.membrane
+
+
+@pytest.mark.parametrize("mode", ["NumPy", "data", "inference mode"])
+def test_a_change_that_pytorch_does_not_count_is_refused_too(mode):
+    array = torch.rand(20, 1, 9).numpy()
+    beta = BETA["beta"].clone()
+    with torch.inference_mode(mode == "inference mode"):
+        current = torch.from_numpy(array)
+        trace = simulate(MODELS[step], current, {"beta": beta})
+        if mode == "NumPy":
+            array[:] = 0
+        elif mode == "data":
+            beta.data.clamp_(max=0.3)
+        else:
+            current.zero_()
+        for name in ("membrane", "threshold"):
+            with pytest.raises(RuntimeError, match="got other spikes when it was computed again"):
+                getattr(trace, name)
+
+
+def with_adaptation(drive, parameters, constants, state, fire):
+    beta, b = parameters
+    _, one = constants
+    membrane, adaptation = state
+    membrane = beta * membrane + drive
+    margin = membrane - (one + b * adaptation)
+    spike, kept = fire(margin)
+    return spike, margin, (membrane * kept, 0.9 * adaptation + spike)
+
+
+@pytest.mark.parametrize("method", ["standard", "fused"])
+def test_the_threshold_of_an_own_model_is_read_from_its_step(method):
+    states = ("membrane", "adaptation")
+    model = NeuronModel(
+        "own ALIF", ("beta", "b"), states, with_adaptation, threshold_parameters=("b",)
+    )
+    own = {"beta": BETA["beta"], "b": torch.linspace(0.1, 0.5, 9)}
+    p = torch.full((9,), 0.9)
+    expected = alif(2 * CURRENT, own["beta"], p, own["b"], method="standard")
+    trace = simulate(model, 2 * CURRENT, own, method=method)
+    assert torch.equal(trace.spikes, expected.spikes) and expected.threshold.max() > 1.3
+    torch.testing.assert_close(trace.threshold, expected.threshold)
+    torch.testing.assert_close(trace.membrane, expected.membrane)
+
+    grads = []
+    for run in (alif, simulate):
+        leaves = {name: value.clone().requires_grad_() for name, value in own.items()}
+        options: dict[str, Any] = {"method": method, "membrane_gradient": True}
+        if run is alif:
+            trace = alif(2 * CURRENT, leaves["beta"], p, leaves["b"], **options)
+        else:
+            trace = simulate(model, 2 * CURRENT, leaves, **options)
+        torch.testing.assert_close(trace.membrane, expected.membrane)
+        loss = trace.membrane.square().mean() + trace.spikes.mean()
+        grads.append(torch.autograd.grad(loss, list(leaves.values())))
+    for grad, same in zip(*grads, strict=True):
+        torch.testing.assert_close(grad, same)
+
+
+def in_another_order(drive, parameters, constants, state, fire):
+    spike, margin, after = step(drive, parameters, constants, state, fire)
+    return margin, spike, after
+
+
+def with_another_margin(drive, parameters, constants, state, fire):
+    return fire(drive - 1)[0], drive - 0.5, state
+
+
+def with_a_state_too_many(drive, parameters, constants, state, fire):
+    return *step(drive, parameters, constants, state, fire)[:2], (drive, drive)
+
+
+def without_states(drive, parameters, constants, state, fire):
+    return step(drive, parameters, constants, state, fire)[:2]
+
+
+def with_two_calls(drive, parameters, constants, state, fire):
+    fire(drive)
+    return step(drive, parameters, constants, state, fire)
+
+
+def in_place(drive, parameters, constants, state, fire):
+    drive += 1
+    return step(drive, parameters, constants, state, fire)
+
+
+@pytest.mark.parametrize("method", ["standard", "fused"])
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        (in_another_order, "the spike of fire and the margin given to it"),
+        (with_another_margin, "the spike of fire and the margin given to it"),
+        (with_a_state_too_many, r"a tuple of 1 states \(membrane\) to be returned last, got 2"),
+        (without_states, "spike, margin and the states after the step .*, got 2 values"),
+        (with_two_calls, "one call of fire, got 2"),
+        (in_place, "no argument to be changed in place"),
+    ],
+)
+def test_a_step_that_does_something_else_is_named(wrong, words, method):
+    current = CURRENT.clone()
+    model = NeuronModel("mine", ("beta",), ("membrane",), wrong)
+    with pytest.raises(ValueError, match=f"^{wrong.__name__}: expected {words}"):
+        simulate(model, current, BETA, method=method)
+    assert torch.equal(current, CURRENT)
 
 
 def test_models_in_the_cache_of_kernels():

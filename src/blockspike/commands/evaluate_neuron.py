@@ -45,10 +45,11 @@ def evaluate_neuron(
     for k, shown in enumerate(recording.stimuli):
         row = segment_scores(trains[k], predicted[k], neuron.dt_ms)
         once = recording.stimuli.count(shown) == 1
-        result[shown if once else f"{shown} ({k})"] = row
+        own_name = shown if once else f"{shown} ({k})"
+        result[own_name] = row
         kind = "normalised ETV" if len(trains[k]) > 1 else "ETV"
         print(
-            f"{neuron.name} on {recording.name}, {shown}: {kind} {row['etv_15ms']:.3f} "
+            f"{neuron.name} on {recording.name}, {own_name}: {kind} {row['etv_15ms']:.3f} "
             f"(σ 15 ms), Γ ± 4 ms {row['gamma_4ms']:.3f}, {row['rate_hz']:.1f} Hz "
             f"(recorded {row['recorded_hz']:.1f} Hz)"
         )

@@ -58,6 +58,11 @@ def read_stimuli(
         raise ValueError(
             f"{path}: current_pa: expected [T] or [S, T] with S >= 1, got shape {current.shape}"
         )
+    if len(current) > current.shape[1]:
+        raise ValueError(
+            f"{path}: current_pa: expected [S, T], S stimuli of T samples each, got shape "
+            f"{current.shape}, more stimuli than samples; transposed?"
+        )
     rows = _without_padding(current)
     for s, row in enumerate(rows):
         check_current(f"{path}, stimulus {s}", row)
@@ -85,12 +90,10 @@ def read_stimuli(
 
 
 def _without_padding(current: np.ndarray) -> list[np.ndarray]:
-    """Rows without the NaNs at the end of those that are shorter than others."""
+    """Rows without the NaNs at their end."""
     if current.dtype.kind != "f":
         return list(current)
-    n_samples = [n_samples_of(row) or len(row) for row in current]
-    is_padded = max(n_samples) == current.shape[1]
-    return [row[:n] if is_padded else row for row, n in zip(current, n_samples, strict=True)]
+    return [row[: n_samples_of(row) or len(row)] for row in current]
 
 
 def _required(path: Path, arrays: dict[str, np.ndarray], key: str) -> np.ndarray:
@@ -104,7 +107,7 @@ def _npz_dt_ms(path: Path, arrays: dict[str, np.ndarray]) -> float:
     dt_ms = _required(path, arrays, "dt_ms")
     low, high = DT_RANGE_MS
     if dt_ms.size != 1 or dt_ms.dtype.kind not in "fiu" or not low <= dt_ms.item() <= high:
-        found = dt_ms.item() if dt_ms.size == 1 else f"of shape {dt_ms.shape}"
+        found = repr(dt_ms.item()) if dt_ms.size == 1 else f"shape {dt_ms.shape}"
         expected = f"one number, {low:g} to {high:g}"
         raise ValueError(f"{path}: dt_ms: expected {expected}, got {found}")
     return float(dt_ms.item())

@@ -63,8 +63,8 @@ def check_numbers(where: str, voltage_mv: np.ndarray) -> None:
     bad = np.flatnonzero(np.isnan(voltage_mv))
     if len(bad):
         raise ValueError(
-            f"{where}: voltage: expected numbers, got NaN from sample {bad[0]} on in "
-            f"{len(bad) / len(voltage_mv):.0%} of the samples"
+            f"{where}: voltage: expected numbers, got NaN in {len(bad)} of {len(voltage_mv)} "
+            f"samples, first in sample {bad[0]}"
         )
 
 

@@ -30,6 +30,11 @@ class Window(NamedTuple):
     split: int | Tensor
     last: int | Tensor
 
+    @property
+    def holds_out(self) -> bool:
+        """Whether any segment has held-out steps."""
+        return bool((torch.as_tensor(self.last) > torch.as_tensor(self.split)).any())
+
     def of_segments(self, batch_size: int, n_cells: int) -> tuple[Tensor, Tensor]:
         """``split`` and ``last`` of each segment and cell, int64 [B, C] on the CPU."""
         split, last = (

@@ -21,6 +21,7 @@ _RANGES = {
     "tau_current_2_ms": (0.0, math.inf),
     "tau_coupling_ms": (0.0, math.inf),
     "arp_ms": (0.0, 1e3),
+    "reset_share": (0.0, 1.0),
     "noise": (0.0, math.inf),
     "escape_width": (0.0, math.inf),
     "coupling_width": (0.0, math.inf),
@@ -44,12 +45,13 @@ class FittedNeuron:
         gain_per_pa: thresholds per pA.
         rest: resting potential.
         noise: standard deviation of V under the neuron's own white noise while it does not fire.
-        arp_ms: absolute refractory period.
+        arp_ms: absolute refractory period, in which the input has no effect.
         dt_ms: step of the fit, also used by `simulate`.
         b_2, tau_adaptation_2_ms: second increase of the threshold per spike.
         current_1_pa, tau_current_1_ms, current_2_pa, tau_current_2_ms: currents w_k that a spike
             leaves behind, which are subtracted from the input and decay.
-        reset_share: share of V that a reset leaves, while the neuron stays there for arp_ms.
+        reset_share: share of V that a reset leaves, 0 to 1. The neuron stays there for arp_ms, and
+            fires again at once where that is above the threshold.
         coupling, tau_coupling_ms, coupling_onset, coupling_width: how the threshold follows V.
         escape_width: width of the escape noise, in thresholds: the neuron fires at 1 kHz times
             exp((V − θ) / width), not where V exceeds θ; 0 = without. A neuron has either noise.
@@ -163,7 +165,8 @@ class FittedNeuron:
             ValueError: the current is empty, has more dimensions or is not finite, a parameter is
                 not finite, or n_trials is not an integer ≥ 1.
         """
-        if n_trials is not None and (not isinstance(n_trials, Integral) or n_trials < 1):
+        is_count = isinstance(n_trials, Integral) and not isinstance(n_trials, bool)
+        if n_trials is not None and not (is_count and n_trials >= 1):
             raise ValueError(f"n_trials: expected an integer ≥ 1 or None, got {n_trials}")
         current = np.asarray(current_pa, float)
         if current.ndim not in (1, 2) or not current.size:

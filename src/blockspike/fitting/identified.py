@@ -72,8 +72,7 @@ def _adaptation(p: NeuronParameters, after_ms: float) -> Tensor:
         left = amplitude * torch.exp(-p.arp_ms / tau_ms.clamp(min=1e-6))
         since = (after_ms - p.arp_ms).clamp(min=0)
         total = total + left * _through_membrane(tau_ms, p.tau_membrane_ms, since)
-    adapts = torch.stack([p.b, p.b_2, p.current_1, p.current_2]).any(0)
-    return torch.where(adapts, total, 0)
+    return total
 
 
 def _through_membrane(tau_ms: Tensor, tau_membrane_ms: Tensor, after_ms: Tensor) -> Tensor:

@@ -159,7 +159,7 @@ class NeuronFittingModule(pl.LightningModule):
         loss, fitted, held_out = self.losses(batch)
         with torch.no_grad():
             self._keep_best((fitted + held_out).sum(0), loss)
-            self._log(loss, held_out.sum(0))
+            self._log(loss, held_out.sum(0) if batch.window.holds_out else None)
         self.loss_of_starts = loss.detach().view_as(self.best_distance)
         if isinstance(optimizer := self._optimizer(), BatchedBFGS):
             optimizer.losses = loss.detach()
@@ -246,13 +246,12 @@ class NeuronFittingModule(pl.LightningModule):
         self.stale = torch.where(cell_loss < self.lowest, 0, self.stale + 1)
         self.lowest = torch.minimum(cell_loss, self.lowest)
 
-    def _log(self, loss: Tensor, held_out: Tensor) -> None:
-        fitted, held_out = (x.view_as(self.best_distance) for x in (loss, held_out))
+    def _log(self, loss: Tensor, held_out: Tensor | None) -> None:
+        fitted = loss.view_as(self.best_distance)
         best = _ranked(fitted).argmin(1, keepdim=True)
-        values = {
-            "train/loss": fitted.gather(1, best).mean(),
-            "val/loss": held_out.gather(1, best).mean(),
-        }
+        values = {"train/loss": fitted.gather(1, best).mean()}
+        if held_out is not None:
+            values["val/loss"] = held_out.view_as(fitted).gather(1, best).mean()
         if self.patience is not None:
             values["train/n_cells"] = self.active.float().sum()
         self.log_dict(values, on_step=False, on_epoch=True, batch_size=1)

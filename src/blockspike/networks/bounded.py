@@ -37,14 +37,30 @@ class BoundedParameters(nn.Module):
     ) -> None:
         """Register parameter `name` [N]; if out of bounds, raise a ValueError naming `argument`."""
         low, high = bounds
-        outside = value[~((value >= low) & (value <= high))]
-        if len(outside):
+        if (outside := _outside(value, bounds)) is not None:
             raise ValueError(
-                f"{argument}: expected {low} ≤ {name} ≤ {high}, "
-                f"got {name} = {outside[0].item():.6g}"
+                f"{argument}: expected {low} ≤ {name} ≤ {high}, got {name} = {outside:.6g}"
             )
         self.register_parameter(name, nn.Parameter(value, requires_grad=trainable))
         self._bounds[name] = bounds
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, local_metadata: dict[str, Any],
+        strict: bool, missing_keys: list[str], unexpected_keys: list[str], error_msgs: list[str],
+    ) -> None:  # fmt: skip
+        """Load as any module, and report values out of bounds by more than bfloat16 rounds."""
+        super()._load_from_state_dict(
+            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+        )
+        for name, bounds in self._bounds.items():
+            value = self._parameters.get(name)
+            low, high = bounds
+            rounded = (low - abs(low) / 128, high + abs(high) / 128)
+            loaded = value is not None and prefix + name in state_dict
+            if loaded and (outside := _outside(value.detach(), rounded)) is not None:
+                error_msgs.append(
+                    f"{prefix}{name}: expected values from {low} to {high}, got {outside:.6g}"
+                )
 
     @property
     def bounds(self) -> Mapping[str, Bounds]:
@@ -56,6 +72,9 @@ class BoundedParameters(nn.Module):
         shown = []
         for name in self._bounds:
             value = getattr(self, name)
+            if value.is_meta:
+                shown.append(f"{name} on meta")
+                continue
             low, high = value.min().item(), value.max().item()
             values = f"{low:.4g}" if low == high else f"{low:.4g}…{high:.4g}"
             shown.append(f"{name}={values}" + ("" if value.requires_grad else " (fixed)"))
@@ -68,6 +87,15 @@ class BoundedParameters(nn.Module):
             own = self._parameters.get(name)  # None: parametrised by the user
             if own is not None:
                 own.clamp_(low, high)
+
+
+def _outside(value: Tensor, bounds: Bounds) -> float | None:
+    """First value that is out of bounds; None if there is none, or the values are not there."""
+    low, high = bounds
+    if value.is_meta:
+        return None
+    outside = value[~((value >= low) & (value <= high))]
+    return outside[0].item() if len(outside) else None
 
 
 _modules: WeakSet[BoundedParameters] = WeakSet()

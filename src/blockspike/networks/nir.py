@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.utils.parametrize import type_before_parametrizations
 
 from blockspike.networks.classifier import SpikingClassifier
 from blockspike.networks.layers import ALIFLayer, LeakyReadout
@@ -272,15 +273,17 @@ def _check_network(
     if network.input_events is not None and "input scaling" not in allow_dropping:
         problems.append("network: expected what NIR supports, got input scaling")
     for name, layer in _named_layers(network):
-        if type(layer) is not ALIFLayer:
-            problems.append(f"{name}: expected an ALIFLayer, got {type(layer).__name__}")
+        if (kind := type_before_parametrizations(layer)) is not ALIFLayer:
+            problems.append(f"{name}: expected an ALIFLayer, got {kind.__name__}")
         elif lost := [x for x in _lost(layer) if x not in allow_dropping]:
             problems.append(f"{name}: expected what NIR supports, got {', '.join(lost)}")
-    if form.readout != "none" and type(network.readout) is not LeakyReadout:
-        kind = type(network.readout).__name__
-        problems.append(f"readout: expected a LeakyReadout, got {kind}")
+    kind = type_before_parametrizations(network.readout)
+    if form.readout != "none" and kind is not LeakyReadout:
+        problems.append(f"readout: expected a LeakyReadout, got {kind.__name__}")
     if problems:
-        raise ValueError("; ".join(problems) + f" (`allow_dropping` may name {known})")
+        may_drop = any("NIR supports" in x for x in problems)
+        hint = f" (`allow_dropping` may name {known})" if may_drop else ""
+        raise ValueError("; ".join(problems) + hint)
 
 
 def _named_layers(network: SpikingClassifier) -> list[tuple[str, Any]]:

@@ -25,12 +25,12 @@ def in_full_precision(function: Callable[P, R]) -> Callable[P, R]:
     float32. Without autocast, nothing is converted. `torch.compile` leaves the function as it is.
 
     Raises:
-        RuntimeError: raised by the function in `torch.export`.
+        RuntimeError: raised by the function in `torch.export` and `torch.jit`.
     """
 
     @wraps(function)
     def without_autocast(*args: P.args, **kwargs: P.kwargs) -> R:
-        if torch.compiler.is_compiling():
+        if torch.compiler.is_compiling() or torch.jit.is_tracing():
             return _not_compiled(function)(*args, **kwargs)
         device = _device_type((*args, *kwargs.values()))
         if not is_autocast_on(device):
@@ -39,6 +39,8 @@ def in_full_precision(function: Callable[P, R]) -> Callable[P, R]:
             own = {name: _single_at_least(x) for name, x in kwargs.items()}
             return function(*map(_single_at_least, args), **own)  # pyright: ignore
 
+    # PyTorch's compiler counts versions for each code object, which all functions would share.
+    without_autocast.__code__ = without_autocast.__code__.replace()
     return without_autocast
 
 
@@ -71,8 +73,8 @@ def _not_compiled(function: Callable[P, R]) -> Callable[P, R]:
     is_exporting = getattr(torch.compiler, "is_exporting", lambda: False)()
     if is_exporting or not torch.compiler.is_dynamo_compiling():
         raise RuntimeError(
-            f"{function.__name__}: expected to run eagerly, got torch.export, which cannot hold "
-            "blockspike's kernels; to_nir exports a network"
+            f"{function.__name__}: expected to run eagerly, got torch.export or torch.jit, which "
+            "cannot hold blockspike's kernels; to_nir exports a network"
         )
     return run_as_it_is(function)
 
@@ -104,6 +106,11 @@ def _single_at_least(x: Any) -> Any:
     return x.float() if is_half else x
 
 
+def _is_batched(x: Tensor) -> bool:
+    of = torch._C._functorch
+    return of.is_batchedtensor(x) or of.is_legacy_batchedtensor(x)
+
+
 def differentiable_once(operation: str, instead: str) -> Callable[[Callable], Callable]:
     """Decorate the `backward` of an autograd function that has no second derivative.
 
@@ -116,7 +123,7 @@ def differentiable_once(operation: str, instead: str) -> Callable[[Callable], Ca
         instead: an alternative that has a second derivative, for the message.
 
     Raises:
-        RuntimeError: raised by `backward` under `create_graph=True`.
+        RuntimeError: raised by `backward` under `create_graph=True`, or for batched gradients.
     """
 
     def decorate(backward: Callable) -> Callable:
@@ -126,6 +133,11 @@ def differentiable_once(operation: str, instead: str) -> Callable[[Callable], Ca
                 raise RuntimeError(
                     f"{operation}: expected no second derivative, got create_graph=True; "
                     f"use {instead}"
+                )
+            if any(x is not None and _is_batched(x) for x in grads):
+                raise RuntimeError(
+                    f"{operation}: expected no batch of gradients, got is_grads_batched or "
+                    f"vectorize=True; use {instead}"
                 )
             device = _device_type(grads)
             if not is_autocast_on(device):

@@ -2,7 +2,7 @@
 
 
 class NotFiniteError(ValueError):
-    """NaN or Inf in an argument or the membrane; `neuron` is the first affected one, if known.
+    """NaN or Inf in an argument or a state; `neuron` is the first affected one, if known.
 
     Examples:
         >>> import torch

@@ -21,9 +21,13 @@ def loop(
     recurrent_weight: Tensor | None,
     start: Start | None = None,
     membrane_gradient: bool = False,
-    compute_threshold: Callable[[Tensor, Tensor], Tensor] = ones_like_margin,
+    compute_threshold: Callable[[Tensor, Tensor], Tensor] | None = None,
 ) -> SpikeTrace:
-    """Run the model step by step; arguments as in `fused_cpu` and `trace_of`, already checked."""
+    """Run the model step by step; arguments as in `fused_cpu` and `trace_of`, already checked.
+
+    Without `compute_threshold`, the membrane is read from the step without its
+    `threshold_parameters`, and the threshold is that membrane less the margin.
+    """
     model, constants, delay, surrogate, detach_reset, detach_recurrence = spec
     names = (*model.states, *model.counters)
     if start is None:
@@ -39,6 +43,8 @@ def loop(
     fed_back = FedBack(start.spikes, delay, detach_recurrence)
     numbers = (0.0, 1.0, *constants)
 
+    by_step = compute_threshold is None and bool(model.threshold_parameters)
+
     def fire(margin: Tensor) -> tuple[Tensor, Tensor]:
         s = spike(margin, surrogate)
         return s, 1 - (s.detach() if detach_reset else s)
@@ -48,21 +54,24 @@ def loop(
             drive = drive + F.linear(arriving, recurrent_weight)
         before = state
         s, margin, state = model.step(drive, parameters, numbers, before, fire)
-        if membrane_gradient:  # of V alone: 1 is what is left of the threshold
+        if membrane_gradient or by_step:  # V alone: 1 is what is left of the threshold
             above_1.append(model.step(drive, without_threshold, numbers, before, fire)[1])
         state = (*state[:n_states], *(x.detach() for x in state[n_states:]))
         spikes.append(s)
         fed_back.append(s)
         margins.append(margin.detach())
 
-    check_finite(state[0], current)
+    of_all, last, recurrent = torch.stack(spikes), torch.stack(state), recurrent_weight is not None
+    check_finite(last[:n_states], current, model.states)
 
     def membrane_and_threshold() -> tuple[Tensor, Tensor]:
         margin = torch.stack(margins)
-        threshold = compute_threshold(of_all.detach(), margin)
+        if by_step:
+            alone = torch.stack(above_1).detach() + 1
+            return alone, alone - margin
+        threshold = (compute_threshold or ones_like_margin)(of_all.detach(), margin)
         return margin + threshold, threshold
 
-    of_all, last, recurrent = torch.stack(spikes), torch.stack(state), recurrent_weight is not None
     last_ = partial(last_state, spec, recurrent, last, of_all, start.spikes)
     membrane = torch.stack(above_1) + 1 if membrane_gradient else None
     return SpikeTrace(of_all, membrane_and_threshold, None, last_, membrane)

@@ -5,10 +5,11 @@ models. The same step runs on tensors in the PyTorch loop (`loop.py`), on vector
 (`cpu/fused.py`), and on tiles of numbers in the GPU kernels (`gpu/fused.py`).
 """
 
-from collections.abc import Callable
+import dis
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from types import FunctionType
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 
@@ -86,6 +87,53 @@ class NeuronModel:
                 )
 
 
+_checked: set[tuple[NeuronModel, int]] = set()
+
+
+def check_step(model: NeuronModel, constants: tuple[float, ...]) -> None:
+    """Raise ValueError if the step, run once, does not do what `NeuronModel` says of it."""
+    if (model, len(constants)) in _checked:
+        return
+    fired: list[tuple[torch.Tensor, torch.Tensor]] = []
+
+    def fire(margin: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        spikes = (margin > 0).to(margin.dtype)
+        fired.append((spikes, margin))
+        return spikes, 1 - spikes
+
+    def refuse(expected: str, got: object) -> NoReturn:
+        raise ValueError(f"{model.step.__qualname__}: expected {expected}, got {got}") from None
+
+    names = (*model.states, *model.counters)
+    with torch.inference_mode(False), torch.no_grad(), torch.device("cpu"):
+        drive, parameters = torch.full((1, 1), 0.5), [torch.full((1,), 0.5)] * len(model.parameters)
+        state = tuple(torch.zeros(1, 1) for _ in names)
+        try:
+            result = model.step(drive, parameters, (0.0, 1.0, *constants), state, fire)
+        except Exception as error:
+            text = str(error).partition("\n")[0]
+            raise ValueError(
+                f"{model.step.__qualname__}: expected a step that runs on tensors, got {text}"
+            ) from error
+    if any(x._version for x in (drive, *parameters, *state)):
+        refuse("no argument to be changed in place", "one that is (x += y does so)")
+    if not isinstance(result, tuple) or len(result) != 3:
+        got = f"{len(result)} values" if isinstance(result, tuple) else type(result).__name__
+        refuse("spike, margin and the states after the step to be returned", got)
+    if len(fired) != 1:
+        refuse("one call of fire", len(fired))
+    if not all(map(_is_same, result[:2], fired[0])):
+        refuse("the spike of fire and the margin given to it to be returned first", "other values")
+    if not isinstance(result[2], tuple) or len(result[2]) != len(names):
+        got = len(result[2]) if isinstance(result[2], tuple) else type(result[2]).__name__
+        refuse(f"a tuple of {len(names)} states ({', '.join(names)}) to be returned last", got)
+    _checked.add((model, len(constants)))
+
+
+def _is_same(x: Any, y: torch.Tensor) -> bool:
+    return isinstance(x, torch.Tensor) and x.shape == y.shape and torch.allclose(x, y, 0, 0, True)
+
+
 _at_first: dict[NeuronModel, list[tuple[dict[str, Any], str, Any]]] = {}
 
 
@@ -112,13 +160,19 @@ def used_by_name(function: Callable[..., Any]) -> list[tuple[dict[str, Any], str
     while left:
         own: Any = left.pop()
         seen.add(own)
-        for name in own.__code__.co_names:
+        for name in _global_names(own):
             value = own.__globals__.get(name)
             if isinstance(value, int | float | FunctionType):
                 used.append((own.__globals__, name, value))
             if isinstance(value, FunctionType) and value not in seen:
                 left.append(value)
     return used
+
+
+def _global_names(function: Callable[..., Any]) -> Iterator[str]:
+    """Names that a function looks up in its module; not those of attributes, such as torch.exp."""
+    loads = (x for x in dis.get_instructions(function) if x.opname == "LOAD_GLOBAL")
+    return iter(dict.fromkeys(x.argval for x in loads))
 
 
 def _content(value: Any) -> Any:
@@ -133,7 +187,7 @@ def translated(function: Callable[..., Any], translate: Callable[..., Any]) -> F
     module.
     """
     names = dict(function.__globals__)
-    for name in function.__code__.co_names:
+    for name in _global_names(function):
         if isinstance(names.get(name), FunctionType):
             names[name] = translate(names[name])
     return FunctionType(function.__code__, names, function.__name__, function.__defaults__)

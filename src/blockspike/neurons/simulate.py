@@ -20,7 +20,7 @@ from blockspike.neurons.derivative import derived
 from blockspike.neurons.errors import NotFiniteError
 from blockspike.neurons.gpu.graphs import require_triton
 from blockspike.neurons.loop import loop
-from blockspike.neurons.model import NeuronModel, check_names
+from blockspike.neurons.model import NeuronModel, check_names, check_step
 from blockspike.neurons.recurrent_delays import RecurrentDelays, longest_delay, of_now
 from blockspike.neurons.spec import Detach, SimulationSpec, detached
 from blockspike.neurons.state import Start, State, start_of
@@ -60,7 +60,7 @@ def simulate(
     membrane_gradient: bool = False,
     method: ExactMethod = "fused",
 ) -> SpikeTrace:
-    """Simulate neurons of any model whose threshold is 1.
+    """Simulate neurons of any model.
 
     Args:
         model: the neuron model.
@@ -88,7 +88,7 @@ def simulate(
 
     Raises:
         ValueError: a bad argument, naming it.
-        NotFiniteError: a NaN or Inf in an argument or in the membrane (a ValueError too).
+        NotFiniteError: a NaN or Inf in an argument or in a state (a ValueError too).
 
     Examples:
         >>> import torch
@@ -149,6 +149,7 @@ def run_model(
         keep_freed_memory_if_large(current.nbytes)
     delay = None if recurrent_weight is None else longest_delay(recurrent_delay)
     start = start_of(state, model, current, delay)
+    check_step(model, constants)
     if method == "fused":
         check_names(model)
     if method == "fused" and model.reverse_step is None:
@@ -159,10 +160,18 @@ def run_model(
     spec = SimulationSpec(model, constants, delays, surrogate, *detached(detach_spikes))
     own = [parameters[name] for name in model.parameters]
     arguments = (spec, current, own, recurrent_weight, start, membrane_gradient)
-    threshold = ones_like_margin if compute_threshold is None else partial(compute_threshold, start)
+    threshold = None if compute_threshold is None else partial(compute_threshold, start)
     if method == "standard":
         return loop(*arguments, threshold)
-    return trace_of(run_kernels(*arguments), threshold)
+    if threshold is None and model.threshold_parameters:
+        threshold = partial(_threshold_of_loop, arguments[:-1])
+    return trace_of(run_kernels(*arguments), threshold or ones_like_margin)
+
+
+@torch.no_grad()
+def _threshold_of_loop(arguments: tuple[Any, ...], spikes: Tensor, margin: Tensor) -> Tensor:
+    """Threshold [T, B, N] of a model whose own threshold only its step knows."""
+    return loop(*arguments).threshold
 
 
 def _with_derivative(model: NeuronModel, n_constants: int, is_needed: bool) -> NeuronModel:

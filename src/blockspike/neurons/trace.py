@@ -186,6 +186,7 @@ def trace_of(
 
     def complete(margin: Tensor) -> tuple[Tensor, Tensor]:
         margin = margin.view(spikes.shape)
+        _check_spikes(margin.detach(), spikes.detach(), n_block)
         threshold = compute_threshold(spikes.detach().to(margin.dtype), margin.detach()).detach()
         membrane = margin + threshold
         return zero_after_spike(membrane, spikes.detach(), n_block), threshold
@@ -197,6 +198,17 @@ def trace_of(
     membrane = None if of_membrane is None else complete(of_membrane)[0]
     state = partial(last_state, spec, recurrent, last, spikes, before)
     return SpikeTrace(spikes, membrane_and_threshold, events, state, membrane)
+
+
+def _check_spikes(margin: Tensor, spikes: Tensor, n_block: int) -> None:
+    """Raise RuntimeError if V − θ is not that of the spikes; sees what `unchanged` cannot."""
+    above, fired = margin > 0, spikes > 0
+    if not (torch.equal(above, fired) if n_block == 1 else above[fired].all()):
+        raise RuntimeError(
+            "membrane: expected to be read before any argument or spike of the simulation "
+            "changes, got other spikes when it was computed again; an argument was changed "
+            "through .data, NumPy or in inference mode"
+        )
 
 
 def unchanged(inputs: Sequence[Tensor | None]) -> Callable[[], None]:
@@ -240,16 +252,18 @@ def zero_after_spike(membrane: Tensor, spikes: Tensor, n: int) -> Tensor:
     return membrane * torch.cat(blocks)
 
 
-def check_finite(last_state: Tensor, current: Tensor) -> None:
-    """Raise NotFiniteError if the membrane became NaN or Inf.
+def check_finite(
+    last_states: Tensor, current: Tensor, names: Sequence[str] = ("membrane",)
+) -> None:
+    """Raise NotFiniteError if a state became NaN or Inf.
 
-    Either one persists in the membrane, so checking the last state [B, N] is enough. The current is
-    searched for the place only if that check fails.
+    Either one persists, so checking the last states [K, B, N] is enough. The current is searched
+    for the place only if that check fails. `names` are those of the states after the membrane, too.
     """
     if is_transformed():
         return
     # A finite sum is the quicker proof; a sum of huge values may overflow.
-    if math.isfinite(last_state.detach().sum()) or torch.isfinite(last_state).all():
+    if math.isfinite(last_states.detach().sum()) or torch.isfinite(last_states).all():
         return
     bad = (~torch.isfinite(current)).nonzero()
     if len(bad):
@@ -259,8 +273,9 @@ def check_finite(last_state: Tensor, current: Tensor) -> None:
             f"at step {t}, sample {sample}, neuron {neuron} ({len(bad)} such values)",
             neuron,
         )
+    state, _, neuron = (~torch.isfinite(last_states)).nonzero()[0].tolist()
     raise NotFiniteError(
-        "membrane: expected finite values, got NaN or Inf from a finite current; "
+        f"{names[state]}: expected finite values, got NaN or Inf from a finite current; "
         "the parameters or recurrent_weight make it overflow",
-        int((~torch.isfinite(last_state)).nonzero()[0, -1]),
+        neuron,
     )

@@ -121,12 +121,12 @@ class _Blocks(torch.autograd.Function):
                 input_mask = z.clamp_(max=1).add_(resting)
                 adaptation = powers[:, -1:, None] * adaptation + torch.bmm(count, s)
 
-        check_finite(start.squeeze(1).T, current)
         ctx.save_for_backward(spikes, weight, beta, powers, matrix, values, before)
         ctx.blocks, ctx.spec = blocks, spec
         ctx.set_materialize_grads(False)
         closed = torch.zeros_like(start) if input_mask is None else (1 - input_mask).sum(1, True)
         last = torch.stack([x.squeeze(1).T for x in (start, adaptation, closed)])
+        check_finite(last, current, (*spec.model.states, *spec.model.counters))
         # not the blocks' own tensors, which as outputs would refer to this context and back
         return spikes, last, *[block.margin.detach() for block in blocks]
 

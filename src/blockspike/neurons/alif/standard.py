@@ -50,8 +50,8 @@ def standard(x: ALIFInputs) -> SpikeTrace:
                 refractory_left = torch.where(s > 0, arp, (refractory_left - 1).clamp(min=0))
                 input_mask = (refractory_left <= 0).to(current.dtype)
 
-    check_finite(state, current)
     last = torch.stack([state, adaptation, refractory_left][: len(start.values)])
+    check_finite(last, current, (*spec.model.states, *spec.model.counters))
     of_all = torch.stack(spikes)
     return SpikeTrace(
         of_all,

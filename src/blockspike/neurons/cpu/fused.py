@@ -264,7 +264,7 @@ def _run(
     flat = current.detach().reshape(n_steps, -1).contiguous()
     n_columns = flat.shape[1]
     weight_t = weight_array(weight, flat)
-    spikes = torch.empty_like(flat)
+    spikes = flat.new_empty(current.shape)  # no view, so that it may be changed in place
     spike_bytes = torch.empty_like(flat, dtype=torch.uint8)
     nothing = flat.new_empty(0, 0)
     margin = torch.empty_like(flat) if keep_margin else nothing
@@ -277,22 +277,23 @@ def _run(
     n_before = delay if len(delays) == 0 else spec.longest_delay
     before = _bytes(None if start is None or weight is None else start.spikes, n_before)
     tile = tile_width(n_columns, weight, _WIDEST_TILE)
-    written = [x for x in (spikes, margin, drives) if x.numel()]
+    written = [x for x in (spikes.flatten(1), margin, drives) if x.numel()]
     stream = all(_may_stream(tile, x) for x in written)
     repeated = columns(torch.stack(tuple(parameters)), batch_size)
     try:
         run(
             _forward, -(-n_columns // tile), tile, flat.numpy(), model,
             numbers(spec.constants, flat.numpy()), repeated, delay, delays, weight_t, before,
-            stream, spikes.numpy(), spike_bytes.numpy(), margin.numpy(), drives.numpy(),
+            stream, spikes.flatten(1).numpy(), spike_bytes.numpy(), margin.numpy(), drives.numpy(),
             saved.numpy(),
         )  # fmt: skip
     except NumbaError as error:
         raise error_of_model(spec, flat.dtype, error) from None
-    check_finite(saved[-1, 0].view(batch_size, n_neurons), current)
-    spikes, spike_bytes = spikes.view(current.shape), spike_bytes.view(current.shape)
+    last = saved[-1, : len(model.states)].view(-1, batch_size, n_neurons)
+    check_finite(last, current, model.states)
     kept = drives if keep_drives else flat
-    return _Result(spikes, SpikeEvents(spike_bytes), margin, kept, saved, repeated)
+    events = SpikeEvents(spike_bytes.view(current.shape))
+    return _Result(spikes, events, margin, kept, saved, repeated)
 
 
 def _arriving(

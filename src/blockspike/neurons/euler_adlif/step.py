@@ -160,7 +160,7 @@ def euler_adlif(
 
     Raises:
         ValueError: a bad argument, naming it.
-        NotFiniteError: a NaN or Inf in an argument or in the membrane (a ValueError too).
+        NotFiniteError: a NaN or Inf in an argument or in a state (a ValueError too).
 
     Examples:
         >>> import torch

@@ -185,7 +185,8 @@ def _run(
             result = _simulate(*tensors, **asked)
         else:
             result = _Result(*_graphs.run(_simulate, *tensors, **asked))
-    check_finite(result.state[0].view(current.shape[1:]), current)
+    last = result.state[: len(model.states)].view(-1, *current.shape[1:])
+    check_finite(last, current, model.states)
     return result
 
 
