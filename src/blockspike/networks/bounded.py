@@ -56,8 +56,9 @@ class BoundedParameters(nn.Module):
             value = self._parameters.get(name)
             low, high = bounds
             rounded = (low - abs(low) / 128, high + abs(high) / 128)
-            loaded = value is not None and prefix + name in state_dict
-            if loaded and (outside := _outside(value.detach(), rounded)) is not None:
+            if value is None or prefix + name not in state_dict:
+                continue
+            if (outside := _outside(value.detach(), rounded)) is not None:
                 error_msgs.append(
                     f"{prefix}{name}: expected values from {low} to {high}, got {outside:.6g}"
                 )

@@ -36,11 +36,12 @@ def in_full_precision(function: Callable[P, R]) -> Callable[P, R]:
         if not is_autocast_on(device):
             return function(*args, **kwargs)
         with torch.autocast(device, enabled=False):
-            own = {name: _single_at_least(x) for name, x in kwargs.items()}
-            return function(*map(_single_at_least, args), **own)  # pyright: ignore
+            named = {name: _single_at_least(x) for name, x in kwargs.items()}
+            return function(*map(_single_at_least, args), **named)  # pyright: ignore
 
     # PyTorch's compiler counts versions for each code object, which all functions would share.
-    without_autocast.__code__ = without_autocast.__code__.replace()
+    own: Any = without_autocast
+    own.__code__ = own.__code__.replace()
     return without_autocast
 
 
@@ -107,7 +108,7 @@ def _single_at_least(x: Any) -> Any:
 
 
 def _is_batched(x: Tensor) -> bool:
-    of = torch._C._functorch
+    of: Any = torch._C._functorch  # pyright: ignore[reportAttributeAccessIssue]
     return of.is_batchedtensor(x) or of.is_legacy_batchedtensor(x)
 
 
