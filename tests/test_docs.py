@@ -88,7 +88,7 @@ def run_shortly(command: str, blockspike, data_dir: Path, folder: Path) -> None:
     for words in parts(command):
         if words[0] == "blockspike" and "trainer=ddp_cpu" in words:  # starts its own file again
             arguments = [*short(words, data_dir), f"data_dir={data_dir}"]
-            process = [sys.executable, "-m", "blockspike.cli", *arguments]
+            process = [sys.executable, "-m", "blockspike", *arguments]
             subprocess.run(process, cwd=folder, check=True)
         else:
             assert words[0] == "blockspike", command

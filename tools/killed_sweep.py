@@ -27,7 +27,7 @@ RUNS_24 = (
 def start(folder: Path, data_dir: Path, *args: str) -> subprocess.Popen:
     """Start `blockspike …` in its own process and a new folder."""
     folder.mkdir(exist_ok=True)
-    command = [sys.executable, "-m", "blockspike.cli", *args, f"data_dir={data_dir}"]
+    command = [sys.executable, "-m", "blockspike", *args, f"data_dir={data_dir}"]
     return subprocess.Popen(command, cwd=folder, stdout=subprocess.DEVNULL, start_new_session=True)
 
 

@@ -218,7 +218,7 @@ def commands_page() -> str:
 
 def help_of(command: str) -> str:
     """The text that `blockspike COMMAND --help` prints."""
-    words = [sys.executable, "-m", "blockspike.cli", command, "--help"]
+    words = [sys.executable, "-m", "blockspike", command, "--help"]
     done = subprocess.run(words, capture_output=True, text=True, check=True, cwd=ROOT / "docs")
     return done.stdout.strip()
 

@@ -10,6 +10,7 @@ import re
 import select
 import sys
 from importlib import import_module
+from importlib.metadata import version
 from pathlib import Path
 
 import hydra
@@ -50,7 +51,8 @@ usage: blockspike COMMAND [overrides]
              or the cells of a fit:             blockspike report run=outputs/fit/…
 
 `blockspike COMMAND --help` lists a command's options, `--cfg job` prints its configuration,
-and `eval "$(blockspike completion bash)"` (or zsh) switches on tab completion.
+`blockspike --version` the version, and `eval "$(blockspike completion bash)"` (or zsh) switches on
+tab completion.
 """
 
 
@@ -86,6 +88,9 @@ def _main() -> None:
     name = sys.argv[1] if len(sys.argv) > 1 else "--help"
     if name in ("-h", "--help", "help"):
         print(HELP)
+        return
+    if name == "--version":
+        print(f"blockspike {version('blockspike')}")
         return
     if name == "completion":
         _completion(sys.argv[2:])
@@ -131,7 +136,7 @@ def _succeeds(name: str) -> bool:
     full = wished == "1"
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises, we print
     RecordSweep.planned = None
-    failed = composed = False
+    failed, composed, sweep = False, False, os.getpid()
     unread: list[Exception] = []
 
     def job(cfg: DictConfig) -> float | None:
@@ -145,7 +150,7 @@ def _succeeds(name: str) -> bool:
                     raise ValueError("search: expected -m and search=NAME, got only one of them")
                 cfg.search = None
             if HydraConfig.get().mode is RunMode.MULTIRUN:
-                run_in_subprocess(name, cfg, full)  # its outcome is in the sweep's states
+                run_in_subprocess(name, cfg, full, sweep)  # its outcome is in the sweep's states
             else:
                 run_here(name, cfg)
             return _value(name, cfg)
@@ -237,7 +242,3 @@ def _with_key(command: str, argument: str, before: str) -> str:
         return f"path={argument}"
     check_has_key(command, argument)
     return argument
-
-
-if __name__ == "__main__":
-    main()

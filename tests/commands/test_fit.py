@@ -296,7 +296,7 @@ def test_a_warning_is_one_line_without_the_code_that_gave_it(tmp_path):
     voltage_mv[:, 1000::1000] = 90.0
     np.savez(tmp_path / "cell.npz", current_pa=current_pa, voltage_mv=voltage_mv, dt_ms=0.1)
     # pytest keeps warnings to itself, so this needs a process of its own.
-    command = [sys.executable, "-m", "blockspike.cli", "prepare", "data=recordings"]
+    command = [sys.executable, "-m", "blockspike", "prepare", "data=recordings"]
     done = subprocess.run(
         [*command, "data.path=cell.npz"], cwd=tmp_path, capture_output=True, text=True, check=True
     )

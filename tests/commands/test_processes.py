@@ -121,7 +121,7 @@ def rank() -> int:
 
 def outcome(folder: Path, data_dir: Path, *args: str) -> subprocess.CompletedProcess:
     """Do a small run in a new process; returns its outcome and output."""
-    command = [sys.executable, "-m", "blockspike.cli", "train", f"data_dir={data_dir}", *TINY]
+    command = [sys.executable, "-m", "blockspike", "train", f"data_dir={data_dir}", *TINY]
     return subprocess.run([*command, *args], cwd=folder, capture_output=True, text=True)
 
 

@@ -3,7 +3,7 @@
 import os
 import subprocess
 import sys
-from importlib.metadata import PackageNotFoundError
+from importlib.metadata import PackageNotFoundError, version
 
 import numpy as np
 import pytest
@@ -130,6 +130,12 @@ def test_a_run_s_folder_without_its_key_is_told(monkeypatch, capfd, tmp_path):
     (tmp_path / "outputs/x/seed=0").mkdir(parents=True)
     line = refused(monkeypatch, capfd, tmp_path, "figures outputs/x/seed=0")
     assert "such as run=outputs/x/seed=0, got outputs/x/seed=0" in line
+
+
+def test_the_package_runs_as_a_module_and_tells_its_version():
+    command = [sys.executable, "-m", "blockspike", "--version"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout == f"blockspike {version('blockspike')}\n"
 
 
 def test_help_is_printed_in_any_locale():

@@ -205,7 +205,7 @@ def test_all_processes_of_a_run_stop(tmp_path, data_dir, harm):
         f"data_dir={data_dir}",
     )  # fmt: skip
     done = subprocess.run(
-        [sys.executable, "-m", "blockspike.cli", *args], cwd=tmp_path, capture_output=True,
+        [sys.executable, "-m", "blockspike", *args], cwd=tmp_path, capture_output=True,
         text=True, timeout=120, check=False, env={**os.environ, "PYTHONPATH": path},
     )  # fmt: skip
     file = one_bad_batch(tmp_path)

@@ -60,7 +60,7 @@ def no_job_outlives_a_test(tmp_path):
 
 
 def command(data_dir: Path, *args: str) -> list[str]:
-    return [sys.executable, "-m", "blockspike.cli", "train", f"data_dir={data_dir}", *args]
+    return [sys.executable, "-m", "blockspike", "train", f"data_dir={data_dir}", *args]
 
 
 def run(folder: Path, *words: str, check: bool = True) -> str:

@@ -129,6 +129,19 @@ def test_a_killed_run_does_not_affect_the_others(blockspike, tmp_path, data_dir,
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("launcher", ["serial", "joblib"])
+@pytest.mark.parametrize("end", [signal.SIGTERM, signal.SIGKILL])
+def test_the_runs_of_a_killed_sweep_end_with_it(tmp_path, data_dir, launcher, end):
+    args = (f"sweep={launcher}", *SMALL, "network.n_hidden=8", "trainer.max_epochs=1000,1001")
+    process = start(tmp_path, data_dir, "train", "-m", *args)
+    run = pid_of(tmp_path, 1000)
+    worker = parent_of(run)
+    os.kill(process.pid, end)
+    process.wait()
+    wait_for(lambda: not is_alive(run) and not is_alive(worker))
+
+
+@pytest.mark.slow
 def test_a_job_lost_by_the_cluster_does_not_affect_the_others(blockspike, tmp_path, data_dir):
     """Runs that start after the loss are not affected either."""
     args = ("sweep=submitit_local", *SMALL, "network.n_hidden=8", "trainer.max_epochs=1000,1")
@@ -305,7 +318,7 @@ def test_a_run_of_two_processes_fails_alone(
 
 @pytest.mark.slow
 def test_a_batch_size_that_is_no_multiple_of_the_processes_is_refused(tmp_path, data_dir):
-    command = [sys.executable, "-m", "blockspike.cli", "train", "trainer=ddp_cpu", *SMALL]
+    command = [sys.executable, "-m", "blockspike", "train", "trainer=ddp_cpu", *SMALL]
     command += ["data.batch_size=63", f"data_dir={data_dir}"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 2

@@ -125,7 +125,7 @@ def test_a_killed_run_resumes_to_identical_bits(blockspike, tmp_path, data_dir):
     assert not list(outputs.rglob("result.json"))
 
     again = subprocess.run(
-        [sys.executable, "-m", "blockspike.cli", "train", *args, f"data_dir={data_dir}"],
+        [sys.executable, "-m", "blockspike", "train", *args, f"data_dir={data_dir}"],
         cwd=killed, capture_output=True, text=True, check=True,
     )  # fmt: skip
     assert "continued after epoch" in again.stdout

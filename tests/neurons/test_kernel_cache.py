@@ -45,6 +45,30 @@ def test_a_missing_file_is_written_again(tmp_path):
     assert files.load("a") == "code"
 
 
+@pytest.mark.parametrize("damage", [lambda _: b"", lambda x: x[:-3], lambda x: x[:-9] + b"9" * 9])
+@pytest.mark.parametrize("kind", ["nbc", "nbi"])
+def test_a_damaged_file_is_written_again(tmp_path, kind, damage):
+    """As a power cut or a network drive leaves it; the changed bytes may be those of code."""
+    _SharedFiles(str(tmp_path), "f", "stamp").save("a", "the code of a kernel")
+    (path,) = tmp_path.glob(f"*.{kind}")
+    path.write_bytes(damage(path.read_bytes()))
+    files = _SharedFiles(str(tmp_path), "f", "stamp")
+    assert files.load("a") is None
+    files.save("a", "the code of a kernel")
+    assert _SharedFiles(str(tmp_path), "f", "stamp").load("a") == "the code of a kernel"
+
+
+def test_files_of_another_user_count_as_not_there(tmp_path, monkeypatch):
+    _SharedFiles(str(tmp_path), "f", "stamp").save("a", "code")
+
+    def refuse(*_):
+        raise PermissionError(13, "Permission denied")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(caching, "open", refuse, raising=False)
+        assert _SharedFiles(str(tmp_path), "f", "stamp").load("a") is None
+
+
 def test_kernels_are_saved_without_locks(tmp_path, monkeypatch):
     def refuse(*_):
         raise OSError("No locks available")

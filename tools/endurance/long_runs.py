@@ -71,7 +71,7 @@ def watch(folder: Path, data_dir: Path, *args: str) -> pd.DataFrame:
     """
     folder.mkdir(parents=True)
     command = [
-        sys.executable, "-m", "blockspike.cli", *args, "progress=false",
+        sys.executable, "-m", "blockspike", *args, "progress=false",
         f"data_dir={data_dir}",
     ]  # fmt: skip
     rows = []

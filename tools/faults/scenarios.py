@@ -55,7 +55,7 @@ class Scenario:
     name: str
     args: tuple[str, ...]
     base: Path
-    program: tuple[str, ...] = (sys.executable, "-m", "blockspike.cli")
+    program: tuple[str, ...] = (sys.executable, "-m", "blockspike")
 
     def copy(self, to: Path) -> Path:
         """A fresh folder to run it in."""

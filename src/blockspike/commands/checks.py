@@ -78,6 +78,8 @@ def _check_each_epoch(cfg: DictConfig) -> None:
                 f"trainer.{name}: expected none, since each epoch is whole and validated; "
                 f"trainer.max_epochs and trainer.limit_train_batches shorten a run, got {value}"
             )
+    if cfg.trainer.get("limit_test_batches") == 0:
+        raise ValueError("trainer.limit_test_batches: expected some, since a run is tested, got 0")
 
 
 def _check_callbacks(cfg: DictConfig) -> None:

@@ -1,5 +1,6 @@
 """`blockspike evaluate`: test a finished run and compare it with a linear model."""
 
+import warnings
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,6 +19,8 @@ from blockspike.pretrained import read_network
 from blockspike.pretrained.loaded_run import load_run
 from blockspike.runs.run import Run
 from blockspike.training.linear_baseline import linear_baseline
+
+_BY_ROUNDING = 0.02  # difference of two accuracies of the same network
 
 
 def evaluate(cfg: DictConfig) -> dict[str, Any]:
@@ -63,6 +66,7 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
         "confusion": confusion.tolist(),
     }
     write_json(run.folder / "evaluation.json", scores)
+    _compare(run, scores["test_accuracy"])
     events, labels = next(iter(data.test_dataloader()))
     with torch.no_grad(), _as_trained(precision):
         shown = activity(network(events), events, labels, data.dt_ms)
@@ -73,6 +77,18 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
         f"linear model on spike counts: {baseline:.2%}"
     )
     return scores
+
+
+def _compare(run: Run, accuracy: float) -> None:
+    """Warn if the accuracy is not that of the run's own test, up to rounding."""
+    before = (run.result() or {})["test_accuracy"]
+    is_whole = run.config().trainer.get("limit_test_batches") is None
+    if is_whole and abs(accuracy - before) > _BY_ROUNDING:
+        warnings.warn(
+            f"{run.folder}: test accuracy {accuracy:.2%}, but {before:.2%} when the run ended: the "
+            "code of a class or the device is not the same",
+            stacklevel=2,
+        )
 
 
 def _evaluate_pretrained(cfg: DictConfig) -> dict[str, Any]:

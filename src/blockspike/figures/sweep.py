@@ -170,11 +170,12 @@ def _panel(axis: Axes, runs: pd.DataFrame, labels: list[str], scale: "_Scale") -
     n_markers = 1 if len(labels) > _MOST_COLOURS else len(_MARKERS)
     markers = [_MARKERS[i % n_markers] for i in range(len(labels))]
     width = 1.2 if scale.is_number else 0.0
+    has_repeats = runs.duplicated(["label", "x"]).any()
     sns.scatterplot(**look, markers=markers, s=16, alpha=0.4, linewidth=0, legend=False)
     sns.lineplot(
         **look, markers=markers, dashes=False, markersize=7, linewidth=width,
-        errorbar="se", err_style="bars", err_kws={"capsize": 2, "elinewidth": 1.2},
-        legend="full",
+        errorbar="se" if has_repeats else None, err_style="bars",
+        err_kws={"capsize": 2, "elinewidth": 1.2}, legend="full",
     )  # fmt: skip
     if legend := axis.get_legend():
         legend.remove()

@@ -77,11 +77,25 @@ def _not_compiled(function: Callable[P, R]) -> Callable[P, R]:
             f"{function.__name__}: expected to run eagerly, got torch.export or torch.jit, which "
             "cannot hold blockspike's kernels; to_nir exports a network"
         )
-    return run_as_it_is(function)
+    return _disabled(function)
 
 
 def run_as_it_is(function: Callable[P, R]) -> Callable[P, R]:
-    """Decorate a function that `torch.compile` must not look into."""
+    """Decorate a function that `torch.compile` must not look into.
+
+    PyTorch's compiler, which takes as long to import as PyTorch, is imported only where it runs.
+    """
+
+    @wraps(function)
+    def run(*args: P.args, **kwargs: P.kwargs) -> R:
+        if torch.compiler.is_compiling():
+            return _disabled(function)(*args, **kwargs)
+        return function(*args, **kwargs)
+
+    return run
+
+
+def _disabled(function: Callable[P, R]) -> Callable[P, R]:
     return torch.compiler.disable(function)  # pyright: ignore[reportReturnType]
 
 

@@ -10,7 +10,7 @@ import traceback
 import warnings
 from collections.abc import Callable
 from contextlib import suppress
-from functools import partial
+from functools import cache, partial
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -32,7 +32,7 @@ def run_here(name: str, cfg: DictConfig) -> None:
     _call(name, cfg, _command_line(name, cfg))
 
 
-def run_in_subprocess(name: str, cfg: DictConfig, full: bool) -> None:
+def run_in_subprocess(name: str, cfg: DictConfig, full: bool, sweep: int) -> None:
     """Run a job of a sweep in a process of its own; print why if it does not finish.
 
     A failure, including a killed process, is written to the run's `error.log`, unless the folder is
@@ -42,10 +42,13 @@ def run_in_subprocess(name: str, cfg: DictConfig, full: bool) -> None:
         name: the command.
         cfg: the job's configuration.
         full: whether to print tracebacks.
+        sweep: pid of the sweep's process.
 
     Raises:
         KeyboardInterrupt: this process was interrupted.
     """
+    if multiprocessing.current_process().name.startswith("LokyProcess"):  # joblib's
+        _end_with(sweep)
     # Never a fork of this process: it may have threads, which a fork does not survive. On macOS,
     # not even a fork server that has loaded PyTorch; nor in a job of submitit, which has only one
     # run, and whose signals would end the server. Forced: joblib's workers set their own method.
@@ -113,7 +116,7 @@ def _call(name: str, cfg: DictConfig, command_line: list[str]) -> None:
         _watch(_wait_for_end_of, int(os.environ.get(_FIRST, os.getppid())))
     # Lightning starts the other processes of a run with these, whatever program this one is.
     sys.argv = command_line
-    sys.modules["__main__"].__spec__ = find_spec("blockspike.cli")
+    sys.modules["__main__"].__spec__ = find_spec("blockspike.__main__")
     python_lines = warnings.formatwarning
     warnings.formatwarning = partial(_warning_line, python_lines)
     try:
@@ -168,6 +171,12 @@ def _watch(wait: Callable[..., None], *arguments: Any) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
     threading.Thread(target=watch, daemon=True).start()
+
+
+@cache
+def _end_with(sweep: int) -> None:
+    """Kill this worker of a sweep when the sweep ends, and with it the run that it waits for."""
+    _watch(_wait_for_end_of, sweep)
 
 
 def _wait_for_end_of(parent: int) -> None:

@@ -1,7 +1,8 @@
 """An optimiser's parameters in groups: learning rates by name, weight decay for weights alone."""
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from functools import partial
 from inspect import signature
@@ -70,9 +71,12 @@ def make_optimizer(
         factors: factors of the learning rate by pattern, see `pattern_of`.
 
     Raises:
-        ValueError: see `pattern_of`.
+        ValueError: see `pattern_of`; or a value of the optimiser has the wrong type.
     """
-    optimizer = make(list(parameters.values()))
+    with _naming("optimizer"):
+        optimizer = make(list(parameters.values()))
+    if isinstance(optimizer.defaults.get("lr"), bool):
+        raise ValueError("optimizer.lr: expected a number, got a bool")
     has_decay = bool(optimizer.defaults.get("weight_decay"))
     if not factors and not has_decay:
         return optimizer
@@ -108,7 +112,8 @@ def make_scheduler(
         given `epochs`, no `total_steps`, and takes `steps_per_epoch`, as OneCycleLR does.
 
     Raises:
-        ValueError: the scheduler has a floor, and factors differ from 1.
+        ValueError: the scheduler has a floor, and factors differ from 1; or a value of it has the
+            wrong type.
     """
     factors = [group.get("lr_factor", 1.0) for group in optimizer.param_groups]
     given = getattr(make, "keywords", {})
@@ -118,7 +123,8 @@ def make_scheduler(
         if "steps_per_epoch" not in given:
             make = partial(make, steps_per_epoch=math.ceil(n_steps() / given["epochs"]))
     if all(factor == 1 for factor in factors):
-        return {"scheduler": make(optimizer), "interval": interval}
+        with _naming("scheduler"):
+            return {"scheduler": make(optimizer), "interval": interval}
     if given.get("eta_min"):
         raise ValueError(
             "scheduler.eta_min: expected 0 with training.lr_factors, whose ratios a common floor "
@@ -130,6 +136,15 @@ def make_scheduler(
         if isinstance(given.get(name), int | float)
     }
     return {"scheduler": make(optimizer, **rates), "interval": interval}
+
+
+@contextmanager
+def _naming(what: str) -> Iterator[None]:
+    """Raise errors of PyTorch at values of a wrong type as a ValueError that names their group."""
+    try:
+        yield
+    except (TypeError, IndexError, ZeroDivisionError) as error:
+        raise ValueError(f"{what}: expected values that PyTorch takes, got {error}") from error
 
 
 def _takes_steps_per_epoch(make: Callable[..., Any]) -> bool:

@@ -8,6 +8,8 @@ which a kernel calls in another file.
 
 import fcntl
 import hashlib
+import os
+import pickle
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -16,7 +18,6 @@ from functools import cache
 from glob import escape
 from pathlib import Path
 from typing import IO, Any
-from uuid import uuid4
 
 from numba.core.caching import FunctionCache, IndexDataCacheFile
 from numba.core.dispatcher import Dispatcher
@@ -40,11 +41,14 @@ def keep_on_disk(kernel: Any) -> Any:
 
 @cache
 def _warn() -> None:
-    warnings.warn(
-        "kernels are compiled anew by each process, because neither the package's folder nor "
-        "~/.cache is writable; NUMBA_CACHE_DIR=FOLDER keeps them in another",
-        stacklevel=2,
-    )
+    if folder := os.environ.get("NUMBA_CACHE_DIR"):
+        cause = f"NUMBA_CACHE_DIR={folder} is not writable"
+    else:
+        cause = (
+            "neither the package's folder nor ~/.cache is writable; NUMBA_CACHE_DIR=FOLDER keeps "
+            "them in another"
+        )
+    warnings.warn(f"kernels are compiled anew by each process, because {cause}", stacklevel=2)
 
 
 @cache
@@ -67,21 +71,50 @@ class _KernelCache(FunctionCache):
 class _SharedFiles(IndexDataCacheFile):
     """Index and results of a function, in a folder in which several processes read and write.
 
-    Each result has a file of its own, whose name is never used again, so no index can name another.
+    Each result has a file of its own, named by its content, so no index can name another. What
+    cannot be read, since it is damaged or of another user, counts as not there and is replaced.
     """
+
+    def __init__(self, *args: Any):
+        super().__init__(*args)
+        self._unreadable: set[Any] = set()
+
+    def _load_index(self) -> dict[Any, str]:
+        with suppress(Exception):  # pickle raises any
+            return super()._load_index()
+        return {}
+
+    def load(self, key: Any) -> Any:
+        """Load a result; None if there is none that can be read."""
+        name = self._load_index().get(key)
+        if name is None:
+            return None
+        with suppress(Exception):
+            content = Path(self._data_path(name)).read_bytes()
+            if name == self._name_of(content):
+                return pickle.loads(content)
+        self._unreadable.add(key)
+        return None
+
+    def _name_of(self, content: bytes) -> str:
+        base = self._index_name.removesuffix(".nbi")
+        return f"{base}.{hashlib.sha256(content).hexdigest()[:32]}.nbc"
 
     def save(self, key: Any, data: Any) -> None:
         """Add a result unless another process has."""
         with suppress(OSError), self._alone() as is_alone:
             index = self._load_index()
-            if key in index and Path(self._data_path(index[key])).is_file():
+            is_there = key in index and Path(self._data_path(index[key])).is_file()
+            if is_there and key not in self._unreadable:
                 return
-            base = self._index_name.removesuffix(".nbi")
-            index[key] = f"{base}.{uuid4().hex}.nbc"
-            self._save_data(index[key], data)  # first: what the index names must be there
+            content = self._dump(data)
+            index[key] = self._name_of(content)
+            with self._open_for_write(self._data_path(index[key])) as file:
+                file.write(content)  # first: what the index names must be there
             self._save_index(index)
             if is_alone:
-                for path in Path(self._cache_path).glob(f"{escape(base)}.*.nbc"):
+                base = escape(self._index_name.removesuffix(".nbi"))
+                for path in Path(self._cache_path).glob(f"{base}.*.nbc"):
                     if path.name not in index.values():
                         path.unlink(missing_ok=True)
 

@@ -42,7 +42,10 @@ class _LanesModel(models.PrimitiveModel):
 
 def n_lanes(array: Any) -> Any:
     """Number of the array's elements in a vector; callable in kernels only."""
-    raise NotImplementedError
+    raise NotImplementedError(
+        "kernels: expected compiled ones, got NUMBA_DISABLE_JIT=1; unset it, or use "
+        "method='standard'"
+    )
 
 
 @overload(n_lanes)
