@@ -44,7 +44,7 @@ def status(cfg: DictConfig) -> None:
     shown = {n: title for n, title in _SCORES.items() if states[n].notna().to_numpy().any()}
     for title in shown.values():
         table.add_column(title, justify="right", no_wrap=True)
-    if states["error"].any():
+    if any(states["error"]):
         table.add_column("error", overflow="fold", min_width=12)
     for row in states.to_dict("records"):
         state = f"[{_COLOURS[row['state']]}]{row['state']}[/]"
