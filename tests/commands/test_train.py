@@ -502,6 +502,10 @@ def test_evaluate_and_figures(blockspike, tmp_path):
     row = read_json(run / "result.json")
     assert scores["test_accuracy"] == pytest.approx(row["test_accuracy"])
     assert sum(map(sum, scores["confusion"])) == scores["n_test"] == 80
+    write_json(run / "result.json", row | {"test_accuracy": row["test_accuracy"] - 0.05})
+    with pytest.warns(UserWarning, match="% when the run ended: the code"):
+        blockspike("evaluate", f"run={run}")
+    write_json(run / "result.json", row)
     table = pd.read_csv(run / "confusion.csv")  # of the test after the training
     assert table.filter(like="predicted_").to_numpy().tolist() == scores["confusion"]
     blockspike("figures", f"run={run}")

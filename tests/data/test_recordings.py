@@ -324,7 +324,8 @@ def test_npz_stimuli_of_different_length(tmp_path):
         ({"dt_ms": 0.0}, "dt_ms: expected one number, .*, got 0.0"),
         ({"dt_ms": np.nan}, "dt_ms: expected .*, got nan"),
         ({"dt_ms": np.ones(2)}, "dt_ms"),
-        ({"current_pa": np.array([1.0, np.nan])}, "stimulus 0: current: .* got nan at sample 1"),
+        ({"current_pa": np.r_[1.0, np.nan, 1.0]}, "stimulus 0: current: .* got nan at sample 1"),
+        ({"current_pa": np.ones((50, 2))}, r"shape \(50, 2\), far more .*; transposed\?"),
         ({"current_pa": np.array([[1.0], [np.inf]])}, "stimulus 1: current: .* got inf"),
         ({"current_pa": np.empty(0)}, "length 0"),
         ({"current_pa": np.empty((0, 5))}, r"shape \(0, 5\)"),
@@ -352,6 +353,20 @@ def test_npz_errors(tmp_path, changes, message):
     with pytest.raises(ValueError, match=message):
         load_recording(path)
     failure(path)
+
+
+def test_nans_at_the_end_of_all_stimuli_are_no_samples(tmp_path):
+    current = np.stack([noise_pa(i, 1000) for i in range(2)])
+    current[0, 800:], current[1, 600:] = np.nan, np.nan
+    of = {"spike_stimulus": np.array([0, 0, 1]), "spike_repeat": None}
+    changes = {"current_pa": current, **of}
+    recording = load_recording(write_npz(tmp_path / "a.npz", **changes))
+    assert recording.current_pa.shape == (2, 800)
+    assert np.isnan(recording.current_pa[1, 600:]).all()
+    voltage = np.tile(np.linspace(-70.0, -50.0, 1000), (2, 1))  # goes on
+    path = write_npz(tmp_path / "b.npz", **changes, voltage_mv=voltage)
+    with pytest.raises(ValueError, match="current: .* got nan at sample 800"):
+        load_recording(path)
 
 
 def test_npz_selection_errors(tmp_path):

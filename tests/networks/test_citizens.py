@@ -163,6 +163,7 @@ def test_values_out_of_bounds_are_not_loaded():
         RuntimeError, match=r"layers.0.beta: expected values from 0.001 to 0.999, got 1.5"
     ):
         made.load_state_dict(state)
+    assert made.layers[0].get_parameter("beta").max() < 1
 
 
 def test_copies_are_equal():

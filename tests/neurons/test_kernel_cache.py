@@ -58,14 +58,18 @@ def test_a_damaged_file_is_written_again(tmp_path, kind, damage):
     assert _SharedFiles(str(tmp_path), "f", "stamp").load("a") == "the code of a kernel"
 
 
-def test_files_of_another_user_count_as_not_there(tmp_path, monkeypatch):
+@pytest.mark.parametrize("kind", ["index", "result"])
+def test_files_of_another_user_count_as_not_there(tmp_path, monkeypatch, kind):
     _SharedFiles(str(tmp_path), "f", "stamp").save("a", "code")
 
     def refuse(*_):
         raise PermissionError(13, "Permission denied")
 
     with monkeypatch.context() as patched:
-        patched.setattr(caching, "open", refuse, raising=False)
+        if kind == "index":
+            patched.setattr(caching, "open", refuse, raising=False)
+        else:
+            patched.setattr("pathlib.Path.read_bytes", refuse)
         assert _SharedFiles(str(tmp_path), "f", "stamp").load("a") is None
 
 

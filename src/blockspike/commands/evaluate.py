@@ -66,7 +66,7 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
         "confusion": confusion.tolist(),
     }
     write_json(run.folder / "evaluation.json", scores)
-    _compare(run, scores["test_accuracy"])
+    _compare(run, scores["test_accuracy"], len(labels))
     events, labels = next(iter(data.test_dataloader()))
     with torch.no_grad(), _as_trained(precision):
         shown = activity(network(events), events, labels, data.dt_ms)
@@ -79,14 +79,15 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
     return scores
 
 
-def _compare(run: Run, accuracy: float) -> None:
+def _compare(run: Run, accuracy: float, n_test: int) -> None:
     """Warn if the accuracy is not that of the run's own test, up to rounding."""
     before = (run.result() or {})["test_accuracy"]
-    is_whole = run.config().trainer.get("limit_test_batches") is None
-    if is_whole and abs(accuracy - before) > _BY_ROUNDING:
+    limit = run.config().trainer.get("limit_test_batches")
+    is_whole = limit is None or (limit == 1 and isinstance(limit, float))
+    if is_whole and abs(accuracy - before) > max(_BY_ROUNDING, 1.5 / n_test):
         warnings.warn(
             f"{run.folder}: test accuracy {accuracy:.2%}, but {before:.2%} when the run ended: the "
-            "code of a class or the device is not the same",
+            "code of a class, the prepared data or the device is not the same",
             stacklevel=2,
         )
 

@@ -44,7 +44,7 @@ def status(cfg: DictConfig) -> None:
     shown = {n: title for n, title in _SCORES.items() if states[n].notna().to_numpy().any()}
     for title in shown.values():
         table.add_column(title, justify="right", no_wrap=True)
-    if any(states["error"]):
+    if has_errors := any(states["error"]):
         table.add_column("error", overflow="fold", min_width=12)
     for row in states.to_dict("records"):
         state = f"[{_COLOURS[row['state']]}]{row['state']}[/]"
@@ -52,8 +52,8 @@ def status(cfg: DictConfig) -> None:
         started = row["started"][:16].replace("T", " ")
         run, error = escape(row["run"]), escape(row["error"])
         scores = ("" if row[n] != row[n] else f"{row[n]:.3f}" for n in shown)
-        cells = [run, state, str(row["epochs"]), started, took, *scores, error]
-        table.add_row(*cells[: len(table.columns)])
+        cells = [run, state, str(row["epochs"]), started, took, *scores]
+        table.add_row(*cells, *[error] * has_errors)
     # A pipe has no width, and folder names are long.
     Console(width=None if sys.stdout.isatty() else 200).print(table)
 

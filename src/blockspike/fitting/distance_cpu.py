@@ -175,7 +175,7 @@ class _FittingDistance(torch.autograd.Function):
         except NumbaError as error:
             spec = SimulationSpec(model, constants, 1, surrogate, True, True)
             raise error_of_model(spec, real, error) from None
-        check_finite(last.view(1, batch_size, -1), current)
+        check_finite(last.view(1, batch_size, -1), current, ("membrane",))
         return results(ctx, sums, grads, batch_size, real)
 
     @staticmethod

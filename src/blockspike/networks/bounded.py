@@ -48,20 +48,20 @@ class BoundedParameters(nn.Module):
         self, state_dict: dict[str, Any], prefix: str, local_metadata: dict[str, Any],
         strict: bool, missing_keys: list[str], unexpected_keys: list[str], error_msgs: list[str],
     ) -> None:  # fmt: skip
-        """Load as any module, and report values out of bounds by more than bfloat16 rounds."""
-        super()._load_from_state_dict(
-            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
-        )
-        for name, bounds in self._bounds.items():
-            value = self._parameters.get(name)
-            low, high = bounds
-            rounded = (low - abs(low) / 128, high + abs(high) / 128)
-            if value is None or prefix + name not in state_dict:
+        """Load as any module, but no values out of bounds by more than bfloat16 rounds."""
+        own = dict(state_dict)
+        for name, (low, high) in self._bounds.items():
+            value = state_dict.get(prefix + name)
+            rounded = (low - abs(low) / 256, high + abs(high) / 256)
+            if value is None or (outside := _outside(value, rounded)) is None:
                 continue
-            if (outside := _outside(value.detach(), rounded)) is not None:
-                error_msgs.append(
-                    f"{prefix}{name}: expected values from {low} to {high}, got {outside:.6g}"
-                )
+            own[prefix + name] = getattr(self, name).detach()
+            error_msgs.append(
+                f"{prefix}{name}: expected values from {low} to {high}, got {outside:.6g}"
+            )
+        super()._load_from_state_dict(
+            own, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+        )
 
     @property
     def bounds(self) -> Mapping[str, Bounds]:

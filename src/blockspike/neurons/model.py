@@ -6,7 +6,7 @@ models. The same step runs on tensors in the PyTorch loop (`loop.py`), on vector
 """
 
 import dis
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from types import FunctionType
 from typing import Any, NoReturn
@@ -90,8 +90,16 @@ class NeuronModel:
 _checked: set[tuple[NeuronModel, int]] = set()
 
 
-def check_step(model: NeuronModel, constants: tuple[float, ...]) -> None:
-    """Raise ValueError if the step, run once, does not do what `NeuronModel` says of it."""
+def check_step(
+    model: NeuronModel,
+    drive: torch.Tensor,
+    parameters: Sequence[torch.Tensor],
+    constants: tuple[float, ...],
+) -> None:
+    """Raise ValueError if the step, run once, does not do what `NeuronModel` says of it.
+
+    It gets copies of the drive [1, N] and parameters [N] of the model's first simulation.
+    """
     if (model, len(constants)) in _checked:
         return
     fired: list[tuple[torch.Tensor, torch.Tensor]] = []
@@ -105,9 +113,11 @@ def check_step(model: NeuronModel, constants: tuple[float, ...]) -> None:
         raise ValueError(f"{model.step.__qualname__}: expected {expected}, got {got}") from None
 
     names = (*model.states, *model.counters)
-    with torch.inference_mode(False), torch.no_grad(), torch.device("cpu"):
-        drive, parameters = torch.full((1, 1), 0.5), [torch.full((1,), 0.5)] * len(model.parameters)
-        state = tuple(torch.zeros(1, 1) for _ in names)
+    devices = [drive.device] if drive.is_cuda else []
+    with torch.inference_mode(False), torch.no_grad(), torch.random.fork_rng(devices):
+        drive, *parameters = (x.detach().clone() for x in (drive, *parameters))
+        state = tuple(torch.zeros_like(drive) for _ in names)
+        versions = [x._version for x in (drive, *parameters, *state)]
         try:
             result = model.step(drive, parameters, (0.0, 1.0, *constants), state, fire)
         except Exception as error:
@@ -115,7 +125,7 @@ def check_step(model: NeuronModel, constants: tuple[float, ...]) -> None:
             raise ValueError(
                 f"{model.step.__qualname__}: expected a step that runs on tensors, got {text}"
             ) from error
-    if any(x._version for x in (drive, *parameters, *state)):
+    if versions != [x._version for x in (drive, *parameters, *state)]:
         refuse("no argument to be changed in place", "one that is (x += y does so)")
     if not isinstance(result, tuple) or len(result) != 3:
         got = f"{len(result)} values" if isinstance(result, tuple) else type(result).__name__
@@ -124,14 +134,15 @@ def check_step(model: NeuronModel, constants: tuple[float, ...]) -> None:
         refuse("one call of fire", len(fired))
     if not all(map(_is_same, result[:2], fired[0])):
         refuse("the spike of fire and the margin given to it to be returned first", "other values")
-    if not isinstance(result[2], tuple) or len(result[2]) != len(names):
-        got = len(result[2]) if isinstance(result[2], tuple) else type(result[2]).__name__
+    if not isinstance(result[2], tuple | list) or len(result[2]) != len(names):
+        got = len(result[2]) if isinstance(result[2], tuple | list) else type(result[2]).__name__
         refuse(f"a tuple of {len(names)} states ({', '.join(names)}) to be returned last", got)
     _checked.add((model, len(constants)))
 
 
 def _is_same(x: Any, y: torch.Tensor) -> bool:
-    return isinstance(x, torch.Tensor) and x.shape == y.shape and torch.allclose(x, y, 0, 0, True)
+    alike = isinstance(x, torch.Tensor) and (x.shape, x.dtype) == (y.shape, y.dtype)
+    return alike and torch.allclose(x, y, rtol=0, atol=0, equal_nan=True)
 
 
 _at_first: dict[NeuronModel, list[tuple[dict[str, Any], str, Any]]] = {}

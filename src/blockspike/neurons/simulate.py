@@ -149,7 +149,9 @@ def run_model(
         keep_freed_memory_if_large(current.nbytes)
     delay = None if recurrent_weight is None else longest_delay(recurrent_delay)
     start = start_of(state, model, current, delay)
-    check_step(model, constants)
+    if not is_transformed():
+        own = [parameters[name] for name in model.parameters]
+        check_step(model, current[0, :1], own, constants)
     if method == "fused":
         check_names(model)
     if method == "fused" and model.reverse_step is None:

@@ -186,14 +186,15 @@ def trace_of(
 
     def complete(margin: Tensor) -> tuple[Tensor, Tensor]:
         margin = margin.view(spikes.shape)
-        _check_spikes(margin.detach(), spikes.detach(), n_block)
         threshold = compute_threshold(spikes.detach().to(margin.dtype), margin.detach()).detach()
         membrane = margin + threshold
         return zero_after_spike(membrane, spikes.detach(), n_block), threshold
 
     def membrane_and_threshold() -> tuple[Tensor, Tensor]:
         check_unchanged()
-        return complete(compute_margin())
+        margin = compute_margin()
+        _check_spikes(margin.view(spikes.shape), spikes.detach(), n_block)
+        return complete(margin)
 
     membrane = None if of_membrane is None else complete(of_membrane)[0]
     state = partial(last_state, spec, recurrent, last, spikes, before)
@@ -252,13 +253,11 @@ def zero_after_spike(membrane: Tensor, spikes: Tensor, n: int) -> Tensor:
     return membrane * torch.cat(blocks)
 
 
-def check_finite(
-    last_states: Tensor, current: Tensor, names: Sequence[str] = ("membrane",)
-) -> None:
+def check_finite(last_states: Tensor, current: Tensor, names: Sequence[str]) -> None:
     """Raise NotFiniteError if a state became NaN or Inf.
 
-    Either one persists, so checking the last states [K, B, N] is enough. The current is searched
-    for the place only if that check fails. `names` are those of the states after the membrane, too.
+    Either one persists, so checking the last states [K, B, N], of these K names, is enough. The
+    current is searched for the place only if that check fails.
     """
     if is_transformed():
         return

@@ -55,6 +55,16 @@ def pattern_of(names: Iterable[str], patterns: Iterable[str]) -> dict[str, str]:
     return found
 
 
+@contextmanager
+def _naming(what: str) -> Iterator[None]:
+    """Raise errors of PyTorch at values of a wrong type as a ValueError that names their group."""
+    try:
+        yield
+    except (TypeError, IndexError, ZeroDivisionError) as error:
+        raise ValueError(f"{what}: expected values that PyTorch takes, got {error}") from error
+
+
+@_naming("optimizer")
 def make_optimizer(
     make: Callable[[Any], Optimizer],
     parameters: Mapping[str, nn.Parameter],
@@ -73,8 +83,7 @@ def make_optimizer(
     Raises:
         ValueError: see `pattern_of`; or a value of the optimiser has the wrong type.
     """
-    with _naming("optimizer"):
-        optimizer = make(list(parameters.values()))
+    optimizer = make(list(parameters.values()))
     if isinstance(optimizer.defaults.get("lr"), bool):
         raise ValueError("optimizer.lr: expected a number, got a bool")
     has_decay = bool(optimizer.defaults.get("weight_decay"))
@@ -94,6 +103,7 @@ def make_optimizer(
     return make(list(groups.values()))
 
 
+@_naming("scheduler")
 def make_scheduler(
     make: Callable[..., Any], optimizer: Optimizer, n_steps: Callable[[], float]
 ) -> dict[str, Any]:
@@ -123,8 +133,7 @@ def make_scheduler(
         if "steps_per_epoch" not in given:
             make = partial(make, steps_per_epoch=math.ceil(n_steps() / given["epochs"]))
     if all(factor == 1 for factor in factors):
-        with _naming("scheduler"):
-            return {"scheduler": make(optimizer), "interval": interval}
+        return {"scheduler": make(optimizer), "interval": interval}
     if given.get("eta_min"):
         raise ValueError(
             "scheduler.eta_min: expected 0 with training.lr_factors, whose ratios a common floor "
@@ -136,15 +145,6 @@ def make_scheduler(
         if isinstance(given.get(name), int | float)
     }
     return {"scheduler": make(optimizer, **rates), "interval": interval}
-
-
-@contextmanager
-def _naming(what: str) -> Iterator[None]:
-    """Raise errors of PyTorch at values of a wrong type as a ValueError that names their group."""
-    try:
-        yield
-    except (TypeError, IndexError, ZeroDivisionError) as error:
-        raise ValueError(f"{what}: expected values that PyTorch takes, got {error}") from error
 
 
 def _takes_steps_per_epoch(make: Callable[..., Any]) -> bool:

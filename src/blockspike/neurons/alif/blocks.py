@@ -126,7 +126,7 @@ class _Blocks(torch.autograd.Function):
         ctx.set_materialize_grads(False)
         closed = torch.zeros_like(start) if input_mask is None else (1 - input_mask).sum(1, True)
         last = torch.stack([x.squeeze(1).T for x in (start, adaptation, closed)])
-        check_finite(last, current, (*spec.model.states, *spec.model.counters))
+        check_finite(last[: len(spec.model.states)], current, spec.model.states)
         # not the blocks' own tensors, which as outputs would refer to this context and back
         return spikes, last, *[block.margin.detach() for block in blocks]
 

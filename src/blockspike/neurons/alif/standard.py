@@ -51,7 +51,7 @@ def standard(x: ALIFInputs) -> SpikeTrace:
                 input_mask = (refractory_left <= 0).to(current.dtype)
 
     last = torch.stack([state, adaptation, refractory_left][: len(start.values)])
-    check_finite(last, current, (*spec.model.states, *spec.model.counters))
+    check_finite(last[: len(spec.model.states)], current, spec.model.states)
     of_all = torch.stack(spikes)
     return SpikeTrace(
         of_all,

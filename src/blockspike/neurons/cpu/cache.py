@@ -102,7 +102,13 @@ class _SharedFiles(IndexDataCacheFile):
 
     def save(self, key: Any, data: Any) -> None:
         """Add a result unless another process has."""
-        with suppress(OSError), self._alone() as is_alone:
+        try:
+            self._save(key, data)
+        except OSError:
+            _warn()
+
+    def _save(self, key: Any, data: Any) -> None:
+        with self._alone() as is_alone:
             index = self._load_index()
             is_there = key in index and Path(self._data_path(index[key])).is_file()
             if is_there and key not in self._unreadable:
