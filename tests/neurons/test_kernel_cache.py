@@ -121,10 +121,16 @@ def test_a_change_in_any_file_of_kernels_outdates_all(tmp_path, monkeypatch):
     assert changed(3) == 6 and sum(changed.stats.cache_misses.values()) == 1
 
 
-def test_kernels_run_where_no_folder_is_writable(monkeypatch):
+@pytest.mark.parametrize("folder", [None, "/full"])
+def test_kernels_run_where_no_folder_is_writable(monkeypatch, folder):
     monkeypatch.setattr(caching.CacheImpl, "_locator_classes", [])
+    if folder is None:
+        monkeypatch.delenv("NUMBA_CACHE_DIR", raising=False)
+    else:
+        monkeypatch.setenv("NUMBA_CACHE_DIR", folder)
     cache._warn.cache_clear()
-    with pytest.warns(UserWarning, match="NUMBA_CACHE_DIR=FOLDER"):
+    words = "NUMBA_CACHE_DIR=/full is not writable" if folder else "NUMBA_CACHE_DIR=FOLDER keeps"
+    with pytest.warns(UserWarning, match=words):
         double = kernel(lambda x: 2 * x)
     assert double(3) == 6
     cache._warn.cache_clear()

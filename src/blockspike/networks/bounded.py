@@ -48,12 +48,17 @@ class BoundedParameters(nn.Module):
         self, state_dict: dict[str, Any], prefix: str, local_metadata: dict[str, Any],
         strict: bool, missing_keys: list[str], unexpected_keys: list[str], error_msgs: list[str],
     ) -> None:  # fmt: skip
-        """Load as any module, but no values out of bounds by more than bfloat16 rounds."""
+        """Load as any module, but no values out of bounds by more than bfloat16 rounds.
+
+        NaN and Inf are loaded: they are told where they are met, as of a batch that is run again.
+        """
         own = dict(state_dict)
         for name, (low, high) in self._bounds.items():
             value = state_dict.get(prefix + name)
             rounded = (low - abs(low) / 256, high + abs(high) / 256)
-            if value is None or (outside := _outside(value, rounded)) is None:
+            if value is None or value.is_meta:
+                continue
+            if (outside := _outside(value[value.isfinite()], rounded)) is None:
                 continue
             own[prefix + name] = getattr(self, name).detach()
             error_msgs.append(
