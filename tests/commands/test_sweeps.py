@@ -211,7 +211,8 @@ def test_a_run_dies_with_its_sweep_and_missing_runs_are_listed(blockspike, tmp_p
     wait_for(lambda: not is_alive(pid))
     shown = blockspike("status").stdout
     assert "1 interrupted, 1 missing" in shown
-    assert "expected runs" in blockspike("status", "experiment_name=other", check=False).stderr
+    other = blockspike("status", "experiment_name=other", check=False).stderr
+    assert "experiment_name: expected one of default, got other" in other
 
 
 @pytest.fixture

@@ -44,30 +44,6 @@ class BoundedParameters(nn.Module):
         self.register_parameter(name, nn.Parameter(value, requires_grad=trainable))
         self._bounds[name] = bounds
 
-    def _load_from_state_dict(
-        self, state_dict: dict[str, Any], prefix: str, local_metadata: dict[str, Any],
-        strict: bool, missing_keys: list[str], unexpected_keys: list[str], error_msgs: list[str],
-    ) -> None:  # fmt: skip
-        """Load as any module, but no values out of bounds by more than bfloat16 rounds.
-
-        NaN and Inf are loaded: they are told where they are met, as of a batch that is run again.
-        """
-        own = dict(state_dict)
-        for name, (low, high) in self._bounds.items():
-            value = state_dict.get(prefix + name)
-            rounded = (low - abs(low) / 256, high + abs(high) / 256)
-            if value is None or value.is_meta:
-                continue
-            if (outside := _outside(value[value.isfinite()], rounded)) is None:
-                continue
-            own[prefix + name] = getattr(self, name).detach()
-            error_msgs.append(
-                f"{prefix}{name}: expected values from {low} to {high}, got {outside:.6g}"
-            )
-        super()._load_from_state_dict(
-            own, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
-        )
-
     @property
     def bounds(self) -> Mapping[str, Bounds]:
         """Bounds of the parameters by name."""
