@@ -137,7 +137,7 @@ def test_the_runs_of_a_killed_sweep_end_with_it(tmp_path, data_dir, launcher, en
     run = pid_of(tmp_path, 1000)
     worker = parent_of(run)
     os.kill(process.pid, end)
-    process.wait()
+    assert process.wait() != 0
     wait_for(lambda: not is_alive(run) and not is_alive(worker))
 
 

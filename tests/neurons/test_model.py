@@ -234,10 +234,11 @@ def test_the_threshold_of_an_own_model_is_read_from_its_step(method):
     model = NeuronModel(
         "own ALIF", ("beta", "b"), states, with_adaptation, threshold_parameters=("b",)
     )
-    own = {"beta": BETA["beta"], "b": torch.linspace(0.1, 0.5, 9)}
-    p = torch.full((9,), 0.9)
-    expected = alif(2 * CURRENT, own["beta"], p, own["b"], method="standard")
-    trace = simulate(model, 2 * CURRENT, own, method=method)
+    own = {"beta": BETA["beta"].double(), "b": torch.linspace(0.1, 0.5, 9).double()}
+    current, p = 2 * CURRENT.double(), torch.full((9,), 0.9).double()
+    options: dict[str, Any] = {"recurrent_weight": 0.1 * torch.randn(9, 9).double()}
+    expected = alif(current, own["beta"], p, own["b"], **options, method="standard")
+    trace = simulate(model, current, own, **options, method=method)
     assert torch.equal(trace.spikes, expected.spikes) and expected.threshold.max() > 1.3
     torch.testing.assert_close(trace.threshold, expected.threshold)
     torch.testing.assert_close(trace.membrane, expected.membrane)
@@ -245,11 +246,11 @@ def test_the_threshold_of_an_own_model_is_read_from_its_step(method):
     grads = []
     for run in (alif, simulate):
         leaves = {name: value.clone().requires_grad_() for name, value in own.items()}
-        options: dict[str, Any] = {"method": method, "membrane_gradient": True}
+        options |= {"method": method, "membrane_gradient": True}
         if run is alif:
-            trace = alif(2 * CURRENT, leaves["beta"], p, leaves["b"], **options)
+            trace = alif(current, leaves["beta"], p, leaves["b"], **options)
         else:
-            trace = simulate(model, 2 * CURRENT, leaves, **options)
+            trace = simulate(model, current, leaves, **options)
         torch.testing.assert_close(trace.membrane, expected.membrane)
         loss = trace.membrane.square().mean() + trace.spikes.mean()
         grads.append(torch.autograd.grad(loss, list(leaves.values())))
@@ -268,6 +269,12 @@ def with_another_margin(drive, parameters, constants, state, fire):
 
 def with_a_state_too_many(drive, parameters, constants, state, fire):
     return *step(drive, parameters, constants, state, fire)[:2], (drive, drive)
+
+
+def with_the_threshold_left_out(drive, parameters, constants, state, fire):
+    """The other margin is the same while the state is 0."""
+    spike, kept = fire(drive - 1 - state[0])
+    return spike, drive - 1, (drive * kept,)
 
 
 def without_states(drive, parameters, constants, state, fire):
@@ -290,6 +297,7 @@ def in_place(drive, parameters, constants, state, fire):
     [
         (in_another_order, "the spike of fire and the margin given to it"),
         (with_another_margin, "the spike of fire and the margin given to it"),
+        (with_the_threshold_left_out, "the spike of fire and the margin given to it"),
         (with_a_state_too_many, r"a tuple of 1 states \(membrane\) to be returned last, got 2"),
         (without_states, "spike, margin and the states after the step .*, got 2 values"),
         (with_two_calls, "one call of fire, got 2"),

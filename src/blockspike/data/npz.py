@@ -95,10 +95,11 @@ def _without_padding(current: np.ndarray, voltage: np.ndarray | None) -> list[np
         return list(current)
     n_samples = [n_samples_of(row) or len(row) for row in current]
     after = max(n_samples)
-    if voltage is not None and voltage.dtype.kind == "f" and voltage.ndim:
-        is_padded = bool(np.isnan(voltage[..., after:]).all())
-    else:
-        is_padded = after == current.shape[1] or voltage is None
+    is_padded = (
+        after == current.shape[1]
+        or voltage is None
+        or (voltage.dtype.kind == "f" and voltage.ndim and np.isnan(voltage[..., after:]).all())
+    )
     return [row[:n] if is_padded else row for row, n in zip(current, n_samples, strict=True)]
 
 

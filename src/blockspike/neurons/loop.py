@@ -22,11 +22,13 @@ def loop(
     start: Start | None = None,
     membrane_gradient: bool = False,
     compute_threshold: Callable[[Tensor, Tensor], Tensor] | None = None,
+    given: Tensor | None = None,
 ) -> SpikeTrace:
     """Run the model step by step; arguments as in `fused_cpu` and `trace_of`, already checked.
 
     Without `compute_threshold`, the membrane is read from the step without its
-    `threshold_parameters`, and the threshold is that membrane less the margin.
+    `threshold_parameters`, and the threshold is that membrane less the margin. `given` spikes
+    [T, B, N] take the place of its own, which rounding may make others.
     """
     model, constants, delay, surrogate, detach_reset, detach_recurrence = spec
     names = (*model.states, *model.counters)
@@ -42,11 +44,10 @@ def loop(
     state, n_states = start.values.unbind(), len(model.states)
     fed_back = FedBack(start.spikes, delay, detach_recurrence)
     numbers = (0.0, 1.0, *constants)
-
     by_step = compute_threshold is None and bool(model.threshold_parameters)
 
     def fire(margin: Tensor) -> tuple[Tensor, Tensor]:
-        s = spike(margin, surrogate)
+        s = spike(margin, surrogate) if given is None else given[len(spikes)]
         return s, 1 - (s.detach() if detach_reset else s)
 
     for t, drive in enumerate(current.unbind()):

@@ -92,13 +92,14 @@ _checked: set[tuple[NeuronModel, int]] = set()
 
 def check_step(
     model: NeuronModel,
-    drive: torch.Tensor,
+    current: torch.Tensor,
     parameters: Sequence[torch.Tensor],
     constants: tuple[float, ...],
 ) -> None:
     """Raise ValueError if the step, run once, does not do what `NeuronModel` says of it.
 
-    It gets copies of the drive [1, N] and parameters [N] of the model's first simulation.
+    It gets the first step of the current [T, B, N], for one of the batch, the parameters [N] and
+    states that are not 0; only the first simulation of a model is checked.
     """
     if (model, len(constants)) in _checked:
         return
@@ -113,10 +114,10 @@ def check_step(
         raise ValueError(f"{model.step.__qualname__}: expected {expected}, got {got}") from None
 
     names = (*model.states, *model.counters)
-    devices = [drive.device] if drive.is_cuda else []
+    devices = [current.device] if current.is_cuda else []
     with torch.inference_mode(False), torch.no_grad(), torch.random.fork_rng(devices):
-        drive, *parameters = (x.detach().clone() for x in (drive, *parameters))
-        state = tuple(torch.zeros_like(drive) for _ in names)
+        drive, *parameters = (x.detach().clone() for x in (current[0, :1], *parameters))
+        state = tuple(torch.full_like(drive, 0.5) for _ in names)
         versions = [x._version for x in (drive, *parameters, *state)]
         try:
             result = model.step(drive, parameters, (0.0, 1.0, *constants), state, fire)

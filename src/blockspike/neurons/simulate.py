@@ -149,9 +149,9 @@ def run_model(
         keep_freed_memory_if_large(current.nbytes)
     delay = None if recurrent_weight is None else longest_delay(recurrent_delay)
     start = start_of(state, model, current, delay)
+    own = [parameters[name] for name in model.parameters]
     if not is_transformed():
-        own = [parameters[name] for name in model.parameters]
-        check_step(model, current[0, :1], own, constants)
+        check_step(model, current, own, constants)
     if method == "fused":
         check_names(model)
     if method == "fused" and model.reverse_step is None:
@@ -160,7 +160,6 @@ def run_model(
         model = _with_derivative(model, 2 + len(constants), needs_gradient(*inputs))
     delays = of_now(recurrent_delay)
     spec = SimulationSpec(model, constants, delays, surrogate, *detached(detach_spikes))
-    own = [parameters[name] for name in model.parameters]
     arguments = (spec, current, own, recurrent_weight, start, membrane_gradient)
     threshold = None if compute_threshold is None else partial(compute_threshold, start)
     if method == "standard":
@@ -173,7 +172,7 @@ def run_model(
 @torch.no_grad()
 def _threshold_of_loop(arguments: tuple[Any, ...], spikes: Tensor, margin: Tensor) -> Tensor:
     """Threshold [T, B, N] of a model whose own threshold only its step knows."""
-    return loop(*arguments).threshold
+    return loop(*arguments, given=spikes).threshold
 
 
 def _with_derivative(model: NeuronModel, n_constants: int, is_needed: bool) -> NeuronModel:

@@ -193,7 +193,7 @@ def trace_of(
     def membrane_and_threshold() -> tuple[Tensor, Tensor]:
         check_unchanged()
         margin = compute_margin()
-        _check_spikes(margin.view(spikes.shape), spikes.detach(), n_block)
+        _check_recomputed(margin.view(spikes.shape), spikes.detach(), n_block)
         return complete(margin)
 
     membrane = None if of_membrane is None else complete(of_membrane)[0]
@@ -201,7 +201,7 @@ def trace_of(
     return SpikeTrace(spikes, membrane_and_threshold, events, state, membrane)
 
 
-def _check_spikes(margin: Tensor, spikes: Tensor, n_block: int) -> None:
+def _check_recomputed(margin: Tensor, spikes: Tensor, n_block: int) -> None:
     """Raise RuntimeError if V − θ is not that of the spikes; sees what `unchanged` cannot."""
     above, fired = margin > 0, spikes > 0
     if not (torch.equal(above, fired) if n_block == 1 else above[fired].all()):

@@ -277,14 +277,15 @@ def _run(
     n_before = delay if len(delays) == 0 else spec.longest_delay
     before = _bytes(None if start is None or weight is None else start.spikes, n_before)
     tile = tile_width(n_columns, weight, _WIDEST_TILE)
-    written = [x for x in (spikes.flatten(1), margin, drives) if x.numel()]
+    of_spikes = spikes.flatten(1)
+    written = [x for x in (of_spikes, margin, drives) if x.numel()]
     stream = all(_may_stream(tile, x) for x in written)
     repeated = columns(torch.stack(tuple(parameters)), batch_size)
     try:
         run(
             _forward, -(-n_columns // tile), tile, flat.numpy(), model,
             numbers(spec.constants, flat.numpy()), repeated, delay, delays, weight_t, before,
-            stream, spikes.flatten(1).numpy(), spike_bytes.numpy(), margin.numpy(), drives.numpy(),
+            stream, of_spikes.numpy(), spike_bytes.numpy(), margin.numpy(), drives.numpy(),
             saved.numpy(),
         )  # fmt: skip
     except NumbaError as error:
