@@ -11,6 +11,7 @@ import pytest
 
 from blockspike.data.event_file import read_event_file
 from blockspike.files import read_json, write_json
+from blockspike.runs.run import Run
 from blockspike.runs.sweeps import run_states
 
 ARGS = (
@@ -103,6 +104,31 @@ def test_another_file_of_other_data_is_not_the_finished_run(blockspike, tmp_path
     assert "finished, skipped" in blockspike(*ARGS).stdout
 
 
+def test_changed_code_of_an_own_class_is_told(blockspike, tmp_path, monkeypatch):
+    code = "from pytorch_lightning import Callback\n\n\nclass Mine(Callback):\n    {}\n"
+    (tmp_path / "my_lab").mkdir()
+    (tmp_path / "my_lab/__init__.py").touch()
+    (tmp_path / "my_lab/callbacks.py").write_text(code.format("pass"))
+    folder = tmp_path / "my_conf" / "callbacks"
+    folder.mkdir(parents=True)
+    (folder / "mine.yaml").write_text("mine:\n  _target_: my_lab.callbacks.Mine\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("BLOCKSPIKE_ALLOW", "my_lab.callbacks")
+    args = tuple(x for x in ARGS if not x.startswith(("data.path=", "trainer.max_epochs=")))
+    args = (*args, "--config-dir", "my_conf", "callbacks=mine", "trainer.max_epochs=1")
+    told = "the code of your classes has changed"
+    assert told not in blockspike(*args).stderr
+    (result,) = tmp_path.rglob("result.json")
+    assert Run(result.parent).arguments()[:2] == ["train", "--config-dir=my_conf"]
+    again = blockspike(*args)
+    assert "finished, skipped" in again.stdout and told not in again.stderr
+    (tmp_path / "my_lab/callbacks.py").write_text(code.format("best = 1.0"))
+    for start in (args, ("evaluate", f"run={result.parent}")):
+        assert f"{result.parent.relative_to(tmp_path)}: {told}" in blockspike(*start).stderr
+    longer = (*args[:-1], "trainer.max_epochs=2", "experiment_name=longer")
+    assert told in blockspike(*longer, f"extend={result.parent}").stderr
+
+
 @pytest.mark.slow
 def test_a_changed_recording_is_refused(blockspike, tmp_path):
     def write(seed: int) -> None:
@@ -147,7 +173,8 @@ def test_evaluate_refuses_an_edited_configuration(blockspike, run):
     path = run / "config.yaml"
     path.write_text(path.read_text().replace("dt_ms: 10.0", "dt_ms: 20.0"))
     done = blockspike("evaluate", f"run={run}", check=False)
-    assert done.returncode == 2 and "data.dt_ms: 10.0 → 20.0" in done.stderr
+    assert done.returncode == 2 and "config.yaml is not as the run wrote it" in done.stderr
+    assert "data.dt_ms: 10.0 → 20.0" in done.stderr
 
 
 @pytest.mark.parametrize("end", ["", "\ndata:"])

@@ -70,16 +70,25 @@ def test_a_sensor_and_many_units_are_read_as_written(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"unit": [0, 7]}, r"^unit: expected a whole number from 0 to 6, got 7 \(number 1\)$"),
-        ({"unit": [0, -1]}, "^unit: .* got -1 "),
-        ({"unit": [0.0, 1.5]}, "^unit: .* got 1.5 "),
-        ({"unit": [[0, 1]]}, r"^unit: expected numbers \[n\], got \(1, 2\)|as many times as units"),
-        ({"time": [0.0, np.nan]}, "^time: expected a number from 0 to 4,294,967,295, got nan"),
-        ({"time": [-1, 1]}, "^time: .* got -1 "),
-        ({"time": [0, 2**33]}, "^time: .* got 8589934592 "),
-        ({"label": [1.7]}, "^label: expected a whole number from 0 to 2, got 1.7 "),
-        ({"label": [3]}, "^label: .* got 3 "),
-        ({"n_events": [2.5]}, "^n_events: .* got 2.5 "),
+        (
+            {"n_events": [1, 2], "label": [1, 1], "time": [0, 1, 2], "unit": [0, 1, 7]},
+            r"a.h5, train: unit: .* from 0 to 6, got 7 \(event 1 of recording 1\)$",
+        ),
+        ({"unit": [0, -1]}, "train: unit: .* got -1 "),
+        ({"unit": [0.0, 1.5]}, "train: unit: .* got 1.5 "),
+        (
+            {"unit": [[0, 1]]},
+            r"train: unit: expected numbers \[n\], got \(1, 2\)|as many times as units",
+        ),
+        (
+            {"time": [0.0, np.nan]},
+            "train: time: expected a number from 0 to 4,294,967,295, got nan",
+        ),
+        ({"time": [-1, 1]}, "train: time: .* got -1 "),
+        ({"time": [0, 2**33]}, "train: time: .* got 8589934592 "),
+        ({"label": [1.7]}, "train: label: expected a whole number from 0 to 2, got 1.7 "),
+        ({"label": [3]}, "train: label: .* got 3 "),
+        ({"n_events": [2.5]}, "train: n_events: .* got 2.5 "),
     ],
 )
 def test_numbers_are_written_as_they_are_or_not_at_all(tmp_path, changes, message):

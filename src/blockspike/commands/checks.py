@@ -5,7 +5,10 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from blockspike.commands.mlflow_run import check_installed
-from blockspike.runs.identity import is_fit
+from blockspike.config.targets import own_code_sha256
+from blockspike.runs.identity import is_fit, plain
+from blockspike.runs.run import Run
+from blockspike.training.guard import warn
 
 MONITORS = ("val/accuracy", "val/loss")
 PRECISIONS = ("32-true", "64-true", "bf16-mixed")
@@ -36,6 +39,7 @@ def check_training(cfg: DictConfig) -> None:
     if is_fit(cfg) and cfg.n_bootstrap < 0:
         raise ValueError(f"n_bootstrap: expected an integer ≥ 0, got {cfg.n_bootstrap}")
     _check_name(cfg.experiment_name)
+    _check_counts(cfg)
     _check_each_epoch(cfg)
     _check_precision(cfg)
     _check_gradient(cfg)
@@ -57,6 +61,21 @@ def check_training(cfg: DictConfig) -> None:
             )
 
 
+def checked_code(cfg: DictConfig, run: Run) -> str | None:
+    """Warn if `run` was last started with other code of the classes that the user has written.
+
+    Returns:
+        SHA-256 of that code; None if all classes are ours.
+    """
+    sha256 = own_code_sha256(plain(cfg))
+    if run.has_other_code(sha256):
+        warn(
+            f"{run.folder}: the code of your classes has changed since the run started, so its "
+            "result is not that of the new code; delete the folder to start over with it"
+        )
+    return sha256
+
+
 def _check_name(name: str) -> None:
     """Refuse a name whose runs would not lie in a folder of their own below `output_dir`."""
     path = Path(name)
@@ -65,6 +84,26 @@ def _check_name(name: str) -> None:
             "experiment_name: expected a folder in output_dir other than "
             f"{', '.join(_FOLDERS)}, got {name!r}"
         )
+
+
+def _check_counts(cfg: DictConfig) -> None:
+    """Check counts of batches and epochs that PyTorch and Lightning take as they are."""
+    for name in (
+        *(f"limit_{part}_batches" for part in ("train", "val", "test")),
+        "overfit_batches",
+    ):
+        value = cfg.trainer.get(name)
+        if value is None or (type(value) is int and value >= 0):
+            continue
+        if type(value) is not float or not 0 <= value <= 1:
+            raise ValueError(
+                f"trainer.{name}: expected an integer ≥ 0, or a share from 0.0 to 1.0, "
+                f"got {value!r}"
+            )
+    for name in ("step_size", "T_max"):
+        value = (cfg.get("scheduler") or {}).get(name, 1)
+        if type(value) is not int or value < 1:
+            raise ValueError(f"scheduler.{name}: expected an integer ≥ 1, got {value!r}")
 
 
 def _check_each_epoch(cfg: DictConfig) -> None:

@@ -9,6 +9,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from blockspike.commands.activity import activity
+from blockspike.commands.checks import checked_code
 from blockspike.commands.evaluate_neuron import evaluate_neuron
 from blockspike.commands.run_once import use_threads
 from blockspike.config.build import build_data
@@ -54,6 +55,7 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
     if "test_accuracy" not in (run.result() or {}):
         raise ValueError(f"{run.folder}: expected a tested run, got a fold of cross-validation")
     precision = run.config().trainer.get("precision", "32-true")
+    checked_code(run.config(), run)
     predicted, labels = _predict(network, data, precision)
     confusion = np.zeros((data.n_classes, data.n_classes), int)
     np.add.at(confusion, (labels, predicted), 1)

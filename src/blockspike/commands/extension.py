@@ -6,6 +6,7 @@ from pathlib import Path
 from omegaconf import DictConfig
 from torch import nn
 
+from blockspike.commands.checks import checked_code
 from blockspike.commands.trainer import last_checkpoint
 from blockspike.files import read_json, whole_file
 from blockspike.networks.delays import Delays
@@ -46,6 +47,7 @@ def check_source(cfg: DictConfig, network: nn.Module, data_sha256: str | None) -
         )
     _check_end(cfg, network)
     source.check_data(data_sha256)
+    checked_code(cfg, source)
 
 
 def _check_end(cfg: DictConfig, network: nn.Module) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from omegaconf import DictConfig
 
-from blockspike.commands.checks import check_training
+from blockspike.commands.checks import check_training, checked_code
 from blockspike.commands.trainer import processes_of_one_run
 from blockspike.commands.wandb_run import log_result, wandb_closed
 from blockspike.config.build import build_trainer
@@ -64,6 +64,7 @@ def run_once(cfg: DictConfig, task: Task) -> dict[str, Any]:
     run, content = Run(Path(cfg.run_dir)), content_of(cfg)
     check_training(cfg)
     run.check_content(content)
+    code_sha256 = checked_code(cfg, run)
     run.clear_error()
     row = run.result()
     if row is not None and not _is_to_continue(cfg, run, row):
@@ -74,7 +75,7 @@ def run_once(cfg: DictConfig, task: Task) -> dict[str, Any]:
         return row
     use_threads(cfg.threads)
     data, module = task.build(cfg)
-    held = run.recorded(cfg, content, content_hash(content), data.sha256)
+    held = run.recorded(cfg, content, content_hash(content), data.sha256, code_sha256)
     with held, run.logged(), processes_of_one_run(), wandb_closed():
         row = _identity(cfg, content, task.title(data)) | {"data_sha256": data.sha256}
         results = task.work(cfg, run, data, module)

@@ -4,10 +4,14 @@ A run's `config.yaml` may come from somebody else, and Hydra calls whatever a `_
 only some classes of a few packages are allowed, and packages that the user trusts.
 """
 
+import hashlib
 import inspect
 import os
 import sys
+from collections.abc import Iterator
 from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
@@ -46,6 +50,44 @@ def checked_targets(node: Any, key: str) -> Any:
     """
     _check_names(node, key)
     return _defined(node, key)
+
+
+def own_code_sha256(node: Any) -> str | None:
+    """Hash of the source of the packages that the user trusts and of which a node names classes.
+
+    Args:
+        node: resolved dicts and lists.
+
+    Returns:
+        SHA-256 of the names and contents of all their Python files; None if there are none.
+    """
+    names = [name for name in _targets(node) if _is_within(name, _trusted())]
+    packages = sorted({name.partition(".")[0] for name in names})
+    files = [file for package in packages for file in _files(package)]
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(file.name.encode())
+        digest.update(file.read_bytes())
+    return digest.hexdigest() if files else None
+
+
+def _targets(node: Any) -> Iterator[str]:
+    for name, item in _items(node):
+        if name == "_target_" and isinstance(item, str):
+            yield item
+        yield from _targets(item)
+
+
+def _files(package: str) -> list[Path]:
+    """Python files of a package, or that of a module; none if it cannot be found."""
+    spec = find_spec(package)
+    if spec is None:
+        return []
+    if spec.submodule_search_locations is not None:
+        folders = map(Path, spec.submodule_search_locations)
+        return sorted(file for folder in folders for file in folder.rglob("*.py"))
+    file = Path(spec.origin or "")
+    return [file] if file.suffix == ".py" else []
 
 
 def _check_names(node: Any, key: str) -> None:

@@ -175,7 +175,11 @@ def write_event_file(
                 file.attrs["sensor"] = np.array(sensor, np.int64)
             for key, content in (("train", train), ("test", test), ("validation", validation)):
                 if content is not None:
-                    _write_split(file.create_group(key), content, n_units, n_classes)
+                    group = file.create_group(key)
+                    try:
+                        _write_split(group, content, n_units, n_classes)
+                    except ValueError as error:
+                        raise ValueError(f"{path}, {key}: {error}") from error
         raw.check()
         digest = read_event_file(temporary).sha256()
         with h5py.File(raw, "r+") as file:
@@ -238,8 +242,8 @@ def _write_split(group: h5py.Group, content: SplitContent, n_units: int, n_class
                 f"chunks: expected as many times as units and {total} events in all, got "
                 f"{len(chunk_time)} times and {len(chunk_unit)} units after {done} events"
             )
-        time[done:end] = _in_range("time", chunk_time, last_time, False, done)
-        unit[done:end] = _in_range("unit", chunk_unit, n_units - 1, first=done)
+        time[done:end] = _in_range("time", chunk_time, last_time, False, done, offset)
+        unit[done:end] = _in_range("unit", chunk_unit, n_units - 1, True, done, offset)
         done = end
     if done != total:
         raise ValueError(f"chunks: expected {total} events, got {done}")
@@ -252,9 +256,18 @@ def _write_split(group: h5py.Group, content: SplitContent, n_units: int, n_class
 
 
 def _in_range(
-    name: str, values: ArrayLike, most: float, is_whole: bool = True, first: int = 0
+    name: str,
+    values: ArrayLike,
+    most: float,
+    is_whole: bool = True,
+    first: int = 0,
+    offset: np.ndarray | None = None,
 ) -> np.ndarray:
-    """Numbers [n] from 0 to `most`; the message of the error counts them from `first`."""
+    """Numbers [n] from 0 to `most`.
+
+    The message of the error counts them from `first`, and in each recording if `offset` tells where
+    these begin.
+    """
     found = np.asarray(values)
     if found.ndim != 1 or (len(found) and found.dtype.kind not in "iuf"):
         raise ValueError(f"{name}: expected numbers [n], got {found.shape} of {found.dtype}")
@@ -263,9 +276,11 @@ def _in_range(
         bad |= found != np.floor(found)
     for i in np.flatnonzero(bad)[:1]:
         kind = "a whole number" if is_whole else "a number"
-        raise ValueError(
-            f"{name}: expected {kind} from 0 to {most:,.0f}, got {found[i]} (number {first + i})"
-        )
+        place = f"number {i}"
+        if offset is not None:
+            recording = int(np.searchsorted(offset, first + i, "right")) - 1
+            place = f"event {first + i - offset[recording]} of recording {recording}"
+        raise ValueError(f"{name}: expected {kind} from 0 to {most:,.0f}, got {found[i]} ({place})")
     return found
 
 

@@ -87,7 +87,7 @@ def _checked_config(run: Run) -> DictConfig:
         content = content_of(config)
     except (KeyError, AttributeError) as error:  # its `data` are missing or empty
         raise ValueError(f"{run.folder / 'config.yaml'}: damaged, lacks {error}") from error
-    run.check_content(content)  # the file may have been edited or damaged
+    run.check_content(content, is_read=True)  # the file may have been edited or damaged
     if is_fit(config):
         raise ValueError(
             f"{run.folder}: expected a classifier, got fitted neurons; their scores are in fits.csv"

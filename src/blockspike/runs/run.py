@@ -37,11 +37,11 @@ class RunRefusedError(ValueError):
 class Run:
     """The folder of one run.
 
-    It holds `config.yaml`, `content.json` (what the result depends on), `data.json` (the data's
-    hash), `status.json`, `checkpoints/{last,previous,best}.ckpt`, `metrics.csv` and, when finished,
-    `result.json` and, of a classifier, `confusion.csv`; `train.log` or `fit.log`; `error.log` if
-    the last attempt failed, with `bad_batch.ckpt` if a number was not finite. If several processes
-    share a run, only the first writes.
+    It holds `config.yaml`, `content.json` (what the result depends on), `data.json` (the hashes of
+    the data and of the user's own code), `status.json`, `checkpoints/{last,previous,best}.ckpt`,
+    `metrics.csv` and, when finished, `result.json` and, of a classifier, `confusion.csv`;
+    `train.log` or `fit.log`; `error.log` if the last attempt failed, with `bad_batch.ckpt` if a
+    number was not finite. If several processes share a run, only the first writes.
     """
 
     def __init__(self, folder: Path):
@@ -102,8 +102,13 @@ class Run:
             raise FileNotFoundError(f"{self.folder}: no run here (expected {path.name})")
         return read_plain_yaml(path)
 
-    def check_content(self, content: dict[str, Any]) -> None:
-        """Raise RunRefusedError if the folder belongs to a run with another configuration."""
+    def check_content(self, content: dict[str, Any], is_read: bool = False) -> None:
+        """Raise RunRefusedError if the folder belongs to a run with another configuration.
+
+        Args:
+            content: what the result depends on.
+            is_read: whether it is that of the folder's own `config.yaml`.
+        """
         path = self.folder / "content.json"
         if not path.is_file():
             return
@@ -111,6 +116,10 @@ class Run:
         changed = sorted(k for k in before | now if before.get(k) != now.get(k))
         if changed:
             changes = ", ".join(f"{k}: {before.get(k)!r} → {now.get(k)!r}" for k in changed[:4])
+            if is_read:
+                raise RunRefusedError(
+                    f"{self.folder}: config.yaml is not as the run wrote it ({changes}); undo that"
+                )
             hint = "choose another experiment_name, or delete the folder"
             is_finished = "fit" not in content and self.result() is not None
             key = "trainer.max_epochs"
@@ -143,11 +152,28 @@ class Run:
         if (self.folder / "data.json").is_file():
             os.utime(self.folder / "data.json")  # the time of the last check
 
+    def has_other_code(self, sha256: str | None) -> bool:
+        """Whether the user's own code had another hash when the run was last started."""
+        before = read_json(self.folder / "data.json").get("code_sha256")
+        return None not in (before, sha256) and before != sha256
+
     @contextmanager
     def recorded(
-        self, cfg: DictConfig, content: dict[str, Any], digest: str, data_sha256: str | None = None
+        self,
+        cfg: DictConfig,
+        content: dict[str, Any],
+        digest: str,
+        data_sha256: str | None = None,
+        code_sha256: str | None = None,
     ) -> Iterator[None]:
         """Lock the folder for this process and keep `status.json` up to date during the run.
+
+        Args:
+            cfg: configuration.
+            content: what the result depends on.
+            digest: hash of `content`.
+            data_sha256: hash of the data.
+            code_sha256: hash of the user's own code.
 
         Raises:
             RunRefusedError: another process runs here or has finished the run, or the configuration
@@ -174,8 +200,9 @@ class Run:
                 raise RunRefusedError(f"{self.folder}: another process has finished it meanwhile")
             write_text(self.folder / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
             write_json(self.folder / "content.json", content)
-            if data_sha256 is not None:
-                write_json(self.folder / "data.json", {"data_sha256": data_sha256})
+            hashes = {"data_sha256": data_sha256, "code_sha256": code_sha256}
+            if known := {name: value for name, value in hashes.items() if value is not None}:
+                write_json(self.folder / "data.json", known)
             had_attempt = (self.folder / "status.json").is_file()
             earlier_s = self.seconds(runs=False) if had_attempt else 0.0
             status = {"state": "running", "pid": os.getpid(), "started": now(), **provenance()}
@@ -212,7 +239,10 @@ class Run:
         )
 
     def arguments(self) -> list[str]:
-        """Command and overrides of the last start, without those that only name places."""
+        """Command and overrides of the last start, without those that only name places.
+
+        Of the user's folder of configurations, the name is kept: the command cannot do without.
+        """
         given = read_json(self.folder / "status.json").get("arguments", [])
         of_place = (
             "run_dir",
@@ -227,7 +257,12 @@ class Run:
         )
         of_place += ("data.path", "data.raw", "data.download", "sweep", "/", "-")
         of_place += ("search", "pruning")
-        return [argument for argument in given if not argument.lstrip("+~").startswith(of_place)]
+        kept = [argument for argument in given if not argument.lstrip("+~").startswith(of_place)]
+        for i, argument in enumerate(given):
+            flag, _, folder = argument.partition("=")
+            if flag in ("--config-dir", "-cd"):
+                kept.insert(1, f"--config-dir={Path(folder or given[i + 1]).name}")
+        return kept
 
     def seconds(self, runs: bool) -> float | None:
         """Seconds of all attempts together; None if a file is damaged or there was no attempt.
