@@ -1,5 +1,6 @@
 """The Lightning module and callbacks on a tiny problem."""
 
+import re
 from functools import partial
 from typing import Any
 
@@ -16,6 +17,7 @@ from blockspike.neurons import alif
 from blockspike.neurons.events import EventBatch
 from blockspike.training.callbacks import (
     EarlyStopping,
+    EpochBar,
     EpochLines,
     GradientNorm,
     LearningRates,
@@ -65,6 +67,7 @@ def fit(
     train_b: bool = True,
     max_delay: int = 0,
     lr_factors: dict[str, float] | None = None,
+    has_bar: bool = False,
     **options: Any,
 ):
     pl.seed_everything(0, verbose=False)
@@ -77,7 +80,7 @@ def fit(
         accelerator="cpu", max_epochs=max_epochs, logger=False,
         callbacks=[*callbacks, *([MetricsFile(folder)] if folder else [])],
         enable_checkpointing=folder is not None,
-        enable_progress_bar=False, enable_model_summary=False, log_every_n_steps=1,
+        enable_progress_bar=has_bar, enable_model_summary=False, log_every_n_steps=1,
         num_sanity_val_steps=0, **options,
     )  # fmt: skip
     loader = partial(DataLoader[Any], Batches(batches()), batch_size=None, num_workers=0)
@@ -174,6 +177,12 @@ def test_one_line_per_epoch(capsys):
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("epoch ")]
     assert len(lines) == 2
     assert "val/accuracy" in lines[0]
+
+
+def test_the_bar_in_a_terminal_counts_epochs_from_one(capsys, monkeypatch):
+    monkeypatch.setenv("FORCE_COLOR", "1")  # as in a terminal
+    fit([EpochBar()], max_epochs=2, has_bar=True)
+    assert re.findall(r"Epoch (\d+/\d+)", capsys.readouterr().out)[-1] == "2/2"
 
 
 def resumed(before: MetricsFile) -> MetricsFile:

@@ -13,14 +13,14 @@ from typing import Any
 import pytorch_lightning as pl
 import torch.distributed as dist
 from omegaconf import DictConfig
-from pytorch_lightning.callbacks import Callback, ModelCheckpoint, RichProgressBar
+from pytorch_lightning.callbacks import Callback, ModelCheckpoint
 from pytorch_lightning.loggers import TensorBoardLogger
 
 from blockspike.config.build import build_trainer
 from blockspike.runs.log import LOGGER
 from blockspike.runs.rank import is_first_process
 from blockspike.runs.run import Run
-from blockspike.training.callbacks import EpochLines, LearningRates
+from blockspike.training.callbacks import EpochBar, EpochLines, LearningRates
 from blockspike.training.checkpoint_io import PlainCheckpointIO, load_plain
 from blockspike.training.metrics_file import MetricsFile
 
@@ -38,7 +38,7 @@ def make_trainer(
         _EndTogether(),
     ]
     if cfg.progress:
-        callbacks.append(RichProgressBar() if on_terminal else EpochLines(epochs_a_line))
+        callbacks.append(EpochBar() if on_terminal else EpochLines(epochs_a_line))
     trainer = build_trainer(
         cfg, callbacks, plugins=[PlainCheckpointIO()], enable_progress_bar=on_terminal,
         num_sanity_val_steps=0, enable_model_summary=False,

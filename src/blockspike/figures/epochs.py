@@ -9,10 +9,9 @@ import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
 from blockspike.figures.means import setting, text_of, varied_settings
-from blockspike.figures.style import save
+from blockspike.figures.style import save, use_whole_ticks
 
 _METRIC = "val/accuracy"
 _FOLD = "data.fold"
@@ -114,7 +113,7 @@ def epochs(curves: Sequence[Curve], experiments: Sequence[str], folder: Path) ->
         axis.fill_between(epoch, 100 * low, 100 * high, color=colour, alpha=0.2, lw=0)
         axis.plot(curve.best, 100 * curve.mean.max(), "o", color=colour, mfc="white")
     axis.set(xlabel="epoch", ylabel="validation accuracy (%)")
-    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+    use_whole_ticks(axis.xaxis)
     axis.grid(axis="y", color="0.9")
     numbers = sorted({curve.n_runs for curve in curves})
     runs = " to ".join(map(str, dict.fromkeys([numbers[0], numbers[-1]])))

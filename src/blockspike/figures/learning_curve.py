@@ -4,9 +4,8 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import pandas as pd
-from matplotlib.ticker import MaxNLocator
 
-from blockspike.figures.style import BLUE, GREEN, GREY, ORANGE, save
+from blockspike.figures.style import BLUE, GREEN, GREY, ORANGE, save, use_whole_ticks
 
 
 def learning_curve(
@@ -32,7 +31,7 @@ def learning_curve(
         if f"val/{name}" in metrics:
             axis.plot(epoch, metrics[f"val/{name}"], color=BLUE, label="validation")
         axis.axvline(chosen_epoch, color=GREY, lw=0.8, ls=":", label="chosen epoch")
-        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+        use_whole_ticks(axis.xaxis)
         axis.set(xlabel="epoch", ylabel="cross-entropy" if name == "loss" else name)
     left.set_yscale("log")
     right.plot(chosen_epoch, test_accuracy, "o", color=ORANGE, label=f"test {test_accuracy:.1%}")

@@ -5,9 +5,8 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.ticker import MaxNLocator
 
-from blockspike.figures.style import BLUE, GREEN, GREY, ORANGE, save
+from blockspike.figures.style import BLUE, GREEN, GREY, ORANGE, save, use_whole_ticks
 
 
 def search(
@@ -60,4 +59,4 @@ def _draw_history(axis: Axes, trials: pd.DataFrame, monitor: str) -> None:
             transform=axis.get_xaxis_transform(),
         )  # fmt: skip
     axis.set(xlabel="trial", ylabel=f"{monitor} (validation)")
-    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+    use_whole_ticks(axis.xaxis)

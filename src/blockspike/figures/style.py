@@ -35,6 +35,11 @@ def label_log_axis(axis: Axis) -> None:
     axis.set_minor_formatter(NullFormatter())
 
 
+def use_whole_ticks(axis: Axis) -> None:
+    """Label an axis of epochs or other counts at 0, 1, 2, … or at multiples of 2, 5, 10, …"""
+    axis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
+
+
 def save(figure: Figure, path: Path) -> Path:
     """Write the figure as PNG and SVG and close it; returns the PNG's path.
 
