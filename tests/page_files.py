@@ -33,7 +33,7 @@ def write_lab(folder: Path) -> dict[str, str]:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(source)
     _write_tones(folder / "my_recordings")
-    (allowed,) = re.findall(r"^export BLOCKSPIKE_ALLOW=(\w+)$", page, re.MULTILINE)
+    (allowed,) = re.findall(r"^export BLOCKSPIKE_ALLOW=(\w+) PYTHONPATH=\.$", page, re.MULTILINE)
     paths = [str(folder), os.environ.get("PYTHONPATH", "")]
     return {
         "BLOCKSPIKE_ALLOW": allowed,

@@ -45,7 +45,7 @@ EXEMPT = {
         f"hydra.run.dir=outputs/wrong{replay}": "goes wrong, as it should; test_replay.py runs it"
         for replay in ("", " replay=outputs/wrong/bad_batch.ckpt")
     },
-    "python tools/guard_cost.py": "needs the whole of HD-Lauscher, and minutes",
+    "python tools/guard_cost.py --data data/hd_lauscher_sample.h5": "takes minutes",
     "make faults": "takes long; test_faults.py runs its short form",
     "make fuzz": "takes long; test_fuzz.py runs its short form",
     "python tools/faults/fuzz.py npz --runs 20000": "minutes; test_fuzz.py runs its short form",
@@ -158,6 +158,7 @@ EXEMPT = {
     "wandb leet": "takes over the terminal",
     **dict.fromkeys(("wandb login", "wandb sweep", "wandb agent"), "needs wandb's server"),
     "wandb sync outputs/*/*/seed=*/wandb/offline-run-*": "needs wandb's server",
+    "wandb sync outputs/fit/*/*/seed=*/wandb/offline-run-*": "needs wandb's server",
     "python -m blockspike.commands.wandb_dashboard ENTITY/PROJECT": (
         "needs wandb's server; test_wandb_dashboard.py does without"
     ),

@@ -255,7 +255,7 @@ def main() -> int:
         PAGE.write_text("\n".join([before + START, "", *HEAD, *lines, "", END]) + after)
         return 0
     stated = stated_lines(text)
-    wrong = [line for line, said in zip(lines, stated, strict=False) if not agrees(said, line)]
+    wrong = [line for line, given in zip(lines, stated, strict=False) if not agrees(given, line)]
     for line in wrong:
         print(f"docs/howto/nir.md differs from: {line}", file=sys.stderr)
     if len(stated) != len(lines):

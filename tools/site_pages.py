@@ -147,15 +147,15 @@ def tutorial(path: Path) -> dict[str, str | bytes]:
             parts.append(with_site_links(source, path, f"tutorials/{path.stem}.md"))
             continue
         parts.append(f"```python\n{source}\n```")
-        text = ""
+        text, pictures = "", []
         for output in cell["outputs"]:
             data = output.get("data", {})
-            text += "".join(output.get("text", []) or data.get("text/plain", []))
             if "image/png" in data:
-                name = f"{path.stem}_{number}.png"
-                files[f"tutorials/{name}"] = base64.b64decode(data["image/png"])
-                text = ""
-                parts.append(f"![Output of the cell above]({name})")
+                pictures.append(f"{path.stem}_{number}_{len(pictures)}.png")
+                files[f"tutorials/{pictures[-1]}"] = base64.b64decode(data["image/png"])
+            else:
+                text += "".join(output.get("text", []) or data.get("text/plain", []))
+        parts += [f"![Output of the cell above]({name})" for name in pictures]
         if text.strip():
             lines = text.strip("\n").splitlines()[:_LONGEST_OUTPUT]
             parts.append("``` { .text .output }\n" + "\n".join(lines) + "\n```")

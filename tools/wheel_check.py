@@ -87,7 +87,7 @@ def steps_of(page: Path, data_dir: Path) -> list[Step]:
     steps, earlier = [], ""
     for kind, text in dict.fromkeys(python_and_commands(page)):
         step = _step(kind, text, data_dir)
-        if kind == "python":  # a block that imports nothing of ours goes on from the ones before
+        if kind == "python":  # a block that imports nothing of ours continues the ones before
             earlier = text if "import blockspike" in text else f"{earlier}\n{text}"
             step = Step(step.text, ("python", "-c", earlier))
         steps.append(step)

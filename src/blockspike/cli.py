@@ -11,6 +11,7 @@ import select
 import sys
 from importlib import import_module
 from importlib.metadata import version
+from itertools import pairwise
 from pathlib import Path
 
 import hydra
@@ -65,7 +66,9 @@ _WITH_VALUE = (  # Hydra's flags that are followed by a value
 def main() -> None:
     """Run the command line: exit code 0, or 2 with one line that says what was wrong.
 
-    A traceback is printed for bugs, and for every error if HYDRA_FULL_ERROR=1.
+    The code is 1 if the command is interrupted, a speed is below its floor (`benchmark --check`) or
+    nobody reads what is printed. A traceback is printed for bugs, and for every error if
+    HYDRA_FULL_ERROR=1.
     """
     try:
         try:
@@ -204,13 +207,19 @@ def _succeeds(name: str) -> bool:
 
 def _arguments(name: str) -> list[str]:
     """Arguments of the command as Hydra takes them: overrides go last, with no flag between."""
-    given = [_with_key(name, a, sys.argv[1 + i]) for i, a in enumerate(sys.argv[2:])]
+    flags, given = [], []
+    for before, word in pairwise(["", *sys.argv[2:]]):
+        is_value = before in _WITH_VALUE
+        argument = word if is_value else _with_key(name, word)
+        (flags if is_value or not is_override(argument) else given).append(argument)
     if sum(x.startswith("path=") for x in given) > 1:
         raise ValueError(f"path: expected one path, got {' and '.join(sys.argv[2:])}")
     for space in (x for x in given if x.startswith("search.space.")):
         if not any(x.startswith("search=") for x in given):
             raise ValueError(f"search: expected -m and search=NAME, got only {space}")
-    return [as_override(name, argument) for argument in sorted(given, key=is_override)]
+    if name == "benchmark":
+        flags = ["check=true" if flag == "--check" else flag for flag in flags]
+    return [*flags, *(as_override(name, argument) for argument in given)]
 
 
 def _value(name: str, cfg: DictConfig) -> float | None:
@@ -234,9 +243,9 @@ def _completion(arguments: list[str]) -> None:
         sys.exit(2)
 
 
-def _with_key(command: str, argument: str, before: str) -> str:
+def _with_key(command: str, argument: str) -> str:
     """Turn the path that `inspect` takes without a key into an override; refuse another one."""
-    if argument.startswith("-") or before in _WITH_VALUE:
+    if argument.startswith("-"):
         return argument
     if command == "inspect" and not is_override(argument):
         return f"path={argument}"

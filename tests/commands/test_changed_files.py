@@ -104,7 +104,7 @@ def test_another_file_of_other_data_is_not_the_finished_run(blockspike, tmp_path
     assert "finished, skipped" in blockspike(*ARGS).stdout
 
 
-def test_changed_code_of_an_own_class_is_told(blockspike, tmp_path, monkeypatch):
+def test_changed_code_of_an_own_class_is_reported(blockspike, tmp_path, monkeypatch):
     code = "from pytorch_lightning import Callback\n\n\nclass Mine(Callback):\n    {}\n"
     (tmp_path / "my_lab").mkdir()
     (tmp_path / "my_lab/__init__.py").touch()

@@ -66,7 +66,7 @@ def test_an_extended_run_has_the_bits_of_an_undisturbed_one(source, blockspike, 
     args = (*EVERYTHING, "trainer.max_epochs=4")
     before = (source / "checkpoints" / "last.ckpt").read_bytes()
     done = blockspike(*args, f"extend={source}", "logger=wandb")
-    assert f"{source}: continued after epoch 2" in done.stdout
+    assert f"{source}: extended after epoch 2" in done.stdout
     blockspike(*args, "output_dir=whole/outputs")
     run, whole = run_of(tmp_path, 4), run_of(tmp_path / "whole", 4)
     check_equal(run, whole)

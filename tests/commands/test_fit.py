@@ -207,7 +207,7 @@ def _check_refusals(blockspike, run):
         assert done.returncode == 2 and "older versions; fit again" in done.stderr
     (run / "result.json").unlink()
     done = blockspike("report", f"run={run}", check=False)
-    assert done.returncode == 2 and "expected a finished fit" in done.stderr
+    assert done.returncode == 2 and "expected a finished run" in done.stderr
 
 
 def test_a_picture_of_many_stimuli_is_no_wider(blockspike, tmp_path):

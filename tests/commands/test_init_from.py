@@ -31,7 +31,7 @@ def test_frozen_layers_keep_the_weights_of_the_run(source, blockspike, tmp_path)
     assert after.row["n_epochs"] == 1 and after.data.sha256 == before.data.sha256
 
 
-def test_settings_that_do_not_hold_are_told(source, blockspike):
+def test_settings_that_do_not_hold_are_reported(source, blockspike):
     changed = ("model.tau_membrane_ms=40", "data.dt_ms=5", "experiment_name=tuned")
     told = blockspike("train", *SMALL, *changed, f"init_from={source}").stderr
     assert "(model.tau_membrane_ms=20.0), not with model.tau_membrane_ms=40" in told
@@ -40,8 +40,31 @@ def test_settings_that_do_not_hold_are_told(source, blockspike):
     assert "init_from" not in same
 
 
+def test_weights_that_would_mean_something_else_are_refused(blockspike, tmp_path):
+    """Delays are stored as shares of the longest; couplings belong to a model's equations."""
+    small = tuple(x for x in SMALL if "arp" not in x)
+    se_adlif = (*small, "model=se_adlif", "model.max_delay=5", "model.batch_norm=true")
+    blockspike("train", *se_adlif, "experiment_name=first")
+    (source,) = (tmp_path / "outputs" / "first").glob("*/seed=*")
+    for change, words in (
+        ("model.max_delay=10", "expected model.max_delay=5 as in"),
+        ("model=ef_adlif", "expected model.euler=symplectic as in"),
+    ):
+        args = (*se_adlif, change, f"init_from={source}", "experiment_name=second")
+        done = blockspike("train", *args, check=False)
+        assert done.returncode == 2 and f"init_from: {words}" in done.stderr
+    args = ("model.q=24", "experiment_name=third", "training.lr_factors={layers.*:0}")
+    told = blockspike("train", *se_adlif, *args, f"init_from={source}").stderr
+    assert f"{source} was trained with model.q=120.0, this run is with model.q=24" in told
+    (third,) = (tmp_path / "outputs" / "third").glob("*/seed=*")
+    before, after = (bs.load_run(run).network.state_dict() for run in (source, third))
+    frozen = [name for name in before if not name.startswith("readout.")]
+    assert "layers.0.norm.variance" in frozen
+    assert not [name for name in frozen if not torch.equal(before[name], after[name])]
+
+
 @pytest.mark.slow
-def test_settings_of_every_neuron_are_told(blockspike, tmp_path):
+def test_settings_of_every_neuron_are_reported(blockspike, tmp_path):
     small = (*(x for x in SMALL if "arp" not in x), "model=adlif", "model.recurrent=false")
     blockspike("train", *small, "experiment_name=first")
     (source,) = (tmp_path / "outputs" / "first").glob("*/seed=*")

@@ -126,7 +126,7 @@ def test_a_sweep_keeps_the_errors_of_its_runs(monkeypatch, capfd, tmp_path, choi
     assert not [p for p in tmp_path.rglob("*") if p.is_dir() and not list(p.iterdir())]
 
 
-def test_a_run_s_folder_without_its_key_is_told(monkeypatch, capfd, tmp_path):
+def test_a_run_s_folder_without_its_key_is_reported(monkeypatch, capfd, tmp_path):
     (tmp_path / "outputs/x/seed=0").mkdir(parents=True)
     line = refused(monkeypatch, capfd, tmp_path, "figures outputs/x/seed=0")
     assert "such as run=outputs/x/seed=0, got outputs/x/seed=0" in line

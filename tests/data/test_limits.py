@@ -232,7 +232,7 @@ def test_a_heap_whose_sizes_wrap_around_is_refused(tmp_path, size):
     content = bytearray(path.read_bytes())
     at = content.find(b"GCOL") + 16
     content[at + 8 : at + 16] = size.to_bytes(8, "little")
-    if size % 16:  # it goes on 16 bytes later, with what is now free space of no size
+    if size % 16:  # it continues 16 bytes later, with what is now free space of no size
         content[at + 16 : at + 32] = bytes(16)
         at += 16
     path.write_bytes(content)

@@ -136,7 +136,7 @@ def test_starting_times_are_honoured(written):
         loaded(written({"starting_time": 0.0}, {"starting_time": 50.0}))
 
 
-def test_a_bias_current_is_told_and_not_added(written):
+def test_a_bias_current_is_reported_and_not_added(written):
     for unknown in (0.0, np.nan):
         loaded(written(response={"bias_current": unknown}))
     path = written(response={"bias_current": -5e-11})

@@ -70,8 +70,8 @@ def test_repeats_are_numbered_from_0(tmp_path):
     repeat = 1 + np.arange(len(TIMES_S)) % 2
     with pytest.raises(ValueError, match="got none in repeat 0; are repeats numbered from 1"):
         load_recording(saved(tmp_path, spike_repeat=repeat))
-    said = load_recording(saved(tmp_path, spike_repeat=repeat, n_repeats=4)).spike_times_s
-    assert [len(train[0]) for train in said] == [0, 10, 9, 0]  # pyright: ignore
+    trains = load_recording(saved(tmp_path, spike_repeat=repeat, n_repeats=4)).spike_times_s
+    assert [len(train[0]) for train in trains] == [0, 10, 9, 0]  # pyright: ignore
     with pytest.raises(ValueError, match="expected 0 to 1, as there are 2 repeats, got 2"):
         load_recording(saved(tmp_path, spike_repeat=repeat, n_repeats=2))
     with pytest.raises(ValueError, match="n_repeats: expected an integer"):
@@ -87,8 +87,8 @@ def test_a_repeat_without_spikes_and_voltage_is_missing_and_not_silent(tmp_path)
         with pytest.raises(ValueError, match="got none in repeat 1"):
             load_recording(saved(tmp_path, spike_repeat=own, voltage_mv=voltage))
     voltage[1] = -70.0  # silent
-    said = load_recording(saved(tmp_path, spike_repeat=repeat, voltage_mv=voltage)).spike_times_s
-    assert [len(train[0]) for train in said] == [10, 0, 9]  # pyright: ignore
+    trains = load_recording(saved(tmp_path, spike_repeat=repeat, voltage_mv=voltage)).spike_times_s
+    assert [len(train[0]) for train in trains] == [10, 0, 9]  # pyright: ignore
 
 
 def test_spikes_beside_voltages_of_several_repeats_need_their_repeat(tmp_path):
@@ -101,21 +101,21 @@ def test_spikes_beside_voltages_of_several_repeats_need_their_repeat(tmp_path):
 
 
 @pytest.mark.parametrize("times_s", [0.8 * TIMES_S, TIMES_S + 0.05])
-def test_stored_spikes_that_the_voltage_does_not_show_are_told(tmp_path, times_s):
+def test_stored_spikes_that_the_voltage_does_not_show_are_reported(tmp_path, times_s):
     with pytest.warns(UserWarning, match="repeat 0: the voltage is not high at the stored spikes"):
         load_recording(saved(tmp_path, voltage_mv=voltage_mv(), spike_times_s=times_s))
-    load_recording(saved(tmp_path, voltage_mv=voltage_mv()))  # without a word
+    load_recording(saved(tmp_path, voltage_mv=voltage_mv()))  # without a warning
 
 
 @pytest.mark.parametrize("change", [lambda v: 2 * v, lambda v: -v, lambda v: v + 75])
 @pytest.mark.parametrize("stored", [TIMES_S, None])
 @pytest.mark.filterwarnings("ignore:.*not high at the stored spikes")
-def test_a_rest_that_no_membrane_has_is_told(tmp_path, change, stored):
+def test_a_rest_that_no_membrane_has_is_reported(tmp_path, change, stored):
     with pytest.warns(UserWarning, match="the median of the voltage is .* expected -110 to -20 mV"):
         load_recording(saved(tmp_path, voltage_mv=change(voltage_mv()), spike_times_s=stored))
 
 
-def test_a_sweep_filled_up_with_zeros_is_told(tmp_path):
+def test_a_sweep_filled_up_with_zeros_is_reported(tmp_path):
     voltage = np.where(np.arange(N_SAMPLES) < 15_000, voltage_mv(), 0.0)
     path = saved(tmp_path, voltage_mv=voltage, spike_times_s=None)
     with pytest.warns(UserWarning, match="voltage_mv: exactly 0 from 1.5 s on, while the current"):
@@ -125,7 +125,7 @@ def test_a_sweep_filled_up_with_zeros_is_told(tmp_path):
 
 
 @pytest.mark.parametrize("factor", [10, 100])
-def test_spikes_at_the_start_of_a_current_are_told(tmp_path, factor):
+def test_spikes_at_the_start_of_a_current_are_reported(tmp_path, factor):
     with pytest.warns(
         UserWarning, match=r"all 19 spikes are in the first 1.9 of .* s; is the time"
     ):
@@ -159,7 +159,7 @@ def test_a_wrong_time_step_is_warned_of(tmp_path, factor):
         )
 
 
-def test_a_voltage_with_few_samples_is_told(tmp_path):
+def test_a_voltage_with_few_samples_is_reported(tmp_path):
     with pytest.warns(UserWarning, match="missed in a voltage with a sample every 2 ms"):
         load_recording(saved(tmp_path, dt_ms=2.0, voltage_mv=voltage_mv(), spike_times_s=None))
 

@@ -363,7 +363,7 @@ def test_nans_at_the_end_of_all_stimuli_are_no_samples(tmp_path):
     recording = load_recording(write_npz(tmp_path / "a.npz", **changes))
     assert recording.current_pa.shape == (2, 800)
     assert np.isnan(recording.current_pa[1, 600:]).all()
-    voltage = np.tile(np.linspace(-70.0, -50.0, 1000), (2, 1))  # goes on
+    voltage = np.tile(np.linspace(-70.0, -50.0, 1000), (2, 1))  # continues
     path = write_npz(tmp_path / "b.npz", **changes, voltage_mv=voltage)
     with pytest.raises(ValueError, match="current: .* got nan at sample 800"):
         load_recording(path)

@@ -156,7 +156,7 @@ def test_a_split_without_recordings_is_named(tmp_path):
     assert len(opened(tmp_path / "all.h5", validation_fraction=0.0).train_indices) == 4
 
 
-def test_times_in_another_unit_are_told(tmp_path):
+def test_times_in_another_unit_are_reported(tmp_path):
     in_ms = [1000 * x for x in times(0.1, 0.2, 0.3, 0.4)]
     columns: dict[str, Any] = GOOD | {"spikes/times": in_ms}
     file = make_shd(tmp_path / "a.h5", **columns)

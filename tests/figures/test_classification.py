@@ -234,7 +234,7 @@ def test_unknown_paper_numbers_are_named():
         paper_numbers(methods="blocks")
 
 
-def test_runs_of_one_point_that_differ_in_an_option_are_told_and_those_of_earlier_versions_not():
+def test_runs_of_one_point_that_differ_in_an_option_are_reported_earlier_versions_not():
     rows = [run(seed=0), run(seed=1) | {"model.batch_norm": False, "git_sha": "b"}]
     table = pd.DataFrame(rows)
     tidy(table)  # an option that a run lacks was off; warnings are errors here

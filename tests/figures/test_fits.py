@@ -88,8 +88,8 @@ def test_a_sweep_prints_its_fits(tmp_path: Path, capsys: pytest.CaptureFixture):
         folders.append(tmp_path / row["run"])
         write_json(folders[-1] / "result.json", {k: v for k, v in row.items() if k != "run"})
     compare_fits(tmp_path, folders)
-    said = capsys.readouterr().out
-    assert "0.550 ± 0.050" in said and "GIF" in said and "fits_cell.png" in said
+    stated = capsys.readouterr().out
+    assert "0.550 ± 0.050" in stated and "GIF" in stated and "fits_cell.png" in stated
     compare_fits(tmp_path, folders[:2])  # seeds of one fit: nothing to compare
     assert capsys.readouterr().out == ""
 

@@ -161,7 +161,7 @@ def test_a_silent_segment_is_drawn_as_such(columns):
     assert raster.get_ylim() == (3 + 4 + 2, 0) and rate.get_ylim() == (0, 1)
 
 
-def test_fits_of_one_point_that_differ_in_an_option_are_told(tmp_path, drawn):
+def test_fits_of_one_point_that_differ_in_an_option_are_reported(tmp_path, drawn):
     table = fits().assign(experiment="a", seed=0)
     others = table.assign(**{"population.n_starts": 8.0, "experiment": "b", "seed": 1})
     with pytest.warns(UserWarning, match="one point are averaged but differ in population.n_start"):

@@ -82,7 +82,7 @@ def test_the_published_loss_is_the_mean_distance_of_the_segments(cells):
     torch.testing.assert_close(module.lowest, expected.detach())
 
 
-def test_the_loss_of_held_out_steps_is_told_only_where_there_are_any(cells):
+def test_the_loss_of_held_out_steps_is_reported_only_where_there_are_any(cells):
     batch = batch_of(cells)
     assert fit(published(), batch, 1).callback_metrics["val/loss"] > 0
     everything = batch.window._replace(split=batch.window.last)

@@ -66,7 +66,7 @@ def test_a_rate_during_a_step_is_a_null_that_a_fit_must_beat():
     assert abs(null_etv(noisy, noisy, 0, DT_MS)) < 0.1  # always on: a constant explains nothing
 
 
-def test_a_wrong_rate_is_told():
+def test_a_wrong_rate_is_reported():
     trains = fired(4)
     doubled = np.clip(trains[0] + np.roll(trains[0], 3), 0, 1)
     test = part(np.zeros((2000, 1, 1)), [trains])

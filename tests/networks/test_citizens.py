@@ -94,7 +94,7 @@ def test_a_compiled_network_takes_batches_of_other_sizes(max_delay):
         assert torch.equal(compiled(x).scores, made(x).scores)
 
 
-def test_hooks_that_do_not_run_are_told():
+def test_hooks_that_do_not_run_are_reported():
     made = network()
     made.readout.register_forward_hook(lambda *_: None)
     made(INPUT)  # the readout is called, so its hooks run

@@ -142,7 +142,7 @@ def test_skipped_steps_do_not_count_for_the_scores(scores):
     counted = counted.softmax(-1) if scores == "softmax" else counted
     assert torch.equal(output.scores, counted.mean(0) if scores == "mean" else counted.sum(0))
     assert len(output.readout) == 50
-    later = net(spikes[20:], net(spikes[:20]).state)  # which goes on, and skips nothing
+    later = net(spikes[20:], net(spikes[:20]).state)  # which continues, and skips nothing
     if scores == "sum":
         torch.testing.assert_close(later.scores, output.readout[20:].sum(0))
     with pytest.raises(ValueError, match="x: expected more than skip_steps = 12 steps, got 12"):

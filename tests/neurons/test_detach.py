@@ -63,7 +63,7 @@ def assert_same_gradients(ours: Tensor, expected: Tensor, leaves: dict[str, Tens
 
 @pytest.mark.parametrize("method", ["standard", "fused"])
 @pytest.mark.parametrize("detach_spikes", DETACHED)
-def test_alif_detaches_where_it_is_told(detach_spikes, method):
+def test_alif_detaches_where_asked(detach_spikes, method):
     leaves = make_inputs((40, 2, 6), recurrent=True)
     ours = bs.alif(**leaves, surrogate=SURROGATE, detach_spikes=detach_spikes, method=method).spikes
     expected = alif_spikes(

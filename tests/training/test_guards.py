@@ -99,9 +99,9 @@ def stopped(module: Harmed, tmp_path: Path, made=None, **options) -> str:
 
 def replayed(net: SpikingClassifier, tmp_path: Path) -> str:
     file = tmp_path / "bad.ckpt"
-    said = ClassifierGuard(tmp_path / "other").replay(file, module_of(net), trainer_of())
+    stated = ClassifierGuard(tmp_path / "other").replay(file, module_of(net), trainer_of())
     assert not (tmp_path / "other").exists()
-    return said
+    return stated
 
 
 def test_a_healthy_run_prints_nothing(tmp_path, capsys):
@@ -153,10 +153,10 @@ def in_score(module) -> None:
     ],
 )
 def test_parameters_and_outputs(tmp_path, method, harm, words):
-    said = stopped(module := module_of(network(method=method), harm), tmp_path)
-    assert said.startswith(words) and said.endswith(f"; {PLACE}")
+    stated = stopped(module := module_of(network(method=method), harm), tmp_path)
+    assert stated.startswith(words) and stated.endswith(f"; {PLACE}")
     assert module.n_steps == EPOCH * N_BATCHES + BATCH  # none for the bad batch
-    with pytest.raises(NotFiniteError, match=f"^{re.escape(said)}; this batch"):
+    with pytest.raises(NotFiniteError, match=f"^{re.escape(stated)}; this batch"):
         replayed(network(method=method), tmp_path)
 
 
@@ -173,10 +173,10 @@ def test_every_score_is_checked(tmp_path):
 def test_dense_data(tmp_path, value):
     made = batches(dense=True)
     made[BATCH][0][4, 3, 2] = value
-    said = stopped(module_of(network(method="fused")), tmp_path, made)
+    stated = stopped(module_of(network(method="fused")), tmp_path, made)
     text = f"data: input is {value} at [4, 3, 2] (1 of {N_STEPS * SIZE * N_INPUTS} values)"
-    assert said == f"{text}; epoch 1, step 3, batch 3"
-    with pytest.raises(NotFiniteError, match=re.escape(said)):
+    assert stated == f"{text}; epoch 1, step 3, batch 3"
+    with pytest.raises(NotFiniteError, match=re.escape(stated)):
         replayed(network(method="fused"), tmp_path)
 
 
@@ -204,13 +204,13 @@ def test_a_gradient(tmp_path, once):
         bad_gradient(m, once)
 
     module.harm = harm
-    said = stopped(module, tmp_path)
+    stated = stopped(module, tmp_path)
     words = "layers.0: gradient of recurrent_weight is inf at [1, 2] (1 of 64 values)"
-    assert said == f"{words}{', but not when run again' if once else ''}; {PLACE}"
+    assert stated == f"{words}{', but not when run again' if once else ''}; {PLACE}"
     for name, value in before.items():
         assert torch.equal(module.get_parameter(name), value), name
     assert "every number is finite here" in (fine := replayed(network(), tmp_path))
-    assert fine.endswith(f"it was: {said}")
+    assert fine.endswith(f"it was: {stated}")
 
 
 def test_loss(tmp_path, monkeypatch):
@@ -232,8 +232,8 @@ def test_a_loss_that_is_wrong_only_once(tmp_path, monkeypatch):
         return cross_entropy(*args, **kwargs) + (math.inf if len(calls) == 1 else 0.0)
 
     harm = lambda module: monkeypatch.setattr(classification.F, "cross_entropy", once)  # noqa: E731
-    said = stopped(module_of(network(), harm), tmp_path)
-    assert said == f"loss: is inf, but not when run again; {PLACE}"
+    stated = stopped(module_of(network(), harm), tmp_path)
+    assert stated == f"loss: is inf, but not when run again; {PLACE}"
 
 
 class Own(nn.Module):
@@ -283,15 +283,15 @@ def test_a_nan_that_a_layer_hides(tmp_path):
     net = network(layer=Own)
     with torch.no_grad():
         net.layers[1].get_parameter("threshold")[3] = math.nan  # no neuron is above it
-    said = stopped(module_of(net), tmp_path)
+    stated = stopped(module_of(net), tmp_path)
     words = "layers.1: threshold is nan at [3] (1 of 8 values)"
-    assert said == f"{words}; epoch 1, step 1, batch 1"
+    assert stated == f"{words}; epoch 1, step 1, batch 1"
     net = network(layer=Own)
     net.layers[0].hides = True  # pyright: ignore[reportArgumentType]
     made = batches(dense=True)
     made[0][0][4, 3, 2] = math.nan
-    said = stopped(module_of(net), tmp_path, made)
-    assert said.startswith("data: input is nan at [4, 3, 2] (1 of ")
+    stated = stopped(module_of(net), tmp_path, made)
+    assert stated.startswith("data: input is nan at [4, 3, 2] (1 of ")
 
 
 def test_a_rerun_draws_the_original_random_numbers(tmp_path):
@@ -300,11 +300,11 @@ def test_a_rerun_draws_the_original_random_numbers(tmp_path):
     net.layers[0].random = True  # pyright: ignore[reportArgumentType]
     for seed in range(4):
         torch.manual_seed(seed)
-        said = stopped(module_of(net), tmp_path)
-        assert said.startswith("layers.0: spikes is nan") and "not when" not in said
+        stated = stopped(module_of(net), tmp_path)
+        assert stated.startswith("layers.0: spikes is nan") and "not when" not in stated
         torch.manual_seed(seed + 100)
         state = torch.get_rng_state()
-        with pytest.raises(NotFiniteError, match=re.escape(said)):
+        with pytest.raises(NotFiniteError, match=re.escape(stated)):
             replayed(net, tmp_path)
         assert torch.equal(torch.get_rng_state(), state)
 
@@ -512,10 +512,10 @@ def fit_replayed(module, tmp_path) -> str:
 def test_data_of_a_fit(tmp_path, part):
     batch = fit_batch()
     getattr(batch, part)[7, 1, 1] = math.inf
-    said = fit_stopped(fit_module(), tmp_path, batch)
+    stated = fit_stopped(fit_module(), tmp_path, batch)
     text = f"bob: {part} is inf at step 7, segment 1 (1 such values)"
-    assert said == f"{text}; epoch 1, step 1, batch 1"
-    with pytest.raises(NotFiniteError, match=re.escape(said)):
+    assert stated == f"{text}; epoch 1, step 1, batch 1"
+    with pytest.raises(NotFiniteError, match=re.escape(stated)):
         fit_replayed(fit_module(), tmp_path)
 
 
@@ -525,9 +525,9 @@ def test_a_parameter_of_a_fit(tmp_path, method):
         with torch.no_grad():
             module.population.log_b[N_STARTS + 2] = math.nan
 
-    said = fit_stopped(fit_module(harm, method), tmp_path)
-    assert said == "bob, start 3: log_b is nan; epoch 2, step 2, batch 1"
-    with pytest.raises(NotFiniteError, match=re.escape(said)):
+    stated = fit_stopped(fit_module(harm, method), tmp_path)
+    assert stated == "bob, start 3: log_b is nan; epoch 2, step 2, batch 1"
+    with pytest.raises(NotFiniteError, match=re.escape(stated)):
         fit_replayed(fit_module(method=method), tmp_path)
 
 
@@ -540,8 +540,8 @@ def test_a_membrane_of_a_fit(tmp_path, method):
             module.population.project_ = lambda: None  # out of its bounds
             module.population.log_gain[N_STARTS + 1] = 95.0
 
-    said = fit_stopped(fit_module(harm, method), tmp_path)
-    assert said.startswith("bob, start 2: ") and said.endswith("epoch 2, step 2, batch 1")
+    stated = fit_stopped(fit_module(harm, method), tmp_path)
+    assert stated.startswith("bob, start 2: ") and stated.endswith("epoch 2, step 2, batch 1")
 
 
 def test_a_step_that_spoils_a_parameter_is_noticed_before_the_checkpoint(tmp_path):
@@ -577,9 +577,9 @@ def lost(*starts: int) -> Callable[[Any], None]:
 @pytest.mark.slow
 @pytest.mark.parametrize("loss", get_args(FittingLoss))
 def test_a_cell_without_a_start_left_stops_the_fit(tmp_path, capsys, loss):
-    said = fit_stopped(fit_module(lost(4, 5, 6, 7), loss=loss), tmp_path)
+    stated = fit_stopped(fit_module(lost(4, 5, 6, 7), loss=loss), tmp_path)
     text = "bob: loss of all 4 starts is not finite"
-    assert said == f"{text}; epoch 2, step 2, batch 1"
+    assert stated == f"{text}; epoch 2, step 2, batch 1"
     assert "every number is finite here" in fit_replayed(fit_module(loss=loss), tmp_path)
 
 

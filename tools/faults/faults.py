@@ -9,7 +9,7 @@ seed in FAULT_SEED. A fault's outcome is one of
   the same command ended in the right result;
 - LOST: the same command does not get there, hangs, or shows a traceback;
 - WRONG: it says that it is done and a number, weight or file differs from the undisturbed run, or a
-  damaged file lies where a good one should.
+  damaged file is where a good one should.
 """
 
 import argparse
@@ -71,7 +71,7 @@ class Fault:
         kind, detail: for the table.
         disturb: runs the command in a folder, disturbed; returns what it left.
         repair: removes the cause that stays, or None if none does.
-        must_refuse: whether going on without a word would be wrong.
+        must_refuse: whether continuing without a message would be wrong.
         words: that the command must say.
     """
 
@@ -395,7 +395,7 @@ def read_only(h: Harness, names: tuple[str, ...]) -> Iterator[Fault]:
 
 
 def two_processes(h: Harness, names: tuple[str, ...]) -> Iterator[Fault]:
-    """The second on the same folder is refused with the first one's pid; the first goes on."""
+    """The second on the same folder is refused with the first one's pid; the first continues."""
 
     def disturb(folder: Path, s: Scenario) -> Done:
         first = Forked(s.args, folder)
@@ -405,10 +405,10 @@ def two_processes(h: Harness, names: tuple[str, ...]) -> Iterator[Fault]:
         second = run(s.args, folder)
         os.kill(first.pid, signal.SIGCONT)
         done = first.wait()
-        said = f"already running as process {first.pid}"
-        if second.code != 2 or said not in second.err or not second.is_clear:
+        stated = f"already running as process {first.pid}"
+        if second.code != 2 or stated not in second.err or not second.is_clear:
             return Done(1, second.out, f"the second: {second.err}")
-        return Done(done.code, done.out, done.err + said)
+        return Done(done.code, done.out, done.err + stated)
 
     for name in names:
         scenario = h.scenarios[name]
@@ -465,9 +465,9 @@ def damages(
                 elif cure == "restore":
                     shutil.copyfile(scenario.base / path, folder / path)
 
-            said = Path(path).name
+            stated = Path(path).name
             yield Fault(
-                scenario, how, f"{said} at {place:.3f}", disturb, repair,
+                scenario, how, f"{stated} at {place:.3f}", disturb, repair,
             )  # fmt: skip
 
 

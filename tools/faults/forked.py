@@ -49,8 +49,8 @@ class Done:
     @property
     def is_clear(self) -> bool:
         """Whether it stopped as it should: exit code 2 and a line, not a traceback."""
-        said = [line for line in self.err.splitlines() if line.startswith("blockspike ")]
-        return self.code == 2 and bool(said) and "Traceback" not in self.err
+        stated = [line for line in self.err.splitlines() if line.startswith("blockspike ")]
+        return self.code == 2 and bool(stated) and "Traceback" not in self.err
 
 
 class Forked:

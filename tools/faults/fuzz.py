@@ -6,7 +6,7 @@
 
 Input i is a function of the parser, the seed and i. A child process parses the inputs; it may use
 1 GiB more memory than it starts with, and 1 s of CPU time per input. A child that dies, or is stuck
-for 10 s of CPU time and killed, is counted as well, and the next one goes on behind that input.
+for 10 s of CPU time and killed, is counted as well, and the next one continues behind that input.
 """
 
 from __future__ import annotations
@@ -61,8 +61,8 @@ def out_of_memory(error: BaseException | None) -> BaseException | None:
     """The error, or one that it came from, that says so."""
     while error is not None:
         # HDF5's; buffers of metadata are not touched before the file proves to have their content.
-        said = re.search("can't allocate|allocation failed for chunk", str(error), re.IGNORECASE)
-        if said or isinstance(error, MemoryError):
+        stated = re.search("can't allocate|allocation failed for chunk", str(error), re.IGNORECASE)
+        if stated or isinstance(error, MemoryError):
             return error
         error = error.__cause__ or error.__context__
     return None

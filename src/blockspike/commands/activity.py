@@ -30,7 +30,7 @@ def activity(
         The arrays of `activity.npz`, which `raster` draws.
     """
     layers = [events.dense(), *output.spikes]
-    read_as = output.mean_over_views(len(labels)).argmax(1).numpy()
+    predicted = output.mean_over_views(len(labels)).argmax(1).numpy()
     arrays: dict[str, np.ndarray] = {"dt_ms": np.array(dt_ms)}
     for k, sample in enumerate(shown_samples(labels)):
         for i, spikes in enumerate(layers):
@@ -39,5 +39,5 @@ def activity(
             arrays[f"n_units_layer{i}"] = np.array(spikes.shape[2])
         arrays[f"sample{k}_readout"] = output.readout[:, sample].numpy()
         arrays[f"sample{k}_label"] = labels[sample].numpy()
-        arrays[f"sample{k}_predicted"] = read_as[sample]
+        arrays[f"sample{k}_predicted"] = predicted[sample]
     return arrays

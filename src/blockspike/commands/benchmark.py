@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import torch
 from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
@@ -18,6 +17,7 @@ from blockspike.benchmark.layers import CONTENDERS
 from blockspike.benchmark.studies import Options, Piece, pieces
 from blockspike.benchmark.table import Row, RowFile
 from blockspike.benchmark.timing import machine, print_claims
+from blockspike.commands.run_once import use_threads
 from blockspike.data.progress import progress
 from blockspike.files import whole_file
 from blockspike.runs.identity import plain
@@ -35,8 +35,7 @@ def benchmark(cfg: DictConfig) -> None:
         ValueError: an unknown study or contender, or an unavailable device.
         SystemExit: with `check`, a ratio is below its floor.
     """
-    if cfg.threads:
-        torch.set_num_threads(cfg.threads)
+    use_threads(cfg.threads)
     console = Console()
     if cfg.check:
         _check(console, max(cfg.rounds, 2))

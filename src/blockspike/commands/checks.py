@@ -9,10 +9,11 @@ from blockspike.config.targets import own_code_sha256
 from blockspike.runs.identity import is_fit, plain
 from blockspike.runs.run import Run
 from blockspike.training.guard import warn
+from blockspike.training.pruning import MONITORS
 
-MONITORS = ("val/accuracy", "val/loss")
 PRECISIONS = ("32-true", "64-true", "bf16-mixed")
 _FOLDERS = ("published", "sweeps", "tables")  # in `output_dir`, beside the experiments
+_SET_RATES = ("OneCycleLR", "CyclicLR", "LambdaLR", "CosineAnnealingWarmRestarts")
 _LONGEST_TAG = 64  # letters that wandb takes
 _LARGEST_SEED = 2**32 - 1  # NumPy's
 
@@ -132,7 +133,7 @@ def _check_callbacks(cfg: DictConfig) -> None:
                 f"callbacks.{name}: expected an average that is validated, such as Lightning's "
                 f"EMAWeightAveraging, got {kind}, whose average no checkpoint has"
             )
-        if kind == "ReloadBestAtMilestone" and scheduler in ("OneCycleLR", "CyclicLR", "LambdaLR"):
+        if kind == "ReloadBestAtMilestone" and scheduler in _SET_RATES:
             raise ValueError(
                 f"callbacks.{name}: expected a scheduler that continues from the lowered learning "
                 f"rate, got {scheduler}, which sets it anew"

@@ -20,7 +20,14 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.basecontainer import BaseContainer
 
 from blockspike.commands.choices import check_choices, explained, hide_schemas
-from blockspike.commands.overrides import COMMANDS, OF_OVERRIDES, RUNS, as_override, check_has_key
+from blockspike.commands.overrides import (
+    COMMANDS,
+    OF_OVERRIDES,
+    RUNS,
+    as_override,
+    check_has_key,
+    quoted,
+)
 from blockspike.files import CONF
 from blockspike.runs.renamed import check_names
 from blockspike.runs.run import one_line
@@ -66,7 +73,8 @@ def compose(
     if config_dir is not None:
         if not Path(config_dir).is_dir():
             raise FileNotFoundError(f"config_dir: expected a folder, got {str(config_dir)!r}")
-        given = [*given, f"hydra.searchpath=['file://{Path(config_dir).absolute()}']"]
+        place = quoted(f"file://{Path(config_dir).absolute()}")
+        given = [*given, f"hydra.searchpath=[{place}]"]
     with _own_hydra(command):
         try:
             return _composed(command, given)

@@ -40,6 +40,9 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
     """
     use_threads(cfg.threads)
     given = {k for k in ("run", "pretrained", "neuron", "recording") if cfg[k] is not None}
+    for name in ("stimulus", "electrode"):
+        if cfg[name] is not None and given != {"neuron", "recording"}:
+            raise ValueError(f"{name}: expected neuron=FILE with recording=FILE, got only {name}")
     if given == {"pretrained"}:
         return _evaluate_pretrained(cfg)
     if given == {"neuron", "recording"}:

@@ -41,7 +41,7 @@ FIGURES = {
     "speed": speed,
     "tradeoff": tradeoff,
 }
-# figure of any sweep → the arguments that it takes
+# figure → the arguments that it takes
 _OPTIONS = {
     "sweep": ("x", "color", "facet", "metric", "experiment_name"),
     "epochs": ("color", "experiment_name"),

@@ -213,17 +213,17 @@ def _summary(row: dict[str, Any]) -> str:
     etv = ", ".join(f"{value} (σ {s:g} ms)" for s, value in values.items())
     cells = "1 cell" if row["n_cells"] == 1 else f"{row['n_cells']} cells"
     trial = row["test_reliability_etv_15ms_median"]
-    beside = f"a constant rate during the stimulus {row['test_null_etv_15ms_median']:.3f}"
+    baselines = f"a constant rate during the stimulus {row['test_null_etv_15ms_median']:.3f}"
     if trial == trial:  # not NaN: there are several recorded trials
-        beside += f", another trial of the neuron {trial:.3f}"
+        baselines += f", another trial of the neuron {trial:.3f}"
     kind = "normalised ETV" if trial == trial else "ETV"
     return (
         f"{cells} fitted in {row['fit_s']:.1f} s; on test, median {kind} {etv}, Γ ± 4 ms "
-        f"{row['test_gamma_4ms_median']:.3f}; at σ 15 ms, {beside}" + _said_of(row)
+        f"{row['test_gamma_4ms_median']:.3f}; at σ 15 ms, {baselines}" + _not_constrained(row)
     )
 
 
-def _said_of(row: dict[str, Any]) -> str:
+def _not_constrained(row: dict[str, Any]) -> str:
     names = row.get("not_constrained")
     return f"; this stimulus does not constrain {names} (intervals in fits.csv)" if names else ""
 

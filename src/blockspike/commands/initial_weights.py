@@ -1,6 +1,7 @@
 """`init_from`: training that starts from the weights of another network."""
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from omegaconf import DictConfig
 from blockspike.networks.classifier import SpikingClassifier
 from blockspike.pretrained import read_network
 from blockspike.pretrained.loaded_run import chosen_weights
+from blockspike.runs.renamed import present_target
 from blockspike.runs.run import Run
 from blockspike.training.guard import warn
 
@@ -18,6 +20,7 @@ _LEARNED = (  # start as in the other network
     "tau_membrane_ms", "tau_adaptation_ms", "b", "a", "tau_membrane_steps", "tau_adaptation_steps",
     "rate", "frequency", "time_step",
 )  # fmt: skip
+_OF_STEP = ("q", "arp_ms", "recurrent_delay")  # what a step of the neurons depends on besides
 
 
 def start_from(network: SpikingClassifier, source: str) -> list[str]:
@@ -55,20 +58,39 @@ def start_from(network: SpikingClassifier, source: str) -> list[str]:
     return list(differing)
 
 
-def warn_of_settings(cfg: DictConfig, source: str) -> None:
-    """Name settings of a run from which a network that starts from `source` differs."""
+def check_settings(cfg: DictConfig, source: str) -> None:
+    """Warn of settings in which a run differs from `source`, the network that it starts from.
+
+    Raises:
+        ValueError: the weights would mean something else: the neurons are of another model, or
+            delays, which are stored as shares of the longest, have another longest one.
+    """
     model, dt_ms = _origin(source)
-    for key in _LEARNED:
+    for key in ("_target_", "euler", "max_delay", "recurrent_max_delay"):
+        there, here = _value(model, key), _value(cfg.model, key)
+        if there != here:
+            raise ValueError(f"init_from: expected model.{key}={there} as in {source}, got {here}")
+    for key in (*_LEARNED, *_OF_STEP):
         if key in model and key in cfg.model and cfg.model[key] != model[key]:
-            warn(
-                f"init_from: the neurons start as those of {source} "
-                f"(model.{key}={model[key]}), not with model.{key}={cfg.model[key]}"
-            )
+            there, here = f"model.{key}={model[key]}", f"model.{key}={cfg.model[key]}"
+            if key in _LEARNED:
+                warn(
+                    f"init_from: the neurons start as those of {source} ({there}), not with {here}"
+                )
+            else:
+                warn(f"init_from: {source} was trained with {there}, this run is with {here}")
     if dt_ms != cfg.data.dt_ms:
         warn(
             f"init_from: time constants are kept in steps, so those of {source}, trained in steps "
             f"of {dt_ms:g} ms, become {cfg.data.dt_ms / dt_ms:.3g} times as long"
         )
+
+
+def _value(model: Mapping[str, Any], key: str) -> Any:
+    """A setting of the model; a class by its present name alone, 0 for what is left out."""
+    if key == "_target_":
+        return str(present_target(model) or "ALIFLayer").rpartition(".")[2]
+    return model.get(key) or 0
 
 
 def _origin(source: str) -> tuple[dict[str, Any], float]:

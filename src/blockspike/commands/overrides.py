@@ -60,7 +60,7 @@ def check_has_key(command: str, argument: str) -> None:
 
 
 def as_override(command: str, argument: str) -> str:
-    """Translate an argument for Hydra: quote paths, put lists in brackets, turn --check into a key.
+    """Translate an override for Hydra: quote paths, put lists in brackets.
 
     run=outputs/a=1,b=2 → run='outputs/a=1,b=2'; study=length,layers → study=['length','layers'].
     """
@@ -71,14 +71,18 @@ def as_override(command: str, argument: str) -> str:
         raise ValueError(f"{name}: expected search=NAME, a search that resumes, got {value}")
     if name.startswith("search.space."):
         argument = f"++{argument}"  # a key that the file of the search may not have
-    if command == "benchmark" and argument == "--check":
-        return "check=true"
     if name in _LISTS.get(command, ()) and value[:1] not in ("", "[") and value != "null":
-        items = (item if item.isdigit() else f"'{item}'" for item in value.split(","))
+        items = (item if item.isdigit() else quoted(item) for item in value.split(","))
         return f"{name}=[{','.join(items)}]"
     if name not in _PATHS or value == "null" or value[:1] in ("'", '"', ""):
         return argument
-    return f"{name}='{value}'"
+    return f"{name}={quoted(value)}"
+
+
+def quoted(value: str) -> str:
+    """A value that Hydra takes as it is."""
+    escaped = value.replace("'", "\\'")
+    return f"'{escaped}'"
 
 
 def _check_launcher(name: str) -> None:

@@ -61,17 +61,16 @@ def publish(cfg: DictConfig) -> Path:
         Path of the `.safetensors` file.
 
     Raises:
-        FileNotFoundError: the folder holds no finished run.
+        FileNotFoundError: the folder holds no run.
         ValueError: the name has other characters than letters, digits and _, or is another run's,
-            or the run's files are damaged.
+            or the run is not finished, or its files are damaged.
     """
     if not str(cfg.name).replace("_", "").isalnum():
         raise ValueError(f"name: expected letters, digits and _, got {cfg.name!r}")
     run = Run(Path(cfg.run))
     network, data, *_ = load_run(run.folder)
-    row = run.result()
-    if row is None:
-        raise FileNotFoundError(f"{run.folder}: expected a finished run, got no result.json")
+    run.check_finished("run")
+    row = run.result() or {}
     if "test_accuracy" not in row:
         raise ValueError(f"{run.folder}: expected a tested run, got a fold of cross-validation")
     # 1.0 is all batches, 1 is one.
@@ -104,7 +103,8 @@ def _check_is_free(path: Path, row: dict[str, Any]) -> None:
     if not path.is_file():
         return
     card = about_pretrained(path).card
-    if any(card.get(key) != row.get(key) for key in ("seed", "data_sha256", "test_accuracy")):
+    keys = ("config_hash", "seed", "data_sha256", "test_accuracy", "n_parameters", "chosen_epoch")
+    if any(card[key] != row.get(key) for key in keys if key in card):  # old ones have no hash
         raise ValueError(
             f"name: expected one that is free, got {path.stem}, which is another run's network "
             f"({path})"
@@ -116,7 +116,7 @@ def _card(
 ) -> dict[str, Any]:
     keys = (
         "data_set", "n_parameters", "test_accuracy", "train_accuracy",
-        "chosen_epoch", "n_epochs", "n_threads", "seed", "git_sha", "data_sha256",
+        "chosen_epoch", "n_epochs", "n_threads", "seed", "git_sha", "data_sha256", "config_hash",
     )  # fmt: skip
     model = content["model"]
     kind = str(model.get("_target_", "ALIFLayer")).rpartition(".")[2]

@@ -6,7 +6,6 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 from omegaconf import DictConfig
 
 from blockspike.commands.search_figures import draw_searches
@@ -21,7 +20,7 @@ from blockspike.report.fit_page import render_fit
 from blockspike.report.page import EmbeddedFigure, found_figures, render
 from blockspike.report.sweeps import Sweep, address_of, sweeps
 from blockspike.runs.identity import is_fit
-from blockspike.runs.results import finished_rows
+from blockspike.runs.results import finished_rows, fits_of
 from blockspike.runs.run import Run, provenance
 from blockspike.runs.sweeps import run_states
 from blockspike.training.confusion import read_confusion
@@ -86,7 +85,9 @@ def _traces(cfg: DictConfig) -> dict[str, Any] | None:
     """Traces for the viewer, whose libraries load only for a page that has one."""
     if cfg.run is None:
         return None
-    return import_module("blockspike.commands.viewed").traces_of(Run(Path(cfg.run)), cfg.threads)
+    return import_module("blockspike.commands.viewer_traces").traces_of(
+        Run(Path(cfg.run)), cfg.threads
+    )
 
 
 def confusion_of(run: Run) -> str | None:
@@ -103,16 +104,15 @@ def confusion_of(run: Run) -> str | None:
 
 def _report_fit(run: Run) -> Path:
     """Write the page of a finished fit into its folder."""
-    row = run.result()
-    if row is None:
-        raise FileNotFoundError(f"{run.folder}: expected a finished fit, got one without a result")
+    run.check_finished("run")
+    row = run.result() or {}
     cells = cells_of(read_npz(run.folder / "traces.npz"))
     failed = read_json(run.folder / "failed.json")
     page = render_fit(
         made_by=provenance(),
         run_name=str(run.folder),
         title=str(row["data_set"]),
-        table=pd.read_csv(run.folder / "fits.csv", converters={"cell": str}),  # also "007"
+        table=fits_of(run),
         cells=cells,
         failed={name: str(reason) for name, reason in failed.items()},
     )

@@ -70,6 +70,7 @@ def run_once(cfg: DictConfig, task: Task) -> dict[str, Any]:
     if row is not None and not _is_to_continue(cfg, run, row):
         if run.may_have_other_data(cfg.data.get("path")):
             run.check_data(task.build(cfg)[0].sha256)
+            run.mark_data_checked()
         run.mark_done()
         print(f"{run.folder}: {'pruned' if row.get('pruned') else 'finished'}, skipped")
         return row

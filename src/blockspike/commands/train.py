@@ -8,7 +8,7 @@ import pytorch_lightning as pl
 from omegaconf import DictConfig
 
 from blockspike.commands.extension import check_source, first_epochs
-from blockspike.commands.initial_weights import start_from, warn_of_settings
+from blockspike.commands.initial_weights import check_settings, start_from
 from blockspike.commands.run_once import Task, run_once
 from blockspike.commands.trainer import (
     EpochCheckpoint,
@@ -74,11 +74,11 @@ def _fit_and_test(
     )
     is_extended = _is_extended(cfg, run)
     resumed = first_epochs(Run(Path(cfg.extend)), run) if is_extended else last_checkpoint(run)
+    if cfg.trainer.get("precision") == "64-true":  # Lightning converts after loading
+        module.double()
     if cfg.init_from is not None and resumed is None:
-        if cfg.trainer.get("precision") == "64-true":  # Lightning converts later
-            module.double()
+        check_settings(cfg, cfg.init_from)
         differing = start_from(module.network, cfg.init_from)
-        warn_of_settings(cfg, cfg.init_from)
         for name in differing:
             LOGGER.warning("%s: initialised anew; it differs from %s", name, cfg.init_from)
     guard = ClassifierGuard(run.folder / "bad_batch.ckpt")

@@ -98,7 +98,7 @@ class _EndTogether(Callback):
     for each other, often forever, or the first would fail because another had already ended.
 
     Where a signal arrives in a finaliser (of the last epoch's batches), Python prints the exception
-    and goes on; then it is raised again at the next batch.
+    and continues; then it is raised again at the next batch.
     """
 
     def __init__(self):
@@ -158,7 +158,7 @@ def last_checkpoint(run: Run, is_own: bool = True) -> Path | None:
             damaged.append(path)
             continue
         if is_first_process():
-            print(f"{run.folder}: continued after epoch {epochs}")
+            print(f"{run.folder}: {'continued' if is_own else 'extended'} after epoch {epochs}")
             LOGGER.info("continued after epoch %d", epochs)
             for other in damaged if is_own else ():
                 other.unlink(missing_ok=True)

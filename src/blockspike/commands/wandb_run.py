@@ -11,7 +11,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
-import pandas as pd
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.loggers import WandbLogger
@@ -22,9 +21,11 @@ from blockspike.data.datamodule import EventDataModule
 from blockspike.figures.raster import raster
 from blockspike.figures.style import use_style
 from blockspike.runs.identity import content_hash, is_fit, plain
+from blockspike.runs.results import fits_of
 from blockspike.runs.run import Run, read_json, write_text
 from blockspike.training.classification import ClassificationModule
 from blockspike.training.metrics_table import read_metrics
+from blockspike.training.pruning import MONITORS
 
 Mode = Literal["online", "offline", "disabled"]
 _LONGEST_NAME = 128  # characters that the server takes
@@ -33,7 +34,6 @@ _BY_EPOCH = ("train/*", "val/*", "time/*", "test_each_epoch/*", "lr", "lr/*")
 _IDENTITY = ("data_set", "config_hash", "data_sha256")  # columns of the row in the summary
 _OF_MODEL = ("monitor", "val_accuracy", "chosen_epoch", "seed")  # with them in its artifact
 _MODEL_FILES = ("config.yaml", "content.json", "data.json", "checkpoints/best.ckpt")
-_BEST = {"val/accuracy": "max", "val/loss": "min"}
 
 
 def wandb_logger(
@@ -78,7 +78,7 @@ def _start(run: Run, output_dir: str, mode: Mode, **options: Any) -> Any:
     experiment.define_metric("epoch")
     for name in _BY_EPOCH:
         experiment.define_metric(name, step_metric="epoch")
-    for name, summary in _BEST.items():
+    for name, summary in MONITORS.items():
         experiment.define_metric(name, step_metric="epoch", summary=summary)
     _repeat_epochs(experiment, run.folder / "metrics.csv")
     return experiment
@@ -193,7 +193,7 @@ def _media(run: Run, module: ClassificationModule, data: EventDataModule) -> dic
 def _media_of_fits(run: Run) -> dict[str, Any]:
     import wandb
 
-    fits = pd.read_csv(run.folder / "fits.csv")
+    fits = fits_of(run)
     return {
         "media/recording": wandb.Image(str(run.folder / "figures" / "recording.png")),
         "media/fits": wandb.Table(dataframe=fits),

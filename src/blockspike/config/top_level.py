@@ -99,7 +99,7 @@ class PrepareSchema:
 
 
 @dataclasses.dataclass
-class RunSchema:
+class EvaluateSchema:
     """Top level of conf/evaluate.yaml: a run, a trained network, or a neuron and a recording."""
 
     run: str | None = None
@@ -187,7 +187,7 @@ def register_top_level() -> None:
         ("train", TrainSchema),
         ("fit", FitSchema),
         ("prepare", PrepareSchema),
-        ("run", RunSchema),
+        ("evaluate", EvaluateSchema),
         ("publish", PublishSchema),
         ("figures", FiguresSchema),
         ("collect", CollectSchema),

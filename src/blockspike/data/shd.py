@@ -288,8 +288,9 @@ def speaker_subset(speaker: np.ndarray, fraction: float, seed: int) -> np.ndarra
         ValueError: no speaker would be left for training.
     """
     order = np.random.default_rng(seed).permutation(np.unique(speaker))
-    share = np.cumsum([(speaker == s).mean() for s in order])
-    chosen = order[: int(np.searchsorted(share, fraction)) + 1]
+    n_samples = np.cumsum([(speaker == s).sum() for s in order])
+    n_wished = round(fraction * len(speaker), 6)  # a rounding error would add a speaker
+    chosen = order[: int(np.searchsorted(n_samples, n_wished)) + 1]
     if len(chosen) >= len(order):
         raise ValueError(
             f"validation_fraction: expected a fraction that leaves one of {len(order)} speakers "

@@ -9,7 +9,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from blockspike.figures.panels import plural_range, slug, where
+from blockspike.figures.panels import plural_range, slugs, where
 from blockspike.figures.style import BLUE, GREY, save
 from blockspike.figures.tables import require_columns
 
@@ -106,11 +106,9 @@ def fits(table: pd.DataFrame, folder: Path) -> list[Path]:
         ValueError: as `compared`.
     """
     points, paths = compared(table), []
-    for name in dict.fromkeys(points["data_set"]):
-        path = folder / f"fits_{slug(name)}"
-        while path.with_suffix(".png") in paths:  # names that differ in signs alone
-            path = path.with_name(f"{path.name}_")
-        paths.append(save(_figure(where(points, "data_set", [name]), name), path))
+    for name, slug in slugs(points["data_set"]).items():
+        figure = _figure(where(points, "data_set", [name]), name)
+        paths.append(save(figure, folder / f"fits_{slug}"))
     return paths
 
 

@@ -98,9 +98,9 @@ def means(table: pd.DataFrame, by: Sequence[str], metric: str | None = None) -> 
     metric = _metric(pd.DataFrame(table[has_some] if has_some.any() else table), metric)
     if metric in by:
         raise ValueError(f"metric: expected a column that is not in by, got {metric!r}")
-    known = table[metric].notna()
-    if "pruned" in table:
-        known &= table["pruned"].astype(str).str.lower() != "true"
+    known = table[metric].notna() & ~is_pruned(table)
+    if not known.any():
+        raise ValueError(f"metric: expected a run with {metric} that was not pruned, got none")
     chosen, settings = pd.DataFrame(table[known]), pd.DataFrame(settings[known])
     runs = settings.assign(**{metric: chosen[metric].astype(float)})
     groups = (
@@ -116,6 +116,13 @@ def means(table: pd.DataFrame, by: Sequence[str], metric: str | None = None) -> 
         mixed=_differing(chosen, _codes(settings), [*_settings(chosen), *_made_by(chosen)]),
         n_left_out=len(table) - len(runs),
     )
+
+
+def is_pruned(table: pd.DataFrame) -> pd.Series:
+    """Whether each run was pruned."""
+    if "pruned" not in table:
+        return pd.Series(False, index=table.index)
+    return table["pruned"].astype(str).str.lower() == "true"
 
 
 def setting(table: pd.DataFrame, name: str, option: str = "by") -> pd.Series:

@@ -15,7 +15,7 @@ from blockspike.figures.panels import (
     save_all,
     say_how,
     seeds,
-    slug,
+    slugs,
     where,
 )
 from blockspike.figures.style import BLUE, GREEN, GREY, ORANGE, PURPLE, YELLOW
@@ -70,8 +70,8 @@ def neuron_figures(table: pd.DataFrame) -> dict[str, Figure]:
         spikes=[_spikes_hz(row) for _, row in chosen.iterrows()] * duration_s,
     )
     return {
-        f"neurons_{slug(data_set)}": _figure(where(runs, "data_set", [data_set]), data_set)
-        for data_set in sorted(set(runs["data_set"]))
+        f"neurons_{slug}": _figure(where(runs, "data_set", [data_set]), data_set)
+        for data_set, slug in slugs(runs["data_set"]).items()
     }
 
 

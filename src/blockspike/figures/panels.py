@@ -81,18 +81,24 @@ def figures_of_data_sets(
     """
     nobody = f"{published}, published values only"
     figures: dict[str, Figure] = {}
-    for data_set in sorted(set(chosen["data_set"])) or [nobody]:
+    for data_set, slug in slugs(set(chosen["data_set"]) or [nobody]).items():
         figure = draw(where(chosen, "data_set", [data_set]), published)
         substitute = data_set not in (published, nobody)
         title = f"{data_set}, not {published}" if substitute else data_set
         figure.suptitle(title, fontsize=10)
-        figures[f"{stem}_{slug(data_set)}"] = figure
+        figures[f"{stem}_{slug}"] = figure
     return figures
 
 
-def slug(data_set: str) -> str:
-    """A data set's name as part of a file name."""
-    return re.sub("[^a-z0-9]+", "_", data_set.lower()).strip("_")
+def slugs(data_sets: Iterable[str]) -> dict[str, str]:
+    """Different parts of file names for different data sets, sorted by the sets' names."""
+    found: dict[str, str] = {}
+    for data_set in sorted(set(data_sets)):
+        slug = re.sub("[^a-z0-9]+", "_", data_set.lower()).strip("_")
+        while slug in found.values():  # names that differ in signs alone
+            slug += "_"
+        found[data_set] = slug
+    return found
 
 
 def mean_over_seeds(runs: pd.DataFrame, by: Sequence[str], value: str) -> pd.DataFrame:

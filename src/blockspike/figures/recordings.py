@@ -9,6 +9,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from blockspike.figures.means import setting, warn_of_mixed
+from blockspike.figures.panels import plural_range, slugs, where
 from blockspike.figures.paper_numbers import paper_numbers
 from blockspike.figures.style import BLUE, GREY, ORANGE, label_log_axis, save
 from blockspike.figures.tables import require_columns
@@ -60,7 +61,9 @@ def recordings(table: pd.DataFrame, folder: Path) -> list[Path]:
     advice = "experiment_name=NAME draws those of one experiment"
     warn_of_mixed(fits, point, "figure=recordings", advice)
     paths = []
-    for data_set, own in _groups(fits, "data_set") or [(_NOBODY, fits)]:
+    fits = fits.assign(data_set=fits["data_set"].astype(str))
+    for data_set, slug in slugs(set(fits["data_set"]) or [_NOBODY]).items():
+        own = where(fits, "data_set", [data_set])
         figure, axes = plt.subplot_mosaic(
             [["dt", "arp"], ["seconds", "seconds"]], figsize=(7.2, 6.4), layout="constrained",
             height_ratios=[3, 2],
@@ -69,7 +72,6 @@ def recordings(table: pd.DataFrame, folder: Path) -> list[Path]:
         _against_arp(axes["arp"], own)
         _seconds(axes["seconds"], own)
         figure.suptitle(_title(data_set, own), fontsize=10)
-        slug = "".join(c if c.isalnum() else "_" for c in str(data_set).lower())
         paths.append(save(figure, folder / f"recordings_{slug}"))
     return paths
 
@@ -77,16 +79,8 @@ def recordings(table: pd.DataFrame, folder: Path) -> list[Path]:
 def _title(data_set: str, fits: pd.DataFrame) -> str:
     if fits.empty:
         return data_set
-    n_cells = int(max(fits["n_cells"].tolist()))
-    cells = f"{n_cells} cell" + ("s" if n_cells > 1 else "")
-    return f"{data_set} ({cells})" + (
-        "" if "Allen" in data_set else ", not the Allen cells of the paper"
-    )
-
-
-def _groups(fits: pd.DataFrame, column: str) -> list[tuple[str, pd.DataFrame]]:
-    names = sorted({str(name) for name in fits[column]})
-    return [(name, pd.DataFrame(fits[fits[column] == name])) for name in names]
+    title = f"{data_set} ({plural_range([max(fits['n_cells'])], 'cell')})"
+    return title if "Allen" in data_set else f"{title}, not the Allen cells of the paper"
 
 
 def _by_recipe(fits: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:

@@ -32,9 +32,11 @@ class Source:
 
 
 def source_beside(picture: Path) -> Source | None:
-    """Read what `write_beside` recorded for a picture; None if there is no record."""
-    path = picture.with_suffix(".json")
-    return Source(**json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else None
+    """Read what `write_beside` recorded for a picture; None if there is no such record."""
+    try:
+        return Source(**json.loads(picture.with_suffix(".json").read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):  # no file, or one that is not ours
+        return None
 
 
 def read_table(path: Path) -> tuple[pd.DataFrame, Source]:

@@ -266,7 +266,7 @@ def check_parameters_finite(
     if recurrent_weight is not None:
         total = total + recurrent_weight.detach().sum()
     if math.isfinite(total):
-        return  # one test for all, since it waits for the GPU; only a sum of huge values goes on
+        return  # one test for all, since it waits for the GPU; only a sum of huge values continues
     for name, value in given.items():
         bad = value[~torch.isfinite(value)]
         if len(bad):

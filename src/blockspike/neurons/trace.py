@@ -174,8 +174,8 @@ def trace_of(
     """Make the trace of a simulation.
 
     When membrane or threshold is first read, V − θ is computed again, and `compute_threshold`
-    computes θ from the spikes and V − θ. In each block of `n_block` steps, V goes on without reset
-    up to the end, so that it is set to 0 after a spike.
+    computes θ from the spikes and V − θ. In each block of `n_block` steps, V continues without
+    reset up to the end, so that it is set to 0 after a spike.
 
     Raises:
         RuntimeError: raised on that read if the spikes or an input was changed in place since the

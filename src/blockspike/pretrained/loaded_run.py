@@ -21,7 +21,7 @@ class LoadedRun(NamedTuple):
         network: in evaluation mode, with the weights of the chosen epoch.
         data: its data set, ready for loaders.
         config: its configuration.
-        row: the content of `result.json`.
+        row: the content of `result.json`; empty without that file, as in a model from wandb.
 
     Examples:
         >>> import blockspike as bs

@@ -253,7 +253,7 @@ def number(value: Any) -> str:
     if value is None or pd.isna(value):
         return NOTHING
     size = abs(float(value))
-    text = f"{float(value):.0f}" if size >= 1000 else f"{float(value):.3g}"
+    text = f"{float(value):.0f}" if size >= 999.5 else f"{float(value):.3g}"
     return text.replace("-", "−")
 
 

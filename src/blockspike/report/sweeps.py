@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from blockspike.figures.means import (
     DEFAULT_METRICS,
     Means,
+    is_pruned,
     means,
     rounded,
     text_of,
@@ -50,7 +51,8 @@ def sweeps(table: pd.DataFrame) -> list[Sweep]:
     found = []
     for experiment, rows in table.groupby("experiment"):
         own = pd.DataFrame(rows)
-        has_scores = any(name in own and own[name].notna().any() for name in DEFAULT_METRICS)
+        whole = pd.DataFrame(own[~is_pruned(own)])
+        has_scores = any(name in whole and whole[name].notna().any() for name in DEFAULT_METRICS)
         if has_scores and varied_settings(own):
             found.append(_sweep(str(experiment), own))
     return found

@@ -9,7 +9,7 @@ from omegaconf import DictConfig, OmegaConf
 from blockspike.runs.renamed import OFF, former_target
 
 # Keys that may differ between two starts of one run: places and display.
-_NOT_CONTENT = (
+NOT_CONTENT = (
     "output_dir",
     "data_dir",
     "run_dir",
@@ -28,7 +28,7 @@ _NOT_CONTENT = (
 def settings_of(cfg: DictConfig) -> dict[str, Any]:
     """Resolved configuration without the keys that do not change a result."""
     settings = plain(cfg)
-    for key in _NOT_CONTENT:
+    for key in NOT_CONTENT:
         settings.pop(key, None)
     settings["data"].pop("download", None)
     if not is_fit(cfg):  # a data set may be anywhere; a recording is known by its path alone

@@ -65,6 +65,11 @@ def collect_runs(output_dir: Path) -> pd.DataFrame:
     return table
 
 
+def fits_of(run: Run) -> pd.DataFrame:
+    """The table of a finished fit, a row per cell; names such as "007" are text."""
+    return pd.read_csv(run.folder / "fits.csv", converters={"cell": str})
+
+
 def finished_rows(output_dir: Path) -> pd.DataFrame:
     """Gather every `result.json` below `output_dir`.
 
@@ -167,5 +172,5 @@ def _unique(table: pd.DataFrame) -> pd.DataFrame:
         if len(same) > 1:
             (kept, *left_out), digest = same["run"].tolist(), same["config_hash"].iloc[0]
             warning = f"{kept}: the same run (config_hash {digest}) is in {', '.join(left_out)} too"
-            print(f"blockspike collect: {warning}; only the first is in the table", file=sys.stderr)
+            print(f"warning: {warning}; only the first is in the table", file=sys.stderr)
     return pd.DataFrame(table.drop_duplicates(same_run))

@@ -137,8 +137,7 @@ class Run:
         if path != self.config().data.get("path"):
             return True
         place, checked = Path(path), last.stat().st_mtime
-        files = place.rglob("*") if place.is_dir() else [place]
-        found = (file.stat() for file in files if file.is_file())
+        found = (x.stat() for x in (place, *place.rglob("*")) if x.exists())  # a folder: deletions
         return any(max(x.st_mtime, x.st_ctime) > checked for x in found)
 
     def check_data(self, sha256: str | None) -> None:
@@ -149,8 +148,10 @@ class Run:
                 f"{self.folder}: the data have changed since the run started (SHA-256 {before} → "
                 f"{sha256}); restore them, or delete the folder"
             )
-        if (self.folder / "data.json").is_file():
-            os.utime(self.folder / "data.json")  # the time of the last check
+
+    def mark_data_checked(self) -> None:
+        """Note the time, after which `may_have_other_data` need not look at older files again."""
+        os.utime(self.folder / "data.json")
 
     def has_other_code(self, sha256: str | None) -> bool:
         """Whether the user's own code had another hash when the run was last started."""

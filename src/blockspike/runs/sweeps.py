@@ -63,7 +63,7 @@ class RecordSweep(Callback):
             planned = _planned(config)
         except (HydraException, OmegaConfBaseException):
             return  # the sweep itself reports it
-        except ValueError as error:  # Hydra would turn it into a warning and go on
+        except ValueError as error:  # Hydra would turn it into a warning and continue
             print(f"blockspike: {error}", file=sys.stderr)
             raise SystemExit(2) from error
         RecordSweep.planned = planned

@@ -8,17 +8,15 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from blockspike.runs.identity import plain
+from blockspike.runs.identity import NOT_CONTENT, plain
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
 
 _FORM = "[low, high], [low, high, log] or [choice, option, option, …]"
 _SIGNIFICANT_DIGITS = 4
-# Places, and what trials must share to be compared.
-_NOT_SEARCHED = (
-    "output_dir", "data_dir", "run_dir", "experiment_name", "data_config", "logger", "progress",
-    "threads", "replay", "extend", "search", "pruning", "hydra", "seed", "monitor",
+_NOT_SEARCHED = (  # places, display, and what trials must share to be compared
+    *NOT_CONTENT, "experiment_name", "data_config", "hydra", "seed", "monitor",
     "trainer.max_epochs", "test_each_epoch",
 )  # fmt: skip
 

@@ -23,7 +23,7 @@ from blockspike.search.study import (
     trials_of,
 )
 from blockspike.training.metrics_table import read_metrics
-from blockspike.training.pruning import higher_is_better, pruned_epoch
+from blockspike.training.pruning import MONITORS, higher_is_better, pruned_epoch
 
 if TYPE_CHECKING:
     from optuna.study import Study
@@ -112,8 +112,8 @@ def _plan(config: DictConfig, fixed: list[str]) -> Plan:
     for name, least in _LEAST.items():
         if options[name] < least:
             raise ValueError(f"search.{name}: expected an integer ≥ {least}, got {options[name]}")
-    if config.monitor not in ("val/accuracy", "val/loss"):
-        raise ValueError(f"monitor: expected val/accuracy or val/loss, got {config.monitor!r}")
+    if config.monitor not in MONITORS:
+        raise ValueError(f"monitor: expected {' or '.join(MONITORS)}, got {config.monitor!r}")
     n_epochs = config.trainer.max_epochs
     if not isinstance(n_epochs, int) or n_epochs < 1:
         raise ValueError(f"trainer.max_epochs: expected an integer ≥ 1, got {n_epochs}")

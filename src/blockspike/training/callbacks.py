@@ -1,4 +1,4 @@
-"""Callbacks: the paper's schedule, timing and progress."""
+"""Callbacks: schedule, early stopping, pruning, timing, progress and what else is logged."""
 
 import logging
 import time
@@ -63,7 +63,7 @@ class ReloadBestAtMilestone(Callback):
 
 def mode_of(monitor: str) -> str:
     """Whether a metric is better when it is lower, "min", or higher, "max"."""
-    return "min" if monitor.endswith("loss") else "max"
+    return "max" if higher_is_better(monitor) else "min"
 
 
 class EarlyStopping(early_stopping.EarlyStopping):
@@ -199,15 +199,15 @@ class EpochLines(Callback):
     @rank_zero_only
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Print the epoch's metrics."""
-        done = trainer.current_epoch + 1
-        if done % self.every and done != trainer.max_epochs:
+        epoch = trainer.current_epoch + 1
+        if epoch % self.every and epoch != trainer.max_epochs:
             return
         metrics = trainer.callback_metrics
         shown = ("train/loss", "train/accuracy", "val/loss", "val/accuracy", "time/epoch_s")
         values = "  ".join(
             f"{name} {float(metrics[name]):.4g}" for name in shown if name in metrics
         )
-        line = f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}  {values}"
+        line = f"epoch {epoch}/{trainer.max_epochs}  {values}"
         print(line, flush=True)
         _LOG.info(line)
 

@@ -77,12 +77,12 @@ def load_plain(path: Path) -> Any:
         with safe_open(path, framework="pt") as file:  # pyright: ignore[reportPrivateImportUsage]
             metadata = file.metadata() or {}
             if metadata.get("format") != _FORMAT:
-                raise ValueError(f"{path}: expected a checkpoint of format {_FORMAT}, got another")
+                raise ValueError(f"expected a checkpoint of format {_FORMAT}, got another")
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
         if _digest(metadata["structure"], tensors) != metadata["sha256"]:
-            raise ValueError(f"{path}: damaged checkpoint, its checksum does not match")
+            raise ValueError("damaged checkpoint, its checksum does not match")
         return _decode(json.loads(metadata["structure"]), tensors)
-    except (SafetensorError, KeyError, TypeError) as error:
+    except (SafetensorError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(f"{path}: not a readable checkpoint ({error})") from error
 
 

@@ -1,7 +1,7 @@
 """The Lightning module that trains a spiking classifier."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NoReturn, cast
 
 import numpy as np
@@ -16,6 +16,7 @@ from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionM
 from blockspike.data.loader import NO_LABEL
 from blockspike.networks.classifier import ClassifierOutput, SpikingClassifier
 from blockspike.networks.delays import Delays
+from blockspike.networks.normalisation import BatchNorm
 from blockspike.networks.pieces import PiecewiseOutput, run_in_pieces
 from blockspike.neurons import NotFiniteError
 from blockspike.neurons.events import EventBatch
@@ -210,10 +211,26 @@ class ClassificationModule(pl.LightningModule):
         return F.cross_entropy(scores, _counted(labels), label_smoothing=self.label_smoothing)
 
     def on_train_epoch_start(self) -> None:
-        """Sharpen delays and seed the epoch's draws, so that a resumed run draws the same."""
+        """Sharpen delays and seed the epoch's draws, so that a resumed run draws the same.
+
+        Layers whose parameters are all frozen normalise by their running statistics.
+        """
         self.network.anneal_(self._progress())
+        for norm in self._frozen_norms():
+            norm.eval()
         draw = np.random.SeedSequence([self.seed, self.current_epoch, self.global_rank])
         torch.manual_seed(int(draw.generate_state(1)[0]))
+
+    def _frozen_norms(self) -> Iterator[BatchNorm]:
+        """Normalisations of the layers whose parameters all have a learning rate of 0."""
+        trained = self._trained()
+        patterns = pattern_of(trained, self.lr_factors)
+        for name, norm in self.network.named_modules():
+            if isinstance(norm, BatchNorm):
+                layer = f"{name.rpartition('.')[0]}."
+                own = [patterns.get(x) for x in trained if x.startswith(layer)]
+                if all(pattern and self.lr_factors[pattern] == 0 for pattern in own):
+                    yield norm
 
     def _progress(self) -> float:
         """Share of the training completed, 0 to 1: of its epochs or, without a limit, its steps."""
@@ -229,8 +246,15 @@ class ClassificationModule(pl.LightningModule):
         return 0.0
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Loss of one training batch."""
-        return self._step("train", batch)
+        """Loss of one training batch; its gradients, accumulated over batches, are their mean.
+
+        Lightning divides them by the number of batches a step, also at the end of an epoch, where
+        fewer may be left.
+        """
+        loss = self._step("train", batch)
+        n = self.trainer.accumulate_grad_batches
+        n_here = min(n, self.trainer.num_training_batches - batch_idx // n * n)
+        return loss if n_here == n else loss * (n / n_here)
 
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Metrics of a validation batch; a second loader is the test set, named as such."""

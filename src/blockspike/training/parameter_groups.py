@@ -134,11 +134,12 @@ def make_scheduler(
             make = partial(make, steps_per_epoch=math.ceil(n_steps() / given["epochs"]))
     if all(factor == 1 for factor in factors):
         return {"scheduler": make(optimizer), "interval": interval}
-    if given.get("eta_min"):
-        raise ValueError(
-            "scheduler.eta_min: expected 0 with training.lr_factors, whose ratios a common floor "
-            f"would not keep, got {given['eta_min']}"
-        )
+    for name in ("eta_min", "min_lr"):
+        if given.get(name):
+            raise ValueError(
+                f"scheduler.{name}: expected 0 with training.lr_factors, whose ratios a common "
+                f"floor would not keep, got {given[name]}"
+            )
     rates = {
         name: [given[name] * factor for factor in factors]
         for name in _ABSOLUTE

@@ -3,6 +3,9 @@
 from collections.abc import Sequence
 from itertools import accumulate
 
+MONITORS = {"val/accuracy": "max", "val/loss": "min"}
+"""Metrics that may choose a model → what is best, the largest or the smallest."""
+
 
 def higher_is_better(monitor: str) -> bool:
     """Whether a larger value of the monitored metric is better: of an accuracy, not of a loss."""

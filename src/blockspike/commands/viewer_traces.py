@@ -16,14 +16,15 @@ def traces_of(run: Run, threads: int | None) -> dict[str, Any]:
     """Packed traces of the hidden layers on the test recordings that `evaluate` shows.
 
     Raises:
-        FileNotFoundError: the folder holds no trained run.
-        ValueError: the run holds fitted neurons.
+        FileNotFoundError: the folder holds no run.
+        ValueError: the run is not finished, or holds fitted neurons.
     """
     use_threads(threads)
     network, data, *_ = load_run(run.folder)
+    run.check_finished("run")
     events, labels = next(iter(data.test_dataloader()))
-    read_as = network(events).mean_over_views(len(labels)).argmax(1)
+    predicted = network(events).mean_over_views(len(labels)).argmax(1)
     samples = shown_samples(labels).tolist()
-    titles = [f"class {int(labels[i])}, classified as {int(read_as[i])}" for i in samples]
+    titles = [f"class {int(labels[i])}, classified as {int(predicted[i])}" for i in samples]
     traces = list(network.run_layers(events))
     return pack_traces(traces, samples, titles, data.dt_ms)
