@@ -56,6 +56,9 @@ def test_a_name_of_another_run_is_refused(published, blockspike):
     path.write_bytes(edited(path, lambda about, _: about["card"].update(seed=7)).read_bytes())
     failed = blockspike("publish", f"run={folder}", "name=mine", check=False)
     assert failed.returncode == 2 and "name: expected one that is free, got mine" in failed.stderr
+    other = edited(path, lambda about, _: about["card"].update(config_hash="00"))
+    path.write_bytes(other.read_bytes())  # equal in all else: such as accuracy, of few recordings
+    assert blockspike("publish", f"run={folder}", "name=mine", check=False).returncode == 2
 
 
 def test_scores_of_a_part_of_the_data_say_so(copy_of_run, blockspike, tmp_path):

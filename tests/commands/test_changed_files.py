@@ -129,6 +129,22 @@ def test_changed_code_of_an_own_class_is_reported(blockspike, tmp_path, monkeypa
     assert told in blockspike(*longer, f"extend={result.parent}").stderr
 
 
+def test_a_deleted_recording_is_noticed(tmp_path):
+    run, cells = Run(tmp_path / "run"), tmp_path / "cells"
+    run.folder.mkdir()
+    cells.mkdir()
+    for name in ("a.npz", "b.npz"):
+        (cells / name).touch()
+    (run.folder / "config.yaml").write_text(f"data:\n  path: {cells}\n")
+    write_json(run.folder / "data.json", {"data_sha256": "0"})
+    later = time.time() + 10
+    os.utime(run.folder / "data.json", (later, later))
+    assert not run.may_have_other_data(str(cells))
+    (cells / "b.npz").unlink()
+    os.utime(cells, (later + 10, later + 10))
+    assert run.may_have_other_data(str(cells))
+
+
 @pytest.mark.slow
 def test_a_changed_recording_is_refused(blockspike, tmp_path):
     def write(seed: int) -> None:
@@ -150,6 +166,9 @@ def test_a_changed_recording_is_refused(blockspike, tmp_path):
     write(0)
     for _ in range(2):
         assert "finished, skipped" in blockspike(*FIT).stdout
+    mode = (result.parent / "data.json").stat()
+    Run(result.parent).check_data(row["data_sha256"])  # as of another person's run
+    assert (result.parent / "data.json").stat().st_mtime_ns == mode.st_mtime_ns
     result.unlink()
     write(1)
     done = blockspike(*FIT, check=False)

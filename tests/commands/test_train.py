@@ -307,6 +307,11 @@ def test_a_folder_in_use_is_refused(blockspike, tmp_path, data_dir):
         ("trainer.overfit_batches=1.5", ("overfit_batches", "a share from 0.0 to 1.0", "1.5")),
         ("scheduler=step scheduler.step_size=0", ("scheduler.step_size: expected an integer ≥ 1",)),
         ("scheduler=cosine scheduler.T_max=2.5", ("scheduler.T_max", "≥ 1", "2.5")),
+        (
+            "callbacks=reload_best +scheduler._target_=torch.optim.lr_scheduler."
+            "CosineAnnealingWarmRestarts",
+            ("callbacks.reload_best: expected a scheduler that continues", "WarmRestarts"),
+        ),
         ("trainer.precision=16-mixed", ("trainer.precision: expected 32-true", "16-mixed")),
         ("trainer.precision=bf16-true", ("trainer.precision: expected 32-true", "bf16-true")),
     ],
@@ -446,6 +451,21 @@ def test_gradients_of_several_batches_make_a_step(blockspike, tmp_path):
     blockspike("train", *SMALL, "debug=fast", "trainer.accumulate_grad_batches=2")
     run = one_run(tmp_path)
     assert load_plain(run / "checkpoints" / "last.ckpt")["global_step"] == 1
+
+
+def test_a_run_in_float64_resumes_and_is_extended_with_all_digits(blockspike, tmp_path):
+    args = ("train", *SMALL, "trainer.precision=64-true", "trainer.limit_train_batches=2")
+    blockspike(*args, "trainer.max_epochs=2")
+    blockspike(*args, "trainer.max_epochs=1")
+    (first,) = (tmp_path / "outputs/default").glob("*max_epochs=1*/seed=0")
+    blockspike(*args, "trainer.max_epochs=2", f"extend={first}", "experiment_name=extended")
+    runs = [
+        next((tmp_path / f"outputs/{x}").glob("*max_epochs=2*/seed=0"))
+        for x in ("default", "extended")
+    ]
+    weights = [load_plain(run / "checkpoints/last.ckpt")["state_dict"] for run in runs]
+    assert weights[0]["network.readout.weight"].dtype == torch.float64
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
 
 
 def test_a_resumed_run_keeps_its_patience(blockspike, tmp_path):

@@ -367,6 +367,14 @@ def test_nothing_is_held_out_where_the_fraction_is_0(prepared):
     assert len(module.train_indices) == len(module.train) == 80
 
 
+@pytest.mark.parametrize(("fraction", "n_speakers"), [(0.45, 9), (0.5, 10), (0.55, 11)])
+def test_a_fraction_is_held_out_without_a_speaker_too_many(fraction, n_speakers):
+    speaker = np.repeat(np.arange(20), 10)
+    for seed in range(3):
+        chosen = speaker_subset(speaker, fraction, seed)
+        assert len(set(speaker[chosen])) == n_speakers
+
+
 def test_validation_must_leave_a_speaker_for_training():
     with pytest.raises(ValueError, match="leaves one of 2 speakers for training"):
         speaker_subset(np.array([1, 1, 2]), 0.99, 0)

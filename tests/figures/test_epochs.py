@@ -56,6 +56,13 @@ def test_runs_of_different_length_are_named():
         mean_curves(table, metrics)
 
 
+def test_too_many_curves_to_tell_apart_are_refused(tmp_path):
+    table, metrics = made()
+    (curve,) = mean_curves(table.head(1), metrics[:1])
+    with pytest.raises(ValueError, match="at most 16 curves to tell apart, got 17"):
+        epochs([curve] * 17, ["mine"], tmp_path)
+
+
 def test_runs_without_validation_are_left_out():
     table, metrics = made()
     without = [m.drop(columns="val/accuracy") for m in metrics]

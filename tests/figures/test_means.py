@@ -42,6 +42,8 @@ def test_pruned_trials_are_in_no_mean(others):
     found = means(table, [], "val_accuracy")
     assert found.points["n"].tolist() == [2] and found.points["mean"].tolist() == [0.91]
     assert found.warnings == ["runs left out, pruned or without val_accuracy: 1"]
+    with pytest.raises(ValueError, match="expected a run with val_accuracy that was not pruned"):
+        means(table.assign(pruned=True), [], "val_accuracy")
 
 
 def test_a_group_of_the_configuration_is_its_choice():

@@ -184,7 +184,7 @@ def test_many_combinations_have_one_colour_and_one_entry():
         drawn = figure(pd.DataFrame(rows[:n]), chosen)
         (legend,) = drawn.legends
         texts = [text.get_text() for text in legend.get_texts()]
-        assert len(texts) == n_entries and (texts == ["17 combinations"]) == (n == 17)
+        assert len(texts) == n_entries and texts[0].startswith("17 combinations, too") == (n == 17)
         (axis,) = drawn.axes
         means_shown = mean_lines(axis)
         assert len({line.get_color() for line, _ in means_shown}) == n_entries

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import pytorch_lightning as pl
 import torch
-from torch.optim.lr_scheduler import CosineAnnealingLR, OneCycleLR, StepLR
+from torch.optim.lr_scheduler import CosineAnnealingLR, OneCycleLR, ReduceLROnPlateau, StepLR
 from torch.utils.data import DataLoader
 
 from blockspike.networks.classifier import SpikingClassifier
@@ -175,3 +175,16 @@ def test_weight_decay_splits_a_group():
 def test_bad_factors_are_refused(factors, words):
     with pytest.raises(ValueError, match=words):
         optimizer_of(network(), torch.optim.Adam, lr_factors=factors)
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "floor"),
+    [
+        (partial(CosineAnnealingLR, T_max=3, eta_min=1e-4), "eta_min"),
+        (partial(ReduceLROnPlateau, min_lr=1e-4), "min_lr"),
+    ],
+)
+def test_a_common_floor_of_different_rates_is_refused(scheduler, floor):
+    options = {"scheduler": scheduler, "lr_factors": {"beta": 0.1}}
+    with pytest.raises(ValueError, match=f"scheduler.{floor}: expected 0 .* got 0.0001"):
+        optimizer_of(network(), partial(torch.optim.Adam, lr=0.01), **options)

@@ -8,6 +8,8 @@ import pandas as pd
 import pytest
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.callbacks import Callback
+from torch.nn import functional
 from torch.utils.data import DataLoader, Dataset
 
 from blockspike.data.loader import NO_LABEL
@@ -177,6 +179,37 @@ def test_one_line_per_epoch(capsys):
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("epoch ")]
     assert len(lines) == 2
     assert "val/accuracy" in lines[0]
+
+
+@pytest.mark.parametrize("n_batches", [3, 4])
+def test_accumulated_gradients_are_means_also_of_the_last_batches(n_batches):
+    """Of three batches, two and one make a step."""
+    torch.manual_seed(0)
+    given = batches(n_batches)
+    network = SpikingClassifier(N_INPUTS, 2, 4, 1, dt_ms=1.0)
+    expected = []
+    for pair in (given[:2], given[2:]):
+        network.zero_grad()
+        for x, labels in pair:
+            (functional.cross_entropy(network(x).scores, labels) / len(pair)).backward()
+        expected.append(network.readout.get_parameter("weight").grad.clone())  # pyright: ignore
+    found = []
+
+    class Gradients(Callback):
+        def on_before_optimizer_step(self, trainer, pl_module, optimizer):
+            found.append(network.readout.get_parameter("weight").grad.clone())  # pyright: ignore
+
+    module = ClassificationModule(network, 2, 1.0, partial(torch.optim.SGD, lr=0.0))
+    trainer = pl.Trainer(
+        accelerator="cpu", max_epochs=1, logger=False, callbacks=[Gradients()],
+        enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
+        accumulate_grad_batches=2,
+    )  # fmt: skip
+    loader = DataLoader[Any](Batches(given), batch_size=None)
+    trainer.fit(module, loader, loader)
+    assert len(found) == 2
+    for own, wanted in zip(found, expected, strict=True):
+        torch.testing.assert_close(own, wanted)
 
 
 def test_the_bar_in_a_terminal_counts_epochs_from_one(capsys, monkeypatch):

@@ -1,6 +1,8 @@
 """`blockspike figures`: draw an evaluated run, or a figure of the paper."""
 
+import shlex
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +14,7 @@ from blockspike.data.limits import read_npz
 from blockspike.figures.cell_traces import cells_of
 from blockspike.figures.classification import classification
 from blockspike.figures.confusion import confusion_matrix
-from blockspike.figures.epochs import epochs, mean_curves
+from blockspike.figures.epochs import METRIC, epochs, mean_curves
 from blockspike.figures.fits import fits
 from blockspike.figures.learning_curve import learning_curve
 from blockspike.figures.means import of_experiment
@@ -116,13 +118,16 @@ def _of_table(cfg: DictConfig) -> list[Path]:
         paths = [_epochs(of_experiment(table, cfg.experiment_name), folder, cfg)]
     else:
         paths = FIGURES[cfg.figure](of_experiment(table, cfg.experiment_name), folder)
+    given = {name: cfg[name] for name in _OPTIONS.get(cfg.figure, ()) if cfg[name] is not None}
+    arguments = [f"{name}={','.join(x) if name == 'color' else x}" for name, x in given.items()]
     for path in paths:
-        source.write_beside(path)
+        replace(source, arguments=shlex.join(arguments)).write_beside(path)
     return paths
 
 
 def _sweep(table: pd.DataFrame, folder: Path, cfg: DictConfig) -> Path:
-    path, found = sweep(table, folder, roles(table, cfg.x, cfg.color, cfg.facet), cfg.metric)
+    chosen = roles(table, cfg.x, cfg.color, cfg.facet, cfg.metric)
+    path, found = sweep(table, folder, chosen, cfg.metric)
     for warning in found.warnings:
         print(f"blockspike figures: {warning}", file=sys.stderr)
     return path
@@ -131,10 +136,11 @@ def _sweep(table: pd.DataFrame, folder: Path, cfg: DictConfig) -> Path:
 def _epochs(table: pd.DataFrame, folder: Path, cfg: DictConfig) -> Path:
     require_columns(table, ("run", "experiment"))
     metrics = [read_metrics(Path(cfg.output_dir) / run / "metrics.csv") for run in table["run"]]
+    validated = pd.DataFrame(table[[METRIC in own for own in metrics]])
     curves = mean_curves(table, metrics, cfg.color)
     for curve in curves:
         print(curve)
-    return epochs(curves, sorted({str(name) for name in table["experiment"]}), folder)
+    return epochs(curves, sorted({str(name) for name in validated["experiment"]}), folder)
 
 
 def _check_arguments(cfg: DictConfig) -> None:

@@ -6,6 +6,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 from omegaconf import DictConfig
 
 from blockspike.commands.search_figures import draw_searches
@@ -23,6 +24,7 @@ from blockspike.runs.identity import is_fit
 from blockspike.runs.results import finished_rows, fits_of
 from blockspike.runs.run import Run, provenance
 from blockspike.runs.sweeps import run_states
+from blockspike.search.study import FILE
 from blockspike.training.confusion import read_confusion
 
 
@@ -69,7 +71,7 @@ def report(cfg: DictConfig) -> Path:
 
 
 def _sweeps(output_dir: Path) -> list[Sweep]:
-    """The sweeps of all finished runs, also of those that no table holds yet."""
+    """The sweeps of all finished runs, also of those that no table holds yet; no searches."""
     if not any(output_dir.rglob("result.json")):
         return []
     try:
@@ -78,7 +80,8 @@ def _sweeps(output_dir: Path) -> list[Sweep]:
         print(f"blockspike report: no sweeps: {error}", file=sys.stderr)
         return []
     use_style()
-    return sweeps(table)
+    searched = [str(file.parent.relative_to(output_dir)) for file in output_dir.rglob(FILE)]
+    return sweeps(pd.DataFrame(table[~table["experiment"].isin(searched)]))
 
 
 def _traces(cfg: DictConfig) -> dict[str, Any] | None:

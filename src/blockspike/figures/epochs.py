@@ -1,6 +1,7 @@
 """Validation accuracy by epoch, averaged over folds and seeds: how many epochs to train."""
 
 import re
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,8 +14,10 @@ from matplotlib.figure import Figure
 from blockspike.figures.means import setting, text_of, varied_settings
 from blockspike.figures.style import save, use_whole_ticks
 
-_METRIC = "val/accuracy"
+METRIC = "val/accuracy"
 _FOLD = "data.fold"
+_MOST_CURVES = 16
+_STYLES = ("-", "--", "-.", ":")
 
 
 @dataclass(frozen=True)
@@ -61,9 +64,9 @@ def mean_curves(
         ValueError: no run has a validation split, or runs of one curve have different numbers of
             epochs.
     """
-    known = [i for i, curve in enumerate(metrics) if _METRIC in curve]
+    known = [i for i, curve in enumerate(metrics) if METRIC in curve]
     if not known:
-        raise ValueError(f"table: expected runs with {_METRIC} in metrics.csv, got none")
+        raise ValueError(f"table: expected runs with {METRIC} in metrics.csv, got none")
     table = table.iloc[known].reset_index(drop=True)
     names = list(color) if color is not None else _settings(table)
     settings = pd.DataFrame({name: setting(table, name) for name in names}, index=table.index)
@@ -72,7 +75,7 @@ def mean_curves(
     for values, rows in groups.items():
         values = values if isinstance(values, tuple) else (values,)
         label = ", ".join(f"{n}={text_of(v)}" for n, v in zip(names, values, strict=True))
-        own = [metrics[known[row]][_METRIC].to_numpy(float) for row in rows]
+        own = [metrics[known[row]][METRIC].to_numpy(float) for row in rows]
         lengths = sorted({len(curve) for curve in own})
         if len(lengths) > 1:
             raise ValueError(
@@ -101,14 +104,25 @@ def epochs(curves: Sequence[Curve], experiments: Sequence[str], folder: Path) ->
         curves: see `mean_curves`.
         experiments: names of the experiments, for the file's name and the title.
         folder: where to write `epochs_<experiment>.png`.
+
+    Raises:
+        ValueError: there are too many curves to tell apart.
     """
-    figure = Figure(figsize=(6, 4), layout="constrained")
+    if len(curves) > _MOST_CURVES:
+        raise ValueError(
+            f"figure: expected at most {_MOST_CURVES} curves to tell apart, got {len(curves)}; "
+            "choose experiment_name=… or color=…"
+        )
+    labels = [f"{c.label or 'mean'}; best epoch {c.best}: {c.mean.max():.1%}" for c in curves]
+    labels = [textwrap.fill(label, 90, subsequent_indent="   ") for label in labels]
+    n_lines = sum(label.count("\n") + 1 for label in labels)
+    figure = Figure(figsize=(6, 3.6 + 0.2 * n_lines), layout="constrained")
     axis = figure.subplots()
     colours = sns.color_palette("colorblind" if len(curves) <= 10 else "husl", len(curves))
-    for curve, colour in zip(curves, colours, strict=True):
+    for i, (curve, colour, label) in enumerate(zip(curves, colours, labels, strict=True)):
         epoch = np.arange(1, len(curve.mean) + 1)
-        label = f"{curve.label or 'mean'}; best epoch {curve.best}: {curve.mean.max():.1%}"
-        axis.plot(epoch, 100 * curve.mean, color=colour, label=label)
+        style = _STYLES[i % len(_STYLES)]  # curves may be equal
+        axis.plot(epoch, 100 * curve.mean, color=colour, ls=style, label=label)
         low, high = curve.mean - curve.standard_error, curve.mean + curve.standard_error
         axis.fill_between(epoch, 100 * low, 100 * high, color=colour, alpha=0.2, lw=0)
         axis.plot(curve.best, 100 * curve.mean.max(), "o", color=colour, mfc="white")
@@ -117,7 +131,8 @@ def epochs(curves: Sequence[Curve], experiments: Sequence[str], folder: Path) ->
     axis.grid(axis="y", color="0.9")
     numbers = sorted({curve.n_runs for curve in curves})
     runs = " to ".join(map(str, dict.fromkeys([numbers[0], numbers[-1]])))
-    figure.suptitle(f"{', '.join(experiments)}: mean ± s.e., runs a curve: {runs}", fontsize=10)
+    title = f"{', '.join(experiments)}: mean ± s.e., runs a curve: {runs}"
+    figure.suptitle(textwrap.fill(title, 80), fontsize=10)
     figure.legend(loc="outside lower center", frameon=False, fontsize=9)
     own = experiments[0] if len(experiments) == 1 else "all"
     return save(figure, folder / re.sub(r"\W+", "_", f"epochs_{own}"))

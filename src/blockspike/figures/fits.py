@@ -9,6 +9,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from blockspike.figures.means import text_of
 from blockspike.figures.panels import plural_range, slugs, where
 from blockspike.figures.style import BLUE, GREY, save
 from blockspike.figures.tables import require_columns
@@ -81,7 +82,7 @@ def _with_options(fits: pd.DataFrame, options: list[Any]) -> pd.Series:
     for _, alike in fits.groupby(["data_set", "neuron"]):
         if alike["recipe"].nunique() == 1:
             continue
-        texts = {name: [str(x) for x in alike[name].tolist()] for name in options}
+        texts = {name: [text_of(x) for x in alike[name].tolist()] for name in options}
         varied = [name for name in options if len(set(texts[name])) > 1]
         if alike["experiment"].nunique() > 1:
             texts["experiment"] = [str(x) for x in alike["experiment"].tolist()]
@@ -129,8 +130,9 @@ def _figure(points: pd.DataFrame, data_set: str) -> Figure:
     axes[0].set_yticks(range(len(points)), points["fit"].tolist())
     axes[0].set_ylim(len(points) - 0.4, -0.6)
     cells = plural_range(points["n_cells"], "cell")
-    figure.suptitle(f"{data_set}: {cells}, {plural_range(points['n_runs'], 'run')} a row, test",
-                    fontsize=10)  # fmt: skip
+    runs = plural_range(points["n_runs"], "run")
+    what = "median over cells" if max(points["n_cells"].tolist()) > 1 else "test"
+    figure.suptitle(f"{data_set}: {cells}, {what}; mean ± s.e. of {runs} a row", fontsize=10)
     return figure
 
 

@@ -5,7 +5,15 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import pandas as pd
 
-from blockspike.figures.style import BLUE, GREEN, GREY, ORANGE, save, use_whole_ticks
+from blockspike.figures.style import (
+    BLUE,
+    GREEN,
+    GREY,
+    ORANGE,
+    label_log_axis,
+    save,
+    use_whole_ticks,
+)
 
 
 def learning_curve(
@@ -37,6 +45,7 @@ def learning_curve(
     right.plot(chosen_epoch, test_accuracy, "o", color=ORANGE, label=f"test {test_accuracy:.1%}")
     linear = scores["linear_model_test_accuracy"]
     right.axhline(linear, color=GREEN, lw=1, ls="-.", label=f"linear model, test {linear:.1%}")
+    label_log_axis(left.yaxis)
     handles, labels = right.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=5, frameon=False, fontsize=8)
     figure.suptitle(scores["data_set"], fontsize=10)

@@ -95,7 +95,7 @@ def means(table: pd.DataFrame, by: Sequence[str], metric: str | None = None) -> 
     if len(settings.columns) < len(by):
         raise ValueError(f"by: expected different names, got {', '.join(by)}")
     has_some = settings.notna().any(axis=1) if by else pd.Series(True, index=table.index)
-    metric = _metric(pd.DataFrame(table[has_some] if has_some.any() else table), metric)
+    metric = metric_of(pd.DataFrame(table[has_some] if has_some.any() else table), metric)
     if metric in by:
         raise ValueError(f"metric: expected a column that is not in by, got {metric!r}")
     known = table[metric].notna() & ~is_pruned(table)
@@ -198,7 +198,7 @@ def rounded(points: pd.DataFrame) -> list[str]:
     ]
 
 
-def _metric(table: pd.DataFrame, metric: str | None) -> str:
+def metric_of(table: pd.DataFrame, metric: str | None) -> str:
     """Name of a column of numbers that some run has."""
     numbers = [
         str(name) for name, column in table.items()

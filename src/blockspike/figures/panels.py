@@ -50,7 +50,7 @@ SURROGATES = {
     "fast_sigmoid": ("fast sigmoid", "#CC79A7", "s"),
     "boxcar": ("boxcar", "#E69F00", "^"),
 }
-ACCURACY = "test accuracy (%)\nours: model chosen on validation"
+ACCURACY = "test accuracy (%)\nours: model chosen on validation,\nmean ± s.e. over seeds"
 ARP = "absolute refractory period (ms)"
 
 

@@ -1,5 +1,6 @@
 """Recordings beside the neurons fitted to them: current, rasters and smoothed rates."""
 
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from blockspike.figures.style import GREY, ORANGE, save
 
 _MOST_COLUMNS = 3
 _SHOWN_S = 3.0
+_LONGEST_TITLE = 32  # characters above a column
 
 
 def recording_fit(cells: Sequence[CellTraces], path: Path) -> Path:
@@ -74,7 +76,8 @@ def _column(axes, cell: CellTraces, segment: int) -> None:
     of_all = f" ({segment + 1} of {n})" if n > 1 else ""
     etv, gamma = cell.etv_15ms[segment], cell.gamma_4ms[segment]
     scores = f"ETV {etv:.2f}, Γ {gamma:.2f}".replace("-", "−").replace("nan", "–")
-    axes[0].set_title(f"{cell.name}: {scores}\n{cell.titles[segment]}{of_all}", fontsize=8)
+    name = textwrap.fill(cell.name, _LONGEST_TITLE)
+    axes[0].set_title(f"{name}\n{scores}\n{cell.titles[segment]}{of_all}", fontsize=8)
     axes[0].plot(_times(len(current), longest_s), current, color=GREY, lw=0.5)
     n_recorded = int(cell.n_recorded[segment])
     sets = (
@@ -95,7 +98,8 @@ def _column(axes, cell: CellTraces, segment: int) -> None:
     for label, hz, colour in rates:
         time_s = np.arange(hz.shape[1]) * cell.rate_steps * cell.dt_ms / 1000
         axes[2].plot(time_s, hz[segment], color=colour, lw=1, label=label)
-    axes[2].set_ylim(0, max(1, axes[2].get_ylim()[1]))
+    highest = max(1, axes[2].get_ylim()[1])
+    axes[2].set_ylim(-0.03 * highest, highest)  # a rate of 0 can be seen
     axes[2].set_xlabel(f"time (s){part}")
     axes[2].set_xlim(0, min(duration_s, _SHOWN_S))
 

@@ -102,7 +102,7 @@ def _against_dt(axis: Axes, fits: pd.DataFrame) -> None:
     axis.set(
         xscale="log",
         xlabel="time step (ms)",
-        ylabel="normalised ETV, σ 15 ms",
+        ylabel="normalised ETV, σ 15 ms\n(median and quartiles over cells)",
     )
     _finish(axis)
     _say_how(axis, fits, "data.dt_ms=0.1,0.5,1,2,4,8")
@@ -153,26 +153,27 @@ def _published_line(axis: Axes, experiment: str, x: str) -> None:
     axis.plot(numbers[x], numbers["value"], color=GREY, ls="--", marker="x", ms=4, label=_PUBLISHED)
 
 
-def _bar(fits: pd.DataFrame, label: str, colour: str) -> tuple[str, float, str]:
-    """Name, seconds and colour of the bar for fits with one recipe, method and time step."""
+def _time(fits: pd.DataFrame, label: str, colour: str) -> tuple[str, float, str]:
+    """Name, seconds and colour of the point for fits with one recipe, method and time step."""
     first = fits.iloc[0]
     device = "GPU" if first.get("trainer.accelerator") in ("gpu", "cuda") else "CPU"
     starts = fits["population.n_starts"].fillna(1).unique().tolist()
     each = " and ".join(f"{n:g}" for n in sorted(starts)) + " start" + "s" * (starts != [1])
-    name = f"{label}, {device}, dt {first['data.dt_ms']:g} ms, {each}"
+    etv = fits[f"{_SCORE}_median"].mean()
+    name = f"{label}, {device}, dt {first['data.dt_ms']:g} ms, {each} (ETV {etv:.2f})"
     return name, float(np.median(fits["fit_s_per_cell"])), colour
 
 
 def _seconds(axis: Axes, fits: pd.DataFrame) -> None:
-    """Draw fit times as bars: published on a GPU, ours at the paper's dt and our own."""
+    """Draw fit times: published on a GPU, ours at the paper's dt and our own."""
     seconds, etv = (
         paper_numbers(experiment="recordings_method", quantity=quantity).set_index("method")[
             "value"
         ]
         for quantity in ("fit_time_per_cell", "normalised_etv_median")
     )
-    bars = [
-        (f"published, {name}, GPU (ETV {etv[name]:g})", float(s), GREY)
+    times = [
+        (f"published, {name}, GPU (ETV {etv[name]:.2f})", float(s), GREY)
         for name, s in seconds.items()
     ]
     for recipe, own in _by_recipe(fits):
@@ -183,15 +184,16 @@ def _seconds(axis: Axes, fits: pd.DataFrame) -> None:
                 is_own = (own["data.dt_ms"] == dt_ms) & (own["population.method"] == method)
                 which = f" ({method})" if len(methods) > 1 else ""
                 if is_own.any():
-                    bars.append(_bar(pd.DataFrame(own[is_own]), label + which, colour))
-    names, seconds, colours = zip(*bars, strict=True)
-    axis.barh(range(len(bars)), seconds, color=colours)
-    axis.set_yticks(range(len(bars)), [n.replace(", ", "\n", 1) for n in names], fontsize=9)
-    axis.invert_yaxis()
+                    times.append(_time(pd.DataFrame(own[is_own]), label + which, colour))
+    names, seconds, colours = zip(*times, strict=True)
+    axis.scatter(seconds, range(len(times)), c=colours, s=36)
+    axis.grid(axis="y", color="0.9")
+    axis.set_yticks(range(len(times)), [n.replace(", ", "\n", 1) for n in names], fontsize=9)
+    axis.set_ylim(len(times) - 0.5, -0.5)
     axis.set(xscale="log", xlabel="fit time per cell (s)")
     for i, value in enumerate(seconds):
         axis.text(
-            value, i, f" {value:.0f}" if value > 9 else f" {value:.2g}", va="center", fontsize=9
+            value, i, f"   {value:.0f}" if value > 9 else f"   {value:.2g}", va="center", fontsize=9
         )
     axis.set_xlim(left=min(seconds) / 2, right=max(seconds) * 4)
     label_log_axis(axis.xaxis)

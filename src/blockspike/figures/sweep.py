@@ -15,7 +15,15 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 from pandas.api.types import is_bool_dtype, is_numeric_dtype
 
-from blockspike.figures.means import Means, means, setting, text_of, varied_settings
+from blockspike.figures.means import (
+    Means,
+    is_pruned,
+    means,
+    metric_of,
+    setting,
+    text_of,
+    varied_settings,
+)
 from blockspike.figures.panels import plural_range, where
 from blockspike.figures.style import BLUE, METHOD_COLOURS, save
 
@@ -24,7 +32,7 @@ _MOST_TICKS = 8
 _MOST_COLOURS = 16  # of more labels, as those of a search's trials, none has a colour or an entry
 _LEAST_GAP = 0.06  # between two labels, as a share of the axis
 _LONGEST_TICKS = 36  # characters that fit below a panel
-_SHIFT, _SHIFT_OF_NAMES = 0.15, 0.4  # of the least distance between two positions
+_SHIFT, _SHIFT_OF_NAMES = 0.15, 0.4  # of the distance between two positions
 _LARGEST_SHIFT = 0.05  # of the axis
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 
@@ -54,8 +62,9 @@ def roles(
     x: str | None = None,
     color: Sequence[str] | None = None,
     facet: str | None = None,
+    metric: str | None = None,
 ) -> Roles:
-    """Complete the roles from the settings in which the runs differ.
+    """Complete the roles from the settings in which the runs with a metric differ.
 
     Unless given, x is the setting with the most numbers, facet is `data` if it differs, and color
     are the others.
@@ -71,14 +80,16 @@ def roles(
             setting(table, name, option)  # raises if there is none
     if len(set(names)) < len(names):
         raise ValueError(f"x, color, facet: expected different settings, got {', '.join(names)}")
-    free = [name for name in varied_settings(table) if name not in (x, facet, *(color or ()))]
+    has_metric = table[metric_of(table, metric)].notna() & ~is_pruned(table)
+    drawn = pd.DataFrame(table[has_metric])
+    free = [name for name in varied_settings(drawn) if name not in (x, facet, *(color or ()))]
     if facet is None and "data" in free and (x or len(free) > 1):
         facet = "data"
         free.remove(facet)
     if x is None:
         if not free:
             raise ValueError("x: expected a setting, since runs differ in the seed alone, got none")
-        x = max(free, key=lambda name: _n_numbers(setting(table, name)))
+        x = max(free, key=lambda name: _n_numbers(setting(drawn, name)))
         free.remove(x)
     return Roles(x, free if color is None else list(color), facet)
 
@@ -101,7 +112,8 @@ def sweep(
         ValueError: as `means`.
     """
     found = means(table, chosen.all, metric)
-    experiments = sorted({str(name) for name in table["experiment"]})
+    drawn = table.loc[found.runs.index]
+    experiments = sorted({str(name) for name in drawn["experiment"]})
     own = experiments[0] if len(experiments) == 1 else "all"
     name = re.sub(r"\W+", "_", f"sweep_{own}_{found.metric}")
     return save(sweep_figure(found, chosen, ", ".join(experiments)), folder / name), found
@@ -151,10 +163,12 @@ def _legend(figure: Figure, labels: list[str], title: str) -> None:
     handles = {x: h for hs, xs in drawn for h, x in zip(hs, xs, strict=True)}
     entries = {x: handles[x] for x in labels}
     if len(labels) > _MOST_COLOURS:
-        entries = {f"{len(labels)} combinations": handles[labels[0]]}
+        advice = "too many to tell apart; choose x=, color= or experiment_name="
+        entries = {f"{len(labels)} combinations, {advice}": handles[labels[0]]}
     figure.legend(
         list(entries.values()), list(entries), loc="outside lower center", frameon=False,
-        ncols=min(len(entries), 4), fontsize=9, title=title, title_fontsize=9,
+        ncols=min(len(entries), 4), fontsize=9, title_fontsize=9,
+        title=textwrap.fill(title, round(11 * figure.get_figwidth())),
     )  # fmt: skip
 
 
@@ -163,22 +177,22 @@ def _panel(axis: Axes, runs: pd.DataFrame, labels: list[str], scale: "_Scale") -
     shifts = np.linspace(-0.5, 0.5, len(labels)) if len(labels) > 1 else [0.0]
     shift = dict(zip(labels, shifts, strict=True))
     x = scale.shifted(runs["x"].to_numpy(float), np.array([shift[x] for x in runs["label"]]))
-    look: dict[str, Any] = {
-        "data": runs.assign(x=x), "x": "x", "y": "y", "hue": "label", "style": "label",
-        "hue_order": labels, "style_order": labels, "palette": _palette(labels), "ax": axis,
-    }  # fmt: skip
+    runs, colours = runs.assign(x=x), _palette(labels)
     n_markers = 1 if len(labels) > _MOST_COLOURS else len(_MARKERS)
-    markers = [_MARKERS[i % n_markers] for i in range(len(labels))]
-    width = 1.2 if scale.is_number else 0.0
-    has_repeats = runs.duplicated(["label", "x"]).any()
-    sns.scatterplot(**look, markers=markers, s=16, alpha=0.4, linewidth=0, legend=False)
-    sns.lineplot(
-        **look, markers=markers, dashes=False, markersize=7, linewidth=width,
-        errorbar="se" if has_repeats else None, err_style="bars",
-        err_kws={"capsize": 2, "elinewidth": 1.2}, legend="full",
-    )  # fmt: skip
-    if legend := axis.get_legend():
-        legend.remove()
+    for i, label in enumerate(labels):
+        own = where(runs, "label", [label])
+        groups = own.groupby("x")["y"]
+        places = np.array(sorted(set(own["x"].tolist())))
+        mean, error = (np.asarray(x, float) for x in (groups.mean(), groups.sem()))
+        look: dict[str, Any] = {"color": colours[label], "marker": _MARKERS[i % n_markers]}
+        axis.scatter(own["x"], own["y"], s=16, alpha=0.4, lw=0, **look)
+        width = 1.2 if scale.is_number else 0.0
+        axis.plot(places, mean, ms=7, mec="white", lw=width, label=label, **look)
+        if (known := np.isfinite(error)).any():
+            axis.errorbar(
+                places[known], mean[known], error[known], fmt="none", ecolor=colours[label],
+                elinewidth=1.2, capsize=2,
+            )  # fmt: skip
     axis.grid(axis="y", color="0.9")
 
 
@@ -242,13 +256,15 @@ class _Scale:
         return np.array([place[text_of(x)] for x in values])
 
     def shifted(self, x: np.ndarray, shift: np.ndarray) -> np.ndarray:
-        """Positions moved aside by a share of the least distance between two of them."""
+        """Positions moved aside by a share of the distance to the nearest other one."""
+        if not self.is_number:
+            return x + shift * _SHIFT_OF_NAMES
         places = self._places
-        least = np.diff(places).min() if len(places) > 1 else 1.0
-        if self.is_number:
-            moved = shift * min(_SHIFT * least, _LARGEST_SHIFT * max(np.ptp(places), least))
-        else:
-            moved = shift * _SHIFT_OF_NAMES
+        gaps = np.diff(places) if len(places) > 1 else np.ones(1)
+        nearest = np.minimum(np.append(gaps, np.inf), np.insert(gaps, 0, np.inf))[: len(places)]
+        span = max(np.ptp(places), gaps.min())
+        at = np.searchsorted(self.ticks, x)
+        moved = shift * np.minimum(_SHIFT * nearest, _LARGEST_SHIFT * span)[at]
         return x * np.exp(moved) if self.is_log else x + moved
 
     def set_ticks(self, axis: Axes) -> None:

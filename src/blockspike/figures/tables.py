@@ -20,11 +20,13 @@ class Source:
         path: path of the file.
         n_rows: number of rows.
         sha256: hash of the file's bytes.
+        arguments: of `blockspike figures` for a picture of it, besides figure and table.
     """
 
     path: str = field(compare=False)
     n_rows: int = field(compare=False)
     sha256: str
+    arguments: str = field(default="", compare=False)
 
     def write_beside(self, picture: Path) -> None:
         """Record in a .json file of the picture's name that it was drawn from this table."""

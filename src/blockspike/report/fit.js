@@ -306,7 +306,7 @@
         ["I (pA)", PANELS.current, [["current_pa", "current"]]],
         ["trial", rasterHeight(Number(svg.dataset.rows)), null],
         ["rate (Hz)", PANELS.rate, [["recorded_hz", "recorded"], ["model_hz", "model"]]],
-        ["V, θ", PANELS.membrane, [["threshold", "threshold"], ["membrane", "model"]]],
+        ["V, θ (thresholds)", PANELS.membrane, [["threshold", "threshold"], ["membrane", "model"]]],
       ];
       if (data.series.voltage_mv) {
         panels.push(["V (mV)", PANELS.voltage, [["voltage_mv", "recorded"]]]);
@@ -378,7 +378,9 @@
       const svg = emptied(this.section.querySelector("svg.rates"), 250);
       const rows = this.data.rates;
       const box = { x: LEFT, y: TOP, width: plotWidth(svg), height: 250 - TOP - BOTTOM };
-      const [left, right] = range(rows.map(([current]) => current), 0.1);
+      let [left, right] = range(rows.map(([current]) => current), 0.1);
+      const least = 0.2 * Math.max(Math.abs(left), Math.abs(right));  // a panel without it would zoom into noise
+      if (right - left < least) [left, right] = [(left + right - least) / 2, (left + right + least) / 2];
       const [low, high] = range([0, ...rows.flatMap(([, recorded, model]) => [recorded, model])]);
       const xOf = linear(left, right, box.x, box.x + box.width);
       const yOf = linear(low, high, box.y + box.height, box.y);
@@ -388,7 +390,7 @@
       for (const [current, recorded, model, isTest] of rows) {
         for (const [value, name] of [[recorded, "recorded"], [model, "model"]]) {
           const style = isTest ? name : `${name} hollow`;
-          const at = { cx: xOf(current), cy: yOf(value), r: 4.5, class: style };
+          const at = { cx: xOf(current), cy: yOf(value), r: name === "recorded" ? 6 : 3.5, class: style };
           const dot = add(svg, "circle", at);
           add(dot, "title", {}, `${name}: ${short(value)} Hz at ${short(current)} pA`);
         }

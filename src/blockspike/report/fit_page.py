@@ -79,6 +79,7 @@ _TABLE_SCORES = {
     "test_reliability_etv_15ms": "reliability",
     "test_gamma_4ms": "Γ", "test_recorded_hz": "recorded (Hz)", "test_rate_hz": "model (Hz)",
 }  # fmt: skip
+_OVERVIEW_SCORES = ("test_etv_15ms", "test_null_etv_15ms", "test_reliability_etv_15ms")
 # Levels of a series. The series of many cells have few points, and little is seen between them.
 _LEVELS, _LEVELS_OF_MANY, _MANY_CELLS = 4000, 200, 20
 _HISTOGRAM_BINS = 40
@@ -175,7 +176,8 @@ def render_fit(
             ],
             "scores": {
                 label: _numbers(table, name)
-                for name, label in list(scores.items())[:3]
+                for name, label in scores.items()
+                if name in _OVERVIEW_SCORES
             },
         },
     )  # fmt: skip
@@ -205,7 +207,7 @@ def _section(
     return CellSection(
         name=cell.name,
         kind=_text(row, kind),
-        unconstrained=_text(row, "not_constrained"),
+        unconstrained=_in_words(_text(row, "not_constrained")),
         values=[
             *(Value(score(name, row[name]), float(row[name])) for name in scores),
             *(Value(number(row[name]), float(row[name])) for name in parameters),
@@ -234,6 +236,12 @@ def _text(row: dict[Any, Any], name: str | None) -> str:
     value = None if name is None else row.get(name)
     is_known = value is not None and value == value  # not NaN
     return str(value) if is_known else ""
+
+
+def _in_words(names: str) -> str:
+    """Names of columns, such as "tau_adaptation_ms, gain", as the page calls the parameters."""
+    known = {name: f"{symbol} ({meaning})" for name, (symbol, meaning, _) in PARAMETERS.items()}
+    return ", ".join(known.get(name, name) for name in names.split(", "))
 
 
 def _headings(name: str) -> str:

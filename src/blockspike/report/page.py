@@ -45,7 +45,7 @@ _KINDS = (
     ("libraries", "speed", "Times of other libraries relative to fused."),
     ("tradeoff", "tradeoff", "Error of spike times against the cost of the simulation."),
     ("fits", "fits", "Test scores of fits: means over runs, with standard errors."),
-    ("epochs", "epochs", "Metrics of each epoch: means over runs."),
+    ("epochs", "epochs", "Validation accuracy by epoch: means over runs."),
     (
         "search", "search",
         "Trials of a search, and how much each parameter matters for a validation value among "
