@@ -122,7 +122,7 @@ def test_a_compensated_voltage_is_shown_as_such():
 
 def test_every_row_of_the_table_leads_to_its_cell():
     cells = [made_cell(f"cell {k}") for k in range(3)]
-    html = page_of(cells, cell_type=["spiny", None, "aspiny"])
+    html = page_of(cells, cell_type=["spiny", None, "aspiny"], test_etv_15ms_se=0.02)
     for k, cell in enumerate(cells):
         assert f'<a href="#cell-{k}">{cell.name}</a>' in html
         assert f'<section class="cell" id="cell-{k}"' in html

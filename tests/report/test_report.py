@@ -24,7 +24,7 @@ from blockspike.networks.layers import run_layers
 from blockspike.neurons import SpikeTrace, alif
 from blockspike.pretrained.loaded_run import load_run
 from blockspike.report.comparison import comparisons
-from blockspike.report.page import found_figures, render
+from blockspike.report.page import EmbeddedFigure, found_figures, render
 from blockspike.report.sweeps import Sweep, sweeps
 from blockspike.report.viewer import pack, pack_traces
 from blockspike.runs.run import Run
@@ -54,9 +54,10 @@ def page(
     traces: dict[str, Any] | None = None,
     shown: Sequence[Sweep] = (),
     confusion: str | None = None,
+    figures: Sequence[EmbeddedFigure] = (),
 ) -> str:
     return render(
-        made_by=MADE_BY, figures=[], missing_figures={}, sweeps=shown,
+        made_by=MADE_BY, figures=figures, missing_figures={}, sweeps=shown,
         comparisons=comparisons(None), table=None, states=states, traces=traces, run_name="a/run",
         confusion=confusion,
     )  # fmt: skip
@@ -258,7 +259,7 @@ def test_found_figures_are_shown_and_missing_ones_named(tmp_path):
     (tmp_path / "mine.svg").write_text(SVG)
     for name in ("fits_cell", "epochs_shd"):
         (tmp_path / f"{name}.svg").write_text(SVG)
-    Source("runs.csv", 2, "0").write_beside(tmp_path / "epochs_shd.png")
+    Source("runs.csv", 2, "0", "color=model").write_beside(tmp_path / "epochs_shd.png")
     figures, missing = found_figures(tmp_path)
     kinds = {figure.name: figure.address.split(";")[0] for figure in figures}
     assert kinds == {
@@ -266,6 +267,8 @@ def test_found_figures_are_shown_and_missing_ones_named(tmp_path):
         "fits_cell": "data:image/svg+xml", "epochs_shd": "data:image/svg+xml",
     }  # fmt: skip
     assert {f.name for f in figures if f.is_of_runs} == {"epochs_shd"}  # fits may be a sweep's own
+    (drawn,) = [f for f in figures if f.table is not None]
+    assert "figure=epochs color=model table=FILE" in page(figures=[drawn])
     place = f"output_dir={tmp_path.parent}"
     of_runs = ("classification", "surrogates", "detach", "neurons", "recordings")
     assert missing == {
