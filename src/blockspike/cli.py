@@ -217,8 +217,9 @@ def _arguments(name: str) -> list[str]:
     for space in (x for x in given if x.startswith("search.space.")):
         if not any(x.startswith("search=") for x in given):
             raise ValueError(f"search: expected -m and search=NAME, got only {space}")
-    if name == "benchmark":
-        flags = ["check=true" if flag == "--check" else flag for flag in flags]
+    if name == "benchmark" and "--check" in flags:
+        flags.remove("--check")
+        given.append("check=true")
     return [*flags, *(as_override(name, argument) for argument in given)]
 
 

@@ -106,14 +106,14 @@ def test_another_file_of_other_data_is_not_the_finished_run(blockspike, tmp_path
 
 def test_changed_code_of_an_own_class_is_reported(blockspike, tmp_path, monkeypatch):
     code = "from pytorch_lightning import Callback\n\n\nclass Mine(Callback):\n    {}\n"
-    (tmp_path / "my_lab").mkdir()
-    (tmp_path / "my_lab/__init__.py").touch()
-    (tmp_path / "my_lab/callbacks.py").write_text(code.format("pass"))
+    (tmp_path / "changed_lab").mkdir()
+    (tmp_path / "changed_lab/__init__.py").touch()
+    (tmp_path / "changed_lab/callbacks.py").write_text(code.format("pass"))
     folder = tmp_path / "my_conf" / "callbacks"
     folder.mkdir(parents=True)
-    (folder / "mine.yaml").write_text("mine:\n  _target_: my_lab.callbacks.Mine\n")
+    (folder / "mine.yaml").write_text("mine:\n  _target_: changed_lab.callbacks.Mine\n")
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setenv("BLOCKSPIKE_ALLOW", "my_lab.callbacks")
+    monkeypatch.setenv("BLOCKSPIKE_ALLOW", "changed_lab.callbacks")
     args = tuple(x for x in ARGS if not x.startswith(("data.path=", "trainer.max_epochs=")))
     args = (*args, "--config-dir", "my_conf", "callbacks=mine", "trainer.max_epochs=1")
     told = "the code of your classes has changed"
@@ -122,7 +122,7 @@ def test_changed_code_of_an_own_class_is_reported(blockspike, tmp_path, monkeypa
     assert Run(result.parent).arguments()[:2] == ["train", "--config-dir=my_conf"]
     again = blockspike(*args)
     assert "finished, skipped" in again.stdout and told not in again.stderr
-    (tmp_path / "my_lab/callbacks.py").write_text(code.format("best = 1.0"))
+    (tmp_path / "changed_lab/callbacks.py").write_text(code.format("best = 1.0"))
     for start in (args, ("evaluate", f"run={result.parent}")):
         assert f"{result.parent.relative_to(tmp_path)}: {told}" in blockspike(*start).stderr
     longer = (*args[:-1], "trainer.max_epochs=2", "experiment_name=longer")

@@ -82,6 +82,9 @@ def test_hidden_layers_of_another_size_are_refused(source, blockspike):
     assert done.returncode != 0
     assert "init_from: expected hidden layers as in" in done.stderr
     assert "layers.0.bias [9], there [8]" in done.stderr
+    (source / "result.json").unlink()
+    unfinished = blockspike("train", *SMALL, "seed=1", f"init_from={source}", check=False)
+    assert f"init_from: expected a finished run in {source}, got none" in unfinished.stderr
     missing = blockspike("train", *SMALL, "seed=1", "init_from=nowhere", check=False)
     assert "nowhere: expected a .safetensors file or one of hd_lauscher" in missing.stderr
 

@@ -77,7 +77,7 @@ def refused(monkeypatch, capfd, folder, command: str) -> str:
         ("evaluate run=outputs/nothing stimulus=0", "stimulus: expected neuron=FILE with rec"),
         ("publish run=outputs/nothing name=mine", "outputs/nothing"),
         ("fit data.path=o'neil/cell.npz", "o'neil/cell.npz"),
-        ("train --config-dir my=conf data=nmnist_sample", "my=conf"),
+        ("train data=nmnist_sample --config-dir my=conf", "my=conf' not found"),
         ("benchmark threads=-1", "threads: expected an integer ≥ 1, got -1"),
         ("figures run=outputs/nothing", "outputs/nothing"),
         ("figures figure=classification", "blockspike collect"),

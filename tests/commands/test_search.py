@@ -205,6 +205,7 @@ def test_a_study_is_drawn_and_in_the_report(blockspike, copied):
     page = (copied / "outputs" / "report.html").read_text()
     assert f"<b>search_{study.name}</b>" in page and "studies.db</code>, 8 rows" in page
     assert ">pruned</span>" in page
+    assert "<h3>" not in page  # a search is no sweep: all that differs varies at once
     blockspike("collect")
     table = pd.read_csv(copied / "outputs" / "tables" / "runs.csv")
     assert table["pruned"].eq(True).sum() == sum(t.state.name == "PRUNED" for t in study.trials)

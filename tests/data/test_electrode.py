@@ -75,7 +75,7 @@ def slow_pa(n: int) -> np.ndarray:
             "fluctuates within 3 ms, got one that is smooth",
         ),
         (lambda: cell_behind(40.0, 0.3, noise_pa(8_000)), "expected at least 1 s of voltage"),
-        (lambda: cell_behind(900.0, 0.3), "expected an electrode of 0 to 500 MΩ"),
+        (lambda: cell_behind(900.0, 0.3), "expected an electrode of -5 to 500 MΩ"),
         (
             lambda: cell_behind(40.0, 0.3)._replace(spikes=np.arange(300, 60_000, 900)),
             "expected the voltage of the first trial",

@@ -10,7 +10,7 @@ from matplotlib.collections import LineCollection, PathCollection
 from matplotlib.lines import Line2D
 
 from blockspike.figures.means import means
-from blockspike.figures.sweep import _MARKERS, Roles, roles, sweep, sweep_figure
+from blockspike.figures.sweep import _MARKERS, Roles, _scale, roles, sweep, sweep_figure
 from made_runs import run, swept
 
 
@@ -171,6 +171,23 @@ def test_files_are_named_by_experiment_and_metric(tmp_path):
     assert path.with_suffix(".svg").is_file() and found.metric == "epoch_s"
     two = pd.concat([swept(), swept().assign(experiment="fit/a b")], ignore_index=True)
     assert sweep(two, tmp_path, roles(swept()))[0].name == "sweep_all_test_accuracy.png"
+
+
+def test_only_runs_with_the_metric_choose_what_is_shown():
+    """Of folds there is no test accuracy; of pruned trials nothing counts."""
+    folds = [run("default") | {"data.fold": k, "val_accuracy": 0.5} for k in range(3)]
+    table = pd.DataFrame([run("default", test_accuracy=0.5, arp_ms=a) for a in (20.0, 40.0)])
+    table = pd.concat([table, pd.DataFrame(folds).assign(test_accuracy=np.nan)], ignore_index=True)
+    assert roles(table).all == ["model.arp_ms"]
+    assert roles(table, metric="val_accuracy").all == ["data.fold"]
+    with pytest.raises(ValueError, match="expected a run with test_accuracy that was not pruned"):
+        roles(table.assign(pruned=True))
+
+
+def test_points_are_moved_aside_by_a_share_of_the_nearest_distance():
+    scale = _scale(pd.Series([1.0, 2.0, 10.0]))
+    moved = scale.shifted(np.array([1.0, 10.0]), np.array([0.5, 0.5]))
+    np.testing.assert_allclose(moved, [1.075, 10.225])
 
 
 def test_many_combinations_have_one_colour_and_one_entry():

@@ -11,8 +11,12 @@ import torch
 from torch import Tensor
 
 from blockspike.neurons.alif import alif
+from blockspike.neurons.loop import loop
 from blockspike.neurons.model import NeuronModel, exp, maximum, where
 from blockspike.neurons.simulate import simulate
+from blockspike.neurons.spec import SimulationSpec, detached
+from blockspike.neurons.surrogate import MultiGaussian
+from blockspike.neurons.trace import threshold_of
 
 
 def step(drive, parameters, constants, state, fire):
@@ -226,6 +230,20 @@ def with_adaptation(drive, parameters, constants, state, fire):
     margin = membrane - (one + b * adaptation)
     spike, kept = fire(margin)
     return spike, margin, (membrane * kept, 0.9 * adaptation + spike)
+
+
+def test_the_loop_computes_the_threshold_from_given_spikes():
+    """They may differ from its own by rounding; here they differ a lot."""
+    states, parameters = ("membrane", "adaptation"), ("beta", "b")
+    model = NeuronModel(
+        "own ALIF", parameters, states, with_adaptation, threshold_parameters=("b",)
+    )
+    spec = SimulationSpec(model, (), 1, MultiGaussian(), *detached(True))
+    own = [BETA["beta"], torch.full((9,), 0.5)]
+    given = (torch.rand_like(CURRENT) < 0.1).float()
+    trace = loop(spec, CURRENT, own, None, given=given)
+    assert torch.equal(trace.spikes, given)
+    torch.testing.assert_close(trace.threshold, threshold_of(given, torch.full((9,), 0.9), own[1]))
 
 
 @pytest.mark.parametrize("method", ["standard", "fused"])

@@ -14,6 +14,7 @@ from blockspike.training.pruning import MONITORS
 PRECISIONS = ("32-true", "64-true", "bf16-mixed")
 _FOLDERS = ("published", "sweeps", "tables")  # in `output_dir`, beside the experiments
 _SET_RATES = ("OneCycleLR", "CyclicLR", "LambdaLR", "CosineAnnealingWarmRestarts")
+_LIMITS = ("limit_train_batches", "limit_val_batches", "limit_test_batches", "overfit_batches")
 _LONGEST_TAG = 64  # letters that wandb takes
 _LARGEST_SEED = 2**32 - 1  # NumPy's
 
@@ -63,7 +64,7 @@ def check_training(cfg: DictConfig) -> None:
 
 
 def checked_code(cfg: DictConfig, run: Run) -> str | None:
-    """Warn if `run` was last started with other code of the classes that the user has written.
+    """Warn if `run` was started with other code of the classes that the user has written.
 
     Returns:
         SHA-256 of that code; None if all classes are ours.
@@ -89,10 +90,7 @@ def _check_name(name: str) -> None:
 
 def _check_counts(cfg: DictConfig) -> None:
     """Check counts of batches and epochs that PyTorch and Lightning take as they are."""
-    for name in (
-        *(f"limit_{part}_batches" for part in ("train", "val", "test")),
-        "overfit_batches",
-    ):
+    for name in _LIMITS:
         value = cfg.trainer.get(name)
         if value is None or (type(value) is int and value >= 0):
             continue

@@ -41,8 +41,9 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
     use_threads(cfg.threads)
     given = {k for k in ("run", "pretrained", "neuron", "recording") if cfg[k] is not None}
     for name in ("stimulus", "electrode"):
+        got = ", ".join(sorted(given)) or "neither"
         if cfg[name] is not None and given != {"neuron", "recording"}:
-            raise ValueError(f"{name}: expected neuron=FILE with recording=FILE, got only {name}")
+            raise ValueError(f"{name}: expected neuron=FILE with recording=FILE, got {got}")
     if given == {"pretrained"}:
         return _evaluate_pretrained(cfg)
     if given == {"neuron", "recording"}:

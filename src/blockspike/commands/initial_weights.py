@@ -11,6 +11,7 @@ from omegaconf import DictConfig
 from blockspike.networks.classifier import SpikingClassifier
 from blockspike.pretrained import read_network
 from blockspike.pretrained.loaded_run import chosen_weights
+from blockspike.runs.identity import is_fit
 from blockspike.runs.renamed import present_target
 from blockspike.runs.run import Run
 from blockspike.training.guard import warn
@@ -96,7 +97,11 @@ def _value(model: Mapping[str, Any], key: str) -> Any:
 def _origin(source: str) -> tuple[dict[str, Any], float]:
     """Configuration of a network's neurons, and its time step in ms."""
     if Path(source).is_dir():
-        cfg = Run(Path(source)).config()
+        run = Run(Path(source))
+        run.check_finished("init_from")
+        cfg = run.config()
+        if is_fit(cfg):
+            raise ValueError(f"init_from: expected a classifier, got the fit {source}")
         return dict(cfg.model), cfg.data.dt_ms
     about, _ = read_network(source)
     return about.model, about.dt_ms

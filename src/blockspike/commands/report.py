@@ -38,8 +38,9 @@ def report(cfg: DictConfig) -> Path:
         Its path.
 
     Raises:
-        FileNotFoundError: the folder `run` holds no finished run, or the file `table` is missing.
-        ValueError: a file of the run is damaged, or the table cannot be read or compared.
+        FileNotFoundError: the folder `run` holds no run, or the file `table` is missing.
+        ValueError: the run is not finished, a file of the run is damaged, or the table cannot be
+            read or compared.
     """
     if cfg.run is not None and is_fit(Run(Path(cfg.run)).config()):
         return _report_fit(Run(Path(cfg.run)))

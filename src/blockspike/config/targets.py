@@ -80,7 +80,10 @@ def _targets(node: Any) -> Iterator[str]:
 
 def _files(package: str) -> list[Path]:
     """Python files of a package, or that of a module; none if it cannot be found."""
-    spec = find_spec(package)
+    try:
+        spec = find_spec(package)
+    except ValueError:  # of a module without one, such as __main__
+        spec = None
     if spec is None:
         return []
     if spec.submodule_search_locations is not None:

@@ -303,8 +303,9 @@ def _check_plausible(where: str, electrode: Electrode, membrane_mohm: float) -> 
         mohm > _SMALL_MOHM and electrode.tau_ms > _SLOWEST_MS
     ):
         raise ValueError(
-            f"{where}: compensation: expected an electrode of 0 to {_LARGEST_MOHM:g} MΩ and at "
-            f"most {_SLOWEST_MS:g} ms, {found}"
+            f"{where}: compensation: expected an electrode of {-_SMALL_MOHM:g} to "
+            f"{_LARGEST_MOHM:g} MΩ and, above {_SMALL_MOHM:g} MΩ, at most {_SLOWEST_MS:g} ms, "
+            f"{found}"
         )
     if not membrane_mohm > 0:
         raise ValueError(

@@ -131,7 +131,7 @@ def _figure(points: pd.DataFrame, data_set: str) -> Figure:
     axes[0].set_ylim(len(points) - 0.4, -0.6)
     cells = plural_range(points["n_cells"], "cell")
     runs = plural_range(points["n_runs"], "run")
-    what = "median over cells" if max(points["n_cells"].tolist()) > 1 else "test"
+    what = "test, median over cells" if max(points["n_cells"].tolist()) > 1 else "test"
     figure.suptitle(f"{data_set}: {cells}, {what}; mean ± s.e. of {runs} a row", fontsize=10)
     return figure
 

@@ -98,10 +98,8 @@ def means(table: pd.DataFrame, by: Sequence[str], metric: str | None = None) -> 
     metric = metric_of(pd.DataFrame(table[has_some] if has_some.any() else table), metric)
     if metric in by:
         raise ValueError(f"metric: expected a column that is not in by, got {metric!r}")
-    known = table[metric].notna() & ~is_pruned(table)
-    if not known.any():
-        raise ValueError(f"metric: expected a run with {metric} that was not pruned, got none")
-    chosen, settings = pd.DataFrame(table[known]), pd.DataFrame(settings[known])
+    chosen = with_metric(table, metric)
+    settings = settings.loc[chosen.index]
     runs = settings.assign(**{metric: chosen[metric].astype(float)})
     groups = (
         runs.groupby(list(by), dropna=False)[metric] if by else runs.groupby(lambda _: 0)[metric]
@@ -118,11 +116,19 @@ def means(table: pd.DataFrame, by: Sequence[str], metric: str | None = None) -> 
     )
 
 
-def is_pruned(table: pd.DataFrame) -> pd.Series:
-    """Whether each run was pruned."""
-    if "pruned" not in table:
-        return pd.Series(False, index=table.index)
-    return table["pruned"].astype(str).str.lower() == "true"
+def with_metric(table: pd.DataFrame, metric: str | None = None) -> pd.DataFrame:
+    """The runs that have a metric, see `means`, and were not pruned.
+
+    Raises:
+        ValueError: there are none.
+    """
+    metric = metric_of(table, metric)
+    known = pd.DataFrame(table[table[metric].notna()])
+    if "pruned" in known:
+        known = pd.DataFrame(known[known["pruned"].astype(str).str.lower() != "true"])
+    if known.empty:
+        raise ValueError(f"metric: expected a run with {metric} that was not pruned, got none")
+    return known
 
 
 def setting(table: pd.DataFrame, name: str, option: str = "by") -> pd.Series:

@@ -17,12 +17,11 @@ from pandas.api.types import is_bool_dtype, is_numeric_dtype
 
 from blockspike.figures.means import (
     Means,
-    is_pruned,
     means,
-    metric_of,
     setting,
     text_of,
     varied_settings,
+    with_metric,
 )
 from blockspike.figures.panels import plural_range, where
 from blockspike.figures.style import BLUE, METHOD_COLOURS, save
@@ -80,8 +79,7 @@ def roles(
             setting(table, name, option)  # raises if there is none
     if len(set(names)) < len(names):
         raise ValueError(f"x, color, facet: expected different settings, got {', '.join(names)}")
-    has_metric = table[metric_of(table, metric)].notna() & ~is_pruned(table)
-    drawn = pd.DataFrame(table[has_metric])
+    drawn = with_metric(table, metric)
     free = [name for name in varied_settings(drawn) if name not in (x, facet, *(color or ()))]
     if facet is None and "data" in free and (x or len(free) > 1):
         facet = "data"

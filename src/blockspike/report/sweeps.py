@@ -8,13 +8,12 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from blockspike.figures.means import (
-    DEFAULT_METRICS,
     Means,
-    is_pruned,
     means,
     rounded,
     text_of,
     varied_settings,
+    with_metric,
 )
 from blockspike.figures.sweep import roles, sweep_figure
 
@@ -51,9 +50,11 @@ def sweeps(table: pd.DataFrame) -> list[Sweep]:
     found = []
     for experiment, rows in table.groupby("experiment"):
         own = pd.DataFrame(rows)
-        whole = pd.DataFrame(own[~is_pruned(own)])
-        has_scores = any(name in whole and whole[name].notna().any() for name in DEFAULT_METRICS)
-        if has_scores and varied_settings(own):
+        try:
+            drawn = with_metric(own)
+        except ValueError:  # none has a score
+            continue
+        if varied_settings(drawn):
             found.append(_sweep(str(experiment), own))
     return found
 

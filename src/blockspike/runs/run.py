@@ -154,9 +154,11 @@ class Run:
         os.utime(self.folder / "data.json")
 
     def has_other_code(self, sha256: str | None) -> bool:
-        """Whether the user's own code had another hash when the run was last started."""
+        """Whether the user's own code had another hash when the run was started."""
+        if sha256 is None:
+            return False
         before = read_json(self.folder / "data.json").get("code_sha256")
-        return None not in (before, sha256) and before != sha256
+        return before is not None and before != sha256
 
     @contextmanager
     def recorded(
@@ -203,7 +205,7 @@ class Run:
             write_json(self.folder / "content.json", content)
             hashes = {"data_sha256": data_sha256, "code_sha256": code_sha256}
             if known := {name: value for name, value in hashes.items() if value is not None}:
-                write_json(self.folder / "data.json", known)
+                write_json(self.folder / "data.json", known | read_json(self.folder / "data.json"))
             had_attempt = (self.folder / "status.json").is_file()
             earlier_s = self.seconds(runs=False) if had_attempt else 0.0
             status = {"state": "running", "pid": os.getpid(), "started": now(), **provenance()}
@@ -259,10 +261,9 @@ class Run:
         of_place += ("data.path", "data.raw", "data.download", "sweep", "/", "-")
         of_place += ("search", "pruning")
         kept = [argument for argument in given if not argument.lstrip("+~").startswith(of_place)]
-        for i, argument in enumerate(given):
-            flag, _, folder = argument.partition("=")
-            if flag in ("--config-dir", "-cd"):
-                kept.insert(1, f"--config-dir={Path(folder or given[i + 1]).name}")
+        if "--config-dir" in given:
+            folder = Path(given[given.index("--config-dir") + 1])
+            kept.insert(1, f"--config-dir={folder.name}")
         return kept
 
     def seconds(self, runs: bool) -> float | None:
