@@ -95,7 +95,8 @@ def test_an_extension_that_ends_early_continues(source, blockspike, tmp_path, mo
     if epoch == 3:
         shutil.rmtree(source)  # no longer needed
     again = blockspike(*args, f"extend={source}")
-    assert f"continued after epoch {epoch}" in again.stdout
+    how = "extended" if epoch == 2 else "continued"  # it has no checkpoint of its own yet
+    assert f"{how} after epoch {epoch}" in again.stdout
     blockspike(*args, "output_dir=whole/outputs")
     check_equal(run_of(tmp_path, 4), run_of(tmp_path / "whole", 4))
 
@@ -180,4 +181,4 @@ def test_a_sweep_extends_each_of_its_runs(blockspike, tmp_path):
     assert "runs: 2 done" in done.stdout
     for seed in (0, 1):
         log = run_of(tmp_path, 2, seed) / "train.log"
-        assert "continued after epoch 1" in log.read_text()
+        assert "extended after epoch 1" in log.read_text()

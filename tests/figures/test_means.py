@@ -12,6 +12,7 @@ from blockspike.figures.means import (
     of_experiment,
     rounded,
     setting,
+    text_of,
     varied_settings,
 )
 from blockspike.figures.panels import where
@@ -186,6 +187,14 @@ def test_means_are_rounded_to_their_errors():
     assert rounded(points) == ["1234 ± 56"]
     points = pd.DataFrame({"mean": [0.5, 0.25], "standard_error": [0.0, 1e-17]})
     assert rounded(points) == ["0.5000 ± 0.0000", "0.2500 ± 0.0000"]
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [([[0, 8]], "[[0, 8]]"), ("a", "a"), (16.0, "16"), (0.1, "0.1"), (np.nan, "–"), (None, "–")],
+)
+def test_settings_have_short_texts(value, text):
+    assert text_of(value) == text
 
 
 def test_a_setting_may_be_a_column():

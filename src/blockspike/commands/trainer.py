@@ -158,8 +158,9 @@ def last_checkpoint(run: Run, is_own: bool = True) -> Path | None:
             damaged.append(path)
             continue
         if is_first_process():
-            print(f"{run.folder}: {'continued' if is_own else 'extended'} after epoch {epochs}")
-            LOGGER.info("continued after epoch %d", epochs)
+            how = "continued" if is_own else "extended"
+            print(f"{run.folder}: {how} after epoch {epochs}")
+            LOGGER.info("%s after epoch %d", how, epochs)
             for other in damaged if is_own else ():
                 other.unlink(missing_ok=True)
         return path

@@ -186,7 +186,7 @@ def varied_settings(table: pd.DataFrame) -> list[str]:
 
 def text_of(value: Any) -> str:
     """Short text of a setting's value."""
-    if not isinstance(value, str) and pd.isna(value):
+    if not isinstance(value, str | list) and pd.isna(value):
         return "–"
     short = f"{value:g}" if isinstance(value, float) else str(value)
     return short if not isinstance(value, float) or float(short) == value else str(value)
