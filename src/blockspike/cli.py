@@ -129,9 +129,8 @@ def _is_unread(error: Exception) -> bool:
 
 def _succeeds(name: str) -> bool:
     """Run the command, once or for each run of a sweep; print what was wrong."""
-    from blockspike.commands.choices import check_choices, explained, hide_schemas
+    from blockspike.commands.choices import explained, hide_schemas
     from blockspike.runs.jobs import report, run_here, run_in_subprocess
-    from blockspike.runs.renamed import check_names
     from blockspike.runs.run import remove_if_empty
     from blockspike.runs.sweeps import RecordSweep, finished_runs, run_folder, sweep_is_done
 
@@ -169,16 +168,7 @@ def _succeeds(name: str) -> bool:
                 remove_if_empty(made, Path(cfg.output_dir))
 
     try:
-        if name not in COMMANDS:
-            hint = "; flags follow the command" if name.startswith("-") else ""
-            raise ValueError(f"command: expected one of {', '.join(COMMANDS)}, got {name!r}{hint}")
         sys.argv = [f"blockspike {name}", *_arguments(name)]
-        if name in RUNS:
-            own = any(x.startswith(("--config-dir", "-cd")) for x in sys.argv[1:])
-            check_names(name, sys.argv[1:], has_own_files=own)
-        elif {"-m", "--multirun"} & set(sys.argv[1:]):
-            raise ValueError(f"-m: expected {' or '.join(RUNS)}, got {name}")
-        check_choices(sys.argv[1:])
         hide_schemas()
         import_module("blockspike.config.top_level").register_for(name)
         hydra.main(version_base="1.3", config_path=str(CONF), config_name=name)(job)()
@@ -206,7 +196,17 @@ def _succeeds(name: str) -> bool:
 
 
 def _arguments(name: str) -> list[str]:
-    """Arguments of the command as Hydra takes them: overrides go last, with no flag between."""
+    """Arguments of the command as Hydra takes them: overrides go last, with no flag between.
+
+    Raises:
+        ValueError: there is no such command, or an argument is bad.
+    """
+    from blockspike.commands.choices import check_choices
+    from blockspike.runs.renamed import check_names
+
+    if name not in COMMANDS:
+        hint = "; flags follow the command" if name.startswith("-") else ""
+        raise ValueError(f"command: expected one of {', '.join(COMMANDS)}, got {name!r}{hint}")
     flags, given = [], []
     for before, word in pairwise(["", *sys.argv[2:]]):
         is_value = before in _WITH_VALUE
@@ -220,7 +220,14 @@ def _arguments(name: str) -> list[str]:
     if name == "benchmark" and "--check" in flags:
         flags.remove("--check")
         given.append("check=true")
-    return [*flags, *(as_override(name, argument) for argument in given)]
+    arguments = [*flags, *(as_override(name, argument) for argument in given)]
+    if name in RUNS:
+        own = any(x.startswith(("--config-dir", "-cd")) for x in flags)
+        check_names(name, arguments, has_own_files=own)
+    elif {"-m", "--multirun"} & set(flags):
+        raise ValueError(f"-m: expected {' or '.join(RUNS)}, got {name}")
+    check_choices(arguments)
+    return arguments
 
 
 def _value(name: str, cfg: DictConfig) -> float | None:

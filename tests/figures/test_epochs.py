@@ -38,7 +38,7 @@ def test_curves_are_means_over_folds_and_seeds(tmp_path):
         assert curve.best == own.mean(0).argmax() + 1 == 8
         assert "at epoch 8 of 12 (runs: 6)" in str(curve)
     use_style()
-    path = epochs(curves, ["mine"], tmp_path)
+    path = epochs(curves, tmp_path)
     assert path == tmp_path / "epochs_mine.png" and path.stat().st_size > 10_000
 
 
@@ -60,12 +60,14 @@ def test_too_many_curves_to_tell_apart_are_refused(tmp_path):
     table, metrics = made()
     (curve,) = mean_curves(table.head(1), metrics[:1])
     with pytest.raises(ValueError, match="at most 16 curves to tell apart, got 17"):
-        epochs([curve] * 17, ["mine"], tmp_path)
+        epochs([curve] * 17, tmp_path)
 
 
 def test_runs_without_validation_are_left_out():
     table, metrics = made()
     without = [m.drop(columns="val/accuracy") for m in metrics]
-    assert mean_curves(table, [*metrics[:6], *without[6:]])[0].label == ""
+    table.loc[6:, "experiment"] = "other"  # is then not in the picture's title
+    (curve,) = mean_curves(table, [*metrics[:6], *without[6:]])
+    assert curve.label == "" and curve.experiments == ["mine"]
     with pytest.raises(ValueError, match="expected runs with val/accuracy"):
         mean_curves(table, without)

@@ -465,9 +465,9 @@ def damages(
                 elif cure == "restore":
                     shutil.copyfile(scenario.base / path, folder / path)
 
-            stated = Path(path).name
+            file = Path(path).name
             yield Fault(
-                scenario, how, f"{stated} at {place:.3f}", disturb, repair,
+                scenario, how, f"{file} at {place:.3f}", disturb, repair,
             )  # fmt: skip
 
 

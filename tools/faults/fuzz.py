@@ -61,8 +61,8 @@ def out_of_memory(error: BaseException | None) -> BaseException | None:
     """The error, or one that it came from, that says so."""
     while error is not None:
         # HDF5's; buffers of metadata are not touched before the file proves to have their content.
-        stated = re.search("can't allocate|allocation failed for chunk", str(error), re.IGNORECASE)
-        if stated or isinstance(error, MemoryError):
+        found = re.search("can't allocate|allocation failed for chunk", str(error), re.IGNORECASE)
+        if found or isinstance(error, MemoryError):
             return error
         error = error.__cause__ or error.__context__
     return None

@@ -40,8 +40,8 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
     """
     use_threads(cfg.threads)
     given = {k for k in ("run", "pretrained", "neuron", "recording") if cfg[k] is not None}
+    got = ", ".join(sorted(given)) or "none of them"
     for name in ("stimulus", "electrode"):
-        got = ", ".join(sorted(given)) or "neither"
         if cfg[name] is not None and given != {"neuron", "recording"}:
             raise ValueError(f"{name}: expected neuron=FILE with recording=FILE, got {got}")
     if given == {"pretrained"}:
@@ -51,7 +51,7 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
     if given != {"run"}:
         raise ValueError(
             "run, pretrained, neuron, recording: expected run=FOLDER, or neuron=FILE with "
-            f"recording=FILE, or pretrained=NAME, got {', '.join(sorted(given)) or 'none of them'}"
+            f"recording=FILE, or pretrained=NAME, got {got}"
         )
     run = Run(Path(cfg.run))
     network, data, *_ = load_run(run.folder)

@@ -14,7 +14,7 @@ from blockspike.data.limits import read_npz
 from blockspike.figures.cell_traces import cells_of
 from blockspike.figures.classification import classification
 from blockspike.figures.confusion import confusion_matrix
-from blockspike.figures.epochs import METRIC, epochs, mean_curves
+from blockspike.figures.epochs import epochs, mean_curves
 from blockspike.figures.fits import fits
 from blockspike.figures.learning_curve import learning_curve
 from blockspike.figures.means import of_experiment
@@ -136,11 +136,10 @@ def _sweep(table: pd.DataFrame, folder: Path, cfg: DictConfig) -> Path:
 def _epochs(table: pd.DataFrame, folder: Path, cfg: DictConfig) -> Path:
     require_columns(table, ("run", "experiment"))
     metrics = [read_metrics(Path(cfg.output_dir) / run / "metrics.csv") for run in table["run"]]
-    validated = pd.DataFrame(table[[METRIC in own for own in metrics]])
     curves = mean_curves(table, metrics, cfg.color)
     for curve in curves:
         print(curve)
-    return epochs(curves, sorted({str(name) for name in validated["experiment"]}), folder)
+    return epochs(curves, folder)
 
 
 def _check_arguments(cfg: DictConfig) -> None:

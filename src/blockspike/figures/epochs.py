@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from blockspike.figures.means import setting, text_of, varied_settings
 from blockspike.figures.style import save, use_whole_ticks
 
-METRIC = "val/accuracy"
+_METRIC = "val/accuracy"
 _FOLD = "data.fold"
 _MOST_CURVES = 16
 _STYLES = ("-", "--", "-.", ":")
@@ -26,11 +26,13 @@ class Curve:
 
     Attributes:
         label: settings in which it differs from the other curves.
+        experiments: that the runs belong to.
         n_runs: number of runs.
         mean, standard_error: [n_epochs]; the standard error of one run is NaN.
     """
 
     label: str
+    experiments: list[str]
     n_runs: int
     mean: np.ndarray
     standard_error: np.ndarray
@@ -64,9 +66,9 @@ def mean_curves(
         ValueError: no run has a validation split, or runs of one curve have different numbers of
             epochs.
     """
-    known = [i for i, curve in enumerate(metrics) if METRIC in curve]
+    known = [i for i, curve in enumerate(metrics) if _METRIC in curve]
     if not known:
-        raise ValueError(f"table: expected runs with {METRIC} in metrics.csv, got none")
+        raise ValueError(f"table: expected runs with {_METRIC} in metrics.csv, got none")
     table = table.iloc[known].reset_index(drop=True)
     names = list(color) if color is not None else _settings(table)
     settings = pd.DataFrame({name: setting(table, name) for name in names}, index=table.index)
@@ -75,7 +77,7 @@ def mean_curves(
     for values, rows in groups.items():
         values = values if isinstance(values, tuple) else (values,)
         label = ", ".join(f"{n}={text_of(v)}" for n, v in zip(names, values, strict=True))
-        own = [metrics[known[row]][METRIC].to_numpy(float) for row in rows]
+        own = [metrics[known[row]][_METRIC].to_numpy(float) for row in rows]
         lengths = sorted({len(curve) for curve in own})
         if len(lengths) > 1:
             raise ValueError(
@@ -87,7 +89,8 @@ def mean_curves(
         error = np.full(lengths[0], np.nan)
         if len(own) > 1:
             error = stacked.std(0, ddof=1) / np.sqrt(len(own))
-        curves.append(Curve(label, len(own), stacked.mean(0), error))
+        experiments = sorted({str(name) for name in table["experiment"].iloc[list(rows)]})
+        curves.append(Curve(label, experiments, len(own), stacked.mean(0), error))
     return curves
 
 
@@ -97,12 +100,11 @@ def _settings(table: pd.DataFrame) -> list[str]:
     return [name for name in varied_settings(folded) if name != _FOLD]
 
 
-def epochs(curves: Sequence[Curve], experiments: Sequence[str], folder: Path) -> Path:
+def epochs(curves: Sequence[Curve], folder: Path) -> Path:
     """Draw the curves, with a circle at the best epoch of each, into `folder`.
 
     Args:
         curves: see `mean_curves`.
-        experiments: names of the experiments, for the file's name and the title.
         folder: where to write `epochs_<experiment>.png`.
 
     Raises:
@@ -113,6 +115,7 @@ def epochs(curves: Sequence[Curve], experiments: Sequence[str], folder: Path) ->
             f"figure: expected at most {_MOST_CURVES} curves to tell apart, got {len(curves)}; "
             "choose experiment_name=… or color=…"
         )
+    experiments = sorted({name for curve in curves for name in curve.experiments})
     labels = [f"{c.label or 'mean'}; best epoch {c.best}: {c.mean.max():.1%}" for c in curves]
     labels = [textwrap.fill(label, 90, subsequent_indent="   ") for label in labels]
     n_lines = sum(label.count("\n") + 1 for label in labels)

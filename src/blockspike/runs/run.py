@@ -206,11 +206,7 @@ class Run:
             hashes = {"data_sha256": data_sha256, "code_sha256": code_sha256}
             if known := {name: value for name, value in hashes.items() if value is not None}:
                 write_json(self.folder / "data.json", known | read_json(self.folder / "data.json"))
-            had_attempt = (self.folder / "status.json").is_file()
-            earlier_s = self.seconds(runs=False) if had_attempt else 0.0
-            status = {"state": "running", "pid": os.getpid(), "started": now(), **provenance()}
-            status |= {"config_hash": digest, "arguments": sys.argv[1:]}
-            status |= {"slurm_job": own_job_id(), "earlier_s": earlier_s}
+            status = self._first_status(digest)
             self._write_status(status)
             try:
                 yield
@@ -223,6 +219,20 @@ class Run:
                 self._write_status({**status, **ended})
                 raise
             self._write_status({**status, "state": "done", "ended": now()})
+
+    def _first_status(self, digest: str) -> dict[str, Any]:
+        """Status of an attempt that starts now."""
+        had_attempt = (self.folder / "status.json").is_file()
+        return {
+            "state": "running",
+            "pid": os.getpid(),
+            "started": now(),
+            **provenance(),
+            "config_hash": digest,
+            "arguments": sys.argv[1:],
+            "slurm_job": own_job_id(),
+            "earlier_s": self.seconds(runs=False) if had_attempt else 0.0,
+        }
 
     def _wait_for_first(self, content: dict[str, Any]) -> None:
         """Raise RunRefusedError unless the first process of this run runs here, too.
