@@ -259,7 +259,3 @@ def _with_key(command: str, argument: str) -> str:
         return f"path={argument}"
     check_has_key(command, argument)
     return argument
-
-
-if __name__ == "__main__":
-    main()

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from blockspike.benchmark import peers
-from blockspike.benchmark.peers import PEERS, Peer, version
+from blockspike.benchmark.peers import PEERS, Peer, version_of
 from blockspike.neurons import alif
 
 N_STEPS, BATCH, N_INPUTS, N_UNITS = 12, 3, 10, 7
@@ -38,7 +38,7 @@ def no_packages(monkeypatch):
 
 def make(peer: Peer, recurrent: bool) -> Any:
     """Make the peer's layer; skip if its package, from the extra `peers`, is missing."""
-    if version(peer) is None:
+    if version_of(peer.package) is None:
         pytest.skip(f"{peer.package} is not installed")
     torch.manual_seed(0)
     return peer.make(N_INPUTS, N_UNITS, recurrent, 0)
@@ -84,7 +84,7 @@ def test_importing_peers_needs_no_package(monkeypatch):
 @each_peer
 @pytest.mark.usefixtures("no_packages")
 def test_a_missing_package_is_named(peer):
-    assert version(peer) is None
+    assert version_of(peer.package) is None
     with pytest.raises(ImportError, match=f"{peer.package}|jax"):
         peer.make(N_INPUTS, N_UNITS, False, 0)
 

@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 from blockspike.config.build import build_data
 from blockspike.data.datamodule import EventDataModule, stratified_subset
 from blockspike.data.loader import EpochSampler
-from blockspike.data.nmnist import NMNISTDataModule, read_events
+from blockspike.data.nmnist import NMNISTDataModule, parse_events
 from blockspike.data.recordings_datamodule import RecordingsDataModule
 from blockspike.data.shd import SHDDataModule
 from blockspike.files import SAMPLES
@@ -47,7 +47,7 @@ def test_batches_equal_a_naive_binning(prepared, nmnist_folder):
     for batch, labels in module.test_dataloader():
         dense = batch.dense().numpy()
         for b, label in enumerate(labels):
-            x, y, _, t_us = read_events(files[seen])
+            x, y, _, t_us = parse_events(files[seen].read_bytes(), "")
             expected = np.zeros((60, 1156), np.float32)
             step = t_us // 4000
             inside = step < 60

@@ -183,7 +183,8 @@ def test_a_neuron_file_without_noise_is_loaded(tmp_path):
         (json.dumps({**vars(NEURON), "colour": 1}), "colour"),
         (json.dumps({**vars(NEURON), "b": "big"}), "b: expected a number"),
         (json.dumps({**vars(NEURON), "noise": -0.1}), "noise: expected 0 to inf"),
-        (json.dumps({**vars(NEURON), "b": float("nan")}), "b: expected a number"),
+        (json.dumps({**vars(NEURON), "b": float("nan")}), "b: expected a finite number"),
+        (json.dumps({**vars(NEURON), "b": 1e308}), r"b: expected a finite number, got 1e\+308"),
     ],
 )
 def test_a_broken_neuron_file_is_one_clear_error(tmp_path, content, message):

@@ -167,6 +167,16 @@ def test_how_jobs_ended_is_kept_once_slurm_forgets_it(tmp_path, slurm):
     assert read_json(path)["ended"] == {"12_0": "FAILED", "12_1": "COMPLETED"}
 
 
+@pytest.mark.parametrize("row", [{}, {"pruned": True}])
+def test_the_job_of_a_run_that_needs_no_other_is_not_its_error(tmp_path, slurm, row):
+    attempt(tmp_path / "a", 0.0, "12")
+    slurm("12|COMPLETED|None\n")
+    write_jobs(tmp_path, tmp_path / "logs", {"a": "12"})
+    wait_for_jobs(tmp_path, ["12"])
+    write_json(tmp_path / "a" / "result.json", row | {"config_hash": ""})
+    assert state(tmp_path) == ("pruned" if row else "done", "")
+
+
 def test_a_malformed_file_of_jobs_is_named(tmp_path):
     write_json(tmp_path / "sweeps" / "slurm" / "12.json", {"runs": []})
     with pytest.raises(ValueError, match="12.json: expected jobs of runs"):

@@ -193,14 +193,13 @@ class Process:
             start_new_session=True, restore_signals=True,
         )  # fmt: skip
 
-    def finish(self, send: Kill | None = None, after_s: float = 0.0, group: bool = True) -> Done:
+    def finish(self, send: Kill | None = None, after_s: float = 0.0) -> Done:
         """Its end, by itself or by a signal after so many seconds."""
         if send is not None:
             try:
                 self.process.wait(after_s)
             except subprocess.TimeoutExpired:
-                target = os.killpg if group else os.kill
-                target(self.process.pid, send)
+                os.killpg(self.process.pid, send)
         try:
             out, err = self.process.communicate(timeout=180)
         except subprocess.TimeoutExpired:

@@ -77,12 +77,9 @@ class Forked:
             os.close(end)
         self._ends = [end for end, _ in pipes]
 
-    def wait(self, send: signal.Signals | None = None, after_s: float = _LONGEST_S) -> Done:
-        """Its end; before it, after so many seconds, it gets a signal, or SIGKILL for a hang."""
-        ended = _ended(self.pid, self.start + after_s)
-        if ended is None and send is not None:
-            os.killpg(self.pid, send)
-            ended = _ended(self.pid, time.monotonic() + _LONGEST_S)
+    def wait(self) -> Done:
+        """Its end; a process that takes longer than _LONGEST_S hangs, and gets SIGKILL."""
+        ended = _ended(self.pid, self.start + _LONGEST_S)
         hung = ended is None
         if ended is None:
             os.killpg(self.pid, signal.SIGKILL)

@@ -4,7 +4,6 @@ No synapses, float32, on the CPU. Contenders take turns within a round, so that 
 machine affects all of them, and a ratio is the median over the rounds.
 """
 
-import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from blockspike.benchmark.remote import Remote
-from blockspike.benchmark.timing import Turn, reason, repeat, take_turns
+from blockspike.benchmark.timing import Turn, reason, repeat, take_turns, time_turn
 from blockspike.neurons import Method, MultiGaussian, SpikeTrace, alif
 from blockspike.neurons.adlif import adlif
 from blockspike.neurons.alif.blocks import blocks
@@ -231,12 +230,7 @@ def time_method(
 ) -> Turn:
     """Time `(spikes * gradient).sum()`, and backward from there."""
     leaves = [x.detach().requires_grad_() for x in inputs]
-    started = time.perf_counter()
-    loss = (method(*leaves, arp=arp) * gradient).sum()
-    forwarded = time.perf_counter()
-    loss.backward()
-    del loss  # and with it the graph, which takes a while for a loop over time
-    return Turn(forwarded - started, time.perf_counter() - forwarded)
+    return time_turn(lambda: method(*leaves, arp=arp) * gradient, gradient.device)
 
 
 def count_rounded(trace: SpikeTrace, spikes: Tensor) -> int:

@@ -43,7 +43,7 @@ def _judge(slow: str, fast: str, floor: float, rounds: int) -> Claim:
     measure = _measure_synapses if "synapses" in fast else _measure_neurons
     seconds = measure(rounds)
     costs = seconds[slow], seconds[fast]
-    return judge(f"{slow} / {fast}", median_ratio(*costs), "≥", floor, costs)
+    return judge(f"{slow} / {fast}", median_ratio(*costs), floor, costs)
 
 
 def _measure_neurons(rounds: int) -> dict[str, tuple[float, ...]]:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from blockspike.benchmark.peers import PEERS, version
+from blockspike.benchmark.peers import PEERS, version_of
 from blockspike.networks.layers import ALIFLayer, run_layers
 from blockspike.neurons import SpikeTrace
 from blockspike.neurons.alif.blocks import blocks
@@ -185,7 +185,7 @@ CONTENDERS = {
         *OURS,
         *(
             Contender(
-                peer.name, peer.package, version(peer), peer.neuron, peer.differs, False,
+                peer.name, peer.package, version_of(peer.package), peer.neuron, peer.differs, False,
                 partial(_make_peer, peer.make), spikes=False, gradients=False,
                 devices=peer.devices,
             )

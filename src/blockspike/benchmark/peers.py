@@ -51,11 +51,6 @@ class Peer:
     has_recurrent: bool = True
 
 
-def version(peer: Peer) -> str | None:
-    """Version of the installed package, or None."""
-    return version_of(peer.package)
-
-
 def version_of(package: str) -> str | None:
     """Version of an installed distribution, or None."""
     try:

@@ -230,15 +230,13 @@ def median_ratio(costs: Sequence[float], by: Sequence[float]) -> float:
     return statistics.median(a / b for a, b in zip(costs, by, strict=True))
 
 
-def judge(
-    claim: str, measured: float, sense: str, bound: float, costs: Sequence[Sequence[float]]
-) -> Claim:
-    """Judge the claim that `measured` is at least ("≥") or at most ("≤") `bound`.
+def judge(claim: str, measured: float, least: float, costs: Sequence[Sequence[float]]) -> Claim:
+    """Judge the claim that `measured` is at least `least`.
 
     `costs` are the measurements of each method; if one is unsteady, the claim is left open.
     """
-    met = measured >= bound if sense == "≥" else measured <= bound
-    return Claim(claim, measured, f"{sense} {bound:g}", met if all(map(steady, costs)) else None)
+    is_met = measured >= least if all(map(steady, costs)) else None
+    return Claim(claim, measured, f"≥ {least:g}", is_met)
 
 
 def print_claims(console: Console, found: Sequence[Claim]) -> None:

@@ -44,8 +44,8 @@ def evaluate_neuron(
     result: dict[str, Any] = {}
     for k, shown in enumerate(recording.stimuli):
         row = segment_scores(trains[k], predicted[k], neuron.dt_ms)
-        once = recording.stimuli.count(shown) == 1
-        own_name = shown if once else f"{shown} ({k})"
+        is_only = recording.stimuli.count(shown) == 1
+        own_name = shown if is_only else f"{shown} ({k})"
         result[own_name] = row
         kind = "normalised ETV" if len(trains[k]) > 1 else "ETV"
         print(

@@ -111,13 +111,14 @@ def _of_table(cfg: DictConfig) -> list[Path]:
             )
         return paths
     table, source = read_table(Path(cfg.table))
+    table = of_experiment(table, cfg.experiment_name)
     folder = Path(cfg.output_dir) / "figures"
     if cfg.figure == "sweep":
-        paths = [_sweep(of_experiment(table, cfg.experiment_name), folder, cfg)]
+        paths = [_sweep(table, folder, cfg)]
     elif cfg.figure == "epochs":
-        paths = [_epochs(of_experiment(table, cfg.experiment_name), folder, cfg)]
+        paths = [_epochs(table, folder, cfg)]
     else:
-        paths = FIGURES[cfg.figure](of_experiment(table, cfg.experiment_name), folder)
+        paths = FIGURES[cfg.figure](table, folder)
     given = {name: cfg[name] for name in _OPTIONS.get(cfg.figure, ()) if cfg[name] is not None}
     arguments = [f"{name}={','.join(x) if name == 'color' else x}" for name, x in given.items()]
     for path in paths:

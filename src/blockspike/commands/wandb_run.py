@@ -20,9 +20,10 @@ from blockspike.commands.activity import activity
 from blockspike.data.datamodule import EventDataModule
 from blockspike.figures.raster import raster
 from blockspike.figures.style import use_style
+from blockspike.files import read_json, write_text
 from blockspike.runs.identity import content_hash, is_fit, plain
 from blockspike.runs.results import fits_of
-from blockspike.runs.run import Run, read_json, write_text
+from blockspike.runs.run import Run
 from blockspike.training.classification import ClassificationModule
 from blockspike.training.metrics_table import read_metrics
 from blockspike.training.pruning import MONITORS

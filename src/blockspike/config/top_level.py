@@ -123,7 +123,7 @@ class PublishSchema:
 
 @dataclasses.dataclass
 class FiguresSchema:
-    """Top level of conf/figures.yaml: a finished run, or a figure of the paper from a table."""
+    """Top level of conf/figures.yaml: a finished run, or a figure from a table."""
 
     run: str | None = None
     figure: str | None = None
@@ -183,6 +183,9 @@ def register_for(command: str) -> None:
 def register_top_level() -> None:
     """Register the schemas of this module, and the resolvers that need no others."""
     store = ConfigStore.instance()
+    # Hydra copies the store for every group that it lists or completes, half of the time of
+    # `--help`. What it loads from the store it copies again, so one store serves all.
+    ConfigStore.__deepcopy__ = lambda self, memo: self  # pyright: ignore[reportAttributeAccessIssue]
     for name, node in (
         ("train", TrainSchema),
         ("fit", FitSchema),

@@ -39,8 +39,8 @@ _HEADER_BYTES, _BLOCK_BYTES = 512, 512
 _EPOCHS, _FROM_FILE = 1, 2  # sources of a command in the file
 _EPISODIC, _OLDEST_VERSION = 5, 1.6
 _HOLDING_AT = 1394  # the outputs' holding levels in a header of version 1
-# Least difference of a recorded current from the command that is told, as a share of the command's
-# range and in pA, after averaging over some ms.
+# Least difference of a recorded current from the command that is reported, as a share of the
+# command's range and in pA, after averaging over some ms.
 _MOST_DIFFERENCE, _MOST_DIFFERENCE_PA, _AVERAGED_MS = 0.1, 5.0, 10.0
 
 

@@ -146,13 +146,9 @@ class EventDataModule(pl.LightningDataModule):
         Raises:
             FileNotFoundError: there are no recordings, and ``download`` is False.
         """
-        if not self.path.exists():
-            # An earlier download may be incomplete: fetching verifies what is there.
-            if self.download:
-                self._fetch()
-            elif not self.raw.exists():
-                raise self._missing()
-            self._convert()
+        if self.download and not self.path.exists():
+            self._fetch()  # an earlier download may be incomplete: this verifies what is there
+        self.prepare_data()
         return self.path
 
     def prepare_data(self) -> None:
@@ -224,7 +220,7 @@ class EventDataModule(pl.LightningDataModule):
         self._is_open = True
 
     def _warn_of_times(self) -> None:
-        """Tell if hardly any event is within the steps; then the times may have another unit."""
+        """Warn if hardly any event is within the steps; then the times may have another unit."""
         first = np.asarray(self.train.time[:_CHECKED_EVENTS])
         step = self._bin(first)
         kept = float(((step >= 0) & (step < self.n_steps)).mean()) if len(first) else 1.0

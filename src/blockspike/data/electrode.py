@@ -178,9 +178,9 @@ def _between(where: str, stretch: Stretch, dt_ms: float, n_taps: int) -> list[_I
             f"{where}: compensation: expected the voltage of the first trial, got one without its "
             "spikes"
         )
-    open_ = between_spikes(fired, dt_ms)[:, 0] & np.isfinite(stretch.voltage_mv)
-    open_[:n_taps] = False
-    edges = np.flatnonzero(np.diff(np.concatenate([[0], open_.astype(np.int8), [0]])))
+    is_between = between_spikes(fired, dt_ms)[:, 0] & np.isfinite(stretch.voltage_mv)
+    is_between[:n_taps] = False
+    edges = np.flatnonzero(np.diff(np.concatenate([[0], is_between.astype(np.int8), [0]])))
     return [
         _Interval(
             stretch.voltage_mv[start:stop].astype(float),

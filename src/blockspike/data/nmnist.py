@@ -48,26 +48,15 @@ class CameraEvents:
         return iter((self.x, self.y, self.polarity, self.t_us))
 
 
-def read_events(source: Path | str | bytes) -> CameraEvents:
-    """Read one N-MNIST recording.
+def parse_events(content: bytes, name: str) -> CameraEvents:
+    """Decode one N-MNIST recording, the content of a ``.bin`` file; errors begin with `name`.
 
     Five bytes an event: x, y, then one bit of polarity and 23 bits of microseconds, big-endian.
 
-    Args:
-        source: the path of a ``.bin`` file, or its bytes.
-
     Raises:
-        FileNotFoundError: no such file.
-        ValueError: the file is empty or ends within an event, or an event is outside the 34 x 34
-            pixels; names the file, what was expected and what was found.
+        ValueError: it is empty or ends within an event, or an event is outside the 34 x 34 pixels;
+            says what was expected and what was found.
     """
-    if isinstance(source, bytes):
-        return parse_events(source, "recording")
-    return parse_events(Path(source).read_bytes(), str(source))
-
-
-def parse_events(content: bytes, name: str) -> CameraEvents:
-    """Decode the bytes of a recording as `read_events` does; errors begin with ``name``."""
     if not content:
         raise ValueError(f"{name}: expected events of {_EVENT_BYTES} bytes, got an empty file")
     if len(content) % _EVENT_BYTES:

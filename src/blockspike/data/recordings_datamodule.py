@@ -124,7 +124,7 @@ class RecordingsDataModule(pl.LightningDataModule):
         ['cell']
     """
 
-    is_recorded = True  # made cells have no file, and are fitted however few spikes they have
+    is_recorded = True  # synthetic cells have no file, and are fitted however few spikes they have
 
     def __init__(
         self,

@@ -13,6 +13,7 @@ import tarfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -237,7 +238,7 @@ def prepare_tonic(
         write_event_file(
             out,
             name=content_name(dataset, test_fraction, split_seed) if "all" in read else dataset,
-            source=f"{dataset}, read by tonic {_version()}",
+            source=f"{dataset}, read by tonic {version('tonic')}",
             n_units=int(np.prod(found.sensor)),
             n_classes=n_classes,
             train=parts["train"],
@@ -245,12 +246,6 @@ def prepare_tonic(
             validation=parts.get("validation"),
             sensor=found.sensor,
         )
-
-
-def _version() -> str:
-    from importlib.metadata import version
-
-    return version("tonic")
 
 
 @dataclass(frozen=True)

@@ -109,9 +109,9 @@ def mean_over_seeds(runs: pd.DataFrame, by: Sequence[str], value: str) -> pd.Dat
     Raises:
         ValueError: two runs of a combination have the same seed, so they differ in another option.
     """
-    twice = runs[runs.duplicated([*by, "seed"])]
-    if len(twice):
-        first = twice.iloc[0]
+    repeated = runs[runs.duplicated([*by, "seed"])]
+    if len(repeated):
+        first = repeated.iloc[0]
         point = ", ".join(f"{name} {first[name]}" for name in ("experiment", *by, "seed"))
         raise ValueError(
             f"table: expected one run per seed, got several of {point}; give runs that differ in "

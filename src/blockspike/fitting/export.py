@@ -1,6 +1,5 @@
 """Fitted neurons as source code for other simulators."""
 
-import math
 import re
 from dataclasses import asdict
 from pathlib import Path
@@ -37,9 +36,7 @@ def export_neuron(neuron: FittedNeuron, path: str | Path, simulator: Simulator =
     """
     if simulator not in _TEMPLATES:
         raise ValueError(f"simulator: expected 'brian2' or 'nest', got {simulator!r}")
-    for name, value in asdict(neuron).items():
-        if name != "name" and not math.isfinite(value):
-            raise ValueError(f"{name}: expected a finite number, got {value}")
+    neuron.check_finite()
     environment = Environment(
         loader=PackageLoader("blockspike", "fitting"), undefined=StrictUndefined,
         trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True,

@@ -26,6 +26,7 @@ _RANGES = {
     "escape_width": (0.0, math.inf),
     "coupling_width": (0.0, math.inf),
 }
+_LARGEST = 1e300  # larger parameters would overflow in products
 _TRIALS_AT_ONCE = 10  # bounds the memory of a long current
 
 
@@ -100,7 +101,7 @@ class FittedNeuron:
         numbers = {key: x for key, x in asdict(self).items() if key != "name"}
         for name, value in numbers.items():
             is_number = isinstance(value, Real) and not isinstance(value, bool)
-            if not is_number or (isinstance(value, int) and abs(value) > 1e300):
+            if not is_number or (isinstance(value, int) and abs(value) > _LARGEST):
                 raise ValueError(f"{name}: expected a number, got {value!r:.80}")
             object.__setattr__(self, name, float(value))  # also of NumPy, which JSON does not take
         # Not a word of NaN, which a cell that could not be fitted has.
@@ -173,9 +174,7 @@ class FittedNeuron:
             raise ValueError(f"current_pa: expected [T] or [S, T], got {list(current.shape)}")
         if not np.isfinite(current).all():
             raise ValueError("current_pa: expected finite values, got NaN or Inf")
-        for name, value in asdict(self).items():
-            if name != "name" and not math.isfinite(value):
-                raise ValueError(f"{name}: expected a finite number, got {value}")
+        self.check_finite()
         columns = torch.from_numpy(np.ascontiguousarray(np.atleast_2d(current).T)).unsqueeze(2)
         parameters = self.parameters()
         if n_trials is None:
@@ -189,6 +188,12 @@ class FittedNeuron:
             spikes = simulate(parameters, columns, self.dt_ms, draws[:, :, part])
             trials[:, part] = spikes[..., 0].permute(1, 2, 0).numpy()
         return trials.reshape(*current.shape[:-1], n_trials, -1)
+
+    def check_finite(self) -> None:
+        """Raise ValueError if a parameter is not finite, as those of a cell that was not fitted."""
+        for name, value in asdict(self).items():
+            if name != "name" and not abs(value) < _LARGEST:
+                raise ValueError(f"{name}: expected a finite number, got {value:g}")
 
     def save(self, path: str | Path) -> None:
         """Write the JSON file."""
@@ -214,11 +219,7 @@ def load_neuron(path: str | Path) -> FittedNeuron:
         raise FileNotFoundError(f"{path}: no fitted neuron here")
     try:
         neuron = FittedNeuron(**read_json(path))
+        neuron.check_finite()
     except (ValueError, TypeError) as error:
         raise ValueError(f"{path}: not a fitted neuron ({error})") from error
-    for name, value in asdict(neuron).items():
-        if name == "name":
-            continue
-        if type(value) not in (int, float) or not abs(value) < 1e300:
-            raise ValueError(f"{path}: {name}: expected a number, got {value!r:.80}")
     return neuron

@@ -1,7 +1,6 @@
 """Populations of independent neurons: cells to fit × starting points of each."""
 
 import math
-from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import fields
 
@@ -19,7 +18,7 @@ from blockspike.fitting.parameters import (
 )
 from blockspike.fitting.voltage import RecordedVoltage, driven_membrane, unexplained_voltage
 from blockspike.networks.bounded import BoundedParameters, Bounds
-from blockspike.networks.layers import decay
+from blockspike.networks.layers import check_counts, decay
 from blockspike.neurons import Method, MultiGaussian, Surrogate, alif
 from blockspike.neurons.alif.step import ALIF, check_arp
 from blockspike.neurons.derivative import derived
@@ -59,22 +58,20 @@ class NeuronPopulation(BoundedParameters):
         super().__init__()
         if n_trials < 0:
             raise ValueError(f"n_trials: expected an integer ≥ 0, got {n_trials}")
-        for name, value in (("n_cells", n_cells), ("n_starts", n_starts)):
-            if value < 1:
-                raise ValueError(f"{name}: expected an integer ≥ 1, got {value}")
+        check_counts(n_cells=n_cells, n_starts=n_starts)
         self.n_cells, self.n_starts, self.dt_ms = n_cells, n_starts, dt_ms
         self.n_trials = n_trials
         self.searched: list[str] = []
         self.surrogate = surrogate
         self.method: Method = method
 
-    @abstractmethod
     def coefficients(self) -> Coefficients:
         """Coefficients of the neurons, differentiable."""
+        raise NotImplementedError
 
-    @abstractmethod
     def physical(self) -> NeuronParameters:
         """Present parameters of the neurons in physical units, in float64."""
+        raise NotImplementedError
 
     def forward(self, current: Tensor, draws: Tensor | None = None) -> Tensor:
         """Spikes [T, B, C · K] for the cells' currents [T, B, C].
@@ -305,9 +302,9 @@ class DrawnPopulation(NeuronPopulation):
         membrane = driven_membrane(self.values(), self.dt_ms, current, recorded.spikes)
         return unexplained_voltage(membrane, current, recorded, window)
 
-    @abstractmethod
     def arp_ms(self) -> Tensor:
         """Absolute refractory period [N], a whole number of steps."""
+        raise NotImplementedError
 
     def values(self) -> NeuronParameters:
         """Present parameters of the neurons in physical units, differentiable."""

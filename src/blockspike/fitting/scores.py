@@ -138,10 +138,10 @@ def segment_scores(trains: np.ndarray, predicted: Prediction, dt_ms: float) -> d
 
     Returns:
         Rates in Hz; raw and normalised ETV of the trials' mean at three σ, at 15 ms with its
-        standard error; Γ ± 4 ms of single
-        trials, and ± 2 ms relative to the neuron's own reliability; Md* ± 4 ms; normalised ETV at
-        15 ms of single trials, of the neuron without noise, and of a recorded trial as a prediction
-        of the others. What needs several recorded trials is NaN with one.
+        standard error; Γ ± 4 ms of single trials, and ± 2 ms relative to the neuron's own
+        reliability; Md* ± 4 ms; normalised ETV at 15 ms of single trials, of the neuron without
+        noise, and of a recorded trial as a prediction of the others. What needs several
+        recorded trials is NaN with one.
     """
     duration_s, mean = trains.shape[1] * dt_ms / 1000, predicted.mean
     row = {

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn.utils.parametrize import type_before_parametrizations
 
 from blockspike.networks.classifier import SpikingClassifier
-from blockspike.networks.layers import ALIFLayer, LeakyReadout
+from blockspike.networks.layers import ALIFLayer, LeakyReadout, check_choice
 
 if TYPE_CHECKING:
     import nir
@@ -72,9 +72,7 @@ class Dialect:
 
     def __post_init__(self):
         for name, kind in (("decay", Decay), ("gain", Gain), ("readout", Readout)):
-            if (value := getattr(self, name)) not in get_args(kind):
-                known = ", ".join(get_args(kind))
-                raise ValueError(f"{name}: expected one of {known}, got {value!r}")
+            check_choice(name, getattr(self, name), get_args(kind))
         if self.step_ms is not None and not 0 < self.step_ms < math.inf:
             raise ValueError(f"step_ms: expected a finite value > 0, got {self.step_ms}")
 
@@ -553,8 +551,8 @@ def _beta_and_gain(
             f"node {name!r}: expected tau from {least_s:.6g} to {most_s:.6g} s for steps of "
             f"{form.step_ms:g} ms, got {tau_s[outside][0]:.6g}"
         )
-    raised = {"none": torch.ones_like(leak), "leak": leak}.get(form.gain, r.double() * leak)
-    gain = raised / threshold.double()
+    input_gain = {"none": torch.ones_like(leak), "leak": leak}.get(form.gain, r.double() * leak)
+    gain = input_gain / threshold.double()
     rounding = max(torch.finfo(x.dtype).eps for x in (tau_s, r, threshold))
     return beta, torch.where((gain - 1).abs() <= 4 * rounding, torch.ones_like(gain), gain)
 

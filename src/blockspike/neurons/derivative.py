@@ -81,7 +81,7 @@ class Expression:
 
     def __init__(self, operation: str, *arguments: Any):
         self.operation, self.arguments = operation, arguments
-        self.has_grad = operation in ("with gradient", "spike", "kept")
+        self.has_grad = operation in ("with gradient", "spike", "not_spiked")
         if operation in {"+", "-", "*", "/", "negative", "abs", "maximum"}:
             self.has_grad = any(x.has_grad for x in arguments)
         elif operation == "where":
@@ -156,7 +156,7 @@ class _Run(NamedTuple):
 
 
 def _fired(margin: Expression) -> tuple[Expression, Expression]:
-    return Expression("spike", margin), Expression("kept", margin)
+    return Expression("spike", margin), Expression("not_spiked", margin)
 
 
 def _run(
@@ -214,7 +214,7 @@ def _differentiate(run: _Run) -> dict[Expression, Any]:
     for x, grad in zip(after, _inputs("grad_state", len(after), "text"), strict=True):
         add(x, grad)
     of_spike, slope, reset_has_grad = _texts("grad_spike", "slope", "reset_has_grad")
-    spikes = [x for x in _in_order(after) if x.operation in ("spike", "kept")]
+    spikes = [x for x in _in_order(after) if x.operation in ("spike", "not_spiked")]
     order = _in_order([*after, margin])
     before = set(_in_order([margin]))
     for x in reversed([x for x in order if x not in before]):
@@ -318,6 +318,6 @@ def _text(x: Expression, names: dict[Expression, str]) -> str:
         return f"-{own[0]}"
     if x.operation == "spike":
         return f"where({own[0]} > constants[0], constants[1], constants[0])"
-    if x.operation == "kept":
+    if x.operation == "not_spiked":
         return f"where({own[0]} > constants[0], constants[0], constants[1])"
     return f"{x.operation}({', '.join(own)})"

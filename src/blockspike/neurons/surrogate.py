@@ -19,7 +19,7 @@ _SIDES = 0.5 * 0.15 * _DENSITY / 3
 
 @dataclass(frozen=True)
 class Surrogate:
-    """Surrogate derivative; one's own is a frozen dataclass of numbers with a `formula`.
+    """Surrogate derivative; a custom one is a frozen dataclass of numbers with a `formula`.
 
     The formula runs on tensors in the loop over time and on vectors of neurons in the kernels,
     which compile it as they compile a model's step (`NeuronModel`).

@@ -1,6 +1,5 @@
 """The report's page, a single self-contained HTML file."""
 
-import base64
 import shlex
 import time
 from collections.abc import Sequence
@@ -13,10 +12,9 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from blockspike.figures.tables import Source, source_beside
 from blockspike.report.comparison import Comparison
-from blockspike.report.sweeps import Sweep
+from blockspike.report.sweeps import LARGEST_SVG_BYTES, Sweep, data_address
 
 _HERE = Path(__file__).parent
-_LARGEST_SVG_BYTES = 400_000
 # first part of the file names, name of the figure in `blockspike figures`, caption
 _KINDS = (
     (
@@ -115,15 +113,14 @@ def _embedded(
 ) -> EmbeddedFigure:
     """Embed the SVG, which is sharp at any size, or the PNG if the SVG is too large."""
     svg, png = (stem.with_name(f"{stem.name}{suffix}") for suffix in (".svg", ".png"))
-    sharp = svg.is_file() and (not png.is_file() or svg.stat().st_size <= _LARGEST_SVG_BYTES)
+    sharp = svg.is_file() and (not png.is_file() or svg.stat().st_size <= LARGEST_SVG_BYTES)
     picture, kind = (svg, "svg+xml") if sharp else (png, "png")
-    data = base64.b64encode(picture.read_bytes()).decode()
     table = source_beside(png)
     return EmbeddedFigure(
         name=stem.name,
         figure=figure,
         caption=caption,
-        address=f"data:image/{kind};base64,{data}",
+        address=data_address(picture.read_bytes(), kind),
         table=table,
         is_of_runs=is_of_runs and (figure != "fits" or table is not None),  # a sweep has no table
         drawn_s=picture.stat().st_mtime,

@@ -17,7 +17,7 @@ from blockspike.figures.means import (
 )
 from blockspike.figures.sweep import roles, sweep_figure
 
-_LARGEST_SVG_BYTES = 400_000
+LARGEST_SVG_BYTES = 400_000
 
 
 @dataclass(frozen=True)
@@ -84,9 +84,14 @@ def _rows(found: Means) -> list[list[str]]:
 def address_of(figure: Figure) -> str:
     """Draw as a data: address of an SVG, sharp at any size, or of a PNG if that is too large."""
     svg = _drawn(figure, "svg")
-    if len(svg) <= _LARGEST_SVG_BYTES:
-        return f"data:image/svg+xml;base64,{base64.b64encode(svg).decode()}"
-    return f"data:image/png;base64,{base64.b64encode(_drawn(figure, 'png')).decode()}"
+    if len(svg) <= LARGEST_SVG_BYTES:
+        return data_address(svg, "svg+xml")
+    return data_address(_drawn(figure, "png"), "png")
+
+
+def data_address(picture: bytes, kind: str) -> str:
+    """The data: address of a picture of a kind, "svg+xml" or "png"."""
+    return f"data:image/{kind};base64,{base64.b64encode(picture).decode()}"
 
 
 def _drawn(figure: Figure, kind: str) -> bytes:

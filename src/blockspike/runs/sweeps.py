@@ -200,7 +200,8 @@ def run_states(output_dir: Path, planned: dict[str, str] | None = None) -> pd.Da
         if not (folder / "status.json").is_file():
             folder = folders.get(digest, folder)
         rows.append({"run": run, "folder": folder, **_state(Run(folder), digest)})
-    _add_slurms_word(output_dir, [r for r in rows if r["state"] not in ("done", "running")])
+    explained = ("done", "running", "pruned")
+    _add_slurms_word(output_dir, [r for r in rows if r["state"] not in explained])
     return pd.DataFrame(rows, columns=pd.Index(columns))
 
 

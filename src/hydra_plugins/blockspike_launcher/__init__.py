@@ -40,6 +40,7 @@ with contextlib.suppress(ImportError):  # installed with the extra `sweep`
 
             Raises:
                 ValueError: the time limit is too short, or Slurm is not installed.
+                OSError: Slurm does not answer.
             """
             from blockspike.runs.slurm import cancelling, check_launcher, wait_for_jobs
             from blockspike.runs.sweeps import planned_run, run_states, runs_to_submit

@@ -156,7 +156,7 @@ def _backward(
     n_steps, n_columns = drives.shape
     stride, none, feedback = np.uintp(n_columns), np.uintp(0), panels.size > 0
     grad_spikes, grad_current = without_refcount(grad_spikes), without_refcount(grad_current)
-    to_current, drives, states = _flat(grad_current), _flat(drives), _flat(saved)
+    grad_current_flat, drives, states = _flat(grad_current), _flat(drives), _flat(saved)
     grads, sums, panels = _flat(grads), _flat(sums), without_refcount(panels)
     neurons = Neurons(model, constants, _flat(parameters))
     slopes = Slopes(surrogate, slope_constants)
@@ -183,7 +183,7 @@ def _backward(
                 else:
                     reverse(
                         neurons, reset_has_grad, first, span, from_spikes, grad_membrane, drives,
-                        own, grads, to_current, sums,
+                        own, grads, grad_current_flat, sums,
                     )  # fmt: skip
             if not feedback:
                 continue
@@ -204,7 +204,7 @@ def _backward(
                     own = Replayed(without_refcount(replayed), at)
                     reverse(
                         neurons, reset_has_grad, first, span, from_block, grad_membrane, drives,
-                        own, grads, to_current, sums,
+                        own, grads, grad_current_flat, sums,
                     )  # fmt: skip
                     at += group_size
                 for t in range(begin, end if delays.size > 0 else begin):

@@ -15,7 +15,6 @@ from blockspike.neurons.cpu.kernels import kernel, kernel_part, kernel_with_fma
 from blockspike.neurons.cpu.lane_memory import BLOCK, load_block, store_block
 from blockspike.neurons.cpu.lanes import LANES_BYTES, add_scaled
 
-CHUNK = 16  # steps between saved states
 WIDEST_TILE = 2048  # columns of a tile, few enough that a chunk stays in the L2 cache
 
 

@@ -6,8 +6,8 @@ N_KERNELS = 2
 """After-spike currents, and threshold kernels, that a neuron may have."""
 
 
-def advance(drive, parameters, constants, state, raised, fire):
-    """One step with the threshold `raised` by what follows the membrane."""
+def advance(drive, parameters, constants, state, coupled, fire):
+    """One step with `coupled` added to the threshold, its part that follows the membrane."""
     (
         beta, reset_share, refractory, current_1, current_decay_1, current_2, current_decay_2,
         threshold_1, threshold_decay_1, threshold_2, threshold_decay_2,
@@ -15,10 +15,11 @@ def advance(drive, parameters, constants, state, raised, fire):
     zero, one = constants
     membrane, in_current_1, in_current_2, in_threshold_1, in_threshold_2, refractory_left = state
     drive = drive - current_1 * in_current_1 - current_2 * in_current_2
-    open_ = where(refractory_left > zero, zero, one)
+    input_mask = where(refractory_left > zero, zero, one)
     # Sums and not a choice, so that a NaN in the drive is never lost.
-    membrane = (beta * membrane + drive) * open_ + membrane * (one - open_)
-    margin = membrane - (one + threshold_1 * in_threshold_1 + threshold_2 * in_threshold_2 + raised)
+    membrane = (beta * membrane + drive) * input_mask + membrane * (one - input_mask)
+    threshold = one + threshold_1 * in_threshold_1 + threshold_2 * in_threshold_2 + coupled
+    margin = membrane - threshold
     spike, not_spiked = fire(margin)
     after = membrane * not_spiked + reset_share * membrane * (one - not_spiked)
     refractory_left = where(spike > zero, refractory, maximum(refractory_left - one, zero))
@@ -50,8 +51,8 @@ def coupled_step(drive, parameters, constants, state, fire):
     coupling, coupling_decay, onset, width, quarter_of_inverse_width = parameters[11:]
     following = state[5]
     own = (state[0], state[1], state[2], state[3], state[4], state[6])
-    raised = coupling * following
-    spike, margin, after = advance(drive, parameters[:11], constants, own, raised, fire)
+    coupled = coupling * following
+    spike, margin, after = advance(drive, parameters[:11], constants, own, coupled, fire)
     following = follow(after[0], following, coupling_decay, onset, width, quarter_of_inverse_width)
     return spike, margin, (
         after[0], after[1], after[2], after[3], after[4], following, after[5],
