@@ -64,13 +64,15 @@ def test_a_mark_is_the_mean_of_a_recipes_seeds():
 def test_recipes_delays_and_custom_models_are_distinguished():
     delayed = SE | {"run": "se_adlif/model.max_delay=20", "model.max_delay": 20}
     forward = SE | {"run": "se_adlif/model=ef_adlif", "model.euler": "forward", "model.q": 24}
+    half = SE | {"run": "se_adlif/data.unchanged=0.5", "data.unchanged": 0.5}
     own = ALIF | {"run": "digits/model=mine", "model._target_": "mine.SoftReset"}
-    ((_, figure),) = neuron_figures(table(SE, delayed, forward, own)).items()
+    ((_, figure),) = neuron_figures(table(SE, delayed, forward, half, own)).items()
     drawn = marks(figure.axes[0])
     assert set(drawn) == {
         "SE-adLIF, q = 120, 240 k, 60 epochs, 1 seed",
         "SE-adLIF, q = 120, delays ≤ 20 steps, 240 k, 60 epochs, 1 seed",
         "EF-adLIF, q = 24, 240 k, 60 epochs, 1 seed",
+        "SE-adLIF, q = 120, 50 % of the data unchanged, 240 k, 60 epochs, 1 seed",
         "SoftReset, 240 k, 60 epochs, 1 seed",
     }
     open_ = {label for label, mark in drawn.items() if mark[2] == "white"}

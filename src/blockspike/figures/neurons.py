@@ -29,6 +29,7 @@ _COLUMNS = (
 )  # fmt: skip
 _OPTIONAL = (
     "model._target_", "model.euler", "model.q", "model.max_delay", "model.recurrent_max_delay",
+    "data.unchanged",
 )  # fmt: skip
 _EULER = {"symplectic": "SE-adLIF", "forward": "EF-adLIF"}
 _NEURONS = {"AdLIFLayer": "adLIF", "CSiLIFLayer": "C-SiLIF"}
@@ -137,5 +138,7 @@ def _choices(row: Any) -> str:
         words.append(f"delays ≤ {row['model.max_delay']:g} steps")
     if row["model.recurrent_max_delay"] > 0:
         words.append(f"recurrent delays + 0 to {row['model.recurrent_max_delay']:g} steps")
+    if row["data.unchanged"] > 0:
+        words.append(f"{100 * row['data.unchanged']:.0f} % of the data unchanged")
     words += [f"{row['n_parameters'] / 1000:.0f} k", f"{row['n_epochs']:.0f} epochs"]
     return "".join(f", {word}" for word in words)
