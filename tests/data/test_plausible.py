@@ -115,13 +115,14 @@ def test_a_rest_that_no_membrane_has_is_reported(tmp_path, change, stored):
         load_recording(saved(tmp_path, voltage_mv=change(voltage_mv()), spike_times_s=stored))
 
 
-def test_a_sweep_filled_up_with_zeros_is_reported(tmp_path):
-    voltage = np.where(np.arange(N_SAMPLES) < 15_000, voltage_mv(), 0.0)
-    path = saved(tmp_path, voltage_mv=voltage, spike_times_s=None)
-    with pytest.warns(UserWarning, match="voltage_mv: exactly 0 from 1.5 s on, while the current"):
+@pytest.mark.parametrize(("fill", "times_s"), [(0.0, None), (np.nan, TIMES_S[TIMES_S < 1.5])])
+def test_a_sweep_filled_up_at_its_end_is_reported(tmp_path, fill, times_s):
+    voltage = np.where(np.arange(N_SAMPLES) < 15_000, voltage_mv(), fill)
+    path = saved(tmp_path, voltage_mv=voltage, spike_times_s=times_s)
+    with pytest.warns(UserWarning, match="voltage_mv: 0 or NaN from 1.5 s on, while the current"):
         load_recording(path)
     over = np.where(np.arange(N_SAMPLES) < 15_000, noise_pa(), 0.0)
-    load_recording(saved(tmp_path, current_pa=over, voltage_mv=voltage, spike_times_s=None))
+    load_recording(saved(tmp_path, current_pa=over, voltage_mv=voltage, spike_times_s=times_s))
 
 
 @pytest.mark.parametrize("factor", [10, 100])

@@ -200,9 +200,10 @@ def _npz_voltage(
         for r, v in row.items():
             where = f"{path}, stimulus {s}, repeat {r}"
             check_voltage_peak(where, v)
-            if (end := aborted_at(current[s], v, dt_ms)) is not None:
+            filled = np.nan_to_num(v) if "spike_times_s" in arrays else v  # else NaN are refused
+            if (end := aborted_at(current[s], filled, dt_ms)) is not None:
                 warn(
-                    f"{where}: voltage_mv: exactly 0 from {end * dt_ms * 1e-3:.6g} s on, while the "
+                    f"{where}: voltage_mv: 0 or NaN from {end * dt_ms * 1e-3:.6g} s on, while the "
                     "current continues; was the sweep stopped there?"
                 )
     return rows

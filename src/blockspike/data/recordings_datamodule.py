@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby, pairwise
-from numbers import Integral
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -454,7 +454,9 @@ def _check_segments(key: str, segments: Segments | None) -> None:
     if segments is None:
         return
     pairs = [s for s in segments if len(s) == 2] if _is_nested(segments) else []
-    fine = 0 < len(pairs) == len(segments) and all(0 <= start < stop for start, stop in pairs)
+    fine = 0 < len(pairs) == len(segments)
+    fine = fine and all(isinstance(x, Real) for pair in pairs for x in pair)
+    fine = fine and all(0 <= start < stop < float("inf") for start, stop in pairs)
     require(fine, key, segments, "[[start, stop], …] in seconds with 0 ≤ start < stop")
     for (_, stop), (start, _) in pairwise(sorted(tuple(s) for s in segments)):
         require(stop <= start, key, segments, "segments that do not overlap")

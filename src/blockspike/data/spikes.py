@@ -42,8 +42,8 @@ def detect_spikes(voltage_mv: np.ndarray, dt_ms: float) -> np.ndarray:
     """Find the spikes of a membrane potential: its prominent peaks (`scipy.signal.find_peaks`).
 
     A spike peaks above −20 mV, at least 20 mV above the lowest potential of the 5 ms on either
-    side. Its time is where the interpolated upstroke crosses half of that height, within 0.5 ms of
-    both its peak and its threshold. Spikes wider than about 5 ms are not found.
+    side. Its time is where the interpolated upstroke crosses half of that height, usually within
+    1 ms of both its peak and its threshold. Spikes wider than about 5 ms are not found.
 
     Args:
         voltage_mv: ``[T]`` in mV.
