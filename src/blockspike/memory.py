@@ -23,11 +23,11 @@ def keep_freed_memory(keep: bool = True) -> bool:
     `GLIBC_TUNABLES`).
 
     Args:
-        keep: True to reuse freed blocks; False to leave malloc alone, or if it has been set to
-            keep them, to give it its first thresholds again.
+        keep: True to reuse freed blocks; False to leave malloc alone or, after True, to give it its
+            first thresholds again.
 
     Returns:
-        True if malloc was set so; with other C libraries nothing happens.
+        True if this changed malloc; with other C libraries nothing happens.
 
     Examples:
         >>> import blockspike as bs
