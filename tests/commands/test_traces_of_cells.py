@@ -21,7 +21,7 @@ def traces_of(*currents_pa: np.ndarray) -> CellTraces:
     scores = pd.DataFrame({"etv_15ms": [1.0] * n, "gamma_4ms": [1.0] * n})
     return cell_traces(
         neuron, currents_pa, [x.noiseless[None] for x in predicted], predicted, scores,
-        titles=["a"] * n, voltage_mv=None, first=FIRST,
+        titles=["a"] * n, voltage_mv=None,
     )  # fmt: skip
 
 

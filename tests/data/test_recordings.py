@@ -86,6 +86,13 @@ def test_every_step_of_the_grid(dt_ms):
         assert (counts[first : first + 20_000] == 1).all()
 
 
+def test_times_in_single_precision_stay_on_the_grid():
+    k = np.arange(0, 1_000_000, 7)
+    times = (k * 1e-4).astype(np.float32)
+    assert (np.floor(times.astype(float) * 1e4 + 1e-6) < k).any()
+    np.testing.assert_array_equal(np.flatnonzero(bin_spikes(times, 0.1, 1_000_000)), k)
+
+
 def test_bins_count_spikes_and_drop_later_ones():
     counts = bin_spikes(np.array([0.0, 0.0019, 0.002, 0.0099, 0.01]), 2.0, 5)
     assert counts.tolist() == [2, 1, 0, 0, 1]

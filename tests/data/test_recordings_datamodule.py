@@ -47,9 +47,29 @@ def test_by_time_with_warm_up_and_held_out(tmp_path):
     trial = np.bincount(np.floor(times[0] * 1000 + 1e-6).astype(int), minlength=2000)
     other = np.bincount(np.floor(times[1] * 1000 + 1e-6).astype(int), minlength=2000)
     np.testing.assert_allclose(target[:, 0, 0], (trial + other)[:1000] / 2)
-    assert data.test.first == [250] and data.test.current.shape == (1250, 1, 1)
+    assert data.test.first == [[250]] and data.test.current.shape == (1250, 1, 1)
     np.testing.assert_allclose(data.test.current[:, 0, 0], mean[750:] / scale, rtol=1e-5)
     np.testing.assert_array_equal(data.test.trains[0][0][0], trial[750:])
+
+
+def test_a_segment_has_the_warm_up_that_its_own_start_allows(tmp_path):
+    write(tmp_path / "a.npz")
+    early, late = [0.1, 0.4], [1.5, 2.0]
+    data = RecordingsDataModule(
+        tmp_path / "a.npz", dt_ms=1.0, train_s=[[0.5, 1.5]], test_s=[early, late], warm_up_s=1.0
+    )
+    data.setup()
+    assert data.test.first == [[100, 1000]]
+    assert [x.shape[1] for x in data.test.scored(0)] == [300, 500]
+    for segment, own in enumerate((early, late)):
+        alone = RecordingsDataModule(
+            tmp_path / "a.npz", dt_ms=1.0, train_s=[[0.5, 1.5]], test_s=[own], warm_up_s=1.0
+        )
+        alone.setup()
+        for ours, theirs in zip(
+            data.test.segments(0)[segment], *alone.test.segments(0), strict=True
+        ):
+            np.testing.assert_array_equal(ours, theirs)
 
 
 def test_segments_are_the_first_part_and_the_rest_if_none_are_given(tmp_path):
@@ -57,7 +77,7 @@ def test_segments_are_the_first_part_and_the_rest_if_none_are_given(tmp_path):
     data = RecordingsDataModule(tmp_path, dt_ms=1.0, warm_up_s=0.5)
     data.setup()
     assert data.train.current.shape == (1200, 1, 1)
-    assert data.test.current.shape[0] - data.test.first[0] == 800
+    assert data.test.current.shape[0] - data.test.first[0][0] == 800
 
 
 def test_by_stimulus_as_published(tmp_path):
@@ -87,7 +107,7 @@ def test_by_sweep(tmp_path):
     data = RecordingsDataModule(tmp_path / "a.npz", dt_ms=1.0, train_sweeps=[0, 2], test_sweeps=[1])
     data.setup()
     assert data.train.current.shape == (2000, 2, 1) and data.test.current.shape == (2000, 1, 1)
-    assert data.test.first == [0]  # there is nothing before a sweep
+    assert data.test.first == [[0]]  # there is nothing before a sweep
     tested = current[1].reshape(-1, 10).mean(1) / data.scale_pa[0]
     np.testing.assert_allclose(data.test.current[:, 0, 0], tested, rtol=1e-5)
     trained = current[2].reshape(-1, 10).mean(1) / data.scale_pa[0]
@@ -115,7 +135,8 @@ def test_folds_test_each_stimulus_once(tmp_path):
         data.setup()
         own, others = range(fold, 5, 2), range(1 - fold, 5, 2)
         for part, numbers in ((data.test, own), (data.train, others)):
-            assert part.current.shape == (2000, len(numbers), 1) and part.first == [0]
+            assert part.current.shape == (2000, len(numbers), 1)
+            assert part.first == [[0] * len(numbers)]
             wanted = current[list(numbers)].reshape(len(numbers), -1, 10).mean(2).T
             np.testing.assert_allclose(
                 part.current[:, :, 0], wanted / data.scale_pa[0], rtol=1e-4, atol=1e-6
@@ -239,7 +260,7 @@ def test_cells_and_sweeps_of_different_size_share_a_batch(tmp_path):
     assert isinstance(split, Tensor) and isinstance(last, Tensor)
     assert last.T.tolist() == [[1200] * 3, [720, 0, 0], [1200, 900, 0]]
     assert split.T.tolist() == [[960] * 3, [576, 0, 0], [960, 720, 0]]
-    assert data.test.first == [1000, 720, 900]
+    assert data.test.first == [[1000] * 3, [720], [1000, 900]]
     spikes, is_there = data.trials()
     for cell, name in enumerate("abc"):
         alone = RecordingsDataModule(tmp_path / f"{name}.npz", dt_ms=1.0)
@@ -307,8 +328,7 @@ def test_a_recording_shorter_than_the_warm_up(tmp_path):
     write(tmp_path / "a.npz", seconds=0.9)
     data = RecordingsDataModule(tmp_path, dt_ms=1.0, warm_up_s=1.0)
     data.setup()
-    assert data.test.first == [540]
-    assert data.test.current.shape[0] - data.test.first[0] == 360
+    assert data.test.first == [[540]] and data.test.current.shape[0] == 900
 
 
 def test_cells_with_equal_stems_get_distinct_names(tmp_path):

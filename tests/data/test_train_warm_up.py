@@ -47,7 +47,7 @@ def simulated(current: torch.Tensor, scale_pa: float):
 def test_segments_continue_the_simulation_of_the_whole_sweep(recording):
     data = made(recording, train_warm_up_s=WARM_UP_S)
     current, _, (first, split, last) = data.batch()
-    assert first == 4000 and data.train.first == [4000]
+    assert first == 4000 and data.train.first == [[4000, 4000]]
     torch.testing.assert_close(last, torch.tensor([[5000], [6000]]))
     torch.testing.assert_close(split, torch.tensor([[4750], [5500]]))
     scale_pa = float(data.scale_pa[0])

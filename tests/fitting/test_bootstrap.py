@@ -22,7 +22,7 @@ def part(*n_trials: int) -> Part:
     """One cell with so many trials in each segment."""
     random = np.random.default_rng(0)
     trains = [(random.random((n, T)) < 0.05).astype(np.float32) for n in n_trials]
-    return Part(torch.randn(T, len(n_trials), 1), [trains], [0])
+    return Part(torch.randn(T, len(n_trials), 1), [trains], [[0] * len(trains)])
 
 
 def neuron(noise: float = 0.2) -> NeuronParameters:
@@ -39,7 +39,7 @@ def test_trials_are_drawn_within_their_segment():
     assert drawn.target.shape == drawn.current.shape == (T, 2, N)
     assert (drawn.how, drawn.inflation) == (
         ["trials"],
-        pytest.approx(OF_RESAMPLED * np.sqrt(4 / 3)),
+        pytest.approx(OF_RESAMPLED * np.sqrt(3 / 2)),
     )
     assert torch.equal(drawn.current, data.current.expand(-1, -1, N))
     for segment, trains in enumerate(data.trains[0]):
@@ -47,6 +47,13 @@ def test_trials_are_drawn_within_their_segment():
         assert len(torch.unique(means, dim=1)[0]) > 5  # different draws
         assert means.mean() == pytest.approx(trains.mean(), rel=0.1)
         assert not means[:, 0][torch.from_numpy(trains.max(0) == 0)].any()
+
+
+def test_one_segment_of_a_single_trial_has_none_to_draw():
+    drawn = resample(part(4, 1), neuron(), N, 0.5, seed=0)
+    assert drawn.how == ["simulated trials"]
+    assert len(torch.unique(drawn.target[:, 1], dim=1)[0]) > 5
+    assert resample(part(4, 1), neuron(noise=0.0), N, 0.5, seed=0).how == [""]
 
 
 def test_segments_are_drawn_too_where_there_are_enough():
@@ -127,7 +134,7 @@ def test_too_few_blocks_of_a_voltage_give_no_interval():
     drawn = resample(alone, neuron(), 2, 20.0, seed=0, voltage=voltage_of(alone))  # 6 blocks
     assert drawn.how == ["simulated trials and blocks of the voltage"]
     assert drawn.inflation == pytest.approx(OF_SIMULATED * np.sqrt(6 / 5))
-    settling = Part(alone.current, alone.trains, [T - 75])  # 3 blocks that are fitted
+    settling = Part(alone.current, alone.trains, [[T - 75]])  # 3 blocks that are fitted
     drawn = resample(settling, neuron(), 2, 20.0, seed=0, voltage=voltage_of(alone))
     assert drawn.how == [""]
 

@@ -11,6 +11,7 @@ from blockspike.fitting.likelihood import (
     fit_escape_noise,
     likelihoods_of_cells,
     margins_at,
+    share_while_refractory,
 )
 from blockspike.fitting.parameters import NeuronParameters, simulate
 
@@ -93,6 +94,29 @@ def test_there_is_no_maximum_without_spikes_or_with_spikes_at_low_margins():
     assert found is None or bits_per_spike(found, outlier, fired, rate_hz, DT_MS) > 0
 
 
+def test_a_spike_within_the_refractory_period_costs_87_bits():
+    margins = np.random.default_rng(0).normal(-1, 1, 4000)
+    noise = EscapeNoise(100.0, 1.0)
+    rate = noise.rate_hz * DT_MS / 1000 * np.exp(margins)
+    fired = np.random.default_rng(1).random(4000) < -np.expm1(-rate)
+    rate_hz, n = 1000 * fired.mean() / DT_MS, fired.sum()
+    free = bits_per_spike(noise, margins, fired, rate_hz, DT_MS)
+    refractory = margins.copy()
+    first = fired.argmax()
+    refractory[first] = -np.inf
+    lost = n * (free - bits_per_spike(noise, refractory, fired, rate_hz, DT_MS))
+    own = np.log2(-np.expm1(-rate[first]))
+    assert lost == pytest.approx(60 / np.log(2) + own, rel=1e-6)
+
+
+def test_intervals_in_which_a_neuron_cannot_fire_are_counted():
+    trains = np.zeros((2, 100))
+    trains[0, [3, 7, 20]], trains[1, [50, 53]] = 1, 1  # intervals of 4, 13 and 3 steps
+    for arp_ms, share in ((0.0, 0), (2.5, 0), (3.0, 1 / 3), (6.0, 2 / 3)):
+        assert share_while_refractory([trains * 0, trains], 0.5 * arp_ms, 0.5) == share
+    assert share_while_refractory([trains * 0], 2.0, 0.5) == 0
+
+
 def test_no_step_rules_all_others():
     noise, margins = EscapeNoise(100.0, 0.1), np.full((1000, 1), -0.5)
     margins[:100] = 1e6  # the recorded neuron is blocked there, the model fires
@@ -107,14 +131,14 @@ def test_the_neuron_itself_is_likelier_than_another_one():
     draws = torch.randn(6000, 1, 3, generator=torch.Generator().manual_seed(1))
     spikes = simulate(true, driving, DT_MS, draws)[:, 0].float()  # [T, R, C]
     trains = [[spikes[:, :2, 0].T.numpy()], [spikes[:, :, 1].T.numpy()]]  # one trial fewer
-    train = Part(driving.float(), trains, [0, 0])
-    test = Part(driving.float(), trains, [1000, 1000])
+    train = Part(driving.float(), trains, [[0], [0]])
+    test = Part(driving.float(), trains, [[1000], [1000]])
     own, worse = (likelihoods_of_cells(x, train, test, DT_MS) for x in (true, other))
     assert (own["train_bits_per_spike"] > 1).all() and (own["test_bits_per_spike"] > 1).all()
     assert (own["test_bits_per_spike"] > worse["test_bits_per_spike"] + 0.2).all()
 
 
 def test_a_cell_without_a_maximum_gets_a_row_without_numbers():
-    silent = Part(current(300, 1, 1).float(), [[np.zeros((2, 300), np.float32)]], [0])
+    silent = Part(current(300, 1, 1).float(), [[np.zeros((2, 300), np.float32)]], [[0]])
     row = likelihoods_of_cells(neurons(1), silent, silent, DT_MS)
     assert len(row) == 1 and row.isna().to_numpy().all()

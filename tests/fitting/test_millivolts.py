@@ -38,7 +38,7 @@ def recorded() -> tuple[Part, np.ndarray]:
     voltage[spikes > 0] = 30.0
     assert spikes.sum() > 30
     trains = [spikes[:, s][None].astype(np.float32) for s in range(2)]
-    return Part(current, [trains], [0]), voltage.T.astype(np.float32)
+    return Part(current, [trains], [[0] * len(trains)]), voltage.T.astype(np.float32)
 
 
 def row(part: Part, voltage: np.ndarray | None) -> dict[str, float]:

@@ -128,13 +128,10 @@ def test_our_recipe_finds_neurons_that_predict_new_current(cells):
     assert start.shape == (3,)
     current = cells.test.current
     draws = torch.randn(*current.shape[:2], 40, generator=torch.Generator().manual_seed(0))
-    predicted = simulate(parameters, current, DT_MS, draws)[cells.test.first[0] :].mean(2)
+    predicted = simulate(parameters, current, DT_MS, draws)[cells.test.first[0][0] :].mean(2)
     scores = [
         explained_temporal_variance(
-            cells.test.trains[i][0][:, cells.test.first[0] :],
-            predicted[:, 0, i].numpy(),
-            15.0,
-            DT_MS,
+            cells.test.scored(i)[0], predicted[:, 0, i].numpy(), 15.0, DT_MS
         )
         for i in range(3)
     ]

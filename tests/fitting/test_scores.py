@@ -3,8 +3,10 @@
 import numpy as np
 import pytest
 import torch
+from scipy.ndimage import gaussian_filter1d
 
 from blockspike.data.parts import Part
+from blockspike.fitting.metrics import explained_temporal_variance
 from blockspike.fitting.scores import (
     Prediction,
     null_etv,
@@ -48,7 +50,7 @@ def test_silence_is_predicted_or_not():
 
 
 def part(current: np.ndarray, trains: list[np.ndarray], first: int = 0) -> Part:
-    return Part(torch.from_numpy(current.astype(np.float32)), [trains], [first])
+    return Part(torch.from_numpy(current.astype(np.float32)), [trains], [[first] * len(trains)])
 
 
 def test_a_rate_during_a_step_is_a_null_that_a_fit_must_beat():
@@ -66,20 +68,59 @@ def test_a_rate_during_a_step_is_a_null_that_a_fit_must_beat():
     assert abs(null_etv(noisy, noisy, 0, DT_MS)) < 0.1  # always on: a constant explains nothing
 
 
+def test_a_current_that_fluctuates_from_its_start_is_always_on():
+    slow = gaussian_filter1d(np.random.default_rng(0).normal(size=4000), 3.0)[:, None, None]
+    trains = (np.random.default_rng(1).random((2, 5, 4000)) < 0.05).astype(np.float32)
+    train, test = part(slow, [trains[0]]), part(slow, [trains[1]])
+    constant = [np.full(4000, trains[0].mean())]
+    expected = explained_temporal_variance(trains[1], constant[0], 15.0, DT_MS)
+    assert null_etv(train, test, 0, DT_MS) == pytest.approx(expected, abs=1e-6)
+
+
+def test_a_current_that_crosses_its_baseline_does_not_pause():
+    current = np.zeros((2000, 1, 1))
+    time = np.arange(1500)
+    current[500:, 0, 0] = np.cos(2 * np.pi * time / 100)
+    trains = (np.random.default_rng(1).random((1, 5, 2000)) < 0.05).astype(np.float32)
+    whole = part(current, [trains[0]], first=500)
+    expected = explained_temporal_variance(
+        trains[0][:, 500:], np.full(1500, trains[0][:, 500:].mean()), 15.0, DT_MS
+    )
+    assert null_etv(whole, whole, 0, DT_MS) == pytest.approx(expected, abs=1e-6)
+
+
+def test_gamma_of_a_neuron_that_fires_always_is_0():
+    trains, always = fired(4), np.ones(2000)
+    assert segment_scores(trains, prediction(always), DT_MS)["gamma_4ms"] == 0
+    both = segment_scores(np.ones((3, 2000), np.float32), prediction(always), DT_MS)
+    assert np.isnan(both["gamma_4ms"]) and np.isnan(both["gamma_a_2ms"])
+
+
 def test_a_wrong_rate_is_reported():
     trains = fired(4)
     doubled = np.clip(trains[0] + np.roll(trains[0], 3), 0, 1)
     test = part(np.zeros((2000, 1, 1)), [trains])
-    table = scores_of_cells(scores_of_segments(test, [[prediction(doubled)]], DT_MS))
+    table = scores_of_cells(test, scores_of_segments(test, [[prediction(doubled)]], DT_MS))
     expected = doubled.sum() / trains.sum(1).mean() - 1
     assert table["rate_error"][0] == pytest.approx(expected, abs=1e-3)
+
+
+def test_a_rate_is_that_of_all_segments_together():
+    long, short = np.zeros((1, 1800), np.float32), np.zeros((1, 200), np.float32)
+    long[:, ::100], short[:, ::10] = 1, 1  # 18 and 20 spikes
+    test = part(np.zeros((1800, 2, 1)), [long, short])
+    segments = scores_of_segments(test, [[prediction(long[0] * 0), prediction(short[0])]], DT_MS)
+    table = scores_of_cells(test, segments)
+    assert table["recorded_hz"][0] == pytest.approx(38 / 2)
+    assert table["rate_hz"][0] == pytest.approx(20 / 2)
+    assert table["rate_error"][0] == pytest.approx(-18 / 38)
 
 
 def test_scores_of_a_cell_are_means_over_its_segments():
     trains = [fired(4, seed) for seed in (0, 1)]
     test = part(np.zeros((2000, 2, 1)), trains)
     (segments,) = scores_of_segments(test, [[prediction(x[0]) for x in trains]], DT_MS)
-    table = scores_of_cells([segments])
+    table = scores_of_cells(test, [segments])
     assert len(segments) == 2 and len(table) == 1
     expected = [segment_scores(x, prediction(x[0]), DT_MS)["gamma_4ms"] for x in trains]
     np.testing.assert_allclose(segments["gamma_4ms"], expected)

@@ -184,7 +184,7 @@ def test_parameters_of_populations_get_a_gradient(kind):
 def part_of(voltage: np.ndarray) -> Part:
     train = np.zeros((1, voltage.shape[1]), np.float32)
     train[0, 300::200] = 1
-    return Part(torch.zeros(voltage.shape[1], 1, 1), [[train]], [0])
+    return Part(torch.zeros(voltage.shape[1], 1, 1), [[train]], [[0]])
 
 
 def test_only_steps_between_spikes_are_compared():
@@ -286,7 +286,7 @@ def test_a_fit_with_the_voltage_finds_what_the_spikes_leave_open():
     voltage = (-65 + 15 * middle[:, :, 0].T).numpy()
     voltage[spikes[:, :, 0].T.numpy() > 0] = 30
     train = spikes[:, 0, 0].numpy()[None].astype(np.float32)
-    own = recorded_voltage(["cell"], Part(current, [[train]], [0]), [voltage], DT_MS)
+    own = recorded_voltage(["cell"], Part(current, [[train]], [[0]]), [voltage], DT_MS)
     given = FittingBatch(
         current, spikes.float(), Window(0, 3000, 3000), spikes.float().unsqueeze(1),
         torch.ones(1, 1, 1, dtype=torch.bool), own,

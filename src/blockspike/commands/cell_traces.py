@@ -32,22 +32,20 @@ def traces_of_fit(
     """Traces of every cell: its predictions of both parts, and the scores of its test segments."""
     cells = []
     for cell, neuron in enumerate(neurons):
-        first, first_fitted = data.test.first[cell], data.train.first[cell]
         traces = cell_traces(
             neuron,
             _currents(data.test, cell, data.scale_pa[cell]),
-            [trains[:, first:] for trains in data.test.trains[cell]],
+            data.test.scored(cell),
             test[cell],
             scores[cell],
-            first=first,
             n_cells=len(neurons),
             titles=data.test_titles[cell],
             voltage_mv=data.test_voltage_mv[cell],
             # The recorded current, which the neuron was not given if it has a scale of its own.
             shown_pa=_currents(data.test, cell, data.test_scale_pa[cell]),
             training=_segments(
-                [row[first_fitted:] for row in _currents(data.train, cell, data.scale_pa[cell])],
-                [trains[:, first_fitted:] for trains in data.train.trains[cell]],
+                _ends(_currents(data.train, cell, data.scale_pa[cell]), data.train.scored(cell)),
+                data.train.scored(cell),
                 train[cell],
             ),
         )
@@ -64,7 +62,6 @@ def cell_traces(
     *,
     titles: Sequence[str],
     voltage_mv: np.ndarray | None,
-    first: int = 0,
     n_cells: int = 1,
     shown_pa: Sequence[np.ndarray] | None = None,
     training: Sequence[Segment] = (),
@@ -73,20 +70,20 @@ def cell_traces(
 
     Args:
         neuron: the fitted neuron.
-        current_pa: current [T] of each segment that it was simulated with; steps before `first` are
-            not scored.
-        recorded: scored trains [R, T − first] of each segment.
+        current_pa: current [T] of each segment that it was simulated with.
+        recorded: trains [R, n] of its last n steps, those that are scored.
         predicted: predictions of the same steps.
         scores: scores of the segments, a row each.
-        titles, voltage_mv: see `CellTraces`; voltages [B, T − first].
-        first: first scored step.
+        titles, voltage_mv: see `CellTraces`; voltages [B, n].
         n_cells: number of cells that share a page.
         shown_pa: currents to show, if they differ from `current_pa`.
         training: training segments, for the rates against the current.
     """
     dt_ms, most = neuron.dt_ms, n_points(n_cells, len(recorded))
-    shown_pa = [row[first:] for row in (current_pa if shown_pa is None else shown_pa)]
-    membrane, threshold = (x[:, first:] for x in _membrane_and_threshold(neuron, current_pa))
+    shown_pa = _ends(current_pa if shown_pa is None else shown_pa, recorded)
+    membrane, threshold = (
+        _rows(_ends(x, recorded)) for x in _membrane_and_threshold(neuron, current_pa)
+    )
     tested = _segments(shown_pa, recorded, predicted)
     rates, are_steps = rates_by_current([*training, *tested], dt_ms)
     shown = _rows(shown_pa)
@@ -120,6 +117,11 @@ def _currents(part: Part, cell: int, scale_pa: float) -> list[np.ndarray]:
     return [current.astype(float) * scale_pa for current, _ in part.segments(cell)]
 
 
+def _ends(series: Sequence[np.ndarray], recorded: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """The last steps of each series [T], as many as trains [R, n] hold."""
+    return [row[len(row) - own.shape[1] :] for row, own in zip(series, recorded, strict=True)]
+
+
 def _rows(series: Sequence[np.ndarray]) -> np.ndarray:
     """Series of each segment as [B, T], NaN after the end of a shorter one."""
     return np.ascontiguousarray(beside(series).T)
@@ -136,13 +138,13 @@ def _segments(
 
 def _membrane_and_threshold(
     neuron: FittedNeuron, current_pa: Sequence[np.ndarray]
-) -> tuple[np.ndarray, np.ndarray]:
-    """Compute both [B, T], of the neuron without noise; NaN after the end of a segment."""
+) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """Compute both, [T] of each segment, of the neuron without noise."""
     columns = beside(current_pa)
     driving = torch.from_numpy(np.nan_to_num(columns)).unsqueeze(2)
     trace = simulated_trace(neuron.parameters(), driving, neuron.dt_ms)
     membrane, threshold = (
-        np.where(np.isnan(columns), np.nan, x[..., 0].numpy()).T
+        [x[: len(row), segment, 0].numpy() for segment, row in enumerate(current_pa)]
         for x in (trace.membrane, trace.threshold)
     )
     return membrane, threshold

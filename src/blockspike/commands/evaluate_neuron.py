@@ -1,6 +1,8 @@
 """`blockspike evaluate neuron=…`: test a fitted neuron on the currents of a recording."""
 
 import json
+import re
+from math import isnan
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +23,8 @@ def evaluate_neuron(
     """Simulate a fitted neuron on a recording's currents; print and save its scores.
 
     Args:
-        fit: file of the neuron; `<fit>_on_<recording>.{json,png}` are written beside it. The
-            picture shows up to three stimuli.
+        fit: file of the neuron; `<fit>_on_<recording>.{json,png}` are written beside it, with the
+            stimulus in their name if one is chosen. The picture shows up to three stimuli.
         recording_path: file of the recording.
         stimulus: name of one of its stimuli; None = all.
         electrode: name or number of one of its electrodes; None = the only one.
@@ -53,8 +55,12 @@ def evaluate_neuron(
             f"(σ 15 ms), Γ ± 4 ms {row['gamma_4ms']:.3f}, {row['rate_hz']:.1f} Hz "
             f"(recorded {row['recorded_hz']:.1f} Hz)"
         )
-    out = fit.with_name(f"{fit.stem}_on_{recording.name}.json")
-    write_text(out, json.dumps(result, indent=1))
+    chosen = "" if stimulus is None else re.sub(r"\W+", "_", f"_{stimulus}")
+    out = fit.with_name(f"{fit.stem}_on_{recording.name}{chosen}.json")
+    finite = {
+        name: {k: None if isnan(x) else x for k, x in row.items()} for name, row in result.items()
+    }
+    write_text(out, json.dumps(finite, indent=1))  # JSON has no NaN
     use_style()
     cell = cell_traces(
         neuron, current, trains, predicted, pd.DataFrame(list(result.values())),

@@ -29,7 +29,7 @@ from blockspike.files import whole_file, write_npz, write_text
 from blockspike.fitting.distance import Window
 from blockspike.fitting.fitted_neuron import FittedNeuron
 from blockspike.fitting.guard import FittingGuard
-from blockspike.fitting.likelihood import likelihoods_of_cells
+from blockspike.fitting.likelihood import likelihoods_of_cells, share_while_refractory
 from blockspike.fitting.millivolts import millivolts_of_cells, voltage_errors_of_cells
 from blockspike.fitting.module import FittingBatch, NeuronFittingModule
 from blockspike.fitting.parameters import NeuronParameters
@@ -45,6 +45,7 @@ from blockspike.runs.run import Run
 from blockspike.training.metrics_table import read_metrics
 
 _EPOCHS_A_LINE = 20
+_WHILE_REFRACTORY = 0.05  # share of a recording's intervals that is reported
 _SUMMARISED = (
     "gamma_4ms", "gamma_a_2ms", "md_star_4ms", "rate_error", "noiseless_etv_15ms",
     "reliability_etv_15ms", "null_etv_15ms", "bits_per_spike", "etv_15ms_se",
@@ -92,8 +93,9 @@ def _fit_and_score(
         FittedNeuron.of(parameters, cell, name, float(data.scale_pa[cell]), data.dt_ms)
         for cell, name in enumerate(data.names)
     ]
-    for neuron in neurons:
+    for cell, neuron in enumerate(neurons):
         neuron.save(run.folder / "fits" / f"{neuron.name}.json")
+        _warn_of_refractory_period(neuron, data.train.scored(cell))
     train, test = (predictions_of(neurons, part, data.scale_pa) for part in (data.train, data.test))
     of_train = scores_of_segments(data.train, train, data.dt_ms)
     of_test = scores_of_segments(data.test, test, data.dt_ms)
@@ -101,8 +103,8 @@ def _fit_and_score(
         [
             _parameter_columns(neurons, parameters, data, module),
             fit_intervals(cfg, run, data, module, voltage),
-            scores_of_cells(of_train).add_prefix("train_"),
-            scores_of_cells(of_test).add_prefix("test_"),
+            scores_of_cells(data.train, of_train).add_prefix("train_"),
+            scores_of_cells(data.test, of_test).add_prefix("test_"),
             likelihoods_of_cells(parameters, data.train, data.test, data.dt_ms),
             _voltage_columns(parameters, data),
         ],
@@ -186,6 +188,16 @@ def _parameter_columns(
         distance=module.best_distance.gather(1, best)[:, 0].numpy(),
         chosen_epoch=module.best_epoch.gather(1, best)[:, 0].numpy() + 1,
     )  # fmt: skip
+
+
+def _warn_of_refractory_period(neuron: FittedNeuron, trains: list[np.ndarray]) -> None:
+    share = share_while_refractory(trains, neuron.arp_ms, neuron.dt_ms)
+    if share > _WHILE_REFRACTORY:
+        print(
+            f"{neuron.name}: {share:.0%} of the recorded intervals are shorter than the absolute "
+            f"refractory period, arp_ms, of {neuron.arp_ms:g} ms, in which the neuron cannot fire",
+            file=sys.stderr,
+        )
 
 
 def _medians(table: pd.DataFrame, data: RecordingsDataModule, fit_s: float) -> dict[str, Any]:

@@ -81,7 +81,7 @@ def fit_intervals(
     assert isinstance(again.population, DrawnPopulation)
     start = {name: x.repeat_interleave(n) for name, x in module.chosen_values().items()}
     again.population.start_around(start, _DEVIATION, cfg.seed + 1)
-    window = Window(data.train.first[0], drawn.n_steps, drawn.n_steps)
+    window = Window(data.train.first[0][0], drawn.n_steps, drawn.n_steps)
     trains, is_there = padded(drawn.trains) if module.loss == "likelihood" else (None, None)
     batch = FittingBatch(drawn.current, drawn.target, window, trains, is_there, drawn.voltage)
     _fit(_of_replicates(cfg), run, again, batch)

@@ -143,13 +143,11 @@ def _use(file: Path, sweeps: list[int] | None, electrode: str | None) -> str:
         data.setup()
     except ValueError as error:
         return f"a fit would be refused: {error}"
-    trains, tested = data.train.trains[0], data.test.trains[0]
-    n_train = sum(int(x.sum()) for x in trains)
-    first = data.test.first[0]
-    n_test = sum(int(x[:, first:].sum()) for x in tested)
+    trains, tested = data.train.trains[0], data.test.scored(0)
+    n_train, n_test = (sum(int(x.sum()) for x in part) for part in (trains, tested))
     n_repeats = ", ".join(dict.fromkeys(str(len(x)) for x in trains))
     seconds = _seconds([x.shape[1] for x in trains], data.dt_ms)
-    test_seconds = _seconds([x.shape[1] - first for x in tested], data.dt_ms)
+    test_seconds = _seconds([x.shape[1] for x in tested], data.dt_ms)
     stimuli = "1 stimulus" if len(trains) == 1 else f"{len(trains)} stimuli"
     return (
         f"a fit would use {stimuli} (repeats: {n_repeats}), {n_train} spikes in "

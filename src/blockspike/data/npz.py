@@ -18,7 +18,7 @@ from blockspike.data.plausible import (
     check_span,
     warn,
 )
-from blockspike.data.spikes import check_shown, check_times, no_spikes, spikes_of
+from blockspike.data.spikes import as_double, check_shown, check_times, no_spikes, spikes_of
 from blockspike.data.sweeps import (
     DT_RANGE_MS,
     check_current,
@@ -279,7 +279,7 @@ def _repeats_of(times_s: np.ndarray, repeat: np.ndarray, at_least: int) -> list[
     n_repeats = max(at_least, int(repeat.max()) + 1 if len(repeat) else 0)
     order = np.lexsort((times_s, repeat))
     starts = np.searchsorted(repeat[order], np.arange(1, n_repeats))
-    return np.split(times_s[order].astype(np.float64), starts)
+    return np.split(as_double(times_s[order]), starts)
 
 
 def _indices(path: Path, arrays: dict[str, np.ndarray], key: str, end: int) -> np.ndarray:

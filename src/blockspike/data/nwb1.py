@@ -16,6 +16,7 @@ import numpy as np
 
 from blockspike.data.hdf5 import DatasetReader, attribute
 from blockspike.data.limits import ReadLimit
+from blockspike.data.spikes import as_double
 from blockspike.data.sweeps import (
     VOLTAGE_CLAMP,
     Sweep,
@@ -104,7 +105,7 @@ class _AllenSweep:
         for key in ("spike_times", "aibs_spike_times"):
             dataset = self.file.get(f"analysis/{key}/Sweep_{self.number}")
             if isinstance(dataset, h5py.Dataset):
-                return np.asarray(self.reader.read(dataset), np.float64).reshape(-1)
+                return as_double(np.asarray(self.reader.read(dataset))).reshape(-1)
         return None
 
     def _unit(self, side: str) -> str:

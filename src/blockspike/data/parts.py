@@ -18,12 +18,13 @@ class Part:
         current: float32 [T, B, C], up to B segments of up to T steps of C cells, divided by the
             cell's scale; 0 after the end of a segment.
         trains: recorded trains of each cell and segment, float32 [R, T] of the segment's own T.
-        first: of each cell, the first step that is scored; in those before, the neuron settles.
+        first: of each cell and segment, the first step that is scored; in those before, the neuron
+            settles.
     """
 
     current: Tensor
     trains: list[list[np.ndarray]]
-    first: list[int]
+    first: list[list[int]]
 
     def segments(self, cell: int) -> list[tuple[np.ndarray, np.ndarray]]:
         """Current [T] and trains [R, T] of each segment of a cell."""
@@ -32,6 +33,10 @@ class Part:
             (current[: own.shape[1]], own)
             for current, own in zip(currents, self.trains[cell], strict=True)
         ]
+
+    def scored(self, cell: int) -> list[np.ndarray]:
+        """Trains of each segment of a cell over the steps that are scored, [R, T − first]."""
+        return [x[:, first:] for x, first in zip(self.trains[cell], self.first[cell], strict=True)]
 
 
 def beside(rows: Sequence[np.ndarray]) -> np.ndarray:

@@ -56,7 +56,8 @@ class _Cell:
     test: _Segments
     scale_pa: float
     test_scale_pa: float
-    warm_up_steps: int
+    first_fitted: list[int]
+    first_scored: list[int]
     titles: list[str]
     train_voltage_mv: np.ndarray | None
     test_mean_voltage_mv: np.ndarray | None
@@ -94,7 +95,8 @@ class RecordingsDataModule(pl.LightningDataModule):
             both parts (a pattern may share one with the other stimulus).
         held_out: share of each training segment, at its end, that the gradient and selections do
             not see; the best epoch and start are chosen by the whole segment.
-        warm_up_s: time before each test segment that is simulated but not scored.
+        warm_up_s: time before each test segment that is simulated but not scored, or less if the
+            sweep begins later.
         train_warm_up_s: time before each segment of `train_s` that is simulated but not fitted, so
             that the neuron enters it adapted. Without it each segment begins at rest.
         first_trial_only: fit to the first trial, not to the mean of all; all are scored.
@@ -257,28 +259,28 @@ class RecordingsDataModule(pl.LightningDataModule):
         self.test_voltage_mv = [cell.voltage_mv for cell in cells]
         self.test_mean_voltage_mv = [cell.test_mean_voltage_mv for cell in cells]
         self.compensated = [cell.compensated for cell in cells]
-        first_fitted = [self._train_warm_up_steps] * len(cells)
-        warm_up_steps = [cell.warm_up_steps for cell in cells]
+        first_fitted = [cell.first_fitted for cell in cells]
+        first_scored = [cell.first_scored for cell in cells]
         self.train = _part([cell.train for cell in cells], self.scale_pa, first_fitted)
-        self.test = _part([cell.test for cell in cells], self.test_scale_pa, warm_up_steps)
+        self.test = _part([cell.test for cell in cells], self.test_scale_pa, first_scored)
 
     def _cut(self, train: Recording, test: Recording) -> _Cell:
         share = 1.0 if self._apart else _TRAIN_SHARE
         trained = _cuts(train, self.train_s, (0.0, share))
         tested = _cuts(test, self.test_s, (0.0 if self._apart else _TRAIN_SHARE, 1.0))
-        # No longer than the time before any test segment.
-        warm_up_s = min(self.warm_up_s, *(cut.start_s for cut in tested))
         titles = _titles(test, tested)
         fitted, scored = trained, tested
         trained = [cut.begun_earlier(self.train_warm_up_s) for cut in trained]
-        tested = [cut.begun_earlier(warm_up_s) for cut in tested]
+        tested = [cut.begun_earlier(min(self.warm_up_s, cut.start_s)) for cut in tested]
+        first_fitted, first_scored = self._first(fitted, trained), self._first(scored, tested)
         train_data, test_data = self._segments(train, trained), self._segments(test, tested)
-        warm_up_steps = round(warm_up_s * 1000 / self.dt_ms)
         if self.is_recorded:
             own_s = [sum(x.stop_s - x.start_s for x in cuts) for cuts in (fitted, scored)]
-            _check_spikes(
-                train.name, own_s, train_data, self._train_warm_up_steps, test_data, warm_up_steps
-            )
+            n_spikes = [
+                sum(int(x[:, first:].sum()) for x, first in zip(trains, firsts, strict=True))
+                for (_, trains), firsts in ((train_data, first_fitted), (test_data, first_scored))
+            ]
+            _check_spikes(train.name, own_s, *n_spikes)
         scale_pa = self._scale(train_data[0][self._train_warm_up_steps :])
         compensated = None
         if self.compensation is not None:
@@ -288,16 +290,21 @@ class RecordingsDataModule(pl.LightningDataModule):
         return _Cell(
             train.name, train_data, test_data, scale_pa,
             self._scale(test_data[0]) if self.own_test_scale else scale_pa,
-            warm_up_steps, titles,
-            self._voltage(train, trained, 0, "mean"),
-            self._voltage(test, tested, 0, "mean"),
-            self._voltage(test, tested, warm_up_steps, "largest"),
+            first_fitted, first_scored, titles,
+            self._voltage(train, trained, "mean"),
+            self._voltage(test, tested, "mean"),
+            self._voltage(test, scored, "largest"),
             compensated,
         )  # fmt: skip
 
     @property
     def _train_warm_up_steps(self) -> int:
         return round(self.train_warm_up_s * 1000 / self.dt_ms)
+
+    def _first(self, cuts: list[_Cut], begun_earlier: list[_Cut]) -> list[int]:
+        """Steps before each of the cuts that the ones begun earlier hold."""
+        both = zip(cuts, begun_earlier, strict=True)
+        return [cut.steps(self.dt_ms).start - begun.steps(self.dt_ms).start for cut, begun in both]
 
     def _segments(self, recording: Recording, cuts: list[_Cut]) -> _Segments:
         currents, trains = [], []
@@ -314,10 +321,9 @@ class RecordingsDataModule(pl.LightningDataModule):
         self,
         recording: Recording,
         cuts: list[_Cut],
-        warm_up_steps: int,
         of_step: Literal["largest", "mean"],
     ) -> np.ndarray | None:
-        """Voltages [B, T] of the scored steps of all segments, NaN where there is none."""
+        """Voltages [B, T] of all segments, NaN where there is none."""
         if recording.voltage_mv is None:
             return None
         rows = []
@@ -327,8 +333,7 @@ class RecordingsDataModule(pl.LightningDataModule):
                 n_steps = recording.spike_trains(number, self.dt_ms).shape[1]
                 voltage = np.full(n_steps, np.nan, np.float32)
             for cut in of_stimulus:
-                steps = cut.steps(self.dt_ms)
-                rows.append(voltage[steps.start + warm_up_steps : steps.stop])
+                rows.append(voltage[cut.steps(self.dt_ms)])
         return beside(rows).T
 
     def _scale(self, current: np.ndarray) -> float:
@@ -489,14 +494,10 @@ def _check_apart(train_s: Segments, test_s: Segments) -> None:
 def _check_spikes(
     name: str,
     durations_s: Sequence[float],
-    trained: _Segments,
-    first_fitted: int,
-    tested: _Segments,
-    first_scored: int,
+    n_train: int,
+    n_test: int,
 ) -> None:
     """Raise ValueError if there are too few spikes to fit a neuron to, or none to score it by."""
-    n_train = sum(int(trains[:, first_fitted:].sum()) for trains in trained[1])
-    n_test = sum(int(trains[:, first_scored:].sum()) for trains in tested[1])
     parts = " and ".join(f"{x:.6g}" for x in durations_s)
     found = f"got {n_train} and {n_test} in {parts} s; choose parts by train_s and test_s"
     if n_train < _LEAST_SPIKES:
@@ -508,6 +509,6 @@ def _check_spikes(
         raise ValueError(f"{name}: expected spikes in the training and in the test part, {found}")
 
 
-def _part(cut: Sequence[_Segments], scale: np.ndarray, first: list[int]) -> Part:
+def _part(cut: Sequence[_Segments], scale: np.ndarray, first: list[list[int]]) -> Part:
     currents = [current / own for (current, _), own in zip(cut, scale, strict=True)]
     return Part(stacked(currents), [trains for _, trains in cut], first)

@@ -30,12 +30,18 @@ def bin_spikes(times_s: np.ndarray, dt_ms: float, n_steps: int) -> np.ndarray:
     """
     if not 0 < dt_ms < np.inf:
         raise ValueError(f"dt_ms: expected > 0, got {dt_ms}")
-    times_s = np.asarray(times_s, np.float64)
+    times_s = as_double(np.asarray(times_s))
     for t in times_s[~(times_s >= 0)][:1]:
         raise ValueError(f"times_s: expected seconds >= 0, got {t}")
     step = np.floor(times_s * 1e3 / dt_ms + 1e-6)
     inside = step[step < n_steps].astype(np.int64)
     return np.bincount(inside, minlength=n_steps).astype(np.float32)
+
+
+def as_double(times_s: np.ndarray) -> np.ndarray:
+    """Times as float64; of float32, the shortest decimal numbers, so that 0.1 s is not less."""
+    is_single = times_s.dtype.kind == "f" and times_s.dtype.itemsize == 4
+    return (times_s.astype(str) if is_single else times_s).astype(np.float64)
 
 
 def detect_spikes(voltage_mv: np.ndarray, dt_ms: float) -> np.ndarray:

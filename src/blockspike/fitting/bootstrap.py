@@ -63,7 +63,8 @@ def resample(
     """Draw n replicates of the training data of each cell.
 
     Trials are drawn with replacement within each segment, and segments too if there are at least
-    five. A cell with neither gets trials simulated by its fitted neuron, if that has noise.
+    five. A cell with fewer, of which one has a single trial, gets trials simulated by its fitted
+    neuron, if that has noise.
 
     The voltage, which is that of one trial, comes with its segment where segments are drawn.
     Elsewhere its blocks of 0.5 s are drawn, apart from the trials: a step then counts as often as
@@ -86,7 +87,7 @@ def resample(
         current = beside([current for current, _ in part.segments(cell)])
         by_likelihood = float(parameters.escape_width[cell]) > 0
         recorded = [x[:, : len(trains), cell].numpy() for x in voltage or ()]
-        block = _blocks(recorded[1], part.first[cell], dt_ms) if recorded else None
+        block = _blocks(recorded[1], part.first[cell][0], dt_ms) if recorded else None
         has_noise = by_likelihood or float(parameters.noise[cell]) > 0
         counts = _to_draw(trains, has_noise, None if block is None else int(block.max()) + 1)
         trains_of = None
@@ -127,7 +128,7 @@ def _to_draw(trains: list[np.ndarray], has_noise: bool, n_blocks: int | None) ->
         has_noise: whether the fitted neuron has noise.
         n_blocks: of the voltage; None without.
     """
-    counts = {"trials": max(map(len, trains)), "segments": len(trains)}
+    counts = {"trials": min(map(len, trains)), "segments": len(trains)}
     least = {"trials": 2, "segments": _LEAST_SEGMENTS}
     counts = {name: n for name, n in counts.items() if n >= least[name]}
     if not counts and has_noise:

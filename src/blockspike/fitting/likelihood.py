@@ -125,10 +125,9 @@ def bits_per_spike(
 ) -> float:
     """Log-likelihood of spikes beyond that of a constant rate, in bits per spike; NaN of none.
 
-    Steps of the refractory period, where the margin is −inf, are left out with their spikes.
+    The rate of the refractory period, where the margin is −inf, is bounded as in a fit, so that a
+    spike in it costs 87 bits.
     """
-    free = np.isfinite(margins)
-    margins, spikes = margins[free], spikes[free]
     fired = spikes > 0
     if not fired.any():
         return float("nan")
@@ -183,14 +182,26 @@ def _with_margins(
     margins = margins.reshape(trains.shape)
     found = []
     for cell, of_cell in enumerate(part.trains):
-        first = part.first[cell]
         there = [
             margins[first : own.shape[1], segment, : len(own), cell]
-            for segment, own in enumerate(of_cell)
+            for segment, (own, first) in enumerate(zip(of_cell, part.first[cell], strict=True))
         ]
-        recorded = [own[:, first:].T for own in of_cell]
+        recorded = [own.T for own in part.scored(cell)]
         found.append((_in_a_row(there), _in_a_row(recorded)))
     return found
+
+
+def share_while_refractory(trains: list[np.ndarray], arp_ms: float, dt_ms: float) -> float:
+    """Share of the intervals between spikes in which a neuron with this period cannot fire.
+
+    Args:
+        trains: recorded trains [R, T] of each segment.
+        arp_ms: absolute refractory period, a whole number of steps.
+        dt_ms: length of a step.
+    """
+    intervals = [np.diff(np.flatnonzero(train)) for x in trains for train in x]
+    too_short = np.concatenate(intervals) <= round(arp_ms / dt_ms)
+    return float(too_short.mean()) if len(too_short) else 0.0
 
 
 def _in_a_row(arrays: list[np.ndarray]) -> np.ndarray:

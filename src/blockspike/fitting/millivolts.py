@@ -102,7 +102,7 @@ def _compared(
     membrane = margins_at(replace(own, **nothing), current, spikes, dt_ms)[:, :, 0] + 1
     membrane[1:] = (membrane[1:] + membrane[:-1]) / 2  # of the middle of a step, as the voltage is
     between = between_spikes(fired, dt_ms) & np.isfinite(voltage.T) & np.isfinite(membrane)
-    between[: part.first[cell]] = False
+    between &= np.arange(len(fired))[:, None] >= part.first[cell]
     through_electrode = current[:, :, 0].double().numpy()[between] * scale_pa / 1000  # nA
     columns = np.stack([np.ones(between.sum()), membrane[between], through_electrode], 1)
     return columns, voltage.T[between].astype(float), shows_spikes(fired, voltage.T, dt_ms)

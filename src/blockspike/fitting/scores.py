@@ -1,11 +1,13 @@
 """Scores of fitted neurons: predicted spike trains against recorded ones."""
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
+from scipy.ndimage import binary_opening
 
-from blockspike.data.parts import Part, beside
+from blockspike.data.parts import Part
 from blockspike.fitting.fitted_neuron import FittedNeuron
 from blockspike.fitting.metrics import (
     etv_standard_error,
@@ -18,6 +20,7 @@ from blockspike.fitting.metrics import (
 SIGMAS_MS = (5.0, 10.0, 15.0)
 _GAMMA_MS, _GAMMA_A_MS, _MD_MS = 4.0, 2.0, 4.0
 _BASELINE_MS = 5.0  # at the start of training, where a stimulus by steps is not yet on
+_PAUSE_MS = 20.0  # for which a stimulus is at least off; slow noise crosses its start in less
 _PREDICTING_TRIALS = 100  # simulated trials whose mean is the prediction of a neuron with noise
 _SCORED_TRIALS = 10  # of these, scored and shown one by one too
 
@@ -54,8 +57,8 @@ def predictions_of(
     """
     return [
         [
-            predict(neuron, current.astype(float) * scale, part.first[cell])
-            for current, _ in part.segments(cell)
+            predict(neuron, current.astype(float) * scale, first)
+            for (current, _), first in zip(part.segments(cell), part.first[cell], strict=True)
         ]
         for cell, (neuron, scale) in enumerate(zip(neurons, scale_pa, strict=True))
     ]
@@ -67,19 +70,25 @@ def scores_of_segments(
     """Scores of `segment_scores` for each cell: a row per segment."""
     return [
         pd.DataFrame(
-            segment_scores(trains[:, part.first[cell] :], x, dt_ms)
-            for trains, x in zip(part.trains[cell], predicted, strict=True)
+            segment_scores(trains, x, dt_ms)
+            for trains, x in zip(part.scored(cell), predicted, strict=True)
         )
         for cell, predicted in enumerate(predictions)
     ]
 
 
-def scores_of_cells(segments: list[pd.DataFrame]) -> pd.DataFrame:
+def scores_of_cells(part: Part, segments: list[pd.DataFrame]) -> pd.DataFrame:
     """Scores of `scores_of_segments`, averaged over segments: a row per cell.
 
-    Segments whose standard error is unknown, such as silent ones, count as the others do.
+    Rates are those of all segments together. Segments whose standard error is unknown, such as
+    silent ones, count as the others do.
     """
     table = pd.DataFrame([scores.mean() for scores in segments])
+    for name in ("rate_hz", "recorded_hz"):
+        table[name] = [
+            np.average(scores[name], weights=[x.shape[1] for x in part.scored(cell)])
+            for cell, scores in enumerate(segments)
+        ]
     table["etv_15ms_se"] = [
         np.sqrt((scores["etv_15ms_se"] ** 2).mean() / len(scores)) for scores in segments
     ]
@@ -91,33 +100,33 @@ def scores_of_cells(segments: list[pd.DataFrame]) -> pd.DataFrame:
 def null_etv(train: Part, test: Part, cell: int, dt_ms: float) -> float:
     """Normalised ETV at 15 ms of a model that knows only when the stimulus is on.
 
-    Wherever the current differs from that at the start of training, it predicts the mean rate that
-    the cell had under such a current in training; a fit that explains less has learnt nothing. The
-    mean over the test segments.
+    The stimulus is off where the current is that of the start of training for 20 ms or longer, and
+    always on if it fluctuates there. While it is on, the model predicts the mean rate that the cell
+    then had in training; a fit that explains less has learnt nothing. The mean over the test
+    segments.
     """
-    n_start = max(1, round(_BASELINE_MS / dt_ms))
-    trained = [current for current, _ in train.segments(cell)]
-    start = beside([current[:n_start] for current in trained])
-    spread = float(np.ptp(np.concatenate(trained)))
-    noise = float(np.nanstd(start, 0).mean())
-    base = np.nanmedian(start)
+    n_start, n_pause = (max(1, round(x / dt_ms)) for x in (_BASELINE_MS, _PAUSE_MS))
+    trained = np.concatenate([current for current, _ in train.segments(cell)])
+    start = np.concatenate([current[:n_start] for current, _ in train.segments(cell)])
+    base, noise = np.median(start), float(start.std())
+    least = max(0.01 * float(np.ptp(trained)), 3 * noise)
 
     def is_on(current: np.ndarray) -> np.ndarray:
-        if noise > 0.05 * spread:  # it fluctuates from the start on
+        if noise > 0.1 * trained.std():  # it fluctuates from the start on
             return np.ones(len(current), bool)
-        return np.abs(current - base) > max(0.01 * spread, 5 * noise)
+        is_near = np.abs(current - base) <= least
+        return np.logical_not(binary_opening(is_near, np.ones(n_pause)))
+
+    def scored(part: Part) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        for (current, _), trains in zip(part.segments(cell), part.scored(cell), strict=True):
+            yield is_on(current)[-trains.shape[1] :], trains
 
     fired = steps = 0.0
-    for current, trains in train.segments(cell):
-        on = is_on(current) & (np.arange(len(current)) >= train.first[cell])
+    for on, trains in scored(train):
         fired += trains[:, on].mean(0).sum()
         steps += on.sum()
-    rate, first = fired / max(steps, 1), test.first[cell]
-    scores = [
-        _explained(trains[:, first:], rate * is_on(current)[first:], 15.0, dt_ms, True)
-        for current, trains in test.segments(cell)
-    ]
-    return float(np.mean(scores))
+    rate = fired / max(steps, 1)
+    return float(np.mean([_explained(x, rate * on, 15.0, dt_ms, True) for on, x in scored(test)]))
 
 
 def _explained(
@@ -172,19 +181,31 @@ def segment_scores(trains: np.ndarray, predicted: Prediction, dt_ms: float) -> d
 
 
 def _gamma(trains: np.ndarray, predicted: np.ndarray, window_ms: float, dt_ms: float) -> float:
-    """Mean Γ of predicted trials; NaN if one fires in every window."""
-    try:
-        scores = [gamma_coincidence(trains, x, window_ms, dt_ms) for x in predicted]
-    except ValueError:
+    """Mean Γ of predicted trials; 0 of one that coincides everywhere by chance.
+
+    NaN if the recorded trials do so, too.
+    """
+    if _fires_always(trains.mean(0), window_ms, dt_ms):
         return float("nan")
+    scores = [
+        0.0
+        if _fires_always(x, window_ms, dt_ms)
+        else gamma_coincidence(trains, x, window_ms, dt_ms)
+        for x in predicted
+    ]
     return float(np.mean(scores))
+
+
+def _fires_always(train: np.ndarray, window_ms: float, dt_ms: float) -> bool:
+    """Whether a train [T] has a spike in every window, so that Γ is not defined."""
+    return 2 * window_ms * float(train.sum(dtype=float)) / (len(train) * dt_ms) >= 1
 
 
 def _gamma_a(trains: np.ndarray, predicted: np.ndarray, dt_ms: float) -> float:
     """Mean Γ ± 2 ms relative to the neuron's reliability; NaN if that is not above 0."""
     try:
         reliability = gamma_reliability(trains, _GAMMA_A_MS, dt_ms)
-    except ValueError:  # as in `_gamma`
+    except ValueError:  # a trial fires always
         return float("nan")
     return (
         _gamma(trains, predicted, _GAMMA_A_MS, dt_ms) / reliability if reliability > 0 else np.nan
