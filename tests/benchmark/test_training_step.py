@@ -121,11 +121,12 @@ def test_contenders_take_turns(monkeypatch, batches):
             return super().step(batch)
 
     a, b = (Noted(make_network("fused", SMALL)) for _ in range(2))
-    steps = training_step.take_turns({"a": (a, batches), "b": (b, batches)}, 3)
+    steps = training_step.steps_in_turns({"a": (a, batches), "b": (b, batches)}, 3)
     assert [len(taken) for taken in steps.values()] == [3, 3]
-    turns = [(x.network, batches[i]) for i in (0, 0, 1, 0) for x in (a, b)]
-    assert len(calls) == len(turns)
-    assert all(c[0] is t[0] and c[1] is t[1] for c, t in zip(calls, turns, strict=True))
+    rounds = [calls[2 * k : 2 * k + 2] for k in range(4)]  # the first is the warm-up
+    for calls_of_round, i in zip(rounds, (0, 1, 0, 1), strict=True):
+        assert {id(network) for network, _ in calls_of_round} == {id(a.network), id(b.network)}
+        assert all(batch is batches[i] for _, batch in calls_of_round)
 
 
 @pytest.mark.slow

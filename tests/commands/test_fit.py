@@ -45,7 +45,7 @@ def test_a_recording_is_fitted_from_file_to_figure(blockspike, tmp_path, cells):
     done = blockspike(*arguments)
     (result,) = (tmp_path / "outputs" / "fit" / "my_cell").rglob("result.json")
     run, row = result.parent, read_json(result)
-    assert "median normalised ETV" in done.stdout
+    assert "median normalised ETV" in done.stdout and "refractory" not in done.stderr
     assert row["data_set"] == "my_cell" and row["n_cells"] == 1
     assert (run / "figures" / "recording.png").is_file()
     table = pd.read_csv(run / "fits.csv")

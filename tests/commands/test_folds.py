@@ -2,10 +2,13 @@
 
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 from blockspike.files import read_json
+from blockspike.pretrained.loaded_run import load_run
 from blockspike.training.checkpoint_io import load_plain
 from blockspike.training.metrics_table import read_metrics
 
@@ -59,6 +62,12 @@ def test_without_validation_the_model_of_the_last_epoch_is_tested(blockspike, tm
     row = read_json(folder / "result.json")
     assert (row["chosen_epoch"], row["n_epochs"]) == (3, 3)
     assert "val_accuracy" not in row
+    network, data, *_ = load_run(folder)
+    with torch.no_grad():
+        rates = [network(events).rates[0] for events, _ in data.test_dataloader()]
+        n_samples = [len(labels) for _, labels in data.test_dataloader()]
+    rate_hz = np.average(rates, weights=n_samples) * 1000 / data.dt_ms
+    assert row["rate_layer1_hz"] == pytest.approx(rate_hz, rel=1e-4)
     assert load_plain(folder / "checkpoints/best.ckpt")["epoch"] == 2
     assert "finished, skipped" in blockspike("train", *SMALL, *whole).stdout
     blockspike("status")

@@ -188,6 +188,10 @@ def test_a_run_finished_meanwhile_by_another_process_is_refused(tmp_path):
     enter(tmp_path)
     with pytest.raises(RunRefusedError, match="another configuration"):
         enter(tmp_path, {"x": 1})
+    one_batch, all_of_them = ({"trainer": {"limit_test_batches": x}} for x in (1, 1.0))
+    enter(tmp_path / "limited", one_batch)
+    with pytest.raises(RunRefusedError, match=r"limit_test_batches: 1 → 1\.0"):
+        enter(tmp_path / "limited", all_of_them)
     Run(tmp_path).write_result({"seed": 0})
     with pytest.raises(RunRefusedError, match="finished it meanwhile"):
         enter(tmp_path)

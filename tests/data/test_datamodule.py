@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import h5py
 import numpy as np
@@ -68,6 +70,16 @@ def test_incomplete_last_batch_is_kept(prepared):
     module = opened(prepared, batch_size=64)
     assert [len(labels) for _, labels in module.train_dataloader()] == [64, 6]
     assert len(module.train_dataloader()) == 2
+
+
+def test_batches_to_overfit_are_of_mixed_classes(prepared):
+    module = opened(prepared)
+    assert (np.diff(module.train.label[module.train_indices]) >= 0).all()
+    lightning: Any = SimpleNamespace(world_size=1, global_rank=0, overfit_batches=3)
+    module.trainer = lightning
+    indices = module.train_dataloader().dataset.indices  # pyright: ignore
+    assert sorted(indices) == sorted(module.train_indices)
+    assert len(set(module.train.label[indices[:20]])) > 3
 
 
 def test_validation_is_a_stratified_part_of_training(prepared):

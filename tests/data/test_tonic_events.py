@@ -102,6 +102,7 @@ def test_ssc_keeps_its_validation_set_and_its_times(tmp_path, monkeypatch):
     module = prepared(tmp_path, monkeypatch, "SSC")
     assert module.val is not module.train and len(module.val_indices) == 70
     assert len(module.train_indices) == 70
+    assert prepared(tmp_path, monkeypatch, "SSC", validation_fraction=0.0).validates
     files = [tmp_path / f"ssc_{part}.h5" for part in ("train", "valid", "test")]
     prepare_shd(files, tmp_path / "b.h5", "SSC", SSC)
     own = read_event_file(tmp_path / "b.h5").train

@@ -36,6 +36,25 @@ def test_a_mean_and_its_standard_error_are_those_over_seeds():
     assert means(table, ["model.arp_ms"], "epoch_s").points["mean"].tolist() == [50, 50]
 
 
+def test_runs_of_one_fold_count_as_one():
+    values = {0: (0.6, 0.62), 1: (0.8, 0.82), 2: (0.9,)}
+    rows = [
+        run(seed=s, test_accuracy=a) | {"data.fold": fold}
+        for fold, of_fold in values.items() for s, a in enumerate(of_fold)
+    ]  # fmt: skip
+    table = pd.DataFrame(rows)
+    (row,) = means(table, []).points.to_dict("records")
+    of_folds = np.array([0.61, 0.81, 0.9])
+    assert row == pytest.approx({
+        "n": 5, "mean": of_folds.mean(), "standard_error": of_folds.std(ddof=1) / 3**0.5
+    })  # fmt: skip
+    apart = means(table, ["data.fold"]).points
+    np.testing.assert_allclose(apart["standard_error"], [0.01, 0.01, np.nan])
+    no_folds = table.assign(**{"data.fold": np.nan})
+    expected = table["test_accuracy"].sem()
+    assert means(no_folds, []).points["standard_error"].tolist() == pytest.approx([expected])
+
+
 @pytest.mark.parametrize("others", [np.nan, False])
 def test_pruned_trials_are_in_no_mean(others):
     rows = [run(seed=s) | {"val_accuracy": a} for s, a in enumerate((0.9, 0.92, 0.2))]

@@ -53,6 +53,8 @@ def test_one_segment_of_a_single_trial_has_none_to_draw():
     drawn = resample(part(4, 1), neuron(), N, 0.5, seed=0)
     assert drawn.how == ["simulated trials"]
     assert len(torch.unique(drawn.target[:, 1], dim=1)[0]) > 5
+    assert set((4 * drawn.target[:, 0]).unique().tolist()) >= {0, 1, 2}  # means of four trials
+    assert set(drawn.target[:, 1].unique().tolist()) == {0, 1}
     assert resample(part(4, 1), neuron(noise=0.0), N, 0.5, seed=0).how == [""]
 
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 from scipy.ndimage import gaussian_filter1d
 
-from blockspike.data.parts import Part
+from blockspike.data.parts import Part, beside, stacked
 from blockspike.fitting.metrics import explained_temporal_variance
 from blockspike.fitting.scores import (
     Prediction,
@@ -89,9 +89,49 @@ def test_a_current_that_crosses_its_baseline_does_not_pause():
     assert null_etv(whole, whole, 0, DT_MS) == pytest.approx(expected, abs=1e-6)
 
 
-def test_gamma_of_a_neuron_that_fires_always_is_0():
+@pytest.mark.parametrize("pulses", ["steps", "brief", "from the middle of one"])
+def test_noise_of_the_device_is_no_stimulus(pulses):
+    is_on = np.arange(8000) % 2000 >= 1000
+    if pulses == "brief":
+        is_on = np.arange(8000) % 2000 < 25
+    draws = np.random.default_rng(0).random((2, 5, 8000))
+    trains = (draws < np.where(is_on, 0.05, 0)).astype(np.float32)
+    current = np.where(is_on, 100, 0) + np.random.default_rng(1).normal(0, 1.5, 8000)
+    cuts = [slice(500, 8000)]
+    if pulses.startswith("from"):
+        cuts.append(slice(1500, 6000))
+    currents = stacked([beside([current[x] for x in cuts])])
+    train, test = (Part(currents, [[x[:, y] for y in cuts]], [[0] * len(cuts)]) for x in trains)
+    rate = np.concatenate([trains[0][:, x][:, is_on[x]] for x in cuts], 1).mean()
+    expected = [
+        explained_temporal_variance(trains[1][:, x], rate * is_on[x], 15.0, DT_MS) for x in cuts
+    ]
+    assert null_etv(train, test, 0, DT_MS) == pytest.approx(np.mean(expected), abs=0.02)
+    half = Part(test.current / 2, test.trains, test.first)
+    assert null_etv(train, half, 0, DT_MS, 2.0) == null_etv(train, test, 0, DT_MS)
+
+
+def test_segments_are_scored_from_their_own_first_step():
+    current = np.random.default_rng(0).normal(size=(2000, 2, 1))
+    trains = [fired(4, seed) for seed in (0, 1)]
+    both = Part(torch.from_numpy(current.astype(np.float32)), [trains], [[100, 700]])
+    predicted = [[prediction(x[0][first:]) for x, first in zip(trains, (100, 700), strict=True)]]
+    (segments,) = scores_of_segments(both, predicted, DT_MS)
+    for k, first in enumerate((100, 700)):
+        alone = segment_scores(trains[k][:, first:], predicted[0][k], DT_MS)
+        assert segments.iloc[k].to_dict() == pytest.approx(alone, nan_ok=True)
+    null = [
+        null_etv(both, part(current[:, k : k + 1], [trains[k]], first), 0, DT_MS)
+        for k, first in enumerate((100, 700))
+    ]
+    assert null_etv(both, both, 0, DT_MS) == pytest.approx(np.mean(null))
+
+
+def test_gamma_is_bounded_where_a_neuron_fires_always():
     trains, always = fired(4), np.ones(2000)
-    assert segment_scores(trains, prediction(always), DT_MS)["gamma_4ms"] == 0
+    often = np.tile([1, 0, 0, 0, 0, 0, 0, 0, 0], 223)[:2000]  # 111 Hz
+    scores = [segment_scores(trains, prediction(x), DT_MS)["gamma_4ms"] for x in (often, always)]
+    assert -1 <= scores[0] < 0 and scores[1] == -1
     both = segment_scores(np.ones((3, 2000), np.float32), prediction(always), DT_MS)
     assert np.isnan(both["gamma_4ms"]) and np.isnan(both["gamma_a_2ms"])
 

@@ -13,11 +13,11 @@ step would depend on the length.
 """
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
-from itertools import islice
+from itertools import cycle, islice
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,15 @@ from blockspike.benchmark import roofline
 from blockspike.benchmark.peers import version_of
 from blockspike.benchmark.remote import Remote
 from blockspike.benchmark.table import Row
-from blockspike.benchmark.timing import Turn, peak_bytes, quartiles, reason, summary
+from blockspike.benchmark.timing import (
+    Turn,
+    all_turns,
+    peak_bytes,
+    quartiles,
+    reason,
+    summary,
+    take_turns,
+)
 from blockspike.data.shd import SHDDataModule
 from blockspike.data.shd_file import N_CHANNELS, SHD
 from blockspike.networks.classifier import SpikingClassifier
@@ -223,17 +231,17 @@ def check(batch: Batch, size: Size = PAPER) -> None:
         raise RuntimeError("spikes of blocks differ: no time is reported")
 
 
-def take_turns(
+def steps_in_turns(
     contenders: Mapping[str, tuple[Any, Sequence[Batch]]], rounds: int
 ) -> dict[str, list[Turn]]:
-    """Warm up every contender with a step, then time them in turns for some rounds."""
-    for training, batches in contenders.values():
-        training.step(batches[0])
-    steps: dict[str, list[Turn]] = {name: [] for name in contenders}
-    for turn in range(rounds):
-        for name, (training, batches) in contenders.items():
-            steps[name].append(training.step(batches[turn % len(batches)]))
-    return steps
+    """Time a step of every contender in turns, each round on the next batch."""
+
+    def stepping(training: Any, batches: Sequence[Batch]) -> Callable[[], Turn]:
+        rest = cycle(batches)
+        return lambda: training.step(next(rest))
+
+    own = {name: stepping(*of_one) for name, of_one in contenders.items()}
+    return all_turns(take_turns(own, rounds))
 
 
 def compare(task: Task, names: Sequence[str]) -> list[Row]:
@@ -254,7 +262,7 @@ def compare(task: Task, names: Sequence[str]) -> list[Row]:
                 contenders[SCAN] = _Scan(scan, task.batches), task.batches
             except Exception as error:  # JAX may be missing, or fail in any way
                 found[SCAN] = reason(error)
-        steps = take_turns(contenders, task.rounds)
+        steps = steps_in_turns(contenders, task.rounds)
     found |= steps
     fused = steps.get("fused")
     rows: list[Row] = []
@@ -366,7 +374,8 @@ def measure_lengths(task: Task) -> list[Row]:
         )
         for times in _REPEATS
     }
-    steps = take_turns({f"{n_steps} steps": case for n_steps, case in cases.items()}, task.rounds)
+    named = {f"{n_steps} steps": case for n_steps, case in cases.items()}
+    steps = steps_in_turns(named, task.rounds)
     rows = []
     for n_steps, turns in zip(cases, steps.values(), strict=True):
         row: Row = {"contender": "fused", "case": f"{n_steps} steps", **summary(turns, None)}
@@ -380,7 +389,7 @@ def measure_refractory(task: Task) -> list[Row]:
         f"refractory period {arp}": (Training(make_network("fused", task.size, arp)), task.batches)
         for arp in _ARPS
     }
-    steps = take_turns(contenders, task.rounds)
+    steps = steps_in_turns(contenders, task.rounds)
     return [{"contender": "fused", "case": case, **summary(steps[case], None)} for case in steps]
 
 

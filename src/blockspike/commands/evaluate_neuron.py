@@ -55,7 +55,7 @@ def evaluate_neuron(
             f"(σ 15 ms), Γ ± 4 ms {row['gamma_4ms']:.3f}, {row['rate_hz']:.1f} Hz "
             f"(recorded {row['recorded_hz']:.1f} Hz)"
         )
-    chosen = "" if stimulus is None else re.sub(r"\W+", "_", f"_{stimulus}")
+    chosen = "" if stimulus is None else re.sub(r"[^\w.+-]+", "_", f"_{stimulus}")
     out = fit.with_name(f"{fit.stem}_on_{recording.name}{chosen}.json")
     finite = {
         name: {k: None if isnan(x) else x for k, x in row.items()} for name, row in result.items()

@@ -12,7 +12,7 @@ from blockspike.files import read_json, whole_file
 from blockspike.networks.delays import Delays
 from blockspike.runs.identity import content_of
 from blockspike.runs.rank import is_first_process
-from blockspike.runs.run import Run, flatten
+from blockspike.runs.run import Run, changed_keys, flatten
 
 _EPOCHS = "trainer.max_epochs"
 _MAY_DIFFER = (_EPOCHS, "experiment_name")
@@ -34,8 +34,7 @@ def check_source(cfg: DictConfig, network: nn.Module, data_sha256: str | None) -
             f"{_EPOCHS}: expected more than the {before[_EPOCHS]} of {source.folder}, "
             f"got {now[_EPOCHS]}"
         )
-    keys = sorted((before.keys() | now.keys()) - {*_MAY_DIFFER})
-    changed = [key for key in keys if before.get(key) != now.get(key)]
+    changed = [key for key in changed_keys(before, now) if key not in _MAY_DIFFER]
     if changed:
         changes = ", ".join(f"{k}: {before.get(k)!r} → {now.get(k)!r}" for k in changed[:4])
         hint = ""

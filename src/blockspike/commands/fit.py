@@ -111,7 +111,8 @@ def _fit_and_score(
         axis=1,
     )
     table["test_null_etv_15ms"] = [
-        null_etv(data.train, data.test, cell, data.dt_ms) for cell in range(len(neurons))
+        null_etv(data.train, data.test, cell, data.dt_ms, data.test_scale_pa[cell] / scale_pa)
+        for cell, scale_pa in enumerate(data.scale_pa)
     ]
     with whole_file(run.folder / "fits.csv") as path:
         table.to_csv(path, index=False)

@@ -75,7 +75,10 @@ def fit_intervals(
     )
     if not any(drawn.how):
         needs = ", and five blocks of the voltage of 0.5 s" if voltage else ""
-        print(f"no intervals: expected several trials or segments, or neurons with noise{needs}")
+        print(
+            "no intervals: expected several trials of each segment, five segments, or neurons with "
+            f"noise{needs}"
+        )
         return nothing
     again = build_fit(_of_replicates(cfg), n * n_cells, data.dt_ms)
     assert isinstance(again.population, DrawnPopulation)

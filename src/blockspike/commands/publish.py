@@ -124,7 +124,7 @@ def _card(
     kind = str(model.get("_target_", "ALIFLayer")).rpartition(".")[2]
     kind = _NEURONS.get(model.get("euler", kind), kind)
     steps_s = n_steps * content["data"]["dt_ms"] / 1000
-    part = "training"
+    part = "test"
     choice, validation = f"epochs, on all training data | {row['n_epochs']}", {}
     if "val_accuracy" in row:
         validation = {"val_accuracy": row["val_accuracy"]}

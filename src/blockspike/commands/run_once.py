@@ -131,5 +131,11 @@ def _identity(cfg: DictConfig, content: dict[str, Any], data_set: str) -> dict[s
         **{f"version.{name}": number for name, number in made["versions"].items()},
         "n_threads": torch.get_num_threads(),
         **{f"{group}_config": choice for group, choice in (cfg.choices or {}).items()},
-        **{k: v for k, v in flatten(settings_of(cfg)).items() if k not in _ELSEWHERE},
+        **{k: _as_cell(k, v) for k, v in flatten(settings_of(cfg)).items() if k not in _ELSEWHERE},
     }
+
+
+def _as_cell(key: str, value: Any) -> Any:
+    """A value in a table, in which 1, one batch, would become 1.0, all batches."""
+    is_limit = key.startswith("trainer.limit_") or key == "trainer.overfit_batches"
+    return f"{value} batches" if is_limit and type(value) is int and value else value

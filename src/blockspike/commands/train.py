@@ -106,7 +106,9 @@ def _fit_and_test(
         trainer.test(module, data.test_dataloader(), verbose=False)
     if is_first_process():
         write_confusion(run.confusion, module.test_confusion)
-    return {"test_accuracy": float(trainer.callback_metrics["test/accuracy"]), **scores}
+    tested = {name.removeprefix("test/"): float(x) for name, x in trainer.callback_metrics.items()}
+    rates_hz = {name: x for name, x in tested.items() if name.startswith("rate_")}
+    return {"test_accuracy": tested["accuracy"], **rates_hz, **scores}
 
 
 def _scores(run: Run, best_epoch: int, module: ClassificationModule) -> dict[str, Any]:
@@ -123,12 +125,11 @@ def _scores(run: Run, best_epoch: int, module: ClassificationModule) -> dict[str
         "train_s": float(epoch_s.sum()),
         "n_parameters": sum(p.numel() for p in module.parameters() if p.requires_grad),
     }
-    part = "val" if "val/accuracy" in chosen else "train"
     for name, value in chosen.items():
-        if name.startswith(f"{part}/rate_"):
-            row[name.removeprefix(f"{part}/")] = value
-    if part == "val":
-        row["val_accuracy"] = chosen["val/accuracy"]
+        if name == "val/accuracy":
+            row["val_accuracy"] = value
+        if name.startswith("val/rate_"):
+            row[name.removeprefix("val/")] = value
     if "test_each_epoch/accuracy" in history:
         row["best_test_accuracy"] = max(history["test_each_epoch/accuracy"].tolist())
     return row

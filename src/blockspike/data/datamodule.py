@@ -285,7 +285,10 @@ class EventDataModule(pl.LightningDataModule):
 
     def train_dataloader(self) -> PrefetchLoader:
         """Return shuffled training batches; the incomplete last batch is kept."""
-        return self._loader(self._dataset("train", training=True), shuffle=True)
+        dataset = self._dataset("train", training=True)
+        if getattr(self.trainer, "overfit_batches", 0):  # whose order Lightning keeps: by class
+            dataset.indices = np.random.default_rng(self.seed).permutation(dataset.indices)
+        return self._loader(dataset, shuffle=True)
 
     def _test_dataset(self) -> EventDataset:
         """Return the data set that `test_dataloader` serves."""

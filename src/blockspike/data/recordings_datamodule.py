@@ -291,9 +291,9 @@ class RecordingsDataModule(pl.LightningDataModule):
             train.name, train_data, test_data, scale_pa,
             self._scale(test_data[0]) if self.own_test_scale else scale_pa,
             first_fitted, first_scored, titles,
-            self._voltage(train, trained, "mean"),
-            self._voltage(test, tested, "mean"),
-            self._voltage(test, scored, "largest"),
+            self._voltage(train, trained, [0] * len(trained), "mean"),
+            self._voltage(test, tested, [0] * len(tested), "mean"),
+            self._voltage(test, tested, first_scored, "largest"),
             compensated,
         )  # fmt: skip
 
@@ -321,19 +321,20 @@ class RecordingsDataModule(pl.LightningDataModule):
         self,
         recording: Recording,
         cuts: list[_Cut],
+        first: list[int],
         of_step: Literal["largest", "mean"],
     ) -> np.ndarray | None:
-        """Voltages [B, T] of all segments, NaN where there is none."""
+        """Voltages [B, T] of all segments from step `first` on, NaN where there is none."""
         if recording.voltage_mv is None:
             return None
-        rows = []
+        rows: list[np.ndarray] = []
         for number, of_stimulus in groupby(cuts, lambda cut: cut.stimulus):
             voltage = recording.voltage(number, self.dt_ms, of_step)
             if voltage is None:
                 n_steps = recording.spike_trains(number, self.dt_ms).shape[1]
                 voltage = np.full(n_steps, np.nan, np.float32)
             for cut in of_stimulus:
-                rows.append(voltage[cut.steps(self.dt_ms)])
+                rows.append(voltage[cut.steps(self.dt_ms)][first[len(rows)] :])
         return beside(rows).T
 
     def _scale(self, current: np.ndarray) -> float:

@@ -74,6 +74,7 @@ class TonicDataModule(EventDataModule):
         self.test_fraction = test_fraction
         self.split_seed = split_seed
         self._dt_us = exact_us(dt_ms)
+        self._has_validation = False  # until the prepared file is opened
 
     def _overrides(self) -> list[str]:
         overrides = ["data=tonic", f"data.dataset={self.dataset}"]
@@ -110,7 +111,13 @@ class TonicDataModule(EventDataModule):
             f"at most {max(file.sensor[:2])}, the longer side of the sensor",
         )
         self.sensor, self.n_classes = file.sensor, file.n_classes
+        self._has_validation = file.validation is not None
         self.n_inputs = SensorPooling(file.sensor, self.pooling).n_inputs
+
+    @property
+    def validates(self) -> bool:
+        """Whether a part of the training set is held out, or the set has one for validation."""
+        return self._has_validation or super().validates
 
     def _validation(self, file: EventFile) -> tuple[EventSplit, np.ndarray]:
         if file.validation is None:

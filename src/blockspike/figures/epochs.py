@@ -11,7 +11,14 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
 
-from blockspike.figures.means import setting, text_of, varied_settings
+from blockspike.figures.means import (
+    fold_of,
+    of_folds,
+    setting,
+    standard_error,
+    text_of,
+    varied_settings,
+)
 from blockspike.figures.style import save, use_whole_ticks
 
 _METRIC = "val/accuracy"
@@ -85,12 +92,9 @@ def mean_curves(
                 f"{lengths[-1]}; train them without callbacks=early_stopping, or tell them apart "
                 "by color=trainer.max_epochs"
             )
-        stacked = np.array(own)
-        error = np.full(lengths[0], np.nan)
-        if len(own) > 1:
-            error = stacked.std(0, ddof=1) / np.sqrt(len(own))
+        stacked = of_folds(np.array(own), fold_of(table.iloc[list(rows)]))
         experiments = sorted({str(name) for name in table["experiment"].iloc[list(rows)]})
-        curves.append(Curve(label, experiments, len(own), stacked.mean(0), error))
+        curves.append(Curve(label, experiments, len(own), stacked.mean(0), standard_error(stacked)))
     return curves
 
 

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from pandas.api.types import is_bool_dtype, is_numeric_dtype
 
@@ -30,7 +31,7 @@ class Means:
         metric: the averaged column.
         by: settings that tell the means apart.
         points: a row per mean: a column per setting in `by`, `n` (runs), `mean` and
-            `standard_error`, which is NaN for one run.
+            `standard_error`, which is NaN for one run; see `of_folds`.
         runs: the runs behind them, a column per setting in `by` and `metric`.
         mixed: settings in which runs of one mean differ, apart from the seed.
         n_left_out: number of runs without this metric, or pruned.
@@ -104,8 +105,12 @@ def means(table: pd.DataFrame, by: Sequence[str], metric: str | None = None) -> 
     groups = (
         runs.groupby(list(by), dropna=False)[metric] if by else runs.groupby(lambda _: 0)[metric]
     )
-    parts = {"n": groups.count(), "mean": groups.mean(), "standard_error": groups.sem()}
-    points = pd.DataFrame(parts).reset_index(drop=not by)
+    folds = fold_of(chosen)
+    values = [of_folds(own.to_numpy(), pd.Series(folds[own.index])) for _, own in groups]
+    points = pd.DataFrame({"n": groups.count()})
+    points["mean"] = [float(own.mean()) for own in values]
+    points["standard_error"] = [float(standard_error(own)) for own in values]
+    points = points.reset_index(drop=not by)
     return Means(
         metric=metric,
         by=list(by),
@@ -114,6 +119,32 @@ def means(table: pd.DataFrame, by: Sequence[str], metric: str | None = None) -> 
         mixed=_differing(chosen, _codes(settings), [*_settings(chosen), *_made_by(chosen)]),
         n_left_out=len(table) - len(runs),
     )
+
+
+def fold_of(table: pd.DataFrame) -> pd.Series:
+    """Fold of each run; each run without one counts as its own."""
+    own = pd.Series([f"run {i}" for i in range(len(table))], table.index)
+    return (
+        pd.Series(table["data.fold"]).where(lambda x: x.notna(), own)
+        if "data.fold" in table
+        else own
+    )
+
+
+def of_folds(values: np.ndarray, folds: pd.Series) -> np.ndarray:
+    """Values [n, …] of runs, or, of several folds, the mean of the runs of each.
+
+    Runs of one fold share the data that they are scored on: their number makes no mean surer.
+    """
+    if folds.nunique() == 1:
+        return values
+    return np.stack([values[(folds == fold).to_numpy()].mean(0) for fold in folds.unique()])
+
+
+def standard_error(values: np.ndarray) -> np.ndarray:
+    """Standard error of the mean of values [n, …]; NaN for n = 1."""
+    n = len(values)
+    return values.std(0, ddof=1) / np.sqrt(n) if n > 1 else np.full(values.shape[1:], np.nan)
 
 
 def with_metric(table: pd.DataFrame, metric: str | None = None) -> pd.DataFrame:

@@ -63,8 +63,8 @@ def resample(
     """Draw n replicates of the training data of each cell.
 
     Trials are drawn with replacement within each segment, and segments too if there are at least
-    five. A cell with fewer, of which one has a single trial, gets trials simulated by its fitted
-    neuron, if that has noise.
+    five. A cell with fewer, of which one has a single trial, gets as many trials simulated by its
+    fitted neuron, if that has noise.
 
     The voltage, which is that of one trial, comes with its segment where segments are drawn.
     Elsewhere its blocks of 0.5 s are drawn, apart from the trials: a step then counts as often as
@@ -92,13 +92,13 @@ def resample(
         counts = _to_draw(trains, has_noise, None if block is None else int(block.max()) + 1)
         trains_of = None
         if "simulated trials" in counts:
-            trains_of = _simulated(parameters, cell, part, n, dt_ms, seed)
+            trains_of = _simulated(parameters, cell, part, trains, n, dt_ms, seed)
         for replicate in range(n):
             segments = np.arange(len(trains))
             if "segments" in counts:
                 segments = random.integers(len(trains), size=len(trains))
             trials = [
-                trains_of[replicate][s][None] if trains_of is not None
+                trains_of[replicate][s] if trains_of is not None
                 else trains[s][random.integers(len(trains[s]), size=len(trains[s]))]
                 for s in segments
             ]  # fmt: skip
@@ -168,16 +168,25 @@ def _times_drawn(block: np.ndarray, random: np.random.Generator) -> np.ndarray:
 
 
 def _simulated(
-    parameters: NeuronParameters, cell: int, part: Part, n: int, dt_ms: float, seed: int
+    parameters: NeuronParameters,
+    cell: int,
+    part: Part,
+    trains: list[np.ndarray],
+    n: int,
+    dt_ms: float,
+    seed: int,
 ) -> list[list[np.ndarray]]:
-    """Trains [T] of one trial of each segment, n times, by the fitted neuron of a cell."""
+    """Trains [R, T] of each segment, as many as recorded, n times, by a cell's fitted neuron."""
     own = parameters[torch.tensor([cell])]
-    steps = [trains.shape[1] for trains in part.trains[cell]]
-    current = part.current[: max(steps), : len(steps), cell : cell + 1]
+    n_trials, n_steps = np.max([x.shape for x in trains], 0)
+    current = part.current[:n_steps, : len(trains), cell : cell + 1]
     generator = torch.Generator().manual_seed(seed + cell)
-    draws = torch.randn(*current.shape[:2], n, generator=generator)
-    trials = simulate(own, current, dt_ms, draws)[..., 0].numpy()  # [T, B, n]
-    return [[trials[:n_steps, s, k] for s, n_steps in enumerate(steps)] for k in range(n)]
+    draws = torch.randn(*current.shape[:2], n * n_trials, generator=generator)
+    trials = simulate(own, current, dt_ms, draws)[..., 0].numpy()  # [T, B, n · R]
+    firsts = range(0, n * n_trials, n_trials)
+    return [
+        [trials[: x.shape[1], s, k : k + len(x)].T for s, x in enumerate(trains)] for k in firsts
+    ]
 
 
 def intervals(

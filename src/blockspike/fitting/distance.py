@@ -5,6 +5,7 @@ in one pass; this is the reference it is tested against.
 """
 
 import warnings
+from collections.abc import Sequence
 from functools import reduce
 from typing import NamedTuple
 
@@ -43,20 +44,25 @@ class Window(NamedTuple):
         )
         return split, last
 
+    def masks(self, shape: Sequence[int], device: torch.device) -> tuple[Tensor, Tensor]:
+        """Whether each step is fitted, and whether it is held out, bool of shape [T, B, C] each."""
+        n_steps, batch_size, n_cells = shape
+        steps = torch.arange(n_steps, device=device).view(-1, 1, 1)
+        split, last = (x.to(device) for x in self.of_segments(batch_size, n_cells))
+        return (self.first <= steps) & (steps < split), (split <= steps) & (steps < last)
+
     def sums(self, values: Tensor, n_cells: int) -> tuple[Tensor, Tensor]:
         """Sums of values [T, B, N] over the fitted and over the held-out steps, [B, N] each.
 
         Only the first carries a gradient.
         """
-        steps = torch.arange(len(values), device=values.device).view(-1, 1, 1)
-        n_starts = values.shape[2] // n_cells
-        split, last = (
-            x.to(values.device).repeat_interleave(n_starts, 1)
-            for x in self.of_segments(values.shape[1], n_cells)
+        n_steps, batch_size, n = values.shape
+        is_fitted, is_held_out = (
+            x.repeat_interleave(n // n_cells, 2)
+            for x in self.masks((n_steps, batch_size, n_cells), values.device)
         )
-        is_fitted, is_held_out = (self.first <= steps) & (steps < split), steps >= split
         zero = values.new_zeros(())
-        held_out = torch.where(is_held_out & (steps < last), values.detach(), zero)
+        held_out = torch.where(is_held_out, values.detach(), zero)
         return torch.where(is_fitted, values, zero).sum(0), held_out.sum(0)
 
 

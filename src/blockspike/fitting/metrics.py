@@ -212,10 +212,15 @@ def gamma_reliability(recorded: np.ndarray, window_ms: float, dt_ms: float) -> f
     return float(np.mean(others)) if others else math.nan
 
 
+def share_by_chance(train: np.ndarray, window_ms: float, dt_ms: float) -> float:
+    """2νΔ, the share of any spikes that coincide with a train [T] by chance; beyond 1, all do."""
+    return float(2 * window_ms * train.sum(dtype=float) / (len(train) * dt_ms))
+
+
 def _gamma(recorded: np.ndarray, model: np.ndarray, window_ms: float, dt_ms: float) -> float:
     """Γ of a prediction [T], as a mean over trials [R, T]."""
     half_width = int(window_ms / dt_ms + 1e-9)
-    by_chance = 2 * window_ms * model.sum() / (len(model) * dt_ms)
+    by_chance = share_by_chance(model, window_ms, dt_ms)
     if by_chance >= 1:
         raise ValueError(
             "window_ms: expected less than half the mean interval of a train, "

@@ -15,12 +15,15 @@ from blockspike.fitting.metrics import (
     gamma_coincidence,
     gamma_reliability,
     md_star,
+    share_by_chance,
 )
 
 SIGMAS_MS = (5.0, 10.0, 15.0)
 _GAMMA_MS, _GAMMA_A_MS, _MD_MS = 4.0, 2.0, 4.0
 _BASELINE_MS = 5.0  # at the start of training, where a stimulus by steps is not yet on
+_LEAST_BASELINE_STEPS = 10  # by which its noise is known
 _PAUSE_MS = 20.0  # for which a stimulus is at least off; slow noise crosses its start in less
+_LEAST_GAMMA = -1.0  # it falls without bound towards the rate at which all coincides by chance
 _PREDICTING_TRIALS = 100  # simulated trials whose mean is the prediction of a neuron with noise
 _SCORED_TRIALS = 10  # of these, scored and shown one by one too
 
@@ -97,36 +100,45 @@ def scores_of_cells(part: Part, segments: list[pd.DataFrame]) -> pd.DataFrame:
     return table
 
 
-def null_etv(train: Part, test: Part, cell: int, dt_ms: float) -> float:
+def null_etv(train: Part, test: Part, cell: int, dt_ms: float, test_scale: float = 1.0) -> float:
     """Normalised ETV at 15 ms of a model that knows only when the stimulus is on.
 
-    The stimulus is off where the current is that of the start of training for 20 ms or longer, and
-    always on if it fluctuates there. While it is on, the model predicts the mean rate that the cell
-    then had in training; a fit that explains less has learnt nothing. The mean over the test
-    segments.
+    The stimulus is off where the current stays for 20 ms or longer at its value at the start of
+    training, and always on if it fluctuates within the first 5 ms there. While it is on, the model
+    predicts the mean rate that the cell then had in training; a fit that explains less has learnt
+    nothing. The mean over the test segments.
+
+    Args:
+        train, test: parts of the recordings.
+        cell: number of the cell.
+        dt_ms: length of a step.
+        test_scale: unit of the test current in that of the training current.
     """
-    n_start, n_pause = (max(1, round(x / dt_ms)) for x in (_BASELINE_MS, _PAUSE_MS))
-    trained = np.concatenate([current for current, _ in train.segments(cell)])
-    start = np.concatenate([current[:n_start] for current, _ in train.segments(cell)])
-    base, noise = np.median(start), float(start.std())
-    least = max(0.01 * float(np.ptp(trained)), 3 * noise)
+    n_start = max(_LEAST_BASELINE_STEPS, round(_BASELINE_MS / dt_ms))
+    n_pause = max(1, round(_PAUSE_MS / dt_ms))
+    segments = [current for current, _ in train.segments(cell)]
+    starts = [current[:n_start] for current in segments]
+    spread = float(np.ptp(np.concatenate(segments)))
+    base = np.quantile([np.median(x) for x in starts], 0.5, method="lower")  # a level that occurs
+    noise = np.sqrt(np.mean([x.var() for x in starts]))
+    if_white = np.sqrt(np.mean(np.concatenate([np.diff(x) for x in starts]) ** 2) / 2)
+    is_slow = noise > 0.01 * spread and if_white < 0.5 * noise
+    always_on, least = noise > 0.03 * spread or is_slow, max(0.01 * spread, 5 * noise)
 
-    def is_on(current: np.ndarray) -> np.ndarray:
-        if noise > 0.1 * trained.std():  # it fluctuates from the start on
-            return np.ones(len(current), bool)
-        is_near = np.abs(current - base) <= least
-        return np.logical_not(binary_opening(is_near, np.ones(n_pause)))
-
-    def scored(part: Part) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    def scored(part: Part, scale: float) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """When the stimulus is on, and the trains, of each segment."""
         for (current, _), trains in zip(part.segments(cell), part.scored(cell), strict=True):
-            yield is_on(current)[-trains.shape[1] :], trains
+            is_off = binary_opening(np.abs(scale * current - base) <= least, np.ones(n_pause))
+            on = np.logical_or(always_on, np.logical_not(is_off))
+            yield on[-trains.shape[1] :], trains
 
     fired = steps = 0.0
-    for on, trains in scored(train):
+    for on, trains in scored(train, 1.0):
         fired += trains[:, on].mean(0).sum()
         steps += on.sum()
     rate = fired / max(steps, 1)
-    return float(np.mean([_explained(x, rate * on, 15.0, dt_ms, True) for on, x in scored(test)]))
+    scores = [_explained(x, rate * on, 15.0, dt_ms, True) for on, x in scored(test, test_scale)]
+    return float(np.mean(scores))
 
 
 def _explained(
@@ -181,31 +193,26 @@ def segment_scores(trains: np.ndarray, predicted: Prediction, dt_ms: float) -> d
 
 
 def _gamma(trains: np.ndarray, predicted: np.ndarray, window_ms: float, dt_ms: float) -> float:
-    """Mean Γ of predicted trials; 0 of one that coincides everywhere by chance.
+    """Mean Γ of predicted trials, each at least −1: with which all coincides by chance has −1.
 
-    NaN if the recorded trials do so, too.
+    NaN if the recorded trials are so frequent.
     """
-    if _fires_always(trains.mean(0), window_ms, dt_ms):
+    if share_by_chance(trains.mean(0), window_ms, dt_ms) >= 1:
         return float("nan")
     scores = [
-        0.0
-        if _fires_always(x, window_ms, dt_ms)
-        else gamma_coincidence(trains, x, window_ms, dt_ms)
+        gamma_coincidence(trains, x, window_ms, dt_ms)
+        if share_by_chance(x, window_ms, dt_ms) < 1
+        else _LEAST_GAMMA
         for x in predicted
     ]
-    return float(np.mean(scores))
-
-
-def _fires_always(train: np.ndarray, window_ms: float, dt_ms: float) -> bool:
-    """Whether a train [T] has a spike in every window, so that Γ is not defined."""
-    return 2 * window_ms * float(train.sum(dtype=float)) / (len(train) * dt_ms) >= 1
+    return float(np.maximum(scores, _LEAST_GAMMA).mean())
 
 
 def _gamma_a(trains: np.ndarray, predicted: np.ndarray, dt_ms: float) -> float:
     """Mean Γ ± 2 ms relative to the neuron's reliability; NaN if that is not above 0."""
     try:
         reliability = gamma_reliability(trains, _GAMMA_A_MS, dt_ms)
-    except ValueError:  # a trial fires always
+    except ValueError:  # a recorded trial is too frequent
         return float("nan")
     return (
         _gamma(trains, predicted, _GAMMA_A_MS, dt_ms) / reliability if reliability > 0 else np.nan

@@ -71,18 +71,15 @@ def recorded_voltage(
     return RecordedVoltage(*of_part)
 
 
-def _compared(recorded: RecordedVoltage, window: Window) -> tuple[Tensor, Tensor]:
+def _weights(recorded: RecordedVoltage, window: Window) -> list[Tensor]:
     """Weights of the fitted and of the held-out steps, [T, B, C] each."""
-    n_steps, batch_size, n_cells = recorded.mv.shape
-    steps = torch.arange(n_steps, device=recorded.mv.device).view(-1, 1, 1)
-    split, last = (x.to(steps.device) for x in window.of_segments(batch_size, n_cells))
-    is_fitted, is_held_out = (steps >= window.first) & (steps < split), (steps >= split)
-    return recorded.weight * is_fitted, recorded.weight * (is_held_out & (steps < last))
+    masks = window.masks(recorded.mv.shape, recorded.mv.device)
+    return [recorded.weight * x for x in masks]
 
 
 def check_fitted(names: list[str], recorded: RecordedVoltage, window: Window) -> None:
     """Raise ValueError, naming the cell, if no voltage that varies is in the fitted steps."""
-    fitted, _ = _compared(recorded, window)
+    fitted, _ = _weights(recorded, window)
     for cell, name in enumerate(names):
         own = recorded.mv[:, :, cell][fitted[:, :, cell] > 0]
         if len(own) == 0 or bool((own == own[0]).all()):
@@ -201,7 +198,7 @@ def unexplained_voltage(
     def each(x: Tensor) -> Tensor:
         return x.to(membrane).repeat_interleave(n // n_cells, 2)
 
-    weight, held_out = (each(x) for x in _compared(recorded, window))
+    weight, held_out = (each(x) for x in _weights(recorded, window))
     n_fitted = weight.sum((0, 1)).clamp(min=1)
 
     def dot(x: Tensor, y: Tensor) -> Tensor:

@@ -1,6 +1,7 @@
 """A run and its folder: locked while it runs, closed to other configurations, resumable."""
 
 import fcntl
+import json
 import os
 import platform
 import subprocess
@@ -113,7 +114,7 @@ class Run:
         if not path.is_file():
             return
         before, now = flatten(read_json(path)), flatten(content)
-        changed = sorted(k for k in before | now if before.get(k) != now.get(k))
+        changed = changed_keys(before, now)
         if changed:
             changes = ", ".join(f"{k}: {before.get(k)!r} → {now.get(k)!r}" for k in changed[:4])
             if is_read:
@@ -450,6 +451,13 @@ def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
     for key, item in value.items():
         pairs.update(flatten(item, f"{prefix}.{key}" if prefix else str(key)))
     return pairs
+
+
+def changed_keys(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """Keys, sorted, whose JSON values differ: to Lightning 1 is one batch, and 1.0 are all."""
+    return sorted(
+        key for key in before | now if json.dumps(before.get(key)) != json.dumps(now.get(key))
+    )
 
 
 def now() -> str:
