@@ -64,9 +64,9 @@ def test_a_name_of_another_run_is_refused(published, blockspike):
 def test_scores_of_a_part_of_the_data_say_so(copy_of_run, blockspike, tmp_path):
     run = copy_of_run(tmp_path, "train", *SMALL, "threads=1", *PART)
     told = blockspike("publish", f"run={run}", "name=part").stderr
-    assert "its scores are of a part of the data (trainer.limit_test_batches=1)" in told
+    assert "its scores are of a part of the data (trainer.limit_test_batches=1 batch)" in told
     card = (tmp_path / "outputs" / "published" / "part.md").read_text()
-    assert "| test accuracy (trainer.limit_test_batches=1) | " in card
+    assert "| test accuracy (trainer.limit_test_batches=1 batch) | " in card
 
 
 def test_a_file_is_evaluated_on_its_data(published, blockspike):

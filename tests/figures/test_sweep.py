@@ -59,6 +59,23 @@ def test_a_panel_shows_runs_means_and_standard_errors():
     assert (axis.get_xlabel(), axis.get_ylabel()) == ("model.arp_ms", "test_accuracy")
 
 
+def test_runs_of_one_fold_count_as_one():
+    folds = [(0, 0.5), (0, 0.52), (0, 0.54), (1, 0.9), (2, 0.7)]
+    table = pd.DataFrame([
+        run("default", seed=s, test_accuracy=a) | {"data.fold": fold}
+        for s, (fold, a) in enumerate(folds)
+    ])  # fmt: skip
+    chosen = Roles(x="model.arp_ms", color=[], facet=None)
+    found = means(table, chosen.all)
+    (axis,) = sweep_figure(found, chosen, "title").axes
+    ((_, points),) = mean_lines(axis)
+    np.testing.assert_allclose(points[:, 1], found.points["mean"])
+    bars = [s for c in axis.collections if isinstance(c, LineCollection) for s in c.get_segments()]
+    error = np.ptp(np.asarray(bars[0], float)[:, 1]) / 2
+    assert error == pytest.approx(found.points["standard_error"][0])
+    assert found.points["mean"][0] == pytest.approx((0.52 + 0.9 + 0.7) / 3)
+
+
 def test_each_data_set_has_a_panel_and_each_model_a_line():
     drawn = figure(swept(), Roles("network.n_hidden", ["model"], "data"))
     assert [axis.get_title() for axis in drawn.axes] == ["data nmnist", "data shd"]

@@ -99,7 +99,7 @@ def test_noise_of_the_device_is_no_stimulus(pulses):
     current = np.where(is_on, 100, 0) + np.random.default_rng(1).normal(0, 1.5, 8000)
     cuts = [slice(500, 8000)]
     if pulses.startswith("from"):
-        cuts.append(slice(1500, 6000))
+        cuts += [slice(1500, 6000), slice(995, 4000)]
     currents = stacked([beside([current[x] for x in cuts])])
     train, test = (Part(currents, [[x[:, y] for y in cuts]], [[0] * len(cuts)]) for x in trains)
     rate = np.concatenate([trains[0][:, x][:, is_on[x]] for x in cuts], 1).mean()

@@ -138,4 +138,4 @@ def _identity(cfg: DictConfig, content: dict[str, Any], data_set: str) -> dict[s
 def _as_cell(key: str, value: Any) -> Any:
     """A value in a table, in which 1, one batch, would become 1.0, all batches."""
     is_limit = key.startswith("trainer.limit_") or key == "trainer.overfit_batches"
-    return f"{value} batches" if is_limit and type(value) is int and value else value
+    return "1 batch" if is_limit and type(value) is int and value == 1 else value

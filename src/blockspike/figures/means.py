@@ -31,8 +31,9 @@ class Means:
         metric: the averaged column.
         by: settings that tell the means apart.
         points: a row per mean: a column per setting in `by`, `n` (runs), `mean` and
-            `standard_error`, which is NaN for one run; see `of_folds`.
+            `standard_error`, which is NaN for one run; both by `of_folds`.
         runs: the runs behind them, a column per setting in `by` and `metric`.
+        folds: of each run, see `fold_of`.
         mixed: settings in which runs of one mean differ, apart from the seed.
         n_left_out: number of runs without this metric, or pruned.
     """
@@ -41,6 +42,7 @@ class Means:
     by: list[str]
     points: pd.DataFrame
     runs: pd.DataFrame
+    folds: pd.Series
     mixed: list[str]
     n_left_out: int
 
@@ -116,6 +118,7 @@ def means(table: pd.DataFrame, by: Sequence[str], metric: str | None = None) -> 
         by=list(by),
         points=points,
         runs=runs,
+        folds=folds,
         mixed=_differing(chosen, _codes(settings), [*_settings(chosen), *_made_by(chosen)]),
         n_left_out=len(table) - len(runs),
     )
@@ -123,12 +126,11 @@ def means(table: pd.DataFrame, by: Sequence[str], metric: str | None = None) -> 
 
 def fold_of(table: pd.DataFrame) -> pd.Series:
     """Fold of each run; each run without one counts as its own."""
-    own = pd.Series([f"run {i}" for i in range(len(table))], table.index)
-    return (
-        pd.Series(table["data.fold"]).where(lambda x: x.notna(), own)
-        if "data.fold" in table
-        else own
-    )
+    own = pd.Series([f"run {i}" for i in range(len(table))], table.index, dtype=object)
+    if "data.fold" not in table:
+        return own
+    known = pd.Series(table["data.fold"]).astype(object)
+    return known.where(known.notna(), own)
 
 
 def of_folds(values: np.ndarray, folds: pd.Series) -> np.ndarray:

@@ -18,7 +18,9 @@ from pandas.api.types import is_bool_dtype, is_numeric_dtype
 from blockspike.figures.means import (
     Means,
     means,
+    of_folds,
     setting,
+    standard_error,
     text_of,
     varied_settings,
     with_metric,
@@ -135,7 +137,7 @@ def sweep_figure(found: Means, chosen: Roles, title: str) -> Figure:
     scale = _scale(x)
     runs = pd.DataFrame({
         "x": scale.positions(x), "y": y, "label": _texts(found.runs, chosen.color),
-        "facet": _texts(found.runs, facet),
+        "facet": _texts(found.runs, facet), "fold": found.folds,
     })  # fmt: skip
     for i, (axis, text) in enumerate(zip(axes, facets, strict=False)):
         _panel(axis, where(runs, "facet", [text]), labels, scale)
@@ -179,9 +181,12 @@ def _panel(axis: Axes, runs: pd.DataFrame, labels: list[str], scale: "_Scale") -
     n_markers = 1 if len(labels) > _MOST_COLOURS else len(_MARKERS)
     for i, label in enumerate(labels):
         own = where(runs, "label", [label])
-        groups = own.groupby("x")["y"]
         places = np.array(sorted(set(own["x"].tolist())))
-        mean, error = (np.asarray(x, float) for x in (groups.mean(), groups.sem()))
+        values = [
+            of_folds(of_x["y"].to_numpy(), pd.Series(of_x["fold"])) for _, of_x in own.groupby("x")
+        ]
+        mean = np.array([of_x.mean() for of_x in values])
+        error = np.array([standard_error(of_x) for of_x in values])
         look: dict[str, Any] = {"color": colours[label], "marker": _MARKERS[i % n_markers]}
         axis.scatter(own["x"], own["y"], s=16, alpha=0.4, lw=0, **look)
         width = 1.2 if scale.is_number else 0.0

@@ -104,9 +104,9 @@ def null_etv(train: Part, test: Part, cell: int, dt_ms: float, test_scale: float
     """Normalised ETV at 15 ms of a model that knows only when the stimulus is on.
 
     The stimulus is off where the current stays for 20 ms or longer at its value at the start of
-    training, and always on if it fluctuates within the first 5 ms there. While it is on, the model
-    predicts the mean rate that the cell then had in training; a fit that explains less has learnt
-    nothing. The mean over the test segments.
+    training, and always on if it fluctuates within the first 5 ms, at least 10 steps, there. While
+    it is on, the model predicts the mean rate that the cell then had in training; a fit that
+    explains less has learnt nothing. The mean over the test segments.
 
     Args:
         train, test: parts of the recordings.
@@ -119,9 +119,10 @@ def null_etv(train: Part, test: Part, cell: int, dt_ms: float, test_scale: float
     segments = [current for current, _ in train.segments(cell)]
     starts = [current[:n_start] for current in segments]
     spread = float(np.ptp(np.concatenate(segments)))
-    base = np.quantile([np.median(x) for x in starts], 0.5, method="lower")  # a level that occurs
-    noise = np.sqrt(np.mean([x.var() for x in starts]))
-    if_white = np.sqrt(np.mean(np.concatenate([np.diff(x) for x in starts]) ** 2) / 2)
+    levels = [np.quantile(x, 0.5, method="lower") for x in starts]  # "lower": they occur
+    base = np.quantile(levels, 0.5, method="lower")
+    noise = np.sqrt(np.median([x.var() for x in starts]))
+    if_white = np.sqrt(np.median([np.mean(np.diff(x) ** 2) for x in starts]) / 2)
     is_slow = noise > 0.01 * spread and if_white < 0.5 * noise
     always_on, least = noise > 0.03 * spread or is_slow, max(0.01 * spread, 5 * noise)
 

@@ -455,9 +455,11 @@ def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
 
 def changed_keys(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     """Keys, sorted, whose JSON values differ: to Lightning 1 is one batch, and 1.0 are all."""
-    return sorted(
-        key for key in before | now if json.dumps(before.get(key)) != json.dumps(now.get(key))
+    old, new = (
+        {key: json.dumps(value, sort_keys=True) for key, value in of.items() if value is not None}
+        for of in (before, now)
     )
+    return sorted(key for key in old | new if old.get(key) != new.get(key))
 
 
 def now() -> str:
