@@ -106,9 +106,8 @@ def _fit_and_test(
         trainer.test(module, data.test_dataloader(), verbose=False)
     if is_first_process():
         write_confusion(run.confusion, module.test_confusion)
-    tested = {name.removeprefix("test/"): float(x) for name, x in trainer.callback_metrics.items()}
-    rates_hz = {name: x for name, x in tested.items() if name.startswith("rate_")}
-    return {"test_accuracy": tested["accuracy"], **rates_hz, **scores}
+    tested = {name: float(x) for name, x in trainer.callback_metrics.items()}
+    return {"test_accuracy": tested["test/accuracy"], **_rates_hz(tested, "test"), **scores}
 
 
 def _scores(run: Run, best_epoch: int, module: ClassificationModule) -> dict[str, Any]:
@@ -125,14 +124,17 @@ def _scores(run: Run, best_epoch: int, module: ClassificationModule) -> dict[str
         "train_s": float(epoch_s.sum()),
         "n_parameters": sum(p.numel() for p in module.parameters() if p.requires_grad),
     }
-    for name, value in chosen.items():
-        if name == "val/accuracy":
-            row["val_accuracy"] = value
-        if name.startswith("val/rate_"):
-            row[name.removeprefix("val/")] = value
+    if "val/accuracy" in chosen:
+        row |= {"val_accuracy": chosen["val/accuracy"], **_rates_hz(chosen, "val")}
     if "test_each_epoch/accuracy" in history:
         row["best_test_accuracy"] = max(history["test_each_epoch/accuracy"].tolist())
     return row
+
+
+def _rates_hz(values: dict[str, float], part: str) -> dict[str, float]:
+    """Firing rates on a part of the data, as columns of the run's row."""
+    start = f"{part}/"
+    return {k.removeprefix(start): x for k, x in values.items() if k.startswith(f"{start}rate_")}
 
 
 def _summary(row: dict[str, Any]) -> str:

@@ -56,7 +56,6 @@ class _Cell:
     test: _Segments
     scale_pa: float
     test_scale_pa: float
-    first_fitted: list[int]
     first_scored: list[int]
     titles: list[str]
     train_voltage_mv: np.ndarray | None
@@ -259,7 +258,7 @@ class RecordingsDataModule(pl.LightningDataModule):
         self.test_voltage_mv = [cell.voltage_mv for cell in cells]
         self.test_mean_voltage_mv = [cell.test_mean_voltage_mv for cell in cells]
         self.compensated = [cell.compensated for cell in cells]
-        first_fitted = [cell.first_fitted for cell in cells]
+        first_fitted = [[self._train_warm_up_steps] * len(cell.train[1]) for cell in cells]
         first_scored = [cell.first_scored for cell in cells]
         self.train = _part([cell.train for cell in cells], self.scale_pa, first_fitted)
         self.test = _part([cell.test for cell in cells], self.test_scale_pa, first_scored)
@@ -268,19 +267,19 @@ class RecordingsDataModule(pl.LightningDataModule):
         share = 1.0 if self._apart else _TRAIN_SHARE
         trained = _cuts(train, self.train_s, (0.0, share))
         tested = _cuts(test, self.test_s, (0.0 if self._apart else _TRAIN_SHARE, 1.0))
+        warm_up_s = [min(self.warm_up_s, cut.start_s) for cut in tested]
+        first_scored = [round(x * 1000 / self.dt_ms) for x in warm_up_s]
         titles = _titles(test, tested)
         fitted, scored = trained, tested
         trained = [cut.begun_earlier(self.train_warm_up_s) for cut in trained]
-        tested = [cut.begun_earlier(min(self.warm_up_s, cut.start_s)) for cut in tested]
-        first_fitted, first_scored = self._first(fitted, trained), self._first(scored, tested)
+        tested = [cut.begun_earlier(x) for cut, x in zip(tested, warm_up_s, strict=True)]
         train_data, test_data = self._segments(train, trained), self._segments(test, tested)
         if self.is_recorded:
             own_s = [sum(x.stop_s - x.start_s for x in cuts) for cuts in (fitted, scored)]
-            n_spikes = [
-                sum(int(x[:, first:].sum()) for x, first in zip(trains, firsts, strict=True))
-                for (_, trains), firsts in ((train_data, first_fitted), (test_data, first_scored))
-            ]
-            _check_spikes(train.name, own_s, *n_spikes)
+            n_train = sum(int(x[:, self._train_warm_up_steps :].sum()) for x in train_data[1])
+            own_test = zip(test_data[1], first_scored, strict=True)
+            n_test = sum(int(x[:, first:].sum()) for x, first in own_test)
+            _check_spikes(train.name, own_s, n_train, n_test)
         scale_pa = self._scale(train_data[0][self._train_warm_up_steps :])
         compensated = None
         if self.compensation is not None:
@@ -290,7 +289,7 @@ class RecordingsDataModule(pl.LightningDataModule):
         return _Cell(
             train.name, train_data, test_data, scale_pa,
             self._scale(test_data[0]) if self.own_test_scale else scale_pa,
-            first_fitted, first_scored, titles,
+            first_scored, titles,
             self._voltage(train, trained, [0] * len(trained), "mean"),
             self._voltage(test, tested, [0] * len(tested), "mean"),
             self._voltage(test, tested, first_scored, "largest"),
@@ -300,11 +299,6 @@ class RecordingsDataModule(pl.LightningDataModule):
     @property
     def _train_warm_up_steps(self) -> int:
         return round(self.train_warm_up_s * 1000 / self.dt_ms)
-
-    def _first(self, cuts: list[_Cut], begun_earlier: list[_Cut]) -> list[int]:
-        """Steps before each of the cuts that the ones begun earlier hold."""
-        both = zip(cuts, begun_earlier, strict=True)
-        return [cut.steps(self.dt_ms).start - begun.steps(self.dt_ms).start for cut, begun in both]
 
     def _segments(self, recording: Recording, cuts: list[_Cut]) -> _Segments:
         currents, trains = [], []

@@ -13,9 +13,8 @@ from matplotlib.figure import Figure
 
 from blockspike.figures.means import (
     fold_of,
-    of_folds,
+    mean_and_error,
     setting,
-    standard_error,
     text_of,
     varied_settings,
 )
@@ -92,9 +91,9 @@ def mean_curves(
                 f"{lengths[-1]}; train them without callbacks=early_stopping, or tell them apart "
                 "by color=trainer.max_epochs"
             )
-        stacked = of_folds(np.array(own), fold_of(table.iloc[list(rows)]))
+        mean, error = mean_and_error(np.array(own), fold_of(table.iloc[list(rows)]))
         experiments = sorted({str(name) for name in table["experiment"].iloc[list(rows)]})
-        curves.append(Curve(label, experiments, len(own), stacked.mean(0), standard_error(stacked)))
+        curves.append(Curve(label, experiments, len(own), mean, error))
     return curves
 
 

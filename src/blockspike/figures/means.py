@@ -31,7 +31,7 @@ class Means:
         metric: the averaged column.
         by: settings that tell the means apart.
         points: a row per mean: a column per setting in `by`, `n` (runs), `mean` and
-            `standard_error`, which is NaN for one run; both by `of_folds`.
+            `standard_error`, which is NaN for one run; see `mean_and_error`.
         runs: the runs behind them, a column per setting in `by` and `metric`.
         folds: of each run, see `fold_of`.
         mixed: settings in which runs of one mean differ, apart from the seed.
@@ -108,10 +108,9 @@ def means(table: pd.DataFrame, by: Sequence[str], metric: str | None = None) -> 
         runs.groupby(list(by), dropna=False)[metric] if by else runs.groupby(lambda _: 0)[metric]
     )
     folds = fold_of(chosen)
-    values = [of_folds(own.to_numpy(), pd.Series(folds[own.index])) for _, own in groups]
+    found = [mean_and_error(own.to_numpy(), pd.Series(folds[own.index])) for _, own in groups]
     points = pd.DataFrame({"n": groups.count()})
-    points["mean"] = [float(own.mean()) for own in values]
-    points["standard_error"] = [float(standard_error(own)) for own in values]
+    points[["mean", "standard_error"]] = np.array(found)
     points = points.reset_index(drop=not by)
     return Means(
         metric=metric,
@@ -133,20 +132,18 @@ def fold_of(table: pd.DataFrame) -> pd.Series:
     return known.where(known.notna(), own)
 
 
-def of_folds(values: np.ndarray, folds: pd.Series) -> np.ndarray:
-    """Values [n, …] of runs, or, of several folds, the mean of the runs of each.
+def mean_and_error(values: np.ndarray, folds: pd.Series) -> tuple[np.ndarray, np.ndarray]:
+    """Mean of values [n, …] of runs, and its standard error, which is NaN for n = 1.
 
-    Runs of one fold share the data that they are scored on: their number makes no mean surer.
+    Of several folds, the runs of each count as one, their mean: they share the data that they are
+    scored on, so their number makes no mean surer.
     """
-    if folds.nunique() == 1:
-        return values
-    return np.stack([values[(folds == fold).to_numpy()].mean(0) for fold in folds.unique()])
-
-
-def standard_error(values: np.ndarray) -> np.ndarray:
-    """Standard error of the mean of values [n, …]; NaN for n = 1."""
-    n = len(values)
-    return values.std(0, ddof=1) / np.sqrt(n) if n > 1 else np.full(values.shape[1:], np.nan)
+    if folds.nunique() > 1:
+        each = [values[(folds == fold).to_numpy()].mean(0) for fold in folds.unique()]
+        values = np.stack(each)
+    n, mean = len(values), values.mean(0)
+    error = values.std(0, ddof=1) / np.sqrt(n) if n > 1 else np.full_like(mean, np.nan)
+    return mean, error
 
 
 def with_metric(table: pd.DataFrame, metric: str | None = None) -> pd.DataFrame:

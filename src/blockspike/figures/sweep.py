@@ -17,10 +17,9 @@ from pandas.api.types import is_bool_dtype, is_numeric_dtype
 
 from blockspike.figures.means import (
     Means,
+    mean_and_error,
     means,
-    of_folds,
     setting,
-    standard_error,
     text_of,
     varied_settings,
     with_metric,
@@ -182,11 +181,10 @@ def _panel(axis: Axes, runs: pd.DataFrame, labels: list[str], scale: "_Scale") -
     for i, label in enumerate(labels):
         own = where(runs, "label", [label])
         places = np.array(sorted(set(own["x"].tolist())))
-        values = [
-            of_folds(of_x["y"].to_numpy(), pd.Series(of_x["fold"])) for _, of_x in own.groupby("x")
-        ]
-        mean = np.array([of_x.mean() for of_x in values])
-        error = np.array([standard_error(of_x) for of_x in values])
+        mean, error = np.transpose([
+            mean_and_error(of_x["y"].to_numpy(), pd.Series(of_x["fold"]))
+            for _, of_x in own.groupby("x")
+        ])  # fmt: skip
         look: dict[str, Any] = {"color": colours[label], "marker": _MARKERS[i % n_markers]}
         axis.scatter(own["x"], own["y"], s=16, alpha=0.4, lw=0, **look)
         width = 1.2 if scale.is_number else 0.0

@@ -1,6 +1,6 @@
 """Scores of fitted neurons: predicted spike trains against recorded ones."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -103,10 +103,8 @@ def scores_of_cells(part: Part, segments: list[pd.DataFrame]) -> pd.DataFrame:
 def null_etv(train: Part, test: Part, cell: int, dt_ms: float, test_scale: float = 1.0) -> float:
     """Normalised ETV at 15 ms of a model that knows only when the stimulus is on.
 
-    The stimulus is off where the current stays for 20 ms or longer at its value at the start of
-    training, and always on if it fluctuates within the first 5 ms, at least 10 steps, there. While
-    it is on, the model predicts the mean rate that the cell then had in training; a fit that
-    explains less has learnt nothing. The mean over the test segments.
+    While the stimulus is on (see `_when_on`), the model predicts the mean rate that the cell then
+    had in training; a fit that explains less has learnt nothing. The mean over the test segments.
 
     Args:
         train, test: parts of the recordings.
@@ -114,24 +112,12 @@ def null_etv(train: Part, test: Part, cell: int, dt_ms: float, test_scale: float
         dt_ms: length of a step.
         test_scale: unit of the test current in that of the training current.
     """
-    n_start = max(_LEAST_BASELINE_STEPS, round(_BASELINE_MS / dt_ms))
-    n_pause = max(1, round(_PAUSE_MS / dt_ms))
-    segments = [current for current, _ in train.segments(cell)]
-    starts = [current[:n_start] for current in segments]
-    spread = float(np.ptp(np.concatenate(segments)))
-    levels = [np.quantile(x, 0.5, method="lower") for x in starts]  # "lower": they occur
-    base = np.quantile(levels, 0.5, method="lower")
-    noise = np.sqrt(np.median([x.var() for x in starts]))
-    if_white = np.sqrt(np.median([np.mean(np.diff(x) ** 2) for x in starts]) / 2)
-    is_slow = noise > 0.01 * spread and if_white < 0.5 * noise
-    always_on, least = noise > 0.03 * spread or is_slow, max(0.01 * spread, 5 * noise)
+    is_on = _when_on([current for current, _ in train.segments(cell)], dt_ms)
 
     def scored(part: Part, scale: float) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """When the stimulus is on, and the trains, of each segment."""
         for (current, _), trains in zip(part.segments(cell), part.scored(cell), strict=True):
-            is_off = binary_opening(np.abs(scale * current - base) <= least, np.ones(n_pause))
-            on = np.logical_or(always_on, np.logical_not(is_off))
-            yield on[-trains.shape[1] :], trains
+            yield is_on(scale * current)[-trains.shape[1] :], trains
 
     fired = steps = 0.0
     for on, trains in scored(train, 1.0):
@@ -140,6 +126,27 @@ def null_etv(train: Part, test: Part, cell: int, dt_ms: float, test_scale: float
     rate = fired / max(steps, 1)
     scores = [_explained(x, rate * on, 15.0, dt_ms, True) for on, x in scored(test, test_scale)]
     return float(np.mean(scores))
+
+
+def _when_on(segments: list[np.ndarray], dt_ms: float) -> Callable[[np.ndarray], np.ndarray]:
+    """Function from a current [T] to whether the stimulus is on, by the training segments [T].
+
+    It is off where the current stays for 20 ms or longer at its value at the start of training, and
+    always on if it fluctuates within the first 5 ms, at least 10 steps, there.
+    """
+    n_start = max(_LEAST_BASELINE_STEPS, round(_BASELINE_MS / dt_ms))
+    pause = np.ones(max(1, round(_PAUSE_MS / dt_ms)))
+    starts = [current[:n_start] for current in segments]
+    spread = float(np.ptp(np.concatenate(segments)))
+    levels = [np.quantile(x, 0.5, method="lower") for x in starts]  # "lower": they occur
+    base = np.quantile(levels, 0.5, method="lower")
+    noise = np.sqrt(np.median([x.var() for x in starts]))
+    if_white = np.sqrt(np.median([np.mean(np.diff(x) ** 2) for x in starts]) / 2)
+    is_slow = noise > 0.01 * spread and if_white < 0.5 * noise
+    if noise > 0.03 * spread or is_slow:
+        return lambda current: np.ones(len(current), bool)
+    least = max(0.01 * spread, 5 * noise)
+    return lambda x: np.logical_not(binary_opening(np.abs(x - base) <= least, pause))
 
 
 def _explained(
