@@ -42,10 +42,14 @@ def test_means_are_over_seeds_and_the_best_come_first():
 
 
 def test_folds_are_replicates_as_seeds_are():
-    folds = [run("GIF", 0, 0.8 + 0.01 * k, f"data.fold={k},data.n_folds=3") for k in range(3)]
+    folds = [
+        run("GIF", seed, 0.8 + 0.01 * k + 0.02 * seed, f"data.fold={k},data.n_folds=3")
+        for k in range(3) for seed in range(2)
+    ]  # fmt: skip
     (row,) = compared(pd.DataFrame(folds)).to_dict("records")
-    assert (row["n_runs"], row["fit"]) == (3, "GIF")
-    assert row["etv_15ms"] == pytest.approx(0.81)
+    assert (row["n_runs"], row["fit"]) == (6, "GIF")
+    assert row["etv_15ms"] == pytest.approx(0.82)
+    assert row["etv_15ms_error"] == pytest.approx(0.01 / 3**0.5)
 
 
 def test_data_sets_may_be_numbers_and_differ_in_signs_alone(tmp_path: Path):

@@ -50,6 +50,10 @@ def test_runs_of_one_fold_count_as_one():
     })  # fmt: skip
     apart = means(table, ["data.fold"]).points
     np.testing.assert_allclose(apart["standard_error"], [0.01, 0.01, np.nan])
+    assert not means(table, []).warnings and not means(table, ["data.fold"]).warnings
+    other = [run(arp_ms=40.0) | {"data.fold": fold} for fold in range(2)]
+    (warning,) = means(pd.DataFrame([*rows, *other]), ["model.arp_ms"]).warnings
+    assert "not of the same folds" in warning
     no_folds = table.assign(**{"data.fold": np.nan})
     expected = table["test_accuracy"].sem()
     assert means(no_folds, []).points["standard_error"].tolist() == pytest.approx([expected])

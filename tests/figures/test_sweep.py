@@ -197,6 +197,9 @@ def test_only_runs_with_the_metric_choose_what_is_shown():
     table = pd.concat([table, pd.DataFrame(folds).assign(test_accuracy=np.nan)], ignore_index=True)
     assert roles(table).all == ["model.arp_ms"]
     assert roles(table, metric="val_accuracy").all == ["data.fold"]
+    table.loc[table["data.fold"] == 1, "model.arp_ms"] = 7.0  # with a setting, folds are averaged
+    assert roles(table, metric="val_accuracy").all == ["model.arp_ms"]
+    assert roles(table, x="data.fold", metric="val_accuracy").color == ["model.arp_ms"]
     with pytest.raises(ValueError, match="expected a run with test_accuracy that was not pruned"):
         roles(table.assign(pruned=True))
 

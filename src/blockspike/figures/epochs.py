@@ -21,7 +21,6 @@ from blockspike.figures.means import (
 from blockspike.figures.style import save, use_whole_ticks
 
 _METRIC = "val/accuracy"
-_FOLD = "data.fold"
 _MOST_CURVES = 16
 _STYLES = ("-", "--", "-.", ":")
 
@@ -76,7 +75,7 @@ def mean_curves(
     if not known:
         raise ValueError(f"table: expected runs with {_METRIC} in metrics.csv, got none")
     table = table.iloc[known].reset_index(drop=True)
-    names = list(color) if color is not None else _settings(table)
+    names = list(color) if color is not None else varied_settings(table)
     settings = pd.DataFrame({name: setting(table, name) for name in names}, index=table.index)
     groups = settings.groupby(names, dropna=False).indices if names else {(): table.index}
     curves = []
@@ -95,12 +94,6 @@ def mean_curves(
         experiments = sorted({str(name) for name in table["experiment"].iloc[list(rows)]})
         curves.append(Curve(label, experiments, len(own), mean, error))
     return curves
-
-
-def _settings(table: pd.DataFrame) -> list[str]:
-    """Settings in which runs differ, apart from the fold."""
-    folded = table.drop(columns=[_FOLD], errors="ignore")
-    return [name for name in varied_settings(folded) if name != _FOLD]
 
 
 def epochs(curves: Sequence[Curve], folder: Path) -> Path:

@@ -9,7 +9,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from blockspike.figures.means import text_of
+from blockspike.figures.means import FOLD, fold_of, mean_and_error, text_of
 from blockspike.figures.panels import plural_range, slugs, where
 from blockspike.figures.style import BLUE, GREY, save
 from blockspike.figures.tables import require_columns
@@ -31,7 +31,7 @@ _LONGEST_LABEL = 44
 
 
 def compared(table: pd.DataFrame) -> pd.DataFrame:
-    """Means of the test scores over the seeds and folds of each fit.
+    """Means of the test scores over the seeds and folds of each fit; see `mean_and_error`.
 
     A run's score is the median over its cells. Of runs that differ neither in the neuron and its
     options nor in seed and fold, such as one with and one without a bootstrap, the last counts. A
@@ -54,7 +54,7 @@ def compared(table: pd.DataFrame) -> pd.DataFrame:
     require_columns(fits, _COLUMNS)
     options = [
         name for name in fits
-        if "." in str(name) and not str(name).startswith(("version.", "data.fold"))
+        if "." in str(name) and name != FOLD and not str(name).startswith("version.")
         and not str(name).endswith(".seed")
     ]  # fmt: skip
     texts = [
@@ -62,8 +62,8 @@ def compared(table: pd.DataFrame) -> pd.DataFrame:
     ]
     fits = fits.assign(data_set=fits["data_set"].astype(str), recipe=["\n".join(x) for x in texts])
     fits = fits.assign(fit=_with_options(fits, options))
-    replicate = [name for name in fits if str(name).startswith("data.fold")]
-    is_repeated = fits.duplicated(["data_set", "recipe", "seed", *replicate], keep="last")
+    fits = fits.assign(fold=fits.get(FOLD))
+    is_repeated = fits.duplicated(["data_set", "recipe", "seed", "fold"], keep="last")
     fits = pd.DataFrame(fits[~is_repeated])
     rows = []
     for _, own in fits.groupby(["data_set", "recipe"], sort=False):
@@ -71,7 +71,8 @@ def compared(table: pd.DataFrame) -> pd.DataFrame:
         row |= {"n_runs": len(own), "n_cells": own["n_cells"].max()}
         for score in (*SCORES, *_BESIDE):
             values = own.reindex(columns=[f"test_{score}_median"]).iloc[:, 0]
-            row |= {score: values.mean(skipna=False), f"{score}_error": values.sem(skipna=False)}
+            mean, error = mean_and_error(values.to_numpy(float), fold_of(own))
+            row |= {score: float(mean), f"{score}_error": float(error)}
         rows.append(row)
     return pd.DataFrame(rows).sort_values(["data_set", "etv_15ms"], ascending=[True, False])
 

@@ -19,6 +19,8 @@ TOP_LEVEL_SETTINGS = ("test_each_epoch", "monitor", "init_from", "label_smoothin
 """Settings of a run without a dot in their names; results have none either."""
 _OF_DATA = ("data_set", "data_sha256", "experiment")
 _MADE_BY = ("git_sha", "git_dirty", "python", "machine", "n_threads")
+FOLD = "data.fold"
+"""Setting in which the runs of a cross-validation differ; like the seed it tells no means apart."""
 _CHOICE = "_config"  # the column `model_config` holds the choice of the group `model`
 _MOST_NAMES = 8
 
@@ -34,7 +36,8 @@ class Means:
             `standard_error`, which is NaN for one run; see `mean_and_error`.
         runs: the runs behind them, a column per setting in `by` and `metric`.
         folds: of each run, see `fold_of`.
-        mixed: settings in which runs of one mean differ, apart from the seed.
+        mixed: settings in which runs of one mean differ, apart from seed and fold.
+        differ_in_folds: whether the means are not all of the same folds.
         n_left_out: number of runs without this metric, or pruned.
     """
 
@@ -44,6 +47,7 @@ class Means:
     runs: pd.DataFrame
     folds: pd.Series
     mixed: list[str]
+    differ_in_folds: bool
     n_left_out: int
 
     @property
@@ -63,6 +67,8 @@ class Means:
         if self.mixed:
             names = ", ".join(self.mixed)
             found.append(f"runs of one mean differ in more than the seed: {names}")
+        if self.differ_in_folds:
+            found.append(f"means are not of the same folds; by={FOLD} shows which")
         if self.n_left_out:
             found.append(f"runs left out, pruned or without {self.metric}: {self.n_left_out}")
         return found
@@ -119,6 +125,7 @@ def means(table: pd.DataFrame, by: Sequence[str], metric: str | None = None) -> 
         runs=runs,
         folds=folds,
         mixed=_differing(chosen, _codes(settings), [*_settings(chosen), *_made_by(chosen)]),
+        differ_in_folds=FOLD not in by and _differ_in_folds(chosen, _codes(settings)),
         n_left_out=len(table) - len(runs),
     )
 
@@ -126,9 +133,9 @@ def means(table: pd.DataFrame, by: Sequence[str], metric: str | None = None) -> 
 def fold_of(table: pd.DataFrame) -> pd.Series:
     """Fold of each run; each run without one counts as its own."""
     own = pd.Series([f"run {i}" for i in range(len(table))], table.index, dtype=object)
-    if "data.fold" not in table:
+    if FOLD not in table:
         return own
-    known = pd.Series(table["data.fold"]).astype(object)
+    known = pd.Series(table[FOLD]).astype(object)
     return known.where(known.notna(), own)
 
 
@@ -195,9 +202,8 @@ def warn_of_mixed(table: pd.DataFrame, by: Sequence[str], figure: str, advice: s
         figure: what the warning calls the figure.
         advice: how to keep the runs apart.
     """
-    names = [n for n in _settings(table) if not n.startswith("data.fold")]
     codes = _codes(pd.DataFrame({name: setting(table, name) for name in by}, index=table.index))
-    if mixed := _differing(table, codes, names):
+    if mixed := _differing(table, codes, _settings(table)):
         warnings.warn(
             f"{figure}: runs of one point are averaged but differ in {', '.join(mixed)}; {advice}",
             stacklevel=3,
@@ -205,7 +211,7 @@ def warn_of_mixed(table: pd.DataFrame, by: Sequence[str], figure: str, advice: s
 
 
 def varied_settings(table: pd.DataFrame) -> list[str]:
-    """Fewest settings that tell apart all runs that differ in more than the seed.
+    """Fewest settings that tell apart all runs that differ in more than seed and fold.
 
     A setting that only follows from earlier ones is left out, so `model` stands for all of its
     options unless runs with the same model differ in them.
@@ -266,19 +272,21 @@ def _near(name: str, names: Iterable[str]) -> str:
 
 
 def _settings(table: pd.DataFrame) -> list[str]:
-    """Names of all settings, groups of the configuration first."""
+    """Names of all settings but seed and fold, groups of the configuration first."""
     columns = [str(name) for name in table]
     groups = [name.removesuffix(_CHOICE) for name in columns if name.endswith(_CHOICE)]
     options = [
         name for name in columns
-        if ("." in name and not name.startswith("version.") and not _is_seed(table, name))
+        if ("." in name and not name.startswith("version.") and not _is_replicate(table, name))
         or name in TOP_LEVEL_SETTINGS
     ]  # fmt: skip
     return [*groups, *options, *(name for name in _OF_DATA if name in columns)]
 
 
-def _is_seed(table: pd.DataFrame, name: str) -> bool:
-    """Whether a column such as `data.seed` only repeats the seed."""
+def _is_replicate(table: pd.DataFrame, name: str) -> bool:
+    """Whether a column is the fold or, such as `data.seed`, only repeats the seed."""
+    if name == FOLD:
+        return True
     known = table[name].dropna()
     return name.endswith(".seed") and bool((known == table["seed"][known.index]).all())
 
@@ -293,6 +301,14 @@ def _codes(settings: pd.DataFrame) -> pd.Series:
     if settings.columns.empty:
         return pd.Series(0, index=settings.index)
     return settings.groupby(list(settings.columns), dropna=False).ngroup()
+
+
+def _differ_in_folds(table: pd.DataFrame, codes: pd.Series) -> bool:
+    """Whether the rows of some code are of other folds than those of another."""
+    if FOLD not in table:
+        return False
+    folds = table.groupby(codes)[FOLD].agg(lambda own: str(sorted(own.dropna().unique())))
+    return folds.nunique() > 1
 
 
 def _differing(table: pd.DataFrame, codes: pd.Series, names: Iterable[str]) -> list[str]:

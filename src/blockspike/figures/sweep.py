@@ -16,6 +16,7 @@ from matplotlib.ticker import NullLocator
 from pandas.api.types import is_bool_dtype, is_numeric_dtype
 
 from blockspike.figures.means import (
+    FOLD,
     Means,
     mean_and_error,
     means,
@@ -67,7 +68,7 @@ def roles(
     """Complete the roles from the settings in which the runs with a metric differ.
 
     Unless given, x is the setting with the most numbers, facet is `data` if it differs, and color
-    are the others.
+    are the others. The fold is x only if nothing else differs.
 
     Raises:
         ValueError: a setting is unknown or has two roles, or x is not given and the runs differ in
@@ -86,6 +87,8 @@ def roles(
         facet = "data"
         free.remove(facet)
     if x is None:
+        if not free and FOLD in drawn and drawn[FOLD].nunique() > 1:
+            free = [FOLD]
         if not free:
             raise ValueError("x: expected a setting, since runs differ in the seed alone, got none")
         x = max(free, key=lambda name: _n_numbers(setting(drawn, name)))

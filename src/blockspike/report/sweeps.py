@@ -7,15 +7,8 @@ from dataclasses import dataclass
 import pandas as pd
 from matplotlib.figure import Figure
 
-from blockspike.figures.means import (
-    Means,
-    means,
-    rounded,
-    text_of,
-    varied_settings,
-    with_metric,
-)
-from blockspike.figures.sweep import roles, sweep_figure
+from blockspike.figures.means import Means, means, rounded, text_of
+from blockspike.figures.sweep import Roles, roles, sweep_figure
 
 LARGEST_SVG_BYTES = 400_000
 
@@ -51,16 +44,14 @@ def sweeps(table: pd.DataFrame) -> list[Sweep]:
     for experiment, rows in table.groupby("experiment"):
         own = pd.DataFrame(rows)
         try:
-            drawn = with_metric(own)
-        except ValueError:  # none has a score
+            chosen = roles(own)
+        except ValueError:  # none has a score, or they differ in the seed alone
             continue
-        if varied_settings(drawn):
-            found.append(_sweep(str(experiment), own))
+        found.append(_sweep(str(experiment), own, chosen))
     return found
 
 
-def _sweep(experiment: str, table: pd.DataFrame) -> Sweep:
-    chosen = roles(table)
+def _sweep(experiment: str, table: pd.DataFrame, chosen: Roles) -> Sweep:
     found = means(table, chosen.all)
     figure = sweep_figure(found, chosen, experiment)
     return Sweep(
