@@ -4,6 +4,7 @@ import fcntl
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -336,8 +337,12 @@ def finished(copy_of_run, tmp_path):
     return run / "result.json", read_json(run / "result.json")
 
 
-def test_collected_rows_record_their_origin(blockspike, finished, tmp_path):
-    blockspike("collect")
+def test_collected_rows_record_their_origin_and_the_rest_is_counted(blockspike, finished, tmp_path):
+    path, _ = finished
+    assert blockspike("collect").stdout == "outputs/tables/runs.parquet: 1 run\n"
+    shutil.copytree(path.parent, tmp_path / "outputs" / "killed")
+    (tmp_path / "outputs" / "killed" / "result.json").unlink()
+    assert "1 run; not in it: 1 interrupted (blockspike status)" in blockspike("collect").stdout
     (row,) = pd.read_csv(tmp_path / "outputs/tables/runs.csv").to_dict("records")
     for name in ("config_hash", "git_sha", "git_dirty", "machine", "python", "version.torch"):
         assert row[name] == row[name], name  # not NaN

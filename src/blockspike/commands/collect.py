@@ -11,12 +11,14 @@ from rich.markup import escape
 from rich.table import Table
 
 from blockspike.figures.means import Means, means, of_experiment, rounded, text_of
+from blockspike.figures.panels import plural_range
 from blockspike.files import whole_file
 from blockspike.runs.results import collect_runs, with_settings
+from blockspike.runs.sweeps import UNFINISHED, run_states
 
 
 def collect(cfg: DictConfig) -> None:
-    """Write `tables/runs.parquet` and `runs.csv` below the output folder.
+    """Write `tables/runs.parquet` and `runs.csv` below the output folder; count what is not there.
 
     With `by`, print the means of a metric over the runs that agree in these settings, and write
     them to `tables/means_<metric>_by_<settings>.parquet` and `.csv`.
@@ -30,7 +32,10 @@ def collect(cfg: DictConfig) -> None:
     output_dir = Path(cfg.output_dir)
     table = collect_runs(output_dir)
     folder = output_dir / "tables"
-    print(f"{folder / 'runs.parquet'}: {len(table)} runs")
+    states = run_states(output_dir)["state"].tolist()
+    left_out = [f"{states.count(s)} {s}" for s in UNFINISHED if s in states]
+    more = f"; not in it: {', '.join(left_out)} (blockspike status)" if left_out else ""
+    print(f"{folder / 'runs.parquet'}: {plural_range([len(table)], 'run')}{more}")
     if not cfg.by:
         return
     table = with_settings(of_experiment(table, cfg.experiment_name), output_dir, cfg.by)

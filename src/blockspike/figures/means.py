@@ -307,8 +307,8 @@ def _differ_in_folds(table: pd.DataFrame, codes: pd.Series) -> bool:
     """Whether the rows of some code are of other folds than those of another."""
     if FOLD not in table:
         return False
-    folds = table.groupby(codes)[FOLD].agg(lambda own: str(sorted(own.dropna().unique())))
-    return folds.nunique() > 1
+    of_codes = table.groupby(codes)[FOLD]
+    return len({tuple(sorted(own.dropna().unique())) for _, own in of_codes}) > 1
 
 
 def _differing(table: pd.DataFrame, codes: pd.Series, names: Iterable[str]) -> list[str]:

@@ -32,7 +32,8 @@ from blockspike.runs.slurm import (
     submitted_jobs,
 )
 
-STATES = ("done", "pruned", "running", "interrupted", "failed", "missing")
+UNFINISHED = ("running", "interrupted", "failed", "missing")
+STATES = ("done", "pruned", *UNFINISHED)
 
 
 class RecordSweep(Callback):
