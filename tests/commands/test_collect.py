@@ -34,7 +34,7 @@ def test_what_all_runs_share_is_named_once_above_the_table(blockspike, tmp_path)
 def test_settings_that_differ_within_a_mean_are_named_on_stderr(blockspike, tmp_path):
     write_runs(tmp_path / "outputs", swept())
     (line,) = blockspike("collect", "by=model,network.n_hidden").stderr.splitlines()
-    assert "differ in more than the seed: data" in line
+    assert "differ in more than seed and fold: data" in line
 
 
 def test_a_key_of_the_configuration_need_not_be_in_the_rows(blockspike, tmp_path):

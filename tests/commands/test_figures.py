@@ -44,7 +44,7 @@ def test_a_sweep_is_drawn_with_its_source(blockspike, tmp_path):
     for suffix in (".png", ".svg", ".json"):
         assert (tmp_path / path).with_suffix(suffix).is_file()
     done = blockspike("figures", "figure=sweep", "x=network.n_hidden", "color=model", "facet=seed")
-    assert "differ in more than the seed: data" in done.stderr
+    assert "differ in more than seed and fold: data" in done.stderr
 
 
 @pytest.mark.parametrize(

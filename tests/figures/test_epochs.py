@@ -43,6 +43,13 @@ def test_curves_are_means_over_folds_and_seeds(tmp_path):
     assert path == tmp_path / "epochs_mine.png" and path.stat().st_size > 10_000
 
 
+def test_curves_of_different_folds_are_named():
+    table, metrics = made()
+    with pytest.warns(UserWarning, match="figure=epochs: means are not of the same folds"):
+        mean_curves(table.iloc[2:], metrics[2:])
+    mean_curves(table.iloc[2:], metrics[2:], ["network.n_hidden", "data.fold"])
+
+
 def test_one_run_has_no_error():
     table, metrics = made()
     (curve,) = mean_curves(table.head(1), metrics[:1])

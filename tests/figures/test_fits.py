@@ -20,7 +20,7 @@ def run(neuron: str, seed: int, etv: float, options: str = "", data_set: str = "
         "seed": seed, "n_cells": 1, "test_etv_15ms_median": etv,
         "test_null_etv_15ms_median": 0.1, "test_reliability_etv_15ms_median": 0.9,
         "test_rate_error_median": 0.05, "version.torch": f"2.{seed}",
-        "data.dt_ms": 0.5, "population.seed": seed, **dict(pairs),
+        "data.dt_ms": 0.5, "population.seed": seed, "fit_s": 1.0, **dict(pairs),
     }  # fmt: skip
     return row
 
@@ -50,6 +50,15 @@ def test_folds_are_replicates_as_seeds_are():
     assert (row["n_runs"], row["fit"]) == (6, "GIF")
     assert row["etv_15ms"] == pytest.approx(0.82)
     assert row["etv_15ms_error"] == pytest.approx(0.01 / 3**0.5)
+
+
+def test_fold_0_without_folds_is_none():
+    """A recording's `fold` is 0 by default, and earlier versions had none."""
+    values = (0.1, 0.2, 0.3, 0.7, 0.8, 0.9)
+    runs = [run("GIF", seed, x, "data.fold=0" * (seed > 2)) for seed, x in enumerate(values)]
+    (row,) = compared(pd.DataFrame(runs)).to_dict("records")
+    assert (row["n_runs"], row["etv_15ms"]) == (6, pytest.approx(0.5))
+    assert row["etv_15ms_error"] == pytest.approx(pd.Series(values).sem())
 
 
 def test_data_sets_may_be_numbers_and_differ_in_signs_alone(tmp_path: Path):
@@ -101,7 +110,8 @@ def test_a_sweep_prints_its_fits(tmp_path: Path, capsys: pytest.CaptureFixture):
 def test_the_same_fit_with_and_without_a_bootstrap_counts_once():
     runs = [run("GIF", seed, 0.7 + 0.1 * seed) for seed in (0, 1)]
     runs += [{**runs[0], "n_bootstrap": 20}, run("GIF", 0, 0.9, "data.fold=1,data.n_folds=3")]
-    by_fold = compared(pd.DataFrame(runs))
+    with pytest.warns(UserWarning, match="fits: means are not of the same folds"):
+        by_fold = compared(pd.DataFrame(runs))
     assert by_fold["n_runs"].tolist() == [1, 2] and by_fold["etv_15ms"].tolist()[1] == 0.75
 
 

@@ -10,6 +10,7 @@ from blockspike.figures.means import (
     TOP_LEVEL_SETTINGS,
     means,
     of_experiment,
+    replicate_of,
     rounded,
     setting,
     text_of,
@@ -54,6 +55,8 @@ def test_runs_of_one_fold_count_as_one():
     other = [run(arp_ms=40.0) | {"data.fold": fold} for fold in range(2)]
     (warning,) = means(pd.DataFrame([*rows, *other]), ["model.arp_ms"]).warnings
     assert "not of the same folds" in warning
+    two_sets = pd.concat([table, table.assign(data_set="other", test_accuracy=0.1)])
+    assert replicate_of(two_sets).nunique() == 6  # fold 0 of each is of other data
     no_folds = table.assign(**{"data.fold": np.nan})
     expected = table["test_accuracy"].sem()
     assert means(no_folds, []).points["standard_error"].tolist() == pytest.approx([expected])

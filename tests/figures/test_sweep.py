@@ -171,9 +171,19 @@ def test_runs_that_differ_in_the_seed_alone_have_no_axis():
         roles(pd.DataFrame([run(), run(seed=1)]))
 
 
+def test_a_label_may_be_missing_from_a_panel():
+    table = swept()
+    is_absent = (table["model_config"] == "fused") & (table["data_config"] == "nmnist")
+    chosen = Roles("network.n_hidden", ["model"], "data")
+    drawn = figure(pd.DataFrame(table[~is_absent]), chosen)
+    assert [set(lines(axis)) for axis in drawn.axes] == [{"blocks"}, {"blocks", "fused"}]
+    (legend,) = drawn.legends
+    assert [text.get_text() for text in legend.get_texts()] == ["blocks", "fused"]
+
+
 def test_a_mean_over_different_settings_says_so_in_the_picture():
     drawn = figure(swept(), Roles("network.n_hidden", ["model"], None))
-    assert "differ in more than the seed: data" in " ".join(drawn.get_suptitle().split())
+    assert "differ in more than seed and fold: data" in " ".join(drawn.get_suptitle().split())
 
 
 def test_each_combination_of_two_settings_has_a_colour():
@@ -200,6 +210,8 @@ def test_only_runs_with_the_metric_choose_what_is_shown():
     table.loc[table["data.fold"] == 1, "model.arp_ms"] = 7.0  # with a setting, folds are averaged
     assert roles(table, metric="val_accuracy").all == ["model.arp_ms"]
     assert roles(table, x="data.fold", metric="val_accuracy").color == ["model.arp_ms"]
+    with pytest.raises(ValueError, match="differ in the seed alone"):  # a fold has one role
+        roles(pd.DataFrame(folds), color=["data.fold"])
     with pytest.raises(ValueError, match="expected a run with test_accuracy that was not pruned"):
         roles(table.assign(pruned=True))
 

@@ -66,6 +66,13 @@ def test_a_rate_during_a_step_is_a_null_that_a_fit_must_beat():
     noise = np.random.default_rng(2).normal(0, 1, (2000, 1, 1))
     noisy = part(noise, trains[:1])
     assert abs(null_etv(noisy, noisy, 0, DT_MS)) < 0.1  # always on: a constant explains nothing
+    slow = np.zeros((2500, 1, 1))  # Ornstein-Uhlenbeck, τ = 50 ms: it hardly moves in 5 ms
+    for t, x in enumerate(np.random.default_rng(0).normal(0, 0.14, 2500)):
+        slow[t] = 0.99 * slow[t - 1] + x
+    fired = np.random.default_rng(0).random((5, 2000)) < 0.01 * np.exp(slow[500:, 0, 0])
+    wandering = part(slow[500:], [fired.astype(np.float32)])
+    expected = explained_temporal_variance(fired, np.full(2000, fired.mean()), 15.0, 0.5)
+    assert null_etv(wandering, wandering, 0, 0.5) == pytest.approx(expected, abs=1e-6)
 
 
 def test_a_current_that_fluctuates_from_its_start_is_always_on():
@@ -99,7 +106,7 @@ def test_noise_of_the_device_is_no_stimulus(pulses):
     current = np.where(is_on, 100, 0) + np.random.default_rng(1).normal(0, 1.5, 8000)
     cuts = [slice(500, 8000)]
     if pulses.startswith("from"):
-        cuts += [slice(1500, 6000), slice(995, 4000)]
+        cuts += [slice(1500, 6000), slice(985, 4000)]
     currents = stacked([beside([current[x] for x in cuts])])
     train, test = (Part(currents, [[x[:, y] for y in cuts]], [[0] * len(cuts)]) for x in trains)
     rate = np.concatenate([trains[0][:, x][:, is_on[x]] for x in cuts], 1).mean()

@@ -32,7 +32,9 @@ def collect(cfg: DictConfig) -> None:
     output_dir = Path(cfg.output_dir)
     table = collect_runs(output_dir)
     folder = output_dir / "tables"
-    states = run_states(output_dir)["state"].tolist()
+    known = run_states(output_dir)
+    is_there = [(Path(folder) / "result.json").is_file() for folder in known["folder"]]
+    states = [state for state, x in zip(known["state"], is_there, strict=True) if not x]
     left_out = [f"{states.count(s)} {s}" for s in UNFINISHED if s in states]
     more = f"; not in it: {', '.join(left_out)} (blockspike status)" if left_out else ""
     print(f"{folder / 'runs.parquet'}: {plural_range([len(table)], 'run')}{more}")

@@ -28,10 +28,13 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
     """Test a finished run, a pretrained network, or a fitted neuron on a recording.
 
     For a run, print the accuracy and write `evaluation.json`, and `activity.npz` for the figures.
+    If the test averages scores over several views of a recording, the accuracy without them is
+    given, too. A fold of cross-validation is scored on the speaker whom it held out.
 
     Returns:
         For a run, the content of `evaluation.json`: accuracies of the chosen model and of a
-        linear model on spike counts, and the confusion matrix [true class, predicted class].
+        linear model on spike counts, and the confusion matrix [true class, predicted class]; for a
+        fold, accuracies alone.
 
     Raises:
         FileNotFoundError: the folder holds no run.
@@ -56,10 +59,10 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
     run = Run(Path(cfg.run))
     network, data, *_ = load_run(run.folder)
     run.check_finished("run")
-    if "test_accuracy" not in (run.result() or {}):
-        raise ValueError(f"{run.folder}: expected a tested run, got a fold of cross-validation")
     precision = run.config().trainer.get("precision", "32-true")
     checked_code(run.config(), run)
+    if "test_accuracy" not in (run.result() or {}):
+        return _evaluate_fold(run, network, data, precision)
     predicted, labels = _predict(network, data, precision)
     confusion = np.zeros((data.n_classes, data.n_classes), int)
     np.add.at(confusion, (labels, predicted), 1)
@@ -67,10 +70,15 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
     scores = {
         "data_set": data.name,
         "n_test": len(labels),
-        "test_accuracy": float((predicted == labels).mean()),
+        "test_accuracy": _accuracy(predicted, labels),
         "linear_model_test_accuracy": baseline,
         "confusion": confusion.tolist(),
     }
+    views = ""
+    if data.n_views > 1:
+        one = _accuracy(*_predict(network, data, precision, with_views=False))
+        scores["test_accuracy_without_views"] = one
+        views = f" with {data.n_views} views of each, {one:.2%} without"
     write_json(run.folder / "evaluation.json", scores)
     _compare(run, scores["test_accuracy"], len(labels))
     events, labels = next(iter(data.test_dataloader()))
@@ -78,7 +86,7 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
         shown = activity(network(events), events, labels, data.dt_ms)
     write_npz(run.folder / "activity.npz", shown)
     print(
-        f"{data.name}: test accuracy {scores['test_accuracy']:.2%} of {scores['n_test']} "
+        f"{data.name}: test accuracy {scores['test_accuracy']:.2%} of {scores['n_test']}{views} "
         f"({'model chosen on validation' if data.validates else 'trained on everything'}); "
         f"linear model on spike counts: {baseline:.2%}"
     )
@@ -96,6 +104,30 @@ def _compare(run: Run, accuracy: float, n_test: int) -> None:
             "code of a class, the prepared data or the device is not the same",
             stacklevel=2,
         )
+
+
+def _evaluate_fold(
+    run: Run, network: SpikingClassifier, data: EventDataModule, precision: str
+) -> dict[str, Any]:
+    """Score a fold on what it held out, as validation does and with the views of the test."""
+    predicted, labels = _predict(network, data, precision, "val", with_views=False)
+    scores: dict[str, Any] = {"data_set": data.name, "n_val": len(labels)}
+    scores["val_accuracy"] = _accuracy(predicted, labels)
+    views = ""
+    if data.n_views > 1:
+        several = _accuracy(*_predict(network, data, precision, "val"))
+        scores["val_accuracy_with_views"] = several
+        views = f", {several:.2%} with {data.n_views} views of each"
+    write_json(run.folder / "evaluation.json", scores)
+    print(
+        f"{data.name}: accuracy on what the fold held out {scores['val_accuracy']:.2%} of "
+        f"{len(labels)}{views} (epoch chosen on the same)"
+    )
+    return scores
+
+
+def _accuracy(predicted: np.ndarray, labels: np.ndarray) -> float:
+    return float((predicted == labels).mean())
 
 
 def _evaluate_pretrained(cfg: DictConfig) -> dict[str, Any]:
@@ -117,7 +149,7 @@ def _evaluate_pretrained(cfg: DictConfig) -> dict[str, Any]:
     data.prepare_data()
     data.setup()
     predicted, labels = _predict(network, data, about.card.get("precision", "32-true"))
-    accuracy = float((predicted == labels).mean())
+    accuracy = _accuracy(predicted, labels)
     same = "" if about.card.get("data_sha256") == data.sha256 else " on other data"
     print(
         f"{data.name}: test accuracy {accuracy:.2%} of {len(labels)}; "
@@ -147,11 +179,14 @@ def _as_trained(precision: str) -> torch.autocast:
 
 @torch.no_grad()
 def _predict(
-    network: SpikingClassifier, data: EventDataModule, precision: str
+    network: SpikingClassifier,
+    data: EventDataModule,
+    precision: str,
+    split: str = "test",
+    with_views: bool = True,
 ) -> tuple[np.ndarray, np.ndarray]:
+    loader = data.scored_dataloader(split, with_views)
     with _as_trained(precision):
-        pairs = [
-            (network(x).mean_over_views(len(y)).argmax(1), y) for x, y in data.test_dataloader()
-        ]
+        pairs = [(network(x).mean_over_views(len(y)).argmax(1), y) for x, y in loader]
     predicted, labels = (torch.cat(column).numpy() for column in zip(*pairs, strict=True))
     return predicted, labels

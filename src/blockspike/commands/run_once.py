@@ -16,6 +16,7 @@ from blockspike.config.build import build_trainer
 from blockspike.runs.identity import content_hash, content_of, settings_of
 from blockspike.runs.log import LOGGER
 from blockspike.runs.rank import is_first_process
+from blockspike.runs.results import as_cell
 from blockspike.runs.run import Run, flatten, provenance
 from blockspike.training.guard import Guard
 from blockspike.training.metrics_table import read_metrics
@@ -131,11 +132,5 @@ def _identity(cfg: DictConfig, content: dict[str, Any], data_set: str) -> dict[s
         **{f"version.{name}": number for name, number in made["versions"].items()},
         "n_threads": torch.get_num_threads(),
         **{f"{group}_config": choice for group, choice in (cfg.choices or {}).items()},
-        **{k: _as_cell(k, v) for k, v in flatten(settings_of(cfg)).items() if k not in _ELSEWHERE},
+        **{k: as_cell(k, v) for k, v in flatten(settings_of(cfg)).items() if k not in _ELSEWHERE},
     }
-
-
-def _as_cell(key: str, value: Any) -> Any:
-    """A value in a table, in which 1, one batch, would become 1.0, all batches."""
-    is_limit = key.startswith("trainer.limit_") or key == "trainer.overfit_batches"
-    return "1 batch" if is_limit and type(value) is int and value == 1 else value

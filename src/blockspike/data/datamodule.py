@@ -290,17 +290,37 @@ class EventDataModule(pl.LightningDataModule):
             dataset.indices = np.random.default_rng(self.seed).permutation(dataset.indices)
         return self._loader(dataset, shuffle=True)
 
-    def _test_dataset(self) -> EventDataset:
-        """Return the data set that `test_dataloader` serves."""
-        return self._dataset("test")
+    @property
+    def n_views(self) -> int:
+        """Copies of each test recording, changed in some way, whose scores are averaged."""
+        return 1
+
+    def _add_views(self, dataset: EventDataset) -> None:
+        """Make a data set serve `n_views` copies of each recording."""
 
     def val_dataloader(self) -> PrefetchLoader:
         """Return the held-out part of the training data, in order."""
-        return self._loader(self._dataset("val"))
+        return self.scored_dataloader("val", with_views=False)
 
     def test_dataloader(self) -> PrefetchLoader:
         """Return the test data, in order."""
-        return self._loader(self._test_dataset())
+        return self.scored_dataloader("test", with_views=True)
+
+    def scored_dataloader(self, split: str, with_views: bool) -> PrefetchLoader:
+        """Return a split in order and without the changes of training.
+
+        Args:
+            split: train, val or test.
+            with_views: whether batches have `n_views` of each recording, as those of the test do:
+                events ``(T, n_views · B, K)``, one whole set after another, and labels ``[B]``.
+
+        Raises:
+            ValueError: there is no such split.
+        """
+        dataset = self._dataset(split)
+        if with_views:
+            self._add_views(dataset)
+        return self._loader(dataset)
 
     def spike_counts(self, split: str) -> tuple[np.ndarray, np.ndarray]:
         """Count the spikes of each input within the T steps: features for a linear baseline.

@@ -180,11 +180,14 @@ class SHDDataModule(EventDataModule):
             self.seed,
         )
 
-    def _test_dataset(self) -> EventDataset:
-        dataset = super()._test_dataset()
+    @property
+    def n_views(self) -> int:
+        """Number of `test_shifts`."""
+        return len(self.test_shifts)
+
+    def _add_views(self, dataset: EventDataset) -> None:
         dataset.event_map = ShiftedViews(self.channel_pooling, self.test_shifts)
-        dataset.n_views = len(self.test_shifts)
-        return dataset
+        dataset.n_views = self.n_views
 
 
 class SSCDataModule(SHDDataModule):

@@ -2,6 +2,7 @@
 
 import re
 import textwrap
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,8 +13,11 @@ import seaborn as sns
 from matplotlib.figure import Figure
 
 from blockspike.figures.means import (
-    fold_of,
+    FOLD,
+    OTHER_FOLDS,
+    differ_in_folds,
     mean_and_error,
+    replicate_of,
     setting,
     text_of,
     varied_settings,
@@ -78,6 +82,8 @@ def mean_curves(
     names = list(color) if color is not None else varied_settings(table)
     settings = pd.DataFrame({name: setting(table, name) for name in names}, index=table.index)
     groups = settings.groupby(names, dropna=False).indices if names else {(): table.index}
+    if FOLD not in names and differ_in_folds(table, settings):
+        warnings.warn(f"figure=epochs: {OTHER_FOLDS}", stacklevel=2)
     curves = []
     for values, rows in groups.items():
         values = values if isinstance(values, tuple) else (values,)
@@ -90,7 +96,7 @@ def mean_curves(
                 f"{lengths[-1]}; train them without callbacks=early_stopping, or tell them apart "
                 "by color=trainer.max_epochs"
             )
-        mean, error = mean_and_error(np.array(own), fold_of(table.iloc[list(rows)]))
+        mean, error = mean_and_error(np.array(own), replicate_of(table.iloc[list(rows)]))
         experiments = sorted({str(name) for name in table["experiment"].iloc[list(rows)]})
         curves.append(Curve(label, experiments, len(own), mean, error))
     return curves

@@ -1,6 +1,7 @@
 """Neuron models compared: the test scores of fits to the same recordings."""
 
 import textwrap
+import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,15 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from blockspike.figures.means import FOLD, fold_of, mean_and_error, text_of
+from blockspike.figures.means import (
+    FOLD,
+    OTHER_FOLDS,
+    differ_in_folds,
+    fold_of,
+    mean_and_error,
+    replicate_of,
+    text_of,
+)
 from blockspike.figures.panels import plural_range, slugs, where
 from blockspike.figures.style import BLUE, GREY, save
 from blockspike.figures.tables import require_columns
@@ -62,16 +71,18 @@ def compared(table: pd.DataFrame) -> pd.DataFrame:
     ]
     fits = fits.assign(data_set=fits["data_set"].astype(str), recipe=["\n".join(x) for x in texts])
     fits = fits.assign(fit=_with_options(fits, options))
-    fits = fits.assign(fold=fits.get(FOLD))
+    fits = fits.assign(fold=fold_of(fits))
     is_repeated = fits.duplicated(["data_set", "recipe", "seed", "fold"], keep="last")
     fits = pd.DataFrame(fits[~is_repeated])
+    if any(differ_in_folds(own, own.filter(["recipe"])) for _, own in fits.groupby("data_set")):
+        warnings.warn(f"fits: {OTHER_FOLDS}", stacklevel=2)
     rows = []
     for _, own in fits.groupby(["data_set", "recipe"], sort=False):
         row: dict[str, Any] = own.iloc[0][["data_set", "fit"]].to_dict()
         row |= {"n_runs": len(own), "n_cells": own["n_cells"].max()}
         for score in (*SCORES, *_BESIDE):
             values = own.reindex(columns=[f"test_{score}_median"]).iloc[:, 0]
-            mean, error = mean_and_error(values.to_numpy(float), fold_of(own))
+            mean, error = mean_and_error(values.to_numpy(float), replicate_of(own))
             row |= {score: float(mean), f"{score}_error": float(error)}
         rows.append(row)
     return pd.DataFrame(rows).sort_values(["data_set", "etv_15ms"], ascending=[True, False])

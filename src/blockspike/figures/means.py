@@ -21,6 +21,7 @@ _OF_DATA = ("data_set", "data_sha256", "experiment")
 _MADE_BY = ("git_sha", "git_dirty", "python", "machine", "n_threads")
 FOLD = "data.fold"
 """Setting in which the runs of a cross-validation differ; like the seed it tells no means apart."""
+OTHER_FOLDS = f"means are not of the same folds ({FOLD}), so they do not compare"
 _CHOICE = "_config"  # the column `model_config` holds the choice of the group `model`
 _MOST_NAMES = 8
 
@@ -35,7 +36,7 @@ class Means:
         points: a row per mean: a column per setting in `by`, `n` (runs), `mean` and
             `standard_error`, which is NaN for one run; see `mean_and_error`.
         runs: the runs behind them, a column per setting in `by` and `metric`.
-        folds: of each run, see `fold_of`.
+        folds: of each run, see `replicate_of`.
         mixed: settings in which runs of one mean differ, apart from seed and fold.
         differ_in_folds: whether the means are not all of the same folds.
         n_left_out: number of runs without this metric, or pruned.
@@ -66,9 +67,9 @@ class Means:
         found = []
         if self.mixed:
             names = ", ".join(self.mixed)
-            found.append(f"runs of one mean differ in more than the seed: {names}")
+            found.append(f"runs of one mean differ in more than seed and fold: {names}")
         if self.differ_in_folds:
-            found.append(f"means are not of the same folds; by={FOLD} shows which")
+            found.append(OTHER_FOLDS)
         if self.n_left_out:
             found.append(f"runs left out, pruned or without {self.metric}: {self.n_left_out}")
         return found
@@ -113,7 +114,7 @@ def means(table: pd.DataFrame, by: Sequence[str], metric: str | None = None) -> 
     groups = (
         runs.groupby(list(by), dropna=False)[metric] if by else runs.groupby(lambda _: 0)[metric]
     )
-    folds = fold_of(chosen)
+    folds = replicate_of(chosen)
     found = [mean_and_error(own.to_numpy(), pd.Series(folds[own.index])) for _, own in groups]
     points = pd.DataFrame({"n": groups.count()})
     points[["mean", "standard_error"]] = np.array(found)
@@ -125,25 +126,47 @@ def means(table: pd.DataFrame, by: Sequence[str], metric: str | None = None) -> 
         runs=runs,
         folds=folds,
         mixed=_differing(chosen, _codes(settings), [*_settings(chosen), *_made_by(chosen)]),
-        differ_in_folds=FOLD not in by and _differ_in_folds(chosen, _codes(settings)),
+        differ_in_folds=FOLD not in by and differ_in_folds(chosen, settings),
         n_left_out=len(table) - len(runs),
     )
 
 
 def fold_of(table: pd.DataFrame) -> pd.Series:
-    """Fold of each run; each run without one counts as its own."""
-    own = pd.Series([f"run {i}" for i in range(len(table))], table.index, dtype=object)
-    if FOLD not in table:
-        return own
-    known = pd.Series(table[FOLD]).astype(object)
-    return known.where(known.notna(), own)
+    """Text of each run's fold; None if it is not of a cross-validation."""
+    columns = {name: table.get(name) for name in (FOLD, "data.n_folds", "fit_s")}
+    rows = pd.DataFrame(columns, table.index)
+    is_fold = rows[FOLD].notna() & (rows["data.n_folds"].notna() | rows["fit_s"].isna())
+    texts = [
+        f"{text_of(fold)} of {text_of(n)}" if own else None
+        for own, fold, n in zip(is_fold, rows[FOLD], rows["data.n_folds"], strict=True)
+    ]
+    return pd.Series(texts, table.index, dtype=object)
+
+
+def replicate_of(table: pd.DataFrame) -> pd.Series:
+    """Name of each run's fold and data set, which count once in a mean; a number without a fold."""
+    folds, data = fold_of(table), table.get("data_set")
+    names = ["" for _ in folds] if data is None else data.tolist()
+    return pd.Series(
+        [i if x is None else f"{x} {y}" for i, (x, y) in enumerate(zip(folds, names, strict=True))],
+        table.index, dtype=object,
+    )  # fmt: skip
+
+
+def differ_in_folds(table: pd.DataFrame, settings: pd.DataFrame) -> bool:
+    """Whether the runs with some of the settings are of other folds than those with others."""
+    groups = fold_of(table).groupby(_codes(settings))
+    return len({frozenset(own.dropna()) for _, own in groups}) > 1
 
 
 def mean_and_error(values: np.ndarray, folds: pd.Series) -> tuple[np.ndarray, np.ndarray]:
     """Mean of values [n, …] of runs, and its standard error, which is NaN for n = 1.
 
-    Of several folds, the runs of each count as one, their mean: they share the data that they are
-    scored on, so their number makes no mean surer.
+    Args:
+        values: a score, or a curve, of each run.
+        folds: of each run, see `replicate_of`. Of several folds, the runs of each count as one,
+            their mean: they share the data that they are scored on, so their number makes no mean
+            surer.
     """
     if folds.nunique() > 1:
         each = [values[(folds == fold).to_numpy()].mean(0) for fold in folds.unique()]
@@ -301,14 +324,6 @@ def _codes(settings: pd.DataFrame) -> pd.Series:
     if settings.columns.empty:
         return pd.Series(0, index=settings.index)
     return settings.groupby(list(settings.columns), dropna=False).ngroup()
-
-
-def _differ_in_folds(table: pd.DataFrame, codes: pd.Series) -> bool:
-    """Whether the rows of some code are of other folds than those of another."""
-    if FOLD not in table:
-        return False
-    of_codes = table.groupby(codes)[FOLD]
-    return len({tuple(sorted(own.dropna().unique())) for _, own in of_codes}) > 1
 
 
 def _differing(table: pd.DataFrame, codes: pd.Series, names: Iterable[str]) -> list[str]:

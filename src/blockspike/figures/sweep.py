@@ -18,6 +18,7 @@ from pandas.api.types import is_bool_dtype, is_numeric_dtype
 from blockspike.figures.means import (
     FOLD,
     Means,
+    fold_of,
     mean_and_error,
     means,
     setting,
@@ -87,7 +88,7 @@ def roles(
         facet = "data"
         free.remove(facet)
     if x is None:
-        if not free and FOLD in drawn and drawn[FOLD].nunique() > 1:
+        if not free and FOLD not in names and fold_of(drawn).nunique() > 1:
             free = [FOLD]
         if not free:
             raise ValueError("x: expected a setting, since runs differ in the seed alone, got none")
@@ -183,6 +184,8 @@ def _panel(axis: Axes, runs: pd.DataFrame, labels: list[str], scale: "_Scale") -
     n_markers = 1 if len(labels) > _MOST_COLOURS else len(_MARKERS)
     for i, label in enumerate(labels):
         own = where(runs, "label", [label])
+        if own.empty:  # another panel has it
+            continue
         places = np.array(sorted(set(own["x"].tolist())))
         mean, error = np.transpose([
             mean_and_error(of_x["y"].to_numpy(), pd.Series(of_x["fold"]))

@@ -21,7 +21,7 @@ from blockspike.fitting.metrics import (
 SIGMAS_MS = (5.0, 10.0, 15.0)
 _GAMMA_MS, _GAMMA_A_MS, _MD_MS = 4.0, 2.0, 4.0
 _BASELINE_MS = 5.0  # at the start of training, where a stimulus by steps is not yet on
-_LEAST_BASELINE_STEPS = 10  # by which its noise is known
+_LEAST_BASELINE_STEPS = 20  # by which its noise is known
 _PAUSE_MS = 20.0  # for which a stimulus is at least off; slow noise crosses its start in less
 _LEAST_GAMMA = -1.0  # it falls without bound towards the rate at which all coincides by chance
 _PREDICTING_TRIALS = 100  # simulated trials whose mean is the prediction of a neuron with noise
@@ -132,7 +132,7 @@ def _when_on(segments: list[np.ndarray], dt_ms: float) -> Callable[[np.ndarray],
     """Function from a current [T] to whether the stimulus is on, by the training segments [T].
 
     It is off where the current stays for 20 ms or longer at its value at the start of training, and
-    always on if it fluctuates within the first 5 ms, at least 10 steps, there.
+    always on if it fluctuates within the first 5 ms, at least 20 steps, there.
     """
     n_start = max(_LEAST_BASELINE_STEPS, round(_BASELINE_MS / dt_ms))
     pause = np.ones(max(1, round(_PAUSE_MS / dt_ms)))
@@ -142,7 +142,7 @@ def _when_on(segments: list[np.ndarray], dt_ms: float) -> Callable[[np.ndarray],
     base = np.quantile(levels, 0.5, method="lower")
     noise = np.sqrt(np.median([x.var() for x in starts]))
     if_white = np.sqrt(np.median([np.mean(np.diff(x) ** 2) for x in starts]) / 2)
-    is_slow = noise > 0.01 * spread and if_white < 0.5 * noise
+    is_slow = noise > 0.01 * spread and if_white < 0.7 * noise
     if noise > 0.03 * spread or is_slow:
         return lambda current: np.ones(len(current), bool)
     least = max(0.01 * spread, 5 * noise)

@@ -49,6 +49,7 @@ _READ_BY_FIGURES: dict[str, tuple[type, ...]] = {
 
 
 _SCORES = ("test_accuracy", "val_accuracy", "fit_s")  # a row has one of them
+_OF_EVALUATION = ("test_accuracy_without_views", "val_accuracy_with_views")
 
 
 def collect_runs(output_dir: Path) -> pd.DataFrame:
@@ -71,7 +72,7 @@ def fits_of(run: Run) -> pd.DataFrame:
 
 
 def finished_rows(output_dir: Path) -> pd.DataFrame:
-    """Gather every `result.json` below `output_dir`.
+    """Gather every `result.json` below `output_dir`, with the scores that `evaluate` added.
 
     Returns:
         A row per finished run, sorted by its folder, which the column `run` names. If two folders
@@ -88,7 +89,9 @@ def finished_rows(output_dir: Path) -> pd.DataFrame:
     rows, wrong = [], []
     for file in files:
         try:
-            row = _as_cells(_read(file))
+            evaluation = read_json(file.with_name("evaluation.json"))
+            more = {k: v for k, v in evaluation.items() if k in _OF_EVALUATION}
+            row = _as_cells(_read(file) | more)
         except ValueError as error:
             wrong.append(str(error))
         else:
@@ -153,7 +156,13 @@ def _read(file: Path) -> dict[str, Any]:
 
 def _as_cells(row: dict[str, Any]) -> dict[str, Any]:
     """Turn lists into text, since a table's cell holds one value."""
-    return {k: json.dumps(v) if isinstance(v, list) else v for k, v in row.items()}
+    return {k: json.dumps(v) if isinstance(v, list) else as_cell(k, v) for k, v in row.items()}
+
+
+def as_cell(key: str, value: Any) -> Any:
+    """Keep 1, one batch, apart from 1.0, all batches, which it would become in a table."""
+    is_limit = key.startswith("trainer.limit_") or key == "trainer.overfit_batches"
+    return "1 batch" if is_limit and type(value) is int and value == 1 else value
 
 
 def _of_one_type(column: pd.Series) -> pd.Series:
