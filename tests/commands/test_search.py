@@ -11,7 +11,7 @@ import yaml
 from hydra._internal.hydra import Hydra
 from wandb.sdk.launch.sweeps.utils import create_sweep_command_args
 
-from blockspike.files import read_json
+from blockspike.files import read_json, write_json
 from blockspike.runs.sweeps import run_states
 from blockspike.search.study import read_studies
 from blockspike.training.metrics_table import read_metrics
@@ -87,6 +87,8 @@ def test_a_sweeper_gets_the_value_of_new_and_finished_runs_and_none_of_failed_on
         (("search.trials=3",), "search.trials"),
         (("monitor=test/accuracy",), "monitor: expected val/accuracy or val/loss"),
         (("trainer.max_epochs=0",), "trainer.max_epochs: expected an integer ≥ 1, got 0"),
+        (("data.validation_fraction=0",), "search: expected nothing that follows validation"),
+        (("data=shd",), "expected prepared data"),
         (("hydra/sweeper=optuna",), "hydra/sweeper: expected search=NAME, a search that resumes"),
         (("sweep=optuna",), "sweep: expected search=NAME"),
     ],
@@ -166,6 +168,28 @@ def test_a_search_whose_record_is_lost_takes_its_finished_runs(blockspike, copie
     file.unlink()
     assert "epoch 1/3" not in blockspike(*SEARCH).stdout
     assert trials(copied) == before
+
+
+@pytest.mark.slow
+def test_a_run_of_other_data_is_no_trial(blockspike, copied):
+    (file,) = copied.rglob("studies.db")
+    file.unlink()
+    for path in copied.rglob("data.json"):
+        write_json(path, read_json(path) | {"data_sha256": "0" * 64})
+    done = blockspike(*SEARCH, check=False)
+    assert done.returncode == 2 and "the data have changed since the run started" in done.stderr
+    assert trials(copied) == []
+
+
+@pytest.mark.slow
+def test_a_repeated_trial_is_not_trained_again(blockspike, tmp_path):
+    none = ("search.space.optimizer.lr=null", "search.space.network.n_hidden=null")
+    none = (*none, "search.space.network.dropout=null", "search.n_trials=3", "search.prune=false")
+    space = "search.space.network.scores=[choice,sum,mean]"
+    shown = blockspike(*SEARCH, *none, space, "trainer.max_epochs=1").stdout
+    n_runs = len(list(tmp_path.rglob("result.json")))
+    assert n_runs < 3 and f"; {n_runs} of 3 epochs" in shown
+    assert f"an earlier one, not trained again: {3 - n_runs}" in shown
 
 
 @pytest.mark.slow

@@ -21,6 +21,7 @@ from blockspike.search.study import (
 from blockspike.training.pruning import pruned_epoch
 
 PLAN = Plan(
+    data_sha256="a",
     base="0" * 12,
     space={
         "a": FloatDistribution(1e-4, 1e-1, log=True),
@@ -136,7 +137,8 @@ def test_a_study_is_kept_and_another_plan_is_another_study(tmp_path):
             assert len(trials_of(study)) == n_before
             study.add_trial(trial)
     other = replace(PLAN, space={"a": FloatDistribution(1e-4, 1.0)})
-    assert len({PLAN.digest(), other.digest(), replace(PLAN, batch_size=2).digest()}) == 3
+    more = replace(PLAN, batch_size=2), replace(PLAN, data_sha256="b")
+    assert len({plan.digest() for plan in (PLAN, other, *more)}) == 4
     with open_study(tmp_path, other.digest(), other) as study:
         assert trials_of(study) == []
     first, second = sorted(read_studies(tmp_path), key=lambda study: -len(study.trials))

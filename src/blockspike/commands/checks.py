@@ -153,7 +153,7 @@ def _check_validation(cfg: DictConfig) -> None:
     for name in (name for name, needs in needing.items() if needs):
         raise ValueError(
             f"{name}: expected nothing that follows validation, since "
-            f"data.validation_fraction is 0, got {cfg.get(name)}"
+            f"data.validation_fraction is 0, got {cfg.get(name) or 'a trial'}"
         )
 
 

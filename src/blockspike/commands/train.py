@@ -7,6 +7,7 @@ import numpy as np
 import pytorch_lightning as pl
 from omegaconf import DictConfig
 
+from blockspike.commands.checks import check_training
 from blockspike.commands.extension import check_source, first_epochs
 from blockspike.commands.initial_weights import check_settings, start_from
 from blockspike.commands.run_once import Task, run_once
@@ -38,11 +39,30 @@ def train(cfg: DictConfig) -> dict[str, Any]:
     return run_once(cfg, _TASK)
 
 
-def _build(cfg: DictConfig) -> tuple[EventDataModule, ClassificationModule]:
-    pl.seed_everything(cfg.seed, workers=True, verbose=False)
+def open_data(cfg: DictConfig) -> str | None:
+    """Check the settings of a run and open its data, before a search plans many of them.
+
+    Returns:
+        SHA-256 of the data.
+
+    Raises:
+        ValueError: a setting is wrong, or the prepared file is damaged.
+        FileNotFoundError: the data are missing.
+    """
+    check_training(cfg)
+    return _data(cfg).sha256
+
+
+def _data(cfg: DictConfig) -> EventDataModule:
     data = build_data(cfg, EventDataModule)
     data.prepare_data()
     data.setup()
+    return data
+
+
+def _build(cfg: DictConfig) -> tuple[EventDataModule, ClassificationModule]:
+    pl.seed_everything(cfg.seed, workers=True, verbose=False)
+    data = _data(cfg)
     module = build_module(cfg, data)
     if _is_extended(cfg, Run(Path(cfg.run_dir))) and cfg.replay is None:
         check_source(cfg, module.network, data.sha256)

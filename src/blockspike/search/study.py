@@ -38,6 +38,7 @@ class Plan:
 
     Attributes:
         base: hash of the configuration without the parameters.
+        data_sha256: hash of the data; None if they have none.
         space: key of the configuration → distribution.
         monitor: the metric that is optimised.
         seed: of the sampler.
@@ -51,6 +52,7 @@ class Plan:
     """
 
     base: str
+    data_sha256: str | None
     space: dict[str, BaseDistribution]
     monitor: str
     seed: int

@@ -34,6 +34,7 @@ _LEAST = {
     "reduction_factor": 2,
 }  # fmt: skip
 Launch = Callable[[Sequence[Sequence[str]], int], Any]
+OpenData = Callable[[DictConfig], str | None]
 
 
 @dataclass(frozen=True)
@@ -57,21 +58,26 @@ class _Trial:
     content: str
 
 
-def run_search(config: DictConfig, arguments: list[str], launch: Launch) -> None:
+def run_search(
+    config: DictConfig, arguments: list[str], launch: Launch, open_data: OpenData
+) -> None:
     """Run the trials that the study lacks, in batches, and print how the search ended.
 
     Args:
         config: the search's configuration with Hydra's own node.
         arguments: overrides of the command line.
         launch: (overrides of each job, number of the first) runs jobs and waits for them.
+        open_data: checks the configuration of a run and opens its data; returns their hash.
 
     Raises:
         ValueError: the space or an option is wrong, Optuna is not installed, another search runs in
-            the folder, a trial was interrupted, or trials failed, which are named.
+            the folder, a trial's folder holds a run of other data, a trial was interrupted, or
+            trials failed, which are named.
+        FileNotFoundError: the data are missing.
     """
     check_optuna()
     fixed = [x for x in arguments if not x.lstrip("+~").startswith("search.")]
-    plan = _plan(config, fixed)
+    plan = _plan(config, fixed, open_data)
     output_dir = Path(config.output_dir)
     name = f"{config.hydra.runtime.choices.search}-{plan.digest()}"
     search = _Search(config, fixed, plan, output_dir, launch)
@@ -106,7 +112,7 @@ def monitored_value(folder: Path, monitor: str) -> float | None:
     return float(metrics[monitor].loc[row["chosen_epoch"] - 1])
 
 
-def _plan(config: DictConfig, fixed: list[str]) -> Plan:
+def _plan(config: DictConfig, fixed: list[str], open_data: OpenData) -> Plan:
     """Check the search's options and read its plan."""
     options = config.search
     for name, least in _LEAST.items():
@@ -127,6 +133,7 @@ def _plan(config: DictConfig, fixed: list[str]) -> Plan:
         planned_run(config, [*fixed, *(as_override(k, v) for k, v in params.items())])
     return Plan(
         base=base,
+        data_sha256=open_data(config),
         space=space,
         monitor=config.monitor,
         seed=config.seed,
@@ -231,6 +238,7 @@ class _Search:
         if state["state"] not in ("done", "pruned"):
             return None
         folder = Path(state["folder"])
+        Run(folder).check_data(self.plan.data_sha256)
         values = read_metrics(folder / "metrics.csv")[self.plan.monitor].tolist()
         last = pruned_epoch(values, trial.thresholds, higher_is_better(self.plan.monitor))
         if last is None and state["state"] == "pruned":
@@ -273,10 +281,13 @@ def _print_end(study: Study, plan: Plan) -> None:
     words = {"COMPLETE": "done", "PRUNED": "pruned", "FAIL": "failed"}
     counts = Counter(trial.state.name for trial in trials)
     ends = ", ".join(f"{counts[state]} {word}" for state, word in words.items() if counts[state])
-    n_epochs = sum(len(trial.intermediate_values) for trial in trials)
+    epochs = {trial.user_attrs["run"]: len(trial.intermediate_values) for trial in trials}
+    n_epochs, n_repeated = sum(epochs.values()), len(trials) - len(epochs)
     n, n_planned = len(trials), len(trials) * plan.n_epochs
     word = "trial" if n == 1 else "trials"
     print(f"{study.study_name}: {n} {word}: {ends}; {n_epochs} of {n_planned} epochs")
+    if n_repeated:
+        print(f"trials with the parameters of an earlier one, not trained again: {n_repeated}")
     if best is not None:
         print(
             f"best: trial {best.number}, {plan.monitor} {best.value:.4g}, {best.user_attrs['run']}"

@@ -32,9 +32,10 @@ class SearchSweeper(Sweeper):
 
     def sweep(self, arguments: list[str]) -> None:
         """Run the search; see `blockspike.search.trials.run_search`."""
+        from blockspike.commands.train import open_data
         from blockspike.search.trials import run_search
 
         assert self.config is not None and self.launcher is not None
         if params := self.options.get("params"):
             raise ValueError(f"hydra.sweeper.params: expected nothing in a search, got {params}")
-        run_search(self.config, arguments, self.launcher.launch)
+        run_search(self.config, arguments, self.launcher.launch, open_data)
