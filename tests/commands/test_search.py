@@ -87,7 +87,7 @@ def test_a_sweeper_gets_the_value_of_new_and_finished_runs_and_none_of_failed_on
         (("search.trials=3",), "search.trials"),
         (("monitor=test/accuracy",), "monitor: expected val/accuracy or val/loss"),
         (("trainer.max_epochs=0",), "trainer.max_epochs: expected an integer ≥ 1, got 0"),
-        (("data.validation_fraction=0",), "search: expected nothing that follows validation"),
+        (("data.validation_fraction=0",), "search: expected nothing that follows"),
         (("data=shd",), "expected prepared data"),
         (("hydra/sweeper=optuna",), "hydra/sweeper: expected search=NAME, a search that resumes"),
         (("sweep=optuna",), "sweep: expected search=NAME"),

@@ -151,9 +151,10 @@ def _check_validation(cfg: DictConfig) -> None:
         "test_each_epoch": bool(cfg.get("test_each_epoch")),
     }
     for name in (name for name, needs in needing.items() if needs):
+        found = "a search" if name == "search" else cfg.get(name)
         raise ValueError(
             f"{name}: expected nothing that follows validation, since "
-            f"data.validation_fraction is 0, got {cfg.get(name) or 'a trial'}"
+            f"data.validation_fraction is 0, got {found}"
         )
 
 
