@@ -155,6 +155,9 @@ EXEMPT = {
     ),
     "blockspike train -m search=shd experiment=shd sweep=slurm search.batch_size=16 "
     "hydra.launcher.partition=long": "needs a Slurm cluster",
+    "blockspike collect experiment_name=folds by=model metric=val_accuracy_with_views": (
+        "needs folds scored by a loop of the shell; test_folds.py runs both"
+    ),
     "wandb leet": "takes over the terminal",
     **dict.fromkeys(("wandb login", "wandb sweep", "wandb agent"), "needs wandb's server"),
     "wandb sync outputs/*/*/seed=*/wandb/offline-run-*": "needs wandb's server",
