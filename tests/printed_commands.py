@@ -155,7 +155,7 @@ EXEMPT = {
     ),
     "blockspike fit -m data.path=l5_pyramidal_noise_9_repeats.npz 'data.train_s=[[1.6,8]]' "
     "'data.test_s=[[8,15]]' population=gif population.threshold_coupling=true fit=likelihood "
-    "data.held_out=0 fit.prior_weight=1 fit.voltage_weight=1 data.compensation=aec n_bootstrap=0 "
+    "data.held_out=0 fit.prior_weight=0.5 fit.voltage_weight=1 data.compensation=aec n_bootstrap=0 "
     "seed=0,1,2,3,4": "needs a recording without a licence",
     "blockspike train -m search=shd experiment=shd sweep=slurm search.batch_size=16 "
     "hydra.launcher.partition=long": "needs a Slurm cluster",

@@ -6,10 +6,17 @@ import torch
 from scipy.ndimage import gaussian_filter1d
 
 from blockspike.data.parts import Part, beside, stacked
-from blockspike.fitting.metrics import explained_temporal_variance
+from blockspike.fitting.fitted_neuron import FittedNeuron
+from blockspike.fitting.metrics import (
+    explained_temporal_variance,
+    gamma_coincidence,
+    md_star,
+    spike_steps,
+)
 from blockspike.fitting.scores import (
     Prediction,
     null_etv,
+    predict,
     scores_of_cells,
     scores_of_segments,
     segment_scores,
@@ -20,7 +27,7 @@ DT_MS = 1.0
 
 def prediction(*trials: np.ndarray) -> Prediction:
     rows = np.stack(trials).astype(np.uint8)
-    return Prediction(rows.mean(0).astype(np.float32), rows, rows[0])
+    return Prediction(rows.mean(0).astype(np.float32), spike_steps(rows), rows[0])
 
 
 def fired(n_trials: int, seed: int = 0) -> np.ndarray:
@@ -38,15 +45,33 @@ def test_the_neuron_itself_scores_as_well_as_another_trial():
     assert all(np.isnan(alone[x]) for x in ("reliability_etv_15ms", "gamma_a_2ms", "md_star_4ms"))
 
 
+def test_each_simulated_trial_is_scored():
+    neuron = FittedNeuron("a", 10.0, 100.0, 0.1, 0.02, 0.0, arp_ms=2.0, dt_ms=DT_MS, noise=0.3)
+    current = np.random.default_rng(0).normal(40, 40, 2000)
+    trains = neuron.simulate(current, 4, seed=1)
+    found = predict(neuron, current)
+    trials = np.stack(list(found.trials()))
+    np.testing.assert_array_equal(trials, neuron.simulate(current, len(trials)))
+    assert len(trials) == 100 and trials.any(1).all()
+    row = segment_scores(trains, found, DT_MS)
+    assert row["md_star_4ms"] == md_star(trains, trials, 4.0, DT_MS)
+    etv = [explained_temporal_variance(trains, x, 15.0, DT_MS) for x in trials]
+    assert row["trial_etv_15ms"] == pytest.approx(np.mean(etv), rel=1e-12)
+    gamma = [gamma_coincidence(trains, x, 4.0, DT_MS) for x in trials]
+    assert row["gamma_4ms"] == pytest.approx(np.mean(gamma), rel=1e-12)
+
+
 def test_silence_is_predicted_or_not():
     silent, one = np.zeros((3, 500), np.float32), np.zeros(500)
     one[100] = 1
     assert segment_scores(silent, prediction(np.zeros(500)), DT_MS)["etv_15ms"] == 1
     assert segment_scores(silent, prediction(one), DT_MS)["etv_15ms"] == 0
     rarely = prediction(*np.stack([one, *np.zeros((9, 500))]))
-    assert segment_scores(silent, rarely, DT_MS)["etv_15ms"] == pytest.approx(0.9)
+    found = segment_scores(silent, rarely, DT_MS)
+    assert found["etv_15ms"] == pytest.approx(0.9) and found["trial_etv_15ms"] == 0.9
     some = np.stack([one, np.zeros(500)]).astype(np.float32)
-    assert segment_scores(some, prediction(np.zeros(500)), DT_MS)["etv_15ms"] == 0
+    missed = segment_scores(some, prediction(np.zeros(500)), DT_MS)
+    assert missed["etv_15ms"] == missed["trial_etv_15ms"] == 0
 
 
 def part(current: np.ndarray, trains: list[np.ndarray], first: int = 0) -> Part:
@@ -141,6 +166,18 @@ def test_gamma_is_bounded_where_a_neuron_fires_always():
     assert -1 <= scores[0] < 0 and scores[1] == -1
     both = segment_scores(np.ones((3, 2000), np.float32), prediction(always), DT_MS)
     assert np.isnan(both["gamma_4ms"]) and np.isnan(both["gamma_a_2ms"])
+
+
+def test_pairs_of_two_silent_trials_do_not_count_for_gamma():
+    fires, silent = fired(1)[0], np.zeros(2000, np.float32)
+    recorded, simulated = np.stack([fires, silent]), (fires, silent)
+    scores = segment_scores(recorded, prediction(*simulated), DT_MS)
+    assert scores["gamma_4ms"] == pytest.approx((1 / 2 + 0) / 2)  # 1, 0; then 0 and none
+    for trials in ((silent, silent), simulated):
+        nothing = segment_scores(np.zeros_like(recorded), prediction(*trials), DT_MS)
+        assert np.isnan(nothing["gamma_4ms"])
+    always = segment_scores(np.zeros_like(recorded), prediction(fires), DT_MS)
+    assert always["gamma_4ms"] == 0
 
 
 def test_a_wrong_rate_is_reported():

@@ -21,6 +21,8 @@ from blockspike.fitting.parameters import simulated_trace
 from blockspike.fitting.rates import Segment, rates_by_current
 from blockspike.fitting.scores import Prediction
 
+_SHOWN_TRIALS = 10  # simulated
+
 
 def traces_of_fit(
     data: RecordingsDataModule,
@@ -85,6 +87,7 @@ def cell_traces(
         _rows(_ends(x, recorded)) for x in _membrane_and_threshold(neuron, current_pa)
     )
     tested = _segments(shown_pa, recorded, predicted)
+    shown_trials = [np.stack(list(x.trials(_SHOWN_TRIALS))) for x in predicted]
     rates, are_steps = rates_by_current([*training, *tested], dt_ms)
     shown = _rows(shown_pa)
     every = rate_steps(dt_ms, shown.shape[1], most)
@@ -96,8 +99,8 @@ def cell_traces(
         n_steps=shown.shape[1],
         n_recorded=np.array([len(trains) for trains in recorded]),
         recorded=spikes_of(recorded),
-        model=spikes_of([x.trials for x in predicted]),
-        n_model=len(predicted[0].trials),
+        model=spikes_of(shown_trials),
+        n_model=len(shown_trials[0]),
         current_pa=thinned(shown, most).astype(np.float32),
         membrane=thinned(membrane, most).astype(np.float16),
         threshold=thinned(threshold, most).astype(np.float16),

@@ -5,11 +5,12 @@ time first.
 """
 
 import math
-from typing import Any
+from collections.abc import Iterable
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from scipy.ndimage import gaussian_filter1d, uniform_filter1d
+from scipy.ndimage import gaussian_filter1d
 from torch import Tensor
 
 from blockspike.fitting.distance import Trains, float_tensors
@@ -104,6 +105,15 @@ def explained_temporal_variance(
     return _score(*_smoothed(trials, prediction, sigma_ms, dt_ms), normalise)
 
 
+def etv_of_each(
+    trials: np.ndarray, predictions: Iterable[np.ndarray], sigma_ms: float, dt_ms: float
+) -> list[float]:
+    """The normalised ETV of each of several predictions [T], trials [R, T] smoothed once."""
+    smoothed = _smooth(trials, sigma_ms, dt_ms)
+    best = _etv(smoothed, smoothed.mean(0))
+    return [_etv(smoothed, _smooth(x, sigma_ms, dt_ms)) / best for x in predictions]
+
+
 def etv_standard_error(
     trials: Trains, prediction: Trains, sigma_ms: float, dt_ms: float, n_pieces: int = 10
 ) -> float:
@@ -138,8 +148,12 @@ def _smoothed(
     recorded, model = _trains(trials, prediction)
     _require_counts(trials=recorded)
     _require_positive(sigma_ms=sigma_ms, dt_ms=dt_ms)
-    smoothed = gaussian_filter1d(recorded, sigma_ms / dt_ms, axis=1, mode="constant")
-    return smoothed, gaussian_filter1d(model, sigma_ms / dt_ms, mode="constant")
+    return _smooth(recorded, sigma_ms, dt_ms), _smooth(model, sigma_ms, dt_ms)
+
+
+def _smooth(trains: np.ndarray, sigma_ms: float, dt_ms: float) -> np.ndarray:
+    """Trains [..., T], smoothed by a Gaussian."""
+    return gaussian_filter1d(trains.astype(float), sigma_ms / dt_ms, mode="constant")
 
 
 def _score(smoothed: np.ndarray, model: np.ndarray, normalise: bool) -> float:
@@ -195,44 +209,61 @@ def gamma_coincidence(
     recorded, model = _trains(trials, prediction)
     _require_counts(trials=recorded, prediction=model)
     _require_positive(window_ms=window_ms, dt_ms=dt_ms)
-    score = _gamma(recorded, model, window_ms, dt_ms)
+    window, steps = Window(window_ms, dt_ms, len(model)), spike_steps(recorded)
+    score = float(gamma_of_steps(steps, spike_steps([model])[0], window).mean())
     if not normalise:
         return score
-    reliability = gamma_reliability(recorded, window_ms, dt_ms)
+    reliability = gamma_reliability(steps, window)
     return score / reliability if reliability > 0 else math.nan
 
 
-def gamma_reliability(recorded: np.ndarray, window_ms: float, dt_ms: float) -> float:
-    """Mean Γ of one recorded trial and another, of trials [R, T]; NaN with one trial."""
+class Window(NamedTuple):
+    """Window within ± `half_ms` of which spikes coincide, in trains of `n_steps` steps."""
+
+    half_ms: float
+    dt_ms: float
+    n_steps: int
+
+    @property
+    def half_steps(self) -> int:
+        """`half_ms` in steps, rounded down."""
+        return int(self.half_ms / self.dt_ms + 1e-9)
+
+    def share_by_chance(self, n_spikes: float) -> float:
+        """2νΔ, the share of any spikes that coincide with so many by chance; beyond 1, all do."""
+        return 2 * self.half_ms * n_spikes / (self.n_steps * self.dt_ms)
+
+
+def spike_steps(trains: Iterable[np.ndarray]) -> list[np.ndarray]:
+    """The step of each spike, in order, of each train [T] of counts."""
+    return [np.repeat(np.arange(len(x)), x.astype(int)) for x in trains]
+
+
+def gamma_reliability(recorded: list[np.ndarray], window: Window) -> float:
+    """Mean Γ of one recorded trial and another, of their `spike_steps`; NaN with one trial."""
     others = [
-        _gamma(np.delete(recorded, i, 0), train, window_ms, dt_ms)
-        for i, train in enumerate(recorded)
+        gamma_of_steps(recorded[:i] + recorded[i + 1 :], steps, window).mean()
+        for i, steps in enumerate(recorded)
         if len(recorded) > 1
     ]
     return float(np.mean(others)) if others else math.nan
 
 
-def share_by_chance(train: np.ndarray, window_ms: float, dt_ms: float) -> float:
-    """2νΔ, the share of any spikes that coincide with a train [T] by chance; beyond 1, all do."""
-    return float(2 * window_ms * train.sum(dtype=float) / (len(train) * dt_ms))
-
-
-def _gamma(recorded: np.ndarray, model: np.ndarray, window_ms: float, dt_ms: float) -> float:
-    """Γ of a prediction [T], as a mean over trials [R, T]."""
-    half_width = int(window_ms / dt_ms + 1e-9)
-    by_chance = share_by_chance(model, window_ms, dt_ms)
+def gamma_of_steps(recorded: list[np.ndarray], model: np.ndarray, window: Window) -> np.ndarray:
+    """`gamma_coincidence` of each trial's `spike_steps` with those of a prediction."""
+    by_chance = window.share_by_chance(len(model))
     if by_chance >= 1:
         raise ValueError(
             "window_ms: expected less than half the mean interval of a train, "
-            f"got {window_ms} at {model.sum():g} spikes in {len(model) * dt_ms:g} ms"
+            f"got {window.half_ms} at {len(model)} spikes in {window.n_steps * window.dt_ms:g} ms"
         )
-    predicted = _spike_steps(model)
-    found = np.array([_coincidences(_spike_steps(x), predicted, half_width) for x in recorded])
-    either = (recorded.sum(1) + model.sum()) / 2
-    if not either.all():
-        return math.nan
-    beyond_chance = found - by_chance * recorded.sum(1)
-    return float(np.mean(beyond_chance / (either * (1 - by_chance))))
+    predicted = model.tolist()
+    found = np.array([_coincidences(x.tolist(), predicted, window.half_steps) for x in recorded])
+    n_recorded = np.array([len(x) for x in recorded])
+    either = (n_recorded + len(model)) / 2
+    beyond_chance = found - by_chance * n_recorded
+    silent = np.full(len(recorded), np.nan)
+    return np.divide(beyond_chance, either * (1 - by_chance), out=silent, where=either > 0)
 
 
 def md_star(
@@ -284,26 +315,30 @@ def md_star(
         _require_finite(name, bool(np.isfinite(values).all()))
     _require_counts(trials=recorded, predictions=model)
     _require_positive(window_ms=window_ms, dt_ms=dt_ms)
-    width = 2 * int(window_ms / dt_ms + 1e-9) + 1
-    near_recorded, near_model = (
-        uniform_filter1d(x, width, axis=1, mode="constant") for x in (recorded, model)
-    )
-    of_both = (recorded @ near_model.T).mean()
-    of_recorded = _between_trials(recorded @ near_recorded.T)
-    of_model = _between_trials(model @ near_model.T)
-    total = of_recorded + of_model
-    return float(2 * of_both / total) if total > 0 else math.nan
+    window = Window(window_ms, dt_ms, recorded.shape[1])
+    return md_star_of_steps(spike_steps(recorded), spike_steps(model), window)
 
 
-def _between_trials(pairs: np.ndarray) -> float:
-    """Mean over the pairs of different trials; of a single trial, that with itself."""
-    n = len(pairs)
-    return float(pairs.sum() - np.trace(pairs)) / (n * (n - 1)) if n > 1 else float(pairs[0, 0])
+def md_star_of_steps(recorded: list[np.ndarray], model: list[np.ndarray], window: Window) -> float:
+    """`md_star` of the `spike_steps` of trials."""
+    within = window.half_steps
+    all_recorded, all_model = (np.sort(np.concatenate(x)) for x in (recorded, model))
+    of_both = _n_pairs(all_recorded, all_model, within) / (len(recorded) * len(model))
+    total = _between_trials(recorded, within) + _between_trials(model, within)
+    return 2 * of_both / total if total > 0 else math.nan
 
 
-def _spike_steps(train: np.ndarray) -> list[int]:
-    """The step of each spike of a train [T] of counts, in order."""
-    return np.repeat(np.arange(len(train)), train.astype(int)).tolist()
+def _between_trials(trials: list[np.ndarray], within: int) -> float:
+    """Mean number of pairs of spikes of two different trials; of a single trial with itself."""
+    n, pooled = len(trials), np.sort(np.concatenate(trials))
+    of_own = sum(_n_pairs(x, x, within) for x in trials)
+    return (_n_pairs(pooled, pooled, within) - of_own) / (n * (n - 1)) if n > 1 else float(of_own)
+
+
+def _n_pairs(x: np.ndarray, y: np.ndarray, within: int) -> int:
+    """Number of pairs of a step in x and one in y, both in order, at most `within` apart."""
+    first, last = np.searchsorted(y, x - within), np.searchsorted(y, x + within, "right")
+    return int((last - first).sum())
 
 
 def _coincidences(x: list[int], y: list[int], half_width: int) -> int:

@@ -10,12 +10,14 @@ from scipy.ndimage import binary_opening
 from blockspike.data.parts import Part
 from blockspike.fitting.fitted_neuron import FittedNeuron
 from blockspike.fitting.metrics import (
+    Window,
+    etv_of_each,
     etv_standard_error,
     explained_temporal_variance,
-    gamma_coincidence,
+    gamma_of_steps,
     gamma_reliability,
-    md_star,
-    share_by_chance,
+    md_star_of_steps,
+    spike_steps,
 )
 
 SIGMAS_MS = (5.0, 10.0, 15.0)
@@ -24,8 +26,7 @@ _BASELINE_MS = 5.0  # at the start of training, where a stimulus by steps is not
 _LEAST_BASELINE_STEPS = 20  # by which its noise is known
 _PAUSE_MS = 20.0  # for which a stimulus is at least off; slow noise crosses its start in less
 _LEAST_GAMMA = -1.0  # it falls without bound towards the rate at which all coincides by chance
-_PREDICTING_TRIALS = 100  # simulated trials whose mean is the prediction of a neuron with noise
-_SCORED_TRIALS = 10  # of these, scored and shown one by one too
+_N_TRIALS = 100  # simulated of a neuron with noise; their mean is its prediction
 
 
 class Prediction(NamedTuple):
@@ -33,13 +34,19 @@ class Prediction(NamedTuple):
 
     Attributes:
         mean: mean spikes [T] over all trials with the neuron's noise.
-        trials: spikes [R, T] of the first few trials; [1, T] for a neuron without noise.
+        spike_steps: the steps of each trial's spikes, in order; one trial for a neuron without
+            noise.
         noiseless: spikes [T] without noise.
     """
 
     mean: np.ndarray
-    trials: np.ndarray
+    spike_steps: list[np.ndarray]
     noiseless: np.ndarray
+
+    def trials(self, n: int | None = None) -> Iterator[np.ndarray]:
+        """Spikes [T] of each of the first n trials, or of all."""
+        for steps in self.spike_steps[:n]:
+            yield np.bincount(steps, minlength=len(self.mean))
 
 
 def predict(neuron: FittedNeuron, current_pa: np.ndarray, first: int = 0) -> Prediction:
@@ -47,8 +54,8 @@ def predict(neuron: FittedNeuron, current_pa: np.ndarray, first: int = 0) -> Pre
     noiseless = neuron.simulate(current_pa)[first:].astype(np.uint8)
     trials = noiseless[None]
     if neuron.is_noisy:
-        trials = neuron.simulate(current_pa, _PREDICTING_TRIALS)[:, first:]
-    return Prediction(trials.mean(0, dtype=np.float32), trials[:_SCORED_TRIALS].copy(), noiseless)
+        trials = neuron.simulate(current_pa, _N_TRIALS)[:, first:]
+    return Prediction(trials.mean(0, dtype=np.float32), spike_steps(trials), noiseless)
 
 
 def predictions_of(
@@ -162,6 +169,16 @@ def _explained(
     return 0.0 if np.isnan(score) else score
 
 
+def _explained_by_each(
+    trains: np.ndarray, predicted: Prediction, sigma_ms: float, dt_ms: float
+) -> float:
+    """Mean of the normalised `_explained` of each simulated trial."""
+    if not trains.any():
+        return float(np.mean([max(0, 1 - len(steps)) for steps in predicted.spike_steps]))
+    scores = etv_of_each(trains, predicted.trials(), sigma_ms, dt_ms)
+    return float(np.mean(np.nan_to_num(scores)))
+
+
 def segment_scores(trains: np.ndarray, predicted: Prediction, dt_ms: float) -> dict[str, float]:
     """Score a prediction against recorded trains [R, T].
 
@@ -182,16 +199,15 @@ def segment_scores(trains: np.ndarray, predicted: Prediction, dt_ms: float) -> d
             value = _explained(trains, mean, sigma, dt_ms, normalise)
             row[f"{name}_{sigma:g}ms"] = value
     row["etv_15ms_se"] = etv_standard_error(trains, mean, 15.0, dt_ms)
-    row["trial_etv_15ms"] = np.mean(
-        [_explained(trains, x, 15.0, dt_ms, True) for x in predicted.trials]
-    )
+    row["trial_etv_15ms"] = _explained_by_each(trains, predicted, 15.0, dt_ms)
     row["noiseless_etv_15ms"] = _explained(trains, predicted.noiseless, 15.0, dt_ms, True)
-    row["gamma_4ms"] = _gamma(trains, predicted.trials, _GAMMA_MS, dt_ms)
-    row["gamma_a_2ms"] = _gamma_a(trains, predicted.trials, dt_ms)
-    several = len(trains) > 1
-    row["md_star_4ms"] = md_star(trains, predicted.trials, _MD_MS, dt_ms) if several else np.nan
-    row["reliability_etv_15ms"] = np.nan
-    if several:
+    steps, of_model = spike_steps(trains), predicted.spike_steps
+    gamma, gamma_a, md = (Window(x, dt_ms, len(mean)) for x in (_GAMMA_MS, _GAMMA_A_MS, _MD_MS))
+    row["gamma_4ms"] = _gamma(steps, of_model, gamma)
+    row["gamma_a_2ms"] = _gamma_a(steps, of_model, gamma_a)
+    row["md_star_4ms"] = row["reliability_etv_15ms"] = np.nan
+    if len(trains) > 1:
+        row["md_star_4ms"] = md_star_of_steps(steps, of_model, md)
         others = [
             _explained(np.delete(trains, i, 0), train, 15.0, dt_ms, True)
             for i, train in enumerate(trains)
@@ -200,28 +216,32 @@ def segment_scores(trains: np.ndarray, predicted: Prediction, dt_ms: float) -> d
     return {name: float(value) for name, value in row.items()}  # plain numbers, for JSON
 
 
-def _gamma(trains: np.ndarray, predicted: np.ndarray, window_ms: float, dt_ms: float) -> float:
-    """Mean Γ of predicted trials, each at least −1: with which all coincides by chance has −1.
+def _gamma(recorded: list[np.ndarray], model: list[np.ndarray], window: Window) -> float:
+    """Mean Γ of the `spike_steps` of recorded trials with those of simulated ones.
 
-    NaN if the recorded trials are so frequent.
+    Each simulated trial has at least −1, and one with which all coincides by chance has −1. A pair
+    of two silent trials does not count. NaN if all coincides with the recorded trials by chance, or
+    if no recorded trial and not every simulated one has a spike.
     """
-    if share_by_chance(trains.mean(0), window_ms, dt_ms) >= 1:
+    n_spikes = [len(x) for x in recorded]
+    if window.share_by_chance(float(np.mean(n_spikes))) >= 1:
         return float("nan")
-    scores = [
-        gamma_coincidence(trains, x, window_ms, dt_ms)
-        if share_by_chance(x, window_ms, dt_ms) < 1
-        else _LEAST_GAMMA
-        for x in predicted
-    ]
-    return float(np.maximum(scores, _LEAST_GAMMA).mean())
+    if not (any(n_spikes) or all(len(x) for x in model)):
+        return float("nan")
+    scores = []
+    for steps in model:
+        if window.share_by_chance(len(steps)) >= 1:
+            scores.append(_LEAST_GAMMA)
+            continue
+        pairs = gamma_of_steps(recorded, steps, window)
+        scores.append(max(_LEAST_GAMMA, pairs[np.isfinite(pairs)].mean()))
+    return float(np.mean(scores))
 
 
-def _gamma_a(trains: np.ndarray, predicted: np.ndarray, dt_ms: float) -> float:
-    """Mean Γ ± 2 ms relative to the neuron's reliability; NaN if that is not above 0."""
+def _gamma_a(recorded: list[np.ndarray], model: list[np.ndarray], window: Window) -> float:
+    """`_gamma` relative to the neuron's reliability; NaN if that is not above 0."""
     try:
-        reliability = gamma_reliability(trains, _GAMMA_A_MS, dt_ms)
+        reliability = gamma_reliability(recorded, window)
     except ValueError:  # a recorded trial is too frequent
         return float("nan")
-    return (
-        _gamma(trains, predicted, _GAMMA_A_MS, dt_ms) / reliability if reliability > 0 else np.nan
-    )
+    return _gamma(recorded, model, window) / reliability if reliability > 0 else float("nan")
