@@ -173,11 +173,13 @@ def test_pairs_of_two_silent_trials_do_not_count_for_gamma():
     recorded, simulated = np.stack([fires, silent]), (fires, silent)
     scores = segment_scores(recorded, prediction(*simulated), DT_MS)
     assert scores["gamma_4ms"] == pytest.approx((1 / 2 + 0) / 2)  # 1, 0; then 0 and none
-    for trials in ((silent, silent), simulated):
+    several = np.stack([fires, fires, silent, silent])
+    reliability = np.mean([1 / 3, 1 / 3, 0, 0])
+    found = segment_scores(several, prediction(fires), DT_MS)["gamma_a_2ms"]
+    assert found == pytest.approx(np.mean([1, 1, 0, 0]) / reliability)
+    for trials in ((silent, silent), simulated, (fires, fires)):
         nothing = segment_scores(np.zeros_like(recorded), prediction(*trials), DT_MS)
-        assert np.isnan(nothing["gamma_4ms"])
-    always = segment_scores(np.zeros_like(recorded), prediction(fires), DT_MS)
-    assert always["gamma_4ms"] == 0
+        assert np.isnan(nothing["gamma_4ms"]) and np.isnan(nothing["gamma_a_2ms"])
 
 
 def test_a_wrong_rate_is_reported():

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from scipy.ndimage import gaussian_filter1d
+from scipy.signal import oaconvolve
 from torch import Tensor
 
 from blockspike.fitting.distance import Trains, float_tensors
@@ -108,10 +108,11 @@ def explained_temporal_variance(
 def etv_of_each(
     trials: np.ndarray, predictions: Iterable[np.ndarray], sigma_ms: float, dt_ms: float
 ) -> list[float]:
-    """The normalised ETV of each of several predictions [T], trials [R, T] smoothed once."""
+    """The normalised ETV of each of several predictions [T], for trials [R, T] prepared once."""
     smoothed = _smooth(trials, sigma_ms, dt_ms)
-    best = _etv(smoothed, smoothed.mean(0))
-    return [_etv(smoothed, _smooth(x, sigma_ms, dt_ms)) / best for x in predictions]
+    centred, variances = _centred(smoothed)
+    best = _share(centred, variances, smoothed.mean(0))
+    return [_share(centred, variances, _smooth(x, sigma_ms, dt_ms)) / best for x in predictions]
 
 
 def etv_standard_error(
@@ -152,8 +153,12 @@ def _smoothed(
 
 
 def _smooth(trains: np.ndarray, sigma_ms: float, dt_ms: float) -> np.ndarray:
-    """Trains [..., T], smoothed by a Gaussian."""
-    return gaussian_filter1d(trains.astype(float), sigma_ms / dt_ms, mode="constant")
+    """Trains [..., T], smoothed by a Gaussian cut at 4 σ; no spikes before and after them."""
+    sigma = sigma_ms / dt_ms
+    half = round(4 * sigma)
+    kernel = np.exp(-0.5 * (np.arange(-half, half + 1) / sigma) ** 2)
+    kernel = (kernel / kernel.sum()).reshape((1,) * (trains.ndim - 1) + (-1,))
+    return oaconvolve(trains.astype(float), kernel, mode="same", axes=-1)
 
 
 def _score(smoothed: np.ndarray, model: np.ndarray, normalise: bool) -> float:
@@ -163,10 +168,20 @@ def _score(smoothed: np.ndarray, model: np.ndarray, normalise: bool) -> float:
 
 def _etv(trials: np.ndarray, prediction: np.ndarray) -> float:
     """Mean over smoothed trials [R, T] of the share of variance that `prediction` [T] explains."""
-    total = trials.var(axis=1) + prediction.var()
+    return _share(*_centred(trials), prediction)
+
+
+def _centred(trials: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Trials [R, T] without their means, and their variances [R]."""
+    return trials - trials.mean(axis=1, keepdims=True), trials.var(axis=1)
+
+
+def _share(centred: np.ndarray, variances: np.ndarray, prediction: np.ndarray) -> float:
+    """`_etv` of `_centred` trials: twice the covariance by the sum of the variances."""
+    total = variances + prediction.var()
     if not total.all():
         return math.nan
-    return float(np.mean((total - (trials - prediction).var(axis=1)) / total))
+    return float(np.mean(2 * (centred @ prediction) / len(prediction) / total))
 
 
 def gamma_coincidence(
@@ -190,8 +205,9 @@ def gamma_coincidence(
             al. 2008).
 
     Returns:
-        1 for equal trains, about 0 for unrelated trains; NaN where neither has a spike, and
-        normalised where there is one trial only or the trials do not coincide beyond chance.
+        1 for equal trains, about 0 for unrelated trains. Beside a silent prediction, silent trials
+        do not count. NaN if all trials are silent, too, and normalised if there is one trial only
+        or the trials do not coincide beyond chance.
 
     Raises:
         ValueError: shapes do not fit, a value is not a whole number ≥ 0, a time is not above 0, or
@@ -209,16 +225,16 @@ def gamma_coincidence(
     recorded, model = _trains(trials, prediction)
     _require_counts(trials=recorded, prediction=model)
     _require_positive(window_ms=window_ms, dt_ms=dt_ms)
-    window, steps = Window(window_ms, dt_ms, len(model)), spike_steps(recorded)
-    score = float(gamma_of_steps(steps, spike_steps([model])[0], window).mean())
+    window, steps = CoincidenceWindow(window_ms, dt_ms, len(model)), spike_steps(recorded)
+    score = gamma_of_steps(steps, spike_steps([model])[0], window)
     if not normalise:
         return score
     reliability = gamma_reliability(steps, window)
     return score / reliability if reliability > 0 else math.nan
 
 
-class Window(NamedTuple):
-    """Window within ± `half_ms` of which spikes coincide, in trains of `n_steps` steps."""
+class CoincidenceWindow(NamedTuple):
+    """Spikes at most `half_ms` apart may coincide, in trains of `n_steps` steps."""
 
     half_ms: float
     dt_ms: float
@@ -239,18 +255,21 @@ def spike_steps(trains: Iterable[np.ndarray]) -> list[np.ndarray]:
     return [np.repeat(np.arange(len(x)), x.astype(int)) for x in trains]
 
 
-def gamma_reliability(recorded: list[np.ndarray], window: Window) -> float:
+def gamma_reliability(recorded: list[np.ndarray], window: CoincidenceWindow) -> float:
     """Mean Γ of one recorded trial and another, of their `spike_steps`; NaN with one trial."""
     others = [
-        gamma_of_steps(recorded[:i] + recorded[i + 1 :], steps, window).mean()
+        gamma_of_steps(recorded[:i] + recorded[i + 1 :], steps, window)
         for i, steps in enumerate(recorded)
         if len(recorded) > 1
     ]
-    return float(np.mean(others)) if others else math.nan
+    found = [x for x in others if not math.isnan(x)]
+    return float(np.mean(found)) if found else math.nan
 
 
-def gamma_of_steps(recorded: list[np.ndarray], model: np.ndarray, window: Window) -> np.ndarray:
-    """`gamma_coincidence` of each trial's `spike_steps` with those of a prediction."""
+def gamma_of_steps(
+    recorded: list[np.ndarray], model: np.ndarray, window: CoincidenceWindow
+) -> float:
+    """`gamma_coincidence` of the `spike_steps` of trials and of a prediction."""
     by_chance = window.share_by_chance(len(model))
     if by_chance >= 1:
         raise ValueError(
@@ -262,8 +281,9 @@ def gamma_of_steps(recorded: list[np.ndarray], model: np.ndarray, window: Window
     n_recorded = np.array([len(x) for x in recorded])
     either = (n_recorded + len(model)) / 2
     beyond_chance = found - by_chance * n_recorded
-    silent = np.full(len(recorded), np.nan)
-    return np.divide(beyond_chance, either * (1 - by_chance), out=silent, where=either > 0)
+    counts = either > 0
+    scores = beyond_chance[counts] / (either[counts] * (1 - by_chance))
+    return float(scores.mean()) if counts.any() else math.nan
 
 
 def md_star(
@@ -315,11 +335,13 @@ def md_star(
         _require_finite(name, bool(np.isfinite(values).all()))
     _require_counts(trials=recorded, predictions=model)
     _require_positive(window_ms=window_ms, dt_ms=dt_ms)
-    window = Window(window_ms, dt_ms, recorded.shape[1])
+    window = CoincidenceWindow(window_ms, dt_ms, recorded.shape[1])
     return md_star_of_steps(spike_steps(recorded), spike_steps(model), window)
 
 
-def md_star_of_steps(recorded: list[np.ndarray], model: list[np.ndarray], window: Window) -> float:
+def md_star_of_steps(
+    recorded: list[np.ndarray], model: list[np.ndarray], window: CoincidenceWindow
+) -> float:
     """`md_star` of the `spike_steps` of trials."""
     within = window.half_steps
     all_recorded, all_model = (np.sort(np.concatenate(x)) for x in (recorded, model))

@@ -10,7 +10,7 @@ from scipy.ndimage import binary_opening
 from blockspike.data.parts import Part
 from blockspike.fitting.fitted_neuron import FittedNeuron
 from blockspike.fitting.metrics import (
-    Window,
+    CoincidenceWindow,
     etv_of_each,
     etv_standard_error,
     explained_temporal_variance,
@@ -46,7 +46,7 @@ class Prediction(NamedTuple):
     def trials(self, n: int | None = None) -> Iterator[np.ndarray]:
         """Spikes [T] of each of the first n trials, or of all."""
         for steps in self.spike_steps[:n]:
-            yield np.bincount(steps, minlength=len(self.mean))
+            yield np.bincount(steps, minlength=len(self.mean)).astype(np.uint8)
 
 
 def predict(neuron: FittedNeuron, current_pa: np.ndarray, first: int = 0) -> Prediction:
@@ -174,9 +174,10 @@ def _explained_by_each(
 ) -> float:
     """Mean of the normalised `_explained` of each simulated trial."""
     if not trains.any():
-        return float(np.mean([max(0, 1 - len(steps)) for steps in predicted.spike_steps]))
-    scores = etv_of_each(trains, predicted.trials(), sigma_ms, dt_ms)
-    return float(np.mean(np.nan_to_num(scores)))
+        scores = [_explained(trains, x, sigma_ms, dt_ms, True) for x in predicted.trials()]
+    else:
+        scores = etv_of_each(trains, predicted.trials(), sigma_ms, dt_ms)
+    return float(np.mean(np.where(np.isnan(scores), 0, scores)))
 
 
 def segment_scores(trains: np.ndarray, predicted: Prediction, dt_ms: float) -> dict[str, float]:
@@ -202,7 +203,9 @@ def segment_scores(trains: np.ndarray, predicted: Prediction, dt_ms: float) -> d
     row["trial_etv_15ms"] = _explained_by_each(trains, predicted, 15.0, dt_ms)
     row["noiseless_etv_15ms"] = _explained(trains, predicted.noiseless, 15.0, dt_ms, True)
     steps, of_model = spike_steps(trains), predicted.spike_steps
-    gamma, gamma_a, md = (Window(x, dt_ms, len(mean)) for x in (_GAMMA_MS, _GAMMA_A_MS, _MD_MS))
+    gamma, gamma_a, md = (
+        CoincidenceWindow(x, dt_ms, len(mean)) for x in (_GAMMA_MS, _GAMMA_A_MS, _MD_MS)
+    )
     row["gamma_4ms"] = _gamma(steps, of_model, gamma)
     row["gamma_a_2ms"] = _gamma_a(steps, of_model, gamma_a)
     row["md_star_4ms"] = row["reliability_etv_15ms"] = np.nan
@@ -216,29 +219,27 @@ def segment_scores(trains: np.ndarray, predicted: Prediction, dt_ms: float) -> d
     return {name: float(value) for name, value in row.items()}  # plain numbers, for JSON
 
 
-def _gamma(recorded: list[np.ndarray], model: list[np.ndarray], window: Window) -> float:
+def _gamma(recorded: list[np.ndarray], model: list[np.ndarray], window: CoincidenceWindow) -> float:
     """Mean Γ of the `spike_steps` of recorded trials with those of simulated ones.
 
-    Each simulated trial has at least −1, and one with which all coincides by chance has −1. A pair
-    of two silent trials does not count. NaN if all coincides with the recorded trials by chance, or
-    if no recorded trial and not every simulated one has a spike.
+    Each simulated trial has at least −1, and one with which all coincides by chance has −1. NaN if
+    all recorded trials are silent, or if all coincides with them by chance.
     """
-    n_spikes = [len(x) for x in recorded]
-    if window.share_by_chance(float(np.mean(n_spikes))) >= 1:
+    n_spikes = float(np.mean([len(x) for x in recorded]))
+    if n_spikes == 0 or window.share_by_chance(n_spikes) >= 1:
         return float("nan")
-    if not (any(n_spikes) or all(len(x) for x in model)):
-        return float("nan")
-    scores = []
-    for steps in model:
-        if window.share_by_chance(len(steps)) >= 1:
-            scores.append(_LEAST_GAMMA)
-            continue
-        pairs = gamma_of_steps(recorded, steps, window)
-        scores.append(max(_LEAST_GAMMA, pairs[np.isfinite(pairs)].mean()))
+    scores = [
+        max(_LEAST_GAMMA, gamma_of_steps(recorded, steps, window))
+        if window.share_by_chance(len(steps)) < 1
+        else _LEAST_GAMMA
+        for steps in model
+    ]
     return float(np.mean(scores))
 
 
-def _gamma_a(recorded: list[np.ndarray], model: list[np.ndarray], window: Window) -> float:
+def _gamma_a(
+    recorded: list[np.ndarray], model: list[np.ndarray], window: CoincidenceWindow
+) -> float:
     """`_gamma` relative to the neuron's reliability; NaN if that is not above 0."""
     try:
         reliability = gamma_reliability(recorded, window)
