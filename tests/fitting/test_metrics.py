@@ -253,6 +253,13 @@ def test_bad_arguments_are_named(call, words):
         call()
 
 
+def test_the_standard_error_without_the_only_spikes_is_unknown():
+    recorded, model = np.zeros((2, 4000)), np.zeros(4000)
+    recorded[0, 100] = recorded[1, 110] = model[105] = 1
+    assert explained_temporal_variance(recorded, model, 15.0, 1.0) > 0.5
+    assert math.isnan(etv_standard_error(recorded, model, 15.0, 1.0))
+
+
 def test_md_star_by_its_formula():
     recorded, model = trains(3, 3000), trains(4, 3000, seed=1)
     recorded[:, ::50] = 1  # shared spikes

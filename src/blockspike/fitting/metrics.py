@@ -16,6 +16,8 @@ from torch import Tensor
 from blockspike.fitting.distance import Trains, float_tensors
 from blockspike.neurons import leaky_integrate
 
+_ROUNDING = 1e-12  # of a convolution; a spike's smallest weight is 3e-4 of its largest
+
 
 def van_rossum_distance(x: Trains, y: Trains, tau_ms: float, dt_ms: float) -> Any:
     """√(dt/τ · Σ_t f[t]²), f the difference of the trains filtered by exp(−t/τ).
@@ -158,7 +160,9 @@ def _smooth(trains: np.ndarray, sigma_ms: float, dt_ms: float) -> np.ndarray:
     half = round(4 * sigma)
     kernel = np.exp(-0.5 * (np.arange(-half, half + 1) / sigma) ** 2)
     kernel = (kernel / kernel.sum()).reshape((1,) * (trains.ndim - 1) + (-1,))
-    return oaconvolve(trains.astype(float), kernel, mode="same", axes=-1)
+    smoothed = oaconvolve(trains.astype(float), kernel, mode="same", axes=-1)
+    smoothed[np.abs(smoothed) < _ROUNDING] = 0  # silence has no variance
+    return smoothed
 
 
 def _score(smoothed: np.ndarray, model: np.ndarray, normalise: bool) -> float:
@@ -205,9 +209,9 @@ def gamma_coincidence(
             al. 2008).
 
     Returns:
-        1 for equal trains, about 0 for unrelated trains. Beside a silent prediction, silent trials
-        do not count. NaN if all trials are silent, too, and normalised if there is one trial only
-        or the trials do not coincide beyond chance.
+        1 for equal trains, about 0 for unrelated trains. A silent trial does not count beside a
+        silent prediction; NaN if all are silent. With `normalise`, also NaN if there is one trial
+        only or the trials do not coincide beyond chance.
 
     Raises:
         ValueError: shapes do not fit, a value is not a whole number ≥ 0, a time is not above 0, or
@@ -246,7 +250,7 @@ class CoincidenceWindow(NamedTuple):
         return int(self.half_ms / self.dt_ms + 1e-9)
 
     def share_by_chance(self, n_spikes: float) -> float:
-        """2νΔ, the share of any spikes that coincide with so many by chance; beyond 1, all do."""
+        """2νΔ, the share of spikes that coincide with so many by chance; from 1 on, all do."""
         return 2 * self.half_ms * n_spikes / (self.n_steps * self.dt_ms)
 
 
