@@ -55,6 +55,21 @@ def test_a_folder_of_ones_own_configurations(tmp_path):
         bs.compose("train", [], "nowhere")
 
 
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("seed: x", "^seed: expected an integer, got another value in experiment/mine.yaml$"),
+        ("model: {nosuch: 3}", "^model.nosuch: expected a key of model .*, got nosuch$"),
+        ("model: ALIF", "^experiment/mine.yaml: Merge error: str is not a subclass of ALIFLayer"),
+    ],
+)
+def test_what_is_wrong_in_ones_own_file_is_named(content, words, tmp_path):
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment" / "mine.yaml").write_text(f"# @package _global_\n{content}\n")
+    with pytest.raises(ValueError, match=words):
+        bs.compose("train", ["experiment=mine"], tmp_path)
+
+
 def test_a_hydra_of_the_program_stays_as_it_is(tmp_path):
     (tmp_path / "mine.yaml").write_text("answer: 42\n")
     GlobalHydra.instance().clear()
@@ -89,6 +104,11 @@ def test_a_hydra_of_the_program_stays_as_it_is(tmp_path):
         ("fit", ["data.test_s=0.4"], "^data.test_s: expected a list, got 0.4$"),
         ("fit", ["data.test_s=[1,2]"], r"^data.test_s: expected a list of lists, got \[1,2\]$"),
         ("fit", ["data.dt_ms=fast"], "^data.dt_ms: expected a number, got fast$"),
+        (
+            "fit",
+            ["experiment=recovery", "population=glif"],
+            "^population.arp_ms: expected a list, got another value in experiment/recovery.yaml$",
+        ),
         ("fit", ["+data.path=[1]"], "^data.path: Cannot convert 'list' to string"),
         ("train", ["seed=1.5"], "^seed: expected an integer, got 1.5$"),
         ("train", ["model=schema"], "model: expected one of adlif"),

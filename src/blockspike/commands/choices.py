@@ -22,6 +22,7 @@ from blockspike.files import CONF
 _NO_GROUP = re.compile(r"Could not override '([^']+)'\. No match in the defaults list")
 _MISSING = re.compile(r"Missing mandatory value: (\S+)")
 _VALUE = re.compile(r"Error merging override \+*([^=]+)=(.*)", re.DOTALL)
+_IN_FILE = re.compile(r"In '([^']+)': \w+ raised while composing config")
 _TYPES = {
     "Integer": ("an integer", "integers"),
     "Float": ("a number", "numbers"),
@@ -53,7 +54,7 @@ def check_choices(overrides: Iterable[str]) -> None:
 
 
 def explained(error: Exception, overrides: Iterable[str]) -> Exception:
-    """The error in our words if an override is missing or has a wrong key, option or type."""
+    """The error in our words if a value is missing or a key, option or type is wrong."""
     if isinstance(error, OmegaConfBaseException) and (found := _MISSING.search(str(error))):
         key = found[1]
         return ValueError(f"{key}: expected a value, got nothing; set it with {key}=…")
@@ -63,13 +64,16 @@ def explained(error: Exception, overrides: Iterable[str]) -> Exception:
         return ValueError(f"{group}: expected one of {known}, got {option}")
     if not isinstance(error, ConfigCompositionException):
         return error
-    cause = error.__cause__
+    cause = error.__cause__ or error.__context__
     if found := _NO_GROUP.search(str(error)):
         return ValueError(f"{found[1]}: expected a group or a key of this command, got {found[1]}")
     if isinstance(cause, ConfigAttributeError | ConfigKeyError) and cause.parent_node is not None:
         return _unknown_key(cause, overrides)
     if isinstance(cause, ValidationError) and (found := _VALUE.match(str(error))):
         return _wrong_type(cause, *found.groups())
+    if isinstance(cause, OmegaConfBaseException) and (found := _IN_FILE.match(str(error))):
+        file = f"{found[1]}.yaml"
+        return _wrong_type(cause, str(cause.full_key) or file, f"another value in {file}")
     return error
 
 
@@ -95,7 +99,7 @@ def _target(group: str, name: str) -> str | None:
     return (content or {}).get("_target_")
 
 
-def _wrong_type(cause: ValidationError, key: str, value: str) -> ValueError:
+def _wrong_type(cause: OmegaConfBaseException, key: str, value: str) -> ValueError:
     text = str(cause).splitlines()[0]
     for name, (one, several) in _TYPES.items():
         if re.search(rf"converted to {name}$|not a {name}\b", text):
