@@ -94,6 +94,11 @@ def test_each_data_set_has_a_panel_and_each_model_a_line():
     assert drawn.get_suptitle() == "title: mean ± s.e., 2 runs a point"
 
 
+def test_a_point_of_one_run_is_not_called_a_mean():
+    drawn = figure(swept().query("seed == 0"), Roles("network.n_hidden", ["model"], "data"))
+    assert drawn.get_suptitle() == "title: 1 run a point"
+
+
 @pytest.mark.parametrize(
     ("values", "scale"),
     [

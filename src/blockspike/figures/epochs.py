@@ -22,6 +22,7 @@ from blockspike.figures.means import (
     text_of,
     varied_settings,
 )
+from blockspike.figures.panels import mean_of
 from blockspike.figures.style import save, use_whole_ticks
 
 _METRIC = "val/accuracy"
@@ -134,9 +135,8 @@ def epochs(curves: Sequence[Curve], folder: Path) -> Path:
     axis.set(xlabel="epoch", ylabel="validation accuracy (%)")
     use_whole_ticks(axis.xaxis)
     axis.grid(axis="y", color="0.9")
-    numbers = sorted({curve.n_runs for curve in curves})
-    runs = " to ".join(map(str, dict.fromkeys([numbers[0], numbers[-1]])))
-    title = f"{', '.join(experiments)}: mean ± s.e., runs a curve: {runs}"
+    runs = mean_of([curve.n_runs for curve in curves], "run")
+    title = f"{', '.join(experiments)}: {runs} a curve"
     figure.suptitle(textwrap.fill(title, 80), fontsize=10)
     figure.legend(loc="outside lower center", frameon=False, fontsize=9)
     own = experiments[0] if len(experiments) == 1 else "all"

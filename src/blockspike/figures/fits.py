@@ -19,7 +19,7 @@ from blockspike.figures.means import (
     replicate_of,
     text_of,
 )
-from blockspike.figures.panels import plural_range, slugs, where
+from blockspike.figures.panels import mean_of, plural_range, slugs, where
 from blockspike.figures.style import BLUE, GREY, save
 from blockspike.figures.tables import require_columns
 
@@ -142,9 +142,9 @@ def _figure(points: pd.DataFrame, data_set: str) -> Figure:
     axes[0].set_yticks(range(len(points)), points["fit"].tolist())
     axes[0].set_ylim(len(points) - 0.4, -0.6)
     cells = plural_range(points["n_cells"], "cell")
-    runs = plural_range(points["n_runs"], "run")
+    runs = mean_of(points["n_runs"], "run")
     what = "test, median over cells" if max(points["n_cells"].tolist()) > 1 else "test"
-    figure.suptitle(f"{data_set}: {cells}, {what}; mean ± s.e. of {runs} a row", fontsize=10)
+    figure.suptitle(f"{data_set}: {cells}, {what}; {runs} a row", fontsize=10)
     return figure
 
 

@@ -227,6 +227,12 @@ def plural_range(values: Iterable[Any], word: str) -> str:
     return f"{number} {word}{'' if high == 1 else 's'}"
 
 
+def mean_of(numbers: Iterable[Any], word: str) -> str:
+    """Text such as `1 run` or `mean ± s.e., 1–3 runs`: what a figure draws of each group."""
+    counted = plural_range(numbers, word)
+    return counted if max(numbers) == 1 else f"mean ± s.e., {counted}"
+
+
 def where(table: pd.DataFrame, column: str, values: list[str]) -> pd.DataFrame:
     """Rows whose `column` is one of `values`."""
     return pd.DataFrame(table[table[column].isin(values)])

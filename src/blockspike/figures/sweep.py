@@ -26,7 +26,7 @@ from blockspike.figures.means import (
     varied_settings,
     with_metric,
 )
-from blockspike.figures.panels import plural_range, where
+from blockspike.figures.panels import mean_of, where
 from blockspike.figures.style import BLUE, METHOD_COLOURS, save
 
 _MOST_IN_A_ROW = 3
@@ -154,7 +154,7 @@ def sweep_figure(found: Means, chosen: Roles, title: str) -> Figure:
         axes[0].set_yscale("log")
     if chosen.color:
         _legend(figure, labels, ", ".join(chosen.color))
-    heading = f"{title}: mean ± s.e., {plural_range(found.points['n'], 'run')} a point"
+    heading = f"{title}: {mean_of(found.points['n'], 'run')} a point"
     lines = [textwrap.fill(line, 30 + 40 * n_columns) for line in (heading, *found.warnings)]
     figure.suptitle("\n".join(lines), fontsize=10)
     return figure
