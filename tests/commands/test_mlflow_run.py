@@ -68,10 +68,11 @@ def test_a_run_resumes_under_its_id_with_the_tags_of_its_last_start(tmp_path, mo
     assert logged["run_name"] == "mine/seed=0" and logged["experiment_name"] == "mine"
     assert logged["tracking_uri"] == f"sqlite:///{tmp_path / 'mlflow.db'}"
     assert logged["parameters"] == {"training.lr_factors._weight": 2}
-    assert start()["tags"] == {}
-    assert start("pilot", "mine")["tags"] == {"tags": "pilot, mine"}
-    assert start("final")["tags"] == {"tags": "final"}
-    assert start()["tags"] == {"tags": ""}
+    (digest,) = logged["tags"].values()
+    assert start()["tags"] == {"config_hash": digest}
+    assert start("pilot", "mine")["tags"] == {"config_hash": digest, "tags": "pilot, mine"}
+    assert start("final")["tags"] == {"config_hash": digest, "tags": "final"}
+    assert start()["tags"] == {"config_hash": digest, "tags": ""}
 
 
 @pytest.mark.slow
@@ -92,6 +93,7 @@ def test_a_run_is_logged_and_resumed(blockspike, tmp_path, monkeypatch):
     (run,) = client.search_runs([experiment.experiment_id])
     assert run.info.run_name == str(folder.relative_to(tmp_path / "outputs"))
     assert run.data.tags["tags"] == "pilot, mine"
+    assert run.data.tags["config_hash"] == row["config_hash"]
     assert run.data.params["network.n_hidden"] == "8" and run.info.status == "FINISHED"
     assert run.data.metrics["test/accuracy"] == pytest.approx(row["test_accuracy"])
     steps = [x.step for x in client.get_metric_history(run.info.run_id, "val/loss")]

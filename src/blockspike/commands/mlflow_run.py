@@ -13,6 +13,7 @@ from typing import Any
 from pytorch_lightning.loggers import MLFlowLogger
 
 from blockspike.files import read_json, write_text
+from blockspike.runs.identity import content_hash
 from blockspike.runs.rank import is_first_process
 from blockspike.runs.run import Run, cannot_lock, flatten
 
@@ -32,8 +33,9 @@ def mlflow_logger(
 ) -> MLFlowLogger:
     """Start or resume the MLflow run of `run_dir` and return Lightning's logger for it.
 
-    Its name is the folder below `output_dir`; its parameters are what the result depends on. The
-    words of the configuration's `tags` are one tag, `tags`, which follows each start's.
+    Its name is the folder below `output_dir`; its parameters are what the result depends on, and
+    its tag `config_hash` is their hash, as in `tables/runs.csv`. The words of the configuration's
+    `tags` are one tag, `tags`, which follows each start's.
 
     Args:
         run_dir: folder of a started run.
@@ -54,9 +56,9 @@ def mlflow_logger(
         "tracking_uri": tracking_uri or f"sqlite:///{root / 'mlflow.db'}",
         "artifact_location": None if tracking_uri else (root / "mlflow_artifacts").as_uri(),
     }
+    content = read_json(run.folder / "content.json")
     tags = ", ".join(run.config().get("tags") or ())
-    if tags:
-        options["tags"] = {"tags": tags}
+    options["tags"] = {"config_hash": content_hash(content)} | ({"tags": tags} if tags else {})
     if not is_first_process():
         return MLFlowLogger(**options)  # which logs nothing
     with (root / ".mlflow.lock").open("w") as lock:  # runs of a sweep make one database
@@ -71,7 +73,7 @@ def mlflow_logger(
                 client.set_tag(run_id, "tags", tags)  # Lightning only does so for a new run
             return logger
         logger = MLFlowLogger(**options)
-        content = flatten(read_json(run.folder / "content.json"))
-        logger.log_hyperparams({re.sub(r"[^\w ./-]", "_", key): x for key, x in content.items()})
+        parameters = {re.sub(r"[^\w ./-]", "_", k): v for k, v in flatten(content).items()}
+        logger.log_hyperparams(parameters)
         write_text(id_file, str(logger.run_id))
         return logger
