@@ -23,7 +23,7 @@ _CARD = """# {name}
 |---|---|
 | test accuracy{limits} | {test_accuracy:.2%} |
 | {choice} |
-| training accuracy in that epoch | {train_accuracy:.2%} |
+| training accuracy in epoch {chosen_epoch} | {train_accuracy:.2%} |
 | spikes per {part} recording | {spikes} |
 | minutes of training | {minutes:.1f} (CPU threads: {n_threads}) |
 | seed | {seed} |
