@@ -47,6 +47,12 @@ def no_full_error(monkeypatch) -> None:
     monkeypatch.setenv("HYDRA_FULL_ERROR", "0")
 
 
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    """Tests that set no seed draw the same numbers, whatever ran before."""
+    torch.manual_seed(0)
+
+
 @dataclass
 class Finished:
     """What a command left behind."""

@@ -1,5 +1,6 @@
 """The figures on speed, drawn from a benchmark's table."""
 
+import matplotlib.pyplot as plt
 import pandas as pd
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -43,7 +44,8 @@ def drawn(monkeypatch):
     monkeypatch.setattr(
         "blockspike.figures.speed.save", lambda f, path: figures.update({path.name: f}) or path
     )
-    return figures
+    yield figures
+    plt.close("all")  # pyplot warns at the 21st open figure, in whichever test makes it
 
 
 def test_points_are_those_of_the_table(tmp_path, drawn):

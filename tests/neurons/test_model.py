@@ -43,7 +43,7 @@ def reverse_step(
 SLOW = pytest.mark.slow
 MODELS = {s: NeuronModel("mine", ("beta",), ("membrane",), s, reverse_step)
           for s in (step, step_with_a_literal)}  # fmt: skip
-CURRENT = torch.rand(20, 2, 9)
+CURRENT = torch.rand(20, 2, 9, generator=torch.Generator().manual_seed(0))
 BETA = {"beta": torch.full((9,), 0.9)}
 
 

@@ -1,6 +1,7 @@
 """A simulation cut anywhere is the whole simulation; the gradient of the membrane; states."""
 
 import gc
+import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -15,6 +16,7 @@ from neuron_cases import DETACHED, METHODS, alif, assert_close, make_inputs
 from torch import Tensor
 
 import blockspike as bs
+from blockspike.neurons.alif import blocks
 from blockspike.neurons.euler_adlif.step import SE_ADLIF
 from blockspike.neurons.spec import Detach
 
@@ -353,12 +355,18 @@ def test_a_membrane_of_changed_parameters_is_refused(method):
         trace.membrane  # noqa: B018
 
 
-def test_nothing_of_parallel_blocks_stays_in_memory():
-    before = sum(type(x).__name__ == "_Block" for x in gc.get_objects())
-    for _ in range(3):
-        made("alif", "parallel blocks", (9, 2, 5)).run([])
+def test_nothing_of_parallel_blocks_stays_in_memory(monkeypatch):
+    found = []
+
+    def remember(block, *values):
+        found.append(weakref.ref(block))
+        init(block, *values)
+
+    init = blocks._Block.__init__
+    monkeypatch.setattr(blocks._Block, "__init__", remember)
+    made("alif", "parallel blocks", (9, 2, 5)).run([])
     gc.collect()
-    assert sum(type(x).__name__ == "_Block" for x in gc.get_objects()) == before
+    assert found and not any(block() for block in found)
 
 
 @pytest.mark.parametrize("method", ["fused", "blocks", "standard"])
