@@ -23,7 +23,7 @@ from blockspike.networks.layers import ALIFLayer, EulerAdLIFLayer, LeakyReadout
 from blockspike.networks.synapses import synaptic_current
 from blockspike.neurons import alif, leaky_integrate
 from blockspike.neurons.events import EventBatch
-from blockspike.neurons.surrogate import MultiGaussian
+from blockspike.neurons.surrogates import MultiGaussian
 from blockspike.training.classification import ClassificationModule
 from tiers import mostly_slow
 

@@ -10,7 +10,6 @@ import os
 import re
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,22 +18,22 @@ os.environ["TRITON_CACHE_DIR"] = sys.argv[1]
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "neurons"))
 
 import triton
-from neuron_cases import LEAST
+from neuron_cases import LEAST, VARIED
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from blockspike.neurons.adlif import ADLIF
-from blockspike.neurons.alif.step import ALIF, ALIF_ALWAYS_OPEN
+from blockspike.neurons.alif import ALIF, ALIF_WITHOUT_ARP
 from blockspike.neurons.c_silif import C_SILIF
-from blockspike.neurons.derivative import derived
-from blockspike.neurons.euler_adlif.step import EF_ADLIF, SE_ADLIF
+from blockspike.neurons.derivative import derived, slope_text
+from blockspike.neurons.euler_adlif import EF_ADLIF, SE_ADLIF
 from blockspike.neurons.glif import GLIF
 from blockspike.neurons.gpu import events as events_gpu
 from blockspike.neurons.gpu import fused as fused_gpu
 from blockspike.neurons.gpu import kernels as kernels_gpu
 from blockspike.neurons.gpu.kernels import in_triton
 from blockspike.neurons.model import NeuronModel
-from blockspike.neurons.surrogate import MultiGaussian
+from blockspike.neurons.surrogates import MultiGaussian
 
 CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
 TYPES = {"sums": "*fp64", "row_ptr": "*i64"}
@@ -76,19 +75,20 @@ def compile_model(
     model: NeuronModel, n_constants: int, real: str, passed: str, size: dict, chained: bool
 ) -> None:
     """Compile forward and backward of a model."""
-    shared = {"step": in_triton(model.step), **fused_gpu.sizes(model, n_constants)}
-    simulate = {"has_recurrent": chained, "keep_margin": True, "keep_drives": chained}
+    own = derived(model, n_constants)
+    shared = {"step": in_triton(own.step), **fused_gpu.sizes(own, n_constants)}
+    simulate = {"has_recurrent": chained, "keep_membrane": True, "keep_drives": chained}
     simulate |= {"keep_states": True} | shared | size
     differentiate = {"has_feedback": chained, "reset_has_grad": float(chained)}
     differentiate |= {"n_carried": len(model.states)} | shared | size
-    differentiate |= {"has_grad_membrane": False, "threshold_bits": 0}
-    differentiate["reverse_step"] = in_triton(model.reverse_step)
-    differentiate |= {"slope": in_triton(MultiGaussian.formula), "n_slope_constants": 4}
-    of_membrane = {"has_grad_membrane": True, "threshold_bits": fused_gpu.threshold_bits(model)}
+    differentiate |= {"has_level": False, "reverse_step": in_triton(own.reverse)}
+    slope = in_triton(slope_text(MultiGaussian.formula, 4))
+    differentiate |= {"slope": slope, "n_slope_constants": 4}
+    of_level = {"has_level": True, "reverse_step": in_triton(own.reverse_all)}
     for kernel, constants in (
         (kernels_gpu.forward, simulate),
         (kernels_gpu.backward, differentiate),
-        (kernels_gpu.backward, differentiate | of_membrane),
+        (kernels_gpu.backward, differentiate | of_level),
     ):
         done = compile_one(kernel, real, passed, constants, **fused_gpu.OPTIONS)
         print(json.dumps({"model": model.name, "real": real, **done}))
@@ -98,16 +98,14 @@ def main() -> None:
     """Compile the kernels that `simulate`, `alif` and `synaptic_current` launch."""
     compile_model(ALIF, 3, "fp32", "fp32", AS_RUN, True)
     compile_model(ALIF, 3, "fp32", "bf16", SHORT, False)
-    compile_model(ALIF_ALWAYS_OPEN, 2, "fp32", "fp32", AS_RUN, True)
+    compile_model(ALIF_WITHOUT_ARP, 2, "fp32", "fp32", AS_RUN, True)
     compile_model(ALIF, 3, "fp64", "fp64", SHORT, True)
     compile_model(SE_ADLIF, 3, "fp32", "fp32", AS_RUN, True)
     compile_model(EF_ADLIF, 3, "fp32", "fp32", AS_RUN, True)
-    compile_model(derived(ADLIF, 2), 2, "fp32", "fp32", AS_RUN, True)
-    compile_model(derived(C_SILIF, 2), 2, "fp32", "fp32", AS_RUN, True)
-    compile_model(derived(GLIF, 2), 2, "fp32", "fp32", AS_RUN, True)
+    for model in (ADLIF, C_SILIF, GLIF):
+        compile_model(model, 2, "fp32", "fp32", AS_RUN, True)
     compile_model(LEAST, 2, "fp32", "fp32", SHORT, False)
-    bare = replace(LEAST, name="least, derived", reverse_step=None)
-    compile_model(derived(bare, 2), 2, "fp32", "fp32", SHORT, False)
+    compile_model(VARIED, 2, "fp32", "fp32", SHORT, True)
     for index in ("*i32", "*i64"):
         print(json.dumps(compile_one(
             events_gpu.sum_rows, "fp32", "fp32", EVENTS, index, **events_gpu.OPTIONS

@@ -138,7 +138,7 @@ def test_the_scan_is_alif():
 
 def test_rounding_is_distinguished_from_an_error():
     current = torch.tensor([0.5, 0.0, 1.0 + 1e-6, 0.0]).view(4, 1, 1)
-    trace = alif(current, torch.zeros(1))
+    trace = alif(current, torch.zeros(1), membrane=True)
     assert trace.spikes.flatten().tolist() == [0, 0, 1, 0]
 
     def count(*spikes):

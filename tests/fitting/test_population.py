@@ -41,7 +41,8 @@ def test_membrane_settles_at_rest_plus_gain_times_current_at_every_dt():
     for dt_ms in (0.1, 1.0):
         c = parameters(1).alif_coefficients(dt_ms, 0)
         current = torch.full((round(400 / dt_ms), 1, 1), 0.4, dtype=torch.float64)
-        trace = alif(c.drive.weight * current + c.drive.bias, *c.parameters.values())
+        driven = c.drive.weight * current + c.drive.bias
+        trace = alif(driven, *c.parameters.values(), membrane=True)
         assert float(trace.membrane[-1]) == pytest.approx(0.4 + 1.2 * 0.4)
 
 
@@ -49,8 +50,8 @@ def test_noise_is_the_deviation_of_a_silent_membrane_at_every_dt():
     for dt_ms in (0.1, 1.0):
         c = parameters(200).alif_coefficients(dt_ms, 0)
         draws = torch.randn(round(300 / dt_ms), 1, 200, generator=torch.Generator().manual_seed(0))
-        membrane = alif(c.drive.noise * draws, *c.parameters.values()).membrane
-        assert float(membrane[-1].std()) == pytest.approx(0.1, rel=0.15)
+        trace = alif(c.drive.noise * draws, *c.parameters.values(), membrane=True)
+        assert float(trace.membrane[-1].std()) == pytest.approx(0.1, rel=0.15)
 
 
 def test_trials_have_independent_noise_and_a_population_returns_their_mean():

@@ -21,8 +21,8 @@ def made(n_steps, n_taps, batch_size=3, n_units=5, n_inputs=7):
     return x.requires_grad_(), kernel.requires_grad_()
 
 
-# One step; one tap; a kernel longer than the input; as long; one block; several; a short last one.
-SIZES = [(1, 1), (9, 1), (1, 4), (5, 9), (9, 9), (20, 7), (28, 7), (29, 7), (100, 6), (97, 4)]
+# One step; one tap; a kernel longer than the input; as long; a length that is rounded up and not.
+SIZES = [(1, 1), (9, 1), (1, 4), (5, 9), (9, 9), (100, 6), (90, 7)]
 
 
 @pytest.mark.parametrize(("n_steps", "n_taps"), SIZES)
@@ -62,18 +62,3 @@ def test_bitwise_equal_with_any_number_of_threads():
         torch.set_num_threads(before)
     for other in found[1:]:
         assert all(torch.equal(a, b) for a, b in zip(found[0], other, strict=True))
-
-
-@pytest.mark.parametrize(
-    ("x", "kernel", "message"),
-    [
-        ((4, 2, 3), (2, 5, 4), r"expected \[T, B, K\] and \[D, N, K\], got \[4, 2, 3\]"),
-        ((4, 3), (2, 5, 3), r"expected \[T, B, K\] and"),
-        ((0, 2, 3), (2, 5, 3), "expected non-empty tensors"),
-        ((4, 0, 3), (2, 5, 3), "expected non-empty tensors"),
-        ((4, 2, 3), (0, 5, 3), "expected non-empty tensors"),
-    ],
-)
-def test_bad_shapes_are_refused(x, kernel, message):
-    with pytest.raises(ValueError, match=f"^x, kernel: {message}"):
-        causal_convolution(torch.zeros(x), torch.zeros(kernel))

@@ -1,6 +1,5 @@
-"""NIR: round trips, graphs against NIR's equations, and refused networks and graphs."""
+"""NIR: round trips, steps of every dialect, foreign graphs, and errors."""
 
-import re
 import sys
 from dataclasses import dataclass, replace
 from typing import Any
@@ -53,15 +52,15 @@ def assert_equal_output(net, expected, x):
     torch.testing.assert_close(output.scores, other.scores, rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize("n_layers", [1, 2])
+@pytest.mark.parametrize("dt_ms", [0.1, DT_MS])
 @pytest.mark.parametrize("recurrent", [True, False])
-def test_round_trip(recurrent, n_layers, tmp_path):
-    net = made(recurrent=recurrent, n_layers=n_layers)
-    graph = to_nir(net, DT_MS)
-    kinds = [type(node).__name__ for node in graph.nodes.values()]
-    assert kinds.count("LIF") == n_layers
-    assert kinds.count("Affine") == n_layers * (1 + recurrent) + 1
-    back = from_nir(through_a_file(graph, tmp_path), DT_MS)
+def test_round_trip(recurrent, dt_ms, tmp_path):
+    net = made(recurrent=recurrent, n_layers=1)
+    graph = to_nir(net, dt_ms)
+    names = ["input", "layer_0_affine", "layer_0_lif", "layer_0_recurrent", "output"]
+    names = [x for x in names if recurrent or "recurrent" not in x]
+    assert sorted(graph.nodes) == [*names, "readout_affine", "readout_membrane"]
+    back = from_nir(through_a_file(graph, tmp_path), dt_ms)
     assert back.readout.weight.dtype == torch.float64
     assert_equal_output(back, net, made_spikes())
 
@@ -111,26 +110,9 @@ def test_time_constants_are_in_seconds():
     for name in ("layer_0_lif", "readout_membrane"):
         node = graph.nodes[name]
         np.testing.assert_allclose(node.tau, 0.02, rtol=1e-5)
-        assert not node.v_leak.any()
+        assert not node.v_leak.any() and (node.r == 1).all()
     lif = graph.nodes["layer_0_lif"]
     assert (lif.v_threshold == 1).all() and not lif.v_reset.any()
-
-
-def test_r_is_one_and_the_weights_compensate_for_it():
-    net = made()
-    graph: Any = to_nir(net, DT_MS)
-    for name, layer in (("layer_0", net.layers[0]), ("readout", net.readout)):
-        neurons = graph.nodes[f"{name}_{'lif' if name == 'layer_0' else 'membrane'}"]
-        assert (neurons.r == 1).all()
-        leak = 1 - layer.beta.detach().numpy()
-        synapses = graph.nodes[f"{name}_affine"]
-        np.testing.assert_allclose(synapses.weight * leak[:, None], layer.weight[0].detach())
-        np.testing.assert_allclose(synapses.bias * leak, layer.bias.detach())
-    leak = 1 - net.layers[0].beta.detach().numpy()
-    recurrent = graph.nodes["layer_0_recurrent"]
-    expected = net.layers[0].recurrent_weight.detach()
-    np.testing.assert_allclose(recurrent.weight * leak[:, None], expected)
-    assert not recurrent.bias.any()
 
 
 STEPS: dict[str, Any] = {
@@ -213,6 +195,7 @@ def test_a_custom_dialect():
     graph: Any = to_nir(net, DT_MS, dialect=form)
     beta = net.layers[0].beta.detach()
     np.testing.assert_allclose(graph.nodes["layer_0_lif"].tau, 5e-4 / (1 - beta))
+    assert (graph.nodes["readout_membrane"].v_threshold == np.finfo(np.float32).max).all()
     assert_equal_output(from_nir(graph, DT_MS, dialect=form), net, x)
     exact = replace(form, decay="exact")
     assert not torch.equal(from_nir(graph, DT_MS, dialect=exact)(x).scores, net(x).scores)
@@ -255,13 +238,6 @@ def test_a_graph_that_ends_in_a_lif_has_its_spikes_as_readout(n_layers, tmp_path
     back.project_()
     for name, value in back.named_parameters():
         assert torch.equal(value, before[name]) == name.startswith("readout"), name
-
-
-def test_a_readout_written_as_a_lif_survives_a_round_trip(tmp_path):
-    net, x = made(), made_spikes()
-    graph: Any = through_a_file(to_nir(net, DT_MS, readout="lif"), tmp_path)
-    assert (graph.nodes["readout_membrane"].v_threshold == np.finfo(np.float32).max).all()
-    assert_equal_output(from_nir(graph, DT_MS), net, x)
 
 
 def test_a_silent_layer_inside_is_not_a_readout():
@@ -340,8 +316,20 @@ def test_a_recurrent_layer_as_a_subgraph(synapses, tmp_path):
     graph.edges = [tuple("A" if x == "A.lif" else x for x in pair) for pair in pairs]
     expected = from_nir(a_graph(**{"A.rec": loop}), 1.0)
     assert_equal_output(from_nir(through_a_file(graph, tmp_path), 1.0), expected, made_spikes())
-    graph.nodes["A.w"] = loop
-    with pytest.raises(ValueError, match="^node 'A': expected no other node called 'A.neurons' or"):
+
+
+def test_any_part_of_the_chain_may_be_a_subgraph():
+    graph, expected = a_graph(), from_nir(a_graph(), 1.0)
+    inside = {x: graph.nodes.pop(x) for x in ("1", "z")}
+    ends = {"x": shaped(np.array([7])), "y": nir.Output({"output": np.array([5])})}
+    path = [("x", "1"), ("1", "z"), ("z", "y")]
+    inner = nir.NIRGraph(inside | ends, path)
+    graph.nodes["B"] = nir.NIRGraph({"in": ends["x"], "C": inner, "out": ends["y"]},
+                                    [("in", "C"), ("C", "out")], type_check=False)  # fmt: skip
+    graph.edges = [e for e in graph.edges if not {"1", "z"} & {*e}] + [("A.lif", "B"), ("B", "w")]
+    assert_equal_output(from_nir(graph, 1.0), expected, made_spikes())
+    inside["z"].tau[0] = 20.0
+    with pytest.raises(ValueError, match="^node 'B.C.z': expected tau"):
         from_nir(graph, 1.0)
 
 
@@ -503,19 +491,16 @@ def test_only_named_properties_are_dropped(allow_dropping, rich, plain):
     assert_equal_output(from_nir(graph, DT_MS), expected, x)
     to_nir(net, DT_MS, allow_dropping=DROPPABLE)
     for name in allow_dropping:
-        with pytest.raises(ValueError, match=rf"^layers.0: .*what NIR supports, got {name};"):
+        message = (
+            f"^layer_0: expected what NIR can represent, got {name}; `allow_dropping` may name "
+        )
+        with pytest.raises(ValueError, match=message):
             to_nir(net, DT_MS, allow_dropping=set(DROPPABLE) - {name})
-    with pytest.raises(ValueError, match="^layers.0: expected what NIR supports, got ") as caught:
-        to_nir(net, DT_MS)
-    first, second = str(caught.value).split(" (`allow_dropping`")[0].split("; ")
-    assert second == first.replace("layers.0", "layers.1")
-    named = first.removeprefix("layers.0: expected what NIR supports, got ").split(", ")
-    assert set(named) == allow_dropping
 
 
 def test_input_scaling_is_lost_only_if_named():
     x, net, plain = made_spikes(), made(input_events=20.0), made()
-    message = r"^network: expected what NIR supports, got input scaling \(`allow_dropping`"
+    message = "^layer_0: expected what NIR can represent, got input scaling; `allow_dropping`"
     with pytest.raises(ValueError, match=message):
         to_nir(net, DT_MS, allow_dropping=set(DROPPABLE) - {"input scaling"})
     assert not torch.equal(net(x).scores, plain(x).scores)
@@ -531,7 +516,7 @@ def test_input_scaling_is_lost_only_if_named():
         {"recurrent_delay": 3, "recurrent": False},
     ],
 )
-def test_properties_without_effect_need_no_lose(options):
+def test_properties_without_effect_need_no_permission(options):
     net = made(**options)
     assert_equal_output(from_nir(to_nir(net, DT_MS), DT_MS), net, made_spikes())
 
@@ -559,67 +544,47 @@ def with_other_readout():
 @pytest.mark.parametrize(
     ("net", "options", "message"),
     [
-        (
-            made, {"allow_dropping": {"weights"}},
-            "^allow_dropping: expected names out of adaptation, .*input scaling, got {'weights'}",
-        ),
-        (made, {"allow_dropping": "adaptation"}, "^allow_dropping: .* got 'adaptation'"),
         (made, {"readout": "LI"}, "^readout: expected one of li, lif, none, got 'LI'"),
         (made, {"dialect": "lava"}, "^dialect: expected one of nir, norse, .*, got 'lava'"),
-        (made, {"dialect": None}, "^dialect: expected one of nir, norse, .*, got None"),
-        (made, {"dt_ms": 0.0}, "^dt_ms: expected a finite value > 0, got 0.0"),
-        (made, {"dt_ms": float("nan")}, "^dt_ms: expected a finite value > 0, got nan"),
-        (made, {"dt_ms": float("inf")}, "^dt_ms: expected a finite value > 0, got inf"),
-        (lambda: made().readout, {}, "^network: expected a SpikingClassifier, got LeakyReadout"),
-        (with_other_readout, {}, "^readout: expected a LeakyReadout, got OtherReadout"),
+        (made, {"dt_ms": 0.0}, "^dt_ms, step_ms: expected a finite value > 0, got 0.0"),
         (
-            lambda: SpikingClassifier(12, 4, 10, dt_ms=DT_MS, layer=EulerAdLIFLayer),
-            {"allow_dropping": DROPPABLE},
-            "^layers.0: expected an ALIFLayer, got EulerAdLIFLayer; layers.1: .* got EulerAdLIF",
+            lambda: made(arp_ms=6.0, max_delay=5),
+            {"allow_dropping": ["synaptic delay"]},
+            "^layer_0: expected .* got refractory period, synaptic delays; .*, synaptic delays, ",
         ),
-        (
-            lambda: SpikingClassifier(12, 4, 10, 1, dt_ms=DT_MS, layer=AdLIFLayer),
-            {"allow_dropping": DROPPABLE},
-            "^layers.0: expected an ALIFLayer, got AdLIFLayer",
-        ),
-        (
-            lambda: SpikingClassifier(12, 4, 10, 1, dt_ms=DT_MS, layer=CSiLIFLayer),
-            {"allow_dropping": DROPPABLE},
-            "^layers.0: expected an ALIFLayer, got CSiLIFLayer",
-        ),
-        (
-            lambda: SpikingClassifier(12, 4, 10, dt_ms=DT_MS, layer=OtherLayer),
-            {"allow_dropping": DROPPABLE},
-            "^layers.0: expected an ALIFLayer, got OtherLayer",
-        ),
+        (with_other_readout, {}, "^readout: .* got class OtherReadout"),
+        *[
+            (
+                lambda layer=layer: SpikingClassifier(12, 4, 10, 1, dt_ms=DT_MS, layer=layer),
+                {"allow_dropping": DROPPABLE},
+                f"^layer_0: .* got class {layer.__name__}",
+            )
+            for layer in (EulerAdLIFLayer, AdLIFLayer, CSiLIFLayer, OtherLayer)
+        ],
         (
             lambda: made(rf_len=3),
             {"allow_dropping": DROPPABLE},
-            "^layers.0: expected what NIR supports, got temporal receptive field; layers.1: ",
+            "^layer_0: .* got temporal receptive field",
         ),
-        (
-            lambda: made(rf_len=3, arp_ms=6.0),
-            {},
-            "^layers.0: expected what NIR supports, got refractory period, temporal receptive",
-        ),
-        (
-            lambda: with_parameter(made(), "layers.1.beta", 1.0),
-            {},
-            "^layers.1: expected 0 < beta < 1, got 1",
-        ),
-        (
-            lambda: with_parameter(made(), "readout.beta", 0.0),
-            {},
-            "^readout: expected 0 < beta < 1, got 0",
-        ),
+        *[
+            (
+                lambda name=name, beta=beta: with_parameter(made(), f"{name}.beta", beta),
+                {},
+                f"^{label}: .* got beta outside 0 < beta < 1",
+            )
+            for name, label, beta in (
+                ("layers.1", "layer_1", 1.0), ("readout", "readout", 0.0),
+                ("layers.0", "layer_0", float("nan")),
+            )
+        ],
         *[
             (
                 lambda name=name: with_parameter(made(), name, float("nan")),
                 {},
-                f"^{name.rsplit('.', 1)[0]}: expected finite numbers, got {name.split('.')[-1]} ",
+                "^(layer_.|readout): expected finite weights and biases, got NaN or Inf",
             )
-            for name in ("layers.0.weight", "layers.1.bias", "layers.0.beta",
-                         "layers.1.recurrent_weight", "readout.weight")
+            for name in ("layers.0.weight", "layers.1.bias", "layers.1.recurrent_weight",
+                         "readout.weight")
         ],
     ],
 )  # fmt: skip
@@ -633,7 +598,7 @@ def test_networks_that_are_refused(net, options, message):
     [
         ({"decay": "Euler"}, "^decay: expected one of exact, euler, got 'Euler'"),
         ({"gain": "R"}, "^gain: expected one of weights, leak, r, none, got 'R'"),
-        ({"step_ms": 0.0}, "^step_ms: expected a finite value > 0, got 0.0"),
+        ({"step_ms": 0.0}, "^dt_ms, step_ms: expected a finite value > 0, got 0.0"),
     ],
 )
 def test_dialects_that_are_refused(options, message):
@@ -702,215 +667,114 @@ def edges(add=(), remove=(), nodes=()) -> Any:
     return make
 
 
-def no_hidden_layer(readout=None):
-    nodes = {
-        "in": nir.Input({"input": np.array([2])}),
-        "w": nir.Linear(np.ones((2, 2))),
-        "read": readout or nir.LI(np.full(2, 0.01), np.ones(2), np.zeros(2)),
-        "out": nir.Output({"output": np.array([2])}),
-    }
-    return nir.NIRGraph(nodes, [("in", "w"), ("w", "read"), ("read", "out")])
-
-
 ONES = np.ones(5)
 CUBA = nir.CubaLIF(ONES, ONES, ONES, ONES, ONES)
 REC = nir.Linear(np.eye(5))
 
 
+CHAIN = "^graph: expected one chain of nodes, got "
+KINDS = "^graph: expected .Affine or Linear, LIF. once or more, .* got "
+FINITE = "^node '{}': expected finite weights, biases and r, got NaN or Inf"
+TAU = "^node '{}': expected tau in s with β from 0.001 to 0.999 for steps of 1 ms, got {:g}$"
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        # types
-        (lambda: nir.Linear(np.eye(5)), "^graph: expected a nir.NIRGraph, got Linear"),
-        (changed(z=CUBA), "^node 'z': expected one of Input, Affine, .* got CubaLIF"),
-        (changed(z=a_graph()), "^node 'z': expected one of .* got NIRGraph"),
-        (changed(w=nir.Scale(ONES)), "^node 'w': expected one of .* got Scale"),
-        (changed(z=nir.LI(ONES, ONES, ONES)), "^node 'w': expected Output after 'z', got Affine"),
-        (no_hidden_layer, "^node 'read': expected a LIF between 'in' and it"),
+        # kinds of nodes
+        (changed(z=CUBA), KINDS + "Affine LIF Linear CubaLIF Affine LI$"),
+        (changed(w=nir.Scale(ONES)), KINDS + "Affine LIF Linear LIF Scale LI"),
+        (changed(z=nir.LI(ONES, ONES, ONES)), KINDS + "Affine LIF Linear LI Affine LI"),
+        (edges([("A.lif", "z")], [("A.lif", "1"), ("1", "z")]), KINDS + "Affine LIF LIF Affine LI"),
         (
-            lambda: no_hidden_layer(
-                nir.LIF(np.full(2, 0.01), np.ones(2), np.zeros(2), np.full(2, NEVER))
-            ),
-            "^node 'read': expected a LIF between 'in' and it",
-        ),
-        (
-            edges(
-                [("read", "r"), ("r", "read")],
-                nodes={
-                    "r": nir.Linear(np.eye(3)),
-                    "read": node_lif(np.random.default_rng(0), 3, v_threshold=np.full(3, NEVER)),
-                },
-            ),
-            "^node 'r': expected a LIF that can spike, got 'read'",
-        ),
-        (
-            parameter("z", "v_threshold", np.full(4, NEVER)),
-            r"^node 'z': expected v_threshold of shape \[5\], got \[4\]",
+            edges([("in", "w")], [("in", "0"), ("0", "A.lif"), ("A.lif", "1"), ("1", "z"),
+                                  ("z", "w"), ("A.lif", "A.rec"), ("A.rec", "A.lif")]),
+            KINDS + "Affine LI",
         ),
         # edges
-        (changed(more=REC), "^node 'more': expected one chain of nodes, got this one outside it"),
-        (
-            changed(more=shaped(np.array([3]))),
-            r"^graph: expected one Input, got \['in', 'more'\]",
-        ),
-        (changed(**{"in": REC}), r"^graph: expected one Input, got \[\]"),
-        (
-            edges(remove=[("read", "out")]),
-            r"^node 'read': expected one edge to Output, got \[\]",
-        ),
+        (changed(more=shaped(np.array([3]))), CHAIN + r"\['in', 'more'"),
+        (changed(**{"in": REC}), CHAIN + r"\[\] and besides"),
+        (edges(remove=[("read", "out")]), CHAIN + ".*'read'"),
         (
             edges([("z", "more"), ("more", "read")], nodes={"more": nir.Linear(np.ones((3, 5)))}),
-            r"^node 'z': expected one edge to Affine or Linear or Output, got \['w', 'more'\]",
-        ),
-        (
-            edges([("in", "more"), ("more", "z")], nodes={"more": nir.Linear(np.ones((5, 12)))}),
-            r"^node 'in': expected one edge to Affine or Linear, got \['0', 'more'\]",
+            CHAIN + r".* and besides \[\('more', 'read'\), \('z', 'more'\)\]",
         ),
         (
             edges([("more", "read")], nodes={"more": nir.Linear(np.ones((3, 5)))}),
-            r"^node 'read': expected edges from \['w'\], got \['w', 'more'\]",
+            CHAIN + r".* and besides \[\('more', 'read'\)\]",
         ),
-        (
-            edges([("in", "z")], [("1", "z")]),
-            r"^node 'in': expected one edge to Affine or Linear, got \['0', 'z'\]",
-        ),
-        (
-            edges([("A.lif", "z")], [("A.lif", "1"), ("1", "z")]),
-            "^node 'z': expected Affine or Linear or Output after 'A.lif', got LIF",
-        ),
-        (edges([("in", "0")]), "^edge 'in' → '0': expected one, between nodes of the graph"),
-        (edges([("w", "nowhere")]), "^edge 'w' → 'nowhere': expected one, between nodes of the"),
-        (edges([("out", "in")]), "^edge 'out' → 'in': expected .* not from an Output"),
-        # loops
-        (
-            edges([("z", "z")]),
-            r"^node 'z': expected an Affine or Linear from 'z' back to it .* got LIF from",
-        ),
+        (edges([("w", "1")]), CHAIN + r".* and besides \[\('w', '1'\)\]"),
+        # recurrence
+        (edges([("z", "z")]), CHAIN + ".*'z', 'z'"),
         (
             edges([("z", "r"), ("r", "z")], nodes={"r": node_lif(np.random.default_rng(0), 5)}),
-            r"^node 'r': expected an Affine or Linear from 'z' back to it .* got LIF from \['z'\]",
+            CHAIN + r".* and besides \[\('r', 'z'\), \('z', 'r'\)\]",
         ),
+        (edges([("z", "r"), ("r", "z")], nodes={"r": nir.Scale(ONES)}), CHAIN + ".*'r'"),
         (
             edges([("z", "r"), ("r", "z"), ("z", "s"), ("s", "z")], nodes={"r": REC, "s": REC}),
-            r"^node 'z': expected one recurrent Affine or Linear, got \['r', 's'\]",
+            CHAIN + r".* and besides \[\('r', 'z'\), \('z', 'r'\)\]",
         ),
-        (
-            edges([("w", "z")]),
-            r"^node 'w': expected an Affine or Linear from 'z' back to it and nowhere else, got "
-            r"Affine from \['z'\] to \['read', 'z'\]",
-        ),
+        (edges([("w", "z")]), CHAIN + ".* and besides .*'read', 'out'"),
         (
             edges([("z", "r"), ("r", "z"), ("r", "A.lif")], nodes={"r": nir.Linear(np.eye(5))}),
-            r"^node 'A.lif': expected edges from \['0'\], got \['0', 'r'\]",
-        ),
-        (edges([("read", "w")]), r"^node 'read': expected one edge to Output, got \['out', 'w'\]"),
-        (edges([("w", "1")]), r"^node '1': expected edges from \['A.lif'\], got \['A.lif', 'w'\]"),
-        # shapes
-        *[
-            (
-                changed(**{"in": shaped(shape)}),
-                rf"^node 'in': expected a shape \[n\], got {re.escape(got)}",
-            )
-            for shape, got in (
-                (np.array([3, 4]), "[3, 4]"), (np.array([0]), "[0]"), (np.array([1.5]), "[1.5]"),
-                (np.array(12), "12"), (None, "None"), (np.arange(10**4), "[0, 1, 2"),
-            )
-        ],
-        (
-            changed(**{"in": shaped(np.array([11]))}),
-            r"^node '0': expected weight of shape \[n, 11\], got \[7, 12\]",
-        ),
-        (
-            changed(out=nir.Output({"output": np.array([4])})),
-            r"^node 'out': expected a shape \[3\], got \[4\]",
-        ),
-        (
-            changed(out=nir.Output({"output": np.array([1, 3])})),
-            r"^node 'out': expected a shape \[n\], got \[1, 3\]",
-        ),
-        (
-            changed(**{"1": nir.Linear(np.ones((2, 5, 7)))}),
-            r"^node '1': expected weight of shape \[n, 7\], got \[2, 5, 7\]",
-        ),
-        (
-            changed(**{"1": nir.Linear(np.ones((0, 7)))}),
-            r"^node '1': expected weight of shape \[n, 7\], got \[0, 7\]",
-        ),
-        (
-            changed(**{"A.rec": nir.Linear(np.ones((7, 6)))}),
-            r"^node 'A.rec': expected weight of shape \[7, 7\], got \[7, 6\]",
-        ),
-        (
-            changed(z=node_lif(np.random.default_rng(0), 6)),
-            r"^node 'z': expected v_leak of shape \[5\], got \[6\]",
-        ),
-        (parameter("z", "tau", np.array(1.0)), r"^node 'z': expected tau of shape \[5\], got \[\]"),
-        (parameter("w", "bias", np.ones(4)), r"^node 'w': expected bias of shape \[3\], got \[4\]"),
-        (
-            parameter("A.rec", "bias", np.ones((7, 1))),
-            r"^node 'A.rec': expected bias of shape \[7\], got \[7, 1\]",
+            CHAIN + r".* and besides \[\('r', 'A.lif'\)\]",
         ),
         # numbers
         *[
-            (
-                parameter(name, key, bad),
-                f"^node '{name}': expected finite numbers, got {key} with NaN or Inf",
-            )
-            for name, key, bad in (
-                ("0", "weight", np.nan), ("0", "bias", np.inf), ("A.rec", "weight", np.nan),
-                ("A.rec", "bias", -np.inf), ("z", "r", np.nan), ("z", "tau", np.inf),
-                ("z", "v_threshold", np.nan), ("z", "v_leak", np.nan), ("read", "tau", np.nan),
+            (parameter(name, key, bad), FINITE.format(node))
+            for name, key, bad, node in (
+                ("0", "weight", np.nan, "A.lif"), ("0", "bias", np.inf, "A.lif"),
+                ("A.rec", "weight", np.nan, "A.lif"), ("A.rec", "bias", -np.inf, "A.lif"),
+                ("z", "r", np.nan, "z"), ("w", "weight", np.nan, "read"),
             )
         ],
-        (
-            parameter("w", "bias", np.full(3, np.longdouble("1e4000"))),
-            "^node 'w': expected finite numbers, got bias with NaN or Inf",
-        ),
-        (parameter("1", "weight", np.ones((5, 7), complex)), "^node '1': .* got complex128"),
-        (parameter("1", "weight", np.full((5, 7), "1")), "^node '1': expected weight of numbers"),
-        (parameter("z", "v_leak", 0.1), "^node 'z': expected v_leak = 0, got another value"),
-        (parameter("z", "v_reset", -0.1), "^node 'z': expected v_reset = 0, got another value"),
-        (parameter("read", "v_leak", 0.1), "^node 'read': expected v_leak = 0, got another"),
-        (parameter("z", "v_threshold", 0.0), "^node 'z': expected v_threshold > 0, got 0"),
-        (parameter("z", "v_threshold", -1.0), "^node 'z': expected v_threshold > 0, got -1"),
+        (parameter("z", "v_leak", 0.1), "^node 'z': expected v_leak = 0, got 0.1"),
+        (parameter("z", "v_reset", -0.1), "^node 'z': expected v_reset = 0, got -0.1"),
+        (parameter("read", "v_leak", 0.1), "^node 'read': expected v_leak = 0, got 0.1"),
+        (parameter("z", "v_leak", np.nan), "^node 'z': expected v_leak = 0, got nan"),
         *[
-            (
-                parameter("z", "tau", tau),
-                f"^node 'z': expected tau from 0.000144765 to 0.9995 s for .* 1 ms, got {tau:g}$",
-            )
-            for tau in (20.0, 1.001, 1.44e-4, 0.0, -0.01)
+            (parameter("z", "v_threshold", x), f"^node 'z': expected v_threshold > 0, got {x:g}")
+            for x in (0.0, -1.0, np.nan)
         ],
-        (
-            parameter("read", "tau", 20.0),
-            "^node 'read': expected tau from 0.000144765 to 0.9995 s for steps of 1 ms, got 20",
-        ),
-        (
-            parameter("z", "v_threshold", 1e-320),
-            r"^node 'z': expected weight × r \(1 − β\) / v_threshold in the range of torch.float64",
-        ),
-        (
-            lambda: a_graph(
-                w=nir.Linear(np.full((3, 5), 1e300)), **{"1": nir.Linear(np.ones((5, 7), "f4"))}
-            ),
-            r"^node 'read': expected weight × .* in the range of torch.float32",
-        ),
+        *[
+            (parameter(name, "tau", tau), TAU.format(name, tau))
+            for name, tau in (
+                ("z", 20.0), ("z", 1.001), ("z", 1.44e-4), ("z", 0.0), ("z", -0.01), ("z", np.nan),
+                ("z", np.inf), ("read", 20.0),
+            )
+        ],
     ],
 )  # fmt: skip
 def test_graphs_that_are_refused(make, message):
-    with pytest.raises(ValueError, match=message) as caught:
+    with pytest.raises(ValueError, match=message):
         from_nir(make(), 1.0)
-    assert len(str(caught.value)) < 200
+
+
+@pytest.mark.parametrize(
+    "replaced",
+    [
+        {"1": nir.Linear(np.ones((5, 6)))},
+        {"A.rec": nir.Linear(np.ones((7, 6)))},
+        {"z": node_lif(np.random.default_rng(0), 6)},
+        {"1": nir.Linear(np.ones((2, 5, 7)))},
+    ],
+)
+def test_shapes_that_do_not_match(replaced):
+    """nir checks shapes, unless told not to; then PyTorch does."""
+    with pytest.raises((ValueError, RuntimeError), match="size|weight"):
+        from_nir(a_graph(**replaced), 1.0)(made_spikes())
 
 
 @pytest.mark.parametrize("dt_ms", [0.0, -1.0, float("nan"), float("inf")])
 def test_a_bad_step_of_a_graph(dt_ms):
-    with pytest.raises(ValueError, match=f"^dt_ms: expected a finite value > 0, got {dt_ms}"):
+    with pytest.raises(ValueError, match=f"dt_ms, step_ms: expected a finite .* got {dt_ms}"):
         from_nir(a_graph(), dt_ms)
 
 
 def test_without_nir_the_extra_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "nir", None)
     graph = a_graph()
-    for call in (lambda: to_nir(made(), DT_MS), lambda: from_nir(graph, DT_MS)):
+    for call in (lambda: to_nir(made(), DT_MS), lambda: write("graph.nir", graph)):
         with pytest.raises(ModuleNotFoundError, match=r"pip install 'blockspike\[nir\]'"):
             call()

@@ -10,7 +10,7 @@ from torch import Tensor
 
 import blockspike as bs
 from blockspike.networks.pieces import run_in_pieces
-from blockspike.neurons.surrogate import spike
+from blockspike.neurons.surrogates import spike
 
 LAYERS = [bs.AdLIFLayer, bs.CSiLIFLayer]
 
@@ -131,7 +131,7 @@ def test_a_delayed_recurrence_delivers_the_random_spikes_once():
         layer.recurrent_weight.fill_(30.0)
         layer.weight.zero_()
     torch.manual_seed(5)
-    membrane = layer.trace(x[:4]).membrane
+    membrane = layer.trace(x[:4], membrane=True).membrane
     torch.manual_seed(5)
     first, u, w = torch.rand(3, 3, 12, dtype=torch.float64)
     s = first

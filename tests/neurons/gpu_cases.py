@@ -9,7 +9,7 @@ from neuron_cases import make_inputs
 
 pytest.importorskip("triton", reason="our dev environment has Triton on Linux only")
 
-from blockspike.neurons import simulate
+from blockspike.neurons import ops
 from blockspike.neurons.gpu import events as events_gpu
 from blockspike.neurons.gpu import fused as fused_gpu
 from blockspike.neurons.gpu.graphs import Graph
@@ -23,7 +23,7 @@ WIDE = [] if INTERPRETED else [(403, 5, 70)]  # the interpreter takes 2 ms a ste
 def triton_kernels(monkeypatch):
     """Make method "fused" use the Triton kernels, with small tiles when interpreted."""
     if DEVICE.type == "cpu":
-        monkeypatch.setattr(simulate, "fused_cpu", fused_gpu.fused_gpu)
+        monkeypatch.setattr(ops, "_kernels", lambda device: fused_gpu)
         for module, name, value in [
             (fused_gpu, "CHUNK", 2),
             (fused_gpu, "TILE", 8),

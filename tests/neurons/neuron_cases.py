@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
-from unittest.mock import patch
 
 import torch
 from torch import Tensor
@@ -20,11 +19,9 @@ from blockspike.neurons import (
     Surrogate,
     Triangular,
 )
-from blockspike.neurons.alif import methods
-from blockspike.neurons.alif.blocks import blocks
-from blockspike.neurons.alif.step import ALIF
+from blockspike.neurons.alif import ALIF
 from blockspike.neurons.model import NeuronModel, exp, maximum, where
-from blockspike.neurons.spec import Detach
+from blockspike.neurons.simulate import Detach
 
 METHODS = ["standard", "blocks", "parallel blocks", "fused"]
 SURROGATES: list[Surrogate] = [FastSigmoid(), Boxcar(), MultiGaussian()]
@@ -41,7 +38,7 @@ class Gaussian(Surrogate):
     def formula(margin, constants):
         _, _, sigma, height = constants
         x = margin / sigma
-        return height * exp(-0.5 * x * x)
+        return height * torch.exp(-0.5 * x**2)
 
 
 OTHER_SURROGATES: list[Surrogate] = [
@@ -59,11 +56,13 @@ GRID = 1 / 64  # currents and weights are multiples, so that sums are exact in a
 
 
 def alif(*args, method: Any = "fused", **options) -> SpikeTrace:
-    """`neurons.alif` with a method "parallel blocks": "blocks" by matrix products, not kernels."""
+    """`neurons.alif` with a method "parallel blocks": "blocks" by matrix products, not kernels.
+
+    This form is the one that has the membrane.
+    """
     if method != "parallel blocks":
         return neurons.alif(*args, method=method, **options)
-    with patch.object(methods, "blocks_cpu", blocks):
-        return neurons.alif(*args, method="blocks", **options)
+    return neurons.alif(*args, method="blocks", **{**options, "membrane": True})
 
 
 def on_grid(x: Tensor) -> Tensor:
@@ -183,43 +182,34 @@ def least_step(drive, parameters, constants, state, fire):
     _, one = constants
     (membrane,) = state
     membrane = beta * membrane + drive
-    spike, kept = fire(membrane - one)
-    return spike, membrane - one, (membrane * kept,)
-
-
-def reverse_least_step(
-    drive, parameters, constants, state, margin, slope, grad_spike, reset_has_grad, grad_state
-):
-    """Derivative of `least_step` with spikes detached."""
-    (beta,) = parameters
-    zero, one = constants
-    (membrane,) = state
-    grad_before = grad_state[0] * where(margin > zero, zero, one) + grad_spike * slope
-    return grad_before, (grad_before * membrane,), (beta * grad_before,)
+    spike, kept = fire(membrane, one)
+    return spike, membrane, one, (membrane * kept,)
 
 
 def varied_step(drive, parameters, constants, state, fire):
-    """Every operation of a step, in a model whose derivative nobody has written."""
+    """Every operation of a step."""
     beta, b = parameters
     _, one = constants
     membrane, adaptation, since = state
     closed = (since > 0) & (since < 3) | (since == 7)
     drive = where(closed, 0.25 * drive, maximum(drive, -0.5) / (1.5 + abs(adaptation)))
-    margin = beta * membrane + drive - b * adaptation - one
-    spike, kept = fire(margin)
-    membrane = (margin + one) * kept - 0.1 * (one - kept)
-    adaptation = beta * maximum(adaptation, -margin) + spike
-    return spike, margin, (membrane, adaptation, where(margin > 0, 1, maximum(since - 1, 0)))
+    before = beta * membrane + drive + 0.01 * exp(-drive) + 0.01 * membrane**2
+    threshold = one + b * adaptation
+    spike, kept = fire(before, threshold)
+    membrane = before * kept - 0.1 * (one - kept)
+    adaptation = beta * maximum(adaptation, threshold - before) + spike
+    since = where(before - threshold > 0, 1, maximum(since - 1, 0))
+    return spike, before, threshold, (membrane, adaptation, since)
 
 
-WITHOUT_DERIVATIVE = NeuronModel(
+VARIED = NeuronModel(
     "varied",
     ("beta", "b"),
     ("membrane", "adaptation"),
     varied_step,
     counters=("since",),
 )
-LEAST = NeuronModel("least", ("beta",), ("membrane",), least_step, reverse_least_step)
+LEAST = NeuronModel("least", ("beta",), ("membrane",), least_step)
 
 
 def distance_of_alif(

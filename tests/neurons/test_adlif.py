@@ -102,6 +102,7 @@ def test_equations_in_plain_numbers(method):
         torch.tensor(currents, dtype=torch.float64).view(-1, 1, 1),
         *torch.tensor([[alpha], [beta], [a], [b]], dtype=torch.float64),
         method=method,
+        membrane=True,
     )
     assert trace.spikes.flatten().tolist() == spikes
     assert trace.membrane.flatten().tolist() == pytest.approx(membranes, rel=1e-12)
@@ -150,7 +151,9 @@ def test_the_state_grows_below_a_coupling_of_minus_one_plus_beta(method):
     alpha, beta = torch.tensor([0.9, 0.9]).double(), torch.tensor([0.97, 0.97]).double()
     a = torch.tensor([-0.0305, -0.0295]).double()
     state = {"membrane": -0.001}
-    trace = bs.adlif(current, alpha, beta, a, torch.zeros(2).double(), state=state, method=method)
+    trace = bs.adlif(
+        current, alpha, beta, a, torch.zeros(2).double(), state=state, method=method, membrane=True
+    )
     grown = (trace.membrane[-1] / trace.membrane[500]).flatten()
     assert grown[0] > 1.1 and grown[1] < 0.9 and not trace.spikes.any()
 

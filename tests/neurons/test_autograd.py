@@ -1,16 +1,13 @@
-"""Second derivatives are correct where they exist and refused by name everywhere else."""
+"""Second derivatives: right where they exist, an error of PyTorch elsewhere."""
 
-import ast
 import math
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from neuron_cases import SURROGATES, assert_close, distance_of_alif, make_inputs
 
-import blockspike
 from blockspike.fitting.distance import Window, squared_distance
 from blockspike.fitting.metrics import van_rossum_distance
 from blockspike.networks import layers as networks
@@ -19,13 +16,10 @@ from blockspike.networks.convolution import causal_convolution
 from blockspike.networks.delays import Delays
 from blockspike.networks.synapses import synaptic_current
 from blockspike.neurons import Boxcar, FastSigmoid, alif, leaky_integrate, loop
-from blockspike.neurons.alif import standard
-from blockspike.neurons.alif.blocks import blocks
-from blockspike.neurons.alif.inputs import alif_inputs
 from blockspike.neurons.cpu.events import SpikeEvents
 from blockspike.neurons.euler_adlif import euler_adlif
 from blockspike.neurons.events import EventBatch
-from blockspike.neurons.surrogate import MultiGaussian, Surrogate
+from blockspike.neurons.surrogates import MultiGaussian, Surrogate
 
 
 def integral(margin, surrogate: Surrogate):
@@ -90,7 +84,7 @@ def test_second_derivatives_of_the_alif_loop(surrogate, detach_spikes, recurrent
         return alif(**inputs, **options, arp=2, method="standard").spikes
 
     found = second_derivatives(spikes, inputs)
-    monkeypatch.setattr(standard, "spike", straight_through)
+    monkeypatch.setattr(loop, "spike", straight_through)
     assert_second_derivatives(found, second_derivatives(spikes, inputs))
 
 
@@ -155,7 +149,7 @@ def test_a_gradient_penalty_of_a_whole_network(monkeypatch):
 
     inputs = {"x": spikes} | dict(net.named_parameters())
     found = second_derivatives(scores, inputs)
-    monkeypatch.setattr(standard, "spike", straight_through)
+    monkeypatch.setattr(loop, "spike", straight_through)
     monkeypatch.setattr(networks, "leaky_integrate", integrate_by_a_loop)
     expected = second_derivatives(scores, inputs)
     assert_second_derivatives(found, expected)
@@ -179,8 +173,7 @@ def blocks_by_their_kernel():
 
 def parallel_blocks():
     inputs = make_inputs((9, 2, 4))
-    options: dict[str, Any] = {"surrogate": MultiGaussian(), "detach_spikes": True}
-    return blocks(alif_inputs(**inputs, arp=1, **options)).spikes, inputs["current"]
+    return alif(**inputs, arp=1, membrane=True, method="blocks").spikes, inputs["current"]
 
 
 def fitting():
@@ -201,60 +194,34 @@ def fired_spikes():
     return synaptic_current(spikes, weight, random(4), events=SpikeEvents(spikes.detach())), spikes
 
 
-REFUSED = {
-    fused_alif: r"^method='fused' .*: .*no second derivative, got create_graph.*='standard'$",
-    fused_adlif: r"^method='fused' .*: .*no second derivative, got create_graph.*='standard'$",
-    blocks_by_their_kernel: r"^.*'blocks' on a CPU.*: expected no second deriv.*='standard'$",
-    parallel_blocks: r"^method='blocks': expected no second derivative.*method='standard'$",
-    fitting: r"^fitting with method='fused': expected no second derivative.*method='standard'$",
-    events: r"^event-driven synapses: expected no second derivative.*synapses='dense'$",
-    fired_spikes: r"^event-driven synapses: expected no second derivative.*synapses='dense'$",
-}
+KERNELS = [
+    fused_alif,
+    fused_adlif,
+    blocks_by_their_kernel,
+    parallel_blocks,
+    fitting,
+    events,
+    fired_spikes,
+]
 
 
-@pytest.mark.parametrize("operation", REFUSED, ids=lambda function: function.__name__)
-def test_kernels_refuse_second_derivatives(operation):
+@pytest.mark.parametrize("operation", KERNELS, ids=lambda function: function.__name__)
+def test_kernels_have_no_second_derivative(operation):
+    """PyTorch says so; a second derivative that lacks a part would be worse."""
     out, leaf = operation()
-    assert torch.autograd.grad(out.sum(), leaf)[0].any()
-    out, leaf = operation()
-    with pytest.raises(RuntimeError, match=REFUSED[operation]):
-        torch.autograd.grad(out.sum(), leaf, create_graph=True)
-    out, leaf = operation()
-    with pytest.raises(RuntimeError, match=REFUSED[operation]):
-        out.sum().backward(create_graph=True)
+    (expected,) = torch.autograd.grad(out.sum(), leaf, retain_graph=True)
+    (grad,) = torch.autograd.grad(out.sum(), leaf, create_graph=True)
+    assert expected.any() and torch.equal(grad.detach(), expected)
+    with pytest.raises(RuntimeError):
+        torch.autograd.grad(grad.square().sum(), leaf, retain_graph=True)
+    with pytest.raises(RuntimeError):
+        grad.square().sum().backward()
 
 
 def test_a_gradient_penalty_is_not_silently_wrong():
-    """A network with default options refuses, by whichever of its kernels comes first."""
+    """A network with default options raises, by whichever of its kernels comes first."""
     net = make_network()
     x = (random(25, 2, 10) < 0.3).double().requires_grad_()
-    with pytest.raises(RuntimeError, match="no second derivative"):
-        torch.autograd.grad(net(x).scores.sum(), x, create_graph=True)
-
-
-# These are made of PyTorch's operations or of themselves; they are tested above, or are
-# straight-through.
-DIFFERENTIABLE = {"_Spike", "_LeakyIntegrate", "_SpikeWhereOne", "_Drawn"}
-
-
-def test_every_autograd_function_is_guarded_or_differentiable():
-    guarded, others = set(), set()
-    for path in Path(blockspike.__file__).parent.rglob("*.py"):
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            bases = map(ast.unparse, node.bases) if isinstance(node, ast.ClassDef) else ()
-            if any(base.endswith("Function") for base in bases):
-                backward = next(x for x in node.body if getattr(x, "name", "") == "backward")  # pyright: ignore
-                decorators = [ast.unparse(d) for d in backward.decorator_list]  # pyright: ignore
-                is_guarded = any(d.startswith("differentiable_once(") for d in decorators)
-                (guarded if is_guarded else others).add(node.name)  # pyright: ignore
-    assert others == DIFFERENTIABLE
-    assert guarded == {
-        "_Fused",
-        "_Blocks",
-        "_FittingDistance",
-        "_EscapeLikelihood",
-        "_InPieces",
-        "_EventCurrents",
-        "_DelayedCurrent",
-        "_InTorch",
-    }
+    (grad,) = torch.autograd.grad(net(x).scores.sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError):
+        grad.square().sum().backward()

@@ -8,7 +8,7 @@ from neuron_cases import DETACHED, assert_close, make_inputs
 from torch import Tensor
 
 import blockspike as bs
-from blockspike.neurons.surrogate import spike
+from blockspike.neurons.surrogates import spike
 
 SURROGATE = bs.MultiGaussian()
 

@@ -32,7 +32,8 @@ def simulate(current, beta, p, b, arp):
 @pytest.mark.parametrize("method", METHODS)
 def test_against_plain_numbers(method, arp):
     inputs = make_inputs((60, 2, 3))
-    trace = alif(**inputs, arp=arp, method=method)
+    trace = alif(**inputs, arp=arp, membrane=True, method=method)
+    assert trace.membrane is not None and trace.threshold is not None
     for sample in range(2):
         for i in range(3):
             beta, p, b = (inputs[name][i].item() for name in ("beta", "p", "b"))
@@ -142,20 +143,23 @@ def test_expanded_gradient_and_current(recurrent):
     assert_close(grads[1], grads[0], 1e-9, "beta")
 
 
+@pytest.mark.parametrize("membrane", [True, False])
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("method", METHODS)
-def test_no_argument_is_modified(method, dtype):
+def test_no_argument_is_modified(method, dtype, membrane):
     inputs = make_inputs((40, 2, 5), recurrent=True, dtype=dtype)
     before = {name: value.detach().clone() for name, value in inputs.items()}
     versions = {name: value._version for name, value in inputs.items()}
-    trace = alif(**inputs, arp=2, method=method)
+    trace = alif(**inputs, arp=2, membrane=membrane, method=method)
     gradient = torch.ones_like(trace.spikes)
     trace.spikes.backward(gradient)
-    _ = trace.membrane
     for name, value in inputs.items():
         assert torch.equal(value, before[name]) and value._version == versions[name], name
     assert (gradient == 1).all()
-    assert trace.spikes.dtype == trace.membrane.dtype == trace.threshold.dtype == dtype
+    assert trace.spikes.dtype == trace.state.values.dtype == dtype
+    if membrane:
+        assert trace.membrane is not None and trace.threshold is not None
+        assert trace.membrane.dtype == trace.threshold.dtype == dtype
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -33,7 +33,7 @@ BAD = [
     ({"arp": -1}, "arp", "≥ 0", "-1"),
     ({"arp": 1.0}, "arp", "int", "1.0"),
     ({"arp": True}, "arp", "int", "True"),
-    ({"surrogate": "boxcar"}, "surrogate", "Boxcar", "'boxcar'"),
+    ({"surrogate": "boxcar"}, "surrogate", "MultiGaussian", "'boxcar'"),
     ({"method": "quick"}, "method", "standard, blocks, fused", "'quick'"),
 ]
 

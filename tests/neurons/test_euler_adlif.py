@@ -64,6 +64,7 @@ def test_equations_in_plain_numbers(euler, method):
         recurrent_weight=torch.tensor([[weight]], dtype=torch.float64),
         recurrent_delay=delay,
         method=method,
+        membrane=True,
     )
     assert trace.spikes.flatten().tolist() == spikes
     assert trace.membrane.flatten().tolist() == pytest.approx(membranes, rel=1e-12)
@@ -110,9 +111,9 @@ def test_every_surrogate_and_type(euler, dtype, surrogate):
         ({"euler": "backward"}, "euler: expected one of symplectic, forward"),
         ({"method": "blocks"}, "method: expected one of standard, fused, got 'blocks'"),
         ({"recurrent_delay": 0}, "recurrent_delay: expected an int ≥ 1"),
-        ({"alpha": torch.zeros(3)}, "alpha: expected shape"),
+        ({"alpha": torch.zeros(3)}, "alpha: expected a tensor"),
         ({"b": torch.zeros(20)}, "b: expected torch.float64"),
-        ({"surrogate": "boxcar"}, "surrogate: expected a Surrogate such as"),
+        ({"surrogate": "boxcar"}, "surrogate: expected one such as"),
         ({"current": torch.zeros(3, 2)}, "current: expected a non-empty tensor"),
     ],
 )
@@ -131,5 +132,5 @@ def test_nan_is_reported_with_its_position(euler, method):
 
 
 def test_a_scale_that_is_not_finite_is_named():
-    with pytest.raises(NotFiniteError, match="^q: expected a finite number, got nan"):
+    with pytest.raises(NotFiniteError, match="^constants: expected finite numbers, got"):
         euler_adlif(torch.ones(5, 1, 2), *[torch.full((2,), 0.5)] * 4, q=float("nan"))

@@ -71,7 +71,7 @@ def simulate(x: dict[str, Tensor], **options: Any) -> bs.SpikeTrace:
 
 def run(x: dict[str, Tensor], of_membrane: bool = False, **options: Any) -> tuple[Tensor, dict]:
     leaves = {name: value.clone().requires_grad_() for name, value in x.items()}
-    trace = simulate(leaves, membrane_gradient=of_membrane, **options)
+    trace = simulate(leaves, membrane=of_membrane, **options)
     loss = (trace.spikes * cotangent(trace.spikes)).sum()
     if of_membrane:
         loss = loss + 0.1 * trace.membrane.square().sum()
@@ -133,6 +133,7 @@ def test_equations_in_plain_numbers(method):
         recurrent_weight=one(weight).view(1, 1),
         recurrent_delay=delay,
         method=method,
+        membrane=True,
     )
     assert trace.spikes.flatten().tolist() == spikes
     assert trace.membrane.flatten().tolist() == pytest.approx(membranes, rel=1e-12)
@@ -161,8 +162,9 @@ def test_every_type(coupled, dtype):
 def test_one_threshold_kernel_is_alif(dtype, method):
     x = make_inputs((300, 2, 20), False, dtype=dtype)
     beta, b, p = x["beta"], x["threshold_1"], x["threshold_decay_1"]
-    of_alif = bs.alif(x["current"], beta, p, b, arp=3, method=method)
-    of_glif = glif(x["current"], beta, refractory=3, threshold_kernels=[(b, p)], method=method)
+    of_alif = bs.alif(x["current"], beta, p, b, arp=3, method=method, membrane=True)
+    options = {"method": method, "membrane": True}
+    of_glif = glif(x["current"], beta, refractory=3, threshold_kernels=[(b, p)], **options)
     assert torch.equal(of_alif.spikes, of_glif.spikes) and of_alif.spikes.sum() > 100
     torch.testing.assert_close(of_glif.membrane, of_alif.membrane)
     torch.testing.assert_close(of_glif.threshold, of_alif.threshold)
@@ -172,12 +174,12 @@ def test_one_threshold_kernel_is_alif(dtype, method):
 @pytest.mark.parametrize("coupled", COUPLED)
 def test_pieces_are_the_whole(coupled, method):
     x = make_inputs((60, 2, 7), coupled, recurrent=True)
-    whole = simulate(x, method=method, recurrent_delay=2)
+    whole = simulate(x, method=method, recurrent_delay=2, membrane=True)
     state, pieces = None, []
     for first, last in ((0, 1), (1, 20), (20, 60)):
         piece = simulate(
             x | {"current": x["current"][first:last]}, method=method, recurrent_delay=2,
-            state=state,
+            state=state, membrane=True,
         )  # fmt: skip
         pieces.append(piece)
         state = piece.state
@@ -189,7 +191,7 @@ def test_pieces_are_the_whole(coupled, method):
 
 def test_refractory_neurons_keep_their_reset():
     x = make_inputs((80, 1, 12), False)
-    trace = simulate(x, refractory=3)
+    trace = simulate(x, refractory=3, membrane=True)
     reset = x["reset_share"] * trace.membrane
     for t, sample, neuron in trace.spikes[:-3].nonzero().tolist():
         held = trace.membrane[t + 1 : t + 4, sample, neuron]
@@ -205,9 +207,9 @@ def test_refractory_neurons_keep_their_reset():
         ({"threshold_kernels": [(None, None)] * 3}, "threshold_kernels: expected up to 2 pairs"),
         (
             {"threshold_kernels": [(0.1, 0.9)]},
-            r"threshold_kernels\[0\]: amplitude: expected a tensor",
+            r"threshold_kernels\[0\]: amplitude: expected \[5\], got float",
         ),
-        ({"reset_share": torch.zeros(4)}, "reset_share: expected shape"),
+        ({"reset_share": torch.zeros(4)}, "reset_share: expected a tensor"),
         ({"beta": 0.9}, r"beta: expected a tensor \[N\], got float"),
         (
             {"threshold_coupling": ThresholdCoupling(*[0.5] * 4)},  # pyright: ignore
@@ -247,11 +249,11 @@ def test_models_hold_each_other():
         ({"after_spike_currents": None}, "^after_spike_currents: expected a list of pairs"),
         (
             {"after_spike_currents": [(torch.zeros(4), torch.zeros(3))]},
-            r"^after_spike_currents\[0\]: amplitude: expected shape \[3\], got \[4\]",
+            r"^after_spike_currents\[0\]: amplitude: expected \[3\], got \[4\]",
         ),
         (
             {"threshold_kernels": [(torch.zeros(3), 0.9)]},
-            r"^threshold_kernels\[0\]: decay: expected a tensor",
+            r"^threshold_kernels\[0\]: decay: expected \[3\], got float",
         ),
     ],
 )

@@ -1,6 +1,7 @@
 """Compiled kernels on disk: written by several processes at once, and outdated by any change."""
 
 import fcntl
+import os
 import subprocess
 import sys
 import threading
@@ -143,3 +144,42 @@ def test_kernels_can_be_plain_python():
         [sys.executable, "-c", code], capture_output=True, text=True, env=variables
     )
     assert done.stdout == "6\n", done.stderr
+
+
+SCRIPT = """
+import torch
+import blockspike as bs
+from blockspike.neurons.cpu import fused
+
+def step(drive, parameters, constants, state, fire):
+    membrane = parameters[0] * state[0] + FACTOR * drive
+    spike, kept = fire(membrane, 1)
+    return spike, membrane, 1, (membrane * kept,)
+
+class Flat(bs.Surrogate):
+    @staticmethod
+    def formula(margin, constants):
+        return abs(margin) * SLOPE
+
+model = bs.NeuronModel("mine", ("beta",), ("membrane",), step)
+current = torch.ones(9, 1, 3, requires_grad=True)
+trace = bs.simulate(model, current, {"beta": torch.full((3,), 0.5)}, surrogate=Flat())
+(grad,) = torch.autograd.grad(trace.spikes.sum(), current)
+compiled = (sum(x.stats.cache_misses.values()) for x in (fused._forward, fused._backward))
+print(*compiled, int(trace.spikes.sum()), float(grad[-1, 0, 0]))
+"""
+
+
+@pytest.mark.slow
+def test_another_process_loads_the_kernels_of_the_same_model_and_surrogate(tmp_path):
+    def run(factor: str, slope: str) -> list[float]:
+        code = SCRIPT.replace("FACTOR", factor).replace("SLOPE", slope)
+        variables = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path)}
+        command = [sys.executable, "-c", code]
+        done = subprocess.run(command, capture_output=True, text=True, env=variables, check=True)
+        return [float(x) for x in done.stdout.split()]
+
+    assert run("0.75", "2") == [1, 1, 12, 0.375]
+    assert run("0.75", "2") == [0, 0, 12, 0.375]
+    assert run("0.75", "4") == [0, 1, 12, 0.75]
+    assert run("2", "4") == [1, 1, 27, 8.0]

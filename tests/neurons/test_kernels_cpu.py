@@ -4,6 +4,7 @@ import ctypes
 import inspect
 import multiprocessing
 import threading
+from typing import Any
 
 import numpy as np
 import pytest
@@ -26,9 +27,9 @@ def keep_num_threads():
 @pytest.mark.parametrize(
     ("method", "recurrent", "n_bytes"),
     [
-        ("fused", True, 4 + 12 / 8),
+        ("fused", True, 4 + 1 + 12 / 8),
         ("fused", False, 12 / 8),  # besides the current
-        ("blocks", True, 4 + 28 / 8),
+        ("blocks", True, 4 + 1 + 28 / 8),
         ("blocks", False, 28 / 8),
     ],
 )
@@ -46,7 +47,7 @@ def test_saved_bytes_per_neuron_step(method, recurrent, n_bytes):
     with saved_tensors_hooks(keep, lambda tensor: tensor):
         trace = alif(**inputs, arp=5, method=method)
     assert trace.spikes.untyped_storage().data_ptr() not in kept  # the caller may free it
-    total = sum(n for _, n in kept.values())  # without the spikes as bytes, kept for recurrence
+    total = sum(n for _, n in kept.values())
     assert total / trace.spikes.numel() == pytest.approx(n_bytes, rel=0.02)
 
 
@@ -167,15 +168,17 @@ def poison(monkeypatch, owner, name) -> list:
 @pytest.mark.parametrize("method", METHODS)
 def test_uninitialised_tensors_are_not_read(monkeypatch, method, recurrent, arp):
     inputs = make_inputs((65, 2, 17), recurrent=recurrent)
-    options = {"arp": arp, "detach_spikes": False, "method": method}
-    expected = run(inputs, **options)
-    membrane = alif(**inputs, **options).membrane
+    options: dict[str, Any] = {"arp": arp, "detach_spikes": False, "method": method}
+    with_membrane: dict[str, Any] = options | {"membrane": True}
+    expected, again = run(inputs, **options), run(inputs, **with_membrane)
+    membrane = alif(**inputs, **with_membrane).membrane
     calls = poison(monkeypatch, torch, "empty_like"), poison(monkeypatch, torch.Tensor, "new_empty")
     poison(monkeypatch, np, "empty")
     assert_same_result(run(inputs, **options), expected)
     with torch.no_grad():
         assert torch.equal(alif(**inputs, **options).spikes, expected[0])
-    assert torch.equal(alif(**inputs, **options).membrane, membrane)
+    assert_same_result(run(inputs, **with_membrane), again)
+    assert torch.equal(alif(**inputs, **with_membrane).membrane, membrane)
     assert all(calls)
 
 
@@ -200,7 +203,7 @@ def filled_memory():
 @pytest.mark.parametrize("method", METHODS)
 def test_uninitialised_scratch_of_the_kernels_is_not_read(method, recurrent, arp, request):
     inputs = make_inputs((35, 2, 3), recurrent=recurrent)
-    options = {"arp": arp, "detach_spikes": False, "method": method}
+    options: dict[str, Any] = {"arp": arp, "detach_spikes": False, "method": method}
     expected = run(inputs, **options)
     request.getfixturevalue("filled_memory")
     assert_same_result(run(inputs, **options), expected)

@@ -22,7 +22,7 @@ from blockspike.neurons.cpu.events import event_currents, event_weight_gradient,
 from blockspike.neurons.cpu.lane_memory import BLOCK
 from blockspike.neurons.cpu.lanes import LANES_BYTES
 from blockspike.neurons.cpu.tiles import add_feedback, add_recurrent
-from blockspike.neurons.surrogate import MultiGaussian
+from blockspike.neurons.surrogates import MultiGaussian
 
 WIDTH, N_STEPS = 1024, 33
 N_COLUMNS = 2**27 + WIDTH  # the last 18 of N_STEPS rows are beyond element 2³¹

@@ -8,12 +8,13 @@ from neuron_cases import alif, make_inputs
 from test_large_index import sparse  # noqa: F401
 from torch import Tensor
 
-from blockspike.neurons.alif.step import ALIF
+from blockspike.neurons.alif import ALIF
+from blockspike.neurons.derivative import derived, slope_text
 from blockspike.neurons.gpu import fused as fused_gpu
 from blockspike.neurons.gpu import kernels as kernels_gpu
 from blockspike.neurons.gpu.events import _sum_rows
 from blockspike.neurons.gpu.kernels import in_triton
-from blockspike.neurons.surrogate import FastSigmoid
+from blockspike.neurons.surrogates import FastSigmoid
 
 pytestmark = [
     pytest.mark.usefixtures("triton_kernels"),
@@ -43,31 +44,36 @@ def test_neurons(tall):
     current, *parameters = (x.detach() for x in inputs.values())
     current, parameters = current[:, 0], torch.stack(parameters)
     constants = torch.tensor([0.0, 1.0, 2.0])
-    step, reverse_step = in_triton(ALIF.step), in_triton(ALIF.reverse_step)
+    of_model = derived(ALIF, 3)
+    step, reverse_step = in_triton(of_model.step), in_triton(of_model.reverse_all)
     grad_spikes = torch.randn(current.shape, generator=torch.Generator().manual_seed(0))
-    counts, found = fused_gpu.sizes(ALIF, 3), []
+    counts, found = fused_gpu.sizes(of_model, 3), []
     for place in (lambda x: x, tall):
         rows, n_rows = place(current), N_STEPS if place is tall else 8
-        spikes, margin, drives = (place(torch.zeros_like(current)) for _ in range(3))
+        spikes, membrane, threshold, drives = (place(torch.zeros_like(current)) for _ in range(4))
+        spike_bytes = place(torch.zeros_like(current, dtype=torch.uint8))
         saved = torch.zeros(8 // fused_gpu.CHUNK * 3, N_COLUMNS)
         if place is tall:
             saved = tall(saved, n_rows // fused_gpu.CHUNK * 3)
         state = torch.zeros(3, N_COLUMNS)
         fused_gpu._launch(
             kernels_gpu.forward, N_COLUMNS, rows, rows, parameters, constants, state, spikes,
-            margin, drives, saved, n_rows - 8, n_rows, N_COLUMNS, N_COLUMNS, step=step, **counts,
-            has_recurrent=False, keep_margin=True, keep_drives=True, keep_states=True,
+            spike_bytes, membrane, threshold, drives, saved, n_rows - 8, n_rows, N_COLUMNS,
+            N_COLUMNS, step=step, **counts, has_recurrent=False, keep_membrane=True,
+            keep_drives=True, keep_states=True,
         )  # fmt: skip
         grads, grad_current = place(grad_spikes), place(torch.zeros_like(current))
         carried, sums = torch.zeros(2, N_COLUMNS), torch.zeros(3, N_COLUMNS, dtype=torch.float64)
         fused_gpu._launch(
-            kernels_gpu.backward, N_COLUMNS, grads, grads, grads, drives, saved, parameters,
+            kernels_gpu.backward, N_COLUMNS, grads, grads, grads, grads, drives, saved, parameters,
             constants, constants, carried, grad_current, sums, n_rows - 8, n_rows, N_COLUMNS,
             N_COLUMNS, step=step, reverse_step=reverse_step, **counts, n_carried=2,
-            has_feedback=False, has_grad_membrane=False, threshold_bits=0, reset_has_grad=1.0,
-            slope=in_triton(FastSigmoid.formula), n_slope_constants=3,
+            slope=in_triton(slope_text(FastSigmoid.formula, 3)), n_slope_constants=3,
+            has_feedback=False, has_level=True, reset_has_grad=1.0,
         )  # fmt: skip
-        results = (spikes, margin, drives, grad_current, sums, state)
+        results = (
+            spikes, spike_bytes, membrane, threshold, drives, grad_current, sums, state,
+        )  # fmt: skip
         found.append([x[-8:].clone() for x in results])
     for ours, theirs in zip(*found, strict=True):
         assert torch.equal(ours, theirs)

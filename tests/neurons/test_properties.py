@@ -92,5 +92,6 @@ def test_the_order_of_neurons_does_not_matter(method, case):
 def test_no_input_no_spike(method, case):
     inputs, options = case
     silence = torch.zeros_like(inputs["current"])
-    trace = alif(**(inputs | {"current": silence}), **options, method=method)
+    inputs = inputs | {"current": silence}
+    trace = alif(**inputs, **options, membrane=True, method=method)
     assert not trace.spikes.any() and not trace.membrane.any() and (trace.threshold == 1).all()

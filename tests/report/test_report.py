@@ -22,6 +22,7 @@ from blockspike.commands.report import confusion_of
 from blockspike.figures.tables import Source
 from blockspike.networks.layers import run_layers
 from blockspike.neurons import SpikeTrace, alif
+from blockspike.neurons.state import NeuronState
 from blockspike.pretrained.loaded_run import load_run
 from blockspike.report.comparison import comparisons
 from blockspike.report.page import EmbeddedFigure, found_figures, render
@@ -73,7 +74,7 @@ def trained(blockspike, folder: Path) -> tuple[Path, list[SpikeTrace], list[int]
     network, data, *_ = load_run(result.parent)
     events, labels = next(iter(data.test_dataloader()))
     with torch.no_grad():
-        traces = list(run_layers(network.layers, events))
+        traces = list(run_layers(network.layers, events, membrane=True))
     return result.parent, traces, shown_samples(labels).tolist()
 
 
@@ -174,7 +175,8 @@ def made_traces(n_steps: int = 60, n_units: int = 5) -> dict[str, Any]:
     torch.manual_seed(0)
     current = torch.rand(n_steps, 2, n_units)
     beta, p, b = (torch.full((n_units,), x) for x in (0.9, 0.95, 0.3))
-    return pack_traces([alif(current, beta, p, b, arp=2)] * 2, [0, 1], ["one", "two"], 2.0)
+    trace = alif(current, beta, p, b, arp=2, membrane=True)
+    return pack_traces([trace] * 2, [0, 1], ["one", "two"], 2.0)
 
 
 @pytest.mark.slow
@@ -215,7 +217,7 @@ def test_packed_values_have_an_error_of_half_a_unit_at_most():
 
 def test_a_large_network_shows_fewer_recordings():
     silent = torch.zeros(1000, 3, 1200)
-    trace = SpikeTrace(silent, lambda: (silent, silent))
+    trace = SpikeTrace(silent, NeuronState("made", (), silent), silent, silent)
     made = pack_traces([trace], [0, 1, 2], ["a", "b", "c"], 1.0)
     assert [r["title"] for r in made["recordings"]] == ["a"]
     assert len(made_traces()["recordings"]) == 2

@@ -20,6 +20,7 @@ from blockspike.fitting.population import PhysicalPopulation
 from blockspike.networks.classifier import SpikingClassifier
 from blockspike.neurons import NotFiniteError, SpikeTrace
 from blockspike.neurons.events import EventBatch
+from blockspike.neurons.state import NeuronState
 from blockspike.training import classification
 from blockspike.training.checkpoint_io import load_plain, save_plain
 from blockspike.training.classification import ClassificationModule
@@ -246,7 +247,7 @@ class Own(nn.Module):
         self.membrane, self.back, self.spike = 0.0, 1.0, 1.0
         self.random = self.hides = False
 
-    def trace(self, x, events=None) -> SpikeTrace:
+    def trace(self, x, state=None, *, events=None, membrane=False) -> SpikeTrace:
         x = x.dense() if isinstance(x, EventBatch) else x
         x = x.nan_to_num() if self.hides else x * 1.0
         if x.requires_grad:
@@ -255,8 +256,8 @@ class Own(nn.Module):
         spikes = self.spike * ((current > self.threshold).float() + current - current.detach())
         if self.random and torch.rand(()) < 0.5:
             spikes = spikes + math.nan
-        membrane = current.detach() + self.membrane
-        return SpikeTrace(spikes, lambda: (membrane, torch.ones_like(membrane)))
+        level = current.detach() + self.membrane
+        return SpikeTrace(spikes, NeuronState("own", (), x), level, torch.ones_like(level))
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,6 @@ result is wrong.
 import sys
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -16,8 +15,6 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from blockspike.networks.synapses import synaptic_current
 from blockspike.neurons import alif
-from blockspike.neurons.alif import methods
-from blockspike.neurons.alif.blocks import blocks
 from blockspike.neurons.cpu.events import events_of
 from blockspike.neurons.events import EventBatch
 
@@ -44,10 +41,9 @@ def made(shape: tuple[int, int, int], dtype=torch.float64, recurrent=False) -> d
 def spikes_and_gradients(inputs: dict[str, Any], method: str, arp: int = ARP) -> list[Tensor]:
     """Of one method; "parallel blocks" is the readable Blocks."""
     leaves: dict[str, Any] = {k: x.detach().requires_grad_() for k, x in inputs.items()}
-    is_parallel = method == "parallel blocks"
-    with patch.object(methods, "blocks_cpu", blocks if is_parallel else methods.blocks_cpu):
-        name: Any = "blocks" if is_parallel else method
-        spikes = alif(**leaves, arp=arp, method=name).spikes
+    is_parallel = method == "parallel blocks"  # the form that has the membrane
+    name: Any = "blocks" if is_parallel else method
+    spikes = alif(**leaves, arp=arp, method=name, membrane=is_parallel).spikes
     draw = torch.Generator().manual_seed(1)
     spikes.backward(torch.randn(spikes.shape, generator=draw).to(spikes.dtype))
     return [spikes.detach(), *(x.grad for x in leaves.values() if x.grad is not None)]

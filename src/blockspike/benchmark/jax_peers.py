@@ -18,9 +18,9 @@ import jax.numpy as jnp
 import torch
 from jax import lax
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from blockspike.benchmark.timing import Turn, repeat
-from blockspike.neurons.autograd import differentiable_once
 
 _DECAY = 0.9
 _SLOPE = 10.0  # of the fast sigmoid
@@ -186,8 +186,8 @@ class _InTorch(torch.autograd.Function):
         return torch.from_dlpack(spikes.block_until_ready())
 
     @staticmethod
-    @differentiable_once("a layer in JAX", instead="JAX alone")
-    def backward(ctx, *grads: Tensor):
+    @once_differentiable
+    def backward(ctx, *grads: Tensor):  # pyright: ignore
         found = ctx.differentiate(ctx.pullback, jnp.from_dlpack(grads[0].contiguous()))
         return None, None, *(torch.from_dlpack(x) for x in jax.block_until_ready(found))
 

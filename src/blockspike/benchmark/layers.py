@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -17,12 +17,10 @@ from torch.nn import functional as F
 
 from blockspike.benchmark.peers import PEERS, version_of
 from blockspike.networks.layers import ALIFLayer, run_layers
-from blockspike.neurons import SpikeTrace
-from blockspike.neurons.alif.blocks import blocks
-from blockspike.neurons.alif.inputs import alif_inputs
+from blockspike.neurons import SpikeTrace, alif
 from blockspike.neurons.events import EventBatch
-from blockspike.neurons.state import State
-from blockspike.neurons.surrogate import spike
+from blockspike.neurons.state import NeuronState
+from blockspike.neurons.surrogates import spike
 
 _DECAY = 0.9  # β and p, per step
 _DT_MS = 1.0
@@ -64,10 +62,9 @@ class _Stack(nn.Module):
 class _ParallelBlocksLayer(ALIFLayer):
     """The paper's Blocks by matrix products, even on a CPU."""
 
-    def simulate(self, current: Tensor, state: State | None) -> SpikeTrace:
-        options = self.simulation_options
-        del options["method"]
-        return blocks(alif_inputs(current, self.beta, self.p, self.b, arp=self.arp, **options))
+    def simulate(self, current: Tensor, **options: Any) -> SpikeTrace:
+        options |= {"method": "blocks", "membrane": True}
+        return alif(current, self.beta, self.p, self.b, arp=self.arp, **options)
 
 
 class _ReferenceLayer(ALIFLayer):
@@ -76,7 +73,7 @@ class _ReferenceLayer(ALIFLayer):
     For each assignment of a step, backward copies a whole [T, B, N] gradient: O(T²) traffic.
     """
 
-    def simulate(self, current: Tensor, state: State | None) -> SpikeTrace:
+    def simulate(self, current: Tensor, **options: Any) -> SpikeTrace:
         assert self.p is not None and self.b is not None
         spikes, after = torch.zeros_like(current), torch.zeros_like(current)
         adaptation = torch.zeros_like(current[0])
@@ -93,11 +90,8 @@ class _ReferenceLayer(ALIFLayer):
             after[t] = membrane * (1 - s.detach())
             adaptation = self.p * adaptation + s
             refractory_left = torch.where(s > 0, self.arp, (refractory_left - 1).clamp(min=0))
-        return SpikeTrace(spikes, self._no_values)
-
-    @staticmethod
-    def _no_values() -> tuple[Tensor, Tensor]:
-        raise NotImplementedError("this loop is only timed; it keeps no membrane and threshold")
+        none = NeuronState("timed only", (), current.new_empty(0))
+        return SpikeTrace(spikes, none)
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,7 @@ from blockspike.neurons import (
     alif,
     leaky_integrate,
 )
-from blockspike.neurons.alif.step import ALIF
+from blockspike.neurons.alif import ALIF
 from blockspike.neurons.cpu.kernels import kernel
 from blockspike.neurons.cpu.lane_memory import load_lanes, store_lanes
 from blockspike.neurons.cpu.lanes import n_lanes

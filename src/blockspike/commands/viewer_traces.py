@@ -26,5 +26,5 @@ def traces_of(run: Run, threads: int | None) -> dict[str, Any]:
     predicted = network(events).mean_over_views(len(labels)).argmax(1)
     samples = shown_samples(labels).tolist()
     titles = [f"class {int(labels[i])}, classified as {int(predicted[i])}" for i in samples]
-    traces = list(network.run_layers(events))
+    traces = list(network.run_layers(events, membrane=True))
     return pack_traces(traces, samples, titles, data.dt_ms)

@@ -16,7 +16,7 @@ from blockspike.data.recordings_datamodule import RecordingsDataModule
 from blockspike.fitting.bfgs import BatchedBFGS
 from blockspike.fitting.module import NeuronFittingModule
 from blockspike.networks.classifier import SpikingClassifier
-from blockspike.neurons.surrogate import SURROGATES, Surrogate
+from blockspike.neurons.surrogates import SURROGATES, Surrogate
 from blockspike.runs.identity import plain
 from blockspike.runs.processes import cluster_environment
 from blockspike.runs.renamed import present_target

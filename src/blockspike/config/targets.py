@@ -19,7 +19,7 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from blockspike.neurons.surrogate import Surrogate
+from blockspike.neurons.surrogates import Surrogate
 
 _CLASSES: dict[str, tuple[type, ...]] = {  # package → base classes of what it allows
     "blockspike": (pl.LightningDataModule, pl.Callback, nn.Module, Optimizer, Surrogate),

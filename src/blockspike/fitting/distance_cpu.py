@@ -11,11 +11,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from numba.core.errors import NumbaError
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from blockspike.fitting.distance import Window
-from blockspike.neurons.autograd import differentiable_once, in_full_precision, refuse_transforms
 from blockspike.neurons.cpu.kernels import (
     kernel,
     kernel_part,
@@ -24,7 +23,6 @@ from blockspike.neurons.cpu.kernels import (
 )
 from blockspike.neurons.cpu.lane_memory import add_rows, load_lanes, store_lanes, store_rows
 from blockspike.neurons.cpu.lanes import LANES_BYTES, add_each, n_lanes, spread
-from blockspike.neurons.cpu.model_errors import error_of_model
 from blockspike.neurons.cpu.steps import (
     grad_rows,
     n_rows,
@@ -35,13 +33,14 @@ from blockspike.neurons.cpu.steps import (
     state_rows,
     step,
 )
-from blockspike.neurons.cpu.surrogate import slope_of
+from blockspike.neurons.cpu.surrogate import Slope, slope_of
 from blockspike.neurons.cpu.threads import run
 from blockspike.neurons.cpu.tiles import columns
+from blockspike.neurons.derivative import derived
+from blockspike.neurons.errors import check_finite
 from blockspike.neurons.model import NeuronModel, where
-from blockspike.neurons.spec import SimulationSpec
-from blockspike.neurons.surrogate import Surrogate
-from blockspike.neurons.trace import check_finite
+from blockspike.neurons.precision import in_full_precision
+from blockspike.neurons.surrogates import Surrogate
 
 CHUNK = 16  # steps between kept states
 
@@ -125,7 +124,7 @@ def fitting_distance(
 
     Args:
         current, target: [T, B, C] of C cells.
-        model, constants: the neurons' model, which must have a derivative; see `simulate`.
+        model, constants: the neurons' model; see `simulate`.
         parameters: [N] each, in the model's order, N = C · K, K consecutive starts for each cell.
         drive: [N] each. The fitted sum is differentiable in these and in the parameters.
         draws: [T, B, R], the noise of R trials, whose mean is compared; None = one trial without
@@ -136,7 +135,6 @@ def fitting_distance(
     Raises:
         ValueError: the membrane did not stay finite.
     """
-    refuse_transforms("fitting_distance", "fused")
     fitted, held_out = _FittingDistance.apply(  # pyright: ignore
         current, target, model, constants, draws, surrogate, decay, window, *drive, *parameters
     )
@@ -164,22 +162,19 @@ class _FittingDistance(torch.autograd.Function):
         sums, grads = accumulators(len(neurons), n_columns, wants_gradient)
         last = torch.empty(n_columns, dtype=real)
         numbers_ = numbers(constants, repeated)
-        try:
-            run(
-                _run_groups, -(-n_columns // (LANES_BYTES // last.itemsize)), inputs,
-                Neurons(model, numbers_, repeated[4:], repeated[:4]), n_steps, n_trials,
-                repeated.dtype.type(decay), window.first, surrogate,
-                numbers(surrogate.constants, repeated), wants_gradient, sums.numpy(),
-                grads.numpy(), last.numpy(),
-            )  # fmt: skip
-        except NumbaError as error:
-            spec = SimulationSpec(model, constants, 1, surrogate, True, True)
-            raise error_of_model(spec, real, error) from None
+        own = Neurons(derived(model, len(numbers_)), numbers_, repeated[4:], repeated[:4])
+        slope = Slope(type(surrogate), 2 + len(surrogate.constants))
+        run(
+            _run_groups, -(-n_columns // (LANES_BYTES // last.itemsize)), inputs, own, n_steps,
+            n_trials, repeated.dtype.type(decay), window.first, slope,
+            numbers(surrogate.constants, repeated), wants_gradient, sums.numpy(), grads.numpy(),
+            last.numpy(),
+        )  # fmt: skip
         check_finite(last.view(1, batch_size, -1), current, ("membrane",))
         return results(ctx, sums, grads, batch_size, real)
 
     @staticmethod
-    @differentiable_once("fitting with method='fused'", instead="method='standard'")
+    @once_differentiable
     def backward(ctx, *grads: Tensor):  # pyright: ignore[reportIncompatibleMethodOverride]
         return None, None, None, None, None, None, None, None, *per_neuron(ctx, grads[0])
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from blockspike.fitting.distance import Window
 from blockspike.fitting.distance_cpu import Drive
-from blockspike.neurons.derivative import given_spikes
+from blockspike.neurons.derivative import given_spikes, on_tensors
 from blockspike.neurons.model import NeuronModel
 
 RATE_AT_THRESHOLD_HZ = 1000.0
@@ -51,14 +51,14 @@ def escape_likelihood(
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Log-likelihoods of recorded spikes; arguments and results as in `escape_cpu`."""
     n_cells, n = current.shape[2], len(drive.weight)
-    given = given_spikes(model, 2)
+    step = on_tensors(given_spikes(model, 2).step)
     spikes = trains.to(drive.weight).repeat_interleave(n // n_cells, 3).flatten(1, 2)
     driven = current.to(drive.weight).repeat_interleave(n // n_cells, 2) * drive.weight + drive.bias
     driven = driven.unsqueeze(1).expand(-1, trains.shape[1], -1, -1).flatten(1, 2)
-    constants, state, values = *_start(given, driven, drive), []
+    constants, state, values = *_start(model, driven, drive), []
     for input_, spike in zip(driven, spikes, strict=True):
         left = state[-1]
-        _, margin, state = given.step((input_, spike), parameters, constants, state, None)
+        *_, margin, state = step((input_, spike), parameters, constants, state)
         rate = log_rates(margin, left, drive, at_threshold).exp()
         values.append(torch.where(spike > 0, torch.log(-torch.expm1(-rate)), -rate))
     total = torch.stack(values).unflatten(1, trains.shape[1:3])
@@ -71,18 +71,18 @@ def escape_spikes(
     drive: Drive, at_threshold: float,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """Simulated spikes, membrane before a reset and margin; arguments as in `escape_cpu`."""
-    given = given_spikes(model, 2)
-    constants, state = _start(given, driven, drive)
+    step = on_tensors(given_spikes(model, 2).step)
+    constants, state = _start(model, driven, drive)
     zero = constants[0]
     expected, limit, rows = torch.zeros_like(driven[0]), draws[0], []
     for input_, next_limit in zip(driven, draws, strict=True):
         left = state[-1]
-        silent = given.step((input_, zero), parameters, constants, state, None)
-        expected = expected + log_rates(silent[1], left, drive, at_threshold).exp()
+        _, _, _, margin, silent = step((input_, zero), parameters, constants, state)
+        expected = expected + log_rates(margin, left, drive, at_threshold).exp()
         spike = (expected >= limit).to(driven)
-        _, margin, state = given.step((input_, spike), parameters, constants, state, None)
+        *_, margin, state = step((input_, spike), parameters, constants, state)
         expected = torch.where(spike > 0, zero, expected)
         limit = torch.where(spike > 0, next_limit, limit)
-        rows.append((spike, silent[2][0], margin))
+        rows.append((spike, silent[0], margin))
     spikes, membrane, margin = (torch.stack(x) for x in zip(*rows, strict=True))
     return spikes, membrane, margin

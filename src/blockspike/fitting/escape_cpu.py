@@ -10,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from blockspike.fitting.distance import Window
 from blockspike.fitting.distance_cpu import (
@@ -26,7 +27,6 @@ from blockspike.fitting.distance_cpu import (
     results,
 )
 from blockspike.fitting.escape import LOG_RATES
-from blockspike.neurons.autograd import differentiable_once, in_full_precision, refuse_transforms
 from blockspike.neurons.cpu.kernels import kernel, kernel_part, kernel_with_fma, without_refcount
 from blockspike.neurons.cpu.lane_memory import add_rows, load_lanes, store_lanes, store_rows
 from blockspike.neurons.cpu.lanes import LANES_BYTES, add_each, n_lanes, spread
@@ -44,6 +44,7 @@ from blockspike.neurons.cpu.threads import run
 from blockspike.neurons.cpu.tiles import columns
 from blockspike.neurons.derivative import given_spikes
 from blockspike.neurons.model import NeuronModel, exp, where
+from blockspike.neurons.precision import in_full_precision
 
 
 class _Inputs(NamedTuple):
@@ -118,7 +119,6 @@ def escape_likelihood(
         at_threshold: logarithm of a step's rate at the threshold.
         window: the steps that are fitted and those held out.
     """
-    refuse_transforms("escape_likelihood", "fused")
     fitted, held_out = _EscapeLikelihood.apply(  # pyright: ignore
         current, trains, is_there, model, at_threshold, window, *drive, *parameters
     )
@@ -148,7 +148,7 @@ class _EscapeLikelihood(torch.autograd.Function):
         return results(ctx, sums, grads, batch_size, real)
 
     @staticmethod
-    @differentiable_once("fitting with method='fused'", instead="method='standard'")
+    @once_differentiable
     def backward(ctx, *grads: Tensor):  # pyright: ignore[reportIncompatibleMethodOverride]
         return None, None, None, None, None, None, *per_neuron(ctx, grads[0])
 

@@ -35,7 +35,7 @@ class FittedNeuron:
     """One fitted neuron in physical units: τ_m dV/dt = −(V − rest) + gain · (current − Σ w_k).
 
     V is in units of the threshold without adaptation: a spike resets it to 0, and the neuron fires
-    where V exceeds 1 plus the adaptation. The parts of GLIF (neurons/glif/README.md) that a neuron
+    where V exceeds 1 plus the adaptation. The parts of GLIF (neurons/glif.py) that a neuron
     does not have are 0; without them it is an ALIF neuron.
 
     Attributes:

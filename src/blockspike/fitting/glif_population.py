@@ -14,7 +14,7 @@ from blockspike.fitting.population import (
     noise_range,
 )
 from blockspike.neurons import Method, MultiGaussian, Surrogate
-from blockspike.neurons.glif.step import N_KERNELS
+from blockspike.neurons.glif import N_KERNELS
 
 _AMPLITUDE_BOUNDS = (-5, 5)
 _ARP_BOUNDS = (-4, 4)
@@ -42,7 +42,7 @@ def _name(n_currents: int, n_kernels: int, is_partial: bool, is_coupled: bool) -
 
 
 class GLIFPopulation(DrawnPopulation):
-    """GLIF neurons with chosen parts (equations: neurons/glif/README.md), at any dt.
+    """GLIF neurons with chosen parts (equations: neurons/glif.py), at any dt.
 
     With no part they are LIF neurons. Each start draws every parameter uniformly from its range;
     time constants, gain, noise and refractory period are drawn, and fitted, as logarithms. The

@@ -38,7 +38,7 @@ def _rheobase(p: NeuronParameters) -> Tensor:
 
     The base is 1, and lower with escape noise, by the width times ln(1 kHz / 1 Hz).
 
-    The rectified V of neurons/glif/README.md is 0, a parabola, and V − onset; each has its own
+    The rectified V of neurons/glif.py is 0, a parabola, and V − onset; each has its own
     solution, which counts where that part holds. NaN: V never reaches a threshold that follows it.
     """
     base = 1 - p.escape_width * math.log(RATE_AT_THRESHOLD_HZ / _RATE_AT_RHEOBASE_HZ)

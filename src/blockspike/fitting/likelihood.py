@@ -4,8 +4,7 @@ Gerstner et al. 2014, "Neuronal Dynamics", chapter 9; Pozzorini et al. 2015, "Au
 high-throughput characterization of single neurons by means of simplified spiking models".
 """
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -15,8 +14,7 @@ from torch import Tensor
 from blockspike.data.parts import Part, padded
 from blockspike.fitting.escape import LOG_RATES, RATE_AT_THRESHOLD_HZ
 from blockspike.fitting.parameters import NeuronParameters
-from blockspike.neurons.derivative import given_spikes
-from blockspike.neurons.model import maximum, translated, where
+from blockspike.neurons.derivative import compiled, given_spikes
 
 _STEEPEST = 50.0  # e-folds of the rate per standard deviation of the margin
 
@@ -54,7 +52,8 @@ def margins_at(
         refractory period.
     """
     c = parameters.coefficients(dt_ms, bool(parameters.coupling.any()))
-    step = _on_arrays(given_spikes(c.model, 2).step)
+    # Small arrays are faster in NumPy than in PyTorch.
+    step = compiled(given_spikes(c.model, 2).step, where=np.where, maximum=np.maximum, exp=np.exp)
     drive = (c.drive.weight * current.double() + c.drive.bias).numpy()
     state = [np.zeros_like(drive[0]) for _ in (*c.model.states, *c.model.counters)]
     state[0] += c.drive.start.numpy()
@@ -62,14 +61,9 @@ def margins_at(
     margins = np.empty_like(drive)
     for t, spike in enumerate((trains > 0).double().numpy()):
         left = state[-1]
-        _, margin, state = step((drive[t], spike), own, constants, state, None)
+        *_, margin, state = step((drive[t], spike), own, constants, state)
         margins[t] = np.where(left > 0, -np.inf, margin)
     return margins
-
-
-def _on_arrays(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The function of a model for NumPy arrays, whose small ones are faster than PyTorch's."""
-    return {where: np.where, maximum: np.maximum}.get(function) or translated(function, _on_arrays)
 
 
 def fit_escape_noise(margins: np.ndarray, spikes: np.ndarray, dt_ms: float) -> EscapeNoise | None:

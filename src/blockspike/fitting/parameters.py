@@ -9,10 +9,10 @@ from torch import Tensor
 from blockspike.fitting.distance_cpu import Drive
 from blockspike.fitting.escape import CERTAIN, log_rate_at_threshold
 from blockspike.fitting.escape_cpu import escape_spikes
-from blockspike.neurons.alif.step import ALIF
-from blockspike.neurons.glif.neuron import ThresholdCoupling, glif
-from blockspike.neurons.glif.step import COUPLED_GLIF, GLIF
+from blockspike.neurons.alif import ALIF
+from blockspike.neurons.glif import COUPLED_GLIF, GLIF, ThresholdCoupling, glif
 from blockspike.neurons.model import NeuronModel
+from blockspike.neurons.state import NeuronState
 from blockspike.neurons.trace import SpikeTrace
 
 
@@ -45,7 +45,7 @@ class NeuronParameters:
     τ_m dV/dt = −(V − rest) + gain · current − Σ w_k, with threshold 1; a spike resets V to
     reset_share · V, where it stays for arp_ms, and adds `current_k` to w_k and `b` and `b_2` to the
     threshold, all of which decay. Without the parts whose value is 0, this is ALIF or LIF
-    (equations: neurons/glif/README.md).
+    (equations: neurons/glif.py).
 
     Attributes:
         tau_membrane_ms, tau_adaptation_ms: time constants of V and of the threshold.
@@ -199,7 +199,7 @@ def simulated_trace(
         threshold_coupling=ThresholdCoupling(
             x["coupling"], x["coupling_decay"], x["coupling_onset"], x["coupling_width"]
         ) if is_coupled else None,
-        state={"membrane": c.drive.start},
+        state={"membrane": c.drive.start}, membrane=True,
     )  # fmt: skip
 
 
@@ -218,4 +218,5 @@ def _trace_by_escape(
         drive, limits, c.model, tuple(c.parameters.values()),
         c.drive._replace(noise=1 / parameters.escape_width), log_rate_at_threshold(dt_ms),
     )  # fmt: skip
-    return SpikeTrace(spikes, lambda: (membrane, membrane - margin))
+    after = NeuronState(c.model.name, (), spikes.new_empty(0, *spikes.shape[1:]))
+    return SpikeTrace(spikes, after, membrane, membrane - margin)

@@ -20,9 +20,8 @@ from blockspike.fitting.voltage import RecordedVoltage, driven_membrane, unexpla
 from blockspike.networks.bounded import BoundedParameters, Bounds
 from blockspike.networks.layers import check_counts, decay
 from blockspike.neurons import Method, MultiGaussian, Surrogate, alif
-from blockspike.neurons.alif.step import ALIF, check_arp
-from blockspike.neurons.derivative import derived
-from blockspike.neurons.simulate import simulate
+from blockspike.neurons.alif import ALIF
+from blockspike.neurons.simulate import check_arp, simulate
 
 
 class NeuronPopulation(BoundedParameters):
@@ -145,11 +144,8 @@ class NeuronPopulation(BoundedParameters):
         self._check(current, draws)
         check_target(target, torch.Size((*current.shape[:2], self.n_cells * self.n_starts)), window)
         c = self.coefficients()
-        model = c.model
-        if model.reverse_step is None:
-            model = derived(model, 2 + len(c.constants))
         return fitting_distance(
-            current, target, model, c.constants, tuple(c.parameters.values()), c.drive,
+            current, target, c.model, c.constants, tuple(c.parameters.values()), c.drive,
             draws=draws, surrogate=self.surrogate, decay=filter_decay, window=window,
         )  # fmt: skip
 

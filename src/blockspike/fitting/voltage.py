@@ -18,7 +18,7 @@ from blockspike.data.parts import Part, beside, stacked
 from blockspike.data.spikes import between_spikes, shows_spikes
 from blockspike.fitting.distance import Window
 from blockspike.fitting.parameters import NeuronParameters
-from blockspike.neurons.derivative import given_spikes
+from blockspike.neurons.derivative import given_spikes, on_tensors
 from blockspike.neurons.readout import leaky_integrate
 
 
@@ -95,7 +95,7 @@ def driven_membrane_by_steps(
     """Membrane as `driven_membrane` returns it, step by step: the readable twin."""
     nothing = torch.zeros_like(values.b)
     c = replace(values, b=nothing, b_2=nothing).coefficients(dt_ms, False)
-    step = given_spikes(c.model, 2).step
+    step = on_tensors(given_spikes(c.model, 2).step)
     n_starts = len(c.drive.weight) // current.shape[2]
     driven = current.repeat_interleave(n_starts, 2) * c.drive.weight + c.drive.bias
     state = [torch.zeros_like(driven[0]) for _ in (*c.model.states, *c.model.counters)]
@@ -103,8 +103,8 @@ def driven_membrane_by_steps(
     constants, rows = (driven.new_zeros(()), driven.new_ones(())), []
     for input_, spike in zip(driven, spikes.repeat_interleave(n_starts, 2), strict=True):
         own = tuple(c.parameters.values())
-        _, margin, state = step((input_, spike.to(driven)), own, constants, state, None)
-        rows.append(margin + 1)
+        _, membrane, *_, state = step((input_, spike.to(driven)), own, constants, state)
+        rows.append(membrane)
     return torch.stack(rows)
 
 

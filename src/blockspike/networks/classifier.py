@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
-from functools import cached_property, partial
+from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from numbers import Integral
 from typing import Any, Literal, cast, get_args
 
 import torch
 from torch import Tensor, nn
+from torch.export import register_dataclass
 
 from blockspike.networks.bounded import BoundedParameters
 from blockspike.networks.delays import Delays
@@ -76,8 +77,9 @@ class ClassifierOutput:
             of its softmax over classes.
         spikes: one tensor [T, B, n_hidden] per hidden layer.
         readout: membrane of the readout, [T, B, n_classes].
-        membrane_power: mean square of the membrane of each hidden layer, [n_layers], if
-            `membrane_gradient` of the layers is on, else None.
+        state: state of the network after the last step; the second argument of the next call.
+        membrane_power: mean square of the membrane of each hidden layer, [n_layers], if the network
+            was called with `membrane=True`, else None.
 
     Examples:
         >>> import torch
@@ -91,19 +93,8 @@ class ClassifierOutput:
     scores: Tensor
     spikes: list[Tensor]
     readout: Tensor
-    make_state: Callable[[], ClassifierState] | None = field(default=None, repr=False)
+    state: ClassifierState
     membrane_power: Tensor | None = None
-
-    @cached_property
-    def state(self) -> ClassifierState:
-        """State of the network after the last step; the second argument of the next call."""
-        if self.make_state is None:
-            raise RuntimeError("state: expected the output of a network, got a copy of one")
-        return self.make_state()
-
-    def __getstate__(self) -> dict[str, Any]:
-        """For copies and pickles, which have no `state`."""
-        return self.__dict__ | {"make_state": None}
 
     @property
     def rates(self) -> list[Tensor]:
@@ -125,6 +116,11 @@ class ClassifierOutput:
             ValueError: the batch is not so many samples with equally many views each.
         """
         return mean_over_views(self.scores, n_samples)
+
+
+# torch.export writes and reads networks that take and give these.
+for _kind in (ClassifierState, ClassifierOutput):
+    register_dataclass(_kind, serialized_type_name=f"blockspike.{_kind.__name__}")
 
 
 def hidden_sizes(n_hidden: int | Sequence[int], n_layers: int) -> list[int]:
@@ -242,24 +238,41 @@ class SpikingClassifier(nn.Module):
         self.input_events = input_events
 
     def forward(
-        self, x: EventBatch | Tensor, state: ClassifierState | None = None
+        self,
+        x: EventBatch | Tensor,
+        state: ClassifierState | None = None,
+        *,
+        membrane: bool = False,
     ) -> ClassifierOutput:
         """Scores and activity for some steps of the input.
 
         Args:
             x: spikes [T, B, n_inputs], any T; see `synaptic_current`.
             state: `output.state` of the steps before; None = 0.
+            membrane: whether the output has `membrane_power`.
         """
-        return self.read(list(self.run_layers(x, state)), state)
+        output = self.read(list(self.run_layers(x, state, membrane=membrane)), state)
+        if membrane and output.membrane_power is None:
+            raise ValueError("membrane: expected layers that pass their options on, got another")
+        return output
 
     def run_layers(
-        self, x: EventBatch | Tensor, state: ClassifierState | None = None
+        self,
+        x: EventBatch | Tensor,
+        state: ClassifierState | None = None,
+        *,
+        membrane: bool = False,
     ) -> Iterator[SpikeTrace]:
         """Traces of the hidden layers, one after another; arguments as in `forward`."""
         if state is not None and not isinstance(state, ClassifierState):
             raise ValueError(f"state: expected `output.state`, got {type(state).__name__}")
         if state is not None and len(state.layers) != len(self.layers):
             raise ValueError(f"state: expected {len(self.layers)} layers, got {len(state.layers)}")
+        if state is not None and self.input_events is not None:
+            raise ValueError(
+                "input_events: expected null for a network that runs in pieces, since the events "
+                f"of a whole sample are counted, got {self.input_events}"
+            )
         if isinstance(x, Tensor) and not x.is_floating_point():
             x = x.to(self.readout.weight.dtype)
         if self.input_events is not None:
@@ -267,7 +280,8 @@ class SpikingClassifier(nn.Module):
                 x = x.scaled_to(self.input_events)
             else:
                 x = x * (self.input_events / x.sum((0, 2)).clamp(min=1))[:, None]
-        return run_layers(self.layers, x, self._dropout_now, state and state.layers)
+        layers = None if state is None else state.layers
+        return run_layers(self.layers, x, self._dropout_now, layers, membrane)
 
     @property
     def _dropout_now(self) -> float:
@@ -289,28 +303,13 @@ class SpikingClassifier(nn.Module):
         else:
             scores = (counted.softmax(-1) if self.scores == "softmax" else counted).sum(0)
 
-        makers = [trace.state_maker for trace in traces]
-
-        def make_state() -> ClassifierState:
-            if self.input_events is not None:
-                raise ValueError(
-                    "input_events: expected null for a network that runs in pieces, since the "
-                    f"events of a whole sample are counted, got {self.input_events}"
-                )
-            with torch.set_grad_enabled(readout.requires_grad or torch.is_grad_enabled()):
-                last = readout[-1].clone()  # a view would keep all steps in memory
-            return ClassifierState(tuple(make() for make in makers), last)
-
+        levels = [trace.membrane for trace in traces if trace.membrane is not None]
         power = None
-        if all(getattr(layer, "membrane_gradient", False) for layer in self.layers):
-            if any(t.spikes.requires_grad and not t.membrane.requires_grad for t in traces):
-                raise ValueError(
-                    "membrane_gradient: expected layers whose membrane is differentiable, got one "
-                    "that does not pass `simulation_options` on"
-                )
-            power = torch.stack([trace.membrane.square().mean() for trace in traces])
-        spikes = [trace.spikes for trace in traces]
-        return ClassifierOutput(scores, spikes, readout, make_state, power)
+        if len(levels) == len(traces):
+            power = torch.stack([x.square().mean() for x in levels])
+        last = readout[-1].clone()  # a view would keep all steps in memory
+        after = ClassifierState(tuple(trace.state for trace in traces), last)
+        return ClassifierOutput(scores, [x.spikes for x in traces], readout, after, power)
 
     @property
     def has_batch_norm(self) -> bool:

@@ -8,10 +8,10 @@ ones, as whole steps.
 """
 
 import math
-from functools import partial
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from blockspike.networks.bounded import BoundedParameters
@@ -19,37 +19,25 @@ from blockspike.networks.convolution import causal_convolution
 from blockspike.networks.synapses import (
     SynapseMode,
     check_synapses,
-    current_of_batch,
-    events_of_spikes,
     synaptic_current,
     with_type_of,
 )
-from blockspike.neurons.autograd import (
-    differentiable_once,
-    in_full_precision,
-    is_transformed,
-    run_as_it_is,
-)
-from blockspike.neurons.cpu import delays as cpu
-from blockspike.neurons.cpu.delayed_spikes import (
+from blockspike.neurons.cpu.delays import (
     SortedSpikes,
+    delayed_current,
+    delayed_current_gradients,
     sort_spikes,
-    spike_correlations,
-    sum_spikes,
 )
 from blockspike.neurons.cpu.events import SpikeEvents
 from blockspike.neurons.errors import NotFiniteError
 from blockspike.neurons.events import EventBatch
-from blockspike.neurons.trace import needs_gradient
+from blockspike.neurons.ops import is_traced
+from blockspike.neurons.precision import in_full_precision
 
 LAST_SIGMA = 0.5
 """Final σ of the Gaussian, in steps."""
 ANNEALED = 0.5
 """Share of the training after which σ is `LAST_SIGMA`."""
-MAX_ACTIVE_SUM, MAX_ACTIVE = 0.09, 0.2
-"""Active shares up to which the current, and the gradient, is faster spike by spike."""
-MOST_TAPS = 6
-"""Number of taps up to which a sum over taps is faster than the convolution."""
 
 
 class Delays(BoundedParameters):
@@ -89,7 +77,7 @@ class Delays(BoundedParameters):
         Raises:
             NotFiniteError: a delay is NaN or Inf.
         """
-        if not is_transformed() and not bool(self.delay.isfinite().all()):
+        if not is_traced(self.delay) and not bool(self.delay.isfinite().all()):
             raise NotFiniteError("delay: expected finite numbers, got NaN or Inf")
         return _rounded(self.max_delay * self.delay, self.max_delay)
 
@@ -138,29 +126,19 @@ class Delays(BoundedParameters):
         """
         check_synapses(spikes, weight[None], bias, mode, events)
         spikes = with_type_of(weight, spikes)
-        dense = None if isinstance(spikes, EventBatch) else spikes
-        is_sparse = dense is None or events is not None
-        each_at_its_delay = (
-            weight.device.type == "cpu"
-            and mode != "dense"
-            and not is_transformed()
-            and 0 not in spikes.shape
-        )
+        on_cpu = weight.device.type == "cpu" and mode != "dense" and not is_traced(weight)
+        delay, span = (self.drawn(), self.span) if self.training else (self.steps(), 1)
+        if on_cpu and 0 not in spikes.shape:
+            return _by_spikes(spikes, weight, delay, bias, events, self.max_delay, span)
         if not self.training:
-            steps, span = self.steps(), 1
-            if not each_at_its_delay:
-                all_steps = torch.arange(self.max_delay + 1, device=steps.device)
-                shares = all_steps[:, None, None] == steps
-                return synaptic_current(spikes, weight * shares, bias, events=events, mode=mode)
-            if is_sparse and not needs_gradient(dense, weight, bias):
-                return delayed_current(spikes, weight, bias, steps, events)
-            delay = steps.to(weight.dtype)
-        else:
-            delay, span = self.drawn(), self.span
+            all_steps = torch.arange(self.max_delay + 1, device=delay.device)[:, None, None]
+            return synaptic_current(
+                spikes, weight * (all_steps == delay), bias, events=events, mode=mode
+            )
         dense = spikes.dense(weight.dtype) if isinstance(spikes, EventBatch) else spikes
-        if each_at_its_delay:
-            return _of_synapses(dense, weight, delay, bias, self.max_delay, span)
-        return _of_taps(dense, weight * taps(delay, self.max_delay, span), bias, span)
+        dense = F.pad(dense, (0, 0, 0, 0, 0, span))  # the first tap acts `span` steps early
+        kernel = weight * taps(delay, self.max_delay, span)
+        return causal_convolution(dense, kernel)[span:] + bias
 
 
 class _Drawn(torch.autograd.Function):
@@ -208,114 +186,49 @@ def _rounded(delay: Tensor, most: int) -> Tensor:
     return delay.detach().round().long().clamp(0, most)  # last, since long() makes NaN a number
 
 
-def _of_taps(spikes: Tensor, kernel: Tensor, bias: Tensor, span: int) -> Tensor:
-    """Current of spikes [T, B, K] for `weight * taps(delay, most, span)`, by products."""
-    spikes = F.pad(spikes, (0, 0, 0, 0, 0, span))  # the first tap acts `span` steps early
-    if len(kernel) <= MOST_TAPS or not spikes.numel():
-        return synaptic_current(spikes, kernel, bias)[span:]
-    return (causal_convolution(spikes, kernel) + bias)[span:]
-
-
 @in_full_precision
-def _of_synapses(
-    spikes: Tensor, weight: Tensor, delay: Tensor, bias: Tensor, most: int, span: int
+def _by_spikes(
+    spikes: EventBatch | Tensor,
+    weight: Tensor,
+    delay: Tensor,
+    bias: Tensor,
+    events: SpikeEvents | None,
+    most: int,
+    span: int,
 ) -> Tensor:
-    """Current of spikes [T, B, K] on the CPU, each synapse at its delay."""
+    """Current on the CPU, spike by spike."""
     if not bool(delay.isfinite().all()):
         raise NotFiniteError("delay: expected finite numbers, got NaN or Inf")
-    bias = bias.to(weight.dtype)
-    return _DelayedCurrent.apply(spikes, weight, delay, bias, most, span)  # pyright: ignore
+    dense = None
+    if isinstance(spikes, EventBatch):
+        scale = weight.new_ones(1) if spikes.scale is None else spikes.scale[:, None]
+        scale = scale.to(weight.dtype).expand(spikes.shape)
+        by_unit = sort_spikes(spikes.row_ptr, spikes.unit, scale)
+    else:
+        dense = spikes
+        row_ptr, unit = (events or SpikeEvents(dense.detach() != 0)).row_ptr_and_unit
+        by_unit = sort_spikes(torch.from_numpy(row_ptr), torch.from_numpy(unit), dense.detach())
+    args = dense, weight, delay, bias.to(weight.dtype), by_unit, most, span
+    return _DelayedCurrent.apply(*args)  # pyright: ignore
 
 
 class _DelayedCurrent(torch.autograd.Function):
-    """Spike by spike, or where there are many as products in lanes."""
+    """`delayed_current`; `spikes` [T, B, K], the same as `by_unit`, only receives a gradient."""
 
     @staticmethod
     def forward(
-        ctx,
-        spikes: Tensor,
-        weight: Tensor,
-        delay: Tensor,
-        bias: Tensor,
-        most: int,
-        span: int,
-    ):
-        ctx.most, ctx.span, ctx.shape = most, span, spikes.shape
-        n_steps, batch_size, _ = spikes.shape
+        ctx, spikes: Tensor | None, weight: Tensor, delay: Tensor, bias: Tensor,
+        by_unit: SortedSpikes, most: int, span: int,
+    ):  # fmt: skip
         steps = _rounded(delay, most)
-        by_unit = sort_spikes(spikes, most, MAX_ACTIVE)
-        if by_unit is not None:
-            ctx.save_for_backward(weight, steps, *by_unit[:4])
-            if by_unit.n_spikes() <= MAX_ACTIVE_SUM * spikes.numel():
-                return sum_spikes(by_unit, weight, steps, bias, n_steps, batch_size)
-        lanes = cpu.to_lanes(spikes, before=most, after=span)
-        if by_unit is None:
-            ctx.save_for_backward(weight, steps, lanes)
-        summed = cpu.sum_shifted(lanes, weight, most - steps, n_steps)
-        return cpu.from_lanes(summed, n_steps, batch_size, bias)
+        ctx.save_for_backward(weight, steps, *by_unit[:3])
+        ctx.shape, ctx.span = by_unit.shape, span
+        return delayed_current(by_unit, weight, steps, bias)
 
     @staticmethod
-    @differentiable_once("synapses with delays", instead="synapses='dense'")
+    @once_differentiable
     def backward(ctx, *grads: Tensor):  # pyright: ignore[reportIncompatibleMethodOverride]
-        weight, steps, *inputs = ctx.saved_tensors
-        (n_steps, batch_size, n_inputs), most, span = ctx.shape, ctx.most, ctx.span
-        by_unit = SortedSpikes(*inputs, row=n_steps + most) if len(inputs) > 1 else None
-        grad_spikes = grad_weight = grad_delay = grad_bias = None
-        grad = grads[0]
-        if ctx.needs_input_grad[0] or by_unit is None:
-            grad = cpu.to_lanes(grad, before=span, after=most + span)
-        if ctx.needs_input_grad[0]:
-            summed = cpu.sum_shifted(grad, weight.T, steps.T + span, n_steps)
-            grad_spikes = cpu.from_lanes(summed, n_steps, batch_size, weight.new_zeros(n_inputs))
-        if ctx.needs_input_grad[1] or ctx.needs_input_grad[2]:
-            if by_unit is None:
-                sums = cpu.correlations(inputs[0], grad, most - steps, n_steps + span, span)
-            else:
-                sums = spike_correlations(by_unit, grads[0], steps, span)
-            grad_weight, change = sums
-            grad_delay = weight * change / (2 * span)
-        if ctx.needs_input_grad[3]:
-            grad_bias = grads[0].sum((0, 1))
-        return grad_spikes, grad_weight, grad_delay, grad_bias, None, None
-
-
-def delayed_current(
-    spikes: EventBatch | Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    delay: Tensor,
-    events: SpikeEvents | None = None,
-) -> Tensor:
-    """Sum I[t, n] = bias[n] + Σ_k weight[n, k] spikes[t − delay[n, k], k] by events, on the CPU.
-
-    Args:
-        spikes: EventBatch of shape (T, B, K), or a dense tensor [T, B, K] with its `events`.
-        weight: [N, K].
-        bias: [N].
-        delay: int64 [N, K] in steps, ≥ 0.
-        events: see `synaptic_current`.
-
-    Returns:
-        Current [T, B, N], without gradient.
-
-    Raises:
-        ValueError: a dense tensor without `events`; shapes do not match; a delay below 0.
-    """
-    check_synapses(spikes, weight[None], bias, events=events)
-    spikes = with_type_of(weight, spikes)
-    if delay.shape != weight.shape or bool((delay < 0).any()):
-        raise ValueError(f"delay: expected steps ≥ 0 of shape {list(weight.shape)}, got {delay}")
-    if isinstance(spikes, EventBatch):
-        return current_of_batch(spikes, bias.detach(), partial(_delayed, weight, delay))
-    if events is None:
-        raise ValueError("spikes: expected an EventBatch or `events`, got a dense tensor")
-    return _delayed(events.scale * weight, delay, events_of_spikes(events), bias)
-
-
-@run_as_it_is
-def _delayed(weight: Tensor, delay: Tensor, events: EventBatch, bias: Tensor) -> Tensor:
-    n_steps, batch_size, _ = events.shape
-    out = weight.new_empty(n_steps, batch_size, len(bias), requires_grad=False)
-    arrays = (events.row_ptr, events.unit, weight.T, delay.T, bias, out)
-    cpu.delayed_event_currents(*(x.detach().contiguous().numpy() for x in arrays))
-    return out
+        weight, steps, first, place, size = ctx.saved_tensors
+        by_unit, to_spikes = SortedSpikes(first, place, size, ctx.shape), ctx.needs_input_grad[0]
+        gradients = delayed_current_gradients(by_unit, grads[0], weight, steps, ctx.span, to_spikes)
+        return *gradients, grads[0].sum((0, 1)), None, None, None

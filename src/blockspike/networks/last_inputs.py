@@ -1,6 +1,5 @@
 """Last steps of a layer's input, which synapses with delays have yet to deliver."""
 
-from collections.abc import Callable
 from dataclasses import replace
 
 import torch
@@ -47,30 +46,16 @@ def join_inputs(
     return torch.cat([before, x]), events
 
 
-def last_inputs_maker(
+def last_inputs(
     x: EventBatch | Tensor, before: Tensor | None, n_steps: int, dtype: torch.dtype
-) -> Callable[[], Tensor]:
-    """Make a function that gives the last steps of the input, of those before and of `x`.
+) -> Tensor:
+    """The last steps of the input, of those before and of `x`, as a copy.
 
     Events are counted without their scale, by which those of the next piece are scaled again.
-
-    Raises:
-        RuntimeError: raised by the function if `x` was changed in place.
     """
-    given = x.clone() if isinstance(x, Tensor) and x.is_inference() else x  # without a version
-    version = given._version if isinstance(given, Tensor) and given is x else None
-
-    def make() -> Tensor:
-        first = max(0, given.shape[0] - n_steps)
-        if isinstance(given, EventBatch):
-            last = replace(given.steps(first, given.n_steps), scale=None).dense(dtype)
-        elif version is not None and given._version != version:
-            raise RuntimeError(
-                "state: expected to be read before the input changes, got one that was changed in "
-                "place"
-            )
-        else:
-            last = given[first:].to(dtype, copy=True)
-        return last if before is None else torch.cat([before, last])[-n_steps:]
-
-    return make
+    first = max(0, x.shape[0] - n_steps)
+    if isinstance(x, EventBatch):
+        last = replace(x.steps(first, x.n_steps), scale=None).dense(dtype)
+    else:
+        last = x[first:].to(dtype, copy=True)
+    return last if before is None else torch.cat([before, last])[-n_steps:]

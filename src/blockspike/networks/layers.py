@@ -3,8 +3,7 @@
 import math
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from numbers import Integral
 from typing import Any, Protocol, cast, get_args
 
@@ -17,22 +16,19 @@ from blockspike.networks.delays import Delays
 from blockspike.networks.last_inputs import (
     check_last_inputs,
     join_inputs,
-    last_inputs_maker,
+    last_inputs,
 )
 from blockspike.networks.normalisation import BatchNorm
 from blockspike.networks.synapses import SynapseMode, presynaptic_first, synaptic_current
 from blockspike.neurons import Method, MultiGaussian, SpikeTrace, Surrogate, alif, leaky_integrate
-from blockspike.neurons.autograd import is_transformed
 from blockspike.neurons.cpu.dropout import dropout_mask
 from blockspike.neurons.cpu.events import SpikeEvents
-from blockspike.neurons.euler_adlif import euler_adlif
-from blockspike.neurons.euler_adlif.step import Euler
+from blockspike.neurons.delays import RecurrentDelays
+from blockspike.neurons.euler_adlif import Euler, euler_adlif
 from blockspike.neurons.events import EventBatch
-from blockspike.neurons.recurrent_delays import RecurrentDelays
-from blockspike.neurons.simulate import ExactMethod
-from blockspike.neurons.spec import Detach, detached
+from blockspike.neurons.ops import is_traced
+from blockspike.neurons.simulate import Detach, ExactMethod, detached
 from blockspike.neurons.state import NeuronState, State
-from blockspike.neurons.surrogate import check_surrogate
 
 
 def decay(tau_ms: float, dt_ms: float, argument: str = "tau_ms") -> float:
@@ -102,7 +98,9 @@ class LayerOptions:
 
     def __post_init__(self):
         check_counts(rf_len=self.rf_len)
-        check_surrogate(self.surrogate)
+        if not isinstance(self.surrogate, Surrogate):
+            got = f"{self.surrogate!r}"
+            raise ValueError(f"surrogate: expected one such as MultiGaussian(), got {got}")
         detached(self.detach_spikes)
         check_choice("synapses", self.synapses, get_args(SynapseMode))
         if self.recurrent_delay is not None:
@@ -128,17 +126,10 @@ class LayerOptions:
             )
 
 
-# The layer that simulates, and what it drew for that. Each thread has its own.
-_DRAWN: ContextVar[tuple[object, dict[str, Any]]] = ContextVar("drawn", default=(None, {}))
-
-
 class NeuronLayer(BoundedParameters):
     """Synapses onto one population of neurons; a subclass adds a model's parameters and `simulate`.
 
     Weights start as U(±1/√n_inputs), biases at 0, recurrent weights as the identity.
-
-    Attributes:
-        membrane_gradient: whether `trace.membrane` is differentiable; False at first.
 
     Args:
         n_inputs: number of units that feed the layer.
@@ -153,9 +144,9 @@ class NeuronLayer(BoundedParameters):
         >>> import torch
         >>> import blockspike as bs
         >>> class LIFLayer(bs.NeuronLayer):
-        ...     def simulate(self, current, state):
+        ...     def simulate(self, current, **options):
         ...         beta = torch.full((current.shape[2],), 0.9)
-        ...         return bs.alif(current, beta, state=state, **self.simulation_options)
+        ...         return bs.alif(current, beta, **options)
         >>> layer = LIFLayer(20, 5, recurrent_delay=1)
         >>> layer.trace(torch.zeros(30, 2, 20)).spikes.shape
         torch.Size([30, 2, 5])
@@ -177,7 +168,6 @@ class NeuronLayer(BoundedParameters):
                 f"method: expected one of {', '.join(methods)} for {type(self).__name__}, "
                 f"got {self.options.method!r}"
             )
-        self.membrane_gradient = False
         rf_len, max_delay = self.options.rf_len, self.options.max_delay
         bound = 1 / math.sqrt(n_inputs)
         weight = torch.empty(rf_len, n_units, n_inputs).uniform_(-bound, bound)
@@ -199,26 +189,6 @@ class NeuronLayer(BoundedParameters):
         return ", ".join(filter(None, parts))
 
     @property
-    def simulation_options(self) -> dict[str, Any]:
-        """Simulation arguments other than the current and the model's parameters.
-
-        What a call draws in training is among them in the thread that calls `simulate`.
-        """
-        options = {
-            "recurrent_weight": self.recurrent_weight,
-            "surrogate": self.options.surrogate,
-            "detach_spikes": self.options.detach_spikes,
-            "method": self.options.method,
-        }
-        delay = self.options.recurrent_delay  # None: the model's own
-        if delay is not None:
-            options["recurrent_delay"] = int(delay)
-        if self.membrane_gradient:
-            options["membrane_gradient"] = True
-        layer, drawn = _DRAWN.get()
-        return options | (drawn if layer is self else self._draw(is_training=False))
-
-    @property
     def shortest_recurrent_delay(self) -> int:
         """Delay of the recurrent synapses in steps, without what neurons learn to add."""
         return self.options.recurrent_delay or 1
@@ -235,15 +205,18 @@ class NeuronLayer(BoundedParameters):
     def trace(
         self,
         x: EventBatch | Tensor,
-        events: SpikeEvents | None = None,
         state: State | None = None,
+        *,
+        events: SpikeEvents | None = None,
+        membrane: bool = False,
     ) -> SpikeTrace:
         """Simulate the layer.
 
         Args:
             x: input [T, B, n_inputs].
-            events: see `synaptic_current`.
             state: `trace.state` of the steps before, or values by name; see `alif`.
+            events: see `synaptic_current`.
+            membrane: whether the trace has membrane and threshold.
         """
         given: object = None
         if isinstance(state, NeuronState):
@@ -253,31 +226,42 @@ class NeuronLayer(BoundedParameters):
         elif isinstance(state, Mapping):
             given, state = state.get("inputs"), {k: v for k, v in state.items() if k != "inputs"}
         before = check_last_inputs(given, x, self.weight, self._n_kept)
-        before_this = _DRAWN.set((self, self._draw(self.training)))
-        try:
-            trace = self.simulate(self.current(x, events, before), state)
-        finally:
-            _DRAWN.reset(before_this)
+        options = self.simulation_options() | {"state": state, "membrane": membrane}
+        trace = self.simulate(self.current(x, events, before), **options)
         if not self._n_kept:
             return trace
-        return trace.with_inputs(last_inputs_maker(x, before, self._n_kept, self.weight.dtype))
+        inputs = last_inputs(x, before, self._n_kept, self.weight.dtype)
+        return replace(trace, state=replace(trace.state, inputs=inputs))
 
-    def _draw(self, is_training: bool) -> dict[str, Any]:
-        """Options that a call draws in training: recurrent spikes to drop, and their delays."""
-        options: dict[str, Any] = {}
-        share, weight = self.options.recurrent_dropout, self.recurrent_weight
-        if weight is not None and share and is_training:
-            options["recurrent_weight"] = weight * F.dropout(torch.ones_like(weight[0]), share)
+    def simulation_options(self) -> dict[str, Any]:
+        """Arguments of a simulation other than current, state and the model's parameters.
+
+        In training, recurrent spikes to drop and their delays are drawn.
+        """
+        weight, share = self.recurrent_weight, self.options.recurrent_dropout
+        if weight is not None and share and self.training:
+            weight = weight * F.dropout(torch.ones_like(weight[0]), share)
+        options: dict[str, Any] = {
+            "recurrent_weight": weight,
+            "surrogate": self.options.surrogate,
+            "detach_spikes": self.options.detach_spikes,
+            "method": self.options.method,
+        }
         delays, shortest = self.recurrent_delays, self.shortest_recurrent_delay
         if delays is not None:
-            added = delays.drawn() if is_training else delays.steps().to(delays.delay.dtype)
+            added = delays.drawn() if self.training else delays.steps().to(delays.delay.dtype)
             options["recurrent_delay"] = RecurrentDelays(
                 shortest + added[:, 0], shortest + delays.max_delay, delays.span
             )
+        elif self.options.recurrent_delay is not None:  # else the model's default
+            options["recurrent_delay"] = int(self.options.recurrent_delay)
         return options
 
-    def simulate(self, current: Tensor, state: State | None) -> SpikeTrace:
-        """Simulate the neurons for a synaptic current [T, B, n_units]."""
+    def simulate(self, current: Tensor, **options: Any) -> SpikeTrace:
+        """Simulate the neurons for a synaptic current [T, B, n_units].
+
+        `options` are those of `simulation_options`, `state` and `membrane`.
+        """
         raise NotImplementedError
 
     def current(
@@ -397,14 +381,13 @@ class ALIFLayer(NeuronLayer):
         """See `NeuronLayer`; arp + 1 by default."""
         return self.options.recurrent_delay or self.arp + 1
 
-    def simulate(self, current: Tensor, state: State | None) -> SpikeTrace:
-        """Simulate the neurons for a synaptic current [T, B, n_units]."""
-        neurons = (self.beta, self.p, self.b)
-        return alif(current, *neurons, arp=self.arp, state=state, **self.simulation_options)
+    def simulate(self, current: Tensor, **options: Any) -> SpikeTrace:
+        """See `NeuronLayer`."""
+        return alif(current, self.beta, self.p, self.b, arp=self.arp, **options)
 
 
 class EulerAdLIFLayer(NeuronLayer):
-    """Synapses and one population of SE-adLIF or EF-adLIF neurons (neurons/euler_adlif/README.md).
+    """Synapses and one population of SE-adLIF or EF-adLIF neurons (neurons/euler_adlif.py).
 
     Parameters start evenly spaced over their ranges, in random order. Recurrent weights start
     orthogonal, and weights as U(±1/√n_inputs) / (1 − α), since the model scales its input by 1 − α.
@@ -497,11 +480,10 @@ class EulerAdLIFLayer(NeuronLayer):
         """See `NeuronLayer`; with Euler's method and the scale of the couplings."""
         return f"{super().extra_repr()}, euler={self.euler!r}, q={self.q:g}"
 
-    def simulate(self, current: Tensor, state: State | None) -> SpikeTrace:
-        """Simulate the neurons for a synaptic current [T, B, n_units]."""
+    def simulate(self, current: Tensor, **options: Any) -> SpikeTrace:
+        """See `NeuronLayer`."""
         neurons = (self.alpha, self.beta, self.a, self.b)
-        options = self.simulation_options
-        return euler_adlif(current, *neurons, q=self.q, euler=self.euler, state=state, **options)
+        return euler_adlif(current, *neurons, q=self.q, euler=self.euler, **options)
 
 
 class HiddenLayer(Protocol):
@@ -510,10 +492,12 @@ class HiddenLayer(Protocol):
     def trace(
         self,
         x: EventBatch | Tensor,
-        events: SpikeEvents | None = None,
         state: State | None = None,
+        *,
+        events: SpikeEvents | None = None,
+        membrane: bool = False,
     ) -> SpikeTrace:
-        """Spikes, membrane and threshold [T, B, n_units] for input [T, B, n_inputs]."""
+        """Trace of n_units for input [T, B, n_inputs]."""
         ...
 
 
@@ -526,6 +510,7 @@ def run_layers(
     x: EventBatch | Tensor,
     dropout: float = 0.0,
     states: Sequence[NeuronState] | None = None,
+    membrane: bool = False,
 ) -> Iterator[SpikeTrace]:
     """Run hidden layers one after another and yield each trace; its events feed the next layer.
 
@@ -534,10 +519,11 @@ def run_layers(
         x: input [T, B, n_inputs] of the first.
         dropout: share of a layer's spikes that the next layer does not get.
         states: state of each layer at the start; None = 0.
+        membrane: whether traces have membrane and threshold.
     """
     trace = None
     for i, layer in enumerate(layers):
-        given = (x, None) if trace is None else drop_spikes(trace, dropout)
+        own_x, events = (x, None) if trace is None else drop_spikes(trace, dropout)
         own = cast(HiddenLayer, layer)
         if layer._forward_pre_hooks or layer._forward_hooks:
             warnings.warn(
@@ -545,7 +531,8 @@ def run_layers(
                 "(weight_norm) or recorded by them; see docs/howto/python.md",
                 stacklevel=3,
             )
-        trace = own.trace(*given) if states is None else own.trace(*given, state=states[i])
+        state = None if states is None else states[i]
+        trace = own.trace(own_x, state, events=events, membrane=membrane)
         yield trace
 
 
@@ -556,7 +543,7 @@ def drop_spikes(trace: SpikeTrace, share: float) -> tuple[Tensor, SpikeEvents]:
     """
     if share == 0:
         return trace.spikes, trace.events
-    if trace.spikes.device.type == "cpu" and not is_transformed():
+    if trace.spikes.device.type == "cpu" and not is_traced(trace.spikes):
         kept = trace.spikes * dropout_mask(trace.spikes, share)
     else:
         kept = F.dropout(trace.spikes, share)

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from blockspike.networks.classifier import (
     ClassifierOutput,
@@ -17,7 +18,6 @@ from blockspike.networks.classifier import (
     mean_over_views,
 )
 from blockspike.networks.layers import check_counts
-from blockspike.neurons.autograd import differentiable_once
 from blockspike.neurons.events import EventBatch
 from blockspike.neurons.gpu.graphs import TRITON_DEVICES
 
@@ -41,6 +41,7 @@ def run_in_pieces(
     n_steps: int,
     truncate: bool = False,
     by_neuron: bool = False,
+    membrane: bool = False,
 ) -> PiecewiseOutput:
     """Run a network piece by piece and keep only the states in between for backward.
 
@@ -55,6 +56,7 @@ def run_in_pieces(
             Else they are those of the whole; but dropped spikes and delays are drawn anew for each
             piece, and the difference that is a delay's gradient ends with its piece.
         by_neuron: whether the output has `rates_by_neuron`.
+        membrane: whether it has `membrane_power`.
 
     Raises:
         ValueError: the input needs a gradient; `n_steps` is below 1, or no multiple of arp + 1 with
@@ -68,9 +70,10 @@ def run_in_pieces(
         raise ValueError("network: expected no batch_norm in training, got a layer with it")
     own = [p for p in network.parameters() if p.requires_grad]
     if own and torch.is_grad_enabled():
-        results: Any = _InPieces.apply(network, x, n_steps, truncate, by_neuron, *own)
+        results: Any = _InPieces.apply(network, x, n_steps, truncate, by_neuron, membrane, *own)
     else:
-        results = _total([output for _, output in _run(network, x, n_steps, by_neuron)])
+        pieces = _run(network, x, n_steps, by_neuron, membrane)
+        results = _total([output for _, output in pieces])
     scores, rates, *others = results
     n_layers = len(network.layers) if by_neuron else 0
     power, of_neurons = others[: len(others) - n_layers], others[len(others) - n_layers :]
@@ -78,13 +81,17 @@ def run_in_pieces(
 
 
 def _run(
-    network: SpikingClassifier, x: EventBatch | Tensor, n_steps: int, by_neuron: bool
+    network: SpikingClassifier,
+    x: EventBatch | Tensor,
+    n_steps: int,
+    by_neuron: bool,
+    membrane: bool,
 ) -> Iterator[tuple[ClassifierState | None, tuple[Tensor, ...]]]:
     """State at the start of each piece, and what it adds to the results."""
     state = None
     for first in range(0, x.shape[0], n_steps):
         piece = _piece(x, first, n_steps)
-        output = network(piece, state)
+        output = network(piece, state, membrane=membrane)
         of_piece = state, _share(network, output, piece, x, by_neuron, state is None)
         if first + n_steps < x.shape[0]:
             state = output.state
@@ -123,11 +130,11 @@ class _InPieces(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx, network: SpikingClassifier, x: EventBatch | Tensor, n_steps: int, truncate: bool,
-        by_neuron: bool, *parameters: Tensor
+        by_neuron: bool, membrane: bool, *parameters: Tensor
     ):  # fmt: skip
         """Scores [B, n_classes], rates [n_layers] and what else is asked for, see `_share`."""
         ctx.network, ctx.n_steps, ctx.truncate = network, n_steps, truncate
-        ctx.by_neuron = by_neuron
+        ctx.by_neuron, ctx.membrane = by_neuron, membrane
         ctx.like = x if isinstance(x, EventBatch) else None
         given = (x.row_ptr, x.unit) if isinstance(x, EventBatch) else (x,)
         ctx.n_given = len(given)
@@ -142,14 +149,14 @@ class _InPieces(torch.autograd.Function):
         }
         ctx.starts, outputs = [], []
         drawn = _random_state(parameters[0].device)
-        for state, output in _run(network, x, n_steps, by_neuron):
+        for state, output in _run(network, x, n_steps, by_neuron, membrane):
             ctx.starts.append((state, drawn))
             outputs.append(output)
             drawn = _random_state(parameters[0].device)
         return _total(outputs)
 
     @staticmethod
-    @differentiable_once("recompute_steps and truncate_steps", instead="neither")
+    @once_differentiable
     def backward(ctx, *grads: Tensor):  # pyright: ignore[reportIncompatibleMethodOverride]
         given, saved = ctx.saved_tensors[: ctx.n_given], ctx.saved_tensors[ctx.n_given :]
         parameters = saved[: ctx.n_parameters]
@@ -169,7 +176,7 @@ class _InPieces(torch.autograd.Function):
                     else state.map(lambda x: x.detach().requires_grad_(not ctx.truncate))
                 )
                 piece = _piece(x, i * ctx.n_steps, ctx.n_steps)
-                output = ctx.network(piece, start)
+                output = ctx.network(piece, start, membrane=ctx.membrane)
                 ends = [*_share(ctx.network, output, piece, x, ctx.by_neuron, state is None)]
                 ends += _tensors(output.state) if grads_of_state else []
             pairs = zip(ends, (*grads, *grads_of_state), strict=True)
@@ -186,7 +193,7 @@ class _InPieces(torch.autograd.Function):
             grads_of_state = [next(of_inputs) if x.requires_grad else None for x in _tensors(start)]
             if ctx.truncate:
                 grads_of_state = []
-        return None, None, None, None, None, *sums
+        return None, None, None, None, None, None, *sums
 
 
 def _modes(network: SpikingClassifier) -> list[bool]:

@@ -11,9 +11,8 @@ from blockspike.networks.bounded import Bounds
 from blockspike.networks.layers import NeuronLayer
 from blockspike.neurons.adlif import adlif
 from blockspike.neurons.c_silif import c_silif
-from blockspike.neurons.recurrent_delays import RecurrentDelays, longest_delay
-from blockspike.neurons.state import State
-from blockspike.neurons.surrogate import Boxcar
+from blockspike.neurons.delays import RecurrentDelays, longest_delay
+from blockspike.neurons.surrogates import Boxcar
 from blockspike.neurons.trace import SpikeTrace
 
 
@@ -34,26 +33,27 @@ class PublishedLayer(NeuronLayer):
         super().__init__(n_inputs, n_units, **of_authors | options)
         self.random_start = random_start
 
-    def simulate(self, current: Tensor, state: State | None) -> SpikeTrace:
-        """Simulate the neurons for a synaptic current [T, B, n_units]."""
-        if state is None and self.random_start and self.training:
+    def simulate(self, current: Tensor, **options: Any) -> SpikeTrace:
+        """See `NeuronLayer`."""
+        if options["state"] is None and self.random_start and self.training:
             dtype = self.weight.dtype
             spikes, *values = torch.rand(3, *current.shape[1:], dtype=dtype, device=current.device)
-            state = self.start(spikes, *values)
-            current = self._with_recurrence_of(spikes, current)
-        return self.run(current, state)
+            options["state"] = self.start(spikes, *values)
+            current = self._with_recurrence_of(spikes, current, options)
+        return self.run(current, **options)
 
     def start(self, spikes: Tensor, first: Tensor, second: Tensor) -> dict[str, Tensor]:
         """State after spikes and two random values, all [B, n_units] within 0 and 1."""
         raise NotImplementedError
 
-    def run(self, current: Tensor, state: State | None) -> SpikeTrace:
+    def run(self, current: Tensor, **options: Any) -> SpikeTrace:
         """Simulate from a state that is known; arguments as in `simulate`."""
         raise NotImplementedError
 
-    def _with_recurrence_of(self, spikes: Tensor, current: Tensor) -> Tensor:
+    def _with_recurrence_of(
+        self, spikes: Tensor, current: Tensor, options: dict[str, Any]
+    ) -> Tensor:
         """The current [T, B, n_units] with what recurrent weights deliver of the spikes before."""
-        options = self.simulation_options
         weight = options["recurrent_weight"]
         if weight is None:
             return current
@@ -74,7 +74,7 @@ class PublishedLayer(NeuronLayer):
 class AdLIFLayer(PublishedLayer):
     """Synapses and one population of adLIF neurons, or RadLIF neurons if they are recurrent.
 
-    Equations: neurons/adlif/README.md. As in the code of Bittar & Garner 2022, parameters start
+    Equations: neurons/adlif.py. As in the code of Bittar & Garner 2022, parameters start
     uniform over their ranges, weights as U(±1/√n_inputs), recurrent weights orthogonal, and no
     neuron gets its own spikes. Two things differ. There, neurons also start from random states in
     evaluation; here they start from 0, so that a network gives an input one answer. There,
@@ -136,10 +136,9 @@ class AdLIFLayer(PublishedLayer):
                 low, high = math.exp(-1 / low), math.exp(-1 / high)
             self.add_bounded(name, _uniform(n_units, low, high), (low, high), True, argument)
 
-    @property
     def simulation_options(self) -> dict[str, Any]:
         """See `NeuronLayer`; without the recurrent weight of a neuron to itself."""
-        options = super().simulation_options
+        options = super().simulation_options()
         weight = options["recurrent_weight"]
         if weight is not None:
             own = torch.eye(len(weight), dtype=torch.bool, device=weight.device)
@@ -152,16 +151,15 @@ class AdLIFLayer(PublishedLayer):
         adaptation = self.beta * w + self.a * u + self.b * spikes
         return {"membrane": u - spikes, "adaptation": adaptation}
 
-    def run(self, current: Tensor, state: State | None) -> SpikeTrace:
-        """Simulate from a state that is known; arguments as in `simulate`."""
-        neurons = (self.alpha, self.beta, self.a, self.b)
-        return adlif(current, *neurons, state=state, **self.simulation_options)
+    def run(self, current: Tensor, **options: Any) -> SpikeTrace:
+        """See `PublishedLayer`."""
+        return adlif(current, self.alpha, self.beta, self.a, self.b, **options)
 
 
 class CSiLIFLayer(PublishedLayer):
     """Synapses and one population of C-SiLIF neurons.
 
-    Equations: neurons/c_silif/README.md. As in the code of Fabre et al. 2025, the logarithms of
+    Equations: neurons/c_silif.py. As in the code of Fabre et al. 2025, the logarithms of
     decay rate and time step are trained, and the frequency and b; none has bounds. Time steps start
     log-uniform over their range, b as U(0, 1), and weights as U(±1/√n_inputs). Other than there,
     neurons start from 0 in evaluation, so that a network gives an input one answer.
@@ -218,10 +216,10 @@ class CSiLIFLayer(PublishedLayer):
         """The state that real and imaginary part and s, [B, n_units], lead to."""
         return {"membrane": 2 * first - spikes, "imaginary": 2 * second}
 
-    def run(self, current: Tensor, state: State | None) -> SpikeTrace:
-        """Simulate from a state that is known; arguments as in `simulate`."""
+    def run(self, current: Tensor, **options: Any) -> SpikeTrace:
+        """See `PublishedLayer`."""
         neurons = (self.log_rate.exp(), self.frequency, self.log_time_step.exp(), self.b)
-        return c_silif(current, *neurons, state=state, **self.simulation_options)
+        return c_silif(current, *neurons, **options)
 
 
 def _range(argument: str, limits: Bounds, above: float) -> Bounds:

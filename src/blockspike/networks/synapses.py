@@ -9,22 +9,17 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from blockspike.neurons.autograd import (
-    differentiable_once,
-    in_full_precision,
-    is_autocast_on,
-    is_transformed,
-    run_as_it_is,
-)
 from blockspike.neurons.cpu.events import SpikeEvents, event_currents, event_weight_gradient
 from blockspike.neurons.events import EventBatch
 from blockspike.neurons.gpu.graphs import has_triton, require_triton
+from blockspike.neurons.ops import Operator, is_compiled, is_transformed
+from blockspike.neurons.precision import in_full_precision, is_autocast_on
 
 SpikesT = TypeVar("SpikesT", EventBatch, Tensor, EventBatch | Tensor)
 SynapseMode = Literal["auto", "events", "dense"]
@@ -83,10 +78,12 @@ def synaptic_current(
     on_cpu = spikes.device.type == "cpu"
     if events is None or is_transformed() or mode == "dense" or (mode == "auto" and not on_cpu):
         return _dense(spikes, weight, bias)
+    if is_compiled(spikes):  # where the number of events is not known
+        return _summed(weight, bias, spikes, None, len(spikes), events.scale, mode)
     batch = events_of_spikes(events) if on_cpu else EventBatch.from_dense(events.array)
     if not _use_events(mode, batch, MAX_EVENT_DENSITY):
         return _dense(spikes, weight, bias)
-    return _of_sparse(spikes, weight, bias, batch, events.scale)
+    return _summed(weight, bias, spikes, batch, len(spikes), events.scale, mode)
 
 
 def presynaptic_first(weight: Tensor) -> Tensor:
@@ -98,11 +95,13 @@ def presynaptic_first(weight: Tensor) -> Tensor:
 
 
 @in_full_precision
-def _of_sparse(
-    spikes: Tensor | None, weight: Tensor, bias: Tensor, events: EventBatch, scale: float
-) -> Tensor:
-    """Current of `events`; `spikes`, the same spikes as a tensor, only receives a gradient."""
-    return _EventCurrents.apply(spikes, weight, bias, events, scale)  # pyright: ignore
+def _summed(
+    weight: Tensor, bias: Tensor, spikes: Tensor | None, events: EventBatch | None, n_steps: int,
+    scale: float, mode: str,
+) -> Tensor:  # fmt: skip
+    """Current by events; `spikes`, the same spikes as a tensor, get a gradient."""
+    given = (None, None) if events is None else (events.row_ptr, events.unit)
+    return _of_sparse(weight, bias, spikes, *given, n_steps, scale, mode)
 
 
 def current_of_batch(
@@ -117,11 +116,10 @@ def current_of_batch(
 
 def _of_events(events: EventBatch, bias: Tensor, *, weight: Tensor, mode: str) -> Tensor:
     if not is_transformed() and _use_events(mode, events, MAX_EVENT_DENSITY_OF_BATCH):
-        return _of_sparse(None, weight, bias, events, 1.0)
+        return _summed(weight, bias, None, events, events.shape[0], 1.0, mode)
     return _dense(events.dense(weight.dtype), weight, bias)
 
 
-@run_as_it_is
 def events_of_spikes(events: SpikeEvents) -> EventBatch:
     """Convert to an EventBatch on the CPU."""
     n_steps, batch_size, n_units = events.array.shape
@@ -203,65 +201,96 @@ def _dense(spikes: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return current
 
 
-def _add_events(events: EventBatch, weight_t: Tensor, bias: Tensor) -> Tensor:
-    """Current [T·B, N] of events for weight_t [n_taps, K, N]."""
-    n_steps, batch_size, _ = events.shape
+def _event_currents(
+    weight: Tensor, bias: Tensor, spikes: Tensor | None, row_ptr: Tensor | None,
+    unit: Tensor | None, n_steps: int, scale: float, mode: str,
+) -> Tensor:  # fmt: skip
+    """Current [T, B, N] of events, or of the spikes that are not 0 where events are not given.
+
+    Args:
+        weight, bias: see `synaptic_current`.
+        spikes: [T, B, K], each 0 or `scale`.
+        row_ptr, unit: the events; see `EventBatch`.
+        n_steps: T.
+        scale: weight of each event.
+        mode: without events, "auto" chooses a dense product where spikes are many.
+    """
+    if row_ptr is None or unit is None:
+        assert spikes is not None
+        batch = _events_in(spikes)
+        if not _use_events(mode, batch, MAX_EVENT_DENSITY):
+            return _dense(spikes, weight, bias)
+        row_ptr, unit = batch.row_ptr, batch.unit
+    batch_size = (len(row_ptr) - 1) // n_steps
+    weight_t = (weight.detach() if scale == 1 else scale * weight.detach()).transpose(1, 2)
     out = weight_t.new_empty(n_steps * batch_size, weight_t.shape[2])
-    row_ptr, unit, weight_t, bias = (
-        x.contiguous() for x in (events.row_ptr, events.unit, weight_t, bias)
-    )
+    given: Any = [x.detach().contiguous() for x in (row_ptr, unit, weight_t, bias)]
     if out.device.type == "cpu":
-        event_currents(
-            row_ptr.numpy(), unit.numpy(), weight_t.numpy(), bias.numpy(), batch_size, out.numpy()
-        )
+        arrays: Any = [x.numpy() for x in given]
+        event_currents(*arrays, batch_size, out.numpy())  # pyright: ignore
     else:
         from blockspike.neurons.gpu import events as events_gpu
 
-        events_gpu.event_currents(row_ptr, unit, weight_t, bias, batch_size, out)
-    return out
+        events_gpu.event_currents(*given, batch_size, out)  # pyright: ignore
+    return out.view(n_steps, batch_size, -1)
 
 
-def _weight_gradient(
-    row_ptr: Tensor, unit: Tensor, grad: Tensor, n_taps: int, batch_size: int, n_units: int
-) -> Tensor:
-    """Gradient dLoss/dweight_t [n_taps, K, N] from the current's gradient, grad [T·B, N]."""
-    sizes = (n_taps, batch_size, n_units)
+def _events_in(spikes: Tensor) -> EventBatch:
+    """Events of spikes [T, B, K], those that are not 0."""
+    fired = (spikes.detach() != 0).view(torch.uint8)
+    on_cpu = spikes.device.type == "cpu"
+    return events_of_spikes(SpikeEvents(fired)) if on_cpu else EventBatch.from_dense(fired)
+
+
+def _fake_event_currents(weight, bias, spikes, row_ptr, unit, n_steps, scale, mode):
+    n_rows = spikes.shape[0] * spikes.shape[1] if row_ptr is None else len(row_ptr) - 1
+    return weight.new_empty(n_steps, n_rows // n_steps, weight.shape[1])
+
+
+def _setup(ctx, inputs, output):
+    weight, _, spikes, row_ptr, unit, _, ctx.scale, _ = inputs
+    kept = spikes if row_ptr is None else None
+    ctx.save_for_backward(weight, kept, row_ptr, unit)
+
+
+def _backward(ctx, grad):
+    weight, spikes, row_ptr, unit = ctx.saved_tensors
+    grad_spikes = grad_weight = grad_bias = None
+    if ctx.needs_input_grad[2]:
+        grad_spikes = grad @ weight[0]
+        for tap in range(1, min(len(weight), len(grad))):
+            grad_spikes[:-tap] += grad[tap:] @ weight[tap]
+    if ctx.needs_input_grad[0]:
+        grad_weight = _weight_gradient(grad, weight, spikes, row_ptr, unit, ctx.scale)
+    if ctx.needs_input_grad[1]:
+        grad_bias = grad.sum((0, 1))
+    return grad_weight, grad_bias, grad_spikes, None, None, None, None, None
+
+
+def _gradient_of_weight(
+    grad: Tensor, weight: Tensor, spikes: Tensor | None, row_ptr: Tensor | None,
+    unit: Tensor | None, scale: float,
+) -> Tensor:  # fmt: skip
+    """Gradient of the weight [n_taps, N, K] from that of the current; see `_event_currents`."""
+    if row_ptr is None or unit is None:
+        assert spikes is not None
+        batch = _events_in(spikes)
+        row_ptr, unit = batch.row_ptr, batch.unit
+    sizes = (len(weight), grad.shape[1], weight.shape[2])
+    rows = grad.detach().contiguous().flatten(0, 1)
     if grad.device.type == "cpu":
-        arrays = row_ptr.numpy(), unit.numpy(), grad.numpy()
-        return torch.from_numpy(event_weight_gradient(*arrays, *sizes))
-    from blockspike.neurons.gpu import events as events_gpu
+        arrays = row_ptr.numpy(), unit.numpy(), rows.numpy()
+        grad_weight = torch.from_numpy(event_weight_gradient(*arrays, *sizes)).transpose(1, 2)
+    else:
+        from blockspike.neurons.gpu import events as events_gpu
 
-    return events_gpu.event_weight_gradient(row_ptr, unit, grad, *sizes)
+        grad_weight = events_gpu.event_weight_gradient(row_ptr, unit, rows, *sizes).transpose(1, 2)
+    return grad_weight if scale == 1 else scale * grad_weight
 
 
-class _EventCurrents(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx, spikes: Tensor | None, weight: Tensor, bias: Tensor, events: EventBatch, scale: float
-    ):
-        ctx.save_for_backward(events.row_ptr, events.unit, weight)
-        ctx.batch_size = events.shape[1]
-        ctx.scale = scale
-        weight_t = weight.detach().transpose(1, 2)
-        out = _add_events(events, weight_t if scale == 1 else scale * weight_t, bias.detach())
-        return out.view(events.shape[0], events.shape[1], -1)
-
-    @staticmethod
-    @differentiable_once("event-driven synapses", instead="synapses='dense'")
-    def backward(ctx, *grads: Tensor):  # pyright: ignore[reportIncompatibleMethodOverride]
-        row_ptr, unit, weight = ctx.saved_tensors
-        grad = grads[0].contiguous()
-        grad_spikes = grad_weight = grad_bias = None
-        if ctx.needs_input_grad[0]:
-            grad_spikes = grad @ weight[0]
-            for tap in range(1, min(len(weight), len(grad))):
-                grad_spikes[:-tap] += grad[tap:] @ weight[tap]
-        rows = grad.flatten(0, 1)
-        if ctx.needs_input_grad[1]:
-            sizes = (len(weight), ctx.batch_size, weight.shape[2])
-            grad_weight = _weight_gradient(row_ptr, unit, rows, *sizes).transpose(1, 2)
-            if ctx.scale != 1:
-                grad_weight = ctx.scale * grad_weight
-        if ctx.needs_input_grad[2]:
-            grad_bias = rows.sum(0)
-        return grad_spikes, grad_weight, grad_bias, None, None
+_weight_gradient = Operator(
+    "event_weight_gradient",
+    _gradient_of_weight,
+    lambda grad, weight, *_: grad.new_empty(weight.transpose(1, 2).shape).transpose(1, 2),
+)
+_of_sparse = Operator("event_currents", _event_currents, _fake_event_currents, _setup, _backward)

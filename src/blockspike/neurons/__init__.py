@@ -1,8 +1,9 @@
 """Spiking neurons as pure functions of tensors [T, B, N] = (time steps, batch, neurons)."""
 
-from blockspike.neurons.alif import Method, NotFiniteError, SpikeTrace, alif
+from blockspike.neurons.alif import Method, alif
+from blockspike.neurons.errors import NotFiniteError
 from blockspike.neurons.readout import leaky_integrate
-from blockspike.neurons.surrogate import (
+from blockspike.neurons.surrogates import (
     SLAYER,
     Arctan,
     Boxcar,
@@ -11,6 +12,7 @@ from blockspike.neurons.surrogate import (
     Surrogate,
     Triangular,
 )
+from blockspike.neurons.trace import SpikeTrace
 
 __all__ = [
     "SLAYER",

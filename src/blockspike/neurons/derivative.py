@@ -1,52 +1,76 @@
-"""The derivative of a model's step, derived from the step itself.
+"""What the kernels run: a model's step and its derivative, as text made from the step itself.
 
 `derived` runs the step once on expressions instead of numbers, differentiates the expressions in
-reverse, and writes the result as a Python function of the same few operations. So the kernels
-compile it as they compile one written by hand. `given_spikes` does so for a neuron whose spikes are
-known beforehand.
+reverse, and writes both as Python functions of a few operations, which Numba, Triton, NumPy or
+PyTorch then run. `given_spikes` does so for neurons whose spikes are known beforehand, and
+`slope_text` for a surrogate.
 """
 
 import hashlib
 import linecache
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import replace
+from dataclasses import dataclass
 from functools import cache
-from types import FunctionType
 from typing import Any, NamedTuple
 
-from blockspike.neurons.model import NeuronModel, maximum, translated, where
+import torch
 
-_ARGUMENTS = (
-    "drive, parameters, constants, state, margin, slope, grad_spike, reset_has_grad, grad_state"
-)
+from blockspike.neurons.model import NeuronModel, exp, maximum, where
+
 _OPERATORS = {
     "add": "+", "sub": "-", "mul": "*", "truediv": "/", "and": "&", "or": "|",
     "gt": ">", "lt": "<", "ge": ">=", "le": "<=", "eq": "==", "ne": "!=",
 }  # fmt: skip
+_CONDITIONS = {"&", "|", ">", "<", ">=", "<=", "==", "!="}
+_REVERSE = (
+    "drive, parameters, constants, state, margin, slope, grad_spike, reset_has_grad, grad_state"
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Derived:
+    """A model's functions as text, for one number of constants.
+
+    Attributes:
+        model: the model.
+        step: text of `step(drive, parameters, constants, state)` → spike, membrane, threshold,
+            margin, states.
+        reverse: text of `reverse_step`, with the arguments of `NeuronModel.reverse_step`.
+        reverse_all: the same with gradients `grad_membrane` and `grad_threshold` as further
+            arguments; empty for a model with its own `reverse_step`.
+    """
+
+    model: NeuronModel
+    step: str
+    reverse: str
+    reverse_all: str
+
+    @property
+    def digest(self) -> str:
+        """Hash of all that kernels depend on."""
+        names = (self.model.parameters, self.model.states, self.model.counters)
+        content = repr((names, self.model.accumulators, self.step, self.reverse, self.reverse_all))
+        return hashlib.sha256(content.encode()).hexdigest()[:32]
 
 
 @cache
-def derived(model: NeuronModel, n_constants: int) -> NeuronModel:
-    """The model with a `reverse_step` that is derived from its step.
-
-    Args:
-        model: has no `reverse_step`.
-        n_constants: number of constants that the step gets, with 0 and 1.
+def derived(model: NeuronModel, n_constants: int) -> Derived:
+    """The functions of a model whose step gets `n_constants` constants, with 0 and 1.
 
     Raises:
-        ValueError: the step does something else than a `NeuronModel` may; names it.
+        ValueError: the step does something that a `NeuronModel` may not; names it.
     """
-    run = _run(model, n_constants, Expression("with gradient", "drive"), _fired)
-    return replace(model, reverse_step=_compiled(model, _reverse_source(run), "reverse_step"))
+    run = _run(model, n_constants, _Input("drive"), _fired)
+    return Derived(model, _step_text(run), *_reverse_texts(run, model, n_constants))
 
 
 @cache
-def given_spikes(model: NeuronModel, n_constants: int) -> NeuronModel:
-    """The model of neurons that are reset by given spikes and fire none of their own.
+def given_spikes(model: NeuronModel, n_constants: int) -> Derived:
+    """The functions of neurons that are reset by given spikes and fire none of their own.
 
-    The `drive` of its step is a pair, of the drive and of the spike, 1 or 0; `fire` is not called.
-    In its reverse_step, slope · grad_spike is the gradient of the margin.
+    The `drive` is then a pair, of the drive and of the spike, 1 or 0. In the reverse step,
+    slope · grad_spike is the gradient of the margin.
 
     Args:
         model, n_constants: see `derived`.
@@ -55,23 +79,39 @@ def given_spikes(model: NeuronModel, n_constants: int) -> NeuronModel:
         ValueError: see `derived`.
     """
     given = Expression("text", "drive[1]")
-    run = _run(
-        model, n_constants, Expression("with gradient", "drive[0]"), lambda _: (given, ONE - given)
-    )
-    own = {
-        "step": _compiled(model, _step_source(run), "step"),
-        "reverse_step": _compiled(model, _reverse_source(run), "reverse_step"),
-    }
-    return replace(model, name=f"{model.name}, spikes given", **own)
+    run = _run(model, n_constants, _Input("drive[0]"), lambda _: (given, ONE - given))
+    return Derived(model, _step_text(run), *_reverse_texts(run, model, n_constants))
 
 
-def _compiled(model: NeuronModel, source: str, name: str) -> FunctionType:
-    digest = hashlib.sha256(source.encode()).hexdigest()[:12]
-    place = f"<{name} derived from {model.step.__module__}.{model.step.__qualname__}, {digest}>"
-    linecache.cache[place] = (len(source), None, source.splitlines(True), place)  # for Triton
-    names = {"where": where, "maximum": maximum, "__name__": model.step.__module__}
-    exec(compile(source, place, "exec"), names)
-    return names[name]
+@cache
+def slope_text(formula: Callable[..., Any], n_constants: int) -> str:
+    """Text of `slope(margin, constants)`, a surrogate's formula.
+
+    Raises:
+        ValueError: see `derived`.
+    """
+    constants = (ZERO, ONE, *_inputs("constants", n_constants, "text")[2:])
+    try:
+        value = _expression(formula(_Input("margin"), constants))
+    except (TypeError, AttributeError, ValueError) as error:
+        raise _error(formula, error) from None
+    lines, (slope,) = _written([[value]], {})
+    return f"def slope(margin, constants):\n{lines}    return {slope}\n"
+
+
+@cache
+def compiled(text: str, **names: Any) -> Any:
+    """The Python function of a text; `names` are its `where`, `maximum`, `exp` and `abs`."""
+    place = f"<{text[4 : text.index('(')]} {hashlib.sha256(text.encode()).hexdigest()[:12]}>"
+    linecache.cache[place] = (len(text), None, text.splitlines(True), place)  # Triton reads it
+    space = {"__name__": __name__, **names}
+    exec(compile(text, place, "exec"), space)
+    return space[text[4 : text.index("(")]]
+
+
+def on_tensors(step_text: str) -> Any:
+    """The step of a text as a function of tensors."""
+    return compiled(step_text, where=where, maximum=maximum, exp=exp)
 
 
 class Expression:
@@ -81,14 +121,21 @@ class Expression:
 
     def __init__(self, operation: str, *arguments: Any):
         self.operation, self.arguments = operation, arguments
-        self.has_grad = operation in ("with gradient", "spike", "not_spiked")
-        if operation in {"+", "-", "*", "/", "negative", "abs", "maximum"}:
+        self.has_grad = operation in ("input", "spike", "not_spiked")
+        if operation in {"+", "-", "*", "/", "negative", "abs", "maximum", "exp"}:
             self.has_grad = any(x.has_grad for x in arguments)
         elif operation == "where":
             self.has_grad = any(x.has_grad for x in arguments[1:])
 
+    @classmethod
+    def __torch_function__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None):
+        """Functions of PyTorch that are called with an expression."""
+        if function not in _OF_TORCH:
+            raise TypeError(f"torch.{function.__name__}")
+        return _OF_TORCH[function](*args, **(kwargs or {}))
+
     def __bool__(self) -> bool:
-        raise TypeError("`if`, `and`, `or` or `not` (write where, & or |)")
+        raise TypeError("`if`, `and`, `or` or `not` (write torch.where, & or |)")
 
     def __neg__(self) -> "Expression":
         return Expression("negative", self)
@@ -96,20 +143,37 @@ class Expression:
     def __abs__(self) -> "Expression":
         return Expression("abs", self)
 
+    def __pow__(self, n: Any) -> "Expression":
+        if n not in (2, 3):  # others round differently in PyTorch
+            raise TypeError(f"a power of {n!r} (2 and 3 are possible)")
+        square = Expression("*", self, self)
+        return square if n == 2 else Expression("*", square, self)
+
+    def exp(self) -> "Expression":
+        """Exponential."""
+        return Expression("exp", self)
+
+    def clamp(self, min: Any = None, max: Any = None) -> "Expression":
+        """The value within bounds."""
+        x = self if min is None else Expression("maximum", self, _expression(min))
+        return x if max is None else -Expression("maximum", -x, -_expression(max))
+
     __hash__ = object.__hash__
 
 
 def _operator(sign: str, is_swapped: bool = False) -> Any:
     def operate(x: Any, y: Any) -> Expression:
-        pair = (y, x) if is_swapped else (x, y)
-        return Expression(sign, *map(_expression, pair))
+        pair = map(_expression, (y, x) if is_swapped else (x, y))
+        if sign in "+-*/":  # a condition counts as 1 or 0
+            pair = (_where(x, ONE, ZERO) if x.operation in _CONDITIONS else x for x in pair)
+        return Expression(sign, *pair)
 
     return operate
 
 
 for _name, _sign in _OPERATORS.items():
     setattr(Expression, f"__{_name}__", _operator(_sign))
-    if _sign in "+-*/&|":  # comparisons are swapped by Python
+    if _sign in "+-*/&|":  # Python itself swaps comparisons
         setattr(Expression, f"__r{_name}__", _operator(_sign, is_swapped=True))
 
 
@@ -122,15 +186,23 @@ def _expression(x: Any) -> Expression:
 
 
 def _where(condition: Any, x: Any, y: Any) -> Expression:
+    if not isinstance(x, Expression) and not isinstance(y, Expression):
+        raise TypeError("torch.where of two numbers, which has PyTorch's default dtype")
     return Expression("where", *map(_expression, (condition, x, y)))
 
 
-def _maximum(x: Any, least: Any) -> Expression:
-    return Expression("maximum", _expression(x), _expression(least))
+_OF_TORCH = {
+    torch.where: _where, torch.exp: Expression.exp, torch.abs: abs, torch.clamp: Expression.clamp,
+    torch.maximum: lambda x, y: Expression("maximum", _expression(x), _expression(y)),
+}  # fmt: skip
 
 
-def _on_expressions(function: FunctionType) -> FunctionType:
-    return {where: _where, maximum: _maximum}.get(function) or translated(function, _on_expressions)
+def _Input(name: str) -> Expression:  # noqa: N802
+    return Expression("input", name)
+
+
+def _inputs(name: str, count: int, kind: str = "input") -> tuple[Expression, ...]:
+    return tuple(Expression(kind, f"{name}[{i}]") for i in range(count))
 
 
 def _texts(*names: str) -> tuple[Any, ...]:
@@ -140,17 +212,15 @@ def _texts(*names: str) -> tuple[Any, ...]:
 ZERO, ONE = _texts("constants[0]", "constants[1]")
 
 
-def _inputs(name: str, count: int, kind: str = "with gradient") -> tuple[Expression, ...]:
-    return tuple(Expression(kind, f"{name}[{i}]") for i in range(count))
-
-
 class _Run(NamedTuple):
-    """A step on expressions: what it was given, its margin and the states after it."""
+    """A step on expressions: its inputs and results."""
 
     drive: Expression
     parameters: tuple[Expression, ...]
     states: tuple[Expression, ...]
     spike: Expression
+    membrane: Expression
+    threshold: Expression
     margin: Expression
     after: list[Expression]
 
@@ -164,48 +234,60 @@ def _run(
 ) -> _Run:
     """Run the step with the spike, and 1 − spike, that `spikes_of` returns for its margin."""
     parameters = _inputs("parameters", len(model.parameters))
-    states = _inputs("state", len(model.states))
-    counters = _inputs("state", len(model.states) + len(model.counters), "text")
+    states, n = _inputs("state", len(model.states)), len(model.all_states)
+    counters = _inputs("state", n, "text")[len(states) :]
     constants = (ZERO, ONE, *_inputs("constants", n_constants, "text")[2:])
-    fired: list[tuple[Expression, Any]] = []
+    fired: list[tuple[Expression, ...]] = []
 
-    def fire(margin: Any) -> Any:
-        fired.append((_expression(margin), spikes_of(_expression(margin))))
-        return fired[0][1]
+    def fire(membrane: Any, threshold: Any) -> Any:
+        membrane, threshold = _expression(membrane), _expression(threshold)
+        margin = membrane - threshold
+        spike, not_spiked = spikes_of(margin)
+        fired.append((spike, membrane, threshold, margin))
+        return spike, not_spiked
 
-    run = translated(model.step, _on_expressions)
     try:
-        spike, margin, after = run(
-            drive, parameters, constants, (*states, *counters[len(states) :]), fire
-        )
-        if len(fired) != 1 or len(after) != len(counters):
-            raise TypeError(f"fire called {len(fired)} times, and {len(after)} states returned")
-        own, (own_spike, _) = fired[0]
-        if not (_is_same(_expression(spike), own_spike) and _is_same(margin, own)):
-            raise TypeError("other values than the spike of `fire` and the margin given to it")
-        found = _Run(drive, parameters, states, own_spike, own, [_expression(x) for x in after])
-        _differentiate(found)
-        return found
+        spike, *level, after = model.step(drive, parameters, constants, (*states, *counters), fire)
+        if len(fired) != 1 or len(after) != n:
+            raise TypeError(f"{len(fired)} calls of fire, and {len(after)} states after the step")
+        expected = fired[0][1:3] if model.reverse_step else fired[0][:3]
+        level = [spike, *level][-len(expected) :]
+        if not all(map(_is_same, map(_expression, level), expected)):
+            raise TypeError("other values than the spike, membrane and threshold of `fire`")
     except (TypeError, AttributeError, ValueError, IndexError) as error:
-        raise ValueError(
-            f"{model.step.__qualname__}: expected a step of + - * /, comparisons, & |, abs, where "
-            f"and maximum, from which its derivative can be derived, got {error}; write "
-            "reverse_step, or use method='standard'"
-        ) from None
+        raise _error(model.step, error) from None
+    _, membrane, threshold, margin = fired[0]
+    return _Run(
+        drive, parameters, states, _expression(spike), membrane, threshold, margin,
+        [_expression(x) for x in after],
+    )  # fmt: skip
 
 
-def _is_same(x: Any, y: Any) -> bool:
+def _error(function: Callable[..., Any], error: Exception) -> ValueError:
+    return ValueError(
+        f"{getattr(function, '__qualname__', function)}: expected a function of + - * /, "
+        "comparisons, & |, abs, torch.where, clamp and exp, which kernels can run, got "
+        f"{error}; method='standard' runs any"
+    )
+
+
+def _is_same(x: Expression, y: Expression) -> bool:
     """Whether two expressions do the same to the same inputs."""
-    if x is y or not (isinstance(x, Expression) and isinstance(y, Expression)):
-        return x is y or (isinstance(x, str) and x == y)
+    if not isinstance(x, Expression):
+        return x == y
+    if x is y or not isinstance(y, Expression):
+        return x is y
     alike = x.operation == y.operation and len(x.arguments) == len(y.arguments)
     return alike and all(map(_is_same, x.arguments, y.arguments))
 
 
-def _differentiate(run: _Run) -> dict[Expression, Any]:
-    """Gradient of each expression that the margin and the states after the step are made of."""
+def _differentiate(run: _Run, *of_level: Expression) -> dict[Expression, Any]:
+    """Gradient of each expression that the results are made of.
+
+    `of_level` are gradients of membrane and threshold, or missing.
+    """
     grads: dict[Expression, Any] = {}
-    margin, after = run.margin, run.after[: len(run.states)]
+    after = run.after[: len(run.states)]
 
     def add(x: Expression, grad: Any) -> None:
         if x.has_grad:
@@ -215,24 +297,27 @@ def _differentiate(run: _Run) -> dict[Expression, Any]:
         add(x, grad)
     of_spike, slope, reset_has_grad = _texts("grad_spike", "slope", "reset_has_grad")
     spikes = [x for x in _in_order(after) if x.operation in ("spike", "not_spiked")]
-    order = _in_order([*after, margin])
-    before = set(_in_order([margin]))
-    for x in reversed([x for x in order if x not in before]):
+    # First back to the spike, which collects what comes from all that depends on it …
+    before = set(_in_order([run.margin]))
+    for x in reversed([x for x in _in_order([*after, run.margin]) if x not in before]):
         if x in grads:
             _propagate(x, grads[x], add)
     for x in spikes:
         if x in grads:
             is_spike = x.operation == "spike"
             of_spike = of_spike + grads[x] if is_spike else of_spike - reset_has_grad * grads[x]
-    add(margin, slope * of_spike)
-    for x in reversed(_in_order([margin])):
+    # … then through the surrogate to the margin, and on to the inputs.
+    add(run.margin, slope * of_spike)
+    for x, grad in zip((run.membrane, run.threshold), of_level, strict=False):
+        add(x, grad)
+    for x in reversed(_in_order([run.margin])):
         if x in grads:
             _propagate(x, grads[x], add)
     return grads
 
 
 def _propagate(node: Expression, grad: Any, add: Any) -> None:
-    """Add to the gradients of a node's arguments what comes from the node's own."""
+    """Add to the gradients of a node's arguments what comes from the node."""
     match node.operation, node.arguments:
         case "+", (x, y):
             add(x, grad)
@@ -248,6 +333,8 @@ def _propagate(node: Expression, grad: Any, add: Any) -> None:
             add(y, -(grad * node) / y)
         case "negative", (x,):
             add(x, -grad)
+        case "exp", (x,):
+            add(x, grad * node)
         case "abs", (x,):
             add(x, _where(x > ZERO, grad, _where(x < ZERO, -grad, ZERO)))
         case "maximum", (x, least):
@@ -274,20 +361,41 @@ def _in_order(ends: Iterable[Expression], known: Iterable[Expression] = ()) -> l
     return list(order)
 
 
-def _step_source(run: _Run) -> str:
-    """Text of `step`."""
-    lines, (spike, margin, after) = _written([[run.spike], [run.margin], run.after], {})
-    header = "def step(drive, parameters, constants, state, fire):\n"
-    return f"{header}{lines}    return {spike}, {margin}, ({after},)\n"
+def _step_text(run: _Run) -> str:
+    groups = [[x] for x in (run.spike, run.membrane, run.threshold, run.margin)]
+    lines, (*results, after) = _written([*groups, run.after], {})
+    return (
+        "def step(drive, parameters, constants, state):\n"
+        f"{lines}    return {', '.join(results)}, ({after},)\n"
+    )
 
 
-def _reverse_source(run: _Run) -> str:
-    """Text of `reverse_step`: the gradients of drive, parameters and states."""
-    grads = _differentiate(run)
+def _reverse_texts(run: _Run, model: NeuronModel, n_constants: int) -> tuple[str, str]:
+    """Texts of the reverse step, without and with gradients of membrane and threshold."""
+    if model.reverse_step is None:
+        of_level = _texts("grad_membrane", "grad_threshold")
+        plain, whole = (_differentiate(run, *x) for x in ((), of_level))
+        more = ", grad_membrane, grad_threshold"
+        return _reverse_text(run, plain, ""), _reverse_text(run, whole, more)
+    constants = (ZERO, ONE, *_inputs("constants", n_constants, "text")[2:])
+    state = _inputs("state", len(model.all_states), "text")
+    carried = _inputs("grad_state", len(model.states) + len(model.accumulators), "text")
+    given = _texts("margin", "slope", "grad_spike", "reset_has_grad")
+    to_drive, *groups = model.reverse_step(
+        run.drive, run.parameters, constants, state, *given, carried
+    )
+    return _reverse_lines([[to_drive], *groups], {}, ""), ""
+
+
+def _reverse_text(run: _Run, grads: dict[Expression, Any], more: str) -> str:
     groups = [[grads.get(x, ZERO) for x in of] for of in ([run.drive], run.parameters, run.states)]
-    lines, (to_drive, *others) = _written(groups, {run.margin: "margin"})
+    return _reverse_lines(groups, {run.margin: "margin"}, more)
+
+
+def _reverse_lines(groups: list[list[Expression]], names: dict[Expression, str], more: str) -> str:
+    lines, (to_drive, *others) = _written([[*map(_expression, x)] for x in groups], names)
     returned = ", ".join([to_drive, *(f"({group},)" for group in others)])
-    return f"def reverse_step({_ARGUMENTS}):\n{lines}    return {returned}\n"
+    return f"def reverse_step({_REVERSE}{more}):\n{lines}    return {returned}\n"
 
 
 def _written(groups: list[list[Expression]], names: dict[Expression, str]) -> tuple[str, list[str]]:
@@ -298,7 +406,7 @@ def _written(groups: list[list[Expression]], names: dict[Expression, str]) -> tu
         if x in names:
             continue
         text = _text(x, names)
-        if x.operation in ("text", "with gradient"):
+        if x.operation in ("text", "input"):
             names[x] = text
             continue
         if text not in known:
@@ -309,7 +417,7 @@ def _written(groups: list[list[Expression]], names: dict[Expression, str]) -> tu
 
 
 def _text(x: Expression, names: dict[Expression, str]) -> str:
-    if x.operation in ("text", "with gradient"):
+    if x.operation in ("text", "input"):
         return x.arguments[0]
     own = [names[y] for y in x.arguments]
     if x.operation in _OPERATORS.values():
@@ -318,6 +426,6 @@ def _text(x: Expression, names: dict[Expression, str]) -> str:
         return f"-{own[0]}"
     if x.operation == "spike":
         return f"where({own[0]} > constants[0], constants[1], constants[0])"
-    if x.operation == "not_spiked":
+    if x.operation == "not_spiked":  # a choice and not 1 − spike: the reset waits for less
         return f"where({own[0]} > constants[0], constants[0], constants[1])"
     return f"{x.operation}({', '.join(own)})"

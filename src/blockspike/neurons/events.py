@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from blockspike.neurons.autograd import is_transformed
 from blockspike.neurons.cpu.events import add_events
 from blockspike.neurons.cpu.kernels import kernel
+from blockspike.neurons.ops import is_traced
 
 
 @dataclass(eq=False)  # not frozen: Lightning cannot convert frozen dataclasses to another precision
@@ -157,7 +157,7 @@ class EventBatch:
         n_steps, batch_size, n_units = self.shape
         counts = torch.zeros(n_steps * batch_size, n_units, dtype=dtype, device=self.device)
         by_kernel = self.device.type == "cpu" and dtype in (torch.float32, torch.float64)
-        if by_kernel and not is_transformed():
+        if by_kernel and not is_traced(self.unit):
             add_events(self.row_ptr, self.unit, counts)
         else:
             row = torch.repeat_interleave(self.row_ptr.diff(), output_size=self.unit.numel())

@@ -1,81 +1,54 @@
 """Simulation of any model by a loop over time, the reference for its kernels."""
 
-from collections.abc import Callable, Sequence
-from functools import partial
-
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from blockspike.neurons.recurrent_delays import RecurrentDelays, shifted
-from blockspike.neurons.spec import SimulationSpec
-from blockspike.neurons.state import Start, last_state
-from blockspike.neurons.surrogate import spike
-from blockspike.neurons.trace import SpikeTrace, check_finite, ones_like_margin
+from blockspike.neurons.delays import RecurrentDelays, shifted
+from blockspike.neurons.model import NeuronModel
+from blockspike.neurons.state import Start
+from blockspike.neurons.surrogates import Surrogate, spike
 
 
 def loop(
-    spec: SimulationSpec,
+    model: NeuronModel,
     current: Tensor,
-    parameters: Sequence[Tensor],
+    parameters: tuple[Tensor, ...],
+    constants: tuple[float, ...],
     recurrent_weight: Tensor | None,
-    start: Start | None = None,
-    membrane_gradient: bool = False,
-    compute_threshold: Callable[[Tensor, Tensor], Tensor] | None = None,
-    given: Tensor | None = None,
-) -> SpikeTrace:
-    """Run the model step by step; arguments as in `fused_cpu` and `trace_of`, already checked.
+    delay: int | RecurrentDelays,
+    start: Start,
+    surrogate: Surrogate,
+    detach_reset: bool,
+    detach_recurrence: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Run the model step by step; arguments as in `simulate`, already checked.
 
-    Without `compute_threshold`, the membrane is read from the step without its
-    `threshold_parameters`, and the threshold is that membrane less the margin. `given` spikes
-    [T, B, N] take the place of its own, which rounding may make others.
+    Returns:
+        Spikes [T, B, N], states after the last step [K, B, N], membrane and threshold [T, B, N].
     """
-    model, constants, delay, surrogate, detach_reset, detach_recurrence = spec
-    names = (*model.states, *model.counters)
-    if start is None:
-        start = Start(current.new_zeros(len(names), *current.shape[1:]), None)
-    spikes: list[Tensor] = []
-    margins: list[Tensor] = []
-    above_1: list[Tensor] = []
-    without_threshold = [
-        torch.zeros_like(x) if name in model.threshold_parameters else x
-        for name, x in zip(model.parameters, parameters, strict=True)
-    ]
-    state, n_states = start.values.unbind(), len(model.states)
+    n_states, rows = len(model.states), []
+    values = start.values
+    if values is None:
+        values = current.new_zeros(len(model.all_states), *current.shape[1:])
+    state = values.unbind()
     fed_back = FedBack(start.spikes, delay, detach_recurrence)
-    numbers = (0.0, 1.0, *constants)
-    by_step = compute_threshold is None and bool(model.threshold_parameters)
 
-    def fire(margin: Tensor) -> tuple[Tensor, Tensor]:
-        s = spike(margin, surrogate) if given is None else given[len(spikes)]
+    def fire(membrane: Tensor, threshold: Tensor) -> tuple[Tensor, Tensor]:
+        s = spike(membrane - threshold, surrogate)
         return s, 1 - (s.detach() if detach_reset else s)
 
     for t, drive in enumerate(current.unbind()):
         if recurrent_weight is not None and (arriving := fed_back.at(t)) is not None:
             drive = drive + F.linear(arriving, recurrent_weight)
-        before = state
-        s, margin, state = model.step(drive, parameters, numbers, before, fire)
-        if membrane_gradient or by_step:  # V alone: 1 is what is left of the threshold
-            above_1.append(model.step(drive, without_threshold, numbers, before, fire)[1])
+        s, membrane, threshold, state = model.step(
+            drive, parameters, (0.0, 1.0, *constants), state, fire
+        )
         state = (*state[:n_states], *(x.detach() for x in state[n_states:]))
-        spikes.append(s)
         fed_back.append(s)
-        margins.append(margin.detach())
-
-    of_all, last, recurrent = torch.stack(spikes), torch.stack(state), recurrent_weight is not None
-    check_finite(last[:n_states], current, model.states)
-
-    def membrane_and_threshold() -> tuple[Tensor, Tensor]:
-        margin = torch.stack(margins)
-        if by_step:
-            alone = torch.stack(above_1).detach() + 1
-            return alone, alone - margin
-        threshold = (compute_threshold or ones_like_margin)(of_all.detach(), margin)
-        return margin + threshold, threshold
-
-    last_ = partial(last_state, spec, recurrent, last, of_all, start.spikes)
-    membrane = torch.stack(above_1) + 1 if membrane_gradient else None
-    return SpikeTrace(of_all, membrane_and_threshold, None, last_, membrane)
+        rows.append((s, membrane, torch.as_tensor(threshold).to(s).expand_as(s)))
+    spikes, membrane, threshold = (torch.stack(x) for x in zip(*rows, strict=True))
+    return spikes, torch.stack(state), membrane, threshold
 
 
 class FedBack:

@@ -1,15 +1,14 @@
 """Leaky integrator V[t] = β V[t−1] + I[t], for the readout, filtered spikes and adaptation."""
 
-from typing import Any
-
 import numpy as np
 import torch
 from torch import Tensor
 
-from blockspike.neurons.autograd import in_full_precision, is_transformed
 from blockspike.neurons.cpu.kernels import kernel, without_refcount
 from blockspike.neurons.cpu.threads import run
 from blockspike.neurons.cpu.tiles import columns
+from blockspike.neurons.ops import Operator
+from blockspike.neurons.precision import in_full_precision
 
 _TILE = 1024  # columns whose state stays in the L1 cache
 
@@ -57,37 +56,28 @@ def leaky_integrate(current: Tensor, beta: Tensor, start: Tensor | None = None) 
         )
     if start is not None and len(current):
         current = torch.cat([current[:1] + beta * start, current[1:]])  # rounds as the scan does
-    if is_transformed():
-        return _scan_by_doubling(current, beta)
-    return _LeakyIntegrate.apply(current, beta, False)  # pyright: ignore[reportReturnType]
+    return _leaky_integrate(current, beta, False)
 
 
-class _LeakyIntegrate(torch.autograd.Function):
-    """Scan V[t] = β V[t∓1] + I[t], from the last step if `reverse`, with derivatives of any order.
+def _setup(ctx, inputs, output):
+    _, beta, ctx.reverse = inputs
+    ctx.save_for_backward(output, beta)
 
-    Each direction is the other's derivative.
-    """
 
-    @staticmethod
-    def forward(ctx, current: Tensor, beta: Tensor, reverse: bool) -> Tensor:
-        membrane = _scan(current.detach(), beta.detach(), reverse)
-        ctx.save_for_backward(membrane, beta)
-        ctx.reverse = reverse
-        return membrane
-
-    @staticmethod
-    def backward(ctx, *grads: Tensor):
-        membrane, beta = ctx.saved_tensors
-        scan: Any = _LeakyIntegrate.apply if torch.is_grad_enabled() else _scan
-        grad_current = scan(grads[0], beta, not ctx.reverse)
-        grad_beta = None
-        if ctx.needs_input_grad[1]:
-            earlier, later = (grad_current, membrane) if ctx.reverse else (membrane, grad_current)
-            grad_beta = (later[1:] * earlier[:-1]).sum(dim=(0, 1))
-        return grad_current, grad_beta, None
+def _backward(ctx, grad):
+    """Each direction is the other's derivative, so that there are derivatives of any order."""
+    membrane, beta = ctx.saved_tensors
+    grad_current = _leaky_integrate(grad, beta, not ctx.reverse)
+    grad_beta = None
+    if ctx.needs_input_grad[1]:
+        earlier, later = (grad_current, membrane) if ctx.reverse else (membrane, grad_current)
+        grad_beta = (later[1:] * earlier[:-1]).sum(dim=(0, 1))
+    return grad_current, grad_beta, None
 
 
 def _scan(x: Tensor, beta: Tensor, reverse: bool) -> Tensor:
+    """Scan V[t] = β V[t∓1] + I[t], from the last step if `reverse`."""
+    x, beta = x.detach(), beta.detach()
     if x.device.type == "cpu":
         out = torch.empty_like(x, memory_format=torch.contiguous_format)
         n_columns = x.shape[1] * x.shape[2]
@@ -108,6 +98,15 @@ def _scan_by_doubling(x: Tensor, beta: Tensor) -> Tensor:
         x = torch.cat([x[:shift], x[shift:] + decay * x[:-shift]])
         shift, decay = 2 * shift, decay * decay
     return x
+
+
+_leaky_integrate = Operator(
+    "leaky_integrate",
+    _scan,
+    lambda x, beta, reverse: torch.empty_like(x, memory_format=torch.contiguous_format),
+    _setup,
+    _backward,
+)
 
 
 @kernel

@@ -1,21 +1,18 @@
 """`NeuronState`: what a simulation needs of the one before it, and how it is given."""
 
 import json
-import math
 import operator
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from numbers import Integral
-from typing import Any, NamedTuple, Self, cast
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
-from blockspike.neurons.autograd import is_transformed
-from blockspike.neurons.errors import NotFiniteError
 from blockspike.neurons.model import NeuronModel
-from blockspike.neurons.spec import SimulationSpec
 
 
 def as_indices(samples: Any) -> Any:
@@ -134,6 +131,35 @@ class NeuronState(Changeable):
             ) from None
 
 
+_TENSORS = ("values", "spikes", "inputs")
+
+
+def _flatten(state: NeuronState) -> tuple[list[Any], list[Any]]:
+    return [getattr(state, name) for name in _TENSORS], [state.model, list(state.names)]
+
+
+def _flatten_with_keys(state: NeuronState) -> tuple[list[tuple[pytree.KeyEntry, Any]], Any]:
+    values, context = _flatten(state)
+    keys: list[Any] = [pytree.GetAttrKey(name) for name in _TENSORS]
+    return list(zip(keys, values, strict=True)), context
+
+
+def _unflatten(values: Any, context: Any) -> NeuronState:
+    model, names = context
+    return NeuronState(model, tuple(names), *values)
+
+
+# For torch.export, whose files hold networks that take and give states.
+pytree.register_pytree_node(
+    NeuronState,
+    _flatten,
+    _unflatten,
+    serialized_type_name="blockspike.NeuronState",
+    to_dumpable_context=lambda context: context,
+    from_dumpable_context=lambda context: context,
+    flatten_with_keys_fn=_flatten_with_keys,
+)
+
 State = NeuronState | Mapping[str, Tensor | float]
 """A state of the simulation before, or values by name; those left out are 0."""
 
@@ -141,113 +167,76 @@ State = NeuronState | Mapping[str, Tensor | float]
 class Start(NamedTuple):
     """State [K, B, N] at the start of a simulation, and the spikes [D, B, N] still on their way."""
 
-    values: Tensor
-    spikes: Tensor | None
+    values: Tensor | None = None
+    spikes: Tensor | None = None
 
 
 def start_of(
-    state: State | None, model: NeuronModel, current: Tensor, delay: int | None
-) -> Start | None:
-    """Check a state against the model and the current [T, B, N]; None stays None.
+    state: State | None, model: NeuronModel, current: Tensor, dtype: torch.dtype, delay: int | None
+) -> Start:
+    """The state that a user gave, checked against the model and the current [T, B, N].
 
     Args:
-        state: given by the user.
+        state: given by the user; None = 0.
         model: the neurons' model.
         current: the current, already checked.
+        dtype: of the states.
         delay: delay of the recurrence in steps; None = no recurrence.
 
     Raises:
         ValueError: the state is of another model, shape, dtype or device.
-        NotFiniteError: it holds NaN or Inf.
     """
     if state is None:
-        return None
-    names = (*model.states, *model.counters)
-    size = tuple(current.shape[1:])
-    dtype = torch.float32 if current.dtype == torch.bfloat16 else current.dtype
+        return Start()
+    names, size = model.all_states, tuple(current.shape[1:])
     if isinstance(state, NeuronState):
         if (state.model, state.names) != (model.name, names):
             raise ValueError(f"state: expected a state of {model.name}, got {state!r}")
         values, spikes = state.values, state.spikes
-        _check("state", values, (len(names), *size), dtype, current)
         if delay is not None and spikes is None:
             raise ValueError("state: expected one of neurons with recurrence, got one without")
-    elif isinstance(state, Mapping):
-        known = (*names, "spikes")
-        for name in state:
-            if name not in known:
-                raise ValueError(f"state: expected some of {', '.join(known)}, got {name!r}")
-        rows = [_row(name, state.get(name, 0.0), size, dtype, current) for name in names]
-        values, spikes = torch.stack(rows), state.get("spikes")
+    elif not isinstance(state, Mapping):
+        raise ValueError(f"state: expected trace.state or a dict, got {type(state).__name__}")
+    else:
+        if unknown := [name for name in state if name not in (*names, "spikes")]:
+            known = ", ".join((*names, "spikes"))
+            raise ValueError(f"state: expected some of {known}, got {unknown[0]!r}")
+        like = current.new_empty(0, dtype=dtype)
+        rows = [torch.as_tensor(state.get(name, 0.0)).to(like) for name in names]
+        try:
+            values: Tensor = torch.stack([x.expand(size) for x in rows])
+        except RuntimeError as error:
+            raise ValueError(f"state: expected values of shape {list(size)}, got {error}") from None
+        spikes: Any = state.get("spikes")
         if delay is not None and spikes is None:
             spikes = current.new_zeros(delay, *size)
-    else:
-        raise ValueError(
-            f"state: expected trace.state or a dict of values by name, got {type(state).__name__}"
-        )
-    if delay is None:
-        spikes = None
-    else:
-        _check("state: spikes", spikes, (delay, *size), current.dtype, current)
-        given = cast(Tensor, spikes)
-        if not is_transformed() and not torch.equal(given, (given != 0).to(given.dtype)):
-            raise ValueError("state: spikes: expected values of 0 or 1, got others")
-    # A finite sum is the quicker proof; a sum of huge values may overflow.
-    known = values.detach()
-    if not is_transformed() and not math.isfinite(known.sum()) and not torch.isfinite(known).all():
-        raise NotFiniteError("state: expected finite values, got NaN or Inf")
-    return Start(values, spikes)  # pyright: ignore[reportArgumentType]
+    expected: dict[str, tuple[Any, int, torch.dtype]] = {"values": (values, len(names), dtype)}
+    if delay is not None:
+        expected["spikes"] = (spikes, delay, current.dtype)
+    for name, (value, n_rows, kind) in expected.items():
+        found = (tuple(value.shape), value.dtype, value.device)
+        if found != (wanted := ((n_rows, *size), kind, current.device)):
+            raise ValueError(f"state: {name}: expected {wanted}, got {found}")
+    return Start(values, None if delay is None else spikes)
 
 
-def _row(
-    name: str, value: Any, size: tuple[int, ...], dtype: torch.dtype, current: Tensor
-) -> Tensor:
-    if isinstance(value, int | float):
-        return current.new_full(size, float(value), dtype=dtype)
-    if not isinstance(value, Tensor):
-        raise ValueError(
-            f"state: {name}: expected a tensor or a number, got {type(value).__name__}"
-        )
-    if value.ndim > 2 or any(
-        n not in (1, of) for n, of in zip(value.shape[::-1], size[::-1], strict=False)
-    ):
-        raise ValueError(f"state: {name}: expected shape {list(size)}, got {list(value.shape)}")
-    _check(f"state: {name}", value, tuple(value.shape), dtype, current)
-    return value.expand(size)
-
-
-def _check(
-    what: str, value: Any, shape: tuple[int, ...], dtype: torch.dtype, current: Tensor
-) -> None:
-    if not isinstance(value, Tensor) or tuple(value.shape) != shape:
-        got = list(value.shape) if isinstance(value, Tensor) else type(value).__name__
-        raise ValueError(f"{what}: expected shape {list(shape)}, got {got}")
-    if value.dtype != dtype or value.device != current.device:
-        raise ValueError(
-            f"{what}: expected {dtype} on {current.device}, got {value.dtype} on {value.device}"
-        )
-
-
-def last_state(
-    spec: SimulationSpec, recurrent: bool, last: Tensor, spikes: Tensor, before: Tensor | None
+def state_after(
+    model: NeuronModel, last: Tensor, spikes: Tensor | None, before: Tensor | None, delay: int
 ) -> NeuronState:
     """State after a simulation.
 
     Args:
-        spec: the model and settings.
-        recurrent: whether spikes are fed back.
+        model: the neurons' model.
         last: states after the last step, [K, B, N].
-        spikes: [T, B, N].
+        spikes: [T, B, N] that are fed back; None without recurrence.
         before: spikes [D, B, N] of the D steps before, D the longest delay; None = none.
+        delay: D.
     """
-    model, delay, delayed = spec.model, spec.longest_delay, None
-    if recurrent:
-        if spec.detach_recurrence:
-            before, spikes = None if before is None else before.detach(), spikes.detach()
-        if len(spikes) >= delay:
-            delayed = spikes[-delay:].clone()  # a view would keep all of them in memory
-        else:
-            if before is None:
-                before = spikes.new_zeros(delay, *spikes.shape[1:])
-            delayed = torch.cat([before[len(spikes) :], spikes])
-    return NeuronState(model.name, (*model.states, *model.counters), last, delayed)
+    delayed = None
+    if spikes is not None and len(spikes) >= delay:
+        delayed = spikes[-delay:].clone()  # a view would keep all of them in memory
+    elif spikes is not None:
+        if before is None:
+            before = spikes.new_zeros(delay, *spikes.shape[1:])
+        delayed = torch.cat([before[len(spikes) :], spikes])
+    return NeuronState(model.name, model.all_states, last, delayed)

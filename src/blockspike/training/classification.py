@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, NoReturn, cast
+from typing import Any, NoReturn
 
 import numpy as np
 import pytorch_lightning as pl
@@ -123,14 +123,6 @@ class ClassificationModule(pl.LightningModule):
                 "network.skip_steps: expected fewer steps than a piece of recompute_steps or "
                 f"truncate_steps, {of_piece}, got {network.skip_steps}"
             )
-        if membrane_penalty > 0:
-            for layer in network.layers:
-                if not hasattr(layer, "membrane_gradient"):
-                    raise ValueError(
-                        "membrane_penalty: expected layers derived from NeuronLayer, got "
-                        f"{type(layer).__name__}"
-                    )
-                cast(Any, layer).membrane_gradient = True
         self.seed = seed
         self.network = network
         self.rate_penalty = rate_penalty
@@ -201,10 +193,11 @@ class ClassificationModule(pl.LightningModule):
 
     def _run(self, events: EventBatch | Tensor) -> Output:
         n_steps = self.recompute_steps or self.truncate_steps
+        membrane = self.membrane_penalty > 0
         if n_steps is None:
-            return self.network(events)
+            return self.network(events, membrane=membrane)
         truncate, by_neuron = self.truncate_steps is not None, self.rate_penalty is not None
-        return run_in_pieces(self.network, events, n_steps, truncate, by_neuron)
+        return run_in_pieces(self.network, events, n_steps, truncate, by_neuron, membrane)
 
     def training_loss(self, scores: Tensor, labels: Tensor) -> Tensor:
         """Cross-entropy with label smoothing, for scores [B, n_classes] and labels [B]."""

@@ -97,7 +97,7 @@ class ClassifierGuard(Guard):
         with torch.enable_grad():
             traces: list[SpikeTrace] = []
             try:
-                for trace in network.run_layers(events):
+                for trace in network.run_layers(events, membrane=True):
                     for part in ("spikes", "membrane", "threshold"):
                         if wrong := not_finite(getattr(trace, part)):
                             return f"layers.{len(traces)}: {part} {wrong}"

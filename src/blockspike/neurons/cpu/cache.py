@@ -55,7 +55,7 @@ def _warn() -> None:
 def _sources() -> str:
     """Hash of all files with kernels, and of what turns a model's functions into them."""
     files = sorted([*_PACKAGE.glob("*/cpu/*.py"), *_PACKAGE.glob("*/*_cpu.py")])
-    files.append(_PACKAGE / "neurons" / "model.py")
+    files += [_PACKAGE / "neurons" / name for name in ("model.py", "surrogates.py")]
     return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()
 
 

@@ -1,249 +1,328 @@
-"""Products on the CPU in which each synapse has a delay of its own, dense or event by event.
+"""Currents of synapses that each have a delay, and their gradients, on the CPU.
 
-In the dense ones vectors hold neighbouring samples: array [block, unit, step, sample in the block],
-each block as many samples as a vector has lanes. A delay then moves whole vectors, and a synapse
-costs about twice what it costs in a matrix product. PyTorch aligns these arrays to vectors.
+Forward, each spike adds its weights to the neurons at their delays. Backward, the gradients of
+weights and delays are sums over the same spikes. The gradient to spikes is dense, since silent
+units have one too.
 """
 
+from typing import Any, NamedTuple
+
 import numpy as np
+import torch
+from llvmlite import ir
+from numba import types
 from torch import Tensor
 from torch.nn import functional as F
 
-from blockspike.neurons.cpu.kernels import kernel, kernel_with_fma, without_refcount
-from blockspike.neurons.cpu.lane_memory import (
-    PART,
-    ROWS,
-    STEPS,
-    add_sums,
-    load_each,
-    load_lanes,
-    load_part,
-    load_parts,
-    load_steps,
-    store_part,
-    store_steps,
-)
-from blockspike.neurons.cpu.lanes import LANES_BYTES, add_scaled, n_lanes, spread
+from blockspike.neurons.cpu.kernels import intrinsic, kernel, kernel_with_fma, without_refcount
+from blockspike.neurons.cpu.lane_memory import load_lanes, store_lanes
+from blockspike.neurons.cpu.lanes import LANES_BYTES, Lanes, in_every_lane, n_lanes
 from blockspike.neurons.cpu.threads import run
 
-_CACHED_BYTES = 1 << 15  # of the units that are summed from the L1 cache
-_GROUP, _LONGEST = 8, 60  # units and steps of a tile of the gradient, in the same cache
-_NO_STEPS, _NO_ROWS = (0,) * STEPS, (0,) * ROWS
+# A block of samples and a group of neurons share a buffer [step, sample, neuron] in the L1 cache:
+# 35 KB for 275 steps in float32.
+SAMPLES, GROUP = 4, 8
+_SPOT = SAMPLES * GROUP  # numbers in a step of the buffer
+_TILE = 63  # steps of a tile of the dense gradient; odd, see `_correlate_back`
 
 
-def to_lanes(x: Tensor, before: int = 0, after: int = 0) -> Tensor:
-    """Rearrange [T, B, K] to [blocks of samples, K, before + T + after, lanes]; the rest is 0.
+class SortedSpikes(NamedTuple):
+    """Spikes by block of `SAMPLES` samples and by unit.
 
-    T is rounded up to a multiple of STEPS.
+    Attributes:
+        first: int64 [n_blocks, K + 1]; spikes first[c, k] … first[c, k + 1] − 1 are of unit k.
+        place: int32 [n_spikes], step · SAMPLES + sample in the block.
+        size: [n_spikes], what each spike counts.
+        shape: (T, B, K).
     """
-    n_steps, batch_size, n_units = x.shape
-    lanes = LANES_BYTES // x.element_size()
-    n_blocks, rounded = -(-batch_size // lanes), -(-n_steps // STEPS) * STEPS
-    out = x.new_empty(n_blocks, n_units, before + rounded + after, lanes)
-    run(_spread_samples, n_blocks, x.detach().contiguous().numpy(), before, out.numpy())
-    return out
+
+    first: Tensor
+    place: Tensor
+    size: Tensor
+    shape: tuple[int, int, int]
 
 
-def from_lanes(x: Tensor, n_steps: int, batch_size: int, bias: Tensor) -> Tensor:
-    """Undo `to_lanes` without padding, and add bias [K]."""
-    out = x.new_empty(n_steps, batch_size, x.shape[1])
-    run(_gather_samples, len(x), x.numpy(), bias.detach().contiguous().numpy(), out.numpy())
-    return out
+def sort_spikes(row_ptr: Tensor, unit: Tensor, values: Tensor) -> SortedSpikes:
+    """Sort events, see `EventBatch`, each as large as its element of values [T, B, K]."""
+    n_steps, batch_size, n_units = values.shape
+    of_sample = row_ptr.diff().view(n_steps, batch_size).sum(0)
+    of_block = F.pad(of_sample, (0, -batch_size % SAMPLES)).view(-1, SAMPLES).sum(1)
+    first = row_ptr.new_zeros(len(of_block), n_units + 1)
+    first[:, 0] = of_block.cumsum(0) - of_block
+    place = unit.new_empty(len(unit))
+    spikes = SortedSpikes(first, place, values.new_empty(len(unit)), (n_steps, batch_size, n_units))
+    run(_sort, len(first), *_arrays(row_ptr, unit, values, *spikes[:3]))
+    return spikes
 
 
-def sum_shifted(source: Tensor, weight: Tensor, shift: Tensor, n_steps: int) -> Tensor:
-    """Sum out[c, o, t] = Σ_i weight[o, i] source[c, i, t + shift[o, i]], in lanes.
+@kernel
+def _sort(begin, end, row_ptr, unit, values, first, place, size):
+    n_steps, batch_size, n_units = values.shape
+    for block in range(begin, end):
+        start, stop = block * SAMPLES, min((block + 1) * SAMPLES, batch_size)
+        # Counting sort: spikes of each unit, the place of its first one, then the spikes.
+        for row in range(0, n_steps * batch_size, batch_size):
+            for event in range(row_ptr[row + start], row_ptr[row + stop]):
+                first[block, unit[event] + 1] += 1
+        for k in range(n_units):
+            first[block, k + 1] += first[block, k]
+        free = first[block].copy()
+        for t in range(n_steps):
+            for sample in range(start, stop):
+                row = t * batch_size + sample
+                for event in range(row_ptr[row], row_ptr[row + 1]):
+                    k = unit[event]
+                    place[free[k]] = t * SAMPLES + sample - start
+                    size[free[k]] = values[t, sample, k]
+                    free[k] += 1
+
+
+def delayed_current(spikes: SortedSpikes, weight: Tensor, delay: Tensor, bias: Tensor) -> Tensor:
+    """Sum I[t, b, n] = bias[n] + Σ_k weight[n, k] S[t − delay[n, k], b, k].
+
+    The order of each sum is that of k, however time is cut into pieces.
 
     Args:
-        source: [n_blocks, I, n_steps in tiles of STEPS + the largest shift, lanes].
-        weight: [O, I].
-        shift: int64 [O, I], ≥ 0.
-        n_steps: steps of the result, rounded up to a multiple of STEPS.
-    """
-    n_blocks, _, available, lanes = source.shape
-    n_tiles = -(-n_steps // STEPS)
-    out = source.new_empty(n_blocks, len(weight), n_tiles * STEPS, lanes)
-    window_bytes = LANES_BYTES * (available - (n_tiles - 1) * STEPS)
-    at_once = max(1, _CACHED_BYTES // window_bytes)
-    arrays = [x.detach().contiguous().numpy() for x in (source, weight, shift, out)]
-    run(_sum_shifted, n_blocks * n_tiles, *arrays, at_once)
-    return out
-
-
-@kernel_with_fma
-def _sum_shifted(first, last, source, weight, shift, out, at_once):
-    n_in, n_out, n_tiles = source.shape[1], out.shape[1], out.shape[2] // STEPS
-    lanes = np.uintp(n_lanes(source))
-    row, row_out = np.uintp(source.shape[2]) * lanes, np.uintp(out.shape[2]) * lanes
-    source, out = without_refcount(source).ravel(), without_refcount(out).ravel()
-    weight, shift = without_refcount(weight).ravel(), without_refcount(shift).ravel()
-    zeros = spread(_NO_STEPS, load_lanes(source, np.uintp(0), lanes))
-    for item in range(first, last):
-        block, step = np.uintp(item // n_tiles), np.uintp(item % n_tiles * STEPS) * lanes
-        for start in range(0, n_in, at_once):
-            stop = np.uintp(min(start + at_once, n_in))
-            begin = (block * np.uintp(n_in) + np.uintp(start)) * row + step
-            to = block * np.uintp(n_out) * row_out + step
-            for post in range(n_out):
-                total = load_steps(out, to) if start > 0 else zeros
-                at, synapses = begin, np.uintp(post) * np.uintp(n_in)
-                for pre in range(np.uintp(start), stop):
-                    own = load_steps(source, at + np.uintp(shift[synapses + pre]) * lanes)
-                    total = add_scaled(total, weight[synapses + pre], own)
-                    at += row
-                store_steps(total, out, to)
-                to += row_out
-
-
-def correlations(
-    early: Tensor, late: Tensor, shift: Tensor, n_steps: int, span: int
-) -> tuple[Tensor, Tensor]:
-    """Sum Σ_c Σ_t early[c, i, t + shift[o, i]] late[c, o, t + span], and with a difference.
-
-    Args:
-        early: [n_blocks, I, at least n_steps + the largest shift, lanes].
-        late: [n_blocks, O, at least n_steps + 2 · span, lanes].
-        shift: int64 [O, I], ≥ 0.
-        n_steps: steps t = 0 … n_steps − 1 that are summed.
-        span: ≥ 1.
+        spikes: S.
+        weight: [N, K].
+        delay: int64 [N, K] in steps, ≥ 0.
+        bias: [N].
 
     Returns:
-        The sums, and those with late[c, o, t + 2 · span] − late[c, o, t] instead; both [O, I].
+        [T, B, N].
     """
-    n_in = shift.shape[1]
-    shift = F.pad(shift, (0, -n_in % ROWS))
-    sums = early.new_zeros(2, *shift.shape)
-    arrays = [x.numpy() for x in (early, late, shift, *sums)]
-    run(_correlate, -(-n_in // _GROUP), *arrays, n_steps, span)
-    return sums[0, :, :n_in], sums[1, :, :n_in]
+    n_steps, batch_size, _ = spikes.shape
+    out = weight.new_empty(n_steps, batch_size, len(weight), requires_grad=False)
+    arrays = _arrays(*spikes[:3], _whole(weight.T), _places(delay, _SPOT, 1), bias, out)
+    run(_add_spikes, len(spikes.first), *arrays, n_steps + int(delay.max()))
+    return out
 
 
 @kernel_with_fma
-def _correlate(first, last, early, late, shift, sums, changes, n_steps, span):
-    n_blocks, n_in, n_out = early.shape[0], early.shape[1], late.shape[1]
-    synapses, lanes = np.uintp(shift.shape[1]), np.uintp(n_lanes(early))
-    row, row_out = np.uintp(early.shape[2]) * lanes, np.uintp(late.shape[2]) * lanes
-    early, late = without_refcount(early).ravel(), without_refcount(late).ravel()
-    shift, sums = without_refcount(shift).ravel(), without_refcount(sums).ravel()
-    changes, places = without_refcount(changes).ravel(), np.empty(ROWS, np.uintp)
-    ahead = np.uintp(span) * lanes
-    zeros = spread(_NO_ROWS, load_lanes(early, np.uintp(0), lanes))
-    for item in range(first, last):
-        stop = min((item + 1) * _GROUP, n_in)
-        for block in range(n_blocks):
-            for begin in range(0, n_steps, _LONGEST):
-                length = np.uintp(min(_LONGEST, n_steps - begin))
-                for post in range(n_out):
-                    start = np.uintp(block * n_out + post) * row_out + np.uintp(begin) * lanes
-                    for pre in range(item * _GROUP, stop, ROWS):
-                        synapse = np.uintp(post) * synapses + np.uintp(pre)
-                        for k in range(ROWS):  # the last unit stands in for missing ones
-                            own_row = np.uintp(block * n_in + min(pre + k, n_in - 1)) * row
-                            own_step = np.uintp(shift[synapse + np.uintp(k)] + begin)
-                            places[k] = own_row + own_step * lanes
-                        total, change = zeros, zeros
-                        for step in range(length):
-                            offset = step * lanes
-                            own = load_each(early, places, offset)
-                            at = start + offset
-                            before = load_lanes(late, at, lanes)
-                            here = load_lanes(late, at + ahead, lanes)
-                            after = load_lanes(late, at + ahead + ahead, lanes)
-                            total = add_scaled(total, here, own)
-                            change = add_scaled(change, after - before, own)
-                        add_sums(total, sums, synapse)
-                        add_sums(change, changes, synapse)
-
-
-@kernel
-def _spread_samples(first, last, x, before, out):
-    n_steps, batch_size, n_units = x.shape
-    available, lanes = out.shape[2], out.shape[3]
-    flat, flat_out = x.ravel(), out.ravel()
-    row, row_out = np.uintp(n_units), np.uintp(available * lanes)
-    for block in range(first, last):
-        n_samples = min(lanes, batch_size - block * lanes)
-        whole_samples = n_samples // PART * PART
-        for start in range(0, n_units, PART):
-            stop = min(start + PART, n_units)
-            n_whole = whole_samples if stop - start == PART else 0
-            for at in range(available):
-                t, n_given, n_fast = at - before, n_samples, n_whole
-                if not 0 <= t < n_steps:
-                    n_given, n_fast = 0, 0
-                for sample in range(0, n_fast, PART):
-                    source = (t * batch_size + block * lanes + sample) * n_units + start
-                    to = np.uintp(((block * n_units + start) * available + at) * lanes + sample)
-                    for part in load_parts(flat, np.uintp(source), row):
-                        store_part(part, flat_out, to)
-                        to += row_out
-                for sample in range(n_fast, n_given):
-                    for unit in range(start, stop):
-                        out[block, unit, at, sample] = x[t, block * lanes + sample, unit]
-                for sample in range(n_given, lanes):
-                    for unit in range(start, stop):
-                        out[block, unit, at, sample] = 0
-
-
-@kernel
-def _gather_samples(first, last, x, bias, out):
-    n_steps, batch_size, n_units = out.shape
-    available, lanes = x.shape[2], x.shape[3]
-    flat, flat_out = x.ravel(), out.ravel()
-    row, row_out = np.uintp(available * lanes), np.uintp(n_units)
-    for block in range(first, last):
-        n_samples = min(lanes, batch_size - block * lanes)
-        for start in range(0, n_units, PART):
-            stop = min(start + PART, n_units)
-            n_fast = n_samples // PART * PART if stop - start == PART else 0
+def _add_spikes(begin, end, first, place, size, weight, places, bias, out, n_buffered):
+    n_steps, batch_size, n = out.shape
+    buffer, n_padded = np.empty(n_buffered * _SPOT, out.dtype), weight.shape[1]
+    place, size, out = without_refcount(place), without_refcount(size), out.ravel()
+    weight, places = without_refcount(weight).ravel(), without_refcount(places).ravel()
+    group = np.uintp(GROUP)
+    for block in range(begin, end):
+        start, stop = block * SAMPLES, min((block + 1) * SAMPLES, batch_size)
+        for post in range(0, n, GROUP):
+            buffer[:] = 0
+            for k in range(first.shape[1] - 1):
+                # Weights and places of a unit stay in registers. Each of its spikes then costs one
+                # addition in L1 for each neuron.
+                at = np.uintp(k * n_padded + post)
+                own, to = load_group(weight, at), load_group(places, at)
+                for spike in range(np.uintp(first[block, k]), np.uintp(first[block, k + 1])):
+                    add_to_group(buffer, to, np.uintp(place[spike]) * group, size[spike], own)
+            n_own = np.uintp(min(GROUP, n - post))
             for t in range(n_steps):
-                for sample in range(0, n_fast, PART):
-                    source = ((block * n_units + start) * available + t) * lanes + sample
-                    to = np.uintp((t * batch_size + block * lanes + sample) * n_units + start)
-                    own_bias = load_part(bias, np.uintp(start))
-                    for part in load_parts(flat, np.uintp(source), row):
-                        store_part(own_bias + part, flat_out, to)
-                        to += row_out
-                for sample in range(n_fast, n_samples):
-                    for unit in range(start, stop):
-                        value = bias[unit] + x[block, unit, t, sample]
-                        out[t, block * lanes + sample, unit] = value
+                for sample in range(start, stop):
+                    at = np.uintp(t * SAMPLES + sample - start) * group
+                    to_out = np.uintp((t * batch_size + sample) * n + post)
+                    for i in range(n_own):
+                        out[to_out + i] = buffer[at + i] + bias[np.uintp(post) + i]
 
 
-def delayed_event_currents(
-    row_ptr: np.ndarray,
-    unit: np.ndarray,
-    weight_t: np.ndarray,
-    delay_t: np.ndarray,
-    bias: np.ndarray,
-    out: np.ndarray,
-) -> None:
-    """Add bias, and weight_t[k, n] to out[t + delay_t[k, n], b, n] for events of unit k at (t, b).
+def delayed_current_gradients(
+    spikes: SortedSpikes, grad: Tensor, weight: Tensor, delay: Tensor, span: int, to_spikes: bool
+) -> tuple[Tensor | None, Tensor, Tensor]:
+    """Gradients of `delayed_current` from the current's gradient.
 
     Args:
-        row_ptr, unit: the events, T·B rows.
-        weight_t: [K, N].
-        delay_t: int64 [K, N] in steps, ≥ 0.
-        bias: [N].
-        out: [T, B, N], overwritten.
+        spikes, weight, delay: see `delayed_current`.
+        grad: [T, B, N].
+        span: the gradient to a delay is a difference over `span` ≥ 1 steps to either side.
+        to_spikes: whether the gradient to spikes is needed.
+
+    Returns:
+        Gradients to spikes [T, B, K], or None, and to weight and delay, [N, K].
     """
-    offset = (delay_t * len(bias) + np.arange(len(bias))).astype(np.uint64)
-    reach = int(delay_t.max(initial=0)) + 1
-    run(_delayed, out.shape[1], row_ptr, unit, weight_t, offset, bias, reach, out)
+    n_steps, _, n_units = spikes.shape
+    grad, longest, grad_spikes = _whole(grad), int(delay.max()), None
+    if to_spikes:
+        grad_spikes = _gradient_to_spikes(grad, weight, delay, longest)
+    sums = grad.new_zeros(grad.shape[2] // GROUP, n_units, GROUP, 2)
+    arrays = _arrays(*spikes[:3], grad, _places(delay, _SPOT, 1), sums)
+    run(_correlate, len(sums), *arrays, n_steps + longest, span)
+    total, change = sums.movedim(1, 2).flatten(0, 1)[: len(weight)].unbind(2)
+    return grad_spikes, total, weight * change / (2 * span)
 
 
-@kernel
-def _delayed(first, last, row_ptr, unit, weight_t, offset, bias, reach, out):
-    n_steps, batch_size, n_units = out.shape
-    coming = np.empty((n_steps + reach) * n_units, out.dtype)  # input arriving at each step
-    for sample in range(first, last):
-        coming[:] = 0
-        for t in range(n_steps):
-            row = t * batch_size + sample
-            now = coming[t * n_units :]
-            for event in range(row_ptr[row], row_ptr[row + 1]):
-                k = unit[event]
-                for i in range(n_units):
-                    now[offset[k, i]] += weight_t[k, i]
-            for i in range(n_units):
-                out[t, sample, i] = bias[i] + now[i]
+@kernel_with_fma
+def _correlate(begin, end, first, place, size, grad, places, sums, n_buffered, span):
+    n_steps, batch_size, n = grad.shape
+    n_units, one, group = first.shape[1] - 1, np.uintp(1), np.uintp(GROUP)
+    ahead = np.uintp(span * _SPOT)
+    padded = np.zeros((n_buffered + 2 * span) * _SPOT, grad.dtype)
+    pairs = np.zeros((n_buffered * _SPOT, 2), grad.dtype)
+    flat, grad, places = pairs.ravel(), grad.ravel(), without_refcount(places).ravel()
+    place, size = without_refcount(place), without_refcount(size)
+    sums = without_refcount(sums).reshape(-1, 2)
+    for item in range(begin, end):
+        for block in range(first.shape[0]):
+            start, stop = block * SAMPLES, min((block + 1) * SAMPLES, batch_size)
+            for t in range(n_steps):
+                for sample in range(start, stop):
+                    at = np.uintp((t * batch_size + sample) * n + item * GROUP)
+                    to = ahead + np.uintp(t * SAMPLES + sample - start) * group
+                    for i in range(group):
+                        padded[to + i] = grad[at + i]
+            # Gradient and difference lie side by side, so that a spike fetches both at once.
+            for i in range(np.uintp(n_buffered * _SPOT)):
+                flat[i + i] = padded[i + ahead]
+                flat[i + i + one] = padded[i + ahead + ahead] - padded[i]
+            for k in range(n_units):
+                # Sums and places of a unit stay in registers.
+                to = np.uintp(item * n_units + k) * group
+                total, at = load_group(sums, to), load_group(places, np.uintp(k * n + item * GROUP))
+                for spike in range(np.uintp(first[block, k]), np.uintp(first[block, k + 1])):
+                    here = np.uintp(place[spike]) * group
+                    total = add_from_group(total, size[spike], pairs, at, here)
+                store_group(total, sums, to)
+
+
+def _gradient_to_spikes(grad: Tensor, weight: Tensor, delay: Tensor, longest: int) -> Tensor:
+    """Sum out[t, b, k] = Σ_n weight[n, k] grad[t + delay[n, k], b, n], where grad is not sparse."""
+    n_steps, batch_size, _ = grad.shape
+    lanes, n_tiles = LANES_BYTES // grad.itemsize, -(-n_steps // _TILE)
+    row = (_TILE + longest | 1) * lanes
+    out = grad.new_empty(n_steps, batch_size, weight.shape[1])
+    arrays = _arrays(grad, _whole(weight.T), _places(delay, lanes, row), out)
+    run(_sum_back, -(-batch_size // lanes) * n_tiles, *arrays, n_tiles, longest, row)
+    return out
+
+
+@kernel_with_fma
+def _sum_back(begin, end, grad, weight, places, out, n_tiles, longest, row):
+    n_steps, batch_size, n = grad.shape
+    n_units, lanes, stream = out.shape[2], n_lanes(grad), False
+    vector, group = np.uintp(lanes), np.uintp(GROUP)
+    near, sums = np.empty(GROUP * row, grad.dtype), np.empty(n_units * _TILE * lanes, grad.dtype)
+    grad, out = grad.ravel(), out.ravel()
+    weight, places = without_refcount(weight).ravel(), without_refcount(places).ravel()
+    for item in range(begin, end):
+        # A vector holds samples, so that a delay moves whole vectors.
+        sample, step = item // n_tiles * lanes, item % n_tiles * _TILE
+        n_samples, length = min(lanes, batch_size - sample), min(_TILE, n_steps - step)
+        sums[:] = 0
+        for post in range(0, n, GROUP):
+            # Gradients of a group, as late as delays reach, go to L1: [neuron, step, sample].
+            near[:] = 0
+            for t in range(min(length + longest, n_steps - step)):
+                for i in range(n_samples):
+                    at = np.uintp(((step + t) * batch_size + sample + i) * n + post)
+                    to = np.uintp(t * lanes + i)
+                    for j in range(group):
+                        near[to + j * np.uintp(row)] = grad[at + j]
+            # They are summed for all units, whose sums [unit, step, sample] come from L2.
+            for k in range(n_units):
+                at = np.uintp(k * n + post)
+                w, start = load_group(weight, at), load_group(places, at)
+                for t in range(np.uintp(length)):
+                    to, here = (np.uintp(k * _TILE) + t) * vector, t * vector
+                    total = load_lanes(sums, to, vector)
+                    total = total + w[0] * load_lanes(near, start[0] + here, vector)
+                    total = total + w[1] * load_lanes(near, start[1] + here, vector)
+                    total = total + w[2] * load_lanes(near, start[2] + here, vector)
+                    total = total + w[3] * load_lanes(near, start[3] + here, vector)
+                    total = total + w[4] * load_lanes(near, start[4] + here, vector)
+                    total = total + w[5] * load_lanes(near, start[5] + here, vector)
+                    total = total + w[6] * load_lanes(near, start[6] + here, vector)
+                    total = total + w[7] * load_lanes(near, start[7] + here, vector)
+                    store_lanes(total, sums, to, vector, stream)
+        for t in range(length):
+            for i in range(n_samples):
+                at = np.uintp(t * lanes + i)
+                to = np.uintp(((step + t) * batch_size + sample + i) * n_units)
+                for k in range(np.uintp(n_units)):
+                    out[to + k] = sums[at + k * np.uintp(_TILE * lanes)]
+
+
+def _places(delay: Tensor, per_step: int, per_neuron: int) -> Tensor:
+    """Where delays [N, K] lead in a buffer of a group of neurons, [K, N in whole groups]."""
+    delay = _whole(delay.T)
+    return delay * per_step + torch.arange(delay.shape[1], device=delay.device) % GROUP * per_neuron
+
+
+def _whole(x: Tensor) -> Tensor:
+    """Fill up the last axis with 0 to whole groups of neurons."""
+    missing = -x.shape[-1] % GROUP
+    return (F.pad(x.detach(), (0, missing)) if missing else x.detach()).contiguous()
+
+
+def _arrays(*tensors: Tensor) -> list[np.ndarray]:
+    return [x.numpy() for x in tensors]
+
+
+# Parts of kernels, written out for each neuron of a group, so that its numbers are in registers. An
+# array is flat, or an array of pairs [n, 2].
+
+
+def _item(context: Any, builder: Any, kind: Any, array: Any, at: Any) -> tuple[Any, int]:
+    """Generate code for a pointer to item `at` of an array; and its alignment."""
+    data = context.make_array(kind)(context, builder, array).data
+    if kind.ndim == 2:
+        data = builder.bitcast(data, ir.VectorType(data.type.pointee, 2).as_pointer())
+    return builder.gep(data, [at]), kind.dtype.bitwidth // 8
+
+
+@intrinsic
+def load_group(typingctx, array, at):  # pyright: ignore[reportUnusedParameter]
+    """Load GROUP items from array[at] on, as a tuple; int64 as places."""
+    item = types.uintp if array.dtype == types.int64 else array.dtype
+    result = types.UniTuple(item if array.ndim == 1 else Lanes(item, 2), GROUP)
+
+    def codegen(context, builder, signature, args):
+        first, align = _item(context, builder, array, *args)
+        items = [builder.gep(first, [args[1].type(i)]) for i in range(GROUP)]
+        return context.make_tuple(builder, result, [builder.load(x, align=align) for x in items])
+
+    return result(array, types.uintp), codegen
+
+
+@intrinsic
+def store_group(typingctx, group, array, at):  # pyright: ignore[reportUnusedParameter]
+    """Store a tuple's items from array[at] on."""
+
+    def codegen(context, builder, signature, args):
+        first, align = _item(context, builder, array, *args[1:])
+        for i in range(GROUP):
+            item = builder.extract_value(args[0], i)
+            builder.store(item, builder.gep(first, [args[2].type(i)]), align=align)
+        return context.get_dummy_value()
+
+    return types.void(group, array, types.uintp), codegen
+
+
+@intrinsic
+def add_to_group(typingctx, buffer, to, here, factor, group):  # pyright: ignore[reportUnusedParameter]
+    """Add factor · group[i] to buffer[to[i] + here]."""
+
+    def codegen(context, builder, signature, args):
+        for i in range(GROUP):
+            start, _ = _item(context, builder, buffer, args[0], builder.extract_value(args[1], i))
+            pointer = builder.gep(start, [args[2]])
+            added = builder.fmul(args[3], builder.extract_value(args[4], i))
+            builder.store(builder.fadd(builder.load(pointer), added), pointer)
+        return context.get_dummy_value()
+
+    return types.void(buffer, to, types.uintp, factor, group), codegen
+
+
+@intrinsic
+def add_from_group(typingctx, total, factor, buffer, at, here):  # pyright: ignore[reportUnusedParameter]
+    """Add factor · the pair buffer[at[i] + here] to total[i]."""
+
+    def codegen(context, builder, signature, args):
+        factors, sums = in_every_lane(builder, args[1], 2), []
+        for i in range(GROUP):
+            place = builder.extract_value(args[3], i)
+            start, align = _item(context, builder, buffer, args[2], place)
+            pair = builder.load(builder.gep(start, [args[4]]), align=align)
+            before = builder.extract_value(args[0], i)
+            sums.append(builder.fadd(before, builder.fmul(factors, pair)))
+        return context.make_tuple(builder, total, sums)
+
+    return total(total, factor, buffer, at, types.uintp), codegen

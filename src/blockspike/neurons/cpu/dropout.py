@@ -4,14 +4,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from blockspike.neurons.autograd import run_as_it_is
 from blockspike.neurons.cpu.kernels import kernel, kernel_part
 from blockspike.neurons.cpu.threads import run
 
 _PIECE = 4096  # elements
 
 
-@run_as_it_is
 def dropout_mask(like: Tensor, share: float) -> Tensor:
     """Draw a mask like the tensor `like`: 0 with probability `share`, else 1 / (1 − share).
 

@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from blockspike.neurons.autograd import run_as_it_is
 from blockspike.neurons.cpu.kernels import kernel, kernel_part, without_refcount
 from blockspike.neurons.cpu.lane_memory import BLOCK, bits_of, load_block, lowest_bit, store_block
 from blockspike.neurons.cpu.lanes import LANES_BYTES, add_each, n_lanes
@@ -142,7 +141,6 @@ def sum_rows(start_with, start_at, rows, unit, first, last, total, at, n):
         store_block(own, total, at + done, left)
 
 
-@run_as_it_is
 def add_events(row_ptr: Tensor, unit: Tensor, counts: Tensor) -> None:
     """Add 1 to counts [R, K] at each event's row and unit, as often as a unit is listed."""
     run(_add_events, len(counts), row_ptr.numpy(), unit.numpy(), counts.numpy())
@@ -207,7 +205,7 @@ def event_weight_gradient(
     tiles = np.zeros((n_tiles, n_taps, n_units, width), grad.dtype)
     run(_event_weight_gradient, n_tiles, row_ptr, unit, grad, lag_rows, tiles)
     whole = np.moveaxis(tiles, 0, 2).reshape(n_taps, n_units, n_tiles * width)
-    return whole[:, :, :n_columns]
+    return np.ascontiguousarray(whole[:, :, :n_columns])
 
 
 @kernel

@@ -5,14 +5,21 @@ from typing import Any
 
 import numpy as np
 from llvmlite import ir
-from numba import types
+from numba import njit, types
 from numba.extending import overload
 
 from blockspike.neurons.cpu.kernels import intrinsic, kernel_with_fma
 from blockspike.neurons.cpu.lanes import Lanes, dtype_of
 from blockspike.neurons.model import exp, maximum, where
 
-_LN2 = math.log(2)
+LN2 = math.log(2)
+COEFFICIENTS = {
+    itemsize: tuple(1 / math.factorial(n) for n in range(degree, -1, -1))
+    for itemsize, degree in ((4, 6), (8, 11))
+}
+"""Of the Taylor series of exp, the highest power first, by the bytes of a number."""
+MOST = {4: 126.0, 8: 1022.0}
+"""Largest power of two."""
 
 
 def real_of(x: Any) -> Any:
@@ -68,25 +75,30 @@ def _power_of_two(typingctx, x):  # pyright: ignore[reportUnusedParameter]
     return x(x), codegen
 
 
-@kernel_with_fma
-def _exp_of_small(r):
-    """Compute exp(r) for |r| ≤ ln2/2 by its Taylor series."""
-    real = real_of(r)
-    if is_single(r):
-        y = r * real(1 / 720) + real(1 / 120)
-    else:
-        y = r * real(1 / 39916800) + real(1 / 3628800)
-        y = y * r + real(1 / 362880)
-        y = y * r + real(1 / 40320)
-        y = y * r + real(1 / 5040)
-        y = y * r + real(1 / 720)
-        y = y * r + real(1 / 120)
-    y = y * r + real(1 / 24)
-    y = y * r + real(1 / 6)
-    y = y * r + real(0.5)
-    y = y * r + real(1.0)
-    y = y * r + real(1.0)
-    return y
+def _series(r: Any) -> Any:
+    """exp(r) for |r| ≤ ln2/2 by its Taylor series; callable in kernels only."""
+    raise NotImplementedError
+
+
+def _exact_series(r: Any) -> Any:
+    """The same, with each operation rounded."""
+    raise NotImplementedError
+
+
+def _series_of(r: Any, options: dict[str, Any]) -> Any:
+    single = dtype_of(r) == types.float32
+    first, *others = COEFFICIENTS[4 if single else 8]
+    y = f"real({first!r})"
+    for coefficient in others:
+        y = f"({y} * r + real({coefficient!r}))"
+    space = {"real": np.float32 if single else np.float64}
+    exec(f"def series(r):\n    return {y}\n", space)
+    own = njit(**options)(space["series"])
+    return lambda r: own(r)
+
+
+overload(_series)(lambda r: _series_of(r, {"fastmath": {"contract"}}))
+overload(_exact_series)(lambda r: _series_of(r, {}))
 
 
 @kernel_with_fma
@@ -95,22 +107,36 @@ def exp2_negative(t):
     real = real_of(t)
     clipped = maximum(t, real(-126.0))
     k = _truncated(clipped - real(0.5))  # to the nearest, since t ≤ 0
-    r = (clipped - k) * real(_LN2)  # |r| ≤ ln2/2
-    return where(t < real(-126.0), real(0.0), _exp_of_small(r) * _power_of_two(k))
+    r = (clipped - k) * real(LN2)  # |r| ≤ ln2/2
+    return where(t < real(-126.0), real(0.0), _series(r) * _power_of_two(k))
 
 
-@kernel_with_fma
-def _exp(x):
-    """Compute exp(x) to a few ulp (in float64 to 1e−12); 0 or Inf where it leaves the range."""
-    real = real_of(x)
-    most = real(126.0) if is_single(x) else real(1022.0)
-    t = x * real(1 / _LN2)
-    clipped = maximum(-maximum(-t, -most), -most)
-    k = _truncated(clipped + where(clipped < real(0.0), real(-0.5), real(0.5)))
-    y = _exp_of_small(x - k * real(_LN2)) * _power_of_two(k)
-    return where(t < -most, real(0.0), where(t > most, real(math.inf), y))
+def _exp_by(series: Any) -> Any:
+    def compute(x):
+        """Compute exp(x) to a few ulp (in float64 to 1e−12); 0 or Inf beyond its range."""
+        real = real_of(x)
+        most = real(126.0) if is_single(x) else real(1022.0)
+        t = x * real(1 / LN2)
+        clipped = maximum(-maximum(-t, -most), -most)
+        k = _truncated(clipped + where(clipped < real(0.0), real(-0.5), real(0.5)))
+        y = series(x - k * real(LN2)) * _power_of_two(k)
+        return where(t < -most, real(0.0), where(t > most, real(math.inf), y))
+
+    return compute
+
+
+def exact_exp(x: Any) -> Any:
+    """`exp` for steps, rounded as `model.exp` rounds; callable in kernels only."""
+    raise NotImplementedError
 
 
 @overload(exp)
 def _exp_overload(x):
-    return lambda x: _exp(x)
+    own = njit(error_model="numpy", fastmath={"contract"})(_exp_by(_series))
+    return lambda x: own(x)
+
+
+@overload(exact_exp)
+def _exact_exp_overload(x):
+    own = njit(error_model="numpy")(_exp_by(_exact_series))
+    return lambda x: own(x)

@@ -6,16 +6,14 @@ Backward takes a chunk at a time: it replays the steps from the chunk's first st
 chunk in reverse.
 """
 
-from collections.abc import Sequence
-from functools import partial
-from typing import NamedTuple
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from numba.core.errors import NumbaError
 from torch import Tensor
 
-from blockspike.neurons.autograd import differentiable_once
 from blockspike.neurons.cpu.events import SpikeEvents
 from blockspike.neurons.cpu.groups import (
     CHUNK,
@@ -33,8 +31,8 @@ from blockspike.neurons.cpu.groups import (
 from blockspike.neurons.cpu.kernels import kernel, without_refcount
 from blockspike.neurons.cpu.lane_memory import STREAM_BYTES, load_lanes, store_lanes
 from blockspike.neurons.cpu.lanes import n_lanes
-from blockspike.neurons.cpu.model_errors import error_of_model
 from blockspike.neurons.cpu.steps import numbers
+from blockspike.neurons.cpu.surrogate import Slope
 from blockspike.neurons.cpu.threads import run
 from blockspike.neurons.cpu.tiles import (
     WIDEST_TILE,
@@ -50,10 +48,10 @@ from blockspike.neurons.cpu.tiles import (
     weight_panels,
     write_arriving,
 )
-from blockspike.neurons.recurrent_delays import RecurrentDelays
-from blockspike.neurons.spec import SimulationSpec
-from blockspike.neurons.state import Start
-from blockspike.neurons.trace import Simulation, check_finite, needs_gradient
+from blockspike.neurons.delays import RecurrentDelays
+
+if TYPE_CHECKING:
+    from blockspike.neurons.ops import Settings
 
 _STREAMED_BYTES = 2**23  # larger results bypass the caches, which could not hold them
 _WIDEST_TILE = 4096  # without gradient through recurrence; long rows suit the memory
@@ -67,7 +65,7 @@ def _flat(array):
 @kernel
 def _forward(
     first_tile, last_tile, tile, current, model, constants, parameters, delay, delays, weight_t,
-    before, stream, spikes, spike_bytes, margin, drives, saved,
+    before, stream, spikes, spike_bytes, membrane, threshold, drives, saved,
 ):  # fmt: skip
     """Simulate some tiles; arrays of size 0 are not wanted, or mean that there is no recurrence.
 
@@ -82,7 +80,10 @@ def _forward(
     before = without_refcount(before)
     weight_t, states, drives = without_refcount(weight_t), _flat(saved), _flat(drives)
     neurons = Neurons(model, constants, _flat(parameters))
-    out = Outputs(_flat(spikes), _flat(spike_bytes), _flat(margin), margin.size > 0, stream)
+    out = Outputs(
+        _flat(spikes), _flat(spike_bytes), _flat(membrane), _flat(threshold), membrane.size > 0,
+        stream,
+    )  # fmt: skip
     source = Rows(_flat(current), stride, none)
     # The states of a chunk's start are kept for backward; else each chunk overwrites them.
     size = np.uintp(saved.shape[1]) * stride if len(saved) > 1 else none
@@ -143,7 +144,7 @@ def _copy(row, target, at, stream):
 
 @kernel
 def _backward(
-    first_tile, last_tile, tile, grad_spikes, grad_membrane, drives, saved, model, constants,
+    first_tile, last_tile, tile, grad_spikes, grad_level, drives, saved, model, constants,
     parameters, delay, delays, panels, n_neurons, surrogate, slope_constants,
     reset_has_grad, grad_current, grads, sums,
 ):  # fmt: skip
@@ -151,7 +152,7 @@ def _backward(
 
     `delay` and `delays` are as in `_forward`.
 
-    `grad_membrane` is flat, or None if the membrane has no gradient.
+    `grad_level` are gradients of membrane and threshold, flat, or None.
     """
     n_steps, n_columns = drives.shape
     stride, none, feedback = np.uintp(n_columns), np.uintp(0), panels.size > 0
@@ -182,7 +183,7 @@ def _backward(
                     at += group_size
                 else:
                     reverse(
-                        neurons, reset_has_grad, first, span, from_spikes, grad_membrane, drives,
+                        neurons, reset_has_grad, first, span, from_spikes, grad_level, drives,
                         own, grads, grad_current_flat, sums,
                     )  # fmt: skip
             if not feedback:
@@ -203,7 +204,7 @@ def _backward(
                     span = Span(begin, end, left, min(stop, left + lanes), stride)
                     own = Replayed(without_refcount(replayed), at)
                     reverse(
-                        neurons, reset_has_grad, first, span, from_block, grad_membrane, drives,
+                        neurons, reset_has_grad, first, span, from_block, grad_level, drives,
                         own, grads, grad_current_flat, sums,
                     )  # fmt: skip
                     at += group_size
@@ -223,21 +224,6 @@ def _may_stream(tile: int, target: Tensor) -> bool:
     return in_lines and target.nbytes >= _STREAMED_BYTES
 
 
-class _Result(NamedTuple):
-    """Spikes [T, B, N], input (`drives`) and optional margin of each step and column [T, B·N].
-
-    `saved` [chunks + 1, states, B·N] holds the states before each chunk and the last ones; without
-    backward only these. `parameters` are [K, B·N].
-    """
-
-    spikes: Tensor
-    events: SpikeEvents
-    margin: Tensor
-    drives: Tensor
-    saved: Tensor
-    parameters: np.ndarray
-
-
 _NO_SPIKES = np.empty((0, 0), np.uint8)
 _NO_DELAYS = np.empty(0, np.int64)
 
@@ -249,185 +235,109 @@ def _bytes(spikes: Tensor | None, n_steps: int) -> np.ndarray:
     return spikes.detach()[:n_steps].to(torch.uint8).flatten(1).contiguous().numpy()
 
 
-def _delays(spec: SimulationSpec, weight: Tensor | None, n_steps: int) -> tuple[int, np.ndarray]:
+def _delay(s: Settings, delays: RecurrentDelays | None, n_steps: int) -> tuple[int, np.ndarray]:
     """The delay of the recurrence, or the shortest, and those of the neurons if they have own."""
-    if weight is None or spec.delays is None:
-        return min(spec.longest_delay, n_steps), _NO_DELAYS
-    return min(spec.delays.shortest, n_steps), spec.delays.whole.numpy()
+    if delays is None:
+        return min(s.delay, n_steps), _NO_DELAYS
+    return min(delays.shortest, n_steps), delays.whole.numpy()
 
 
-def _run(
-    current: Tensor, parameters: Sequence[Tensor], weight: Tensor | None, start: Start | None,
-    spec: SimulationSpec, for_backward: bool, keep_margin: bool = False,
-) -> _Result:  # fmt: skip
+def n_saved(n_steps: int) -> int:
+    """Number of chunks whose first state is kept for backward, and one for the last state."""
+    return -(-n_steps // CHUNK) + 1
+
+
+def forward(
+    current: Tensor, parameters: Tensor, weight: Tensor | None, values: Tensor | None,
+    before: Tensor | None, delays: RecurrentDelays | None, s: Settings, membrane: bool, keep: bool,
+) -> tuple[Tensor, ...]:  # fmt: skip
+    """Simulate; arguments and results as in `ops.simulate`."""
     n_steps, batch_size, n_neurons = current.shape
     flat = current.detach().reshape(n_steps, -1).contiguous()
-    n_columns = flat.shape[1]
+    n_columns, n_states = flat.shape[1], len(s.model.all_states)
     weight_t = weight_array(weight, flat)
-    spikes = flat.new_empty(current.shape)  # no view, so that it may be changed in place
+    spikes = flat.new_empty(current.shape)
     spike_bytes = torch.empty_like(flat, dtype=torch.uint8)
-    nothing = flat.new_empty(0, 0)
-    margin = torch.empty_like(flat) if keep_margin else nothing
-    keep_drives = for_backward and weight is not None
-    drives = torch.empty_like(flat) if keep_drives else nothing
-    model, (delay, delays) = spec.model, _delays(spec, weight, n_steps)
-    n_states = len(model.states) + len(model.counters)
-    saved = flat.new_empty(-(-n_steps // CHUNK) + 1 if for_backward else 1, n_states, n_columns)
-    saved[0] = 0 if start is None else start.values.detach().flatten(1)
-    n_before = delay if len(delays) == 0 else spec.longest_delay
-    before = _bytes(None if start is None or weight is None else start.spikes, n_before)
+    level = [torch.empty_like(flat) if membrane else flat.new_empty(0, 0) for _ in range(2)]
+    drives = torch.empty_like(flat) if keep and weight is not None else flat.new_empty(0, 0)
+    saved = flat.new_empty(n_saved(n_steps) if keep else 1, n_states, n_columns)
+    saved[0] = 0 if values is None else values.detach().flatten(1)
+    delay, of_neurons = _delay(s, delays, n_steps)
+    arrived = _bytes(None if weight is None else before, delay if delays is None else s.delay)
     tile = tile_width(n_columns, weight, _WIDEST_TILE)
     of_spikes = spikes.flatten(1)
-    written = [x for x in (of_spikes, margin, drives) if x.numel()]
+    written = [x for x in (of_spikes, *level, drives) if x.numel()]
     stream = all(_may_stream(tile, x) for x in written)
-    repeated = columns(torch.stack(tuple(parameters)), batch_size)
-    try:
-        run(
-            _forward, -(-n_columns // tile), tile, flat.numpy(), model,
-            numbers(spec.constants, flat.numpy()), repeated, delay, delays, weight_t, before,
-            stream, of_spikes.numpy(), spike_bytes.numpy(), margin.numpy(), drives.numpy(),
-            saved.numpy(),
-        )  # fmt: skip
-    except NumbaError as error:
-        raise error_of_model(spec, flat.dtype, error) from None
-    last = saved[-1, : len(model.states)].view(-1, batch_size, n_neurons)
-    check_finite(last, current, model.states)
-    kept = drives if keep_drives else flat
-    events = SpikeEvents(spike_bytes.view(current.shape))
-    return _Result(spikes, events, margin, kept, saved, repeated)
-
-
-def _arriving(
-    spike_bytes: Tensor, before: Tensor | None, delays: RecurrentDelays, dtype: torch.dtype,
-    delay: Tensor,
-) -> Tensor:  # fmt: skip
-    """Spikes [T, B, N] that arrive after delays int64 [N]; see `RecurrentDelays.arriving`."""
-    arriving = torch.empty(spike_bytes.shape, dtype=dtype, device="cpu")
     run(
-        write_arriving, len(arriving), spike_bytes.flatten(1).numpy(),
-        _bytes(before, delays.longest), delay.numpy(), arriving.flatten(1).numpy(),
+        _forward, -(-n_columns // tile), tile, flat.numpy(), s.derived,
+        numbers(s.constants, flat.numpy()), columns(parameters, batch_size), delay, of_neurons,
+        weight_t, arrived, stream, of_spikes.numpy(), spike_bytes.numpy(),
+        *(x.numpy() for x in (*level, drives, saved)),
     )  # fmt: skip
-    return arriving
+    last = saved[-1].clone() if keep else saved[-1]
+    shape = current.shape if membrane else (0,)
+    return (
+        spikes, last.view(n_states, batch_size, n_neurons), *(x.view(shape) for x in level),
+        spike_bytes.view(current.shape), drives,
+        saved if keep else saved.new_empty(0, n_states, n_columns),
+    )  # fmt: skip
 
 
-class _Fused(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx, current, weight, values, before, delay_steps, spec: SimulationSpec, keep_margin: bool,
-        events_out: list[SpikeEvents], *parameters: Tensor
-    ):  # fmt: skip
-        """Spikes [T, B, N], the last states [K, B, N], the margin [T, B, N] if it is wanted.
+def backward(
+    grad_spikes: Tensor, grad_last: Tensor | None, grad_level: list[Tensor] | None, drives: Tensor,
+    saved: Tensor, parameters: Tensor, weight: Tensor | None, delays: RecurrentDelays | None,
+    s: Settings,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """Gradients of current [T, B, N], states [K, B·N] and, in float64, parameters [P, B·N].
 
-        `values` and `before` are a `Start`, or None; `delay_steps` those of `spec`. Appends the
-        events to `events_out`.
-        """
-        start = None if values is None else Start(values, before)
-        result = _run(
-            current, parameters, weight, start, spec, for_backward=True, keep_margin=keep_margin
-        )
-        events_out.append(result.events)
-        ctx.save_for_backward(result.drives, result.saved[:-1], weight, before, *parameters)
-        ctx.events = result.events if weight is not None else None
-        ctx.spec, ctx.shape, ctx.parameters = spec, current.shape, result.parameters
-        ctx.set_materialize_grads(False)
-        last = result.saved[-1].clone().view(-1, *current.shape[1:])
-        if keep_margin:
-            return result.spikes, last, result.margin.view(current.shape)
-        return result.spikes, last
-
-    @staticmethod
-    @differentiable_once("method='fused' (and 'blocks' on a CPU)", instead="method='standard'")
-    def backward(ctx, *grads: Tensor | None):  # pyright: ignore[reportIncompatibleMethodOverride]
-        drives, saved, weight, before, *parameters = ctx.saved_tensors
-        spec: SimulationSpec = ctx.spec
-        n_steps, batch_size, n_neurons = ctx.shape
-        n_columns, n_states = drives.shape[1], len(spec.model.states)
-        grad_spikes, grad_last, grad_membrane = (*grads, None)[:3]
-        if grad_spikes is None:
-            grad_spikes = torch.zeros_like(drives)
-        grad_spikes = grad_spikes.reshape(drives.shape).contiguous()
-        if grad_membrane is not None:
-            grad_membrane = grad_membrane.reshape(-1).contiguous().numpy()
-        grad_current = torch.empty_like(drives)
-        grads_of_states = drives.new_zeros(n_states + len(spec.model.accumulators), n_columns)
-        if grad_last is not None:
-            grads_of_states[:n_states] = grad_last[:n_states].flatten(1)
-        sums = torch.zeros(len(parameters), n_columns, dtype=torch.float64, device="cpu")
-        feedback = weight is not None and not spec.detach_recurrence
-        delay, delays = _delays(spec, weight, n_steps)
-        tile = tile_width(n_columns, weight, WIDEST_TILE if feedback else _WIDEST_TILE)
-        panels = weight_panels(weight if feedback else None, drives)
-        try:
-            run(
-                _backward, -(-n_columns // tile), tile, grad_spikes.numpy(), grad_membrane,
-                drives.numpy(), saved.numpy(), spec.model, numbers(spec.constants, drives.numpy()),
-                ctx.parameters, delay, delays, panels, n_neurons, spec.surrogate,
-                numbers(spec.surrogate.constants, drives.numpy()),
-                drives.numpy().dtype.type(not spec.detach_reset), grad_current.numpy(),
-                grads_of_states.numpy(), sums.numpy(),
-            )  # fmt: skip
-        except NumbaError as error:
-            raise error_of_model(spec, drives.dtype, error) from None
-        grad_current = grad_current.view(ctx.shape)
-        per_neuron = sums.view(-1, batch_size, n_neurons).sum(1).to(drives.dtype)
-        grad_weight = grad_values = grad_before = grad_steps = None
-        if weight is not None and spec.delays is not None:
-            arriving = partial(_arriving, ctx.events.array, before, spec.delays, weight.dtype)
-            grad_weight, grad_steps = spec.delays.gradients(grad_current, weight, arriving)
-        elif weight is not None and ctx.needs_input_grad[1]:
-            grad_weight = recurrent_weight_gradient(grad_current, ctx.events, spec.longest_delay)
-            if before is not None:
-                on_their_way = SpikeEvents(before[:delay].to(torch.uint8))
-                grad_weight += recurrent_weight_gradient(grad_current[:delay], on_their_way, 0)
-        if ctx.needs_input_grad[2]:
-            grad_values = drives.new_zeros(saved.shape[1], n_columns)
-            grad_values[:n_states] = grads_of_states[:n_states]
-            grad_values = grad_values.view(-1, batch_size, n_neurons)
-        if weight is not None and before is not None and feedback and ctx.needs_input_grad[3]:
-            if spec.delays is not None:
-                grad_before = spec.delays.gradient_of_before(grad_current, weight)
-            else:
-                grad_before = drives.new_zeros(before.shape)
-                grad_before[:delay] = grad_current[:delay] @ weight
-        return (
-            grad_current, grad_weight, grad_values, grad_before, grad_steps, None, None, None,
-            *per_neuron,
-        )  # fmt: skip
-
-
-def fused_cpu(
-    spec: SimulationSpec,
-    current: Tensor,
-    parameters: Sequence[Tensor],
-    recurrent_weight: Tensor | None,
-    start: Start | None = None,
-    membrane_gradient: bool = False,
-) -> Simulation:
-    """Simulate in one pass, with the spikes and gradient of the loop; arguments already checked.
-
-    Args:
-        spec: the model, and the settings shared by its neurons.
-        current: [T, B, N].
-        parameters: tensors [N], in the model's order.
-        recurrent_weight: [N, N] (post, pre), or None.
-        start: state at the start; None = 0.
-        membrane_gradient: whether `Simulation.margin` is wanted.
+    Arguments as in `ops.simulate_backward`; `weight` only if gradient flows through it.
     """
-    values, before = start or (None, None)
-    inputs = (current, recurrent_weight, values, before, spec.delay_steps, *parameters)
-    simulate = partial(_run, current, parameters, recurrent_weight, start, spec)
-    if not needs_gradient(*inputs):
-        result = simulate(for_backward=False)
-        last, margin = result.saved[-1].view(-1, *current.shape[1:]), None
-        spikes, events = result.spikes, result.events
-    else:
-        events_out: list[SpikeEvents] = []
-        spikes, last, *margins = _Fused.apply(  # pyright: ignore
-            *inputs[:5], spec, membrane_gradient, events_out, *parameters
-        )
-        events, margin = events_out[0], next(iter(margins), None)
-    compute_margin = partial(simulate, for_backward=False, keep_margin=True)
-    return Simulation(
-        spec, spikes, events, last, before, recurrent_weight is not None, margin,
-        lambda: compute_margin().margin, inputs,
+    n_steps, batch_size, n_neurons = grad_spikes.shape
+    n_columns, model = drives.shape[1], s.model
+    grad_flat = grad_spikes.detach().reshape(drives.shape).contiguous()
+    drives = drives.detach().contiguous()
+    grad_current = torch.empty_like(drives)
+    of_states = drives.new_zeros(len(model.states) + len(model.accumulators), n_columns)
+    if grad_last is not None:
+        of_states[: len(grad_last)] = grad_last.flatten(1)
+    sums = torch.zeros(len(parameters), n_columns, dtype=torch.float64, device="cpu")
+    delay, of_neurons = _delay(s, delays, n_steps)
+    tile = tile_width(n_columns, weight, _WIDEST_TILE if weight is None else WIDEST_TILE)
+    level = grad_level and tuple(x.reshape(-1).contiguous().numpy() for x in grad_level)
+    like = drives.numpy()
+    run(
+        _backward, -(-n_columns // tile), tile, grad_flat.numpy(), level, like, saved.numpy(),
+        s.derived, numbers(s.constants, like), columns(parameters, batch_size), delay, of_neurons,
+        weight_panels(weight, drives), n_neurons, Slope(s.surrogate, 2 + len(s.slope_constants)),
+        numbers(s.slope_constants, like), like.dtype.type(not s.detach_reset),
+        grad_current.numpy(), of_states.numpy(), sums.numpy(),
     )  # fmt: skip
+    return grad_current.view(grad_spikes.shape), of_states, sums
+
+
+def weight_gradient(
+    grad_current: Tensor, spike_bytes: Tensor, before: Tensor | None, delay: int, weight: Tensor
+) -> Tensor:
+    """Gradient of the recurrent weight [N, N]."""
+    grad = recurrent_weight_gradient(grad_current, SpikeEvents(spike_bytes), delay)
+    if before is not None:
+        on_their_way = SpikeEvents(before[: len(grad_current)].to(torch.uint8))
+        grad = grad + recurrent_weight_gradient(grad_current[: len(before)], on_their_way, 0)
+    return grad.contiguous()
+
+
+def gradients_of_delays(
+    grad_current: Tensor, weight: Tensor, delays: RecurrentDelays, spike_bytes: Tensor,
+    before: Tensor | None,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """Gradients of the recurrent weight [N, N] and of the delays [N]."""
+
+    def arriving(delay: Tensor) -> Tensor:
+        arriving = torch.empty(spike_bytes.shape, dtype=weight.dtype, device="cpu")
+        run(
+            write_arriving, len(arriving), spike_bytes.flatten(1).numpy(),
+            _bytes(before, delays.longest), delay.numpy(), arriving.flatten(1).numpy(),
+        )  # fmt: skip
+        return arriving
+
+    return delays.gradients(grad_current, weight, arriving)

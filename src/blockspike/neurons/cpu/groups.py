@@ -18,18 +18,16 @@ from blockspike.neurons.cpu.lane_memory import (
     store_lanes,
     store_rows,
 )
-from blockspike.neurons.cpu.lanes import add_each, n_lanes, spread
+from blockspike.neurons.cpu.lanes import add_each, n_lanes
 from blockspike.neurons.cpu.steps import (
-    add_states,
     grad_rows,
     n_rows,
-    no_grads,
     no_sums,
     parameter_rows,
     reverse_step,
     state_rows,
     step,
-    without_threshold,
+    whole_step,
 )
 from blockspike.neurons.cpu.surrogate import slope_of
 
@@ -70,12 +68,13 @@ class Rows(NamedTuple):
 
 
 class Outputs(NamedTuple):
-    """Results of each step; `stream`: spikes and margins go past the caches."""
+    """Results of each step; `stream`: those as long as the current go past the caches."""
 
     spikes: np.ndarray
     spike_bytes: np.ndarray
-    margin: np.ndarray
-    keep_margin: bool
+    membrane: np.ndarray
+    threshold: np.ndarray
+    keep_membrane: bool
     stream: bool
 
 
@@ -102,11 +101,14 @@ def advance(neurons, span, source, states, before, after, out):
         y = np.uintp(span.first) * source.stride + column - source.shift
         for _ in range(span.first, span.last):
             drive = load_lanes(source.array, y, n)
-            spike, margin, now = step(model, drive, own, neurons.constants, now)
+            spike, membrane, threshold, _, now = whole_step(
+                model, drive, own, neurons.constants, now
+            )
             store_lanes(spike, out.spikes, x, n, out.stream)
             store_bytes(spike, out.spike_bytes, x, n)
-            if out.keep_margin:
-                store_lanes(margin, out.margin, x, n, out.stream)
+            if out.keep_membrane:
+                store_lanes(membrane, out.membrane, x, n, out.stream)
+                store_lanes(threshold, out.threshold, x, n, out.stream)
             x += span.stride
             y += source.stride
         store_rows(now, states, after + column, span.stride, n)
@@ -141,21 +143,20 @@ def replay(neurons, slopes, span, drives, states, before, replayed):
 
 @kernel_with_fma
 def reverse(
-    neurons, reset_has_grad, chunk_first, span, grad_spikes, grad_membrane, drives, replayed, grads,
+    neurons, reset_has_grad, chunk_first, span, grad_spikes, grad_level, drives, replayed, grads,
     grad_current, sums,
 ):  # fmt: skip
     """Backpropagate through the last steps of a group's chunk, which begins at chunk_first.
 
-    `grads` are the gradients of the states; `sums`, in float64, those of the parameters. The step
-    is linear in its gradients, so that `grad_membrane`, where there is one, is taken alone: it is
-    the gradient of a spike whose slope is 1 and whose threshold is 1.
+    `grads` are the gradients of the states; `sums`, in float64, those of the parameters.
+    `grad_level` are the gradients of membrane and threshold, or None; Numba leaves out the branch
+    that is not taken.
     """
     model, lanes = neurons.model, np.uintp(n_lanes(drives))
     column, n = np.uintp(span.start), np.uintp(span.stop - span.start)
     own = parameter_rows(model, neurons.parameters, column, span.stride, n)
     now = grad_rows(model, grads, column, span.stride, n)
-    total, zeros = no_sums(model, drives), no_grads(model, drives)
-    one = spread(neurons.constants[1], zeros[0])
+    total = no_sums(model, drives)
     to_slopes, n_states = np.uintp(CHUNK) * lanes, np.uintp(n_rows(model)[1])
     done = np.uintp(span.last - chunk_first) * lanes
     x = np.uintp(span.last) * span.stride + column
@@ -167,22 +168,23 @@ def reverse(
         y -= grad_spikes.stride
         k -= lanes
         kept -= n_states * lanes
-        to_drive, to_parameters, now = reverse_step(
-            model, load_lanes(drives, x, n), own, neurons.constants,
-            state_rows(model, replayed.array, kept, lanes, lanes),
-            load_lanes(replayed.array, k, lanes), load_lanes(replayed.array, k + to_slopes, lanes),
-            load_lanes(grad_spikes.array, y, n), reset_has_grad, now,
+        drive, state = (
+            load_lanes(drives, x, n), state_rows(model, replayed.array, kept, lanes, lanes),
         )  # fmt: skip
-        if grad_membrane is not None:
-            to_drive_, to_parameters_, now_ = reverse_step(
-                model, load_lanes(drives, x, n), without_threshold(model, own), neurons.constants,
-                state_rows(model, replayed.array, kept, lanes, lanes),
-                load_lanes(replayed.array, k, lanes), one, load_lanes(grad_membrane, x, n),
-                reset_has_grad, zeros,
+        margin = load_lanes(replayed.array, k, lanes)
+        slope = load_lanes(replayed.array, k + to_slopes, lanes)
+        grad_spike = load_lanes(grad_spikes.array, y, n)
+        if grad_level is None:
+            to_drive, to_parameters, now = reverse_step(
+                model, drive, own, neurons.constants, state, margin, slope, grad_spike,
+                reset_has_grad, now,
             )  # fmt: skip
-            to_drive = to_drive + to_drive_
-            to_parameters = add_each(to_parameters, without_threshold(model, to_parameters_))
-            now = add_states(model, now, now_)
+        else:
+            to_drive, to_parameters, now = reverse_step(
+                model, drive, own, neurons.constants, state, margin, slope, grad_spike,
+                reset_has_grad, now, load_lanes(grad_level[0], x, n),
+                load_lanes(grad_level[1], x, n),
+            )  # fmt: skip
         store_lanes(to_drive, grad_current, x, n, False)
         total = add_each(total, to_parameters)
     store_rows(now, grads, column, span.stride, n)

@@ -1,86 +1,115 @@
 """A neuron model in kernels: its step, the derivative, and rows of numbers as tuples."""
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
-import numba
 import numpy as np
 from llvmlite import ir
-from numba import types
-from numba.extending import overload
+from numba import njit, types
+from numba.extending import NativeValue, models, overload, register_model, typeof_impl, unbox
 
-import blockspike.neurons.cpu.exponential
-import blockspike.neurons.cpu.model  # noqa: F401 (it registers the types)
-from blockspike.neurons.cpu.kernels import intrinsic, kernel
+from blockspike.neurons.cpu.exponential import exact_exp
+from blockspike.neurons.cpu.kernels import intrinsic
 from blockspike.neurons.cpu.lane_memory import load
-from blockspike.neurons.cpu.lanes import Lanes, dtype_of, lanes_of, spread
-from blockspike.neurons.model import NeuronModel, exp, maximum, translated, where
+from blockspike.neurons.cpu.lanes import Lanes, lanes_of, spread
+from blockspike.neurons.derivative import Derived, compiled
+from blockspike.neurons.model import exp, maximum, where
 
 _EXACT: Any = {"error_model": "numpy", "nogil": True}
 WITH_FMA: Any = {**_EXACT, "fastmath": {"contract"}}
 
 
-def step(model: Any, *arguments: Any) -> Any:
-    """Spike, margin and state after a step of (drive, parameters, constants, state).
+class Compiled(types.Type):
+    """Numba type of something with text, so that a kernel is compiled for each separately.
 
-    The drive may be a pair (see `given_spikes`).
-
-    Callable in kernels only.
+    Its name holds a hash of the text, and so identifies it in Numba's cache on disk, too.
     """
+
+    def __init__(self, of: Any, digest: str):
+        self.of = of
+        super().__init__(f"Compiled({digest})")
+
+    def __reduce__(self) -> Any:
+        """Reduce to the name, since a process that reads the cache may not have the model."""
+        return _bare, (self.name,)
+
+
+def _bare(name: str) -> Compiled:
+    if name in _by_name:
+        return _by_name[name]
+    kind = object.__new__(Compiled)
+    kind.name = name  # enough to differ from every known type
+    return kind
+
+
+register_model(Compiled)(models.OpaqueModel)
+_types: dict[Any, Compiled] = {}
+_by_name: dict[str, Compiled] = {}
+
+
+def known_type(of: Any, digest: str) -> Compiled:
+    """The type of something, always the same object, which Numba finds faster."""
+    if of not in _types:
+        kind = Compiled(of, digest)
+        _types[of] = _by_name[kind.name] = kind
+    return _types[of]
+
+
+@typeof_impl.register(Derived)
+def _typeof_model(model, c):  # pyright: ignore[reportUnusedParameter]
+    return _types.get(model) or known_type(model, model.digest)
+
+
+@unbox(Compiled)
+def _unbox(kind, value, c):  # pyright: ignore[reportUnusedParameter]
+    return NativeValue(c.context.get_dummy_value())
+
+
+def in_numba(text: str, options: dict[str, Any], exponential: Any = exp) -> Any:
+    """The function of a text, for kernels."""
+    return njit(**options)(compiled(text, where=where, maximum=maximum, exp=exponential))
+
+
+def step(model: Any, *arguments: Any) -> Any:
+    """Spike, margin and states after a step of (drive, parameters, constants, state).
+
+    The drive may be a pair (see `given_spikes`). Callable in kernels only.
+    """
+    raise NotImplementedError
+
+
+def whole_step(model: Any, *arguments: Any) -> Any:
+    """Do as `step`, but return spike, membrane, threshold, margin and states."""
     raise NotImplementedError
 
 
 def reverse_step(model: Any, *arguments: Any) -> Any:
     """Gradients of drive, parameters and state before a step; arguments as in `NeuronModel`.
 
-    Callable in kernels only.
+    Gradients of membrane and threshold may follow. Callable in kernels only.
     """
     raise NotImplementedError
 
 
-@kernel
-def fire(margin):
-    """Spike for a margin, and 1 − spike; for kernels."""
-    return _fire(margin)
-
-
-def _fire(margin: Any) -> Any:
-    raise NotImplementedError
-
-
-@overload(_fire)
-def _fire_overload(margin):
-    real = dtype_of(margin)
-
-    def call(margin):
-        fires = margin > real(0.0)  # 1 − spike as a choice of its own: a step has to wait less
-        return where(fires, real(1.0), real(0.0)), where(fires, real(0.0), real(1.0))
+@overload(step, jit_options=_EXACT)
+def _step(model, *arguments):
+    def call(model, *arguments):
+        spike, _, _, margin, after = whole_step(model, *arguments)
+        return spike, margin, after
 
     return call
 
 
-def compiled(function: Callable, options: dict[str, Any]) -> Any:
-    """Prepare a function and those it calls; `where`, `maximum` and `exp` have overloads."""
-    if function in (where, maximum, exp):
-        return function
-    return numba.njit(**options)(translated(function, partial(compiled, options=options)))
-
-
-def compiled_alone(function: Callable) -> Any:
-    """Prepare a model's function for Numba, to be compiled but not called."""
-    return compiled(function, {**_EXACT, "no_cpython_wrapper": True})
-
-
-@overload(step, jit_options=_EXACT)
-def _step(model, *arguments):
-    own = compiled(model.of.step, _EXACT)
-    return lambda model, *arguments: _complete(own(*arguments, fire), arguments[0])
+@overload(whole_step, jit_options=_EXACT)
+def _whole_step(model, *arguments):
+    own = in_numba(model.of.step, _EXACT, exact_exp)
+    return lambda model, *arguments: _complete(own(*arguments), arguments[0])
 
 
 @overload(reverse_step, jit_options=WITH_FMA)
 def _reverse_step(model, *arguments):
-    own = compiled(model.of.reverse_step, WITH_FMA)
+    has_level = len(arguments) > 9
+    own = in_numba(model.of.reverse_all if has_level else model.of.reverse, WITH_FMA)
     return lambda model, *arguments: _complete(own(*arguments), arguments[0])
 
 
@@ -93,9 +122,7 @@ def _complete(results: Any, like: Any) -> Any:
 def _complete_overload(results, like):
     if isinstance(like, Lanes):
         return lambda results, like: spread(results, like)
-    if isinstance(like, types.UniTuple):  # a drive and the given spikes
-        return lambda results, like: spread(results, like[0])  # pyright: ignore
-    return lambda results, like: results
+    return lambda results, like: spread(results, like[0])  # a drive and the given spikes
 
 
 # Rows of numbers
@@ -108,17 +135,16 @@ def n_rows(model: Any) -> Any:
 
 @overload(n_rows)
 def _n_rows(model):
-    m = model.of
-    n_states = len(m.states)
-    numbers = (len(m.parameters), n_states + len(m.counters), n_states)
+    m = model.of.model
+    numbers = (len(m.parameters), len(m.all_states), len(m.states))
     return lambda model: numbers
 
 
-def _row_loader(count: Callable[[NeuronModel], int]) -> Any:
+def _row_loader(count: Callable[[Any], int]) -> Any:
     @intrinsic
     def load_rows(typingctx, model, array, at, stride, n):  # pyright: ignore[reportUnusedParameter]
         """Load n lanes from array[at + row · stride] on, for each row, as a tuple."""
-        result = types.UniTuple(lanes_of(array.dtype), count(model.of))
+        result = types.UniTuple(lanes_of(array.dtype), count(model.of.model))
 
         def codegen(context, builder, signature, args):
             row, values = args[2], []
@@ -133,61 +159,23 @@ def _row_loader(count: Callable[[NeuronModel], int]) -> Any:
 
 
 parameter_rows = _row_loader(lambda m: len(m.parameters))
-state_rows = _row_loader(lambda m: len(m.states) + len(m.counters))
+state_rows = _row_loader(lambda m: len(m.all_states))
 grad_rows = _row_loader(lambda m: len(m.states) + len(m.accumulators))
 
 
-def _zeros(count: Callable[[NeuronModel], int]) -> Any:
-    @intrinsic
-    def zeros(typingctx, model, array):  # pyright: ignore[reportUnusedParameter]
-        """Zeros for each row, as a tuple of vectors."""
-        result = types.UniTuple(lanes_of(array.dtype), count(model.of))
-
-        def codegen(context, builder, signature, args):
-            zero = ir.Constant(result.dtype.llvm, None)
-            return context.make_tuple(builder, result, [zero] * result.count)
-
-        return result(model, array), codegen
-
-    return zeros
-
-
-no_sums = _zeros(lambda m: len(m.parameters))
-no_grads = _zeros(lambda m: len(m.states) + len(m.accumulators))
-
-
 @intrinsic
-def without_threshold(typingctx, model, rows):  # pyright: ignore[reportUnusedParameter]
-    """Rows of parameters or their gradients, with 0 for those of the threshold."""
-    m = model.of
+def no_sums(typingctx, model, array):  # pyright: ignore[reportUnusedParameter]
+    """Zeros for each parameter, as a tuple of vectors."""
+    result = types.UniTuple(lanes_of(array.dtype), len(model.of.model.parameters))
 
     def codegen(context, builder, signature, args):
-        values = [
-            ir.Constant(rows.dtype.llvm, None)
-            if name in m.threshold_parameters
-            else builder.extract_value(args[1], k)
-            for k, name in enumerate(m.parameters)
-        ]
-        return context.make_tuple(builder, rows, values)
+        zero = ir.Constant(result.dtype.llvm, None)
+        return context.make_tuple(builder, result, [zero] * result.count)
 
-    return rows(model, rows), codegen
+    return result(model, array), codegen
 
 
-@intrinsic
-def add_states(typingctx, model, grads, more):  # pyright: ignore[reportUnusedParameter]
-    """Add the gradients of states in `more` to those in `grads`; accumulators stay."""
-    n_states = len(model.of.states)
-
-    def codegen(context, builder, signature, args):
-        rows = [builder.extract_value(args[1], k) for k in range(grads.count)]
-        for k in range(n_states):
-            rows[k] = builder.fadd(rows[k], builder.extract_value(args[2], k))
-        return context.make_tuple(builder, grads, rows)
-
-    return grads(model, grads, more), codegen
-
-
-def numbers(constants: tuple[float, ...], like: np.ndarray) -> tuple:
+def numbers(constants: Any, like: np.ndarray) -> tuple:
     """Constants for a step in the dtype of the arrays: 0, 1, then those of the model."""
     real = like.dtype.type
     return tuple(real(x) for x in (0.0, 1.0, *constants))

@@ -1,20 +1,25 @@
-"""Surrogate derivatives of `surrogate.py` in kernels, vectorised by Numba."""
+"""Surrogate derivatives in kernels: the formulas of `surrogates.py` on vectors."""
 
+import hashlib
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
-from numba.extending import overload
+from numba.extending import overload, typeof_impl
 
-from blockspike.neurons.cpu.exponential import exp2_negative, is_single, real_of
+from blockspike.neurons.cpu.exponential import LN2, exp2_negative, is_single, real_of
 from blockspike.neurons.cpu.kernels import kernel_with_fma
-from blockspike.neurons.cpu.lanes import Lanes, spread
-from blockspike.neurons.cpu.steps import WITH_FMA, compiled
+from blockspike.neurons.cpu.lanes import spread
+from blockspike.neurons.cpu.steps import WITH_FMA, in_numba, known_type
+from blockspike.neurons.derivative import slope_text
 from blockspike.neurons.model import where
-from blockspike.neurons.surrogate import MultiGaussian
+from blockspike.neurons.surrogates import CENTRE, SIDES, MultiGaussian, Surrogate
 
-_LN2 = math.log(2)
-_CENTRE = 0.5 * 1.15 / (0.5 * math.sqrt(2 * math.pi))
-_SIDES = 0.5 * 0.15 * 2 * math.exp(-1 / 72) / (3 * math.sqrt(2 * math.pi))
+
+class Slope(NamedTuple):
+    """A class of surrogates, as kernels take it."""
+
+    kind: type[Surrogate]
+    n_constants: int
 
 
 @kernel_with_fma
@@ -28,7 +33,7 @@ def multi_gaussian(margin, constants):
     _, one, width, height = constants
     u = margin * (one / width)
     square = u * u
-    e = exp2_negative(square * real(-1 / (18 * _LN2)))
+    e = exp2_negative(square * real(-1 / (18 * LN2)))
     near = where(square < real(40.0), e, real(0.0))  # e³⁶ < 1e−34 beyond; denormals are slow
     e4 = near * near
     e4 = e4 * e4
@@ -45,20 +50,30 @@ def multi_gaussian(margin, constants):
     cosh = cosh * w + real(1 / 24)
     cosh = cosh * w + real(0.5)
     cosh = cosh * w + real(1.0)
-    return height * (real(_CENTRE) * e32 * e4 - real(_SIDES) * e * cosh)
+    return height * (real(CENTRE) * e32 * e4 - real(_BOTH_SIDES) * e * cosh)
+
+
+_BOTH_SIDES = SIDES * 2 * math.exp(-1 / 72)
 
 
 def slope_of(surrogate: Any, margin: Any, constants: Any) -> Any:
-    """Derivative of a surrogate at a margin, a number or a vector; callable in kernels only."""
+    """Derivative of a surrogate at a vector of margins; callable in kernels only."""
     raise NotImplementedError
 
 
-_FASTER = {MultiGaussian: multi_gaussian}
+@typeof_impl.register(Slope)
+def _typeof_slope(surrogate, c):  # pyright: ignore[reportUnusedParameter]
+    kind, n_constants = surrogate
+    if kind.formula is MultiGaussian.formula:
+        return known_type(surrogate, "multi_gaussian")
+    text = slope_text(kind.formula, n_constants)
+    return known_type(surrogate, hashlib.sha256(text.encode()).hexdigest()[:32])
 
 
 @overload(slope_of, jit_options=WITH_FMA)
 def _slope_of(surrogate, margin, constants):
-    own = _FASTER.get(surrogate.of) or compiled(surrogate.of.formula, WITH_FMA)
-    if isinstance(margin, Lanes):
-        return lambda surrogate, margin, constants: spread(own(margin, constants), margin)
-    return lambda surrogate, margin, constants: own(margin, constants)
+    kind, n_constants = surrogate.of
+    own: Any = multi_gaussian
+    if kind.formula is not MultiGaussian.formula:
+        own = in_numba(slope_text(kind.formula, n_constants), WITH_FMA)
+    return lambda surrogate, margin, constants: spread(own(margin, constants), margin)

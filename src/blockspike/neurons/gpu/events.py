@@ -1,5 +1,7 @@
 """Event-driven products on a GPU (Triton): the two functions of `cpu/events.py`, on tensors.
 
+Tested in Triton's interpreter only, not yet on a GPU.
+
 Both sum listed rows of a table in a fixed order. Forward sums the weights of the units that spiked;
 the weight gradient sums the current's gradient over the rows in which a unit spiked.
 """

@@ -1,22 +1,23 @@
 """Triton kernels of `gpu/fused.py`: a tile of columns through a range of steps, and back.
 
+Tested in Triton's interpreter only, not yet on a GPU.
+
 A program works on a chunk of steps at a time, unrolled and in registers, while the rows of the next
 chunk are being loaded. Chunks start at multiples of their length. Steps of a chunk outside the
 requested range are computed and dropped: the mask `live` of their columns is empty.
 
-`step` and `reverse_step` are a model's functions; see `in_triton`.
+`step`, `reverse_step` and `slope` are texts of `derivative.py`, through `in_triton`.
 """
 # Triton's language only looks like Python to the type checker.
 # pyright: reportGeneralTypeIssues=false, reportAttributeAccessIssue=false
 
-from collections.abc import Callable
 from functools import cache
 from typing import Any
 
 import triton
 import triton.language as tl
 
-from blockspike.neurons.model import exp, maximum, translated, where
+from blockspike.neurons.derivative import compiled
 
 _SCALARS = ["first", "last", "n_columns", "n_neurons"]  # one kernel for all values
 
@@ -41,27 +42,12 @@ def _abs(x):
     return tl.abs(x)
 
 
-_OF_TRITON = {where: _where, maximum: _maximum, exp: _exp}
-
-
 @cache
-def in_triton(function: Callable[..., Any]) -> Any:
-    """Translate a model's `step` or a surrogate's formula, and what it calls, for these kernels."""
-    if function in _OF_TRITON:
-        return _OF_TRITON[function]
-    own = translated(function, in_triton)
-    names = own.__globals__
-    for name in function.__code__.co_names:
-        if isinstance(names.get(name), int | float):
-            names[name] = tl.constexpr(names[name])
-    names |= {"tl": tl, "abs": _abs}  # Triton's interpreter looks `tl` up there
-    return triton.jit(own)
-
-
-@triton.jit
-def _fire(margin):
-    spike = (margin > 0.0).to(margin.dtype)
-    return spike, 1.0 - spike
+def in_triton(text: str) -> Any:
+    """The function of a text, for these kernels."""
+    # Triton looks names up in the function's globals; its interpreter needs `tl` there.
+    names: Any = {"where": _where, "maximum": _maximum, "exp": _exp, "abs": _abs, "tl": tl}
+    return triton.jit(compiled(text, **names))
 
 
 @triton.jit
@@ -139,13 +125,15 @@ def _load_two(
 
 @triton.jit(do_not_specialize=_SCALARS)
 def forward(
-    current, recurrent, parameters, constants, state, spikes, margins, drives, saved, first, last,
-    n_columns, n_neurons, step: tl.constexpr, n_parameters: tl.constexpr,
-    n_constants: tl.constexpr, n_states: tl.constexpr, has_recurrent: tl.constexpr,
-    keep_margin: tl.constexpr, keep_drives: tl.constexpr, keep_states: tl.constexpr,
-    tile: tl.constexpr, chunk: tl.constexpr,
+    current, recurrent, parameters, constants, state, spikes, spike_bytes, membranes, thresholds,
+    drives, saved, first, last, n_columns, n_neurons, step: tl.constexpr,
+    n_parameters: tl.constexpr, n_constants: tl.constexpr, n_states: tl.constexpr,
+    has_recurrent: tl.constexpr, keep_membrane: tl.constexpr, keep_drives: tl.constexpr,
+    keep_states: tl.constexpr, tile: tl.constexpr, chunk: tl.constexpr,
 ):  # fmt: skip
     """Run steps first … last − 1 and update `state` [n_states, B·N]."""
+    # Parameters, the state and two chunks of inputs stay in registers; only inputs are read, and
+    # only results written, on the way.
     column, inside, own, numbers = _own_columns(
         parameters, constants, n_columns, n_neurons, n_parameters, n_constants, tile
     )
@@ -157,23 +145,27 @@ def forward(
     )
     for c in range(first // chunk, tl.cdiv(last, chunk)):
         start = c * chunk
+        # Loads of the next chunk come first, so that they arrive while this one is computed.
         next_rows, next_more = _load_two(
             current, recurrent, start + chunk, first, last, column, n_columns, has_recurrent, chunk
         )
         if keep_states:
+            # A range that begins inside a chunk finds its first state saved by the range before.
             live = column < tl.where(start >= first, n_columns, 0)
             _store_each(saved + c * n_states * stride, column, live, stride, now, n_states)
         for k in tl.static_range(chunk):
             drive = rows[k].to(now[0].dtype)
             if has_recurrent:
                 drive += more[k].to(now[0].dtype)
-            spike, margin, after = step(drive, own, numbers, now, _fire)
+            spike, membrane, threshold, _, after = step(drive, own, numbers, now)
             t = start + k
             live = column < tl.where((t >= first) & (t < last), n_columns, 0)
             at = t * stride + column
             tl.store(spikes + at, spike.to(spikes.dtype.element_ty), mask=live)
-            if keep_margin:
-                tl.store(margins + at, margin, mask=live)
+            tl.store(spike_bytes + at, spike.to(tl.uint8), mask=live)
+            if keep_membrane:
+                tl.store(membranes + at, membrane, mask=live)
+                tl.store(thresholds + at, threshold, mask=live)
             if keep_drives:
                 tl.store(drives + at, drive, mask=live)
             now = _choose(live, after, now, n_states)
@@ -194,19 +186,18 @@ def _load_saved(
 
 @triton.jit(do_not_specialize=_SCALARS)
 def backward(
-    grad_spikes, feedback, grad_membranes, drives, saved, parameters, constants, slope_constants,
-    carried, grad_current, sums, first, last, n_columns, n_neurons, step: tl.constexpr,
-    reverse_step: tl.constexpr, n_parameters: tl.constexpr, n_constants: tl.constexpr,
-    n_states: tl.constexpr, n_carried: tl.constexpr, has_feedback: tl.constexpr,
-    has_grad_membrane: tl.constexpr, threshold_bits: tl.constexpr, reset_has_grad: tl.constexpr,
-    slope: tl.constexpr, n_slope_constants: tl.constexpr, tile: tl.constexpr, chunk: tl.constexpr,
+    grad_spikes, feedback, grad_membranes, grad_thresholds, drives, saved, parameters, constants,
+    slope_constants, carried, grad_current, sums, first, last, n_columns, n_neurons,
+    step: tl.constexpr, reverse_step: tl.constexpr, slope: tl.constexpr,
+    n_parameters: tl.constexpr, n_constants: tl.constexpr, n_states: tl.constexpr,
+    n_carried: tl.constexpr, n_slope_constants: tl.constexpr, has_feedback: tl.constexpr,
+    has_level: tl.constexpr, reset_has_grad: tl.constexpr, tile: tl.constexpr, chunk: tl.constexpr,
 ):  # fmt: skip
     """Run steps last − 1 … first and update `carried` [n_carried, B·N], the states' gradient.
 
-    The step is linear in its gradients, so that `grad_membranes` are taken alone: the gradient of a
-    spike whose slope is 1 and whose threshold is 1.
-
     The parameters' gradient of each column is added to `sums`, float64 [n_parameters, B·N].
+
+    With `has_level`, there are gradients of membrane and threshold too.
     """
     column, inside, own, numbers = _own_columns(
         parameters, constants, n_columns, n_neurons, n_parameters, n_constants, tile
@@ -230,36 +221,37 @@ def backward(
         next_rows, next_state = _load_saved(
             drives, saved, c - 1, last, column, n_columns, n_states, chunk
         )
+        # Replay the chunk from its first state; states and margins of all its steps fill most of
+        # the registers, which is what limits the chunk's length.
         states = ()
         margins = ()
         for k in tl.static_range(chunk):  # inline: Triton 3.3 cannot return tuples of tuples
             states += (state,)
-            _, margin, state = step(rows[k].to(state[0].dtype), own, numbers, state, _fire)
+            _, _, _, margin, state = step(rows[k].to(state[0].dtype), own, numbers, state)
             margins += (margin,)
+        # Sums of a chunk are in the current's precision, those of all chunks in float64.
         of_chunk = _zeros_like(own, n_parameters)
         for k in tl.static_range(chunk - 1, -1, -1):
-            grad_s = grads[k].to(margins[k].dtype)
-            if has_feedback:
-                grad_s += more[k].to(margins[k].dtype)
-            to_drive, to_own, before = reverse_step(
-                rows[k].to(margins[k].dtype), own, numbers, states[k], margins[k],
-                slope(margins[k], of_slope), grad_s, reset_has_grad, grad_state,
-            )  # fmt: skip
+            real = margins[k].dtype
             t = start + k
             live = column < tl.where((t >= first) & (t < last), n_columns, 0)
             at = t * stride + column
-            if has_grad_membrane:
-                grad_m = tl.load(grad_membranes + at, mask=live, other=0.0).to(margins[k].dtype)
-                without = _without_threshold(own, threshold_bits, n_parameters)
-                to_drive_, to_own_, before_ = reverse_step(
-                    rows[k].to(margins[k].dtype), without, numbers, states[k], margins[k],
-                    tl.full(margins[k].shape, 1.0, margins[k].dtype), grad_m, reset_has_grad,
-                    _zeros_like(grad_state, n_carried),
+            drive = rows[k].to(real)
+            grad_s = grads[k].to(real)
+            if has_feedback:
+                grad_s += more[k].to(real)
+            slope_k = slope(margins[k], of_slope)
+            if has_level:
+                to_drive, to_own, before = reverse_step(
+                    drive, own, numbers, states[k], margins[k], slope_k, grad_s, reset_has_grad,
+                    grad_state, tl.load(grad_membranes + at, mask=live, other=0.0),
+                    tl.load(grad_thresholds + at, mask=live, other=0.0),
                 )  # fmt: skip
-                to_drive = to_drive + to_drive_
-                to_own_ = _without_threshold(to_own_, threshold_bits, n_parameters)
-                to_own = _add_each(to_own, to_own_, n_parameters)
-                before = _add_each(before, before_, n_carried)
+            else:
+                to_drive, to_own, before = reverse_step(
+                    drive, own, numbers, states[k], margins[k], slope_k, grad_s, reset_has_grad,
+                    grad_state,
+                )  # fmt: skip
             tl.store(grad_current + at, to_drive.to(grad_current.dtype.element_ty), mask=live)
             grad_state = _choose(live, before, grad_state, n_carried)
             of_chunk = _add_live(of_chunk, to_own, live, n_parameters)
@@ -275,26 +267,6 @@ def _zeros_like(values, n: tl.constexpr):
     for k in tl.static_range(n):
         zeros += (tl.zeros_like(values[k]),)
     return zeros
-
-
-@triton.jit
-def _without_threshold(values, threshold_bits: tl.constexpr, n: tl.constexpr):
-    """Parameters or their gradients, with 0 for those of the threshold."""
-    rows = ()
-    for k in tl.static_range(n):
-        if (threshold_bits >> k) & 1:
-            rows += (tl.zeros_like(values[k]),)
-        else:
-            rows += (values[k],)
-    return rows
-
-
-@triton.jit
-def _add_each(x, y, n: tl.constexpr):
-    sums = ()
-    for k in tl.static_range(n):
-        sums += (x[k] + y[k],)
-    return sums
 
 
 @triton.jit

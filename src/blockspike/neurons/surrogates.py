@@ -9,30 +9,29 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
-from blockspike.neurons.model import exp, maximum, where
-
 _HALF_PI = math.pi / 2
 _DENSITY = 1 / math.sqrt(2 * math.pi)  # standard normal density at 0
-_CENTRE = 0.5 * 1.15 * _DENSITY / 0.5
-_SIDES = 0.5 * 0.15 * _DENSITY / 3
+CENTRE = 0.5 * 1.15 * _DENSITY / 0.5
+SIDES = 0.5 * 0.15 * _DENSITY / 3
+
+
+_registered: dict[str, type["Surrogate"]] = {}
 
 
 @dataclass(frozen=True)
 class Surrogate:
     """Surrogate derivative; a custom one is a frozen dataclass of numbers with a `formula`.
 
-    The formula runs on tensors in the loop over time and on vectors of neurons in the kernels,
-    which compile it as they compile a model's step (`NeuronModel`).
+    The formula runs on tensors in the loop over time; the kernels compile it as they compile a
+    model's step, from the same operations (`NeuronModel`) and `torch.exp`.
 
     Raises:
-        ValueError: a value that is no finite number, a width or slope of 0 or less, or a formula
-            that is a closure.
+        ValueError: a value that is no finite number, or a width or slope of 0 or less.
 
     Examples:
         >>> from dataclasses import dataclass
         >>> import torch
         >>> import blockspike as bs
-        >>> from blockspike.neurons.model import exp
         >>> @dataclass(frozen=True)
         ... class Gaussian(bs.Surrogate):
         ...     sigma: float = 0.5
@@ -41,25 +40,27 @@ class Surrogate:
         ...     def formula(margin, constants):
         ...         _, one, sigma = constants
         ...         x = margin / sigma
-        ...         return exp(-0.5 * x * x)
+        ...         return torch.exp(-0.5 * x**2)
         >>> Gaussian(sigma=1.0).derivative(torch.tensor([-1.0, 0.0, 1.0]))
         tensor([0.6065, 1.0000, 0.6065])
     """
 
+    def __init_subclass__(cls) -> None:
+        # Operators of torch know a surrogate by this text, also in a file of torch.export.
+        cls.key, n = cls.__name__, 1
+        while cls.key in _registered:
+            n += 1
+            cls.key = f"{cls.__name__} ({n})"
+        _registered[cls.key] = cls
+
     def __post_init__(self):
         for field in fields(self):
             value = getattr(self, field.name)
-            is_number = isinstance(value, int | float) and not isinstance(value, bool)
-            if not is_number or not math.isfinite(value):
+            is_number = isinstance(value, int | float) and math.isfinite(value)
+            if not is_number or (field.name in ("width", "slope") and value <= 0):
+                expected = "> 0" if is_number else "a finite number"
                 name = f"{type(self).__name__}: {field.name}"
-                raise ValueError(f"{name}: expected a finite number, got {value!r}")
-            if field.name in ("width", "slope") and value <= 0:
-                raise ValueError(f"{type(self).__name__}: {field.name}: expected > 0, got {value}")
-        if self.formula.__closure__:  # the cache of kernels could not tell two of them apart
-            raise ValueError(
-                f"{self.formula.__qualname__}: expected a function without a closure, got one; "
-                "numbers can be values of the dataclass"
-            )
+                raise ValueError(f"{name}: expected {expected}, got {value!r}")
 
     @staticmethod
     def formula(margin, constants):
@@ -78,15 +79,17 @@ class Surrogate:
 
     def derivative(self, margin: Tensor) -> Tensor:
         """Derivative dS/dV at `margin` = V − θ (any shape, floating point, threshold units)."""
-        if not margin.is_floating_point():
-            raise ValueError(f"margin: expected floating point, got {margin.dtype}")
         numbers = (0.0, 1.0, *self.constants)
         slope = self.formula(margin, numbers)
-        if isinstance(slope, Tensor) and slope.dtype == margin.dtype:
-            return slope
-        # Made of numbers alone, it is a number, or a choice that has PyTorch's default dtype.
-        slope = self.formula(margin, margin.new_tensor(numbers).unbind())
+        if not isinstance(slope, Tensor) or slope.dtype != margin.dtype:
+            # A choice between two numbers has PyTorch's default dtype.
+            slope = self.formula(margin, margin.new_tensor(numbers).unbind())
         return torch.as_tensor(slope).to(margin).expand(margin.shape)
+
+
+def surrogate_of(key: str) -> type[Surrogate]:
+    """The class of surrogates with this `key`."""
+    return _registered[key]
 
 
 @dataclass(frozen=True)
@@ -131,7 +134,7 @@ class Boxcar(Surrogate):
         """See `Surrogate.formula`."""
         zero, _, width, height = constants
         half = 0.5 * width
-        return where((margin > -half) & (margin <= half), height, zero)
+        return torch.where((margin > -half) & (margin <= half), height, zero)
 
 
 @dataclass(frozen=True)
@@ -152,7 +155,7 @@ class Triangular(Surrogate):
     def formula(margin, constants):
         """See `Surrogate.formula`."""
         zero, one, width, height = constants
-        return height * maximum(one - abs(margin) / width, zero)
+        return height * (one - abs(margin) / width).clamp(min=zero)
 
 
 @dataclass(frozen=True)
@@ -197,7 +200,7 @@ class SLAYER(Surrogate):
     def formula(margin, constants):
         """See `Surrogate.formula`."""
         _, _, slope, height = constants
-        return height * exp(-slope * abs(margin))
+        return height * torch.exp(-slope * abs(margin))
 
 
 @dataclass(frozen=True)
@@ -224,8 +227,8 @@ class MultiGaussian(Surrogate):
         _, one, width, height = constants
         u = margin * (one / width)
         above, below = u - 0.5, u + 0.5
-        sides = exp(above * above * (-1 / 18)) + exp(below * below * (-1 / 18))
-        return height * (_CENTRE * exp(-2.0 * u * u) - _SIDES * sides)
+        sides = torch.exp(above * above * (-1 / 18)) + torch.exp(below * below * (-1 / 18))
+        return height * (CENTRE * torch.exp(-2.0 * u * u) - SIDES * sides)
 
     def derivative(self, margin: Tensor) -> Tensor:
         """Derivative dS/dV at `margin` = V − θ (any shape, threshold units)."""
@@ -236,8 +239,8 @@ class MultiGaussian(Surrogate):
         x = u * (1 / math.sqrt(18))  # in place from here on, to save memory traffic
         above, below = x - 0.5 / math.sqrt(18), x.add_(0.5 / math.sqrt(18))
         sides = above.square_().neg_().exp_().add_(below.square_().neg_().exp_())
-        centre = (u * u).mul_(-2).exp_().mul_(_CENTRE)
-        slope = centre.sub_(sides, alpha=_SIDES)
+        centre = (u * u).mul_(-2).exp_().mul_(CENTRE)
+        slope = centre.sub_(sides, alpha=SIDES)
         return slope if self.height == 1 else slope.mul_(self.height)
 
 
@@ -250,13 +253,6 @@ SURROGATES: dict[str, type[Surrogate]] = {
     "slayer": SLAYER,
 }
 """The surrogates by their names in a configuration."""
-
-
-def check_surrogate(surrogate: object) -> None:
-    """Raise ValueError unless `surrogate` is a `Surrogate`, not its class or name."""
-    if not isinstance(surrogate, Surrogate):
-        known = ", ".join(f"{kind.__name__}()" for kind in SURROGATES.values())
-        raise ValueError(f"surrogate: expected a Surrogate such as {known}; got {surrogate!r}")
 
 
 class _Spike(torch.autograd.Function):

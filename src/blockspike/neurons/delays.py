@@ -5,7 +5,7 @@ over several steps. Here a spike arrives once, at a whole step.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 
 import torch
@@ -99,11 +99,6 @@ def shifted(rows: Tensor, by: Tensor, like: Tensor) -> Tensor:
 def _index(by: Tensor, like: Tensor) -> Tensor:
     steps = torch.arange(len(like), device=like.device)
     return (steps[:, None] + by)[:, None].expand(like.shape)
-
-
-def of_now(recurrent_delay: "int | RecurrentDelays") -> "int | RecurrentDelays":
-    """The delay for one simulation, in which whole steps stay as they are, and so not in others."""
-    return recurrent_delay if isinstance(recurrent_delay, int) else replace(recurrent_delay)
 
 
 def longest_delay(recurrent_delay: "int | RecurrentDelays") -> int:

@@ -1,21 +1,39 @@
-"""`c_silif` and its step; equations: README.md."""
+"""C-SiLIF: a neuron with a complex state, a diagonal state space model with threshold and reset.
+
+At the start u = s = 0; u is complex. For t = 0 … T−1:
+
+    α    = exp(Δ (−λ + iω))
+    u[t] = α (u[t−1] − ½ s[t−1]) + b I[t]
+    s[t] = 1 if 2 Re u[t] > 1 else 0
+
+| symbol | code | shape | unit | in the authors' networks |
+|---|---|---|---|---|
+| I | `current` | [T, B, N] | | batch-normalised |
+| 2 Re u | `trace.membrane` | [T, B, N] | threshold units, before reset | |
+| s | `trace.spikes` | [T, B, N] | 0 or 1 | |
+| λ | `rate` | [N] | per unit of time | starts at 0.5, log λ is trained |
+| ω | `frequency` | [N] | radians per unit of time | starts at π |
+| Δ | `time_step` | [N] | units of time | log-uniform in 0.01 to 0.5, log Δ is trained |
+| b | `b` | [N] | half a threshold per unit of current | starts as U(0, 1) |
+
+The code steps v = 2u, which is the same number by number: v[t] = α (v[t−1] − s[t−1]) + 2b I[t], and
+a neuron spikes if Re v > 1. So the reset subtracts the threshold, and the states are real and
+imaginary part of v[t] − s[t].
+
+Source: Fabre, Dudchenko, Bouhadjar and Neftci, "SiLIF: Structured State Space Model Dynamics and
+Parametrization for Spiking Neural Networks", arXiv:2506.06374, and their code,
+github.com/Maxtimer97/SSM-inspired-LIF, whose layers have no recurrence.
+"""
 
 import torch
 from torch import Tensor
 
-from blockspike.neurons.autograd import in_full_precision
+from blockspike.neurons.delays import RecurrentDelays
 from blockspike.neurons.model import NeuronModel
-from blockspike.neurons.recurrent_delays import RecurrentDelays
-from blockspike.neurons.simulate import (
-    ExactMethod,
-    check_current,
-    check_like,
-    check_parameters_finite,
-    simulate,
-)
-from blockspike.neurons.spec import Detach
+from blockspike.neurons.precision import in_full_precision
+from blockspike.neurons.simulate import Detach, ExactMethod, check_tensors, simulate
 from blockspike.neurons.state import State
-from blockspike.neurons.surrogate import Boxcar, Surrogate
+from blockspike.neurons.surrogates import Boxcar, Surrogate
 from blockspike.neurons.trace import SpikeTrace
 
 
@@ -26,9 +44,8 @@ def step(drive, parameters, constants, state, fire):
     real, imaginary = state
     membrane = decay_real * real - decay_imaginary * imaginary + 2.0 * b * drive
     imaginary = decay_imaginary * real + decay_real * imaginary
-    margin = membrane - one
-    spike, not_spiked = fire(margin)
-    return spike, margin, (membrane - (one - not_spiked), imaginary)
+    spike, not_spiked = fire(membrane, one)
+    return spike, membrane, one, (membrane - (one - not_spiked), imaginary)
 
 
 C_SILIF = NeuronModel(
@@ -52,7 +69,7 @@ def c_silif(
     surrogate: Surrogate = Boxcar(),  # noqa: B008 (frozen)
     detach_spikes: Detach = False,
     state: State | None = None,
-    membrane_gradient: bool = False,
+    membrane: bool = False,
     method: ExactMethod = "fused",
 ) -> SpikeTrace:
     """Simulate C-SiLIF neurons of Fabre et al. 2025, whose state is a complex number.
@@ -67,13 +84,13 @@ def c_silif(
         frequency: [N] angular frequency in radians per unit of time.
         time_step: [N] Δ in units of time.
         b: [N] scale of the current.
-        recurrent_weight, recurrent_delay, surrogate, detach_spikes, membrane_gradient, method: see
+        recurrent_weight, recurrent_delay, surrogate, detach_spikes, membrane, method: see
             `simulate`.
         state: see `simulate`. The states are "membrane", after the reset, and "imaginary": real
             and imaginary part of twice the authors' state.
 
     Returns:
-        SpikeTrace with spikes, membrane before reset and threshold, each [T, B, N].
+        SpikeTrace with spikes [T, B, N] and the state at the end.
 
     Raises:
         ValueError: a bad argument, naming it.
@@ -88,10 +105,8 @@ def c_silif(
         >>> trace.spikes.shape
         torch.Size([1000, 1, 1])
     """
-    check_current(current, method)
-    for name, value in (("rate", rate), ("frequency", frequency), ("time_step", time_step)):
-        check_like(name, value, tuple(current.shape[2:]), current)
-    check_parameters_finite({"rate": rate, "frequency": frequency, "time_step": time_step}, None)
+    given = {"rate": rate, "frequency": frequency, "time_step": time_step}
+    check_tensors(current, given, None, 1, surrogate, method)
     size, angle = torch.exp(-time_step * rate), time_step * frequency
     return simulate(
         C_SILIF,
@@ -102,6 +117,6 @@ def c_silif(
         surrogate=surrogate,
         detach_spikes=detach_spikes,
         state=state,
-        membrane_gradient=membrane_gradient,
+        membrane=membrane,
         method=method,
     )
