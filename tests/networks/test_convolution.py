@@ -21,8 +21,8 @@ def made(n_steps, n_taps, batch_size=3, n_units=5, n_inputs=7):
     return x.requires_grad_(), kernel.requires_grad_()
 
 
-# One step; one tap; a kernel longer than the input; as long; a length that is rounded up and not.
-SIZES = [(1, 1), (9, 1), (1, 4), (5, 9), (9, 9), (100, 6), (90, 7)]
+# One step; one tap; a kernel longer than the input; as long; one block; several; a short last one.
+SIZES = [(1, 1), (9, 1), (1, 4), (5, 9), (9, 9), (20, 7), (28, 7), (29, 7), (100, 6), (97, 4)]
 
 
 @pytest.mark.parametrize(("n_steps", "n_taps"), SIZES)

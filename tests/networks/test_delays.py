@@ -167,15 +167,16 @@ def test_a_current_can_be_changed_in_place(n_units):
 
 
 def test_sorted_spikes():
-    """Each at its place, as often as it is listed, and as large as its element."""
+    """Each at its place, and as large as its events together."""
     torch.manual_seed(0)
     counts = torch.randint(1, 3, (11, 6, 70)) * (torch.rand(11, 6, 70) < 0.2)
     events, sizes = EventBatch.from_dense(counts), torch.randn(11, 6, 70)  # [T, B, K]
     found = sort_spikes(events.row_ptr, events.unit, sizes)
+    assert (found.last - found.first).sum() == counts.count_nonzero()
     again = torch.zeros(2, 11 * SAMPLES, 70)  # [block, step and sample, unit]
     for block, unit in itertools.product(range(2), range(70)):
-        own = slice(int(found.first[block, unit]), int(found.first[block, unit + 1]))
-        again[block, :, unit].index_add_(0, found.place[own], found.size[own])
+        own = slice(int(found.first[block, unit]), int(found.last[block, unit]))
+        again[block, found.place[own], unit] = found.size[own]
     by_step = again.view(2, 11, SAMPLES, 70).movedim(1, 0).flatten(1, 2)
     assert torch.equal(by_step[:, :6], counts * sizes) and not by_step[:, 6:].any()
 

@@ -77,8 +77,8 @@ class Delays(BoundedParameters):
         Raises:
             NotFiniteError: a delay is NaN or Inf.
         """
-        if not is_traced(self.delay) and not bool(self.delay.isfinite().all()):
-            raise NotFiniteError("delay: expected finite numbers, got NaN or Inf")
+        if not is_traced(self.delay):
+            _check_finite(self.delay)
         return _rounded(self.max_delay * self.delay, self.max_delay)
 
     @property
@@ -127,17 +127,17 @@ class Delays(BoundedParameters):
         check_synapses(spikes, weight[None], bias, mode, events)
         spikes = with_type_of(weight, spikes)
         on_cpu = weight.device.type == "cpu" and mode != "dense" and not is_traced(weight)
-        delay, span = (self.drawn(), self.span) if self.training else (self.steps(), 1)
+        span = self.span if self.training else 1
         if on_cpu and 0 not in spikes.shape:
+            delay = self.drawn() if self.training else self.max_delay * self.delay.detach()
             return _by_spikes(spikes, weight, delay, bias, events, self.max_delay, span)
-        if not self.training:
-            all_steps = torch.arange(self.max_delay + 1, device=delay.device)[:, None, None]
-            return synaptic_current(
-                spikes, weight * (all_steps == delay), bias, events=events, mode=mode
-            )
+        if not self.training or 0 in spikes.shape:
+            all_steps = torch.arange(self.max_delay + 1, device=weight.device)[:, None, None]
+            shares = all_steps == self.steps()
+            return synaptic_current(spikes, weight * shares, bias, events=events, mode=mode)
         dense = spikes.dense(weight.dtype) if isinstance(spikes, EventBatch) else spikes
         dense = F.pad(dense, (0, 0, 0, 0, 0, span))  # the first tap acts `span` steps early
-        kernel = weight * taps(delay, self.max_delay, span)
+        kernel = weight * taps(self.drawn(), self.max_delay, span)
         return causal_convolution(dense, kernel)[span:] + bias
 
 
@@ -181,6 +181,11 @@ def taps(delay: Tensor, most: int, span: int) -> Tensor:
     return here + (delay - delay.detach()) * (after - before) / (2 * span)
 
 
+def _check_finite(delay: Tensor) -> None:
+    if not math.isfinite(delay.detach().sum()):  # faster than a look at each
+        raise NotFiniteError("delay: expected finite numbers, got NaN or Inf")
+
+
 def _rounded(delay: Tensor, most: int) -> Tensor:
     """Whole steps from 0 to `most`, int64."""
     return delay.detach().round().long().clamp(0, most)  # last, since long() makes NaN a number
@@ -197,8 +202,7 @@ def _by_spikes(
     span: int,
 ) -> Tensor:
     """Current on the CPU, spike by spike."""
-    if not bool(delay.isfinite().all()):
-        raise NotFiniteError("delay: expected finite numbers, got NaN or Inf")
+    _check_finite(delay)
     dense = None
     if isinstance(spikes, EventBatch):
         scale = weight.new_ones(1) if spikes.scale is None else spikes.scale[:, None]
@@ -221,14 +225,14 @@ class _DelayedCurrent(torch.autograd.Function):
         by_unit: SortedSpikes, most: int, span: int,
     ):  # fmt: skip
         steps = _rounded(delay, most)
-        ctx.save_for_backward(weight, steps, *by_unit[:3])
+        ctx.save_for_backward(weight, steps, *by_unit[:4])
         ctx.shape, ctx.span = by_unit.shape, span
         return delayed_current(by_unit, weight, steps, bias)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, *grads: Tensor):  # pyright: ignore[reportIncompatibleMethodOverride]
-        weight, steps, first, place, size = ctx.saved_tensors
-        by_unit, to_spikes = SortedSpikes(first, place, size, ctx.shape), ctx.needs_input_grad[0]
+        weight, steps, *by_unit = ctx.saved_tensors
+        by_unit, to_spikes = SortedSpikes(*by_unit, shape=ctx.shape), ctx.needs_input_grad[0]
         gradients = delayed_current_gradients(by_unit, grads[0], weight, steps, ctx.span, to_spikes)
         return *gradients, grads[0].sum((0, 1)), None, None, None

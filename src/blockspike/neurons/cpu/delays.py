@@ -23,58 +23,63 @@ from blockspike.neurons.cpu.threads import run
 # 35 KB for 275 steps in float32.
 SAMPLES, GROUP = 4, 8
 _SPOT = SAMPLES * GROUP  # numbers in a step of the buffer
-_TILE = 63  # steps of a tile of the dense gradient; odd, see `_correlate_back`
+_TILE = 63  # steps of a tile of the dense gradient; odd, so that rows use all of the cache
 
 
 class SortedSpikes(NamedTuple):
     """Spikes by block of `SAMPLES` samples and by unit.
 
     Attributes:
-        first: int64 [n_blocks, K + 1]; spikes first[c, k] … first[c, k + 1] − 1 are of unit k.
-        place: int32 [n_spikes], step · SAMPLES + sample in the block.
-        size: [n_spikes], what each spike counts.
+        first, last: int64 [n_blocks, K]; spikes first[c, k] … last[c, k] − 1 are of unit k.
+        place: int32 [n_events], step · SAMPLES + sample in the block.
+        size: [n_events], what each spike counts.
         shape: (T, B, K).
     """
 
     first: Tensor
+    last: Tensor
     place: Tensor
     size: Tensor
     shape: tuple[int, int, int]
 
 
 def sort_spikes(row_ptr: Tensor, unit: Tensor, values: Tensor) -> SortedSpikes:
-    """Sort events, see `EventBatch`, each as large as its element of values [T, B, K]."""
+    """Sort events, see `EventBatch`, each as large as its element of values [T, B, K].
+
+    Equal events become one spike, as large as all of them.
+    """
     n_steps, batch_size, n_units = values.shape
-    of_sample = row_ptr.diff().view(n_steps, batch_size).sum(0)
-    of_block = F.pad(of_sample, (0, -batch_size % SAMPLES)).view(-1, SAMPLES).sum(1)
-    first = row_ptr.new_zeros(len(of_block), n_units + 1)
-    first[:, 0] = of_block.cumsum(0) - of_block
-    place = unit.new_empty(len(unit))
-    spikes = SortedSpikes(first, place, values.new_empty(len(unit)), (n_steps, batch_size, n_units))
-    run(_sort, len(first), *_arrays(row_ptr, unit, values, *spikes[:3]))
-    return spikes
+    first = row_ptr.new_zeros(-(-batch_size // SAMPLES), n_units + 1)
+    last = first.new_empty(len(first), n_units)
+    place, size = unit.new_empty(len(unit)), values.new_empty(len(unit))
+    run(_sort, len(first), *_arrays(row_ptr, unit, values, first, last, place, size))
+    return SortedSpikes(first[:, :-1], last, place, size, (n_steps, batch_size, n_units))
 
 
 @kernel
-def _sort(begin, end, row_ptr, unit, values, first, place, size):
+def _sort(begin, end, row_ptr, unit, values, first, last, place, size):
     n_steps, batch_size, n_units = values.shape
     for block in range(begin, end):
         start, stop = block * SAMPLES, min((block + 1) * SAMPLES, batch_size)
-        # Counting sort: spikes of each unit, the place of its first one, then the spikes.
+        # Counting sort: events of each unit, the place of its first one, then the spikes.
         for row in range(0, n_steps * batch_size, batch_size):
+            first[block, 0] += row_ptr[row + start] - row_ptr[row]  # of the blocks before
             for event in range(row_ptr[row + start], row_ptr[row + stop]):
                 first[block, unit[event] + 1] += 1
         for k in range(n_units):
             first[block, k + 1] += first[block, k]
-        free = first[block].copy()
+            last[block, k] = first[block, k]
         for t in range(n_steps):
             for sample in range(start, stop):
-                row = t * batch_size + sample
+                row, here = t * batch_size + sample, t * SAMPLES + sample - start
                 for event in range(row_ptr[row], row_ptr[row + 1]):
                     k = unit[event]
-                    place[free[k]] = t * SAMPLES + sample - start
-                    size[free[k]] = values[t, sample, k]
-                    free[k] += 1
+                    free = last[block, k]
+                    if free > first[block, k] and place[free - 1] == here:
+                        size[free - 1] += values[t, sample, k]
+                    else:
+                        place[free], size[free] = here, values[t, sample, k]
+                        last[block, k] = free + 1
 
 
 def delayed_current(spikes: SortedSpikes, weight: Tensor, delay: Tensor, bias: Tensor) -> Tensor:
@@ -93,29 +98,30 @@ def delayed_current(spikes: SortedSpikes, weight: Tensor, delay: Tensor, bias: T
     """
     n_steps, batch_size, _ = spikes.shape
     out = weight.new_empty(n_steps, batch_size, len(weight), requires_grad=False)
-    arrays = _arrays(*spikes[:3], _whole(weight.T), _places(delay, _SPOT, 1), bias, out)
+    arrays = _arrays(*spikes[:4], _whole(weight.T), _whole(delay.T), bias, out)
     run(_add_spikes, len(spikes.first), *arrays, n_steps + int(delay.max()))
     return out
 
 
 @kernel_with_fma
-def _add_spikes(begin, end, first, place, size, weight, places, bias, out, n_buffered):
+def _add_spikes(begin, end, first, last, place, size, weight, delay, bias, out, n_buffered):
     n_steps, batch_size, n = out.shape
     buffer, n_padded = np.empty(n_buffered * _SPOT, out.dtype), weight.shape[1]
     place, size, out = without_refcount(place), without_refcount(size), out.ravel()
-    weight, places = without_refcount(weight).ravel(), without_refcount(places).ravel()
+    weight, delay = without_refcount(weight).ravel(), without_refcount(delay).ravel()
     group = np.uintp(GROUP)
     for block in range(begin, end):
         start, stop = block * SAMPLES, min((block + 1) * SAMPLES, batch_size)
         for post in range(0, n, GROUP):
             buffer[:] = 0
-            for k in range(first.shape[1] - 1):
-                # Weights and places of a unit stay in registers. Each of its spikes then costs one
+            for k in range(first.shape[1]):
+                # Weights and delays of a unit stay in registers. Each of its spikes then costs one
                 # addition in L1 for each neuron.
                 at = np.uintp(k * n_padded + post)
-                own, to = load_group(weight, at), load_group(places, at)
-                for spike in range(np.uintp(first[block, k]), np.uintp(first[block, k + 1])):
-                    add_to_group(buffer, to, np.uintp(place[spike]) * group, size[spike], own)
+                own, later = load_group(weight, at), load_group(delay, at)
+                for spike in range(np.uintp(first[block, k]), np.uintp(last[block, k])):
+                    here = np.uintp(place[spike]) * group
+                    add_to_group(buffer, here, later, size[spike], own)
             n_own = np.uintp(min(GROUP, n - post))
             for t in range(n_steps):
                 for sample in range(start, stop):
@@ -144,20 +150,20 @@ def delayed_current_gradients(
     if to_spikes:
         grad_spikes = _gradient_to_spikes(grad, weight, delay, longest)
     sums = grad.new_zeros(grad.shape[2] // GROUP, n_units, GROUP, 2)
-    arrays = _arrays(*spikes[:3], grad, _places(delay, _SPOT, 1), sums)
+    arrays = _arrays(*spikes[:4], grad, _whole(delay.T), sums)
     run(_correlate, len(sums), *arrays, n_steps + longest, span)
     total, change = sums.movedim(1, 2).flatten(0, 1)[: len(weight)].unbind(2)
     return grad_spikes, total, weight * change / (2 * span)
 
 
 @kernel_with_fma
-def _correlate(begin, end, first, place, size, grad, places, sums, n_buffered, span):
+def _correlate(begin, end, first, last, place, size, grad, delay, sums, n_buffered, span):
     n_steps, batch_size, n = grad.shape
-    n_units, one, group = first.shape[1] - 1, np.uintp(1), np.uintp(GROUP)
+    n_units, one, group = first.shape[1], np.uintp(1), np.uintp(GROUP)
     ahead = np.uintp(span * _SPOT)
     padded = np.zeros((n_buffered + 2 * span) * _SPOT, grad.dtype)
     pairs = np.zeros((n_buffered * _SPOT, 2), grad.dtype)
-    flat, grad, places = pairs.ravel(), grad.ravel(), without_refcount(places).ravel()
+    flat, grad, delay = pairs.ravel(), grad.ravel(), without_refcount(delay).ravel()
     place, size = without_refcount(place), without_refcount(size)
     sums = without_refcount(sums).reshape(-1, 2)
     for item in range(begin, end):
@@ -174,12 +180,12 @@ def _correlate(begin, end, first, place, size, grad, places, sums, n_buffered, s
                 flat[i + i] = padded[i + ahead]
                 flat[i + i + one] = padded[i + ahead + ahead] - padded[i]
             for k in range(n_units):
-                # Sums and places of a unit stay in registers.
-                to = np.uintp(item * n_units + k) * group
-                total, at = load_group(sums, to), load_group(places, np.uintp(k * n + item * GROUP))
-                for spike in range(np.uintp(first[block, k]), np.uintp(first[block, k + 1])):
+                # Sums and delays of a unit stay in registers.
+                at, to = np.uintp(k * n + item * GROUP), np.uintp(item * n_units + k) * group
+                total, later = load_group(sums, to), load_group(delay, at)
+                for spike in range(np.uintp(first[block, k]), np.uintp(last[block, k])):
                     here = np.uintp(place[spike]) * group
-                    total = add_from_group(total, size[spike], pairs, at, here)
+                    total = add_from_group(total, size[spike], pairs, here, later)
                 store_group(total, sums, to)
 
 
@@ -187,9 +193,10 @@ def _gradient_to_spikes(grad: Tensor, weight: Tensor, delay: Tensor, longest: in
     """Sum out[t, b, k] = Σ_n weight[n, k] grad[t + delay[n, k], b, n], where grad is not sparse."""
     n_steps, batch_size, _ = grad.shape
     lanes, n_tiles = LANES_BYTES // grad.itemsize, -(-n_steps // _TILE)
-    row = (_TILE + longest | 1) * lanes
+    row = (_TILE + longest | 1) * lanes  # odd numbers of vectors, as in `_TILE`
     out = grad.new_empty(n_steps, batch_size, weight.shape[1])
-    arrays = _arrays(grad, _whole(weight.T), _places(delay, lanes, row), out)
+    places = _whole(torch.arange(len(delay), device=delay.device) % GROUP * row + delay.T * lanes)
+    arrays = _arrays(grad, _whole(weight.T), places, out)
     run(_sum_back, -(-batch_size // lanes) * n_tiles, *arrays, n_tiles, longest, row)
     return out
 
@@ -240,12 +247,6 @@ def _sum_back(begin, end, grad, weight, places, out, n_tiles, longest, row):
                     out[to + k] = sums[at + k * np.uintp(_TILE * lanes)]
 
 
-def _places(delay: Tensor, per_step: int, per_neuron: int) -> Tensor:
-    """Where delays [N, K] lead in a buffer of a group of neurons, [K, N in whole groups]."""
-    delay = _whole(delay.T)
-    return delay * per_step + torch.arange(delay.shape[1], device=delay.device) % GROUP * per_neuron
-
-
 def _whole(x: Tensor) -> Tensor:
     """Fill up the last axis with 0 to whole groups of neurons."""
     missing = -x.shape[-1] % GROUP
@@ -253,7 +254,7 @@ def _whole(x: Tensor) -> Tensor:
 
 
 def _arrays(*tensors: Tensor) -> list[np.ndarray]:
-    return [x.numpy() for x in tensors]
+    return [x.detach().numpy() for x in tensors]
 
 
 # Parts of kernels, written out for each neuron of a group, so that its numbers are in registers. An
@@ -296,33 +297,40 @@ def store_group(typingctx, group, array, at):  # pyright: ignore[reportUnusedPar
     return types.void(group, array, types.uintp), codegen
 
 
+def _later(context: Any, builder: Any, kind: Any, buffer: Any, here: Any, delays: Any) -> list[Any]:
+    """Generate code for pointers to the items at which a group's neurons get the spike `here`."""
+    pointers = []
+    for i in range(GROUP):
+        delay = builder.extract_value(delays, i)
+        place = builder.add(builder.mul(delay, delay.type(_SPOT)), delay.type(i))
+        start, _ = _item(context, builder, kind, buffer, place)  # the same for all spikes
+        pointers.append(builder.gep(start, [here]))
+    return pointers
+
+
 @intrinsic
-def add_to_group(typingctx, buffer, to, here, factor, group):  # pyright: ignore[reportUnusedParameter]
-    """Add factor · group[i] to buffer[to[i] + here]."""
+def add_to_group(typingctx, buffer, here, delays, factor, group):  # pyright: ignore[reportUnusedParameter]
+    """Add factor · group[i] to each neuron's item of the buffer, later by its delay."""
 
     def codegen(context, builder, signature, args):
-        for i in range(GROUP):
-            start, _ = _item(context, builder, buffer, args[0], builder.extract_value(args[1], i))
-            pointer = builder.gep(start, [args[2]])
+        for i, pointer in enumerate(_later(context, builder, buffer, *args[:3])):
             added = builder.fmul(args[3], builder.extract_value(args[4], i))
             builder.store(builder.fadd(builder.load(pointer), added), pointer)
         return context.get_dummy_value()
 
-    return types.void(buffer, to, types.uintp, factor, group), codegen
+    return types.void(buffer, types.uintp, delays, factor, group), codegen
 
 
 @intrinsic
-def add_from_group(typingctx, total, factor, buffer, at, here):  # pyright: ignore[reportUnusedParameter]
-    """Add factor · the pair buffer[at[i] + here] to total[i]."""
+def add_from_group(typingctx, total, factor, buffer, here, delays):  # pyright: ignore[reportUnusedParameter]
+    """Add factor · each neuron's pair of the buffer, later by its delay, to total."""
+    align = buffer.dtype.bitwidth // 8
 
     def codegen(context, builder, signature, args):
         factors, sums = in_every_lane(builder, args[1], 2), []
-        for i in range(GROUP):
-            place = builder.extract_value(args[3], i)
-            start, align = _item(context, builder, buffer, args[2], place)
-            pair = builder.load(builder.gep(start, [args[4]]), align=align)
-            before = builder.extract_value(args[0], i)
-            sums.append(builder.fadd(before, builder.fmul(factors, pair)))
+        for i, pointer in enumerate(_later(context, builder, buffer, *args[2:])):
+            added = builder.fmul(factors, builder.load(pointer, align=align))
+            sums.append(builder.fadd(builder.extract_value(args[0], i), added))
         return context.make_tuple(builder, total, sums)
 
-    return total(total, factor, buffer, at, types.uintp), codegen
+    return total(total, factor, buffer, types.uintp, delays), codegen

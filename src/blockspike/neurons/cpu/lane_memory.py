@@ -8,12 +8,11 @@ from numba import types
 from numba.core import cgutils
 
 from blockspike.neurons.cpu.kernels import intrinsic
-from blockspike.neurons.cpu.lanes import Lanes, in_every_lane, lanes_of
+from blockspike.neurons.cpu.lanes import in_every_lane, lanes_of
 
-STREAM_BYTES, PART = 32, 8  # a part of a vector, or a vector: so many numbers
+STREAM_BYTES = 32
 # Vectors that a sum over rows keeps in registers; a vector takes one of the 32 of AVX-512.
 BLOCK = 2 if get_host_cpu_features().get("avx512f") else 1
-STEPS, ROWS = 4 + 2 * BLOCK, 2 * BLOCK  # the same for sums over synapses with delays
 
 
 def _mask(builder: Any, n: Any, count: int) -> Any:
@@ -259,134 +258,3 @@ def lowest_bit(typingctx, bits):  # pyright: ignore[reportUnusedParameter]
         return builder.cttz(args[0], ir.IntType(1)(1))
 
     return types.uint64(types.uint64), codegen
-
-
-@intrinsic
-def load_steps(typingctx, array, at):  # pyright: ignore[reportUnusedParameter]
-    """Load STEPS vectors that follow each other from array[at] on."""
-    lanes = lanes_of(array.dtype)
-    result = types.UniTuple(lanes, STEPS)
-
-    def codegen(context, builder, signature, args):
-        places = [builder.add(args[1], args[1].type(k * lanes.count)) for k in range(STEPS)]
-        return _load_each(context, builder, array, args[0], places, result)
-
-    return result(array, types.uintp), codegen
-
-
-@intrinsic
-def load_each(typingctx, array, places, offset):  # pyright: ignore[reportUnusedParameter]
-    """Load a vector from array[places[k] + offset] on for k = 0 … ROWS − 1."""
-    result = types.UniTuple(lanes_of(array.dtype), ROWS)
-
-    def codegen(context, builder, signature, args):
-        data = context.make_array(places)(context, builder, args[1]).data
-        own = [builder.load(builder.gep(data, [args[2].type(k)])) for k in range(ROWS)]
-        own = [builder.add(place, args[2]) for place in own]
-        return _load_each(context, builder, array, args[0], own, result)
-
-    return result(array, places, types.uintp), codegen
-
-
-def _load_each(
-    context: Any, builder: Any, kind: Any, array: Any, places: list[Any], result: Any
-) -> Any:
-    count = result.dtype.count
-    values = [load(context, builder, kind, array, at, at.type(count)) for at in places]
-    return context.make_tuple(builder, result, values)
-
-
-@intrinsic
-def store_steps(typingctx, values, array, at):  # pyright: ignore[reportUnusedParameter]
-    """Store the vectors of a tuple one after the other from array[at] on."""
-    count = values.dtype.count
-
-    def codegen(context, builder, signature, args):
-        place = args[2]
-        for k in range(values.count):
-            value = builder.extract_value(args[0], k)
-            store(context, builder, array, value, args[1], place, place.type(count))
-            place = builder.add(place, place.type(count))
-        return context.get_dummy_value()
-
-    return types.void(values, array, types.uintp), codegen
-
-
-@intrinsic
-def add_sums(typingctx, values, array, at):  # pyright: ignore[reportUnusedParameter]
-    """Add the sum over lanes of a tuple's k-th vector to array[at + k]."""
-    index = ir.IntType(32)
-
-    def codegen(context, builder, signature, args):
-        data = context.make_array(array)(context, builder, args[1]).data
-        for k in range(values.count):
-            value, count = builder.extract_value(args[0], k), values.dtype.count
-            while count > 1:
-                count //= 2
-                halves = [list(range(count)), list(range(count, 2 * count))]
-                kind = ir.VectorType(index, count)
-                value = builder.fadd(
-                    *(builder.shuffle_vector(value, value, ir.Constant(kind, x)) for x in halves)
-                )
-            place = builder.gep(data, [builder.add(args[2], args[2].type(k))])
-            total = builder.extract_element(value, index(0))
-            builder.store(builder.fadd(builder.load(place), total), place)
-        return context.get_dummy_value()
-
-    return types.void(values, array, types.uintp), codegen
-
-
-@intrinsic
-def load_part(typingctx, array, at):  # pyright: ignore[reportUnusedParameter]
-    """Load PART numbers from place `at` on, as in a flat array."""
-    result = Lanes(array.dtype, PART)
-
-    def codegen(context, builder, signature, args):
-        place = pointer_to(context, builder, array, args[0], args[1], 0, PART)
-        return builder.load(place, align=array.dtype.bitwidth // 8)
-
-    return result(array, types.uintp), codegen
-
-
-@intrinsic
-def store_part(typingctx, part, array, at):  # pyright: ignore[reportUnusedParameter]
-    """Store PART numbers from place `at` on, as in a flat array."""
-
-    def codegen(context, builder, signature, args):
-        place = pointer_to(context, builder, array, args[1], args[2], 0, PART)
-        builder.store(args[0], place, align=array.dtype.bitwidth // 8)
-        return context.get_dummy_value()
-
-    return types.void(part, array, types.uintp), codegen
-
-
-@intrinsic
-def load_parts(typingctx, array, at, stride):  # pyright: ignore[reportUnusedParameter]
-    """Load PART vectors of PART numbers, `stride` apart; the result's k-th has the k-th of each."""
-    result = types.UniTuple(Lanes(array.dtype, PART), PART)
-
-    def codegen(context, builder, signature, args):
-        place, rows = args[1], []
-        for _ in range(PART):
-            pointer = pointer_to(context, builder, array, args[0], place, 0, PART)
-            rows.append(builder.load(pointer, align=array.dtype.bitwidth // 8))
-            place = builder.add(place, args[2])
-        return context.make_tuple(builder, result, _transposed(builder, rows))
-
-    return result(array, types.uintp, types.uintp), codegen
-
-
-def _transposed(builder: Any, rows: list[Any]) -> list[Any]:
-    """Generate code that transposes rows: swap blocks off the diagonal, then smaller ones."""
-    n = len(rows)
-    index = ir.VectorType(ir.IntType(32), n)
-    rows, size = list(rows), n // 2
-    while size:
-        for i in (i for i in range(n) if not i & size):
-            upper = [n + k - size if k & size else k for k in range(n)]
-            lower = [n + k if k & size else k + size for k in range(n)]
-            pair = rows[i], rows[i + size]
-            for to, lanes in ((i, upper), (i + size, lower)):
-                rows[to] = builder.shuffle_vector(*pair, ir.Constant(index, lanes))
-        size //= 2
-    return rows
