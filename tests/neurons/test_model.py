@@ -327,3 +327,17 @@ def test_models_in_the_cache_of_kernels():
     digest = texts[1].digest.encode()
     elsewhere = pickle.loads(pickle.dumps(kind).replace(digest, b"0" * 32))  # of an unknown model
     assert elsewhere != kind and {kind: 1}.get(elsewhere) is None
+
+
+def in_place(drive, parameters, constants, state, fire):
+    drive += 1
+    return least_step(drive, parameters, constants, state, fire)
+
+
+def test_a_step_that_writes_to_its_drive_leaves_the_current_alone():
+    current = CURRENT.clone()
+    loop, fused = (
+        simulate(of_beta(in_place), current, BETA, method=m) for m in ("standard", "fused")
+    )
+    assert torch.equal(current, CURRENT) and torch.equal(loop.spikes, fused.spikes)
+    assert loop.spikes.sum() > 0

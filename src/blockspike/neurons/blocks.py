@@ -101,12 +101,9 @@ def _by_stages(
     spikes, last, *margins = _Blocks.apply(  # pyright: ignore
         current, weight, beta, powers, matrix, *start, how
     )
-    fed_back, before = spikes, start.spikes
-    if how[2]:
-        fed_back, before = spikes.detach(), None if before is None else before.detach()
     last = last[: len(model.all_states)]
     check_finite(last[: len(model.states)], current, model.states)
-    after = state_after(model, last, None if weight is None else fed_back, before, delay)
+    after = state_after(model, last, spikes, weight, start, delay, how[2])
     if not membrane:
         return SpikeTrace(spikes, after)
     margin = torch.cat([margin.movedim(0, 2) for margin in margins])

@@ -38,7 +38,7 @@ def loop(
         s = spike(membrane - threshold, surrogate)
         return s, 1 - (s.detach() if detach_reset else s)
 
-    for t, drive in enumerate(current.unbind()):
+    for t, drive in enumerate(current.clone().unbind()):  # a step may write to it
         if recurrent_weight is not None and (arriving := fed_back.at(t)) is not None:
             drive = drive + F.linear(arriving, recurrent_weight)
         s, membrane, threshold, state = model.step(

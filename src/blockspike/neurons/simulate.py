@@ -17,7 +17,7 @@ from blockspike.neurons.gpu.graphs import require_triton
 from blockspike.neurons.loop import loop
 from blockspike.neurons.model import NeuronModel
 from blockspike.neurons.precision import in_full_precision
-from blockspike.neurons.state import NeuronState, Start, State, start_of, state_after
+from blockspike.neurons.state import State, start_of, state_after
 from blockspike.neurons.surrogates import MultiGaussian, Surrogate
 from blockspike.neurons.trace import SpikeTrace, needs_gradient
 
@@ -124,24 +124,11 @@ def simulate(
             surrogate.key, surrogate.constants, longest, span, detach_reset, detach_recurrence,
             membrane, keep,
         )  # fmt: skip
-    after = _state_after(model, last, spikes, recurrent_weight, start, longest, detach_recurrence)
+    after = state_after(model, last, spikes, recurrent_weight, start, longest, detach_recurrence)
     events = SpikeEvents(spikes.detach() if spike_bytes is None else spike_bytes)
     if not membrane:
         return SpikeTrace(spikes, after, events=events)
     return SpikeTrace(spikes, after, level[0], level[1], events)
-
-
-def _state_after(
-    model: NeuronModel, last: Tensor, spikes: Tensor, weight: Tensor | None, start: Start,
-    delay: int, detach: bool,
-) -> NeuronState:  # fmt: skip
-    """State after a simulation, of which spikes are fed back if there is a recurrent weight."""
-    if weight is None:
-        return state_after(model, last, None, None, delay)
-    fed_back, before = spikes, start.spikes
-    if detach:
-        fed_back, before = spikes.detach(), None if before is None else before.detach()
-    return state_after(model, last, fed_back, before, delay)
 
 
 def detached(spikes: Detach) -> tuple[bool, bool]:

@@ -221,22 +221,28 @@ def start_of(
 
 
 def state_after(
-    model: NeuronModel, last: Tensor, spikes: Tensor | None, before: Tensor | None, delay: int
-) -> NeuronState:
+    model: NeuronModel, last: Tensor, spikes: Tensor, weight: Tensor | None, start: Start,
+    delay: int, detach: bool,
+) -> NeuronState:  # fmt: skip
     """State after a simulation.
 
     Args:
         model: the neurons' model.
         last: states after the last step, [K, B, N].
-        spikes: [T, B, N] that are fed back; None without recurrence.
-        before: spikes [D, B, N] of the D steps before, D the longest delay; None = none.
-        delay: D.
+        spikes: [T, B, N].
+        weight: recurrent weights, which have yet to deliver the last spikes; None = none.
+        start: the state before.
+        delay: the longest delay of the recurrence in steps.
+        detach: whether gradient stops at the spikes that are fed back.
     """
     delayed = None
-    if spikes is not None and len(spikes) >= delay:
+    if weight is not None and len(spikes) >= delay:
         delayed = spikes[-delay:].clone()  # a view would keep all of them in memory
-    elif spikes is not None:
+    elif weight is not None:
+        before = start.spikes
         if before is None:
             before = spikes.new_zeros(delay, *spikes.shape[1:])
         delayed = torch.cat([before[len(spikes) :], spikes])
+    if detach and delayed is not None:
+        delayed = delayed.detach()
     return NeuronState(model.name, model.all_states, last, delayed)
