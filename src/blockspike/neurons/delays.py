@@ -79,7 +79,7 @@ class RecurrentDelays:
             arriving: gives the spikes [T, B, N] that arrive after delays int64 [N].
         """
         rows = grad_current.flatten(0, 1).to(weight.dtype)
-        grad_weight = rows.T @ arriving(self.whole).flatten(0, 1)
+        grad_weight = (arriving(self.whole).flatten(0, 1).T @ rows).T
         early, late = self.ends
         later = (rows @ weight).mul_((arriving(late) - arriving(early)).flatten(0, 1))
         return grad_weight, later.sum(0) / (late - early).clamp(min=1)

@@ -310,7 +310,7 @@ def _fake_backward(
     return (
         torch.empty_like(grad_spikes, memory_format=torch.contiguous_format),
         torch.empty_like(parameters),
-        parameters.new_empty(0 if weight is None else weight.shape),
+        parameters.new_empty(0 if weight is None else weight.shape).t(),  # as layers keep them
         parameters.new_empty(values if needs[1] else 0),
         parameters.new_empty(0) if before is None or not is_fed else torch.empty_like(before),
         parameters.new_empty(0 if steps is None or weight is None else steps.shape),

@@ -11,6 +11,7 @@ from functools import cached_property
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from blockspike.neurons.cpu.kernels import kernel, kernel_part, without_refcount
 from blockspike.neurons.cpu.lane_memory import BLOCK, bits_of, load_block, lowest_bit, store_block
@@ -45,7 +46,18 @@ class SpikeEvents:
         if spiked.dtype not in (torch.uint8, torch.bool):  # our kernels write those
             _check_binary(spiked)
             spiked = spiked > 0.5
+        elif not spiked.is_inference():
+            version, known = _converted.get(spiked, (None, None))
+            if known is None or version != spiked._version:
+                known = events_of(spiked.view(torch.uint8).flatten(0, 1).contiguous().numpy())
+                _converted[spiked] = (spiked._version, known)
+            return known
         return events_of(spiked.view(torch.uint8).flatten(0, 1).contiguous().numpy())
+
+
+# Events of bytes that are still in use: the next layer, and backward through the recurrence of this
+# one, convert the same spikes.
+_converted: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
 
 
 def _check_binary(values: Tensor) -> None:

@@ -323,7 +323,7 @@ def weight_gradient(
     if before is not None:
         on_their_way = SpikeEvents(before[: len(grad_current)].to(torch.uint8))
         grad = grad + recurrent_weight_gradient(grad_current[: len(before)], on_their_way, 0)
-    return grad.contiguous()
+    return grad
 
 
 def gradients_of_delays(

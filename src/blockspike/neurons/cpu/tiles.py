@@ -159,7 +159,7 @@ def recurrent_weight_gradient(grad_current: Tensor, events: SpikeEvents, delay: 
     """Gradient dLoss/dW[post, pre] = Σ gI[t, post] S[t − delay, pre]."""
     n = grad_current.shape[2]
     if delay >= len(grad_current):
-        return grad_current.new_zeros(n, n)
+        return grad_current.new_zeros(n, n).T
     row_ptr, unit = events.row_ptr_and_unit
     later = grad_current[delay:].flatten(0, 1).numpy()
     return torch.from_numpy(event_weight_gradient(row_ptr, unit, later, 1, 0, n))[0].T

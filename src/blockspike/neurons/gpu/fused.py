@@ -247,7 +247,8 @@ def weight_gradient(
 
     def outer(later: Tensor, earlier: Tensor) -> Tensor:
         earlier = earlier[: len(later)]
-        return later.flatten(0, 1).to(weight.dtype).T @ earlier.flatten(0, 1).to(weight.dtype)
+        product = earlier.flatten(0, 1).to(weight.dtype).T @ later.flatten(0, 1).to(weight.dtype)
+        return product.T  # as layers keep their weights
 
     grad = outer(grad_current[delay:], spike_bytes)
     if before is not None:
