@@ -7,6 +7,7 @@ Events are `row_ptr` [R + 1] and `unit` [n_events]: the units that spiked in row
 import math
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
@@ -46,13 +47,13 @@ class SpikeEvents:
         if spiked.dtype not in (torch.uint8, torch.bool):  # our kernels write those
             _check_binary(spiked)
             spiked = spiked > 0.5
-        elif not spiked.is_inference():
-            version, known = _converted.get(spiked, (None, None))
-            if known is None or version != spiked._version:
-                known = events_of(spiked.view(torch.uint8).flatten(0, 1).contiguous().numpy())
-                _converted[spiked] = (spiked._version, known)
-            return known
-        return events_of(spiked.view(torch.uint8).flatten(0, 1).contiguous().numpy())
+        known: Any = None if spiked.is_inference() else _converted.get(spiked)
+        if known is not None and known[0] == spiked._version:
+            return known[1]
+        events = events_of(spiked.view(torch.uint8).flatten(0, 1).contiguous().numpy())
+        if not spiked.is_inference():
+            _converted[spiked] = (spiked._version, events)
+        return events
 
 
 # Events of bytes that are still in use: the next layer, and backward through the recurrence of this
