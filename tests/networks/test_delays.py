@@ -9,8 +9,7 @@ import torch
 import blockspike as bs
 from blockspike.networks.classifier import SpikingClassifier
 from blockspike.networks.delays import LAST_SIGMA, Delays
-from blockspike.networks.layers import ALIFLayer, EulerAdLIFLayer
-from blockspike.networks.published import AdLIFLayer, CSiLIFLayer
+from blockspike.networks.layers import AdLIFLayer, ALIFLayer, CSiLIFLayer, EulerAdLIFLayer
 from blockspike.networks.synapses import SynapseMode
 from blockspike.neurons.cpu.delays import SAMPLES, sort_spikes
 from blockspike.neurons.cpu.events import SpikeEvents
@@ -332,12 +331,6 @@ def test_layers_with_delays(kind):
     layer.delays.delay.data += 2
     layer.delays.project_()
     assert layer.delays.delay.max() == 1
-
-
-@pytest.mark.parametrize("options", [{"max_delay": -1}, {"max_delay": 3, "rf_len": 2}])
-def test_bad_delays(options):
-    with pytest.raises(ValueError, match="^max_delay: expected an integer ≥ 0, and 0 with rf_len"):
-        ALIFLayer(3, 2, dt_ms=1.0, **options)
 
 
 @pytest.mark.parametrize("value", [-1e6, 1e15])

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from blockspike.networks.classifier import SpikingClassifier
-from blockspike.networks.layers import ALIFLayer, EulerAdLIFLayer, LeakyReadout
+from blockspike.networks.layers import ALIFLayer, EulerAdLIFLayer
+from blockspike.networks.readout import LeakyReadout
 
 N_INPUTS, N_HIDDEN, N_CLASSES = 300, 200, 100
 # Rule → (standard deviation, largest value) for a fan-in and a number of units.
@@ -36,13 +37,12 @@ def test_the_default_is_that_of_the_layers():
 
 
 @pytest.mark.parametrize("rule", RULES)
-@pytest.mark.parametrize("rf_len", [1, 3])
-def test_input_weights_follow_the_rule(rule, rf_len):
-    net, before = network(init=rule, rf_len=rf_len), network(rf_len=rf_len)
+def test_input_weights_follow_the_rule(rule):
+    net, before = network(init=rule), network()
     layers = [*net.layers, net.readout]
     for layer, own in zip(layers, [*before.layers, before.readout], strict=True):
-        length, n_units, n_inputs = layer.weight.shape
-        deviation, largest = RULES[rule](length * n_inputs, n_units)
+        n_units, n_inputs = layer.weight.shape
+        deviation, largest = RULES[rule](n_inputs, n_units)
         assert float(layer.weight.detach().std()) == pytest.approx(deviation, rel=0.02)
         assert float(layer.weight.detach().mean()) == pytest.approx(0, abs=0.02 * deviation)
         assert layer.weight.stride() == own.weight.stride()
@@ -76,14 +76,6 @@ def test_a_model_that_scales_its_input_gets_the_weights_in_its_unit():
     [
         ({"init": "he"}, "init: expected one of default, kaiming_uniform, .*, got 'he'"),
         ({"recurrent_init": "he"}, "recurrent_init: expected one of default, orthogonal"),
-        (
-            {"recurrent_init": "orthogonal", "recurrent": False},
-            "recurrent_init: expected default for layers without recurrence, got orthogonal",
-        ),
-        (
-            {"init": "xavier_normal", "layer": lambda a, b, dt_ms: torch.nn.Linear(a, b)},
-            "init: expected default for layers without a weight .*, got xavier_normal for Linear",
-        ),
     ],
 )
 def test_bad_rules_are_refused(options, words):

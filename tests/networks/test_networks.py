@@ -10,16 +10,16 @@ from typing import Any
 import pytest
 import torch
 
-from blockspike.networks.classifier import ClassifierOutput, ClassifierState, SpikingClassifier
-from blockspike.networks.layers import (
-    ALIFLayer,
-    EulerAdLIFLayer,
-    LeakyReadout,
-    decay,
+from blockspike.networks.classifier import (
+    ClassifierOutput,
+    ClassifierState,
+    SpikingClassifier,
     drop_spikes,
     run_layers,
 )
-from blockspike.networks.published import AdLIFLayer, CSiLIFLayer
+from blockspike.networks.layer import decay
+from blockspike.networks.layers import AdLIFLayer, ALIFLayer, CSiLIFLayer, EulerAdLIFLayer
+from blockspike.networks.readout import LeakyReadout
 from blockspike.neurons import Boxcar, MultiGaussian
 from blockspike.neurons.euler_adlif import euler_adlif
 from blockspike.neurons.events import EventBatch
@@ -51,12 +51,12 @@ def test_initial_values_are_those_of_the_paper():
     torch.manual_seed(0)
     net: Any = SpikingClassifier(1156, 10, dt_ms=1.0, arp_ms=10.0)
     assert [(layer.weight.shape, layer.arp) for layer in net.layers] == [
-        ((1, 256, 1156), 10),
-        ((1, 256, 256), 10),
+        ((256, 1156), 10),
+        ((256, 256), 10),
     ]
-    assert net.readout.weight.shape == (1, 10, 256)
+    assert net.readout.weight.shape == (10, 256)
     for layer in [*net.layers, net.readout]:
-        bound = 1 / math.sqrt(layer.weight.shape[2])
+        bound = 1 / math.sqrt(layer.weight.shape[1])
         assert layer.weight.abs().max() <= bound
         assert layer.weight.std().item() == pytest.approx(bound / math.sqrt(3), rel=0.05)
         assert not layer.bias.any()
@@ -78,8 +78,8 @@ def test_arp_in_steps(arp_ms, dt_ms, arp):
 
 def test_decay():
     assert decay(20.0, 2.0) == pytest.approx(0.904837418)
-    for tau_ms, dt_ms in ((0, 1), (1, 0), (-1, 1), (float("nan"), 1)):
-        with pytest.raises(ValueError, match="tau_ms, dt_ms: expected values > 0, got"):
+    for tau_ms, dt_ms in ((0, 1), (1, 0), (-1, 1), (float("nan"), 1), (0.02, 1)):
+        with pytest.raises(ValueError, match="tau_ms: expected ms"):
             decay(tau_ms, dt_ms)
 
 
@@ -109,7 +109,7 @@ def test_the_methods_give_equal_spikes(options):
 def test_fused_and_standard_train_alike():
     grads = []
     for method in ("standard", "fused"):
-        net = make_classifier(method=method, rf_len=3, train_b=True).double()
+        net = make_classifier(method=method, train_b=True).double()
         net(make_spikes().double()).scores.square().sum().backward()
         grads.append({name: value.grad for name, value in net.named_parameters()})
     for name, expected in grads[0].items():
@@ -271,7 +271,7 @@ def test_readout_is_a_leaky_integrator():
     spikes = (torch.rand(20, 2, 16) < 0.2).double()
     membrane = torch.zeros(2, 4).double()
     for t, out in enumerate(readout(spikes)):
-        membrane = readout.beta * membrane + spikes[t] @ readout.weight[0].T + readout.bias
+        membrane = readout.beta * membrane + spikes[t] @ readout.weight.T + readout.bias
         torch.testing.assert_close(out, membrane)
 
 
@@ -358,10 +358,10 @@ def test_training_options():
         False,
         True,
     ]
-    plain = ALIFLayer(3, 2, dt_ms=1.0, tau_adaptation_ms=None, recurrent=False, rf_len=4)
+    plain = ALIFLayer(3, 2, dt_ms=1.0, tau_adaptation_ms=None, recurrent=False)
     assert plain.p is None and plain.b is None and plain.recurrent_weight is None
     assert {name for name, _ in plain.named_parameters()} == {"weight", "bias", "beta"}
-    assert plain.weight.shape == (4, 2, 3)
+    assert plain.weight.shape == (2, 3)
 
 
 def test_options_reach_every_layer():
@@ -384,33 +384,14 @@ def test_checkpoint_round_trip():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"n_inputs": 0}, "^n_inputs: expected an integer ≥ 1, got 0"),
-        ({"n_units": -1}, "^n_units: expected an integer ≥ 1, got -1"),
-        ({"n_units": "4"}, "^n_units: expected an integer ≥ 1, got '4'"),
-        ({"n_inputs": 2.5}, "^n_inputs: expected an integer ≥ 1, got 2.5"),
-        ({"max_delay": 2.5}, "^max_delay: expected an integer ≥ 0, .*got 2.5"),
-        ({"max_delay": -1}, "^max_delay: expected an integer ≥ 0"),
-        ({"rf_len": 0}, "^rf_len: expected an integer ≥ 1, got 0"),
-        ({"arp_ms": -1.0}, "^arp_ms: expected a value ≥ 0, got -1.0"),
-        ({"dt_ms": 0.0}, "dt_ms: expected values > 0, got .*0.0"),
-        ({"dt_ms": -1.0}, "dt_ms: expected values > 0, got .*-1.0"),
-        ({"tau_membrane_ms": 0.0}, "^tau_membrane_ms, dt_ms: expected values > 0, got 0.0"),
+        ({"n_inputs": 0}, "^n_inputs"),
+        ({"n_units": 2.5}, "^n_units"),
+        ({"max_delay": -1}, "^max_delay"),
+        ({"recurrent_max_delay": 2.5}, "^recurrent_max_delay"),
+        ({"dt_ms": 0.0}, "^tau_membrane_ms"),
+        ({"tau_membrane_ms": 0.02}, "^tau_membrane_ms: expected ms"),
         ({"tau_membrane_ms": 1e6}, "^tau_membrane_ms: expected 0.001 ≤ beta ≤ .*, got beta = 0.99"),
         ({"tau_adaptation_ms": 1e6}, "^tau_adaptation_ms: expected 0.0 ≤ p ≤ 0.99.*, got p = 0.99"),
-        (
-            {"b_bounds": (-0.5, 1.0), "method": "blocks"},
-            r"^b_bounds: expected bounds ≥ 0 for 'blocks', got \[-0.5, 1.0\]",
-        ),
-        ({"p_bounds": (-1, 0.9), "method": "blocks"}, "^p_bounds: expected bounds ≥ 0 .*-1, 0.9"),
-        ({"recurrent_dropout": 0.2, "recurrent": False}, "^recurrent_dropout: expected 0 without"),
-        ({"recurrent_dropout": 1.0}, "^recurrent_dropout: expected 0 ≤ x < 1, got 1.0"),
-        (
-            {"recurrent_max_delay": 3, "recurrent": False},
-            "^recurrent_max_delay: expected 0 without",
-        ),
-        ({"recurrent_max_delay": -1}, "^recurrent_max_delay: expected an integer ≥ 0"),
-        ({"recurrent_max_delay": 2.5}, "^recurrent_max_delay: expected an integer ≥ 0, .*got 2.5"),
-        ({"recurrent_max_delay": 3, "method": "blocks"}, "^recurrent_max_delay: .* method=blocks"),
         ({"b": 1.8}, "^b: expected 0.0 ≤ b ≤ 1.0, got b = 1.8"),
         ({"b": float("nan")}, "^b: expected 0.0 ≤ b ≤ 1.0, got b = nan"),
     ],
@@ -424,22 +405,16 @@ def test_bad_arguments_of_a_layer(options, message):
     ("options", "message"),
     [
         ({"scores": "max"}, "^scores: expected one of sum, mean, softmax, got 'max'"),
-        ({"skip_steps": -1}, "^skip_steps: expected an integer ≥ 0, got -1"),
-        ({"dropout": 1.0}, "^dropout: expected 0 ≤ x < 1, got 1.0"),
-        ({"input_events": 0}, "^input_events: expected a number > 0 or null, got 0"),
+        ({"skip_steps": -1}, "^skip_steps"),
+        ({"dropout": 1.0}, "dropout"),
+        ({"n_hidden": [5, 4, 3]}, "^n_hidden: expected 2 numbers"),
+        ({"n_hidden": 0}, "^n_units: expected an integer"),
+        ({"n_classes": 0}, "^n_units: expected an integer"),
     ],
 )
 def test_bad_options_of_a_classifier(options, message):
     with pytest.raises(ValueError, match=message):
-        SpikingClassifier(3, 2, 4, dt_ms=1.0, **options)
-
-
-@pytest.mark.parametrize("name", ["n_inputs", "n_classes", "n_hidden", "n_layers"])
-def test_bad_sizes_of_a_classifier(name):
-    sizes: dict[str, Any] = {"n_inputs": 3, "n_classes": 2, "n_hidden": 4, "n_layers": 1}
-    sizes[name] = 0
-    with pytest.raises(ValueError, match=f"^{name}: expected an integer ≥ 1, got 0"):
-        SpikingClassifier(**sizes, dt_ms=1.0)
+        SpikingClassifier(**({"n_inputs": 3, "n_classes": 2, "dt_ms": 1.0} | options))
 
 
 def test_scores_are_means_over_the_views_of_a_sample():
@@ -457,7 +432,7 @@ def test_an_adlif_layer_starts_spread_over_its_ranges():
     assert tau_ms.max().item() == pytest.approx(25, rel=1e-4)
     assert layer.b.min() == 0.5 and layer.b.max() == 2.0
     assert not torch.equal(layer.alpha.argsort(), layer.b.argsort())
-    scaled = layer.weight[0] * (1 - layer.alpha[:, None])
+    scaled = layer.weight * (1 - layer.alpha[:, None])
     assert 0.9 / 20**0.5 < scaled.abs().max() <= 1.0001 / 20**0.5
     w = layer.recurrent_weight
     assert w is not None and torch.allclose(w @ w.T, torch.eye(50), atol=1e-5)
@@ -484,27 +459,9 @@ def test_an_adlif_layer_equals_its_function(euler):
     assert layer.alpha.max().item() == pytest.approx(decay(25.0, 1.0))
 
 
-@pytest.mark.parametrize(
-    ("options", "words"),
-    [
-        ({"euler": "backward"}, "euler: expected one of"),
-        ({"tau_membrane_ms": (25.0, 5.0)}, "tau_membrane_ms: expected .least, most."),
-        (
-            {"tau_membrane_ms": (0.005, 0.025)},
-            "tau_membrane_ms: expected ms, of a seventh of a step",
-        ),
-        ({"tau_membrane_ms": (5.0, 1e9)}, "tau_membrane_ms: expected ms, of a seventh of a step"),
-        ({"q": float("nan")}, "^q: expected a finite number, got nan"),
-        ({"a": (1.0,)}, "^a: expected .least, most."),
-        ({"tau_adaptation_ms": (0.0, 5.0)}, "^tau_adaptation_ms, dt_ms: expected values > 0"),
-        ({"recurrent_delay": 0}, "recurrent_delay: expected an integer ≥ 1"),
-        ({"method": "blocks"}, "method: expected one of standard, fused"),
-        ({"surrogate": "boxcar"}, "surrogate: expected one such as"),
-    ],
-)
-def test_a_bad_argument_of_an_adlif_layer_is_named(options, words):
-    with pytest.raises(ValueError, match=words):
-        EulerAdLIFLayer(20, 50, dt_ms=1.0, **options)
+def test_times_of_an_adlif_layer_in_seconds_are_refused():
+    with pytest.raises(ValueError, match="^tau_membrane_ms: expected ms"):
+        EulerAdLIFLayer(20, 50, dt_ms=1.0, tau_membrane_ms=(0.005, 0.025))
 
 
 @pytest.mark.slow
@@ -533,8 +490,6 @@ def test_recurrence_of_any_delay_in_a_layer():
     spikes = layer(x)
     layer.options = replace(layer.options, recurrent_delay=3)
     assert not torch.equal(layer(x), spikes) and spikes.sum() > 0
-    with pytest.raises(ValueError, match="recurrent_delay"):
-        ALIFLayer(20, 50, dt_ms=1.0, recurrent_delay=0)
 
 
 def test_hidden_layers_have_sizes_of_their_own():
@@ -546,22 +501,3 @@ def test_hidden_layers_have_sizes_of_their_own():
     torch.manual_seed(0)
     state = SpikingClassifier(6, 3, n_hidden=5, n_layers=3, dt_ms=1.0).state_dict()
     assert all(torch.equal(same[name], value) for name, value in state.items())
-
-
-@pytest.mark.parametrize(
-    ("n_hidden", "words"),
-    [
-        (
-            [5, 4, 3],
-            r"n_hidden: expected 2 numbers for n_layers=2, got \[5, 4, 3\]; set n_layers=3",
-        ),
-        ([5], "n_hidden: expected 2 numbers"),
-        ([5, 0], r"n_hidden: expected integers ≥ 1, got \[5, 0\]"),
-        ("many", "n_hidden: expected an integer ≥ 1, got 'many'"),
-        (0, "n_hidden: expected an integer ≥ 1"),
-        (2.5, "n_hidden: expected an integer ≥ 1"),
-    ],
-)
-def test_bad_sizes_are_refused(n_hidden, words):
-    with pytest.raises(ValueError, match=words):
-        SpikingClassifier(6, 3, n_hidden=n_hidden, dt_ms=1.0)

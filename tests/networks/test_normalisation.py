@@ -27,7 +27,7 @@ def made_spikes(density: float = 0.3) -> torch.Tensor:
     return (torch.rand(T, B, K) < density).double()
 
 
-@pytest.mark.parametrize("options", [{}, {"rf_len": 3}, {"max_delay": 4}])
+@pytest.mark.parametrize("options", [{}, {"max_delay": 4}])
 def test_training_normalises_by_the_batch(options):
     layer, x = made_layer(**options), made_spikes()
     norm = layer.norm
@@ -53,7 +53,7 @@ def test_training_normalises_by_the_batch(options):
         torch.testing.assert_close(grad, want)
 
 
-@pytest.mark.parametrize("options", [{}, {"rf_len": 3}, {"max_delay": 4}])
+@pytest.mark.parametrize("options", [{}, {"max_delay": 4}])
 @pytest.mark.parametrize("density", [0.01, 0.5])  # by events, and dense
 def test_evaluation_is_a_change_of_weights(options, density):
     layer, x = made_layer(**options).eval(), made_spikes(density)

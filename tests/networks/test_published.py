@@ -142,10 +142,7 @@ def test_a_delayed_recurrence_delivers_the_random_spikes_once():
         s = (u > 1).double()
         torch.testing.assert_close(membrane[t], u.detach(), rtol=1e-9, atol=1e-12)
     assert (membrane[2] > 1).any()
-    with pytest.raises(
-        ValueError, match="^current: expected at least recurrent_delay .* = 3 steps"
-    ):
-        layer(x[:2])
+    assert layer(x[:2]).shape == (2, 3, 12)  # shorter than the delay
 
 
 def test_parameters_start_uniform_within_the_published_ranges():
@@ -181,23 +178,6 @@ def test_c_silif_starts_as_published():
     assert torch.allclose(layer.frequency, torch.tensor(math.pi))
     assert 0 <= layer.b.min() < 0.01 and 0.99 < layer.b.max() <= 1
     assert layer.recurrent_weight is None
-
-
-@pytest.mark.parametrize(
-    ("kind", "options", "words"),
-    [
-        (bs.AdLIFLayer, {"tau_membrane_steps": (25.0, 5.0)}, "tau_membrane_steps: expected .least"),
-        (bs.AdLIFLayer, {"tau_adaptation_steps": (0.0, 5.0)}, "tau_adaptation_steps: .* > 0, got"),
-        (bs.AdLIFLayer, {"a": (1.0,)}, "^a: expected .least, most., got .1.0."),
-        (bs.AdLIFLayer, {"method": "blocks"}, "method: expected one of standard, fused"),
-        (bs.CSiLIFLayer, {"rate": 0.0}, "rate: expected a finite value > 0, got 0.0"),
-        (bs.CSiLIFLayer, {"frequency": math.nan}, "frequency: expected a finite value, got nan"),
-        (bs.CSiLIFLayer, {"time_step": (-1.0, 0.5)}, "time_step: expected .least, most. > 0"),
-    ],
-)
-def test_a_bad_argument_is_named(kind, options, words):
-    with pytest.raises(ValueError, match=words):
-        kind(20, 12, dt_ms=1.0, **options)
 
 
 @pytest.mark.parametrize("kind", [bs.AdLIFLayer, bs.CSiLIFLayer])

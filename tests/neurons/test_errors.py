@@ -11,30 +11,20 @@ import blockspike as bs
 INPUTS = make_inputs((9, 2, 5), recurrent=True)
 META = torch.device("meta")
 BAD = [
-    ({"current": torch.zeros(9, 5)}, "current", "[T, B, N]", "[9, 5]"),
-    ({"current": torch.zeros(0, 2, 5)}, "current", "non-empty", "[0, 2, 5]"),
     ({"current": torch.zeros(9, 0, 5)}, "current", "non-empty", "[9, 0, 5]"),
     ({"current": [1.0]}, "current", "tensor", "list"),
-    ({"current": torch.zeros(9, 2, 5).half()}, "current", "float32 or float64", "float16"),
     ({"current": torch.zeros(9, 2, 5).long()}, "current", "float32 or float64", "int64"),
     ({"beta": torch.zeros(4).double()}, "beta", "[5]", "[4]"),
-    ({"beta": torch.zeros(5, 1).double()}, "beta", "[5]", "[5, 1]"),
-    ({"beta": 0.9}, "beta", "tensor", "float"),
-    ({"beta": torch.zeros(5)}, "beta", "torch.float64", "torch.float32"),
+    ({"beta": 0.9}, "beta", "tensor", "0.9"),
     ({"beta": torch.zeros(5, device=META).double()}, "beta", "cpu", "meta"),
-    ({"p": torch.zeros(()).double()}, "p", "[5]", "[]"),
     ({"p": torch.zeros(5)}, "p", "torch.float64", "torch.float32"),
     ({"p": None}, "p, b", "both or neither", "only b"),
-    ({"b": torch.zeros(6).double()}, "b", "[5]", "[6]"),
-    ({"b": torch.zeros(5, device=META).double()}, "b", "cpu", "meta"),
     ({"b": None}, "p, b", "both or neither", "only p"),
     ({"recurrent_weight": torch.zeros(5, 4).double()}, "recurrent_weight", "[5, 5]", "[5, 4]"),
-    ({"recurrent_weight": torch.zeros(5, 5)}, "recurrent_weight", "float64", "float32"),
     ({"arp": -1}, "arp", "≥ 0", "-1"),
     ({"arp": 1.0}, "arp", "int", "1.0"),
-    ({"arp": True}, "arp", "int", "True"),
     ({"surrogate": "boxcar"}, "surrogate", "MultiGaussian", "'boxcar'"),
-    ({"method": "quick"}, "method", "standard, blocks, fused", "'quick'"),
+    ({"method": "quick"}, "method", "standard, fused, or blocks", "'quick'"),
 ]
 
 
@@ -61,26 +51,6 @@ def test_blocks_refuse_a_threshold_that_may_fall_below_rest(name, value):
             message = f"^{name}: expected values ≥ 0 for 'blocks', got {value}$"
             with torch.set_grad_enabled(grad), pytest.raises(ValueError, match=message):
                 alif(**inputs, arp=3, method=method)
-
-
-MOST = 2**24
-
-
-@pytest.mark.parametrize("method", METHODS)
-def test_a_refractory_period_that_float32_cannot_count(method):
-    current = torch.zeros(1, 1, 1).expand(MOST + 1, 1, 1)
-    beta = torch.zeros(1)
-    with pytest.raises(ValueError, match=f"^arp: expected at most {MOST} steps.*got {MOST + 1}$"):
-        alif(current, beta, arp=MOST + 1, method=method)
-    alif(current[:9], beta, arp=MOST + 1, method=method)  # too short to count that far
-
-
-def test_the_longest_refractory_period_is_counted():
-    current = torch.full((1, 1, 1), 9.0).expand(MOST + 3, 1, 1)
-    spikes = alif(current, torch.zeros(1), arp=MOST).spikes
-    assert spikes.flatten().nonzero().flatten().tolist() == [0, MOST + 1]
-    spikes = alif(current.double(), torch.zeros(1).double(), arp=MOST + 1).spikes
-    assert spikes.flatten().nonzero().flatten().tolist() == [0, MOST + 2]
 
 
 def test_fused_on_another_device_names_the_method():

@@ -242,9 +242,6 @@ def test_a_wrong_step_is_named(step, words):
 @pytest.mark.parametrize(
     ("changed", "words"),
     [
-        ({"constants": (float("nan"),)}, "constants: expected finite numbers"),
-        ({"parameters": {}}, "parameters: expected beta, got $"),
-        ({"parameters": {"alpha": BETA["beta"]}}, "parameters: expected beta, got alpha"),
         ({"parameters": {"beta": torch.full((9,), float("inf"))}}, "beta: expected finite"),
         ({"current": CURRENT.to("meta"), "parameters": {"beta": BETA["beta"].to("meta")}},
          "^method='fused': expected current on one of cpu, cuda, .*, got meta"),
@@ -341,3 +338,31 @@ def test_a_step_that_writes_to_its_drive_leaves_the_current_alone():
     )
     assert torch.equal(current, CURRENT) and torch.equal(loop.spikes, fused.spikes)
     assert loop.spikes.sum() > 0
+
+
+@pytest.mark.parametrize("method", ["standard", "fused", "blocks"])
+def test_currents_of_any_dimensions(method):
+    """Parameters of the last dimension, or of channels; one sample."""
+    torch.manual_seed(0)
+    current = 2 * torch.rand(36, 2, 3, 4, 5, dtype=torch.float64)
+    for sizes in ((5,), (3, 1, 1)):
+        beta, p, b = (torch.rand(sizes, dtype=torch.float64).requires_grad_() for _ in range(3))
+        trace = alif(current, beta, p, b, arp=2, method=method, membrane=True)
+        own = [x.expand(3, 4, 5).reshape(-1) for x in (beta, p, b)]
+        flat = current.flatten(2)
+        expected = alif(flat, *own, arp=2, method=method, membrane=True)
+        assert torch.equal(trace.spikes.flatten(2), expected.spikes) and trace.spikes.any()
+        torch.testing.assert_close(trace.membrane.flatten(2), expected.membrane)
+        grads = [torch.autograd.grad(x.spikes.sum(), [beta, p, b]) for x in (trace, expected)]
+        for grad, wanted in zip(*grads, strict=True):
+            torch.testing.assert_close(grad, wanted)
+        first = alif(current[:12], beta, p, b, arp=2, method=method)
+        assert first.state.values.shape[1:] == current.shape[1:]
+        for state in (first.state, first.state.as_dict()):
+            second = alif(current[12:], beta, p, b, arp=2, method=method, state=state)
+            assert torch.equal(torch.cat([first.spikes, second.spikes]), trace.spikes)
+    one, weight = current[:, 0, 0, 0], torch.rand(5, 5, dtype=torch.float64)
+    beta = torch.rand(5, dtype=torch.float64)
+    trace = alif(one, beta, recurrent_weight=weight, method=method)
+    expected = alif(one[:, None], beta, recurrent_weight=weight, method=method)
+    assert torch.equal(trace.spikes, expected.spikes[:, 0])

@@ -247,9 +247,6 @@ def test_a_state_is_saved_and_loaded(state, tmp_path):
     assert repr(loaded) == repr(state)
     for name, value in state.as_dict().items():
         assert torch.equal(loaded.as_dict()[name], value)
-    (tmp_path / "b.safetensors").write_bytes(b"no state")
-    with pytest.raises(ValueError, match=r"b.safetensors: expected a state that NeuronState.save"):
-        bs.NeuronState.load(tmp_path / "b.safetensors")
 
 
 def test_a_membrane_that_does_not_start_at_0():
@@ -276,7 +273,7 @@ def test_a_membrane_that_does_not_start_at_0():
         ),
         (
             lambda s: bs.NeuronState(s.model, s.names, s.values),
-            "state: expected one of neurons with recurrence, got one without",
+            "state: spikes: expected .* got None",
         ),
         (
             lambda s: bs.NeuronState(s.model, s.names, s.values, s.spikes[1:]),

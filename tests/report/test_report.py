@@ -20,7 +20,7 @@ from selenium.webdriver.support.ui import Select
 from blockspike.commands.activity import shown_samples
 from blockspike.commands.report import confusion_of
 from blockspike.figures.tables import Source
-from blockspike.networks.layers import run_layers
+from blockspike.networks.classifier import run_layers
 from blockspike.neurons import SpikeTrace, alif
 from blockspike.neurons.state import NeuronState
 from blockspike.pretrained.loaded_run import load_run

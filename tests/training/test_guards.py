@@ -116,7 +116,7 @@ def test_a_healthy_run_prints_nothing(tmp_path, capsys):
 
 def in_weight(module) -> None:
     with torch.no_grad():
-        module.network.layers[1].weight[0, 3, 5] = math.nan
+        module.network.layers[1].weight[3, 5] = math.nan
 
 
 def in_frozen_b(module) -> None:
@@ -133,7 +133,7 @@ def in_current(module) -> None:
     """Make the current overflow: the input is finite, but its sum over time is not."""
     with torch.no_grad():
         module.network.layers[1].bias[4] = -3e38
-        module.network.layers[1].weight[0, 4] = -3e38
+        module.network.layers[1].weight[4] = -3e38
 
 
 def in_score(module) -> None:

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from blockspike.benchmark.peers import PEERS, version_of
-from blockspike.networks.layers import ALIFLayer, run_layers
+from blockspike.networks.classifier import run_layers
+from blockspike.networks.layers import ALIFLayer
 from blockspike.neurons import SpikeTrace, alif
 from blockspike.neurons.events import EventBatch
 from blockspike.neurons.state import NeuronState

@@ -48,6 +48,7 @@ _NEURONS = {
     "ALIFLayer": "ALIF",
     "AdLIFLayer": "adLIF",
     "CSiLIFLayer": "C-SiLIF",
+    "GLIFLayer": "GLIF",
     "symplectic": "SE-adLIF",
     "forward": "EF-adLIF",
 }

@@ -29,8 +29,14 @@ from blockspike.fitting.module import NeuronFittingModule
 from blockspike.fitting.population import NeuronPopulation, PaperPopulation, PhysicalPopulation
 from blockspike.fitting.synthetic_cells import SyntheticCells
 from blockspike.networks.classifier import SpikingClassifier
-from blockspike.networks.layers import ALIFLayer, EulerAdLIFLayer, LayerOptions, NeuronLayer
-from blockspike.networks.published import AdLIFLayer, CSiLIFLayer, PublishedLayer
+from blockspike.networks.layer import LayerOptions, NeuronLayer
+from blockspike.networks.layers import (
+    AdLIFLayer,
+    ALIFLayer,
+    CSiLIFLayer,
+    EulerAdLIFLayer,
+    GLIFLayer,
+)
 from blockspike.training.callbacks import mode_of
 
 _DATA = {
@@ -51,16 +57,16 @@ _LAYERS: dict[str, type[NeuronLayer]] = {
     "adlif": AdLIFLayer,
     "euler_adlif": EulerAdLIFLayer,
     "c_silif": CSiLIFLayer,
+    "glif": GLIFLayer,
 }
 # Base class → class with the arguments that its subclasses take as **keywords and pass on.
 _PASSED_ON: dict[type, type] = {
     EventDataModule: EventDataModule,
     RecordingsDataModule: RecordingsDataModule,
     NeuronLayer: LayerOptions,
-    PublishedLayer: LayerOptions,
 }
 _TARGET = ("_target_", str, dataclasses.field(default=MISSING))
-_FROM_DATA = ("self", "n_inputs", "n_units", "n_classes", "dt_ms")
+_FROM_DATA = ("self", "n_inputs", "n_units", "n_classes", "dt_ms", "batch_first")
 
 
 def schema(cls: type, skip: tuple[str, ...] = ("self",), **replace: Any) -> type:

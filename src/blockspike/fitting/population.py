@@ -18,7 +18,7 @@ from blockspike.fitting.parameters import (
 )
 from blockspike.fitting.voltage import RecordedVoltage, driven_membrane, unexplained_voltage
 from blockspike.networks.bounded import BoundedParameters, Bounds
-from blockspike.networks.layers import check_counts, decay
+from blockspike.networks.layer import check_counts, decay
 from blockspike.neurons import Method, MultiGaussian, Surrogate, alif
 from blockspike.neurons.alif import ALIF
 from blockspike.neurons.simulate import check_arp, simulate
@@ -204,7 +204,7 @@ def arp_steps(arp_ms: float, dt_ms: float) -> int:
     if not 0 <= arp_ms < math.inf:
         raise ValueError(f"arp_ms: expected a value ≥ 0, got {arp_ms}")
     arp = round(arp_ms / dt_ms)
-    check_arp(arp, arp, torch.float32)
+    check_arp(arp)
     return arp
 
 

@@ -1,7 +1,19 @@
 """Layers and networks of spiking neurons."""
 
 from blockspike.networks.classifier import SpikingClassifier
-from blockspike.networks.layers import ALIFLayer, EulerAdLIFLayer
-from blockspike.networks.published import AdLIFLayer, CSiLIFLayer
+from blockspike.networks.layers import (
+    AdLIFLayer,
+    ALIFLayer,
+    CSiLIFLayer,
+    EulerAdLIFLayer,
+    GLIFLayer,
+)
 
-__all__ = ["ALIFLayer", "AdLIFLayer", "CSiLIFLayer", "EulerAdLIFLayer", "SpikingClassifier"]
+__all__ = [
+    "ALIFLayer",
+    "AdLIFLayer",
+    "CSiLIFLayer",
+    "EulerAdLIFLayer",
+    "GLIFLayer",
+    "SpikingClassifier",
+]

@@ -1,7 +1,8 @@
 """Parameters with bounds, which hold after each step of any optimiser."""
 
+import warnings
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Self
 from weakref import WeakSet
 
 import torch
@@ -31,6 +32,20 @@ class BoundedParameters(nn.Module):
         """Restore a copy."""
         super().__setstate__(state)
         _modules.add(self)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Self:
+        def on_meta() -> bool:
+            return any(x is not None and x.is_meta for x in self._parameters.values())
+
+        was_on_meta = on_meta()
+        super()._apply(fn, recurse)
+        if was_on_meta and not on_meta():
+            warnings.warn(
+                f"{type(self).__name__}: to_empty leaves parameters with what was in memory; "
+                "fill them by load_state_dict",
+                stacklevel=2,
+            )
+        return self
 
     def add_bounded(
         self, name: str, value: Tensor, bounds: Bounds, trainable: bool, argument: str

@@ -2,34 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
-from numbers import Integral
-from typing import Any, Literal, cast, get_args
+from typing import Any, Literal, Protocol, cast, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.export import register_dataclass
+from torch.nn import functional as F
 
 from blockspike.networks.bounded import BoundedParameters
 from blockspike.networks.delays import Delays
 from blockspike.networks.initialisation import Init, RecurrentInit, initialise_
-from blockspike.networks.layers import (
-    ALIFLayer,
-    LeakyReadout,
-    MakeLayer,
-    check_choice,
-    check_counts,
-    drop_spikes,
-    run_layers,
-)
+from blockspike.networks.layer import check_choice
+from blockspike.networks.layers import ALIFLayer
 from blockspike.networks.normalisation import BatchNorm
+from blockspike.networks.readout import LeakyReadout
 from blockspike.networks.synapses import SynapseMode
 from blockspike.neurons import SpikeTrace
+from blockspike.neurons.cpu.dropout import dropout_mask
+from blockspike.neurons.cpu.events import SpikeEvents
 from blockspike.neurons.events import EventBatch
-from blockspike.neurons.state import Changeable, NeuronState, as_indices
+from blockspike.neurons.ops import is_traced
+from blockspike.neurons.state import Changeable, NeuronState, State, as_indices
 
 Scores = Literal["sum", "mean", "softmax"]
 
@@ -75,11 +73,12 @@ class ClassifierOutput:
     Attributes:
         scores: [B, n_classes], sum (or mean) over time of the readout's membrane, or sum over time
             of its softmax over classes.
-        spikes: one tensor [T, B, n_hidden] per hidden layer.
-        readout: membrane of the readout, [T, B, n_classes].
+        spikes: one tensor [T, B, n_hidden] per hidden layer, or [B, T, n_hidden] if `batch_first`.
+        readout: membrane of the readout, [T, B, n_classes], or [B, T, n_classes].
         state: state of the network after the last step; the second argument of the next call.
         membrane_power: mean square of the membrane of each hidden layer, [n_layers], if the network
             was called with `membrane=True`, else None.
+        batch_first: whether the network is.
 
     Examples:
         >>> import torch
@@ -95,6 +94,7 @@ class ClassifierOutput:
     readout: Tensor
     state: ClassifierState
     membrane_power: Tensor | None = None
+    batch_first: bool = False
 
     @property
     def rates(self) -> list[Tensor]:
@@ -104,16 +104,13 @@ class ClassifierOutput:
     @property
     def rates_by_neuron(self) -> list[Tensor]:
         """Mean of the spikes over time, [B, n_hidden] for each hidden layer."""
-        return [spikes.mean(0) for spikes in self.spikes]
+        return [spikes.mean(int(self.batch_first)) for spikes in self.spikes]
 
     def mean_over_views(self, n_samples: int) -> Tensor:
         """Mean scores over the views of each sample, [n_samples, n_classes].
 
         A batch with several views holds the first view of every sample, then the second, and so
         on (see `EventDataset`).
-
-        Raises:
-            ValueError: the batch is not so many samples with equally many views each.
         """
         return mean_over_views(self.scores, n_samples)
 
@@ -124,35 +121,86 @@ for _kind in (ClassifierState, ClassifierOutput):
 
 
 def hidden_sizes(n_hidden: int | Sequence[int], n_layers: int) -> list[int]:
-    """Number of neurons in each of `n_layers` hidden layers; arguments of `SpikingClassifier`.
-
-    Raises:
-        ValueError: a number is no integer ≥ 1, or a list has another length.
-    """
-    expected, sizes = "an integer ≥ 1", cast(list[int], [n_hidden] * n_layers)
-    if isinstance(n_hidden, Sequence) and not isinstance(n_hidden, str):
-        expected, sizes = "integers ≥ 1", list(n_hidden)
-    if not all(type(n) is int and n >= 1 for n in sizes):
-        raise ValueError(f"n_hidden: expected {expected}, got {n_hidden!r}")
+    """Number of neurons in each of `n_layers` hidden layers; arguments of `SpikingClassifier`."""
+    sizes = list(n_hidden) if isinstance(n_hidden, Sequence) else [n_hidden] * n_layers
     if len(sizes) != n_layers:
-        raise ValueError(
-            f"n_hidden: expected {n_layers} numbers for n_layers={n_layers}, got {sizes}; "
-            f"set n_layers={len(sizes)}"
-        )
+        raise ValueError(f"n_hidden: expected {n_layers} numbers, as n_layers says, got {sizes}")
     return sizes
 
 
 def mean_over_views(scores: Tensor, n_samples: int) -> Tensor:
     """See `ClassifierOutput.mean_over_views`."""
-    if n_samples < 1 or len(scores) % n_samples:
-        raise ValueError(
-            f"n_samples: expected a divisor of the batch's {len(scores)} samples, got {n_samples}"
-        )
     return scores.unflatten(0, (-1, n_samples)).mean(0)
 
 
+class HiddenLayer(Protocol):
+    """Interface that a network expects of its hidden layers; `ALIFLayer` implements it."""
+
+    def trace(
+        self,
+        x: EventBatch | Tensor,
+        state: State | None = None,
+        *,
+        events: SpikeEvents | None = None,
+        membrane: bool = False,
+    ) -> SpikeTrace:
+        """Trace of n_units for input [T, B, n_inputs]."""
+        ...
+
+
+MakeLayer = Callable[..., nn.Module]
+"""Function of (n_inputs, n_units, dt_ms=…) that returns a `HiddenLayer` module."""
+
+
+def run_layers(
+    layers: Iterable[nn.Module],
+    x: EventBatch | Tensor,
+    dropout: float = 0.0,
+    states: Sequence[NeuronState] | None = None,
+    membrane: bool = False,
+) -> Iterator[SpikeTrace]:
+    """Run hidden layers one after another and yield each trace; its events feed the next layer.
+
+    Args:
+        layers: the layers, each a `HiddenLayer`.
+        x: input [T, B, n_inputs] of the first.
+        dropout: share of a layer's spikes that the next layer does not get.
+        states: state of each layer at the start; None = 0.
+        membrane: whether traces have membrane and threshold.
+    """
+    trace = None
+    for i, layer in enumerate(layers):
+        own_x, events = (x, None) if trace is None else drop_spikes(trace, dropout)
+        own = cast(HiddenLayer, layer)
+        if layer._forward_pre_hooks or layer._forward_hooks:
+            warnings.warn(
+                f"layers.{i}: hooks of hidden layers do not run, so nothing is pruned, normalised "
+                "(weight_norm) or recorded by them; see docs/howto/python.md",
+                stacklevel=3,
+            )
+        state = None if states is None else states[i]
+        trace = own.trace(own_x, state, events=events, membrane=membrane)
+        yield trace
+
+
+def drop_spikes(trace: SpikeTrace, share: float) -> tuple[Tensor, SpikeEvents]:
+    """Drop each spike [T, B, N] with probability `share`; return the rest, dense and as events.
+
+    The rest are scaled by 1 / (1 − share), which keeps the mean (Srivastava et al. 2014).
+    """
+    if share == 0:
+        return trace.spikes, trace.events
+    if trace.spikes.device.type == "cpu" and not is_traced(trace.spikes):
+        kept = trace.spikes * dropout_mask(trace.spikes, share)
+    else:
+        kept = F.dropout(trace.spikes, share)
+    return kept, SpikeEvents((kept.detach() != 0).view(torch.uint8), 1 / (1 - share))
+
+
 class SpikingClassifier(nn.Module):
-    """Hidden layers of spiking neurons and a leaky readout (docs/paper.md, The network).
+    """Hidden layers of spiking neurons and a leaky readout, input [T, B, n_inputs].
+
+    The input is time first, unless `batch_first=True`; see docs/paper.md, The network.
 
     Args:
         n_inputs, n_classes: number of input units and of classes.
@@ -170,13 +218,12 @@ class SpikingClassifier(nn.Module):
         input_events: total that the events of each sample are scaled to, so that loud and quiet
             recordings weigh the same; None = no scaling.
         synapses: see `synaptic_current`.
-        layer: makes the hidden layers, of any model; None = `ALIFLayer` with the arguments above
-            and `neurons`.
-        **neurons: further arguments of `ALIFLayer`.
+        batch_first: whether the input and outputs over time are [B, T, …] instead of [T, B, …].
+        layer: makes the hidden layers, of any model; None = `ALIFLayer` with the arguments above.
+        **neurons: further arguments of the hidden layers.
 
     Raises:
         ValueError: a value outside its range, naming the argument.
-        TypeError: both `layer` and `neurons` are given.
 
     Examples:
         >>> import torch
@@ -204,31 +251,26 @@ class SpikingClassifier(nn.Module):
         recurrent_init: RecurrentInit = "default",
         input_events: float | None = None,
         synapses: SynapseMode = "auto",
+        batch_first: bool = False,
         layer: MakeLayer | None = None,
-        **neurons,
+        **neurons: Any,
     ):
         super().__init__()
-        check_counts(n_inputs=n_inputs, n_classes=n_classes, n_layers=n_layers)
-        sizes = hidden_sizes(n_hidden, n_layers)
         check_choice("scores", scores, get_args(Scores))
-        check_choice("init", init, get_args(Init))
-        check_choice("recurrent_init", recurrent_init, get_args(RecurrentInit))
-        if not isinstance(skip_steps, Integral) or skip_steps < 0:
-            raise ValueError(f"skip_steps: expected an integer ≥ 0, got {skip_steps!r}")
-        if not 0 <= dropout < 1:
-            raise ValueError(f"dropout: expected 0 ≤ x < 1, got {dropout}")
-        if input_events is not None and not input_events > 0:
-            raise ValueError(f"input_events: expected a number > 0 or null, got {input_events}")
-        if layer is not None and neurons:
-            raise TypeError(f"layer: expected no arguments of ALIFLayer, got {', '.join(neurons)}")
+        if skip_steps < 0 or not 0 <= dropout < 1:
+            raise ValueError(
+                "skip_steps, dropout: expected a number ≥ 0 and a share from 0 to below 1, got "
+                f"{skip_steps} and {dropout}"
+            )
         shared: dict[str, Any] = {
             "tau_membrane_ms": tau_membrane_ms,
             "train_beta": train_beta,
             "synapses": synapses,
         }
-        make = layer or partial(ALIFLayer, **{**shared, **neurons})
+        make = layer or partial(ALIFLayer, **shared)
+        sizes = [n_inputs, *hidden_sizes(n_hidden, n_layers)]
         self.layers = nn.ModuleList(
-            make(n_in, n_out, dt_ms=dt_ms) for n_in, n_out in pairwise([n_inputs, *sizes])
+            make(n_in, n_out, dt_ms=dt_ms, **neurons) for n_in, n_out in pairwise(sizes)
         )
         self.readout = LeakyReadout(sizes[-1], n_classes, dt_ms=dt_ms, **shared)
         initialise_([*self.layers, self.readout], init, recurrent_init)
@@ -236,6 +278,7 @@ class SpikingClassifier(nn.Module):
         self.skip_steps = skip_steps
         self.dropout = dropout
         self.input_events = input_events
+        self.batch_first = batch_first
 
     def forward(
         self,
@@ -247,14 +290,19 @@ class SpikingClassifier(nn.Module):
         """Scores and activity for some steps of the input.
 
         Args:
-            x: spikes [T, B, n_inputs], any T; see `synaptic_current`.
+            x: spikes [T, B, n_inputs], any T, or [B, T, n_inputs] with `batch_first`; see
+                `synaptic_current`.
             state: `output.state` of the steps before; None = 0.
             membrane: whether the output has `membrane_power`.
         """
+        if self.batch_first and isinstance(x, Tensor):
+            x = x.transpose(0, 1)
         output = self.read(list(self.run_layers(x, state, membrane=membrane)), state)
-        if membrane and output.membrane_power is None:
-            raise ValueError("membrane: expected layers that pass their options on, got another")
-        return output
+        if not self.batch_first:
+            return output
+        spikes = [spikes.transpose(0, 1) for spikes in output.spikes]
+        readout = output.readout.transpose(0, 1)
+        return replace(output, spikes=spikes, readout=readout, batch_first=True)
 
     def run_layers(
         self,
@@ -263,11 +311,7 @@ class SpikingClassifier(nn.Module):
         *,
         membrane: bool = False,
     ) -> Iterator[SpikeTrace]:
-        """Traces of the hidden layers, one after another; arguments as in `forward`."""
-        if state is not None and not isinstance(state, ClassifierState):
-            raise ValueError(f"state: expected `output.state`, got {type(state).__name__}")
-        if state is not None and len(state.layers) != len(self.layers):
-            raise ValueError(f"state: expected {len(self.layers)} layers, got {len(state.layers)}")
+        """Traces of the hidden layers, one after another, for input [T, B, n_inputs]."""
         if state is not None and self.input_events is not None:
             raise ValueError(
                 "input_events: expected null for a network that runs in pieces, since the events "

@@ -2,10 +2,12 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
+
+from blockspike.networks.layer import check_choice
 
 Init = Literal["default", "kaiming_uniform", "kaiming_normal", "xavier_uniform", "xavier_normal"]
 RecurrentInit = Literal["default", "orthogonal", "identity", "xavier_uniform"]
@@ -25,8 +27,8 @@ _RULES: dict[str, Callable[[Tensor], Any]] = {
 def initialise_(layers: list[nn.Module], init: Init, recurrent_init: RecurrentInit) -> None:
     """Draw the weights of these layers anew, in place; "default" leaves them as they are.
 
-    A layer's input weights [rf_len, n_units, n_inputs] have a fan-in of rf_len · n_inputs. A model
-    whose step scales its input gets them in its own unit, see `NeuronLayer.weight_scale`.
+    A model whose step scales its input gets input weights in its unit, see
+    `NeuronLayer.weight_scale`.
 
     Args:
         layers: hidden layers and the readout.
@@ -34,28 +36,18 @@ def initialise_(layers: list[nn.Module], init: Init, recurrent_init: RecurrentIn
         recurrent_init: rule for the recurrent weights [n_units, n_units] of the layers with any.
 
     Raises:
-        ValueError: a layer has no such input weights, or no layer has recurrent weights.
+        ValueError: an unknown rule.
     """
-    for layer in layers if init != "default" else ():
-        weight = getattr(layer, "weight", None)
-        if not isinstance(weight, Tensor) or weight.ndim != 3:
-            raise ValueError(
-                "init: expected default for layers without a weight [rf_len, n_units, n_inputs], "
-                f"got {init} for {type(layer).__name__}"
-            )
-        rf_len, n_units, n_inputs = weight.shape
-        drawn = _drawn(init, n_units, rf_len * n_inputs).view(n_units, rf_len, n_inputs)
-        weight.copy_(drawn.transpose(0, 1) * getattr(layer, "weight_scale", 1.0))
-    if recurrent_init == "default":
-        return
-    recurrent = [getattr(layer, "recurrent_weight", None) for layer in layers]
-    found = [weight for weight in recurrent if isinstance(weight, Tensor)]
-    if not found:
-        raise ValueError(
-            f"recurrent_init: expected default for layers without recurrence, got {recurrent_init}"
-        )
-    for weight in found:
-        weight.copy_(_drawn(recurrent_init, *weight.shape))
+    check_choice("init", init, get_args(Init))
+    check_choice("recurrent_init", recurrent_init, get_args(RecurrentInit))
+    for layer in layers:
+        if init != "default":
+            weight: Any = layer.weight
+            drawn = _drawn(init, *weight.shape)
+            weight.copy_(drawn * getattr(layer, "weight_scale", 1.0))
+        weight = getattr(layer, "recurrent_weight", None)
+        if recurrent_init != "default" and weight is not None:
+            weight.copy_(_drawn(recurrent_init, *weight.shape))
 
 
 def _drawn(rule: str, n_units: int, fan_in: int) -> Tensor:

@@ -20,7 +20,9 @@ from torch import Tensor
 from torch.nn.utils.parametrize import type_before_parametrizations
 
 from blockspike.networks.classifier import SpikingClassifier
-from blockspike.networks.layers import ALIFLayer, LeakyReadout, check_choice
+from blockspike.networks.layer import check_choice
+from blockspike.networks.layers import ALIFLayer
+from blockspike.networks.readout import LeakyReadout
 
 if TYPE_CHECKING:
     import nir
@@ -219,10 +221,10 @@ def from_nir(
     ]
     if not has_readout:  # add one whose membrane copies the spikes
         one = torch.eye(len(states[-1]["bias"]))
-        states.append({"weight": one[None], "bias": 0 * one[0], "beta": 0 * one[0]})
+        states.append({"weight": one, "bias": 0 * one[0], "beta": 0 * one[0]})
 
     def made(kind: Any, state: dict[str, Tensor], **options: Any) -> Any:
-        *_, n_units, n_inputs = state["weight"].shape
+        n_units, n_inputs = state["weight"].shape[-2:]
         layer = kind(n_inputs, n_units, dt_ms=dt_ms, tau_membrane_ms=dt_ms, **options).double()
         layer.load_state_dict(state)
         return layer
@@ -271,7 +273,6 @@ def _lost(name: str, layer: Any) -> list[str]:
             "refractory period": layer.arp > 0,
             "recurrent delay": layer.recurrent_weight is not None and delay != 1,
             "synaptic delays": layer.delays is not None or layer.recurrent_delays is not None,
-            "temporal receptive field": len(layer.weight) > 1,
         }
     return [what for what, is_lost in lost.items() if is_lost]
 
@@ -292,7 +293,7 @@ def _nodes(name: str, layer: Any, form: Any) -> dict[str, Any]:
         weight, bias = norm.folded(weight, bias)
     arrays = [
         (x.detach().cpu().numpy().T * scale).T.astype(beta.dtype)
-        for x in (weight[0], bias, recurrent)
+        for x in (weight, bias, recurrent)
         if x is not None
     ]
     if not all(np.isfinite(x).all() for x in arrays):
@@ -375,7 +376,7 @@ def _state(
 
     bias = _double(getattr(synapses, "bias", 0)) + _double(getattr(loop, "bias", 0))
     state = {"beta": beta, "bias": gain * bias}
-    state["weight"] = (gain[:, None] * _double(synapses.weight))[None]
+    state["weight"] = gain[:, None] * _double(synapses.weight)
     if loop:
         state["recurrent_weight"] = gain[:, None] * _double(loop.weight)
     if not all(value.isfinite().all() for value in state.values()):

@@ -17,7 +17,7 @@ from blockspike.networks.classifier import (
     SpikingClassifier,
     mean_over_views,
 )
-from blockspike.networks.layers import check_counts
+from blockspike.networks.layer import check_counts
 from blockspike.neurons.events import EventBatch
 from blockspike.neurons.gpu.graphs import TRITON_DEVICES
 

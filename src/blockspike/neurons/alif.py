@@ -29,7 +29,7 @@ factor (1 − β) on the current.
 Source: Taylor, King & Harper, NeurIPS 2023. Its block-parallel method is `blocks.py`.
 """
 
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -104,8 +104,7 @@ def alif(
         b: [N] rise of the threshold with each spike, in threshold units. "blocks" needs p ≥ 0 and
             b ≥ 0: with negative values, a neuron can spike within its refractory period, which a
             block cannot represent.
-        arp: absolute refractory period in steps, ≥ 0; in float32 at most 2²⁴ unless the simulation
-            is shorter.
+        arp: absolute refractory period in steps, ≥ 0.
         recurrent_weight: [N, N] (post, pre), threshold units per spike; None = no recurrence.
         recurrent_delay: delay of the recurrent synapses in steps, ≥ 1, or `RecurrentDelays` of each
             neuron's spikes; None = arp + 1, the only delay that "blocks" supports.
@@ -138,14 +137,12 @@ def alif(
         >>> int(trace.spikes.sum())
         29
     """
-    if method not in get_args(Method):
-        raise ValueError(f"method: expected one of {', '.join(get_args(Method))}, got {method!r}")
     if (p is None) != (b is None):
         raise ValueError("p, b: expected both or neither, got only " + ("b" if p is None else "p"))
-    if isinstance(current, Tensor):
-        check_arp(arp, len(current), current.dtype)
-    none = torch.zeros_like(beta) if p is None or b is None else beta
-    parameters = {"beta": beta, "p": none if p is None else p, "b": none if b is None else b}
+    check_arp(arp)
+    if p is None or b is None:
+        p = b = torch.zeros_like(beta)
+    parameters = {"beta": beta, "p": p, "b": b}
     model, constants = (ALIF, (float(arp),)) if arp else (ALIF_WITHOUT_ARP, ())
     options = {
         "recurrent_weight": recurrent_weight,

@@ -21,12 +21,13 @@ from blockspike.neurons.delays import RecurrentDelays
 from blockspike.neurons.errors import check_finite, check_values
 from blockspike.neurons.model import NeuronModel, maximum, where
 from blockspike.neurons.readout import leaky_integrate
-from blockspike.neurons.simulate import Detach, check_tensors, detached, simulate
+from blockspike.neurons.simulate import Detach, check_tensors, detached, of_any_size, simulate
 from blockspike.neurons.state import NeuronState, Start, State, start_of, state_after
 from blockspike.neurons.surrogates import Surrogate
 from blockspike.neurons.trace import SpikeTrace, needs_gradient
 
 
+@of_any_size
 def simulate_blocks(
     model: NeuronModel,
     current: Tensor,

@@ -52,7 +52,7 @@ Mensi et al., PLOS Computational Biology 2016. The GIF's escape noise is not par
 (fitting/escape.py).
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -62,7 +62,7 @@ from blockspike.neurons.delays import RecurrentDelays
 from blockspike.neurons.model import NeuronModel, maximum, where
 from blockspike.neurons.ops import is_traced
 from blockspike.neurons.precision import in_full_precision
-from blockspike.neurons.simulate import Detach, ExactMethod, check_arp, simulate
+from blockspike.neurons.simulate import Detach, ExactMethod, simulate
 from blockspike.neurons.state import State
 from blockspike.neurons.surrogates import MultiGaussian, Surrogate
 from blockspike.neurons.trace import SpikeTrace
@@ -240,17 +240,17 @@ def glif(
         >>> int(trace.spikes.sum())
         24
     """  # fmt: skip
-    for name, value in {"beta": beta, **_named(threshold_coupling)}.items():
-        if not isinstance(value, Tensor):
-            raise ValueError(f"{name}: expected a tensor [N], got {type(value).__name__}")
     parameters = {"beta": beta}
     parameters["reset_share"] = torch.zeros_like(beta) if reset_share is None else reset_share
     parameters["refractory"] = _steps(refractory, beta)
-    for name, kernels in (("current", after_spike_currents), ("threshold", threshold_kernels)):
-        parameters |= _kernels(name, kernels, beta)
+    parameters |= _kernels("current", after_spike_currents, beta)
+    parameters |= _kernels("threshold", threshold_kernels, beta)
     model = GLIF
     if threshold_coupling is not None:
-        model, parameters = COUPLED_GLIF, parameters | _coupling(threshold_coupling)
+        model = COUPLED_GLIF
+        coupling, decay, onset, width = threshold_coupling
+        own = (coupling, decay, onset, width, 0.25 / width)
+        parameters |= zip(COUPLED_GLIF.parameters[-5:], own, strict=True)
     return simulate(
         model, current, parameters, recurrent_weight=recurrent_weight,
         recurrent_delay=recurrent_delay, surrogate=surrogate, detach_spikes=detach_spikes,
@@ -260,58 +260,20 @@ def glif(
 
 def _steps(refractory: int | Tensor, like: Tensor) -> Tensor:
     """Refractory steps of each neuron, [N]."""
-    if not isinstance(refractory, Tensor):
-        check_arp(refractory, refractory, like.dtype, "refractory")
-        return torch.full_like(like, refractory)
-    if not is_traced(refractory):
-        wrong = refractory[(refractory < 0) | (refractory % 1 != 0)]
-        if wrong.numel():
-            got = wrong.flatten()[0].item()
-            raise ValueError(f"refractory: expected whole steps ≥ 0, got {got}")
-    return refractory.to(like)
+    steps = torch.as_tensor(refractory, dtype=like.dtype, device=like.device)
+    if not is_traced(steps) and bool(((steps < 0) | (steps % 1 != 0)).any()):
+        raise ValueError(f"refractory: expected whole steps ≥ 0, got {refractory}")
+    return steps.expand(like.shape)
 
 
 def _kernels(of: str, kernels: Sequence[Kernel], like: Tensor) -> dict[str, Tensor]:
     """Amplitudes and decays by the model's names for them; 0 for kernels that are not given."""
-    name = "after_spike_currents" if of == "current" else "threshold_kernels"
-    if not isinstance(kernels, Iterable):
-        raise ValueError(f"{name}: expected a list of pairs, got {type(kernels).__name__}")
-    pairs = list(kernels)
-    if len(pairs) > N_KERNELS or any(not isinstance(x, tuple | list) or len(x) != 2 for x in pairs):
-        raise ValueError(
-            f"{name}: expected up to {N_KERNELS} pairs of an amplitude and a decay, "
-            f"got {len(pairs)}"
-        )
-    for i, pair in enumerate(pairs):
-        for part, value in zip(("amplitude", "decay"), pair, strict=True):
-            if not isinstance(value, Tensor) or value.shape != like.shape:
-                got = list(value.shape) if isinstance(value, Tensor) else type(value).__name__
-                raise ValueError(f"{name}[{i}]: {part}: expected {list(like.shape)}, got {got}")
-    pairs += [(torch.zeros_like(like), torch.zeros_like(like))] * (N_KERNELS - len(pairs))
+    if len(kernels) > N_KERNELS:
+        raise ValueError(f"{of} kernels: expected up to {N_KERNELS} pairs, got {len(kernels)}")
+    absent = (torch.zeros_like(like), torch.zeros_like(like))
+    pairs = enumerate([*kernels, absent, absent][:N_KERNELS], 1)
     return {
-        key: value
-        for i, pair in enumerate(pairs)
-        for key, value in zip((f"{of}_{i + 1}", f"{of}_decay_{i + 1}"), pair, strict=True)
-    }
-
-
-def _named(coupling: ThresholdCoupling | None) -> dict[str, Tensor]:
-    if not isinstance(coupling, ThresholdCoupling | None):
-        got = type(coupling).__name__
-        raise ValueError(f"threshold_coupling: expected a ThresholdCoupling or None, got {got}")
-    own = {} if coupling is None else coupling._asdict()
-    return {f"threshold_coupling.{name}": value for name, value in own.items()}
-
-
-def _coupling(x: ThresholdCoupling) -> dict[str, Tensor]:
-    if not is_traced(x.width):
-        wrong = x.width[~(x.width > 0)]
-        if wrong.numel():
-            raise ValueError(f"threshold_coupling: expected a width > 0, got {wrong[0].item()}")
-    return {
-        "coupling": x.coupling,
-        "coupling_decay": x.decay,
-        "coupling_onset": x.onset,
-        "coupling_width": x.width,
-        "quarter_of_inverse_width": 0.25 / x.width,
+        name: value
+        for i, (amplitude, decay) in pairs
+        for name, value in ((f"{of}_{i}", amplitude), (f"{of}_decay_{i}", decay))
     }

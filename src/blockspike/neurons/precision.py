@@ -10,6 +10,7 @@ from torch import Tensor
 
 from blockspike.neurons.delays import RecurrentDelays
 
+HALF = (torch.float16, torch.bfloat16)
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -20,16 +21,18 @@ def is_autocast_on(device_type: str) -> bool:
 
 
 def in_full_precision(function: Callable[P, R]) -> Callable[P, R]:
-    """Decorate a function of tensors so that autocast does not round its result.
+    """Decorate a function of tensors so that it computes in float32 or float64.
 
-    Under autocast, the function runs with autocast off and gets half-precision arguments as
-    float32. Without autocast, nothing is converted.
+    Under autocast, and for half-precision tensors on a CPU, the function runs with autocast off and
+    gets half-precision arguments as float32.
     """
 
     @wraps(function)
     def without_autocast(*args: P.args, **kwargs: P.kwargs) -> R:
-        device = next((x.device.type for x in args if isinstance(x, Tensor)), "cpu")
-        if not is_autocast_on(device):
+        tensors = [x for x in args if isinstance(x, Tensor)]
+        device = tensors[0].device.type if tensors else "cpu"
+        is_half = device == "cpu" and any(x.dtype in HALF for x in tensors)
+        if not is_half and not is_autocast_on(device):
             return function(*args, **kwargs)
         with torch.autocast(device, enabled=False):
             named = {name: _single_at_least(x) for name, x in kwargs.items()}
@@ -46,5 +49,4 @@ def _single_at_least(x: Any) -> Any:
     if isinstance(x, tuple | list):
         values: Iterator[Any] = map(_single_at_least, x)
         return type(x)(*values) if hasattr(x, "_fields") else tuple(values)
-    is_half = isinstance(x, Tensor) and x.dtype in (torch.float16, torch.bfloat16)
-    return x.float() if is_half else x
+    return x.float() if isinstance(x, Tensor) and x.dtype in HALF else x

@@ -1,9 +1,9 @@
 """`simulate`: any neuron model, by the loop over time or by kernels."""
 
-import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Literal, get_args
+from functools import wraps
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -12,12 +12,12 @@ from blockspike.memory import keep_freed_memory_if_large
 from blockspike.neurons import ops
 from blockspike.neurons.cpu.events import SpikeEvents
 from blockspike.neurons.delays import RecurrentDelays
-from blockspike.neurons.errors import NotFiniteError, check_finite, check_values
+from blockspike.neurons.errors import check_finite, check_values
 from blockspike.neurons.gpu.graphs import require_triton
 from blockspike.neurons.loop import loop
 from blockspike.neurons.model import NeuronModel
 from blockspike.neurons.precision import in_full_precision
-from blockspike.neurons.state import State, start_of, state_after
+from blockspike.neurons.state import NeuronState, State, start_of, state_after
 from blockspike.neurons.surrogates import MultiGaussian, Surrogate
 from blockspike.neurons.trace import SpikeTrace, needs_gradient
 
@@ -25,10 +25,43 @@ ExactMethod = Literal["standard", "fused"]
 Detach = bool | Literal["reset", "recurrence"]
 """Where gradient stops at the spikes: in the reset and the recurrence (True), one, or neither."""
 
-_COUNTED_BY_FLOAT32 = 2**24  # the largest number of steps from which 1 can be subtracted
+
+def of_any_size(function: Callable[..., SpikeTrace]) -> Callable[..., Any]:
+    """Let a simulation of currents [T, B, N] take any [T, …, N], and parameters that broadcast."""
+
+    @wraps(function)
+    def reshaped(
+        model: NeuronModel,
+        current: Tensor,
+        parameters: Mapping[str, Tensor],
+        *args: Any,
+        state: State | None = None,
+        **options: Any,
+    ) -> SpikeTrace:
+        if not isinstance(current, Tensor) or current.ndim == 3 or 0 in current.shape:
+            return function(model, current, parameters, *args, state=state, **options)
+        sizes = current.shape[1:]
+        if max(x.ndim for x in parameters.values()) > 1:  # such as [C, 1, 1] for [T, B, C, H, W]
+            parameters = {k: x.expand(sizes[1:]).flatten() for k, x in parameters.items()}
+        n = next(iter(parameters.values())).numel()
+
+        def flat(x: Tensor) -> Tensor:
+            return x.reshape(-1, sizes.numel() // n, n)
+
+        if isinstance(state, NeuronState):
+            state = state.map(flat)
+        elif state is not None:
+            given = {name: torch.as_tensor(x) for name, x in state.items()}
+            spikes = {"spikes": flat(given.pop("spikes"))} if "spikes" in given else {}
+            state = {name: flat(x.expand(sizes))[0] for name, x in given.items()} | spikes
+        trace = function(model, flat(current), parameters, *args, state=state, **options)
+        return trace.map(lambda x: x.reshape(len(x), *sizes), of_state=True)
+
+    return reshaped
 
 
 @in_full_precision
+@of_any_size
 def simulate(
     model: NeuronModel,
     current: Tensor,
@@ -47,11 +80,12 @@ def simulate(
 
     Args:
         model: the neuron model.
-        current: [T, B, N] input current, float32 or float64; never modified. "fused" on a GPU also
-            takes bfloat16 with float32 parameters; spikes and the current's gradient are then
-            bfloat16, the state is float32. Under autocast, a current in half precision is simulated
-            in float32.
-        parameters: tensors [N] by name, as the model names them.
+        current: [T, B, N] input current, or any [T, …, N], float32 or float64; never modified.
+            Half precision becomes float32 on a CPU and under autocast. "fused" on a GPU also takes
+            bfloat16 with float32 parameters; spikes and the current's gradient are then bfloat16,
+            the state is float32.
+        parameters: tensors [N] by name, as the model names them; for more dimensions also what
+            broadcasts, such as [C, 1, 1] for a current [T, B, C, H, W].
         constants: numbers that `model.step` gets after 0 and 1.
         recurrent_weight: [N, N] (post, pre); None = no recurrence.
         recurrent_delay: delay of the recurrent synapses in steps, ≥ 1, or `RecurrentDelays` of each
@@ -67,7 +101,7 @@ def simulate(
             gradients.
 
     Returns:
-        SpikeTrace with spikes [T, B, N] and the state at the end.
+        SpikeTrace with spikes in the current's shape, and the state at the end.
 
     Raises:
         ValueError: a bad argument, naming it.
@@ -86,14 +120,9 @@ def simulate(
     """
     if method not in get_args(ExactMethod):
         known = ", ".join(get_args(ExactMethod))
-        raise ValueError(f"method: expected one of {known}, got {method!r}")
+        raise ValueError(f"method: expected one of {known}, or blocks for ALIF, got {method!r}")
     constants = tuple(map(float, constants))
-    if not all(map(math.isfinite, constants)):
-        raise NotFiniteError(f"constants: expected finite numbers, got {constants}")
     check_tensors(current, parameters, recurrent_weight, recurrent_delay, surrogate, method)
-    if set(parameters) != set(model.parameters):
-        expected = ", ".join(model.parameters)
-        raise ValueError(f"parameters: expected {expected}, got {', '.join(parameters)}")
     if current.device.type == "cpu" and not torch.compiler.is_compiling():
         keep_freed_memory_if_large(current.nbytes)
     values = tuple(parameters[name] for name in model.parameters)
@@ -158,12 +187,10 @@ def check_tensors(
     if not isinstance(current, Tensor) or current.ndim != 3 or 0 in current.shape:
         got = list(current.shape) if isinstance(current, Tensor) else type(current).__name__
         raise ValueError(f"current: expected a non-empty tensor [T, B, N], got {got}")
-    half = [torch.bfloat16] if method == "fused" and current.device.type != "cpu" else []
+    on_gpu = method == "fused" and current.device.type != "cpu"
+    half = [torch.bfloat16] if on_gpu else []
     if current.dtype not in (torch.float32, torch.float64, *half):
-        raise ValueError(
-            "current: expected float32 or float64, or bfloat16 for 'fused' on a GPU; "
-            f"got {current.dtype} for {method!r} on {current.device}"
-        )
+        raise ValueError(f"current: expected float32 or float64, got {current.dtype}")
     if not isinstance(surrogate, Surrogate):
         raise ValueError(f"surrogate: expected one such as MultiGaussian(), got {surrogate!r}")
     n, given = current.shape[2], {name: (x, 1) for name, x in parameters.items()}
@@ -177,23 +204,16 @@ def check_tensors(
         given["recurrent_weight"] = (recurrent_weight, 2)
     dtype = torch.float32 if current.dtype == torch.bfloat16 else current.dtype
     for name, (value, ndim) in given.items():
-        if not isinstance(value, Tensor) or tuple(value.shape) != (n,) * ndim:
-            got = list(value.shape) if isinstance(value, Tensor) else type(value).__name__
-            raise ValueError(f"{name}: expected a tensor {[n] * ndim}, got {got}")
-        if value.dtype != dtype or value.device != current.device:
-            raise ValueError(
-                f"{name}: expected {dtype} on {current.device}, got {value.dtype} on {value.device}"
-            )
-    if half:
+        found: Any = value
+        if isinstance(value, Tensor):
+            found = (list(value.shape), value.dtype, value.device)
+        if found != (expected := ([n] * ndim, dtype, current.device)):
+            raise ValueError(f"{name}: expected a tensor {expected}, got {found}")
+    if on_gpu:
         require_triton("method='fused'", "current", current.device)
 
 
-def check_arp(arp: int, n_steps: int, dtype: torch.dtype, name: str = "arp") -> None:
-    """Raise ValueError unless `arp` is a number of steps that `dtype` can count exactly."""
-    if isinstance(arp, bool) or not isinstance(arp, int) or arp < 0:
-        raise ValueError(f"{name}: expected an int ≥ 0 (steps), got {arp!r}")
-    if min(arp, n_steps) > _COUNTED_BY_FLOAT32 and dtype != torch.float64:
-        raise ValueError(
-            f"{name}: expected at most {_COUNTED_BY_FLOAT32} steps, which float32 counts exactly, "
-            f"or a float64 current; got {arp}"
-        )
+def check_arp(arp: int) -> None:
+    """Raise ValueError unless `arp` is a number of steps."""
+    if not isinstance(arp, int) or arp < 0:
+        raise ValueError(f"arp: expected an int ≥ 0 (steps), got {arp!r}")

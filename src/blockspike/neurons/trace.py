@@ -1,5 +1,6 @@
 """Result of a simulation: `SpikeTrace`."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
@@ -11,7 +12,7 @@ from blockspike.neurons.state import NeuronState
 
 @dataclass(frozen=True, eq=False)
 class SpikeTrace:
-    """Result of a simulation of any model; every array is [T, B, N] (time, batch, neurons).
+    """Result of a simulation of any model; every array has the shape of the current, [T, B, N].
 
     Attributes:
         spikes: 0 or 1, in the dtype of the current; differentiable.
@@ -41,6 +42,16 @@ class SpikeTrace:
     def __post_init__(self):
         if self.events is None:
             object.__setattr__(self, "events", SpikeEvents(self.spikes.detach()))
+
+    def map(self, change: Callable[[Tensor], Tensor], *, of_state: bool = False) -> "SpikeTrace":
+        """The trace with each array changed, and with each tensor of the state if `of_state`."""
+        membrane, threshold = self.membrane, self.threshold
+        return SpikeTrace(
+            change(self.spikes),
+            self.state.map(change) if of_state else self.state,
+            membrane if membrane is None else change(membrane),
+            threshold if threshold is None else change(threshold),
+        )
 
 
 def needs_gradient(*inputs: Tensor | None) -> bool:
