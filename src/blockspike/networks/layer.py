@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +22,7 @@ from blockspike.neurons import MultiGaussian, SpikeTrace, Surrogate
 from blockspike.neurons.cpu.events import SpikeEvents
 from blockspike.neurons.delays import RecurrentDelays, longest_delay
 from blockspike.neurons.events import EventBatch
-from blockspike.neurons.simulate import Detach
+from blockspike.neurons.simulate import Detach, ExactMethod
 from blockspike.neurons.state import NeuronState, State
 
 
@@ -120,6 +120,8 @@ class NeuronLayer(BoundedParameters):
         torch.Size([30, 2, 5])
     """
 
+    methods: tuple[str, ...] = get_args(ExactMethod)
+    """Simulation methods of the model."""
     random_start = False
     """Whether samples start from `random_state` in training, unless a state is given."""
     random_state: Callable[[Tensor, Tensor, Tensor], dict[str, Tensor]]
@@ -128,6 +130,7 @@ class NeuronLayer(BoundedParameters):
     def __init__(self, n_inputs: int, n_units: int, **options: Any):
         super().__init__()
         self.options = LayerOptions(**options)
+        check_choice("method", self.options.method, self.methods)
         max_delay, longest = self.options.max_delay, self.options.recurrent_max_delay
         given = {"max_delay": max_delay, "recurrent_max_delay": longest}
         check_counts(

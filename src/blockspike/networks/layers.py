@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
@@ -10,11 +10,11 @@ from torch import Tensor, nn
 from blockspike.networks.bounded import Bounds
 from blockspike.networks.layer import NeuronLayer, decay
 from blockspike.neurons.adlif import adlif
-from blockspike.neurons.alif import alif
+from blockspike.neurons.alif import Method, alif
 from blockspike.neurons.c_silif import c_silif
 from blockspike.neurons.euler_adlif import Euler, euler_adlif
 from blockspike.neurons.glif import COUPLED_GLIF, GLIF
-from blockspike.neurons.simulate import Detach, simulate
+from blockspike.neurons.simulate import Detach, check_arp, simulate
 from blockspike.neurons.surrogates import Boxcar
 from blockspike.neurons.trace import SpikeTrace
 
@@ -49,6 +49,7 @@ class ALIFLayer(NeuronLayer):
         torch.Size([50, 8, 64])
     """
 
+    methods = get_args(Method)
     beta: Tensor
     p: Tensor | None
     b: Tensor | None
@@ -75,6 +76,7 @@ class ALIFLayer(NeuronLayer):
         beta = torch.full((n_units,), decay(tau_membrane_ms, dt_ms, "tau_membrane_ms"))
         self.add_bounded("beta", beta, beta_bounds, train_beta, "tau_membrane_ms")
         self.arp = round(arp_ms / dt_ms)
+        check_arp(self.arp)
         if tau_adaptation_ms is None:
             self.p = self.b = None
         else:
