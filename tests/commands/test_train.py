@@ -249,7 +249,7 @@ def test_a_folder_in_use_is_refused(blockspike, tmp_path, data_dir):
         ("data=mnist", ("data: expected one of allen,", "nmnist_sample, ", "got mnist")),
         (
             "model=relu",
-            ("expected one of adlif, blocks, c_silif, ef_adlif, fused, glif, se_adlif, standard, got",),
+            ("expected one of adlif, blocks, c_silif, ef_adlif, fused, glif, se_adlif, standard",),
         ),
         (
             "data.path=nowhere.h5 data.raw=nowhere",

@@ -14,8 +14,6 @@ from torch.utils.data import DataLoader, Dataset
 
 from blockspike.data.loader import NO_LABEL
 from blockspike.networks.classifier import SpikingClassifier
-from blockspike.networks.layers import ALIFLayer
-from blockspike.neurons import alif
 from blockspike.neurons.events import EventBatch
 from blockspike.training.callbacks import (
     EarlyStopping,
