@@ -4,7 +4,6 @@ docs/howto/nir.md says what NIR can represent, what is lost, and how its equatio
 format is that of Pedersen et al., Nature Communications 15, 8122 (2024). Graph metadata is ignored.
 """
 
-import math
 import re
 from collections.abc import Collection
 from dataclasses import dataclass, replace
@@ -76,8 +75,6 @@ class Dialect:
     def __post_init__(self):
         for name, kind in (("decay", Decay), ("gain", Gain), ("readout", Readout)):
             check_choice(name, getattr(self, name), get_args(kind))
-        if self.step_ms is not None and not 0 < self.step_ms < math.inf:
-            raise ValueError(f"dt_ms, step_ms: expected a finite value > 0, got {self.step_ms}")
 
 
 DIALECTS = {
@@ -117,8 +114,8 @@ def to_nir(
         The graph.
 
     Raises:
-        ValueError: a bad argument, a layer with a property that is lost and not in
-            `allow_dropping`, or a parameter with NaN or Inf.
+        ValueError: a bad argument, or a layer with a property that is lost and not in
+            `allow_dropping`.
         ModuleNotFoundError: nir is not installed.
 
     Examples:
@@ -193,7 +190,7 @@ def from_nir(
         The network.
 
     Raises:
-        ValueError: a bad argument, a graph that is no such chain, or a node with NaN or Inf,
+        ValueError: a bad argument, a graph that is no such chain, or a node with
             v_leak or v_reset other than 0, v_threshold ≤ 0, or a tau that puts β outside
             `BETA_BOUNDS`. The message names the node, or shows the nodes in order.
 
@@ -296,8 +293,6 @@ def _nodes(name: str, layer: Any, form: Any) -> dict[str, Any]:
         for x in (weight, bias, recurrent)
         if x is not None
     ]
-    if not all(np.isfinite(x).all() for x in arrays):
-        raise ValueError(f"{name}: expected finite weights and biases, got NaN or Inf")
 
     numbers = {"tau": tau_s, "r": r, "v_leak": 0 * r}
     neurons = nir.LI(**numbers)
@@ -379,8 +374,6 @@ def _state(
     state["weight"] = gain[:, None] * _double(synapses.weight)
     if loop:
         state["recurrent_weight"] = gain[:, None] * _double(loop.weight)
-    if not all(value.isfinite().all() for value in state.values()):
-        raise ValueError(f"node {name!r}: expected finite weights, biases and r, got NaN or Inf")
     return state
 
 
