@@ -572,7 +572,6 @@ def with_other_readout():
             )
         ],
     ],
-    ],
 )  # fmt: skip
 def test_networks_that_are_refused(net, options, message):
     with pytest.raises(ValueError, match=message):
