@@ -12,8 +12,8 @@ from torch.nn import functional as F
 
 from blockspike.neurons.cpu.events import SpikeEvents, event_weight_gradient, list_units, sum_rows
 from blockspike.neurons.cpu.kernels import kernel, kernel_part, kernel_with_fma
-from blockspike.neurons.cpu.lane_memory import BLOCK, load_block, store_block
-from blockspike.neurons.cpu.lanes import LANES_BYTES, add_scaled
+from blockspike.neurons.cpu.lane_memory import BLOCK, load_block, store_lanes
+from blockspike.neurons.cpu.lanes import LANES_BYTES, n_lanes
 
 WIDEST_TILE = 2048  # columns of a tile, few enough that a chunk stays in the L2 cache
 
@@ -97,11 +97,13 @@ def add_feedback(later, panels, n_neurons, grad_spikes):
     samples share each load of weights, and the last one stands in for missing ones. A sample's sums
     do not depend on the others.
     """
-    n_samples, width = later.size // n_neurons, panels.shape[2]
-    n = np.uintp(n_neurons)
+    n_samples, n = later.size // n_neurons, np.uintp(n_neurons)
+    width = np.uintp(BLOCK * n_lanes(later))
     for panel in range(panels.shape[0]):
-        weights = panels[panel].ravel()
-        start, left = np.uintp(panel * width), np.uintp(min(width, n_neurons - panel * width))
+        # The panel stays in the cache for all samples. Sums of four samples are in registers; the
+        # inner loop loads a block of weights and does four multiply-adds with it.
+        weights, start = panels[panel].ravel(), np.uintp(panel) * width
+        left = min(width, n - start)
         for sample in range(0, n_samples, 4):
             at0 = np.uintp(sample) * n
             at1 = np.uintp(min(sample + 1, n_samples - 1)) * n
@@ -112,15 +114,15 @@ def add_feedback(later, panels, n_neurons, grad_spikes):
             total2 = load_block(grad_spikes, at2 + start, left)
             total3 = load_block(grad_spikes, at3 + start, left)
             for post in range(n):
-                row = load_block(weights, post * np.uintp(width), np.uintp(width))
-                total0 = add_scaled(total0, later[at0 + post], row)
-                total1 = add_scaled(total1, later[at1 + post], row)
-                total2 = add_scaled(total2, later[at2 + post], row)
-                total3 = add_scaled(total3, later[at3 + post], row)
-            store_block(total0, grad_spikes, at0 + start, left)
-            store_block(total1, grad_spikes, at1 + start, left)
-            store_block(total2, grad_spikes, at2 + start, left)
-            store_block(total3, grad_spikes, at3 + start, left)
+                row = load_block(weights, post * width, width)
+                total0 = total0 + later[at0 + post] * row
+                total1 = total1 + later[at1 + post] * row
+                total2 = total2 + later[at2 + post] * row
+                total3 = total3 + later[at3 + post] * row
+            store_lanes(total0, grad_spikes, at0 + start, left, False)
+            store_lanes(total1, grad_spikes, at1 + start, left, False)
+            store_lanes(total2, grad_spikes, at2 + start, left, False)
+            store_lanes(total3, grad_spikes, at3 + start, left, False)
 
 
 def weight_panels(weight: Tensor | None, like: Tensor) -> np.ndarray:
