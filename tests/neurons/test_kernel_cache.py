@@ -1,6 +1,5 @@
 """Compiled kernels on disk: written by several processes at once, and outdated by any change."""
 
-import fcntl
 import os
 import subprocess
 import sys
@@ -12,7 +11,7 @@ import pytest
 from numba.core import caching
 
 from blockspike.neurons.cpu import cache
-from blockspike.neurons.cpu.cache import _SharedFiles
+from blockspike.neurons.cpu.cache import _Files
 from blockspike.neurons.cpu.kernels import kernel
 
 N_PROCESSES, N_KEYS = 4, 25
@@ -23,14 +22,14 @@ def test_processes_that_compile_at_once_keep_their_own_code(tmp_path):
     start = threading.Barrier(N_PROCESSES)
 
     def save(number: int) -> None:
-        files = _SharedFiles(str(tmp_path), "f", "stamp")
+        files = _Files(str(tmp_path), "f", "stamp")
         start.wait()
         for i in range(N_KEYS):
             files.save((number, i), f"code {number} {i}")
 
     with ThreadPoolExecutor(N_PROCESSES) as pool:
         list(pool.map(save, range(N_PROCESSES)))
-    files = _SharedFiles(str(tmp_path), "f", "stamp")
+    files = _Files(str(tmp_path), "f", "stamp")
     for number in range(N_PROCESSES):
         for i in range(N_KEYS):
             assert files.load((number, i)) == f"code {number} {i}"
@@ -38,7 +37,7 @@ def test_processes_that_compile_at_once_keep_their_own_code(tmp_path):
 
 
 def test_a_missing_file_is_written_again(tmp_path):
-    files = _SharedFiles(str(tmp_path), "f", "stamp")
+    files = _Files(str(tmp_path), "f", "stamp")
     files.save("a", "code")
     next(tmp_path.glob("*.nbc")).unlink()
     assert files.load("a") is None
@@ -47,64 +46,46 @@ def test_a_missing_file_is_written_again(tmp_path):
 
 
 @pytest.mark.parametrize("damage", [lambda _: b"", lambda x: x[:-3], lambda x: x[:-9] + b"9" * 9])
-@pytest.mark.parametrize("kind", ["nbc", "nbi"])
-def test_a_damaged_file_is_written_again(tmp_path, kind, damage):
+def test_a_damaged_file_is_written_again(tmp_path, damage):
     """As a power cut or a network drive leaves it; the changed bytes may be those of code."""
-    _SharedFiles(str(tmp_path), "f", "stamp").save("a", "the code of a kernel")
-    (path,) = tmp_path.glob(f"*.{kind}")
+    _Files(str(tmp_path), "f", "stamp").save("a", "the code of a kernel")
+    (path,) = tmp_path.glob("*.nbc")
     path.write_bytes(damage(path.read_bytes()))
-    files = _SharedFiles(str(tmp_path), "f", "stamp")
+    files = _Files(str(tmp_path), "f", "stamp")
     assert files.load("a") is None
     files.save("a", "the code of a kernel")
-    assert _SharedFiles(str(tmp_path), "f", "stamp").load("a") == "the code of a kernel"
+    assert files.load("a") == "the code of a kernel"
 
 
-@pytest.mark.parametrize("kind", ["index", "result"])
-def test_files_of_another_user_count_as_not_there(tmp_path, monkeypatch, kind):
-    _SharedFiles(str(tmp_path), "f", "stamp").save("a", "code")
+def test_a_file_of_another_user_counts_as_not_there(tmp_path, monkeypatch):
+    _Files(str(tmp_path), "f", "stamp").save("a", "code")
 
     def refuse(*_):
         raise PermissionError(13, "Permission denied")
 
+    monkeypatch.setattr("pathlib.Path.read_bytes", refuse)
+    assert _Files(str(tmp_path), "f", "stamp").load("a") is None
+
+
+def test_a_process_that_is_killed_leaves_no_part_of_a_result(tmp_path, monkeypatch):
+    files = _Files(str(tmp_path), "f", "stamp")
     with monkeypatch.context() as patched:
-        if kind == "index":
-            patched.setattr(caching, "open", refuse, raising=False)
-        else:
-            patched.setattr("pathlib.Path.read_bytes", refuse)
-        assert _SharedFiles(str(tmp_path), "f", "stamp").load("a") is None
-
-
-def test_kernels_are_saved_without_locks(tmp_path, monkeypatch):
-    def refuse(*_):
-        raise OSError("No locks available")
-
-    monkeypatch.setattr("fcntl.flock", refuse)
-    files = _SharedFiles(str(tmp_path), "f", "stamp")
+        patched.setattr("os.replace", lambda *_: sys.exit())
+        with pytest.raises(SystemExit):
+            files.save("a", "code")
+    assert files.load("a") is None
     files.save("a", "code")
     assert files.load("a") == "code"
 
 
-def test_a_stopped_process_stops_no_other(tmp_path, monkeypatch):
-    monkeypatch.setattr(cache, "_TRIES", 2)
-    files = _SharedFiles(str(tmp_path), "f", "stamp")
-    with (tmp_path / ".lock").open("a") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        files.save("a", "code")
-    assert files.load("a") == "code"
-
-
-def test_a_process_that_is_killed_leaves_no_code_under_another_name(tmp_path, monkeypatch):
-    """Killed between the two writes, after the source has changed; then the source is as before."""
-    old, new = (_SharedFiles(str(tmp_path), "f", stamp) for stamp in ("old", "new"))
+def test_results_of_other_sources_are_removed(tmp_path):
+    old, new = (_Files(str(tmp_path), "f", stamp) for stamp in ("old", "new"))
     old.save("a", "code of old")
-    with monkeypatch.context() as patched:
-        patched.setattr(_SharedFiles, "_save_index", lambda *_: sys.exit())
-        with pytest.raises(SystemExit):
-            new.save("b", "code of new")
-    assert old.load("a") == "code of old" and new.load("b") is None
+    assert new.load("a") is None
     new.save("b", "code of new")
-    assert new.load("b") == "code of new" and old.load("a") is None
-    assert len(list(tmp_path.glob("*.nbc"))) == 1  # the others are removed
+    new.save("c", "code of new")
+    assert old.load("a") is None and new.load("b") == "code of new"
+    assert len(list(tmp_path.glob("*.nbc"))) == 2
 
 
 def test_a_change_in_any_file_of_kernels_outdates_all(tmp_path, monkeypatch):

@@ -1,7 +1,11 @@
 """Event-driven products on the CPU: spikes are sparse, so sum the weight rows of units that spiked.
 
 Events are `row_ptr` [R + 1] and `unit` [n_events]: the units that spiked in row r are
-`unit[row_ptr[r]:row_ptr[r + 1]]`. A unit listed twice in a row counts twice.
+`unit[row_ptr[r]:row_ptr[r + 1]]`. A unit listed twice in a row counts twice. 3 rows of 4 units:
+
+    spikes    0 1 0 1        row_ptr   0  2  2  3
+              0 0 0 0        unit      1  3  0
+              1 0 0 0
 """
 
 import math
@@ -15,8 +19,15 @@ from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from blockspike.neurons.cpu.kernels import kernel, kernel_part, without_refcount
-from blockspike.neurons.cpu.lane_memory import BLOCK, bits_of, load_block, lowest_bit, store_block
-from blockspike.neurons.cpu.lanes import LANES_BYTES, add_each, n_lanes
+from blockspike.neurons.cpu.lane_memory import (
+    BLOCK,
+    bits_of,
+    load_block,
+    load_two_blocks,
+    lowest_bit,
+    store_lanes,
+)
+from blockspike.neurons.cpu.lanes import LANES_BYTES, n_lanes
 from blockspike.neurons.cpu.threads import run
 from blockspike.neurons.errors import NotFiniteError
 
@@ -121,17 +132,21 @@ def _fill(start, stop, spike_bytes, row_ptr, unit):
 def list_units(spike_bytes, at, n, unit, unit_at):
     """Write the units that spiked, of bytes spike_bytes[at …] [n], to unit[unit_at …] [n].
 
-    Returns their number. Arrays are flat: slices would count references.
+    Returns their number.
     """
     count, one = unit_at, np.uint64(1)
     n_grouped = n // 64 * 64
+    # One comparison turns 64 bytes into a register of bits. The loop then takes a turn for each
+    # spike, and none for the silent units, which are most.
     for first in range(0, n_grouped, 64):
         fired = bits_of(spike_bytes, at + np.uintp(first))
         while fired != 0:
             unit[count] = first + lowest_bit(fired)
             count += np.uintp(1)
-            fired &= fired - one
-    for k in range(n_grouped, n):  # no branch, which would often be mispredicted
+            fired &= fired - one  # clears the lowest 1
+    # Write each of the rest, and overwrite it if it was silent: a branch would often be
+    # mispredicted.
+    for k in range(n_grouped, n):
         unit[count] = k
         count += np.uintp(spike_bytes[at + np.uintp(k)] != 0)
     return count - unit_at
@@ -143,15 +158,16 @@ def sum_rows(start_with, start_at, rows, unit, first, last, total, at, n):
 
     The sums are taken in this order; arrays are flat.
     """
+    # Events are the inner loop, so a block of sums stays in registers: a row of weights is read, a
+    # sum is written once. With events outside, each would load and store all sums in L1.
     block = np.uintp(BLOCK * n_lanes(total))
     for done_ in range(0, n, BLOCK * n_lanes(total)):
         done = np.uintp(done_)
         left = min(block, np.uintp(n) - done)
         own = load_block(start_with, start_at + done, left)
         for event in range(np.uintp(first), np.uintp(last)):
-            row = np.uintp(unit[event]) * np.uintp(n) + done
-            own = add_each(own, load_block(rows, row, left))
-        store_block(own, total, at + done, left)
+            own = own + load_block(rows, np.uintp(unit[event]) * np.uintp(n) + done, left)
+        store_lanes(own, total, at + done, left, False)
 
 
 def add_events(row_ptr: Tensor, unit: Tensor, counts: Tensor) -> None:
@@ -208,9 +224,14 @@ def event_weight_gradient(
 ) -> np.ndarray:
     """Sum grad[r] over the events of row r − k·lag_rows for each tap k and unit: [n_taps, K, N].
 
-    grad is [R, N]. Each thread owns columns, so the order of the sums does not depend on the number
-    of threads. Each thread also owns the memory of its columns: next to another's columns, it would
-    wait for cache lines that the other's prefetching takes (3 times slower).
+    grad is [R, N]. A thread takes tiles of columns, so that the order of the sums does not depend
+    on the number of threads:
+
+        grad [R, N]         | tile 0 | tile 1 | tile 2 |      a row is read where a unit spiked
+        tiles [K, width]    | K rows | K rows | K rows |      each in one piece of memory
+
+    Next to another thread's columns, a thread would wait for cache lines that the other's
+    prefetching takes (3 times slower).
     """
     n_columns = grad.shape[1]
     width = 2 * BLOCK * LANES_BYTES // grad.itemsize
@@ -224,21 +245,19 @@ def event_weight_gradient(
 @kernel
 def _event_weight_gradient(first_tile, last_tile, row_ptr, unit, grad, lag_rows, tiles):
     n_rows, n = grad.shape[0], np.uintp(grad.shape[1])
-    grad, half = without_refcount(grad).ravel(), np.uintp(tiles.shape[3] // 2)
+    grad, width = without_refcount(grad).ravel(), np.uintp(2 * BLOCK * n_lanes(grad))
     for tile in range(first_tile, last_tile):
-        start = np.uintp(tile * tiles.shape[3])
-        left = n - start
-        own, other = min(left, half), min(max(left, half) - half, half)
+        start = np.uintp(tile) * width
+        left = min(width, n - start)
         for tap in range(tiles.shape[1]):
             sums = without_refcount(tiles[tile, tap]).ravel()
             for row in range(tap * lag_rows, n_rows):
                 first, last = row_ptr[row - tap * lag_rows], row_ptr[row - tap * lag_rows + 1]
                 if first == last:
                     continue
-                at = np.uintp(row) * n + start
-                one, two = load_block(grad, at, own), load_block(grad, at + half, other)
+                # A row's gradient stays in registers while it is added for all units that spiked.
+                # The sums of a tile stay in the L2 cache: 256 bytes a unit with AVX-512.
+                own = load_two_blocks(grad, np.uintp(row) * n + start, left)
                 for event in range(np.uintp(first), np.uintp(last)):
-                    k = np.uintp(unit[event]) * (half + half)
-                    store_block(add_each(load_block(sums, k, half), one), sums, k, half)
-                    k += half
-                    store_block(add_each(load_block(sums, k, half), two), sums, k, half)
+                    k = np.uintp(unit[event]) * width
+                    store_lanes(load_two_blocks(sums, k, width) + own, sums, k, width, False)

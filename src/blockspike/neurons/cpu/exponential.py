@@ -1,4 +1,12 @@
-"""Exponentials for kernels: polynomials, which LLVM vectorises; it would call the C library."""
+"""Exponentials for kernels, on vectors and numbers.
+
+LLVM would call the C library's `exp` for each lane. These are polynomials, which it vectorises:
+
+    exp(x) = 2^k · exp(r),  k = round(x / ln2),  r = x − k ln2,  so |r| ≤ ln2 / 2
+
+exp(r) is a Taylor series, and 2^k is written into the bits of the exponent. `exact_exp` rounds each
+operation, so that spikes equal those of the loop, whose `model.exp` does the same on tensors.
+"""
 
 import math
 from typing import Any
@@ -8,8 +16,9 @@ from llvmlite import ir
 from numba import njit, types
 from numba.extending import overload
 
-from blockspike.neurons.cpu.kernels import intrinsic, kernel_with_fma
+from blockspike.neurons.cpu.kernels import in_kernels, intrinsic, kernel_with_fma
 from blockspike.neurons.cpu.lanes import Lanes, dtype_of
+from blockspike.neurons.derivative import compiled
 from blockspike.neurons.model import exp, maximum, where
 
 LN2 = math.log(2)
@@ -22,24 +31,16 @@ MOST = {4: 126.0, 8: 1022.0}
 """Largest power of two."""
 
 
-def real_of(x: Any) -> Any:
-    """Float type of a number or of a vector's lanes; callable in kernels only."""
-    raise NotImplementedError
-
-
-@overload(real_of)
-def _real_of_overload(x):
+@in_kernels
+def real_of(x):
+    """Float type of a number or of a vector's lanes."""
     real = np.float32 if dtype_of(x) == types.float32 else np.float64
     return lambda x: real
 
 
-def is_single(x: Any) -> Any:
+@in_kernels
+def is_single(x):
     """Whether x is in float32; resolved when a kernel is compiled."""
-    raise NotImplementedError
-
-
-@overload(is_single)
-def _is_single_overload(x):
     single = dtype_of(x) == types.float32
     return lambda x: single
 
@@ -75,30 +76,23 @@ def _power_of_two(typingctx, x):  # pyright: ignore[reportUnusedParameter]
     return x(x), codegen
 
 
-def _series(r: Any) -> Any:
-    """exp(r) for |r| ≤ ln2/2 by its Taylor series; callable in kernels only."""
-    raise NotImplementedError
+def _series_by(**options: Any) -> Any:
+    @in_kernels
+    def series(r):
+        """exp(r) for |r| ≤ ln2/2 by its Taylor series."""
+        first, *others = COEFFICIENTS[dtype_of(r).bitwidth // 8]
+        # Written out, since a loop over the coefficients would load them from memory.
+        y = f"real({first!r})"
+        for coefficient in others:
+            y = f"({y} * r + real({coefficient!r}))"
+        real = np.float32 if dtype_of(r) == types.float32 else np.float64
+        own = njit(**options)(compiled(f"def series(r):\n    return {y}\n", real=real))
+        return lambda r: own(r)
+
+    return series
 
 
-def _exact_series(r: Any) -> Any:
-    """The same, with each operation rounded."""
-    raise NotImplementedError
-
-
-def _series_of(r: Any, options: dict[str, Any]) -> Any:
-    single = dtype_of(r) == types.float32
-    first, *others = COEFFICIENTS[4 if single else 8]
-    y = f"real({first!r})"
-    for coefficient in others:
-        y = f"({y} * r + real({coefficient!r}))"
-    space = {"real": np.float32 if single else np.float64}
-    exec(f"def series(r):\n    return {y}\n", space)
-    own = njit(**options)(space["series"])
-    return lambda r: own(r)
-
-
-overload(_series)(lambda r: _series_of(r, {"fastmath": {"contract"}}))
-overload(_exact_series)(lambda r: _series_of(r, {}))
+_series, _exact_series = _series_by(fastmath={"contract"}), _series_by()
 
 
 @kernel_with_fma
@@ -111,32 +105,23 @@ def exp2_negative(t):
     return where(t < real(-126.0), real(0.0), _series(r) * _power_of_two(k))
 
 
-def _exp_by(series: Any) -> Any:
+def _exp_by(series: Any, **options: Any) -> Any:
     def compute(x):
         """Compute exp(x) to a few ulp (in float64 to 1e−12); 0 or Inf beyond its range."""
         real = real_of(x)
         most = real(126.0) if is_single(x) else real(1022.0)
         t = x * real(1 / LN2)
-        clipped = maximum(-maximum(-t, -most), -most)
-        k = _truncated(clipped + where(clipped < real(0.0), real(-0.5), real(0.5)))
+        clipped = maximum(-maximum(-t, -most), -most)  # so that k fits into the exponent's bits
+        k = _truncated(clipped + where(clipped < real(0.0), real(-0.5), real(0.5)))  # rounds
         y = series(x - k * real(LN2)) * _power_of_two(k)
         return where(t < -most, real(0.0), where(t > most, real(math.inf), y))
 
-    return compute
+    def implement(x):
+        own = njit(error_model="numpy", **options)(compute)
+        return lambda x: own(x)
+
+    return implement
 
 
-def exact_exp(x: Any) -> Any:
-    """`exp` for steps, rounded as `model.exp` rounds; callable in kernels only."""
-    raise NotImplementedError
-
-
-@overload(exp)
-def _exp_overload(x):
-    own = njit(error_model="numpy", fastmath={"contract"})(_exp_by(_series))
-    return lambda x: own(x)
-
-
-@overload(exact_exp)
-def _exact_exp_overload(x):
-    own = njit(error_model="numpy")(_exp_by(_exact_series))
-    return lambda x: own(x)
+overload(exp)(_exp_by(_series, fastmath={"contract"}))
+exact_exp = in_kernels(_exp_by(_exact_series))  # for steps, rounded as `model.exp` rounds

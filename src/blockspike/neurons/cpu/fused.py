@@ -1,9 +1,21 @@
-"""Simulation of any model in one pass over time, forward and backward, with the state in cache.
+"""Simulation of any model on a CPU in one pass over time, and its gradient in one pass back.
 
-The kernels (Numba) run exactly the model's steps and their gradient. Saved for backward: the input
-of each step and column, the state every CHUNK steps and, with recurrence, the spikes as bytes.
-Backward takes a chunk at a time: it replays the steps from the chunk's first state, then runs the
-chunk in reverse.
+A step needs few operations for each number it reads, so memory is the limit. A loop over time in
+PyTorch writes every intermediate result to memory. Here each thread takes a tile of columns through
+all of time, and chunk by chunk the state of a group of columns stays in registers (`groups.py`):
+
+               tile of a thread            next tile
+               | group | group | group | | …
+    chunk 0    |  0 →  |  1 →  |  2 →  |      CHUNK = 8 steps of a group at a time: a group's
+    chunk 1    |  3 →  |  4 →  |  5 →  |      states wait in `saved` for its next chunk, and
+    …                                         the rows of a chunk are read in order
+
+    saved      states before chunk 0, before chunk 1, …, after the last step
+
+Saved for backward: the input of each step and column, the state before each chunk and, with
+recurrence, the spikes as bytes. Keeping every state would cost more memory traffic than the steps.
+So backward takes a chunk at a time, from the last: it replays the steps from the chunk's first
+state into the L1 cache, then runs the chunk in reverse.
 """
 
 from __future__ import annotations
@@ -14,9 +26,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from blockspike.neurons.cpu.events import SpikeEvents
+from blockspike.neurons.cpu.events import SpikeEvents, event_weight_gradient
 from blockspike.neurons.cpu.groups import (
     CHUNK,
+    Gradients,
     Neurons,
     Outputs,
     Replayed,
@@ -42,9 +55,7 @@ from blockspike.neurons.cpu.tiles import (
     columns,
     list_arriving,
     list_spikes,
-    recurrent_weight_gradient,
     tile_width,
-    weight_array,
     weight_panels,
     write_arriving,
 )
@@ -53,7 +64,9 @@ from blockspike.neurons.delays import RecurrentDelays
 if TYPE_CHECKING:
     from blockspike.neurons.ops import Settings
 
-_STREAMED_BYTES = 2**23  # larger results bypass the caches, which could not hold them
+# Larger results bypass the caches, which could not hold them. An ordinary store would first read
+# the line that it overwrites.
+_STREAMED_BYTES = 2**23
 _WIDEST_TILE = 4096  # without gradient through recurrence; long rows suit the memory
 
 
@@ -74,6 +87,7 @@ def _forward(
 
     Arguments are bundled here and not before, since Numba takes 10 µs to recognise a bundle.
     """
+    # What is sliced or passed on loses its reference count, or threads would share the counter.
     n_steps, n_columns = current.shape
     stride, none, recurrent = np.uintp(n_columns), np.uintp(0), weight_t.size > 0
     current, spike_bytes = without_refcount(current), without_refcount(spike_bytes)
@@ -89,18 +103,23 @@ def _forward(
     size = np.uintp(saved.shape[1]) * stride if len(saved) > 1 else none
     for start in range(first_tile * tile, last_tile * tile, tile):
         stop = min(n_columns, start + tile)
-        width, at = stop - start, none
+        width, at = stop - start, none  # `at` is where the chunk's first states are
         if not recurrent:
             for first in range(0, n_steps, CHUNK):
                 span = Span(first, min(n_steps, first + CHUNK), start, stop, stride)
                 advance(neurons, span, source, states, at, at + size, out)
                 at += size
             continue
-        units = np.empty((delay, width), np.int32)  # that spiked: slot t mod delay is for step t
+        # A ring of lists: slot t mod delay holds the units whose spikes arrive at step t. Step t
+        # reads its slot before it writes the spikes that arrive at step t + delay.
+        units = np.empty((delay, width), np.int32)
         n_units = np.zeros((delay, width // weight_t.shape[1]), np.int64)
-        if before.size > 0 and delays.size == 0:
-            _list_before(before, start, stop, weight_t.shape[1], units, n_units)
-        block = np.empty((min(delay, CHUNK), width), current.dtype)  # total input of some steps
+        if delays.size == 0:
+            for slot in range(len(before)):
+                list_spikes(before[slot, start:stop], weight_t.shape[1], units[slot], n_units[slot])
+        # The recurrent input of up to `delay` steps is known in advance, since none of them hears
+        # of another's spikes. A block of it stays in the cache, and groups run through all of it.
+        block = np.empty((min(delay, CHUNK), width), current.dtype)
         for first in range(0, n_steps, CHUNK):
             last = min(n_steps, first + CHUNK)
             for begin in range(first, last, len(block)):
@@ -114,6 +133,7 @@ def _forward(
                     add_recurrent(current[t, start:stop], units[slot], n_units[slot], weight_t, row)
                     if drives.size > 0:
                         _copy(row, drives, np.uintp(t) * stride + np.uintp(start), stream)
+                # Step `begin` of column `start` is the block's first number.
                 shift = np.uintp(begin) * np.uintp(width) + np.uintp(start)
                 span, rows = Span(begin, end, start, stop, stride), _flat(block)
                 now = at if begin == first else at + size
@@ -128,13 +148,8 @@ def _forward(
 
 
 @kernel
-def _list_before(before, start, stop, n_neurons, units, n_units):
-    for slot in range(len(before)):
-        list_spikes(before[slot, start:stop], n_neurons, units[slot], n_units[slot])
-
-
-@kernel
 def _copy(row, target, at, stream):
+    """Store a row from target[at] on, past the caches if `stream`."""
     lanes, n = np.uintp(n_lanes(row)), np.uintp(row.size)
     for i_ in range(0, row.size, n_lanes(row)):
         i = np.uintp(i_)
@@ -150,15 +165,14 @@ def _backward(
 ):  # fmt: skip
     """Backpropagate through some tiles; `panels` of size 0: not through recurrence.
 
-    `delay` and `delays` are as in `_forward`.
-
-    `grad_level` are gradients of membrane and threshold, flat, or None.
+    `delay` and `delays` are as in `_forward`. `grad_level` are gradients of membrane and threshold,
+    flat, or None.
     """
     n_steps, n_columns = drives.shape
     stride, none, feedback = np.uintp(n_columns), np.uintp(0), panels.size > 0
     grad_spikes, grad_current = without_refcount(grad_spikes), without_refcount(grad_current)
-    grad_current_flat, drives, states = _flat(grad_current), _flat(drives), _flat(saved)
-    grads, sums, panels = _flat(grads), _flat(sums), without_refcount(panels)
+    drives, states, panels = _flat(drives), _flat(saved), without_refcount(panels)
+    back = Gradients(reset_has_grad, _flat(grads), _flat(grad_current), _flat(sums))
     neurons = Neurons(model, constants, _flat(parameters))
     slopes = Slopes(surrogate, slope_constants)
     from_spikes = Rows(_flat(grad_spikes), stride, none)
@@ -167,9 +181,14 @@ def _backward(
     for start in range(first_tile * tile, last_tile * tile, tile):
         stop = min(n_columns, start + tile)
         width = stop - start
+        # Without feedback, a group is replayed and reversed before the next one, in the L1 cache.
+        # With feedback, step t of a column needs later steps of the whole sample, so the groups of
+        # a tile are all replayed first. WIDEST_TILE keeps them in the L2 cache.
         n_groups = (width + lanes - 1) // lanes if feedback else 1
         replayed = np.empty(np.uintp(n_groups) * group_size, drives.dtype)
         block = np.empty((n_block, width if feedback else 1), drives.dtype)
+        # With a delay for each neuron, `fed` is a ring of Wᵀ·gradient for steps that are done; each
+        # neuron takes its part from the step at which its spike arrived.
         n_fed = min(n_steps, delays.max()) + n_block if feedback and delays.size > 0 else 1
         fed = np.empty((n_fed, width if n_fed > 1 else 1), drives.dtype)
         for chunk in range((n_steps - 1) // CHUNK, -1, -1):
@@ -182,12 +201,11 @@ def _backward(
                 if feedback:
                     at += group_size
                 else:
-                    reverse(
-                        neurons, reset_has_grad, first, span, from_spikes, grad_level, drives,
-                        own, grads, grad_current_flat, sums,
-                    )  # fmt: skip
+                    reverse(neurons, first, span, drives, own, from_spikes, grad_level, back)
             if not feedback:
                 continue
+            # As forward: the feedback of up to `delay` steps comes from later ones. So it is added
+            # to the gradient of a block of spikes, and then each group runs back through the block.
             for end in range(last, first, -n_block):
                 begin = max(first, end - n_block)
                 for t in range(begin, end):
@@ -203,10 +221,7 @@ def _backward(
                 for left in range(start, stop, lanes):
                     span = Span(begin, end, left, min(stop, left + lanes), stride)
                     own = Replayed(without_refcount(replayed), at)
-                    reverse(
-                        neurons, reset_has_grad, first, span, from_block, grad_level, drives,
-                        own, grads, grad_current_flat, sums,
-                    )  # fmt: skip
+                    reverse(neurons, first, span, drives, own, from_block, grad_level, back)
                     at += group_size
                 for t in range(begin, end if delays.size > 0 else begin):
                     row = fed[t % n_fed]
@@ -255,7 +270,7 @@ def forward(
     n_steps, batch_size, n_neurons = current.shape
     flat = current.detach().reshape(n_steps, -1).contiguous()
     n_columns, n_states = flat.shape[1], len(s.model.all_states)
-    weight_t = weight_array(weight, flat)
+    of_weight = flat.new_empty(0, 0) if weight is None else weight.detach().T.contiguous()
     spikes = flat.new_empty(current.shape)
     spike_bytes = torch.empty_like(flat, dtype=torch.uint8)
     level = [torch.empty_like(flat) if membrane else flat.new_empty(0, 0) for _ in range(2)]
@@ -271,7 +286,7 @@ def forward(
     run(
         _forward, -(-n_columns // tile), tile, flat.numpy(), s.derived,
         numbers(s.constants, flat.numpy()), columns(parameters, batch_size), delay, of_neurons,
-        weight_t, arrived, stream, of_spikes.numpy(), spike_bytes.numpy(),
+        of_weight.numpy(), arrived, stream, of_spikes.numpy(), spike_bytes.numpy(),
         *(x.numpy() for x in (*level, drives, saved)),
     )  # fmt: skip
     last = saved[-1].clone() if keep else saved[-1]
@@ -318,11 +333,23 @@ def backward(
 def weight_gradient(
     grad_current: Tensor, spike_bytes: Tensor, before: Tensor | None, delay: int, weight: Tensor
 ) -> Tensor:
-    """Gradient of the recurrent weight [N, N]."""
-    grad = recurrent_weight_gradient(grad_current, SpikeEvents(spike_bytes), delay)
+    """Gradient of the recurrent weight [N, N], dLoss/dW = Σ gI[t] ⊗ S[t − delay], event by event.
+
+    It is the transpose of a contiguous tensor, as layers keep their weights.
+    """
+
+    def outer(later: Tensor, spikes: Tensor) -> Tensor:
+        n = later.shape[2]
+        if not len(later):
+            return later.new_zeros(n, n).T
+        events = SpikeEvents(spikes).row_ptr_and_unit
+        rows = later.flatten(0, 1).numpy()
+        return torch.from_numpy(event_weight_gradient(*events, rows, 1, 0, n))[0].T
+
+    grad = outer(grad_current[delay:], spike_bytes)
     if before is not None:
-        on_their_way = SpikeEvents(before[: len(grad_current)].to(torch.uint8))
-        grad = grad + recurrent_weight_gradient(grad_current[: len(before)], on_their_way, 0)
+        on_their_way = before[: len(grad_current)].to(torch.uint8)
+        grad = grad + outer(grad_current[: len(before)], on_their_way)
     return grad
 
 

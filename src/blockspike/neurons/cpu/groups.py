@@ -3,7 +3,15 @@
 `fused.py` runs a tile of any model forward and backward with these kernels. All arrays are flat.
 Step t of column c is at t · stride + c, and the rows of parameters, states and sums are as far
 apart, except where `Rows` say otherwise. Indices are unsigned: signed ones may be negative, which
-would be checked at each access.
+would be checked at each access. Two indices that step through the arrays are cheaper than
+t · stride + c at each step.
+
+`replay` writes into a piece of the L1 cache, for each of CHUNK steps a vector per number:
+
+    replayed   | margins 0 … 7 | slopes 0 … 7 | states before step 0 | … | before step 7 |
+                 1 vector each   1 vector each  K vectors each, one per state and counter
+
+In float32 a vector is 64 bytes, so 2 KB for a model with 2 states.
 """
 
 from typing import Any, NamedTuple
@@ -78,6 +86,18 @@ class Outputs(NamedTuple):
     stream: bool
 
 
+class Gradients(NamedTuple):
+    """What backward writes: gradients of states and current, and of parameters in float64 `sums`.
+
+    `reset_has_grad` is 1 if gradient flows through the reset, else 0.
+    """
+
+    reset_has_grad: Any
+    states: np.ndarray
+    current: np.ndarray
+    sums: np.ndarray
+
+
 class Replayed(NamedTuple):
     """Chunks of one group after another: margins, slopes, and the states before each step."""
 
@@ -95,6 +115,8 @@ def advance(neurons, span, source, states, before, after, out):
     for column_ in range(span.start, span.stop, n_lanes(states)):
         column = np.uintp(column_)
         n = min(lanes, np.uintp(span.stop) - column)
+        # Registers: parameters and states, before the loop over time and throughout it. Memory: one
+        # load and two stores for each step.
         own = parameter_rows(model, neurons.parameters, column, span.stride, n)
         now = state_rows(model, states, before + column, span.stride, n)
         x = np.uintp(span.first) * span.stride + column
@@ -122,7 +144,10 @@ def replayed_size(model, like):
 
 @kernel
 def replay(neurons, slopes, span, drives, states, before, replayed):
-    """Replay a chunk of one group from the states at states[before + column]."""
+    """Replay a chunk of one group from the states at states[before + column].
+
+    The surrogate's slope is computed on the way, while the margin is in a register.
+    """
     model, lanes = neurons.model, np.uintp(n_lanes(drives))
     column, n = np.uintp(span.start), np.uintp(span.stop - span.start)
     own = parameter_rows(model, neurons.parameters, column, span.stride, n)
@@ -143,26 +168,26 @@ def replay(neurons, slopes, span, drives, states, before, replayed):
 
 @kernel_with_fma
 def reverse(
-    neurons, reset_has_grad, chunk_first, span, grad_spikes, grad_level, drives, replayed, grads,
-    grad_current, sums,
+    neurons, chunk_first, span, drives, replayed, grad_spikes, grad_level, back
 ):  # fmt: skip
     """Backpropagate through the last steps of a group's chunk, which begins at chunk_first.
 
-    `grads` are the gradients of the states; `sums`, in float64, those of the parameters.
-    `grad_level` are the gradients of membrane and threshold, or None; Numba leaves out the branch
-    that is not taken.
+    `grad_level` are the gradients of membrane and threshold, or None, which Numba knows when it
+    compiles, so that it leaves out the other branch.
     """
     model, lanes = neurons.model, np.uintp(n_lanes(drives))
     column, n = np.uintp(span.start), np.uintp(span.stop - span.start)
     own = parameter_rows(model, neurons.parameters, column, span.stride, n)
-    now = grad_rows(model, grads, column, span.stride, n)
-    total = no_sums(model, drives)
+    now = grad_rows(model, back.states, column, span.stride, n)
+    total = no_sums(model, drives)  # of this span, in the array's type and in registers
     to_slopes, n_states = np.uintp(CHUNK) * lanes, np.uintp(n_rows(model)[1])
     done = np.uintp(span.last - chunk_first) * lanes
     x = np.uintp(span.last) * span.stride + column
     y = np.uintp(span.last) * grad_spikes.stride + column - grad_spikes.shift
     k = replayed.at + done
     kept = replayed.at + np.uintp(2) * to_slopes + done * n_states
+    # Indices start one step late and go down before each use, so that none falls below 0, which an
+    # unsigned number cannot be. The loop itself counts up.
     for _ in range(span.first, span.last):
         x -= span.stride
         y -= grad_spikes.stride
@@ -177,15 +202,16 @@ def reverse(
         if grad_level is None:
             to_drive, to_parameters, now = reverse_step(
                 model, drive, own, neurons.constants, state, margin, slope, grad_spike,
-                reset_has_grad, now,
+                back.reset_has_grad, now,
             )  # fmt: skip
         else:
             to_drive, to_parameters, now = reverse_step(
                 model, drive, own, neurons.constants, state, margin, slope, grad_spike,
-                reset_has_grad, now, load_lanes(grad_level[0], x, n),
+                back.reset_has_grad, now, load_lanes(grad_level[0], x, n),
                 load_lanes(grad_level[1], x, n),
             )  # fmt: skip
-        store_lanes(to_drive, grad_current, x, n, False)
+        store_lanes(to_drive, back.current, x, n, False)
         total = add_each(total, to_parameters)
-    store_rows(now, grads, column, span.stride, n)
-    add_rows(total, sums, column, span.stride, n)
+    store_rows(now, back.states, column, span.stride, n)
+    # Sums over all of time are in float64: few additions, so it costs little.
+    add_rows(total, back.sums, column, span.stride, n)

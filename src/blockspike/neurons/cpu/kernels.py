@@ -1,7 +1,16 @@
-"""Shared by all Numba kernels: how they are compiled.
+"""How functions become kernels: compiled by Numba, kept on disk, run without the GIL.
 
-A kernel is a serial function of a range of work items that releases the GIL; `threads.run` spreads
-the range over threads.
+A kernel is a serial function of a range of work items; `threads.run` spreads the range over
+threads. A kernel's source is Python, but it runs compiled only, and Numba has traps:
+
+- A slice of an array counts a reference, atomically. Threads that slice one array wait for each
+  other's counter, so kernels drop the count first (`without_refcount`) or use flat arrays and
+  offsets.
+- A signed index may be negative, and Numba then adds the array's length. So each access checks the
+  sign, and LLVM does not vectorise such loops. `np.uintp` indices have no check.
+- A call passes arrays whole, with their counts. Small helpers are inlined (`kernel_part`).
+- A loop that counts down does not vectorise. Kernels that go back through time count up and
+  subtract.
 """
 
 import sys
@@ -13,10 +22,12 @@ import numba
 from llvmlite import ir
 from numba import extending
 from numba.core.event import Listener, register
-from numba.extending import overload
 
 from blockspike.neurons.cpu.cache import keep_on_disk
 
+# Division by 0 gives Inf as in NumPy; Numba's default raises an error, which costs a branch.
+EXACT: dict[str, Any] = {"error_model": "numpy", "nogil": True}
+WITH_FMA: dict[str, Any] = {**EXACT, "fastmath": {"contract"}}
 _SLOW_S = 1.0
 
 
@@ -55,47 +66,50 @@ register("numba:compile", Announcement())
 intrinsic: Any = extending.intrinsic  # pyright cannot know that callers leave out `typingctx`
 
 
-def kernel(function: Callable) -> Callable:
-    """Compile `function` to run without the GIL, cached on disk between processes.
+def _compiler(options: dict[str, Any]) -> Callable[[Callable], Any]:
+    return lambda function: keep_on_disk(numba.njit(**options)(function))
 
-    Operations are rounded as written, so that spikes equal those of PyTorch.
+
+# Operations are rounded as written, so that spikes equal those of PyTorch.
+kernel = _compiler(EXACT)
+# Always inlined into a kernel: a call would count the references of each array.
+kernel_part = _compiler(EXACT | {"forceinline": True})
+# a·b + c may round once (FMA). For gradients, and for products with delays, whose sums have an
+# order of their own anyway.
+kernel_with_fma = _compiler(WITH_FMA)
+
+
+def in_kernels(implement: Callable, **options: Any) -> Any:
+    """Define a function of kernels by what Numba shall compile for arguments of given types.
+
+    `implement` gets Numba types and returns a Python function of the same arguments.
     """
-    return keep_on_disk(numba.njit(error_model="numpy", nogil=True)(function))
 
+    def function(*_):
+        raise NotImplementedError(
+            "kernels: expected compiled ones, got NUMBA_DISABLE_JIT=1; unset it, or use "
+            "method='standard'"
+        )
 
-def kernel_part(function: Callable) -> Callable:
-    """Compile as `kernel` does, always inlined: a call would count the references of each array."""
-    options = {"error_model": "numpy", "nogil": True, "forceinline": True}
-    return keep_on_disk(numba.njit(**options)(function))
-
-
-def kernel_with_fma(function: Callable) -> Callable:
-    """Compile as `kernel` does, but let a·b + c round once (FMA).
-
-    For gradients, and for products with delays, whose sums have an order of their own anyway.
-    """
-    options = {"error_model": "numpy", "nogil": True, "fastmath": {"contract"}}
-    return keep_on_disk(numba.njit(**options)(function))
-
-
-def without_refcount(array: Any) -> Any:
-    """Drop the reference count of an array in a kernel; the caller must keep the array alive.
-
-    Slices count references atomically, so threads that slice one array would wait for each other.
-    """
-    return array
-
-
-@overload(without_refcount)
-def _without_refcount_overload(array):
-    return lambda array: _without_refcount(array)
+    extending.overload(function, jit_options=options)(implement)
+    return function
 
 
 @intrinsic
-def _without_refcount(typingctx, array):  # pyright: ignore[reportUnusedParameter]
+def _uncounted(typingctx, array):  # pyright: ignore[reportUnusedParameter]
     def codegen(context, builder, signature, args):
         view = context.make_array(array)(context, builder, args[0])
         view.meminfo = ir.Constant(view.meminfo.type, None)
         return view._getvalue()
 
     return array(array), codegen
+
+
+def without_refcount(array: Any) -> Any:
+    """Drop the reference count of an array in a kernel; the caller must keep the array alive."""
+    return array
+
+
+@extending.overload(without_refcount)
+def _without_refcount(array):
+    return lambda array: _uncounted(array)

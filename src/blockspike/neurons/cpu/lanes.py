@@ -1,8 +1,16 @@
-"""Vectors for kernels: neighbouring columns are simulated together, their state in registers.
+"""Vectors of neighbouring columns as a number type of kernels, on which a model's step works.
 
-A compiler vectorises an inner loop over columns, and then loads and stores the state of every
-column at every step. With `Lanes`, the loop over time can be the inner one. A vector is 64 bytes:
-one cache line, or two to four registers where these are narrower.
+The obvious kernel loops over time outside and over columns inside. LLVM vectorises the inner loop,
+and then loads and stores the state of every column at every step. With `Lanes`, time is the inner
+loop and the state of a vector of columns stays in registers:
+
+    columns   0 … 15        16 … 31                  registers, all through a chunk of time
+    time  0   [ Lanes ]     [ Lanes ]                parameters  [ Lanes ] …
+          1   [ Lanes ]     [ Lanes ]                states      [ Lanes ] …
+          …   ↓ this group, then the next            sums        [ Lanes ] …
+
+A vector is 64 bytes: one cache line, 16 columns in float32, 8 in float64. Where registers are
+narrower, LLVM splits it into two or four. It also splits wider ones, see `lane_memory.py`.
 """
 
 import operator
@@ -14,7 +22,7 @@ from numba import types
 from numba.core.errors import TypingError
 from numba.extending import models, overload, register_model
 
-from blockspike.neurons.cpu.kernels import intrinsic
+from blockspike.neurons.cpu.kernels import in_kernels, intrinsic
 from blockspike.neurons.model import maximum, where
 
 LANES_BYTES = 64
@@ -40,23 +48,16 @@ class _LanesModel(models.PrimitiveModel):
         super().__init__(manager, kind, kind.llvm)
 
 
-def n_lanes(array: Any) -> Any:
-    """Number of the array's elements in a vector; callable in kernels only."""
-    raise NotImplementedError(
-        "kernels: expected compiled ones, got NUMBA_DISABLE_JIT=1; unset it, or use "
-        "method='standard'"
-    )
-
-
-@overload(n_lanes)
-def _n_lanes(array):
+@in_kernels
+def n_lanes(array):
+    """Number of the array's elements in a vector, a constant of the kernel."""
     count = lanes_of(array.dtype).count
     return lambda array: count
 
 
-def lanes_of(dtype: Any) -> Lanes:
-    """Type of a vector of numbers of this type."""
-    return Lanes(dtype, LANES_BYTES * 8 // dtype.bitwidth)
+def lanes_of(dtype: Any, n_vectors: int = 1) -> Lanes:
+    """Type of a vector of numbers of this type, or of several in one."""
+    return Lanes(dtype, n_vectors * LANES_BYTES * 8 // dtype.bitwidth)
 
 
 def dtype_of(kind: Any) -> Any:
@@ -69,6 +70,7 @@ def dtype_of(kind: Any) -> Any:
 
 def in_every_lane(builder: Any, number: Any, count: int) -> Any:
     """Generate code for a vector with the number in each of its lanes."""
+    # LLVM knows this pair as one broadcast: insert into lane 0, then copy lane 0 to all.
     nothing = ir.Constant(ir.VectorType(number.type, count), ir.Undefined)
     first = builder.insert_element(nothing, number, ir.IntType(32)(0))
     places = ir.Constant(ir.VectorType(ir.IntType(32), count), [0] * count)
@@ -116,7 +118,10 @@ def _lanes_among(*kinds: Any) -> Lanes:
 
 
 def _define(operation: Callable, build: Callable[..., Any], dtype: Any = None) -> None:
-    """Let `operation` take vectors, or a vector and a number."""
+    """Let `operation` take vectors, or a vector and a number.
+
+    LLVM's instructions are the same for vectors and numbers, so one line each suffices below.
+    """
 
     @intrinsic
     def compute(typingctx, x, y):  # pyright: ignore[reportUnusedParameter]
@@ -129,6 +134,8 @@ def _define(operation: Callable, build: Callable[..., Any], dtype: Any = None) -
 
         return result(x, y), codegen
 
+    # Numba compiles this overload with the flags of its caller: in a kernel with FMA, LLVM may
+    # fuse the multiplication and addition of two such operations.
     @overload(operation)
     def _operation(x, y):
         if isinstance(x, Lanes) or isinstance(y, Lanes):
@@ -149,6 +156,7 @@ _define(operator.lt, _compare("<"), types.boolean)
 _define(operator.ge, _compare(">="), types.boolean)
 _define(operator.le, _compare("<="), types.boolean)
 _define(operator.eq, _compare("=="), types.boolean)
+# As in IEEE 754, a comparison with NaN is false, except this one.
 _define(operator.ne, lambda builder, x, y: builder.fcmp_unordered("!=", x, y), types.boolean)
 _define(operator.and_, lambda builder, x, y: builder.and_(x, y))
 _define(operator.or_, lambda builder, x, y: builder.or_(x, y))
@@ -210,18 +218,3 @@ def add_each(typingctx, x, y):  # pyright: ignore[reportUnusedParameter]
         return context.make_tuple(builder, x, [builder.fadd(*pair) for pair in pairs])
 
     return x(x, y), codegen
-
-
-@intrinsic
-def add_scaled(typingctx, total, number, block):  # pyright: ignore[reportUnusedParameter]
-    """Compute total + number · block for tuples of vectors."""
-
-    def codegen(context, builder, signature, args):
-        factor = _spread(context, builder, number, args[1], total.dtype)
-        values = []
-        for k in range(total.count):
-            x, y = builder.extract_value(args[0], k), builder.extract_value(args[2], k)
-            values.append(builder.fadd(x, builder.fmul(factor, y)))
-        return context.make_tuple(builder, total, values)
-
-    return total(total, number, block), codegen

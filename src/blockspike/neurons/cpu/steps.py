@@ -1,22 +1,25 @@
-"""A neuron model in kernels: its step, the derivative, and rows of numbers as tuples."""
+"""A neuron model in kernels: its step, the derivative, and rows of numbers as tuples.
+
+The step of a model is a text (`derivative.py`), which Numba compiles into the kernel that calls
+`step(model, …)`. So each model has its kernel, and LLVM optimises the step within the loop. To
+Numba, a model is an argument without content whose type, `Compiled`, names the text.
+"""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
 from llvmlite import ir
 from numba import njit, types
-from numba.extending import NativeValue, models, overload, register_model, typeof_impl, unbox
+from numba.extending import NativeValue, models, register_model, typeof_impl, unbox
 
 from blockspike.neurons.cpu.exponential import exact_exp
-from blockspike.neurons.cpu.kernels import intrinsic
+from blockspike.neurons.cpu.kernels import EXACT, WITH_FMA, in_kernels, intrinsic
 from blockspike.neurons.cpu.lane_memory import load
 from blockspike.neurons.cpu.lanes import Lanes, lanes_of, spread
 from blockspike.neurons.derivative import Derived, compiled
 from blockspike.neurons.model import exp, maximum, where
-
-_EXACT: Any = {"error_model": "numpy", "nogil": True}
-WITH_FMA: Any = {**_EXACT, "fastmath": {"contract"}}
 
 
 class Compiled(types.Type):
@@ -70,29 +73,13 @@ def in_numba(text: str, options: dict[str, Any], exponential: Any = exp) -> Any:
     return njit(**options)(compiled(text, where=where, maximum=maximum, exp=exponential))
 
 
-def step(model: Any, *arguments: Any) -> Any:
+@partial(in_kernels, **EXACT)
+def step(model, *arguments):
     """Spike, margin and states after a step of (drive, parameters, constants, state).
 
-    The drive may be a pair (see `given_spikes`). Callable in kernels only.
+    The drive may be a pair (see `given_spikes`).
     """
-    raise NotImplementedError
 
-
-def whole_step(model: Any, *arguments: Any) -> Any:
-    """Do as `step`, but return spike, membrane, threshold, margin and states."""
-    raise NotImplementedError
-
-
-def reverse_step(model: Any, *arguments: Any) -> Any:
-    """Gradients of drive, parameters and state before a step; arguments as in `NeuronModel`.
-
-    Gradients of membrane and threshold may follow. Callable in kernels only.
-    """
-    raise NotImplementedError
-
-
-@overload(step, jit_options=_EXACT)
-def _step(model, *arguments):
     def call(model, *arguments):
         spike, _, _, margin, after = whole_step(model, *arguments)
         return spike, margin, after
@@ -100,26 +87,31 @@ def _step(model, *arguments):
     return call
 
 
-@overload(whole_step, jit_options=_EXACT)
-def _whole_step(model, *arguments):
-    own = in_numba(model.of.step, _EXACT, exact_exp)
+@partial(in_kernels, **EXACT)
+def whole_step(model, *arguments):
+    """Do as `step`, but return spike, membrane, threshold, margin and states."""
+    own = in_numba(model.of.step, EXACT, exact_exp)
     return lambda model, *arguments: _complete(own(*arguments), arguments[0])
 
 
-@overload(reverse_step, jit_options=WITH_FMA)
-def _reverse_step(model, *arguments):
+@partial(in_kernels, **WITH_FMA)
+def reverse_step(model, *arguments):
+    """Gradients of drive, parameters and state before a step; arguments as in `NeuronModel`.
+
+    Gradients of membrane and threshold may follow.
+    """
     has_level = len(arguments) > 9
     own = in_numba(model.of.reverse_all if has_level else model.of.reverse, WITH_FMA)
     return lambda model, *arguments: _complete(own(*arguments), arguments[0])
 
 
-def _complete(results: Any, like: Any) -> Any:
-    """Results of a step, numbers among vectors spread over the lanes; callable in kernels only."""
-    raise NotImplementedError
+@in_kernels
+def _complete(results, like):
+    """Results of a step, numbers among vectors spread over the lanes.
 
-
-@overload(_complete)
-def _complete_overload(results, like):
+    A step may return a constant, such as a threshold of 1; the kernel's types must not depend on
+    it.
+    """
     if isinstance(like, Lanes):
         return lambda results, like: spread(results, like)
     return lambda results, like: spread(results, like[0])  # a drive and the given spikes
@@ -128,13 +120,9 @@ def _complete_overload(results, like):
 # Rows of numbers
 
 
-def n_rows(model: Any) -> Any:
-    """Numbers of parameters, states with counters, and states alone; callable in kernels only."""
-    raise NotImplementedError
-
-
-@overload(n_rows)
-def _n_rows(model):
+@in_kernels
+def n_rows(model):
+    """Numbers of parameters, states with counters, and states alone."""
     m = model.of.model
     numbers = (len(m.parameters), len(m.all_states), len(m.states))
     return lambda model: numbers
@@ -149,7 +137,8 @@ def _row_loader(count: Callable[[Any], int]) -> Any:
         def codegen(context, builder, signature, args):
             row, values = args[2], []
             for _ in range(result.count):
-                values.append(load(context, builder, array, args[1], row, args[4]))
+                value = load(context, builder, array, args[1], row, args[4], result.dtype.count)
+                values.append(value)
                 row = builder.add(row, args[3])
             return context.make_tuple(builder, result, values)
 

@@ -1,15 +1,20 @@
-"""Surrogate derivatives in kernels: the formulas of `surrogates.py` on vectors."""
+"""Surrogate derivatives in kernels: the formulas of `surrogates.py` on vectors of margins.
+
+A formula is a text like a model's step, and Numba compiles it into the kernel. `MultiGaussian` is
+written by hand, with one exponential in place of three.
+"""
 
 import hashlib
 import math
+from functools import partial
 from typing import Any, NamedTuple
 
-from numba.extending import overload, typeof_impl
+from numba.extending import typeof_impl
 
 from blockspike.neurons.cpu.exponential import LN2, exp2_negative, is_single, real_of
-from blockspike.neurons.cpu.kernels import kernel_with_fma
+from blockspike.neurons.cpu.kernels import WITH_FMA, in_kernels, kernel_with_fma
 from blockspike.neurons.cpu.lanes import spread
-from blockspike.neurons.cpu.steps import WITH_FMA, in_numba, known_type
+from blockspike.neurons.cpu.steps import in_numba, known_type
 from blockspike.neurons.derivative import slope_text
 from blockspike.neurons.model import where
 from blockspike.neurons.surrogates import CENTRE, SIDES, MultiGaussian, Surrogate
@@ -35,14 +40,14 @@ def multi_gaussian(margin, constants):
     square = u * u
     e = exp2_negative(square * real(-1 / (18 * LN2)))
     near = where(square < real(40.0), e, real(0.0))  # e³⁶ < 1e−34 beyond; denormals are slow
-    e4 = near * near
+    e4 = near * near  # e³⁶ by squaring: five products in place of an exponential
     e4 = e4 * e4
     e32 = e4 * e4
     e32 = e32 * e32
     e32 = e32 * e32
-    # (u/18)²; e is 0 beyond |u| = 39.7
+    # (u/18)², limited since 0 · Inf would be NaN; e is 0 beyond |u| = 39.7
     w = where(square < real(1600.0), square, real(1600.0)) * real(1 / 324)
-    if is_single(u):
+    if is_single(u):  # cosh by its Taylor series in w, as far as the precision needs
         cosh = w * real(1 / 40320) + real(1 / 720)
     else:
         cosh = w * real(1 / 3628800) + real(1 / 40320)
@@ -56,11 +61,6 @@ def multi_gaussian(margin, constants):
 _BOTH_SIDES = SIDES * 2 * math.exp(-1 / 72)
 
 
-def slope_of(surrogate: Any, margin: Any, constants: Any) -> Any:
-    """Derivative of a surrogate at a vector of margins; callable in kernels only."""
-    raise NotImplementedError
-
-
 @typeof_impl.register(Slope)
 def _typeof_slope(surrogate, c):  # pyright: ignore[reportUnusedParameter]
     kind, n_constants = surrogate
@@ -70,8 +70,9 @@ def _typeof_slope(surrogate, c):  # pyright: ignore[reportUnusedParameter]
     return known_type(surrogate, hashlib.sha256(text.encode()).hexdigest()[:32])
 
 
-@overload(slope_of, jit_options=WITH_FMA)
-def _slope_of(surrogate, margin, constants):
+@partial(in_kernels, **WITH_FMA)
+def slope_of(surrogate, margin, constants):
+    """Derivative of a surrogate at a vector of margins."""
     kind, n_constants = surrogate.of
     own: Any = multi_gaussian
     if kind.formula is not MultiGaussian.formula:

@@ -1,8 +1,17 @@
-"""Run kernels on the threads that PyTorch already has.
+"""Threads for kernels: those that PyTorch already has.
 
 PyTorch's threads wait for their next work in a loop, on their cores, for some milliseconds. Threads
-of ours would have to share the cores with them. For the same reason Numba's `parallel=True` is
-avoided: its own OpenMP threads beside PyTorch's slowed PyTorch's operations down by up to 25 times.
+of ours would have to share the cores with them. Numba's `parallel=True` starts its own OpenMP
+threads, which slowed PyTorch's operations down by up to 25 times, and it kills forked children.
+
+So `run` calls the OpenMP runtime that PyTorch has loaded. Kernels release the GIL, and the threads
+take piece after piece of the work:
+
+    items    0 ────────────────────────────── n        up to 4 pieces for each thread
+    pieces   | 0 | 1 | 2 | 3 | 4 | 5 | 6 | 7 |         a thread that is done takes the next
+
+A forked child has none of its parent's threads, and GNU OpenMP would wait for them. So kernels run
+on a pool of Python's threads there, as where PyTorch has another runtime.
 """
 
 import ctypes
@@ -33,7 +42,8 @@ def run(compiled: Callable, n_items: int, *args: Any) -> None:
     job = _Job(compiled, iter(list(pairwise(bounds))), args, [])
     parallel = _openmp_parallel()
     if parallel is None:
-        others = [_threads().submit(_work, job) for _ in range(min(n_threads, n_items) - 1)]
+        submit, n_others = _pool(os.getpid()).submit, min(n_threads, n_items) - 1
+        others = [submit(_work, job) for _ in range(n_others)]
         _work(job)
         wait(others)
     else:
@@ -59,16 +69,12 @@ def _work(job: _Job) -> None:
 
 _THREAD_FUNCTION = ctypes.CFUNCTYPE(None, ctypes.py_object)
 _work_of_thread = _THREAD_FUNCTION(_work)
-_forked = False
-_pool: ThreadPoolExecutor | None = None
+_process = os.getpid()
 
 
 def _openmp_parallel() -> Callable | None:
-    """Function that runs a C function on PyTorch's threads; None where there are no such threads.
-
-    Threads of a parent do not survive a fork, and GNU OpenMP would wait for them.
-    """
-    return None if _forked else _find_openmp_parallel()
+    """Function that runs a C function on PyTorch's threads; None where there are none."""
+    return _find_openmp_parallel() if os.getpid() == _process else None
 
 
 @cache
@@ -84,17 +90,7 @@ def _find_openmp_parallel() -> Callable | None:
     return parallel
 
 
-def _threads() -> ThreadPoolExecutor:
-    global _pool
-    if _pool is None:
-        _pool = ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="blockspike")
-    return _pool
-
-
-def _after_fork() -> None:
-    global _pool, _forked
-    _pool, _forked = None, True
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)
+@cache
+def _pool(process: int) -> ThreadPoolExecutor:
+    """Threads of a process: a forked child needs others than its parent."""
+    return ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="blockspike")

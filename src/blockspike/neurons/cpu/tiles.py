@@ -1,8 +1,14 @@
-"""Shared by the CPU kernels of all methods: tiles of columns, and recurrence event by event.
+"""Tiles: the columns of [T, B·N] that one thread takes through time, and recurrence within them.
 
-Kernels treat [T, B, N] as T rows of B·N columns and take one tile of columns at a time. With
-recurrence, a tile holds whole samples, and each spike adds one row of weights after the delay. This
-needs no matrix product, and the cost does not depend on the delay.
+Kernels treat [T, B, N] as T rows of B·N columns. Columns without recurrence do not depend on each
+other, so a tile is any range of them. With recurrence a tile holds whole samples, here two of N
+neurons each, since a spike reaches all neurons of its sample:
+
+    columns   | sample 0: 0 … N−1 | sample 1: 0 … N−1 |  next tile …
+    step t    | current + weight rows of the units that spiked at t − delay |
+
+Each spike adds one row of weights after the delay. This needs no matrix product, and the cost does
+not depend on the delay. The gradient is not sparse, so backward does use dense products.
 """
 
 import numpy as np
@@ -10,10 +16,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from blockspike.neurons.cpu.events import SpikeEvents, event_weight_gradient, list_units, sum_rows
+from blockspike.neurons.cpu.events import list_units, sum_rows
 from blockspike.neurons.cpu.kernels import kernel, kernel_part, kernel_with_fma
-from blockspike.neurons.cpu.lane_memory import BLOCK, load_block, store_block
-from blockspike.neurons.cpu.lanes import LANES_BYTES, add_scaled
+from blockspike.neurons.cpu.lane_memory import BLOCK, load_block, store_lanes
+from blockspike.neurons.cpu.lanes import LANES_BYTES, n_lanes
 
 WIDEST_TILE = 2048  # columns of a tile, few enough that a chunk stays in the L2 cache
 
@@ -37,23 +43,31 @@ def list_spikes(spike_bytes, n_neurons, units, n_units):
 
 
 @kernel_part
+def _arrives(spike_bytes, before, step, column):
+    """Whether a column spiked at `step`, which is negative before the first; 0 or 1.
+
+    An empty `before` [D, B·N] holds no spikes.
+    """
+    if step >= 0:
+        return spike_bytes[step, column]
+    if before.size > 0:
+        return before[before.shape[0] + step, column]
+    return np.uint8(0)
+
+
+@kernel_part
 def list_arriving(spike_bytes, before, t, start, delays, units, n_units):
     """List the units whose spikes arrive at step t, each after its delay, sample by sample.
 
     `spike_bytes` [T, B·N] and `before` [D, B·N], of the steps before the first, may be read from
-    column `start` on; an empty `before` holds no spikes.
+    column `start` on.
     """
     n_neurons = delays.size
     for sample in range(n_units.size):
         first, count = sample * n_neurons, 0
         for n in range(n_neurons):
-            step, column = t - delays[n], start + first + n
-            fired = np.uint8(0)
-            if step >= 0:
-                fired = spike_bytes[step, column]
-            elif before.size > 0:
-                fired = before[before.shape[0] + step, column]
-            units[first + count] = n
+            units[first + count] = n  # overwritten unless it spiked, as in `list_units`
+            fired = _arrives(spike_bytes, before, t - delays[n], start + first + n)
             count += np.int64(fired)
         n_units[sample] = count
 
@@ -64,14 +78,8 @@ def write_arriving(first_step, last_step, spike_bytes, before, delays, arriving)
     n_neurons = delays.size
     for t in range(first_step, last_step):
         for n in range(n_neurons):
-            step = t - delays[n]
             for column in range(n, arriving.shape[1], n_neurons):
-                fired = np.uint8(0)
-                if step >= 0:
-                    fired = spike_bytes[step, column]
-                elif before.size > 0:
-                    fired = before[before.shape[0] + step, column]
-                arriving[t, column] = fired
+                arriving[t, column] = _arrives(spike_bytes, before, t - delays[n], column)
 
 
 @kernel_part
@@ -97,11 +105,13 @@ def add_feedback(later, panels, n_neurons, grad_spikes):
     samples share each load of weights, and the last one stands in for missing ones. A sample's sums
     do not depend on the others.
     """
-    n_samples, width = later.size // n_neurons, panels.shape[2]
-    n = np.uintp(n_neurons)
+    n_samples, n = later.size // n_neurons, np.uintp(n_neurons)
+    width = np.uintp(BLOCK * n_lanes(later))
     for panel in range(panels.shape[0]):
-        weights = panels[panel].ravel()
-        start, left = np.uintp(panel * width), np.uintp(min(width, n_neurons - panel * width))
+        # The panel stays in the cache for all samples. Sums of four samples are in registers; the
+        # inner loop loads a block of weights and does four multiply-adds with it.
+        weights, start = panels[panel].ravel(), np.uintp(panel) * width
+        left = min(width, n - start)
         for sample in range(0, n_samples, 4):
             at0 = np.uintp(sample) * n
             at1 = np.uintp(min(sample + 1, n_samples - 1)) * n
@@ -112,22 +122,25 @@ def add_feedback(later, panels, n_neurons, grad_spikes):
             total2 = load_block(grad_spikes, at2 + start, left)
             total3 = load_block(grad_spikes, at3 + start, left)
             for post in range(n):
-                row = load_block(weights, post * np.uintp(width), np.uintp(width))
-                total0 = add_scaled(total0, later[at0 + post], row)
-                total1 = add_scaled(total1, later[at1 + post], row)
-                total2 = add_scaled(total2, later[at2 + post], row)
-                total3 = add_scaled(total3, later[at3 + post], row)
-            store_block(total0, grad_spikes, at0 + start, left)
-            store_block(total1, grad_spikes, at1 + start, left)
-            store_block(total2, grad_spikes, at2 + start, left)
-            store_block(total3, grad_spikes, at3 + start, left)
+                row = load_block(weights, post * width, width)
+                total0 = total0 + later[at0 + post] * row
+                total1 = total1 + later[at1 + post] * row
+                total2 = total2 + later[at2 + post] * row
+                total3 = total3 + later[at3 + post] * row
+            store_lanes(total0, grad_spikes, at0 + start, left, False)
+            store_lanes(total1, grad_spikes, at1 + start, left, False)
+            store_lanes(total2, grad_spikes, at2 + start, left, False)
+            store_lanes(total3, grad_spikes, at3 + start, left, False)
 
 
 def weight_panels(weight: Tensor | None, like: Tensor) -> np.ndarray:
     """Cut recurrent weights [N, N] (post, pre) into panels of columns: [panels, post, width].
 
-    A panel is as wide as a block of vectors and lies in one piece of memory; the last one is filled
-    up with zeros. Without weights, an empty array.
+    A panel is as wide as a block of vectors and lies in one piece of memory, in the order in which
+    `add_feedback` reads it. The last one is filled up with zeros. Without weights, an empty array.
+
+        weights      a a a a b b b b c c        panels    a a a a    b b b b    c c 0 0
+                     a a a a b b b b c c                  a a a a    b b b b    c c 0 0
     """
     if weight is None:
         return like.new_empty(0, 0, 0).numpy()
@@ -137,13 +150,9 @@ def weight_panels(weight: Tensor | None, like: Tensor) -> np.ndarray:
     return padded.reshape(-1, width, n).transpose(1, 2).contiguous().numpy()
 
 
-def weight_array(weight: Tensor | None, like: Tensor) -> np.ndarray:
-    """Recurrent weights [N, N] (pre, post) for a kernel; without recurrence, an empty array."""
-    return (like.new_empty(0, 0) if weight is None else weight.detach().T.contiguous()).numpy()
-
-
 def tile_width(n_columns: int, weight: Tensor | None, widest: int = WIDEST_TILE) -> int:
     """Columns per tile: every thread gets one, and recurrent tiles hold whole samples."""
+    # 16 columns fill at least a line of the cache, so threads do not write to the same one.
     unit = 16 if weight is None else len(weight)
     per_thread = -(-n_columns // (unit * torch.get_num_threads())) * unit
     return max(unit, min(per_thread, widest // unit * unit))
@@ -153,13 +162,3 @@ def columns(x: Tensor, batch_size: int) -> np.ndarray:
     """Repeat parameters [..., N] for each sample: [..., B·N], as in flattened arrays."""
     values = x.detach().numpy()  # copied, since the parameters may change before backward
     return np.array(values, order="C") if batch_size == 1 else np.tile(values, batch_size)
-
-
-def recurrent_weight_gradient(grad_current: Tensor, events: SpikeEvents, delay: int) -> Tensor:
-    """Gradient dLoss/dW[post, pre] = Σ gI[t, post] S[t − delay, pre]."""
-    n = grad_current.shape[2]
-    if delay >= len(grad_current):
-        return grad_current.new_zeros(n, n).T
-    row_ptr, unit = events.row_ptr_and_unit
-    later = grad_current[delay:].flatten(0, 1).numpy()
-    return torch.from_numpy(event_weight_gradient(row_ptr, unit, later, 1, 0, n))[0].T
