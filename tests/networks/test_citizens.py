@@ -84,15 +84,36 @@ def test_blocks_have_no_transforms():
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # of PyTorch's compiler
-@pytest.mark.parametrize("method", ["fused", "standard"])
-def test_a_compiled_network_is_the_network(method):
-    made = network(method=method)
-    expected, ours = made(INPUT), torch.compile(made, backend="aot_eager", fullgraph=True)(INPUT)
-    assert torch.equal(ours.scores, expected.scores)
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"method": "standard"},
+        {"max_delay": 9, "recurrent_max_delay": 6},
+        {"max_delay": 9, "synapses": "dense"},
+        {"max_delay": 9, "input_events": 20.0},
+    ],
+    ids=str,
+)
+def test_a_compiled_network_is_the_network(options):
+    """With drawn delays: for the same draws, and without compiling again as they narrow."""
+    torch._dynamo.reset()
+    made = network(**options)
+    compiled = torch.compile(made, backend="aot_eager", fullgraph=True)
     with_gradients = [x for x in made.parameters() if x.requires_grad]
-    both = [torch.autograd.grad(x.scores.square().sum(), with_gradients) for x in (ours, expected)]
-    for one, other in zip(*both, strict=True):
-        torch.testing.assert_close(one, other)
+    for x in (INPUT, bs.EventBatch.from_dense(INPUT)):
+        for progress in (0.0, 0.3):
+            made.anneal_(progress)
+            both = []
+            with torch._dynamo.config.patch(error_on_recompile=progress > 0):
+                for own in (compiled, made):
+                    torch.manual_seed(0)
+                    scores = own(x).scores
+                    both.append(
+                        [scores, *torch.autograd.grad(scores.square().sum(), with_gradients)]
+                    )
+            assert torch.equal(both[0][0], both[1][0])
+            torch.testing.assert_close(*both, rtol=1e-4, atol=1e-3)
 
 
 @pytest.mark.slow

@@ -6,7 +6,8 @@ from neuron_cases import make_inputs
 from torch import Tensor
 from torch.library import opcheck
 
-from blockspike.networks import synapses  # noqa: F401 (it registers operators)
+import blockspike.networks.delays  # noqa: F401 (it registers operators)
+from blockspike.networks import synapses  # noqa: F401
 from blockspike.neurons import readout  # noqa: F401
 from blockspike.neurons.alif import ALIF
 from blockspike.neurons.events import EventBatch
@@ -22,7 +23,7 @@ def arguments(
     inputs = make_inputs((12, 2, 3), recurrent=recurrent, dtype=torch.float32)
     parameters = torch.stack([inputs[name].detach() for name in ("beta", "p", "b")])
     generator = torch.Generator().manual_seed(0)
-    values = before = steps = None
+    values = before = steps = span = None
     if start:
         values = torch.rand(3, 2, 3, generator=generator)
         values[2] = 1.0  # steps of the refractory period that are left
@@ -30,10 +31,10 @@ def arguments(
         if recurrent:
             before = (torch.rand(4, 2, 3, generator=generator) < 0.2).float().requires_grad_()
     if delays:
-        steps = torch.tensor([1.0, 3.0, 4.0], requires_grad=True)
+        steps, span = torch.tensor([1.0, 3.0, 4.0], requires_grad=True), torch.tensor(2)
     given = (inputs["current"], parameters.requires_grad_(), inputs.get("recurrent_weight"))
-    settings = (ALIF.key, [2.0], "MultiGaussian", [1.0, 1.0], 4, 1, False, False, membrane, True)
-    return (*given, values, before, steps, *settings)
+    settings = (ALIF.key, [2.0], "MultiGaussian", [1.0, 1.0], 4, False, False, membrane, True)
+    return (*given, values, before, steps, span, *settings)
 
 
 @pytest.mark.parametrize(
@@ -50,10 +51,10 @@ def test_simulation(kind):
     opcheck(OPS.simulate.default, args)
     spikes, last, membrane, threshold, spike_bytes, drives, saved = OPS.simulate(*args)
     assert 0 < spikes.sum() < spikes.numel()
-    current, parameters, weight, _, before, steps, *settings, _, _ = args
+    current, parameters, weight, _, before, steps, span, *settings, _, _ = args
     drives = current.flatten(1) if weight is None else drives
     level = (membrane, threshold) if kind.get("membrane") else (None, None)
-    given = (spikes, last, *level, drives, saved, parameters, weight, before, steps)
+    given = (spikes, last, *level, drives, saved, parameters, weight, before, steps, span)
     detached = [x.detach() if isinstance(x, Tensor) else x for x in given]
     fired = None if weight is None else spike_bytes
     needs = [weight is not None, "start" in kind, before is not None]
@@ -78,3 +79,21 @@ def test_synapses(mode):
     grad = torch.rand(7, 2, 3)
     for given in ((None, *found), (spikes, None, None)):
         opcheck(OPS.event_weight_gradient.default, (grad, weight.detach(), *given, 1.0))
+
+
+@pytest.mark.parametrize("n_units", [3, 11])  # within a group of neurons, and not
+def test_synapses_with_delays(n_units):
+    generator = torch.Generator().manual_seed(0)
+    spikes = (torch.rand(7, 5, 6, generator=generator) < 0.3).float()
+    weight, delay = torch.rand(2, n_units, 6, generator=generator).requires_grad_()
+    events, span = EventBatch.from_dense(spikes), torch.tensor(2)
+    bias = torch.rand(n_units, requires_grad=True)
+    for found, dense in (((events.row_ptr, events.unit), None), ((None, None), spikes)):
+        full = torch.ones_like(spikes) if dense is not None else spikes  # leaves no room unused
+        opcheck(OPS.sorted_spikes.default, (full, *found))
+        by_unit = OPS.sorted_spikes(spikes, *found)
+        leaves = [x.detach().requires_grad_() for x in (weight, 4 * delay, bias)]
+        given = None if dense is None else dense.clone().requires_grad_()
+        opcheck(OPS.delayed_currents.default, (*leaves, given, *by_unit, [7, 5], 4, span))
+        args = (torch.rand(7, 5, n_units), weight.detach(), 4 * delay.detach(), *by_unit, span, 4)
+        opcheck(OPS.delayed_current_sums.default, (*args, dense is not None))

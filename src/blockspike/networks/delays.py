@@ -8,10 +8,10 @@ ones, as whole steps.
 """
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from blockspike.networks.bounded import BoundedParameters
@@ -25,13 +25,15 @@ from blockspike.networks.synapses import (
 from blockspike.neurons.cpu.delays import (
     SortedSpikes,
     delayed_current,
-    delayed_current_gradients,
+    delayed_current_sums,
+    gradient_to_spikes,
+    room_for_spikes,
     sort_spikes,
 )
 from blockspike.neurons.cpu.events import SpikeEvents
 from blockspike.neurons.errors import NotFiniteError
 from blockspike.neurons.events import EventBatch
-from blockspike.neurons.ops import is_traced
+from blockspike.neurons.ops import Operator, is_traced
 from blockspike.neurons.precision import in_full_precision
 
 LAST_SIGMA = 0.5
@@ -82,13 +84,14 @@ class Delays(BoundedParameters):
         return _rounded(self.max_delay * self.delay, self.max_delay)
 
     @property
-    def span(self) -> int:
+    def span(self) -> Tensor:
         """Steps of the difference that is the delays' gradient: σ, rounded, from 1 to `max_delay`.
 
         A difference over σ hardly blurs the mean loss more than the Gaussian does, and differs much
-        less from draw to draw than one over a single step.
+        less from draw to draw than one over a single step. It is an int64 tensor [], so that
+        compiled code stays valid when it changes.
         """
-        return int(self.sigma.nan_to_num(1.0).clamp(1, self.max_delay).round())
+        return self.sigma.nan_to_num(1.0).clamp(1, self.max_delay).round().long()
 
     def drawn(self) -> Tensor:
         """Draw a delay for each synapse, in steps [n_units, n_inputs], differentiable in `delay`.
@@ -126,19 +129,20 @@ class Delays(BoundedParameters):
         """
         check_synapses(spikes, weight[None], bias, mode, events)
         spikes = with_type_of(weight, spikes)
-        on_cpu = weight.device.type == "cpu" and mode != "dense" and not is_traced(weight)
-        span = self.span if self.training else 1
+        on_cpu = weight.device.type == "cpu" and mode != "dense"
         if on_cpu and 0 not in spikes.shape:
             delay = self.drawn() if self.training else self.max_delay * self.delay.detach()
-            return _by_spikes(spikes, weight, delay, bias, events, self.max_delay, span)
+            return _by_spikes(weight, delay, bias, spikes, events, self.max_delay, self.span)
         if not self.training or 0 in spikes.shape:
             all_steps = torch.arange(self.max_delay + 1, device=weight.device)[:, None, None]
             shares = all_steps == self.steps()
             return synaptic_current(spikes, weight * shares, bias, events=events, mode=mode)
         dense = spikes.dense(weight.dtype) if isinstance(spikes, EventBatch) else spikes
-        dense = F.pad(dense, (0, 0, 0, 0, 0, span))  # the first tap acts `span` steps early
-        kernel = weight * taps(self.drawn(), self.max_delay, span)
-        return causal_convolution(dense, kernel)[span:] + bias
+        span = self.span
+        reach = self.max_delay if is_traced(weight) else int(span)
+        dense = F.pad(dense, (0, 0, 0, 0, 0, reach))  # the first tap acts `reach` steps early
+        kernel = weight * taps(self.drawn(), self.max_delay, span, reach)
+        return causal_convolution(dense, kernel)[reach:] + bias
 
 
 class _Drawn(torch.autograd.Function):
@@ -169,13 +173,13 @@ class _Drawn(torch.autograd.Function):
         return grads[0] * (1 - low + chance * (low - high)), None, None, None
 
 
-def taps(delay: Tensor, most: int, span: int) -> Tensor:
-    """Share of each weight at each delay of −span … most + span steps, [most + 2 span + 1, N, K].
+def taps(delay: Tensor, most: int, span: Tensor, reach: int) -> Tensor:
+    """Share of each weight at each delay −reach … most + reach, [most + 2 reach + 1, N, K].
 
     The share is 1 at the rounded delay [N, K] and 0 elsewhere. Its gradient to the delay is that of
-    a difference between the taps `span` steps to either side.
+    a difference between the taps `span` ≤ `reach` steps to either side.
     """
-    steps = torch.arange(-span, most + span + 1, device=delay.device)[:, None, None]
+    steps = torch.arange(-reach, most + reach + 1, device=delay.device)[:, None, None]
     nearest = _rounded(delay, most)
     before, here, after = ((steps == nearest + x).to(delay.dtype) for x in (-span, 0, span))
     return here + (delay - delay.detach()) * (after - before) / (2 * span)
@@ -193,46 +197,100 @@ def _rounded(delay: Tensor, most: int) -> Tensor:
 
 @in_full_precision
 def _by_spikes(
-    spikes: EventBatch | Tensor,
-    weight: Tensor,
-    delay: Tensor,
-    bias: Tensor,
-    events: SpikeEvents | None,
-    most: int,
-    span: int,
-) -> Tensor:
+    weight: Tensor, delay: Tensor, bias: Tensor, spikes: EventBatch | Tensor,
+    events: SpikeEvents | None, most: int, span: Tensor,
+) -> Tensor:  # fmt: skip
     """Current on the CPU, spike by spike."""
-    _check_finite(delay)
-    dense = None
     if isinstance(spikes, EventBatch):
         scale = weight.new_ones(1) if spikes.scale is None else spikes.scale[:, None]
-        scale = scale.to(weight.dtype).expand(spikes.shape)
-        by_unit = sort_spikes(spikes.row_ptr, spikes.unit, scale)
+        dense, values = None, scale.to(weight.dtype).expand(spikes.shape)
+        given = spikes.row_ptr, spikes.unit
     else:
-        dense = spikes
-        row_ptr, unit = (events or SpikeEvents(dense.detach() != 0)).row_ptr_and_unit
-        by_unit = sort_spikes(torch.from_numpy(row_ptr), torch.from_numpy(unit), dense.detach())
-    args = dense, weight, delay, bias.to(weight.dtype), by_unit, most, span
-    return _DelayedCurrent.apply(*args)  # pyright: ignore
+        dense, values, given = spikes, spikes.detach(), (None, None)
+        if not is_traced(weight, spikes):
+            found = (events or SpikeEvents(values != 0)).row_ptr_and_unit
+            given = tuple(map(torch.from_numpy, found))
+    by_unit = _sorted_spikes(values, *given)
+    shape = spikes.shape[:2]
+    return _currents(weight, delay, bias.to(weight.dtype), dense, *by_unit, shape, most, span)
 
 
-class _DelayedCurrent(torch.autograd.Function):
-    """`delayed_current`; `spikes` [T, B, K], the same as `by_unit`, only receives a gradient."""
+def _sort(
+    values: Tensor, row_ptr: Tensor | None, unit: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Sort spikes as `sort_spikes` does; without events, all of values [T, B, K] that are not 0.
 
-    @staticmethod
-    def forward(
-        ctx, spikes: Tensor | None, weight: Tensor, delay: Tensor, bias: Tensor,
-        by_unit: SortedSpikes, most: int, span: int,
-    ):  # fmt: skip
-        steps = _rounded(delay, most)
-        ctx.save_for_backward(weight, steps, *by_unit[:4])
-        ctx.shape, ctx.span = by_unit.shape, span
-        return delayed_current(by_unit, weight, steps, bias)
+    The number of spikes is then unknown to a compiler, so there is room for one at each place.
+    """
+    spikes = _fake_sorted(values, row_ptr, unit)
+    if row_ptr is None or unit is None:
+        found = SpikeEvents(values != 0).row_ptr_and_unit
+        row_ptr, unit = map(torch.from_numpy, found)
+    sort_spikes(values, row_ptr, unit, spikes)
+    return spikes
 
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, *grads: Tensor):  # pyright: ignore[reportIncompatibleMethodOverride]
-        weight, steps, *by_unit = ctx.saved_tensors
-        by_unit, to_spikes = SortedSpikes(*by_unit, shape=ctx.shape), ctx.needs_input_grad[0]
-        gradients = delayed_current_gradients(by_unit, grads[0], weight, steps, ctx.span, to_spikes)
-        return *gradients, grads[0].sum((0, 1)), None, None, None
+
+def _fake_sorted(values: Tensor, row_ptr: Tensor | None, unit: Tensor | None) -> SortedSpikes:
+    return room_for_spikes(values, values.numel() if unit is None else len(unit))
+
+
+def _delayed_currents(
+    weight: Tensor, delay: Tensor, bias: Tensor, spikes: Tensor | None, first: Tensor,
+    last: Tensor, place: Tensor, size: Tensor, shape: Sequence[int], most: int, span: Tensor,
+) -> Tensor:  # fmt: skip
+    """Current [T, B, N] of sorted spikes.
+
+    Args:
+        weight, delay, bias: [N, K] (post, pre) both, and [N]; delays in steps, rounded here.
+        spikes: the same spikes as a tensor [T, B, K], which only receives a gradient.
+        first, last, place, size: see `SortedSpikes`.
+        shape: (T, B).
+        most: the longest delay.
+        span: steps of the difference that is the gradient of a delay.
+    """
+    _check_finite(delay)
+    out = weight.new_empty(*shape, len(weight), requires_grad=False)
+    delayed_current(
+        SortedSpikes(first, last, place, size), weight, _rounded(delay, most), bias, out
+    )
+    return out
+
+
+def _setup(ctx, inputs, output):
+    weight, delay, _, _, *by_unit, _, ctx.most, span = inputs
+    ctx.save_for_backward(weight, delay, *by_unit, span)
+
+
+def _backward(ctx, grad):
+    weight, *_, span = ctx.saved_tensors
+    to_spikes = ctx.needs_input_grad[3]
+    sums, grad_spikes = _current_sums(grad, *ctx.saved_tensors, ctx.most, to_spikes)
+    grad_weight, change = sums.unbind(2)
+    gradients = grad_weight, weight * change / (2 * span), grad.sum((0, 1))
+    return *gradients, grad_spikes if to_spikes else None, *(None,) * 7
+
+
+def _sums(
+    grad: Tensor, weight: Tensor, delay: Tensor, first: Tensor, last: Tensor, place: Tensor,
+    size: Tensor, span: Tensor, most: int, to_spikes: bool,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """`delayed_current_sums`, and the gradient to spikes; arguments as in `_delayed_currents`."""
+    by_unit, steps = SortedSpikes(first, last, place, size), _rounded(delay, most)
+    sums = delayed_current_sums(by_unit, grad, steps, int(span))
+    return sums, gradient_to_spikes(grad, weight, steps) if to_spikes else grad.new_empty(0)
+
+
+def _fake_sums(grad, weight, *others):
+    to_spikes = (*grad.shape[:2], weight.shape[1]) if others[-1] else 0
+    return grad.new_empty(*weight.shape, 2), grad.new_empty(to_spikes)
+
+
+_sorted_spikes = Operator("sorted_spikes", _sort, _fake_sorted)
+_current_sums = Operator("delayed_current_sums", _sums, _fake_sums)
+_currents = Operator(
+    "delayed_currents",
+    _delayed_currents,
+    lambda weight, *others: weight.new_empty(*others[7], len(weight)),
+    _setup,
+    _backward,
+)

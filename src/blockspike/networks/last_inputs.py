@@ -7,6 +7,7 @@ from torch import Tensor
 
 from blockspike.neurons.cpu.events import SpikeEvents
 from blockspike.neurons.events import EventBatch
+from blockspike.neurons.ops import is_traced
 
 
 def check_last_inputs(
@@ -54,8 +55,19 @@ def last_inputs(
     Events are counted without their scale, by which those of the next piece are scaled again.
     """
     first = max(0, x.shape[0] - n_steps)
-    if isinstance(x, EventBatch):
+    if isinstance(x, EventBatch) and is_traced(x.unit):
+        last = _dense_from(first, x, dtype)
+    elif isinstance(x, EventBatch):
         last = replace(x.steps(first, x.n_steps), scale=None).dense(dtype)
     else:
         last = x[first:].to(dtype, copy=True)
     return last if before is None else torch.cat([before, last])[-n_steps:]
+
+
+def _dense_from(first: int, x: EventBatch, dtype: torch.dtype) -> Tensor:
+    """Steps from `first` on, where the number of their events is unknown."""
+    n_steps, batch_size, n_units = x.shape
+    row = torch.repeat_interleave(x.row_ptr.diff(), output_size=x.unit.numel()) - first * batch_size
+    last = torch.zeros((n_steps - first) * batch_size * n_units, dtype=dtype, device=x.device)
+    last.index_add_(0, row.clamp(min=0) * n_units + x.unit, (row >= 0).to(dtype))
+    return last.view(n_steps - first, batch_size, n_units)

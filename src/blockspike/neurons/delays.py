@@ -22,7 +22,8 @@ class RecurrentDelays:
     Attributes:
         steps: [N], of the current's dtype, differentiable; rounded to 1 … `longest` whole steps.
         longest: the longest delay; a state holds the spikes of so many steps.
-        span: reach of the difference, in steps.
+        span: reach of the difference, in steps; an int, or a tensor [] int64 if it changes, for
+            which `torch.compile` would otherwise compile again.
 
     Examples:
         >>> import torch
@@ -38,7 +39,7 @@ class RecurrentDelays:
 
     steps: Tensor
     longest: int
-    span: int = 1
+    span: int | Tensor = 1
 
     @cached_property
     def whole(self) -> Tensor:

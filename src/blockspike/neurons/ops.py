@@ -130,7 +130,6 @@ class Settings(NamedTuple):
         model_key, constants: the model by its `key`, and what `step` gets after 0 and 1.
         surrogate_key, slope_constants: the surrogate by its `key`, and its numbers.
         delay: of the recurrence in steps, or the longest if each neuron has its own.
-        span: see `RecurrentDelays`.
         detach_reset, detach_recurrence: whether no gradient flows through the spikes of each.
     """
 
@@ -139,7 +138,6 @@ class Settings(NamedTuple):
     surrogate_key: str
     slope_constants: Sequence[float]
     delay: int
-    span: int
     detach_reset: bool
     detach_recurrence: bool
 
@@ -158,9 +156,9 @@ class Settings(NamedTuple):
         """The class of the surrogate."""
         return surrogate_of(self.surrogate_key)
 
-    def delays(self, steps: Tensor | None) -> RecurrentDelays | None:
+    def delays(self, steps: Tensor | None, span: Tensor | None) -> RecurrentDelays | None:
         """Delays of each neuron's spikes, given in steps [N]; None if all have one."""
-        return None if steps is None else RecurrentDelays(steps, self.delay, self.span)
+        return None if steps is None or span is None else RecurrentDelays(steps, self.delay, span)
 
 
 def _kernels(device: torch.device) -> Any:
@@ -174,8 +172,8 @@ def _kernels(device: torch.device) -> Any:
 
 def _simulate(
     current: Tensor, parameters: Tensor, weight: Tensor | None, values: Tensor | None,
-    before: Tensor | None, steps: Tensor | None, model_key: str, constants: Sequence[float],
-    surrogate_key: str, slope_constants: Sequence[float], delay: int, span: int,
+    before: Tensor | None, steps: Tensor | None, span: Tensor | None, model_key: str,
+    constants: Sequence[float], surrogate_key: str, slope_constants: Sequence[float], delay: int,
     detach_reset: bool, detach_recurrence: bool, membrane: bool, keep: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """Simulate neurons by kernels.
@@ -185,7 +183,7 @@ def _simulate(
         parameters: [P, N], in the model's order.
         weight: recurrent weights [N, N] (post, pre).
         values, before: states [K, B, N] at the start, and spikes [D, B, N] still on their way.
-        steps: delay of each neuron's spikes [N].
+        steps, span: delay of each neuron's spikes [N], and [] int64; see `RecurrentDelays`.
         membrane: whether membrane and threshold are wanted.
         keep: whether the last three results, which backward needs, are wanted.
 
@@ -195,21 +193,21 @@ def _simulate(
         chunk of steps. What is not wanted is empty.
     """
     s = Settings(
-        model_key, constants, surrogate_key, slope_constants, delay, span, detach_reset,
+        model_key, constants, surrogate_key, slope_constants, delay, detach_reset,
         detach_recurrence,
     )  # fmt: skip
     check_values(s.model, parameters, weight, values, before, steps)
     if keep:
         slope_text(s.surrogate.formula, 2 + len(slope_constants))  # a bad formula is found here
     results = _kernels(current.device).forward(
-        current, parameters, weight, values, before, s.delays(steps), s, membrane, keep
+        current, parameters, weight, values, before, s.delays(steps, span), s, membrane, keep
     )
     check_finite(results[1][: len(s.model.states)], current, s.model.states)
     return results
 
 
 def _fake_simulate(current, parameters, weight, *others):
-    model, constants, membrane, keep = model_of(others[3]), others[4], *others[-2:]
+    model, constants, membrane, keep = model_of(others[4]), others[5], *others[-2:]
     n_steps, batch_size, n = current.shape
     n_columns, n_states = batch_size * n, len(model.all_states)
     level = current.shape if membrane else (0,)
@@ -225,11 +223,11 @@ def _fake_simulate(current, parameters, weight, *others):
 
 
 def _setup(ctx, inputs, output):
-    current, parameters, weight, values, before, steps, *settings, _, _ = inputs
+    current, parameters, weight, values, before, steps, span, *settings, _, _ = inputs
     *_, spike_bytes, drives, saved = output
     drives = current if weight is None else drives
     fired = None if weight is None else spike_bytes
-    ctx.save_for_backward(drives, saved, parameters, weight, before, steps, fired)
+    ctx.save_for_backward(drives, saved, parameters, weight, before, steps, span, fired)
     ctx.settings, ctx.shape, ctx.dtype = settings, current.shape, current.dtype
     ctx.has_values = values is not None
     ctx.mark_non_differentiable(*output[4:])
@@ -247,27 +245,27 @@ def _backward(ctx, grad_spikes, grad_last, grad_membrane, grad_threshold, *_):
         grad_spikes, grad_last, grad_membrane, grad_threshold, drives, *saved, *ctx.settings, needs
     )
     found = [x if x.numel() else None for x in grads]
-    return (*found, *(None,) * (len(ctx.settings) + 2))
+    return (*found, *(None,) * (len(ctx.settings) + 3))
 
 
 def _simulate_backward(
     grad_spikes: Tensor, grad_last: Tensor | None, grad_membrane: Tensor | None,
     grad_threshold: Tensor | None, drives: Tensor, saved: Tensor, parameters: Tensor,
-    weight: Tensor | None, before: Tensor | None, steps: Tensor | None, spike_bytes: Tensor | None,
-    model_key: str, constants: Sequence[float], surrogate_key: str,
-    slope_constants: Sequence[float], delay: int, span: int, detach_reset: bool,
-    detach_recurrence: bool, needs: Sequence[bool],
+    weight: Tensor | None, before: Tensor | None, steps: Tensor | None, span: Tensor | None,
+    spike_bytes: Tensor | None, model_key: str, constants: Sequence[float], surrogate_key: str,
+    slope_constants: Sequence[float], delay: int, detach_reset: bool, detach_recurrence: bool,
+    needs: Sequence[bool],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """Gradients of the tensors that `simulate` got; empty ones for those without.
 
     `needs` says whether recurrent weight, states and spikes at the start need theirs.
     """
     s = Settings(
-        model_key, constants, surrogate_key, slope_constants, delay, span, detach_reset,
+        model_key, constants, surrogate_key, slope_constants, delay, detach_reset,
         detach_recurrence,
     )  # fmt: skip
     shape, n_states = grad_spikes.shape, len(s.model.states)
-    kernels, delays = _kernels(grad_spikes.device), s.delays(steps)
+    kernels, delays = _kernels(grad_spikes.device), s.delays(steps, span)
     fed_back = weight if not detach_recurrence else None
     level = None
     if grad_membrane is not None or grad_threshold is not None:

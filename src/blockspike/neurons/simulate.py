@@ -126,11 +126,13 @@ def simulate(
     if current.device.type == "cpu" and not torch.compiler.is_compiling():
         keep_freed_memory_if_large(current.nbytes)
     values = tuple(parameters[name] for name in model.parameters)
-    span, steps = 1, None
+    steps = span = None
     if isinstance(recurrent_delay, RecurrentDelays):
         recurrent_delay = replace(recurrent_delay)  # whole steps as they are now
-        longest, span = recurrent_delay.longest, recurrent_delay.span
-        steps = None if recurrent_weight is None else recurrent_delay.steps
+        longest = recurrent_delay.longest
+        if recurrent_weight is not None:
+            steps = recurrent_delay.steps
+            span = torch.as_tensor(recurrent_delay.span, device=steps.device)
     else:
         longest = recurrent_delay
     delay = None if recurrent_weight is None else longest
@@ -149,8 +151,8 @@ def simulate(
     else:
         keep = needs_gradient(current, together, recurrent_weight, *start, steps)
         spikes, last, *level, spike_bytes, _, _ = ops.simulate(
-            current, together, recurrent_weight, *start, steps, model.key, constants,
-            surrogate.key, surrogate.constants, longest, span, detach_reset, detach_recurrence,
+            current, together, recurrent_weight, *start, steps, span, model.key, constants,
+            surrogate.key, surrogate.constants, longest, detach_reset, detach_recurrence,
             membrane, keep,
         )  # fmt: skip
     after = state_after(model, last, spikes, recurrent_weight, start, longest, detach_recurrence)

@@ -30,30 +30,32 @@ class SortedSpikes(NamedTuple):
     """Spikes by block of `SAMPLES` samples and by unit.
 
     Attributes:
-        first, last: int64 [n_blocks, K]; spikes first[c, k] … last[c, k] − 1 are of unit k.
+        first, last: int64 [n_blocks, K + 1] and [n_blocks, K]; spikes first[c, k] … last[c, k] − 1
+            are of unit k.
         place: int32 [n_events], step · SAMPLES + sample in the block.
         size: [n_events], what each spike counts.
-        shape: (T, B, K).
     """
 
     first: Tensor
     last: Tensor
     place: Tensor
     size: Tensor
-    shape: tuple[int, int, int]
 
 
-def sort_spikes(row_ptr: Tensor, unit: Tensor, values: Tensor) -> SortedSpikes:
+def room_for_spikes(values: Tensor, n_events: int) -> SortedSpikes:
+    """Memory for up to `n_events` sorted spikes of values [T, B, K]."""
+    shape = -(-values.shape[1] // SAMPLES), values.shape[2]
+    first = values.new_zeros(shape[0], shape[1] + 1, dtype=torch.int64)
+    place, size = values.new_empty(n_events, dtype=torch.int32), values.new_empty(n_events)
+    return SortedSpikes(first, first.new_empty(shape), place, size)
+
+
+def sort_spikes(values: Tensor, row_ptr: Tensor, unit: Tensor, sorted_: SortedSpikes) -> None:
     """Sort events, see `EventBatch`, each as large as its element of values [T, B, K].
 
     Equal events become one spike, as large as all of them.
     """
-    n_steps, batch_size, n_units = values.shape
-    first = row_ptr.new_zeros(-(-batch_size // SAMPLES), n_units + 1)
-    last = first.new_empty(len(first), n_units)
-    place, size = unit.new_empty(len(unit)), values.new_empty(len(unit))
-    run(_sort, len(first), *_arrays(row_ptr, unit, values, first, last, place, size))
-    return SortedSpikes(first[:, :-1], last, place, size, (n_steps, batch_size, n_units))
+    run(_sort, len(sorted_.first), *_arrays(row_ptr, unit, values, *sorted_))
 
 
 @kernel
@@ -82,7 +84,9 @@ def _sort(begin, end, row_ptr, unit, values, first, last, place, size):
                         last[block, k] = free + 1
 
 
-def delayed_current(spikes: SortedSpikes, weight: Tensor, delay: Tensor, bias: Tensor) -> Tensor:
+def delayed_current(
+    spikes: SortedSpikes, weight: Tensor, delay: Tensor, bias: Tensor, out: Tensor
+) -> None:
     """Sum I[t, b, n] = bias[n] + Σ_k weight[n, k] S[t − delay[n, k], b, k].
 
     The order of each sum is that of k, however time is cut into pieces.
@@ -92,15 +96,10 @@ def delayed_current(spikes: SortedSpikes, weight: Tensor, delay: Tensor, bias: T
         weight: [N, K].
         delay: int64 [N, K] in steps, ≥ 0.
         bias: [N].
-
-    Returns:
-        [T, B, N].
+        out: I, [T, B, N], overwritten.
     """
-    n_steps, batch_size, _ = spikes.shape
-    out = weight.new_empty(n_steps, batch_size, len(weight), requires_grad=False)
-    arrays = _arrays(*spikes[:4], _whole(weight.T), _whole(delay.T), bias, out)
-    run(_add_spikes, len(spikes.first), *arrays, n_steps + int(delay.max()))
-    return out
+    arrays = _arrays(*spikes, _whole(weight.T), _whole(delay.T), bias, out)
+    run(_add_spikes, len(spikes.first), *arrays, len(out) + int(delay.max()))
 
 
 @kernel_with_fma
@@ -114,7 +113,7 @@ def _add_spikes(begin, end, first, last, place, size, weight, delay, bias, out, 
         start, stop = block * SAMPLES, min((block + 1) * SAMPLES, batch_size)
         for post in range(0, n, GROUP):
             buffer[:] = 0
-            for k in range(first.shape[1]):
+            for k in range(last.shape[1]):
                 # Weights and delays of a unit stay in registers. Each of its spikes then costs one
                 # addition in L1 for each neuron.
                 at = np.uintp(k * n_padded + post)
@@ -131,35 +130,29 @@ def _add_spikes(begin, end, first, last, place, size, weight, delay, bias, out, 
                         out[to_out + i] = buffer[at + i] + bias[np.uintp(post) + i]
 
 
-def delayed_current_gradients(
-    spikes: SortedSpikes, grad: Tensor, weight: Tensor, delay: Tensor, span: int, to_spikes: bool
-) -> tuple[Tensor | None, Tensor, Tensor]:
-    """Gradients of `delayed_current` from the current's gradient.
+def delayed_current_sums(spikes: SortedSpikes, grad: Tensor, delay: Tensor, span: int) -> Tensor:
+    """Sums over the spikes of each synapse, of which the gradients of weight and delay are made.
 
     Args:
-        spikes, weight, delay: see `delayed_current`.
-        grad: [T, B, N].
-        span: the gradient to a delay is a difference over `span` ≥ 1 steps to either side.
-        to_spikes: whether the gradient to spikes is needed.
+        spikes, delay: see `delayed_current`.
+        grad: gradient of the current [T, B, N].
+        span: steps of the difference, ≥ 1.
 
     Returns:
-        Gradients to spikes [T, B, K], or None, and to weight and delay, [N, K].
+        [N, K, 2]: sum of `grad` where spikes arrive, and how much it would be larger if they
+        arrived `span` steps later rather than `span` steps earlier.
     """
-    n_steps, _, n_units = spikes.shape
-    grad, longest, grad_spikes = _whole(grad), int(delay.max()), None
-    if to_spikes:
-        grad_spikes = _gradient_to_spikes(grad, weight, delay, longest)
-    sums = grad.new_zeros(grad.shape[2] // GROUP, n_units, GROUP, 2)
-    arrays = _arrays(*spikes[:4], grad, _whole(delay.T), sums)
-    run(_correlate, len(sums), *arrays, n_steps + longest, span)
-    total, change = sums.movedim(1, 2).flatten(0, 1)[: len(weight)].unbind(2)
-    return grad_spikes, total, weight * change / (2 * span)
+    grad = _whole(grad)
+    sums = grad.new_zeros(grad.shape[2] // GROUP, delay.shape[1], GROUP, 2)
+    arrays = _arrays(*spikes, grad, _whole(delay.T), sums)
+    run(_correlate, len(sums), *arrays, len(grad) + int(delay.max()), span)
+    return sums.movedim(1, 2).flatten(0, 1)[: len(delay)].contiguous()
 
 
 @kernel_with_fma
 def _correlate(begin, end, first, last, place, size, grad, delay, sums, n_buffered, span):
     n_steps, batch_size, n = grad.shape
-    n_units, one, group = first.shape[1], np.uintp(1), np.uintp(GROUP)
+    n_units, one, group = last.shape[1], np.uintp(1), np.uintp(GROUP)
     ahead = np.uintp(span * _SPOT)
     padded = np.zeros((n_buffered + 2 * span) * _SPOT, grad.dtype)
     pairs = np.zeros((n_buffered * _SPOT, 2), grad.dtype)
@@ -189,9 +182,12 @@ def _correlate(begin, end, first, last, place, size, grad, delay, sums, n_buffer
                 store_group(total, sums, to)
 
 
-def _gradient_to_spikes(grad: Tensor, weight: Tensor, delay: Tensor, longest: int) -> Tensor:
-    """Sum out[t, b, k] = Σ_n weight[n, k] grad[t + delay[n, k], b, n], where grad is not sparse."""
-    n_steps, batch_size, _ = grad.shape
+def gradient_to_spikes(grad: Tensor, weight: Tensor, delay: Tensor) -> Tensor:
+    """Sum out[t, b, k] = Σ_n weight[n, k] grad[t + delay[n, k], b, n], where grad is not sparse.
+
+    Arguments as in `delayed_current_sums`.
+    """
+    (n_steps, batch_size, _), grad, longest = grad.shape, _whole(grad), int(delay.max())
     lanes, n_tiles = LANES_BYTES // grad.itemsize, -(-n_steps // _TILE)
     row = (_TILE + longest | 1) * lanes  # odd numbers of vectors, as in `_TILE`
     out = grad.new_empty(n_steps, batch_size, weight.shape[1])
