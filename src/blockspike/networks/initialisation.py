@@ -28,7 +28,7 @@ def initialise_(layers: list[nn.Module], init: Init, recurrent_init: RecurrentIn
     """Draw the weights of these layers anew, in place; "default" leaves them as they are.
 
     A model whose step scales its input gets input weights in its unit, see
-    `NeuronLayer.weight_scale`.
+    `NeuronLayer.input_scale`.
 
     Args:
         layers: hidden layers and the readout.
@@ -44,7 +44,8 @@ def initialise_(layers: list[nn.Module], init: Init, recurrent_init: RecurrentIn
         if init != "default":
             weight: Any = layer.weight
             drawn = _drawn(init, *weight.shape)
-            weight.copy_(drawn * getattr(layer, "weight_scale", 1.0))
+            scale = getattr(layer, "input_scale", None)
+            weight.copy_(drawn if scale is None else drawn / scale)
         weight = getattr(layer, "recurrent_weight", None)
         if recurrent_init != "default" and weight is not None:
             weight.copy_(_drawn(recurrent_init, *weight.shape))

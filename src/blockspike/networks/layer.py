@@ -160,9 +160,18 @@ class NeuronLayer(BoundedParameters):
         return self.options.recurrent_delay or 1
 
     @property
-    def weight_scale(self) -> Tensor | float:
-        """Factor of the initial weights of a model whose step scales its input by the inverse."""
-        return 1.0
+    def input_scale(self) -> Tensor | None:
+        """Factor [n_units, 1] by which the step scales its input, such as 1 − α; None = 1."""
+        return None
+
+    @torch.no_grad()
+    def compensate_(self) -> None:
+        """Divide the initial weights by `input_scale`; layers with one call it when made."""
+        scale = self.input_scale
+        if scale is not None:
+            self.weight /= scale
+            if self.norm is not None:
+                self.norm.gain.div_(scale[:, 0])
 
     def forward(self, x: EventBatch | Tensor) -> Tensor:
         """Spikes [T, B, n_units] for input [T, B, n_inputs]."""

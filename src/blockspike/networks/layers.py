@@ -278,15 +278,12 @@ class EulerAdLIFLayer(NeuronLayer):
                 bounds = (decay(low, dt_ms, argument), decay(high, dt_ms, argument))
                 values = torch.exp(-dt_ms / values).clamp(*bounds)
             self.add_bounded(name, values, bounds, True, argument)
-        with torch.no_grad():
-            self.weight /= 1 - self.alpha[:, None]
-            if self.norm is not None:
-                self.norm.gain.div_(1 - self.alpha)
+        self.compensate_()
 
     @property
-    def weight_scale(self) -> Tensor:
-        """1 / (1 − α) of each neuron, [n_units, 1]."""
-        return 1 / (1 - self.alpha[:, None])
+    def input_scale(self) -> Tensor:
+        """1 − α of each neuron, [n_units, 1]."""
+        return 1 - self.alpha[:, None]
 
     def extra_repr(self) -> str:
         """See `NeuronLayer`; with Euler's method and the scale of the couplings."""

@@ -125,6 +125,9 @@ def simulate(
     check_tensors(current, parameters, recurrent_weight, recurrent_delay, surrogate, method)
     if current.device.type == "cpu" and not torch.compiler.is_compiling():
         keep_freed_memory_if_large(current.nbytes)
+    if parameters.keys() != {*model.parameters}:
+        expected = ", ".join(model.parameters)
+        raise ValueError(f"parameters: expected {expected}, got {', '.join(parameters)}")
     values = tuple(parameters[name] for name in model.parameters)
     steps = span = None
     if isinstance(recurrent_delay, RecurrentDelays):
