@@ -9,7 +9,8 @@ PyTorch then run. `given_spikes` does so for neurons whose spikes are known befo
 import hashlib
 import linecache
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, NamedTuple
@@ -61,7 +62,7 @@ def derived(model: NeuronModel, n_constants: int) -> Derived:
     Raises:
         ValueError: the step does something that a `NeuronModel` may not; names it.
     """
-    run = _run(model, n_constants, _Input("drive"), _fired)
+    run = _run(model, n_constants, "drive", _fired)
     return Derived(model, _step_text(run), *_reverse_texts(run, model, n_constants))
 
 
@@ -79,7 +80,7 @@ def given_spikes(model: NeuronModel, n_constants: int) -> Derived:
         ValueError: see `derived`.
     """
     given = Expression("text", "drive[1]")
-    run = _run(model, n_constants, _Input("drive[0]"), lambda _: (given, ONE - given))
+    run = _run(model, n_constants, "drive[0]", lambda _: (given, ONE - given))
     return Derived(model, _step_text(run), *_reverse_texts(run, model, n_constants))
 
 
@@ -90,12 +91,10 @@ def slope_text(formula: Callable[..., Any], n_constants: int) -> str:
     Raises:
         ValueError: see `derived`.
     """
-    constants = (ZERO, ONE, *_inputs("constants", n_constants, "text")[2:])
-    try:
-        value = _expression(formula(_Input("margin"), constants))
-    except (TypeError, AttributeError, ValueError) as error:
-        raise _error(formula, error) from None
-    lines, (slope,) = _written([[value]], {})
+    with _naming(formula):
+        constants = _inputs("constants", n_constants, "text")
+        value = _expression(formula(Expression("input", "margin"), constants))
+    lines, (slope,) = _written([[value]])
     return f"def slope(margin, constants):\n{lines}    return {slope}\n"
 
 
@@ -130,9 +129,8 @@ class Expression:
     @classmethod
     def __torch_function__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None):
         """Functions of PyTorch that are called with an expression."""
-        if function not in _OF_TORCH:
-            raise TypeError(f"torch.{function.__name__}")
-        return _OF_TORCH[function](*args, **(kwargs or {}))
+        known = _OF_TORCH.get(function)  # of others, PyTorch says that there is no implementation
+        return NotImplemented if known is None else known(*args, **(kwargs or {}))
 
     def __bool__(self) -> bool:
         raise TypeError("`if`, `and`, `or` or `not` (write torch.where, & or |)")
@@ -144,8 +142,8 @@ class Expression:
         return Expression("abs", self)
 
     def __pow__(self, n: Any) -> "Expression":
-        if n not in (2, 3):  # others round differently in PyTorch
-            raise TypeError(f"a power of {n!r} (2 and 3 are possible)")
+        if n not in (2, 3):
+            return NotImplemented  # PyTorch rounds other powers differently
         square = Expression("*", self, self)
         return square if n == 2 else Expression("*", square, self)
 
@@ -197,10 +195,6 @@ _OF_TORCH = {
 }  # fmt: skip
 
 
-def _Input(name: str) -> Expression:  # noqa: N802
-    return Expression("input", name)
-
-
 def _inputs(name: str, count: int, kind: str = "input") -> tuple[Expression, ...]:
     return tuple(Expression(kind, f"{name}[{i}]") for i in range(count))
 
@@ -230,59 +224,51 @@ def _fired(margin: Expression) -> tuple[Expression, Expression]:
 
 
 def _run(
-    model: NeuronModel, n_constants: int, drive: Expression, spikes_of: Callable[[Expression], Any]
+    model: NeuronModel, n_constants: int, drive_name: str, spikes_of: Callable[[Expression], Any]
 ) -> _Run:
     """Run the step with the spike, and 1 − spike, that `spikes_of` returns for its margin."""
+    drive = Expression("input", drive_name)
     parameters = _inputs("parameters", len(model.parameters))
     states, n = _inputs("state", len(model.states)), len(model.all_states)
     counters = _inputs("state", n, "text")[len(states) :]
-    constants = (ZERO, ONE, *_inputs("constants", n_constants, "text")[2:])
-    fired: list[tuple[Expression, ...]] = []
+    constants = _inputs("constants", n_constants, "text")
+    fired: list[list[Expression]] = []
 
     def fire(membrane: Any, threshold: Any) -> Any:
         membrane, threshold = _expression(membrane), _expression(threshold)
         margin = membrane - threshold
         spike, not_spiked = spikes_of(margin)
-        fired.append((spike, membrane, threshold, margin))
+        fired.append([spike, membrane, threshold, margin])
         return spike, not_spiked
 
+    with _naming(model.step):
+        *level, after = model.step(drive, parameters, constants, (*states, *counters), fire)
+        level, after = ([*map(_expression, x)] for x in (level, after))
+        first = 1 if model.reverse_step else 0  # the spike may then be another one
+        same = [_written([x[first:3]]) for x in (level, *fired)]
+        if len(after) != n or len(same) != 2 or same[0] != same[1]:
+            raise TypeError(
+                f"{len(fired)} calls of fire and {len(after)} states after the step (1 and {n} "
+                "are expected), or other values than the spike, membrane and threshold of `fire`"
+            )
+    return _Run(drive, parameters, states, level[0], *fired[0][1:], after)
+
+
+@contextmanager
+def _naming(function: Callable[..., Any]) -> Iterator[None]:
+    """Name the function that does something which kernels cannot run."""
     try:
-        spike, *level, after = model.step(drive, parameters, constants, (*states, *counters), fire)
-        if len(fired) != 1 or len(after) != n:
-            raise TypeError(f"{len(fired)} calls of fire, and {len(after)} states after the step")
-        expected = fired[0][1:3] if model.reverse_step else fired[0][:3]
-        level = [spike, *level][-len(expected) :]
-        if not all(map(_is_same, map(_expression, level), expected)):
-            raise TypeError("other values than the spike, membrane and threshold of `fire`")
+        yield
     except (TypeError, AttributeError, ValueError, IndexError) as error:
-        raise _error(model.step, error) from None
-    _, membrane, threshold, margin = fired[0]
-    return _Run(
-        drive, parameters, states, _expression(spike), membrane, threshold, margin,
-        [_expression(x) for x in after],
-    )  # fmt: skip
+        raise ValueError(
+            f"{getattr(function, '__qualname__', function)}: expected a function of + - * /, "
+            "** with 2 or 3, comparisons, & |, abs, torch.where, clamp and exp, which kernels can "
+            f"run, got {error}; method='standard' runs any"
+        ) from None
 
 
-def _error(function: Callable[..., Any], error: Exception) -> ValueError:
-    return ValueError(
-        f"{getattr(function, '__qualname__', function)}: expected a function of + - * /, "
-        "comparisons, & |, abs, torch.where, clamp and exp, which kernels can run, got "
-        f"{error}; method='standard' runs any"
-    )
-
-
-def _is_same(x: Expression, y: Expression) -> bool:
-    """Whether two expressions do the same to the same inputs."""
-    if not isinstance(x, Expression):
-        return x == y
-    if x is y or not isinstance(y, Expression):
-        return x is y
-    alike = x.operation == y.operation and len(x.arguments) == len(y.arguments)
-    return alike and all(map(_is_same, x.arguments, y.arguments))
-
-
-def _differentiate(run: _Run, *of_level: Expression) -> dict[Expression, Any]:
-    """Gradient of each expression that the results are made of.
+def _differentiate(run: _Run, *of_level: Expression) -> list[list[Expression]]:
+    """Gradients of the drive, of the parameters and of the states.
 
     `of_level` are gradients of membrane and threshold, or missing.
     """
@@ -313,7 +299,7 @@ def _differentiate(run: _Run, *of_level: Expression) -> dict[Expression, Any]:
     for x in reversed(_in_order([run.margin])):
         if x in grads:
             _propagate(x, grads[x], add)
-    return grads
+    return [[grads.get(x, ZERO) for x in of] for of in ([run.drive], run.parameters, run.states)]
 
 
 def _propagate(node: Expression, grad: Any, add: Any) -> None:
@@ -363,7 +349,7 @@ def _in_order(ends: Iterable[Expression], known: Iterable[Expression] = ()) -> l
 
 def _step_text(run: _Run) -> str:
     groups = [[x] for x in (run.spike, run.membrane, run.threshold, run.margin)]
-    lines, (*results, after) = _written([*groups, run.after], {})
+    lines, (*results, after) = _written([*groups, run.after])
     return (
         "def step(drive, parameters, constants, state):\n"
         f"{lines}    return {', '.join(results)}, ({after},)\n"
@@ -373,41 +359,40 @@ def _step_text(run: _Run) -> str:
 def _reverse_texts(run: _Run, model: NeuronModel, n_constants: int) -> tuple[str, str]:
     """Texts of the reverse step, without and with gradients of membrane and threshold."""
     if model.reverse_step is None:
-        of_level = _texts("grad_membrane", "grad_threshold")
-        plain, whole = (_differentiate(run, *x) for x in ((), of_level))
+        of_level, named = _texts("grad_membrane", "grad_threshold"), {run.margin: "margin"}
+        plain = _reverse_text(_differentiate(run), named)
         more = ", grad_membrane, grad_threshold"
-        return _reverse_text(run, plain, ""), _reverse_text(run, whole, more)
-    constants = (ZERO, ONE, *_inputs("constants", n_constants, "text")[2:])
+        return plain, _reverse_text(_differentiate(run, *of_level), named, more)
+    constants = _inputs("constants", n_constants, "text")
     state = _inputs("state", len(model.all_states), "text")
     carried = _inputs("grad_state", len(model.states) + len(model.accumulators), "text")
     given = _texts("margin", "slope", "grad_spike", "reset_has_grad")
     to_drive, *groups = model.reverse_step(
         run.drive, run.parameters, constants, state, *given, carried
     )
-    return _reverse_lines([[to_drive], *groups], {}, ""), ""
+    return _reverse_text([[_expression(x) for x in of] for of in ([to_drive], *groups)]), ""
 
 
-def _reverse_text(run: _Run, grads: dict[Expression, Any], more: str) -> str:
-    groups = [[grads.get(x, ZERO) for x in of] for of in ([run.drive], run.parameters, run.states)]
-    return _reverse_lines(groups, {run.margin: "margin"}, more)
-
-
-def _reverse_lines(groups: list[list[Expression]], names: dict[Expression, str], more: str) -> str:
-    lines, (to_drive, *others) = _written([[*map(_expression, x)] for x in groups], names)
+def _reverse_text(
+    groups: list[list[Expression]], named: dict[Expression, str] | None = None, more: str = ""
+) -> str:
+    lines, (to_drive, *others) = _written(groups, named)
     returned = ", ".join([to_drive, *(f"({group},)" for group in others)])
     return f"def reverse_step({_REVERSE}{more}):\n{lines}    return {returned}\n"
 
 
-def _written(groups: list[list[Expression]], names: dict[Expression, str]) -> tuple[str, list[str]]:
-    """Lines that compute all expressions, and each group as text; some have `names` already."""
+def _written(
+    groups: list[list[Expression]], named: dict[Expression, str] | None = None
+) -> tuple[str, list[str]]:
+    """Lines that compute all expressions, and each group as text; some are `named` already."""
+    names = dict(named or {})
     known: dict[str, str] = {}  # text → name: equal expressions are computed once
     lines: list[str] = []
     for x in _in_order([y for group in groups for y in group], names):
         if x in names:
             continue
-        text = _text(x, names)
+        names[x] = text = _text(x, names)
         if x.operation in ("text", "input"):
-            names[x] = text
             continue
         if text not in known:
             known[text] = f"x{len(known)}"
