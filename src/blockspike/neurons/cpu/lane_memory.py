@@ -109,7 +109,8 @@ def _loader(n_vectors: int) -> Any:
         lanes = lanes_of(array.dtype, n_vectors)
 
         def codegen(context, builder, signature, args):
-            return load(context, builder, array, *args, lanes.count)
+            flat, at, n = args
+            return load(context, builder, array, flat, at, n, lanes.count)
 
         return lanes(array, types.uintp, types.uintp), codegen
 
@@ -175,7 +176,7 @@ def bits_of(typingctx, array, at):  # pyright: ignore[reportUnusedParameter]
     """The bytes array[at … at + 63] as 64 bits: 1 where a byte is not 0."""
 
     def codegen(context, builder, signature, args):
-        place = _place(context, builder, array, *args, None, 64)
+        place = _place(context, builder, array, args[0], args[1], None, 64)
         fired = builder.load(place.pointer, align=1)
         fired = builder.icmp_unsigned("!=", fired, ir.Constant(place.vector, None))
         return builder.bitcast(fired, ir.IntType(64))  # the first byte is the lowest bit
