@@ -42,6 +42,7 @@ from neuron_cases import (
     assert_same_result,
     check_kernels,
     cotangent,
+    make_inputs,
     run,
 )
 from test_golden import CASES, load
@@ -325,11 +326,21 @@ def test_a_gpu_gets_the_triton_kernels():
     assert kernels_of(torch.device("cpu")) is fused_cpu
 
 
-def test_a_model_with_accumulators_is_for_the_cpu():
-    inputs = make_gpu_inputs((9, 2, 4))
-    current = inputs.pop("current")
-    with pytest.raises(ValueError, match="^alif in blocks: expected a current on a CPU, got"):
-        simulate(BLOCKS, current, inputs, (3.0,))
+def test_a_model_with_accumulators(monkeypatch):
+    inputs = make_inputs((9, 2, 4))
+
+    def differentiate(inputs):
+        current, *parameters = inputs.values()
+        named = dict(zip(BLOCKS.parameters, parameters, strict=True))
+        spikes = simulate(BLOCKS, current, named, (3.0,)).spikes
+        return spikes, torch.autograd.grad(spikes, inputs.values(), cotangent(spikes))
+
+    spikes, grads = differentiate(to_device(inputs))
+    monkeypatch.setattr(ops, "_kernels", kernels_of)
+    expected_spikes, expected = differentiate(inputs)
+    assert torch.equal(spikes.cpu(), expected_spikes) and spikes.sum() > 3
+    for ours, theirs in zip(grads, expected, strict=True):
+        torch.testing.assert_close(ours.cpu(), theirs, rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")  # from the interpreter

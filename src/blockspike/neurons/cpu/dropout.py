@@ -1,4 +1,8 @@
-"""Dropout on the CPU. torch draws number after number, which took a third of a training step."""
+"""Dropout on the CPU, as a hash of each element's index.
+
+torch draws one number after another from a single state, which took a third of a training step. A
+hash has no state, so LLVM computes several at once and threads need not share a generator.
+"""
 
 import numpy as np
 import torch
@@ -26,8 +30,9 @@ def dropout_mask(like: Tensor, share: float) -> Tensor:
 
 @kernel
 def _fill_mask(first, last, mask, seed, least, kept):
-    none = kept - kept
+    none = kept - kept  # 0 in the mask's type
     for piece in range(first, last):
+        # The piece's number is hashed once; within it, 32-bit indices fill whole registers.
         key = _hash(_hash(np.uint32(piece) ^ seed[0]) ^ seed[1])
         own = mask[piece * _PIECE : (piece + 1) * _PIECE]
         for i in range(np.uint32(len(own))):

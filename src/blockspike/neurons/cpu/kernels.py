@@ -91,7 +91,8 @@ def in_kernels(implement: Callable, **options: Any) -> Any:
             "method='standard'"
         )
 
-    extending.overload(function, jit_options=options)(implement)
+    overload: Any = extending.overload  # its types name fewer options than it takes
+    overload(function, jit_options=options)(implement)
     return function
 
 

@@ -26,6 +26,9 @@ STREAM_BYTES = 32
 BLOCK = 2 if get_host_cpu_features().get("avx512f") else 1
 
 
+_NO = ir.IntType(1)(0)
+
+
 class _Place(NamedTuple):
     """Where the first n lanes of a vector lie in memory; `align` in bytes."""
 
@@ -80,7 +83,7 @@ def load(context: Any, builder: Any, kind: Any, array: Any, at: Any, n: Any, cou
 
 def store(
     context: Any, builder: Any, kind: Any, value: Any, array: Any, at: Any, n: Any,
-    stream: Any = None,
+    stream: Any = _NO,
 ) -> None:  # fmt: skip
     """Generate code that stores the first n lanes from array[at] on.
 
@@ -88,17 +91,13 @@ def store(
     """
     place = _place(context, builder, kind, array, at, n, value.type.count)
     with builder.if_else(_is_whole(builder, place), likely=True) as (whole, part):
-        with whole:
-            if stream is None:
+        with whole, builder.if_else(stream) as (past, into):
+            with past:
+                stored = builder.store(value, place.pointer, align=STREAM_BYTES)
+                flag = builder.module.add_metadata([ir.Constant(ir.IntType(32), 1)])
+                stored.set_metadata("nontemporal", flag)
+            with into:
                 builder.store(value, place.pointer, align=place.align)
-            else:
-                with builder.if_else(stream) as (past, into):
-                    with past:
-                        stored = builder.store(value, place.pointer, align=STREAM_BYTES)
-                        flag = builder.module.add_metadata([ir.Constant(ir.IntType(32), 1)])
-                        stored.set_metadata("nontemporal", flag)
-                    with into:
-                        builder.store(value, place.pointer, align=place.align)
         with part:
             _masked(builder, place, "store", ir.VoidType(), value)
 
@@ -110,7 +109,8 @@ def _loader(n_vectors: int) -> Any:
         lanes = lanes_of(array.dtype, n_vectors)
 
         def codegen(context, builder, signature, args):
-            return load(context, builder, array, *args, lanes.count)
+            flat, at, n = args
+            return load(context, builder, array, flat, at, n, lanes.count)
 
         return lanes(array, types.uintp, types.uintp), codegen
 
@@ -176,7 +176,7 @@ def bits_of(typingctx, array, at):  # pyright: ignore[reportUnusedParameter]
     """The bytes array[at … at + 63] as 64 bits: 1 where a byte is not 0."""
 
     def codegen(context, builder, signature, args):
-        place = _place(context, builder, array, *args, None, 64)
+        place = _place(context, builder, array, args[0], args[1], None, 64)
         fired = builder.load(place.pointer, align=1)
         fired = builder.icmp_unsigned("!=", fired, ir.Constant(place.vector, None))
         return builder.bitcast(fired, ir.IntType(64))  # the first byte is the lowest bit

@@ -1,9 +1,13 @@
-"""Event-driven products on a GPU (Triton): the two functions of `cpu/events.py`, on tensors.
+"""Event-driven products on a GPU: the two functions of `cpu/events.py`, on tensors.
 
-Tested in Triton's interpreter only, not yet on a GPU.
+Unproven: tested in Triton's interpreter and compiled, never run on a GPU.
 
 Both sum listed rows of a table in a fixed order. Forward sums the weights of the units that spiked;
-the weight gradient sums the current's gradient over the rows in which a unit spiked.
+the weight gradient sums the current's gradient over the rows in which a unit spiked. A program of
+`sum_rows` has one row of the result and TILE of its columns:
+
+    index     | 3 7 0 9 … |  GROUP events at once      table rows 3, 7, 0, 9 …
+    total     [ TILE columns ] in registers      +=    summed over the group
 """
 
 from typing import Any
@@ -29,12 +33,13 @@ def sum_rows(
 
     The grid is rows × tiles of columns. `start_stride` is 0 if all rows share one start.
     """
-    row = tl.program_id(0).to(tl.int64)
+    row = tl.program_id(0).to(tl.int64)  # row · stride may exceed 32 bits
     column = tl.program_id(1) * tile + tl.arange(0, tile)
     inside = column < n_columns
     stride = n_columns.to(tl.int64)
     total = tl.load(start + row * start_stride + column, mask=inside, other=0.0)
     last = tl.load(row_ptr + row + 1)
+    # One event at a time would wait for its index, then for its row; a group waits once for all.
     for first in range(tl.load(row_ptr + row), last, group):
         event = first + tl.arange(0, group)
         i = tl.load(index + event, mask=event < last, other=n_table)[:, None]
@@ -84,6 +89,7 @@ def event_weight_gradient(
     out = grad.new_zeros(n_taps, n_units, grad.shape[1])
     zero = grad.new_zeros(grad.shape[1])
     row = torch.repeat_interleave(row_ptr.diff(), output_size=len(unit))  # row of each event
+    # Atomic additions event by event would have another order in each run.
     by_unit, order = torch.sort(unit, stable=True)
     row = row[order]
     units = torch.arange(n_units + 1, device=unit.device, dtype=unit.dtype)

@@ -1,18 +1,27 @@
-"""Simulation of any model in one pass over time, forward and backward, with the state in registers.
+"""Simulation of any model on a GPU in one pass over time, and its gradient in one pass back.
 
-Tested in Triton's interpreter only, not yet on a GPU.
+Unproven: tested in Triton's interpreter and compiled, never run on a GPU.
 
-Contract, equations and gradient are those of `cpu/fused.py`. [T, B, N] is T rows of B·N columns. A
-Triton program of `gpu/kernels.py` takes a tile of columns through all steps; with recurrence, it
-takes them through the shortest recurrent delay at a time, with one matrix product in between. Saved
-for backward: the input of each step, the states every CHUNK steps and, with recurrence, the spikes.
+Contract, equations and gradient are those of `cpu/fused.py`. [T, B, N] is T rows of B·N columns,
+and each program of `gpu/kernels.py` takes TILE of them, one per thread of a warp, through time:
+
+                 program 0    program 1    …
+               | 32 columns | 32 columns | …
+    chunk 0    |  8 steps in registers   |      one launch covers all steps, or with recurrence
+    chunk 1    |  …                      |      as many as the shortest delay
+
+A program cannot see the spikes of another one's columns. So with recurrence a chain of launches
+alternates with matrix products: spikes that arrive during the next launch, times the weights.
+
+Saved for backward: the input of each step, the states every CHUNK steps and, with recurrence, the
+spikes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import torch
 import triton
@@ -28,25 +37,11 @@ if TYPE_CHECKING:
     from blockspike.neurons.ops import Settings
 
 CHUNK = 8  # steps between saved states; 16 need too many registers
-TILE = 32  # columns per program: one warp, since few columns have to occupy many processors
-OPTIONS = {"num_warps": 1, "enable_fp_fusion": False}  # rounds like a PyTorch loop
+# One warp per program: B·N columns are few, and have to occupy many processors.
+TILE = 32
+OPTIONS = {"num_warps": 1, "enable_fp_fusion": False}  # rounds like a PyTorch loop: no FMA
 _MOST_COLUMNS = 2**31 - 2**10  # a tile past the end still fits in int32
 _graphs = Graphs()
-
-
-class _Result(NamedTuple):
-    """Rows [T, B·N], empty if not wanted; `saved` [chunks, K, B·N] and the last `state` [K, B·N].
-
-    `drives` is the input of each step with what recurrence adds.
-    """
-
-    spikes: Tensor
-    spike_bytes: Tensor
-    membrane: Tensor
-    threshold: Tensor
-    drives: Tensor
-    saved: Tensor
-    state: Tensor
 
 
 def sizes(derived: Derived, n_constants: int) -> dict[str, int]:
@@ -72,21 +67,25 @@ def _simulate(
     current: Tensor, parameters: Tensor, constants: Tensor, values: Tensor,
     weight: Tensor | None = None, before: Tensor | None = None, delays: Tensor | None = None, *,
     derived: Derived, delay: int, membrane: bool, keep: bool,
-) -> _Result:  # fmt: skip
+) -> tuple[Tensor, ...]:  # fmt: skip
     """Simulate for current [T, B, N], parameters [P, N] and constants [C], 0 and 1 first.
 
-    `values` [K, B·N] and `before` [D, B, N] are the states and spikes at the start. With `delays`
-    [N] of the neurons, `delay` is the shortest and D the longest that is possible.
+    `values` [K, B·N] are the states at the start, and `before` [D, B, N] the spikes that came in
+    the D steps before: all of `delay`, or with `delays` [N] of the neurons all of the longest that
+    is possible, while `delay` is the shortest.
+
+    Returns:
+        Spikes [T, B·N], spikes as bytes, membrane, threshold, input of each step with what
+        recurrence adds, `saved` [chunks, K, B·N] and the last state [K, B·N]; empty if not wanted.
     """
     n_steps, _, n_neurons = current.shape
     rows = current.reshape(n_steps, -1)
-    n_columns = rows.shape[1]
-    spikes, spike_bytes = torch.empty_like(rows), torch.empty_like(rows, dtype=torch.uint8)
-    history = None
-    if delays is not None and before is not None:
-        history = torch.cat([before.flatten(1), torch.zeros_like(rows)])
-        spikes = history[len(before) :]
-        history = history.view(-1, *current.shape[1:])
+    n_columns, n_before = rows.shape[1], 0 if before is None else len(before)
+    # Row t holds the spikes of n_before steps earlier, so a launch reads what arrives as one piece.
+    history = rows.new_empty(n_before + n_steps, n_columns)
+    spikes, spike_bytes = history[n_before:], torch.empty_like(rows, dtype=torch.uint8)
+    if before is not None:
+        history[:n_before] = before.flatten(1)
     keep_drives = keep and weight is not None
     membranes, thresholds = (parameters.new_empty(rows.shape if membrane else 0) for _ in range(2))
     drives = parameters.new_empty(rows.shape if keep_drives else (0, 0))
@@ -95,23 +94,21 @@ def _simulate(
     block = n_steps if weight is None else delay
     for first in range(0, n_steps, block):
         last = min(n_steps, first + block)
-        if history is not None and delays is not None:  # at the steps of the block
-            by = first + len(history) - n_steps - delays
-            earlier = shifted(history, by, current[first:last])
-        else:
-            earlier = before if first == 0 else spikes[first - block : last - block]
-        recurrent = None
-        if weight is not None and earlier is not None:
-            recurrent = earlier[:last].reshape(-1, n_neurons).to(weight.dtype) @ weight.T
+        recurrent = rows
+        if weight is not None:
+            arriving = history[first:last]
+            if delays is not None:
+                whole = history.view(-1, *current.shape[1:])
+                arriving = shifted(whole, first + n_before - delays, current[first:last])
+            recurrent = arriving.reshape(-1, n_neurons).to(weight.dtype) @ weight.T
         _launch(
-            kernels_gpu.forward, n_columns, rows, rows if recurrent is None else recurrent,
-            parameters, constants, state, spikes, spike_bytes, membranes, thresholds, drives, saved,
-            first, last, n_columns, n_neurons, step=in_triton(derived.step),
-            **sizes(derived, len(constants)),
-            has_recurrent=recurrent is not None, keep_membrane=membrane, keep_drives=keep_drives,
+            kernels_gpu.forward, n_columns, rows, recurrent, parameters, constants, state, spikes,
+            spike_bytes, membranes, thresholds, drives, saved, first, last, n_columns, n_neurons,
+            step=in_triton(derived.step), **sizes(derived, len(constants)),
+            has_recurrent=weight is not None, keep_membrane=membrane, keep_drives=keep_drives,
             keep_states=keep,
         )  # fmt: skip
-    return _Result(spikes, spike_bytes, membranes, thresholds, drives, saved, state)
+    return spikes, spike_bytes, membranes, thresholds, drives, saved, state
 
 
 def _differentiate(
@@ -127,6 +124,7 @@ def _differentiate(
     """
     n_steps, n_columns = drives.shape
     grad_current, carried = torch.empty_like(grad_spikes), grad_state.clone()
+    # Launches go back through time; each takes gradients that later ones, launched before, wrote.
     sums = parameters.new_zeros(len(parameters), n_columns, dtype=torch.float64)
     has_level = grad_membrane.numel() > 0
     block = n_steps if weight is None else delay
@@ -177,11 +175,8 @@ def forward(
     bfloat16, and everything in between is float32.
 
     Raises:
-        ValueError: B·N exceeds the 32-bit column indices of the kernels, or the model has
-            accumulators.
+        ValueError: B·N exceeds the 32-bit column indices of the kernels.
     """
-    if s.model.accumulators:
-        raise ValueError(f"{s.model.name}: expected a current on a CPU, got {current.device}")
     n_steps, *shape = current.shape
     if shape[0] * shape[1] > _MOST_COLUMNS:
         raise ValueError(
@@ -192,23 +187,20 @@ def forward(
         values = parameters.new_zeros(len(s.model.all_states), *shape)
     delay = _delay(s, delays, n_steps)
     given = [current, parameters, _on_device(s.constants, parameters), values.flatten(1)]
-    if weight is not None and delays is not None:
+    if weight is not None:
         if before is None:
-            before = current.new_zeros(delays.longest, *shape)
-        given += [weight, before, delays.whole]
-    elif weight is not None:
-        given += [weight] if before is None else [weight, before[:delay]]
+            before = current.new_zeros(s.delay, *shape)
+        given += [weight, before[:delay]] if delays is None else [weight, before, delays.whole]
     run = _simulate if weight is None else partial(_graphs.run, _simulate)
     with launching_on(current.device):
-        result = _Result(*run(
+        spikes, spike_bytes, *level, drives, saved, state = run(
             *(x.detach().contiguous() for x in given), derived=s.derived, delay=delay,
             membrane=membrane, keep=keep,
-        ))  # fmt: skip
-    level = (result.membrane, result.threshold)
+        )  # fmt: skip
     return (
-        result.spikes.view(current.shape), result.state.view(-1, *shape),
+        spikes.view(current.shape), state.view(-1, *shape),
         *(x.view(current.shape if membrane else (0,)) for x in level),
-        result.spike_bytes.view(current.shape), result.drives, result.saved,
+        spike_bytes.view(current.shape), drives, saved,
     )  # fmt: skip
 
 
@@ -221,9 +213,10 @@ def backward(
 
     Arguments as in `ops.simulate_backward`; `weight` only if gradient flows through it.
     """
-    grad_state = parameters.new_zeros(len(s.model.states), drives.shape[1])
+    n_carried = len(s.model.states) + len(s.model.accumulators)
+    grad_state = parameters.new_zeros(n_carried, drives.shape[1])
     if grad_last is not None:
-        grad_state = grad_last.flatten(1)
+        grad_state[: len(grad_last)] = grad_last.flatten(1)
     level = grad_level or [parameters.new_empty(0)] * 2
     given = [grad_spikes, *level, grad_state, drives, saved, parameters]
     given += [_on_device(x, parameters) for x in (s.constants, s.slope_constants)]

@@ -1,4 +1,15 @@
-"""Shared by the Triton kernels: devices, and chains of launches replayed as one graph."""
+"""Devices for Triton kernels, and chains of launches that are replayed as one CUDA graph.
+
+Unproven: tested in Triton's interpreter and compiled, never run on a GPU.
+
+A launch costs the CPU microseconds, often more than the GPU needs to run it. A recurrent simulation
+has a launch and a matrix product for each step of the delay. A CUDA graph records such a chain and
+replays it as one launch, on the same memory each time:
+
+    first call     run the chain
+    second call    record it, on copies of the inputs; then as later
+    later          copy the inputs into the graph's memory, replay, copy the outputs out
+"""
 
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator, Sequence
@@ -37,19 +48,19 @@ def require_triton(what: str, given: str, device: torch.device) -> None:
 
     The message begins with `what` and names `given`, the argument that is on this device.
     """
-    if device.type not in TRITON_DEVICES:
-        places = ", ".join(("cpu", *TRITON_DEVICES))
-        raise ValueError(f"{what}: expected {given} on one of {places}, got {device}")
     if not has_triton(device):
+        places = ", ".join(("cpu", *TRITON_DEVICES))
         raise ValueError(
-            f"{what}: expected Triton ≥ {'.'.join(map(str, _LEAST_TRITON))} for {given} on "
-            f"{device}, got an older version or none; pip install 'blockspike[gpu]'"
+            f"{what}: expected {given} on one of {places} (a GPU needs "
+            f"Triton ≥ {'.'.join(map(str, _LEAST_TRITON))}: pip install 'blockspike[gpu]'), "
+            f"got {device}"
         )
 
 
 @contextmanager
 def launching_on(device: torch.device) -> Iterator[None]:
     """Make `device` current for launches and switch autocast off."""
+    # Triton launches on the current device, whichever one holds the tensors.
     on_cpu = device.type == "cpu"  # in Triton's interpreter
     guard = nullcontext() if on_cpu else torch.get_device_module(device).device(device)
     with guard, torch.autocast(device.type, enabled=False):
@@ -135,6 +146,7 @@ class Graphs:
             _stream(tensors[0]),  # work on two streams must not share memory
             _matmul_precision(),
         )
+        # Replay under the lock, too: two threads would write into one graph's inputs.
         with self._lock:
             comes_again = key in self._known
             graph = self._known.pop(key, None)

@@ -1,10 +1,20 @@
 """Triton kernels of `gpu/fused.py`: a tile of columns through a range of steps, and back.
 
-Tested in Triton's interpreter only, not yet on a GPU.
+Unproven: tested in Triton's interpreter and compiled, never run on a GPU.
 
-A program works on a chunk of steps at a time, unrolled and in registers, while the rows of the next
-chunk are being loaded. Chunks start at multiples of their length. Steps of a chunk outside the
-requested range are computed and dropped: the mask `live` of their columns is empty.
+A program is one warp, and each of its threads has one column: each value below is a [tile], one
+number per thread. A program works on a chunk of steps at a time, unrolled:
+
+    registers    parameters, constants, states | inputs of this chunk | inputs of the next chunk
+    memory       read: current (and recurrent input)    written: spikes, bytes, states per chunk
+
+The next chunk's rows are being loaded while this one is computed, since one warp alone would wait
+for each of them. Rows are tuples in unrolled loops (`tl.static_range`), since Triton cannot index a
+tensor in registers.
+
+Chunks start at multiples of their length; a launch may start or end within one. Steps of a chunk
+outside the launch's range are computed and dropped: the mask `live` of their columns is empty.
+Columns are numbered in 32 bits, but rows start at 64-bit offsets.
 
 `step`, `reverse_step` and `slope` are texts of `derivative.py`, through `in_triton`.
 """
@@ -19,7 +29,7 @@ import triton.language as tl
 
 from blockspike.neurons.derivative import compiled
 
-_SCALARS = ["first", "last", "n_columns", "n_neurons"]  # one kernel for all values
+_SCALARS = ["first", "last", "n_columns", "n_neurons"]  # else 1 and multiples of 16 compile anew
 
 
 @triton.jit
@@ -132,8 +142,6 @@ def forward(
     keep_states: tl.constexpr, tile: tl.constexpr, chunk: tl.constexpr,
 ):  # fmt: skip
     """Run steps first … last − 1 and update `state` [n_states, B·N]."""
-    # Parameters, the state and two chunks of inputs stay in registers; only inputs are read, and
-    # only results written, on the way.
     column, inside, own, numbers = _own_columns(
         parameters, constants, n_columns, n_neurons, n_parameters, n_constants, tile
     )
@@ -154,6 +162,7 @@ def forward(
             live = column < tl.where(start >= first, n_columns, 0)
             _store_each(saved + c * n_states * stride, column, live, stride, now, n_states)
         for k in tl.static_range(chunk):
+            # In the precision of the states; the current may be bfloat16.
             drive = rows[k].to(now[0].dtype)
             if has_recurrent:
                 drive += more[k].to(now[0].dtype)
