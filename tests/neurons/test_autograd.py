@@ -10,7 +10,7 @@ from neuron_cases import SURROGATES, assert_close, distance_of_alif, make_inputs
 
 from blockspike.fitting.distance import Window, squared_distance
 from blockspike.fitting.metrics import van_rossum_distance
-from blockspike.networks import layers as networks
+from blockspike.networks import readout
 from blockspike.networks.classifier import SpikingClassifier
 from blockspike.networks.convolution import causal_convolution
 from blockspike.networks.delays import Delays
@@ -150,7 +150,7 @@ def test_a_gradient_penalty_of_a_whole_network(monkeypatch):
     inputs = {"x": spikes} | dict(net.named_parameters())
     found = second_derivatives(scores, inputs)
     monkeypatch.setattr(loop, "spike", straight_through)
-    monkeypatch.setattr(networks, "leaky_integrate", integrate_by_a_loop)
+    monkeypatch.setattr(readout, "leaky_integrate", integrate_by_a_loop)
     expected = second_derivatives(scores, inputs)
     assert_second_derivatives(found, expected)
     assert all(value.any() for name, value in expected.items() if "weight" in name)

@@ -97,5 +97,3 @@ def test_adlif_detaches_by_default_where_its_authors_do(euler, method):
 def test_another_place_is_refused():
     with pytest.raises(ValueError, match="detach_spikes: expected True, False, 'reset' or 're"):
         bs.alif(torch.ones(3, 1, 1), torch.ones(1), detach_spikes="membrane")  # pyright: ignore
-    with pytest.raises(ValueError, match="detach_spikes: expected True"):
-        bs.ALIFLayer(3, 2, dt_ms=1.0, detach_spikes=None)

@@ -309,15 +309,11 @@ def test_bfloat16_current(recurrent, detach_spikes):
 def test_dtypes_of_a_current_on_a_gpu():
     half = torch.zeros(9, 2, 5, dtype=torch.bfloat16, device="meta")
     beta = torch.zeros(5, device="meta")
-    for tensor, method, message in [
-        (half, "standard", "^current: expected .*got torch.bfloat16 for 'standard' on meta"),
-        (half.cpu, "fused", "^current: expected .*got torch.bfloat16 for 'fused' on cpu"),
-        (half, "fused", "^method='fused': "),  # valid dtype, but no Triton device
-    ]:
-        current = torch.zeros(9, 2, 5, dtype=torch.bfloat16) if callable(tensor) else tensor
-        with pytest.raises(ValueError, match=message):
-            alif(current, beta, method=method)
-    with pytest.raises(ValueError, match=r"^beta: expected torch.float32 on .*got torch.bfloat"):
+    with pytest.raises(ValueError, match="^current: expected .*got torch.bfloat16"):
+        alif(half, beta, method="standard")
+    with pytest.raises(ValueError, match="^method='fused': "):  # valid dtype, but no Triton device
+        alif(half, beta, method="fused")
+    with pytest.raises(ValueError, match="^beta: expected .*torch.float32.*got .*torch.bfloat"):
         alif(half, beta.bfloat16())
 
 

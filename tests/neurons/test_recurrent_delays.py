@@ -217,11 +217,7 @@ def test_the_number_of_threads_changes_nothing(n_threads):
     ("change", "error"),
     [
         ({"longest": 0}, "recurrent_delay: expected an int ≥ 1"),
-        (
-            {"steps": torch.ones(N + 1)},
-            r"recurrent_delay: steps: expected a tensor \[23\], got \[24\]",
-        ),
-        ({"steps": torch.ones(N).double()}, "recurrent_delay: steps: expected torch.float32"),
+        ({"steps": torch.ones(N + 1)}, r"recurrent_delay: steps: expected .*got \(\[24\]"),
         ({"steps": torch.full((N,), torch.nan)}, "recurrent_delay: expected finite values"),
     ],
 )

@@ -231,7 +231,7 @@ def _sort(
 
 
 def _fake_sorted(values: Tensor, row_ptr: Tensor | None, unit: Tensor | None) -> SortedSpikes:
-    return room_for_spikes(values, values.numel() if unit is None else len(unit))
+    return room_for_spikes(values, values.numel() if unit is None else unit.shape[0])
 
 
 def _delayed_currents(

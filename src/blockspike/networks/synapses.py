@@ -243,7 +243,7 @@ def _events_in(spikes: Tensor) -> EventBatch:
 
 
 def _fake_event_currents(weight, bias, spikes, row_ptr, unit, n_steps, scale, mode):
-    n_rows = spikes.shape[0] * spikes.shape[1] if row_ptr is None else len(row_ptr) - 1
+    n_rows = spikes.shape[0] * spikes.shape[1] if row_ptr is None else row_ptr.shape[0] - 1
     return weight.new_empty(n_steps, n_rows // n_steps, weight.shape[1])
 
 

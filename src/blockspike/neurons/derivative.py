@@ -259,11 +259,12 @@ def _naming(function: Callable[..., Any]) -> Iterator[None]:
     """Name the function that does something which kernels cannot run."""
     try:
         yield
-    except (TypeError, AttributeError, ValueError, IndexError) as error:
+    except (TypeError, AttributeError, IndexError) as error:
+        cause, *_ = str(error).splitlines()
         raise ValueError(
             f"{getattr(function, '__qualname__', function)}: expected a function of + - * /, "
             "** with 2 or 3, comparisons, & |, abs, torch.where, clamp and exp, which kernels can "
-            f"run, got {error}; method='standard' runs any"
+            f"run, got {cause}; method='standard' runs any"
         ) from None
 
 

@@ -169,17 +169,12 @@ class ClassificationModule(pl.LightningModule):
         scores = output.mean_over_views(len(labels))
         self.scores = scores.detach()  # for the search for NaN
         loss = weight * F.cross_entropy(scores, _counted(labels))
-        accuracy = self.accuracy[f"{stage}_"]
-        accuracy(scores, labels)  # pyright: ignore[reportCallIssue]
-        values: dict[str, Any] = {f"{stage}/loss": loss, f"{stage}/accuracy": accuracy}
+        values: dict[str, Any] = {"loss": loss, "accuracy": self.accuracy[f"{stage}_"]}
         values |= {
-            f"{stage}/rate_layer{i}_hz": weight * rate.detach() * 1000 / self.dt_ms
+            f"rate_layer{i}_hz": weight * rate.detach() * 1000 / self.dt_ms
             for i, rate in enumerate(output.rates, start=1)
         }
-        self.log_dict(
-            values, on_step=False, on_epoch=True, batch_size=batch_size, add_dataloader_idx=False,
-            sync_dist=True,
-        )  # fmt: skip
+        self._log(stage, values, labels, batch_size)  # pyright: ignore[reportCallIssue]
         if stage != "train":
             return loss
         if self.label_smoothing:
@@ -190,6 +185,17 @@ class ClassificationModule(pl.LightningModule):
             rates_hz = [rates * 1000 / self.dt_ms for rates in output.rates_by_neuron]
             loss = loss + weight * self.rate_penalty(rates_hz)
         return loss
+
+    @torch.compiler.disable  # metrics count in Python; Lightning looks at signatures
+    def _log(self, stage: str, values: dict[str, Any], labels: Tensor, batch_size: int) -> None:
+        values["accuracy"](self.scores, labels)
+        if stage == "test":
+            self.confusion.update(self.scores, labels)
+        self.log_dict(
+            {f"{stage}/{name}": value for name, value in values.items()},
+            on_step=False, on_epoch=True, batch_size=batch_size, add_dataloader_idx=False,
+            sync_dist=True,
+        )  # fmt: skip
 
     def _run(self, events: EventBatch | Tensor) -> Output:
         n_steps = self.recompute_steps or self.truncate_steps
@@ -260,7 +266,6 @@ class ClassificationModule(pl.LightningModule):
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         """Metrics of a test batch."""
         self._step("test", batch)
-        self.confusion.update(self.scores, batch[1])
 
     def on_test_epoch_end(self) -> None:
         """Log each class's accuracy; keep the confusion matrix [true, predicted]."""
