@@ -224,7 +224,6 @@ OTHERS = "other values than the spike, membrane and threshold of `fire`"
     ("step", "words"),
     [
         (with_too_few_arguments, "takes 4 positional arguments"),
-        (with_another_number_of_parameters, "not enough values to unpack"),
         (in_another_order, OTHERS),
         (with_another_threshold, OTHERS),
         (with_the_threshold_left_out, OTHERS),
@@ -237,6 +236,11 @@ OTHERS = "other values than the spike, membrane and threshold of `fire`"
 def test_a_wrong_step_is_named(step, words):
     with pytest.raises(ValueError, match=f"^{step.__name__}: expected .*, got .*{words}"):
         simulate(of_beta(step), CURRENT, BETA)
+
+
+def test_a_step_with_other_parameters_has_the_error_of_python():
+    with pytest.raises(ValueError, match="^not enough values to unpack"):
+        simulate(of_beta(with_another_number_of_parameters), CURRENT, BETA)
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ class Watch(Callback):
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx) -> None:
         torch._dynamo.config.error_on_recompile = trainer.global_step > 1
 
-    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
+    def on_train_batch_end(self, trainer, pl_module, outputs: Any, batch, batch_idx) -> None:
         self.losses.append(outputs["loss"].item())
 
 

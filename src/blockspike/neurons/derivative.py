@@ -251,7 +251,8 @@ def _run(
                 f"{len(fired)} calls of fire and {len(after)} states after the step (1 and {n} "
                 "are expected), or other values than the spike, membrane and threshold of `fire`"
             )
-    return _Run(drive, parameters, states, level[0], *fired[0][1:], after)
+    _, membrane, threshold, margin = fired[0]
+    return _Run(drive, parameters, states, level[0], membrane, threshold, margin, after)
 
 
 @contextmanager
