@@ -21,7 +21,7 @@ class Watch(Callback):
         torch._dynamo.config.error_on_recompile = trainer.global_step > 1
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
-        self.losses.append(outputs["loss"].item())
+        self.losses.append(outputs["loss"].item())  # pyright: ignore
 
 
 def made_batches(as_events: bool) -> list:
