@@ -18,7 +18,6 @@ from blockspike.fitting.distance import Window, squared_distance
 from blockspike.fitting.population import PhysicalPopulation
 from blockspike.networks.classifier import SpikingClassifier
 from blockspike.networks.convolution import causal_convolution
-from blockspike.networks.delays import Delays
 from blockspike.networks.layers import ALIFLayer, EulerAdLIFLayer
 from blockspike.networks.readout import LeakyReadout
 from blockspike.networks.synapses import synaptic_current
@@ -196,15 +195,6 @@ HALF = torch.bfloat16
     [
         (lambda: leaky_integrate(torch.zeros(9, 2, 5), torch.zeros(5).double()),
          "^current, beta: expected .*got torch.float32 and torch.float64"),
-        (lambda: SpikingClassifier(3, 2, 4, dt_ms=1.0).bfloat16()(torch.zeros(9, 2, 3).bool()),
-         "^weight: expected float32 or float64 on a CPU, got torch.bfloat16"),
-        (lambda: SpikingClassifier(3, 2, 4, dt_ms=1.0).double()(torch.zeros(9, 2, 3)),
-         r"^spikes: expected torch.float64 like the weight, or a bool or integer dtype, got "),
-        (lambda: Delays(4, 3, 9).current(torch.zeros(9, 2, 3).half(), torch.zeros(4, 3),
-                                         torch.zeros(4)),
-         "^spikes: expected torch.float32 like the weight.*got torch.float16"),
-        (lambda: ALIFLayer(3, 4, dt_ms=1.0)([[0, 1, 0]]),  # pyright: ignore
-         r"^spikes: expected an EventBatch or a tensor \[T, B, K\], got list"),
     ],
 )  # fmt: skip
 def test_other_types_are_refused_by_name(call, message):

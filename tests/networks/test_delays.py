@@ -350,3 +350,23 @@ def test_a_delay_that_is_nan_is_no_delay_of_0(options):
                 parameter.fill_(float("nan"))
     with pytest.raises(bs.NotFiniteError, match="^delay: expected finite numbers"):
         layer(torch.ones(5, 1, 3))
+
+
+@pytest.mark.parametrize("is_training", [True, False])
+def test_delays_in_half_precision(is_training):
+    """On a CPU, all is computed in float32; gradients return in the precision of the parameters."""
+    delays, spikes, weight, bias = made(torch.bfloat16)
+    weight.requires_grad_()
+    single = Delays(N_UNITS, N_INPUTS, MAX_DELAY).train(is_training)
+    single.load_state_dict(delays.train(is_training).state_dict())
+    results = []
+    for own, x in ((delays, spikes), (single, spikes.float())):
+        torch.manual_seed(0)
+        current = own.current(x, weight, bias)
+        results.append([current, *torch.autograd.grad(current.square().sum(), weight)])
+        assert current.dtype == torch.float32
+        if is_training:
+            current = own.current(x, weight, bias)
+            (to_delay,) = torch.autograd.grad(current.square().sum(), own.delay)
+            assert to_delay.dtype == own.delay.dtype and to_delay.any()
+    assert all(map(torch.equal, *results))

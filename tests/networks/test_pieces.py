@@ -173,21 +173,11 @@ def first_layer(name: str) -> Any:
     return network_of(name).layers[0]
 
 
-def test_inputs_of_a_state_are_checked():
+def test_a_state_without_inputs_is_refused():
     layer, x = first_layer("delays"), spikes()
-    state = layer.trace(x).state
-    few = state.inputs[:, :, :5]
-    for given, words in (
-        (replace(state, inputs=None), "expected inputs, for synapses with delays, got none"),
-        (
-            replace(state, inputs=few),
-            r"inputs: expected at most . steps of \[3, 1",
-        ),
-        (state.to(torch.float32), "inputs: expected torch.float64 on cpu, got torch.float32"),
-        ({"inputs": 3.0}, "inputs: expected at most"),
-    ):
-        with pytest.raises(ValueError, match=words):
-            layer.trace(x, state=given)
+    state = replace(layer.trace(x).state, inputs=None)
+    with pytest.raises(ValueError, match="expected inputs, for synapses with delays, got none"):
+        layer.trace(x, state=state)
 
 
 def test_scaled_events_in_parts():
@@ -233,10 +223,8 @@ def test_a_network_that_changed_before_backward_is_refused():
         loss.backward()
 
 
-def test_frozen_networks_and_differentiable_inputs():
+def test_frozen_networks_and_changed_inputs():
     network, x = network_of("alif"), spikes()
-    with pytest.raises(ValueError, match="x: expected an input that needs no gradient"):
-        run_in_pieces(network, x.clone().requires_grad_(), 9)
     output = run_in_pieces(network, x, 9)
     x.zero_()
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):

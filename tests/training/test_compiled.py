@@ -20,8 +20,8 @@ class Watch(Callback):
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx) -> None:
         torch._dynamo.config.error_on_recompile = trainer.global_step > 1
 
-    def on_train_batch_end(self, trainer, pl_module, outputs: Any, batch, batch_idx) -> None:
-        self.losses.append(outputs["loss"].item())
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
+        self.losses.append(outputs["loss"].item())  # pyright: ignore
 
 
 def made_batches(as_events: bool) -> list:

@@ -18,9 +18,8 @@ from blockspike.networks.bounded import BoundedParameters
 from blockspike.networks.convolution import causal_convolution
 from blockspike.networks.synapses import (
     SynapseMode,
-    check_synapses,
+    matched,
     synaptic_current,
-    with_type_of,
 )
 from blockspike.neurons.cpu.delays import (
     SortedSpikes,
@@ -34,7 +33,6 @@ from blockspike.neurons.cpu.events import SpikeEvents
 from blockspike.neurons.errors import NotFiniteError
 from blockspike.neurons.events import EventBatch
 from blockspike.neurons.ops import Operator, is_traced
-from blockspike.neurons.precision import in_full_precision
 
 LAST_SIGMA = 0.5
 """Final σ of the Gaussian, in steps."""
@@ -79,9 +77,16 @@ class Delays(BoundedParameters):
         Raises:
             NotFiniteError: a delay is NaN or Inf.
         """
-        if not is_traced(self.delay):
-            _check_finite(self.delay)
-        return _rounded(self.max_delay * self.delay, self.max_delay)
+        learned = self._learned
+        if not is_traced(learned):
+            _check_finite(learned)
+        return _rounded(learned, self.max_delay)
+
+    @property
+    def _learned(self) -> Tensor:
+        """The delays in steps [n_units, n_inputs], at least in float32."""
+        delay = self.delay
+        return self.max_delay * delay.to(torch.promote_types(delay.dtype, torch.float32))
 
     @property
     def span(self) -> Tensor:
@@ -98,7 +103,7 @@ class Delays(BoundedParameters):
 
         It is distributed as the Gaussian cut off half a step outside 0 … `max_delay`.
         """
-        mean = self.max_delay * self.delay
+        mean = self._learned
         chance = torch.rand(mean.shape, dtype=torch.float32, device=mean.device)  # in any precision
         return _Drawn.apply(mean, self.sigma, self.max_delay, chance)  # pyright: ignore
 
@@ -127,22 +132,21 @@ class Delays(BoundedParameters):
         Raises:
             NotFiniteError: a delay is NaN or Inf. In training on a GPU the current is NaN instead.
         """
-        check_synapses(spikes, weight[None], bias, mode, events)
-        spikes = with_type_of(weight, spikes)
-        on_cpu = weight.device.type == "cpu" and mode != "dense"
-        if on_cpu and 0 not in spikes.shape:
-            delay = self.drawn() if self.training else self.max_delay * self.delay.detach()
-            return _by_spikes(weight, delay, bias, spikes, events, self.max_delay, self.span)
-        if not self.training or 0 in spikes.shape:
-            all_steps = torch.arange(self.max_delay + 1, device=weight.device)[:, None, None]
-            shares = all_steps == self.steps()
+        weight, bias, spikes = matched(weight, bias, spikes, events, n_dims=2)
+        has_spikes, most, span = 0 not in spikes.shape, self.max_delay, self.span
+        if weight.device.type == "cpu" and mode != "dense" and has_spikes:
+            delay = self.drawn() if self.training else self._learned.detach()
+            dense = None if isinstance(spikes, EventBatch) else spikes
+            by_unit = _sorted_spikes(*_events_in(spikes, events, weight))
+            return _currents(weight, delay, bias, dense, *by_unit, spikes.shape[:2], most, span)
+        if not self.training or not has_spikes:
+            shares = torch.arange(most + 1, device=weight.device)[:, None, None] == self.steps()
             return synaptic_current(spikes, weight * shares, bias, events=events, mode=mode)
         dense = spikes.dense(weight.dtype) if isinstance(spikes, EventBatch) else spikes
-        span = self.span
-        reach = self.max_delay if is_traced(weight) else int(span)
+        reach = most if is_traced(weight) else int(span)
         dense = F.pad(dense, (0, 0, 0, 0, 0, reach))  # the first tap acts `reach` steps early
-        kernel = weight * taps(self.drawn(), self.max_delay, span, reach)
-        return causal_convolution(dense, kernel)[reach:] + bias
+        shares = taps(self.drawn(), most, span, reach).to(weight.dtype)
+        return causal_convolution(dense, weight * shares)[reach:] + bias
 
 
 class _Drawn(torch.autograd.Function):
@@ -195,24 +199,17 @@ def _rounded(delay: Tensor, most: int) -> Tensor:
     return delay.detach().round().long().clamp(0, most)  # last, since long() makes NaN a number
 
 
-@in_full_precision
-def _by_spikes(
-    weight: Tensor, delay: Tensor, bias: Tensor, spikes: EventBatch | Tensor,
-    events: SpikeEvents | None, most: int, span: Tensor,
-) -> Tensor:  # fmt: skip
-    """Current on the CPU, spike by spike."""
+def _events_in(
+    spikes: EventBatch | Tensor, events: SpikeEvents | None, weight: Tensor
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """Arguments of `_sort`."""
     if isinstance(spikes, EventBatch):
         scale = weight.new_ones(1) if spikes.scale is None else spikes.scale[:, None]
-        dense, values = None, scale.to(weight.dtype).expand(spikes.shape)
-        given = spikes.row_ptr, spikes.unit
-    else:
-        dense, values, given = spikes, spikes.detach(), (None, None)
-        if not is_traced(weight, spikes):
-            found = (events or SpikeEvents(values != 0)).row_ptr_and_unit
-            given = tuple(map(torch.from_numpy, found))
-    by_unit = _sorted_spikes(values, *given)
-    shape = spikes.shape[:2]
-    return _currents(weight, delay, bias.to(weight.dtype), dense, *by_unit, shape, most, span)
+        return scale.to(weight.dtype).expand(spikes.shape), spikes.row_ptr, spikes.unit
+    if is_traced(weight, spikes):
+        return spikes.detach(), None, None
+    row_ptr, unit = (events or SpikeEvents(spikes.detach() != 0)).row_ptr_and_unit
+    return spikes.detach(), torch.from_numpy(row_ptr), torch.from_numpy(unit)
 
 
 def _sort(
@@ -224,8 +221,7 @@ def _sort(
     """
     spikes = _fake_sorted(values, row_ptr, unit)
     if row_ptr is None or unit is None:
-        found = SpikeEvents(values != 0).row_ptr_and_unit
-        row_ptr, unit = map(torch.from_numpy, found)
+        row_ptr, unit = map(torch.from_numpy, SpikeEvents(values != 0).row_ptr_and_unit)
     sort_spikes(values, row_ptr, unit, spikes)
     return spikes
 

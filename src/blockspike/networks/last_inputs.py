@@ -10,29 +10,6 @@ from blockspike.neurons.events import EventBatch
 from blockspike.neurons.ops import is_traced
 
 
-def check_last_inputs(
-    before: object, x: EventBatch | Tensor, weight: Tensor, n_steps: int
-) -> Tensor | None:
-    """Return `before` [K, B, n_inputs] if it fits the input and weight, K ≤ `n_steps`, or None.
-
-    Raises:
-        ValueError: it does not fit.
-    """
-    if before is None:
-        return None
-    size = [x.shape[1], weight.shape[-1]]
-    fits = isinstance(before, Tensor) and list(before.shape[1:]) == size
-    if not isinstance(before, Tensor) or not fits or len(before) > n_steps:
-        got = list(before.shape) if isinstance(before, Tensor) else type(before).__name__
-        raise ValueError(f"state: inputs: expected at most {n_steps} steps of {size}, got {got}")
-    if before.dtype != weight.dtype or before.device != weight.device:
-        raise ValueError(
-            f"state: inputs: expected {weight.dtype} on {weight.device}, got {before.dtype} on "
-            f"{before.device}"
-        )
-    return before
-
-
 def join_inputs(
     before: Tensor, x: EventBatch | Tensor, events: SpikeEvents | None
 ) -> tuple[EventBatch | Tensor, SpikeEvents | None]:

@@ -11,11 +11,7 @@ from torch.nn import functional as F
 
 from blockspike.networks.bounded import BoundedParameters
 from blockspike.networks.delays import Delays
-from blockspike.networks.last_inputs import (
-    check_last_inputs,
-    join_inputs,
-    last_inputs,
-)
+from blockspike.networks.last_inputs import join_inputs, last_inputs
 from blockspike.networks.normalisation import BatchNorm
 from blockspike.networks.synapses import SynapseMode, presynaptic_first, synaptic_current
 from blockspike.neurons import MultiGaussian, SpikeTrace, Surrogate
@@ -211,14 +207,13 @@ class NeuronLayer(BoundedParameters):
         events: SpikeEvents | None,
         membrane: bool,
     ) -> SpikeTrace:
-        given: object = None
+        before: Any = None
         if isinstance(state, NeuronState):
-            given = state.inputs
-            if given is None and self._n_kept:
+            before = state.inputs
+            if before is None and self._n_kept:
                 raise ValueError("state: expected inputs, for synapses with delays, got none")
         elif isinstance(state, Mapping):
-            given, state = state.get("inputs"), {k: v for k, v in state.items() if k != "inputs"}
-        before = check_last_inputs(given, x, self.weight, self._n_kept)
+            before, state = state.get("inputs"), {k: v for k, v in state.items() if k != "inputs"}
         current = self.current(x, events, before)
         options = self.simulation_options() | {"state": state, "membrane": membrane}
         if state is None and self.random_start and self.training:

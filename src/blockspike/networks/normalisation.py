@@ -32,12 +32,9 @@ class BatchNorm(nn.Module):
     def forward(self, current: Tensor, bias: Tensor) -> Tensor:
         """Normalise a batch's current [T, B, n_units], add bias [n_units], and update statistics.
 
-        Raises:
-            ValueError: there is only one step of one sample.
+        A batch has at least two rows of steps × samples.
         """
         rows = current.flatten(0, 1)
-        if len(rows) < 2:
-            raise ValueError(f"x: expected steps × samples ≥ 2 to normalise, got {len(rows)}")
         options = {"training": True, "momentum": MOMENTUM, "eps": EPSILON}
         normalised = F.batch_norm(rows, self.mean, self.variance, self.gain, bias, **options)
         return normalised.view_as(current)

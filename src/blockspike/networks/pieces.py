@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -50,7 +49,7 @@ def run_in_pieces(
 
     Args:
         network: the classifier.
-        x: input [T, B, n_inputs].
+        x: input [T, B, n_inputs], which gets no gradient.
         n_steps: length K of a piece; the last one may be shorter.
         truncate: whether gradients stop where pieces meet (truncated backpropagation through time).
             Else they are those of the whole; but dropped spikes and delays are drawn anew for each
@@ -59,41 +58,45 @@ def run_in_pieces(
         membrane: whether it has `membrane_power`.
 
     Raises:
-        ValueError: the input needs a gradient; `n_steps` is below 1, or no multiple of arp + 1 with
-            method "blocks"; the network scales its input, or normalises currents in training, for
-            which it has to see the whole.
+        ValueError: `n_steps` is below 1, or no multiple of arp + 1 with method "blocks"; the
+            network scales its input, or normalises currents in training, for which it has to see
+            the whole.
     """
     check_counts(n_steps=n_steps)
-    if isinstance(x, Tensor) and x.requires_grad:
-        raise ValueError("x: expected an input that needs no gradient, got one that does")
     if network.has_batch_norm:
         raise ValueError("network: expected no batch_norm in training, got a layer with it")
+    options = _Options(network, n_steps, truncate, by_neuron, membrane)
     own = [p for p in network.parameters() if p.requires_grad]
     if own and torch.is_grad_enabled():
-        results: Any = _InPieces.apply(network, x, n_steps, truncate, by_neuron, membrane, *own)
+        results: Any = _InPieces.apply(options, x, *own)
     else:
-        pieces = _run(network, x, n_steps, by_neuron, membrane)
-        results = _total([output for _, output in pieces])
+        results = _total([output for _, output in _run(options, x)])
     scores, rates, *others = results
     n_layers = len(network.layers) if by_neuron else 0
     power, of_neurons = others[: len(others) - n_layers], others[len(others) - n_layers :]
     return PiecewiseOutput(scores, list(rates), power[0] if power else None, of_neurons)
 
 
+class _Options(NamedTuple):
+    """Arguments of `run_in_pieces` other than the input."""
+
+    network: SpikingClassifier
+    n_steps: int
+    truncate: bool
+    by_neuron: bool
+    membrane: bool
+
+
 def _run(
-    network: SpikingClassifier,
-    x: EventBatch | Tensor,
-    n_steps: int,
-    by_neuron: bool,
-    membrane: bool,
+    options: _Options, x: EventBatch | Tensor
 ) -> Iterator[tuple[ClassifierState | None, tuple[Tensor, ...]]]:
     """State at the start of each piece, and what it adds to the results."""
     state = None
-    for first in range(0, x.shape[0], n_steps):
-        piece = _piece(x, first, n_steps)
-        output = network(piece, state, membrane=membrane)
-        of_piece = state, _share(network, output, piece, x, by_neuron, state is None)
-        if first + n_steps < x.shape[0]:
+    for first in range(0, x.shape[0], options.n_steps):
+        piece = _piece(x, first, options.n_steps)
+        output = options.network(piece, state, membrane=options.membrane)
+        of_piece = state, _share(options, output, piece, x, state is None)
+        if first + options.n_steps < x.shape[0]:
             state = output.state
         del output  # which holds all steps
         yield of_piece
@@ -105,20 +108,16 @@ def _piece(x: EventBatch | Tensor, first: int, n_steps: int) -> EventBatch | Ten
 
 
 def _share(
-    network: SpikingClassifier,
-    output: ClassifierOutput,
-    piece: EventBatch | Tensor,
-    x: EventBatch | Tensor,
-    by_neuron: bool,
-    is_first: bool,
-) -> tuple[Tensor, ...]:
+    options: _Options, output: ClassifierOutput, piece: EventBatch | Tensor,
+    x: EventBatch | Tensor, is_first: bool,
+) -> tuple[Tensor, ...]:  # fmt: skip
     share = piece.shape[0] / x.shape[0]
-    scores = output.scores
+    network, scores = options.network, output.scores
     if network.scores == "mean":
         n_counted = piece.shape[0] - is_first * network.skip_steps
         scores = scores * (n_counted / (x.shape[0] - network.skip_steps))
     power = () if output.membrane_power is None else (output.membrane_power * share,)
-    of_neurons = [rates * share for rates in output.rates_by_neuron] if by_neuron else []
+    of_neurons = [rates * share for rates in output.rates_by_neuron] if options.by_neuron else []
     return scores, torch.stack(output.rates) * share, *power, *of_neurons
 
 
@@ -129,18 +128,14 @@ def _total(outputs: list[tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
 class _InPieces(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx, network: SpikingClassifier, x: EventBatch | Tensor, n_steps: int, truncate: bool,
-        by_neuron: bool, membrane: bool, *parameters: Tensor
-    ):  # fmt: skip
+        ctx, options: _Options, x: EventBatch | Tensor, *parameters: Tensor
+    ) -> tuple[Tensor, ...]:
         """Scores [B, n_classes], rates [n_layers] and what else is asked for, see `_share`."""
-        ctx.network, ctx.n_steps, ctx.truncate = network, n_steps, truncate
-        ctx.by_neuron, ctx.membrane = by_neuron, membrane
-        ctx.like = x if isinstance(x, EventBatch) else None
-        given = (x.row_ptr, x.unit) if isinstance(x, EventBatch) else (x,)
-        ctx.n_given = len(given)
+        ctx.options, ctx.x, network = options, x, options.network
         ctx.n_parameters, ctx.modes = len(parameters), _modes(network)
         # Backward notices if one of these was changed in place.
-        ctx.save_for_backward(*given, *parameters, *network.buffers())
+        given = (x.row_ptr, x.unit) if isinstance(x, EventBatch) else (x,)
+        ctx.save_for_backward(*parameters, *network.buffers(), *given)
         device = parameters[0].device.type
         ctx.autocast = {
             "device_type": device,
@@ -149,7 +144,7 @@ class _InPieces(torch.autograd.Function):
         }
         ctx.starts, outputs = [], []
         drawn = _random_state(parameters[0].device)
-        for state, output in _run(network, x, n_steps, by_neuron, membrane):
+        for state, output in _run(options, x):
             ctx.starts.append((state, drawn))
             outputs.append(output)
             drawn = _random_state(parameters[0].device)
@@ -158,26 +153,21 @@ class _InPieces(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, *grads: Tensor):  # pyright: ignore[reportIncompatibleMethodOverride]
-        given, saved = ctx.saved_tensors[: ctx.n_given], ctx.saved_tensors[ctx.n_given :]
-        parameters = saved[: ctx.n_parameters]
-        if _modes(ctx.network) != ctx.modes:
+        network, n_steps, truncate, _, membrane = ctx.options
+        x, parameters = ctx.x, ctx.saved_tensors[: ctx.n_parameters]
+        if _modes(network) != ctx.modes:
             raise RuntimeError(
                 "recompute_steps: expected the network in the mode of the forward pass, which "
                 "backward repeats, got another; call train() or eval() after backward()"
             )
-        x = given[0] if ctx.like is None else replace(ctx.like, row_ptr=given[0], unit=given[1])
         sums = [torch.zeros_like(p) for p in parameters]
         grads_of_state: list[Tensor | None] = []
         for i, (state, drawn) in reversed(list(enumerate(ctx.starts))):
             with torch.enable_grad(), torch.autocast(**ctx.autocast), _with_random_state(drawn):
-                start = (
-                    None
-                    if state is None
-                    else state.map(lambda x: x.detach().requires_grad_(not ctx.truncate))
-                )
-                piece = _piece(x, i * ctx.n_steps, ctx.n_steps)
-                output = ctx.network(piece, start, membrane=ctx.membrane)
-                ends = [*_share(ctx.network, output, piece, x, ctx.by_neuron, state is None)]
+                start = state and state.map(lambda x: x.detach().requires_grad_(not truncate))
+                piece = _piece(x, i * n_steps, n_steps)
+                output = network(piece, start, membrane=membrane)
+                ends = [*_share(ctx.options, output, piece, x, state is None)]
                 ends += _tensors(output.state) if grads_of_state else []
             pairs = zip(ends, (*grads, *grads_of_state), strict=True)
             used = [(x, g) for x, g in pairs if g is not None and x.requires_grad]
@@ -191,9 +181,9 @@ class _InPieces(torch.autograd.Function):
                     total += grad
             of_inputs = iter(found[len(parameters) :])
             grads_of_state = [next(of_inputs) if x.requires_grad else None for x in _tensors(start)]
-            if ctx.truncate:
+            if truncate:
                 grads_of_state = []
-        return None, None, None, None, None, None, *sums
+        return None, None, *sums
 
 
 def _modes(network: SpikingClassifier) -> list[bool]:
@@ -201,10 +191,9 @@ def _modes(network: SpikingClassifier) -> list[bool]:
 
 
 def _tensors(state: ClassifierState | None) -> list[Tensor]:
-    if state is None:
-        return []
     tensors: list[Tensor] = []
-    state.map(lambda x: tensors.append(x) or x)
+    if state is not None:
+        state.map(lambda x: tensors.append(x) or x)
     return tensors
 
 

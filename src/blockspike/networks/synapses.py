@@ -6,9 +6,7 @@ dense.
 """
 
 import math
-from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 from typing import Any, Literal, TypeVar
 
 import torch
@@ -19,7 +17,6 @@ from blockspike.neurons.cpu.events import SpikeEvents, event_currents, event_wei
 from blockspike.neurons.events import EventBatch
 from blockspike.neurons.gpu.graphs import has_triton, require_triton
 from blockspike.neurons.ops import Operator, is_compiled, is_transformed
-from blockspike.neurons.precision import in_full_precision, is_autocast_on
 
 SpikesT = TypeVar("SpikesT", EventBatch, Tensor, EventBatch | Tensor)
 SynapseMode = Literal["auto", "events", "dense"]
@@ -42,22 +39,23 @@ def synaptic_current(
     """Compute the synaptic current I[t] = bias + Σ_k weight[k] spikes[t − k].
 
     Args:
-        spikes: EventBatch of shape (T, B, K), or a dense tensor [T, B, K] in the weight's dtype; a
-            bool or integer tensor is converted.
+        spikes: EventBatch of shape (T, B, K), or a dense tensor [T, B, K], which is converted to
+            the weight's dtype.
         weight: [n_taps, N, K] (post, pre); tap k acts k steps later (the temporal receptive field).
-            float32 or float64; dense products on a GPU also take half precision.
+            Half precision becomes float32 on a CPU; on a GPU, only dense products take it.
         bias: [N].
         events: the events of a dense `spikes` whose values are all 0 or `events.scale`; with them,
             the current can be summed by events.
         mode: "events", "dense", or "auto": by events if they are sparse. On a GPU, "auto" treats
-            dense tensors as dense, since counting their spikes would make the CPU wait.
+            dense tensors as dense, since counting their spikes would make the CPU wait. In every
+            mode, dense `spikes` without `events` take the dense product.
 
     Returns:
         Current [T, B, N], differentiable in weight, bias and dense spikes. Under autocast, dense
         products are in half precision; all else, including the current, is in float32.
 
     Raises:
-        ValueError: shapes or dtypes do not match, or mode "events" cannot be used.
+        ValueError: shapes do not match, or mode "events" cannot be used.
 
     Examples:
         >>> import torch
@@ -67,23 +65,27 @@ def synaptic_current(
         >>> bs.synaptic_current(spikes, weight, bias).flatten()
         tensor([0.5000, 2.0000])
     """
-    check_synapses(spikes, weight, bias, mode, events)
-    spikes = with_type_of(weight, spikes)
+    weight, bias, spikes = matched(weight, bias, spikes, events)
     if isinstance(spikes, EventBatch):
-        return current_of_batch(spikes, bias, partial(_of_events, weight=weight, mode=mode))
-    if mode == "events" and events is None:
-        raise ValueError(
-            "mode: expected 'auto' or 'dense' for dense spikes without `events`, got 'events'"
+        if spikes.scale is not None:
+            unscaled = replace(spikes, scale=None)
+            current = synaptic_current(unscaled, weight, torch.zeros_like(bias), mode=mode)
+            return torch.addcmul(bias, current, spikes.scale[:, None].to(current.dtype))
+        if is_transformed() or not _use_events(mode, spikes, MAX_EVENT_DENSITY_OF_BATCH):
+            return _dense(spikes.dense(weight.dtype), weight, bias)
+        return _of_sparse(
+            weight, bias, None, spikes.row_ptr, spikes.unit, spikes.n_steps, 1.0, mode
         )
-    on_cpu = spikes.device.type == "cpu"
-    if events is None or is_transformed() or mode == "dense" or (mode == "auto" and not on_cpu):
+    is_auto_on_gpu = mode == "auto" and spikes.device.type != "cpu"
+    if events is None or is_transformed() or mode == "dense" or is_auto_on_gpu:
         return _dense(spikes, weight, bias)
-    if is_compiled(spikes):  # where the number of events is not known
-        return _summed(weight, bias, spikes, None, len(spikes), events.scale, mode)
-    batch = events_of_spikes(events) if on_cpu else EventBatch.from_dense(events.array)
-    if not _use_events(mode, batch, MAX_EVENT_DENSITY):
-        return _dense(spikes, weight, bias)
-    return _summed(weight, bias, spikes, batch, len(spikes), events.scale, mode)
+    found = None, None
+    if not is_compiled(spikes):  # to a compiler, the number of events is unknown
+        batch = _events_in(events)
+        if not _use_events(mode, batch, MAX_EVENT_DENSITY):
+            return _dense(spikes, weight, bias)
+        found = batch.row_ptr, batch.unit
+    return _of_sparse(weight, bias, spikes, *found, len(spikes), events.scale, mode)
 
 
 def presynaptic_first(weight: Tensor) -> Tensor:
@@ -94,90 +96,36 @@ def presynaptic_first(weight: Tensor) -> Tensor:
     return weight.transpose(-1, -2).contiguous().transpose(-1, -2)
 
 
-@in_full_precision
-def _summed(
-    weight: Tensor, bias: Tensor, spikes: Tensor | None, events: EventBatch | None, n_steps: int,
-    scale: float, mode: str,
-) -> Tensor:  # fmt: skip
-    """Current by events; `spikes`, the same spikes as a tensor, get a gradient."""
-    given = (None, None) if events is None else (events.row_ptr, events.unit)
-    return _of_sparse(weight, bias, spikes, *given, n_steps, scale, mode)
-
-
-def current_of_batch(
-    events: EventBatch, bias: Tensor, current_of: Callable[[EventBatch, Tensor], Tensor]
-) -> Tensor:
-    """Apply `current_of(events, bias)` [T, B, N], with events weighted by `events.scale`."""
-    if events.scale is None:
-        return current_of(events, bias)
-    current = current_of(replace(events, scale=None), torch.zeros_like(bias))
-    return torch.addcmul(bias, current, events.scale[:, None].to(current.dtype))
-
-
-def _of_events(events: EventBatch, bias: Tensor, *, weight: Tensor, mode: str) -> Tensor:
-    if not is_transformed() and _use_events(mode, events, MAX_EVENT_DENSITY_OF_BATCH):
-        return _summed(weight, bias, None, events, events.shape[0], 1.0, mode)
-    return _dense(events.dense(weight.dtype), weight, bias)
-
-
-def events_of_spikes(events: SpikeEvents) -> EventBatch:
-    """Convert to an EventBatch on the CPU."""
-    n_steps, batch_size, n_units = events.array.shape
-    row_ptr, unit = (torch.from_numpy(x) for x in events.row_ptr_and_unit)
-    return EventBatch(row_ptr, unit, (n_steps, batch_size, n_units))
-
-
-def check_synapses(
-    spikes: EventBatch | Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    mode: str = "auto",
-    events: SpikeEvents | None = None,
-) -> None:
-    """Raise ValueError if the arguments of `synaptic_current` do not match."""
-    if not isinstance(spikes, EventBatch | Tensor):
-        got = type(spikes).__name__
-        raise ValueError(f"spikes: expected an EventBatch or a tensor [T, B, K], got {got}")
-    if mode not in ("auto", "events", "dense"):
-        raise ValueError(f"mode: expected 'auto', 'events' or 'dense', got {mode!r}")
-    if weight.ndim != 3 or bias.shape != weight.shape[1:2]:
-        raise ValueError(
-            "weight, bias: expected [n_taps, N, K] and [N], "
-            f"got {list(weight.shape)} and {list(bias.shape)}"
-        )
-    if bias.dtype != weight.dtype and not is_autocast_on(weight.device.type):
-        raise ValueError(f"bias: expected {weight.dtype} like the weight, got {bias.dtype}")
-    if len(spikes.shape) != 3 or spikes.shape[2] != weight.shape[2]:
-        raise ValueError(
-            f"spikes: expected [T, B, {weight.shape[2]}] to match the weight, "
-            f"got {list(spikes.shape)}"
-        )
-    if events is not None and events.array.shape != spikes.shape:
-        raise ValueError(
-            f"events: expected shape {list(spikes.shape)} like spikes, "
-            f"got {list(events.array.shape)}"
-        )
-
-
-def with_type_of(weight: Tensor, spikes: SpikesT) -> SpikesT:
-    """Convert bool or integer spikes to the dtype of the weight; leave others as they are.
+def matched(
+    weight: Tensor, bias: Tensor, spikes: SpikesT, events: SpikeEvents | None, n_dims: int = 3
+) -> tuple[Tensor, Tensor, SpikesT]:
+    """Weight of `n_dims` dimensions, bias and spikes in the dtype of their product.
 
     Raises:
-        ValueError: the weight is in half precision on a CPU; the spikes have another float dtype.
+        ValueError: shapes do not match.
     """
-    if weight.device.type == "cpu" and weight.dtype not in (torch.float32, torch.float64):
-        raise ValueError(f"weight: expected float32 or float64 on a CPU, got {weight.dtype}")
-    if isinstance(spikes, EventBatch) or spikes.dtype == weight.dtype:
-        return spikes
-    if not (spikes.is_floating_point() or spikes.is_complex()):
-        return spikes.to(weight.dtype)
-    half = spikes.dtype in (torch.float16, torch.bfloat16)
-    if not (half and is_autocast_on(spikes.device.type)):
+    shapes = [list(x.shape) for x in (weight, bias, spikes)]
+    like = shapes[2][:2] if events is None else list(events.array.shape[:2])
+    fits = len(shapes[0]) == n_dims and shapes[1] == shapes[0][-2:-1]
+    if not fits or shapes[2] != [*like, shapes[0][-1]]:
         raise ValueError(
-            f"spikes: expected {weight.dtype} like the weight, or a bool or integer dtype, "
-            f"got {spikes.dtype}"
+            "weight, bias, spikes: expected [n_taps, N, K], [N] and [T, B, K], of T and B as in "
+            f"events, got {shapes[0]}, {shapes[1]} and {shapes[2]}"
         )
-    return spikes
+    dtype = weight.dtype
+    if weight.device.type == "cpu":
+        dtype = torch.promote_types(dtype, torch.float32)
+    if isinstance(spikes, Tensor):
+        spikes = spikes.to(dtype)
+    return weight.to(dtype), bias.to(dtype), spikes
+
+
+def _events_in(spikes: SpikeEvents) -> EventBatch:
+    if spikes.array.device.type != "cpu":
+        return EventBatch.from_dense(spikes.array)
+    n_steps, batch_size, n_units = spikes.array.shape
+    row_ptr, unit = (torch.from_numpy(x) for x in spikes.row_ptr_and_unit)
+    return EventBatch(row_ptr, unit, (n_steps, batch_size, n_units))
 
 
 def _use_events(mode: str, events: EventBatch, most_on_cpu: float) -> bool:
@@ -217,7 +165,7 @@ def _event_currents(
     """
     if row_ptr is None or unit is None:
         assert spikes is not None
-        batch = _events_in(spikes)
+        batch = _events_in(_spiked(spikes))
         if not _use_events(mode, batch, MAX_EVENT_DENSITY):
             return _dense(spikes, weight, bias)
         row_ptr, unit = batch.row_ptr, batch.unit
@@ -235,11 +183,8 @@ def _event_currents(
     return out.view(n_steps, batch_size, -1)
 
 
-def _events_in(spikes: Tensor) -> EventBatch:
-    """Events of spikes [T, B, K], those that are not 0."""
-    fired = (spikes.detach() != 0).view(torch.uint8)
-    on_cpu = spikes.device.type == "cpu"
-    return events_of_spikes(SpikeEvents(fired)) if on_cpu else EventBatch.from_dense(fired)
+def _spiked(spikes: Tensor) -> SpikeEvents:
+    return SpikeEvents((spikes.detach() != 0).view(torch.uint8))
 
 
 def _fake_event_currents(weight, bias, spikes, row_ptr, unit, n_steps, scale, mode):
@@ -274,7 +219,7 @@ def _gradient_of_weight(
     """Gradient of the weight [n_taps, N, K] from that of the current; see `_event_currents`."""
     if row_ptr is None or unit is None:
         assert spikes is not None
-        batch = _events_in(spikes)
+        batch = _events_in(_spiked(spikes))
         row_ptr, unit = batch.row_ptr, batch.unit
     sizes = (len(weight), grad.shape[1], weight.shape[2])
     rows = grad.detach().contiguous().flatten(0, 1)
