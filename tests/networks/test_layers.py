@@ -65,6 +65,19 @@ def test_a_network_may_be_batch_first():
         assert torch.equal(own.transpose(0, 1), other) and torch.equal(rates, wanted)
 
 
+@pytest.mark.parametrize("kind", LAYERS)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_on_a_cpu_computes_in_float32(kind, dtype):
+    layer, x = made(kind).to(dtype).eval(), spikes()
+    single = made(kind).eval()
+    single.load_state_dict(layer.state_dict())
+    trace, expected = layer.trace(x.to(dtype)), single.trace(x)
+    assert trace.spikes.dtype == trace.state.values.dtype == torch.float32
+    assert torch.equal(trace.spikes, expected.spikes) and trace.spikes.any()
+    trace.spikes.sum().backward()
+    assert layer.weight.grad.dtype == dtype and layer.weight.grad.any()
+
+
 def test_glif_layers_mix_neurons():
     layer, x = made(bs.GLIFLayer, **PARTS).double(), spikes().double()
     decay = torch.exp(-1 / torch.tensor([20.0, 100.0])).double()

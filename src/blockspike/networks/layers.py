@@ -204,6 +204,8 @@ class GLIFLayer(NeuronLayer):
         dtype = torch.promote_types(self.beta.dtype, torch.float32)  # half precision: float32
         absent = torch.zeros_like(self.beta, dtype=dtype)
         parameters = {name: absent if x is None else x.to(dtype) for name, x in own.items()}
+        if (weight := options["recurrent_weight"]) is not None:
+            options["recurrent_weight"] = weight.to(dtype)
         return simulate(self.model, current, parameters, **options)
 
 
