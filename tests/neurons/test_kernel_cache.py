@@ -5,7 +5,7 @@ import subprocess
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 from numba.core import caching
@@ -86,6 +86,28 @@ def test_results_of_other_sources_are_removed(tmp_path):
     new.save("c", "code of new")
     assert old.load("a") is None and new.load("b") == "code of new"
     assert len(list(tmp_path.glob("*.nbc"))) == 2
+
+
+class Pair(NamedTuple):
+    x: int
+    y: float
+
+
+class Other:
+    """Holds another named tuple of the same name, as two modules may."""
+
+    class Pair(NamedTuple):
+        y: int
+        x: float
+
+
+def test_named_tuples_of_one_name_have_code_of_their_own(tmp_path, monkeypatch):
+    monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(caching.config, "CACHE_DIR", str(tmp_path))
+    for _ in range(2):  # compiled, then loaded
+        first: Any = kernel(lambda pair: pair.x)
+        assert first(Pair(1, 2.5)) == 1 and first(Other.Pair(1, 2.5)) == 2.5
+    assert sum(first.stats.cache_hits.values()) == 2
 
 
 def test_a_change_in_any_file_of_kernels_outdates_all(tmp_path, monkeypatch):

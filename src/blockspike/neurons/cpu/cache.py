@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import numba
+from numba import types
 from numba.core.caching import FunctionCache, IndexDataCacheFile
 from numba.core.dispatcher import Dispatcher
 
@@ -75,14 +76,22 @@ def _hash(content: bytes) -> bytes:
     return hashlib.sha256(content).digest()
 
 
+def _names(key: Any) -> Any:
+    """Text of a key, the same in each process. Numba names a named tuple without its module."""
+    if isinstance(key, tuple | types.BaseTuple):
+        parts: Any = key
+        return [getattr(key, "instance_class", None), *map(_names, parts)]
+    return repr(key)
+
+
 class _Files(IndexDataCacheFile):
-    """Files BASE.STAMP.KEY.nbc: a hash of the content, and the content.
+    """Files BASE.STAMP.KEY.nbc: a hash of the content, and the content, key and result.
 
     What cannot be read, since it is damaged or of another user, counts as not there.
     """
 
     def _path(self, key: Any) -> Path:
-        stamp, key = (_hash(repr(x).encode()).hex() for x in (self._source_stamp, key))
+        stamp, key = (_hash(str(_names(x)).encode()).hex() for x in (self._source_stamp, key))
         base = self._index_name.removesuffix(".nbi")
         return Path(self._cache_path) / f"{base}.{stamp[:16]}.{key[:32]}.nbc"
 
@@ -91,12 +100,13 @@ class _Files(IndexDataCacheFile):
         with suppress(Exception):  # pickle raises any
             content = self._path(key).read_bytes()
             if _hash(content[_HASH_BYTES:]) == content[:_HASH_BYTES]:
-                return pickle.loads(content[_HASH_BYTES:])
+                stored, data = pickle.loads(content[_HASH_BYTES:])
+                return data if stored == key else None
         return None
 
     def save(self, key: Any, data: Any) -> None:
         """Write a result, and remove those of other sources."""
-        path, content = self._path(key), self._dump(data)
+        path, content = self._path(key), self._dump((key, data))
         base, stamp, *_ = path.name.rsplit(".", 3)
         try:
             with self._open_for_write(path) as file:  # under another name until it is complete
