@@ -86,7 +86,7 @@ def with_not(drive, parameters, constants, state, fire):
     ("step", "words"),
     [
         (with_tanh, "tanh"),
-        (with_another_power, r"a power of 4 \(2 and 3 are possible\)"),
+        (with_another_power, r"unsupported operand type\(s\) for \*\*"),
         (with_infinity, "-inf among the numbers"),
         (with_not, "`not`"),
     ],

@@ -158,7 +158,7 @@ def with_an_if_on_a_number(drive, parameters, constants, state, fire):
 @pytest.mark.parametrize(
     ("step", "constants", "words"),
     [
-        (with_tanh, (), "torch.tanh"),
+        (with_tanh, (), "no attribute 'tanh'"),
         (with_an_if, (), "any"),
         (with_an_if_on_a_number, (1.0,), "`if`"),
     ],
@@ -228,8 +228,8 @@ OTHERS = "other values than the spike, membrane and threshold of `fire`"
         (in_another_order, OTHERS),
         (with_another_threshold, OTHERS),
         (with_the_threshold_left_out, OTHERS),
-        (with_a_state_too_many, "1 calls of fire, and 2 states after the step"),
-        (without_states, "has no len"),
+        (with_a_state_too_many, "1 calls of fire and 2 states after the step"),
+        (without_states, "not iterable"),
         (without_a_call, "0 calls of fire"),
         (with_two_calls, "2 calls of fire"),
     ],

@@ -102,8 +102,7 @@ class EventDataset(Dataset):
         step = np.minimum(self.binning(time), self.n_steps).astype(np.int32)
         if keep is not None:
             step[~keep] = -1
-        order = np.arange(len(samples))
-        batch = assemble_batch(step, unit, offset, order, self.n_steps, self.n_units)
+        batch = assemble_batch(step, unit, offset, self.n_steps, self.n_units)
         return batch, torch.from_numpy(label)
 
 
