@@ -93,17 +93,3 @@ def test_bad_shapes(current_shape, beta_shape):
 def test_scan_by_doubling_returns_new_memory(n_steps):
     x, beta = inputs((n_steps, 2, 3))
     assert _scan_by_doubling(x, beta).data_ptr() != x.data_ptr()
-
-
-def test_a_start_of_another_type_is_refused():
-    current, beta = torch.ones(3, 2, 1), torch.tensor([0.5])
-    with pytest.raises(
-        ValueError, match=r"^start: expected \[2, 1\] torch.float32, got .*float64$"
-    ):
-        leaky_integrate(current, beta, torch.ones(2, 1).double())
-
-
-@pytest.mark.parametrize("beta", [0.9, torch.zeros(1, device="meta")])
-def test_a_decay_that_is_no_tensor_of_the_device_is_named(beta):
-    with pytest.raises(ValueError, match="^beta: expected"):
-        leaky_integrate(torch.ones(3, 1, 1), beta)

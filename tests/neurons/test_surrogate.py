@@ -270,10 +270,10 @@ def test_a_formula_with_a_closure():
 
 def test_a_width_of_0_is_refused():
     for kind in (Boxcar, Triangular, MultiGaussian):
-        with pytest.raises(ValueError, match=f"{kind.__name__}: width: expected > 0, got 0"):
+        with pytest.raises(ValueError, match=f"{kind.__name__}: width: expected .* > 0, got 0"):
             kind(width=0)
     for kind in (FastSigmoid, SLAYER):
-        with pytest.raises(ValueError, match=f"{kind.__name__}: slope: expected > 0, got -3"):
+        with pytest.raises(ValueError, match=f"{kind.__name__}: slope: expected .* > 0, got -3"):
             kind(slope=-3)
 
 
@@ -297,10 +297,11 @@ class Own(Surrogate):
 """
 
 
-@pytest.mark.parametrize("value", ["10", math.nan, None])
-def test_a_value_that_is_no_number_is_named(value):
-    with pytest.raises(ValueError, match="FastSigmoid: slope: expected a finite number, got"):
-        FastSigmoid(slope=value)
+@pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan])
+def test_a_value_that_is_not_finite_is_named(value):
+    for make in (lambda: FastSigmoid(slope=value), lambda: Boxcar(height=value)):
+        with pytest.raises(ValueError, match=": (slope|height): expected a finite number"):
+            make()
 
 
 def test_a_class_of_surrogates_is_refused():

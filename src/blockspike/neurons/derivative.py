@@ -15,8 +15,6 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any, NamedTuple
 
-import torch
-
 from blockspike.neurons.model import NeuronModel, exp, maximum, where
 
 _OPERATORS = {
@@ -128,9 +126,8 @@ class Expression:
 
     @classmethod
     def __torch_function__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None):
-        """Functions of PyTorch that are called with an expression."""
-        known = _OF_TORCH.get(function)  # of others, PyTorch says that there is no implementation
-        return NotImplemented if known is None else known(*args, **(kwargs or {}))
+        """Functions of PyTorch that are called with an expression: the method of that name."""
+        return getattr(cls, function.__name__)(*args, **(kwargs or {}))
 
     def __bool__(self) -> bool:
         raise TypeError("`if`, `and`, `or` or `not` (write torch.where, & or |)")
@@ -140,6 +137,8 @@ class Expression:
 
     def __abs__(self) -> "Expression":
         return Expression("abs", self)
+
+    abs = __abs__
 
     def __pow__(self, n: Any) -> "Expression":
         if n not in (2, 3):
@@ -151,10 +150,22 @@ class Expression:
         """Exponential."""
         return Expression("exp", self)
 
+    @staticmethod
+    def where(condition: Any, x: Any, y: Any) -> "Expression":
+        """Select x where the condition holds, else y."""
+        if not isinstance(x, Expression) and not isinstance(y, Expression):
+            raise TypeError("torch.where of two numbers, which has PyTorch's default dtype")
+        return Expression("where", *map(_expression, (condition, x, y)))
+
+    @staticmethod
+    def maximum(x: Any, y: Any) -> "Expression":
+        """The larger of both."""
+        return Expression("maximum", _expression(x), _expression(y))
+
     def clamp(self, min: Any = None, max: Any = None) -> "Expression":
         """The value within bounds."""
-        x = self if min is None else Expression("maximum", self, _expression(min))
-        return x if max is None else -Expression("maximum", -x, -_expression(max))
+        x = self if min is None else Expression.maximum(self, min)
+        return x if max is None else -Expression.maximum(-x, -_expression(max))
 
     __hash__ = object.__hash__
 
@@ -163,7 +174,9 @@ def _operator(sign: str, is_swapped: bool = False) -> Any:
     def operate(x: Any, y: Any) -> Expression:
         pair = map(_expression, (y, x) if is_swapped else (x, y))
         if sign in "+-*/":  # a condition counts as 1 or 0
-            pair = (_where(x, ONE, ZERO) if x.operation in _CONDITIONS else x for x in pair)
+            pair = (
+                Expression.where(x, ONE, ZERO) if x.operation in _CONDITIONS else x for x in pair
+            )
         return Expression(sign, *pair)
 
     return operate
@@ -181,18 +194,6 @@ def _expression(x: Any) -> Expression:
     if isinstance(x, int | float) and math.isfinite(x):
         return Expression("text", repr(int(x) if isinstance(x, int) else float(x)))
     raise TypeError(f"{x!r} among the numbers")
-
-
-def _where(condition: Any, x: Any, y: Any) -> Expression:
-    if not isinstance(x, Expression) and not isinstance(y, Expression):
-        raise TypeError("torch.where of two numbers, which has PyTorch's default dtype")
-    return Expression("where", *map(_expression, (condition, x, y)))
-
-
-_OF_TORCH = {
-    torch.where: _where, torch.exp: Expression.exp, torch.abs: abs, torch.clamp: Expression.clamp,
-    torch.maximum: lambda x, y: Expression("maximum", _expression(x), _expression(y)),
-}  # fmt: skip
 
 
 def _inputs(name: str, count: int, kind: str = "input") -> tuple[Expression, ...]:
@@ -324,13 +325,13 @@ def _propagate(node: Expression, grad: Any, add: Any) -> None:
         case "exp", (x,):
             add(x, grad * node)
         case "abs", (x,):
-            add(x, _where(x > ZERO, grad, _where(x < ZERO, -grad, ZERO)))
+            add(x, Expression.where(x > ZERO, grad, Expression.where(x < ZERO, -grad, ZERO)))
         case "maximum", (x, least):
-            add(x, _where(x >= least, grad, ZERO))
-            add(least, _where(x >= least, ZERO, grad))
+            add(x, Expression.where(x >= least, grad, ZERO))
+            add(least, Expression.where(x >= least, ZERO, grad))
         case "where", (condition, x, y):
-            add(x, _where(condition, grad, ZERO))
-            add(y, _where(condition, ZERO, grad))
+            add(x, Expression.where(condition, grad, ZERO))
+            add(y, Expression.where(condition, ZERO, grad))
 
 
 def _in_order(ends: Iterable[Expression], known: Iterable[Expression] = ()) -> list[Expression]:

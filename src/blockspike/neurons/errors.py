@@ -62,14 +62,14 @@ def check_finite(last_states: Tensor, current: Tensor, names: Sequence[str]) -> 
     bad = (~torch.isfinite(current)).nonzero()
     if len(bad):
         t, sample, neuron = bad[0].tolist()
-        raise NotFiniteError(
+        message = (
             f"current: expected finite values, got {current[t, sample, neuron].item()} "
-            f"at step {t}, sample {sample}, neuron {neuron} ({len(bad)} such values)",
-            neuron,
+            f"at step {t}, sample {sample}, neuron {neuron} ({len(bad)} such values)"
         )
-    state, _, neuron = (~torch.isfinite(last_states)).nonzero()[0].tolist()
-    raise NotFiniteError(
-        f"{names[state]}: expected finite values, got NaN or Inf from a finite current; "
-        "the parameters or recurrent_weight make it overflow",
-        neuron,
-    )
+    else:
+        state, _, neuron = (~torch.isfinite(last_states)).nonzero()[0].tolist()
+        message = (
+            f"{names[state]}: expected finite values, got NaN or Inf from a finite current; "
+            "the parameters or recurrent_weight make it overflow"
+        )
+    raise NotFiniteError(message, neuron)

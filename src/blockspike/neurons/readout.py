@@ -35,24 +35,11 @@ def leaky_integrate(current: Tensor, beta: Tensor, start: Tensor | None = None) 
         >>> bs.leaky_integrate(current, torch.tensor([0.5])).flatten()
         tensor([1.0000, 1.5000, 1.7500])
     """
-    if not isinstance(beta, Tensor):
-        raise ValueError(f"beta: expected a tensor [N], got {type(beta).__name__}")
-    if beta.device != current.device:
-        raise ValueError(f"beta: expected device {current.device}, got {beta.device}")
-    if current.ndim != 3 or beta.shape != current.shape[2:]:
+    fits = current.ndim == 3 and (beta.shape, beta.dtype) == (current.shape[2:], current.dtype)
+    if not fits or current.dtype not in (torch.float32, torch.float64):
         raise ValueError(
-            "current, beta: expected [T, B, N] and [N], "
-            f"got {list(current.shape)} and {list(beta.shape)}"
-        )
-    if current.dtype not in (torch.float32, torch.float64) or beta.dtype != current.dtype:
-        raise ValueError(
-            "current, beta: expected one dtype, float32 or float64, "
-            f"got {current.dtype} and {beta.dtype}"
-        )
-    if start is not None and (start.shape, start.dtype) != (current.shape[1:], current.dtype):
-        raise ValueError(
-            f"start: expected {list(current.shape[1:])} {current.dtype}, "
-            f"got {list(start.shape)} {start.dtype}"
+            "current, beta: expected [T, B, N] and [N] of float32 or of float64, "
+            f"got {list(current.shape)} of {current.dtype} and {list(beta.shape)} of {beta.dtype}"
         )
     if start is not None and len(current):
         current = torch.cat([current[:1] + beta * start, current[1:]])  # rounds as the scan does

@@ -26,7 +26,7 @@ class Surrogate:
     model's step, from the same operations (`NeuronModel`) and `torch.exp`.
 
     Raises:
-        ValueError: a value that is no finite number, or a width or slope of 0 or less.
+        ValueError: a value is not finite, or a width or slope is not positive.
 
     Examples:
         >>> from dataclasses import dataclass
@@ -56,11 +56,10 @@ class Surrogate:
     def __post_init__(self):
         for field in fields(self):
             value = getattr(self, field.name)
-            is_number = isinstance(value, int | float) and math.isfinite(value)
-            if not is_number or (field.name in ("width", "slope") and value <= 0):
-                expected = "> 0" if is_number else "a finite number"
+            least = 0 if field.name in ("width", "slope") else -math.inf
+            if not least < value < math.inf:  # nor NaN
                 name = f"{type(self).__name__}: {field.name}"
-                raise ValueError(f"{name}: expected {expected}, got {value!r}")
+                raise ValueError(f"{name}: expected a finite number > {least}, got {value!r}")
 
     @staticmethod
     def formula(margin, constants):
