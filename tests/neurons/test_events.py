@@ -137,4 +137,4 @@ def test_large_numbers_do_not_wrap_around():
     offset, columns = np.array([0, 2]), (np.array([1, 2**32 + 1]), np.array([0, 1]))
     assert assemble_batch(*columns, offset, n_steps=3, n_units=2).unit.tolist() == [0]
     with pytest.raises(ValueError, match="^unit: expected 0 to 1, got 2$"):
-        assemble_batch(*columns[::-1], offset, n_steps=3, n_units=2)
+        assemble_batch(columns[1], columns[0], offset, n_steps=3, n_units=2)

@@ -104,8 +104,9 @@ class Other:
 def test_named_tuples_of_one_name_have_code_of_their_own(tmp_path, monkeypatch):
     monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path))
     monkeypatch.setattr(caching.config, "CACHE_DIR", str(tmp_path))
+    first: Any = None
     for _ in range(2):  # compiled, then loaded
-        first: Any = kernel(lambda pair: pair.x)
+        first = kernel(lambda pair: pair.x)
         assert first(Pair(1, 2.5)) == 1 and first(Other.Pair(1, 2.5)) == 2.5
     assert sum(first.stats.cache_hits.values()) == 2
 
