@@ -83,7 +83,11 @@ def _checked_config(run: Run) -> DictConfig:
     if (run.result() or {}).get("pruned"):
         raise ValueError(f"{run.folder}: expected a finished run, got one that a search pruned")
     OmegaConf.set_struct(config, True)
-    run.check_content(content_of(config), is_read=True)  # the file may have been edited
+    try:
+        content = content_of(config)
+    except (KeyError, AttributeError) as error:  # its `data` are missing or empty
+        raise ValueError(f"{run.folder / 'config.yaml'}: damaged, lacks {error}") from error
+    run.check_content(content, is_read=True)  # the file may have been edited
     if is_fit(config):
         raise ValueError(
             f"{run.folder}: expected a classifier, got fitted neurons; their scores are in fits.csv"
