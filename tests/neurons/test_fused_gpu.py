@@ -291,8 +291,8 @@ def test_bfloat16_current(recurrent, detach_spikes):
         leaves += [inputs[name] for name in inputs if name != "current"]
         # `simulate` refuses bfloat16 on the CPU, where the interpreter runs.
         spikes, _, membrane, *_ = ops.simulate(
-            leaves[0], torch.stack(leaves[1:4]), weight, None, None, None, ALIF.key, (2.0,),
-            surrogate.key, surrogate.constants, 3, 1, detach_spikes, detach_spikes, True, True,
+            leaves[0], torch.stack(leaves[1:4]), weight, None, None, None, None, ALIF.key, (2.0,),
+            surrogate.key, surrogate.constants, 3, detach_spikes, detach_spikes, True, True,
         )  # fmt: skip
         gradient = cotangent(spikes).bfloat16().to(dtype)
         results.append((spikes, membrane, torch.autograd.grad(spikes, leaves, gradient)))
