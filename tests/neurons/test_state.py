@@ -329,7 +329,7 @@ def test_of_a_user_model_in_parts():
 @pytest.mark.parametrize(
     ("state", "words"),
     [
-        ({"refractory_left": 7.0}, "refractory_left: expected at most"),
+        ({"refractory_left": 7.0}, "^state: arp - refractory_left: expected values ≥ 0"),
         ({"adaptation": -5.0}, "≥ 0"),
     ],
 )

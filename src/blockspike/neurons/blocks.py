@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
 
 from blockspike.neurons.delays import RecurrentDelays
 from blockspike.neurons.errors import check_finite, check_values
@@ -78,11 +79,7 @@ def _check_values(parameters: dict[str, Tensor], start: Start, arp: int) -> None
     at_least_0 = {"p": parameters["p"], "b": parameters["b"]}
     if start.values is not None:
         at_least_0["state: adaptation"] = start.values[1]
-        if bool((start.values[2:] > arp).any()):
-            raise ValueError(
-                f"state: refractory_left: expected at most arp = {arp} for 'blocks', "
-                f"got {start.values[2].max().item()}"
-            )
+        at_least_0["state: arp - refractory_left"] = arp - start.values[2:]
     for name, value in at_least_0.items():
         if bool((value < 0).any()):
             raise ValueError(f"{name}: expected values ≥ 0 for 'blocks', got {value.min().item()}")
@@ -95,19 +92,21 @@ def _by_stages(
 ) -> SpikeTrace:  # fmt: skip
     beta, p, b = parameters.values()
     check_values(model, torch.stack([beta, p, b]), weight, *start, None)
-    delay, n = n, min(n, len(current))
+    n_steps, delay, n = len(current), n, min(n, len(current))
+    if n_steps % n:  # the last block is whole, too; what comes of its further steps is cut off
+        current = F.pad(current, (0, 0, 0, 0, 0, -n_steps % n))
     powers = p[:, None] ** torch.arange(n + 1, device=beta.device)  # p^0 … p^n  [N, n+1]
     matrix = _margin_matrix(beta, powers, b)
     how = (surrogate, *detached(detach_spikes))
     spikes, last, *margins = _Blocks.apply(  # pyright: ignore
         current, weight, beta, powers, matrix, *start, how
     )
-    last = last[: len(model.all_states)]
+    spikes, last = spikes[:n_steps], last[: len(model.all_states)]
     check_finite(last[: len(model.states)], current, model.states)
     after = state_after(model, last, spikes, weight, start, delay, how[2])
     if not membrane:
         return SpikeTrace(spikes, after)
-    margin = torch.cat([margin.movedim(0, 2) for margin in margins])
+    margin = torch.cat([margin.movedim(0, 2) for margin in margins])[:n_steps]
     first = torch.zeros_like(spikes[0]) if start.values is None else start.values[1]
     fixed = spikes.detach()
     adaptation = torch.cat([first[None], leaky_integrate(fixed[:-1], p, first)])
@@ -145,31 +144,28 @@ def _ramp(n: int, like: Tensor) -> Tensor:
     return (offset[:, None] - offset + 1).tril().to(like.dtype).expand(like.shape[2], n, n)
 
 
-def _first_columns(x: Tensor, m: int) -> Tensor:
-    """View the first m steps of x [N, n, B] as a matrix [N, m·B]."""
-    return x.flatten(1)[:, : m * x.shape[2]]
-
-
 @dataclass
 class _Block:
-    """Values saved for backward of a block of m steps; [N, m, B] unless another shape is given."""
+    """Values of a block saved for backward; [N, n, B] unless another shape is given."""
 
-    x: Tensor  # currents, a and 1  [N, m+2, B]
+    x: Tensor  # currents, a and 1  [N, n+2, B]
     start: Tensor  # V0  [N, 1, B]
     margin: Tensor  # V − θ as if no neuron spiked in the block
     spikes: Tensor
     resting: Tensor  # 1 for neurons without a spike in the block  [N, 1, B]
-    input_mask: Tensor | None  # 0 where the current is masked; None = not masked
+    input_mask: Tensor  # 0 where the current is masked
 
 
 class _Blocks(torch.autograd.Function):
     """Blocks method with its published gradient (docs/paper.md, Blocks).
 
-    Inputs: current [T, B, N], recurrent_weight [N, N] or None, beta [N], powers p^0 … p^n
-    [N, n+1], the margin matrix [N, n, n+2] made from them, and the states [K, B, N] and spikes
-    [n, B, N] before, or None. Outputs: spikes [T, B, N], the states at the end, of which the third
-    is the number of masked steps, and, for each block, V − θ [N, m, B] as if no
-    neuron spiked in it, with the gradient of V.
+    Inputs: current [T, B, N], where T is a multiple of n, recurrent_weight [N, N] or None, beta
+    [N], powers p^0 … p^n [N, n+1], the margin matrix [N, n, n+2] made from them, and the states
+    [K, B, N] and spikes [≥ n, B, N] before, or None.
+
+    Outputs: spikes [T, B, N], the states at the end, of which the third is the number of masked
+    steps, and, for each block, V − θ [N, n, B] as if no neuron spiked in it, with the gradient of
+    V.
     """
 
     @staticmethod
@@ -180,34 +176,29 @@ class _Blocks(torch.autograd.Function):
         spikes = current.new_empty(current.shape)
         start = current.new_zeros(n_neurons, 1, batch_size)  # V0
         adaptation = torch.zeros_like(start)  # a at the end of the previous block
-        input_mask = None
+        input_mask = current.new_ones(n_neurons, n, batch_size)
         if values is not None:
             start, adaptation, *closed = _neurons_first(values.detach())[:, :, None].unbind(1)
             if closed:
                 offset = torch.arange(n, device=current.device)
-                input_mask = (offset[:, None] >= closed[0]).to(current.dtype)
-        earlier = None if before is None else _neurons_first(before.detach())  # spikes
+                input_mask = (offset[:, None] >= closed[0]).to(input_mask)
+        earlier = None if before is None else _neurons_first(before[:n].detach())  # spikes
         blocks: list[_Block] = []
 
         for first in range(0, n_steps, n):
             drive = _neurons_first(current[first : first + n])
-            m = drive.shape[1]  # n, or less in the last block
             if weight is not None and earlier is not None:
-                drive.flatten(1).addmm_(weight, _first_columns(earlier, m))
-            x = drive.new_empty(n_neurons, m + 2, batch_size)
-            if input_mask is None:
-                x[:, :m] = drive
-            else:
-                torch.mul(drive, input_mask[:, :m], out=x[:, :m])
+                drive.flatten(1).addmm_(weight, earlier.flatten(1))
+            x = drive.new_empty(n_neurons, n + 2, batch_size)
+            torch.mul(drive, input_mask, out=x[:, :n])
             x[:, :1] += beta[:, None, None] * start
-            x[:, m:-1] = adaptation
+            x[:, n:-1] = adaptation
             x[:, -1] = 1
             # 1., 2. the membrane without reset, minus the threshold
-            rows = _rows(matrix, m)
-            margin = torch.bmm(rows, x)
+            margin = torch.bmm(matrix, x)
             # 3. z = Σ_{k≤t} (t−k+1) [V > θ]: 0 before the first crossing, 1 at it, ≥ 2 after
             crossings = torch.gt(margin, 0, out=torch.empty_like(margin))
-            z = torch.bmm(ramp[:, :m, :m], crossings)
+            z = torch.bmm(ramp, crossings)
             # 4. only the first crossing is a spike
             s = torch.eq(z, 1, out=crossings)
             _write_time_first(s, spikes[first : first + n])
@@ -215,16 +206,15 @@ class _Blocks(torch.autograd.Function):
             blocks.append(_Block(x, start, margin, s, resting, input_mask))
             # state of the next block
             earlier = s
-            start = (margin[:, -1:] + 1 - rows[:, -1:, m : m + 1] * adaptation) * resting
-            if m == n:
-                # refractory in the next block until the offset of this block's spike
-                input_mask = z.clamp_(max=1).add_(resting)
-                adaptation = powers[:, -1:, None] * adaptation + torch.bmm(count, s)
+            start = (margin[:, -1:] + 1 - matrix[:, -1:, n : n + 1] * adaptation) * resting
+            # refractory in the next block until the offset of this block's spike
+            input_mask = z.clamp_(max=1).add_(resting)
+            adaptation = powers[:, -1:, None] * adaptation + torch.bmm(count, s)
 
         ctx.save_for_backward(spikes, weight, beta, powers, matrix, values, before)
         ctx.blocks, (ctx.surrogate, ctx.detach_reset, ctx.detach_recurrence) = blocks, how
         ctx.set_materialize_grads(False)
-        closed = torch.zeros_like(start) if input_mask is None else (1 - input_mask).sum(1, True)
+        closed = (1 - input_mask).sum(1, True)
         last = torch.stack([x.squeeze(1).T for x in (start, adaptation, closed)])
         # not the blocks' own tensors, which as outputs would refer to this context and back
         return spikes, last, *[block.margin.detach() for block in blocks]
@@ -248,41 +238,33 @@ class _Blocks(torch.autograd.Function):
 
         for i in reversed(range(len(blocks))):
             block = blocks[i]
-            m, a = block.margin.shape[1], block.x[:, -2:-1]
-            steps = slice(i * n, i * n + m)
+            a, steps = block.x[:, -2:-1], slice(i * n, i * n + n)
             g = _neurons_first(grad_spikes[steps])  # gradient of the spikes
             # gradient from the next block
             if grad_drive is not None and weight is not None and not ctx.detach_recurrence:
-                k = grad_drive.shape[1]
-                _first_columns(g, k).addmm_(weight.T, grad_drive.flatten(1))
-            if m == n:
-                grad_powers[:, :-1] += torch.bmm(block.spikes, grad_adaptation.mT)[:, :, 0].flip(1)
-                grad_powers[:, -1] += (a * grad_adaptation).sum((1, 2))
-                if not ctx.detach_reset:
-                    left = torch.bmm(count, block.spikes)  # p^(steps after the spike)
-                    g.baddbmm_(powers[:, 1:, None], a * left * grad_adaptation)
+                g.flatten(1).addmm_(weight.T, grad_drive.flatten(1))
+            grad_powers[:, :-1] += torch.bmm(block.spikes, grad_adaptation.mT)[:, :, 0].flip(1)
+            grad_powers[:, -1] += (a * grad_adaptation).sum((1, 2))
+            if not ctx.detach_reset:
+                left = torch.bmm(count, block.spikes)  # p^(steps after the spike)
+                g.baddbmm_(powers[:, 1:, None], a * left * grad_adaptation)
             # 4., 3. straight-through gradient of z: Σ_{t≥k} (t−k+1) gS[t]
-            g = torch.bmm(ramp[:, :m, :m].mT, g)
+            g = torch.bmm(ramp.mT, g)
             # 2., 1.
             g *= ctx.surrogate.derivative(block.margin)
-            of_membrane = (
-                torch.zeros_like(g) if grad_margins[i] is None else grad_margins[i].clone()
-            )
+            of_margin = grad_margins[i]
+            of_membrane = torch.zeros_like(g) if of_margin is None else of_margin.clone()
             of_membrane[:, -1:] += grad_start * block.resting  # where the next block starts
             g += of_membrane
-            rows = _rows(matrix, m)
             grad_rows = torch.bmm(g, block.x.mT)
-            grad_rows[:, :, m] -= (of_membrane * a).sum(2)  # no θ in V
-            grad_matrix[:, :m, :m] += grad_rows[:, :, :m]
-            grad_matrix[:, :m, n:] += grad_rows[:, :, m:]
-            grad_x = torch.bmm(rows.mT, g)
+            grad_rows[:, :, n] -= (of_membrane * a).sum(2)  # no θ in V
+            grad_matrix += grad_rows
+            grad_x = torch.bmm(matrix.mT, g)
             grad_beta += (grad_x[:, :1] * block.start).sum((1, 2))
             grad_start = beta[:, None, None] * grad_x[:, :1]
-            grad_adaptation = powers[:, -1:, None] * grad_adaptation + grad_x[:, m : m + 1]
-            grad_adaptation -= torch.bmm(rows[:, :, m : m + 1].mT, of_membrane)
-            grad_drive = grad_x[:, :m]
-            mask = block.input_mask
-            grad_drive = grad_drive.contiguous() if mask is None else grad_drive * mask[:, :m]
+            grad_adaptation = powers[:, -1:, None] * grad_adaptation + grad_x[:, n : n + 1]
+            grad_adaptation -= torch.bmm(matrix[:, :, n : n + 1].mT, of_membrane)
+            grad_drive = grad_x[:, :n] * block.input_mask
             _write_time_first(grad_drive, grad_current[steps])
 
         grad_weight = grad_values = grad_before = None
@@ -291,24 +273,17 @@ class _Blocks(torch.autograd.Function):
             earlier, after = (x.flatten(0, 1) for x in (spikes[:-n], grad_current[n:]))
             grad_weight = after.T @ earlier
             if before is not None:
-                earlier = before[: len(first)].flatten(0, 1)
-                grad_weight += first.flatten(0, 1).T @ earlier
+                grad_weight += first.flatten(0, 1).T @ before[:n].flatten(0, 1)
         if ctx.needs_input_grad[5]:
             grad_values = torch.zeros_like(values)
             grad_values[0], grad_values[1] = grad_start.squeeze(1).T, grad_adaptation.squeeze(1).T
         if weight is not None and before is not None and not ctx.detach_recurrence:
             grad_before = torch.zeros_like(before)
-            grad_before[: len(first)] = first @ weight
+            grad_before[:n] = first @ weight
         return (
             grad_current, grad_weight, grad_beta, grad_powers, grad_matrix, grad_values,
             grad_before, None,
         )  # fmt: skip
-
-
-def _rows(matrix: Tensor, m: int) -> Tensor:
-    """Margin matrix [N, m, m+2] of a block of m ≤ n steps."""
-    n = matrix.shape[1]
-    return matrix if m == n else torch.cat([matrix[:, :m, :m], matrix[:, :m, n:]], dim=2)
 
 
 def step(drive, parameters, constants, state, fire):
