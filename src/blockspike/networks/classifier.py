@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
-from typing import Any, Literal, Protocol, cast, get_args
+from typing import Any, Literal, cast, get_args
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from blockspike.networks.bounded import BoundedParameters
 from blockspike.networks.delays import Delays
 from blockspike.networks.initialisation import Init, RecurrentInit, initialise_
-from blockspike.networks.layer import check_choice
+from blockspike.networks.layer import NeuronLayer, check_choice
 from blockspike.networks.layers import ALIFLayer
 from blockspike.networks.normalisation import BatchNorm
 from blockspike.networks.readout import LeakyReadout
@@ -27,7 +27,7 @@ from blockspike.neurons.cpu.dropout import dropout_mask
 from blockspike.neurons.cpu.events import SpikeEvents
 from blockspike.neurons.events import EventBatch
 from blockspike.neurons.ops import is_traced
-from blockspike.neurons.state import Changeable, NeuronState, State, as_indices
+from blockspike.neurons.state import Changeable, NeuronState, as_indices
 
 Scores = Literal["sum", "mean", "softmax"]
 
@@ -133,23 +133,8 @@ def mean_over_views(scores: Tensor, n_samples: int) -> Tensor:
     return scores.unflatten(0, (-1, n_samples)).mean(0)
 
 
-class HiddenLayer(Protocol):
-    """Interface that a network expects of its hidden layers; `ALIFLayer` implements it."""
-
-    def trace(
-        self,
-        x: EventBatch | Tensor,
-        state: State | None = None,
-        *,
-        events: SpikeEvents | None = None,
-        membrane: bool = False,
-    ) -> SpikeTrace:
-        """Trace of n_units for input [T, B, n_inputs]."""
-        ...
-
-
 MakeLayer = Callable[..., nn.Module]
-"""Function of (n_inputs, n_units, dt_ms=…) that returns a `HiddenLayer` module."""
+"""Function of (n_inputs, n_units, dt_ms=…) that returns a module with `NeuronLayer.trace`."""
 
 
 def run_layers(
@@ -162,7 +147,7 @@ def run_layers(
     """Run hidden layers one after another and yield each trace; its events feed the next layer.
 
     Args:
-        layers: the layers, each a `HiddenLayer`.
+        layers: the layers, each with the method `trace` of `NeuronLayer`.
         x: input [T, B, n_inputs] of the first.
         dropout: share of a layer's spikes that the next layer does not get.
         states: state of each layer at the start; None = 0.
@@ -171,7 +156,6 @@ def run_layers(
     trace = None
     for i, layer in enumerate(layers):
         own_x, events = (x, None) if trace is None else drop_spikes(trace, dropout)
-        own = cast(HiddenLayer, layer)
         if layer._forward_pre_hooks or layer._forward_hooks:
             warnings.warn(
                 f"layers.{i}: hooks of hidden layers do not run, so nothing is pruned, normalised "
@@ -179,7 +163,7 @@ def run_layers(
                 stacklevel=3,
             )
         state = None if states is None else states[i]
-        trace = own.trace(own_x, state, events=events, membrane=membrane)
+        trace = cast(NeuronLayer, layer).trace(own_x, state, events=events, membrane=membrane)
         yield trace
 
 

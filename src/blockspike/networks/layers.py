@@ -201,11 +201,8 @@ class GLIFLayer(NeuronLayer):
         own = {name: getattr(self, name, None) for name in self.model.parameters}
         if self.model is COUPLED_GLIF:
             own["quarter_of_inverse_width"] = 0.25 / self.coupling_width
-        dtype = torch.promote_types(self.beta.dtype, torch.float32)  # half precision: float32
-        absent = torch.zeros_like(self.beta, dtype=dtype)
-        parameters = {name: absent if x is None else x.to(dtype) for name, x in own.items()}
-        if (weight := options["recurrent_weight"]) is not None:
-            options["recurrent_weight"] = weight.to(dtype)
+        absent = torch.zeros_like(self.beta)
+        parameters = {name: absent if x is None else x for name, x in own.items()}
         return simulate(self.model, current, parameters, **options)
 
 

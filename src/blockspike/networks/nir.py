@@ -258,7 +258,7 @@ def _with_step(dialect: str | Dialect, dt_ms: float) -> Any:
 
 
 def _lost(name: str, layer: Any) -> list[str]:
-    """What NIR cannot represent of a layer; subclasses may behave differently."""
+    """List what NIR cannot represent of a layer; subclasses may behave differently."""
     expected = LeakyReadout if name == "readout" else ALIFLayer
     if (found := type_before_parametrizations(layer)) is not expected:
         return [f"class {found.__name__}"]

@@ -34,7 +34,6 @@ from torch import Tensor
 
 from blockspike.neurons.delays import RecurrentDelays
 from blockspike.neurons.model import NeuronModel
-from blockspike.neurons.precision import in_full_precision
 from blockspike.neurons.simulate import Detach, ExactMethod, simulate
 from blockspike.neurons.state import State
 from blockspike.neurons.surrogates import Boxcar, Surrogate
@@ -60,7 +59,6 @@ ADLIF = NeuronModel(
 )
 
 
-@in_full_precision
 def adlif(
     current: Tensor,
     alpha: Tensor,

@@ -37,7 +37,6 @@ from torch import Tensor
 from blockspike.neurons.blocks import simulate_blocks
 from blockspike.neurons.delays import RecurrentDelays
 from blockspike.neurons.model import NeuronModel, maximum, where
-from blockspike.neurons.precision import in_full_precision
 from blockspike.neurons.simulate import Detach, check_arp, simulate
 from blockspike.neurons.state import State
 from blockspike.neurons.surrogates import MultiGaussian, Surrogate
@@ -73,7 +72,6 @@ ALIF_WITHOUT_ARP = NeuronModel("alif, refractory period 0", _PARAMETERS, _STATES
 """Without the counter, a tenth faster."""
 
 
-@in_full_precision
 def alif(
     current: Tensor,
     beta: Tensor,

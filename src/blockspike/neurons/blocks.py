@@ -21,6 +21,7 @@ from torch.nn import functional as F
 from blockspike.neurons.delays import RecurrentDelays
 from blockspike.neurons.errors import check_finite, check_values
 from blockspike.neurons.model import NeuronModel, maximum, where
+from blockspike.neurons.precision import in_full_precision
 from blockspike.neurons.readout import leaky_integrate
 from blockspike.neurons.simulate import Detach, check_tensors, detached, of_any_size, simulate
 from blockspike.neurons.state import NeuronState, Start, State, start_of, state_after
@@ -28,6 +29,7 @@ from blockspike.neurons.surrogates import Surrogate
 from blockspike.neurons.trace import SpikeTrace, needs_gradient
 
 
+@in_full_precision
 @of_any_size
 def simulate_blocks(
     model: NeuronModel,

@@ -1,4 +1,4 @@
-"""What the kernels run: a model's step and its derivative, as text made from the step itself.
+"""Text of a model's step and its derivative, made from the step itself, for kernels to compile.
 
 `derived` runs the step once on expressions instead of numbers, differentiates the expressions in
 reverse, and writes both as Python functions of a few operations, which Numba, Triton, NumPy or

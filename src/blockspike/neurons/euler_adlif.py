@@ -39,7 +39,6 @@ from torch import Tensor
 
 from blockspike.neurons.delays import RecurrentDelays
 from blockspike.neurons.model import NeuronModel
-from blockspike.neurons.precision import in_full_precision
 from blockspike.neurons.simulate import Detach, ExactMethod, simulate
 from blockspike.neurons.state import State
 from blockspike.neurons.surrogates import MultiGaussian, Surrogate
@@ -89,7 +88,6 @@ MODELS = {"symplectic": SE_ADLIF, "forward": EF_ADLIF}
 """The model of each form of Euler's method."""
 
 
-@in_full_precision
 def euler_adlif(
     current: Tensor,
     alpha: Tensor,

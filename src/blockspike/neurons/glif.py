@@ -61,7 +61,6 @@ from torch import Tensor
 from blockspike.neurons.delays import RecurrentDelays
 from blockspike.neurons.model import NeuronModel, maximum, where
 from blockspike.neurons.ops import is_traced
-from blockspike.neurons.precision import in_full_precision
 from blockspike.neurons.simulate import Detach, ExactMethod, simulate
 from blockspike.neurons.state import State
 from blockspike.neurons.surrogates import MultiGaussian, Surrogate
@@ -180,7 +179,6 @@ class ThresholdCoupling(NamedTuple):
     width: Tensor
 
 
-@in_full_precision
 def glif(
     current: Tensor,
     beta: Tensor,

@@ -148,7 +148,7 @@ class Settings(NamedTuple):
 
     @property
     def derived(self) -> Derived:
-        """What kernels run."""
+        """Texts of the model, for kernels."""
         return derived(self.model, 2 + len(self.constants))
 
     @property

@@ -1,6 +1,6 @@
 """Autocast: neurons are simulated in full precision."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from functools import wraps
 from typing import Any, ParamSpec, TypeVar
@@ -29,9 +29,8 @@ def in_full_precision(function: Callable[P, R]) -> Callable[P, R]:
 
     @wraps(function)
     def without_autocast(*args: P.args, **kwargs: P.kwargs) -> R:
-        tensors = [x for x in args if isinstance(x, Tensor)]
-        device = tensors[0].device.type if tensors else "cpu"
-        is_half = device == "cpu" and any(x.dtype in HALF for x in tensors)
+        device = next((x.device.type for x in args if isinstance(x, Tensor)), "cpu")
+        is_half = device == "cpu" and any(map(_is_half, (*args, *kwargs.values())))
         if not is_half and not is_autocast_on(device):
             return function(*args, **kwargs)
         with torch.autocast(device, enabled=False):
@@ -41,12 +40,15 @@ def in_full_precision(function: Callable[P, R]) -> Callable[P, R]:
     return without_autocast
 
 
+def _is_half(x: Any) -> bool:
+    if isinstance(x, dict):
+        return any(map(_is_half, x.values()))
+    return isinstance(x, Tensor) and x.dtype in HALF
+
+
 def _single_at_least(x: Any) -> Any:
+    if isinstance(x, dict):
+        return {name: _single_at_least(value) for name, value in x.items()}
     if isinstance(x, RecurrentDelays):
         return replace(x, steps=_single_at_least(x.steps))
-    if isinstance(x, Mapping):
-        return {name: _single_at_least(value) for name, value in x.items()}
-    if isinstance(x, tuple | list):
-        values: Iterator[Any] = map(_single_at_least, x)
-        return type(x)(*values) if hasattr(x, "_fields") else tuple(values)
-    return x.float() if isinstance(x, Tensor) and x.dtype in HALF else x
+    return x.float() if _is_half(x) else x

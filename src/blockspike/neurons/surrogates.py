@@ -5,6 +5,7 @@ Source: docs/paper.md, Surrogates.
 
 import math
 from dataclasses import dataclass, fields
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -71,7 +72,7 @@ class Surrogate:
         """
         raise NotImplementedError
 
-    @property
+    @cached_property
     def constants(self) -> tuple[float, ...]:
         """Numbers that the formula gets after 0 and 1."""
         return tuple(float(getattr(self, field.name)) for field in fields(self))

@@ -8,7 +8,7 @@ all of time, and chunk by chunk the state of a group of columns stays in registe
                | group | group | group | | …
     chunk 0    |  0 →  |  1 →  |  2 →  |      CHUNK = 8 steps of a group at a time: a group's
     chunk 1    |  3 →  |  4 →  |  5 →  |      states wait in `saved` for its next chunk, and
-    …                                         the rows of a chunk are read in order
+    …                                         kernels read a chunk's rows in order
 
     saved      states before chunk 0, before chunk 1, …, after the last step
 
@@ -270,7 +270,8 @@ def forward(
     n_steps, batch_size, n_neurons = current.shape
     flat = current.detach().reshape(n_steps, -1).contiguous()
     n_columns, n_states = flat.shape[1], len(s.model.all_states)
-    of_weight = flat.new_empty(0, 0) if weight is None else weight.detach().T.contiguous()
+    like = flat.numpy()
+    of_weight = like[:0] if weight is None else weight.detach().T.contiguous().numpy()
     spikes = flat.new_empty(current.shape)
     spike_bytes = torch.empty_like(flat, dtype=torch.uint8)
     level = [torch.empty_like(flat) if membrane else flat.new_empty(0, 0) for _ in range(2)]
@@ -284,9 +285,9 @@ def forward(
     written = [x for x in (of_spikes, *level, drives) if x.numel()]
     stream = all(_may_stream(tile, x) for x in written)
     run(
-        _forward, -(-n_columns // tile), tile, flat.numpy(), s.derived,
-        numbers(s.constants, flat.numpy()), columns(parameters, batch_size), delay, of_neurons,
-        of_weight.numpy(), arrived, stream, of_spikes.numpy(), spike_bytes.numpy(),
+        _forward, -(-n_columns // tile), tile, like, s.derived, numbers(s.constants, like),
+        columns(parameters, batch_size), delay, of_neurons, of_weight, arrived, stream,
+        of_spikes.numpy(), spike_bytes.numpy(),
         *(x.numpy() for x in (*level, drives, saved)),
     )  # fmt: skip
     last = saved[-1].clone() if keep else saved[-1]

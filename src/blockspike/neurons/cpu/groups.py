@@ -87,7 +87,7 @@ class Outputs(NamedTuple):
 
 
 class Gradients(NamedTuple):
-    """What backward writes: gradients of states and current, and of parameters in float64 `sums`.
+    """Results of backward: gradients of states and current, and of parameters in float64 `sums`.
 
     `reset_has_grad` is 1 if gradient flows through the reset, else 0.
     """
