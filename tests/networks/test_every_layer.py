@@ -78,6 +78,24 @@ def test_half_precision_on_a_cpu_computes_in_float32(kind, dtype):
     assert layer.weight.grad.dtype == dtype and layer.weight.grad.any()
 
 
+@pytest.mark.parametrize("kind", LAYERS)
+def test_half_precision_trains_with_batch_norm(kind):
+    layer, single = (made(kind, batch_norm=True).bfloat16() for _ in range(2))
+    single = single.float()
+    for own, x in ((layer, spikes().bfloat16()), (single, spikes())):
+        torch.manual_seed(3)
+        own(x).sum().backward()
+    assert layer.weight.grad.any() and layer.norm.gain.grad.dtype == torch.bfloat16
+    torch.testing.assert_close(layer.norm.mean.float(), single.norm.mean, rtol=1e-2, atol=1e-4)
+
+
+def test_a_wrong_number_of_values_or_inputs_is_named():
+    with pytest.raises(ValueError, match="^tau_membrane_ms: .* each of 4 neurons, got 2$"):
+        made(bs.GLIFLayer, tau_membrane_ms=[10.0, 20.0])
+    with pytest.raises(ValueError, match=r"^input: expected \[T, B, 12\], .* got \[60, 3, 5\]"):
+        made(bs.ALIFLayer)(spikes()[..., :5])
+
+
 def test_glif_layers_mix_neurons():
     layer, x = made(bs.GLIFLayer, **PARTS).double(), spikes().double()
     decay = torch.exp(-1 / torch.tensor([20.0, 100.0])).double()

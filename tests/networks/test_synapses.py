@@ -164,11 +164,11 @@ def test_bitwise_equal_with_any_number_of_threads(mode):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"weight": torch.zeros(4, 5)}, r"got \[4, 5\], \[4\] and \[6, 2, 5\]"),
-        ({"bias": torch.zeros(5)}, r"got \[1, 4, 5\], \[5\] and"),
-        ({"spikes": torch.zeros(6, 2, 4)}, r"got .* and \[6, 2, 4\]"),
-        ({"spikes": torch.zeros(6, 5)}, r"got .* and \[6, 5\]"),
-        ({"events": events_of(torch.zeros(6, 1, 5))}, "of T and B as in events"),
+        ({"weight": torch.zeros(4, 5)}, r"got \[6, 2, 5\]; weight \[4, 5\], bias \[4\]"),
+        ({"bias": torch.zeros(5)}, r"weight \[1, 4, 5\], bias \[5\]"),
+        ({"spikes": torch.zeros(6, 2, 4)}, r"\[T, B, 5\], .* got \[6, 2, 4\]"),
+        ({"spikes": torch.zeros(6, 5)}, r"got \[6, 5\]"),
+        ({"events": events_of(torch.zeros(6, 1, 5))}, r"T, B as in events\), got \[6, 2, 5\]"),
     ],
 )
 def test_bad_arguments(change, message):
@@ -177,7 +177,7 @@ def test_bad_arguments(change, message):
         "weight": torch.zeros(1, 4, 5),
         "bias": torch.zeros(4),
     }
-    with pytest.raises(ValueError, match=f"^weight, bias, spikes: expected .*{message}"):
+    with pytest.raises(ValueError, match=f"^input: expected .*{message}"):
         synaptic_current(**(arguments | change))
 
 

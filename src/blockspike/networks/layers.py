@@ -165,8 +165,14 @@ class GLIFLayer(NeuronLayer):
     ):
         super().__init__(n_inputs, n_units, **options)
 
-        def of_each(x: PerNeuron) -> Tensor:
-            return torch.as_tensor(x, dtype=torch.float32).expand(n_units).clone()
+        def of_each(x: PerNeuron, argument: str) -> Tensor:
+            values = torch.as_tensor(x, dtype=torch.float32)
+            if values.numel() not in (1, n_units):
+                raise ValueError(
+                    f"{argument}: expected a number, or one for each of {n_units} neurons, "
+                    f"got {values.numel()}"
+                )
+            return values.expand(n_units).clone()
 
         self.model = GLIF if threshold_coupling is None else COUPLED_GLIF
         given: list[tuple[str, PerNeuron, Bounds, str]] = [
@@ -190,11 +196,12 @@ class GLIFLayer(NeuronLayer):
             expected = f"some of {', '.join(sorted(known))}"
             raise ValueError(f"trainable: expected {expected}, got {', '.join(unknown)}")
         for name, x, bounds, argument in given:
-            value = of_each(x)
+            value = of_each(x, argument)
             if bounds == _DECAY_BOUNDS:
                 value = torch.exp(-dt_ms / value)
             self.add_bounded(name, value, bounds, name in trainable, argument)
-        self.register_buffer("refractory", (of_each(refractory_ms) / dt_ms).round())
+        refractory = of_each(refractory_ms, "refractory_ms")
+        self.register_buffer("refractory", (refractory / dt_ms).round())
 
     def simulate(self, current: Tensor, **options: Any) -> SpikeTrace:
         """See `NeuronLayer`."""

@@ -36,7 +36,13 @@ class BatchNorm(nn.Module):
         """
         rows = current.flatten(0, 1)
         options = {"training": True, "momentum": MOMENTUM, "eps": EPSILON}
-        normalised = F.batch_norm(rows, self.mean, self.variance, self.gain, bias, **options)
+        gain, bias, mean, variance = (
+            x.to(rows.dtype) for x in (self.gain, bias, self.mean, self.variance)
+        )
+        normalised = F.batch_norm(rows, mean, variance, gain, bias, **options)
+        if mean is not self.mean:  # half precision, whose currents are float32
+            self.mean.copy_(mean)
+            self.variance.copy_(variance)
         return normalised.view_as(current)
 
     def folded(self, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:

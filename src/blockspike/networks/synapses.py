@@ -109,8 +109,8 @@ def matched(
     fits = len(shapes[0]) == n_dims and shapes[1] == shapes[0][-2:-1]
     if not fits or shapes[2] != [*like, shapes[0][-1]]:
         raise ValueError(
-            "weight, bias, spikes: expected [n_taps, N, K], [N] and [T, B, K], of T and B as in "
-            f"events, got {shapes[0]}, {shapes[1]} and {shapes[2]}"
+            f"input: expected [T, B, {shapes[0][-1]}], as the weight has inputs (and T, B as in "
+            f"events), got {shapes[2]}; weight {shapes[0]}, bias {shapes[1]}"
         )
     dtype = weight.dtype
     if weight.device.type == "cpu":
