@@ -54,7 +54,7 @@ def test_tab_completes_what_is_typed(shell, tmp_path, typed, completed):
     (tmp_path / "outputs").mkdir()
     shell.send(f"{typed}\t")
     before = typed.rsplit(" ", 1)[0]
-    shell.expect_exact(f"{before} {completed}")
+    assert shell.expect_exact(f"{before} {completed}") == 0  # the first of the patterns
 
 
 def test_the_script_of_an_unknown_shell_is_refused():

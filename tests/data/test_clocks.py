@@ -115,7 +115,8 @@ def test_clocks_that_do_not_fit_are_refused(current, voltage, words):
 def test_a_stimulus_that_is_much_longer_or_shorter_than_the_response_is_warned_of(n, m, words):
     clock = Clock(0, 0.1)
     with pytest.warns(UserWarning, match=f"^x: stimulus and response take {words}.* cut to the 0"):
-        on_one_clock("x", np.ones(n), clock, np.ones(m), clock)
+        found, _ = on_one_clock("x", np.ones(n), clock, np.ones(m), clock)
+    assert len(found) == min(n, m)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         on_one_clock("x", np.ones(10), clock, np.ones(9), clock)
