@@ -342,12 +342,13 @@ def test_blocks_refuse_states_that_a_block_cannot_represent(state, words):
 def test_nothing_of_parallel_blocks_stays_in_memory(monkeypatch):
     found = []
 
-    def remember(block, *values):
-        found.append(weakref.ref(block))
-        init(block, *values)
+    def remember(*arguments):
+        crossings = spike(*arguments)
+        found.append(weakref.ref(crossings))
+        return crossings
 
-    init = blocks._Block.__init__
-    monkeypatch.setattr(blocks._Block, "__init__", remember)
+    spike = blocks.spike
+    monkeypatch.setattr(blocks, "spike", remember)
     made("alif", "parallel blocks", (9, 2, 5)).run([])
     gc.collect()
-    assert found and not any(block() for block in found)
+    assert found and not any(crossings() is not None for crossings in found)

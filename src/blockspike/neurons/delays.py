@@ -4,7 +4,6 @@ Delays along axons are learned in DelRec (Queant et al., arXiv:2509.24852) by sp
 over several steps. Here a spike arrives once, at a whole step.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -57,32 +56,28 @@ class RecurrentDelays:
         whole = self.whole
         return (whole - self.span).clamp(min=1), (whole + self.span).clamp(max=self.longest)
 
-    def arriving(self, spikes: Tensor, before: Tensor | None, delay: Tensor) -> Tensor:
-        """Spikes [T, B, N] that arrive at each step.
-
-        Args:
-            spikes: [T, B, N].
-            before: spikes [`longest`, B, N] of the steps before; None = none.
-            delay: int64 [N].
-        """
-        if before is None:
-            before = spikes.new_zeros(self.longest, *spikes.shape[1:])
-        return shifted(torch.cat([before.to(spikes.dtype), spikes]), self.longest - delay, spikes)
-
     def gradients(
-        self, grad_current: Tensor, weight: Tensor, arriving: Callable[[Tensor], Tensor]
+        self, grad_current: Tensor, weight: Tensor, spikes: Tensor, before: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         """Gradients of the weight [N, N] and of `steps` [N].
 
         Args:
             grad_current: [T, B, N], gradient of the current with what recurrent synapses add.
             weight: recurrent weight [N, N] (post, pre).
-            arriving: gives the spikes [T, B, N] that arrive after delays int64 [N].
+            spikes: [T, B, N].
+            before: spikes [`longest`, B, N] of the steps before; None = none.
         """
+        if before is None:
+            before = spikes.new_zeros(self.longest, *spikes.shape[1:])
+        history = torch.cat([before.to(weight.dtype), spikes.to(weight.dtype)])
+
+        def arriving(delay: Tensor) -> Tensor:
+            return shifted(history, self.longest - delay, spikes).flatten(0, 1)
+
         rows = grad_current.flatten(0, 1).to(weight.dtype)
-        grad_weight = (arriving(self.whole).flatten(0, 1).T @ rows).T
+        grad_weight = (arriving(self.whole).T @ rows).T
         early, late = self.ends
-        later = (rows @ weight).mul_((arriving(late) - arriving(early)).flatten(0, 1))
+        later = (rows @ weight).mul_(arriving(late) - arriving(early))
         return grad_weight, later.sum(0) / (late - early).clamp(min=1)
 
     def gradient_of_before(self, grad_current: Tensor, weight: Tensor) -> Tensor:

@@ -57,7 +57,6 @@ from blockspike.neurons.cpu.tiles import (
     list_spikes,
     tile_width,
     weight_panels,
-    write_arriving,
 )
 from blockspike.neurons.delays import RecurrentDelays
 
@@ -352,20 +351,3 @@ def weight_gradient(
         on_their_way = before[: len(grad_current)].to(torch.uint8)
         grad = grad + outer(grad_current[: len(before)], on_their_way)
     return grad
-
-
-def gradients_of_delays(
-    grad_current: Tensor, weight: Tensor, delays: RecurrentDelays, spike_bytes: Tensor,
-    before: Tensor | None,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """Gradients of the recurrent weight [N, N] and of the delays [N]."""
-
-    def arriving(delay: Tensor) -> Tensor:
-        arriving = torch.empty(spike_bytes.shape, dtype=weight.dtype, device="cpu")
-        run(
-            write_arriving, len(arriving), spike_bytes.flatten(1).numpy(),
-            _bytes(before, delays.longest), delay.numpy(), arriving.flatten(1).numpy(),
-        )  # fmt: skip
-        return arriving
-
-    return delays.gradients(grad_current, weight, arriving)

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from blockspike.neurons.cpu.events import list_units, sum_rows
-from blockspike.neurons.cpu.kernels import kernel, kernel_part, kernel_with_fma
+from blockspike.neurons.cpu.kernels import kernel_part, kernel_with_fma
 from blockspike.neurons.cpu.lane_memory import BLOCK, load_block, store_lanes
 from blockspike.neurons.cpu.lanes import LANES_BYTES, n_lanes
 
@@ -70,16 +70,6 @@ def list_arriving(spike_bytes, before, t, start, delays, units, n_units):
             fired = _arrives(spike_bytes, before, t - delays[n], start + first + n)
             count += np.int64(fired)
         n_units[sample] = count
-
-
-@kernel
-def write_arriving(first_step, last_step, spike_bytes, before, delays, arriving):
-    """Write the spikes [T, B·N] that arrive at each step; arguments as in `list_arriving`."""
-    n_neurons = delays.size
-    for t in range(first_step, last_step):
-        for n in range(n_neurons):
-            for column in range(n, arriving.shape[1], n_neurons):
-                arriving[t, column] = _arrives(spike_bytes, before, t - delays[n], column)
 
 
 @kernel_part

@@ -247,12 +247,3 @@ def weight_gradient(
     if before is not None:
         grad += outer(grad_current[:delay], before)
     return grad
-
-
-def gradients_of_delays(
-    grad_current: Tensor, weight: Tensor, delays: RecurrentDelays, spike_bytes: Tensor,
-    before: Tensor | None,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """Gradients of the recurrent weight [N, N] and of the delays [N]."""
-    arriving = partial(delays.arriving, spike_bytes.to(weight.dtype), before)
-    return delays.gradients(grad_current, weight, arriving)
