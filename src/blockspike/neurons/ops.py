@@ -278,7 +278,7 @@ def _simulate_backward(
     per_neuron = sums.view(len(parameters), *shape[1:]).sum(1).to(parameters.dtype)
     # Results of an operator must not share memory, not even empty ones.
     grad_weight, grad_values, grad_before, grad_steps = (parameters.new_empty(0) for _ in range(4))
-    if weight is not None and delays is not None:
+    if weight is not None and spike_bytes is not None and delays is not None:
         grad_weight, grad_steps = delays.gradients(grad_current, weight, spike_bytes, before)
     elif weight is not None and needs[0]:
         grad_weight = kernels.weight_gradient(grad_current, spike_bytes, before, delay, weight)
