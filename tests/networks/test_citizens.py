@@ -76,10 +76,15 @@ def test_gradients_of_single_samples():
     assert found["layers.0.weight"].abs().sum() > 0
 
 
-def test_blocks_have_no_transforms():
-    current, beta = torch.rand(20, 2, 4), torch.full((4,), 0.9)
-    with pytest.raises(RuntimeError, match="setup_context"):  # PyTorch's own message
-        grad(lambda beta: bs.alif(current, beta, method="blocks", membrane=True).spikes.sum())(beta)
+def test_parallel_blocks_have_transforms():
+    current, beta = torch.rand(20, 2, 4), torch.full((4,), 0.9, requires_grad=True)
+
+    def total(beta):
+        trace = bs.alif(current, beta, arp=2, method="blocks", membrane=True)  # not by the kernel
+        return trace.spikes.sum()
+
+    (expected,) = torch.autograd.grad(total(beta), beta)
+    assert torch.equal(grad(total)(beta.detach()), expected) and expected.any()
 
 
 @pytest.mark.slow

@@ -15,7 +15,7 @@ from blockspike.networks.classifier import SpikingClassifier
 from blockspike.networks.convolution import causal_convolution
 from blockspike.networks.delays import Delays
 from blockspike.networks.synapses import synaptic_current
-from blockspike.neurons import Boxcar, FastSigmoid, alif, leaky_integrate, loop
+from blockspike.neurons import Boxcar, FastSigmoid, alif, blocks, leaky_integrate, loop
 from blockspike.neurons.cpu.events import SpikeEvents
 from blockspike.neurons.euler_adlif import euler_adlif
 from blockspike.neurons.events import EventBatch
@@ -85,6 +85,19 @@ def test_second_derivatives_of_the_alif_loop(surrogate, detach_spikes, recurrent
 
     found = second_derivatives(spikes, inputs)
     monkeypatch.setattr(loop, "spike", straight_through)
+    assert_second_derivatives(found, second_derivatives(spikes, inputs))
+
+
+@pytest.mark.parametrize("detach_spikes", [True, False])
+def test_second_derivatives_of_parallel_blocks(detach_spikes, monkeypatch):
+    inputs = make_inputs((30, 2, 4), recurrent=True)
+
+    def spikes(**inputs):
+        options: dict[str, Any] = {"method": "blocks", "membrane": True}  # not by the kernel
+        return alif(**inputs, **options, detach_spikes=detach_spikes, arp=2).spikes
+
+    found = second_derivatives(spikes, inputs)
+    monkeypatch.setattr(blocks, "spike", straight_through)
     assert_second_derivatives(found, second_derivatives(spikes, inputs))
 
 
@@ -171,11 +184,6 @@ def blocks_by_their_kernel():
     return alif(**inputs, arp=1, method="blocks").spikes, inputs["current"]
 
 
-def parallel_blocks():
-    inputs = make_inputs((9, 2, 4))
-    return alif(**inputs, arp=1, membrane=True, method="blocks").spikes, inputs["current"]
-
-
 def fitting():
     current, target, beta = random(9, 2, 4), random(9, 2, 4).round(), random(4).requires_grad_()
     values = (beta, *random(5, 4))
@@ -198,7 +206,6 @@ KERNELS = [
     fused_alif,
     fused_adlif,
     blocks_by_their_kernel,
-    parallel_blocks,
     fitting,
     events,
     fired_spikes,

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor
-from torch.export import register_dataclass
+from torch.utils import _pytree as pytree
 
 from blockspike.neurons.model import NeuronModel
 
@@ -120,8 +120,35 @@ class NeuronState(Changeable):
         return cls(about["model"], names, values, *delayed)
 
 
-# For torch.export, whose files hold networks that take and give states.
-register_dataclass(NeuronState, serialized_type_name="blockspike.NeuronState")
+_TENSORS = ("values", "spikes", "inputs")
+
+
+def _flatten(state: NeuronState) -> tuple[list[Any], list[Any]]:
+    return [getattr(state, name) for name in _TENSORS], [state.model, list(state.names)]
+
+
+def _flatten_with_keys(state: NeuronState) -> tuple[list[tuple[pytree.KeyEntry, Any]], Any]:
+    values, context = _flatten(state)
+    keys: list[Any] = [pytree.GetAttrKey(name) for name in _TENSORS]
+    return list(zip(keys, values, strict=True)), context
+
+
+def _unflatten(values: Any, context: Any) -> NeuronState:
+    model, names = context
+    return NeuronState(model, tuple(names), *values)
+
+
+# For torch.export, whose files hold networks that take and give states. Texts are in the context,
+# since files cannot have them among the outputs.
+pytree.register_pytree_node(
+    NeuronState,
+    _flatten,
+    _unflatten,
+    serialized_type_name="blockspike.NeuronState",
+    to_dumpable_context=lambda context: context,
+    from_dumpable_context=lambda context: context,
+    flatten_with_keys_fn=_flatten_with_keys,
+)
 
 State = NeuronState | Mapping[str, Tensor | float]
 """A state of the simulation before, or values by name; those left out are 0."""
