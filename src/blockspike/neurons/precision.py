@@ -41,14 +41,17 @@ def in_full_precision(function: Callable[P, R]) -> Callable[P, R]:
 
 
 def _is_half(x: Any) -> bool:
-    if isinstance(x, dict):
-        return any(map(_is_half, x.values()))
+    if isinstance(x, dict | tuple):
+        return any(map(_is_half, x.values() if isinstance(x, dict) else x))
     return isinstance(x, Tensor) and x.dtype in HALF
 
 
 def _single_at_least(x: Any) -> Any:
     if isinstance(x, dict):
         return {name: _single_at_least(value) for name, value in x.items()}
+    if isinstance(x, tuple) and _is_half(x):
+        values = map(_single_at_least, x)
+        return type(x)(*values) if hasattr(x, "_fields") else tuple(values)
     if isinstance(x, RecurrentDelays):
         return replace(x, steps=_single_at_least(x.steps))
-    return x.float() if _is_half(x) else x
+    return x.float() if isinstance(x, Tensor) and x.dtype in HALF else x
