@@ -13,7 +13,7 @@ from torch.autograd import forward_ad
 from torch.func import functional_call, grad, vmap
 
 import blockspike as bs
-from blockspike.neurons.cpu.dropout import dropout_mask
+from blockspike.networks.dropout_cpu import dropout_mask
 from blockspike.neurons.cpu.events import SpikeEvents
 from blockspike.neurons.events import EventBatch
 

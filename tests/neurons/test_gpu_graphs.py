@@ -4,7 +4,6 @@ import sys
 from contextlib import nullcontext
 from functools import partial
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 import test_recurrent_delays
@@ -14,7 +13,7 @@ from neuron_cases import alif, assert_same_result, cotangent, run
 
 from blockspike.neurons.gpu import fused as fused_gpu
 from blockspike.neurons.gpu import graphs as gpu
-from blockspike.neurons.gpu.graphs import Graphs, capture_cuda, has_triton, require_triton
+from blockspike.neurons.gpu.graphs import Graphs, has_triton, require_triton
 
 
 def chain(x, y, *, factor=1):
@@ -29,14 +28,18 @@ def captured() -> list:
 
 
 @pytest.fixture
-def graphs(captured) -> Graphs:
+def graphs(monkeypatch, captured) -> Graphs:
     """`Graphs` that works on any device and keeps at most three."""
 
     def capture(bound, tensors):
         captured.append((bound.keywords, tensors[0].shape))
         return capture_by_copying(bound, tensors)
 
-    return Graphs(capture, lambda tensor: True, size=3)
+    for name, value in {
+        "capture": capture, "may_capture": lambda tensor: True, "KEPT": 3,
+    }.items():  # fmt: skip
+        monkeypatch.setattr(gpu, name, value)
+    return Graphs()
 
 
 def test_a_repeated_chain_is_captured(graphs, captured):
@@ -93,14 +96,12 @@ def test_the_least_recently_used_is_forgotten(graphs, captured):
     assert len(captured) == 1
 
 
-def test_chains_run_directly_where_graphs_are_not_supported():
-    def capture(*_: Any) -> Any:
-        pytest.fail("a graph was captured")
-
-    graphs = Graphs(capture, lambda tensor: False)
+def test_chains_run_directly_where_graphs_are_not_supported(monkeypatch, graphs, captured):
+    monkeypatch.setattr(gpu, "may_capture", lambda tensor: False)
     x = torch.ones(3)
     for _ in range(3):
         assert graphs.run(chain, x, x)[1] == 3
+    assert not captured
 
 
 @pytest.fixture
@@ -108,12 +109,16 @@ def chains(monkeypatch) -> list:
     """Chains of the kernels that were captured."""
     found = []
 
+    capture_here = capture_by_copying if DEVICE.type == "cpu" else gpu.capture
+
     def capture(bound, tensors):
         found.append(bound)
-        return (capture_by_copying if DEVICE.type == "cpu" else capture_cuda)(bound, tensors)
+        return capture_here(bound, tensors)
 
-    on_cpu: dict[str, Any] = {"may_capture": lambda tensor: True} if DEVICE.type == "cpu" else {}
-    monkeypatch.setattr(fused_gpu, "_graphs", Graphs(capture, **on_cpu))
+    monkeypatch.setattr(gpu, "capture", capture)
+    if DEVICE.type == "cpu":
+        monkeypatch.setattr(gpu, "may_capture", lambda tensor: True)
+    monkeypatch.setattr(fused_gpu, "_graphs", Graphs())
     return found
 
 
@@ -188,7 +193,7 @@ def test_a_graph_captured_in_inference_mode_is_replayed_without(monkeypatch):
     }.items():
         monkeypatch.setattr(torch.cuda, name, value)
     with torch.inference_mode():
-        graph = capture_cuda(partial(chain, factor=2), (torch.ones(3), torch.ones(3)))
+        graph = gpu.capture(partial(chain, factor=2), (torch.ones(3), torch.ones(3)))
     with torch.no_grad():
         total, _ = graph((torch.zeros(3), torch.zeros(3)))
     assert total.tolist() == [3.0] * 3  # the fake replays nothing

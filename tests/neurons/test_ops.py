@@ -57,7 +57,7 @@ def test_simulation(kind):
     given = (spikes, last, *level, drives, saved, parameters, weight, before, steps, span)
     detached = [x.detach() if isinstance(x, Tensor) else x for x in given]
     fired = None if weight is None else spike_bytes
-    needs = [weight is not None, "start" in kind, before is not None]
+    needs = [True, weight is not None, "start" in kind, before is not None]
     opcheck(OPS.simulate_backward.default, (*detached, fired, *settings, needs))
 
 

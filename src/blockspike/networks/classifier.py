@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from blockspike.networks.bounded import BoundedParameters
 from blockspike.networks.delays import Delays
+from blockspike.networks.dropout_cpu import dropout_mask
 from blockspike.networks.initialisation import Init, RecurrentInit, initialise_
 from blockspike.networks.layer import NeuronLayer, check_choice
 from blockspike.networks.layers import ALIFLayer
@@ -23,7 +24,6 @@ from blockspike.networks.normalisation import BatchNorm
 from blockspike.networks.readout import LeakyReadout
 from blockspike.networks.synapses import SynapseMode
 from blockspike.neurons import SpikeTrace
-from blockspike.neurons.cpu.dropout import dropout_mask
 from blockspike.neurons.cpu.events import SpikeEvents
 from blockspike.neurons.events import EventBatch
 from blockspike.neurons.ops import is_traced

@@ -37,11 +37,12 @@ def check_values(
     The check of the membrane would miss these: with a NaN in the threshold, a neuron just does not
     spike. Arguments as in `ops.simulate`.
     """
-    given = {"recurrent_weight": weight, "state": values, "recurrent_delay": steps}
-    known = {"parameters": parameters, **{k: x for k, x in given.items() if x is not None}}
+    given = (parameters, weight, values, steps)
     # One sum proves that all are finite; it may overflow, so that only then each is looked at.
-    if not all(math.isfinite(x.detach().sum()) for x in known.values()):
-        named = dict(zip(model.parameters, parameters, strict=True)) | known
+    if not all(x is None or math.isfinite(x.sum().item()) for x in given):
+        named = dict(zip(model.parameters, parameters, strict=True))
+        names = ("recurrent_weight", "state", "recurrent_delay")
+        named |= {k: x for k, x in zip(names, given[1:], strict=True) if x is not None}
         for name, value in named.items():
             if len(bad := value[~torch.isfinite(value)]):
                 raise NotFiniteError(
@@ -57,7 +58,7 @@ def check_finite(last_states: Tensor, current: Tensor, names: Sequence[str]) -> 
     Either one persists, so checking the last states [K, B, N], of these K names, is enough. The
     current is searched for the place only if that check fails.
     """
-    if math.isfinite(last_states.detach().sum()) or torch.isfinite(last_states).all():
+    if math.isfinite(last_states.sum().item()) or torch.isfinite(last_states).all():
         return
     bad = (~torch.isfinite(current)).nonzero()
     if len(bad):

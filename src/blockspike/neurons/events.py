@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from blockspike.neurons.cpu.events import add_events
 from blockspike.neurons.cpu.kernels import kernel
 from blockspike.neurons.ops import is_traced
 
@@ -125,13 +124,9 @@ class EventBatch:
         """Sum the events of each step, sample and unit into a tensor ``[T, B, K]`` of ``dtype``."""
         n_steps, batch_size, n_units = self.shape
         counts = torch.zeros(n_steps * batch_size, n_units, dtype=dtype, device=self.device)
-        by_kernel = self.device.type == "cpu" and dtype in (torch.float32, torch.float64)
-        if by_kernel and not is_traced(self.unit):
-            add_events(self.row_ptr, self.unit, counts)
-        else:
-            row = torch.repeat_interleave(self.row_ptr.diff(), output_size=self.unit.numel())
-            one = torch.ones_like(self.unit, dtype=dtype)
-            counts.view(-1).index_add_(0, row * n_units + self.unit, one)
+        row = torch.repeat_interleave(self.row_ptr.diff(), output_size=self.unit.numel())
+        one = torch.ones_like(self.unit, dtype=dtype)
+        counts.view(-1).index_add_(0, row * n_units + self.unit, one)
         counts = counts.view(self.shape)
         return counts if self.scale is None else counts * self.scale[:, None].to(dtype)
 

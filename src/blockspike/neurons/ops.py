@@ -96,13 +96,17 @@ class Operator:
             self.eager = type(name, (torch.autograd.Function,), own)
         self.transformed: Any = type(name, (torch.autograd.Function,), of_transforms)
 
-    def __call__(self, *args: Any) -> Any:
-        """Results of the function; the first argument is a tensor."""
+    def __call__(self, *args: Any, is_used: bool | None = None) -> Any:
+        """Results of the function; the first argument is a tensor.
+
+        `is_used`: whether a gradient is wanted; None = look at the arguments.
+        """
         if is_compiled(args[0]):
             return self.op(*args)
         if is_transformed():
             return self.transformed.apply(*args)
-        is_used = torch.is_grad_enabled() and any(getattr(x, "requires_grad", 0) for x in args)
+        if is_used is None:
+            is_used = torch.is_grad_enabled() and any(getattr(x, "requires_grad", 0) for x in args)
         # Forward mode is refused by PyTorch, and second derivatives by the operator.
         if is_used or forward_ad._current_level >= 0:
             return self.op(*args) if self.eager is None else self.eager.apply(*args)
@@ -240,7 +244,7 @@ def _backward(ctx, grad_spikes, grad_last, grad_membrane, grad_threshold, *_):
         grad_spikes = torch.zeros(ctx.shape, dtype=ctx.dtype, device=drives.device)
     if grad_membrane is not None and not grad_membrane.numel():  # it was not wanted
         grad_membrane = grad_threshold = None
-    needs = [ctx.needs_input_grad[2], ctx.needs_input_grad[3], ctx.needs_input_grad[4]]
+    needs = list(ctx.needs_input_grad[1:5])
     grads = simulate_backward(
         grad_spikes, grad_last, grad_membrane, grad_threshold, drives, *saved, *ctx.settings, needs
     )
@@ -258,7 +262,7 @@ def _simulate_backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """Gradients of the tensors that `simulate` got; empty ones for those without.
 
-    `needs` says whether recurrent weight, states and spikes at the start need theirs.
+    `needs` says whether parameters, recurrent weight, states and spikes at the start need theirs.
     """
     s = Settings(
         model_key, constants, surrogate_key, slope_constants, delay, detach_reset,
@@ -275,17 +279,20 @@ def _simulate_backward(
         grad_spikes, None if grad_last is None else grad_last[:n_states], level,
         drives.reshape(len(drives), -1), saved, parameters, fed_back, delays, s,
     )  # fmt: skip
-    per_neuron = sums.view(len(parameters), *shape[1:]).sum(1).to(parameters.dtype)
     # Results of an operator must not share memory, not even empty ones.
-    grad_weight, grad_values, grad_before, grad_steps = (parameters.new_empty(0) for _ in range(4))
+    per_neuron, grad_weight, grad_values, grad_before, grad_steps = (
+        parameters.new_empty(0) for _ in range(5)
+    )
+    if needs[0]:
+        per_neuron = sums.view(len(parameters), *shape[1:]).sum(1).to(parameters.dtype)
     if weight is not None and spike_bytes is not None and delays is not None:
         grad_weight, grad_steps = delays.gradients(grad_current, weight, spike_bytes, before)
-    elif weight is not None and needs[0]:
+    elif weight is not None and needs[1]:
         grad_weight = kernels.weight_gradient(grad_current, spike_bytes, before, delay, weight)
-    if needs[1]:
+    if needs[2]:
         grad_values = parameters.new_zeros(len(s.model.all_states), *shape[1:])
         grad_values[:n_states] = of_states[:n_states].view(n_states, *shape[1:])
-    if before is not None and fed_back is not None and needs[2]:
+    if before is not None and fed_back is not None and needs[3]:
         if delays is not None:
             grad_before = delays.gradient_of_before(grad_current, fed_back).to(before.dtype)
         else:
@@ -300,14 +307,14 @@ def _fake_backward(
     before, steps, *others,
 ):  # fmt: skip
     needs = others[-1]
-    is_fed = before is not None and not others[-2] and needs[2]
-    weight = weight if needs[0] or steps is not None else None
+    is_fed = before is not None and not others[-2] and needs[3]
+    weight = weight if needs[1] or steps is not None else None
     values = (saved.shape[1], *grad_spikes.shape[1:])
     return (
         torch.empty_like(grad_spikes, memory_format=torch.contiguous_format),
-        torch.empty_like(parameters),
+        parameters.new_empty(parameters.shape if needs[0] else 0),
         parameters.new_empty(0 if weight is None else weight.shape).t(),  # as layers keep them
-        parameters.new_empty(values if needs[1] else 0),
+        parameters.new_empty(values if needs[2] else 0),
         parameters.new_empty(0) if before is None or not is_fed else torch.empty_like(before),
         parameters.new_empty(0 if steps is None or weight is None else steps.shape),
     )  # fmt: skip

@@ -30,7 +30,7 @@ def in_full_precision(function: Callable[P, R]) -> Callable[P, R]:
     @wraps(function)
     def without_autocast(*args: P.args, **kwargs: P.kwargs) -> R:
         device = next((x.device.type for x in args if isinstance(x, Tensor)), "cpu")
-        is_half = device == "cpu" and any(map(_is_half, (*args, *kwargs.values())))
+        is_half = device == "cpu" and (_is_half(args) or _is_half(kwargs))
         if not is_half and not is_autocast_on(device):
             return function(*args, **kwargs)
         with torch.autocast(device, enabled=False):
@@ -41,9 +41,9 @@ def in_full_precision(function: Callable[P, R]) -> Callable[P, R]:
 
 
 def _is_half(x: Any) -> bool:
-    if isinstance(x, dict | tuple):
-        return any(map(_is_half, x.values() if isinstance(x, dict) else x))
-    return isinstance(x, Tensor) and x.dtype in HALF
+    if isinstance(x, dict):
+        return any(map(_is_half, x.values()))
+    return any(map(_is_half, x)) if isinstance(x, tuple) else getattr(x, "dtype", None) in HALF
 
 
 def _single_at_least(x: Any) -> Any:

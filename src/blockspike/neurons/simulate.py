@@ -156,7 +156,7 @@ def simulate(
         spikes, last, *level, spike_bytes, _, _ = ops.simulate(
             current, together, recurrent_weight, *start, steps, span, model.key, constants,
             surrogate.key, surrogate.constants, longest, detach_reset, detach_recurrence,
-            membrane, keep,
+            membrane, keep, is_used=keep,
         )  # fmt: skip
     after = state_after(model, last, spikes, recurrent_weight, start, longest, detach_recurrence)
     events = SpikeEvents(spikes.detach() if spike_bytes is None else spike_bytes)

@@ -8,7 +8,6 @@ Events are `row_ptr` [R + 1] and `unit` [n_events]: the units that spiked in row
               1 0 0 0
 """
 
-import math
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -29,7 +28,6 @@ from blockspike.neurons.cpu.lane_memory import (
 )
 from blockspike.neurons.cpu.lanes import LANES_BYTES, n_lanes
 from blockspike.neurons.cpu.threads import run
-from blockspike.neurons.errors import NotFiniteError
 
 _PIECE, _ROUNDING = 1 << 16, 1e-5
 
@@ -52,12 +50,10 @@ class SpikeEvents:
 
         Raises:
             ValueError: an element is neither 0 nor 1.
-            NotFiniteError: an element is NaN or Inf.
         """
         spiked = self.array
         if spiked.dtype not in (torch.uint8, torch.bool):  # our kernels write those
-            _check_binary(spiked)
-            spiked = spiked > 0.5
+            spiked = _spiked(spiked)
         known: Any = None if spiked.is_inference() else _converted.get(spiked)
         if known is not None and known[0] == spiked._version:
             return known[1]
@@ -72,24 +68,19 @@ class SpikeEvents:
 _converted: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
 
 
-def _check_binary(values: Tensor) -> None:
-    """Raise ValueError unless all values are 0 or 1, up to the rounding of 1 + x − x."""
-    if not values.numel():
-        return
-    low, high = (float(x) for x in values.aminmax())
-    if not math.isfinite(low + high):
-        raise NotFiniteError("spikes: expected 0 or 1, got NaN or Inf")
-    between = False
-    if values.is_floating_point():  # x − x² is above 0 between 0 and 1
-        for own in values.flatten().split(_PIECE):
-            total = float(own.sum())
-            between |= total - float(own.dot(own)) > 1e-3 + 1e-6 * total
-    if low < -_ROUNDING or high > 1 + _ROUNDING or between:
-        wrong = values[(values - (values > 0.5).to(values.dtype)).abs() > _ROUNDING]
-        got = wrong.flatten()[:1].tolist() or [high]
-        raise ValueError(
-            f"spikes: expected 0 or 1, got {got[0]}; other values need layers with synapses='dense'"
-        )
+def _spiked(values: Tensor) -> Tensor:
+    """Whether each value is 1, after a check that all are 0 or 1 up to the rounding of 1 + x − x."""
+    spiked = values > 0.5
+    pieces = (x.flatten().split(_PIECE) for x in (values, spiked.view(torch.uint8)))  # fit into L2
+    for own, rounded in zip(*pieces, strict=True):
+        off = (own - rounded).abs_()
+        if not float(off.max()) <= _ROUNDING:  # nor NaN
+            got = own[~(off <= _ROUNDING)][0].item()
+            raise ValueError(
+                f"spikes: expected 0 or 1, got {got}; other values need layers with "
+                "synapses='dense'"
+            )
+    return spiked
 
 
 def events_of(spike_bytes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -168,19 +159,6 @@ def sum_rows(start_with, start_at, rows, unit, first, last, total, at, n):
         for event in range(np.uintp(first), np.uintp(last)):
             own = own + load_block(rows, np.uintp(unit[event]) * np.uintp(n) + done, left)
         store_lanes(own, total, at + done, left, False)
-
-
-def add_events(row_ptr: Tensor, unit: Tensor, counts: Tensor) -> None:
-    """Add 1 to counts [R, K] at each event's row and unit, as often as a unit is listed."""
-    run(_add_events, len(counts), row_ptr.numpy(), unit.numpy(), counts.numpy())
-
-
-@kernel
-def _add_events(start, stop, row_ptr, unit, counts):
-    for row in range(start, stop):
-        own = counts[row]
-        for event in range(row_ptr[row], row_ptr[row + 1]):
-            own[unit[event]] += 1
 
 
 def event_currents(

@@ -23,6 +23,9 @@ from torch import Tensor
 
 TRITON_DEVICES = ("cuda", "xpu")  # "cuda" also stands for AMD's GPUs
 
+KEPT = 8
+"""Number of graphs that are kept."""
+
 _LEAST_TRITON = (3, 3)
 
 Chain = Callable[..., tuple[Tensor, ...]]
@@ -83,7 +86,7 @@ class Graph:
         return tuple(output.clone() for output in self.outputs)
 
 
-def capture_cuda(chain: Chain, tensors: Sequence[Tensor]) -> Graph:
+def capture(chain: Chain, tensors: Sequence[Tensor]) -> Graph:
     """Capture `chain` as a CUDA graph, on copies of `tensors`."""
     graph = torch.cuda.CUDAGraph()
     # Other threads, such as a data loader's that pins memory, may continue meanwhile.
@@ -96,7 +99,8 @@ def capture_cuda(chain: Chain, tensors: Sequence[Tensor]) -> Graph:
     return Graph(inputs, graph.replay, outputs)
 
 
-def _may_capture(tensor: Tensor) -> bool:
+def may_capture(tensor: Tensor) -> bool:
+    """Whether the device of a tensor has graphs and can capture one now."""
     return tensor.is_cuda and not torch.cuda.is_current_stream_capturing()
 
 
@@ -115,29 +119,18 @@ class Graphs:
     """Runner for chains of many small launches, which replays repeated chains as one graph.
 
     A chain runs directly the first time, is captured the second time with equal shapes, and is
-    replayed from then on. Only the `size` most recently used graphs are kept, since each holds
-    memory for its inputs and outputs.
-
-    Args:
-        capture: makes a Graph from a chain and its arguments.
-        may_capture: whether the device of a tensor supports graphs and can capture one now.
-        size: number of chains to remember.
+    replayed from then on. Only the most recently used graphs are kept, since each holds memory for
+    its inputs and outputs.
     """
 
-    def __init__(
-        self,
-        capture: Callable[[Chain, Sequence[Tensor]], Graph] = capture_cuda,
-        may_capture: Callable[[Tensor], bool] = _may_capture,
-        size: int = 8,
-    ):
-        self._capture, self._may_capture, self._size = capture, may_capture, size
+    def __init__(self):
         self._known: OrderedDict[Hashable, Graph | None] = OrderedDict()  # None: run once
         self._lock = Lock()  # autograd runs backward in its own threads
 
     def run(self, chain: Chain, *tensors: Tensor, **options: Hashable) -> tuple[Tensor, ...]:
         """Run chain(*tensors, **options); the chain must not read anything else that changes."""
         bound = partial(chain, **options)
-        if not self._may_capture(tensors[0]):
+        if not may_capture(tensors[0]):
             return bound(*tensors)
         key = (
             chain,
@@ -151,9 +144,9 @@ class Graphs:
             comes_again = key in self._known
             graph = self._known.pop(key, None)
             if graph is None and comes_again:
-                graph = self._capture(bound, tensors)
+                graph = capture(bound, tensors)
             self._known[key] = graph  # most recently used goes last
-            if len(self._known) > self._size:
+            if len(self._known) > KEPT:
                 self._known.popitem(last=False)
             if graph is not None:
                 return graph(tensors)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from blockspike.neurons.cpu.dropout import dropout_mask
+from blockspike.networks.dropout_cpu import dropout_mask
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
