@@ -69,7 +69,7 @@ _converted: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
 
 
 def _spiked(values: Tensor) -> Tensor:
-    """Whether each value is 1, after a check that all are 0 or 1 up to the rounding of 1 + x − x."""
+    """Whether each value is 1; all must be 0 or 1, up to the rounding of 1 + x − x."""
     spiked = values > 0.5
     pieces = (x.flatten().split(_PIECE) for x in (values, spiked.view(torch.uint8)))  # fit into L2
     for own, rounded in zip(*pieces, strict=True):
