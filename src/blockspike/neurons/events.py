@@ -124,7 +124,7 @@ class EventBatch:
         """Sum the events of each step, sample and unit into a tensor ``[T, B, K]`` of ``dtype``."""
         n_steps, batch_size, n_units = self.shape
         counts = torch.zeros(n_steps * batch_size, n_units, dtype=dtype, device=self.device)
-        row = torch.repeat_interleave(self.row_ptr.diff(), output_size=self.unit.numel())
+        row = torch.repeat_interleave(self.row_ptr.diff(), output_size=len(self.unit))
         one = torch.ones_like(self.unit, dtype=dtype)
         counts.view(-1).index_add_(0, row * n_units + self.unit, one)
         counts = counts.view(self.shape)

@@ -8,6 +8,7 @@ Events are `row_ptr` [R + 1] and `unit` [n_events]: the units that spiked in row
               1 0 0 0
 """
 
+import math
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -28,8 +29,9 @@ from blockspike.neurons.cpu.lane_memory import (
 )
 from blockspike.neurons.cpu.lanes import LANES_BYTES, n_lanes
 from blockspike.neurons.cpu.threads import run
+from blockspike.neurons.errors import NotFiniteError
 
-_PIECE, _ROUNDING = 1 << 16, 1e-5
+_ROUNDING = 1e-5
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,7 +51,7 @@ class SpikeEvents:
         """Events on the CPU: row_ptr [T·B + 1] and unit [n_events].
 
         Raises:
-            ValueError: an element is neither 0 nor 1.
+            ValueError: an element is neither 0 nor 1; NotFiniteError if it is NaN or Inf.
         """
         spiked = self.array
         if spiked.dtype not in (torch.uint8, torch.bool):  # our kernels write those
@@ -71,14 +73,13 @@ _converted: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
 def _spiked(values: Tensor) -> Tensor:
     """Whether each value is 1; all must be 0 or 1, up to the rounding of 1 + x − x."""
     spiked = values > 0.5
-    pieces = (x.flatten().split(_PIECE) for x in (values, spiked.view(torch.uint8)))  # fit into L2
+    pieces = (x.flatten().split(1 << 16) for x in (values, spiked.view(torch.uint8)))  # fit into L2
     for own, rounded in zip(*pieces, strict=True):
         off = (own - rounded).abs_()
         if not float(off.max()) <= _ROUNDING:  # nor NaN
-            got = own[~(off <= _ROUNDING)][0].item()
-            raise ValueError(
-                f"spikes: expected 0 or 1, got {got}; other values need layers with "
-                "synapses='dense'"
+            got = own[off.argmax()].item()
+            raise (ValueError if math.isfinite(got) else NotFiniteError)(
+                f"spikes: expected 0 or 1, got {got}; other values need synapses='dense'"
             )
     return spiked
 

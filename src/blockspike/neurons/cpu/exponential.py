@@ -68,10 +68,12 @@ def _power_of_two(typingctx, x):  # pyright: ignore[reportUnusedParameter]
 
     def codegen(context, builder, signature, args):
         whole = _integers(context, x, bits)
-        filled = [bias] * x.count if isinstance(x, Lanes) else bias
-        exponent = builder.add(builder.fptosi(args[0], whole), ir.Constant(whole, filled))
-        filled = [mantissa] * x.count if isinstance(x, Lanes) else mantissa
-        return builder.bitcast(builder.shl(exponent, ir.Constant(whole, filled)), args[0].type)
+        added, shift = (
+            ir.Constant(whole, [n] * x.count if isinstance(x, Lanes) else n)
+            for n in (bias, mantissa)
+        )
+        exponent = builder.add(builder.fptosi(args[0], whole), added)
+        return builder.bitcast(builder.shl(exponent, shift), args[0].type)
 
     return x(x), codegen
 
