@@ -19,7 +19,7 @@ import torch
 from hydra.core.global_hydra import GlobalHydra
 from hypothesis import settings
 
-from blockspike.cli import main
+from blockspike.app.cli import main
 from blockspike.data.nmnist import prepare_nmnist
 from blockspike.data.shd_file import describe, find_h5, prepare_shd
 from blockspike.files import SAMPLES

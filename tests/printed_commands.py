@@ -166,7 +166,7 @@ EXEMPT = {
     **dict.fromkeys(("wandb login", "wandb sweep", "wandb agent"), "needs wandb's server"),
     "wandb sync outputs/*/*/seed=*/wandb/offline-run-*": "needs wandb's server",
     "wandb sync outputs/fit/*/*/seed=*/wandb/offline-run-*": "needs wandb's server",
-    "python -m blockspike.commands.wandb_dashboard ENTITY/PROJECT": (
+    "python -m blockspike.app.wandb_dashboard ENTITY/PROJECT": (
         "needs wandb's server; test_wandb_dashboard.py does without"
     ),
 }

@@ -143,7 +143,7 @@ def test_only_config_instantiates():
 def test_training_loads_no_rarely_used_library():
     """Such imports are slow, and tqdm.auto warns in a notebook."""
     rare = {"wandb", "tqdm.auto", "allensdk", "pynwb", "pyabf", "igor2", "tonic", "optuna"}
-    code = f"import sys, blockspike.commands.train; print({rare} & sys.modules.keys())"
+    code = f"import sys, blockspike.app.train; print({rare} & sys.modules.keys())"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "set()\n"
 
@@ -153,9 +153,9 @@ def test_commands_that_train_nothing_load_no_pytorch():
     names = ("status", "collect", "figures", "report")
     code = (
         "import sys; from importlib import import_module; import blockspike.runs.jobs\n"
-        "from blockspike.config.top_level import register_for\n"
+        "from blockspike.app.top_level import register_for\n"
         f"for name in {names}:\n"
-        "    register_for(name); import_module(f'blockspike.commands.{name}')\n"
+        "    register_for(name); import_module(f'blockspike.app.{name}')\n"
         "print({'torch', 'lightning_fabric', 'numba'} & sys.modules.keys())"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -172,13 +172,13 @@ def test_the_checks_find_violations():
         "import h5py\n"
         "from ..data import shd\n"
         "def f():\n"
-        "    from blockspike.config.build import Schema\n"
+        "    from blockspike.app.build import Schema\n"
         "class C:\n"
         "    pass\n"
         "def _g(): pass\n"
     )
     names = imports_of(tree, "neurons.readout")
-    assert names == {"h5py", "blockspike.data.shd", "blockspike.config.build.Schema"}
+    assert names == {"h5py", "blockspike.data.shd", "blockspike.app.build.Schema"}
     assert imports_of(ast.parse("from . import a"), "neurons", True) == {"blockspike.neurons.a"}
     assert within("h5py", WITHOUT["neurons"])
     assert not within("blockspike.data.events2", {"blockspike.neurons.events"})

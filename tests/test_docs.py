@@ -20,7 +20,7 @@ import pandas as pd
 import pytest
 
 from blockspike.benchmark import guard, studies, training_step
-from blockspike.commands import evaluate
+from blockspike.app import evaluate
 from page_files import write_cell, write_lab
 from printed_commands import (
     EXEMPT,

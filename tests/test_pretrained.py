@@ -9,15 +9,15 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-import blockspike.pretrained
+import blockspike.app.pretrained
 from blockspike.data.nmnist import NMNISTDataModule
 from blockspike.data.shd import SHDDataModule
 from blockspike.neurons.events import EventBatch
-from blockspike.pretrained import about_pretrained, load_pretrained, pretrained_names
-from blockspike.pretrained.loaded_run import load_run
+from blockspike.app.pretrained import about_pretrained, load_pretrained, pretrained_names
+from blockspike.app.loaded_run import load_run
 from tiers import mostly_slow
 
-FOLDER = Path(blockspike.pretrained.__file__).parent
+FOLDER = Path(blockspike.app.pretrained.__file__).parent
 SMALL = ("data=nmnist_sample", "network.n_hidden=16", "data.n_steps=60", "data.dt_ms=6")
 
 

@@ -9,9 +9,9 @@ import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from blockspike.config.build import build_data, build_trainer
-from blockspike.config.schemas import register_schemas
-from blockspike.config.targets import checked_targets
+from blockspike.app.build import build_data, build_trainer
+from blockspike.app.schemas import register_schemas
+from blockspike.app.targets import checked_targets
 from blockspike.data.datamodule import EventDataModule
 from blockspike.data.recordings import load_recording
 from blockspike.files import CONF
@@ -137,13 +137,13 @@ BAD_TARGETS = {
     "torch.hub.load": "expected .*, got",
     "torch.optimist.Adam": "expected .*, got",
     "hydra.utils.get_method": "expected .*, got",
-    "blockspike.cli.os.system": "expected a name that can be imported",
-    "blockspike.cli.import_module": "expected .*, got",
-    "blockspike.cli.main": "expected .*, got",
+    "blockspike.app.cli.os.system": "expected a name that can be imported",
+    "blockspike.app.cli.import_module": "expected .*, got",
+    "blockspike.app.cli.main": "expected .*, got",
     "blockspike.runs.run.write_text": "expected .*, got",
     "blockspike.runs.run.Run": "expected .*, got",
     "blockspike.data.shd.SHDDataModule.load_from_checkpoint": "expected a name that can be imp",
-    "blockspike.commands.trainer.PlainCheckpointIO": "expected .*, got",
+    "blockspike.app.trainer.PlainCheckpointIO": "expected .*, got",
     "pytorch_lightning.loggers.WandbLogger": "expected .*, got",
     "pytorch_lightning.Trainer.from_argparse_args": "expected a name that can be imported",
     "torch.optim.optimizer.torch.load": "expected a name that can be imported",

@@ -14,7 +14,7 @@ import pytest
 import blockspike as bs
 import check_site
 import site_pages
-from blockspike.cli import COMMANDS
+from blockspike.app.cli import COMMANDS
 from printed_commands import ROOT
 
 NAMES = sorted(name for name in dir(bs) if not name.startswith("_"))

@@ -200,7 +200,7 @@ def list_of_names() -> str:
 
 def commands_page() -> str:
     """Every command: its configuration with comments, and what --help prints of train and fit."""
-    from blockspike.cli import COMMANDS, HELP, RUNS
+    from blockspike.app.cli import COMMANDS, HELP, RUNS
 
     usage = re.sub(r"\A.*?\n\n", "", HELP, flags=re.DOTALL).strip()
     parts = [f"# Commands\n\n```text\n{usage}\n```\n"]
@@ -270,7 +270,7 @@ def schemas() -> dict[str, dict[str, list[tuple[str, str, str]]]]:
     from hydra.core.config_store import ConfigStore
     from omegaconf import OmegaConf
 
-    from blockspike.config.schemas import register_schemas
+    from blockspike.app.schemas import register_schemas
 
     register_schemas()
     found: dict[str, dict[str, list[tuple[str, str, str]]]] = {}

@@ -1,4 +1,8 @@
-from .commands.compose import compose as compose
+from .app.compose import compose as compose
+from .app.loaded_run import LoadedRun as LoadedRun
+from .app.loaded_run import load_run as load_run
+from .app.pretrained import load_pretrained as load_pretrained
+from .app.pretrained import pretrained_names as pretrained_names
 from .data.allen import AllenRecordings as AllenRecordings
 from .data.datamodule import EventDataModule as EventDataModule
 from .data.nmnist import NMNISTDataModule as NMNISTDataModule
@@ -53,10 +57,6 @@ from .neurons.surrogates import MultiGaussian as MultiGaussian
 from .neurons.surrogates import Surrogate as Surrogate
 from .neurons.surrogates import Triangular as Triangular
 from .neurons.trace import SpikeTrace as SpikeTrace
-from .pretrained import load_pretrained as load_pretrained
-from .pretrained import pretrained_names as pretrained_names
-from .pretrained.loaded_run import LoadedRun as LoadedRun
-from .pretrained.loaded_run import load_run as load_run
 from .training.classification import ClassificationModule as ClassificationModule
 
 __version__: str

@@ -12,7 +12,7 @@ import torch
 from made_data import make_shd
 from omegaconf import OmegaConf
 
-from blockspike.config.build import build_data
+from blockspike.app.build import build_data
 from blockspike.data.datamodule import EventDataModule, stratified_subset
 from blockspike.data.loader import EpochSampler
 from blockspike.data.nmnist import NMNISTDataModule, parse_events

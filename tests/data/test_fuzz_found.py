@@ -14,7 +14,7 @@ from h5py import h5a, h5s, h5t  # pyright: ignore[reportAttributeAccessIssue]
 from made_data import make_shd
 from made_nwb import MadeSweep, make_nwb1, membrane_mv, noise_pa
 
-from blockspike.commands.overrides import check_has_key
+from blockspike.app.overrides import check_has_key
 from blockspike.data.event_file import SplitContent, read_event_file, write_event_file
 from blockspike.data.hdf5 import DatasetReader, attribute
 from blockspike.data.limits import ReadLimit

@@ -6,7 +6,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from blockspike.commands.compare import compare_fits
+from blockspike.app.compare import compare_fits
 from blockspike.figures.fits import compared, fits, rounded
 from blockspike.files import write_json
 

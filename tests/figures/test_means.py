@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 from hydra import compose, initialize_config_dir
 
-from blockspike.config.schemas import register_schemas
+from blockspike.app.schemas import register_schemas
 from blockspike.figures.means import (
     TOP_LEVEL_SETTINGS,
     means,

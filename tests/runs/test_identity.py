@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from hydra import compose, initialize_config_dir
 
-from blockspike.config.schemas import register_schemas
+from blockspike.app.schemas import register_schemas
 from blockspike.files import CONF
 from blockspike.runs.identity import content_hash, content_of
 

@@ -1,4 +1,4 @@
-"""Reading Slurm's answers; `tests/commands/test_slurm_jobs.py` uses a real Slurm."""
+"""Reading Slurm's answers; `tests/app/test_slurm_jobs.py` uses a real Slurm."""
 
 import os
 import subprocess

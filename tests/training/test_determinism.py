@@ -38,7 +38,7 @@ RUNS = {
 IN_ONE_PROCESS = """
 import json, sys
 from hydra.core.global_hydra import GlobalHydra
-from blockspike.cli import main
+from blockspike.app.cli import main
 for number, arguments in enumerate(json.loads(sys.argv[1])):
     GlobalHydra.instance().clear()
     sys.argv = ["blockspike", *arguments, f"output_dir={number}"]

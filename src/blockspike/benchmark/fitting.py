@@ -14,6 +14,7 @@ from functools import partial
 
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.plugins.environments import LightningEnvironment
 from torch.utils.data import DataLoader
 
 from blockspike.benchmark.table import Row
@@ -23,7 +24,6 @@ from blockspike.fitting.module import FittingBatch, NeuronFittingModule
 from blockspike.fitting.population import PaperPopulation
 from blockspike.fitting.synthetic_cells import SyntheticCells
 from blockspike.neurons import Method
-from blockspike.runs.processes import OneProcess
 
 _DT_MS = 0.1
 _SWEEPS = 3
@@ -61,7 +61,7 @@ def epoch_s(method: Method, batch: FittingBatch, n_epochs: int) -> float:
     trainer = pl.Trainer(
         accelerator="cpu", max_epochs=n_epochs, logger=False, enable_checkpointing=False,
         enable_progress_bar=False, enable_model_summary=False, log_every_n_steps=1,
-        plugins=[OneProcess()],
+        plugins=[LightningEnvironment()],
     )  # fmt: skip
     loader = DataLoader([batch], batch_size=None)  # pyright: ignore[reportArgumentType]
     start = time.perf_counter()

@@ -11,7 +11,6 @@ import pandas as pd
 from pandas.api.types import is_bool_dtype, is_numeric_dtype
 
 from blockspike.figures.tables import require_columns
-from blockspike.runs.renamed import OFF
 
 DEFAULT_METRICS = ("test_accuracy", "test_etv_15ms_median", "val_accuracy")
 """Metric of classifiers, of fits, and of folds, which are not tested."""
@@ -327,16 +326,10 @@ def _codes(settings: pd.DataFrame) -> pd.Series:
 
 
 def _differing(table: pd.DataFrame, codes: pd.Series, names: Iterable[str]) -> list[str]:
-    """Names of settings that tell apart rows of one code, each only if earlier ones do not.
-
-    An option that a run of an earlier version lacks was off.
-    """
+    """Names of settings that tell apart rows of one code, each only if earlier ones do not."""
     found = []
     for name in names:
         values = setting(table, name)
-        if name in OFF:
-            known = [OFF[name] if pd.isna(x) else x for x in values]
-            values = pd.Series(known, table.index, dtype=object)
         both = pd.DataFrame({"codes": codes, "values": values})
         finer = both.groupby(["codes", "values"], dropna=False, sort=False).ngroup()
         if finer.nunique() > codes.nunique():

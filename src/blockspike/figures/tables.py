@@ -9,7 +9,6 @@ from pathlib import Path
 import pandas as pd
 
 from blockspike.files import write_text
-from blockspike.runs.renamed import with_new_names
 
 
 @dataclass(frozen=True)
@@ -59,7 +58,7 @@ def read_table(path: Path) -> tuple[pd.DataFrame, Source]:
             f"{path}: expected a table, got no file; `blockspike collect` makes one of runs, "
             "`blockspike benchmark` one of speeds"
         )
-    table = with_new_names(readers[path.suffix](path))
+    table = readers[path.suffix](path)
     return table, source_of(path, len(table))
 
 

@@ -10,25 +10,25 @@ import time
 import tomllib
 import traceback
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
-from datetime import datetime
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, cast
 
-from hydra.errors import InstantiationException
+from lightning_utilities.core.rank_zero import rank_zero_only  # whose `rank` Lightning sets
 from omegaconf import DictConfig, OmegaConf
 
 from blockspike.files import read_json, write_json, write_text
-from blockspike.runs.identity import is_fit
+from blockspike.runs.identity import content_hash, content_of, is_fit
 from blockspike.runs.log import logged_to
-from blockspike.runs.plain_yaml import read_plain_yaml
-from blockspike.runs.rank import is_first_process
-from blockspike.runs.slurm import own_job_id
 
 _PACKAGES = ("blockspike", "torch", "pytorch-lightning", "numpy", "numba")
 _LOCK_TRIES, _LOCK_PAUSE_S = 20, 0.1  # a check of the lock holds it for a moment
-_FIRST_TRIES = 600  # a minute, for the run's first process to start
+# Overrides that only name places, and flags: `Run.arguments` leaves them out.
+_PLACES = (
+    "run_dir", "output_dir", "data_dir", "progress", "threads", "hydra.", "logger", "tags",
+    "data.path", "data.raw", "data.download", "sweep", "resume_from", "/", "-",
+)  # fmt: skip
 
 
 class RunRefusedError(ValueError):
@@ -38,58 +38,35 @@ class RunRefusedError(ValueError):
 class Run:
     """The folder of one run.
 
-    It holds `config.yaml`, `content.json` (what the result depends on), `data.json` (the hashes of
-    the data and of the user's own code), `status.json`, `checkpoints/{last,previous,best}.ckpt`,
-    `metrics.csv` and, when finished, `result.json` and, of a classifier, `confusion.csv`;
-    `train.log` or `fit.log`; `error.log` if the last attempt failed, with `bad_batch.ckpt` if a
-    number was not finite. If several processes share a run, only the first writes.
+    It holds `config.yaml`, `content.json` (what the result depends on), `status.json`,
+    `checkpoints/{last,best}.ckpt`, `metrics.csv`, `train.log` or `fit.log` and, when the run is
+    finished, `result.json`. `error.log` and `bad_batch.ckpt` tell why the last attempt failed.
     """
 
-    def __init__(self, folder: Path):
-        self.folder = folder
-
-    def logged(self) -> AbstractContextManager[None]:
-        """Append what the first process logs and warns of to `train.log`, or `fit.log`."""
-        if not is_first_process():
-            return nullcontext()
-        kind = "fit" if is_fit(self.config()) else "train"
-        title = f"blockspike {version('blockspike')}: {' '.join(sys.argv[1:])}"
-        return logged_to(self.folder / f"{kind}.log", title)
-
-    @property
-    def last_checkpoint(self) -> Path:
-        """State after the last complete epoch."""
-        return self.folder / "checkpoints" / "last.ckpt"
-
-    @property
-    def previous_checkpoint(self) -> Path:
-        """State one epoch earlier, in case `last.ckpt` is damaged."""
-        return self.folder / "checkpoints" / "previous.ckpt"
-
-    @property
-    def best_checkpoint(self) -> Path:
-        """Model chosen on the validation data."""
-        return self.folder / "checkpoints" / "best.ckpt"
-
-    @property
-    def confusion(self) -> Path:
-        """Confusion matrix of a classifier's test, one row per true class."""
-        return self.folder / "confusion.csv"
+    def __init__(self, folder: Path | str):
+        self.folder = Path(folder)
+        self.last_checkpoint = self.folder / "checkpoints" / "last.ckpt"  # after the last epoch
+        self.best_checkpoint = self.folder / "checkpoints" / "best.ckpt"  # chosen on validation
+        self.error_log = self.folder / "error.log"
 
     def result(self) -> dict[str, Any] | None:
-        """Row of the finished or pruned run, or None; that of a pruned one has `pruned`.
+        """Row of the finished run, or None.
 
         Raises:
             ValueError: the file is damaged.
         """
         return read_json(self.folder / "result.json") or None
 
-    def check_finished(self, option: str) -> None:
-        """Raise ValueError if the run, which the key `option` names, is not finished."""
+    def finished(self, option: str = "run") -> dict[str, Any]:
+        """Row of the run; raise ValueError if it, which `option` names, is not finished."""
         row = self.result()
-        if row is None or row.get("pruned"):
-            found = "none" if row is None else "one that a search pruned"
-            raise ValueError(f"{option}: expected a finished run in {self.folder}, got {found}")
+        if row is None:
+            raise ValueError(f"{option}: expected a finished run in {self.folder}, got none")
+        return row
+
+    def status(self) -> dict[str, Any]:
+        """Content of `status.json`; empty before the first attempt."""
+        return read_json(self.folder / "status.json")
 
     def config(self) -> DictConfig:
         """Configuration of the run; plain values only, as it may be another person's.
@@ -101,39 +78,40 @@ class Run:
         path = self.folder / "config.yaml"
         if not path.is_file():
             raise FileNotFoundError(f"{self.folder}: no run here (expected {path.name})")
-        return read_plain_yaml(path)
+        text = path.read_text(encoding="utf-8")
+        if "${" in text:  # an interpolation could read anything
+            raise ValueError(f"{path}: expected plain values, got an interpolation")
+        try:
+            return cast(DictConfig, OmegaConf.create(text))
+        except Exception as error:  # whatever PyYAML's conversion of a value raises
+            raise ValueError(f"{path}: not a run's configuration ({error})") from error
 
-    def check_content(self, content: dict[str, Any], is_read: bool = False) -> None:
-        """Raise RunRefusedError if the folder belongs to a run with another configuration.
+    def check(self, content: dict[str, Any], data_sha256: str | None = None) -> None:
+        """Raise RunRefusedError if the folder's run has other content, or read other data.
 
         Args:
-            content: what the result depends on.
-            is_read: whether it is that of the folder's own `config.yaml`.
+            content: what the result depends on (`content_of`).
+            data_sha256: hash of the data; None matches all.
         """
-        path = self.folder / "content.json"
-        if not path.is_file():
+        before = read_json(self.folder / "content.json")
+        if not before:
             return
-        before, now = flatten(read_json(path)), flatten(content)
-        changed = changed_keys(before, now)
-        if changed:
-            changes = ", ".join(f"{k}: {before.get(k)!r} → {now.get(k)!r}" for k in changed[:4])
-            if is_read:
-                raise RunRefusedError(
-                    f"{self.folder}: config.yaml is not as the run wrote it ({changes}); undo that"
-                )
-            hint = "choose another experiment_name, or delete the folder"
-            is_finished = "fit" not in content and self.result() is not None
-            key = "trainer.max_epochs"
-            if is_finished and changed == [key] and now[key] > before[key]:
-                hint = f"with another experiment_name, extend={self.folder} continues it"
+        old_data = before.pop("data_sha256", None)
+        if changes := differences(before, content):
             raise RunRefusedError(
-                f"{self.folder}: holds a run with another configuration ({changes}); {hint}"
+                f"{self.folder}: holds a run with another configuration ({changes}); choose "
+                "another experiment_name, or delete the folder"
+            )
+        if None not in (old_data, data_sha256) and old_data != data_sha256:
+            raise RunRefusedError(
+                f"{self.folder}: the data have changed since the run started (SHA-256 {old_data} → "
+                f"{data_sha256}); restore them, or delete the folder"
             )
 
     def may_have_other_data(self, path: str | None) -> bool:
         """Whether `path` differs from that of the run, or has files newer than the last check."""
-        last = self.folder / "data.json"
-        if path is None or not last.is_file():
+        last = self.folder / "content.json"
+        if path is None or "data_sha256" not in read_json(last):
             return False
         if path != self.config().data.get("path"):
             return True
@@ -141,43 +119,15 @@ class Run:
         found = (x.stat() for x in (place, *place.rglob("*")) if x.exists())  # a folder: deletions
         return any(max(x.st_mtime, x.st_ctime) > checked for x in found)
 
-    def check_data(self, sha256: str | None) -> None:
-        """Raise RunRefusedError if the run has read data with another hash; None matches all."""
-        before = read_json(self.folder / "data.json").get("data_sha256")
-        if None not in (before, sha256) and before != sha256:
-            raise RunRefusedError(
-                f"{self.folder}: the data have changed since the run started (SHA-256 {before} → "
-                f"{sha256}); restore them, or delete the folder"
-            )
-
     def mark_data_checked(self) -> None:
         """Note the time, after which `may_have_other_data` need not look at older files again."""
-        os.utime(self.folder / "data.json")
-
-    def has_other_code(self, sha256: str | None) -> bool:
-        """Whether the user's own code had another hash when the run was started."""
-        if sha256 is None:
-            return False
-        before = read_json(self.folder / "data.json").get("code_sha256")
-        return before is not None and before != sha256
+        os.utime(self.folder / "content.json")
 
     @contextmanager
-    def recorded(
-        self,
-        cfg: DictConfig,
-        content: dict[str, Any],
-        digest: str,
-        data_sha256: str | None = None,
-        code_sha256: str | None = None,
-    ) -> Iterator[None]:
-        """Lock the folder for this process and keep `status.json` up to date during the run.
+    def recorded(self, cfg: DictConfig, data_sha256: str | None = None) -> Iterator[None]:
+        """Lock the folder for this process; keep its status and log during the block.
 
-        Args:
-            cfg: configuration.
-            content: what the result depends on.
-            digest: hash of `content`.
-            data_sha256: hash of the data.
-            code_sha256: hash of the user's own code.
+        In a run of several processes, only the first one writes.
 
         Raises:
             RunRefusedError: another process runs here or has finished the run, or the configuration
@@ -186,154 +136,60 @@ class Run:
             KeyboardInterrupt: the run was interrupted.
         """
         if not is_first_process():
-            self._wait_for_first(content)
             yield
             return
+        content = content_of(cfg)
         self.folder.mkdir(parents=True, exist_ok=True)
         with (self.folder / ".lock").open("a+") as lock:
-            try:
-                held = _locked(lock)
-            except OSError as error:
-                raise cannot_lock(self.folder, error) from error
-            if not held:
-                raise RunRefusedError(f"{self.folder}: already running as process {self._pid()}")
-            self.check_content(content)  # another process may have run since
-            self.check_data(data_sha256)
-            row = self.result()
-            if row is not None and not row.get("pruned"):
+            if not _locked(lock, self.folder):
+                pid = self.status().get("pid")
+                raise RunRefusedError(f"{self.folder}: already running as process {pid}")
+            self.check(content, data_sha256)  # another process may have run since
+            if self.result() is not None:
                 raise RunRefusedError(f"{self.folder}: another process has finished it meanwhile")
+            self.error_log.unlink(missing_ok=True)
             write_text(self.folder / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
-            write_json(self.folder / "content.json", content)
-            hashes = {"data_sha256": data_sha256, "code_sha256": code_sha256}
-            if known := {name: value for name, value in hashes.items() if value is not None}:
-                write_json(self.folder / "data.json", known | read_json(self.folder / "data.json"))
-            status = self._first_status(digest)
-            self._write_status(status)
+            known = {} if data_sha256 is None else {"data_sha256": data_sha256}
+            write_json(self.folder / "content.json", content | known)
+            status = {"state": "running", "pid": os.getpid(), "started": now(), **provenance()}
+            status |= {"config_hash": content_hash(content), "arguments": sys.argv[1:]}
+            status_file = self.folder / "status.json"
+            write_json(status_file, status)
+            log = self.folder / f"{'fit' if is_fit(cfg) else 'train'}.log"
             try:
-                yield
+                with logged_to(log, f"blockspike {version('blockspike')}: {sys.argv[1:]}"):
+                    yield
             except (KeyboardInterrupt, SystemExit):  # Lightning turns the first into the second
-                self._write_status({**status, "state": "interrupted", "ended": now()})
+                write_json(status_file, status | {"state": "interrupted", "ended": now()})
                 raise KeyboardInterrupt from None
             except Exception as error:
-                self.write_error(error)
-                ended = {"state": "failed", "ended": now(), "error": str(error)}
-                self._write_status({**status, **ended})
+                state = "pruned" if type(error).__name__ == "TrialPruned" else "failed"
+                if state == "failed":
+                    self._write_error(error)
+                write_json(status_file, status | {"state": state, "ended": now()})
                 raise
-            self._write_status({**status, "state": "done", "ended": now()})
-
-    def _first_status(self, digest: str) -> dict[str, Any]:
-        """Status of an attempt that starts now."""
-        had_attempt = (self.folder / "status.json").is_file()
-        return {
-            "state": "running",
-            "pid": os.getpid(),
-            "started": now(),
-            **provenance(),
-            "config_hash": digest,
-            "arguments": sys.argv[1:],
-            "slurm_job": own_job_id(),
-            "earlier_s": self.seconds(runs=False) if had_attempt else 0.0,
-        }
-
-    def _wait_for_first(self, content: dict[str, Any]) -> None:
-        """Raise RunRefusedError unless the first process of this run runs here, too.
-
-        Tasks of a Slurm step with as many devices count as one run; with `seed=$SLURM_PROCID`, they
-        would be several.
-        """
-        for _ in range(_FIRST_TRIES):
-            if self.is_held() and flatten(read_json(self.folder / "content.json")) == flatten(
-                content
-            ):
-                return
-            time.sleep(_LOCK_PAUSE_S)
-        raise RunRefusedError(
-            f"{self.folder}: expected the first process of this run here, got none; tasks of one "
-            "step share one run, so separate runs need one device each (trainer.devices=1)"
-        )
-
-    def arguments(self) -> list[str]:
-        """Command and overrides of the last start, without those that only name places.
-
-        Of the user's folder of configurations, the name is kept: the command cannot do without.
-        """
-        given = read_json(self.folder / "status.json").get("arguments", [])
-        of_place = (
-            "run_dir",
-            "output_dir",
-            "data_dir",
-            "progress",
-            "threads",
-            "hydra.",
-            "logger",
-            "tags",
-            "extend",
-        )
-        of_place += ("data.path", "data.raw", "data.download", "sweep", "/", "-")
-        of_place += ("search", "pruning")
-        kept = [argument for argument in given if not argument.lstrip("+~").startswith(of_place)]
-        if "--config-dir" in given:
-            folder = Path(given[given.index("--config-dir") + 1])
-            kept.insert(1, f"--config-dir={folder.name}")
-        return kept
-
-    def seconds(self, runs: bool) -> float | None:
-        """Seconds of all attempts together; None if a file is damaged or there was no attempt.
-
-        An attempt that was killed ended with its last epoch; before its first one, it counts as 0.
-
-        Args:
-            runs: whether the last attempt still runs.
-        """
-        metrics = self.folder / "metrics.csv"
-        try:
-            status = read_json(self.folder / "status.json")
-            began = datetime.fromisoformat(status["started"])
-            last_epoch = (
-                time_text(metrics.stat().st_mtime) if metrics.is_file() else status["started"]
-            )
-            end = datetime.fromisoformat(now() if runs else status.get("ended", last_epoch))
-            return max((end - began).total_seconds(), 0.0) + status.get("earlier_s", 0.0)
-        except (KeyError, ValueError, TypeError):
-            return None
-
-    def mark_done(self) -> None:
-        """Correct the status of a process that was killed right after it wrote its result."""
-        status = read_json(self.folder / "status.json")
-        if is_first_process() and status.get("state") == "running":
-            self._write_status({**status, "state": "done"})
-
-    def _write_status(self, status: dict[str, Any]) -> None:
-        write_json(self.folder / "status.json", status)
-
-    def _pid(self) -> int | str:
-        try:
-            return read_json(self.folder / "status.json").get("pid", "unknown")
-        except ValueError:  # damaged
-            return "unknown"
+            write_json(status_file, status | {"state": "done", "ended": now()})
 
     def write_result(self, row: dict[str, Any]) -> None:
         """Write the finished run's row."""
         if is_first_process():
             write_json(self.folder / "result.json", row)
 
-    @property
-    def error_log(self) -> Path:
-        """Log of a failed last attempt; its last line is the error."""
-        return self.folder / "error.log"
-
-    def write_error(self, error: BaseException) -> None:
-        """Write an exception and its traceback; only an attempt's first one, the cause, is kept."""
-        if self.error_log.is_file():
-            return
-        self.folder.mkdir(parents=True, exist_ok=True)
+    def _write_error(self, error: BaseException) -> None:
+        if not self.folder.is_dir():
+            raise FileNotFoundError(f"{self.folder}: moved or deleted during the run") from error
         trace = "".join(traceback.format_exception(error))
         write_text(self.error_log, f"{trace}\n{type(error).__name__}: {one_line(error)}\n")
 
-    def clear_error(self) -> None:
-        """Delete the log of an earlier attempt."""
-        if is_first_process():
-            self.error_log.unlink(missing_ok=True)
+    def arguments(self) -> list[str]:
+        """Command and overrides of the last start, without those that only name places."""
+        given = self.status().get("arguments", [])
+        kept = [argument for argument in given if not argument.lstrip("+~").startswith(_PLACES)]
+        if "--config-dir" in given:  # the command cannot do without
+            folder = Path(given[given.index("--config-dir") + 1])
+            kept = [x for x in kept if x != str(folder)]
+            kept.insert(1, f"--config-dir={folder.name}")
+        return kept
 
     def is_held(self) -> bool:
         """Whether a process is running here."""
@@ -347,13 +203,20 @@ class Run:
         return False
 
 
-def _locked(lock: IO[str]) -> bool:
+def is_first_process() -> bool:
+    """Whether this is the only process of its run, or the first of those that share it."""
+    return not getattr(rank_zero_only, "rank", 0)
+
+
+def _locked(lock: IO[str], folder: Path) -> bool:
     for _ in range(_LOCK_TRIES):
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             return True
         except BlockingIOError:
             time.sleep(_LOCK_PAUSE_S)
+        except OSError as error:
+            raise cannot_lock(folder, error) from error
     return False
 
 
@@ -365,8 +228,9 @@ def cannot_lock(folder: Path, error: OSError) -> ValueError:
 def one_line(error: BaseException) -> str:
     """Join an error and its causes on one line."""
     parts: list[str] = []
-    # Hydra's instantiation error only repeats its cause.
-    cause = error.__cause__ if isinstance(error, InstantiationException) else error
+    cause: BaseException | None = error
+    if type(error).__name__ == "InstantiationException":  # Hydra's, which only repeats its cause
+        cause = error.__cause__ or error
     while cause is not None:
         text = " ".join(str(cause).split())
         if text and not any(text in part for part in parts):
@@ -407,42 +271,6 @@ def _git(*args: str) -> str:
         return ""
 
 
-def run_folders(output_dir: Path) -> dict[str, Path]:
-    """Folders of all runs below `output_dir`, by the hash of their configuration.
-
-    Overrides spelt differently make several folders with one hash; of these, the first that is
-    finished, else the first.
-    """
-    found: dict[str, Path] = {}
-    for file in sorted(output_dir.rglob("status.json"), key=_unfinished_last):
-        with suppress(ValueError, OSError):  # damaged, or another user's; `status` names it
-            digest = read_json(file).get("config_hash")
-            if isinstance(digest, str):
-                found.setdefault(digest, file.parent)
-    return found
-
-
-def _unfinished_last(status: Path) -> tuple[bool, Path]:
-    return not (status.parent / "result.json").is_file(), status
-
-
-def remove_if_empty(folder: Path, root: Path) -> None:
-    """Remove `folder` and its parents up to `root`, as far as they are empty.
-
-    The working folder and the folders above it stay.
-    """
-    folder, root, here = folder.absolute(), root.absolute(), Path.cwd()
-    for path in (folder, *folder.parents):
-        if path == here or path in here.parents:
-            return
-        try:
-            path.rmdir()
-        except OSError:
-            return
-        if not {root, here} & set(path.parents):
-            return
-
-
 def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
     """Flatten nested dicts: {"model": {"b": 1}} → {"model.b": 1}."""
     if not isinstance(value, dict):
@@ -453,20 +281,17 @@ def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
     return pairs
 
 
-def changed_keys(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """Keys, sorted, whose JSON values differ: to Lightning 1 is one batch, and 1.0 are all."""
-    old, new = (
-        {key: json.dumps(value, sort_keys=True) for key, value in of.items() if value is not None}
-        for of in (before, now)
-    )
-    return sorted(key for key in old | new if old.get(key) != new.get(key))
+def differences(before: dict[str, Any], now: dict[str, Any]) -> str:
+    """The first four values that differ, as text: to Lightning 1 is one batch, and 1.0 are all."""
+    old, new = flatten(before), flatten(now)
+    changed = [
+        key
+        for key in sorted(old | new)
+        if json.dumps(old.get(key), sort_keys=True) != json.dumps(new.get(key), sort_keys=True)
+    ]
+    return ", ".join(f"{key}: {old.get(key)!r} → {new.get(key)!r}" for key in changed[:4])
 
 
 def now() -> str:
     """Present time, ISO 8601 with the zone."""
-    return time_text(time.time())
-
-
-def time_text(seconds: float) -> str:
-    """Format seconds since the epoch as ISO 8601 with the zone."""
-    return time.strftime("%Y-%m-%dT%H:%M:%S%z", time.localtime(seconds))
+    return time.strftime("%Y-%m-%dT%H:%M:%S%z")

@@ -1,10 +1,8 @@
-"""Callbacks: schedule, early stopping, pruning, timing, progress and what else is logged."""
+"""Callbacks: schedule, early stopping, timing, progress and what else is logged."""
 
 import logging
 import time
-from collections.abc import Sequence
 from copy import deepcopy
-from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
@@ -13,9 +11,8 @@ from pytorch_lightning.callbacks import Callback, RichProgressBar, early_stoppin
 from pytorch_lightning.utilities import rank_zero_only
 from torch.nn.utils import get_total_norm
 
-from blockspike.training.metrics_table import read_metrics
-from blockspike.training.pruning import higher_is_better, pruned_epoch
-
+MONITORS = {"val/accuracy": "max", "val/loss": "min"}
+"""Metrics that may choose a model → what is best, the largest or the smallest."""
 _LOG = logging.getLogger(__name__)  # what is printed is also in the run's log file
 
 
@@ -63,7 +60,7 @@ class ReloadBestAtMilestone(Callback):
 
 def mode_of(monitor: str) -> str:
     """Whether a metric is better when it is lower, "min", or higher, "max"."""
-    return "max" if higher_is_better(monitor) else "min"
+    return "min" if monitor.endswith("loss") else "max"
 
 
 class EarlyStopping(early_stopping.EarlyStopping):
@@ -210,49 +207,3 @@ class EpochLines(Callback):
         line = f"epoch {epoch}/{trainer.max_epochs}  {values}"
         print(line, flush=True)
         _LOG.info(line)
-
-
-class Pruner(Callback):
-    """Stops training after the epoch at which the trial is pruned; see `pruned_epoch`.
-
-    The values of epochs before an interruption come from `metrics.csv`, so a run that was killed
-    after its last epoch trains no further.
-
-    Args:
-        metrics: path of the run's `metrics.csv`.
-        monitor: name of the metric.
-        thresholds: see `pruned_epoch`.
-    """
-
-    def __init__(self, metrics: Path, monitor: str, thresholds: Sequence[float | None]):
-        self._metrics, self._monitor, self._thresholds = metrics, monitor, thresholds
-        self._values: list[float] = []
-
-    @property
-    def has_pruned(self) -> bool:
-        """Whether the trial is pruned at an epoch that it has finished."""
-        higher = higher_is_better(self._monitor)
-        return pruned_epoch(self._values, self._thresholds, higher) is not None
-
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Read the epochs before an interruption."""
-        if trainer.current_epoch > 0:
-            before = read_metrics(self._metrics)[self._monitor].tolist()
-            self._values = before[: trainer.current_epoch]
-        trainer.should_stop = trainer.should_stop or self.has_pruned  # another callback may stop it
-
-    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Stop if the trial is pruned at this epoch.
-
-        Raises:
-            ValueError: the epoch was not validated.
-        """
-        value = trainer.callback_metrics.get(self._monitor)
-        if value is None:
-            raise ValueError(
-                f"trainer: expected {self._monitor} after each epoch, got none; max_steps, "
-                "limit_val_batches=0 and the like leave out validation"
-            )
-        self._values.append(float(value))
-        if self.has_pruned:
-            trainer.should_stop = True

@@ -1,4 +1,4 @@
-"""A guard that stops a run at a NaN or Inf, names the place, and keeps the batch for a replay.
+"""A guard that stops a run at a NaN or Inf, names the place, and keeps the batch.
 
 The check of a step is one norm over loss, scores, gradients and parameters. Only if that is not
 finite is the batch run again, layer by layer, to find the first number that is not.
@@ -19,10 +19,8 @@ from pytorch_lightning.callbacks import Callback
 from torch import Tensor
 from torch.nn.utils import get_total_norm
 
+from blockspike.files import whole_file
 from blockspike.neurons import NotFiniteError
-from blockspike.training.checkpoint_io import load_plain, save_plain
-
-_KIND = "bad batch"
 
 
 class Guard(Callback):
@@ -85,54 +83,19 @@ class Guard(Callback):
         kept = f"; this batch: {self.file}"
         if process == trainer.global_rank:
             content = {
-                "kind": _KIND, "error": text, "place": self._place, "epoch": self._epoch,
-                "training": pl_module.training, "process": process, "random": self._random,
-                "batch": batch,
+                "error": text, "place": self._place, "epoch": self._epoch,
+                "process": process, "random": self._random, "batch": batch,
                 "state_dict": pl_module.state_dict(),
                 "optimizers": [optimizer.state_dict() for optimizer in trainer.optimizers],
             }  # fmt: skip
             try:
-                save_plain(content, self.file)
+                with whole_file(self.file) as temporary:
+                    torch.save(content, temporary)
             except OSError as error:
                 kept = f"; this batch could not be written ({error})"
         if _is_shared():
             dist.barrier()  # the first process to end ends the others
         exception.args = (text + kept,)
-
-    def replay(self, file: Path, module: pl.LightningModule, trainer: pl.Trainer) -> str:
-        """Run a kept batch again, forward and backward, from the state kept with it.
-
-        Returns:
-            The line to print if every number is finite here.
-
-        Raises:
-            FileNotFoundError: no such file.
-            NotFiniteError: the first number that is not finite, and where.
-            ValueError: the file holds something else, or the batch of another network.
-        """
-        kept = load_plain(file)
-        if not isinstance(kept, dict) or kept.get("kind") != _KIND:
-            raise ValueError(
-                f"{file}: expected a batch that a stopped run kept, got something else"
-            )
-        try:
-            module.load_state_dict(kept["state_dict"])
-        except RuntimeError as error:
-            raise ValueError(
-                f"{file}: expected a batch of this network, got another's ({error})"
-            ) from error
-        device = trainer.strategy.root_device
-        module.to(device).train(kept.get("training", True))
-        module.trainer = trainer
-        progress: Any = trainer.fit_loop.epoch_progress.current
-        progress.processed = kept["epoch"]
-        batch = module.transfer_batch_to_device(self._unpacked(kept["batch"]), device, 0)
-        with trainer.precision_plugin.forward_context(), _random_numbers(kept["random"]):
-            found = self._find(module, batch)
-        if found:
-            of = f" of process {kept['process']}" if kept["process"] else ""
-            raise NotFiniteError(f"{found}; {kept['place']}{of}; this batch: {file}")
-        return f"{file}: every number is finite here; it was: {kept['error']}"
 
     def _find(self, module: Any, batch: Any) -> str | None:
         """Run the batch and name the first number that is not finite, or return None."""

@@ -12,7 +12,6 @@ from pytorch_lightning.callbacks import Checkpoint
 from pytorch_lightning.utilities import rank_zero_only
 
 from blockspike.files import whole_file
-from blockspike.training.metrics_table import read_metrics
 
 
 class MetricsFile(Checkpoint):
@@ -31,13 +30,6 @@ class MetricsFile(Checkpoint):
         self._path = Path(folder) / "metrics.csv"
         self._rows: dict[int, dict[str, Any]] = {}
         self._columns: list[str] = []  # of the file, once this process has written it
-
-    @rank_zero_only
-    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Take the rows from the file if the checkpoint, of an earlier version, has none."""
-        if trainer.ckpt_path is not None and not self._rows:
-            rows = read_metrics(self._path).to_dict("records")
-            self._rows = {int(r["epoch"]): {str(k): v for k, v in r.items()} for r in rows}
 
     @rank_zero_only
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

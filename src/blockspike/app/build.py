@@ -1,0 +1,210 @@
+"""Objects built from Hydra's configuration; the only file that calls `instantiate`."""
+
+import inspect
+import typing
+from functools import partial
+from typing import Any
+
+import pytorch_lightning as pl
+from hydra.utils import get_object, instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from blockspike.app.targets import checked_targets
+from blockspike.data.datamodule import EventDataModule
+from blockspike.data.recordings_datamodule import RecordingsDataModule
+from blockspike.fitting.bfgs import BatchedBFGS
+from blockspike.fitting.module import NeuronFittingModule
+from blockspike.networks.classifier import SpikingClassifier
+from blockspike.neurons.surrogates import SURROGATES, Surrogate
+from blockspike.runs.identity import plain
+from blockspike.training.classification import ClassificationModule
+from blockspike.training.rate_penalty import RatePenalty
+
+_OF_HYDRA = ("_target_", "_partial_", "_convert_", "_recursive_")
+_Data = typing.TypeVar("_Data", bound=pl.LightningDataModule)
+
+
+def build_data(cfg: DictConfig, kind: type[_Data]) -> _Data:
+    """Build the data module of `cfg.data`, which must be a `kind`: of events or of recordings.
+
+    Raises:
+        ValueError: it is of the other kind, or a required value is missing.
+    """
+    # Not `missing_keys`, which raises where another value is made of a missing one.
+    for key in sorted(key for key in cfg.data if OmegaConf.is_missing(cfg.data, key)):
+        raise ValueError(f"data.{key}: expected a value, got nothing; set it with data.{key}=…")
+    data = _instantiate(cfg.data, "data", _convert_="all")
+    if isinstance(data, kind):
+        return data
+    got = f"{type(data).__module__}.{type(data).__qualname__}, which is no {kind.__name__}"
+    for other, what in ((EventDataModule, "events"), (RecordingsDataModule, "recordings")):
+        if isinstance(data, other):
+            command = "train" if other is EventDataModule else "fit"
+            got = f"{what}, which `blockspike {command}` takes"
+    of = "recordings" if kind is RecordingsDataModule else "events"
+    raise ValueError(f"data: expected {of}, got {got}")
+
+
+_BFGS = f"{BatchedBFGS.__module__}.{BatchedBFGS.__qualname__}"
+
+
+def build_fit(cfg: DictConfig, n_cells: int, dt_ms: float) -> NeuronFittingModule:
+    """Build the population of `cfg.population` and the module that fits it.
+
+    Raises:
+        ValueError: a value is outside its range; names it.
+    """
+    surrogate = _surrogate(cfg.population, "population")
+    options: dict[str, Any] = {"dt_ms": dt_ms, "surrogate": surrogate}
+    make = _instantiate(cfg.population, "population", _partial_=True)
+    accepted = inspect.signature(make.func).parameters
+    if "seed" in accepted:
+        options["seed"] = cfg.seed
+    if cfg.fit.loss == "likelihood":
+        if "escape_noise" not in accepted:
+            raise ValueError(
+                "fit.loss: expected a distance for this population, whose neurons have no escape "
+                "noise, got likelihood"
+            )
+        options["escape_noise"] = True
+    if (cfg.optimizer.get("_target_") == _BFGS) != (cfg.fit.loss == "likelihood"):
+        raise ValueError(
+            "optimizer: expected bfgs for fit=likelihood and another one for other fits, got "
+            f"{cfg.optimizer.get('_target_')}"
+        )
+    if weight_decay := cfg.optimizer.get("weight_decay"):
+        raise ValueError(
+            "optimizer.weight_decay: expected 0 for a fit, whose neurons' parameters it would pull "
+            f"to 0, got {weight_decay}"
+        )
+    return NeuronFittingModule(
+        make(n_cells, **options),
+        _instantiate(cfg.optimizer, "optimizer"),
+        cfg.trainer.max_epochs,
+        seed=cfg.seed,
+        **plain(cfg.fit),
+    )
+
+
+def _surrogate(node: DictConfig, key: str) -> Surrogate:
+    """Make the surrogate that a node names, or that has a `_target_` and values."""
+    chosen = node.surrogate
+    if isinstance(chosen, DictConfig) and "_target_" in chosen:
+        chosen = _instantiate(chosen, f"{key}.surrogate")
+        if isinstance(chosen, Surrogate):
+            return chosen
+    if not isinstance(chosen, str) or chosen not in SURROGATES:
+        raise ValueError(
+            f"{key}.surrogate: expected one of {', '.join(SURROGATES)}, or a _target_ that is a "
+            f"Surrogate, got {chosen!r}"
+        )
+    return SURROGATES[chosen]()
+
+
+class Sizes(typing.Protocol):
+    """Sizes of the data that a network needs."""
+
+    @property
+    def n_inputs(self) -> int: ...
+    @property
+    def n_classes(self) -> int: ...
+    @property
+    def dt_ms(self) -> float: ...
+
+
+def build_network(cfg: DictConfig, data: Sizes) -> SpikingClassifier:
+    """Build the classifier of `cfg.model` and `cfg.network`, sized for `data`.
+
+    If the model has a `_target_`, that class makes the hidden layers (docs/howto/extend.md).
+
+    Raises:
+        ValueError: a value is outside its range; names it.
+    """
+    if "_target_" in cfg.model:
+        try:
+            layer = _instantiate(cfg.model, "model", _partial_=True)
+            named = cfg.model.get("surrogate")
+            if isinstance(named, DictConfig) or str(named) in SURROGATES:
+                layer = partial(layer, surrogate=_surrogate(cfg.model, "model"))
+            return _classifier(cfg, data, {"layer": layer})
+        except TypeError as error:  # an argument that the class does not have
+            raise ValueError(f"model: {error}") from error
+    return _classifier(cfg, data, {**cfg.model, "surrogate": _surrogate(cfg.model, "model")})
+
+
+def _classifier(cfg: DictConfig, data: Sizes, neurons: dict) -> SpikingClassifier:
+    return SpikingClassifier(
+        data.n_inputs, data.n_classes, dt_ms=data.dt_ms, **neurons, **cfg.network
+    )
+
+
+def build_module(cfg: DictConfig, data: EventDataModule) -> ClassificationModule:
+    """Build the Lightning module: network, optimiser and scheduler."""
+    network = build_network(cfg, data)
+    scheduler = _instantiate(cfg.scheduler, "scheduler") if cfg.scheduler else None
+    options = plain(cfg.training)
+    of_rates = [key for key in options if key.startswith("rate_")]
+    rates = {key.removeprefix("rate_"): options.pop(key) for key in of_rates}
+    has_penalty = any(x is not None if name.endswith("_hz") else x for name, x in rates.items())
+    return ClassificationModule(
+        network,
+        data.n_classes,
+        data.dt_ms,
+        _instantiate(cfg.optimizer, "optimizer"),
+        scheduler,
+        label_smoothing=cfg.label_smoothing,
+        rate_penalty=RatePenalty(**rates) if has_penalty else None,
+        **options,
+        seed=cfg.seed,
+    )
+
+
+def build_trainer(cfg: DictConfig, callbacks: list[pl.Callback], **options: Any) -> pl.Trainer:
+    """Build the trainer with `callbacks`, the configured callbacks and the loggers."""
+    options["callbacks"] = [*_instantiate_all(cfg.callbacks, "callbacks"), *callbacks]
+    options["logger"] = _instantiate_all(cfg.logger, "logger")
+    return _instantiate(cfg.trainer, "trainer", **options)
+
+
+def _instantiate_all(nodes: DictConfig | None, key: str) -> list[Any]:
+    """Build the objects of a group of named nodes, without those that are null."""
+    named = (nodes or {}).items()
+    return [_instantiate(node, f"{key}.{name}") for name, node in named if node is not None]
+
+
+def _instantiate(node: DictConfig, key: str, **options: Any) -> Any:
+    """Build the object of a node's `_target_`, if that and all below it may be called.
+
+    Raises:
+        ValueError: a `_target_` is not allowed (`blockspike.app.targets`), or does not take an
+            argument; names its key.
+    """
+    if not isinstance(node, DictConfig) or "_target_" not in node:
+        raise ValueError(f"{key}: expected a node with a _target_, got {node}")
+    found = checked_targets(plain(node), key)
+    _check_arguments(found, key)
+    return instantiate(found, **options)
+
+
+def _check_arguments(node: dict[str, Any], key: str) -> None:
+    """Raise ValueError for arguments that the node's `_target_` does not take, or still lacks.
+
+    Hydra would notice only when the object is made, which for an optimiser is much later.
+    """
+    target = get_object(node["_target_"])
+    parameters = inspect.signature(target).parameters
+    open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    later = list(parameters)[:1] if node.get("_partial_") else []  # given when a partial is called
+    known = [name for name in parameters if name not in later]
+    for name in node:
+        if name not in _OF_HYDRA and name not in known and not open_ended:
+            raise ValueError(
+                f"{key}.{name}: expected an argument of {target.__name__} ({', '.join(known)}), "
+                f"got {name}; remove it with ~{key}.{name}"
+            )
+    for name in known if node.get("_partial_") and not open_ended else ():
+        if name not in node and parameters[name].default is inspect.Parameter.empty:
+            raise ValueError(
+                f"{key}.{name}: expected a value, which {target.__name__} needs, got nothing; "
+                f"set it with +{key}.{name}=…"
+            )

@@ -1,1 +1,0 @@
-"""Hydra's configuration: schemas, allowed classes and the objects built from it."""
