@@ -6,15 +6,13 @@ EXTRAS ?= dev,docs,data,sweep,nir,allen
 PEERS_VENV ?= .venv-peers# the other libraries need a newer numpy than allen
 NIR_PEERS ?= .venv-nir-peers# one environment per simulator
 OUTPUTS ?= outputs
-SEED ?= 0
 # Tables that the figures are drawn from; RESULTS=outputs/tables for your own.
 RESULTS ?= docs/results
 # The run whose neurons the report shows.
 RUN ?= $(wildcard $(OUTPUTS)/demo/default/seed=0)
-FAULT_SEED ?= 0
 .DEFAULT_GOAL := help
 .NOTPARALLEL: # targets share an environment
-.PHONY: help setup setup-locked lock demo test test-slow docs wheel-check faults fuzz endurance lint bench bench-check gpu-check \
+.PHONY: help setup setup-locked lock demo test test-slow docs wheel-check endurance lint bench bench-check gpu-check \
 	nir-peers data-nmnist data-shd data-ephys fig-classification fig-surrogates fig-detach fig-neurons fig-recordings fig-speed fig-tradeoff \
 	figures report
 
@@ -68,16 +66,10 @@ endurance: setup ## runs of 2,000 epochs, a million steps, arrays of more than 2
 	$(BIN)/python tools/endurance/sizes.py
 	$(BIN)/python tools/endurance/long_runs.py data
 
-fuzz: setup ## feed a million broken inputs to all parsers (an hour and a half); SEED=0
-	$(BIN)/python tools/faults/fuzz.py all --seed $(SEED)
-
 lint: setup ## check format and style with ruff, types with pyright
 	$(BIN)/ruff check --no-cache .
 	$(BIN)/ruff format --no-cache --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
-
-faults: setup ## inject ≥ 200 faults into all commands (25 min); FAULT_SEED=0 chooses them
-	FAULT_SEED=$(FAULT_SEED) $(BIN)/python tools/faults/faults.py
 
 bench: ## compare the speed of methods and other libraries (an hour; resumes after a kill)
 	$(MAKE) setup VENV=$(PEERS_VENV) EXTRAS=peers

@@ -40,15 +40,9 @@ EXEMPT = {
     ".venv/bin/pre-commit install": "changes the clone's git hooks",
     ".venv/bin/jupyter-execute --inplace notebooks/simulate.ipynb notebooks/train.ipynb "
     "notebooks/fit.ipynb": "test_notebook.py runs the notebooks, without writing them",
-    **{
-        f"blockspike train data=nmnist_sample network.n_hidden=32 optimizer.lr=1e30 "
-        f"hydra.run.dir=outputs/wrong{replay}": "goes wrong, as it should; test_replay.py runs it"
-        for replay in ("", " replay=outputs/wrong/bad_batch.ckpt")
-    },
+    "blockspike train data=nmnist_sample network.n_hidden=32 optimizer.lr=1e30 "
+    "hydra.run.dir=outputs/wrong": "goes wrong, as it should; test_sweeps.py has such a run",
     "python tools/guard_cost.py --data data/hd_lauscher_sample.h5": "takes minutes",
-    "make faults": "takes long; test_faults.py runs its short form",
-    "make fuzz": "takes long; test_fuzz.py runs its short form",
-    "python tools/faults/fuzz.py npz --runs 20000": "minutes; test_fuzz.py runs its short form",
     "make endurance": "takes long, and 14 GiB; test_endurance.py runs its short form",
     "python tools/killed_sweep.py data": "minutes; test_sweeps.py runs its short form",
     "python tools/least_errors.py": "a minute, 3 GB; test_least_errors.py runs its short form",
@@ -124,7 +118,7 @@ EXEMPT = {
     "trainer=ddp +trainer.num_nodes=2 trainer.devices=4 experiment=paper_shd seed=0": (
         "needs a Slurm cluster"
     ),
-    "blockspike train -m experiment=shd search=shd": "needs the whole of SHD",
+    "blockspike search shd": "needs the whole of SHD",
     "blockspike fit data.path=my_cell.npz population=gif fit=likelihood fit.voltage_weight=1 "
     "data.compensation=aec": "needs a recording with voltage; test_fit.py has a synthetic one",
     **dict.fromkeys(
@@ -157,8 +151,9 @@ EXEMPT = {
     "'data.test_s=[[8,15]]' population=gif population.threshold_coupling=true fit=likelihood "
     "data.held_out=0 fit.prior_weight=0.5 fit.voltage_weight=1 data.compensation=aec n_bootstrap=0 "
     "seed=0,1,2,3,4": "needs a recording without a licence",
-    "blockspike train -m search=shd experiment=shd sweep=slurm search.batch_size=16 "
-    "hydra.launcher.partition=long": "needs a Slurm cluster",
+    'sbatch --array=1-8 --cpus-per-task=4 --wrap "blockspike search shd threads=4"': (
+        "needs a Slurm cluster"
+    ),
     "blockspike collect experiment_name=folds by=model metric=val_accuracy_with_views": (
         "needs folds scored by a loop of the shell; test_folds.py runs both"
     ),
@@ -228,6 +223,9 @@ def parts(command: str) -> list[list[str]]:
 def composed(words: list[str]) -> list[list[str]]:
     """Arguments of blockspike that print a configuration; of a sweep, one with each value."""
     _, name, *arguments = words
+    if name == "search":
+        shared = [x for x in arguments[1:] if not x.startswith("search.")]
+        return [["train", "--cfg", "job", *shared]]
     sweeps = name in ("train", "fit")
     choices = []
     for argument in (a for a in arguments if a != "-m"):
@@ -249,16 +247,15 @@ def short(words: list[str], data_dir: Path, n_runs: int = 2) -> list[str]:
     flags = [a for a in arguments if "=" not in a]
     if name == "benchmark":
         values = _FEW_SIZES
-    if name in ("train", "fit") and "--help" not in flags:
+    if name == "search":
+        values |= {**_ONE_BATCH, "search.n_trials": "2"}
+        del values["network.n_hidden"]  # it is in the space
+    elif name in ("train", "fit") and "--help" not in flags:
         few = _ONE_BATCH
         if name == "fit":
             few = next((few for fit, few in _FITS.items() if fit in arguments), _FEW_STARTS)
         if {"data=hd_lauscher", "experiment=digits", "experiment=se_adlif"} & set(arguments):
             few = {**few, "data.path": f"{data_dir / 'hd_lauscher_sample.h5'}"}
-        if any(key == "search" for key in values):  # the size is in its space
-            few = {k: v for k, v in few.items() if k != "network.n_hidden"} | {
-                "search.n_trials": "2"
-            }
         added = {key: value for key, value in few.items() if key not in values}
         values = _few_runs(values, n_runs) | added
         nameless = [*_nameless(), *(key.removeprefix("+") for key in added)]

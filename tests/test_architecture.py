@@ -26,17 +26,13 @@ MAY_IMPORT = {
     "training": {"networks", "neurons", "data", "files"},
     "fitting": {"training.guard", "networks", "neurons", "data", "files", "memory"},
     "runs": {"files"},
-    "search": {"runs", "training.metrics_table", "training.pruning"},
-    "figures": {"runs.renamed", "files"},
+    "figures": {"files"},
     "report": {"figures", "neurons"},
     "benchmark": {"fitting", "networks", "neurons", "data", "runs"},
-    "config": {"benchmark.studies", "runs", "training", "fitting", "networks", "neurons", "data"},
-    "pretrained": {"config", "runs", "training", "networks", "data", "files"},
-    "commands": {
-        "pretrained", "report", "figures", "search", "config", "benchmark", "runs", "training",
-        "fitting", "networks", "neurons", "data", "files",
+    "app": {
+        "report", "figures", "benchmark", "runs", "training", "fitting", "networks", "neurons",
+        "data", "files",
     },
-    "cli": {"commands", "runs", "config", "files"},
 }  # fmt: skip
 _SCIENCE_FREE = {"pytorch_lightning", "lightning", "hydra", "omegaconf", "h5py", "wandb", "pandas"}
 # Package → libraries that it may not import.
@@ -131,11 +127,11 @@ def test_packages_do_without_forbidden_libraries(room):
     assert not wrong
 
 
-def test_only_config_instantiates():
+def test_only_one_module_instantiates():
     wrong = [
         name
         for name, path in MODULES.items()
-        if name != "config.build" and calls_instantiate(ast.parse(path.read_text(encoding="utf-8")))
+        if name != "app.build" and calls_instantiate(ast.parse(path.read_text(encoding="utf-8")))
     ]
     assert not wrong
 
@@ -152,7 +148,7 @@ def test_commands_that_train_nothing_load_no_pytorch():
     """It would take them ten times as long."""
     names = ("status", "collect", "figures", "report")
     code = (
-        "import sys; from importlib import import_module; import blockspike.runs.jobs\n"
+        "import sys; from importlib import import_module; import blockspike.app.cli\n"
         "from blockspike.app.top_level import register_for\n"
         f"for name in {names}:\n"
         "    register_for(name); import_module(f'blockspike.app.{name}')\n"

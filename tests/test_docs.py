@@ -19,8 +19,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from blockspike.benchmark import guard, studies, training_step
 from blockspike.app import evaluate
+from blockspike.benchmark import guard, studies, training_step
 from page_files import write_cell, write_lab
 from printed_commands import (
     EXEMPT,

@@ -10,11 +10,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import blockspike.app.pretrained
+from blockspike.app.loaded_run import load_run
+from blockspike.app.pretrained import about_pretrained, load_pretrained, pretrained_names
 from blockspike.data.nmnist import NMNISTDataModule
 from blockspike.data.shd import SHDDataModule
 from blockspike.neurons.events import EventBatch
-from blockspike.app.pretrained import about_pretrained, load_pretrained, pretrained_names
-from blockspike.app.loaded_run import load_run
 from tiers import mostly_slow
 
 FOLDER = Path(blockspike.app.pretrained.__file__).parent

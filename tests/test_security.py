@@ -66,16 +66,13 @@ def test_a_checkpoint_is_not_unpickled(blockspike, finished, marker, save):
     line = refused(blockspike("evaluate", f"run={finished}", check=False))
     assert "best.ckpt: not a readable checkpoint" in line
     (finished / "result.json").unlink()
-    for name in ("last", "previous"):
-        save(
-            {"epoch": 0, "state_dict": Malicious(marker)}, finished / "checkpoints" / f"{name}.ckpt"
-        )
+    save({"epoch": 0, "state_dict": Malicious(marker)}, finished / "checkpoints" / "last.ckpt")
     done = blockspike("train", *SMALL, check=False)
-    assert done.returncode == 2 and "to start over" in done.stderr
+    assert done.returncode == 2 and "last.ckpt: not a readable checkpoint" in done.stderr
 
 
 PAYLOADS = {
-    "tag": ('x: !!python/object/apply:pathlib.Path.touch ["{marker}"]', "expected no tags"),
+    "tag": ('x: !!python/object/apply:pathlib.Path.touch ["{marker}"]', "not a run's config"),
     "target": (
         "data:\n  _target_: pathlib.Path.touch\n  self: {marker}",
         "data._target_: expected a class of blockspike, pytorch_lightning, torch.optim, got ",
@@ -84,14 +81,10 @@ PAYLOADS = {
         "trainer:\n  plugins:\n  - _target_: os.system\n    command: touch {marker}",
         "trainer.plugins.0._target_: expected a class of blockspike",
     ),
-    "interpolation": ("x: ${{oc.env:HOME}}", "expected no interpolations"),
-    "escaped": ('x: "\\x24{{oc.env:HOME}}"', "expected no interpolations"),
-    "in a key": ('"${{oc.env:HOME}}": 1', "expected no interpolations"),
-    "bomb": ("a: &a [x, x, x]\nb: &b [*a, *a, *a]\nc: [*b, *b, *b]", "expected no aliases"),
-    "large": ("x: " + "x" * 70_000, "expected at most 65536 bytes"),
-    "many": ("x: [" + "1, " * 3000 + "]", "expected at most 2000 values"),
-    "deep": ("x: " + "[" * 30 + "]" * 30, "in 20 levels"),
-    "no keys": ("- 1", "expected keys and values"),
+    "interpolation": ("x: ${{oc.env:HOME}}", "expected keys and plain values"),
+    "escaped": ('x: "\\x24{{oc.env:HOME}}"', "expected keys and plain values"),
+    "in a key": ('"${{oc.env:HOME}}": 1', "expected keys and plain values"),
+    "no keys": ("- 1", "expected keys and plain values"),
 }
 
 
@@ -143,7 +136,7 @@ BAD_TARGETS = {
     "blockspike.runs.run.write_text": "expected .*, got",
     "blockspike.runs.run.Run": "expected .*, got",
     "blockspike.data.shd.SHDDataModule.load_from_checkpoint": "expected a name that can be imp",
-    "blockspike.app.trainer.PlainCheckpointIO": "expected .*, got",
+    "blockspike.app.trainer.make_trainer": "expected .*, got",
     "pytorch_lightning.loggers.WandbLogger": "expected .*, got",
     "pytorch_lightning.Trainer.from_argparse_args": "expected a name that can be imported",
     "torch.optim.optimizer.torch.load": "expected a name that can be imported",

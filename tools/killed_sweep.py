@@ -14,7 +14,7 @@ from pathlib import Path
 import pandas as pd
 
 from blockspike.runs.results import collect_runs
-from blockspike.runs.sweeps import run_states
+from blockspike.runs.status import run_states
 
 # Columns that may differ: when and how fast a result was made.
 VOLATILE = ("time/", "epoch_s", "train_s")

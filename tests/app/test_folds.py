@@ -7,9 +7,9 @@ import pandas as pd
 import pytest
 import torch
 
-from blockspike.files import read_json
 from blockspike.app.loaded_run import load_run
-from blockspike.training.checkpoint_io import load_plain
+from blockspike.app.trainer import read_checkpoint
+from blockspike.files import read_json
 from blockspike.training.metrics_table import read_metrics
 
 SMALL = (
@@ -89,7 +89,7 @@ def test_without_validation_the_model_of_the_last_epoch_is_tested(blockspike, tm
         n_samples = [len(labels) for _, labels in data.test_dataloader()]
     rate_hz = np.average(rates, weights=n_samples) * 1000 / data.dt_ms
     assert row["rate_layer1_hz"] == pytest.approx(rate_hz, rel=1e-4)
-    assert load_plain(folder / "checkpoints/best.ckpt")["epoch"] == 2
+    assert read_checkpoint(folder / "checkpoints/best.ckpt")["epoch"] == 2
     assert "finished, skipped" in blockspike("train", *SMALL, *whole).stdout
     blockspike("status")
     evaluated = blockspike("evaluate", f"run={folder}")

@@ -7,8 +7,8 @@ import pandas as pd
 import pytest
 import torch
 
-from blockspike.networks.nir import from_nir, to_nir
 from blockspike.app.pretrained import load_pretrained
+from blockspike.networks.nir import from_nir, to_nir
 
 SMALL = (
     "data=nmnist_sample", "data.n_steps=40", "data.dt_ms=10", "model.arp_ms=0",

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from test_train import crashing
 
 from blockspike.app import mlflow_run
 from blockspike.files import read_json
@@ -56,10 +57,10 @@ def test_a_run_resumes_under_its_id_with_the_tags_of_its_last_start(tmp_path, mo
     monkeypatch.setattr(Recorder, "runs", {}, raising=False)
     run = tmp_path / "mine" / "seed=0"
     run.mkdir(parents=True)
-    (run / "content.json").write_text(json.dumps({"training": {"lr_factors": {"*weight": 2}}}))
 
     def start(*tags: str) -> dict[str, Any]:
-        (run / "config.yaml").write_text(json.dumps({"tags": tags}))
+        config = {"tags": tags, "data": {}, "training": {"lr_factors": {"*weight": 2}}}
+        (run / "config.yaml").write_text(json.dumps(config))
         mlflow_run.mlflow_logger(str(run), str(tmp_path), "mine")
         (logged,) = Recorder.runs.values()
         return logged
@@ -80,14 +81,11 @@ def test_a_run_resumes_under_its_id_with_the_tags_of_its_last_start(tmp_path, mo
 def test_a_run_is_logged_and_resumed(blockspike, tmp_path, monkeypatch):
     mlflow = pytest.importorskip("mlflow")
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    blockspike(*QUICK)
-    (result,) = (tmp_path / "outputs").rglob("result.json")
-    folder = result.parent
-    row = read_json(result)
-    result.unlink()
-    last = folder / "checkpoints" / "last.ckpt"
-    (folder / "checkpoints" / "previous.ckpt").replace(last)
+    with crashing(monkeypatch, "last.ckpt", 2):
+        blockspike(*QUICK, check=False)
     assert "continued after epoch 1" in blockspike(*QUICK).stdout
+    (result,) = (tmp_path / "outputs").rglob("result.json")
+    folder, row = result.parent, read_json(result)
     client = mlflow.MlflowClient(f"sqlite:///{tmp_path / 'outputs' / 'mlflow.db'}")
     (experiment,) = client.search_experiments(filter_string="name = 'default'")
     (run,) = client.search_runs([experiment.experiment_id])

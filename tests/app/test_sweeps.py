@@ -17,25 +17,11 @@ from omegaconf import OmegaConf
 
 from blockspike.files import read_json
 from blockspike.runs.run import Run, RunRefusedError
-from blockspike.runs.sweeps import run_states
+from blockspike.runs.status import run_states
 from killed_sweep import interrupted, killed, n_epochs, runs_table, start, wait_for
 
 SMALL = ("data=nmnist_sample", "data.n_steps=40", "data.dt_ms=10")
 FOUR = (*SMALL, "model=standard,fused", "network.n_hidden=8", "seed=0,1", "trainer.max_epochs=2")
-
-
-def is_alive(pid: int) -> bool:
-    try:
-        return (
-            Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[0]
-            != "Z"
-        )
-    except FileNotFoundError:
-        return False
-
-
-def parent_of(pid: int) -> int:
-    return int(Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[1])
 
 
 def the_error(folder: Path) -> str:
@@ -81,7 +67,7 @@ def test_a_repeatedly_killed_sweep_gives_the_same_table(tmp_path, data_dir, undi
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("launcher", ["joblib", "submitit_local"])
+@pytest.mark.parametrize("launcher", ["joblib"])
 def test_every_launcher_gives_the_same_table(tmp_path, data_dir, undisturbed, launcher):
     """Each run has one thread, so that concurrent runs do not compete."""
     process = start(tmp_path, data_dir, "train", "-m", f"sweep={launcher}", *FOUR)
@@ -97,80 +83,16 @@ def test_concurrent_jobs_share_the_cores(blockspike):
 
 
 @pytest.mark.parametrize("launcher", ["serial", pytest.param("joblib", marks=pytest.mark.slow)])
-def test_failed_runs_are_listed_and_the_others_finish(
-    blockspike, tmp_path, data_dir, launcher, monkeypatch
-):
-    sweep = ("train", "-m", f"sweep={launcher}", *SMALL[1:], "data=nmnist,nmnist_sample")
+def test_failed_runs_are_listed_and_the_others_finish(blockspike, tmp_path, launcher):
+    sweep = ("train", "-m", f"sweep={launcher}", *SMALL, "optimizer.lr=1e30,1e-3")
     sweep += ("network.n_hidden=8", "trainer.max_epochs=1")
     done = blockspike(*sweep, check=False)
-    assert done.returncode == 2
-    assert "runs: 1 done, 1 failed" in done.stdout
-    failed = "outputs/default/data.dt_ms=10,data.n_steps=40,data=nmnist,network.n_hidden=8,"
-    failed += "trainer.max_epochs=1/seed=0"
-    assert f"failed: {failed}" in done.stdout.replace(f"{tmp_path}/", "")
-    assert "nmnist.h5: expected prepared data" in done.stdout
-    log = (tmp_path / failed / "error.log").read_text()
-    assert log.startswith("Traceback") and "FileNotFoundError" in log
-
-    shown = blockspike("status").stdout
-    assert "1 done, 1 failed" in shown
-    assert "expected prepared data" in the_error(tmp_path)
-    assert json.loads((next(tmp_path.rglob("sweeps/*.json"))).read_text())["runs"]
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("launcher", ["serial", "joblib"])
-def test_a_killed_run_does_not_affect_the_others(blockspike, tmp_path, data_dir, launcher):
-    args = (f"sweep={launcher}", *SMALL, "network.n_hidden=8", "trainer.max_epochs=1000,1")
-    process = start(tmp_path, data_dir, "train", "-m", *args)
-    os.kill(pid_of(tmp_path, 1000), signal.SIGKILL)
-    assert process.wait() == 2
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert "blockspike train: " in done.stderr and "not finite" in done.stderr + the_error(tmp_path)
+    (failed,) = tmp_path.rglob("error.log")
+    assert failed.read_text().startswith("Traceback") and "lr=1e+30" in str(failed)
+    assert launcher == "joblib" or f"1 failed:\n  {failed.parent}: " in done.stderr
     assert "1 done, 1 failed" in blockspike("status").stdout
-    assert "process was killed (SIGKILL; out of memory?)" in the_error(tmp_path)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("launcher", ["serial", "joblib"])
-@pytest.mark.parametrize("end", [signal.SIGTERM, signal.SIGKILL])
-def test_the_runs_of_a_killed_sweep_end_with_it(tmp_path, data_dir, launcher, end):
-    args = (f"sweep={launcher}", *SMALL, "network.n_hidden=8", "trainer.max_epochs=1000,1001")
-    process = start(tmp_path, data_dir, "train", "-m", *args)
-    run = pid_of(tmp_path, 1000)
-    worker = parent_of(run)
-    os.kill(process.pid, end)
-    assert process.wait() != 0
-    wait_for(lambda: not is_alive(run) and not is_alive(worker))
-
-
-@pytest.mark.slow
-def test_a_job_lost_by_the_cluster_does_not_affect_the_others(blockspike, tmp_path, data_dir):
-    """Runs that start after the loss are not affected either."""
-    args = ("sweep=submitit_local", *SMALL, "network.n_hidden=8", "trainer.max_epochs=1000,1")
-    process = start(tmp_path, data_dir, "train", "-m", "hydra.sweeper.max_batch_size=1", *args)
-    run = pid_of(tmp_path, 1000)
-    job = parent_of(run)
-    os.kill(job, signal.SIGKILL)
-    assert process.wait() == 2
-    wait_for(lambda: not is_alive(run))
-    assert "1 done, 1 interrupted" in blockspike("status").stdout
-
-
-@pytest.mark.slow
-def test_a_run_that_receives_sigterm_does_not_affect_the_others(blockspike, tmp_path, data_dir):
-    args = (*SMALL, "network.n_hidden=8", "trainer.max_epochs=1000,1")
-    process = start(tmp_path, data_dir, "train", "-m", *args)
-    os.kill(pid_of(tmp_path, 1000), signal.SIGTERM)
-    assert process.wait() == 2
-    assert "1 done, 1 interrupted" in blockspike("status").stdout
-
-
-@pytest.mark.slow
-def test_a_run_whose_folder_cannot_be_made_does_not_affect_the_others(blockspike, tmp_path):
-    args = ("train", "-m", *SMALL, "network.n_hidden=8", "trainer.max_epochs=1", "seed=1,2")
-    (tmp_path / "outputs" / "default" / "s1" / "error.log").mkdir(parents=True)
-    done = blockspike(*args, "hydra.sweep.subdir='s${seed}'", check=False)
-    assert done.returncode == 2
-    assert "runs: 1 done, 1 missing" in done.stdout
 
 
 @pytest.mark.slow
@@ -182,13 +104,15 @@ def test_a_sweep_defined_in_an_experiment_file_is_planned(blockspike, tmp_path):
     )
     args = ("-m", "--config-dir", str(tmp_path / "my_conf"), "experiment=many", *SMALL)
     done = blockspike("train", *args, "network.n_hidden=8", "trainer.max_epochs=1")
-    assert "runs: 2 done" in done.stdout
+    assert done.stdout.count("test accuracy") == 2
 
 
 def test_a_run_finished_meanwhile_by_another_process_is_refused(tmp_path):
     enter(tmp_path)
     with pytest.raises(RunRefusedError, match="another configuration"):
         enter(tmp_path, {"x": 1})
+    with pytest.raises(RunRefusedError, match="the data have changed"):
+        enter(tmp_path, data_sha256="other")
     one_batch, all_of_them = ({"trainer": {"limit_test_batches": x}} for x in (1, 1.0))
     enter(tmp_path / "limited", one_batch)
     with pytest.raises(RunRefusedError, match=r"limit_test_batches: 1 → 1\.0"):
@@ -202,22 +126,6 @@ def test_only_train_and_fit_sweep(blockspike, tmp_path):
     done = blockspike("evaluate", "-m", "run=a,b", check=False)
     assert done.returncode == 2 and "-m: expected train or fit, got evaluate" in done.stderr
     assert not list(tmp_path.iterdir())
-
-
-@pytest.mark.slow
-def test_a_run_dies_with_its_sweep_and_missing_runs_are_listed(blockspike, tmp_path, data_dir):
-    sweep = ("-m", *SMALL, "network.n_hidden=8", "trainer.max_epochs=1000,2000")
-    process = start(tmp_path, data_dir, "train", *sweep)
-    pid = pid_of(tmp_path, 1000)
-    shown = blockspike("status", "experiment_name=default").stdout
-    assert "1 running, 1 missing" in shown
-    process.kill()
-    process.wait()
-    wait_for(lambda: not is_alive(pid))
-    shown = blockspike("status").stdout
-    assert "1 interrupted, 1 missing" in shown
-    other = blockspike("status", "experiment_name=other", check=False).stderr
-    assert "experiment_name: expected one of default, got other" in other
 
 
 @pytest.fixture
@@ -246,28 +154,25 @@ def test_a_folder_of_another_configuration_is_refused_and_unchanged(blockspike, 
     sweep = (*sweep, "hydra.sweep.subdir='s${seed}'")
     blockspike(*sweep)
     wrong = blockspike(*sweep, "optimizer.lr=0.5", check=False)
-    assert "runs: 2 failed" in wrong.stdout and "another configuration" in wrong.stdout
+    assert wrong.stderr.count("another configuration") == 4  # when it happens, and at the end
     assert not list(tmp_path.rglob("error.log"))
-    assert "runs: 2 done" in blockspike(*sweep).stdout
+    assert blockspike(*sweep).stdout.count("finished, skipped") == 2
 
 
 @pytest.mark.slow
-def test_an_error_is_removed_once_the_run_succeeds(blockspike, tmp_path, data_dir):
-    missing = tmp_path / "later.h5"
-    args = ("train", "-m", *SMALL, "network.n_hidden=8", "trainer.max_epochs=1")
-    args = (*args, f"data.path={missing}", f"data.raw={tmp_path / 'none'}")
-    assert "runs: 1 failed" in blockspike(*args, check=False).stdout
-    assert list(tmp_path.rglob("error.log"))
-    missing.symlink_to(data_dir / "nmnist_sample.h5")
-    assert "runs: 1 done" in blockspike(*args).stdout
+def test_an_error_is_removed_once_the_run_succeeds(blockspike, tmp_path):
+    args = ("train", *SMALL, "network.n_hidden=8", "trainer.max_epochs=1")
+    blockspike(*args)
+    (result,) = tmp_path.rglob("result.json")
+    result.unlink()
+    best = result.parent / "checkpoints" / "best.ckpt"
+    whole = best.read_bytes()
+    best.write_bytes(whole[:1000])
+    assert "not a readable checkpoint" in blockspike(*args, check=False).stderr
+    assert "1 failed" in blockspike("status").stdout and list(tmp_path.rglob("error.log"))
+    best.write_bytes(whole)
+    blockspike(*args)
     assert not list(tmp_path.rglob("error.log"))
-
-
-@pytest.mark.slow
-def test_a_sweep_with_a_folder_elsewhere_knows_its_runs(blockspike, tmp_path):
-    args = ("train", "-m", "data=nmnist", f"hydra.sweep.dir={tmp_path / 'elsewhere'}", "seed=0,1")
-    done = blockspike(*args, check=False)
-    assert done.returncode == 2 and "runs: 2 failed" in done.stdout
 
 
 @pytest.mark.slow
@@ -281,15 +186,18 @@ def test_a_run_starts_while_another_process_reads_its_lock(tmp_path):
         enter(tmp_path)
 
 
-def enter(folder: Path, content: dict | None = None) -> None:
-    with Run(folder).recorded(OmegaConf.create(), content or {}, ""):
+def enter(folder: Path, content: dict | None = None, data_sha256: str = "x") -> None:
+    with Run(folder).recorded(OmegaConf.create({"data": {}, **(content or {})}), data_sha256):
         pass
 
 
 def test_brackets_in_names_and_errors_are_shown(blockspike, tmp_path):
     run = Run(tmp_path / "outputs" / "[bold]mine")
-    run.write_error(ValueError("layers[/red]: expected [1, 2]"))
-    (run.folder / ".lock").touch()
+    with (
+        pytest.raises(ValueError, match="layers"),
+        run.recorded(OmegaConf.create({"data": {}})),
+    ):
+        raise ValueError("layers[/red]: expected [1, 2]")
     shown = blockspike("status").stdout
     assert "[bold]mine" in shown and "layers[/red]: expected [1, 2]" in shown
 
@@ -348,24 +256,6 @@ def test_collected_rows_record_their_origin_and_the_rest_is_counted(blockspike, 
         assert row[name] == row[name], name  # not NaN
 
 
-@pytest.mark.parametrize(
-    ("change", "words"),
-    [
-        ({"seed": "0"}, "seed: expected int, got '0'"),
-        ({"test_accuracy": 89.2}, "0 to 1"),
-        ({"config_hash": None}, "config_hash"),
-        ({"machine": ...}, "machine: expected str, got nothing"),
-    ],
-)
-def test_a_row_that_is_not_a_result_is_refused(blockspike, finished, change, words):
-    path, row = finished
-    row = {k: v for k, v in {**row, **change}.items() if v is not ...}
-    path.write_text(json.dumps(row))
-    done = blockspike("collect", check=False)
-    assert done.returncode == 2
-    assert words in done.stderr and "result.json" in done.stderr
-
-
 def test_one_recipe_on_two_data_sets_is_two_runs(blockspike, finished, tmp_path, data_dir):
     """Even if the second file has the same content."""
     same = ("data=nmnist", f"data.path={data_dir / 'nmnist_sample.h5'}", *SMALL[1:])
@@ -397,32 +287,6 @@ def test_a_damaged_result_is_refused(blockspike, finished, tmp_path):
     copy.write_text(path.read_text()[:50])
     said = blockspike("collect", check=False).stderr
     assert "copy/result.json: expected" in said and "damaged" in said
-
-
-@pytest.mark.slow
-def test_other_spellings_give_the_same_run(blockspike, tmp_path):
-    """`model=fused` is the default, and 0.001 is 1e-3: one folder, one row, none missing."""
-    run = ("train", *SMALL, "network.n_hidden=8", "trainer.max_epochs=1")
-    blockspike(*run, "optimizer.lr=1e-3")
-    (path,) = tmp_path.rglob("result.json")
-    again = blockspike(*run, "model=fused", "optimizer.lr=0.001")
-    assert f"{path.parent.relative_to(tmp_path)}: finished, skipped" in again.stdout
-    swept = blockspike(*run, "-m", "model=fused", "optimizer.lr=0.001,1e-3")
-    assert "runs: 1 done" in swept.stdout  # Hydra writes both as 0.001
-    assert list(tmp_path.rglob("result.json")) == [path]
-    assert "1 done" in blockspike("status").stdout
-    blockspike("collect")
-    assert len(pd.read_csv(tmp_path / "outputs/tables/runs.csv")) == 1
-
-
-def test_an_interrupted_run_resumes_under_another_spelling(blockspike, tmp_path):
-    run = ("train", *SMALL, "network.n_hidden=8", "trainer.max_epochs=2")
-    blockspike(*run, "optimizer.lr=1e-3")
-    (path,) = tmp_path.rglob("result.json")
-    path.unlink()  # as if killed after its last epoch
-    again = blockspike(*run, "optimizer.lr=0.001")
-    assert "continued after epoch 2" in again.stdout
-    assert list(tmp_path.rglob("result.json")) == [path]
 
 
 def test_numbers_and_words_in_one_column_make_a_table(blockspike, finished, tmp_path):

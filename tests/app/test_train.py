@@ -4,18 +4,20 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pandas as pd
 import pytest
 import torch
 from omegaconf import OmegaConf
+from pytorch_lightning.plugins.io import TorchCheckpointIO
 
 from blockspike.app.cli import COMMANDS, RUNS, main
+from blockspike.app.trainer import read_checkpoint
 from blockspike.files import CONF, read_json, write_json
 from blockspike.runs.run import flatten
-from blockspike.training import checkpoint_io
-from blockspike.training.checkpoint_io import load_plain, save_plain
 from blockspike.training.metrics_table import read_metrics
 from killed_sweep import VOLATILE, start, wait_for
 from tiers import mostly_slow
@@ -78,7 +80,7 @@ def test_a_run_leaves_result_metrics_status_and_checkpoints(blockspike, tmp_path
     assert metrics["time/forward_s"].gt(0).all()
     assert metrics["time/samples_per_s"].gt(0).all()
     kept = {p.name for p in (run / "checkpoints").iterdir()}
-    assert kept == {"best.ckpt", "last.ckpt", "previous.ckpt"}
+    assert kept == {"best.ckpt", "last.ckpt"}
 
 
 def test_a_finished_run_is_skipped_and_collected_once(blockspike, tmp_path):
@@ -95,6 +97,21 @@ def test_a_finished_run_is_skipped_and_collected_once(blockspike, tmp_path):
     write_json(run / "status.json", {**status, "state": "running"})
     blockspike("train", *SMALL, "trainer.max_epochs=1")
     assert read_json(run / "status.json")["state"] == "done"
+
+
+@contextmanager
+def crashing(monkeypatch, file: str, epoch: int) -> Iterator[None]:
+    """Let the writing of a checkpoint fail after an epoch, from 1."""
+    save = TorchCheckpointIO.save_checkpoint
+
+    def crash(self, checkpoint, path, *args, **kwargs):
+        if Path(path).name == file and checkpoint["epoch"] == epoch - 1:
+            raise OSError("no space left")
+        save(self, checkpoint, path, *args, **kwargs)
+
+    with monkeypatch.context() as broken:
+        broken.setattr(TorchCheckpointIO, "save_checkpoint", crash)
+        yield
 
 
 def kill_when(process: subprocess.Popen, condition) -> None:
@@ -140,44 +157,13 @@ def test_a_crash_between_an_epochs_files_loses_nothing(blockspike, tmp_path, mon
     args = ("train", *SMALL, "trainer.max_epochs=3", "scheduler=one_cycle", "monitor=val/loss")
     blockspike(*args, "output_dir=whole/outputs")
 
-    def crash(content, path):
-        if path.name == file and content["epoch"] == 1:
-            raise OSError("no space left")
-        save_plain(content, path)
-
-    with monkeypatch.context() as broken:
-        broken.setattr(checkpoint_io, "save_plain", crash)
+    with crashing(monkeypatch, file, 2):
         crashed = blockspike(*args, "output_dir=crashed/outputs", check=False)
     assert crashed.returncode == 2 and "no space left" in crashed.stderr
     (tmp_path / "crashed").rename(tmp_path / "moved")
     again = blockspike(*args, "output_dir=moved/outputs")
     assert "continued after epoch 1" in again.stdout
     assert not differences(results(tmp_path / "moved"), results(tmp_path / "whole"))
-
-
-@pytest.mark.parametrize(
-    "harm", mostly_slow(["truncated", "bit flipped"], lambda x: x == "bit flipped")
-)
-def test_a_damaged_checkpoint_is_skipped_for_the_previous_one(blockspike, tmp_path, harm):
-    args = ("train", *SMALL, "trainer.max_epochs=3")
-    blockspike(*args)
-    before = results(tmp_path)
-    run = one_run(tmp_path)
-    (run / "result.json").unlink()  # as if killed after its last epoch
-    last = run / "checkpoints" / "last.ckpt"
-    content = bytearray(last.read_bytes())
-    content[-20] ^= 1
-    last.write_bytes(content[:-100] if harm == "truncated" else content)
-    again = blockspike(*args)
-    assert "last.ckpt" in again.stderr and "continued after epoch 2" in again.stdout
-    assert load_plain(run / "checkpoints" / "previous.ckpt")["epoch"] == 1
-    assert not differences(results(tmp_path), before)
-
-    (run / "result.json").unlink()
-    for name in ("last", "previous"):
-        (run / "checkpoints" / f"{name}.ckpt").write_bytes(b"nothing")
-    done = blockspike(*args, check=False)
-    assert done.returncode == 2 and "expected a readable checkpoint" in done.stderr
 
 
 def test_another_configuration_in_the_same_folder_is_refused(blockspike, tmp_path):
@@ -188,16 +174,6 @@ def test_another_configuration_in_the_same_folder_is_refused(blockspike, tmp_pat
     assert done.returncode != 0
     assert "optimizer.lr: 0.001 → 0.5" in done.stderr
     assert (tmp_path / "outputs" / "here" / "content.json").read_text() == before
-
-
-@pytest.mark.slow
-def test_a_run_recorded_without_precision_is_the_same_run(blockspike, tmp_path):
-    blockspike("train", *SMALL, "trainer.max_epochs=1")
-    content = read_json(one_run(tmp_path) / "content.json")
-    assert "precision" not in content["trainer"]
-    blockspike("train", *SMALL, "trainer.max_epochs=1", "trainer.precision=64-true")
-    (other,) = (tmp_path / "outputs").rglob("*precision=64-true/seed=0/content.json")
-    assert read_json(other)["trainer"]["precision"] == "64-true"
 
 
 @pytest.mark.slow
@@ -267,16 +243,10 @@ def test_a_folder_in_use_is_refused(blockspike, tmp_path, data_dir):
             "callbacks=early_stopping callbacks.early_stopping.monitor=test/loss",
             ("callbacks.early_stopping.monitor: expected a training", "test/loss"),
         ),
-        ("callbacks=[early_stopping,lr_monitor]", ("callbacks: expected other", "every run logs")),
         ("callbacks=[early_stopping,nothing]", ("callbacks/nothing",)),
         ("callbacks=nothing", ("callbacks: expected one of early_stopping,", "got nothing")),
         ("seed=-1", ("seed: expected", "-1")),
-        ("experiment_name=tables", ("experiment_name: expected", "other than published, sweeps")),
-        ("+trainer.check_val_every_n_epoch=2", ("trainer.check_val_every_n_epoch: expected none",)),
-        ("+trainer.fast_dev_run=true", ("trainer.fast_dev_run: expected none", "got True")),
         ("seed=4294967296", ("seed: expected", "4294967295")),
-        ("trainer.max_epochs=-1", ("trainer.max_epochs: expected", "≥ 1", "-1")),
-        ("trainer.max_epochs=null", ("trainer.max_epochs: expected", "None")),
         ("monitor=val/acc", ("monitor: expected val/accuracy or val/loss", "val/acc")),
         ("monitor=train/accuracy", ("monitor: expected val/accuracy", "train/accuracy")),
         ("monitor=test_each_epoch/accuracy test_each_epoch=true", ("monitor: expected", "test_")),
@@ -289,29 +259,7 @@ def test_a_folder_in_use_is_refused(blockspike, tmp_path, data_dir):
             "training.lr_factors={alpha:1}",
             ("lr_factors.alpha: expected", "layers.0.recurrent_weight"),
         ),
-        (f"tags=[good,{'x' * 65}]", ("tags: expected words of 1 to 64 letters", "xxx")),
         ("training.rate_lower_hz=2", ("rate_lower_hz, rate_lower_factor: expected", "2.0 and 0")),
-        ("trainer.gradient_clip_val=0", ("trainer.gradient_clip_val: expected", "> 0", "got 0")),
-        (
-            "trainer.gradient_clip_algorithm=max",
-            ("trainer.gradient_clip_algorithm", "value", "max"),
-        ),
-        (
-            "trainer.gradient_clip_algorithm=value",
-            ("trainer.gradient_clip_algorithm: expected null", "gradient_clip_val, which is null"),
-        ),
-        ("trainer.accumulate_grad_batches=0", ("trainer.accumulate_grad_batches", "≥ 1", "0")),
-        ("trainer.limit_val_batches=a", ("limit_val_batches: expected an integer ≥ 0", "'a'")),
-        ("trainer.overfit_batches=1.5", ("overfit_batches", "a share from 0.0 to 1.0", "1.5")),
-        ("scheduler=step scheduler.step_size=0", ("scheduler.step_size: expected an integer ≥ 1",)),
-        ("scheduler=cosine scheduler.T_max=2.5", ("scheduler.T_max", "≥ 1", "2.5")),
-        (
-            "callbacks=reload_best +scheduler._target_=torch.optim.lr_scheduler."
-            "CosineAnnealingWarmRestarts",
-            ("callbacks.reload_best: expected a scheduler that continues", "WarmRestarts"),
-        ),
-        ("trainer.precision=16-mixed", ("trainer.precision: expected 32-true", "16-mixed")),
-        ("trainer.precision=bf16-true", ("trainer.precision: expected 32-true", "bf16-true")),
     ],
 )
 def test_bad_input_gives_one_line_and_writes_nothing(blockspike, tmp_path, override, words):
@@ -355,15 +303,8 @@ def test_a_plateau_scheduler_gets_the_validation_loss(blockspike, tmp_path):
         "~scheduler.gamma", plateau, "+scheduler.patience=0", "+scheduler.threshold=1e9",
         "+scheduler.threshold_mode=abs",
     )  # fmt: skip
-    (scheduler,) = load_plain(one_run(tmp_path) / "checkpoints/last.ckpt")["lr_schedulers"]
+    (scheduler,) = read_checkpoint(one_run(tmp_path) / "checkpoints/last.ckpt")["lr_schedulers"]
     assert scheduler["_last_lr"][0] < 1e-3
-
-
-def test_runs_stay_in_the_output_folder(blockspike, tmp_path):
-    done = blockspike("train", "data=nmnist_sample", "experiment_name=../there", check=False)
-    assert done.returncode == 2
-    assert "experiment_name: expected a folder in output_dir other than" in done.stderr
-    assert not (tmp_path / "there").exists()
 
 
 def test_a_sweep_names_the_model_that_lacks_a_key(blockspike, tmp_path):
@@ -438,7 +379,7 @@ def test_gradients_are_clipped(blockspike, tmp_path, algorithm):
         blockspike(
             *args, f"trainer.gradient_clip_algorithm={algorithm}", f"optimizer.lr={lr}", folder
         )
-        state = load_plain(one_run(tmp_path / lr) / "checkpoints" / "last.ckpt")["state_dict"]
+        state = read_checkpoint(one_run(tmp_path / lr) / "checkpoints" / "last.ckpt")["state_dict"]
         weights.append(torch.cat([x.double().flatten() for x in state.values()]))
     step = weights[1] - weights[0]
     largest = step.norm() if algorithm == "norm" else step.abs().max()
@@ -448,7 +389,7 @@ def test_gradients_are_clipped(blockspike, tmp_path, algorithm):
 def test_gradients_of_several_batches_make_a_step(blockspike, tmp_path):
     blockspike("train", *SMALL, "debug=fast", "trainer.accumulate_grad_batches=2")
     run = one_run(tmp_path)
-    assert load_plain(run / "checkpoints" / "last.ckpt")["global_step"] == 1
+    assert read_checkpoint(run / "checkpoints" / "last.ckpt")["global_step"] == 1
 
 
 def test_a_run_in_float64_resumes_and_is_extended_with_all_digits(blockspike, tmp_path):
@@ -456,17 +397,17 @@ def test_a_run_in_float64_resumes_and_is_extended_with_all_digits(blockspike, tm
     blockspike(*args, "trainer.max_epochs=2")
     blockspike(*args, "trainer.max_epochs=1")
     (first,) = (tmp_path / "outputs/default").glob("*max_epochs=1*/seed=0")
-    blockspike(*args, "trainer.max_epochs=2", f"extend={first}", "experiment_name=extended")
+    blockspike(*args, "trainer.max_epochs=2", f"resume_from={first}", "experiment_name=extended")
     runs = [
         next((tmp_path / f"outputs/{x}").glob("*max_epochs=2*/seed=0"))
         for x in ("default", "extended")
     ]
-    weights = [load_plain(run / "checkpoints/last.ckpt")["state_dict"] for run in runs]
+    weights = [read_checkpoint(run / "checkpoints/last.ckpt")["state_dict"] for run in runs]
     assert weights[0]["network.readout.weight"].dtype == torch.float64
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
 
 
-def test_a_resumed_run_keeps_its_patience(blockspike, tmp_path):
+def test_a_resumed_run_keeps_its_patience(blockspike, tmp_path, monkeypatch):
     """Without learning, the first epoch stays the best: the third is the last."""
     args = ("train", *SMALL, "trainer.max_epochs=5", "optimizer=adamw", "optimizer.lr=1e-12")
     args += ("callbacks=early_stopping", "callbacks.early_stopping.patience=2")
@@ -476,10 +417,11 @@ def test_a_resumed_run_keeps_its_patience(blockspike, tmp_path):
     (run / "result.json").unlink()  # as if killed after the last epoch
     assert "continued after epoch 3" in blockspike(*args).stdout
     assert not differences(results(tmp_path), whole)
-    (run / "result.json").unlink()  # as if killed in the last epoch
-    (run / "checkpoints" / "previous.ckpt").replace(run / "checkpoints" / "last.ckpt")
+    args += ("output_dir=again/outputs",)
+    with crashing(monkeypatch, "last.ckpt", 3):
+        blockspike(*args, check=False)
     assert "continued after epoch 2" in blockspike(*args).stdout
-    assert not differences(results(tmp_path), whole)
+    assert not differences(results(tmp_path / "again"), whole)
 
 
 def test_a_run_has_tags_and_a_log(blockspike, tmp_path):
@@ -491,7 +433,6 @@ def test_a_run_has_tags_and_a_log(blockspike, tmp_path):
     assert any(b"pilot, figure 2" in file.read_bytes() for file in run.rglob("events.out.*"))
     assert "tags" not in read_json(run / "content.json")
     (run / "result.json").unlink()
-    (run / "checkpoints" / "previous.ckpt").replace(run / "checkpoints" / "last.ckpt")
     blockspike(*args)  # the same run
     lines = (run / "train.log").read_text().splitlines()
     words = (
@@ -548,4 +489,4 @@ def test_a_run_resumes_after_its_last_epoch_whatever_was_chosen(blockspike, tmp_
     blockspike("train", *SMALL, "trainer.max_epochs=3", "optimizer.lr=100")
     run = one_run(tmp_path)
     assert read_json(run / "result.json")["chosen_epoch"] < 3
-    assert load_plain(run / "checkpoints" / "last.ckpt")["epoch"] == 2
+    assert read_checkpoint(run / "checkpoints" / "last.ckpt")["epoch"] == 2

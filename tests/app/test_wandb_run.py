@@ -17,7 +17,7 @@ from wandb_file import LoggedRun, logged_runs
 
 import blockspike as bs
 from blockspike.app.wandb_run import run_id
-from blockspike.runs.identity import plain, settings_of
+from blockspike.runs.identity import content_of, plain
 from blockspike.runs.run import Run, flatten
 from blockspike.training.metrics_table import read_metrics
 
@@ -42,7 +42,7 @@ def check_result(logged: LoggedRun, run: Run) -> None:
     config = {k: v for k, v in logged.config.items() if k != "_wandb"}
     assert config == json.loads(json.dumps(plain(run.config())))
     assert logged.epochs() == by_epoch(run.folder / "metrics.csv")
-    settings = {*settings_of(run.config()), *flatten(settings_of(run.config()))}
+    settings = {*content_of(run.config()), *flatten(content_of(run.config()))}
     settings |= {k for k in row if k.startswith(("version.", "git_"))} | {"machine", "python"}
     results = {k: v for k, v in row.items() if k not in settings and not k.endswith("_config")}
     for key in ("experiment", "n_threads", "tags"):
@@ -171,7 +171,7 @@ def test_the_same_run_elsewhere_has_another_id(tmp_path):
     for name in ("here", "there"):
         run = Run(tmp_path / name)
         run.folder.mkdir()
-        (run.folder / "content.json").write_text('{"seed": 0}')
+        (run.folder / "config.yaml").write_text("seed: 0\ndata: {}\n")
         ids.append(run_id(run))
         assert run_id(Run(run.folder)) == ids[-1]
     assert ids[0] != ids[1]
@@ -184,7 +184,7 @@ def test_a_failed_run_is_closed_as_failed_and_a_long_name_keeps_its_end(blockspi
         "train", *SMALL, "trainer.limit_train_batches=0", "logger=wandb",
         f"hydra.run.dir='{folder}'", check=False,
     )  # fmt: skip
-    assert done.returncode == 2 and "expected a finished epoch" in done.stderr
+    assert done.returncode == 2 and "no such checkpoint" in done.stderr
     (logged,) = logged_runs(tmp_path)
     assert logged.exit_code == 1 and wandb.run is None
     assert logged.about.display_name == "a" * 121 + "/seed=3"

@@ -1,4 +1,4 @@
-"""Inputs that `tools/faults/fuzz.py` found, one by one."""
+"""Inputs that fuzzing found, one by one."""
 
 import gzip
 import json
@@ -22,7 +22,6 @@ from blockspike.data.nmnist import prepare_nmnist
 from blockspike.data.recordings import load_recording
 from blockspike.data.shd_file import open_h5
 from blockspike.fitting.fitted_neuron import FittedNeuron, load_neuron
-from blockspike.runs.sweeps import planned_runs, run_states
 
 
 def test_repeats_of_many_stimuli_are_limited_together(tmp_path):
@@ -116,18 +115,6 @@ def test_neurons_that_cannot_be_simulated(tmp_path, change, words):
     path.write_text(json.dumps(content | change))
     with pytest.raises(ValueError, match=words):
         load_neuron(path)
-
-
-def test_malformed_plans_are_refused_and_malformed_states_read(tmp_path):
-    (tmp_path / "sweeps").mkdir()
-    (tmp_path / "sweeps" / "a.json").write_text('{"runs": 1.5}')
-    with pytest.raises(ValueError, match=r"a\.json: expected folders of runs"):
-        planned_runs(tmp_path)
-    (tmp_path / "sweeps" / "a.json").write_text('{"runs": {"run": "ab"}}')
-    (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "status.json").write_text('{"started": 5, "ended": [], "state": "done"}')
-    (state,) = run_states(tmp_path).to_dict("records")
-    assert state["state"] == "interrupted" and np.isnan(state["seconds"])
 
 
 @pytest.mark.parametrize("argument", ["=1", "+=1", "~"])

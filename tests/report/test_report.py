@@ -18,12 +18,12 @@ from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import Select
 
 from blockspike.app.activity import shown_samples
+from blockspike.app.loaded_run import load_run
 from blockspike.app.report import confusion_of
 from blockspike.figures.tables import Source
 from blockspike.networks.classifier import run_layers
 from blockspike.neurons import SpikeTrace, alif
 from blockspike.neurons.state import NeuronState
-from blockspike.app.loaded_run import load_run
 from blockspike.report.comparison import comparisons
 from blockspike.report.page import EmbeddedFigure, found_figures, render
 from blockspike.report.sweeps import Sweep, sweeps

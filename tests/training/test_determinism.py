@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from blockspike.app.trainer import read_checkpoint
 from blockspike.files import read_json
-from blockspike.training.checkpoint_io import load_plain
 from blockspike.training.metrics_table import read_metrics
 
 pytestmark = pytest.mark.slow
@@ -53,7 +53,7 @@ def left_by(folder: Path) -> dict:
     found = {key: value for key, value in row.items() if not key.startswith(TIMES)}
     found |= {str(c): table[c].tolist() for c in table if not str(c).startswith(TIMES)}
     for checkpoint in sorted((path.parent / "checkpoints").iterdir()):
-        state = load_plain(checkpoint)
+        state = read_checkpoint(checkpoint)
         found[checkpoint.name] = [state["state_dict"], state["optimizer_states"]]
     return found
 

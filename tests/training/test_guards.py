@@ -1,4 +1,4 @@
-"""A NaN or Inf stops a run at once and is named; the kept batch goes wrong again."""
+"""A NaN or Inf stops a run at once and is named; the batch is kept."""
 
 import math
 import re
@@ -22,7 +22,6 @@ from blockspike.neurons import NotFiniteError, SpikeTrace
 from blockspike.neurons.events import EventBatch
 from blockspike.neurons.state import NeuronState
 from blockspike.training import classification
-from blockspike.training.checkpoint_io import load_plain, save_plain
 from blockspike.training.classification import ClassificationModule
 from blockspike.training.classifier_guard import SATURATED, ClassifierGuard
 
@@ -98,13 +97,6 @@ def stopped(module: Harmed, tmp_path: Path, made=None, **options) -> str:
     return text
 
 
-def replayed(net: SpikingClassifier, tmp_path: Path) -> str:
-    file = tmp_path / "bad.ckpt"
-    stated = ClassifierGuard(tmp_path / "other").replay(file, module_of(net), trainer_of())
-    assert not (tmp_path / "other").exists()
-    return stated
-
-
 def test_a_healthy_run_prints_nothing(tmp_path, capsys):
     module, plain = module_of(network()), module_of(network())
     trainer_of(ClassifierGuard(tmp_path / "bad.ckpt")).fit(module, loader(batches()))
@@ -157,8 +149,6 @@ def test_parameters_and_outputs(tmp_path, method, harm, words):
     stated = stopped(module := module_of(network(method=method), harm), tmp_path)
     assert stated.startswith(words) and stated.endswith(f"; {PLACE}")
     assert module.n_steps == EPOCH * N_BATCHES + BATCH  # none for the bad batch
-    with pytest.raises(NotFiniteError, match=f"^{re.escape(stated)}; this batch"):
-        replayed(network(method=method), tmp_path)
 
 
 def test_every_score_is_checked(tmp_path):
@@ -177,8 +167,6 @@ def test_dense_data(tmp_path, value):
     stated = stopped(module_of(network(method="fused")), tmp_path, made)
     text = f"data: input is {value} at [4, 3, 2] (1 of {N_STEPS * SIZE * N_INPUTS} values)"
     assert stated == f"{text}; epoch 1, step 3, batch 3"
-    with pytest.raises(NotFiniteError, match=re.escape(stated)):
-        replayed(network(method="fused"), tmp_path)
 
 
 def bad_gradient(module, once: bool = False) -> None:
@@ -210,8 +198,6 @@ def test_a_gradient(tmp_path, once):
     assert stated == f"{words}{', but not when run again' if once else ''}; {PLACE}"
     for name, value in before.items():
         assert torch.equal(module.get_parameter(name), value), name
-    assert "every number is finite here" in (fine := replayed(network(), tmp_path))
-    assert fine.endswith(f"it was: {stated}")
 
 
 def test_loss(tmp_path, monkeypatch):
@@ -219,10 +205,7 @@ def test_loss(tmp_path, monkeypatch):
     cross_entropy = classification.F.cross_entropy
     harm = lambda module: monkeypatch.setattr(classification.F, "cross_entropy", wrong)  # noqa: E731
     assert stopped(module_of(network(), harm), tmp_path) == f"loss: is inf; {PLACE}"
-    with pytest.raises(NotFiniteError, match=f"^loss: is inf; {PLACE}"):
-        replayed(network(), tmp_path)
     monkeypatch.setattr(classification.F, "cross_entropy", cross_entropy)
-    assert "every number is finite here" in replayed(network(), tmp_path)
 
 
 def test_a_loss_that_is_wrong_only_once(tmp_path, monkeypatch):
@@ -275,9 +258,6 @@ def test_a_layer_of_another_model(tmp_path, harm, words):
 
     net = network(layer=Own)
     assert stopped(module_of(net, do), tmp_path).startswith(words)
-    with pytest.raises(NotFiniteError, match=f"^{re.escape(words)}"):
-        replayed(net, tmp_path)
-    assert "every number is finite" in replayed(network(layer=Own), tmp_path)
 
 
 def test_a_nan_that_a_layer_hides(tmp_path):
@@ -303,11 +283,6 @@ def test_a_rerun_draws_the_original_random_numbers(tmp_path):
         torch.manual_seed(seed)
         stated = stopped(module_of(net), tmp_path)
         assert stated.startswith("layers.0: spikes is nan") and "not when" not in stated
-        torch.manual_seed(seed + 100)
-        state = torch.get_rng_state()
-        with pytest.raises(NotFiniteError, match=re.escape(stated)):
-            replayed(net, tmp_path)
-        assert torch.equal(torch.get_rng_state(), state)
 
 
 def test_the_last_step_of_an_epoch_spoils_no_checkpoint(tmp_path):
@@ -344,8 +319,6 @@ def test_validation_data(tmp_path):
         trainer_of(guard, limit_val_batches=2).fit(
             module_of(network()), loader(batches()), loader(bad)
         )
-    with pytest.raises(NotFiniteError, match=place):
-        replayed(network(), tmp_path)
 
 
 def test_a_validation_loss_that_is_not_finite_chooses_no_model(tmp_path, monkeypatch):
@@ -393,7 +366,7 @@ def test_a_batch_that_cannot_be_written(tmp_path):
 
 def test_content_of_a_kept_batch(tmp_path):
     stopped(module := module_of(network(), in_weight), tmp_path)
-    kept = load_plain(tmp_path / "bad.ckpt")
+    kept = torch.load(tmp_path / "bad.ckpt", weights_only=True)
     events, labels = batches()[BATCH]
     assert torch.equal(kept["batch"]["events"]["unit"], events.unit)
     assert torch.equal(kept["batch"]["labels"], labels)
@@ -401,15 +374,6 @@ def test_content_of_a_kept_batch(tmp_path):
         torch.testing.assert_close(value, module.state_dict()[name], equal_nan=True, rtol=0, atol=0)
     (optimizer,) = kept["optimizers"]
     assert optimizer["state"][0]["step"] == EPOCH * N_BATCHES + BATCH
-
-
-def test_replay_of_another_file_is_refused(tmp_path):
-    save_plain({"epoch": 1}, tmp_path / "bad.ckpt")
-    with pytest.raises(ValueError, match="expected a batch that a stopped run kept"):
-        replayed(network(), tmp_path)
-    stopped(module_of(network(), in_weight), tmp_path)
-    with pytest.raises(ValueError, match="bad.ckpt: expected a batch of this network"):
-        replayed(SpikingClassifier(N_INPUTS, 2, 9, 2, dt_ms=1.0), tmp_path)
 
 
 def bias(value: float, layer: int = 1) -> Callable[[Any], None]:
@@ -504,10 +468,6 @@ def fit_stopped(module, tmp_path, batch=None) -> str:
     return text
 
 
-def fit_replayed(module, tmp_path) -> str:
-    return FittingGuard(tmp_path / "x", CELLS).replay(tmp_path / "bad.ckpt", module, trainer_of())
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("part", ["current", "target"])
 def test_data_of_a_fit(tmp_path, part):
@@ -516,8 +476,6 @@ def test_data_of_a_fit(tmp_path, part):
     stated = fit_stopped(fit_module(), tmp_path, batch)
     text = f"bob: {part} is inf at step 7, segment 1 (1 such values)"
     assert stated == f"{text}; epoch 1, step 1, batch 1"
-    with pytest.raises(NotFiniteError, match=re.escape(stated)):
-        fit_replayed(fit_module(), tmp_path)
 
 
 @pytest.mark.parametrize("method", ["standard", "blocks", "fused"])
@@ -528,8 +486,6 @@ def test_a_parameter_of_a_fit(tmp_path, method):
 
     stated = fit_stopped(fit_module(harm, method), tmp_path)
     assert stated == "bob, start 3: log_b is nan; epoch 2, step 2, batch 1"
-    with pytest.raises(NotFiniteError, match=re.escape(stated)):
-        fit_replayed(fit_module(method=method), tmp_path)
 
 
 @pytest.mark.parametrize("method", ["standard", "fused"])
@@ -581,7 +537,6 @@ def test_a_cell_without_a_start_left_stops_the_fit(tmp_path, capsys, loss):
     stated = fit_stopped(fit_module(lost(4, 5, 6, 7), loss=loss), tmp_path)
     text = "bob: loss of all 4 starts is not finite"
     assert stated == f"{text}; epoch 2, step 2, batch 1"
-    assert "every number is finite here" in fit_replayed(fit_module(loss=loss), tmp_path)
 
 
 @pytest.mark.slow

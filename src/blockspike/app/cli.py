@@ -135,18 +135,15 @@ def _succeeds(name: str) -> bool:
     wished = os.environ.get("HYDRA_FULL_ERROR", "0")
     full = wished == "1"
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises, we print
-    failed, composed = False, False
+    failed: list[str] = []
 
     def job(cfg: DictConfig) -> None:
-        nonlocal failed, composed
-        composed = True
         try:
             _run(name, cfg)
         except Exception as error:
             if _is_unread(error) or not _is_expected(error):
                 raise
-            _report(name, error, full)
-            failed = True
+            failed.append(f"{cfg.get('run_dir')}: {_report(name, error, full)}")
             if HydraConfig.get().mode is RunMode.MULTIRUN:
                 raise  # Hydra goes on with the other runs
 
@@ -164,11 +161,11 @@ def _succeeds(name: str) -> bool:
     except Exception as error:
         if _is_unread(error) or not _is_expected(error, OF_OVERRIDES):
             raise
-        if failed:  # in a sweep in this process, where it was printed when it happened
-            print(f"blockspike {name}: the same command runs what is not done", file=sys.stderr)
+        if failed:  # runs of a sweep in this process
+            print(f"{len(failed)} failed:", *failed, sep="\n  ", file=sys.stderr)
+            print("the same command runs what is not done", file=sys.stderr)
         else:
-            _report(name, explained(error, sys.argv[1:]), full)
-        failed = True
+            failed.append(_report(name, explained(error, sys.argv[1:]), full))
     finally:
         os.environ["HYDRA_FULL_ERROR"] = wished
     return not failed
@@ -191,13 +188,14 @@ def _is_expected(error: Exception, kinds: tuple[type[Exception], ...] = EXPECTED
     return isinstance(error, kinds) or type(error).__name__ == "MisconfigurationException"
 
 
-def _report(name: str, error: Exception, full: bool) -> None:
-    """Print a command's error on one line; if `full`, after its traceback."""
+def _report(name: str, error: Exception, full: bool) -> str:
+    """Print a command's error on one line, which is returned; if `full`, after its traceback."""
     from blockspike.runs.run import one_line
 
     if full:
         traceback.print_exception(error)
     print(f"blockspike {name}: {one_line(error)}", file=sys.stderr)
+    return one_line(error)
 
 
 def _search_arguments(given: list[str]) -> tuple[str, list[str]]:

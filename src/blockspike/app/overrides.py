@@ -7,8 +7,8 @@ from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
 COMMANDS = (
-    "prepare", "train", "fit", "search", "evaluate", "inspect", "publish", "figures", "benchmark", "status",
-    "collect", "report",
+    "prepare", "train", "fit", "search", "evaluate", "inspect", "publish", "figures", "benchmark",
+    "status", "collect", "report",
 )  # fmt: skip
 RUNS = ("train", "fit")  # the commands that make runs and can sweep
 # Errors caused by the input; any other is a bug and keeps its traceback.

@@ -38,8 +38,8 @@ To train it again with that version:
 Use: `blockspike.load_pretrained("{name}.safetensors")`, with the path of the file next to this
 card. A network that comes with blockspike is loaded by its name alone, and
 `blockspike evaluate pretrained={name}` tests it again. Its input is events [T, B, {n_inputs}] in
-steps of {dt_ms:g} ms; `blockspike.app.pretrained.about_pretrained("{name}.safetensors").data` says how
-recordings are converted to it.
+steps of {dt_ms:g} ms; `blockspike.app.pretrained.about_pretrained("{name}.safetensors").data` says
+how recordings are converted to it.
 """
 
 _LIMITS = tuple(f"trainer.limit_{part}_batches" for part in ("train", "val", "test"))

@@ -1,5 +1,6 @@
 """What `train` and `fit` share: where a run begins, its trainer, its checkpoints and its row."""
 
+import logging
 import os
 import shutil
 import sys
@@ -57,6 +58,7 @@ def finished_row(cfg: DictConfig, run: Run, kind: type[pl.LightningDataModule]) 
 
 def start(cfg: DictConfig) -> None:
     """Set threads, seed and rank of the run that this process begins."""
+    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
     use_threads(cfg.threads)
     if _is_task_of_its_own(cfg):
         rank_zero_only.rank = 0  # pyright: ignore[reportFunctionMemberAccess]

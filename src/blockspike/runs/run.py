@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import IO, Any
 
 from lightning_utilities.core.rank_zero import rank_zero_only  # whose `rank` Lightning sets
 from omegaconf import DictConfig, OmegaConf
@@ -78,13 +78,13 @@ class Run:
         path = self.folder / "config.yaml"
         if not path.is_file():
             raise FileNotFoundError(f"{self.folder}: no run here (expected {path.name})")
-        text = path.read_text(encoding="utf-8")
-        if "${" in text:  # an interpolation could read anything
-            raise ValueError(f"{path}: expected plain values, got an interpolation")
         try:
-            return cast(DictConfig, OmegaConf.create(text))
+            found = OmegaConf.load(path)
         except Exception as error:  # whatever PyYAML's conversion of a value raises
             raise ValueError(f"{path}: not a run's configuration ({error})") from error
+        if not isinstance(found, DictConfig) or "${" in OmegaConf.to_yaml(found):
+            raise ValueError(f"{path}: not a run's configuration (expected keys and plain values)")
+        return found
 
     def check(self, content: dict[str, Any], data_sha256: str | None = None) -> None:
         """Raise RunRefusedError if the folder's run has other content, or read other data.
