@@ -17,7 +17,7 @@ from blockspike.data.shd import SHDDataModule
 from blockspike.neurons.events import EventBatch
 from tiers import mostly_slow
 
-FOLDER = Path(blockspike.app.pretrained.__file__).parent
+FOLDER = Path(blockspike.__file__).parent / "pretrained"
 SMALL = ("data=nmnist_sample", "network.n_hidden=16", "data.n_steps=60", "data.dt_ms=6")
 
 
@@ -171,20 +171,6 @@ def test_a_network_of_each_kind_is_shipped():
     of_data = {"nmnist_sample", "hd_lauscher"}
     kinds = {"alif", "ef_adlif", "se_adlif"}
     assert set(pretrained_names()) == {f"{data}_{kind}" for data in of_data for kind in kinds}
-
-
-def test_an_earlier_run_opens_and_continues(blockspike, copy_of_run, tmp_path):
-    choices = ("model=se_adlif", "trainer.max_epochs=1", "threads=1")
-    folder = copy_of_run(tmp_path, "train", *SMALL, *choices)
-    config = folder / "config.yaml"
-    text = config.read_text()
-    assert text.count("blockspike.networks.EulerAdLIFLayer") == 1
-    before = blockspike("evaluate", f"run={folder}").stdout
-    config.write_text(text.replace(".EulerAdLIFLayer", ".AdLIFLayer"))
-    content = json.loads((folder / "content.json").read_text())
-    assert content["model"]["_target_"] == "blockspike.networks.AdLIFLayer"
-    assert blockspike("evaluate", f"run={folder}").stdout == before
-    assert "finished" in blockspike("train", *SMALL, *choices).stdout
 
 
 @pytest.mark.parametrize("name", pretrained_names())

@@ -115,7 +115,6 @@ def test_a_hydra_of_the_program_stays_as_it_is(tmp_path):
         ("train", ["seed=0,1"], "Ambiguous value for argument 'seed=0,1'"),
         ("train", ["=1"], "override: expected key=value, got =1"),
         ("train", ["network.n_layers=many"], "network.n_layers: expected an integer.*many"),
-        ("train", ["experiment=e4_shd"], "experiment: expected paper_shd, got e4_shd"),
         ("fit", [], "^data.path: expected a value, got nothing; set it with data.path=…$"),
         ("fit", ["a.npz"], "^override: expected key=value, such as data.path=a.npz, got a.npz$"),
         ("train", ["demo"], "^override: expected key=value, got demo$"),

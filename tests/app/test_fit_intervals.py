@@ -88,9 +88,3 @@ def test_parameters_of_most_cells_are_listed():
     table = pd.DataFrame({"not_constrained": ["rheobase_pa; x", "rheobase_pa", "", "rheobase_pa"]})
     assert constrained_summary(table) == "rheobase_pa"
     assert constrained_summary(pd.DataFrame({"b": [1.0]})) == ""
-
-
-def test_a_negative_number_is_refused(folder: Path, monkeypatch, capsys):
-    with pytest.raises(SystemExit):
-        run(monkeypatch, "n_bootstrap=-1")
-    assert "n_bootstrap: expected an integer ≥ 0, got -1" in capsys.readouterr().err

@@ -17,17 +17,14 @@ QUICK = (
 )  # fmt: skip
 
 
-@pytest.mark.parametrize("logger", ["mlflow", "tensorboard", "many"])
 def test_a_logger_that_is_not_installed_is_refused_with_the_line_that_installs_it(
-    blockspike, tmp_path, monkeypatch, logger
+    blockspike, monkeypatch
 ):
     monkeypatch.setattr(mlflow_run, "find_spec", lambda name: None)
-    done = blockspike(*QUICK, f"logger={logger}", check=False)
+    done = blockspike(*QUICK, "logger=mlflow", check=False)
     (line,) = done.stderr.splitlines()
-    package = "mlflow" if logger == "mlflow" else "tensorboard"
-    assert done.returncode == 2 and not list(tmp_path.iterdir())
-    assert f"expected one that is installed, got {package}" in line
-    assert f"pip install 'blockspike[{package}]'" in line
+    assert done.returncode == 2 and "expected one that is installed, got mlflow" in line
+    assert "pip install 'blockspike[mlflow]'" in line
 
 
 class Recorder:

@@ -51,7 +51,8 @@ def searched(tmp_path_factory, data_dir) -> Path:
 def test_trials_are_runs_and_their_values_those_of_validation(searched):
     (file,) = searched.rglob("study.db")
     study = optuna.load_study(study_name=None, storage=f"sqlite:///{file}")
-    states = run_states(searched / "outputs").set_index("folder")["state"]
+    table = run_states(searched / "outputs")
+    states = dict(zip(table["folder"], table["state"], strict=True))
     assert len(study.trials) == 8 and len(states) == 8
     for trial in study.trials:
         folder = Path(trial.user_attrs["run"])

@@ -8,7 +8,7 @@ from matplotlib.collections import LineCollection
 from matplotlib.container import BarContainer
 
 from blockspike.figures.classification import classification_figures
-from blockspike.figures.panels import mean_over_seeds, tidy
+from blockspike.figures.panels import mean_over_seeds
 from blockspike.figures.paper_numbers import paper_numbers
 from blockspike.figures.surrogates import detach_figures, surrogate_figures
 from made_runs import run
@@ -232,12 +232,3 @@ def test_unknown_paper_numbers_are_named():
         paper_numbers(experiment="sdh")
     with pytest.raises(ValueError, match=r"expected one of .*method.*, got methods='blocks'"):
         paper_numbers(methods="blocks")
-
-
-def test_runs_of_one_point_that_differ_in_an_option_are_reported_earlier_versions_not():
-    rows = [run(seed=0), run(seed=1) | {"model.batch_norm": False, "git_sha": "b"}]
-    table = pd.DataFrame(rows)
-    tidy(table)  # an option that a run lacks was off; warnings are errors here
-    table.loc[1, "model.batch_norm"] = True
-    with pytest.warns(UserWarning, match=r"one point are averaged but differ in model.batch_norm;"):
-        tidy(table)

@@ -18,7 +18,7 @@ from blockspike.figures.means import (
 )
 from blockspike.figures.panels import where
 from blockspike.files import CONF
-from blockspike.runs.identity import settings_of
+from blockspike.runs.identity import content_of
 from made_runs import run, swept
 
 
@@ -142,7 +142,7 @@ def test_every_setting_at_the_top_level_is_known():
     with initialize_config_dir(str(CONF.resolve()), version_base="1.3"):
         for command, own in (("train", []), ("fit", ["data.path=x"])):
             places = ["data_config=x", "choices=null", "run_dir=x"]
-            settings = settings_of(compose(command, [*own, *places]))
+            settings = content_of(compose(command, [*own, *places]))
             names = {name for name, value in settings.items() if not isinstance(value, dict)}
             assert names - {"seed", "experiment_name", "data_config"} <= set(TOP_LEVEL_SETTINGS)
 

@@ -10,9 +10,14 @@ import re
 import select
 import sys
 import traceback
+import warnings
+from collections.abc import Callable
+from functools import partial
 from importlib import import_module
 from importlib.metadata import version
 from itertools import pairwise
+from pathlib import Path
+from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -102,6 +107,7 @@ def _main() -> None:
     if name in COMMANDS and name not in RUNS and {"-h", "--help"} & set(sys.argv[2:]):
         print(_help(name))
         return
+    warnings.formatwarning = partial(_warning_line, warnings.formatwarning)
     # Set before PyTorch starts: the order of MKL's sums must not depend on the number of threads.
     os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")
     if not _succeeds(name):
@@ -110,6 +116,9 @@ def _main() -> None:
 
 def _help(command: str) -> str:
     """Text of a command without runs: its configuration file, whose comments explain each value."""
+    if command == "search":
+        files = sorted((CONF / "search").glob("*.yaml"))
+        return "\n".join(file.read_text(encoding="utf-8") for file in files)
     text = (CONF / f"{command}.yaml").read_text(encoding="utf-8")
     about, defaults, values = re.split(r"^defaults:\n((?:  - .*\n)+)\n", text, flags=re.MULTILINE)
     for group, option in re.findall(r"  - (\w+): (\w+)\n", defaults):
@@ -117,6 +126,14 @@ def _help(command: str) -> str:
         values += f"{group}: {option} # or {', '.join(others)}\n"
     about = re.sub(r"^# ?", "", about, flags=re.MULTILINE)
     return f"{about}\nOptions, set by NAME=VALUE, with their defaults:\n\n{values.rstrip()}"
+
+
+def _warning_line(
+    python_lines: Callable[..., str], message: Any, category: Any, file: str, *place: Any
+) -> str:
+    """Our own warnings without the line of code that gave them; others as Python prints them."""
+    ours = Path(file).is_relative_to(Path(__file__).parents[1])
+    return f"warning: {message}\n" if ours else python_lines(message, category, file, *place)
 
 
 def _is_unread(error: Exception) -> bool:

@@ -60,6 +60,11 @@ def candidates(commands: tuple[str, ...], line: str) -> list[str]:
     command, *arguments = words
     if command not in commands:
         return []
+    if command == "search":
+        if len(arguments) == 1:
+            names = sorted(path.stem for path in (CONF / "search").glob("*.yaml"))
+            return [f"{name} " for name in names if name.startswith(last)]
+        command, *arguments = "train", *arguments[1:]
     if last.startswith("-"):
         return [flag for flag in _FLAGS if flag.startswith(last)]
     try:

@@ -105,6 +105,8 @@ def fit(cfg: DictConfig) -> dict[str, Any]:
 
 def _check(cfg: DictConfig) -> None:
     """Refuse options of the trainer that would mix the cells, which are one batch."""
+    if "early_stopping" in (cfg.callbacks or {}):
+        raise ValueError("callbacks: expected fit.patience=… for a fit, got early_stopping")
     alone = {"gradient_clip_val": None, "accumulate_grad_batches": 1, "devices": 1}
     for name, value in alone.items():
         got = cfg.trainer.get(name, value)

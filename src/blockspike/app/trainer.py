@@ -68,6 +68,8 @@ def start(cfg: DictConfig) -> None:
 def use_threads(threads: int | None) -> None:
     """Set the number of threads of PyTorch and the kernels, unless it is None."""
     if threads is not None:
+        if threads < 1:
+            raise ValueError(f"threads: expected an integer ≥ 1, got {threads}")
         torch.set_num_threads(threads)
 
 
