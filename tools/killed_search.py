@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from blockspike.app.search import studies
+from blockspike.runs.studies import studies
 from killed_sweep import interrupted, killed, start
 
 SEARCH = (

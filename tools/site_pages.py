@@ -32,7 +32,7 @@ PACKAGES = {
     "data": "Recordings of events and of cells, read and batched.",
     "fitting": "Neurons fitted to recordings, and how alike spike trains are.",
     "training": "Lightning modules.",
-    "pretrained": "Trained networks that come with blockspike, and those of finished runs.",
+    "app": "Configurations in Python, finished runs, and trained networks.",
     "memory": "What a program that imports blockspike may want to set.",
 }
 GROUPS = {
@@ -101,13 +101,11 @@ def generated() -> dict[str, str | bytes]:
     for name, source in OF_ROOT.items():
         uri = f"development/{name}.md"
         pages[uri] = with_site_links((ROOT / source).read_text(), ROOT / source, uri)
-    public = public_names()
-    in_python = "\n\n".join(f"::: blockspike.{name}" for name in public.pop("commands"))
-    for package, names in public.items():
+    for package, names in public_names().items():
         pages[f"reference/{package}.md"] = reference(package, names)
     index = ROOT / "docs" / "reference" / "index.md"
     pages["reference/index.md"] = f"{index.read_text()}\n{list_of_names()}"
-    pages["reference/commands.md"] = f"{commands_page()}\n\n## In Python\n\n{in_python}\n"
+    pages["reference/commands.md"] = commands_page()
     pages["reference/configuration.md"] = configuration_page()
     return pages
 
@@ -183,7 +181,7 @@ def reference(package: str, names: list[str]) -> str:
 
 def title_of(package: str) -> str:
     """A package's name as a heading."""
-    return "Trained networks" if package == "pretrained" else package.capitalize()
+    return "Runs and trained networks" if package == "app" else package.capitalize()
 
 
 def list_of_names() -> str:
@@ -207,6 +205,12 @@ def commands_page() -> str:
     with ThreadPoolExecutor(2) as pool:
         helps = dict(zip(RUNS, pool.map(help_of, RUNS), strict=True))
     for name in COMMANDS:
+        if name == "search":
+            names = "their names, spaces and numbers of trials are in [configuration]"
+            parts.append(
+                f"## search\n\nSearches for hyperparameters: {names}(configuration.md#search).\n"
+            )
+            continue
         comment, body = head_and_body((CONF / f"{name}.yaml").read_text())
         parts.append(f"## {name}\n\n{comment}\n")
         parts.append(f"```yaml\n{own_values(body)}\n```\n")

@@ -160,6 +160,7 @@ def _succeeds(name: str) -> bool:
         except Exception as error:
             if _is_unread(error) or not _is_expected(error):
                 raise
+            error = explained(error, sys.argv[1:])
             failed.append(f"{cfg.get('run_dir')}: {_report(name, error, full)}")
             if HydraConfig.get().mode is RunMode.MULTIRUN:
                 raise  # Hydra goes on with the other runs

@@ -3,7 +3,6 @@
 import json
 import sys
 import time
-import warnings
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,13 +19,13 @@ from blockspike.files import CONF
 from blockspike.neurons import NotFiniteError
 from blockspike.runs.identity import content_hash, content_of, plain
 from blockspike.runs.run import Run, flatten
+from blockspike.runs.studies import FILE, load_optuna
 from blockspike.training.callbacks import MONITORS
 from blockspike.training.metrics_table import read_metrics
 
 if TYPE_CHECKING:
     import optuna
 
-FILE = "study.db"
 _BEAT_S, _STALE_S = 2, 10  # heartbeat of a trial; silence after which its process counts as dead
 _RETRIES = 100  # of a trial whose process died
 
@@ -45,7 +44,7 @@ def search(name: str, overrides: Sequence[str] = ()) -> "optuna.Study":
         ValueError: a setting is wrong, or the folder holds the study of another search.
         FileNotFoundError: there is no such file, or the data are missing.
     """
-    optuna = _optuna()
+    optuna = load_optuna()
     options, fixed = _options(name, overrides)
     base = compose("train", fixed)
     folder = Path(base.output_dir, base.experiment_name)
@@ -75,25 +74,6 @@ def search(name: str, overrides: Sequence[str] = ()) -> "optuna.Study":
         )  # fmt: skip
     _print_end(study)
     return study
-
-
-def studies(output_dir: Path) -> "list[optuna.Study]":
-    """All studies below a folder; none where Optuna never wrote."""
-    files = sorted(output_dir.rglob(FILE))
-    if not files:
-        return []
-    load = _optuna().load_study
-    return [load(study_name=None, storage=f"sqlite:///{file.absolute()}") for file in files]
-
-
-def _optuna() -> Any:
-    try:
-        import optuna
-    except ImportError:
-        raise ValueError("search: expected optuna; pip install 'blockspike[search]'") from None
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
-    return optuna
 
 
 def _options(name: str, overrides: Sequence[str]) -> tuple[DictConfig, list[str]]:
@@ -182,7 +162,7 @@ class _Reports(Callback):
         if trainer.current_epoch > 0:
             self.send()
             if self.trial.should_prune():
-                raise _optuna().TrialPruned
+                raise load_optuna().TrialPruned
 
 
 def _trials(study: "optuna.Study", *states: str) -> list[Any]:

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pandas as pd
 
-from blockspike.app.search import studies
 from blockspike.figures.search import search
 from blockspike.figures.style import use_style
+from blockspike.runs.studies import studies
 
 
 def draw_searches(output_dir: Path) -> list[Path]:

@@ -117,10 +117,14 @@ def _check(cfg: DictConfig) -> None:
                 f"got {monitor!r}"
             )
     has_own = cfg.data.get("fold") is not None or cfg.data.get("validation") == "own"
-    if cfg.test_each_epoch and cfg.data.get("validation_fraction") == 0 and not has_own:
-        raise ValueError(
-            "test_each_epoch: expected false where data.validation_fraction is 0, got true"
-        )
+    validates = cfg.data.get("validation_fraction") != 0 or has_own
+    stops = "early_stopping" in (cfg.callbacks or {})
+    for name, follows in (("test_each_epoch", cfg.test_each_epoch), ("callbacks", stops)):
+        if follows and not validates:
+            raise ValueError(
+                f"{name}: expected nothing that follows validation, since "
+                f"data.validation_fraction is 0, got {cfg[name]}"
+            )
 
 
 def _scores(run: Run, best_epoch: int, module: ClassificationModule) -> dict[str, Any]:

@@ -14,7 +14,9 @@ from blockspike.figures.tables import require_columns
 
 DEFAULT_METRICS = ("test_accuracy", "test_etv_15ms_median", "val_accuracy")
 """Metric of classifiers, of fits, and of folds, which are not tested."""
-TOP_LEVEL_SETTINGS = ("test_each_epoch", "monitor", "init_from", "label_smoothing", "n_bootstrap")
+TOP_LEVEL_SETTINGS = (
+    "test_each_epoch", "monitor", "init_from", "resume_from", "label_smoothing", "n_bootstrap",
+)  # fmt: skip
 """Settings of a run without a dot in their names; results have none either."""
 _OF_DATA = ("data_set", "data_sha256", "experiment")
 _MADE_BY = ("git_sha", "git_dirty", "python", "machine", "n_threads")

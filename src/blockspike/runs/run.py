@@ -157,7 +157,9 @@ class Run:
             write_json(status_file, status)
             log = self.folder / f"{'fit' if is_fit(cfg) else 'train'}.log"
             try:
-                with logged_to(log, f"blockspike {version('blockspike')}: {sys.argv[1:]}"):
+                with logged_to(
+                    log, f"blockspike {version('blockspike')}: {' '.join(sys.argv[1:])}"
+                ):
                     yield
             except (KeyboardInterrupt, SystemExit):  # Lightning turns the first into the second
                 write_json(status_file, status | {"state": "interrupted", "ended": now()})
