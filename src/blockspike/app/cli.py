@@ -158,11 +158,13 @@ def _succeeds(name: str) -> bool:
         try:
             _run(name, cfg)
         except Exception as error:
-            if _is_unread(error) or not _is_expected(error):
+            is_sweep = HydraConfig.get().mode is RunMode.MULTIRUN
+            if _is_unread(error) or not (is_sweep or _is_expected(error)):
                 raise
-            error = explained(error, sys.argv[1:])
-            failed.append(f"{cfg.get('run_dir')}: {_report(name, error, full)}")
-            if HydraConfig.get().mode is RunMode.MULTIRUN:
+            shows_trace = full or not _is_expected(error)
+            message = _report(name, explained(error, sys.argv[1:]), shows_trace)
+            failed.append(f"{cfg.get('run_dir')}: {message}")
+            if is_sweep:
                 raise  # Hydra goes on with the other runs
 
     try:
@@ -177,7 +179,7 @@ def _succeeds(name: str) -> bool:
     except KeyboardInterrupt:
         sys.exit("interrupted; the same command resumes it")
     except Exception as error:
-        if _is_unread(error) or not _is_expected(error, OF_OVERRIDES):
+        if _is_unread(error) or not (failed or _is_expected(error, OF_OVERRIDES)):
             raise
         if failed:  # runs of a sweep in this process
             print(f"{len(failed)} failed:", *failed, sep="\n  ", file=sys.stderr)
