@@ -139,7 +139,7 @@ def test_a_job_near_its_time_limit_is_queued_again(tmp_path, data_dir, serial):
 def test_tasks_of_a_step_share_a_run(tmp_path, data_dir):
     """There is a task per device."""
     words = command(data_dir, *SMALL, "trainer=ddp_cpu", "trainer.max_epochs=1")
-    printed = run(tmp_path, "srun", "--ntasks=2", "--job-name=mine", *words)
+    printed = run(tmp_path, "srun", "--nodes=1", "--ntasks-per-node=2", "--job-name=mine", *words)
     assert printed.count("test accuracy") == 1
     assert states(tmp_path) == {"0": "done"}
 

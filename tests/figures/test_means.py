@@ -62,17 +62,6 @@ def test_runs_of_one_fold_count_as_one():
     assert means(no_folds, []).points["standard_error"].tolist() == pytest.approx([expected])
 
 
-@pytest.mark.parametrize("others", [np.nan, False])
-def test_pruned_trials_are_in_no_mean(others):
-    rows = [run(seed=s) | {"val_accuracy": a} for s, a in enumerate((0.9, 0.92, 0.2))]
-    table = pd.DataFrame(rows).assign(pruned=[others, others, True])
-    found = means(table, [], "val_accuracy")
-    assert found.points["n"].tolist() == [2] and found.points["mean"].tolist() == [0.91]
-    assert found.warnings == ["runs left out, pruned or without val_accuracy: 1"]
-    with pytest.raises(ValueError, match="expected a run with val_accuracy that was not pruned"):
-        means(table.assign(pruned=True), [], "val_accuracy")
-
-
 def test_a_group_of_the_configuration_is_its_choice():
     found = means(swept(), ["model", "data", "network.n_hidden"])
     assert found.points["model"].tolist() == ["blocks"] * 4 + ["fused"] * 4

@@ -206,7 +206,7 @@ def test_files_are_named_by_experiment_and_metric(tmp_path):
 
 
 def test_only_runs_with_the_metric_choose_what_is_shown():
-    """Of folds there is no test accuracy; of pruned trials nothing counts."""
+    """Of folds there is no test accuracy."""
     folds = [run("default") | {"data.fold": k, "val_accuracy": 0.5} for k in range(3)]
     table = pd.DataFrame([run("default", test_accuracy=0.5, arp_ms=a) for a in (20.0, 40.0)])
     table = pd.concat([table, pd.DataFrame(folds).assign(test_accuracy=np.nan)], ignore_index=True)
@@ -217,8 +217,6 @@ def test_only_runs_with_the_metric_choose_what_is_shown():
     assert roles(table, x="data.fold", metric="val_accuracy").color == ["model.arp_ms"]
     with pytest.raises(ValueError, match="differ in the seed alone"):  # a fold has one role
         roles(pd.DataFrame(folds), color=["data.fold"])
-    with pytest.raises(ValueError, match="expected a run with test_accuracy that was not pruned"):
-        roles(table.assign(pruned=True))
 
 
 def test_points_are_moved_aside_by_a_share_of_the_nearest_distance():

@@ -82,7 +82,7 @@ def _of_run(run: Run) -> list[Path]:
         traces = cells_of(read_npz(run.folder / "traces.npz"))
         return [recording_fit(traces, run.folder / "figures" / "recording")]
     if row is not None and "test_accuracy" not in row:
-        found = "one that a search pruned" if row.get("pruned") else "a fold of cross-validation"
+        found = "a fold of cross-validation"
         raise ValueError(f"{run.folder}: expected a tested run, got {found}")
     if row is None or not scores:
         raise FileNotFoundError(
@@ -107,7 +107,7 @@ def _of_table(cfg: DictConfig) -> list[Path]:
         if not (paths := draw_searches(Path(cfg.output_dir))):
             raise FileNotFoundError(
                 f"{cfg.output_dir}: expected the study of a search, got none; "
-                "`blockspike train -m search=nmnist_sample` makes one"
+                "`blockspike search nmnist_sample` makes one"
             )
         return paths
     table, source = read_table(Path(cfg.table))

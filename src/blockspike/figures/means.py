@@ -40,7 +40,7 @@ class Means:
         folds: of each run, see `replicate_of`.
         mixed: settings in which runs of one mean differ, apart from seed and fold.
         differ_in_folds: whether the means are not all of the same folds.
-        n_left_out: number of runs without this metric, or pruned.
+        n_left_out: number of runs without this metric.
     """
 
     metric: str
@@ -72,7 +72,7 @@ class Means:
         if self.differ_in_folds:
             found.append(OTHER_FOLDS)
         if self.n_left_out:
-            found.append(f"runs left out, pruned or without {self.metric}: {self.n_left_out}")
+            found.append(f"runs left out, without {self.metric}: {self.n_left_out}")
         return found
 
 
@@ -178,17 +178,15 @@ def mean_and_error(values: np.ndarray, folds: pd.Series) -> tuple[np.ndarray, np
 
 
 def with_metric(table: pd.DataFrame, metric: str | None = None) -> pd.DataFrame:
-    """The runs that have a metric, see `means`, and were not pruned.
+    """The runs that have a metric, see `means`.
 
     Raises:
         ValueError: there are none.
     """
     metric = metric_of(table, metric)
     known = pd.DataFrame(table[table[metric].notna()])
-    if "pruned" in known:
-        known = pd.DataFrame(known[known["pruned"].astype(str).str.lower() != "true"])
     if known.empty:
-        raise ValueError(f"metric: expected a run with {metric} that was not pruned, got none")
+        raise ValueError(f"metric: expected a run with {metric}, got none")
     return known
 
 
