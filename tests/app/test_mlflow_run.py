@@ -23,8 +23,7 @@ def test_a_logger_that_is_not_installed_is_refused_with_the_line_that_installs_i
     monkeypatch.setattr(mlflow_run, "find_spec", lambda name: None)
     done = blockspike(*QUICK, "logger=mlflow", check=False)
     (line,) = done.stderr.splitlines()
-    assert done.returncode == 2 and "expected one that is installed, got mlflow" in line
-    assert "pip install 'blockspike[mlflow]'" in line
+    assert done.returncode == 2 and "pip install 'blockspike[mlflow]'" in line
 
 
 class Recorder:
@@ -49,7 +48,7 @@ class Recorder:
 
 
 def test_a_run_resumes_under_its_id_with_the_tags_of_its_last_start(tmp_path, monkeypatch):
-    monkeypatch.setattr(mlflow_run, "check_installed", lambda logger: None)
+    monkeypatch.setattr(mlflow_run, "find_spec", lambda name: name)
     monkeypatch.setattr(mlflow_run, "MLFlowLogger", Recorder)
     monkeypatch.setattr(Recorder, "runs", {}, raising=False)
     run = tmp_path / "mine" / "seed=0"

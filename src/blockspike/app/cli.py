@@ -11,8 +11,6 @@ import select
 import sys
 import traceback
 import warnings
-from collections.abc import Callable
-from functools import partial
 from importlib import import_module
 from importlib.metadata import version
 from itertools import pairwise
@@ -63,6 +61,7 @@ tab completion.
 """
 
 
+_PYTHON_LINES = warnings.formatwarning
 _WITH_VALUE = (  # Hydra's flags that are followed by a value
     "--cfg", "-c", "--package", "-p", "--config-path", "-cp", "--config-name", "-cn",
     "--config-dir", "-cd", "--experimental-rerun", "--info", "-i",
@@ -107,7 +106,7 @@ def _main() -> None:
     if name in COMMANDS and name not in RUNS and {"-h", "--help"} & set(sys.argv[2:]):
         print(_help(name))
         return
-    warnings.formatwarning = partial(_warning_line, warnings.formatwarning)
+    warnings.formatwarning = _warning_line
     # Set before PyTorch starts: the order of MKL's sums must not depend on the number of threads.
     os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")
     if not _succeeds(name):
@@ -128,12 +127,10 @@ def _help(command: str) -> str:
     return f"{about}\nOptions, set by NAME=VALUE, with their defaults:\n\n{values.rstrip()}"
 
 
-def _warning_line(
-    python_lines: Callable[..., str], message: Any, category: Any, file: str, *place: Any
-) -> str:
+def _warning_line(message: Any, category: Any, file: str, *place: Any) -> str:
     """Our own warnings without the line of code that gave them; others as Python prints them."""
     ours = Path(file).is_relative_to(Path(__file__).parents[1])
-    return f"warning: {message}\n" if ours else python_lines(message, category, file, *place)
+    return f"warning: {message}\n" if ours else _PYTHON_LINES(message, category, file, *place)
 
 
 def _is_unread(error: Exception) -> bool:

@@ -17,16 +17,6 @@ from blockspike.runs.identity import content_hash, content_of
 from blockspike.runs.run import Run, cannot_lock, flatten, is_first_process
 
 
-def check_installed(logger: str) -> None:
-    """Raise ValueError if the package of a logger, which has its name, is not installed."""
-    packages = (logger, "tensorboardX") if logger == "tensorboard" else (logger,)
-    if not any(map(find_spec, packages)):
-        raise ValueError(
-            f"logger: expected one that is installed, got {logger}; install it with "
-            f"pip install 'blockspike[{logger}]'"
-        )
-
-
 def mlflow_logger(
     run_dir: str, output_dir: str, experiment: str, tracking_uri: str | None = None
 ) -> MLFlowLogger:
@@ -45,7 +35,8 @@ def mlflow_logger(
     Raises:
         ValueError: mlflow is not installed, or the file system has no locks.
     """
-    check_installed("mlflow")
+    if find_spec("mlflow") is None:
+        raise ValueError("logger: expected mlflow, got none; pip install 'blockspike[mlflow]'")
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     run, root = Run(Path(run_dir)), Path(output_dir).absolute()
     id_file = run.folder / "mlflow_id"

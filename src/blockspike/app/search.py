@@ -123,7 +123,9 @@ def _suggested(trial: "optuna.Trial", key: str, spec: Any) -> Any:
 
 def _objective(trial: "optuna.Trial", fixed: list[str], space: DictConfig) -> float:
     drawn = {key: _suggested(trial, key, spec) for key, spec in plain(space).items()}
-    given = [*fixed, *(f"{key}={json.dumps(value)}" for key, value in drawn.items())]
+    is_word = {key: isinstance(x, str) and x.isidentifier() for key, x in drawn.items()}
+    words = {key: x if is_word[key] else json.dumps(x) for key, x in drawn.items()}
+    given = [*fixed, *(f"{key}={word}" for key, word in words.items())]
     cfg = compose("train", given)
     run = Run(cfg.run_dir)
     trial.set_user_attr("run", str(run.folder))
