@@ -26,11 +26,12 @@ MAY_IMPORT = {
     "training": {"networks", "neurons", "data", "files"},
     "fitting": {"training.guard", "networks", "neurons", "data", "files", "memory"},
     "runs": {"files"},
-    "figures": {"files"},
+    "plots": {"files"},
+    "figures": {"plots", "files"},
     "report": {"figures", "neurons"},
     "benchmark": {"fitting", "networks", "neurons", "data", "runs"},
     "app": {
-        "report", "figures", "benchmark", "runs", "training", "fitting", "networks", "neurons",
+        "plots", "report", "figures", "benchmark", "runs", "training", "fitting", "networks", "neurons",
         "data", "files",
     },
 }  # fmt: skip
@@ -42,6 +43,7 @@ WITHOUT = {
     "fitting": {"hydra", "omegaconf", "wandb"},
     "training": {"hydra", "omegaconf"},
     "data": {"hydra", "omegaconf", "wandb"},
+    "plots": {"torch", "hydra", "omegaconf", "wandb"},
     "figures": {"torch", "hydra", "omegaconf", "wandb"},
 }
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from blockspike.figures.confusion import confusion_figure
-from blockspike.figures.style import use_style
+from blockspike.plots.style import use_style
 from blockspike.training.confusion import read_confusion, write_confusion
 
 

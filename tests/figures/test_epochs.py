@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 from blockspike.figures.epochs import epochs, mean_curves
-from blockspike.figures.style import use_style
+from blockspike.plots.style import use_style
 
 
 def made(n_epochs: int = 12) -> tuple[pd.DataFrame, list[pd.DataFrame]]:

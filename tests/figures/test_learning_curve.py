@@ -7,7 +7,7 @@ from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
 from blockspike.figures import learning_curve as module
-from blockspike.figures.style import use_style
+from blockspike.plots.style import use_style
 
 
 @pytest.mark.parametrize("chosen_epoch", [1, 40, 60])

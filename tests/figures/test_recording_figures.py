@@ -9,7 +9,7 @@ import pytest
 
 from blockspike.figures.recording import recording_fit
 from blockspike.figures.recordings import recordings
-from blockspike.figures.style import use_style
+from blockspike.plots.style import use_style
 from made_traces import made_cell
 
 

@@ -7,7 +7,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from blockspike.figures.paper_numbers import paper_numbers
 from blockspike.figures.speed import speed, tradeoff
-from blockspike.figures.style import use_style
+from blockspike.plots.style import use_style
 
 ABOUT = {"device": "cpu", "cpu": "Some CPU", "threads": 2, "git_sha": "abc"}
 

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from blockspike.figures.fits import compared, fits, rounded
-from blockspike.figures.style import use_style
+from blockspike.plots.style import use_style
 from blockspike.runs.run import Run
 
 

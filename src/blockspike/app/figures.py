@@ -23,7 +23,7 @@ from blockspike.figures.raster import raster
 from blockspike.figures.recording import recording_fit
 from blockspike.figures.recordings import recordings
 from blockspike.figures.speed import speed, tradeoff
-from blockspike.figures.style import use_style
+from blockspike.plots.style import use_style
 from blockspike.figures.surrogates import detach, surrogates
 from blockspike.figures.sweep import roles, sweep
 from blockspike.figures.tables import read_table, require_columns

@@ -26,7 +26,7 @@ from blockspike.app.wandb_run import log_result, wandb_closed
 from blockspike.data.recordings_datamodule import RecordingsDataModule
 from blockspike.figures.cell_traces import arrays_of
 from blockspike.figures.recording import recording_fit
-from blockspike.figures.style import use_style
+from blockspike.plots.style import use_style
 from blockspike.files import whole_file, write_npz, write_text
 from blockspike.fitting.distance import Window
 from blockspike.fitting.fitted_neuron import FittedNeuron

@@ -5,7 +5,7 @@ from pathlib import Path
 import pandas as pd
 
 from blockspike.figures.search import search
-from blockspike.figures.style import use_style
+from blockspike.plots.style import use_style
 from blockspike.runs.studies import studies
 
 

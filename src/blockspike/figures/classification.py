@@ -22,7 +22,7 @@ from blockspike.figures.panels import (
     seeds,
 )
 from blockspike.figures.paper_numbers import paper_numbers
-from blockspike.figures.style import METHOD_COLOURS, label_log_axis
+from blockspike.plots.style import METHOD_COLOURS, label_log_axis
 
 
 def classification(table: pd.DataFrame, folder: Path) -> list[Path]:

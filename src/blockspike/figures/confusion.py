@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
-from blockspike.figures.style import save
+from blockspike.plots.style import save
 
 _MOST_NUMBERS = 20  # classes up to which counts are written into the cells
 

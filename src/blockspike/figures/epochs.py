@@ -23,7 +23,7 @@ from blockspike.figures.means import (
     varied_settings,
 )
 from blockspike.figures.panels import mean_of
-from blockspike.figures.style import save, use_whole_ticks
+from blockspike.plots.style import save, use_whole_ticks
 
 _METRIC = "val/accuracy"
 _MOST_CURVES = 16

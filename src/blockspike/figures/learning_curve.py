@@ -5,7 +5,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import pandas as pd
 
-from blockspike.figures.style import (
+from blockspike.plots.style import (
     BLUE,
     GREEN,
     GREY,

@@ -18,7 +18,7 @@ from blockspike.figures.panels import (
     slugs,
     where,
 )
-from blockspike.figures.style import BLUE, GREEN, GREY, ORANGE, PURPLE, YELLOW
+from blockspike.plots.style import BLUE, GREEN, GREY, ORANGE, PURPLE, YELLOW
 from blockspike.figures.tables import require_columns
 
 EXPERIMENTS = ("digits", "se_adlif")

@@ -15,7 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from blockspike.figures.means import warn_of_mixed
-from blockspike.figures.style import save
+from blockspike.plots.style import save
 from blockspike.figures.tables import require_columns
 from blockspike.files import CONF
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 
-from blockspike.figures.style import BLUE, GREY, ORANGE, save
+from blockspike.plots.style import BLUE, GREY, ORANGE, save
 
 
 def raster(activity: dict[str, np.ndarray], path: Path) -> Path:

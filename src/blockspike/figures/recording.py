@@ -8,7 +8,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from blockspike.figures.cell_traces import SIGMA_MS, CellTraces
-from blockspike.figures.style import GREY, ORANGE, save
+from blockspike.plots.style import GREY, ORANGE, save
 
 _MOST_COLUMNS = 3
 _SHOWN_S = 3.0

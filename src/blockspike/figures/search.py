@@ -6,7 +6,7 @@ import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.axes import Axes
 
-from blockspike.figures.style import BLUE, GREEN, GREY, ORANGE, save, use_whole_ticks
+from blockspike.plots.style import BLUE, GREEN, GREY, ORANGE, save, use_whole_ticks
 
 
 def search(

@@ -28,7 +28,7 @@ from blockspike.figures.panels import (
     where,
 )
 from blockspike.figures.paper_numbers import paper_numbers
-from blockspike.figures.style import BLUE, GREEN, ORANGE
+from blockspike.plots.style import BLUE, GREEN, ORANGE
 
 
 def surrogates(table: pd.DataFrame, folder: Path) -> list[Path]:

@@ -27,7 +27,7 @@ from blockspike.figures.means import (
     with_metric,
 )
 from blockspike.figures.panels import mean_of, where
-from blockspike.figures.style import BLUE, METHOD_COLOURS, save
+from blockspike.plots.style import BLUE, METHOD_COLOURS, save
 
 _MOST_IN_A_ROW = 3
 _MOST_TICKS = 8

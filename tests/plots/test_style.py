@@ -6,7 +6,7 @@ import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from blockspike.figures.style import label_log_axis, save
+from blockspike.plots.style import label_log_axis, save
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,1 @@
+"""Pictures of runs, sweeps, fits and searches, and the report."""
