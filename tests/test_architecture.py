@@ -31,8 +31,8 @@ MAY_IMPORT = {
     "report": {"figures", "neurons"},
     "benchmark": {"fitting", "networks", "neurons", "data", "runs"},
     "app": {
-        "plots", "report", "figures", "benchmark", "runs", "training", "fitting", "networks", "neurons",
-        "data", "files",
+        "plots", "report", "figures", "benchmark", "runs", "training", "fitting", "networks",
+        "neurons", "data", "files",
     },
 }  # fmt: skip
 _SCIENCE_FREE = {"pytorch_lightning", "lightning", "hydra", "omegaconf", "h5py", "wandb", "pandas"}

@@ -11,10 +11,10 @@ import pandas as pd
 from blockspike.app.cell_traces import cell_traces
 from blockspike.data.recordings import load_recording
 from blockspike.figures.recording import recording_fit
-from blockspike.plots.style import use_style
 from blockspike.files import write_text
 from blockspike.fitting.fitted_neuron import load_neuron
 from blockspike.fitting.scores import predict, segment_scores
+from blockspike.plots.style import use_style
 
 
 def evaluate_neuron(

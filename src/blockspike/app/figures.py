@@ -23,11 +23,11 @@ from blockspike.figures.raster import raster
 from blockspike.figures.recording import recording_fit
 from blockspike.figures.recordings import recordings
 from blockspike.figures.speed import speed, tradeoff
-from blockspike.plots.style import use_style
 from blockspike.figures.surrogates import detach, surrogates
 from blockspike.figures.sweep import roles, sweep
 from blockspike.figures.tables import read_table, require_columns
 from blockspike.files import read_json
+from blockspike.plots.style import use_style
 from blockspike.runs.run import Run
 from blockspike.training.metrics_table import read_metrics
 

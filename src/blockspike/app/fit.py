@@ -26,7 +26,6 @@ from blockspike.app.wandb_run import log_result, wandb_closed
 from blockspike.data.recordings_datamodule import RecordingsDataModule
 from blockspike.figures.cell_traces import arrays_of
 from blockspike.figures.recording import recording_fit
-from blockspike.plots.style import use_style
 from blockspike.files import whole_file, write_npz, write_text
 from blockspike.fitting.distance import Window
 from blockspike.fitting.fitted_neuron import FittedNeuron
@@ -43,6 +42,7 @@ from blockspike.fitting.scores import (
     scores_of_segments,
 )
 from blockspike.fitting.voltage import RecordedVoltage, check_fitted, recorded_voltage
+from blockspike.plots.style import use_style
 from blockspike.runs.log import LOGGER
 from blockspike.runs.run import Run
 from blockspike.training.metrics_table import read_metrics

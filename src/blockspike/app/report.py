@@ -13,9 +13,9 @@ from blockspike.app.search_figures import draw_searches
 from blockspike.data.limits import read_npz
 from blockspike.figures.cell_traces import cells_of
 from blockspike.figures.confusion import confusion_figure
-from blockspike.plots.style import use_style
 from blockspike.figures.tables import read_table
 from blockspike.files import read_json, write_text
+from blockspike.plots.style import use_style
 from blockspike.report.comparison import comparisons
 from blockspike.report.fit_page import render_fit
 from blockspike.report.page import EmbeddedFigure, found_figures, render

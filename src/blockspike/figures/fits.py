@@ -20,8 +20,8 @@ from blockspike.figures.means import (
     text_of,
 )
 from blockspike.figures.panels import mean_of, plural_range, slugs, where
-from blockspike.plots.style import BLUE, GREY, save
 from blockspike.figures.tables import require_columns
+from blockspike.plots.style import BLUE, GREY, save
 
 # score of `fits.csv` → what it is; all but the last are better the higher they are
 SCORES = {

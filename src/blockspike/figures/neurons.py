@@ -18,8 +18,8 @@ from blockspike.figures.panels import (
     slugs,
     where,
 )
-from blockspike.plots.style import BLUE, GREEN, GREY, ORANGE, PURPLE, YELLOW
 from blockspike.figures.tables import require_columns
+from blockspike.plots.style import BLUE, GREEN, GREY, ORANGE, PURPLE, YELLOW
 
 EXPERIMENTS = ("digits", "se_adlif")
 # columns that a row must have, and columns that ALIF's rows may lack

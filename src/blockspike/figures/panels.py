@@ -15,9 +15,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from blockspike.figures.means import warn_of_mixed
-from blockspike.plots.style import save
 from blockspike.figures.tables import require_columns
 from blockspike.files import CONF
+from blockspike.plots.style import save
 
 # column of the table → name in this module
 _COLUMNS = {

@@ -9,8 +9,8 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from blockspike.figures.paper_numbers import paper_numbers
-from blockspike.plots.style import BLUE, GREEN, GREY, METHOD_COLOURS, ORANGE, label_log_axis, save
 from blockspike.figures.tables import require_columns
+from blockspike.plots.style import BLUE, GREEN, GREY, METHOD_COLOURS, ORANGE, label_log_axis, save
 
 _BATCHES = (32, 64, 128)
 _STEPS = {512: (BLUE, "o"), 1024: (ORANGE, "s"), 2048: (GREEN, "^")}
