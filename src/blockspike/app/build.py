@@ -1,26 +1,28 @@
 """Objects built from Hydra's configuration; the only file that calls `instantiate`."""
 
 import inspect
+import re
 import typing
 from functools import partial
 from typing import Any
 
 import pytorch_lightning as pl
-from hydra.utils import get_object, instantiate
+from hydra.errors import InstantiationException
+from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from blockspike.app.targets import checked_targets
 from blockspike.data.datamodule import EventDataModule
 from blockspike.data.recordings_datamodule import RecordingsDataModule
+from blockspike.files import CONF
 from blockspike.fitting.bfgs import BatchedBFGS
 from blockspike.fitting.module import NeuronFittingModule
 from blockspike.networks.classifier import SpikingClassifier
 from blockspike.neurons.surrogates import SURROGATES, Surrogate
 from blockspike.runs.identity import plain
+from blockspike.runs.run import flatten, one_line
 from blockspike.training.classification import ClassificationModule
 from blockspike.training.rate_penalty import RatePenalty
 
-_OF_HYDRA = ("_target_", "_partial_", "_convert_", "_recursive_")
 _Data = typing.TypeVar("_Data", bound=pl.LightningDataModule)
 
 
@@ -79,7 +81,7 @@ def build_fit(cfg: DictConfig, n_cells: int, dt_ms: float) -> NeuronFittingModul
         )
     return NeuronFittingModule(
         make(n_cells, **options),
-        _instantiate(cfg.optimizer, "optimizer"),
+        _instantiate(cfg.optimizer, "optimizer", _partial_=True),
         cfg.trainer.max_epochs,
         seed=cfg.seed,
         **plain(cfg.fit),
@@ -120,28 +122,27 @@ def build_network(cfg: DictConfig, data: Sizes) -> SpikingClassifier:
     Raises:
         ValueError: a value is outside its range; names it.
     """
-    if "_target_" in cfg.model:
-        try:
-            layer = _instantiate(cfg.model, "model", _partial_=True)
-            named = cfg.model.get("surrogate")
-            if isinstance(named, DictConfig) or str(named) in SURROGATES:
-                layer = partial(layer, surrogate=_surrogate(cfg.model, "model"))
-            return _classifier(cfg, data, {"layer": layer})
-        except TypeError as error:  # an argument that the class does not have
-            raise ValueError(f"model: {error}") from error
-    return _classifier(cfg, data, {**cfg.model, "surrogate": _surrogate(cfg.model, "model")})
-
-
-def _classifier(cfg: DictConfig, data: Sizes, neurons: dict) -> SpikingClassifier:
-    return SpikingClassifier(
-        data.n_inputs, data.n_classes, dt_ms=data.dt_ms, **neurons, **cfg.network
-    )
+    neurons: dict[str, Any] = dict(cfg.model)
+    named = cfg.model.get("surrogate")
+    is_ours = "_target_" not in cfg.model
+    if is_ours or isinstance(named, DictConfig) or str(named) in SURROGATES:
+        neurons["surrogate"] = _surrogate(cfg.model, "model")
+    if not is_ours:
+        layer = _instantiate(cfg.model, "model", _partial_=True)
+        given = {k: x for k, x in neurons.items() if k == "surrogate"}
+        neurons = {"layer": partial(layer, **given)}
+    try:
+        return SpikingClassifier(
+            data.n_inputs, data.n_classes, dt_ms=data.dt_ms, **neurons, **cfg.network
+        )
+    except TypeError as error:  # an argument that the network or its layers do not have
+        raise ValueError(f"model, network: {error}") from error
 
 
 def build_module(cfg: DictConfig, data: EventDataModule) -> ClassificationModule:
     """Build the Lightning module: network, optimiser and scheduler."""
     network = build_network(cfg, data)
-    scheduler = _instantiate(cfg.scheduler, "scheduler") if cfg.scheduler else None
+    scheduler = _instantiate(cfg.scheduler, "scheduler", _partial_=True) if cfg.scheduler else None
     options = plain(cfg.training)
     of_rates = [key for key in options if key.startswith("rate_")]
     rates = {key.removeprefix("rate_"): options.pop(key) for key in of_rates}
@@ -150,7 +151,7 @@ def build_module(cfg: DictConfig, data: EventDataModule) -> ClassificationModule
         network,
         data.n_classes,
         data.dt_ms,
-        _instantiate(cfg.optimizer, "optimizer"),
+        _instantiate(cfg.optimizer, "optimizer", _partial_=True),
         scheduler,
         label_smoothing=cfg.label_smoothing,
         rate_penalty=RatePenalty(**rates) if has_penalty else None,
@@ -173,38 +174,42 @@ def _instantiate_all(nodes: DictConfig | None, key: str) -> list[Any]:
 
 
 def _instantiate(node: DictConfig, key: str, **options: Any) -> Any:
-    """Build the object of a node's `_target_`, if that and all below it may be called.
+    """Build the object of a node's `_target_`.
 
     Raises:
-        ValueError: a `_target_` is not allowed (`blockspike.app.targets`), or does not take an
-            argument; names its key.
+        ValueError: the class cannot be found or does not take an argument; names the key.
     """
     if not isinstance(node, DictConfig) or "_target_" not in node:
         raise ValueError(f"{key}: expected a node with a _target_, got {node}")
-    found = checked_targets(plain(node), key)
-    _check_arguments(found, key)
-    return instantiate(found, **options)
+    try:
+        found = instantiate(plain(node), **options)
+        if isinstance(found, partial):  # a wrong argument would be noticed only much later
+            inspect.signature(found.func).bind_partial(**found.keywords)
+    except (InstantiationException, TypeError) as error:
+        raise ValueError(f"{key}: {one_line(error)}") from error
+    return found
 
 
-def _check_arguments(node: dict[str, Any], key: str) -> None:
-    """Raise ValueError for arguments that the node's `_target_` does not take, or still lacks.
+def check_targets(node: Any, source: str) -> None:
+    """Check that a configuration from elsewhere names only classes that conf/ names, too.
 
-    Hydra would notice only when the object is made, which for an optimiser is much later.
+    Args:
+        node: the configuration, resolved.
+        source: where it is from, for the message.
+
+    Raises:
+        ValueError: another `_target_`; names it.
     """
-    target = get_object(node["_target_"])
-    parameters = inspect.signature(target).parameters
-    open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
-    later = list(parameters)[:1] if node.get("_partial_") else []  # given when a partial is called
-    known = [name for name in parameters if name not in later]
-    for name in node:
-        if name not in _OF_HYDRA and name not in known and not open_ended:
+    texts = (path.read_text(encoding="utf-8") for path in CONF.rglob("*.yaml"))
+    known = {name for text in texts for name in re.findall(r"_target_: (\S+)", text)}
+    known |= {f"{cls.__module__}.{cls.__qualname__}" for cls in SURROGATES.values()}
+    for key, value in flatten(plain(node) if isinstance(node, DictConfig) else node).items():
+        values = value if isinstance(value, list) else [value]
+        for item in values:
+            if isinstance(item, dict):
+                check_targets(item, source)
+        if key.rpartition(".")[2] == "_target_" and value not in known:
             raise ValueError(
-                f"{key}.{name}: expected an argument of {target.__name__} ({', '.join(known)}), "
-                f"got {name}; remove it with ~{key}.{name}"
-            )
-    for name in known if node.get("_partial_") and not open_ended else ():
-        if name not in node and parameters[name].default is inspect.Parameter.empty:
-            raise ValueError(
-                f"{key}.{name}: expected a value, which {target.__name__} needs, got nothing; "
-                f"set it with +{key}.{name}=…"
+                f"{source}: {key} runs the code of {value}; if you trust it, say so with --trust, "
+                "or trust=True in Python"
             )

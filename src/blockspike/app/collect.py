@@ -2,71 +2,112 @@
 
 import re
 import sys
+import warnings
+from collections.abc import Sequence
 from pathlib import Path
 
-from omegaconf import DictConfig
+import pandas as pd
 from rich import box
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from blockspike.figures.means import Means, means, of_experiment, rounded, text_of
-from blockspike.figures.panels import plural_range
 from blockspike.files import whole_file
 from blockspike.runs.results import collect_runs, with_settings
 from blockspike.runs.status import run_states
 
+_METRICS = ("test_accuracy", "test_etv_15ms_median", "val_accuracy")  # the first that runs have
+_FOLD = "data.fold"
 
-def collect(cfg: DictConfig) -> None:
+
+def collect(
+    output_dir: Path, by: Sequence[str] = (), metric: str | None = None,
+    experiment: str | None = None,
+) -> None:  # fmt: skip
     """Write `tables/runs.parquet` and `runs.csv` below the output folder; count what is not there.
 
     With `by`, print the means of a metric over the runs that agree in these settings, and write
-    them to `tables/means_<metric>_by_<settings>.parquet` and `.csv`.
+    them to `tables/means_<metric>_by_<settings>.csv`.
 
     Raises:
         FileNotFoundError: there is no finished run.
         ValueError: a row is damaged; a name in `by`, the metric or the experiment is unknown.
     """
-    if not cfg.by and (cfg.metric, cfg.experiment_name) != (None, None):
-        raise ValueError("by: expected settings to tell means apart, such as by=model, got none")
-    output_dir = Path(cfg.output_dir)
     table = collect_runs(output_dir)
     folder = output_dir / "tables"
     counts = run_states(output_dir)["state"].value_counts()
     left_out = [f"{n} {state}" for state, n in counts.items() if state != "done"]
     more = f"; not in it: {', '.join(left_out)} (blockspike status)" if left_out else ""
-    print(f"{folder / 'runs.parquet'}: {plural_range([len(table)], 'run')}{more}")
-    if not cfg.by:
+    print(f"{folder / 'runs.csv'}: {len(table)} run{'s' * (len(table) > 1)}{more}")
+    if experiment is not None:
+        table = table[table["experiment"] == experiment]
+    if not by and experiment is None and metric is None:
         return
-    table = with_settings(of_experiment(table, cfg.experiment_name), output_dir, cfg.by)
-    found = means(table, list(cfg.by), cfg.metric)
-    _print(found)
-    for warning in found.warnings:
-        print(f"blockspike collect: {warning}", file=sys.stderr)
-    print(_write(found, folder))
+    metric = metric or next((name for name in _METRICS if name in table), "test_accuracy")
+    found = means(with_settings(pd.DataFrame(table), output_dir, by), by, metric)
+    _print(found, metric)
+    name = re.sub(r"[^\w.,-]+", "_", f"means_{metric}_by_{','.join(by)}.csv")
+    with whole_file(folder / name) as file:
+        found.to_csv(file, index=False)
+    print(folder / name)
 
 
-def _print(found: Means) -> None:
-    """Print a row per mean; settings that all runs share are named above."""
-    if found.shared:
-        print("all runs: " + ", ".join(f"{name}={value}" for name, value in found.shared.items()))
+def means(table: pd.DataFrame, by: Sequence[str], metric: str) -> pd.DataFrame:
+    """Average a metric over the runs that agree in some settings, normally over seeds.
+
+    Runs of the same fold of a cross-validation share the data that they are scored on, so each fold
+    counts once. A warning names other settings in which averaged runs differ.
+
+    Args:
+        table: a row per run, as `blockspike collect` writes.
+        by: columns, or groups of the configuration such as `model` or `data`.
+        metric: column of numbers.
+
+    Returns:
+        A column per setting, `n` (runs), `mean` and `standard_error`, NaN for one run or fold.
+
+    Raises:
+        ValueError: a column is unknown, or no run has the metric.
+    """
+    columns = [f"{name}_config" if f"{name}_config" in table else name for name in by]
+    for name in (*columns, metric):
+        if name not in table:
+            raise ValueError(f"by, metric: expected a column of the table, got {name}")
+    rows = pd.DataFrame(table.dropna(subset=[metric]))
+    if rows.empty:
+        raise ValueError(f"metric: expected a run with {metric}, got none")
+    rows["_all"] = 0  # a group, if `by` is empty
+    groups = ["_all", *columns]
+    fold = rows[_FOLD] if _FOLD in rows else pd.Series(pd.NA, rows.index)
+    data_set = rows.get("data_set", "")
+    rows["_unit"] = (fold.astype(str) + data_set).where(fold.notna(), rows.index.astype(str))
+    of_units = rows.groupby([*groups, "_unit"], dropna=False)[metric].mean()
+    levels = list(range(len(groups)))
+    found = of_units.groupby(level=levels, dropna=False).agg(["mean", "sem"])
+    found.insert(0, "n", rows.groupby(groups, dropna=False).size())
+    others = [c for c in map(str, rows) if _is_setting(c) and c not in columns]
+    mixed = [c for c in others if (rows.groupby(groups, dropna=False)[c].nunique(False) > 1).any()]
+    if mixed:
+        more = f" and {len(mixed) - 5} more" if len(mixed) > 5 else ""
+        warnings.warn(f"averaged runs differ in {', '.join(mixed[:5])}{more}", stacklevel=2)
+    found = found.rename(columns={"sem": "standard_error"}).reset_index().drop(columns="_all")
+    return found.rename(columns=dict(zip(columns, by, strict=True)))
+
+
+def _is_setting(column: str) -> bool:
+    """Whether a column is a setting in which averaged runs should agree."""
+    is_replicate = column == _FOLD or column.endswith(".seed")
+    is_key = "." in column and not column.startswith("version.")
+    return (is_key or column.endswith("_config") or column == "data_set") and not is_replicate
+
+
+def _print(found: pd.DataFrame, metric: str) -> None:
     table = Table(box=box.SIMPLE_HEAD)
-    for name in found.varied:
-        is_number = found.points[name].dtype.kind in "if"
-        table.add_column(escape(name), justify="right" if is_number else "left", overflow="fold")
-    table.add_column(f"{found.metric}, mean ± standard error", justify="right")
+    for name in found.columns[:-3]:
+        table.add_column(escape(str(name)), overflow="fold")
+    table.add_column(f"{metric}, mean ± standard error", justify="right")
     table.add_column("n", justify="right")
-    settings = found.points[found.varied].to_numpy(object).tolist()
-    for own, mean, n in zip(settings, rounded(found.points), found.points["n"], strict=True):
-        table.add_row(*(escape(text_of(value)) for value in own), mean, str(n))
+    for *settings, n, mean, error in found.itertuples(index=False):
+        text = f"{mean:.4g}" if pd.isna(error) else f"{mean:.4g} ± {error:.2g}"
+        table.add_row(*(escape(str(x)) for x in settings), text, str(n))
     Console(width=None if sys.stdout.isatty() else 200).print(table)
-
-
-def _write(found: Means, folder: Path) -> Path:
-    name = re.sub(r"[^\w.,-]+", "_", f"means_{found.metric}_by_{','.join(found.by)}")
-    points = found.points.assign(metric=found.metric)
-    with whole_file(folder / f"{name}.csv") as file:
-        points.to_csv(file, index=False)
-    with whole_file(folder / f"{name}.parquet") as file:
-        points.to_parquet(file, index=False)
-    return folder / f"{name}.parquet"

@@ -1,4 +1,4 @@
-"""`blockspike evaluate`: test a finished run and compare it with a linear model."""
+"""`blockspike evaluate` for runs and trained networks."""
 
 import warnings
 from pathlib import Path
@@ -9,11 +9,9 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from blockspike.app.activity import activity
-from blockspike.app.build import build_data
-from blockspike.app.evaluate_neuron import evaluate_neuron
+from blockspike.app.build import build_data, check_targets
 from blockspike.app.loaded_run import load_run
 from blockspike.app.pretrained import read_network
-from blockspike.app.trainer import use_threads
 from blockspike.data.datamodule import EventDataModule, stratified_subset
 from blockspike.files import CONF, write_json, write_npz
 from blockspike.networks.classifier import SpikingClassifier
@@ -23,40 +21,23 @@ from blockspike.training.linear_baseline import linear_baseline
 _BY_ROUNDING = 0.02  # difference of two accuracies of the same network
 
 
-def evaluate(cfg: DictConfig) -> dict[str, Any]:
-    """Test a finished run, a pretrained network, or a fitted neuron on a recording.
+def evaluate(folder: Path, trust: bool = False) -> dict[str, Any]:
+    """Test a finished run and compare it with a linear model on spike counts.
 
-    For a run, print the accuracy and write `evaluation.json`, and `activity.npz` for the figures.
-    If the test averages scores over several views of a recording, the accuracy without them is
-    given, too. A fold of cross-validation is scored on the speaker whom it held out.
+    Print the accuracy and write `evaluation.json`, and `activity.npz` for the pictures. If the test
+    averages scores over several views of a recording, the accuracy without them is given, too. A
+    fold of cross-validation is scored on the speaker whom it held out.
 
     Returns:
-        For a run, the content of `evaluation.json`: accuracies of the chosen model and of a
-        linear model on spike counts, and the confusion matrix [true class, predicted class]; for a
-        fold, accuracies alone.
+        The content of `evaluation.json`: accuracies of the chosen model and of the linear model,
+        and the confusion matrix [true class, predicted class]; for a fold, accuracies alone.
 
     Raises:
-        FileNotFoundError: the folder holds no run.
-        ValueError: the run is not finished, the best checkpoint is damaged, or the arguments are
-            not exactly one of run, pretrained, and neuron with recording.
+        FileNotFoundError: the folder holds no run, or its data are missing.
+        ValueError: the run is not finished, is not trusted (`load_run`), or a file is damaged.
     """
-    use_threads(cfg.threads)
-    given = {k for k in ("run", "pretrained", "neuron", "recording") if cfg[k] is not None}
-    got = ", ".join(sorted(given)) or "none of them"
-    for name in ("stimulus", "electrode"):
-        if cfg[name] is not None and given != {"neuron", "recording"}:
-            raise ValueError(f"{name}: expected neuron=FILE with recording=FILE, got {got}")
-    if given == {"pretrained"}:
-        return _evaluate_pretrained(cfg)
-    if given == {"neuron", "recording"}:
-        return evaluate_neuron(Path(cfg.neuron), Path(cfg.recording), cfg.stimulus, cfg.electrode)
-    if given != {"run"}:
-        raise ValueError(
-            "run, pretrained, neuron, recording: expected run=FOLDER, or neuron=FILE with "
-            f"recording=FILE, or pretrained=NAME, got {got}"
-        )
-    run = Run(Path(cfg.run))
-    network, data, *_ = load_run(run.folder)
+    run = Run(folder)
+    network, data, *_ = load_run(folder, trust)
     row = run.finished()
     precision = run.config().trainer.get("precision", "32-true")
     if "test_accuracy" not in row:
@@ -128,21 +109,30 @@ def _accuracy(predicted: np.ndarray, labels: np.ndarray) -> float:
     return float((predicted == labels).mean())
 
 
-def _evaluate_pretrained(cfg: DictConfig) -> dict[str, Any]:
-    """Test a pretrained network on its kind of test data, as prepared on this machine."""
-    about, network = read_network(cfg.pretrained)
-    files = CONF / "data" / f"{Path(about.data_config).name}.yaml"
-    if not files.is_file():
+def evaluate_pretrained(name: str, data_dir: Path, trust: bool = False) -> dict[str, Any]:
+    """Test a trained network on its kind of test data, as prepared in `data_dir`.
+
+    Args:
+        name: as of `load_pretrained`.
+        data_dir: folder of prepared data.
+        trust: as of `load_pretrained`.
+
+    Raises:
+        FileNotFoundError: there is no such network, or no data.
+        ValueError: the network is not trusted, or its data are of no known kind.
+    """
+    about, network = read_network(name, trust)
+    file = CONF / "data" / f"{Path(about.data_config).name}.yaml"
+    places = cast(DictConfig, OmegaConf.load(file) if file.is_file() else OmegaConf.create())
+    if not {"path", "raw"} <= set(places):
         raise ValueError(
-            f"{cfg.pretrained}: expected a known data configuration, got {about.data_config!r}"
-        )
-    places = OmegaConf.masked_copy(cast(DictConfig, OmegaConf.load(files)), ["path", "raw"])
-    if set(places) != {"path", "raw"}:
-        raise ValueError(
-            f"{cfg.pretrained}: expected a data configuration of events, got {about.data_config!r}"
+            f"{name}: expected a data configuration of events, got {about.data_config!r}"
         )
     own = {k: v for k, v in about.data.items() if k not in ("path", "raw", "download")}
-    whole = OmegaConf.merge({"data_dir": cfg.data_dir, "data": own}, {"data": places})
+    if not trust:
+        check_targets(own, name)
+    places = OmegaConf.masked_copy(places, ["path", "raw"])
+    whole = OmegaConf.merge({"data_dir": str(data_dir), "data": own}, {"data": places})
     data = build_data(cast(DictConfig, whole), EventDataModule)
     data.prepare_data()
     data.setup()

@@ -1,4 +1,4 @@
-"""`blockspike evaluate neuron=…`: test a fitted neuron on the currents of a recording."""
+"""`blockspike evaluate NEURON.json --recording FILE`: test a fitted neuron."""
 
 import json
 import re

@@ -9,7 +9,7 @@ import torch
 from omegaconf import DictConfig
 
 from blockspike.app.loaded_run import chosen_weights
-from blockspike.app.pretrained import read_network
+from blockspike.app.pretrained import read_weights
 from blockspike.networks.classifier import SpikingClassifier
 from blockspike.runs.identity import is_fit
 from blockspike.runs.run import Run
@@ -102,7 +102,7 @@ def _origin(source: str) -> tuple[dict[str, Any], float]:
         if is_fit(cfg):
             raise ValueError(f"init_from: expected a classifier, got the fit {source}")
         return dict(cfg.model), cfg.data.dt_ms
-    about, _ = read_network(source)
+    about, _ = read_weights(source)
     return about.model, about.dt_ms
 
 
@@ -111,7 +111,7 @@ def _weights(source: str) -> dict[str, torch.Tensor]:
     if folder.is_dir():
         Run(folder).finished("init_from")  # else its weights may still change
         return chosen_weights(Run(folder))
-    return dict(read_network(source)[1].state_dict())
+    return read_weights(source)[1]
 
 
 def _shape(x: torch.Tensor | None) -> str:

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from omegaconf import DictConfig
 from rich import box
 from rich.console import Console
 from rich.markup import escape
@@ -41,17 +40,16 @@ class _Row(NamedTuple):
     n_spikes: list[int] | None
 
 
-def inspect(cfg: DictConfig) -> None:
+def inspect(paths: Sequence[Path], sweeps: list[int] | None = None) -> None:
     """Print the sweeps of each recording: stimulus, holding current, sampling, rest and spikes.
 
     A recording that would be refused is named with the reason.
 
     Raises:
-        FileNotFoundError: there is no recording at `path`.
-        ValueError: `path` is one recording, and it cannot be used.
+        FileNotFoundError: there is no recording at a path.
+        ValueError: the only recording cannot be used.
     """
-    path, sweeps = Path(cfg.path), None if cfg.sweeps is None else list(cfg.sweeps)
-    files = find_recordings(path)
+    files = [file for path in paths for file in find_recordings(path)]
     console = Console(width=None if sys.stdout.isatty() else 120)
     for file in files:
         try:

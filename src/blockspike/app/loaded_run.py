@@ -5,8 +5,8 @@ from typing import Any, NamedTuple
 
 from omegaconf import DictConfig, OmegaConf
 
-from blockspike.app.build import build_data, build_network
-from blockspike.app.pretrained import weights_dtype
+from blockspike.app.build import build_data, build_network, check_targets
+from blockspike.app.pretrained import load_weights, weights_dtype
 from blockspike.app.trainer import read_checkpoint
 from blockspike.data.datamodule import EventDataModule
 from blockspike.networks.classifier import SpikingClassifier
@@ -35,15 +35,18 @@ class LoadedRun(NamedTuple):
     row: dict[str, Any]
 
 
-def load_run(folder: Path | str) -> LoadedRun:
+def load_run(folder: Path | str, trust: bool = False) -> LoadedRun:
     """Open a finished run of `blockspike train`: its network, data and configuration.
 
     Args:
         folder: of the run, such as `outputs/default/default/seed=0`.
+        trust: run code that its configuration names and blockspike's does not, and prepare its
+            data if they are missing. Do so only if you know who made the folder.
 
     Raises:
-        FileNotFoundError: the folder holds no run or no checkpoint.
-        ValueError: a file of the run is damaged, its data have changed, or it is a fit.
+        FileNotFoundError: the folder holds no run or no checkpoint, or its data are missing.
+        ValueError: a file of the run is damaged, its data have changed, it is a fit, or it would
+            run other code and is not trusted.
 
     Examples:
         >>> import blockspike as bs
@@ -54,14 +57,17 @@ def load_run(folder: Path | str) -> LoadedRun:
     """
     run = Run(Path(folder))
     config = _checked_config(run)
+    if not trust:
+        check_targets(config, str(folder))
     data = build_data(config, EventDataModule)
-    data.prepare_data()
+    if trust:
+        data.prepare_data()
     data.setup()
     run.check(content_of(config), data.sha256)
     network = build_network(config, data)
     weights = chosen_weights(run)
     network.to(weights_dtype(weights))
-    network.load_state_dict(weights)
+    load_weights(network, weights, str(folder))
     return LoadedRun(network.eval(), data, config, run.result() or {})
 
 

@@ -13,8 +13,9 @@ import torch
 from omegaconf import OmegaConf
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+from torch import nn
 
-from blockspike.app.build import build_network
+from blockspike.app.build import build_network, check_targets
 from blockspike.files import whole_file
 from blockspike.networks.classifier import SpikingClassifier
 
@@ -56,18 +57,19 @@ def pretrained_names() -> list[str]:
     return sorted(path.stem for path in _FOLDER.glob("*.safetensors"))
 
 
-def load_pretrained(name: str | Path) -> SpikingClassifier:
+def load_pretrained(name: str | Path, trust: bool = False) -> SpikingClassifier:
     """Load a trained network, ready for use: `load_pretrained(name)(events).scores`.
 
     Args:
         name: a name from `pretrained_names`, or the path of a file written by `blockspike publish`.
+        trust: run code that the file names and blockspike's configuration does not.
 
     Returns:
         The network, in evaluation mode.
 
     Raises:
         FileNotFoundError: no such network.
-        ValueError: the file is of another kind.
+        ValueError: the file is of another kind, or would run other code and is not trusted.
 
     Examples:
         >>> import torch
@@ -76,7 +78,7 @@ def load_pretrained(name: str | Path) -> SpikingClassifier:
         >>> network(torch.zeros(120, 1, 140)).scores.shape  # [T, B, channels] → [B, digits]
         torch.Size([1, 20])
     """
-    return read_network(name)[1]
+    return read_network(name, trust)[1]
 
 
 def about_pretrained(name: str | Path) -> NetworkFile:
@@ -84,13 +86,15 @@ def about_pretrained(name: str | Path) -> NetworkFile:
     return _read(_path(name))[0]
 
 
-def read_network(name: str | Path) -> tuple[NetworkFile, SpikingClassifier]:
+def read_network(name: str | Path, trust: bool = False) -> tuple[NetworkFile, SpikingClassifier]:
     """Read description and network; arguments and errors as in `load_pretrained`."""
     path = _path(name)
     about, tensors = _read(path)
+    if not trust:
+        check_targets(about.model | about.network, str(path))
     network = build_network(OmegaConf.create(vars(about)), about)
     network.to(weights_dtype(tensors))
-    network.load_state_dict(tensors)
+    load_weights(network, tensors, str(path))
     network.project_()
     return about, network.eval()
 
@@ -101,6 +105,19 @@ def save_pretrained(path: Path, network: SpikingClassifier, about: NetworkFile) 
     metadata = {"format": _FORMAT, "about": json.dumps(vars(about))}
     with whole_file(path) as temporary:
         save_file(tensors, temporary, metadata=metadata)
+
+
+def load_weights(network: nn.Module, weights: dict[str, torch.Tensor], source: str) -> None:
+    """Load weights, or raise ValueError if they are of another network."""
+    try:
+        network.load_state_dict(weights)
+    except RuntimeError as error:
+        raise ValueError(f"{source}: holds weights of another network ({error})") from error
+
+
+def read_weights(name: str | Path) -> tuple[NetworkFile, dict[str, torch.Tensor]]:
+    """Description and parameters; arguments and errors as in `load_pretrained`."""
+    return _read(_path(name))
 
 
 def weights_dtype(tensors: dict[str, torch.Tensor]) -> torch.dtype:

@@ -4,8 +4,6 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig
-
 from blockspike.app.loaded_run import load_run
 from blockspike.app.pretrained import NetworkFile, about_pretrained, save_pretrained
 from blockspike.files import write_text
@@ -37,7 +35,7 @@ To train it again with that version:
 
 Use: `blockspike.load_pretrained("{name}.safetensors")`, with the path of the file next to this
 card. A network that comes with blockspike is loaded by its name alone, and
-`blockspike evaluate pretrained={name}` tests it again. Its input is events [T, B, {n_inputs}] in
+`blockspike evaluate {name}` tests it again. Its input is events [T, B, {n_inputs}] in
 steps of {dt_ms:g} ms; `blockspike.app.pretrained.about_pretrained("{name}.safetensors").data` says
 how recordings are converted to it.
 """
@@ -54,7 +52,7 @@ _NEURONS = {
 """Name of the neurons by the class of their layers, or by Euler's method."""
 
 
-def publish(cfg: DictConfig) -> Path:
+def publish(folder: Path, name: str, output_dir: Path, trust: bool = False) -> Path:
     """Write `NAME.safetensors` and `NAME.md` into `output_dir/published`.
 
     Returns:
@@ -65,10 +63,10 @@ def publish(cfg: DictConfig) -> Path:
         ValueError: the name has other characters than letters, digits and _, or is another run's,
             or the run is not finished, or its files are damaged.
     """
-    if not str(cfg.name).replace("_", "").isalnum():
-        raise ValueError(f"name: expected letters, digits and _, got {cfg.name!r}")
-    run = Run(Path(cfg.run))
-    network, data, *_ = load_run(run.folder)
+    if not name.replace("_", "").isalnum():
+        raise ValueError(f"name: expected letters, digits and _, got {name!r}")
+    run = Run(folder)
+    network, data, *_ = load_run(folder, trust)
     row = run.finished()
     if "test_accuracy" not in row:
         raise ValueError(f"{run.folder}: expected a tested run, got a fold of cross-validation")
@@ -76,11 +74,10 @@ def publish(cfg: DictConfig) -> Path:
     limits = [f"{k}={row[k]}" for k in _LIMITS if repr(row.get(k)) not in ("None", "1.0")]
     if limits:
         warn(f"{run.folder}: its scores are of a part of the data ({', '.join(limits)})")
-    folder = Path(cfg.output_dir) / "published"
-    path = folder / f"{cfg.name}.safetensors"
+    path = output_dir / "published" / f"{name}.safetensors"
     _check_is_free(path, row)
     content = content_of(run.config())
-    card = _card(cfg.name, run, row, content, data.n_steps)
+    card = _card(name, run, row, content, data.n_steps)
     about = NetworkFile(
         data.n_inputs, data.n_classes, data.dt_ms,
         content["model"], content["network"], content["data"], content["data_config"], card,
@@ -88,8 +85,8 @@ def publish(cfg: DictConfig) -> Path:
     save_pretrained(path, network, about)
     part = f" ({', '.join(limits)})" if limits else ""
     text = _CARD.format(**card, limits=part, n_inputs=data.n_inputs, dt_ms=data.dt_ms)
-    write_text(folder / f"{cfg.name}.md", text)
-    print(f"{path}: {path.stat().st_size / 1e6:.2f} MB, with its card {cfg.name}.md")
+    write_text(path.with_suffix(".md"), text)
+    print(f"{path}: {path.stat().st_size / 1e6:.2f} MB, with its card {name}.md")
     return path
 
 

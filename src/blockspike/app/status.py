@@ -4,7 +4,6 @@ import sys
 from pathlib import Path
 
 import pandas as pd
-from omegaconf import DictConfig
 from rich import box
 from rich.console import Console
 from rich.markup import escape
@@ -16,7 +15,7 @@ _SCORES = {"val_score": "val", "test_score": "test", "last_val_score": "last val
 _COLOURS = dict(zip(STATES, ("green", "green", "cyan", "yellow", "red"), strict=True))
 
 
-def status(cfg: DictConfig) -> None:
+def status(output_dir: Path, experiment: str | None = None) -> None:
     """Print a table of all runs below the output folder.
 
     `val` and `test` are scores of the chosen model, `last val` is that of the last epoch so far:
@@ -26,16 +25,14 @@ def status(cfg: DictConfig) -> None:
         FileNotFoundError: there are no runs.
         ValueError: none of this experiment.
     """
-    states = run_states(Path(cfg.output_dir))
-    if cfg.experiment_name is not None:
+    states = run_states(output_dir)
+    if experiment is not None:
         known = sorted({x.partition("/")[0] for x in states["run"]})
-        states = pd.DataFrame(states[states["run"].str.startswith(f"{cfg.experiment_name}/")])
+        states = pd.DataFrame(states[states["run"].str.startswith(f"{experiment}/")])
         if known and states.empty:
-            raise ValueError(
-                f"experiment_name: expected one of {', '.join(known)}, got {cfg.experiment_name}"
-            )
+            raise ValueError(f"experiment: expected one of {', '.join(known)}, got {experiment}")
     if states.empty:
-        raise FileNotFoundError(f"{cfg.output_dir}: expected runs, got none")
+        raise FileNotFoundError(f"{output_dir}: expected runs, got none")
     counts = [f"{n} {s}" for s in STATES if (n := int((states["state"] == s).sum()))]
     table = Table(title=", ".join(counts), box=box.SIMPLE_HEAD)
     table.add_column("run", overflow="fold", min_width=20)
