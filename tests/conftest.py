@@ -64,8 +64,9 @@ class Finished:
 
 def exit_code(folder: Path, data_dir: Path, args: tuple[str, ...]) -> int:
     """Run `blockspike …` in a folder, as a user would but without a new interpreter."""
-    needs_data = args[0] in ("train", "prepare") or "pretrained=" in " ".join(args)
-    with_data = [f"data_dir={data_dir}"] if needs_data else []
+    with_data = [f"data_dir={data_dir}"] if args[0] in ("train", "prepare") else []
+    if args[0] == "evaluate":
+        with_data = [f"--data-dir={data_dir}"]
     threads = torch.get_num_threads()
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)

@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 from made_abf import write_abf
 from made_nwb import make_nwb2_of, membrane_mv, noise_pa, stimulus_and_response
-from omegaconf import OmegaConf
 from test_abf import STEPS, voltages_mv
 
 from blockspike.app.inspect import inspect
@@ -13,7 +12,7 @@ from made_recordings import write_recording
 
 
 def shown(capsys, path, sweeps=None) -> str:
-    inspect(OmegaConf.create({"path": str(path), "sweeps": sweeps}))
+    inspect([path], sweeps)
     return " ".join(capsys.readouterr().out.split())
 
 
@@ -77,12 +76,7 @@ def test_every_electrode_of_a_file_is_shown(tmp_path, capsys):
     assert "a.nwb: electrode 'dend'" in out and "a fit would be refused: a_dend: expected" in out
 
 
-@pytest.mark.slow
-def test_the_path_needs_no_key(blockspike, tmp_path):
+def test_several_files(blockspike, tmp_path):
     path = write_abf(tmp_path / "a=1.abf", voltages_mv(3, spacing=500)[:, None], epochs=STEPS)
-    assert "a fit would use 3 stimuli" in blockspike("inspect", f"path={path}").stdout
-    plain = path.rename(tmp_path / "a.abf")
-    assert "a fit would use 3 stimuli" in blockspike("inspect", str(plain)).stdout
-    assert f"path: {plain}" in blockspike("inspect", "--cfg", "job", str(plain)).stdout
-    done = blockspike("inspect", str(plain), str(plain), check=False)
-    assert done.returncode == 2 and "expected one path" in done.stderr
+    shown = blockspike("inspect", str(path), str(path), "--sweeps", "0", "--sweeps", "2").stdout
+    assert shown.count("a fit would use 2 stimuli") == 2

@@ -1,7 +1,8 @@
 """The scores that `blockspike status` prints; states of runs are tested in test_sweeps.py."""
 
+from pathlib import Path
+
 import pandas as pd
-from omegaconf import OmegaConf
 
 from blockspike.app.status import status
 from made_runs import run, write_runs
@@ -21,9 +22,9 @@ def test_scores_are_shown_beside_the_states(blockspike, tmp_path):
 
 def test_an_unknown_experiment_is_named(blockspike, tmp_path):
     write_runs(tmp_path / "outputs", pd.DataFrame([run("a"), run("b")]))
-    done = blockspike("status", "experiment_name=c", check=False)
+    done = blockspike("status", "--experiment", "c", check=False)
     assert done.returncode == 2
-    assert "experiment_name: expected one of a, b, got c" in done.stderr
+    assert "experiment: expected one of a, b, got c" in done.stderr
 
 
 def test_runs_are_named_in_a_narrow_terminal(tmp_path, monkeypatch, capsys):
@@ -31,7 +32,7 @@ def test_runs_are_named_in_a_narrow_terminal(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "80")
     monkeypatch.setattr("sys.stdout.isatty", lambda: True)
-    status(OmegaConf.create({"output_dir": "outputs", "experiment_name": None}))
+    status(Path("outputs"))
     assert "a/run=0/seed=0" in capsys.readouterr().out
 
 

@@ -31,8 +31,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.add_typer(plot, name="plot")
-app.command()(report)
 
 _PYTHON_LINES = warnings.formatwarning
 
@@ -74,19 +72,20 @@ def _options(
 ) -> None: ...
 
 
-def _complete(ctx: typer.Context, args: list[str], incomplete: str) -> list[str]:
+def _complete(ctx: typer.Context, incomplete: str) -> list[str]:
     """Hydra's completions of an override."""
     import hydra
     from hydra.core.config_store import ConfigStore
 
+    words = [x for x in ctx.params["overrides"] or [] if not x.startswith("-")]
     # Bash splits words at "=": `model=fu` is completed as the words `model`, `=` and `fu`.
-    words = [*args, incomplete] if incomplete != "=" else [*args, "=", ""]
+    is_key = not incomplete and bool(words) and "=" not in words[-1]  # Click drops a last "="
+    words += ["=", ""] if is_key else [incomplete]
     start = f"{words[-3]}=" if len(words) > 2 and words[-2] == "=" else ""
-    line = re.sub(r" = ?", "=", " ".join(["blockspike", *words]))
     texts = (path.read_text(encoding="utf-8") for path in CONF.rglob("*.yaml"))
     for name in {name for text in texts for name in re.findall(r"/schema/(\w+)", text)}:
         ConfigStore.instance().store(group="schema", name=name, node={})  # quick: no PyTorch
-    os.environ["COMP_LINE"] = line
+    os.environ["COMP_LINE"] = re.sub(r" = ?", "=", " ".join(["blockspike", *words]))
     sys.argv = ["blockspike", "--shell-completion", "query=bash"]
     with contextlib.redirect_stdout(io.StringIO()) as printed:
         hydra.main(version_base="1.3", config_path=str(CONF), config_name=ctx.info_name)(print)()
@@ -209,6 +208,10 @@ def publish(
 ) -> None:
     """Export a run's network with its card: OUTPUT_DIR/published/NAME.{safetensors,md}."""
     import_module("blockspike.app.publish").publish(run, name, output_dir, trust)
+
+
+app.add_typer(plot, name="plot")
+app.command()(report)
 
 
 def _run(command: str, arguments: list[str]) -> None:

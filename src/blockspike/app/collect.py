@@ -81,17 +81,17 @@ def means(table: pd.DataFrame, by: Sequence[str], metric: str) -> pd.DataFrame:
     fold = rows[_FOLD] if _FOLD in rows else pd.Series(pd.NA, rows.index)
     data_set = rows.get("data_set", "")
     rows["_unit"] = (fold.astype(str) + data_set).where(fold.notna(), rows.index.astype(str))
-    of_units = rows.groupby([*groups, "_unit"], dropna=False)[metric].mean()
-    levels = list(range(len(groups)))
-    found = of_units.groupby(level=levels, dropna=False).agg(["mean", "sem"])
-    found.insert(0, "n", rows.groupby(groups, dropna=False).size())
+    units = rows.groupby([*groups, "_unit"], dropna=False, as_index=False)[metric].mean()
+    found = units.groupby(groups, dropna=False)[metric].agg(["mean", "sem"])
+    found = found.set_axis(["mean", "standard_error"], axis=1).reset_index()
+    found.insert(len(groups), "n", rows.groupby(groups, dropna=False).size().to_numpy())
     others = [c for c in map(str, rows) if _is_setting(c) and c not in columns]
     mixed = [c for c in others if (rows.groupby(groups, dropna=False)[c].nunique(False) > 1).any()]
     if mixed:
         more = f" and {len(mixed) - 5} more" if len(mixed) > 5 else ""
         warnings.warn(f"averaged runs differ in {', '.join(mixed[:5])}{more}", stacklevel=2)
-    found = found.rename(columns={"sem": "standard_error"}).reset_index().drop(columns="_all")
-    return found.rename(columns=dict(zip(columns, by, strict=True)))
+    names = dict(zip(columns, by, strict=True))
+    return found.drop(columns="_all").rename(columns=names)
 
 
 def _is_setting(column: str) -> bool:

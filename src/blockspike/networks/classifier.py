@@ -123,8 +123,11 @@ for _kind in (ClassifierState, ClassifierOutput):
 def hidden_sizes(n_hidden: int | Sequence[int], n_layers: int) -> list[int]:
     """Number of neurons in each of `n_layers` hidden layers; arguments of `SpikingClassifier`."""
     sizes = list(n_hidden) if isinstance(n_hidden, Sequence) else [n_hidden] * n_layers
-    if len(sizes) != n_layers:
-        raise ValueError(f"n_hidden: expected {n_layers} numbers, as n_layers says, got {sizes}")
+    if len(sizes) != n_layers or not sizes:
+        raise ValueError(
+            f"n_hidden, n_layers: expected a number for each of 1 or more layers, got {sizes} for "
+            f"{n_layers}"
+        )
     return sizes
 
 
