@@ -143,7 +143,7 @@ def test_a_run_with_a_class_of_ones_own_asks_for_trust(blockspike, tmp_path, mon
 def test_a_run_from_elsewhere_writes_nothing_outside_its_folder(blockspike, finished, tmp_path):
     path = finished / "config.yaml"
     config = OmegaConf.load(path)
-    config.data |= {"path": str(tmp_path / "elsewhere/data.h5"), "raw": "sample"}
+    config.data.update({"path": str(tmp_path / "elsewhere/data.h5"), "raw": "sample"})
     OmegaConf.save(config, path)
     assert "elsewhere" in refused(blockspike("evaluate", str(finished), check=False))
     assert not (tmp_path / "elsewhere").exists()

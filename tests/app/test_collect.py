@@ -37,8 +37,8 @@ def test_one_experiment_is_averaged(blockspike, tmp_path):
 
 def test_settings_that_differ_within_a_mean_are_named(blockspike, tmp_path):
     write_runs(tmp_path / "outputs", swept())
-    (line,) = blockspike("collect", "--by", "model,network.n_hidden").stderr.splitlines()
-    assert line.startswith("warning: averaged runs differ in data")
+    with pytest.warns(UserWarning, match="^averaged runs differ in data_config, data_set"):
+        blockspike("collect", "--by", "model,network.n_hidden")
 
 
 def test_each_fold_counts_once():

@@ -82,8 +82,8 @@ def means(table: pd.DataFrame, by: Sequence[str], metric: str) -> pd.DataFrame:
     data_set = rows.get("data_set", "")
     rows["_unit"] = (fold.astype(str) + data_set).where(fold.notna(), rows.index.astype(str))
     units = rows.groupby([*groups, "_unit"], dropna=False, as_index=False)[metric].mean()
-    found = units.groupby(groups, dropna=False)[metric].agg(["mean", "sem"])
-    found = found.set_axis(["mean", "standard_error"], axis=1).reset_index()
+    by_group = units.groupby(groups, dropna=False)[metric]
+    found = pd.DataFrame({"mean": by_group.mean(), "standard_error": by_group.sem()}).reset_index()
     found.insert(len(groups), "n", rows.groupby(groups, dropna=False).size().to_numpy())
     others = [c for c in map(str, rows) if _is_setting(c) and c not in columns]
     mixed = [c for c in others if (rows.groupby(groups, dropna=False)[c].nunique(False) > 1).any()]

@@ -8,9 +8,12 @@ from pathlib import Path
 
 import hydra
 from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.plugins import Plugins
 from hydra.core.singleton import Singleton
+from hydra.core.utils import JobRuntime
+from hydra.version import VersionBase
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from blockspike.files import CONF
@@ -52,9 +55,8 @@ def compose(
             given = [*overrides, f"hydra.searchpath={places}"]
             cfg = hydra.compose(command, given, return_hydra_config=True)
         check_keys(command, cfg)
-        OmegaConf.set_readonly(cfg.hydra, False)
-        cfg.hydra.runtime.output_dir = "."  # what the folder of a run is made of needs none
         HydraConfig.instance().set_config(cfg)  # what ${hydra:…} refers to
+        OmegaConf.set_readonly(cfg.hydra, False)
         cfg.hydra.runtime.output_dir = os.path.abspath(cfg.hydra.run.dir)
         HydraConfig.instance().set_config(cfg)
         with open_dict(cfg):
@@ -68,8 +70,10 @@ def _state_kept() -> Iterator[None]:
     """Put Hydra's singletons and OmegaConf's resolvers back after the block."""
     Plugins.instance()  # registers Hydra's configurations, which stay
     before = Singleton.get_state()
-    kept = {Plugins: Plugins.instance(), ConfigStore: copy.deepcopy(ConfigStore.instance())}
-    Singleton.set_state({**before, "instances": kept})
+    apart = (GlobalHydra, HydraConfig, JobRuntime, VersionBase)
+    instances = {cls: x for cls, x in before["instances"].items() if cls not in apart}
+    instances[ConfigStore] = copy.deepcopy(ConfigStore.instance())
+    Singleton.set_state({**before, "instances": instances})
     try:
         yield
     finally:
