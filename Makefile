@@ -45,7 +45,7 @@ lock: ## update requirements.lock to the newest versions, for every Python and s
 
 demo: $(or $(wildcard $(VENV)/.installed-*),$(VENV)/.installed-base) ## train on the shipped N-MNIST recordings (≤ 5 min), test and draw
 	$(BIN)/blockspike train experiment=demo output_dir=$(OUTPUTS)
-	$(BIN)/blockspike evaluate run=$(OUTPUTS)/demo/default/seed=0
+	$(BIN)/blockspike evaluate "$(OUTPUTS)/demo/default/seed=0"
 	$(BIN)/blockspike figures run=$(OUTPUTS)/demo/default/seed=0
 
 test: setup ## the tests to run before a commit (ten minutes on two cores, no network)

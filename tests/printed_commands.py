@@ -151,7 +151,7 @@ EXEMPT = {
     "'data.test_s=[[8,15]]' population=gif population.threshold_coupling=true fit=likelihood "
     "data.held_out=0 fit.prior_weight=0.5 fit.voltage_weight=1 data.compensation=aec n_bootstrap=0 "
     "seed=0,1,2,3,4": "needs a recording without a licence",
-    "blockspike collect experiment_name=folds by=model metric=val_accuracy_with_views": (
+    "blockspike collect --experiment folds --by model --metric val_accuracy_with_views": (
         "needs folds scored by a loop of the shell; test_folds.py runs both"
     ),
     "wandb leet": "takes over the terminal",

@@ -189,9 +189,9 @@ def test_a_custom_model_learns_and_its_run_is_collected(blockspike, my_lab):
         "network.n_layers=1", "experiment_name=learns",
     )  # fmt: skip
     (run,) = (p.parent for p in (my_lab / "outputs" / "learns").rglob("result.json"))
-    scores = blockspike("evaluate", f"run={run}")
+    scores = blockspike("evaluate", str(run))
     assert pd.read_json(run / "result.json", typ="series")["test_accuracy"] > 0.8, scores.stdout
-    blockspike("figures", f"run={run}")
+    blockspike("plot", "run", str(run))
     assert (run / "figures" / "raster.png").is_file()
     blockspike("collect")
     (row,) = pd.read_csv(my_lab / "outputs" / "tables" / "runs.csv").to_dict("records")

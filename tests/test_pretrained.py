@@ -29,7 +29,7 @@ def published(blockspike, copy_of_run, tmp_path) -> tuple[Path, Path]:
     """A run and its file."""
     choices = ("model=se_adlif", "trainer.max_epochs=1", "threads=1")
     run = copy_of_run(tmp_path, "train", *SMALL, *choices)
-    blockspike("publish", f"run={run.relative_to(tmp_path)}", "name=mine")
+    blockspike("publish", str(run.relative_to(tmp_path)), "mine")
     return run, tmp_path / "outputs" / "published" / "mine.safetensors"
 
 
@@ -52,18 +52,18 @@ def test_a_run_is_published_with_its_card(published, tmp_path, monkeypatch):
 
 def test_a_name_of_another_run_is_refused(published, blockspike):
     folder, path = published
-    blockspike("publish", f"run={folder}", "name=mine")  # again, the same
+    blockspike("publish", str(folder), "mine")  # again, the same
     path.write_bytes(edited(path, lambda about, _: about["card"].update(seed=7)).read_bytes())
-    failed = blockspike("publish", f"run={folder}", "name=mine", check=False)
+    failed = blockspike("publish", str(folder), "mine", check=False)
     assert failed.returncode == 2 and "name: expected one that is free, got mine" in failed.stderr
     other = edited(path, lambda about, _: about["card"].update(config_hash="00"))
     path.write_bytes(other.read_bytes())  # equal in all else: such as accuracy, of few recordings
-    assert blockspike("publish", f"run={folder}", "name=mine", check=False).returncode == 2
+    assert blockspike("publish", str(folder), "mine", check=False).returncode == 2
 
 
 def test_scores_of_a_part_of_the_data_say_so(copy_of_run, blockspike, tmp_path):
     run = copy_of_run(tmp_path, "train", *SMALL, "threads=1", *PART)
-    told = blockspike("publish", f"run={run}", "name=part").stderr
+    told = blockspike("publish", str(run), "part").stderr
     assert "its scores are of a part of the data (trainer.limit_test_batches=1 batch)" in told
     card = (tmp_path / "outputs" / "published" / "part.md").read_text()
     assert "| test accuracy (trainer.limit_test_batches=1 batch) | " in card
@@ -72,20 +72,20 @@ def test_scores_of_a_part_of_the_data_say_so(copy_of_run, blockspike, tmp_path):
 def test_a_file_is_evaluated_on_its_data(published, blockspike):
     folder, path = published
     row = json.loads((folder / "result.json").read_text())
-    shown = blockspike("evaluate", f"pretrained={path}").stdout
+    shown = blockspike("evaluate", str(path)).stdout
     accuracy = f"{row['test_accuracy']:.2%}"
     assert f"test accuracy {accuracy} of 80; its card says {accuracy}\n" in shown
     another = edited(path, lambda about, tensors: about["card"].update(data_sha256="00"))
-    assert " on other data\n" in blockspike("evaluate", f"pretrained={another}").stdout
+    assert " on other data\n" in blockspike("evaluate", str(another)).stdout
     other = edited(path, lambda about, tensors: about.update(data_config="shd"))
-    failed = blockspike("evaluate", f"pretrained={other}", check=False)
+    failed = blockspike("evaluate", str(other), check=False)
     assert failed.returncode == 2 and "shd.h5: expected prepared data" in failed.stderr
     other = edited(path, lambda about, tensors: about.update(data_config="synthetic_cells"))
-    failed = blockspike("evaluate", f"pretrained={other}", check=False)
+    failed = blockspike("evaluate", str(other), check=False)
     assert failed.returncode == 2 and "expected a data configuration of events" in failed.stderr
     for unknown in ("theirs", "../experiment/demo"):
         other = edited(path, lambda about, _, name=unknown: about.update(data_config=name))
-        failed = blockspike("evaluate", f"pretrained={other}", check=False)
+        failed = blockspike("evaluate", str(other), check=False)
         assert failed.returncode == 2
         assert f"expected a known data configuration, got {unknown!r}" in failed.stderr
 

@@ -56,7 +56,7 @@ def test_changed_data_are_refused_with_both_hashes(blockspike, tmp_path, run):
     (run / "result.json").unlink()
     other_labels(path)
     now = read_event_file(path).sha256()
-    for args in (ARGS, ("evaluate", f"run={run}"), ("report", f"run={run}")):
+    for args in (ARGS, ("evaluate", str(run)), ("report", str(run))):
         done = blockspike(*args, check=False)
         assert done.returncode == 2 and "the data have changed" in done.stderr
         assert f"{row['data_sha256']} → {now}" in done.stderr
@@ -70,7 +70,7 @@ def test_changed_data_are_refused_with_both_hashes(blockspike, tmp_path, run):
 def test_a_flipped_bit_in_a_prepared_file_is_refused(blockspike, tmp_path, run):
     (run / "result.json").unlink()
     flip(tmp_path / "events.h5", 0.3)
-    for args in (ARGS, ("evaluate", f"run={run}"), ("prepare", *ARGS[1:2], "data.path=events.h5")):
+    for args in (ARGS, ("evaluate", str(run)), ("prepare", *ARGS[1:2], "data.path=events.h5")):
         done = blockspike(*args, check=False)
         assert done.returncode == 2
         assert (
@@ -170,7 +170,7 @@ def test_a_damaged_best_model_stops_the_run_before_it_resumes(blockspike, run):
 def test_evaluate_refuses_an_edited_configuration(blockspike, run):
     path = run / "config.yaml"
     path.write_text(path.read_text().replace("dt_ms: 10.0", "dt_ms: 20.0"))
-    done = blockspike("evaluate", f"run={run}", check=False)
+    done = blockspike("evaluate", str(run), check=False)
     assert done.returncode == 2 and "holds a run with another configuration" in done.stderr
     assert "data.dt_ms: 10.0 → 20.0" in done.stderr
 
@@ -180,7 +180,7 @@ def test_evaluate_refuses_a_truncated_configuration(blockspike, run, end):
     path = run / "config.yaml"
     text = path.read_text()
     path.write_text(text[: text.index(end) + len(end)])
-    done = blockspike("evaluate", f"run={run}", check=False)
+    done = blockspike("evaluate", str(run), check=False)
     assert done.returncode == 2 and "config.yaml: damaged" in done.stderr
 
 

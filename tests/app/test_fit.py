@@ -61,20 +61,20 @@ def test_a_recording_is_fitted_from_file_to_figure(blockspike, tmp_path, cells):
     assert table["test_etv_15ms"][0] > table["test_trial_etv_15ms"][0] > 0
 
     page = run / "report.html"
-    done = blockspike("report", f"run={run}")
+    done = blockspike("report", str(run))
     assert f"{page.relative_to(tmp_path)}: " in done.stdout and "1 cell" in done.stdout
     assert "my_cell: fitted neuron" in page.read_text()
     assert not (tmp_path / "outputs" / "report.html").exists()
 
     assert "finished, skipped" in blockspike(*arguments).stdout
     shown = blockspike(
-        "evaluate", f"neuron={run / 'fits' / 'my_cell.json'}", "recording=my_cell.npz"
+        "evaluate", str(run / 'fits' / 'my_cell.json'), "--recording=my_cell.npz"
     ).stdout
     assert "my_cell on my_cell, stimulus 0: normalised ETV" in shown
     scores = json.loads((run / "fits" / "my_cell_on_my_cell.json").read_text())
     assert set(scores) == {"stimulus 0"}
     other = blockspike(
-        "evaluate", f"neuron={run / 'fits' / 'my_cell.json'}", "recording=my_cell.npz",
+        "evaluate", str(run / 'fits' / 'my_cell.json'), "--recording=my_cell.npz",
         "stimulus=noise 9", check=False,
     )  # fmt: skip
     assert other.returncode == 2
@@ -105,7 +105,7 @@ def test_a_fit_by_the_likelihood_from_file_to_page(blockspike, tmp_path, cells):
     assert row["test_etv_15ms"] > row["test_trial_etv_15ms"] > 0
     assert row["train_bits_per_spike"] > 1 and row["intervals_from"] == "trials"
     assert row["rheobase_pa_low"] < row["rheobase_pa"] < row["rheobase_pa_high"]
-    blockspike("report", f"run={run}")
+    blockspike("report", str(run))
     assert "escape width" in (run / "report.html").read_text()
 
 
@@ -123,7 +123,7 @@ def test_a_fit_to_spikes_and_compensated_voltage(blockspike, tmp_path):
     assert 0.5 < row["test_voltage_rms_mv"] < 3
     assert row["intervals_from"] == "simulated trials and blocks of the voltage"
     assert row["tau_membrane_ms_low"] < row["tau_membrane_ms"] < row["tau_membrane_ms_high"]
-    blockspike("report", f"run={run}")
+    blockspike("report", str(run))
     assert "without the electrode’s share" in (run / "report.html").read_text()
     # Another voltage is another recording.
     (run / "result.json").unlink()
@@ -167,7 +167,7 @@ def test_other_cells_finish_when_one_is_broken(blockspike, tmp_path, cells):
     assert list(table["cell"]) == [r.name for r in cells]
     assert read_json(run / "result.json")["n_failed"] == 1
     _check_traces(run, cells)
-    blockspike("report", f"run={run}")
+    blockspike("report", str(run))
     html = (run / "report.html").read_text()
     assert "torn.npz" in html and all(f">{r.name}</a>" in html for r in cells)
     _check_refusals(blockspike, run)
@@ -209,7 +209,7 @@ def _check_refusals(blockspike, run):
         done = blockspike(command, f"run={run}", check=False)
         assert done.returncode == 2 and "older versions; fit again" in done.stderr
     (run / "result.json").unlink()
-    done = blockspike("report", f"run={run}", check=False)
+    done = blockspike("report", str(run), check=False)
     assert done.returncode == 2 and "expected a finished run" in done.stderr
 
 
@@ -221,7 +221,7 @@ def test_a_picture_of_many_stimuli_is_no_wider(blockspike, tmp_path):
     )  # fmt: skip
     neuron = FittedNeuron("cell", 10.0, 100.0, 0.2, 0.01, 0.0, arp_ms=2.0, dt_ms=0.5)
     neuron.save(tmp_path / "cell.json")
-    done = blockspike("evaluate", "neuron=cell.json", "recording=steps.npz")
+    done = blockspike("evaluate", "cell.json", "--recording=steps.npz")
     assert done.stdout.count(": ETV ") == 30
     assert len(json.loads((tmp_path / "cell_on_steps.json").read_text())) == 30
     height, width, _ = plt.imread(tmp_path / "cell_on_steps.png").shape
@@ -314,7 +314,7 @@ def test_synthetic_cells_are_fitted_and_drawn(blockspike, tmp_path):
     (result,) = (tmp_path / "outputs" / "recovery").rglob("result.json")
     row = read_json(result)
     assert row["data_set"] == "2 synthetic cells" and row["n_cells"] == 2
-    blockspike("figures", f"run={result.parent}")
+    blockspike("plot", "run", str(result.parent))
 
 
 def test_a_test_current_with_its_own_scale_is_simulated_with_it():

@@ -30,7 +30,7 @@ def runs(folder: Path) -> list[Path]:
 
 def evaluate_with_views(blockspike, folder: Path) -> None:
     """On the speaker who was held out, with and without the views of the test."""
-    done = blockspike("evaluate", f"run={folder}")
+    done = blockspike("evaluate", str(folder))
     row, scores = read_json(folder / "result.json"), read_json(folder / "evaluation.json")
     network, data, *_ = load_run(folder)
     assert scores["n_val"] == len(data.val_indices) and "with 3 views of each" in done.stdout
@@ -59,16 +59,16 @@ def test_folds_are_validated_but_not_tested(blockspike, tmp_path):
         assert "a fold, not tested" in (folder / "train.log").read_text()
         curve = read_metrics(folder / "metrics.csv")["val/accuracy"]
         assert row["val_accuracy"] == pytest.approx(max(curve))
-    blockspike("collect", "by=data")
+    blockspike("collect", "--by=data")
     table = pd.read_csv(tmp_path / "outputs/tables/runs.csv")
     assert table["val_accuracy"].tolist() == pytest.approx([row["val_accuracy"] for row in rows])
     drawn = blockspike("figures", "figure=epochs")
     assert "best mean validation accuracy" in drawn.stdout and "(runs: 3)" in drawn.stdout
     assert (tmp_path / "outputs/figures/epochs_default.png").is_file()
-    refused = blockspike("figures", f"run={runs(tmp_path)[0]}", check=False)
+    refused = blockspike("plot", "run", str(runs(tmp_path)[0]), check=False)
     assert "expected a tested run, got a fold" in refused.stderr
     evaluate_with_views(blockspike, runs(tmp_path)[0])
-    blockspike("collect", "by=data", "metric=val_accuracy_with_views")
+    blockspike("collect", "--by=data", "--metric=val_accuracy_with_views")
     (runs(tmp_path)[1] / "metrics.csv").unlink()
     (line,) = blockspike("figures", "figure=epochs", check=False).stderr.splitlines()
     assert "metrics.csv: expected a row per epoch, got no file" in line
@@ -92,7 +92,7 @@ def test_without_validation_the_model_of_the_last_epoch_is_tested(blockspike, tm
     assert read_checkpoint(folder / "checkpoints/best.ckpt")["epoch"] == 2
     assert "finished, skipped" in blockspike("train", *SMALL, *whole).stdout
     blockspike("status")
-    evaluated = blockspike("evaluate", f"run={folder}")
+    evaluated = blockspike("evaluate", str(folder))
     assert f"test accuracy {row['test_accuracy']:.2%}" in evaluated.stdout
     assert "trained on everything" in evaluated.stdout
     with torch.no_grad():
@@ -105,9 +105,9 @@ def test_without_validation_the_model_of_the_last_epoch_is_tested(blockspike, tm
     blockspike("collect")
     table = pd.read_csv(tmp_path / "outputs/tables/runs.csv")
     assert table["test_accuracy_without_views"].tolist() == pytest.approx([expected])
-    blockspike("figures", f"run={folder}")
+    blockspike("plot", "run", str(folder))
     blockspike("report")
-    blockspike("publish", f"run={folder}", "name=mine")
+    blockspike("publish", str(folder), "mine")
     card = (tmp_path / "outputs/published/mine.md").read_text()
     assert "| epochs, on all training data | 3 |" in card
 

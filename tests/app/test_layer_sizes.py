@@ -23,10 +23,10 @@ def run(copy_of_run, tmp_path) -> Path:
 
 
 def test_it_is_tested_drawn_reported_and_collected(run, blockspike, tmp_path):
-    blockspike("evaluate", f"run={run}")
-    blockspike("figures", f"run={run}")
+    blockspike("evaluate", str(run))
+    blockspike("plot", "run", str(run))
     assert (tmp_path / run / "figures" / "raster.png").is_file()
-    blockspike("report", f"run={run}")
+    blockspike("report", str(run))
     assert (tmp_path / "outputs" / "report.html").is_file()
     blockspike("collect")
     table = pd.read_parquet(tmp_path / "outputs" / "tables" / "runs.parquet")
@@ -34,7 +34,7 @@ def test_it_is_tested_drawn_reported_and_collected(run, blockspike, tmp_path):
 
 
 def test_it_is_published_and_exchanged(run, blockspike, tmp_path):
-    blockspike("publish", f"run={run}", "name=mine")
+    blockspike("publish", str(run), "mine")
     network = load_pretrained(tmp_path / "outputs" / "published" / "mine.safetensors")
     assert [len(layer.bias) for layer in network.layers] == [12, 7, 9]  # pyright: ignore
     row = json.loads((tmp_path / run / "result.json").read_text())

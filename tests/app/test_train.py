@@ -452,10 +452,10 @@ def test_the_network_is_summarised(blockspike):
 def test_evaluate_and_figures(blockspike, tmp_path):
     blockspike("train", *SMALL, "trainer.max_epochs=1")
     run = one_run(tmp_path)
-    not_yet = blockspike("figures", f"run={run}", check=False)
+    not_yet = blockspike("plot", "run", str(run), check=False)
     assert not_yet.returncode != 0
     assert "blockspike evaluate" in not_yet.stderr
-    done = blockspike("evaluate", f"run={run}")
+    done = blockspike("evaluate", str(run))
     assert " of 80 (model chosen on validation); linear model" in done.stdout
     scores = read_json(run / "evaluation.json")
     row = read_json(run / "result.json")
@@ -463,19 +463,19 @@ def test_evaluate_and_figures(blockspike, tmp_path):
     assert sum(map(sum, scores["confusion"])) == scores["n_test"] == 80
     write_json(run / "result.json", row | {"test_accuracy": row["test_accuracy"] - 0.05})
     with pytest.warns(UserWarning, match="% when the run ended: the code"):
-        blockspike("evaluate", f"run={run}")
+        blockspike("evaluate", str(run))
     write_json(run / "result.json", row)
     table = pd.read_csv(run / "confusion.csv")  # of the test after the training
     assert table.filter(like="predicted_").to_numpy().tolist() == scores["confusion"]
-    blockspike("figures", f"run={run}")
+    blockspike("plot", "run", str(run))
     made = {p.name for p in (run / "figures").iterdir()}
     assert made == {
         f"{n}.{s}" for n in ("learning_curve", "raster", "confusion") for s in ("png", "svg")
     }
     (run / "result.json").rename(run / "hidden")
-    unfinished = blockspike("evaluate", f"run={run}", check=False)
+    unfinished = blockspike("evaluate", str(run), check=False)
     assert "run: expected a finished run in" in unfinished.stderr
-    nothing = blockspike("evaluate", "run=nothing", check=False)
+    nothing = blockspike("evaluate", "nothing", check=False)
     assert nothing.returncode != 0
     assert "nothing" in nothing.stderr
 

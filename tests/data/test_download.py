@@ -229,7 +229,7 @@ def test_ssc_from_the_address_to_the_score(server, tmp_path, monkeypatch, blocks
     run = ("trainer.max_epochs=2", "threads=1", "hydra.run.dir=run")
     assert "test accuracy" in blockspike("train", *data, *small, *run).stdout
     assert read_json(tmp_path / "run/result.json")["chosen_epoch"] in (1, 2)
-    assert blockspike("evaluate", "run=run").stdout.startswith("SSC: test accuracy")
+    assert blockspike("evaluate", "run").stdout.startswith("SSC: test accuracy")
     assert read_json(tmp_path / "run/evaluation.json")["n_test"] == 70
 
 

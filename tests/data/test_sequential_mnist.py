@@ -226,5 +226,5 @@ def test_from_the_address_to_the_score(tmp_path, monkeypatch, server, blockspike
     assert len(server.requests) == 4
     small = ("network.n_hidden=16", "trainer.max_epochs=1", "threads=1", "hydra.run.dir=run")
     blockspike("train", *places, *small)
-    assert blockspike("evaluate", "run=run").stdout.startswith("MNIST, 9 thresholds")
+    assert blockspike("evaluate", "run").stdout.startswith("MNIST, 9 thresholds")
     assert read_json(tmp_path / "run/evaluation.json")["linear_model_test_accuracy"] > 0.5

@@ -414,7 +414,7 @@ def test_from_the_address_to_the_score(tmp_path, monkeypatch, server, blockspike
     small = ("network.n_hidden=32", "trainer.max_epochs=20", "threads=1", "data.batch_size=11")
     learning = ("optimizer.lr=0.01", "hydra.run.dir=run")
     blockspike("train", *data, *END_TO_END[dataset], *small, *learning)
-    scored = blockspike("evaluate", "run=run")
+    scored = blockspike("evaluate", "run")
     assert scored.stdout.startswith(f"{dataset}") and "test accuracy" in scored.stdout
     scores = read_json(tmp_path / "run/evaluation.json")
     assert scores["test_accuracy"] > 0.5 and scores["linear_model_test_accuracy"] > 0.5

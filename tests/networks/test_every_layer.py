@@ -142,4 +142,4 @@ def test_glif_from_the_command_line(blockspike, tmp_path):
     small = ("data=nmnist_sample", "data.n_steps=20", "network.n_hidden=16", "trainer.max_epochs=1")
     blockspike("train", *small, "model=glif", "model.trainable=[beta,current_1]")
     (result,) = tmp_path.rglob("result.json")
-    blockspike("evaluate", f"run={result.parent}")
+    blockspike("evaluate", str(result.parent))

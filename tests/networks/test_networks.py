@@ -480,7 +480,7 @@ def test_adlif_from_the_command_line(blockspike, tmp_path, model):
     assert done.returncode == 2 and "surrogate: expected" in done.stderr
     done = blockspike("train", *small, f"model={model}", "model.tau=3", check=False)
     assert done.returncode == 2 and "tau" in done.stderr
-    blockspike("evaluate", f"run={result.parent}")
+    blockspike("evaluate", str(result.parent))
 
 
 def test_recurrence_of_any_delay_in_a_layer():
