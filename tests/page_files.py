@@ -33,12 +33,9 @@ def write_lab(folder: Path) -> dict[str, str]:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(source)
     _write_tones(folder / "my_recordings")
-    (allowed,) = re.findall(r"^export BLOCKSPIKE_ALLOW=(\w+) PYTHONPATH=\.$", page, re.MULTILINE)
+    assert "\nexport PYTHONPATH=.\n" in page
     paths = [str(folder), os.environ.get("PYTHONPATH", "")]
-    return {
-        "BLOCKSPIKE_ALLOW": allowed,
-        "PYTHONPATH": os.pathsep.join(filter(None, paths)),
-    }
+    return {"PYTHONPATH": os.pathsep.join(filter(None, paths))}
 
 
 def _blocks(page: str, language: str) -> list[str]:

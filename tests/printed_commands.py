@@ -7,6 +7,8 @@ from pathlib import Path
 
 from omegaconf import OmegaConf
 
+from blockspike.app.cli import HYDRA_COMMANDS
+
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 _CODE = re.compile(r"^```(\w*)\n(.*?)^```$|`([^`]+)`", re.DOTALL | re.MULTILINE)
@@ -220,14 +222,15 @@ def parts(command: str) -> list[list[str]]:
 def composed(words: list[str]) -> list[list[str]]:
     """Arguments of blockspike that print a configuration; of a sweep, one with each value."""
     _, name, *arguments = words
+    if name not in (*HYDRA_COMMANDS, "search"):
+        return [[name, "--help"]]
     if name == "search":
         shared = [x for x in arguments[1:] if not x.startswith("search.")]
         return [["train", "--cfg", "job", *shared]]
-    sweeps = name in ("train", "fit")
     choices = []
     for argument in (a for a in arguments if a != "-m"):
         key, equals, value = argument.partition("=")
-        values = value.split(",") if sweeps and "[" not in value else [value]
+        values = value.split(",") if "[" not in value else [value]
         choices.append([key + equals + x for x in values])
     n = max(map(len, choices), default=1)
     return [[name, "--cfg", "job", *(c[min(i, len(c) - 1)] for c in choices)] for i in range(n)]
@@ -239,6 +242,8 @@ def short(words: list[str], data_dir: Path, n_runs: int = 2) -> list[str]:
     What is added does not name the run's folder, so that the next command finds it.
     """
     _, name, *arguments = words
+    if name not in (*HYDRA_COMMANDS, "search", "benchmark"):
+        return [name, *arguments]
     arguments = ["data.path=my_cell.npz" if a == "data.path=FILE" else a for a in arguments]
     values = dict(a.split("=", 1) for a in arguments if "=" in a)
     flags = [a for a in arguments if "=" not in a]

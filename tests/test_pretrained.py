@@ -45,7 +45,7 @@ def test_a_run_is_published_with_its_card(published, tmp_path, monkeypatch):
     card = path.with_suffix(".md").read_text()
     assert card.startswith("# mine\n\nSE-adLIF trained on N-MNIST sample (1080 recordings);")
     assert f"| test accuracy | {row['test_accuracy']:.2%} |" in card
-    assert "`blockspike evaluate pretrained=mine`" in card
+    assert "`blockspike evaluate mine`" in card
     choices = "model=se_adlif trainer.max_epochs=1"
     assert f"\nblockspike train {' '.join(SMALL)} {choices}\n" in card
 
@@ -87,20 +87,18 @@ def test_a_file_is_evaluated_on_its_data(published, blockspike):
         other = edited(path, lambda about, _, name=unknown: about.update(data_config=name))
         failed = blockspike("evaluate", str(other), check=False)
         assert failed.returncode == 2
-        assert f"expected a known data configuration, got {unknown!r}" in failed.stderr
+        assert f"expected a data configuration of events, got {unknown!r}" in failed.stderr
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("name=my/name",), "name: expected letters, digits and _, got 'my/name'"),
-        (("run=nowhere",), "nowhere: no run here"),
+        (("nowhere", "my/name"), "name: expected letters, digits and _, got 'my/name'"),
+        (("nowhere", "mine"), "nowhere: no run here"),
     ],
 )
 def test_bad_names_and_missing_runs_are_not_published(blockspike, arguments, message):
-    given = {"run": "run=nowhere", "name": "name=mine"}
-    given |= {a.partition("=")[0]: a for a in arguments}
-    failed = blockspike("publish", *given.values(), check=False)
+    failed = blockspike("publish", *arguments, check=False)
     assert failed.returncode == 2 and message in failed.stderr
 
 

@@ -8,6 +8,7 @@ Pages at the root of the repository become pages of the site.
 import ast
 import base64
 import dataclasses
+import html
 import json
 import os
 import re
@@ -197,33 +198,34 @@ def list_of_names() -> str:
 
 
 def commands_page() -> str:
-    """Every command: its configuration with comments, and what --help prints of train and fit."""
-    from blockspike.app.cli import COMMANDS, HELP, RUNS
+    """Every command: Typer's page, with the configuration and the help of those of Hydra."""
+    from blockspike.app.cli import HYDRA_COMMANDS
 
-    usage = re.sub(r"\A.*?\n\n", "", HELP, flags=re.DOTALL).strip()
-    parts = [f"# Commands\n\n```text\n{usage}\n```\n"]
+    typer = ("typer", "blockspike.app.cli", "utils", "docs", "--name", "blockspike")
     with ThreadPoolExecutor(2) as pool:
-        helps = dict(zip(RUNS, pool.map(help_of, RUNS), strict=True))
-    for name in COMMANDS:
-        if name == "search":
-            names = "their names, spaces and numbers of trials are in [configuration]"
-            parts.append(
-                f"## search\n\nSearches for hyperparameters: {names}(configuration.md#search).\n"
-            )
-            continue
+        whole, *helps = pool.map(
+            printed, [typer, *(("blockspike", name, "--help") for name in HYDRA_COMMANDS)]
+        )
+    page = html.unescape(whole).replace("# `blockspike`", "# Commands", 1)
+    for name, shown in zip(HYDRA_COMMANDS, helps, strict=True):
         comment, body = head_and_body((CONF / f"{name}.yaml").read_text())
-        parts.append(f"## {name}\n\n{comment}\n")
-        parts.append(f"```yaml\n{own_values(body)}\n```\n")
-        if name in RUNS:
-            shown = "\n".join(f"    {line}".rstrip() for line in helps[name].splitlines())
-            parts.append(f'??? note "blockspike {name} --help"\n\n    ```text\n{shown}\n    ```\n')
-    return "\n".join(parts)
+        lines = "\n".join(f"    {line}".rstrip() for line in shown.splitlines())
+        page = re.sub(
+            rf"(## `blockspike {name}`\n).*?(?=\n## |\Z)",
+            lambda match: (
+                f"{match[1]}\n{comment}\n\n```yaml\n{own_values(body)}\n```\n\n"
+                f'??? note "blockspike {name} --help"\n\n    ```text\n{lines}\n    ```\n'
+            ),
+            page,
+            flags=re.DOTALL,
+        )
+    return page
 
 
-def help_of(command: str) -> str:
-    """The text that `blockspike COMMAND --help` prints."""
-    words = [sys.executable, "-m", "blockspike", command, "--help"]
-    done = subprocess.run(words, capture_output=True, text=True, check=True, cwd=ROOT / "docs")
+def printed(words: tuple[str, ...]) -> str:
+    """What `python -m WORDS` prints."""
+    command = [sys.executable, "-m", *words]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT / "docs")
     return done.stdout.strip()
 
 
@@ -278,13 +280,11 @@ def schemas() -> dict[str, dict[str, list[tuple[str, str, str]]]]:
 
     register_schemas()
     found: dict[str, dict[str, list[tuple[str, str, str]]]] = {}
-    for group, options in ConfigStore.instance().repo.items():
-        if group not in GROUPS or not isinstance(options, dict):
-            continue
-        for option in options.values():
-            kind = OmegaConf.get_type(option.node)
-            if kind and dataclasses.is_dataclass(kind):
-                found.setdefault(group, {})[kind.__name__] = list(rows_of(kind))
+    nodes = ConfigStore.instance().repo["schema"]
+    for path in sorted(CONF.glob("*/*.yaml")):
+        for name in re.findall(r"/schema/(\w+)", path.read_text()):
+            kind = OmegaConf.get_type(nodes[f"{name}.yaml"].node)
+            found.setdefault(path.parent.name, {})[kind.__name__] = list(rows_of(kind))
     return found
 
 

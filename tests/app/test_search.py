@@ -26,7 +26,7 @@ SEARCH = (
 @pytest.mark.parametrize(
     ("args", "words"),
     [
-        ((), "search: expected `blockspike search NAME"),
+        ((), "Missing argument"),
         (("mine",), "search: expected one of nmnist_sample, shd, got mine"),
         (("nmnist_sample", "search.space.optimizer.rate=[0,1]"), "rate"),
         (("nmnist_sample", "search.space.optimizer.lr=[choice,1]"), "search.space.optimizer.lr:"),

@@ -122,12 +122,6 @@ def test_a_run_finished_meanwhile_by_another_process_is_refused(tmp_path):
         enter(tmp_path)
 
 
-def test_only_train_and_fit_sweep(blockspike, tmp_path):
-    done = blockspike("evaluate", "-m", "run=a,b", check=False)
-    assert done.returncode == 2 and "-m: expected train or fit, got evaluate" in done.stderr
-    assert not list(tmp_path.iterdir())
-
-
 @pytest.fixture
 def control_c():
     """Let commands receive SIGINT even if the tests run in the background and ignore it."""
@@ -219,7 +213,6 @@ def test_a_run_of_two_processes_fails_alone(blockspike, tmp_path, data_dir, monk
     folder.mkdir(parents=True)
     (folder / "fails.yaml").write_text("fails:\n  _target_: strange.Fails\n")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
-    monkeypatch.setenv("BLOCKSPIKE_ALLOW", "strange")
     args = ("--config-dir", "my_conf", "callbacks=fails,none", "sweep=joblib", *SMALL)
     args = (*args, "trainer=ddp_cpu", "network.n_hidden=8", "trainer.max_epochs=1")
     assert start(tmp_path, data_dir, "train", "-m", *args).wait() != 0
@@ -244,7 +237,7 @@ def finished(copy_of_run, tmp_path):
 
 def test_collected_rows_record_their_origin_and_the_rest_is_counted(blockspike, finished, tmp_path):
     path, _ = finished
-    assert blockspike("collect").stdout == "outputs/tables/runs.parquet: 1 run\n"
+    assert blockspike("collect").stdout == "outputs/tables/runs.csv: 1 run\n"
     shutil.copytree(path.parent, tmp_path / "outputs" / "killed")
     (tmp_path / "outputs" / "killed" / "result.json").unlink()
     assert "1 run; not in it: 1 interrupted (blockspike status)" in blockspike("collect").stdout

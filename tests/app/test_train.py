@@ -13,7 +13,7 @@ import torch
 from omegaconf import OmegaConf
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 
-from blockspike.app.cli import COMMANDS, RUNS, main
+from blockspike.app.cli import main
 from blockspike.app.trainer import read_checkpoint
 from blockspike.files import CONF, read_json, write_json
 from blockspike.runs.run import flatten

@@ -287,8 +287,7 @@ class Other(pl.LightningDataModule):
 @pytest.mark.parametrize(
     ("kind", "what"), [(EventDataModule, "events"), (RecordingsDataModule, "recordings")]
 )
-def test_a_module_of_another_kind_is_named(kind, what, monkeypatch):
-    monkeypatch.setenv("BLOCKSPIKE_ALLOW", __name__)
+def test_a_module_of_another_kind_is_named(kind, what):
     name = f"{__name__}.Other"
     words = f"^data: expected {what}, got {name}, which is no {kind.__name__}$"
     with pytest.raises(ValueError, match=words):

@@ -14,7 +14,6 @@ from h5py import h5a, h5s, h5t  # pyright: ignore[reportAttributeAccessIssue]
 from made_data import make_shd
 from made_nwb import MadeSweep, make_nwb1, membrane_mv, noise_pa
 
-from blockspike.app.overrides import check_has_key
 from blockspike.data.event_file import SplitContent, read_event_file, write_event_file
 from blockspike.data.hdf5 import DatasetReader, attribute
 from blockspike.data.limits import ReadLimit
@@ -115,12 +114,6 @@ def test_neurons_that_cannot_be_simulated(tmp_path, change, words):
     path.write_text(json.dumps(content | change))
     with pytest.raises(ValueError, match=words):
         load_neuron(path)
-
-
-@pytest.mark.parametrize("argument", ["=1", "+=1", "~"])
-def test_an_override_without_a_key(argument):
-    with pytest.raises(ValueError, match="override: expected key=value"):
-        check_has_key("train", argument)
 
 
 def test_zip_of_a_later_version_is_damage(tmp_path):
