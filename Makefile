@@ -45,8 +45,8 @@ lock: ## update requirements.lock to the newest versions, for every Python and s
 
 demo: $(or $(wildcard $(VENV)/.installed-*),$(VENV)/.installed-base) ## train on the shipped N-MNIST recordings (≤ 5 min), test and draw
 	$(BIN)/blockspike train experiment=demo output_dir=$(OUTPUTS)
-	$(BIN)/blockspike evaluate "$(OUTPUTS)/demo/default/seed=0"
-	$(BIN)/blockspike figures run=$(OUTPUTS)/demo/default/seed=0
+	$(BIN)/blockspike evaluate $(OUTPUTS)/demo/default/seed=0
+	$(BIN)/blockspike plot run $(OUTPUTS)/demo/default/seed=0
 
 test: setup ## the tests to run before a commit (ten minutes on two cores, no network)
 	$(BIN)/python -m pytest -m 'not slow' -n 2 --dist loadfile $(TESTS)
@@ -95,29 +95,29 @@ data-ephys: setup ## download the Allen Cell Types recordings of the paper (Pyth
 	$(BIN)/blockspike prepare data=allen data.download=true
 
 fig-classification: setup ## Figure 4: accuracy and seconds per epoch, beside published values
-	$(BIN)/blockspike figures figure=classification table=$(RESULTS)/runs.csv output_dir=$(OUTPUTS)
+	$(BIN)/blockspike plot paper classification --table $(RESULTS)/runs.csv --output-dir $(OUTPUTS)
 
 fig-surrogates: setup ## accuracy with three surrogate gradients
-	$(BIN)/blockspike figures figure=surrogates table=$(RESULTS)/runs.csv output_dir=$(OUTPUTS)
+	$(BIN)/blockspike plot paper surrogates --table $(RESULTS)/runs.csv --output-dir $(OUTPUTS)
 
 fig-detach: setup ## accuracy with attached and detached spikes
-	$(BIN)/blockspike figures figure=detach table=$(RESULTS)/runs.csv output_dir=$(OUTPUTS)
+	$(BIN)/blockspike plot paper detach --table $(RESULTS)/runs.csv --output-dir $(OUTPUTS)
 
 fig-neurons: setup ## beyond the paper: accuracy against spikes for every neuron model
-	$(BIN)/blockspike figures figure=neurons table=$(RESULTS)/runs.csv output_dir=$(OUTPUTS)
+	$(BIN)/blockspike plot paper neurons --table $(RESULTS)/runs.csv --output-dir $(OUTPUTS)
 
 fig-speed: setup ## the paper's figure on speed, and other libraries
-	$(BIN)/blockspike figures figure=speed table=$(RESULTS)/speed.csv output_dir=$(OUTPUTS)
+	$(BIN)/blockspike plot paper speed --table $(RESULTS)/speed.csv --output-dir $(OUTPUTS)
 
 fig-tradeoff: setup ## error of spike times against cost
-	$(BIN)/blockspike figures figure=tradeoff table=$(RESULTS)/speed.csv output_dir=$(OUTPUTS)
+	$(BIN)/blockspike plot paper tradeoff --table $(RESULTS)/speed.csv --output-dir $(OUTPUTS)
 
 fig-recordings: setup ## the paper's figure on recordings, and traces of newly fitted cells
-	$(BIN)/blockspike figures figure=recordings table=$(RESULTS)/runs.csv output_dir=$(OUTPUTS)
+	$(BIN)/blockspike plot paper recordings --table $(RESULTS)/runs.csv --output-dir $(OUTPUTS)
 	$(BIN)/blockspike fit experiment=recovery data.n_cells=3 output_dir=$(OUTPUTS)
-	$(BIN)/blockspike figures run=$(OUTPUTS)/recovery/data.n_cells=3/seed=0
+	$(BIN)/blockspike plot run $(OUTPUTS)/recovery/data.n_cells=3/seed=0
 
 figures: fig-classification fig-surrogates fig-detach fig-neurons fig-speed fig-tradeoff fig-recordings ## draw all figures
 
 report: setup ## put everything on one page, OUTPUTS/report.html; RUN=FOLDER chooses the run whose neurons it shows
-	$(BIN)/blockspike report output_dir=$(OUTPUTS) $(addprefix run=,$(RUN))
+	$(BIN)/blockspike report $(RUN) --output-dir $(OUTPUTS)

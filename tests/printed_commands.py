@@ -103,7 +103,7 @@ EXEMPT = {
             "blockspike fit -m data.path=171116sh_0018.abf 'data.train_sweeps=[6,8,10,12,14,16]' "
             "'data.test_sweeps=[7,9,11,13,15]' data.held_out=0 fit=likelihood "
             "population=lif,alif,gif",
-            "blockspike report run=outputs/fit/171116sh_0018/…,population=gif/seed=0",
+            "blockspike report outputs/fit/171116sh_0018/…,population=gif/seed=0",
         ),
         "needs a file of pyABF",
     ),

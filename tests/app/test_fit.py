@@ -68,7 +68,7 @@ def test_a_recording_is_fitted_from_file_to_figure(blockspike, tmp_path, cells):
 
     assert "finished, skipped" in blockspike(*arguments).stdout
     shown = blockspike(
-        "evaluate", str(run / 'fits' / 'my_cell.json'), "--recording=my_cell.npz"
+        "evaluate", str(run / "fits" / "my_cell.json"), "--recording=my_cell.npz"
     ).stdout
     assert "my_cell on my_cell, stimulus 0: normalised ETV" in shown
     scores = json.loads((run / "fits" / "my_cell_on_my_cell.json").read_text())

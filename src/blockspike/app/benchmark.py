@@ -12,6 +12,7 @@ from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
 
+from blockspike.app.compose import compose
 from blockspike.app.trainer import use_threads
 from blockspike.benchmark.guard import FLOORS, check_floors
 from blockspike.benchmark.layers import CONTENDERS
@@ -26,6 +27,19 @@ from blockspike.runs.run import provenance
 _DRAWN = {"speed": {"length", "layers", "libraries"}, "tradeoff": {"tradeoff"}}  # figure → studies
 
 _NOT_OPTIONS = ("study", "check", "threads", "output_dir")
+_LISTS = ("study", "n_steps", "arp_steps", "batch_size", "n_units", "n_layers", "contenders")
+
+
+def benchmark_of(overrides: Sequence[str], check: bool = False) -> None:
+    """Run `benchmark` with values of conf/benchmark.yaml: study=length,layers is a list."""
+    given = []
+    for override in overrides:
+        name, _, value = override.partition("=")
+        if name in _LISTS and value[:1] not in ("", "[") and value != "null":
+            items = (x if x.isdigit() else f"'{x}'" for x in value.split(","))
+            override = f"{name}=[{','.join(items)}]"
+        given.append(override)
+    benchmark(compose("benchmark", [*given, f"check={check}"]))
 
 
 def benchmark(cfg: DictConfig) -> None:
@@ -76,7 +90,7 @@ def benchmark(cfg: DictConfig) -> None:
     with whole_file(path) as file_path:
         pd.DataFrame(rows).to_csv(file_path, index=False)
     drawn = [name for name, of in _DRAWN.items() if of & {row["study"] for row in rows}]
-    commands = [f"`blockspike figures figure={name} table={path}`" for name in drawn]
+    commands = [f"`blockspike plot paper {name} --table {path}`" for name in drawn]
     console.print(f"{path}: drawn by {' and '.join(commands)}" if drawn else f"{path}")
 
 

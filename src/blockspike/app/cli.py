@@ -20,7 +20,6 @@ import typer
 from omegaconf import DictConfig
 
 from blockspike.app.plot import plot
-from blockspike.app.report import report
 from blockspike.files import CONF
 
 HYDRA_COMMANDS = ("train", "fit", "prepare")
@@ -211,7 +210,34 @@ def publish(
 
 
 app.add_typer(plot, name="plot")
-app.command()(report)
+
+
+@app.command()
+def report(
+    run: Annotated[
+        Path | None, typer.Argument(help="Folder of a classifier to look into, or of a fit.")
+    ] = None,
+    table: Annotated[
+        Path | None, typer.Option(help="Default: of the newest figures, else of `collect`.")
+    ] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="Default: PyTorch's.")] = None,
+    output_dir: _OutputDir = Path("outputs"),
+) -> None:
+    """Put everything on one page, OUTPUT_DIR/report.html, or the cells of a fit in its folder."""
+    import_module("blockspike.app.report").report(run, table, threads, output_dir)
+
+
+@app.command(context_settings={"ignore_unknown_options": True})
+def benchmark(
+    overrides: Annotated[
+        list[str], typer.Argument(help="Values of conf/benchmark.yaml, as in study=length,layers.")
+    ] = [],  # noqa: B006
+    check: Annotated[
+        bool, typer.Option("--check", help="Fail if a speed ratio is below its floor.")
+    ] = False,
+) -> None:
+    """Compare speeds side by side in OUTPUT_DIR/tables/speed.csv; rerun to continue."""
+    import_module("blockspike.app.benchmark").benchmark_of(overrides, check)
 
 
 def _run(command: str, arguments: list[str]) -> None:

@@ -1,4 +1,4 @@
-"""`blockspike figures`: draw an evaluated run, or a figure of the paper."""
+"""The work of `blockspike plot`."""
 
 import shlex
 import sys
@@ -57,20 +57,13 @@ def figures(cfg: DictConfig) -> None:
     """Draw one run's pictures into its folder, or a figure of a sweep, of searches or of the paper.
 
     Raises:
-        ValueError: the arguments are not exactly one of run and figure, or the figure, a setting or
-            the metric is unknown.
+        ValueError: the figure, a setting or the metric is unknown.
         FileNotFoundError: the run is not finished or not evaluated, or the table or a study is
             missing.
     """
     known = [*_NAMES, SEARCH]
-    if (cfg.run is None) == (cfg.figure is None):
-        raise ValueError(
-            f"run, figure: expected exactly one of run=FOLDER and figure={'|'.join(known)}, "
-            f"got {'neither' if cfg.run is None else 'both'}"
-        )
     if cfg.figure is not None and cfg.figure not in known:
         raise ValueError(f"figure: expected one of {', '.join(known)}, got {cfg.figure!r}")
-    _check_arguments(cfg)
     use_style()
     for path in _of_run(Run(Path(cfg.run))) if cfg.run is not None else _of_table(cfg):
         print(path)
@@ -87,7 +80,7 @@ def _of_run(run: Run) -> list[Path]:
     if row is None or not scores:
         raise FileNotFoundError(
             f"{run.folder}: expected a finished, evaluated run, got none; "
-            f"run `blockspike evaluate run={run.folder}`"
+            f"run `blockspike evaluate {run.folder}`"
         )
     metrics = read_metrics(run.folder / "metrics.csv")
     folder = run.folder / "figures"
@@ -120,7 +113,11 @@ def _of_table(cfg: DictConfig) -> list[Path]:
     else:
         paths = FIGURES[cfg.figure](table, folder)
     given = {name: cfg[name] for name in _OPTIONS.get(cfg.figure, ()) if cfg[name] is not None}
-    arguments = [f"{name}={','.join(x) if name == 'color' else x}" for name, x in given.items()]
+    option = {"experiment_name": "experiment"}
+    arguments = [
+        f"--{option.get(name, name)}={','.join(x) if name == 'color' else x}"
+        for name, x in given.items()
+    ]
     for path in paths:
         replace(source, arguments=shlex.join(arguments)).write_beside(path)
     return paths
@@ -130,7 +127,7 @@ def _sweep(table: pd.DataFrame, folder: Path, cfg: DictConfig) -> Path:
     chosen = roles(table, cfg.x, cfg.color, cfg.facet, cfg.metric)
     path, found = sweep(table, folder, chosen, cfg.metric)
     for warning in found.warnings:
-        print(f"blockspike figures: {warning}", file=sys.stderr)
+        print(f"blockspike plot: {warning}", file=sys.stderr)
     return path
 
 
@@ -141,13 +138,3 @@ def _epochs(table: pd.DataFrame, folder: Path, cfg: DictConfig) -> Path:
     for curve in curves:
         print(curve)
     return epochs(curves, folder)
-
-
-def _check_arguments(cfg: DictConfig) -> None:
-    allowed = _OPTIONS.get(cfg.figure, ())
-    for name in _OPTIONS["sweep"]:
-        if cfg[name] is not None and name not in allowed:
-            takers = [figure for figure, names in _OPTIONS.items() if name in names]
-            expected = " or ".join(f"figure={figure}" for figure in takers)
-            got = f"run={cfg.run}" if cfg.figure is None else f"figure={cfg.figure}"
-            raise ValueError(f"{name}: expected {expected}, got {got}")

@@ -16,6 +16,7 @@ from typing import Any
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
 
+from blockspike.benchmark.studies import Options
 from blockspike.data.allen import AllenRecordings
 from blockspike.data.datamodule import EventDataModule
 from blockspike.data.nmnist import NMNISTDataModule
@@ -133,9 +134,6 @@ class FitSchema(_RunSchema):
     fit: Any = MISSING
 
 
-_TOP_LEVEL = {"train": TrainSchema, "fit": FitSchema, "prepare": PrepareSchema}
-
-
 def register_schemas() -> None:
     """Register the schemas and resolvers that conf/ refers to."""
     nodes: dict[str, type] = dict(_TOP_LEVEL)
@@ -229,3 +227,21 @@ def _folder_name(choices: str) -> str:
     if len(name) <= 150:
         return name
     return f"{name[:130]}~{hashlib.sha256(name.encode()).hexdigest()[:12]}"
+
+
+@dataclasses.dataclass
+class BenchmarkSchema(schema(Options)):
+    """Top level of conf/benchmark.yaml."""
+
+    study: list[str] = MISSING
+    check: bool = False
+    threads: int | None = None
+    output_dir: str = MISSING
+
+
+_TOP_LEVEL = {
+    "train": TrainSchema,
+    "fit": FitSchema,
+    "prepare": PrepareSchema,
+    "benchmark": BenchmarkSchema,
+}
