@@ -151,7 +151,7 @@ def less_about(about, tensors):
     [
         (drop_weight, "readout.bias"),
         (other_format, "expected a trained network"),
-        (evil_target, "expected a class of .*, got os.system"),
+        (evil_target, "_target_ runs the code of os.system"),
         (unknown_argument, "n_moons"),
         (less_about, "dt_ms"),
         (interpolation, "expected a trained network"),

@@ -210,14 +210,12 @@ def commands_page() -> str:
     for name, shown in zip(HYDRA_COMMANDS, helps, strict=True):
         comment, body = head_and_body((CONF / f"{name}.yaml").read_text())
         lines = "\n".join(f"    {line}".rstrip() for line in shown.splitlines())
-        page = re.sub(
-            rf"(## `blockspike {name}`\n).*?(?=\n## |\Z)",
-            lambda match: (
-                f"{match[1]}\n{comment}\n\n```yaml\n{own_values(body)}\n```\n\n"
-                f'??? note "blockspike {name} --help"\n\n    ```text\n{lines}\n    ```\n'
-            ),
-            page,
-            flags=re.DOTALL,
+        title = f"\n## `blockspike {name}`\n"
+        before, _, after = page.partition(title)
+        after = after[after.index("\n## ") :]
+        page = (
+            f"{before}{title}\n{comment}\n\n```yaml\n{own_values(body)}\n```\n\n"
+            f'??? note "blockspike {name} --help"\n\n    ```text\n{lines}\n    ```\n{after}'
         )
     return page
 

@@ -279,14 +279,6 @@ def test_events_are_not_fitted_and_recordings_not_classified(blockspike, tmp_pat
     assert done.returncode == 2 and "`blockspike fit`" in done.stderr
 
 
-@pytest.mark.parametrize(
-    "given", [(), ("neuron=a.json",), ("run=a", "recording=b.npz"), ("run=a", "pretrained=b")]
-)
-def test_evaluate_accepts_exactly_one_source(blockspike, given):
-    done = blockspike("evaluate", *given, check=False)
-    assert done.returncode == 2 and "run=FOLDER, or neuron=FILE with recording=FILE" in done.stderr
-
-
 def test_prepare_checks_recordings(blockspike, tmp_path, cells):
     write_recording(cells[0], tmp_path / "my_cell.npz")
     shown = blockspike("prepare", "data=recordings", "data.path=my_cell.npz").stdout

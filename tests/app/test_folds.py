@@ -62,7 +62,7 @@ def test_folds_are_validated_but_not_tested(blockspike, tmp_path):
     blockspike("collect", "--by=data")
     table = pd.read_csv(tmp_path / "outputs/tables/runs.csv")
     assert table["val_accuracy"].tolist() == pytest.approx([row["val_accuracy"] for row in rows])
-    drawn = blockspike("figures", "figure=epochs")
+    drawn = blockspike("plot", "epochs")
     assert "best mean validation accuracy" in drawn.stdout and "(runs: 3)" in drawn.stdout
     assert (tmp_path / "outputs/figures/epochs_default.png").is_file()
     refused = blockspike("plot", "run", str(runs(tmp_path)[0]), check=False)
@@ -70,7 +70,7 @@ def test_folds_are_validated_but_not_tested(blockspike, tmp_path):
     evaluate_with_views(blockspike, runs(tmp_path)[0])
     blockspike("collect", "--by=data", "--metric=val_accuracy_with_views")
     (runs(tmp_path)[1] / "metrics.csv").unlink()
-    (line,) = blockspike("figures", "figure=epochs", check=False).stderr.splitlines()
+    (line,) = blockspike("plot", "epochs", check=False).stderr.splitlines()
     assert "metrics.csv: expected a row per epoch, got no file" in line
 
 

@@ -144,7 +144,7 @@ def test_the_page_of_a_run_in_a_browser(blockspike, browser, tmp_path):
     figures.mkdir()
     shutil.copy(IMAGES / "speed.png", figures)
     (figures / "classification_here.svg").write_text(SVG)
-    done = blockspike("report", f"run={run}", "threads=1")
+    done = blockspike("report", str(run), "--threads=1")
     assert "outputs/report.html" in done.stdout
     browser.get((tmp_path / "outputs" / "report.html").as_uri())
 
@@ -274,9 +274,9 @@ def test_found_figures_are_shown_and_missing_ones_named(tmp_path):
     place = f"output_dir={tmp_path.parent}"
     of_runs = ("classification", "surrogates", "detach", "neurons", "recordings")
     assert missing == {
-        **{name: f"blockspike figures figure={name} {place}" for name in of_runs},
+        **{name: f"blockspike plot paper {name} {place}" for name in of_runs},
         "libraries": (
-            f"blockspike figures figure=speed table={tmp_path.parent}/tables/speed.csv {place}"
+            f"blockspike plot paper speed --table {tmp_path.parent}/tables/speed.csv {place}"
         ),
     }
 
@@ -304,8 +304,8 @@ def test_figures_of_runs_and_numbers_come_from_one_table(blockspike, tmp_path):
     made_table(tmp_path / "kept" / "runs.csv", "Kept", 2)
     made_table(tmp_path / "outputs" / "tables" / "runs.csv", "Own", 1)
     speed = pd.read_csv(RESULTS / "speed.csv")
-    blockspike("figures", "figure=tradeoff", f"table={RESULTS / 'speed.csv'}")
-    blockspike("figures", "figure=classification", "table=kept/runs.csv")
+    blockspike("plot", "paper", "tradeoff", f"--table={RESULTS / 'speed.csv'}")
+    blockspike("plot", "paper", "classification", "--table=kept/runs.csv")
     assert "numbers from kept/runs.csv" in blockspike("report").stdout
     html = (tmp_path / "outputs" / "report.html").read_text()
     assert "<td>Kept</td>" in html and "<td>Own</td>" not in html
@@ -316,7 +316,7 @@ def test_figures_of_runs_and_numbers_come_from_one_table(blockspike, tmp_path):
     assert shown["classification_kept"].endswith("Drawn from kept/runs.csv, 2 rows.")
     assert shown["tradeoff"].endswith(f"Drawn from {RESULTS / 'speed.csv'}, {len(speed)} rows.")
 
-    blockspike("figures", "figure=classification")  # from outputs/tables/runs.csv
+    blockspike("plot", "paper", "classification")  # from outputs/tables/runs.csv
     assert "numbers from outputs/tables/runs.csv" in blockspike("report").stdout
     html = (tmp_path / "outputs" / "report.html").read_text()
     assert "<td>Own</td>" in html and "<td>Kept</td>" not in html
@@ -324,14 +324,14 @@ def test_figures_of_runs_and_numbers_come_from_one_table(blockspike, tmp_path):
     assert shown["classification_own"].endswith("Drawn from outputs/tables/runs.csv, 1 row.")
     assert "tradeoff" in shown and "classification_kept" not in shown
     assert "classification_kept: <code>kept/runs.csv</code>, 2 rows" in html
-    again = "blockspike figures figure=classification table=outputs/tables/runs.csv"
+    again = "blockspike plot paper classification --table outputs/tables/runs.csv"
     assert f"<code>{again}</code>" in html
 
-    blockspike("report", "table=kept/runs.csv")
+    blockspike("report", "--table=kept/runs.csv")
     assert "classification_own" not in captions(tmp_path)
     assert "classification_kept" in captions(tmp_path)
     made_table(tmp_path / "kept" / "runs.csv", "Kept", 3)  # the figure was drawn before this change
-    blockspike("report", "table=kept/runs.csv")
+    blockspike("report", "--table=kept/runs.csv")
     assert set(captions(tmp_path)) == {"tradeoff"}
 
 
@@ -374,7 +374,7 @@ def test_a_mean_over_different_settings_is_marked_on_the_page():
 def test_an_empty_page_says_how_to_fill_it(blockspike, tmp_path):
     blockspike("report")
     html = (tmp_path / "outputs" / "report.html").read_text()
-    commands = ("figures figure=tradeoff table=outputs/tables/speed.csv", "collect",
+    commands = ("plot paper tradeoff --table outputs/tables/speed.csv", "collect",
                 "train experiment=demo", "report run=FOLDER")  # fmt: skip
     for command in commands:
         assert f"<code>blockspike {command}</code>" in html

@@ -81,7 +81,7 @@ def build_fit(cfg: DictConfig, n_cells: int, dt_ms: float) -> NeuronFittingModul
         )
     return NeuronFittingModule(
         make(n_cells, **options),
-        _instantiate(cfg.optimizer, "optimizer", _partial_=True),
+        _factory(cfg.optimizer, "optimizer"),
         cfg.trainer.max_epochs,
         seed=cfg.seed,
         **plain(cfg.fit),
@@ -142,7 +142,7 @@ def build_network(cfg: DictConfig, data: Sizes) -> SpikingClassifier:
 def build_module(cfg: DictConfig, data: EventDataModule) -> ClassificationModule:
     """Build the Lightning module: network, optimiser and scheduler."""
     network = build_network(cfg, data)
-    scheduler = _instantiate(cfg.scheduler, "scheduler", _partial_=True) if cfg.scheduler else None
+    scheduler = _factory(cfg.scheduler, "scheduler") if cfg.scheduler else None
     options = plain(cfg.training)
     of_rates = [key for key in options if key.startswith("rate_")]
     rates = {key.removeprefix("rate_"): options.pop(key) for key in of_rates}
@@ -151,7 +151,7 @@ def build_module(cfg: DictConfig, data: EventDataModule) -> ClassificationModule
         network,
         data.n_classes,
         data.dt_ms,
-        _instantiate(cfg.optimizer, "optimizer", _partial_=True),
+        _factory(cfg.optimizer, "optimizer"),
         scheduler,
         label_smoothing=cfg.label_smoothing,
         rate_penalty=RatePenalty(**rates) if has_penalty else None,
@@ -187,6 +187,16 @@ def _instantiate(node: DictConfig, key: str, **options: Any) -> Any:
             inspect.signature(found.func).bind_partial(**found.keywords)
     except (InstantiationException, TypeError) as error:
         raise ValueError(f"{key}: {one_line(error)}") from error
+    return found
+
+
+def _factory(node: DictConfig, key: str) -> Any:
+    """Function of one argument, such as parameters, that builds an optimiser or scheduler."""
+    found = _instantiate(node, key, _partial_=True)
+    try:
+        inspect.signature(found.func).bind(None, **found.keywords)
+    except TypeError as error:
+        raise ValueError(f"{key}: {error}") from error
     return found
 
 

@@ -246,12 +246,13 @@ def _run(command: str, arguments: list[str]) -> None:
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
 
+    from blockspike.app.compose import with_quoted_path
     from blockspike.app.schemas import check_keys, register_schemas
 
     register_schemas()
     wrong: list[Exception] = []
     failed: list[str] = []
-    sys.argv = [f"blockspike {command}", *arguments]
+    sys.argv = [f"blockspike {command}", *map(with_quoted_path, arguments)]
     wished = os.environ.get("HYDRA_FULL_ERROR")
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises, we print
 

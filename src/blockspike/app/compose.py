@@ -52,7 +52,7 @@ def compose(
         register_schemas()
         with hydra.initialize_config_dir(str(CONF.resolve()), "blockspike", version_base="1.3"):
             places = [] if config_dir is None else [f"file://{Path(config_dir).absolute()}"]
-            given = [*overrides, f"hydra.searchpath={places}"]
+            given = [*map(with_quoted_path, overrides), f"hydra.searchpath={places}"]
             cfg = hydra.compose(command, given, return_hydra_config=True)
         check_keys(command, cfg)
         HydraConfig.instance().set_config(cfg)  # what ${hydra:…} refers to
@@ -63,6 +63,16 @@ def compose(
             del cfg["hydra"]
         OmegaConf.resolve(cfg)
     return cfg
+
+
+def with_quoted_path(override: str) -> str:
+    """Quote the path of a run's folder, whose "=" and "," would mean something to Hydra."""
+    key, _, value = override.partition("=")
+    is_path = key in ("init_from", "resume_from", "data.path") and value[:1] not in ("'", '"', "[")
+    if not is_path or "=" not in value:
+        return override
+    escaped = value.replace("'", "\\'")
+    return f"{key}='{escaped}'"
 
 
 @contextmanager

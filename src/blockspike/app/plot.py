@@ -13,6 +13,7 @@ plot = typer.Typer(
 _Table = Annotated[
     Path | None, typer.Option(help=".csv or .parquet; default: OUTPUT_DIR/tables/runs.csv.")
 ]
+_Color = Annotated[str | None, typer.Option(help="Settings with colours, as in model,seed.")]
 _Metric = Annotated[str | None, typer.Option(help="A column of numbers.")]
 _Experiment = Annotated[str | None, typer.Option(help="Only runs of this experiment.")]
 _OutputDir = Annotated[Path, typer.Option(help="Folder of the runs; figures/ in it is written.")]

@@ -15,7 +15,7 @@ from blockspike.report.comparison import Comparison
 from blockspike.report.sweeps import LARGEST_SVG_BYTES, Sweep, data_address
 
 _HERE = Path(__file__).parent
-# first part of the file names, name of the figure in `blockspike figures`, caption
+# first part of the file names, name of the figure in `blockspike plot paper`, caption
 _KINDS = (
     (
         "sweep", "sweep",
@@ -62,7 +62,7 @@ class EmbeddedFigure:
 
     Attributes:
         name: name of its file, without suffix.
-        figure: its name in `blockspike figures`; None = not one of ours.
+        figure: its name in `blockspike plot paper`; None = not one of ours.
         caption: text below it.
         address: the picture as a data: address.
         table: the table that it was drawn from; None = unknown.
@@ -100,11 +100,11 @@ def found_figures(folder: Path) -> tuple[list[EmbeddedFigure], dict[str, str]]:
 
 def _command(figure: str, output_dir: Path, is_of_runs: bool) -> str:
     """The command that draws a figure from the tables in this output folder."""
-    words = ["blockspike", "figures", f"figure={figure}"]
+    words = ["blockspike", "plot", "paper", figure]
     if not is_of_runs:
-        words.append(f"table={output_dir / 'tables' / 'speed.csv'}")
+        words += ["--table", str(output_dir / "tables" / "speed.csv")]
     if output_dir != Path("outputs"):
-        words.append(f"output_dir={output_dir}")
+        words += ["--output-dir", str(output_dir)]
     return shlex.join(words)
 
 
