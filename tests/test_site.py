@@ -93,7 +93,8 @@ def test_every_public_name_command_and_option_has_an_entry(generated):
     reference = "\n".join(text for uri, text in generated.items() if uri.startswith("reference/"))
     for name in NAMES:
         assert f"\n::: blockspike.{name}\n" in reference, name
-    commands = [command.callback.__name__ for command in app.registered_commands]
+    callbacks = [command.callback for command in app.registered_commands]
+    commands = [callback.__name__ for callback in callbacks if callback is not None]
     for command in [*commands, "plot"]:
         assert f"\n## `blockspike {command}`\n" in reference, command
     for path in (ROOT / "conf").glob("*/*.yaml"):

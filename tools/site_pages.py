@@ -282,7 +282,8 @@ def schemas() -> dict[str, dict[str, list[tuple[str, str, str]]]]:
     for path in sorted(CONF.glob("*/*.yaml")):
         for name in re.findall(r"/schema/(\w+)", path.read_text()):
             kind = OmegaConf.get_type(nodes[f"{name}.yaml"].node)
-            found.setdefault(path.parent.name, {})[kind.__name__] = list(rows_of(kind))
+            if kind is not None:
+                found.setdefault(path.parent.name, {})[kind.__name__] = list(rows_of(kind))
     return found
 
 

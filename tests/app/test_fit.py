@@ -75,7 +75,7 @@ def test_a_recording_is_fitted_from_file_to_figure(blockspike, tmp_path, cells):
     assert set(scores) == {"stimulus 0"}
     other = blockspike(
         "evaluate", str(run / 'fits' / 'my_cell.json'), "--recording=my_cell.npz",
-        "stimulus=noise 9", check=False,
+        "--stimulus=noise 9", check=False,
     )  # fmt: skip
     assert other.returncode == 2
     assert "expected a stimulus of 'stimulus 0', got 'noise 9'" in other.stderr
@@ -205,8 +205,8 @@ def _check_refusals(blockspike, run):
     """A fit of an older version, or without a result, is refused in one line."""
     older = {"dt_ms": np.array(0.5), "cell0_name": np.array("a"), "cell0_trains": np.zeros((2, 9))}
     write_npz(run / "traces.npz", older)
-    for command in ("report", "figures"):
-        done = blockspike(command, f"run={run}", check=False)
+    for command in (["report"], ["plot", "run"]):
+        done = blockspike(*command, str(run), check=False)
         assert done.returncode == 2 and "older versions; fit again" in done.stderr
     (run / "result.json").unlink()
     done = blockspike("report", str(run), check=False)

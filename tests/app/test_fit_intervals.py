@@ -33,7 +33,9 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def run(monkeypatch: pytest.MonkeyPatch, *overrides: str) -> dict[str, Any]:
     monkeypatch.setattr("sys.argv", ["blockspike", "fit", "data.path=cell.npz", *SMALL, *overrides])
-    main()
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 0
     return row_of("run")
 
 

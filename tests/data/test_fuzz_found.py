@@ -192,12 +192,3 @@ def test_arrays_of_an_unknown_variable_length_are_not_read(tmp_path, kind):
     words = f"spikes/times: expected arrays or texts of variable length, got kind {kind}"
     with pytest.raises(ValueError, match=words):
         open_h5(tmp_path / "a.h5")
-
-
-@pytest.mark.parametrize(
-    "override", [f"model.arp_ms={10**3000}", f"seed=${{oc.env:{'[' * 500}A,3}}"]
-)
-def test_overrides_that_hydra_cannot_parse_give_one_line(blockspike, override):
-    done = blockspike("train", "data=nmnist_sample", override, check=False)
-    assert done.returncode == 2
-    assert len(done.stderr.splitlines()) == 1 and done.stderr.startswith("blockspike train: ")

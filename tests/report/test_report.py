@@ -270,8 +270,8 @@ def test_found_figures_are_shown_and_missing_ones_named(tmp_path):
     }  # fmt: skip
     assert {f.name for f in figures if f.is_of_runs} == {"epochs_shd"}  # fits may be a sweep's own
     (drawn,) = [f for f in figures if f.table is not None]
-    assert "figure=epochs color=model table=FILE" in page(figures=[drawn])
-    place = f"output_dir={tmp_path.parent}"
+    assert "plot epochs color=model --table FILE" in page(figures=[drawn])
+    place = f"--output-dir {tmp_path.parent}"
     of_runs = ("classification", "surrogates", "detach", "neurons", "recordings")
     assert missing == {
         **{name: f"blockspike plot paper {name} {place}" for name in of_runs},
@@ -384,9 +384,8 @@ def test_an_empty_page_says_how_to_fill_it(blockspike, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ("run=nothing", ("nothing", "no run here")),
-        ("table=nothing.csv", ("nothing.csv", "expected a table")),
-        ("tabel=x", ("tabel",)),
+        ("nothing", ("nothing", "no run here")),
+        ("--table=nothing.csv", ("nothing.csv", "expected a table")),
     ],
 )
 def test_bad_input_gives_one_line_and_writes_nothing(blockspike, tmp_path, arguments, words):
