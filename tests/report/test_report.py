@@ -375,7 +375,7 @@ def test_an_empty_page_says_how_to_fill_it(blockspike, tmp_path):
     blockspike("report")
     html = (tmp_path / "outputs" / "report.html").read_text()
     commands = ("plot paper tradeoff --table outputs/tables/speed.csv", "collect",
-                "train experiment=demo", "report run=FOLDER")  # fmt: skip
+                "train experiment=demo", "report FOLDER")  # fmt: skip
     for command in commands:
         assert f"<code>blockspike {command}</code>" in html
     assert 'id="raster"' not in html
