@@ -407,7 +407,7 @@ def test_bad_arguments_of_a_layer(options, message):
         ({"scores": "max"}, "^scores: expected one of sum, mean, softmax, got 'max'"),
         ({"skip_steps": -1}, "^skip_steps"),
         ({"dropout": 1.0}, "dropout"),
-        ({"n_hidden": [5, 4, 3]}, "^n_hidden: expected 2 numbers"),
+        ({"n_hidden": [5, 4, 3]}, "^n_hidden, n_layers: expected a number for each"),
         ({"n_hidden": 0}, "^n_units: expected an integer"),
         ({"n_classes": 0}, "^n_units: expected an integer"),
     ],
