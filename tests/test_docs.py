@@ -189,7 +189,7 @@ def test_a_custom_model_learns_and_its_run_is_collected(blockspike, my_lab):
         "network.n_layers=1", "experiment_name=learns",
     )  # fmt: skip
     (run,) = (p.parent for p in (my_lab / "outputs" / "learns").rglob("result.json"))
-    scores = blockspike("evaluate", str(run))
+    scores = blockspike("evaluate", str(run), "--trust")
     assert pd.read_json(run / "result.json", typ="series")["test_accuracy"] > 0.8, scores.stdout
     blockspike("plot", "run", str(run))
     assert (run / "figures" / "raster.png").is_file()

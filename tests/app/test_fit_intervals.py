@@ -79,7 +79,7 @@ def test_a_fit_killed_between_its_replicates_gives_the_same_intervals(
 
     with monkeypatch.context() as at_end:
         at_end.setattr("blockspike.app.fit_intervals.intervals", stop)
-        with pytest.raises(SystemExit):
+        with pytest.raises(AssertionError, match="interrupted; the same command resumes it"):
             run(at_end, "run_dir=other")
     assert Path("other/checkpoints/bootstrap.ckpt").is_file()
     run(monkeypatch, "run_dir=other")

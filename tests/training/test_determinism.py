@@ -42,7 +42,11 @@ from blockspike.app.cli import main
 for number, arguments in enumerate(json.loads(sys.argv[1])):
     GlobalHydra.instance().clear()
     sys.argv = ["blockspike", *arguments, f"output_dir={number}"]
-    main()
+    try:
+        main()
+    except SystemExit as ended:
+        if ended.code:
+            raise
 """
 
 
