@@ -1,13 +1,17 @@
 """Style of all figures: readable in print and by colour-blind readers."""
 
 import math
+import textwrap
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import matplotlib.pyplot as plt
 import seaborn as sns
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
 from blockspike.files import whole_file
@@ -38,6 +42,29 @@ def label_log_axis(axis: Axis) -> None:
 def use_whole_ticks(axis: Axis) -> None:
     """Label an axis of epochs or other counts at 0, 1, 2, … or at multiples of 2, 5, 10, …"""
     axis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
+
+
+def draw_title(figure: Figure, lines: Sequence[str]) -> None:
+    """Write lines above all panels, as tall as they need."""
+    texts = [textwrap.fill(line, round(13 * figure.get_figwidth())) for line in lines]
+    text = "\n".join(texts)
+    figure.set_figheight(figure.get_figheight() + 0.18 * (text.count("\n") + 1))
+    figure.suptitle(text, fontsize=10)
+    figure.set_layout_engine("constrained")
+
+
+def draw_legend(figure: Figure, entries: Sequence[tuple[Any, str, str]], title: str) -> None:
+    """Explain colours, markers and labels below all panels, as tall as they need."""
+    handles = [Line2D([], [], color=c, marker=marker, label=x) for c, marker, x in entries]
+    longest = max(len(label) for *_, label in entries) + 6
+    n_columns = max(1, min(len(handles), round(14 * figure.get_figwidth()) // longest))
+    title = textwrap.fill(title, round(13 * figure.get_figwidth()))
+    n_lines = -(-len(handles) // n_columns) + title.count("\n") + 1
+    figure.set_figheight(figure.get_figheight() + 0.2 * n_lines)
+    figure.legend(
+        handles=handles, title=title, ncols=n_columns, loc="outside lower center", frameon=False,
+        fontsize=9, title_fontsize=9,
+    )  # fmt: skip
 
 
 def save(figure: Figure, path: Path) -> Path:
