@@ -105,8 +105,9 @@ def sweep_figure(found: Means, chosen: Roles, title: str) -> Figure:
     units, places = found.units, _Places.of(found.units[chosen.x])
     facets = _ordered(found.points, [chosen.facet]) if chosen.facet else []
     labels, texts = _ordered(found.points, chosen.color), labels_of(units, chosen.color)
+    share = texts.map(labels.index) / max(len(labels) - 1, 1)
     data = pd.DataFrame({
-        chosen.x: places.shifted(units[chosen.x], texts.map(labels.index) / max(len(labels) - 1, 1)),
+        chosen.x: places.shifted(units[chosen.x], share),
         found.metric: units[found.metric], "label": texts,
         chosen.facet: labels_of(units, [chosen.facet] if chosen.facet else []),
     })  # fmt: skip
@@ -152,7 +153,7 @@ def palette_of(labels: list[str]) -> dict[str, Any]:
     if set(labels) <= METHOD_COLOURS.keys():
         return METHOD_COLOURS
     name = "colorblind" if len(labels) <= 10 else "husl"
-    return dict(zip(labels, sns.colorpalette_of(name, len(labels)), strict=True))
+    return dict(zip(labels, sns.color_palette(name, len(labels)), strict=True))
 
 
 def _ordered(points: pd.DataFrame, names: list[str]) -> list[str]:
