@@ -215,10 +215,11 @@ def warn_of_mixed(table: pd.DataFrame, by: Sequence[str], figure: str, advice: s
 
 def labels_of(table: pd.DataFrame, names: Sequence[str], with_names: bool = False) -> pd.Series:
     """Text of some settings of each row, such as `blocks, 64` or `model=blocks, n_hidden=64`."""
-    rows = table[list(names)].to_numpy(object).tolist()
-    start = [f"{name.rpartition('.')[2]}=" if with_names else "" for name in names]
-    texts = [", ".join(f"{s}{text_of(x)}" for s, x in zip(start, row, strict=True)) for row in rows]
-    return pd.Series(texts, table.index, dtype=object)
+    texts = pd.Series("", table.index, dtype=object)
+    for i, name in enumerate(names):
+        start = f"{name.rpartition('.')[2]}=" if with_names else ""
+        texts = texts + (", " if i else "") + start + setting(table, name).map(text_of)
+    return texts
 
 
 def text_of(value: Any) -> str:

@@ -53,16 +53,16 @@ def draw_title(figure: Figure, lines: Sequence[str]) -> None:
     figure.set_layout_engine("constrained")
 
 
-def draw_legend(figure: Figure, entries: Sequence[tuple[Any, str, str]], title: str) -> None:
+def draw_legend(figure: Figure, entries: Sequence[tuple[Any, str, str]], title: str = "") -> None:
     """Explain colours, markers and labels below all panels, as tall as they need."""
     handles = [Line2D([], [], color=c, marker=marker, label=x) for c, marker, x in entries]
     longest = max(len(label) for *_, label in entries) + 6
     n_columns = max(1, min(len(handles), round(14 * figure.get_figwidth()) // longest))
     title = textwrap.fill(title, round(13 * figure.get_figwidth()))
-    n_lines = -(-len(handles) // n_columns) + title.count("\n") + 1
+    n_lines = -(-len(handles) // n_columns) + title.count("\n") + bool(title)
     figure.set_figheight(figure.get_figheight() + 0.2 * n_lines)
     figure.legend(
-        handles=handles, title=title, ncols=n_columns, loc="outside lower center", frameon=False,
+        handles=handles, title=title or None, ncols=n_columns, loc="outside lower center", frameon=False,
         fontsize=9, title_fontsize=9,
     )  # fmt: skip
 
