@@ -74,22 +74,12 @@ def arrays_of(cells: Sequence[CellTraces]) -> dict[str, np.ndarray]:
 
 
 def cells_of(arrays: Mapping[str, np.ndarray]) -> list[CellTraces]:
-    """Cells of the arrays that `arrays_of` made.
-
-    Raises:
-        ValueError: an array is missing, as in fits of older versions.
-    """
+    """Cells of the arrays that `arrays_of` made."""
     names = [field.name for field in fields(CellTraces)]
     cells = []
     while any(key.startswith(f"cell{len(cells)}_") for key in arrays):
         start = f"cell{len(cells)}_"
         own = {name: arrays[start + name] for name in names if start + name in arrays}
-        missing = [name for name in names if name not in own and name != "voltage_mv"]
-        if missing:
-            raise ValueError(
-                f"traces.npz: expected {', '.join(missing)} of each cell, got none, as in fits of "
-                "older versions; fit again in another folder"
-            )
         plain: dict[str, Any] = {k: x.item() if x.ndim == 0 else x for k, x in own.items()}
         cells.append(CellTraces(**{**plain, "titles": plain["titles"].tolist()}))
     return cells

@@ -7,7 +7,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 
-from blockspike.figures.cell_traces import SIGMA_MS, CellTraces
+from blockspike.plots.cells import SIGMA_MS, CellTraces
 from blockspike.plots.style import GREY, ORANGE, save
 
 _MOST_COLUMNS = 3
@@ -105,5 +105,5 @@ def _column(axes, cell: CellTraces, segment: int) -> None:
 
 
 def _times(n_points: int, duration_s: float) -> np.ndarray:
-    """Times of the points of a series, see `blockspike.figures.cell_traces.thinned`."""
+    """Times of the points of a series, see `blockspike.plots.cells.thinned`."""
     return np.arange(n_points) * (duration_s / n_points)

@@ -62,8 +62,8 @@ def draw_legend(figure: Figure, entries: Sequence[tuple[Any, str, str]], title: 
     n_lines = -(-len(handles) // n_columns) + title.count("\n") + bool(title)
     figure.set_figheight(figure.get_figheight() + 0.2 * n_lines)
     figure.legend(
-        handles=handles, title=title or None, ncols=n_columns, loc="outside lower center", frameon=False,
-        fontsize=9, title_fontsize=9,
+        handles=handles, title=title or None, ncols=n_columns, loc="outside lower center",
+        frameon=False, fontsize=9, title_fontsize=9,
     )  # fmt: skip
 
 
