@@ -11,7 +11,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from blockspike.figures.fits import compared, fits, rounded
+from blockspike.plots.fits import compared, fits, scores_table
 from blockspike.plots.style import use_style
 from blockspike.runs.run import Run
 
@@ -34,14 +34,15 @@ def compare_fits(output_dir: Path, folders: list[Path]) -> None:
     """
     rows = [(os.path.relpath(folder, output_dir), Run(folder).result()) for folder in folders]
     table = pd.DataFrame([{"run": run, **row} for run, row in rows if row is not None])
-    if "neuron" not in table or len(points := compared(table)) < 2:
+    if "neuron" not in table:
         return
-    for name in dict.fromkeys(points["data_set"]):
-        _print(rounded(pd.DataFrame(points[points["data_set"] == name])), str(name))
+    found = compared(table)
+    if sum(len(next(iter(scores.values())).points) for scores in found.values()) < 2:
+        return
+    for name, scores in found.items():
+        _print(scores_table(scores), name)
     use_style()
-    for path in fits(table, output_dir / "figures"):
-        path.with_suffix(".json").unlink(missing_ok=True)  # of a picture drawn from a table
-        print(path)
+    print(*fits(table, output_dir / "figures"), sep="\n")
 
 
 def _print(scores: pd.DataFrame, title: str) -> None:

@@ -10,7 +10,7 @@ from omegaconf import DictConfig
 from torch.utils.data import DataLoader
 
 from blockspike.app.build import build_data, build_fit
-from blockspike.app.cell_traces import traces_of_fit
+from blockspike.app.evaluate_neuron import traces_of_fit
 from blockspike.app.fit_intervals import constrained_summary, determined, fit_intervals
 from blockspike.app.trainer import (
     EpochCheckpoint,
@@ -24,8 +24,6 @@ from blockspike.app.trainer import (
 )
 from blockspike.app.wandb_run import log_result, wandb_closed
 from blockspike.data.recordings_datamodule import RecordingsDataModule
-from blockspike.figures.cell_traces import arrays_of
-from blockspike.figures.recording import recording_fit
 from blockspike.files import whole_file, write_npz, write_text
 from blockspike.fitting.distance import Window
 from blockspike.fitting.fitted_neuron import FittedNeuron
@@ -42,6 +40,8 @@ from blockspike.fitting.scores import (
     scores_of_segments,
 )
 from blockspike.fitting.voltage import RecordedVoltage, check_fitted, recorded_voltage
+from blockspike.plots.cells import arrays_of
+from blockspike.plots.recording import recording_fit
 from blockspike.plots.style import use_style
 from blockspike.runs.log import LOGGER
 from blockspike.runs.run import Run

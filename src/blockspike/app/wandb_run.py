@@ -18,8 +18,8 @@ from pytorch_lightning.utilities import rank_zero_only
 
 from blockspike.app.activity import activity
 from blockspike.data.datamodule import EventDataModule
-from blockspike.figures.raster import raster
 from blockspike.files import write_text
+from blockspike.plots.raster import raster
 from blockspike.plots.style import use_style
 from blockspike.runs.identity import content_hash, content_of, is_fit, plain
 from blockspike.runs.results import fits_of

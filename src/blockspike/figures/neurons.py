@@ -18,7 +18,7 @@ from blockspike.figures.panels import (
     slugs,
     where,
 )
-from blockspike.figures.tables import require_columns
+from blockspike.plots.means import require_columns
 from blockspike.plots.style import BLUE, GREEN, GREY, ORANGE, PURPLE, YELLOW
 
 EXPERIMENTS = ("digits", "se_adlif")

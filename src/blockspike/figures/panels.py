@@ -14,9 +14,8 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from blockspike.figures.means import warn_of_mixed
-from blockspike.figures.tables import require_columns
 from blockspike.files import CONF
+from blockspike.plots.means import require_columns, warn_of_mixed
 from blockspike.plots.style import save
 
 # column of the table → name in this module

@@ -8,10 +8,9 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
-from blockspike.figures.means import setting, warn_of_mixed
 from blockspike.figures.panels import plural_range, slugs, where
 from blockspike.figures.paper_numbers import paper_numbers
-from blockspike.figures.tables import require_columns
+from blockspike.plots.means import require_columns, setting, warn_of_mixed
 from blockspike.plots.style import BLUE, GREY, ORANGE, label_log_axis, save
 
 _SCORE = "test_etv_15ms"

@@ -9,7 +9,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from blockspike.figures.paper_numbers import paper_numbers
-from blockspike.figures.tables import require_columns
+from blockspike.plots.means import require_columns
 from blockspike.plots.style import BLUE, GREEN, GREY, METHOD_COLOURS, ORANGE, label_log_axis, save
 
 _BATCHES = (32, 64, 128)

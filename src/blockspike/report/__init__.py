@@ -1,1 +1,0 @@
-"""The report: one page of figures, numbers, runs and a view inside a network."""
