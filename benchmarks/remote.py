@@ -1,0 +1,57 @@
+"""Contenders in processes of their own: PyTorch's and XLA's idle threads would share their cores."""
+
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from typing import Any, Self
+
+import torch
+
+from benchmarks.timing import ContenderError
+
+_MADE: list[Any] = []  # in the new process: the object
+
+
+class Remote:
+    """An object in a new process; its methods are called from this one.
+
+    Args:
+        make: module-level function that makes the object in the new process, at the first call.
+        args: its arguments.
+    """
+
+    def __init__(self, make: Callable[..., Any], *args: Any):
+        self._make = make, args
+        self._pool = ProcessPoolExecutor(1, get_context("spawn"))
+
+    def call(self, method: str, *args: Any) -> Any:
+        """Call a method of the object and return its result.
+
+        Raises:
+            ContenderError: the method or the making of the object failed.
+            BrokenProcessPool: the process has ended.
+        """
+        task = torch.get_num_threads(), *self._make, method, args
+        result, failed = self._pool.submit(_call, *task).result()
+        if failed is not None:
+            raise ContenderError(failed)
+        return result
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """End the process."""
+        self._pool.shutdown(cancel_futures=True)
+
+
+def _call(
+    n_threads: int, make: Callable[..., Any], args: tuple, method: str, given: tuple
+) -> tuple[Any, str | None]:
+    try:
+        if not _MADE:
+            torch.set_num_threads(n_threads)
+            _MADE.append(make(*args))
+        return getattr(_MADE[0], method)(*given), None
+    except Exception as error:  # not every library's errors can be sent to another process
+        return None, f"{type(error).__name__}: {error}"
