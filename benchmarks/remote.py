@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from multiprocessing import get_context
 from typing import Any, Self
 
@@ -13,7 +14,7 @@ _MADE: list[Any] = []  # in the new process: the object
 
 
 class Remote:
-    """An object in a new process; its methods are called from this one.
+    """An object in a new process; this process calls its methods as if it were here.
 
     Args:
         make: module-level function that makes the object in the new process, at the first call.
@@ -24,13 +25,15 @@ class Remote:
         self._make = make, args
         self._pool = ProcessPoolExecutor(1, get_context("spawn"))
 
-    def call(self, method: str, *args: Any) -> Any:
-        """Call a method of the object and return its result.
+    def __getattr__(self, method: str) -> Callable[..., Any]:
+        """A method of the object.
 
-        Raises:
-            ContenderError: the method or the making of the object failed.
-            BrokenProcessPool: the process has ended.
+        It raises ContenderError if the object's method or making fails, and BrokenProcessPool if
+        the process has ended.
         """
+        return partial(self._run, method)
+
+    def _run(self, method: str, *args: Any) -> Any:
         task = torch.get_num_threads(), *self._make, method, args
         result, failed = self._pool.submit(_call, *task).result()
         if failed is not None:

@@ -77,7 +77,9 @@ def parse(arguments: Sequence[str] | None) -> tuple[list[str], Path, Options]:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
     known = ", ".join(STUDIES)
-    parser.add_argument("studies", nargs="*", metavar="STUDY", help=f"{known}; default: all but gpu")
+    parser.add_argument(
+        "studies", nargs="*", metavar="STUDY", help=f"{known}; default: all but gpu"
+    )
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--output-dir", type=Path, default=Path("outputs"))
     choices = {"contenders": CONTENDERS, "device": ("cpu", "cuda")}
@@ -131,7 +133,10 @@ def summary(table: pd.DataFrame) -> str:
         ratios = table.assign(ratio=pd.to_numeric(table["total_by_fused"]))
         groups = ratios.groupby(["study", "contender"], sort=False)["ratio"]
         found = groups.agg(["count", "min", "median", "max"])
-        text += ["times as long as fused, forward and backward", found.to_string(float_format="%.3g")]
+        text += [
+            "times as long as fused, forward and backward",
+            found.to_string(float_format="%.3g"),
+        ]
     kernels = table[table["study"] == "roofline"].dropna(axis=1, how="all")
     if len(kernels):
         columns = ["gb_per_s", *(c for c in kernels if "ms_median" in c or "share_of" in c)]
