@@ -3,9 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import metadata
-from typing import Literal
-
-from torch import nn
+from typing import Any, Literal
 
 SCAN = "JAX (lax.scan)"
 PACKAGES = {
@@ -42,24 +40,26 @@ class Contender:
 
     Attributes:
         make: size → module from inputs [T, B, n_inputs] to spikes [T, B, n_units] of the last
-            layer, in float32; each call starts at rest. All of ours have the same weights. Raises
-            ImportError without the library, ValueError for a size that it does not have, and
-            whatever the library raises.
+            layer, in float32; each call starts at rest. All of ours have the same weights. It
+            raises ImportError without the library, and whatever the library raises. In JAX it
+            makes what `layers.make` returns.
         differs: how its neuron differs from an ALIF neuron, or its gradient from the standard one.
         neuron: class of the neurons; in brackets the one without recurrence, if different.
         takes_events: whether its input is an EventBatch.
         same: what must equal that of `standard`.
         arp_matters: whether its time depends on the refractory period.
-        devices: types of devices that it runs on.
+        has_recurrent: whether it has recurrent layers.
+        in_jax: whether it is one of `jax_peers.py`, which run on the CPU.
     """
 
-    make: Callable[[Size], nn.Module]
+    make: Callable[[Size], Any]
     differs: str = ""
     neuron: str = "ALIF"
     takes_events: bool = False
     same: Literal["", "spikes", "spikes and gradients"] = ""
     arp_matters: bool = False
-    devices: tuple[str, ...] = ("cpu", "cuda")
+    has_recurrent: bool = True
+    in_jax: bool = False
 
 
 def version_of(name: str) -> str | None:

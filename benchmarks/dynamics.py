@@ -4,20 +4,18 @@ No synapses, float32. `pieces` are measured on the CPU, `gpu` on a GPU.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from benchmarks.check import require_equal
-from benchmarks.contenders import SCAN, version_of
-from benchmarks.remote import Remote
-from benchmarks.table import CPU, Options, Piece
-from benchmarks.timing import Row, Turn, Turns, cost, reason, repeat, take_turns, time_turn
+from benchmarks.contenders import SCAN
+from benchmarks.side_by_side import measure
+from benchmarks.table import Options, Piece
+from benchmarks.timing import Row, Turn, Turns, reason, repeat, time_turn
 from blockspike.neurons import Method, MultiGaussian, SpikeTrace, alif
 from blockspike.neurons.adlif import adlif
 from blockspike.neurons.c_silif import c_silif
@@ -145,133 +143,119 @@ def make_inputs(size: Size, dtype: torch.dtype = torch.float32) -> tuple[list[Te
     return [x.to(dtype) for x in made], gradient.to(dtype)
 
 
-def differentiate(
-    method: Callable[..., Tensor], inputs: Sequence[Tensor], gradient: Tensor, arp: int
-) -> tuple[Tensor, list[Tensor]]:
-    """Run forward and backward; returns spikes and the gradients of all inputs."""
-    leaves = [x.detach().requires_grad_() for x in inputs]
-    spikes = method(*leaves, arp=arp)
-    return spikes.detach(), list(torch.autograd.grad(spikes, leaves, gradient))
+class Neurons:
+    """A contender's neurons with their inputs, ready to be timed.
 
-
-def time_method(
-    method: Callable[..., Tensor], inputs: Sequence[Tensor], gradient: Tensor, arp: int
-) -> Turn:
-    """Time `(spikes * gradient).sum()`, and backward from there."""
-    leaves = [x.detach().requires_grad_() for x in inputs]
-    return time_turn(lambda: method(*leaves, arp=arp) * gradient, gradient.device)
-
-
-def count_rounded(trace: SpikeTrace, spikes: Tensor) -> int:
-    """Count the spike trains that first differ from `trace` where V − θ is 0 within rounding.
-
-    Raises:
-        RuntimeError: a train first differs anywhere else.
+    Args:
+        name: a contender of `methods_for(size)`.
+        size: of the measurement.
+        device: where it runs.
+        dtype: of the inputs.
     """
-    wrong = spikes != trace.spikes
-    first = wrong.int().argmax(dim=0, keepdim=True)
-    margin = (trace.membrane - trace.threshold).gather(0, first)
-    if bool((wrong.any(dim=0) & (margin.abs() > _ROUNDING)).any()):
-        raise RuntimeError("spikes differ from those of the standard method: no time is reported")
-    return int(wrong.any(dim=0).sum())
+
+    def __init__(
+        self, name: str, size: Size, device: str = "cpu", dtype: torch.dtype = torch.float32
+    ):
+        inputs, gradient = make_inputs(size, dtype)
+        self.inputs, self._gradient = [x.to(device) for x in inputs], gradient.to(device)
+        self._simulate = partial(methods_for(size)[name], arp=size.arp_steps)
+
+    def differentiate(self) -> tuple[Tensor, dict[str, Tensor]]:
+        """Spikes, and the gradients of all inputs."""
+        leaves = [x.detach().requires_grad_() for x in self.inputs]
+        spikes = self._simulate(*leaves)
+        grads = torch.autograd.grad(spikes, leaves, self._gradient)
+        return spikes.detach(), {f"input {i}": grad for i, grad in enumerate(grads)}
+
+    def turn(self) -> Turn:
+        """Time `(spikes * gradient).sum()`, and backward from there, repeatedly if it is quick."""
+        return repeat(self._once)
+
+    def _once(self) -> Turn:
+        leaves = [x.detach().requires_grad_() for x in self.inputs]
+        return time_turn(lambda: self._simulate(*leaves) * self._gradient, self._gradient.device)
+
+    def about(self) -> Row:
+        """How active the neurons are."""
+        with torch.no_grad():
+            return {"firing_per_step": round(self._simulate(*self.inputs).mean().item(), 5)}
 
 
-def check(
-    size: Size, methods: dict[str, Callable[..., Tensor]], device: torch.device = CPU
-) -> dict[str, int]:
-    """Compare each method's spikes with the standard's, and its gradients where they must agree.
-
-    On a GPU `blocks` is not compared: there it is computed by matrix products.
-
-    Returns:
-        Method → number of spike trains that differ by rounding.
-
-    Raises:
-        RuntimeError: spikes or gradients differ by more than rounding.
-    """
-    inputs, gradient = _on(device, size)
-    arp, n_rounded = size.arp_steps, {}
-    expected, expected_grads = differentiate(methods_for(size)["standard"], inputs, gradient, arp)
-    # A parameter's gradient is a sum of terms as large as the current's.
-    largest = expected_grads[0].abs().max().item()
-    names = ["current", *(f"input {i}" for i in range(1, len(inputs)))]
-    wanted = dict(zip(names, expected_grads, strict=True))
-    for name, method in methods.items():
-        if name == "blocks" and device.type == "cuda":
-            continue
-        spikes, grads = differentiate(method, inputs, gradient, arp)
-        if name == PARALLEL:
-            with torch.no_grad():
-                trace = alif(*inputs, arp=arp, method="standard", membrane=True)
-            n_rounded[name] = count_rounded(trace, spikes)
-            continue
-        own = dict(zip(names, grads, strict=True)) if name in _SAME_GRADIENT else None
-        require_equal(name, [spikes], [expected], own, wanted, largest)
-    return n_rounded
-
-
-def _on(device: torch.device, size: Size) -> tuple[list[Tensor], Tensor]:
-    inputs, gradient = make_inputs(size)
-    return [x.to(device) for x in inputs], gradient.to(device)
-
-
-def measure(size: Size, names: Sequence[str], options: Options, device: torch.device) -> list[Row]:
-    """Check contenders, then time them in turns, the scan in its own process; a row for each."""
-    methods = {name: method for name, method in methods_for(size).items() if name in names}
-    n_rounded = check(size, methods, device)
-    inputs = (*_on(device, size), size.arp_steps)
-    contenders: dict[str, Callable[[], Turn]] = {
-        name: partial(repeat, partial(time_method, method, *inputs))
-        for name, method in methods.items()
-    }
-    found: Turns = {}
-    with ExitStack() as processes:
-        if SCAN in names:
-            scan = processes.enter_context(Remote(make_scan, size))
-            try:
-                check_scan(size, scan.spikes())
-                contenders[SCAN] = scan.repeated
-            except Exception as error:  # JAX may be missing, or fail in any way
-                found[SCAN] = reason(error)
-        warm_ups = 1 if device.type == "cpu" else 3  # the second call captures a graph
-        found |= take_turns(contenders, options.rounds, options.longest_turn_s, warm_ups)
-    about = {name: {"contender": name, "version": version_of(name)} for name in names}
-    about |= {name: about[name] | {"n_rounded": n} for name, n in n_rounded.items()}
-    return [about[name] | cost(found[name], found.get("fused")) for name in names]
-
-
-def make_scan(size: Size) -> Any:
-    """The scan's contender for a size; call it in a process of its own."""
+def make(name: str, size: Size, device: str) -> Any:
+    """A contender; call it in a process of its own for the scan."""
+    if name != SCAN:
+        return Neurons(name, size, device)
     from benchmarks.jax_peers import neurons
 
     inputs, gradient = make_inputs(size)
     return neurons([x.numpy() for x in inputs], gradient.numpy(), size.arp_steps)
 
 
-def check_scan(size: Size, spikes: np.ndarray) -> None:
-    """Raise RuntimeError unless the scan's spikes are those of `fused` but for rounding.
+def require_rounding(trace: SpikeTrace, spikes: Tensor) -> None:
+    """Raise RuntimeError unless every spike train first differs where V − θ is 0 within rounding."""
+    wrong = spikes != trace.spikes
+    first = wrong.int().argmax(dim=0, keepdim=True)
+    margin = (trace.membrane - trace.threshold).gather(0, first)
+    if bool((wrong.any(dim=0) & (margin.abs() > _ROUNDING)).any()):
+        raise RuntimeError(f"spikes of {PARALLEL} differ: no time is reported")
+
+
+def check(size: Size, device: str, made: dict[str, Any]) -> Turns:
+    """Compare each contender's spikes with the standard's, and its gradients where they must agree.
+
+    On a GPU `blocks` is not compared: there it is computed by matrix products.
+
+    Returns:
+        The reason to leave out the scan, if there is one.
+
+    Raises:
+        RuntimeError: spikes or gradients of ours differ by more than rounding.
+    """
+    standard = Neurons("standard", size, device)
+    expected, wanted = standard.differentiate()
+    # A parameter's gradient is a sum of terms as large as the current's.
+    largest = wanted["input 0"].abs().max().item()
+    for name, neurons in made.items():
+        if name == SCAN or (name == "blocks" and device == "cuda"):
+            continue
+        spikes, grads = neurons.differentiate()
+        if name == PARALLEL:
+            with torch.no_grad():
+                options = {"arp": size.arp_steps, "method": "standard", "membrane": True}
+                require_rounding(alif(*standard.inputs, **options), spikes)
+        else:
+            own = grads if name in _SAME_GRADIENT else None
+            require_equal(name, [spikes], [expected], own, wanted, largest)
+    return check_scan(size, made[SCAN], expected) if SCAN in made else {}
+
+
+def check_scan(size: Size, scan: Any, expected: Tensor) -> Turns:
+    """The reason to leave out the scan: it fails, or its spikes differ by more than rounding.
 
     XLA rounds differently, and with recurrence one rounded spike changes others.
     """
-    inputs, _ = make_inputs(size)
-    with torch.no_grad():
-        ours = methods_for(size)["fused"](*inputs, arp=size.arp_steps).numpy()
-    differing = (spikes != ours).mean() / max(ours.mean(), 1e-9)
-    if differing > (0.5 if size.recurrent else 0.05):
-        raise RuntimeError(f"{SCAN}: {differing:.0%} of the spikes differ: no time is reported")
+    try:
+        differing = (scan.spikes() != expected.numpy()).mean() / expected.mean().item()
+    except Exception as error:  # JAX may be missing, or fail in any way
+        return {SCAN: reason(error)}
+    limit = 0.5 if size.recurrent else 0.05
+    return {SCAN: f"{differing:.0%} of the spikes differ"} if differing > limit else {}
+
+
+def _piece(size: Size, names: Sequence[str], options: Options, device: str = "cpu") -> Piece:
+    chosen = options.choose(names)
+    own = {"check": partial(check, size, device), "device": device}
+    timed = partial(measure, make, chosen, size, options, **own)
+    return Piece(asdict(size), chosen, timed, device)
 
 
 def pieces(options: Options) -> Iterator[Piece]:
     """Every model on the CPU, one size after the other."""
     for size in SIZES:
-        scan = [SCAN] if size.model == "ALIF" else []
-        chosen = options.choose([*methods_for(size), *scan])
-        yield Piece(asdict(size), chosen, partial(measure, size, chosen, options, CPU))
+        yield _piece(size, [*methods_for(size), *([SCAN] if size.model == "ALIF" else [])], options)
 
 
 def gpu(options: Options) -> Iterator[Piece]:
     """ALIF's three methods on the device; `make gpu-check` tests the kernels first."""
-    device = torch.device(options.device)
     for size in GPU_SIZES:
-        chosen = options.choose(("standard", "blocks", "fused"))
-        yield Piece(asdict(size), chosen, partial(measure, size, chosen, options, device), device)
+        yield _piece(size, ("standard", "blocks", "fused"), options, options.device)

@@ -18,7 +18,8 @@ import numpy as np
 from jax import lax
 
 from benchmarks.contenders import Size
-from benchmarks.timing import Turn, peak_bytes, repeat
+from benchmarks.layers import make_inputs
+from benchmarks.timing import Row, Turn, peak_bytes, repeat
 
 _DECAY = 0.9
 _SLOPE = 10.0  # of the fast sigmoid
@@ -77,25 +78,31 @@ class Neurons:
         leaves: NumPy arrays to differentiate by.
         inputs: NumPy array that is not differentiated.
         gradient: dLoss/dspikes [T, B, N]; or 1, so that the loss is the sum of all spikes.
+        repeated: whether a turn is repeated if it is quick.
     """
 
     def __init__(
-        self, simulate: Callable[..., Any], leaves: Sequence[Any], inputs: Any, gradient: Any = 1.0
+        self,
+        simulate: Callable[..., Any],
+        leaves: Sequence[Any],
+        inputs: Any,
+        gradient: Any = 1.0,
+        repeated: bool = False,
     ):
         def loss(leaves: list, inputs: Any, gradient: Any) -> Any:
             return (simulate(leaves, inputs) * gradient).sum()
 
         self._arguments = jax.tree.map(jnp.asarray, (list(leaves), inputs, gradient))
-        self._spikes = jax.jit(simulate)
+        self._spikes, self._repeated = jax.jit(simulate), repeated
         self._forward, self._both = jax.jit(loss), jax.jit(jax.value_and_grad(loss))
 
     def spikes(self) -> Any:
         """Spikes as a NumPy array."""
         return np.asarray(self._spikes(*self._arguments[:2]))
 
-    def firing_per_step(self) -> float:
-        """Share of the neurons that fire in a step."""
-        return round(float(self.spikes().mean()), 5)
+    def about(self) -> Row:
+        """How active the neurons are."""
+        return {"firing_per_step": round(float(self.spikes().mean()), 5)}
 
     def gradients(self) -> list:
         """Gradients by the leaves, as NumPy arrays."""
@@ -103,16 +110,15 @@ class Neurons:
 
     def turn(self) -> Turn:
         """Time the loss, and the loss with its gradient."""
+        return repeat(self._once) if self._repeated else self._once()
+
+    def _once(self) -> Turn:
         started = time.perf_counter()
         jax.block_until_ready(self._forward(*self._arguments))
         forwarded = time.perf_counter()
         jax.block_until_ready(self._both(*self._arguments))
         forward_s = forwarded - started
         return Turn(forward_s, max(time.perf_counter() - forwarded - forward_s, 0.0))
-
-    def repeated(self) -> Turn:
-        """Time it again and again if it is quick."""
-        return repeat(self.turn)
 
     def peak_bytes(self) -> int:
         """Peak memory of the gradient; call it in a new process."""
@@ -122,10 +128,12 @@ class Neurons:
 
 def neurons(arrays: Sequence[Any], gradient: Any, arp: int) -> Neurons:
     """The neurons alone, for current, β, p, b and, with recurrence, weights."""
-    return Neurons(lambda own, _: alif(*own[:4], arp, *own[4:]), arrays, np.zeros(0), gradient)
+    return Neurons(
+        lambda own, _: alif(*own[:4], arp, *own[4:]), arrays, np.zeros(0), gradient, True
+    )
 
 
-def _layer(size: Size, inputs: Any, run: Callable[..., Any]) -> Neurons:
+def _layer(size: Size, run: Callable[..., Any]) -> Neurons:
     """Dense synapses, and neurons run by (current, recurrent weights if there are) → spikes."""
     draw = np.random.default_rng(0).uniform
     bound = size.n_inputs**-0.5
@@ -133,20 +141,22 @@ def _layer(size: Size, inputs: Any, run: Callable[..., Any]) -> Neurons:
     leaves = [draw(-bound, bound, shape).astype(np.float32) for shape in shapes]
     if size.recurrent:
         leaves.append(np.eye(size.n_units, dtype=np.float32))
-    return Neurons(lambda own, x: run(x @ own[0].T + own[1], *own[2:]), leaves, inputs)
+    return Neurons(
+        lambda own, x: run(x @ own[0].T + own[1], *own[2:]), leaves, make_inputs(size)[1].numpy()
+    )
 
 
-def scan_layer(size: Size, inputs: Any) -> Neurons:
+def scan_layer(size: Size) -> Neurons:
     """A layer of `alif`."""
     decay, b = jnp.full(size.n_units, _DECAY), jnp.ones(size.n_units)
 
     def run(current: Any, *recurrent_weight: Any) -> Any:
         return alif(current, decay, decay, b, size.arp_steps, *recurrent_weight)
 
-    return _layer(size, inputs, run)
+    return _layer(size, run)
 
 
-def spyx_layer(size: Size, inputs: Any) -> Neurons:
+def spyx_layer(size: Size) -> Neurons:
     """A layer of Spyx's ALIF neurons, run as its users do by `spyx.nn.run`."""
     import spyx
     from flax import nnx
@@ -154,10 +164,10 @@ def spyx_layer(size: Size, inputs: Any) -> Neurons:
     neurons = spyx.nn.ALIF(
         (size.n_units,), _DECAY, _DECAY, activation=spyx.axn.superspike(_SLOPE), rngs=nnx.Rngs(0)
     )
-    return _layer(size, inputs, lambda current: spyx.nn.run(neurons, current)[0])
+    return _layer(size, lambda current: spyx.nn.run(neurons, current)[0])
 
 
-def brainpy_layer(size: Size, inputs: Any) -> Neurons:
+def brainpy_layer(size: Size) -> Neurons:
     """A layer of BrainPy's ALIF neurons (brainpy.state), run by brainstate's loop."""
     import brainpy
     import brainstate
@@ -178,7 +188,7 @@ def brainpy_layer(size: Size, inputs: Any) -> Neurons:
                 lambda drive: neurons.update(drive * brainunit.mA), current
             )
 
-    return _layer(size, inputs, run)
+    return _layer(size, run)
 
 
 class Network:
@@ -194,7 +204,7 @@ class Network:
     """
 
     def __init__(self, state: dict[str, Any], arp: int, batches: list[tuple[Any, Any]]):
-        self._batches = jax.tree.map(jnp.asarray, batches)
+        self._batches, self._n_turns = jax.tree.map(jnp.asarray, batches), 0
         state = jax.tree.map(jnp.asarray, state)
         fixed = {name: x for name, x in state.items() if name.endswith(".b")}
         self._trained = {name: x for name, x in state.items() if name not in fixed}
@@ -226,11 +236,22 @@ class Network:
         """Loss of the first batch."""
         return float(self._step(self._trained, *self._batches[0])[0])
 
-    def step(self, index: int) -> Turn:
-        """Time the step on a batch, all of it as `forward`."""
+    def turn(self) -> Turn:
+        """Time the step on the next batch, all of it as `forward`."""
+        batch = self._batches[self._n_turns % len(self._batches)]
+        self._n_turns += 1
         started = time.perf_counter()
-        jax.block_until_ready(self._step(self._trained, *self._batches[index]))
+        jax.block_until_ready(self._step(self._trained, *batch))
         return Turn(time.perf_counter() - started)
+
+    def about(self) -> Row:
+        """Nothing but its times."""
+        return {}
+
+    def peak_bytes(self) -> int:
+        """Peak memory of a step; call it in a new process."""
+        self._step.lower(self._trained, *self._batches[0]).compile()
+        return peak_bytes(self.turn)
 
 
 def _adam(x: Any, grad: Any) -> tuple:

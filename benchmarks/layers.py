@@ -6,7 +6,6 @@ not timed. Other libraries run in processes of their own.
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
 from dataclasses import asdict, replace
 from functools import partial
 from itertools import pairwise, product
@@ -17,11 +16,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from benchmarks.check import require_equal
-from benchmarks.contenders import PACKAGES, Contender, Size, version_of
+from benchmarks.contenders import Contender, Size
 from benchmarks.peers import PEERS
-from benchmarks.remote import Remote
+from benchmarks.side_by_side import measure
 from benchmarks.table import Options, Piece
-from benchmarks.timing import Row, Turn, Turns, cost, peak_bytes, take_turns, time_turn
+from benchmarks.timing import Row, Turn, Turns, peak_bytes, time_turn
 from blockspike.networks.classifier import run_layers
 from blockspike.networks.layers import ALIFLayer
 from blockspike.neurons import SpikeTrace, alif
@@ -148,11 +147,11 @@ class Layers:
     Args:
         name: a name in CONTENDERS.
         size: the stack and its input.
-        device_name: where they are.
+        device: where they are.
     """
 
-    def __init__(self, name: str, size: Size, device_name: str = "cpu"):
-        self._device = torch.device(device_name)
+    def __init__(self, name: str, size: Size, device: str = "cpu"):
+        self._device = torch.device(device)
         events, dense = make_inputs(size)
         self.input = events if events is not None and CONTENDERS[name].takes_events else dense
         self.input = self.input.to(self._device)
@@ -166,10 +165,10 @@ class Layers:
         self.module.zero_grad(set_to_none=True)
         return found
 
-    def firing_per_step(self) -> float:
-        """Share of the last layer's neurons that fire in a step."""
+    def about(self) -> Row:
+        """How active the last layer is."""
         with torch.no_grad():
-            return round(self.module(self.input).mean().item(), 5)
+            return {"firing_per_step": round(self.module(self.input).mean().item(), 5)}
 
     def differentiate(self) -> tuple[Tensor, dict[str, Tensor]]:
         """Spikes of the first steps, and the gradients of their sum."""
@@ -196,77 +195,64 @@ class Layers:
         return torch.cuda.max_memory_allocated(self._device) - held
 
 
-def make(name: str, size: Size, device_name: str) -> Any:
-    """A contender with `turn`, `firing_per_step` and `peak_bytes`, of this process."""
-    if CONTENDERS[name].in_jax:
-        return CONTENDERS[name].make(size, make_inputs(size)[1].numpy())
-    return Layers(name, size, device_name)
+def make(name: str, size: Size, device: str) -> Any:
+    """A contender's layers."""
+    return CONTENDERS[name].make(size) if CONTENDERS[name].in_jax else Layers(name, size, device)
 
 
-def check(size: Size, ours: dict[str, Layers], device_name: str) -> None:
+def check(size: Size, device: str, made: dict[str, Any]) -> Turns:
     """Compare spikes and gradients of our contenders with those of `standard`, over 256 steps.
 
     Raises:
         RuntimeError: they differ, or there are too few spikes to compare.
     """
-    compared = {name: x for name, x in ours.items() if CONTENDERS[name].same}
-    if not compared:
-        return
-    expected, wanted = Layers("standard", size, device_name).differentiate()
-    if expected.mean() < _LEAST_RATE:
-        raise RuntimeError(f"{size}: hardly any spikes: no time is reported")
-    for name, layers in compared.items():
-        spikes, grads = layers.differentiate()
-        with_grads = "gradients" in CONTENDERS[name].same
-        require_equal(name, [spikes], [expected], grads if with_grads else None, wanted)
+    ours = {name: x for name, x in made.items() if CONTENDERS[name].same}
+    if ours:
+        expected, wanted = Layers("standard", size, device).differentiate()
+        if expected.mean() < _LEAST_RATE:
+            raise RuntimeError(f"{size}: hardly any spikes: no time is reported")
+        for name, layers in ours.items():
+            spikes, grads = layers.differentiate()
+            same = grads if "gradients" in CONTENDERS[name].same else None
+            require_equal(name, [spikes], [expected], same, wanted)
+    return {}
 
 
 Slow = dict[tuple[str, Size], str]
 """(Contender, size with arp_steps 0) → why it is left out at the other refractory periods."""
 
 
-def measure(size: Size, names: Sequence[str], options: Options, slow: Slow) -> list[Row]:
-    """Check our contenders, then time all of them in turns; a row for each."""
-    any_arp = replace(size, arp_steps=0)
-    found: Turns = {name: slow[name, any_arp] for name in names if (name, any_arp) in slow}
-    with ExitStack() as processes:
-        made = {
-            name: processes.enter_context(Remote(make, name, size, options.device))
-            if name in PACKAGES
-            else Layers(name, size, options.device)
-            for name in names
-            if name not in found
-        }
-        check(size, {n: x for n, x in made.items() if isinstance(x, Layers)}, options.device)
-        turns = take_turns(
-            {name: layers.turn for name, layers in made.items()},
-            options.rounds,
-            options.longest_turn_s,
-            warm_ups=3 if options.device == "cuda" else 1,  # the second call captures a graph
-        )
-        timed = [name for name, own in turns.items() if not isinstance(own, str)]
-        rates = {name: made[name].firing_per_step() for name in timed}
-    for name, why in turns.items():
-        if isinstance(why, str) and not CONTENDERS[name].arp_matters:
+def _measure(
+    size: Size, names: Sequence[str], options: Options, memory: bool, slow: Slow
+) -> list[Row]:
+    any_arp, device = replace(size, arp_steps=0), options.device
+    left_out = {name: slow[name, any_arp] for name in names if (name, any_arp) in slow}
+    rows = measure(
+        make, names, size, options, partial(check, size, device), left_out, device, memory
+    )
+    dense = make_inputs(size)[1]
+    density = round(dense.count_nonzero().item() / dense.numel(), 5)
+    for row in rows:
+        name, why = row["contender"], row.get("left_out")
+        if why and name not in left_out and not CONTENDERS[name].arp_matters:
             slow[name, any_arp] = f"not run, at another refractory period: {why}"
-    found |= turns
-    density = round(make_inputs(size)[1].count_nonzero().item() / math.prod(size.input_shape), 5)
-    rows = []
-    for name in names:
-        about = {"contender": name, "version": version_of(name)}
-        about |= {key: getattr(CONTENDERS[name], key) for key in ("neuron", "differs")}
-        about |= {"input_density": density, "firing_per_step": rates.get(name)}
-        rows.append(about | cost(found[name], found.get("fused")))
-        if options.memory and name in rates:
-            rows[-1]["peak_mib"] = peak_mib(make, name, size, options.device)
+        row |= {key: getattr(CONTENDERS[name], key) for key in ("neuron", "differs")}
+        row["input_density"] = density
     return rows
 
 
-def _piece(size: Size, names: Sequence[str], options: Options, slow: Slow | None = None) -> Piece:
-    device = torch.device(options.device)
-    chosen = [n for n in options.choose(names) if device.type in CONTENDERS[n].devices]
+def _piece(
+    size: Size, names: Sequence[str], options: Options, memory: bool, slow: Slow | None = None
+) -> Piece:
+    chosen = [
+        name
+        for name in options.choose(names)
+        if (CONTENDERS[name].has_recurrent or not size.recurrent)
+        and not (CONTENDERS[name].in_jax and options.device == "cuda")
+    ]
     slow = {} if slow is None else slow
-    return Piece(asdict(size), chosen, partial(measure, size, chosen, options, slow), device)
+    timed = partial(_measure, size, chosen, options, memory and options.memory, slow)
+    return Piece(asdict(size), chosen, timed, options.device)
 
 
 def length(options: Options) -> Iterator[Piece]:
@@ -274,8 +260,7 @@ def length(options: Options) -> Iterator[Piece]:
     slow: Slow = {}
     for batch, n_steps, arp in product(options.batch_size, options.n_steps, options.arp_steps):
         size = Size(n_steps, batch, 1000, 128, arp_steps=arp)
-        memory = options.memory and arp == options.arp_steps[0]
-        yield _piece(size, list(CONTENDERS), replace(options, memory=memory), slow)
+        yield _piece(size, list(CONTENDERS), options, arp == options.arp_steps[0], slow)
 
 
 def layers(options: Options) -> Iterator[Piece]:
@@ -283,10 +268,10 @@ def layers(options: Options) -> Iterator[Piece]:
     names = ("fused", "blocks", "parallel blocks", "standard")
     for n_units, n_layers in product(options.n_units, options.n_layers):
         size = Size(1024, 64, 1000, n_units, n_layers, arp_steps=40)
-        yield _piece(size, names, replace(options, memory=False))
+        yield _piece(size, names, options, False)
 
 
 def libraries(options: Options) -> Iterator[Piece]:
     """Layer 200 → 100 without recurrence, driven by numbers from U(0, 1)."""
     size = Size(1000, 128, 200, 100, arp_steps=40, recurrent=False, inputs="uniform")
-    yield _piece(size, list(CONTENDERS), options)
+    yield _piece(size, list(CONTENDERS), options, True)

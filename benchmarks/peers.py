@@ -205,7 +205,6 @@ _SPIKINGJELLY_DIFFERS = (
     "no refractory period; recurrent weights multiply [current, spikes], step by step; surrogate "
     "times 5"
 )
-_CPU = ("cpu",)
 PEERS = {
     "snnTorch": Contender(
         _snntorch,
@@ -239,18 +238,20 @@ PEERS = {
         partial(_jax, "scan_layer"),
         "dense synapses; sums are rounded in another order",
         "ALIF written by us, a compiled scan",
-        devices=_CPU,
+        in_jax=True,
     ),
     "Spyx": Contender(
         partial(_jax, "spyx_layer"),
         "no refractory period, no recurrent layer; gradient through the reset, which subtracts "
         "the threshold; a spike raises the threshold by 1 − p",
-        devices=_CPU,
+        has_recurrent=False,
+        in_jax=True,
     ),
     "BrainPy": Contender(
         partial(_jax, "brainpy_layer"),
         "no refractory period, no recurrent layer; reset a step later; surrogate ReLU",
         "brainpy.state.ALIF",
-        devices=_CPU,
+        has_recurrent=False,
+        in_jax=True,
     ),
 }

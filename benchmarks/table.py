@@ -6,12 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from benchmarks.timing import Row
 from blockspike.files import whole_file
-
-CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
@@ -27,7 +23,6 @@ class Options:
         n_steps, arp_steps, batch_size: grid of the study `length`.
         n_units, n_layers: grid of the study `layers`.
         data: prepared HD-Lauscher file for the study `step`.
-        simulated_s: simulated time per trial of the study `tradeoff`.
     """
 
     contenders: Sequence[str] | None = None
@@ -41,7 +36,6 @@ class Options:
     n_units: Sequence[int] = (128, 256, 512)
     n_layers: Sequence[int] = (1, 2, 3, 4, 5)
     data: Path = Path("data/hd_lauscher_sample.h5")
-    simulated_s: float = 2.0
 
     def choose(self, names: Sequence[str]) -> list[str]:
         """The chosen ones of these contenders."""
@@ -62,7 +56,7 @@ class Piece:
     key: Row
     contenders: Sequence[str]
     measure: Callable[[], list[Row]]
-    device: torch.device = CPU
+    device: str = "cpu"
 
 
 class Table:
