@@ -242,7 +242,9 @@ class SpikingClassifier(nn.Module):
         layer: MakeLayer | None = None,
         **neurons: Any,
     ):
+        given = {k: x for k, x in locals().items() if k not in ("self", "neurons", "__class__")}
         super().__init__()
+        self.arguments: dict[str, Any] = given | neurons  # what builds it again
         check_choice("scores", scores, get_args(Scores))
         if skip_steps < 0 or not 0 <= dropout < 1:
             raise ValueError(

@@ -1,7 +1,9 @@
 """Callbacks: schedule, early stopping, timing, progress and what else is logged."""
 
 import logging
+import math
 import time
+from collections import Counter
 from copy import deepcopy
 from typing import Any
 
@@ -11,8 +13,12 @@ from pytorch_lightning.callbacks import Callback, RichProgressBar, early_stoppin
 from pytorch_lightning.utilities import rank_zero_only
 from torch.nn.utils import get_total_norm
 
+from blockspike.training.guard import warn
+
 MONITORS = {"val/accuracy": "max", "val/loss": "min"}
 """Metrics that may choose a model → what is best, the largest or the smallest."""
+SATURATED = 0.9
+"""Share of the spikes that the refractory period allows, above which a layer is saturated."""
 _LOG = logging.getLogger(__name__)  # what is printed is also in the run's log file
 
 
@@ -25,8 +31,6 @@ class ReloadBestAtMilestone(Callback):
     """
 
     def __init__(self, milestone: int = 15, factor: float = 0.1):
-        if milestone < 1:
-            raise ValueError(f"milestone: expected an epoch ≥ 1, got {milestone}")
         self.milestone, self.factor = milestone, factor
         self.best_loss = float("inf")
         self.best_weights: dict[str, torch.Tensor] = {}
@@ -73,16 +77,9 @@ class EarlyStopping(early_stopping.EarlyStopping):
         mode: see `mode_of`.
         patience: number of epochs.
         min_delta: changes that are not larger count as none.
-
-    Raises:
-        ValueError: a value outside its range, naming the argument.
     """
 
     def __init__(self, monitor: str, mode: str, patience: int = 10, min_delta: float = 0.0):
-        if patience < 1:
-            raise ValueError(f"patience: expected an integer ≥ 1, got {patience}")
-        if not 0 <= min_delta < float("inf"):
-            raise ValueError(f"min_delta: expected a number ≥ 0, got {min_delta}")
         super().__init__(monitor, min_delta, patience, mode=mode, check_finite=False)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -125,58 +122,78 @@ class Throughput(Callback):
     Seconds are sums over the epoch's batches, without validation.
     """
 
-    def __init__(self):
-        self._mark = self._epoch_start = self._validation_start = 0.0
-        self._forward = self._backward = self._validation = 0.0
-        self._samples = 0
+    def _end(self, of: str, pl_module: pl.LightningModule) -> None:
+        """Count the time since the last call as that of one part of an epoch."""
+        if pl_module.device.type == "cuda":
+            torch.cuda.synchronize(pl_module.device)
+        now = time.perf_counter()
+        self._seconds[of] += now - self._last
+        self._last = now
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Start the epoch's clock."""
-        self._epoch_start = time.perf_counter()
-        self._forward = self._backward = self._validation = 0.0
-        self._samples = 0
+        self._seconds, self._samples, self._last = Counter[str](), 0, time.perf_counter()
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx) -> None:
         """Start timing the forward pass."""
         self._samples += len(batch[1])
-        self._mark = _now(pl_module)
+        self._end("other", pl_module)
 
     def on_before_backward(self, trainer, pl_module, loss) -> None:
         """Add the forward pass; start timing the backward pass."""
-        now = _now(pl_module)
-        self._forward += now - self._mark
-        self._mark = now
+        self._end("forward", pl_module)
 
     def on_after_backward(self, trainer, pl_module) -> None:
         """Add the backward pass."""
-        self._backward += _now(pl_module) - self._mark
+        self._end("backward", pl_module)
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Start timing validation, which runs inside Lightning's training epoch."""
+        self._end("other", pl_module)
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """End the validation, whose time is not the epoch's."""
+        self._last = time.perf_counter()
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Log the sums."""
-        seconds = time.perf_counter() - self._epoch_start - self._validation
+        self._end("other", pl_module)
+        seconds = self._seconds.total()
         pl_module.log_dict(
             {
-                "time/forward_s": self._forward,
-                "time/backward_s": self._backward,
+                "time/forward_s": self._seconds["forward"],
+                "time/backward_s": self._seconds["backward"],
                 "time/epoch_s": seconds,
                 "time/samples_per_s": self._samples * trainer.world_size / seconds,
             },
             sync_dist=True,
         )
 
-    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Start timing validation, which runs inside Lightning's training epoch."""
-        self._validation_start = time.perf_counter()
 
-    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Add the validation, which is subtracted from the epoch."""
-        self._validation += time.perf_counter() - self._validation_start
+class LayerStates(Callback):
+    """Warns of layers that are silent for an epoch, or fire nearly all the time."""
 
+    def __init__(self):
+        self._state: dict[int, str] = {}
 
-def _now(pl_module: pl.LightningModule) -> float:
-    if pl_module.device.type == "cuda":
-        torch.cuda.synchronize(pl_module.device)
-    return time.perf_counter()
+    @rank_zero_only
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        """Warn when a layer has changed to that state; its rate is the logged one."""
+        for i, layer in enumerate(getattr(pl_module.network, "layers", ())):
+            rate_hz = trainer.callback_metrics.get(f"train/rate_layer{i + 1}_hz", math.nan)
+            share = float(rate_hz) * pl_module.dt_ms / 1000 * (getattr(layer, "arp", 0) + 1)
+            state = "dead" if share == 0 else "saturated" if share > SATURATED else ""
+            if state and state != self._state.get(i):
+                fires, change = "no neuron spiked", "raise"
+                if state == "saturated":
+                    fires = f"{share:.0%} of the spikes that the refractory period allows"
+                    change = "lower"
+                warn(
+                    f"layers.{i}: {fires} in epoch {trainer.current_epoch + 1} ({state} layer); if "
+                    f"that persists, {change} data.dt_ms or the membrane's time constant, which "
+                    "add up the input, or lower optimizer.lr"
+                )
+            self._state[i] = state
 
 
 class EpochBar(RichProgressBar):

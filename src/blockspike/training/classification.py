@@ -1,39 +1,38 @@
-"""The Lightning module that trains a spiking classifier."""
+"""The Lightning module that trains a classifier, spiking or not."""
 
-import math
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, NoReturn
+from functools import partial
+from typing import Any
 
 import numpy as np
 import pytorch_lightning as pl
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import Optimizer
 from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
 
 from blockspike.data.loader import NO_LABEL
-from blockspike.networks.classifier import ClassifierOutput, SpikingClassifier
+from blockspike.networks.classifier import SpikingClassifier, mean_over_views
 from blockspike.networks.delays import Delays
 from blockspike.networks.normalisation import BatchNorm
-from blockspike.networks.pieces import PiecewiseOutput, run_in_pieces
+from blockspike.networks.pieces import run_in_pieces
 from blockspike.neurons import NotFiniteError
 from blockspike.neurons.events import EventBatch
-from blockspike.training.parameter_groups import (
-    check_factors,
-    make_optimizer,
-    make_scheduler,
-    pattern_of,
-)
+from blockspike.training.guard import not_finite
+from blockspike.training.hyperparameters import made, plain
+from blockspike.training.parameter_groups import make_optimizer, make_scheduler, pattern_of
 from blockspike.training.rate_penalty import RatePenalty
 
-Batch = tuple[EventBatch, Tensor]
-Output = ClassifierOutput | PiecewiseOutput
+Batch = tuple[EventBatch | Tensor, Tensor]
+_STAGES = ("train", "val", "test", "test_each_epoch")
 
 
 class ClassificationModule(pl.LightningModule):
     """Trains by cross-entropy; logs loss, accuracy and the firing rate of each hidden layer.
+
+    Lightning's tools work with it: `load_from_checkpoint`, `Tuner.lr_find`, `predict`, loggers.
 
     At the test it also logs each class's accuracy, and keeps the counts of true and predicted
     classes in `test_confusion`, int64 [n_classes, n_classes].
@@ -42,11 +41,12 @@ class ClassificationModule(pl.LightningModule):
     that each draws its own dropout and normalises by the statistics of its own share.
 
     Args:
-        network: the classifier.
+        network: a `SpikingClassifier`, or any module that returns scores [B, n_classes].
         n_classes: number of classes, for the accuracy.
         dt_ms: length of a step, for firing rates in Hz.
         optimizer: makes the optimiser from the parameters; see `make_optimizer`.
         scheduler: makes a learning-rate scheduler, see `make_scheduler`; None = constant rate.
+        lr: learning rate; None = that of `optimizer`. `Tuner.lr_find` sets it.
         label_smoothing: share of each training target that is spread evenly over the classes;
             logged losses are plain cross-entropies.
         membrane_penalty: factor of the membrane's mean square, averaged over the hidden layers,
@@ -60,8 +60,7 @@ class ClassificationModule(pl.LightningModule):
         seed: seed of the dropout, together with epoch and process.
 
     Raises:
-        ValueError: label_smoothing is not in [0, 1), a number of steps is below 1 or no more than
-            the network skips, both are given, membrane_penalty is negative, or a pattern matches no
+        ValueError: recompute_steps and truncate_steps are both given, or a pattern matches no
             trained parameter.
 
     Examples:
@@ -77,11 +76,12 @@ class ClassificationModule(pl.LightningModule):
 
     def __init__(
         self,
-        network: SpikingClassifier,
+        network: nn.Module,
         n_classes: int,
         dt_ms: float,
         optimizer: Callable[[Any], Optimizer],
         scheduler: Callable[[Optimizer], Any] | None = None,
+        lr: float | None = None,
         label_smoothing: float = 0.0,
         membrane_penalty: float = 0.0,
         recompute_steps: int | None = None,
@@ -90,96 +90,64 @@ class ClassificationModule(pl.LightningModule):
         lr_factors: Mapping[str, float] | None = None,
         seed: int = 0,
     ):
+        given = {k: x for k, x in locals().items() if k not in ("self", "__class__")}
         super().__init__()
-        if not 0 <= label_smoothing < 1:
-            raise ValueError(f"label_smoothing: expected 0 ≤ x < 1, got {label_smoothing}")
-        if not 0 <= membrane_penalty < math.inf:
-            raise ValueError(f"membrane_penalty: expected a number ≥ 0, got {membrane_penalty}")
-        for name, n in (("recompute_steps", recompute_steps), ("truncate_steps", truncate_steps)):
-            if n is not None and n < 1:
-                raise ValueError(f"{name}: expected an integer ≥ 1 or null, got {n}")
+        # Checkpoint and loggers get plain values, which load_from_checkpoint passes to us.
+        self.save_hyperparameters({name: plain(x) for name, x in given.items()})
+        network, optimizer, scheduler, rate_penalty = (
+            made(given[name], name) if isinstance(given[name], Mapping) else given[name]
+            for name in ("network", "optimizer", "scheduler", "rate_penalty")
+        )
         if recompute_steps is not None and truncate_steps is not None:
             raise ValueError(
                 "recompute_steps, truncate_steps: expected one of them, "
                 f"got {recompute_steps} and {truncate_steps}"
             )
-        self.label_smoothing = label_smoothing
-        self.membrane_penalty = membrane_penalty
-        self.recompute_steps = recompute_steps
-        self.truncate_steps = truncate_steps
-        if (recompute_steps or truncate_steps) and network.has_batch_norm:
-            raise ValueError(
-                "model.batch_norm: expected false with recompute_steps or truncate_steps, since "
-                "each piece would have statistics of its own, got true"
-            )
-        if (recompute_steps or truncate_steps) and network.input_events is not None:
-            raise ValueError(
-                "network.input_events: expected null with recompute_steps or truncate_steps, since "
-                f"the events of a whole sample are counted, got {network.input_events}"
-            )
-        of_piece = recompute_steps or truncate_steps
-        if of_piece is not None and of_piece <= network.skip_steps:
-            raise ValueError(
-                "network.skip_steps: expected fewer steps than a piece of recompute_steps or "
-                f"truncate_steps, {of_piece}, got {network.skip_steps}"
-            )
-        self.seed = seed
-        self.network = network
-        self.rate_penalty = rate_penalty
-        self.lr_factors = check_factors(lr_factors)
+        self.network: Any = network() if isinstance(network, partial) else network
+        self.make_optimizer, self.make_scheduler, self.lr = optimizer, scheduler, lr
+        self.label_smoothing, self.membrane_penalty = label_smoothing, membrane_penalty
+        self.recompute_steps, self.truncate_steps = recompute_steps, truncate_steps
+        self.rate_penalty, self.seed, self.dt_ms = rate_penalty, seed, dt_ms
+        self.lr_factors = dict(lr_factors or {})
         pattern_of(self._trained(), self.lr_factors)
-        self.dt_ms = dt_ms
-        self.make_optimizer = optimizer
-        self.make_scheduler = scheduler
         self.confusion = MulticlassConfusionMatrix(n_classes, ignore_index=NO_LABEL)
         self.test_confusion = torch.zeros(n_classes, n_classes, dtype=torch.long)
-        self.accuracy = torch.nn.ModuleDict(
+        self.accuracy = nn.ModuleDict(
             {  # "train" itself is the name of a method of modules
                 f"{stage}_": MulticlassAccuracy(n_classes, average="micro", ignore_index=NO_LABEL)
                 for stage in _STAGES
             }
         )
 
-    @classmethod
-    def load_from_checkpoint(cls, *_: Any, **__: Any) -> NoReturn:
-        """Refuse: a checkpoint has no configuration, which the run's folder has.
-
-        Raises:
-            NotImplementedError: always; it names `blockspike.load_run`.
-        """
-        raise NotImplementedError(
-            "load_from_checkpoint: expected blockspike.load_run(FOLDER), since the configuration "
-            "and the data of a network are in its run's folder, got a checkpoint"
-        )
-
-    def forward(self, x: EventBatch | Tensor) -> ClassifierOutput:
-        """Scores and activity for spikes [T, B, n_inputs]."""
+    def forward(self, x: EventBatch | Tensor) -> Any:
+        """The network's output for its input, spikes [T, B, n_inputs] of a `SpikingClassifier`."""
         return self.network(x)
 
     def _step(self, stage: str, batch: Batch) -> Tensor:
         """Run and log a batch; return its loss, weighted by this process's share of the batch."""
-        events, labels = batch
+        x, labels = batch
         n = len(labels)
-        if isinstance(events, Tensor) and n == events.shape[0] != events.shape[1]:
+        is_ours = isinstance(self.network, SpikingClassifier) and not self.network.batch_first
+        if is_ours and isinstance(x, Tensor) and n == x.shape[0] != x.shape[1]:
             raise ValueError(
                 "batch: expected spikes [T, B, n_inputs], time first, and labels [B], got "
-                f"{list(events.shape)} and {list(labels.shape)}"
+                f"{list(x.shape)} and {list(labels.shape)}"
             )
-        output, batch_size, weight = _run_together(self._run, events, labels)
-        scores = output.mean_over_views(len(labels))
-        self.scores = scores.detach()  # for the search for NaN
+        output, batch_size, weight = _run_together(self._run, x, labels)
+        scores = _scores(output, n)
+        self.scores = scores.detach()  # for the guard
         loss = weight * F.cross_entropy(scores, _counted(labels))
         values: dict[str, Any] = {"loss": loss, "accuracy": self.accuracy[f"{stage}_"]}
         values |= {
             f"rate_layer{i}_hz": weight * rate.detach() * 1000 / self.dt_ms
-            for i, rate in enumerate(output.rates, start=1)
+            for i, rate in enumerate(getattr(output, "rates", ()), start=1)
         }
         self._log(stage, values, labels, batch_size)  # pyright: ignore[reportCallIssue]
         if stage != "train":
             return loss
         if self.label_smoothing:
             loss = weight * self.training_loss(scores, labels)
-        if output.membrane_power is not None:
+        if self.membrane_penalty:
             loss = loss + weight * self.membrane_penalty * output.membrane_power.mean()
         if self.rate_penalty is not None:
             rates_hz = [rates * 1000 / self.dt_ms for rates in output.rates_by_neuron]
@@ -197,24 +165,44 @@ class ClassificationModule(pl.LightningModule):
             sync_dist=True,
         )  # fmt: skip
 
-    def _run(self, events: EventBatch | Tensor) -> Output:
-        n_steps = self.recompute_steps or self.truncate_steps
-        membrane = self.membrane_penalty > 0
+    def _run(self, x: EventBatch | Tensor) -> Any:
+        n_steps, options = self.recompute_steps or self.truncate_steps, {}
+        if self.membrane_penalty:
+            options["membrane"] = True
         if n_steps is None:
-            return self.network(events, membrane=membrane)
+            return self.network(x, **options)
         truncate, by_neuron = self.truncate_steps is not None, self.rate_penalty is not None
-        return run_in_pieces(self.network, events, n_steps, truncate, by_neuron, membrane)
+        return run_in_pieces(self.network, x, n_steps, truncate, by_neuron, **options)
 
     def training_loss(self, scores: Tensor, labels: Tensor) -> Tensor:
         """Cross-entropy with label smoothing, for scores [B, n_classes] and labels [B]."""
         return F.cross_entropy(scores, _counted(labels), label_smoothing=self.label_smoothing)
+
+    @torch.no_grad()
+    def first_not_finite(self, batch: Batch) -> str | None:
+        """Run a batch again and name the first layer that is not finite; for the guard."""
+        x, labels = batch
+        traces: list[Any] = []
+        if isinstance(self.network, SpikingClassifier):
+            try:
+                for trace in self.network.run_layers(x):
+                    if wrong := not_finite(trace.spikes):
+                        return f"layers.{len(traces)}: spikes {wrong}"
+                    traces.append(trace)
+            except NotFiniteError as error:
+                return f"layers.{len(traces)}: {error}"
+        output = self.network.read(traces) if traces else self.network(x)
+        wrong = not_finite(_scores(output, len(labels)))
+        return wrong and f"readout: score {wrong}"
 
     def on_train_epoch_start(self) -> None:
         """Sharpen delays and seed the epoch's draws, so that a resumed run draws the same.
 
         Layers whose parameters are all frozen normalise by their running statistics.
         """
-        self.network.anneal_(self._progress())
+        for module in self.network.modules():
+            if isinstance(module, Delays):
+                module.anneal_(self._progress())
         for norm in self._frozen_norms():
             norm.eval()
         draw = np.random.SeedSequence([self.seed, self.current_epoch, self.global_rank])
@@ -238,11 +226,9 @@ class ClassificationModule(pl.LightningModule):
             return self.current_epoch / n_epochs
         if n_steps > 0:
             return self.global_step / n_steps
-        if any(isinstance(module, Delays) for module in self.network.modules()):
-            raise ValueError(
-                "max_epochs: expected a number, over which learned delays sharpen, got none"
-            )
-        return 0.0
+        raise ValueError(
+            "max_epochs: expected a number, over which learned delays sharpen, got none"
+        )
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Loss of one training batch; its gradients, accumulated over batches, are their mean.
@@ -259,9 +245,10 @@ class ClassificationModule(pl.LightningModule):
         """Metrics of a validation batch; a second loader is the test set, named as such."""
         self._step("val" if dataloader_idx == 0 else "test_each_epoch", batch)
 
-    def on_test_epoch_start(self) -> None:
-        """Start a confusion matrix."""
-        self.confusion.reset()
+    def predict_step(self, batch: Any, batch_idx: int = 0) -> Tensor:
+        """Scores [B, n_classes] of a batch, with labels or without."""
+        x, n = (batch[0], len(batch[1])) if isinstance(batch, tuple | list) else (batch, None)
+        return _scores(self.network(x), n)
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         """Metrics of a test batch."""
@@ -273,12 +260,14 @@ class ClassificationModule(pl.LightningModule):
         n_tested = counts.sum(1)
         of_classes = counts.diagonal() / n_tested
         self.test_confusion = counts.cpu()
+        self.confusion.reset()
         for k in n_tested.nonzero().flatten().tolist():
             self.log(f"test/accuracy_class{k}", of_classes[k].float(), sync_dist=True)
 
     def configure_optimizers(self) -> Any:
         """Make the optimiser of the trainable parameters, and the scheduler if there is one."""
-        optimizer = make_optimizer(self.make_optimizer, self._trained(), self.lr_factors)
+        make = self.make_optimizer if self.lr is None else partial(self.make_optimizer, lr=self.lr)
+        optimizer = make_optimizer(make, self._trained(), self.lr_factors)
         if self.make_scheduler is None:
             return optimizer
         scheduler = make_scheduler(
@@ -287,23 +276,19 @@ class ClassificationModule(pl.LightningModule):
         # the monitor is for schedulers that wait for a plateau
         return {"optimizer": optimizer, "lr_scheduler": scheduler | {"monitor": "val/loss"}}
 
-    def _trained(self) -> dict[str, torch.nn.Parameter]:
+    def _trained(self) -> dict[str, nn.Parameter]:
         return {n: p for n, p in self.network.named_parameters() if p.requires_grad}
 
-    def transfer_batch_to_device(
-        self, batch: Batch, device: torch.device, dataloader_idx: int
-    ) -> Batch:
-        """Move events and labels; on the CPU nothing is copied."""
-        events, labels = batch
-        return events.to(device, non_blocking=True), labels.to(device, non_blocking=True)
 
-
-_STAGES = ("train", "val", "test", "test_each_epoch")
+def _scores(output: Any, n_samples: int | None) -> Tensor:
+    """Scores [n_samples, n_classes] from a network's output, averaged over views of a sample."""
+    scores = output if isinstance(output, Tensor) else output.scores
+    return mean_over_views(scores, n_samples or len(scores))
 
 
 def _run_together(
-    network: Callable[[EventBatch | Tensor], Output], events: EventBatch | Tensor, labels: Tensor
-) -> tuple[Output, int, float]:
+    network: Callable[[EventBatch | Tensor], Any], x: EventBatch | Tensor, labels: Tensor
+) -> tuple[Any, int, float]:
     """Run the network in every process that shares the batch.
 
     Returns:
@@ -316,12 +301,20 @@ def _run_together(
     """
     output = failed = None
     try:
-        output = network(events)
+        output = network(x)
     except NotFiniteError as error:
         failed = error
-    batch_size, weight = _global_batch_size_and_weight(labels, failed)
-    assert output is not None
-    return output, batch_size, weight
+    counted = (labels != NO_LABEL).sum()
+    if not (dist.is_available() and dist.is_initialized()):
+        if failed is not None:
+            raise failed
+        return output, int(counted), float(counted > 0)
+    of_all = torch.stack([counted, torch.full_like(counted, failed is not None)])
+    dist.all_reduce(of_all)
+    n_samples, n_failed = of_all.tolist()
+    if n_failed:
+        raise failed or NotFiniteError("another process of this run met a NaN or Inf")
+    return output, n_samples, dist.get_world_size() * int(counted) / max(n_samples, 1)
 
 
 def _counted(labels: Tensor) -> Tensor:
@@ -331,21 +324,3 @@ def _counted(labels: Tensor) -> Tensor:
     without a share.
     """
     return torch.where((labels != NO_LABEL).any(), labels, 0)
-
-
-def _global_batch_size_and_weight(
-    labels: Tensor, failed: NotFiniteError | None
-) -> tuple[int, float]:
-    """Number of labels in all processes and this one's weight; raises in all if one failed."""
-    counted = (labels != NO_LABEL).sum()
-    if not (dist.is_available() and dist.is_initialized()):
-        if failed is not None:
-            raise failed
-        n_labels = int(counted)
-        return n_labels, float(n_labels > 0)
-    of_all = torch.stack([counted, torch.full_like(counted, failed is not None)])
-    dist.all_reduce(of_all)
-    n_samples, n_failed = of_all.tolist()
-    if n_failed:
-        raise failed or NotFiniteError("another process of this run met a NaN or Inf")
-    return n_samples, dist.get_world_size() * int(counted) / max(n_samples, 1)

@@ -1,14 +1,10 @@
-"""A guard that stops a run at a NaN or Inf, names the place, and keeps the batch.
-
-The check of a step is one norm over loss, scores, gradients and parameters. Only if that is not
-finite is the batch run again, layer by layer, to find the first number that is not.
-"""
+"""A guard that stops training at a NaN or Inf, names its place and keeps the batch."""
 
 import logging
 import math
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Mapping
+from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,108 +20,73 @@ from blockspike.neurons import NotFiniteError
 
 
 class Guard(Callback):
-    """Stops a run at a number that is not finite, names the place and keeps the batch.
+    """Stops the training of any Lightning module at a NaN or Inf, before the optimiser's step.
 
-    `last.ckpt` and `best.ckpt` stay as they are, and the optimiser does not step. If several
-    processes share the run, all of them stop, and the first whose own batch is the cause writes it.
+    Each step takes one norm over scores, gradients and parameters; on a GPU that waits for the
+    device. Only if it is not finite is the batch run again, layer by layer, to find the place: by
+    `first_not_finite(batch)` of the module, if it has that. If several processes share the run,
+    all of them stop. Checkpoints keep finite parameters, chosen by finite metrics.
 
     Args:
         file: where the batch is saved, with the weights, optimiser and random state before it.
+        each_step: whether every step is checked. A fit leaves out single starts instead.
     """
 
-    def __init__(self, file: Path):
-        self.file = file
+    def __init__(self, file: Path, each_step: bool = True):
+        self.file, self.each_step = file, each_step
         self._batch: Any = None
-        self._place = ""
-        self._epoch = 0
-        self._random: dict[str, Tensor] = {}
+        self._place, self._random = "", torch.get_rng_state()
 
-    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: Any, batch, batch_idx) -> None:
-        """Remember the batch."""
-        step = f"step {trainer.global_step + 1}, batch {batch_idx + 1}"
-        self._remember(trainer, batch, step)
-
-    def on_validation_batch_start(
-        self, trainer: pl.Trainer, pl_module: Any, batch, batch_idx, dataloader_idx=0
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: Any, batch: Any, batch_idx: int, dataloader_idx=0
     ) -> None:
         """Remember the batch."""
-        of = "validation" if dataloader_idx == 0 else "test"
-        self._remember(
-            trainer, batch, f"{of} after step {trainer.global_step}, batch {batch_idx + 1}"
-        )
+        part = "test" if dataloader_idx else trainer.state.stage
+        after = f"{part} batch {batch_idx + 1} after {trainer.global_step} steps"
+        self._batch, self._place = batch, f"epoch {trainer.current_epoch + 1}, {after}"
+        self._random = torch.get_rng_state()
 
-    def on_test_batch_start(
-        self, trainer: pl.Trainer, pl_module: Any, batch, batch_idx, dataloader_idx=0
-    ) -> None:
-        """Remember the batch."""
-        self._remember(trainer, batch, f"test, batch {batch_idx + 1}")
+    on_validation_batch_start = on_test_batch_start = on_train_batch_start
 
-    def _remember(self, trainer: pl.Trainer, batch: Any, place: str) -> None:
-        self._batch, self._epoch = batch, trainer.current_epoch
-        self._place = f"epoch {trainer.current_epoch + 1}, {place}"
-        self._random = {"cpu": torch.get_rng_state()}
-        if trainer.strategy.root_device.type == "cuda":
-            self._random["cuda"] = torch.cuda.get_rng_state(trainer.strategy.root_device)
+    def on_after_backward(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        """Check a training step; raises NotFiniteError."""
+        if self.each_step:
+            values = [x.grad for x in pl_module.parameters() if x.grad is not None]
+            values += [pl_module.scores] if hasattr(pl_module, "scores") else []
+            _require_finite(pl_module, values)
 
-    def on_exception(self, trainer: pl.Trainer, pl_module: Any, exception) -> None:
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        """Check the parameters and the metrics that choose a model; raises NotFiniteError."""
+        _require_finite(pl_module)
+        for name, value in trainer.callback_metrics.items():
+            if name.startswith(("val/", "test_each_epoch/")) and not torch.isfinite(value):
+                raise NotFiniteError(f"{name}: is {float(value)}")
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        """Check the parameters before a checkpoint; raises NotFiniteError."""
+        _require_finite(pl_module)
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: Any, exception: BaseException) -> None:
         """Add to a NotFiniteError what was not finite first, and where; write the batch."""
         if not isinstance(exception, NotFiniteError) or self._batch is None:
             return
-        batch = self._plain(self._batch)
-        with trainer.precision_plugin.forward_context(), _random_numbers(self._random):
-            found = self._find(pl_module, self._unpacked(batch))
+        batch = _flat(self._batch)
+        with trainer.precision_plugin.forward_context(), torch.random.fork_rng():
+            torch.set_rng_state(self._random)
+            found = _first(pl_module, batch, self._batch)
         process, found = _first_of_all(found)
-        if found is None:  # no process found it again
-            process, found = _first_of_all(self._seen(pl_module))
         text = f"{found or exception}; {self._place}"
         if process:
             text += f" of process {process}"
-        kept = f"; this batch: {self.file}"
         if process == trainer.global_rank:
-            content = {
-                "error": text, "place": self._place, "epoch": self._epoch,
-                "process": process, "random": self._random, "batch": batch,
-                "state_dict": pl_module.state_dict(),
-                "optimizers": [optimizer.state_dict() for optimizer in trainer.optimizers],
-            }  # fmt: skip
-            try:
-                with whole_file(self.file) as temporary:
-                    torch.save(content, temporary)
-            except OSError as error:
-                kept = f"; this batch could not be written ({error})"
+            optimizers = [optimizer.state_dict() for optimizer in trainer.optimizers]
+            state = {"state_dict": pl_module.state_dict(), "optimizers": optimizers}
+            state |= {"error": text, "batch": batch, "random": self._random}
+            with whole_file(self.file) as temporary:
+                torch.save(state, temporary)
         if _is_shared():
             dist.barrier()  # the first process to end ends the others
-        exception.args = (text + kept,)
-
-    def _find(self, module: Any, batch: Any) -> str | None:
-        """Run the batch and name the first number that is not finite, or return None."""
-        raise NotImplementedError
-
-    def _seen(self, module: Any) -> str | None:
-        """Name a number that was not finite, though all are when the batch is run again."""
-        raise NotImplementedError
-
-    def _plain(self, batch: Any) -> Any:
-        """Turn the batch into plain values and copies of its tensors."""
-        raise NotImplementedError
-
-    def _unpacked(self, plain: Any) -> Any:
-        """Restore the batch from what `_plain` returned."""
-        raise NotImplementedError
-
-
-def require_finite(values: list[Tensor], device: torch.device) -> None:
-    """Raise NotFiniteError in all processes of the run if any has a value that is not finite."""
-    # The sum of squares may overflow although all values are finite; the maximum norm is slower.
-    wrong = (
-        not get_total_norm(values).isfinite() and not get_total_norm(values, math.inf).isfinite()
-    )
-    if _is_shared():
-        any_wrong = torch.tensor(int(wrong), device=device)
-        dist.all_reduce(any_wrong)
-        wrong = bool(any_wrong)
-    if wrong:
-        raise NotFiniteError("a number is NaN or Inf")
+        exception.args = (f"{text}; this batch: {self.file}",)
 
 
 def not_finite(value: Tensor) -> str | None:
@@ -144,6 +105,47 @@ def warn(text: str) -> None:
     logging.getLogger(__name__).info("warning: %s", text)
 
 
+def _require_finite(module: pl.LightningModule, values: list[Tensor] | None = None) -> None:
+    """Raise NotFiniteError in all processes of the run if parameters or values are not finite."""
+    values = [*module.parameters(), *(values or [])]
+    # The sum of squares may overflow although all values are finite; the maximum norm is slower.
+    is_wrong = not any(get_total_norm(values, p).isfinite() for p in (2.0, math.inf))
+    if _is_shared():
+        any_wrong = torch.tensor(int(is_wrong), device=module.device)
+        dist.all_reduce(any_wrong)
+        is_wrong = bool(any_wrong)
+    if is_wrong:
+        raise NotFiniteError("scores or gradients: NaN or Inf, but not when run again")
+
+
+def _first(module: Any, values: dict[str, Any], batch: Any) -> str | None:
+    """Name the first number that is not finite: parameter, input, layer, gradient from the loss."""
+    own = {name.removeprefix("network."): x for name, x in module.named_parameters()}
+    inputs = {k: x for k, x in values.items() if isinstance(x, Tensor) and k.count(".") == 1}
+    gradients = {f"{name} (gradient)": x.grad for name, x in reversed(own.items())}
+    again = getattr(module, "first_not_finite", lambda _: None)
+    return _named(own | inputs) or again(batch) or _named(gradients)
+
+
+def _named(values: Mapping[str, Tensor | None]) -> str | None:
+    """Name the first tensor that is not finite."""
+    for name, x in values.items():
+        if x is not None and (wrong := not_finite(x)):
+            return f"{': '.join(name.rsplit('.', 1))} {wrong}"
+    return None
+
+
+def _flat(x: Any, name: str = "batch") -> dict[str, Any]:
+    """A batch as one dict, such as {"batch.0": inputs, "batch.1": labels}, with plain values."""
+    if hasattr(x, "_asdict") or is_dataclass(x):
+        x = x._asdict() if hasattr(x, "_asdict") else vars(x)
+    elif isinstance(x, list | tuple) and not all(isinstance(i, int) for i in x):
+        x = dict(enumerate(x))
+    if isinstance(x, dict):
+        return {k: v for key in x for k, v in _flat(x[key], f"{name}.{key}").items()}
+    return {name: x.clone() if isinstance(x, Tensor) else x}
+
+
 def _is_shared() -> bool:
     return dist.is_available() and dist.is_initialized()
 
@@ -156,13 +158,3 @@ def _first_of_all(found: str | None) -> tuple[int, str | None]:
         dist.all_gather_object(texts, found)
     process = next((i for i, text in enumerate(texts) if text is not None), 0)
     return process, texts[process]
-
-
-@contextmanager
-def _random_numbers(state: dict[str, Tensor]) -> Iterator[None]:
-    """Set a random state for a block, and restore the present one afterwards."""
-    with torch.random.fork_rng(devices=None if "cuda" in state else []):
-        torch.set_rng_state(state["cpu"])
-        if "cuda" in state and torch.cuda.is_available():
-            torch.cuda.set_rng_state(state["cuda"])
-        yield

@@ -21,15 +21,16 @@ def linear_baseline(train: Split, val: Split, test: Split) -> float:
     """
     features = [torch.as_tensor(counts).sqrt() for counts, _ in (train, val, test)]
     mean, std = features[0].mean(0), features[0].std(0) + 0.1
-    x_train, x_val, x_test = ((x - mean) / std for x in features)
-    y_train, y_val, y_test = (torch.as_tensor(labels) for _, labels in (train, val, test))
-    best_val, best_test = -1.0, 0.0
+    parts = [
+        ((x - mean) / std, torch.as_tensor(labels))
+        for x, (_, labels) in zip(features, (train, val, test), strict=True)
+    ]
+    scores = []
     for penalty in _PENALTIES:
-        weight = _softmax_regression(x_train, y_train, penalty)
-        val_accuracy = _accuracy(x_val, y_val, weight)
-        if val_accuracy > best_val:
-            best_val, best_test = val_accuracy, _accuracy(x_test, y_test, weight)
-    return best_test
+        weight = _softmax_regression(*parts[0], penalty)
+        accuracies = [float(((x @ weight.T).argmax(1) == y).float().mean()) for x, y in parts]
+        scores.append(accuracies[1:])
+    return max(scores, key=lambda of_parts: of_parts[0])[1]
 
 
 def _softmax_regression(x: torch.Tensor, y: torch.Tensor, penalty: float) -> torch.Tensor:
@@ -44,7 +45,3 @@ def _softmax_regression(x: torch.Tensor, y: torch.Tensor, penalty: float) -> tor
 
     optimizer.step(closure)  # pyright: ignore[reportArgumentType]
     return weight.detach()
-
-
-def _accuracy(x: torch.Tensor, y: torch.Tensor, weight: torch.Tensor) -> float:
-    return float(((x @ weight.T).argmax(1) == y).float().mean())

@@ -15,21 +15,6 @@ _OTHERS = "others"  # name of the group of parameters that no pattern matches
 _ABSOLUTE = ("max_lr", "base_lr")  # arguments of schedulers that set a learning rate
 
 
-def check_factors(factors: Any) -> dict[str, float]:
-    """Factors of the learning rate by pattern, as a plain dict; None = none.
-
-    Raises:
-        ValueError: `factors` is no mapping of patterns to finite numbers ≥ 0.
-    """
-    if factors is not None and not isinstance(factors, Mapping):
-        raise ValueError(f"lr_factors: expected {{pattern: factor}}, got {factors!r}")
-    for pattern, factor in (factors or {}).items():
-        is_number = isinstance(factor, int | float) and not isinstance(factor, bool)
-        if not is_number or not 0 <= factor < math.inf:
-            raise ValueError(f"lr_factors.{pattern}: expected a number ≥ 0, got {factor!r}")
-    return {str(pattern): float(factor) for pattern, factor in (factors or {}).items()}
-
-
 def pattern_of(names: Iterable[str], patterns: Iterable[str]) -> dict[str, str]:
     """The pattern that matches each name; names that none matches are left out.
 
@@ -81,11 +66,14 @@ def make_optimizer(
         factors: factors of the learning rate by pattern, see `pattern_of`.
 
     Raises:
-        ValueError: see `pattern_of`; or a value of the optimiser has the wrong type.
+        ValueError: see `pattern_of`; `make` is an optimiser; or a value has the wrong type.
     """
+    if isinstance(make, Optimizer):
+        raise ValueError(
+            "optimizer: expected what makes one, such as partial(torch.optim.Adam, lr=1e-3), or "
+            f"_partial_: true in a configuration, got {type(make).__name__}"
+        )
     optimizer = make(list(parameters.values()))
-    if isinstance(optimizer.defaults.get("lr"), bool):
-        raise ValueError("optimizer.lr: expected a number, got a bool")
     has_decay = bool(optimizer.defaults.get("weight_decay"))
     if not factors and not has_decay:
         return optimizer
