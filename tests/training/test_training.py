@@ -1,6 +1,5 @@
 """The Lightning module and callbacks on a tiny problem."""
 
-import re
 from functools import partial
 from typing import Any
 
@@ -17,7 +16,6 @@ from blockspike.networks.classifier import SpikingClassifier
 from blockspike.neurons.events import EventBatch
 from blockspike.training.callbacks import (
     EarlyStopping,
-    EpochBar,
     EpochLines,
     GradientNorm,
     LearningRates,
@@ -67,7 +65,6 @@ def fit(
     train_b: bool = True,
     max_delay: int = 0,
     lr_factors: dict[str, float] | None = None,
-    has_bar: bool = False,
     **options: Any,
 ):
     pl.seed_everything(0, verbose=False)
@@ -80,7 +77,7 @@ def fit(
         accelerator="cpu", max_epochs=max_epochs, logger=False,
         callbacks=[*callbacks, *([MetricsFile(folder)] if folder else [])],
         enable_checkpointing=folder is not None,
-        enable_progress_bar=has_bar, enable_model_summary=False, log_every_n_steps=1,
+        enable_progress_bar=False, enable_model_summary=False, log_every_n_steps=1,
         num_sanity_val_steps=0, **options,
     )  # fmt: skip
     loader = partial(DataLoader[Any], Batches(batches()), batch_size=None, num_workers=0)
@@ -152,12 +149,6 @@ def test_a_training_ends_when_patience_is_exhausted(tmp_path):
     assert trainer.current_epoch == 4
 
 
-@pytest.mark.parametrize("value", [{"patience": 0}, {"min_delta": -1.0}])
-def test_bad_early_stopping_is_refused(value):
-    with pytest.raises(ValueError, match=f"{next(iter(value))}: expected .* ≥ "):
-        EarlyStopping("val/loss", "min", **value)
-
-
 def test_learning_rates_are_logged(tmp_path):
     fit([LearningRates()], max_epochs=2, lr=0.02, folder=tmp_path)
     assert read_metrics(tmp_path / "metrics.csv")["lr"].tolist() == pytest.approx([0.02] * 2)
@@ -165,11 +156,6 @@ def test_learning_rates_are_logged(tmp_path):
     fit([LearningRates()], max_epochs=1, folder=tmp_path / "two", lr_factors={"beta": 0.5})
     rates = read_metrics(tmp_path / "two" / "metrics.csv").filter(like="lr/").iloc[0]
     assert dict(rates) == {"lr/others": pytest.approx(0.02), "lr/beta": pytest.approx(0.01)}
-
-
-def test_milestone_must_be_an_epoch():
-    with pytest.raises(ValueError, match="milestone.*got 0"):
-        ReloadBestAtMilestone(milestone=0)
 
 
 def test_one_line_per_epoch(capsys):
@@ -210,12 +196,6 @@ def test_accumulated_gradients_are_means_also_of_the_last_batches(n_batches):
         torch.testing.assert_close(own, wanted)
 
 
-def test_the_bar_in_a_terminal_counts_epochs_from_one(capsys, monkeypatch):
-    monkeypatch.setenv("FORCE_COLOR", "1")  # as in a terminal
-    fit([EpochBar()], max_epochs=2, has_bar=True)
-    assert re.findall(r"Epoch (\d+/\d+)", capsys.readouterr().out)[-1] == "2/2"
-
-
 def resumed(before: MetricsFile) -> MetricsFile:
     """Metrics file of another process, with the rows of the checkpoint."""
     after = MetricsFile(before._path.parent)
@@ -234,18 +214,6 @@ def test_metrics_file_keeps_earlier_rows_and_replaces_repeated_ones(tmp_path):
     assert table["val/loss"].iloc[2] == 8.0
 
 
-def test_rows_of_a_checkpoint_rarely_change_in_size(tmp_path):
-    """Otherwise memory would fragment over thousands of epochs."""
-    file, sizes = MetricsFile(tmp_path), set()
-    resumed(file)  # without rows
-    for epoch in range(300):
-        file.write(epoch, {"train/loss": 0.1 + epoch})
-        sizes.add(len(file.state_dict()["rows"]))
-    assert sizes == {2**n for n in range(1, 10)}
-    resumed(file)
-    assert list(read_metrics(tmp_path / "metrics.csv")["epoch"]) == list(range(300))
-
-
 def test_metrics_file_of_a_run_that_resumes_some_epochs_back(tmp_path):
     first = MetricsFile(tmp_path)
     for epoch in range(5):
@@ -258,34 +226,19 @@ def test_metrics_file_of_a_run_that_resumes_some_epochs_back(tmp_path):
     assert list(table["train/loss"]) == [0.1, 1.1, 9.0, 10.0, 11.0, 12.0]
 
 
-def test_metrics_file_appends_and_keeps_numbers_exact(tmp_path):
+def test_metrics_file_keeps_numbers_exact(tmp_path):
     path, file = tmp_path / "metrics.csv", MetricsFile(tmp_path)
     values = [1 / 3, float("nan"), float("inf"), 1e-300]
     file.write(0, {"train/loss": values[0], "val/loss": 1.0})
-    with path.open() as same_file:
-        assert len(same_file.readlines()) == 2
-        for epoch, value in enumerate(values[1:], start=1):
-            file.write(epoch, {"val/loss": 1.0, "train/loss": value})  # in another order
-        file.write(4, {"val/loss": 2.0})  # without one of the columns
-        assert len(same_file.readlines()) == 4
+    for epoch, value in enumerate(values[1:], start=1):
+        file.write(epoch, {"val/loss": 1.0, "train/loss": value})  # in another order
+    file.write(4, {"val/loss": 2.0})  # without one of the columns
     assert list(read_metrics(path)["train/loss"]) == pytest.approx(
         [*values, float("nan")], abs=0, rel=0, nan_ok=True
     )
     file.write(5, {"train/loss": 3.0, "val/loss": 2.0, "more": 5.0})
     table = read_metrics(path)
     assert list(table["val/loss"]) == [1.0] * 4 + [2.0] * 2 and table["more"].iloc[5] == 5.0
-
-
-def test_metrics_file_with_a_torn_last_row(tmp_path):
-    path, file = tmp_path / "metrics.csv", MetricsFile(tmp_path)
-    for epoch in range(2):
-        file.write(epoch, {"train/loss": 0.5 + epoch, "val/loss": 1.25})
-    whole = path.read_bytes()
-    for n in range(1, len(b"1,1.5,1.25\n")):
-        path.write_bytes(whole[:-n])
-        assert list(read_metrics(path)["epoch"]) == [0]
-        resumed(file).write(1, {"train/loss": 1.5, "val/loss": 1.25})
-        assert path.read_bytes() == whole
 
 
 def test_delays_sharpen_over_the_first_half_of_the_epochs():
@@ -322,8 +275,6 @@ def test_labels_are_smoothed_in_training_only():
     torch.testing.assert_close(module._step("train", (events, labels)), expected)
     torch.testing.assert_close(module._step("val", (events, labels)), plain)
     torch.testing.assert_close(logged["train/loss"], plain)
-    with pytest.raises(ValueError, match="label_smoothing: expected 0 ≤ x < 1, got 1"):
-        ClassificationModule(network, 2, 1.0, torch.optim.Adam, label_smoothing=1.0)
 
 
 @pytest.mark.parametrize("membrane_penalty", [0.0, 0.3])
@@ -363,21 +314,10 @@ def test_the_penalty_is_the_mean_square_of_the_membrane():
     torch.testing.assert_close(module._step("val", (events, labels)), losses[0])
 
 
-@pytest.mark.parametrize(
-    ("options", "words"),
-    [
-        ({"membrane_penalty": -1.0}, "membrane_penalty: expected a number ≥ 0, got -1.0"),
-        ({"recompute_steps": 0}, "recompute_steps: expected an integer ≥ 1 or null, got 0"),
-        ({"recompute_steps": 5, "truncate_steps": 6}, "expected one of them, got 5 and 6"),
-        ({"truncate_steps": 5, "input_events": 9}, "network.input_events: expected null with"),
-        ({"recompute_steps": 5, "skip_steps": 5}, "network.skip_steps: expected fewer .* 5, got 5"),
-    ],
-)
-def test_options_of_pieces_that_do_not_fit(options, words):
-    own = {name: options.pop(name) for name in ("input_events", "skip_steps") if name in options}
-    network = SpikingClassifier(N_INPUTS, 2, dt_ms=1.0, **own)
-    with pytest.raises(ValueError, match=words):
-        ClassificationModule(network, 2, 1.0, torch.optim.Adam, **options)
+def test_two_ways_of_pieces_are_refused():
+    with pytest.raises(ValueError, match="expected one of them, got 5 and 6"):
+        of_both = {"recompute_steps": 5, "truncate_steps": 6}
+        ClassificationModule(torch.nn.Linear(2, 2), 2, 1.0, torch.optim.Adam, **of_both)
 
 
 def test_the_norm_of_the_gradient_is_the_mean_over_an_epochs_steps(tmp_path):
@@ -391,11 +331,6 @@ def test_the_norm_of_the_gradient_is_the_mean_over_an_epochs_steps(tmp_path):
     fit([GradientNorm(), Watch()], max_epochs=1, folder=tmp_path, gradient_clip_val=1e-3)
     (logged,) = read_metrics(tmp_path / "metrics.csv")["train/grad_norm"]
     assert len(norms) > 1 and logged == pytest.approx(sum(norms) / len(norms), rel=1e-5)
-
-
-def test_lightnings_own_loading_names_the_function_to_use(tmp_path):
-    with pytest.raises(NotImplementedError, match=r"expected blockspike\.load_run\(FOLDER\)"):
-        ClassificationModule.load_from_checkpoint(tmp_path / "best.ckpt")
 
 
 def test_a_label_that_counts_nowhere_is_no_class():
@@ -435,7 +370,7 @@ def test_delays_sharpen_with_the_share_of_the_training(limit, shares, monkeypatc
     network = SpikingClassifier(N_INPUTS, 2, 8, 1, dt_ms=1.0, max_delay=3)
     module = ClassificationModule(network, 2, 1.0, torch.optim.Adam)
     seen: list[float] = []
-    monkeypatch.setattr(network, "anneal_", seen.append)
+    monkeypatch.setattr(network.layers[0].delays, "anneal_", seen.append)
     quiet: dict[str, Any] = dict.fromkeys(
         ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False
     )

@@ -2,8 +2,9 @@
 
 import math
 import time
-from collections.abc import Callable
-from typing import Any, Literal, NamedTuple, NoReturn
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, NamedTuple
 
 import pytorch_lightning as pl
 import torch
@@ -15,6 +16,8 @@ from blockspike.fitting.distance import Window
 from blockspike.fitting.parameters import NeuronParameters
 from blockspike.fitting.population import DrawnPopulation, NeuronPopulation
 from blockspike.fitting.voltage import RecordedVoltage
+from blockspike.neurons import NotFiniteError
+from blockspike.training.guard import warn
 
 FittingLoss = Literal["distance", "squared_distance", "likelihood"]
 
@@ -75,9 +78,13 @@ class NeuronFittingModule(pl.LightningModule):
             reached `tau_ms`; None = never.
         decay_lr: whether the learning rate falls, linearly to a tenth.
         seed: seed of the selections and of the trials' noise.
+        names: of the cells, for warnings and errors.
+
+    A start whose loss or gradient is not finite is left out of the step, with a warning.
 
     Raises:
         ValueError: a value outside its range, naming the argument.
+        NotFiniteError: in training, a cell has no start left.
     """
 
     best_distance: Tensor
@@ -103,6 +110,7 @@ class NeuronFittingModule(pl.LightningModule):
         patience: int | None = 5,
         decay_lr: bool = False,
         seed: int = 0,
+        names: Sequence[str] | None = None,
     ):
         super().__init__()
         for name, value in (("tau_ms", tau_ms), ("first_tau_ms", first_tau_ms or tau_ms)):
@@ -134,6 +142,8 @@ class NeuronFittingModule(pl.LightningModule):
         self.perturbation, self.gradient_clip = tuple(perturbation), gradient_clip
         self.patience, self.decay_lr, self.seed = patience, decay_lr, seed
         shape = (population.n_cells, population.n_starts)
+        self.names = names or [f"cell {k + 1}" for k in range(population.n_cells)]
+        self._left_out: Counter[str] = Counter()  # starts left out of steps, by cell
         self._names = [name for name, _ in population.named_parameters()]
         self.register_buffer("best_distance", torch.full(shape, math.inf))
         self.register_buffer("best_epoch", torch.full(shape, -1))
@@ -142,21 +152,15 @@ class NeuronFittingModule(pl.LightningModule):
         for name in self._names:
             self.register_buffer(f"best_{name}", population.get_parameter(name).detach().clone())
 
-    @classmethod
-    def load_from_checkpoint(cls, *_: Any, **__: Any) -> NoReturn:
-        """Refuse: fitted neurons are files of their own.
-
-        Raises:
-            NotImplementedError: always; it names `blockspike.load_neuron`.
-        """
-        raise NotImplementedError(
-            "load_from_checkpoint: expected blockspike.load_neuron(FILE), with a neuron's file in "
-            "the folder fits of its run, got a checkpoint"
-        )
-
     def training_step(self, batch: FittingBatch, batch_idx: int) -> Tensor:
         """Return the sum of all starts' losses; keep the best parameters so far."""
-        loss, fitted, held_out = self.losses(batch)
+        try:
+            loss, fitted, held_out = self.losses(batch)
+        except NotFiniteError as error:
+            if error.neuron is not None:
+                cell, start = divmod(error.neuron, self.population.n_starts)
+                error.args = (f"{self.names[cell]}, start {start + 1}: {error}",)
+            raise
         with torch.no_grad():
             self._keep_best((fitted + held_out).sum(0), loss)
             self._log(loss, held_out.sum(0) if batch.window.holds_out else None)
@@ -293,8 +297,35 @@ class NeuronFittingModule(pl.LightningModule):
         """Log the epoch's duration."""
         self.log("time/epoch_s", time.perf_counter() - self._epoch_start)
 
+    def on_after_backward(self) -> None:
+        """Name the starts left out of this step; raise NotFiniteError if a cell has no other."""
+        gradients = [x.grad for x in self.population.parameters() if x.grad is not None]
+        lost = ~self.loss_of_starts.isfinite()  # [C, K]
+        wrong = torch.stack([lost, *(~x.isfinite().view_as(lost) for x in gradients)]).any(0)
+        if not wrong.any():  # waits for a GPU
+            return
+        for name, of_cell, is_lost in zip(self.names, wrong, lost.all(1), strict=True):
+            if is_lost:
+                raise NotFiniteError(f"{name}: loss of all {len(of_cell)} starts is not finite")
+            if of_cell.any() and not self._left_out[name]:
+                starts = ", ".join(str(k + 1) for k in of_cell.nonzero()[:5, 0].tolist())
+                warn(
+                    f"{name}: loss or gradient of {int(of_cell.sum())} of {len(of_cell)} starts is "
+                    f"not finite in epoch {self.current_epoch + 1} (start {starts}); left out of "
+                    "this step"
+                )
+            self._left_out[name] += int(of_cell.sum())
+
+    def on_train_end(self) -> None:
+        """Warn of how often a start was left out."""
+        if n := self._left_out.total():
+            warn(
+                f"a start was left out of a step {n} times, in {len(+self._left_out)} cells, "
+                "because its loss or gradient was not finite"
+            )
+
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
-        """Clip each start's gradient; leave out what is not finite (see `FittingGuard`)."""
+        """Clip each start's gradient; leave out what is not finite."""
         gradients = [x.grad for x in self.population.parameters() if x.grad is not None]
         for gradient in gradients:
             gradient.nan_to_num_(0.0, 0.0, 0.0)

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import Callback, RichProgressBar, early_stopping
+from pytorch_lightning.callbacks import Callback, early_stopping
 from pytorch_lightning.utilities import rank_zero_only
 from torch.nn.utils import get_total_norm
 
@@ -196,16 +196,8 @@ class LayerStates(Callback):
             self._state[i] = state
 
 
-class EpochBar(RichProgressBar):
-    """Lightning's bar for a terminal, which counts epochs from 1, as we do everywhere."""
-
-    def _get_train_description(self, current_epoch: int) -> str:
-        title = f"Epoch {current_epoch + 1}/{self.trainer.max_epochs}"
-        return title.ljust(len(self.validation_description))
-
-
 class EpochLines(Callback):
-    """Prints a plain line every few epochs, for logs and pipes (a terminal gets `EpochBar`)."""
+    """Prints a plain line every few epochs, for logs and pipes (a terminal gets a bar)."""
 
     def __init__(self, every: int = 1):
         self.every = every

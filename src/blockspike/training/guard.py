@@ -41,7 +41,7 @@ class Guard(Callback):
         self, trainer: pl.Trainer, pl_module: Any, batch: Any, batch_idx: int, dataloader_idx=0
     ) -> None:
         """Remember the batch."""
-        part = "test" if dataloader_idx else trainer.state.stage
+        part = "test" if dataloader_idx else getattr(trainer.state.stage, "value", "")
         after = f"{part} batch {batch_idx + 1} after {trainer.global_step} steps"
         self._batch, self._place = batch, f"epoch {trainer.current_epoch + 1}, {after}"
         self._random = torch.get_rng_state()
