@@ -1,15 +1,20 @@
 """Objects built from Hydra's configuration; the only file that calls `instantiate`."""
 
 import inspect
+import os
 import re
-import typing
+from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
+from pytorch_lightning.callbacks import Callback
+from pytorch_lightning.plugins.environments import LightningEnvironment
+from torch import nn
 
 from blockspike.data.datamodule import EventDataModule
 from blockspike.data.recordings_datamodule import RecordingsDataModule
@@ -23,53 +28,57 @@ from blockspike.runs.run import flatten, one_line
 from blockspike.training.classification import ClassificationModule
 from blockspike.training.rate_penalty import RatePenalty
 
-_Data = typing.TypeVar("_Data", bound=pl.LightningDataModule)
 
-
-def build_data(cfg: DictConfig, kind: type[_Data]) -> _Data:
-    """Build the data module of `cfg.data`, which must be a `kind`: of events or of recordings.
+def build_data(cfg: DictConfig, recordings: bool | None = None) -> Any:
+    """Build the data module of `cfg.data`, of recordings or of something else; None = either.
 
     Raises:
         ValueError: it is of the other kind, or a required value is missing.
     """
-    # Not `missing_keys`, which raises where another value is made of a missing one.
-    for key in sorted(key for key in cfg.data if OmegaConf.is_missing(cfg.data, key)):
-        raise ValueError(f"data.{key}: expected a value, got nothing; set it with data.{key}=…")
+    for key in cfg.data:
+        if OmegaConf.is_missing(cfg.data, key):
+            raise ValueError(f"data.{key}: expected a value, got nothing; set it with data.{key}=…")
     data = _instantiate(cfg.data, "data", _convert_="all")
-    if isinstance(data, kind):
-        return data
-    got = f"{type(data).__module__}.{type(data).__qualname__}, which is no {kind.__name__}"
-    for other, what in ((EventDataModule, "events"), (RecordingsDataModule, "recordings")):
-        if isinstance(data, other):
-            command = "train" if other is EventDataModule else "fit"
-            got = f"{what}, which `blockspike {command}` takes"
-    of = "recordings" if kind is RecordingsDataModule else "events"
-    raise ValueError(f"data: expected {of}, got {got}")
+    is_recorded = isinstance(data, RecordingsDataModule)
+    if recordings not in (None, is_recorded) or not isinstance(data, pl.LightningDataModule):
+        raise ValueError(
+            f"data: expected {'recordings' if recordings else 'events'}, got "
+            f"{type(data).__qualname__}, which `blockspike {'fit' if is_recorded else 'train'}` "
+            "takes"
+        )
+    return data
+
+
+def open_data(cfg: DictConfig, recordings: bool | None = None) -> Any:
+    """Build the data module of `cfg.data` and make it ready for loaders; see `build_data`."""
+    data = build_data(cfg, recordings)
+    data.prepare_data()
+    data.setup("fit")
+    if not isinstance(data, EventDataModule | RecordingsDataModule):  # whose stages are the same
+        data.setup("test")
+    return data
 
 
 _BFGS = f"{BatchedBFGS.__module__}.{BatchedBFGS.__qualname__}"
 
 
-def build_fit(cfg: DictConfig, n_cells: int, dt_ms: float) -> NeuronFittingModule:
+def build_fit(
+    cfg: DictConfig, n_cells: int, dt_ms: float, names: Sequence[str] | None = None
+) -> NeuronFittingModule:
     """Build the population of `cfg.population` and the module that fits it.
 
     Raises:
         ValueError: a value is outside its range; names it.
     """
-    surrogate = _surrogate(cfg.population, "population")
-    options: dict[str, Any] = {"dt_ms": dt_ms, "surrogate": surrogate}
     make = _instantiate(cfg.population, "population", _partial_=True)
     accepted = inspect.signature(make.func).parameters
-    if "seed" in accepted:
-        options["seed"] = cfg.seed
-    if cfg.fit.loss == "likelihood":
-        if "escape_noise" not in accepted:
-            raise ValueError(
-                "fit.loss: expected a distance for this population, whose neurons have no escape "
-                "noise, got likelihood"
-            )
-        options["escape_noise"] = True
-    if (cfg.optimizer.get("_target_") == _BFGS) != (cfg.fit.loss == "likelihood"):
+    by_likelihood = cfg.fit.loss == "likelihood"
+    if by_likelihood and "escape_noise" not in accepted:
+        raise ValueError(
+            "fit.loss: expected a distance for this population, whose neurons have no escape "
+            "noise, got likelihood"
+        )
+    if (cfg.optimizer.get("_target_") == _BFGS) != by_likelihood:
         raise ValueError(
             "optimizer: expected bfgs for fit=likelihood and another one for other fits, got "
             f"{cfg.optimizer.get('_target_')}"
@@ -79,11 +88,15 @@ def build_fit(cfg: DictConfig, n_cells: int, dt_ms: float) -> NeuronFittingModul
             "optimizer.weight_decay: expected 0 for a fit, whose neurons' parameters it would pull "
             f"to 0, got {weight_decay}"
         )
+    options = {"dt_ms": dt_ms, "surrogate": _surrogate(cfg.population, "population")}
+    options |= {"seed": cfg.seed} if "seed" in accepted else {}
+    options |= {"escape_noise": True} if by_likelihood else {}
     return NeuronFittingModule(
         make(n_cells, **options),
-        _factory(cfg.optimizer, "optimizer"),
+        _instantiate(cfg.optimizer, "optimizer", _partial_=True),
         cfg.trainer.max_epochs,
         seed=cfg.seed,
+        names=names,
         **plain(cfg.fit),
     )
 
@@ -103,68 +116,83 @@ def _surrogate(node: DictConfig, key: str) -> Surrogate:
     return SURROGATES[chosen]()
 
 
-class Sizes(typing.Protocol):
-    """Sizes of the data that a network needs."""
+def build_network(cfg: DictConfig, sizes: Any) -> nn.Module:
+    """Build the network of `cfg.network`: a classifier of the neurons of `cfg.model`.
 
-    @property
-    def n_inputs(self) -> int: ...
-    @property
-    def n_classes(self) -> int: ...
-    @property
-    def dt_ms(self) -> float: ...
+    If the model has a `_target_`, that class makes the hidden layers (docs/howto/extend.md). If
+    the network has one, it is any module that returns scores.
 
-
-def build_network(cfg: DictConfig, data: Sizes) -> SpikingClassifier:
-    """Build the classifier of `cfg.model` and `cfg.network`, sized for `data`.
-
-    If the model has a `_target_`, that class makes the hidden layers (docs/howto/extend.md).
+    Args:
+        cfg: configuration.
+        sizes: what has the network's n_inputs, n_classes and dt_ms, such as its data.
 
     Raises:
         ValueError: a value is outside its range; names it.
     """
-    neurons: dict[str, Any] = dict(cfg.model)
+    needed = {"n_inputs", "n_classes", "dt_ms"}
+    if "_target_" in cfg.network:
+        make = _instantiate(cfg.network, "network", _partial_=True)
+        needed &= inspect.signature(make.func).parameters.keys()
+        return make(**{name: getattr(sizes, name) for name in needed - make.keywords.keys()})
+    neurons = plain(cfg.model)
     named = cfg.model.get("surrogate")
-    is_ours = "_target_" not in cfg.model
+    is_ours = "_target_" not in neurons
     if is_ours or isinstance(named, DictConfig) or str(named) in SURROGATES:
         neurons["surrogate"] = _surrogate(cfg.model, "model")
     if not is_ours:
         layer = _instantiate(cfg.model, "model", _partial_=True)
         given = {k: x for k, x in neurons.items() if k == "surrogate"}
-        neurons = {"layer": partial(layer, **given)}
+        neurons = {"layer": partial(layer.func, **layer.keywords | given)}
+    options = {name: getattr(sizes, name) for name in needed} | neurons | plain(cfg.network)
     try:
-        return SpikingClassifier(
-            data.n_inputs, data.n_classes, dt_ms=data.dt_ms, **neurons, **cfg.network
-        )
+        return SpikingClassifier(**options)
     except TypeError as error:  # an argument that the network or its layers do not have
         raise ValueError(f"model, network: {error}") from error
 
 
-def build_module(cfg: DictConfig, data: EventDataModule) -> ClassificationModule:
+def build_module(cfg: DictConfig, data: Any) -> ClassificationModule:
     """Build the Lightning module: network, optimiser and scheduler."""
-    network = build_network(cfg, data)
-    scheduler = _factory(cfg.scheduler, "scheduler") if cfg.scheduler else None
     options = plain(cfg.training)
     of_rates = [key for key in options if key.startswith("rate_")]
     rates = {key.removeprefix("rate_"): options.pop(key) for key in of_rates}
-    has_penalty = any(x is not None if name.endswith("_hz") else x for name, x in rates.items())
-    return ClassificationModule(
-        network,
+    module = ClassificationModule(
+        build_network(cfg, data),
         data.n_classes,
-        data.dt_ms,
-        _factory(cfg.optimizer, "optimizer"),
-        scheduler,
+        getattr(data, "dt_ms", 1.0),  # without, no rates are logged
+        _instantiate(cfg.optimizer, "optimizer", _partial_=True),
+        cfg.scheduler and _instantiate(cfg.scheduler, "scheduler", _partial_=True),
         label_smoothing=cfg.label_smoothing,
-        rate_penalty=RatePenalty(**rates) if has_penalty else None,
+        rate_penalty=RatePenalty(**rates) if any(rates.values()) else None,
         **options,
         seed=cfg.seed,
     )
+    module.save_hyperparameters({}, logger=False)  # loggers get the configuration
+    if cfg.trainer.get("precision") == "64-true":  # Lightning converts after loading
+        module.double()
+    return module
 
 
-def build_trainer(cfg: DictConfig, callbacks: list[pl.Callback], **options: Any) -> pl.Trainer:
+def build_trainer(
+    cfg: DictConfig, folder: Path, callbacks: Sequence[Callback], **options: Any
+) -> pl.Trainer:
     """Build the trainer with `callbacks`, the configured callbacks and the loggers."""
-    options["callbacks"] = [*_instantiate_all(cfg.callbacks, "callbacks"), *callbacks]
-    options["logger"] = _instantiate_all(cfg.logger, "logger")
-    return _instantiate(cfg.trainer, "trainer", **options)
+    if is_task_of_its_own(cfg.trainer):
+        options["plugins"] = [LightningEnvironment()]
+    trainer: pl.Trainer = _instantiate(
+        cfg.trainer, "trainer",
+        callbacks=[*_instantiate_all(cfg.callbacks, "callbacks"), *callbacks],
+        logger=_instantiate_all(cfg.logger, "logger"), default_root_dir=str(folder),
+        num_sanity_val_steps=0, enable_model_summary=False, **options,
+    )  # fmt: skip
+    for logger in trainer.loggers:
+        logger.log_hyperparams(plain(cfg))
+    return trainer
+
+
+def is_task_of_its_own(trainer: DictConfig) -> bool:
+    """Whether this is one of several tasks of a Slurm step that are runs of one process each."""
+    is_alone = str(trainer.get("devices")) == "1" and trainer.get("num_nodes", 1) == 1
+    return is_alone and os.environ.get("SLURM_NTASKS", "1") != "1"
 
 
 def _instantiate_all(nodes: DictConfig | None, key: str) -> list[Any]:
@@ -187,16 +215,6 @@ def _instantiate(node: DictConfig, key: str, **options: Any) -> Any:
             inspect.signature(found.func).bind_partial(**found.keywords)
     except (InstantiationException, TypeError) as error:
         raise ValueError(f"{key}: {one_line(error)}") from error
-    return found
-
-
-def _factory(node: DictConfig, key: str) -> Any:
-    """Function of one argument, such as parameters, that builds an optimiser or scheduler."""
-    found = _instantiate(node, key, _partial_=True)
-    try:
-        inspect.signature(found.func).bind(None, **found.keywords)
-    except TypeError as error:
-        raise ValueError(f"{key}: {error}") from error
     return found
 
 

@@ -3,31 +3,26 @@
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 from omegaconf import DictConfig
 from pytorch_lightning.callbacks import Callback
+from pytorch_lightning.utilities.model_helpers import is_overridden
 
-from blockspike.app.build import build_data, build_module
-from blockspike.app.initial_weights import check_settings, start_from
+from blockspike.app.build import build_module, build_trainer, open_data
+from blockspike.app.initial_weights import start_from
 from blockspike.app.trainer import (
     EpochCheckpoint,
     finished_row,
     last_checkpoint,
-    make_trainer,
-    processes_of_one_run,
+    progress_and_metrics,
     read_checkpoint,
-    row_of,
-    start,
-    without_known_warnings,
+    started,
 )
-from blockspike.app.wandb_run import log_result, wandb_closed
-from blockspike.data.datamodule import EventDataModule
+from blockspike.app.wandb_run import log_result
 from blockspike.runs.log import LOGGER
 from blockspike.runs.run import Run, is_first_process
-from blockspike.training.callbacks import MONITORS, GradientNorm, Throughput
-from blockspike.training.classification import ClassificationModule
-from blockspike.training.classifier_guard import ClassifierGuard
+from blockspike.training.callbacks import MONITORS, GradientNorm, LayerStates, Throughput
 from blockspike.training.confusion import write_confusion
+from blockspike.training.guard import Guard
 from blockspike.training.metrics_table import read_metrics
 
 
@@ -51,50 +46,44 @@ def train(cfg: DictConfig, callbacks: Sequence[Callback] = ()) -> dict[str, Any]
     """
     run = Run(cfg.run_dir)
     _check(cfg)
-    if (row := finished_row(cfg, run, EventDataModule)) is not None:
+    if (row := finished_row(cfg, run)) is not None:
         return row
-    start(cfg)
-    data = build_data(cfg, EventDataModule)
-    data.prepare_data()
-    data.setup()
-    module = build_module(cfg, data)
-    with run.recorded(cfg, data.sha256), processes_of_one_run(), wandb_closed():
-        row = row_of(cfg, str(data.name), data.sha256)
+    data = open_data(cfg, recordings=False)
+    validates = getattr(data, "validates", is_overridden("val_dataloader", data))
+    with started(cfg, run, data) as row:
+        module = build_module(cfg, data)
         resumed = last_checkpoint(run, cfg.resume_from)
-        if cfg.trainer.get("precision") == "64-true":  # Lightning converts after loading
-            module.double()
         if cfg.init_from is not None and resumed is None:
-            check_settings(cfg, cfg.init_from)
-            for name in start_from(module.network, cfg.init_from):
-                LOGGER.warning("%s: initialised anew; it differs from %s", name, cfg.init_from)
-        monitor = {"monitor": cfg.monitor, "mode": MONITORS[cfg.monitor]} if data.validates else {}
-        chosen = EpochCheckpoint(
-            run.best_checkpoint, save_on_train_epoch_end=None if monitor else True,
-            **monitor or {"mode": "max"},  # apart from `last`, whose mode is "min"
-        )  # fmt: skip
+            start_from(module.network, cfg.init_from, cfg.model, module.dt_ms)
+
+        own, has_bar = progress_and_metrics(cfg.progress, run)
+        own += [Throughput(), GradientNorm(), LayerStates(), Guard(run.folder / "bad_batch.ckpt")]
+        monitor = {"monitor": cfg.monitor, "mode": MONITORS[cfg.monitor]}
+        if not validates:  # the last epoch; apart from `last`, whose mode is "min"
+            monitor = {"mode": "max", "save_on_train_epoch_end": True}
+        chosen = EpochCheckpoint(run.best_checkpoint, **monitor)
         # Lightning's save_last writes only when a model is chosen; resuming needs every epoch.
         last = EpochCheckpoint(run.last_checkpoint, save_on_train_epoch_end=True)
-        guard = ClassifierGuard(run.folder / "bad_batch.ckpt")
-        trainer = make_trainer(
-            cfg, run, [Throughput(), GradientNorm(), guard, *callbacks, chosen, last]
-        )
-        with without_known_warnings():
-            data.trainer = trainer
-            loaders = [data.val_dataloader()] if data.validates else []
-            if cfg.test_each_epoch:
-                loaders.append(data.test_dataloader())
-            trainer.fit(module, data.train_dataloader(), loaders or None, ckpt_path=resumed)
-            best = read_checkpoint(run.best_checkpoint)
-            module.load_state_dict(best["state_dict"])
-            results = _scores(run, best["epoch"], module)
-            if cfg.data.get("fold") is None:
-                trainer.test(module, data.test_dataloader(), verbose=False)
-                tested = {name: float(x) for name, x in trainer.callback_metrics.items()}
-                results |= {"test_accuracy": tested["test/accuracy"], **_rates_hz(tested, "test")}
-                if is_first_process():
-                    write_confusion(run.folder / "confusion.csv", module.test_confusion)
+        own += [*callbacks, chosen, last]
+        trainer = build_trainer(cfg, run.folder, own, enable_progress_bar=has_bar)
+
+        data.trainer = trainer
+        loaders = [data.val_dataloader()] if validates else []
+        loaders += [data.test_dataloader()] if cfg.test_each_epoch else []
+        trainer.fit(module, data.train_dataloader(), loaders or None, ckpt_path=resumed)
+
+        best = read_checkpoint(run.best_checkpoint)
+        module.load_state_dict(best["state_dict"])
+        results = _scores(run, best["epoch"])
+        results["n_parameters"] = sum(p.numel() for p in module.parameters() if p.requires_grad)
+        if cfg.data.get("fold") is None:
+            trainer.test(module, data.test_dataloader(), verbose=False)
+            tested = {name: float(x) for name, x in trainer.callback_metrics.items()}
+            results |= {"test_accuracy": tested["test/accuracy"], **_rates_hz(tested, "test")}
+            if is_first_process():
+                write_confusion(run.folder / "confusion.csv", module.test_confusion)
         row |= results
-        log_result(run, row, results, data, module)
+        log_result(run, row, results, module, data)
         run.write_result(row)
         LOGGER.info(_summary(row))
     if is_first_process():
@@ -104,47 +93,41 @@ def train(cfg: DictConfig, callbacks: Sequence[Callback] = ()) -> dict[str, Any]
 
 def _check(cfg: DictConfig) -> None:
     """Refuse a configuration in which test data would choose the model or end the training."""
-    if cfg.monitor not in MONITORS:
-        raise ValueError(
-            f"monitor: expected {' or '.join(MONITORS)}, since models are chosen on validation "
-            f"data, got {cfg.monitor!r}"
-        )
-    for name, callback in (cfg.callbacks or {}).items():
-        monitor = callback.get("monitor") if isinstance(callback, DictConfig) else None
-        if str(monitor).startswith("test"):
+    monitors = {f"callbacks.{k}.monitor": _monitor(x) for k, x in (cfg.callbacks or {}).items()}
+    for name, monitor in {"monitor": cfg.monitor, **monitors}.items():
+        if monitor.startswith("test") or (name == "monitor" and monitor not in MONITORS):
             raise ValueError(
-                f"callbacks.{name}.monitor: expected a training or validation metric, "
-                f"got {monitor!r}"
+                f"{name}: expected a metric that is no test's, such as {' or '.join(MONITORS)}, "
+                f"since models are chosen on validation data, got {monitor!r}"
             )
     has_own = cfg.data.get("fold") is not None or cfg.data.get("validation") == "own"
     validates = cfg.data.get("validation_fraction") != 0 or has_own
-    stops = "early_stopping" in (cfg.callbacks or {})
-    for name, follows in (("test_each_epoch", cfg.test_each_epoch), ("callbacks", stops)):
-        if follows and not validates:
-            raise ValueError(
-                f"{name}: expected nothing that follows validation, since "
-                f"data.validation_fraction is 0, got {cfg[name]}"
-            )
+    if not validates and (cfg.test_each_epoch or "early_stopping" in (cfg.callbacks or {})):
+        raise ValueError(
+            "data.validation_fraction: expected a share > 0 for test_each_epoch or early stopping, "
+            "which follow validation, got 0"
+        )
 
 
-def _scores(run: Run, best_epoch: int, module: ClassificationModule) -> dict[str, Any]:
+def _monitor(callback: Any) -> str:
+    return str(callback.get("monitor")) if isinstance(callback, DictConfig) else ""
+
+
+def _scores(run: Run, best_epoch: int) -> dict[str, Any]:
     """Columns of the run's row that do not depend on test data, but for `best_test_accuracy`."""
     history = read_metrics(run.folder / "metrics.csv").set_index("epoch")
-    values = history.loc[best_epoch].to_numpy(dtype=float)
-    chosen = dict(zip(map(str, history.columns), values.tolist(), strict=True))
-    epoch_s = history["time/epoch_s"].to_numpy(dtype=float)
+    chosen = {str(name): float(x) for name, x in history.loc[best_epoch].items()}
     row = {
         "train_accuracy": chosen["train/accuracy"],
         "chosen_epoch": best_epoch + 1,
         "n_epochs": len(history),
-        "epoch_s": float(np.median(epoch_s)),
-        "train_s": float(epoch_s.sum()),
-        "n_parameters": sum(p.numel() for p in module.parameters() if p.requires_grad),
+        "epoch_s": float(history["time/epoch_s"].median()),
+        "train_s": float(history["time/epoch_s"].sum()),
     }
     if "val/accuracy" in chosen:
         row |= {"val_accuracy": chosen["val/accuracy"], **_rates_hz(chosen, "val")}
     if "test_each_epoch/accuracy" in history:
-        row["best_test_accuracy"] = max(history["test_each_epoch/accuracy"].tolist())
+        row["best_test_accuracy"] = float(history["test_each_epoch/accuracy"].max())
     return row
 
 

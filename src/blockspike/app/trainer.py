@@ -1,11 +1,11 @@
-"""What `train` and `fit` share: where a run begins, its trainer, its checkpoints and its row."""
+"""What `train` and `fit` share: how a run begins and ends, its checkpoints and its row."""
 
 import logging
 import os
 import shutil
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
@@ -17,26 +17,29 @@ import torch.distributed as dist
 from lightning_utilities.core.rank_zero import rank_zero_only
 from omegaconf import DictConfig
 from pytorch_lightning.callbacks import Callback, ModelCheckpoint
-from pytorch_lightning.plugins.environments import LightningEnvironment
 
-from blockspike.app.build import build_data, build_trainer
+from blockspike.app.build import is_task_of_its_own, open_data
+from blockspike.app.wandb_run import wandb_closed
 from blockspike.files import whole_file
-from blockspike.runs.identity import content_hash, content_of
+from blockspike.runs.identity import content_hash, content_of, is_fit
 from blockspike.runs.log import LOGGER
 from blockspike.runs.run import Run, flatten, is_first_process, provenance
-from blockspike.training.callbacks import EpochBar, EpochLines, LearningRates
+from blockspike.training.callbacks import EpochLines, LearningRates
 from blockspike.training.metrics_file import MetricsFile
 
 _ELSEWHERE = ("seed", "experiment_name")  # settings that the row has under other names
+_KNOWN_WARNINGS = (  # of Lightning, about deliberate choices
+    # Batches are made on a separate thread; worker processes would be slower.
+    ".*does not have many workers.*",
+    ".*LeafSpec.*is deprecated.*",  # Lightning's own
+    ".*exists and is not empty.*",  # a resumed run
+    ".*have no `val_dataloader`.*",  # validation_fraction=0
+    ".*`srun` command is available.*",  # one process is meant
+)
 
 
-def finished_row(cfg: DictConfig, run: Run, kind: type[pl.LightningDataModule]) -> Any:
+def finished_row(cfg: DictConfig, run: Run) -> dict[str, Any] | None:
     """Row of the run if it is finished, which is printed; None for a run that is to start.
-
-    Args:
-        cfg: configuration.
-        run: the run.
-        kind: class of its data module.
 
     Raises:
         RunRefusedError: the folder holds a run with another configuration, or of other data.
@@ -46,53 +49,47 @@ def finished_row(cfg: DictConfig, run: Run, kind: type[pl.LightningDataModule]) 
     row = run.result()
     if row is not None:
         if run.may_have_other_data(cfg.data.get("path")):
-            data: Any = build_data(cfg, kind)
-            data.prepare_data()
-            data.setup()
-            run.check(content, data.sha256)
+            run.check(content, open_data(cfg, recordings=is_fit(cfg)).sha256)
             run.mark_data_checked()
         unsent = f"; nothing was sent to {', '.join(cfg.logger)}" if cfg.logger else ""
         print(f"{run.folder}: finished, skipped{unsent}")
     return row
 
 
-def start(cfg: DictConfig) -> None:
-    """Set threads, seed and rank of the run that this process begins."""
+@contextmanager
+def started(cfg: DictConfig, run: Run, data: Any) -> Iterator[dict[str, Any]]:
+    """Record a run for a block: lock, log and status of its folder, threads, seed, processes.
+
+    Yields:
+        The columns of the run's row that do not depend on its results.
+    """
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
     use_threads(cfg.threads)
-    if _is_task_of_its_own(cfg):
+    if is_task_of_its_own(cfg.trainer):
         rank_zero_only.rank = 0  # pyright: ignore[reportFunctionMemberAccess]
     pl.seed_everything(cfg.seed, workers=True, verbose=False)
+    sha256 = getattr(data, "sha256", None)
+    name = getattr(data, "title", getattr(data, "name", type(data).__name__))
+    with (
+        run.recorded(cfg, sha256), _processes_of_one_run(), wandb_closed(),
+        without_known_warnings(),
+    ):  # fmt: skip
+        yield _row_of(cfg, str(name), sha256)
 
 
 def use_threads(threads: int | None) -> None:
     """Set the number of threads of PyTorch and the kernels, unless it is None."""
     if threads is not None:
-        if threads < 1:
-            raise ValueError(f"threads: expected an integer ≥ 1, got {threads}")
         torch.set_num_threads(threads)
 
 
-def _is_task_of_its_own(cfg: DictConfig) -> bool:
-    """Whether this is one of several tasks of a Slurm step that are runs of one process each."""
-    is_alone = str(cfg.trainer.get("devices")) == "1" and cfg.trainer.get("num_nodes", 1) == 1
-    return is_alone and os.environ.get("SLURM_NTASKS", "1") != "1"
-
-
-def make_trainer(
-    cfg: DictConfig, run: Run, callbacks: Sequence[Callback], epochs_a_line: int = 1, **options: Any
-) -> pl.Trainer:
-    """Build the configured trainer, with progress and `metrics.csv`."""
-    on_terminal = cfg.progress and sys.stdout.isatty()
-    callbacks = [MetricsFile(run.folder), LearningRates(), *callbacks]
-    if cfg.progress:
-        callbacks.append(EpochBar() if on_terminal else EpochLines(epochs_a_line))
-    if _is_task_of_its_own(cfg):
-        options["plugins"] = [LightningEnvironment()]
-    return build_trainer(
-        cfg, callbacks, enable_progress_bar=on_terminal, num_sanity_val_steps=0,
-        enable_model_summary=False, default_root_dir=str(run.folder), **options,
-    )  # fmt: skip
+def progress_and_metrics(
+    progress: bool, run: Run, epochs_a_line: int = 1
+) -> tuple[list[Callback], bool]:
+    """Callbacks that write `metrics.csv` and show progress, and whether there is a bar."""
+    has_bar = progress and sys.stdout.isatty()
+    lines = [EpochLines(epochs_a_line)] if progress and not has_bar else []
+    return [MetricsFile(run.folder), LearningRates(), *lines], has_bar
 
 
 class EpochCheckpoint(ModelCheckpoint):
@@ -152,17 +149,17 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         FileNotFoundError: there is no such file.
         ValueError: the file is damaged.
     """
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such checkpoint")
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise
     except Exception as error:  # torch has no common class for damage
         reason = str(error).splitlines()[0]
         raise ValueError(f"{path}: not a readable checkpoint ({reason}); delete it") from error
 
 
 @contextmanager
-def processes_of_one_run() -> Iterator[None]:
+def _processes_of_one_run() -> Iterator[None]:
     """Let Lightning start the processes of a run by `sys.argv`, and end them with the run."""
     before = dict(os.environ)
     sys.modules["__main__"].__spec__ = find_spec("blockspike.__main__")
@@ -180,17 +177,12 @@ def processes_of_one_run() -> Iterator[None]:
 def without_known_warnings() -> Iterator[None]:
     """Silence Lightning's warnings about deliberate choices."""
     with warnings.catch_warnings():
-        # Batches are made on a separate thread; worker processes would be slower.
-        warnings.filterwarnings("ignore", ".*does not have many workers.*")
-        warnings.filterwarnings("ignore", ".*LeafSpec.*is deprecated.*")  # Lightning's own
-        warnings.filterwarnings("ignore", ".*exists and is not empty.*")  # a resumed run
-        warnings.filterwarnings("ignore", ".*have no `val_dataloader`.*")  # validation_fraction=0
-        warnings.filterwarnings("ignore", ".*`srun` command is available.*")  # one process is meant
+        for text in _KNOWN_WARNINGS:
+            warnings.filterwarnings("ignore", text)
         yield
 
 
-def row_of(cfg: DictConfig, data_set: str, data_sha256: str | None) -> dict[str, Any]:
-    """Columns of a run's row that do not depend on its results."""
+def _row_of(cfg: DictConfig, data_set: str, data_sha256: str | None) -> dict[str, Any]:
     made, content = provenance(), content_of(cfg)
     return {
         "experiment": cfg.experiment_name,
@@ -198,19 +190,10 @@ def row_of(cfg: DictConfig, data_set: str, data_sha256: str | None) -> dict[str,
         "seed": cfg.seed,
         **({"tags": list(cfg.tags)} if cfg.tags else {}),
         "config_hash": content_hash(content),
-        "git_sha": made["git_sha"],
-        "git_dirty": made["git_dirty"],
-        "machine": made["machine"],
-        "python": made["python"],
+        **{name: made[name] for name in ("git_sha", "git_dirty", "machine", "python")},
         **{f"version.{name}": number for name, number in made["versions"].items()},
         "n_threads": torch.get_num_threads(),
         **{f"{group}_config": choice for group, choice in (cfg.choices or {}).items()},
-        **{k: _as_cell(k, v) for k, v in flatten(content).items() if k not in _ELSEWHERE},
+        **{k: v for k, v in flatten(content).items() if k not in _ELSEWHERE},
         "data_sha256": data_sha256,
     }
-
-
-def _as_cell(key: str, value: Any) -> Any:
-    """Keep 1, one batch, apart from 1.0, all batches, which it would become in a table."""
-    is_limit = key.startswith("trainer.limit_") or key == "trainer.overfit_batches"
-    return "1 batch" if is_limit and type(value) is int and value == 1 else value
