@@ -9,7 +9,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from blockspike.app.activity import activity
-from blockspike.app.build import build_data, check_targets
+from blockspike.app.build import check_targets, open_data
 from blockspike.app.loaded_run import load_run
 from blockspike.app.pretrained import read_network
 from blockspike.data.datamodule import EventDataModule, stratified_subset
@@ -133,9 +133,7 @@ def evaluate_pretrained(name: str, data_dir: Path, trust: bool = False) -> dict[
         check_targets(own, name)
     places = OmegaConf.masked_copy(places, ["path", "raw"])
     whole = OmegaConf.merge({"data_dir": str(data_dir), "data": own}, {"data": places})
-    data = build_data(cast(DictConfig, whole), EventDataModule)
-    data.prepare_data()
-    data.setup()
+    data = open_data(cast(DictConfig, whole), recordings=False)
     predicted, labels = _predict(network, data, about.card.get("precision", "32-true"))
     accuracy = _accuracy(predicted, labels)
     same = "" if about.card.get("data_sha256") == data.sha256 else " on other data"

@@ -9,27 +9,23 @@ import pandas as pd
 from omegaconf import DictConfig
 from torch.utils.data import DataLoader
 
-from blockspike.app.build import build_data, build_fit
+from blockspike.app.build import build_fit, build_trainer, open_data
 from blockspike.app.cell_traces import traces_of_fit
 from blockspike.app.fit_intervals import constrained_summary, determined, fit_intervals
 from blockspike.app.trainer import (
     EpochCheckpoint,
     finished_row,
     last_checkpoint,
-    make_trainer,
-    processes_of_one_run,
-    row_of,
-    start,
-    without_known_warnings,
+    progress_and_metrics,
+    started,
 )
-from blockspike.app.wandb_run import log_result, wandb_closed
+from blockspike.app.wandb_run import log_result
 from blockspike.data.recordings_datamodule import RecordingsDataModule
 from blockspike.figures.cell_traces import arrays_of
 from blockspike.figures.recording import recording_fit
 from blockspike.files import whole_file, write_npz, write_text
 from blockspike.fitting.distance import Window
 from blockspike.fitting.fitted_neuron import FittedNeuron
-from blockspike.fitting.guard import FittingGuard
 from blockspike.fitting.likelihood import likelihoods_of_cells, share_while_refractory
 from blockspike.fitting.millivolts import millivolts_of_cells, voltage_errors_of_cells
 from blockspike.fitting.module import FittingBatch, NeuronFittingModule
@@ -45,6 +41,7 @@ from blockspike.fitting.voltage import RecordedVoltage, check_fitted, recorded_v
 from blockspike.plots.style import use_style
 from blockspike.runs.log import LOGGER
 from blockspike.runs.run import Run
+from blockspike.training.guard import Guard
 from blockspike.training.metrics_table import read_metrics
 
 _EPOCHS_A_LINE = 20
@@ -71,32 +68,30 @@ def fit(cfg: DictConfig) -> dict[str, Any]:
     """
     run = Run(cfg.run_dir)
     _check(cfg)
-    if (row := finished_row(cfg, run, RecordingsDataModule)) is not None:
+    if (row := finished_row(cfg, run)) is not None:
         return row
-    start(cfg)
-    data = build_data(cfg, RecordingsDataModule)
-    data.prepare_data()
-    data.setup()
+    data = open_data(cfg, recordings=True)
     for reason in data.failed.values():
         print(f"left out: {reason}", file=sys.stderr)
-    module = build_fit(cfg, len(data.names), data.dt_ms)
-    voltage = _voltage(data) if module.voltage_weight else None
-    with run.recorded(cfg, data.sha256), processes_of_one_run(), wandb_closed():
-        row = row_of(cfg, data.title, data.sha256)
-        guard = FittingGuard(run.folder / "bad_batch.ckpt", data.names)
-        last = EpochCheckpoint(
-            run.last_checkpoint, every_n_epochs=_EPOCHS_A_LINE, save_on_train_epoch_end=True
-        )
-        trainer = make_trainer(cfg, run, [guard, last], _EPOCHS_A_LINE, limit_val_batches=0)
+    with started(cfg, run, data) as row:
+        module = build_fit(cfg, len(data.names), data.dt_ms, data.names)
+        voltage = _voltage(data) if module.voltage_weight else None
+
+        own, has_bar = progress_and_metrics(cfg.progress, run, _EPOCHS_A_LINE)
+        own.append(Guard(run.folder / "bad_batch.ckpt", each_step=False))
+        often = {"every_n_epochs": _EPOCHS_A_LINE, "save_on_train_epoch_end": True}
+        own.append(EpochCheckpoint(run.last_checkpoint, **often))
+        options: dict[str, Any] = {"enable_progress_bar": has_bar, "limit_val_batches": 0}
+        trainer = build_trainer(cfg, run.folder, own, **options)
+
         current, target, window = data.batch()
         trains, is_there = data.trials() if module.loss == "likelihood" else (None, None)
         batch = FittingBatch(current, target, Window(*window), trains, is_there, voltage)
         loader = DataLoader([batch], batch_size=None)  # pyright: ignore
-        with without_known_warnings():
-            trainer.fit(module, loader, ckpt_path=last_checkpoint(run))
-        results = _score(cfg, run, data, module, voltage)
-        row |= results
-        log_result(run, row, results, data, module)
+        trainer.fit(module, loader, ckpt_path=last_checkpoint(run))
+
+        row |= (results := _score(cfg, run, data, module, voltage))
+        log_result(run, row, results, module, data)
         run.write_result(row)
         LOGGER.info(_summary(row))
     print(f"{run.folder}: {_summary(row)}")

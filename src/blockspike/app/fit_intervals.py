@@ -11,7 +11,7 @@ from pytorch_lightning.callbacks import Callback
 from torch.utils.data import DataLoader
 
 from blockspike.app.build import build_fit, build_trainer
-from blockspike.app.trainer import EpochCheckpoint, without_known_warnings
+from blockspike.app.trainer import EpochCheckpoint
 from blockspike.data.parts import padded
 from blockspike.data.recordings_datamodule import RecordingsDataModule
 from blockspike.fitting.bootstrap import intervals, resample, unconstrained
@@ -117,13 +117,10 @@ def _fit(cfg: DictConfig, run: Run, module: NeuronFittingModule, batch: FittingB
     if cfg.progress:
         print("intervals: fitting to resampled trials")
         callbacks.append(EpochLines(_EPOCHS_A_LINE))
-    trainer = build_trainer(
-        cfg, callbacks, enable_progress_bar=False, num_sanity_val_steps=0,
-        enable_model_summary=False, limit_val_batches=0, default_root_dir=str(run.folder),
-    )  # fmt: skip
+    options = {"enable_progress_bar": False, "limit_val_batches": 0}
+    trainer = build_trainer(cfg, run.folder, callbacks, **options)
     loader = DataLoader([batch], batch_size=None)  # pyright: ignore
-    with without_known_warnings():
-        trainer.fit(module, loader, ckpt_path=path if path.is_file() else None)
+    trainer.fit(module, loader, ckpt_path=path if path.is_file() else None)
 
 
 def constrained_summary(table: pd.DataFrame) -> str:

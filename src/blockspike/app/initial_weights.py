@@ -1,35 +1,33 @@
 """`init_from`: training that starts from the weights of another network."""
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import DictConfig
+from torch import nn
 
 from blockspike.app.loaded_run import chosen_weights
 from blockspike.app.pretrained import read_weights
-from blockspike.networks.classifier import SpikingClassifier
-from blockspike.runs.identity import is_fit
 from blockspike.runs.run import Run
 from blockspike.training.guard import warn
 
-_MAY_DIFFER = re.compile(r"readout\.")  # another number of classes
-_LEARNED = (  # start as in the other network
-    "tau_membrane_ms", "tau_adaptation_ms", "b", "a", "tau_membrane_steps", "tau_adaptation_steps",
-    "rate", "frequency", "time_step",
-)  # fmt: skip
-_OF_STEP = ("q", "arp_ms", "recurrent_delay")  # what a step of the neurons depends on besides
+_MEANING = ("_target_", "euler", "max_delay", "recurrent_max_delay")  # of the parameters
 
 
-def start_from(network: SpikingClassifier, source: str) -> list[str]:
+def start_from(
+    network: nn.Module, source: str, model: Mapping[str, Any] | None = None, dt_ms: float = 1.0
+) -> list[str]:
     """Give a network the weights of another one, all but a readout of other classes.
+
+    Warnings name settings that differ, and parameters that keep their initial values.
 
     Args:
         network: changed in place.
         source: folder of a run, a name of `pretrained_names`, or a file that `blockspike publish`
             wrote.
+        model: configuration of the network's neurons, to compare; None = not compared.
+        dt_ms: length of its step.
 
     Returns:
         Names of the parameters of the readout that keep their initial weights, since their shapes
@@ -37,82 +35,46 @@ def start_from(network: SpikingClassifier, source: str) -> list[str]:
 
     Raises:
         FileNotFoundError: there is no such network.
-        ValueError: the run is not finished, a file is damaged, or a parameter of a hidden layer is
-            missing or of another shape; names all of them.
+        ValueError: the run is not finished, a file is damaged, a parameter of a hidden layer is
+            missing or of another shape, or the weights would mean something else: the neurons are
+            of another model, or delays, which are stored as shares of the longest, have another
+            longest one.
     """
-    weights = _weights(source)
+    there, dt_there_ms, weights = _origin(source)
+    if model is not None:
+        pairs = {k: (there.get(k), model[k]) for k in model if there.get(k) != model[k]}
+        changed = ", ".join(f"model.{k}={x} (here {y})" for k, (x, y) in pairs.items())
+        if any(there.get(key) != model.get(key) for key in _MEANING):
+            raise ValueError(f"init_from: expected a model as in {source}, got {changed}")
+        if dt_there_ms != dt_ms:
+            changed += f" data.dt_ms={dt_there_ms:g} (here {dt_ms:g}; time constants keep steps)"
+        if changed:
+            warn(f"init_from: {source}, whose learned parameters this run has, is of {changed}")
     own = network.state_dict()
-    differing = {
-        name: f"{name} {_shape(own.get(name))}, there {_shape(weights.get(name))}"
-        for name in sorted(own.keys() | weights.keys())
-        if _shape(own.get(name)) != _shape(weights.get(name))
-    }
-    hidden = [text for name, text in differing.items() if not _MAY_DIFFER.match(name)]
-    if hidden:
+    shapes = {name: (_shape(own, name), _shape(weights, name)) for name in own | weights}
+    differing = {name: f"{name} {x}, there {y}" for name, (x, y) in shapes.items() if x != y}
+    if any(not name.startswith("readout.") for name in differing):
         raise ValueError(
-            f"init_from: expected hidden layers as in {source}, got {'; '.join(hidden)}"
+            f"init_from: expected hidden layers as in {source}, got {'; '.join(differing.values())}"
         )
-    same = {name: x for name, x in weights.items() if name not in differing}
-    network.load_state_dict({**own, **same})
-    network.project_()
+    network.load_state_dict(own | {k: x for k, x in weights.items() if k not in differing})
+    if hasattr(network, "project_"):
+        network.project_()  # pyright: ignore[reportCallIssue]
+    for text in differing.values():
+        warn(f"init_from: {text}; it is initialised anew")
     return list(differing)
 
 
-def check_settings(cfg: DictConfig, source: str) -> None:
-    """Warn of settings in which a run differs from `source`, the network that it starts from.
-
-    Raises:
-        ValueError: the weights would mean something else: the neurons are of another model, or
-            delays, which are stored as shares of the longest, have another longest one.
-    """
-    model, dt_ms = _origin(source)
-    for key in ("_target_", "euler", "max_delay", "recurrent_max_delay"):
-        there, here = _value(model, key), _value(cfg.model, key)
-        if there != here:
-            raise ValueError(f"init_from: expected model.{key}={there} as in {source}, got {here}")
-    for key in (*_LEARNED, *_OF_STEP):
-        if key in model and key in cfg.model and cfg.model[key] != model[key]:
-            there, here = f"model.{key}={model[key]}", f"model.{key}={cfg.model[key]}"
-            if key in _LEARNED:
-                warn(
-                    f"init_from: the neurons start as those of {source} ({there}), not with {here}"
-                )
-            else:
-                warn(f"init_from: {source} was trained with {there}, this run is with {here}")
-    if dt_ms != cfg.data.dt_ms:
-        warn(
-            f"init_from: time constants are kept in steps, so those of {source}, trained in steps "
-            f"of {dt_ms:g} ms, become {cfg.data.dt_ms / dt_ms:.3g} times as long"
-        )
+def _origin(source: str) -> tuple[Mapping[str, Any], float, dict[str, torch.Tensor]]:
+    """Configuration of a network's neurons, its time step in ms, and its weights."""
+    if not Path(source).is_dir():
+        about, weights = read_weights(source)
+        return about.model, about.dt_ms, weights
+    run = Run(source)
+    run.finished("init_from")  # else its weights may still change
+    config = run.config()
+    return config.model, config.data.get("dt_ms", 1.0), chosen_weights(run)
 
 
-def _value(model: Mapping[str, Any], key: str) -> Any:
-    """A setting of the model; the name of a class alone, 0 for what is left out."""
-    if key == "_target_":
-        return str(model.get(key) or "ALIFLayer").rpartition(".")[2]
-    return model.get(key) or 0
-
-
-def _origin(source: str) -> tuple[dict[str, Any], float]:
-    """Configuration of a network's neurons, and its time step in ms."""
-    if Path(source).is_dir():
-        run = Run(Path(source))
-        run.finished("init_from")
-        cfg = run.config()
-        if is_fit(cfg):
-            raise ValueError(f"init_from: expected a classifier, got the fit {source}")
-        return dict(cfg.model), cfg.data.dt_ms
-    about, _ = read_weights(source)
-    return about.model, about.dt_ms
-
-
-def _weights(source: str) -> dict[str, torch.Tensor]:
-    folder = Path(source)
-    if folder.is_dir():
-        Run(folder).finished("init_from")  # else its weights may still change
-        return chosen_weights(Run(folder))
-    return read_weights(source)[1]
-
-
-def _shape(x: torch.Tensor | None) -> str:
-    return "missing" if x is None else str(list(x.shape))
+def _shape(weights: Mapping[str, torch.Tensor], name: str) -> str:
+    return str(list(weights[name].shape)) if name in weights else "missing"

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 from omegaconf import DictConfig, OmegaConf
 
-from blockspike.app.build import build_data, build_network, check_targets
+from blockspike.app.build import build_data, build_network, check_targets, open_data
 from blockspike.app.pretrained import load_weights, weights_dtype
 from blockspike.app.trainer import read_checkpoint
 from blockspike.data.datamodule import EventDataModule
@@ -59,10 +59,9 @@ def load_run(folder: Path | str, trust: bool = False) -> LoadedRun:
     config = _checked_config(run)
     if not trust:
         check_targets(config, str(folder))
-    data = build_data(config, EventDataModule)
-    if trust:
-        data.prepare_data()
-    data.setup()
+    data = open_data(config, recordings=False) if trust else build_data(config, recordings=False)
+    if not trust:
+        data.setup()
     run.check(content_of(config), data.sha256)
     network = build_network(config, data)
     weights = chosen_weights(run)

@@ -2,7 +2,6 @@
 
 import sys
 
-import pytorch_lightning as pl
 from omegaconf import DictConfig
 
 from blockspike.app.build import build_data
@@ -12,7 +11,7 @@ from blockspike.data.recordings_datamodule import RecordingsDataModule
 
 def prepare(cfg: DictConfig) -> None:
     """Write and check the prepared file of a data set, or check each cell's recordings."""
-    data = build_data(cfg, pl.LightningDataModule)
+    data = build_data(cfg)
     if isinstance(data, RecordingsDataModule):
         data.prepare()
         data.setup()

@@ -148,11 +148,12 @@ def register_schemas() -> None:
     for name, cls in _POPULATIONS.items():
         skip = ("self", "n_cells", "dt_ms", "seed", "escape_noise")
         nodes[name] = _with_target(schema(cls, skip, **_SURROGATE))
-    skip = ("self", "population", "optimizer", "n_epochs", "seed")
+    skip = ("self", "population", "optimizer", "n_epochs", "seed", "names")
     nodes["fitting"] = schema(NeuronFittingModule, skip)
     for name, node in nodes.items():
         ConfigStore.instance().store(group="schema", name=name, node=node)
     OmegaConf.register_new_resolver("mode_of", mode_of, replace=True)
+    OmegaConf.register_new_resolver("relative_path", os.path.relpath, replace=True)
     OmegaConf.register_new_resolver("folder_name", _folder_name, replace=True)
     OmegaConf.register_new_resolver("cores", _cores, replace=True)
     OmegaConf.register_new_resolver("stem", lambda path: Path(path).stem, replace=True)

@@ -72,8 +72,10 @@ def started(cfg: DictConfig, run: Run, data: Any) -> Iterator[dict[str, Any]]:
     name = getattr(data, "title", getattr(data, "name", type(data).__name__))
     with (
         run.recorded(cfg, sha256), _processes_of_one_run(), wandb_closed(),
-        without_known_warnings(),
+        warnings.catch_warnings(),
     ):  # fmt: skip
+        for text in _KNOWN_WARNINGS:
+            warnings.filterwarnings("ignore", text)
         yield _row_of(cfg, str(name), sha256)
 
 
@@ -171,15 +173,6 @@ def _processes_of_one_run() -> Iterator[None]:
         for name in ("LOCAL_RANK", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT", "WORLD_SIZE"):
             if name not in before:
                 os.environ.pop(name, None)
-
-
-@contextmanager
-def without_known_warnings() -> Iterator[None]:
-    """Silence Lightning's warnings about deliberate choices."""
-    with warnings.catch_warnings():
-        for text in _KNOWN_WARNINGS:
-            warnings.filterwarnings("ignore", text)
-        yield
 
 
 def _row_of(cfg: DictConfig, data_set: str, data_sha256: str | None) -> dict[str, Any]:
