@@ -315,8 +315,8 @@ def test_the_penalty_is_the_mean_square_of_the_membrane():
 
 
 def test_two_ways_of_pieces_are_refused():
+    of_both: dict[str, Any] = {"recompute_steps": 5, "truncate_steps": 6}
     with pytest.raises(ValueError, match="expected one of them, got 5 and 6"):
-        of_both = {"recompute_steps": 5, "truncate_steps": 6}
         ClassificationModule(torch.nn.Linear(2, 2), 2, 1.0, torch.optim.Adam, **of_both)
 
 

@@ -14,7 +14,6 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.plugins.environments import LightningEnvironment
-from torch import nn
 
 from blockspike.data.datamodule import EventDataModule
 from blockspike.data.recordings_datamodule import RecordingsDataModule
@@ -116,7 +115,7 @@ def _surrogate(node: DictConfig, key: str) -> Surrogate:
     return SURROGATES[chosen]()
 
 
-def build_network(cfg: DictConfig, sizes: Any) -> nn.Module:
+def build_network(cfg: DictConfig, sizes: Any) -> Any:
     """Build the network of `cfg.network`: a classifier of the neurons of `cfg.model`.
 
     If the model has a `_target_`, that class makes the hidden layers (docs/howto/extend.md). If
@@ -143,7 +142,7 @@ def build_network(cfg: DictConfig, sizes: Any) -> nn.Module:
         layer = _instantiate(cfg.model, "model", _partial_=True)
         given = {k: x for k, x in neurons.items() if k == "surrogate"}
         neurons = {"layer": partial(layer.func, **layer.keywords | given)}
-    options = {name: getattr(sizes, name) for name in needed} | neurons | plain(cfg.network)
+    options: Any = {name: getattr(sizes, name) for name in needed} | neurons | plain(cfg.network)
     try:
         return SpikingClassifier(**options)
     except TypeError as error:  # an argument that the network or its layers do not have

@@ -4,9 +4,9 @@ import fcntl
 import os
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.loggers import MLFlowLogger
 from pytorch_lightning.utilities import rank_zero_only
 
@@ -45,7 +45,7 @@ class FolderLogger(MLFlowLogger):
     @rank_zero_only
     def log_hyperparams(self, params: Any) -> None:
         """Start the run and log its configuration."""
-        content = content_of(OmegaConf.create(params))
+        content = content_of(cast(DictConfig, OmegaConf.create(params)))
         with self.lock.open("w") as lock:  # runs of a sweep make one database
             fcntl.flock(lock, fcntl.LOCK_EX)
             client, run_id = self.experiment, str(self.run_id)

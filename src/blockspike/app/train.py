@@ -116,7 +116,7 @@ def _monitor(callback: Any) -> str:
 def _scores(run: Run, best_epoch: int) -> dict[str, Any]:
     """Columns of the run's row that do not depend on test data, but for `best_test_accuracy`."""
     history = read_metrics(run.folder / "metrics.csv").set_index("epoch")
-    chosen = {str(name): float(x) for name, x in history.loc[best_epoch].items()}
+    chosen: dict[str, float] = history.to_dict("index")[best_epoch]  # pyright: ignore
     row = {
         "train_accuracy": chosen["train/accuracy"],
         "chosen_epoch": best_epoch + 1,

@@ -49,7 +49,7 @@ def _panel(kind: str, key: str) -> Any:
         return wr.BarPlot(title=key, metrics=[key], groupby_aggfunc="mean")
     if kind == "media":
         return wr.MediaBrowser(title=key, media_keys=[key])
-    of = {"metric_regex": key} if kind == "patterns" else {"y": [key]}
+    of: Any = {"metric_regex": key} if kind == "patterns" else {"y": [key]}
     return wr.LinePlot(title=key, x="epoch", **of)
 
 

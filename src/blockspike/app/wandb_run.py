@@ -21,15 +21,8 @@ from blockspike.runs.run import Run
 from blockspike.training.callbacks import MONITORS
 from blockspike.training.metrics_table import read_metrics
 
-_ABOUT = (
-    "data_set",
-    "config_hash",
-    "data_sha256",
-    "monitor",
-    "val_accuracy",
-    "chosen_epoch",
-    "seed",
-)
+_IDENTITY = ("data_set", "config_hash", "data_sha256")
+_OF_MODEL = (*_IDENTITY, "monitor", "val_accuracy", "chosen_epoch", "seed")
 _MODEL_FILES = ("config.yaml", "content.json", "checkpoints/best.ckpt")  # that `load_run` needs
 
 
@@ -95,10 +88,10 @@ def log_result(
         content = pd.read_csv(run.folder / f"{table}.csv")
         wandb.run.log({f"media/{table}": wandb.Table(dataframe=content)})
     if run.best_checkpoint.is_file():
-        about = {key: row[key] for key in _ABOUT if key in row}
+        about = {key: row[key] for key in _OF_MODEL if key in row}
         artifact = wandb.Artifact(f"model-{row['config_hash']}", "model", metadata=about)
         for name in _MODEL_FILES:
             artifact.add_file(str(run.folder / name), name, skip_cache=True, policy="immutable")
         wandb.run.log_artifact(artifact)
-    wandb.run.summary.update({key: row[key] for key in _ABOUT[:3]} | results)
+    wandb.run.summary.update({key: row[key] for key in _IDENTITY} | results)
     wandb.run.finish()

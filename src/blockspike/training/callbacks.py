@@ -3,7 +3,7 @@
 import logging
 import math
 import time
-from collections import Counter
+from collections import defaultdict
 from copy import deepcopy
 from typing import Any
 
@@ -132,7 +132,7 @@ class Throughput(Callback):
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Start the epoch's clock."""
-        self._seconds, self._samples, self._last = Counter[str](), 0, time.perf_counter()
+        self._seconds, self._samples, self._last = defaultdict[str, float](float), 0, time.perf_counter()
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx) -> None:
         """Start timing the forward pass."""
@@ -158,7 +158,7 @@ class Throughput(Callback):
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Log the sums."""
         self._end("other", pl_module)
-        seconds = self._seconds.total()
+        seconds = sum(self._seconds.values())
         pl_module.log_dict(
             {
                 "time/forward_s": self._seconds["forward"],

@@ -266,7 +266,9 @@ class ClassificationModule(pl.LightningModule):
 
     def configure_optimizers(self) -> Any:
         """Make the optimiser of the trainable parameters, and the scheduler if there is one."""
-        make = self.make_optimizer if self.lr is None else partial(self.make_optimizer, lr=self.lr)
+        make: Any = self.make_optimizer
+        if self.lr is not None:
+            make = partial(make, lr=self.lr)
         optimizer = make_optimizer(make, self._trained(), self.lr_factors)
         if self.make_scheduler is None:
             return optimizer

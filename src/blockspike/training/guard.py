@@ -137,8 +137,10 @@ def _named(values: Mapping[str, Tensor | None]) -> str | None:
 
 def _flat(x: Any, name: str = "batch") -> dict[str, Any]:
     """A batch as one dict, such as {"batch.0": inputs, "batch.1": labels}, with plain values."""
-    if hasattr(x, "_asdict") or is_dataclass(x):
-        x = x._asdict() if hasattr(x, "_asdict") else vars(x)
+    if is_dataclass(x):
+        x = vars(x)
+    elif hasattr(x, "_asdict"):
+        x = x._asdict()
     elif isinstance(x, list | tuple) and not all(isinstance(i, int) for i in x):
         x = dict(enumerate(x))
     if isinstance(x, dict):

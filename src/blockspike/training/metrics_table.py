@@ -12,4 +12,5 @@ def read_metrics(path: Path) -> pd.DataFrame:
         FileNotFoundError: there is no such file.
         ValueError: the file is damaged.
     """
-    return pd.read_csv(path, float_precision="round_trip").astype({"epoch": int})
+    table: pd.DataFrame = pd.read_csv(path, float_precision="round_trip")  # pyright: ignore
+    return table.astype({"epoch": int})
