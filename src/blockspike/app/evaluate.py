@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from blockspike.app.activity import activity
+from blockspike.app.activity import activity_of
 from blockspike.app.build import check_targets, open_data
 from blockspike.app.loaded_run import load_run
 from blockspike.app.pretrained import read_network
@@ -16,6 +16,7 @@ from blockspike.data.datamodule import EventDataModule, stratified_subset
 from blockspike.files import CONF, write_json, write_npz
 from blockspike.networks.classifier import SpikingClassifier
 from blockspike.runs.run import Run
+from blockspike.training.classification import scores_of
 from blockspike.training.linear_baseline import linear_baseline
 
 _BY_ROUNDING = 0.02  # difference of two accuracies of the same network
@@ -37,76 +38,51 @@ def evaluate(folder: Path, trust: bool = False) -> dict[str, Any]:
         ValueError: the run is not finished, is not trusted (`load_run`), or a file is damaged.
     """
     run = Run(folder)
-    network, data, *_ = load_run(folder, trust)
+    network, data, config, _ = load_run(folder, trust)
     row = run.finished()
-    precision = run.config().trainer.get("precision", "32-true")
-    if "test_accuracy" not in row:
-        return _evaluate_fold(run, network, data, precision)
-    predicted, labels = _predict(network, data, precision)
-    confusion = np.zeros((data.n_classes, data.n_classes), int)
-    np.add.at(confusion, (labels, predicted), 1)
-    baseline = linear_baseline(*_spike_counts(data))
-    scores = {
-        "data_set": data.name,
-        "n_test": len(labels),
-        "test_accuracy": _accuracy(predicted, labels),
-        "linear_model_test_accuracy": baseline,
-        "confusion": confusion.tolist(),
-    }
-    views = ""
-    if data.n_views > 1:
-        one = _accuracy(*_predict(network, data, precision, with_views=False))
-        scores["test_accuracy_without_views"] = one
-        views = f" with {data.n_views} views of each, {one:.2%} without"
+    part = "test" if "test_accuracy" in row else "val"
+    with _as_trained(config.trainer.get("precision", "32-true")):
+        predicted, labels = _predict(network, data, part, with_views=part == "test")
+        accuracy = float((predicted == labels).mean())
+        scores = {"data_set": row["data_set"], f"n_{part}": len(labels)}
+        scores[f"{part}_accuracy"] = accuracy
+        text = f"{part} accuracy {accuracy:.2%} of {len(labels)}"
+        if getattr(data, "n_views", 1) > 1:
+            predicted_other, _ = _predict(network, data, part, with_views=part != "test")
+            other = float((predicted_other == labels).mean())
+            name = "without" if part == "test" else "with"
+            scores[f"{part}_accuracy_{name}_views"] = other
+            own, others = "", f", {other:.2%} with {data.n_views} views of each"
+            if part == "test":
+                own, others = f" with {data.n_views} views of each", f", {other:.2%} without"
+            text += own + others
+        if part == "test":
+            confusion = np.zeros((data.n_classes, data.n_classes), int)
+            np.add.at(confusion, (labels, predicted), 1)
+            scores["confusion"] = confusion.tolist()
+            _compare(run, config, accuracy, len(labels), row["test_accuracy"])
+            how = "model chosen on validation" if "val_accuracy" in row else "trained on everything"
+            text += f" ({how})"
+            if isinstance(data, EventDataModule):
+                baseline = linear_baseline(*_spike_counts(data))
+                scores["linear_model_test_accuracy"] = baseline
+                text += f"; linear model on spike counts: {baseline:.2%}"
+            if isinstance(network, SpikingClassifier):
+                write_npz(run.folder / "activity.npz", activity_of(network, data))
     write_json(run.folder / "evaluation.json", scores)
-    _compare(run, scores["test_accuracy"], len(labels))
-    events, labels = next(iter(data.test_dataloader()))
-    with torch.no_grad(), _as_trained(precision):
-        shown = activity(network(events), events, labels, data.dt_ms)
-    write_npz(run.folder / "activity.npz", shown)
-    print(
-        f"{data.name}: test accuracy {scores['test_accuracy']:.2%} of {scores['n_test']}{views} "
-        f"({'model chosen on validation' if data.validates else 'trained on everything'}); "
-        f"linear model on spike counts: {baseline:.2%}"
-    )
+    print(f"{row['data_set']}: {text}")
     return scores
 
 
-def _compare(run: Run, accuracy: float, n_test: int) -> None:
+def _compare(run: Run, config: DictConfig, accuracy: float, n_test: int, before: float) -> None:
     """Warn if the accuracy is not that of the run's own test, up to rounding."""
-    before = (run.result() or {})["test_accuracy"]
-    limit = run.config().trainer.get("limit_test_batches")
-    is_whole = limit is None or (limit == 1 and isinstance(limit, float))
+    is_whole = repr(config.trainer.get("limit_test_batches", 1.0)) == "1.0"  # 1 is one batch
     if is_whole and abs(accuracy - before) > max(_BY_ROUNDING, 1.5 / n_test):
         warnings.warn(
             f"{run.folder}: test accuracy {accuracy:.2%}, but {before:.2%} when the run ended: the "
             "code of a class, the prepared data or the device is not the same",
             stacklevel=2,
         )
-
-
-def _evaluate_fold(
-    run: Run, network: SpikingClassifier, data: EventDataModule, precision: str
-) -> dict[str, Any]:
-    """Score a fold on what it held out, as validation does and with the views of the test."""
-    predicted, labels = _predict(network, data, precision, "val", with_views=False)
-    scores: dict[str, Any] = {"data_set": data.name, "n_val": len(labels)}
-    scores["val_accuracy"] = _accuracy(predicted, labels)
-    views = ""
-    if data.n_views > 1:
-        several = _accuracy(*_predict(network, data, precision, "val"))
-        scores["val_accuracy_with_views"] = several
-        views = f", {several:.2%} with {data.n_views} views of each"
-    write_json(run.folder / "evaluation.json", scores)
-    print(
-        f"{data.name}: accuracy on what the fold held out {scores['val_accuracy']:.2%} of "
-        f"{len(labels)}{views} (epoch chosen on the same)"
-    )
-    return scores
-
-
-def _accuracy(predicted: np.ndarray, labels: np.ndarray) -> float:
-    return float((predicted == labels).mean())
 
 
 def evaluate_pretrained(name: str, data_dir: Path, trust: bool = False) -> dict[str, Any]:
@@ -134,8 +110,9 @@ def evaluate_pretrained(name: str, data_dir: Path, trust: bool = False) -> dict[
     places = OmegaConf.masked_copy(places, ["path", "raw"])
     whole = OmegaConf.merge({"data_dir": str(data_dir), "data": own}, {"data": places})
     data = open_data(cast(DictConfig, whole), recordings=False)
-    predicted, labels = _predict(network, data, about.card.get("precision", "32-true"))
-    accuracy = _accuracy(predicted, labels)
+    with _as_trained(about.card.get("precision", "32-true")):
+        predicted, labels = _predict(network, data, "test", with_views=True)
+    accuracy = float((predicted == labels).mean())
     same = "" if about.card.get("data_sha256") == data.sha256 else " on other data"
     print(
         f"{data.name}: test accuracy {accuracy:.2%} of {len(labels)}; "
@@ -164,15 +141,12 @@ def _as_trained(precision: str) -> torch.autocast:
 
 
 @torch.no_grad()
-def _predict(
-    network: SpikingClassifier,
-    data: EventDataModule,
-    precision: str,
-    split: str = "test",
-    with_views: bool = True,
-) -> tuple[np.ndarray, np.ndarray]:
-    loader = data.scored_dataloader(split, with_views)
-    with _as_trained(precision):
-        pairs = [(network(x).mean_over_views(len(y)).argmax(1), y) for x, y in loader]
+def _predict(network: Any, data: Any, part: str, with_views: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Predicted classes and labels of a part of the data, "test" or "val"."""
+    if isinstance(data, EventDataModule):
+        loader = data.scored_dataloader(part, with_views)
+    else:
+        loader = getattr(data, f"{part}_dataloader")()
+    pairs = [(scores_of(network(x), len(y)).argmax(1), y) for x, y in loader]
     predicted, labels = (torch.cat(column).numpy() for column in zip(*pairs, strict=True))
     return predicted, labels

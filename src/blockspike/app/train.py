@@ -121,13 +121,13 @@ def _scores(run: Run, best_epoch: int) -> dict[str, Any]:
         "train_accuracy": chosen["train/accuracy"],
         "chosen_epoch": best_epoch + 1,
         "n_epochs": len(history),
-        "epoch_s": float(history["time/epoch_s"].median()),
-        "train_s": float(history["time/epoch_s"].sum()),
+        "epoch_s": history["time/epoch_s"].median(),
+        "train_s": history["time/epoch_s"].sum(),
     }
     if "val/accuracy" in chosen:
         row |= {"val_accuracy": chosen["val/accuracy"], **_rates_hz(chosen, "val")}
     if "test_each_epoch/accuracy" in history:
-        row["best_test_accuracy"] = float(history["test_each_epoch/accuracy"].max())
+        row["best_test_accuracy"] = history["test_each_epoch/accuracy"].max()
     return row
 
 

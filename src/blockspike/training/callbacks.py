@@ -3,7 +3,6 @@
 import logging
 import math
 import time
-from collections import defaultdict
 from copy import deepcopy
 from typing import Any
 
@@ -132,7 +131,8 @@ class Throughput(Callback):
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Start the epoch's clock."""
-        self._seconds, self._samples, self._last = defaultdict[str, float](float), 0, time.perf_counter()
+        self._seconds = dict.fromkeys(("forward", "backward", "other"), 0.0)
+        self._samples, self._last = 0, time.perf_counter()
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx) -> None:
         """Start timing the forward pass."""

@@ -134,7 +134,7 @@ class ClassificationModule(pl.LightningModule):
                 f"{list(x.shape)} and {list(labels.shape)}"
             )
         output, batch_size, weight = _run_together(self._run, x, labels)
-        scores = _scores(output, n)
+        scores = scores_of(output, n)
         self.scores = scores.detach()  # for the guard
         loss = weight * F.cross_entropy(scores, _counted(labels))
         values: dict[str, Any] = {"loss": loss, "accuracy": self.accuracy[f"{stage}_"]}
@@ -192,7 +192,7 @@ class ClassificationModule(pl.LightningModule):
             except NotFiniteError as error:
                 return f"layers.{len(traces)}: {error}"
         output = self.network.read(traces) if traces else self.network(x)
-        wrong = not_finite(_scores(output, len(labels)))
+        wrong = not_finite(scores_of(output, len(labels)))
         return wrong and f"readout: score {wrong}"
 
     def on_train_epoch_start(self) -> None:
@@ -248,7 +248,7 @@ class ClassificationModule(pl.LightningModule):
     def predict_step(self, batch: Any, batch_idx: int = 0) -> Tensor:
         """Scores [B, n_classes] of a batch, with labels or without."""
         x, n = (batch[0], len(batch[1])) if isinstance(batch, tuple | list) else (batch, None)
-        return _scores(self.network(x), n)
+        return scores_of(self.network(x), n)
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         """Metrics of a test batch."""
@@ -282,7 +282,7 @@ class ClassificationModule(pl.LightningModule):
         return {n: p for n, p in self.network.named_parameters() if p.requires_grad}
 
 
-def _scores(output: Any, n_samples: int | None) -> Tensor:
+def scores_of(output: Any, n_samples: int | None) -> Tensor:
     """Scores [n_samples, n_classes] from a network's output, averaged over views of a sample."""
     scores = output if isinstance(output, Tensor) else output.scores
     return mean_over_views(scores, n_samples or len(scores))
