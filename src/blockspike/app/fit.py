@@ -17,7 +17,8 @@ from blockspike.app.trainer import (
     finished_row,
     last_checkpoint,
     progress_and_metrics,
-    started,
+    recorded,
+    start,
 )
 from blockspike.app.wandb_run import log_result
 from blockspike.data.recordings_datamodule import RecordingsDataModule
@@ -70,13 +71,13 @@ def fit(cfg: DictConfig) -> dict[str, Any]:
     _check(cfg)
     if (row := finished_row(cfg, run)) is not None:
         return row
+    start(cfg)
     data = open_data(cfg, recordings=True)
     for reason in data.failed.values():
         print(f"left out: {reason}", file=sys.stderr)
-    with started(cfg, run, data) as row:
-        module = build_fit(cfg, len(data.names), data.dt_ms, data.names)
-        voltage = _voltage(data) if module.voltage_weight else None
-
+    module = build_fit(cfg, len(data.names), data.dt_ms, data.names)
+    voltage = _voltage(data) if module.voltage_weight else None
+    with recorded(cfg, run, data) as row:
         own, has_bar = progress_and_metrics(cfg.progress, run, _EPOCHS_A_LINE)
         own.append(Guard(run.folder / "bad_batch.ckpt", each_step=False))
         often = {"every_n_epochs": _EPOCHS_A_LINE, "save_on_train_epoch_end": True}

@@ -15,7 +15,8 @@ from blockspike.app.trainer import (
     last_checkpoint,
     progress_and_metrics,
     read_checkpoint,
-    started,
+    recorded,
+    start,
 )
 from blockspike.app.wandb_run import log_result
 from blockspike.runs.log import LOGGER
@@ -48,10 +49,11 @@ def train(cfg: DictConfig, callbacks: Sequence[Callback] = ()) -> dict[str, Any]
     _check(cfg)
     if (row := finished_row(cfg, run)) is not None:
         return row
+    start(cfg)
     data = open_data(cfg, recordings=False)
+    module = build_module(cfg, data)
     validates = getattr(data, "validates", is_overridden("val_dataloader", data))
-    with started(cfg, run, data) as row:
-        module = build_module(cfg, data)
+    with recorded(cfg, run, data) as row:
         resumed = last_checkpoint(run, cfg.resume_from)
         if cfg.init_from is not None and resumed is None:
             start_from(module.network, cfg.init_from, cfg.model, module.dt_ms)

@@ -56,18 +56,22 @@ def finished_row(cfg: DictConfig, run: Run) -> dict[str, Any] | None:
     return row
 
 
-@contextmanager
-def started(cfg: DictConfig, run: Run, data: Any) -> Iterator[dict[str, Any]]:
-    """Record a run for a block: lock, log and status of its folder, threads, seed, processes.
-
-    Yields:
-        The columns of the run's row that do not depend on its results.
-    """
+def start(cfg: DictConfig) -> None:
+    """Set threads, seed and rank of the run that this process begins."""
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
     use_threads(cfg.threads)
     if is_task_of_its_own(cfg.trainer):
         rank_zero_only.rank = 0  # pyright: ignore[reportFunctionMemberAccess]
     pl.seed_everything(cfg.seed, workers=True, verbose=False)
+
+
+@contextmanager
+def recorded(cfg: DictConfig, run: Run, data: Any) -> Iterator[dict[str, Any]]:
+    """Record a run for a block: its folder is locked and has its status and log.
+
+    Yields:
+        The columns of the run's row that do not depend on its results.
+    """
     sha256 = getattr(data, "sha256", None)
     name = getattr(data, "title", getattr(data, "name", type(data).__name__))
     with (

@@ -131,7 +131,7 @@ class Throughput(Callback):
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Start the epoch's clock."""
-        self._seconds = dict.fromkeys(("forward", "backward", "other"), 0.0)
+        self._seconds: dict[str, float] = dict.fromkeys(("forward", "backward", "other"), 0.0)
         self._samples, self._last = 0, time.perf_counter()
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx) -> None:
