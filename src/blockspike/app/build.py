@@ -159,7 +159,7 @@ def build_module(cfg: DictConfig, data: Any) -> ClassificationModule:
         data.n_classes,
         getattr(data, "dt_ms", 1.0),  # without, no rates are logged
         _instantiate(cfg.optimizer, "optimizer", _partial_=True),
-        cfg.scheduler and _instantiate(cfg.scheduler, "scheduler", _partial_=True),
+        _instantiate(cfg.scheduler, "scheduler", _partial_=True) if cfg.scheduler else None,
         label_smoothing=cfg.label_smoothing,
         rate_penalty=RatePenalty(**rates) if any(rates.values()) else None,
         **options,

@@ -99,8 +99,8 @@ def _check(cfg: DictConfig) -> None:
     for name, monitor in {"monitor": cfg.monitor, **monitors}.items():
         if monitor.startswith("test") or (name == "monitor" and monitor not in MONITORS):
             raise ValueError(
-                f"{name}: expected a metric that is no test's, such as {' or '.join(MONITORS)}, "
-                f"since models are chosen on validation data, got {monitor!r}"
+                f"{name}: expected {' or '.join(MONITORS)}, since models are chosen on validation "
+                f"data, got {monitor!r}"
             )
     has_own = cfg.data.get("fold") is not None or cfg.data.get("validation") == "own"
     validates = cfg.data.get("validation_fraction") != 0 or has_own
