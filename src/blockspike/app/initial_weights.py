@@ -42,14 +42,18 @@ def start_from(
     """
     there, dt_there_ms, weights = _origin(source)
     if model is not None:
-        pairs = {k: (there.get(k), model[k]) for k in model if there.get(k) != model[k]}
-        changed = ", ".join(f"model.{k}={x} (here {y})" for k, (x, y) in pairs.items())
+        differ = [k for k in {**there, **model} if there.get(k) != model.get(k)]
+        changed = [f"model.{k}={there.get(k)} (here {model.get(k)})" for k in differ]
         if any(there.get(key) != model.get(key) for key in _MEANING):
-            raise ValueError(f"init_from: expected a model as in {source}, got {changed}")
+            raise ValueError(
+                f"init_from: expected a model as in {source}, got {', '.join(changed)}"
+            )
         if dt_there_ms != dt_ms:
-            changed += f" data.dt_ms={dt_there_ms:g} (here {dt_ms:g}; time constants keep steps)"
+            changed.append(
+                f"data.dt_ms={dt_there_ms:g} (here {dt_ms:g}; time constants keep steps)"
+            )
         if changed:
-            warn(f"init_from: {source}, whose learned parameters this run has, is of {changed}")
+            warn(f"init_from: {source}, whose parameters are kept, has {', '.join(changed)}")
     own = network.state_dict()
     shapes = {name: (_shape(own, name), _shape(weights, name)) for name in own | weights}
     differing = {name: f"{name} {x}, there {y}" for name, (x, y) in shapes.items() if x != y}
