@@ -1,7 +1,6 @@
 """The dashboard as a server would receive it; none is contacted."""
 
 import re
-import sys
 import warnings
 from importlib.util import find_spec
 from typing import Any
@@ -73,22 +72,3 @@ def test_it_shows_metrics_that_runs_log(blockspike, tmp_path, section):
     patterns = [p["metricRegex"] for p in shown if "metricRegex" in p]
     layers = [[name for name in logged if re.fullmatch(x, name)] for x in patterns]
     assert list(map(len, layers)) == [2, 2]
-
-
-@pytest.mark.parametrize("given", ["spikes", "/spikes", "my_team/", "my_team/spikes/x"])
-def test_a_bad_project_is_named(module, monkeypatch, capsys, given):
-    monkeypatch.setattr(sys, "argv", ["wandb_dashboard", given])
-    with pytest.raises(SystemExit):
-        module.main()
-    assert f"expected ENTITY/PROJECT, got '{given}'" in capsys.readouterr().err
-
-
-def test_it_is_saved_in_the_given_project(module, monkeypatch):
-    saved = []
-    monkeypatch.setattr(
-        "wandb_workspaces.workspaces.Workspace.save", lambda self: saved.append(self)
-    )
-    monkeypatch.setattr(sys, "argv", ["wandb_dashboard", "my_team/spikes"])
-    module.main()
-    (workspace,) = saved
-    assert (workspace.entity, workspace.project) == ("my_team", "spikes")
