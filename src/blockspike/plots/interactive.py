@@ -50,7 +50,7 @@ def sweep(table: pd.DataFrame, chosen: Roles, metric: str) -> go.Figure:
         own = found if facet is None else found[found[chosen.facet] == facet]
         by_colour = own.groupby(list(chosen.color), dropna=False) if chosen.color else [((), own)]
         for values, points in by_colour:
-            label = ", ".join(map(text_of, values))
+            label = ", ".join(map(text_of, values if isinstance(values, tuple) else (values,)))
             figure.add_scatter(
                 x=points[chosen.x], y=points["mean"], name=label, legendgroup=label,
                 error_y={"array": points["standard_error"], "type": "data"},
