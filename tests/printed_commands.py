@@ -78,6 +78,7 @@ EXEMPT = {
         "downloads MNIST; test_sequential_mnist.py has a small server",
     ),
     "pip install aedat": "downloads a package",
+    "pip install neurobench": "test_neurobench.py installs it",
     "blockspike prepare data=allen data.download=true": (
         "downloads 146 cells; test_allen.py has synthetic ones"
     ),

@@ -25,6 +25,7 @@ from .memory import keep_freed_memory as keep_freed_memory
 from .networks.classifier import ClassifierOutput as ClassifierOutput
 from .networks.classifier import ClassifierState as ClassifierState
 from .networks.classifier import SpikingClassifier as SpikingClassifier
+from .networks.hooked import HookedClassifier as HookedClassifier
 from .networks.layer import LayerOptions as LayerOptions
 from .networks.layer import NeuronLayer as NeuronLayer
 from .networks.layers import AdLIFLayer as AdLIFLayer
